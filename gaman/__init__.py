@@ -1,0 +1,38 @@
+"""gaman: a minimal async web framework whose sessions lose nothing and let nobody in."""
+
+from gaman._app import App
+from gaman._body import Form, UploadedFile
+from gaman._context import Context
+from gaman._cookies import Cookies, SameSite
+from gaman._headers import Headers, MutableHeaders
+from gaman._integration import Integration, Priority, define_integration
+from gaman._response import Response
+from gaman._routing import Handler, Routes, Table, define_routes
+from gaman._server import serve
+from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, MissingDependency
+
+__all__ = [
+    "App",
+    "ClientDisconnected",
+    "ConfigError",
+    "Context",
+    "Cookies",
+    "Form",
+    "GamanError",
+    "HTTPError",
+    "Handler",
+    "HeaderError",
+    "Headers",
+    "Integration",
+    "MissingDependency",
+    "MutableHeaders",
+    "Priority",
+    "Response",
+    "Routes",
+    "SameSite",
+    "Table",
+    "UploadedFile",
+    "define_integration",
+    "define_routes",
+    "serve",
+]

@@ -1,0 +1,87 @@
+"""The `gaman` command: make a key, serve an application."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import secrets
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from gaman._app import App
+from gaman._server import run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; SystemExit carries its status, and a message where it failed."""
+    parser = argparse.ArgumentParser(prog="gaman", description="A minimal async web framework.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    key = commands.add_parser("key", help="print a new secret for sessions, or add it to a file of settings")
+    key.add_argument("--env", type=Path, metavar="FILE", help="add GAMAN_KEY= to FILE instead of printing")
+    key.set_defaults(run=lambda options: _key(options.env))
+
+    serve = commands.add_parser("serve", help="serve an App")
+    serve.add_argument("app", help="where the App is, as in main:app")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=3431)
+    serve.add_argument("--workers", type=int, default=1, help="how many processes serve")
+    serve.add_argument("--reload", action="store_true", help="start again when a source file changes")
+    serve.add_argument("--timeout-graceful-shutdown", type=int, default=30, metavar="SECONDS")
+    serve.set_defaults(run=_serve)
+
+    options = parser.parse_args(arguments)
+    options.run(options)
+
+
+def _key(file: Path | None) -> None:
+    secret = secrets.token_urlsafe(32)
+    if file is None:
+        print(secret)
+        return
+    before = file.read_text() if file.exists() else ""
+    if re.search(r"^\s*(export\s+)?GAMAN_KEY\s*=", before, re.MULTILINE):
+        sys.exit(f"gaman: {file} has a GAMAN_KEY already; sessions sealed with it would be lost, so take it out yourself first")
+    newline = "" if not before or before.endswith("\n") else "\n"
+    # A new file is for its owner alone; one that exists keeps its mode.
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as opened:
+        opened.write(f"{newline}GAMAN_KEY={secret}\n")
+    print(f"gaman: GAMAN_KEY is in {file}; keep it out of version control")
+
+
+def _serve(options: argparse.Namespace) -> None:
+    app = find_app(options.app)
+    run(
+        app,
+        options.app,
+        host=options.host,
+        port=options.port,
+        workers=options.workers,
+        reload=options.reload,
+        timeout_graceful_shutdown=options.timeout_graceful_shutdown,
+    )
+
+
+def find_app(target: str) -> App:
+    """Return the App that *target* names, as in `main:app`, found from the working directory; else exit with what is wrong."""
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute:
+        sys.exit(f"gaman: {target!r} names no App; write it as module:app")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        sys.exit(f"gaman: there is no module {module_name!r} in {os.getcwd()} or among the installed ones")
+    app = getattr(module, attribute, None)
+    if not isinstance(app, App):
+        sys.exit(f"gaman: {target} is {'missing' if app is None else 'no gaman.App'}; write app = gaman.App(...) in {module_name}")
+    return app
+
+
+if __name__ == "__main__":
+    main()

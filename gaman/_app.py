@@ -1,0 +1,173 @@
+"""App: the ASGI application, and a request's life from top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote
+
+from gaman._context import Context, close, cookie_lines, discard_cookies, has_cookies
+from gaman._integration import Integration, in_order
+from gaman._response import Receive, Response, Scope, Send, error_response, to_response
+from gaman._routing import Routes, Table, define_routes
+from gaman.errors import ClientDisconnected, ConfigError, GamanError, HTTPError
+
+logger = logging.getLogger("gaman")
+
+
+class App:
+    """Routes and integrations as one ASGI 3 application, for gaman.serve() or any other ASGI server.
+
+    *deps* is given to routes that are defined by a function. *debug* shows tracebacks to the client. *max_body_size*, in bytes,
+    bounds the request bodies that handlers read.
+    """
+
+    def __init__(
+        self,
+        routes: Routes | Table,
+        *,
+        integrations: Iterable[Integration] = (),
+        deps: Any = None,
+        debug: bool = False,
+        max_body_size: int = 1 << 20,
+    ) -> None:
+        self.routes = (routes if isinstance(routes, Routes) else define_routes(routes)).bind(deps)
+        self.integrations = tuple(in_order(integrations))
+        self.debug = debug
+        self.max_body_size = max_body_size
+        self.workers = 1
+        """How many processes serve this application side by side, as far as gaman.serve() knows."""
+        # Lists of bare hooks, so that an integration without a hook costs nothing in a request.
+        self._on_request = [i.on_request for i in self.integrations if i.on_request is not None]
+        self._on_response = [i.on_response for i in reversed(self.integrations) if i.on_response is not None]
+        self._on_error = [i.on_error for i in self.integrations if i.on_error is not None]
+        self._loaded: list[Integration] = []
+        self._is_ready = all(i.on_load is None for i in self.integrations)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._call_other(scope, receive, send)
+            return
+        if not self._is_ready:
+            raise ConfigError("the server did not run the ASGI lifespan, so no integration is loaded; turn its lifespan support on")
+        ctx = Context(scope, receive, self.max_body_size)
+        try:
+            response = await self._answer(ctx)
+        except ClientDisconnected:
+            logger.debug("the client left during %s %r", ctx.method, ctx.path)
+            close(ctx)
+            return
+        except Exception as error:
+            response = await self._recover(ctx, error)
+        if self._on_response or has_cookies(ctx):
+            # What is added to this answer must not stay on a Response that a handler keeps and returns again.
+            response = response.__copy__()
+            response = await self._finish(ctx, response)
+        try:
+            await response(scope, receive, send)
+        finally:
+            close(ctx)
+
+    async def _answer(self, ctx: Context) -> Response:
+        """Ask the on_request hooks and then the route's handlers, until one of them answers."""
+        scope = ctx.scope
+        path, raw_path = scope["path"], scope.get("raw_path")
+        if root := scope.get("root_path"):
+            path = path.removeprefix(root) or "/"
+            raw_path = raw_path and raw_path.removeprefix(quote(root).encode())
+        handlers, ctx.params = self.routes.match(scope["method"], path, raw_path)
+        for hook in self._on_request:
+            answer: Any = hook(ctx)
+            if answer is not None and hasattr(answer, "__await__"):
+                answer = await answer
+            if answer is not None:
+                return to_response(answer)
+        for handler in handlers:
+            result = await handler(ctx)
+            if result is not None:
+                return to_response(result)
+        raise HTTPError(404)
+
+    async def _recover(self, ctx: Context, error: Exception) -> Response:
+        """Return the answer to an error: an on_error hook's, or the error's own; what nobody expected is logged and says nothing."""
+        if not isinstance(error, HTTPError):
+            discard_cookies(ctx)
+        if not isinstance(error, HTTPError) or error.__cause__ is not None and error.status >= 500:
+            logger.error("%s %r failed", ctx.method, ctx.path, exc_info=error)
+        for hook in self._on_error:
+            try:
+                answer: Any = hook(ctx, error)
+                if answer is not None and hasattr(answer, "__await__"):
+                    answer = await answer
+                if answer is not None:
+                    return to_response(answer)
+            except Exception:
+                logger.exception("an on_error hook failed on %s %r", ctx.method, ctx.path)
+        if isinstance(error, HTTPError):
+            return error_response(error)
+        if self.debug:
+            return Response.text("".join(traceback.format_exception(error)), 500)
+        return error_response(HTTPError(500))
+
+    async def _finish(self, ctx: Context, response: Response) -> Response:
+        """Let every on_response hook have its say, then add the cookies."""
+        for hook in self._on_response:
+            try:
+                changed: Any = hook(ctx, response)
+                if changed is not response and hasattr(changed, "__await__"):
+                    changed = await changed
+                if changed is not None:
+                    response = to_response(changed)
+            except Exception as error:
+                response = await self._recover(ctx, error)
+        for line in cookie_lines(ctx):
+            response.headers.add("set-cookie", line)
+        return response
+
+    async def _call_other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            # Closing before accepting is a refusal: the server answers 403 (ASGI, WebSocket, Close).
+            await send({"type": "websocket.close", "code": 1000, "reason": "WebSockets are not supported"})
+        else:
+            raise GamanError(f"gaman serves http and lifespan, not the ASGI scope {scope['type']!r}")
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.load()
+        except Exception as error:
+            if not isinstance(error, ConfigError):
+                logger.error("start-up failed", exc_info=error)
+            await send({"type": "lifespan.startup.failed", "message": str(error) or repr(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.shutdown()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def load(self) -> None:
+        """Run every on_load hook; where one fails, shut down those before it and raise what it raised."""
+        for integration in self.integrations:
+            try:
+                if integration.on_load is not None and (loading := integration.on_load(self)) is not None:
+                    await loading
+            except BaseException:
+                await self.shutdown()
+                raise
+            self._loaded.append(integration)
+        self._is_ready = True
+
+    async def shutdown(self) -> None:
+        """Run the on_shutdown hooks of what was loaded, all of them, even where one fails; that is logged."""
+        while self._loaded:
+            integration = self._loaded.pop()
+            try:
+                if integration.on_shutdown is not None and (closing := integration.on_shutdown(self)) is not None:
+                    await closing
+            except Exception:
+                logger.exception("on_shutdown of the integration %r failed", integration.name)

@@ -1,0 +1,234 @@
+"""Context: what a handler gets of one request, each part parsed when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+from urllib.parse import quote
+
+import msgspec
+from multidict import MultiDictProxy
+
+from gaman._body import Form, UploadedFile, parse_pairs, read_form, stream_body
+from gaman._cookies import Cookies
+from gaman._headers import Headers
+from gaman.errors import ConfigError, HTTPError
+
+if TYPE_CHECKING:
+    from gaman.session import Session
+
+T = TypeVar("T")
+
+_NO_PARAMS: Mapping[str, str] = MappingProxyType({})
+_decode_json = msgspec.json.Decoder().decode
+
+
+class Context:
+    """One request. Integrations put what they give to handlers into `locals`."""
+
+    __slots__ = (
+        "_body",
+        "_cookies",
+        "_form",
+        "_headers",
+        "_locals",
+        "_max_body_size",
+        "_query",
+        "_receive",
+        "params",
+        "scope",
+        "session",
+    )
+
+    if TYPE_CHECKING:
+        session: Session
+
+    def __init__(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        max_body_size: int,
+    ) -> None:
+        self.scope = scope
+        """The ASGI scope, for what has no name here."""
+        self.params: Mapping[str, str] = _NO_PARAMS
+        """The path's parameters, percent-decoded."""
+        self._receive = receive
+        self._max_body_size = max_body_size
+        self._cookies: Cookies | None = None
+        self._form: Form | None = None
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # Reached for a slot that is still empty; each lazy part below is one.
+            if name == "session":
+                raise ConfigError("ctx.session needs the session integration: pass integrations=[session(...)], from gaman.session")
+            raise AttributeError(f"Context has no {name!r}; what you add yourself goes into ctx.locals")
+
+    @property
+    def method(self) -> str:
+        """The request's method, in capitals."""
+        method: str = self.scope["method"]
+        return method
+
+    @property
+    def path(self) -> str:
+        """The percent-decoded path, without the query."""
+        path: str = self.scope["path"]
+        return path
+
+    @property
+    def url(self) -> str:
+        """The absolute URL that was asked for, as the client spells it: its host is the client's word."""
+        scope = self.scope
+        host = self.header("host")
+        if host is None:
+            name, port = scope.get("server") or ("localhost", None)
+            host = name if port is None else f"{name}:{port}"
+        raw: bytes | None = scope.get("raw_path")
+        path = quote(scope["path"]) if raw is None else raw.decode("latin-1")
+        query: bytes = scope["query_string"]
+        return f"{scope['scheme']}://{host}{path}{'?' if query else ''}{query.decode('latin-1')}"
+
+    @property
+    def ip(self) -> str | None:
+        """The address of the peer, or None where the server knows none, as on a Unix socket."""
+        client = self.scope.get("client")
+        return client[0] if client else None
+
+    @property
+    def headers(self) -> Headers:
+        """The request's header fields, by case-insensitive name."""
+        try:
+            return self._headers
+        except AttributeError:
+            self._headers = Headers(self.scope["headers"])
+            return self._headers
+
+    def header(self, name: str) -> str | None:
+        """Return the first value of a header field, or None when there is none."""
+        return self.headers.get(name)
+
+    def param(self, name: str) -> str | None:
+        """Return a parameter of the path, or None when the route has none of that name."""
+        return self.params.get(name)
+
+    @property
+    def query(self) -> MultiDictProxy[str]:
+        """The query's fields: `query["a"]` is the first of a name, `query.getall("a")` are all."""
+        try:
+            return self._query
+        except AttributeError:
+            self._query = parse_pairs(self.scope["query_string"], "query")
+            return self._query
+
+    @property
+    def cookies(self) -> Cookies:
+        """The request's cookies; what is set or deleted here goes out with the response."""
+        if self._cookies is None:
+            fields = [value for name, value in self.scope["headers"] if name == b"cookie"]
+            self._cookies = Cookies(fields, secure=self.scope.get("scheme") == "https")
+        return self._cookies
+
+    @property
+    def locals(self) -> dict[str, Any]:
+        """A place for what hooks and handlers of this request tell one another."""
+        try:
+            return self._locals
+        except AttributeError:
+            self._locals: dict[str, Any] = {}
+            return self._locals
+
+    def stream(self, max_size: int | None = None) -> AsyncIterator[bytes]:
+        """Yield the body as it comes, once; HTTPError 413 beyond *max_size* bytes, by default the App's max_body_size."""
+        return stream_body(self._receive, self.headers, self._max_body_size if max_size is None else max_size)
+
+    async def body(self, max_size: int | None = None) -> bytes:
+        """Return the whole body; HTTPError 413 beyond *max_size* bytes, by default the App's max_body_size."""
+        try:
+            return self._body
+        except AttributeError:
+            self._body = b"".join([chunk async for chunk in self.stream(max_size)])
+            return self._body
+
+    async def text(self) -> str:
+        """Return the body as text; HTTPError 400 where it is not UTF-8."""
+        body = await self.body()
+        try:
+            return body.decode()
+        except UnicodeDecodeError as cause:
+            raise HTTPError(400, "the body is not valid UTF-8") from cause
+
+    @overload
+    async def json(self) -> Any: ...
+    @overload
+    async def json(self, type: type[T]) -> T: ...
+    async def json(self, type: Any = None) -> Any:
+        """Return the JSON body, decoded into *type* where one is given: a dataclass, Struct, TypedDict or any other that msgspec knows.
+
+        Malformed JSON raises HTTPError 400, a body that does not fit the type HTTPError 422 with the place of the fault.
+        """
+        body = await self.body()
+        try:
+            return _decode_json(body) if type is None else _json_decoder(type).decode(body)
+        except msgspec.ValidationError as cause:
+            raise HTTPError(422, str(cause)) from cause
+        except (msgspec.DecodeError, UnicodeDecodeError) as cause:
+            raise HTTPError(400, f"malformed JSON: {cause}") from cause
+        except RecursionError as cause:
+            raise HTTPError(400, "malformed JSON: nested too deeply") from cause
+
+    async def form(self, max_size: int | None = None) -> Form:
+        """Return the form's fields and files, from an urlencoded or multipart body.
+
+        HTTPError is raised with 400 for a malformed form, 415 for a body that is none, and 413 beyond *max_size* bytes,
+        1,000 fields or 100 files. The fields together never exceed the App's max_body_size.
+        """
+        if self._form is None:
+            self._form = await read_form(self.stream(max_size), self.headers, self._max_body_size)
+        return self._form
+
+    async def input(self, name: str) -> str | None:
+        """Return the form's first field of that name, or None when there is none."""
+        return (await self.form()).fields.get(name)
+
+    async def inputs(self, name: str) -> list[str]:
+        """Return every field of that name; an empty list where there is none."""
+        return (await self.form()).fields.getall(name, [])
+
+    async def file(self, name: str) -> UploadedFile | None:
+        """Return the form's first file of that name, or None when there is none."""
+        return (await self.form()).files.get(name)
+
+    async def files(self, name: str) -> list[UploadedFile]:
+        """Return every file of that name; an empty list where there is none."""
+        return (await self.form()).files.getall(name, [])
+
+
+@lru_cache(maxsize=1024)
+def _json_decoder(type: type[T]) -> msgspec.json.Decoder[T]:
+    return msgspec.json.Decoder(type)
+
+
+def has_cookies(ctx: Context) -> bool:
+    """Whether anyone has looked at the cookies, so that there may be some to send."""
+    return ctx._cookies is not None
+
+
+def cookie_lines(ctx: Context) -> Iterable[str]:
+    """The Set-Cookie values of the response."""
+    return () if ctx._cookies is None else ctx._cookies.lines
+
+
+def discard_cookies(ctx: Context) -> None:
+    """Undo what the request has set: it failed."""
+    ctx._cookies = None
+
+
+def close(ctx: Context) -> None:
+    """Let go of what a request may not outlive: the files of its form."""
+    if ctx._form is not None:
+        ctx._form.close()

@@ -1,0 +1,83 @@
+"""Header fields (RFC 9110, section 5): the pairs of bytes that ASGI carries, read and written as strings."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from functools import lru_cache
+
+from gaman.errors import HeaderError
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+_forbidden = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]").search
+
+
+@lru_cache(maxsize=1024)
+def encode_name(name: str) -> bytes:
+    """Return *name* in lower case, or raise HeaderError where it is no token (RFC 9110, section 5.6.2)."""
+    if _token(name) is None:
+        raise HeaderError(f"{name!r} is not a header name: RFC 9110 allows letters, digits and !#$%&'*+-.^_`|~")
+    return name.lower().encode("ascii")
+
+
+def encode_value(value: str) -> bytes:
+    """Return *value* as octets, or raise HeaderError for a control character, CR, LF and NUL above all."""
+    # isprintable answers in one pass for nearly every value; the pattern then decides about the rest, such as a tab.
+    if not value.isprintable() and _forbidden(value) is not None:
+        raise HeaderError(f"the header value {value!r} holds a control character (CR, LF, NUL, ...); remove it")
+    try:
+        return value.encode("latin-1")
+    except UnicodeEncodeError as cause:
+        raise HeaderError(f"the header value {value!r} does not fit into ISO-8859-1; percent-encode it") from cause
+
+
+class Headers(Mapping[str, str]):
+    """The fields of a request, by case-insensitive name; where a name came more than once, `[name]` is the first."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        self.raw: RawHeaders = raw if isinstance(raw, list) else list(raw)
+
+    def getall(self, name: str) -> list[str]:
+        """Return every value under *name*, in order; an empty list where there is none."""
+        key = name.lower().encode("latin-1", "replace")
+        return [value.decode("latin-1") for field, value in self.raw if field == key]
+
+    def __getitem__(self, name: str) -> str:
+        key = name.lower().encode("latin-1", "replace")
+        for field, value in self.raw:
+            if field == key:
+                return value.decode("latin-1")
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(field.decode("latin-1") for field, _ in self.raw))
+
+    def __len__(self) -> int:
+        return len({field for field, _ in self.raw})
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.raw!r})"
+
+
+class MutableHeaders(Headers, MutableMapping[str, str]):
+    """The fields of a response. What could inject another field raises HeaderError at the line that sets it."""
+
+    __slots__ = ()
+
+    def add(self, name: str, value: str) -> None:
+        """Append a field and leave those of the same name in place."""
+        self.raw.append((encode_name(name), encode_value(value)))
+
+    def __setitem__(self, name: str, value: str) -> None:
+        pair = (encode_name(name), encode_value(value))
+        self.raw[:] = [field for field in self.raw if field[0] != pair[0]]
+        self.raw.append(pair)
+
+    def __delitem__(self, name: str) -> None:
+        key = encode_name(name)
+        kept = [field for field in self.raw if field[0] != key]
+        if len(kept) == len(self.raw):
+            raise KeyError(name)
+        self.raw[:] = kept

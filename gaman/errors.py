@@ -1,0 +1,49 @@
+"""Every error of the core, in one tree; imports nothing."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+
+class GamanError(Exception):
+    """The root of everything that gaman raises on purpose."""
+
+
+class ConfigError(GamanError):
+    """Something is misconfigured. Raised at start-up, never during a request."""
+
+
+class MissingDependency(ConfigError, ImportError):
+    """An optional package is absent; the message names the command that installs it."""
+
+
+class HeaderError(GamanError, ValueError):
+    """A header, cookie or redirect target holds what RFC 9110, section 5.5, or RFC 6265, section 4.1, forbids."""
+
+
+class HTTPError(GamanError):
+    """Raise it anywhere in a request to answer with *status* and, as plain text, *detail*.
+
+    Without a *detail* the body is the status's own phrase. *headers* are added to the answer.
+    """
+
+    def __init__(self, status: int, detail: str | None = None, *, headers: Mapping[str, str] | None = None) -> None:
+        if not 400 <= status <= 599:
+            raise ValueError(f"HTTPError takes a status from 400 to 599, not {status}; return a Response instead")
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail if detail is not None else _phrase(status)
+        self.headers = dict(headers or {})
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.detail}"
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return f"Error {status}"
+
+
+class ClientDisconnected(GamanError):
+    """The client left before its request's body had come whole; the request ends without an answer."""

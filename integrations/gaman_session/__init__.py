@@ -1,0 +1,32 @@
+"""Sessions for gaman: session() is the integration, ctx.session what it gives to handlers."""
+
+from gaman_session._driver import TOMBSTONE, Driver, Outcome, Record
+from gaman_session._errors import (
+    SessionClosed,
+    SessionConflict,
+    SessionError,
+    SessionSerializationError,
+    SessionStoreError,
+    SessionTooLarge,
+    SessionTypeError,
+)
+from gaman_session._integration import session
+from gaman_session._serializer import Serializer
+from gaman_session._session import Session
+
+__all__ = [
+    "TOMBSTONE",
+    "Driver",
+    "Outcome",
+    "Record",
+    "Serializer",
+    "Session",
+    "SessionClosed",
+    "SessionConflict",
+    "SessionError",
+    "SessionSerializationError",
+    "SessionStoreError",
+    "SessionTooLarge",
+    "SessionTypeError",
+    "session",
+]

@@ -1,0 +1,104 @@
+"""The contract of a driver: one store of sessions, which sees bytes and never a key, a cookie or a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from enum import Enum, auto
+from typing import Final, Literal, Protocol
+
+from msgspec import Struct
+
+TOMBSTONE: Final = 60
+"""Seconds for which a driver remembers that an id was ended or renamed."""
+
+
+class Outcome(Enum):
+    """What became of a write."""
+
+    WRITTEN = auto()
+    """It is in the store."""
+    EMPTIED = auto()
+    """It took the last field, and so ended the session."""
+    CONFLICT = auto()
+    """Somebody else's write came first; nothing was written."""
+    ENDED = auto()
+    """The session was ended or renamed within the last TOMBSTONE seconds; nothing was written."""
+    ABSENT = auto()
+    """There is no such session: never begun, expired, or lost with the store's data; nothing was written."""
+
+
+class Record(Struct):
+    """A session as a driver keeps it; times are seconds since the epoch."""
+
+    fields: dict[str, bytes]
+    created: float
+    expires: float
+    """The absolute limit."""
+    deadline: float
+    """When it is over if nobody touches it: `expires`, or the idle limit where that comes first."""
+    version: int = 0
+    """Raised by each write, so that rename() can tell whether one came in between."""
+
+
+class Driver(Protocol):
+    """A store of sessions.
+
+    An id is 64 hexadecimal digits, the hash of what the cookie holds. A field's name is any string that UTF-8 can encode, and
+    its value any bytes. A session is there until its deadline: at `now == deadline` it is gone, whether the store has removed it
+    by then or not. Each call is atomic against every other, in all processes that share the store. Absence is an answer, never an
+    error; what goes wrong in the store is raised as SessionStoreError, from its cause, within the driver's timeout.
+
+    Ending or renaming a session leaves a tombstone in its place for TOMBSTONE seconds, which holds nothing but, after a rename,
+    the new id. It makes late writes answer ENDED, and leads a late destroy() on to the renamed session.
+    """
+
+    @property
+    def name(self) -> str:
+        """The driver's name, for logs and errors."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes that open it see the same sessions. Values are sealed where that is so."""
+        ...
+
+    async def open(self) -> None:
+        """Get ready, or raise ConfigError or SessionStoreError with the reason. Called before any other method."""
+
+    async def close(self) -> None:
+        """Let go of every connection, file and task."""
+
+    async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        """Return the session, ENDED where its tombstone stands, or None; in one trip. The record is the caller's own."""
+        ...
+
+    async def create(self, id: str, record: Record) -> None:
+        """Store a new session. An id that is taken raises SessionStoreError: creating never overwrites."""
+
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        """Set and delete single fields in one trip and leave all others alone; never bring a session into being.
+
+        The session's deadline moves to *deadline*, but not beyond its expiry, and stays where *deadline* is None. Where no field is
+        left, the session ends and the outcome is EMPTIED. Otherwise it is WRITTEN, ENDED or ABSENT.
+        """
+        ...
+
+    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+        """Set one field if its bytes are *old*, or if it is missing where *old* is None: WRITTEN, CONFLICT, ENDED or ABSENT."""
+        ...
+
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        """Replace the session by *record* under *new_id* if its version is still *version*: WRITTEN, CONFLICT, ENDED or ABSENT.
+
+        The old id is dead when the new one lives. Where a store can't do both in one trip, the old one dies first.
+        """
+        ...
+
+    async def destroy(self, id: str, *, now: float) -> None:
+        """End the session, and those it was renamed to; nothing happens, and nothing is stored, where there is none."""
+
+    async def purge(self, *, now: float, limit: int) -> int:
+        """Remove at most *limit* expired sessions and tombstones; return how many, 0 where the store does it by itself."""
+        ...

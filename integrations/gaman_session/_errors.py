@@ -1,0 +1,39 @@
+"""Every error of the session; absence, tampering and expiry are none: they read as an empty session."""
+
+from gaman.errors import GamanError, HTTPError
+
+
+class SessionError(GamanError):
+    """The root of the session's errors."""
+
+
+class SessionSerializationError(SessionError):
+    """A value that the serializer can't keep was given to set() or update()."""
+
+
+class SessionTypeError(SessionError):
+    """What is stored does not fit the type that get() was asked for."""
+
+
+class SessionTooLarge(SessionError):
+    """The session would not fit into its cookie any more; what was stored before is intact."""
+
+
+class SessionClosed(SessionError):
+    """The response has begun, and the change that was asked for could not reach the browser or the store with it."""
+
+
+class SessionConflict(SessionError):
+    """update() or regenerate() gave up, because others changed the same session at every attempt."""
+
+
+class SessionStoreError(SessionError, HTTPError):
+    """The store failed; the request answers 503 and nobody is logged out. The cause says what happened."""
+
+    def __init__(self, driver: str, action: str) -> None:
+        HTTPError.__init__(self, 503)
+        self.driver = driver
+        self.action = action
+
+    def __str__(self) -> str:
+        return f"the session store ({self.driver}) could not {self.action}"

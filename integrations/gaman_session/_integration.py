@@ -1,0 +1,183 @@
+"""session(): options in, an Integration out; the only file that touches hooks and cookies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from gaman import App, ConfigError, Context, Cookies, HTTPError, Integration, Response, SameSite
+from gaman_session import _options
+from gaman_session._driver import Driver
+from gaman_session._sealing import Keyring
+from gaman_session._serializer import Serializer
+from gaman_session._session import Answer, Session, Sessions, discard, finish, is_used
+
+logger = logging.getLogger("gaman")
+
+_SWEEP_SECONDS = 60
+_SWEEP_BATCH = 1000
+
+
+def session(
+    secret: str | Sequence[str] | None = None,
+    driver: Mapping[str, Any] | Driver | None = None,
+    max_age: int = 86_400,
+    secure: bool = True,
+    *,
+    idle_timeout: int | None = None,
+    cookie_name: str | None = None,
+    same_site: SameSite = "lax",
+    domain: str | None = None,
+    path: str = "/",
+    partitioned: bool = False,
+    encrypt: bool = True,
+    serializer: str | Serializer | None = None,
+) -> Integration:
+    """Return the integration that gives every request its `ctx.session`; ConfigError names what is wrong in the options.
+
+    *secret* seals the sessions: a string, or several with the newest first, of which the older ones still open what they sealed;
+    by default the environment's GAMAN_KEY. *driver* says where sessions are kept: a dict with a `type` (`cookies`, the default, or
+    `memory`) and that driver's options, or a Driver object. *max_age* is a session's lifetime in seconds, *idle_timeout* a limit
+    within it that each use moves on. *secure* keeps the cookie to HTTPS and to localhost.
+
+    *cookie_name* is by default `__Host-gaman` where browsers allow that prefix, else `gaman`; *same_site*, *domain*, *path* and
+    *partitioned* are the cookie's attributes (RFC 6265bis). *encrypt* seals the values in a store. *serializer* is `"msgpack"`,
+    `"json"` or an object with `encode(value)` and `decode(data, type)`.
+    """
+    options = _options.check(
+        secret,
+        driver,
+        max_age,
+        secure,
+        idle_timeout=idle_timeout,
+        cookie_name=cookie_name,
+        same_site=same_site,
+        domain=domain,
+        path=path,
+        partitioned=partitioned,
+        encrypt=encrypt,
+        serializer=serializer,
+    )
+    return integrate(options)
+
+
+def integrate(options: _options.Options, clock: Callable[[], float] = time.time) -> Integration:
+    """Return the integration for *options*, by the time of *clock*, in seconds since the epoch."""
+    cookie = options.cookie
+    trial = Cookies()
+    cookie.set(trial, "", 0)
+    sessions = Sessions(
+        driver=options.driver,
+        keyring=Keyring(options.secrets, cookie.name),
+        serializer=options.serializer,
+        max_age=options.max_age,
+        idle_timeout=options.idle_timeout,
+        encrypt=options.encrypt,
+        cookie_overhead=len(next(iter(trial.lines))) - len("0"),
+        clock=clock,
+    )
+    hooks = _Hooks(sessions, options)
+    return Integration(
+        name="session",
+        priority="very-high",
+        on_load=hooks.on_load,
+        on_shutdown=hooks.on_shutdown,
+        on_request=hooks.on_request,
+        on_response=hooks.on_response,
+        on_error=hooks.on_error,
+    )
+
+
+class _Hooks:
+    def __init__(self, sessions: Sessions, options: _options.Options) -> None:
+        self._sessions = sessions
+        self._cookie = options.cookie
+        self._warnings = [*options.warnings]
+        self._sweeper: asyncio.Task[None] | None = None
+        self._may_be_dropped = options.cookie.secure
+
+    async def on_load(self, app: App) -> None:
+        driver = self._sessions.driver
+        if app.workers > 1 and not driver.shared:
+            raise ConfigError(
+                f"the {driver.name} driver keeps sessions in one process, and {app.workers} workers would not see each other's; "
+                "choose another driver, or workers=1"
+            )
+        for warning in self._warnings:
+            logger.warning("%s", warning)
+        await driver.open()
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def on_shutdown(self, app: App) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait([self._sweeper])
+        await self._sessions.driver.close()
+
+    def on_request(self, ctx: Context) -> None:
+        name = self._cookie.name
+        ctx.session = Session(self._sessions, lambda: ctx.cookies.get(name))
+
+    def on_response(self, ctx: Context, response: Response) -> Awaitable[Response] | None:
+        try:
+            used = ctx.session
+        except ConfigError:
+            # Somebody answered before on_request came to this integration.
+            return None
+        # Not an async function: a request that leaves its session alone pays for no coroutine.
+        return self._respond(ctx, used, response) if is_used(used) else None
+
+    async def _respond(self, ctx: Context, used: Session, response: Response) -> Response:
+        headers = response.headers
+        headers.setdefault("cache-control", "no-store")
+        if "cookie" not in headers.get("vary", "").lower():
+            headers.add("vary", "Cookie")
+        if response.status >= 500:
+            discard(used)
+        if (answer := await finish(used)) is not None:
+            self._send(answer, ctx)
+        return response
+
+    def on_error(self, ctx: Context, error: Exception) -> None:
+        # An HTTPError is an answer that the handler chose; what it has set before stays, as with a Response.
+        if not isinstance(error, HTTPError):
+            discard(ctx.session)
+
+    def _send(self, answer: Answer, ctx: Context) -> None:
+        if answer.token is None:
+            self._cookie.set(ctx.cookies, "", 0)
+            return
+        self._cookie.set(ctx.cookies, answer.token, answer.max_age)
+        if self._may_be_dropped and not _reaches_browser(ctx):
+            self._may_be_dropped = False
+            logger.warning(
+                "the session's cookie is Secure, and %s was asked for over plain HTTP: the browser will not keep it. Serve HTTPS "
+                "(and have the proxy say so in X-Forwarded-Proto), or pass secure=False while developing",
+                ctx.url,
+            )
+
+    async def _sweep(self) -> None:
+        """Remove, a batch at a time, what is over and what the store does not remove by itself."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            try:
+                while await self._sessions.driver.purge(now=self._sessions.clock(), limit=_SWEEP_BATCH):
+                    await asyncio.sleep(0)
+            except Exception:
+                logger.exception("sweeping expired sessions failed; it is tried again in %d s", _SWEEP_SECONDS)
+
+
+def _reaches_browser(ctx: Context) -> bool:
+    """Whether a browser keeps a Secure cookie from here: over HTTPS, and on this machine itself."""
+    return ctx.scope.get("scheme") == "https" or _is_local(ctx.header("host") or "")
+
+
+@lru_cache(maxsize=64)
+def _is_local(authority: str) -> bool:
+    host = re.sub(r":\d*$", "", authority).lower()
+    return host in ("", "localhost", "[::1]") or host.endswith(".localhost") or re.fullmatch(r"127(\.\d+){3}", host) is not None

@@ -1,0 +1,153 @@
+"""The options of session(), checked before anything is opened: what is wrong raises ConfigError, which names it and the mend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from typing import Any, cast
+
+from gaman import ConfigError, Cookies, HeaderError, SameSite
+from gaman_session._driver import Driver
+from gaman_session._serializer import SERIALIZERS, Serializer
+from gaman_session.drivers import DRIVERS, find_driver
+
+# Chromium keeps no cookie longer (RFC 6265bis, section 5.5).
+_LONGEST = 400 * 86_400
+_SHORTEST_SECRET = 32
+
+
+@dataclass(frozen=True, slots=True)
+class CookieOptions:
+    """The cookie's name and attributes."""
+
+    name: str
+    path: str
+    domain: str | None
+    secure: bool
+    same_site: SameSite
+    partitioned: bool
+
+    def set(self, cookies: Cookies, value: str, max_age: int | None) -> None:
+        """Set the cookie to *value* in *cookies*."""
+        cookies.set(
+            self.name,
+            value,
+            max_age=max_age,
+            path=self.path,
+            domain=self.domain,
+            secure=self.secure,
+            http_only=True,
+            same_site=self.same_site,
+            partitioned=self.partitioned,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What session() was given, complete and consistent."""
+
+    secrets: Sequence[str]
+    driver: Driver
+    max_age: int
+    idle_timeout: int | None
+    encrypt: bool
+    serializer: Serializer
+    cookie: CookieOptions
+    warnings: Sequence[str]
+    """What is allowed and yet unwise, to be logged at start-up."""
+
+
+def check(
+    secret: str | Sequence[str] | None,
+    driver: Mapping[str, Any] | Driver | None,
+    max_age: int,
+    secure: bool,
+    *,
+    idle_timeout: int | None,
+    cookie_name: str | None,
+    same_site: SameSite,
+    domain: str | None,
+    path: str,
+    partitioned: bool,
+    encrypt: bool,
+    serializer: str | Serializer | None,
+) -> Options:
+    """Return the options, or raise ConfigError for the first that can't be."""
+    secrets = _secrets(secret)
+    _seconds("max_age", max_age)
+    if idle_timeout is not None:
+        _seconds("idle_timeout", idle_timeout)
+    for name, value in {"secure": secure, "partitioned": partitioned, "encrypt": encrypt}.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"session({name}={value!r}): it takes True or False")
+    if cookie_name is None:
+        cookie_name = "__Host-gaman" if secure and path == "/" and domain is None else "gaman"
+    cookie = CookieOptions(cookie_name, path, domain, secure, same_site, partitioned)
+    try:
+        cookie.set(Cookies(), "", max_age)
+    except (HeaderError, AttributeError, TypeError) as cause:
+        raise ConfigError(f"session(): {cause}") from cause
+    made = _driver(driver)
+    if not encrypt and made.name == "cookies":
+        raise ConfigError("session(encrypt=False): a cookie is always encrypted; leave encrypt out, or choose another driver")
+    warnings = [
+        f"a session secret of {len(each.encode())} bytes can be guessed; make one of at least {_SHORTEST_SECRET} with `gaman key`"
+        for each in secrets
+        if len(each.encode()) < _SHORTEST_SECRET
+    ]
+    if max_age > _LONGEST:
+        warnings.append(f"session(max_age={max_age}): browsers keep no cookie longer than 400 days, {_LONGEST} seconds")
+    return Options(secrets, made, max_age, idle_timeout, encrypt, _serializer(serializer, encrypt), cookie, warnings)
+
+
+def _secrets(secret: str | Sequence[str] | None) -> Sequence[str]:
+    if secret is None:
+        secret = os.environ.get("GAMAN_KEY")
+    if secret is None:
+        raise ConfigError("session() has no secret: run `gaman key`, and pass what it prints as secret= or in the environment's GAMAN_KEY")
+    secrets = [secret] if isinstance(secret, str) else list(secret)
+    if not secrets:
+        raise ConfigError("session(secret=[]): the list of secrets is empty; put the newest first, `gaman key` makes one")
+    for each in secrets:
+        if not isinstance(each, str) or not each.strip():
+            raise ConfigError("session(): a secret is empty or no string; run `gaman key` to make one")
+    return secrets
+
+
+def _seconds(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise ConfigError(f"session({name}={value!r}): it takes a whole number of seconds above 0")
+
+
+def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver:
+    if driver is None:
+        driver = {"type": "cookies"}
+    if not isinstance(driver, Mapping):
+        if not all(callable(getattr(driver, call, None)) for call in ("open", "close", "load", "apply", "rename", "destroy")):
+            raise ConfigError(f"session(driver={driver!r}): it takes a dict with a type, or a Driver object")
+        return driver
+    settings = dict(cast("Mapping[str, Any]", driver))
+    kind = settings.pop("type", None)
+    if kind not in DRIVERS:
+        raise ConfigError(f"session(driver={{'type': {kind!r}}}): there is no such driver; the types are {', '.join(DRIVERS)}")
+    factory = find_driver(kind)
+    known = [name for name, parameter in signature(factory).parameters.items() if parameter.kind is Parameter.KEYWORD_ONLY]
+    for name in settings:
+        if name not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ConfigError(f"the {kind} driver has no option {name!r}; {takes}")
+    return factory(**settings)
+
+
+def _serializer(serializer: str | Serializer | None, encrypt: bool) -> Serializer:
+    if serializer is None:
+        return SERIALIZERS["msgpack" if encrypt else "json"]
+    if isinstance(serializer, str):
+        if serializer not in SERIALIZERS:
+            raise ConfigError(f"session(serializer={serializer!r}): it takes {', '.join(SERIALIZERS)}, or an object")
+        return SERIALIZERS[serializer]
+    if not callable(getattr(serializer, "encode", None)) or not callable(getattr(serializer, "decode", None)):
+        raise ConfigError(f"session(serializer={serializer!r}): it needs the methods encode(value) and decode(data, type)")
+    return serializer

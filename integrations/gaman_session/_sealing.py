@@ -1,0 +1,170 @@
+"""Sealing: bytes that only the holder of a secret could have written, or can read.
+
+A sealed string begins with a version and the id of the key that sealed it, so that opening costs one attempt however many
+secrets are still honoured. Ciphertexts are AES-256-GCM-SIV (RFC 8452), which a repeated nonce does not break. The keys come from
+each secret by HKDF (RFC 5869), one for each purpose; those of values at rest also need the session's id, which no store holds.
+"""
+
+from __future__ import annotations
+
+from binascii import Error, a2b_base64, b2a_base64
+from collections.abc import Iterable
+from hashlib import blake2b
+from hmac import compare_digest
+from os import urandom
+from typing import NamedTuple
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+_VERSION = b"\x01"
+ID = 32
+"""The length of a session's id in bytes."""
+_KEY_ID = 4
+_NONCE = 12
+_MAC = 16
+_HEAD = len(_VERSION) + _KEY_ID
+OVERHEAD = _HEAD + _NONCE + 16
+"""By how many bytes a ciphertext is longer than its plaintext."""
+_LONGEST_TOKEN = 4096
+# What is no base64url becomes an octet that is in no base64 at all.
+_from_url = bytes.maketrans(b"-_+/", b"+/!!")
+_to_url = bytes.maketrans(b"+/", b"-_")
+
+
+class _Keys(NamedTuple):
+    """What one secret gives."""
+
+    head: bytes
+    token: AESGCMSIV
+    id: bytes
+    value: bytes
+
+
+class Keyring:
+    """The keys of every honoured secret, for the cookie *name*: the first one seals, and all of them open."""
+
+    def __init__(self, secrets: Iterable[str], name: str) -> None:
+        self._name = name.encode()
+        all_keys = [_derive(secret.encode()) for secret in secrets]
+        self._keys = {keys.head: keys for keys in all_keys}
+        self._newest = all_keys[0]
+
+    def seal_token(self, payload: bytes) -> str:
+        """Return *payload* as the value of a cookie."""
+        keys = self._newest
+        return _encode(_seal(keys.token, keys.head, payload, b"token\0" + self._name))
+
+    def open_token(self, token: str) -> bytes | None:
+        """Return what seal_token() was given, or None where it was not us who sealed *token*, for this cookie."""
+        sealed = _decode(token)
+        if sealed is None or (keys := self._keys.get(sealed[:_HEAD])) is None:
+            return None
+        return _open(keys.token, sealed, b"token\0" + self._name)
+
+    def sign_id(self, id: bytes, transient: bool) -> str:
+        """Return a session's *id* as the value of a cookie, which remembers whether it is to end with the browser."""
+        keys = self._newest
+        signed = keys.head + bytes((transient,)) + id
+        return _encode(signed + self._mac(keys, signed))
+
+    def verify_id(self, token: str) -> tuple[bytes, bool] | None:
+        """Return what sign_id() was given, or None where it was not us who signed *token*, for this cookie."""
+        raw = _decode(token)
+        if raw is None or (keys := self._keys.get(raw[:_HEAD])) is None:
+            return None
+        signed, mac = raw[:-_MAC], raw[-_MAC:]
+        if not compare_digest(mac, self._mac(keys, signed)):
+            return None
+        return signed[_HEAD + 1 :], bool(signed[_HEAD])
+
+    def values(self, id: bytes) -> Values:
+        """Return the seal for the values of the session *id*."""
+        return Values(self._keys, self._newest, id, b"value\0" + self._name + b"\0")
+
+    def _mac(self, keys: _Keys, signed: bytes) -> bytes:
+        return blake2b(signed + self._name, digest_size=_MAC, key=keys.id, person=b"gaman id").digest()
+
+
+class Values:
+    """Seals the values of one session, each bound to its field."""
+
+    __slots__ = ("_context", "_id", "_keys", "_newest", "_subkeys")
+
+    def __init__(self, keys: dict[bytes, _Keys], newest: _Keys, id: bytes, context: bytes) -> None:
+        self._keys = keys
+        self._newest = newest
+        self._id = id
+        self._context = context
+        self._subkeys: dict[bytes, AESGCMSIV] = {}
+
+    def seal(self, field: str, data: bytes) -> bytes:
+        """Return *data*, to be opened under *field* of this session alone."""
+        keys = self._newest
+        return _seal(self._subkey(keys), keys.head, data, self._context + field.encode())
+
+    def open(self, field: str, sealed: bytes) -> bytes | None:
+        """Return what seal() was given, or None where *sealed* comes from somewhere else."""
+        keys = self._keys.get(sealed[:_HEAD])
+        return None if keys is None else _open(self._subkey(keys), sealed, self._context + field.encode())
+
+    def _subkey(self, keys: _Keys) -> AESGCMSIV:
+        subkey = self._subkeys.get(keys.head)
+        if subkey is None:
+            material = blake2b(self._id, digest_size=32, key=keys.value, person=b"gaman values").digest()
+            subkey = self._subkeys[keys.head] = AESGCMSIV(material)
+        return subkey
+
+
+def new_id() -> bytes:
+    """Return a session's id: 256 random bits."""
+    return urandom(ID)
+
+
+def handle(id: bytes) -> str:
+    """Return the name under which the store keeps the session *id*: a hash, from which nobody gets back to the cookie."""
+    return blake2b(id, digest_size=32, person=b"gaman handle").hexdigest()
+
+
+def token_length(payload: int) -> int:
+    """Return how many characters seal_token() makes of so many bytes."""
+    return -(-(payload + OVERHEAD) * 4 // 3)
+
+
+def _derive(secret: bytes) -> _Keys:
+    def key(purpose: bytes, length: int = 32) -> bytes:
+        return HKDF(SHA256(), length, salt=None, info=b"gaman.session 1 " + purpose).derive(secret)
+
+    return _Keys(_VERSION + key(b"key id", _KEY_ID), AESGCMSIV(key(b"token")), key(b"id"), key(b"value"))
+
+
+def _seal(key: AESGCMSIV, head: bytes, data: bytes, context: bytes) -> bytes:
+    nonce = urandom(_NONCE)
+    return head + nonce + key.encrypt(nonce, data, context)
+
+
+def _open(key: AESGCMSIV, sealed: bytes, context: bytes) -> bytes | None:
+    if len(sealed) < OVERHEAD:
+        return None
+    try:
+        return key.decrypt(sealed[_HEAD : _HEAD + _NONCE], sealed[_HEAD + _NONCE :], context)
+    except InvalidTag:
+        return None
+
+
+def _encode(raw: bytes) -> str:
+    return b2a_base64(raw, newline=False).translate(_to_url).rstrip(b"=").decode("ascii")
+
+
+def _decode(token: str) -> bytes | None:
+    """Return the bytes of *token* where it is their one spelling in base64url without padding (RFC 4648, section 5)."""
+    if len(token) > _LONGEST_TOKEN or not token.isascii():
+        return None
+    standard = token.encode("ascii").translate(_from_url)
+    try:
+        raw = a2b_base64(standard + b"=" * (-len(standard) % 4))
+    except Error:
+        return None
+    return raw if b2a_base64(raw, newline=False).rstrip(b"=") == standard else None

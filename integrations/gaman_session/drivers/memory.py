@@ -1,0 +1,173 @@
+"""Sessions in this process's memory: fast, bounded, and gone with the process."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from heapq import heapify, heappop, heappush
+from typing import Literal, NamedTuple
+
+from gaman.errors import ConfigError
+from gaman_session._driver import TOMBSTONE, Outcome, Record
+from gaman_session._errors import SessionStoreError
+
+logger = logging.getLogger("gaman")
+
+
+class _Tomb(NamedTuple):
+    until: float
+    successor: str | None
+
+
+class MemoryDriver:
+    """Keeps at most *max_sessions*; the least recently used one makes room for the next."""
+
+    name = "memory"
+    shared = False
+
+    def __init__(self, *, max_sessions: int = 100_000) -> None:
+        if not isinstance(max_sessions, int) or max_sessions < 1:
+            raise ConfigError(f"the memory driver has max_sessions={max_sessions!r}; it takes a whole number above 0")
+        self._max_sessions = max_sessions
+        self._sessions: OrderedDict[str, Record] = OrderedDict()
+        self._tombs: OrderedDict[str, _Tomb] = OrderedDict()
+        # When each session may be over. A deadline that has moved on, or gone, is noticed when it comes up.
+        self._deadlines: list[tuple[float, str]] = []
+        self._has_warned = False
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    async def open(self) -> None:
+        """Nothing to get ready."""
+
+    async def close(self) -> None:
+        """Forget every session."""
+        self._sessions.clear()
+        self._tombs.clear()
+        self._deadlines.clear()
+
+    async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        """Return a copy of the session, ENDED, or None."""
+        record = self._find(id, now)
+        if record is None:
+            return Outcome.ENDED if self._tomb(id, now) else None
+        return _copy(record)
+
+    async def create(self, id: str, record: Record) -> None:
+        """Store a new session, in the place of the least recently used one where there is no room."""
+        if id in self._sessions:
+            raise SessionStoreError(self.name, "create a session under an id that is taken")
+        self._add(id, record)
+
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        """Set and delete single fields of a session that is there."""
+        record = self._find(id, now)
+        if record is None:
+            return self._missing(id, now)
+        record.fields.update(sets)
+        for field in deletes:
+            record.fields.pop(field, None)
+        if not record.fields:
+            self._end(id, now, None)
+            return Outcome.EMPTIED
+        _touch(record, deadline)
+        return Outcome.WRITTEN
+
+    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+        """Set one field if it still is *old*."""
+        record = self._find(id, now)
+        if record is None:
+            return self._missing(id, now)
+        if record.fields.get(field) != old:
+            return Outcome.CONFLICT
+        record.fields[field] = new
+        _touch(record, deadline)
+        return Outcome.WRITTEN
+
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        """Replace the session by *record* under *new_id*, if nobody has written to it since *version*."""
+        old = self._find(id, now)
+        if old is None:
+            return self._missing(id, now)
+        if old.version != version:
+            return Outcome.CONFLICT
+        self._end(id, now, new_id)
+        self._add(new_id, record)
+        return Outcome.WRITTEN
+
+    async def destroy(self, id: str, *, now: float) -> None:
+        """End the session, or the one that it was renamed to."""
+        cursor: str | None = id
+        while cursor is not None:
+            tomb = self._tomb(cursor, now)
+            if tomb is None and self._find(cursor, now) is not None:
+                self._end(cursor, now, None)
+            cursor = tomb and tomb.successor
+
+    async def purge(self, *, now: float, limit: int) -> int:
+        """Remove what is over, looking at no more than *limit* deadlines."""
+        removed = 0
+        while self._tombs and removed < limit and next(iter(self._tombs.values())).until <= now:
+            self._tombs.popitem(last=False)
+            removed += 1
+        for _ in range(limit - removed):
+            if not self._deadlines or self._deadlines[0][0] > now:
+                break
+            _, id = heappop(self._deadlines)
+            record = self._sessions.get(id)
+            if record is not None and record.deadline > now:
+                heappush(self._deadlines, (record.deadline, id))
+            elif record is not None:
+                del self._sessions[id]
+                removed += 1
+        return removed
+
+    def _find(self, id: str, now: float) -> Record | None:
+        record = self._sessions.get(id)
+        if record is None:
+            return None
+        if record.deadline <= now:
+            del self._sessions[id]
+            return None
+        self._sessions.move_to_end(id)
+        return record
+
+    def _add(self, id: str, record: Record) -> None:
+        while len(self._sessions) >= self._max_sessions:
+            if not self._has_warned:
+                self._has_warned = True
+                logger.warning("the memory driver holds max_sessions=%d; the least recently used now go", self._max_sessions)
+            self._sessions.popitem(last=False)
+        self._sessions[id] = _copy(record)
+        if len(self._deadlines) > 2 * len(self._sessions) + 1000:
+            self._deadlines = [(kept.deadline, its_id) for its_id, kept in self._sessions.items()]
+            heapify(self._deadlines)
+        else:
+            heappush(self._deadlines, (record.deadline, id))
+
+    def _end(self, id: str, now: float, successor: str | None) -> None:
+        del self._sessions[id]
+        while len(self._tombs) >= self._max_sessions:
+            self._tombs.popitem(last=False)
+        self._tombs[id] = _Tomb(now + TOMBSTONE, successor)
+
+    def _tomb(self, id: str, now: float) -> _Tomb | None:
+        tomb = self._tombs.get(id)
+        return tomb if tomb is not None and tomb.until > now else None
+
+    def _missing(self, id: str, now: float) -> Outcome:
+        return Outcome.ENDED if self._tomb(id, now) else Outcome.ABSENT
+
+
+def _touch(record: Record, deadline: float | None) -> None:
+    record.version += 1
+    if deadline is not None:
+        record.deadline = min(deadline, record.expires)
+
+
+def _copy(record: Record) -> Record:
+    return Record(dict(record.fields), record.created, record.expires, record.deadline, record.version)
