@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     key = commands.add_parser("key", help="print a new secret for sessions, or add it to a file of settings")
     key.add_argument("--env", type=Path, metavar="FILE", help="add GAMAN_KEY= to FILE instead of printing")
-    key.set_defaults(run=lambda options: _key(options.env))
+    key.set_defaults(run=_key)
 
     serve = commands.add_parser("serve", help="serve an App")
     serve.add_argument("app", help="where the App is, as in main:app")
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.run(options)
 
 
-def _key(file: Path | None) -> None:
+def _key(options: argparse.Namespace) -> None:
+    file: Path | None = options.env
     secret = secrets.token_urlsafe(32)
     if file is None:
         print(secret)

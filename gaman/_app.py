@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
-from gaman._context import Context, close, cookie_lines, discard_cookies, has_cookies
+from gaman._context import Context, cookie_lines, discard_cookies
 from gaman._integration import Integration, in_order
 from gaman._response import Receive, Response, Scope, Send, error_response, to_response
 from gaman._routing import Routes, Table, define_routes
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HTTPError
+
+# RFC 9110, section 6.4.1
+_BODILESS = frozenset({204, 304})
 
 logger = logging.getLogger("gaman")
 
@@ -44,57 +47,51 @@ class App:
         self._on_response = [i.on_response for i in reversed(self.integrations) if i.on_response is not None]
         self._on_error = [i.on_error for i in self.integrations if i.on_error is not None]
         self._loaded: list[Integration] = []
-        self._is_ready = all(i.on_load is None for i in self.integrations)
+        self._match = _not_loaded if any(i.on_load for i in self.integrations) else self.routes.match
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._call_other(scope, receive, send)
             return
-        if not self._is_ready:
-            raise ConfigError("the server did not run the ASGI lifespan, so no integration is loaded; turn its lifespan support on")
-        ctx = Context(scope, receive, self.max_body_size)
+        handler, params = self._match(scope)
+        ctx = Context(scope, receive, params, self.max_body_size)
         try:
-            response = await self._answer(ctx)
+            answer: Any = await self._ask_hooks(ctx) if self._on_request else None
+            if answer is None:
+                answer = await handler(ctx)
+            response = answer if answer.__class__ is Response else to_response(answer)
         except ClientDisconnected:
             logger.debug("the client left during %s %r", ctx.method, ctx.path)
-            close(ctx)
             return
         except Exception as error:
             response = await self._recover(ctx, error)
-        if self._on_response or has_cookies(ctx):
-            # What is added to this answer must not stay on a Response that a handler keeps and returns again.
-            response = response.__copy__()
+        if self._on_response or ctx.has_cookies:
             response = await self._finish(ctx, response)
-        try:
-            await response(scope, receive, send)
-        finally:
-            close(ctx)
+        body, headers = response.body, response.raw_headers
+        if body.__class__ is not bytes:
+            await body.send(response, scope, receive, send)
+        else:
+            if response.status in _BODILESS:
+                body = b""
+            else:
+                headers = [*headers, (b"content-length", b"%d" % len(body))]
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            await send({"type": "http.response.body", "body": body if scope["method"] != "HEAD" else b""})
 
-    async def _answer(self, ctx: Context) -> Response:
-        """Ask the on_request hooks and then the route's handlers, until one of them answers."""
-        scope = ctx.scope
-        path, raw_path = scope["path"], scope.get("raw_path")
-        if root := scope.get("root_path"):
-            path = path.removeprefix(root) or "/"
-            raw_path = raw_path and raw_path.removeprefix(quote(root).encode())
-        handlers, ctx.params = self.routes.match(scope["method"], path, raw_path)
+    async def _ask_hooks(self, ctx: Context) -> Any:
         for hook in self._on_request:
             answer: Any = hook(ctx)
             if answer is not None and hasattr(answer, "__await__"):
                 answer = await answer
             if answer is not None:
-                return to_response(answer)
-        for handler in handlers:
-            result = await handler(ctx)
-            if result is not None:
-                return to_response(result)
-        raise HTTPError(404)
+                return answer
+        return None
 
     async def _recover(self, ctx: Context, error: Exception) -> Response:
-        """Return the answer to an error: an on_error hook's, or the error's own; what nobody expected is logged and says nothing."""
+        """Return the answer to *error*: an on_error hook's or the error's own. What nobody expected is logged and says nothing."""
         if not isinstance(error, HTTPError):
             discard_cookies(ctx)
-        if not isinstance(error, HTTPError) or error.__cause__ is not None and error.status >= 500:
+        if not isinstance(error, HTTPError) or (error.status >= 500 and error.__cause__ is not None):
             logger.error("%s %r failed", ctx.method, ctx.path, exc_info=error)
         for hook in self._on_error:
             try:
@@ -113,6 +110,8 @@ class App:
 
     async def _finish(self, ctx: Context, response: Response) -> Response:
         """Let every on_response hook have its say, then add the cookies."""
+        # What is added to this answer must not stay on a Response that a handler keeps and returns again.
+        response = response.__copy__()
         for hook in self._on_response:
             try:
                 changed: Any = hook(ctx, response)
@@ -160,7 +159,7 @@ class App:
                 await self.shutdown()
                 raise
             self._loaded.append(integration)
-        self._is_ready = True
+        self._match = self.routes.match
 
     async def shutdown(self) -> None:
         """Run the on_shutdown hooks of what was loaded, all of them, even where one fails; that is logged."""
@@ -171,3 +170,7 @@ class App:
                     await closing
             except Exception:
                 logger.exception("on_shutdown of the integration %r failed", integration.name)
+
+
+def _not_loaded(scope: Scope) -> NoReturn:
+    raise ConfigError("the server runs no ASGI lifespan, so no integration is loaded; turn its lifespan support on")

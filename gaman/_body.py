@@ -33,7 +33,10 @@ class UploadedFile:
         self.size = 0
         """Bytes."""
         self.file = SpooledTemporaryFile[bytes](max_size=_SPOOL)
-        """The content, open for reading until the response is sent: in memory up to 256 KiB, then on disk."""
+        """The content, in memory up to 256 KiB, then on disk; closed with the last reference to this object."""
+
+    def __del__(self) -> None:
+        self.file.close()
 
     async def read(self) -> bytes:
         """Return the whole content."""
@@ -68,10 +71,6 @@ class Form(NamedTuple):
 
     fields: MultiDictProxy[str]
     files: MultiDictProxy[UploadedFile]
-
-    def close(self) -> None:
-        for file in self.files.values():
-            file.file.close()
 
 
 async def stream_body(receive: Receive, headers: Headers, limit: int) -> AsyncIterator[bytes]:
@@ -109,11 +108,7 @@ async def read_form(chunks: AsyncIterator[bytes], headers: Headers, field_limit:
             await reader.feed(chunk)
         return reader.finish()
     except FormParserError as cause:
-        reader.form.close()
         raise HTTPError(400, f"malformed multipart body: {cause}") from cause
-    except BaseException:
-        reader.form.close()
-        raise
 
 
 def parse_pairs(encoded: bytes, what: str) -> MultiDictProxy[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from contextlib import suppress
 from functools import lru_cache
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from urllib.parse import quote
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NO_PARAMS: Mapping[str, str] = MappingProxyType({})
 _decode_json = msgspec.json.Decoder().decode
 
 
@@ -40,8 +39,15 @@ class Context:
         "params",
         "scope",
         "session",
+        "has_cookies",
     )
 
+    _body: bytes
+    _cookies: Cookies
+    _form: Form
+    _headers: Headers
+    _locals: dict[str, Any]
+    _query: MultiDictProxy[str]
     if TYPE_CHECKING:
         session: Session
 
@@ -49,16 +55,17 @@ class Context:
         self,
         scope: MutableMapping[str, Any],
         receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        params: Mapping[str, str],
         max_body_size: int,
     ) -> None:
         self.scope = scope
         """The ASGI scope, for what has no name here."""
-        self.params: Mapping[str, str] = _NO_PARAMS
+        self.params = params
         """The path's parameters, percent-decoded."""
         self._receive = receive
         self._max_body_size = max_body_size
-        self._cookies: Cookies | None = None
-        self._form: Form | None = None
+        self.has_cookies = False
+        """Whether anyone has looked at the cookies, so that there may be some to send."""
 
     if not TYPE_CHECKING:
 
@@ -128,10 +135,13 @@ class Context:
     @property
     def cookies(self) -> Cookies:
         """The request's cookies; what is set or deleted here goes out with the response."""
-        if self._cookies is None:
+        try:
+            return self._cookies
+        except AttributeError:
+            self.has_cookies = True
             fields = [value for name, value in self.scope["headers"] if name == b"cookie"]
             self._cookies = Cookies(fields, secure=self.scope.get("scheme") == "https")
-        return self._cookies
+            return self._cookies
 
     @property
     def locals(self) -> dict[str, Any]:
@@ -139,7 +149,7 @@ class Context:
         try:
             return self._locals
         except AttributeError:
-            self._locals: dict[str, Any] = {}
+            self._locals = {}
             return self._locals
 
     def stream(self, max_size: int | None = None) -> AsyncIterator[bytes]:
@@ -167,7 +177,7 @@ class Context:
     @overload
     async def json(self, type: type[T]) -> T: ...
     async def json(self, type: Any = None) -> Any:
-        """Return the JSON body, decoded into *type* where one is given: a dataclass, Struct, TypedDict or any other that msgspec knows.
+        """Return the JSON body, decoded into *type* where one is given: a dataclass, Struct, TypedDict or any that msgspec knows.
 
         Malformed JSON raises HTTPError 400, a body that does not fit the type HTTPError 422 with the place of the fault.
         """
@@ -187,9 +197,11 @@ class Context:
         HTTPError is raised with 400 for a malformed form, 415 for a body that is none, and 413 beyond *max_size* bytes,
         1,000 fields or 100 files. The fields together never exceed the App's max_body_size.
         """
-        if self._form is None:
+        try:
+            return self._form
+        except AttributeError:
             self._form = await read_form(self.stream(max_size), self.headers, self._max_body_size)
-        return self._form
+            return self._form
 
     async def input(self, name: str) -> str | None:
         """Return the form's first field of that name, or None when there is none."""
@@ -213,22 +225,15 @@ def _json_decoder(type: type[T]) -> msgspec.json.Decoder[T]:
     return msgspec.json.Decoder(type)
 
 
-def has_cookies(ctx: Context) -> bool:
-    """Whether anyone has looked at the cookies, so that there may be some to send."""
-    return ctx._cookies is not None
-
-
 def cookie_lines(ctx: Context) -> Iterable[str]:
-    """The Set-Cookie values of the response."""
-    return () if ctx._cookies is None else ctx._cookies.lines
+    """Return the Set-Cookie values of the response."""
+    try:
+        return ctx._cookies.lines
+    except AttributeError:
+        return ()
 
 
 def discard_cookies(ctx: Context) -> None:
     """Undo what the request has set: it failed."""
-    ctx._cookies = None
-
-
-def close(ctx: Context) -> None:
-    """Let go of what a request may not outlive: the files of its form."""
-    if ctx._form is not None:
-        ctx._form.close()
+    with suppress(AttributeError):
+        del ctx._cookies

@@ -106,6 +106,10 @@ def _attributes(
     """Return all that follows the value, after checking what a browser would drop without a word (RFC 6265bis, section 5.7)."""
     if _token(name) is None:
         raise HeaderError(f"{name!r} is not a cookie name: RFC 6265 allows letters, digits and !#$%&'*+-.^_`|~")
+    if max_age is not None and not isinstance(max_age, int):
+        raise HeaderError(
+            f"the cookie {name!r} has max_age={max_age!r}; it takes whole seconds, or None for as long as the browser"
+        )
     if same_site not in ("lax", "strict", "none"):
         raise HeaderError(f"the cookie {name!r} has same_site={same_site!r}; it takes 'lax', 'strict' or 'none'")
     if _attribute_octets(path) is None or not path.startswith("/"):
@@ -122,7 +126,7 @@ def _attributes(
     if name.lower().startswith("__host-") and (domain is not None or path != "/"):
         raise HeaderError(f"browsers drop the cookie {name!r} unless its path is '/' and its domain None; set these or rename it")
     parts = [
-        "" if max_age is None else f"; Max-Age={max_age}",
+        "" if max_age is None else f"; Max-Age={max_age:d}",
         f"; Path={path}",
         "" if domain is None else f"; Domain={domain}",
         "; Secure" if secure else "",

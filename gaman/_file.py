@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import AsyncIterator, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Mapping, MutableMapping
 from email.utils import formatdate, parsedate_to_datetime
 from mimetypes import guess_type
 from pathlib import Path
@@ -105,7 +105,7 @@ def select(file: File, status: int, own: Headers, scope: MutableMapping[str, Any
     return 206, first, length, [(b"content-range", content_range), (b"content-length", b"%d" % length)]
 
 
-async def read(file: File, first: int, length: int) -> AsyncIterator[bytes]:
+async def read(file: File, first: int, length: int) -> AsyncGenerator[bytes, None]:
     """Yield *length* bytes from *first* on; OSError where the file has become shorter, so that the answer breaks off."""
     async with await anyio.open_file(file.path, "rb") as opened:
         await opened.seek(first)

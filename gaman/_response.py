@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mappin
 from contextlib import aclosing
 from dataclasses import is_dataclass
 from inspect import iscoroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from urllib.parse import quote
 
 import anyio
@@ -22,11 +22,10 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 HeadersInit = Mapping[str, str] | Iterable[tuple[str, str]]
 
-_JSON = b"application/json"
-_TEXT = b"text/plain; charset=utf-8"
-_HTML = b"text/html; charset=utf-8"
-_BYTES = b"application/octet-stream"
-_BODILESS = frozenset({204, 304})
+_JSON = (b"content-type", b"application/json")
+_TEXT = (b"content-type", b"text/plain; charset=utf-8")
+_HTML = (b"content-type", b"text/html; charset=utf-8")
+_BYTES = (b"content-type", b"application/octet-stream")
 
 
 def _refuse(value: object) -> object:
@@ -36,13 +35,26 @@ def _refuse(value: object) -> object:
     raise TypeError(f"JSON can't hold a {type(value).__name__}")
 
 
+_new = object.__new__
 _encode_json = msgspec.json.Encoder(enc_hook=_refuse).encode
 
 
-class Response:
-    """A status, headers and a body: text, bytes or nothing. It is an ASGI application that sends itself."""
+class Payload(Protocol):
+    """A body that is not at hand as bytes, and knows how to send itself."""
 
-    __slots__ = ("_payload", "_raw", "body", "status")
+    async def send(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+class Response:
+    """A status, headers and a body."""
+
+    __slots__ = ("body", "raw_headers", "status")
+
+    status: int
+    body: bytes | Payload
+    """The body, or for stream() and file() what will send it."""
+    raw_headers: RawHeaders
+    """The header fields as ASGI has them; `headers` is the way to read and change them."""
 
     def __init__(
         self,
@@ -53,54 +65,62 @@ class Response:
         content_type: str | None = None,
     ) -> None:
         if body is None:
-            default, self.body = None, b""
+            field, self.body = None, b""
         elif isinstance(body, str):
-            default, self.body = _TEXT, body.encode()
+            field, self.body = _TEXT, body.encode()
         elif isinstance(body, bytes):
-            default, self.body = _BYTES, body
+            field, self.body = _BYTES, body
         else:
             raise TypeError(f"a Response's body is str, bytes or None, not {type(body).__name__}; did you mean Response.json()?")
-        self._init(status, default if content_type is None else encode_value(content_type), headers)
-
-    def _init(self, status: int, content_type: bytes | None, headers: HeadersInit | None) -> None:
         self.status = status
-        self._payload: _Payload | None = None
-        self._raw: RawHeaders = [] if content_type is None else [(b"content-type", content_type)]
+        if content_type is not None:
+            field = (b"content-type", encode_value(content_type))
+        self.raw_headers = [] if field is None else [field]
         if headers is not None:
-            own = self.headers
-            pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
-            if any(name.lower() == "content-type" for name, _ in pairs):
-                self._raw.clear()
-            for name, value in pairs:
-                own.add(name, value)
+            self._add(headers)
+
+    def _add(self, headers: HeadersInit) -> None:
+        own = self.headers
+        pairs = list(cast("Mapping[str, str]", headers).items() if isinstance(headers, Mapping) else headers)
+        if any(name.lower() == "content-type" for name, _ in pairs):
+            self.raw_headers.clear()
+        for name, value in pairs:
+            own.add(name, value)
 
     def __copy__(self) -> Response:
-        copied = Response.__new__(Response)
-        copied.status, copied.body, copied._raw, copied._payload = self.status, self.body, [*self._raw], self._payload
+        copied = _new(Response)
+        copied.status, copied.body, copied.raw_headers = self.status, self.body, [*self.raw_headers]
         return copied
 
     @property
     def headers(self) -> MutableHeaders:
         """The response's fields; setting one that could inject another raises HeaderError."""
-        return MutableHeaders(self._raw)
+        return MutableHeaders(self.raw_headers)
 
-    @classmethod
-    def json(cls, data: object, status: int = 200, headers: HeadersInit | None = None) -> Response:
-        """Encode *data* as msgspec does: dicts, lists, dataclasses, Structs, datetimes, UUIDs; TypeError for what JSON can't hold."""
-        return _make(_encode_json(data), _JSON, status, headers)
+    @staticmethod
+    def json(data: object, status: int = 200, headers: HeadersInit | None = None) -> Response:
+        """Encode *data* as msgspec does: dicts, lists, dataclasses, Structs, datetimes, UUIDs; TypeError for what JSON has not."""
+        # Unrolled, for this is where most responses come from.
+        response = _new(Response)
+        response.status = status
+        response.body = _encode_json(data)
+        response.raw_headers = [_JSON]
+        if headers is not None:
+            response._add(headers)
+        return response
 
-    @classmethod
-    def text(cls, text: str, status: int = 200, headers: HeadersInit | None = None) -> Response:
+    @staticmethod
+    def text(text: str, status: int = 200, headers: HeadersInit | None = None) -> Response:
         """Send *text* as text/plain."""
         return _make(text.encode(), _TEXT, status, headers)
 
-    @classmethod
-    def html(cls, html: str, status: int = 200, headers: HeadersInit | None = None) -> Response:
+    @staticmethod
+    def html(html: str, status: int = 200, headers: HeadersInit | None = None) -> Response:
         """Send *html* as it is; escape what came from a visitor, with html.escape or a template engine."""
         return _make(html.encode(), _HTML, status, headers)
 
-    @classmethod
-    def redirect(cls, location: str, status: int = 302, headers: HeadersInit | None = None) -> Response:
+    @staticmethod
+    def redirect(location: str, status: int = 302, headers: HeadersInit | None = None) -> Response:
         """Send the browser to *location* (RFC 9110, section 15.4), whose non-ASCII characters are percent-encoded."""
         if status not in (301, 302, 303, 307, 308):
             raise ValueError(f"{status} is no redirect; take 301, 302, 303, 307 or 308")
@@ -109,9 +129,8 @@ class Response:
         response.headers["location"] = "".join(c if c.isascii() else quote(c) for c in location)
         return response
 
-    @classmethod
+    @staticmethod
     def stream(
-        cls,
         chunks: AsyncIterable[bytes | str],
         status: int = 200,
         headers: HeadersInit | None = None,
@@ -119,13 +138,10 @@ class Response:
         content_type: str = "application/octet-stream",
     ) -> Response:
         """Send *chunks* as they come. When the client leaves, the iterator is cancelled and closed."""
-        response = _make(b"", encode_value(content_type), status, headers)
-        response._payload = _Stream(chunks)
-        return response
+        return _make(_Stream(chunks), (b"content-type", encode_value(content_type)), status, headers)
 
-    @classmethod
+    @staticmethod
     def file(
-        cls,
         path: str | os.PathLike[str],
         status: int = 200,
         headers: HeadersInit | None = None,
@@ -140,38 +156,22 @@ class Response:
         one that names no file does. The content type is guessed from the name; *download* has the browser save under that name.
         """
         file = _file.find(path, root)
-        response = _make(b"", encode_value(content_type or file.content_type), status, headers)
+        response = _make(_File(file), (b"content-type", encode_value(content_type or file.content_type)), status, headers)
         for name, value in file.validators().items():
             response.headers.setdefault(name, value)
         if download is not None:
             response.headers["content-disposition"] = _file.attachment(download)
-        response._payload = _File(file)
         return response
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response; the body is left out for HEAD, and where the status has none (RFC 9110, section 6.4.1)."""
-        if self._payload is not None:
-            await self._payload.send(self, scope, receive, send)
-            return
-        raw = self._raw
-        if self.status not in _BODILESS:
-            raw = [*raw, (b"content-length", b"%d" % len(self.body))]
-        await send({"type": "http.response.start", "status": self.status, "headers": raw})
-        body = b"" if scope["method"] == "HEAD" or self.status in _BODILESS else self.body
-        await send({"type": "http.response.body", "body": body})
 
-
-def _make(body: bytes, content_type: bytes | None, status: int, headers: HeadersInit | None) -> Response:
-    response = Response.__new__(Response)
+def _make(body: bytes | Payload, field: tuple[bytes, bytes] | None, status: int, headers: HeadersInit | None) -> Response:
+    response = _new(Response)
+    response.status = status
     response.body = body
-    response._init(status, content_type, headers)
+    response.raw_headers = [] if field is None else [field]
+    if headers is not None:
+        response._add(headers)
     return response
-
-
-class _Payload(Protocol):
-    """A body that is not at hand as bytes, and knows how to send itself."""
-
-    async def send(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 class _Stream:
@@ -180,7 +180,7 @@ class _Stream:
 
     async def send(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await send({"type": "http.response.start", "status": response.status, "headers": response.headers.raw})
+            await send({"type": "http.response.start", "status": response.status, "headers": response.raw_headers})
             if scope["method"] != "HEAD":
                 await _send_while_connected(self._chunks, receive, send)
             await send({"type": "http.response.body", "body": b""})
@@ -195,7 +195,7 @@ class _File:
 
     async def send(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
         status, first, length, fields = _file.select(self._file, response.status, response.headers, scope)
-        await send({"type": "http.response.start", "status": status, "headers": [*response.headers.raw, *fields]})
+        await send({"type": "http.response.start", "status": status, "headers": [*response.raw_headers, *fields]})
         if length and scope["method"] != "HEAD":
             async with aclosing(_file.read(self._file, first, length)) as chunks:
                 await _send_while_connected(chunks, receive, send)
@@ -226,20 +226,22 @@ async def _send_while_connected(chunks: AsyncIterable[bytes | str], receive: Rec
 
 
 def to_response(result: object) -> Response:
-    """Return what a handler's *result* becomes; a TypeError names what can't be sent.
+    """Return what a handler's *result* becomes; for None HTTPError 404, for what can't be sent a TypeError that names it.
 
     Text is never sniffed for markup: a visitor's own words, sent back, must not become a page.
     """
     if isinstance(result, Response):
         return result
+    if result is None:
+        raise HTTPError(404)
     if isinstance(result, str):
         return Response.text(result)
     if isinstance(result, bytes):
         return Response(result)
     if isinstance(result, (dict, list, msgspec.Struct)) or (is_dataclass(result) and not isinstance(result, type)):
-        return Response.json(result)
+        return Response.json(cast("object", result))
     raise TypeError(
-        f"a handler returned a {type(result).__name__}; return a Response, str, bytes, dict, list, dataclass, msgspec.Struct or None"
+        f"a handler returned a {type(result).__name__}; return a Response, str, bytes, dict, list, dataclass, Struct or None"
     )
 
 

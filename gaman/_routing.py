@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from inspect import iscoroutinefunction, signature
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias, cast
-from urllib.parse import unquote
+from typing import Any, NamedTuple, TypeAlias, TypeGuard, cast
+from urllib.parse import quote, unquote
 
 from gaman._context import Context
 from gaman._response import Response
@@ -16,18 +16,21 @@ from gaman.errors import ConfigError, HTTPError
 Handler: TypeAlias = Callable[[Context], Awaitable[object]]
 Table: TypeAlias = "Mapping[str, Handler | Sequence[Handler] | Table]"
 Segments: TypeAlias = tuple[str, ...]
+Match: TypeAlias = tuple[Handler, Mapping[str, str]]
+"""What answers a request, several handlers made into one, and the path's parameters."""
 
 # RFC 9110, section 9.3, without CONNECT, which asks for a tunnel; and RFC 5789.
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+_PERCENT = ord("%")
 _parameter = re.compile(r":[A-Za-z_][A-Za-z0-9_]*").fullmatch
 _NO_PARAMS: Mapping[str, str] = MappingProxyType({})
 
 
-class Match(NamedTuple):
-    """The handlers to call in turn until one answers, and the path's parameters."""
+async def _malformed(ctx: Context) -> None:
+    raise HTTPError(400, "the path is not valid UTF-8")
 
-    handlers: tuple[Handler, ...]
-    params: Mapping[str, str] = _NO_PARAMS
+
+_MALFORMED: Match = (_malformed, _NO_PARAMS)
 
 
 def define_routes(table: Table | Callable[..., Table], *, strict: bool = False) -> Routes:
@@ -63,55 +66,66 @@ class Routes:
         """Return these routes where their table was a dict, else those that its function makes of *deps*."""
         return self if self._factory is None else Routes(self._factory(deps), strict=self._strict)
 
-    def match(self, method: str, path: str, raw_path: bytes | None = None) -> Match:
-        """Return what answers; HTTPError 400 where the path is not UTF-8. *raw_path* tells `%2F` from a slash."""
-        if raw_path is None or b"%" not in raw_path:
+    def match(self, scope: MutableMapping[str, Any]) -> Match:
+        """Return what answers the ASGI *scope*, be it with an error."""
+        path: str = scope["path"]
+        raw_path: bytes | None = scope.get("raw_path")
+        if root := scope.get("root_path"):
+            path = path.removeprefix(root) or "/"
+            raw_path = raw_path and raw_path.removeprefix(quote(root).encode())
+        if raw_path is None or _PERCENT not in raw_path:
             endpoint = self._static.get(path)
-            if endpoint is not None and (match := endpoint.get(method)) is not None:
+            if endpoint is not None and (match := endpoint.get(scope["method"])) is not None:
                 return match
-            parts = path.split("/")
+            segments = path.split("/")
         else:
             try:
-                parts = [unquote(part, errors="strict") for part in raw_path.decode("ascii").split("/")]
-            except UnicodeDecodeError as cause:
-                raise HTTPError(400, "the path is not valid UTF-8") from cause
-        return self._search(method, _segments(parts, self._strict))
+                # Only the raw path tells `%2F`, which is data, from a slash.
+                segments = [unquote(part, errors="strict") for part in raw_path.decode("ascii").split("/")]
+            except UnicodeDecodeError:
+                return _MALFORMED
+        if segments.pop(0):
+            return _MALFORMED
+        if "" in segments:
+            segments = _without_empty(segments, self._strict)
+        return self._search(scope["method"], segments)
 
-    def _search(self, method: str, segments: Segments) -> Match:
+    def _search(self, method: str, segments: list[str]) -> Match:
         node, depth = self._root, 0
         # Where a literal was taken and a parameter would do as well, to come back to.
-        branches: list[tuple[_Node, int]] = []
-        known: set[str] = set()
+        branches: list[tuple[_Node, int]] | None = None
+        known: set[str] | None = None
         while True:
-            following: _Node | None = None
-            if depth < len(segments):
-                segment = segments[depth]
+            for segment in segments[depth:] if depth else segments:
                 depth += 1
                 following = node.literals.get(segment)
-                if node.parameter is not None and segment:
+                if following is None:
+                    following = node.parameter if segment else None
                     if following is None:
-                        following = node.parameter
-                    else:
-                        branches.append((node.parameter, depth))
-            elif node.endpoint:
+                        break
+                elif node.parameter is not None and segment:
+                    branches = [*(branches or ()), (node.parameter, depth)]
+                node = following
+            else:
                 route = node.endpoint.get(method) or node.endpoint.get("ALL")
                 if route is not None:
                     return route.match(segments)
-                known.update(node.endpoint)
-            if following is not None:
-                node = following
-            elif branches:
-                node, depth = branches.pop()
-            else:
+                known = (known or set()).union(node.endpoint)
+            if not branches:
                 return self._unanswered(method, segments, known)
+            node, depth = branches.pop()
 
-    def _unanswered(self, method: str, segments: Segments, known: set[str]) -> Match:
+    def _unanswered(self, method: str, segments: Sequence[str], known: set[str] | None) -> Match:
         layers = [layer for layer in self._middleware if layer.covers(segments)]
         if known:
             layers.append(_Layer((), (_known_path(method, known),)))
         return _match(layers, segments)
 
     def _add(self, table: Table) -> None:
+        if not _is_table(table):
+            raise ConfigError(
+                f"routes are a dict of paths and handlers, or a function that returns one, not a {type(table).__name__}"
+            )
         entries = [(entry, _Layer.of(entry, self._strict)) for entry in _flatten(table, "")]
         self._middleware = tuple(layer for _, layer in entries if layer.is_middleware)
         for entry, layer in entries:
@@ -121,9 +135,9 @@ class Routes:
             _complete(node.endpoint)
             if not any(segment[:1] == ":" for segment in path):
                 matches = {method: route.match(path) for method, route in node.endpoint.items()}
-                self._static["/" + "/".join(path)] = {
-                    m: Match(found.handlers, MappingProxyType(found.params)) for m, found in matches.items()
-                }
+                # Every request to a static path gets the same parameters, so nobody may change them.
+                frozen = {method: (handler, MappingProxyType(params)) for method, (handler, params) in matches.items()}
+                self._static["/" + "/".join(path)] = frozen
 
     def _add_route(self, entry: _Entry, layer: _Layer) -> None:
         node = self._root
@@ -164,8 +178,11 @@ class _Layer(NamedTuple):
 
     @classmethod
     def of(cls, entry: _Entry, strict: bool) -> _Layer:
-        is_middleware = entry.path.endswith("*")
-        segments = _segments(entry.path.removesuffix("*").split("/"), strict and not is_middleware)
+        parts = entry.path.split("/")
+        # `/adm*` is none: it would look as if it guarded `/admin/users`.
+        if is_middleware := parts[-1] == "*":
+            parts.pop()
+        segments = tuple(_without_empty(parts, strict and not is_middleware))
         for i, segment in enumerate(segments):
             if "*" in segment:
                 raise ConfigError(f"{entry}: a * stands alone at the end of a path, nowhere else")
@@ -179,38 +196,41 @@ class _Layer(NamedTuple):
     def params(self) -> dict[str, int]:
         return {segment[1:]: place for place, segment in enumerate(self.segments) if segment[:1] == ":"}
 
-    def covers(self, path: Segments) -> bool:
+    def covers(self, path: Sequence[str]) -> bool:
         """Whether *path* lies below; of a pattern, whether all of its paths do."""
         pairs = zip(self.segments, path, strict=False)
         return self._reaches(path) and all(mine[:1] == ":" or mine == its for mine, its in pairs)
 
-    def may_cover(self, pattern: Segments) -> bool:
+    def may_cover(self, pattern: Sequence[str]) -> bool:
         """Whether some path of *pattern* lies below."""
         pairs = zip(self.segments, pattern, strict=False)
         return self._reaches(pattern) and all(mine[:1] == ":" or its[:1] == ":" or mine == its for mine, its in pairs)
 
-    def _reaches(self, path: Segments) -> bool:
+    def _reaches(self, path: Sequence[str]) -> bool:
         return self.everywhere or len(path) > len(self.segments)
 
 
 class _Route:
     """What one path answers to one method: the layers of middleware and last its own."""
 
-    __slots__ = ("_handlers", "_layers", "_places")
+    __slots__ = ("_handler", "_layers", "_places")
 
     def __init__(self, layers: Sequence[_Layer]) -> None:
         *above, own = layers
         # `/users/me/*` is for `/users/:id/posts` only where the id is "me", which each request must tell.
         is_certain = all(layer.covers(own.segments) for layer in above)
         self._layers = None if is_certain else layers
-        self._handlers = tuple(handler for layer in layers for handler in layer.handlers)
+        self._handler = _chain(tuple(handler for layer in layers for handler in layer.handlers))
         self._places = tuple({name: place for layer in layers for name, place in layer.params.items()}.items())
 
-    def match(self, segments: Segments) -> Match:
+    def match(self, segments: Sequence[str]) -> Match:
         if self._layers is not None:
             *above, own = self._layers
             return _match([*(layer for layer in above if layer.covers(segments)), own], segments)
-        return Match(self._handlers, {name: segments[place] for name, place in self._places})
+        params: dict[str, str] = {}
+        for name, place in self._places:
+            params[name] = segments[place]
+        return self._handler, params
 
 
 class _Node:
@@ -224,15 +244,15 @@ class _Node:
         self.endpoint: dict[str, _Route] = {}
 
 
-def _match(layers: Sequence[_Layer], segments: Segments) -> Match:
-    handlers = tuple(handler for layer in layers for handler in layer.handlers)
-    return Match(handlers, {name: segments[place] for layer in layers for name, place in layer.params.items()})
+def _match(layers: Sequence[_Layer], segments: Sequence[str]) -> Match:
+    handler = _chain(tuple(handler for layer in layers for handler in layer.handlers))
+    return handler, {name: segments[place] for layer in layers for name, place in layer.params.items()}
 
 
-def _segments(parts: Sequence[str], strict: bool) -> Segments:
-    """Return the non-empty *parts* of a path, and where *strict* an empty one for its trailing slash."""
-    segments = tuple(filter(None, parts))
-    return (*segments, "") if strict and segments and not parts[-1] else segments
+def _without_empty(segments: Sequence[str], strict: bool) -> list[str]:
+    """Return *segments* without the empty ones that slashes leave, but where *strict* the last, for its trailing slash."""
+    kept = [segment for segment in segments if segment]
+    return [*kept, ""] if strict and kept and not segments[-1] else kept
 
 
 def _flatten(table: Table, prefix: str) -> Iterator[_Entry]:
@@ -241,12 +261,16 @@ def _flatten(table: Table, prefix: str) -> Iterator[_Entry]:
             yield _Entry(key, prefix or "/", _handlers(f"{key} {prefix or '/'}", value))
             continue
         path = _join(prefix, key)
-        if not isinstance(value, Mapping):
+        if not _is_table(value):
             yield _Entry("ALL", path, _handlers(path, value))
         elif path.endswith("*"):
-            yield _Entry("ALL", path, (_by_method(path, cast("Table", value)),))
+            yield _Entry("ALL", path, (_by_method(path, value),))
         else:
-            yield from _flatten(cast("Table", value), path)
+            yield from _flatten(value, path)
+
+
+def _is_table(value: object) -> TypeGuard[Table]:
+    return isinstance(value, Mapping)
 
 
 def _join(prefix: str, key: object) -> str:
@@ -272,26 +296,38 @@ def _handlers(where: str, value: object) -> tuple[Handler, ...]:
             raise ConfigError(
                 f"{where}: {name} is a {type(handler).__name__}, not a handler; give an async function, or a list of them"
             )
-        if not iscoroutinefunction(handler) and not iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
+        if not iscoroutinefunction(handler) and not iscoroutinefunction(type(handler).__call__):
             raise ConfigError(f"{where}: the handler {name} is not async; write `async def`")
     return cast("tuple[Handler, ...]", tuple(handlers))
 
 
 def _by_method(path: str, table: Table) -> Handler:
     """Return middleware that runs those handlers of *table* that are for the request's method."""
-    chains = {entry.method: entry.handlers for entry in _flatten(table, path)}
+    by_method = {entry.method: _chain(entry.handlers) for entry in _flatten(table, path)}
     for key in table:
-        if key not in chains:
+        if key not in by_method:
             raise ConfigError(f"{path}: a * stands alone at the end of a path, so below it come only methods, not {key!r}")
-    _complete(chains)
+    _complete(by_method)
 
     async def middleware(ctx: Context) -> object:
-        for handler in chains.get(ctx.method, chains.get("ALL", ())):
-            if (result := await handler(ctx)) is not None:
-                return result
-        return None
+        handler = by_method.get(ctx.method) or by_method.get("ALL")
+        return None if handler is None else await handler(ctx)
 
     return middleware
+
+
+def _chain(handlers: tuple[Handler, ...]) -> Handler:
+    """Return one handler that asks *handlers* in turn until one answers."""
+    if len(handlers) == 1:
+        return handlers[0]
+
+    async def chain(ctx: Context) -> object:
+        for handler in handlers:
+            if (answer := await handler(ctx)) is not None:
+                return answer
+        return None
+
+    return chain
 
 
 def _complete(endpoint: dict[str, Any]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import multiprocessing
 import os
-import runpy
+import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any, NoReturn
 
 import uvicorn
@@ -20,9 +22,11 @@ from gaman._integration import Integration
 from gaman._routing import Routes, Table
 from gaman.errors import ConfigError
 
-# In the environment of supervised workers: what to run for the App, a script's path or a module's name.
-_MAIN = "GAMAN_MAIN"
-_handed_over: App | None = None
+logger = logging.getLogger("gaman")
+
+# In the environment of a worker process: the file descriptors of the socket that it serves on and of its line to the supervisor.
+_WORKER = "GAMAN_WORKER"
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(
@@ -41,124 +45,219 @@ def serve(
     """Serve *routes* until SIGINT or SIGTERM; then requests in flight have *timeout_graceful_shutdown* seconds to finish.
 
     Port 0 takes a free one. What stands in the way of a start ends the process with a line on stderr that says so, and status 1.
-    With *workers* or *reload*, each worker process runs the calling script again, up to this call.
+    With *workers* or *reload*, each worker process runs the script again, as far as this call, which never returns there.
     """
-    app = App(routes, integrations=integrations, deps=deps, debug=debug, max_body_size=max_body_size)
-    run(app, None, host=host, port=port, workers=workers, reload=reload, timeout_graceful_shutdown=timeout_graceful_shutdown)
+    try:
+        app = App(routes, integrations=integrations, deps=deps, debug=debug, max_body_size=max_body_size)
+    except ConfigError as error:
+        _exit(str(error))
+    run(app, host=host, port=port, workers=workers, reload=reload, timeout_graceful_shutdown=timeout_graceful_shutdown)
 
 
-def run(app: App, target: str | None, *, host: str, port: int, workers: int, reload: bool, timeout_graceful_shutdown: int) -> None:
-    """Serve *app*, which a worker process finds under *target* (`module:app`) or, without one, by running the main script."""
-    global _handed_over
-    if os.environ.get(_MAIN) and multiprocessing.parent_process() is not None:
-        _handed_over = app
-        return
-    app.workers = workers
-    if workers < 1:
-        _exit(f"workers={workers}: at least one process must serve")
+def run(app: App, *, host: str, port: int, workers: int, reload: bool, timeout_graceful_shutdown: int) -> None:
+    """Serve *app* as serve() does."""
+    if not isinstance(workers, int) or workers < 1:
+        _exit(f"workers={workers!r} is no number of processes; give 1 or more")
     if reload and workers > 1:
         _exit("reload=True serves with one process; leave out workers or reload")
+    app.workers = workers
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=timeout_graceful_shutdown,
+        # The logging that the user has set up stays as it is. Who gave this logger a handler wants to read what it says.
+        log_config=None,
+        access_log=bool(logging.getLogger("uvicorn.access").handlers),
+    )
+    if (inherited := os.environ.pop(_WORKER, None)) is not None:
+        listener, line = (socket.socket(fileno=int(number)) for number in inherited.split())
+        server = _Server(config, app, listener)
+        server.serve_until_stopped(lambda: server.report_to(line))
+        sys.exit()
     listener = _listen(host, port)
-    port = listener.getsockname()[1]
-    where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    # Without a log_config, the logging that the user has set up stays as it is.
-    options: dict[str, Any] = {
-        "lifespan": "on",
-        "log_config": None,
-        "access_log": False,
-        "server_header": False,
-        "ws": "none",
-        "timeout_graceful_shutdown": timeout_graceful_shutdown,
-    }
-    logging.getLogger("uvicorn.error").addFilter(_is_news)
+    where = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+    def announce() -> None:
+        print(f"gaman: listening on {where} (Ctrl+C stops it)", flush=True)
+
     if workers == 1 and not reload:
-        try:
-            _Server(uvicorn.Config(app, **options), where).run(sockets=[listener])
-        except KeyboardInterrupt:
-            # uvicorn passes the signal on when all is shut down.
-            pass
-        return
-    listener.close()
-    if workers > 1:
-        _rehearse(app)
-    print(f"gaman: listening on {where} (Ctrl+C stops it)", flush=True)
-    if target is None:
-        target = f"{__name__}:worker_app"
-        options["factory"] = True
-        os.environ[_MAIN] = _main()
-    uvicorn.run(target, host=host, port=port, workers=workers, reload=reload, **options)
-
-
-def worker_app() -> App:
-    """Return the App of the script that was started, in a worker process: what its own serve() call hands over."""
-    if _handed_over is None:
-        main = os.environ[_MAIN]
-        # A script without `if __name__ == "__main__":` has run, and handed over, when multiprocessing imported it.
-        if main.endswith(".py"):
-            runpy.run_path(main, run_name="__main__")
-        else:
-            runpy.run_module(main, run_name="__main__", alter_sys=True)
-    if _handed_over is None:
-        _exit(f"{os.environ[_MAIN]} did not come to its gaman.serve() in a worker process")
-    return _handed_over
+        _Server(config, app, listener).serve_until_stopped(announce)
+    else:
+        _supervise(listener, workers, reload, announce)
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, where: str) -> None:
+    """Serves one App on one socket. It loads the App itself, so that a failure reaches us, not only a log that may go anywhere."""
+
+    def __init__(self, config: uvicorn.Config, app: App, listener: socket.socket) -> None:
         super().__init__(config)
-        self._where = where
+        self._app = app
+        self._listener = listener
+        self._on_start: Callable[[], None]
+
+    def serve_until_stopped(self, on_start: Callable[[], None]) -> None:
+        self._on_start = on_start
+        try:
+            self.run(sockets=[self._listener])
+        except KeyboardInterrupt:
+            pass
+        except ConfigError as error:
+            _exit(str(error))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        try:
-            await super().startup(sockets=sockets)
-        except SystemExit:
-            # The reason is in the log; a status of 1 is what every failed start of ours has.
-            raise SystemExit(1) from None
-        print(f"gaman: listening on {self._where} (Ctrl+C stops it)", flush=True)
+        await self._app.load()
+        await super().startup(sockets=sockets)
+        self._on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets=sockets)
+        await self._app.shutdown()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn's own would send itself the signal again at the end, and wait for a start-up that hangs.
+        if not self.started:
+            raise KeyboardInterrupt
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+    def report_to(self, line: socket.socket) -> None:
+        """Tell the supervisor that this worker serves, and stop as soon as there is no supervisor."""
+        loop = asyncio.get_running_loop()
+
+        def leave() -> None:
+            loop.remove_reader(line)
+            self.should_exit = True
+
+        loop.add_reader(line, leave)
+        line.send(b"1")
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Keep out of the log what only repeats the line before it."""
-    return record.msg != "Application startup failed. Exiting."
+class _Worker:
+    """A process that runs this one's own command again, as far as serve(), which then serves on the same socket."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        # The other end closes with either process, so that neither outlives the other unnoticed.
+        self._line, its_end = socket.socketpair()
+        with its_end:
+            inherited = (listener.fileno(), its_end.fileno())
+            self._process = subprocess.Popen(  # noqa: S603 - what it runs is what runs already
+                [sys.executable, *sys.orig_argv[1:]],
+                pass_fds=inherited,
+                env={**os.environ, _WORKER: "{} {}".format(*inherited)},
+            )
+
+    def wait_until_ready(self) -> None:
+        """Return once it serves; where it ends before, all ends, for the next one would do the same."""
+        if not self._line.recv(1):
+            status = self._process.wait()
+            # With status 1 it has said why.
+            sys.exit(1 if status == 1 else f"gaman: a worker process ended with status {status} before it served")
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def wait(self) -> None:
+        self._process.wait()
+        self._line.close()
+
+    def __str__(self) -> str:
+        return f"worker process {self._process.pid} (status {self._process.returncode})"
+
+
+def _supervise(listener: socket.socket, workers: int, reload: bool, announce: Callable[[], None]) -> None:
+    """Keep worker processes serving until SIGINT or SIGTERM."""
+    if sys.platform == "win32":
+        _exit("workers and reload need a system on which processes share sockets, such as Linux or macOS")
+    if not hasattr(sys.modules["__main__"], "__file__"):
+        _exit("workers and reload need a script that each process can run; put the call into a file")
+    handlers = [signal.signal(number, signal.default_int_handler) for number in _STOPS]
+    crew: list[_Worker] = []
+    try:
+        if reload:
+            announce()
+            _reload(listener, crew)
+        else:
+            _replace(listener, crew, workers, announce)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        # A further Ctrl+C goes to the workers as well, and is theirs.
+        for number in _STOPS:
+            signal.signal(number, signal.SIG_IGN)
+        for worker in crew:
+            worker.terminate()
+        for worker in crew:
+            worker.wait()
+        for number, handler in zip(_STOPS, handlers, strict=True):
+            signal.signal(number, handler)
+        listener.close()
+
+
+def _replace(listener: socket.socket, crew: list[_Worker], workers: int, announce: Callable[[], None]) -> NoReturn:
+    # The first starts alone, so that what is wrong is said once.
+    crew.append(_Worker(listener))
+    crew[0].wait_until_ready()
+    announce()
+    crew.extend(_Worker(listener) for _ in range(workers - 1))
+    for worker in crew[1:]:
+        worker.wait_until_ready()
+    while True:
+        for i, worker in enumerate(crew):
+            if worker.has_ended():
+                worker.wait()
+                logger.error("%s died; another takes its place", worker)
+                crew[i] = _Worker(listener)
+                crew[i].wait_until_ready()
+        time.sleep(0.2)
+
+
+def _reload(listener: socket.socket, crew: list[_Worker]) -> NoReturn:
+    while True:
+        before = _sources()
+        crew[:] = [_Worker(listener)]
+        while not (changed := [path for path, _ in before ^ _sources()]):
+            time.sleep(0.3)
+        print(f"gaman: {os.path.relpath(changed[0])} has changed; starting again", flush=True)
+        crew[0].terminate()
+        crew[0].wait()
+
+
+def _sources() -> set[tuple[str, int]]:
+    """Return the Python files in the working directory and beside the script, hidden and virtual environments left out."""
+    sources: set[tuple[str, int]] = set()
+    for root in {os.getcwd(), os.path.abspath(sys.path[0])}:
+        for folder, below, names in os.walk(root):
+            if "pyvenv.cfg" in names:
+                below.clear()
+                continue
+            below[:] = [name for name in below if not name.startswith(".")]
+            for path in [os.path.join(folder, name) for name in names if name.endswith(".py")]:
+                try:
+                    sources.add((path, os.stat(path).st_mtime_ns))
+                except FileNotFoundError:
+                    # An editor is just replacing it.
+                    continue
+    return sources
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address, family=family, backlog=2048)
-    except socket.gaierror as error:
-        _exit(
-            f"host={host!r} is no address of this machine ({error.strerror}); 127.0.0.1 serves this machine alone, 0.0.0.0 every network"
-        )
-    except (OverflowError, TypeError, ValueError):
+    if not isinstance(port, int) or not 0 <= port <= 65535:
         _exit(f"port={port!r} is no port; give a number from 0 to 65535")
+    try:
+        # IPv4 first, for a name such as localhost that has both.
+        family, _, _, _, address = min(socket.getaddrinfo(host or " ", port, type=socket.SOCK_STREAM))
+        return socket.create_server(address, family=family, backlog=2048)
+    except (socket.gaierror, UnicodeError, TypeError):
+        _exit(f"host={host!r} is no address of this machine; 127.0.0.1 serves this machine alone, 0.0.0.0 every network")
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            _exit(f"port {port} on {host} is taken; stop what listens there or pass another port=")
-        _exit(f"can't listen on {host}:{port}: {error.strerror}")
-
-
-def _rehearse(app: App) -> None:
-    """Load and shut down once, so that what is misconfigured stops the start instead of one worker after the other."""
-
-    async def rehearse() -> None:
-        await app.load()
-        await app.shutdown()
-
-    try:
-        asyncio.run(rehearse())
-    except ConfigError as error:
-        _exit(str(error))
-
-
-def _main() -> str:
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    if spec is not None:
-        return str(spec.name).removesuffix(".__main__")
-    if (path := getattr(main, "__file__", None)) is None:
-        _exit("workers and reload need a script to run in each process; put the call into a file")
-    return os.path.abspath(path)
+            _exit(f"port {port} on {host} is taken; stop what listens there, or take another port")
+        _exit(f"can't listen on {host}, port {port}: {os.strerror(error.errno or 0)}")
 
 
 def _exit(message: str) -> NoReturn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 try:
     import httpx
@@ -28,7 +28,7 @@ class TestClient(httpx.AsyncClient):
         super().__init__(transport=httpx.ASGITransport(app=app), base_url=base_url, **options)
         self._app = app
 
-    async def __aenter__(self) -> TestClient:
+    async def __aenter__(self) -> Self:
         await self._app.load()
         await super().__aenter__()
         return self

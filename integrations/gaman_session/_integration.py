@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from gaman import App, ConfigError, Context, Cookies, HTTPError, Integration, Response, SameSite
@@ -16,9 +16,13 @@ from gaman_session._driver import Driver
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
 from gaman_session._session import Answer, Session, Sessions, discard, finish, is_used
+from gaman_session._stored import StoredSession
+from gaman_session.drivers.cookies import CookieSession
 
 logger = logging.getLogger("gaman")
 
+_NO_STORE = (b"cache-control", b"no-store")
+_VARY = (b"vary", b"Cookie")
 _SWEEP_SECONDS = 60
 _SWEEP_BATCH = 1000
 
@@ -68,20 +72,20 @@ def session(
 
 def integrate(options: _options.Options, clock: Callable[[], float] = time.time) -> Integration:
     """Return the integration for *options*, by the time of *clock*, in seconds since the epoch."""
-    cookie = options.cookie
+    cookie, driver = options.cookie, options.driver
     trial = Cookies()
-    cookie.set(trial, "", 0)
+    cookie.set(trial, "", options.max_age)
     sessions = Sessions(
-        driver=options.driver,
         keyring=Keyring(options.secrets, cookie.name),
         serializer=options.serializer,
         max_age=options.max_age,
         idle_timeout=options.idle_timeout,
         encrypt=options.encrypt,
-        cookie_overhead=len(next(iter(trial.lines))) - len("0"),
+        cookie_overhead=len(next(iter(trial.lines))),
         clock=clock,
     )
-    hooks = _Hooks(sessions, options)
+    make_session = partial(CookieSession, sessions) if driver is None else partial(StoredSession, sessions, driver)
+    hooks = _Hooks(options, make_session, clock)
     return Integration(
         name="session",
         priority="very-high",
@@ -94,34 +98,42 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
 
 
 class _Hooks:
-    def __init__(self, sessions: Sessions, options: _options.Options) -> None:
-        self._sessions = sessions
+    def __init__(
+        self,
+        options: _options.Options,
+        make_session: Callable[[Callable[[], str | None]], Session],
+        clock: Callable[[], float],
+    ) -> None:
+        self._driver = options.driver
         self._cookie = options.cookie
-        self._warnings = [*options.warnings]
+        self._warnings = options.warnings
+        self._make_session = make_session
+        self._clock = clock
         self._sweeper: asyncio.Task[None] | None = None
         self._may_be_dropped = options.cookie.secure
 
     async def on_load(self, app: App) -> None:
-        driver = self._sessions.driver
-        if app.workers > 1 and not driver.shared:
+        driver = self._driver
+        if app.workers > 1 and driver is not None and not driver.shared:
             raise ConfigError(
                 f"the {driver.name} driver keeps sessions in one process, and {app.workers} workers would not see each other's; "
                 "choose another driver, or workers=1"
             )
         for warning in self._warnings:
             logger.warning("%s", warning)
-        await driver.open()
-        self._sweeper = asyncio.create_task(self._sweep())
+        if driver is not None:
+            await driver.open()
+            self._sweeper = asyncio.create_task(self._sweep(driver))
 
     async def on_shutdown(self, app: App) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.wait([self._sweeper])
-        await self._sessions.driver.close()
+        if self._driver is not None:
+            await self._driver.close()
 
     def on_request(self, ctx: Context) -> None:
-        name = self._cookie.name
-        ctx.session = Session(self._sessions, lambda: ctx.cookies.get(name))
+        ctx.session = self._make_session(lambda: ctx.cookies.get(self._cookie.name))
 
     def on_response(self, ctx: Context, response: Response) -> Awaitable[Response] | None:
         try:
@@ -133,10 +145,11 @@ class _Hooks:
         return self._respond(ctx, used, response) if is_used(used) else None
 
     async def _respond(self, ctx: Context, used: Session, response: Response) -> Response:
-        headers = response.headers
-        headers.setdefault("cache-control", "no-store")
-        if "cookie" not in headers.get("vary", "").lower():
-            headers.add("vary", "Cookie")
+        names = [name for name, _ in response.raw_headers]
+        if b"cache-control" not in names:
+            response.raw_headers.append(_NO_STORE)
+        if b"vary" not in names or "cookie" not in ",".join(response.headers.getall("vary")).lower():
+            response.raw_headers.append(_VARY)
         if response.status >= 500:
             discard(used)
         if (answer := await finish(used)) is not None:
@@ -161,13 +174,13 @@ class _Hooks:
                 ctx.url,
             )
 
-    async def _sweep(self) -> None:
+    async def _sweep(self, driver: Driver) -> None:
         """Remove, a batch at a time, what is over and what the store does not remove by itself."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
-                while await self._sessions.driver.purge(now=self._sessions.clock(), limit=_SWEEP_BATCH):
-                    await asyncio.sleep(0)
+                while await driver.purge(now=self._clock(), limit=_SWEEP_BATCH):
+                    await asyncio.sleep(0)  # noqa: ASYNC110 - between two batches, requests have their turn
             except Exception:
                 logger.exception("sweeping expired sessions failed; it is tried again in %d s", _SWEEP_SECONDS)
 

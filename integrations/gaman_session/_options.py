@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from inspect import Parameter, signature
-from typing import Any, cast
+from inspect import signature
+from typing import Any
 
 from gaman import ConfigError, Cookies, HeaderError, SameSite
 from gaman_session._driver import Driver
@@ -49,7 +49,8 @@ class Options:
     """What session() was given, complete and consistent."""
 
     secrets: Sequence[str]
-    driver: Driver
+    driver: Driver | None
+    """None where the cookie holds the session."""
     max_age: int
     idle_timeout: int | None
     encrypt: bool
@@ -90,7 +91,7 @@ def check(
     except (HeaderError, AttributeError, TypeError) as cause:
         raise ConfigError(f"session(): {cause}") from cause
     made = _driver(driver)
-    if not encrypt and made.name == "cookies":
+    if not encrypt and made is None:
         raise ConfigError("session(encrypt=False): a cookie is always encrypted; leave encrypt out, or choose another driver")
     warnings = [
         f"a session secret of {len(each.encode())} bytes can be guessed; make one of at least {_SHORTEST_SECRET} with `gaman key`"
@@ -106,7 +107,9 @@ def _secrets(secret: str | Sequence[str] | None) -> Sequence[str]:
     if secret is None:
         secret = os.environ.get("GAMAN_KEY")
     if secret is None:
-        raise ConfigError("session() has no secret: run `gaman key`, and pass what it prints as secret= or in the environment's GAMAN_KEY")
+        raise ConfigError(
+            "session() has no secret: run `gaman key`, and pass what it prints as secret= or in the environment's GAMAN_KEY"
+        )
     secrets = [secret] if isinstance(secret, str) else list(secret)
     if not secrets:
         raise ConfigError("session(secret=[]): the list of secrets is empty; put the newest first, `gaman key` makes one")
@@ -121,24 +124,28 @@ def _seconds(name: str, value: object) -> None:
         raise ConfigError(f"session({name}={value!r}): it takes a whole number of seconds above 0")
 
 
-def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver:
+def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
     if driver is None:
-        driver = {"type": "cookies"}
+        return None
     if not isinstance(driver, Mapping):
         if not all(callable(getattr(driver, call, None)) for call in ("open", "close", "load", "apply", "rename", "destroy")):
             raise ConfigError(f"session(driver={driver!r}): it takes a dict with a type, or a Driver object")
         return driver
-    settings = dict(cast("Mapping[str, Any]", driver))
+    settings = dict(driver)
     kind = settings.pop("type", None)
-    if kind not in DRIVERS:
-        raise ConfigError(f"session(driver={{'type': {kind!r}}}): there is no such driver; the types are {', '.join(DRIVERS)}")
-    factory = find_driver(kind)
-    known = [name for name, parameter in signature(factory).parameters.items() if parameter.kind is Parameter.KEYWORD_ONLY]
+    if kind == "cookies":
+        factory, known = None, []
+    elif kind in DRIVERS:
+        factory = find_driver(kind)
+        known = list(signature(factory).parameters)
+    else:
+        types = ", ".join(("cookies", *DRIVERS))
+        raise ConfigError(f"session(driver={{'type': {kind!r}}}): there is no such driver; the types are {types}")
     for name in settings:
         if name not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ConfigError(f"the {kind} driver has no option {name!r}; {takes}")
-    return factory(**settings)
+    return None if factory is None else factory(**settings)
 
 
 def _serializer(serializer: str | Serializer | None, encrypt: bool) -> Serializer:

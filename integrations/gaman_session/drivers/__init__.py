@@ -1,4 +1,4 @@
-"""The drivers by name, each imported when it is first asked for."""
+"""The drivers of stores by name, each imported when it is first asked for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import cast
 from gaman_session._driver import Driver
 
 DRIVERS = {
-    "cookies": "gaman_session.drivers.cookies:CookiesDriver",
     "memory": "gaman_session.drivers.memory:MemoryDriver",
 }
 

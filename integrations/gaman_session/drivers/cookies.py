@@ -8,16 +8,25 @@ cookie anew.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Literal
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from gaman_session._driver import Outcome, Record
+from gaman_session import _sealing
+from gaman_session._driver import Record
+from gaman_session._errors import SessionTooLarge
+from gaman_session._session import Answer, Kept, Session, Sessions
+
+T = TypeVar("T")
+
+# Attributes included, browsers must keep so many bytes (RFC 6265, section 6.1).
+_LIMIT: Final = 4096
 
 
 class Carried(msgspec.Struct, array_like=True, frozen=True):
-    """What a cookie carries, sealed."""
+    """What a cookie carries, sealed: which session it is, its times, and its values."""
 
     id: bytes
     is_transient: bool
@@ -31,79 +40,129 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Carried).decode
 
 
-def unpack(payload: bytes) -> Carried | None:
-    """Return what pack() was given, or None where another version of this package wrote it."""
-    try:
-        return _decode(payload)
-    except msgspec.DecodeError:
-        return None
+class CookieSession(Session):
+    """A session that comes with its request and goes back with the response."""
 
+    __slots__ = ("_came", "_carried", "_fields", "_is_changed", "_payload")
 
-def pack(id: bytes, is_transient: bool, record: Record) -> bytes:
-    """Return the bytes to seal for a session."""
-    return _encode((id, is_transient, record.created, record.expires, record.deadline, record.fields))
+    _carried: Carried | None
+    _fields: dict[str, bytes]
+    _payload: bytes | None
+    _came: bool
 
+    def __init__(self, sessions: Sessions, read_token: Callable[[], str | None]) -> None:
+        super().__init__(sessions, read_token)
+        self._is_changed = False
 
-class CookiesDriver:
-    """Holds, for the time of one request, the one session that came with it."""
+    @property
+    def id(self) -> str | None:
+        """A handle of the session, or None where there is no session yet."""
+        self._read()
+        return None if self._carried is None or not self._fields else _sealing.handle(self._carried.id)
 
-    name = "cookies"
-    shared = True
+    @property
+    def is_new(self) -> bool:
+        """Whether the request came without a session."""
+        self._read()
+        return not self._came
 
-    def __init__(self, id: str | None = None, record: Record | None = None) -> None:
-        self._id = id
-        self.record = record
+    async def update(self, key: str, fn: Callable[[Any], T], default: Any = None) -> T:
+        """Replace the value under *key* by `fn(value)`; other requests are not seen, and do not see it."""
+        self._open_for_change()
+        self._read()
+        before = self._fields.get(key)
+        value = fn(default if before is None else self._decode(key, before, default, None))
+        self._put(key, self._encode(key, value))
+        return value
 
-    async def open(self) -> None:
-        """Nothing to get ready."""
+    async def save(self) -> None:
+        """Nothing to do before the response: only that can bring a cookie to its browser."""
+        self._open_for_change()
 
-    async def close(self) -> None:
-        """Nothing to let go."""
+    async def _find(self, key: str) -> bytes | None:
+        if not self._is_loaded:
+            self._read()
+        return self._fields.get(key)
 
-    async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
-        """Return the session that came with the request, or None."""
-        return self._find(id, now)
+    async def _keys(self) -> Iterable[str]:
+        self._read()
+        return list(self._fields)
 
-    async def create(self, id: str, record: Record) -> None:
-        """Have a new session go back with the response."""
-        self._id, self.record = id, record
+    def _read(self) -> None:
+        """Open the cookie, once."""
+        if self._is_loaded:
+            return
+        self._open_for_first_read()
+        self._is_loaded = True
+        self._carried, self._fields, self._payload, self._came = None, {}, None, False
+        token = self._read_token()
+        payload = None if token is None else self._sessions.keyring.open_token(token)
+        if payload is None:
+            return
+        try:
+            carried = _decode(payload)
+        except msgspec.DecodeError:
+            # Ours, and of another version of this package.
+            return
+        if carried.deadline > self._sessions.clock():
+            self._carried, self._fields, self._came = carried, carried.fields, True
 
-    async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
-    ) -> Outcome:
-        """Set and delete single fields."""
-        record = self._find(id, now)
-        if record is None:
-            return Outcome.ABSENT
-        record.fields.update(sets)
-        for field in deletes:
-            record.fields.pop(field, None)
-        if not record.fields:
-            self.record = None
-            return Outcome.EMPTIED
-        if deadline is not None:
-            record.deadline = min(deadline, record.expires)
-        return Outcome.WRITTEN
+    def _times(self) -> tuple[float, float] | None:
+        carried = self._carried if self._is_loaded else None
+        return None if carried is None or not self._fields else (carried.created, carried.deadline)
 
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
-        """Set one field; within one request nobody else can have changed it."""
-        return await self.apply(id, {field: new}, (), now=now, deadline=deadline)
+    def _put(self, key: str, data: bytes) -> None:
+        self._read()
+        fields = {**self._fields, key: data}
+        payload = self._pack(fields)
+        size = self._sessions.cookie_overhead + _sealing.token_length(len(payload))
+        if size > _LIMIT:
+            raise SessionTooLarge(
+                f"with {key!r} the session's cookie would have {size} bytes, attributes included, and browsers keep {_LIMIT}; "
+                "store less, or choose a driver that keeps sessions on the server"
+            )
+        self._fields, self._payload, self._is_changed = fields, payload, True
 
-    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-        """Have *record* go back in the place of what came."""
-        if self._find(id, now) is None:
-            return Outcome.ABSENT
-        self._id, self.record = new_id, record
-        return Outcome.WRITTEN
+    def _drop(self, key: str) -> None:
+        self._read()
+        if key in self._fields:
+            self._fields = {other: data for other, data in self._fields.items() if other != key}
+            self._payload, self._is_changed = None, True
 
-    async def destroy(self, id: str, *, now: float) -> None:
-        """Have nothing go back."""
-        self.record = None
+    def _clear(self) -> None:
+        self._read()
+        self._carried, self._fields = None, {}
+        self._payload, self._is_changed = None, True
 
-    async def purge(self, *, now: float, limit: int) -> int:
-        """Browsers do it by themselves."""
-        return 0
+    def _renew(self, max_age: int | None) -> None:
+        self._read()
+        self._carried = self._begin(max_age)
+        self._payload, self._is_changed = None, True
 
-    def _find(self, id: str, now: float) -> Record | None:
-        record = self.record
-        return record if id == self._id and record is not None and record.deadline > now else None
+    def _discard(self) -> None:
+        self._is_loaded = self._is_changed = False
+
+    async def _finish(self) -> Answer | None:
+        if not self._is_loaded:
+            return None
+        carried = self._carried
+        if not self._is_changed and (carried is None or not self._sessions.is_touch_due(carried.deadline, carried.expires)):
+            return None
+        if carried is None or not self._fields:
+            return Answer(None, None) if self._came else None
+        token = self._sessions.keyring.seal_token(self._payload or self._pack(self._fields))
+        return Answer(token, None if carried.is_transient else math.ceil(carried.expires - self._sessions.clock()))
+
+    def _begin(self, asked: int | Kept | None) -> Carried:
+        before, now = self._carried, self._sessions.clock()
+        lifetime = None if before is None else before.expires - before.created
+        lifetime, is_transient = self._sessions.terms(asked, lifetime, before is not None and before.is_transient)
+        expires = now + lifetime
+        return Carried(_sealing.new_id(), is_transient, now, expires, self._sessions.deadline(now, expires), {})
+
+    def _pack(self, fields: dict[str, bytes]) -> bytes:
+        carried = self._carried
+        if carried is None:
+            carried = self._carried = self._begin(Kept.ID)
+        deadline = self._sessions.deadline(self._sessions.clock(), carried.expires)
+        return _encode((carried.id, carried.is_transient, carried.created, carried.expires, deadline, fields))

@@ -1,0 +1,38 @@
+# Each target sets up what it needs: `make demo` and `make test` work from a clean clone with Python 3.11+ and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+
+help:
+	@echo "make demo    start the example on http://localhost:3431"
+	@echo "make test    run every test"
+	@echo "make check   ask ruff, mypy and pyright"
+	@echo "make bench   measure"
+	@echo "PYTHON=python3.13 VENV=.venv-3.13 takes another Python, beside the first."
+
+demo: $(VENV)/installed
+	@$(VENV)/bin/python examples/workflow.py
+
+test: $(VENV)/developed
+	$(VENV)/bin/python -m pytest
+
+check: $(VENV)/developed
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+bench: $(VENV)/developed
+	$(VENV)/bin/python -m benchmarks
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gaman needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/developed: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --group dev
+	@touch $@
+
+.PHONY: help demo test check bench

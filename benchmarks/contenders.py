@@ -1,0 +1,146 @@
+"""The contenders: for each case one ASGI application by hand, the floor, one of gaman, and one of each peer that is installed."""
+
+from __future__ import annotations
+
+import os
+import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import msgspec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+
+from gaman import App, Context, Response, define_routes
+from gaman.session import session
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGI = Callable[[Message, Receive, Send], Awaitable[None]]
+
+SECRET = "a secret for benchmarks, 32 bytes and more"
+USER = {"id": 1, "name": "Angga", "email": "angga@example.com"}
+OTHER_ROUTES = 100
+
+_encode_json = msgspec.json.Encoder().encode
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+_cipher = AESGCMSIV(bytes(range(32)))
+_MAX_AGE = 86_400
+
+
+async def _send_json(send: Send, data: object, *headers: tuple[bytes, bytes]) -> None:
+    body = _encode_json(data)
+    fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": "http.response.start", "status": 200, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _cookie(scope: Message, name: bytes) -> bytes | None:
+    for field, value in scope["headers"]:
+        if field == b"cookie":
+            for pair in value.split(b"; "):
+                key, _, found = pair.partition(b"=")
+                if key == name:
+                    return bytes(found)
+    return None
+
+
+def _open(token: bytes) -> Any:
+    raw = urlsafe_b64decode(token + b"=" * (-len(token) % 4))
+    return _decode(_cipher.decrypt(raw[:12], raw[12:], b"session"))
+
+
+def _seal(payload: object) -> bytes:
+    nonce = os.urandom(12)
+    return urlsafe_b64encode(nonce + _cipher.encrypt(nonce, _encode(payload), b"session")).rstrip(b"=")
+
+
+_NO_STORE = ((b"cache-control", b"no-store"), (b"vary", b"Cookie"))
+
+
+async def _floor_json(scope: Message, send: Send) -> None:
+    await _send_json(send, {"message": "hello"})
+
+
+async def _floor_post(send: Send, user: str, post: str) -> None:
+    await _send_json(send, {"user": user, "post": post})
+
+
+_floor_routes = {("GET", "/json"): _floor_json}
+
+
+async def floor_plain(scope: Message, receive: Receive, send: Send) -> None:
+    handler = _floor_routes.get((scope["method"], scope["path"]))
+    if handler is not None:
+        await handler(scope, send)
+        return
+    _, first, user, posts, post = scope["path"].split("/")
+    if first == "users" and posts == "posts" and scope["method"] == "GET":
+        await _floor_post(send, user, post)
+
+
+async def floor_cookie_read(scope: Message, receive: Receive, send: Send) -> None:
+    token = _cookie(scope, b"session")
+    expires, values = _open(token) if token else (0, {})
+    user = _decode(values["user"]) if expires > time.time() else None
+    await _send_json(send, {"user": user}, *_NO_STORE)
+
+
+async def floor_cookie_write(scope: Message, receive: Receive, send: Send) -> None:
+    token = _cookie(scope, b"session")
+    expires, values = _open(token) if token else (0, {})
+    if expires <= time.time():
+        expires, values = time.time() + _MAX_AGE, {}
+    values["user"] = _encode(USER)
+    cookie = b"session=" + _seal((expires, values)) + b"; Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"
+    await _send_json(send, {"status": "logged in"}, *_NO_STORE, (b"set-cookie", cookie))
+
+
+_store: dict[bytes, tuple[float, dict[str, bytes]]] = {}
+
+
+async def floor_memory_read(scope: Message, receive: Receive, send: Send) -> None:
+    expires, values = _store.get(_cookie(scope, b"session") or b"", (0, {}))
+    user = _decode(values["user"]) if expires > time.time() else None
+    await _send_json(send, {"user": user}, *_NO_STORE)
+
+
+async def floor_memory_write(scope: Message, receive: Receive, send: Send) -> None:
+    token = _cookie(scope, b"session")
+    headers = _NO_STORE
+    if token is None or token not in _store:
+        token = urlsafe_b64encode(os.urandom(32))
+        _store[token] = (time.time() + _MAX_AGE, {})
+        cookie = b"session=" + token + b"; Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"
+        headers = (*_NO_STORE, (b"set-cookie", cookie))
+    _store[token][1]["user"] = _encode(USER)
+    await _send_json(send, {"status": "logged in"}, *headers)
+
+
+async def _json(ctx: Context) -> Response:
+    return Response.json({"message": "hello"})
+
+
+async def _post(ctx: Context) -> Response:
+    return Response.json({"user": ctx.params["user"], "post": ctx.params["post"]})
+
+
+async def _read(ctx: Context) -> Response:
+    return Response.json({"user": await ctx.session.get("user")})
+
+
+async def _write(ctx: Context) -> Response:
+    await ctx.session.set("user", USER)
+    return Response.json({"status": "logged in"})
+
+
+def gaman_plain() -> App:
+    others = {f"/other/{i}/:name": {"GET": _json} for i in range(OTHER_ROUTES)}
+    return App(define_routes({"/json": {"GET": _json}, "/users/:user/posts/:post": {"GET": _post}, **others}))
+
+
+def gaman_session(driver: str) -> App:
+    routes = define_routes({"/read": {"GET": _read}, "/write": {"GET": _write}})
+    return App(routes, integrations=[session(SECRET, {"type": driver})])

@@ -1,0 +1,354 @@
+"""StoredSession: a session in a driver's store, and the flush, which brings a request's changes there without undoing another's."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Final, NamedTuple, TypeVar
+
+from gaman_session import _sealing
+from gaman_session._driver import Driver, Outcome, Record
+from gaman_session._errors import SessionConflict
+from gaman_session._sealing import Values
+from gaman_session._session import Answer, Kept, Session, Sessions
+
+T = TypeVar("T")
+
+_ATTEMPTS: Final = 100
+_MISSING: Final = object()
+
+
+class _Identity(NamedTuple):
+    """Which session it is."""
+
+    id: bytes
+    handle: str
+    is_transient: bool
+    values: Values | None
+
+
+class StoredSession(Session):
+    """A session whose cookie holds nothing but a signed id."""
+
+    __slots__ = (
+        "_answer",
+        "_changes",
+        "_driver",
+        "_identity",
+        "_is_cleared",
+        "_is_ended",
+        "_is_identified",
+        "_lock",
+        "_new_max_age",
+        "_record",
+    )
+
+    def __init__(self, sessions: Sessions, driver: Driver, read_token: Callable[[], str | None]) -> None:
+        super().__init__(sessions, read_token)
+        self._driver = driver
+        # What is known of the session: which one it is, once the cookie was looked at, and what it holds, once it was loaded.
+        self._identity: _Identity | None = None
+        self._record: Record | None = None
+        self._is_identified = self._is_ended = False
+        # What the request wants of it: keys to set, or with None to delete; a new id, with that lifetime; its end.
+        self._changes: dict[str, bytes | None] = {}
+        self._new_max_age: int | Kept | None = Kept.ID
+        self._is_cleared = False
+        # Whether a cookie is to be sent (True), or taken back (False).
+        self._answer: bool | None = None
+        self._lock: asyncio.Lock | None = None
+
+    @property
+    def id(self) -> str | None:
+        """A handle of the session, or None where there is no session yet."""
+        self._identify()
+        return None if self._identity is None else self._identity.handle
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the request came without a session, as far as is known."""
+        self._identify()
+        return self._identity is None or (self._is_loaded and self._record is None)
+
+    async def update(self, key: str, fn: Callable[[Any], T], default: Any = None) -> T:
+        """Replace the value under *key* by `fn(value)`, by comparing and swapping what is stored."""
+        self._open_for_change()
+        async with self._locked():
+            await self._flush()
+            for attempt in range(_ATTEMPTS):
+                if not self._is_loaded:
+                    await self._read()
+                before = self._peek(key)
+                value = fn(default if before is None else self._decode(key, before, default, None))
+                if await self._swap(key, self._encode(key, value)):
+                    return value
+                self._is_loaded = False
+                await asyncio.sleep(random.random() * min(attempt, 20) / 1000)  # noqa: S311
+        raise SessionConflict(f"update({key!r}) met another request's change {_ATTEMPTS} times; let fewer requests share this key")
+
+    async def save(self) -> None:
+        """Bring what was changed to the store now."""
+        self._open_for_change()
+        async with self._locked():
+            await self._flush()
+
+    # Reading
+
+    def _identify(self) -> None:
+        """Find out from the cookie which session this is, without a trip."""
+        if self._is_identified:
+            return
+        self._is_identified = self._is_used = True
+        token = self._read_token()
+        if token is not None and (known := self._sessions.keyring.verify_id(token)) is not None:
+            self._identity = self._make_identity(*known)
+
+    def _make_identity(self, id: bytes, is_transient: bool) -> _Identity:
+        # Where nobody but this process sees the store, the key lies beside it.
+        is_sealed = self._driver.shared and self._sessions.encrypt
+        return _Identity(id, _sealing.handle(id), is_transient, self._sessions.keyring.values(id) if is_sealed else None)
+
+    async def _load(self) -> None:
+        """Read the session, once for all who ask at the same moment."""
+        self._open_for_first_read()
+        async with self._locked():
+            if not self._is_loaded:
+                await self._read()
+
+    async def _read(self) -> None:
+        self._identify()
+        identity = self._identity
+        found = None if identity is None else await self._driver.load(identity.handle, now=self._sessions.clock())
+        if not self._is_cleared:
+            self._is_ended = found is Outcome.ENDED
+            self._record = found if isinstance(found, Record) else None
+            self._is_loaded = True
+
+    async def _find(self, key: str) -> bytes | None:
+        if not self._is_loaded and key not in self._changes:
+            await self._load()
+        return self._peek(key)
+
+    async def _keys(self) -> Iterable[str]:
+        if not self._is_loaded:
+            await self._load()
+        return {**({} if self._record is None else self._record.fields), **self._changes}
+
+    def _peek(self, key: str) -> bytes | None:
+        """Return the encoded value of *key* as this request sees it, from what is loaded."""
+        if key in self._changes:
+            return self._changes[key]
+        stored = None if self._record is None else self._record.fields.get(key)
+        if stored is None or self._identity is None or self._identity.values is None:
+            return stored
+        data = self._identity.values.open(key, stored)
+        if data is None:
+            self._sessions.report_unreadable(self._identity.handle, key)
+        return data
+
+    def _times(self) -> tuple[float, float] | None:
+        return None if self._record is None else (self._record.created, self._record.deadline)
+
+    # Changing
+
+    def _put(self, key: str, data: bytes) -> None:
+        self._changes[key] = data
+
+    def _drop(self, key: str) -> None:
+        self._changes[key] = None
+
+    def _clear(self) -> None:
+        self._identify()
+        self._changes.clear()
+        self._new_max_age = Kept.ID
+        self._record = None
+        self._is_loaded = self._is_cleared = True
+
+    def _renew(self, max_age: int | None) -> None:
+        self._new_max_age = max_age
+
+    def _discard(self) -> None:
+        self._changes.clear()
+        self._new_max_age = Kept.ID
+        if self._is_cleared:
+            self._is_cleared = self._is_loaded = False
+
+    def _locked(self) -> asyncio.Lock:
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        return self._lock
+
+    # Writing
+
+    async def _finish(self) -> Answer | None:
+        async with self._locked():
+            await self._flush()
+        identity, record = self._identity, self._record
+        if self._answer is None:
+            return None
+        if not self._answer or identity is None or record is None:
+            return Answer(None, None)
+        token = self._sessions.keyring.sign_id(identity.id, identity.is_transient)
+        return Answer(token, None if identity.is_transient else math.ceil(record.expires - self._sessions.clock()))
+
+    async def _flush(self) -> None:
+        """Bring every change to the store, without undoing what other requests do at the same time."""
+        if self._is_cleared:
+            await self._end()
+        if self._new_max_age is not Kept.ID:
+            await self._rename()
+        elif self._changes:
+            await self._write()
+        elif self._record is not None and self._sessions.is_touch_due(self._record.deadline, self._record.expires):
+            await self._apply({})
+
+    async def _end(self) -> None:
+        if self._identity is not None:
+            await self._driver.destroy(self._identity.handle, now=self._sessions.clock())
+            self._forget()
+        self._is_cleared = False
+
+    async def _write(self) -> None:
+        self._identify()
+        if self._is_ended:
+            self._changes.clear()
+        elif self._is_loaded and self._record is None:
+            await self._begin()
+        else:
+            await self._apply(dict(self._changes))
+
+    async def _apply(self, changes: Mapping[str, bytes | None]) -> None:
+        identity = self._identity
+        if identity is None:
+            return await self._begin()
+        sets = _seal(identity, changes)
+        deletes = [key for key, data in changes.items() if data is None]
+        now = self._sessions.clock()
+        outcome = await self._driver.apply(identity.handle, sets, deletes, now=now, deadline=self._idle_deadline(now))
+        if outcome is Outcome.WRITTEN:
+            self._note(sets, deletes, now)
+            self._settle(changes)
+        elif outcome is Outcome.EMPTIED:
+            self._forget()
+            self._settle(changes)
+        elif outcome is Outcome.ABSENT and self._record is None:
+            # Nobody has ended what this request has seen: the cookie is an old one, and a session begins anew.
+            await self._begin()
+        else:
+            self._lose()
+
+    async def _begin(self) -> None:
+        """Store what this request has set as a new session, unless that is nothing."""
+        changes = dict(self._changes)
+        if any(data is not None for data in changes.values()):
+            identity, lifetime = self._new_identity()
+            record = self._new_record(_seal(identity, changes), lifetime)
+            await self._driver.create(identity.handle, record)
+            self._adopt(identity, record)
+        self._settle(changes)
+        self._new_max_age = Kept.ID
+
+    async def _rename(self) -> None:
+        """Move the session, as it is in the store at that moment and with this request's changes, to a new id."""
+        self._identify()
+        for _ in range(_ATTEMPTS):
+            if not self._is_loaded:
+                await self._read()
+            if self._identity is None or self._record is None:
+                # What was ended meanwhile stays so; but a login beside a logout is not lost.
+                return await self._begin()
+            changes = dict(self._changes)
+            kept = {key: self._peek(key) for key in {**self._record.fields, **changes}}
+            identity, lifetime = self._new_identity()
+            record = self._new_record(_seal(identity, kept), lifetime)
+            if not record.fields:
+                await self._end()
+                return self._settle(changes)
+            old, now = self._identity.handle, self._sessions.clock()
+            outcome = await self._driver.rename(old, identity.handle, record, version=self._record.version, now=now)
+            if outcome is Outcome.WRITTEN:
+                self._adopt(identity, record)
+                self._settle(changes)
+                self._new_max_age = Kept.ID
+                return None
+            self._is_loaded = False
+        raise SessionConflict(f"regenerate() met other requests' changes {_ATTEMPTS} times; let fewer requests share this session")
+
+    async def _swap(self, key: str, data: bytes) -> bool:
+        """Store *data* where the value is still the one that was read; return whether there is nothing left to do."""
+        if self._identity is None or self._record is None:
+            if not self._is_ended:
+                self._changes[key] = data
+                await self._begin()
+            return True
+        sets, now = _seal(self._identity, {key: data}), self._sessions.clock()
+        outcome = await self._driver.swap(
+            self._identity.handle,
+            key,
+            self._record.fields.get(key),
+            sets[key],
+            now=now,
+            deadline=self._idle_deadline(now),
+        )
+        if outcome is Outcome.CONFLICT:
+            return False
+        if outcome is Outcome.WRITTEN:
+            self._note(sets, (), now)
+            self._changes.pop(key, None)
+        else:
+            self._lose()
+        return True
+
+    def _new_identity(self) -> tuple[_Identity, int]:
+        """Return a new identity, and for how many seconds it is to last."""
+        record, identity = self._record, self._identity
+        lifetime = None if record is None else record.expires - record.created
+        lasts, is_transient = self._sessions.terms(self._new_max_age, lifetime, identity is not None and identity.is_transient)
+        return self._make_identity(_sealing.new_id(), is_transient), lasts
+
+    def _new_record(self, fields: dict[str, bytes], lifetime: int) -> Record:
+        now = self._sessions.clock()
+        return Record(fields, now, now + lifetime, self._sessions.deadline(now, now + lifetime))
+
+    def _idle_deadline(self, now: float) -> float | None:
+        idle = self._sessions.idle_timeout
+        return None if idle is None else now + idle
+
+    def _note(self, sets: Mapping[str, bytes], deletes: Collection[str], now: float) -> None:
+        """See in what was loaded what was written."""
+        if (record := self._record) is not None:
+            record.fields.update(sets)
+            for key in deletes:
+                record.fields.pop(key, None)
+            record.version += 1
+            record.deadline = self._sessions.deadline(now, record.expires)
+
+    def _settle(self, changes: Mapping[str, bytes | None]) -> None:
+        """Forget the changes that have arrived, but none that was made on top of them meanwhile."""
+        for key, data in changes.items():
+            if self._changes.get(key, _MISSING) is data:
+                del self._changes[key]
+
+    def _adopt(self, identity: _Identity, record: Record) -> None:
+        self._identity, self._record = identity, record
+        self._is_loaded = self._answer = True
+        self._is_ended = False
+
+    def _forget(self) -> None:
+        """Go on as a visitor without a session."""
+        self._identity = self._record = None
+        self._is_loaded = True
+        self._answer = False
+
+    def _lose(self) -> None:
+        """Somebody has ended the session: drop what was to be changed, and leave the cookie to those who ended it."""
+        self._changes.clear()
+        self._record = self._answer = None
+        self._is_loaded = self._is_ended = True
+
+
+def _seal(identity: _Identity, changes: Mapping[str, bytes | None]) -> dict[str, bytes]:
+    values = identity.values
+    return {key: data if values is None else values.seal(key, data) for key, data in changes.items() if data is not None}

@@ -1,0 +1,191 @@
+"""Programs in processes of their own, and HTTP by hand, for tests that need real sockets; holds no test."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPResponse
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self, TypeVar
+
+T = TypeVar("T")
+
+PATIENCE = 20.0
+"""Seconds after which a test gives up waiting; a machine under load needs more than one thinks."""
+
+
+def until(condition: Callable[[], T], what: str, *, seconds: float = PATIENCE) -> T:
+    """Return the first true value of *condition*; AssertionError says *what* did not come."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.01)
+    return value
+
+
+class Program:
+    """A Python program in a process of its own, and what it has said so far."""
+
+    def __init__(self, arguments: tuple[str, ...], cwd: Path, env: Mapping[str, str]) -> None:
+        self._files = ExitStack()
+        self._stdout = self._files.enter_context(tempfile.NamedTemporaryFile(suffix=".stdout"))
+        self._stderr = self._files.enter_context(tempfile.NamedTemporaryFile(suffix=".stderr"))
+        self._process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=self._stdout,
+            stderr=self._stderr,
+            # A group of its own, so that its workers can be reached, and ended, with it.
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def stdout(self) -> str:
+        return Path(self._stdout.name).read_text(encoding="utf-8")
+
+    @property
+    def stderr(self) -> str:
+        return Path(self._stderr.name).read_text(encoding="utf-8")
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on, as soon as it has printed the line that says so."""
+
+        def announced() -> re.Match[str] | None:
+            match = re.search(r"listening on http://\S+:(\d+)", self.stdout)
+            assert match or self._process.poll() is None, f"it ended before it listened:\n{self.stdout}{self.stderr}"
+            return match
+
+        return int(until(announced, "the line that says where it listens")[1])
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def send_signal(self, number: signal.Signals, *, to_group: bool = False) -> None:
+        """Send a signal to the process, or as a terminal does for Ctrl+C to its workers too."""
+        if to_group:
+            os.killpg(self.pid, number)
+        else:
+            self._process.send_signal(number)
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """Return the exit status, negative for a signal."""
+        return self._process.wait(seconds)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to stop, and return the exit status."""
+        self.send_signal(number)
+        return self.wait()
+
+    def close(self) -> None:
+        """End it and whatever it has started, however it is."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+        self._files.close()
+
+
+@contextmanager
+def running(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator[Program]:
+    """Run Python with *arguments*, a script's path or `-m` and a module's name, for as long as the block lasts."""
+    program = Program(arguments, cwd, env or {})
+    try:
+        yield program
+    finally:
+        program.close()
+
+
+@contextmanager
+def running_script(
+    source: str, folder: Path, *, env: Mapping[str, str] | None = None, name: str = "script.py"
+) -> Iterator[Program]:
+    """Run *source* as a script that lies in *folder*."""
+    path = folder / name
+    path.write_text(source, encoding="utf-8")
+    with running(str(path), cwd=folder, env=env) as program:
+        yield program
+
+
+class Answer(NamedTuple):
+    """A response, whole; *headers* by their names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Connection:
+    """A TCP connection on which octets are sent as they are."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.socket.close()
+
+    def send(self, octets: bytes) -> None:
+        self.socket.sendall(octets)
+
+    def read(self, method: str = "GET") -> Answer:
+        """Read one response to a request of *method*."""
+        response = HTTPResponse(self.socket, method=method)
+        response.begin()
+        body = response.read()
+        return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
+
+    def ask(self, octets: bytes) -> Answer:
+        """Send a request and read its response."""
+        self.send(octets)
+        return self.read(octets.split(b" ", 1)[0].decode("latin-1"))
+
+    def read_rest(self) -> bytes:
+        """Return all that comes until the other side closes."""
+        parts: list[bytes] = []
+        while part := self.socket.recv(65536):
+            parts.append(part)
+        return b"".join(parts)
+
+    def reset(self) -> None:
+        """Break the connection off without a farewell, as a client does that crashes."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        self.socket.close()
+
+
+def request(target: bytes | str, *headers: bytes | str, method: str = "GET", body: bytes = b"") -> bytes:
+    """Return the octets of a request with these header lines."""
+    lines = [b" ".join((method.encode(), _octets(target), b"HTTP/1.1")), b"Host: test", *map(_octets, headers)]
+    if body:
+        lines.append(b"Content-Length: %d" % len(body))
+    return b"\r\n".join([*lines, b"", body])
+
+
+def get(port: int, target: bytes | str, *headers: bytes | str) -> Answer:
+    """GET *target* on a connection of its own."""
+    with Connection(port) as connection:
+        return connection.ask(request(target, *headers))
+
+
+def _octets(text: bytes | str) -> bytes:
+    return text.encode() if isinstance(text, str) else text

@@ -1,0 +1,49 @@
+import pytest
+
+from gaman import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, MissingDependency
+
+
+@pytest.mark.parametrize("error", [ClientDisconnected, ConfigError, HeaderError, HTTPError, MissingDependency])
+def test_every_error_is_a_gaman_error(error: type[Exception]) -> None:
+    assert issubclass(error, GamanError)
+
+
+def test_a_missing_dependency_is_an_import_error_too() -> None:
+    assert issubclass(MissingDependency, ImportError)
+    assert issubclass(MissingDependency, ConfigError)
+
+
+def test_a_header_error_is_a_value_error_too() -> None:
+    assert issubclass(HeaderError, ValueError)
+
+
+def test_an_http_error_without_a_detail_says_its_status_phrase() -> None:
+    error = HTTPError(404)
+    assert (error.status, error.detail) == (404, "Not Found")
+    assert str(error) == "404 Not Found"
+
+
+def test_an_http_error_keeps_its_detail_and_headers() -> None:
+    error = HTTPError(429, "slow down", headers={"retry-after": "5"})
+    assert (error.status, error.detail, error.headers) == (429, "slow down", {"retry-after": "5"})
+
+
+def test_an_empty_detail_stays_empty() -> None:
+    assert HTTPError(400, "").detail == ""
+
+
+def test_a_status_that_no_registry_knows_has_a_phrase_as_well() -> None:
+    assert HTTPError(499).detail == "Error 499"
+
+
+@pytest.mark.parametrize("status", [0, 200, 302, 399, 600])
+def test_an_http_error_takes_no_status_of_success(status: int) -> None:
+    with pytest.raises(ValueError, match=str(status)):
+        HTTPError(status)
+
+
+def test_the_headers_of_an_error_are_its_own_copy() -> None:
+    headers = {"a": "1"}
+    error = HTTPError(400, headers=headers)
+    headers["a"] = "2"
+    assert error.headers == {"a": "1"}

@@ -1,0 +1,159 @@
+"""Each example is started as a user would start it, and asked over a real socket."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+ATTRIBUTES = "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"
+
+
+class Browser:
+    """A client that carries the cookie by hand, as a browser on localhost would: httpx keeps no Secure one over plain HTTP."""
+
+    def __init__(self, url: str) -> None:
+        self.client = httpx.Client(base_url=url)
+        self.cookies: dict[str, str] = {}
+
+    def get(self, path: str) -> httpx.Response:
+        response = self.client.get(path, headers={"cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())})
+        for line in response.headers.get_list("set-cookie"):
+            name, value = line.partition(";")[0].split("=", 1)
+            self.cookies[name] = value
+            if "max-age=0" in line.lower():
+                del self.cookies[name]
+        return response
+
+
+@contextmanager
+def serving(*command: str, folder: Path = ROOT, environment: dict[str, str] | None = None) -> Generator[Browser]:
+    """Run Python with *command*, which is to serve, until the block ends; then it has to stop at SIGINT, in peace."""
+    printed: list[str] = []
+    with subprocess.Popen(
+        [sys.executable, *command],
+        cwd=folder,
+        env={**os.environ, "PORT": "0", **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        watchdog = threading.Timer(60, process.kill)
+        watchdog.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                printed.append(line)
+                if found := re.match(r"gaman: listening on (\S+)", line):
+                    break
+            else:
+                pytest.fail(f"{command} does not serve: {''.join(printed)}")
+            browser = Browser(found[1])
+            with browser.client:
+                yield browser
+            process.send_signal(signal.SIGINT)
+            rest = process.stdout.read()
+            assert process.wait() == 0, rest
+            assert "Traceback" not in rest
+        finally:
+            process.kill()
+            watchdog.cancel()
+
+
+def walk_through(browser: Browser) -> None:
+    """Do what the seed's workflow does, and look at every answer."""
+    assert browser.get("/profile").status_code == 401
+    assert browser.get("/check").json() == {"hasUser": False, "isAuthenticated": False}
+    assert not browser.cookies
+
+    user = {"id": 1, "name": "Angga", "email": "angga@example.com"}
+    login = browser.get("/login")
+    assert login.json() == {"status": "logged in", "user": user}
+    name, _, rest = login.headers["set-cookie"].partition("=")
+    assert (name, rest.partition("; ")[2]) == ("__Host-gaman", ATTRIBUTES)
+    assert "Angga" not in login.headers["set-cookie"]
+
+    profile = browser.get("/profile")
+    assert (profile.status_code, profile.json()) == (200, {"user": user})
+    assert "set-cookie" not in profile.headers
+    assert browser.get("/check").json() == {"hasUser": True, "isAuthenticated": True}
+
+    logout = browser.get("/logout")
+    assert logout.json() == {"status": "logged out"}
+    assert logout.headers["set-cookie"] == f"__Host-gaman=; {ATTRIBUTES.replace('86400', '0')}"
+    assert browser.get("/profile").json() == {"error": "Not authenticated"}
+    assert browser.get("/check").json() == {"hasUser": False, "isAuthenticated": False}
+
+
+def test_the_workflow_logs_in_and_out() -> None:
+    with serving(str(EXAMPLES / "workflow.py")) as browser:
+        walk_through(browser)
+
+
+def test_the_workflow_runs_from_any_folder_and_its_sessions_outlive_it_with_a_key(tmp_path: Path) -> None:
+    key = {"GAMAN_KEY": "a secret of this test, long enough for it"}
+    with serving(str(EXAMPLES / "workflow.py"), folder=tmp_path, environment=key) as browser:
+        browser.get("/login")
+        cookies = browser.cookies
+    with serving(str(EXAMPLES / "workflow.py"), folder=tmp_path, environment=key) as browser:
+        browser.cookies = cookies
+        assert browser.get("/profile").status_code == 200
+
+
+def test_the_page_has_a_button_for_each_route_and_loads_nothing_from_elsewhere() -> None:
+    with serving(str(EXAMPLES / "workflow.py")) as browser:
+        page = browser.get("/")
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert re.findall(r'data-path="(.*?)"', page.text) == ["/login", "/profile", "/check", "/logout"]
+        assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(""", page.text)
+
+
+def test_the_page_is_told_of_the_cookie_and_never_its_value() -> None:
+    with serving(str(EXAMPLES / "workflow.py")) as browser:
+        login = browser.get("/login")
+        assert login.headers["x-cookie-came"] == "no"
+        assert login.headers["x-cookie-set"] == f"__Host-gaman=...; {ATTRIBUTES}"
+        check = browser.get("/check")
+        assert check.headers["x-cookie-came"] == "yes"
+        assert "x-cookie-set" not in check.headers
+        assert "Max-Age=0" in browser.get("/logout").headers["x-cookie-set"]
+
+
+def test_the_session_api_sets_gets_has_and_deletes() -> None:
+    values = {"user": {"id": 1, "name": "Angga"}, "token": "abc123", "preferences": {"theme": "dark", "lang": "en"}, "userId": 123}
+    with serving(str(EXAMPLES / "session_api.py")) as browser:
+        assert browser.get("/get").json() == dict.fromkeys(values)
+        assert browser.get("/has").json() == {"hasUser": False}
+        browser.get("/set")
+        assert browser.get("/get").json() == values
+        assert browser.get("/has").json() == {"hasUser": True}
+        browser.get("/delete")
+        assert browser.get("/get").json() == {**values, "user": None, "token": None}
+        assert browser.get("/has").json() == {"hasUser": False}
+
+
+@pytest.mark.parametrize(("driver", "max_age"), [("cookies", 86400), ("memory", 3600)])
+def test_each_driver_counts_visits(driver: str, max_age: int) -> None:
+    with serving(str(EXAMPLES / f"{driver}_driver.py")) as browser:
+        first = browser.get("/")
+        assert first.headers["set-cookie"].endswith(f"; Max-Age={max_age}; Path=/; Secure; HttpOnly; SameSite=Lax")
+        assert [first.json(), browser.get("/").json(), browser.get("/").json()] == [{"visits": n} for n in (1, 2, 3)]
+        browser.cookies.clear()
+        assert browser.get("/").json() == {"visits": 1}
+
+
+def test_every_example_has_a_test() -> None:
+    tested = Path(__file__).read_text()
+    for example in EXAMPLES.glob("*.py"):
+        assert f'"{example.name}"' in tested or example.stem in ("cookies_driver", "memory_driver")

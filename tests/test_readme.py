@@ -1,0 +1,197 @@
+"""What the READMEs say is so: each Python block runs, each command exists, each table is complete, each link leads on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import shlex
+import subprocess
+import sys
+import types
+from inspect import Parameter, iscoroutinefunction, signature
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import gaman
+from gaman.session import Session, session
+from gaman.testing import TestClient
+from tests.test_examples import ROOT, serving, walk_through
+
+DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md"]
+SECRET = "a secret for the documents' examples"
+# Serves on a free port in the place of the usual one; all else is as the block has it.
+RUN = """
+import functools, runpy, sys, gaman
+gaman.serve = functools.partial(gaman.serve, port=0)
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+class Block(NamedTuple):
+    document: str
+    line: int
+    code: str
+    above: str
+    """The code of the blocks before it, which it may build on."""
+
+    @property
+    def serves(self) -> bool:
+        return "gaman.serve(" in self.code
+
+
+def blocks(document: str, language: str) -> list[Block]:
+    text = (ROOT / document).read_text()
+    found: list[Block] = []
+    for match in re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        line = text.count("\n", 0, match.start(1))
+        # As many empty lines before it as in the document, so that a traceback names the place.
+        above = found[-1].above + found[-1].code if found else ""
+        found.append(Block(document, line + 1, match[1], above + "\n" * (line - above.count("\n"))))
+    return found
+
+
+PYTHON = [block for document in DOCUMENTS for block in blocks(document, "python")]
+
+
+def named(block: Block) -> str:
+    return f"{block.document}:{block.line}"
+
+
+@pytest.mark.parametrize("block", [block for block in PYTHON if not block.serves], ids=named)
+def test_a_python_block_runs(
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GAMAN_KEY", SECRET)
+    module = types.ModuleType("main")
+    monkeypatch.setitem(sys.modules, "main", module)
+    exec(compile(block.above, ROOT / block.document, "exec"), module.__dict__)
+    before = dict(module.__dict__)
+    exec(compile("\n" * (block.line - 1) + block.code, ROOT / block.document, "exec"), module.__dict__)
+    fresh = [value for name, value in module.__dict__.items() if before.get(name) is not value]
+    caplog.set_level(logging.WARNING)
+    asyncio.run(exercise(fresh))
+    assert not caplog.records
+
+
+async def exercise(fresh: list[object]) -> None:
+    """Do with what a block defines what it is for: ask Apps and handlers, plug in integrations, run tests."""
+    for value in fresh:
+        if isinstance(value, gaman.App):
+            await ask(value)
+        elif isinstance(value, gaman.Routes):
+            await ask(gaman.App(value, integrations=[session()]))
+        elif isinstance(value, gaman.Integration):
+            integrations = [value] if value.name == "session" else [value, session()]
+            await ask(gaman.App({"/": touch}, integrations=integrations))
+        elif isinstance(value, types.FunctionType) and iscoroutinefunction(value):
+            parameters = list(signature(value).parameters)
+            if parameters == ["ctx"]:
+                for driver in ("cookies", "memory"):
+                    await ask(gaman.App({"/": [given_params, value, touch]}, integrations=[session(driver={"type": driver})]))
+            elif not parameters:
+                await value()
+
+
+async def ask(app: gaman.App) -> None:
+    async with TestClient(app) as client:
+        for _ in range(2):
+            response = await client.get("/?item=tea", follow_redirects=False)
+            assert response.status_code < 500, response.text
+
+
+async def given_params(ctx: gaman.Context) -> None:
+    ctx.params = {"id": "7"}
+
+
+async def touch(ctx: gaman.Context) -> str:
+    count = await ctx.session.get("touched", 0) + 1
+    await ctx.session.set("touched", count)
+    return str(count)
+
+
+@pytest.mark.parametrize("block", [block for block in PYTHON if block.serves], ids=named)
+def test_a_python_block_that_serves_does_so(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(re.sub(r"(?m)^    gaman\.serve\(.*\n", "    pass\n", block.above) + block.code)
+    with serving("-c", RUN, "main.py", folder=tmp_path, environment={"GAMAN_KEY": SECRET}) as browser:
+        if '"/logout"' in block.code:
+            walk_through(browser)
+        else:
+            assert browser.get("/").status_code == 200
+
+
+def test_the_blocks_are_found() -> None:
+    assert {document: sum(block.document == document for block in PYTHON) >= 3 for document in DOCUMENTS} == dict.fromkeys(
+        DOCUMENTS, True
+    )
+    for document in DOCUMENTS:
+        languages = re.findall(r"^```(\S+)$", (ROOT / document).read_text(), re.MULTILINE)
+        assert set(languages) <= {"python", "sh"}, f"{document} has blocks that nothing tests"
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md"])
+def test_a_shell_block_names_only_what_exists(document: str) -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for block in blocks(document, "sh"):
+        for line in block.code.splitlines():
+            command, *arguments = shlex.split(line.replace("$(", " $( ").replace(")", " ) "))
+            if command == "make":
+                assert {name for name in arguments if "=" not in name} <= set(targets), line
+            elif command == "gaman":
+                check_options(arguments, line)
+            elif command == ".ci/run":
+                assert (ROOT / ".ci/run").stat().st_mode & 0o111, ".ci/run can't be executed"
+            elif command == "export":
+                assert "gaman key" in line
+            else:
+                assert (command, *arguments) in {("pip", "install", "gaman"), ("python", "main.py")}, line
+
+
+def check_options(arguments: list[str], line: str) -> None:
+    described = subprocess.run(
+        [sys.executable, "-m", "gaman", arguments[0], "--help"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert described.returncode == 0, line
+    for argument in arguments:
+        assert not argument.startswith("--") or argument in described.stdout, line
+
+
+@pytest.mark.parametrize("document", ["README.md", "integrations/gaman_session/README.md"])
+def test_the_table_of_options_names_each_with_its_default(document: str) -> None:
+    text = (ROOT / document).read_text()
+    table = text[text.index("| option |") :].split("\n\n")[0]
+    told: dict[str, str] = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", table, re.MULTILINE))
+    real = signature(session).parameters
+    assert list(told) == list(real)
+    in_words = {"secret": "`GAMAN_KEY`", "driver": '`{"type": "cookies"}`'}
+    for name, default in told.items():
+        assert in_words.get(name, f"`{quoted(real[name])}`") in default, name
+
+
+def quoted(parameter: Parameter) -> str:
+    default: Any = parameter.default
+    return f'"{default}"' if isinstance(default, str) else repr(default)
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"), [("| of `ctx` |", gaman.Context), ("| call |", Session), ("| make a `Response` with |", gaman.Response)]
+)
+def test_a_table_names_what_is_there(start: str, kind: type) -> None:
+    text = (ROOT / "README.md").read_text()
+    table = text[text.index(start) :].split("\n\n")[0]
+    for cell in re.findall(r"^\| (.*?) \|", table, re.MULTILINE)[2:]:
+        for name in re.findall(r"`(?:await )?(?:s\.|Response\.|\.)?([a-z_]+)(?:\(.*?\))?`", cell):
+            assert hasattr(kind, name), name
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_a_link_leads_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text()
+    titles = {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in re.findall(r"(?m)^#+ (.*)$", text)}
+    for target in re.findall(r"\]\((?!https?:)(.*?)\)", text):
+        path, _, anchor = target.partition("#")
+        assert ((ROOT / document).parent / path).exists(), target
+        assert not anchor or anchor in titles, target

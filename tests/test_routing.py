@@ -1,0 +1,739 @@
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gaman import App, ConfigError, Context, Handler, HTTPError, Response, Table, define_routes
+
+if TYPE_CHECKING:
+    from tests.conftest import Answer, Ask
+
+pytestmark = pytest.mark.anyio
+
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+
+
+def passing(name: str) -> Handler:
+    async def passing(ctx: Context) -> None:
+        ctx.locals.setdefault("seen", []).append(name)
+
+    return passing
+
+
+def answering(name: str) -> Handler:
+    async def answering(ctx: Context) -> str:
+        return " ".join([*ctx.locals.get("seen", []), name, *(f"{key}={value}" for key, value in sorted(ctx.params.items()))])
+
+    return answering
+
+
+async def handler(ctx: Context) -> str:
+    return "ok"
+
+
+def sync_handler(ctx: Context) -> str:
+    return "ok"
+
+
+def of_deps(deps: object) -> Table:
+    return {"/a": answering(repr(deps))}
+
+
+class AsyncCallable:
+    async def __call__(self, ctx: Context) -> str:
+        return "ok"
+
+
+class SyncCallable:
+    def __call__(self, ctx: Context) -> str:
+        return "ok"
+
+
+def said(answer: Answer) -> str | int:
+    """The text of an answer, or the status of a refusal."""
+    return answer.text if answer.status == 200 else answer.status
+
+
+# Paths
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/", "home"),
+        ("/about", "about"),
+        ("/About", 404),
+        ("/about.html", 404),
+        ("/api/v1/ping", "ping"),
+        ("/api/v1", "v1"),
+        ("/api", 404),
+        ("/api/v1/ping/x", 404),
+        ("/file.txt", "dot"),
+        ("/fileXtxt", 404),
+        ("/a+b", "plus"),
+        ("/caf%C3%A9", "unicode"),
+        ("/%61bout", "about"),
+        ("/nothing", 404),
+    ],
+)
+async def test_a_path_is_literal(ask: Ask, target: str, expected: str | int) -> None:
+    routes = define_routes(
+        {
+            "/": answering("home"),
+            "/about": answering("about"),
+            "/api": {"/v1": {"/": answering("v1"), "/ping": answering("ping")}},
+            "/file.txt": answering("dot"),
+            "/a+b": answering("plus"),
+            "/caf\xe9": answering("unicode"),
+        }
+    )
+    assert said(await ask(App(routes), target)) == expected
+
+
+@pytest.mark.parametrize("target", ["/users/me", "/users/me/", "//users/me", "/users//me", "/users///me//", "//users//me//"])
+async def test_a_trailing_slash_is_ignored_and_slashes_collapse(ask: Ask, target: str) -> None:
+    assert said(await ask(App({"/users/me": answering("me")}), target)) == "me"
+    assert said(await ask(App({"/users/:id": answering("user")}), target)) == "user id=me"
+    assert said(await ask(App({"/users/me/": answering("me")}), target)) == "me"
+
+
+@pytest.mark.parametrize("target", ["/", "//", "///"])
+async def test_the_root_is_the_root_however_many_slashes(ask: Ask, target: str) -> None:
+    assert said(await ask(App({"/": answering("home")}), target)) == "home"
+    assert said(await ask(App(define_routes({"/": answering("home")}, strict=True)), target)) == "home"
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/a", "without"),
+        ("/a/", "with"),
+        ("//a", "without"),
+        ("/a//", "with"),
+        ("/b", 404),
+        ("/b/", "b"),
+        ("/c", "c"),
+        ("/c/", 404),
+        ("/u/1", "user id=1"),
+        ("/u/1/", 404),
+        ("/v/1", 404),
+        ("/v/1/", "slash id=1"),
+        ("/u/", 404),
+        ("/u", 404),
+    ],
+)
+async def test_strict_tells_a_trailing_slash_apart(ask: Ask, target: str, expected: str | int) -> None:
+    table = {
+        "/a": answering("without"),
+        "/a/": answering("with"),
+        "/b/": answering("b"),
+        "/c": answering("c"),
+        "/u/:id": answering("user"),
+        "/v/:id/": answering("slash"),
+    }
+    assert said(await ask(App(define_routes(table, strict=True)), target)) == expected
+
+
+async def test_strict_holds_for_routes_of_a_function_too(ask: Ask) -> None:
+    app = App(define_routes(of_deps, strict=True), deps="given")
+    assert said(await ask(app, "/a")) == "'given'"
+    assert said(await ask(app, "/a/")) == 404
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/users/42", "user id=42"),
+        ("/users/a%20b", "user id=a b"),
+        ("/users/a+b", "user id=a+b"),
+        ("/users/a%2Fb", "user id=a/b"),
+        ("/users/a%2fb", "user id=a/b"),
+        ("/users/%2F", "user id=/"),
+        ("/users/a%252Fb", "user id=a%2Fb"),
+        ("/users/caf%C3%A9", "user id=caf\xe9"),
+        ("/users/%F0%9F%8D%AA", "user id=\U0001f36a"),
+        ("/users/%00", "user id=\x00"),
+        ("/users/%2E%2E", "user id=.."),
+        ("/users/100%", "user id=100%"),
+        ("/users/%zz", "user id=%zz"),
+        ("/users/:id", "user id=:id"),
+        ("/users/*", "user id=*"),
+        ("/users/GET", "user id=GET"),
+        ("/users/1/posts/2", "post id=1 post=2"),
+        ("/users", 404),
+        ("/users/", 404),
+        ("/users//posts/2", 404),
+        ("/users/a%2Fposts%2F2", "user id=a/posts/2"),
+    ],
+)
+async def test_a_parameter_binds_one_decoded_segment(ask: Ask, target: str, expected: str | int) -> None:
+    app = App({"/users/:id": answering("user"), "/users/:id/posts/:post": answering("post")})
+    assert said(await ask(app, target)) == expected
+
+
+@pytest.mark.parametrize("target", ["/users/%FF", "/users/%C3", "/users/%ED%A0%80", "/%C0%AF", "/nowhere/%FF", "/users/a%2F%FF"])
+async def test_a_path_that_is_not_utf8_answers_400(ask: Ask, target: str) -> None:
+    answer = await ask(App({"/users/:id": answering("user")}), target)
+    assert (answer.status, answer.text) == (400, "the path is not valid UTF-8")
+
+
+async def test_octets_beyond_ascii_in_a_raw_path_answer_400(ask: Ask) -> None:
+    answer = await ask(App({"/:a": answering("a")}), scope={"raw_path": b"/\xc3\xa9%20", "path": "/\xe9 "})
+    assert answer.status == 400
+
+
+async def test_without_a_raw_path_the_decoded_one_is_taken(ask: Ask) -> None:
+    scope = {"raw_path": None, "path": "/users/caf\xe9 %41"}
+    assert said(await ask(App({"/users/:id": answering("user")}), scope=scope)) == "user id=caf\xe9 %41"
+
+
+@pytest.mark.parametrize(("target", "root"), [("/app/users/1", "/app"), ("/app/users/%31", "/app"), ("/a%20b/users/%31", "/a b")])
+async def test_the_root_path_of_the_server_is_no_part_of_a_route(ask: Ask, target: str, root: str) -> None:
+    app = App({"/users/:id": answering("user"), "/": answering("home")})
+    assert said(await ask(app, target, scope={"root_path": root})) == "user id=1"
+    assert said(await ask(app, target.partition("/users")[0], scope={"root_path": root})) == "home"
+
+
+async def test_each_route_names_the_parameters_of_a_place_as_it_likes(ask: Ask) -> None:
+    app = App({"/:a": answering("one"), "/:b/x": {"GET": answering("two")}, "/:c": {"/:d": {"POST": answering("three")}}})
+    assert said(await ask(app, "/1")) == "one a=1"
+    assert said(await ask(app, "/1/x")) == "two b=1"
+    assert said(await ask(app, "/1/x", "POST")) == "three c=1 d=x"
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/users/me", "me"),
+        ("/users/you", "user id=you"),
+        ("/users/me/posts", "posts id=me"),
+        ("/users/me/photos", "photos"),
+        ("/users/you/photos", 404),
+        ("/users/me/posts/1", 404),
+        ("/a/b/c", "abc"),
+        ("/a/b/d", "a:d x=b"),
+        ("/a/x/c", "deep p=a q=x r=c"),
+        ("/a/b/e", "deep p=a q=b r=e"),
+    ],
+)
+async def test_a_literal_is_preferred_to_a_parameter_but_never_in_its_way(ask: Ask, target: str, expected: str | int) -> None:
+    app = App(
+        {
+            "/users/:id": answering("user"),
+            "/users/me": answering("me"),
+            "/users/:id/posts": answering("posts"),
+            "/users/me/photos": answering("photos"),
+            "/:p/:q/:r": answering("deep"),
+            "/a/:x/d": answering("a:d"),
+            "/a/b/c": answering("abc"),
+        }
+    )
+    # /users/you/photos and the like fall to the deepest fallback as well.
+    if expected == 404 and target.count("/") == 3:
+        expected = "deep " + " ".join(f"{k}={v}" for k, v in zip("pqr", target.split("/")[1:], strict=True))
+    assert said(await ask(app, target)) == expected
+
+
+async def test_a_table_of_10000_routes_answers_each_of_them(ask: Ask) -> None:
+    app = App({f"/r{i}": {"/": answering(f"r{i}"), "/:id/x": answering(f"x{i}")} for i in range(5_000)})
+    for i in (0, 1, 2_500, 4_999):
+        assert said(await ask(app, f"/r{i}")) == f"r{i}"
+        assert said(await ask(app, f"/r{i}/7/x")) == f"x{i} id=7"
+    assert said(await ask(app, "/r5000")) == 404
+
+
+async def test_a_path_of_a_thousand_segments_is_a_404(ask: Ask) -> None:
+    app = App({"/:a/:b": answering("two"), "/a/:b/c": answering("three")})
+    assert said(await ask(app, "/a" * 1_000)) == 404
+
+
+async def test_a_route_of_a_hundred_segments_is_found(ask: Ask) -> None:
+    assert said(await ask(App({"/a" * 100: answering("deep")}), "/a" * 100)) == "deep"
+
+
+# Methods
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_each_method_has_its_own_handler(ask: Ask, method: str) -> None:
+    app = App({"/": {name: answering(name.lower()) for name in METHODS}})
+    answer = await ask(app, "/", method)
+    assert answer.text == ("" if method == "HEAD" else method.lower())
+
+
+@pytest.mark.parametrize("method", [*METHODS, "PROPFIND", "BREW"])
+async def test_all_takes_every_method(ask: Ask, method: str) -> None:
+    for table in ({"/x": {"ALL": answering("all")}}, {"/x": answering("all")}, {"/:x": answering("all")}):
+        answer = await ask(App(table), "/x", method)
+        assert answer.status == 200
+        assert method == "HEAD" or answer.text.startswith("all")
+
+
+async def test_a_method_of_its_own_goes_before_all(ask: Ask) -> None:
+    app = App({"/": {"ALL": answering("all"), "POST": answering("post"), "GET": answering("get")}})
+    assert [said(await ask(app, "/", method)) for method in ("GET", "POST", "PUT", "OPTIONS")] == ["get", "post", "all", "all"]
+
+
+@pytest.mark.parametrize("path", ["/x", "/:id"])
+async def test_get_serves_head_without_the_body(ask: Ask, path: str) -> None:
+    answer = await ask(App({path: {"GET": handler}}), "/x", "HEAD")
+    assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "2")
+
+
+async def test_head_has_a_handler_of_its_own_where_there_is_one(ask: Ask) -> None:
+    async def head(ctx: Context) -> str:
+        return "longer"
+
+    answer = await ask(App({"/": {"GET": handler, "HEAD": head}}), "/", "HEAD")
+    assert answer.headers["content-length"] == "6"
+
+
+@pytest.mark.parametrize(
+    ("table", "method", "allow"),
+    [
+        pytest.param({"/x": {"GET": handler}}, "POST", "GET, HEAD, OPTIONS", id="get"),
+        pytest.param({"/x": {"POST": handler}}, "GET", "POST, OPTIONS", id="post"),
+        pytest.param({"/x": {"POST": handler}}, "HEAD", "POST, OPTIONS", id="head without get"),
+        pytest.param({"/:id": {"DELETE": handler, "PATCH": handler}}, "GET", "PATCH, DELETE, OPTIONS", id="parameter"),
+        pytest.param(
+            {"/:id": {"GET": handler}, "/x": {"POST": handler}}, "PUT", "GET, HEAD, POST, OPTIONS", id="two routes, one path"
+        ),
+        pytest.param({"/x": {"GET": handler}}, "PROPFIND", "GET, HEAD, OPTIONS", id="a method that no table can name"),
+    ],
+)
+async def test_a_known_path_without_the_method_answers_405(ask: Ask, table: Any, method: str, allow: str) -> None:
+    answer = await ask(App(table), "/x", method)
+    assert (answer.status, answer.headers["allow"]) == (405, allow)
+
+
+async def test_an_unknown_path_answers_404_to_every_method(ask: Ask) -> None:
+    for method in [*METHODS, "PROPFIND"]:
+        answer = await ask(App({"/x": {"GET": handler}}), "/y", method)
+        assert (answer.status, "allow" in answer.headers) == (404, False)
+
+
+async def test_options_answers_what_is_allowed(ask: Ask) -> None:
+    answer = await ask(App({"/x": {"GET": handler, "POST": handler}}), "/x", "OPTIONS")
+    assert (answer.status, answer.headers["allow"], answer.body) == (204, "GET, HEAD, POST, OPTIONS", b"")
+
+
+async def test_the_routes_may_answer_options_themselves(ask: Ask) -> None:
+    assert said(await ask(App({"/x": {"GET": handler, "OPTIONS": answering("mine")}}), "/x", "OPTIONS")) == "mine"
+
+
+async def test_a_literal_path_without_the_method_leaves_it_to_the_parameter(ask: Ask) -> None:
+    app = App({"/users/me": {"GET": answering("me")}, "/users/:id": {"POST": answering("user")}})
+    assert said(await ask(app, "/users/me")) == "me"
+    assert said(await ask(app, "/users/me", "POST")) == "user id=me"
+    assert said(await ask(app, "/users/x")) == 405
+
+
+@pytest.mark.parametrize("segment", [*METHODS, "ALL"])
+async def test_a_method_in_a_path_segment_is_no_method(ask: Ask, segment: str) -> None:
+    app = App({"/x": {segment: answering("method")}, "/y": {f"/{segment}": answering("path")}})
+    assert said(await ask(app, f"/x/{segment}")) == 404
+    assert said(await ask(app, f"/y/{segment}")) == "path"
+    assert said(await ask(app, "/y")) == 404
+
+
+async def test_a_method_at_the_top_is_one_of_the_root(ask: Ask) -> None:
+    app = App({"GET": answering("get"), "POST": answering("post")})
+    assert said(await ask(app, "/", "POST")) == "post"
+
+
+# Handlers
+
+
+async def test_handlers_of_a_list_run_until_one_answers(ask: Ask) -> None:
+    app = App({"/": [passing("one"), passing("two"), answering("three"), answering("four")]})
+    assert said(await ask(app)) == "one two three"
+
+
+@pytest.mark.parametrize("value", [passing("one"), [passing("one"), passing("two")], {"GET": passing("one")}])
+async def test_where_no_handler_answers_the_reply_is_404(ask: Ask, value: Any) -> None:
+    assert said(await ask(App({"/": value}))) == 404
+
+
+@pytest.mark.parametrize("result", ["", b"", {}, [], 0], ids=repr)
+async def test_only_none_passes_on(ask: Ask, result: object) -> None:
+    async def empty(ctx: Context) -> object:
+        return result
+
+    answer = await ask(App({"/": [empty, handler]}))
+    assert answer.text != "ok"
+
+
+@pytest.mark.parametrize("callable_", [AsyncCallable(), functools.partial(handler)], ids=["object", "partial"])
+async def test_whatever_is_async_can_be_a_handler(ask: Ask, callable_: Callable[..., Awaitable[object]]) -> None:
+    assert said(await ask(App({"/": callable_}))) == "ok"
+
+
+async def test_a_bound_method_can_be_a_handler(ask: Ask) -> None:
+    assert said(await ask(App({"/": AsyncCallable().__call__}))) == "ok"
+
+
+# Middleware
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/", "top home"),
+        ("/admin", "top admin"),
+        ("/admin/", "top admin"),
+        ("/admin/users", "top a b users"),
+        ("/admin//users", "top a b users"),
+        ("/%61dmin/users", "top a b users"),
+        ("/admin/users/1", "top a b deeper user id=1"),
+        ("/administrators", "top others"),
+    ],
+)
+async def test_middleware_runs_for_all_that_lies_below_its_prefix(ask: Ask, target: str, expected: str) -> None:
+    app = App(
+        {
+            "/admin/users": {"/": answering("users"), "/:id": answering("user")},
+            "*": passing("top"),
+            "/": answering("home"),
+            "/admin": {"/": answering("admin"), "*": [passing("a"), passing("b")]},
+            "/admin/users/*": passing("deeper"),
+            "/administrators": answering("others"),
+        }
+    )
+    assert said(await ask(app, target)) == expected
+
+
+async def test_a_slash_and_a_star_are_for_all_but_the_root(ask: Ask) -> None:
+    app = App({"/*": passing("mw"), "/": answering("home"), "/x": answering("x")})
+    assert (said(await ask(app, "/")), said(await ask(app, "/x"))) == ("home", "mw x")
+
+
+async def test_middleware_runs_in_the_order_it_was_declared(ask: Ask) -> None:
+    app = App({"/a/b/*": passing("1"), "*": passing("2"), "/a/*": passing("3"), "/a/b/c": answering("end")})
+    assert said(await ask(app, "/a/b/c")) == "1 2 3 end"
+
+
+async def test_middleware_may_answer_in_the_place_of_the_route(ask: Ask) -> None:
+    app = App({"/a/*": answering("stop"), "/a/b": answering("never")})
+    assert said(await ask(app, "/a/b")) == "stop"
+
+
+async def test_middleware_may_refuse(ask: Ask) -> None:
+    async def guard(ctx: Context) -> None:
+        if ctx.header("authorization") is None:
+            raise HTTPError(401)
+
+    app = App({"/admin/*": guard, "/admin/x": answering("secret")})
+    assert said(await ask(app, "/admin/x")) == 401
+    assert said(await ask(app, "/admin/x", headers={"authorization": "me"})) == "secret"
+    assert said(await ask(app, "/admin/%78")) == 401
+    assert said(await ask(app, "//admin///x/")) == 401
+
+
+async def test_middleware_runs_also_where_no_route_matches(ask: Ask) -> None:
+    seen: list[str] = []
+
+    async def note(ctx: Context) -> None:
+        seen.append(ctx.path)
+
+    app = App({"/api/*": note, "/api/x": {"GET": handler}})
+    assert said(await ask(app, "/api/y")) == 404
+    assert said(await ask(app, "/api/x", "POST")) == 405
+    assert said(await ask(app, "/other")) == 404
+    assert seen == ["/api/y", "/api/x"]
+
+
+@pytest.mark.parametrize("key", ["*", "/*"])
+async def test_a_catch_all_answers_where_no_route_does(ask: Ask, key: str) -> None:
+    app = App({key: answering("caught")})
+    assert said(await ask(app, "/anything/at/all")) == "caught"
+    assert said(await ask(app, "/")) == ("caught" if key == "*" else 404)
+
+
+async def test_options_of_a_known_path_passes_the_middleware(ask: Ask) -> None:
+    app = App({"*": answering("cors"), "/x": {"GET": handler}})
+    assert said(await ask(app, "/x", "OPTIONS")) == "cors"
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "expected"),
+    [("/a/x", "GET", "get x"), ("/a/x", "HEAD", 200), ("/a/x", "POST", "all x"), ("/a/x", "BREW", "all x"), ("/b/x", "POST", "x")],
+)
+async def test_middleware_may_be_for_some_methods(ask: Ask, target: str, method: str, expected: str | int) -> None:
+    app = App(
+        {
+            "/a/*": {"GET": [passing("get")], "ALL": passing("all")},
+            "/b/*": {"DELETE": passing("never")},
+            "/a/x": answering("x"),
+            "/b/x": answering("x"),
+        }
+    )
+    answer = await ask(app, target, method)
+    assert (answer.status if isinstance(expected, int) else answer.text) == expected
+
+
+async def test_get_middleware_guards_head_as_well(ask: Ask) -> None:
+    async def guard(ctx: Context) -> None:
+        raise HTTPError(403)
+
+    assert said(await ask(App({"*": {"GET": guard}, "/x": handler}), "/x", "HEAD")) == 403
+
+
+async def test_the_handlers_of_method_middleware_stop_where_one_answers(ask: Ask) -> None:
+    app = App({"*": {"GET": [passing("one"), answering("two"), answering("never")]}, "/": handler})
+    assert said(await ask(app)) == "one two"
+
+
+async def test_middleware_sees_the_parameters_of_its_prefix_and_of_the_route(ask: Ask) -> None:
+    seen: list[dict[str, str]] = []
+
+    async def note(ctx: Context) -> None:
+        seen.append(dict(ctx.params))
+
+    app = App({"/:lang/*": note, "/:lang/users/:id": handler, "/en/about": answering("about")})
+    await ask(app, "/de/users/7")
+    assert said(await ask(app, "/en/about")) == "about lang=en"
+    assert said(await ask(app, "/fr/unknown")) == 404
+    assert seen == [{"lang": "de", "id": "7"}, {"lang": "en"}, {"lang": "fr"}]
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/users/me/posts", "mine posts id=me"),
+        ("/users/you/posts", "posts id=you"),
+        ("/users/me", "user id=me"),
+        ("/users/%6De/posts", "mine posts id=me"),
+        ("/users/me/drafts", "mine drafts"),
+        ("/x/me/posts", 404),
+    ],
+)
+async def test_middleware_with_a_literal_where_the_route_has_a_parameter_is_conditional(
+    ask: Ask, target: str, expected: str | int
+) -> None:
+    app = App(
+        {
+            "/users/me/*": passing("mine"),
+            "/users/:id": answering("user"),
+            "/users/:id/posts": answering("posts"),
+            "/users/me/drafts": answering("drafts"),
+        }
+    )
+    assert said(await ask(app, target)) == expected
+
+
+async def test_parameters_of_middleware_that_does_not_apply_are_not_bound(ask: Ask) -> None:
+    app = App({"/me/:own/*": passing("mine"), "/:who/:what/x": answering("x")})
+    assert said(await ask(app, "/me/1/x")) == "mine x own=1 what=1 who=me"
+    assert said(await ask(app, "/you/1/x")) == "x what=1 who=you"
+
+
+async def test_middleware_below_a_parameter_is_for_every_value_of_it(ask: Ask) -> None:
+    app = App({"/users/:id": {"*": passing("below"), "/": answering("user"), "/posts": answering("posts")}})
+    assert said(await ask(app, "/users/1")) == "user id=1"
+    assert said(await ask(app, "/users/1/posts")) == "below posts id=1"
+
+
+async def test_strict_middleware_guards_the_path_with_the_slash(ask: Ask) -> None:
+    app = App(define_routes({"/a/*": passing("mw"), "/a/": answering("slash"), "/a": answering("bare")}, strict=True))
+    assert said(await ask(app, "/a/")) == "mw slash"
+    assert said(await ask(app, "/a")) == "bare"
+
+
+# Definitions
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        pytest.param({"/x": {"GET": handler, "/": {"GET": handler}}}, "GET /x", id="one method twice"),
+        pytest.param({"/x": handler, "/x/": handler}, "/x", id="one path twice, but for the slash"),
+        pytest.param({"/x/y": handler, "/x": {"/y": handler}}, "/x/y", id="one path twice, nested"),
+        pytest.param({"/u/:id": handler, "/u/:name": handler}, "/u/:name", id="one path twice, but for the name"),
+        pytest.param({"/u/:id": {"GET": handler}, "/u": {"/:name": {"GET": handler}}}, "GET /u/:name", id="twice with methods"),
+        pytest.param({"/x": sync_handler}, "/x.*sync_handler.*async def", id="sync handler"),
+        pytest.param({"/x": {"GET": [handler, sync_handler]}}, "GET /x.*sync_handler", id="sync handler in a list"),
+        pytest.param({"/x": SyncCallable()}, "/x.*async", id="sync callable"),
+        pytest.param({"/x": AsyncCallable}, "/x.*AsyncCallable", id="a class in the place of its object"),
+        pytest.param({"/x/*": sync_handler}, r"/x/\*.*sync_handler", id="sync middleware"),
+        pytest.param({"/x": "handler"}, "/x.*str", id="string"),
+        pytest.param({"/x": None}, "/x.*NoneType", id="none"),
+        pytest.param({"/x": 404}, "/x.*int", id="number"),
+        pytest.param({"/x": [handler, "handler"]}, "/x.*str", id="string in a list"),
+        pytest.param({"/x": []}, "/x.*empty", id="empty list"),
+        pytest.param({"/x": {"GET": {"/y": handler}}}, "GET /x.*dict", id="table below a method"),
+        pytest.param({"/a/*/b": handler}, r"/a/\*/b", id="star in the middle"),
+        pytest.param({"/a*b": handler}, r"/a\*b", id="star within a segment"),
+        pytest.param({"/a*": handler}, r"/a\*", id="star glued to a literal"),
+        pytest.param({"/:id*": handler}, r"/:id\*", id="star glued to a parameter"),
+        pytest.param({"/a*": {"GET": handler}}, r"/a\*", id="star glued to a literal, with methods"),
+        pytest.param({"/a/**": handler}, r"/a/\*\*", id="two stars"),
+        pytest.param({"/*/": handler}, r"/\*/", id="star and slash"),
+        pytest.param({"/a": {"*": {"/b": handler}}}, r"/a/\*.*'/b'", id="path below a star"),
+        pytest.param({"*": {"*": handler}}, r"\*", id="star below a star"),
+        pytest.param({"users": handler}, "'users'.*begins with '/'", id="no slash"),
+        pytest.param({"/api": {"users": handler}}, "'users' below '/api'", id="no slash, nested"),
+        pytest.param({"": handler}, "''", id="empty key"),
+        pytest.param({"x*": handler}, r"x\*", id="star without a slash"),
+        pytest.param({"/x": {"get": handler}}, "'get' below '/x'.*'GET'", id="method in small letters"),
+        pytest.param({"all": handler}, "'all'.*'ALL'", id="all in small letters"),
+        pytest.param({"/x": {"CONNECT": handler}}, "'CONNECT' below '/x'", id="unknown method"),
+        pytest.param({"/x": {1: handler}}, "1 below '/x'.*int", id="key that is no string"),
+        pytest.param({"/:": handler}, "/:", id="parameter without a name"),
+        pytest.param({"/:1": handler}, "/:1", id="parameter that begins with a digit"),
+        pytest.param({"/:a-b": handler}, "/:a-b", id="parameter with a dash"),
+        pytest.param({"/:id.json": handler}, "/:id.json", id="parameter with a suffix"),
+        pytest.param({"/:id/x/:id": handler}, "/:id/x/:id", id="parameter twice"),
+        pytest.param({"/:id/*": handler, "/users/:id": handler}, "/users/:id.*':id'", id="parameter at two places"),
+    ],
+)
+def test_a_bad_table_fails_when_it_is_defined_and_the_error_names_the_path(table: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        define_routes(table)
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [(None, "NoneType"), ([handler], "list"), (lambda: None, "NoneType"), (lambda: [("/", handler)], "list")],
+    ids=["none", "list", "function of none", "function of list"],
+)
+def test_what_is_no_table_is_refused(table: Any, name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        define_routes(table)
+
+
+def test_what_a_function_of_deps_gives_is_checked_by_the_app() -> None:
+    def table(deps: object) -> Table:
+        return {"users": handler}
+
+    with pytest.raises(ConfigError, match="users"):
+        App(define_routes(table))
+
+
+def test_a_bare_table_is_checked_by_the_app() -> None:
+    with pytest.raises(ConfigError, match="users"):
+        App({"users": handler})
+
+
+async def test_the_same_path_for_another_method_is_no_conflict(ask: Ask) -> None:
+    app = App({"/x": {"GET": answering("get")}, "/x/": {"POST": answering("post")}})
+    assert (said(await ask(app, "/x")), said(await ask(app, "/x", "POST"))) == ("get", "post")
+
+
+async def test_a_function_without_an_argument_defines_routes(ask: Ask) -> None:
+    routes = define_routes(lambda: {"/": answering("made")})
+    assert said(await ask(App(routes))) == "made"
+
+
+async def test_a_function_with_an_argument_gets_the_deps_of_each_app(ask: Ask) -> None:
+    routes = define_routes(of_deps)
+    assert said(await ask(App(routes, deps="one"), "/a")) == "'one'"
+    assert said(await ask(App(routes, deps="two"), "/a")) == "'two'"
+
+
+async def test_deps_are_none_where_the_app_has_none(ask: Ask) -> None:
+    assert said(await ask(App(define_routes(of_deps)), "/a")) == "None"
+
+
+async def test_a_table_that_is_changed_later_changes_no_route(ask: Ask) -> None:
+    handlers = [answering("before")]
+    table: dict[str, Any] = {"/x": handlers}
+    app = App(define_routes(table))
+    handlers[:] = [answering("after")]
+    table["/y"] = handler
+    assert said(await ask(app, "/x")) == "before"
+    assert said(await ask(app, "/y")) == 404
+
+
+async def test_one_request_cannot_change_the_parameters_of_the_next(ask: Ask) -> None:
+    async def change(ctx: Context) -> str:
+        params: Any = ctx.params
+        try:
+            params["lang"] = "changed"
+        except TypeError:
+            return "read-only"
+        return "changed"
+
+    app = App({"/:lang/*": passing("mw"), "/en/x": change, "/en/y": answering("y"), "/plain": change})
+    for target in ("/en/x", "/plain"):
+        await ask(app, target)
+    assert said(await ask(app, "/en/y")) == "mw y lang=en"
+
+
+# Against a reference
+
+SEGMENTS = ["a", "b", ":p", ":q"]
+# A parameter's name tells its depth, since one name can't stand at two places of a path.
+patterns = st.lists(st.sampled_from(SEGMENTS), max_size=3).map(
+    lambda p: tuple(s if s[0] != ":" else f"{s}{i}" for i, s in enumerate(p))
+)
+methods = st.sampled_from(["GET", "POST", "HEAD", "OPTIONS", "ALL"])
+Pattern = tuple[str, ...]
+
+
+def fits(pattern: Pattern, path: Pattern) -> bool:
+    return all(mine[0] == ":" or mine == its for mine, its in zip(pattern, path, strict=False))
+
+
+def shape(pattern: Pattern) -> Pattern:
+    return tuple(":" if segment[0] == ":" else segment for segment in pattern)
+
+
+def reference(middleware: list[Pattern], routes: list[tuple[str, Pattern]], method: str, path: Pattern) -> tuple[str, str]:
+    """What answers, by looking at every route, and what the middleware above it has written; as a status and a text."""
+    seen = [f"*{'/'.join(prefix)}" for prefix in middleware if len(path) > len(prefix) and fits(prefix, path)]
+    candidates = [(name, pattern) for name, pattern in routes if len(pattern) == len(path) and fits(pattern, path)]
+    # At the first segment where two differ, the literal wins.
+    for _, group in itertools.groupby(sorted(candidates, key=lambda c: [s[0] == ":" for s in c[1]]), key=lambda c: shape(c[1])):
+        named = dict(group)
+        for name in (method, "GET" if method == "HEAD" else method, "ALL"):
+            if name in named:
+                return "200", " ".join([*seen, f"{name}/{'/'.join(named[name])}"])
+    if not candidates:
+        return "404", ""
+    allowed = {"OPTIONS", *(name for name, _ in candidates)}
+    if "GET" in allowed:
+        allowed.add("HEAD")
+    return ("204" if method == "OPTIONS" else "405"), ", ".join(name for name in METHODS if name in allowed)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    middleware=st.lists(patterns, max_size=3, unique=True),
+    routes=st.lists(st.tuples(methods, patterns), max_size=8, unique_by=lambda route: (route[0], shape(route[1]))),
+    requests=st.lists(
+        st.tuples(
+            st.sampled_from(["GET", "POST", "HEAD", "OPTIONS", "PUT"]), st.lists(st.sampled_from("abc"), max_size=4).map(tuple)
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+)
+async def test_any_table_answers_as_a_search_through_all_routes_would(
+    ask: Ask, middleware: list[Pattern], routes: list[tuple[str, Pattern]], requests: list[tuple[str, Pattern]]
+) -> None:
+    table: dict[str, Any] = {}
+    for prefix in middleware:
+        table["/" + "".join(f"{s}/" for s in prefix) + "*"] = passing(f"*{'/'.join(prefix)}")
+    for method, pattern in routes:
+        table.setdefault("/" + "/".join(pattern), {})[method] = recording(f"{method}/{'/'.join(pattern)}")
+    app = App(table)
+    for method, path in requests:
+        answer = await ask(app, "/" + "/".join(path), method)
+        told = answer.headers.get("x-told") or answer.headers.get("allow", "")
+        assert (str(answer.status), told) == reference(middleware, routes, method, path)
+
+
+def recording(name: str) -> Handler:
+    async def recording(ctx: Context) -> Response:
+        pattern = name.split("/")[1:]
+        for segment, value in zip(pattern, ctx.path.strip("/").split("/"), strict=False):
+            assert segment[:1] != ":" or ctx.params[segment[1:]] == value
+        return Response(None, headers={"x-told": " ".join([*ctx.locals.get("seen", []), name])})
+
+    return recording

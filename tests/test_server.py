@@ -1,0 +1,709 @@
+"""serve(), in processes of its own and over real sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving import Answer, Connection, Program, get, request, running, running_script, until
+
+SERVED = """
+import asyncio, logging, os, resource, sys
+from pathlib import Path
+import gaman
+from gaman import Context, HTTPError, Response
+
+logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+streams_open = 0
+big = Path(__file__).with_name("big")
+big.write_bytes(bytes(1 << 24))
+
+async def state(ctx: Context):
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (10 if sys.platform == "darwin" else 0)
+    fds = len(os.listdir("/dev/fd"))
+    return {"tasks": len(asyncio.all_tasks()), "streams": streams_open, "peak_kib": peak, "fds": fds}
+
+async def show(ctx: Context):
+    cookies = [ctx.cookies.get(name) for name in ("a", "last")]
+    return {"params": dict(ctx.params), "query": list(ctx.query.items()), "x": ctx.header("x-test"), "cookies": cookies}
+
+async def body(ctx: Context):
+    return {"size": len(await ctx.body())}
+
+async def count(ctx: Context):
+    return {"size": sum([len(chunk) async for chunk in ctx.stream()])}
+
+async def form(ctx: Context):
+    form = await ctx.form(1 << 30)
+    return {"files": len(form.files), "fields": len(form.fields)}
+
+async def ignore(ctx: Context):
+    return "not read"
+
+async def wait(ctx: Context):
+    await asyncio.sleep(1)
+    return "not read"
+
+async def forever(first: bytes, pause: bool):
+    global streams_open
+    streams_open += 1
+    try:
+        yield first
+        while True:
+            if pause:
+                await asyncio.Event().wait()
+            yield bytes(65536)
+    finally:
+        streams_open -= 1
+
+async def flood(ctx: Context):
+    return Response.stream(forever(b"first", pause=False))
+
+async def stall(ctx: Context):
+    return Response.stream(forever(b"first", pause=True))
+
+async def file(ctx: Context):
+    return Response.file(big)
+
+async def refuse(ctx: Context):
+    raise HTTPError(403)
+
+routes = {
+    "/state": state,
+    "/static": {"GET": show},
+    "/users/:id": {"GET": show},
+    "/body": {"POST": body},
+    "/count": {"POST": count},
+    "/form": {"POST": form},
+    "/ignore": {"POST": ignore},
+    "/wait": {"POST": wait},
+    "/flood": flood,
+    "/stall": stall,
+    "/file": file,
+    "/refuse": refuse,
+}
+gaman.serve(routes, port=0)
+"""
+
+
+class Served:
+    """The server of SERVED, and what it knows of itself."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self.port = program.port
+
+    def state(self) -> dict[str, int]:
+        state: dict[str, int] = json.loads(get(self.port, "/state", "Connection: close").body)
+        return state
+
+    def log(self) -> str:
+        return self._program.stderr
+
+    @contextmanager
+    def left_as_it_was(self) -> Iterator[dict[str, int]]:
+        """Hold the block to leaving no task, no file and no line in the log above DEBUG."""
+        idle = self._settled()
+        before = self.log()
+        yield idle
+        keys = ("tasks", "streams", "fds")
+        until(lambda: [self.state()[key] for key in keys] == [idle[key] for key in keys], f"no more than {idle}")
+        loud = [line for line in self.log().removeprefix(before).splitlines() if not line.startswith("DEBUG ")]
+        assert loud == []
+
+    def _settled(self) -> dict[str, int]:
+        until(lambda: self.state()["tasks"] == self.state()["tasks"] and self.state()["streams"] == 0, "an idle server")
+        return self.state()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with running_script(SERVED, tmp_path_factory.mktemp("served")) as program:
+        yield Served(program)
+        assert program.stop() == 0, program.stderr
+        assert "Traceback" not in program.stderr
+
+
+def as_json(answer: Answer) -> Any:
+    assert answer.status == 200, answer
+    return json.loads(answer.body)
+
+
+# --- what a client may do
+
+
+@pytest.mark.parametrize("path", ["/body", "/count"])
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing_behind(served: Served, path: str, reset: bool) -> None:
+    with served.left_as_it_was():
+        before = served.log().count("the client left")
+        with Connection(served.port) as client:
+            client.send(request(path, "Content-Length: 1000", method="POST") + b"x" * 10)
+            if reset:
+                client.reset()
+        until(lambda: served.log().count("the client left") > before, "the note that the client left")
+
+
+def test_a_client_that_leaves_in_the_middle_of_an_upload_leaves_no_temporary_file(served: Served) -> None:
+    head = request("/form", "Content-Type: multipart/form-data; boundary=b", "Content-Length: 9000000", method="POST")
+    with served.left_as_it_was() as idle, Connection(served.port) as client:
+        client.send(head + b'--b\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n' + bytes(1 << 20))
+        until(lambda: served.state()["fds"] == idle["fds"] + 2, "the connection and the upload's temporary file")
+
+
+@pytest.mark.parametrize("path", ["/flood", "/stall"])
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_client_that_leaves_in_the_middle_of_a_stream_ends_it(served: Served, path: str, reset: bool) -> None:
+    with served.left_as_it_was(), Connection(served.port) as client:
+        client.send(request(path))
+        assert b"first" in client.socket.recv(65536, socket.MSG_WAITALL if path == "/flood" else 0)
+        assert served.state()["streams"] == 1
+        if reset:
+            client.reset()
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_file_has_it_closed(served: Served) -> None:
+    with served.left_as_it_was(), Connection(served.port) as client:
+        client.send(request("/file"))
+        assert client.socket.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_a_stream_that_nobody_reads_does_not_pile_up(served: Served) -> None:
+    with served.left_as_it_was(), Connection(served.port) as client:
+        before = served.state()["peak_kib"]
+        client.send(request("/flood"))
+        until(lambda: served.state()["streams"] == 1, "the stream")
+        for _ in range(50):
+            served.state()
+        assert served.state()["peak_kib"] - before < 16_000
+
+
+@pytest.mark.parametrize("path", ["/body", "/count", "/ignore", "/nowhere", "/static"])
+def test_an_endless_body_is_answered_early_and_takes_no_memory(served: Served, path: str) -> None:
+    before = served.state()["peak_kib"]
+    chunk = b"10000\r\n" + bytes(1 << 16) + b"\r\n"
+    with served.left_as_it_was(), Connection(served.port) as client:
+        client.send(request(path, "Transfer-Encoding: chunked", method="POST"))
+        sent = 0
+        while not select.select([client.socket], [], [], 0)[0]:
+            client.send(chunk)
+            sent += 1 << 16
+            assert sent < 1 << 28, "no answer to 256 MB of body"
+        assert client.read("POST").status == {"/ignore": 200, "/nowhere": 404, "/static": 405}.get(path, 413)
+        # What still comes is thrown away, or the connection is closed.
+        try:
+            for _ in range(1024):
+                client.send(chunk)
+        except ConnectionError:
+            pass
+        assert served.state()["peak_kib"] - before < 16_000
+
+
+def test_a_body_that_no_handler_has_asked_for_yet_waits_at_the_client(served: Served) -> None:
+    before = served.state()["peak_kib"]
+    with Connection(served.port) as client:
+        client.send(request("/wait", "Transfer-Encoding: chunked", method="POST"))
+        client.socket.setblocking(False)
+        while not select.select([client.socket], [], [], 0)[0]:
+            if select.select([], [client.socket], [], 0.05)[1]:
+                try:
+                    client.socket.send(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
+                except BlockingIOError:
+                    continue
+        assert served.state()["peak_kib"] - before < 16_000
+
+
+ODD = [
+    *(
+        b"/%s" % odd
+        for odd in (b"%FF", b"%", b"%2", b"%zz", b"%00", b"%C3%28", b"%ED%A0%80", b"%2e%2e%2f", b"%25ff", b"a%2Fb", b"+ +")
+    ),
+    *(
+        b"?%s" % odd
+        for odd in (b"a=%FF", b"%FF=1", b"a=%", b"a=%zz&&=&=b&c", b"a=%00", b"a=\xff", b"a=\xc3\xa9", b"&" * 5000, b"?#")
+    ),
+    *(b"/%s" % odd for odd in (b"\xff", b"\xc3\xa9", b"a\tb", b"a b", b"\x00", b"x" * 100_000)),
+]
+
+
+@pytest.mark.parametrize("base", [b"/static", b"/users", b"/users/1", b"/nowhere", b""])
+def test_an_odd_target_is_no_error_of_the_server_and_never_a_hang(served: Served, base: bytes) -> None:
+    before = served.log()
+    for odd in ODD:
+        with Connection(served.port) as client:
+            answer = client.ask(request(base + odd))
+            assert answer.status in (200, 400, 404), (base + odd, answer)
+            # The connection goes on, unless the answer says that it doesn't.
+            if answer.headers.get("connection") != "close":
+                assert client.ask(request("/static")).status == 200
+            else:
+                assert client.read_rest() == b""
+    assert not {line.split()[0] for line in served.log().removeprefix(before).splitlines()} & {"ERROR", "CRITICAL", "Traceback"}
+
+
+@pytest.mark.parametrize("path", ["/static", "/users/%C3%A9"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"X-Test: \xff\xfe",
+        b"X-Test: \xc3\xa9",
+        b"Cookie: \xff=\xfe; a=\xff",
+        b'Cookie: a="\\"; ;;=;last',
+        b"X-Test: " + b"x" * 50_000,
+    ],
+)
+def test_odd_octets_in_a_header_are_read_as_they_are(served: Served, path: str, header: bytes) -> None:
+    with Connection(served.port) as client:
+        shown = as_json(client.ask(request(path, header)))
+        if header.startswith(b"X-Test"):
+            assert shown["x"] == header.removeprefix(b"X-Test: ").decode("latin-1")
+        assert client.ask(request("/static")).status == 200
+
+
+@pytest.mark.parametrize("path", ["/static", "/users/1"])
+def test_a_cookie_header_of_100_kb_is_read_to_its_end(served: Served, path: str) -> None:
+    for filler in (b'\\"' * 50_000, b"; " * 50_000, b"a=1; " * 20_000, b"\xa0\x85=1;" * 20_000):
+        assert as_json(get(served.port, path, b"Cookie: first=" + filler + b"; last=here"))["cookies"][1] == "here"
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: test\r\n\r\n",
+        b"G\xc9T / HTTP/1.1\r\nHost: test\r\n\r\n",
+        b"GET /static HTTP/9.9\r\n\r\n",
+        b"GET http://test HTTP/1.1\r\nHost: test\r\n\r\n",
+        b"GET * HTTP/1.1\r\nHost: test\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: test\r\n\r\n",
+        b"CONNECT test:443 HTTP/1.1\r\nHost: test\r\n\r\n",
+        b"PROPFIND /static HTTP/1.1\r\nHost: test\r\n\r\n",
+        b"GET /static HTTP/1.1\r\nHost: test\r\nBad\x00Name: 1\r\n\r\n",
+        b"GET /static HTTP/1.1\r\nHost: test\r\nContent-Length: x\r\n\r\n",
+        b"GET /static HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"\xff" * 1000 + b"\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+def test_a_malformed_request_is_answered_with_a_4xx(served: Served, octets: bytes) -> None:
+    with Connection(served.port) as client:
+        assert 400 <= client.ask(octets).status < 500
+    assert get(served.port, "/static").status == 200
+
+
+def test_a_connection_stays_usable_after_each_4xx(served: Served) -> None:
+    json_type = "Content-Type: application/json"
+    with Connection(served.port) as client:
+        for octets, status in [
+            (request("/nowhere"), 404),
+            (request("/static", method="DELETE"), 405),
+            (request("/users/%FF"), 400),
+            (request("/static?" + "&a" * 2000), 400),
+            (request("/refuse"), 403),
+            (request("/refuse", method="POST", body=b"x" * 100_000), 403),
+            (request("/body", method="POST", body=bytes(3 << 20)), 413),
+            (request("/body", "Content-Encoding: gzip", method="POST", body=b"x"), 415),
+            (request("/form", json_type, method="POST", body=b"{}"), 415),
+            (request("/form", "Content-Type: multipart/form-data; boundary=b", method="POST", body=b"--x"), 400),
+        ]:
+            assert client.ask(octets).status == status, octets[:100]
+            assert client.ask(request("/static")).status == 200, octets[:100]
+
+
+@pytest.mark.parametrize("path", ["/static", "/users/1", "/file", "/flood", "/nowhere", "/refuse"])
+def test_an_answer_to_head_has_the_headers_of_get_and_no_body(served: Served, path: str) -> None:
+    with served.left_as_it_was():
+        with Connection(served.port) as client:
+            client.send(request(path, method="HEAD") + request("/body", "Connection: close", method="HEAD"))
+            first, _, second = client.read_rest().partition(b"\r\n\r\n")
+        assert second.startswith(b"HTTP/1.1 405"), "octets between the two heads"
+        if path != "/flood":
+            length = len(get(served.port, path).body)
+            assert b"content-length: %d" % length in first.lower()
+
+
+def test_a_websocket_is_refused_without_a_hang(served: Served) -> None:
+    with Connection(served.port) as client:
+        upgrade = (
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        )
+        assert client.ask(request("/static", *upgrade)).status != 101
+    assert get(served.port, "/static").status == 200
+
+
+# --- start and stop
+
+GRACEFUL = """
+import asyncio
+from pathlib import Path
+import gaman
+from gaman import define_integration
+
+async def slow(ctx):
+    print("in flight", flush=True)
+    while not Path("go").exists():
+        await asyncio.sleep(0.01)
+    return "finished"
+
+async def bye(app):
+    await asyncio.sleep(0)
+    print("shut down", flush=True)
+
+gaman.serve({"/": slow}, integrations=[define_integration(name="x", on_shutdown=bye)], port=0, **OPTIONS)
+print("after serve", flush=True)
+"""
+
+
+def refuses_connections(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("options", ["{}", "{'workers': 2}", "{'reload': True}"])
+@pytest.mark.parametrize(("number", "to_group"), [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGINT, True)])
+def test_a_signal_lets_the_request_in_flight_finish_and_runs_the_hooks(
+    tmp_path: Path, options: str, number: signal.Signals, to_group: bool
+) -> None:
+    with running_script(GRACEFUL.replace("OPTIONS", options), tmp_path) as program, Connection(program.port) as client:
+        port = program.port
+        client.send(request("/"))
+        until(lambda: "in flight" in program.stdout, "the request")
+        program.send_signal(number, to_group=to_group)
+        if options == "{}":
+            until(lambda: refuses_connections(port), "the end of listening")
+        assert not program.has_ended()
+        (tmp_path / "go").touch()
+        assert client.read().body == b"finished"
+        assert program.wait() == 0
+        assert "shut down\n" in program.stdout
+        assert program.stdout.count("after serve") == 1
+        assert program.stderr == ""
+        assert refuses_connections(port)
+
+
+def test_a_request_that_never_ends_delays_the_stop_no_longer_than_its_limit(tmp_path: Path) -> None:
+    source = GRACEFUL.replace("OPTIONS", "{'timeout_graceful_shutdown': 0}")
+    with running_script(source, tmp_path) as program, Connection(program.port) as client:
+        client.send(request("/"))
+        until(lambda: "in flight" in program.stdout, "the request")
+        assert program.stop() == 0
+        assert "shut down\nafter serve\n" in program.stdout
+
+
+def test_a_start_that_hangs_can_be_stopped(tmp_path: Path) -> None:
+    source = """
+import asyncio, gaman
+async def hang(app):
+    print("loading", flush=True)
+    await asyncio.Event().wait()
+async def bye(app):
+    print("shut down", flush=True)
+first = gaman.define_integration(name="first", priority="high", on_shutdown=bye)
+gaman.serve({}, integrations=[first, gaman.define_integration(name="x", on_load=hang)], port=0)
+"""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with running_script(source, tmp_path) as program:
+            until(lambda: "loading" in program.stdout, "the hook")
+            assert program.stop(number) == 0
+            assert (program.stdout, program.stderr) == ("loading\nshut down\n", "")
+
+
+def test_port_0_takes_a_free_one_and_says_which(tmp_path: Path) -> None:
+    source = "import gaman\nasync def home(ctx): return 'hello'\ngaman.serve({'/': home}, port=0)"
+    with running_script(source, tmp_path) as program:
+        assert get(program.port, "/").body == b"hello"
+        assert program.stdout == f"gaman: listening on http://127.0.0.1:{program.port} (Ctrl+C stops it)\n"
+        assert program.stop() == 0
+        assert program.stderr == ""
+
+
+def test_a_name_of_the_machine_can_be_the_host(tmp_path: Path) -> None:
+    with running_script("import gaman\ngaman.serve({}, host='localhost', port=0)", tmp_path) as program:
+        assert program.stdout.startswith(f"gaman: listening on http://localhost:{program.port} ")
+        assert get(program.port, "/").status == 404
+
+
+@pytest.mark.skipif(not socket.has_ipv6 or not os.path.exists("/proc/net/if_inet6"), reason="this machine has no IPv6")
+def test_an_ipv6_host_is_announced_in_brackets(tmp_path: Path) -> None:
+    with running_script("import gaman\ngaman.serve({}, host='::1', port=0)", tmp_path) as program:
+        assert program.stdout.startswith(f"gaman: listening on http://[::1]:{program.port} ")
+
+
+def fails_to_start(source: str, folder: Path) -> list[str]:
+    """Return what it says on stderr, after holding it to ending by itself with status 1, and to never listening."""
+    with running_script(source, folder) as program:
+        assert program.wait() == 1, program.stderr
+        assert "listening" not in program.stdout
+        return program.stderr.splitlines()
+
+
+@pytest.mark.parametrize("options", ["", ", workers=2", ", reload=True"])
+def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path, options: str) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        [line] = fails_to_start(f"import gaman\ngaman.serve({{}}, port={port}{options})", tmp_path)
+    assert line == f"gaman: port {port} on 127.0.0.1 is taken; stop what listens there, or take another port"
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ("host='no-such-host.invalid'", "host='no-such-host.invalid' is no address of this machine"),
+        ("host='192.0.2.1'", "can't listen on 192.0.2.1, port 3431"),
+        ("host=''", "host='' is no address"),
+        ("host=None", "host=None is no address"),
+        ("host='.'", "host='.' is no address"),
+        ("host='a' * 99", "is no address"),
+        ("port=-1", "port=-1 is no port"),
+        ("port=70000", "port=70000 is no port"),
+        ("port='x'", "port='x' is no port"),
+        ("port=None", "port=None is no port"),
+        ("workers=0", "workers=0 is no number of processes"),
+        ("workers='2'", "workers='2' is no number of processes"),
+        ("workers=2, reload=True", "leave out workers or reload"),
+        ("integrations=[gaman.define_integration(name='x', on_load=configured)], port=0", "the colour is missing"),
+    ],
+)
+def test_what_stands_in_the_way_of_a_start_is_said_in_one_line(tmp_path: Path, options: str, word: str) -> None:
+    source = f"""
+import gaman, logging
+logging.basicConfig(filename="log", level="CRITICAL")
+async def configured(app):
+    raise gaman.ConfigError("the colour is missing")
+gaman.serve({{}}, {options})
+"""
+    [line] = fails_to_start(source, tmp_path)
+    assert line.startswith("gaman: ")
+    assert word in line
+
+
+def test_a_table_of_routes_that_is_wrong_is_said_in_one_line(tmp_path: Path) -> None:
+    [line] = fails_to_start("import gaman\ngaman.serve({'/a': 1})", tmp_path)
+    assert line.startswith("gaman: /a: ")
+
+
+@pytest.mark.parametrize("options", ["", ", workers=2"])
+def test_a_hook_that_fails_unexpectedly_stops_the_start_with_its_traceback(tmp_path: Path, options: str) -> None:
+    source = f"""
+import gaman
+async def connect(app):
+    raise OSError("the store is down")
+async def bye(app):
+    print("shut down")
+first = gaman.define_integration(name="first", priority="high", on_shutdown=bye)
+gaman.serve({{}}, integrations=[first, gaman.define_integration(name="x", on_load=connect)], port=0{options})
+"""
+    lines = fails_to_start(source, tmp_path)
+    assert lines[-1] == "OSError: the store is down"
+    assert lines.count("OSError: the store is down") == 1
+
+
+def test_the_logging_of_the_user_stays_as_it_is(tmp_path: Path) -> None:
+    source = """
+import logging, gaman
+access, root = logging.getLogger("uvicorn.access"), logging.getLogger()
+handler = logging.FileHandler("access.log")
+access.addHandler(handler)
+root.setLevel(logging.WARNING)
+loggers = [root, access, *map(logging.getLogger, ("uvicorn", "uvicorn.error", "gaman"))]
+def setup():
+    return [(each.level, each.propagate, each.disabled, tuple(each.handlers), tuple(each.filters)) for each in loggers]
+before = setup()
+async def same(ctx):
+    return {"same": setup() == before}
+gaman.serve({"/": same}, port=0)
+"""
+    with running_script(source, tmp_path) as program:
+        assert as_json(get(program.port, "/")) == {"same": True}
+        assert program.stop() == 0
+
+
+# --- workers
+
+PIDS = """
+import asyncio, dataclasses, os, sys
+import gaman
+print("run", flush=True)
+
+@dataclasses.dataclass
+class User:
+    friend: "User | None"
+
+async def pid(ctx):
+    return {"pid": os.getpid(), "workers": seen[-1], "main": sys.modules["__main__"].__dict__ is globals()}
+
+async def user(ctx):
+    return {"friend": (await ctx.json(User)).friend is not None}
+
+async def quit(ctx):
+    os._exit(3)
+
+seen = []
+def load(app):
+    seen.append(app.workers)
+
+def main():
+    asyncio.run(asyncio.sleep(0))
+    gaman.serve(
+        {"/": pid, "/user": user, "/quit": quit},
+        integrations=[gaman.define_integration(name="x", on_load=load)], port=0, **OPTIONS)
+    print("after serve", flush=True)
+"""
+GUARDED = PIDS + 'if __name__ == "__main__":\n    main()\n'
+UNGUARDED = PIDS + "main()\n"
+
+
+def pids(port: int, count: int) -> set[int]:
+    """Return the process ids of the workers, as soon as *count* have answered."""
+    found: set[int] = set()
+
+    def ask() -> bool:
+        found.add(as_json(get(port, "/", "Connection: close"))["pid"])
+        return len(found) >= count
+
+    until(ask, f"answers of {count} workers")
+    return found
+
+
+@pytest.mark.parametrize("source", [GUARDED, UNGUARDED], ids=["guarded", "unguarded"])
+def test_two_workers_serve_a_plain_script(tmp_path: Path, source: str) -> None:
+    with running_script(source.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
+        workers = pids(program.port, 2)
+        assert program.pid not in workers
+        shown = as_json(get(program.port, "/"))
+        assert (shown["workers"], shown["main"]) == (2, True)
+        with Connection(program.port) as client:
+            assert as_json(client.ask(request("/user", method="POST", body=b'{"friend": {"friend": null}}'))) == {"friend": True}
+        assert program.stop() == 0
+        # Each process ran the script once, and only the first went on behind serve().
+        assert program.stdout.count("run\n") == 3
+        assert program.stdout.count("listening") == 1
+        assert program.stdout.count("after serve") == 1
+        assert program.stderr == ""
+        assert not any(map(is_alive, workers))
+
+
+@pytest.mark.parametrize("arguments", [["-m", "package"], ["-m", "package.inner"], ["package"]])
+def test_two_workers_serve_a_module_and_a_package(tmp_path: Path, arguments: list[str]) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__main__.py").write_text(
+        "import os, sys\nfrom inner import main\nmain()" if arguments == ["package"] else "from package.inner import main\nmain()"
+    )
+    (package / "inner.py").write_text(GUARDED.replace("OPTIONS", "{'workers': 2}"))
+    with running(*arguments, cwd=tmp_path) as program:
+        pids(program.port, 2)
+        assert program.stop() == 0
+        assert program.stderr == ""
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("by", ["itself", "a signal"])
+def test_a_worker_that_dies_is_replaced_and_the_log_says_so(tmp_path: Path, by: str) -> None:
+    with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
+        before = pids(program.port, 2)
+        if by == "itself":
+            with Connection(program.port) as client:
+                client.send(request("/quit"))
+                assert client.read_rest() == b""
+        else:
+            os.kill(min(before), signal.SIGKILL)
+        until(lambda: program.stderr, "the line about it")
+        assert len(pids(program.port, 2) & before) == 1
+        assert program.stop() == 0
+        [line] = program.stderr.splitlines()
+        assert line.endswith("died; another takes its place")
+
+
+def test_workers_leave_when_their_supervisor_is_killed(tmp_path: Path) -> None:
+    with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
+        port = program.port
+        pids(port, 2)
+        assert program.stop(signal.SIGKILL) == -signal.SIGKILL
+        until(lambda: refuses_connections(port), "the end of the workers")
+
+
+def test_the_memory_driver_refuses_two_workers_in_one_line(tmp_path: Path) -> None:
+    source = f"""
+import gaman
+from gaman.session import session
+gaman.serve({{}}, integrations=[session("{"s" * 32}", {{"type": "memory"}})], port=0, workers=2)
+"""
+    [line] = fails_to_start(source, tmp_path)
+    assert line.startswith("gaman: the memory driver keeps sessions in one process, and 2 workers")
+
+
+def test_a_script_that_fails_in_its_workers_alone_stops_without_a_loop(tmp_path: Path) -> None:
+    source = """
+import os, gaman
+print("run", flush=True)
+if "GAMAN_WORKER" in os.environ:
+    WHAT
+gaman.serve({}, port=0, workers=2)
+"""
+    for what, word in [
+        ("raise LookupError('lost')", "LookupError: lost"),
+        ("raise SystemExit", "ended with status 0 before it served"),
+    ]:
+        with running_script(source.replace("WHAT", what), tmp_path) as program:
+            assert program.wait() == 1
+            assert program.stdout == "run\nrun\n"
+            assert word in program.stderr.splitlines()[-1]
+
+
+def test_workers_need_a_script(tmp_path: Path) -> None:
+    with running("-c", "import gaman; gaman.serve({}, port=0, workers=2)", cwd=tmp_path) as program:
+        assert program.wait() == 1
+        assert program.stderr.startswith("gaman: workers and reload need a script")
+        assert len(program.stderr.splitlines()) == 1
+
+
+# --- reload
+
+
+@pytest.mark.parametrize("source", [GUARDED, UNGUARDED], ids=["guarded", "unguarded"])
+def test_reload_serves_what_a_file_says_now(tmp_path: Path, source: str) -> None:
+    other = tmp_path / "other.py"
+    other.write_text("WORD = 'first'")
+    source = source.replace("OPTIONS", "{'reload': True}").replace('"pid": os', '"word": __import__("other").WORD, "pid": os')
+
+    def word(port: int) -> str:
+        said: str = as_json(get(port, "/", "Connection: close"))["word"]
+        return said
+
+    with running_script(source, tmp_path) as program:
+        assert word(program.port) == "first"
+        other.write_text("WORD = 'second'")
+        until(lambda: "other.py has changed" in program.stdout, "the line about it")
+        assert word(program.port) == "second"
+        # A mistake is told, and mended by the next change.
+        other.write_text("WORD = 1 / 0\n")
+        with Connection(program.port) as client:
+            client.send(request("/"))
+            until(lambda: "ZeroDivisionError" in program.stderr, "the mistake's traceback")
+        other.write_text("WORD = 'third'")
+        until(lambda: program.stdout.count("other.py has changed") == 3, "the third line")
+        assert word(program.port) == "third"
+        assert program.stop() == 0
+        assert program.stdout.count("after serve") == 1
