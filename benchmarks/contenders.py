@@ -83,18 +83,18 @@ async def floor_plain(scope: Message, receive: Receive, send: Send) -> None:
 
 async def floor_cookie_read(scope: Message, receive: Receive, send: Send) -> None:
     token = _cookie(scope, b"session")
-    expires, values = _open(token) if token else (0, {})
+    _, _, expires, values = _open(token) if token else (b"", 0, 0, {})
     user = _decode(values["user"]) if expires > time.time() else None
     await _send_json(send, {"user": user}, *_NO_STORE)
 
 
 async def floor_cookie_write(scope: Message, receive: Receive, send: Send) -> None:
     token = _cookie(scope, b"session")
-    expires, values = _open(token) if token else (0, {})
-    if expires <= time.time():
-        expires, values = time.time() + _MAX_AGE, {}
+    id, created, expires, values = _open(token) if token else (b"", 0, 0, {})
+    if (now := time.time()) >= expires:
+        id, created, expires, values = os.urandom(16), int(now), int(now) + _MAX_AGE, {}
     values["user"] = _encode(USER)
-    cookie = b"session=" + _seal((expires, values)) + b"; Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"
+    cookie = b"session=" + _seal((id, created, expires, values)) + b"; Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"
     await _send_json(send, {"status": "logged in"}, *_NO_STORE, (b"set-cookie", cookie))
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from gaman._app import App
 from gaman._server import run
 
+_has_key = re.compile(rb"^(\xef\xbb\xbf)?\s*(export\s+)?GAMAN_KEY\s*=", re.MULTILINE).search
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit carries its status, and a message where it failed."""
@@ -43,13 +45,16 @@ def _key(options: argparse.Namespace) -> None:
     if file is None:
         print(secret)
         return
-    before = file.read_text() if file.exists() else ""
-    if re.search(r"^\s*(export\s+)?GAMAN_KEY\s*=", before, re.MULTILINE):
-        sys.exit(f"gaman: {file} has a GAMAN_KEY already; sessions sealed with it would be lost, so take it out yourself first")
-    newline = "" if not before or before.endswith("\n") else "\n"
-    # A new file is for its owner alone; one that exists keeps its mode.
-    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as opened:
-        opened.write(f"{newline}GAMAN_KEY={secret}\n")
+    try:
+        before = file.read_bytes() if file.exists() else b""
+        if _has_key(before):
+            sys.exit(f"gaman: {file} has a GAMAN_KEY already; sessions sealed with it would be lost, so take it out yourself first")
+        newline = "" if not before or before.endswith(b"\n") else "\n"
+        # A new file is for its owner alone; one that exists keeps its mode.
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as opened:
+            opened.write(f"{newline}GAMAN_KEY={secret}\n".encode())
+    except OSError as error:
+        sys.exit(f"gaman: can't write {file}: {error.strerror}")
     print(f"gaman: GAMAN_KEY is in {file}; keep it out of version control")
 
 
@@ -57,7 +62,6 @@ def _serve(options: argparse.Namespace) -> None:
     app = find_app(options.app)
     run(
         app,
-        options.app,
         host=options.host,
         port=options.port,
         workers=options.workers,
@@ -69,7 +73,7 @@ def _serve(options: argparse.Namespace) -> None:
 def find_app(target: str) -> App:
     """Return the App that *target* names, as in `main:app`, found from the working directory; else exit with what is wrong."""
     module_name, _, attribute = target.partition(":")
-    if not module_name or not attribute:
+    if not module_name or module_name.startswith(".") or not attribute:
         sys.exit(f"gaman: {target!r} names no App; write it as module:app")
     sys.path.insert(0, os.getcwd())
     try:
@@ -80,7 +84,8 @@ def find_app(target: str) -> App:
         sys.exit(f"gaman: there is no module {module_name!r} in {os.getcwd()} or among the installed ones")
     app = getattr(module, attribute, None)
     if not isinstance(app, App):
-        sys.exit(f"gaman: {target} is {'missing' if app is None else 'no gaman.App'}; write app = gaman.App(...) in {module_name}")
+        what = "missing" if app is None else "no gaman.App"
+        sys.exit(f"gaman: {target} is {what}; write {attribute} = gaman.App(...) in {module_name}")
     return app
 
 

@@ -6,9 +6,8 @@ import logging
 import traceback
 from collections.abc import Iterable
 from typing import Any, NoReturn
-from urllib.parse import quote
 
-from gaman._context import Context, cookie_lines, discard_cookies
+from gaman._context import Context
 from gaman._integration import Integration, in_order
 from gaman._response import Receive, Response, Scope, Send, error_response, to_response
 from gaman._routing import Routes, Table, define_routes
@@ -55,9 +54,15 @@ class App:
             return
         handler, params = self._match(scope)
         ctx = Context(scope, receive, params, self.max_body_size)
+        answer: Any = None
         try:
-            answer: Any = await self._ask_hooks(ctx) if self._on_request else None
-            if answer is None:
+            for on_request in self._on_request:
+                answer = on_request(ctx)
+                if answer is not None and hasattr(answer, "__await__"):
+                    answer = await answer
+                if answer is not None:
+                    break
+            else:
                 answer = await handler(ctx)
             response = answer if answer.__class__ is Response else to_response(answer)
         except ClientDisconnected:
@@ -65,32 +70,35 @@ class App:
             return
         except Exception as error:
             response = await self._recover(ctx, error)
-        if self._on_response or ctx.has_cookies:
-            response = await self._finish(ctx, response)
-        body, headers = response.body, response.raw_headers
-        if body.__class__ is not bytes:
-            await body.send(response, scope, receive, send)
+        if self._on_response:
+            # What a hook adds to this answer must not stay on a Response that a handler keeps and returns again.
+            response = response.__copy__()
+            for on_response in self._on_response:
+                try:
+                    answer = on_response(ctx, response)
+                    if answer is not None and hasattr(answer, "__await__"):
+                        answer = await answer
+                    if answer is not None:
+                        response = to_response(answer)
+                except Exception as error:
+                    response = await self._recover(ctx, error)
+        status, body, headers = response.status, response.body, response.raw_headers
+        if ctx.jar is not None:
+            headers = [*headers, *ctx.jar.fields()]
+        if not isinstance(body, bytes):
+            await body.send(status, headers, scope, receive, send)
+            return
+        if status in _BODILESS:
+            body = b""
         else:
-            if response.status in _BODILESS:
-                body = b""
-            else:
-                headers = [*headers, (b"content-length", b"%d" % len(body))]
-            await send({"type": "http.response.start", "status": response.status, "headers": headers})
-            await send({"type": "http.response.body", "body": body if scope["method"] != "HEAD" else b""})
-
-    async def _ask_hooks(self, ctx: Context) -> Any:
-        for hook in self._on_request:
-            answer: Any = hook(ctx)
-            if answer is not None and hasattr(answer, "__await__"):
-                answer = await answer
-            if answer is not None:
-                return answer
-        return None
+            headers = [*headers, (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body if scope["method"] != "HEAD" else b""})
 
     async def _recover(self, ctx: Context, error: Exception) -> Response:
         """Return the answer to *error*: an on_error hook's or the error's own. What nobody expected is logged and says nothing."""
         if not isinstance(error, HTTPError):
-            discard_cookies(ctx)
+            ctx.jar = None
         if not isinstance(error, HTTPError) or (error.status >= 500 and error.__cause__ is not None):
             logger.error("%s %r failed", ctx.method, ctx.path, exc_info=error)
         for hook in self._on_error:
@@ -107,23 +115,6 @@ class App:
         if self.debug:
             return Response.text("".join(traceback.format_exception(error)), 500)
         return error_response(HTTPError(500))
-
-    async def _finish(self, ctx: Context, response: Response) -> Response:
-        """Let every on_response hook have its say, then add the cookies."""
-        # What is added to this answer must not stay on a Response that a handler keeps and returns again.
-        response = response.__copy__()
-        for hook in self._on_response:
-            try:
-                changed: Any = hook(ctx, response)
-                if changed is not response and hasattr(changed, "__await__"):
-                    changed = await changed
-                if changed is not None:
-                    response = to_response(changed)
-            except Exception as error:
-                response = await self._recover(ctx, error)
-        for line in cookie_lines(ctx):
-            response.headers.add("set-cookie", line)
-        return response
 
     async def _call_other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

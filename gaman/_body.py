@@ -99,33 +99,40 @@ async def read_form(chunks: AsyncIterator[bytes], headers: Headers, field_limit:
     kind, options = parse_options_header(headers.get("content-type"))
     if kind == b"application/x-www-form-urlencoded":
         body = b"".join([chunk async for chunk in chunks])
-        return Form(parse_pairs(body, "form"), MultiDictProxy(MultiDict[UploadedFile]()))
+        return Form(parse_pairs(body, "form", 413), MultiDictProxy(MultiDict[UploadedFile]()))
     if kind != b"multipart/form-data":
         raise HTTPError(415, "expected a form: application/x-www-form-urlencoded or multipart/form-data")
-    reader = _Multipart(options.get(b"boundary", b""), field_limit)
+    if not (boundary := options.get(b"boundary")):
+        raise HTTPError(400, "malformed multipart body: its Content-Type names no boundary")
+    reader = _Multipart(field_limit)
     try:
+        # The reader does not keep its parser, which calls it back: in a circle, the files would outlive the request.
+        parser = reader.parser(boundary)
         async for chunk in chunks:
-            await reader.feed(chunk)
+            parser.write(chunk)
+            await reader.store()
+        parser.finalize()
         return reader.finish()
     except FormParserError as cause:
         raise HTTPError(400, f"malformed multipart body: {cause}") from cause
 
 
-def parse_pairs(encoded: bytes, what: str) -> MultiDictProxy[str]:
-    """Return the pairs of a query or an urlencoded form, decoded as browsers do: what is not UTF-8 becomes U+FFFD."""
+def parse_pairs(encoded: bytes, what: str, excess: int = 400) -> MultiDictProxy[str]:
+    """Return the pairs of a query or an urlencoded form, decoded as browsers do: what is not UTF-8 becomes U+FFFD.
+
+    HTTPError is raised with the status *excess* where there are too many.
+    """
     try:
         pairs = parse_qsl(encoded.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError as cause:
-        raise HTTPError(400, f"the {what} has more than {MAX_FIELDS} fields") from cause
+        raise HTTPError(excess, f"the {what} has more than {MAX_FIELDS} fields") from cause
     return MultiDictProxy(MultiDict(pairs))
 
 
 class _Multipart:
-    """One multipart/form-data body (RFC 7578), fed chunk by chunk."""
+    """One multipart/form-data body (RFC 7578), put together from what the parser calls back."""
 
-    def __init__(self, boundary: bytes, field_limit: int) -> None:
-        if not boundary:
-            raise HTTPError(400, "malformed multipart body: its Content-Type names no boundary")
+    def __init__(self, field_limit: int) -> None:
         self._fields = MultiDict[str]()
         self._files = MultiDict[UploadedFile]()
         self.form = Form(MultiDictProxy(self._fields), MultiDictProxy(self._files))
@@ -138,31 +145,29 @@ class _Multipart:
         self._file: UploadedFile | None = None
         self._unwritten: list[tuple[UploadedFile, bytes]] = []
         self._complete = False
-        try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": self._on_part_begin,
-                    "on_header_field": self._on_header_field,
-                    "on_header_value": self._on_header_value,
-                    "on_header_end": self._on_header_end,
-                    "on_headers_finished": self._on_headers_finished,
-                    "on_part_data": self._on_part_data,
-                    "on_part_end": self._on_part_end,
-                    "on_end": self._on_end,
-                },
-            )
-        except FormParserError as cause:
-            raise HTTPError(400, f"malformed multipart body: {cause}") from cause
 
-    async def feed(self, chunk: bytes) -> None:
-        self._parser.write(chunk)
+    def parser(self, boundary: bytes) -> MultipartParser:
+        return MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._on_part_begin,
+                "on_header_field": self._on_header_field,
+                "on_header_value": self._on_header_value,
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": self._on_headers_finished,
+                "on_part_data": self._on_part_data,
+                "on_part_end": self._on_part_end,
+                "on_end": self._on_end,
+            },
+        )
+
+    async def store(self) -> None:
+        """Write to the files what the last chunk held of them."""
         unwritten, self._unwritten = self._unwritten, []
         for file, data in unwritten:
             await file.append(data)
 
     def finish(self) -> Form:
-        self._parser.finalize()
         if not self._complete:
             raise FormParserError("it ends before its last boundary")
         return self.form

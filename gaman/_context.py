@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from urllib.parse import quote
@@ -12,7 +11,7 @@ import msgspec
 from multidict import MultiDictProxy
 
 from gaman._body import Form, UploadedFile, parse_pairs, read_form, stream_body
-from gaman._cookies import Cookies
+from gaman._cookies import Cookies, find_cookie
 from gaman._headers import Headers
 from gaman.errors import ConfigError, HTTPError
 
@@ -29,7 +28,6 @@ class Context:
 
     __slots__ = (
         "_body",
-        "_cookies",
         "_form",
         "_headers",
         "_locals",
@@ -39,11 +37,10 @@ class Context:
         "params",
         "scope",
         "session",
-        "has_cookies",
+        "jar",
     )
 
     _body: bytes
-    _cookies: Cookies
     _form: Form
     _headers: Headers
     _locals: dict[str, Any]
@@ -64,8 +61,8 @@ class Context:
         """The path's parameters, percent-decoded."""
         self._receive = receive
         self._max_body_size = max_body_size
-        self.has_cookies = False
-        """Whether anyone has looked at the cookies, so that there may be some to send."""
+        self.jar: Cookies | None = None
+        """The cookies, once somebody has asked for them, so that there may be some to send."""
 
     if not TYPE_CHECKING:
 
@@ -135,13 +132,13 @@ class Context:
     @property
     def cookies(self) -> Cookies:
         """The request's cookies; what is set or deleted here goes out with the response."""
-        try:
-            return self._cookies
-        except AttributeError:
-            self.has_cookies = True
-            fields = [value for name, value in self.scope["headers"] if name == b"cookie"]
-            self._cookies = Cookies(fields, secure=self.scope.get("scheme") == "https")
-            return self._cookies
+        if self.jar is None:
+            self.jar = Cookies(self.scope["headers"], secure=self.scope.get("scheme") == "https")
+        return self.jar
+
+    def cookie(self, name: str) -> str | None:
+        """Return a cookie as the request brought it, or None when there is none; `cookies.get` knows what was set since."""
+        return find_cookie(self.scope["headers"], name.encode("latin-1", "replace"))
 
     @property
     def locals(self) -> dict[str, Any]:
@@ -223,17 +220,3 @@ class Context:
 @lru_cache(maxsize=1024)
 def _json_decoder(type: type[T]) -> msgspec.json.Decoder[T]:
     return msgspec.json.Decoder(type)
-
-
-def cookie_lines(ctx: Context) -> Iterable[str]:
-    """Return the Set-Cookie values of the response."""
-    try:
-        return ctx._cookies.lines
-    except AttributeError:
-        return ()
-
-
-def discard_cookies(ctx: Context) -> None:
-    """Undo what the request has set: it failed."""
-    with suppress(AttributeError):
-        del ctx._cookies

@@ -19,7 +19,7 @@ from gaman.errors import HTTPError
 
 _CHUNK = 1 << 16
 _range = re.compile(r"bytes=[ \t]*(\d{0,19})-(\d{0,19})[ \t]*", re.IGNORECASE).fullmatch
-_etag = re.compile(r'(?:W/)?("[^"]*")').findall
+_etags = re.compile(r'(W/)?("[^"]*")').findall
 
 
 class File(NamedTuple):
@@ -77,19 +77,19 @@ def select(file: File, status: int, own: Headers, scope: MutableMapping[str, Any
     etag, modified = own.get("etag", ""), own.get("last-modified", "")
     # The order is that of RFC 9110, section 13.2.2.
     if (match := asked.get("if-match")) is not None:
-        if match.strip() != "*" and (etag.startswith("W/") or etag not in _strong(asked.getall("if-match"))):
+        if match.strip() != "*" and etag not in _tags(asked.getall("if-match"), strong=True):
             return 412, 0, 0, [(b"content-length", b"0")]
     elif _time(modified) > _time(asked.get("if-unmodified-since"), later=True):
         return 412, 0, 0, [(b"content-length", b"0")]
     if (none_match := asked.get("if-none-match")) is not None:
-        seen = {tag for value in asked.getall("if-none-match") for tag in _etag(value)}
-        if none_match.strip() == "*" or etag.removeprefix("W/") in seen:
+        if none_match.strip() == "*" or etag.removeprefix("W/") in _tags(asked.getall("if-none-match")):
             return 304, 0, 0, []
     elif _time(modified, later=True) <= _time(asked.get("if-modified-since")):
         return 304, 0, 0, []
     if scope["method"] != "GET" or (wanted := _range(asked.get("range", ""))) is None:
         return 200, 0, file.size, whole
-    if (condition := asked.get("if-range")) is not None and condition.strip() not in (etag, modified):
+    # A weak tag is equal to none, not even to itself (RFC 9110, section 13.1.5).
+    if (condition := asked.get("if-range")) is not None and condition.strip() not in {modified, *_tags([etag], strong=True)}:
         return 200, 0, file.size, whole
     start, end = wanted.groups()
     if not start and not end:
@@ -117,8 +117,9 @@ async def read(file: File, first: int, length: int) -> AsyncGenerator[bytes, Non
             yield chunk
 
 
-def _strong(values: list[str]) -> set[str]:
-    return {tag for value in values for tag in re.findall(r'(?<!W/)"[^"]*"', value)}
+def _tags(values: list[str], *, strong: bool = False) -> set[str]:
+    """Return the entity tags in *values*, without the mark of the weak ones, or only those that have none."""
+    return {tag for value in values for weak, tag in _etags(value) if not (weak and strong)}
 
 
 def _time(value: str | None, *, later: bool = False) -> float:

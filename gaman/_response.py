@@ -14,7 +14,7 @@ import anyio
 import msgspec
 
 from gaman import _file
-from gaman._headers import MutableHeaders, RawHeaders, encode_value
+from gaman._headers import Headers, MutableHeaders, RawHeaders, encode_value
 from gaman.errors import HTTPError
 
 Scope = MutableMapping[str, Any]
@@ -42,7 +42,7 @@ _encode_json = msgspec.json.Encoder(enc_hook=_refuse).encode
 class Payload(Protocol):
     """A body that is not at hand as bytes, and knows how to send itself."""
 
-    async def send(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None: ...
+    async def send(self, status: int, headers: RawHeaders, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 class Response:
@@ -178,9 +178,9 @@ class _Stream:
     def __init__(self, chunks: AsyncIterable[bytes | str]) -> None:
         self._chunks = chunks
 
-    async def send(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    async def send(self, status: int, headers: RawHeaders, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await send({"type": "http.response.start", "status": response.status, "headers": response.raw_headers})
+            await send({"type": "http.response.start", "status": status, "headers": headers})
             if scope["method"] != "HEAD":
                 await _send_while_connected(self._chunks, receive, send)
             await send({"type": "http.response.body", "body": b""})
@@ -193,9 +193,9 @@ class _File:
     def __init__(self, file: _file.File) -> None:
         self._file = file
 
-    async def send(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
-        status, first, length, fields = _file.select(self._file, response.status, response.headers, scope)
-        await send({"type": "http.response.start", "status": status, "headers": [*response.raw_headers, *fields]})
+    async def send(self, status: int, headers: RawHeaders, scope: Scope, receive: Receive, send: Send) -> None:
+        status, first, length, fields = _file.select(self._file, status, Headers(headers), scope)
+        await send({"type": "http.response.start", "status": status, "headers": [*headers, *fields]})
         if length and scope["method"] != "HEAD":
             async with aclosing(_file.read(self._file, first, length)) as chunks:
                 await _send_while_connected(chunks, receive, send)

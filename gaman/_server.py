@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gaman._app import App
 from gaman._integration import Integration
@@ -27,6 +28,7 @@ logger = logging.getLogger("gaman")
 # In the environment of a worker process: the file descriptors of the socket that it serves on and of its line to the supervisor.
 _WORKER = "GAMAN_WORKER"
 _STOPS = (signal.SIGINT, signal.SIGTERM)
+_MAX_HEAD = 1 << 18
 
 
 def serve(
@@ -64,6 +66,7 @@ def run(app: App, *, host: str, port: int, workers: int, reload: bool, timeout_g
     config = uvicorn.Config(
         app,
         lifespan="off",
+        http=_Protocol,
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=timeout_graceful_shutdown,
@@ -86,6 +89,33 @@ def run(app: App, *, host: str, port: int, workers: int, reload: bool, timeout_g
         _Server(config, app, listener).serve_until_stopped(announce)
     else:
         _supervise(listener, workers, reload, announce)
+
+
+class _Protocol(HttpToolsProtocol):
+    """HTTP/1.1 with a limit for a request's head, in bytes; httptools has none, and an endless header would fill the memory."""
+
+    _in_head = False
+    _head_size = 0
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_size += len(data)
+            if self._head_size > _MAX_HEAD:
+                self.send_400_response("The request's header is too large.")
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_size = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        # The request for a WebSocket is answered as any other (RFC 9110, section 7.8); it is no news for the log.
+        pass
 
 
 class _Server(uvicorn.Server):

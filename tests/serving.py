@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from http.client import HTTPResponse
 from pathlib import Path
 from types import TracebackType
@@ -19,11 +19,11 @@ from typing import NamedTuple, Self, TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 20.0
+PATIENCE = 10.0
 """Seconds after which a test gives up waiting; a machine under load needs more than one thinks."""
 
 
-def until(condition: Callable[[], T], what: str, *, seconds: float = PATIENCE) -> T:
+def until(condition: Callable[[], T | None], what: str, *, seconds: float = PATIENCE) -> T:
     """Return the first true value of *condition*; AssertionError says *what* did not come."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -36,9 +36,7 @@ class Program:
     """A Python program in a process of its own, and what it has said so far."""
 
     def __init__(self, arguments: tuple[str, ...], cwd: Path, env: Mapping[str, str]) -> None:
-        self._files = ExitStack()
-        self._stdout = self._files.enter_context(tempfile.NamedTemporaryFile(suffix=".stdout"))
-        self._stderr = self._files.enter_context(tempfile.NamedTemporaryFile(suffix=".stderr"))
+        self._stdout, self._stderr = (tempfile.NamedTemporaryFile() for _ in range(2))  # noqa: SIM115 - close() does
         self._process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=cwd,
@@ -101,11 +99,12 @@ class Program:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
-        self._files.close()
+        self._stdout.close()
+        self._stderr.close()
 
 
 @contextmanager
-def running(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator[Program]:
+def running(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Generator[Program]:
     """Run Python with *arguments*, a script's path or `-m` and a module's name, for as long as the block lasts."""
     program = Program(arguments, cwd, env or {})
     try:
@@ -117,7 +116,7 @@ def running(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) ->
 @contextmanager
 def running_script(
     source: str, folder: Path, *, env: Mapping[str, str] | None = None, name: str = "script.py"
-) -> Iterator[Program]:
+) -> Generator[Program]:
     """Run *source* as a script that lies in *folder*."""
     path = folder / name
     path.write_text(source, encoding="utf-8")
@@ -159,6 +158,14 @@ class Connection:
         """Send a request and read its response."""
         self.send(octets)
         return self.read(octets.split(b" ", 1)[0].decode("latin-1"))
+
+    def read_until(self, end: bytes) -> None:
+        """Read octets as far as those that hold *end*."""
+        seen = b""
+        while end not in seen:
+            part = self.socket.recv(65536)
+            assert part, f"the other side closed after {seen!r}"
+            seen += part
 
     def read_rest(self) -> bytes:
         """Return all that comes until the other side closes."""

@@ -81,10 +81,11 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
         max_age=options.max_age,
         idle_timeout=options.idle_timeout,
         encrypt=options.encrypt,
-        cookie_overhead=len(next(iter(trial.lines))),
+        cookie_overhead=len(next(iter(trial.fields()))[1]),
         clock=clock,
+        read_token=lambda ctx: ctx.cookie(cookie.name),
     )
-    make_session = partial(CookieSession, sessions) if driver is None else partial(StoredSession, sessions, driver)
+    make_session = partial(CookieSession, sessions) if driver is None else partial(StoredSession, driver, sessions)
     hooks = _Hooks(options, make_session, clock)
     return Integration(
         name="session",
@@ -101,7 +102,7 @@ class _Hooks:
     def __init__(
         self,
         options: _options.Options,
-        make_session: Callable[[Callable[[], str | None]], Session],
+        make_session: Callable[[Context], Session],
         clock: Callable[[], float],
     ) -> None:
         self._driver = options.driver
@@ -133,28 +134,34 @@ class _Hooks:
             await self._driver.close()
 
     def on_request(self, ctx: Context) -> None:
-        ctx.session = self._make_session(lambda: ctx.cookies.get(self._cookie.name))
+        ctx.session = self._make_session(ctx)
 
-    def on_response(self, ctx: Context, response: Response) -> Awaitable[Response] | None:
+    def on_response(self, ctx: Context, response: Response) -> Awaitable[None] | None:
         try:
             used = ctx.session
         except ConfigError:
             # Somebody answered before on_request came to this integration.
             return None
-        # Not an async function: a request that leaves its session alone pays for no coroutine.
-        return self._respond(ctx, used, response) if is_used(used) else None
-
-    async def _respond(self, ctx: Context, used: Session, response: Response) -> Response:
-        names = [name for name, _ in response.raw_headers]
-        if b"cache-control" not in names:
+        if not is_used(used):
+            return None
+        fields = dict(response.raw_headers)
+        if b"cache-control" not in fields:
             response.raw_headers.append(_NO_STORE)
-        if b"vary" not in names or "cookie" not in ",".join(response.headers.getall("vary")).lower():
+        if b"vary" not in fields or "cookie" not in ",".join(response.headers.getall("vary")).lower():
             response.raw_headers.append(_VARY)
         if response.status >= 500:
             discard(used)
-        if (answer := await finish(used)) is not None:
+        # Only what has to wait for a store is awaited; a coroutine more would cost a request as much as all of this.
+        answer = finish(used)
+        if answer is not None:
+            if not isinstance(answer, Answer):
+                return self._send_later(answer, ctx)
             self._send(answer, ctx)
-        return response
+        return None
+
+    async def _send_later(self, coming: Awaitable[Answer | None], ctx: Context) -> None:
+        if (answer := await coming) is not None:
+            self._send(answer, ctx)
 
     def on_error(self, ctx: Context, error: Exception) -> None:
         # An HTTPError is an answer that the handler chose; what it has set before stays, as with a Response.

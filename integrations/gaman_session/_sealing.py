@@ -20,8 +20,6 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 _VERSION = b"\x01"
-ID = 32
-"""The length of a session's id in bytes."""
 _KEY_ID = 4
 _NONCE = 12
 _MAC = 16
@@ -29,8 +27,11 @@ _HEAD = len(_VERSION) + _KEY_ID
 OVERHEAD = _HEAD + _NONCE + 16
 """By how many bytes a ciphertext is longer than its plaintext."""
 _LONGEST_TOKEN = 4096
-# What is no base64url becomes an octet that is in no base64 at all.
-_from_url = bytes.maketrans(b"-_+/", b"+/!!")
+# What is in base64 alone, and not in base64url, becomes an octet that is in neither.
+_from_url = bytes.maketrans(b"-_+/=", b"+/!!!")
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+# The last of two or three characters has bits that stand for nothing, and must be 0.
+_LAST = (_ALPHABET, b"", _ALPHABET[::16], _ALPHABET[::4])
 _to_url = bytes.maketrans(b"+/", b"-_")
 
 
@@ -48,6 +49,7 @@ class Keyring:
 
     def __init__(self, secrets: Iterable[str], name: str) -> None:
         self._name = name.encode()
+        self._token_context = b"token\0" + self._name
         all_keys = [_derive(secret.encode()) for secret in secrets]
         self._keys = {keys.head: keys for keys in all_keys}
         self._newest = all_keys[0]
@@ -55,14 +57,14 @@ class Keyring:
     def seal_token(self, payload: bytes) -> str:
         """Return *payload* as the value of a cookie."""
         keys = self._newest
-        return _encode(_seal(keys.token, keys.head, payload, b"token\0" + self._name))
+        return _encode(_seal(keys.token, keys.head, payload, self._token_context))
 
     def open_token(self, token: str) -> bytes | None:
         """Return what seal_token() was given, or None where it was not us who sealed *token*, for this cookie."""
         sealed = _decode(token)
         if sealed is None or (keys := self._keys.get(sealed[:_HEAD])) is None:
             return None
-        return _open(keys.token, sealed, b"token\0" + self._name)
+        return _open(keys.token, sealed, self._token_context)
 
     def sign_id(self, id: bytes, transient: bool) -> str:
         """Return a session's *id* as the value of a cookie, which remembers whether it is to end with the browser."""
@@ -118,9 +120,9 @@ class Values:
         return subkey
 
 
-def new_id() -> bytes:
-    """Return a session's id: 256 random bits."""
-    return urandom(ID)
+def new_id(length: int = 32) -> bytes:
+    """Return a session's id: *length* random bytes."""
+    return urandom(length)
 
 
 def handle(id: bytes) -> str:
@@ -159,12 +161,13 @@ def _encode(raw: bytes) -> str:
 
 
 def _decode(token: str) -> bytes | None:
-    """Return the bytes of *token* where it is their one spelling in base64url without padding (RFC 4648, section 5)."""
-    if len(token) > _LONGEST_TOKEN or not token.isascii():
+    """Return the bytes of *token* where it is their one spelling in base64url without padding (RFC 4648, sections 3.5 and 5)."""
+    if not token or len(token) > _LONGEST_TOKEN or not token.isascii():
         return None
     standard = token.encode("ascii").translate(_from_url)
+    if standard[-1] not in _LAST[len(standard) % 4]:
+        return None
     try:
-        raw = a2b_base64(standard + b"=" * (-len(standard) % 4))
+        return a2b_base64(standard + b"==="[: -len(standard) % 4], strict_mode=True)
     except Error:
         return None
-    return raw if b2a_base64(raw, newline=False).rstrip(b"=") == standard else None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import Any, Final, NamedTuple, TypeVar, overload
 
+from gaman import Context
 from gaman_session._errors import SessionClosed, SessionSerializationError, SessionTypeError
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
@@ -48,6 +49,7 @@ class Sessions:
     encrypt: bool
     cookie_overhead: int
     clock: Callable[[], float]
+    read_token: Callable[[Context], str | None]
     _unreadable: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
     def deadline(self, now: float, expires: float) -> float:
@@ -84,11 +86,11 @@ class Session(ABC):
     response with a status of 500 or more, drop them.
     """
 
-    __slots__ = ("_is_closed", "_is_loaded", "_is_used", "_read_token", "_sessions")
+    __slots__ = ("_ctx", "_is_closed", "_is_loaded", "_is_used", "_sessions")
 
-    def __init__(self, sessions: Sessions, read_token: Callable[[], str | None]) -> None:
+    def __init__(self, sessions: Sessions, ctx: Context) -> None:
         self._sessions = sessions
-        self._read_token = read_token
+        self._ctx = ctx
         self._is_loaded = self._is_used = self._is_closed = False
 
     @property
@@ -123,12 +125,16 @@ class Session(ABC):
     async def get(self, key: str, default: D, *, type: type[T]) -> T | D: ...
     async def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:
         """Return the value under *key*, or *default* where there is none. SessionTypeError: it does not fit *type*."""
-        data = await self._find(key)
+        if not self._is_loaded and (loading := self._load(key)) is not None:
+            await loading
+        data = self._peek(key)
         return default if data is None else self._decode(key, data, default, type)
 
     async def has(self, key: str) -> bool:
         """Return whether *key* is there, whatever its value: 0, "", False and None are there."""
-        return await self._find(key) is not None
+        if not self._is_loaded and (loading := self._load(key)) is not None:
+            await loading
+        return self._peek(key) is not None
 
     async def set(self, key: str, value: Any) -> None:
         """Keep *value* under *key*; later changes to the object are not seen.
@@ -153,7 +159,9 @@ class Session(ABC):
 
     async def all(self) -> dict[str, Any]:
         """Return every key with its value."""
-        encoded = {key: await self._find(key) for key in await self._keys()}
+        if not self._is_loaded and (loading := self._load(None)) is not None:
+            await loading
+        encoded = {key: self._peek(key) for key in self._keys()}
         values = {key: self._decode(key, data, _MISSING, None) for key, data in encoded.items() if data is not None}
         return {key: value for key, value in values.items() if value is not _MISSING}
 
@@ -189,10 +197,15 @@ class Session(ABC):
     # What the place that keeps the session does its own way.
 
     @abstractmethod
-    async def _find(self, key: str) -> bytes | None: ...
+    def _load(self, key: str | None) -> Awaitable[None] | None:
+        """Have ready what is needed to know *key*, or with None all there is; return what has to be awaited for it."""
 
     @abstractmethod
-    async def _keys(self) -> Iterable[str]: ...
+    def _peek(self, key: str) -> bytes | None:
+        """Return the encoded value of *key* as this request sees it, from what is ready."""
+
+    @abstractmethod
+    def _keys(self) -> Iterable[str]: ...
 
     @abstractmethod
     def _times(self) -> tuple[float, float] | None: ...
@@ -213,7 +226,7 @@ class Session(ABC):
     def _discard(self) -> None: ...
 
     @abstractmethod
-    async def _finish(self) -> Answer | None: ...
+    def _finish(self) -> Awaitable[Answer | None] | Answer | None: ...
 
     def _open_for_change(self) -> None:
         self._is_used = True
@@ -255,7 +268,7 @@ def discard(session: Session) -> None:
     session._discard()
 
 
-async def finish(session: Session) -> Answer | None:
+def finish(session: Session) -> Awaitable[Answer | None] | Answer | None:
     """Bring the changes to where they are kept, refuse any that come later, and return the cookie to send, or None for none."""
     session._is_closed = True
-    return await session._finish()
+    return session._finish()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple, TypeVar
 
+from gaman import Context
 from gaman_session import _sealing
 from gaman_session._driver import Driver, Outcome, Record
 from gaman_session._errors import SessionConflict
@@ -45,8 +46,8 @@ class StoredSession(Session):
         "_record",
     )
 
-    def __init__(self, sessions: Sessions, driver: Driver, read_token: Callable[[], str | None]) -> None:
-        super().__init__(sessions, read_token)
+    def __init__(self, driver: Driver, sessions: Sessions, ctx: Context) -> None:
+        super().__init__(sessions, ctx)
         self._driver = driver
         # What is known of the session: which one it is, once the cookie was looked at, and what it holds, once it was loaded.
         self._identity: _Identity | None = None
@@ -101,7 +102,7 @@ class StoredSession(Session):
         if self._is_identified:
             return
         self._is_identified = self._is_used = True
-        token = self._read_token()
+        token = self._sessions.read_token(self._ctx)
         if token is not None and (known := self._sessions.keyring.verify_id(token)) is not None:
             self._identity = self._make_identity(*known)
 
@@ -110,7 +111,10 @@ class StoredSession(Session):
         is_sealed = self._driver.shared and self._sessions.encrypt
         return _Identity(id, _sealing.handle(id), is_transient, self._sessions.keyring.values(id) if is_sealed else None)
 
-    async def _load(self) -> None:
+    def _load(self, key: str | None) -> Awaitable[None] | None:
+        return None if key in self._changes else self._load_once()
+
+    async def _load_once(self) -> None:
         """Read the session, once for all who ask at the same moment."""
         self._open_for_first_read()
         async with self._locked():
@@ -126,18 +130,10 @@ class StoredSession(Session):
             self._record = found if isinstance(found, Record) else None
             self._is_loaded = True
 
-    async def _find(self, key: str) -> bytes | None:
-        if not self._is_loaded and key not in self._changes:
-            await self._load()
-        return self._peek(key)
-
-    async def _keys(self) -> Iterable[str]:
-        if not self._is_loaded:
-            await self._load()
+    def _keys(self) -> Iterable[str]:
         return {**({} if self._record is None else self._record.fields), **self._changes}
 
     def _peek(self, key: str) -> bytes | None:
-        """Return the encoded value of *key* as this request sees it, from what is loaded."""
         if key in self._changes:
             return self._changes[key]
         stored = None if self._record is None else self._record.fields.get(key)

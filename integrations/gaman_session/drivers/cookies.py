@@ -15,9 +15,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from gaman_session import _sealing
-from gaman_session._driver import Record
 from gaman_session._errors import SessionTooLarge
-from gaman_session._session import Answer, Kept, Session, Sessions
+from gaman_session._session import Answer, Kept, Session
 
 T = TypeVar("T")
 
@@ -26,13 +25,13 @@ _LIMIT: Final = 4096
 
 
 class Carried(msgspec.Struct, array_like=True, frozen=True):
-    """What a cookie carries, sealed: which session it is, its times, and its values."""
+    """What a cookie carries, sealed: which session it is, its times in whole seconds, and its values."""
 
     id: bytes
     is_transient: bool
-    created: float
-    expires: float
-    deadline: float
+    created: int
+    expires: int
+    deadline: int
     fields: dict[str, bytes]
 
 
@@ -49,10 +48,7 @@ class CookieSession(Session):
     _fields: dict[str, bytes]
     _payload: bytes | None
     _came: bool
-
-    def __init__(self, sessions: Sessions, read_token: Callable[[], str | None]) -> None:
-        super().__init__(sessions, read_token)
-        self._is_changed = False
+    _is_changed: bool
 
     @property
     def id(self) -> str | None:
@@ -79,14 +75,14 @@ class CookieSession(Session):
         """Nothing to do before the response: only that can bring a cookie to its browser."""
         self._open_for_change()
 
-    async def _find(self, key: str) -> bytes | None:
-        if not self._is_loaded:
-            self._read()
+    def _load(self, key: str | None) -> None:
+        self._read()
+
+    def _peek(self, key: str) -> bytes | None:
         return self._fields.get(key)
 
-    async def _keys(self) -> Iterable[str]:
-        self._read()
-        return list(self._fields)
+    def _keys(self) -> Iterable[str]:
+        return self._fields
 
     def _read(self) -> None:
         """Open the cookie, once."""
@@ -94,8 +90,9 @@ class CookieSession(Session):
             return
         self._open_for_first_read()
         self._is_loaded = True
-        self._carried, self._fields, self._payload, self._came = None, {}, None, False
-        token = self._read_token()
+        self._carried, self._fields, self._payload = None, {}, None
+        self._came = self._is_changed = False
+        token = self._sessions.read_token(self._ctx)
         payload = None if token is None else self._sessions.keyring.open_token(token)
         if payload is None:
             return
@@ -140,9 +137,9 @@ class CookieSession(Session):
         self._payload, self._is_changed = None, True
 
     def _discard(self) -> None:
-        self._is_loaded = self._is_changed = False
+        self._is_loaded = False
 
-    async def _finish(self) -> Answer | None:
+    def _finish(self) -> Answer | None:
         if not self._is_loaded:
             return None
         carried = self._carried
@@ -154,15 +151,15 @@ class CookieSession(Session):
         return Answer(token, None if carried.is_transient else math.ceil(carried.expires - self._sessions.clock()))
 
     def _begin(self, asked: int | Kept | None) -> Carried:
-        before, now = self._carried, self._sessions.clock()
+        before, now = self._carried, int(self._sessions.clock())
         lifetime = None if before is None else before.expires - before.created
         lifetime, is_transient = self._sessions.terms(asked, lifetime, before is not None and before.is_transient)
         expires = now + lifetime
-        return Carried(_sealing.new_id(), is_transient, now, expires, self._sessions.deadline(now, expires), {})
+        return Carried(_sealing.new_id(16), is_transient, now, expires, int(self._sessions.deadline(now, expires)), {})
 
     def _pack(self, fields: dict[str, bytes]) -> bytes:
         carried = self._carried
         if carried is None:
             carried = self._carried = self._begin(Kept.ID)
-        deadline = self._sessions.deadline(self._sessions.clock(), carried.expires)
+        deadline = int(self._sessions.deadline(self._sessions.clock(), carried.expires))
         return _encode((carried.id, carried.is_transient, carried.created, carried.expires, deadline, fields))

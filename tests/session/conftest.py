@@ -1,0 +1,32 @@
+"""The session's tests run on every driver."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gaman.session import Driver
+from tests.session.sites import DRIVERS, Clock, Site, serving
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=DRIVERS)
+def driver(request: pytest.FixtureRequest) -> Driver | None:
+    return DRIVERS[request.param]()
+
+
+@pytest.fixture(params=[name for name in DRIVERS if name != "cookies"])
+def store(request: pytest.FixtureRequest) -> Driver | None:
+    """The drivers that keep sessions on the server."""
+    return DRIVERS[request.param]()
+
+
+@pytest.fixture
+async def site(driver: Driver | None, clock: Clock) -> AsyncIterator[Site]:
+    async with serving(Site(driver, clock)) as opened:
+        yield opened

@@ -1,0 +1,192 @@
+"""A site whose requests do what a test says, a browser that keeps its cookie, and a clock that is set by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from gaman import App, Context, Headers, Response
+from gaman.session import Driver, Session
+from gaman_session import _options
+from gaman_session._integration import integrate
+from gaman_session.drivers.memory import MemoryDriver
+
+SECRET = "a secret of the tests that is long enough"
+Work = Callable[[Session], Awaitable[Any]]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Reply:
+    """What came back: the response, and what the handler's work returned or raised."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers = Headers()
+        self.body = b""
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    @property
+    def set_cookie(self) -> str | None:
+        lines = self.headers.getall("set-cookie")
+        assert len(lines) <= 1, lines
+        return lines[0] if lines else None
+
+
+class Site:
+    """An application with sessions, each of whose requests does the work that comes with it."""
+
+    def __init__(self, driver: Driver | dict[str, Any] | None, clock: Clock, **changed: Any) -> None:
+        options: dict[str, Any] = {
+            "secret": SECRET,
+            "driver": driver,
+            "max_age": 86_400,
+            "secure": True,
+            "idle_timeout": None,
+            "cookie_name": None,
+            "same_site": "lax",
+            "domain": None,
+            "path": "/",
+            "partitioned": False,
+            "encrypt": True,
+            "serializer": None,
+            **changed,
+        }
+        self.clock = clock
+        self.driver = driver
+        checked = _options.check(**options)
+        self.cookie_name = checked.cookie.name
+        self.app = App({"/": self._handle}, integrations=[integrate(checked, clock)], debug=True)
+
+    async def _handle(self, ctx: Context) -> Response:
+        reply: Reply = ctx.scope["reply"]
+        try:
+            reply.result = await ctx.scope["work"](ctx.session)
+        except BaseException as error:
+            reply.error = error
+            raise
+        response: Response = ctx.scope["response"]
+        return response
+
+    async def request(
+        self, work: Work, cookie: str | None = None, *, response: Response | None = None, scheme: str = "https"
+    ) -> Reply:
+        """Run one request; *cookie* is the Cookie field as it is."""
+        reply = Reply()
+        headers = [(b"host", b"testserver")]
+        if cookie is not None:
+            headers.append((b"cookie", cookie.encode("latin-1")))
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                reply.status, reply.headers = message["status"], Headers(message["headers"])
+            else:
+                reply.body += message.get("body", b"")
+
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "scheme": scheme,
+            "path": "/",
+            "raw_path": b"/",
+            "query_string": b"",
+            "headers": headers,
+            "reply": reply,
+            "work": work,
+            "response": response or Response("done"),
+        }
+        await self.app(scope, receive, send)
+        return reply
+
+    def browser(self, cookie: str | None = None) -> Browser:
+        return Browser(self, cookie)
+
+
+class Browser:
+    """Keeps the session's cookie as a browser does."""
+
+    def __init__(self, site: Site, token: str | None = None) -> None:
+        self.site = site
+        self.token = token
+
+    @property
+    def cookie(self) -> str | None:
+        return None if self.token is None else f"{self.site.cookie_name}={self.token}"
+
+    async def request(self, work: Work, **options: Any) -> Reply:
+        reply = await self.site.request(work, self.cookie, **options)
+        self.take(reply)
+        return reply
+
+    def take(self, reply: Reply) -> None:
+        """Do what the response's Set-Cookie says."""
+        if (line := reply.set_cookie) is not None:
+            pair, *attributes = line.split("; ")
+            name, _, value = pair.partition("=")
+            assert name == self.site.cookie_name
+            self.token = None if "Max-Age=0" in attributes else value
+
+    async def do(self, work: Work) -> Any:
+        """Run a request that must succeed, and return what its work did."""
+        reply = await self.request(work)
+        if reply.error is not None:
+            raise reply.error
+        assert reply.status == 200, reply.body.decode()
+        return reply.result
+
+    async def all(self) -> dict[str, Any]:
+        async def everything(session: Session) -> dict[str, Any]:
+            return await session.all()
+
+        found: dict[str, Any] = await self.do(everything)
+        return found
+
+
+class Sealing(MemoryDriver):
+    """Memory that counts as a store which others can see, so that values in it are sealed."""
+
+    shared = True
+
+
+def setting(**values: Any) -> Work:
+    """Return the work of setting *values*."""
+
+    async def work(session: Session) -> None:
+        for key, value in values.items():
+            await session.set(key, value)
+
+    return work
+
+
+def getting(key: str) -> Work:
+    async def work(session: Session) -> Any:
+        return await session.get(key)
+
+    return work
+
+
+class serving:  # noqa: N801 - reads as what it does
+    """Between start-up and shutdown of a site."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    async def __aenter__(self) -> Site:
+        await self.site.app.load()
+        return self.site
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.site.app.shutdown()
+
+
+DRIVERS: dict[str, Callable[[], Driver | None]] = {"cookies": lambda: None, "memory": MemoryDriver, "sealed": Sealing}

@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gaman import (
+    App,
+    ClientDisconnected,
+    ConfigError,
+    Context,
+    GamanError,
+    HTTPError,
+    Integration,
+    Response,
+    define_integration,
+    define_routes,
+)
+
+if TYPE_CHECKING:
+    from tests.conftest import Ask
+
+pytestmark = pytest.mark.anyio
+
+
+async def handler(ctx: Context) -> str:
+    return "handled"
+
+
+async def failing(ctx: Context) -> str:
+    ctx.cookies.set("a", "1")
+    raise ValueError("a secret detail")
+
+
+def raising(error: BaseException) -> Any:
+    async def raising(ctx: Context) -> None:
+        ctx.cookies.set("a", "1")
+        raise error
+
+    return raising
+
+
+# Errors
+
+
+async def test_an_http_error_answers_deliberately(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    answer = await ask(App({"/": raising(HTTPError(429, "slow <b>down</b>", headers={"Retry-After": "5"}))}))
+    assert (answer.status, answer.text, answer.headers["retry-after"]) == (429, "slow <b>down</b>", "5")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert caplog.records == []
+
+
+async def test_an_http_error_keeps_the_cookies_that_were_set(ask: Ask) -> None:
+    assert "set-cookie" in (await ask(App({"/": raising(HTTPError(403))}))).headers
+
+
+async def test_an_http_error_may_have_a_content_type_of_its_own(ask: Ask) -> None:
+    error = HTTPError(400, '{"a":1}', headers={"Content-Type": "application/problem+json"})
+    answer = await ask(App({"/": raising(error)}))
+    assert answer.headers.getall("content-type") == ["application/problem+json"]
+
+
+@pytest.mark.parametrize(
+    "integrations", [[], [define_integration(name="x", on_response=lambda ctx, response: response)]], ids=["bare", "hooked"]
+)
+async def test_any_other_error_answers_500_without_detail_and_is_logged(
+    ask: Ask, integrations: list[Integration], caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = await ask(App({"/": failing}, integrations=integrations))
+    assert (answer.status, answer.text) == (500, "Internal Server Error")
+    (record,) = caplog.records
+    assert (record.name, record.levelname, record.getMessage()) == ("gaman", "ERROR", "GET '/' failed")
+    assert "Traceback" in caplog.text
+    assert "ValueError: a secret detail" in caplog.text
+
+
+async def test_cookies_that_a_failing_handler_has_set_are_dropped(ask: Ask) -> None:
+    assert "set-cookie" not in (await ask(App({"/": failing}))).headers
+
+
+async def test_cookies_that_are_set_after_a_failure_are_sent(ask: Ask) -> None:
+    def on_error(ctx: Context, error: Exception) -> None:
+        assert not ctx.cookies.has("a")
+        ctx.cookies.set("b", "2")
+
+    answer = await ask(App({"/": failing}, integrations=[define_integration(name="x", on_error=on_error)]))
+    assert [line[:4] for line in answer.headers.getall("set-cookie")] == ["b=2;"]
+
+
+async def test_cookies_are_dropped_where_an_on_response_hook_fails(ask: Ask) -> None:
+    async def handler(ctx: Context) -> str:
+        ctx.cookies.set("a", "1")
+        return "ok"
+
+    def on_response(ctx: Context, response: Response) -> None:
+        raise ValueError
+
+    answer = await ask(App({"/": handler}, integrations=[define_integration(name="x", on_response=on_response)]))
+    assert (answer.status, "set-cookie" in answer.headers) == (500, False)
+
+
+async def test_debug_shows_the_traceback_as_text(ask: Ask) -> None:
+    answer = await ask(App({"/": raising(ValueError("<script>"))}, debug=True))
+    assert (answer.status, answer.headers["content-type"]) == (500, "text/plain; charset=utf-8")
+    assert answer.text.startswith("Traceback")
+    assert "ValueError: <script>" in answer.text
+    assert "in raising" in answer.text
+
+
+async def test_debug_changes_nothing_of_an_http_error(ask: Ask) -> None:
+    assert (await ask(App({"/": raising(HTTPError(403, "no"))}, debug=True))).text == "no"
+
+
+async def test_an_http_error_of_500_with_a_cause_is_logged(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(ctx: Context) -> None:
+        try:
+            raise OSError("store down")
+        except OSError as cause:
+            raise HTTPError(503, "try again") from cause
+
+    answer = await ask(App({"/": handler}))
+    assert (answer.status, answer.text) == (503, "try again")
+    assert "store down" in caplog.text
+
+
+async def test_an_http_error_with_a_header_that_cannot_be_sent_answers_500(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    answer = await ask(App({"/": raising(HTTPError(400, headers={"x": "a\r\nb: c"}))}))
+    assert (answer.status, "b" in answer.headers) == (500, False)
+    assert "HeaderError" in caplog.text
+
+
+async def test_the_path_in_the_log_cannot_forge_a_line(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    await ask(App({"/:x": failing}), "/a%0AERROR%20forged")
+    assert "\n" not in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(1)], ids=lambda e: type(e).__name__)
+async def test_what_is_no_exception_of_the_handler_is_not_caught(error: BaseException) -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "scheme": "http"}
+    request = App({"/": raising(error)})(scope, receive, send)
+    with pytest.raises(type(error)):
+        # Outside of a task, so that the loop sees none of it.
+        request.send(None)
+
+
+async def test_a_client_that_has_left_gets_no_answer_and_no_line_above_debug(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "gaman")
+
+    async def on_request(ctx: Context) -> None:
+        await ctx.body()
+
+    for app in (
+        App({"/": raising(ClientDisconnected())}),
+        App({"/": handler}, integrations=[define_integration(name="x", on_request=on_request)]),
+    ):
+        caplog.clear()
+        answer = await ask(app, leaves=True)
+        assert answer.messages == []
+        assert [record.levelname for record in caplog.records] == ["DEBUG"]
+
+
+async def test_a_client_that_leaves_while_a_hook_reads_its_body_leaves_no_line_above_debug(
+    ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def audit(ctx: Context, response: Response) -> None:
+        await ctx.body()
+
+    await ask(App({"/": handler}, integrations=[define_integration(name="audit", on_response=audit)]), leaves=True)
+    assert caplog.records == []
+
+
+# Whatever the client sends
+
+
+@settings(max_examples=150, deadline=None)
+@given(path=st.binary(max_size=30), query=st.binary(max_size=30), header=st.binary(max_size=30), body=st.binary(max_size=60))
+async def test_no_octets_anywhere_are_a_500(ask: Ask, path: bytes, query: bytes, header: bytes, body: bytes) -> None:
+    async def everything(ctx: Context) -> dict[str, Any]:
+        found: list[object] = [
+            ctx.url,
+            ctx.path,
+            ctx.ip,
+            dict(ctx.headers),
+            ctx.query.get("a"),
+            ctx.cookies.get("a"),
+            dict(ctx.params),
+        ]
+        for read in (ctx.text, ctx.json):
+            try:
+                found.append(await read())
+            except HTTPError as error:
+                found.append(error.detail)
+        return {"found": found}
+
+    percent_encoded = "".join(f"%{octet:02x}" for octet in path)
+    headers = [(b"cookie", header), (b"host", header), (b"content-type", header), (b"x", header)]
+    scope = {"query_string": query}
+    for target in (f"/{percent_encoded}", "/" + path.decode("latin-1")):
+        answer = await ask(
+            App({"/:a": everything, "*": everything}), target.partition("?")[0], headers=headers, body=body, scope=scope
+        )
+        assert answer.status in (200, 400)
+
+
+# Other scopes
+
+
+class Server:
+    """The server's side of a connection that is no request."""
+
+    def __init__(self, *incoming: str) -> None:
+        self.incoming = [*incoming]
+        self.sent: list[Any] = []
+
+    async def receive(self) -> dict[str, Any]:
+        return {"type": self.incoming.pop(0)}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+async def test_a_websocket_is_refused() -> None:
+    server = Server("websocket.connect")
+    await App({"/": handler})({"type": "websocket", "path": "/"}, server.receive, server.send)
+    assert [message["type"] for message in server.sent] == ["websocket.close"]
+    assert server.incoming == []
+
+
+@pytest.mark.parametrize("kind", ["webtransport", ""])
+async def test_an_unknown_scope_raises(kind: str) -> None:
+    server = Server()
+    with pytest.raises(GamanError, match=f"'{kind}'"):
+        await App({"/": handler})({"type": kind}, server.receive, server.send)
+    assert server.sent == []
+
+
+async def test_the_lifespan_loads_and_shuts_down() -> None:
+    events: list[str] = []
+    integration = define_integration(
+        name="x", on_load=lambda app: events.append("load"), on_shutdown=lambda app: events.append("shutdown")
+    )
+    server = Server("lifespan.startup", "lifespan.shutdown")
+    await App({"/": handler}, integrations=[integration])({"type": "lifespan"}, server.receive, server.send)
+    assert events == ["load", "shutdown"]
+    assert [message["type"] for message in server.sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "logged"),
+    [(ConfigError("no secret"), "no secret", 0), (OSError("no store"), "no store", 1), (ValueError(), "ValueError()", 1)],
+    ids=["misconfigured", "broken", "without a word"],
+)
+async def test_a_start_that_fails_tells_the_server_why(
+    error: Exception, message: str, logged: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def on_load(app: App) -> None:
+        raise error
+
+    server = Server("lifespan.startup")
+    app = App({"/": handler}, integrations=[define_integration(name="x", on_load=on_load)])
+    await app({"type": "lifespan"}, server.receive, server.send)
+    assert server.sent == [{"type": "lifespan.startup.failed", "message": message}]
+    assert len(caplog.records) == logged
+
+
+async def test_a_shutdown_that_fails_is_complete_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    def on_shutdown(app: App) -> None:
+        raise ValueError("stuck")
+
+    server = Server("lifespan.startup", "lifespan.shutdown")
+    app = App({"/": handler}, integrations=[define_integration(name="x", on_shutdown=on_shutdown)])
+    await app({"type": "lifespan"}, server.receive, server.send)
+    assert server.sent[-1] == {"type": "lifespan.shutdown.complete"}
+    assert "stuck" in caplog.text
+
+
+# The App itself
+
+
+async def test_an_app_takes_routes_or_a_bare_table(ask: Ask) -> None:
+    for routes in ({"/": handler}, define_routes({"/": handler})):
+        assert (await ask(App(routes))).text == "handled"
+
+
+async def test_routes_serve_any_number_of_apps(ask: Ask) -> None:
+    routes = define_routes({"/": handler})
+    for app in (App(routes), App(routes, debug=True)):
+        assert (await ask(app)).text == "handled"
+
+
+async def test_an_app_without_routes_answers_404(ask: Ask) -> None:
+    assert (await ask(App({}))).status == 404
+
+
+async def test_requests_at_once_do_not_see_each_other(ask: Ask) -> None:
+    async def slow(ctx: Context) -> str:
+        ctx.locals["id"] = ctx.params["id"]
+        ctx.cookies.set("id", ctx.params["id"])
+        await asyncio.sleep(0)
+        return str(ctx.locals["id"])
+
+    app = App({"/:id": slow})
+    answers = await asyncio.gather(*(ask(app, f"/{i}") for i in range(200)))
+    assert [answer.text for answer in answers] == [str(i) for i in range(200)]
+    assert [answer.headers["set-cookie"].partition(";")[0] for answer in answers] == [f"id={i}" for i in range(200)]

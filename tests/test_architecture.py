@@ -1,0 +1,238 @@
+"""The house rules that a reader relies on: who may import whom, what is public, what each file says of itself."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = (ROOT, ROOT / "integrations")
+
+# Each module imports only from rows below its own.
+ORDER = [
+    ["gaman.session.testing"],
+    ["gaman.session"],
+    ["gaman_session.testing"],
+    ["gaman_session"],
+    ["gaman_session._integration"],
+    ["gaman_session._options"],
+    ["gaman_session.drivers"],
+    [
+        "gaman_session.drivers.cookies",
+        "gaman_session.drivers.memory",
+        "gaman_session.drivers.file",
+        "gaman_session.drivers.redis",
+        "gaman_session.drivers.sql",
+        "gaman_session.drivers.mongodb",
+    ],
+    ["gaman_session._stored"],
+    ["gaman_session._session"],
+    ["gaman_session._serializer", "gaman_session._sealing"],
+    ["gaman_session._driver"],
+    ["gaman_session._errors"],
+    ["gaman.testing", "gaman.__main__"],
+    ["gaman"],
+    ["gaman._server"],
+    ["gaman._app"],
+    ["gaman._routing", "gaman._integration"],
+    ["gaman._context"],
+    ["gaman._body"],
+    ["gaman._response"],
+    ["gaman._file"],
+    ["gaman._cookies"],
+    ["gaman._headers"],
+    ["gaman.errors"],
+]
+LEVELS = {name: level for level, row in enumerate(ORDER) for name in row}
+
+# Packages that one file alone knows.
+OWNERS = {
+    "uvicorn": "gaman._server",
+    "python_multipart": "gaman._body",
+    "httpx": "gaman.testing",
+    "redis": "gaman_session.drivers.redis",
+    "aiosqlite": "gaman_session.drivers.sql",
+    "pymongo": "gaman_session.drivers.mongodb",
+    "bson": "gaman_session.drivers.mongodb",
+}
+OPTIONAL = {"redis": ["redis"], "sql": ["aiosqlite"], "mongodb": ["pymongo"]}
+# uvicorn takes these where they are installed, and nobody imports them.
+FOR_UVICORN = {"httptools", "uvloop"}
+
+
+class Module(NamedTuple):
+    """A source file, by the name that it is imported under."""
+
+    name: str
+    text: str
+
+
+class Import(NamedTuple):
+    """What is imported at run time: a module, and the name taken from it, if any."""
+
+    module: str
+    name: str | None
+
+
+def find_modules() -> Iterator[Module]:
+    for root in SOURCES:
+        for path in sorted(root.glob("gaman*/**/*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            yield Module(".".join(parts).removesuffix(".__init__"), path.read_text(encoding="utf-8"))
+
+
+MODULES = list(find_modules())
+NAMES = {module.name for module in MODULES}
+each_module = pytest.mark.parametrize("module", MODULES, ids=[module.name for module in MODULES])
+
+
+def imports(text: str) -> list[Import]:
+    """Return what *text* imports, wherever it does, except for type checkers alone."""
+    found: list[Import] = []
+    waiting: list[ast.AST] = [ast.parse(text)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found += [Import(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.append(Import(inner, None) if inner in NAMES else Import(str(node.module), alias.name))
+        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
+    return found
+
+
+def own(text: str) -> list[Import]:
+    return [each for each in imports(text) if each.module.split(".")[0] in ("gaman", "gaman_session")]
+
+
+def third_party(text: str) -> set[str]:
+    tops = {each.module.split(".")[0] for each in imports(text)}
+    return tops - sys.stdlib_module_names - {"gaman", "gaman_session"}
+
+
+def exported(text: str) -> list[str]:
+    """Return __all__ of a module that holds a docstring, imports and __all__, and nothing else; AssertionError names what else."""
+    docstring, *body, last = ast.parse(text).body
+    assert isinstance(docstring, ast.Expr)
+    names: list[str] = []
+    for node in body:
+        assert isinstance(node, ast.ImportFrom), ast.unparse(node)
+        names += [alias.asname or alias.name for alias in node.names]
+    assert isinstance(last, ast.Assign), ast.unparse(last)
+    assert ast.unparse(last.targets[0]) == "__all__"
+    exports: list[str] = ast.literal_eval(last.value)
+    assert sorted(names) == sorted(exports)
+    return exports
+
+
+def climbs(module: Module) -> list[str]:
+    """Return the imports of *module* that do not lead downwards."""
+    return [each.module for each in own(module.text) if LEVELS[each.module] <= LEVELS[module.name]]
+
+
+@each_module
+def test_every_module_has_its_place_in_the_order(module: Module) -> None:
+    assert module.name in LEVELS
+
+
+@each_module
+def test_imports_run_downwards(module: Module) -> None:
+    assert climbs(module) == []
+
+
+def test_an_import_that_climbs_is_noticed_wherever_it_stands() -> None:
+    for line in (
+        "import gaman._app",
+        "from gaman._app import App",
+        "from gaman import _app",
+        "def f():\n    import gaman",
+        "import gaman._headers",
+    ):
+        assert climbs(Module("gaman._headers", line)), line
+    for line in (
+        "import gaman.errors",
+        "from gaman import errors",
+        "if TYPE_CHECKING:\n    from gaman._app import App",
+        "import re",
+    ):
+        assert not climbs(Module("gaman._headers", line)), line
+
+
+@each_module
+def test_only_the_door_of_the_core_leads_to_the_session(module: Module) -> None:
+    if module.name.startswith("gaman_session") or module.name.startswith("gaman.session"):
+        return
+    assert [each.module for each in own(module.text) if each.module.startswith(("gaman_session", "gaman.session"))] == []
+
+
+@each_module
+def test_the_session_takes_only_public_names_of_the_core(module: Module) -> None:
+    if not module.name.startswith("gaman_session"):
+        return
+    public = exported(next(each.text for each in MODULES if each.name == "gaman"))
+    for each in own(module.text):
+        if each.module.startswith("gaman_session"):
+            continue
+        assert each.module in ("gaman", "gaman.errors", "gaman.testing"), each
+        assert each.name is not None
+        assert each.module != "gaman" or each.name in public, each
+
+
+@each_module
+def test_a_driver_knows_only_its_contract(module: Module) -> None:
+    package, _, name = module.name.partition(".drivers.")
+    if not name:
+        return
+    allowed = {"gaman", "gaman.errors", f"{package}._driver", f"{package}._errors"}
+    if name == "cookies":
+        # It has no store: the cookie is the session, so it seals by itself.
+        allowed |= {f"{package}._session", f"{package}._sealing"}
+    assert {each.module for each in own(module.text)} <= allowed
+
+
+@pytest.mark.parametrize("name", ["gaman", "gaman.session", "gaman.session.testing", "gaman_session"])
+def test_a_front_door_holds_no_logic_and_lists_what_it_imports(name: str) -> None:
+    exports = exported(next(module.text for module in MODULES if module.name == name))
+    assert not [each for each in exports if each.startswith("_")]
+
+
+@each_module
+def test_a_module_begins_with_one_sentence_about_itself(module: Module) -> None:
+    tree = ast.parse(module.text)
+    assert tree.body[0].lineno == 1
+    first, *rest = (ast.get_docstring(tree) or "").splitlines()
+    assert re.fullmatch(r"\S.*[^.]\.", first), first
+    assert not re.search(r"[.!?] +[A-Z]", first), f"more than one sentence: {first}"
+    assert not rest or rest[0] == ""
+
+
+@each_module
+def test_a_package_that_has_an_owner_is_imported_by_no_other_file(module: Module) -> None:
+    assert {name: OWNERS[name] for name in third_party(module.text) if OWNERS.get(name, module.name) != module.name} == {}
+
+
+def test_what_is_declared_as_a_dependency_is_what_is_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+    def names(requirements: list[str]) -> list[str]:
+        return [re.split(r"[^\w-]", requirement)[0] for requirement in requirements]
+
+    imported = {name.replace("_", "-") for module in MODULES for name in third_party(module.text)}
+    extras = {extra: names(packages) for extra, packages in project["project"]["optional-dependencies"].items()}
+    assert extras == OPTIONAL | {"all": ["gaman"]}
+    for_tests = {"httpx"}
+    assert for_tests <= {name.split("[")[0] for name in names(project["dependency-groups"]["dev"])}
+    optional = {package for packages in OPTIONAL.values() for package in packages} | {"bson"}
+    assert set(names(project["project"]["dependencies"])) == imported - optional - for_tests | FOR_UVICORN

@@ -1,0 +1,652 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gaman import App, Context, Form, HTTPError, UploadedFile
+
+if TYPE_CHECKING:
+    from tests.conftest import Ask
+
+pytestmark = pytest.mark.anyio
+
+MULTIPART = {"content-type": "multipart/form-data; boundary=xx"}
+URLENCODED = {"content-type": "application/x-www-form-urlencoded"}
+
+
+@dataclass
+class User:
+    name: str
+    age: int
+
+
+class Point(msgspec.Struct):
+    x: int
+    y: int = 0
+
+
+class Movie(TypedDict):
+    title: str
+
+
+async def echo(ctx: Context) -> bytes:
+    return await ctx.body()
+
+
+async def text(ctx: Context) -> str:
+    return await ctx.text()
+
+
+async def as_json(ctx: Context) -> dict[str, Any]:
+    return {"got": await ctx.json()}
+
+
+async def form(ctx: Context) -> list[Any]:
+    return await described(await ctx.form())
+
+
+async def described(form: Form) -> list[Any]:
+    files = [
+        [name, file.filename, file.content_type, file.size, (await file.read()).decode("latin-1")]
+        for name, file in form.files.items()
+    ]
+    return [[[name, value] for name, value in form.fields.items()], files]
+
+
+def part(disposition: str, content: str | bytes = "", *more: str) -> bytes:
+    head = "\r\n".join(["--xx", f"Content-Disposition: {disposition}", *more, "", ""])
+    return head.encode() + (content if isinstance(content, bytes) else content.encode()) + b"\r\n"
+
+
+END = b"--xx--\r\n"
+
+
+# Bytes and text
+
+
+@pytest.mark.parametrize("chunks", [[b"hello"], [b"hel", b"lo"], [b"", b"h", b"", b"ello", b""]], ids=repr)
+async def test_a_body_is_joined_from_its_chunks(ask: Ask, chunks: list[bytes]) -> None:
+    assert (await ask(App({"/": echo}), body=chunks)).body == b"hello"
+
+
+async def test_a_request_without_a_body_has_an_empty_one(ask: Ask) -> None:
+    assert (await ask(App({"/": echo}))).body == b""
+
+
+async def test_a_body_reads_the_same_twice(ask: Ask) -> None:
+    async def twice(ctx: Context) -> bytes:
+        return await ctx.body() + await ctx.body() + (await ctx.text()).encode()
+
+    assert (await ask(App({"/": twice}), body=b"ab")).body == b"ababab"
+
+
+async def test_a_form_can_be_read_after_its_body(ask: Ask) -> None:
+    async def both(ctx: Context) -> list[Any]:
+        return [await ctx.text(), await ctx.input("a"), await ctx.input("a")]
+
+    answer = await ask(App({"/": both}), headers=URLENCODED, body=b"a=1")
+    assert answer.text == '["a=1","1","1"]'
+
+
+async def test_a_body_that_was_read_as_a_form_says_so_instead_of_waiting(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    async def both(ctx: Context) -> bytes:
+        await ctx.form()
+        return await ctx.body()
+
+    answer = await ask(App({"/": both}), headers=URLENCODED, body=b"a=1")
+    assert answer.body == b"a=1" or (answer.status == 500 and "body" in caplog.text)
+
+
+async def test_two_readers_of_one_body_get_all_of_it(ask: Ask) -> None:
+    async def twice(ctx: Context) -> list[str]:
+        return [*await asyncio.gather(ctx.text(), ctx.text())]
+
+    assert (await ask(App({"/": twice}), body=[b"a", b"b", b"c"])).text == '["abc","abc"]'
+
+
+async def test_text_that_is_not_utf8_answers_400(ask: Ask) -> None:
+    answer = await ask(App({"/": text}), body=b"caf\xe9")
+    assert (answer.status, answer.text) == (400, "the body is not valid UTF-8")
+
+
+async def test_a_stream_yields_the_chunks_as_they_come(ask: Ask) -> None:
+    async def chunks(ctx: Context) -> list[str]:
+        return [chunk.decode() async for chunk in ctx.stream()]
+
+    assert (await ask(App({"/": chunks}), body=[b"a", b"b", b"c"])).text == '["a","b","c"]'
+
+
+# Limits
+
+
+@pytest.mark.parametrize("handler", [echo, text, as_json, form])
+@pytest.mark.parametrize(
+    ("headers", "chunks"),
+    [({"content-length": "11"}, [b""]), ({}, [b"12345678901"]), ({}, [b"1" * 5] * 3), ({"content-length": "3"}, [b"1" * 11])],
+    ids=["announced", "in one chunk", "while streaming", "more than announced"],
+)
+async def test_a_body_beyond_the_limit_answers_413(ask: Ask, handler: Any, headers: dict[str, str], chunks: list[bytes]) -> None:
+    answer = await ask(App({"/": handler}, max_body_size=10), headers={**URLENCODED, **headers}, body=chunks)
+    assert (answer.status, answer.text) == (413, "the body is larger than 10 bytes")
+
+
+async def test_a_body_at_the_limit_is_read(ask: Ask) -> None:
+    answer = await ask(App({"/": echo}, max_body_size=10), headers={"content-length": "10"}, body=[b"12345", b"67890"])
+    assert answer.body == b"1234567890"
+
+
+async def test_a_body_is_one_mebibyte_at_most_unless_the_app_says_otherwise(ask: Ask) -> None:
+    assert (await ask(App({"/": echo}), body=b"1" * (1 << 20))).status == 200
+    assert (await ask(App({"/": echo}), body=b"1" * ((1 << 20) + 1))).status == 413
+
+
+async def test_no_more_of_a_body_is_read_than_the_limit_allows() -> None:
+    asked: list[int] = []
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        asked.append(1)
+        return {"type": "http.request", "body": b"1" * 10, "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b"", "scheme": "http"}
+    await App({"/": echo}, max_body_size=25)(scope, receive, send)
+    assert (sent[0]["status"], len(asked)) == (413, 3)
+
+
+async def test_a_handler_may_set_a_limit_of_its_own(ask: Ask) -> None:
+    async def small(ctx: Context) -> bytes:
+        return await ctx.body(max_size=2)
+
+    async def large(ctx: Context) -> bytes:
+        return await ctx.body(max_size=20)
+
+    app = App({"/small": small, "/large": large}, max_body_size=10)
+    assert (await ask(app, "/small", body=b"123")).status == 413
+    assert (await ask(app, "/large", body=b"1" * 20)).status == 200
+    assert (await ask(app, "/large", body=b"1" * 21)).status == 413
+
+
+async def test_a_handler_that_does_not_read_the_body_does_not_mind_its_size(ask: Ask) -> None:
+    async def lazy(ctx: Context) -> str:
+        return "ok"
+
+    answer = await ask(
+        App({"/": lazy}, max_body_size=1), headers={"content-length": "999", "content-encoding": "gzip"}, body=b"1" * 999
+    )
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("length", ["", "-1", "x", "1e3", "9" * 5_000, "\xb2", "+5"], ids=ascii)
+async def test_a_strange_content_length_is_never_a_500(ask: Ask, length: str) -> None:
+    assert (await ask(App({"/": echo}), headers={"content-length": length}, body=b"ok")).status in (200, 413)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "GZIP", "identity, gzip", "unknown"])
+@pytest.mark.parametrize("handler", [echo, as_json, form])
+async def test_an_encoded_body_answers_415(ask: Ask, handler: Any, encoding: str) -> None:
+    answer = await ask(App({"/": handler}), headers={**URLENCODED, "content-encoding": encoding}, body=b"\x1f\x8b")
+    assert (answer.status, answer.headers["accept-encoding"]) == (415, "identity")
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity", "", " "])
+async def test_the_identity_encoding_is_none(ask: Ask, encoding: str) -> None:
+    assert (await ask(App({"/": echo}), headers={"content-encoding": encoding}, body=b"ok")).body == b"ok"
+
+
+# JSON
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"{",
+        b"{'a': 1}",
+        b'{"a":1}x',
+        b"nan",
+        b"[1,]",
+        b'"\xff"',
+        b"\xff\xfe[\x00]\x00",
+        b'"\\ud800"',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+    ],
+    ids=[
+        "empty",
+        "blank",
+        "cut",
+        "single quotes",
+        "trailing",
+        "nan",
+        "comma",
+        "not utf-8",
+        "utf-16",
+        "surrogate",
+        "deep list",
+        "deep object",
+    ],
+)
+async def test_malformed_json_answers_400(ask: Ask, body: bytes) -> None:
+    answer = await ask(App({"/": as_json}), body=body)
+    assert answer.status == 400
+    assert answer.text.startswith("malformed JSON")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b'{"name":"\xff","age":1}', b'{"name":"A","age":1}x', b'{"x":' * 100_000],
+    ids=["empty", "cut", "not utf-8", "trailing", "deep"],
+)
+async def test_json_that_is_malformed_fits_no_type(ask: Ask, body: bytes) -> None:
+    answer = await ask(App({"/": typed(User)}), body=body)
+    assert (answer.status, answer.text[:14]) == (400, "malformed JSON")
+
+
+@pytest.mark.parametrize("body", [b"1e999", b"-1e999", b"[1e999]", b"1" * 5_000], ids=["inf", "-inf", "nested", "long integer"])
+async def test_a_number_beyond_all_bounds_is_never_a_500(ask: Ask, body: bytes) -> None:
+    answer = await ask(App({"/": as_json}), body=body)
+    assert answer.status in (200, 400, 422)
+
+
+def typed(type: Any) -> Any:
+    async def typed(ctx: Context) -> dict[str, Any]:
+        value = await ctx.json(type)
+        return {"type": value.__class__.__name__, "value": value}
+
+    return typed
+
+
+@pytest.mark.parametrize(
+    ("type", "body", "expected"),
+    [
+        pytest.param(User, '{"name":"A","age":3}', '{"type":"User","value":{"name":"A","age":3}}', id="dataclass"),
+        pytest.param(Point, '{"x":1}', '{"type":"Point","value":{"x":1,"y":0}}', id="Struct"),
+        pytest.param(Movie, '{"title":"M"}', '{"type":"dict","value":{"title":"M"}}', id="TypedDict"),
+        pytest.param(list[int], "[1,2]", '{"type":"list","value":[1,2]}', id="list"),
+        pytest.param(int | None, "null", '{"type":"NoneType","value":null}', id="union"),
+    ],
+)
+async def test_json_is_decoded_into_a_type(ask: Ask, type: Any, body: str, expected: str) -> None:
+    assert (await ask(App({"/": typed(type)}), body=body.encode())).text == expected
+
+
+@pytest.mark.parametrize(
+    ("type", "body", "places"),
+    [
+        pytest.param(User, '{"name":"A","age":"old"}', ["int", "$.age"], id="dataclass"),
+        pytest.param(User, '{"name":"A"}', ["age"], id="missing field"),
+        pytest.param(Point, '{"x":1.5}', ["int", "$.x"], id="Struct"),
+        pytest.param(list[Point], '[{"x":1},{"x":"1"}]', ["$[1].x"], id="nested"),
+        pytest.param(Movie, '{"title":null}', ["$.title"], id="TypedDict"),
+        pytest.param(User, "[]", ["object", "array"], id="another kind"),
+    ],
+)
+async def test_json_that_does_not_fit_answers_422_with_the_place_of_the_fault(
+    ask: Ask, type: Any, body: str, places: list[str]
+) -> None:
+    answer = await ask(App({"/": typed(type)}), body=body.encode())
+    assert answer.status == 422
+    assert all(place in answer.text for place in places)
+
+
+async def test_json_reads_twice_in_two_types(ask: Ask) -> None:
+    async def twice(ctx: Context) -> list[Any]:
+        return [await ctx.json(), (await ctx.json(Point)).x]
+
+    assert (await ask(App({"/": twice}), body=b'{"x":1}')).text == '[{"x":1},1]'
+
+
+# Urlencoded forms
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        pytest.param(b"a=1&b=2", [["a", "1"], ["b", "2"]], id="two"),
+        pytest.param(b"a=1&a=2", [["a", "1"], ["a", "2"]], id="a list"),
+        pytest.param(b"a=b+c%20d%2B", [["a", "b c d+"]], id="spaces and pluses"),
+        pytest.param(b"a=&b&=c&&", [["a", ""], ["b", ""], ["", "c"]], id="blanks"),
+        pytest.param(b"a=caf%C3%A9&b=\xc3\xa9", [["a", "caf\xe9"], ["b", "\xe9"]], id="utf-8"),
+        pytest.param(b"a=%FF&b=\xff&%C3=1", [["a", "\ufffd"], ["b", "\ufffd"], ["\ufffd", "1"]], id="not utf-8"),
+        pytest.param(b"a=1;b=2", [["a", "1;b=2"]], id="a semicolon is data"),
+        pytest.param(b"a=%&b=%zz", [["a", "%"], ["b", "%zz"]], id="odd percents"),
+        pytest.param(b"a[]=1&a[b]=2", [["a[]", "1"], ["a[b]", "2"]], id="brackets mean nothing"),
+        pytest.param(b"", [], id="empty"),
+    ],
+)
+async def test_an_urlencoded_form_reads_as_browsers_write_it(ask: Ask, body: bytes, fields: list[list[str]]) -> None:
+    answer = await ask(App({"/": form}), headers=URLENCODED, body=[bytes([octet]) for octet in body])
+    assert msgspec.json.decode(answer.body) == [fields, []]
+
+
+@pytest.mark.parametrize("kind", ["Application/X-WWW-Form-Urlencoded", "application/x-www-form-urlencoded; charset=utf-8"])
+async def test_the_content_type_of_a_form_is_read_as_a_media_type(ask: Ask, kind: str) -> None:
+    assert (await ask(App({"/": form}), headers={"content-type": kind}, body=b"a=1")).text == '[[["a","1"]],[]]'
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [None, "", "application/json", "text/plain", "multipart/mixed; boundary=xx", "multipart", ";;", "\xff; a=\xff"],
+    ids=ascii,
+)
+async def test_a_body_that_is_no_form_answers_415(ask: Ask, kind: str | None) -> None:
+    headers = {} if kind is None else {"content-type": kind}
+    assert (await ask(App({"/": form}), headers=headers, body=b"a=1")).status == 415
+
+
+async def test_inputs_are_found_by_name(ask: Ask) -> None:
+    async def handler(ctx: Context) -> list[Any]:
+        return [
+            await ctx.input("a"),
+            await ctx.inputs("a"),
+            await ctx.input("x"),
+            await ctx.inputs("x"),
+            await ctx.file("a"),
+            await ctx.files("a"),
+        ]
+
+    answer = await ask(App({"/": handler}), headers=URLENCODED, body=b"a=1&a=2")
+    assert answer.text == '["1",["1","2"],null,[],null,[]]'
+
+
+@pytest.mark.parametrize("count", [1_000, 1_001])
+async def test_an_urlencoded_form_has_1000_fields_at_most(ask: Ask, count: int) -> None:
+    answer = await ask(App({"/": form}), headers=URLENCODED, body=b"&".join([b"a=1"] * count))
+    assert answer.status == (200 if count == 1_000 else 413)
+
+
+async def test_a_form_of_100_000_keys_answers_413(ask: Ask) -> None:
+    body = b"&".join(b"%d" % i for i in range(100_000))
+    assert (await ask(App({"/": form}), headers=URLENCODED, body=body)).status == 413
+
+
+# Multipart forms
+
+WHOLE = (
+    part('form-data; name="title"', "Bon\xe9")
+    + part('form-data; name="pic"; filename="a b.png"', b"\x89PNG\r\n--x\r\n--xy\x00", "Content-Type: image/png")
+    + part('form-data; name="title"', "")
+    + part('form-data; name="doc"; filename=""', "", "Content-Type: application/octet-stream")
+    + END
+)
+DESCRIBED = [
+    [["title", "Bon\xe9"], ["title", ""]],
+    [
+        ["pic", "a b.png", "image/png", 16, "\x89PNG\r\n--x\r\n--xy\x00"],
+        ["doc", "", "application/octet-stream", 0, ""],
+    ],
+]
+
+
+async def test_a_multipart_form_has_fields_and_files(ask: Ask) -> None:
+    answer = await ask(App({"/": form}), headers=MULTIPART, body=WHOLE)
+    assert msgspec.json.decode(answer.body) == DESCRIBED
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+async def test_a_multipart_form_may_be_cut_anywhere(ask: Ask, size: int) -> None:
+    chunks = [WHOLE[i : i + size] for i in range(0, len(WHOLE), size)]
+    answer = await ask(App({"/": form}), headers=MULTIPART, body=chunks)
+    assert msgspec.json.decode(answer.body) == DESCRIBED
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.binary(max_size=200).filter(lambda content: b"\r\n--xx" not in b"\r\n" + content),
+    st.lists(st.integers(0, 400), max_size=5).map(sorted),
+)
+async def test_the_octets_of_a_file_arrive_as_they_were_sent(ask: Ask, content: bytes, cuts: list[int]) -> None:
+    body = part('form-data; name="f"; filename="f"', content) + END
+    chunks = [body[i:j] for i, j in zip([0, *cuts], [*cuts, len(body)], strict=True)]
+    answer = await ask(App({"/": form}), headers=MULTIPART, body=chunks)
+    assert msgspec.json.decode(answer.body)[1][0][4].encode("latin-1") == content
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([b"--xx", b"\r\n", b"--", b":", b"Content-Disposition", b"form-data", b'; name="a"', b"=", b'"']),
+            st.binary(max_size=8),
+        )
+    )
+)
+async def test_no_octets_of_a_multipart_body_are_a_500(ask: Ask, pieces: list[bytes]) -> None:
+    for body in (b"".join(pieces), b"--xx\r\n" + b"".join(pieces)):
+        assert (await ask(App({"/": form}), headers=MULTIPART, body=body)).status in (200, 400)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(st.characters(max_codepoint=255)))
+async def test_no_content_type_is_a_500(ask: Ask, text: str) -> None:
+    for kind in (text, f"multipart/form-data;{text}", f"multipart/form-data; boundary={text}"):
+        assert (await ask(App({"/": form}), headers={"content-type": kind}, body=WHOLE)).status in (200, 400, 415)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary())
+async def test_no_content_disposition_is_a_500(ask: Ask, octets: bytes) -> None:
+    for value in (octets, b"form-data; " + octets, b'form-data; name="a"; filename=' + octets):
+        body = b"--xx\r\nContent-Disposition: " + value + b"\r\n\r\nx\r\n" + END
+        assert (await ask(App({"/": form}), headers=MULTIPART, body=body)).status in (200, 400)
+
+
+@pytest.mark.parametrize(
+    ("disposition", "name", "filename"),
+    [
+        pytest.param('form-data; name="a"; filename="caf\xe9.txt"', "a", "caf\xe9.txt", id="utf-8"),
+        pytest.param(r'form-data; name="a"; filename="a\"b.txt"', "a", 'a"b.txt', id="quote"),
+        pytest.param('form-data; name="a"; filename="a;b.txt"', "a", "a;b.txt", id="semicolon"),
+        pytest.param('form-data; filename="../../etc/passwd"; name="a"', "a", "../../etc/passwd", id="path"),
+        pytest.param("form-data; name=a; filename=b", "a", "b", id="without quotes"),
+        pytest.param('FORM-DATA; name="a"; filename="b"', "a", "b", id="capitals"),
+        pytest.param('form-data;name="a";filename="b"', "a", "b", id="without spaces"),
+        pytest.param('form-data; name=""; filename="b"', "", "b", id="empty name"),
+        pytest.param('form-data; name="a"; filename="b"; filename*=UTF-8\'\'evil', "a", "b", id="extended name is ignored"),
+    ],
+)
+async def test_a_file_is_named_as_its_part_says(ask: Ask, disposition: str, name: str, filename: str) -> None:
+    answer = await ask(App({"/": form}), headers=MULTIPART, body=part(disposition, "x") + END)
+    assert msgspec.json.decode(answer.body)[1] == [[name, filename, "application/octet-stream", 1, "x"]]
+
+
+async def test_octets_that_are_not_utf8_are_replaced_in_names_and_fields(ask: Ask) -> None:
+    body = b'--xx\r\nContent-Disposition: form-data; name="\xff"\r\n\r\n\xfe\r\n' + END
+    answer = await ask(App({"/": form}), headers=MULTIPART, body=body)
+    assert msgspec.json.decode(answer.body) == [[["\ufffd", "\ufffd"]], []]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"not multipart", id="no boundary"),
+        pytest.param(part('form-data; name="a"', "1"), id="without an end"),
+        pytest.param(WHOLE[:-10], id="cut"),
+        pytest.param(WHOLE[:30], id="cut in a header"),
+        pytest.param(WHOLE[:120], id="cut in a file"),
+        pytest.param(b"--yy\r\n\r\n--yy--\r\n", id="another boundary"),
+        pytest.param(part("form-data", "1") + END, id="no name"),
+        pytest.param(part('attachment; name="a"', "1") + END, id="another disposition"),
+        pytest.param(b"--xx\r\nContent-Type: text/plain\r\n\r\n1\r\n" + END, id="no disposition"),
+        pytest.param(b"--xx\r\n\r\n1\r\n" + END, id="no headers"),
+        pytest.param(b"--xx\r\nno colon\r\n\r\n1\r\n" + END, id="a header without a colon"),
+        pytest.param(b"--xx\r\n: value\r\n\r\n1\r\n" + END, id="a header without a name"),
+        pytest.param(b"--xx\r\nX: " + b"a" * 100_000 + b"\r\n\r\n1\r\n" + END, id="a long header"),
+        pytest.param(b"--xx\r\n" + b"X: a\r\n" * 10_000 + b"\r\n1\r\n" + END, id="many headers"),
+    ],
+)
+@pytest.mark.parametrize("bytewise", [False, True], ids=["at once", "byte by byte"])
+async def test_a_malformed_multipart_body_answers_400(ask: Ask, body: bytes, bytewise: bool) -> None:
+    answer = await ask(App({"/": form}), headers=MULTIPART, body=[bytes([octet]) for octet in body[:6_000]] if bytewise else body)
+    assert answer.status == 400
+    assert "malformed multipart body" in answer.text
+
+
+@pytest.mark.parametrize(
+    "boundary",
+    ["", "; boundary", "; boundary=", '; boundary=""', f"; boundary={'x' * 1_000}"],
+    ids=["none", "no value", "empty", "quotes", "long"],
+)
+async def test_a_multipart_body_without_a_proper_boundary_answers_400(ask: Ask, boundary: str) -> None:
+    answer = await ask(App({"/": form}), headers={"content-type": f"multipart/form-data{boundary}"}, body=WHOLE)
+    assert answer.status == 400
+    assert "malformed multipart body" in answer.text
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ['multipart/form-data; boundary="xx"', "Multipart/Form-Data; boundary=xx", "multipart/form-data;charset=utf-8;boundary=xx"],
+)
+async def test_a_boundary_is_read_however_it_is_spelled(ask: Ask, kind: str) -> None:
+    assert (await ask(App({"/": form}), headers={"content-type": kind}, body=WHOLE)).status == 200
+
+
+@pytest.mark.parametrize(("count", "status"), [(1_000, 200), (1_001, 413)])
+async def test_a_multipart_form_has_1000_fields_at_most(ask: Ask, count: int, status: int) -> None:
+    body = part('form-data; name="a"', "1") * count + END
+    assert (await ask(App({"/": form}), headers=MULTIPART, body=body)).status == status
+
+
+@pytest.mark.parametrize(("count", "status"), [(100, 200), (101, 413)])
+async def test_a_multipart_form_has_100_files_at_most(ask: Ask, count: int, status: int) -> None:
+    body = part('form-data; name="a"; filename="b"', "1") * count + END
+    assert (await ask(App({"/": form}), headers=MULTIPART, body=body)).status == status
+
+
+async def test_a_route_may_allow_larger_uploads_but_its_fields_stay_small(ask: Ask) -> None:
+    async def upload(ctx: Context) -> list[Any]:
+        return await described(await ctx.form(max_size=10_000))
+
+    app = App({"/": upload}, max_body_size=100)
+    small = part('form-data; name="a"', "1" * 50)
+    file = part('form-data; name="f"; filename="f"', "x" * 5_000)
+    assert (await ask(app, headers=MULTIPART, body=small + file + END)).status == 200
+    refused = await ask(app, headers=MULTIPART, body=small * 3 + END)
+    assert (refused.status, refused.text) == (413, "the form's fields are larger than 100 bytes")
+    assert (await ask(app, headers=MULTIPART, body=file * 2 + END)).status == 413
+
+
+async def test_an_upload_over_256_kib_reads_back_and_can_be_saved(ask: Ask, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 2_000
+
+    async def upload(ctx: Context) -> list[Any]:
+        small, large = await ctx.file("small"), await ctx.file("large")
+        assert small is not None
+        assert large is not None
+        await large.save(tmp_path / "saved")
+        return [small.size, large.size, await large.read() == await large.read() == content]
+
+    body = part('form-data; name="small"; filename="s"', "s" * 1_000) + part('form-data; name="large"; filename="l"', content) + END
+    chunks = [body[i : i + 65_536] for i in range(0, len(body), 65_536)]
+    answer = await ask(App({"/": upload}), headers=MULTIPART, body=chunks)
+    assert answer.text == f"[1000,{len(content)},true]"
+    assert (tmp_path / "saved").read_bytes() == content
+
+
+async def test_only_an_upload_over_256_kib_is_written_to_disk(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+    temporary_file = tempfile.TemporaryFile
+
+    def counting(dir: str | None = None) -> object:
+        opened.append(1)
+        return temporary_file(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", counting)
+    for size, files in ((1 << 18, 0), ((1 << 18) + 1, 1)):
+        body = part('form-data; name="f"; filename="f"', b"x" * size) + END
+        assert (await ask(App({"/": form}), headers=MULTIPART, body=body)).status == 200
+        assert len(opened) == files
+
+
+async def test_saving_where_nothing_can_be_saved_raises(ask: Ask, tmp_path: Path) -> None:
+    async def upload(ctx: Context) -> str:
+        file = await ctx.file("f")
+        assert file is not None
+        with pytest.raises(FileNotFoundError):
+            await file.save(tmp_path / "missing" / "f")
+        return "raised"
+
+    assert (
+        await ask(App({"/": upload}), headers=MULTIPART, body=part('form-data; name="f"; filename="f"', "x") + END)
+    ).text == "raised"
+
+
+@pytest.mark.parametrize(("ending", "status"), [("answer", [200]), ("refusal", [403]), ("disconnect", []), ("malformed", [400])])
+async def test_the_files_of_a_form_are_closed_whatever_becomes_of_the_request(
+    ask: Ask, ending: str, status: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    init = UploadedFile.__init__
+
+    def noting(self: UploadedFile, filename: str, content_type: str) -> None:
+        init(self, filename, content_type)
+        made.append(self.file)
+
+    monkeypatch.setattr(UploadedFile, "__init__", noting)
+
+    async def upload(ctx: Context) -> str:
+        await ctx.form()
+        assert not made[0].closed
+        if ending == "refusal":
+            raise HTTPError(403)
+        return "ok"
+
+    rest = {"malformed": [b"bad"], "disconnect": []}.get(ending, [END])
+    body = [part('form-data; name="f"; filename="f"', "x" * (1 << 19)), *rest]
+    answer = await ask(App({"/": upload}), headers=MULTIPART, body=body, leaves=ending == "disconnect")
+    assert [message["status"] for message in answer.messages[:1]] == status
+    assert [file.closed for file in made] == [True]
+
+
+async def test_a_form_is_parsed_once(ask: Ask) -> None:
+    async def handler(ctx: Context) -> bool:
+        return await ctx.form() is await ctx.form()
+
+    async def answer_it(ctx: Context) -> str:
+        return str(await handler(ctx))
+
+    assert (await ask(App({"/": answer_it}), headers=URLENCODED, body=b"a=1")).text == "True"
+
+
+# Clients that leave
+
+
+@pytest.mark.parametrize("handler", [echo, text, as_json, form])
+@pytest.mark.parametrize("chunks", [[], [b""], [b"a=1&", b"b="]], ids=["at once", "before a byte", "in the middle"])
+async def test_a_client_that_leaves_in_mid_body_leaves_no_trace(
+    ask: Ask, handler: Any, chunks: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    before = asyncio.all_tasks()
+    answer = await ask(App({"/": handler}), headers=URLENCODED, body=chunks, leaves=True)
+    assert answer.messages == []
+    assert asyncio.all_tasks() == before
+    assert [record.levelname for record in caplog.records if record.name == "gaman"] == ["DEBUG"]
+
+
+async def test_a_handler_may_clean_up_after_a_client_that_left(ask: Ask) -> None:
+    events: list[str] = []
+
+    async def handler(ctx: Context) -> str:
+        try:
+            events.extend([chunk.decode() async for chunk in ctx.stream()])
+        finally:
+            events.append("cleaned")
+        return "never sent"
+
+    answer = await ask(App({"/": handler}), body=[b"a"], leaves=True)
+    assert (answer.messages, events) == ([], ["cleaned"])

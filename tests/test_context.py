@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from gaman import App, Context, Headers
+
+if TYPE_CHECKING:
+    from tests.conftest import Ask
+
+pytestmark = pytest.mark.anyio
+
+
+async def show(ctx: Context) -> dict[str, Any]:
+    return {"method": ctx.method, "path": ctx.path, "url": ctx.url, "ip": ctx.ip}
+
+
+async def test_a_context_tells_what_was_asked_for(ask: Ask) -> None:
+    answer = await ask(App({"/a/:b": show}), "/a/b%20c?x=1&y=%20", "POST", headers={"Host": "example.com"})
+    assert answer.text == '{"method":"POST","path":"/a/b c","url":"https://example.com/a/b%20c?x=1&y=%20","ip":"127.0.0.1"}'
+
+
+@pytest.mark.parametrize(
+    ("scope", "url"),
+    [
+        ({}, "https://testserver:443/caf%C3%A9"),
+        ({"server": ("testserver", None)}, "https://testserver/caf%C3%A9"),
+        ({"server": None}, "https://localhost/caf%C3%A9"),
+        ({"raw_path": None}, "https://testserver:443/caf%C3%A9"),
+        ({"scheme": "http", "query_string": b"a=\xff"}, "http://testserver:443/caf%C3%A9?a=\xff"),
+    ],
+)
+async def test_a_url_needs_no_host_header(ask: Ask, scope: dict[str, Any], url: str) -> None:
+    async def handler(ctx: Context) -> str:
+        return ctx.url
+
+    assert (await ask(App({"/caf\xe9": handler}), "/caf%C3%A9", scope=scope)).text == url
+
+
+@pytest.mark.parametrize(("client", "ip"), [(("::1", 1), "::1"), (None, None)])
+async def test_the_ip_is_the_peers_or_none(ask: Ask, client: tuple[str, int] | None, ip: str | None) -> None:
+    async def handler(ctx: Context) -> list[str | None]:
+        return [ctx.ip]
+
+    assert (await ask(App({"/": handler}), scope={"client": client})).text == ('["::1"]' if ip else "[null]")
+
+
+async def test_headers_are_read_by_any_case(ask: Ask) -> None:
+    async def handler(ctx: Context) -> list[Any]:
+        assert ctx.headers is ctx.headers
+        assert isinstance(ctx.headers, Headers)
+        return [ctx.header("X-A"), ctx.headers["x-a"], ctx.headers.getall("X-a"), ctx.header("x-missing")]
+
+    answer = await ask(App({"/": handler}), headers=[(b"x-a", b"1"), (b"x-a", b"\xff")])
+    assert answer.text == '["1","1",["1","\xff"],null]'
+
+
+async def test_params_are_read_by_name(ask: Ask) -> None:
+    async def handler(ctx: Context) -> list[Any]:
+        return [ctx.params["id"], ctx.param("id"), ctx.param("missing")]
+
+    assert (await ask(App({"/:id": handler}), "/%C3%A9")).text == '["\xe9","\xe9",null]'
+
+
+@pytest.mark.parametrize(
+    ("query", "pairs"),
+    [
+        ("", []),
+        ("a=1&b=2&a=3", [["a", "1"], ["b", "2"], ["a", "3"]]),
+        ("a=x+y%2B&b=&c", [["a", "x y+"], ["b", ""], ["c", ""]]),
+        ("a=%C3%A9&b=\xe9", [["a", "\xe9"], ["b", "\xe9"]]),
+        ("a=%FF&%C3=1", [["a", "\ufffd"], ["\ufffd", "1"]]),
+        ("a=%&&=&b=1;c=2", [["a", "%"], ["", ""], ["b", "1;c=2"]]),
+        ("a=b=c?d#e", [["a", "b=c?d#e"]]),
+        ("%0D%0A=%00", [["\r\n", "\x00"]]),
+    ],
+)
+async def test_a_query_reads_as_browsers_write_it(ask: Ask, query: str, pairs: list[list[str]]) -> None:
+    async def handler(ctx: Context) -> dict[str, Any]:
+        assert ctx.query is ctx.query
+        return {"pairs": [list(pair) for pair in ctx.query.items()]}
+
+    answer = await ask(App({"/": handler}), f"/?{query}")
+    assert msgspec.json.decode(answer.body) == {"pairs": pairs}
+
+
+async def test_a_query_gives_the_first_of_a_name_or_all(ask: Ask) -> None:
+    async def handler(ctx: Context) -> list[Any]:
+        return [ctx.query["a"], ctx.query.get("b"), ctx.query.getall("a"), ctx.query.getall("b", [])]
+
+    assert (await ask(App({"/": handler}), "/?a=1&a=2")).text == '["1",null,["1","2"],[]]'
+
+
+async def test_octets_that_are_not_utf8_in_a_query_are_replaced(ask: Ask) -> None:
+    async def handler(ctx: Context) -> str:
+        return ctx.query["a"]
+
+    assert (await ask(App({"/": handler}), scope={"query_string": b"a=\xff\xfe"})).text == "\ufffd\ufffd"
+
+
+@pytest.mark.parametrize(("count", "status"), [(1_000, 200), (1_001, 400), (100_000, 400)])
+async def test_a_query_has_1000_fields_at_most(ask: Ask, count: int, status: int) -> None:
+    async def handler(ctx: Context) -> str:
+        return str(len(ctx.query))
+
+    assert (await ask(App({"/": handler}), "/?" + "&".join(["a=1"] * count))).status == status
+
+
+async def test_a_query_that_nobody_reads_may_be_anything(ask: Ask) -> None:
+    assert (await ask(App({"/": show}), "/?" + "&" * 5_000)).status == 200
+
+
+async def test_locals_pass_from_handler_to_handler_and_not_to_the_next_request(ask: Ask) -> None:
+    async def first(ctx: Context) -> None:
+        ctx.locals.setdefault("seen", []).append(ctx.path)
+
+    async def second(ctx: Context) -> list[str]:
+        seen: list[str] = ctx.locals["seen"]
+        return seen
+
+    app = App({"/": [first, second]})
+    for _ in range(2):
+        assert (await ask(app)).text == '["/"]'
+
+
+async def test_a_session_without_the_integration_names_the_line_to_add(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(ctx: Context) -> str:
+        return str(ctx.session.id)
+
+    assert (await ask(App({"/": handler}))).status == 500
+    assert "integrations=[session(...)]" in caplog.text
+
+
+async def test_what_a_context_does_not_have_is_an_attribute_error(ask: Ask) -> None:
+    async def handler(ctx: Context) -> str:
+        anything: Any = ctx
+        with pytest.raises(AttributeError, match=r"ctx\.locals"):
+            anything.user  # noqa: B018
+        with pytest.raises(AttributeError):
+            anything.user = 1
+        assert not hasattr(ctx, "user")
+        return "ok"
+
+    assert (await ask(App({"/": handler}))).text == "ok"
+
+
+async def test_the_scope_is_within_reach(ask: Ask) -> None:
+    async def handler(ctx: Context) -> str:
+        version: str = ctx.scope["http_version"]
+        return version
+
+    assert (await ask(App({"/": handler}))).text == "1.1"

@@ -1,0 +1,466 @@
+from __future__ import annotations
+
+import os
+from email.utils import formatdate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gaman import App, Context, HTTPError, Response
+
+if TYPE_CHECKING:
+    from tests.conftest import Answer, Ask
+
+pytestmark = pytest.mark.anyio
+
+CONTENT = bytes(range(256)) * 1_000
+MODIFIED = 1_700_000_000
+BEFORE, SAME, AFTER = (formatdate(MODIFIED + seconds, usegmt=True) for seconds in (-60, 0, 60))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    (root / "data.bin").write_bytes(CONTENT)
+    (root / "page.html").write_text("<p>caf\xe9")
+    (root / "empty.txt").touch()
+    (root / "sub" / "inner.txt").write_text("inner")
+    (root / "a b\xe9.txt").write_text("odd name")
+    (root / "..hidden").write_text("two dots and more")
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "root-beside").mkdir()
+    (tmp_path / "root-beside" / "x.txt").write_text("secret")
+    (root / "inside").symlink_to(root / "sub" / "inner.txt")
+    (root / "outside").symlink_to(tmp_path / "secret.txt")
+    (root / "outside-dir").symlink_to(tmp_path)
+    (root / "loop").symlink_to(root / "loop")
+    os.mkfifo(root / "pipe")
+    os.utime(root / "data.bin", (MODIFIED, MODIFIED))
+    return root
+
+
+@pytest.fixture
+def app(root: Path) -> App:
+    async def file(ctx: Context) -> Response:
+        return Response.file(ctx.params["name"], root=root)
+
+    async def query(ctx: Context) -> Response:
+        return Response.file(ctx.query.get("name", ""), root=root)
+
+    return App({"/files/:name": file, "/files": query})
+
+
+async def tag(ask: Ask, app: App) -> str:
+    return (await ask(app, "/files/data.bin")).headers["etag"]
+
+
+def partial(answer: Answer) -> tuple[int, str | None, int]:
+    assert answer.status == 304 or int(answer.headers["content-length"]) == len(answer.body)
+    return answer.status, answer.headers.get("content-range"), len(answer.body)
+
+
+# Found or not
+
+
+async def test_a_file_is_sent_whole_with_what_describes_it(ask: Ask, app: App) -> None:
+    answer = await ask(app, "/files/data.bin")
+    assert (answer.status, answer.body) == (200, CONTENT)
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-length"] == str(len(CONTENT))
+    assert answer.headers["accept-ranges"] == "bytes"
+    assert answer.headers["last-modified"] == SAME
+    assert answer.headers["etag"].startswith('"')
+
+
+async def test_a_file_comes_in_chunks_of_bounded_size(ask: Ask, app: App) -> None:
+    answer = await ask(app, "/files/data.bin")
+    assert max(len(message["body"]) for message in answer.messages[1:]) <= 65_536
+
+
+async def test_head_of_a_file_has_the_same_headers_and_no_body(ask: Ask, app: App) -> None:
+    get, head = await ask(app, "/files/data.bin"), await ask(app, "/files/data.bin", "HEAD")
+    assert head.body == b""
+    assert dict(head.headers) == dict(get.headers)
+
+
+async def test_an_empty_file_is_sent(ask: Ask, app: App) -> None:
+    answer = await ask(app, "/files/empty.txt")
+    assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "0")
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("/files/sub%2Finner.txt", "inner"),
+        ("/files?name=sub/inner.txt", "inner"),
+        ("/files?name=/sub/inner.txt", "inner"),
+        ("/files?name=sub/../sub/./inner.txt", "inner"),
+        ("/files/a%20b%C3%A9.txt", "odd name"),
+        ("/files/..hidden", "two dots and more"),
+        ("/files/inside", "inner"),
+    ],
+)
+async def test_a_file_below_the_root_is_found(ask: Ask, app: App, target: str, text: str) -> None:
+    answer = await ask(app, target)
+    assert (answer.status, answer.text) == (200, text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "missing.txt",
+        "..",
+        ".",
+        "",
+        "/",
+        "sub",
+        "../secret.txt",
+        "..%2Fsecret.txt",
+        "..%2F..%2F..%2F..%2F..%2F..%2F..%2Fetc%2Fpasswd",
+        "%2Fetc%2Fpasswd",
+        "%2F%2Fetc%2Fpasswd",
+        "sub%2F..%2F..%2Fsecret.txt",
+        "..%2Froot-beside%2Fx.txt",
+        "..%5Csecret.txt",
+        "%252e%252e%252fsecret.txt",
+        "outside",
+        "outside-dir%2Fsecret.txt",
+        "loop",
+        "pipe",
+        "data.bin%00",
+        "data.bin%00.html",
+        "%00",
+        "data.bin%2Fx",
+        "x" * 5_000,
+        "x%2F" * 3_000,
+        "data.bin%0D%0A",
+    ],
+    ids=lambda name: name[:30] or "empty",
+)
+async def test_what_is_no_file_below_the_root_is_a_404(ask: Ask, app: App, name: str) -> None:
+    for target in (f"/files/{name}", f"/files?name={name}"):
+        answer = await ask(app, target)
+        assert (answer.status, answer.text) == (404, "Not Found")
+
+
+async def test_a_root_that_is_missing_has_no_files(ask: Ask, tmp_path: Path) -> None:
+    with pytest.raises(HTTPError, match="404"):
+        Response.file("x", root=tmp_path / "missing")
+
+
+def test_a_root_may_be_a_link_or_relative(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root.parent / "link").symlink_to(root)
+    monkeypatch.chdir(root.parent)
+    for base in ("link", "root", "./link/../root"):
+        assert Response.file("sub/inner.txt", root=base).status == 200
+        with pytest.raises(HTTPError):
+            Response.file("../secret.txt", root=base)
+
+
+def test_without_a_root_a_path_is_taken_as_it_is(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    for path in ("../secret.txt", root / "outside", root.parent / "secret.txt"):
+        assert Response.file(path).status == 200
+    for path in ("missing", root, "pipe", "a\x00b"):
+        with pytest.raises(HTTPError, match="404"):
+            Response.file(path)
+
+
+async def test_a_file_that_is_no_longer_there_when_it_is_sent_is_no_200(ask: Ask, root: Path) -> None:
+    async def handler(ctx: Context) -> Response:
+        response = Response.file("page.html", root=root)
+        (root / "page.html").unlink()
+        return response
+
+    answer = await ask(App({"/": handler}))
+    assert answer.status in (404, 500)
+
+
+async def test_a_file_that_became_shorter_breaks_the_answer_off(ask: Ask, root: Path) -> None:
+    async def handler(ctx: Context) -> Response:
+        response = Response.file("data.bin", root=root)
+        os.truncate(root / "data.bin", 100)
+        return response
+
+    with pytest.raises(OSError, match="became shorter"):
+        await ask(App({"/": handler}))
+
+
+async def test_a_file_that_became_longer_is_sent_as_long_as_was_announced(ask: Ask, root: Path) -> None:
+    async def handler(ctx: Context) -> Response:
+        response = Response.file("data.bin", root=root)
+        with (root / "data.bin").open("ab") as opened:
+            opened.write(b"more")
+        return response
+
+    answer = await ask(App({"/": handler}))
+    assert answer.body == CONTENT
+
+
+# Content types and names
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.html", "text/html; charset=utf-8"),
+        ("a.HTML", "text/html; charset=utf-8"),
+        ("a.css", "text/css; charset=utf-8"),
+        ("a.txt", "text/plain; charset=utf-8"),
+        ("a.png", "image/png"),
+        ("a.json", "application/json"),
+        ("a.svg", "image/svg+xml"),
+        ("a", "application/octet-stream"),
+        ("a.unknown-kind", "application/octet-stream"),
+        ("a.tar.gz", "application/octet-stream"),
+        ("a.html.gz", "application/octet-stream"),
+        (".html", "application/octet-stream"),
+    ],
+)
+async def test_the_content_type_is_guessed_from_the_name_alone(ask: Ask, app: App, root: Path, name: str, kind: str) -> None:
+    (root / name).write_text("<script>")
+    assert (await ask(app, f"/files?name={name}")).headers["content-type"] == kind
+
+
+async def test_a_file_may_have_a_content_type_headers_and_a_status_of_its_own(ask: Ask, root: Path) -> None:
+    async def handler(ctx: Context) -> Response:
+        return Response.file(root / "page.html", 404, {"ETag": '"mine"', "cache-control": "no-cache"}, content_type="text/x")
+
+    answer = await ask(App({"/": handler}), headers={"range": "bytes=0-1", "if-none-match": '"mine"'})
+    assert (answer.status, answer.text) == (404, "<p>caf\xe9")
+    assert answer.headers.getall("etag") == ['"mine"']
+    assert answer.headers.getall("content-type") == ["text/x"]
+    assert answer.headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.txt", "attachment; filename=\"a.txt\"; filename*=UTF-8''a.txt"),
+        ("a b.txt", "attachment; filename=\"a b.txt\"; filename*=UTF-8''a%20b.txt"),
+        ("caf\xe9.txt", "attachment; filename=\"caf_.txt\"; filename*=UTF-8''caf%C3%A9.txt"),
+        ('a"b\\c%d.txt', "attachment; filename=\"a_b_c_d.txt\"; filename*=UTF-8''a%22b%5Cc%25d.txt"),
+        ("a\r\nSet-Cookie: x=y", "attachment; filename=\"a__Set-Cookie: x=y\"; filename*=UTF-8''a%0D%0ASet-Cookie%3A%20x%3Dy"),
+        ("a\x00;b/c", "attachment; filename=\"a_;b/c\"; filename*=UTF-8''a%00%3Bb%2Fc"),
+    ],
+    ids=["plain", "space", "beyond ascii", "quotes", "line break", "nul and more"],
+)
+def test_a_download_is_named_safely(root: Path, name: str, expected: str) -> None:
+    assert Response.file(root / "page.html", download=name).headers["content-disposition"] == expected
+
+
+def test_without_a_download_name_the_browser_may_show_the_file(root: Path) -> None:
+    assert "content-disposition" not in Response.file(root / "page.html").headers
+
+
+# Ranges
+
+SIZE = len(CONTENT)
+
+
+@pytest.mark.parametrize(
+    ("value", "first", "last"),
+    [
+        ("bytes=0-0", 0, 0),
+        ("bytes=0-99", 0, 99),
+        ("bytes=100-70000", 100, 70_000),
+        ("bytes=5-", 5, SIZE - 1),
+        (f"bytes={SIZE - 1}-", SIZE - 1, SIZE - 1),
+        (f"bytes=10-{SIZE}", 10, SIZE - 1),
+        ("bytes=10-9999999999999999999", 10, SIZE - 1),
+        ("bytes=-1", SIZE - 1, SIZE - 1),
+        ("bytes=-100", SIZE - 100, SIZE - 1),
+        (f"bytes=-{SIZE * 2}", 0, SIZE - 1),
+        ("Bytes=1-2", 1, 2),
+        ("bytes= 1-2 ", 1, 2),
+    ],
+)
+async def test_a_range_is_cut_out_of_the_file(ask: Ask, app: App, value: str, first: int, last: int) -> None:
+    answer = await ask(app, "/files/data.bin", headers={"range": value})
+    assert partial(answer) == (206, f"bytes {first}-{last}/{SIZE}", last - first + 1)
+    assert answer.body == CONTENT[first : last + 1]
+    assert "etag" in answer.headers
+
+
+@pytest.mark.parametrize("value", [f"bytes={SIZE}-", f"bytes={SIZE}-{SIZE + 5}", "bytes=-0", "bytes=9999999999999999999-"])
+async def test_a_range_beyond_the_end_answers_416(ask: Ask, app: App, value: str) -> None:
+    assert partial(await ask(app, "/files/data.bin", headers={"range": value})) == (416, f"bytes */{SIZE}", 0)
+
+
+async def test_an_empty_file_has_no_range(ask: Ask, app: App) -> None:
+    assert (await ask(app, "/files/empty.txt", headers={"range": "bytes=0-"})).status == 416
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "bytes",
+        "bytes=",
+        "bytes=-",
+        "bytes=a-b",
+        "bytes=5-4",
+        "bytes=1-2,4-5",
+        "bytes=--1",
+        "bytes=1-2-3",
+        "items=0-5",
+        "0-5",
+        f"bytes={'9' * 5_000}-",
+        "bytes=\xb2-",
+        "bytes=1.5-2",
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+async def test_a_range_that_makes_no_sense_or_is_more_than_one_sends_the_whole(ask: Ask, app: App, value: str) -> None:
+    assert partial(await ask(app, "/files/data.bin", headers={"range": value})) == (200, None, SIZE)
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST"])
+async def test_only_get_has_ranges(ask: Ask, app: App, method: str) -> None:
+    answer = await ask(app, "/files/data.bin", method, headers={"range": "bytes=0-9"})
+    assert (answer.status, answer.headers["content-length"]) == (200, str(SIZE))
+
+
+@pytest.mark.parametrize(
+    ("condition", "status"),
+    [
+        ("the etag", 206),
+        (SAME, 206),
+        ('"other"', 200),
+        ("W/the etag", 200),
+        (BEFORE, 200),
+        (AFTER, 200),
+        ("", 200),
+        ("nonsense", 200),
+        ("*", 200),
+    ],
+)
+async def test_a_range_of_another_version_sends_the_whole(ask: Ask, app: App, condition: str, status: int) -> None:
+    condition = condition.replace("the etag", await tag(ask, app))
+    answer = await ask(app, "/files/data.bin", headers={"range": "bytes=0-9", "if-range": condition})
+    assert answer.status == status
+
+
+async def test_a_weak_etag_is_no_ground_for_a_range(ask: Ask, root: Path) -> None:
+    async def handler(ctx: Context) -> Response:
+        return Response.file(root / "data.bin", headers={"etag": 'W/"x"'})
+
+    app = App({"/": handler})
+    for condition in ('W/"x"', '"x"'):
+        assert (await ask(app, headers={"range": "bytes=0-9", "if-range": condition})).status == 200
+    assert (await ask(app, headers={"if-match": 'W/"x"'})).status == 412
+    assert (await ask(app, headers={"if-none-match": '"x"'})).status == 304
+
+
+# Conditions
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        pytest.param({"if-none-match": "TAG"}, 304, id="same tag"),
+        pytest.param({"if-none-match": "W/TAG"}, 304, id="weakly the same tag"),
+        pytest.param({"if-none-match": '"a", TAG , "b"'}, 304, id="tag in a list"),
+        pytest.param({"if-none-match": 'W/"a",W/TAG'}, 304, id="tag in a weak list"),
+        pytest.param({"if-none-match": '"a,b", "c"'}, 200, id="other tags"),
+        pytest.param({"if-none-match": "*"}, 304, id="any tag"),
+        pytest.param({"if-none-match": " * "}, 304, id="any tag in blanks"),
+        pytest.param({"if-none-match": ""}, 200, id="no tag"),
+        pytest.param({"if-none-match": "nonsense"}, 200, id="a tag without quotes"),
+        pytest.param({"if-modified-since": SAME}, 304, id="not modified"),
+        pytest.param({"if-modified-since": AFTER}, 304, id="not modified since later"),
+        pytest.param({"if-modified-since": BEFORE}, 200, id="modified"),
+        pytest.param({"if-modified-since": "yesterday"}, 200, id="modified since no date"),
+        pytest.param({"if-modified-since": "Mon, 99 Foo 0000 99:99:99 GMT"}, 200, id="modified since an impossible date"),
+        pytest.param({"if-modified-since": "Mon, 01 Jan 99999999999 00:00:00 GMT"}, 200, id="modified since an endless year"),
+        pytest.param({"if-match": "TAG"}, 200, id="match"),
+        pytest.param({"if-match": '"a", TAG'}, 200, id="match in a list"),
+        pytest.param({"if-match": 'W/"a", TAG'}, 200, id="match after a weak tag"),
+        pytest.param({"if-match": "*"}, 200, id="match any"),
+        pytest.param({"if-match": '"other"'}, 412, id="no match"),
+        pytest.param({"if-match": "W/TAG"}, 412, id="weak match"),
+        pytest.param({"if-match": ""}, 412, id="match nothing"),
+        pytest.param({"if-unmodified-since": SAME}, 200, id="unmodified"),
+        pytest.param({"if-unmodified-since": AFTER}, 200, id="unmodified since later"),
+        pytest.param({"if-unmodified-since": BEFORE}, 412, id="not unmodified"),
+        pytest.param({"if-unmodified-since": "yesterday"}, 200, id="unmodified since no date"),
+        # RFC 9110, section 13.2.2: what comes first decides, and a tag goes before a date.
+        pytest.param({"if-match": "TAG", "if-unmodified-since": BEFORE}, 200, id="match before unmodified"),
+        pytest.param({"if-match": '"other"', "if-unmodified-since": AFTER}, 412, id="no match before unmodified"),
+        pytest.param({"if-none-match": '"other"', "if-modified-since": AFTER}, 200, id="none-match before modified"),
+        pytest.param({"if-none-match": "TAG", "if-modified-since": BEFORE}, 304, id="same tag before modified"),
+        pytest.param({"if-match": '"other"', "if-none-match": "TAG"}, 412, id="no match before the same tag"),
+        pytest.param({"if-match": "TAG", "if-none-match": "TAG"}, 304, id="match and the same tag"),
+        pytest.param({"if-unmodified-since": BEFORE, "if-none-match": "TAG"}, 412, id="unmodified before the same tag"),
+        pytest.param({"if-unmodified-since": SAME, "if-modified-since": SAME}, 304, id="both dates"),
+        pytest.param({"if-none-match": "TAG", "range": "bytes=0-9"}, 304, id="the same tag before a range"),
+        pytest.param({"if-match": '"other"', "range": "bytes=9999999-"}, 412, id="no match before a range"),
+    ],
+)
+async def test_conditions_decide_in_the_order_of_rfc_9110(
+    ask: Ask, app: App, headers: dict[str, str], status: int, method: str
+) -> None:
+    etag = await tag(ask, app)
+    answer = await ask(
+        app, "/files/data.bin", method, headers={name: value.replace("TAG", etag) for name, value in headers.items()}
+    )
+    assert answer.status == status
+    assert answer.headers["etag"] == etag
+    if status != 200:
+        assert answer.body == b""
+        assert answer.headers.get("content-length") == (None if status == 304 else "0")
+
+
+async def test_tags_of_several_fields_are_one_list(ask: Ask, app: App) -> None:
+    etag = (await tag(ask, app)).encode()
+    for name, status in ((b"if-none-match", 304), (b"if-match", 200)):
+        answer = await ask(app, "/files/data.bin", headers=[(name, b'"a"'), (name, etag)])
+        assert answer.status == status
+
+
+async def test_a_matching_condition_leaves_the_range(ask: Ask, app: App) -> None:
+    headers = {"if-match": await tag(ask, app), "range": "bytes=1-3", "if-none-match": '"other"'}
+    assert (await ask(app, "/files/data.bin", headers=headers)).body == CONTENT[1:4]
+
+
+async def test_another_content_has_another_etag(ask: Ask, app: App, root: Path) -> None:
+    seen = {await tag(ask, app)}
+    os.utime(root / "data.bin", ns=(MODIFIED * 10**9, MODIFIED * 10**9 + 1))
+    seen.add(await tag(ask, app))
+    (root / "data.bin").write_bytes(b"x")
+    os.utime(root / "data.bin", (MODIFIED, MODIFIED))
+    seen.add(await tag(ask, app))
+    assert len(seen) == 3
+
+
+async def test_a_file_carries_cookies_as_well(ask: Ask, root: Path) -> None:
+    async def handler(ctx: Context) -> Response:
+        ctx.cookies.set("a", "1")
+        return Response.file(root / "page.html")
+
+    answer = await ask(App({"/": handler}))
+    assert (answer.text, answer.headers["set-cookie"][:4]) == ("<p>caf\xe9", "a=1;")
+
+
+async def test_a_file_response_that_is_kept_answers_each_request_for_itself(ask: Ask, root: Path) -> None:
+    kept = Response.file(root / "data.bin")
+
+    async def handler(ctx: Context) -> Response:
+        return kept
+
+    app = App({"/": handler})
+    before: Any = list(kept.headers.raw)
+    for first in (0, 5):
+        answer = await ask(app, headers={"range": f"bytes={first}-9"})
+        assert answer.body == CONTENT[first:10]
+        assert len(answer.headers.getall("content-range")) == 1
+    assert kept.headers.raw == before
+
+
+async def test_a_client_that_leaves_in_mid_file_leaves_no_trace(ask: Ask, app: App, caplog: pytest.LogCaptureFixture) -> None:
+    answer = await ask(app, "/files/data.bin", leaves=True)
+    assert answer.status == 200
+    assert caplog.records == []

@@ -1,0 +1,470 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gaman import App, ConfigError, Context, HTTPError, Integration, Priority, Response, define_integration
+
+if TYPE_CHECKING:
+    from tests.conftest import Ask
+
+pytestmark = pytest.mark.anyio
+
+PRIORITIES: list[Priority] = ["very-high", "high", "normal", "low", "very-low"]
+HOOKS = ["on_load", "on_shutdown", "on_request", "on_response", "on_error"]
+
+
+async def handler(ctx: Context) -> str:
+    return "handled"
+
+
+async def failing(ctx: Context) -> str:
+    raise ValueError("no more")
+
+
+def noting(events: list[str], name: str, *, kind: str = "sync", result: object = None, error: Exception | None = None) -> Any:
+    """Return a hook that notes its name, and then gives *result* or raises *error*."""
+
+    def hook(*_: object) -> object:
+        events.append(name)
+        if error is not None:
+            raise error
+        return result
+
+    async def async_hook(*_: object) -> object:
+        await asyncio.sleep(0)
+        return hook()
+
+    return hook if kind == "sync" else async_hook
+
+
+def integration(events: list[str], name: str, *, priority: Priority = "normal", kind: str = "sync") -> Integration:
+    return define_integration(name=name, priority=priority, **{hook: noting(events, f"{hook} {name}", kind=kind) for hook in HOOKS})
+
+
+# Definition
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": ""}, "needs a name"),
+        ({"name": "x", "priority": "urgent"}, "'x'.*'urgent'.*very-high"),
+        *(({"name": "x", hook: "not callable"}, f"{hook}.*'x'.*str") for hook in HOOKS),
+    ],
+)
+def test_what_is_wrong_in_an_integration_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        define_integration(**options)
+
+
+def test_an_unknown_hook_is_refused() -> None:
+    options: dict[str, Any] = {"on_reqest": handler}
+    with pytest.raises(TypeError, match="on_reqest"):
+        define_integration(name="x", **options)
+
+
+def test_an_integration_is_a_record_that_nobody_changes() -> None:
+    defined = define_integration(name="x")
+    assert (type(defined), defined.name, defined.priority, defined.on_request) == (Integration, "x", "normal", None)
+    changing: Any = defined
+    with pytest.raises(AttributeError):
+        changing.name = "y"
+
+
+# Order
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_integrations_lie_around_the_handler_like_rings(ask: Ask, kind: str) -> None:
+    events: list[str] = []
+
+    async def handler(ctx: Context) -> str:
+        events.append("handler")
+        return "handled"
+
+    names: list[Priority] = [PRIORITIES[i] for i in (3, 0, 4, 2, 1)]
+    app = App({"/": handler}, integrations=[integration(events, name, priority=name, kind=kind) for name in names])
+    await app.load()
+    assert (await ask(app)).text == "handled"
+    await app.shutdown()
+    inwards, outwards = PRIORITIES, PRIORITIES[::-1]
+    assert events == [
+        *(f"on_load {name}" for name in inwards),
+        *(f"on_request {name}" for name in inwards),
+        "handler",
+        *(f"on_response {name}" for name in outwards),
+        *(f"on_shutdown {name}" for name in outwards),
+    ]
+
+
+async def test_integrations_of_one_priority_keep_the_order_of_their_list(ask: Ask) -> None:
+    events: list[str] = []
+    app = App({"/": failing}, integrations=(integration(events, name) for name in "abc"))
+    await app.load()
+    await ask(app)
+    assert [event for event in events if "on_request" in event] == ["on_request a", "on_request b", "on_request c"]
+    assert [event for event in events if "on_error" in event] == ["on_error a", "on_error b", "on_error c"]
+    assert [event for event in events if "on_response" in event] == ["on_response c", "on_response b", "on_response a"]
+
+
+async def test_one_integration_may_be_plugged_in_twice(ask: Ask) -> None:
+    events: list[str] = []
+    twice = define_integration(name="x", on_request=noting(events, "asked"))
+    await ask(App({"/": handler}, integrations=[twice, twice]))
+    assert events == ["asked", "asked"]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_an_integration_may_have_one_hook_alone(ask: Ask, hook: str) -> None:
+    events: list[str] = []
+    options: dict[str, Any] = {hook: noting(events, hook)}
+    app = App({"/": failing}, integrations=[define_integration(name="x", **options)])
+    await app.load()
+    assert (await ask(app)).status == 500
+    await app.shutdown()
+    assert events == [hook]
+
+
+async def test_an_integration_without_hooks_changes_nothing(ask: Ask) -> None:
+    app = App({"/": handler}, integrations=[define_integration(name="x")])
+    assert (await ask(app)).text == "handled"
+
+
+# on_request
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_on_request_may_answer_at_once(ask: Ask, kind: str) -> None:
+    events: list[str] = []
+    app = App(
+        {"/": failing},
+        integrations=[
+            define_integration(
+                name="a",
+                on_request=noting(events, "a", kind=kind, result=Response("early", 202)),
+                on_response=noting(events, "response a"),
+            ),
+            define_integration(name="b", on_request=noting(events, "b"), on_response=noting(events, "response b")),
+        ],
+    )
+    answer = await ask(app)
+    assert (answer.status, answer.text) == (202, "early")
+    assert events == ["a", "response b", "response a"]
+
+
+async def test_on_request_runs_where_no_route_matches_too(ask: Ask) -> None:
+    events: list[str] = []
+    app = App({"/x": {"GET": handler}}, integrations=[define_integration(name="a", on_request=noting(events, "asked"))])
+    assert [(await ask(app, "/y")).status, (await ask(app, "/x", "PUT")).status, (await ask(app, "/%FF")).status] == [404, 405, 400]
+    assert events == ["asked"] * 3
+
+
+async def test_on_request_sees_the_parameters_of_the_path(ask: Ask) -> None:
+    def on_request(ctx: Context) -> Response:
+        return Response.json(dict(ctx.params))
+
+    app = App({"/:id": handler}, integrations=[define_integration(name="a", on_request=on_request)])
+    assert (await ask(app, "/7")).text == '{"id":"7"}'
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(("error", "status"), [(HTTPError(403), 403), (ValueError("no"), 500)], ids=["refusal", "fault"])
+async def test_on_request_may_fail(ask: Ask, kind: str, error: Exception, status: int) -> None:
+    events: list[str] = []
+    app = App(
+        {"/": handler},
+        integrations=[
+            define_integration(
+                name="a",
+                on_request=noting(events, "request", kind=kind, error=error),
+                on_response=noting(events, "response"),
+                on_error=noting(events, "error"),
+            )
+        ],
+    )
+    assert (await ask(app)).status == status
+    assert events == ["request", "error", "response"]
+
+
+# on_response
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_on_response_gives_the_response_to_go_on_with(ask: Ask, kind: str) -> None:
+    def wrap(name: str) -> Callable[[Context, Response], Any]:
+        def hook(ctx: Context, response: Response) -> Response:
+            return Response(f"{name}({bytes_of(response)})", response.status)
+
+        async def async_hook(ctx: Context, response: Response) -> Response:
+            return hook(ctx, response)
+
+        return hook if kind == "sync" else async_hook
+
+    app = App({"/": handler}, integrations=[define_integration(name=name, on_response=wrap(name)) for name in "ab"])
+    assert (await ask(app)).text == "a(b(handled))"
+
+
+def bytes_of(response: Response) -> str:
+    assert isinstance(response.body, bytes)
+    return response.body.decode()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_on_response_may_change_the_response_and_return_nothing(ask: Ask, kind: str) -> None:
+    def hook(ctx: Context, response: Response) -> None:
+        response.headers["x-seen"] = str(response.status)
+        response.status = 299
+
+    async def async_hook(ctx: Context, response: Response) -> None:
+        hook(ctx, response)
+
+    app = App({"/": handler}, integrations=[define_integration(name="a", on_response=hook if kind == "sync" else async_hook)])
+    answer = await ask(app)
+    assert (answer.status, answer.headers["x-seen"]) == (299, "200")
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "status"),
+    [
+        ("/", "GET", 200),
+        ("/fails", "GET", 500),
+        ("/nowhere", "GET", 404),
+        ("/", "POST", 405),
+        ("/", "OPTIONS", 204),
+        ("/%FF", "GET", 400),
+    ],
+)
+async def test_on_response_runs_for_every_answer(ask: Ask, target: str, method: str, status: int) -> None:
+    statuses: list[int] = []
+
+    def hook(ctx: Context, response: Response) -> None:
+        statuses.append(response.status)
+
+    app = App({"/": {"GET": handler}, "/fails": failing}, integrations=[define_integration(name="a", on_response=hook)])
+    assert (await ask(app, target, method)).status == status
+    assert statuses == [status]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(("error", "status"), [(HTTPError(503), 503), (ValueError("no"), 500)], ids=["refusal", "fault"])
+async def test_every_on_response_runs_even_where_one_raises(ask: Ask, kind: str, error: Exception, status: int) -> None:
+    events: list[str] = []
+
+    def last(ctx: Context, response: Response) -> None:
+        events.append(f"last {response.status}")
+        response.headers["x-last"] = "1"
+
+    app = App(
+        {"/": handler},
+        integrations=[
+            define_integration(name="a", on_response=last),
+            define_integration(name="b", on_response=noting(events, "middle", kind=kind, error=error)),
+            define_integration(name="c", on_response=noting(events, "first")),
+        ],
+    )
+    answer = await ask(app)
+    assert (answer.status, answer.headers["x-last"]) == (status, "1")
+    assert events == ["first", "middle", f"last {status}"]
+
+
+async def test_cookies_of_an_on_response_hook_are_sent(ask: Ask) -> None:
+    def hook(ctx: Context, response: Response) -> None:
+        ctx.cookies.set("b", "2")
+
+    async def handler(ctx: Context) -> str:
+        ctx.cookies.set("a", "1")
+        return "ok"
+
+    answer = await ask(App({"/": handler}, integrations=[define_integration(name="a", on_response=hook)]))
+    assert [line[:4] for line in answer.headers.getall("set-cookie")] == ["a=1;", "b=2;"]
+
+
+@pytest.mark.parametrize("hook", ["on_request", "on_response"])
+async def test_a_hook_that_gives_what_is_no_response_answers_500(ask: Ask, hook: str, caplog: pytest.LogCaptureFixture) -> None:
+    options: dict[str, Any] = {hook: noting([], hook, result=42)}
+    answer = await ask(App({"/": handler}, integrations=[define_integration(name="a", **options)]))
+    assert answer.status == 500
+    assert "int" in caplog.text
+
+
+# on_error
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_the_first_on_error_that_gives_a_response_answers(ask: Ask, kind: str) -> None:
+    events: list[str] = []
+    results = {"a": None, "b": Response("sorry", 503), "c": Response("never", 500)}
+    app = App(
+        {"/": failing},
+        integrations=[
+            define_integration(name=name, on_error=noting(events, name, kind=kind, result=result))
+            for name, result in results.items()
+        ],
+    )
+    answer = await ask(app)
+    assert (answer.status, answer.text, events) == (503, "sorry", ["a", "b"])
+
+
+async def test_on_error_sees_what_was_raised_and_http_errors_too(ask: Ask) -> None:
+    seen: list[Exception] = []
+
+    def on_error(ctx: Context, error: Exception) -> None:
+        seen.append(error)
+
+    app = App({"/": failing}, integrations=[define_integration(name="a", on_error=on_error)])
+    assert [(await ask(app)).status, (await ask(app, "/nowhere")).status] == [500, 404]
+    assert [str(error) for error in seen] == ["no more", "404 Not Found"]
+
+
+async def test_on_error_sees_the_failure_of_an_on_response_hook(ask: Ask) -> None:
+    events: list[str] = []
+    app = App(
+        {"/": handler},
+        integrations=[
+            define_integration(
+                name="a",
+                on_response=noting(events, "response", error=ValueError()),
+                on_error=noting(events, "error", result=Response("sorry", 503)),
+            )
+        ],
+    )
+    assert ((await ask(app)).status, events) == (503, ["response", "error"])
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_an_on_error_hook_that_fails_is_logged_and_the_next_one_asked(
+    ask: Ask, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[str] = []
+    app = App(
+        {"/": failing},
+        integrations=[
+            define_integration(name="a", on_error=noting(events, "a", kind=kind, error=RuntimeError("worse"))),
+            define_integration(name="b", on_error=noting(events, "b", kind=kind, result=42)),
+            define_integration(name="c", on_error=noting(events, "c", kind=kind)),
+        ],
+    )
+    answer = await ask(app)
+    assert (answer.status, answer.text, events) == (500, "Internal Server Error", ["a", "b", "c"])
+    assert "worse" in caplog.text
+    assert "no more" in caplog.text
+
+
+async def test_a_custom_page_for_404_is_an_on_error_hook(ask: Ask) -> None:
+    def on_error(ctx: Context, error: Exception) -> Response | None:
+        return Response.html("<h1>Gone</h1>", 404) if isinstance(error, HTTPError) and error.status == 404 else None
+
+    app = App({"/": failing}, integrations=[define_integration(name="a", on_error=on_error)])
+    assert (await ask(app, "/nowhere")).text == "<h1>Gone</h1>"
+    assert (await ask(app)).text == "Internal Server Error"
+
+
+# Load and shutdown
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_load_that_fails_shuts_down_what_was_loaded_and_nothing_else(kind: str) -> None:
+    events: list[str] = []
+    app = App(
+        {"/": handler},
+        integrations=[
+            integration(events, "a", kind=kind),
+            integration(events, "b", kind=kind),
+            define_integration(
+                name="c",
+                on_load=noting(events, "on_load c", kind=kind, error=ValueError("no store")),
+                on_shutdown=noting(events, "never"),
+            ),
+            integration(events, "d", kind=kind),
+        ],
+    )
+    with pytest.raises(ValueError, match="no store"):
+        await app.load()
+    assert events == ["on_load a", "on_load b", "on_load c", "on_shutdown b", "on_shutdown a"]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_every_on_shutdown_runs_even_where_one_raises(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    events: list[str] = []
+    app = App(
+        {"/": handler},
+        integrations=[
+            integration(events, "a", kind=kind),
+            define_integration(name="b", on_shutdown=noting(events, "on_shutdown b", kind=kind, error=ValueError("stuck"))),
+        ],
+    )
+    await app.load()
+    await app.shutdown()
+    assert events == ["on_load a", "on_shutdown b", "on_shutdown a"]
+    assert "on_shutdown of the integration 'b' failed" in caplog.text
+    assert "stuck" in caplog.text
+
+
+async def test_a_second_shutdown_does_nothing() -> None:
+    events: list[str] = []
+    app = App({"/": handler}, integrations=[integration(events, "a")])
+    await app.load()
+    await app.shutdown()
+    await app.shutdown()
+    assert events == ["on_load a", "on_shutdown a"]
+
+
+async def test_an_app_can_be_loaded_again() -> None:
+    events: list[str] = []
+    app = App({"/": handler}, integrations=[integration(events, "a")])
+    for _ in range(2):
+        await app.load()
+        await app.shutdown()
+    assert events == ["on_load a", "on_shutdown a"] * 2
+
+
+async def test_no_request_is_served_before_every_load_is_done(ask: Ask) -> None:
+    loading, go_on = asyncio.Event(), asyncio.Event()
+
+    async def on_load(app: App) -> None:
+        loading.set()
+        await go_on.wait()
+
+    app = App({"/": handler}, integrations=[define_integration(name="a", on_load=on_load)])
+    with pytest.raises(ConfigError, match="lifespan"):
+        await ask(app)
+    load = asyncio.create_task(app.load())
+    await loading.wait()
+    with pytest.raises(ConfigError, match="lifespan"):
+        await ask(app)
+    go_on.set()
+    await load
+    assert (await ask(app)).text == "handled"
+
+
+async def test_no_request_is_served_once_the_app_is_shut_down(ask: Ask) -> None:
+    app = App({"/": handler}, integrations=[integration([], "a")])
+    await app.load()
+    await app.shutdown()
+    with pytest.raises(ConfigError):
+        await ask(app)
+
+
+async def test_no_request_is_served_after_a_load_that_failed(ask: Ask) -> None:
+    app = App({"/": handler}, integrations=[define_integration(name="a", on_load=noting([], "a", error=ValueError()))])
+    with pytest.raises(ValueError):  # noqa: PT011
+        await app.load()
+    with pytest.raises(ConfigError):
+        await ask(app)
+
+
+async def test_an_app_that_has_nothing_to_load_needs_no_lifespan(ask: Ask) -> None:
+    app = App({"/": handler}, integrations=[define_integration(name="a", on_request=noting([], "a"))])
+    assert (await ask(app)).text == "handled"
+
+
+async def test_on_load_gets_the_app() -> None:
+    seen: list[App] = []
+    app = App({"/": handler}, integrations=[define_integration(name="a", on_load=seen.append, on_shutdown=seen.append)])
+    await app.load()
+    await app.shutdown()
+    assert seen == [app, app]

@@ -1,0 +1,184 @@
+"""The `gaman` command, as a person types it."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.serving import get, running, until
+
+APP = """
+import os
+import gaman
+
+async def home(ctx):
+    return {"pid": os.getpid()}
+
+app = gaman.App({"/": home})
+other = 1
+"""
+
+
+def gaman(*arguments: str, cwd: Path, status: int = 0) -> tuple[str, str]:
+    """Return what the command says on stdout and on stderr, after holding it to its exit *status*."""
+    with running("-m", "gaman", *arguments, cwd=cwd) as program:
+        assert program.wait() == status, program.stderr
+        return program.stdout, program.stderr
+
+
+def test_key_prints_a_new_secret_each_time(tmp_path: Path) -> None:
+    keys = {gaman("key", cwd=tmp_path)[0] for _ in range(3)}
+    assert len(keys) == 3
+    assert all(re.fullmatch(r"[\w-]{43,}\n", key, re.ASCII) for key in keys)
+
+
+def test_key_makes_a_new_file_for_its_owner_alone(tmp_path: Path) -> None:
+    stdout, stderr = gaman("key", "--env", ".env", cwd=tmp_path)
+    file = tmp_path / ".env"
+    assert re.fullmatch(rb"GAMAN_KEY=[\w-]{43,}\n", file.read_bytes())
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert ".env" in stdout
+    assert file.read_text().removeprefix("GAMAN_KEY=").strip() not in stdout + stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "added"),
+    [
+        (b"", b""),
+        (b"A=1\n", b""),
+        (b"A=1", b"\n"),
+        (b"A=1\r\nB=2\r\n", b""),
+        (b"# GAMAN_KEY=old\n", b""),
+        (b"OTHER_GAMAN_KEY=1\nGAMAN_KEY_2=1\n", b""),
+        (b"\xff\xfe=\xe9\r\n\r\n\tx = 'y'  ", b"\n"),
+    ],
+)
+def test_key_keeps_the_other_lines_of_a_file_byte_for_byte(tmp_path: Path, before: bytes, added: bytes) -> None:
+    file = tmp_path / "settings"
+    file.write_bytes(before)
+    file.chmod(0o640)
+    gaman("key", "--env", "settings", cwd=tmp_path)
+    after = file.read_bytes()
+    assert after.startswith(before + added + b"GAMAN_KEY=")
+    assert re.fullmatch(rb"GAMAN_KEY=[\w-]{43,}\n", after.removeprefix(before + added))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"GAMAN_KEY=old",
+        b"export GAMAN_KEY=old",
+        b"  GAMAN_KEY = old",
+        b"GAMAN_KEY=",
+        b"\xef\xbb\xbfGAMAN_KEY=old",
+        b"\xff\nGAMAN_KEY=x",
+    ],
+)
+def test_key_refuses_to_replace_one(tmp_path: Path, line: bytes) -> None:
+    file = tmp_path / ".env"
+    file.write_bytes(line)
+    _, stderr = gaman("key", "--env", ".env", cwd=tmp_path, status=1)
+    assert stderr.startswith("gaman: .env has a GAMAN_KEY already")
+    assert len(stderr.splitlines()) == 1
+    assert file.read_bytes() == line
+
+
+@pytest.mark.parametrize("path", [".", "no/such/folder/.env"])
+def test_key_says_in_one_line_why_a_file_cannot_be_written(tmp_path: Path, path: str) -> None:
+    _, stderr = gaman("key", "--env", path, cwd=tmp_path, status=1)
+    assert stderr.startswith(f"gaman: can't write {path}: ")
+    assert len(stderr.splitlines()) == 1
+
+
+def test_serve_finds_the_app_from_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "web.py").write_text(APP)
+    with running("-m", "gaman", "serve", "shop.web:app", "--port", "0", cwd=tmp_path) as program:
+        assert b"pid" in get(program.port, "/").body
+        assert program.stop() == 0
+        assert program.stderr == ""
+
+
+def test_serve_runs_as_many_workers_as_it_is_told(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(APP)
+    with running("-m", "gaman", "serve", "main:app", "--workers", "2", "--port", "0", cwd=tmp_path) as program:
+        found: set[bytes] = set()
+
+        def ask() -> bool:
+            found.add(get(program.port, "/").body)
+            return len(found) == 2
+
+        until(ask, "answers of two workers")
+        assert program.stop() == 0
+        assert program.stdout.count("listening") == 1
+        assert program.stderr == ""
+
+
+def test_the_memory_driver_refuses_two_workers_in_one_line(tmp_path: Path) -> None:
+    session = "from gaman.session import session\nmemory = session('s' * 32, {'type': 'memory'})\n"
+    (tmp_path / "main.py").write_text(session + APP.replace("home}", "home}, integrations=[memory]"))
+    _, stderr = gaman("serve", "main:app", "--workers", "2", "--port", "0", cwd=tmp_path, status=1)
+    assert stderr.startswith("gaman: the memory driver keeps sessions in one process")
+    assert len(stderr.splitlines()) == 1
+
+
+def test_serve_with_reload_serves_the_file_as_it_is_now(tmp_path: Path) -> None:
+    main = tmp_path / "main.py"
+    main.write_text(APP)
+    with running("-m", "gaman", "serve", "main:app", "--reload", "--port", "0", cwd=tmp_path) as program:
+
+        def answer() -> bytes:
+            try:
+                return get(program.port, "/").body
+            except ConnectionError:
+                # The worker was just leaving.
+                return b""
+
+        assert b"pid" in answer()
+        main.write_text(APP.replace('"pid"', '"process"'))
+        until(lambda: b"process" in answer(), "the new answer")
+        assert "gaman: main.py has changed; starting again\n" in program.stdout
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["main"], "'main' names no App; write it as module:app"),
+        ([":app"], "':app' names no App; write it as module:app"),
+        (["main:"], "'main:' names no App; write it as module:app"),
+        ([".main:app"], "'.main:app' names no App; write it as module:app"),
+        (["absent:app"], "there is no module 'absent' in "),
+        (["main.absent:app"], "there is no module 'main.absent' in "),
+        (["main.py:app"], "there is no module 'main.py' in "),
+        (["main:absent"], "main:absent is missing; write absent = gaman.App(...) in main"),
+        (["main:other"], "main:other is no gaman.App; write other = gaman.App(...) in main"),
+        (["main:app", "--port", "70000"], "port=70000 is no port"),
+        (["main:app", "--workers", "0"], "workers=0 is no number of processes"),
+    ],
+)
+def test_what_serve_cannot_serve_is_said_in_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "main.py").write_text(APP)
+    _, stderr = gaman("serve", *arguments, cwd=tmp_path, status=1)
+    assert stderr.startswith(f"gaman: {message}")
+    assert len(stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("cause", ["import absent_package", "raise ImportError('half installed')", "raise LookupError('lost')"])
+def test_a_module_that_fails_shows_its_own_traceback(tmp_path: Path, cause: str) -> None:
+    (tmp_path / "main.py").write_text(cause)
+    _, stderr = gaman("serve", "main:app", cwd=tmp_path, status=1)
+    assert f"{os.sep}main.py" in stderr
+    assert "there is no module 'main'" not in stderr
+    assert stderr.splitlines()[-1].split(": ")[1] in ("No module named 'absent_package'", "half installed", "lost")
+
+
+@pytest.mark.parametrize("arguments", [[], ["unknown"], ["serve"], ["serve", "main:app", "--port", "x"]])
+def test_a_command_that_is_none_shows_how_to_use_it(tmp_path: Path, arguments: list[str]) -> None:
+    _, stderr = gaman(*arguments, cwd=tmp_path, status=2)
+    assert stderr.startswith("usage: gaman ")

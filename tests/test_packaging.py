@@ -1,0 +1,146 @@
+"""What is built and what it holds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import site
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from configparser import ConfigParser
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+IGNORED = shutil.ignore_patterns(".*", "__pycache__", "dist", "build", "node_modules")
+
+
+class Built(NamedTuple):
+    """The wheel of a copy of the tree, and the one of its source distribution."""
+
+    tree: Path
+    wheel: Path
+    wheel_of_sdist: Path
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Return what *command* says on stdout; AssertionError shows all that it said where it fails."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("packaging")
+    tree = folder / "tree"
+    shutil.copytree(ROOT, tree, ignore=IGNORED)
+    # Things that lie about, and must stay out.
+    (tree / "stray.py").touch()
+    (tree / "integrations" / "stray.py").touch()
+
+    def build(out: Path, *arguments: str) -> Path:
+        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, *arguments, cwd=tree)
+        [wheel] = out.glob("*.whl")
+        return wheel
+
+    # Without an argument, the wheel is built from the source distribution.
+    return Built(tree, build(folder / "a", "--wheel"), build(folder / "b"))
+
+
+def names(wheel: Path) -> Sequence[str]:
+    with ZipFile(wheel) as opened:
+        return opened.namelist()
+
+
+def read(wheel: Path, suffix: str) -> str:
+    with ZipFile(wheel) as opened:
+        [name] = [name for name in opened.namelist() if name.endswith(suffix)]
+        return opened.read(name).decode()
+
+
+@pytest.fixture
+def metadata(built: Built) -> Message:
+    return Parser().parsestr(read(built.wheel, ".dist-info/METADATA"))
+
+
+def test_the_wheel_puts_two_packages_and_nothing_else_into_site_packages(built: Built) -> None:
+    tops = {name.split("/")[0] for name in names(built.wheel)}
+    [info] = [top for top in tops if top.endswith(".dist-info")]
+    assert tops == {"gaman", "gaman_session", info}
+
+
+def test_the_wheel_holds_every_module_and_no_litter(built: Built) -> None:
+    modules = {
+        path.relative_to(root).as_posix()
+        for root in (built.tree, built.tree / "integrations")
+        for path in root.glob("gaman*/**/*.py")
+    }
+    held = {name for name in names(built.wheel) if ".dist-info/" not in name}
+    assert {name for name in held if name.endswith(".py")} == modules
+    assert {Path(name).name for name in held - modules} == {"py.typed", "README.md"} & {Path(name).name for name in held}
+
+
+def test_both_packages_say_that_they_are_typed(built: Built) -> None:
+    assert {"gaman/py.typed", "gaman_session/py.typed"} <= set(names(built.wheel))
+
+
+def test_the_wheel_carries_its_licence(built: Built, metadata: Message) -> None:
+    assert metadata["License-Expression"] == "MIT"
+    assert metadata["License-File"] == "LICENSE"
+    assert "Permission is hereby granted" in read(built.wheel, ".dist-info/licenses/LICENSE")
+
+
+def test_the_metadata_name_what_is_needed_and_what_is_optional(metadata: Message) -> None:
+    assert (metadata["Name"], metadata["Requires-Python"]) == ("gaman", ">=3.11")
+    assert set(metadata.get_all("Provides-Extra", [])) == {"redis", "sql", "mongodb", "all"}
+    needed = metadata.get_all("Requires-Dist", [])
+    for extra, package in {"redis": "redis", "sql": "aiosqlite", "mongodb": "pymongo"}.items():
+        assert [need for need in needed if need.startswith(package) and need.endswith(f"extra == '{extra}'")]
+    assert [need for need in needed if need.startswith("uvicorn") and "extra" not in need]
+
+
+def test_the_command_is_an_entry_point(built: Built) -> None:
+    entry_points = ConfigParser()
+    entry_points.read_string(read(built.wheel, ".dist-info/entry_points.txt"))
+    assert {section: dict(entry_points[section]) for section in entry_points.sections()} == {
+        "console_scripts": {"gaman": "gaman.__main__:main"}
+    }
+
+
+def test_the_source_distribution_builds_the_same_wheel(built: Built) -> None:
+    with ZipFile(built.wheel) as one, ZipFile(built.wheel_of_sdist) as other:
+        assert {info.filename: info.CRC for info in one.infolist()} == {info.filename: info.CRC for info in other.infolist()}
+
+
+def test_an_installed_wheel_works_in_a_fresh_environment(built: Built, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", symlinks=True)
+    binaries = tmp_path / "venv" / "bin"
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        binaries / "python",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        built.wheel,
+        cwd=tmp_path,
+    )
+    # What it depends on is borrowed: a path that a .pth file adds comes last, and .pth files below it don't count.
+    [packages] = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (packages / "borrowed.pth").write_text("\n".join(site.getsitepackages()))
+    code = "import gaman, gaman_session, gaman.session as door; print(gaman.__file__, gaman_session.__file__, door.__file__)"
+    for file in run(binaries / "python", "-W", "error", "-c", code, cwd=tmp_path).split():
+        assert Path(file).is_relative_to(packages)
+    assert len(run(binaries / "gaman", "key", cwd=tmp_path).strip()) >= 43

@@ -1,0 +1,562 @@
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from gaman import App, Context, Handler, HeaderError, Response, define_integration
+
+if TYPE_CHECKING:
+    from tests.conftest import Ask
+
+pytestmark = pytest.mark.anyio
+
+INJECTIONS = ["/x\r\nSet-Cookie: a=b", "/x\ny", "/x\ry", "/x\x00y"]
+
+
+@dataclass
+class User:
+    name: str
+
+
+class Point(msgspec.Struct):
+    x: int
+
+
+def returning(result: object) -> Handler:
+    async def returning(ctx: Context) -> object:
+        return result
+
+    return returning
+
+
+# What a handler returns
+
+
+@pytest.mark.parametrize(
+    ("result", "kind", "body"),
+    [
+        pytest.param("hello", "text/plain; charset=utf-8", b"hello", id="str"),
+        pytest.param("caf\xe9", "text/plain; charset=utf-8", b"caf\xc3\xa9", id="str beyond ascii"),
+        pytest.param(
+            "<!doctype html><script>x()</script>", "text/plain; charset=utf-8", b"<!doctype html><script>x()</script>", id="markup"
+        ),
+        pytest.param('{"a": 1}', "text/plain; charset=utf-8", b'{"a": 1}', id="text that looks like JSON"),
+        pytest.param("", "text/plain; charset=utf-8", b"", id="empty str"),
+        pytest.param(b"<html>\xff", "application/octet-stream", b"<html>\xff", id="bytes"),
+        pytest.param({"a": [1, None, True]}, "application/json", b'{"a":[1,null,true]}', id="dict"),
+        pytest.param([], "application/json", b"[]", id="empty list"),
+        pytest.param(["<b>"], "application/json", b'["<b>"]', id="list"),
+        pytest.param(User("A"), "application/json", b'{"name":"A"}', id="dataclass"),
+        pytest.param(Point(1), "application/json", b'{"x":1}', id="Struct"),
+        pytest.param({"u": [User("A"), Point(1)]}, "application/json", b'{"u":[{"name":"A"},{"x":1}]}', id="nested"),
+        pytest.param(
+            {"t": datetime(2024, 1, 2, tzinfo=UTC), "i": UUID(int=1)},
+            "application/json",
+            b'{"t":"2024-01-02T00:00:00Z","i":"00000000-0000-0000-0000-000000000001"}',
+            id="times and ids",
+        ),
+    ],
+)
+async def test_a_result_is_sent_as_what_it_is(ask: Ask, result: object, kind: str, body: bytes) -> None:
+    answer = await ask(App({"/": returning(result)}))
+    assert (answer.status, answer.headers["content-type"], answer.body) == (200, kind, body)
+    assert answer.headers["content-length"] == str(len(body))
+
+
+@pytest.mark.parametrize("result", [1, 1.5, True, (1, 2), {1}, object(), User, ("body", 201)], ids=lambda r: str(type(r).__name__))
+async def test_a_result_that_is_no_response_answers_500_and_the_log_names_its_type(
+    ask: Ask, result: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = await ask(App({"/": returning(result)}))
+    assert (answer.status, answer.text) == (500, "Internal Server Error")
+    assert f"returned a {type(result).__name__}" in caplog.text
+
+
+async def test_an_await_that_was_forgotten_is_named(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(ctx: Context) -> dict[str, object]:
+        return {"body": ctx.body()}
+
+    assert (await ask(App({"/": handler}))).status == 500
+    assert "Context.body" in caplog.text
+    assert "await" in caplog.text
+
+
+async def test_what_json_cannot_hold_is_named(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    assert (await ask(App({"/": returning({"a": object()})}))).status == 500
+    assert "JSON can't hold a object" in caplog.text
+
+
+async def test_a_response_is_sent_with_its_status_and_headers(ask: Ask) -> None:
+    response = Response("made", 201, {"X-A": "1", "location": "/x"})
+    answer = await ask(App({"/": returning(response)}))
+    assert (answer.status, answer.text) == (201, "made")
+    assert dict(answer.headers) == {
+        "content-type": "text/plain; charset=utf-8",
+        "x-a": "1",
+        "location": "/x",
+        "content-length": "4",
+    }
+
+
+# Making responses
+
+
+@pytest.mark.parametrize(
+    ("response", "kind", "body"),
+    [
+        (Response.text("<b>"), "text/plain; charset=utf-8", b"<b>"),
+        (Response.html("<b>\xe9"), "text/html; charset=utf-8", b"<b>\xc3\xa9"),
+        (Response.json(None), "application/json", b"null"),
+        (Response.json("a"), "application/json", b'"a"'),
+        (Response("a"), "text/plain; charset=utf-8", b"a"),
+        (Response(b"a"), "application/octet-stream", b"a"),
+        (Response("a", content_type="text/css"), "text/css", b"a"),
+        (Response("a", headers={"Content-Type": "text/css"}), "text/css", b"a"),
+        (Response.json({}, headers={"CONTENT-TYPE": "application/problem+json"}), "application/problem+json", b"{}"),
+        (Response(), None, b""),
+        (Response(content_type="text/css"), "text/css", b""),
+    ],
+)
+async def test_a_response_has_one_content_type(ask: Ask, response: Response, kind: str | None, body: bytes) -> None:
+    answer = await ask(App({"/": returning(response)}))
+    assert answer.headers.getall("content-type") == ([] if kind is None else [kind])
+    assert answer.body == body
+
+
+@pytest.mark.parametrize("make", [Response.text, Response.html, Response.json, Response])
+async def test_every_kind_of_response_takes_a_status_and_headers(ask: Ask, make: Callable[..., Response]) -> None:
+    answer = await ask(App({"/": returning(make("x", 418, {"x-a": "1"}))}))
+    assert (answer.status, answer.headers["x-a"]) == (418, "1")
+
+
+async def test_headers_may_be_pairs_so_that_a_name_comes_twice(ask: Ask) -> None:
+    response = Response("x", headers=[("link", "</a>"), ("Link", "</b>")])
+    assert (await ask(App({"/": returning(response)}))).headers.getall("link") == ["</a>", "</b>"]
+
+
+@pytest.mark.parametrize("body", [{"a": 1}, 1, ["a"], bytearray(b"a")], ids=lambda b: str(type(b).__name__))
+def test_a_body_is_text_or_bytes_and_nothing_else(body: Any) -> None:
+    with pytest.raises(TypeError, match=type(body).__name__):
+        Response(body)
+
+
+@pytest.mark.parametrize("value", INJECTIONS, ids=ascii)
+def test_no_way_to_make_a_response_lets_a_header_be_injected(value: str) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b""
+
+    attempts: list[Callable[[], object]] = [
+        lambda: Response("", headers={"x": value}),
+        lambda: Response("", headers={value: "x"}),
+        lambda: Response("", content_type=value),
+        lambda: Response.json({}, headers=[("x", value)]),
+        lambda: Response.text("", headers={"content-type": value}),
+        lambda: Response.html("", headers={"x": value}),
+        lambda: Response.redirect(value),
+        lambda: Response.redirect("/", headers={"x": value}),
+        lambda: Response.stream(chunks(), content_type=value),
+        lambda: Response.stream(chunks(), headers={"x": value}),
+        lambda: Response.file(__file__, content_type=value),
+        lambda: Response.file(__file__, headers={"x": value}),
+        lambda: Response("").headers.update({"x": value}),
+    ]
+    for attempt in attempts:
+        with pytest.raises(HeaderError):
+            attempt()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_sends_the_browser_on(ask: Ask, status: int) -> None:
+    answer = await ask(App({"/": returning(Response.redirect("/next?a=b#c", status))}))
+    assert (answer.status, answer.headers["location"], answer.body) == (status, "/next?a=b#c", b"")
+    assert "content-type" not in answer.headers
+
+
+def test_a_redirect_is_a_302_unless_told_otherwise() -> None:
+    assert Response.redirect("/").status == 302
+
+
+@pytest.mark.parametrize("status", [200, 300, 304, 400])
+def test_a_redirect_takes_no_other_status(status: int) -> None:
+    with pytest.raises(ValueError, match=str(status)):
+        Response.redirect("/", status)
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("/caf\xe9", "/caf%C3%A9"),
+        ("/\u20ac?q=\u20ac", "/%E2%82%AC?q=%E2%82%AC"),
+        ("/a%20b", "/a%20b"),
+        ("/\x85\xa0", "/%C2%85%C2%A0"),
+        ("/\u2028", "/%E2%80%A8"),
+    ],
+    ids=ascii,
+)
+def test_a_redirect_target_beyond_ascii_is_percent_encoded(location: str, expected: str) -> None:
+    assert Response.redirect(location).headers["location"] == expected
+
+
+def test_headers_of_a_response_can_be_changed() -> None:
+    response = Response("x")
+    response.headers["X-A"] = "1"
+    response.headers.setdefault("x-a", "2")
+    del response.headers["content-type"]
+    assert dict(response.headers) == {"x-a": "1"}
+
+
+def test_a_copy_of_a_response_has_headers_of_its_own() -> None:
+    response = Response("x", 201)
+    copied = copy.copy(response)
+    copied.headers["x-a"] = "1"
+    assert (copied.status, copied.body) == (201, b"x")
+    assert "x-a" not in response.headers
+
+
+# Bodies left out
+
+
+async def test_head_is_answered_with_the_length_alone(ask: Ask) -> None:
+    answer = await ask(App({"/": returning("hello")}), method="HEAD")
+    assert (answer.body, answer.headers["content-length"]) == (b"", "5")
+
+
+@pytest.mark.parametrize("status", [204, 304])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_status_without_a_body_has_neither_body_nor_length(ask: Ask, status: int, method: str) -> None:
+    answer = await ask(App({"/": returning(Response("x", status))}), method=method)
+    assert (answer.status, answer.body, "content-length" in answer.headers) == (status, b"", False)
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_a_stream_of_a_status_without_a_body_sends_none(ask: Ask, status: int) -> None:
+    async def handler(ctx: Context) -> Response:
+        return Response.stream(Chunks([b"x"]), status)
+
+    assert (await ask(App({"/": handler}))).body == b""
+
+
+async def test_an_empty_response_says_that_it_is_empty(ask: Ask) -> None:
+    assert (await ask(App({"/": returning(Response())}))).headers["content-length"] == "0"
+
+
+# A response that is kept
+
+
+async def test_a_response_that_a_handler_keeps_never_accumulates_cookies_or_headers(ask: Ask) -> None:
+    kept = Response("kept", headers={"x-own": "1"})
+
+    async def handler(ctx: Context) -> Response:
+        ctx.cookies.set("a", ctx.query["v"])
+        return kept
+
+    def stamp(ctx: Context, response: Response) -> None:
+        response.headers.add("x-stamp", "1")
+
+    for integrations in ([], [define_integration(name="stamp", on_response=stamp)]):
+        app = App({"/": handler}, integrations=integrations)
+        for value in "123":
+            answer = await ask(app, f"/?v={value}")
+            assert [line[:3] for line in answer.headers.getall("set-cookie")] == [f"a={value}"]
+            assert len(answer.headers.getall("x-stamp")) == len(integrations)
+            assert answer.headers.getall("content-length") == ["4"]
+    assert kept.headers.raw == [(b"content-type", b"text/plain; charset=utf-8"), (b"x-own", b"1")]
+
+
+@pytest.mark.parametrize("source", ["on_request", "on_response", "on_error", "on_error of on_response"])
+async def test_a_response_that_a_hook_keeps_never_accumulates_cookies_or_headers(ask: Ask, source: str) -> None:
+    kept = Response("kept")
+
+    async def handler(ctx: Context) -> str:
+        if source == "on_error":
+            raise ValueError
+        return "handled"
+
+    def keep(ctx: Context, *_: object) -> Response:
+        return kept
+
+    def cookie(ctx: Context, *_: object) -> None:
+        ctx.cookies.set("a", "1")
+
+    def fail(ctx: Context, response: Response) -> None:
+        raise ValueError
+
+    def stamp(ctx: Context, response: Response) -> None:
+        response.headers.add("x-stamp", "1")
+
+    hooks: dict[str, Any] = {source: keep} if source != "on_error of on_response" else {"on_error": keep, "on_response": fail}
+    app = App(
+        {"/": handler},
+        integrations=[
+            # What sets the cookie goes last in each kind of hook, and stamps after what keeps the response.
+            define_integration(name="stamp", priority="very-high", on_response=stamp, on_request=cookie, on_error=cookie),
+            define_integration(name="keep", **hooks),
+        ],
+    )
+    for _ in range(3):
+        answer = await ask(app)
+        assert answer.text == "kept"
+        assert len(answer.headers.getall("x-stamp")) == 1
+        assert len(answer.headers.getall("set-cookie")) <= 1
+    assert kept.headers.raw == [(b"content-type", b"text/plain; charset=utf-8")]
+
+
+@pytest.mark.parametrize("status", [200, 204, 304])
+async def test_a_server_that_adds_headers_to_the_message_adds_none_to_the_response(status: int) -> None:
+    kept = Response("kept", status)
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"].append((b"server", b"x"))
+        sent.append(message)
+
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "scheme": "http"}
+    await App({"/": returning(kept)})(scope, receive, send)
+    assert "server" not in kept.headers
+
+
+# Streams
+
+
+class Chunks:
+    """An iterator that notes what becomes of it; after its chunks it waits for ever, or raises."""
+
+    def __init__(self, chunks: list[bytes | str], *, then: BaseException | None = None, waits: bool = False) -> None:
+        self.chunks = chunks
+        self.then = then
+        self.waits = waits
+        self.waiting = asyncio.Event()
+        self.events: list[str] = []
+
+    def __aiter__(self) -> Chunks:
+        return self
+
+    async def __anext__(self) -> bytes | str:
+        if self.chunks:
+            return self.chunks.pop(0)
+        if self.waits:
+            self.waiting.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.events.append("cancelled")
+                raise
+        if self.then is not None:
+            raise self.then
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        self.events.append("closed")
+
+
+@pytest.mark.parametrize("chunks", [["caf\xe9", b"\xff"], [], [b""], ["a"] * 1_000], ids=["two kinds", "none", "empty", "many"])
+async def test_a_stream_sends_its_chunks_as_they_come(ask: Ask, chunks: list[bytes | str]) -> None:
+    source = Chunks([*chunks])
+
+    async def handler(ctx: Context) -> Response:
+        return Response.stream(source, 201, {"x-a": "1"}, content_type="text/csv")
+
+    answer = await ask(App({"/": handler}))
+    assert (answer.status, answer.headers["content-type"], answer.headers["x-a"]) == (201, "text/csv", "1")
+    assert "content-length" not in answer.headers
+    expected = [chunk.encode() if isinstance(chunk, str) else chunk for chunk in chunks]
+    assert [message["body"] for message in answer.messages[1:]] == [*expected, b""]
+    assert source.events == ["closed"]
+
+
+async def test_head_of_a_stream_takes_no_chunk_and_closes_it(ask: Ask) -> None:
+    source = Chunks([b"x"])
+
+    async def handler(ctx: Context) -> Response:
+        return Response.stream(source)
+
+    answer = await ask(App({"/": handler}), method="HEAD")
+    assert (answer.status, answer.body, source.chunks, source.events) == (200, b"", [b"x"], ["closed"])
+
+
+async def test_a_stream_carries_cookies_as_well(ask: Ask) -> None:
+    async def handler(ctx: Context) -> Response:
+        ctx.cookies.set("a", "1")
+        return Response.stream(Chunks([b"x"]))
+
+    answer = await ask(App({"/": handler}))
+    assert (answer.body, answer.headers["set-cookie"][:4]) == (b"x", "a=1;")
+
+
+async def test_a_client_that_leaves_in_mid_stream_leaves_no_trace(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    source = Chunks([b"one", b"two"], waits=True)
+
+    async def handler(ctx: Context) -> Response:
+        return Response.stream(source)
+
+    before = asyncio.all_tasks()
+    await ask(App({"/": handler}), leaves=True)
+    assert source.events in (["cancelled", "closed"], ["closed"])
+    assert asyncio.all_tasks() == before
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+class Line:
+    """A connection that is cut when the test says so."""
+
+    def __init__(self, *, full: bool = False, refuses: bool = False) -> None:
+        self.gone = asyncio.Event()
+        self.sent: list[Any] = []
+        self.full = full
+        self.refuses = refuses
+
+    async def receive(self) -> dict[str, Any]:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        if self.refuses and message.get("body"):
+            # What ASGI 2.4 has servers do once the client has left.
+            raise OSError("the client has left")
+        self.sent.append(message)
+        if self.full and message.get("body"):
+            await asyncio.Event().wait()
+
+
+def get(path: str = "/") -> dict[str, Any]:
+    return {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b"", "scheme": "http"}
+
+
+async def test_a_chunk_under_way_is_cancelled_when_the_client_leaves() -> None:
+    line, source = Line(), Chunks([b"one"], waits=True)
+
+    async def handler(ctx: Context) -> Response:
+        return Response.stream(source)
+
+    serving = asyncio.create_task(App({"/": handler})(get(), line.receive, line.send))
+    await source.waiting.wait()
+    line.gone.set()
+    await serving
+    assert source.events == ["cancelled", "closed"]
+    assert line.sent[1]["body"] == b"one"
+
+
+@pytest.mark.parametrize("shape", ["generator", "iterable"])
+async def test_a_generator_is_closed_when_the_client_leaves_while_a_chunk_is_sent(shape: str) -> None:
+    line = Line(full=True)
+    events: list[str] = []
+    yielded = asyncio.Event()
+
+    async def generate() -> AsyncIterator[bytes]:
+        try:
+            yielded.set()
+            yield b"one"
+        finally:
+            # A closing that takes its time, such as giving back a connection.
+            await asyncio.sleep(0)
+            events.append("closed")
+
+    class Source:
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            return generate()
+
+    async def handler(ctx: Context) -> Response:
+        return Response.stream(Source() if shape == "iterable" else generate())
+
+    serving = asyncio.create_task(App({"/": handler})(get(), line.receive, line.send))
+    await yielded.wait()
+    line.gone.set()
+    await serving
+    assert events == ["closed"]
+
+
+async def test_a_server_that_says_by_an_error_that_the_client_has_left_is_understood(caplog: pytest.LogCaptureFixture) -> None:
+    line, source = Line(refuses=True), Chunks([b"one", b"two"])
+
+    async def handler(ctx: Context) -> Response:
+        return Response.stream(source)
+
+    await App({"/": handler})(get(), line.receive, line.send)
+    assert source.events == ["closed"]
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("chunks", [[], [b"one"]], ids=["at first", "later"])
+async def test_an_iterator_that_raises_breaks_the_answer_off(ask: Ask, chunks: list[bytes | str]) -> None:
+    source = Chunks([*chunks], then=RuntimeError("no more"))
+    messages: list[Any] = []
+
+    async def handler(ctx: Context) -> Response:
+        return Response.stream(source)
+
+    line = Line()
+    before = asyncio.all_tasks()
+    with pytest.raises(RuntimeError, match="no more"):
+        await App({"/": handler})(get(), line.receive, line.send)
+    messages = line.sent
+    # The last message is missing, so that the client sees that something is.
+    assert [message.get("body") for message in messages[1:]] == chunks
+    assert all(message.get("more_body", True) for message in messages)
+    assert source.events == ["closed"]
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_cancelled_server_closes_the_iterator() -> None:
+    line, source = Line(), Chunks([b"one"], waits=True)
+
+    async def handler(ctx: Context) -> Response:
+        return Response.stream(source)
+
+    serving = asyncio.create_task(App({"/": handler})(get(), line.receive, line.send))
+    await source.waiting.wait()
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    assert source.events == ["cancelled", "closed"]
+
+
+async def test_an_iterator_without_a_close_is_fine(ask: Ask) -> None:
+    class Bare:
+        def __init__(self) -> None:
+            self.left = 3
+
+        def __aiter__(self) -> Bare:
+            return self
+
+        async def __anext__(self) -> str:
+            self.left -= 1
+            if self.left < 0:
+                raise StopAsyncIteration
+            return "x"
+
+    async def handler(ctx: Context) -> Response:
+        return Response.stream(Bare())
+
+    assert (await ask(App({"/": handler}))).text == "xxx"
+
+
+async def test_a_request_can_be_streamed_back_while_it_arrives(ask: Ask) -> None:
+    async def echo(ctx: Context) -> Response:
+        return Response.stream(ctx.stream())
+
+    chunks = [b"%d," % i for i in range(50)]
+    assert (await ask(App({"/": echo}), body=chunks)).body == b"".join(chunks)
+
+
+async def test_a_client_that_leaves_while_its_request_is_streamed_back_leaves_no_trace(
+    ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def echo(ctx: Context) -> Response:
+        return Response.stream(ctx.stream())
+
+    await ask(App({"/": echo}), body=[b"a", b"b"], leaves=True)
+    assert caplog.records == []
