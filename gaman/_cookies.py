@@ -90,7 +90,7 @@ class Cookies:
         """
         secure = self._secure if secure is None else secure
         attributes = _attributes(name, max_age, path, domain, secure, http_only, same_site, partitioned)
-        octets = value.encode("utf-8", "replace")
+        octets = value.encode("utf-8", "surrogatepass")
         if octets.translate(None, _octets):
             raise HeaderError(f"the cookie {name!r} can't hold {value!r}; encode it first, with urllib.parse.quote for instance")
         self._fields[name, domain, path] = (b"set-cookie", f"{name}={value}{attributes}".encode("ascii"))

@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 from urllib.parse import quote
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from gaman import _file
@@ -218,6 +219,8 @@ async def _send_while_connected(chunks: AsyncIterable[bytes | str], receive: Rec
             async for chunk in chunks:
                 data = chunk.encode() if isinstance(chunk, str) else chunk
                 await send({"type": "http.response.body", "body": data, "more_body": True})
+                # Neither an iterator nor a server that has lost its client need ever wait, and watch() must have its turn.
+                await anyio.lowlevel.checkpoint()
         except Exception as error:
             failure = error
         watching.cancel()

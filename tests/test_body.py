@@ -559,11 +559,11 @@ async def test_an_upload_over_256_kib_reads_back_and_can_be_saved(ask: Ask, tmp_
 
 async def test_only_an_upload_over_256_kib_is_written_to_disk(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[int] = []
-    temporary_file = tempfile.TemporaryFile
+    temporary_file: Any = tempfile.TemporaryFile
 
-    def counting(dir: str | None = None) -> object:
+    def counting(**options: Any) -> Any:
         opened.append(1)
-        return temporary_file(dir=dir)
+        return temporary_file(**options)
 
     monkeypatch.setattr(tempfile, "TemporaryFile", counting)
     for size, files in ((1 << 18, 0), ((1 << 18) + 1, 1)):

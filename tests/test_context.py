@@ -57,6 +57,14 @@ async def test_headers_are_read_by_any_case(ask: Ask) -> None:
     assert answer.text == '["1","1",["1","\xff"],null]'
 
 
+async def test_one_cookie_is_read_as_it_came(ask: Ask) -> None:
+    async def handler(ctx: Context) -> list[Any]:
+        ctx.cookies.set("a", "2")
+        return [ctx.cookie("a"), ctx.cookies.get("a"), ctx.cookie("missing"), ctx.cookie("\u20ac")]
+
+    assert (await ask(App({"/": handler}), headers={"cookie": "a=1"})).text == '["1","2",null,null]'
+
+
 async def test_params_are_read_by_name(ask: Ask) -> None:
     async def handler(ctx: Context) -> list[Any]:
         return [ctx.params["id"], ctx.param("id"), ctx.param("missing")]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gaman import App, Context, Cookies, HeaderError
-from gaman._cookies import parse_cookies
+from gaman._cookies import find_cookie, parse_cookies
 from gaman.testing import TestClient
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ anyio = pytest.mark.anyio
 
 
 def lines(cookies: Cookies) -> list[str]:
-    return [line.decode() for line in cookies.lines()]
+    assert {name for name, _ in cookies.fields()} <= {b"set-cookie"}
+    return [value.decode() for _, value in cookies.fields()]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,12 @@ def test_a_cookie_field_of_100_kb_is_read(octets: bytes) -> None:
 def test_a_field_of_very_many_cookies_keeps_them_all() -> None:
     field = b"; ".join(b"n%d=%d" % (i, i) for i in range(10_000))
     assert parse_cookies([(b"cookie", field)]) == {f"n{i}": str(i) for i in range(10_000)}
+
+
+@given(st.lists(st.tuples(st.sampled_from([b"cookie", b"x-cookie"]), st.lists(st.sampled_from([*b"ab=;; \t\xa0"])).map(bytes))))
+def test_one_cookie_is_found_as_among_all(headers: list[tuple[bytes, bytes]]) -> None:
+    for name in ("a", "b", "ab", "missing"):
+        assert find_cookie(headers, name.encode()) == parse_cookies(headers).get(name)
 
 
 @given(st.binary())
@@ -172,7 +179,9 @@ def test_a_name_that_is_no_token_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["a b", "a;b", "a,b", '"a"', "a\\b", "a\r\nSet-Cookie: b=1", "\n", "\x00", "\x7f", "caf\xe9", "\u20ac"], ids=ascii
+    "value",
+    ["a b", "a;b", "a,b", '"a"', "a\\b", "a\r\nSet-Cookie: b=1", "\n", "\x00", "\x7f", "caf\xe9", "\u20ac", "\ud800"],
+    ids=ascii,
 )
 def test_what_a_cookie_cannot_hold_is_refused(value: str) -> None:
     cookies = Cookies([(b"cookie", b"a=old")])

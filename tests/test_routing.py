@@ -183,6 +183,11 @@ async def test_a_path_that_is_not_utf8_answers_400(ask: Ask, target: str) -> Non
     assert (answer.status, answer.text) == (400, "the path is not valid UTF-8")
 
 
+@pytest.mark.parametrize("target", ["*", "users/1", "users/%31"])
+async def test_a_target_that_is_no_path_answers_400(ask: Ask, target: str) -> None:
+    assert (await ask(App({"/users/:id": answering("user"), "/": answering("home")}), target, "OPTIONS")).status == 400
+
+
 async def test_octets_beyond_ascii_in_a_raw_path_answer_400(ask: Ask) -> None:
     answer = await ask(App({"/:a": answering("a")}), scope={"raw_path": b"/\xc3\xa9%20", "path": "/\xe9 "})
     assert answer.status == 400

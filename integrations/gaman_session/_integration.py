@@ -15,7 +15,7 @@ from gaman_session import _options
 from gaman_session._driver import Driver
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
-from gaman_session._session import Answer, Session, Sessions, discard, finish, is_used
+from gaman_session._session import Answer, Session, Sessions, close, discard, finish
 from gaman_session._stored import StoredSession
 from gaman_session.drivers.cookies import CookieSession
 
@@ -137,12 +137,8 @@ class _Hooks:
         ctx.session = self._make_session(ctx)
 
     def on_response(self, ctx: Context, response: Response) -> Awaitable[None] | None:
-        try:
-            used = ctx.session
-        except ConfigError:
-            # Somebody answered before on_request came to this integration.
-            return None
-        if not is_used(used):
+        used = _session_of(ctx)
+        if used is None or not close(used):
             return None
         fields = dict(response.raw_headers)
         if b"cache-control" not in fields:
@@ -165,8 +161,8 @@ class _Hooks:
 
     def on_error(self, ctx: Context, error: Exception) -> None:
         # An HTTPError is an answer that the handler chose; what it has set before stays, as with a Response.
-        if not isinstance(error, HTTPError):
-            discard(ctx.session)
+        if not isinstance(error, HTTPError) and (used := _session_of(ctx)) is not None:
+            discard(used)
 
     def _send(self, answer: Answer, ctx: Context) -> None:
         if answer.token is None:
@@ -190,6 +186,14 @@ class _Hooks:
                     await asyncio.sleep(0)  # noqa: ASYNC110 - between two batches, requests have their turn
             except Exception:
                 logger.exception("sweeping expired sessions failed; it is tried again in %d s", _SWEEP_SECONDS)
+
+
+def _session_of(ctx: Context) -> Session | None:
+    """Return the request's session, or None where somebody answered, or failed, before on_request came to this integration."""
+    try:
+        return ctx.session
+    except ConfigError:
+        return None
 
 
 def _reaches_browser(ctx: Context) -> bool:

@@ -16,6 +16,7 @@ from gaman_session.drivers import DRIVERS, find_driver
 # Chromium keeps no cookie longer (RFC 6265bis, section 5.5).
 _LONGEST = 400 * 86_400
 _SHORTEST_SECRET = 32
+_DRIVER = ("name", "shared", "open", "close", "load", "create", "apply", "swap", "rename", "destroy", "purge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +129,10 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
     if driver is None:
         return None
     if not isinstance(driver, Mapping):
-        if not all(callable(getattr(driver, call, None)) for call in ("open", "close", "load", "apply", "rename", "destroy")):
-            raise ConfigError(f"session(driver={driver!r}): it takes a dict with a type, or a Driver object")
+        missing = [name for name in _DRIVER if not hasattr(driver, name)]
+        if missing:
+            takes = "it takes a dict with a type, or a Driver object"
+            raise ConfigError(f"session(driver={driver!r}): {takes}, and this has no {', '.join(missing)}")
         return driver
     settings = dict(driver)
     kind = settings.pop("type", None)

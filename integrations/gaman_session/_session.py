@@ -258,8 +258,9 @@ class Session(ABC):
 # What the integration does with a session, out of its users' sight.
 
 
-def is_used(session: Session) -> bool:
-    """Return whether the response depends on the session, or changes it."""
+def close(session: Session) -> bool:
+    """Refuse changes from now on; return whether there were any, or the response depends on what was read."""
+    session._is_closed = True
     return session._is_used
 
 
@@ -269,6 +270,5 @@ def discard(session: Session) -> None:
 
 
 def finish(session: Session) -> Awaitable[Answer | None] | Answer | None:
-    """Bring the changes to where they are kept, refuse any that come later, and return the cookie to send, or None for none."""
-    session._is_closed = True
+    """Bring the changes to where they are kept, and return the cookie to send, or None for none."""
     return session._finish()

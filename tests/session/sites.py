@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -85,7 +86,8 @@ class Site:
             headers.append((b"cookie", cookie.encode("latin-1")))
 
         async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": b"", "more_body": False}
+            await asyncio.Event().wait()
+            raise AssertionError("a request without a body waits for ever")
 
         async def send(message: Any) -> None:
             if message["type"] == "http.response.start":

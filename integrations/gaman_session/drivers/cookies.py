@@ -42,13 +42,14 @@ _decode = msgspec.msgpack.Decoder(Carried).decode
 class CookieSession(Session):
     """A session that comes with its request and goes back with the response."""
 
-    __slots__ = ("_came", "_carried", "_fields", "_is_changed", "_payload")
+    __slots__ = ("_came", "_carried", "_fields", "_is_changed", "_is_new", "_payload")
 
     _carried: Carried | None
     _fields: dict[str, bytes]
     _payload: bytes | None
     _came: bool
     _is_changed: bool
+    _is_new: bool
 
     @property
     def id(self) -> str | None:
@@ -60,7 +61,7 @@ class CookieSession(Session):
     def is_new(self) -> bool:
         """Whether the request came without a session."""
         self._read()
-        return not self._came
+        return self._is_new
 
     async def update(self, key: str, fn: Callable[[Any], T], default: Any = None) -> T:
         """Replace the value under *key* by `fn(value)`; other requests are not seen, and do not see it."""
@@ -92,6 +93,7 @@ class CookieSession(Session):
         self._is_loaded = True
         self._carried, self._fields, self._payload = None, {}, None
         self._came = self._is_changed = False
+        self._is_new = True
         token = self._sessions.read_token(self._ctx)
         payload = None if token is None else self._sessions.keyring.open_token(token)
         if payload is None:
@@ -102,7 +104,7 @@ class CookieSession(Session):
             # Ours, and of another version of this package.
             return
         if carried.deadline > self._sessions.clock():
-            self._carried, self._fields, self._came = carried, carried.fields, True
+            self._carried, self._fields, self._came, self._is_new = carried, carried.fields, True, False
 
     def _times(self) -> tuple[float, float] | None:
         carried = self._carried if self._is_loaded else None
@@ -128,8 +130,8 @@ class CookieSession(Session):
 
     def _clear(self) -> None:
         self._read()
-        self._carried, self._fields = None, {}
-        self._payload, self._is_changed = None, True
+        self._carried, self._fields, self._payload = None, {}, None
+        self._is_changed = self._is_new = True
 
     def _renew(self, max_age: int | None) -> None:
         self._read()

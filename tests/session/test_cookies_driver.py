@@ -1,0 +1,216 @@
+"""What a session's cookie withstands, and what is special about a session that lives in it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gaman.session import Session, SessionTooLarge
+from gaman_session.drivers.memory import MemoryDriver
+from tests.session.sites import Clock, Site, getting, serving, setting
+
+pytestmark = pytest.mark.anyio
+
+USER = {"id": 1, "name": "Angga", "email": "angga@example.com"}
+NAME = "__Host-gaman"
+
+
+async def _token(site: Site) -> str:
+    browser = site.browser()
+    await browser.do(setting(user=USER, isAuthenticated=True))
+    assert browser.token is not None
+    return browser.token
+
+
+async def _seen(site: Site, cookie: str) -> Any:
+    async def work(session: Session) -> Any:
+        return await session.all(), await session.has("isAuthenticated"), session.is_new
+
+    reply = await site.request(work, cookie)
+    assert (reply.status, reply.set_cookie) == (200, None)
+    return reply.result
+
+
+NOBODY = ({}, False, True)
+
+
+def _damaged(token: str) -> Iterator[str]:
+    for place in range(len(token)):
+        for bit in range(8):
+            changed = bytearray(token.encode())
+            changed[place] ^= 1 << bit
+            yield changed.decode("latin-1")
+        yield token[:place]
+    yield from (token + extra for extra in ("A", "=", "==", "AAAA", " x", '"'))
+    yield from (token.swapcase(), token[::-1], f'"{token}"', token.replace("-", "+").replace("_", "/") + "=", "A" * 10_000)
+
+
+async def test_no_damage_to_a_cookie_makes_it_a_session(site: Site) -> None:
+    token = await _token(site)
+    assert (await _seen(site, f"{NAME}={token}"))[1]
+    for damaged in _damaged(token):
+        if damaged.strip(" \t").split(";")[0].rstrip(" \t") != token:
+            assert await _seen(site, f"{NAME}={damaged}") == NOBODY, damaged
+
+
+async def test_a_cookie_of_another_secret_name_or_driver_is_nobodys(site: Site, driver: Any, clock: Clock) -> None:
+    others = [
+        Site(driver, clock, secret="another secret that is just as long as the other"),
+        Site(driver, clock, cookie_name="__Host-other"),
+        Site(MemoryDriver() if driver is None else None, clock),
+    ]
+    for other in others:
+        async with serving(other):
+            token = await _token(other)
+        assert await _seen(site, f"{NAME}={token}") == NOBODY
+
+
+async def test_a_cookie_past_its_time_is_nobodys_whatever_the_browsers_clock_says(site: Site, clock: Clock) -> None:
+    token = await _token(site)
+    clock.now += 86_399
+    assert (await _seen(site, f"{NAME}={token}"))[1]
+    clock.now += 1
+    assert (await _seen(site, f"{NAME}={token}"))[:2] == ({}, False)
+
+
+async def test_a_clock_that_is_set_back_a_little_logs_nobody_out(site: Site, clock: Clock) -> None:
+    token = await _token(site)
+    clock.now -= 300
+    assert (await _seen(site, f"{NAME}={token}"))[1]
+
+
+async def test_of_two_cookies_alike_the_first_counts(site: Site) -> None:
+    token = await _token(site)
+    assert (await _seen(site, f"{NAME}={token}; {NAME}=garbage"))[1]
+    assert await _seen(site, f"{NAME}=garbage; {NAME}={token}") == NOBODY
+
+
+@pytest.mark.parametrize(
+    "cookie",
+    [
+        "{n}\x85={t}",
+        "{n}\xa0={t}",
+        "\xa0{n}={t}",
+        "\x0b{n}={t}",
+        "{t}",
+        "={t}",
+        "__host-gaman={t}",
+        "x{n}={t}",
+        "{n}x={t}",
+        "={n}={t}",
+        "a={n}={t}",
+    ],
+)
+async def test_a_lookalike_name_is_not_the_name(site: Site, cookie: str) -> None:
+    token = await _token(site)
+    assert await _seen(site, cookie.format(n=NAME, t=token)) == NOBODY
+
+
+async def test_a_hundred_kilobytes_of_cookies_are_read_in_one_pass(site: Site) -> None:
+    token = await _token(site)
+    padding = "; ".join(f"c{i}=" + "x" * 20 for i in range(3500))
+    assert len(padding) > 90_000
+    assert (await _seen(site, f"{padding}; {NAME}={token}"))[1]
+    for hostile in (";" * 100_000, "=" * 100_000, '\\"' * 50_000, f"{NAME}=" + "A" * 100_000, NAME * 10_000, f"{NAME}=;" * 10_000):
+        assert await _seen(site, hostile) == NOBODY
+
+
+async def test_any_octets_in_a_cookie_are_an_answer_and_no_session(site: Site) -> None:
+    octets = random.Random(1)
+    for _ in range(200):
+        noise = "".join(chr(octets.randrange(256)) for _ in range(octets.randrange(200)))
+        assert await _seen(site, f"{NAME}={noise}") == NOBODY
+        assert await _seen(site, noise) == NOBODY
+
+
+async def test_the_visitor_does_not_choose_the_id(store: Any, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site:
+        for chosen in ("A" * 72, "0" * 64, "../../etc/passwd", ""):
+            browser = site.browser(chosen)
+            await browser.do(setting(a=1))
+            assert browser.token is not None
+            assert browser.token != chosen
+
+
+@pytest.fixture
+async def cookies(clock: Clock) -> Any:
+    async with serving(Site(None, clock)) as opened:
+        yield opened
+
+
+async def test_the_plaintext_shows_nowhere_in_the_cookie(cookies: Site) -> None:
+    from base64 import urlsafe_b64decode
+
+    browser = cookies.browser()
+    await browser.do(setting(user=USER))
+    token = str(browser.token)
+    raw = urlsafe_b64decode(token + "=" * (-len(token) % 4))
+    for secret in ("user", "Angga", "example"):
+        assert secret not in token
+        assert secret.encode() not in raw
+
+
+async def test_a_session_that_would_not_fit_raises_at_set_with_both_sizes(cookies: Site) -> None:
+    browser = cookies.browser()
+    await browser.do(setting(kept=1))
+
+    async def work(session: Session) -> Any:
+        with pytest.raises(SessionTooLarge, match=r"'big'.* would have \d{4} bytes.* browsers keep 4096") as raised:
+            await session.set("big", "x" * 3000)
+        with pytest.raises(SessionTooLarge):
+            await session.update("kept", lambda _: "x" * 3000)
+        await session.set("small", 2)
+        return str(raised.value)
+
+    assert "x" * 20 not in await browser.do(work)
+    assert await browser.all() == {"kept": 1, "small": 2}
+
+
+async def test_the_largest_cookie_that_is_sent_has_4096_bytes_with_its_attributes(cookies: Site) -> None:
+    fits, size = 0, 4096
+    while fits < size - 1:
+        middle = (fits + size) // 2
+        reply = await cookies.request(setting(big="x" * middle))
+        if reply.set_cookie is None:
+            assert isinstance(reply.error, SessionTooLarge)
+            size = middle
+        else:
+            assert len(reply.set_cookie) <= 4096
+            fits = middle
+    line = (await cookies.request(setting(big="x" * fits))).set_cookie
+    assert 4094 <= len(str(line)) <= 4096
+    token = str(line).partition(";")[0].partition("=")[2]
+    assert await cookies.browser(token).do(getting("big")) == "x" * fits
+
+
+async def test_reading_sends_no_cookie_and_a_change_that_changes_nothing_neither(cookies: Site) -> None:
+    browser = cookies.browser()
+    await browser.do(setting(a=1))
+
+    async def work(session: Session) -> None:
+        await session.get("a")
+        await session.delete("never there")
+
+    assert (await browser.request(work)).set_cookie is None
+
+
+async def test_a_write_does_not_prolong_the_cookie(cookies: Site, clock: Clock) -> None:
+    browser = cookies.browser()
+    await browser.do(setting(a=1))
+    clock.now += 86_000
+    assert "; Max-Age=400;" in str((await browser.request(setting(b=1))).set_cookie)
+
+
+async def test_an_idle_limit_is_moved_on_in_the_cookie_now_and_then(clock: Clock) -> None:
+    async with serving(Site(None, clock, idle_timeout=1000)) as site:
+        browser = site.browser()
+        await browser.do(setting(a=1))
+        clock.now += 99
+        assert (await browser.request(getting("a"))).set_cookie is None
+        clock.now += 1
+        assert (await browser.request(getting("a"))).set_cookie is not None
+        clock.now += 999
+        assert await browser.do(getting("a")) == 1

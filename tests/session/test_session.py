@@ -1,0 +1,714 @@
+"""What a handler sees of its session, on every driver."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from gaman import HTTPError, Response
+from gaman.session import Session, SessionClosed, SessionConflict, SessionSerializationError, SessionTypeError
+from gaman_session._stored import StoredSession
+from tests.session.sites import Browser, Clock, Sealing, Site, getting, serving, setting
+
+pytestmark = pytest.mark.anyio
+
+USER = {"id": 1, "name": "Angga", "email": "angga@example.com"}
+
+
+async def _clear(session: Session) -> None:
+    await session.clear()
+
+
+async def test_the_seeds_workflow(site: Site) -> None:
+    browser = site.browser()
+
+    async def check(session: Session) -> Any:
+        return await session.has("user"), bool(await session.get("isAuthenticated"))
+
+    async def logout(session: Session) -> None:
+        await session.delete("user")
+        await session.delete("isAuthenticated")
+
+    assert await browser.do(check) == (False, False)
+    await browser.do(setting(user=USER, isAuthenticated=True))
+    assert await browser.do(check) == (True, True)
+    assert await browser.do(getting("user")) == USER
+    await browser.do(logout)
+    assert browser.token is None
+    assert await browser.do(check) == (False, False)
+
+
+async def test_a_value_comes_back_as_it_was_set(site: Site) -> None:
+    browser = site.browser()
+    values = {
+        "text": "123",
+        "empty": "",
+        "zero": 0,
+        "no": False,
+        "none": None,
+        "octets": b"\x00\xff",
+        "list": [1, [2.5]],
+        "ключ": "🔑",
+    }
+    await browser.do(setting(**values))
+    assert await browser.all() == values
+
+
+@pytest.mark.parametrize("value", [0, "", False, None, [], {}], ids=repr)
+async def test_has_asks_for_the_key_and_not_for_its_value(site: Site, value: Any) -> None:
+    browser = site.browser()
+    await browser.do(setting(key=value))
+
+    async def work(session: Session) -> Any:
+        return await session.has("key"), await session.has("other"), await session.get("key", "default")
+
+    assert await browser.do(work) == (True, False, value)
+
+
+async def test_a_missing_key_is_the_default(site: Site) -> None:
+    async def work(session: Session) -> Any:
+        return await session.get("key"), await session.get("key", 5), await session.pop("key"), await session.pop("key", 6)
+
+    assert await site.browser().do(work) == (None, 5, None, 6)
+
+
+async def test_changing_an_object_later_changes_nothing(site: Site) -> None:
+    browser = site.browser()
+
+    async def work(session: Session) -> None:
+        cart = ["apple"]
+        await session.set("cart", cart)
+        cart.append("pear")
+        (await session.get("cart")).append("plum")
+
+    await browser.do(work)
+    assert await browser.do(getting("cart")) == ["apple"]
+
+
+async def test_a_request_reads_its_own_changes(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(a=1, b=2))
+
+    async def work(session: Session) -> Any:
+        await session.set("a", 10)
+        await session.delete("b")
+        await session.set("c", 3)
+        return await session.get("a"), await session.has("b"), await session.pop("c"), await session.all()
+
+    assert await browser.do(work) == (10, False, 3, {"a": 10})
+    assert await browser.all() == {"a": 10}
+
+
+async def test_deleting_what_is_not_there_is_fine(site: Site) -> None:
+    async def work(session: Session) -> None:
+        await session.delete("key")
+        await session.delete("key")
+
+    reply = await site.request(work)
+    assert (reply.status, reply.set_cookie) == (200, None)
+
+
+async def test_the_session_goes_with_its_last_key(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(a=1, b=2))
+
+    async def one(session: Session) -> None:
+        await session.delete("a")
+
+    async def other(session: Session) -> None:
+        await session.pop("b")
+
+    await browser.do(one)
+    assert browser.token is not None
+    await browser.do(other)
+    assert browser.token is None
+
+
+async def test_nothing_is_sent_for_a_session_that_stays_empty(site: Site) -> None:
+    async def work(session: Session) -> None:
+        await session.get("key")
+        await session.set("key", 1)
+        await session.delete("key")
+        await session.regenerate()
+        await session.clear()
+
+    assert (await site.request(work)).set_cookie is None
+
+
+async def test_clear_ends_the_session_and_what_is_set_after_it_begins_a_new_one(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(old=1))
+    before = browser.token
+
+    async def work(session: Session) -> Any:
+        old = session.id
+        await session.clear()
+        seen = await session.all(), session.is_new
+        await session.set("new", 2)
+        return old, seen
+
+    old, seen = await browser.do(work)
+    assert seen == ({}, True)
+    assert browser.token != before
+    assert await browser.all() == {"new": 2}
+
+    async def handle(session: Session) -> Any:
+        return session.id
+
+    assert await browser.do(handle) != old
+
+
+async def test_logout_takes_the_cookie_back(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(a=1))
+    reply = await browser.request(_clear)
+    assert reply.set_cookie == "__Host-gaman=; Max-Age=0; Path=/; Secure; HttpOnly; SameSite=Lax"
+    assert await browser.all() == {}
+
+
+async def test_regenerate_keeps_the_data_under_a_new_id(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(a=1, b=2))
+    before = browser.token
+
+    async def login(session: Session) -> Any:
+        old = session.id
+        await session.set("user", USER)
+        await session.delete("b")
+        await session.regenerate()
+        await session.set("after", True)
+        return old
+
+    old = await browser.do(login)
+    assert browser.token not in (before, None)
+    assert await browser.all() == {"a": 1, "user": USER, "after": True}
+
+    async def handle(session: Session) -> Any:
+        return session.id
+
+    assert await browser.do(handle) != old
+
+
+async def test_remember_me_gives_a_session_a_lifetime_of_its_own(site: Site, clock: Clock) -> None:
+    browser = site.browser()
+
+    async def login(session: Session) -> None:
+        await session.set("user", USER)
+        await session.regenerate(max_age=30 * 86_400)
+
+    async def again(session: Session) -> None:
+        await session.regenerate()
+
+    assert "; Max-Age=2592000;" in str((await browser.request(login)).set_cookie)
+    clock.now += 29 * 86_400
+    assert await browser.do(getting("user")) == USER
+    assert "; Max-Age=2592000;" in str((await browser.request(again)).set_cookie)
+    clock.now += 29 * 86_400
+    assert await browser.do(getting("user")) == USER
+    clock.now += 86_400
+    assert await browser.do(getting("user")) is None
+
+
+async def test_a_cookie_that_ends_with_the_browser_stays_one(site: Site, clock: Clock) -> None:
+    browser = site.browser()
+
+    async def login(session: Session) -> None:
+        await session.set("user", USER)
+        await session.regenerate(max_age=0)
+
+    async def again(session: Session) -> None:
+        await session.regenerate()
+
+    for work in (login, again):
+        line = str((await browser.request(work)).set_cookie)
+        assert line.startswith("__Host-gaman=")
+        assert "Max-Age" not in line
+    clock.now += 86_399
+    assert await browser.do(getting("user")) == USER
+    clock.now += 1
+    assert await browser.do(getting("user")) is None
+
+
+@pytest.mark.parametrize("max_age", [-1, 1.5, "1"], ids=repr)
+async def test_a_lifetime_is_a_whole_number_of_seconds(site: Site, max_age: Any) -> None:
+    async def work(session: Session) -> None:
+        with pytest.raises(ValueError, match="max_age is a whole number of seconds"):
+            await session.regenerate(max_age=max_age)
+
+    await site.browser().do(work)
+
+
+async def test_max_age_is_absolute(site: Site, clock: Clock) -> None:
+    browser = site.browser()
+    await browser.do(setting(a=1))
+    for _ in range(3):
+        clock.now += 86_400 / 4
+        await browser.do(setting(b=1))
+    clock.now += 86_400 / 4 - 1
+    assert await browser.do(getting("a")) == 1
+    clock.now += 1
+    assert await browser.do(getting("a")) is None
+
+
+async def test_an_idle_session_ends_and_one_in_use_goes_on_within_max_age(driver: Any, clock: Clock) -> None:
+    async with serving(Site(driver, clock, idle_timeout=600, max_age=3600)) as site:
+        browser = site.browser()
+        await browser.do(setting(a=1))
+        for _ in range(7):
+            clock.now += 500
+            assert await browser.do(getting("a")) == 1
+        clock.now += 99
+        assert await browser.do(getting("a")) == 1
+        clock.now += 1
+        assert await browser.do(getting("a")) is None
+        await browser.do(setting(a=2))
+        clock.now += 600
+        assert await browser.do(getting("a")) is None
+
+
+async def test_the_times_of_a_session(driver: Any, clock: Clock) -> None:
+    async with serving(Site(driver, clock, idle_timeout=600)) as site:
+        browser = site.browser()
+        began = clock.now
+
+        async def times(session: Session) -> Any:
+            await session.get("a")
+            return session.created_at, session.expires_at, session.is_new
+
+        assert await browser.do(times) == (None, None, True)
+        await browser.do(setting(a=1))
+        clock.now += 30
+        assert await browser.do(times) == (datetime.fromtimestamp(began, UTC), datetime.fromtimestamp(began + 600, UTC), False)
+
+
+async def test_the_handle_of_a_session_is_the_same_each_time_and_opens_nothing(site: Site) -> None:
+    browser = site.browser()
+
+    async def handle(session: Session) -> Any:
+        return session.id
+
+    assert await browser.do(handle) is None
+    await browser.do(setting(a=1))
+    first = await browser.do(handle)
+    assert first == await browser.do(handle)
+    assert first not in str(browser.token)
+    assert await site.browser(first).all() == {}
+
+
+@dataclass
+class User:
+    id: int
+    name: str
+    email: str
+
+
+async def test_a_value_is_decoded_into_the_type_that_is_asked_for(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(user=User(**USER), when=datetime(2026, 1, 1, tzinfo=UTC), tags={"a"}))
+
+    async def work(session: Session) -> Any:
+        assert await session.get("user", type=dict[str, Any]) == USER
+        assert await session.get("missing", type=User) is None
+        assert await session.get("missing", 5, type=User) == 5
+        return (
+            await session.get("user", type=User),
+            await session.get("when", type=datetime),
+            await session.get("tags", type=set[str]),
+        )
+
+    assert await browser.do(work) == (User(**USER), datetime(2026, 1, 1, tzinfo=UTC), {"a"})
+
+
+async def test_what_does_not_fit_the_type_is_an_error_that_names_the_key(site: Site) -> None:
+    async def work(session: Session) -> None:
+        await session.set("user", "Angga")
+        with pytest.raises(SessionTypeError, match="'user' is no User"):
+            await session.get("user", type=User)
+
+    await site.browser().do(work)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), lambda: None, 2**70, "\ud800", b"x" and iter(())],
+    ids=["object", "function", "2**70", "surrogate", "iterator"],
+)
+async def test_what_cannot_be_kept_raises_where_it_is_set(site: Site, value: Any) -> None:
+    browser = site.browser()
+    await browser.do(setting(key="before"))
+
+    async def work(session: Session) -> None:
+        with pytest.raises(SessionSerializationError, match=f"can't keep 'key', a {type(value).__name__}"):
+            await session.set("key", value)
+
+    await browser.do(work)
+    assert await browser.all() == {"key": "before"}
+
+
+async def test_update_gives_the_new_value_and_begins_a_session_where_there_is_none(site: Site) -> None:
+    browser = site.browser()
+
+    async def count(session: Session) -> Any:
+        return await session.update("n", lambda n: n + 1, 0)
+
+    assert [await browser.do(count) for _ in range(3)] == [1, 2, 3]
+    assert await browser.all() == {"n": 3}
+
+
+async def test_update_sees_what_the_request_has_set_and_saves_it(site: Site) -> None:
+    browser = site.browser()
+
+    async def work(session: Session) -> Any:
+        await session.set("n", 10)
+        await session.set("other", 1)
+        return await session.update("n", lambda n: n * 2), await session.get("n"), await session.all()
+
+    assert await browser.do(work) == (20, 20, {"n": 20, "other": 1})
+    assert await browser.all() == {"n": 20, "other": 1}
+
+
+async def test_an_update_that_raises_changes_nothing(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(n=1))
+
+    async def work(session: Session) -> None:
+        with pytest.raises(ZeroDivisionError):
+            await session.update("n", lambda n: n / 0)
+        assert await session.get("n") == 1
+
+    await browser.do(work)
+    assert await browser.all() == {"n": 1}
+
+
+async def test_updates_at_once_in_one_request_lose_nothing(site: Site) -> None:
+    browser = site.browser()
+
+    async def work(session: Session) -> None:
+        await asyncio.gather(*(session.update("n", lambda n: n + 1, 0) for _ in range(20)))
+
+    await browser.do(work)
+    assert await browser.all() == {"n": 20}
+
+
+async def test_a_handler_that_raises_leaves_the_session_as_it_was(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(a=1, b=2))
+
+    async def work(session: Session) -> None:
+        await session.set("a", 10)
+        await session.delete("b")
+        await session.regenerate()
+        raise RuntimeError("oops")
+
+    async def cleared(session: Session) -> None:
+        await session.clear()
+        await session.set("c", 3)
+        raise RuntimeError("oops")
+
+    for broken in (work, cleared):
+        reply = await browser.request(broken)
+        assert (reply.status, reply.set_cookie) == (500, None)
+        assert await browser.all() == {"a": 1, "b": 2}
+
+
+async def test_an_answer_that_a_handler_raises_keeps_what_it_has_set(site: Site) -> None:
+    browser = site.browser()
+
+    async def work(session: Session) -> None:
+        await session.set("attempts", 3)
+        raise HTTPError(403)
+
+    assert (await browser.request(work)).status == 403
+    assert await browser.all() == {"attempts": 3}
+
+
+@pytest.mark.parametrize("status", [500, 503, 599])
+async def test_an_answer_of_500_and_more_drops_what_was_set(site: Site, status: int) -> None:
+    browser = site.browser()
+    await browser.request(setting(a=1), response=Response("sorry", status))
+    assert browser.token is None
+
+
+async def test_after_the_headers_reads_go_on_and_changes_raise(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(a=1))
+    seen: list[Any] = []
+    sessions: list[Session] = []
+
+    async def chunks() -> Any:
+        session = sessions[0]
+        seen.append((await session.get("a"), await session.get("b")))
+        for change in (session.set("c", 1), session.delete("a"), session.clear(), session.regenerate(), session.save()):
+            with pytest.raises(SessionClosed, match="the response has begun"):
+                await change
+        with pytest.raises(SessionClosed):
+            await session.update("a", lambda a: a)
+        with pytest.raises(SessionClosed):
+            await session.pop("a")
+        yield b"done"
+
+    async def work(session: Session) -> None:
+        sessions.append(session)
+        await session.set("b", 2)
+        await session.get("a")
+
+    reply = await browser.request(work, response=Response.stream(chunks()))
+    assert (reply.body, seen) == (b"done", [(1, 2)])
+    assert await browser.all() == {"a": 1, "b": 2}
+
+
+async def test_the_first_read_after_the_headers_raises_since_caches_may_have_the_response(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(a=1))
+    sessions: list[Session] = []
+
+    async def chunks() -> Any:
+        with pytest.raises(SessionClosed, match="read it before"):
+            await sessions[0].get("a")
+        yield b"done"
+
+    async def work(session: Session) -> None:
+        sessions.append(session)
+
+    assert (await browser.request(work, response=Response.stream(chunks()))).body == b"done"
+
+
+async def test_two_hundred_requests_at_once_keep_all_their_keys(store: Any, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site:
+        browser = site.browser()
+        await browser.do(setting(first=0))
+        await asyncio.gather(*(browser.do(setting(**{f"k{i}": i})) for i in range(200)))
+        assert await browser.all() == {"first": 0, **{f"k{i}": i for i in range(200)}}
+
+
+async def test_a_session_ended_elsewhere_is_not_brought_back(store: Any, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site:
+        browser = site.browser()
+        await browser.do(setting(a=1))
+        stale = Browser(site, browser.token)
+
+        async def slow(session: Session) -> None:
+            await session.get("a")
+            await browser.do(_clear)
+            await session.set("b", 2)
+
+        reply = await stale.request(slow)
+        assert (reply.status, reply.set_cookie) == (200, None)
+        assert await stale.all() == {}
+
+
+async def test_a_write_with_last_weeks_cookie_begins_a_new_session(store: Any, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site:
+        browser = site.browser()
+        await browser.do(setting(a=1))
+        old = browser.token
+        clock.now += 7 * 86_400
+        await browser.do(setting(b=2))
+        assert browser.token not in (old, None)
+        assert await browser.all() == {"b": 2}
+
+
+async def test_saving_brings_changes_to_the_store_before_the_response(store: Any, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site:
+        browser = site.browser()
+        await browser.do(setting(a=1))
+
+        async def work(session: Session) -> None:
+            await session.set("a", 2)
+            await session.save()
+            assert await Browser(site, browser.token).all() == {"a": 2}
+            raise RuntimeError("too late to undo")
+
+        assert (await browser.request(work)).status == 500
+        assert await browser.all() == {"a": 2}
+
+
+async def test_a_session_that_was_saved_reaches_the_browser_even_if_the_handler_fails(store: Any, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site:
+        browser = site.browser()
+
+        async def work(session: Session) -> None:
+            await session.set("a", 1)
+            await session.save()
+            raise RuntimeError("oops")
+
+        assert (await browser.request(work)).status == 500
+        assert await browser.all() == {"a": 1}
+
+
+class Counting(Sealing):
+    """A store that counts its trips."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trips: list[str] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("load", "create", "apply", "swap", "rename", "destroy"):
+            self.trips.append(name)
+        return super().__getattribute__(name)
+
+
+async def _many_reads(session: Session) -> None:
+    await asyncio.gather(*(session.get("a") for _ in range(10)), session.has("b"), session.all())
+
+
+async def _read_and_set(session: Session) -> None:
+    await session.get("a")
+    await session.set("b", 1)
+    await session.set("c", 1)
+    await session.delete("d")
+
+
+async def _set_and_read_that(session: Session) -> None:
+    await session.set("b", 1)
+    assert await session.get("b") == 1
+
+
+async def _ask_for_the_handle(session: Session) -> None:
+    assert session.id
+
+
+async def _nothing(session: Session) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("work", "trips"),
+    [
+        (_nothing, []),
+        (_ask_for_the_handle, []),
+        (_many_reads, ["load"]),
+        (setting(b=1, c=2), ["apply"]),
+        (_set_and_read_that, ["apply"]),
+        (_read_and_set, ["load", "apply"]),
+        (_clear, ["destroy"]),
+    ],
+    ids=["untouched", "handle", "many reads", "sets", "set and read", "read and set", "logout"],
+)
+async def test_a_request_makes_one_trip_in_and_at_most_one_out(clock: Clock, work: Any, trips: list[str]) -> None:
+    driver = Counting()
+    async with serving(Site(driver, clock)) as site:
+        browser = site.browser()
+        await browser.do(setting(a=1))
+        driver.trips.clear()
+        await browser.do(work)
+        assert driver.trips == trips
+
+
+async def test_a_visitor_without_a_session_costs_no_trip(clock: Clock) -> None:
+    driver = Counting()
+    async with serving(Site(driver, clock)) as site:
+        driver.trips.clear()
+        for cookie in (None, "__Host-gaman=", "__Host-gaman=garbage", "__Host-gaman=" + "A" * 72):
+            await site.request(_many_reads, cookie)
+            await site.request(_clear, cookie)
+        assert driver.trips == []
+
+
+async def test_reading_an_idle_session_writes_only_now_and_then(clock: Clock) -> None:
+    driver = Counting()
+    async with serving(Site(driver, clock, idle_timeout=1000)) as site:
+        browser = site.browser()
+        await browser.do(setting(a=1))
+        driver.trips.clear()
+        for _ in range(21):
+            clock.now += 10
+            await browser.do(getting("a"))
+        assert driver.trips.count("load") == 21
+        assert driver.trips.count("apply") == 2
+
+
+async def test_an_update_that_always_meets_another_change_gives_up_loudly(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gaman_session._stored._ATTEMPTS", 3)
+    driver = Sealing()
+    async with serving(Site(driver, clock)) as site:
+        browser = site.browser()
+        await browser.do(setting(n=1))
+
+        async def work(session: Session) -> None:
+            assert isinstance(session, StoredSession)
+
+            def contended(n: int) -> int:
+                record = next(iter(driver._sessions.values()))
+                record.fields["n"] = record.fields["n"] + b"!"
+                return n
+
+            with pytest.raises(SessionConflict, match="3 times"):
+                await session.update("n", contended, 0)
+
+        await browser.do(work)
+
+
+async def test_values_in_a_store_are_sealed_and_moving_them_makes_them_absent(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = Sealing()
+    async with serving(Site(driver, clock)) as site:
+        browser, thief = site.browser(), site.browser()
+        await browser.do(setting(preferences={"theme": "dark"}, isAuthenticated=True))
+        await thief.do(setting(preferences={"theme": "light"}))
+        theirs, mine = driver._sessions.values()
+        assert not any(b"theme" in value or b"dark" in value for value in (*theirs.fields.values(), *mine.fields.values()))
+        mine.fields["isAuthenticated"] = mine.fields["preferences"]
+        mine.fields["stolen"] = theirs.fields["isAuthenticated"]
+
+        async def work(session: Session) -> Any:
+            found = await session.has("isAuthenticated"), await session.get("isAuthenticated"), await session.get("stolen")
+            return found, await session.all()
+
+        for _ in range(2):
+            assert await thief.do(work) == ((False, None, None), {"preferences": {"theme": "light"}})
+        unreadable = [record for record in caplog.records if "not one that was written there" in record.message]
+        assert len(unreadable) == 2
+
+
+async def test_a_value_that_the_serializer_cannot_read_any_more_is_absent(clock: Clock) -> None:
+    driver = Sealing()
+    async with serving(Site(driver, clock)) as before, serving(Site(driver, clock, serializer="json")) as after:
+        browser = before.browser()
+        await browser.do(setting(a="text"))
+        browser.site = after
+        assert await browser.do(getting("a")) is None
+        assert await browser.all() == {}
+
+
+async def test_an_old_secret_opens_what_it_sealed(driver: Any, clock: Clock) -> None:
+    old, new = "the old secret, long enough to be one", "the new secret, long enough to be one"
+    async with (
+        serving(Site(driver, clock, secret=old)) as before,
+        serving(Site(driver, clock, secret=[new, old])) as rotated,
+        serving(Site(driver, clock, secret=new)) as after,
+    ):
+        browser = before.browser()
+        await browser.do(setting(a=1))
+        browser.site = rotated
+        assert await browser.all() == {"a": 1}
+        await browser.do(setting(b=2))
+        assert await browser.all() == {"a": 1, "b": 2}
+        browser.site = after
+        # The write has sealed a cookie's session anew. On a server, the id is still signed with the old secret.
+        assert await browser.all() == ({"a": 1, "b": 2} if driver is None else {})
+
+
+async def test_regenerating_seals_and_signs_with_the_newest_secret(driver: Any, clock: Clock) -> None:
+    old, new = "the old secret, long enough to be one", "the new secret, long enough to be one"
+
+    async def login(session: Session) -> None:
+        await session.regenerate()
+
+    async with (
+        serving(Site(driver, clock, secret=old)) as before,
+        serving(Site(driver, clock, secret=[new, old])) as rotated,
+        serving(Site(driver, clock, secret=new)) as after,
+    ):
+        browser = before.browser()
+        await browser.do(setting(a=1))
+        browser.site = rotated
+        await browser.do(login)
+        browser.site = after
+        assert await browser.all() == {"a": 1}
