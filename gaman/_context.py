@@ -138,7 +138,7 @@ class Context:
 
     def cookie(self, name: str) -> str | None:
         """Return a cookie as the request brought it, or None when there is none; `cookies.get` knows what was set since."""
-        return find_cookie(self.scope["headers"], name.encode("latin-1", "replace"))
+        return find_cookie(self.scope["headers"], name)
 
     @property
     def locals(self) -> dict[str, Any]:

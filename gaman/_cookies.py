@@ -30,14 +30,14 @@ def parse_cookies(headers: RawHeaders) -> dict[str, str]:
     return cookies
 
 
-def find_cookie(headers: RawHeaders, name: bytes) -> str | None:
-    """Return what parse_cookies() has under *name*, or None, in a fraction of the time."""
+def find_cookie(headers: RawHeaders, wanted: str) -> str | None:
+    """Return what parse_cookies() has under *wanted*, or None, in a fraction of the time."""
     for field, value in headers:
-        if field == b"cookie" and name in value:
-            for pair in value.split(b";"):
-                key, equals, content = pair.partition(b"=")
-                if equals and key.strip(b" \t") == name:
-                    return content.strip(b" \t").decode("latin-1")
+        if field == b"cookie":
+            for pair in value.decode("latin-1").split(";"):
+                name, equals, content = pair.partition("=")
+                if equals and (name == wanted or name.strip(" \t") == wanted):
+                    return content.strip(" \t")
     return None
 
 

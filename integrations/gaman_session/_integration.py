@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from gaman_session import _options
 from gaman_session._driver import Driver
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
-from gaman_session._session import Answer, Session, Sessions, close, discard, finish
+from gaman_session._session import Answer, Session, Sessions
 from gaman_session._stored import StoredSession
 from gaman_session.drivers.cookies import CookieSession
 
@@ -137,18 +138,19 @@ class _Hooks:
         ctx.session = self._make_session(ctx)
 
     def on_response(self, ctx: Context, response: Response) -> Awaitable[None] | None:
-        used = _session_of(ctx)
-        if used is None or not close(used):
+        try:
+            used = ctx.session
+        except ConfigError:
+            # Somebody answered, or failed, before on_request came to this integration.
             return None
-        fields = dict(response.raw_headers)
-        if b"cache-control" not in fields:
-            response.raw_headers.append(_NO_STORE)
-        if b"vary" not in fields or "cookie" not in ",".join(response.headers.getall("vary")).lower():
-            response.raw_headers.append(_VARY)
+        used._is_closed = True
+        if not used._is_used:
+            return None
+        _keep_private(response)
         if response.status >= 500:
-            discard(used)
+            used._discard()
         # Only what has to wait for a store is awaited; a coroutine more would cost a request as much as all of this.
-        answer = finish(used)
+        answer = used._finish()
         if answer is not None:
             if not isinstance(answer, Answer):
                 return self._send_later(answer, ctx)
@@ -161,8 +163,9 @@ class _Hooks:
 
     def on_error(self, ctx: Context, error: Exception) -> None:
         # An HTTPError is an answer that the handler chose; what it has set before stays, as with a Response.
-        if not isinstance(error, HTTPError) and (used := _session_of(ctx)) is not None:
-            discard(used)
+        if not isinstance(error, HTTPError):
+            with suppress(ConfigError):
+                ctx.session._discard()
 
     def _send(self, answer: Answer, ctx: Context) -> None:
         if answer.token is None:
@@ -188,12 +191,13 @@ class _Hooks:
                 logger.exception("sweeping expired sessions failed; it is tried again in %d s", _SWEEP_SECONDS)
 
 
-def _session_of(ctx: Context) -> Session | None:
-    """Return the request's session, or None where somebody answered, or failed, before on_request came to this integration."""
-    try:
-        return ctx.session
-    except ConfigError:
-        return None
+def _keep_private(response: Response) -> None:
+    """Keep a response that depends on a session out of shared caches (RFC 9111, section 3, and RFC 9110, section 12.5.5)."""
+    fields = dict(response.raw_headers)
+    if b"cache-control" not in fields:
+        response.raw_headers.append(_NO_STORE)
+    if b"vary" not in fields or "cookie" not in ",".join(response.headers.getall("vary")).lower():
+        response.raw_headers.append(_VARY)
 
 
 def _reaches_browser(ctx: Context) -> bool:

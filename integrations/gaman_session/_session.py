@@ -194,7 +194,7 @@ class Session(ABC):
     async def save(self) -> None:
         """Bring what was changed to the store now. SessionStoreError: it is not there."""
 
-    # What the place that keeps the session does its own way.
+    # What the integration calls, and what each place that keeps a session does its own way.
 
     @abstractmethod
     def _load(self, key: str | None) -> Awaitable[None] | None:
@@ -223,10 +223,12 @@ class Session(ABC):
     def _renew(self, max_age: int | None) -> None: ...
 
     @abstractmethod
-    def _discard(self) -> None: ...
+    def _discard(self) -> None:
+        """Drop what the request has changed and not saved."""
 
     @abstractmethod
-    def _finish(self) -> Awaitable[Answer | None] | Answer | None: ...
+    def _finish(self) -> Awaitable[Answer | None] | Answer | None:
+        """Bring the changes to where they are kept, and return the cookie to send, or None for none."""
 
     def _open_for_change(self) -> None:
         self._is_used = True
@@ -253,22 +255,3 @@ class Session(ABC):
                 self._sessions.report_unreadable(self.id, key)
                 return default
             raise SessionTypeError(f"the session's {key!r} is no {getattr(type, '__name__', type)}: {cause}") from cause
-
-
-# What the integration does with a session, out of its users' sight.
-
-
-def close(session: Session) -> bool:
-    """Refuse changes from now on; return whether there were any, or the response depends on what was read."""
-    session._is_closed = True
-    return session._is_used
-
-
-def discard(session: Session) -> None:
-    """Drop what the request has changed and not saved."""
-    session._discard()
-
-
-def finish(session: Session) -> Awaitable[Answer | None] | Answer | None:
-    """Bring the changes to where they are kept, and return the cookie to send, or None for none."""
-    return session._finish()

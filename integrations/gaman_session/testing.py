@@ -29,7 +29,22 @@ Check: TypeAlias = Callable[[Driver], Awaitable[None]]
 CONTRACT: list[Check] = []
 """Every check; its name is a sentence."""
 
-HOSTILE_FIELDS = ("", " ", ".", "..", "a.b", "$", "$set", "_id", "__proto__", "../../etc/passwd", "\0", "a\0b", "ключ 🔑", "k" * 10_000)
+HOSTILE_FIELDS = (
+    "",
+    " ",
+    ".",
+    "..",
+    "a.b",
+    "$",
+    "$set",
+    "_id",
+    "__proto__",
+    "../../etc/passwd",
+    "\0",
+    "a\0b",
+    "ключ 🔑",
+    "k" * 10_000,
+)
 ALL_OCTETS = bytes(range(256))
 
 
@@ -60,7 +75,12 @@ async def _load(driver: Driver, id: str, now: float | None = None) -> Record:
 
 
 async def _apply(
-    driver: Driver, id: str, sets: dict[str, bytes] | None = None, *deletes: str, now: float | None = None, deadline: float | None = None
+    driver: Driver,
+    id: str,
+    sets: dict[str, bytes] | None = None,
+    *deletes: str,
+    now: float | None = None,
+    deadline: float | None = None,
 ) -> Outcome:
     return await driver.apply(id, sets or {}, deletes, now=now or time.time(), deadline=deadline)
 
@@ -162,7 +182,11 @@ async def a_write_that_swaps_all_fields_keeps_the_session(driver: Driver) -> Non
 @_promise
 async def a_deadline_moves_but_never_beyond_the_expiry(driver: Driver) -> None:
     id, record = await _begin(driver, _record(lasts=1000, deadline=300))
-    for asked, expected in ((None, record.deadline), (record.created + 600, record.created + 600), (record.expires + 1, record.expires)):
+    for asked, expected in (
+        (None, record.deadline),
+        (record.created + 600, record.created + 600),
+        (record.expires + 1, record.expires),
+    ):
         assert await _apply(driver, id, {"a": b"1"}, deadline=asked) is Outcome.WRITTEN
         assert abs((await _load(driver, id)).deadline - expected) < 0.01
     assert await _load(driver, id, record.expires - 1)

@@ -24,7 +24,7 @@ T = TypeVar("T")
 _LIMIT: Final = 4096
 
 
-class Carried(msgspec.Struct, array_like=True, frozen=True):
+class Carried(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a cookie carries, sealed: which session it is, its times in whole seconds, and its values."""
 
     id: bytes
@@ -145,8 +145,10 @@ class CookieSession(Session):
         if not self._is_loaded:
             return None
         carried = self._carried
-        if not self._is_changed and (carried is None or not self._sessions.is_touch_due(carried.deadline, carried.expires)):
-            return None
+        if not self._is_changed:
+            idles = carried is not None and self._sessions.idle_timeout is not None
+            if not idles or not self._sessions.is_touch_due(carried.deadline, carried.expires):
+                return None
         if carried is None or not self._fields:
             return Answer(None, None) if self._came else None
         token = self._sessions.keyring.seal_token(self._payload or self._pack(self._fields))
