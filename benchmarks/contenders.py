@@ -57,6 +57,7 @@ def _seal(payload: object) -> bytes:
     return urlsafe_b64encode(nonce + _cipher.encrypt(nonce, _encode(payload), b"session")).rstrip(b"=")
 
 
+_NOTHING: tuple[bytes, int, int, dict[str, bytes]] = (b"", 0, 0, {})
 _NO_STORE = ((b"cache-control", b"no-store"), (b"vary", b"Cookie"))
 
 
@@ -83,14 +84,14 @@ async def floor_plain(scope: Message, receive: Receive, send: Send) -> None:
 
 async def floor_cookie_read(scope: Message, receive: Receive, send: Send) -> None:
     token = _cookie(scope, b"session")
-    _, _, expires, values = _open(token) if token else (b"", 0, 0, {})
+    _, _, expires, values = _open(token) if token else _NOTHING
     user = _decode(values["user"]) if expires > time.time() else None
     await _send_json(send, {"user": user}, *_NO_STORE)
 
 
 async def floor_cookie_write(scope: Message, receive: Receive, send: Send) -> None:
     token = _cookie(scope, b"session")
-    id, created, expires, values = _open(token) if token else (b"", 0, 0, {})
+    id, created, expires, values = _open(token) if token else _NOTHING
     if (now := time.time()) >= expires:
         id, created, expires, values = os.urandom(16), int(now), int(now) + _MAX_AGE, {}
     values["user"] = _encode(USER)

@@ -11,8 +11,8 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import uvloop
 

@@ -34,10 +34,10 @@ class Context:
         "_max_body_size",
         "_query",
         "_receive",
+        "jar",
         "params",
         "scope",
         "session",
-        "jar",
     )
 
     _body: bytes

@@ -110,7 +110,7 @@ class Routes:
                 route = node.endpoint.get(method) or node.endpoint.get("ALL")
                 if route is not None:
                     return route.match(segments)
-                known = (known or set()).union(node.endpoint)
+                known = {*(known or ()), *node.endpoint}
             if not branches:
                 return self._unanswered(method, segments, known)
             node, depth = branches.pop()
@@ -136,7 +136,9 @@ class Routes:
             if not any(segment[:1] == ":" for segment in path):
                 matches = {method: route.match(path) for method, route in node.endpoint.items()}
                 # Every request to a static path gets the same parameters, so nobody may change them.
-                frozen = {method: (handler, MappingProxyType(params)) for method, (handler, params) in matches.items()}
+                frozen: dict[str, Match] = {
+                    method: (answer, MappingProxyType(params)) for method, (answer, params) in matches.items()
+                }
                 self._static["/" + "/".join(path)] = frozen
 
     def _add_route(self, entry: _Entry, layer: _Layer) -> None:

@@ -83,8 +83,8 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
         idle_timeout=options.idle_timeout,
         encrypt=options.encrypt,
         cookie_overhead=len(next(iter(trial.fields()))[1]),
+        cookie_name=cookie.name,
         clock=clock,
-        read_token=lambda ctx: ctx.cookie(cookie.name),
     )
     make_session = partial(CookieSession, sessions) if driver is None else partial(StoredSession, driver, sessions)
     hooks = _Hooks(options, make_session, clock)
@@ -152,7 +152,7 @@ class _Hooks:
         # Only what has to wait for a store is awaited; a coroutine more would cost a request as much as all of this.
         answer = used._finish()
         if answer is not None:
-            if not isinstance(answer, Answer):
+            if not isinstance(answer, tuple):
                 return self._send_later(answer, ctx)
             self._send(answer, ctx)
         return None
@@ -168,10 +168,8 @@ class _Hooks:
                 ctx.session._discard()
 
     def _send(self, answer: Answer, ctx: Context) -> None:
-        if answer.token is None:
-            self._cookie.set(ctx.cookies, "", 0)
-            return
-        self._cookie.set(ctx.cookies, answer.token, answer.max_age)
+        token, max_age = answer
+        self._cookie.set(ctx.cookies, token, max_age)
         if self._may_be_dropped and not _reaches_browser(ctx):
             self._may_be_dropped = False
             logger.warning(
@@ -185,19 +183,24 @@ class _Hooks:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
-                while await driver.purge(now=self._clock(), limit=_SWEEP_BATCH):
-                    await asyncio.sleep(0)  # noqa: ASYNC110 - between two batches, requests have their turn
+                # Between two batches, requests have their turn.
+                while await driver.purge(now=self._clock(), limit=_SWEEP_BATCH):  # noqa: ASYNC110
+                    await asyncio.sleep(0)
             except Exception:
                 logger.exception("sweeping expired sessions failed; it is tried again in %d s", _SWEEP_SECONDS)
 
 
 def _keep_private(response: Response) -> None:
     """Keep a response that depends on a session out of shared caches (RFC 9111, section 3, and RFC 9110, section 12.5.5)."""
-    fields = dict(response.raw_headers)
+    headers = response.raw_headers
+    if len(headers) == 1 and headers[0][0] == b"content-type":
+        headers += (_NO_STORE, _VARY)
+        return
+    fields = dict(headers)
     if b"cache-control" not in fields:
-        response.raw_headers.append(_NO_STORE)
+        headers.append(_NO_STORE)
     if b"vary" not in fields or "cookie" not in ",".join(response.headers.getall("vary")).lower():
-        response.raw_headers.append(_VARY)
+        headers.append(_VARY)
 
 
 def _reaches_browser(ctx: Context) -> bool:

@@ -56,15 +56,14 @@ class Keyring:
 
     def seal_token(self, payload: bytes) -> str:
         """Return *payload* as the value of a cookie."""
-        keys = self._newest
-        return _encode(_seal(keys.token, keys.head, payload, self._token_context))
+        keys, nonce = self._newest, urandom(_NONCE)
+        return _encode(keys.head + nonce + keys.token.encrypt(nonce, payload, self._token_context))
 
     def open_token(self, token: str) -> bytes | None:
         """Return what seal_token() was given, or None where it was not us who sealed *token*, for this cookie."""
         sealed = _decode(token)
-        if sealed is None or (keys := self._keys.get(sealed[:_HEAD])) is None:
-            return None
-        return _open(keys.token, sealed, self._token_context)
+        keys = None if sealed is None else self._keys.get(sealed[:_HEAD])
+        return None if sealed is None or keys is None else _open(keys.token, sealed, self._token_context)
 
     def sign_id(self, id: bytes, transient: bool) -> str:
         """Return a session's *id* as the value of a cookie, which remembers whether it is to end with the browser."""
@@ -148,11 +147,10 @@ def _seal(key: AESGCMSIV, head: bytes, data: bytes, context: bytes) -> bytes:
 
 
 def _open(key: AESGCMSIV, sealed: bytes, context: bytes) -> bytes | None:
-    if len(sealed) < OVERHEAD:
-        return None
     try:
         return key.decrypt(sealed[_HEAD : _HEAD + _NONCE], sealed[_HEAD + _NONCE :], context)
-    except InvalidTag:
+    except (InvalidTag, ValueError):
+        # ValueError: it is too short for a nonce.
         return None
 
 

@@ -1,9 +1,11 @@
-"""Serializers: a value to bytes and back. Never pickle, which runs what a thief has written into the store."""
+"""Serializers: a value to bytes and back; never pickle, which runs what a thief has written into the store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
+from types import ModuleType
 from typing import Any, Protocol
 
 import msgspec
@@ -21,24 +23,20 @@ class Serializer(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
 class _Msgspec:
     """One of msgspec's protocols, with an encoder and decoders that are made once."""
 
-    __slots__ = ("_decode_any", "_decoder", "_encode")
-
-    def __init__(self, encoder: Any, decoder: Any) -> None:
-        self._encode: Callable[[Any], bytes] = encoder().encode
-        self._decode_any: Callable[[bytes], Any] = decoder().decode
-        self._decoder = lru_cache(maxsize=1024)(decoder)
-
-    def encode(self, value: Any, /) -> bytes:
-        return self._encode(value)
+    encode: Callable[[Any], bytes]
+    decode_any: Callable[[bytes], Any]
+    decoder: Callable[[Any], Any]
 
     def decode(self, data: bytes, type: Any, /) -> Any:
-        return self._decode_any(data) if type is None else self._decoder(type).decode(data)
+        return self.decode_any(data) if type is None else self.decoder(type).decode(data)
 
 
-SERIALIZERS: Mapping[str, Serializer] = {
-    "msgpack": _Msgspec(msgspec.msgpack.Encoder, msgspec.msgpack.Decoder),
-    "json": _Msgspec(msgspec.json.Encoder, msgspec.json.Decoder),
-}
+def _msgspec(protocol: ModuleType) -> Serializer:
+    return _Msgspec(protocol.Encoder().encode, protocol.Decoder().decode, lru_cache(maxsize=1024)(protocol.Decoder))
+
+
+SERIALIZERS = {"msgpack": _msgspec(msgspec.msgpack), "json": _msgspec(msgspec.json)}

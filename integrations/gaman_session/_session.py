@@ -8,12 +8,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum, auto
-from typing import Any, Final, NamedTuple, TypeVar, overload
+from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from gaman import Context
 from gaman_session._errors import SessionClosed, SessionSerializationError, SessionTypeError
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
+
+Answer: TypeAlias = tuple[str, int | None]
+"""The cookie to send: its value, and for how many seconds to keep it, or None for as long as the browser runs."""
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -24,18 +27,14 @@ logger = logging.getLogger("gaman")
 _TOUCH_AFTER: Final = 0.1
 _MISSING: Final = object()
 
+END: Final[Answer] = ("", 0)
+"""Have the browser forget the cookie."""
+
 
 class Kept(Enum):
     """The session keeps its id: nobody has called regenerate()."""
 
     ID = auto()
-
-
-class Answer(NamedTuple):
-    """The cookie to send: a token to keep for *max_age* seconds, or until the browser ends; without a token, the cookie goes."""
-
-    token: str | None
-    max_age: int | None
 
 
 @dataclass(slots=True)
@@ -48,8 +47,8 @@ class Sessions:
     idle_timeout: int | None
     encrypt: bool
     cookie_overhead: int
+    cookie_name: str
     clock: Callable[[], float]
-    read_token: Callable[[Context], str | None]
     _unreadable: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
     def deadline(self, now: float, expires: float) -> float:
@@ -76,6 +75,11 @@ class Sessions:
         if mark not in self._unreadable and len(self._unreadable) < 1000:
             self._unreadable.add(mark)
             logger.warning("session %s: the stored value of %r is not one that was written there; it counts as absent", handle, key)
+
+
+def too_late_to_read() -> SessionClosed:
+    """Return the error for a first read that caches of the response could not be told of any more."""
+    return SessionClosed("the session is read for the first time after the response has begun; read it before")
 
 
 class Session(ABC):
@@ -128,7 +132,12 @@ class Session(ABC):
         if not self._is_loaded and (loading := self._load(key)) is not None:
             await loading
         data = self._peek(key)
-        return default if data is None else self._decode(key, data, default, type)
+        if data is None:
+            return default
+        try:
+            return self._sessions.serializer.decode(data, type)
+        except Exception as cause:
+            return self._unreadable(key, default, type, cause)
 
     async def has(self, key: str) -> bool:
         """Return whether *key* is there, whatever its value: 0, "", False and None are there."""
@@ -162,7 +171,7 @@ class Session(ABC):
         if not self._is_loaded and (loading := self._load(None)) is not None:
             await loading
         encoded = {key: self._peek(key) for key in self._keys()}
-        values = {key: self._decode(key, data, _MISSING, None) for key, data in encoded.items() if data is not None}
+        values = {key: self._decode(key, data, _MISSING) for key, data in encoded.items() if data is not None}
         return {key: value for key, value in values.items() if value is not _MISSING}
 
     async def clear(self) -> None:
@@ -235,11 +244,6 @@ class Session(ABC):
         if self._is_closed:
             raise SessionClosed("the response has begun, so a change of the session would be lost; make it before")
 
-    def _open_for_first_read(self) -> None:
-        self._is_used = True
-        if self._is_closed:
-            raise SessionClosed("the session is read for the first time after the response has begun; read it before")
-
     def _encode(self, key: str, value: Any) -> bytes:
         try:
             key.encode()
@@ -247,11 +251,14 @@ class Session(ABC):
         except Exception as cause:
             raise SessionSerializationError(f"the session can't keep {key!r}, a {type(value).__name__}: {cause}") from cause
 
-    def _decode(self, key: str, data: bytes, default: Any, type: Any) -> Any:
+    def _decode(self, key: str, data: bytes, default: Any) -> Any:
         try:
-            return self._sessions.serializer.decode(data, type)
+            return self._sessions.serializer.decode(data, None)
         except Exception as cause:
-            if type is None:
-                self._sessions.report_unreadable(self.id, key)
-                return default
+            return self._unreadable(key, default, None, cause)
+
+    def _unreadable(self, key: str, default: Any, type: Any, cause: Exception) -> Any:
+        if type is not None:
             raise SessionTypeError(f"the session's {key!r} is no {getattr(type, '__name__', type)}: {cause}") from cause
+        self._sessions.report_unreadable(self.id, key)
+        return default

@@ -13,7 +13,7 @@ from gaman_session import _sealing
 from gaman_session._driver import Driver, Outcome, Record
 from gaman_session._errors import SessionConflict
 from gaman_session._sealing import Values
-from gaman_session._session import Answer, Kept, Session, Sessions
+from gaman_session._session import END, Answer, Kept, Session, Sessions, too_late_to_read
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ class StoredSession(Session):
                 if not self._is_loaded:
                     await self._read()
                 before = self._peek(key)
-                value = fn(default if before is None else self._decode(key, before, default, None))
+                value = fn(default if before is None else self._decode(key, before, default))
                 if await self._swap(key, self._encode(key, value)):
                     return value
                 self._is_loaded = False
@@ -102,7 +102,7 @@ class StoredSession(Session):
         if self._is_identified:
             return
         self._is_identified = self._is_used = True
-        token = self._sessions.read_token(self._ctx)
+        token = self._ctx.cookie(self._sessions.cookie_name)
         if token is not None and (known := self._sessions.keyring.verify_id(token)) is not None:
             self._identity = self._make_identity(*known)
 
@@ -116,7 +116,9 @@ class StoredSession(Session):
 
     async def _load_once(self) -> None:
         """Read the session, once for all who ask at the same moment."""
-        self._open_for_first_read()
+        if self._is_closed:
+            raise too_late_to_read()
+        self._is_used = True
         async with self._locked():
             if not self._is_loaded:
                 await self._read()
@@ -185,9 +187,9 @@ class StoredSession(Session):
         if self._answer is None:
             return None
         if not self._answer or identity is None or record is None:
-            return Answer(None, None)
+            return END
         token = self._sessions.keyring.sign_id(identity.id, identity.is_transient)
-        return Answer(token, None if identity.is_transient else math.ceil(record.expires - self._sessions.clock()))
+        return token, (None if identity.is_transient else math.ceil(record.expires - self._sessions.clock()))
 
     async def _flush(self) -> None:
         """Bring every change to the store, without undoing what other requests do at the same time."""
@@ -218,7 +220,8 @@ class StoredSession(Session):
     async def _apply(self, changes: Mapping[str, bytes | None]) -> None:
         identity = self._identity
         if identity is None:
-            return await self._begin()
+            await self._begin()
+            return
         sets = _seal(identity, changes)
         deletes = [key for key, data in changes.items() if data is None]
         now = self._sessions.clock()
@@ -254,21 +257,23 @@ class StoredSession(Session):
                 await self._read()
             if self._identity is None or self._record is None:
                 # What was ended meanwhile stays so; but a login beside a logout is not lost.
-                return await self._begin()
+                await self._begin()
+                return
             changes = dict(self._changes)
             kept = {key: self._peek(key) for key in {**self._record.fields, **changes}}
             identity, lifetime = self._new_identity()
             record = self._new_record(_seal(identity, kept), lifetime)
             if not record.fields:
                 await self._end()
-                return self._settle(changes)
+                self._settle(changes)
+                return
             old, now = self._identity.handle, self._sessions.clock()
             outcome = await self._driver.rename(old, identity.handle, record, version=self._record.version, now=now)
             if outcome is Outcome.WRITTEN:
                 self._adopt(identity, record)
                 self._settle(changes)
                 self._new_max_age = Kept.ID
-                return None
+                return
             self._is_loaded = False
         raise SessionConflict(f"regenerate() met other requests' changes {_ATTEMPTS} times; let fewer requests share this session")
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import TypeAlias
 
 from gaman_session import _sealing
@@ -29,7 +30,7 @@ Check: TypeAlias = Callable[[Driver], Awaitable[None]]
 CONTRACT: list[Check] = []
 """Every check; its name is a sentence."""
 
-HOSTILE_FIELDS = (
+_HOSTILE = (
     "",
     " ",
     ".",
@@ -45,7 +46,7 @@ HOSTILE_FIELDS = (
     "ключ 🔑",
     "k" * 10_000,
 )
-ALL_OCTETS = bytes(range(256))
+_OCTETS = bytes(range(256))
 
 
 def _promise(check: Check) -> Check:
@@ -102,7 +103,7 @@ async def an_unknown_id_is_absent(driver: Driver) -> None:
 
 @_promise
 async def what_is_created_is_loaded(driver: Driver) -> None:
-    id, record = await _begin(driver, _record({"a": b"", "b": ALL_OCTETS}, lasts=1000, deadline=500))
+    id, record = await _begin(driver, _record({"a": b"", "b": _OCTETS}, lasts=1000, deadline=500))
     found = await _load(driver, id)
     assert found.fields == record.fields
     assert abs(found.created - record.created) < 0.01
@@ -112,13 +113,13 @@ async def what_is_created_is_loaded(driver: Driver) -> None:
 
 @_promise
 async def any_text_is_a_field_and_any_octets_are_a_value(driver: Driver) -> None:
-    fields = {name: name.encode() + ALL_OCTETS for name in HOSTILE_FIELDS}
+    fields = {name: name.encode() + _OCTETS for name in _HOSTILE}
     id, _ = await _begin(driver, _record(dict(fields)))
     assert (await _load(driver, id)).fields == fields
     changed = {name: value[::-1] for name, value in fields.items()}
     assert await _apply(driver, id, changed) is Outcome.WRITTEN
     assert (await _load(driver, id)).fields == changed
-    assert await _apply(driver, id, {"kept": b"1"}, *HOSTILE_FIELDS) is Outcome.WRITTEN
+    assert await _apply(driver, id, {"kept": b"1"}, *_HOSTILE) is Outcome.WRITTEN
     assert (await _load(driver, id)).fields == {"kept": b"1"}
 
 
@@ -144,16 +145,17 @@ async def creating_never_overwrites(driver: Driver) -> None:
 
 @_promise
 async def at_its_deadline_a_session_is_gone(driver: Driver) -> None:
-    for write in (
-        lambda id, now: driver.load(id, now=now),
-        lambda id, now: _apply(driver, id, {"a": b"2"}, now=now),
-        lambda id, now: _swap(driver, id, None, b"1", now),
-        lambda id, now: driver.rename(id, _new_id(), _record(), version=0, now=now),
-    ):
+    for write in ("nothing", "apply", "swap", "rename"):
         id, record = await _begin(driver, _record(lasts=1000, deadline=500))
-        assert await _load(driver, id, record.deadline - 1)
-        assert await write(id, record.deadline) in (None, Outcome.ABSENT)
-        assert await driver.load(id, now=record.deadline) is None
+        now = record.deadline
+        assert await _load(driver, id, now - 1)
+        if write == "apply":
+            assert await _apply(driver, id, {"a": b"2"}, now=now) is Outcome.ABSENT
+        elif write == "swap":
+            assert await _swap(driver, id, None, b"1", now) is Outcome.ABSENT
+        elif write == "rename":
+            assert await driver.rename(id, _new_id(), _record(), version=0, now=now) is Outcome.ABSENT
+        assert await driver.load(id, now=now) is None
 
 
 @_promise
@@ -209,8 +211,8 @@ async def a_swap_needs_the_value_that_was_read(driver: Driver) -> None:
     assert await _swap(driver, id, b"1", b"2") is Outcome.CONFLICT
     assert await _swap(driver, id, None, b"1") is Outcome.WRITTEN
     assert await _swap(driver, id, None, b"2") is Outcome.CONFLICT
-    assert await _swap(driver, id, b"1", ALL_OCTETS) is Outcome.WRITTEN
-    assert await _swap(driver, id, ALL_OCTETS, b"") is Outcome.WRITTEN
+    assert await _swap(driver, id, b"1", _OCTETS) is Outcome.WRITTEN
+    assert await _swap(driver, id, _OCTETS, b"") is Outcome.WRITTEN
     assert await _swap(driver, id, b"", b"3") is Outcome.WRITTEN
     assert (await _load(driver, id)).fields == {"a": b"1", "b": b"2", "n": b"3"}
 
@@ -253,7 +255,7 @@ async def an_ended_session_stays_ended(driver: Driver) -> None:
 async def ending_a_renamed_session_ends_what_it_became(driver: Driver) -> None:
     id, _ = await _begin(driver)
     names = [id, _new_id(), _new_id()]
-    for old, new in zip(names, names[1:], strict=False):
+    for old, new in pairwise(names):
         version = (await _load(driver, old)).version
         assert await driver.rename(old, new, _record(), version=version, now=time.time()) is Outcome.WRITTEN
     await driver.destroy(id, now=time.time())

@@ -34,7 +34,7 @@ async def _seen(site: Site, cookie: str) -> Any:
     return reply.result
 
 
-NOBODY = ({}, False, True)
+NOBODY: tuple[dict[str, Any], bool, bool] = ({}, False, True)
 
 
 def _damaged(token: str) -> Iterator[str]:

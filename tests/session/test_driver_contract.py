@@ -24,7 +24,7 @@ def _broken(name: str) -> type[MemoryDriver]:
     """A driver with one of the faults that drivers are known for."""
 
     class Broken(MemoryDriver):
-        async def load(self, id, *, now):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+        async def load(self, id, *, now):  # type: ignore[no-untyped-def]
             found = await super().load(id, now=now)
             return None if name == "forgets that it has ended" and not hasattr(found, "fields") else found
 

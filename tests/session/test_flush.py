@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaman.session import Outcome, Record, Session
+from gaman.session import Outcome, Session
 from gaman_session.drivers.memory import MemoryDriver
-
 from tests.session.sites import Browser, Clock, Reply, Sealing, Site, serving
 
 current: ContextVar[Run] = ContextVar("current")
@@ -41,7 +40,7 @@ class Run:
             browser.take(self.task.result())
             self.is_answered = True
             return
-        while not self.task.done() and self.gate is None:
+        while not self.task.done() and self.gate is None:  # noqa: ASYNC110 - one turn of the loop after the other
             await asyncio.sleep(0)
 
     async def _start(self, browser: Browser) -> Reply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -306,9 +307,12 @@ class User:
     email: str
 
 
+ANGGA = User(1, "Angga", "angga@example.com")
+
+
 async def test_a_value_is_decoded_into_the_type_that_is_asked_for(site: Site) -> None:
     browser = site.browser()
-    await browser.do(setting(user=User(**USER), when=datetime(2026, 1, 1, tzinfo=UTC), tags={"a"}))
+    await browser.do(setting(user=ANGGA, when=datetime(2026, 1, 1, tzinfo=UTC), tags={"a"}))
 
     async def work(session: Session) -> Any:
         assert await session.get("user", type=dict[str, Any]) == USER
@@ -320,7 +324,7 @@ async def test_a_value_is_decoded_into_the_type_that_is_asked_for(site: Site) ->
             await session.get("tags", type=set[str]),
         )
 
-    assert await browser.do(work) == (User(**USER), datetime(2026, 1, 1, tzinfo=UTC), {"a"})
+    assert await browser.do(work) == (ANGGA, datetime(2026, 1, 1, tzinfo=UTC), {"a"})
 
 
 async def test_what_does_not_fit_the_type_is_an_error_that_names_the_key(site: Site) -> None:
@@ -334,7 +338,7 @@ async def test_what_does_not_fit_the_type_is_an_error_that_names_the_key(site: S
 
 @pytest.mark.parametrize(
     "value",
-    [object(), lambda: None, 2**70, "\ud800", b"x" and iter(())],
+    [object(), lambda: None, 2**70, "\ud800", iter(())],
     ids=["object", "function", "2**70", "surrogate", "iterator"],
 )
 async def test_what_cannot_be_kept_raises_where_it_is_set(site: Site, value: Any) -> None:
@@ -439,7 +443,7 @@ async def test_after_the_headers_reads_go_on_and_changes_raise(site: Site) -> No
     seen: list[Any] = []
     sessions: list[Session] = []
 
-    async def chunks() -> Any:
+    async def chunks() -> AsyncIterator[bytes]:
         session = sessions[0]
         seen.append((await session.get("a"), await session.get("b")))
         for change in (session.set("c", 1), session.delete("a"), session.clear(), session.regenerate(), session.save()):
@@ -466,7 +470,7 @@ async def test_the_first_read_after_the_headers_raises_since_caches_may_have_the
     await browser.do(setting(a=1))
     sessions: list[Session] = []
 
-    async def chunks() -> Any:
+    async def chunks() -> AsyncIterator[bytes]:
         with pytest.raises(SessionClosed, match="read it before"):
             await sessions[0].get("a")
         yield b"done"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from gaman import Response
 from gaman.session import Session
@@ -48,11 +48,11 @@ def _expect(model: dict[str, Any], call: Call) -> Any:
     if name == "set":
         model[arguments[0]] = arguments[1]
     elif name == "delete":
-        model.pop(*arguments, None)
+        model.pop(arguments[0], None)
     elif name == "pop":
-        return model.pop(*arguments, None)
+        return model.pop(arguments[0], None)
     elif name == "get":
-        return model.get(*arguments)
+        return model.get(arguments[0])
     elif name == "has":
         return arguments[0] in model
     elif name == "all":
@@ -60,15 +60,19 @@ def _expect(model: dict[str, Any], call: Call) -> Any:
     elif name == "clear":
         model.clear()
     elif name == "update":
-        model[arguments[0]] = [model.get(*arguments)]
+        model[arguments[0]] = [model.get(arguments[0])]
         return model[arguments[0]]
     return None
+
+
+def _wrap(before: Any) -> list[Any]:
+    return [before]
 
 
 def _work(calls: list[Call], expected: list[Any]) -> Callable[[Session], Awaitable[None]]:
     async def work(session: Session) -> None:
         for (name, arguments), value in zip(calls, expected, strict=True):
-            more = (lambda before: [before],) if name == "update" else ()
+            more = (_wrap,) if name == "update" else ()
             assert await getattr(session, name)(*arguments, *more) == value
 
     return work
@@ -127,7 +131,5 @@ class Sessions(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_session_is_a_dict(driver: str) -> None:
-    machine = type("Machine", (Sessions,), {"driver": driver})
-    test = machine.TestCase
-    test.settings = settings(max_examples=60, stateful_step_count=12, deadline=None)
-    test().runTest()
+    machine: Any = type("Machine", (Sessions,), {"driver": driver})
+    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=12, deadline=None))

@@ -16,12 +16,15 @@ import msgspec
 
 from gaman_session import _sealing
 from gaman_session._errors import SessionTooLarge
-from gaman_session._session import Answer, Kept, Session
+from gaman_session._session import END, Answer, Kept, Session, too_late_to_read
 
 T = TypeVar("T")
 
 # Attributes included, browsers must keep so many bytes (RFC 6265, section 6.1).
 _LIMIT: Final = 4096
+# So long a payload fits with any attributes that there are.
+_SMALL: Final = 1024
+_UNPACKED: Final = b""
 
 
 class Carried(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -42,33 +45,34 @@ _decode = msgspec.msgpack.Decoder(Carried).decode
 class CookieSession(Session):
     """A session that comes with its request and goes back with the response."""
 
-    __slots__ = ("_came", "_carried", "_fields", "_is_changed", "_is_new", "_payload")
+    __slots__ = ("_came", "_carried", "_fields", "_payload")
 
+    _came: Carried | None
+    """What the request brought."""
     _carried: Carried | None
+    """Which session it is now, and its times."""
     _fields: dict[str, bytes]
     _payload: bytes | None
-    _came: bool
-    _is_changed: bool
-    _is_new: bool
+    """What is to go back: None where nothing has changed, and _UNPACKED where it is still to be packed."""
 
     @property
     def id(self) -> str | None:
         """A handle of the session, or None where there is no session yet."""
-        self._read()
+        self._load()
         return None if self._carried is None or not self._fields else _sealing.handle(self._carried.id)
 
     @property
     def is_new(self) -> bool:
         """Whether the request came without a session."""
-        self._read()
-        return self._is_new
+        self._load()
+        return self._came is None or self._carried is None
 
     async def update(self, key: str, fn: Callable[[Any], T], default: Any = None) -> T:
         """Replace the value under *key* by `fn(value)`; other requests are not seen, and do not see it."""
         self._open_for_change()
-        self._read()
+        self._load()
         before = self._fields.get(key)
-        value = fn(default if before is None else self._decode(key, before, default, None))
+        value = fn(default if before is None else self._decode(key, before, default))
         self._put(key, self._encode(key, value))
         return value
 
@@ -76,67 +80,64 @@ class CookieSession(Session):
         """Nothing to do before the response: only that can bring a cookie to its browser."""
         self._open_for_change()
 
-    def _load(self, key: str | None) -> None:
-        self._read()
-
     def _peek(self, key: str) -> bytes | None:
         return self._fields.get(key)
 
     def _keys(self) -> Iterable[str]:
         return self._fields
 
-    def _read(self) -> None:
+    def _load(self, key: str | None = None) -> None:
         """Open the cookie, once."""
         if self._is_loaded:
             return
-        self._open_for_first_read()
-        self._is_loaded = True
-        self._carried, self._fields, self._payload = None, {}, None
-        self._came = self._is_changed = False
-        self._is_new = True
-        token = self._sessions.read_token(self._ctx)
-        payload = None if token is None else self._sessions.keyring.open_token(token)
-        if payload is None:
-            return
-        try:
-            carried = _decode(payload)
-        except msgspec.DecodeError:
-            # Ours, and of another version of this package.
-            return
-        if carried.deadline > self._sessions.clock():
-            self._carried, self._fields, self._came, self._is_new = carried, carried.fields, True, False
+        if self._is_closed:
+            raise too_late_to_read()
+        self._is_loaded = self._is_used = True
+        self._came = self._carried = self._payload = None
+        sessions = self._sessions
+        token = self._ctx.cookie(sessions.cookie_name)
+        payload = None if token is None else sessions.keyring.open_token(token)
+        if payload is not None:
+            try:
+                carried = _decode(payload)
+            except msgspec.DecodeError:
+                # Ours, and of another version of this package.
+                carried = None
+            if carried is not None and carried.deadline > sessions.clock():
+                self._came = self._carried = carried
+                self._fields = carried.fields
+                return
+        self._fields = {}
 
     def _times(self) -> tuple[float, float] | None:
         carried = self._carried if self._is_loaded else None
         return None if carried is None or not self._fields else (carried.created, carried.deadline)
 
     def _put(self, key: str, data: bytes) -> None:
-        self._read()
+        self._load()
         fields = {**self._fields, key: data}
         payload = self._pack(fields)
-        size = self._sessions.cookie_overhead + _sealing.token_length(len(payload))
-        if size > _LIMIT:
+        if len(payload) > _SMALL and (size := self._sessions.cookie_overhead + _sealing.token_length(len(payload))) > _LIMIT:
             raise SessionTooLarge(
                 f"with {key!r} the session's cookie would have {size} bytes, attributes included, and browsers keep {_LIMIT}; "
                 "store less, or choose a driver that keeps sessions on the server"
             )
-        self._fields, self._payload, self._is_changed = fields, payload, True
+        self._fields, self._payload = fields, payload
 
     def _drop(self, key: str) -> None:
-        self._read()
+        self._load()
         if key in self._fields:
             self._fields = {other: data for other, data in self._fields.items() if other != key}
-            self._payload, self._is_changed = None, True
+            self._payload = _UNPACKED
 
     def _clear(self) -> None:
-        self._read()
-        self._carried, self._fields, self._payload = None, {}, None
-        self._is_changed = self._is_new = True
+        self._load()
+        self._carried, self._fields, self._payload = None, {}, _UNPACKED
 
     def _renew(self, max_age: int | None) -> None:
-        self._read()
+        self._load()
         self._carried = self._begin(max_age)
-        self._payload, self._is_changed = None, True
+        self._payload = _UNPACKED
 
     def _discard(self) -> None:
         self._is_loaded = False
@@ -144,15 +145,13 @@ class CookieSession(Session):
     def _finish(self) -> Answer | None:
         if not self._is_loaded:
             return None
-        carried = self._carried
-        if not self._is_changed:
-            idles = carried is not None and self._sessions.idle_timeout is not None
-            if not idles or not self._sessions.is_touch_due(carried.deadline, carried.expires):
-                return None
+        carried, payload = self._carried, self._payload
+        if payload is None and (carried is None or not self._sessions.is_touch_due(carried.deadline, carried.expires)):
+            return None
         if carried is None or not self._fields:
-            return Answer(None, None) if self._came else None
-        token = self._sessions.keyring.seal_token(self._payload or self._pack(self._fields))
-        return Answer(token, None if carried.is_transient else math.ceil(carried.expires - self._sessions.clock()))
+            return None if self._came is None else END
+        token = self._sessions.keyring.seal_token(payload or self._pack(self._fields))
+        return token, None if carried.is_transient else math.ceil(carried.expires - self._sessions.clock())
 
     def _begin(self, asked: int | Kept | None) -> Carried:
         before, now = self._carried, int(self._sessions.clock())
@@ -165,5 +164,6 @@ class CookieSession(Session):
         carried = self._carried
         if carried is None:
             carried = self._carried = self._begin(Kept.ID)
-        deadline = int(self._sessions.deadline(self._sessions.clock(), carried.expires))
+        idles = self._sessions.idle_timeout is not None
+        deadline = int(self._sessions.deadline(self._sessions.clock(), carried.expires)) if idles else carried.expires
         return _encode((carried.id, carried.is_transient, carried.created, carried.expires, deadline, fields))
