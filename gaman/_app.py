@@ -9,12 +9,9 @@ from typing import Any, NoReturn
 
 from gaman._context import Context
 from gaman._integration import Integration, in_order
-from gaman._response import Receive, Response, Scope, Send, error_response, to_response
+from gaman._response import BODILESS, Receive, Response, Scope, Send, error_response, to_response
 from gaman._routing import Routes, Table, define_routes
-from gaman.errors import ClientDisconnected, ConfigError, GamanError, HTTPError
-
-# RFC 9110, section 6.4.1
-_BODILESS = frozenset({204, 304})
+from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError
 
 logger = logging.getLogger("gaman")
 
@@ -46,7 +43,8 @@ class App:
         self._on_response = [i.on_response for i in reversed(self.integrations) if i.on_response is not None]
         self._on_error = [i.on_error for i in self.integrations if i.on_error is not None]
         self._loaded: list[Integration] = []
-        self._match = _not_loaded if any(i.on_load for i in self.integrations) else self.routes.match
+        self._must_load = any(integration.on_load is not None for integration in self.integrations)
+        self._match = _not_loaded if self._must_load else self.routes.match
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,44 +54,48 @@ class App:
         ctx = Context(scope, receive, params, self.max_body_size)
         answer: Any = None
         try:
-            for on_request in self._on_request:
-                answer = on_request(ctx)
-                if answer is not None and hasattr(answer, "__await__"):
-                    answer = await answer
-                if answer is not None:
-                    break
-            else:
-                answer = await handler(ctx)
-            response = answer if answer.__class__ is Response else to_response(answer)
-        except ClientDisconnected:
-            logger.debug("the client left during %s %r", ctx.method, ctx.path)
-            return
-        except Exception as error:
-            response = await self._recover(ctx, error)
-        if self._on_response:
-            # What a hook adds to this answer must not stay on a Response that a handler keeps and returns again.
-            response = response.__copy__()
-            for on_response in self._on_response:
-                try:
-                    answer = on_response(ctx, response)
+            try:
+                for on_request in self._on_request:
+                    answer = on_request(ctx)
                     if answer is not None and hasattr(answer, "__await__"):
                         answer = await answer
                     if answer is not None:
-                        response = to_response(answer)
-                except Exception as error:
-                    response = await self._recover(ctx, error)
-        status, body, headers = response.status, response.body, response.raw_headers
-        if ctx.jar is not None:
-            headers = [*headers, *ctx.jar.fields()]
-        if not isinstance(body, bytes):
-            await body.send(status, headers, scope, receive, send)
-            return
-        if status in _BODILESS:
-            body = b""
-        else:
-            headers = [*headers, (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body if scope["method"] != "HEAD" else b""})
+                        break
+                else:
+                    answer = await handler(ctx)
+                response = answer if answer.__class__ is Response else to_response(answer)
+            except ClientDisconnected:
+                raise
+            except Exception as error:
+                response = await self._recover(ctx, error)
+            if self._on_response:
+                # What a hook adds to this answer must not stay on a Response that somebody keeps and returns again.
+                response = response.__copy__()
+                for on_response in self._on_response:
+                    try:
+                        answer = on_response(ctx, response)
+                        if answer is not None and hasattr(answer, "__await__"):
+                            answer = await answer
+                        if answer is not None and answer is not response:
+                            response = to_response(answer).__copy__()
+                    except ClientDisconnected:
+                        raise
+                    except Exception as error:
+                        response = (await self._recover(ctx, error)).__copy__()
+            status, body, headers = response.status, response.body, response.raw_headers
+            if ctx.jar is not None:
+                headers = [*headers, *ctx.jar.fields()]
+            if not isinstance(body, bytes):
+                await body.send(status, [*headers], ctx, send)
+            elif status in BODILESS:
+                await send({"type": "http.response.start", "status": status, "headers": [*headers]})
+                await send({"type": "http.response.body", "body": b""})
+            else:
+                headers = [*headers, (b"content-length", b"%d" % len(body))]
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+                await send({"type": "http.response.body", "body": body if scope["method"] != "HEAD" else b""})
+        except ClientDisconnected:
+            logger.debug("the client left during %s %r", ctx.method, ctx.path)
 
     async def _recover(self, ctx: Context, error: Exception) -> Response:
         """Return the answer to *error*: an on_error hook's or the error's own. What nobody expected is logged and says nothing."""
@@ -108,10 +110,15 @@ class App:
                     answer = await answer
                 if answer is not None:
                     return to_response(answer)
+            except ClientDisconnected:
+                raise
             except Exception:
                 logger.exception("an on_error hook failed on %s %r", ctx.method, ctx.path)
         if isinstance(error, HTTPError):
-            return error_response(error)
+            try:
+                return error_response(error)
+            except HeaderError as fault:
+                return await self._recover(ctx, fault)
         if self.debug:
             return Response.text("".join(traceback.format_exception(error)), 500)
         return error_response(HTTPError(500))
@@ -154,6 +161,8 @@ class App:
 
     async def shutdown(self) -> None:
         """Run the on_shutdown hooks of what was loaded, all of them, even where one fails; that is logged."""
+        if self._must_load:
+            self._match = _not_loaded
         while self._loaded:
             integration = self._loaded.pop()
             try:

@@ -7,13 +7,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from urllib.parse import quote
 
+import anyio
 import msgspec
 from multidict import MultiDictProxy
 
 from gaman._body import Form, UploadedFile, parse_pairs, read_form, stream_body
 from gaman._cookies import Cookies, find_cookie
 from gaman._headers import Headers
-from gaman.errors import ConfigError, HTTPError
+from gaman.errors import ConfigError, GamanError, HTTPError
 
 if TYPE_CHECKING:
     from gaman.session import Session
@@ -33,6 +34,8 @@ class Context:
         "_locals",
         "_max_body_size",
         "_query",
+        "_read_whole",
+        "_reading",
         "_receive",
         "jar",
         "params",
@@ -45,6 +48,8 @@ class Context:
     _headers: Headers
     _locals: dict[str, Any]
     _query: MultiDictProxy[str]
+    _read_whole: anyio.Event
+    _reading: anyio.Lock
     if TYPE_CHECKING:
         session: Session
 
@@ -106,11 +111,9 @@ class Context:
     @property
     def headers(self) -> Headers:
         """The request's header fields, by case-insensitive name."""
-        try:
-            return self._headers
-        except AttributeError:
+        if not hasattr(self, "_headers"):
             self._headers = Headers(self.scope["headers"])
-            return self._headers
+        return self._headers
 
     def header(self, name: str) -> str | None:
         """Return the first value of a header field, or None when there is none."""
@@ -123,11 +126,9 @@ class Context:
     @property
     def query(self) -> MultiDictProxy[str]:
         """The query's fields: `query["a"]` is the first of a name, `query.getall("a")` are all."""
-        try:
-            return self._query
-        except AttributeError:
+        if not hasattr(self, "_query"):
             self._query = parse_pairs(self.scope["query_string"], "query")
-            return self._query
+        return self._query
 
     @property
     def cookies(self) -> Cookies:
@@ -143,22 +144,36 @@ class Context:
     @property
     def locals(self) -> dict[str, Any]:
         """A place for what hooks and handlers of this request tell one another."""
-        try:
-            return self._locals
-        except AttributeError:
+        if not hasattr(self, "_locals"):
             self._locals = {}
-            return self._locals
+        return self._locals
 
     def stream(self, max_size: int | None = None) -> AsyncIterator[bytes]:
         """Yield the body as it comes, once; HTTPError 413 beyond *max_size* bytes, by default the App's max_body_size."""
-        return stream_body(self._receive, self.headers, self._max_body_size if max_size is None else max_size)
+        if hasattr(self, "_read_whole"):
+            raise GamanError("the body can be read once, and body(), form() or stream() has begun to; keep what that gave")
+        self._read_whole = anyio.Event()
+        return self._stream(self._max_body_size if max_size is None else max_size)
+
+    async def _stream(self, max_size: int) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in stream_body(self._receive, self.headers, max_size):
+                yield chunk
+        finally:
+            self._read_whole.set()
+
+    async def left(self) -> None:
+        """Return when the client has left; a body that nobody has asked for by then is thrown away."""
+        if hasattr(self, "_read_whole"):
+            await self._read_whole.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
     async def body(self, max_size: int | None = None) -> bytes:
         """Return the whole body; HTTPError 413 beyond *max_size* bytes, by default the App's max_body_size."""
-        try:
-            return self._body
-        except AttributeError:
-            self._body = b"".join([chunk async for chunk in self.stream(max_size)])
+        async with self._lock():
+            if not hasattr(self, "_body"):
+                self._body = b"".join([chunk async for chunk in self.stream(max_size)])
             return self._body
 
     async def text(self) -> str:
@@ -194,11 +209,17 @@ class Context:
         HTTPError is raised with 400 for a malformed form, 415 for a body that is none, and 413 beyond *max_size* bytes,
         1,000 fields or 100 files. The fields together never exceed the App's max_body_size.
         """
-        try:
+        async with self._lock():
+            if not hasattr(self, "_form"):
+                chunks = _once(self._body) if hasattr(self, "_body") else self.stream(max_size)
+                self._form = await read_form(chunks, self.headers, self._max_body_size)
             return self._form
-        except AttributeError:
-            self._form = await read_form(self.stream(max_size), self.headers, self._max_body_size)
-            return self._form
+
+    def _lock(self) -> anyio.Lock:
+        """Return what keeps two readers of one body from taking turns at its chunks."""
+        if not hasattr(self, "_reading"):
+            self._reading = anyio.Lock()
+        return self._reading
 
     async def input(self, name: str) -> str | None:
         """Return the form's first field of that name, or None when there is none."""
@@ -215,6 +236,10 @@ class Context:
     async def files(self, name: str) -> list[UploadedFile]:
         """Return every file of that name; an empty list where there is none."""
         return (await self.form()).files.getall(name, [])
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
 
 
 @lru_cache(maxsize=1024)

@@ -105,16 +105,15 @@ def select(file: File, status: int, own: Headers, scope: MutableMapping[str, Any
     return 206, first, length, [(b"content-range", content_range), (b"content-length", b"%d" % length)]
 
 
-async def read(file: File, first: int, length: int) -> AsyncGenerator[bytes, None]:
+async def read(opened: anyio.AsyncFile[bytes], first: int, length: int) -> AsyncGenerator[bytes, None]:
     """Yield *length* bytes from *first* on; OSError where the file has become shorter, so that the answer breaks off."""
-    async with await anyio.open_file(file.path, "rb") as opened:
-        await opened.seek(first)
-        while length > 0:
-            chunk = await opened.read(min(_CHUNK, length))
-            if not chunk:
-                raise OSError(f"{file.path} became shorter while it was sent")
-            length -= len(chunk)
-            yield chunk
+    await opened.seek(first)
+    while length > 0:
+        chunk = await opened.read(min(_CHUNK, length))
+        if not chunk:
+            raise OSError(f"{opened.name!r} became shorter while it was sent")
+        length -= len(chunk)
+        yield chunk
 
 
 def _tags(values: list[str], *, strong: bool = False) -> set[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import aclosing
 from dataclasses import is_dataclass
 from inspect import iscoroutine
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import quote
 
 import anyio
@@ -16,7 +16,10 @@ import msgspec
 
 from gaman import _file
 from gaman._headers import Headers, MutableHeaders, RawHeaders, encode_value
-from gaman.errors import HTTPError
+from gaman.errors import ClientDisconnected, HTTPError
+
+if TYPE_CHECKING:
+    from gaman._context import Context
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -36,14 +39,17 @@ def _refuse(value: object) -> object:
     raise TypeError(f"JSON can't hold a {type(value).__name__}")
 
 
+# RFC 9110, section 6.4.1
+BODILESS = frozenset({204, 304})
+
 _new = object.__new__
 _encode_json = msgspec.json.Encoder(enc_hook=_refuse).encode
 
 
 class Payload(Protocol):
-    """A body that is not at hand as bytes, and knows how to send itself."""
+    """A body that is not at hand as bytes, and knows how to send itself; *headers* are its own to change."""
 
-    async def send(self, status: int, headers: RawHeaders, scope: Scope, receive: Receive, send: Send) -> None: ...
+    async def send(self, status: int, headers: RawHeaders, ctx: Context, send: Send) -> None: ...
 
 
 class Response:
@@ -179,14 +185,15 @@ class _Stream:
     def __init__(self, chunks: AsyncIterable[bytes | str]) -> None:
         self._chunks = chunks
 
-    async def send(self, status: int, headers: RawHeaders, scope: Scope, receive: Receive, send: Send) -> None:
+    async def send(self, status: int, headers: RawHeaders, ctx: Context, send: Send) -> None:
+        chunks = aiter(self._chunks)
         try:
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            if scope["method"] != "HEAD":
-                await _send_while_connected(self._chunks, receive, send)
-            await send({"type": "http.response.body", "body": b""})
+            await _emit(send, {"type": "http.response.start", "status": status, "headers": headers})
+            if ctx.method != "HEAD" and status not in BODILESS:
+                await _send_while_connected(chunks, ctx, send)
+            await _emit(send, {"type": "http.response.body", "body": b""})
         finally:
-            if (close := getattr(self._chunks, "aclose", None)) is not None:
+            if (close := getattr(chunks, "aclose", None)) is not None:
                 await close()
 
 
@@ -194,21 +201,41 @@ class _File:
     def __init__(self, file: _file.File) -> None:
         self._file = file
 
-    async def send(self, status: int, headers: RawHeaders, scope: Scope, receive: Receive, send: Send) -> None:
-        status, first, length, fields = _file.select(self._file, status, Headers(headers), scope)
-        await send({"type": "http.response.start", "status": status, "headers": [*headers, *fields]})
-        if length and scope["method"] != "HEAD":
-            async with aclosing(_file.read(self._file, first, length)) as chunks:
-                await _send_while_connected(chunks, receive, send)
-        await send({"type": "http.response.body", "body": b""})
+    async def send(self, status: int, headers: RawHeaders, ctx: Context, send: Send) -> None:
+        status, first, length, fields = _file.select(self._file, status, Headers(headers), ctx.scope)
+        headers += fields
+        if not length or ctx.method == "HEAD":
+            await _emit(send, {"type": "http.response.start", "status": status, "headers": headers})
+            await _emit(send, {"type": "http.response.body", "body": b""})
+            return
+        try:
+            opened = await anyio.open_file(self._file.path, "rb")
+        except OSError:
+            # It has gone since it was found.
+            gone = error_response(HTTPError(404))
+            headers = [*gone.raw_headers, (b"content-length", b"%d" % len(cast("bytes", gone.body)))]
+            await _emit(send, {"type": "http.response.start", "status": gone.status, "headers": headers})
+            await _emit(send, {"type": "http.response.body", "body": gone.body})
+            return
+        async with opened, aclosing(_file.read(opened, first, length)) as chunks:
+            await _emit(send, {"type": "http.response.start", "status": status, "headers": headers})
+            await _send_while_connected(chunks, ctx, send)
+        await _emit(send, {"type": "http.response.body", "body": b""})
 
 
-async def _send_while_connected(chunks: AsyncIterable[bytes | str], receive: Receive, send: Send) -> None:
+async def _emit(send: Send, message: dict[str, Any]) -> None:
+    try:
+        await send(message)
+    except OSError as cause:
+        # So a server says that there is nobody to send to (ASGI 2.4).
+        raise ClientDisconnected("the client left before its answer had gone out whole") from cause
+
+
+async def _send_while_connected(chunks: AsyncIterator[bytes | str], ctx: Context, send: Send) -> None:
     """Send every chunk, or stop and cancel the one under way as soon as the client has left."""
 
     async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await ctx.left()
         watching.cancel()
 
     failure: Exception | None = None
@@ -218,7 +245,7 @@ async def _send_while_connected(chunks: AsyncIterable[bytes | str], receive: Rec
         try:
             async for chunk in chunks:
                 data = chunk.encode() if isinstance(chunk, str) else chunk
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+                await _emit(send, {"type": "http.response.body", "body": data, "more_body": True})
                 # Neither an iterator nor a server that has lost its client need ever wait, and watch() must have its turn.
                 await anyio.lowlevel.checkpoint()
         except Exception as error:
