@@ -8,9 +8,7 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, NoReturn
@@ -18,16 +16,12 @@ from typing import Any, NoReturn
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gaman import _workers
 from gaman._app import App
 from gaman._integration import Integration
 from gaman._routing import Routes, Table
 from gaman.errors import ConfigError
 
-logger = logging.getLogger("gaman")
-
-# In the environment of a worker process: the file descriptors of the socket that it serves on and of its line to the supervisor.
-_WORKER = "GAMAN_WORKER"
-_STOPS = (signal.SIGINT, signal.SIGTERM)
 _MAX_HEAD = 1 << 18
 
 
@@ -74,8 +68,8 @@ def run(app: App, *, host: str, port: int, workers: int, reload: bool, timeout_g
         log_config=None,
         access_log=bool(logging.getLogger("uvicorn.access").handlers),
     )
-    if (inherited := os.environ.pop(_WORKER, None)) is not None:
-        listener, line = (socket.socket(fileno=int(number)) for number in inherited.split())
+    if (inherited := _workers.inherited()) is not None:
+        listener, line = inherited
         server = _Server(config, app, listener)
         server.serve_until_stopped(lambda: server.report_to(line))
         sys.exit()
@@ -87,8 +81,12 @@ def run(app: App, *, host: str, port: int, workers: int, reload: bool, timeout_g
 
     if workers == 1 and not reload:
         _Server(config, app, listener).serve_until_stopped(announce)
+    elif sys.platform == "win32":
+        _exit("workers and reload need a system on which processes share sockets, such as Linux or macOS")
+    elif not hasattr(sys.modules["__main__"], "__file__"):
+        _exit("workers and reload need a script that each process can run; put the call into a file")
     else:
-        _supervise(listener, workers, reload, announce)
+        _workers.supervise(listener, workers, reload, announce)
 
 
 class _Protocol(HttpToolsProtocol):
@@ -162,117 +160,6 @@ class _Server(uvicorn.Server):
 
         loop.add_reader(line, leave)
         line.send(b"1")
-
-
-class _Worker:
-    """A process that runs this one's own command again, as far as serve(), which then serves on the same socket."""
-
-    def __init__(self, listener: socket.socket) -> None:
-        # The other end closes with either process, so that neither outlives the other unnoticed.
-        self._line, its_end = socket.socketpair()
-        with its_end:
-            inherited = (listener.fileno(), its_end.fileno())
-            self._process = subprocess.Popen(  # noqa: S603 - what it runs is what runs already
-                [sys.executable, *sys.orig_argv[1:]],
-                pass_fds=inherited,
-                env={**os.environ, _WORKER: "{} {}".format(*inherited)},
-            )
-
-    def wait_until_ready(self) -> None:
-        """Return once it serves; where it ends before, all ends, for the next one would do the same."""
-        if not self._line.recv(1):
-            status = self._process.wait()
-            # With status 1 it has said why.
-            sys.exit(1 if status == 1 else f"gaman: a worker process ended with status {status} before it served")
-
-    def has_ended(self) -> bool:
-        return self._process.poll() is not None
-
-    def terminate(self) -> None:
-        self._process.terminate()
-
-    def wait(self) -> None:
-        self._process.wait()
-        self._line.close()
-
-    def __str__(self) -> str:
-        return f"worker process {self._process.pid} (status {self._process.returncode})"
-
-
-def _supervise(listener: socket.socket, workers: int, reload: bool, announce: Callable[[], None]) -> None:
-    """Keep worker processes serving until SIGINT or SIGTERM."""
-    if sys.platform == "win32":
-        _exit("workers and reload need a system on which processes share sockets, such as Linux or macOS")
-    if not hasattr(sys.modules["__main__"], "__file__"):
-        _exit("workers and reload need a script that each process can run; put the call into a file")
-    handlers = [signal.signal(number, signal.default_int_handler) for number in _STOPS]
-    crew: list[_Worker] = []
-    try:
-        if reload:
-            announce()
-            _reload(listener, crew)
-        else:
-            _replace(listener, crew, workers, announce)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        # A further Ctrl+C goes to the workers as well, and is theirs.
-        for number in _STOPS:
-            signal.signal(number, signal.SIG_IGN)
-        for worker in crew:
-            worker.terminate()
-        for worker in crew:
-            worker.wait()
-        for number, handler in zip(_STOPS, handlers, strict=True):
-            signal.signal(number, handler)
-        listener.close()
-
-
-def _replace(listener: socket.socket, crew: list[_Worker], workers: int, announce: Callable[[], None]) -> NoReturn:
-    # The first starts alone, so that what is wrong is said once.
-    crew.append(_Worker(listener))
-    crew[0].wait_until_ready()
-    announce()
-    crew.extend(_Worker(listener) for _ in range(workers - 1))
-    for worker in crew[1:]:
-        worker.wait_until_ready()
-    while True:
-        for i, worker in enumerate(crew):
-            if worker.has_ended():
-                worker.wait()
-                logger.error("%s died; another takes its place", worker)
-                crew[i] = _Worker(listener)
-                crew[i].wait_until_ready()
-        time.sleep(0.2)
-
-
-def _reload(listener: socket.socket, crew: list[_Worker]) -> NoReturn:
-    while True:
-        before = _sources()
-        crew[:] = [_Worker(listener)]
-        while not (changed := [path for path, _ in before ^ _sources()]):
-            time.sleep(0.3)
-        print(f"gaman: {os.path.relpath(changed[0])} has changed; starting again", flush=True)
-        crew[0].terminate()
-        crew[0].wait()
-
-
-def _sources() -> set[tuple[str, int]]:
-    """Return the Python files in the working directory and beside the script, hidden and virtual environments left out."""
-    sources: set[tuple[str, int]] = set()
-    for root in {os.getcwd(), os.path.abspath(sys.path[0])}:
-        for folder, below, names in os.walk(root):
-            if "pyvenv.cfg" in names:
-                below.clear()
-                continue
-            below[:] = [name for name in below if not name.startswith(".")]
-            for path in [os.path.join(folder, name) for name in names if name.endswith(".py")]:
-                try:
-                    sources.add((path, os.stat(path).st_mtime_ns))
-                except FileNotFoundError:
-                    # An editor is just replacing it.
-                    continue
-    return sources
 
 
 def _listen(host: str, port: int) -> socket.socket:

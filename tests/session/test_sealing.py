@@ -1,0 +1,387 @@
+"""Nothing opens but what was sealed here, for this purpose, cookie, session and field; and nothing shows through the seal."""
+
+from __future__ import annotations
+
+import base64
+import string
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gaman_session._sealing import Keyring, handle, new_id, token_length
+
+SECRET = "a secret of the tests that is long enough"
+OTHER = "another secret of the tests, as long as that"
+NAME = "__Host-gaman"
+ID = bytes(range(32))
+ALPHABET = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+HEX_DIGITS = set("0123456789abcdef")
+# The bytes of a token before what is random in it.
+HEAD = 5
+
+keyring = Keyring([SECRET], NAME)
+
+
+class Kind(Protocol):
+    """One of the two kinds of token, for tests that hold for both."""
+
+    def make(self, keys: Keyring, size: int = 32) -> str: ...
+    def open(self, keys: Keyring, token: str) -> object: ...
+
+
+class SealedToken:
+    def make(self, keys: Keyring, size: int = 32) -> str:
+        return keys.seal_token(b"p" * size)
+
+    def open(self, keys: Keyring, token: str) -> object:
+        return keys.open_token(token)
+
+
+class SignedId:
+    def make(self, keys: Keyring, size: int = 32) -> str:
+        return keys.sign_id(ID[:size], False)
+
+    def open(self, keys: Keyring, token: str) -> object:
+        return keys.verify_id(token)
+
+
+both_kinds = pytest.mark.parametrize("kind", [SealedToken(), SignedId()], ids=["token", "id"])
+
+
+def _decode(token: str) -> bytes:
+    return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+
+
+def _encode(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _bits_flipped(raw: bytes) -> Iterator[bytes]:
+    for bit in range(8 * len(raw)):
+        flipped = bytearray(raw)
+        flipped[bit // 8] ^= 1 << bit % 8
+        yield bytes(flipped)
+
+
+@given(payload=st.binary(max_size=2000))
+def test_what_was_sealed_is_opened(payload: bytes) -> None:
+    assert keyring.open_token(keyring.seal_token(payload)) == payload
+
+
+@given(id=st.binary(min_size=1, max_size=64), transient=st.booleans())
+def test_an_id_that_was_signed_is_verified(id: bytes, transient: bool) -> None:
+    assert keyring.verify_id(keyring.sign_id(id, transient)) == (id, transient)
+
+
+@given(field=st.text(st.characters(exclude_categories=["Cs"])), data=st.binary(max_size=2000))
+def test_a_value_that_was_sealed_is_opened_under_its_field(field: str, data: bytes) -> None:
+    values = keyring.values(ID)
+    assert keyring.values(ID).open(field, values.seal(field, data)) == data
+
+
+def test_two_seals_of_the_same_bytes_have_nothing_in_common_but_the_head() -> None:
+    first, second = (_decode(keyring.seal_token(b"the same")) for _ in range(2))
+    assert first[:HEAD] == second[:HEAD]
+    assert first[HEAD:] != second[HEAD:]
+    values = keyring.values(ID)
+    assert values.seal("field", b"the same") != values.seal("field", b"the same")
+
+
+@both_kinds
+@pytest.mark.parametrize("size", [30, 31, 32])
+def test_no_bit_of_a_token_can_be_flipped(kind: Kind, size: int) -> None:
+    token = kind.make(keyring, size)
+    assert kind.open(keyring, token) is not None
+    for flipped in _bits_flipped(_decode(token)):
+        assert kind.open(keyring, _encode(flipped)) is None
+
+
+@both_kinds
+def test_no_character_of_a_token_can_be_another(kind: Kind) -> None:
+    token = kind.make(keyring)
+    for i, character in enumerate(token):
+        for other in ALPHABET.replace(character, ""):
+            assert kind.open(keyring, token[:i] + other + token[i + 1 :]) is None
+
+
+@both_kinds
+def test_no_part_of_a_token_is_one(kind: Kind) -> None:
+    token = kind.make(keyring)
+    for length in range(len(token)):
+        assert kind.open(keyring, token[:length]) is None
+        assert kind.open(keyring, token[length + 1 :]) is None
+
+
+@both_kinds
+@pytest.mark.parametrize("size", [30, 31, 32])
+def test_nothing_can_be_added_to_a_token(kind: Kind, size: int) -> None:
+    token = kind.make(keyring, size)
+    for added in (*ALPHABET, *string.whitespace, "=", "==", "===", "AA", "AAA", "AAAA", "\0", ".", token):
+        assert kind.open(keyring, token + added) is None
+        assert kind.open(keyring, added + token) is None
+
+
+def _standard(token: str) -> str:
+    return token.replace("-", "+").replace("_", "/")
+
+
+def _until(make: Callable[[], str], wanted: Callable[[str], bool]) -> str:
+    return next(token for token in iter(make, "") if wanted(token))
+
+
+@pytest.mark.parametrize(("url", "standard"), [("-", "+"), ("_", "/")], ids=["plus", "slash"])
+def test_the_characters_of_plain_base64_are_not_those_of_a_token(url: str, standard: str) -> None:
+    token = _until(lambda: keyring.seal_token(b"p" * 32), lambda token: url in token)
+    assert keyring.open_token(token) is not None
+    assert keyring.open_token(token.replace(url, standard)) is None
+    assert keyring.open_token(token.replace(url, standard, 1)) is None
+    id = _until(lambda: keyring.sign_id(new_id(), False), lambda token: url in token)
+    assert keyring.verify_id(id) is not None
+    assert keyring.verify_id(id.replace(url, standard)) is None
+
+
+@both_kinds
+@pytest.mark.parametrize("size", [30, 31, 32])
+def test_the_padding_of_base64_is_no_part_of_a_token(kind: Kind, size: int) -> None:
+    token = kind.make(keyring, size)
+    padded = token + "=" * (-len(token) % 4)
+    assert len(padded) % 4 == 0
+    for spelling in {padded, token + "=", token[:4] + "=" + token[4:], "=" + token} - {token}:
+        assert kind.open(keyring, spelling) is None
+
+
+@both_kinds
+@pytest.mark.parametrize("size", [30, 31, 32])
+def test_the_bits_that_stand_for_nothing_are_zero(kind: Kind, size: int) -> None:
+    token = kind.make(keyring, size)
+    same = [token[:-1] + last for last in ALPHABET if _decode(token[:-1] + last) == _decode(token)]
+    assert len(same) == {0: 1, 2: 16, 3: 4}[len(token) % 4]
+    assert [spelling for spelling in same if kind.open(keyring, spelling) is not None] == [token]
+
+
+@both_kinds
+@pytest.mark.parametrize("blank", [" ", "\t", "\n", "\r\n", "\v", "\f"], ids=["space", "tab", "lf", "crlf", "vt", "ff"])
+def test_a_token_holds_no_whitespace(kind: Kind, blank: str) -> None:
+    token = kind.make(keyring)
+    for i in (0, 1, 4, 20, len(token)):
+        assert kind.open(keyring, token[:i] + blank + token[i:]) is None
+
+
+@both_kinds
+@pytest.mark.parametrize(
+    "keys",
+    [Keyring([OTHER], NAME), Keyring([SECRET], "gaman"), Keyring([SECRET], "__host-gaman"), Keyring([SECRET + " "], NAME)],
+    ids=["another secret", "another name", "a lookalike name", "a longer secret"],
+)
+def test_a_token_is_of_one_secret_and_one_cookie(kind: Kind, keys: Keyring) -> None:
+    assert kind.open(keys, kind.make(keyring)) is None
+    assert kind.open(keyring, kind.make(keys)) is None
+
+
+@both_kinds
+def test_a_token_cannot_be_grafted_onto_the_head_of_another_key(kind: Kind) -> None:
+    both = Keyring([SECRET, OTHER], NAME)
+    ours, theirs = _decode(kind.make(keyring)), _decode(kind.make(Keyring([OTHER], NAME)))
+    assert ours[:HEAD] != theirs[:HEAD]
+    assert kind.open(both, _encode(ours[:HEAD] + theirs[HEAD:])) is None
+    assert kind.open(both, _encode(theirs[:HEAD] + ours[HEAD:])) is None
+
+
+def test_an_id_cannot_be_stretched_over_the_name_of_another_cookie() -> None:
+    # The cookie's name is signed with the id; where one ends and the other begins must be, too.
+    signed = _decode(Keyring([SECRET], "shop-gaman").sign_id(ID, False))
+    body, mac = signed[:-16], signed[-16:]
+    assert Keyring([SECRET], "gaman").verify_id(_encode(body + b"shop-" + mac)) is None
+    assert Keyring([SECRET], "AAAAgaman").verify_id(_encode(body[:-4] + mac)) is None
+
+
+def test_a_token_is_no_id_and_an_id_no_token() -> None:
+    assert keyring.verify_id(keyring.seal_token(ID)) is None
+    assert keyring.verify_id(keyring.seal_token(b"\0" + ID)) is None
+    assert keyring.open_token(keyring.sign_id(ID, False)) is None
+    assert keyring.open_token(keyring.sign_id(ID, True)) is None
+
+
+def test_a_sealed_value_is_no_token_and_a_token_no_value() -> None:
+    assert keyring.open_token(_encode(keyring.values(ID).seal("field", b"value"))) is None
+    assert keyring.values(ID).open("field", _decode(keyring.seal_token(b"value"))) is None
+
+
+GARBAGE = {
+    "empty": "",
+    "one character": "A",
+    "a dot": ".",
+    "accents": "é" * 60,
+    "cyrillic": "ключ" * 20,
+    "emoji": "🔑" * 30,
+    "full-width letters": "ＡＢＣＤ" * 20,
+    "a lone surrogate": "\ud800" * 60,
+    "nul": "\0" * 60,
+    "latin-1": bytes(range(256)).decode("latin-1"),
+    "10 KB of letters": "A" * 10_240,
+    "10 KB of padding": "=" * 10_240,
+    "10 KB of accents": "é" * 10_240,
+    "a path": "../" * 20 + "etc/passwd",
+    "a JSON web token": "eyJhbGciOiJub25lIn0.eyJzdWIiOiIxIn0.",
+    "a pickle": base64.urlsafe_b64encode(b"cos\nsystem\n(S'true'\ntR." * 3).decode(),
+    "zeros": _encode(bytes(64)),
+}
+
+
+@both_kinds
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_is_absent(kind: Kind, garbage: str) -> None:
+    assert kind.open(keyring, garbage) is None
+
+
+@both_kinds
+@settings(max_examples=200)
+@given(garbage=st.one_of(st.text(), st.text(ALPHABET, max_size=200)))
+def test_whatever_text_comes_is_absent(kind: Kind, garbage: str) -> None:
+    assert kind.open(keyring, garbage) is None
+
+
+@both_kinds
+@settings(max_examples=200)
+@given(rest=st.binary(max_size=100))
+def test_what_follows_a_genuine_head_is_not_believed_for_that(kind: Kind, rest: bytes) -> None:
+    head = _decode(kind.make(keyring))[:HEAD]
+    assert kind.open(keyring, _encode(head + rest)) is None
+
+
+@settings(max_examples=200)
+@given(stored=st.binary(max_size=100))
+def test_whatever_octets_a_store_holds_are_absent(stored: bytes) -> None:
+    values = keyring.values(ID)
+    assert values.open("field", stored) is None
+    assert values.open("field", values.seal("field", b"")[:HEAD] + stored) is None
+
+
+@both_kinds
+def test_a_token_longer_than_any_cookie_is_absent(kind: Kind) -> None:
+    assert keyring.open_token(keyring.seal_token(b"p" * 3000)) == b"p" * 3000
+    assert kind.open(keyring, keyring.seal_token(b"p" * 8000)) is None
+
+
+# Rotation
+
+
+@both_kinds
+def test_the_newest_secret_seals_and_the_older_ones_still_open(kind: Kind) -> None:
+    old, rotated, new = Keyring([SECRET], NAME), Keyring([OTHER, SECRET], NAME), Keyring([OTHER], NAME)
+    assert kind.open(rotated, kind.make(old)) == kind.open(old, kind.make(old)) is not None
+    assert kind.open(new, kind.make(rotated)) == kind.open(old, kind.make(old))
+    assert kind.open(old, kind.make(rotated)) is None
+
+
+@both_kinds
+def test_a_secret_that_was_removed_opens_nothing_any_more(kind: Kind) -> None:
+    assert kind.open(Keyring([OTHER, "a third secret, which is also long enough"], NAME), kind.make(keyring)) is None
+
+
+def test_values_rotate_as_tokens_do() -> None:
+    old, rotated, new = Keyring([SECRET], NAME), Keyring([OTHER, SECRET], NAME), Keyring([OTHER], NAME)
+    sealed = old.values(ID).seal("field", b"value")
+    assert rotated.values(ID).open("field", sealed) == b"value"
+    assert new.values(ID).open("field", sealed) is None
+    resealed = rotated.values(ID).seal("field", b"value")
+    assert new.values(ID).open("field", resealed) == b"value"
+    assert old.values(ID).open("field", resealed) is None
+
+
+# Values at rest
+
+
+def test_a_value_at_rest_needs_the_id_of_its_session() -> None:
+    sealed = keyring.values(ID).seal("field", b"value")
+    for other in (b"", ID[:-1], ID + b"\0", bytes(32), handle(ID).encode(), bytes.fromhex(handle(ID)), new_id()):
+        assert keyring.values(other).open("field", sealed) is None
+    assert keyring.values(ID).open("field", sealed) == b"value"
+
+
+@pytest.mark.parametrize("field", ["", "Field", "field ", "field\0", "fiel", "\0field", "gaman\0field"])
+def test_a_value_cannot_be_moved_to_another_field(field: str) -> None:
+    values = keyring.values(ID)
+    assert values.open(field, values.seal("field", b"value")) is None
+    assert values.open("field", values.seal(field, b"value")) is None
+
+
+def test_a_value_is_of_one_secret_and_one_cookie() -> None:
+    sealed = keyring.values(ID).seal("field", b"value")
+    assert Keyring([OTHER], NAME).values(ID).open("field", sealed) is None
+    assert Keyring([SECRET], "gaman").values(ID).open("field", sealed) is None
+
+
+def test_no_bit_of_a_value_can_be_flipped_and_none_left_out() -> None:
+    values = keyring.values(ID)
+    sealed = values.seal("field", b"value")
+    for flipped in _bits_flipped(sealed):
+        assert values.open("field", flipped) is None
+    for length in range(len(sealed)):
+        assert values.open("field", sealed[:length]) is None
+    assert values.open("field", sealed + b"\0") is None
+
+
+# What shows
+
+
+@given(payload=st.binary(min_size=8, max_size=300))
+def test_the_plaintext_shows_nowhere_in_what_is_sealed(payload: bytes) -> None:
+    token, value = keyring.seal_token(payload), keyring.values(ID).seal("field", payload)
+    for sealed in (_decode(token), token.encode(), _standard(token).encode(), value):
+        for start in range(len(payload) - 7):
+            assert payload[start : start + 8] not in sealed
+
+
+def test_neither_the_secret_nor_the_names_show_in_what_is_sealed() -> None:
+    token, id, value = keyring.seal_token(b"payload"), keyring.sign_id(ID, False), keyring.values(ID).seal("a field's name", b"v")
+    for raw in (_decode(token), _decode(id), value):
+        for name in (SECRET, NAME, "a field's name"):
+            assert name.encode() not in raw
+    assert ID not in value
+    assert bytes.fromhex(handle(ID)) not in value
+
+
+# Lengths
+
+
+@pytest.mark.parametrize("length", range(201))
+def test_the_length_of_a_token_is_known_before_it_is_sealed(length: int) -> None:
+    assert len(keyring.seal_token(bytes(length))) == token_length(length)
+
+
+def test_a_token_is_made_of_what_a_cookie_holds_without_quoting() -> None:
+    tokens = [keyring.seal_token(bytes(length)) for length in range(50)] + [keyring.sign_id(new_id(), True) for _ in range(50)]
+    assert set("".join(tokens)) <= set(ALPHABET)
+
+
+# Ids and handles
+
+
+def test_a_new_id_has_256_bits_and_never_comes_twice() -> None:
+    ids = {new_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert {len(id) for id in ids} == {32}
+
+
+@given(id=st.binary(min_size=16, max_size=32))
+def test_a_handle_is_64_hexadecimal_digits_that_do_not_show_the_id(id: bytes) -> None:
+    assert len(handle(id)) == 64
+    assert set(handle(id)) <= HEX_DIGITS
+    assert id.hex() not in handle(id)
+
+
+def test_a_handle_is_the_same_in_every_process_and_for_every_secret() -> None:
+    # A store outlives the process: this value may never change.
+    assert handle(bytes(32)) == "8e1da8b252a4e0ffb5cf8e9758f50bd57d74c17cd85576e0f2734f6814376f2a"
+    assert handle(bytes(32)) != handle(bytes(31) + b"\1")
+
+
+def test_what_an_earlier_process_has_sealed_is_opened() -> None:
+    # Cookies outlive the process, and releases: these may never change as long as the version in their head is 1.
+    assert Keyring([SECRET], NAME).open_token("AUUUNI_lJJ_s_NtJXb856F_vk5OBSddBcxc4osLjhCUrl1H63R9EWw") == b"payload"
+    assert Keyring([SECRET], NAME).verify_id("AUUUNI8BAAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh_5BKqR0HZFd9kMa0QIPpEX") == (ID, True)
+    assert Keyring([SECRET], NAME).values(ID).open("field", bytes.fromhex("014514348f9b56b78f1eea0f86b5298cb6ba142b046008a3b2731ca6eee1969525d701648f14")) == b"value"
