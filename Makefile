@@ -6,7 +6,7 @@ help:
 	@echo "make demo    start the example on http://localhost:3431"
 	@echo "make test    run every test"
 	@echo "make check   ask ruff, mypy and pyright"
-	@echo "make bench   measure"
+	@echo "make bench   measure, against peers too"
 	@echo "PYTHON=python3.13 VENV=.venv-3.13 takes another Python, beside the first."
 
 demo: $(VENV)/installed
@@ -21,7 +21,7 @@ check: $(VENV)/developed
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
-bench: $(VENV)/developed
+bench: $(VENV)/benched
 	$(VENV)/bin/python -m benchmarks
 
 $(VENV)/installed: pyproject.toml
@@ -33,6 +33,10 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/developed: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --group dev
+	@touch $@
+
+$(VENV)/benched: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --group bench
 	@touch $@
 
 .PHONY: help demo test check bench

@@ -1,4 +1,4 @@
-"""The contenders: for each case one ASGI application by hand, the floor, one of gaman, and one of each peer that is installed."""
+"""The contenders: for each case one ASGI application by hand, the floor, and one of gaman."""
 
 from __future__ import annotations
 

@@ -1,23 +1,26 @@
 """What an ASGI call costs: scope, receive and send ready, against the bare callable that does the same work.
 
 Contenders take turns in rounds within one run. Printed are the median of the rounds in microseconds, and the median of the ratios
-to the floor, round by round, with its quartiles.
+to the floor, round by round, with its quartiles; of each peer also the median of its ratios to gaman.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import NamedTuple
 
 import uvloop
 
 from benchmarks import contenders
 from benchmarks.contenders import ASGI, Message
+from benchmarks.peers import PEERS
 from gaman import App
 
 ROUNDS = 60
@@ -98,39 +101,78 @@ async def time_calls(app: ASGI, path: str, cookie: bytes | None) -> float:
     return (time.process_time() - began) / CALLS * 1e6
 
 
-async def run(case: Case) -> dict[str, list[float]]:
-    """Return the microseconds a call of each contender, by round."""
+async def enter(case: Case, entrant: ASGI) -> tuple[bytes | None, tuple[int, dict[bytes, bytes], bytes]]:
+    """Return the cookie that *entrant* gave, if the case needs a session, and how it then answers."""
+    cookie = None
+    if case.needs_session:
+        cookie = await log_in(contenders.floor_cookie_write if entrant is case.floor else entrant)
+    return cookie, await ask(entrant, case.path, cookie)
+
+
+async def build_peers(with_sessions: bool) -> tuple[dict[str, ASGI], dict[str, str]]:
+    """Return the peers that take part, and of the others the reason why not."""
+    present: dict[str, ASGI] = {}
+    absent: dict[str, str] = {}
+    for peer in PEERS:
+        if with_sessions and not peer.has_sessions:
+            absent[peer.name] = "has no sessions"
+            continue
+        try:
+            present[f"{peer.name} {version(peer.package)}"] = await peer.build(with_sessions)
+        except ModuleNotFoundError as error:
+            absent[peer.name] = f"not installed: {error.name}"
+    return present, absent
+
+
+async def run(case: Case) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Return the microseconds a call of each contender, by round, and of absent peers the reason."""
     app = case.app()
     await app.load()
-    entrants: dict[str, ASGI] = {"floor": case.floor, "gaman": app}
-    cookies: dict[str, bytes | None] = dict.fromkeys(entrants)
-    bodies: set[bytes] = set()
+    peers, absent = await build_peers(case.needs_session)
+    entrants: dict[str, ASGI] = {"floor": case.floor, "gaman": app, **peers}
+    cookies: dict[str, bytes | None] = {}
+    _, (_, _, expected) = await enter(case, case.floor)
     for name, entrant in entrants.items():
-        if case.needs_session:
-            cookies[name] = await log_in(contenders.floor_cookie_write if name == "floor" else entrant)
-        status, _, body = await ask(entrant, case.path, cookies[name])
-        assert status == 200, (name, body)
-        bodies.add(body)
-    assert len(bodies) == 1, bodies
+        cookies[name], (status, headers, body) = await enter(case, entrant)
+        assert status == 200, (name, status)
+        assert json.loads(body) == json.loads(expected), (name, body)
+        assert case.path != "/write" or b"set-cookie" in headers, name
+    gc.collect()
+    gc.freeze()
     times: dict[str, list[float]] = {name: [] for name in entrants}
     for _ in range(ROUNDS):
         for name, entrant in entrants.items():
             times[name].append(await time_calls(entrant, case.path, cookies[name]))
     await app.shutdown()
-    return times
+    return times, absent
+
+
+def compare(mine: list[float], others: list[float]) -> tuple[float, str]:
+    """Return the median of the ratios, round by round, and their quartiles."""
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(mine, others, strict=True)], n=4)
+    return middle, f"{low:.2f}-{high:.2f}"
+
+
+def report(case: Case, times: dict[str, list[float]], absent: dict[str, str]) -> None:
+    floor, gaman = times.pop("floor"), times.pop("gaman")
+    ratio, quartiles = compare(gaman, floor)
+    medians = f"{statistics.median(floor):8.2f}{statistics.median(gaman):8.2f}"
+    print(f"{case.name:30}{medians}{ratio:8.2f}{quartiles:>14}{case.goal:9.1f}")
+    for name, mine in times.items():
+        ratio, quartiles = compare(mine, floor)
+        times_gaman, _ = compare(mine, gaman)
+        print(f"  {name:36}{statistics.median(mine):8.2f}{ratio:8.2f}{quartiles:>14}{times_gaman:9.1f}")
+    for name, reason in absent.items():
+        print(f"  {name:36}{reason}")
 
 
 def main() -> None:
-    gc.freeze()
     print(f"Python {sys.version.split()[0]}, uvloop, {ROUNDS} rounds of {CALLS} calls each; microseconds of CPU a call")
-    print(f"{'':26}{'floor':>8}{'gaman':>8}{'ratio':>8}{'quartiles':>14}{'goal':>7}")
+    print(f"{'case':30}{'floor':>8}{'gaman':>8}{'ratio':>8}{'quartiles':>14}{'goal':>9}")
+    print(f"  {'peer':36}{'peer':>8}{'ratio':>8}{'quartiles':>14}{'/ gaman':>9}")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         for case in CASES:
-            times = runner.run(run(case))
-            ratios = [mine / floor for mine, floor in zip(times["gaman"], times["floor"], strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            floor, mine = statistics.median(times["floor"]), statistics.median(times["gaman"])
-            print(f"{case.name:26}{floor:8.2f}{mine:8.2f}{middle:8.2f}{f'{low:.2f}-{high:.2f}':>14}{case.goal:7.1f}")
+            report(case, *runner.run(run(case)))
 
 
 if __name__ == "__main__":

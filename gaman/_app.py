@@ -103,17 +103,20 @@ class App:
             ctx.jar = None
         if not isinstance(error, HTTPError) or (error.status >= 500 and error.__cause__ is not None):
             logger.error("%s %r failed", ctx.method, ctx.path, exc_info=error)
+        response: Response | None = None
         for hook in self._on_error:
             try:
                 answer: Any = hook(ctx, error)
                 if answer is not None and hasattr(answer, "__await__"):
                     answer = await answer
                 if answer is not None:
-                    return to_response(answer)
+                    response = response or to_response(answer)
             except ClientDisconnected:
                 raise
             except Exception:
                 logger.exception("an on_error hook failed on %s %r", ctx.method, ctx.path)
+        if response is not None:
+            return response
         if isinstance(error, HTTPError):
             try:
                 return error_response(error)

@@ -37,7 +37,7 @@ class Integration:
     on_response: Callable[[Context, Response], Awaitable[Response | None] | Response | None] | None = None
     """Runs before the response is sent, whoever made it, and gives the one to go on with; None stands for the same."""
     on_error: Callable[[Context, Exception], Awaitable[Response | None] | Response | None] | None = None
-    """Sees what was raised, an HTTPError as well; the first that gives a Response answers."""
+    """Sees what was raised, an HTTPError as well; the first Response that one of these gives answers."""
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -295,7 +295,7 @@ async def test_a_hook_that_gives_what_is_no_response_answers_500(ask: Ask, hook:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_the_first_on_error_that_gives_a_response_answers(ask: Ask, kind: str) -> None:
+async def test_the_first_response_of_an_on_error_hook_answers_and_the_others_see_the_error_too(ask: Ask, kind: str) -> None:
     events: list[str] = []
     results = {"a": None, "b": Response("sorry", 503), "c": Response("never", 500)}
     app = App(
@@ -306,7 +306,7 @@ async def test_the_first_on_error_that_gives_a_response_answers(ask: Ask, kind: 
         ],
     )
     answer = await ask(app)
-    assert (answer.status, answer.text, events) == (503, "sorry", ["a", "b"])
+    assert (answer.status, answer.text, events) == (503, "sorry", ["a", "b", "c"])
 
 
 async def test_on_error_sees_what_was_raised_and_http_errors_too(ask: Ask) -> None:

@@ -31,7 +31,7 @@ class SessionStoreError(SessionError, HTTPError):
     """The store failed; the request answers 503 and nobody is logged out. The cause says what happened."""
 
     def __init__(self, driver: str, action: str) -> None:
-        HTTPError.__init__(self, 503)
+        HTTPError.__init__(self, 503, headers={"cache-control": "no-store"})
         self.driver = driver
         self.action = action
 

@@ -8,15 +8,15 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
-from gaman import App, ConfigError, Context, Cookies, HTTPError, Integration, Response, SameSite
+from gaman import App, ConfigError, Context, HTTPError, Integration, Response, SameSite
 from gaman_session import _options
 from gaman_session._driver import Driver
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
-from gaman_session._session import Answer, Session, Sessions
+from gaman_session._session import Answer, Sessions
 from gaman_session._stored import StoredSession
 from gaman_session.drivers.cookies import CookieSession
 
@@ -74,20 +74,18 @@ def session(
 def integrate(options: _options.Options, clock: Callable[[], float] = time.time) -> Integration:
     """Return the integration for *options*, by the time of *clock*, in seconds since the epoch."""
     cookie, driver = options.cookie, options.driver
-    trial = Cookies()
-    cookie.set(trial, "", options.max_age)
     sessions = Sessions(
+        driver=driver,
         keyring=Keyring(options.secrets, cookie.name),
         serializer=options.serializer,
         max_age=options.max_age,
         idle_timeout=options.idle_timeout,
         encrypt=options.encrypt,
-        cookie_overhead=len(next(iter(trial.fields()))[1]),
+        cookie_overhead=len(cookie.line(options.max_age)),
         cookie_name=cookie.name,
         clock=clock,
     )
-    make_session = partial(CookieSession, sessions) if driver is None else partial(StoredSession, driver, sessions)
-    hooks = _Hooks(options, make_session, clock)
+    hooks = _Hooks(options, sessions)
     return Integration(
         name="session",
         priority="very-high",
@@ -100,17 +98,13 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
 
 
 class _Hooks:
-    def __init__(
-        self,
-        options: _options.Options,
-        make_session: Callable[[Context], Session],
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, options: _options.Options, sessions: Sessions) -> None:
         self._driver = options.driver
-        self._cookie = options.cookie
+        self._sessions = sessions
+        self._kind = CookieSession if options.driver is None else StoredSession
+        # Checked once, and then only filled in: a value of ours has no octet that would need checking.
+        self._cookie_name, _, self._cookie_attributes = options.cookie.line(0).partition(b"; Max-Age=0")
         self._warnings = options.warnings
-        self._make_session = make_session
-        self._clock = clock
         self._sweeper: asyncio.Task[None] | None = None
         self._may_be_dropped = options.cookie.secure
 
@@ -135,7 +129,7 @@ class _Hooks:
             await self._driver.close()
 
     def on_request(self, ctx: Context) -> None:
-        ctx.session = self._make_session(ctx)
+        ctx.session = self._kind(self._sessions, ctx)
 
     def on_response(self, ctx: Context, response: Response) -> Awaitable[None] | None:
         try:
@@ -153,13 +147,13 @@ class _Hooks:
         answer = used._finish()
         if answer is not None:
             if not isinstance(answer, tuple):
-                return self._send_later(answer, ctx)
-            self._send(answer, ctx)
+                return self._send_later(answer, ctx, response)
+            self._send(answer, ctx, response)
         return None
 
-    async def _send_later(self, coming: Awaitable[Answer | None], ctx: Context) -> None:
+    async def _send_later(self, coming: Awaitable[Answer | None], ctx: Context, response: Response) -> None:
         if (answer := await coming) is not None:
-            self._send(answer, ctx)
+            self._send(answer, ctx, response)
 
     def on_error(self, ctx: Context, error: Exception) -> None:
         # An HTTPError is an answer that the handler chose; what it has set before stays, as with a Response.
@@ -167,10 +161,11 @@ class _Hooks:
             with suppress(ConfigError):
                 ctx.session._discard()
 
-    def _send(self, answer: Answer, ctx: Context) -> None:
+    def _send(self, answer: Answer, ctx: Context, response: Response) -> None:
         token, max_age = answer
-        self._cookie.set(ctx.cookies, token, max_age)
-        if self._may_be_dropped and not _reaches_browser(ctx):
+        lasts = b"" if max_age is None else b"; Max-Age=%d" % max_age
+        response.raw_headers.append((b"set-cookie", self._cookie_name + token.encode("ascii") + lasts + self._cookie_attributes))
+        if token and self._may_be_dropped and not _reaches_browser(ctx):
             self._may_be_dropped = False
             logger.warning(
                 "the session's cookie is Secure, and %s was asked for over plain HTTP: the browser will not keep it. Serve HTTPS "
@@ -184,7 +179,7 @@ class _Hooks:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
                 # Between two batches, requests have their turn.
-                while await driver.purge(now=self._clock(), limit=_SWEEP_BATCH):  # noqa: ASYNC110
+                while await driver.purge(now=self._sessions.clock(), limit=_SWEEP_BATCH):  # noqa: ASYNC110
                     await asyncio.sleep(0)
             except Exception:
                 logger.exception("sweeping expired sessions failed; it is tried again in %d s", _SWEEP_SECONDS)
@@ -199,7 +194,8 @@ def _keep_private(response: Response) -> None:
     fields = dict(headers)
     if b"cache-control" not in fields:
         headers.append(_NO_STORE)
-    if b"vary" not in fields or "cookie" not in ",".join(response.headers.getall("vary")).lower():
+    vary = [name.strip().lower() for line in response.headers.getall("vary") for name in line.split(",")]
+    if "cookie" not in vary and "*" not in vary:
         headers.append(_VARY)
 
 

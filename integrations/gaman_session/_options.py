@@ -16,6 +16,9 @@ from gaman_session.drivers import DRIVERS, find_driver
 # Chromium keeps no cookie longer (RFC 6265bis, section 5.5).
 _LONGEST = 400 * 86_400
 _SHORTEST_SECRET = 32
+# What clocks can still be asked for.
+_FOREVER = 1000 * 365 * 86_400
+_CHOICES = {"same_site": ": 'lax', 'strict' or 'none'"}
 _DRIVER = ("name", "shared", "open", "close", "load", "create", "apply", "swap", "rename", "destroy", "purge")
 
 
@@ -30,11 +33,12 @@ class CookieOptions:
     same_site: SameSite
     partitioned: bool
 
-    def set(self, cookies: Cookies, value: str, max_age: int | None) -> None:
-        """Set the cookie to *value* in *cookies*."""
+    def line(self, max_age: int) -> bytes:
+        """Return the Set-Cookie line of an empty cookie, or raise HeaderError for one that browsers would not keep."""
+        cookies = Cookies()
         cookies.set(
             self.name,
-            value,
+            "",
             max_age=max_age,
             path=self.path,
             domain=self.domain,
@@ -43,6 +47,8 @@ class CookieOptions:
             same_site=self.same_site,
             partitioned=self.partitioned,
         )
+        [(_, line)] = cookies.fields()
+        return line
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +87,15 @@ def check(
     _seconds("max_age", max_age)
     if idle_timeout is not None:
         _seconds("idle_timeout", idle_timeout)
-    for name, value in {"secure": secure, "partitioned": partitioned, "encrypt": encrypt}.items():
-        if not isinstance(value, bool):
-            raise ConfigError(f"session({name}={value!r}): it takes True or False")
+    _one_of("True or False", bool, secure=secure, partitioned=partitioned, encrypt=encrypt)
+    _one_of("text", str, path=path, same_site=same_site)
+    _one_of("text, or None", (str, type(None)), cookie_name=cookie_name, domain=domain)
     if cookie_name is None:
         cookie_name = "__Host-gaman" if secure and path == "/" and domain is None else "gaman"
     cookie = CookieOptions(cookie_name, path, domain, secure, same_site, partitioned)
     try:
-        cookie.set(Cookies(), "", max_age)
-    except (HeaderError, AttributeError, TypeError) as cause:
+        cookie.line(max_age)
+    except HeaderError as cause:
         raise ConfigError(f"session(): {cause}") from cause
     made = _driver(driver)
     if not encrypt and made is None:
@@ -111,18 +117,26 @@ def _secrets(secret: str | Sequence[str] | None) -> Sequence[str]:
         raise ConfigError(
             "session() has no secret: run `gaman key`, and pass what it prints as secret= or in the environment's GAMAN_KEY"
         )
+    if not isinstance(secret, (str, list, tuple)):
+        raise ConfigError("session(): a secret is a string, or a list of them with the newest first; `gaman key` makes one")
     secrets = [secret] if isinstance(secret, str) else list(secret)
     if not secrets:
         raise ConfigError("session(secret=[]): the list of secrets is empty; put the newest first, `gaman key` makes one")
     for each in secrets:
-        if not isinstance(each, str) or not each.strip():
-            raise ConfigError("session(): a secret is empty or no string; run `gaman key` to make one")
+        if not isinstance(each, str) or not each.strip() or not each.isprintable():
+            raise ConfigError("session(): a secret is empty, or no printable string; run `gaman key` to make one")
     return secrets
 
 
+def _one_of(what: str, kind: type | tuple[type, ...], **values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            raise ConfigError(f"session({name}={value!r}): it takes {what}{_CHOICES.get(name, '')}")
+
+
 def _seconds(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise ConfigError(f"session({name}={value!r}): it takes a whole number of seconds above 0")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _FOREVER:
+        raise ConfigError(f"session({name}={value!r}): it takes a whole number of seconds above 0, and below a thousand years")
 
 
 def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
@@ -130,15 +144,15 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
         return None
     if not isinstance(driver, Mapping):
         missing = [name for name in _DRIVER if not hasattr(driver, name)]
-        if missing:
+        if missing or isinstance(driver, type):
             takes = "it takes a dict with a type, or a Driver object"
-            raise ConfigError(f"session(driver={driver!r}): {takes}, and this has no {', '.join(missing)}")
+            raise ConfigError(f"session(driver={driver!r}): {takes}, and this has no {', '.join(missing) or 'instance'}")
         return driver
     settings = dict(driver)
     kind = settings.pop("type", None)
     if kind == "cookies":
         factory, known = None, []
-    elif kind in DRIVERS:
+    elif isinstance(kind, str) and kind in DRIVERS:
         factory = find_driver(kind)
         known = list(signature(factory).parameters)
     else:

@@ -7,7 +7,7 @@ each secret by HKDF (RFC 5869), one for each purpose; those of values at rest al
 
 from __future__ import annotations
 
-from binascii import Error, a2b_base64, b2a_base64
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable
 from hashlib import blake2b
 from hmac import compare_digest
@@ -27,12 +27,11 @@ _HEAD = len(_VERSION) + _KEY_ID
 OVERHEAD = _HEAD + _NONCE + 16
 """By how many bytes a ciphertext is longer than its plaintext."""
 _LONGEST_TOKEN = 4096
-# What is in base64 alone, and not in base64url, becomes an octet that is in neither.
-_from_url = bytes.maketrans(b"-_+/=", b"+/!!!")
-_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-# The last of two or three characters has bits that stand for nothing, and must be 0.
-_LAST = (_ALPHABET, b"", _ALPHABET[::16], _ALPHABET[::4])
-_to_url = bytes.maketrans(b"+/", b"-_")
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+# By the length of a token, modulo 4: what fills it up, and what it may end in, for of the last of two or three characters, some
+# bits stand for nothing and must be 0.
+_PADDING = ("", "", "==", "=")
+_LAST = (_ALPHABET, "", _ALPHABET[::16], _ALPHABET[::4])
 
 
 class _Keys(NamedTuple):
@@ -155,17 +154,16 @@ def _open(key: AESGCMSIV, sealed: bytes, context: bytes) -> bytes | None:
 
 
 def _encode(raw: bytes) -> str:
-    return b2a_base64(raw, newline=False).translate(_to_url).rstrip(b"=").decode("ascii")
+    # Base64 as it is, RFC 4648, section 4: a cookie holds + and / as well as it does - and _.
+    return b2a_base64(raw, newline=False).rstrip(b"=").decode("ascii")
 
 
 def _decode(token: str) -> bytes | None:
-    """Return the bytes of *token* where it is their one spelling in base64url without padding (RFC 4648, sections 3.5 and 5)."""
-    if not token or len(token) > _LONGEST_TOKEN or not token.isascii():
-        return None
-    standard = token.encode("ascii").translate(_from_url)
-    if standard[-1] not in _LAST[len(standard) % 4]:
+    """Return the bytes of *token* where it is their one spelling, without padding (RFC 4648, section 3.5)."""
+    rest = len(token) % 4
+    if not token or len(token) > _LONGEST_TOKEN or "=" in token or token[-1] not in _LAST[rest]:
         return None
     try:
-        return a2b_base64(standard + b"==="[: -len(standard) % 4], strict_mode=True)
-    except Error:
+        return a2b_base64(token + _PADDING[rest], strict_mode=True)
+    except ValueError:
         return None

@@ -11,6 +11,7 @@ from enum import Enum, auto
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from gaman import Context
+from gaman_session._driver import Driver
 from gaman_session._errors import SessionClosed, SessionSerializationError, SessionTypeError
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
@@ -41,6 +42,7 @@ class Kept(Enum):
 class Sessions:
     """What the sessions of an application share; times are seconds, *cookie_overhead* is what a cookie has beside its value."""
 
+    driver: Driver | None
     keyring: Keyring
     serializer: Serializer
     max_age: int
@@ -247,7 +249,10 @@ class Session(ABC):
     def _encode(self, key: str, value: Any) -> bytes:
         try:
             key.encode()
-            return self._sessions.serializer.encode(value)
+            data = self._sessions.serializer.encode(value)
+            if data.__class__ is not bytes:
+                raise TypeError(f"the serializer gave a {type(data).__name__}, not bytes")
+            return data
         except Exception as cause:
             raise SessionSerializationError(f"the session can't keep {key!r}, a {type(value).__name__}: {cause}") from cause
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from gaman import Context
 from gaman_session import _sealing
@@ -46,9 +46,9 @@ class StoredSession(Session):
         "_record",
     )
 
-    def __init__(self, driver: Driver, sessions: Sessions, ctx: Context) -> None:
+    def __init__(self, sessions: Sessions, ctx: Context) -> None:
         super().__init__(sessions, ctx)
-        self._driver = driver
+        self._driver = cast("Driver", sessions.driver)
         # What is known of the session: which one it is, once the cookie was looked at, and what it holds, once it was loaded.
         self._identity: _Identity | None = None
         self._record: Record | None = None

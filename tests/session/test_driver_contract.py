@@ -1,18 +1,24 @@
-"""Every driver keeps the contract."""
+"""Every driver keeps the contract, and none of the faults that drivers are known for would pass for keeping it."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from typing import Literal
+
 import pytest
 
+from gaman.session import Outcome, Record
 from gaman.session.testing import CONTRACT, Check
 from gaman_session.drivers.memory import MemoryDriver
+from tests.session.sites import Sealing
 
 pytestmark = pytest.mark.anyio
 
+Found = Record | Literal[Outcome.ENDED] | None
 
-@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
-async def test_the_memory_driver_keeps_the_contract(check: Check) -> None:
-    driver = MemoryDriver()
+
+async def _run(check: Check, driver: MemoryDriver) -> None:
     await driver.open()
     try:
         await check(driver)
@@ -20,12 +26,741 @@ async def test_the_memory_driver_keeps_the_contract(check: Check) -> None:
         await driver.close()
 
 
-def _broken(name: str) -> type[MemoryDriver]:
-    """A driver with one of the faults that drivers are known for."""
+@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
+async def test_the_memory_driver_keeps_the_contract(check: Check) -> None:
+    await _run(check, MemoryDriver())
 
-    class Broken(MemoryDriver):
-        async def load(self, id, *, now):  # type: ignore[no-untyped-def]
-            found = await super().load(id, now=now)
-            return None if name == "forgets that it has ended" and not hasattr(found, "fields") else found
 
-    return Broken
+def test_every_check_has_a_name_of_its_own() -> None:
+    names = [check.__name__ for check in CONTRACT]
+    assert len(set(names)) == len(names) > 15
+
+
+async def test_checks_may_share_a_store() -> None:
+    driver = MemoryDriver()
+    await driver.open()
+    for _ in range(2):
+        for check in CONTRACT:
+            await check(driver)
+    await driver.close()
+
+
+# Faults, one a class, each named as it would be reported.
+
+FAULTS: list[type[MemoryDriver]] = []
+
+
+def fault(broken: type[MemoryDriver]) -> type[MemoryDriver]:
+    FAULTS.append(broken)
+    return broken
+
+
+# Endings
+
+
+@fault
+class DestroyLeavesNoTombstone(MemoryDriver):
+    async def destroy(self, id: str, *, now: float) -> None:
+        await super().destroy(id, now=now)
+        self._tombs.clear()
+
+
+@fault
+class DestroyDoesNothing(MemoryDriver):
+    async def destroy(self, id: str, *, now: float) -> None:
+        return None
+
+
+@fault
+class DestroyKeepsTheSession(MemoryDriver):
+    """It leaves a tombstone, and beside it what it should have removed."""
+
+    async def destroy(self, id: str, *, now: float) -> None:
+        kept = self._sessions.get(id)
+        await super().destroy(id, now=now)
+        if kept is not None:
+            self._sessions[id] = kept
+
+
+@fault
+class DestroyBuriesTheUnknown(MemoryDriver):
+    """Logouts with made-up cookies fill the store."""
+
+    async def destroy(self, id: str, *, now: float) -> None:
+        if id not in self._sessions and id not in self._tombs:
+            self._add(id, Record({}, now, now + 60, now + 60))
+        await super().destroy(id, now=now)
+
+
+@fault
+class DestroyFailsOnTheSecondTime(MemoryDriver):
+    async def destroy(self, id: str, *, now: float) -> None:
+        if id in self._tombs:
+            raise KeyError(id)
+        await super().destroy(id, now=now)
+
+
+@fault
+class DestroyDoesNotFollowARename(MemoryDriver):
+    async def destroy(self, id: str, *, now: float) -> None:
+        if id in self._sessions:
+            await super().destroy(id, now=now)
+
+
+@fault
+class DestroyFollowsOneRenameAlone(MemoryDriver):
+    async def destroy(self, id: str, *, now: float) -> None:
+        tomb = self._tomb(id, now)
+        successor = id if tomb is None else tomb.successor
+        if successor in self._sessions:
+            await super().destroy(successor, now=now)
+
+
+@fault
+class TombstonesStandForEver(MemoryDriver):
+    async def load(self, id: str, *, now: float) -> Found:
+        return await super().load(id, now=now if id in self._sessions else 0)
+
+
+@fault
+class TombstonesOfWritesStandForEver(MemoryDriver):
+    def _missing(self, id: str, now: float) -> Outcome:
+        return Outcome.ENDED if id in self._tombs else Outcome.ABSENT
+
+
+@fault
+class TombstonesAreForgottenTooSoon(MemoryDriver):
+    async def load(self, id: str, *, now: float) -> Found:
+        return await super().load(id, now=now if id in self._sessions else now + 5)
+
+
+@fault
+class ExpiryLeavesATombstone(MemoryDriver):
+    """An old cookie then counts as a logout, and its next login is dropped."""
+
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        was_there = id in self._sessions
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        return Outcome.ENDED if was_there and outcome is Outcome.ABSENT else outcome
+
+
+@fault
+class ReadingWhatEndedIsReadingNothing(MemoryDriver):
+    async def load(self, id: str, *, now: float) -> Found:
+        found = await super().load(id, now=now)
+        return None if found is Outcome.ENDED else found
+
+
+# Renames
+
+
+@fault
+class RenameForgetsTheSuccessor(MemoryDriver):
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        outcome = await super().rename(id, new_id, record, version=version, now=now)
+        if id in self._tombs:
+            self._tombs[id] = self._tombs[id]._replace(successor=None)
+        return outcome
+
+
+@fault
+class RenameLeavesNoTombstone(MemoryDriver):
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        outcome = await super().rename(id, new_id, record, version=version, now=now)
+        self._tombs.pop(id, None)
+        return outcome
+
+
+@fault
+class RenameIgnoresTheVersion(MemoryDriver):
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        current = self._sessions.get(id)
+        return await super().rename(id, new_id, record, version=current.version if current else version, now=now)
+
+
+@fault
+class RenameLeavesTheOldIdAlive(MemoryDriver):
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        kept = self._sessions.get(id)
+        outcome = await super().rename(id, new_id, record, version=version, now=now)
+        if outcome is Outcome.WRITTEN and kept is not None:
+            self._sessions[id] = kept
+            self._tombs.pop(id, None)
+        return outcome
+
+
+@fault
+class RenameKeepsTheOldFields(MemoryDriver):
+    """It moves the entry, and drops the record that was sealed for the new id."""
+
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        kept = self._sessions.get(id)
+        outcome = await super().rename(id, new_id, record, version=version, now=now)
+        if outcome is Outcome.WRITTEN and kept is not None:
+            self._sessions[new_id].fields = kept.fields
+        return outcome
+
+
+@fault
+class RenameMovesTheNewOneInAConflict(MemoryDriver):
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        outcome = await super().rename(id, new_id, record, version=version, now=now)
+        if outcome is Outcome.CONFLICT:
+            self._add(new_id, record)
+        return outcome
+
+
+@fault
+class RenameUpserts(MemoryDriver):
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        if id not in self._sessions and id not in self._tombs:
+            await self.create(id, record)
+        return await super().rename(id, new_id, record, version=version, now=now)
+
+
+@fault
+class RenameBringsBackTheEnded(MemoryDriver):
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        outcome = await super().rename(id, new_id, record, version=version, now=now)
+        if outcome is not Outcome.ENDED:
+            return outcome
+        self._add(new_id, record)
+        return Outcome.WRITTEN
+
+
+# Writes
+
+
+@fault
+class ApplyUpserts(MemoryDriver):
+    """The classic: a write after the logout logs in again."""
+
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        if id not in self._sessions:
+            self._add(id, Record({}, now, now + 60, now + 60))
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline)
+
+
+@fault
+class ApplyUpsertsTheUnknownAlone(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        if id not in self._sessions and id not in self._tombs:
+            self._add(id, Record({}, now, now + 60, now + 60))
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline)
+
+
+@fault
+class ApplyWritesTheWholeSessionBack(MemoryDriver):
+    """Requests at once undo each other's work."""
+
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        before = await self.load(id, now=now)
+        await asyncio.sleep(0)
+        if isinstance(before, Record) and id in self._sessions:
+            self._sessions[id].fields = dict(before.fields)
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline)
+
+
+@fault
+class ApplyReplacesAllFields(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        others = [field for field in self._sessions[id].fields if field not in sets] if id in self._sessions and sets else []
+        return await super().apply(id, sets, [*deletes, *others], now=now, deadline=deadline)
+
+
+@fault
+class ApplyForgetsToDelete(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        return await super().apply(id, sets, (), now=now, deadline=deadline)
+
+
+@fault
+class ApplyDeletesBeforeItSetsAndEndsTheSession(MemoryDriver):
+    """Deleting the old fields and setting new ones is no logout."""
+
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        outcome = await super().apply(id, {}, deletes, now=now, deadline=deadline)
+        return await super().apply(id, sets, (), now=now, deadline=deadline) if outcome is Outcome.WRITTEN else outcome
+
+
+@fault
+class ApplyWritesAfterTheDestroyBesideIt(MemoryDriver):
+    """It looks whether the session is there, waits for the store, and writes whatever has happened since."""
+
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        found = self._find(id, now)
+        await asyncio.sleep(0)
+        if found is not None and id not in self._sessions:
+            self._sessions[id] = found
+            self._tombs.pop(id, None)
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline)
+
+
+@fault
+class EmptyingLeavesAnEmptySession(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        kept = self._sessions.get(id)
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        if outcome is Outcome.EMPTIED and kept is not None:
+            self._sessions[id] = kept
+            del self._tombs[id]
+        return outcome
+
+
+@fault
+class EmptyingIsNotToldOf(MemoryDriver):
+    """The cookie then stays in the browser."""
+
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        return Outcome.WRITTEN if outcome is Outcome.EMPTIED else outcome
+
+
+@fault
+class EmptyingLeavesNoTombstone(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        if outcome is Outcome.EMPTIED:
+            del self._tombs[id]
+        return outcome
+
+
+@fault
+class ApplyRaisesNoVersion(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        if outcome is Outcome.WRITTEN:
+            self._sessions[id].version -= 1
+        return outcome
+
+
+@fault
+class DeletingRaisesNoVersion(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        if outcome is Outcome.WRITTEN and not sets:
+            self._sessions[id].version -= 1
+        return outcome
+
+
+@fault
+class WritingFollowsARename(MemoryDriver):
+    """The tombstone would be a way into the renamed session for who holds the old id."""
+
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        tomb = self._tomb(id, now)
+        return await super().apply(tomb.successor if tomb and tomb.successor else id, sets, deletes, now=now, deadline=deadline)
+
+
+# Swaps
+
+
+@fault
+class SwapIgnoresTheOldValue(MemoryDriver):
+    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+        return await self.apply(id, {field: new}, (), now=now, deadline=deadline)
+
+
+@fault
+class SwapComparesInTwoSteps(MemoryDriver):
+    """Compare, wait for the store, set."""
+
+    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+        found = self._find(id, now)
+        if found is not None and found.fields.get(field) != old:
+            return Outcome.CONFLICT
+        await asyncio.sleep(0)
+        return await self.apply(id, {field: new}, (), now=now, deadline=deadline)
+
+
+@fault
+class SwapTakesMissingForEmpty(MemoryDriver):
+    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+        found = self._find(id, now)
+        if found is not None and not old and not found.fields.get(field):
+            old = found.fields.get(field)
+        return await super().swap(id, field, old, new, now=now, deadline=deadline)
+
+
+@fault
+class SwapNeverSetsWhatIsMissing(MemoryDriver):
+    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+        outcome = await super().swap(id, field, old or b"", new, now=now, deadline=deadline)
+        return outcome
+
+
+@fault
+class SwapUpserts(MemoryDriver):
+    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+        if id not in self._sessions:
+            self._add(id, Record({}, now, now + 60, now + 60))
+        return await super().swap(id, field, old, new, now=now, deadline=deadline)
+
+
+@fault
+class SwapRaisesNoVersion(MemoryDriver):
+    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+        outcome = await super().swap(id, field, old, new, now=now, deadline=deadline)
+        if outcome is Outcome.WRITTEN:
+            self._sessions[id].version -= 1
+        return outcome
+
+
+@fault
+class SwapForgetsTheDeadline(MemoryDriver):
+    """An idle limit is then not moved on by update()."""
+
+    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+        return await super().swap(id, field, old, new, now=now, deadline=None)
+
+
+@fault
+class SwapMovesTheDeadlineBeyondTheExpiry(MemoryDriver):
+    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+        outcome = await super().swap(id, field, old, new, now=now, deadline=deadline)
+        if outcome is Outcome.WRITTEN and deadline is not None:
+            self._sessions[id].deadline = deadline
+        return outcome
+
+
+# Times
+
+
+@fault
+class DeadlinesAreIgnored(MemoryDriver):
+    def _find(self, id: str, now: float) -> Record | None:
+        return self._sessions.get(id)
+
+
+@fault
+class DeadlinesAreJudgedByReadingAlone(MemoryDriver):
+    """Left to a TTL daemon that comes each minute, and to load()."""
+
+    async def load(self, id: str, *, now: float) -> Found:
+        found = await super().load(id, now=now)
+        return None if isinstance(found, Record) and found.deadline <= now else found
+
+    def _find(self, id: str, now: float) -> Record | None:
+        return self._sessions.get(id)
+
+
+@fault
+class AtTheDeadlineASessionIsStillThere(MemoryDriver):
+    def _find(self, id: str, now: float) -> Record | None:
+        found = self._sessions.get(id)
+        return found if found is not None and found.deadline == now else super()._find(id, now)
+
+
+@fault
+class ExpiryCountsForTheDeadline(MemoryDriver):
+    async def create(self, id: str, record: Record) -> None:
+        await super().create(id, record)
+        self._sessions[id].deadline = record.expires
+
+
+@fault
+class DeadlinesMoveBeyondTheExpiry(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        if outcome is Outcome.WRITTEN and deadline is not None:
+            self._sessions[id].deadline = deadline
+        return outcome
+
+
+@fault
+class DeadlinesNeverMove(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        return await super().apply(id, sets, deletes, now=now, deadline=None)
+
+
+@fault
+class EachWriteGivesTheFullLifetime(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        return await super().apply(id, sets, deletes, now=now, deadline=now + 10_000 if deadline is None else deadline)
+
+
+@fault
+class ATouchWithoutAChangeIsNotWritten(MemoryDriver):
+    """Nothing to set and nothing to delete, but a deadline to move."""
+
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        if not sets and not deletes and id in self._sessions:
+            return Outcome.WRITTEN
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline)
+
+
+@fault
+class TimesAreCutToTheDay(MemoryDriver):
+    async def create(self, id: str, record: Record) -> None:
+        await super().create(id, record)
+        self._sessions[id].created = record.created // 86_400 * 86_400
+
+
+@fault
+class TheExpiryIsLost(MemoryDriver):
+    async def create(self, id: str, record: Record) -> None:
+        await super().create(id, record)
+        self._sessions[id].expires = record.deadline
+
+
+# Creating and reading
+
+
+@fault
+class CreateOverwrites(MemoryDriver):
+    async def create(self, id: str, record: Record) -> None:
+        self._add(id, record)
+
+
+@fault
+class CreateSaysNothingWhereTheIdIsTaken(MemoryDriver):
+    async def create(self, id: str, record: Record) -> None:
+        if id not in self._sessions:
+            await super().create(id, record)
+
+
+@fault
+class CreateChecksInTwoSteps(MemoryDriver):
+    async def create(self, id: str, record: Record) -> None:
+        is_taken = id in self._sessions
+        await asyncio.sleep(0)
+        if is_taken:
+            await super().create(id, record)
+        self._add(id, record)
+
+
+@fault
+class CreateRaisesAnErrorOfItsOwn(MemoryDriver):
+    async def create(self, id: str, record: Record) -> None:
+        if id in self._sessions:
+            raise KeyError(id)
+        await super().create(id, record)
+
+
+@fault
+class CreateKeepsTheCallersRecord(MemoryDriver):
+    async def create(self, id: str, record: Record) -> None:
+        await super().create(id, record)
+        self._sessions[id] = record
+
+
+@fault
+class LoadHandsOutTheLiveRecord(MemoryDriver):
+    async def load(self, id: str, *, now: float) -> Found:
+        return self._find(id, now) or await super().load(id, now=now)
+
+
+@fault
+class LoadHandsOutTheLiveFields(MemoryDriver):
+    async def load(self, id: str, *, now: float) -> Found:
+        found = await super().load(id, now=now)
+        if isinstance(found, Record):
+            found.fields = self._sessions[id].fields
+        return found
+
+
+@fault
+class TheUnknownIsAnEmptySession(MemoryDriver):
+    async def load(self, id: str, *, now: float) -> Found:
+        return await super().load(id, now=now) or Record({}, now, now + 60, now + 60)
+
+
+@fault
+class TheUnknownHasEnded(MemoryDriver):
+    async def load(self, id: str, *, now: float) -> Found:
+        return await super().load(id, now=now) or Outcome.ENDED
+
+
+@fault
+class TheUnknownRaises(MemoryDriver):
+    async def load(self, id: str, *, now: float) -> Found:
+        found = await super().load(id, now=now)
+        if found is None:
+            raise KeyError(id)
+        return found
+
+
+# Fields and values
+
+
+class Mangling(MemoryDriver):
+    """Hands names and values through mangle() on their way in."""
+
+    def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
+        return field, value
+
+    def _mangled(self, fields: Mapping[str, bytes]) -> dict[str, bytes]:
+        return dict(self.mangle(field, value) for field, value in fields.items())
+
+    async def create(self, id: str, record: Record) -> None:
+        await super().create(id, record)
+        self._sessions[id].fields = self._mangled(record.fields)
+
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        deleted = [self.mangle(field, b"")[0] for field in deletes]
+        return await super().apply(id, self._mangled(sets), deleted, now=now, deadline=deadline)
+
+
+@fault
+class DotsInAFieldsNameAreReplaced(Mangling):
+    def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
+        return field.replace(".", "_"), value
+
+
+@fault
+class DollarsInAFieldsNameAreCut(Mangling):
+    def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
+        return field.lstrip("$"), value
+
+
+@fault
+class AFieldsNameIsCutAtNul(Mangling):
+    def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
+        return field.partition("\0")[0], value
+
+
+@fault
+class AFieldsNameIsCutAt255Characters(Mangling):
+    def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
+        return field[:255], value
+
+
+@fault
+class AFieldsNameIsAscii(Mangling):
+    def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
+        return field.encode("ascii", "replace").decode(), value
+
+
+@fault
+class AFieldsNameIsTrimmed(Mangling):
+    def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
+        return field.strip(" "), value
+
+
+@fault
+class AFieldsNameIsOfOneCase(Mangling):
+    def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
+        return field.lower(), value
+
+
+@fault
+class AFieldsNameIsNormalized(Mangling):
+    def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
+        from unicodedata import normalize
+
+        return normalize("NFC", field), value
+
+
+@fault
+class TheNamelessFieldIsLost(Mangling):
+    def _mangled(self, fields: Mapping[str, bytes]) -> dict[str, bytes]:
+        return {field: value for field, value in fields.items() if field}
+
+
+@fault
+class ValuesAreText(Mangling):
+    def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
+        return field, value.decode("utf-8", "replace").encode()
+
+
+@fault
+class ValuesAreCutAtNul(Mangling):
+    def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
+        return field, value.partition(b"\0")[0]
+
+
+@fault
+class AnEmptyValueIsNone(Mangling):
+    def _mangled(self, fields: Mapping[str, bytes]) -> dict[str, bytes]:
+        return {field: value for field, value in fields.items() if value}
+
+
+# Purging
+
+
+@fault
+class PurgeTakesTheLiving(MemoryDriver):
+    async def purge(self, *, now: float, limit: int) -> int:
+        count = len(self._sessions)
+        self._sessions.clear()
+        return count
+
+
+@fault
+class PurgeGoesByTheFirstDeadline(MemoryDriver):
+    """The deadline has moved since, in the session and not in the index."""
+
+    async def purge(self, *, now: float, limit: int) -> int:
+        for deadline, id in self._deadlines:
+            if deadline <= now:
+                self._sessions.pop(id, None)
+        return await super().purge(now=now, limit=limit)
+
+
+@fault
+class PurgeTakesTombstonesThatStillStand(MemoryDriver):
+    async def purge(self, *, now: float, limit: int) -> int:
+        self._tombs.clear()
+        return await super().purge(now=now, limit=limit)
+
+
+@fault
+class PurgeTakesMoreThanItsLimit(MemoryDriver):
+    async def purge(self, *, now: float, limit: int) -> int:
+        return await super().purge(now=now, limit=limit + 1)
+
+
+@pytest.mark.parametrize("broken", FAULTS, ids=lambda broken: broken.__name__)
+async def test_a_driver_with_a_known_fault_fails_the_suite(broken: Callable[[], MemoryDriver]) -> None:
+    caught: dict[str, str] = {}
+    for check in CONTRACT:
+        try:
+            await _run(check, broken())
+        except Exception as error:
+            caught[check.__name__] = repr(error)
+    assert caught
+
+
+async def test_a_driver_that_only_hands_through_is_caught_by_no_check() -> None:
+    # The faults above are caught for what they do, and not for being subclasses.
+    for harmless in (Mangling, Sealing):
+        for check in CONTRACT:
+            await _run(check, harmless())

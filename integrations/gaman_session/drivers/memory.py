@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
@@ -27,7 +28,7 @@ class MemoryDriver:
     shared = False
 
     def __init__(self, *, max_sessions: int = 100_000) -> None:
-        if not isinstance(max_sessions, int) or max_sessions < 1:
+        if not isinstance(max_sessions, int) or isinstance(max_sessions, bool) or max_sessions < 1:
             raise ConfigError(f"the memory driver has max_sessions={max_sessions!r}; it takes a whole number above 0")
         self._max_sessions = max_sessions
         self._sessions: OrderedDict[str, Record] = OrderedDict()
@@ -109,14 +110,17 @@ class MemoryDriver:
             cursor = tomb and tomb.successor
 
     async def purge(self, *, now: float, limit: int) -> int:
-        """Remove what is over, looking at no more than *limit* deadlines."""
+        """Remove what is over, and let others have their turn every *limit* deadlines."""
         removed = 0
         while self._tombs and removed < limit and next(iter(self._tombs.values())).until <= now:
             self._tombs.popitem(last=False)
             removed += 1
-        for _ in range(limit - removed):
-            if not self._deadlines or self._deadlines[0][0] > now:
-                break
+        looked_at = 0
+        while removed < limit and self._deadlines and self._deadlines[0][0] <= now:
+            looked_at += 1
+            if looked_at % limit == 0:
+                await asyncio.sleep(0)
+                continue
             _, id = heappop(self._deadlines)
             record = self._sessions.get(id)
             if record is not None and record.deadline > now:

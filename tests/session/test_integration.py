@@ -1,0 +1,738 @@
+"""The session among hooks: caches, cookies, start-up and shutdown, failures, and other integrations."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+import anyio
+import pytest
+
+from gaman import App, ConfigError, Context, HTTPError, Integration, Response
+from gaman.session import Driver, Outcome, Record, Session, SessionStoreError, session
+from gaman_session import _integration
+from gaman_session.drivers.memory import MemoryDriver
+from tests.conftest import Answer, Ask
+from tests.session.sites import SECRET, Browser, Clock, Sealing, Site, Work, getting, serving, setting
+
+pytestmark = pytest.mark.anyio
+
+Handle = Callable[[Context], Awaitable[Any]]
+
+
+@asynccontextmanager
+async def running(handle: Handle, *others: Integration, first: bool = False, **options: Any) -> AsyncIterator[App]:
+    """An application with sessions and *others*, which come *first* in its list or after the session."""
+    ours = session(**{"secret": SECRET, **options})
+    app = App({"/": handle}, integrations=[*others, ours] if first else [ours, *others])
+    await app.load()
+    try:
+        yield app
+    finally:
+        await app.shutdown()
+
+
+def cookie_of(answer: Answer) -> dict[str, str]:
+    """Return the headers with which a browser comes back."""
+    (line,) = answer.headers.getall("set-cookie")
+    return {"cookie": line.partition(";")[0], "host": "testserver"}
+
+
+async def remember(ctx: Context) -> str:
+    await ctx.session.set("key", "value")
+    return "remembered"
+
+
+async def recall(ctx: Context) -> Any:
+    return Response.json(await ctx.session.all())
+
+
+def doing(work: Callable[[Session], Any]) -> Work:
+    """Return *work*, be it an async function or a plain one, as an async function."""
+
+    async def done(session: Session) -> Any:
+        result = work(session)
+        return await result if asyncio.iscoroutine(result) else result
+
+    return done
+
+
+# Caches
+
+CALLS: dict[str, Callable[[Session], Any]] = {
+    "get": lambda session: session.get("key"),
+    "has": lambda session: session.has("key"),
+    "all": lambda session: session.all(),
+    "set": lambda session: session.set("key", 1),
+    "delete": lambda session: session.delete("key"),
+    "pop": lambda session: session.pop("key"),
+    "clear": lambda session: session.clear(),
+    "update": lambda session: session.update("key", lambda value: value),
+    "regenerate": lambda session: session.regenerate(),
+    "save": lambda session: session.save(),
+    "id": lambda session: session.id,
+    "is_new": lambda session: session.is_new,
+}
+
+
+@pytest.mark.parametrize("visitor", ["a new visitor", "one who comes back"])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+async def test_a_response_whose_session_was_used_is_kept_from_shared_caches(
+    site: Site, visitor: str, call: Callable[[Session], Any]
+) -> None:
+    browser = site.browser()
+    if visitor == "one who comes back":
+        await browser.do(setting(key="value", other="value"))
+    reply = await browser.request(doing(call))
+    assert reply.status == 200
+    assert reply.headers.getall("vary") == ["Cookie"]
+    assert reply.headers.getall("cache-control") == ["no-store"]
+
+
+async def test_a_response_whose_session_was_left_alone_is_as_the_handler_made_it(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(key="value"))
+    reply = await browser.request(doing(lambda session: None))
+    assert sorted(reply.headers) == ["content-length", "content-type"]
+
+
+async def test_an_error_that_depends_on_the_session_is_kept_from_shared_caches(driver: Driver | None, ask: Ask) -> None:
+    async def handle(ctx: Context) -> str:
+        if ctx.query.get("use"):
+            await ctx.session.get("user")
+        if ctx.query.get("fail"):
+            raise ValueError("it fails")
+        raise HTTPError(403)
+
+    async with running(handle, driver=driver) as app:
+        for target, status in (("/?use=1", 403), ("/?use=1&fail=1", 500)):
+            answer = await ask(app, target)
+            assert answer.status == status
+            assert answer.headers.get("cache-control") == "no-store"
+            assert answer.headers.get("vary") == "Cookie"
+        answer = await ask(app, "/")
+        assert answer.status == 403
+        assert "vary" not in answer.headers
+        assert "cache-control" not in answer.headers
+
+
+@pytest.mark.parametrize("own", ["private, max-age=60", "public, max-age=600", "no-cache", ""], ids=repr)
+async def test_the_handlers_own_cache_control_stays(site: Site, own: str) -> None:
+    reply = await site.request(getting("key"), response=Response("done", headers={"Cache-Control": own}))
+    assert reply.headers.getall("cache-control") == [own]
+    assert reply.headers.getall("vary") == ["Cookie"]
+
+
+@pytest.mark.parametrize("own", ["Cookie", "cookie", "COOKIE", "Accept, Cookie", "Accept,cookie,Origin", "Cookie ,Accept"])
+async def test_a_vary_that_names_the_cookie_is_not_doubled(site: Site, own: str) -> None:
+    reply = await site.request(getting("key"), response=Response("done", headers={"Vary": own}))
+    assert reply.headers.getall("vary") == [own]
+    assert reply.headers.getall("cache-control") == ["no-store"]
+
+
+async def test_of_two_vary_fields_either_may_name_the_cookie(site: Site) -> None:
+    response = Response("done", headers=[("Vary", "Cookie"), ("Vary", "Accept")])
+    reply = await site.request(getting("key"), response=response)
+    assert reply.headers.getall("vary") == ["Cookie", "Accept"]
+
+
+@pytest.mark.parametrize("own", ["Accept-Encoding", "X-Cookie-Consent", "Cookies, Accept"])
+async def test_a_vary_that_names_something_else_is_kept_and_joined(site: Site, own: str) -> None:
+    reply = await site.request(getting("key"), response=Response("done", headers={"Vary": own}))
+    names = [name.strip() for field in reply.headers.getall("vary") for name in field.split(",")]
+    assert names == [*own.split(", "), "Cookie"]
+
+
+async def test_a_response_that_a_handler_keeps_for_all_requests_stays_clean(driver: Driver | None, ask: Ask) -> None:
+    kept = Response("always the same")
+
+    async def handle(ctx: Context) -> Response:
+        if ctx.query.get("use"):
+            await ctx.session.set("key", "value")
+        return kept
+
+    async with running(handle, driver=driver) as app:
+        before = await ask(app)
+        for _ in range(2):
+            used = await ask(app, "/?use=1")
+            assert used.headers.getall("vary") == ["Cookie"]
+        assert list((await ask(app)).headers.items()) == list(before.headers.items())
+
+
+async def test_a_response_that_another_hook_keeps_for_all_requests_stays_clean(driver: Driver | None, ask: Ask) -> None:
+    kept = Response("always the same")
+
+    async def handle(ctx: Context) -> str:
+        return str(await ctx.session.get("key")) if ctx.query.get("use") else ""
+
+    async with running(handle, Integration(name="other", on_response=lambda ctx, response: kept), driver=driver) as app:
+        for _ in range(2):
+            used = await ask(app, "/?use=1")
+            assert used.headers.getall("vary") == ["Cookie"]
+            assert used.headers.getall("cache-control") == ["no-store"]
+        assert "vary" not in (await ask(app)).headers
+
+
+# The cookie
+
+
+@pytest.mark.parametrize("driver", [None, {"type": "memory"}], ids=["cookies", "memory"])
+@pytest.mark.parametrize(
+    ("options", "name", "attributes"),
+    [
+        ({}, "__Host-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"),
+        ({"max_age": 60}, "__Host-gaman", "Max-Age=60; Path=/; Secure; HttpOnly; SameSite=Lax"),
+        ({"secure": False}, "gaman", "Max-Age=86400; Path=/; HttpOnly; SameSite=Lax"),
+        ({"same_site": "strict"}, "__Host-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Strict"),
+        ({"same_site": "none"}, "__Host-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=None"),
+        ({"domain": "example.com"}, "gaman", "Max-Age=86400; Path=/; Domain=example.com; Secure; HttpOnly; SameSite=Lax"),
+        ({"path": "/app"}, "gaman", "Max-Age=86400; Path=/app; Secure; HttpOnly; SameSite=Lax"),
+        ({"partitioned": True}, "__Host-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax; Partitioned"),
+        ({"cookie_name": "sid"}, "sid", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"),
+        ({"idle_timeout": 60}, "__Host-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"),
+        ({"encrypt": True, "serializer": "json"}, "__Host-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"),
+    ],
+    ids=str,
+)
+async def test_the_cookie_has_the_attributes_that_were_asked_for(
+    clock: Clock, driver: Any, options: dict[str, Any], name: str, attributes: str
+) -> None:
+    async with serving(Site(driver, clock, **options)) as site:
+        browser = site.browser()
+        began = (await browser.request(setting(key="value"))).set_cookie
+        assert began == f"{name}={browser.token}; {attributes}"
+        # A browser forgets a cookie where the rest of its attributes are the same.
+        ended = (await browser.request(doing(lambda session: session.clear()))).set_cookie
+        assert ended is not None
+        assert ended == f"{name}=; Max-Age=0; {attributes.partition('; ')[2]}"
+
+
+async def test_a_cookie_that_ends_with_the_browser_has_no_max_age(site: Site) -> None:
+    async def work(session: Session) -> None:
+        await session.set("key", "value")
+        await session.regenerate(max_age=0)
+
+    browser = site.browser()
+    line = (await browser.request(work)).set_cookie
+    assert line == f"{site.cookie_name}={browser.token}; Path=/; Secure; HttpOnly; SameSite=Lax"
+
+
+@pytest.mark.parametrize("call", ["get", "has", "all", "id", "is_new", "save"])
+async def test_reading_sends_no_cookie(site: Site, call: str) -> None:
+    browser = site.browser()
+    assert (await browser.request(doing(CALLS[call]))).set_cookie is None
+    await browser.do(setting(key="value"))
+    assert (await browser.request(doing(CALLS[call]))).set_cookie is None
+
+
+@pytest.mark.parametrize("call", ["delete", "pop", "clear"])
+async def test_taking_from_a_visitor_who_has_nothing_sends_no_cookie(site: Site, call: str) -> None:
+    assert (await site.request(doing(CALLS[call]))).set_cookie is None
+
+
+async def test_the_sessions_cookie_and_the_handlers_own_do_not_disturb_each_other(driver: Driver | None, ask: Ask) -> None:
+    async def handle(ctx: Context) -> str:
+        ctx.cookies.set("theme", "dark")
+        await ctx.session.set("key", "value")
+        return "done"
+
+    async with running(handle, driver=driver) as app:
+        names = [line.partition("=")[0] for line in (await ask(app)).headers.getall("set-cookie")]
+    assert sorted(names) == ["__Host-gaman", "theme"]
+
+
+def _asked_over(scheme: str, host: str | None) -> dict[str, Any]:
+    return {"headers": {} if host is None else {"host": host}, "scope": {"scheme": scheme}}
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "example.com",
+        "example.com:8000",
+        "192.168.1.5:3431",
+        "localhost.example.com",
+        "127.0.0.1.example.com",
+        "mylocalhost",
+        "[::2]",
+    ],
+)
+async def test_a_secure_cookie_over_plain_http_is_warned_of_exactly_once(
+    driver: Driver | None, ask: Ask, caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    async with running(remember, driver=driver) as app:
+        for _ in range(3):
+            assert (await ask(app, **_asked_over("http", host))).status == 200
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("gaman", logging.WARNING)
+    for word in ("Secure", host, "HTTP", "secure=False"):
+        assert word in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "host"),
+    [
+        ("http", "localhost"),
+        ("http", "localhost:3431"),
+        ("http", "LocalHost:3431"),
+        ("http", "127.0.0.1"),
+        ("http", "127.0.0.1:3431"),
+        ("http", "127.1.2.3"),
+        ("http", "[::1]"),
+        ("http", "[::1]:3431"),
+        ("http", "x.localhost"),
+        ("http", "shop.x.localhost:3431"),
+        ("https", "example.com"),
+        ("https", "192.168.1.5:3431"),
+    ],
+)
+async def test_where_browsers_keep_a_secure_cookie_nothing_is_warned_of(
+    driver: Driver | None, ask: Ask, caplog: pytest.LogCaptureFixture, scheme: str, host: str
+) -> None:
+    async with running(remember, driver=driver) as app:
+        answer = await ask(app, **_asked_over(scheme, host))
+        assert "; Secure" in answer.headers.getall("set-cookie")[0]
+    assert caplog.records == []
+
+
+async def test_a_local_request_does_not_use_up_the_warning(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(remember) as app:
+        await ask(app, **_asked_over("http", "localhost"))
+        await ask(app, **_asked_over("https", "example.com"))
+        assert caplog.records == []
+        await ask(app, **_asked_over("http", "example.com"))
+        assert len(caplog.records) == 1
+
+
+async def test_plain_http_is_fine_where_no_secure_cookie_is_sent(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(remember, secure=False) as app:
+        assert "Secure" not in (await ask(app, **_asked_over("http", "example.com"))).headers.getall("set-cookie")[0]
+    async with running(recall) as app:
+        await ask(app, **_asked_over("http", "example.com"))
+    assert caplog.records == []
+
+
+# Start-up and shutdown
+
+
+class Recording(Sealing):
+    """Writes down what is asked of it, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+        self.failing: set[str] = set()
+
+    def _note(self, event: str) -> None:
+        self.events.append(event)
+        if event in self.failing:
+            try:
+                raise OSError("the store is out of reach")
+            except OSError as cause:
+                raise SessionStoreError("recording", event) from cause
+
+    async def open(self) -> None:
+        self._note("open")
+        await super().open()
+
+    async def close(self) -> None:
+        self._note("close")
+
+    async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        self._note("load")
+        return await super().load(id, now=now)
+
+    async def create(self, id: str, record: Record) -> None:
+        self._note("create")
+        await super().create(id, record)
+
+    async def apply(self, id: str, sets: Any, deletes: Any, *, now: float, deadline: float | None) -> Outcome:
+        self._note("apply")
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline)
+
+    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+        self._note("swap")
+        return await super().swap(id, field, old, new, now=now, deadline=deadline)
+
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        self._note("rename")
+        return await super().rename(id, new_id, record, version=version, now=now)
+
+    async def destroy(self, id: str, *, now: float) -> None:
+        self._note("destroy")
+        await super().destroy(id, now=now)
+
+    async def purge(self, *, now: float, limit: int) -> int:
+        self._note("purge")
+        return await super().purge(now=now, limit=limit)
+
+
+async def test_the_driver_is_open_before_the_first_request_and_closed_after_the_last(ask: Ask) -> None:
+    driver = Recording()
+    other = Integration(
+        name="other",
+        on_load=lambda app: driver.events.append("other loads"),
+        on_shutdown=lambda app: driver.events.append("other shuts down"),
+    )
+    async with running(remember, other, first=True, driver=driver) as app:
+        driver.events.append("first request")
+        await ask(app)
+    assert driver.events == ["open", "other loads", "first request", "create", "other shuts down", "close"]
+
+
+async def test_a_driver_that_cannot_open_stops_the_start_up_with_its_reason() -> None:
+    driver = Recording()
+    driver.failing = {"open"}
+    with pytest.raises(SessionStoreError, match="could not open"):
+        async with running(remember, driver=driver):
+            pytest.fail("the application has started")
+    assert driver.events == ["open"]
+
+
+@pytest.mark.parametrize("driver", [{"type": "memory"}, MemoryDriver()], ids=["by name", "an object"])
+async def test_sessions_in_memory_refuse_to_start_with_two_workers(driver: Any) -> None:
+    app = App({"/": remember}, integrations=[session(SECRET, driver)])
+    app.workers = 2
+    with pytest.raises(ConfigError) as caught:
+        await app.load()
+    for word in ("memory", "2 workers", "workers=1", "another driver"):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("driver", [None, Sealing()], ids=["cookies", "a shared store"])
+async def test_sessions_that_all_workers_see_start_with_two(driver: Any, ask: Ask) -> None:
+    app = App({"/": remember}, integrations=[session(SECRET, driver)])
+    app.workers = 2
+    await app.load()
+    assert (await ask(app)).status == 200
+    await app.shutdown()
+
+
+async def test_shutdown_leaves_no_task_behind(driver: Driver | None) -> None:
+    before = asyncio.all_tasks()
+    async with running(remember, driver=driver):
+        await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+
+
+class Swept(MemoryDriver):
+    """Tells of each purge, whose results are given beforehand: a number, or an error to raise."""
+
+    def __init__(self, *results: int | Exception) -> None:
+        super().__init__()
+        self.results = list(results)
+        self.purges: list[tuple[float, int]] = []
+        self.is_done = asyncio.Event()
+
+    async def purge(self, *, now: float, limit: int) -> int:
+        self.purges.append((now, limit))
+        if not self.results:
+            self.is_done.set()
+            return 0
+        result = self.results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+async def test_expired_sessions_are_swept_from_the_store(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 0)
+    driver = MemoryDriver()
+    async with serving(Site(driver, clock, max_age=100)) as site:
+        await site.browser().do(setting(key="old"))
+        clock.now += 50
+        await site.browser().do(setting(key="young"))
+        clock.now += 50
+        with anyio.fail_after(5):
+            while len(driver) > 1:  # noqa: ASYNC110 - the sweeper has no bell
+                await asyncio.sleep(0)
+        assert [record.fields for record in driver._sessions.values()] == [{"key": b"\xa5young"}]
+
+
+async def test_the_sweeper_judges_by_the_clock_and_takes_a_batch_at_a_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 0)
+    driver = Swept()
+    async with serving(Site(driver, clock)):
+        with anyio.fail_after(5):
+            await driver.is_done.wait()
+    assert driver.purges[0] == (clock.now, _integration._SWEEP_BATCH)
+
+
+async def test_the_sweeper_goes_on_at_once_where_there_is_more(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(Swept):
+        async def purge(self, *, now: float, limit: int) -> int:
+            # From here on, a pause would outlast the test.
+            monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 3600)
+            return await super().purge(now=now, limit=limit)
+
+    monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 0)
+    driver = Full(1000, 1000, 3)
+    async with serving(Site(driver, clock)):
+        with anyio.fail_after(5):
+            await driver.is_done.wait()
+        assert len(driver.purges) == 4
+
+
+async def test_the_sweeper_survives_a_purge_that_raises(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 0)
+    driver = Swept(RuntimeError("a bug"), SessionStoreError("swept", "purge"), 5)
+    async with serving(Site(driver, clock)):
+        with anyio.fail_after(5):
+            await driver.is_done.wait()
+    assert len(driver.purges) >= 4
+    failures = [record for record in caplog.records if record.exc_info is not None]
+    assert len(failures) == 2
+    assert {(record.name, record.levelno) for record in failures} == {("gaman", logging.ERROR)}
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "is_kept"),
+    [
+        (ValueError("it fails"), 500, False),
+        (HTTPError(400), 400, True),
+        (HTTPError(404, "no such thing"), 404, True),
+        (HTTPError(499), 499, True),
+        (HTTPError(500), 500, False),
+        (HTTPError(503), 503, False),
+        (Response("no", 400), 400, True),
+        (Response("no", 500), 500, False),
+        (Response("no", 599), 599, False),
+        (Response.redirect("/"), 302, True),
+    ],
+    ids=lambda value: getattr(value, "status", None) and f"{type(value).__name__} {value.status}" or str(value),
+)
+async def test_an_error_undoes_the_request_and_an_answer_does_not(
+    driver: Driver | None, ask: Ask, end: Exception | Response, status: int, is_kept: bool
+) -> None:
+    async def handle(ctx: Context) -> Any:
+        if ctx.query.get("recall"):
+            return await recall(ctx)
+        await ctx.session.set("key", ctx.query.get("value"))
+        if not ctx.query.get("fail"):
+            return "done"
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    async with running(handle, driver=driver) as app:
+        browser = cookie_of(await ask(app, "/?value=old"))
+        answer = await ask(app, "/?value=new&fail=1", headers=browser)
+        assert answer.status == status
+        if answer.headers.getall("set-cookie"):
+            assert is_kept
+            browser = cookie_of(answer)
+        found = (await ask(app, "/?recall=1", headers=browser)).text
+        assert found == ('{"key":"new"}' if is_kept else '{"key":"old"}')
+        # For a visitor without a session, nothing begins.
+        assert len((await ask(app, "/?value=new&fail=1")).headers.getall("set-cookie")) == is_kept
+
+
+@pytest.mark.parametrize("call", ["clear", "regenerate", "delete"])
+async def test_an_error_undoes_a_logout_and_a_new_id_too(site: Site, call: str) -> None:
+    async def work(session: Session) -> None:
+        await doing(CALLS[call])(session)
+        raise ValueError("it fails")
+
+    browser = site.browser()
+    await browser.do(setting(key="value"))
+    token = browser.token
+    reply = await browser.request(work)
+    assert (reply.status, reply.set_cookie, browser.token) == (500, None, token)
+    assert await browser.all() == {"key": "value"}
+
+
+def mending(**settings: Any) -> Integration:
+    """An integration that turns every error into an answer of 200."""
+    return Integration(name="mending", on_error=lambda ctx, error: Response("mended"), **settings)
+
+
+async def _failing(ctx: Context) -> Any:
+    if ctx.query.get("recall"):
+        return await recall(ctx)
+    await ctx.session.set("key", ctx.query.get("value"))
+    if ctx.query.get("fail"):
+        raise ValueError("it fails")
+    return "done"
+
+
+@pytest.mark.parametrize("priority", ["very-high", "normal", "very-low"])
+@pytest.mark.parametrize("first", [False, True], ids=["listed after the session", "listed before the session"])
+async def test_an_error_that_a_hook_has_mended_still_undoes_what_came_before(
+    driver: Driver | None, ask: Ask, priority: Any, first: bool
+) -> None:
+    async with running(_failing, mending(priority=priority), first=first, driver=driver) as app:
+        browser = cookie_of(await ask(app, "/?value=old"))
+        answer = await ask(app, "/?value=new&fail=1", headers=browser)
+        assert (answer.status, answer.text) == (200, "mended")
+        assert answer.headers.getall("set-cookie") == []
+        assert (await ask(app, "/?recall=1", headers=browser)).text == '{"key":"old"}'
+
+
+async def test_what_a_mending_hook_sets_after_the_error_is_kept(driver: Driver | None, ask: Ask) -> None:
+    async def mend(ctx: Context, error: Exception) -> Response:
+        await ctx.session.set("failed", str(error))
+        return Response("mended")
+
+    async with running(_failing, Integration(name="mending", on_error=mend), driver=driver) as app:
+        answer = await ask(app, "/?value=new&fail=1")
+        assert answer.status == 200
+        assert (await ask(app, "/?recall=1", headers=cookie_of(answer))).text == '{"failed":"it fails"}'
+
+
+# Other integrations
+
+
+@pytest.mark.parametrize("priority", ["high", "normal", "very-low"])
+@pytest.mark.parametrize("hook", ["on_request", "on_response"])
+async def test_the_hooks_of_another_integration_have_the_session(driver: Driver | None, ask: Ask, priority: Any, hook: str) -> None:
+    async def count(ctx: Context, response: Response | None = None) -> None:
+        await ctx.session.set("count", await ctx.session.get("count", 0) + 1)
+
+    async def handle(ctx: Context) -> str:
+        return str(await ctx.session.get("count", 0))
+
+    other = Integration(name="other", priority=priority, **{hook: count})
+    async with running(handle, other, first=True, driver=driver) as app:
+        browser: dict[str, str] = {}
+        for seen in (1, 2, 3) if hook == "on_request" else (0, 1, 2):
+            answer = await ask(app, headers=browser)
+            assert answer.text == str(seen)
+            assert answer.headers.get("cache-control") == "no-store"
+            if answer.headers.getall("set-cookie"):
+                browser = cookie_of(answer)
+
+
+async def test_another_hook_that_fails_on_the_way_out_undoes_the_request(driver: Driver | None, ask: Ask) -> None:
+    def fail(ctx: Context, response: Response) -> None:
+        if ctx.query.get("fail"):
+            raise ValueError("it fails")
+
+    async def handle(ctx: Context) -> Any:
+        if ctx.query.get("recall"):
+            return await recall(ctx)
+        await ctx.session.set("key", ctx.query.get("value"))
+        return "done"
+
+    async with running(handle, Integration(name="other", on_response=fail), driver=driver) as app:
+        browser = cookie_of(await ask(app, "/?value=old"))
+        answer = await ask(app, "/?value=new&fail=1", headers=browser)
+        assert answer.status == 500
+        assert answer.headers.getall("set-cookie") == []
+        assert (await ask(app, "/?recall=1", headers=browser)).text == '{"key":"old"}'
+
+
+@pytest.mark.parametrize(
+    ("early", "status"),
+    [(Response("early"), 200), (HTTPError(403), 403), (ValueError("it fails"), 500)],
+    ids=["answers", "refuses", "fails"],
+)
+async def test_a_hook_that_ends_a_request_before_the_session_begins_breaks_nothing(
+    driver: Driver | None, ask: Ask, caplog: pytest.LogCaptureFixture, early: Response | Exception, status: int
+) -> None:
+    def end(ctx: Context) -> Response:
+        if isinstance(early, Exception):
+            raise early
+        return early
+
+    other = Integration(name="other", priority="very-high", on_request=end)
+    async with running(remember, other, first=True, driver=driver) as app:
+        answer = await ask(app)
+    assert answer.status == status
+    assert answer.headers.getall("set-cookie") == []
+    assert "vary" not in answer.headers
+    # The failure itself is logged, and no other on its heels.
+    assert len(caplog.records) == (status == 500)
+
+
+async def test_without_the_integration_the_error_names_the_line_to_add(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    assert (await ask(App({"/": remember}))).status == 500
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert "integrations=[session(...)]" in str(record.exc_info[1])
+
+
+# A store that fails
+
+
+async def _update(session: Session) -> Any:
+    return await session.update("key", lambda value: value + 1)
+
+
+FAILURES: dict[str, tuple[str, Work]] = {
+    "load": ("load", getting("key")),
+    "apply": ("apply", setting(key=2)),
+    "swap": ("swap", _update),
+    "rename": ("rename", doing(lambda session: session.regenerate())),
+    "destroy": ("destroy", doing(lambda session: session.clear())),
+}
+
+
+@pytest.mark.parametrize(("failing", "work"), FAILURES.values(), ids=FAILURES)
+async def test_a_store_that_fails_is_503_and_nobody_is_logged_out(
+    clock: Clock, caplog: pytest.LogCaptureFixture, failing: str, work: Work
+) -> None:
+    driver = Recording()
+    async with serving(Site(driver, clock)) as site:
+        browser = site.browser()
+        await browser.do(setting(key=1))
+        driver.failing = {failing}
+        reply = await browser.request(work)
+        assert failing in driver.events
+        assert (reply.status, reply.set_cookie) == (503, None)
+        assert b"out of reach" not in reply.body
+        assert "out of reach" in caplog.text
+        driver.failing = set()
+        assert await browser.all() == {"key": 1}
+
+
+async def test_a_session_that_cannot_begin_is_503_and_no_cookie(clock: Clock) -> None:
+    driver = Recording()
+    driver.failing = {"create"}
+    async with serving(Site(driver, clock)) as site:
+        reply = await site.request(setting(key=1))
+        assert (reply.status, reply.set_cookie) == (503, None)
+
+
+@pytest.mark.parametrize("failing", ["load", "apply"])
+async def test_the_answer_of_a_store_that_fails_is_kept_from_shared_caches_too(clock: Clock, failing: str) -> None:
+    driver = Recording()
+    async with serving(Site(driver, clock)) as site:
+        browser = site.browser()
+        await browser.do(setting(key=1))
+        driver.failing = {failing}
+        reply = await browser.request(FAILURES[failing][1])
+        assert reply.status == 503
+        assert reply.headers.getall("cache-control") == ["no-store"]
+
+
+async def test_a_store_that_fails_is_no_matter_to_who_leaves_the_session_alone(clock: Clock) -> None:
+    driver = Recording()
+    async with serving(Site(driver, clock)) as site:
+        browser = site.browser()
+        await browser.do(setting(key=1))
+        driver.failing = {"load", "apply", "create", "destroy"}
+        assert (await browser.request(doing(lambda session: None))).status == 200
+
+
+async def test_a_handler_may_go_on_without_a_store_that_fails(clock: Clock) -> None:
+    async def work(session: Session) -> str:
+        try:
+            return str(await session.get("key"))
+        except SessionStoreError:
+            return "no idea"
+
+    driver = Recording()
+    async with serving(Site(driver, clock)) as site:
+        browser = Browser(site)
+        await browser.do(setting(key=1))
+        driver.failing = {"load"}
+        reply = await browser.request(work)
+        assert (reply.status, reply.result, reply.set_cookie) == (200, "no idea", None)

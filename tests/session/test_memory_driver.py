@@ -1,0 +1,322 @@
+"""The memory driver holds its bound whatever comes, and lets go of what is over."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+
+from gaman.session import TOMBSTONE, Outcome, Record
+from gaman_session._sealing import Keyring, handle
+from gaman_session.drivers.memory import MemoryDriver
+from tests.session.sites import SECRET, Clock, Site, getting, serving, setting
+
+pytestmark = pytest.mark.anyio
+
+NOW = 1_800_000_000.0
+
+
+def record(lasts: float = 1000, *, deadline: float | None = None, now: float = NOW) -> Record:
+    return Record({"key": b"value"}, now, now + lasts, now + (lasts if deadline is None else deadline))
+
+
+def id_of(number: int) -> str:
+    return f"{number:064x}"
+
+
+async def is_there(driver: MemoryDriver, number: int, now: float = NOW) -> bool:
+    return isinstance(await driver.load(id_of(number), now=now), Record)
+
+
+async def filled(max_sessions: int, count: int) -> MemoryDriver:
+    driver = MemoryDriver(max_sessions=max_sessions)
+    for number in range(count):
+        await driver.create(id_of(number), record())
+    return driver
+
+
+def sizes(driver: MemoryDriver) -> tuple[int, int, int]:
+    return len(driver._sessions), len(driver._tombs), len(driver._deadlines)
+
+
+def highest(first: tuple[int, int, int], second: tuple[int, int, int]) -> tuple[int, int, int]:
+    return max(first[0], second[0]), max(first[1], second[1]), max(first[2], second[2])
+
+
+# The bound
+
+
+async def test_the_bound_holds_under_a_flood_of_new_sessions() -> None:
+    driver, most = MemoryDriver(max_sessions=100), 0
+    one = record()
+    for number in range(150_000):
+        await driver.create(id_of(number), one)
+        most = max(most, len(driver._deadlines))
+        assert len(driver) <= 100
+    assert len(driver) == 100
+    assert most <= 2 * 100 + 1001
+
+
+async def test_the_bound_holds_where_each_session_is_ended_at_once() -> None:
+    driver, most = MemoryDriver(max_sessions=100), (0, 0, 0)
+    for number in range(20_000):
+        await driver.create(id_of(number), record())
+        await driver.destroy(id_of(number), now=NOW)
+        most = highest(most, sizes(driver))
+    assert most[0] == 0
+    assert most[1] == 100
+    assert most[2] <= 2 * 100 + 1001
+
+
+async def test_the_bound_holds_where_one_session_is_renamed_for_ever() -> None:
+    driver, most = await filled(100, 1), (0, 0, 0)
+    for number in range(20_000):
+        assert await driver.rename(id_of(number), id_of(number + 1), record(), version=0, now=NOW) is Outcome.WRITTEN
+        most = highest(most, sizes(driver))
+    assert most[0] == 1
+    assert most[1] == 100
+    assert most[2] <= 2 * 100 + 1001
+
+
+async def test_the_bound_holds_where_one_session_is_used_for_ever() -> None:
+    driver = MemoryDriver(max_sessions=100)
+    await driver.create(id_of(0), record(1_000_000, deadline=10))
+    for now in range(int(NOW), int(NOW) + 5000):
+        assert await driver.apply(id_of(0), {"key": b"%d" % now}, (), now=now, deadline=now + 10) is Outcome.WRITTEN
+    assert sizes(driver) == (1, 0, 1)
+
+
+async def test_a_driver_of_one_session_keeps_the_last() -> None:
+    driver = await filled(1, 3)
+    assert [await is_there(driver, number) for number in range(3)] == [False, False, True]
+
+
+@pytest.mark.parametrize("old", [0, 3, 9])
+async def test_a_rename_in_a_full_store_takes_nobody_elses_place(old: int) -> None:
+    driver = await filled(10, 10)
+    assert await driver.rename(id_of(old), id_of(10), record(), version=0, now=NOW) is Outcome.WRITTEN
+    assert [number for number in range(11) if await is_there(driver, number)] == [n for n in range(11) if n != old]
+
+
+async def test_a_flood_of_visitors_who_store_nothing_stores_nothing() -> None:
+    driver, clock = MemoryDriver(max_sessions=10), Clock()
+    async with serving(Site(driver, clock)) as site:
+        browser = site.browser()
+        await browser.do(setting(key="value"))
+        assert browser.token is not None
+        for i in range(200):
+            forged = browser.token[:-1] + "ABCDEFGH"[i % 8]
+            await site.request(getting("key"), f"{site.cookie_name}={forged}")
+            await site.request(getting("key"))
+        assert sizes(driver) == (1, 0, 1)
+        assert await browser.all() == {"key": "value"}
+
+
+# Who goes first
+
+
+async def test_the_least_recently_used_session_goes_first() -> None:
+    driver = await filled(3, 3)
+    await driver.load(id_of(0), now=NOW)
+    await driver.create(id_of(3), record())
+    assert [await is_there(driver, number) for number in range(4)] == [True, False, True, True]
+
+
+USES: dict[str, Callable[[MemoryDriver], object]] = {
+    "load": lambda driver: driver.load(id_of(0), now=NOW),
+    "apply": lambda driver: driver.apply(id_of(0), {"key": b"1"}, (), now=NOW, deadline=None),
+    "swap": lambda driver: driver.swap(id_of(0), "key", b"value", b"1", now=NOW, deadline=None),
+    "swap in vain": lambda driver: driver.swap(id_of(0), "key", b"other", b"1", now=NOW, deadline=None),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+async def test_each_use_makes_a_session_the_last_to_go(use: Callable[[MemoryDriver], object]) -> None:
+    driver = await filled(3, 3)
+    await use(driver)  # type: ignore[misc]
+    await driver.create(id_of(3), record())
+    await driver.create(id_of(4), record())
+    assert set(driver._sessions) == {id_of(0), id_of(3), id_of(4)}
+
+
+async def test_a_session_that_made_room_is_absent_and_was_not_ended() -> None:
+    driver = await filled(1, 2)
+    assert await driver.load(id_of(0), now=NOW) is None
+    assert await driver.apply(id_of(0), {"key": b"1"}, (), now=NOW, deadline=None) is Outcome.ABSENT
+
+
+async def test_a_full_store_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    driver = await filled(3, 3)
+    assert caplog.records == []
+    for number in range(3, 10):
+        await driver.create(id_of(number), record())
+    (warning,) = caplog.records
+    assert (warning.name, warning.levelno) == ("gaman", logging.WARNING)
+    assert "max_sessions=3" in warning.getMessage()
+
+
+# Expiry
+
+
+@pytest.mark.parametrize(("after", "there"), [(99.9, True), (100, False), (100.1, False)], ids=["before", "at", "after"])
+async def test_a_session_is_over_at_its_deadline_though_nobody_has_swept(after: float, there: bool) -> None:
+    driver = MemoryDriver()
+    await driver.create(id_of(0), record(1000, deadline=100))
+    assert await is_there(driver, 0, NOW + after) is there
+    assert len(driver) == there
+
+
+async def test_an_expired_session_is_absent_and_was_not_ended() -> None:
+    driver = MemoryDriver()
+    await driver.create(id_of(0), record(100))
+    assert await driver.apply(id_of(0), {"key": b"1"}, (), now=NOW + 100, deadline=None) is Outcome.ABSENT
+    await driver.destroy(id_of(0), now=NOW + 100)
+    assert await driver.load(id_of(0), now=NOW + 100) is None
+    assert sizes(driver)[:2] == (0, 0)
+
+
+# Purging
+
+
+async def test_a_purge_removes_so_many_at_most_and_says_how_many() -> None:
+    driver = MemoryDriver()
+    for number in range(25):
+        await driver.create(id_of(number), record(10))
+    assert [await driver.purge(now=NOW + 10, limit=10) for _ in range(4)] == [10, 10, 5, 0]
+    assert sizes(driver) == (0, 0, 0)
+
+
+async def test_a_purge_removes_what_is_over_and_nothing_else() -> None:
+    driver = MemoryDriver()
+    for number in range(10):
+        await driver.create(id_of(number), record(10 * (number + 1)))
+    assert await driver.purge(now=NOW + 50, limit=100) == 5
+    # Asked about the past, it would find what a purge has left.
+    assert [await is_there(driver, number) for number in range(10)] == [False] * 5 + [True] * 5
+
+
+async def test_nothing_to_purge_is_nothing() -> None:
+    assert await MemoryDriver().purge(now=NOW, limit=10) == 0
+    driver = await filled(10, 5)
+    assert await driver.purge(now=NOW + 999, limit=10) == 0
+    assert len(driver) == 5
+
+
+async def test_a_session_whose_deadline_has_moved_is_purged_at_the_new_one() -> None:
+    driver = MemoryDriver()
+    await driver.create(id_of(0), record(1000, deadline=100))
+    await driver.apply(id_of(0), {"key": b"1"}, (), now=NOW, deadline=NOW + 500)
+    assert await driver.purge(now=NOW + 100, limit=10) == 0
+    assert await driver.purge(now=NOW + 499, limit=10) == 0
+    assert len(driver) == 1
+    assert await driver.purge(now=NOW + 500, limit=10) == 1
+    assert sizes(driver) == (0, 0, 0)
+
+
+async def _purge_all(driver: MemoryDriver, now: float, limit: int) -> int:
+    """Sweep as the integration does, until there is nothing to do; return how many went."""
+    total = 0
+    while removed := await driver.purge(now=now, limit=limit):
+        assert removed <= limit
+        total += removed
+    return total
+
+
+async def test_sessions_that_were_ended_do_not_hide_those_that_expired() -> None:
+    driver = MemoryDriver()
+    for number in range(50):
+        await driver.create(id_of(number), record(10))
+        await driver.destroy(id_of(number), now=NOW)
+    for number in range(50, 60):
+        await driver.create(id_of(number), record(20))
+    assert await _purge_all(driver, NOW + TOMBSTONE, 10) == 60
+    assert sizes(driver) == (0, 0, 0)
+
+
+async def test_sessions_that_are_in_use_do_not_hide_those_that_expired() -> None:
+    driver = MemoryDriver()
+    for number in range(50):
+        await driver.create(id_of(number), record(1000, deadline=10))
+        await driver.apply(id_of(number), {"key": b"1"}, (), now=NOW, deadline=NOW + 500)
+    for number in range(50, 60):
+        await driver.create(id_of(number), record(20))
+    assert await _purge_all(driver, NOW + 20, 10) == 10
+    assert len(driver) == 50
+
+
+# Tombstones
+
+
+@pytest.mark.parametrize("end", ["destroy", "rename", "emptying"])
+async def test_a_tombstone_stands_for_a_minute_and_is_then_swept(end: str) -> None:
+    driver = await filled(10, 1)
+    if end == "destroy":
+        await driver.destroy(id_of(0), now=NOW)
+    elif end == "rename":
+        await driver.rename(id_of(0), id_of(1), record(), version=0, now=NOW)
+    else:
+        await driver.apply(id_of(0), {}, ["key"], now=NOW, deadline=None)
+    assert await driver.load(id_of(0), now=NOW + TOMBSTONE - 1) is Outcome.ENDED
+    assert await driver.purge(now=NOW + TOMBSTONE - 1, limit=10) == 0
+    assert await driver.load(id_of(0), now=NOW + TOMBSTONE) is None
+    assert await driver.purge(now=NOW + TOMBSTONE, limit=10) == 1
+    assert len(driver._tombs) == 0
+
+
+async def test_tombstones_are_swept_a_batch_at_a_time() -> None:
+    driver = await filled(100, 25)
+    for number in range(25):
+        await driver.destroy(id_of(number), now=NOW)
+    assert [await driver.purge(now=NOW + TOMBSTONE, limit=10) for _ in range(3)] == [10, 10, 5]
+
+
+async def test_of_too_many_tombstones_the_oldest_go() -> None:
+    driver = MemoryDriver(max_sessions=5)
+    for number in range(8):
+        await driver.create(id_of(number), record())
+        await driver.destroy(id_of(number), now=NOW + number)
+    found = [await driver.load(id_of(number), now=NOW + 8) for number in range(8)]
+    assert found == [None] * 3 + [Outcome.ENDED] * 5
+
+
+async def test_a_tombstone_holds_nothing_of_the_session() -> None:
+    driver = await filled(10, 1)
+    await driver.rename(id_of(0), id_of(1), record(), version=0, now=NOW)
+    assert driver._tombs[id_of(0)] == (NOW + TOMBSTONE, id_of(1))
+    await driver.destroy(id_of(1), now=NOW)
+    assert driver._tombs[id_of(1)] == (NOW + TOMBSTONE, None)
+
+
+# The rest
+
+
+async def test_closing_forgets_everything() -> None:
+    driver = await filled(10, 5)
+    await driver.destroy(id_of(0), now=NOW)
+    await driver.close()
+    assert sizes(driver) == (0, 0, 0)
+
+
+async def test_two_drivers_share_nothing() -> None:
+    first, second = await filled(10, 1), MemoryDriver()
+    assert await second.load(id_of(0), now=NOW) is None
+    assert await is_there(first, 0)
+
+
+async def test_the_store_knows_the_handle_and_never_the_id() -> None:
+    driver = MemoryDriver()
+    async with serving(Site(driver, Clock())) as site:
+        browser = site.browser()
+        await browser.do(setting(key="value"))
+        assert browser.token is not None
+        verified = Keyring([SECRET], site.cookie_name).verify_id(browser.token)
+        assert verified is not None
+        assert list(driver._sessions) == [handle(verified[0])]
+
+
+async def test_values_in_this_process_are_not_sealed_since_the_key_lies_beside_them() -> None:
+    driver = MemoryDriver()
+    async with serving(Site(driver, Clock())) as site:
+        await site.browser().do(setting(key="value"))
+        assert [kept.fields for kept in driver._sessions.values()] == [{"key": b"\xa5value"}]

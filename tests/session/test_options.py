@@ -1,0 +1,407 @@
+"""Options are checked when session() is called: what can't be raises ConfigError, which names the option and the mend."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from gaman import App, ConfigError, Context, GamanError, Integration, Response
+from gaman.session import Session, session
+from gaman_session.drivers.memory import MemoryDriver
+from tests.conftest import Ask
+from tests.session.sites import SECRET
+
+pytestmark = pytest.mark.anyio
+
+OTHER = "another secret of the tests, as long as that"
+SHORT = "a secret of 31 bytes, too short"
+# Chromium's limit for a cookie's age.
+FOUR_HUNDRED_DAYS = 400 * 86_400
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GAMAN_KEY", raising=False)
+
+
+def integrate(**options: Any) -> Integration:
+    return session(**{"secret": SECRET, **options})
+
+
+def refusal(**options: Any) -> str:
+    """Return the reason for which the options are refused."""
+    with pytest.raises(ConfigError) as caught:
+        integrate(**options)
+    return str(caught.value)
+
+
+def app_with(*integrations: Integration) -> App:
+    async def handle(ctx: Context) -> Response:
+        await ctx.session.set("count", await ctx.session.get("count", 0) + 1)
+        return Response.json(await ctx.session.get("count"))
+
+    return App({"/": handle}, integrations=integrations)
+
+
+async def set_cookie(ask: Ask, integration: Integration, cookie: str | None = None) -> str:
+    """Return the Set-Cookie line of a request that changes its session."""
+    app = app_with(integration)
+    await app.load()
+    try:
+        answer = await ask(app, headers={"host": "testserver", **({} if cookie is None else {"cookie": cookie})})
+    finally:
+        await app.shutdown()
+    assert answer.status == 200
+    (line,) = answer.headers.getall("set-cookie")
+    return line
+
+
+async def warnings_at_start(integration: Integration, caplog: pytest.LogCaptureFixture) -> list[str]:
+    app = app_with(integration)
+    with caplog.at_level(logging.WARNING):
+        await app.load()
+        await app.shutdown()
+    assert {record.name for record in caplog.records} <= {"gaman"}
+    assert {record.levelno for record in caplog.records} <= {logging.WARNING}
+    return [record.getMessage() for record in caplog.records]
+
+
+# Each option
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "mend"),
+    [
+        ("max_age", 0, "a whole number of seconds above 0"),
+        ("max_age", -1, "a whole number of seconds above 0"),
+        ("max_age", 1.5, "a whole number of seconds above 0"),
+        ("max_age", "86400", "a whole number of seconds above 0"),
+        ("max_age", None, "a whole number of seconds above 0"),
+        ("max_age", True, "a whole number of seconds above 0"),
+        ("idle_timeout", 0, "a whole number of seconds above 0"),
+        ("idle_timeout", -1, "a whole number of seconds above 0"),
+        ("idle_timeout", 0.5, "a whole number of seconds above 0"),
+        ("idle_timeout", "60", "a whole number of seconds above 0"),
+        ("idle_timeout", False, "a whole number of seconds above 0"),
+        ("secure", 1, "True or False"),
+        ("secure", None, "True or False"),
+        ("secure", "false", "True or False"),
+        ("partitioned", 1, "True or False"),
+        ("partitioned", None, "True or False"),
+        ("encrypt", 0, "True or False"),
+        ("encrypt", "no", "True or False"),
+        ("cookie_name", "", "letters, digits"),
+        ("cookie_name", "my cookie", "letters, digits"),
+        ("cookie_name", "a=b", "letters, digits"),
+        ("cookie_name", "a;b", "letters, digits"),
+        ("cookie_name", "a\nb", "letters, digits"),
+        ("cookie_name", "sitzung-ä", "letters, digits"),
+        ("cookie_name", 5, ""),
+        ("same_site", "Lax", "'lax', 'strict' or 'none'"),
+        ("same_site", "", "'lax', 'strict' or 'none'"),
+        ("same_site", None, "'lax', 'strict' or 'none'"),
+        ("same_site", True, "'lax', 'strict' or 'none'"),
+        ("same_site", ["lax"], ""),
+        ("domain", "", "a host name"),
+        ("domain", "example.com; Secure", "a host name"),
+        ("domain", "example.com\r\nX: y", "a host name"),
+        ("domain", 5, ""),
+        ("path", "", "begins with /"),
+        ("path", "app", "begins with /"),
+        ("path", "/a;b", "begins with /"),
+        ("path", "/a\nb", "begins with /"),
+        ("path", None, ""),
+        ("serializer", "pickle", "msgpack, json, or an object"),
+        ("serializer", "", "msgpack, json, or an object"),
+        ("serializer", 5, "encode(value) and decode(data, type)"),
+        ("serializer", object(), "encode(value) and decode(data, type)"),
+    ],
+    ids=lambda value: "an object" if type(value) is object else repr(value) if not isinstance(value, str) else value or "empty",
+)
+def test_a_bad_value_is_refused_with_the_options_name_and_what_it_takes(option: str, value: Any, mend: str) -> None:
+    reason = refusal(**{option: value})
+    assert option in reason or option.replace("_", " ") in reason
+    assert mend in reason
+
+
+def test_a_refused_option_is_an_error_of_gaman() -> None:
+    with pytest.raises(GamanError):
+        integrate(max_age=0)
+
+
+def test_an_option_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(TypeError, match="max_agee"):
+        integrate(max_agee=5)
+
+
+def test_a_lifetime_that_no_clock_reaches_is_refused() -> None:
+    # Accepted, it would fail in the first request that sets something.
+    assert "max_age" in refusal(max_age=10**30)
+
+
+# The secret
+
+
+async def test_the_secret_comes_from_the_environment_where_none_is_given(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAMAN_KEY", SECRET)
+    line = await set_cookie(ask, session())
+    assert await _count(ask, session(secret=SECRET), line) == 2
+
+
+async def test_a_secret_that_is_given_comes_before_the_environments(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAMAN_KEY", OTHER)
+    line = await set_cookie(ask, session(secret=SECRET))
+    assert await _count(ask, session(), line) == 1
+    monkeypatch.delenv("GAMAN_KEY")
+    assert await _count(ask, session(secret=SECRET), line) == 2
+
+
+async def _count(ask: Ask, integration: Integration, line: str) -> int:
+    """Return what the handler of app_with() counts to with the cookie of a Set-Cookie line."""
+    app = app_with(integration)
+    await app.load()
+    try:
+        return int((await ask(app, headers={"cookie": line.partition(";")[0]})).text)
+    finally:
+        await app.shutdown()
+
+
+def test_no_secret_at_all_is_an_error_that_says_how_to_make_one() -> None:
+    reason = refusal(secret=None)
+    for word in ("`gaman key`", "secret", "GAMAN_KEY"):
+        assert word in reason
+
+
+def test_an_empty_variable_in_the_environment_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAMAN_KEY", "")
+    assert "`gaman key`" in refusal(secret=None)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "",
+        "   ",
+        "\n",
+        [],
+        (),
+        [""],
+        [SECRET, ""],
+        ["", SECRET],
+        [SECRET, None],
+        [SECRET, 5],
+        5,
+        b"x" * 40,
+        [b"x" * 40],
+        "\ud800" * 40,
+        object(),
+    ],
+    ids=lambda value: "an object" if type(value) is object else ascii(value)[:30],
+)
+def test_what_is_no_secret_is_refused(secret: Any) -> None:
+    reason = refusal(secret=secret)
+    assert "secret" in reason
+    assert "`gaman key`" in reason
+    assert SECRET not in reason
+
+
+def test_secrets_without_an_order_are_refused_for_none_is_the_newest() -> None:
+    assert "secret" in refusal(secret={SECRET, OTHER})
+
+
+async def test_the_newest_of_several_secrets_seals_and_all_of_them_open(ask: Ask) -> None:
+    old = await set_cookie(ask, integrate(secret=SECRET))
+    rotated = await set_cookie(ask, integrate(secret=[OTHER, SECRET]))
+    assert await _count(ask, integrate(secret=(OTHER, SECRET)), old) == 2
+    assert await _count(ask, integrate(secret=OTHER), rotated) == 2
+    assert await _count(ask, integrate(secret=SECRET), rotated) == 1
+    assert await _count(ask, integrate(secret=OTHER), old) == 1
+
+
+async def test_a_short_secret_is_warned_of_once_at_start(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    integration = integrate(secret=SHORT)
+    assert caplog.records == []
+    (warning,) = await warnings_at_start(integration, caplog)
+    assert "31 bytes" in warning
+    assert "`gaman key`" in warning
+    assert SHORT not in warning
+    caplog.clear()
+    app = app_with(integrate(secret=SHORT))
+    await app.load()
+    for _ in range(3):
+        assert (await ask(app)).status == 200
+    await app.shutdown()
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("secret", "count"),
+    [(SHORT + "!", 0), ([SECRET, SHORT], 1), ([SHORT, "short too"], 2), ("é" * 16, 0), ("é" * 15, 1)],
+    ids=["of 32 bytes", "an old one", "two", "of 32 bytes in UTF-8", "of 30 bytes in UTF-8"],
+)
+async def test_each_secret_under_32_bytes_is_warned_of(secret: Any, count: int, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(await warnings_at_start(integrate(secret=secret), caplog)) == count
+
+
+@pytest.mark.parametrize(("max_age", "count"), [(FOUR_HUNDRED_DAYS, 0), (FOUR_HUNDRED_DAYS + 1, 1)], ids=["400 days", "more"])
+async def test_a_lifetime_that_browsers_cut_is_warned_of(max_age: int, count: int, caplog: pytest.LogCaptureFixture) -> None:
+    warnings = await warnings_at_start(integrate(max_age=max_age), caplog)
+    assert len(warnings) == count
+    assert all("max_age" in warning and "400 days" in warning for warning in warnings)
+
+
+async def test_ordinary_options_are_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    assert await warnings_at_start(integrate(driver={"type": "memory"}, idle_timeout=60), caplog) == []
+
+
+# The driver
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["sqlite", "", "Memory", "memory ", None, 5, ["memory"], "../memory", "drivers.memory"],
+    ids=lambda kind: repr(kind),
+)
+def test_an_unknown_type_of_driver_is_answered_with_those_there_are(kind: Any) -> None:
+    reason = refusal(driver={"type": kind})
+    assert repr(kind) in reason
+    assert "cookies" in reason
+    assert "memory" in reason
+
+
+def test_a_dict_without_a_type_is_answered_with_the_types() -> None:
+    reason = refusal(driver={"max_sessions": 5})
+    assert "type" in reason
+    assert "memory" in reason
+
+
+@pytest.mark.parametrize(
+    ("driver", "named", "takes"),
+    [
+        ({"type": "memory", "max_session": 5}, "'max_session'", "max_sessions"),
+        ({"type": "memory", "self": 5}, "'self'", "max_sessions"),
+        ({"type": "memory", 5: 5}, "5", "max_sessions"),
+        ({"type": "cookies", "max_sessions": 5}, "'max_sessions'", "none"),
+        ({"type": "cookies", "name": "x"}, "'name'", "none"),
+    ],
+    ids=str,
+)
+def test_an_unknown_option_of_a_driver_is_answered_with_those_it_takes(driver: Any, named: str, takes: str) -> None:
+    reason = refusal(driver=driver)
+    assert f"the {driver['type']} driver has no option {named}" in reason
+    assert reason.endswith(takes)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "5", None, True, float("inf")], ids=repr)
+def test_a_bad_bound_of_the_memory_driver_is_refused(value: Any) -> None:
+    reason = refusal(driver={"type": "memory", "max_sessions": value})
+    assert f"max_sessions={value!r}" in reason
+    assert "a whole number above 0" in reason
+
+
+class Driverlike(MemoryDriver):
+    """A Driver object of one's own."""
+
+    name = "mine"
+
+
+async def test_a_driver_object_of_ones_own_is_a_driver(ask: Ask) -> None:
+    driver = Driverlike(max_sessions=5)
+    app = app_with(integrate(driver=driver))
+    await app.load()
+    assert (await ask(app)).status == 200
+    assert len(driver) == 1
+    await app.shutdown()
+
+
+def test_the_callers_dict_is_left_as_it_was() -> None:
+    driver = {"type": "memory", "max_sessions": 5}
+    integrate(driver=driver)
+    assert driver == {"type": "memory", "max_sessions": 5}
+
+
+@pytest.mark.parametrize("driver", ["memory", "", 5, [], object(), ("type", "memory")], ids=lambda driver: repr(driver)[:12])
+def test_an_object_that_is_no_driver_is_refused(driver: Any) -> None:
+    assert "driver" in refusal(driver=driver)
+
+
+def test_a_class_is_no_driver_for_nobody_has_made_one_of_it() -> None:
+    assert "MemoryDriver" in refusal(driver=MemoryDriver)
+
+
+@pytest.mark.parametrize(
+    "missing", ["name", "shared", "open", "close", "load", "create", "apply", "swap", "rename", "destroy", "purge"]
+)
+def test_a_driver_that_lacks_something_is_refused_with_its_name(missing: str) -> None:
+    driver = type("Partial", (), {name: value for name, value in vars(MemoryDriver).items() if name[0] != "_" and name != missing})
+    assert missing in refusal(driver=driver())
+
+
+# The cookie's name, and what goes together
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "__Host-gaman"),
+        ({"same_site": "strict"}, "__Host-gaman"),
+        ({"partitioned": True}, "__Host-gaman"),
+        ({"driver": {"type": "memory"}}, "__Host-gaman"),
+        ({"secure": False}, "gaman"),
+        ({"path": "/app"}, "gaman"),
+        ({"domain": "example.com"}, "gaman"),
+        ({"cookie_name": "sid"}, "sid"),
+        ({"cookie_name": "__Secure-sid", "domain": "example.com"}, "__Secure-sid"),
+        ({"cookie_name": "__Host-sid"}, "__Host-sid"),
+    ],
+    ids=str,
+)
+async def test_the_name_of_the_cookie(ask: Ask, options: dict[str, Any], name: str) -> None:
+    assert (await set_cookie(ask, integrate(**options))).partition("=")[0] == name
+
+
+@pytest.mark.parametrize(
+    ("options", "mend"),
+    [
+        ({"cookie_name": "__Host-sid", "secure": False}, "secure=True"),
+        ({"cookie_name": "__Host-sid", "path": "/app"}, "path is '/'"),
+        ({"cookie_name": "__Host-sid", "domain": "example.com"}, "domain None"),
+        ({"cookie_name": "__host-sid", "domain": "example.com"}, "domain None"),
+        ({"cookie_name": "__HOST-sid", "secure": False}, "secure=True"),
+        ({"cookie_name": "__Secure-sid", "secure": False}, "secure=True"),
+        ({"cookie_name": "__secure-sid", "secure": False}, "secure=True"),
+        ({"same_site": "none", "secure": False}, "secure=True"),
+        ({"partitioned": True, "secure": False}, "secure=True"),
+    ],
+    ids=str,
+)
+def test_a_combination_that_browsers_refuse_is_refused_at_once(options: dict[str, Any], mend: str) -> None:
+    reason = refusal(**options)
+    assert "browsers drop the cookie" in reason
+    assert mend in reason
+
+
+def test_a_cookie_is_always_encrypted() -> None:
+    for driver in (None, {"type": "cookies"}):
+        reason = refusal(driver=driver, encrypt=False)
+        assert "encrypt=False" in reason
+        assert "another driver" in reason
+    integrate(driver={"type": "memory"}, encrypt=False)
+
+
+async def test_the_options_can_be_given_by_position_in_the_seeds_order(ask: Ask) -> None:
+    line = await set_cookie(ask, session(SECRET, {"type": "cookies"}, 60, False))
+    assert line.endswith("; Max-Age=60; Path=/; HttpOnly; SameSite=Lax")
+    assert line.startswith("gaman=")
+
+
+async def test_a_session_is_what_the_integration_gives(ask: Ask) -> None:
+    async def handle(ctx: Context) -> str:
+        return str(isinstance(ctx.session, Session))
+
+    app = App({"/": handle}, integrations=[integrate()])
+    await app.load()
+    assert (await ask(app)).text == "True"
+    await app.shutdown()

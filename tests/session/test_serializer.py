@@ -1,0 +1,438 @@
+"""Values become bytes and come back; what can't be kept raises at once, and nothing that comes back is run."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, TypedDict
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gaman
+import gaman_session
+from gaman.session import Session, SessionSerializationError, SessionTypeError
+from gaman_session._serializer import SERIALIZERS
+from gaman_session.drivers.memory import MemoryDriver
+from tests.session.sites import Browser, Clock, Site, Work, getting, serving, setting
+
+pytestmark = pytest.mark.anyio
+
+both = pytest.mark.parametrize("serializer", ["msgpack", "json"])
+
+
+@dataclass
+class User:
+    id: int
+    name: str
+
+
+class Cart(msgspec.Struct):
+    items: list[str]
+    total: float = 0.0
+
+
+class Place(TypedDict):
+    town: str
+    zip: int
+
+
+class Exclaiming:
+    """A serializer of strings alone, which shows in the store that it was here."""
+
+    def encode(self, value: Any) -> bytes:
+        if not isinstance(value, str):
+            raise TypeError("strings only, please")
+        return value.encode() + b"!"
+
+    def decode(self, data: bytes, type: Any) -> Any:
+        text = data.removesuffix(b"!").decode()
+        return text if type is None else type(text)
+
+
+@asynccontextmanager
+async def browsing(serializer: Any = None, *, stored: bool = True) -> AsyncIterator[Browser]:
+    driver = MemoryDriver() if stored else None
+    async with serving(Site(driver, Clock(), serializer=serializer)) as site:
+        yield site.browser()
+
+
+def getting_as(key: str, type: Any) -> Work:
+    async def work(session: Session) -> Any:
+        return await session.get(key, type=type)
+
+    return work
+
+
+# What comes back
+
+
+@both
+@pytest.mark.parametrize("stored", [True, False], ids=["memory", "cookies"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        False,
+        0,
+        -1,
+        2**63,
+        -(2**63),
+        0.1,
+        1e300,
+        "",
+        "ключ 🔑",
+        "a\0b\r\n",
+        [],
+        {},
+        [None, [True, [0, [""]]]],
+        {"a": {"b": [{"c": None}]}, "": 0, "a.b": 1, "$set": 2},
+    ],
+    ids=repr,
+)
+async def test_a_value_comes_back_in_another_request(serializer: str, stored: bool, value: Any) -> None:
+    async with browsing(serializer, stored=stored) as browser:
+        await browser.do(setting(value=value))
+        found = await browser.do(getting("value"))
+    assert found == value
+    assert type(found) is type(value)
+
+
+_plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(value=_plain | st.binary())
+def test_messagepack_keeps_any_plain_value(value: Any) -> None:
+    serializer = SERIALIZERS["msgpack"]
+    found = serializer.decode(serializer.encode(value), None)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@given(value=_plain.filter(lambda value: "inf" not in repr(value)))
+def test_json_keeps_any_plain_value(value: Any) -> None:
+    serializer = SERIALIZERS["json"]
+    found = serializer.decode(serializer.encode(value), None)
+    assert found == value
+    assert type(found) is type(value)
+
+
+async def test_messagepack_keeps_octets_and_moments() -> None:
+    octets = bytes(range(256))
+    moment = datetime(2027, 1, 15, 8, 0, 0, 123456, UTC)
+    elsewhere = datetime(2027, 1, 15, 8, tzinfo=timezone(timedelta(hours=7)))
+    async with browsing("msgpack") as browser:
+        await browser.do(setting(octets=octets, moment=moment, elsewhere=elsewhere, nested={"deep": [octets, moment]}))
+        assert await browser.all() == {
+            "octets": octets,
+            "moment": moment,
+            "elsewhere": elsewhere,
+            "nested": {"deep": [octets, moment]},
+        }
+
+
+async def test_json_gives_octets_and_moments_back_where_the_type_says_so() -> None:
+    octets, moment = bytes(range(256)), datetime(2027, 1, 15, 8, 0, 0, 123456, UTC)
+    async with browsing("json") as browser:
+        await browser.do(setting(octets=octets, moment=moment))
+        assert await browser.do(getting_as("octets", bytes)) == octets
+        assert await browser.do(getting_as("moment", datetime)) == moment
+
+
+@both
+async def test_what_comes_back_is_a_fresh_copy(serializer: str) -> None:
+    async def work(session: Session) -> Any:
+        (await session.get("list")).append("mine")
+        return await session.get("list")
+
+    async with browsing(serializer) as browser:
+        await browser.do(setting(list=["theirs"]))
+        assert await browser.do(work) == ["theirs"]
+
+
+async def test_messagepack_is_what_is_stored_unless_json_is_asked_for() -> None:
+    async def stored(**options: Any) -> bytes:
+        driver = MemoryDriver()
+        async with serving(Site(driver, Clock(), **options)) as site:
+            await site.browser().do(setting(value={"a": 1}))
+            (record,) = driver._sessions.values()
+            return record.fields["value"]
+
+    assert await stored() == msgspec.msgpack.encode({"a": 1})
+    assert await stored(serializer="msgpack") == msgspec.msgpack.encode({"a": 1})
+    assert await stored(serializer="json") == b'{"a":1}'
+    # Who turns sealing off wants to read the store.
+    assert await stored(encrypt=False) == b'{"a":1}'
+
+
+# What can't be kept
+
+
+def _endless() -> list[Any]:
+    endless: list[Any] = []
+    endless.append(endless)
+    return endless
+
+
+def _numbers() -> Iterator[int]:
+    yield 1
+
+
+UNKEEPABLE: dict[str, tuple[Callable[[], Any], str]] = {
+    "an object": (object, "object"),
+    "a function": (lambda: setting, "function"),
+    "a class": (lambda: User, "type"),
+    "a lone surrogate": (lambda: "\ud800", "str"),
+    "a lone surrogate as a key": (lambda: {"\udfff": 1}, "dict"),
+    "a list that holds itself": (_endless, "list"),
+    "a generator": (_numbers, "generator"),
+    "a complex number": (lambda: 1j, "complex"),
+    "an exception": (lambda: ValueError("no"), "ValueError"),
+    "an object deep inside": (lambda: {"a": [{"b": object()}]}, "dict"),
+}
+
+
+@both
+@pytest.mark.parametrize("stored", [True, False], ids=["memory", "cookies"])
+@pytest.mark.parametrize(("make", "type_name"), UNKEEPABLE.values(), ids=UNKEEPABLE)
+async def test_what_cannot_be_kept_raises_and_names_key_and_type(
+    serializer: str, stored: bool, make: Callable[[], Any], type_name: str
+) -> None:
+    async with browsing(serializer, stored=stored) as browser:
+        await browser.do(setting(basket="as it was"))
+        reply = await browser.request(setting(basket=make()))
+        assert type(reply.error) is SessionSerializationError
+        assert "'basket'" in str(reply.error)
+        assert f" {type_name}:" in str(reply.error)
+        assert reply.error.__cause__ is not None
+        assert await browser.all() == {"basket": "as it was"}
+
+
+@pytest.mark.parametrize("value", [2**64, 2**70, -(2**63) - 1, [2**70]], ids=["2**64", "2**70", "-2**63-1", "in a list"])
+async def test_messagepack_refuses_a_number_that_is_too_large_for_it(value: Any) -> None:
+    async with browsing() as browser:
+        reply = await browser.request(setting(number=value))
+        assert isinstance(reply.error, SessionSerializationError)
+        assert "'number'" in str(reply.error)
+        assert type(value).__name__ in str(reply.error)
+
+
+async def test_json_keeps_a_number_of_any_size() -> None:
+    async with browsing("json") as browser:
+        await browser.do(setting(number=2**70))
+        assert await browser.do(getting("number")) == 2**70
+
+
+@both
+async def test_a_request_goes_on_after_a_value_that_cannot_be_kept(serializer: str) -> None:
+    async def work(session: Session) -> None:
+        await session.set("before", 1)
+        with pytest.raises(SessionSerializationError):
+            await session.set("before", object())
+        with pytest.raises(SessionSerializationError):
+            await session.set("new", object())
+        await session.set("after", 2)
+
+    async with browsing(serializer) as browser:
+        await browser.do(work)
+        assert await browser.all() == {"before": 1, "after": 2}
+
+
+@both
+@pytest.mark.parametrize("stored", [True, False], ids=["memory", "cookies"])
+async def test_update_refuses_what_set_refuses(serializer: str, stored: bool) -> None:
+    async def work(session: Session) -> None:
+        await session.update("basket", lambda _: object())
+
+    async with browsing(serializer, stored=stored) as browser:
+        await browser.do(setting(basket="as it was"))
+        reply = await browser.request(work)
+        assert isinstance(reply.error, SessionSerializationError)
+        assert "'basket'" in str(reply.error)
+        assert await browser.all() == {"basket": "as it was"}
+
+
+@pytest.mark.parametrize("key", [5, None, b"key", "\ud800", ("a", "b")], ids=repr)
+async def test_a_key_is_a_string_that_utf_8_can_encode(key: Any) -> None:
+    async def work(session: Session) -> None:
+        await session.set(key, "fine")
+
+    async with browsing() as browser:
+        reply = await browser.request(work)
+        assert isinstance(reply.error, SessionSerializationError)
+        assert repr(key) in str(reply.error)
+
+
+# Typed reads
+
+
+@both
+@pytest.mark.parametrize("stored", [True, False], ids=["memory", "cookies"])
+@pytest.mark.parametrize(
+    ("value", "type", "expected"),
+    [
+        ({"id": 1, "name": "Angga"}, User, User(1, "Angga")),
+        (User(1, "Angga"), User, User(1, "Angga")),
+        ({"items": ["a"]}, Cart, Cart(["a"])),
+        (Cart(["a"], 2.5), Cart, Cart(["a"], 2.5)),
+        ({"town": "Bandung", "zip": 40111}, Place, {"town": "Bandung", "zip": 40111}),
+        ([1, 2, 3], list[int], [1, 2, 3]),
+        ([1, 2, 3], tuple[int, ...], (1, 2, 3)),
+        ([3, 1, 1], set[int], {1, 3}),
+        ({"a": [1]}, dict[str, list[int]], {"a": [1]}),
+        ([{"id": 1, "name": "Angga"}], list[User], [User(1, "Angga")]),
+        (7, int, 7),
+        (7, int | None, 7),
+        (None, int | None, None),
+        ({"a": 1}, Any, {"a": 1}),
+    ],
+    ids=repr,
+)
+async def test_a_value_is_decoded_into_the_type(serializer: str, stored: bool, value: Any, type: Any, expected: Any) -> None:
+    async with browsing(serializer, stored=stored) as browser:
+        await browser.do(setting(value=value))
+        found = await browser.do(getting_as("value", type))
+    assert found == expected
+    assert found.__class__ is expected.__class__
+
+
+@both
+@pytest.mark.parametrize("stored", [True, False], ids=["memory", "cookies"])
+@pytest.mark.parametrize(
+    ("value", "type"),
+    [
+        ({"id": "one", "name": "Angga"}, User),
+        ({"id": 1}, User),
+        ({}, Cart),
+        ({"town": "Bandung"}, Place),
+        ([1, "2"], list[int]),
+        ("7", int),
+        (7, str),
+        (None, int),
+        (0, bool),
+        ("tomorrow", datetime),
+    ],
+    ids=repr,
+)
+async def test_what_does_not_fit_the_type_names_key_and_type(serializer: str, stored: bool, value: Any, type: Any) -> None:
+    async with browsing(serializer, stored=stored) as browser:
+        await browser.do(setting(basket=value))
+        reply = await browser.request(getting_as("basket", type))
+        assert isinstance(reply.error, SessionTypeError)
+        assert "'basket'" in str(reply.error)
+        assert type.__name__ in str(reply.error)
+        assert reply.error.__cause__ is not None
+        # Nothing is lost by asking for the wrong type.
+        assert await browser.all() == {"basket": value}
+
+
+@both
+async def test_a_missing_key_is_the_default_whatever_the_type(serializer: str) -> None:
+    async def work(session: Session) -> Any:
+        return await session.get("missing", type=int), await session.get("missing", "nothing", type=int)
+
+    async with browsing(serializer) as browser:
+        await browser.do(setting(other=1))
+        assert await browser.do(work) == (None, "nothing")
+
+
+# A serializer of one's own
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["memory", "cookies"])
+async def test_any_object_that_encodes_and_decodes_is_a_serializer(stored: bool) -> None:
+    async with browsing(Exclaiming(), stored=stored) as browser:
+        await browser.do(setting(word="hello", number="42"))
+        assert await browser.do(getting("word")) == "hello"
+        assert await browser.do(getting_as("number", int)) == 42
+        assert await browser.all() == {"word": "hello", "number": "42"}
+        if isinstance(browser.site.driver, MemoryDriver):
+            (record,) = browser.site.driver._sessions.values()
+            assert record.fields == {"word": b"hello!", "number": b"42!"}
+
+
+async def test_what_an_own_serializer_raises_becomes_an_error_of_the_session() -> None:
+    async with browsing(Exclaiming()) as browser:
+        reply = await browser.request(setting(basket=5))
+        assert isinstance(reply.error, SessionSerializationError)
+        assert "'basket'" in str(reply.error)
+        assert "int" in str(reply.error)
+        assert "strings only, please" in str(reply.error)
+        await browser.do(setting(basket="five"))
+        reply = await browser.request(getting_as("basket", int))
+        assert isinstance(reply.error, SessionTypeError)
+        assert isinstance(reply.error.__cause__, ValueError)
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["memory", "cookies"])
+async def test_a_serializer_that_gives_no_bytes_is_found_out_at_set(stored: bool) -> None:
+    class Forgetful:
+        """Forgets that json.dumps gives a string."""
+
+        def encode(self, value: Any) -> Any:
+            return json.dumps(value)
+
+        def decode(self, data: bytes, type: Any) -> Any:
+            return json.loads(data)
+
+    async with browsing(Forgetful(), stored=stored) as browser:
+        reply = await browser.request(setting(basket=5))
+        assert isinstance(reply.error, SessionSerializationError)
+        assert "'basket'" in str(reply.error)
+
+
+# Pickle
+
+
+def _sources() -> list[Path]:
+    packages = (gaman, gaman_session)
+    return sorted(path for package in packages for path in Path(str(package.__file__)).parent.rglob("*.py"))
+
+
+def _imports(source: str) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+UNSAFE = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "jsonpickle", "joblib"}
+
+
+def test_nothing_imports_pickle_or_its_like() -> None:
+    assert len(_sources()) > 20
+    assert {path.name: _imports(path.read_text()) & UNSAFE for path in _sources()} == {path.name: set() for path in _sources()}
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import pickle", "import os, pickle as p", "from pickle import loads", "def f():\n    import pickle", "import marshal"],
+)
+def test_an_import_of_pickle_would_be_seen(source: str) -> None:
+    assert _imports(source) & UNSAFE
+
+
+def test_a_pickle_in_the_store_is_not_run() -> None:
+    exploit = b"cbuiltins\nexec\n(S'raise SystemExit'\ntR."
+    for serializer in SERIALIZERS.values():
+        with pytest.raises(msgspec.DecodeError):
+            serializer.decode(exploit, None)
