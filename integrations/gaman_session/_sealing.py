@@ -85,7 +85,7 @@ class Keyring:
         return Values(self._keys, self._newest, id, b"value\0" + self._name + b"\0")
 
     def _mac(self, keys: _Keys, signed: bytes) -> bytes:
-        return blake2b(signed + self._name, digest_size=_MAC, key=keys.id, person=b"gaman id").digest()
+        return blake2b(self._name + b"\0" + signed, digest_size=_MAC, key=keys.id, person=b"gaman id").digest()
 
 
 class Values:

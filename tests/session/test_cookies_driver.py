@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,7 +46,7 @@ def _damaged(token: str) -> Iterator[str]:
             yield changed.decode("latin-1")
         yield token[:place]
     yield from (token + extra for extra in ("A", "=", "==", "AAAA", " x", '"'))
-    yield from (token.swapcase(), token[::-1], f'"{token}"', token.replace("-", "+").replace("_", "/") + "=", "A" * 10_000)
+    yield from (token.swapcase(), token[::-1], f'"{token}"', token.replace("+", "-").replace("/", "_") + "=", "A" * 10_000)
 
 
 async def test_no_damage_to_a_cookie_makes_it_a_session(site: Site) -> None:
@@ -142,12 +143,10 @@ async def cookies(clock: Clock) -> Any:
 
 
 async def test_the_plaintext_shows_nowhere_in_the_cookie(cookies: Site) -> None:
-    from base64 import urlsafe_b64decode
-
     browser = cookies.browser()
     await browser.do(setting(user=USER))
     token = str(browser.token)
-    raw = urlsafe_b64decode(token + "=" * (-len(token) % 4))
+    raw = b64decode(token + "=" * (-len(token) % 4))
     for secret in ("user", "Angga", "example"):
         assert secret not in token
         assert secret.encode() not in raw

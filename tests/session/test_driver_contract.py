@@ -413,8 +413,7 @@ class SwapTakesMissingForEmpty(MemoryDriver):
 @fault
 class SwapNeverSetsWhatIsMissing(MemoryDriver):
     async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
-        outcome = await super().swap(id, field, old or b"", new, now=now, deadline=deadline)
-        return outcome
+        return await super().swap(id, field, old or b"", new, now=now, deadline=deadline)
 
 
 @fault

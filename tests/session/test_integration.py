@@ -507,7 +507,7 @@ async def test_the_sweeper_survives_a_purge_that_raises(
         (Response("no", 599), 599, False),
         (Response.redirect("/"), 302, True),
     ],
-    ids=lambda value: getattr(value, "status", None) and f"{type(value).__name__} {value.status}" or str(value),
+    ids=lambda value: f"{type(value).__name__} {value.status}" if hasattr(value, "status") else str(value),
 )
 async def test_an_error_undoes_the_request_and_an_answer_does_not(
     driver: Driver | None, ask: Ask, end: Exception | Response, status: int, is_kept: bool

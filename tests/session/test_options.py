@@ -262,7 +262,7 @@ async def test_ordinary_options_are_not_warned_of(caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     "kind",
     ["sqlite", "", "Memory", "memory ", None, 5, ["memory"], "../memory", "drivers.memory"],
-    ids=lambda kind: repr(kind),
+    ids=repr,
 )
 def test_an_unknown_type_of_driver_is_answered_with_those_there_are(kind: Any) -> None:
     reason = refusal(driver={"type": kind})
