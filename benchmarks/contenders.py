@@ -110,7 +110,7 @@ async def floor_memory_read(scope: Message, receive: Receive, send: Send) -> Non
 
 async def floor_memory_write(scope: Message, receive: Receive, send: Send) -> None:
     token = _cookie(scope, b"session")
-    headers = _NO_STORE
+    headers: tuple[tuple[bytes, bytes], ...] = _NO_STORE
     if token is None or token not in _store:
         token = urlsafe_b64encode(os.urandom(32))
         _store[token] = (time.time() + _MAX_AGE, {})

@@ -49,8 +49,8 @@ async def page(ctx: Context) -> Response:
 def reveal(ctx: Context, response: Response) -> None:
     """Tell the page of its cookie what no script can see there: whether it came, and how it is set; never its value."""
     response.headers["x-cookie-came"] = "yes" if "gaman=" in ctx.headers.get("cookie", "") else "no"
-    for line in response.headers.getall("set-cookie"):
-        name, _, value_and_attributes = line.partition("=")
+    for _, line in ctx.cookies.fields():
+        name, _, value_and_attributes = line.decode().partition("=")
         response.headers["x-cookie-set"] = f"{name}=...;{value_and_attributes.partition(';')[2]}"
 
 

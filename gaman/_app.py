@@ -67,6 +67,9 @@ class App:
             except ClientDisconnected:
                 raise
             except Exception as error:
+                if not isinstance(error, HTTPError):
+                    # An error undoes the request: its cookies go with it.
+                    ctx.jar = None
                 response = await self._recover(ctx, error)
             if self._on_response:
                 # What a hook adds to this answer must not stay on a Response that somebody keeps and returns again.
@@ -99,8 +102,6 @@ class App:
 
     async def _recover(self, ctx: Context, error: Exception) -> Response:
         """Return the answer to *error*: an on_error hook's or the error's own. What nobody expected is logged and says nothing."""
-        if not isinstance(error, HTTPError):
-            ctx.jar = None
         if not isinstance(error, HTTPError) or (error.status >= 500 and error.__cause__ is not None):
             logger.error("%s %r failed", ctx.method, ctx.path, exc_info=error)
         response: Response | None = None

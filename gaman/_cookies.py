@@ -51,11 +51,15 @@ class Cookies:
         self._secure = secure
         self._came: dict[str, str] | None = None
         self._written: dict[str, str | None] = {}
-        self._fields: dict[tuple[str, str | None, str], tuple[bytes, bytes]] = {}
+        self._fields: dict[object, tuple[bytes, bytes]] = {}
 
     def fields(self) -> Iterable[tuple[bytes, bytes]]:
         """Return the Set-Cookie fields to send, one for each cookie that was set or deleted."""
         return self._fields.values()
+
+    def add(self, line: bytes) -> None:
+        """Send *line* as a Set-Cookie value; the caller answers for what it holds, and get() knows nothing of it."""
+        self._fields[line] = (b"set-cookie", line)
 
     def get(self, name: str) -> str | None:
         """Return the cookie's value, or None when there is none."""

@@ -147,13 +147,13 @@ class _Hooks:
         answer = used._finish()
         if answer is not None:
             if not isinstance(answer, tuple):
-                return self._send_later(answer, ctx, response)
-            self._send(answer, ctx, response)
+                return self._send_later(answer, ctx)
+            self._send(answer, ctx)
         return None
 
-    async def _send_later(self, coming: Awaitable[Answer | None], ctx: Context, response: Response) -> None:
+    async def _send_later(self, coming: Awaitable[Answer | None], ctx: Context) -> None:
         if (answer := await coming) is not None:
-            self._send(answer, ctx, response)
+            self._send(answer, ctx)
 
     def on_error(self, ctx: Context, error: Exception) -> None:
         # An HTTPError is an answer that the handler chose; what it has set before stays, as with a Response.
@@ -161,10 +161,11 @@ class _Hooks:
             with suppress(ConfigError):
                 ctx.session._discard()
 
-    def _send(self, answer: Answer, ctx: Context, response: Response) -> None:
+    def _send(self, answer: Answer, ctx: Context) -> None:
         token, max_age = answer
         lasts = b"" if max_age is None else b"; Max-Age=%d" % max_age
-        response.raw_headers.append((b"set-cookie", self._cookie_name + token.encode("ascii") + lasts + self._cookie_attributes))
+        # The cookies of a request go out whatever other hooks make of the response.
+        ctx.cookies.add(self._cookie_name + token.encode("ascii") + lasts + self._cookie_attributes)
         if token and self._may_be_dropped and not _reaches_browser(ctx):
             self._may_be_dropped = False
             logger.warning(
