@@ -9,6 +9,7 @@ from gaman._headers import RawHeaders
 from gaman.errors import HeaderError
 
 _NONE: RawHeaders = []
+_NOTHING: dict[str, str | None] = {}
 SameSite = Literal["lax", "strict", "none"]
 
 _token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
@@ -50,7 +51,7 @@ class Cookies:
         self._headers = headers
         self._secure = secure
         self._came: dict[str, str] | None = None
-        self._written: dict[str, str | None] = {}
+        self._written: dict[str, str | None] = _NOTHING
         self._fields: dict[object, tuple[bytes, bytes]] = {}
 
     def fields(self) -> Iterable[tuple[bytes, bytes]]:
@@ -98,13 +99,13 @@ class Cookies:
         if octets.translate(None, _octets):
             raise HeaderError(f"the cookie {name!r} can't hold {value!r}; encode it first, with urllib.parse.quote for instance")
         self._fields[name, domain, path] = (b"set-cookie", f"{name}={value}{attributes}".encode("ascii"))
-        self._written[name] = value
+        self._written = {**self._written, name: value}
 
     def delete(self, name: str, *, path: str = "/", domain: str | None = None, partitioned: bool = False) -> None:
         """Have the browser forget the cookie; *path* and *domain* must be those that it was set with."""
         secure = self._secure or partitioned or name.lower().startswith(("__host-", "__secure-"))
         self.set(name, "", max_age=0, path=path, domain=domain, secure=secure, partitioned=partitioned)
-        self._written[name] = None
+        self._written = {**self._written, name: None}
 
 
 @lru_cache(maxsize=256)

@@ -22,8 +22,7 @@ from gaman_session.drivers.cookies import CookieSession
 
 logger = logging.getLogger("gaman")
 
-_NO_STORE = (b"cache-control", b"no-store")
-_VARY = (b"vary", b"Cookie")
+_PRIVATE = ((b"cache-control", b"no-store"), (b"vary", b"Cookie"))
 _SWEEP_SECONDS = 60
 _SWEEP_BATCH = 1000
 
@@ -140,7 +139,12 @@ class _Hooks:
         used._is_closed = True
         if not used._is_used:
             return None
-        _keep_private(response)
+        headers = response.raw_headers
+        if len(headers) == 1 and headers[0][0] == b"content-type":
+            # Nearly every response comes this way.
+            headers += _PRIVATE
+        else:
+            _keep_private(response)
         if response.status >= 500:
             used._discard()
         # Only what has to wait for a store is awaited; a coroutine more would cost a request as much as all of this.
@@ -188,16 +192,13 @@ class _Hooks:
 
 def _keep_private(response: Response) -> None:
     """Keep a response that depends on a session out of shared caches (RFC 9111, section 3, and RFC 9110, section 12.5.5)."""
+    no_store, vary_by_cookie = _PRIVATE
     headers = response.raw_headers
-    if len(headers) == 1 and headers[0][0] == b"content-type":
-        headers += (_NO_STORE, _VARY)
-        return
-    fields = dict(headers)
-    if b"cache-control" not in fields:
-        headers.append(_NO_STORE)
+    if b"cache-control" not in dict(headers):
+        headers.append(no_store)
     vary = [name.strip().lower() for line in response.headers.getall("vary") for name in line.split(",")]
     if "cookie" not in vary and "*" not in vary:
-        headers.append(_VARY)
+        headers.append(vary_by_cookie)
 
 
 def _reaches_browser(ctx: Context) -> bool:

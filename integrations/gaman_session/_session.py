@@ -84,6 +84,11 @@ def too_late_to_read() -> SessionClosed:
     return SessionClosed("the session is read for the first time after the response has begun; read it before")
 
 
+def too_late_to_change() -> SessionClosed:
+    """Return the error for a change that neither the browser nor the store would see any more."""
+    return SessionClosed("the response has begun, so a change of the session would be lost; make it before")
+
+
 class Session(ABC):
     """The session of one request. Reading it costs at most one trip to the store, changing it at most one more.
 
@@ -153,7 +158,9 @@ class Session(ABC):
         SessionSerializationError is raised for a value that can't be kept, SessionTooLarge where a cookie would not hold it, and
         SessionClosed after the response has begun.
         """
-        self._open_for_change()
+        self._is_used = True
+        if self._is_closed:
+            raise too_late_to_change()
         self._put(key, self._encode(key, value))
 
     async def delete(self, key: str) -> None:
@@ -244,7 +251,7 @@ class Session(ABC):
     def _open_for_change(self) -> None:
         self._is_used = True
         if self._is_closed:
-            raise SessionClosed("the response has begun, so a change of the session would be lost; make it before")
+            raise too_late_to_change()
 
     def _encode(self, key: str, value: Any) -> bytes:
         try:

@@ -112,7 +112,7 @@ class DestroyFollowsOneRenameAlone(MemoryDriver):
     async def destroy(self, id: str, *, now: float) -> None:
         tomb = self._tomb(id, now)
         successor = id if tomb is None else tomb.successor
-        if successor in self._sessions:
+        if successor is not None and successor in self._sessions:
             await super().destroy(successor, now=now)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -24,9 +24,10 @@ Handle = Callable[[Context], Awaitable[Any]]
 
 
 @asynccontextmanager
-async def running(handle: Handle, *others: Integration, first: bool = False, **options: Any) -> AsyncIterator[App]:
+async def running(handle: Handle, *others: Integration, first: bool = False, **options: Any) -> AsyncGenerator[App, None]:
     """An application with sessions and *others*, which come *first* in its list or after the session."""
-    ours = session(**{"secret": SECRET, **options})
+    given: dict[str, Any] = {"secret": SECRET, **options}
+    ours = session(**given)
     app = App({"/": handle}, integrations=[*others, ours] if first else [ours, *others])
     await app.load()
     try:
@@ -593,13 +594,14 @@ async def test_what_a_mending_hook_sets_after_the_error_is_kept(driver: Driver |
 @pytest.mark.parametrize("priority", ["high", "normal", "very-low"])
 @pytest.mark.parametrize("hook", ["on_request", "on_response"])
 async def test_the_hooks_of_another_integration_have_the_session(driver: Driver | None, ask: Ask, priority: Any, hook: str) -> None:
-    async def count(ctx: Context, response: Response | None = None) -> None:
+    async def count(ctx: Context, *_: Response) -> None:
         await ctx.session.set("count", await ctx.session.get("count", 0) + 1)
 
     async def handle(ctx: Context) -> str:
         return str(await ctx.session.get("count", 0))
 
-    other = Integration(name="other", priority=priority, **{hook: count})
+    hooks: dict[str, Any] = {hook: count}
+    other = Integration(name="other", priority=priority, **hooks)
     async with running(handle, other, first=True, driver=driver) as app:
         browser: dict[str, str] = {}
         for seen in (1, 2, 3) if hook == "on_request" else (0, 1, 2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import anyio
 import pytest
 
 from gaman.session import TOMBSTONE, Outcome, Record
@@ -185,6 +186,15 @@ async def test_a_purge_removes_so_many_at_most_and_says_how_many() -> None:
         await driver.create(id_of(number), record(10))
     assert [await driver.purge(now=NOW + 10, limit=10) for _ in range(4)] == [10, 10, 5, 0]
     assert sizes(driver) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+async def test_a_purge_of_little_at_a_time_comes_to_its_end(limit: int) -> None:
+    driver = MemoryDriver()
+    for number in range(5):
+        await driver.create(id_of(number), record(10))
+    with anyio.fail_after(5):
+        assert await _purge_all(driver, NOW + 10, limit) == 5
 
 
 async def test_a_purge_removes_what_is_over_and_nothing_else() -> None:

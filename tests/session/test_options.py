@@ -27,7 +27,8 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def integrate(**options: Any) -> Integration:
-    return session(**{"secret": SECRET, **options})
+    given: dict[str, Any] = {"secret": SECRET, **options}
+    return session(**given)
 
 
 def refusal(**options: Any) -> str:

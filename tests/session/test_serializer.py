@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
@@ -58,7 +58,7 @@ class Exclaiming:
 
 
 @asynccontextmanager
-async def browsing(serializer: Any = None, *, stored: bool = True) -> AsyncIterator[Browser]:
+async def browsing(serializer: Any = None, *, stored: bool = True) -> AsyncGenerator[Browser, None]:
     driver = MemoryDriver() if stored else None
     async with serving(Site(driver, Clock(), serializer=serializer)) as site:
         yield site.browser()

@@ -145,13 +145,13 @@ class CookieSession(Session):
     def _finish(self) -> Answer | None:
         if not self._is_loaded:
             return None
-        carried, payload = self._carried, self._payload
-        if payload is None and (carried is None or not self._sessions.is_touch_due(carried.deadline, carried.expires)):
-            return None
+        carried, payload, sessions = self._carried, self._payload, self._sessions
         if carried is None or not self._fields:
             return None if self._came is None else END
-        token = self._sessions.keyring.seal_token(payload or self._pack(self._fields))
-        return token, None if carried.is_transient else math.ceil(carried.expires - self._sessions.clock())
+        if payload is None and (sessions.idle_timeout is None or not sessions.is_touch_due(carried.deadline, carried.expires)):
+            return None
+        token = sessions.keyring.seal_token(payload or self._pack(self._fields))
+        return token, None if carried.is_transient else math.ceil(carried.expires - sessions.clock())
 
     def _begin(self, asked: int | Kept | None) -> Carried:
         before, now = self._carried, int(self._sessions.clock())

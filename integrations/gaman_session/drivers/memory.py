@@ -117,10 +117,6 @@ class MemoryDriver:
             removed += 1
         looked_at = 0
         while removed < limit and self._deadlines and self._deadlines[0][0] <= now:
-            looked_at += 1
-            if looked_at % limit == 0:
-                await asyncio.sleep(0)
-                continue
             _, id = heappop(self._deadlines)
             record = self._sessions.get(id)
             if record is not None and record.deadline > now:
@@ -128,6 +124,9 @@ class MemoryDriver:
             elif record is not None:
                 del self._sessions[id]
                 removed += 1
+            looked_at += 1
+            if looked_at % limit == 0:
+                await asyncio.sleep(0)
         return removed
 
     def _find(self, id: str, now: float) -> Record | None:
