@@ -9,7 +9,7 @@ class GamanError(Exception):
 
 
 class ConfigError(GamanError):
-    """Something is misconfigured. Raised at start-up, never during a request."""
+    """Something is misconfigured; the message names it and the mend. Raised at start-up, or where code asks for what is missing."""
 
 
 class MissingDependency(ConfigError, ImportError):
