@@ -175,7 +175,7 @@ class _Hooks:
             logger.warning(
                 "the session's cookie is Secure, and %s was asked for over plain HTTP: the browser will not keep it. Serve HTTPS "
                 "(and have the proxy say so in X-Forwarded-Proto), or pass secure=False while developing",
-                ctx.url,
+                ctx.url.partition("?")[0],
             )
 
     async def _sweep(self, driver: Driver) -> None:

@@ -167,9 +167,10 @@ def _encode(raw: bytes) -> str:
 def _decode(token: str) -> bytes | None:
     """Return the bytes of *token* where it is their one spelling, without padding (RFC 4648, section 3.5)."""
     rest = len(token) % 4
-    if not token or len(token) > _LONGEST_TOKEN or "=" in token or token[-1] not in _LAST[rest]:
+    if not token or len(token) > _LONGEST_TOKEN or token[-1] not in _LAST[rest]:
         return None
     try:
+        # Strictly, a character that is none of base64's, or padding in the middle, is an error.
         return a2b_base64(token + _PADDING[rest], strict_mode=True)
     except ValueError:
         return None

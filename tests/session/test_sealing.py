@@ -163,11 +163,17 @@ def test_the_bits_that_stand_for_nothing_are_zero(kind: Kind, size: int) -> None
 
 
 @both_kinds
-@pytest.mark.parametrize("blank", [" ", "\t", "\n", "\r\n", "\v", "\f"], ids=["space", "tab", "lf", "crlf", "vt", "ff"])
-def test_a_token_holds_no_whitespace(kind: Kind, blank: str) -> None:
+@pytest.mark.parametrize(
+    "foreign",
+    [" ", "\t", "\n", "\r", "\v", "\f", "\0", "-", "_", "!", ".", "%", '"', "é"],
+    ids=["space", "tab", "lf", "cr", "vt", "ff", "nul", "minus", "underscore", "bang", "dot", "percent", "quote", "accent"],
+)
+def test_a_token_holds_no_character_that_a_lenient_decoder_skips(kind: Kind, foreign: str) -> None:
     token = kind.make(keyring)
-    for i in (0, 1, 4, 20, len(token)):
-        assert kind.open(keyring, token[:i] + blank + token[i:]) is None
+    # Four of them leave the length as it was, as far as padding goes.
+    for added in (foreign, foreign * 4, foreign * 8):
+        for i in (0, 1, 4, 20, len(token) - 1, len(token)):
+            assert kind.open(keyring, token[:i] + added + token[i:]) is None
 
 
 @both_kinds

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gaman import HTTPError, Response
+from gaman import App, Context, HTTPError, Response, define_integration
 from gaman.session import Session, SessionClosed, SessionConflict, SessionSerializationError, SessionTypeError
 from gaman_session._stored import StoredSession
 from tests.session.sites import Browser, Clock, Sealing, Site, getting, serving, setting
@@ -542,6 +542,24 @@ async def test_a_session_that_was_saved_reaches_the_browser_even_if_the_handler_
 
         assert (await browser.request(work)).status == 500
         assert await browser.all() == {"a": 1}
+
+
+async def test_a_hook_that_fails_after_the_flush_does_not_lose_the_new_cookie(driver: Any, clock: Clock) -> None:
+    def fail(ctx: Context, response: Response) -> None:
+        raise RuntimeError("too late to matter")
+
+    async def login(session: Session) -> None:
+        await session.set("user", USER)
+        await session.regenerate()
+
+    site = Site(driver, clock)
+    outer = define_integration(name="outer", priority="very-high", on_response=fail)
+    site.app = App(site.app.routes, integrations=[outer, *site.app.integrations])
+    async with serving(site):
+        browser = site.browser()
+        assert (await browser.request(login)).status == 500
+        assert browser.token is not None
+        assert (await browser.request(getting("user"))).result == USER
 
 
 class Counting(Sealing):
