@@ -27,13 +27,13 @@ _NO_PARAMS: Mapping[str, str] = MappingProxyType({})
 
 
 async def _malformed(ctx: Context) -> None:
-    raise HTTPError(400, "the path is not valid UTF-8")
+    raise HTTPError(400, "the path does not begin with a slash, or is not valid UTF-8")
 
 
 _MALFORMED: Match = (_malformed, _NO_PARAMS)
 
 
-def define_routes(table: Table | Callable[..., Table], *, strict: bool = False) -> Routes:
+def define_routes(table: Table | Callable[[], Table] | Callable[[Any], Table], *, strict: bool = False) -> Routes:
     """Return the routes of *table*, checked; ConfigError names the path of what is wrong in it.
 
     A key is a path (`/users/:id`), a path that ends in `*` (middleware for all that lies below it), or an HTTP method, `ALL`
@@ -48,7 +48,7 @@ class Routes:
 
     __slots__ = ("_factory", "_middleware", "_root", "_static", "_strict")
 
-    def __init__(self, table: Table | Callable[..., Table], *, strict: bool = False) -> None:
+    def __init__(self, table: Table | Callable[[], Table] | Callable[[Any], Table], *, strict: bool = False) -> None:
         self._strict = strict
         self._factory: Callable[[Any], Table] | None = None
         self._root = _Node()
@@ -58,9 +58,9 @@ class Routes:
         if not callable(table):
             self._add(table)
         elif not signature(table).parameters:
-            self._add(table())
+            self._add(cast("Callable[[], Table]", table)())
         else:
-            self._factory = table
+            self._factory = cast("Callable[[Any], Table]", table)
 
     def bind(self, deps: Any) -> Routes:
         """Return these routes where their table was a dict, else those that its function makes of *deps*."""

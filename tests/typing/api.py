@@ -75,6 +75,8 @@ table = define_routes(
 )
 app = App(table, integrations=[timing, session("secret", driver), session(driver={"type": "memory", "max_sessions": 5})])
 bound = App(define_routes(routes_of), deps=Deps("hello"))
+lazy = define_routes(lambda: {"/": typed_session})
+with_deps = define_routes(lambda deps: {"/": guard})
 
 
 def main() -> None:
