@@ -99,27 +99,6 @@ async def floor_cookie_write(scope: Message, receive: Receive, send: Send) -> No
     await _send_json(send, {"status": "logged in"}, *_NO_STORE, (b"set-cookie", cookie))
 
 
-_store: dict[bytes, tuple[float, dict[str, bytes]]] = {}
-
-
-async def floor_memory_read(scope: Message, receive: Receive, send: Send) -> None:
-    expires, values = _store.get(_cookie(scope, b"session") or b"", (0, {}))
-    user = _decode(values["user"]) if expires > time.time() else None
-    await _send_json(send, {"user": user}, *_NO_STORE)
-
-
-async def floor_memory_write(scope: Message, receive: Receive, send: Send) -> None:
-    token = _cookie(scope, b"session")
-    headers: tuple[tuple[bytes, bytes], ...] = _NO_STORE
-    if token is None or token not in _store:
-        token = urlsafe_b64encode(os.urandom(32))
-        _store[token] = (time.time() + _MAX_AGE, {})
-        cookie = b"session=" + token + b"; Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"
-        headers = (*_NO_STORE, (b"set-cookie", cookie))
-    _store[token][1]["user"] = _encode(USER)
-    await _send_json(send, {"status": "logged in"}, *headers)
-
-
 async def _json(ctx: Context) -> Response:
     return Response.json({"message": "hello"})
 
