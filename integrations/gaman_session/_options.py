@@ -11,13 +11,12 @@ from typing import Any
 from gaman import ConfigError, Cookies, HeaderError, SameSite
 from gaman_session._driver import Driver
 from gaman_session._serializer import SERIALIZERS, Serializer
+from gaman_session._session import FOREVER
 from gaman_session.drivers import DRIVERS, find_driver
 
 # Chromium keeps no cookie longer (RFC 6265bis, section 5.5).
 _LONGEST = 400 * 86_400
 _SHORTEST_SECRET = 32
-# What clocks can still be asked for.
-_FOREVER = 1000 * 365 * 86_400
 _CHOICES = {"same_site": ": 'lax', 'strict' or 'none'"}
 _DRIVER = ("name", "shared", "open", "close", "load", "create", "apply", "swap", "rename", "destroy", "purge")
 
@@ -135,7 +134,7 @@ def _one_of(what: str, kind: type | tuple[type, ...], **values: object) -> None:
 
 
 def _seconds(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _FOREVER:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= FOREVER:
         raise ConfigError(f"session({name}={value!r}): it takes a whole number of seconds above 0, and below a thousand years")
 
 

@@ -24,6 +24,9 @@ D = TypeVar("D")
 
 logger = logging.getLogger("gaman")
 
+FOREVER: Final = 1000 * 365 * 86_400
+"""Seconds: what clocks can still be asked for."""
+
 # An idle limit is moved on once a tenth of it has passed, so that reading does not become writing.
 _TOUCH_AFTER: Final = 0.1
 _MISSING: Final = object()
@@ -204,8 +207,8 @@ class Session(ABC):
         the server's limit, and a cookie that ends with the browser.
         """
         self._open_for_change()
-        if max_age is not None and (not isinstance(max_age, int) or max_age < 0):
-            raise ValueError(f"max_age is a whole number of seconds, 0 or more; it can't be {max_age!r}")
+        if max_age is not None and (not isinstance(max_age, int) or not 0 <= max_age <= FOREVER):
+            raise ValueError(f"max_age is a whole number of seconds, 0 or more, below a thousand years; it can't be {max_age!r}")
         self._renew(max_age)
 
     @abstractmethod
