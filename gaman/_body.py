@@ -135,7 +135,6 @@ class _Multipart:
     def __init__(self, field_limit: int) -> None:
         self._fields = MultiDict[str]()
         self._files = MultiDict[UploadedFile]()
-        self.form = Form(MultiDictProxy(self._fields), MultiDictProxy(self._files))
         self._field_limit = field_limit
         self._field_bytes = 0
         self._part_headers: list[tuple[bytes, bytes]] = []
@@ -170,7 +169,7 @@ class _Multipart:
     def finish(self) -> Form:
         if not self._complete:
             raise FormParserError("it ends before its last boundary")
-        return self.form
+        return Form(MultiDictProxy(self._fields), MultiDictProxy(self._files))
 
     def _on_part_begin(self) -> None:
         self._part_headers = []

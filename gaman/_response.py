@@ -205,22 +205,25 @@ class _File:
         status, first, length, fields = _file.select(self._file, status, Headers(headers), ctx.scope)
         headers += fields
         if not length or ctx.method == "HEAD":
-            await _emit(send, {"type": "http.response.start", "status": status, "headers": headers})
-            await _emit(send, {"type": "http.response.body", "body": b""})
+            await _emit_whole(send, status, headers, b"")
             return
         try:
             opened = await anyio.open_file(self._file.path, "rb")
         except OSError:
             # It has gone since it was found.
             gone = error_response(HTTPError(404))
-            headers = [*gone.raw_headers, (b"content-length", b"%d" % len(cast("bytes", gone.body)))]
-            await _emit(send, {"type": "http.response.start", "status": gone.status, "headers": headers})
-            await _emit(send, {"type": "http.response.body", "body": gone.body})
+            body = cast("bytes", gone.body)
+            await _emit_whole(send, gone.status, [*gone.raw_headers, (b"content-length", b"%d" % len(body))], body)
             return
         async with opened, aclosing(_file.read(opened, first, length)) as chunks:
             await _emit(send, {"type": "http.response.start", "status": status, "headers": headers})
             await _send_while_connected(chunks, ctx, send)
         await _emit(send, {"type": "http.response.body", "body": b""})
+
+
+async def _emit_whole(send: Send, status: int, headers: RawHeaders, body: bytes) -> None:
+    await _emit(send, {"type": "http.response.start", "status": status, "headers": headers})
+    await _emit(send, {"type": "http.response.body", "body": body})
 
 
 async def _emit(send: Send, message: dict[str, Any]) -> None:

@@ -98,9 +98,8 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
 
 class _Hooks:
     def __init__(self, options: _options.Options, sessions: Sessions) -> None:
-        self._driver = options.driver
         self._sessions = sessions
-        self._kind = CookieSession if options.driver is None else StoredSession
+        self._kind = CookieSession if sessions.driver is None else StoredSession
         # Checked once, and then only filled in: a value of ours has no octet that would need checking.
         self._cookie_name, _, self._cookie_attributes = options.cookie.line(0).partition(b"; Max-Age=0")
         self._warnings = options.warnings
@@ -108,7 +107,7 @@ class _Hooks:
         self._may_be_dropped = options.cookie.secure
 
     async def on_load(self, app: App) -> None:
-        driver = self._driver
+        driver = self._sessions.driver
         if app.workers > 1 and driver is not None and not driver.shared:
             raise ConfigError(
                 f"the {driver.name} driver keeps sessions in one process, and {app.workers} workers would not see each other's; "
@@ -124,8 +123,8 @@ class _Hooks:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.wait([self._sweeper])
-        if self._driver is not None:
-            await self._driver.close()
+        if self._sessions.driver is not None:
+            await self._sessions.driver.close()
 
     def on_request(self, ctx: Context) -> None:
         ctx.session = self._kind(self._sessions, ctx)

@@ -56,8 +56,8 @@ class Keyring:
 
     def seal_token(self, payload: bytes) -> str:
         """Return *payload* as the value of a cookie."""
-        keys, nonce = self._newest, urandom(_NONCE)
-        return _encode(keys.head + nonce + keys.token.encrypt(nonce, payload, self._token_context))
+        keys = self._newest
+        return _encode(_seal(keys.token, keys.head, payload, self._token_context))
 
     def open_token(self, token: str) -> bytes | None:
         """Return what seal_token() was given, or None where it was not us who sealed *token*, for this cookie."""

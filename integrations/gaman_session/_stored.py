@@ -18,7 +18,6 @@ from gaman_session._session import END, Answer, Kept, Session, Sessions, too_lat
 T = TypeVar("T")
 
 _ATTEMPTS: Final = 100
-_MISSING: Final = object()
 
 
 class _Identity(NamedTuple):
@@ -329,7 +328,7 @@ class StoredSession(Session):
     def _settle(self, changes: Mapping[str, bytes | None]) -> None:
         """Forget the changes that have arrived, but none that was made on top of them meanwhile."""
         for key, data in changes.items():
-            if self._changes.get(key, _MISSING) is data:
+            if key in self._changes and self._changes[key] is data:
                 del self._changes[key]
 
     def _adopt(self, identity: _Identity, record: Record) -> None:

@@ -55,6 +55,7 @@ class Run:
 def _stepped(base: type[MemoryDriver]) -> MemoryDriver:
     """A driver each of whose trips waits for its turn."""
 
+    # mypy takes no base that is only known at run time.
     class Stepped(base):  # type: ignore[valid-type, misc]
         def __getattribute__(self, name: str) -> Any:
             found = super().__getattribute__(name)

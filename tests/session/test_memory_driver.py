@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import anyio
 import pytest
@@ -124,7 +124,7 @@ async def test_the_least_recently_used_session_goes_first() -> None:
     assert [await is_there(driver, number) for number in range(4)] == [True, False, True, True]
 
 
-USES: dict[str, Callable[[MemoryDriver], object]] = {
+USES: dict[str, Callable[[MemoryDriver], Awaitable[object]]] = {
     "load": lambda driver: driver.load(id_of(0), now=NOW),
     "apply": lambda driver: driver.apply(id_of(0), {"key": b"1"}, (), now=NOW, deadline=None),
     "swap": lambda driver: driver.swap(id_of(0), "key", b"value", b"1", now=NOW, deadline=None),
@@ -133,9 +133,9 @@ USES: dict[str, Callable[[MemoryDriver], object]] = {
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-async def test_each_use_makes_a_session_the_last_to_go(use: Callable[[MemoryDriver], object]) -> None:
+async def test_each_use_makes_a_session_the_last_to_go(use: Callable[[MemoryDriver], Awaitable[object]]) -> None:
     driver = await filled(3, 3)
-    await use(driver)  # type: ignore[misc]
+    await use(driver)
     await driver.create(id_of(3), record())
     await driver.create(id_of(4), record())
     assert set(driver._sessions) == {id_of(0), id_of(3), id_of(4)}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -699,13 +700,20 @@ async def test_a_value_that_the_serializer_cannot_read_any_more_is_absent(clock:
         assert await browser.all() == {}
 
 
-async def test_an_old_secret_opens_what_it_sealed(driver: Any, clock: Clock) -> None:
+@asynccontextmanager
+async def rotation(driver: Any, clock: Clock) -> AsyncGenerator[tuple[Site, Site, Site], None]:
+    """Give the site with an old secret, with a new one besides, and with the new one alone."""
     old, new = "the old secret, long enough to be one", "the new secret, long enough to be one"
     async with (
         serving(Site(driver, clock, secret=old)) as before,
         serving(Site(driver, clock, secret=[new, old])) as rotated,
         serving(Site(driver, clock, secret=new)) as after,
     ):
+        yield before, rotated, after
+
+
+async def test_an_old_secret_opens_what_it_sealed(driver: Any, clock: Clock) -> None:
+    async with rotation(driver, clock) as (before, rotated, after):
         browser = before.browser()
         await browser.do(setting(a=1))
         browser.site = rotated
@@ -718,16 +726,10 @@ async def test_an_old_secret_opens_what_it_sealed(driver: Any, clock: Clock) -> 
 
 
 async def test_regenerating_seals_and_signs_with_the_newest_secret(driver: Any, clock: Clock) -> None:
-    old, new = "the old secret, long enough to be one", "the new secret, long enough to be one"
-
     async def login(session: Session) -> None:
         await session.regenerate()
 
-    async with (
-        serving(Site(driver, clock, secret=old)) as before,
-        serving(Site(driver, clock, secret=[new, old])) as rotated,
-        serving(Site(driver, clock, secret=new)) as after,
-    ):
+    async with rotation(driver, clock) as (before, rotated, after):
         browser = before.browser()
         await browser.do(setting(a=1))
         browser.site = rotated
