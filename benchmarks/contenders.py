@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import msgspec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
 from gaman import App, Context, Response, define_routes
-from gaman.session import session
+from gaman.session import Driver, session
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -23,21 +23,21 @@ SECRET = "a secret for benchmarks, 32 bytes and more"
 USER = {"id": 1, "name": "Angga", "email": "angga@example.com"}
 OTHER_ROUTES = 100
 
-_encode_json = msgspec.json.Encoder().encode
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder().decode
-_cipher = AESGCMSIV(bytes(range(32)))
+encode_json = msgspec.json.Encoder().encode
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder().decode
+cipher = AESGCMSIV(bytes(range(32)))
 _MAX_AGE = 86_400
 
 
-async def _send_json(send: Send, data: object, *headers: tuple[bytes, bytes]) -> None:
-    body = _encode_json(data)
+async def send_json(send: Send, data: object, *headers: tuple[bytes, bytes]) -> None:
+    body = encode_json(data)
     fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": 200, "headers": fields})
     await send({"type": "http.response.body", "body": body})
 
 
-def _cookie(scope: Message, name: bytes) -> bytes | None:
+def find_cookie(scope: Message, name: bytes) -> bytes | None:
     for field, value in scope["headers"]:
         if field == b"cookie":
             for pair in value.split(b"; "):
@@ -49,24 +49,24 @@ def _cookie(scope: Message, name: bytes) -> bytes | None:
 
 def _open(token: bytes) -> Any:
     raw = urlsafe_b64decode(token + b"=" * (-len(token) % 4))
-    return _decode(_cipher.decrypt(raw[:12], raw[12:], b"session"))
+    return decode(cipher.decrypt(raw[:12], raw[12:], b"session"))
 
 
 def _seal(payload: object) -> bytes:
     nonce = os.urandom(12)
-    return urlsafe_b64encode(nonce + _cipher.encrypt(nonce, _encode(payload), b"session")).rstrip(b"=")
+    return urlsafe_b64encode(nonce + cipher.encrypt(nonce, encode(payload), b"session")).rstrip(b"=")
 
 
 _NOTHING: tuple[bytes, int, int, dict[str, bytes]] = (b"", 0, 0, {})
-_NO_STORE = ((b"cache-control", b"no-store"), (b"vary", b"Cookie"))
+NO_STORE = ((b"cache-control", b"no-store"), (b"vary", b"Cookie"))
 
 
 async def _floor_json(scope: Message, send: Send) -> None:
-    await _send_json(send, {"message": "hello"})
+    await send_json(send, {"message": "hello"})
 
 
 async def _floor_post(send: Send, user: str, post: str) -> None:
-    await _send_json(send, {"user": user, "post": post})
+    await send_json(send, {"user": user, "post": post})
 
 
 _floor_routes = {("GET", "/json"): _floor_json}
@@ -83,20 +83,20 @@ async def floor_plain(scope: Message, receive: Receive, send: Send) -> None:
 
 
 async def floor_cookie_read(scope: Message, receive: Receive, send: Send) -> None:
-    token = _cookie(scope, b"session")
+    token = find_cookie(scope, b"session")
     _, _, expires, values = _open(token) if token else _NOTHING
-    user = _decode(values["user"]) if expires > time.time() else None
-    await _send_json(send, {"user": user}, *_NO_STORE)
+    user = decode(values["user"]) if expires > time.time() else None
+    await send_json(send, {"user": user}, *NO_STORE)
 
 
 async def floor_cookie_write(scope: Message, receive: Receive, send: Send) -> None:
-    token = _cookie(scope, b"session")
+    token = find_cookie(scope, b"session")
     id, created, expires, values = _open(token) if token else _NOTHING
     if (now := time.time()) >= expires:
         id, created, expires, values = os.urandom(16), int(now), int(now) + _MAX_AGE, {}
-    values["user"] = _encode(USER)
+    values["user"] = encode(USER)
     cookie = b"session=" + _seal((id, created, expires, values)) + b"; Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"
-    await _send_json(send, {"status": "logged in"}, *_NO_STORE, (b"set-cookie", cookie))
+    await send_json(send, {"status": "logged in"}, *NO_STORE, (b"set-cookie", cookie))
 
 
 async def _json(ctx: Context) -> Response:
@@ -121,6 +121,6 @@ def gaman_plain() -> App:
     return App(define_routes({"/json": {"GET": _json}, "/users/:user/posts/:post": {"GET": _post}, **others}))
 
 
-def gaman_session(driver: str) -> App:
+def gaman_session(driver: Mapping[str, Any] | Driver) -> App:
     routes = define_routes({"/read": {"GET": _read}, "/write": {"GET": _write}})
-    return App(routes, integrations=[session(SECRET, {"type": driver})])
+    return App(routes, integrations=[session(SECRET, driver)])

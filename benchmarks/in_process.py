@@ -41,8 +41,22 @@ class Case(NamedTuple):
 CASES = [
     Case("JSON", "/json", 2.0, contenders.floor_plain, contenders.gaman_plain),
     Case("two params, 100 routes", "/users/42/posts/7", 2.6, contenders.floor_plain, contenders.gaman_plain),
-    Case("cookie session, read", "/read", 1.6, contenders.floor_cookie_read, lambda: contenders.gaman_session("cookies"), True),
-    Case("cookie session, write", "/write", 1.8, contenders.floor_cookie_write, lambda: contenders.gaman_session("cookies"), True),
+    Case(
+        "cookie session, read",
+        "/read",
+        1.6,
+        contenders.floor_cookie_read,
+        lambda: contenders.gaman_session({"type": "cookies"}),
+        True,
+    ),
+    Case(
+        "cookie session, write",
+        "/write",
+        1.8,
+        contenders.floor_cookie_write,
+        lambda: contenders.gaman_session({"type": "cookies"}),
+        True,
+    ),
 ]
 
 

@@ -1,8 +1,9 @@
-"""The `gaman` command: make a key, serve an application."""
+"""The `gaman` command: make a key, serve an application, remove what is over."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import re
 import secrets
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from gaman._app import App
 from gaman._server import run
+from gaman.errors import GamanError
 
 _has_key = re.compile(rb"^(\xef\xbb\xbf)?\s*(export\s+)?GAMAN_KEY\s*=", re.MULTILINE).search
 
@@ -34,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     serve.add_argument("--reload", action="store_true", help="start again when a source file changes")
     serve.add_argument("--timeout-graceful-shutdown", type=int, default=30, metavar="SECONDS")
     serve.set_defaults(run=_serve)
+
+    purge = commands.add_parser("purge", help="remove expired sessions, and what else integrations keep and is over")
+    purge.add_argument("app", help="where the App is, as in main:app")
+    purge.set_defaults(run=_purge)
 
     options = parser.parse_args(arguments)
     options.run(options)
@@ -68,6 +74,26 @@ def _serve(options: argparse.Namespace) -> None:
         reload=options.reload,
         timeout_graceful_shutdown=options.timeout_graceful_shutdown,
     )
+
+
+def _purge(options: argparse.Namespace) -> None:
+    app = find_app(options.app)
+
+    async def purge() -> dict[str, int]:
+        await app.load()
+        try:
+            return await app.purge()
+        finally:
+            await app.shutdown()
+
+    try:
+        removed = asyncio.run(purge())
+    except GamanError as error:
+        sys.exit(f"gaman: {error}")
+    for name, count in removed.items():
+        print(f"gaman: {name}: {count} removed")
+    if not removed:
+        print(f"gaman: nothing in {options.app} is kept on this server")
 
 
 def find_app(target: str) -> App:

@@ -175,6 +175,15 @@ class App:
             except Exception:
                 logger.exception("on_shutdown of the integration %r failed", integration.name)
 
+    async def purge(self) -> dict[str, int]:
+        """Have integrations remove what is over; return how much that was, by the name of each that has an on_purge hook."""
+        removed: dict[str, int] = {}
+        for integration in self._loaded:
+            if integration.on_purge is not None:
+                count = integration.on_purge(self)
+                removed[integration.name] = count if isinstance(count, int) else await count
+        return removed
+
 
 def _not_loaded(scope: Scope) -> NoReturn:
     raise ConfigError("the server runs no ASGI lifespan, so no integration is loaded; turn its lifespan support on")

@@ -39,6 +39,9 @@ class Integration:
     on_error: Callable[[Context, Exception], Awaitable[Response | None] | Response | None] | None = None
     """Sees what was raised, an HTTPError as well; the first Response that one of these gives answers."""
 
+    on_purge: Callable[[App], Awaitable[int] | int] | None = None
+    """Removes what is over from where this integration keeps things, and returns how much that was; `gaman purge` asks for it."""
+
     def __post_init__(self) -> None:
         if not self.name:
             raise ConfigError("an integration needs a name, for the errors and logs that it appears in")

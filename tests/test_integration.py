@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 PRIORITIES: list[Priority] = ["very-high", "high", "normal", "low", "very-low"]
-HOOKS = ["on_load", "on_shutdown", "on_request", "on_response", "on_error"]
+HOOKS = ["on_load", "on_shutdown", "on_request", "on_response", "on_error", "on_purge"]
 
 
 async def handler(ctx: Context) -> str:
@@ -121,10 +121,11 @@ async def test_one_integration_may_be_plugged_in_twice(ask: Ask) -> None:
 @pytest.mark.parametrize("hook", HOOKS)
 async def test_an_integration_may_have_one_hook_alone(ask: Ask, hook: str) -> None:
     events: list[str] = []
-    options: dict[str, Any] = {hook: noting(events, hook)}
+    options: dict[str, Any] = {hook: noting(events, hook, result=0 if hook == "on_purge" else None)}
     app = App({"/": failing}, integrations=[define_integration(name="x", **options)])
     await app.load()
     assert (await ask(app)).status == 500
+    await app.purge()
     await app.shutdown()
     assert events == [hook]
 
@@ -460,6 +461,21 @@ async def test_no_request_is_served_after_a_load_that_failed(ask: Ask) -> None:
 async def test_an_app_that_has_nothing_to_load_needs_no_lifespan(ask: Ask) -> None:
     app = App({"/": handler}, integrations=[define_integration(name="a", on_request=noting([], "a"))])
     assert (await ask(app)).text == "handled"
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+async def test_a_purge_says_how_much_each_integration_has_removed(kind: str) -> None:
+    async def later(app: App) -> int:
+        return len(app.integrations)
+
+    def purge(app: App) -> Any:
+        return 3 if kind == "plain" else later(app)
+
+    hooked = [define_integration(name=name, on_purge=purge) for name in ("a", "b")]
+    app = App({"/": handler}, integrations=[*hooked, define_integration(name="c")])
+    await app.load()
+    assert await app.purge() == {"a": 3, "b": 3}
+    await app.shutdown()
 
 
 async def test_on_load_gets_the_app() -> None:

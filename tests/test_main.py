@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 import stat
 from pathlib import Path
 
@@ -182,3 +183,51 @@ def test_a_module_that_fails_shows_its_own_traceback(tmp_path: Path, cause: str)
 def test_a_command_that_is_none_shows_how_to_use_it(tmp_path: Path, arguments: list[str]) -> None:
     _, stderr = gaman(*arguments, cwd=tmp_path, status=2)
     assert stderr.startswith("usage: gaman ")
+
+
+def test_purge_removes_what_has_expired_and_says_how_much(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(
+        """
+import gaman
+from gaman.session import session
+
+async def visit(ctx):
+    await ctx.session.set("a", 1)
+    return "hello"
+
+app = gaman.App(
+    {"/": visit}, integrations=[session("a secret of the tests, long enough", {"type": "sql"}, max_age=1)]
+)
+""",
+        encoding="utf-8",
+    )
+    with running("-m", "gaman", "serve", "main:app", "--port", "0", cwd=tmp_path) as program:
+        for _ in range(3):
+            assert get(program.port, "/").status == 200
+        assert program.stop() == 0
+    with sqlite3.connect(tmp_path / "sessions.db") as database:
+        [(count,)] = database.execute("SELECT count(*) FROM sessions")
+        # What is to come in a second has come.
+        database.execute("UPDATE sessions SET deadline = deadline - 2")
+    database.close()
+    assert count == 3
+    assert gaman("purge", "main:app", cwd=tmp_path) == ("gaman: session: 3 removed\n", "")
+    assert gaman("purge", "main:app", cwd=tmp_path) == ("gaman: session: 0 removed\n", "")
+
+
+def test_purge_says_so_where_nothing_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(APP, encoding="utf-8")
+    assert gaman("purge", "main:app", cwd=tmp_path) == ("gaman: nothing in main:app is kept on this server\n", "")
+
+
+def test_purge_names_a_store_that_it_can_not_reach(tmp_path: Path) -> None:
+    source = """
+import gaman
+from gaman.session import session
+
+driver = {"type": "redis", "url": "redis://:hidden@127.0.0.1:1"}
+app = gaman.App({}, integrations=[session("a secret of the tests, long enough", driver)])
+"""
+    (tmp_path / "main.py").write_text(source, encoding="utf-8")
+    _, stderr = gaman("purge", "main:app", cwd=tmp_path, status=1)
+    assert stderr == "gaman: the session store (redis) could not be reached at 127.0.0.1:1\n"

@@ -50,6 +50,9 @@ class Driver(Protocol):
 
     Ending or renaming a session leaves a tombstone in its place for TOMBSTONE seconds, which holds nothing but, after a rename,
     the new id. It makes late writes answer ENDED, and leads a late destroy() on to the renamed session.
+
+    What lies in the store and can't be one of these, because it was damaged or written by someone else, is absent too, and is
+    reported once.
     """
 
     @property
@@ -92,12 +95,13 @@ class Driver(Protocol):
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """Replace the session by *record* under *new_id* if its version is still *version*: WRITTEN, CONFLICT, ENDED or ABSENT.
 
-        The old id is dead when the new one lives. Where a store can't do both in one trip, the old one dies first.
+        The old id is dead when the new one lives. Where a store can't do both in one trip, the old one dies first; a destroy()
+        between the two leaves a tombstone in the new one's place, and the outcome is ENDED.
         """
         ...
 
     async def destroy(self, id: str, *, now: float) -> None:
-        """End the session, and those it was renamed to; nothing happens, and nothing is stored, where there is none."""
+        """End the session, and those it was renamed to; nothing happens, and nothing is stored, for an id that is unknown."""
 
     async def purge(self, *, now: float, limit: int) -> int:
         """Remove at most *limit* expired sessions and tombstones; return how many, 0 where the store does it by itself."""

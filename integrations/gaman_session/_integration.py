@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from gaman import App, ConfigError, Context, HTTPError, Integration, Response, SameSite
 from gaman_session import _options
@@ -93,6 +93,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
         on_request=hooks.on_request,
         on_response=hooks.on_response,
         on_error=hooks.on_error,
+        on_purge=None if driver is None else hooks.on_purge,
     )
 
 
@@ -117,7 +118,7 @@ class _Hooks:
             logger.warning("%s", warning)
         if driver is not None:
             await driver.open()
-            self._sweeper = asyncio.create_task(self._sweep(driver))
+            self._sweeper = asyncio.create_task(self._sweep(app))
 
     async def on_shutdown(self, app: App) -> None:
         if self._sweeper is not None:
@@ -177,14 +178,20 @@ class _Hooks:
                 ctx.url.partition("?")[0],
             )
 
-    async def _sweep(self, driver: Driver) -> None:
-        """Remove, a batch at a time, what is over and what the store does not remove by itself."""
+    async def on_purge(self, app: App) -> int:
+        """Remove, a batch at a time, what is over and what the store does not remove by itself; return how much that was."""
+        removed, driver = 0, cast("Driver", self._sessions.driver)
+        while batch := await driver.purge(now=self._sessions.clock(), limit=_SWEEP_BATCH):
+            removed += batch
+            # Between two batches, requests have their turn.
+            await asyncio.sleep(0)
+        return removed
+
+    async def _sweep(self, app: App) -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
-                # Between two batches, requests have their turn.
-                while await driver.purge(now=self._sessions.clock(), limit=_SWEEP_BATCH):  # noqa: ASYNC110
-                    await asyncio.sleep(0)
+                await self.on_purge(app)
             except Exception:
                 logger.exception("sweeping expired sessions failed; it is tried again in %d s", _SWEEP_SECONDS)
 

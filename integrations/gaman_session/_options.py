@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 from gaman import ConfigError, Cookies, HeaderError, SameSite
@@ -149,18 +149,21 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
         return driver
     settings = dict(driver)
     kind = settings.pop("type", None)
-    if kind == "cookies":
-        factory, known = None, []
-    elif isinstance(kind, str) and kind in DRIVERS:
+    factory: Callable[..., Driver] | None = None
+    known: Mapping[str, Parameter] = {}
+    if isinstance(kind, str) and kind in DRIVERS:
         factory = find_driver(kind)
-        known = list(signature(factory).parameters)
-    else:
+        known = signature(factory).parameters
+    elif kind != "cookies":
         types = ", ".join(("cookies", *DRIVERS))
         raise ConfigError(f"session(driver={{'type': {kind!r}}}): there is no such driver; the types are {types}")
     for name in settings:
         if name not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ConfigError(f"the {kind} driver has no option {name!r}; {takes}")
+    for name, parameter in known.items():
+        if parameter.default is Parameter.empty and name not in settings:
+            raise ConfigError(f"the {kind} driver needs {name}; write driver={{'type': {kind!r}, {name!r}: ...}}")
     return None if factory is None else factory(**settings)
 
 

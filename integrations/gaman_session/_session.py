@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from enum import Enum, auto
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from gaman import Context
+from gaman_session._damage import Damage
 from gaman_session._driver import Driver
 from gaman_session._errors import SessionClosed, SessionSerializationError, SessionTypeError
 from gaman_session._sealing import Keyring
@@ -21,8 +21,6 @@ Answer: TypeAlias = tuple[str, int | None]
 
 T = TypeVar("T")
 D = TypeVar("D")
-
-logger = logging.getLogger("gaman")
 
 FOREVER: Final = 1000 * 365 * 86_400
 """Seconds: what clocks can still be asked for."""
@@ -54,7 +52,7 @@ class Sessions:
     cookie_overhead: int
     cookie_name: str
     clock: Callable[[], float]
-    _unreadable: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    damage: Damage = field(default_factory=Damage)
 
     def deadline(self, now: float, expires: float) -> float:
         """Return when a session that is used *now* is over if nobody comes back to it."""
@@ -73,13 +71,6 @@ class Sessions:
         if isinstance(asked, int):
             return asked or self.max_age, asked == 0
         return (self.max_age, False) if lifetime is None else (round(lifetime), is_transient)
-
-    def report_unreadable(self, handle: str | None, key: str) -> None:
-        """Log, once, that a value of a session is none that was written there."""
-        mark = (handle or "", key)
-        if mark not in self._unreadable and len(self._unreadable) < 1000:
-            self._unreadable.add(mark)
-            logger.warning("session %s: the stored value of %r is not one that was written there; it counts as absent", handle, key)
 
 
 def too_late_to_read() -> SessionClosed:
@@ -275,5 +266,5 @@ class Session(ABC):
     def _unreadable(self, key: str, default: Any, type: Any, cause: Exception) -> Any:
         if type is not None:
             raise SessionTypeError(f"the session's {key!r} is no {getattr(type, '__name__', type)}: {cause}") from cause
-        self._sessions.report_unreadable(self.id, key)
+        self._sessions.damage.report(self.id, f"the value of {key!r}")
         return default

@@ -142,7 +142,7 @@ class StoredSession(Session):
             return stored
         data = self._identity.values.open(key, stored)
         if data is None:
-            self._sessions.report_unreadable(self._identity.handle, key)
+            self._sessions.damage.report(self._identity.handle, f"the value of {key!r}")
         return data
 
     def _times(self) -> tuple[float, float] | None:

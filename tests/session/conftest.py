@@ -21,9 +21,11 @@ def driver(request: pytest.FixtureRequest) -> Driver | None:
 
 
 @pytest.fixture(params=[name for name in DRIVERS if name != "cookies"])
-def store(request: pytest.FixtureRequest) -> Driver | None:
+def store(request: pytest.FixtureRequest) -> Driver:
     """The drivers that keep sessions on the server."""
-    return DRIVERS[request.param]()
+    driver = DRIVERS[request.param]()
+    assert driver is not None
+    return driver
 
 
 @pytest.fixture

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import tempfile
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from gaman import App, Context, Headers, Response
 from gaman.session import Driver, Session
 from gaman_session import _options
 from gaman_session._integration import integrate
+from gaman_session.drivers import find_driver
 from gaman_session.drivers.memory import MemoryDriver
+from tests import servers
 
 SECRET = "a secret of the tests that is long enough"
 Work = Callable[[Session], Awaitable[Any]]
@@ -18,7 +23,8 @@ Work = Callable[[Session], Awaitable[Any]]
 
 class Clock:
     def __init__(self) -> None:
-        self.now = 1_800_000_000.0
+        # Far ahead of the time that servers have, so that none of them removes what is still there by this clock.
+        self.now = 4_000_000_000.0
 
     def __call__(self) -> float:
         return self.now
@@ -160,6 +166,27 @@ class Sealing(MemoryDriver):
     shared = True
 
 
+class _Opened:
+    """A driver that somebody else has opened and is going to close."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._driver, name)
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+def opened(driver: Driver | None) -> Any:
+    """Return *driver* for a second site, which does not open or close it once more."""
+    return driver and _Opened(driver)
+
+
 def setting(**values: Any) -> Work:
     """Return the work of setting *values*."""
 
@@ -191,4 +218,27 @@ class serving:  # noqa: N801 - reads as what it does
         await self.site.app.shutdown()
 
 
-DRIVERS: dict[str, Callable[[], Driver | None]] = {"cookies": lambda: None, "memory": MemoryDriver, "sealed": Sealing}
+def new_folder() -> Path:
+    """Return a new folder, which goes with the tests."""
+    return Path(tempfile.mkdtemp(dir=_folders().name))
+
+
+@functools.cache
+def _folders() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="gaman-test-")
+
+
+def _make(kind: str, **options: Any) -> Driver:
+    return find_driver(kind)(**options)
+
+
+DRIVERS: dict[str, Callable[[], Driver | None]] = {
+    "cookies": lambda: None,
+    "memory": MemoryDriver,
+    "sealed": Sealing,
+    "file": lambda: _make("file", dir=new_folder() / "sessions"),
+    "sql": lambda: _make("sql", file=new_folder() / "sessions.db"),
+    "redis": lambda: _make("redis", url=servers.redis_url()),
+    "redis cluster": lambda: _make("redis", url=servers.redis_cluster_url()),
+    "mongodb": lambda: _make("mongodb", uri=servers.mongodb_uri(), db_name="gaman_test"),
+}

@@ -11,7 +11,7 @@ import pytest
 
 from gaman.session import Session, SessionTooLarge
 from gaman_session.drivers.memory import MemoryDriver
-from tests.session.sites import Clock, Site, getting, serving, setting
+from tests.session.sites import Clock, Site, getting, opened, serving, setting
 
 pytestmark = pytest.mark.anyio
 
@@ -58,9 +58,10 @@ async def test_no_damage_to_a_cookie_makes_it_a_session(site: Site) -> None:
 
 
 async def test_a_cookie_of_another_secret_name_or_driver_is_nobodys(site: Site, driver: Any, clock: Clock) -> None:
+    theirs = opened(driver)
     others = [
-        Site(driver, clock, secret="another secret that is just as long as the other"),
-        Site(driver, clock, cookie_name="__Host-other"),
+        Site(theirs, clock, secret="another secret that is just as long as the other"),
+        Site(theirs, clock, cookie_name="__Host-other"),
         Site(MemoryDriver() if driver is None else None, clock),
     ]
     for other in others:

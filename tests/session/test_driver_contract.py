@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from gaman.session import Outcome, Record
+from gaman.session import Driver, Outcome, Record
 from gaman.session.testing import CONTRACT, Check
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import Sealing
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 Found = Record | Literal[Outcome.ENDED] | None
 
 
-async def _run(check: Check, driver: MemoryDriver) -> None:
+async def _run(check: Check, driver: Driver) -> None:
     await driver.open()
     try:
         await check(driver)
@@ -27,8 +27,8 @@ async def _run(check: Check, driver: MemoryDriver) -> None:
 
 
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
-async def test_the_memory_driver_keeps_the_contract(check: Check) -> None:
-    await _run(check, MemoryDriver())
+async def test_each_driver_keeps_the_contract(check: Check, store: Driver) -> None:
+    await _run(check, store)
 
 
 def test_every_check_has_a_name_of_its_own() -> None:
@@ -36,13 +36,12 @@ def test_every_check_has_a_name_of_its_own() -> None:
     assert len(set(names)) == len(names) > 15
 
 
-async def test_checks_may_share_a_store() -> None:
-    driver = MemoryDriver()
-    await driver.open()
+async def test_checks_may_share_a_store(store: Driver) -> None:
+    await store.open()
     for _ in range(2):
         for check in CONTRACT:
-            await check(driver)
-    await driver.close()
+            await check(store)
+    await store.close()
 
 
 # Faults, one a class, each named as it would be reported.

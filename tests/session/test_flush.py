@@ -40,7 +40,7 @@ class Run:
             browser.take(self.task.result())
             self.is_answered = True
             return
-        while not self.task.done() and self.gate is None:  # noqa: ASYNC110 - one turn of the loop after the other
+        while not self.task.done() and self.gate is None:
             await asyncio.sleep(0)
 
     async def _start(self, browser: Browser) -> Reply:

@@ -448,7 +448,7 @@ async def test_expired_sessions_are_swept_from_the_store(clock: Clock, monkeypat
         await site.browser().do(setting(key="young"))
         clock.now += 50
         with anyio.fail_after(5):
-            while len(driver) > 1:  # noqa: ASYNC110 - the sweeper has no bell
+            while len(driver) > 1:
                 await asyncio.sleep(0)
         assert [record.fields for record in driver._sessions.values()] == [{"key": b"\xa5young"}]
 

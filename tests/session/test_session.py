@@ -14,7 +14,7 @@ import pytest
 from gaman import App, Context, HTTPError, Response, define_integration
 from gaman.session import Session, SessionClosed, SessionConflict, SessionSerializationError, SessionTypeError
 from gaman_session._stored import StoredSession
-from tests.session.sites import Browser, Clock, Sealing, Site, getting, serving, setting
+from tests.session.sites import Browser, Clock, Sealing, Site, getting, opened, serving, setting
 
 pytestmark = pytest.mark.anyio
 
@@ -686,7 +686,7 @@ async def test_values_in_a_store_are_sealed_and_moving_them_makes_them_absent(
 
         for _ in range(2):
             assert await thief.do(work) == ((False, None, None), {"preferences": {"theme": "light"}})
-        unreadable = [record for record in caplog.records if "not one that was written there" in record.message]
+        unreadable = [record for record in caplog.records if "is not what was written there" in record.message]
         assert len(unreadable) == 2
 
 
@@ -704,10 +704,11 @@ async def test_a_value_that_the_serializer_cannot_read_any_more_is_absent(clock:
 async def rotation(driver: Any, clock: Clock) -> AsyncGenerator[tuple[Site, Site, Site], None]:
     """Give the site with an old secret, with a new one besides, and with the new one alone."""
     old, new = "the old secret, long enough to be one", "the new secret, long enough to be one"
+    same = opened(driver)
     async with (
         serving(Site(driver, clock, secret=old)) as before,
-        serving(Site(driver, clock, secret=[new, old])) as rotated,
-        serving(Site(driver, clock, secret=new)) as after,
+        serving(Site(same, clock, secret=[new, old])) as rotated,
+        serving(Site(same, clock, secret=new)) as after,
     ):
         yield before, rotated, after
 

@@ -6,14 +6,25 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import cast
 
+from gaman.errors import MissingDependency
 from gaman_session._driver import Driver
 
 DRIVERS = {
     "memory": "gaman_session.drivers.memory:MemoryDriver",
+    "file": "gaman_session.drivers.file:FileDriver",
+    "redis": "gaman_session.drivers.redis:RedisDriver",
+    "sql": "gaman_session.drivers.sql:SQLDriver",
+    "mongodb": "gaman_session.drivers.mongodb:MongoDBDriver",
 }
 
 
 def find_driver(name: str) -> Callable[..., Driver]:
-    """Return the class of the driver *name*, one of DRIVERS."""
+    """Return the class of the driver *name*, one of DRIVERS, or raise MissingDependency for a package that it needs."""
     module, _, attribute = DRIVERS[name].partition(":")
-    return cast("Callable[..., Driver]", getattr(import_module(module), attribute))
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as cause:
+        if cause.name is None or cause.name.startswith("gaman"):
+            raise
+        raise MissingDependency(f'the {name} driver needs the package {cause.name}: pip install "gaman[{name}]"') from cause
+    return cast("Callable[..., Driver]", getattr(found, attribute))

@@ -1,0 +1,36 @@
+"""Sessions in files: they outlive the server, and several of its processes share them; nothing to install."""
+
+import os
+import secrets
+
+import gaman
+from gaman import Context, define_routes
+from gaman.session import session
+
+
+def plus_one(count: int) -> int:
+    return count + 1
+
+
+async def visits(ctx: Context) -> dict[str, int]:
+    # Atomic: however many requests come at once, none is counted twice and none is lost.
+    return {"visits": await ctx.session.update("visits", plus_one, default=0)}
+
+
+routes = define_routes({"/": visits})
+
+if __name__ == "__main__":
+    gaman.serve(
+        routes,
+        integrations=[
+            session(
+                driver={
+                    "type": "file",
+                    "dir": "./sessions",  # Optional: custom directory
+                },
+                secret=os.environ.get("GAMAN_KEY") or secrets.token_urlsafe(32),  # your-secret-key
+                max_age=86400,  # 1 day
+            )
+        ],
+        port=int(os.environ.get("PORT", "3431")),
+    )

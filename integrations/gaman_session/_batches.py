@@ -1,0 +1,87 @@
+"""Batches: calls that are made while earlier ones are under way share the next trip to the store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Call = TypeVar("Call")
+Result = TypeVar("Result")
+
+
+class Batches(Generic[Call, Result]):
+    """Gathers calls and gives them to *run*, in the order they were made, with at most *at_once* batches under way.
+
+    A call that finds nothing under way goes out directly, by itself. Those that come in the same turn of the event loop, and those
+    that find every place taken, go out together. *run* returns a result for each call; an exception among them is raised to the one
+    who made that call. What *run* itself raises is raised to all of its batch. Whoever is cancelled leaves, and the others of the
+    batch do not notice.
+    """
+
+    def __init__(self, run: Callable[[list[Call]], Awaitable[Sequence[Result | BaseException]]], *, at_once: int = 1) -> None:
+        self._run = run
+        self._at_once = at_once
+        self._under_way = 0
+        self._waiting: list[tuple[Call, asyncio.Future[Result]]] = []
+        # The event loop itself would let go of a task that nobody holds.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def call(self, call: Call) -> Result:
+        """Return the result of *call*, or raise what became of it."""
+        if self._under_way or self._waiting:
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[Result] = loop.create_future()
+            self._waiting.append((call, future))
+            if len(self._waiting) == 1:
+                # Whoever else has its turn now can come along.
+                loop.call_soon(self._start)
+            return await future
+        self._under_way += 1
+        try:
+            [result] = await self._run([call])
+        finally:
+            self._end()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    async def drain(self) -> None:
+        """Wait until nothing is waiting or under way."""
+        while self._waiting or self._under_way:  # noqa: ASYNC110 - it is for the end, where nothing is in a hurry
+            await asyncio.sleep(0.001)
+
+    def _start(self) -> None:
+        batch = [(call, future) for call, future in self._waiting if not future.done()]
+        if batch and self._under_way == self._at_once:
+            return
+        self._waiting = []
+        if batch:
+            self._under_way += 1
+            task = asyncio.create_task(self._answer(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _end(self) -> None:
+        self._under_way -= 1
+        self._start()
+
+    async def _answer(self, batch: list[tuple[Call, asyncio.Future[Result]]]) -> None:
+        results: Sequence[Result | BaseException]
+        try:
+            results = await self._run([call for call, _ in batch])
+        except Exception as error:
+            results = [error] * len(batch)
+        except BaseException:
+            for _, future in batch:
+                future.cancel()
+            raise
+        finally:
+            self._end()
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)

@@ -1,0 +1,506 @@
+"""Sessions in files: one a session, shared by all processes that see the folder, and on the disk once a call returns."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import io
+import math
+import os
+import random
+import re
+import stat
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from hashlib import blake2b
+from itertools import groupby, islice
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, TypeVarTuple
+
+from msgspec import DecodeError, Meta, Struct
+from msgspec.msgpack import Decoder, Encoder
+
+from gaman.errors import ConfigError
+from gaman_session._batches import Batches
+from gaman_session._damage import Damage
+from gaman_session._driver import TOMBSTONE, Outcome, Record
+from gaman_session._errors import SessionStoreError
+
+if sys.platform != "win32":
+    import fcntl
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+# They wait for the disk, not for a processor.
+_THREADS: Final = 16
+_LONGEST_PAUSE: Final = 0.05
+_YEAR_10000: Final = 253_402_300_800
+_ID: Final = re.compile(r"[0-9a-f]{64}")
+_MARKER: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\.([0-9a-f]{64})")
+# What open() says of a link, a folder or a socket in a file's place.
+_NO_FILE: Final = (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO)
+
+
+class _Tomb(Struct):
+    """What is left of a session that was ended, or renamed to *successor*."""
+
+    deadline: float
+    successor: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")] | None
+
+
+_Kept: TypeAlias = Record | _Tomb
+_encoder = Encoder()
+_SESSION, _TOMB = b"\x01", b"\x02"
+_DECODERS: Final[Mapping[bytes, Decoder[Any]]] = {_SESSION: Decoder(Record), _TOMB: Decoder(_Tomb)}
+
+
+class _Call(NamedTuple):
+    """A write, which waits for the locks of its folders until the event loop's time is *until*."""
+
+    folders: Collection[str]
+    change: Callable[[_Trip], Any]
+    until: float
+
+
+class FileDriver:
+    """Keeps each session in a file under *dir* that nobody else may read, and answers within *timeout* seconds.
+
+    A session is `dir/<its id's first two digits>/<its id>`. For each there is an empty file in `dir/due`, named by the deadline it
+    had when it began, so that purge() finds what is over without looking at what is not.
+    """
+
+    name = "file"
+    shared = True
+
+    def __init__(self, *, dir: str | os.PathLike[str] = "./sessions", timeout: float = 5) -> None:
+        path = os.fspath(dir) if isinstance(dir, (str, os.PathLike)) else None
+        if not isinstance(path, str) or not path or "\0" in path:
+            raise ConfigError(f"the file driver has dir={dir!r}; it takes the path of a folder")
+        if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 < timeout < math.inf:
+            raise ConfigError(f"the file driver has timeout={timeout!r}; it takes a number of seconds above 0")
+        self._files = _Files(os.path.abspath(path))
+        self._timeout = timeout
+        self._threads: ThreadPoolExecutor
+        # Writes always find a thread that no load is in.
+        self._loads: Batches[str, _Kept | None] = Batches(self._read, at_once=_THREADS // 2)
+        self._writes: dict[str, Batches[_Call, Any]] = {}
+
+    async def open(self) -> None:
+        """Make the folder, and raise ConfigError where it can't be written to."""
+        if sys.platform == "win32":
+            raise ConfigError("the file driver needs the file locks of Unix; on Windows choose another driver, such as sql")
+        try:
+            await asyncio.to_thread(self._files.prepare)
+        except OSError as cause:
+            raise ConfigError(
+                f"the file driver can't use dir={self._files.dir!r} ({cause.strerror}); it takes a folder that it may write to"
+            ) from cause
+        self._threads = ThreadPoolExecutor(_THREADS, "gaman-session-files")
+
+    async def close(self) -> None:
+        """Finish what is under way, and let the threads go."""
+        await self._loads.drain()
+        for batches in self._writes.values():
+            await batches.drain()
+        await asyncio.to_thread(self._threads.shutdown)
+
+    async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        """Return the session as it was last written, ENDED, or None; no lock is waited for."""
+        self._files.folder(id)
+        found = _look(await self._answer("load a session", self._loads.call(id)), now)
+        return None if found is Outcome.ABSENT else found
+
+    async def create(self, id: str, record: Record) -> None:
+        """Store a new session."""
+
+        def change(trip: _Trip) -> None:
+            if trip.get(id) is not None:
+                raise SessionStoreError(self.name, "create a session under an id that is taken")
+            trip.put({id: record})
+
+        await self._write("create a session", change, id)
+
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        """Set and delete single fields of a session that is there."""
+
+        def edit(fields: dict[str, bytes]) -> bool:
+            fields.update(sets)
+            for field in deletes:
+                fields.pop(field, None)
+            return True
+
+        return await self._edit(id, edit, now, deadline)
+
+    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+        """Set one field if it still is *old*."""
+
+        def edit(fields: dict[str, bytes]) -> bool:
+            is_same = fields.get(field) == old
+            if is_same:
+                fields[field] = new
+            return is_same
+
+        return await self._edit(id, edit, now, deadline)
+
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        """Replace the session by *record* under *new_id*, if nobody has written to it since *version*."""
+
+        def change(trip: _Trip) -> Outcome:
+            old = _look(trip.get(id), now)
+            if not isinstance(old, Record):
+                return old
+            if old.version != version:
+                return Outcome.CONFLICT
+            if trip.get(new_id) is not None:
+                raise SessionStoreError(self.name, "rename a session to an id that is taken")
+            trip.put({id: _Tomb(now + TOMBSTONE, new_id), new_id: record})
+            return Outcome.WRITTEN
+
+        return await self._write("rename a session", change, id, new_id)
+
+    async def destroy(self, id: str, *, now: float) -> None:
+        """End the session, or the one that it was renamed to."""
+
+        def change(trip: _Trip) -> str | None:
+            kept = trip.get(ending[-1])
+            if isinstance(_look(kept, now), Record):
+                trip.put({ending[-1]: _Tomb(now + TOMBSTONE, None)})
+            return kept.successor if isinstance(kept, _Tomb) and kept.deadline > now else None
+
+        ending = [id]
+        # Tombstones that lead in a circle are not ours, and must not lead a request around for ever.
+        while (successor := await self._write("end a session", change, ending[-1])) and successor not in ending:
+            ending.append(successor)
+
+    async def purge(self, *, now: float, limit: int) -> int:
+        """Remove what is over; a session whose folder is locked at that moment is left to the next purge."""
+        removed, looked_at = 0, 1
+        while looked_at and removed < limit:
+            try:
+                looked_at, gone = await self._in_thread(self._files.sweep, now, limit - removed)
+            except OSError as cause:
+                raise SessionStoreError(self.name, "remove expired sessions") from cause
+            removed += gone
+        return removed
+
+    async def _edit(self, id: str, edit: Callable[[dict[str, bytes]], bool], now: float, deadline: float | None) -> Outcome:
+        """Change the fields of a session that is there, unless *edit* says that they are not the ones to change."""
+
+        def change(trip: _Trip) -> Outcome:
+            record = _look(trip.get(id), now)
+            if not isinstance(record, Record):
+                return record
+            if not edit(record.fields):
+                return Outcome.CONFLICT
+            if not record.fields:
+                trip.put({id: _Tomb(now + TOMBSTONE, None)})
+                return Outcome.EMPTIED
+            record.version += 1
+            if deadline is not None:
+                record.deadline = min(deadline, record.expires)
+            trip.put({id: record})
+            return Outcome.WRITTEN
+
+        return await self._write("change a session", change, id)
+
+    async def _write(self, action: str, change: Callable[[_Trip], T], *ids: str) -> T:
+        """Return what *change* returns, once what it has put is on the disk."""
+        folders = [self._files.folder(id) for id in ids]
+        if folders[0] not in self._writes:
+            self._writes[folders[0]] = Batches(self._visit)
+        call = _Call(folders, change, asyncio.get_running_loop().time() + self._timeout)
+        result: T = await self._answer(action, self._writes[folders[0]].call(call))
+        return result
+
+    async def _answer(self, action: str, coming: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await coming
+        except (TimeoutError, BlockingIOError):
+            cause = TimeoutError(f"another process held the lock, or the disk did not answer, for {self._timeout} seconds")
+            raise SessionStoreError(self.name, action) from cause
+        except OSError as cause:
+            raise SessionStoreError(self.name, action) from cause
+
+    async def _read(self, ids: list[str]) -> list[_Kept | BaseException | None]:
+        return await self._in_thread(self._files.read_each, ids)
+
+    async def _visit(self, calls: list[_Call]) -> list[Any]:
+        """Make the calls in one trip, as soon as nobody else is in their folders."""
+        # No thread waits, so that a lock which is stuck holds up nobody else; nor can two that wait for each other.
+        pause = 0.001
+        while True:
+            try:
+                return await self._in_thread(self._files.visit, calls)
+            except BlockingIOError:
+                # The first one has waited longest. After its time, nothing must be written that it was told had failed.
+                if asyncio.get_running_loop().time() + pause >= calls[0].until:
+                    raise
+            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+
+class _Trip:
+    """A visit to the store: each call sees what those before it have put, and then all is written, each file once.
+
+    What is put is encoded at once, so that a call which fails half way has changed nothing.
+    """
+
+    def __init__(self, files: _Files) -> None:
+        self._files = files
+        self._contents: dict[str, bytes | None] = {}
+        self.changed: dict[str, bytes] = {}
+        """New contents of files, in the order in which they are to be written."""
+        self.begun: list[tuple[str, float]] = []
+        """Sessions and tombstones that were not there before, with their deadlines."""
+
+    def get(self, id: str) -> _Kept | None:
+        """Return what is kept under *id*; it is the caller's own."""
+        if id not in self._contents:
+            self._contents[id] = self._files.read(id)
+        return self._files.decode(id, self._contents[id])
+
+    def put(self, kept: Mapping[str, _Kept]) -> None:
+        """Have all of *kept* written, or none of it."""
+        contents = {id: _encode(id, each) for id, each in kept.items()}
+        for id, each in kept.items():
+            if isinstance(each, _Tomb) or self.get(id) is None:
+                self.begun.append((id, each.deadline))
+        self._contents |= contents
+        self.changed |= contents
+
+
+class _Files:
+    """The store as threads see it; what goes wrong is raised as OSError, and BlockingIOError means that a lock is held."""
+
+    def __init__(self, dir: str) -> None:
+        self.dir = dir
+        self._due = os.path.join(dir, "due")
+        self._damage = Damage()
+
+    def prepare(self) -> None:
+        """Make the folders, and try what a write will need."""
+        os.makedirs(os.path.dirname(self.dir), exist_ok=True)
+        _make_folder(self.dir)
+        _make_folder(self._due)
+        with tempfile.TemporaryFile(dir=self.dir) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.fsync(file.fileno())
+        _sync(self.dir)
+
+    def folder(self, id: str) -> str:
+        """Return the folder that *id* lies in, or raise ValueError for what is no id, and so must not become a path."""
+        if not _ID.fullmatch(id):
+            raise ValueError(f"a session's id is 64 hexadecimal digits, not {id!r}")
+        return os.path.join(self.dir, id[:2])
+
+    def path(self, id: str) -> str:
+        """Return where the session lies."""
+        return os.path.join(self.folder(id), id)
+
+    def read_each(self, ids: list[str]) -> list[_Kept | BaseException | None]:
+        """Return what is kept under each id, or what was raised for it."""
+        return [_attempt(self._find, id) for id in ids]
+
+    def _find(self, id: str) -> _Kept | None:
+        return self.decode(id, self.read(id))
+
+    def read(self, id: str) -> bytes | None:
+        """Return what is in the session's file: nothing if it is no file, and None if there is none."""
+        try:
+            with open(self.path(id), "rb", buffering=0, opener=_open_to_read) as file:
+                return file.read() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+        except FileNotFoundError:
+            return None
+        except OSError as cause:
+            if cause.errno not in _NO_FILE:
+                raise
+            return b""
+
+    def decode(self, id: str, content: bytes | None) -> _Kept | None:
+        """Return what *content* holds; what is not one of ours is reported, and counts as absent."""
+        kept = None if content is None else _decode(id, content)
+        if content is not None and kept is None:
+            self._damage.report(id, "its file")
+        return kept
+
+    def visit(self, calls: list[_Call]) -> list[Any]:
+        """Make the calls, in their order, and return what each returned or raised once all is on the disk."""
+        with self._locked({folder for call in calls for folder in call.folders}):
+            trip = _Trip(self)
+            results = [_attempt(call.change, trip) for call in calls]
+            self._write(trip)
+        return results
+
+    def _write(self, trip: _Trip) -> None:
+        try:
+            for id, deadline in trip.begun:
+                self._mark(id, deadline)
+            for id, content in trip.changed.items():
+                _write_file(_new(self.path(id)), content)
+            # All that needs room is done. Each folder is synced before the next one changes, so that after a rename not even
+            # a power cut leaves both ids alive.
+            for folder, ids in groupby(trip.changed, self.folder):
+                for id in ids:
+                    os.replace(_new(self.path(id)), self.path(id))
+                _sync(folder)
+        except BaseException:
+            for id in trip.changed:
+                _remove(_new(self.path(id)))
+            raise
+
+    def sweep(self, now: float, most: int) -> tuple[int, int]:
+        """Look at *most* of what has come due; return at how many there were to look, and how many of them were removed."""
+        looked_at = removed = 0
+        for marker, id in islice(self._find_due(now), most):
+            with suppress(BlockingIOError), self._locked([self.folder(id)]):
+                removed += self._settle(id, now)
+                looked_at += _remove(marker)
+        return looked_at, removed
+
+    def _settle(self, id: str, now: float) -> bool:
+        """Remove the session if it is over, and else mark it at the deadline that it has now; return whether it was removed."""
+        _remove(_new(self.path(id)))
+        kept = self._find(id)
+        if kept is None or kept.deadline <= now:
+            return _remove(self.path(id))
+        self._mark(id, kept.deadline)
+        return False
+
+    def _find_due(self, now: float) -> Iterator[tuple[str, str]]:
+        """Yield the markers that have come due, hour by hour, each with its id."""
+        _make_folder(self._due)
+        hours = [int(name) for name in os.listdir(self._due) if name.isdecimal()]
+        for hour in sorted(hour for hour in hours if hour <= now // 3600):
+            folder = os.path.join(self._due, str(hour))
+            with suppress(FileNotFoundError), os.scandir(folder) as markers:
+                for marker in markers:
+                    match = _MARKER.fullmatch(marker.name)
+                    if match and float(match[1]) <= now:
+                        yield marker.path, match[2]
+            if hour < now // 3600:
+                # Nobody files anything there any more.
+                with suppress(OSError):
+                    os.rmdir(folder)
+
+    def _mark(self, id: str, deadline: float) -> None:
+        """Have sweep() look at the session when *deadline* has come."""
+        # The marker itself is not synced: if a power cut takes it, a file stays that is never served.
+        hour = os.path.join(self._due, str(int(deadline // 3600)))
+        _open_in(hour, f"{deadline}.{id}", self._due, hour).close()
+
+    @contextmanager
+    def _locked(self, folders: Collection[str]) -> Generator[None]:
+        with ExitStack() as held:
+            for folder in folders:
+                file = held.enter_context(_open_in(folder, ".lock", folder))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Closing it is not enough where a process was forked meanwhile, and holds it open.
+                held.callback(fcntl.flock, file, fcntl.LOCK_UN)
+            yield
+
+
+def _look(kept: _Kept | None, now: float) -> Record | Literal[Outcome.ENDED, Outcome.ABSENT]:
+    if kept is None or kept.deadline <= now:
+        return Outcome.ABSENT
+    return Outcome.ENDED if isinstance(kept, _Tomb) else kept
+
+
+def _attempt(function: Callable[[*Ts], T], *arguments: *Ts) -> T | BaseException:
+    """Return what *function* returns or raises, so that one call of many fails alone."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return error
+
+
+def _encode(id: str, kept: _Kept) -> bytes:
+    data = (_TOMB if isinstance(kept, _Tomb) else _SESSION) + _encoder.encode(kept)
+    return _checksum(id, data) + data
+
+
+def _decode(id: str, content: bytes) -> _Kept | None:
+    """Return what _encode() was given, or None."""
+    checksum, kind, data = content[:16], content[16:17], content[17:]
+    if kind not in _DECODERS or checksum != _checksum(id, kind + data):
+        return None
+    # A checksum finds accidents; whoever may write here can make one.
+    try:
+        kept: _Kept = _DECODERS[kind].decode(data)
+    except (DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    numbers = [kept.created, kept.expires, kept.deadline, kept.version] if isinstance(kept, Record) else [kept.deadline]
+    return kept if all(0 <= number < _YEAR_10000 for number in numbers) else None
+
+
+def _checksum(id: str, data: bytes) -> bytes:
+    """Return what tells *data* from any other, and from the same in another session's place."""
+    return blake2b(data, digest_size=16, key=id.encode("ascii")).digest()
+
+
+def _new(path: str) -> str:
+    """Return where a file's next content is written; what a kill leaves there goes with the next write, or with the session."""
+    return f"{path}.new"
+
+
+def _write_file(path: str, content: bytes) -> None:
+    _remove(path)
+    with open(path, "xb", opener=_open_to_write) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _open_in(folder: str, name: str, *folders: str) -> io.FileIO:
+    """Open a file, and make it, and *folders*, where they are missing."""
+    path = os.path.join(folder, name)
+    try:
+        return open(path, "ab", buffering=0, opener=_open_to_write)
+    except FileNotFoundError:
+        for each in folders:
+            _make_folder(each)
+        return open(path, "ab", buffering=0, opener=_open_to_write)
+
+
+def _open_to_read(path: str, flags: int) -> int:
+    # What lies there may be a link to somewhere else, or a pipe that nobody writes to.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _open_to_write(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    # The umask may have taken the owner's own rights.
+    os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+def _make_folder(path: str) -> None:
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+        os.chmod(path, 0o700)
+        _sync(os.path.dirname(path))
+
+
+def _remove(path: str) -> bool:
+    """Remove the file; return False where there is none."""
+    try:
+        os.unlink(path)
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+    return True
+
+
+def _sync(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

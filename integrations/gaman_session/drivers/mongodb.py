@@ -1,0 +1,357 @@
+"""Sessions in MongoDB: a document a session, which the server itself removes when it is over.
+
+A session is `{_id, created, expires, deadline, version, fields}`; times are dates, and `fields` holds the values by key. JSON,
+which values are with `session(encrypt=False)`, is kept in types of MongoDB's own, so that a query can ask for `{"fields.user.id":
+1}`, and anything else as binary. In the name of a field, `%`, `.`, `$` and NUL are written as in a URL, and the empty name is `%`.
+A tombstone is `{_id, ended: true, deadline}`, with a `successor` after a rename.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import warnings
+from collections.abc import AsyncGenerator, Collection, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, Literal
+from urllib.parse import unquote
+
+import msgspec
+from bson import CodecOptions, DatetimeMS, Int64
+from bson.codec_options import DatetimeConversion
+from bson.errors import BSONError
+from pymongo import AsyncMongoClient, ReturnDocument
+from pymongo.errors import ConfigurationError, DuplicateKeyError, InvalidName, InvalidURI, PyMongoError
+
+from gaman.errors import ConfigError
+from gaman_session._batches import Batches
+from gaman_session._damage import Damage
+from gaman_session._driver import TOMBSTONE, Outcome, Record
+from gaman_session._errors import SessionStoreError
+
+# What is damaged is absent for a write too: it takes only a document of this shape.
+_TYPES: Final = {"created": "date", "expires": "date", "deadline": "date", "version": "long", "fields": "object"}
+_SHAPE: Final = {
+    "required": list(_TYPES),
+    "properties": {name: {"bsonType": kind} for name, kind in _TYPES.items()},
+    "not": {"required": ["ended"]},
+}
+_IS_EMPTY: Final = {"$eq": ["$fields", {"$literal": dict[str, Any]()}]}
+
+# Nothing that lies in a document may keep it from being read: dates beyond the year 9999, text that is no UTF-8.
+_CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
+    datetime_conversion=DatetimeConversion.DATETIME_MS, unicode_decode_error_handler="surrogateescape"
+)
+# MongoDB takes a hundred levels, those of the document and of the command around it included.
+_DEEPEST: Final = 50
+
+_ESCAPES: Final = str.maketrans({character: f"%{ord(character):02X}" for character in "%.$\0"})
+
+
+class MongoDBDriver:
+    """Keeps sessions in the *collection* of *db_name*, with *timeout* seconds for each call, retries included.
+
+    A write is answered when a majority of the replica set has it in its journal, and reads ask the primary, so what was answered is
+    there after a failover too. What the *uri* says of these and of the connection's timeouts comes first: a `readConcernLevel` of
+    `linearizable`, for one, keeps a primary that the others have just given up from answering, at the price of a trip among them.
+    """
+
+    name = "mongodb"
+    shared = True
+
+    def __init__(
+        self,
+        *,
+        db_name: str,
+        uri: str = "mongodb://localhost:27017",
+        collection: str = "sessions",
+        timeout: float = 10,
+        pool_size: int = 100,
+    ) -> None:
+        # What is wrong with the uri is not shown: it may hold a password.
+        if not isinstance(uri, str):
+            raise ConfigError(f"the mongodb driver has a uri that is a {type(uri).__name__}; it takes text")
+        for option, name in (("db_name", db_name), ("collection", collection)):
+            if not isinstance(name, str) or not name:
+                raise ConfigError(f"the mongodb driver has {option}={name!r}; it takes a name")
+        if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 < timeout < math.inf:
+            raise ConfigError(f"the mongodb driver has timeout={timeout!r}; it takes a number of seconds above 0")
+        if not isinstance(pool_size, int) or isinstance(pool_size, bool) or pool_size < 1:
+            raise ConfigError(f"the mongodb driver has pool_size={pool_size!r}; it takes a whole number above 0")
+        self._uri = uri
+        self._db_name = db_name
+        self._collection = collection
+        self._timeout = timeout
+        self._pool_size = pool_size
+        self._damage = Damage()
+        # Reads of one moment share a trip; with four under way, a slow one holds up few others.
+        self._documents = Batches(self._find_all, at_once=4)
+        self._connect()
+
+    async def open(self) -> None:
+        """Have the collection remove by itself what is over, or raise SessionStoreError where the server can't be asked to."""
+        try:
+            async with self._asking("prepare its collection"):
+                await self._sessions.create_index("deadline", expireAfterSeconds=0)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._documents.drain()
+        await self._client.close()
+        self._connect()
+
+    async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        """Return the session, ENDED, or None."""
+        async with self._asking("load a session"):
+            return await self._find(id, now)
+
+    async def create(self, id: str, record: Record) -> None:
+        """Insert a document, unless the id has one."""
+        async with self._asking("create a session"):
+            try:
+                await self._insert(id, record)
+            except DuplicateKeyError as cause:
+                raise SessionStoreError(self.name, "create a session under an id that is taken") from cause
+
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        """Set and delete single fields of a session that is there."""
+        live, change = _live(id, now), _change(sets, deadline)
+        if deletes:
+            change.append({"$unset": [_path(field) for field in deletes]})
+            change.append({"$replaceWith": {"$cond": [_IS_EMPTY, _tombstone(now), "$$ROOT"]}})
+        async with self._asking("change a session"):
+            # Only what may end the session needs the document back: a replica set keeps a copy of each that it may have to return.
+            if not deletes:
+                if await self._update(live, change):
+                    return Outcome.WRITTEN
+            elif (left := await self._update_and_find(live, change)) is not None:
+                return Outcome.EMPTIED if "ended" in left else Outcome.WRITTEN
+            found = await self._find(id, now)
+            return found if found is Outcome.ENDED else Outcome.ABSENT
+
+    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+        """Set one field if it still is *old*."""
+        live, change = _live(id, now), _change({field: new}, deadline)
+        stored = None if old is None else _to_bson(old)
+        async with self._asking("change a session"):
+            if old is None or isinstance(stored, bytes):
+                same = {"$exists": False} if old is None else {"$eq": stored}
+                if await self._update({**live, _path(field): same}, change):
+                    return Outcome.WRITTEN
+            # To MongoDB, 1 is 1.0, and [1] is found under 1: of its own values, only the version tells that they are the same.
+            found = await self._find(id, now)
+            if not isinstance(found, Record):
+                return found or Outcome.ABSENT
+            if found.fields.get(field) == old and await self._update({**live, "version": found.version}, change):
+                return Outcome.WRITTEN
+            return Outcome.CONFLICT
+
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        """End the session, if nobody has written to it since *version*, and then store *record* under *new_id*."""
+        async with self._asking("rename a session"):
+            live, tombstone = {**_live(id, now), "version": version}, {**_tombstone(now), "successor": new_id}
+            if not (await self._sessions.replace_one(live, tombstone)).matched_count:
+                found = await self._find(id, now)
+                return Outcome.CONFLICT if isinstance(found, Record) else found or Outcome.ABSENT
+            try:
+                await self._insert(new_id, record)
+            except DuplicateKeyError as cause:
+                if await self._find(new_id, now) is Outcome.ENDED:
+                    return Outcome.ENDED
+                raise SessionStoreError(self.name, "rename a session to an id that is taken") from cause
+        return Outcome.WRITTEN
+
+    async def destroy(self, id: str, *, now: float) -> None:
+        """Put a tombstone in the session's place, and in the place of what it was renamed to, even before that is there."""
+        stands = {"$and": [{"$eq": ["$ended", True]}, {"$gt": ["$deadline", _date(now)]}]}
+        end = [{"$replaceWith": {"$cond": [stands, "$$ROOT", _tombstone(now)]}}]
+        followed: set[str] = set()
+        cursor: Any = id
+        async with self._asking("end a session"):
+            while isinstance(cursor, str) and cursor not in followed:
+                # What a rename leads to may have yet to be stored; of any other id, only what is there is ended.
+                where = {"_id": cursor} if followed else {"_id": cursor, "deadline": {"$gt": _date(now)}}
+                found = await self._update_and_find(where, end, upsert=bool(followed))
+                followed.add(cursor)
+                cursor = found and found.get("successor")
+
+    async def purge(self, *, now: float, limit: int) -> int:
+        """Return 0: the server does it by itself, within about a minute."""
+        return 0
+
+    def _connect(self) -> None:
+        """Make a client, which connects with its first call."""
+        # Reads keep the concern "local": a new primary has every acknowledged write, but may at first keep some from "majority".
+        options: dict[str, Any] = {
+            "appName": "gaman",
+            "w": "majority",
+            "journal": True,
+            "connectTimeoutMS": 1000,
+            "socketTimeoutMS": 2000,
+            "heartbeatFrequencyMS": 1000,
+            # Sooner than the call gives up, since its error says which server did not answer, and why.
+            "serverSelectionTimeoutMS": math.ceil(max(self._timeout - 1, self._timeout / 2) * 1000),
+            "maxPoolSize": self._pool_size,
+        }
+        named = {option.partition("=")[0].lower() for option in re.split("[&;]", self._uri.partition("?")[2])}
+        try:
+            with warnings.catch_warnings():
+                # Otherwise pymongo goes on without an option that it can't read, be it tls.
+                warnings.simplefilter("error", UserWarning)
+                self._client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
+                    self._uri, **{name: value for name, value in options.items() if name.lower() not in named}
+                )
+            self._sessions = self._client.get_database(self._db_name).get_collection(self._collection, codec_options=_CODEC)
+        except InvalidName as cause:
+            names = f"db_name={self._db_name!r} and collection={self._collection!r}"
+            raise ConfigError(f"the mongodb driver has {names}: {cause}") from cause
+        except (InvalidURI, ValueError):
+            takes = "it takes mongodb://user:password@host:port, where user and password are percent-encoded"
+            raise ConfigError(f"the mongodb driver has a uri that can't be read; {takes}") from None
+        except (ConfigurationError, OSError, UserWarning) as cause:
+            raise ConfigError(f"the mongodb driver can't use the options of its uri: {cause}") from cause
+
+    @asynccontextmanager
+    async def _asking(self, action: str) -> AsyncGenerator[None]:
+        """Give what is asked of the server its time, and raise what goes wrong as SessionStoreError."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                yield
+        except (PyMongoError, BSONError, TimeoutError) as cause:
+            raise SessionStoreError(self.name, action) from cause
+
+    async def _find(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        match document := await self._documents.call(id):
+            case None:
+                return None
+            case {"ended": True, "deadline": DatetimeMS() as deadline}:
+                return Outcome.ENDED if deadline > _date(now) else None
+            case {
+                "created": DatetimeMS() as created,
+                "expires": DatetimeMS() as expires,
+                "deadline": DatetimeMS() as deadline,
+                "version": Int64() as version,
+                "fields": dict(),
+            } if "ended" not in document:
+                if deadline <= _date(now):
+                    return None
+                fields = self._read(id, document["fields"])
+                return Record(fields, _seconds(created), _seconds(expires), _seconds(deadline), int(version))
+            case _:
+                self._damage.report(id, "its document")
+                return None
+
+    async def _find_all(self, ids: list[str]) -> list[dict[str, Any] | None]:
+        async with asyncio.timeout(self._timeout):
+            found = {document["_id"]: document async for document in self._sessions.find({"_id": {"$in": ids}})}
+        return [found.get(id) for id in ids]
+
+    def _read(self, id: str, fields: Mapping[str, Any]) -> dict[str, bytes]:
+        """Return the fields of a document, without those that can't be ours."""
+        found: dict[str, bytes] = {}
+        for name, value in fields.items():
+            try:
+                found[_unescape(name)] = bytes(value) if isinstance(value, bytes) else _encode(value)
+            except (TypeError, ValueError):
+                self._damage.report(id, f"the value of {name!r}")
+        return found
+
+    async def _insert(self, id: str, record: Record) -> None:
+        await self._sessions.insert_one(
+            {
+                "_id": id,
+                "created": _date(record.created),
+                "expires": _date(record.expires),
+                "deadline": _date(record.deadline),
+                "version": Int64(record.version),
+                "fields": {_escape(field): _to_bson(data) for field, data in record.fields.items()},
+            }
+        )
+
+    async def _update(self, where: Mapping[str, Any], change: list[dict[str, Any]]) -> bool:
+        return (await self._sessions.update_one(where, change)).matched_count > 0
+
+    async def _update_and_find(
+        self, where: Mapping[str, Any], change: list[dict[str, Any]], *, upsert: bool = False
+    ) -> dict[str, Any] | None:
+        """Return what of a tombstone the document then has, or None where there was none to change."""
+        return await self._sessions.find_one_and_update(
+            where, change, {"_id": False, "ended": True, "successor": True}, upsert=upsert, return_document=ReturnDocument.AFTER
+        )
+
+
+def _live(id: str, now: float) -> dict[str, Any]:
+    """Return the condition that a session is there, and is sound."""
+    return {"_id": id, "deadline": {"$gt": _date(now)}, "$jsonSchema": _SHAPE}
+
+
+def _change(sets: Mapping[str, bytes], deadline: float | None) -> list[dict[str, Any]]:
+    changed: dict[str, Any] = {_path(field): {"$literal": _to_bson(data)} for field, data in sets.items()}
+    changed["version"] = {"$add": ["$version", 1]}
+    if deadline is not None:
+        changed["deadline"] = {"$min": [_date(deadline), "$expires"]}
+    return [{"$set": changed}]
+
+
+def _tombstone(now: float) -> dict[str, Any]:
+    return {"ended": True, "deadline": _date(now + TOMBSTONE)}
+
+
+def _date(time: float) -> DatetimeMS:
+    # Rounded down as the clock is, so that a session is gone at its deadline, and at most a millisecond before.
+    return DatetimeMS(math.floor(time * 1000))
+
+
+def _seconds(date: DatetimeMS) -> float:
+    return int(date) / 1000
+
+
+def _path(field: str) -> str:
+    return f"fields.{_escape(field)}"
+
+
+def _escape(field: str) -> str:
+    return field.translate(_ESCAPES) if field else "%"
+
+
+def _unescape(name: str) -> str:
+    """Return the field of a *name* in a document, or raise ValueError for one that _escape() would not give."""
+    field = unquote(name) if name != "%" else ""
+    if _escape(field) != name:
+        raise ValueError(name)
+    field.encode()
+    return field
+
+
+def _to_bson(data: bytes) -> Any:
+    """Return the value that *data* is the JSON of, if it comes back from MongoDB to the byte; otherwise *data*."""
+    try:
+        value = msgspec.json.decode(data)
+        return value if _encode(value) == data and _fits(value, _DEEPEST) else data
+    except (ValueError, RecursionError):
+        return data
+
+
+def _fits(value: Any, levels: int) -> bool:
+    kind: type[Any] = value.__class__
+    if kind is dict:
+        # A $ may give a key a meaning of its own, as in {"$ref": ..., "$id": ...}.
+        return levels > 0 and all("\0" not in key and key[:1] != "$" and _fits(inner, levels - 1) for key, inner in value.items())
+    if kind is list:
+        return levels > 0 and all(_fits(inner, levels - 1) for inner in value)
+    return kind is not int or -(2**63) <= value < 2**63
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, Int64):
+        return int(value)
+    raise TypeError(f"JSON has no {type(value).__name__}")
+
+
+_encode: Final = msgspec.json.Encoder(enc_hook=_number).encode

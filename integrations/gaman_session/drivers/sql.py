@@ -1,0 +1,413 @@
+"""Sessions in SQLite: two tables in one file, for all the processes of one machine.
+
+The file may be a database that has other tables too. What the columns of ours mean stands in their schema, below and in the file.
+With `session(encrypt=False)` values are JSON, so that SQL can ask for them. These are the sessions of user 7; whoever deletes rows
+from `sessions` ends theirs:
+
+    SELECT id FROM sessions JOIN session_values ON session_id = id
+    WHERE NOT ended AND deadline > unixepoch() AND key = 'user' AND json_extract(value, '$.id') = 7
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import CoroutineType
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
+
+import aiosqlite
+import msgspec
+
+from gaman.errors import ConfigError
+from gaman_session._batches import Batches
+from gaman_session._damage import Damage
+from gaman_session._driver import TOMBSTONE, Outcome, Record
+from gaman_session._errors import SessionStoreError
+
+T = TypeVar("T")
+_Call: TypeAlias = "Callable[[_Sessions], T]"
+_Run: TypeAlias = "Callable[[_Sessions, Sequence[_Call[Any]]], list[Any]]"
+_Missing: TypeAlias = Literal[Outcome.ENDED, Outcome.ABSENT]
+_Time: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=253_402_300_800)]  # what datetime can hold
+
+_SCHEMA: Final = """
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS sessions (
+    id TEXT NOT NULL PRIMARY KEY,  -- as Session.id has it
+    created REAL NOT NULL,         -- seconds since the epoch, as are the next two
+    expires REAL NOT NULL,         -- the absolute limit
+    deadline REAL NOT NULL,        -- when it is over if nobody touches it; its row may stay for a while
+    version INTEGER NOT NULL,      -- raised by each write
+    ended INTEGER NOT NULL,        -- 1 where it was ended or renamed, which is remembered until the deadline
+    successor TEXT                 -- the id that it was renamed to
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS sessions_deadline ON sessions (deadline);
+CREATE TABLE IF NOT EXISTS session_values (
+    session_id TEXT NOT NULL,
+    key TEXT NOT NULL CHECK (typeof(key) = 'text'),
+    value NOT NULL,                -- TEXT where it is JSON, a BLOB otherwise
+    PRIMARY KEY (session_id, key)
+);
+CREATE TRIGGER IF NOT EXISTS session_values_of_nobody AFTER DELETE ON sessions
+    BEGIN DELETE FROM session_values WHERE session_id = OLD.id; END;
+COMMIT;
+"""
+_COLUMNS: Final = b"id created expires deadline version ended successor session_id key value".split()
+_HEAD: Final = "SELECT created, expires, deadline, version, ended FROM sessions WHERE id = ?"
+_LOAD: Final = """
+SELECT created, expires, deadline, version, ended, key, value
+FROM sessions LEFT JOIN session_values ON session_id = id WHERE id = ?
+"""
+_SET: Final = "INSERT INTO session_values VALUES (?, ?, ?) ON CONFLICT (session_id, key) DO UPDATE SET value = excluded.value"
+_END: Final = "UPDATE sessions SET created = ?, expires = ?, deadline = ?, version = 0, ended = 1, successor = ? WHERE id = ?"
+# UNION, and not UNION ALL, ends where tombstones lead in a circle.
+_LIVING: Final = """
+WITH RECURSIVE names (id) AS (SELECT ?1 UNION SELECT successor FROM names JOIN sessions USING (id) WHERE ended AND deadline > ?2)
+SELECT id FROM names JOIN sessions USING (id) WHERE NOT ended AND deadline > ?2
+"""
+_PURGE: Final = "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE deadline <= ? ORDER BY deadline LIMIT ?)"
+
+# Nobody writes while one purges, and so many sessions are a matter of two milliseconds.
+_PURGED_AT_ONCE: Final = 50
+_DAY: Final = 86_400
+_parse_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+class SQLDriver:
+    """Keeps sessions in *file*, which is created for this user alone, with the folders that are missing.
+
+    A call waits *timeout* seconds at most for a lock that another process holds, and as long again for the calls before it; reading
+    waits for nobody who writes. Writes that are made at the same moment share a transaction, and each is answered when it is on the
+    disk, where it survives a loss of power. The disk must be a local one, for SQLite's locks don't reach over a network.
+    """
+
+    name = "sql"
+    shared = True
+
+    _reader: _Connection
+    _writer: _Connection
+
+    def __init__(self, *, file: str | os.PathLike[str] = "sessions.db", timeout: float = 5) -> None:
+        path = os.fspath(file) if isinstance(file, (str, os.PathLike)) else None
+        if not isinstance(path, str) or path in ("", ":memory:") or "\0" in path:
+            raise ConfigError(f"the sql driver has file={file!r}; it takes the path of a file on a disk")
+        if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 < timeout < _DAY:
+            raise ConfigError(f"the sql driver has timeout={timeout!r}; it takes a number of seconds above 0, and below a day")
+        self._file = Path(path)
+        self._timeout = timeout
+        self._damage = Damage()
+        self._connections: list[_Connection] = []
+
+    async def open(self) -> None:
+        """Create the file and its tables where they are missing, and connect.
+
+        ConfigError says that the file can't be created, is no database, or has tables of these names that are not ours;
+        SessionStoreError that SQLite could not open it.
+        """
+        try:
+            await self._open()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Finish what is under way, and close the file."""
+        while self._connections:
+            await self._connections.pop().close()
+
+    async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        """Return the session, ENDED, or None, by one SELECT."""
+        return await self._reader.call("load a session", lambda sessions: sessions.load(id, now))
+
+    async def create(self, id: str, record: Record) -> None:
+        """Store a new session; an id that is taken raises SessionStoreError."""
+        await self._writer.call("create a session", lambda sessions: sessions.create(id, record))
+
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        """Set and delete single fields of a session that is there."""
+        return await self._writer.call("change a session", lambda sessions: sessions.apply(id, sets, deletes, now, deadline))
+
+    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+        """Set one field if it still is *old*."""
+        return await self._writer.call("change a session", lambda sessions: sessions.swap(id, field, old, new, now, deadline))
+
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        """Replace the session by *record* under *new_id*, if nobody has written to it since *version*."""
+        return await self._writer.call("rename a session", lambda sessions: sessions.rename(id, new_id, record, version, now))
+
+    async def destroy(self, id: str, *, now: float) -> None:
+        """End the session, or the one that it was renamed to."""
+        await self._writer.call("end a session", lambda sessions: sessions.destroy(id, now))
+
+    async def purge(self, *, now: float, limit: int) -> int:
+        """Remove what is over, a few at a time."""
+        count = min(limit, _PURGED_AT_ONCE)
+        return await self._writer.call("remove what is over", lambda sessions: sessions.purge(now, count))
+
+    async def _open(self) -> None:
+        setting = f"the sql driver has file={str(self._file)!r}, which"
+        try:
+            _create(self._file)
+            # In a WAL nobody who reads waits for one who writes, unless they share a connection.
+            self._reader = await self._connect(_Sessions.read)
+            self._writer = await self._connect(_Sessions.write)
+            columns = await self._reader.perform(_Sessions.columns)
+        except OSError as cause:
+            raise ConfigError(f"{setting} can't be created: {cause.strerror}; choose another place") from cause
+        except sqlite3.Error as cause:
+            if cause.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+                raise ConfigError(f"{setting} is no database; choose another file") from cause
+            raise SessionStoreError(self.name, f"open {str(self._file)!r}") from cause
+        if columns != _COLUMNS:
+            raise ConfigError(f"{setting} has other tables named sessions or session_values; choose another file")
+
+    async def _connect(self, run: _Run) -> _Connection:
+        connection = _Connection(partial(_Sessions, self._file, self._timeout, self._damage), run)
+        await connection.open()
+        self._connections.append(connection)
+        await connection.perform(lambda sessions: sessions.prepare(self._timeout))
+        return connection
+
+
+class _Connection(aiosqlite.Connection):
+    """A connection whose thread is given whole functions: calls that are made at the same moment, to be answered by one *run*.
+
+    By aiosqlite's own methods each statement would go there and back, while others wait for the transaction to end.
+    """
+
+    _execute: Callable[..., CoroutineType[Any, Any, Any]]
+
+    def __init__(self, connect: Callable[[], _Sessions], run: _Run) -> None:
+        super().__init__(connect, iter_chunk_size=1)
+        # Before aiosqlite 0.22 a connection was a thread itself. Who forgets to close it can end nevertheless.
+        self._worker: Any = getattr(self, "_thread", self)
+        self._worker.daemon = True
+        self._batches: Batches[_Call[Any], Any] = Batches(lambda calls: self.perform(lambda sessions: run(sessions, calls)))
+
+    async def open(self) -> None:
+        """Connect, or raise sqlite3.Error."""
+        try:
+            await self
+        except sqlite3.Error:
+            # aiosqlite does not wait for its thread, which would speak to an event loop that is closed by then.
+            await asyncio.to_thread(self._worker.join)
+            raise
+
+    async def perform(self, function: Callable[[_Sessions], T]) -> T:
+        """Return what *function* does with the connection."""
+        result: T = await self._execute(function, self._conn)
+        return result
+
+    async def call(self, action: str, call: _Call[T]) -> T:
+        """Return what *call* does; SessionStoreError says that *action* failed."""
+        try:
+            result: T = await self._batches.call(call)
+        except sqlite3.Error as cause:
+            raise SessionStoreError(SQLDriver.name, action) from cause
+        return result
+
+    async def close(self) -> None:
+        """Answer what was called, and close."""
+        await self._batches.drain()
+        await super().close()
+
+
+class _Head(msgspec.Struct, array_like=True):
+    """A row of the table sessions, if it is one that was written here."""
+
+    created: _Time
+    expires: _Time
+    deadline: _Time
+    version: Annotated[int, msgspec.Meta(ge=0)]
+    ended: Literal[0, 1]
+
+    def __post_init__(self) -> None:
+        if not self.created <= self.expires >= self.deadline:
+            raise ValueError("its times are out of order")
+
+
+class _Sessions(sqlite3.Connection):
+    """The sessions, as the thread of a connection sees them; who writes is in a transaction."""
+
+    def __init__(self, file: Path, timeout: float, damage: Damage) -> None:
+        super().__init__(file, timeout=timeout, isolation_level=None)
+        self.text_factory = bytes
+        self._damage = damage
+
+    def prepare(self, timeout: float) -> None:
+        """Make the settings, and the tables where there are none."""
+        until = time.monotonic() + timeout
+        while True:
+            try:
+                self.execute("PRAGMA journal_mode = WAL")
+                break
+            except sqlite3.OperationalError as error:
+                # For this one SQLite does not wait by itself, where others do it at the same moment.
+                if not _is_busy(error) or time.monotonic() >= until:
+                    raise
+                time.sleep(0.01)
+        self.execute("PRAGMA synchronous = FULL")
+        if not self.columns():
+            self.executescript(_SCHEMA)
+
+    def columns(self) -> list[bytes]:
+        """Return the names of the tables' columns."""
+        tables = ("sessions", "session_values")
+        return [name for table in tables for (name,) in self.execute("SELECT name FROM pragma_table_info(?)", (table,))]
+
+    def read(self, calls: Sequence[_Call[Any]]) -> list[Any]:
+        """Make the calls, and return the result or the error of each."""
+        return _each(calls, lambda call: call(self))
+
+    def write(self, calls: Sequence[_Call[Any]]) -> list[Any]:
+        """Make the calls in one transaction, or each in its own where one of them fails; return the result or the error of each."""
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            with self:
+                return [call(self) for call in calls]
+        except Exception:
+            if len(calls) == 1:
+                raise
+        return _each(calls, lambda call: self.write([call])[0])
+
+    def load(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        rows = self.execute(_LOAD, (id,)).fetchall()
+        head = self._check(id, rows, now)
+        if not isinstance(head, _Head):
+            return None if head is Outcome.ABSENT else head
+        fields: dict[str, bytes] = {}
+        for *_, key, value in rows:
+            if key is None:
+                # The join's row for a session that has no values.
+                continue
+            field = key.decode(errors="replace")
+            if isinstance(value, bytes) and field.encode() == key:
+                fields[field] = value
+            else:
+                self._damage.report(id, f"the value of {field!r}")
+        return Record(fields, head.created, head.expires, head.deadline, head.version)
+
+    def create(self, id: str, record: Record) -> None:
+        row = (id, record.created, record.expires, record.deadline, record.version)
+        self.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, 0, NULL)", row)
+        self._set(id, record.fields)
+
+    def apply(self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], now: float, deadline: float | None) -> Outcome:
+        head = self._find(id, now)
+        if not isinstance(head, _Head):
+            return head
+        self._touch(id, head, deadline)
+        self._set(id, sets)
+        if deletes:
+            self.executemany("DELETE FROM session_values WHERE session_id = ? AND key = ?", [(id, field) for field in deletes])
+            if self.execute("SELECT 1 FROM session_values WHERE session_id = ?", (id,)).fetchone() is None:
+                self._end(id, now, None)
+                return Outcome.EMPTIED
+        return Outcome.WRITTEN
+
+    def swap(self, id: str, field: str, old: bytes | None, new: bytes, now: float, deadline: float | None) -> Outcome:
+        head = self._find(id, now)
+        if not isinstance(head, _Head):
+            return head
+        row = self.execute("SELECT value FROM session_values WHERE session_id = ? AND key = ?", (id, field)).fetchone()
+        # A value that load() leaves out is missing here too.
+        stored = row[0] if row is not None and isinstance(row[0], bytes) else None
+        if stored != old:
+            return Outcome.CONFLICT
+        self._touch(id, head, deadline)
+        self._set(id, {field: new})
+        return Outcome.WRITTEN
+
+    def rename(self, id: str, new_id: str, record: Record, version: int, now: float) -> Outcome:
+        head = self._find(id, now)
+        if not isinstance(head, _Head):
+            return head
+        if head.version != version:
+            return Outcome.CONFLICT
+        self._end(id, now, new_id)
+        self.create(new_id, record)
+        return Outcome.WRITTEN
+
+    def destroy(self, id: str, now: float) -> None:
+        for (living,) in self.execute(_LIVING, (id, now)).fetchall():
+            self._end(living.decode(errors="replace"), now, None)
+
+    def purge(self, now: float, limit: int) -> int:
+        return self.execute(_PURGE, (now, limit)).rowcount
+
+    def _find(self, id: str, now: float) -> _Head | _Missing:
+        return self._check(id, self.execute(_HEAD, (id,)).fetchall(), now)
+
+    def _check(self, id: str, rows: list[tuple[object, ...]], now: float) -> _Head | _Missing:
+        if not rows:
+            return Outcome.ABSENT
+        try:
+            head = msgspec.convert(rows[0][:5], _Head)
+        except msgspec.ValidationError:
+            self._damage.report(id, "its row")
+            return Outcome.ABSENT
+        if head.deadline <= now:
+            return Outcome.ABSENT
+        return Outcome.ENDED if head.ended else head
+
+    def _touch(self, id: str, head: _Head, deadline: float | None) -> None:
+        if deadline is None:
+            # Naming the deadline would cost a page of its index.
+            self.execute("UPDATE sessions SET version = version + 1 WHERE id = ?", (id,))
+        else:
+            moved = (min(deadline, head.expires), id)
+            self.execute("UPDATE sessions SET version = version + 1, deadline = ? WHERE id = ?", moved)
+
+    def _set(self, id: str, fields: Mapping[str, bytes]) -> None:
+        self.executemany(_SET, [(id, field, _stored(value)) for field, value in fields.items()])
+
+    def _end(self, id: str, now: float, successor: str | None) -> None:
+        until = now + TOMBSTONE
+        self.execute(_END, (until, until, until, successor, id))
+        self.execute("DELETE FROM session_values WHERE session_id = ?", (id,))
+
+
+def _stored(value: bytes) -> bytes | str:
+    """Return *value* as SQLite is to keep it: JSON as text, of which it gives back the same bytes."""
+    try:
+        _parse_json(value)
+        return value.decode()
+    except (ValueError, RecursionError):
+        return value
+
+
+def _each(calls: Sequence[_Call[Any]], make: Callable[[_Call[Any]], Any]) -> list[Any]:
+    """Return for each call what *make* returns for it, or the error that it raises."""
+    results: list[Any] = []
+    for call in calls:
+        try:
+            results.append(make(call))
+        except Exception as error:
+            if _is_busy(error):
+                # Whoever comes next would wait for the same lock as long again.
+                return results + [error] * (len(calls) - len(results))
+            results.append(error)
+    return results
+
+
+def _is_busy(error: Exception) -> bool:
+    # What the lock was wanted for stands in the higher bytes. An error that Python raises has no code.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _create(file: Path) -> None:
+    """Create the file and the folders that it lies in, where they are missing, for this user alone."""
+    for folder in reversed(file.parents):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    # SQLite gives the files beside it the same mode. One that is there is not opened, for to close it again would drop the locks
+    # on it that SQLite holds in this process (fcntl, POSIX).
+    with suppress(FileExistsError):
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))

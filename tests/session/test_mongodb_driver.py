@@ -1,0 +1,627 @@
+"""The MongoDB driver asks once, keeps JSON in types of MongoDB's own, and answers for a majority's journal."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import re
+import traceback
+from collections.abc import AsyncIterator
+from secrets import token_hex
+from typing import Any
+
+import bson
+import msgspec
+import pytest
+from bson import Binary, DatetimeMS, Int64, ObjectId
+from bson.raw_bson import RawBSONDocument
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
+
+from gaman import ConfigError
+from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError
+from gaman_session.drivers.mongodb import MongoDBDriver
+from tests.servers import MongoServer, free_port, mongodb_uri
+from tests.session.sites import Clock, Site, getting, serving, setting
+
+pytestmark = pytest.mark.anyio
+
+# Far ahead of the server's time, so that only the driver can judge what is over.
+NOW = 4_000_000_000.0
+ID, NEW_ID = (digit * 64 for digit in "ab")
+PASSWORD = "hunter2"
+
+
+@pytest.fixture
+async def driver() -> AsyncIterator[MongoDBDriver]:  # type: ignore[override, unused-ignore]
+    """A driver with a database of its own."""
+    driver = MongoDBDriver(db_name=f"gaman_test_{token_hex(8)}", uri=mongodb_uri())
+    await driver.open()
+    yield driver
+    await driver._client.drop_database(driver._db_name)
+    await driver.close()
+
+
+def record(fields: dict[str, bytes] | None = None, *, lasts: float = 1000) -> Record:
+    return Record(fields or {"key": b"\1value"}, NOW, NOW + lasts, NOW + lasts)
+
+
+async def apply(driver: MongoDBDriver, sets: dict[str, bytes], *deletes: str, id: str = ID, now: float = NOW) -> Outcome:
+    return await driver.apply(id, sets, deletes, now=now, deadline=None)
+
+
+async def swap(driver: MongoDBDriver, old: bytes | None, new: bytes) -> Outcome:
+    return await driver.swap(ID, "key", old, new, now=NOW, deadline=None)
+
+
+async def loaded(driver: MongoDBDriver, id: str = ID) -> dict[str, bytes]:
+    found = await driver.load(id, now=NOW)
+    assert isinstance(found, Record), found
+    return found.fields
+
+
+async def document(driver: MongoDBDriver, id: str = ID) -> dict[str, Any] | None:
+    return await driver._sessions.find_one({"_id": id})
+
+
+async def edit(driver: MongoDBDriver, changes: dict[str, Any], id: str = ID) -> None:
+    """Change a document as someone would by hand."""
+    assert (await driver._sessions.update_one({"_id": id}, changes)).matched_count == 1
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+# The options
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("db_name", value) for value in ("", None, 1, "a.b", "a b", "\0")),
+        *(("collection", value) for value in ("", None, "a..b", "$x", "\0")),
+        *(("uri", value) for value in (None, 1, "", "mongodb://", "redis://localhost", "mongodb://host:port")),
+        *(("timeout", value) for value in (0, -1, True, "1", float("nan"), float("inf"))),
+        *(("pool_size", value) for value in (0, -1, True, 1.5, "1")),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_by_name(option: str, value: object) -> None:
+    options: dict[str, Any] = {"db_name": "app", option: value}
+    with pytest.raises(ConfigError, match=option):
+        MongoDBDriver(**options)
+
+
+def test_a_database_must_be_named() -> None:
+    with pytest.raises(ConfigError, match="db_name"):
+        Site({"type": "mongodb"}, Clock())
+
+
+@pytest.mark.parametrize("option", ["w=0", "tls=maybe", "maxPoolSize=many", "tlsCAFile=/none", "nonsense=1", "w=majority&w"])
+def test_an_option_of_the_uri_that_cannot_be_is_refused(option: str) -> None:
+    with pytest.raises(ConfigError, match="uri"):
+        MongoDBDriver(db_name="app", uri=f"mongodb://localhost/?{option}")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mongodb://user:hunter/2@localhost",
+        "mongodb://user:hunter@2@localhost",
+        "mongodb://user:hunter:2@localhost",
+        "mongodb://user:hunter%2@localhost",
+        "user:hunter2@localhost",
+        "mongodb+srv://user:hunter2@localhost:1/",
+        "mongodb://user:hunter2@localhost/?w=0",
+    ],
+)
+def test_a_password_is_in_no_error_about_the_uri(uri: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        MongoDBDriver(db_name="app", uri=uri)
+    lines = [line for line in traceback.format_exception(caught.value) if not line.startswith("  File")]
+    assert "hunter" not in "".join(lines)
+
+
+def test_writes_wait_for_a_majoritys_journal_and_nothing_waits_long() -> None:
+    driver = MongoDBDriver(db_name="app", timeout=4)
+    client, pool = driver._client, driver._client.options.pool_options
+    assert client.write_concern.document == {"w": "majority", "j": True}
+    assert client.options.retry_writes
+    assert client.options.retry_reads
+    assert (pool.socket_timeout, pool.connect_timeout, pool.max_pool_size) == (2, 1, 100)
+    assert client.options.server_selection_timeout < 4
+    assert (driver._sessions.database.name, driver._sessions.name) == ("app", "sessions")
+
+
+def test_what_the_uri_says_comes_first() -> None:
+    options = "W=1&JOURNAL=false&socketTimeoutMS=7000&maxPoolSize=7&serverSelectionTimeoutMS=7000&connectTimeoutMS=7000"
+    client = MongoDBDriver(db_name="app", uri=f"mongodb://localhost/?{options}", pool_size=3)._client
+    pool = client.options.pool_options
+    assert client.write_concern.document == {"w": 1, "j": False}
+    assert (pool.socket_timeout, pool.connect_timeout, pool.max_pool_size) == (7, 7, 7)
+    assert client.options.server_selection_timeout == 7
+
+
+def test_an_srv_uri_is_left_to_pymongo() -> None:
+    driver = MongoDBDriver(db_name="app", uri="mongodb+srv://user:hunter2@sessions.example.com/")
+    assert driver._client.write_concern.document == {"w": "majority", "j": True}
+    assert "hunter2" not in repr(driver)
+
+
+# Opening
+
+
+# pymongo leaves the socket to the garbage collector where a client closes while it connects.
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+async def test_an_unreachable_server_fails_the_start_within_the_timeout_and_is_named() -> None:
+    port = free_port()
+    driver = MongoDBDriver(db_name="app", uri=f"mongodb://user:{PASSWORD}@127.0.0.1:{port}", timeout=2)
+    with pytest.raises(SessionStoreError) as caught:
+        await driver.open()
+    assert isinstance(caught.value.__cause__, ServerSelectionTimeoutError)
+    assert str(port) in str(caught.value.__cause__)
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+    del driver, caught
+    gc.collect()
+
+
+async def test_a_wrong_password_fails_the_start_and_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with Guarded() as server:
+        with server.client() as client:
+            client.admin.command("createUser", "user", pwd="right", roles=["root"])
+        right = MongoDBDriver(db_name="app", uri=f"mongodb://user:right@{server.address}")
+        await right.open()
+        await right.close()
+        wrong = MongoDBDriver(db_name="app", uri=f"mongodb://user:{PASSWORD}@{server.address}")
+        with pytest.raises(SessionStoreError) as caught:
+            await wrong.open()
+    assert isinstance(caught.value.__cause__, OperationFailure)
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value)) + caplog.text
+
+
+class Guarded(MongoServer):
+    def command(self) -> list[str]:
+        return [*super().command(), "--auth"]
+
+
+async def test_many_may_open_at_once() -> None:
+    drivers = [MongoDBDriver(db_name=f"gaman_test_{token_hex(8)}", uri=mongodb_uri())]
+    drivers += [MongoDBDriver(db_name=drivers[0]._db_name, uri=mongodb_uri()) for _ in range(9)]
+    await asyncio.gather(*(driver.open() for driver in drivers))
+    await drivers[0].create(ID, record())
+    assert await loaded(drivers[9]) == record().fields
+    await drivers[0]._client.drop_database(drivers[0]._db_name)
+    await asyncio.gather(*(driver.close() for driver in drivers))
+
+
+async def test_a_driver_that_was_closed_can_be_opened_again(driver: MongoDBDriver) -> None:
+    await driver.create(ID, record())
+    await driver.close()
+    await driver.open()
+    assert await loaded(driver) == record().fields
+
+
+async def test_the_server_removes_what_is_over_and_nobody_waits_for_it(driver: MongoDBDriver) -> None:
+    indexes = await driver._sessions.index_information()
+    assert [(each["key"], each["expireAfterSeconds"]) for each in indexes.values() if "expireAfterSeconds" in each] == [
+        ([("deadline", 1)], 0)
+    ]
+    await driver.create(ID, record(lasts=100))
+    kept = await document(driver)
+    assert kept is not None
+    assert isinstance(kept["deadline"], DatetimeMS)
+    assert await driver.load(ID, now=NOW + 100) is None
+    assert await driver.purge(now=NOW + 100, limit=10) == 0
+    assert await document(driver) == kept
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.0001, 0.0004, 0.00051, 0.000999, 0.1234567])
+async def test_at_its_deadline_a_session_is_gone_to_the_fraction_of_a_millisecond(driver: MongoDBDriver, fraction: float) -> None:
+    deadline = NOW + 100 + fraction
+    await driver.create(ID, Record({"key": b"1"}, NOW, NOW + 1000, deadline))
+    assert isinstance(await driver.load(ID, now=deadline - 0.002), Record)
+    assert await driver.load(ID, now=deadline) is None
+    assert await apply(driver, {"key": b"2"}, now=deadline) is Outcome.ABSENT
+    await driver.destroy(ID, now=deadline)
+    assert await driver.load(ID, now=deadline) is None
+
+
+# Trips
+
+
+async def trips(driver: MongoDBDriver) -> list[str]:
+    """Return what the server was asked since the last time, without the questions of this test."""
+    await driver._sessions.database.command("profile", 0)
+    profile = driver._sessions.database["system.profile"]
+    asked = [
+        next(name for name in ("findAndModify", "find", "insert", "q") if name in each["command"])
+        async for each in profile.find({"ns": driver._sessions.full_name})
+    ]
+    await profile.drop()
+    await driver._sessions.database.command("profile", 2)
+    return ["update" if name == "q" else name for name in asked]
+
+
+async def test_each_use_of_a_session_is_one_trip(driver: MongoDBDriver) -> None:
+    async def nothing(session: Session) -> None:
+        pass
+
+    async def deleting(session: Session) -> None:
+        await session.delete("other")
+
+    async def counting(session: Session) -> None:
+        await session.update("count", lambda count: count + 1, 0)
+
+    async def clearing(session: Session) -> None:
+        await session.clear()
+
+    async with serving(Site(driver, Clock())) as site:
+        await trips(driver)
+        browser = site.browser()
+        for work, expected in (
+            (getting("key"), []),
+            (setting(key="value", other=1), ["insert"]),
+            (nothing, []),
+            (getting("key"), ["find"]),
+            (setting(key="other"), ["update"]),
+            (deleting, ["findAndModify"]),
+            (counting, ["find", "update"]),
+            (clearing, ["findAndModify"]),
+        ):
+            await browser.do(work)
+            assert await trips(driver) == expected
+
+
+async def test_reads_at_once_share_trips(driver: MongoDBDriver) -> None:
+    ids = [f"{number:064x}" for number in range(50)]
+    for number, id in enumerate(ids):
+        await driver.create(id, record({"key": b"%d" % number}))
+    await trips(driver)
+    found = await asyncio.gather(*(loaded(driver, id) for id in ids * 2))
+    assert found == [{"key": b"%d" % number} for number in range(50)] * 2
+    assert len(await trips(driver)) <= 2
+
+
+async def test_a_reader_that_leaves_does_not_disturb_the_others(driver: MongoDBDriver) -> None:
+    await driver.create(ID, record())
+    first, leaving, staying = (asyncio.create_task(driver.load(ID, now=NOW)) for _ in range(3))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    assert isinstance(await first, Record)
+    assert isinstance(await staying, Record)
+    assert leaving.cancelled()
+
+
+# The document
+
+HOSTILE = ["", "%", "%25", "%2E", ".", "..", "a.b", "$", "$set", "a$b", "\0", "_id", "0", "%zz", "é", "\U0001f511", "k" * 10_000]
+
+
+async def test_hostile_names_survive_and_ordinary_ones_look_as_they_are(driver: MongoDBDriver) -> None:
+    fields = {name: b"\1" + name.encode() for name in HOSTILE}
+    await driver.create(ID, record(fields))
+    assert await loaded(driver) == fields
+    for name in HOSTILE:
+        assert await driver.swap(ID, name, fields[name], b"\2", now=NOW, deadline=None) is Outcome.WRITTEN
+    kept = await document(driver)
+    assert kept is not None
+    names = list(kept["fields"])
+    assert len(set(names)) == len(HOSTILE)
+    assert {"_id", "0", "é", "\U0001f511", "%", "a%2Eb", "%24set", "%00", "%25zz"} < set(names)
+    assert await apply(driver, {}, *HOSTILE) is Outcome.EMPTIED
+
+
+async def test_json_can_be_queried(driver: MongoDBDriver) -> None:
+    async with serving(Site(driver, Clock(), encrypt=False)) as site:
+        browser = site.browser()
+        await browser.do(setting(user={"id": 1, "tags": ["a", "b"]}, cart=[{"sku": "x", "price": 1.5}]))
+        for query in (
+            {"fields.user.id": 1},
+            {"fields.user.tags": "b"},
+            {"fields.cart.sku": "x"},
+            {"fields.cart.price": {"$gt": 1}},
+        ):
+            assert await driver._sessions.count_documents(query) == 1, query
+        await browser.do(setting(user={"name": "Angga"}))
+        assert await browser.all() == {"user": {"name": "Angga"}, "cart": [{"sku": "x", "price": 1.5}]}
+
+
+async def test_sealed_values_are_binary(driver: MongoDBDriver) -> None:
+    async with serving(Site(driver, Clock())) as site:
+        await site.browser().do(setting(user={"id": 1}))
+        kept = await driver._sessions.find_one({})
+    assert kept is not None
+    assert isinstance(kept["fields"]["user"], bytes)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["_id", "$ref", "$id", "$set", "a.b", "0"]), inner),
+)
+ODD = [
+    *(b"null", b"[]", b"{}", b'""', b"0", b"-0", b"1", b"1.0", b"-0.0", b"1e300", b"5e-324", b"true", b'"\\u0000"'),
+    *(b"9223372036854775807", b"9223372036854775808", b"-9223372036854775808", b"-9223372036854775809", b"2147483648"),
+    *(b'{"b":1,"a":2}', b'{"a":1,"a":2}', b'{"":1}', b'{"\\u0000":1}', b'{"a.b":1}', b'{"b":1,"_id":2}', b"[1,1.0,[]]"),
+    *(b'{"$ref":"a","$id":1}', b'{"$set":1}', b'{"$literal":1}', b'"$fields"', b'"$$ROOT"', b" 1", b"1 ", b'{"a": 1}', b"1E5"),
+    *(b"[" * 49 + b"]" * 49, b"[" * 200 + b"]" * 200, b"[" * 5000 + b"]" * 5000, b"[" * 10**6, b'{"a":' * 60 + b"1" + b"}" * 60),
+    *(b"", b"\0", b"\xff", b'"\xff"', b'"\\ud800"', b"NaN", b"1e999", b"\x01{}", bytes(range(256))),
+]
+
+
+@given(values=st.lists(JSON.map(msgspec.json.encode) | st.binary(), max_size=20))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_any_value_comes_back_to_the_byte(driver: MongoDBDriver, values: list[bytes]) -> None:
+    await come_back(driver, values)
+
+
+async def test_odd_values_come_back_to_the_byte(driver: MongoDBDriver) -> None:
+    await come_back(driver, ODD)
+
+
+async def come_back(driver: MongoDBDriver, values: list[bytes]) -> None:
+    """Bring values to the store in each way that there is."""
+    fields = {f"key{number}": value for number, value in enumerate(values)} | {"stays": b"1"}
+    backwards = dict(zip(fields, reversed(fields.values()), strict=True))
+    id = token_hex(32)
+    await driver.create(id, record(fields))
+    assert await loaded(driver, id) == fields
+    assert await apply(driver, backwards, id=id) is Outcome.WRITTEN
+    assert await loaded(driver, id) == backwards
+    for name, value in fields.items():
+        assert await driver.swap(id, name, backwards[name], value, now=NOW, deadline=None) is Outcome.WRITTEN
+    assert await loaded(driver, id) == fields
+
+
+@pytest.mark.parametrize("new", [b'{"c":3}', b"{}", b"[]", b"null", b"\1"])
+async def test_an_object_is_replaced_and_not_merged(driver: MongoDBDriver, new: bytes) -> None:
+    await driver.create(ID, record({"key": b'{"a":1,"b":{"c":2}}'}))
+    assert await apply(driver, {"key": new}) is Outcome.WRITTEN
+    assert await loaded(driver) == {"key": new}
+
+
+ALIKE = [
+    *(b"1", b"1.0", b"true", b'"1"', b"[1]", b"[1.0]", b"[[1]]", b"0", b"0.0", b"-0.0", b"null", b"[null]", b"false", b"[]", b"{}"),
+    *(
+        b'{"a":1,"b":2}',
+        b'{"b":2,"a":1}',
+        b'{"a":1.0,"b":2}',
+        b'{"a":1}',
+        b"",
+        b"\1",
+        b'""',
+        b"9007199254740993",
+        b"9007199254740992.0",
+    ),
+]
+
+
+@pytest.mark.parametrize("stored", [*ALIKE, None])
+async def test_a_swap_takes_nothing_for_something_alike(driver: MongoDBDriver, stored: bytes | None) -> None:
+    await driver.create(ID, record({"other": b"1"} | ({} if stored is None else {"key": stored})))
+    before = await document(driver)
+    for old in (*ALIKE, None):
+        if old != stored:
+            assert await swap(driver, old, b"2") is Outcome.CONFLICT, old
+    assert await document(driver) == before
+    assert await swap(driver, stored, b"2") is Outcome.WRITTEN
+    assert await loaded(driver) == {"other": b"1", "key": b"2"}
+
+
+async def test_a_document_that_is_too_large_is_an_error_and_what_was_there_stays(driver: MongoDBDriver) -> None:
+    large = b"\1" * 9_000_000
+    await driver.create(ID, record({"key": large}))
+    with pytest.raises(SessionStoreError) as caught:
+        await apply(driver, {"other": large})
+    assert isinstance(caught.value.__cause__, PyMongoError)
+    with pytest.raises(SessionStoreError):
+        await driver.create(NEW_ID, record({"one": large, "other": large}))
+    assert await loaded(driver) == {"key": large}
+    assert await document(driver, NEW_ID) is None
+
+
+# Endings
+
+
+@pytest.mark.parametrize("end", ["destroy", "rename", "emptying"])
+async def test_a_tombstone_holds_nothing_of_the_session(driver: MongoDBDriver, end: str) -> None:
+    await driver.create(ID, record())
+    if end == "destroy":
+        await driver.destroy(ID, now=NOW)
+    elif end == "rename":
+        assert await driver.rename(ID, NEW_ID, record(), version=0, now=NOW) is Outcome.WRITTEN
+    else:
+        assert await apply(driver, {}, "key") is Outcome.EMPTIED
+    tombstone = {"_id": ID, "ended": True, "deadline": DatetimeMS(int(NOW + TOMBSTONE) * 1000)}
+    assert await document(driver) == tombstone | ({"successor": NEW_ID} if end == "rename" else {})
+
+
+class Overtaken(MongoDBDriver):
+    """Somebody logs out between the two trips of a rename."""
+
+    async def _insert(self, id: str, record: Record) -> None:
+        if id == NEW_ID:
+            await self.destroy(ID, now=NOW)
+        await super()._insert(id, record)
+
+
+async def test_a_logout_between_the_trips_of_a_rename_leaves_no_session(driver: MongoDBDriver) -> None:
+    overtaken = Overtaken(db_name=driver._db_name, uri=mongodb_uri())
+    await overtaken.create(ID, record())
+    assert await overtaken.rename(ID, NEW_ID, record(), version=0, now=NOW) is Outcome.ENDED
+    assert await overtaken.load(ID, now=NOW) is Outcome.ENDED
+    assert await overtaken.load(NEW_ID, now=NOW) is Outcome.ENDED
+    assert await overtaken.load(NEW_ID, now=NOW + TOMBSTONE) is None
+    await overtaken.close()
+
+
+async def test_a_logout_beside_a_rename_leaves_no_session(driver: MongoDBDriver) -> None:
+    for _ in range(100):
+        id, new_id = token_hex(32), token_hex(32)
+        await driver.create(id, record())
+        await asyncio.gather(driver.rename(id, new_id, record(), version=0, now=NOW), driver.destroy(id, now=NOW))
+        assert await driver.load(id, now=NOW) is Outcome.ENDED
+        assert not isinstance(await driver.load(new_id, now=NOW), Record)
+
+
+async def test_ending_what_is_unknown_or_over_stores_nothing(driver: MongoDBDriver) -> None:
+    await driver.destroy(ID, now=NOW)
+    await driver.create(NEW_ID, record(lasts=10))
+    before = await document(driver, NEW_ID)
+    await driver.destroy(NEW_ID, now=NOW + 10)
+    assert await document(driver) is None
+    assert await document(driver, NEW_ID) == before
+
+
+async def test_a_late_ending_does_not_prolong_a_tombstone(driver: MongoDBDriver) -> None:
+    await driver.create(ID, record())
+    await driver.destroy(ID, now=NOW)
+    await driver.destroy(ID, now=NOW + TOMBSTONE - 1)
+    assert await driver.load(ID, now=NOW + TOMBSTONE) is None
+
+
+async def test_tombstones_that_lead_in_a_circle_are_followed_once(driver: MongoDBDriver) -> None:
+    tomb = {"ended": True, "deadline": DatetimeMS(int(NOW + TOMBSTONE) * 1000)}
+    await driver._sessions.insert_many([{"_id": ID, **tomb, "successor": NEW_ID}, {"_id": NEW_ID, **tomb, "successor": ID}])
+    await driver.destroy(ID, now=NOW)
+    assert await driver.load(NEW_ID, now=NOW) is Outcome.ENDED
+
+
+async def test_a_rename_to_an_id_that_is_taken_is_an_error(driver: MongoDBDriver) -> None:
+    await driver.create(ID, record())
+    await driver.create(NEW_ID, record({"other": b"1"}))
+    with pytest.raises(SessionStoreError):
+        await driver.rename(ID, NEW_ID, record(), version=0, now=NOW)
+    assert await loaded(driver, NEW_ID) == {"other": b"1"}
+
+
+# Damage
+
+WRONG: list[Any] = [
+    "text",
+    1,
+    1.5,
+    True,
+    None,
+    [],
+    {},
+    [DatetimeMS(int(NOW + 500) * 1000)],
+    [Int64(0)],
+    [{"key": 1}],
+    ObjectId("0" * 24),
+]
+DAMAGE = {
+    **{
+        f"{name} is {value!r}": {"$set": {name: value}}
+        for name in ("created", "expires", "deadline", "version", "fields")
+        for value in WRONG
+        if not (name == "fields" and value == {})
+    },
+    **{f"no {name}": {"$unset": {name: True}} for name in ("created", "expires", "deadline", "version", "fields")},
+    **{f"ended is {value!r}": {"$set": {"ended": value}} for value in (False, None, 1, "true", [True])},
+}
+
+
+@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
+async def test_a_damaged_document_is_absent_and_reported_once(
+    driver: MongoDBDriver, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    await driver.create(ID, record())
+    await edit(driver, change)
+    before = await document(driver)
+    for _ in range(2):
+        assert await driver.load(ID, now=NOW) is None
+        assert await apply(driver, {"key": b"1"}) is Outcome.ABSENT
+        assert await apply(driver, {}, "key") is Outcome.ABSENT
+        assert await swap(driver, b"\1value", b"1") is Outcome.ABSENT
+        assert await swap(driver, None, b"1") is Outcome.ABSENT
+        assert await driver.rename(ID, NEW_ID, record(), version=0, now=NOW) is Outcome.ABSENT
+    assert await document(driver) == before
+    assert warnings_in(caplog) == [f"session {ID}: its document is not what was written there; it counts as absent"]
+    await driver.destroy(ID, now=NOW)
+    assert not isinstance(await driver.load(ID, now=NOW), Record)
+
+
+NO_JSON: list[Any] = [ObjectId("0" * 24), DatetimeMS(0), [ObjectId("0" * 24)], {"a": {"b": DatetimeMS(0)}}, re.compile("x")]
+
+
+@pytest.mark.parametrize("value", NO_JSON, ids=repr)
+async def test_a_value_that_no_json_has_is_left_out_and_can_be_replaced(
+    driver: MongoDBDriver, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    await driver.create(ID, record({"key": b"1", "other": b"2"}))
+    for _ in range(2):
+        await edit(driver, {"$set": {"fields.key": value}})
+        assert await loaded(driver) == {"other": b"2"}
+        assert await swap(driver, None, b"3") is Outcome.WRITTEN
+        assert await loaded(driver) == {"key": b"3", "other": b"2"}
+    assert warnings_in(caplog) == [f"session {ID}: the value of 'key' is not what was written there; it counts as absent"]
+
+
+@pytest.mark.parametrize("name", ["a%", "a%41", "%2e", "$a", "%%"])
+async def test_a_name_that_was_not_written_here_is_left_out(
+    driver: MongoDBDriver, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await driver.create(ID, record({"key": b"1"}))
+    kept = await document(driver)
+    assert kept is not None
+    kept["fields"][name] = 2
+    await driver._sessions.replace_one({"_id": ID}, kept)
+    assert await loaded(driver) == {"key": b"1"}
+    assert len(warnings_in(caplog)) == 1
+
+
+async def test_text_that_is_no_utf8_is_left_out(driver: MongoDBDriver, caplog: pytest.LogCaptureFixture) -> None:
+    await driver.create(ID, record({"key": b"1"}))
+    kept = await document(driver)
+    assert kept is not None
+    kept["fields"] |= {"<name>": 1, "value": "<text>"}
+    await driver._sessions.delete_one({"_id": ID})
+    raw = bson.encode(kept).replace(b"<name>", b"<n\xffme>").replace(b"<text>", b"<t\xffxt>")
+    await driver._sessions.insert_one(RawBSONDocument(raw))
+    assert await loaded(driver) == {"key": b"1"}
+    assert len(warnings_in(caplog)) == 2
+
+
+async def test_a_hand_may_write_what_json_can_hold(driver: MongoDBDriver, caplog: pytest.LogCaptureFixture) -> None:
+    await driver.create(ID, record({"key": b"1"}))
+    await edit(
+        driver, {"$set": {"fields.key": [Int64(5), {"a": Int64(2**62)}], "fields.new": "text", "fields.uuid": Binary(b"x" * 16, 4)}}
+    )
+    assert await loaded(driver) == {"key": b'[5,{"a":4611686018427387904}]', "new": b'"text"', "uuid": b"x" * 16}
+    assert type((await loaded(driver))["uuid"]) is bytes
+    assert await swap(driver, b'[5,{"a":4611686018427387904}]', b"1") is Outcome.WRITTEN
+    assert warnings_in(caplog) == []
+
+
+async def test_values_that_were_moved_or_edited_are_absent_and_the_rest_stays(
+    driver: MongoDBDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(Site(driver, Clock())) as site:
+        one, other = site.browser(), site.browser()
+        await one.do(setting(role="user", name="Angga"))
+        await other.do(setting(role="admin", name="Siti"))
+        documents = {each["fields"]["role"]: each async for each in driver._sessions.find({})}
+        first, second = documents.values()
+        await edit(driver, {"$set": {"fields.role": second["fields"]["role"]}}, first["_id"])
+        await edit(driver, {"$set": {"fields.role": second["fields"]["name"]}}, second["_id"])
+        for browser in (one, other, one, other):
+            assert list(await browser.all()) == ["name"]
+        assert len(warnings_in(caplog)) == 2
+        for value in ("admin", 1, None, {"a": 1}, ObjectId(), b"", b"\1"):
+            await edit(driver, {"$set": {"fields.role": value}}, first["_id"])
+            assert await one.do(getting("role")) is None
+        await one.do(setting(role="guest"))
+        assert await one.all() == {"role": "guest", "name": "Angga"}
+
+
+async def test_a_visitor_with_a_damaged_session_can_begin_anew(driver: MongoDBDriver) -> None:
+    async with serving(Site(driver, Clock())) as site:
+        browser = site.browser()
+        await browser.do(setting(key="value"))
+        await driver._sessions.update_many({}, {"$set": {"version": "text"}})
+        assert await browser.all() == {}
+        await browser.do(setting(key="other"))
+        assert await browser.all() == {"key": "other"}

@@ -1,0 +1,662 @@
+"""The SQL driver writes in groups, waits without holding anyone up, and believes no row that it did not write."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Generator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gaman.errors import ConfigError
+from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError
+from gaman_session.drivers import sql
+from gaman_session.drivers.sql import SQLDriver
+from tests.session.sites import Clock, Site, getting, serving, setting
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
+NOW = 1_800_000_000.0
+SEALED = b"\x01 no JSON"
+
+
+def record(lasts: float = 1000, *, fields: dict[str, bytes] | None = None) -> Record:
+    return Record(fields or {"key": SEALED}, NOW, NOW + lasts, NOW + lasts)
+
+
+def id_of(number: int) -> str:
+    return f"{number:064x}"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "sessions.db"
+
+
+@pytest.fixture
+async def driver(file: Path) -> AsyncIterator[SQLDriver]:
+    driver = SQLDriver(file=file)
+    await driver.open()
+    yield driver
+    await driver.close()
+
+
+async def write(driver: SQLDriver, number: int, key: str = "key", value: bytes = b"\x01") -> Outcome:
+    return await driver.apply(id_of(number), {key: value}, (), now=NOW, deadline=None)
+
+
+async def is_there(driver: SQLDriver, number: int) -> bool:
+    return isinstance(await driver.load(id_of(number), now=NOW), Record)
+
+
+def by_hand(file: Path, statement: str, *values: object) -> list[Any]:
+    with closing(sqlite3.connect(file, isolation_level=None)) as db:
+        db.execute("PRAGMA ignore_check_constraints = ON")
+        return db.execute(statement, values).fetchall()
+
+
+@contextmanager
+def locked(file: Path) -> Generator[sqlite3.Connection]:
+    """Hold the lock for writing, as another process would."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        yield db
+
+
+def files(file: Path) -> dict[str, int]:
+    """Return the mode of each file in the folder of *file*."""
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in file.parent.iterdir()}
+
+
+def spoil(file: Path) -> None:
+    """Overwrite all pages but the first."""
+    content = file.read_bytes()
+    file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+
+
+def starting(file: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(file), *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "integrations")))},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Return what it has said and complained of, once it has ended."""
+    try:
+        return process.communicate(timeout=60)
+    finally:
+        process.kill()
+
+
+async def traced(connection: sql._Connection) -> list[str]:
+    """Return a list of the statements that are run from now on."""
+    statements: list[str] = []
+
+    def trace(statement: str) -> None:
+        # What a trigger does is shown as a comment.
+        if not statement.startswith("--"):
+            statements.append(statement.split(None, 1)[0] if statement.startswith(("SELECT", "\nSELECT")) else statement)
+
+    await connection.perform(lambda db: db.set_trace_callback(trace))
+    return statements
+
+
+def verbs(statements: list[str]) -> list[str]:
+    return [statement.split()[0] for statement in statements]
+
+
+# Options
+
+
+@pytest.mark.parametrize("file", ["", ":memory:", "a\0b", None, 1, b"sessions.db"], ids=repr)
+async def test_a_file_that_is_none_is_refused(file: Any) -> None:
+    with pytest.raises(ConfigError, match="the sql driver has file="):
+        SQLDriver(file=file)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, True, "5", None, float("nan"), float("inf"), 1e10], ids=repr)
+async def test_a_timeout_that_is_none_is_refused(seconds: Any) -> None:
+    with pytest.raises(ConfigError, match="the sql driver has timeout="):
+        SQLDriver(timeout=seconds)
+
+
+async def test_making_a_driver_opens_nothing(file: Path) -> None:
+    driver = SQLDriver(file=file)
+    assert files(file) == {}
+    await driver.close()
+
+
+# The file
+
+
+async def test_the_files_and_new_folders_are_for_this_user_alone(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "folder" / "sessions.db"
+    driver, mask = SQLDriver(file=file), os.umask(0)
+    try:
+        await driver.open()
+        await driver.create(id_of(0), record())
+    finally:
+        os.umask(mask)
+    assert files(tmp_path / "new") == {"new": 0o700}
+    assert files(file.parent) == {"folder": 0o700}
+    assert files(file) == {"sessions.db": 0o600, "sessions.db-wal": 0o600, "sessions.db-shm": 0o600}
+    await driver.close()
+
+
+async def test_what_was_there_keeps_its_mode_and_its_tables(file: Path) -> None:
+    by_hand(file, "CREATE TABLE visitors (name)")
+    by_hand(file, "INSERT INTO visitors VALUES ('Ada')")
+    by_hand(file, "PRAGMA user_version = 7")
+    os.chmod(file, 0o640)
+    driver = SQLDriver(file=file)
+    await driver.open()
+    await driver.create(id_of(0), record())
+    await driver.close()
+    assert files(file) == {"sessions.db": 0o640}
+    assert by_hand(file, "SELECT name FROM visitors") == [("Ada",)]
+    assert by_hand(file, "PRAGMA user_version") == [(7,)]
+
+
+async def test_sessions_are_there_after_reopening_and_the_wal_is_folded_in(driver: SQLDriver, file: Path) -> None:
+    await driver.create(id_of(0), record(fields={"a": b"1", "b": SEALED}))
+    await driver.close()
+    assert list(files(file)) == ["sessions.db"]
+    await driver.open()
+    found = await driver.load(id_of(0), now=NOW)
+    assert found == record(fields={"a": b"1", "b": SEALED})
+
+
+async def test_closing_answers_what_was_called_before(file: Path) -> None:
+    driver = SQLDriver(file=file)
+    await driver.open()
+    calls = [asyncio.create_task(driver.create(id_of(number), record())) for number in range(3)]
+    await asyncio.sleep(0)
+    await driver.close()
+    assert await asyncio.gather(*calls) == [None] * 3
+    assert by_hand(file, "SELECT count(*) FROM sessions") == [(3,)]
+
+
+@pytest.mark.parametrize("content", [b"no database", b"no database" * 1000], ids=["short", "long"])
+def test_a_file_that_is_no_database_is_refused_and_left_alone(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    driver = SQLDriver(file=file)
+    with pytest.raises(ConfigError, match=r"sessions\.db.*is no database"):
+        asyncio.run(driver.open())
+    assert driver._connections == []
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE sessions (id, data)",
+        "ALTER TABLE sessions ADD COLUMN added_later",
+        "ALTER TABLE session_values DROP COLUMN value",
+    ],
+)
+async def test_tables_of_another_kind_or_version_are_refused(driver: SQLDriver, file: Path, statement: str) -> None:
+    await driver.close()
+    if statement.startswith("CREATE"):
+        by_hand(file, "DROP TABLE sessions")
+    by_hand(file, statement)
+    with pytest.raises(ConfigError, match="other tables named sessions"):
+        await driver.open()
+
+
+async def test_a_place_where_no_file_can_be_is_refused(tmp_path: Path) -> None:
+    by_hand(tmp_path / "file", "CREATE TABLE visitors (name)")
+    with pytest.raises(ConfigError, match="can't be created: File exists"):
+        await SQLDriver(file=tmp_path / "file" / "sessions.db").open()
+    threads = set(threading.enumerate())
+    with pytest.raises(SessionStoreError, match="open") as raised:
+        await SQLDriver(file=tmp_path).open()
+    assert "unable to open" in str(raised.value.__cause__)
+    # Those of the event loop wait for more work; that of the connection has ended.
+    left = [thread.name for thread in set(threading.enumerate()) - threads]
+    assert [name for name in left if not name.startswith(("asyncio_", "uvloop_"))] == []
+
+
+def test_many_processes_may_open_a_new_file_at_once(file: Path) -> None:
+    script = """
+import asyncio, sys
+from gaman.session import Record
+from gaman_session.drivers.sql import SQLDriver
+async def main():
+    driver = SQLDriver(file=sys.argv[1], timeout=60)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    await driver.open()
+    await driver.create(sys.argv[2], Record({"key": b"1"}, 1.0, 2e9, 2e9))
+    await driver.close()
+asyncio.run(main())
+"""
+    processes = [starting(file, script, id_of(number)) for number in range(6)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [finish(process)[1] for process in processes] == [""] * 6
+    assert by_hand(file, "SELECT count(*) FROM sessions") == [(6,)]
+
+
+async def test_another_driver_in_this_process_drops_no_lock_of_the_first(driver: SQLDriver, file: Path) -> None:
+    # fcntl's locks on a file go with the first descriptor of it that is closed.
+    await driver.create(id_of(0), record())
+    other = SQLDriver(file=file)
+    await other.open()
+    script = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('SELECT * FROM sessions'); db.close()"
+    assert finish(starting(file, script)) == ("", "")
+    # A process that believed itself to be the last would have removed it.
+    assert "sessions.db-wal" in files(file)
+    await other.close()
+
+
+def test_a_process_that_forgets_to_close_can_end(file: Path) -> None:
+    script = """
+import asyncio, sys
+from gaman_session.drivers.sql import SQLDriver
+driver = SQLDriver(file=sys.argv[1])
+asyncio.run(driver.open())
+"""
+    assert finish(starting(file, script))[0] == ""
+
+
+# Trips and groups
+
+
+async def test_a_read_is_one_select_and_an_untouched_session_nothing(driver: SQLDriver) -> None:
+    async with serving(Site(driver, Clock())) as site:
+        browser = site.browser()
+        await browser.do(setting(a=1, b=2))
+        reads, writes = await traced(driver._reader), await traced(driver._writer)
+
+        async def nothing(_: object) -> None:
+            return None
+
+        await browser.do(nothing)
+        assert reads == writes == []
+        assert await browser.all() == {"a": 1, "b": 2}
+        assert verbs(reads) == ["SELECT"]
+        assert writes == []
+
+
+async def test_a_write_to_a_session_that_was_not_read_is_one_transaction(driver: SQLDriver) -> None:
+    async with serving(Site(driver, Clock())) as site:
+        browser = site.browser()
+        await browser.do(setting(a=1))
+        reads, writes = await traced(driver._reader), await traced(driver._writer)
+        await browser.do(setting(a=2))
+        assert reads == []
+        assert verbs(writes) == ["BEGIN", "SELECT", "UPDATE", "INSERT", "COMMIT"]
+        assert writes[0] == "BEGIN IMMEDIATE"
+
+
+async def test_writes_at_once_share_a_transaction(driver: SQLDriver) -> None:
+    writes = await traced(driver._writer)
+    await asyncio.gather(*(driver.create(id_of(number), record()) for number in range(100)))
+    # The first goes out at once, and all the others when it is back.
+    assert (verbs(writes).count("BEGIN"), verbs(writes).count("COMMIT")) == (2, 2)
+    assert [await is_there(driver, number) for number in range(100)] == [True] * 100
+
+
+async def test_calls_at_once_are_made_in_their_order(driver: SQLDriver) -> None:
+    outcomes = tuple(
+        await asyncio.gather(
+            driver.create(id_of(0), record()),
+            write(driver, 0),
+            driver.destroy(id_of(0), now=NOW),
+            write(driver, 0),
+            write(driver, 1),
+        )
+    )
+    assert outcomes == (None, Outcome.WRITTEN, None, Outcome.ENDED, Outcome.ABSENT)
+
+
+async def test_a_commit_waits_for_the_disk(driver: SQLDriver) -> None:
+    assert await driver._writer.perform(lambda sessions: sessions.execute("PRAGMA synchronous").fetchone()) == (2,)
+
+
+async def test_a_call_that_fails_among_others_fails_alone_and_is_undone_as_a_whole(driver: SQLDriver, file: Path) -> None:
+    await driver.create(id_of(0), record())
+    await driver.create(id_of(1), record())
+    first, second, failed, last = await asyncio.gather(
+        write(driver, 0, "first"),
+        write(driver, 0, "second"),
+        driver.rename(id_of(1), id_of(0), record(), version=0, now=NOW),
+        write(driver, 0, "last"),
+        return_exceptions=True,
+    )
+    assert first is second is last is Outcome.WRITTEN
+    assert isinstance(failed, SessionStoreError)
+    assert str(failed) == "the session store (sql) could not rename a session"
+    assert isinstance(failed.__cause__, sqlite3.IntegrityError)
+    assert await is_there(driver, 1)
+    keys = by_hand(file, "SELECT key FROM session_values WHERE session_id = ? ORDER BY rowid", id_of(0))
+    assert keys == [("key",), ("first",), ("second",), ("last",)]
+
+
+async def test_a_call_with_what_sqlite_does_not_take_fails_alone(driver: SQLDriver) -> None:
+    await driver.create(id_of(0), record())
+    beyond: Any = 2**70
+    results = await asyncio.gather(
+        write(driver, 0, "first"),
+        write(driver, 0, "second"),
+        write(driver, 0, "\ud800"),
+        driver.create(id_of(1), Record({}, NOW, NOW, NOW, beyond)),
+        write(driver, 0, "last"),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results] == [Outcome, Outcome, UnicodeEncodeError, OverflowError, Outcome]
+
+
+@pytest.mark.parametrize("gone", range(3))
+async def test_a_call_that_is_cancelled_takes_no_other_with_it(driver: SQLDriver, gone: int) -> None:
+    await driver.create(id_of(0), record())
+    calls = [asyncio.create_task(write(driver, 0, f"k{number}")) for number in range(3)]
+    await asyncio.sleep(0)
+    calls.pop(gone).cancel()
+    assert await asyncio.gather(*calls) == [Outcome.WRITTEN] * 2
+    found = await driver.load(id_of(0), now=NOW)
+    assert isinstance(found, Record)
+    assert {"k0", "k1", "k2"} - {f"k{gone}"} <= set(found.fields)
+
+
+async def test_a_full_disk_fails_the_write_and_leaves_what_was_stored(driver: SQLDriver) -> None:
+    await driver.create(id_of(0), record())
+    limit = await driver._writer.perform(lambda db: db.execute("PRAGMA max_page_count").fetchone()[0])
+    await driver._writer.perform(lambda db: db.execute("PRAGMA max_page_count = 1"))
+    big = write(driver, 0, "big", bytes(100_000))
+    first, failed, last = await asyncio.gather(write(driver, 0, "a"), big, write(driver, 0, "b"), return_exceptions=True)
+    assert first is last is Outcome.WRITTEN
+    assert isinstance(failed, SessionStoreError)
+    assert "full" in str(failed.__cause__)
+    await driver._writer.perform(lambda db: db.execute(f"PRAGMA max_page_count = {limit}"))
+    assert await write(driver, 0, "big", bytes(100_000)) is Outcome.WRITTEN
+    found = await driver.load(id_of(0), now=NOW)
+    assert isinstance(found, Record)
+    assert set(found.fields) == {"key", "a", "b", "big"}
+
+
+# Locks
+
+
+async def test_reads_go_on_and_a_write_waits_while_another_process_writes(driver: SQLDriver, file: Path) -> None:
+    await driver.create(id_of(0), record())
+    with locked(file) as other:
+        waiting = asyncio.create_task(write(driver, 0, value=b"\x02"))
+        for _ in range(20):
+            found = await driver.load(id_of(0), now=NOW)
+            assert isinstance(found, Record)
+            assert found.fields == {"key": SEALED}
+        assert not waiting.done()
+        other.execute("COMMIT")
+        assert await waiting is Outcome.WRITTEN
+
+
+async def test_a_write_gives_up_after_the_timeout_and_says_why(file: Path) -> None:
+    driver = SQLDriver(file=file, timeout=0.05)
+    await driver.open()
+    await driver.create(id_of(0), record())
+    with locked(file):
+        results = await asyncio.gather(*(write(driver, 0) for _ in range(50)), return_exceptions=True)
+        for result in results:
+            assert isinstance(result, SessionStoreError)
+            assert str(result.__cause__) == "database is locked"
+        writes = await traced(driver._writer)
+        with pytest.raises(SessionStoreError):
+            await write(driver, 0)
+        assert writes == ["BEGIN IMMEDIATE"]
+    assert await write(driver, 0) is Outcome.WRITTEN
+    await driver.close()
+
+
+async def test_calls_that_wait_for_a_lock_together_give_up_together(file: Path) -> None:
+    driver, tried = SQLDriver(file=file, timeout=0.05), 0
+    await driver.open()
+
+    def try_to_lock(sessions: sql._Sessions) -> None:
+        nonlocal tried
+        tried += 1
+        sessions.execute("BEGIN IMMEDIATE")
+
+    with locked(file):
+        results = await asyncio.gather(*(driver._reader.call("lock", try_to_lock) for _ in range(50)), return_exceptions=True)
+    assert [type(result) for result in results] == [SessionStoreError] * 50
+    # The first goes out by itself.
+    assert tried == 2
+    await driver.close()
+
+
+async def test_opening_waits_for_those_who_keep_the_file_from_becoming_a_wal(file: Path) -> None:
+    by_hand(file, "CREATE TABLE visitors (name)")
+    driver = SQLDriver(file=file, timeout=60)
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        # This is what SQLite does not wait for by itself.
+        other.execute("BEGIN IMMEDIATE")
+        opening = asyncio.create_task(driver.open())
+        done, _ = await asyncio.wait([opening], timeout=0.1)
+        assert not done
+        other.execute("COMMIT")
+        await opening
+    await driver.close()
+
+
+async def test_opening_gives_up_after_the_timeout_too(file: Path) -> None:
+    by_hand(file, "CREATE TABLE visitors (name)")
+    with locked(file), pytest.raises(SessionStoreError, match=r"could not open '.*sessions\.db'") as raised:
+        await SQLDriver(file=file, timeout=0.05).open()
+    assert str(raised.value.__cause__) == "database is locked"
+
+
+# SQL
+
+
+async def test_json_is_text_that_sql_can_ask_and_all_else_is_a_blob(driver: SQLDriver, file: Path) -> None:
+    texts = {"a": b'{"id": 7}', "b": b" 1.50 ", "c": '"\u00e9\\u0000\U0001f511"'.encode()}
+    blobs = {"d": SEALED, "e": b"", "f": b'"\xff"', "g": b"[" * 100_000, "h": b"1\0", "i": b"NaN", "j": b"\xef\xbb\xbf1"}
+    await driver.create(id_of(0), record(fields=texts | blobs))
+    assert await driver.load(id_of(0), now=NOW) == record(fields=texts | blobs)
+    kinds = by_hand(file, "SELECT key, typeof(value) FROM session_values")
+    assert dict(kinds) == dict.fromkeys(texts, "text") | dict.fromkeys(blobs, "blob")
+    assert by_hand(file, "SELECT json_extract(value, '$.id') FROM session_values WHERE key = 'a'") == [(7,)]
+    assert await driver.swap(id_of(0), "b", b"1.50", b"2", now=NOW, deadline=None) is Outcome.CONFLICT
+    assert await driver.swap(id_of(0), "b", b" 1.50 ", b"2", now=NOW, deadline=None) is Outcome.WRITTEN
+
+
+async def test_the_query_of_the_docstring_finds_a_users_sessions(driver: SQLDriver, file: Path) -> None:
+    query = (sql.__doc__ or "").split(":\n\n")[1]
+    async with serving(Site(driver, Clock(), encrypt=False)) as site:
+        browsers = [site.browser() for _ in range(3)]
+        for number, browser in zip((7, 8, 7), browsers, strict=True):
+            await browser.do(setting(user={"id": number}))
+        ids = [id for (id,) in by_hand(file, query)]
+        assert len(ids) == 2
+        assert await site.browser().all() == {}
+        for id in ids:
+            by_hand(file, "DELETE FROM sessions WHERE id = ?", id)
+        assert [await browser.all() for browser in browsers] == [{}, {"user": {"id": 8}}, {}]
+        assert by_hand(file, "SELECT count(*) FROM session_values") == [(1,)]
+
+
+async def test_values_are_sealed_unless_somebody_wants_them_open(driver: SQLDriver, file: Path) -> None:
+    async with serving(Site(driver, Clock())) as site:
+        await site.browser().do(setting(key="value"))
+        ((value,),) = by_hand(file, "SELECT value FROM session_values")
+        assert value[0] == 1
+        assert b"value" not in value
+
+
+async def test_a_tombstone_holds_nothing_of_the_session(driver: SQLDriver, file: Path) -> None:
+    await driver.create(id_of(0), record())
+    await driver.create(id_of(1), record())
+    assert await driver.rename(id_of(0), id_of(2), record(), version=0, now=NOW) is Outcome.WRITTEN
+    await driver.destroy(id_of(1), now=NOW)
+    until = NOW + TOMBSTONE
+    assert by_hand(file, "SELECT * FROM sessions WHERE ended ORDER BY id") == [
+        (id_of(0), until, until, until, 0, 1, id_of(2)),
+        (id_of(1), until, until, until, 0, 1, None),
+    ]
+    assert by_hand(file, "SELECT session_id FROM session_values") == [(id_of(2),)]
+
+
+# Purging
+
+
+async def test_a_purge_removes_rows_of_both_tables_and_so_many_at_most(driver: SQLDriver, file: Path) -> None:
+    for number in range(7):
+        await driver.create(id_of(number), record(10 * (number + 1), fields={"a": b"1", "b": b"2"}))
+    assert [await driver.purge(now=NOW + 50, limit=3) for _ in range(3)] == [3, 2, 0]
+    assert by_hand(file, "SELECT id FROM sessions") == [(id_of(5),), (id_of(6),)]
+    assert by_hand(file, "SELECT count(*) FROM session_values") == [(4,)]
+
+
+async def test_a_large_purge_is_done_in_small_parts(driver: SQLDriver) -> None:
+    await asyncio.gather(*(driver.create(id_of(number), record(10)) for number in range(120)))
+    assert [await driver.purge(now=NOW + 10, limit=1000) for _ in range(4)] == [50, 50, 20, 0]
+
+
+async def test_a_purge_finds_what_is_over_by_the_index(driver: SQLDriver, file: Path) -> None:
+    plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {sql._PURGE}", NOW, 10)]
+    assert any("sessions_deadline (deadline<?)" in step for step in plan), plan
+    assert not any(step.startswith("SCAN") for step in plan), plan
+
+
+# Damage
+
+HEADS = [
+    "created = 'soon'",
+    "created = x'00'",
+    "created = 9e999",
+    "created = 1e300",
+    "created = -1",
+    "created = expires + 1",
+    "expires = 'late'",
+    "expires = 9e999",
+    "deadline = 'later'",
+    "deadline = x'ff'",
+    "deadline = expires + 1",
+    "version = 'first'",
+    "version = -1",
+    "version = 1.5",
+    "ended = 2",
+    "ended = 'no'",
+]
+
+
+@pytest.mark.parametrize("change", HEADS)
+async def test_a_damaged_row_is_absent_and_is_reported_once(
+    driver: SQLDriver, file: Path, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(Site(driver, Clock())) as site:
+        browser = site.browser()
+        await browser.do(setting(key="value"))
+        by_hand(file, f"UPDATE sessions SET {change}")
+        ((id,),) = by_hand(file, "SELECT id FROM sessions")
+        now = site.clock.now
+        for _ in range(2):
+            assert await browser.all() == {}
+        assert await driver.load(id, now=now) is None
+        assert await driver.apply(id, {"a": b"1"}, (), now=now, deadline=None) is Outcome.ABSENT
+        assert await driver.swap(id, "a", None, b"1", now=now, deadline=None) is Outcome.ABSENT
+        assert await driver.rename(id, id_of(0), record(), version=0, now=now) is Outcome.ABSENT
+        await browser.do(setting(key="new"))
+        assert await browser.all() == {"key": "new"}
+        (warning,) = caplog.records
+        assert warning.getMessage().startswith(f"session {id}: its row is not what was written there")
+
+
+VALUES = {
+    "a number": "value = 7",
+    "text": "value = '\"forged\"'",
+    "text that is no UTF-8": "value = CAST(x'ff' AS TEXT)",
+    "a blob": "value = x'01ff'",
+    "nothing": "value = x''",
+    "another key's": "value = (SELECT value FROM session_values WHERE key = 'kept')",
+    "another session's": "value = (SELECT value FROM session_values WHERE key = 'other')",
+}
+
+
+@pytest.mark.parametrize("change", VALUES.values(), ids=VALUES)
+async def test_a_value_that_was_not_written_there_is_absent_and_the_others_are_not(
+    driver: SQLDriver, file: Path, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(Site(driver, Clock())) as site:
+        await site.browser().do(setting(other="other"))
+        browser = site.browser()
+        await browser.do(setting(key="value", kept="kept"))
+        by_hand(file, f"UPDATE session_values SET {change} WHERE key = 'key'")
+        for _ in range(2):
+            assert await browser.do(getting("key")) is None
+            assert await browser.all() == {"kept": "kept"}
+        (warning,) = caplog.records
+        assert "the value of 'key' is not what was written there" in warning.getMessage()
+
+        def more(before: int) -> int:
+            return before + 1
+
+        async def count(session: Session) -> int:
+            return await session.update("key", more, 0)
+
+        assert await browser.do(count) == 1
+        assert await browser.all() == {"key": 1, "kept": "kept"}
+
+
+async def test_a_key_that_is_no_text_is_refused_or_left_out(
+    driver: SQLDriver, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await driver.create(id_of(0), record(fields={"key": b"1", "kept": b"2"}))
+    with closing(sqlite3.connect(file)) as db, pytest.raises(sqlite3.IntegrityError):
+        db.execute("UPDATE session_values SET key = x'61' WHERE key = 'key'")
+    by_hand(file, "UPDATE session_values SET key = CAST(x'ff61' AS TEXT) WHERE key = 'key'")
+    for _ in range(2):
+        assert await driver.load(id_of(0), now=NOW) == record(fields={"kept": b"2"})
+    assert len(caplog.records) == 1
+
+
+async def test_a_session_whose_values_are_lost_is_empty_and_can_be_written(driver: SQLDriver, file: Path) -> None:
+    async with serving(Site(driver, Clock())) as site:
+        browser = site.browser()
+        await browser.do(setting(key="value"))
+        by_hand(file, "DELETE FROM session_values")
+        assert await browser.all() == {}
+        await browser.do(setting(key="new"))
+        assert await browser.all() == {"key": "new"}
+
+
+async def test_tombstones_that_lead_in_a_circle_or_nowhere_are_followed_once(driver: SQLDriver, file: Path) -> None:
+    for number in range(3):
+        await driver.create(id_of(number), record())
+        await driver.destroy(id_of(number), now=NOW)
+    by_hand(file, "UPDATE sessions SET successor = ? WHERE id = ?", id_of(1), id_of(0))
+    by_hand(file, "UPDATE sessions SET successor = ? WHERE id = ?", id_of(0), id_of(1))
+    by_hand(file, "UPDATE sessions SET successor = x'ff' WHERE id = ?", id_of(2))
+    for number in range(3):
+        await driver.destroy(id_of(number), now=NOW)
+        assert await driver.load(id_of(number), now=NOW) is Outcome.ENDED
+
+
+async def test_a_damaged_page_is_an_error_of_the_store(driver: SQLDriver, file: Path) -> None:
+    await asyncio.gather(*(driver.create(id_of(number), record()) for number in range(500)))
+    await driver.close()
+    spoil(file)
+    await driver.open()
+    with pytest.raises(SessionStoreError) as raised:
+        await driver.load(id_of(0), now=NOW)
+    assert "malformed" in str(raised.value.__cause__)
