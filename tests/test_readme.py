@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 import types
 from inspect import Parameter, iscoroutinefunction, signature
 from pathlib import Path
@@ -17,7 +18,9 @@ import pytest
 
 import gaman
 from gaman.session import Session, session
+from gaman.session.testing import CONTRACT
 from gaman.testing import TestClient
+from tests import servers
 from tests.test_examples import ROOT, serving, walk_through
 
 DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md"]
@@ -56,6 +59,11 @@ def blocks(document: str, language: str) -> list[Block]:
 PYTHON = [block for document in DOCUMENTS for block in blocks(document, "python")]
 
 
+def environment() -> dict[str, str]:
+    """Return the settings that the documents' programs ask for."""
+    return {"GAMAN_KEY": SECRET, "REDIS_URL": servers.redis_url(), "MONGODB_URI": servers.mongodb_uri()}
+
+
 def named(block: Block) -> str:
     return f"{block.document}:{block.line}"
 
@@ -65,7 +73,8 @@ def test_a_python_block_runs(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GAMAN_KEY", SECRET)
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
     module = types.ModuleType("main")
     monkeypatch.setitem(sys.modules, "main", module)
     exec(compile(block.above, ROOT / block.document, "exec"), module.__dict__)
@@ -94,6 +103,9 @@ async def exercise(fresh: list[object]) -> None:
                     await ask(gaman.App({"/": [given_params, value, touch]}, integrations=[session(driver={"type": driver})]))
             elif not parameters:
                 await value()
+            elif parameters == ["check"]:
+                for check in CONTRACT:
+                    await value(check)
 
 
 async def ask(app: gaman.App) -> None:
@@ -116,7 +128,7 @@ async def touch(ctx: gaman.Context) -> str:
 @pytest.mark.parametrize("block", [block for block in PYTHON if block.serves], ids=named)
 def test_a_python_block_that_serves_does_so(block: Block, tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(re.sub(r"(?m)^    gaman\.serve\(.*\n", "    pass\n", block.above) + block.code)
-    with serving("-c", RUN, "main.py", folder=tmp_path, environment={"GAMAN_KEY": SECRET}) as browser:
+    with serving("-c", RUN, "main.py", folder=tmp_path, environment=environment()) as browser:
         if '"/logout"' in block.code:
             walk_through(browser)
         else:
@@ -147,7 +159,9 @@ def test_a_shell_block_names_only_what_exists(document: str) -> None:
             elif command == "export":
                 assert "gaman key" in line
             else:
-                assert (command, *arguments) in {("pip", "install", "gaman"), ("python", "main.py")}, line
+                extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+                installs = {("pip", "install", name) for name in ("gaman", *(f"gaman[{extra}]" for extra in extras))}
+                assert (command, *arguments) in {*installs, ("python", "main.py")}, line
 
 
 def check_options(arguments: list[str], line: str) -> None:
@@ -162,7 +176,7 @@ def check_options(arguments: list[str], line: str) -> None:
 @pytest.mark.parametrize("document", ["README.md", "integrations/gaman_session/README.md"])
 def test_the_table_of_options_names_each_with_its_default(document: str) -> None:
     text = (ROOT / document).read_text()
-    table = text[text.index("| option |") :].split("\n\n")[0]
+    table = text[text.index("| option | type |") :].split("\n\n")[0]
     told: dict[str, str] = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", table, re.MULTILINE))
     real = signature(session).parameters
     assert list(told) == list(real)
@@ -189,9 +203,12 @@ def test_a_table_names_what_is_there(start: str, kind: type) -> None:
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_a_link_leads_somewhere(document: str) -> None:
-    text = (ROOT / document).read_text()
-    titles = {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in re.findall(r"(?m)^#+ (.*)$", text)}
-    for target in re.findall(r"\]\((?!https?:)(.*?)\)", text):
+    for target in re.findall(r"\]\((?!https?:)(.*?)\)", (ROOT / document).read_text()):
         path, _, anchor = target.partition("#")
-        assert ((ROOT / document).parent / path).exists(), target
-        assert not anchor or anchor in titles, target
+        file = (ROOT / document).parent / path if path else ROOT / document
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file.read_text()), target
+
+
+def anchors(text: str) -> set[str]:
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in re.findall(r"(?m)^#+ (.*)$", text)}

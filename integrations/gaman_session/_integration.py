@@ -45,8 +45,8 @@ def session(
     """Return the integration that gives every request its `ctx.session`; ConfigError names what is wrong in the options.
 
     *secret* seals the sessions: a string, or several with the newest first, of which the older ones still open what they sealed;
-    by default the environment's GAMAN_KEY. *driver* says where sessions are kept: a dict with a `type` (`cookies`, the default, or
-    `memory`) and that driver's options, or a Driver object. *max_age* is a session's lifetime in seconds, *idle_timeout* a limit
+    by default the environment's GAMAN_KEY. *driver* says where sessions are kept: a dict with a `type` (`cookies`, the default,
+    `memory`, `file`, `redis`, `sql` or `mongodb`) and that driver's options, or a Driver object. *max_age* is a session's lifetime in seconds, *idle_timeout* a limit
     within it that each use moves on. *secure* keeps the cookie to HTTPS and to localhost.
 
     *cookie_name* is by default `__Host-gaman` where browsers allow that prefix, else `gaman`; *same_site*, *domain*, *path* and
