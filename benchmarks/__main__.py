@@ -1,10 +1,10 @@
-"""Measure: python -m benchmarks, with the name of one question or none, and of stores for over_http."""
+"""Measure: python -m benchmarks, with a question: in_process, over_http or growth, and for the last two the names of stores."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import in_process, over_http
+from benchmarks import growth, in_process, over_http
 
 if __name__ == "__main__":
     question, *names = sys.argv[1:] or [""]
@@ -12,3 +12,5 @@ if __name__ == "__main__":
         in_process.main()
     if question in ("", "over_http"):
         over_http.main(names)
+    if question == "growth":
+        growth.main(names)

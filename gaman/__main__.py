@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from gaman._app import App
-from gaman._server import run
+from gaman._server import explain, run
 from gaman.errors import GamanError
 
 _has_key = re.compile(rb"^(\xef\xbb\xbf)?\s*(export\s+)?GAMAN_KEY\s*=", re.MULTILINE).search
@@ -89,7 +89,7 @@ def _purge(options: argparse.Namespace) -> None:
     try:
         removed = asyncio.run(purge())
     except GamanError as error:
-        sys.exit(f"gaman: {error}")
+        sys.exit(f"gaman: {explain(error)}")
     for name, count in removed.items():
         print(f"gaman: {name}: {count} removed")
     if not removed:

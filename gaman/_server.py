@@ -20,7 +20,7 @@ from gaman import _workers
 from gaman._app import App
 from gaman._integration import Integration
 from gaman._routing import Routes, Table
-from gaman.errors import ConfigError
+from gaman.errors import ConfigError, GamanError
 
 _MAX_HEAD = 1 << 18
 
@@ -131,8 +131,8 @@ class _Server(uvicorn.Server):
             self.run(sockets=[self._listener])
         except KeyboardInterrupt:
             pass
-        except ConfigError as error:
-            _exit(str(error))
+        except GamanError as error:
+            _exit(explain(error))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self._app.load()
@@ -175,6 +175,12 @@ def _listen(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             _exit(f"port {port} on {host} is taken; stop what listens there, or take another port")
         _exit(f"can't listen on {host}, port {port}: {os.strerror(error.errno or 0)}")
+
+
+def explain(error: GamanError) -> str:
+    """Return what *error* says, and what has led to it, on a line."""
+    text, cause = str(error), str(error.__cause__ or "")
+    return text if cause in text else f"{text}: {cause}"
 
 
 def _exit(message: str) -> NoReturn:

@@ -230,4 +230,21 @@ app = gaman.App({}, integrations=[session("a secret of the tests, long enough", 
 """
     (tmp_path / "main.py").write_text(source, encoding="utf-8")
     _, stderr = gaman("purge", "main:app", cwd=tmp_path, status=1)
-    assert stderr == "gaman: the session store (redis) could not be reached at 127.0.0.1:1\n"
+    assert stderr.startswith("gaman: the session store (redis) could not be reached at 127.0.0.1:1: ")
+    assert stderr.count("\n") == 1
+    assert "hidden" not in stderr
+
+
+def test_serve_names_a_store_that_it_can_not_reach(tmp_path: Path) -> None:
+    source = """
+import gaman
+from gaman.session import session
+
+driver = {"type": "mongodb", "db_name": "x", "uri": "mongodb://user:hidden@127.0.0.1:1", "timeout": 1}
+app = gaman.App({}, integrations=[session("a secret of the tests, long enough", driver)])
+"""
+    (tmp_path / "main.py").write_text(source, encoding="utf-8")
+    _, stderr = gaman("serve", "main:app", "--port", "0", cwd=tmp_path, status=1)
+    assert stderr.startswith("gaman: the session store (mongodb) could not prepare its collection: 127.0.0.1:1: ")
+    assert stderr.count("\n") == 1
+    assert "hidden" not in stderr

@@ -9,7 +9,7 @@ import re
 import traceback
 from collections.abc import AsyncIterator
 from secrets import token_hex
-from typing import Any
+from typing import Any, Literal
 
 import bson
 import msgspec
@@ -408,6 +408,23 @@ async def test_a_swap_takes_nothing_for_something_alike(driver: MongoDBDriver, s
     assert await document(driver) == before
     assert await swap(driver, stored, b"2") is Outcome.WRITTEN
     assert await loaded(driver) == {"other": b"1", "key": b"2"}
+
+
+class Interrupted(MongoDBDriver):
+    """Somebody writes as soon as the session was looked at."""
+
+    async def _find(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        found = await super()._find(id, now)
+        assert await apply(self, {"key": b"2"}) is Outcome.WRITTEN
+        return found
+
+
+async def test_a_swap_loses_no_write_that_comes_while_it_looks(driver: MongoDBDriver) -> None:
+    await driver.create(ID, record({"key": b"1"}))
+    interrupted = Interrupted(db_name=driver._db_name, uri=mongodb_uri())
+    assert await swap(interrupted, b"1", b"3") is Outcome.CONFLICT
+    await interrupted.close()
+    assert await loaded(driver) == {"key": b"2"}
 
 
 async def test_a_document_that_is_too_large_is_an_error_and_what_was_there_stays(driver: MongoDBDriver) -> None:
