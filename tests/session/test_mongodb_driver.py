@@ -35,7 +35,7 @@ PASSWORD = "hunter2"
 
 
 @pytest.fixture
-async def driver() -> AsyncIterator[MongoDBDriver]:  # type: ignore[override, unused-ignore]
+async def driver() -> AsyncIterator[MongoDBDriver]:
     """A driver with a database of its own."""
     driver = MongoDBDriver(db_name=f"gaman_test_{token_hex(8)}", uri=mongodb_uri())
     await driver.open()
