@@ -102,8 +102,11 @@ class App:
 
     async def _recover(self, ctx: Context, error: Exception) -> Response:
         """Return the answer to *error*: an on_error hook's or the error's own. What nobody expected is logged and says nothing."""
-        if not isinstance(error, HTTPError) or (error.status >= 500 and error.__cause__ is not None):
+        if not isinstance(error, HTTPError):
             logger.error("%s %r failed", ctx.method, ctx.path, exc_info=error)
+        elif error.status >= 500 and (cause := error.__cause__) is not None:
+            # A line is enough: where a store is down, every request that needs it comes by here.
+            logger.error("%s %r answered %d: %s: %r", ctx.method, ctx.path, error.status, error, cause)
         response: Response | None = None
         for hook in self._on_error:
             try:

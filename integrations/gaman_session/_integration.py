@@ -46,8 +46,8 @@ def session(
 
     *secret* seals the sessions: a string, or several with the newest first, of which the older ones still open what they sealed;
     by default the environment's GAMAN_KEY. *driver* says where sessions are kept: a dict with a `type` (`cookies`, the default,
-    `memory`, `file`, `redis`, `sql` or `mongodb`) and that driver's options, or a Driver object. *max_age* is a session's lifetime in seconds, *idle_timeout* a limit
-    within it that each use moves on. *secure* keeps the cookie to HTTPS and to localhost.
+    `memory`, `file`, `redis`, `sql` or `mongodb`) and that driver's options, or a Driver object. *max_age* is a session's lifetime
+    in seconds, *idle_timeout* a limit within it that each use moves on. *secure* keeps the cookie to HTTPS and to localhost.
 
     *cookie_name* is by default `__Host-gaman` where browsers allow that prefix, else `gaman`; *same_site*, *domain*, *path* and
     *partitioned* are the cookie's attributes (RFC 6265bis). *encrypt* seals the values in a store. *serializer* is `"msgpack"`,

@@ -328,7 +328,7 @@ async def test_a_server_that_has_forgotten_the_scripts_is_told_them_again() -> N
 # A write that is tried again, because nobody knows whether its first attempt has arrived
 
 
-async def test_a_write_that_arrives_twice_happens_once() -> None:
+async def test_a_write_that_arrives_twice_happens_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened() as driver:
         sent: list[Any] = []
         real = driver._run
@@ -338,7 +338,7 @@ async def test_a_write_that_arrives_twice_happens_once() -> None:
             await real(commands)
             return await real(commands)
 
-        driver._batches._run = twice
+        monkeypatch.setattr(driver, "_run", twice)
         id, new = new_id(), new_id()
         await driver.create(id, record(n=b"1"))
         assert await driver.swap(id, "n", b"1", b"2", now=NOW, deadline=None) is Outcome.WRITTEN

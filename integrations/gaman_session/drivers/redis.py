@@ -15,6 +15,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha1
+from itertools import chain, repeat
 from os import urandom
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
@@ -23,8 +24,20 @@ from redis.asyncio import Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    ClusterDownError,
+    ConnectionError,
+    MasterDownError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gaman.errors import ConfigError
 from gaman_session._batches import Batches
@@ -35,6 +48,12 @@ from gaman_session._errors import SessionStoreError
 Command: TypeAlias = tuple[Any, ...]
 
 _FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
+_CONNECTION_FAILURES = (ConnectionError, RedisTimeoutError, RedisClusterException, OSError)
+_CLUSTER_FAILURES = (ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
+# Seconds before the next attempts. Where another server may take over, the last one is repeated.
+_PAUSES: Final = (0.05, 0.1, 0.2, 0.4)
+# So many trips to a server at a time: more would be smaller ones.
+_AT_ONCE: Final = 4
 _COLON: Final = ord(":")
 
 # What the scripts share. Numbers come and go as strings, in which they keep their last digit.
@@ -183,7 +202,8 @@ class RedisDriver:
         self._damage = Damage()
         self._client: Any = None
         self._sentinels: list[Any] = []
-        self._batches: Batches[Command, Any] = Batches(self._run, at_once=4)
+        # Each server of a Cluster has its own: one that is lost holds up no session of another's.
+        self._batches: dict[str, Batches[Command, Any]] = {}
 
     async def open(self) -> None:
         """Connect, or raise SessionStoreError."""
@@ -197,7 +217,8 @@ class RedisDriver:
 
     async def close(self) -> None:
         """Close every connection, after what is under way."""
-        await self._batches.drain()
+        for batches in self._batches.values():
+            await batches.drain()
         for client in (self._client, *self._sentinels):
             if client is not None:
                 with suppress(*_FAILURES):
@@ -277,23 +298,55 @@ class RedisDriver:
 
     async def _call(self, action: str, id: str, command: Command) -> Any:
         """Return what *command* answers, or None where no hash stands in the session's place."""
+        node = self._node(command)
+        server = "" if node is None else node.name
+        if (batches := self._batches.get(server)) is None:
+            batches = self._batches[server] = Batches(self._run, at_once=min(_AT_ONCE, self._pool_size))
         try:
-            return await self._batches.call(command)
+            async with asyncio.timeout(self._timeout):
+                return await batches.call(command)
         except _FAILURES as cause:
             if isinstance(cause, ResponseError) and "WRONGTYPE" in str(cause):
                 self._damage.report(id, "its hash")
                 return None
             raise SessionStoreError(self.name, action) from cause
 
-    async def _run(self, commands: list[Command]) -> Sequence[Any]:
-        async with asyncio.timeout(self._timeout):
+    def _node(self, command: Command) -> Any:
+        """Return the node of a Cluster on which the command's first key lives, as far as that is known; None outside a Cluster."""
+        if isinstance(self._client, RedisCluster):
+            with suppress(RedisClusterException):
+                return self._client.get_node_from_key(command[1] if command[0] == "HGETALL" else command[3])
+        return None
+
+    async def _run(self, commands: Sequence[Command]) -> list[Any]:
+        """Send *commands*, and again those to which a fault leaves no answer, until the time is up; return answers and errors."""
+        now = asyncio.get_running_loop().time
+        until = now() + self._timeout
+        results = await self._attempt(commands)
+        for pause in _PAUSES if not self._address.kind else chain(_PAUSES, repeat(_PAUSES[-1])):
+            unanswered = [i for i, result in enumerate(results) if isinstance(result, Exception) and _may_pass(result)]
+            if not unanswered or now() + pause >= until:
+                break
+            await asyncio.sleep(pause)
+            again = await self._attempt([commands[i] for i in unanswered])
+            for i, result in zip(unanswered, again, strict=True):
+                # The first attempt may have come through, before the write of somebody else that has brought this conflict about.
+                is_unclear = result == b"CONFLICT" and commands[i][1] == _SWAP.sha
+                results[i] = RedisError("the answer to the write was lost") if is_unclear else result
+        return results
+
+    async def _attempt(self, commands: Sequence[Command]) -> list[Any]:
+        """Send *commands* once, with the source of each script that the server does not know."""
+        try:
             results = await self._send(commands)
             unknown = [i for i, result in enumerate(results) if isinstance(result, NoScriptError)]
             if unknown:
-                again = await self._send([_with_source(commands[i]) for i in unknown])
+                again = await self._send([("EVAL", _SOURCES[commands[i][1]], *commands[i][2:]) for i in unknown])
                 for i, result in zip(unknown, again, strict=True):
                     results[i] = result
             return results
+        except _FAILURES as cause:
+            return [cause] * len(commands)
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
         """Send *commands* in one trip, and return for each its answer or its error."""
@@ -306,35 +359,34 @@ class RedisDriver:
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
-        if not self._wait_replicas:
-            results: list[Any] = await pipeline.execute(raise_on_error=False)
-            return results
-        return await self._wait(pipeline, commands)
+        if self._wait_replicas:
+            return await self._wait(pipeline, commands)
+        results: list[Any] = await pipeline.execute(raise_on_error=False)
+        return results
 
     async def _wait(self, pipeline: Any, commands: Sequence[Command]) -> list[Any]:
         """Send the pipeline, and have each of its writes confirmed by replicas of the server that it went to."""
-        servers = [None if command[0] == "HGETALL" else self._server(command) for command in commands]
-        written_to = list(dict.fromkeys(server for server in servers if server is not None))
-        for server in written_to:
-            where = {"target_nodes": server} if isinstance(server, ClusterNode) else {}
+        nodes = {i: self._node(command) for i, command in enumerate(commands) if command[0] != "HGETALL"}
+        written_to = list(dict.fromkeys(nodes.values()))
+        for node in written_to:
+            where = {} if node is None else {"target_nodes": node}
             pipeline.execute_command("WAIT", self._wait_replicas, math.ceil(self._patience * 500), **where)
         results: list[Any] = await pipeline.execute(raise_on_error=False)
-        confirmed = dict(zip(written_to, results[len(commands) :], strict=True))
-        for i, server in enumerate(servers):
-            if server is None or isinstance(results[i], Exception):
-                continue
-            count = confirmed[server]
+        counts = dict(zip(written_to, results[len(commands) :], strict=True))
+        for i, node in nodes.items():
+            count = counts[node]
             if isinstance(count, Exception):
                 results[i] = count
-            elif count < self._wait_replicas or server != self._server(commands[i]):
+            elif not isinstance(results[i], Exception) and (count < self._wait_replicas or node != self._node(commands[i])):
                 results[i] = RedisError(
                     f"{count} of {self._wait_replicas} replicas have confirmed the write, which may yet be lost"
                 )
         return results[: len(commands)]
 
-    def _server(self, command: Command) -> Any:
-        """Return the node that a script's first key lives on, or, outside a Cluster, what stands for the one server."""
-        return self._client.get_node_from_key(command[3]) if isinstance(self._client, RedisCluster) else self._client
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether the command may get an answer when its server is back, or another has taken over."""
+    return isinstance(error, (*_CONNECTION_FAILURES, *_CLUSTER_FAILURES)) and not isinstance(error, AuthenticationError)
 
 
 _KINDS = {(scheme, kind) for scheme in ("redis", "rediss") for kind in ("", "sentinel", "cluster")} | {("unix", "")}
@@ -359,7 +411,8 @@ class _Address(NamedTuple):
             "socket_connect_timeout": patience,
             "socket_keepalive": True,
             "max_connections": pool_size,
-            "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), 3 if is_alone else 30),
+            # Only the driver knows which commands it may send twice.
+            "retry": Retry(NoBackoff(), 0),
         }
         if is_alone:
             client: Any = Redis
@@ -415,7 +468,3 @@ def _pair(fields: Mapping[str, bytes]) -> list[bytes]:
 
 def _optional(deadline: float | None) -> float | str:
     return "" if deadline is None else deadline
-
-
-def _with_source(command: Command) -> Command:
-    return ("EVAL", _SOURCES[command[1]], *command[2:])

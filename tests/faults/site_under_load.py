@@ -1,0 +1,228 @@
+"""A site with sessions in a process of its own, visitors who keep its cookie, and writers who load it; holds no test."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from tests.serving import Answer, Connection, Program, request, running_script, until
+
+SITE = """
+import json, os
+import gaman
+from gaman.session import session
+
+async def put(ctx):
+    await ctx.session.set(ctx.params["key"], ctx.params["value"])
+    return "kept"
+
+async def show(ctx):
+    return await ctx.session.all()
+
+async def count(ctx):
+    return str(await ctx.session.update("count", lambda count: count + 1, 0))
+
+async def renew(ctx):
+    await ctx.session.regenerate()
+    return "renewed"
+
+async def end(ctx):
+    await ctx.session.clear()
+    return "ended"
+
+async def plain(ctx):
+    return "no session here"
+
+routes = {"/put/:key/:value": put, "/all": show, "/count": count, "/renew": renew, "/end": end, "/plain": plain}
+sessions = session("a secret of the tests that is long enough", driver=json.loads(os.environ["DRIVER"]))
+gaman.serve(routes, integrations=[sessions], port=0)
+"""
+
+HANGING = 40.0
+"""Seconds after which an answer that has not come is never to come; more than any timeout here."""
+
+SLACK = 3.0
+"""Seconds by which an answer may come late, on a machine that is busy."""
+
+
+@contextmanager
+def site(folder: Path, driver: Mapping[str, Any]) -> Generator[Program]:
+    """Serve SITE with *driver* for as long as the block lasts, or until it ends by itself."""
+    with running_script(SITE, folder, env={"DRIVER": json.dumps(driver)}, name="site.py") as program:
+        yield program
+
+
+class Visitor:
+    """A browser, as far as it keeps the session's cookie."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.cookie: str | None = None
+
+    def get(self, target: str) -> Answer:
+        headers = [] if self.cookie is None else [f"Cookie: {self.cookie}"]
+        with Connection(self.port) as connection:
+            connection.socket.settimeout(HANGING)
+            answer = connection.ask(request(target, *headers))
+        if (line := answer.headers.get("set-cookie")) is not None:
+            self.cookie = None if "Max-Age=0" in line else line.partition(";")[0]
+        return answer
+
+    def put(self, key: str, value: str = "value") -> Answer:
+        return self.get(f"/put/{key}/{value}")
+
+    def all(self) -> dict[str, Any]:
+        """Return what the session holds; any other status than 200 fails the test."""
+        answer = self.get("/all")
+        assert answer.status == 200, answer
+        found: dict[str, Any] = json.loads(answer.body)
+        return found
+
+
+USES = ("/all", "/put/more/value", "/count", "/renew", "/end")
+
+
+def arrive(port: int) -> dict[str, Visitor]:
+    """Return visitors who have a session, one for each of USES."""
+    visitors = {use: Visitor(port) for use in USES}
+    for visitor in visitors.values():
+        assert visitor.put("key").status == 200
+    return visitors
+
+
+def assert_unavailable(visitors: Mapping[str, Visitor], timeout: float) -> None:
+    """Each use of a session answers 503 after *timeout* seconds at most, and logs nobody out; what uses none goes on meanwhile."""
+    cookies = {use: visitor.cookie for use, visitor in visitors.items()}
+    with ThreadPoolExecutor(len(visitors)) as pool:
+        asked = [pool.submit(_ask, visitor, use) for use, visitor in visitors.items()]
+        _, seconds = _ask(next(iter(visitors.values())), "/plain")
+        assert seconds < 1
+    for answer, seconds in [each.result() for each in asked]:
+        assert (answer.status, answer.headers["cache-control"]) == (503, "no-store")
+        assert seconds < timeout + SLACK, f"it took {seconds:.1f} s"
+    assert {use: visitor.cookie for use, visitor in visitors.items()} == cookies
+
+
+def _ask(visitor: Visitor, target: str) -> tuple[Answer, float]:
+    asked = time.monotonic()
+    answer = visitor.get(target)
+    return answer, time.monotonic() - asked
+
+
+class Writer:
+    """Writes one key after the other into one session, and remembers what it was told is there."""
+
+    def __init__(self, port: int) -> None:
+        self.visitor = Visitor(port)
+        self.statuses: Counter[int] = Counter()
+        self.wrote_at = 0.0
+        """When it sent the last request that was answered 200, by time.monotonic()."""
+        self.acknowledged: list[str] = []
+
+    @property
+    def attempts(self) -> int:
+        return self.statuses.total()
+
+    def step(self) -> int:
+        """Write once, and return the answer's status."""
+        sent = time.monotonic()
+        answer = self.write()
+        self.statuses[answer.status] += 1
+        if answer.status == 200:
+            self.wrote_at = sent
+        else:
+            assert "set-cookie" not in answer.headers, answer
+        return answer.status
+
+    def write(self) -> Answer:
+        key = f"key{self.attempts}"
+        answer = self.visitor.put(key)
+        if answer.status == 200:
+            self.acknowledged.append(key)
+        return answer
+
+    def lost(self) -> list[str]:
+        """Return what was acknowledged, and is not there."""
+        return sorted({*self.acknowledged} - self.visitor.all().keys())
+
+
+class Newcomers(Writer):
+    """Begins a new session with each write."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.visitors: list[Visitor] = []
+
+    def write(self) -> Answer:
+        visitor = Visitor(self.visitor.port)
+        answer = visitor.put("key")
+        if answer.status == 200:
+            self.visitors.append(visitor)
+        return answer
+
+    def lost(self) -> list[str]:
+        return [str(visitor.cookie) for visitor in self.visitors if visitor.all() != {"key": "value"}]
+
+
+class Counting(Writer):
+    """Adds one to a counter, which it may share with others."""
+
+    def __init__(self, port: int, visitor: Visitor | None = None) -> None:
+        super().__init__(port)
+        self.visitor = visitor or self.visitor
+
+    def write(self) -> Answer:
+        return self.visitor.get("/count")
+
+
+class Load:
+    """Keeps *writers* writing, each in a thread of its own, for as long as the block lasts."""
+
+    def __init__(self, *writers: Writer, pause: float = 0.02, seconds: float = 120) -> None:
+        self.writers = writers
+        self._pause = pause
+        self._until = time.monotonic() + seconds
+        self._is_over = threading.Event()
+        self._threads = [threading.Thread(target=self._write, args=[writer]) for writer in writers]
+        self._errors: list[Exception] = []
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        self.wait_until_all_write()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join()
+        if kind is None and self._errors:
+            raise self._errors[0]
+
+    @property
+    def statuses(self) -> Counter[int]:
+        return Counter(status for writer in self.writers for status in writer.statuses.elements())
+
+    def wait_until_all_write(self, seconds: float = 30) -> None:
+        """Return when each writer has sent a request from now on, and was answered 200."""
+        now = time.monotonic()
+
+        def all_write() -> bool:
+            assert not self._errors, self._errors
+            return all(writer.wrote_at >= now for writer in self.writers)
+
+        until(all_write, "every writer to succeed", seconds=seconds)
+
+    def _write(self, writer: Writer) -> None:
+        try:
+            while not self._is_over.wait(self._pause) and time.monotonic() < self._until:
+                writer.step()
+        except Exception as error:
+            self._errors.append(error)

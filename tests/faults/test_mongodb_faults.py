@@ -1,0 +1,105 @@
+"""A site that is visited while its MongoDB is away, stands still, loses power, and elects a new primary."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.site_under_load import Counting, Load, Newcomers, Visitor, Writer, arrive, assert_unavailable, site
+from tests.servers import MongoReplicaSet, MongoServer, free_port
+
+PASSWORD = "hunter2"
+ELECTION = 60.0
+"""Seconds within which everyone can write again: three where the primary died, and up to twenty where it stands still."""
+
+
+def mongodb(uri: str, **options: Any) -> dict[str, Any]:
+    return {"type": "mongodb", "db_name": "gaman_test", "uri": uri, **options}
+
+
+@pytest.fixture
+def server() -> Generator[MongoServer]:
+    with MongoServer() as server:
+        yield server
+
+
+def kill(server: MongoServer) -> Callable[[], object]:
+    server.kill()
+    return lambda: server.start().wait()
+
+
+def freeze(server: MongoServer) -> Callable[[], object]:
+    server.send_signal(signal.SIGSTOP)
+    return lambda: server.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [kill, freeze])
+def test_a_mongodb_that_is_away_is_unavailable_and_not_a_logout(
+    server: MongoServer, fault: Callable[[MongoServer], Callable[[], object]], tmp_path: Path
+) -> None:
+    with site(tmp_path, mongodb(server.uri, timeout=2)) as program:
+        visitors = arrive(program.port)
+        mend = fault(server)
+        assert_unavailable(visitors, timeout=2)
+        mend()
+        assert visitors["/all"].all() == {"key": "value"}
+        assert {visitor.put("key").status for visitor in visitors.values()} == {200}
+
+
+@pytest.mark.slow
+def test_a_crowd_waits_for_a_frozen_mongodb_no_longer_than_one_visitor(server: MongoServer, tmp_path: Path) -> None:
+    with site(tmp_path, mongodb(server.uri, timeout=4)) as program:
+        visitor = arrive(program.port)["/all"]
+        server.send_signal(signal.SIGSTOP)
+        assert_unavailable({f"/all?{number}": visitor for number in range(40)}, timeout=4)
+        server.send_signal(signal.SIGCONT)
+        assert visitor.all() == {"key": "value"}
+
+
+@pytest.mark.slow
+def test_what_was_answered_is_there_after_a_mongodb_was_killed(server: MongoServer, tmp_path: Path) -> None:
+    with site(tmp_path, mongodb(server.uri)) as program:
+        writer, newcomers = Writer(program.port), Newcomers(program.port)
+        for _ in range(3):
+            for each in (writer, newcomers) * 5:
+                each.step()
+            server.kill()
+            server.start().wait()
+        assert writer.statuses == newcomers.statuses == {200: 15}
+        assert writer.lost() == newcomers.lost() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [kill, freeze])
+def test_a_replica_set_that_loses_its_primary_recovers_by_itself_and_loses_nothing(
+    fault: Callable[[MongoServer], Callable[[], object]], tmp_path: Path
+) -> None:
+    with MongoReplicaSet() as replicas, site(tmp_path, mongodb(replicas.uri)) as program:
+        shared = Visitor(program.port)
+        counting = [Counting(program.port, shared) for _ in range(3)]
+        counting[0].step()
+        writers = [Writer(program.port), Writer(program.port), Newcomers(program.port)]
+        with Load(*writers, *counting) as load:
+            mend = fault(replicas.primary)
+            load.wait_until_all_write(ELECTION)
+            mend()
+            load.wait_until_all_write(ELECTION)
+        assert set(load.statuses) <= {200, 503}
+        assert [writer.lost() for writer in writers] == [[], [], []]
+        confirmed = sum(each.statuses[200] for each in counting)
+        attempted = sum(each.attempts for each in counting)
+        assert confirmed <= shared.all()["count"] <= attempted
+
+
+def test_a_site_whose_mongodb_is_away_does_not_start_and_says_what_it_could_not_reach(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with site(tmp_path, mongodb(f"mongodb://visitor:{PASSWORD}@{address}", timeout=1)) as program:
+        assert program.wait() == 1
+        assert "gaman: the session store (mongodb) could not" in program.stderr
+        assert address in program.stderr
+        assert PASSWORD not in program.stdout + program.stderr

@@ -1,0 +1,354 @@
+"""A site that is visited while its Redis is away, stands still, forgets, is full, and fails over."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from tests.faults.site_under_load import (
+    Counting,
+    Load,
+    Newcomers,
+    Visitor,
+    Writer,
+    arrive,
+    assert_unavailable,
+    site,
+)
+from tests.servers import RedisCluster, RedisSentinels, RedisServer, free_port
+from tests.serving import PATIENCE, until
+
+PASSWORD = "hunter2"
+FAILOVER = 30.0
+"""Seconds within which everyone can write again; a cluster or Sentinels need about four to agree."""
+
+
+def redis(url: str, **options: Any) -> dict[str, Any]:
+    return {"type": "redis", "url": url, **options}
+
+
+@pytest.fixture
+def server() -> Generator[RedisServer]:
+    with RedisServer("--appendonly", "yes", "--appendfsync", "always") as server:
+        yield server
+
+
+# Alone
+
+
+def kill(server: RedisServer) -> Callable[[], object]:
+    server.kill()
+    return lambda: server.start().wait()
+
+
+def freeze(server: RedisServer) -> Callable[[], object]:
+    server.send_signal(signal.SIGSTOP)
+    return lambda: server.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("fault", [kill, freeze])
+def test_a_redis_that_is_away_is_unavailable_and_not_a_logout(
+    server: RedisServer, fault: Callable[[RedisServer], Callable[[], object]], tmp_path: Path
+) -> None:
+    with site(tmp_path, redis(server.url, timeout=1)) as program:
+        visitors = arrive(program.port)
+        mend = fault(server)
+        assert_unavailable(visitors, timeout=1)
+        mend()
+        assert visitors["/all"].all() == {"key": "value"}
+        assert {visitor.put("key").status for visitor in visitors.values()} == {200}
+
+
+@pytest.mark.slow
+def test_a_crowd_waits_for_a_frozen_redis_no_longer_than_one_visitor(server: RedisServer, tmp_path: Path) -> None:
+    with site(tmp_path, redis(server.url, timeout=4)) as program:
+        visitor = arrive(program.port)["/all"]
+        server.send_signal(signal.SIGSTOP)
+        assert_unavailable({f"/all?{number}": visitor for number in range(40)}, timeout=4)
+        server.send_signal(signal.SIGCONT)
+        assert visitor.all() == {"key": "value"}
+
+
+def test_a_redis_that_was_emptied_logs_out_without_an_error(server: RedisServer, tmp_path: Path) -> None:
+    with site(tmp_path, redis(server.url)) as program, server.client() as client:
+        visitors = arrive(program.port)
+        client.flushall()
+        for use, visitor in visitors.items():
+            assert visitor.get(use).status == 200
+            assert visitor.put("new").status == 200
+            assert visitor.all().keys() == {"/put/more/value": {"more", "new"}, "/count": {"count", "new"}}.get(use, {"new"})
+
+
+def test_scripts_that_redis_forgets_are_sent_again(server: RedisServer, tmp_path: Path) -> None:
+    with site(tmp_path, redis(server.url)) as program, server.client() as client:
+        for use, visitor in arrive(program.port).items():
+            client.script_flush()
+            assert visitor.get(use).status == 200
+
+
+def test_a_redis_that_is_full_takes_nothing_more_and_gives_what_it_has(server: RedisServer, tmp_path: Path) -> None:
+    with site(tmp_path, redis(server.url)) as program, server.client() as client:
+        visitors = arrive(program.port)
+        client.config_set("maxmemory", 1)
+        newcomer = Visitor(program.port)
+        for visitor in (visitors["/all"], newcomer):
+            answer = visitor.put("more")
+            assert (answer.status, "set-cookie" in answer.headers) == (503, False)
+        assert visitors["/count"].get("/count").status == 503
+        assert visitors["/all"].all() == visitors["/count"].all() == {"key": "value"}
+        # Who logs out, makes room.
+        assert visitors["/end"].get("/end").status == 200
+        client.config_set("maxmemory", 0)
+        assert visitors["/all"].put("more").status == newcomer.put("more").status == 200
+        assert visitors["/all"].all() == {"key": "value", "more": "value"}
+
+
+def test_an_increment_whose_answer_was_lost_is_counted_once_though_another_came_before_its_retry(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    with Line(server.port) as line, site(here, redis(line.url)) as program, site(there, redis(server.url)) as other:
+        counting, elsewhere = Counting(program.port), Counting(other.port)
+        assert [counting.step(), counting.step()] == [200, 200]
+        elsewhere.visitor.cookie = counting.visitor.cookie
+        line.lose_an_answer()
+        with ThreadPoolExecutor() as pool:
+            retried = pool.submit(counting.step)
+            assert line.has_lost_it.wait(PATIENCE)
+            assert elsewhere.step() == 200
+            line.mend()
+            assert retried.result() in {200, 503}
+        assert elsewhere.visitor.all()["count"] == 4
+
+
+class Line:
+    """A line to a server, which loses the answer to a script, and then takes no call before it is mended."""
+
+    def __init__(self, port: int) -> None:
+        self._server = ("127.0.0.1", port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._is_whole = threading.Event()
+        self._is_whole.set()
+        self._is_losing = False
+        self.has_lost_it = threading.Event()
+        self._sockets = [self._listener]
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.mend()
+        for each in self._sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for each in self._sockets:
+            each.close()
+
+    def lose_an_answer(self) -> None:
+        self._is_losing = True
+
+    def mend(self) -> None:
+        self._is_whole.set()
+
+    def _start(self, target: Callable[..., None], *arguments: object) -> None:
+        self._threads.append(threading.Thread(target=target, args=arguments))
+        self._threads[-1].start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._sockets.append(client)
+                self._is_whole.wait()
+                server = socket.create_connection(self._server)
+                self._sockets.append(server)
+                self._start(self._ask, client, server)
+                self._start(self._answer, server, client)
+
+    def _ask(self, client: socket.socket, server: socket.socket) -> None:
+        with suppress(OSError):
+            while octets := client.recv(65536):
+                if self._is_losing and b"EVALSHA" in octets:
+                    self._is_losing = False
+                    self._is_whole.clear()
+                    client.shutdown(socket.SHUT_RDWR)
+                server.sendall(octets)
+
+    def _answer(self, server: socket.socket, client: socket.socket) -> None:
+        try:
+            while octets := server.recv(65536):
+                client.sendall(octets)
+        except OSError:
+            self.has_lost_it.set()
+
+
+# Starting
+
+
+def test_a_site_whose_redis_is_away_does_not_start_and_says_what_it_could_not_reach(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with site(tmp_path, redis(f"redis://:{PASSWORD}@{address}", timeout=1)) as program:
+        assert program.wait() == 1
+        assert f"gaman: the session store (redis) could not be reached at {address}" in program.stderr
+        assert PASSWORD not in program.stdout + program.stderr
+
+
+def test_a_wrong_password_fails_the_start_and_is_not_shown(server: RedisServer, tmp_path: Path) -> None:
+    with server.client() as client:
+        client.config_set("requirepass", "right")
+    with site(tmp_path, redis(f"redis://:{PASSWORD}@{server.address}", timeout=1)) as program:
+        assert program.wait() == 1
+        assert f"could not be reached at {server.address}" in program.stderr
+        assert PASSWORD not in program.stdout + program.stderr
+    with site(tmp_path, redis(f"redis://:right@{server.address}")) as program:
+        assert Visitor(program.port).put("key").status == 200
+        assert "right" not in program.stdout + program.stderr
+
+
+@pytest.mark.parametrize(
+    "url", [f"redis://:{PASSWORD}@host:port", f"redis://:{PASSWORD}@[::1", f"redis://:{PASSWORD}@host?socket_timeout={PASSWORD}"]
+)
+def test_a_url_that_cannot_be_read_fails_the_start_and_its_password_is_not_shown(url: str, tmp_path: Path) -> None:
+    with site(tmp_path, redis(url)) as program:
+        assert program.wait() == 1
+        assert "the redis driver can't read its url" in program.stderr
+        assert PASSWORD not in program.stdout + program.stderr
+
+
+# Failing over
+
+
+def wait_until_replicated(master: RedisServer, replica: RedisServer) -> None:
+    """Return when the replica has what the master has now."""
+    with master.client() as client:
+        offset: int = client.info("replication")["master_repl_offset"]
+
+    def has_it() -> bool:
+        with replica.client() as client:
+            return bool(client.info("replication")["slave_repl_offset"] >= offset)
+
+    until(has_it, "the replica to have what the master has")
+
+
+def spread(cluster: RedisCluster, port: int, each: int) -> dict[RedisServer, list[Writer]]:
+    """Return *each* writers for each master, which keeps their sessions."""
+
+    def sizes() -> list[int]:
+        found: list[int] = []
+        for master in cluster.masters:
+            with master.client() as client:
+                found.append(client.dbsize())
+        return found
+
+    writers: dict[RedisServer, list[Writer]] = {master: [] for master in cluster.masters}
+    while any(len(some) < each for some in writers.values()):
+        before, writer = sizes(), Writer(port)
+        writer.step()
+        [master] = [master for master, old, new in zip(cluster.masters, before, sizes(), strict=True) if new > old]
+        if len(writers[master]) < each:
+            writers[master].append(writer)
+    return writers
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_master_recovers_by_itself_and_its_other_shards_go_on(tmp_path: Path) -> None:
+    with RedisCluster(3, 1) as cluster, site(tmp_path, redis(cluster.url)) as program:
+        for node in cluster.nodes:
+            with node.client() as client:
+                client.config_set("cluster-require-full-coverage", "no")
+        writers = spread(cluster, program.port, 2)
+        doomed, *_ = cluster.masters
+        sharing = writers.pop(doomed)
+        others = [writer for some in writers.values() for writer in some]
+        newcomers = Newcomers(program.port)
+        with Load(*sharing, *others, newcomers) as load:
+            acknowledged = {writer: [*writer.acknowledged] for writer in load.writers}
+            wait_until_replicated(doomed, cluster.replicas[0])
+            doomed.kill()
+            killed = time.monotonic()
+            until(lambda: all(writer.wrote_at > killed + 1 for writer in others), "the other shards to go on", seconds=FAILOVER)
+            assert not any(writer.wrote_at > killed for writer in sharing), "they did not go on before there was a new master"
+            load.wait_until_all_write(FAILOVER)
+        assert set(load.statuses) <= {200, 503}
+        assert {status for writer in others for status in writer.statuses} == {200}
+        for writer in sharing:
+            assert {*acknowledged[writer]} <= writer.visitor.all().keys()
+        assert [writer.lost() for writer in others] == [[]] * len(others)
+
+
+@pytest.mark.slow
+def test_increments_are_neither_lost_nor_doubled_while_a_cluster_fails_over(tmp_path: Path) -> None:
+    with RedisCluster(3, 1) as cluster, site(tmp_path, redis(cluster.url, wait_replicas=1)) as program:
+        doomed, successor = cluster.masters[0], cluster.replicas[0]
+        [writer] = spread(cluster, program.port, 1)[doomed]
+        counting = [Counting(program.port, writer.visitor) for _ in range(4)]
+        with Load(writer, *counting) as load:
+            doomed.kill()
+            until(lambda: role(successor) == "master", "the replica to take over", seconds=FAILOVER)
+            # It comes back as a replica, without which nothing would be confirmed.
+            doomed.start().wait()
+            load.wait_until_all_write(FAILOVER)
+        assert set(load.statuses) <= {200, 503}
+        assert writer.lost() == []
+        confirmed = sum(each.statuses[200] for each in counting)
+        attempted = sum(each.attempts for each in counting)
+        assert confirmed <= writer.visitor.all()["count"] <= attempted
+
+
+@pytest.mark.slow
+def test_what_no_replica_has_is_not_acknowledged_where_one_is_waited_for(tmp_path: Path) -> None:
+    with RedisCluster(3, 1) as cluster, site(tmp_path, redis(cluster.url, wait_replicas=1, timeout=2)) as program:
+        doomed, successor = cluster.masters[0], cluster.replicas[0]
+        [writer] = spread(cluster, program.port, 1)[doomed]
+        successor.send_signal(signal.SIGSTOP)
+        assert writer.step() == 503
+        successor.send_signal(signal.SIGCONT)
+        until(lambda: writer.step() == 200, "a write to succeed")
+        successor.send_signal(signal.SIGSTOP)
+        assert [writer.step() for _ in range(3)] == [503] * 3
+        doomed.kill()
+        successor.send_signal(signal.SIGCONT)
+        until(lambda: role(successor) == "master", "the replica to take over", seconds=FAILOVER)
+        doomed.start().wait()
+        until(lambda: writer.step() == 200, "a write to succeed", seconds=FAILOVER)
+        assert writer.lost() == []
+
+
+@pytest.mark.slow
+def test_a_master_that_sentinels_watch_is_replaced_and_what_its_replica_has_is_there(tmp_path: Path) -> None:
+    with RedisSentinels() as sentinels, site(tmp_path, redis(sentinels.url)) as program:
+        writers = [Writer(program.port), Writer(program.port), Newcomers(program.port)]
+        with Load(*writers) as load:
+            acknowledged = {writer: [*writer.acknowledged] for writer in writers}
+            wait_until_replicated(sentinels.master, sentinels.replica)
+            sentinels.master.kill()
+            load.wait_until_all_write(FAILOVER)
+        assert set(load.statuses) <= {200, 503}
+        assert role(sentinels.replica) == "master"
+        for writer in writers[:2]:
+            assert {*acknowledged[writer]} <= writer.visitor.all().keys()
+
+
+def role(server: RedisServer) -> str:
+    with server.client() as client:
+        found: str = client.info("replication")["role"]
+    return found
