@@ -93,6 +93,10 @@ class _Protocol(HttpToolsProtocol):
     """HTTP/1.1 with a limit for a request's head, in bytes; httptools has none, and an endless header would fill the memory."""
 
     _in_head = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(_Transport(transport, self.loop))  # type: ignore[arg-type]
+
     _head_size = 0
 
     def data_received(self, data: bytes) -> None:
@@ -114,6 +118,38 @@ class _Protocol(HttpToolsProtocol):
     def _unsupported_upgrade_warning(self) -> None:
         # The request for a WebSocket is answered as any other (RFC 9110, section 7.8); it is no news for the log.
         pass
+
+
+class _Transport:
+    """Sends the head of a response with the first of its body, in one packet, where the body comes in the same turn of the loop."""
+
+    __slots__ = ("__weakref__", "_head", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            self._head, data = b"", self._head + data
+        elif data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            self._loop.call_soon(self._flush)
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
 
 
 class _Server(uvicorn.Server):
