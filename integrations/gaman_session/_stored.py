@@ -179,7 +179,13 @@ class StoredSession(Session):
 
     # Writing
 
-    async def _finish(self) -> Answer | None:
+    def _finish(self) -> Awaitable[Answer | None] | None:
+        is_read_only = not self._changes and not self._is_cleared and self._new_max_age is Kept.ID and self._answer is None
+        if is_read_only and not self._is_touch_due() and (self._lock is None or not self._lock.locked()):
+            return None
+        return self._bring()
+
+    async def _bring(self) -> Answer | None:
         async with self._locked():
             await self._flush()
         identity, record = self._identity, self._record
@@ -198,8 +204,11 @@ class StoredSession(Session):
             await self._rename()
         elif self._changes:
             await self._write()
-        elif self._record is not None and self._sessions.is_touch_due(self._record.deadline, self._record.expires):
+        elif self._is_touch_due():
             await self._apply({})
+
+    def _is_touch_due(self) -> bool:
+        return self._record is not None and self._sessions.is_touch_due(self._record.deadline, self._record.expires)
 
     async def _end(self) -> None:
         if self._identity is not None:
