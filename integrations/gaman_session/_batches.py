@@ -16,14 +16,23 @@ class Batches(Generic[Call, Result]):
     A call that finds nothing under way goes out directly, by itself. Those that come in the same turn of the event loop, and those
     that find every place taken, go out together. *run* returns a result for each call; an exception among them is raised to the one
     who made that call. What *run* itself raises is raised to all of its batch. Whoever is cancelled leaves, and the others of the
-    batch do not notice.
+    batch do not notice. Those who go out together wait *timeout* seconds at most, and then get a TimeoutError; a call that goes out
+    by itself is for *run* to bound.
     """
 
-    def __init__(self, run: Callable[[list[Call]], Awaitable[Sequence[Result | BaseException]]], *, at_once: int = 1) -> None:
+    def __init__(
+        self,
+        run: Callable[[list[Call]], Awaitable[Sequence[Result | BaseException]]],
+        *,
+        at_once: int = 1,
+        timeout: float | None = None,
+    ) -> None:
         self._run = run
         self._at_once = at_once
+        self._timeout = timeout
         self._under_way = 0
         self._waiting: list[tuple[Call, asyncio.Future[Result]]] = []
+        self._timer: asyncio.TimerHandle | None = None
         # The event loop itself would let go of a task that nobody holds.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -34,6 +43,9 @@ class Batches(Generic[Call, Result]):
             future: asyncio.Future[Result] = loop.create_future()
             self._waiting.append((call, future))
             if len(self._waiting) == 1:
+                if self._timeout is not None:
+                    # One clock for all: it begins with the first of them.
+                    self._timer = loop.call_later(self._timeout, _give_up, self._waiting)
                 # Whoever else has its turn now can come along.
                 loop.call_soon(self._start)
             return await future
@@ -55,18 +67,21 @@ class Batches(Generic[Call, Result]):
         batch = [(call, future) for call, future in self._waiting if not future.done()]
         if batch and self._under_way == self._at_once:
             return
+        timer, self._timer = self._timer, None
         self._waiting = []
         if batch:
             self._under_way += 1
-            task = asyncio.create_task(self._answer(batch))
+            task = asyncio.create_task(self._answer(batch, timer))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        elif timer is not None:
+            timer.cancel()
 
     def _end(self) -> None:
         self._under_way -= 1
         self._start()
 
-    async def _answer(self, batch: list[tuple[Call, asyncio.Future[Result]]]) -> None:
+    async def _answer(self, batch: list[tuple[Call, asyncio.Future[Result]]], timer: asyncio.TimerHandle | None) -> None:
         results: Sequence[Result | BaseException]
         try:
             results = await self._run([call for call, _ in batch])
@@ -78,6 +93,8 @@ class Batches(Generic[Call, Result]):
             raise
         finally:
             self._end()
+            if timer is not None:
+                timer.cancel()
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():
                 continue
@@ -85,3 +102,9 @@ class Batches(Generic[Call, Result]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+
+
+def _give_up(batch: list[tuple[Call, asyncio.Future[Result]]]) -> None:
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(TimeoutError())

@@ -161,3 +161,17 @@ async def test_drain_waits_for_all_that_is_waiting_or_under_way() -> None:
     await draining
     await settle()
     assert all(task.done() for task in tasks)
+
+
+async def test_nobody_who_shares_a_trip_waits_longer_than_the_timeout_be_it_for_a_place_or_for_an_answer() -> None:
+    store = Store(at_once=2)
+    store.batches = Batches(store.run, at_once=2, timeout=0.05)
+    alone, *others = store.start(1, 2, 3)
+    await settle()
+    others += store.start(4, 5)
+    results = await asyncio.gather(*others, return_exceptions=True)
+    assert [type(result) for result in results] == [TimeoutError] * 4
+    assert not alone.done()
+    store.gate.set()
+    assert await alone == 1
+    assert await asyncio.gather(*store.start(9, 10)) == [9, 10]

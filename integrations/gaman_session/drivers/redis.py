@@ -263,7 +263,7 @@ class RedisDriver:
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """Replace the session by *record* under *new_id*, if nobody has written to it since *version*."""
         action, packed = "rename a session", self._pack(record)
-        if not isinstance(self._client, RedisCluster):
+        if self._address.kind != "cluster":
             return await self._write(action, id, _RENAME, (id, new_id), now, version, new_id, *packed)
         # Two slots of a Cluster share no script: the old id dies first, and a destroy() may come before the new one lives.
         outcome = await self._write(action, id, _RENAME, (id,), now, version, new_id)
@@ -301,10 +301,10 @@ class RedisDriver:
         node = self._node(command)
         server = "" if node is None else node.name
         if (batches := self._batches.get(server)) is None:
-            batches = self._batches[server] = Batches(self._run, at_once=min(_AT_ONCE, self._pool_size))
+            at_once = min(_AT_ONCE, self._pool_size)
+            batches = self._batches[server] = Batches(self._run, at_once=at_once, timeout=self._timeout)
         try:
-            async with asyncio.timeout(self._timeout):
-                return await batches.call(command)
+            return await batches.call(command)
         except _FAILURES as cause:
             if isinstance(cause, ResponseError) and "WRONGTYPE" in str(cause):
                 self._damage.report(id, "its hash")
@@ -313,7 +313,7 @@ class RedisDriver:
 
     def _node(self, command: Command) -> Any:
         """Return the node of a Cluster on which the command's first key lives, as far as that is known; None outside a Cluster."""
-        if isinstance(self._client, RedisCluster):
+        if self._address.kind == "cluster":
             with suppress(RedisClusterException):
                 return self._client.get_node_from_key(command[1] if command[0] == "HGETALL" else command[3])
         return None
@@ -325,7 +325,7 @@ class RedisDriver:
         results = await self._attempt(commands)
         for pause in _PAUSES if not self._address.kind else chain(_PAUSES, repeat(_PAUSES[-1])):
             unanswered = [i for i, result in enumerate(results) if isinstance(result, Exception) and _may_pass(result)]
-            if not unanswered or now() + pause >= until:
+            if not unanswered or now() + pause + self._patience > until:
                 break
             await asyncio.sleep(pause)
             again = await self._attempt([commands[i] for i in unanswered])
