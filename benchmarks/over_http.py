@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import uvicorn
@@ -24,9 +24,12 @@ from benchmarks.contenders import ASGI
 from benchmarks.in_process import compare
 from benchmarks.load import Load, load
 from benchmarks.stores import STORES, Floor
+from gaman import App
+from gaman._server import run
 from tests import servers
+from tests.serving import running
 
-ROUNDS = 5
+ROUNDS = 6
 SECONDS = 1.0
 CONNECTIONS = (1, 64)
 
@@ -73,13 +76,8 @@ def make(contender: str, store: Store, place: str) -> ASGI:
 @contextmanager
 def serving(contender: str, store: Store, place: str) -> Generator[int]:
     """Serve *contender* in a process of its own, and give its port."""
-    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
-        arguments = [contender, store.name, place, str(listener.fileno())]
-        with subprocess.Popen([sys.executable, "-m", "benchmarks.over_http", *arguments], pass_fds=[listener.fileno()]) as process:
-            try:
-                yield listener.getsockname()[1]
-            finally:
-                process.terminate()
+    with running("-m", "benchmarks.over_http", contender, store.name, place, cwd=Path.cwd()) as program:
+        yield program.port
 
 
 async def log_in(port: int) -> bytes:
@@ -135,12 +133,16 @@ def main(names: Sequence[str] = ()) -> None:
                 report(store, question, runner.run(measure(ports, question)))
 
 
-def serve(contender: str, name: str, place: str, listener: str) -> None:
+def serve(contender: str, name: str, place: str) -> None:
+    """Serve gaman as gaman.serve() does, and anything else on uvicorn as it comes."""
     store = next(store for store in ALL if store.name == name)
-    config = uvicorn.Config(
-        make(contender, store, place), loop="uvloop", http="httptools", lifespan="on", log_level="warning", access_log=False
-    )
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(listener))])
+    app = make(contender, store, place)
+    if isinstance(app, App):
+        run(app, host="127.0.0.1", port=0, workers=1, reload=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, loop="uvloop", http="httptools", lifespan="on", log_level="warning", access_log=False)
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":

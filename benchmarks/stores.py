@@ -46,6 +46,7 @@ class RedisStore:
 
     async def write(self, id: str, value: bytes) -> None:
         await self._client.hset("floor:" + id, "user", value)
+        await self._client.expire("floor:" + id, 86_400)
 
 
 class MongoDBStore:
