@@ -29,7 +29,7 @@ from gaman._server import run
 from tests import servers
 from tests.serving import running
 
-ROUNDS = 6
+ROUNDS = 12
 SECONDS = 1.0
 CONNECTIONS = (1, 64)
 
