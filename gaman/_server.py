@@ -95,6 +95,7 @@ class _Protocol(HttpToolsProtocol):
     _in_head = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        # It is no asyncio.Transport by name, and has all that uvicorn asks of one.
         super().connection_made(_Transport(transport, self.loop))  # type: ignore[arg-type]
 
     _head_size = 0

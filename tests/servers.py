@@ -213,6 +213,7 @@ class RedisSentinels:
                 f"port {sentinel.port}\nbind 127.0.0.1\nsentinel monitor {self.name} 127.0.0.1 {self.master.port} 2\n"
                 f"sentinel down-after-milliseconds {self.name} 1000\nsentinel failover-timeout {self.name} 3000\n"
             )
+            # It reads its file, and writes there what it learns.
             sentinel.command = lambda file=file: [find("redis-server"), str(file), "--sentinel"]  # type: ignore[method-assign, misc]
         start_all(self._sentinels)
         until(lambda: all(self._sees_all(sentinel) for sentinel in self._sentinels), "the Sentinels to meet", seconds=_STARTING)
