@@ -188,16 +188,18 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_write_keeps_what_was_there(
 
 
 @pytest.mark.parametrize("driver", ["file"], indirect=True)
-def test_a_folder_that_can_not_be_read_is_unavailable_and_not_a_logout(
-    driver: dict[str, Any], folder: Path, tmp_path: Path
+@pytest.mark.parametrize("is_blocked", [False, True], ids=["gone", "unreadable"])
+def test_a_folder_that_is_not_in_its_place_is_unavailable_and_not_a_logout(
+    driver: dict[str, Any], is_blocked: bool, folder: Path, tmp_path: Path
 ) -> None:
     with site(tmp_path, driver) as program:
         visitors = arrive(program.port)
-        # Root could read it whatever its mode.
         hidden = folder.rename(folder.with_name("hidden"))
-        folder.touch()
+        if is_blocked:
+            # Root could read a folder whatever its mode.
+            folder.touch()
         assert_unavailable(visitors, TIMEOUT)
-        folder.unlink()
+        folder.unlink(missing_ok=True)
         hidden.rename(folder)
         assert [visitor.all() for visitor in visitors.values()] == [{"key": "value"}] * 5
         assert {visitor.put("key").status for visitor in visitors.values()} == {200}

@@ -141,7 +141,7 @@ async def test_nobody_who_writes_undoes_a_logout_or_takes_away_a_cookie(site: Si
 
 
 async def soon(browser: Browser, work: Work) -> Reply:
-    await asyncio.sleep(random.uniform(0, 0.005))
+    await asyncio.sleep(random.expovariate(400))
     return await browser.request(work)
 
 
@@ -168,5 +168,5 @@ def test_nobody_who_writes_at_another_process_undoes_a_logout_or_takes_away_a_co
 
 
 def get_soon(visitor: Visitor, target: str) -> Answer:
-    time.sleep(random.uniform(0, 0.005))
+    time.sleep(random.expovariate(400))
     return visitor.get(target)

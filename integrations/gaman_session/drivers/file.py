@@ -319,6 +319,8 @@ class _Files:
             with open(self.path(id), "rb", buffering=0, opener=_open_to_read) as file:
                 return file.read() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
         except FileNotFoundError:
+            # Where the store itself is not there, unmounted say, nobody knows whether there is a session.
+            os.stat(self.dir)
             return None
         except OSError as cause:
             if cause.errno not in _NO_FILE:
