@@ -187,7 +187,6 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_write_keeps_what_was_there(
 # Without a store
 
 
-@pytest.mark.parametrize("driver", ["file"], indirect=True)
 @pytest.mark.parametrize("is_blocked", [False, True], ids=["gone", "unreadable"])
 def test_a_folder_that_is_not_in_its_place_is_unavailable_and_not_a_logout(
     driver: dict[str, Any], is_blocked: bool, folder: Path, tmp_path: Path
@@ -217,3 +216,17 @@ def test_files_that_are_removed_are_sessions_that_end_and_the_site_goes_on(
             assert visitor.get(use).status == visitor.put("new").status == 200
             assert visitor.all().keys() == {"/put/more/value": {"more", "new"}, "/count": {"count", "new"}}.get(use, {"new"})
         assert "Traceback" not in program.stderr
+
+
+@pytest.mark.parametrize("driver", ["sql"], indirect=True)
+def test_a_database_that_is_removed_takes_nothing_that_would_be_lost(driver: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    with site(tmp_path, driver) as program:
+        visitors = arrive(program.port)
+        for each in folder.iterdir():
+            each.unlink()
+        assert_unavailable(visitors, TIMEOUT)
+    with site(tmp_path, driver) as program:
+        for visitor in visitors.values():
+            visitor.port = program.port
+            assert visitor.all() == {}
+            assert visitor.put("new").status == 200

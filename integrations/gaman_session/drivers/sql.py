@@ -210,7 +210,7 @@ class _Connection(aiosqlite.Connection):
         """Return what *call* does; SessionStoreError says that *action* failed."""
         try:
             result: T = await self._batches.call(call)
-        except sqlite3.Error as cause:
+        except (sqlite3.Error, OSError) as cause:
             raise SessionStoreError(SQLDriver.name, action) from cause
         return result
 
@@ -241,6 +241,8 @@ class _Sessions(sqlite3.Connection):
         super().__init__(file, timeout=timeout, isolation_level=None)
         self.text_factory = bytes
         self._damage = damage
+        self._file = file.absolute()
+        self._opened = file.stat()
 
     def prepare(self, timeout: float) -> None:
         """Make the settings, and the tables where there are none."""
@@ -265,10 +267,12 @@ class _Sessions(sqlite3.Connection):
 
     def read(self, calls: Sequence[_Call[Any]]) -> list[Any]:
         """Make the calls, and return the result or the error of each."""
+        self._check_place()
         return _each(calls, lambda call: call(self))
 
     def write(self, calls: Sequence[_Call[Any]]) -> list[Any]:
         """Make the calls in one transaction, or each in its own where one of them fails; return the result or the error of each."""
+        self._check_place()
         self.execute("BEGIN IMMEDIATE")
         try:
             with self:
@@ -277,6 +281,11 @@ class _Sessions(sqlite3.Connection):
             if len(calls) == 1:
                 raise
         return _each(calls, lambda call: self.write([call])[0])
+
+    def _check_place(self) -> None:
+        """Raise OSError where the file was removed or replaced: SQLite would go on with one that nobody else sees."""
+        if not os.path.samestat(os.stat(self._file), self._opened):
+            raise FileNotFoundError(f"another file lies at {str(self._file)!r} than the one that was opened")
 
     def load(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
         rows = self.execute(_LOAD, (id,)).fetchall()
