@@ -248,10 +248,10 @@ class MongoDBDriver:
                 return None
 
     async def _find_all(self, ids: list[str]) -> list[dict[str, Any] | None]:
-        if len(ids) == 1:
-            # Without a cursor, it is a little faster.
-            return [await self._sessions.find_one({"_id": ids[0]})]
         async with asyncio.timeout(self._timeout):
+            if len(ids) == 1:
+                # Without a cursor, it is a little faster.
+                return [await self._sessions.find_one({"_id": ids[0]})]
             found = {document["_id"]: document async for document in self._sessions.find({"_id": {"$in": ids}})}
         return [found.get(id) for id in ids]
 
