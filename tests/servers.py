@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -50,7 +51,7 @@ def free_port() -> int:
             return port
 
 
-class Server:
+class Server(ABC):
     """A process that keeps its folder and its port, however often it is killed and started again."""
 
     def __init__(self, *command: str) -> None:
@@ -67,8 +68,8 @@ class Server:
     def command(self) -> list[str]:
         return [find(self._command[0]), *self._command[1:]]
 
-    def is_ready(self) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def is_ready(self) -> bool: ...
 
     def start(self) -> Self:
         """Start it without waiting until it is ready."""
@@ -191,6 +192,22 @@ class RedisCluster:
         return "cluster_state:ok" in str(cluster) and (node in self.masters or replication.get("master_link_status") == "up")
 
 
+class RedisSentinel(RedisServer):
+    """A Sentinel, which watches *master* under *name*, and agrees with one other on when it is down."""
+
+    def __init__(self, name: str, master: RedisServer) -> None:
+        super().__init__()
+        self._file = self.folder / "sentinel.conf"
+        self._file.write_text(
+            f"port {self.port}\nbind 127.0.0.1\nsentinel monitor {name} 127.0.0.1 {master.port} 2\n"
+            f"sentinel down-after-milliseconds {name} 1000\nsentinel failover-timeout {name} 3000\n"
+        )
+
+    def command(self) -> list[str]:
+        # It writes into its file what it learns, so it takes no options beside it.
+        return [find("redis-server"), str(self._file), "--sentinel"]
+
+
 class RedisSentinels:
     """A master, a replica, and three Sentinels that agree on when the master is down."""
 
@@ -199,7 +216,7 @@ class RedisSentinels:
     def __init__(self) -> None:
         self.master = RedisServer("--repl-diskless-sync-delay", "0")
         self.replica = RedisServer("--replicaof", "127.0.0.1", str(self.master.port), "--repl-diskless-sync-delay", "0")
-        self._sentinels = [RedisServer("--sentinel") for _ in range(3)]
+        self._sentinels = [RedisSentinel(self.name, self.master) for _ in range(3)]
 
     @property
     def url(self) -> str:
@@ -207,14 +224,6 @@ class RedisSentinels:
 
     def __enter__(self) -> Self:
         start_all([self.master, self.replica])
-        for sentinel in self._sentinels:
-            file = sentinel.folder / "sentinel.conf"
-            file.write_text(
-                f"port {sentinel.port}\nbind 127.0.0.1\nsentinel monitor {self.name} 127.0.0.1 {self.master.port} 2\n"
-                f"sentinel down-after-milliseconds {self.name} 1000\nsentinel failover-timeout {self.name} 3000\n"
-            )
-            # It reads its file, and writes there what it learns.
-            sentinel.command = lambda file=file: [find("redis-server"), str(file), "--sentinel"]  # type: ignore[method-assign, misc]
         start_all(self._sentinels)
         until(lambda: all(self._sees_all(sentinel) for sentinel in self._sentinels), "the Sentinels to meet", seconds=_STARTING)
         return self

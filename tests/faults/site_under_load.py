@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from tests.servers import Server
 from tests.serving import Answer, Connection, Program, request, running_script, until
 
 SITE = """
@@ -108,6 +110,41 @@ def assert_unavailable(visitors: Mapping[str, Visitor], timeout: float) -> None:
         assert (answer.status, answer.headers["cache-control"]) == (503, "no-store")
         assert seconds < timeout + SLACK, f"it took {seconds:.1f} s"
     assert {use: visitor.cookie for use, visitor in visitors.items()} == cookies
+
+
+def kill(server: Server) -> Callable[[], object]:
+    """End the server, and return what starts it again."""
+    server.kill()
+    return lambda: server.start().wait()
+
+
+def freeze(server: Server) -> Callable[[], object]:
+    """Stop the server in its tracks, and return what lets it go on."""
+    server.send_signal(signal.SIGSTOP)
+    return lambda: server.send_signal(signal.SIGCONT)
+
+
+def assert_comes_back(
+    folder: Path, driver: Mapping[str, Any], server: Server, fault: Callable[[Server], Callable[[], object]]
+) -> None:
+    """A site whose server is away for a while is unavailable, and then everybody's session goes on."""
+    with site(folder, driver) as program:
+        visitors = arrive(program.port)
+        mend = fault(server)
+        assert_unavailable(visitors, driver["timeout"])
+        mend()
+        assert visitors["/all"].all() == {"key": "value"}
+        assert {visitor.put("key").status for visitor in visitors.values()} == {200}
+
+
+def assert_a_crowd_waits_no_longer(folder: Path, driver: Mapping[str, Any], server: Server) -> None:
+    """Of many who ask a frozen server at once, nobody waits longer than one would alone."""
+    with site(folder, driver) as program:
+        visitor = arrive(program.port)["/all"]
+        mend = freeze(server)
+        assert_unavailable({f"/all?{number}": visitor for number in range(40)}, driver["timeout"])
+        mend()
+        assert visitor.all() == {"key": "value"}
 
 
 def _ask(visitor: Visitor, target: str) -> tuple[Answer, float]:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.site_under_load import Counting, Load, Newcomers, Visitor, Writer, arrive, assert_unavailable, site
-from tests.servers import MongoReplicaSet, MongoServer, free_port
+from tests.faults.site_under_load import (
+    Counting,
+    Load,
+    Newcomers,
+    Visitor,
+    Writer,
+    assert_a_crowd_waits_no_longer,
+    assert_comes_back,
+    freeze,
+    kill,
+    site,
+)
+from tests.servers import MongoReplicaSet, MongoServer, Server, free_port
 
 PASSWORD = "hunter2"
 ELECTION = 60.0
@@ -27,38 +37,17 @@ def server() -> Generator[MongoServer]:
         yield server
 
 
-def kill(server: MongoServer) -> Callable[[], object]:
-    server.kill()
-    return lambda: server.start().wait()
-
-
-def freeze(server: MongoServer) -> Callable[[], object]:
-    server.send_signal(signal.SIGSTOP)
-    return lambda: server.send_signal(signal.SIGCONT)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [kill, freeze])
 def test_a_mongodb_that_is_away_is_unavailable_and_not_a_logout(
-    server: MongoServer, fault: Callable[[MongoServer], Callable[[], object]], tmp_path: Path
+    server: MongoServer, fault: Callable[[Server], Callable[[], object]], tmp_path: Path
 ) -> None:
-    with site(tmp_path, mongodb(server.uri, timeout=2)) as program:
-        visitors = arrive(program.port)
-        mend = fault(server)
-        assert_unavailable(visitors, timeout=2)
-        mend()
-        assert visitors["/all"].all() == {"key": "value"}
-        assert {visitor.put("key").status for visitor in visitors.values()} == {200}
+    assert_comes_back(tmp_path, mongodb(server.uri, timeout=2), server, fault)
 
 
 @pytest.mark.slow
 def test_a_crowd_waits_for_a_frozen_mongodb_no_longer_than_one_visitor(server: MongoServer, tmp_path: Path) -> None:
-    with site(tmp_path, mongodb(server.uri, timeout=4)) as program:
-        visitor = arrive(program.port)["/all"]
-        server.send_signal(signal.SIGSTOP)
-        assert_unavailable({f"/all?{number}": visitor for number in range(40)}, timeout=4)
-        server.send_signal(signal.SIGCONT)
-        assert visitor.all() == {"key": "value"}
+    assert_a_crowd_waits_no_longer(tmp_path, mongodb(server.uri, timeout=4), server)
 
 
 @pytest.mark.slow

@@ -21,10 +21,13 @@ from tests.faults.site_under_load import (
     Visitor,
     Writer,
     arrive,
-    assert_unavailable,
+    assert_a_crowd_waits_no_longer,
+    assert_comes_back,
+    freeze,
+    kill,
     site,
 )
-from tests.servers import RedisCluster, RedisSentinels, RedisServer, free_port
+from tests.servers import RedisCluster, RedisSentinels, RedisServer, Server, free_port
 from tests.serving import PATIENCE, until
 
 PASSWORD = "hunter2"
@@ -45,37 +48,16 @@ def server() -> Generator[RedisServer]:
 # Alone
 
 
-def kill(server: RedisServer) -> Callable[[], object]:
-    server.kill()
-    return lambda: server.start().wait()
-
-
-def freeze(server: RedisServer) -> Callable[[], object]:
-    server.send_signal(signal.SIGSTOP)
-    return lambda: server.send_signal(signal.SIGCONT)
-
-
 @pytest.mark.parametrize("fault", [kill, freeze])
 def test_a_redis_that_is_away_is_unavailable_and_not_a_logout(
-    server: RedisServer, fault: Callable[[RedisServer], Callable[[], object]], tmp_path: Path
+    server: RedisServer, fault: Callable[[Server], Callable[[], object]], tmp_path: Path
 ) -> None:
-    with site(tmp_path, redis(server.url, timeout=1)) as program:
-        visitors = arrive(program.port)
-        mend = fault(server)
-        assert_unavailable(visitors, timeout=1)
-        mend()
-        assert visitors["/all"].all() == {"key": "value"}
-        assert {visitor.put("key").status for visitor in visitors.values()} == {200}
+    assert_comes_back(tmp_path, redis(server.url, timeout=1), server, fault)
 
 
 @pytest.mark.slow
 def test_a_crowd_waits_for_a_frozen_redis_no_longer_than_one_visitor(server: RedisServer, tmp_path: Path) -> None:
-    with site(tmp_path, redis(server.url, timeout=4)) as program:
-        visitor = arrive(program.port)["/all"]
-        server.send_signal(signal.SIGSTOP)
-        assert_unavailable({f"/all?{number}": visitor for number in range(40)}, timeout=4)
-        server.send_signal(signal.SIGCONT)
-        assert visitor.all() == {"key": "value"}
+    assert_a_crowd_waits_no_longer(tmp_path, redis(server.url, timeout=4), server)
 
 
 def test_a_redis_that_was_emptied_logs_out_without_an_error(server: RedisServer, tmp_path: Path) -> None:
