@@ -109,15 +109,13 @@ async def measure(ports: dict[str, int], question: Question) -> dict[str, list[L
 
 
 def report(store: Store, question: Question, loads: dict[str, list[Load]]) -> None:
-    floor = [each.rate for each in loads.pop("floor")]
+    floor, gaman = ([each.rate for each in loads[name]] for name in ("floor", "gaman"))
     what = f"{store.name}, {question.path[1:]}, {question.connections} at once"
-    for name, mine in loads.items():
-        rates = [each.rate for each in mine]
-        ratio, quartiles = compare(rates, floor)
-        late = statistics.median(each.latencies[len(each.latencies) * 99 // 100] for each in mine)
-        goal = "" if question.goal is None else f"{question.goal:.1f}"
-        figures = f"{statistics.median(floor):9.0f}{statistics.median(rates):9.0f}{ratio:8.2f}{quartiles:>14}"
-        print(f"{what + ('' if name == 'gaman' else ', ' + name):36}{figures}{goal:>7}{late * 1000:9.1f}", flush=True)
+    ratio, quartiles = compare(gaman, floor)
+    late = statistics.median(each.latencies[len(each.latencies) * 99 // 100] for each in loads["gaman"])
+    goal = "" if question.goal is None else f"{question.goal:.1f}"
+    figures = f"{statistics.median(floor):9.0f}{statistics.median(gaman):9.0f}{ratio:8.2f}{quartiles:>14}"
+    print(f"{what:36}{figures}{goal:>7}{late * 1000:9.1f}", flush=True)
 
 
 def main(names: Sequence[str] = ()) -> None:
