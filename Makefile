@@ -4,7 +4,7 @@ VENV ?= .venv
 
 help:
 	@echo "make demo    start the example on http://localhost:3431"
-	@echo "make test    run every test"
+	@echo "make test    run the tests"
 	@echo "make faults  run those that take minutes: servers killed, disks full"
 	@echo "make check   ask ruff, mypy and pyright"
 	@echo "make bench   measure, against peers too"

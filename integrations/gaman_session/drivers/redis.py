@@ -3,8 +3,8 @@
 Beside the session's own fields, whose names begin with a colon, a hash holds `created`, `expires`, `deadline`, `version`, and the
 `token` of the last write that must not happen twice. A tombstone holds `ended`, `deadline`, and after a rename the `successor`.
 
-Each write is one script, so that it happens at once or not at all. The commands that one turn of the event loop gathers go out in
-one pipeline. What a broken connection leaves open is tried again, within the driver's timeout; the token tells a write's second
+Each write is one script, so that it happens at once or not at all. Commands that come while others are under way go out together,
+in one pipeline. What a broken connection leaves open is tried again, within the driver's timeout; the token tells a write's second
 attempt that the first has arrived.
 """
 
