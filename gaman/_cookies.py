@@ -15,6 +15,10 @@ SameSite = Literal["lax", "strict", "none"]
 _token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 # cookie-octet, RFC 6265, section 4.1.1
 _octets = bytes({0x21, *range(0x23, 0x2C), *range(0x2D, 0x3B), *range(0x3C, 0x5C), *range(0x5D, 0x7F)})
+# Of name and value together; a longer one they drop without a word (RFC 6265bis, section 5.6).
+_LONGEST = 4096
+_SECURE_PREFIXES = ("__host-", "__secure-", "__http-")
+_HTTP_ONLY_PREFIXES = ("__http-", "__host-http-")
 _attribute_octets = re.compile(r"[\x20-\x3a\x3c-\x7e]*").fullmatch
 
 
@@ -90,20 +94,24 @@ class Cookies:
         """Send a cookie with the response, to live *max_age* seconds, or as long as the browser where that is None.
 
         It is Secure where the request came over HTTPS, unless *secure* says otherwise. HeaderError is raised for what
-        RFC 6265, section 4.1.1, does not allow in a value (percent-encode it), and for a combination of attributes that
-        browsers silently refuse.
+        RFC 6265, section 4.1.1, does not allow in a value (percent-encode it), and for what browsers silently drop: a
+        combination of attributes, and more than 4,096 bytes of name and value.
         """
         secure = self._secure if secure is None else secure
         attributes = _attributes(name, max_age, path, domain, secure, http_only, same_site, partitioned)
         octets = value.encode("utf-8", "surrogatepass")
         if octets.translate(None, _octets):
             raise HeaderError(f"the cookie {name!r} can't hold {value!r}; encode it first, with urllib.parse.quote for instance")
+        if (size := len(name) + len(octets)) > _LONGEST:
+            raise HeaderError(
+                f"browsers drop the cookie {name!r}: name and value have {size} bytes, and they keep {_LONGEST}; send less"
+            )
         self._fields[name, domain, path] = (b"set-cookie", f"{name}={value}{attributes}".encode("ascii"))
         self._written = {**self._written, name: value}
 
     def delete(self, name: str, *, path: str = "/", domain: str | None = None, partitioned: bool = False) -> None:
         """Have the browser forget the cookie; *path* and *domain* must be those that it was set with."""
-        secure = self._secure or partitioned or name.lower().startswith(("__host-", "__secure-"))
+        secure = self._secure or partitioned or name.lower().startswith(_SECURE_PREFIXES)
         self.set(name, "", max_age=0, path=path, domain=domain, secure=secure, partitioned=partitioned)
         self._written = {**self._written, name: None}
 
@@ -133,12 +141,14 @@ def _attributes(
     if domain is not None and (_attribute_octets(domain) is None or not domain):
         raise HeaderError(f"the cookie {name!r} has domain={domain!r}; give a host name, or None for this host alone")
     if not secure:
-        if name.lower().startswith(("__host-", "__secure-")):
+        if name.lower().startswith(_SECURE_PREFIXES):
             raise HeaderError(f"browsers drop the cookie {name!r} unless it is Secure; pass secure=True or rename it")
         if same_site == "none":
             raise HeaderError(f"browsers drop the cookie {name!r}: same_site='none' needs secure=True")
         if partitioned:
             raise HeaderError(f"browsers drop the cookie {name!r}: partitioned=True needs secure=True")
+    if not http_only and name.lower().startswith(_HTTP_ONLY_PREFIXES):
+        raise HeaderError(f"browsers drop the cookie {name!r} unless it is HttpOnly; pass http_only=True or rename it")
     if name.lower().startswith("__host-") and (domain is not None or path != "/"):
         raise HeaderError(f"browsers drop the cookie {name!r} unless its path is '/' and its domain None; set these or rename it")
     parts = [

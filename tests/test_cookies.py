@@ -208,6 +208,9 @@ def test_what_a_cookie_cannot_hold_is_refused(value: str) -> None:
         pytest.param("a", {"partitioned": True, "secure": False}, id="partitioned without secure"),
         pytest.param("__Host-a", {"secure": False}, id="__Host- without secure"),
         pytest.param("__Secure-a", {"secure": False}, id="__Secure- without secure"),
+        pytest.param("__Http-a", {"secure": False}, id="__Http- without secure"),
+        pytest.param("__Http-a", {"http_only": False}, id="__Http- without http_only"),
+        pytest.param("__Host-Http-a", {"http_only": False}, id="__Host-Http- without http_only"),
         pytest.param("__HOST-a", {"secure": False}, id="prefixes in any case"),
         pytest.param("__Host-a", {"domain": "example.com"}, id="__Host- with a domain"),
         pytest.param("__Host-a", {"path": "/x"}, id="__Host- with a path"),
@@ -218,6 +221,16 @@ def test_what_browsers_would_drop_is_refused(name: str, options: dict[str, Any])
     with pytest.raises(HeaderError, match=name):
         cookies.set(name, "1", **options)
     assert lines(cookies) == []
+
+
+def test_a_cookie_that_is_longer_than_browsers_keep_is_refused() -> None:
+    cookies = Cookies([(b"cookie", b"name=old")])
+    with pytest.raises(HeaderError, match=r"'name'.* 4097 bytes"):
+        cookies.set("name", "x" * 4093)
+    assert lines(cookies) == []
+    assert cookies.get("name") == "old"
+    cookies.set("name", "x" * 4092)
+    assert len(lines(cookies)) == 1
 
 
 def test_deleting_sends_a_cookie_that_is_over() -> None:
