@@ -214,5 +214,5 @@ def _reaches_browser(ctx: Context) -> bool:
 
 @lru_cache(maxsize=64)
 def _is_local(authority: str) -> bool:
-    host = re.sub(r":\d*$", "", authority).lower()
+    host = re.sub(r"\.?(:\d*)?$", "", authority).lower()
     return host in ("", "localhost", "[::1]") or host.endswith(".localhost") or re.fullmatch(r"127(\.\d+){3}", host) is not None

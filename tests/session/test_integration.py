@@ -279,6 +279,7 @@ async def test_a_secure_cookie_over_plain_http_is_warned_of_exactly_once(
         ("http", "localhost"),
         ("http", "localhost:3431"),
         ("http", "LocalHost:3431"),
+        ("http", "localhost.:3431"),
         ("http", "127.0.0.1"),
         ("http", "127.0.0.1:3431"),
         ("http", "127.1.2.3"),
