@@ -6,6 +6,7 @@ help:
 	@echo "make demo    start the example on http://localhost:3431"
 	@echo "make test    run the tests"
 	@echo "make faults  run those that take minutes: servers killed, disks full"
+	@echo "make e2e     run those that drive a browser, a Chromium of this machine"
 	@echo "make check   ask ruff, mypy and pyright"
 	@echo "make bench   measure, against peers too"
 	@echo "PYTHON=python3.13 VENV=.venv-3.13 takes another Python, beside the first."
@@ -18,6 +19,9 @@ test: $(VENV)/developed
 
 faults: $(VENV)/developed
 	$(VENV)/bin/python -m pytest -m slow tests
+
+e2e: $(VENV)/developed
+	$(VENV)/bin/python -m pytest -m e2e -rs tests/e2e
 
 check: $(VENV)/developed
 	$(VENV)/bin/ruff format --check .
@@ -44,4 +48,4 @@ $(VENV)/benched: $(VENV)/developed
 	$(VENV)/bin/python -m pip install --quiet --group bench
 	@touch $@
 
-.PHONY: help demo test faults check bench
+.PHONY: help demo test faults e2e check bench

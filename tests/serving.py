@@ -65,7 +65,7 @@ class Program:
         """The port that it listens on, as soon as it has printed the line that says so."""
 
         def announced() -> re.Match[str] | None:
-            match = re.search(r"listening on http://\S+:(\d+)", self.stdout)
+            match = re.search(r"listening on https?://\S+:(\d+)", self.stdout)
             assert match or self._process.poll() is None, f"it ended before it listened:\n{self.stdout}{self.stderr}"
             return match
 

@@ -1,0 +1,82 @@
+"""A real Chromium: one for all tests, with a new profile for each, or one that is started again on the profile that it left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, sync_playwright
+
+from tests.e2e.sites import Certificate, Serve, Site, make_certificate, site
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
+
+
+# Not for the session: as long as it lives, no other event loop runs in this thread.
+@pytest.fixture(scope="package")
+def playwright() -> Generator[Playwright]:
+    with sync_playwright() as playwright:
+        yield playwright
+
+
+@pytest.fixture(scope="package")
+def chromium(playwright: Playwright, certificate: Certificate) -> dict[str, Any]:
+    """How to start Chromium. Where there is none, tests are skipped with the line that mends it, and fail in CI."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), playwright.chromium.executable_path)
+    if not Path(path).exists():
+        message = "there is no Chromium here; install it: apt-get install chromium, or .venv/bin/playwright install chromium"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    return {
+        "executable_path": path,
+        "args": [
+            "--disable-quic",
+            "--host-resolver-rules=MAP *.test 127.0.0.1",
+            f"--ignore-certificate-errors-spki-list={certificate.trust}",
+        ],
+    }
+
+
+@pytest.fixture(scope="package")
+def browser(playwright: Playwright, chromium: dict[str, Any]) -> Generator[Browser]:
+    # As people have it, the back button shows a page as it was left, where the page allows that.
+    with playwright.chromium.launch(**chromium, ignore_default_args=["--disable-back-forward-cache"]) as browser:
+        yield browser
+
+
+@pytest.fixture
+def context(browser: Browser) -> Generator[BrowserContext]:
+    """The browser of one person, as new; its pages are tabs, which share their cookies."""
+    with browser.new_context() as context:
+        yield context
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Page:
+    return context.new_page()
+
+
+@pytest.fixture
+def start_again(
+    playwright: Playwright, chromium: dict[str, Any], tmp_path: Path
+) -> Callable[[], AbstractContextManager[BrowserContext]]:
+    """Start a browser of its own, on the profile that the last one left."""
+    return lambda: playwright.chromium.launch_persistent_context(tmp_path / "profile", **chromium)
+
+
+@pytest.fixture
+def serve(certificate: Certificate, tmp_path: Path) -> Generator[Serve]:
+    with ExitStack() as stack:
+
+        def serve(*, tls: bool = True, **options: Any) -> Site:
+            return stack.enter_context(site(tmp_path, certificate if tls else None, options))
+
+        yield serve

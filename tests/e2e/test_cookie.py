@@ -1,0 +1,239 @@
+"""What a browser makes of the session's cookie: where it keeps it, whom it shows it to, when it sends it, and for how long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import BrowserContext, Page
+
+from tests.e2e.sites import Serve, Site
+from tests.serving import until
+
+pytestmark = pytest.mark.e2e
+
+DAY = 86_400
+
+
+def names(header: str) -> set[str]:
+    """Return the names of the cookies in a Cookie field."""
+    return {pair.partition("=")[0] for pair in header.split("; ") if pair}
+
+
+def send_cookie(site: Site, page: Page, line: str | bytes, host: str = "a.test") -> None:
+    """Have the server at *host* send this cookie."""
+    site.visit(page, f"/cookie?line={quote(line)}", host)
+
+
+def lifetime(context: BrowserContext) -> float:
+    """Return for how many seconds from now the browser is to keep its one cookie; it is negative for as long as it runs."""
+    [cookie] = context.cookies()
+    return cookie.get("expires", 0) - time.time()
+
+
+# Where it is kept
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost.", "shop.localhost", "127.0.0.1", "0.0.0.0", "a.test"])
+def test_a_secure_cookie_over_plain_http_is_warned_of_just_where_the_browser_drops_it(serve: Serve, page: Page, host: str) -> None:
+    site = serve(tls=False)
+    site.visit(page, "/login", host)
+    is_kept = site.visit(page, "/profile", host) == "Angga"
+    assert is_kept == (host not in ("0.0.0.0", "a.test"))
+    assert ("will not keep it" in site.program.stderr) == (not is_kept)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"secure": False},
+        {"domain": "a.test"},
+        {"path": "/profile"},
+        {"same_site": "strict"},
+        {"same_site": "none", "partitioned": True},
+        {"cookie_name": "__Host-Http-sid"},
+        {"driver": {"type": "memory"}, "cookie_name": "sid"},
+    ],
+    ids=str,
+)
+def test_whatever_the_options_a_login_is_kept_and_a_logout_removes_it(serve: Serve, page: Page, options: dict[str, Any]) -> None:
+    site = serve(**options)
+    site.visit(page, "/login")
+    assert site.visit(page, "/profile") == "Angga"
+    site.visit(page, "/profile/logout")
+    assert page.context.cookies() == []
+    assert site.visit(page, "/profile") == "nobody"
+
+
+# Who gets it
+
+
+def test_the_cookie_goes_to_its_own_host_alone_and_over_tls_alone(serve: Serve, page: Page) -> None:
+    site, plain = serve(), serve(tls=False)
+    site.visit(page, "/login")
+    [cookie] = page.context.cookies()
+    kept = {name: value for name, value in cookie.items() if name not in ("value", "expires")}
+    assert kept == {
+        "name": "__Host-gaman",
+        "domain": "a.test",
+        "path": "/",
+        "secure": True,
+        "httpOnly": True,
+        "sameSite": "Lax",
+    }
+    assert names(site.visit(page, "/cookies")) == {"__Host-gaman"}
+    assert site.visit(page, "/cookies", "shop.a.test") == ""
+    assert plain.visit(page, "/cookies") == ""
+
+
+def test_a_script_neither_sees_the_cookie_nor_replaces_it(serve: Serve, page: Page) -> None:
+    site = serve()
+    site.visit(page, "/login")
+    assert page.evaluate("document.cookie") == ""
+    assert page.evaluate("cookieStore.getAll()") == []
+    page.evaluate("document.cookie = '__Host-gaman=mine; Secure; Path=/'")
+    assert page.evaluate("cookieStore.set('__Host-gaman', 'mine').catch(() => 'refused')") == "refused"
+    page.evaluate("document.cookie = '__Host-gaman=; Max-Age=0; Secure; Path=/'")
+    assert site.visit(page, "/profile") == "Angga"
+
+
+def test_nobody_beside_the_host_plants_a_session_of_theirs(serve: Serve, context: BrowserContext, page: Page) -> None:
+    site, plain = serve(), serve(tls=False)
+    site.visit(page, "/login")
+    token = site.visit(page, "/cookies").partition("=")[2]
+    context.clear_cookies()
+    # Names that a lenient reader would trim to that of the session: a single octet is no UTF-8, and browsers send it as it came.
+    lookalikes = [prefix + b"__Host-gaman" for prefix in (b"", b"\x85", b"\xa0", "\u2000".encode(), b"$Version=1,", b"x,")]
+    lookalikes += [b'"__Host-gaman"', b"__host-gaman", b"=__Host-gaman"]
+    for name in lookalikes:
+        send_cookie(site, page, name + f"={token}; Domain=a.test; Path=/; Secure".encode(), "evil.a.test")
+        send_cookie(plain, page, name + f"={token}; Path=/".encode())
+    assert site.visit(page, "/cookies").count(token) > 5
+    assert site.visit(page, "/profile") == "nobody"
+    # With the name alone it would be a session.
+    send_cookie(site, page, f"__Host-gaman={token}; Path=/; Secure")
+    assert site.visit(page, "/profile") == "Angga"
+
+
+# When it is sent
+
+FROM_ELSEWHERE = {
+    "a link": '<a href="{url}"><button>go</button></a>',
+    "a form": '<form action="{url}" method="post"><button>go</button></form>',
+}
+
+
+@pytest.mark.parametrize(("same_site", "goes_along"), [("strict", []), ("lax", ["a link"]), ("none", ["a link", "a form"])])
+def test_same_site_decides_what_another_site_can_make_the_browser_send(
+    serve: Serve, page: Page, same_site: str, goes_along: list[str]
+) -> None:
+    site = serve(same_site=same_site)
+    site.visit(page, "/login")
+    # Without the attribute, browsers let a new cookie go along with a form for two minutes.
+    send_cookie(site, page, "unsaid=1; Path=/; Secure")
+
+    def go(elsewhere: str, way: str) -> set[str]:
+        site.visit(page, "/", elsewhere)
+        page.set_content(FROM_ELSEWHERE[way].format(url=site.url("/cookies")))
+        page.get_by_role("button").click()
+        page.wait_for_url("**/cookies")
+        return names(page.inner_text("body"))
+
+    assert "unsaid" in go("b.test", "a form")
+    assert [way for way in FROM_ELSEWHERE if "__Host-gaman" in go("b.test", way)] == goes_along
+    # A subdomain is the same site, so SameSite is no wall against it.
+    assert [way for way in FROM_ELSEWHERE if "__Host-gaman" in go("shop.a.test", way)] == ["a link", "a form"]
+
+
+def test_in_a_frame_of_another_site_a_partitioned_session_is_kept_for_that_site_alone(serve: Serve, page: Page) -> None:
+    site = serve(same_site="none", partitioned=True)
+    site.visit(page, "/login")
+    site.visit(page, "/", "b.test")
+    page.set_content(f'<iframe name="frame" src="{site.url("/")}"></iframe>')
+    frame = page.frame("frame")
+    assert frame is not None
+    assert site.visit(frame, "/profile") == "nobody"
+    site.visit(frame, "/login")
+    assert site.visit(frame, "/profile") == "Angga"
+    site.visit(frame, "/logout")
+    assert site.visit(frame, "/profile") == "nobody"
+    assert site.visit(page, "/profile") == "Angga"
+
+
+# How large
+
+
+@pytest.mark.parametrize("options", [{}, {"domain": "a.test", "same_site": "none", "partitioned": True}], ids=str)
+def test_the_largest_session_that_a_cookie_may_hold_comes_back_whole(serve: Serve, page: Page, options: dict[str, Any]) -> None:
+    site = serve(**options)
+    answer = page.goto(site.url("/fill"))
+    assert answer is not None
+    assert 4094 < len(answer.header_value("set-cookie") or "") <= 4096
+    size = page.inner_text("body")
+    assert int(size) > 2900
+    assert site.visit(page, "/filling") == size
+    answer = page.goto(site.url("/overfill"))
+    assert answer is not None
+    assert answer.status == 500
+    assert site.visit(page, "/filling") == size
+
+
+def test_the_largest_cookie_that_a_handler_may_send_is_the_largest_that_the_browser_keeps(serve: Serve, page: Page) -> None:
+    site = serve()
+    assert site.visit(page, "/size?size=4096") == "sent"
+    assert len(site.visit(page, "/cookies")) == 4096 + len("=")
+    assert "4097 bytes, and they keep 4096" in site.visit(page, "/size?size=4097")
+    page.context.clear_cookies()
+    send_cookie(site, page, "x" * 4096 + "=y; Path=/")
+    assert site.visit(page, "/cookies") == ""
+
+
+# How long
+
+
+def test_the_browser_keeps_the_cookie_as_long_as_the_session_lives(serve: Serve, page: Page) -> None:
+    site = serve()
+    site.visit(page, "/login")
+    assert lifetime(page.context) == pytest.approx(DAY, abs=60)
+    site.visit(page, f"/login?max_age={30 * DAY}")
+    assert lifetime(page.context) == pytest.approx(30 * DAY, abs=60)
+    # Read, it is not sent anew.
+    [before] = page.context.cookies()
+    site.visit(page, "/profile")
+    assert page.context.cookies() == [before]
+
+
+def test_the_browser_keeps_no_cookie_for_longer_than_the_400_days_that_are_warned_of(serve: Serve, page: Page) -> None:
+    site = serve(max_age=401 * DAY)
+    site.visit(page, "/login")
+    assert lifetime(page.context) == pytest.approx(400 * DAY, abs=60)
+    assert "400 days" in site.program.stderr
+
+
+def test_the_browser_forgets_the_cookie_when_the_session_is_over(serve: Serve, page: Page) -> None:
+    site = serve(max_age=1)
+    site.visit(page, "/login")
+    until(lambda: not page.context.cookies(), "the browser to forget the cookie")
+    assert site.visit(page, "/profile") == "nobody"
+
+
+def test_a_restart_of_the_browser_ends_those_sessions_alone_that_were_to_end_with_it(
+    serve: Serve, start_again: Callable[[], AbstractContextManager[BrowserContext]]
+) -> None:
+    site = serve(driver={"type": "memory"})
+    with start_again() as context:
+        site.visit(context.new_page(), "/login")
+    with start_again() as context:
+        page = context.new_page()
+        assert site.visit(page, "/profile") == "Angga"
+        # From now on it ends with the browser, though it began as one that outlives it.
+        site.visit(page, "/login?max_age=0")
+        assert lifetime(context) < 0
+        assert site.visit(page, "/profile") == "Angga"
+    with start_again() as context:
+        assert site.visit(context.new_page(), "/profile") == "nobody"

@@ -1,0 +1,115 @@
+"""One person with several tabs: requests that overlap, answers that come late, and pages that are left behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from playwright.sync_api import BrowserContext, Page, Playwright
+
+from tests.e2e.sites import Serve
+
+pytestmark = pytest.mark.e2e
+
+ON_SERVER = {"type": "sql"}
+IN_COOKIE = {"type": "cookies"}
+
+
+def begin(page: Page, path: str) -> None:
+    """Have a script of the page ask for *path*, and go on without waiting for the answer."""
+    page.evaluate("path => { window.answer = fetch(path).then(answer => answer.text()) }", path)
+
+
+def finish(page: Page) -> str:
+    answer: str = page.evaluate("answer")
+    return answer
+
+
+def test_two_tabs_that_write_at_once_lose_nothing(serve: Serve, context: BrowserContext) -> None:
+    site = serve(driver=ON_SERVER)
+    one, other = context.new_page(), context.new_page()
+    site.visit(one, "/login")
+    site.visit(other)
+    # Neither is answered before both have read the session.
+    begin(one, "/put/one")
+    begin(other, "/put/other")
+    assert (finish(one), finish(other)) == ("kept", "kept")
+    assert site.visit(one, "/keys") == '["one","other","user"]'
+
+
+@pytest.mark.parametrize("comes_from", ["a stranger", "a session"])
+@pytest.mark.parametrize(
+    ("driver", "slow"), [(ON_SERVER, "/slow/read"), (ON_SERVER, "/slow/write-if-known"), (IN_COOKIE, "/slow/read")], ids=str
+)
+def test_an_old_answer_that_comes_after_the_login_logs_nobody_out(
+    serve: Serve, context: BrowserContext, driver: dict[str, Any], slow: str, comes_from: str
+) -> None:
+    site = serve(driver=driver)
+    one, other = context.new_page(), context.new_page()
+    site.visit(one, "/login?name=before" if comes_from == "a session" else "/")
+    begin(one, slow)
+    site.visit(other, "/wait")
+    site.visit(other, "/login")
+    [cookie] = context.cookies()
+    site.visit(other, "/go-on")
+    assert finish(one) == ("before" if comes_from == "a session" else "nobody")
+    assert context.cookies() == [cookie]
+    assert site.visit(one, "/profile") == site.visit(other, "/profile") == "Angga"
+
+
+def test_an_old_answer_that_comes_after_the_logout_logs_nobody_in(serve: Serve, context: BrowserContext) -> None:
+    site = serve(driver=ON_SERVER)
+    one, other = context.new_page(), context.new_page()
+    site.visit(one, "/login")
+    begin(one, "/slow/write-if-known")
+    site.visit(other, "/wait")
+    site.visit(other, "/logout")
+    site.visit(other, "/go-on")
+    assert finish(one) == "Angga"
+    assert context.cookies() == []
+    assert site.visit(one, "/keys") == "[]"
+
+
+def test_a_logout_in_one_tab_is_one_in_the_other(serve: Serve, context: BrowserContext) -> None:
+    site = serve()
+    one, other = context.new_page(), context.new_page()
+    site.visit(one, "/login")
+    assert site.visit(other, "/profile") == "Angga"
+    site.visit(one, "/logout")
+    other.reload()
+    assert other.inner_text("body") == "nobody"
+
+
+def go_back(page: Page) -> str:
+    # A page that is shown as it was left does not load again.
+    page.go_back(wait_until="commit")
+    return page.inner_text("body")
+
+
+@pytest.mark.parametrize("in_tab", ["the same tab", "another tab"])
+def test_the_back_button_shows_nothing_private_after_a_logout(serve: Serve, context: BrowserContext, in_tab: str) -> None:
+    site = serve()
+    one, other = context.new_page(), context.new_page()
+    site.visit(one, "/login")
+    site.visit(one, "/profile")
+    one.evaluate("document.body.append(', as it was left')")
+    site.visit(one)
+    assert go_back(one) == "Angga, as it was left"
+    site.visit(one if in_tab == "the same tab" else other, "/logout")
+    if in_tab == "another tab":
+        one.go_forward(wait_until="commit")
+    assert go_back(one) == "nobody"
+
+
+def test_nor_does_it_from_the_browsers_cache(serve: Serve, playwright: Playwright, chromium: dict[str, Any]) -> None:
+    site = serve()
+    # This one leaves no page as it was: it loads each again, from its cache where it may.
+    with playwright.chromium.launch(**chromium) as browser:
+        page = browser.new_page()
+        site.visit(page, "/login")
+        # A handler has said that the browser may keep this one, and it does.
+        seen = site.visit(page, "/profile/cached")
+        site.visit(page)
+        assert go_back(page) == seen
+        site.visit(page, "/logout")
+        assert "nobody" in go_back(page)
