@@ -21,7 +21,7 @@ faults: $(VENV)/developed
 	$(VENV)/bin/python -m pytest -m slow tests
 
 e2e: $(VENV)/developed
-	$(VENV)/bin/python -m pytest -m e2e -rs tests/e2e
+	$(VENV)/bin/python -m pytest -m e2e tests/e2e
 
 check: $(VENV)/developed
 	$(VENV)/bin/ruff format --check .

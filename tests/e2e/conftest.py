@@ -15,28 +15,34 @@ from playwright.sync_api import Browser, BrowserContext, Page, Playwright, sync_
 from tests.e2e.sites import Certificate, Serve, Site, make_certificate, site
 
 
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = os.environ.get("GAMAN_TEST_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
+MISSING = "there is no Chromium here: apt-get install chromium, or name one in GAMAN_TEST_CHROMIUM"
+
+
+def pytest_report_header() -> str:
+    return f"browser: {CHROMIUM or MISSING}"
+
+
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
-# Not for the session: as long as it lives, no other event loop runs in this thread.
-@pytest.fixture(scope="package")
+# As long as it lives, no other event loop runs in this thread; so it ends with the module.
+@pytest.fixture(scope="module")
 def playwright() -> Generator[Playwright]:
     with sync_playwright() as playwright:
         yield playwright
 
 
-@pytest.fixture(scope="package")
-def chromium(playwright: Playwright, certificate: Certificate) -> dict[str, Any]:
-    """How to start Chromium. Where there is none, tests are skipped with the line that mends it, and fail in CI."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), playwright.chromium.executable_path)
-    if not Path(path).exists():
-        message = "there is no Chromium here; install it: apt-get install chromium, or .venv/bin/playwright install chromium"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+@pytest.fixture(scope="module")
+def chromium(certificate: Certificate) -> dict[str, Any]:
+    """How to start Chromium; without one, tests are skipped, and fail in CI."""
+    if CHROMIUM is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
     return {
-        "executable_path": path,
+        "executable_path": CHROMIUM,
         "args": [
             "--disable-quic",
             "--host-resolver-rules=MAP *.test 127.0.0.1",
@@ -45,8 +51,8 @@ def chromium(playwright: Playwright, certificate: Certificate) -> dict[str, Any]
     }
 
 
-@pytest.fixture(scope="package")
-def browser(playwright: Playwright, chromium: dict[str, Any]) -> Generator[Browser]:
+@pytest.fixture(scope="module")
+def browser(chromium: dict[str, Any], playwright: Playwright) -> Generator[Browser]:
     # As people have it, the back button shows a page as it was left, where the page allows that.
     with playwright.chromium.launch(**chromium, ignore_default_args=["--disable-back-forward-cache"]) as browser:
         yield browser
@@ -66,7 +72,7 @@ def page(context: BrowserContext) -> Page:
 
 @pytest.fixture
 def start_again(
-    playwright: Playwright, chromium: dict[str, Any], tmp_path: Path
+    chromium: dict[str, Any], playwright: Playwright, tmp_path: Path
 ) -> Callable[[], AbstractContextManager[BrowserContext]]:
     """Start a browser of its own, on the profile that the last one left."""
     return lambda: playwright.chromium.launch_persistent_context(tmp_path / "profile", **chromium)
