@@ -14,7 +14,6 @@ from playwright.sync_api import Browser, BrowserContext, Page, Playwright, sync_
 
 from tests.e2e.sites import Certificate, Serve, Site, make_certificate, site
 
-
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = os.environ.get("GAMAN_TEST_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
 MISSING = "there is no Chromium here: apt-get install chromium, or name one in GAMAN_TEST_CHROMIUM"

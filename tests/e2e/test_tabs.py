@@ -12,7 +12,6 @@ from tests.e2e.sites import Serve
 pytestmark = pytest.mark.e2e
 
 ON_SERVER = {"type": "sql"}
-IN_COOKIE = {"type": "cookies"}
 
 
 def begin(page: Page, path: str) -> None:
@@ -37,22 +36,28 @@ def test_two_tabs_that_write_at_once_lose_nothing(serve: Serve, context: Browser
     assert site.visit(one, "/keys") == '["one","other","user"]'
 
 
-@pytest.mark.parametrize("comes_from", ["a stranger", "a session"])
 @pytest.mark.parametrize(
-    ("driver", "slow"), [(ON_SERVER, "/slow/read"), (ON_SERVER, "/slow/write-if-known"), (IN_COOKIE, "/slow/read")], ids=str
+    ("driver", "slow", "who"),
+    [
+        ("sql", "/slow/read", "nobody"),
+        ("sql", "/slow/read", "guest"),
+        ("sql", "/slow/write-if-known", "guest"),
+        ("cookies", "/slow/read", "nobody"),
+        ("cookies", "/slow/read", "guest"),
+    ],
 )
 def test_an_old_answer_that_comes_after_the_login_logs_nobody_out(
-    serve: Serve, context: BrowserContext, driver: dict[str, Any], slow: str, comes_from: str
+    serve: Serve, context: BrowserContext, driver: str, slow: str, who: str
 ) -> None:
-    site = serve(driver=driver)
+    site = serve(driver={"type": driver})
     one, other = context.new_page(), context.new_page()
-    site.visit(one, "/login?name=before" if comes_from == "a session" else "/")
+    site.visit(one, "/login?name=guest" if who == "guest" else "/")
     begin(one, slow)
     site.visit(other, "/wait")
     site.visit(other, "/login")
     [cookie] = context.cookies()
     site.visit(other, "/go-on")
-    assert finish(one) == ("before" if comes_from == "a session" else "nobody")
+    assert finish(one) == who
     assert context.cookies() == [cookie]
     assert site.visit(one, "/profile") == site.visit(other, "/profile") == "Angga"
 
