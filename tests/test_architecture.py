@@ -40,7 +40,7 @@ ORDER = [
     ["gaman.testing", "gaman.__main__"],
     ["gaman"],
     ["gaman._server"],
-    ["gaman._workers", "gaman._app"],
+    ["gaman._app"],
     ["gaman._routing", "gaman._integration"],
     ["gaman._context"],
     ["gaman._body"],

@@ -143,7 +143,7 @@ def test_serve_with_reload_serves_the_file_as_it_is_now(tmp_path: Path) -> None:
         assert b"pid" in answer()
         main.write_text(APP.replace('"pid"', '"process"'))
         until(lambda: b"process" in answer(), "the new answer")
-        assert "gaman: main.py has changed; starting again\n" in program.stdout
+        assert "detected changes in 'main.py'. Reloading..." in program.stderr
         assert program.stop() == 0
 
 

@@ -1,0 +1,76 @@
+"""An App under the ASGI servers that people use, each started as a person does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.servers import free_port
+from tests.serving import running, until
+
+APP = """
+import gaman
+from gaman.session import session
+
+async def login(ctx):
+    await ctx.session.set("user", "Angga")
+    return {"ip": ctx.ip, "url": ctx.url}
+
+async def profile(ctx):
+    return {"user": await ctx.session.get("user")}
+
+async def logout(ctx):
+    await ctx.session.clear()
+
+app = gaman.App(
+    {"/login": {"POST": login}, "/profile": profile, "/logout": [logout, profile]},
+    integrations=[session("a secret of the tests, long enough", {"type": "sql"}, secure=False)],
+)
+"""
+SERVERS = {
+    "uvicorn": ["main:app", "--no-proxy-headers", "--port"],
+    "granian": ["--interface", "asgi", "main:app", "--port"],
+    "hypercorn": ["main:app", "--bind"],
+}
+each_server = pytest.mark.parametrize("name", SERVERS)
+
+
+@contextmanager
+def served(name: str, folder: Path) -> Generator[httpx.Client]:
+    """Serve APP by the command *name*, and give a client that keeps cookies."""
+    (folder / "main.py").write_text(APP)
+    port = free_port()
+    where = f"127.0.0.1:{port}" if name == "hypercorn" else str(port)
+    command = str(Path(sys.executable).with_name(name))
+    with (
+        running(command, *SERVERS[name], where, cwd=folder) as program,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+
+        def answers() -> bool:
+            assert not program.has_ended(), program.stdout + program.stderr
+            try:
+                return client.get("/profile").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        until(answers, f"{name} to answer")
+        yield client
+        assert program.stop() == 0, program.stderr
+        assert "Traceback" not in program.stderr
+
+
+@each_server
+def test_a_session_lives_from_login_to_logout(name: str, tmp_path: Path) -> None:
+    with served(name, tmp_path) as client:
+        assert client.get("/profile").json() == {"user": None}
+        assert client.post("/login").status_code == 200
+        assert client.get("/profile").json() == {"user": "Angga"}
+        assert client.get("/logout").json() == {"user": None}
+        assert client.get("/profile").json() == {"user": None}
+        assert client.get("/login").status_code == 405
