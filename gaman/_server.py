@@ -28,6 +28,7 @@ from uvicorn.supervisors.basereload import BaseReload
 
 from gaman._app import App
 from gaman._integration import Integration
+from gaman._proxies import NEARBY
 from gaman._routing import Routes, Table
 from gaman.errors import ConfigError, GamanError
 
@@ -44,6 +45,7 @@ def serve(
     deps: Any = None,
     debug: bool = False,
     max_body_size: int = 1 << 20,
+    trusted_proxies: str | Iterable[str] = NEARBY,
     host: str = "127.0.0.1",
     port: int = 3431,
     workers: int = 1,
@@ -56,7 +58,14 @@ def serve(
     With *workers* or *reload*, each worker process runs the script again, as far as this call, which never returns there.
     """
     try:
-        app = App(routes, integrations=integrations, deps=deps, debug=debug, max_body_size=max_body_size)
+        app = App(
+            routes,
+            integrations=integrations,
+            deps=deps,
+            debug=debug,
+            max_body_size=max_body_size,
+            trusted_proxies=trusted_proxies,
+        )
     except ConfigError as error:
         _exit(str(error))
     run(app, host=host, port=port, workers=workers, reload=reload, timeout_graceful_shutdown=timeout_graceful_shutdown)
@@ -168,6 +177,8 @@ class _Server(uvicorn.Server):
                 lifespan="off",
                 http=_Protocol,
                 ws="none",
+                # App reads what proxies say, under this server as under any other.
+                proxy_headers=False,
                 server_header=False,
                 timeout_graceful_shutdown=timeout_graceful_shutdown,
                 # The logging that the user has set up stays as it is. Who gave this logger a handler wants to read what it says.

@@ -46,7 +46,7 @@ ORDER = [
     ["gaman._body"],
     ["gaman._response"],
     ["gaman._file"],
-    ["gaman._cookies"],
+    ["gaman._cookies", "gaman._proxies"],
     ["gaman._headers"],
     ["gaman.errors"],
 ]

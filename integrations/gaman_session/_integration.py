@@ -210,7 +210,7 @@ def _keep_private(response: Response) -> None:
 
 def _reaches_browser(ctx: Context) -> bool:
     """Whether a browser keeps a Secure cookie from here: over HTTPS, and on this machine itself."""
-    return ctx.scope.get("scheme") == "https" or _is_local(ctx.header("host") or "")
+    return ctx.scheme == "https" or _is_local(ctx.host)
 
 
 @lru_cache(maxsize=64)
