@@ -365,7 +365,9 @@ class _Reloader(_Watcher):
 
     def __init__(self, sockets: list[socket.socket]) -> None:
         folders = [os.getcwd(), os.path.abspath(sys.path[0])]
-        config = uvicorn.Config("", reload=True, reload_dirs=folders, log_config=None)
+        # watchfiles waits by itself, and begins to see changes when it is first asked: before the script is read, that is.
+        pause = 0.25 if issubclass(_Reloader, _FileWatcher) else 0
+        config = uvicorn.Config("", reload=True, reload_dirs=folders, reload_delay=pause, log_config=None)
         super().__init__(config, partial(_serve_again, _find_main()), sockets)
 
     def startup(self) -> None:
