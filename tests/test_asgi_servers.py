@@ -33,10 +33,11 @@ app = gaman.App(
     integrations=[session("a secret of the tests, long enough", {"type": "sql"}, secure=False)],
 )
 """
+# As the README has them.
 SERVERS = {
-    "uvicorn": ["main:app", "--no-proxy-headers", "--port"],
-    "granian": ["--interface", "asgi", "main:app", "--port"],
-    "hypercorn": ["main:app", "--bind"],
+    "uvicorn": ["main:app", "--no-proxy-headers"],
+    "granian": ["--interface", "asgi", "main:app"],
+    "hypercorn": ["main:app"],
 }
 each_server = pytest.mark.parametrize("name", SERVERS)
 
@@ -46,10 +47,10 @@ def served(name: str, folder: Path) -> Generator[httpx.Client]:
     """Serve APP by the command *name*, and give a client that keeps cookies."""
     (folder / "main.py").write_text(APP)
     port = free_port()
-    where = f"127.0.0.1:{port}" if name == "hypercorn" else str(port)
+    where = ["--bind", f"127.0.0.1:{port}"] if name == "hypercorn" else ["--port", str(port)]
     command = str(Path(sys.executable).with_name(name))
     with (
-        running(command, *SERVERS[name], where, cwd=folder) as program,
+        running(command, *SERVERS[name], *where, cwd=folder) as program,
         httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
     ):
 
@@ -76,3 +77,11 @@ def test_a_session_lives_from_login_to_logout(name: str, tmp_path: Path) -> None
         assert client.get("/logout").json() == {"user": None}
         assert client.get("/profile").json() == {"user": None}
         assert client.get("/login").status_code == 405
+
+
+@each_server
+def test_a_trusted_proxy_is_believed_once(name: str, tmp_path: Path) -> None:
+    with served(name, tmp_path) as client:
+        fields = {"X-Forwarded-For": "1.1.1.1, 203.0.113.5", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "shop.example"}
+        assert client.post("/login", headers=fields).json() == {"ip": "203.0.113.5", "url": "https://shop.example/login"}
+        assert client.post("/login").json()["ip"] == "127.0.0.1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import re
 import ssl
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.servers import Nginx
 from tests.serving import Program, running_script
 
+ROOT = Path(__file__).parent.parent
 CLIENT = "127.0.0.2"
 SITE = """
 import gaman
@@ -41,12 +43,8 @@ gaman.serve(
     port=0,
 )
 """
-X_FORWARDED = """
-    proxy_set_header Host $http_host;
-    proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-    proxy_set_header X-Forwarded-Proto $scheme;
-    proxy_set_header X-Forwarded-Host $http_host;
-"""
+# What the README tells people to write.
+X_FORWARDED = re.findall(r"^```nginx\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[0]
 FORWARDED = """
     proxy_set_header Host inner;
     proxy_set_header X-Forwarded-For "";
