@@ -55,7 +55,9 @@ def serve(
     """Serve *routes* until SIGINT or SIGTERM; then requests in flight have *timeout_graceful_shutdown* seconds to finish.
 
     Port 0 takes a free one. What stands in the way of a start ends the process with a line on stderr that says so, and status 1.
-    With *workers* or *reload*, each worker process runs the script again, as far as this call, which never returns there.
+    With *workers* or *reload*, each worker process runs the script again, as far as this call, which never returns there. A worker
+    that dies or hangs is replaced, SIGHUP replaces them one by one, and SIGTTIN and SIGTTOU start and stop one.
+    All before *host* is as for App.
     """
     try:
         app = App(

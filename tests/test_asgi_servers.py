@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -43,25 +44,24 @@ each_server = pytest.mark.parametrize("name", SERVERS)
 
 
 @contextmanager
-def served(name: str, folder: Path) -> Generator[httpx.Client]:
-    """Serve APP by the command *name*, and give a client that keeps cookies."""
+def served(name: str, folder: Path, *where: str, uds: str | None = None) -> Generator[httpx.Client]:
+    """Serve APP by the command *name*, there or on a free port, and give a client that keeps cookies."""
     (folder / "main.py").write_text(APP)
     port = free_port()
-    where = ["--bind", f"127.0.0.1:{port}"] if name == "hypercorn" else ["--port", str(port)]
-    command = str(Path(sys.executable).with_name(name))
+    if not where:
+        where = ("--bind", f"127.0.0.1:{port}") if name == "hypercorn" else ("--port", str(port))
+    transport = httpx.HTTPTransport(uds=uds)
     with (
-        running(command, *SERVERS[name], *where, cwd=folder) as program,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+        running(str(Path(sys.executable).with_name(name)), *SERVERS[name], *where, cwd=folder) as program,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=transport) as client,
     ):
 
-        def answers() -> bool:
+        def listens() -> bool:
             assert not program.has_ended(), program.stdout + program.stderr
-            try:
-                return client.get("/profile").status_code == 200
-            except httpx.TransportError:
-                return False
+            with socket.socket(socket.AF_INET if uds is None else socket.AF_UNIX) as probe:
+                return probe.connect_ex(("127.0.0.1", port) if uds is None else uds) == 0
 
-        until(answers, f"{name} to answer")
+        until(listens, f"{name} to listen")
         yield client
         # uvicorn ends by the signal itself, once it has finished.
         assert program.stop() in (0, -signal.SIGTERM), program.stderr
@@ -85,3 +85,12 @@ def test_a_trusted_proxy_is_believed_once(name: str, tmp_path: Path) -> None:
         fields = {"X-Forwarded-For": "1.1.1.1, 203.0.113.5", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "shop.example"}
         assert client.post("/login", headers=fields).json() == {"ip": "203.0.113.5", "url": "https://shop.example/login"}
         assert client.post("/login").json()["ip"] == "127.0.0.1"
+
+
+@each_server
+def test_a_proxy_on_a_unix_socket_is_believed(name: str, tmp_path: Path) -> None:
+    uds = str(tmp_path / "socket")
+    where = ("--bind", f"unix:{uds}") if name == "hypercorn" else ("--uds", uds)
+    with served(name, tmp_path, *where, uds=uds) as client:
+        assert client.post("/login", headers={"X-Forwarded-For": "203.0.113.5"}).json()["ip"] == "203.0.113.5"
+        assert client.post("/login").json()["ip"] is None
