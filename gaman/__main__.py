@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gaman._app import App
 from gaman._server import explain, run
-from gaman.errors import GamanError
+from gaman.errors import ConfigError, GamanError
 
 _has_key = re.compile(rb"^(\xef\xbb\xbf)?\s*(export\s+)?GAMAN_KEY\s*=", re.MULTILINE).search
 
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     serve.add_argument("--port", type=int, default=3431)
     serve.add_argument("--workers", type=int, default=1, help="how many processes serve")
     serve.add_argument("--reload", action="store_true", help="start again when a source file changes")
+    serve.add_argument("--trusted-proxies", metavar="LIST", help="addresses and networks, between commas")
     serve.add_argument("--timeout-graceful-shutdown", type=int, default=30, metavar="SECONDS")
     serve.set_defaults(run=_serve)
 
@@ -66,6 +67,11 @@ def _key(options: argparse.Namespace) -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     app = find_app(options.app)
+    if options.trusted_proxies is not None:
+        try:
+            app.trust(options.trusted_proxies)
+        except ConfigError as error:
+            sys.exit(f"gaman: {error}")
     run(
         app,
         host=options.host,

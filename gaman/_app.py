@@ -7,8 +7,9 @@ import traceback
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from gaman._context import Context
+from gaman._context import Context, Settings
 from gaman._integration import Integration, in_order
+from gaman._proxies import NEARBY, TrustedProxies
 from gaman._response import BODILESS, Receive, Response, Scope, Send, error_response, to_response
 from gaman._routing import Routes, Table, define_routes
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError
@@ -20,7 +21,9 @@ class App:
     """Routes and integrations as one ASGI 3 application, for gaman.serve() or any other ASGI server.
 
     *deps* is given to routes that are defined by a function. *debug* shows tracebacks to the client. *max_body_size*, in bytes,
-    bounds the request bodies that handlers read.
+    bounds the request bodies that handlers read. *trusted_proxies* are those whose word on the client's address, scheme and host is
+    taken, from X-Forwarded-For, -Proto and -Host, or from Forwarded (RFC 7239): addresses and networks, `unix:` for who connects
+    through a Unix socket, or `*` for whoever connects. By default it is this machine's loopback and Unix sockets.
     """
 
     def __init__(
@@ -31,11 +34,12 @@ class App:
         deps: Any = None,
         debug: bool = False,
         max_body_size: int = 1 << 20,
+        trusted_proxies: str | Iterable[str] = NEARBY,
     ) -> None:
         self.routes = (routes if isinstance(routes, Routes) else define_routes(routes)).bind(deps)
         self.integrations = tuple(in_order(integrations))
         self.debug = debug
-        self.max_body_size = max_body_size
+        self._settings = Settings(max_body_size, TrustedProxies(trusted_proxies))
         self.workers = 1
         """How many processes serve this application side by side, as far as gaman.serve() knows."""
         # Lists of bare hooks, so that an integration without a hook costs nothing in a request.
@@ -46,12 +50,16 @@ class App:
         self._must_load = any(integration.on_load is not None for integration in self.integrations)
         self._match = _not_loaded if self._must_load else self.routes.match
 
+    def trust(self, proxies: str | Iterable[str]) -> None:
+        """Take *proxies* in the place of trusted_proxies; ConfigError names what is no address or network."""
+        self._settings = self._settings._replace(proxies=TrustedProxies(proxies))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._call_other(scope, receive, send)
             return
         handler, params = self._match(scope)
-        ctx = Context(scope, receive, params, self.max_body_size)
+        ctx = Context(scope, receive, params, self._settings)
         answer: Any = None
         try:
             try:

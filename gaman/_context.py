@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 from urllib.parse import quote
 
 import anyio
@@ -14,6 +14,7 @@ from multidict import MultiDictProxy
 from gaman._body import Form, UploadedFile, parse_pairs, read_form, stream_body
 from gaman._cookies import Cookies, find_cookie
 from gaman._headers import Headers
+from gaman._proxies import Origin, TrustedProxies
 from gaman.errors import ConfigError, GamanError, HTTPError
 
 if TYPE_CHECKING:
@@ -24,6 +25,13 @@ T = TypeVar("T")
 _decode_json = msgspec.json.Decoder().decode
 
 
+class Settings(NamedTuple):
+    """What an App tells each of its requests."""
+
+    max_body_size: int
+    proxies: TrustedProxies
+
+
 class Context:
     """One request. Integrations put what they give to handlers into `locals`."""
 
@@ -32,11 +40,12 @@ class Context:
         "_form",
         "_headers",
         "_locals",
-        "_max_body_size",
+        "_origin",
         "_query",
         "_read_whole",
         "_reading",
         "_receive",
+        "_settings",
         "jar",
         "params",
         "scope",
@@ -47,6 +56,7 @@ class Context:
     _form: Form
     _headers: Headers
     _locals: dict[str, Any]
+    _origin: Origin
     _query: MultiDictProxy[str]
     _read_whole: anyio.Event
     _reading: anyio.Lock
@@ -58,14 +68,14 @@ class Context:
         scope: MutableMapping[str, Any],
         receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
         params: Mapping[str, str],
-        max_body_size: int,
+        settings: Settings,
     ) -> None:
         self.scope = scope
         """The ASGI scope, for what has no name here."""
         self.params = params
         """The path's parameters, percent-decoded."""
         self._receive = receive
-        self._max_body_size = max_body_size
+        self._settings = settings
         self.jar: Cookies | None = None
         """The cookies, once somebody has asked for them, so that there may be some to send."""
 
@@ -91,22 +101,40 @@ class Context:
 
     @property
     def url(self) -> str:
-        """The absolute URL that was asked for, as the client spells it: its host is the client's word."""
+        """The absolute URL that was asked for, by `scheme` and `host`."""
         scope = self.scope
-        host = self.header("host")
-        if host is None:
-            name, port = scope.get("server") or ("localhost", None)
-            host = name if port is None else f"{name}:{port}"
         raw: bytes | None = scope.get("raw_path")
         path = quote(scope["path"]) if raw is None else raw.decode("latin-1")
         query: bytes = scope["query_string"]
-        return f"{scope['scheme']}://{host}{path}{'?' if query else ''}{query.decode('latin-1')}"
+        return f"{self.scheme}://{self.host}{path}{'?' if query else ''}{query.decode('latin-1')}"
+
+    @property
+    def scheme(self) -> str:
+        """`https` or `http`, as the client asked: behind a trusted proxy that says it, between the client and that proxy."""
+        return self._find_origin().scheme
+
+    @property
+    def host(self) -> str:
+        """The host that was asked for, with the port where it is not the usual one, as the client spells it: it may spell any.
+
+        A trusted proxy may tell it; else it is the Host field, and without one the server's own address.
+        """
+        host = self._find_origin().host or self.header("host")
+        if host is None:
+            name, port = self.scope.get("server") or ("localhost", None)
+            # A server on a Unix socket gives its path here.
+            host = "localhost" if name.startswith("/") else name if port is None else f"{name}:{port}"
+        return host
 
     @property
     def ip(self) -> str | None:
-        """The address of the peer, or None where the server knows none, as on a Unix socket."""
-        client = self.scope.get("client")
-        return client[0] if client else None
+        """The client's address: the peer's, or where that is a trusted proxy, the one that it names; None on a Unix socket."""
+        return self._find_origin().ip
+
+    def _find_origin(self) -> Origin:
+        if not hasattr(self, "_origin"):
+            self._origin = self._settings.proxies.find_origin(self.scope)
+        return self._origin
 
     @property
     def headers(self) -> Headers:
@@ -134,7 +162,7 @@ class Context:
     def cookies(self) -> Cookies:
         """The request's cookies; what is set or deleted here goes out with the response."""
         if self.jar is None:
-            self.jar = Cookies(self.scope["headers"], secure=self.scope.get("scheme") == "https")
+            self.jar = Cookies(self.scope["headers"], is_secure=lambda: self.scheme == "https")
         return self.jar
 
     def cookie(self, name: str) -> str | None:
@@ -153,7 +181,7 @@ class Context:
         if hasattr(self, "_read_whole"):
             raise GamanError("the body can be read once, and body(), form() or stream() has begun to; keep what that gave")
         self._read_whole = anyio.Event()
-        return self._stream(self._max_body_size if max_size is None else max_size)
+        return self._stream(self._settings.max_body_size if max_size is None else max_size)
 
     async def _stream(self, max_size: int) -> AsyncIterator[bytes]:
         try:
@@ -212,7 +240,7 @@ class Context:
         async with self._lock():
             if not hasattr(self, "_form"):
                 chunks = _once(self._body) if hasattr(self, "_body") else self.stream(max_size)
-                self._form = await read_form(chunks, self.headers, self._max_body_size)
+                self._form = await read_form(chunks, self.headers, self._settings.max_body_size)
             return self._form
 
     def _lock(self) -> anyio.Lock:

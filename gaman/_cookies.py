@@ -1,7 +1,7 @@
 """Cookies (RFC 6265): the Cookie field read as browsers write it, Set-Cookie lines written so that browsers keep them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Literal
 
@@ -47,13 +47,13 @@ def find_cookie(headers: RawHeaders, wanted: str) -> str | None:
 
 
 class Cookies:
-    """The cookies of one request, which reads what it has written; *secure* is whether it came over HTTPS."""
+    """The cookies of one request, which reads what it has written; *is_secure* tells whether it came over HTTPS."""
 
-    __slots__ = ("_came", "_fields", "_headers", "_secure", "_written")
+    __slots__ = ("_came", "_fields", "_headers", "_is_secure", "_written")
 
-    def __init__(self, headers: RawHeaders = _NONE, *, secure: bool = True) -> None:
+    def __init__(self, headers: RawHeaders = _NONE, *, is_secure: Callable[[], bool] = lambda: True) -> None:
         self._headers = headers
-        self._secure = secure
+        self._is_secure = is_secure
         self._came: dict[str, str] | None = None
         self._written: dict[str, str | None] = _NOTHING
         self._fields: dict[object, tuple[bytes, bytes]] = {}
@@ -97,7 +97,7 @@ class Cookies:
         RFC 6265, section 4.1.1, does not allow in a value (percent-encode it), and for what browsers silently drop: a
         combination of attributes, and more than 4,096 bytes of name and value.
         """
-        secure = self._secure if secure is None else secure
+        secure = self._is_secure() if secure is None else secure
         attributes = _attributes(name, max_age, path, domain, secure, http_only, same_site, partitioned)
         octets = value.encode("utf-8", "surrogatepass")
         if octets.translate(None, _octets):
@@ -111,7 +111,7 @@ class Cookies:
 
     def delete(self, name: str, *, path: str = "/", domain: str | None = None, partitioned: bool = False) -> None:
         """Have the browser forget the cookie; *path* and *domain* must be those that it was set with."""
-        secure = self._secure or partitioned or name.lower().startswith(_SECURE_PREFIXES)
+        secure = partitioned or self._is_secure() or name.lower().startswith(_SECURE_PREFIXES)
         self.set(name, "", max_age=0, path=path, domain=domain, secure=secure, partitioned=partitioned)
         self._written = {**self._written, name: None}
 

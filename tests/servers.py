@@ -1,4 +1,4 @@
-"""Real stores in processes of their own: Redis alone, in a cluster and behind Sentinels, and MongoDB; holds no test.
+"""Real servers in processes of their own: Redis alone, in a cluster and behind Sentinels, MongoDB, and nginx; holds no test.
 
 They come from PATH, or else from the wheels that `make test` puts into the environment's folder `servers`. The environment's
 GAMAN_TEST_REDIS_URL and GAMAN_TEST_MONGODB_URI point the tests at servers that run already; those that tests kill are always ours.
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pymongo
+import pytest
 import redis
 from pymongo.errors import PyMongoError
 
@@ -309,6 +310,28 @@ class MongoReplicaSet:
     def __exit__(self, *_: object) -> None:
         for member in self.members:
             member.close()
+
+
+class Nginx(Server):
+    """An nginx on a port of its own, which does what the lines of its `http` block say."""
+
+    def __init__(self, http: str) -> None:
+        # It is a server of the system's, which may lie beside the programs that a user has on PATH.
+        found = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+        if found is None and not os.environ.get("CI"):
+            pytest.skip("there is no nginx: apt-get install nginx-light")
+        assert found, "there is no nginx: .ci/run installs it"
+        super().__init__(found)
+        places = [f"{kind}_temp_path {self.folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")]
+        lines = ["daemon off; master_process off; error_log stderr; pid pid; events {}", "http { access_log off;", *places]
+        (self.folder / "nginx.conf").write_text("\n".join([*lines, http.replace("PORT", str(self.port)), "}"]))
+
+    def command(self) -> list[str]:
+        return [self._command[0], "-p", str(self.folder), "-c", "nginx.conf", "-e", "stderr"]
+
+    def is_ready(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
 
 
 def start_all(servers: Iterable[Server]) -> None:

@@ -164,7 +164,7 @@ def test_a_max_age_of_true_is_one_second() -> None:
 
 
 def test_a_cookie_is_secure_where_the_request_was() -> None:
-    cookies = Cookies(secure=False)
+    cookies = Cookies(is_secure=lambda: False)
     cookies.set("a", "1")
     assert lines(cookies) == ["a=1; Path=/; HttpOnly; SameSite=Lax"]
 
@@ -248,7 +248,7 @@ def test_deleting_twice_is_fine() -> None:
 
 @pytest.mark.parametrize(("name", "partitioned"), [("__Host-a", False), ("__Secure-a", False), ("a", True)])
 def test_deleting_is_secure_where_browsers_insist(name: str, partitioned: bool) -> None:
-    cookies = Cookies(secure=False)
+    cookies = Cookies(is_secure=lambda: False)
     cookies.delete(name, partitioned=partitioned)
     assert "; Secure" in lines(cookies)[0]
 

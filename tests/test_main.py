@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,21 @@ def test_serve_runs_as_many_workers_as_it_is_told(tmp_path: Path) -> None:
         assert program.stderr == ""
 
 
+@pytest.mark.parametrize(("proxies", "ip"), [("10.0.0.0/8", "127.0.0.1"), ("10.0.0.0/8,127.0.0.1", "1.1.1.1")])
+def test_serve_trusts_the_proxies_that_it_is_told(tmp_path: Path, proxies: str, ip: str) -> None:
+    (tmp_path / "main.py").write_text(APP.replace("os.getpid()", "ctx.ip"))
+    with running("-m", "gaman", "serve", "main:app", "--trusted-proxies", proxies, "--port", "0", cwd=tmp_path) as program:
+        assert get(program.port, "/", "X-Forwarded-For: 1.1.1.1").body == b'{"pid":"%s"}' % ip.encode()
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(APP)
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        _, stderr = gaman("serve", "main:app", "--port", str(port), cwd=tmp_path, status=1)
+    assert stderr == f"gaman: port {port} on 127.0.0.1 is taken; stop what listens there, or take another port\n"
+
+
 def test_the_memory_driver_refuses_two_workers_in_one_line(tmp_path: Path) -> None:
     session = "from gaman.session import session\nmemory = session('s' * 32, {'type': 'memory'})\n"
     (tmp_path / "main.py").write_text(session + APP.replace("home}", "home}, integrations=[memory]"))
@@ -143,7 +160,7 @@ def test_serve_with_reload_serves_the_file_as_it_is_now(tmp_path: Path) -> None:
         assert b"pid" in answer()
         main.write_text(APP.replace('"pid"', '"process"'))
         until(lambda: b"process" in answer(), "the new answer")
-        assert "gaman: main.py has changed; starting again\n" in program.stdout
+        assert "detected changes in 'main.py'. Reloading..." in program.stderr
         assert program.stop() == 0
 
 
@@ -160,6 +177,7 @@ def test_serve_with_reload_serves_the_file_as_it_is_now(tmp_path: Path) -> None:
         (["main:absent"], "main:absent is missing; write absent = gaman.App(...) in main"),
         (["main:other"], "main:other is no gaman.App; write other = gaman.App(...) in main"),
         (["main:app", "--port", "70000"], "port=70000 is no port"),
+        (["main:app", "--trusted-proxies", "nginx"], "trusted_proxies: 'nginx' does not appear to be an IPv4 or IPv6 network"),
         (["main:app", "--workers", "0"], "workers=0 is no number of processes"),
     ],
 )

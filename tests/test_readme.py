@@ -21,6 +21,7 @@ from gaman.session import Session, session
 from gaman.session.testing import CONTRACT
 from gaman.testing import TestClient
 from tests import servers
+from tests.test_asgi_servers import SERVERS
 from tests.test_examples import ROOT, serving, walk_through
 
 DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md"]
@@ -141,7 +142,7 @@ def test_the_blocks_are_found() -> None:
     )
     for document in DOCUMENTS:
         languages = re.findall(r"^```(\S+)$", (ROOT / document).read_text(), re.MULTILINE)
-        assert set(languages) <= {"python", "sh"}, f"{document} has blocks that nothing tests"
+        assert set(languages) <= {"python", "sh", "nginx"}, f"{document} has blocks that nothing tests"
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md"])
@@ -161,7 +162,8 @@ def test_a_shell_block_names_only_what_exists(document: str) -> None:
             else:
                 extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
                 installs = {("pip", "install", name) for name in ("gaman", *(f"gaman[{extra}]" for extra in extras))}
-                assert (command, *arguments) in {*installs, ("python", "main.py")}, line
+                servers = {(name, *rest) for name, rest in SERVERS.items()}
+                assert (command, *arguments) in {*installs, *servers, ("python", "main.py")}, line
 
 
 def check_options(arguments: list[str], line: str) -> None:

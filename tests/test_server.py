@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import socket
+import sys
+import time
+import zipapp
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.servers import RedisServer
 from tests.serving import Answer, Connection, Program, get, request, running, running_script, until
 
 SERVED = """
@@ -398,7 +403,7 @@ def test_a_signal_lets_the_request_in_flight_finish_and_runs_the_hooks(
         client.send(request("/"))
         until(lambda: "in flight" in program.stdout, "the request")
         program.send_signal(number, to_group=to_group)
-        if options == "{}":
+        if "reload" not in options:
             until(lambda: refuses_connections(port), "the end of listening")
         assert not program.has_ended()
         (tmp_path / "go").touch()
@@ -419,7 +424,33 @@ def test_a_request_that_never_ends_delays_the_stop_no_longer_than_its_limit(tmp_
         assert "shut down\nafter serve\n" in program.stdout
 
 
-def test_a_start_that_hangs_can_be_stopped(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_in_flight_has_its_seconds_to_finish_and_not_more(tmp_path: Path, workers: int) -> None:
+    source = """
+import asyncio, gaman
+async def take(ctx):
+    print("in flight", flush=True)
+    await asyncio.sleep(float(ctx.query["seconds"]))
+    return "finished"
+gaman.serve({"/": take}, port=0, timeout_graceful_shutdown=2, **OPTIONS)
+"""
+    with running_script(source.replace("OPTIONS", str({"workers": workers})), tmp_path) as program:
+        with Connection(program.port) as short, Connection(program.port) as endless:
+            short.send(request("/?seconds=1"))
+            endless.send(request("/?seconds=600"))
+            until(lambda: program.stdout.count("in flight") == 2, "the requests")
+            start = time.monotonic()
+            program.send_signal(signal.SIGTERM)
+            assert short.read().body == b"finished"
+            assert endless.read().status == 500
+            assert program.wait() == 0
+            assert 2 <= time.monotonic() - start < 5
+        assert "Cancel 1 running task(s)" in program.stderr
+
+
+@pytest.mark.parametrize("options", ["", ", workers=2"])
+def test_a_start_that_hangs_can_be_stopped(tmp_path: Path, options: str) -> None:
     source = """
 import asyncio, gaman
 async def hang(app):
@@ -428,10 +459,10 @@ async def hang(app):
 async def bye(app):
     print("shut down", flush=True)
 first = gaman.define_integration(name="first", priority="high", on_shutdown=bye)
-gaman.serve({}, integrations=[first, gaman.define_integration(name="x", on_load=hang)], port=0)
+gaman.serve({}, integrations=[first, gaman.define_integration(name="x", on_load=hang)], port=0OPTIONS)
 """
     for number in (signal.SIGTERM, signal.SIGINT):
-        with running_script(source, tmp_path) as program:
+        with running_script(source.replace("OPTIONS", options), tmp_path) as program:
             until(lambda: "loading" in program.stdout, "the hook")
             assert program.stop(number) == 0
             assert (program.stdout, program.stderr) == ("loading\nshut down\n", "")
@@ -490,7 +521,6 @@ def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path, options: str) 
         ("port=None", "port=None is no port"),
         ("workers=0", "workers=0 is no number of processes"),
         ("workers='2'", "workers='2' is no number of processes"),
-        ("workers=2, reload=True", "leave out workers or reload"),
         ("integrations=[gaman.define_integration(name='x', on_load=configured)], port=0", "the colour is missing"),
     ],
 )
@@ -613,14 +643,15 @@ def test_two_workers_serve_a_plain_script(tmp_path: Path, source: str) -> None:
         assert not any(map(is_alive, workers))
 
 
-@pytest.mark.parametrize("arguments", [["-m", "package"], ["-m", "package.inner"], ["package"]])
-def test_two_workers_serve_a_module_and_a_package(tmp_path: Path, arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["-m", "package"], ["-m", "package.inner"], ["package"], ["package.pyz"]])
+def test_two_workers_serve_a_module_a_package_and_an_archive(tmp_path: Path, arguments: list[str]) -> None:
     package = tmp_path / "package"
     package.mkdir()
     (package / "__main__.py").write_text(
-        "import os, sys\nfrom inner import main\nmain()" if arguments == ["package"] else "from package.inner import main\nmain()"
+        "from package.inner import main\nmain()" if arguments[0] == "-m" else "from inner import main\nmain()"
     )
     (package / "inner.py").write_text(GUARDED.replace("OPTIONS", "{'workers': 2}"))
+    zipapp.create_archive(package)
     with running(*arguments, cwd=tmp_path) as program:
         pids(program.port, 2)
         assert program.stop() == 0
@@ -652,12 +683,85 @@ def test_a_worker_that_dies_is_replaced_and_the_log_says_so(tmp_path: Path, by: 
         assert line.endswith("died; another takes its place")
 
 
-def test_workers_leave_when_their_supervisor_is_killed(tmp_path: Path) -> None:
-    with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
+@pytest.mark.parametrize("options", ["{'workers': 2}", "{'reload': True}", "{'workers': 2, 'reload': True}"])
+def test_workers_leave_when_their_supervisor_is_killed(tmp_path: Path, options: str) -> None:
+    with running_script(GUARDED.replace("OPTIONS", options), tmp_path) as program:
         port = program.port
-        pids(port, 2)
+        pids(port, 2 if "workers" in options else 1)
         assert program.stop(signal.SIGKILL) == -signal.SIGKILL
         until(lambda: refuses_connections(port), "the end of the workers")
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
+    with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
+        hung = min(pids(program.port, 2))
+        os.kill(hung, signal.SIGSTOP)
+        until(lambda: program.stderr, "the line about it", seconds=30)
+        assert program.stderr == f"worker process {hung} does not answer; another takes its place\n"
+        assert hung not in pids(program.port, 2)
+        assert program.stop() == 0
+
+
+def test_sighup_replaces_the_workers_one_by_one_and_no_request_fails(tmp_path: Path) -> None:
+    with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
+        before = pids(program.port, 2)
+        program.send_signal(signal.SIGHUP)
+        seen: set[int] = set()
+
+        def renewed() -> bool:
+            seen.add(as_json(get(program.port, "/"))["pid"])
+            return len(seen - before) == 2 and not any(map(is_alive, before))
+
+        until(renewed, "two new workers")
+        assert program.stop() == 0
+        assert program.stderr == ""
+
+
+def test_sigttin_and_sigttou_change_the_number_of_workers(tmp_path: Path) -> None:
+    with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
+        pids(program.port, 2)
+        program.send_signal(signal.SIGTTIN)
+        three = pids(program.port, 3)
+        program.send_signal(signal.SIGTTOU)
+        until(lambda: sum(map(is_alive, three)) == 2, "one worker less")
+        assert program.stop() == 0
+        assert program.stderr == ""
+
+
+STORED = """
+import os
+import gaman
+from gaman.session import session
+
+async def pid(ctx):
+    return {"pid": os.getpid()}
+
+async def visit(ctx):
+    return {"visits": await ctx.session.update("visits", lambda n: n + 1, 0)}
+
+driver = {"type": "redis", "url": URL, "timeout": 1}
+gaman.serve({"/": pid, "/visit": visit}, integrations=[session("s" * 32, driver)], port=0, workers=2)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_while_its_store_is_down_is_tried_again_until_the_store_is_back(tmp_path: Path) -> None:
+    with RedisServer() as store, running_script(STORED.replace("URL", repr(store.url)), tmp_path) as program:
+        one, other = pids(program.port, 2)
+        assert as_json(get(program.port, "/visit")) == {"visits": 1}
+        store.kill()
+        os.kill(one, signal.SIGKILL)
+        until(lambda: "another is tried in 2 s" in program.stderr, "the second attempt", seconds=30)
+        # What needs no store goes on, and says what it lacks where one is needed.
+        assert as_json(get(program.port, "/"))["pid"] == other
+        assert get(program.port, "/visit").status == 503
+        assert program.stderr.count("gaman: the session store (redis) could not be reached") == 2
+        assert program.stderr.count("another takes its place") == 1
+        store.start().wait()
+        until(lambda: len(pids(program.port, 1) | {other}) == 2, "the other worker", seconds=30)
+        assert as_json(get(program.port, "/visit")) == {"visits": 1}
+        assert program.stop() == 0
 
 
 def test_the_memory_driver_refuses_two_workers_in_one_line(tmp_path: Path) -> None:
@@ -668,13 +772,14 @@ gaman.serve({{}}, integrations=[session("{"s" * 32}", {{"type": "memory"}})], po
 """
     [line] = fails_to_start(source, tmp_path)
     assert line.startswith("gaman: the memory driver keeps sessions in one process, and 2 workers")
+    assert line.endswith("take cookies, file, redis, sql, mongodb, or workers=1")
 
 
 def test_a_script_that_fails_in_its_workers_alone_stops_without_a_loop(tmp_path: Path) -> None:
     source = """
-import os, gaman
+import gaman, multiprocessing
 print("run", flush=True)
-if "GAMAN_WORKER" in os.environ:
+if multiprocessing.parent_process():
     WHAT
 gaman.serve({}, port=0, workers=2)
 """
@@ -698,10 +803,13 @@ def test_workers_need_a_script(tmp_path: Path) -> None:
 # --- reload
 
 
+@pytest.mark.parametrize("watcher", ["watchfiles", "gaman"])
 @pytest.mark.parametrize("source", [GUARDED, UNGUARDED], ids=["guarded", "unguarded"])
-def test_reload_serves_what_a_file_says_now(tmp_path: Path, source: str) -> None:
+def test_reload_serves_what_a_file_says_now(tmp_path: Path, source: str, watcher: str) -> None:
     other = tmp_path / "other.py"
     source = "import other\n" + source.replace("OPTIONS", "{'reload': True}").replace('"pid": os', '"word": other.WORD, "pid": os')
+    if watcher == "gaman":
+        source = "import sys\nsys.modules['watchfiles'] = None\n" + source
     other.write_text("WORD = 'first'")
     with running_script(source, tmp_path) as program:
 
@@ -711,6 +819,8 @@ def test_reload_serves_what_a_file_says_now(tmp_path: Path, source: str) -> None
             until(lambda: program.stdout.count("run\n") > runs or "Error" in program.stderr, "the next run")
 
         assert as_json(get(program.port, "/"))["word"] == "first"
+        if watcher == "watchfiles" and sys.platform == "linux":
+            until(lambda: watches_files(program.pid), "the watch for changes")
         change("WORD = 'second'")
         assert as_json(get(program.port, "/"))["word"] == "second"
         # A mistake is told, and mended by the next change.
@@ -719,5 +829,26 @@ def test_reload_serves_what_a_file_says_now(tmp_path: Path, source: str) -> None
         other.write_text("WORD = 'third!'")
         assert as_json(get(program.port, "/"))["word"] == "third!"
         assert program.stop() == 0
-        assert program.stdout.count("other.py has changed; starting again\n") == 3
+        assert len(re.findall("detected changes in '(.*/)?other.py'. Reloading", program.stderr)) == 3
         assert program.stdout.count("after serve") == 1
+
+
+def watches_files(pid: int) -> bool:
+    folder = f"/proc/{pid}/fd"
+    return any(os.readlink(f"{folder}/{number}") == "anon_inode:inotify" for number in os.listdir(folder))
+
+
+def test_reload_starts_all_workers_again(tmp_path: Path) -> None:
+    other = tmp_path / "other.py"
+    source = "import other\n" + GUARDED.replace("OPTIONS", "{'reload': True, 'workers': 2}").replace("os.getpid()", "other.pid()")
+    other.write_text("import os\ndef pid(): return os.getpid()")
+    with running_script("import sys\nsys.modules['watchfiles'] = None\n" + source, tmp_path) as program:
+        before = pids(program.port, 2)
+        other.write_text("import os\ndef pid(): return -os.getpid()")
+        until(lambda: not any(map(is_alive, before)), "the end of the workers")
+        after = pids(program.port, 2)
+        assert all(pid < 0 for pid in after)
+        assert program.stop() == 0
+        assert not any(is_alive(-pid) for pid in after)
+        assert program.stdout.count("listening") == 1
+        assert len(program.stderr.splitlines()) == 1

@@ -18,6 +18,7 @@ from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
 from gaman_session._session import Answer, Sessions
 from gaman_session._stored import StoredSession
+from gaman_session.drivers import DRIVERS
 from gaman_session.drivers.cookies import CookieSession
 
 logger = logging.getLogger("gaman")
@@ -112,7 +113,7 @@ class _Hooks:
         if app.workers > 1 and driver is not None and not driver.shared:
             raise ConfigError(
                 f"the {driver.name} driver keeps sessions in one process, and {app.workers} workers would not see each other's; "
-                "choose another driver, or workers=1"
+                f"take {', '.join(['cookies', *(name for name in DRIVERS if name != 'memory')])}, or workers=1"
             )
         for warning in self._warnings:
             logger.warning("%s", warning)
@@ -209,7 +210,7 @@ def _keep_private(response: Response) -> None:
 
 def _reaches_browser(ctx: Context) -> bool:
     """Whether a browser keeps a Secure cookie from here: over HTTPS, and on this machine itself."""
-    return ctx.scope.get("scheme") == "https" or _is_local(ctx.header("host") or "")
+    return ctx.scheme == "https" or _is_local(ctx.host)
 
 
 @lru_cache(maxsize=64)

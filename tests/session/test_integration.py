@@ -400,7 +400,7 @@ async def test_sessions_in_memory_refuse_to_start_with_two_workers(driver: Any) 
     app.workers = 2
     with pytest.raises(ConfigError) as caught:
         await app.load()
-    for word in ("memory", "2 workers", "workers=1", "another driver"):
+    for word in ("memory", "2 workers", "workers=1", "cookies, file, redis, sql, mongodb"):
         assert word in str(caught.value)
 
 
