@@ -23,7 +23,8 @@ from gaman.testing import TestClient
 from tests import servers
 from tests.test_examples import ROOT, serving, walk_through
 
-DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md"]
+GUIDE = ["examples/guide/deployment.md", "examples/guide/security.md", "examples/guide/moving.md"]
+DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md", *GUIDE]
 SECRET = "a secret for the documents' examples"
 # Serves on a free port in the place of the usual one; all else is as the block has it.
 RUN = """
