@@ -233,31 +233,56 @@ def test_a_full_cookie_passes_through_nginx_by_its_buffer(folder: Path, without:
 
 @pytest.mark.slow
 def test_a_restart_of_one_instance_after_the_other_loses_no_request(folder: Path) -> None:
-    statuses: list[int] = []
-    done = threading.Event()
-    with nginx(folder) as proxy, ExitStack() as first, ExitStack() as second:
-        instances = [
-            stack.enter_context(instance(folder, port)) for stack, port in zip((first, second), proxy.backends, strict=True)
-        ]
-
-        def visit() -> None:
-            while not done.is_set():
-                statuses.append(proxy.client.post("/").status_code)
-
-        with ExitStack() as visiting:
-            visiting.callback(done.set)
-            threads = [threading.Thread(target=visit) for _ in range(4)]
-            for thread in threads:
-                thread.start()
-                visiting.callback(thread.join)
-            until(lambda: len(statuses) > 50, "visits")
-            for stack, old, port in zip((first, second), instances, proxy.backends, strict=True):
-                assert old.stop() == 0
-                stack.enter_context(instance(folder, port))
+    with nginx(folder) as proxy, ExitStack() as stack:
+        serving = {port: stack.enter_context(instance(folder, port)) for port in proxy.backends}
+        [script] = [block.code for block in blocks(DOCUMENT, "sh") if block.code.startswith("for port")]
+        # Without a systemd to tell, the script tells us.
+        for old, new in {
+            "8000 8001": " ".join(map(str, proxy.backends)),
+            "/etc/nginx/conf.d": str(folder),
+            "systemctl reload nginx": f"kill -HUP $(cat {folder}/nginx.pid)",
+            'systemctl restart "shop@$port"': "echo $port; read answer",
+        }.items():
+            assert old in script
+            script = script.replace(old, new)
+        with (
+            visiting(proxy.client) as statuses,
+            subprocess.Popen(["sh", "-e", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as shell,
+        ):
+            assert shell.stdin is not None
+            assert shell.stdout is not None
+            for line in shell.stdout:
+                assert serving[int(line)].stop() == 0
+                stack.enter_context(instance(folder, int(line)))
+                shell.stdin.write("\n")
+                shell.stdin.flush()
+            assert shell.wait(60) == 0
             before = len(statuses)
             until(lambda: len(statuses) > before + 50, "visits")
-            visiting.pop_all().close()
     assert set(statuses) == {200}
+
+
+@contextmanager
+def visiting(client: httpx.Client) -> Generator[list[int]]:
+    """Have four visitors ask, one time after the other, while the block lasts; give the statuses of their answers."""
+    statuses: list[int] = []
+    done = threading.Event()
+
+    def visit() -> None:
+        while not done.is_set():
+            # A connection of its own for each: one that is kept may be closed by nginx while it is used.
+            statuses.append(client.post("/", headers={"connection": "close"}).status_code)
+
+    threads = [threading.Thread(target=visit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        until(lambda: len(statuses) > 50, "visits")
+        yield statuses
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_what_the_image_is_made_of_can_be_had_and_its_command_serves(folder: Path) -> None:
