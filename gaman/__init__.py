@@ -6,7 +6,7 @@ from gaman._context import Context
 from gaman._cookies import Cookies, SameSite
 from gaman._headers import Headers, MutableHeaders
 from gaman._integration import Integration, Priority, define_integration
-from gaman._response import Response
+from gaman._response import Response, Result
 from gaman._routing import Handler, Routes, Table, define_routes
 from gaman._server import serve
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, MissingDependency
@@ -28,6 +28,7 @@ __all__ = [
     "MutableHeaders",
     "Priority",
     "Response",
+    "Result",
     "Routes",
     "SameSite",
     "Table",

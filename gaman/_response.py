@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from contextlib import aclosing
 from dataclasses import is_dataclass
 from inspect import iscoroutine
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, cast
 from urllib.parse import quote
 
 import anyio
@@ -256,6 +256,15 @@ async def _send_while_connected(chunks: AsyncIterator[bytes | str], ctx: Context
         watching.cancel()
     if failure is not None:
         raise failure
+
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+# A Mapping rather than a dict, for to a type checker a TypedDict is no dict.
+Result: TypeAlias = Response | str | bytes | Mapping[Any, Any] | list[Any] | msgspec.Struct | _Dataclass | None
+"""What a handler may return; to_response() says what becomes of it."""
 
 
 def to_response(result: object) -> Response:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, TypeAlias, TypeGuard, cast
 from urllib.parse import quote, unquote
 
 from gaman._context import Context
-from gaman._response import Response
+from gaman._response import Response, Result
 from gaman.errors import ConfigError, HTTPError
 
-Handler: TypeAlias = Callable[[Context], Awaitable[object]]
+Handler: TypeAlias = Callable[[Context], Awaitable[Result]]
 Table: TypeAlias = "Mapping[str, Handler | Sequence[Handler] | Table]"
 Segments: TypeAlias = tuple[str, ...]
 Match: TypeAlias = tuple[Handler, Mapping[str, str]]
@@ -311,7 +311,7 @@ def _by_method(path: str, table: Table) -> Handler:
             raise ConfigError(f"{path}: a * stands alone at the end of a path, so below it come only methods, not {key!r}")
     _complete(by_method)
 
-    async def middleware(ctx: Context) -> object:
+    async def middleware(ctx: Context) -> Result:
         handler = by_method.get(ctx.method) or by_method.get("ALL")
         return None if handler is None else await handler(ctx)
 
@@ -323,7 +323,7 @@ def _chain(handlers: tuple[Handler, ...]) -> Handler:
     if len(handlers) == 1:
         return handlers[0]
 
-    async def chain(ctx: Context) -> object:
+    async def chain(ctx: Context) -> Result:
         for handler in handlers:
             if (answer := await handler(ctx)) is not None:
                 return answer

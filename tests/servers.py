@@ -184,7 +184,9 @@ class RedisCluster:
             return client.execute_command(*command.split(), *arguments)
 
     def _knows_all(self, node: RedisServer) -> bool:
-        return f"cluster_known_nodes:{len(self.nodes)}" in str(self._ask(node, "CLUSTER INFO"))
+        # While two are shaking hands, they have no names yet by which to be told of each other.
+        known = str(self._ask(node, "CLUSTER NODES"))
+        return known.count(" connected") == len(self.nodes) and "handshake" not in known
 
     def _is_settled(self, node: RedisServer) -> bool:
         with node.client() as client:

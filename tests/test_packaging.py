@@ -18,6 +18,8 @@ from zipfile import ZipFile
 
 import pytest
 
+from tests.typing.test_typing import CHECKERS, assert_passes, check, make_project
+
 ROOT = Path(__file__).parent.parent
 IGNORED = shutil.ignore_patterns(".*", "__pycache__", "dist", "build", "node_modules")
 
@@ -121,26 +123,35 @@ def test_the_source_distribution_builds_the_same_wheel(built: Built) -> None:
         assert {info.filename: info.CRC for info in one.infolist()} == {info.filename: info.CRC for info in other.infolist()}
 
 
-def test_an_installed_wheel_works_in_a_fresh_environment(built: Built, tmp_path: Path) -> None:
-    venv.create(tmp_path / "venv", symlinks=True)
-    binaries = tmp_path / "venv" / "bin"
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        binaries / "python",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        built.wheel,
-        cwd=tmp_path,
-    )
+@pytest.fixture(scope="module")
+def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a fresh environment that has the wheel."""
+    folder = tmp_path_factory.mktemp("installed") / "venv"
+    venv.create(folder, symlinks=True)
+    pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python")
+    run(*pip, "install", "--quiet", "--no-deps", "--no-index", built.wheel, cwd=folder)
     # What it depends on is borrowed: a path that a .pth file adds comes last, and .pth files below it don't count.
-    [packages] = (tmp_path / "venv").glob("lib/python*/site-packages")
-    (packages / "borrowed.pth").write_text("\n".join(site.getsitepackages()))
+    (packages_of(folder) / "borrowed.pth").write_text("\n".join(site.getsitepackages()))
+    return folder
+
+
+def packages_of(environment: Path) -> Path:
+    [packages] = environment.glob("lib/python*/site-packages")
+    return packages
+
+
+def test_an_installed_wheel_works_in_a_fresh_environment(installed: Path, tmp_path: Path) -> None:
     code = "import gaman, gaman_session, gaman.session as door; print(gaman.__file__, gaman_session.__file__, door.__file__)"
-    for file in run(binaries / "python", "-W", "error", "-c", code, cwd=tmp_path).split():
-        assert Path(file).is_relative_to(packages)
-    assert len(run(binaries / "gaman", "key", cwd=tmp_path).strip()) >= 43
+    for file in run(installed / "bin" / "python", "-W", "error", "-c", code, cwd=tmp_path).split():
+        assert Path(file).is_relative_to(packages_of(installed))
+    assert len(run(installed / "bin" / "gaman", "key", cwd=tmp_path).strip()) >= 43
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_an_installed_wheel_is_typed_to_the_project_of_a_user(checker: str, installed: Path, tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project")
+    # Only the installed copy has this module, so it is that one that the checker reads.
+    (packages_of(installed) / "gaman" / "_installed.py").write_text("YES: bool = True\n")
+    with (project / "session.py").open("a") as file:
+        file.write("\nfrom gaman._installed import YES\n\nassert_type(YES, bool)\n")
+    assert_passes(check(checker, project, installed / "bin" / "python"))

@@ -31,8 +31,8 @@ class Point(msgspec.Struct):
     x: int
 
 
-def returning(result: object) -> Handler:
-    async def returning(ctx: Context) -> object:
+def returning(result: Any) -> Handler:
+    async def returning(ctx: Context) -> Any:
         return result
 
     return returning

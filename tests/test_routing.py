@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -367,8 +366,8 @@ async def test_where_no_handler_answers_the_reply_is_404(ask: Ask, value: Any) -
 
 
 @pytest.mark.parametrize("result", ["", b"", {}, [], 0], ids=repr)
-async def test_only_none_passes_on(ask: Ask, result: object) -> None:
-    async def empty(ctx: Context) -> object:
+async def test_only_none_passes_on(ask: Ask, result: Any) -> None:
+    async def empty(ctx: Context) -> Any:
         return result
 
     answer = await ask(App({"/": [empty, handler]}))
@@ -376,7 +375,7 @@ async def test_only_none_passes_on(ask: Ask, result: object) -> None:
 
 
 @pytest.mark.parametrize("callable_", [AsyncCallable(), functools.partial(handler)], ids=["object", "partial"])
-async def test_whatever_is_async_can_be_a_handler(ask: Ask, callable_: Callable[..., Awaitable[object]]) -> None:
+async def test_whatever_is_async_can_be_a_handler(ask: Ask, callable_: Handler) -> None:
     assert said(await ask(App({"/": callable_}))) == "ok"
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from gaman import App, ConfigError, Context, HTTPError, Integration, Response, SameSite
 from gaman_session import _options
@@ -41,7 +41,7 @@ def session(
     path: str = "/",
     partitioned: bool = False,
     encrypt: bool = True,
-    serializer: str | Serializer | None = None,
+    serializer: Literal["msgpack", "json"] | Serializer | None = None,
 ) -> Integration:
     """Return the integration that gives every request its `ctx.session`; ConfigError names what is wrong in the options.
 

@@ -1,0 +1,448 @@
+"""What the guide's chapter on deployment has people run: its units, nginx, image, Redis Cluster and replica set, with real ones."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shlex
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Generator, Iterable
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+import gaman
+from gaman.session import session
+from gaman.testing import TestClient
+from tests.servers import RedisServer, Server, find, free_port, start_all
+from tests.serving import Program, running, until
+from tests.test_readme import blocks
+
+DOCUMENT = "examples/guide/deployment.md"
+BINARIES = Path(sys.executable).parent
+
+
+def file(path: str, language: str) -> str:
+    """Return the block of the guide whose first line says that it is the file *path*."""
+    [text] = [block.code for block in blocks(DOCUMENT, language) if block.code.startswith(f"# {path}")]
+    return text
+
+
+def command(beginning: str) -> list[str]:
+    """Return the words of the guide's one shell command with that *beginning*."""
+    [line] = [line for block in blocks(DOCUMENT, "sh") for line in block.code.splitlines() if line.startswith(beginning)]
+    return shlex.split(line)
+
+
+def tool(name: str, package: str) -> str:
+    """Return the path of *name*; without it the test is skipped, and fails in CI."""
+    path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    if path is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"there is no {name} here; install it: apt-get install {package}")
+    return path
+
+
+def unit(name: str) -> configparser.SectionProxy:
+    """Return the settings of a unit's service."""
+    parsed = configparser.RawConfigParser(strict=False)
+    parsed.optionxform = str  # type: ignore[assignment,method-assign] # as configparser's own documentation has it
+    parsed.read_string(file(f"/etc/systemd/system/{name}", "ini"))
+    return parsed["Service"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What is in /srv/shop, and beside it the file of settings with the key."""
+    (tmp_path / "main.py").write_text(blocks(DOCUMENT, "python")[0].code)
+    program, *arguments = command("/srv/shop/.venv/bin/gaman key")
+    assert Path(program).name == "gaman"
+    settings = tmp_path / "shop.env"
+    subprocess.run([sys.executable, "-m", "gaman", *arguments[:-1], str(settings)], check=True, timeout=60)
+    return tmp_path
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return what systemd has in the environment of the service."""
+    name, _, value = unit("shop@.service")["Environment"].partition("=")
+    key = (folder / "shop.env").read_text().strip().partition("=")
+    return {name: str(folder / Path(value).name), key[0]: key[2]}
+
+
+@contextmanager
+def instance(folder: Path, port: int) -> Generator[Program]:
+    """Serve as the unit does; it has started when its ExecStartPost returns."""
+    service = unit("shop@.service")
+    program, *arguments = shlex.split(service["ExecStart"].replace("%i", str(port)))
+    assert program == "/srv/shop/.venv/bin/gaman"
+    with running("-m", "gaman", *arguments, cwd=folder, env=environment(folder)) as served:
+        curl, *options = shlex.split(service["ExecStartPost"].replace("%i", str(port)))
+        subprocess.run([tool(Path(curl).name, "curl"), *options], check=True, timeout=60)
+        yield served
+
+
+def test_systemd_takes_the_units(folder: Path) -> None:
+    analyze = tool("systemd-analyze", "systemd")
+    names = ["shop@.service", "shop-purge.service", "shop-purge.timer"]
+    for name in names:
+        text = file(f"/etc/systemd/system/{name}", "ini").replace("/srv/shop/.venv/bin/", f"{BINARIES}/")
+        (folder / name).write_text(text)
+    units = [str(folder / name.replace("@", "@8000")) for name in names]
+    shutil.copy(folder / names[0], units[0])
+    verified = subprocess.run([analyze, "verify", "--man=no", *units], capture_output=True, text=True, check=False, timeout=60)
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+def test_an_instance_serves_stops_in_peace_and_leaves_its_sessions_to_the_next(folder: Path) -> None:
+    port = free_port()
+    with instance(folder, port) as served:
+        first = httpx.get(f"http://127.0.0.1:{port}/")
+        assert served.stop() == 0
+        assert "Traceback" not in served.stderr
+    name, _, value = first.headers["set-cookie"].partition(";")[0].partition("=")
+    with instance(folder, port):
+        again = httpx.get(f"http://127.0.0.1:{port}/", headers={"cookie": f"{name}={value}"})
+    assert [first.json(), again.json()] == [{"visits": 1}, {"visits": 2}]
+    program, *arguments = shlex.split(unit("shop-purge.service")["ExecStart"])
+    assert program == "/srv/shop/.venv/bin/gaman"
+    purged = subprocess.run(
+        [sys.executable, "-m", "gaman", *arguments],
+        cwd=folder,
+        env={**os.environ, **environment(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert purged.stdout == "gaman: session: 0 removed\n"
+
+
+class Proxy(NamedTuple):
+    """An nginx with the guide's configuration; *client* reaches it by name, and trusts its certificate."""
+
+    client: httpx.Client
+    plain: str
+    backends: list[int]
+
+
+@contextmanager
+def nginx(folder: Path, without: str = "") -> Generator[Proxy]:
+    """Run nginx with the guide's file on free ports; *without* the lines in which that word is."""
+    program = tool("nginx", "nginx-light")
+    pem, key = folder / "shop.pem", folder / "shop.key"
+    issue = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    subprocess.run([*issue.split(), "-out", str(pem), "-keyout", str(key)], check=True, capture_output=True, timeout=60)
+    plain, secure, *backends = (free_port() for _ in range(4))
+    text = file("/etc/nginx/conf.d/shop.conf", "nginx")
+    places = {
+        "listen 80;": f"listen 127.0.0.1:{plain};",
+        "listen 443 ": f"listen 127.0.0.1:{secure} ",
+        ":8000": f":{backends[0]}",
+        ":8001": f":{backends[1]}",
+        "/etc/ssl/shop.pem": str(pem),
+        "/etc/ssl/shop.key": str(key),
+        "shop.example": "localhost",
+    }
+    for old, new in places.items():
+        assert old in text
+        text = text.replace(old, new)
+    if without:
+        assert without in text
+        text = "\n".join(line for line in text.splitlines() if without not in line)
+    (folder / "shop.conf").write_text(text)
+    (folder / "nginx.conf").write_text(
+        f"pid {folder}/nginx.pid; error_log {folder}/error.log; daemon off; worker_processes 1;\nevents {{}}\n"
+        f"http {{ access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;\n"
+        f"fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s; include {folder}/shop.conf; }}\n"
+    )
+    start = [program, "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
+    tested = subprocess.run([*start, "-t"], capture_output=True, text=True, check=False, timeout=60)
+    assert tested.returncode == 0, tested.stderr
+    assert "warn" not in tested.stderr, tested.stderr
+    with subprocess.Popen(start) as process:
+        try:
+            until((folder / "nginx.pid").exists, "nginx to start")
+            trusting = ssl.create_default_context(cafile=str(pem))
+            with httpx.Client(base_url=f"https://localhost:{secure}", verify=trusting, timeout=30) as client:
+                yield Proxy(client, f"http://localhost:{plain}", backends)
+        finally:
+            process.send_signal(signal.SIGQUIT)
+            process.wait(30)
+
+
+TELLING = """
+import sys
+import gaman
+from gaman.session import session
+
+async def tell(ctx):
+    return {"url": ctx.url, "ip": ctx.ip}
+
+async def fill(ctx):
+    await ctx.session.set("filled", "x" * 2860)
+    return gaman.Response.text("full", headers={"x-more": "y" * 200})
+
+gaman.serve({"/tell": tell, "/fill": fill}, integrations=[session("a secret of this test, long enough")], port=int(sys.argv[1]))
+"""
+
+
+@contextmanager
+def telling(folder: Path, port: int) -> Generator[Program]:
+    (folder / "telling.py").write_text(TELLING)
+    with running("telling.py", str(port), cwd=folder) as program:
+        assert program.port == port
+        yield program
+
+
+def test_behind_nginx_an_application_knows_what_the_browser_asked_for_and_nobody_can_make_it_up(folder: Path) -> None:
+    with nginx(folder) as proxy, telling(folder, proxy.backends[0]) as program:
+        forged = {
+            "x-forwarded-for": "6.6.6.6",
+            "x-forwarded-proto": "http",
+            "x-forwarded-host": "evil.example",
+            "forwarded": "for=6.6.6.6;proto=http;host=evil.example",
+        }
+        for headers in ({}, forged):
+            told = proxy.client.get("/tell?a=1", headers=headers)
+            assert told.json() == {"url": "https://localhost/tell?a=1", "ip": "127.0.0.1"}
+        assert told.headers["strict-transport-security"] == "max-age=31536000"
+        moved = httpx.get(f"{proxy.plain}/tell?a=1")
+        assert (moved.status_code, moved.headers["location"]) == (308, "https://localhost/tell?a=1")
+        cookie = proxy.client.get("/fill").headers["set-cookie"]
+        assert "Secure" in cookie
+        assert "plain HTTP" not in program.stderr
+
+
+@pytest.mark.parametrize(("without", "status"), [("", 200), ("proxy_buffer", 502)], ids=["", "without proxy_buffer_size"])
+def test_a_full_cookie_passes_through_nginx_by_its_buffer(folder: Path, without: str, status: int) -> None:
+    with nginx(folder, without) as proxy, telling(folder, proxy.backends[0]):
+        answer = proxy.client.get("/fill")
+        assert answer.status_code == status
+        if status == 200:
+            assert 3900 < len(answer.headers["set-cookie"]) <= 4096
+            assert proxy.client.get("/tell").status_code == 200
+
+
+@pytest.mark.slow
+def test_a_restart_of_one_instance_after_the_other_loses_no_request(folder: Path) -> None:
+    with nginx(folder) as proxy, ExitStack() as stack:
+        serving = {port: stack.enter_context(instance(folder, port)) for port in proxy.backends}
+        [script] = [block.code for block in blocks(DOCUMENT, "sh") if block.code.startswith("for port")]
+        # Without a systemd to tell, the script tells us.
+        for old, new in {
+            "8000 8001": " ".join(map(str, proxy.backends)),
+            "/etc/nginx/conf.d": str(folder),
+            "systemctl reload nginx": f"kill -HUP $(cat {folder}/nginx.pid)",
+            'systemctl restart "shop@$port"': "echo $port; read answer",
+        }.items():
+            assert old in script
+            script = script.replace(old, new)
+        with (
+            visiting(proxy.client) as statuses,
+            subprocess.Popen(["sh", "-e", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as shell,
+        ):
+            assert shell.stdin is not None
+            assert shell.stdout is not None
+            for line in shell.stdout:
+                assert serving[int(line)].stop() == 0
+                stack.enter_context(instance(folder, int(line)))
+                shell.stdin.write("\n")
+                shell.stdin.flush()
+            assert shell.wait(60) == 0
+            before = len(statuses)
+            until(lambda: len(statuses) > before + 50, "visits")
+    assert set(statuses) == {200}
+
+
+@contextmanager
+def visiting(client: httpx.Client) -> Generator[list[int]]:
+    """Have four visitors ask, one time after the other, while the block lasts; give the statuses of their answers."""
+    statuses: list[int] = []
+    done = threading.Event()
+
+    def visit() -> None:
+        while not done.is_set():
+            # A connection of its own for each: one that is kept may be closed by nginx while it is used.
+            statuses.append(client.post("/", headers={"connection": "close"}).status_code)
+
+    threads = [threading.Thread(target=visit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        until(lambda: len(statuses) > 50, "visits")
+        yield statuses
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_what_the_image_is_made_of_can_be_had_and_its_command_serves(folder: Path) -> None:
+    lines = [line.split(maxsplit=1) for line in file("Dockerfile", "dockerfile").splitlines()[1:]]
+    instructions = dict(lines)
+    assert list(instructions) == ["FROM", "WORKDIR", "RUN", "COPY", "USER", "CMD"]
+    assert (folder / instructions["COPY"].split()[0]).exists()
+    assert re.fullmatch(r'pip install --no-cache-dir "gaman\[(redis|sql|mongodb|all)\]"', instructions["RUN"])
+    words: list[str] = eval(instructions["CMD"])
+    assert words[:2] == ["gaman", "serve"]
+    port = free_port()
+    words[words.index("8000")] = str(port)
+    words[words.index("0.0.0.0")] = "127.0.0.1"
+    with running("-m", *words, cwd=folder, env=environment(folder)) as served:
+        assert httpx.get(f"{served.url}/").json() == {"visits": 1}
+        assert served.stop() == 0
+
+
+class ClusterNode(RedisServer):
+    """A redis-server that has the guide's file, with a port and a folder of its own."""
+
+    password = "change-me"
+
+    def command(self) -> list[str]:
+        text = file("/etc/redis/7000.conf", "conf")
+        for old, new in {
+            "port 7000": f"port {self.port}",
+            "dir /var/lib/redis/7000": f"dir {self.folder}",
+            "bind 0.0.0.0": "bind 127.0.0.1",
+        }.items():
+            assert old in text
+            text = text.replace(old, new)
+        (self.folder / "redis.conf").write_text(text)
+        return [find("redis-server"), str(self.folder / "redis.conf")]
+
+    def client(self) -> Any:
+        client = super().client()
+        client.connection_pool.connection_kwargs["password"] = self.password
+        return client
+
+
+def redis_cli(nodes: Iterable[RedisServer], *beginning: str) -> str:
+    """Run the guide's redis-cli command with that *beginning*, for *nodes* in the place of its addresses; return what it says."""
+    words = command(" ".join(beginning))
+    addresses = [word for word in words if re.fullmatch(r"10\.0\.0\.\d:\d+", word)]
+    real = dict(zip(addresses, (node.address for node in nodes), strict=False))
+    arguments = [real.get(word, word) for word in words[1:]]
+    program = Path(find("redis-server")).with_name("redis-cli")
+    name, _, value = command("export REDISCLI_AUTH")[1].partition("=")
+    done = subprocess.run(
+        [program, *arguments], env={**os.environ, name: value}, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_the_redis_cluster_keeps_sessions_and_refuses_changes_that_no_replica_would_have() -> None:
+    nodes = [ClusterNode() for _ in range(6)]
+    with ExitStack() as stack:
+        for node in nodes:
+            stack.callback(node.close)
+        start_all(nodes)
+        assert "[OK] All 16384 slots covered" in redis_cli(nodes, "redis-cli --cluster create")
+        until(lambda: all(is_in_sync(node) for node in nodes), "the replicas to be in sync", seconds=60)
+        assert "[OK] All 16384 slots covered" in redis_cli(nodes, "redis-cli --cluster check")
+
+        url = f"redis+cluster://:{ClusterNode.password}@" + ",".join(node.address for node in nodes[:3])
+        async with TestClient(counting({"type": "redis", "url": url, "wait_replicas": 1})) as client:
+            assert [(await client.get("/")).text for _ in range(3)] == ["1", "2", "3"]
+            masters = [node for node in nodes if role(node) == "master"]
+            for node in nodes:
+                if node not in masters:
+                    node.kill()
+            until(lambda: all(is_alone(node) for node in masters), "the masters to see that they are alone")
+            assert (await client.get("/")).status_code == 503
+            assert (await client.get("/read")).text == "3"
+
+
+def counting(driver: dict[str, Any]) -> gaman.App:
+    async def count(ctx: gaman.Context) -> str:
+        return str(await ctx.session.update("count", lambda count: count + 1, 0))
+
+    async def read(ctx: gaman.Context) -> str:
+        return str(await ctx.session.get("count"))
+
+    return gaman.App({"/": count, "/read": read}, integrations=[session("a secret of this test, long enough", driver)])
+
+
+def role(node: RedisServer) -> str:
+    with node.client() as client:
+        return str(client.info("replication")["role"])
+
+
+def is_in_sync(node: RedisServer) -> bool:
+    with node.client() as client:
+        state = client.info("replication")
+        whole = "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO"))
+    return whole and (state.get("master_link_status") == "up" if state["role"] == "slave" else state["min_slaves_good_slaves"] == 1)
+
+
+def is_alone(node: RedisServer) -> bool:
+    with node.client() as client:
+        return int(client.info("replication")["min_slaves_good_slaves"]) == 0
+
+
+class Member(Server):
+    """A mongod that has the guide's file, with a port, a folder and a key file of its own."""
+
+    def __init__(self, key: Path) -> None:
+        super().__init__("mongod")
+        self._key = key
+
+    def command(self) -> list[str]:
+        text = file("/etc/mongod.conf", "yaml")
+        for old, new in {
+            "/var/lib/mongodb": str(self.folder),
+            "port: 27017": f"port: {self.port}",
+            "bindIp: 0.0.0.0": "bindIp: localhost",
+            "/etc/mongodb.key": str(self._key),
+        }.items():
+            assert old in text
+            text = text.replace(old, new)
+        (self.folder / "mongod.conf").write_text(text)
+        return [
+            *super().command(),
+            "--config",
+            str(self.folder / "mongod.conf"),
+            "--wiredTigerCacheSizeGB",
+            "0.25",
+            "--nounixsocket",
+        ]
+
+    def is_ready(self) -> bool:
+        import pymongo
+
+        with pymongo.MongoClient[dict[str, Any]](self.address, directConnection=True, serverSelectionTimeoutMS=200) as client:
+            return bool(client.admin.command("ping"))
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_the_replica_set_keeps_sessions_for_a_user_who_can_do_nothing_else(tmp_path: Path) -> None:
+    key = tmp_path / "mongodb.key"
+    for line in [command("openssl rand"), command("chmod 400")]:
+        words = [word.replace("/etc/mongodb.key", str(key)) for word in line]
+        subprocess.run(shlex.join(words).replace("'>'", ">"), shell=True, check=True, timeout=60)
+    [code] = [block.code for block in blocks(DOCUMENT, "python") if "def set_up" in block.code]
+    defined: dict[str, Any] = {}
+    exec(code, defined)
+    members = [Member(key) for _ in range(3)]
+    with ExitStack() as stack:
+        for member in members:
+            stack.callback(member.close)
+        start_all(members)
+        addresses = [member.address for member in members]
+        defined["set_up"](addresses[0], addresses, "the admin's", "the shop's")
+        uri = f"mongodb://shop:the%20shop's@{','.join(addresses)}/?replicaSet=shop&authSource=admin"
+        async with TestClient(counting({"type": "mongodb", "db_name": "shop", "uri": uri})) as client:
+            assert [(await client.get("/")).text for _ in range(3)] == ["1", "2", "3"]
+            members[0].kill()
+            assert (await client.get("/")).text == "4"

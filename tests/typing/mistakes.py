@@ -1,0 +1,179 @@
+"""What a user gets wrong: read by mypy and pyright, never run.
+
+A line that ends in two ignores is an error to each of them; where it no longer were, its ignore would be unused, which is one too.
+The comment above a line says what is wrong in it.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import gaman
+from gaman import App, Context, Response, Table, define_integration, define_routes
+from gaman.session import Driver, session
+from gaman_session.drivers.memory import MemoryDriver
+
+
+@dataclass
+class User:
+    name: str
+
+
+def sync(ctx: Context) -> str:
+    return "no coroutine"
+
+
+async def no_context() -> str:
+    return "nobody asked"
+
+
+async def two_arguments(ctx: Context, name: str) -> str:
+    return name
+
+
+async def wrong_context(ctx: Response) -> str:
+    return "a response is no context"
+
+
+async def number(ctx: Context) -> int:
+    return 1
+
+
+async def in_a_set(ctx: Context) -> set[str]:
+    return {"a"}
+
+
+async def of_a_class(ctx: Context) -> type[User]:
+    return User
+
+
+class Sync:
+    def __call__(self, ctx: Context) -> str:
+        return "no coroutine"
+
+
+async def good(ctx: Context) -> str:
+    return "fine"
+
+
+# A handler is async.
+define_routes({"/": sync})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+define_routes({"/": [good, sync]})  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+define_routes({"/users": {"GET": sync}})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+define_routes({"/": Sync()})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+define_routes({"/": lambda ctx: "no coroutine"})  # type: ignore[dict-item, return-value]  # pyright: ignore[reportArgumentType, reportUnknownLambdaType]
+App({"/": sync})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+gaman.serve({"/": sync})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+sync_table: Table = {"/": sync}  # type: ignore[dict-item]  # pyright: ignore[reportAssignmentType]
+
+# It takes a context, and nothing else.
+define_routes({"/": no_context})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+define_routes({"/": two_arguments})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+define_routes({"/": partial(two_arguments, name=1)})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+define_routes({"/": wrong_context})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+
+# It returns what an answer can be made of.
+define_routes({"/": number})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+define_routes({"/": [good, in_a_set]})  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+define_routes({"/": of_a_class})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+
+# A key is text, and a value is no text.
+define_routes({1: good})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+define_routes({"/": "good"})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+
+
+async def context(ctx: Context) -> None:
+    # A session's calls are awaited.
+    user: User | None = ctx.session.get("user", type=User)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    ctx.session.set("user", User("Angga"))  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    ctx.session.delete("user")  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    # What is not there is None.
+    name = (await ctx.session.get("user", type=User)).name  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
+    (await ctx.input("name")).strip()  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
+    # The type's attributes are known.
+    name = (await ctx.json(User)).nmae  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+    # A default of another type is one that comes back.
+    count: int = await ctx.session.get("count", "none", type=int)  # type: ignore[arg-type]  # pyright: ignore[reportAssignmentType]
+    # There is no such thing.
+    await ctx.session.remove("user")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    sessions = ctx.sessions  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+    ctx.user = user  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    # What comes from the request or the store can't be set.
+    ctx.session.id = "mine"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    ctx.method = "GET"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    # A key is text.
+    await ctx.session.set(1, (name, sessions, count))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await ctx.session.regenerate(3600)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await ctx.session.regenerate(max_age="1 day")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def hook_of_nothing() -> None: ...
+
+
+def hook_of_a_request(ctx: Context) -> None: ...
+
+
+def hook_of_an_app(app: App) -> None: ...
+
+
+def hook_of_text(ctx: Context) -> str:
+    return "not a response"
+
+
+# Each hook has arguments and results of its own.
+define_integration(name="a", on_request=hook_of_nothing)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+define_integration(name="a", on_request=hook_of_an_app)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+define_integration(name="a", on_request=hook_of_text)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+define_integration(name="a", on_response=hook_of_a_request)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+define_integration(name="a", on_error=hook_of_a_request)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+define_integration(name="a", on_load=hook_of_a_request)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+define_integration(name="a", on_purge=hook_of_an_app)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+define_integration(name="a", on_requests=hook_of_a_request)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+define_integration(name="a", priority="highest")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+define_integration()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+App({}, integrations=[session])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+App({}, integrations=session())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+# Options have names and values.
+session(same_site="Lax")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+session(same_site=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+session(max_age="1 day")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+session(max_age=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+session(secret=b"bytes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+session(secure=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+session(samesite="lax")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+session("secret", {"type": "memory"}, 3600, True, 60)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+session(driver="memory")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+session(serializer="pickle")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+session(serializer=object())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+class Incomplete:
+    """It lacks all that deals with sessions."""
+
+    name = "incomplete"
+    shared = True
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class SyncPurge:
+    """Its purge is no coroutine."""
+
+    name = "sync"
+    shared = True
+
+    def __init__(self, driver: MemoryDriver) -> None:
+        self.open, self.close, self.load, self.create = driver.open, driver.close, driver.load, driver.create
+        self.apply, self.swap, self.rename, self.destroy = driver.apply, driver.swap, driver.rename, driver.destroy
+
+    def purge(self, *, now: float, limit: int) -> int:
+        return 0
+
+
+# A driver has every method, and each is as the contract says.
+incomplete: Driver = Incomplete()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+session(driver=Incomplete())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+sync_driver: Driver = SyncPurge(MemoryDriver())  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+session(driver=MemoryDriver)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
