@@ -13,8 +13,9 @@ from importlib import import_module
 from pathlib import Path
 
 from gaman._app import App
-from gaman._server import explain, run
-from gaman.errors import GamanError
+from gaman._server import run
+from gaman._tracebacks import explain, place
+from gaman.errors import ConfigError, GamanError
 
 _has_key = re.compile(rb"^(\xef\xbb\xbf)?\s*(export\s+)?GAMAN_KEY\s*=", re.MULTILINE).search
 
@@ -108,6 +109,8 @@ def find_app(target: str) -> App:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         sys.exit(f"gaman: there is no module {module_name!r} in {os.getcwd()} or among the installed ones")
+    except ConfigError as error:
+        sys.exit(f"gaman: {explain(error)}{place(error)}")
     app = getattr(module, attribute, None)
     if not isinstance(app, App):
         what = "missing" if app is None else "no gaman.App"

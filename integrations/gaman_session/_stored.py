@@ -6,12 +6,13 @@ import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from types import TracebackType
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from gaman import Context
 from gaman_session import _sealing
 from gaman_session._driver import Driver, Outcome, Record
-from gaman_session._errors import SessionConflict
+from gaman_session._errors import SessionConflict, SessionStoreError
 from gaman_session._sealing import Values
 from gaman_session._session import END, Answer, Kept, Session, Sessions, too_late_to_read
 
@@ -27,6 +28,21 @@ class _Identity(NamedTuple):
     handle: str
     is_transient: bool
     values: Values | None
+
+
+class _Turn(asyncio.Lock):
+    """A coroutine's turn at the store, one at a time in a request; a turn that fails is noted."""
+
+    def __init__(self, session: StoredSession) -> None:
+        super().__init__()
+        self._session = session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+        if isinstance(error, SessionStoreError):
+            self._session._note_failure()
 
 
 class StoredSession(Session):
@@ -102,8 +118,11 @@ class StoredSession(Session):
             return
         self._is_identified = self._is_used = True
         token = self._ctx.cookie(self._sessions.cookie_name)
-        if token is not None and (known := self._sessions.keyring.verify_id(token)) is not None:
-            self._identity = self._make_identity(*known)
+        if token is not None:
+            if (known := self._sessions.keyring.verify_id(token)) is None:
+                self._reject("forged")
+            else:
+                self._identity = self._make_identity(*known)
 
     def _make_identity(self, id: bytes, is_transient: bool) -> _Identity:
         # Where nobody but this process sees the store, the key lies beside it.
@@ -125,7 +144,13 @@ class StoredSession(Session):
     async def _read(self) -> None:
         self._identify()
         identity = self._identity
-        found = None if identity is None else await self._driver.load(identity.handle, now=self._sessions.clock())
+        found = None
+        if identity is not None:
+            found = await self._driver.load(identity.handle, now=self._sessions.clock())
+            if isinstance(found, Record):
+                self._sessions.counters.loaded += 1
+            else:
+                self._reject("expired")
         if not self._is_cleared:
             self._is_ended = found is Outcome.ENDED
             self._record = found if isinstance(found, Record) else None
@@ -142,7 +167,7 @@ class StoredSession(Session):
             return stored
         data = self._identity.values.open(key, stored)
         if data is None:
-            self._sessions.damage.report(self._identity.handle, f"the value of {key!r}")
+            self._report_damage(key)
         return data
 
     def _times(self) -> tuple[float, float] | None:
@@ -174,8 +199,12 @@ class StoredSession(Session):
 
     def _locked(self) -> asyncio.Lock:
         if self._lock is None:
-            self._lock = asyncio.Lock()
+            self._lock = _Turn(self)
         return self._lock
+
+    def _note_failure(self) -> None:
+        self._sessions.counters.store_errors += 1
+        self._ctx.log_extra.update(session=self.id, driver=self._driver.name)
 
     # Writing
 
@@ -213,6 +242,7 @@ class StoredSession(Session):
     async def _end(self) -> None:
         if self._identity is not None:
             await self._driver.destroy(self._identity.handle, now=self._sessions.clock())
+            self._sessions.counters.ended += 1
             self._forget()
         self._is_cleared = False
 
@@ -235,12 +265,18 @@ class StoredSession(Session):
         now = self._sessions.clock()
         outcome = await self._driver.apply(identity.handle, sets, deletes, now=now, deadline=self._idle_deadline(now))
         if outcome is Outcome.WRITTEN:
+            self._sessions.counters.written += 1
             self._note(sets, deletes, now)
             self._settle(changes)
-        elif outcome is Outcome.EMPTIED:
+            return
+        if outcome is Outcome.EMPTIED:
+            self._sessions.counters.ended += 1
             self._forget()
             self._settle(changes)
-        elif outcome is Outcome.ABSENT and self._record is None:
+            return
+        if self._record is None:
+            self._reject("expired")
+        if outcome is Outcome.ABSENT and self._record is None:
             # Nobody has ended what this request has seen: the cookie is an old one, and a session begins anew.
             await self._begin()
         else:
@@ -253,6 +289,7 @@ class StoredSession(Session):
             identity, lifetime = self._new_identity()
             record = self._new_record(_seal(identity, changes), lifetime)
             await self._driver.create(identity.handle, record)
+            self._sessions.counters.created += 1
             self._adopt(identity, record)
         self._settle(changes)
         self._new_max_age = Kept.ID
@@ -278,6 +315,7 @@ class StoredSession(Session):
             old, now = self._identity.handle, self._sessions.clock()
             outcome = await self._driver.rename(old, identity.handle, record, version=self._record.version, now=now)
             if outcome is Outcome.WRITTEN:
+                self._sessions.counters.written += 1
                 self._adopt(identity, record)
                 self._settle(changes)
                 self._new_max_age = Kept.ID
@@ -304,6 +342,7 @@ class StoredSession(Session):
         if outcome is Outcome.CONFLICT:
             return False
         if outcome is Outcome.WRITTEN:
+            self._sessions.counters.written += 1
             self._note(sets, (), now)
             self._changes.pop(key, None)
         else:

@@ -84,7 +84,7 @@ class MongoDBDriver:
         self._collection = collection
         self._timeout = timeout
         self._pool_size = pool_size
-        self._damage = Damage()
+        self._damage = Damage("mongodb")
         # Reads of one moment share a trip; with four under way, a slow one holds up few others.
         self._documents = Batches(self._find_all, at_once=4)
         self._connect()

@@ -1,0 +1,62 @@
+"""Tracebacks: an error told to those who can mend it, with the line of their own code and without this framework's frames."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from inspect import unwrap
+from types import CodeType, FrameType, TracebackType
+
+from gaman.errors import ConfigError, GamanError
+
+
+def explain(error: GamanError) -> str:
+    """Return what *error* says, and what has led to it, on a line."""
+    text, cause = str(error), " ".join(str(error.__cause__ or "").split())
+    if cause in text:
+        return text
+    # Some clients add all that they know of a cluster.
+    return f"{text}: {cause}" if len(cause) <= 200 else f"{text}: {cause[:200]}..."
+
+
+def place(error: BaseException, handler: object = None) -> str:
+    """Return, in brackets, the last line of the user's that *error* came through, else where their *handler* is, if it is theirs."""
+    code, line = getattr(unwrap(handler) if callable(handler) else None, "__code__", None), 0
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if not _is_ours(frame):
+            code, line = frame.f_code, number
+    if not isinstance(code, CodeType) or code.co_filename.startswith(_HERE):
+        return ""
+    path = os.path.relpath(code.co_filename) if code.co_filename.startswith(os.getcwd()) else code.co_filename
+    return f" ({path}, line {line or code.co_firstlineno}, in {code.co_name})"
+
+
+def own(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+    """Return *error* as logging's exc_info, its traceback from the user's code on; all of it where there is none of theirs."""
+    rest = error.__traceback__
+    while rest is not None and _is_ours(rest.tb_frame):
+        rest = rest.tb_next
+    return type(error), error, rest or error.__traceback__
+
+
+_HERE = os.path.dirname(__file__) + os.sep
+
+
+def _is_ours(frame: FrameType) -> bool:
+    """Whether it runs code of gaman, or of an integration that ships with it."""
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return package == "gaman" or package.startswith("gaman_")
+
+
+def _tell(kind: type[BaseException], error: BaseException, rest: TracebackType | None) -> None:
+    if isinstance(error, ConfigError):
+        print(f"gaman: {explain(error)}{place(error)}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, rest)
+
+
+# What is misconfigured shows at import, where nobody but Python itself is there to tell it. With `python -X dev` all is shown, and
+# whoever has a hook of their own keeps it.
+if sys.excepthook is sys.__excepthook__ and not sys.flags.dev_mode:
+    sys.excepthook = _tell
