@@ -49,4 +49,4 @@ class _Watched:
 def _log(ctx: Context, status: int) -> None:
     milliseconds = (perf_counter() - ctx.began) * 1000
     extra = {**ctx.log_extra, "status": status, "milliseconds": round(milliseconds, 3)}
-    logger.info("%s %r %d, %.1f ms", ctx.method, ctx.path, status, milliseconds, extra=extra)
+    logger.info("%s %r %d in %.1f ms", ctx.method, ctx.path, status, milliseconds, extra=extra)

@@ -35,7 +35,7 @@ _BYTES = (b"content-type", b"application/octet-stream")
 def _refuse(value: object) -> object:
     if iscoroutine(value):
         raise ResultError(f"the result holds the coroutine {value.__qualname__!r}: write `await` before that call")
-    raise ResultError(f"JSON can't hold a {type(value).__name__}")
+    raise ResultError(f"JSON can't hold a {type(value).__name__}; give it a dict, list, dataclass or Struct in its place")
 
 
 def _close_coroutines(data: object) -> None:

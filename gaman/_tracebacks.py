@@ -21,7 +21,7 @@ def explain(error: GamanError) -> str:
 
 
 def place(error: BaseException, handler: object = None) -> str:
-    """Return, in brackets, the last line of the user's that *error* came through, else where their *handler* is, if it is theirs."""
+    """Return, in brackets, the last line of the user's code that *error* came through, or else where their *handler* stands."""
     code, line = getattr(unwrap(handler) if callable(handler) else None, "__code__", None), 0
     for frame, number in traceback.walk_tb(error.__traceback__):
         if not _is_ours(frame):
@@ -33,20 +33,21 @@ def place(error: BaseException, handler: object = None) -> str:
 
 
 def own(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
-    """Return *error* as logging's exc_info, its traceback from the user's code on; all of it where there is none of theirs."""
+    """Return *error* as logging's exc_info, its traceback from the user's code on; all of it where there is none."""
     rest = error.__traceback__
     while rest is not None and _is_ours(rest.tb_frame):
         rest = rest.tb_next
-    return type(error), error, rest or error.__traceback__
+    # A SyntaxError says its place by itself.
+    return type(error), error, rest if rest or isinstance(error, SyntaxError) else error.__traceback__
 
 
 _HERE = os.path.dirname(__file__) + os.sep
 
 
 def _is_ours(frame: FrameType) -> bool:
-    """Whether it runs code of gaman, or of an integration that ships with it."""
-    package = str(frame.f_globals.get("__name__")).partition(".")[0]
-    return package == "gaman" or package.startswith("gaman_")
+    """Whether it runs code of gaman, of an integration that ships with it, or of what they import the user's code with."""
+    package = str(frame.f_globals.get("__package__")).partition(".")[0]
+    return package in ("gaman", "importlib") or package.startswith("gaman_")
 
 
 def _tell(kind: type[BaseException], error: BaseException, rest: TracebackType | None) -> None:

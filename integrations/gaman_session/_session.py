@@ -264,7 +264,7 @@ class Session(ABC):
                 value.close()
                 raise SessionSerializationError(
                     f"the session can't keep {key!r}, the coroutine {value.__qualname__!r}: write `await` before that call"
-                ) from cause
+                ) from None
             raise SessionSerializationError(f"the session can't keep {key!r}, a {type(value).__name__}: {cause}") from cause
 
     def _decode(self, key: str, data: bytes, default: Any) -> Any:

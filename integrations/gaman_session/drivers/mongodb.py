@@ -92,7 +92,7 @@ class MongoDBDriver:
     async def open(self) -> None:
         """Have the collection remove by itself what is over, or raise SessionStoreError where the server can't be asked to."""
         try:
-            async with self._asking("prepare its collection"):
+            async with self._asking("prepare its collection; see that it runs where the driver's uri says, and lets this user in"):
                 await self._sessions.create_index("deadline", expireAfterSeconds=0)
         except BaseException:
             await self.close()

@@ -213,7 +213,8 @@ class RedisDriver:
                 await self._client.execute_command("EXISTS", self._prefix)
         except _FAILURES as cause:
             await self.close()
-            raise SessionStoreError(self.name, f"be reached at {self._address.hosts}") from cause
+            action = f"be reached at {self._address.hosts}; see that it runs there, or change the driver's url"
+            raise SessionStoreError(self.name, action) from cause
 
     async def close(self) -> None:
         """Close every connection, after what is under way."""
