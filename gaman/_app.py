@@ -104,7 +104,7 @@ class App:
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": body if scope["method"] != "HEAD" else b""})
         except ClientDisconnected:
-            logger.debug("the client left during %s %r", ctx.method, ctx.path)
+            logger.debug("the client left during %s %r", ctx.method, ctx.path, extra=ctx.log_extra)
 
     async def _recover(self, ctx: Context, error: Exception, handler: object = None) -> Response:
         """Return the answer to *error*: an on_error hook's or the error's own. What nobody expected is logged and says nothing."""
