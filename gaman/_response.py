@@ -89,7 +89,7 @@ class Response:
         elif isinstance(body, bytes):
             field, self.body = _BYTES, body
         else:
-            raise TypeError(f"a Response's body is str, bytes or None, not {type(body).__name__}; did you mean Response.json()?")
+            raise ResultError(f"a Response's body is str, bytes or None, not {type(body).__name__}; did you mean Response.json()?")
         self.status = status
         if content_type is not None:
             field = (b"content-type", encode_value(content_type))

@@ -12,12 +12,13 @@ from gaman.errors import ConfigError, GamanError
 
 
 def explain(error: GamanError) -> str:
-    """Return what *error* says, and what has led to it, on a line."""
-    text, cause = str(error), " ".join(str(error.__cause__ or "").split())
-    if cause in text:
+    """Return what *error* says, and what has led to it, on a line; a ConfigError says all by itself."""
+    text, cause = str(error), error.__cause__
+    reason = "" if cause is None or isinstance(error, ConfigError) else " ".join(str(cause).split()) or type(cause).__name__
+    if reason in text:
         return text
     # Some clients add all that they know of a cluster.
-    return f"{text}: {cause}" if len(cause) <= 200 else f"{text}: {cause[:200]}..."
+    return f"{text}: {reason}" if len(reason) <= 200 else f"{text}: {reason[:200]}..."
 
 
 def place(error: BaseException, handler: object = None) -> str:

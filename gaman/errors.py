@@ -21,7 +21,7 @@ class HeaderError(GamanError, ValueError):
 
 
 class ResultError(GamanError, TypeError):
-    """A handler's result, or what Response.json() was given, is nothing that can be sent; the message names it."""
+    """A handler's result, or what a Response was to be made of, can't be sent; the message names it."""
 
 
 class HTTPError(GamanError):

@@ -17,7 +17,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from gaman import App, Context
 from gaman.session import Counters, Session, SessionIntegration, SessionStoreError
-from gaman_session import _counters
+from gaman_session import _counters, _integration
 from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
