@@ -6,7 +6,6 @@ import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from types import TracebackType
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from gaman import Context
@@ -28,21 +27,6 @@ class _Identity(NamedTuple):
     handle: str
     is_transient: bool
     values: Values | None
-
-
-class _Turn(asyncio.Lock):
-    """A coroutine's turn at the store, one at a time in a request; a turn that fails is noted."""
-
-    def __init__(self, session: StoredSession) -> None:
-        super().__init__()
-        self._session = session
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.release()
-        if isinstance(error, SessionStoreError):
-            self._session._note_failure()
 
 
 class StoredSession(Session):
@@ -91,24 +75,32 @@ class StoredSession(Session):
     async def update(self, key: str, fn: Callable[[Any], T], default: Any = None) -> T:
         """Replace the value under *key* by `fn(value)`, by comparing and swapping what is stored."""
         self._open_for_change()
-        async with self._locked():
-            await self._flush()
-            for attempt in range(_ATTEMPTS):
-                if not self._is_loaded:
-                    await self._read()
-                before = self._peek(key)
-                value = fn(default if before is None else self._decode(key, before, default))
-                if await self._swap(key, self._encode(key, value)):
-                    return value
-                self._is_loaded = False
-                await asyncio.sleep(random.random() * min(attempt, 20) / 1000)  # noqa: S311
+        try:
+            async with self._locked():
+                await self._flush()
+                for attempt in range(_ATTEMPTS):
+                    if not self._is_loaded:
+                        await self._read()
+                    before = self._peek(key)
+                    value = fn(default if before is None else self._decode(key, before, default))
+                    if await self._swap(key, self._encode(key, value)):
+                        return value
+                    self._is_loaded = False
+                    await asyncio.sleep(random.random() * min(attempt, 20) / 1000)  # noqa: S311
+        except SessionStoreError:
+            self._note_failure()
+            raise
         raise SessionConflict(f"update({key!r}) met another request's change {_ATTEMPTS} times; let fewer requests share this key")
 
     async def save(self) -> None:
         """Bring what was changed to the store now."""
         self._open_for_change()
-        async with self._locked():
-            await self._flush()
+        try:
+            async with self._locked():
+                await self._flush()
+        except SessionStoreError:
+            self._note_failure()
+            raise
 
     # Reading
 
@@ -137,9 +129,13 @@ class StoredSession(Session):
         if self._is_closed:
             raise too_late_to_read()
         self._is_used = True
-        async with self._locked():
-            if not self._is_loaded:
-                await self._read()
+        try:
+            async with self._locked():
+                if not self._is_loaded:
+                    await self._read()
+        except SessionStoreError:
+            self._note_failure()
+            raise
 
     async def _read(self) -> None:
         self._identify()
@@ -199,10 +195,11 @@ class StoredSession(Session):
 
     def _locked(self) -> asyncio.Lock:
         if self._lock is None:
-            self._lock = _Turn(self)
+            self._lock = asyncio.Lock()
         return self._lock
 
     def _note_failure(self) -> None:
+        """Count that a call of the store has failed, and have the request's log records say where."""
         self._sessions.counters.store_errors += 1
         self._ctx.log_extra.update(session=self.id, driver=self._driver.name)
 
@@ -215,8 +212,12 @@ class StoredSession(Session):
         return self._bring()
 
     async def _bring(self) -> Answer | None:
-        async with self._locked():
-            await self._flush()
+        try:
+            async with self._locked():
+                await self._flush()
+        except SessionStoreError:
+            self._note_failure()
+            raise
         identity, record = self._identity, self._record
         if self._answer is None:
             return None
