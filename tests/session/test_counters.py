@@ -18,11 +18,12 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from gaman import App, Context
 from gaman.session import Counters, Session, SessionIntegration, SessionStoreError
 from gaman_session import _counters, _integration
+from gaman_session._sealing import Keyring
 from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
 from tests.conftest import Ask
-from tests.session.sites import Browser, Clock, Sealing, Site, getting, serving, setting
+from tests.session.sites import SECRET, Browser, Clock, Sealing, Site, getting, serving, setting
 
 pytestmark = pytest.mark.anyio
 Metrics = Callable[[], dict[tuple[str, ...], int]]
@@ -221,8 +222,7 @@ async def test_a_value_that_is_no_encoding_is_unreadable(clock: Clock) -> None:
 async def test_a_cookie_of_another_version_is_unreadable(clock: Clock) -> None:
     async with serving(Site(None, clock)) as site:
         raised = Raised(site)
-        hooks = site.app._on_request[-1].__self__  # type: ignore[attr-defined] - a bound method of the integration
-        token = hooks._sessions.keyring.seal_token(b"\x93of another version")
+        token = Keyring([SECRET], site.cookie_name).seal_token(b"\x93of another version")
         await Browser(site, token).do(getting("a"))
         assert raised.since() == {"unreadable": 1}
 
@@ -332,20 +332,16 @@ async def test_opentelemetry_sees_what_is_counted(clock: Clock, metrics: Metrics
         await browser.do(setting(a=1))
         await browser.do(setting(a=2))
         await other.browser("forged").do(setting(a=1))
-        assert metrics() == {
-            **{("gaman.session.created", name): 1 for name in ("cookies", "memory")},
-            ("gaman.session.loaded", "cookies"): 1,
-            ("gaman.session.loaded", "memory"): 0,
-            ("gaman.session.written", "cookies"): 1,
-            ("gaman.session.written", "memory"): 0,
-            **{("gaman.session.ended", name): 0 for name in ("cookies", "memory")},
-            **{
-                ("gaman.session.rejected", name, reason): int((name, reason) == ("memory", "forged"))
-                for name in ("cookies", "memory")
-                for reason in ("forged", "expired", "unreadable")
-            },
-            **{("gaman.session.store.errors", name): 0 for name in ("cookies", "memory")},
-        }
+        found = metrics()
+    # Six instruments, one of them with three reasons, for each driver.
+    assert len(found) == 16
+    assert {point: count for point, count in found.items() if count} == {
+        ("gaman.session.created", "cookies"): 1,
+        ("gaman.session.created", "memory"): 1,
+        ("gaman.session.loaded", "cookies"): 1,
+        ("gaman.session.written", "cookies"): 1,
+        ("gaman.session.rejected", "memory", "forged"): 1,
+    }
 
 
 async def test_two_applications_with_one_kind_of_driver_are_counted_together(
