@@ -9,7 +9,7 @@ from gaman._integration import Integration, Priority, define_integration
 from gaman._response import Response, Result
 from gaman._routing import Handler, Routes, Table, define_routes
 from gaman._server import serve
-from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, MissingDependency
+from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, MissingDependency, ResultError
 
 __all__ = [
     "App",
@@ -29,6 +29,7 @@ __all__ = [
     "Priority",
     "Response",
     "Result",
+    "ResultError",
     "Routes",
     "SameSite",
     "Table",

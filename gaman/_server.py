@@ -30,6 +30,7 @@ from gaman._app import App
 from gaman._integration import Integration
 from gaman._proxies import NEARBY
 from gaman._routing import Routes, Table
+from gaman._tracebacks import explain
 from gaman.errors import ConfigError, GamanError
 
 logger = logging.getLogger("gaman")
@@ -78,6 +79,8 @@ def run(app: App, *, host: str, port: int, workers: int, reload: bool, timeout_g
     if not isinstance(workers, int) or workers < 1:
         _exit(f"workers={workers!r} is no number of processes; give 1 or more")
     app.workers = workers
+    if app.debug:
+        _show_log()
     if _place is not None:
         # The script runs again, in a process that has been started for it, and has come as far as it shall.
         if _place.worker is None and workers > 1:
@@ -467,10 +470,13 @@ def _listen(host: str, port: int) -> socket.socket:
         _exit(f"can't listen on {host}, port {port}: {os.strerror(error.errno or 0)}")
 
 
-def explain(error: GamanError) -> str:
-    """Return what *error* says, and what has led to it, on a line."""
-    text, cause = str(error), str(error.__cause__ or "")
-    return text if cause in text else f"{text}: {cause}"
+def _show_log() -> None:
+    """Show on stderr what gaman logs, unless the user has set up where that goes."""
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("gaman: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def _exit(message: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from gaman_session import (
     TOMBSTONE,
+    Counters,
     Driver,
     Outcome,
     Record,
@@ -10,6 +11,7 @@ from gaman_session import (
     SessionClosed,
     SessionConflict,
     SessionError,
+    SessionIntegration,
     SessionSerializationError,
     SessionStoreError,
     SessionTooLarge,
@@ -19,6 +21,7 @@ from gaman_session import (
 
 __all__ = [
     "TOMBSTONE",
+    "Counters",
     "Driver",
     "Outcome",
     "Record",
@@ -27,6 +30,7 @@ __all__ = [
     "SessionClosed",
     "SessionConflict",
     "SessionError",
+    "SessionIntegration",
     "SessionSerializationError",
     "SessionStoreError",
     "SessionTooLarge",

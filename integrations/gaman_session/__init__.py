@@ -1,5 +1,6 @@
 """Sessions for gaman: session() is the integration, ctx.session what it gives to handlers."""
 
+from gaman_session._counters import Counters
 from gaman_session._driver import TOMBSTONE, Driver, Outcome, Record
 from gaman_session._errors import (
     SessionClosed,
@@ -10,12 +11,13 @@ from gaman_session._errors import (
     SessionTooLarge,
     SessionTypeError,
 )
-from gaman_session._integration import session
+from gaman_session._integration import SessionIntegration, session
 from gaman_session._serializer import Serializer
 from gaman_session._session import Session
 
 __all__ = [
     "TOMBSTONE",
+    "Counters",
     "Driver",
     "Outcome",
     "Record",
@@ -24,6 +26,7 @@ __all__ = [
     "SessionClosed",
     "SessionConflict",
     "SessionError",
+    "SessionIntegration",
     "SessionSerializationError",
     "SessionStoreError",
     "SessionTooLarge",

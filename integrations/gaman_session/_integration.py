@@ -8,12 +8,16 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, cast
 
 from gaman import App, ConfigError, Context, HTTPError, Integration, Response, SameSite
-from gaman_session import _options
+from gaman_session import _options, _sealing
+from gaman_session._counters import Counters, export
+from gaman_session._damage import Damage
 from gaman_session._driver import Driver
+from gaman_session._errors import SessionStoreError
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
 from gaman_session._session import Answer, Sessions
@@ -26,6 +30,13 @@ logger = logging.getLogger("gaman")
 _PRIVATE = ((b"cache-control", b"no-store"), (b"vary", b"Cookie"))
 _SWEEP_SECONDS = 60
 _SWEEP_BATCH = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionIntegration(Integration):
+    """What session() returns: the integration, and what it has counted."""
+
+    counters: Counters
 
 
 def session(
@@ -42,7 +53,7 @@ def session(
     partitioned: bool = False,
     encrypt: bool = True,
     serializer: Literal["msgpack", "json"] | Serializer | None = None,
-) -> Integration:
+) -> SessionIntegration:
     """Return the integration that gives every request its `ctx.session`; ConfigError names what is wrong in the options.
 
     *secret* seals the sessions: a string, or several with the newest first, of which the older ones still open what they sealed;
@@ -71,9 +82,10 @@ def session(
     return integrate(options)
 
 
-def integrate(options: _options.Options, clock: Callable[[], float] = time.time) -> Integration:
+def integrate(options: _options.Options, clock: Callable[[], float] = time.time) -> SessionIntegration:
     """Return the integration for *options*, by the time of *clock*, in seconds since the epoch."""
     cookie, driver = options.cookie, options.driver
+    driver_name = "cookies" if driver is None else driver.name
     sessions = Sessions(
         driver=driver,
         keyring=Keyring(options.secrets, cookie.name),
@@ -84,9 +96,10 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
         cookie_overhead=len(cookie.line(options.max_age)),
         cookie_name=cookie.name,
         clock=clock,
+        damage=Damage(driver_name),
     )
-    hooks = _Hooks(options, sessions)
-    return Integration(
+    hooks = _Hooks(options, sessions, driver_name)
+    return SessionIntegration(
         name="session",
         priority="very-high",
         on_load=hooks.on_load,
@@ -95,12 +108,15 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
         on_response=hooks.on_response,
         on_error=hooks.on_error,
         on_purge=None if driver is None else hooks.on_purge,
+        on_check=None if driver is None else hooks.on_check,
+        counters=sessions.counters,
     )
 
 
 class _Hooks:
-    def __init__(self, options: _options.Options, sessions: Sessions) -> None:
+    def __init__(self, options: _options.Options, sessions: Sessions, driver_name: str) -> None:
         self._sessions = sessions
+        self._log_extra = {"driver": driver_name}
         self._kind = CookieSession if sessions.driver is None else StoredSession
         # Checked once, and then only filled in: a value of ours has no octet that would need checking.
         self._cookie_name, _, self._cookie_attributes = options.cookie.line(0).partition(b"; Max-Age=0")
@@ -116,7 +132,8 @@ class _Hooks:
                 f"take {', '.join(['cookies', *(name for name in DRIVERS if name != 'memory')])}, or workers=1"
             )
         for warning in self._warnings:
-            logger.warning("%s", warning)
+            logger.warning("%s", warning, extra=self._log_extra)
+        export(self._sessions.counters, self._log_extra["driver"])
         if driver is not None:
             await driver.open()
             self._sweeper = asyncio.create_task(self._sweep(app))
@@ -177,6 +194,7 @@ class _Hooks:
                 "the session's cookie is Secure, and %s was asked for over plain HTTP: the browser will not keep it. Serve HTTPS "
                 "(and have the proxy say so in X-Forwarded-Proto), or pass secure=False while developing",
                 ctx.url.partition("?")[0],
+                extra={**ctx.log_extra, **self._log_extra, "session": ctx.session.id},
             )
 
     async def on_purge(self, app: App) -> int:
@@ -188,13 +206,28 @@ class _Hooks:
             await asyncio.sleep(0)
         return removed
 
+    async def on_check(self, app: App) -> None:
+        """Ask the store for a session that nobody has."""
+        nobody = _sealing.handle(_sealing.new_id())
+        try:
+            await cast("Driver", self._sessions.driver).load(nobody, now=self._sessions.clock())
+        except SessionStoreError:
+            self._sessions.counters.store_errors += 1
+            raise
+
     async def _sweep(self, app: App) -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
                 await self.on_purge(app)
+            except SessionStoreError as error:
+                self._sessions.counters.store_errors += 1
+                message = "sweeping expired sessions failed; it is tried again in %d s: %s: %r"
+                logger.error(message, _SWEEP_SECONDS, error, error.__cause__, extra=self._log_extra)
             except Exception:
-                logger.exception("sweeping expired sessions failed; it is tried again in %d s", _SWEEP_SECONDS)
+                logger.exception(
+                    "sweeping expired sessions failed; it is tried again in %d s", _SWEEP_SECONDS, extra=self._log_extra
+                )
 
 
 def _keep_private(response: Response) -> None:

@@ -284,7 +284,7 @@ class _Files:
     def __init__(self, dir: str) -> None:
         self.dir = dir
         self._due = os.path.join(dir, "due")
-        self._damage = Damage()
+        self._damage = Damage("file")
 
     def prepare(self) -> None:
         """Make the folders, and try what a write will need."""

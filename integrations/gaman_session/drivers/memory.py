@@ -143,7 +143,11 @@ class MemoryDriver:
         while len(self._sessions) >= self._max_sessions:
             if not self._has_warned:
                 self._has_warned = True
-                logger.warning("the memory driver holds max_sessions=%d; the least recently used now go", self._max_sessions)
+                logger.warning(
+                    "the memory driver holds max_sessions=%d; the least recently used now go",
+                    self._max_sessions,
+                    extra={"driver": self.name},
+                )
             self._sessions.popitem(last=False)
         self._sessions[id] = _copy(record)
         if len(self._deadlines) > 2 * len(self._sessions) + 1000:
