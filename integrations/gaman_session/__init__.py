@@ -1,6 +1,6 @@
 """Sessions for gaman: session() is the integration, ctx.session what it gives to handlers."""
 
-from gaman_session._driver import TOMBSTONE, Driver, Outcome, Record
+from gaman_session._driver import TOMBSTONE, Driver, Outcome, OwnerDriver, Record, Tag
 from gaman_session._errors import (
     SessionClosed,
     SessionConflict,
@@ -9,8 +9,10 @@ from gaman_session._errors import (
     SessionStoreError,
     SessionTooLarge,
     SessionTypeError,
+    SessionUnsupported,
 )
-from gaman_session._integration import session
+from gaman_session._integration import SessionIntegration, session
+from gaman_session._owners import OwnedSession
 from gaman_session._serializer import Serializer
 from gaman_session._session import Session
 
@@ -18,15 +20,20 @@ __all__ = [
     "TOMBSTONE",
     "Driver",
     "Outcome",
+    "OwnedSession",
+    "OwnerDriver",
     "Record",
     "Serializer",
     "Session",
     "SessionClosed",
     "SessionConflict",
     "SessionError",
+    "SessionIntegration",
     "SessionSerializationError",
     "SessionStoreError",
     "SessionTooLarge",
     "SessionTypeError",
+    "SessionUnsupported",
+    "Tag",
     "session",
 ]

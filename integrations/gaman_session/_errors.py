@@ -27,6 +27,10 @@ class SessionConflict(SessionError):
     """update() or regenerate() gave up, because others changed the same session at every attempt."""
 
 
+class SessionUnsupported(SessionError):
+    """The driver can't do what was asked of it; the message names those that can."""
+
+
 class SessionStoreError(SessionError, HTTPError):
     """The store failed; the request answers 503 and nobody is logged out. The cause says what happened."""
 

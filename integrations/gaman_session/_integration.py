@@ -8,15 +8,17 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
 from gaman import App, ConfigError, Context, HTTPError, Integration, Response, SameSite
 from gaman_session import _options
 from gaman_session._driver import Driver
+from gaman_session._owners import OwnedSession, Owners
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
-from gaman_session._session import Answer, Sessions
+from gaman_session._session import Answer, Session, Sessions
 from gaman_session._stored import StoredSession
 from gaman_session.drivers.cookies import CookieSession
 
@@ -25,6 +27,44 @@ logger = logging.getLogger("gaman")
 _PRIVATE = ((b"cache-control", b"no-store"), (b"vary", b"Cookie"))
 _SWEEP_SECONDS = 60
 _SWEEP_BATCH = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionIntegration(Integration):
+    """What session() returns: the integration, and the handle of its sessions from outside a request.
+
+    A session belongs to whom `ctx.session.tag(owner)` has tied it to. These calls find the sessions of an owner in the store, in
+    every process that shares it, once the application has loaded; what they end is over at once, for requests under way too. They
+    raise SessionUnsupported with a driver that can't, as the cookies driver can't, SessionStoreError where the store fails, and
+    ValueError for an owner that is empty or no text.
+    """
+
+    _owners: Owners
+
+    async def end(self, handle: str) -> bool:
+        """End one session, by its `ctx.session.id`, or what it was renamed to within the last minute; return whether it was there.
+
+        Where a visitor has chosen the *handle*, see first whether it is one of theirs: whether list() has it.
+        """
+        return await self._owners.end(handle)
+
+    async def end_all(self, owner: str, *, keep: Session | None = None) -> int:
+        """End every session of *owner*, but the one to *keep*, say `ctx.session`; return how many that were.
+
+        Those that logins under way have yet to store are over too, unless they called tag() only after this was called.
+        """
+        return await self._owners.end_all(owner, keep)
+
+    async def count(self, owner: str | None = None) -> int:
+        """Return how many live sessions *owner* has, or how many there are in the store, whoever's they are.
+
+        The latter costs the file driver a look at each name, and Redis, SQLite and MongoDB a look at each key or index entry.
+        """
+        return await self._owners.count(owner)
+
+    async def list(self, owner: str) -> list[OwnedSession]:
+        """Return the live sessions of *owner*, the one that was tied to it first in front."""
+        return await self._owners.list(owner)
 
 
 def session(
@@ -41,7 +81,8 @@ def session(
     partitioned: bool = False,
     encrypt: bool = True,
     serializer: str | Serializer | None = None,
-) -> Integration:
+    max_sessions_per_owner: int | None = None,
+) -> SessionIntegration:
     """Return the integration that gives every request its `ctx.session`; ConfigError names what is wrong in the options.
 
     *secret* seals the sessions: a string, or several with the newest first, of which the older ones still open what they sealed;
@@ -51,7 +92,8 @@ def session(
 
     *cookie_name* is by default `__Host-gaman` where browsers allow that prefix, else `gaman`; *same_site*, *domain*, *path* and
     *partitioned* are the cookie's attributes (RFC 6265bis). *encrypt* seals the values in a store. *serializer* is `"msgpack"`,
-    `"json"` or an object with `encode(value)` and `decode(data, type)`.
+    `"json"` or an object with `encode(value)` and `decode(data, type)`. *max_sessions_per_owner* is how many sessions an owner has at
+    most: the oldest goes when one more is tied to them.
     """
     options = _options.check(
         secret,
@@ -66,11 +108,12 @@ def session(
         partitioned=partitioned,
         encrypt=encrypt,
         serializer=serializer,
+        max_sessions_per_owner=max_sessions_per_owner,
     )
     return integrate(options)
 
 
-def integrate(options: _options.Options, clock: Callable[[], float] = time.time) -> Integration:
+def integrate(options: _options.Options, clock: Callable[[], float] = time.time) -> SessionIntegration:
     """Return the integration for *options*, by the time of *clock*, in seconds since the epoch."""
     cookie, driver = options.cookie, options.driver
     sessions = Sessions(
@@ -83,9 +126,10 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
         cookie_overhead=len(cookie.line(options.max_age)),
         cookie_name=cookie.name,
         clock=clock,
+        max_sessions_per_owner=options.max_sessions_per_owner,
     )
     hooks = _Hooks(options, sessions)
-    return Integration(
+    return SessionIntegration(
         name="session",
         priority="very-high",
         on_load=hooks.on_load,
@@ -94,6 +138,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
         on_response=hooks.on_response,
         on_error=hooks.on_error,
         on_purge=None if driver is None else hooks.on_purge,
+        _owners=sessions.owners,
     )
 
 

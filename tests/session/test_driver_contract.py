@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
-from typing import Literal
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Literal, TypeVar
 
 import pytest
 
-from gaman.session import Driver, Outcome, Record
-from gaman.session.testing import CONTRACT, Check
+from gaman.session import Driver, Outcome, OwnerDriver, Record, Tag
+from gaman.session.testing import CONTRACT, OWNER_CONTRACT, Check, OwnerCheck
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import Sealing
 
 pytestmark = pytest.mark.anyio
 
 Found = Record | Literal[Outcome.ENDED] | None
+D = TypeVar("D", bound=Driver)
 
 
-async def _run(check: Check, driver: Driver) -> None:
+async def _run(check: Callable[[D], Awaitable[None]], driver: D) -> None:
     await driver.open()
     try:
         await check(driver)
@@ -31,15 +32,22 @@ async def test_each_driver_keeps_the_contract(check: Check, store: Driver) -> No
     await _run(check, store)
 
 
-def test_every_check_has_a_name_of_its_own() -> None:
-    names = [check.__name__ for check in CONTRACT]
+@pytest.mark.parametrize("check", OWNER_CONTRACT, ids=lambda check: check.__name__)
+async def test_each_driver_keeps_the_contract_of_owners(check: OwnerCheck, store: OwnerDriver) -> None:
+    await _run(check, store)
+
+
+@pytest.mark.parametrize("checks", [CONTRACT, OWNER_CONTRACT], ids=["sessions", "owners"])
+def test_every_check_has_a_name_of_its_own(checks: list[Callable[..., object]]) -> None:
+    names = [check.__name__ for check in checks]
     assert len(set(names)) == len(names) > 15
 
 
-async def test_checks_may_share_a_store(store: Driver) -> None:
+@pytest.mark.parametrize("checks", [CONTRACT, OWNER_CONTRACT], ids=["sessions", "owners"])
+async def test_checks_may_share_a_store(checks: list[Callable[..., Awaitable[None]]], store: Driver) -> None:
     await store.open()
     for _ in range(2):
-        for check in CONTRACT:
+        for check in checks:
             await check(store)
     await store.close()
 
