@@ -7,8 +7,9 @@ from `sessions` ends theirs:
     SELECT id FROM sessions JOIN session_values ON session_id = id
     WHERE NOT ended AND deadline > unixepoch() AND key = 'user' AND json_extract(value, '$.id') = 7
 
-Those that `tag("user:7")` has tied to that owner are found by an index, which is `WHERE owner = 'user:7' AND NOT ended AND deadline >
-unixepoch()`; without `encrypt=False`, the owner is a hash.
+The owner that tag() was given then stands there as it is, with the note as JSON. These are the sessions of one, by an index:
+
+    SELECT id, json_extract(note, '$.device') FROM sessions WHERE owner = 'user:7' AND deadline > unixepoch()
 """
 
 from __future__ import annotations
@@ -51,12 +52,12 @@ CREATE TABLE IF NOT EXISTS sessions (
     successor TEXT,                -- the id that it was renamed to
     owner TEXT,                    -- whose it is: a hash, or with encrypt=False as tag() was given it
     since REAL,                    -- when it was tied to the owner
-    note BLOB                      -- what tag() was given with it
+    note                           -- what tag() was given with it: TEXT where it is JSON, a BLOB otherwise
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sessions_deadline ON sessions (deadline);
 """
 _OWNERS: Final = """
-CREATE INDEX IF NOT EXISTS sessions_owner ON sessions (owner, deadline) WHERE owner IS NOT NULL;
+CREATE INDEX IF NOT EXISTS sessions_owner ON sessions (owner) WHERE owner IS NOT NULL;
 CREATE TABLE IF NOT EXISTS session_owners_ended (
     owner TEXT NOT NULL PRIMARY KEY,
     ended REAL NOT NULL            -- when all sessions of the owner were ended, which is remembered for a minute
@@ -319,7 +320,7 @@ class _Sessions(sqlite3.Connection):
         self.execute("BEGIN IMMEDIATE")
         with self:
             if self.columns() == _BEFORE_OWNERS:
-                for column in ("owner TEXT", "since REAL", "note BLOB"):
+                for column in ("owner TEXT", "since REAL", "note"):
                     self.execute(f"ALTER TABLE sessions ADD COLUMN {column}")
                 for statement in _OWNERS.split(";\n"):
                     self.execute(statement)
@@ -469,9 +470,9 @@ class _Sessions(sqlite3.Connection):
         owner, since, note = row[5:8]
         tag = None
         if owner is not None:
-            try:
-                tag = Tag(owner.decode(), note, float(since))
-            except (AttributeError, TypeError, UnicodeDecodeError, ValueError):
+            if isinstance(since, float) and isinstance(note, bytes):
+                tag = Tag(owner.decode(errors="replace"), note, since)
+            else:
                 self._damage.report(id, "its owner")
         return Record(fields, head.created, head.expires, head.deadline, head.version, tag)
 
@@ -507,9 +508,9 @@ class _Sessions(sqlite3.Connection):
         self.execute("DELETE FROM session_values WHERE session_id = ?", (id,))
 
 
-def _columns(tag: Tag | None) -> tuple[str | None, float | None, bytes | None]:
+def _columns(tag: Tag | None) -> tuple[str | None, float | None, bytes | str | None]:
     """Return what the three columns of *tag* hold."""
-    return (None, None, None) if tag is None else (tag.owner, tag.since, tag.note)
+    return (None, None, None) if tag is None else (tag.owner, tag.since, _stored(tag.note))
 
 
 def _stored(value: bytes) -> bytes | str:
