@@ -274,14 +274,20 @@ class StoredSession(Session):
                 self._record.tag = tag
         return outcome
 
-    async def _begin(self) -> None:
-        """Store what this request has set as a new session, unless that is nothing."""
+    async def _begin(self, lost: tuple[Tag, str] | None = None) -> None:
+        """Store what this request has set as a new session, unless that is nothing.
+
+        *lost* is the tag, with the handle, of the session that it was to change. Without another it goes on, so that what was ended
+        with all that its owner had is not begun again.
+        """
         changes = dict(self._changes)
         if any(data is not None for data in changes.values()):
             wish, (identity, lifetime) = self._wish, self._new_identity()
             record = self._new_record(_seal(identity, changes), lifetime)
             if not isinstance(wish, Kept):
                 record.tag = self._sessions.owners.tag(wish, identity.handle)
+            elif lost is not None:
+                record.tag = self._sessions.owners.move(*lost, identity.handle)
             if await self._driver.create(identity.handle, record) is Outcome.REFUSED:
                 self._refuse()
                 return
@@ -293,13 +299,16 @@ class StoredSession(Session):
     async def _rename(self) -> None:
         """Move the session, as it is in the store at that moment and with this request's changes, to a new id."""
         self._identify()
+        lost: tuple[Tag, str] | None = None
         for _ in range(_ATTEMPTS):
             if not self._is_loaded:
                 await self._read()
             if self._identity is None or self._record is None:
                 # What was ended meanwhile stays so; but a login beside a logout is not lost.
-                await self._begin()
+                await self._begin(lost)
                 return
+            if self._record.tag is not None:
+                lost = self._record.tag, self._identity.handle
             changes = dict(self._changes)
             kept = {key: self._peek(key) for key in {**self._record.fields, **changes}}
             identity, lifetime = self._new_identity()

@@ -58,7 +58,7 @@ _PAUSES: Final = (0.05, 0.1, 0.2, 0.4)
 # So many trips to a server at a time: more would be smaller ones.
 _AT_ONCE: Final = 4
 _COLON: Final = ord(":")
-_READS: Final = ("HGETALL", "ZRANGE")
+_READS: Final = ("HGETALL", "ZRANGEBYSCORE")
 
 # What the scripts share. Numbers come and go as strings, in which they keep their last digit.
 _PRELUDE = f"""
@@ -254,7 +254,10 @@ return 'EMPTIED'
 _END_OWNED = _script(f"""{_OWNERS_PRELUDE}
 local set, now = KEYS[1], tonumber(ARGV[1])
 redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
-redis.call('ZADD', set, 'GT', string.format('%.17g', now + {TOMBSTONE}), 'ended')
+local until_then = redis.call('ZSCORE', set, 'ended')
+if not until_then or tonumber(until_then) < now + {TOMBSTONE} then
+    redis.call('ZADD', set, string.format('%.17g', now + {TOMBSTONE}), 'ended')
+end
 last(set, now)
 local ids = redis.call('ZRANGE', set, 0, -1)
 for i, id in ipairs(ids) do
@@ -400,7 +403,7 @@ class RedisDriver:
         if self._address.kind != "cluster":
             if tag is None:
                 return await self._write(action, id, _RENAME, (id, new_id), now, version, new_id, *packed)
-            ids = (id, new_id, _set(tag.owner))
+            ids = (id, new_id, _index(tag.owner))
             return await self._write(action, id, _RENAME_OWNED, ids, now, version, new_id, tag.since, *packed)
         if tag is not None and await self._enter(action, new_id, record, now) is Outcome.REFUSED:
             # Only shortly after an end of all this costs a trip more: a tag that is no new one is not refused.
@@ -437,7 +440,7 @@ class RedisDriver:
         """Do what apply() does, and give the session to the owner of *tag*, or to nobody. In a Cluster, it takes three trips."""
         action, ids = "change a session", [id]
         if tag is not None and self._address.kind != "cluster":
-            ids.append(_set(tag.owner))
+            ids.append(_index(tag.owner))
         elif tag is not None:
             # The owner's set comes first: it may have what is not there, and must not lack what is.
             found = await self.load(id, now=now)
@@ -452,23 +455,23 @@ class RedisDriver:
 
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
         """Return the owner's sessions: a trip for their ids, and one for them."""
-        action, set = "list the sessions of an owner", _set(owner)
-        members: list[bytes] = await self._call(action, set, ("ZRANGE", self._prefix + set, now, "+inf", "BYSCORE")) or []
+        action, index = "list the sessions of an owner", _index(owner)
+        members: list[bytes] = await self._call(action, index, ("ZRANGEBYSCORE", self._prefix + index, now, "+inf")) or []
         ids = [member.decode() for member in members if member != b"ended"]
         found = dict(zip(ids, await asyncio.gather(*(self.load(id, now=now) for id in ids)), strict=True))
         # What has ended never comes back. Where a set is in another slot, what is not there may be about to come.
         is_atomic = self._address.kind != "cluster"
         over = [id for id, each in found.items() if each is Outcome.ENDED or (each is None and is_atomic)]
         if over:
-            await self._call(action, set, ("ZREM", self._prefix + set, *over))
+            await self._call(action, index, ("ZREM", self._prefix + index, *over))
         return {
             id: each for id, each in found.items() if isinstance(each, Record) and each.tag is not None and each.tag.owner == owner
         }
 
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         """Refuse the owner's older tags from now on, and then end the sessions that there are."""
-        action, set = "end the sessions of an owner", _set(owner)
-        members: list[bytes] = await self._call(action, set, self._command(_END_OWNED, (set,), now)) or []
+        action, index = "end the sessions of an owner", _index(owner)
+        members: list[bytes] = await self._call(action, index, self._command(_END_OWNED, (index,), now)) or []
         ids = [id for member in members if (id := member.decode()) not in keep]
         ended, over, seen = 0, ids, {*ids, *keep}
         while ids:
@@ -480,7 +483,7 @@ class RedisDriver:
             ids = [id for answer in answers if answer and (id := answer.decode()) != "1" and id not in seen]
             seen.update(ids)
         if over:
-            await self._call(action, set, ("ZREM", self._prefix + set, *over))
+            await self._call(action, index, ("ZREM", self._prefix + index, *over))
         return ended
 
     async def count(self, *, now: float) -> int:
@@ -506,7 +509,7 @@ class RedisDriver:
     async def _create(self, action: str, id: str, record: Record) -> Outcome:
         packed, tag = self._pack(record), record.tag
         if tag is not None and self._address.kind != "cluster":
-            return await self._write(action, id, _CREATE_OWNED, (id, _set(tag.owner)), tag.since, *packed)
+            return await self._write(action, id, _CREATE_OWNED, (id, _index(tag.owner)), tag.since, *packed)
         if tag is not None and await self._enter(action, id, record, record.created) is Outcome.REFUSED:
             return Outcome.REFUSED
         outcome = await self._write(action, id, _CREATE, (id,), *packed)
@@ -518,7 +521,7 @@ class RedisDriver:
     async def _enter(self, action: str, id: str, record: Record, now: float, *, is_carried: bool = False) -> Outcome:
         tag = cast("Tag", record.tag)
         arguments = (id, now, tag.since, record.expires, int(is_carried))
-        return await self._write(action, id, _ENTER, (_set(tag.owner),), *arguments)
+        return await self._write(action, id, _ENTER, (_index(tag.owner),), *arguments)
 
     def _pack(self, record: Record) -> Sequence[Any]:
         tag = record.tag
@@ -700,6 +703,15 @@ def _parse(url: str) -> _Address:
 def _pair(fields: Mapping[str, bytes]) -> list[bytes]:
     """Return names and values by turns."""
     return [part for name, value in fields.items() for part in (b":" + name.encode(), value)]
+
+
+def _index(owner: str) -> str:
+    """Return what the key of an owner's set has after the prefix."""
+    return f"owner:{owner}"
+
+
+def _tag(found: Mapping[bytes, bytes]) -> Tag:
+    return Tag(found[b"owner"].decode(), found[b"note"], float(found[b"since"]))
 
 
 def _optional(deadline: float | None) -> float | str:
