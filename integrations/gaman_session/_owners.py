@@ -154,8 +154,9 @@ class Owners:
         kept = () if keep is None or keep.id is None else (keep.id,)
         ended = 0
         for _ in range(_PASSES):
-            now = self._now()
-            gone = sum(await asyncio.gather(*(driver.end_owned(name, keep=kept, now=now) for name in names)))
+            now, gone = self._now(), 0
+            for name in names:
+                gone += await driver.end_owned(name, keep=kept, now=now)
             ended += gone
             if not gone:
                 break
