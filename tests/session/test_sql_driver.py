@@ -561,9 +561,7 @@ async def handle(session: Session) -> str | None:
     return session.id
 
 
-async def test_an_owners_sessions_are_found_by_the_index_and_counted_without_a_look_at_each(
-    driver: SQLDriver, file: Path
-) -> None:
+async def test_an_owners_sessions_are_found_by_the_index_and_counted_without_a_look_at_each(driver: SQLDriver, file: Path) -> None:
     plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {sql._OWNED}", "owner", NOW)]
     assert any("sessions_owner (owner=?)" in step for step in plan), plan
     plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {sql._COUNT}", NOW, NOW + 120)]

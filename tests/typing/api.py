@@ -5,7 +5,7 @@ from typing import Any, assert_type
 
 import gaman
 from gaman import App, Context, Response, define_integration, define_routes
-from gaman.session import Driver, Session, session
+from gaman.session import Driver, OwnedSession, OwnerDriver, Session, SessionIntegration, session
 from gaman_session.drivers.memory import MemoryDriver
 
 
@@ -73,6 +73,21 @@ driver: Driver = MemoryDriver(max_sessions=10)
 table = define_routes(
     {"/": typed_session, "/admin/*": [guard], "/users": {"GET": typed_request, "POST": [guard, typed_request], "/:name": Greeter()}}
 )
+sessions = session(driver={"type": "memory"}, max_sessions_per_owner=3)
+
+
+async def typed_owners(ctx: Context) -> Response:
+    await ctx.session.tag("user:1", note={"device": "a phone"})
+    await ctx.session.tag(None)
+    assert_type(sessions, SessionIntegration)
+    assert_type(await sessions.list("user:1"), list[OwnedSession])
+    assert_type(await sessions.end("handle"), bool)
+    assert_type(await sessions.end_all("user:1", keep=ctx.session), int)
+    assert_type(await sessions.count(), int)
+    return Response.json({})
+
+
+owning: OwnerDriver = MemoryDriver()
 app = App(table, integrations=[timing, session("secret", driver), session(driver={"type": "memory", "max_sessions": 5})])
 bound = App(define_routes(routes_of), deps=Deps("hello"))
 lazy = define_routes(lambda: {"/": typed_session})

@@ -63,7 +63,9 @@ CREATE TABLE IF NOT EXISTS session_owners_ended (
     ended REAL NOT NULL            -- when all sessions of the owner were ended, which is remembered for a minute
 ) WITHOUT ROWID;
 """
-_SCHEMA += _OWNERS + """
+_SCHEMA += (
+    _OWNERS
+    + """
 CREATE TABLE IF NOT EXISTS session_values (
     session_id TEXT NOT NULL,
     key TEXT NOT NULL CHECK (typeof(key) = 'text'),
@@ -74,6 +76,7 @@ CREATE TRIGGER IF NOT EXISTS session_values_of_nobody AFTER DELETE ON sessions
     BEGIN DELETE FROM session_values WHERE session_id = OLD.id; END;
 COMMIT;
 """
+)
 _BEFORE_OWNERS: Final = b"id created expires deadline version ended successor session_id key value".split()
 _COLUMNS: Final = b"id created expires deadline version ended successor owner since note session_id key value".split()
 _HEAD: Final = "SELECT created, expires, deadline, version, ended FROM sessions WHERE id = ?"
