@@ -64,7 +64,7 @@ class SessionIntegration(Integration):
 
     async def list(self, owner: str) -> list[OwnedSession]:
         """Return the live sessions of *owner*, the one that was tied to it first in front."""
-        return await self._owners.list(owner)
+        return await self._owners.listed(owner)
 
 
 def session(
@@ -92,8 +92,8 @@ def session(
 
     *cookie_name* is by default `__Host-gaman` where browsers allow that prefix, else `gaman`; *same_site*, *domain*, *path* and
     *partitioned* are the cookie's attributes (RFC 6265bis). *encrypt* seals the values in a store. *serializer* is `"msgpack"`,
-    `"json"` or an object with `encode(value)` and `decode(data, type)`. *max_sessions_per_owner* is how many sessions an owner has at
-    most: the oldest goes when one more is tied to them.
+    `"json"` or an object with `encode(value)` and `decode(data, type)`. *max_sessions_per_owner* is how many sessions an owner has
+    at most: the oldest goes when one more is tied to them.
     """
     options = _options.check(
         secret,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -47,7 +47,7 @@ class OwnedSession:
     created_at: datetime
     """When it began or was last regenerated."""
     last_used_at: datetime | None
-    """When it was last used, as far as the idle limit tells: to a tenth of `idle_timeout`, and None where there is no such limit."""
+    """When it was last used, as the idle limit tells: to a tenth of `idle_timeout`, and None where there is no such limit."""
     expires_at: datetime
     """When it is over if nobody comes back to it."""
     note: Any
@@ -130,7 +130,7 @@ class Owners:
 
     # What an application asks for
 
-    async def list(self, owner: str) -> list[OwnedSession]:
+    async def listed(self, owner: str) -> list[OwnedSession]:
         """Return the sessions of *owner*, the one that was tied to it first in front."""
         found = await self._find(owner)
         return [self._show(handle, found[handle]) for handle in sorted(found, key=lambda handle: _age(handle, found[handle]))]
@@ -209,7 +209,7 @@ class Owners:
         return cast("OwnerDriver", driver)
 
     def _now(self) -> float:
-        """Return the time, and never the same one twice: what is asked for before an end_all() is to be told from what comes after."""
+        """Return the time, and never the same one twice: what comes before an end_all() is to be told from what comes after."""
         now = self._clock()
         # Where the clock was set back, by more than what may be made up for, it is right.
         self._latest = math.nextafter(self._latest, math.inf) if 0 <= self._latest - now < 1 else now

@@ -421,7 +421,7 @@ class StoredSession(Session):
         self._is_loaded = self._is_ended = True
 
     def _refuse(self) -> None:
-        """The owner's sessions were ended while this request was to begin another: it is over with them."""
+        """Drop what was to be changed: the owner's sessions were ended while this request was to begin another."""
         answer = self._answer
         self._lose()
         self._answer, self._new_max_age = answer, Kept.ID

@@ -12,7 +12,7 @@ Each check takes a driver that is open, and may share its store with other check
         finally:
             await driver.close()
 
-OWNER_CONTRACT is the same for the part of the contract that a driver may leave out: `OwnerDriver`, sessions that belong to somebody.
+OWNER_CONTRACT is the same for the part that a driver may leave out: `OwnerDriver`, sessions that belong to somebody.
 """
 
 from __future__ import annotations

@@ -12,12 +12,19 @@ from typing import Any
 import pytest
 
 from gaman.session import Session
-from tests.session.sites import DRIVERS, Browser, Site, Work, opened, serving
+from tests.session.sites import DRIVERS, Browser, Clock, Site, Work, opened, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ROUNDS = 50
 STORES = [name for name in DRIVERS if name != "cookies"]
+
+
+class Watch(Clock):
+    """The real time, by which one login is told from the next."""
+
+    def __call__(self) -> float:
+        return time.time()
 
 
 def logging_in(owner: str, logins: dict[str, float]) -> Work:
@@ -50,7 +57,7 @@ async def soon(work: Awaitable[Any]) -> Any:
 async def test_no_login_that_was_done_or_under_way_outlives_the_end_of_all(name: str) -> None:
     driver: Any = DRIVERS[name]()
     # Two processes, as far as the store can tell.
-    async with serving(Site(driver, time.time)) as one, serving(Site(opened(driver), time.time)) as other:
+    async with serving(Site(driver, Watch())) as one, serving(Site(opened(driver), Watch())) as other:
         for _ in range(ROUNDS):
             owner = token_hex(8)
             logins: dict[str, float] = {}
@@ -91,8 +98,8 @@ async def handle(browser: Browser) -> Any:
 async def test_logins_at_once_leave_so_many_sessions_and_the_last_one(name: str) -> None:
     driver: Any = DRIVERS[name]()
     async with (
-        serving(Site(driver, time.time, max_sessions_per_owner=3)) as one,
-        serving(Site(opened(driver), time.time, max_sessions_per_owner=3)) as other,
+        serving(Site(driver, Watch(), max_sessions_per_owner=3)) as one,
+        serving(Site(opened(driver), Watch(), max_sessions_per_owner=3)) as other,
     ):
         for _ in range(ROUNDS):
             owner, logins = token_hex(8), dict[str, float]()

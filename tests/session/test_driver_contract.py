@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 import pytest
 
-from gaman.session import Driver, Outcome, OwnerDriver, Record, Tag
+from gaman.session import Driver, Outcome, OwnerDriver, Record
 from gaman.session.testing import CONTRACT, OWNER_CONTRACT, Check, OwnerCheck
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import Sealing

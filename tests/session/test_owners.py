@@ -230,12 +230,12 @@ async def test_a_request_that_fails_or_logs_out_ties_nothing(site: Site) -> None
 @pytest.mark.parametrize("owner", ["", 7, b"user:1", "\ud800"])
 async def test_what_is_no_owner_raises_at_the_line_that_named_it(site: Site, owner: Any) -> None:
     async def tag(session: Session) -> None:
-        with pytest.raises(ValueError, match="owner|surrogates"):
+        with pytest.raises(ValueError, match=r"owner|surrogates"):
             await session.tag(owner)
 
     await site.browser().do(tag)
     for call in (site.sessions.list, site.sessions.end_all):
-        with pytest.raises(ValueError, match="owner|surrogates"):
+        with pytest.raises(ValueError, match=r"owner|surrogates"):
             await call(owner)
 
 

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import blake2b
 from itertools import groupby, islice
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, TypeVarTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, TypeVarTuple, cast
 
 from msgspec import DecodeError, Meta, Struct
 from msgspec.msgpack import Decoder, Encoder
@@ -216,8 +216,7 @@ class FileDriver:
                 return Outcome.REFUSED
             outcome = write(trip)
             if outcome is Outcome.WRITTEN:
-                written = trip.get(id)
-                assert isinstance(written, Record)
+                written = cast("Record", trip.get(id))
                 written.tag = tag
                 trip.put({id: written})
                 if before is not None and (tag is None or tag.owner != before.owner):
@@ -270,7 +269,6 @@ class FileDriver:
 
     async def _edit(self, id: str, edit: Callable[[dict[str, bytes]], bool], now: float, deadline: float | None) -> Outcome:
         """Change the fields of a session that is there, unless *edit* says that they are not the ones to change."""
-
         return await self._write("change a session", self._editing(id, edit, now, deadline), id)
 
     def _editing(

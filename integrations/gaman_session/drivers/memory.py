@@ -175,8 +175,9 @@ class MemoryDriver:
 
     async def count(self, *, now: float) -> int:
         """Return how many sessions there are, after those that are over have gone."""
-        while await self.purge(now=now, limit=1000):
-            await asyncio.sleep(0)
+        removed = 1
+        while removed:
+            removed = await self.purge(now=now, limit=1000)
         return len(self._sessions)
 
     def _find(self, id: str, now: float) -> Record | None:

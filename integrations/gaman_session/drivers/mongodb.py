@@ -6,8 +6,9 @@ which values are with `session(encrypt=False)`, is kept in types of MongoDB's ow
 A tombstone is `{_id, ended: true, deadline}`, with a `successor` after a rename.
 
 A session of somebody's also has its `owner`, `since` when, as a number, and a `note`. The tombstone of a rename to one has the
-`owner` too, for whoever ends all that is theirs. That it was done is kept for a minute, as `{_id: "owner:...", ended: true, deadline,
-before}`. With `session(encrypt=False)` the owner is what tag() was given, and `{"owner": "user:7", "ended": null}` finds the sessions.
+`owner` too, for whoever ends all that is theirs. That it was done is kept for a minute, as `{_id: "owner:...", ended: true,
+deadline, before}`. With `session(encrypt=False)` the owner is what tag() was given, and by an index `{"owner": "user:7", "ended":
+null}` finds the sessions.
 """
 
 from __future__ import annotations
@@ -299,7 +300,7 @@ class MongoDBDriver:
     async def _is_barred(self, tag: Tag, now: float) -> bool:
         return await self._sessions.find_one(_barring(tag, now), {"_id": True}) is not None
 
-    async def _end_successors(self, id: str | None, owner: str, seen: set[str], now: float) -> int:
+    async def _end_successors(self, id: Any, owner: str, seen: set[str], now: float) -> int:
         """End what a session of the owner's was renamed to, even before that is there; return how many were."""
         ended = 0
         while isinstance(id, str) and id not in seen:
@@ -371,7 +372,7 @@ class MongoDBDriver:
         await self._sessions.insert_one({"_id": id, **_document(record)})
 
     async def _insert_owned(self, id: str, record: Record, tag: Tag, now: float) -> Literal[Outcome.REFUSED] | None:
-        """Insert a document and then, in the same trip, see whether all of the owner's were ended: before that, it was not found."""
+        """Insert a document and then, in the same trip, see whether all of the owner's were ended: that may have missed it."""
         # Neither changes what is there already; so those that are matched and not inserted tell which of the two it was.
         insert = UpdateOne({"_id": id}, {"$setOnInsert": _document(record)}, upsert=True)
         look = UpdateOne(_barring(tag, now), {"$min": {"before": math.inf}})

@@ -2,8 +2,8 @@
 
 Beside the session's own fields, whose names begin with a colon, a hash holds `created`, `expires`, `deadline`, `version`, and the
 `token` of the last write that must not happen twice. A tombstone holds `ended`, `deadline`, and after a rename the `successor`.
-A session of somebody's also has its `owner`, `since` when, and a `note`. For each owner there is a sorted set, `owner:` and the owner,
-of the ids of their sessions by when these expire; its member `ended` tells when all of them were ended, until a minute after that.
+A session of somebody's also has its `owner`, `since` when, and a `note`. For each owner there is a sorted set, `owner:` and the
+owner, of the ids of their sessions by when these expire; its member `ended` tells for a minute when all of them were ended.
 
 Each write is one script, so that it happens at once or not at all. Commands that come while others are under way go out together,
 in one pipeline. What a broken connection leaves open is tried again, within the driver's timeout; the token tells a write's second
@@ -266,7 +266,7 @@ end
 return ids
 """)
 
-# ARGV: now, owner, and whether an id that is not there is about to be. Returns 1 where a session was ended, or the successor, if any.
+# ARGV: now, owner, whether an id that is not there is about to be. Returns 1 where a session was ended, or the successor, if any.
 _END_ONE = _script("""
 local key, now = KEYS[1], tonumber(ARGV[1])
 local state, owner = missing(key, now)
@@ -498,7 +498,9 @@ class RedisDriver:
 
     async def _count(self, node: Any, pattern: str, now: float) -> int:
         where = {} if node is None else {"target_nodes": node}
-        count, cursor = 0, b"0"
+        count = 0
+        cursor: bytes = b"0"
+        found: int
         while True:
             async with asyncio.timeout(self._timeout):
                 cursor, found = await self._client.execute_command("EVAL", _COUNT.source, 0, now, cursor, pattern, **where)

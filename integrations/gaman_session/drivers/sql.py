@@ -40,7 +40,14 @@ _Run: TypeAlias = "Callable[[_Sessions, Sequence[_Call[Any]]], list[Any]]"
 _Missing: TypeAlias = Literal[Outcome.ENDED, Outcome.ABSENT]
 _Time: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=253_402_300_800)]  # what datetime can hold
 
-_SCHEMA = """
+_OWNERS: Final = """
+CREATE INDEX IF NOT EXISTS sessions_owner ON sessions (owner) WHERE owner IS NOT NULL;
+CREATE TABLE IF NOT EXISTS session_owners_ended (
+    owner TEXT NOT NULL PRIMARY KEY,
+    ended REAL NOT NULL            -- when all sessions of the owner were ended, which is remembered for a minute
+) WITHOUT ROWID;
+"""
+_SCHEMA: Final = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS sessions (
     id TEXT NOT NULL PRIMARY KEY,  -- as Session.id has it
@@ -55,17 +62,7 @@ CREATE TABLE IF NOT EXISTS sessions (
     note                           -- what tag() was given with it: TEXT where it is JSON, a BLOB otherwise
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sessions_deadline ON sessions (deadline);
-"""
-_OWNERS: Final = """
-CREATE INDEX IF NOT EXISTS sessions_owner ON sessions (owner) WHERE owner IS NOT NULL;
-CREATE TABLE IF NOT EXISTS session_owners_ended (
-    owner TEXT NOT NULL PRIMARY KEY,
-    ended REAL NOT NULL            -- when all sessions of the owner were ended, which is remembered for a minute
-) WITHOUT ROWID;
-"""
-_SCHEMA += (
-    _OWNERS
-    + """
+{_OWNERS}
 CREATE TABLE IF NOT EXISTS session_values (
     session_id TEXT NOT NULL,
     key TEXT NOT NULL CHECK (typeof(key) = 'text'),
@@ -75,8 +72,7 @@ CREATE TABLE IF NOT EXISTS session_values (
 CREATE TRIGGER IF NOT EXISTS session_values_of_nobody AFTER DELETE ON sessions
     BEGIN DELETE FROM session_values WHERE session_id = OLD.id; END;
 COMMIT;
-"""
-)
+"""  # noqa: S608 - it is made of constants
 _BEFORE_OWNERS: Final = b"id created expires deadline version ended successor session_id key value".split()
 _COLUMNS: Final = b"id created expires deadline version ended successor owner since note session_id key value".split()
 _HEAD: Final = "SELECT created, expires, deadline, version, ended FROM sessions WHERE id = ?"
@@ -98,7 +94,7 @@ SELECT created, expires, deadline, version, ended, owner, since, note, id FROM s
 _REMEMBER_END: Final = """
 INSERT INTO session_owners_ended VALUES (?, ?) ON CONFLICT (owner) DO UPDATE SET ended = max(ended, excluded.ended)
 """
-# A tombstone is due within a minute, or, by a clock that is a little ahead, in two. So this goes by the index on deadlines, but for those.
+# All by the index, but for tombstones: these are due within a minute, or, by a clock that is a little ahead, in two.
 _COUNT: Final = """
 SELECT (SELECT count(*) FROM sessions WHERE deadline > ?1)
     - (SELECT count(*) FROM sessions WHERE deadline > ?1 AND deadline <= ?2 AND ended)
