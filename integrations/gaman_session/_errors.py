@@ -28,7 +28,13 @@ class SessionConflict(SessionError):
 
 
 class SessionUnsupported(SessionError):
-    """The driver can't do what was asked of it; the message names those that can."""
+    """The driver can't tell whose sessions are whose; the message names those that can."""
+
+    def __init__(self, driver: str) -> None:
+        super().__init__(
+            f"the {driver} driver can't tell whose sessions are whose; choose one that can: memory, file, sql, redis or mongodb"
+        )
+        self.driver = driver
 
 
 class SessionStoreError(SessionError, HTTPError):

@@ -10,7 +10,8 @@ from typing import Any
 
 from gaman import ConfigError, Cookies, HeaderError, SameSite
 from gaman_session._driver import Driver
-from gaman_session._owners import supports_owners, unsupported
+from gaman_session._errors import SessionUnsupported
+from gaman_session._owners import supports_owners
 from gaman_session._serializer import SERIALIZERS, Serializer
 from gaman_session._session import FOREVER
 from gaman_session.drivers import DRIVERS, find_driver
@@ -149,7 +150,9 @@ def _most(most: object, driver: Driver | None) -> None:
     if not isinstance(most, int) or isinstance(most, bool) or most < 1:
         raise ConfigError(f"session(max_sessions_per_owner={most!r}): it takes a whole number above 0, or None")
     if not supports_owners(driver):
-        raise ConfigError(f"session(max_sessions_per_owner={most}): {unsupported('cookies' if driver is None else driver.name)}")
+        raise ConfigError(
+            f"session(max_sessions_per_owner={most}): {SessionUnsupported('cookies' if driver is None else driver.name)}"
+        )
 
 
 def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:

@@ -59,13 +59,6 @@ def supports_owners(driver: Driver | None) -> bool:
     return all(callable(getattr(driver, name, None)) for name in OWNER_METHODS)
 
 
-def unsupported(driver: str) -> SessionUnsupported:
-    """Return the error for what a driver without owners was asked to do."""
-    return SessionUnsupported(
-        f"the {driver} driver can't tell whose sessions are whose; choose one that can: memory, file, sql, redis or mongodb"
-    )
-
-
 class Owners:
     """The owners of an application's sessions, by names that the store is not told."""
 
@@ -139,7 +132,7 @@ class Owners:
         """End the session *handle*; return whether it was there."""
         driver = self._any_driver
         if driver is None:
-            raise unsupported("cookies")
+            raise SessionUnsupported("cookies")
         # It may come from a form.
         if not isinstance(handle, str) or not _HANDLE.fullmatch(handle):
             return False
@@ -205,7 +198,7 @@ class Owners:
     def _driver(self) -> OwnerDriver:
         driver = self._any_driver
         if not supports_owners(driver):
-            raise unsupported("cookies" if driver is None else driver.name)
+            raise SessionUnsupported("cookies" if driver is None else driver.name)
         return cast("OwnerDriver", driver)
 
     def _now(self) -> float:

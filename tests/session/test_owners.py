@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 
 from gaman.errors import ConfigError
-from gaman.session import Driver, OwnedSession, Session, SessionIntegration, SessionSerializationError, SessionUnsupported, session
+from gaman.session import (
+    Driver,
+    OwnedSession,
+    Session,
+    SessionIntegration,
+    SessionSerializationError,
+    SessionUnsupported,
+    Tag,
+    session,
+)
 from gaman.testing import TestClient
 from gaman_session.drivers import find_driver
 from gaman_session.drivers.memory import MemoryDriver
@@ -366,8 +375,10 @@ async def test_a_note_belongs_to_its_session_and_its_owner(clock: Clock, caplog:
     async with serving(Site(store, clock)) as site:
         first, second = [await logged_in(site, note=note) for note in ("mine", "yours")]
         ids = [await browser.do(handle_of) for browser in (first, second)]
-        tags = [store._sessions[id].tag for id in ids]
-        store._sessions[ids[0]].tag = tags[1]
+        mine, yours = (store._sessions[id] for id in ids)
+        assert mine.tag is not None
+        assert yours.tag is not None
+        mine.tag = Tag(mine.tag.owner, yours.tag.note, mine.tag.since)
         assert [each.note for each in await site.sessions.list(OWNER)] == [None, "yours"]
         assert "its note" in caplog.text
         await first.do(renew)

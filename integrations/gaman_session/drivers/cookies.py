@@ -15,8 +15,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from gaman_session import _sealing
-from gaman_session._errors import SessionTooLarge
-from gaman_session._owners import unsupported
+from gaman_session._errors import SessionTooLarge, SessionUnsupported
 from gaman_session._session import END, Answer, Kept, Session, too_late_to_read
 
 T = TypeVar("T")
@@ -79,7 +78,7 @@ class CookieSession(Session):
 
     async def tag(self, owner: str | None, *, note: Any = None) -> None:
         """Raise SessionUnsupported: there is no store in which others could find the session."""
-        raise unsupported("cookies")
+        raise SessionUnsupported("cookies")
 
     async def save(self) -> None:
         """Nothing to do before the response: only that can bring a cookie to its browser."""
