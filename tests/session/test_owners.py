@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from datetime import UTC, datetime
@@ -14,8 +15,10 @@ import pytest
 
 from gaman.errors import ConfigError
 from gaman.session import (
+    TOMBSTONE,
     Driver,
     OwnedSession,
+    Record,
     Session,
     SessionIntegration,
     SessionSerializationError,
@@ -25,7 +28,9 @@ from gaman.session import (
 )
 from gaman.testing import TestClient
 from gaman_session.drivers import find_driver
+from gaman_session.drivers.file import FileDriver
 from gaman_session.drivers.memory import MemoryDriver
+from gaman_session.drivers.redis import RedisDriver
 from gaman_session.drivers.sql import SQLDriver
 from tests import servers
 from tests.session.sites import DRIVERS, SECRET, Browser, Clock, Reply, Sealing, Site, Work, new_folder, opened, serving, setting
@@ -471,3 +476,81 @@ async def test_the_handle_serves_scripts_that_take_no_requests() -> None:
         [listed] = await sessions.list(OWNER)
         assert await sessions.end(listed.handle)
         assert await sessions.count() == 0
+
+
+# What leaves an index by itself
+
+
+def _record(lasts: float, now: float, owner: str = OWNER) -> Record:
+    return Record({"key": b"\1value"}, now, now + lasts, now + lasts, tag=Tag(owner, b"", now))
+
+
+async def test_files_of_owners_go_with_their_sessions_and_with_a_purge(clock: Clock) -> None:
+    folder = new_folder()
+    driver = FileDriver(dir=folder)
+    await driver.open()
+    ids = [f"{number:064x}" for number in range(3)]
+    for id, lasts in zip(ids, (1000, 1000, 100), strict=True):
+        await driver.create(id, _record(lasts, clock.now))
+
+    def entries() -> list[str]:
+        return sorted(path.name for path in folder.glob("owners/??/*/*"))
+
+    assert entries() == ids
+    await driver.destroy(ids[0], now=clock.now)
+    assert entries() == ids[1:]
+    await driver.purge(now=clock.now + 100, limit=100)
+    assert entries() == [ids[1]]
+    await driver.end_owned(OWNER, keep=(), now=clock.now + 100)
+    assert entries() == [".ended"]
+    await driver.purge(now=clock.now + 100 + TOMBSTONE, limit=100)
+    assert [*folder.glob("owners/??/*")] == [path for path in folder.glob("owners/??/*") if path.name == ".lock"]
+    await driver.close()
+
+
+async def test_an_entry_that_a_crash_has_left_goes_with_the_next_list(clock: Clock) -> None:
+    folder = new_folder()
+    driver = FileDriver(dir=folder)
+    await driver.open()
+    await driver.create("0" * 64, _record(1000, clock.now))
+    [entry] = folder.glob("owners/??/*/*")
+    left = entry.with_name("f" * 64)
+    left.touch()
+    assert set(await driver.owned(OWNER, now=clock.now)) == {"0" * 64}
+    assert not left.exists()
+    await driver.close()
+
+
+async def test_redis_forgets_an_owner_with_the_last_of_their_sessions() -> None:
+    now, prefix = time.time(), f"{token_hex(8)}:"
+    driver = RedisDriver(url=servers.redis_url(), prefix=prefix)
+    await driver.open()
+    try:
+        key, ids = f"{prefix}owner:{OWNER}", [f"{number:064x}" for number in range(3)]
+        for id, lasts in zip(ids, (500, 1000, 20), strict=True):
+            await driver.create(id, _record(lasts, now))
+        assert 990 < await driver._client.ttl(key) <= 1000
+        await driver.destroy(ids[0], now=now)
+        assert await driver._client.zrange(key, 0, -1) == [ids[2].encode(), ids[1].encode()]
+        # What is over goes when somebody logs in.
+        await driver.create("f" * 64, _record(500, now + 30))
+        assert await driver._client.zcard(key) == 2
+        await driver.end_owned(OWNER, keep=(), now=now + 40)
+        assert await driver._client.zrange(key, 0, -1) == [b"ended"]
+        assert 0 < await driver._client.ttl(key) <= TOMBSTONE
+    finally:
+        await driver.close()
+
+
+async def test_mongodb_can_be_asked_for_an_owner_by_an_index(clock: Clock) -> None:
+    driver: Any = STORES["mongodb"]()
+    async with serving(Site(driver, clock, encrypt=False)) as site:
+        browser = await logged_in(site, note={"device": "a phone"})
+        await (await logged_in(site)).do(log_out)
+        await site.browser().do(setting(user=1))
+        query = {"owner": OWNER, "ended": None}
+        found = [document async for document in driver._sessions.find(query)]
+        assert [(each["_id"], each["note"]) for each in found] == [(await browser.do(handle_of), {"device": "a phone"})]
+        plan = await driver._sessions.find(query).explain()
+        assert "'indexName': 'owner_1'" in str(plan)
+        assert [each.note for each in await site.sessions.list(OWNER)] == [{"device": "a phone"}]

@@ -266,6 +266,13 @@ end
 return ids
 """)
 
+# KEYS: an owner's set. ARGV: now, and ids that it is to lose.
+_LEAVE = _script(f"""{_OWNERS_PRELUDE}
+for i = 2, #ARGV do redis.call('ZREM', KEYS[1], ARGV[i]) end
+if redis.call('EXISTS', KEYS[1]) == 1 then last(KEYS[1], tonumber(ARGV[1])) end
+return false
+""")
+
 # ARGV: now, owner, whether an id that is not there is about to be. Returns 1 where a session was ended, or the successor, if any.
 _END_ONE = _script("""
 local key, now = KEYS[1], tonumber(ARGV[1])
@@ -291,7 +298,7 @@ _SOURCES = {
     script.sha: script.source
     for script in (
         *(_CREATE, _APPLY, _SWAP, _RENAME, _DESTROY),
-        *(_ENTER, _CREATE_OWNED, _RENAME_OWNED, _TAG, _END_OWNED, _END_ONE, _COUNT),
+        *(_ENTER, _CREATE_OWNED, _RENAME_OWNED, _TAG, _END_OWNED, _LEAVE, _END_ONE, _COUNT),
     )
 }
 
@@ -483,7 +490,7 @@ class RedisDriver:
             ids = [id for answer in answers if answer and (id := answer.decode()) != "1" and id not in seen]
             seen.update(ids)
         if over:
-            await self._call(action, index, ("ZREM", self._prefix + index, *over))
+            await self._call(action, index, self._command(_LEAVE, (index,), now, *over))
         return ended
 
     async def count(self, *, now: float) -> int:
