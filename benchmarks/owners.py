@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Sequence
+from typing import cast
 from unittest.mock import patch
 
 import uvloop
@@ -39,7 +40,7 @@ async def timed(work: Awaitable[object]) -> float:
 
 async def measure(kind: str, count: int) -> None:
     folder = tempfile.mkdtemp()
-    driver: OwnerDriver = make(kind, folder)  # type: ignore[assignment] - each driver of gaman's is one
+    driver = cast("OwnerDriver", make(kind, folder))
     await driver.open()
     try:
         with patch("os.fsync"):
