@@ -9,7 +9,7 @@ from gaman._integration import Integration, Priority, define_integration
 from gaman._response import Response
 from gaman._routing import Handler, Routes, Table, define_routes
 from gaman._server import serve
-from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, MissingDependency
+from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, MissingDependency, ResultError
 
 __all__ = [
     "App",
@@ -28,6 +28,7 @@ __all__ = [
     "MutableHeaders",
     "Priority",
     "Response",
+    "ResultError",
     "Routes",
     "SameSite",
     "Table",

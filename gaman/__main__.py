@@ -8,13 +8,15 @@ import os
 import re
 import secrets
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
 from gaman._app import App
-from gaman._server import explain, run
-from gaman.errors import GamanError
+from gaman._server import run
+from gaman._tracebacks import explain, own, place
+from gaman.errors import ConfigError, GamanError
 
 _has_key = re.compile(rb"^(\xef\xbb\xbf)?\s*(export\s+)?GAMAN_KEY\s*=", re.MULTILINE).search
 
@@ -104,10 +106,14 @@ def find_app(target: str) -> App:
     sys.path.insert(0, os.getcwd())
     try:
         module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        sys.exit(f"gaman: there is no module {module_name!r} in {os.getcwd()} or among the installed ones")
+    except ConfigError as error:
+        sys.exit(f"gaman: {explain(error)}{place(error)}")
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
+            sys.exit(f"gaman: there is no module {module_name!r} in {os.getcwd()} or among the installed ones")
+        traceback.print_exception(*own(error))
+        sys.exit(1)
     app = getattr(module, attribute, None)
     if not isinstance(app, App):
         what = "missing" if app is None else "no gaman.App"

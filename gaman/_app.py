@@ -7,10 +7,12 @@ import traceback
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+from gaman import _access
 from gaman._context import Context
 from gaman._integration import Integration, in_order
 from gaman._response import BODILESS, Receive, Response, Scope, Send, error_response, to_response
 from gaman._routing import Routes, Table, define_routes
+from gaman._tracebacks import explain, own, place
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError
 
 logger = logging.getLogger("gaman")
@@ -19,8 +21,8 @@ logger = logging.getLogger("gaman")
 class App:
     """Routes and integrations as one ASGI 3 application, for gaman.serve() or any other ASGI server.
 
-    *deps* is given to routes that are defined by a function. *debug* shows tracebacks to the client. *max_body_size*, in bytes,
-    bounds the request bodies that handlers read.
+    *deps* is given to routes that are defined by a function. *debug* shows tracebacks to the client, and
+    logs a line for each request. *max_body_size*, in bytes, bounds the request bodies that handlers read.
     """
 
     def __init__(
@@ -42,6 +44,10 @@ class App:
         self._on_request = [i.on_request for i in self.integrations if i.on_request is not None]
         self._on_response = [i.on_response for i in reversed(self.integrations) if i.on_response is not None]
         self._on_error = [i.on_error for i in self.integrations if i.on_error is not None]
+        if debug:
+            # Around all integrations; without it, no request pays for it.
+            self._on_request.insert(0, _access.begin)
+            self._on_response.append(_access.finish)
         self._loaded: list[Integration] = []
         self._must_load = any(integration.on_load is not None for integration in self.integrations)
         self._match = _not_loaded if self._must_load else self.routes.match
@@ -51,7 +57,7 @@ class App:
             await self._call_other(scope, receive, send)
             return
         handler, params = self._match(scope)
-        ctx = Context(scope, receive, params, self.max_body_size)
+        ctx = Context(scope, receive, params, self)
         answer: Any = None
         try:
             try:
@@ -70,7 +76,7 @@ class App:
                 if not isinstance(error, HTTPError):
                     # An error undoes the request: its cookies go with it.
                     ctx.jar = None
-                response = await self._recover(ctx, error)
+                response = await self._recover(ctx, error, handler)
             if self._on_response:
                 # What a hook adds to this answer must not stay on a Response that somebody keeps and returns again.
                 response = response.__copy__()
@@ -98,15 +104,22 @@ class App:
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": body if scope["method"] != "HEAD" else b""})
         except ClientDisconnected:
-            logger.debug("the client left during %s %r", ctx.method, ctx.path)
+            logger.debug("the client left during %s %r", ctx.method, ctx.path, extra=ctx.log_extra)
 
-    async def _recover(self, ctx: Context, error: Exception) -> Response:
+    async def _recover(self, ctx: Context, error: Exception, handler: object = None) -> Response:
         """Return the answer to *error*: an on_error hook's or the error's own. What nobody expected is logged and says nothing."""
-        if not isinstance(error, HTTPError):
-            logger.error("%s %r failed", ctx.method, ctx.path, exc_info=error)
-        elif error.status >= 500 and (cause := error.__cause__) is not None:
-            # A line is enough: where a store is down, every request that needs it comes by here.
-            logger.error("%s %r answered %d: %s: %r", ctx.method, ctx.path, error.status, error, cause)
+        told = ""
+        if isinstance(error, HTTPError):
+            if error.status >= 500 and (cause := error.__cause__) is not None:
+                # A line is enough: where a store is down, every request that needs it comes by here.
+                logger.error("%s %r answered %d: %s: %r", ctx.method, ctx.path, error.status, error, cause, extra=ctx.log_extra)
+        elif isinstance(error, GamanError):
+            # It says what is wrong in the user's code, and that is where it should lead.
+            told = f"{type(error).__name__}: {explain(error)}{place(error, handler)}"
+            trace = own(error) if logger.isEnabledFor(logging.DEBUG) else None
+            logger.error("%s %r failed: %s", ctx.method, ctx.path, told, exc_info=trace, extra=ctx.log_extra)
+        else:
+            logger.error("%s %r failed", ctx.method, ctx.path, exc_info=own(error), extra=ctx.log_extra)
         response: Response | None = None
         for hook in self._on_error:
             try:
@@ -117,8 +130,8 @@ class App:
                     response = response or to_response(answer)
             except ClientDisconnected:
                 raise
-            except Exception:
-                logger.exception("an on_error hook failed on %s %r", ctx.method, ctx.path)
+            except Exception as fault:
+                logger.error("an on_error hook failed on %s %r", ctx.method, ctx.path, exc_info=own(fault), extra=ctx.log_extra)
         if response is not None:
             return response
         if isinstance(error, HTTPError):
@@ -127,7 +140,7 @@ class App:
             except HeaderError as fault:
                 return await self._recover(ctx, fault)
         if self.debug:
-            return Response.text("".join(traceback.format_exception(error)), 500)
+            return Response.text(told or "".join(traceback.format_exception(*own(error))), 500)
         return error_response(HTTPError(500))
 
     async def _call_other(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,9 +158,12 @@ class App:
         try:
             await self.load()
         except Exception as error:
-            if not isinstance(error, ConfigError):
-                logger.error("start-up failed", exc_info=error)
-            await send({"type": "lifespan.startup.failed", "message": str(error) or repr(error)})
+            if isinstance(error, GamanError):
+                reason = explain(error)
+            else:
+                reason = str(error) or repr(error)
+                logger.error("start-up failed", exc_info=own(error))
+            await send({"type": "lifespan.startup.failed", "message": reason})
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
@@ -175,8 +191,8 @@ class App:
             try:
                 if integration.on_shutdown is not None and (closing := integration.on_shutdown(self)) is not None:
                     await closing
-            except Exception:
-                logger.exception("on_shutdown of the integration %r failed", integration.name)
+            except Exception as error:
+                logger.error("on_shutdown of the integration %r failed", integration.name, exc_info=own(error))
 
     async def purge(self) -> dict[str, int]:
         """Have integrations remove what is over; return how much that was, by the name of each that has an on_purge hook."""
@@ -186,6 +202,24 @@ class App:
                 count = integration.on_purge(self)
                 removed[integration.name] = count if isinstance(count, int) else await count
         return removed
+
+    async def check(self) -> dict[str, Exception | None]:
+        """Ask each integration that has an on_check hook whether it can do its work; return by its name None, or what it raised.
+
+        What was raised is logged as well. Show visitors the names alone: an error may tell where a store is.
+        """
+        found: dict[str, Exception | None] = {}
+        for integration in self.integrations:
+            if integration.on_check is not None:
+                try:
+                    if (checking := integration.on_check(self)) is not None:
+                        await checking
+                    found[integration.name] = None
+                except Exception as error:
+                    found[integration.name] = error
+                    reason = explain(error) if isinstance(error, GamanError) else repr(error)
+                    logger.error("the check of the integration %r failed: %s", integration.name, reason)
+        return found
 
 
 def _not_loaded(scope: Scope) -> NoReturn:

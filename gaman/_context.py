@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from functools import lru_cache
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from urllib.parse import quote
 
@@ -17,11 +19,13 @@ from gaman._headers import Headers
 from gaman.errors import ConfigError, GamanError, HTTPError
 
 if TYPE_CHECKING:
+    from gaman._app import App
     from gaman.session import Session
 
 T = TypeVar("T")
 
 _decode_json = msgspec.json.Decoder().decode
+_is_id = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 
 
 class Context:
@@ -32,11 +36,14 @@ class Context:
         "_form",
         "_headers",
         "_locals",
-        "_max_body_size",
+        "_log_extra",
         "_query",
         "_read_whole",
         "_reading",
         "_receive",
+        "_request_id",
+        "app",
+        "began",
         "jar",
         "params",
         "scope",
@@ -47,9 +54,13 @@ class Context:
     _form: Form
     _headers: Headers
     _locals: dict[str, Any]
+    _log_extra: dict[str, Any]
     _query: MultiDictProxy[str]
     _read_whole: anyio.Event
     _reading: anyio.Lock
+    _request_id: str
+    began: float
+    """When the request came, by time.perf_counter(); only for the access line, where there is one."""
     if TYPE_CHECKING:
         session: Session
 
@@ -58,14 +69,15 @@ class Context:
         scope: MutableMapping[str, Any],
         receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
         params: Mapping[str, str],
-        max_body_size: int,
+        app: App,
     ) -> None:
         self.scope = scope
         """The ASGI scope, for what has no name here."""
         self.params = params
         """The path's parameters, percent-decoded."""
+        self.app = app
+        """The App that serves the request."""
         self._receive = receive
-        self._max_body_size = max_body_size
         self.jar: Cookies | None = None
         """The cookies, once somebody has asked for them, so that there may be some to send."""
 
@@ -148,12 +160,30 @@ class Context:
             self._locals = {}
         return self._locals
 
+    @property
+    def request_id(self) -> str:
+        """What names this request in logs: its X-Request-ID, if that is 1 to 64 letters, digits, `.`, `_` and `-`, else a new one.
+
+        A client may send any that it likes; where that matters, have the proxy set the header.
+        """
+        if not hasattr(self, "_request_id"):
+            given = self.header("x-request-id")
+            self._request_id = token_hex(16) if given is None or _is_id(given) is None else given
+        return self._request_id
+
+    @property
+    def log_extra(self) -> dict[str, Any]:
+        """What records about this request carry, for logging's `extra`: request_id, method, path, and what integrations add."""
+        if not hasattr(self, "_log_extra"):
+            self._log_extra = {"request_id": self.request_id, "method": self.method, "path": self.path}
+        return self._log_extra
+
     def stream(self, max_size: int | None = None) -> AsyncIterator[bytes]:
         """Yield the body as it comes, once; HTTPError 413 beyond *max_size* bytes, by default the App's max_body_size."""
         if hasattr(self, "_read_whole"):
             raise GamanError("the body can be read once, and body(), form() or stream() has begun to; keep what that gave")
         self._read_whole = anyio.Event()
-        return self._stream(self._max_body_size if max_size is None else max_size)
+        return self._stream(self.app.max_body_size if max_size is None else max_size)
 
     async def _stream(self, max_size: int) -> AsyncIterator[bytes]:
         try:
@@ -212,7 +242,7 @@ class Context:
         async with self._lock():
             if not hasattr(self, "_form"):
                 chunks = _once(self._body) if hasattr(self, "_body") else self.stream(max_size)
-                self._form = await read_form(chunks, self.headers, self._max_body_size)
+                self._form = await read_form(chunks, self.headers, self.app.max_body_size)
             return self._form
 
     def _lock(self) -> anyio.Lock:

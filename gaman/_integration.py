@@ -41,6 +41,8 @@ class Integration:
 
     on_purge: Callable[[App], Awaitable[int] | int] | None = None
     """Removes what is over from where this integration keeps things, and returns how much that was; `gaman purge` asks for it."""
+    on_check: Callable[[App], Awaitable[None] | None] | None = None
+    """Finds out whether this integration can do its work now, and raises what stands in the way; `app.check()` asks for it."""
 
     def __post_init__(self) -> None:
         if not self.name:

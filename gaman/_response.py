@@ -16,7 +16,7 @@ import msgspec
 
 from gaman import _file
 from gaman._headers import Headers, MutableHeaders, RawHeaders, encode_value
-from gaman.errors import ClientDisconnected, HTTPError
+from gaman.errors import ClientDisconnected, HTTPError, ResultError
 
 if TYPE_CHECKING:
     from gaman._context import Context
@@ -34,9 +34,20 @@ _BYTES = (b"content-type", b"application/octet-stream")
 
 def _refuse(value: object) -> object:
     if iscoroutine(value):
-        value.close()
-        raise TypeError(f"the result holds the coroutine {value.__qualname__!r}: write `await` before the call")
-    raise TypeError(f"JSON can't hold a {type(value).__name__}")
+        raise ResultError(f"the result holds the coroutine {value.__qualname__!r}: write `await` before that call")
+    raise ResultError(f"JSON can't hold a {type(value).__name__}; give it a dict, list, dataclass or Struct in its place")
+
+
+def _close_coroutines(data: object) -> None:
+    """Close what was not awaited in *data*, so that Python does not complain of each as well."""
+    if iscoroutine(data):
+        data.close()
+    elif isinstance(data, dict):
+        for value in cast("dict[object, object]", data).values():
+            _close_coroutines(value)
+    elif isinstance(data, (list, tuple, set)):
+        for value in cast("Iterable[object]", data):
+            _close_coroutines(value)
 
 
 # RFC 9110, section 6.4.1
@@ -78,7 +89,7 @@ class Response:
         elif isinstance(body, bytes):
             field, self.body = _BYTES, body
         else:
-            raise TypeError(f"a Response's body is str, bytes or None, not {type(body).__name__}; did you mean Response.json()?")
+            raise ResultError(f"a Response's body is str, bytes or None, not {type(body).__name__}; did you mean Response.json()?")
         self.status = status
         if content_type is not None:
             field = (b"content-type", encode_value(content_type))
@@ -106,11 +117,15 @@ class Response:
 
     @staticmethod
     def json(data: object, status: int = 200, headers: HeadersInit | None = None) -> Response:
-        """Encode *data* as msgspec does: dicts, lists, dataclasses, Structs, datetimes, UUIDs; TypeError for what JSON has not."""
+        """Encode *data* as msgspec does: dicts, lists, dataclasses, Structs, datetimes, UUIDs; ResultError for what it can't."""
         # Unrolled, for this is where most responses come from.
         response = _new(Response)
         response.status = status
-        response.body = _encode_json(data)
+        try:
+            response.body = _encode_json(data)
+        except ResultError:
+            _close_coroutines(data)
+            raise
         response.raw_headers = [_JSON]
         if headers is not None:
             response._add(headers)
@@ -259,7 +274,7 @@ async def _send_while_connected(chunks: AsyncIterator[bytes | str], ctx: Context
 
 
 def to_response(result: object) -> Response:
-    """Return what a handler's *result* becomes; for None HTTPError 404, for what can't be sent a TypeError that names it.
+    """Return what a handler's *result* becomes; for None HTTPError 404, for what can't be sent a ResultError that names it.
 
     Text is never sniffed for markup: a visitor's own words, sent back, must not become a page.
     """
@@ -273,7 +288,10 @@ def to_response(result: object) -> Response:
         return Response(result)
     if isinstance(result, (dict, list, msgspec.Struct)) or (is_dataclass(result) and not isinstance(result, type)):
         return Response.json(cast("object", result))
-    raise TypeError(
+    if iscoroutine(result):
+        result.close()
+        raise ResultError(f"a handler returned the coroutine {result.__qualname__!r}: write `await` before that call")
+    raise ResultError(
         f"a handler returned a {type(result).__name__}; return a Response, str, bytes, dict, list, dataclass, Struct or None"
     )
 

@@ -20,6 +20,7 @@ from gaman import _workers
 from gaman._app import App
 from gaman._integration import Integration
 from gaman._routing import Routes, Table
+from gaman._tracebacks import explain
 from gaman.errors import ConfigError, GamanError
 
 _MAX_HEAD = 1 << 18
@@ -57,6 +58,8 @@ def run(app: App, *, host: str, port: int, workers: int, reload: bool, timeout_g
     if reload and workers > 1:
         _exit("reload=True serves with one process; leave out workers or reload")
     app.workers = workers
+    if app.debug:
+        _show_log()
     config = uvicorn.Config(
         app,
         lifespan="off",
@@ -214,10 +217,14 @@ def _listen(host: str, port: int) -> socket.socket:
         _exit(f"can't listen on {host}, port {port}: {os.strerror(error.errno or 0)}")
 
 
-def explain(error: GamanError) -> str:
-    """Return what *error* says, and what has led to it, on a line."""
-    text, cause = str(error), str(error.__cause__ or "")
-    return text if cause in text else f"{text}: {cause}"
+def _show_log() -> None:
+    """Show on stderr what gaman logs, unless the user has set up where that goes."""
+    logger = logging.getLogger("gaman")
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("gaman: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def _exit(message: str) -> NoReturn:

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -315,3 +318,178 @@ async def test_requests_at_once_do_not_see_each_other(ask: Ask) -> None:
     answers = await asyncio.gather(*(ask(app, f"/{i}") for i in range(200)))
     assert [answer.text for answer in answers] == [str(i) for i in range(200)]
     assert [answer.headers["set-cookie"].partition(";")[0] for answer in answers] == [f"id={i}" for i in range(200)]
+
+
+# The log
+
+
+class Kept:
+    """An object that nothing can make JSON of."""
+
+
+async def returns_a_set(ctx: Context) -> Any:
+    return {1}
+
+
+async def returns_json_of_an_object(ctx: Context) -> Any:
+    return Response.json({"a": Kept()})
+
+
+async def asks_for_a_session(ctx: Context) -> Any:
+    return await ctx.session.get("a")
+
+
+async def passes(ctx: Context) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("handlers", "message", "name"),
+    [
+        (returns_a_set, "ResultError: a handler returned a set; return a Response", "returns_a_set"),
+        (returns_json_of_an_object, "ResultError: JSON can't hold a Kept", "returns_json_of_an_object"),
+        (asks_for_a_session, "ConfigError: ctx.session needs the session integration", "asks_for_a_session"),
+        ([passes, asks_for_a_session], "ConfigError: ctx.session needs", "asks_for_a_session"),
+        ([passes, returns_a_set], "ResultError: a handler returned a set", None),
+    ],
+    ids=["set", "json", "session", "chain", "chained set"],
+)
+async def test_what_a_handler_does_wrong_is_a_line_that_says_where(
+    ask: Ask, handlers: Any, message: str, name: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    await ask(App({"/": handlers}))
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"GET '/' failed: {message}")
+    assert record.exc_info is None
+    if name is not None:
+        assert re.search(rf"\(tests/test_app.py, line \d+, in {name}\)$", record.getMessage()), record.getMessage()
+
+
+async def test_what_a_handler_does_wrong_has_its_traceback_where_the_log_takes_debug(
+    ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "gaman")
+    await ask(App({"/": asks_for_a_session}))
+    assert "await ctx.session.get" in caplog.text
+
+
+@pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
+async def test_a_traceback_begins_with_the_users_code(ask: Ask, debug: bool, caplog: pytest.LogCaptureFixture) -> None:
+    app = App({"/": [passes, failing]}, integrations=[define_integration(name="x", on_request=lambda ctx: None)], debug=debug)
+    answer = await ask(app)
+    told = answer.text if debug else caplog.text
+    first = told[told.index("Traceback") :].splitlines()[1]
+    assert re.search(r"tests/test_app\.py\", line \d+, in failing$", first), told
+    assert "_app.py" not in told.replace("test_app.py", "").replace("gaman:_app.py", "")
+
+
+async def test_records_about_a_request_carry_what_names_it(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    def on_error(ctx: Context, error: Exception) -> None:
+        raise ValueError
+
+    async def unavailable(ctx: Context) -> None:
+        raise HTTPError(503) from OSError("down")
+
+    async def reads(ctx: Context) -> str:
+        return await ctx.text()
+
+    caplog.set_level(logging.DEBUG, "gaman")
+    hooks = [define_integration(name="x", on_error=on_error)]
+    for route in (failing, unavailable, asks_for_a_session):
+        await ask(App({"/:a": route}, integrations=hooks), "/x", "POST", headers={"X-Request-ID": "r-1"})
+    await ask(App({"/:a": reads}), "/x", "POST", headers={"X-Request-ID": "r-1"}, leaves=True)
+    assert len(caplog.records) == 7
+    for record in caplog.records:
+        assert record.name == "gaman"
+        assert [vars(record)[name] for name in ("request_id", "method", "path")] == ["r-1", "POST", "/x"]
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int]]:
+    """Return the access lines, without their times, and the status that each carries."""
+    records = [record for record in caplog.records if hasattr(record, "status")]
+    return [(record.getMessage().rpartition(" in ")[0], vars(record)["status"]) for record in records]
+
+
+async def test_debug_logs_a_line_for_each_request(ask: Ask, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    caplog.set_level(logging.INFO, "gaman")
+    (tmp_path / "file").write_text("0123456789")
+
+    async def stream(ctx: Context) -> Response:
+        async def chunks() -> AsyncIterator[str]:
+            yield "a"
+            await asyncio.sleep(0.01)
+            yield "b"
+
+        return Response.stream(chunks())
+
+    async def file(ctx: Context) -> Response:
+        return Response.file(tmp_path / "file")
+
+    app = App({"/": handler, "/failing": failing, "/stream": stream, "/file": {"GET": file}}, debug=True)
+    await ask(app, headers={"X-Request-ID": "r-1"})
+    for target in ("/a%0Ab", "/failing", "/stream", "/file"):
+        await ask(app, target)
+    await ask(app, "/file", headers={"Range": "bytes=0-1"})
+    await ask(app, "/file", "POST")
+    assert lines(caplog) == [
+        ("GET '/' 200", 200),
+        ("GET '/a\\nb' 404", 404),
+        ("GET '/failing' 500", 500),
+        ("GET '/stream' 200", 200),
+        ("GET '/file' 200", 200),
+        ("GET '/file' 206", 206),
+        ("POST '/file' 405", 405),
+    ]
+    first, *_ = records = [vars(record) for record in caplog.records if hasattr(record, "status")]
+    assert (first["name"], first["levelname"], first["request_id"], first["path"]) == ("gaman", "INFO", "r-1", "/")
+    assert 0 < first["milliseconds"] < 1000
+    assert records[3]["milliseconds"] >= 10
+
+
+async def test_the_access_line_tells_what_hooks_have_made_of_the_answer(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gaman")
+
+    def on_request(ctx: Context) -> Response | None:
+        return Response("no", 403) if ctx.path == "/closed" else None
+
+    def on_response(ctx: Context, response: Response) -> Response:
+        return Response("tea", 418)
+
+    outermost = define_integration(name="x", priority="very-high", on_request=on_request, on_response=on_response)
+    app = App({"/": handler}, integrations=[outermost], debug=True)
+    await ask(app)
+    await ask(app, "/closed")
+    assert lines(caplog) == [("GET '/' 418", 418), ("GET '/closed' 418", 418)]
+
+
+async def test_a_stream_that_breaks_off_has_its_line(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gaman")
+
+    async def stream(ctx: Context) -> Response:
+        async def chunks() -> AsyncIterator[str]:
+            yield "a"
+            raise ValueError("in the middle")
+
+        return Response.stream(chunks())
+
+    with pytest.raises(ValueError, match="in the middle"):
+        await ask(App({"/": stream}, debug=True))
+    assert lines(caplog) == [("GET '/' 200", 200)]
+
+
+async def test_without_debug_no_line_is_logged(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "gaman")
+    await ask(App({"/": handler}))
+    assert caplog.records == []
+
+
+async def test_a_start_that_fails_says_in_one_line_what_led_to_it(caplog: pytest.LogCaptureFixture) -> None:
+    def on_load(app: App) -> None:
+        raise GamanError("the store can't be reached") from OSError("refused\n  by the host")
+
+    server = Server("lifespan.startup")
+    app = App({"/": handler}, integrations=[define_integration(name="x", on_load=on_load)])
+    await app({"type": "lifespan"}, server.receive, server.send)
+    [message] = server.sent
+    assert message["message"] == "the store can't be reached: refused by the host"
+    assert caplog.records == []

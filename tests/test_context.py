@@ -160,3 +160,41 @@ async def test_the_scope_is_within_reach(ask: Ask) -> None:
         return version
 
     assert (await ask(App({"/": handler}))).text == "1.1"
+
+
+# What names a request
+
+
+async def tell(ctx: Context) -> str:
+    assert ctx.request_id == ctx.request_id
+    return ctx.request_id
+
+
+@pytest.mark.parametrize("given", ["7", "a" * 64, "Ab.9_-z"])
+async def test_a_request_is_named_by_its_x_request_id(ask: Ask, given: str) -> None:
+    assert (await ask(App({"/": tell}), headers={"X-Request-ID": given})).text == given
+
+
+@pytest.mark.parametrize("given", [None, "", "a" * 65, "a b", "a\nb", "a,b", "<b>", "caf\xe9", "%0a", "7\n"])
+async def test_a_request_without_a_proper_x_request_id_gets_a_name_of_its_own(ask: Ask, given: str | None) -> None:
+    headers = {} if given is None else {"X-Request-ID": given}
+    names = {(await ask(App({"/": tell}), headers=headers)).text for _ in range(3)}
+    assert len(names) == 3
+    assert all(len(name) == 32 and name.isalnum() for name in names)
+
+
+async def test_what_log_records_carry_is_one_dict_that_integrations_add_to(ask: Ask) -> None:
+    async def handler(ctx: Context) -> Any:
+        ctx.log_extra["user"] = 7
+        return ctx.log_extra
+
+    answer = await ask(App({"/:id": handler}), "/a%20b?q=1", headers={"X-Request-ID": "7"})
+    assert msgspec.json.decode(answer.body) == {"request_id": "7", "method": "GET", "path": "/a b", "user": 7}
+
+
+async def test_a_context_knows_the_app_that_serves_it(ask: Ask) -> None:
+    async def handler(ctx: Context) -> str:
+        return str(ctx.app is app)
+
+    app = App({"/": handler})
+    assert (await ask(app)).text == "True"

@@ -484,3 +484,32 @@ async def test_on_load_gets_the_app() -> None:
     await app.load()
     await app.shutdown()
     assert seen == [app, app]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_check_says_by_name_what_is_wrong_with_each_integration(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    events: list[str] = []
+    down = HTTPError(503, "hosts db1, db2")
+    app = App(
+        {"/": handler},
+        integrations=[
+            define_integration(name="well", on_check=noting(events, "well", kind=kind)),
+            define_integration(name="ill", on_check=noting(events, "ill", kind=kind, error=down)),
+            define_integration(name="worse", on_check=noting(events, "worse", kind=kind, error=OSError("no disk"))),
+            define_integration(name="nothing to check"),
+        ],
+    )
+    await app.load()
+    found = await app.check()
+    assert events == ["well", "ill", "worse"]
+    assert list(found) == ["well", "ill", "worse"]
+    assert (found["well"], found["ill"]) == (None, down)
+    assert repr(found["worse"]) == "OSError('no disk')"
+    assert [record.getMessage() for record in caplog.records] == [
+        "the check of the integration 'ill' failed: 503 hosts db1, db2",
+        "the check of the integration 'worse' failed: OSError('no disk')",
+    ]
+
+
+async def test_a_check_of_an_app_that_has_nothing_to_check_is_empty() -> None:
+    assert await App({"/": handler}).check() == {}

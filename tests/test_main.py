@@ -230,7 +230,7 @@ app = gaman.App({}, integrations=[session("a secret of the tests, long enough", 
 """
     (tmp_path / "main.py").write_text(source, encoding="utf-8")
     _, stderr = gaman("purge", "main:app", cwd=tmp_path, status=1)
-    assert stderr.startswith("gaman: the session store (redis) could not be reached at 127.0.0.1:1: ")
+    assert stderr.startswith("gaman: the session store (redis) could not be reached at 127.0.0.1:1; see that ")
     assert stderr.count("\n") == 1
     assert "hidden" not in stderr
 
@@ -245,6 +245,6 @@ app = gaman.App({}, integrations=[session("a secret of the tests, long enough", 
 """
     (tmp_path / "main.py").write_text(source, encoding="utf-8")
     _, stderr = gaman("serve", "main:app", "--port", "0", cwd=tmp_path, status=1)
-    assert stderr.startswith("gaman: the session store (mongodb) could not prepare its collection: 127.0.0.1:1: ")
+    assert stderr.startswith("gaman: the session store (mongodb) could not prepare its collection; see that ")
     assert stderr.count("\n") == 1
     assert "hidden" not in stderr

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import pytest
 
 import gaman
-from gaman.session import Session, session
+from gaman.session import Counters, Session, session
 from gaman.session.testing import CONTRACT
 from gaman.testing import TestClient
+from gaman_session._counters import _INSTRUMENTS
 from tests import servers
 from tests.test_examples import ROOT, serving, walk_through
 
@@ -199,6 +200,36 @@ def test_a_table_names_what_is_there(start: str, kind: type) -> None:
     for cell in re.findall(r"^\| (.*?) \|", table, re.MULTILINE)[2:]:
         for name in re.findall(r"`(?:await )?(?:s\.|Response\.|\.)?([a-z_]+)(?:\(.*?\))?`", cell):
             assert hasattr(kind, name), name
+
+
+def test_the_table_of_counters_names_each_with_its_instrument() -> None:
+    text = (ROOT / "README.md").read_text()
+    table = text[text.index("| counter |") :].split("\n\n")[0]
+    told = re.findall(r"^\| `(\w+)` \|.*\| `([\w.]+)` \|$", table, re.MULTILINE)
+    assert [name for name, _ in told] == list(Counters.__struct_fields__)
+    assert told == [(name, f"gaman.session.{instrument}") for instrument, _, _, names in _INSTRUMENTS for name in names]
+
+
+async def health(browser: TestClient) -> tuple[int, object]:
+    answer = await browser.get("/healthz")
+    return answer.status_code, answer.json()
+
+
+@pytest.mark.anyio
+async def test_the_health_check_tells_which_integration_has_lost_its_store_and_no_secret() -> None:
+    [block] = [block for block in PYTHON if "ctx.app.check()" in block.code]
+    names: dict[str, Any] = {}
+    exec("from gaman import Context, Response\n" + block.code, names)
+    with servers.RedisServer() as server:
+        # A user without a password takes any.
+        driver = {"type": "redis", "url": f"redis://default:hidden@{server.address}", "timeout": 1}
+        app = gaman.App({"/healthz": names["healthz"]}, integrations=[session(SECRET, driver)])
+        async with TestClient(app) as browser:
+            assert await health(browser) == (200, {"failed": []})
+            server.kill()
+            assert await health(browser) == (503, {"failed": ["session"]})
+            server.start().wait()
+            assert await health(browser) == (200, {"failed": []})
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md"])

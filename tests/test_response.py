@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import logging
+import re
+import warnings
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -560,3 +563,36 @@ async def test_a_client_that_leaves_while_its_request_is_streamed_back_leaves_no
 
     await ask(App({"/": echo}), body=[b"a", b"b"], leaves=True)
     assert caplog.records == []
+
+
+# What was not awaited
+
+
+async def forgotten() -> int:
+    return 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        forgotten,
+        lambda: {"a": 1, "b": forgotten()},
+        lambda: {"a": [forgotten(), (forgotten(), {"b": forgotten()})], "c": forgotten()},
+        lambda: [[forgotten()], forgotten()],
+    ],
+    ids=["result", "dict", "nested", "list"],
+)
+async def test_a_coroutine_in_a_result_is_an_error_that_says_await_and_nothing_else_is_said(
+    ask: Ask, make: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(ctx: Context) -> Any:
+        return make()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        answer = await ask(App({"/": handler}))
+        gc.collect()
+    assert answer.status == 500
+    [record] = caplog.records
+    assert re.search(r"the coroutine 'forgotten': write `await` before that call \(tests/test_response.py", record.getMessage())
+    assert [str(warning.message) for warning in caught] == []

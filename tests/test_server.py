@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -721,3 +722,52 @@ def test_reload_serves_what_a_file_says_now(tmp_path: Path, source: str) -> None
         assert program.stop() == 0
         assert program.stdout.count("other.py has changed; starting again\n") == 3
         assert program.stdout.count("after serve") == 1
+
+
+# The log
+
+
+LOGGED = """
+import logging
+import gaman
+
+async def home(ctx):
+    return "hello"
+
+async def broken(ctx):
+    return 1 / 0
+
+{}
+gaman.serve({{"/": home, "/broken": broken}}, port=0, debug={})
+"""
+
+
+def told(source: str, folder: Path) -> str:
+    """Return what it says on stderr of one request that succeeds and one that fails."""
+    with running_script(source, folder) as program:
+        with Connection(program.port) as connection:
+            connection.ask(request("/"))
+            connection.ask(request("/broken"))
+        assert program.stop() == 0
+        return program.stderr
+
+
+def test_debug_shows_a_line_for_each_request_on_stderr(tmp_path: Path) -> None:
+    first, failed, *traceback, last = told(LOGGED.format("", True), tmp_path).splitlines()
+    assert re.fullmatch(r"gaman: GET '/' 200 in \d+\.\d ms", first)
+    assert failed == "gaman: GET '/broken' failed"
+    assert traceback[-1] == "ZeroDivisionError: division by zero"
+    assert re.fullmatch(r"gaman: GET '/broken' 500 in \d+\.\d ms", last)
+
+
+def test_without_debug_only_what_failed_is_shown(tmp_path: Path) -> None:
+    first, *_ = told(LOGGED.format("", False), tmp_path).splitlines()
+    assert first == "GET '/broken' failed"
+
+
+@pytest.mark.parametrize(("level", "count"), [("INFO", 2), ("WARNING", 0)])
+def test_debug_leaves_the_logging_of_the_user_as_it_is(tmp_path: Path, level: str, count: int) -> None:
+    setting = f"logging.basicConfig(level='{level}', format='mine: %(name)s %(status)s', force=True)\n"
+    setting += "logging.getLogger().handlers[0].addFilter(lambda record: hasattr(record, 'status'))"
+    said = told(LOGGED.format(setting, True), tmp_path)
+    assert said.splitlines() == ["mine: gaman 200", "mine: gaman 500"][:count]

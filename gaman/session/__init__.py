@@ -2,6 +2,7 @@
 
 from gaman_session import (
     TOMBSTONE,
+    Counters,
     Driver,
     Outcome,
     OwnedSession,
@@ -24,6 +25,7 @@ from gaman_session import (
 
 __all__ = [
     "TOMBSTONE",
+    "Counters",
     "Driver",
     "Outcome",
     "OwnedSession",

@@ -1,5 +1,6 @@
 """Sessions for gaman: session() is the integration, ctx.session what it gives to handlers."""
 
+from gaman_session._counters import Counters
 from gaman_session._driver import TOMBSTONE, Driver, Outcome, OwnerDriver, Record, Tag
 from gaman_session._errors import (
     SessionClosed,
@@ -18,6 +19,7 @@ from gaman_session._session import Session
 
 __all__ = [
     "TOMBSTONE",
+    "Counters",
     "Driver",
     "Outcome",
     "OwnedSession",

@@ -13,8 +13,11 @@ from functools import lru_cache
 from typing import Any, cast
 
 from gaman import App, ConfigError, Context, HTTPError, Integration, Response, SameSite
-from gaman_session import _options
+from gaman_session import _options, _sealing
+from gaman_session._counters import Counters, export
+from gaman_session._damage import Damage
 from gaman_session._driver import Driver
+from gaman_session._errors import SessionStoreError
 from gaman_session._owners import OwnedSession, Owners
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
@@ -31,7 +34,7 @@ _SWEEP_BATCH = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class SessionIntegration(Integration):
-    """What session() returns: the integration, and the handle of its sessions from outside a request.
+    """What session() returns: the integration, what it has counted, and the handle of its sessions from outside a request.
 
     A session belongs to whom `ctx.session.tag(owner)` has tied it to. These calls find the sessions of an owner in the store, in
     every process that shares it, once the application has loaded; what they end is over at once, for requests under way too. They
@@ -39,6 +42,7 @@ class SessionIntegration(Integration):
     ValueError for an owner that is empty or no text.
     """
 
+    counters: Counters
     _owners: Owners
 
     async def end(self, handle: str) -> bool:
@@ -116,6 +120,7 @@ def session(
 def integrate(options: _options.Options, clock: Callable[[], float] = time.time) -> SessionIntegration:
     """Return the integration for *options*, by the time of *clock*, in seconds since the epoch."""
     cookie, driver = options.cookie, options.driver
+    driver_name = "cookies" if driver is None else driver.name
     sessions = Sessions(
         driver=driver,
         keyring=Keyring(options.secrets, cookie.name),
@@ -126,9 +131,10 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
         cookie_overhead=len(cookie.line(options.max_age)),
         cookie_name=cookie.name,
         clock=clock,
+        damage=Damage(driver_name),
         max_sessions_per_owner=options.max_sessions_per_owner,
     )
-    hooks = _Hooks(options, sessions)
+    hooks = _Hooks(options, sessions, driver_name)
     return SessionIntegration(
         name="session",
         priority="very-high",
@@ -138,13 +144,16 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
         on_response=hooks.on_response,
         on_error=hooks.on_error,
         on_purge=None if driver is None else hooks.on_purge,
+        on_check=None if driver is None else hooks.on_check,
+        counters=sessions.counters,
         _owners=sessions.owners,
     )
 
 
 class _Hooks:
-    def __init__(self, options: _options.Options, sessions: Sessions) -> None:
+    def __init__(self, options: _options.Options, sessions: Sessions, driver_name: str) -> None:
         self._sessions = sessions
+        self._log_extra = {"driver": driver_name}
         self._kind = CookieSession if sessions.driver is None else StoredSession
         # Checked once, and then only filled in: a value of ours has no octet that would need checking.
         self._cookie_name, _, self._cookie_attributes = options.cookie.line(0).partition(b"; Max-Age=0")
@@ -160,7 +169,8 @@ class _Hooks:
                 "choose another driver, or workers=1"
             )
         for warning in self._warnings:
-            logger.warning("%s", warning)
+            logger.warning("%s", warning, extra=self._log_extra)
+        export(self._sessions.counters, self._log_extra["driver"])
         if driver is not None:
             await driver.open()
             self._sweeper = asyncio.create_task(self._sweep(app))
@@ -221,6 +231,7 @@ class _Hooks:
                 "the session's cookie is Secure, and %s was asked for over plain HTTP: the browser will not keep it. Serve HTTPS "
                 "(and have the proxy say so in X-Forwarded-Proto), or pass secure=False while developing",
                 ctx.url.partition("?")[0],
+                extra={**ctx.log_extra, **self._log_extra, "session": ctx.session.id},
             )
 
     async def on_purge(self, app: App) -> int:
@@ -232,13 +243,28 @@ class _Hooks:
             await asyncio.sleep(0)
         return removed
 
+    async def on_check(self, app: App) -> None:
+        """Ask the store for a session that nobody has."""
+        nobody = _sealing.handle(_sealing.new_id())
+        try:
+            await cast("Driver", self._sessions.driver).load(nobody, now=self._sessions.clock())
+        except SessionStoreError:
+            self._sessions.counters.store_errors += 1
+            raise
+
     async def _sweep(self, app: App) -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
                 await self.on_purge(app)
+            except SessionStoreError as error:
+                self._sessions.counters.store_errors += 1
+                message = "sweeping expired sessions failed; it is tried again in %d s: %s: %r"
+                logger.error(message, _SWEEP_SECONDS, error, error.__cause__, extra=self._log_extra)
             except Exception:
-                logger.exception("sweeping expired sessions failed; it is tried again in %d s", _SWEEP_SECONDS)
+                logger.exception(
+                    "sweeping expired sessions failed; it is tried again in %d s", _SWEEP_SECONDS, extra=self._log_extra
+                )
 
 
 def _keep_private(response: Response) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any
 
@@ -172,16 +173,25 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
         factory = find_driver(kind)
         known = signature(factory).parameters
     elif kind != "cookies":
-        types = ", ".join(("cookies", *DRIVERS))
-        raise ConfigError(f"session(driver={{'type': {kind!r}}}): there is no such driver; the types are {types}")
+        types = ("cookies", *DRIVERS)
+        takes = f"the types are {', '.join(types)}"
+        if "type" not in driver:
+            raise ConfigError(f"session(driver=...): the dict has no 'type'; {takes}")
+        raise ConfigError(f"session(driver={{'type': {kind!r}}}): there is no such driver; {takes}{_nearest(kind, types)}")
     for name in settings:
         if name not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise ConfigError(f"the {kind} driver has no option {name!r}; {takes}")
+            raise ConfigError(f"the {kind} driver has no option {name!r}; {takes}{_nearest(name, known)}")
     for name, parameter in known.items():
         if parameter.default is Parameter.empty and name not in settings:
             raise ConfigError(f"the {kind} driver needs {name}; write driver={{'type': {kind!r}, {name!r}: ...}}")
     return None if factory is None else factory(**settings)
+
+
+def _nearest(name: object, known: Iterable[str]) -> str:
+    """Return the question whether *name* was meant to be the one of *known* that looks most like it, if any does."""
+    near = get_close_matches(str(name), known, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _serializer(serializer: str | Serializer | None, encrypt: bool) -> Serializer:
@@ -189,7 +199,8 @@ def _serializer(serializer: str | Serializer | None, encrypt: bool) -> Serialize
         return SERIALIZERS["msgpack" if encrypt else "json"]
     if isinstance(serializer, str):
         if serializer not in SERIALIZERS:
-            raise ConfigError(f"session(serializer={serializer!r}): it takes {', '.join(SERIALIZERS)}, or an object")
+            takes = f"it takes {', '.join(SERIALIZERS)}, or an object"
+            raise ConfigError(f"session(serializer={serializer!r}): {takes}{_nearest(serializer, SERIALIZERS)}")
         return SERIALIZERS[serializer]
     if not callable(getattr(serializer, "encode", None)) or not callable(getattr(serializer, "decode", None)):
         raise ConfigError(f"session(serializer={serializer!r}): it needs the methods encode(value) and decode(data, type)")

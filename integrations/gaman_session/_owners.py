@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import msgspec
 
+from gaman_session._counters import Counters
 from gaman_session._damage import Damage
 from gaman_session._driver import OWNER_METHODS, Driver, OwnerDriver, Record, Tag
-from gaman_session._errors import SessionUnsupported
+from gaman_session._errors import SessionStoreError, SessionUnsupported
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
 
@@ -68,6 +70,7 @@ class Owners:
         keyring: Keyring,
         serializer: Serializer,
         damage: Damage,
+        counters: Counters,
         clock: Callable[[], float],
         *,
         is_sealed: bool,
@@ -78,6 +81,7 @@ class Owners:
         self._keyring = keyring
         self._serializer = serializer
         self._damage = damage
+        self._counters = counters
         self._clock = clock
         self._is_sealed = is_sealed
         self._idle_timeout = idle_timeout
@@ -120,12 +124,14 @@ class Owners:
         found = await self._find(wish.owner)
         oldest = sorted(found, key=lambda handle: _age(handle, found[handle]))[: -self._most]
         await asyncio.gather(*(self._driver().destroy(handle, now=self._clock()) for handle in oldest))
+        self._counters.ended += len(oldest)
 
     # What an application asks for
 
     async def listed(self, owner: str) -> list[OwnedSession]:
         """Return the sessions of *owner*, the one that was tied to it first in front."""
-        found = await self._find(owner)
+        with self._noting_failure():
+            found = await self._find(owner)
         return [self._show(handle, found[handle]) for handle in sorted(found, key=lambda handle: _age(handle, found[handle]))]
 
     async def end(self, handle: str) -> bool:
@@ -137,9 +143,12 @@ class Owners:
         if not isinstance(handle, str) or not _HANDLE.fullmatch(handle):
             return False
         now = self._clock()
-        found = await driver.load(handle, now=now)
-        await driver.destroy(handle, now=now)
-        return isinstance(found, Record)
+        with self._noting_failure():
+            found = await driver.load(handle, now=now)
+            await driver.destroy(handle, now=now)
+        was_there = isinstance(found, Record)
+        self._counters.ended += was_there
+        return was_there
 
     async def end_all(self, owner: str, keep: Session | None) -> int:
         """End the sessions of *owner* but *keep*; return how many that were."""
@@ -149,7 +158,10 @@ class Owners:
         for _ in range(_PASSES):
             now, gone = self._now(), 0
             for name in names:
-                gone += await driver.end_owned(name, keep=kept, now=now)
+                with self._noting_failure():
+                    of_name = await driver.end_owned(name, keep=kept, now=now)
+                self._counters.ended += of_name
+                gone += of_name
             ended += gone
             if not gone:
                 break
@@ -160,7 +172,17 @@ class Owners:
 
     async def count(self, owner: str | None) -> int:
         """Return how many sessions *owner* has, or how many there are."""
-        return await self._driver().count(now=self._clock()) if owner is None else len(await self._find(owner))
+        with self._noting_failure():
+            return await self._driver().count(now=self._clock()) if owner is None else len(await self._find(owner))
+
+    @contextmanager
+    def _noting_failure(self) -> Generator[None]:
+        """Count a call of the store that fails."""
+        try:
+            yield
+        except SessionStoreError:
+            self._counters.store_errors += 1
+            raise
 
     async def _find(self, owner: str) -> dict[str, Record]:
         driver, now = self._driver(), self._clock()

@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum, auto
+from inspect import iscoroutine
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from gaman import Context
+from gaman_session._counters import Counters, Rejection
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
 from gaman_session._errors import SessionClosed, SessionSerializationError, SessionTypeError
@@ -56,8 +58,9 @@ class Sessions:
     cookie_overhead: int
     cookie_name: str
     clock: Callable[[], float]
-    damage: Damage = field(default_factory=Damage)
+    damage: Damage
     max_sessions_per_owner: int | None = None
+    counters: Counters = field(default_factory=Counters)
     is_sealed: bool = field(init=False)
     """Whether the store is not to know what it keeps. Where nobody but this process sees it, the key would lie beside it."""
     owners: Owners = field(init=False)
@@ -69,6 +72,7 @@ class Sessions:
             self.keyring,
             self.serializer,
             self.damage,
+            self.counters,
             self.clock,
             is_sealed=self.is_sealed,
             idle_timeout=self.idle_timeout,
@@ -112,7 +116,9 @@ class Session(ABC):
     response with a status of 500 or more, drop them.
     """
 
-    __slots__ = ("_ctx", "_is_closed", "_is_loaded", "_is_used", "_sessions")
+    __slots__ = ("_ctx", "_is_closed", "_is_loaded", "_is_rejected", "_is_used", "_sessions")
+
+    _is_rejected: bool
 
     def __init__(self, sessions: Sessions, ctx: Context) -> None:
         self._sessions = sessions
@@ -291,6 +297,11 @@ class Session(ABC):
                 raise TypeError(f"the serializer gave a {type(data).__name__}, not bytes")
             return data
         except Exception as cause:
+            if iscoroutine(value):
+                value.close()
+                raise SessionSerializationError(
+                    f"the session can't keep {key!r}, the coroutine {value.__qualname__!r}: write `await` before that call"
+                ) from None
             raise SessionSerializationError(f"the session can't keep {key!r}, a {type(value).__name__}: {cause}") from cause
 
     def _decode(self, key: str, data: bytes, default: Any) -> Any:
@@ -302,5 +313,15 @@ class Session(ABC):
     def _unreadable(self, key: str, default: Any, type: Any, cause: Exception) -> Any:
         if type is not None:
             raise SessionTypeError(f"the session's {key!r} is no {getattr(type, '__name__', type)}: {cause}") from cause
-        self._sessions.damage.report(self.id, f"the value of {key!r}")
+        self._report_damage(key)
         return default
+
+    def _report_damage(self, key: str) -> None:
+        self._reject("unreadable")
+        self._sessions.damage.report(self.id, f"the value of {key!r}", self._ctx.log_extra)
+
+    def _reject(self, reason: Rejection) -> None:
+        """Count, once a request, that the session it came with was turned down."""
+        if not hasattr(self, "_is_rejected"):
+            self._is_rejected = True
+            self._sessions.counters.reject(reason)

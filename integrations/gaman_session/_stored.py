@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 from gaman import Context
 from gaman_session import _sealing
 from gaman_session._driver import Driver, Outcome, OwnerDriver, Record, Tag
-from gaman_session._errors import SessionConflict
+from gaman_session._errors import SessionConflict, SessionStoreError
 from gaman_session._owners import Wish
 from gaman_session._sealing import Values
 from gaman_session._session import END, Answer, Kept, Session, Sessions, too_late_to_read
@@ -78,17 +78,21 @@ class StoredSession(Session):
     async def update(self, key: str, fn: Callable[[Any], T], default: Any = None) -> T:
         """Replace the value under *key* by `fn(value)`, by comparing and swapping what is stored."""
         self._open_for_change()
-        async with self._locked():
-            await self._flush()
-            for attempt in range(_ATTEMPTS):
-                if not self._is_loaded:
-                    await self._read()
-                before = self._peek(key)
-                value = fn(default if before is None else self._decode(key, before, default))
-                if await self._swap(key, self._encode(key, value)):
-                    return value
-                self._is_loaded = False
-                await asyncio.sleep(random.random() * min(attempt, 20) / 1000)  # noqa: S311
+        try:
+            async with self._locked():
+                await self._flush()
+                for attempt in range(_ATTEMPTS):
+                    if not self._is_loaded:
+                        await self._read()
+                    before = self._peek(key)
+                    value = fn(default if before is None else self._decode(key, before, default))
+                    if await self._swap(key, self._encode(key, value)):
+                        return value
+                    self._is_loaded = False
+                    await asyncio.sleep(random.random() * min(attempt, 20) / 1000)  # noqa: S311
+        except SessionStoreError:
+            self._note_failure()
+            raise
         raise SessionConflict(f"update({key!r}) met another request's change {_ATTEMPTS} times; let fewer requests share this key")
 
     async def tag(self, owner: str | None, *, note: Any = None) -> None:
@@ -99,8 +103,12 @@ class StoredSession(Session):
     async def save(self) -> None:
         """Bring what was changed to the store now."""
         self._open_for_change()
-        async with self._locked():
-            await self._flush()
+        try:
+            async with self._locked():
+                await self._flush()
+        except SessionStoreError:
+            self._note_failure()
+            raise
 
     # Reading
 
@@ -110,8 +118,11 @@ class StoredSession(Session):
             return
         self._is_identified = self._is_used = True
         token = self._ctx.cookie(self._sessions.cookie_name)
-        if token is not None and (known := self._sessions.keyring.verify_id(token)) is not None:
-            self._identity = self._make_identity(*known)
+        if token is not None:
+            if (known := self._sessions.keyring.verify_id(token)) is None:
+                self._reject("forged")
+            else:
+                self._identity = self._make_identity(*known)
 
     def _make_identity(self, id: bytes, is_transient: bool) -> _Identity:
         values = self._sessions.keyring.values(id) if self._sessions.is_sealed else None
@@ -125,14 +136,24 @@ class StoredSession(Session):
         if self._is_closed:
             raise too_late_to_read()
         self._is_used = True
-        async with self._locked():
-            if not self._is_loaded:
-                await self._read()
+        try:
+            async with self._locked():
+                if not self._is_loaded:
+                    await self._read()
+        except SessionStoreError:
+            self._note_failure()
+            raise
 
     async def _read(self) -> None:
         self._identify()
         identity = self._identity
-        found = None if identity is None else await self._driver.load(identity.handle, now=self._sessions.clock())
+        found = None
+        if identity is not None:
+            found = await self._driver.load(identity.handle, now=self._sessions.clock())
+            if isinstance(found, Record):
+                self._sessions.counters.loaded += 1
+            else:
+                self._reject("expired")
         if not self._is_cleared:
             self._is_ended = found is Outcome.ENDED
             self._record = found if isinstance(found, Record) else None
@@ -149,7 +170,7 @@ class StoredSession(Session):
             return stored
         data = self._identity.values.open(key, stored)
         if data is None:
-            self._sessions.damage.report(self._identity.handle, f"the value of {key!r}")
+            self._report_damage(key)
         return data
 
     def _times(self) -> tuple[float, float] | None:
@@ -188,6 +209,11 @@ class StoredSession(Session):
             self._lock = asyncio.Lock()
         return self._lock
 
+    def _note_failure(self) -> None:
+        """Count that a call of the store has failed, and have the request's log records say where."""
+        self._sessions.counters.store_errors += 1
+        self._ctx.log_extra.update(session=self.id, driver=self._driver.name)
+
     # Writing
 
     def _finish(self) -> Awaitable[Answer | None] | None:
@@ -197,8 +223,12 @@ class StoredSession(Session):
         return self._bring()
 
     async def _bring(self) -> Answer | None:
-        async with self._locked():
-            await self._flush()
+        try:
+            async with self._locked():
+                await self._flush()
+        except SessionStoreError:
+            self._note_failure()
+            raise
         identity, record = self._identity, self._record
         if self._answer is None:
             return None
@@ -224,6 +254,7 @@ class StoredSession(Session):
     async def _end(self) -> None:
         if self._identity is not None:
             await self._driver.destroy(self._identity.handle, now=self._sessions.clock())
+            self._sessions.counters.ended += 1
             self._forget()
         self._is_cleared = False
 
@@ -250,12 +281,19 @@ class StoredSession(Session):
         else:
             outcome = await self._driver.apply(identity.handle, sets, deletes, now=now, deadline=self._idle_deadline(now))
         if outcome is Outcome.WRITTEN:
+            self._sessions.counters.written += 1
             self._note(sets, deletes, now)
             self._settle(changes)
-        elif outcome is Outcome.EMPTIED:
+            await self._settle_wish(wish)
+            return
+        if outcome is Outcome.EMPTIED:
+            self._sessions.counters.ended += 1
             self._forget()
             self._settle(changes)
-        elif outcome is Outcome.ABSENT and self._record is None:
+            return
+        if self._record is None:
+            self._reject("expired")
+        if outcome is Outcome.ABSENT and self._record is None:
             # Nobody has ended what this request has seen: the cookie is an old one, and a session begins anew.
             await self._begin()
         else:
@@ -268,10 +306,8 @@ class StoredSession(Session):
         tag = self._sessions.owners.tag(wish, identity.handle)
         driver = cast("OwnerDriver", self._driver)
         outcome = await driver.tag(identity.handle, tag, sets, deletes, now=now, deadline=self._idle_deadline(now))
-        if outcome is Outcome.WRITTEN:
-            await self._settle_wish(wish)
-            if self._record is not None:
-                self._record.tag = tag
+        if outcome is Outcome.WRITTEN and self._record is not None:
+            self._record.tag = tag
         return outcome
 
     async def _begin(self, lost: tuple[Tag, str] | None = None) -> None:
@@ -291,6 +327,7 @@ class StoredSession(Session):
             if await self._driver.create(identity.handle, record) is Outcome.REFUSED:
                 self._refuse()
                 return
+            self._sessions.counters.created += 1
             self._adopt(identity, record)
             await self._settle_wish(wish)
         self._settle(changes)
@@ -322,6 +359,7 @@ class StoredSession(Session):
             old, now = self._identity.handle, self._sessions.clock()
             outcome = await self._driver.rename(old, identity.handle, record, version=self._record.version, now=now)
             if outcome is Outcome.WRITTEN:
+                self._sessions.counters.written += 1
                 self._adopt(identity, record)
                 self._settle(changes)
                 self._new_max_age = Kept.ID
@@ -352,6 +390,7 @@ class StoredSession(Session):
         if outcome is Outcome.CONFLICT:
             return False
         if outcome is Outcome.WRITTEN:
+            self._sessions.counters.written += 1
             self._note(sets, (), now)
             self._changes.pop(key, None)
         else:
@@ -422,6 +461,8 @@ class StoredSession(Session):
 
     def _refuse(self) -> None:
         """Drop what was to be changed: the owner's sessions were ended while this request was to begin another."""
+        if self._identity is not None:
+            self._reject("expired")
         answer = self._answer
         self._lose()
         self._answer, self._new_max_age = answer, Kept.ID

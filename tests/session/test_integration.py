@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from gaman import App, ConfigError, Context, HTTPError, Integration, Response
 from gaman.session import Driver, Outcome, Record, Session, SessionStoreError, session
 from gaman_session import _integration
 from gaman_session.drivers.memory import MemoryDriver
+from gaman_session.drivers.redis import RedisDriver
+from tests import servers
 from tests.conftest import Answer, Ask
 from tests.session.sites import SECRET, Browser, Clock, Sealing, Site, Work, getting, serving, setting
 
@@ -486,8 +489,8 @@ async def test_the_sweeper_survives_a_purge_that_raises(
         with anyio.fail_after(5):
             await driver.is_done.wait()
     assert len(driver.purges) >= 4
-    failures = [record for record in caplog.records if record.exc_info is not None]
-    assert len(failures) == 2
+    failures = [record for record in caplog.records if "sweeping" in record.message]
+    assert [record.exc_info is not None for record in failures] == [True, False]
     assert {(record.name, record.levelno) for record in failures} == {("gaman", logging.ERROR)}
 
 
@@ -657,8 +660,7 @@ async def test_a_hook_that_ends_a_request_before_the_session_begins_breaks_nothi
 async def test_without_the_integration_the_error_names_the_line_to_add(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     assert (await ask(App({"/": remember}))).status == 500
     (record,) = caplog.records
-    assert record.exc_info is not None
-    assert "integrations=[session(...)]" in str(record.exc_info[1])
+    assert "integrations=[session(...)]" in record.getMessage()
 
 
 # A store that fails
@@ -738,3 +740,50 @@ async def test_a_handler_may_go_on_without_a_store_that_fails(clock: Clock) -> N
         driver.failing = {"load"}
         reply = await browser.request(work)
         assert (reply.status, reply.result, reply.set_cookie) == (200, "no idea", None)
+
+
+# The check
+
+
+async def test_a_check_fails_while_the_store_is_away_and_names_no_password(clock: Clock) -> None:
+    with servers.RedisServer() as server:
+        # A user without a password takes any.
+        url = f"redis://default:hidden@{server.address}"
+        async with serving(Site(RedisDriver(url=url, timeout=1), clock)) as site:
+            assert await site.app.check() == {"session": None}
+            server.kill()
+            error = (await site.app.check())["session"]
+            assert isinstance(error, SessionStoreError)
+            assert "hidden" not in f"{error} {error.__cause__!r}"
+            server.start().wait()
+            assert await site.app.check() == {"session": None}
+
+
+async def test_a_check_waits_no_longer_than_the_driver_does(clock: Clock) -> None:
+    with servers.RedisServer() as server:
+        async with serving(Site(RedisDriver(url=server.url, timeout=0.3), clock)) as site:
+            server.send_signal(signal.SIGSTOP)
+            with anyio.fail_after(5):
+                assert isinstance((await site.app.check())["session"], SessionStoreError)
+            server.send_signal(signal.SIGCONT)
+
+
+async def test_a_check_asks_every_kind_of_store_and_leaves_nothing_there(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site:
+        assert await site.app.check() == {"session": None}
+        clock.now += 10 * 365 * 86_400
+        assert await store.purge(now=clock.now, limit=10) == 0
+
+
+async def test_cookies_have_nothing_to_check(clock: Clock) -> None:
+    async with serving(Site(None, clock)) as site:
+        assert await site.app.check() == {}
+
+
+async def test_the_warning_of_a_secure_cookie_carries_what_names_request_session_and_driver(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(Site(None, clock)) as site:
+        await site.request(setting(a=1), scheme="http")
+    [record] = map(vars, caplog.records)
+    assert (record["method"], record["path"], record["driver"], len(record["session"])) == ("GET", "/", "cookies", 64)

@@ -292,7 +292,20 @@ def test_a_dict_without_a_type_is_answered_with_the_types() -> None:
 def test_an_unknown_option_of_a_driver_is_answered_with_those_it_takes(driver: Any, named: str, takes: str) -> None:
     reason = refusal(driver=driver)
     assert f"the {driver['type']} driver has no option {named}" in reason
-    assert reason.endswith(takes)
+    assert f"; it takes {takes}" in reason
+
+
+def test_the_option_or_the_driver_that_was_meant_is_asked_for() -> None:
+    assert refusal(driver={"type": "memory", "max_session": 5}).endswith("; did you mean 'max_sessions'?")
+    assert refusal(driver={"type": "mongo"}).endswith("; did you mean 'mongodb'?")
+    assert refusal(serializer="message pack").endswith("; did you mean 'msgpack'?")
+    assert refusal(driver={"type": "memory", "prefix": 5}).endswith("it takes max_sessions")
+
+
+def test_a_driver_without_a_type_is_answered_with_the_types_and_keeps_what_it_has_to_itself() -> None:
+    reason = refusal(driver={"url": "redis://:hidden@localhost"})
+    assert "the dict has no 'type'; the types are cookies, memory" in reason
+    assert "hidden" not in reason
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "5", None, True, float("inf")], ids=repr)

@@ -26,5 +26,6 @@ def find_driver(name: str) -> Callable[..., Driver]:
     except ModuleNotFoundError as cause:
         if cause.name is None or cause.name.startswith("gaman"):
             raise
-        raise MissingDependency(f'the {name} driver needs the package {cause.name}: pip install "gaman[{name}]"') from cause
+        package = cause.name.partition(".")[0]
+        raise MissingDependency(f'the {name} driver needs the package {package}: pip install "gaman[{name}]"') from cause
     return cast("Callable[..., Driver]", getattr(found, attribute))

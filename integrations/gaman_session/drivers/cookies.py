@@ -100,17 +100,23 @@ class CookieSession(Session):
         self._came = self._carried = self._payload = None
         sessions = self._sessions
         token = self._ctx.cookie(sessions.cookie_name)
-        payload = None if token is None else sessions.keyring.open_token(token)
-        if payload is not None:
-            try:
-                carried = _decode(payload)
-            except msgspec.DecodeError:
-                # Ours, and of another version of this package.
-                carried = None
-            if carried is not None and carried.deadline > sessions.clock():
-                self._came = self._carried = carried
-                self._fields = carried.fields
-                return
+        if token is not None:
+            payload = sessions.keyring.open_token(token)
+            if payload is None:
+                self._reject("forged")
+            else:
+                try:
+                    carried = _decode(payload)
+                except msgspec.DecodeError:
+                    # Ours, and of another version of this package.
+                    self._reject("unreadable")
+                else:
+                    if carried.deadline > sessions.clock():
+                        sessions.counters.loaded += 1
+                        self._came = self._carried = carried
+                        self._fields = carried.fields
+                        return
+                    self._reject("expired")
         self._fields = {}
 
     def _times(self) -> tuple[float, float] | None:
@@ -151,9 +157,16 @@ class CookieSession(Session):
             return None
         carried, payload, sessions = self._carried, self._payload, self._sessions
         if carried is None or not self._fields:
-            return None if self._came is None else END
+            if self._came is None:
+                return None
+            sessions.counters.ended += 1
+            return END
         if payload is None and (sessions.idle_timeout is None or not sessions.is_touch_due(carried.deadline, carried.expires)):
             return None
+        if self._came is None:
+            sessions.counters.created += 1
+        else:
+            sessions.counters.written += 1
         token = sessions.keyring.seal_token(payload or self._pack(self._fields))
         return token, None if carried.is_transient else math.ceil(carried.expires - sessions.clock())
 

@@ -404,7 +404,7 @@ class _Files:
         self.dir = dir
         self._due = os.path.join(dir, "due")
         self._owners = os.path.join(dir, "owners")
-        self._damage = Damage()
+        self._damage = Damage("file")
 
     def prepare(self) -> None:
         """Make the folders, and try what a write will need."""

@@ -194,7 +194,11 @@ class MemoryDriver:
         while len(self._sessions) >= self._max_sessions:
             if not self._has_warned:
                 self._has_warned = True
-                logger.warning("the memory driver holds max_sessions=%d; the least recently used now go", self._max_sessions)
+                logger.warning(
+                    "the memory driver holds max_sessions=%d; the least recently used now go",
+                    self._max_sessions,
+                    extra={"driver": self.name},
+                )
             self._remove(next(iter(self._sessions)))
         self._sessions[id] = _copy(record)
         self._own(id, record)

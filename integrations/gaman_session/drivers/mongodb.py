@@ -89,7 +89,7 @@ class MongoDBDriver:
         self._collection = collection
         self._timeout = timeout
         self._pool_size = pool_size
-        self._damage = Damage()
+        self._damage = Damage("mongodb")
         # Reads of one moment share a trip; with four under way, a slow one holds up few others.
         self._documents = Batches(self._find_all, at_once=4)
         self._connect()
@@ -97,7 +97,7 @@ class MongoDBDriver:
     async def open(self) -> None:
         """Have the collection remove by itself what is over, or raise SessionStoreError where the server can't be asked to."""
         try:
-            async with self._asking("prepare its collection"):
+            async with self._asking("prepare its collection; see that it runs where the driver's uri says, and lets this user in"):
                 await self._sessions.create_index("deadline", expireAfterSeconds=0)
                 await self._sessions.create_index("owner", sparse=True)
         except BaseException:

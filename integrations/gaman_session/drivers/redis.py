@@ -338,7 +338,7 @@ class RedisDriver:
         self._wait_replicas = wait_replicas
         # A fail-over takes seconds, in which it helps to ask often; a server on its own, and WAIT, need a little longer.
         self._patience = min(0.5 if self._address.kind and not wait_replicas else 2.0, timeout)
-        self._damage = Damage()
+        self._damage = Damage("redis")
         self._client: Any = None
         self._sentinels: list[Any] = []
         # Each server of a Cluster has its own: one that is lost holds up no session of another's.
@@ -352,7 +352,8 @@ class RedisDriver:
                 await self._client.execute_command("EXISTS", self._prefix)
         except _FAILURES as cause:
             await self.close()
-            raise SessionStoreError(self.name, f"be reached at {self._address.hosts}") from cause
+            action = f"be reached at {self._address.hosts}; see that it runs there, or change the driver's url"
+            raise SessionStoreError(self.name, action) from cause
 
     async def close(self) -> None:
         """Close every connection, after what is under way."""

@@ -134,7 +134,7 @@ class SQLDriver:
             raise ConfigError(f"the sql driver has timeout={timeout!r}; it takes a number of seconds above 0, and below a day")
         self._file = Path(path)
         self._timeout = timeout
-        self._damage = Damage()
+        self._damage = Damage("sql")
         self._connections: list[_Connection] = []
 
     async def open(self) -> None:

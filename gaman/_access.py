@@ -1,0 +1,52 @@
+"""The access line: what a request asked for, how it was answered, and how long that took."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import MutableMapping
+from time import perf_counter
+from typing import Any
+
+from gaman._context import Context
+from gaman._headers import RawHeaders
+from gaman._response import Payload, Response, Send
+
+logger = logging.getLogger("gaman")
+
+
+def begin(ctx: Context) -> None:
+    """Take the time."""
+    ctx.began = perf_counter()
+
+
+def finish(ctx: Context, response: Response) -> None:
+    """Log the answer, or have it logged once it is sent where only its body knows the status."""
+    if isinstance(response.body, bytes):
+        _log(ctx, response.status)
+    else:
+        response.body = _Watched(response.body)
+
+
+class _Watched:
+    """A body that is logged when it has gone out, or has broken off."""
+
+    def __init__(self, body: Payload) -> None:
+        self._body = body
+
+    async def send(self, status: int, headers: RawHeaders, ctx: Context, send: Send) -> None:
+        async def watch(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            # A file may turn out not to have changed.
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._body.send(status, headers, ctx, watch)
+        finally:
+            _log(ctx, status)
+
+
+def _log(ctx: Context, status: int) -> None:
+    milliseconds = (perf_counter() - ctx.began) * 1000
+    extra = {**ctx.log_extra, "status": status, "milliseconds": round(milliseconds, 3)}
+    logger.info("%s %r %d in %.1f ms", ctx.method, ctx.path, status, milliseconds, extra=extra)

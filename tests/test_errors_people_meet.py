@@ -1,0 +1,351 @@
+"""The errors that people meet: each is one message, which says what is wrong, where, and how to mend it; a table of them all.
+
+Those of a start end the process with status 1 and a line on stderr. Those of a request are a line in the log. Neither shows a frame
+of this framework.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Generator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.serving import Program, get, running, running_script
+
+SECRET = "a secret of the tests, long enough"
+
+# What stands in braces comes from each row.
+START = """import sys
+import gaman
+from gaman.session import session
+{before}
+async def home(ctx):
+    return "hello"
+
+app = gaman.App({routes}, integrations=[session({options})])
+if __name__ == "__main__":
+    gaman.serve({{"/": home}}, integrations=[session({options})], port={port})
+"""
+
+
+class Start(NamedTuple):
+    """What a script has that does not start, and what it is told."""
+
+    told: str
+    options: str = f"{SECRET!r}"
+    before: str = ""
+    routes: str = '{"/": home}'
+    place: str = ""
+    """The end of the line: which line of the script it was."""
+    port: str = "0"
+
+    def source(self) -> str:
+        return START.format(before=self.before, routes=self.routes, options=self.options, port=self.port)
+
+
+def driver(text: str) -> str:
+    return f"{SECRET!r}, {text}"
+
+
+HERE = " (main.py, line 8, in <module>)"
+STARTS = {
+    "no secret": Start(
+        "session() has no secret: run `gaman key`, and pass what it prints as secret= or in the environment's GAMAN_KEY",
+        options="",
+        place=HERE,
+    ),
+    "empty secret": Start("session(): a secret is empty, or no printable string; run `gaman key` to make one", '""', place=HERE),
+    "bad driver name": Start(
+        "session(driver={'type': 'reddis'}): there is no such driver; the types are cookies, memory, file, redis, sql, mongodb; "
+        "did you mean 'redis'?",
+        driver("{'type': 'reddis'}"),
+        place=HERE,
+    ),
+    "driver without a type": Start(
+        "session(driver=...): the dict has no 'type'; the types are cookies, memory, file, redis, sql, mongodb",
+        driver("{'url': 'redis://:hidden@localhost'}"),
+        place=HERE,
+    ),
+    "typo in a driver's option": Start(
+        "the memory driver has no option 'max_session'; it takes max_sessions; did you mean 'max_sessions'?",
+        driver("{'type': 'memory', 'max_session': 5}"),
+        place=HERE,
+    ),
+    "bad value of an option": Start(
+        "session(max_age='1 day'): it takes a whole number of seconds above 0, and below a thousand years",
+        driver("max_age='1 day'"),
+        place=HERE,
+    ),
+    "missing extra": Start(
+        'the redis driver needs the package redis: pip install "gaman[redis]"',
+        driver("{'type': 'redis'}"),
+        before="sys.modules['redis'] = None",
+        place=HERE,
+    ),
+    "Redis not running": Start(
+        "the session store (redis) could not be reached at 127.0.0.1:1; see that it runs there, or change the driver's url: ",
+        driver("{'type': 'redis', 'url': 'redis://:hidden@127.0.0.1:1'}"),
+    ),
+    "MongoDB not running": Start(
+        "the session store (mongodb) could not prepare its collection; see that it runs where the driver's uri says, and lets this "
+        "user in: 127.0.0.1:1: ",
+        driver("{'type': 'mongodb', 'db_name': 'x', 'uri': 'mongodb://user:hidden@127.0.0.1:1', 'timeout': 1}"),
+    ),
+    "folder that can't be written to": Start(
+        "the file driver can't use dir='/dev/null/sessions' (File exists); it takes a folder that it may write to",
+        driver("{'type': 'file', 'dir': '/dev/null/sessions'}"),
+    ),
+    "database in a folder that can't be made": Start(
+        "the sql driver has file='/dev/null/sessions.db', which can't be created: File exists; choose another place",
+        driver("{'type': 'sql', 'file': '/dev/null/sessions.db'}"),
+    ),
+    "file that is no database": Start(
+        "the sql driver has file='main.py', which is no database; choose another file",
+        driver("{'type': 'sql', 'file': 'main.py'}"),
+    ),
+    "sync handler": Start(
+        "/sync: the handler sync is not async; write `async def`",
+        before="def sync(ctx): return 'hello'",
+        routes='{"/sync": sync}',
+        place=HERE,
+    ),
+    "unknown key in the routes": Start(
+        "'home': a path begins with '/', and a method is one of GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE, ALL",
+        routes='{"home": home}',
+        place=HERE,
+    ),
+    "method in small letters": Start(
+        "'get' below '/': write a method in capitals, 'GET'", routes='{"/": {"get": home}}', place=HERE
+    ),
+    "a route that is there twice": Start(
+        "ALL /a/: this path and method have a route already", routes='{"/a": home, "/a/": home}', place=HERE
+    ),
+}
+
+
+SCRIPT = ("main.py",)
+COMMAND = ("-m", "gaman", "serve", "main:app", "--port", "0")
+OTHER_SERVER = ("-m", "uvicorn", "main:app", "--port", "0")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *((name, SCRIPT) for name in STARTS),
+        *((name, COMMAND) for name in ("no secret", "sync handler", "Redis not running")),
+        *((name, OTHER_SERVER) for name in ("no secret", "sync handler", "missing extra")),
+    ],
+    ids=str,
+)
+def test_what_stands_in_the_way_of_a_start_is_told_in_a_line(name: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
+    row = STARTS[name]
+    (tmp_path / "main.py").write_text(row.source())
+    with running(*arguments, cwd=tmp_path, env={"GAMAN_KEY": ""} if row.options else {}) as program:
+        status, told = program.wait(), program.stderr
+    assert status == 1
+    assert told.count("\n") == 1, told
+    assert told.startswith(f"gaman: {row.told}"), told
+    assert told.endswith(f"{row.place}\n"), told
+    assert "hidden" not in told
+
+
+def test_under_another_server_a_store_that_is_not_there_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(STARTS["Redis not running"].source())
+    with running(*OTHER_SERVER, cwd=tmp_path) as program:
+        assert program.wait() != 0
+        assert "Traceback" not in program.stderr
+        assert f"ERROR:    {STARTS['Redis not running'].told}" in program.stderr
+        assert "hidden" not in program.stderr
+
+
+def test_a_port_that_is_taken_is_told_in_a_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with running_script(Start("", port=str(port)).source(), tmp_path) as program:
+            assert program.wait() == 1
+            assert program.stderr == f"gaman: port {port} on 127.0.0.1 is taken; stop what listens there, or take another port\n"
+
+
+@pytest.mark.parametrize("arguments", [SCRIPT, COMMAND], ids=["script", "command"])
+def test_an_error_of_the_users_own_at_import_shows_their_frames_alone(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(Start("", options=driver("max_agee=5")).source())
+    with running(*arguments, cwd=tmp_path) as program:
+        assert program.wait() == 1
+        assert re.findall(r'File "(.*?)", line (\d+)', program.stderr) == [(str(tmp_path / "main.py"), "8")]
+        assert "session() got an unexpected keyword argument 'max_agee'" in program.stderr
+
+
+def test_a_file_that_is_no_python_shows_its_own_line_alone(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("app = (\n")
+    with running(*COMMAND, cwd=tmp_path) as program:
+        assert program.wait() == 1
+        assert re.findall(r'File "(.*?)", line (\d+)', program.stderr) == [(str(tmp_path / "main.py"), "1")]
+
+
+def test_all_of_a_traceback_is_there_for_whoever_asks_python_for_it(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(STARTS["no secret"].source())
+    with running("-X", "dev", "main.py", cwd=tmp_path) as program:
+        assert program.wait() == 1
+        assert "_options.py" in program.stderr
+
+
+REQUESTS_SOURCE = f"""
+import gaman
+from gaman import Response
+from gaman.session import session
+
+class Cat:
+    pass
+
+async def no_await(ctx):
+    return {{"cat": ctx.session.get("cat"), "all": [ctx.session.get("dog"), 1]}}
+
+async def no_await_at_all(ctx):
+    return ctx.session.get("cat")
+
+async def no_await_of_a_value(ctx):
+    await ctx.session.set("cat", ctx.session.get("dog"))
+
+async def no_await_of_set(ctx):
+    ctx.session.set("cat", 1)
+    return "hello"
+
+async def unkept(ctx):
+    await ctx.session.set("cat", {{"of": Cat()}})
+
+async def no_type(ctx):
+    return {{1, 2}}
+
+async def no_json(ctx):
+    return Response.json([Cat()])
+
+async def no_body(ctx):
+    return Response({{"a": 1}})
+
+async def header(ctx):
+    return Response("hello", headers={{"x": "a\\r\\nb: c"}})
+
+async def secure(ctx):
+    await ctx.session.set("cat", 1)
+    return "hello"
+
+async def broken(ctx):
+    return 1 / 0
+
+gaman.serve(
+    {{f"/{{f.__name__}}": f for f in [
+        no_await, no_await_at_all, no_await_of_a_value, no_await_of_set, unkept, no_type, no_json, no_body, header, secure, broken
+    ]}},
+    integrations=[session({SECRET!r})],
+    port=0,
+)
+"""
+NO_SESSION_SOURCE = """
+import gaman
+
+async def no_session(ctx):
+    return await ctx.session.get("cat")
+
+gaman.serve({"/no_session": no_session}, port=0)
+"""
+
+
+class Request(NamedTuple):
+    """What a request's log says, and the line of the handler that it names, in its own words."""
+
+    told: str
+    line: str | None
+
+
+REQUESTS = {
+    "no_await": Request(
+        "ResultError: the result holds the coroutine 'Session.get': write `await` before that call", "async def no_await(ctx)"
+    ),
+    "no_await_at_all": Request(
+        "ResultError: a handler returned the coroutine 'Session.get': write `await` before that call",
+        "async def no_await_at_all(ctx)",
+    ),
+    "no_await_of_a_value": Request(
+        "SessionSerializationError: the session can't keep 'cat', the coroutine 'Session.get': write `await` before that call",
+        'ctx.session.set("cat", ctx',
+    ),
+    "unkept": Request("SessionSerializationError: the session can't keep 'cat', a dict: ", 'ctx.session.set("cat", {"of'),
+    "no_type": Request(
+        "ResultError: a handler returned a set; return a Response, str, bytes, dict, list, dataclass, Struct or None",
+        "async def no_type(ctx)",
+    ),
+    "no_json": Request(
+        "ResultError: JSON can't hold a Cat; give it a dict, list, dataclass or Struct in its place", "Response.json([Cat()])"
+    ),
+    "no_body": Request(
+        "ResultError: a Response's body is str, bytes or None, not dict; did you mean Response.json()?", 'Response({"a": 1})'
+    ),
+    "header": Request("HeaderError: ", 'Response("hello", headers'),
+    "no_session": Request(
+        "ConfigError: ctx.session needs the session integration: pass integrations=[session(...)], from gaman.session",
+        "return await ctx.session.get",
+    ),
+}
+
+
+class Served:
+    """The server of a source, and what it says on stderr."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    def told(self, path: str, *, status: int) -> str:
+        """Return what it says during one request."""
+        before = self._program.stderr
+        assert get(self._program.port, path).status == status
+        return self._program.stderr.removeprefix(before)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
+    with running_script(REQUESTS_SOURCE, tmp_path_factory.mktemp("served")) as program:
+        yield Served(program)
+
+
+@pytest.fixture(scope="module")
+def served_without_session(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
+    with running_script(NO_SESSION_SOURCE, tmp_path_factory.mktemp("served")) as program:
+        yield Served(program)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_what_a_handler_does_wrong_is_told_in_a_line(name: str, request: pytest.FixtureRequest) -> None:
+    source, fixture = (NO_SESSION_SOURCE, "served_without_session") if name == "no_session" else (REQUESTS_SOURCE, "served")
+    row = REQUESTS[name]
+    server: Served = request.getfixturevalue(fixture)
+    told = server.told(f"/{name}", status=500)
+    assert told.count("\n") == 1, told
+    assert told.startswith(f"GET '/{name}' failed: {row.told}"), told
+    if row.line is not None:
+        number = next(number for number, line in enumerate(source.splitlines(), 1) if row.line in line)
+        assert told.endswith(f" (script.py, line {number}, in {name})\n"), told
+
+
+def test_a_set_that_is_not_awaited_is_told_by_python_itself(served: Served) -> None:
+    told = served.told("/no_await_of_set", status=200)
+    assert "RuntimeWarning: coroutine 'Session.set' was never awaited" in told
+    assert 'ctx.session.set("cat", 1)' in told
+
+
+def test_a_secure_cookie_over_plain_http_is_told_once(served: Served) -> None:
+    told = served.told("/secure", status=200)
+    assert told.startswith("the session's cookie is Secure, and http://test/secure was asked for over plain HTTP: ")
+    assert told.endswith("or pass secure=False while developing\n")
+    assert told.count("\n") == 1
+    assert served.told("/secure", status=200) == ""
+
+
+def test_a_traceback_of_the_users_own_begins_with_their_handler(served: Served) -> None:
+    told = served.told("/broken", status=500)
+    assert told.startswith("GET '/broken' failed\nTraceback (most recent call last):\n")
+    assert [Path(file).name for file in re.findall(r'File "(.*?)"', told)] == ["script.py"]
+    assert told.endswith("ZeroDivisionError: division by zero\n")
