@@ -284,7 +284,8 @@ class StoredSession(Session):
             self._sessions.counters.written += 1
             self._note(sets, deletes, now)
             self._settle(changes)
-            await self._settle_wish(wish)
+            if wish is not Kept.TAG:
+                await self._settle_wish(wish)
             return
         if outcome is Outcome.EMPTIED:
             self._sessions.counters.ended += 1
