@@ -1,10 +1,10 @@
-"""Measure: python -m benchmarks, with a question: in_process, over_http or growth, and for the last two the names of stores."""
+"""Measure: python -m benchmarks, with in_process, over_http, growth or owners, and for all but the first names of stores."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import growth, in_process, over_http
+from benchmarks import growth, in_process, over_http, owners
 
 if __name__ == "__main__":
     question, *names = sys.argv[1:] or [""]
@@ -14,3 +14,5 @@ if __name__ == "__main__":
         over_http.main(names)
     if question == "growth":
         growth.main(names)
+    if question == "owners":
+        owners.main(names)

@@ -34,6 +34,7 @@ ORDER = [
     ],
     ["gaman_session._stored"],
     ["gaman_session._session"],
+    ["gaman_session._owners"],
     ["gaman_session._serializer", "gaman_session._sealing"],
     ["gaman_session._driver", "gaman_session._batches", "gaman_session._damage", "gaman_session._counters"],
     ["gaman_session._errors"],

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -25,12 +26,20 @@ ATTRIBUTES = "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"
 class Browser:
     """A client that carries the cookie by hand, as a browser on localhost would: httpx keeps no Secure one over plain HTTP."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, **headers: str) -> None:
         self.client = httpx.Client(base_url=url)
+        self.headers = headers
         self.cookies: dict[str, str] = {}
 
     def get(self, path: str) -> httpx.Response:
-        response = self.client.get(path, headers={"cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())})
+        return self._ask("GET", path)
+
+    def post(self, path: str, **form: str) -> httpx.Response:
+        return self._ask("POST", path, data=form)
+
+    def _ask(self, method: str, path: str, **content: Any) -> httpx.Response:
+        cookie = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        response = self.client.request(method, path, headers={"cookie": cookie, **self.headers}, **content)
         for line in response.headers.get_list("set-cookie"):
             name, value = line.partition(";")[0].split("=", 1)
             self.cookies[name] = value
@@ -143,6 +152,30 @@ def test_the_session_api_sets_gets_has_and_deletes() -> None:
         browser.get("/delete")
         assert browser.get("/get").json() == {**values, "user": None, "token": None}
         assert browser.get("/has").json() == {"hasUser": False}
+
+
+def test_the_devices_of_an_account_are_listed_and_logged_out() -> None:
+    with serving(str(EXAMPLES / "devices.py")) as phone:
+        phone.headers = {"user-agent": "a <phone>"}
+        desk, stranger = (Browser(str(phone.client.base_url), **{"user-agent": name}) for name in ("a desk", "a stranger"))
+        for browser in (phone, desk):
+            assert "Log in" in browser.get("/").text
+            assert browser.post("/login", user="ada").status_code == 303
+        stranger.post("/login", user="eve")
+        page = phone.get("/").text
+        assert re.findall(r"<li>(.*?)<br>", page) == ["a &lt;phone&gt; <strong>(this device)</strong>", "a desk"]
+        ours, others = re.findall(r'value="([0-9a-f]{64})"', page)
+        assert re.findall(r"<li>(.*?)<br>", desk.get("/").text) == ["a &lt;phone&gt;", "a desk <strong>(this device)</strong>"]
+        stranger.post("/end", handle=ours)
+        phone.post("/end", handle=others)
+        assert "Log in" in desk.get("/").text
+        desk.post("/login", user="ada")
+        desk.post("/end-others")
+        assert "Log in" in phone.get("/").text
+        assert re.findall(r"<li>(.*?)<br>", desk.get("/").text) == ["a desk <strong>(this device)</strong>"]
+        assert "a stranger" in stranger.get("/").text
+        for each in (desk, stranger):
+            each.client.close()
 
 
 DRIVERS: dict[str, Callable[[], dict[str, str]]] = {

@@ -5,6 +5,8 @@ from gaman_session import (
     Counters,
     Driver,
     Outcome,
+    OwnedSession,
+    OwnerDriver,
     Record,
     Serializer,
     Session,
@@ -16,6 +18,8 @@ from gaman_session import (
     SessionStoreError,
     SessionTooLarge,
     SessionTypeError,
+    SessionUnsupported,
+    Tag,
     session,
 )
 
@@ -24,6 +28,8 @@ __all__ = [
     "Counters",
     "Driver",
     "Outcome",
+    "OwnedSession",
+    "OwnerDriver",
     "Record",
     "Serializer",
     "Session",
@@ -35,5 +41,7 @@ __all__ = [
     "SessionStoreError",
     "SessionTooLarge",
     "SessionTypeError",
+    "SessionUnsupported",
+    "Tag",
     "session",
 ]

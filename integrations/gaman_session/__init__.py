@@ -1,7 +1,7 @@
 """Sessions for gaman: session() is the integration, ctx.session what it gives to handlers."""
 
 from gaman_session._counters import Counters
-from gaman_session._driver import TOMBSTONE, Driver, Outcome, Record
+from gaman_session._driver import TOMBSTONE, Driver, Outcome, OwnerDriver, Record, Tag
 from gaman_session._errors import (
     SessionClosed,
     SessionConflict,
@@ -10,8 +10,10 @@ from gaman_session._errors import (
     SessionStoreError,
     SessionTooLarge,
     SessionTypeError,
+    SessionUnsupported,
 )
 from gaman_session._integration import SessionIntegration, session
+from gaman_session._owners import OwnedSession
 from gaman_session._serializer import Serializer
 from gaman_session._session import Session
 
@@ -20,6 +22,8 @@ __all__ = [
     "Counters",
     "Driver",
     "Outcome",
+    "OwnedSession",
+    "OwnerDriver",
     "Record",
     "Serializer",
     "Session",
@@ -31,5 +35,7 @@ __all__ = [
     "SessionStoreError",
     "SessionTooLarge",
     "SessionTypeError",
+    "SessionUnsupported",
+    "Tag",
     "session",
 ]

@@ -21,7 +21,7 @@ class Counters(Struct):
     written: int = 0
     """Times that a session which was there was changed, renamed, or had its idle limit moved on."""
     ended: int = 0
-    """Sessions that clear(), or the delete() of their last key, ended; those that run out are not seen here."""
+    """Sessions that clear(), the delete() of their last key, end(), end_all() or an owner's limit ended; none that ran out."""
     forged: int = 0
     """Requests whose cookie is none of ours: made up, changed, or sealed with a secret that is not honoured any more."""
     expired: int = 0

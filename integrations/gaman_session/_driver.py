@@ -25,9 +25,22 @@ class Outcome(Enum):
     """The session was ended or renamed within the last TOMBSTONE seconds; nothing was written."""
     ABSENT = auto()
     """There is no such session: never begun, expired, or lost with the store's data; nothing was written."""
+    REFUSED = auto()
+    """The sessions of the tag's owner were ended after the tag was made; nothing was written. See OwnerDriver."""
 
 
-class Record(Struct):
+class Tag(Struct, frozen=True):
+    """Whose a session is."""
+
+    owner: str
+    """Any text but the empty one: a keyed hash of the owner's name, or the name where nothing is sealed."""
+    note: bytes
+    """What the application noted with it."""
+    since: float
+    """When the session was tied to the owner, in seconds since the epoch. What begins anew has another `since`."""
+
+
+class Record(Struct, omit_defaults=True):
     """A session as a driver keeps it; times are seconds since the epoch."""
 
     fields: dict[str, bytes]
@@ -38,6 +51,8 @@ class Record(Struct):
     """When it is over if nobody touches it: `expires`, or the idle limit where that comes first."""
     version: int = 0
     """Raised by each write, so that rename() can tell whether one came in between."""
+    tag: Tag | None = None
+    """None where it is nobody's, and always so in a driver that is no OwnerDriver."""
 
 
 class Driver(Protocol):
@@ -75,8 +90,11 @@ class Driver(Protocol):
         """Return the session, ENDED where its tombstone stands, or None; in one trip. The record is the caller's own."""
         ...
 
-    async def create(self, id: str, record: Record) -> None:
-        """Store a new session. An id that is taken raises SessionStoreError: creating never overwrites."""
+    async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
+        """Store a new session. An id that is taken raises SessionStoreError: creating never overwrites.
+
+        Only an OwnerDriver refuses, where the sessions of the tag's owner were ended after the tag was made.
+        """
 
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
@@ -96,7 +114,8 @@ class Driver(Protocol):
         """Replace the session by *record* under *new_id* if its version is still *version*: WRITTEN, CONFLICT, ENDED or ABSENT.
 
         The old id is dead when the new one lives. Where a store can't do both in one trip, the old one dies first; a destroy()
-        between the two leaves a tombstone in the new one's place, and the outcome is ENDED.
+        between the two leaves a tombstone in the new one's place, and the outcome is ENDED. An OwnerDriver answers REFUSED to a tag
+        that the session did not have already, as create() does; the old id may then be dead or not.
         """
         ...
 
@@ -106,3 +125,43 @@ class Driver(Protocol):
     async def purge(self, *, now: float, limit: int) -> int:
         """Remove at most *limit* expired sessions and tombstones; return how many, 0 where the store does it by itself."""
         ...
+
+
+class OwnerDriver(Driver, Protocol):
+    """The part of the contract that a driver may leave out: sessions that belong to somebody. It is there if these methods are.
+
+    A record may have a tag. Each call here finds the sessions of an owner by an index, and costs what they are, not what is stored.
+    The index never misses a session that is there. What it has of others, which were ended, ran out or were given to somebody else,
+    is left out of every answer, and leaves it by itself.
+
+    end_owned() leaves something like a tombstone too: for TOMBSTONE seconds, a tag that was made before it is REFUSED. So a login
+    that was under way is over with the rest, and one that comes later is not. A rename takes along a tag that the session already
+    has, which is one with the same `since`; it is never refused.
+    """
+
+    async def tag(
+        self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        """Do what apply() does, and in the same step give the session to the owner of *tag*, or to nobody where that is None.
+
+        A tag alone keeps no session: where no field is left, it is EMPTIED.
+        """
+        ...
+
+    async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
+        """Return every session of *owner* by its id, with its times and its tag; the fields may be left out."""
+        ...
+
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        """End every session of *owner* but those in *keep*, and those they are renamed to meanwhile; return how many that were.
+
+        Tags made before *now* are refused from then on; those kept stay as they are.
+        """
+        ...
+
+    async def count(self, *, now: float) -> int:
+        """Return how many sessions are in the store, whoever's they are. It may take a look at each."""
+        ...
+
+
+OWNER_METHODS: Final = ("tag", "owned", "end_owned", "count")

@@ -27,6 +27,16 @@ class SessionConflict(SessionError):
     """update() or regenerate() gave up, because others changed the same session at every attempt."""
 
 
+class SessionUnsupported(SessionError):
+    """The driver can't tell whose sessions are whose; the message names those that can."""
+
+    def __init__(self, driver: str) -> None:
+        super().__init__(
+            f"the {driver} driver can't tell whose sessions are whose; choose one that can: memory, file, sql, redis or mongodb"
+        )
+        self.driver = driver
+
+
 class SessionStoreError(SessionError, HTTPError):
     """The store failed; the request answers 503 and nobody is logged out. The cause says what happened."""
 

@@ -18,9 +18,10 @@ from gaman_session._counters import Counters, export
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
 from gaman_session._errors import SessionStoreError
+from gaman_session._owners import OwnedSession, Owners
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
-from gaman_session._session import Answer, Sessions
+from gaman_session._session import Answer, Session, Sessions
 from gaman_session._stored import StoredSession
 from gaman_session.drivers import DRIVERS
 from gaman_session.drivers.cookies import CookieSession
@@ -34,9 +35,41 @@ _SWEEP_BATCH = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class SessionIntegration(Integration):
-    """What session() returns: the integration, and what it has counted."""
+    """What session() returns: the integration, what it has counted, and the handle of its sessions from outside a request.
+
+    A session belongs to whom `ctx.session.tag(owner)` has tied it to. These calls find the sessions of an owner in the store, in
+    every process that shares it, once the application has loaded; what they end is over at once, for requests under way too. They
+    raise SessionUnsupported with a driver that can't, as the cookies driver can't, SessionStoreError where the store fails, and
+    ValueError for an owner that is empty or no text.
+    """
 
     counters: Counters
+    _owners: Owners
+
+    async def end(self, handle: str) -> bool:
+        """End one session, by its `ctx.session.id`, or what it was renamed to within the last minute; return whether it was there.
+
+        Where a visitor has chosen the *handle*, see first whether it is one of theirs: whether list() has it.
+        """
+        return await self._owners.end(handle)
+
+    async def end_all(self, owner: str, *, keep: Session | None = None) -> int:
+        """End every session of *owner*, but the one to *keep*, say `ctx.session`; return how many that were.
+
+        Those that logins under way have yet to store are over too, unless they called tag() only after this was called.
+        """
+        return await self._owners.end_all(owner, keep)
+
+    async def count(self, owner: str | None = None) -> int:
+        """Return how many live sessions *owner* has, or how many there are in the store, whoever's they are.
+
+        The latter costs the file driver a look at each name, and Redis, SQLite and MongoDB a look at each key or index entry.
+        """
+        return await self._owners.count(owner)
+
+    async def list(self, owner: str) -> list[OwnedSession]:
+        """Return the live sessions of *owner*, the one that was tied to it first in front."""
+        return await self._owners.listed(owner)
 
 
 def session(
@@ -53,6 +86,7 @@ def session(
     partitioned: bool = False,
     encrypt: bool = True,
     serializer: Literal["msgpack", "json"] | Serializer | None = None,
+    max_sessions_per_owner: int | None = None,
 ) -> SessionIntegration:
     """Return the integration that gives every request its `ctx.session`; ConfigError names what is wrong in the options.
 
@@ -63,7 +97,8 @@ def session(
 
     *cookie_name* is by default `__Host-gaman` where browsers allow that prefix, else `gaman`; *same_site*, *domain*, *path* and
     *partitioned* are the cookie's attributes (RFC 6265bis). *encrypt* seals the values in a store. *serializer* is `"msgpack"`,
-    `"json"` or an object with `encode(value)` and `decode(data, type)`.
+    `"json"` or an object with `encode(value)` and `decode(data, type)`. *max_sessions_per_owner* is how many sessions an owner has
+    at most: the oldest goes when one more is tied to them.
     """
     options = _options.check(
         secret,
@@ -78,6 +113,7 @@ def session(
         partitioned=partitioned,
         encrypt=encrypt,
         serializer=serializer,
+        max_sessions_per_owner=max_sessions_per_owner,
     )
     return integrate(options)
 
@@ -97,6 +133,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
         cookie_name=cookie.name,
         clock=clock,
         damage=Damage(driver_name),
+        max_sessions_per_owner=options.max_sessions_per_owner,
     )
     hooks = _Hooks(options, sessions, driver_name)
     return SessionIntegration(
@@ -110,6 +147,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
         on_purge=None if driver is None else hooks.on_purge,
         on_check=None if driver is None else hooks.on_check,
         counters=sessions.counters,
+        _owners=sessions.owners,
     )
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from gaman import ConfigError, Cookies, HeaderError, SameSite
 from gaman_session._driver import Driver
+from gaman_session._errors import SessionUnsupported
+from gaman_session._owners import supports_owners
 from gaman_session._serializer import SERIALIZERS, Serializer
 from gaman_session._session import FOREVER
 from gaman_session.drivers import DRIVERS, find_driver
@@ -62,6 +64,7 @@ class Options:
     idle_timeout: int | None
     encrypt: bool
     serializer: Serializer
+    max_sessions_per_owner: int | None
     cookie: CookieOptions
     warnings: Sequence[str]
     """What is allowed and yet unwise, to be logged at start-up."""
@@ -81,6 +84,7 @@ def check(
     partitioned: bool,
     encrypt: bool,
     serializer: str | Serializer | None,
+    max_sessions_per_owner: int | None = None,
 ) -> Options:
     """Return the options, or raise ConfigError for the first that can't be."""
     secrets = _secrets(secret)
@@ -107,7 +111,9 @@ def check(
     ]
     if max_age > _LONGEST:
         warnings.append(f"session(max_age={max_age}): browsers keep no cookie longer than 400 days, {_LONGEST} seconds")
-    return Options(secrets, made, max_age, idle_timeout, encrypt, _serializer(serializer, encrypt), cookie, warnings)
+    _most(max_sessions_per_owner, made)
+    serializer = _serializer(serializer, encrypt)
+    return Options(secrets, made, max_age, idle_timeout, encrypt, serializer, max_sessions_per_owner, cookie, warnings)
 
 
 def _secrets(secret: str | Sequence[str] | None) -> Sequence[str]:
@@ -137,6 +143,17 @@ def _one_of(what: str, kind: type | tuple[type, ...], **values: object) -> None:
 def _seconds(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= FOREVER:
         raise ConfigError(f"session({name}={value!r}): it takes a whole number of seconds above 0, and below a thousand years")
+
+
+def _most(most: object, driver: Driver | None) -> None:
+    if most is None:
+        return
+    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+        raise ConfigError(f"session(max_sessions_per_owner={most!r}): it takes a whole number above 0, or None")
+    if not supports_owners(driver):
+        raise ConfigError(
+            f"session(max_sessions_per_owner={most}): {SessionUnsupported('cookies' if driver is None else driver.name)}"
+        )
 
 
 def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:

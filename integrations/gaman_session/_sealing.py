@@ -42,6 +42,8 @@ class _Keys(NamedTuple):
     token: AESGCMSIV
     id: bytes
     value: bytes
+    owner: bytes
+    note: bytes
 
 
 class Keyring:
@@ -90,6 +92,28 @@ class Keyring:
     def values(self, id: bytes) -> Values:
         """Return the seal for the values of the session *id*."""
         return Values(self._keys, self._newest, id, b"value\0" + self._name + b"\0")
+
+    def owners(self, owner: str) -> list[str]:
+        """Return the hashes under which stores know *owner*: one for each secret that is honoured, the newest first."""
+        named = self._name + b"\0" + owner.encode()
+        return [blake2b(named, digest_size=32, key=keys.owner, person=b"gaman owner").hexdigest() for keys in self._keys.values()]
+
+    def seal_note(self, handle: str, owner: str, note: bytes) -> bytes:
+        """Return *note*, to be opened for that session of that owner alone, both by their hashes.
+
+        The key comes from the secret and the handle, for whoever lists an owner's sessions has not their ids. So a stolen store and
+        a stolen secret together open notes, other than values.
+        """
+        keys = self._newest
+        return _seal(_note_key(keys, handle), keys.head, note, self._note_context(owner))
+
+    def open_note(self, handle: str, owner: str, sealed: bytes) -> bytes | None:
+        """Return what seal_note() was given, or None where *sealed* comes from somewhere else."""
+        keys = self._keys.get(sealed[:_HEAD])
+        return None if keys is None else _open(_note_key(keys, handle), sealed, self._note_context(owner))
+
+    def _note_context(self, owner: str) -> bytes:
+        return b"note\0" + self._name + b"\0" + owner.encode()
 
     def _mac(self, keys: _Keys, signed: bytes) -> bytes:
         return blake2b(self._name + b"\0" + signed, digest_size=_MAC, key=keys.id, person=b"gaman id").digest()
@@ -144,7 +168,12 @@ def _derive(secret: bytes) -> _Keys:
     def key(purpose: bytes, length: int = 32) -> bytes:
         return HKDF(SHA256(), length, salt=None, info=b"gaman.session 1 " + purpose).derive(secret)
 
-    return _Keys(_VERSION + key(b"key id", _KEY_ID), AESGCMSIV(key(b"token")), key(b"id"), key(b"value"))
+    head = _VERSION + key(b"key id", _KEY_ID)
+    return _Keys(head, AESGCMSIV(key(b"token")), key(b"id"), key(b"value"), key(b"owner"), key(b"note"))
+
+
+def _note_key(keys: _Keys, handle: str) -> AESGCMSIV:
+    return AESGCMSIV(blake2b(handle.encode(), digest_size=32, key=keys.note, person=b"gaman note").digest())
 
 
 def _seal(key: AESGCMSIV, head: bytes, data: bytes, context: bytes) -> bytes:

@@ -15,6 +15,7 @@ from gaman_session._counters import Counters, Rejection
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
 from gaman_session._errors import SessionClosed, SessionSerializationError, SessionTypeError
+from gaman_session._owners import Owners
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
 
@@ -36,9 +37,12 @@ END: Final[Answer] = ("", 0)
 
 
 class Kept(Enum):
-    """The session keeps its id: nobody has called regenerate()."""
+    """What stays as it is."""
 
     ID = auto()
+    """The session keeps its id: nobody has called regenerate()."""
+    TAG = auto()
+    """It stays with its owner, or with none: nobody has called tag()."""
 
 
 @dataclass(slots=True)
@@ -55,7 +59,25 @@ class Sessions:
     cookie_name: str
     clock: Callable[[], float]
     damage: Damage
+    max_sessions_per_owner: int | None = None
     counters: Counters = field(default_factory=Counters)
+    is_sealed: bool = field(init=False)
+    """Whether the store is not to know what it keeps. Where nobody but this process sees it, the key would lie beside it."""
+    owners: Owners = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_sealed = self.encrypt and self.driver is not None and self.driver.shared
+        self.owners = Owners(
+            self.driver,
+            self.keyring,
+            self.serializer,
+            self.damage,
+            self.counters,
+            self.clock,
+            is_sealed=self.is_sealed,
+            idle_timeout=self.idle_timeout,
+            most=self.max_sessions_per_owner,
+        )
 
     def deadline(self, now: float, expires: float) -> float:
         """Return when a session that is used *now* is over if nobody comes back to it."""
@@ -208,6 +230,18 @@ class Session(ABC):
         self._renew(max_age)
 
     @abstractmethod
+    async def tag(self, owner: str | None, *, note: Any = None) -> None:
+        """Tie the session to *owner*, such as "user:1", or with None to nobody, and keep *note* with it. Call it at login.
+
+        `sessions = session(...)` then finds it: `sessions.list(owner)` and `sessions.end_all(owner)`. Like what is set, it goes out
+        before the response's headers do. It survives regenerate(), and ends with the session, which needs a key to be there: a tag
+        alone keeps none. The store sees a keyed hash of the owner; *note* is anything that the serializer keeps, and is sealed.
+
+        If the owner's sessions are ended between this call and the response, what this request has changed is dropped.
+        ValueError: the owner is empty, or no text. SessionUnsupported: the driver can't, as the cookies driver can't.
+        """
+
+    @abstractmethod
     async def save(self) -> None:
         """Bring what was changed to the store now. SessionStoreError: it is not there."""
 
@@ -246,6 +280,9 @@ class Session(ABC):
     @abstractmethod
     def _finish(self) -> Awaitable[Answer | None] | Answer | None:
         """Bring the changes to where they are kept, and return the cookie to send, or None for none."""
+
+    def _outlive(self) -> None:  # noqa: B027 - only a session that can have an owner has something to do
+        """Have a tag that waits to go out count as made only now."""
 
     def _open_for_change(self) -> None:
         self._is_used = True

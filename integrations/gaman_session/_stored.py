@@ -10,8 +10,9 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from gaman import Context
 from gaman_session import _sealing
-from gaman_session._driver import Driver, Outcome, Record
+from gaman_session._driver import Driver, Outcome, OwnerDriver, Record, Tag
 from gaman_session._errors import SessionConflict, SessionStoreError
+from gaman_session._owners import Wish
 from gaman_session._sealing import Values
 from gaman_session._session import END, Answer, Kept, Session, Sessions, too_late_to_read
 
@@ -43,6 +44,7 @@ class StoredSession(Session):
         "_lock",
         "_new_max_age",
         "_record",
+        "_wish",
     )
 
     def __init__(self, sessions: Sessions, ctx: Context) -> None:
@@ -52,10 +54,11 @@ class StoredSession(Session):
         self._identity: _Identity | None = None
         self._record: Record | None = None
         self._is_identified = self._is_ended = False
-        # What the request wants of it: keys to set, or with None to delete; a new id, with that lifetime; its end.
+        # What the request wants of it: keys to set, or with None to delete; a new id, with that lifetime; its end; an owner.
         self._changes: dict[str, bytes | None] = {}
         self._new_max_age: int | Kept | None = Kept.ID
         self._is_cleared = False
+        self._wish: Wish | Kept = Kept.TAG
         # Whether a cookie is to be sent (True), or taken back (False).
         self._answer: bool | None = None
         self._lock: asyncio.Lock | None = None
@@ -92,6 +95,11 @@ class StoredSession(Session):
             raise
         raise SessionConflict(f"update({key!r}) met another request's change {_ATTEMPTS} times; let fewer requests share this key")
 
+    async def tag(self, owner: str | None, *, note: Any = None) -> None:
+        """Tie the session to *owner*, or with None to nobody."""
+        self._open_for_change()
+        self._wish = self._sessions.owners.wish(owner, b"" if note is None else self._encode("note", note))
+
     async def save(self) -> None:
         """Bring what was changed to the store now."""
         self._open_for_change()
@@ -117,9 +125,8 @@ class StoredSession(Session):
                 self._identity = self._make_identity(*known)
 
     def _make_identity(self, id: bytes, is_transient: bool) -> _Identity:
-        # Where nobody but this process sees the store, the key lies beside it.
-        is_sealed = self._driver.shared and self._sessions.encrypt
-        return _Identity(id, _sealing.handle(id), is_transient, self._sessions.keyring.values(id) if is_sealed else None)
+        values = self._sessions.keyring.values(id) if self._sessions.is_sealed else None
+        return _Identity(id, _sealing.handle(id), is_transient, values)
 
     def _load(self, key: str | None) -> Awaitable[None] | None:
         return None if key in self._changes else self._load_once()
@@ -180,7 +187,7 @@ class StoredSession(Session):
     def _clear(self) -> None:
         self._identify()
         self._changes.clear()
-        self._new_max_age = Kept.ID
+        self._new_max_age, self._wish = Kept.ID, Kept.TAG
         self._record = None
         self._is_loaded = self._is_cleared = True
 
@@ -189,9 +196,13 @@ class StoredSession(Session):
 
     def _discard(self) -> None:
         self._changes.clear()
-        self._new_max_age = Kept.ID
+        self._new_max_age, self._wish = Kept.ID, Kept.TAG
         if self._is_cleared:
             self._is_cleared = self._is_loaded = False
+
+    def _outlive(self) -> None:
+        if not isinstance(self._wish, Kept):
+            self._wish = self._sessions.owners.again(self._wish)
 
     def _locked(self) -> asyncio.Lock:
         if self._lock is None:
@@ -207,7 +218,7 @@ class StoredSession(Session):
 
     def _finish(self) -> Awaitable[Answer | None] | None:
         is_read_only = not self._changes and not self._is_cleared and self._new_max_age is Kept.ID and self._answer is None
-        if is_read_only and not self._is_touch_due() and (self._lock is None or not self._lock.locked()):
+        if is_read_only and self._wish is Kept.TAG and not self._is_touch_due() and (self._lock is None or not self._lock.locked()):
             return None
         return self._bring()
 
@@ -232,7 +243,7 @@ class StoredSession(Session):
             await self._end()
         if self._new_max_age is not Kept.ID:
             await self._rename()
-        elif self._changes:
+        elif self._changes or self._wish is not Kept.TAG:
             await self._write()
         elif self._is_touch_due():
             await self._apply({})
@@ -251,6 +262,7 @@ class StoredSession(Session):
         self._identify()
         if self._is_ended:
             self._changes.clear()
+            self._wish = Kept.TAG
         elif self._is_loaded and self._record is None:
             await self._begin()
         else:
@@ -264,11 +276,16 @@ class StoredSession(Session):
         sets = _seal(identity, changes)
         deletes = [key for key, data in changes.items() if data is None]
         now = self._sessions.clock()
-        outcome = await self._driver.apply(identity.handle, sets, deletes, now=now, deadline=self._idle_deadline(now))
+        if not isinstance(wish := self._wish, Kept):
+            outcome = await self._apply_wish(wish, identity, sets, deletes, now)
+        else:
+            outcome = await self._driver.apply(identity.handle, sets, deletes, now=now, deadline=self._idle_deadline(now))
         if outcome is Outcome.WRITTEN:
             self._sessions.counters.written += 1
             self._note(sets, deletes, now)
             self._settle(changes)
+            if wish is not Kept.TAG:
+                await self._settle_wish(wish)
             return
         if outcome is Outcome.EMPTIED:
             self._sessions.counters.ended += 1
@@ -283,28 +300,53 @@ class StoredSession(Session):
         else:
             self._lose()
 
-    async def _begin(self) -> None:
-        """Store what this request has set as a new session, unless that is nothing."""
+    async def _apply_wish(
+        self, wish: Wish, identity: _Identity, sets: Mapping[str, bytes], deletes: Collection[str], now: float
+    ) -> Outcome:
+        """Do what apply() does, and give the session to the owner that was wished for."""
+        tag = self._sessions.owners.tag(wish, identity.handle)
+        driver = cast("OwnerDriver", self._driver)
+        outcome = await driver.tag(identity.handle, tag, sets, deletes, now=now, deadline=self._idle_deadline(now))
+        if outcome is Outcome.WRITTEN and self._record is not None:
+            self._record.tag = tag
+        return outcome
+
+    async def _begin(self, lost: tuple[Tag, str] | None = None) -> None:
+        """Store what this request has set as a new session, unless that is nothing.
+
+        *lost* is the tag, with the handle, of the session that it was to change. Without another it goes on, so that what was ended
+        with all that its owner had is not begun again.
+        """
         changes = dict(self._changes)
         if any(data is not None for data in changes.values()):
-            identity, lifetime = self._new_identity()
+            wish, (identity, lifetime) = self._wish, self._new_identity()
             record = self._new_record(_seal(identity, changes), lifetime)
-            await self._driver.create(identity.handle, record)
+            if not isinstance(wish, Kept):
+                record.tag = self._sessions.owners.tag(wish, identity.handle)
+            elif lost is not None:
+                record.tag = self._sessions.owners.move(*lost, identity.handle)
+            if await self._driver.create(identity.handle, record) is Outcome.REFUSED:
+                self._refuse()
+                return
             self._sessions.counters.created += 1
             self._adopt(identity, record)
+            await self._settle_wish(wish)
         self._settle(changes)
         self._new_max_age = Kept.ID
 
     async def _rename(self) -> None:
         """Move the session, as it is in the store at that moment and with this request's changes, to a new id."""
         self._identify()
+        lost: tuple[Tag, str] | None = None
         for _ in range(_ATTEMPTS):
             if not self._is_loaded:
                 await self._read()
             if self._identity is None or self._record is None:
                 # What was ended meanwhile stays so; but a login beside a logout is not lost.
-                await self._begin()
+                await self._begin(lost)
                 return
+            if self._record.tag is not None:
+                lost = self._record.tag, self._identity.handle
             changes = dict(self._changes)
             kept = {key: self._peek(key) for key in {**self._record.fields, **changes}}
             identity, lifetime = self._new_identity()
@@ -313,6 +355,8 @@ class StoredSession(Session):
                 await self._end()
                 self._settle(changes)
                 return
+            wish = self._wish
+            record.tag = self._new_tag(wish, self._identity, identity)
             old, now = self._identity.handle, self._sessions.clock()
             outcome = await self._driver.rename(old, identity.handle, record, version=self._record.version, now=now)
             if outcome is Outcome.WRITTEN:
@@ -320,6 +364,10 @@ class StoredSession(Session):
                 self._adopt(identity, record)
                 self._settle(changes)
                 self._new_max_age = Kept.ID
+                await self._settle_wish(wish)
+                return
+            if outcome is Outcome.REFUSED:
+                self._refuse()
                 return
             self._is_loaded = False
         raise SessionConflict(f"regenerate() met other requests' changes {_ATTEMPTS} times; let fewer requests share this session")
@@ -357,6 +405,13 @@ class StoredSession(Session):
         lasts, is_transient = self._sessions.terms(self._new_max_age, lifetime, identity is not None and identity.is_transient)
         return self._make_identity(_sealing.new_id(), is_transient), lasts
 
+    def _new_tag(self, wish: Wish | Kept, old: _Identity, new: _Identity) -> Tag | None:
+        """Return the tag of the session under its new identity: the one that was wished for, or the one that it has."""
+        if not isinstance(wish, Kept):
+            return self._sessions.owners.tag(wish, new.handle)
+        tag = None if self._record is None else self._record.tag
+        return None if tag is None else self._sessions.owners.move(tag, old.handle, new.handle)
+
     def _new_record(self, fields: dict[str, bytes], lifetime: int) -> Record:
         now = self._sessions.clock()
         return Record(fields, now, now + lifetime, self._sessions.deadline(now, now + lifetime))
@@ -380,6 +435,13 @@ class StoredSession(Session):
             if key in self._changes and self._changes[key] is data:
                 del self._changes[key]
 
+    async def _settle_wish(self, wish: Wish | Kept) -> None:
+        """Forget the wish that has come true, unless there is another meanwhile, and see that the owner has not too many."""
+        if not isinstance(wish, Kept):
+            if self._wish is wish:
+                self._wish = Kept.TAG
+            await self._sessions.owners.trim(wish)
+
     def _adopt(self, identity: _Identity, record: Record) -> None:
         self._identity, self._record = identity, record
         self._is_loaded = self._answer = True
@@ -394,8 +456,17 @@ class StoredSession(Session):
     def _lose(self) -> None:
         """Somebody has ended the session: drop what was to be changed, and leave the cookie to those who ended it."""
         self._changes.clear()
+        self._wish = Kept.TAG
         self._record = self._answer = None
         self._is_loaded = self._is_ended = True
+
+    def _refuse(self) -> None:
+        """Drop what was to be changed: the owner's sessions were ended while this request was to begin another."""
+        if self._identity is not None:
+            self._reject("expired")
+        answer = self._answer
+        self._lose()
+        self._answer, self._new_max_age = answer, Kept.ID
 
 
 def _seal(identity: _Identity, changes: Mapping[str, bytes | None]) -> dict[str, bytes]:

@@ -11,6 +11,8 @@ Each check takes a driver that is open, and may share its store with other check
             await check(driver)
         finally:
             await driver.close()
+
+OWNER_CONTRACT is the same for the part that a driver may leave out: `OwnerDriver`, sessions that belong to somebody.
 """
 
 from __future__ import annotations
@@ -22,13 +24,17 @@ from itertools import pairwise
 from typing import TypeAlias
 
 from gaman_session import _sealing
-from gaman_session._driver import TOMBSTONE, Driver, Outcome, Record
+from gaman_session._driver import TOMBSTONE, Driver, Outcome, OwnerDriver, Record, Tag
 from gaman_session._errors import SessionStoreError
 
 Check: TypeAlias = Callable[[Driver], Awaitable[None]]
+OwnerCheck: TypeAlias = Callable[[OwnerDriver], Awaitable[None]]
 
 CONTRACT: list[Check] = []
 """Every check; its name is a sentence."""
+
+OWNER_CONTRACT: list[OwnerCheck] = []
+"""Every check of what concerns owners."""
 
 _HOSTILE = (
     *("", " ", "a", "A", "\u00e9", "e\u0301", ".", "..", "a.b", "$", "$set", "_id", "__proto__", "../../etc/passwd"),
@@ -39,6 +45,11 @@ _OCTETS = bytes(range(256))
 
 def _promise(check: Check) -> Check:
     CONTRACT.append(check)
+    return check
+
+
+def _owner_promise(check: OwnerCheck) -> OwnerCheck:
+    OWNER_CONTRACT.append(check)
     return check
 
 
@@ -325,3 +336,283 @@ async def a_purge_takes_what_is_over_and_nothing_else(driver: Driver) -> None:
     for id in (*old, ended):
         assert await driver.load(id, now=later) is None
     assert (await _load(driver, kept, later)).fields == {"a": b"2", "b": b"2"}
+
+
+# Sessions that belong to somebody
+
+
+def _new_tag(owner: str | None = None, *, note: bytes = b"", since: float | None = None) -> Tag:
+    return Tag(_new_id() if owner is None else owner, note, time.time() if since is None else since)
+
+
+def _tagged(tag: Tag, *, lasts: float = 1000, deadline: float | None = None) -> Record:
+    record = _record(lasts=lasts, deadline=deadline)
+    record.tag = tag
+    return record
+
+
+async def _own(driver: OwnerDriver, tag: Tag) -> str:
+    id, _ = await _begin(driver, _tagged(tag))
+    return id
+
+
+async def _owned(driver: OwnerDriver, owner: str, now: float | None = None) -> set[str]:
+    return set(await driver.owned(owner, now=now or time.time()))
+
+
+async def _tag(
+    driver: OwnerDriver,
+    id: str,
+    tag: Tag | None,
+    sets: dict[str, bytes] | None = None,
+    *deletes: str,
+    now: float | None = None,
+    deadline: float | None = None,
+) -> Outcome:
+    return await driver.tag(id, tag, sets or {}, deletes, now=now or time.time(), deadline=deadline)
+
+
+async def _rename(driver: OwnerDriver, id: str, tag: Tag | None, now: float | None = None) -> tuple[str, Outcome]:
+    new_id, record, version = _new_id(), _record({"c": b"3"}), (await _load(driver, id, now)).version
+    record.tag = tag
+    return new_id, await driver.rename(id, new_id, record, version=version, now=now or time.time())
+
+
+@_owner_promise
+async def an_owners_sessions_are_found_and_nobody_elses(driver: OwnerDriver) -> None:
+    tag, other = _new_tag(note=_OCTETS), _new_tag()
+    record = _tagged(tag, lasts=1000, deadline=500)
+    id, _ = await _begin(driver, record)
+    second, theirs, (nobodys, _) = await _own(driver, tag), await _own(driver, other), await _begin(driver)
+    found = await driver.owned(tag.owner, now=time.time())
+    assert set(found) == {id, second}
+    assert found[id].tag == tag
+    assert abs(found[id].created - record.created) < 0.01
+    assert abs(found[id].expires - record.expires) < 0.01
+    assert abs(found[id].deadline - record.deadline) < 0.01
+    assert await _owned(driver, other.owner) == {theirs}
+    assert await _owned(driver, _new_id()) == set()
+    assert (await _load(driver, id)).tag == tag
+    assert (await _load(driver, id)).fields == {"a": b"1", "b": b"2"}
+    assert (await _load(driver, nobodys)).tag is None
+
+
+@_owner_promise
+async def any_text_is_an_owner_and_any_octets_are_a_note(driver: OwnerDriver) -> None:
+    base = _new_id()
+    owners = [base, base.upper(), *(base + name for name in _HOSTILE if name), *(name + base for name in _HOSTILE if name)]
+    tags = {owner: _new_tag(owner, note=owner.encode() + _OCTETS) for owner in owners}
+    ids = {owner: await _own(driver, tag) for owner, tag in tags.items()}
+    for owner, tag in tags.items():
+        found = await driver.owned(owner, now=time.time())
+        assert {id: record.tag for id, record in found.items()} == {ids[owner]: tag}
+    assert await driver.end_owned(owners[0], keep=(), now=time.time()) == 1
+    for owner in owners[1:]:
+        assert await _owned(driver, owner) == {ids[owner]}
+
+
+@_owner_promise
+async def a_tag_goes_in_the_same_step_as_a_write(driver: OwnerDriver) -> None:
+    id, record = await _begin(driver, _record({"a": b"1", "b": b"2"}, lasts=1000, deadline=500))
+    before, tag = await _load(driver, id), _new_tag(note=b"1")
+    assert await _tag(driver, id, tag, {"c": b"3"}, "a", deadline=record.created + 600) is Outcome.WRITTEN
+    found = await _load(driver, id)
+    assert (found.fields, found.tag) == ({"b": b"2", "c": b"3"}, tag)
+    assert found.version > before.version
+    assert abs(found.deadline - (record.created + 600)) < 0.01
+    noted = _new_tag(tag.owner, note=b"2")
+    assert await _tag(driver, id, noted) is Outcome.WRITTEN
+    assert (await _load(driver, id)).tag == noted
+    assert (await _load(driver, id)).fields == {"b": b"2", "c": b"3"}
+    assert await _owned(driver, tag.owner) == {id}
+
+
+@_owner_promise
+async def a_tag_alone_keeps_no_session(driver: OwnerDriver) -> None:
+    for before in (None, _new_tag()):
+        id, _ = await _begin(driver, _tagged(before) if before else None)
+        tag = _new_tag()
+        assert await _tag(driver, id, tag, {}, "a", "b") is Outcome.EMPTIED
+        assert await driver.load(id, now=time.time()) is Outcome.ENDED
+        assert await _owned(driver, tag.owner) == set()
+        assert before is None or await _owned(driver, before.owner) == set()
+
+
+@_owner_promise
+async def a_tag_brings_no_session_into_being(driver: OwnerDriver) -> None:
+    tag, (ended, _) = _new_tag(), await _begin(driver)
+    await driver.destroy(ended, now=time.time())
+    assert await _tag(driver, ended, tag, {"a": b"1"}) is Outcome.ENDED
+    assert await _tag(driver, _new_id(), tag, {"a": b"1"}) is Outcome.ABSENT
+    over, record = await _begin(driver, _record(lasts=1000, deadline=500))
+    assert await _tag(driver, over, tag, now=record.deadline) is Outcome.ABSENT
+    assert await _owned(driver, tag.owner) == set()
+
+
+@_owner_promise
+async def a_session_goes_from_one_owner_to_another_and_to_none(driver: OwnerDriver) -> None:
+    first, second = _new_tag(), _new_tag()
+    id = await _own(driver, first)
+    assert await _tag(driver, id, second) is Outcome.WRITTEN
+    assert (await _owned(driver, first.owner), await _owned(driver, second.owner)) == (set(), {id})
+    assert await driver.end_owned(first.owner, keep=(), now=time.time()) == 0
+    assert await _tag(driver, id, None) is Outcome.WRITTEN
+    assert await _owned(driver, second.owner) == set()
+    assert await driver.end_owned(second.owner, keep=(), now=time.time()) == 0
+    assert (await _load(driver, id)).tag is None
+
+
+@_owner_promise
+async def other_writes_leave_the_tag_alone(driver: OwnerDriver) -> None:
+    tag = _new_tag(note=b"1")
+    id = await _own(driver, tag)
+    assert await _apply(driver, id, {"a": b"3"}, "b") is Outcome.WRITTEN
+    assert await _swap(driver, id, None, b"1") is Outcome.WRITTEN
+    assert (await _load(driver, id)).tag == tag
+    assert await _owned(driver, tag.owner) == {id}
+
+
+@_owner_promise
+async def a_rename_leaves_the_tag_that_its_record_has(driver: OwnerDriver) -> None:
+    tag, other = _new_tag(), _new_tag()
+    id = await _own(driver, tag)
+    second, outcome = await _rename(driver, id, tag)
+    assert outcome is Outcome.WRITTEN
+    assert await _owned(driver, tag.owner) == {second}
+    assert (await _load(driver, second)).tag == tag
+    third, outcome = await _rename(driver, second, other)
+    assert outcome is Outcome.WRITTEN
+    assert (await _owned(driver, tag.owner), await _owned(driver, other.owner)) == (set(), {third})
+    fourth, outcome = await _rename(driver, third, None)
+    assert outcome is Outcome.WRITTEN
+    assert await _owned(driver, other.owner) == set()
+    assert (await _load(driver, fourth)).tag is None
+    fifth, outcome = await _rename(driver, fourth, tag)
+    assert outcome is Outcome.WRITTEN
+    assert await _owned(driver, tag.owner) == {fifth}
+
+
+@_owner_promise
+async def what_is_over_is_nobodys(driver: OwnerDriver) -> None:
+    tag = _new_tag()
+    kept, ended, emptied = [await _own(driver, tag) for _ in range(3)]
+    over, record = await _begin(driver, _tagged(tag, lasts=1000, deadline=100))
+    await driver.destroy(ended, now=time.time())
+    assert await _apply(driver, emptied, {}, "a", "b") is Outcome.EMPTIED
+    assert await _owned(driver, tag.owner, record.deadline - 1) == {kept, over}
+    assert await _owned(driver, tag.owner, record.deadline) == {kept}
+    assert await driver.end_owned(tag.owner, keep=(), now=record.deadline) == 1
+    assert await _owned(driver, tag.owner, record.deadline) == set()
+
+
+@_owner_promise
+async def ending_an_owners_sessions_ends_all_but_those_to_keep(driver: OwnerDriver) -> None:
+    tag, other = _new_tag(), _new_tag()
+    ids = [await _own(driver, tag) for _ in range(5)]
+    theirs, (nobodys, _) = await _own(driver, other), await _begin(driver)
+    assert await driver.end_owned(tag.owner, keep=[ids[0], theirs, _new_id()], now=time.time()) == 4
+    for id in ids[1:]:
+        assert await driver.load(id, now=time.time()) is Outcome.ENDED
+        assert await _apply(driver, id, {"a": b"1"}) is Outcome.ENDED
+        assert await _tag(driver, id, other) is Outcome.ENDED
+    assert await _owned(driver, tag.owner) == {ids[0]}
+    assert await _owned(driver, other.owner) == {theirs}
+    assert (await _load(driver, nobodys)).fields == (await _load(driver, ids[0])).fields == {"a": b"1", "b": b"2"}
+    assert await driver.end_owned(tag.owner, keep=(), now=time.time()) == 1
+    assert await driver.end_owned(tag.owner, keep=(), now=time.time()) == 0
+    assert await driver.end_owned(_new_id(), keep=(), now=time.time()) == 0
+
+
+@_owner_promise
+async def a_tag_made_before_the_end_of_all_is_refused(driver: OwnerDriver) -> None:
+    old = _new_tag(since=time.time() - 5)
+    assert await driver.end_owned(old.owner, keep=(), now=time.time()) == 0
+    id = _new_id()
+    assert await driver.create(id, _tagged(old)) is Outcome.REFUSED
+    assert await driver.load(id, now=time.time()) in (None, Outcome.ENDED)
+    tagged, _ = await _begin(driver)
+    assert await _tag(driver, tagged, old, {"a": b"3"}) is Outcome.REFUSED
+    assert (await _load(driver, tagged)).tag is None
+    assert (await _load(driver, tagged)).fields["a"] == b"1"
+    renamed, outcome = await _rename(driver, tagged, old)
+    assert outcome is Outcome.REFUSED
+    assert await driver.load(renamed, now=time.time()) in (None, Outcome.ENDED)
+    assert await _owned(driver, old.owner) == set()
+    someone_else = _new_tag(since=old.since)
+    assert await _owned(driver, someone_else.owner) == set()
+    assert await driver.create(_new_id(), _tagged(someone_else)) is None
+
+
+@_owner_promise
+async def a_tag_made_after_the_end_of_all_is_not_refused(driver: OwnerDriver) -> None:
+    now = time.time()
+    tag = _new_tag(since=now)
+    await driver.end_owned(tag.owner, keep=(), now=now - 1)
+    created = await _own(driver, tag)
+    tagged, _ = await _begin(driver)
+    assert await _tag(driver, tagged, tag) is Outcome.WRITTEN
+    before, _ = await _begin(driver)
+    renamed, outcome = await _rename(driver, before, tag)
+    assert outcome is Outcome.WRITTEN
+    assert await _owned(driver, tag.owner) == {created, tagged, renamed}
+
+
+@_owner_promise
+async def the_end_of_all_is_remembered_for_a_minute(driver: OwnerDriver) -> None:
+    now = time.time()
+    tag, (id, _) = _new_tag(since=now - 1), await _begin(driver)
+    await driver.end_owned(tag.owner, keep=(), now=now)
+    assert await _tag(driver, id, tag, now=now + TOMBSTONE - 1) is Outcome.REFUSED
+    assert await _tag(driver, id, tag, now=now + TOMBSTONE) is Outcome.WRITTEN
+
+
+@_owner_promise
+async def what_was_kept_may_be_renamed_with_its_tag(driver: OwnerDriver) -> None:
+    tag = _new_tag(since=time.time() - 5)
+    id = await _own(driver, tag)
+    assert await driver.end_owned(tag.owner, keep=[id], now=time.time()) == 0
+    new_id, outcome = await _rename(driver, id, tag)
+    assert outcome is Outcome.WRITTEN
+    assert await _owned(driver, tag.owner) == {new_id}
+
+
+@_owner_promise
+async def nothing_under_way_outlives_the_end_of_all(driver: OwnerDriver) -> None:
+    for _ in range(5):
+        tag = _new_tag(since=time.time() - 1)
+        there = [await _own(driver, tag) for _ in range(6)]
+        begun, new = [_new_id() for _ in range(6)], [(await _begin(driver))[0] for _ in range(3)]
+        moves = [_rename(driver, id, tag) for id in there[:3]]
+        logins = [_rename(driver, id, tag) for id in new[:2]]
+        _, *rest = await asyncio.gather(
+            driver.end_owned(tag.owner, keep=(), now=time.time()),
+            *(driver.create(id, _tagged(tag)) for id in begun),
+            *(_tag(driver, id, tag) for id in new[2:]),
+            *(_apply(driver, id, {"a": b"3"}) for id in there),
+            *moves,
+            *logins,
+            return_exceptions=True,
+        )
+        renamed = [result[0] for result in rest if isinstance(result, tuple)]
+        # A rename, like a creation in two trips, may find its session or its place taken by the end.
+        assert not [error for error in rest if isinstance(error, Exception) and not isinstance(error, AssertionError)], rest
+        for id in (*there, *begun, *renamed):
+            assert not isinstance(await driver.load(id, now=time.time()), Record)
+        for id in new:
+            found = await driver.load(id, now=time.time())
+            assert not isinstance(found, Record) or found.tag is None
+        assert await _owned(driver, tag.owner) == set()
+
+
+@_owner_promise
+async def counting_counts_what_is_there(driver: OwnerDriver) -> None:
+    now = time.time()
+    before = await driver.count(now=now)
+    tag = _new_tag()
+    ended, over, renamed = await _own(driver, tag), await _begin(driver, _record(lasts=20)), await _own(driver, tag)
+    await _begin(driver)
+    assert await driver.count(now=now) == before + 4
+    await driver.destroy(ended, now=now)
+    await _rename(driver, renamed, tag)
+    assert await driver.count(now=now) == before + 3
+    assert await driver.count(now=over[1].deadline) <= before + 2

@@ -70,7 +70,8 @@ class Site:
         self.driver = driver
         checked = _options.check(**options)
         self.cookie_name = checked.cookie.name
-        self.app = App({"/": self._handle}, integrations=[integrate(checked, clock)], debug=True)
+        self.sessions = integrate(checked, clock)
+        self.app = App({"/": self._handle}, integrations=[self.sessions], debug=True)
 
     async def _handle(self, ctx: Context) -> Response:
         reply: Reply = ctx.scope["reply"]

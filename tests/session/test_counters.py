@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
+from secrets import token_hex
 from typing import Any
 
 import anyio
@@ -16,14 +17,14 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from gaman import App, Context
-from gaman.session import Counters, Session, SessionIntegration, SessionStoreError
+from gaman.session import Counters, Driver, Session, SessionIntegration, SessionStoreError
 from gaman_session import _counters, _integration
 from gaman_session._sealing import Keyring
 from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
 from tests.conftest import Ask
-from tests.session.sites import SECRET, Browser, Clock, Sealing, Site, getting, serving, setting
+from tests.session.sites import SECRET, Browser, Clock, Sealing, Site, Work, getting, serving, setting
 
 pytestmark = pytest.mark.anyio
 Metrics = Callable[[], dict[tuple[str, ...], int]]
@@ -289,6 +290,90 @@ async def test_a_sweep_that_fails_is_counted(clock: Clock, monkeypatch: pytest.M
         with anyio.fail_after(5):
             while counters(site).store_errors < 2:
                 await asyncio.sleep(0)
+
+
+# Owners
+
+
+def tagging(owner: str) -> Work:
+    async def work(session: Session) -> None:
+        await session.regenerate()
+        await session.set("user", 1)
+        await session.tag(owner)
+
+    return work
+
+
+async def test_a_tag_counts_as_what_brings_it_to_the_store(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site:
+        browser, raised, owner = site.browser(), Raised(site), token_hex(8)
+        await browser.do(tagging(owner))
+        assert raised.since() == {"created": 1}
+        await browser.do(lambda session: session.tag(owner, note=1))
+        assert {**raised.since(), "loaded": 0} == {"written": 1, "loaded": 0}
+        await browser.do(tagging(owner))
+        assert raised.since() == {"loaded": 1, "written": 1}
+
+
+async def test_what_is_ended_for_an_owner_is_an_end_and_a_look_at_it_is_nothing(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site:
+        owner, browsers = token_hex(8), [site.browser() for _ in range(3)]
+        for browser in browsers:
+            await browser.do(tagging(owner))
+        raised = Raised(site)
+        [first, *_] = await site.sessions.list(owner)
+        assert await site.sessions.count(owner) == 3
+        assert raised.since() == {}
+        assert await site.sessions.end(first.handle)
+        assert raised.since() == {"ended": 1}
+        assert not await site.sessions.end(first.handle)
+        assert raised.since() == {}
+        assert await site.sessions.end_all(owner) == 2
+        assert raised.since() == {"ended": 2}
+
+
+async def test_a_session_that_is_one_too_many_is_an_end(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock, max_sessions_per_owner=1)) as site:
+        raised, owner = Raised(site), token_hex(8)
+        await site.browser().do(tagging(owner))
+        clock.now += 1
+        await site.browser().do(tagging(owner))
+        assert raised.since() == {"created": 2, "ended": 1}
+
+
+@pytest.mark.parametrize("has_session", [False, True])
+async def test_a_login_that_an_end_of_all_refuses_begins_and_writes_nothing(
+    store: Driver, clock: Clock, *, has_session: bool
+) -> None:
+    async with serving(Site(store, clock)) as site:
+        owner, browser = token_hex(8), site.browser()
+        await site.browser().do(tagging(owner))
+
+        async def late(session: Session) -> None:
+            await tagging(owner)(session)
+            await site.sessions.end_all(owner)
+
+        if has_session:
+            await browser.do(setting(a=1))
+        raised = Raised(site)
+        await browser.do(late)
+        assert raised.since() == ({"loaded": 1, "expired": 1, "ended": 1} if has_session else {"ended": 1})
+
+
+async def test_each_trip_for_an_owner_that_fails_is_an_error_of_the_store(clock: Clock) -> None:
+    async with lost(clock) as (site, _):
+        raised, sessions = Raised(site), site.sessions
+        trips: list[Callable[[], Awaitable[object]]] = [
+            lambda: sessions.list("user:1"),
+            lambda: sessions.end("0" * 64),
+            lambda: sessions.end_all("user:1"),
+            lambda: sessions.count("user:1"),
+            sessions.count,
+        ]
+        for trip in trips:
+            with pytest.raises(SessionStoreError):
+                await trip()
+            assert raised.since() == {"store_errors": 1}
 
 
 # For whoever asks

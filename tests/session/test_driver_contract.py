@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
-from typing import Literal
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Literal, TypeVar
 
 import pytest
 
-from gaman.session import Driver, Outcome, Record
-from gaman.session.testing import CONTRACT, Check
+from gaman.session import Driver, Outcome, OwnerDriver, Record, Tag
+from gaman.session.testing import CONTRACT, OWNER_CONTRACT, Check, OwnerCheck
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import Sealing
 
 pytestmark = pytest.mark.anyio
 
 Found = Record | Literal[Outcome.ENDED] | None
+D = TypeVar("D", bound=Driver)
 
 
-async def _run(check: Check, driver: Driver) -> None:
+async def _run(check: Callable[[D], Awaitable[None]], driver: D) -> None:
     await driver.open()
     try:
         await check(driver)
@@ -31,15 +32,22 @@ async def test_each_driver_keeps_the_contract(check: Check, store: Driver) -> No
     await _run(check, store)
 
 
-def test_every_check_has_a_name_of_its_own() -> None:
-    names = [check.__name__ for check in CONTRACT]
+@pytest.mark.parametrize("check", OWNER_CONTRACT, ids=lambda check: check.__name__)
+async def test_each_driver_keeps_the_contract_of_owners(check: OwnerCheck, store: OwnerDriver) -> None:
+    await _run(check, store)
+
+
+@pytest.mark.parametrize("checks", [CONTRACT, OWNER_CONTRACT], ids=["sessions", "owners"])
+def test_every_check_has_a_name_of_its_own(checks: list[Callable[..., object]]) -> None:
+    names = [check.__name__ for check in checks]
     assert len(set(names)) == len(names) > 15
 
 
-async def test_checks_may_share_a_store(store: Driver) -> None:
+@pytest.mark.parametrize("checks", [CONTRACT, OWNER_CONTRACT], ids=["sessions", "owners"])
+async def test_checks_may_share_a_store(checks: list[Callable[..., Awaitable[None]]], store: Driver) -> None:
     await store.open()
     for _ in range(2):
-        for check in CONTRACT:
+        for check in checks:
             await check(store)
     await store.close()
 
@@ -762,3 +770,125 @@ async def test_a_driver_that_only_hands_through_is_caught_by_no_check() -> None:
     for harmless in (Mangling, Sealing):
         for check in CONTRACT:
             await _run(check, harmless())
+
+
+# Faults of owners
+
+OWNER_FAULTS: list[type[MemoryDriver]] = []
+
+
+def owner_fault(broken: type[MemoryDriver]) -> type[MemoryDriver]:
+    OWNER_FAULTS.append(broken)
+    return broken
+
+
+@owner_fault
+class TheEndOfAllIsNotRemembered(MemoryDriver):
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        ended = await super().end_owned(owner, keep=keep, now=now)
+        self._ended.clear()
+        return ended
+
+
+@owner_fault
+class TheEndOfAllIsRememberedForEver(MemoryDriver):
+    def _is_refused(self, tag: Tag, now: float) -> bool:
+        return tag.since < self._ended.get(tag.owner, 0)
+
+
+@owner_fault
+class TheEndOfAllRefusesEveryTag(MemoryDriver):
+    def _is_refused(self, tag: Tag, now: float) -> bool:
+        return tag.owner in self._ended
+
+
+@owner_fault
+class TheEndOfAllKeepsNone(MemoryDriver):
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        return await super().end_owned(owner, keep=(), now=now)
+
+
+@owner_fault
+class TheEndOfAllLeavesNoTombstone(MemoryDriver):
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        ended = await super().end_owned(owner, keep=keep, now=now)
+        self._tombs.clear()
+        return ended
+
+
+@owner_fault
+class TheEndOfAllEndsNothing(MemoryDriver):
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        self._ended[owner] = now
+        return len(set(await self.owned(owner, now=now)) - set(keep))
+
+
+@owner_fault
+class ARenameLosesTheTag(MemoryDriver):
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        record.tag = None
+        return await super().rename(id, new_id, record, version=version, now=now)
+
+
+@owner_fault
+class ARenameRefusesATagThatTheSessionHas(MemoryDriver):
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        if record.tag is not None and self._is_refused(record.tag, now):
+            return Outcome.REFUSED
+        return await super().rename(id, new_id, record, version=version, now=now)
+
+
+@owner_fault
+class ATagLosesTheWrite(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        return await super().apply(id, {}, deletes, now=now, deadline=deadline)
+
+
+@owner_fault
+class UntyingDoesNothing(MemoryDriver):
+    async def tag(
+        self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        if tag is None:
+            return await self.apply(id, sets, deletes, now=now, deadline=deadline)
+        return await super().tag(id, tag, sets, deletes, now=now, deadline=deadline)
+
+
+@owner_fault
+class WhatIsOverIsListed(MemoryDriver):
+    async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
+        return await super().owned(owner, now=0)
+
+
+@owner_fault
+class AnOwnerIsOfOneCase(MemoryDriver):
+    async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
+        found: dict[str, Record] = {}
+        for each in [each for each in self._owned if each.lower() == owner.lower()]:
+            found.update(await super().owned(each, now=now))
+        return found
+
+
+@owner_fault
+class OfAllSessionsThoseOfOwnersAreCounted(MemoryDriver):
+    async def count(self, *, now: float) -> int:
+        return sum(len(theirs) for theirs in self._owned.values())
+
+
+@owner_fault
+class TombstonesAreCounted(MemoryDriver):
+    async def count(self, *, now: float) -> int:
+        return await super().count(now=now) + len(self._tombs)
+
+
+@pytest.mark.parametrize("broken", OWNER_FAULTS, ids=lambda broken: broken.__name__)
+async def test_a_driver_with_a_fault_of_owners_fails_their_suite(broken: Callable[[], MemoryDriver]) -> None:
+    caught: dict[str, str] = {}
+    for check in OWNER_CONTRACT:
+        try:
+            await _run(check, broken())
+        except Exception as error:
+            caught[check.__name__] = repr(error)
+    assert caught

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from gaman.errors import ConfigError
-from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError
+from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError, Tag
 from gaman_session.drivers import sql
 from gaman_session.drivers.sql import SQLDriver
 from tests.session.sites import Clock, Site, getting, serving, setting
@@ -29,8 +29,8 @@ NOW = 1_800_000_000.0
 SEALED = b"\x01 no JSON"
 
 
-def record(lasts: float = 1000, *, fields: dict[str, bytes] | None = None) -> Record:
-    return Record(fields or {"key": SEALED}, NOW, NOW + lasts, NOW + lasts)
+def record(lasts: float = 1000, *, fields: dict[str, bytes] | None = None, tag: Tag | None = None) -> Record:
+    return Record(fields or {"key": SEALED}, NOW, NOW + lasts, NOW + lasts, tag=tag)
 
 
 def id_of(number: int) -> str:
@@ -481,7 +481,7 @@ async def test_json_is_text_that_sql_can_ask_and_all_else_is_a_blob(driver: SQLD
 
 
 async def test_the_query_of_the_docstring_finds_a_users_sessions(driver: SQLDriver, file: Path) -> None:
-    query = (sql.__doc__ or "").split(":\n\n")[1]
+    query = (sql.__doc__ or "").split(":\n\n")[1].partition("\n\n")[0]
     async with serving(Site(driver, Clock(), encrypt=False)) as site:
         browsers = [site.browser() for _ in range(3)]
         for number, browser in zip((7, 8, 7), browsers, strict=True):
@@ -504,14 +504,14 @@ async def test_values_are_sealed_unless_somebody_wants_them_open(driver: SQLDriv
 
 
 async def test_a_tombstone_holds_nothing_of_the_session(driver: SQLDriver, file: Path) -> None:
-    await driver.create(id_of(0), record())
-    await driver.create(id_of(1), record())
+    await driver.create(id_of(0), record(tag=Tag("owner", b"note", NOW)))
+    await driver.create(id_of(1), record(tag=Tag("owner", b"note", NOW)))
     assert await driver.rename(id_of(0), id_of(2), record(), version=0, now=NOW) is Outcome.WRITTEN
     await driver.destroy(id_of(1), now=NOW)
     until = NOW + TOMBSTONE
     assert by_hand(file, "SELECT * FROM sessions WHERE ended ORDER BY id") == [
-        (id_of(0), until, until, until, 0, 1, id_of(2)),
-        (id_of(1), until, until, until, 0, 1, None),
+        (id_of(0), until, until, until, 0, 1, id_of(2), None, None, None),
+        (id_of(1), until, until, until, 0, 1, None, None, None, None),
     ]
     assert by_hand(file, "SELECT session_id FROM session_values") == [(id_of(2),)]
 
@@ -536,6 +536,77 @@ async def test_a_purge_finds_what_is_over_by_the_index(driver: SQLDriver, file: 
     plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {sql._PURGE}", NOW, 10)]
     assert any("sessions_deadline (deadline<?)" in step for step in plan), plan
     assert not any(step.startswith("SCAN") for step in plan), plan
+
+
+# Owners
+
+
+async def test_the_query_of_the_docstring_finds_an_owners_sessions(driver: SQLDriver, file: Path) -> None:
+    query = (sql.__doc__ or "").split(":\n\n")[2]
+
+    async def log_in(session: Session) -> None:
+        await session.set("user", {"id": 7})
+        await session.tag("user:7", note={"device": "a phone"})
+
+    async with serving(Site(driver, Clock(), encrypt=False)) as site:
+        browser, other = site.browser(), site.browser()
+        await browser.do(log_in)
+        await other.do(setting(user={"id": 7}))
+        assert by_hand(file, query) == [(await browser.do(handle), "a phone")]
+        by_hand(file, "DELETE FROM sessions WHERE owner = 'user:7'")
+        assert (await browser.all(), await other.all()) == ({}, {"user": {"id": 7}})
+
+
+async def handle(session: Session) -> str | None:
+    return session.id
+
+
+async def test_an_owners_sessions_are_found_by_the_index_and_counted_without_a_look_at_each(driver: SQLDriver, file: Path) -> None:
+    plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {sql._OWNED}", "owner", NOW)]
+    assert any("sessions_owner (owner=?)" in step for step in plan), plan
+    plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {sql._COUNT}", NOW, NOW + 120)]
+    assert any("COVERING INDEX sessions_deadline (deadline>?)" in step for step in plan), plan
+    assert any("sessions_deadline (deadline>? AND deadline<?)" in step for step in plan), plan
+
+
+async def test_tables_made_before_there_were_owners_get_their_columns(driver: SQLDriver, file: Path) -> None:
+    await driver.create(id_of(0), record())
+    await driver.close()
+    by_hand(file, "DROP INDEX sessions_owner")
+    by_hand(file, "DROP TABLE session_owners_ended")
+    for column in ("owner", "since", "note"):
+        by_hand(file, f"ALTER TABLE sessions DROP COLUMN {column}")
+    drivers = [SQLDriver(file=file) for _ in range(4)]
+    await asyncio.gather(*(each.open() for each in drivers))
+    tag = Tag("owner", b"note", NOW)
+    assert await drivers[0].tag(id_of(0), tag, {}, (), now=NOW, deadline=None) is Outcome.WRITTEN
+    assert [*await drivers[1].owned("owner", now=NOW)] == [id_of(0)]
+    assert await drivers[2].end_owned("owner", keep=(), now=NOW) == 1
+    for each in drivers:
+        await each.close()
+    assert by_hand(file, "SELECT name FROM sqlite_master WHERE name LIKE '%owner%' ORDER BY name") == [
+        ("session_owners_ended",),
+        ("sessions_owner",),
+    ]
+
+
+async def test_what_is_remembered_of_the_end_of_all_goes_with_a_purge(driver: SQLDriver, file: Path) -> None:
+    await driver.end_owned("owner", keep=(), now=NOW)
+    await driver.purge(now=NOW + TOMBSTONE - 1, limit=10)
+    assert by_hand(file, "SELECT owner FROM session_owners_ended") == [("owner",)]
+    await driver.purge(now=NOW + TOMBSTONE, limit=10)
+    assert by_hand(file, "SELECT owner FROM session_owners_ended") == []
+
+
+@pytest.mark.parametrize("damage", ["since = 'then'", "since = NULL", "note = 7", "note = NULL"])
+async def test_an_owner_that_was_not_written_here_is_none(
+    driver: SQLDriver, file: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await driver.create(id_of(0), record(tag=Tag("owner", b"note", NOW)))
+    by_hand(file, f"UPDATE sessions SET {damage}")
+    assert await driver.load(id_of(0), now=NOW) == record()
+    assert await driver.owned("owner", now=NOW) == {}
+    assert "its owner" in caplog.text
 
 
 # Damage

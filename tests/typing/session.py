@@ -8,7 +8,17 @@ from msgspec import Struct
 
 import gaman
 from gaman import Context, Integration, Response
-from gaman.session import Session, SessionConflict, SessionError, SessionStoreError, session
+from gaman.session import (
+    OwnedSession,
+    OwnerDriver,
+    Session,
+    SessionConflict,
+    SessionError,
+    SessionIntegration,
+    SessionStoreError,
+    session,
+)
+from gaman_session.drivers.memory import MemoryDriver
 
 
 @dataclass
@@ -91,6 +101,21 @@ integrations: list[Integration] = [
     session(driver={"type": "memory", "max_sessions": 5}, cookie_name="id", path="/app", encrypt=False),
     session(driver={"type": "redis", "url": "redis://localhost"}, domain="example.com", partitioned=True),
 ]
+
+
+sessions = session(driver={"type": "memory"}, max_sessions_per_owner=3)
+owning: OwnerDriver = MemoryDriver()
+
+
+async def owners(ctx: Context) -> Response:
+    await ctx.session.tag("user:1", note={"device": "a phone"})
+    await ctx.session.tag(None)
+    assert_type(sessions, SessionIntegration)
+    assert_type(await sessions.list("user:1"), list[OwnedSession])
+    assert_type(await sessions.end("handle"), bool)
+    assert_type(await sessions.end_all("user:1", keep=ctx.session), int)
+    assert_type(await sessions.count(), int)
+    return Response.json({})
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from gaman_session import _sealing
-from gaman_session._errors import SessionTooLarge
+from gaman_session._errors import SessionTooLarge, SessionUnsupported
 from gaman_session._session import END, Answer, Kept, Session, too_late_to_read
 
 T = TypeVar("T")
@@ -75,6 +75,10 @@ class CookieSession(Session):
         value = fn(default if before is None else self._decode(key, before, default))
         self._put(key, self._encode(key, value))
         return value
+
+    async def tag(self, owner: str | None, *, note: Any = None) -> None:
+        """Raise SessionUnsupported: there is no store in which others could find the session."""
+        raise SessionUnsupported("cookies")
 
     async def save(self) -> None:
         """Nothing to do before the response: only that can bring a cookie to its browser."""

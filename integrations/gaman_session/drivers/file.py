@@ -12,12 +12,12 @@ import re
 import stat
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import blake2b
 from itertools import groupby, islice
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, TypeVarTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, TypeVarTuple, cast
 
 from msgspec import DecodeError, Meta, Struct
 from msgspec.msgpack import Decoder, Encoder
@@ -25,7 +25,7 @@ from msgspec.msgpack import Decoder, Encoder
 from gaman.errors import ConfigError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import TOMBSTONE, Outcome, Record
+from gaman_session._driver import TOMBSTONE, Outcome, Record, Tag
 from gaman_session._errors import SessionStoreError
 
 if sys.platform != "win32":
@@ -39,7 +39,9 @@ _THREADS: Final = 16
 _LONGEST_PAUSE: Final = 0.05
 _YEAR_10000: Final = 253_402_300_800
 _ID: Final = re.compile(r"[0-9a-f]{64}")
-_MARKER: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\.([0-9a-f]{64})")
+_MARKER: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\.([0-9a-f]{64})(\.owner)?")
+# In an owner's folder: when all of their sessions were ended.
+_BAR: Final = ".ended"
 # What open() says of a link, a folder or a socket in a file's place.
 _NO_FILE: Final = (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO)
 
@@ -69,7 +71,8 @@ class FileDriver:
     """Keeps each session in a file under *dir* that nobody else may read, and answers within *timeout* seconds.
 
     A session is `dir/<its id's first two digits>/<its id>`. For each there is an empty file in `dir/due`, named by the deadline it
-    had when it began, so that purge() finds what is over without looking at what is not.
+    had when it began, so that purge() finds what is over without looking at what is not. Where it belongs to somebody, there is one
+    more, with its id for a name, in `dir/owners/<two digits>/<a hash of the owner>`; it is there before the session is.
     """
 
     name = "file"
@@ -113,15 +116,18 @@ class FileDriver:
         found = _look(await self._answer("load a session", self._loads.call(id)), now)
         return None if found is Outcome.ABSENT else found
 
-    async def create(self, id: str, record: Record) -> None:
+    async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
         """Store a new session."""
 
-        def change(trip: _Trip) -> None:
+        def change(trip: _Trip) -> Literal[Outcome.REFUSED] | None:
             if trip.get(id) is not None:
                 raise SessionStoreError(self.name, "create a session under an id that is taken")
+            if record.tag is not None and not trip.own(id, record.tag, None, record.created):
+                return Outcome.REFUSED
             trip.put({id: record})
+            return None
 
-        await self._write("create a session", change, id)
+        return await self._write("create a session", change, id, tag=record.tag)
 
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
@@ -158,17 +164,21 @@ class FileDriver:
                 return Outcome.CONFLICT
             if trip.get(new_id) is not None:
                 raise SessionStoreError(self.name, "rename a session to an id that is taken")
+            if record.tag is not None and not trip.own(new_id, record.tag, old.tag, now):
+                return Outcome.REFUSED
+            trip.disown(id, old.tag, now)
             trip.put({id: _Tomb(now + TOMBSTONE, new_id), new_id: record})
             return Outcome.WRITTEN
 
-        return await self._write("rename a session", change, id, new_id)
+        return await self._write("rename a session", change, id, new_id, tag=record.tag)
 
     async def destroy(self, id: str, *, now: float) -> None:
         """End the session, or the one that it was renamed to."""
 
         def change(trip: _Trip) -> str | None:
             kept = trip.get(ending[-1])
-            if isinstance(_look(kept, now), Record):
+            if isinstance(record := _look(kept, now), Record):
+                trip.disown(ending[-1], record.tag, now)
                 trip.put({ending[-1]: _Tomb(now + TOMBSTONE, None)})
             return kept.successor if isinstance(kept, _Tomb) and kept.deadline > now else None
 
@@ -188,9 +198,82 @@ class FileDriver:
             removed += gone
         return removed
 
+    async def tag(
+        self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        """Do what apply() does, and give the session to the owner of *tag*, or to nobody."""
+
+        def edit(fields: dict[str, bytes]) -> bool:
+            fields.update(sets)
+            for field in deletes:
+                fields.pop(field, None)
+            return True
+
+        def change(trip: _Trip) -> Outcome:
+            record = _look(trip.get(id), now)
+            before = record.tag if isinstance(record, Record) else None
+            if isinstance(record, Record) and tag is not None and not trip.own(id, tag, before, now):
+                return Outcome.REFUSED
+            outcome = write(trip)
+            if outcome is Outcome.WRITTEN:
+                written = cast("Record", trip.get(id))
+                written.tag = tag
+                trip.put({id: written})
+                if before is not None and (tag is None or tag.owner != before.owner):
+                    trip.disown(id, before, now)
+            elif isinstance(record, Record):
+                trip.disown(id, tag, now)
+            return outcome
+
+        write = self._editing(id, edit, now, deadline)
+        return await self._write("change a session", change, id, tag=tag)
+
+    async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
+        """Return the owner's sessions. What their folder has beside them goes, if nobody is about to write there."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._in_thread(self._files.find_owned, owner, now)
+        except (TimeoutError, OSError) as cause:
+            raise SessionStoreError(self.name, "list the sessions of an owner") from cause
+
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        """Refuse the owner's older tags from now on, and then end the sessions that there are, a folder at a time."""
+
+        def bar(trip: _Trip) -> list[str]:
+            return self._files.bar(owner, now)
+
+        def end(ids: list[str]) -> Awaitable[list[str | bool]]:
+            def change(trip: _Trip) -> list[str | bool]:
+                return [trip.end_owned(id, owner, now) for id in ids]
+
+            return self._write(action, change, ids[0])
+
+        action, ended = "end the sessions of an owner", 0
+        seen = set(keep)
+        ids = await self._visit_owner(action, bar, owner)
+        while ids := [id for id in ids if id not in seen]:
+            seen.update(ids)
+            folders = [list(group) for _, group in groupby(sorted(ids), lambda id: id[:2])]
+            results = [result for group in await asyncio.gather(*map(end, folders)) for result in group]
+            ended += sum(result is True for result in results)
+            # What was renamed meanwhile ends under its new id.
+            ids = [result for result in results if isinstance(result, str)]
+        return ended
+
+    async def count(self, *, now: float) -> int:
+        """Return how many sessions there are, by their names and by a look into those that have come due."""
+        try:
+            return await self._in_thread(self._files.count, now)
+        except OSError as cause:
+            raise SessionStoreError(self.name, "count its sessions") from cause
+
     async def _edit(self, id: str, edit: Callable[[dict[str, bytes]], bool], now: float, deadline: float | None) -> Outcome:
         """Change the fields of a session that is there, unless *edit* says that they are not the ones to change."""
+        return await self._write("change a session", self._editing(id, edit, now, deadline), id)
 
+    def _editing(
+        self, id: str, edit: Callable[[dict[str, bytes]], bool], now: float, deadline: float | None
+    ) -> Callable[[_Trip], Outcome]:
         def change(trip: _Trip) -> Outcome:
             record = _look(trip.get(id), now)
             if not isinstance(record, Record):
@@ -198,6 +281,7 @@ class FileDriver:
             if not edit(record.fields):
                 return Outcome.CONFLICT
             if not record.fields:
+                trip.disown(id, record.tag, now)
                 trip.put({id: _Tomb(now + TOMBSTONE, None)})
                 return Outcome.EMPTIED
             record.version += 1
@@ -206,11 +290,19 @@ class FileDriver:
             trip.put({id: record})
             return Outcome.WRITTEN
 
-        return await self._write("change a session", change, id)
+        return change
 
-    async def _write(self, action: str, change: Callable[[_Trip], T], *ids: str) -> T:
+    async def _write(self, action: str, change: Callable[[_Trip], T], *ids: str, tag: Tag | None = None) -> T:
         """Return what *change* returns, once what it has put is on the disk."""
         folders = [self._files.folder(id) for id in ids]
+        if tag is not None:
+            folders.append(self._files.owner_lock(tag.owner))
+        return await self._call(action, change, folders)
+
+    async def _visit_owner(self, action: str, change: Callable[[_Trip], T], owner: str) -> T:
+        return await self._call(action, change, [self._files.owner_lock(owner)])
+
+    async def _call(self, action: str, change: Callable[[_Trip], T], folders: Sequence[str]) -> T:
         if folders[0] not in self._writes:
             self._writes[folders[0]] = Batches(self._visit)
         call = _Call(folders, change, asyncio.get_running_loop().time() + self._timeout)
@@ -261,6 +353,8 @@ class _Trip:
         """New contents of files, in the order in which they are to be written."""
         self.begun: list[tuple[str, float]] = []
         """Sessions and tombstones that were not there before, with their deadlines."""
+        self.entries: dict[tuple[str, str], float | None] = {}
+        """By owner and id, None for a session that is to be found by its owner, and for one that is not any more, since when."""
 
     def get(self, id: str) -> _Kept | None:
         """Return what is kept under *id*; it is the caller's own."""
@@ -277,6 +371,31 @@ class _Trip:
         self._contents |= contents
         self.changed |= contents
 
+    def own(self, id: str, tag: Tag, before: Tag | None, now: float) -> bool:
+        """Have the session found by its owner, or return False for a new tag that was made before all of theirs were ended."""
+        is_new = before is None or before.since != tag.since
+        if is_new and self._files.is_barred(tag, now):
+            return False
+        self.entries[tag.owner, id] = None
+        return True
+
+    def disown(self, id: str, tag: Tag | None, now: float) -> None:
+        """Have the session found by its owner no more."""
+        if tag is not None:
+            self.entries[tag.owner, id] = now
+
+    def end_owned(self, id: str, owner: str, now: float) -> str | bool:
+        """End a session of that owner's; return its successor where it was renamed, and else whether it was there."""
+        kept = self.get(id)
+        record = _look(kept, now)
+        if record is Outcome.ENDED and isinstance(kept, _Tomb) and kept.successor is not None:
+            return kept.successor
+        if not isinstance(record, Record) or record.tag is None or record.tag.owner != owner:
+            return False
+        self.disown(id, record.tag, now)
+        self.put({id: _Tomb(now + TOMBSTONE, None)})
+        return True
+
 
 class _Files:
     """The store as threads see it; what goes wrong is raised as OSError, and BlockingIOError means that a lock is held."""
@@ -284,6 +403,7 @@ class _Files:
     def __init__(self, dir: str) -> None:
         self.dir = dir
         self._due = os.path.join(dir, "due")
+        self._owners = os.path.join(dir, "owners")
         self._damage = Damage("file")
 
     def prepare(self) -> None:
@@ -291,6 +411,7 @@ class _Files:
         os.makedirs(os.path.dirname(self.dir), exist_ok=True)
         _make_folder(self.dir)
         _make_folder(self._due)
+        _make_folder(self._owners)
         with tempfile.TemporaryFile(dir=self.dir) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.fsync(file.fileno())
@@ -305,6 +426,16 @@ class _Files:
     def path(self, id: str) -> str:
         """Return where the session lies."""
         return os.path.join(self.folder(id), id)
+
+    def owner_lock(self, owner: str) -> str:
+        """Return the folder whose lock is held while the owner's one changes."""
+        return os.path.join(self._owners, _name(owner)[:2])
+
+    def _owner_folder(self, owner: str) -> str:
+        return self._owner_folder_of(_name(owner))
+
+    def _owner_folder_of(self, name: str) -> str:
+        return os.path.join(self._owners, name[:2], name)
 
     def read_each(self, ids: list[str]) -> list[_Kept | BaseException | None]:
         """Return what is kept under each id, or what was raised for it."""
@@ -346,6 +477,13 @@ class _Files:
         try:
             for id, deadline in trip.begun:
                 self._mark(id, deadline)
+            for (owner, id), gone in trip.entries.items():
+                # A crash may leave an entry without a session, and never a session without its entry.
+                if gone is None:
+                    self._enter(owner, id)
+                else:
+                    # Whether the owner's folder can go is for someone to see who has its lock.
+                    self._mark(f"{_name(owner)}.owner", gone + TOMBSTONE)
             for id, content in trip.changed.items():
                 _write_file(_new(self.path(id)), content)
             # All that needs room is done. Each folder is synced before the next one changes, so that after a rename not even
@@ -358,13 +496,88 @@ class _Files:
             for id in trip.changed:
                 _remove(_new(self.path(id)))
             raise
+        for (owner, id), gone in trip.entries.items():
+            if gone is not None:
+                _remove(os.path.join(self._owner_folder(owner), id))
+
+    def _enter(self, owner: str, id: str) -> None:
+        folder = self._owner_folder(owner)
+        _open_in(folder, id, folder).close()
+        _sync(folder)
+
+    def is_barred(self, tag: Tag, now: float) -> bool:
+        """Return whether *tag* was made before all sessions of its owner were ended, less than a minute ago."""
+        ended = self._barred_since(self._owner_folder(tag.owner))
+        return tag.since < ended and now < ended + TOMBSTONE
+
+    def _barred_since(self, folder: str) -> float:
+        try:
+            with open(os.path.join(folder, _BAR), "rb", opener=_open_to_read) as file:
+                return float(file.read(64))
+        except (FileNotFoundError, ValueError):
+            return -math.inf
+
+    def bar(self, owner: str, now: float) -> list[str]:
+        """Remember that all sessions of *owner* were ended; return the ids that their folder has. Its lock is held."""
+        folder = self._owner_folder(owner)
+        path = os.path.join(folder, _BAR)
+        self._mark(f"{_name(owner)}.owner", now + TOMBSTONE)
+        _make_folder(folder)
+        _write_file(_new(path), repr(max(now, self._barred_since(folder))).encode())
+        os.replace(_new(path), path)
+        _sync(folder)
+        return _ids_in(folder)
+
+    def find_owned(self, owner: str, now: float) -> dict[str, Record]:
+        """Return the sessions of *owner*, and tidy their folder."""
+        folder = self._owner_folder(owner)
+        ids = _ids_in(folder)
+        found = {id: record for id in ids if (record := self._theirs(id, owner, now)) is not None}
+        if len(found) < len(ids):
+            with suppress(BlockingIOError), self._locked([self.owner_lock(owner)]):
+                # What is written meanwhile has its entry already, and is looked for once more.
+                for id in ids:
+                    if id not in found and self._theirs(id, owner, now) is None:
+                        _remove(os.path.join(folder, id))
+                self._tidy(folder, now)
+        return found
+
+    def _theirs(self, id: str, owner: str, now: float) -> Record | None:
+        record = _look(self._find(id), now)
+        return record if isinstance(record, Record) and record.tag is not None and record.tag.owner == owner else None
+
+    def _tidy(self, folder: str, now: float) -> None:
+        """Remove an owner's folder if nothing is left in it that counts. Its lock is held."""
+        if now >= self._barred_since(folder) + TOMBSTONE:
+            for name in (_BAR, _new(_BAR)):
+                _remove(os.path.join(folder, name))
+        with suppress(OSError):
+            os.rmdir(folder)
+
+    def count(self, now: float) -> int:
+        """Return how many sessions there are."""
+        names = 0
+        for folder in os.scandir(self.dir):
+            if len(folder.name) == 2:
+                names += len(_ids_in(folder.path))
+        # What is over has come due, and a tombstone is about to; it may be one by a clock that is a little ahead.
+        due = {id for _, id, is_owner in self._find_due(now + 2 * TOMBSTONE) if not is_owner}
+        for id in due:
+            content = self.read(id)
+            if content is not None and not isinstance(_look(_decode(id, content), now), Record):
+                names -= 1
+        return names
 
     def sweep(self, now: float, most: int) -> tuple[int, int]:
         """Look at *most* of what has come due; return at how many there were to look, and how many of them were removed."""
         looked_at = removed = 0
-        for marker, id in islice(self._find_due(now), most):
-            with suppress(BlockingIOError), self._locked([self.folder(id)]):
-                removed += self._settle(id, now)
+        for marker, id, is_owner in islice(self._find_due(now), most):
+            folder = os.path.dirname(self._owner_folder_of(id)) if is_owner else self.folder(id)
+            with suppress(BlockingIOError), self._locked([folder]):
+                if is_owner:
+                    self._tidy(self._owner_folder_of(id), now)
+                else:
+                    removed += self._settle(id, now)
                 looked_at += _remove(marker)
         return looked_at, removed
 
@@ -372,13 +585,21 @@ class _Files:
         """Remove the session if it is over, and else mark it at the deadline that it has now; return whether it was removed."""
         _remove(_new(self.path(id)))
         kept = self._find(id)
+        if isinstance(kept, Record) and kept.tag is not None and kept.deadline <= now:
+            self._disown(id, kept.tag.owner, now)
         if kept is None or kept.deadline <= now:
             return _remove(self.path(id))
         self._mark(id, kept.deadline)
         return False
 
-    def _find_due(self, now: float) -> Iterator[tuple[str, str]]:
-        """Yield the markers that have come due, hour by hour, each with its id."""
+    def _disown(self, id: str, owner: str, now: float) -> None:
+        with self._locked([self.owner_lock(owner)]):
+            folder = self._owner_folder(owner)
+            _remove(os.path.join(folder, id))
+            self._tidy(folder, now)
+
+    def _find_due(self, now: float) -> Iterator[tuple[str, str, bool]]:
+        """Yield the markers that have come due, hour by hour, each with its id, and whether that is an owner's."""
         _make_folder(self._due)
         hours = [int(name) for name in os.listdir(self._due) if name.isdecimal()]
         for hour in sorted(hour for hour in hours if hour <= now // 3600):
@@ -387,7 +608,7 @@ class _Files:
                 for marker in markers:
                     match = _MARKER.fullmatch(marker.name)
                     if match and float(match[1]) <= now:
-                        yield marker.path, match[2]
+                        yield marker.path, match[2], match[3] is not None
             if hour < now // 3600:
                 # Nobody files anything there any more.
                 with suppress(OSError):
@@ -408,6 +629,18 @@ class _Files:
                 # Closing it is not enough where a process was forked meanwhile, and holds it open.
                 held.callback(fcntl.flock, file, fcntl.LOCK_UN)
             yield
+
+
+def _name(owner: str) -> str:
+    """Return what the folder of an owner is named by."""
+    return blake2b(owner.encode(), digest_size=32).hexdigest()
+
+
+def _ids_in(folder: str) -> list[str]:
+    try:
+        return [name for name in os.listdir(folder) if _ID.fullmatch(name)]
+    except FileNotFoundError:
+        return []
 
 
 def _look(kept: _Kept | None, now: float) -> Record | Literal[Outcome.ENDED, Outcome.ABSENT]:

@@ -10,7 +10,7 @@ from heapq import heapify, heappop, heappush
 from typing import Literal, NamedTuple
 
 from gaman.errors import ConfigError
-from gaman_session._driver import TOMBSTONE, Outcome, Record
+from gaman_session._driver import TOMBSTONE, Outcome, Record, Tag
 from gaman_session._errors import SessionStoreError
 
 logger = logging.getLogger("gaman")
@@ -35,6 +35,9 @@ class MemoryDriver:
         self._tombs: OrderedDict[str, _Tomb] = OrderedDict()
         # When each session may be over. A deadline that has moved on, or gone, is noticed when it comes up.
         self._deadlines: list[tuple[float, str]] = []
+        self._owned: dict[str, dict[str, None]] = {}
+        # When all sessions of an owner were ended, in that order.
+        self._ended: OrderedDict[str, float] = OrderedDict()
         self._has_warned = False
 
     def __len__(self) -> int:
@@ -48,6 +51,8 @@ class MemoryDriver:
         self._sessions.clear()
         self._tombs.clear()
         self._deadlines.clear()
+        self._owned.clear()
+        self._ended.clear()
 
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return a copy of the session, ENDED, or None."""
@@ -56,11 +61,14 @@ class MemoryDriver:
             return Outcome.ENDED if self._tomb(id, now) else None
         return _copy(record)
 
-    async def create(self, id: str, record: Record) -> None:
+    async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
         """Store a new session, in the place of the least recently used one where there is no room."""
         if id in self._sessions:
             raise SessionStoreError(self.name, "create a session under an id that is taken")
+        if record.tag is not None and self._is_refused(record.tag, record.created):
+            return Outcome.REFUSED
         self._add(id, record)
+        return None
 
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
@@ -96,6 +104,8 @@ class MemoryDriver:
             return self._missing(id, now)
         if old.version != version:
             return Outcome.CONFLICT
+        if record.tag is not None and not _is_carried(record.tag, old.tag) and self._is_refused(record.tag, now):
+            return Outcome.REFUSED
         self._end(id, now, new_id)
         self._add(new_id, record)
         return Outcome.WRITTEN
@@ -115,6 +125,8 @@ class MemoryDriver:
         while self._tombs and removed < limit and next(iter(self._tombs.values())).until <= now:
             self._tombs.popitem(last=False)
             removed += 1
+        while self._ended and next(iter(self._ended.values())) + TOMBSTONE <= now:
+            self._ended.popitem(last=False)
         looked_at = 0
         while removed < limit and self._deadlines and self._deadlines[0][0] <= now:
             _, id = heappop(self._deadlines)
@@ -122,19 +134,58 @@ class MemoryDriver:
             if record is not None and record.deadline > now:
                 heappush(self._deadlines, (record.deadline, id))
             elif record is not None:
-                del self._sessions[id]
+                self._remove(id)
                 removed += 1
             looked_at += 1
             if looked_at % limit == 0:
                 await asyncio.sleep(0)
         return removed
 
+    async def tag(
+        self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        """Do what apply() does, and give the session to the owner of *tag*, or to nobody."""
+        record = self._find(id, now)
+        if record is not None and tag is not None and not _is_carried(tag, record.tag) and self._is_refused(tag, now):
+            return Outcome.REFUSED
+        outcome = await self.apply(id, sets, deletes, now=now, deadline=deadline)
+        if record is not None and outcome is Outcome.WRITTEN:
+            self._disown(id, record)
+            record.tag = tag
+            self._own(id, record)
+        return outcome
+
+    async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
+        """Return the owner's sessions, without their fields."""
+        found = {id: self._sessions[id] for id in self._owned.get(owner, ())}
+        return {
+            id: Record({}, record.created, record.expires, record.deadline, record.version, record.tag)
+            for id, record in found.items()
+            if record.deadline > now
+        }
+
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        """End the owner's sessions but those to keep."""
+        ending = [id for id in await self.owned(owner, now=now) if id not in keep]
+        for id in ending:
+            self._end(id, now, None)
+        self._ended.pop(owner, None)
+        self._ended[owner] = now
+        return len(ending)
+
+    async def count(self, *, now: float) -> int:
+        """Return how many sessions there are, after those that are over have gone."""
+        removed = 1
+        while removed:
+            removed = await self.purge(now=now, limit=1000)
+        return len(self._sessions)
+
     def _find(self, id: str, now: float) -> Record | None:
         record = self._sessions.get(id)
         if record is None:
             return None
         if record.deadline <= now:
-            del self._sessions[id]
+            self._remove(id)
             return None
         self._sessions.move_to_end(id)
         return record
@@ -148,8 +199,9 @@ class MemoryDriver:
                     self._max_sessions,
                     extra={"driver": self.name},
                 )
-            self._sessions.popitem(last=False)
+            self._remove(next(iter(self._sessions)))
         self._sessions[id] = _copy(record)
+        self._own(id, record)
         if len(self._deadlines) > 2 * len(self._sessions) + 1000:
             self._deadlines = [(kept.deadline, its_id) for its_id, kept in self._sessions.items()]
             heapify(self._deadlines)
@@ -157,10 +209,28 @@ class MemoryDriver:
             heappush(self._deadlines, (record.deadline, id))
 
     def _end(self, id: str, now: float, successor: str | None) -> None:
-        del self._sessions[id]
+        self._remove(id)
         while len(self._tombs) >= self._max_sessions:
             self._tombs.popitem(last=False)
         self._tombs[id] = _Tomb(now + TOMBSTONE, successor)
+
+    def _remove(self, id: str) -> None:
+        self._disown(id, self._sessions.pop(id))
+
+    def _own(self, id: str, record: Record) -> None:
+        if record.tag is not None:
+            self._owned.setdefault(record.tag.owner, {})[id] = None
+
+    def _disown(self, id: str, record: Record) -> None:
+        if record.tag is not None:
+            theirs = self._owned[record.tag.owner]
+            del theirs[id]
+            if not theirs:
+                del self._owned[record.tag.owner]
+
+    def _is_refused(self, tag: Tag, now: float) -> bool:
+        ended = self._ended.get(tag.owner)
+        return ended is not None and tag.since < ended and now < ended + TOMBSTONE
 
     def _tomb(self, id: str, now: float) -> _Tomb | None:
         tomb = self._tombs.get(id)
@@ -177,4 +247,9 @@ def _touch(record: Record, deadline: float | None) -> None:
 
 
 def _copy(record: Record) -> Record:
-    return Record(dict(record.fields), record.created, record.expires, record.deadline, record.version)
+    return Record(dict(record.fields), record.created, record.expires, record.deadline, record.version, record.tag)
+
+
+def _is_carried(tag: Tag, before: Tag | None) -> bool:
+    """Return whether *tag* is no new one, but one that the session has."""
+    return before is not None and before.since == tag.since

@@ -4,6 +4,11 @@ A session is `{_id, created, expires, deadline, version, fields}`; times are dat
 which values are with `session(encrypt=False)`, is kept in types of MongoDB's own, so that a query can ask for `{"fields.user.id":
 1}`, and anything else as binary. In the name of a field, `%`, `.`, `$` and NUL are written as in a URL, and the empty name is `%`.
 A tombstone is `{_id, ended: true, deadline}`, with a `successor` after a rename.
+
+A session of somebody's also has its `owner`, `since` when, as a number, and a `note`. The tombstone of a rename to one has the
+`owner` too, for whoever ends all that is theirs. That it was done is kept for a minute, as `{_id: "owner:...", ended: true,
+deadline, before}`. With `session(encrypt=False)` the owner is what tag() was given, and by an index `{"owner": "user:7", "ended":
+null}` finds the sessions.
 """
 
 from __future__ import annotations
@@ -21,13 +26,13 @@ import msgspec
 from bson import CodecOptions, DatetimeMS, Int64
 from bson.codec_options import DatetimeConversion
 from bson.errors import BSONError
-from pymongo import AsyncMongoClient, ReturnDocument
+from pymongo import AsyncMongoClient, ReturnDocument, UpdateOne
 from pymongo.errors import ConfigurationError, DuplicateKeyError, InvalidName, InvalidURI, PyMongoError
 
 from gaman.errors import ConfigError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import TOMBSTONE, Outcome, Record
+from gaman_session._driver import TOMBSTONE, Outcome, Record, Tag
 from gaman_session._errors import SessionStoreError
 
 # What is damaged is absent for a write too: it takes only a document of this shape.
@@ -94,6 +99,7 @@ class MongoDBDriver:
         try:
             async with self._asking("prepare its collection; see that it runs where the driver's uri says, and lets this user in"):
                 await self._sessions.create_index("deadline", expireAfterSeconds=0)
+                await self._sessions.create_index("owner", sparse=True)
         except BaseException:
             await self.close()
             raise
@@ -109,11 +115,14 @@ class MongoDBDriver:
         async with self._asking("load a session"):
             return await self._find(id, now)
 
-    async def create(self, id: str, record: Record) -> None:
+    async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
         """Insert a document, unless the id has one."""
         async with self._asking("create a session"):
             try:
-                await self._insert(id, record)
+                if record.tag is None:
+                    await self._insert(id, record)
+                    return None
+                return await self._insert_owned(id, record, record.tag, record.created)
             except DuplicateKeyError as cause:
                 raise SessionStoreError(self.name, "create a session under an id that is taken") from cause
 
@@ -121,19 +130,8 @@ class MongoDBDriver:
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
     ) -> Outcome:
         """Set and delete single fields of a session that is there."""
-        live, change = _live(id, now), _change(sets, deadline)
-        if deletes:
-            change.append({"$unset": [_path(field) for field in deletes]})
-            change.append({"$replaceWith": {"$cond": [_IS_EMPTY, _tombstone(now), "$$ROOT"]}})
         async with self._asking("change a session"):
-            # Only what may end the session needs the document back: a replica set keeps a copy of each that it may have to return.
-            if not deletes:
-                if await self._update(live, change):
-                    return Outcome.WRITTEN
-            elif (left := await self._update_and_find(live, change)) is not None:
-                return Outcome.EMPTIED if "ended" in left else Outcome.WRITTEN
-            found = await self._find(id, now)
-            return found if found is Outcome.ENDED else Outcome.ABSENT
+            return await self._apply(id, _change(sets, deadline), deletes, now)
 
     async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
         """Set one field if it still is *old*."""
@@ -156,11 +154,22 @@ class MongoDBDriver:
         """End the session, if nobody has written to it since *version*, and then store *record* under *new_id*."""
         async with self._asking("rename a session"):
             live, tombstone = {**_live(id, now), "version": version}, {**_tombstone(now), "successor": new_id}
-            if not (await self._sessions.replace_one(live, tombstone)).matched_count:
+            tag, since = record.tag, None
+            if tag is None:
+                is_ended = (await self._sessions.replace_one(live, tombstone)).matched_count > 0
+            else:
+                # Whoever ends what is the owner's finds by it what is about to be.
+                tombstone["owner"] = tag.owner
+                before = await self._sessions.find_one_and_replace(live, tombstone, {"_id": False, "since": True})
+                is_ended, since = before is not None, before and before.get("since")
+            if not is_ended:
                 found = await self._find(id, now)
                 return Outcome.CONFLICT if isinstance(found, Record) else found or Outcome.ABSENT
             try:
-                await self._insert(new_id, record)
+                if tag is None or tag.since == since:
+                    await self._insert(new_id, record)
+                elif await self._insert_owned(new_id, record, tag, now) is Outcome.REFUSED:
+                    return Outcome.REFUSED
             except DuplicateKeyError as cause:
                 if await self._find(new_id, now) is Outcome.ENDED:
                     return Outcome.ENDED
@@ -184,6 +193,54 @@ class MongoDBDriver:
     async def purge(self, *, now: float, limit: int) -> int:
         """Return 0: the server does it by itself, within about a minute."""
         return 0
+
+    async def tag(
+        self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        """Do what apply() does, and give the session to the owner of *tag*, in a trip between two others, or to nobody, in one."""
+        change = _change(sets, deadline)
+        if tag is None:
+            change.append({"$unset": ["owner", "since", "note"]})
+        else:
+            change.append({"$set": {name: {"$literal": value} for name, value in _tagged(tag).items()}})
+        async with self._asking("change a session"):
+            if tag is not None and await self._is_barred(tag, now):
+                return Outcome.REFUSED
+            outcome = await self._apply(id, change, deletes, now)
+            if tag is None or outcome is not Outcome.WRITTEN or not await self._is_barred(tag, now):
+                return outcome
+            # Whoever has just ended all that is the owner's may not have seen this one.
+            await self._sessions.replace_one(_live(id, now), _tombstone(now))
+            return Outcome.ENDED
+
+    async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
+        """Return the owner's sessions, without their fields."""
+        async with self._asking("list the sessions of an owner"):
+            theirs = self._sessions.find({"owner": owner, "ended": None, "deadline": {"$gt": _date(now)}}, {"fields": False})
+            documents = [document async for document in theirs]
+        found = {document["_id"]: self._record(document["_id"], {**document, "fields": {}}, now) for document in documents}
+        return {id: record for id, record in found.items() if isinstance(record, Record) and record.tag is not None}
+
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        """Refuse the owner's older tags from now on, and then end the sessions that there are, and those that others become."""
+        kept = list(keep)
+        async with self._asking("end the sessions of an owner"):
+            bar = {"$max": {"before": now, "deadline": _date(now + TOMBSTONE)}, "$set": {"ended": True}}
+            await self._sessions.update_one({"_id": _bar(owner)}, bar, upsert=True)
+            live = {"owner": owner, "ended": None, "deadline": {"$gt": _date(now)}, "_id": {"$nin": kept}}
+            ended = (await self._sessions.update_many(live, [{"$replaceWith": _tombstone(now)}])).modified_count
+            renamed = self._sessions.find({"owner": owner, "ended": True, "_id": {"$nin": kept}}, {"successor": True})
+            async for tombstone in renamed:
+                ended += await self._end_successors(tombstone.get("successor"), owner, {*kept, tombstone["_id"]}, now)
+        return ended
+
+    async def count(self, *, now: float) -> int:
+        """Return how many sessions there are, by the entries of an index."""
+        # A tombstone is due within a minute, or, by a clock that is a little ahead, in two.
+        soon = {"deadline": {"$gt": _date(now), "$lte": _date(now + 2 * TOMBSTONE)}, "ended": True}
+        async with self._asking("count its sessions"):
+            there = await self._sessions.count_documents({"deadline": {"$gt": _date(now)}})
+            return there - await self._sessions.count_documents(soon)
 
     def _connect(self) -> None:
         """Make a client, which connects with its first call."""
@@ -226,8 +283,42 @@ class MongoDBDriver:
         except (PyMongoError, BSONError, TimeoutError) as cause:
             raise SessionStoreError(self.name, action) from cause
 
+    async def _apply(self, id: str, change: list[dict[str, Any]], deletes: Collection[str], now: float) -> Outcome:
+        live = _live(id, now)
+        if deletes:
+            change.append({"$unset": [_path(field) for field in deletes]})
+            change.append({"$replaceWith": {"$cond": [_IS_EMPTY, _tombstone(now), "$$ROOT"]}})
+        # Only what may end the session needs the document back: a replica set keeps a copy of each that it may have to return.
+        if not deletes:
+            if await self._update(live, change):
+                return Outcome.WRITTEN
+        elif (left := await self._update_and_find(live, change)) is not None:
+            return Outcome.EMPTIED if "ended" in left else Outcome.WRITTEN
+        found = await self._find(id, now)
+        return found if found is Outcome.ENDED else Outcome.ABSENT
+
+    async def _is_barred(self, tag: Tag, now: float) -> bool:
+        return await self._sessions.find_one(_barring(tag, now), {"_id": True}) is not None
+
+    async def _end_successors(self, id: Any, owner: str, seen: set[str], now: float) -> int:
+        """End what a session of the owner's was renamed to, even before that is there; return how many were."""
+        ended = 0
+        while isinstance(id, str) and id not in seen:
+            seen.add(id)
+            theirs = {"$or": [{"$eq": [{"$type": "$deadline"}, "missing"]}, {"$eq": ["$owner", owner]}]}
+            is_live = {"$ne": [{"$ifNull": ["$ended", False]}, True]}
+            end = [{"$replaceWith": {"$cond": [{"$and": [theirs, is_live]}, _tombstone(now), "$$ROOT"]}}]
+            shown = {"ended": True, "owner": True, "successor": True}
+            before = await self._sessions.find_one_and_update({"_id": id}, end, shown, upsert=True)
+            ended += before is not None and "ended" not in before and before.get("owner") == owner
+            id = before and before.get("successor")
+        return ended
+
     async def _find(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
-        match document := await self._documents.call(id):
+        return self._record(id, await self._documents.call(id), now)
+
+    def _record(self, id: str, document: dict[str, Any] | None, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        match document:
             case None:
                 return None
             case {"ended": True, "deadline": DatetimeMS() as deadline}:
@@ -242,7 +333,8 @@ class MongoDBDriver:
                 if deadline <= _date(now):
                     return None
                 fields = self._read(id, document["fields"])
-                return Record(fields, _seconds(created), _seconds(expires), _seconds(deadline), int(version))
+                tag = self._read_tag(id, document) if "owner" in document else None
+                return Record(fields, _seconds(created), _seconds(expires), _seconds(deadline), int(version), tag)
             case _:
                 self._damage.report(id, "its document")
                 return None
@@ -265,17 +357,32 @@ class MongoDBDriver:
                 self._damage.report(id, f"the value of {name!r}")
         return found
 
+    def _read_tag(self, id: str, document: Mapping[str, Any]) -> Tag | None:
+        """Return the tag of a document, or None for one that can't be ours."""
+        owner, since, note = document["owner"], document.get("since"), document.get("note", b"")
+        try:
+            if isinstance(owner, str) and isinstance(since, float):
+                return Tag(owner, bytes(note) if isinstance(note, bytes) else _encode(note), since)
+        except (TypeError, ValueError):
+            pass
+        self._damage.report(id, "its owner")
+        return None
+
     async def _insert(self, id: str, record: Record) -> None:
-        await self._sessions.insert_one(
-            {
-                "_id": id,
-                "created": _date(record.created),
-                "expires": _date(record.expires),
-                "deadline": _date(record.deadline),
-                "version": Int64(record.version),
-                "fields": {_escape(field): _to_bson(data) for field, data in record.fields.items()},
-            }
-        )
+        await self._sessions.insert_one({"_id": id, **_document(record)})
+
+    async def _insert_owned(self, id: str, record: Record, tag: Tag, now: float) -> Literal[Outcome.REFUSED] | None:
+        """Insert a document and then, in the same trip, see whether all of the owner's were ended: that may have missed it."""
+        # Neither changes what is there already; so those that are matched and not inserted tell which of the two it was.
+        insert = UpdateOne({"_id": id}, {"$setOnInsert": _document(record)}, upsert=True)
+        look = UpdateOne(_barring(tag, now), {"$min": {"before": math.inf}})
+        result = await self._sessions.bulk_write([insert, look])
+        if 0 not in (result.upserted_ids or {}):
+            raise DuplicateKeyError("the id is taken")
+        if not result.matched_count:
+            return None
+        await self._sessions.replace_one({"_id": id}, _tombstone(now))
+        return Outcome.REFUSED
 
     async def _update(self, where: Mapping[str, Any], change: list[dict[str, Any]]) -> bool:
         return (await self._sessions.update_one(where, change)).matched_count > 0
@@ -287,6 +394,31 @@ class MongoDBDriver:
         return await self._sessions.find_one_and_update(
             where, change, {"_id": False, "ended": True, "successor": True}, upsert=upsert, return_document=ReturnDocument.AFTER
         )
+
+
+def _document(record: Record) -> dict[str, Any]:
+    return {
+        "created": _date(record.created),
+        "expires": _date(record.expires),
+        "deadline": _date(record.deadline),
+        "version": Int64(record.version),
+        "fields": {_escape(field): _to_bson(data) for field, data in record.fields.items()},
+        **({} if record.tag is None else _tagged(record.tag)),
+    }
+
+
+def _tagged(tag: Tag) -> dict[str, Any]:
+    return {"owner": tag.owner, "since": tag.since, "note": _to_bson(tag.note)}
+
+
+def _bar(owner: str) -> str:
+    """Return where it is kept that all sessions of *owner* were ended."""
+    return f"owner:{owner}"
+
+
+def _barring(tag: Tag, now: float) -> dict[str, Any]:
+    """Return the condition that all sessions of the owner were ended after *tag* was made, less than a minute ago."""
+    return {"_id": _bar(tag.owner), "before": {"$gt": tag.since}, "deadline": {"$gt": _date(now)}}
 
 
 def _live(id: str, now: float) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 Beside the session's own fields, whose names begin with a colon, a hash holds `created`, `expires`, `deadline`, `version`, and the
 `token` of the last write that must not happen twice. A tombstone holds `ended`, `deadline`, and after a rename the `successor`.
+A session of somebody's also has its `owner`, `since` when, and a `note`. For each owner there is a sorted set, `owner:` and the
+owner, of the ids of their sessions by when these expire; its member `ended` tells for a minute when all of them were ended.
 
 Each write is one script, so that it happens at once or not at all. Commands that come while others are under way go out together,
 in one pipeline. What a broken connection leaves open is tried again, within the driver's timeout; the token tells a write's second
@@ -12,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha1
 from itertools import chain, repeat
 from os import urandom
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from redis.asyncio import Redis, RedisCluster, Sentinel
@@ -42,7 +45,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from gaman.errors import ConfigError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import TOMBSTONE, Outcome, Record
+from gaman_session._driver import TOMBSTONE, Outcome, Record, Tag
 from gaman_session._errors import SessionStoreError
 
 Command: TypeAlias = tuple[Any, ...]
@@ -55,15 +58,18 @@ _PAUSES: Final = (0.05, 0.1, 0.2, 0.4)
 # So many trips to a server at a time: more would be smaller ones.
 _AT_ONCE: Final = 4
 _COLON: Final = ord(":")
+_READS: Final = ("HGETALL", "ZRANGEBYSCORE")
 
 # What the scripts share. Numbers come and go as strings, in which they keep their last digit.
 _PRELUDE = f"""
 local function missing(key, now)
-    local ended, deadline, expires, version = unpack(redis.call('HMGET', key, 'ended', 'deadline', 'expires', 'version'))
+    local ended, deadline, expires, version, owner =
+        unpack(redis.call('HMGET', key, 'ended', 'deadline', 'expires', 'version', 'owner'))
     deadline = tonumber(deadline or '')
     if not deadline or deadline <= now then return 'ABSENT' end
     if ended then return 'ENDED' end
     if not tonumber(expires or '') or not tonumber(version or '') then return 'ABSENT' end
+    return nil, owner
 end
 
 local function keep(key, now, deadline)
@@ -78,7 +84,13 @@ local function touch(key, now, deadline)
     keep(key, now, tonumber(deadline) < tonumber(expires) and deadline or expires)
 end
 
-local function bury(key, now, successor)
+local function leave(key, owner)
+    -- In a Cluster, the set may live elsewhere. Then its member goes later.
+    if owner then redis.pcall('ZREM', string.sub(key, 1, -65) .. 'owner:' .. owner, string.sub(key, -64)) end
+end
+
+local function bury(key, now, successor, owner)
+    leave(key, owner)
     redis.call('DEL', key)
     redis.call('HSET', key, 'ended', 1)
     if successor then redis.call('HSET', key, 'successor', successor) end
@@ -115,7 +127,7 @@ _CREATE = _script("return create(KEYS[1], 1)")
 # ARGV: now, deadline, how many fields to set, those with their values, and the fields to delete.
 _APPLY = _script("""
 local key, now, sets = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[3])
-local state = missing(key, now)
+local state, owner = missing(key, now)
 if state then return state end
 local deletes = 4 + 2 * sets
 for i = 4, deletes - 1, 2 do redis.call('HSET', key, ARGV[i], ARGV[i + 1]) end
@@ -125,7 +137,7 @@ if deletes > #ARGV then return 'WRITTEN' end
 for _, name in ipairs(redis.call('HKEYS', key)) do
     if string.sub(name, 1, 1) == ':' then return 'WRITTEN' end
 end
-bury(key, now)
+bury(key, now, nil, owner)
 return 'EMPTIED'
 """)
 
@@ -144,24 +156,151 @@ return 'WRITTEN'
 # ARGV: now, version, new id, and, with the new id's key beside the old one's, what _CREATE takes.
 _RENAME = _script("""
 local key, now = KEYS[1], tonumber(ARGV[1])
-local state = missing(key, now)
+local state, owner = missing(key, now)
 if state == 'ENDED' and redis.call('HGET', key, 'successor') == ARGV[3] then return 'WRITTEN' end
 if state then return state end
 if redis.call('HGET', key, 'version') ~= ARGV[2] then return 'CONFLICT' end
-bury(key, now, ARGV[3])
+bury(key, now, ARGV[3], owner)
 return KEYS[2] and create(KEYS[2], 4) or 'WRITTEN'
 """)
 
 # ARGV: now, and whether a tombstone led here. Returns the successor, if any.
 _DESTROY = _script("""
 local key, now = KEYS[1], tonumber(ARGV[1])
-local state = missing(key, now)
+local state, owner = missing(key, now)
 if state == 'ENDED' then return redis.call('HGET', key, 'successor') end
-if not state or ARGV[2] == '1' then bury(key, now) end
+if not state or ARGV[2] == '1' then bury(key, now, nil, owner) end
 return false
 """)
 
-_SOURCES = {script.sha: script.source for script in (_CREATE, _APPLY, _SWAP, _RENAME, _DESTROY)}
+_OWNERS_PRELUDE = f"""
+local function is_refused(set, now, since)
+    redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
+    local until_then = redis.call('ZSCORE', set, 'ended')
+    return until_then and tonumber(since) < tonumber(until_then) - {TOMBSTONE}
+end
+
+local function last(set, now)
+    local latest = tonumber(redis.call('ZREVRANGE', set, 0, 0, 'WITHSCORES')[2])
+    redis.call('PEXPIRE', set, math.ceil((latest - now) * 1000))
+end
+
+local function enter(set, id, now, expires)
+    redis.call('ZADD', set, expires, id)
+    last(set, now)
+end
+"""
+
+# KEYS: an owner's set. ARGV: id, now, since, when the session expires, and whether its tag is no new one.
+_ENTER = _script(f"""{_OWNERS_PRELUDE}
+local now = tonumber(ARGV[2])
+if is_refused(KEYS[1], now, ARGV[3]) and ARGV[5] ~= '1' then return 'REFUSED' end
+enter(KEYS[1], ARGV[1], now, ARGV[4])
+return 'WRITTEN'
+""")
+
+# KEYS: the session's and its owner's set. ARGV: since, and what _CREATE takes.
+_CREATE_OWNED = _script(f"""{_OWNERS_PRELUDE}
+local now = tonumber(ARGV[3])
+if redis.call('EXISTS', KEYS[1]) == 0 then
+    if is_refused(KEYS[2], now, ARGV[1]) then return 'REFUSED' end
+    enter(KEYS[2], string.sub(KEYS[1], -64), now, ARGV[4])
+end
+return create(KEYS[1], 2)
+""")
+
+# KEYS: the old id's, the new one's, and the owner's set. ARGV: now, version, new id, since, and what _CREATE takes.
+_RENAME_OWNED = _script(f"""{_OWNERS_PRELUDE}
+local key, now = KEYS[1], tonumber(ARGV[1])
+local state, owner = missing(key, now)
+if state == 'ENDED' and redis.call('HGET', key, 'successor') == ARGV[3] then return 'WRITTEN' end
+if state then return state end
+if redis.call('HGET', key, 'version') ~= ARGV[2] then return 'CONFLICT' end
+if redis.call('HGET', key, 'since') ~= ARGV[4] and is_refused(KEYS[3], now, ARGV[4]) then return 'REFUSED' end
+bury(key, now, ARGV[3], owner)
+enter(KEYS[3], ARGV[3], now, ARGV[7])
+return create(KEYS[2], 5)
+""")
+
+# KEYS: the session's, and outside a Cluster the owner's set, if it is to have one. ARGV: owner, since, note, and what _APPLY takes.
+_TAG = _script(f"""{_OWNERS_PRELUDE}
+local key, now, sets = KEYS[1], tonumber(ARGV[4]), tonumber(ARGV[6])
+local state, owner = missing(key, now)
+if state then return state end
+if KEYS[2] then
+    if redis.call('HGET', key, 'since') ~= ARGV[2] and is_refused(KEYS[2], now, ARGV[2]) then return 'REFUSED' end
+    enter(KEYS[2], string.sub(key, -64), now, redis.call('HGET', key, 'expires'))
+end
+if owner and owner ~= ARGV[1] then leave(key, owner) end
+if ARGV[1] == '' then
+    owner = nil
+    redis.call('HDEL', key, 'owner', 'since', 'note')
+else
+    owner = ARGV[1]
+    redis.call('HSET', key, 'owner', ARGV[1], 'since', ARGV[2], 'note', ARGV[3])
+end
+local deletes = 7 + 2 * sets
+for i = 7, deletes - 1, 2 do redis.call('HSET', key, ARGV[i], ARGV[i + 1]) end
+for i = deletes, #ARGV do redis.call('HDEL', key, ARGV[i]) end
+touch(key, now, ARGV[5])
+for _, name in ipairs(redis.call('HKEYS', key)) do
+    if string.sub(name, 1, 1) == ':' then return 'WRITTEN' end
+end
+bury(key, now, nil, owner)
+return 'EMPTIED'
+""")
+
+# KEYS: an owner's set. ARGV: now. Returns the ids that it has.
+_END_OWNED = _script(f"""{_OWNERS_PRELUDE}
+local set, now = KEYS[1], tonumber(ARGV[1])
+redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
+local until_then = redis.call('ZSCORE', set, 'ended')
+if not until_then or tonumber(until_then) < now + {TOMBSTONE} then
+    redis.call('ZADD', set, string.format('%.17g', now + {TOMBSTONE}), 'ended')
+end
+last(set, now)
+local ids = redis.call('ZRANGE', set, 0, -1)
+for i, id in ipairs(ids) do
+    if id == 'ended' then table.remove(ids, i) break end
+end
+return ids
+""")
+
+# KEYS: an owner's set. ARGV: now, and ids that it is to lose.
+_LEAVE = _script(f"""{_OWNERS_PRELUDE}
+for i = 2, #ARGV do redis.call('ZREM', KEYS[1], ARGV[i]) end
+if redis.call('EXISTS', KEYS[1]) == 1 then last(KEYS[1], tonumber(ARGV[1])) end
+return false
+""")
+
+# ARGV: now, owner, whether an id that is not there is about to be. Returns 1 where a session was ended, or the successor, if any.
+_END_ONE = _script("""
+local key, now = KEYS[1], tonumber(ARGV[1])
+local state, owner = missing(key, now)
+if state == 'ENDED' then return redis.call('HGET', key, 'successor') end
+if state == 'ABSENT' and ARGV[3] == '1' then bury(key, now) end
+if state or owner ~= ARGV[2] then return false end
+bury(key, now, nil, owner)
+return '1'
+""")
+
+# ARGV: now, cursor, pattern. Returns the next cursor, and how many sessions there were.
+_COUNT = _script("""
+local found, now = redis.call('SCAN', ARGV[2], 'MATCH', ARGV[3], 'COUNT', 1000), tonumber(ARGV[1])
+local count = 0
+for _, key in ipairs(found[2]) do
+    if redis.call('TYPE', key).ok == 'hash' and not missing(key, now) then count = count + 1 end
+end
+return {found[1], count}
+""")
+
+_SOURCES = {
+    script.sha: script.source
+    for script in (
+        *(_CREATE, _APPLY, _SWAP, _RENAME, _DESTROY),
+        *(_ENTER, _CREATE_OWNED, _RENAME_OWNED, _TAG, _END_OWNED, _LEAVE, _END_ONE, _COUNT),
+    )
+}
 
 
 class RedisDriver:
@@ -238,15 +377,20 @@ class RedisDriver:
             if b"ended" in found:
                 return Outcome.ENDED
             fields = {name[1:].decode(errors="replace"): value for name, value in found.items() if name and name[0] == _COLON}
-            return Record(fields, float(found[b"created"]), float(found[b"expires"]), deadline, int(found[b"version"]))
+            tag = _tag(found) if b"owner" in found else None
+            return Record(fields, float(found[b"created"]), float(found[b"expires"]), deadline, int(found[b"version"]), tag)
         except (KeyError, ValueError):
             self._damage.report(id, "its hash")
             return None
 
-    async def create(self, id: str, record: Record) -> None:
+    async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
         """Store a new session."""
-        if await self._write("create a session", id, _CREATE, (id,), *self._pack(record)) is not Outcome.WRITTEN:
+        outcome = await self._create("create a session", id, record)
+        if outcome is Outcome.REFUSED:
+            return outcome
+        if outcome is not Outcome.WRITTEN:
             raise SessionStoreError(self.name, "create a session under an id that is taken")
+        return None
 
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
@@ -263,9 +407,20 @@ class RedisDriver:
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """Replace the session by *record* under *new_id*, if nobody has written to it since *version*."""
-        action, packed = "rename a session", self._pack(record)
+        action, packed, tag = "rename a session", self._pack(record), record.tag
         if self._address.kind != "cluster":
-            return await self._write(action, id, _RENAME, (id, new_id), now, version, new_id, *packed)
+            if tag is None:
+                return await self._write(action, id, _RENAME, (id, new_id), now, version, new_id, *packed)
+            ids = (id, new_id, _index(tag.owner))
+            return await self._write(action, id, _RENAME_OWNED, ids, now, version, new_id, tag.since, *packed)
+        if tag is not None and await self._enter(action, new_id, record, now) is Outcome.REFUSED:
+            # Only shortly after an end of all this costs a trip more: a tag that is no new one is not refused.
+            found = await self.load(id, now=now)
+            if not isinstance(found, Record):
+                return found or Outcome.ABSENT
+            if found.tag is None or found.tag.since != tag.since:
+                return Outcome.REFUSED
+            await self._enter(action, new_id, record, now, is_carried=True)
         # Two slots of a Cluster share no script: the old id dies first, and a destroy() may come before the new one lives.
         outcome = await self._write(action, id, _RENAME, (id,), now, version, new_id)
         if outcome is Outcome.WRITTEN and await self._write(action, new_id, _CREATE, (new_id,), *packed) is not Outcome.WRITTEN:
@@ -287,8 +442,101 @@ class RedisDriver:
         """Return 0: Redis removes by itself what is over."""
         return 0
 
+    async def tag(
+        self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        """Do what apply() does, and give the session to the owner of *tag*, or to nobody. In a Cluster, it takes three trips."""
+        action, ids = "change a session", [id]
+        if tag is not None and self._address.kind != "cluster":
+            ids.append(_index(tag.owner))
+        elif tag is not None:
+            # The owner's set comes first: it may have what is not there, and must not lack what is.
+            found = await self.load(id, now=now)
+            if not isinstance(found, Record):
+                return found or Outcome.ABSENT
+            found.tag = tag
+            if await self._enter(action, id, found, now) is Outcome.REFUSED:
+                return Outcome.REFUSED
+        owner = ("", "", "") if tag is None else (tag.owner, tag.since, tag.note)
+        gone = [b":" + field.encode() for field in deletes]
+        return await self._write(action, id, _TAG, ids, *owner, now, _optional(deadline), len(sets), *_pair(sets), *gone)
+
+    async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
+        """Return the owner's sessions: a trip for their ids, and one for them."""
+        action, index = "list the sessions of an owner", _index(owner)
+        members: list[bytes] = await self._call(action, index, ("ZRANGEBYSCORE", self._prefix + index, now, "+inf")) or []
+        ids = [member.decode() for member in members if member != b"ended"]
+        found = dict(zip(ids, await asyncio.gather(*(self.load(id, now=now) for id in ids)), strict=True))
+        # What has ended never comes back. Where a set is in another slot, what is not there may be about to come.
+        is_atomic = self._address.kind != "cluster"
+        over = [id for id, each in found.items() if each is Outcome.ENDED or (each is None and is_atomic)]
+        if over:
+            await self._call(action, index, ("ZREM", self._prefix + index, *over))
+        return {
+            id: each for id, each in found.items() if isinstance(each, Record) and each.tag is not None and each.tag.owner == owner
+        }
+
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        """Refuse the owner's older tags from now on, and then end the sessions that there are."""
+        action, index = "end the sessions of an owner", _index(owner)
+        members: list[bytes] = await self._call(action, index, self._command(_END_OWNED, (index,), now)) or []
+        ids = [id for member in members if (id := member.decode()) not in keep]
+        ended, over, seen = 0, ids, {*ids, *keep}
+        while ids:
+            # In a Cluster a session may be about to be stored, or renamed.
+            is_cluster = int(self._address.kind == "cluster")
+            commands = [(id, self._command(_END_ONE, (id,), now, owner, is_cluster)) for id in ids]
+            answers: list[bytes | None] = await asyncio.gather(*(self._call(action, id, command) for id, command in commands))
+            ended += sum(answer == b"1" for answer in answers)
+            ids = [id for answer in answers if answer and (id := answer.decode()) != "1" and id not in seen]
+            seen.update(ids)
+        if over:
+            await self._call(action, index, self._command(_LEAVE, (index,), now, *over))
+        return ended
+
+    async def count(self, *, now: float) -> int:
+        """Return how many sessions there are, by a look at every key of the server, a thousand at a time."""
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", self._prefix) + "?" * 64
+        is_cluster = self._address.kind == "cluster"
+        try:
+            nodes = self._client.get_primaries() if is_cluster else [None]
+            return sum(await asyncio.gather(*(self._count(node, pattern, now) for node in nodes)))
+        except _FAILURES as cause:
+            raise SessionStoreError(self.name, "count its sessions") from cause
+
+    async def _count(self, node: Any, pattern: str, now: float) -> int:
+        where = {} if node is None else {"target_nodes": node}
+        count = 0
+        cursor: bytes = b"0"
+        found: int
+        while True:
+            async with asyncio.timeout(self._timeout):
+                cursor, found = await self._client.execute_command("EVAL", _COUNT.source, 0, now, cursor, pattern, **where)
+            count += found
+            if cursor == b"0":
+                return count
+
+    async def _create(self, action: str, id: str, record: Record) -> Outcome:
+        packed, tag = self._pack(record), record.tag
+        if tag is not None and self._address.kind != "cluster":
+            return await self._write(action, id, _CREATE_OWNED, (id, _index(tag.owner)), tag.since, *packed)
+        if tag is not None and await self._enter(action, id, record, record.created) is Outcome.REFUSED:
+            return Outcome.REFUSED
+        outcome = await self._write(action, id, _CREATE, (id,), *packed)
+        if tag is not None and outcome is Outcome.CONFLICT and await self.load(id, now=record.created) is Outcome.ENDED:
+            # All of the owner's sessions were ended after this one had its place among them, and before it was there.
+            return Outcome.REFUSED
+        return outcome
+
+    async def _enter(self, action: str, id: str, record: Record, now: float, *, is_carried: bool = False) -> Outcome:
+        tag = cast("Tag", record.tag)
+        arguments = (id, now, tag.since, record.expires, int(is_carried))
+        return await self._write(action, id, _ENTER, (_index(tag.owner),), *arguments)
+
     def _pack(self, record: Record) -> Sequence[Any]:
-        return (urandom(12), record.created, record.expires, record.deadline, *_pair(record.fields))
+        tag = record.tag
+        owner = () if tag is None else ("owner", tag.owner, "since", tag.since, "note", tag.note)
+        return (urandom(12), record.created, record.expires, record.deadline, *_pair(record.fields), *owner)
 
     async def _write(self, action: str, id: str, script: Script, ids: Sequence[str], *arguments: Any) -> Outcome:
         answer: bytes | None = await self._call(action, id, self._command(script, ids, *arguments))
@@ -316,7 +564,7 @@ class RedisDriver:
         """Return the node of a Cluster on which the command's first key lives, as far as that is known; None outside a Cluster."""
         if self._address.kind == "cluster":
             with suppress(RedisClusterException):
-                return self._client.get_node_from_key(command[1] if command[0] == "HGETALL" else command[3])
+                return self._client.get_node_from_key(command[3] if command[0] == "EVALSHA" else command[1])
         return None
 
     async def _run(self, commands: Sequence[Command]) -> list[Any]:
@@ -367,7 +615,7 @@ class RedisDriver:
 
     async def _wait(self, pipeline: Any, commands: Sequence[Command]) -> list[Any]:
         """Send the pipeline, and have each of its writes confirmed by replicas of the server that it went to."""
-        nodes = {i: self._node(command) for i, command in enumerate(commands) if command[0] != "HGETALL"}
+        nodes = {i: self._node(command) for i, command in enumerate(commands) if command[0] not in _READS}
         written_to = list(dict.fromkeys(nodes.values()))
         for node in written_to:
             where = {} if node is None else {"target_nodes": node}
@@ -465,6 +713,15 @@ def _parse(url: str) -> _Address:
 def _pair(fields: Mapping[str, bytes]) -> list[bytes]:
     """Return names and values by turns."""
     return [part for name, value in fields.items() for part in (b":" + name.encode(), value)]
+
+
+def _index(owner: str) -> str:
+    """Return what the key of an owner's set has after the prefix."""
+    return f"owner:{owner}"
+
+
+def _tag(found: Mapping[bytes, bytes]) -> Tag:
+    return Tag(found[b"owner"].decode(), found[b"note"], float(found[b"since"]))
 
 
 def _optional(deadline: float | None) -> float | str:

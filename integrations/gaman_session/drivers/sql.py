@@ -6,6 +6,10 @@ from `sessions` ends theirs:
 
     SELECT id FROM sessions JOIN session_values ON session_id = id
     WHERE NOT ended AND deadline > unixepoch() AND key = 'user' AND json_extract(value, '$.id') = 7
+
+The owner that tag() was given then stands there as it is, with the note as JSON. These are the sessions of one, by an index:
+
+    SELECT id, json_extract(note, '$.device') FROM sessions WHERE owner = 'user:7' AND deadline > unixepoch()
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import msgspec
 from gaman.errors import ConfigError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import TOMBSTONE, Outcome, Record
+from gaman_session._driver import TOMBSTONE, Outcome, Record, Tag
 from gaman_session._errors import SessionStoreError
 
 T = TypeVar("T")
@@ -36,7 +40,14 @@ _Run: TypeAlias = "Callable[[_Sessions, Sequence[_Call[Any]]], list[Any]]"
 _Missing: TypeAlias = Literal[Outcome.ENDED, Outcome.ABSENT]
 _Time: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=253_402_300_800)]  # what datetime can hold
 
-_SCHEMA: Final = """
+_OWNERS: Final = """
+CREATE INDEX IF NOT EXISTS sessions_owner ON sessions (owner) WHERE owner IS NOT NULL;
+CREATE TABLE IF NOT EXISTS session_owners_ended (
+    owner TEXT NOT NULL PRIMARY KEY,
+    ended REAL NOT NULL            -- when all sessions of the owner were ended, which is remembered for a minute
+) WITHOUT ROWID;
+"""
+_SCHEMA: Final = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS sessions (
     id TEXT NOT NULL PRIMARY KEY,  -- as Session.id has it
@@ -45,9 +56,13 @@ CREATE TABLE IF NOT EXISTS sessions (
     deadline REAL NOT NULL,        -- when it is over if nobody touches it; its row may stay for a while
     version INTEGER NOT NULL,      -- raised by each write
     ended INTEGER NOT NULL,        -- 1 where it was ended or renamed, which is remembered until the deadline
-    successor TEXT                 -- the id that it was renamed to
+    successor TEXT,                -- the id that it was renamed to
+    owner TEXT,                    -- whose it is: a hash, or with encrypt=False as tag() was given it
+    since REAL,                    -- when it was tied to the owner
+    note                           -- what tag() was given with it: TEXT where it is JSON, a BLOB otherwise
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sessions_deadline ON sessions (deadline);
+{_OWNERS}
 CREATE TABLE IF NOT EXISTS session_values (
     session_id TEXT NOT NULL,
     key TEXT NOT NULL CHECK (typeof(key) = 'text'),
@@ -57,15 +72,33 @@ CREATE TABLE IF NOT EXISTS session_values (
 CREATE TRIGGER IF NOT EXISTS session_values_of_nobody AFTER DELETE ON sessions
     BEGIN DELETE FROM session_values WHERE session_id = OLD.id; END;
 COMMIT;
-"""
-_COLUMNS: Final = b"id created expires deadline version ended successor session_id key value".split()
+"""  # noqa: S608 - it is made of constants
+_BEFORE_OWNERS: Final = b"id created expires deadline version ended successor session_id key value".split()
+_COLUMNS: Final = b"id created expires deadline version ended successor owner since note session_id key value".split()
 _HEAD: Final = "SELECT created, expires, deadline, version, ended FROM sessions WHERE id = ?"
 _LOAD: Final = """
-SELECT created, expires, deadline, version, ended, key, value
+SELECT created, expires, deadline, version, ended, owner, since, note, key, value
 FROM sessions LEFT JOIN session_values ON session_id = id WHERE id = ?
 """
+_CREATE: Final = "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, 0, NULL, ?, ?, ?)"
 _SET: Final = "INSERT INTO session_values VALUES (?, ?, ?) ON CONFLICT (session_id, key) DO UPDATE SET value = excluded.value"
-_END: Final = "UPDATE sessions SET created = ?, expires = ?, deadline = ?, version = 0, ended = 1, successor = ? WHERE id = ?"
+_END: Final = """
+UPDATE sessions SET created = ?1, expires = ?1, deadline = ?1, version = 0, ended = 1, successor = ?2,
+    owner = NULL, since = NULL, note = NULL
+WHERE id = ?3
+"""
+_TAG: Final = "UPDATE sessions SET owner = ?, since = ?, note = ? WHERE id = ?"
+_OWNED: Final = """
+SELECT created, expires, deadline, version, ended, owner, since, note, id FROM sessions WHERE owner = ? AND deadline > ?
+"""
+_REMEMBER_END: Final = """
+INSERT INTO session_owners_ended VALUES (?, ?) ON CONFLICT (owner) DO UPDATE SET ended = max(ended, excluded.ended)
+"""
+# All by the index, but for tombstones: these are due within a minute, or, by a clock that is a little ahead, in two.
+_COUNT: Final = """
+SELECT (SELECT count(*) FROM sessions WHERE deadline > ?1)
+    - (SELECT count(*) FROM sessions WHERE deadline > ?1 AND deadline <= ?2 AND ended)
+"""
 # UNION, and not UNION ALL, ends where tombstones lead in a circle.
 _LIVING: Final = """
 WITH RECURSIVE names (id) AS (SELECT ?1 UNION SELECT successor FROM names JOIN sessions USING (id) WHERE ended AND deadline > ?2)
@@ -125,9 +158,9 @@ class SQLDriver:
         """Return the session, ENDED, or None, by one SELECT."""
         return await self._reader.call("load a session", lambda sessions: sessions.load(id, now))
 
-    async def create(self, id: str, record: Record) -> None:
+    async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
         """Store a new session; an id that is taken raises SessionStoreError."""
-        await self._writer.call("create a session", lambda sessions: sessions.create(id, record))
+        return await self._writer.call("create a session", lambda sessions: sessions.create(id, record))
 
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
@@ -151,6 +184,24 @@ class SQLDriver:
         """Remove what is over, a few at a time."""
         count = min(limit, _PURGED_AT_ONCE)
         return await self._writer.call("remove what is over", lambda sessions: sessions.purge(now, count))
+
+    async def tag(
+        self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+    ) -> Outcome:
+        """Do what apply() does, and give the session to the owner of *tag*, or to nobody."""
+        return await self._writer.call("change a session", lambda sessions: sessions.tag(id, tag, sets, deletes, now, deadline))
+
+    async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
+        """Return the owner's sessions, without their fields, by one SELECT."""
+        return await self._reader.call("list the sessions of an owner", lambda sessions: sessions.owned(owner, now))
+
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        """End the owner's sessions but those to keep, in one transaction."""
+        return await self._writer.call("end the sessions of an owner", lambda sessions: sessions.end_owned(owner, keep, now))
+
+    async def count(self, *, now: float) -> int:
+        """Return how many sessions there are, by the entries of an index."""
+        return await self._reader.call("count its sessions", lambda sessions: sessions.count(now))
 
     async def _open(self) -> None:
         setting = f"the sql driver has file={str(self._file)!r}, which"
@@ -257,8 +308,21 @@ class _Sessions(sqlite3.Connection):
                     raise
                 time.sleep(0.01)
         self.execute("PRAGMA synchronous = FULL")
-        if not self.columns():
+        columns = self.columns()
+        if not columns:
             self.executescript(_SCHEMA)
+        elif columns == _BEFORE_OWNERS:
+            self._add_owners()
+
+    def _add_owners(self) -> None:
+        """Bring tables that were made before sessions had owners up to date."""
+        self.execute("BEGIN IMMEDIATE")
+        with self:
+            if self.columns() == _BEFORE_OWNERS:
+                for column in ("owner TEXT", "since REAL", "note"):
+                    self.execute(f"ALTER TABLE sessions ADD COLUMN {column}")
+                for statement in _OWNERS.split(";\n"):
+                    self.execute(statement)
 
     def columns(self) -> list[bytes]:
         """Return the names of the tables' columns."""
@@ -302,12 +366,16 @@ class _Sessions(sqlite3.Connection):
                 fields[field] = value
             else:
                 self._damage.report(id, f"the value of {field!r}")
-        return Record(fields, head.created, head.expires, head.deadline, head.version)
+        return self._record(id, fields, head, rows[0])
 
-    def create(self, id: str, record: Record) -> None:
-        row = (id, record.created, record.expires, record.deadline, record.version)
-        self.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, 0, NULL)", row)
+    def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
+        tag = record.tag
+        if tag is not None and self._is_refused(tag, record.created):
+            return Outcome.REFUSED
+        row = (id, record.created, record.expires, record.deadline, record.version, *_columns(tag))
+        self.execute(_CREATE, row)
         self._set(id, record.fields)
+        return None
 
     def apply(self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], now: float, deadline: float | None) -> Outcome:
         head = self._find(id, now)
@@ -341,8 +409,12 @@ class _Sessions(sqlite3.Connection):
             return head
         if head.version != version:
             return Outcome.CONFLICT
+        if record.tag is not None and self._is_new(id, record.tag) and self._is_refused(record.tag, now):
+            return Outcome.REFUSED
         self._end(id, now, new_id)
-        self.create(new_id, record)
+        row = (new_id, record.created, record.expires, record.deadline, record.version, *_columns(record.tag))
+        self.execute(_CREATE, row)
+        self._set(new_id, record.fields)
         return Outcome.WRITTEN
 
     def destroy(self, id: str, now: float) -> None:
@@ -350,7 +422,58 @@ class _Sessions(sqlite3.Connection):
             self._end(living.decode(errors="replace"), now, None)
 
     def purge(self, now: float, limit: int) -> int:
+        self.execute("DELETE FROM session_owners_ended WHERE ended <= ?", (now - TOMBSTONE,))
         return self.execute(_PURGE, (now, limit)).rowcount
+
+    def tag(
+        self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], now: float, deadline: float | None
+    ) -> Outcome:
+        head = self._find(id, now)
+        if isinstance(head, _Head) and tag is not None and self._is_new(id, tag) and self._is_refused(tag, now):
+            return Outcome.REFUSED
+        outcome = self.apply(id, sets, deletes, now, deadline)
+        if outcome is Outcome.WRITTEN:
+            self.execute(_TAG, (*_columns(tag), id))
+        return outcome
+
+    def owned(self, owner: str, now: float) -> dict[str, Record]:
+        found: dict[str, Record] = {}
+        for row in self.execute(_OWNED, (owner, now)).fetchall():
+            id = row[8].decode(errors="replace")
+            head = self._check(id, [row], now)
+            if isinstance(head, _Head):
+                found[id] = self._record(id, {}, head, row)
+        return {id: record for id, record in found.items() if record.tag is not None}
+
+    def end_owned(self, owner: str, keep: Collection[str], now: float) -> int:
+        ending = [id for id in self.owned(owner, now) if id not in keep]
+        for id in ending:
+            self._end(id, now, None)
+        self.execute(_REMEMBER_END, (owner, now))
+        return len(ending)
+
+    def count(self, now: float) -> int:
+        [(count,)] = self.execute(_COUNT, (now, now + 2 * TOMBSTONE))
+        found: int = count
+        return found
+
+    def _is_new(self, id: str, tag: Tag) -> bool:
+        return self.execute("SELECT 1 FROM sessions WHERE id = ? AND since = ?", (id, tag.since)).fetchone() is None
+
+    def _is_refused(self, tag: Tag, now: float) -> bool:
+        """Return whether *tag* was made before all sessions of its owner were ended, less than a minute ago."""
+        question = "SELECT 1 FROM session_owners_ended WHERE owner = ? AND ended > ? AND ended > ?"
+        return self.execute(question, (tag.owner, tag.since, now - TOMBSTONE)).fetchone() is not None
+
+    def _record(self, id: str, fields: dict[str, bytes], head: _Head, row: tuple[Any, ...]) -> Record:
+        owner, since, note = row[5:8]
+        tag = None
+        if owner is not None:
+            if isinstance(since, float) and isinstance(note, bytes):
+                tag = Tag(owner.decode(errors="replace"), note, since)
+            else:
+                self._damage.report(id, "its owner")
+        return Record(fields, head.created, head.expires, head.deadline, head.version, tag)
 
     def _find(self, id: str, now: float) -> _Head | _Missing:
         return self._check(id, self.execute(_HEAD, (id,)).fetchall(), now)
@@ -380,8 +503,13 @@ class _Sessions(sqlite3.Connection):
 
     def _end(self, id: str, now: float, successor: str | None) -> None:
         until = now + TOMBSTONE
-        self.execute(_END, (until, until, until, successor, id))
+        self.execute(_END, (until, successor, id))
         self.execute("DELETE FROM session_values WHERE session_id = ?", (id,))
+
+
+def _columns(tag: Tag | None) -> tuple[str | None, float | None, bytes | str | None]:
+    """Return what the three columns of *tag* hold."""
+    return (None, None, None) if tag is None else (tag.owner, tag.since, _stored(tag.note))
 
 
 def _stored(value: bytes) -> bytes | str:

@@ -1,0 +1,556 @@
+"""Sessions that belong to somebody are seen and ended from anywhere, and the store is not told whose they are."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from datetime import UTC, datetime
+from secrets import token_hex
+from typing import Any
+
+import pytest
+
+from gaman.errors import ConfigError
+from gaman.session import (
+    TOMBSTONE,
+    Driver,
+    OwnedSession,
+    Record,
+    Session,
+    SessionIntegration,
+    SessionSerializationError,
+    SessionUnsupported,
+    Tag,
+    session,
+)
+from gaman.testing import TestClient
+from gaman_session.drivers import find_driver
+from gaman_session.drivers.file import FileDriver
+from gaman_session.drivers.memory import MemoryDriver
+from gaman_session.drivers.redis import RedisDriver
+from gaman_session.drivers.sql import SQLDriver
+from tests import servers
+from tests.session.sites import DRIVERS, SECRET, Browser, Clock, Reply, Sealing, Site, Work, new_folder, opened, serving, setting
+
+pytestmark = pytest.mark.anyio
+
+OWNER = "user:1"
+
+
+def _alone(kind: str, **options: Any) -> Driver:
+    """A driver that shares its store's sessions with no other test's."""
+    return find_driver(kind)(**options)
+
+
+STORES: dict[str, Callable[[], Driver | None]] = {
+    **{name: make for name, make in DRIVERS.items() if name != "cookies"},
+    "redis": lambda: _alone("redis", url=servers.redis_url(), prefix=f"{token_hex(8)}:"),
+    "redis cluster": lambda: _alone("redis", url=servers.redis_cluster_url(), prefix=f"{token_hex(8)}:"),
+    "mongodb": lambda: _alone("mongodb", uri=servers.mongodb_uri(), db_name="gaman_test", collection=f"owners_{token_hex(8)}"),
+}
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest) -> Driver:
+    driver = STORES[request.param]()
+    assert driver is not None
+    return driver
+
+
+@pytest.fixture
+async def site(store: Driver, clock: Clock) -> AsyncIterator[Site]:
+    async with serving(Site(store, clock)) as opened:
+        yield opened
+
+
+def logging_in(owner: str | None = OWNER, note: Any = None) -> Work:
+    async def work(session: Session) -> None:
+        await session.regenerate()
+        await session.set("user", 1)
+        await session.tag(owner, note=note)
+
+    return work
+
+
+async def log_out(session: Session) -> None:
+    await session.clear()
+
+
+async def renew(session: Session) -> None:
+    await session.regenerate()
+
+
+async def handle_of(session: Session) -> str | None:
+    return session.id
+
+
+async def logged_in(site: Site, owner: str = OWNER, note: Any = None) -> Browser:
+    browser = site.browser()
+    await browser.do(logging_in(owner, note))
+    site.clock.now += 1
+    return browser
+
+
+async def handles(site: Site, owner: str = OWNER) -> list[str]:
+    return [each.handle for each in await site.sessions.list(owner)]
+
+
+# What is listed
+
+
+async def test_a_list_tells_of_each_session_in_the_order_of_the_logins(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock, idle_timeout=600)) as site:
+        began = clock.now
+        phone, desk = await logged_in(site, note={"device": "a phone"}), await logged_in(site)
+        await logged_in(site, "user:2")
+        clock.now = began + 100
+        await phone.all()
+        first, second = await site.sessions.list(OWNER)
+        assert first == OwnedSession(
+            handle=await phone.do(handle_of),
+            created_at=datetime.fromtimestamp(began, UTC),
+            last_used_at=datetime.fromtimestamp(began + 100, UTC),
+            expires_at=datetime.fromtimestamp(began + 700, UTC),
+            note={"device": "a phone"},
+        )
+        assert (second.handle, second.note) == (await desk.do(handle_of), None)
+        assert await site.sessions.list("user:3") == []
+
+
+async def test_without_an_idle_limit_nothing_tells_when_a_session_was_used(site: Site) -> None:
+    await logged_in(site)
+    assert [each.last_used_at for each in await site.sessions.list(OWNER)] == [None]
+
+
+async def test_what_is_over_is_listed_no_more(site: Site) -> None:
+    browsers = [await logged_in(site) for _ in range(3)]
+    assert await site.sessions.count(OWNER) == 3
+    await browsers[0].do(log_out)
+    assert await handles(site) == [await browser.do(handle_of) for browser in browsers[1:]]
+    site.clock.now += 86_400
+    assert (await site.sessions.list(OWNER), await site.sessions.count(OWNER)) == ([], 0)
+
+
+async def test_all_sessions_are_counted_whoevers_they_are(site: Site) -> None:
+    before = await site.sessions.count()
+    browser = await logged_in(site)
+    await site.browser().do(setting(key="value"))
+    assert await site.sessions.count() == before + 2
+    await browser.do(log_out)
+    assert await site.sessions.count() == before + 1
+
+
+# What tag() does
+
+
+async def test_a_tag_survives_a_new_id_with_its_note(site: Site) -> None:
+    browser = await logged_in(site, note="a phone")
+    await browser.do(renew)
+    await browser.do(renew)
+    [listed] = await site.sessions.list(OWNER)
+    assert (listed.handle, listed.note) == (await browser.do(handle_of), "a phone")
+    assert await site.sessions.end_all(OWNER) == 1
+    assert await browser.all() == {}
+
+
+async def test_a_tag_goes_to_a_session_that_is_there_with_or_without_a_new_id(site: Site) -> None:
+    async def tag(session: Session) -> None:
+        await session.tag(OWNER, note="noted")
+        await session.set("more", 1)
+
+    for login in (tag, logging_in()):
+        browser = site.browser()
+        await browser.do(setting(cart=[1]))
+        await browser.do(login)
+        assert await handles(site) == [await browser.do(handle_of)]
+        assert (await browser.all())["cart"] == [1]
+        site.clock.now += 1
+        await site.sessions.end_all(OWNER)
+        assert await browser.all() == {}
+
+
+async def test_a_session_is_untied_and_given_to_somebody_else(site: Site) -> None:
+    async def tag(session: Session) -> None:
+        await session.tag("user:2")
+
+    async def untag(session: Session) -> None:
+        await session.tag(None)
+
+    browser = await logged_in(site)
+    await browser.do(tag)
+    assert (await handles(site), len(await handles(site, "user:2"))) == ([], 1)
+    await browser.do(untag)
+    assert await handles(site, "user:2") == []
+    await browser.do(renew)
+    assert await browser.all() == {"user": 1}
+
+
+async def test_the_last_call_of_a_request_counts_and_a_note_is_kept_as_it_was(site: Site) -> None:
+    note = {"device": "a phone"}
+
+    async def log_in(session: Session) -> None:
+        await session.set("user", 1)
+        await session.tag("user:2")
+        await session.tag(OWNER, note=note)
+        note["device"] = "another"
+        await session.save()
+
+    await site.browser().do(log_in)
+    assert await site.sessions.list("user:2") == []
+    assert [each.note for each in await site.sessions.list(OWNER)] == [{"device": "a phone"}]
+
+
+async def test_a_tag_alone_begins_no_session_and_keeps_none(site: Site) -> None:
+    async def tag(session: Session) -> None:
+        await session.tag(OWNER)
+
+    async def tag_and_count(session: Session) -> None:
+        await session.tag(OWNER)
+        await session.update("count", lambda count: count + 1, 0)
+
+    browser = site.browser()
+    reply = await browser.request(tag)
+    assert (reply.status, reply.set_cookie) == (200, None)
+    assert await handles(site) == []
+    await browser.do(tag_and_count)
+    assert await handles(site) == [await browser.do(handle_of)]
+
+    async def delete(session: Session) -> None:
+        await session.delete("count")
+
+    await browser.do(delete)
+    assert browser.token is None
+    assert await handles(site) == []
+
+
+async def test_a_request_that_fails_or_logs_out_ties_nothing(site: Site) -> None:
+    async def fail(session: Session) -> None:
+        await logging_in()(session)
+        raise RuntimeError("on purpose")
+
+    async def log_in_and_out(session: Session) -> None:
+        await logging_in()(session)
+        await session.clear()
+        await session.set("key", "value")
+
+    await site.browser().request(fail)
+    await site.browser().do(log_in_and_out)
+    assert await handles(site) == []
+
+
+@pytest.mark.parametrize("owner", ["", 7, b"user:1", "\ud800"])
+async def test_what_is_no_owner_raises_at_the_line_that_named_it(site: Site, owner: Any) -> None:
+    async def tag(session: Session) -> None:
+        with pytest.raises(ValueError, match=r"owner|surrogates"):
+            await session.tag(owner)
+
+    await site.browser().do(tag)
+    for call in (site.sessions.list, site.sessions.end_all):
+        with pytest.raises(ValueError, match=r"owner|surrogates"):
+            await call(owner)
+
+
+async def test_a_note_that_cannot_be_kept_raises(site: Site) -> None:
+    async def tag(session: Session) -> None:
+        with pytest.raises(SessionSerializationError, match="note"):
+            await session.tag(OWNER, note=object())
+
+    await site.browser().do(tag)
+
+
+# Ending
+
+
+async def test_a_session_is_ended_by_its_handle_once(site: Site) -> None:
+    phone, desk = await logged_in(site), await logged_in(site)
+    handle = await phone.do(handle_of)
+    assert await site.sessions.end(handle) is True
+    assert await site.sessions.end(handle) is False
+    assert (await phone.all(), await desk.all()) == ({}, {"user": 1})
+    for unknown in ("0" * 64, "", "../../etc/passwd", handle.upper(), f"{handle}\n"):
+        assert await site.sessions.end(unknown) is False
+
+
+async def test_all_but_the_session_to_keep_are_ended_in_every_process(store: Driver, clock: Clock, site: Site) -> None:
+    other = Site(opened(store), clock)
+    async with serving(other):
+        browsers = [await logged_in(site) for _ in range(3)]
+        somebody = await logged_in(site, "user:2")
+
+        async def end_others(session: Session) -> int:
+            return await other.sessions.end_all(OWNER, keep=session)
+
+        assert await Browser(other, browsers[1].token).do(end_others) == 2
+        assert [await browser.all() for browser in browsers] == [{}, {"user": 1}, {}]
+        assert await somebody.all() == {"user": 1}
+        await browsers[1].do(renew)
+        assert await browsers[1].all() == {"user": 1}
+
+
+async def test_a_login_that_ends_all_others_is_kept(site: Site) -> None:
+    async def log_in_alone(session: Session) -> int:
+        await logging_in()(session)
+        return await site.sessions.end_all(OWNER, keep=session)
+
+    browsers = [await logged_in(site) for _ in range(2)]
+    assert await browsers[0].do(log_in_alone) == 1
+    fresh = site.browser()
+    assert await fresh.do(log_in_alone) == 1
+    assert [await browser.all() for browser in (*browsers, fresh)] == [{}, {}, {"user": 1}]
+
+
+async def test_requests_under_way_do_not_outlive_the_end_of_all(site: Site) -> None:
+    inside, may_go_on = asyncio.Semaphore(0), asyncio.Event()
+
+    def held(work: Work) -> Work:
+        async def hold(session: Session) -> None:
+            await work(session)
+            inside.release()
+            await may_go_on.wait()
+
+        return hold
+
+    async def read_and_renew(session: Session) -> None:
+        await session.get("user")
+        await session.set("more", 1)
+        await session.regenerate()
+
+    visitor = site.browser()
+    await visitor.do(setting(cart=[1]))
+    browsers = [await logged_in(site), await logged_in(site), visitor, site.browser()]
+    works = [setting(more=1), read_and_renew, logging_in(), logging_in()]
+    requests = [asyncio.create_task(browser.request(held(work))) for browser, work in zip(browsers, works, strict=True)]
+    for _ in requests:
+        await inside.acquire()
+    assert await site.sessions.end_all(OWNER) == 2
+    may_go_on.set()
+    replies: list[Reply] = await asyncio.gather(*requests)
+    assert [reply.error for reply in replies] == [None] * 4
+    for browser in browsers:
+        assert "user" not in await browser.all()
+        assert "more" not in await browser.all()
+    assert await handles(site) == []
+    await site.browser().do(logging_in())
+    assert len(await handles(site)) == 1
+
+
+# How many there may be
+
+
+async def test_the_oldest_login_goes_when_there_are_too_many(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock, max_sessions_per_owner=2)) as site:
+        browsers = [await logged_in(site) for _ in range(2)]
+        somebody = await logged_in(site, "user:2")
+        await browsers[0].do(renew)
+        browsers += [await logged_in(site)]
+        assert [await browser.all() for browser in browsers] == [{}, {"user": 1}, {"user": 1}]
+        assert await somebody.all() == {"user": 1}
+        # Whoever logs in once more on the same device is no one more.
+        await browsers[1].do(logging_in())
+        assert [await browser.all() for browser in browsers] == [{}, {"user": 1}, {"user": 1}]
+
+
+@pytest.mark.parametrize("most", [0, -1, True, 1.5, "2"])
+async def test_a_number_of_sessions_that_cannot_be_is_an_error_at_start(most: Any) -> None:
+    with pytest.raises(ConfigError, match="max_sessions_per_owner"):
+        session(SECRET, {"type": "memory"}, max_sessions_per_owner=most)
+
+
+# What the store is told
+
+
+async def test_a_store_knows_neither_owner_nor_note(clock: Clock) -> None:
+    file = new_folder() / "sessions.db"
+    async with serving(Site(SQLDriver(file=file), clock)) as site:
+        await logged_in(site, note="a telltale phone")
+        await site.sessions.end_all("user:2")
+        with closing(sqlite3.connect(file)) as db:
+            kept = "\n".join(db.iterdump())
+            assert [note[0] for (note,) in db.execute("SELECT note FROM sessions")] == [1]
+        for secret in (OWNER, "user:2", "telltale"):
+            assert secret not in kept
+            assert secret.encode().hex().upper() not in kept
+
+
+async def test_a_note_belongs_to_its_session_and_its_owner(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    store = Sealing()
+    async with serving(Site(store, clock)) as site:
+        first, second = [await logged_in(site, note=note) for note in ("mine", "yours")]
+        ids = [await browser.do(handle_of) for browser in (first, second)]
+        mine, yours = (store._sessions[id] for id in ids)
+        assert mine.tag is not None
+        assert yours.tag is not None
+        mine.tag = Tag(mine.tag.owner, yours.tag.note, mine.tag.since)
+        assert [each.note for each in await site.sessions.list(OWNER)] == [None, "yours"]
+        assert "its note" in caplog.text
+        await first.do(renew)
+        assert len(await handles(site)) == 2
+
+
+async def test_applications_of_other_cookies_have_other_owners(store: Driver, clock: Clock, site: Site) -> None:
+    async with serving(Site(opened(store), clock, cookie_name="other")) as other:
+        await logged_in(site)
+        assert await other.sessions.list(OWNER) == ([] if store.shared else await site.sessions.list(OWNER))
+
+
+# Secrets that change
+
+
+async def test_a_new_secret_finds_what_was_tied_under_the_old_one(store: Driver, clock: Clock, site: Site) -> None:
+    new = "a newer secret of the tests, long enough"
+    async with serving(Site(opened(store), clock, secret=[new, SECRET], max_sessions_per_owner=3)) as rotated:
+        browsers = [await logged_in(site, note=note) for note in ("a", "b", "c")]
+        renewed = Browser(rotated, browsers[0].token)
+        await renewed.do(renew)
+        assert [each.note for each in await rotated.sessions.list(OWNER)] == ["a", "b", "c"]
+        # A new id comes with the new secret.
+        async with serving(Site(opened(store), clock, secret=new)) as later:
+            if store.shared:
+                assert [each.note for each in await later.sessions.list(OWNER)] == ["a"]
+            await logged_in(rotated, note="d")
+            assert [each.note for each in await rotated.sessions.list(OWNER)] == ["b", "c", "d"]
+            assert await renewed.all() == {}
+            assert await rotated.sessions.end_all(OWNER) == 3
+            assert await later.sessions.list(OWNER) == await site.sessions.list(OWNER) == []
+
+
+# Drivers that can't
+
+
+class Bare:
+    """A driver that keeps the contract without its part on owners."""
+
+    def __init__(self) -> None:
+        self._driver = MemoryDriver()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("tag", "owned", "end_owned", "count"):
+            raise AttributeError(name)
+        return getattr(self._driver, name)
+
+
+@pytest.mark.parametrize("make", [lambda: None, Bare], ids=["cookies", "a driver without owners"])
+async def test_a_driver_that_knows_no_owners_names_those_that_do(make: Any, clock: Clock) -> None:
+    driver = make()
+    name = "cookies" if driver is None else "memory"
+    async with serving(Site(driver, clock)) as site:
+
+        async def tag(session: Session) -> None:
+            with pytest.raises(SessionUnsupported, match=f"the {name} driver .* memory, file, sql, redis or mongodb"):
+                await session.tag(OWNER)
+            await session.set("key", "value")
+
+        browser = site.browser()
+        await browser.do(tag)
+        assert await browser.all() == {"key": "value"}
+        for call in (site.sessions.list, site.sessions.end_all, site.sessions.count):
+            with pytest.raises(SessionUnsupported, match=f"the {name} driver"):
+                await call(OWNER)
+        with pytest.raises(SessionUnsupported):
+            await site.sessions.count()
+        handle = await browser.do(handle_of)
+        if driver is None:
+            with pytest.raises(SessionUnsupported):
+                await site.sessions.end(handle)
+        else:
+            assert await site.sessions.end(handle) is True
+    with pytest.raises(ConfigError, match=f"the {name} driver"):
+        session(SECRET, make(), max_sessions_per_owner=1)
+
+
+async def test_the_handle_serves_scripts_that_take_no_requests() -> None:
+    from gaman import App, Context
+
+    async def log_in(ctx: Context) -> str:
+        await logging_in()(ctx.session)
+        return "in"
+
+    sessions: SessionIntegration = session(SECRET, {"type": "memory"})
+    app = App({"/": log_in}, integrations=[sessions])
+    async with TestClient(app) as client:
+        await client.get("/")
+        assert await sessions.count() == await sessions.count(OWNER) == 1
+        [listed] = await sessions.list(OWNER)
+        assert await sessions.end(listed.handle)
+        assert await sessions.count() == 0
+
+
+# What leaves an index by itself
+
+
+def _record(lasts: float, now: float, owner: str = OWNER) -> Record:
+    return Record({"key": b"\1value"}, now, now + lasts, now + lasts, tag=Tag(owner, b"", now))
+
+
+async def test_files_of_owners_go_with_their_sessions_and_with_a_purge(clock: Clock) -> None:
+    folder = new_folder()
+    driver = FileDriver(dir=folder)
+    await driver.open()
+    ids = [f"{number:064x}" for number in range(3)]
+    for id, lasts in zip(ids, (1000, 1000, 100), strict=True):
+        await driver.create(id, _record(lasts, clock.now))
+
+    def entries() -> list[str]:
+        return sorted(path.name for path in folder.glob("owners/??/*/*"))
+
+    assert entries() == ids
+    await driver.destroy(ids[0], now=clock.now)
+    assert entries() == ids[1:]
+    await driver.purge(now=clock.now + 100, limit=100)
+    assert entries() == [ids[1]]
+    await driver.end_owned(OWNER, keep=(), now=clock.now + 100)
+    assert entries() == [".ended"]
+    await driver.purge(now=clock.now + 100 + TOMBSTONE, limit=100)
+    assert [*folder.glob("owners/??/*")] == [path for path in folder.glob("owners/??/*") if path.name == ".lock"]
+    await driver.close()
+
+
+async def test_an_entry_that_a_crash_has_left_goes_with_the_next_list(clock: Clock) -> None:
+    folder = new_folder()
+    driver = FileDriver(dir=folder)
+    await driver.open()
+    await driver.create("0" * 64, _record(1000, clock.now))
+    [entry] = folder.glob("owners/??/*/*")
+    left = entry.with_name("f" * 64)
+    left.touch()
+    assert set(await driver.owned(OWNER, now=clock.now)) == {"0" * 64}
+    assert not left.exists()
+    await driver.close()
+
+
+async def test_redis_forgets_an_owner_with_the_last_of_their_sessions() -> None:
+    now, prefix = time.time(), f"{token_hex(8)}:"
+    driver = RedisDriver(url=servers.redis_url(), prefix=prefix)
+    await driver.open()
+    try:
+        key, ids = f"{prefix}owner:{OWNER}", [f"{number:064x}" for number in range(3)]
+        for id, lasts in zip(ids, (500, 1000, 20), strict=True):
+            await driver.create(id, _record(lasts, now))
+        assert 990 < await driver._client.ttl(key) <= 1000
+        await driver.destroy(ids[0], now=now)
+        assert await driver._client.zrange(key, 0, -1) == [ids[2].encode(), ids[1].encode()]
+        # What is over goes when somebody logs in.
+        await driver.create("f" * 64, _record(500, now + 30))
+        assert await driver._client.zcard(key) == 2
+        await driver.end_owned(OWNER, keep=(), now=now + 40)
+        assert await driver._client.zrange(key, 0, -1) == [b"ended"]
+        assert 0 < await driver._client.ttl(key) <= TOMBSTONE
+    finally:
+        await driver.close()
+
+
+async def test_mongodb_can_be_asked_for_an_owner_by_an_index(clock: Clock) -> None:
+    driver: Any = STORES["mongodb"]()
+    async with serving(Site(driver, clock, encrypt=False)) as site:
+        browser = await logged_in(site, note={"device": "a phone"})
+        await (await logged_in(site)).do(log_out)
+        await site.browser().do(setting(user=1))
+        query = {"owner": OWNER, "ended": None}
+        found = [document async for document in driver._sessions.find(query)]
+        assert [(each["_id"], each["note"]) for each in found] == [(await browser.do(handle_of), {"device": "a phone"})]
+        plan = await driver._sessions.find(query).explain()
+        assert "'indexName': 'owner_1'" in str(plan)
+        assert [each.note for each in await site.sessions.list(OWNER)] == [{"device": "a phone"}]
