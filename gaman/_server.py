@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import signal
@@ -174,6 +175,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self._app.load()
         await super().startup(sockets=sockets)
+        gc.collect()
+        gc.freeze()
         self._on_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
