@@ -30,7 +30,7 @@ OVERHEAD = _BODY + 16
 """By how many bytes a ciphertext is longer than its plaintext."""
 _LONGEST_TOKEN = 4096
 _ID = 32
-_SIGNED_LENGTH = -(-(_HEAD + 1 + _ID + _MAC) * 4 // 3)
+_LONGEST_SIGNED = -(-(_HEAD + 1 + _ID + _MAC) * 4 // 3)
 _REMEMBERED = 1024
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 # By the length of a token, modulo 4: what fills it up, and what it may end in, for of the last of two or three characters, some
@@ -86,7 +86,7 @@ class Keyring:
 
     def verify_id(self, token: str) -> tuple[bytes, bool] | None:
         """Return what sign_id() was given, or None where it was not us who signed *token*, for this cookie."""
-        return self._verify(token) if len(token) == _SIGNED_LENGTH else None
+        return self._verify(token) if len(token) <= _LONGEST_SIGNED else None
 
     def _verify_once(self, token: str) -> tuple[bytes, bool] | None:
         raw = _decode(token)
