@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import multiprocessing
 import os
@@ -205,6 +206,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self._app.load()
         await super().startup(sockets=sockets)
+        # What is there now stays: a collection need not go through all of it while requests wait.
+        gc.collect()
+        gc.freeze()
         if _place is not None and (supervisor := multiprocessing.parent_process()) is not None:
             # It becomes readable with the supervisor's end, however that came.
             asyncio.get_running_loop().add_reader(supervisor.sentinel, self._leave, supervisor.sentinel)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 Call = TypeVar("Call")
 Result = TypeVar("Result")
+
+_LATE: Final = 0.002
+"""Seconds after which a batch no longer waits for the one before it."""
 
 
 class Batches(Generic[Call, Result]):
     """Gathers calls and gives them to *run*, in the order they were made, with at most *at_once* batches under way.
 
-    A call that finds nothing under way goes out directly, by itself. Those that come in the same turn of the event loop, and those
-    that find every place taken, go out together. *run* returns a result for each call; an exception among them is raised to the one
-    who made that call. What *run* itself raises is raised to all of its batch. Whoever is cancelled leaves, and the others of the
-    batch do not notice. Those who go out together wait *timeout* seconds at most, and then get a TimeoutError; a call that goes out
-    by itself is for *run* to bound.
+    A call that finds nothing under way goes out directly, by itself. Those that come meanwhile go out together when it is back, or
+    where there is room for them, when it is late. *run* returns a result for each call; an exception among them is raised to the
+    one who made that call. What *run* itself raises is raised to all of its batch. Whoever is cancelled leaves, and the others of
+    the batch do not notice. Those who go out together wait *timeout* seconds at most, and then get a TimeoutError; a call that goes
+    out by itself is for *run* to bound.
     """
 
     def __init__(
@@ -46,8 +49,8 @@ class Batches(Generic[Call, Result]):
                 if self._timeout is not None:
                     # One clock for all: it begins with the first of them.
                     self._timer = loop.call_later(self._timeout, _give_up, self._waiting)
-                # Whoever else has its turn now can come along.
-                loop.call_soon(self._start)
+                # One large batch costs less than several small ones, unless it has to wait for long.
+                loop.call_later(_LATE, self._start)
             return await future
         self._under_way += 1
         try:

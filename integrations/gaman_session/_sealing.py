@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import blake2b
 from hmac import compare_digest
 from os import urandom
@@ -28,6 +29,9 @@ _BODY = _HEAD + _NONCE
 OVERHEAD = _BODY + 16
 """By how many bytes a ciphertext is longer than its plaintext."""
 _LONGEST_TOKEN = 4096
+_ID = 32
+_LONGEST_SIGNED = -(-(_HEAD + 1 + _ID + _MAC) * 4 // 3)
+_REMEMBERED = 1024
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 # By the length of a token, modulo 4: what fills it up, and what it may end in, for of the last of two or three characters, some
 # bits stand for nothing and must be 0.
@@ -53,6 +57,9 @@ class Keyring:
         all_keys = [_derive(secret.encode()) for secret in secrets]
         self._keys = {keys.head: keys for keys in all_keys}
         self._newest = all_keys[0]
+        # A browser asks several times in a row, and its cookie leads to the same each time.
+        self._verify = lru_cache(maxsize=_REMEMBERED)(self._verify_once)
+        self.values = lru_cache(maxsize=_REMEMBERED)(self._values)
 
     def seal_token(self, payload: bytes) -> str:
         """Return *payload* as the value of a cookie."""
@@ -79,6 +86,9 @@ class Keyring:
 
     def verify_id(self, token: str) -> tuple[bytes, bool] | None:
         """Return what sign_id() was given, or None where it was not us who signed *token*, for this cookie."""
+        return self._verify(token) if len(token) <= _LONGEST_SIGNED else None
+
+    def _verify_once(self, token: str) -> tuple[bytes, bool] | None:
         raw = _decode(token)
         if raw is None or (keys := self._keys.get(raw[:_HEAD])) is None:
             return None
@@ -87,7 +97,7 @@ class Keyring:
             return None
         return signed[_HEAD + 1 :], bool(signed[_HEAD])
 
-    def values(self, id: bytes) -> Values:
+    def _values(self, id: bytes) -> Values:
         """Return the seal for the values of the session *id*."""
         return Values(self._keys, self._newest, id, b"value\0" + self._name + b"\0")
 
@@ -125,11 +135,12 @@ class Values:
         return subkey
 
 
-def new_id(length: int = 32) -> bytes:
+def new_id(length: int = _ID) -> bytes:
     """Return a session's id: *length* random bytes."""
     return urandom(length)
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def handle(id: bytes) -> str:
     """Return the name under which the store keeps the session *id*: a hash, from which nobody gets back to the cookie."""
     return blake2b(id, digest_size=32, person=b"gaman handle").hexdigest()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from gaman_session import _batches
 from gaman_session._batches import Batches
 
 pytestmark = pytest.mark.anyio
@@ -52,7 +53,7 @@ async def test_a_lone_call_goes_out_in_the_turn_that_makes_it() -> None:
 
 
 async def test_calls_that_find_another_under_way_share_the_next_trip_in_their_order() -> None:
-    store = Store()
+    store = Store(at_once=3)
     tasks = store.start(1, 2, 3)
     await settle()
     tasks += store.start(4, 5)
@@ -64,7 +65,8 @@ async def test_calls_that_find_another_under_way_share_the_next_trip_in_their_or
     assert store.most == 1
 
 
-async def test_calls_of_one_turn_go_out_together_where_there_is_room() -> None:
+async def test_where_a_trip_is_late_the_next_goes_out_beside_it_as_long_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_batches, "_LATE", 0)
     store = Store(at_once=3)
     tasks = store.start(1, 2, 3)
     await settle()
@@ -111,7 +113,8 @@ async def test_whoever_is_cancelled_before_the_trip_does_not_take_part_in_it() -
 
 
 @pytest.mark.parametrize("leaver", [0, 1, 2])
-async def test_whoever_is_cancelled_during_the_trip_leaves_alone(leaver: int) -> None:
+async def test_whoever_is_cancelled_during_the_trip_leaves_alone(leaver: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_batches, "_LATE", 0)
     store = Store(at_once=2)
     tasks = store.start(1, 2, 3)
     await settle()

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha1
-from itertools import chain, repeat
-from os import urandom
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from itertools import chain, islice, repeat
+from secrets import token_urlsafe
+from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
+from msgspec import Struct
+from msgspec.msgpack import Encoder
 from redis.asyncio import Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import parse_url
@@ -45,7 +47,7 @@ from gaman_session._damage import Damage
 from gaman_session._driver import TOMBSTONE, Outcome, Record
 from gaman_session._errors import SessionStoreError
 
-Command: TypeAlias = tuple[Any, ...]
+_encode = Encoder().encode
 
 _FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 _CONNECTION_FAILURES = (ConnectionError, RedisTimeoutError, RedisClusterException, OSError)
@@ -54,10 +56,13 @@ _CLUSTER_FAILURES = (ClusterDownError, MasterDownError, ReadOnlyError, TryAgainE
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.4)
 # So many trips to a server at a time: more would be smaller ones.
 _AT_ONCE: Final = 4
+# What one command of the script takes on, so that it holds up nobody else's.
+_AT_A_TIME: Final = 64
 _COLON: Final = ord(":")
 
-# What the scripts share. Numbers come and go as strings, in which they keep their last digit.
-_PRELUDE = f"""
+# Numbers that are stored come and go as strings, in which they keep their last digit. An error keeps its code at the front. The
+# answers are one flat array, each after the number of its parts, for Redis sends a nested array in pieces.
+_SOURCE = f"""
 local function missing(key, now)
     local ended, deadline, expires, version = unpack(redis.call('HMGET', key, 'ended', 'deadline', 'expires', 'version'))
     deadline = tonumber(deadline or '')
@@ -73,7 +78,7 @@ end
 
 local function touch(key, now, deadline)
     redis.call('HINCRBY', key, 'version', 1)
-    if deadline == '' then return end
+    if not deadline then return end
     local expires = redis.call('HGET', key, 'expires')
     keep(key, now, tonumber(deadline) < tonumber(expires) and deadline or expires)
 end
@@ -85,83 +90,98 @@ local function bury(key, now, successor)
     keep(key, now, string.format('%.17g', now + {TOMBSTONE}))
 end
 
-local function create(key, first)
+local function set(key, names, values)
+    for i, name in ipairs(names) do redis.call('HSET', key, name, values[i]) end
+end
+
+local operations = {{}}
+
+function operations.load(keys)
+    return redis.call('HGETALL', keys[1])
+end
+
+function operations.create(keys, values, token, created, expires, deadline, names)
+    local key = keys[#keys]
     if redis.call('EXISTS', key) == 1 then
-        return redis.call('HGET', key, 'token') == ARGV[first] and 'WRITTEN' or 'CONFLICT'
+        return redis.call('HGET', key, 'token') == token and 'WRITTEN' or 'CONFLICT'
     end
-    redis.call('HSET', key, 'token', ARGV[first], 'created', ARGV[first + 1], 'expires', ARGV[first + 2], 'version', 0)
-    for i = first + 4, #ARGV, 2 do redis.call('HSET', key, ARGV[i], ARGV[i + 1]) end
-    keep(key, tonumber(ARGV[first + 1]), ARGV[first + 3])
+    redis.call('HSET', key, 'token', token, 'created', created, 'expires', expires, 'version', 0)
+    set(key, names, values)
+    keep(key, tonumber(created), deadline)
     return 'WRITTEN'
 end
-"""
 
-
-class Script(NamedTuple):
-    """A script, and the name under which Redis knows it."""
-
-    source: str
-    sha: str
-
-
-def _script(body: str) -> Script:
-    source = _PRELUDE + body
-    return Script(source, sha1(source.encode(), usedforsecurity=False).hexdigest())
-
-
-# ARGV: token, created, expires, deadline, then fields and values.
-_CREATE = _script("return create(KEYS[1], 1)")
-
-# ARGV: now, deadline, how many fields to set, those with their values, and the fields to delete.
-_APPLY = _script("""
-local key, now, sets = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[3])
-local state = missing(key, now)
-if state then return state end
-local deletes = 4 + 2 * sets
-for i = 4, deletes - 1, 2 do redis.call('HSET', key, ARGV[i], ARGV[i + 1]) end
-for i = deletes, #ARGV do redis.call('HDEL', key, ARGV[i]) end
-touch(key, now, ARGV[2])
-if deletes > #ARGV then return 'WRITTEN' end
-for _, name in ipairs(redis.call('HKEYS', key)) do
-    if string.sub(name, 1, 1) == ':' then return 'WRITTEN' end
+function operations.apply(keys, values, now, deadline, names, deletes)
+    local key = keys[1]
+    local state = missing(key, now)
+    if state then return state end
+    set(key, names, values)
+    for _, name in ipairs(deletes) do redis.call('HDEL', key, name) end
+    touch(key, now, deadline)
+    if #deletes == 0 then return 'WRITTEN' end
+    for _, name in ipairs(redis.call('HKEYS', key)) do
+        if string.sub(name, 1, 1) == ':' then return 'WRITTEN' end
+    end
+    bury(key, now)
+    return 'EMPTIED'
 end
-bury(key, now)
-return 'EMPTIED'
-""")
 
-# ARGV: now, deadline, token, field, new, and old unless there is to be none.
-_SWAP = _script("""
-local key, now = KEYS[1], tonumber(ARGV[1])
-local state = missing(key, now)
-if state then return state end
-if redis.call('HGET', key, 'token') == ARGV[3] then return 'WRITTEN' end
-if redis.call('HGET', key, ARGV[4]) ~= (ARGV[6] or false) then return 'CONFLICT' end
-redis.call('HSET', key, 'token', ARGV[3], ARGV[4], ARGV[5])
-touch(key, now, ARGV[2])
-return 'WRITTEN'
-""")
+function operations.swap(keys, values, now, deadline, token, name)
+    local key = keys[1]
+    local state = missing(key, now)
+    if state then return state end
+    if redis.call('HGET', key, 'token') == token then return 'WRITTEN' end
+    if redis.call('HGET', key, name) ~= (values[2] or false) then return 'CONFLICT' end
+    redis.call('HSET', key, 'token', token, name, values[1])
+    touch(key, now, deadline)
+    return 'WRITTEN'
+end
 
-# ARGV: now, version, new id, and, with the new id's key beside the old one's, what _CREATE takes.
-_RENAME = _script("""
-local key, now = KEYS[1], tonumber(ARGV[1])
-local state = missing(key, now)
-if state == 'ENDED' and redis.call('HGET', key, 'successor') == ARGV[3] then return 'WRITTEN' end
-if state then return state end
-if redis.call('HGET', key, 'version') ~= ARGV[2] then return 'CONFLICT' end
-bury(key, now, ARGV[3])
-return KEYS[2] and create(KEYS[2], 4) or 'WRITTEN'
-""")
+function operations.rename(keys, values, now, version, new_id, ...)
+    local key = keys[1]
+    local state = missing(key, now)
+    if state == 'ENDED' and redis.call('HGET', key, 'successor') == new_id then return 'WRITTEN' end
+    if state then return state end
+    if redis.call('HGET', key, 'version') ~= version then return 'CONFLICT' end
+    bury(key, now, new_id)
+    return keys[2] and operations.create(keys, values, ...) or 'WRITTEN'
+end
 
-# ARGV: now, and whether a tombstone led here. Returns the successor, if any.
-_DESTROY = _script("""
-local key, now = KEYS[1], tonumber(ARGV[1])
-local state = missing(key, now)
-if state == 'ENDED' then return redis.call('HGET', key, 'successor') end
-if not state or ARGV[2] == '1' then bury(key, now) end
-return false
-""")
+-- Returns the successor, if any; a tombstone may have led here.
+function operations.destroy(keys, values, now, is_led)
+    local key = keys[1]
+    local state = missing(key, now)
+    if state == 'ENDED' then return redis.call('HGET', key, 'successor') end
+    if not state or is_led then bury(key, now) end
+    return false
+end
 
-_SOURCES = {script.sha: script.source for script in (_CREATE, _APPLY, _SWAP, _RENAME, _DESTROY)}
+local answers = {{}}
+local key, value = 1, 2
+for _, call in ipairs(cmsgpack.unpack(ARGV[1])) do
+    local keys, values = {{unpack(KEYS, key, key + call[2] - 1)}}, {{unpack(ARGV, value, value + call[3] - 1)}}
+    key, value = key + call[2], value + call[3]
+    local is_done, answer = pcall(operations[call[1]], keys, values, unpack(call, 4))
+    if not is_done then
+        local text = type(answer) == 'table' and answer.err or answer
+        answer = {{err = string.match(text, '%u%u%u+ .*') or text}}
+    end
+    local parts = (type(answer) ~= 'table' or answer.err) and {{answer}} or answer
+    answers[#answers + 1] = #parts
+    for _, part in ipairs(parts) do answers[#answers + 1] = part end
+end
+return answers
+"""
+_SHA = sha1(_SOURCE.encode(), usedforsecurity=False).hexdigest()
+
+
+class Call(Struct):
+    """What the script is to do, and with which keys of Redis; values are apart, for a script's MessagePack knows no bytes."""
+
+    operation: str
+    keys: Sequence[str]
+    values: Sequence[bytes] = ()
+    arguments: Sequence[Any] = ()
 
 
 class RedisDriver:
@@ -203,7 +223,7 @@ class RedisDriver:
         self._client: Any = None
         self._sentinels: list[Any] = []
         # Each server of a Cluster has its own: one that is lost holds up no session of another's.
-        self._batches: dict[str, Batches[Command, Any]] = {}
+        self._batches: dict[str, Batches[Call, Any]] = {}
 
     async def open(self) -> None:
         """Connect, or raise SessionStoreError."""
@@ -228,7 +248,7 @@ class RedisDriver:
 
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
-        found: dict[bytes, bytes] | None = await self._call("load a session", id, ("HGETALL", self._prefix + id))
+        found: dict[bytes, bytes] | None = await self._call("load a session", id, Call("load", (self._prefix + id,)))
         if not found:
             return None
         try:
@@ -245,30 +265,30 @@ class RedisDriver:
 
     async def create(self, id: str, record: Record) -> None:
         """Store a new session."""
-        if await self._write("create a session", id, _CREATE, (id,), *self._pack(record)) is not Outcome.WRITTEN:
+        if await self._write("create a session", "create", (id,), *_unfold(record)) is not Outcome.WRITTEN:
             raise SessionStoreError(self.name, "create a session under an id that is taken")
 
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
     ) -> Outcome:
         """Set and delete single fields of a session that is there."""
-        pairs = _pair(sets)
-        gone = [b":" + field.encode() for field in deletes]
-        return await self._write("change a session", id, _APPLY, (id,), now, _optional(deadline), len(sets), *pairs, *gone)
+        arguments = (now, _text(deadline), _names(sets), _names(deletes))
+        return await self._write("change a session", "apply", (id,), (*sets.values(),), *arguments)
 
     async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
         """Set one field if it still is *old*."""
-        arguments = (now, _optional(deadline), urandom(12), b":" + field.encode(), new)
-        return await self._write("change a session", id, _SWAP, (id,), *arguments, *(() if old is None else (old,)))
+        values = (new,) if old is None else (new, old)
+        return await self._write("change a session", "swap", (id,), values, now, _text(deadline), token_urlsafe(12), ":" + field)
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """Replace the session by *record* under *new_id*, if nobody has written to it since *version*."""
-        action, packed = "rename a session", self._pack(record)
+        action, condition = "rename a session", (now, str(version), new_id)
+        values, *rest = _unfold(record)
         if self._address.kind != "cluster":
-            return await self._write(action, id, _RENAME, (id, new_id), now, version, new_id, *packed)
+            return await self._write(action, "rename", (id, new_id), values, *condition, *rest)
         # Two slots of a Cluster share no script: the old id dies first, and a destroy() may come before the new one lives.
-        outcome = await self._write(action, id, _RENAME, (id,), now, version, new_id)
-        if outcome is Outcome.WRITTEN and await self._write(action, new_id, _CREATE, (new_id,), *packed) is not Outcome.WRITTEN:
+        outcome = await self._write(action, "rename", (id,), (), *condition)
+        if outcome is Outcome.WRITTEN and await self._write(action, "create", (new_id,), values, *rest) is not Outcome.WRITTEN:
             return Outcome.ENDED
         return outcome
 
@@ -276,9 +296,9 @@ class RedisDriver:
         """End the session, and those that it was renamed to."""
         seen: set[str] = set()
         while id not in seen:
-            command = self._command(_DESTROY, (id,), now, int(bool(seen)))
+            call = Call("destroy", (self._prefix + id,), (), (now, bool(seen)))
             seen.add(id)
-            successor = await self._call("end a session", id, command)
+            successor = await self._call("end a session", id, call)
             if successor is None:
                 return
             id = successor.decode()
@@ -287,102 +307,96 @@ class RedisDriver:
         """Return 0: Redis removes by itself what is over."""
         return 0
 
-    def _pack(self, record: Record) -> Sequence[Any]:
-        return (urandom(12), record.created, record.expires, record.deadline, *_pair(record.fields))
-
-    async def _write(self, action: str, id: str, script: Script, ids: Sequence[str], *arguments: Any) -> Outcome:
-        answer: bytes | None = await self._call(action, id, self._command(script, ids, *arguments))
+    async def _write(self, action: str, operation: str, ids: Sequence[str], values: Sequence[bytes], *arguments: Any) -> Outcome:
+        call = Call(operation, [self._prefix + id for id in ids], values, arguments)
+        answer: bytes | None = await self._call(action, ids[0], call)
         return Outcome.ABSENT if answer is None else Outcome[answer.decode()]
 
-    def _command(self, script: Script, ids: Sequence[str], *arguments: Any) -> Command:
-        return ("EVALSHA", script.sha, len(ids), *(self._prefix + id for id in ids), *arguments)
-
-    async def _call(self, action: str, id: str, command: Command) -> Any:
-        """Return what *command* answers, or None where no hash stands in the session's place."""
-        node = self._node(command)
+    async def _call(self, action: str, id: str, call: Call) -> Any:
+        """Return what *call* answers, or None where no hash stands in the session's place."""
+        node = self._node(call)
         server = "" if node is None else node.name
         if (batches := self._batches.get(server)) is None:
             at_once = min(_AT_ONCE, self._pool_size)
             batches = self._batches[server] = Batches(self._run, at_once=at_once, timeout=self._timeout)
         try:
-            return await batches.call(command)
+            return await batches.call(call)
         except _FAILURES as cause:
             if isinstance(cause, ResponseError) and "WRONGTYPE" in str(cause):
                 self._damage.report(id, "its hash")
                 return None
             raise SessionStoreError(self.name, action) from cause
 
-    def _node(self, command: Command) -> Any:
-        """Return the node of a Cluster on which the command's first key lives, as far as that is known; None outside a Cluster."""
+    def _node(self, call: Call) -> Any:
+        """Return the node of a Cluster on which the call's first key lives, as far as that is known; None outside a Cluster."""
         if self._address.kind == "cluster":
             with suppress(RedisClusterException):
-                return self._client.get_node_from_key(command[1] if command[0] == "HGETALL" else command[3])
+                return self._client.get_node_from_key(call.keys[0])
         return None
 
-    async def _run(self, commands: Sequence[Command]) -> list[Any]:
-        """Send *commands*, and again those to which a fault leaves no answer, until the time is up; return answers and errors."""
+    async def _run(self, calls: Sequence[Call]) -> list[Any]:
+        """Make *calls*, and again those to which a fault leaves no answer, until the time is up; return answers and errors."""
         now = asyncio.get_running_loop().time
         until = now() + self._timeout
-        results = await self._attempt(commands)
+        results = await self._attempt(calls)
         for pause in _PAUSES if not self._address.kind else chain(_PAUSES, repeat(_PAUSES[-1])):
             unanswered = [i for i, result in enumerate(results) if isinstance(result, Exception) and _may_pass(result)]
             if not unanswered or now() + pause + self._patience > until:
                 break
             await asyncio.sleep(pause)
-            again = await self._attempt([commands[i] for i in unanswered])
+            again = await self._attempt([calls[i] for i in unanswered])
             for i, result in zip(unanswered, again, strict=True):
                 # The first attempt may have come through, before the write of somebody else that has brought this conflict about.
-                is_unclear = result == b"CONFLICT" and commands[i][1] == _SWAP.sha
+                is_unclear = result == b"CONFLICT" and calls[i].operation == "swap"
                 results[i] = RedisError("the answer to the write was lost") if is_unclear else result
         return results
 
-    async def _attempt(self, commands: Sequence[Command]) -> list[Any]:
-        """Send *commands* once, with the source of each script that the server does not know."""
+    async def _attempt(self, calls: Sequence[Call]) -> list[Any]:
+        """Make *calls*, in one trip, or in two where a server does not know the script yet."""
         try:
-            results = await self._send(commands)
-            unknown = [i for i, result in enumerate(results) if isinstance(result, NoScriptError)]
-            if unknown:
-                again = await self._send([("EVAL", _SOURCES[commands[i][1]], *commands[i][2:]) for i in unknown])
-                for i, result in zip(unknown, again, strict=True):
-                    results[i] = result
-            return results
+            # Elsewhere redis-py finds its way to the server first, and has to bound each step by itself.
+            async with asyncio.timeout(None if self._address.kind else self._patience):
+                results = await self._send(calls, "EVALSHA", _SHA)
+                unknown = [i for i, result in enumerate(results) if isinstance(result, NoScriptError)]
+                if unknown:
+                    again = await self._send([calls[i] for i in unknown], "EVAL", _SOURCE)
+                    for i, result in zip(unknown, again, strict=True):
+                        results[i] = result
+                return results
         except _FAILURES as cause:
-            return [cause] * len(commands)
+            return [cause] * len(calls)
 
-    async def _send(self, commands: Sequence[Command]) -> list[Any]:
-        """Send *commands* in one trip, and return for each its answer or its error."""
-        if len(commands) == 1 and not self._wait_replicas:
+    async def _send(self, calls: Sequence[Call], *script: str) -> list[Any]:
+        """Make *calls* in one trip, in as few commands as *script* can take them, and return for each its answer or its error."""
+        most = 1 if self._address.kind == "cluster" else _AT_A_TIME
+        groups = [calls[i : i + most] for i in range(0, len(calls), most)]
+        writes = {i: self._node(call) for i, call in enumerate(calls) if self._wait_replicas and call.operation != "load"}
+        written_to = list(dict.fromkeys(writes.values()))
+        if len(groups) == 1 and not writes:
             # A pipeline would cost a lone command half as much again.
             try:
-                return [await self._client.execute_command(*commands[0])]
+                answers = [await self._client.execute_command(*_command(calls, script))]
             except ResponseError as error:
-                return [error]
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        if self._wait_replicas:
-            return await self._wait(pipeline, commands)
-        results: list[Any] = await pipeline.execute(raise_on_error=False)
-        return results
-
-    async def _wait(self, pipeline: Any, commands: Sequence[Command]) -> list[Any]:
-        """Send the pipeline, and have each of its writes confirmed by replicas of the server that it went to."""
-        nodes = {i: self._node(command) for i, command in enumerate(commands) if command[0] != "HGETALL"}
-        written_to = list(dict.fromkeys(nodes.values()))
-        for node in written_to:
-            where = {} if node is None else {"target_nodes": node}
-            pipeline.execute_command("WAIT", self._wait_replicas, math.ceil(self._patience * 500), **where)
-        results: list[Any] = await pipeline.execute(raise_on_error=False)
-        counts = dict(zip(written_to, results[len(commands) :], strict=True))
-        for i, node in nodes.items():
+                answers = [error]
+        else:
+            pipeline = self._client.pipeline(transaction=False)
+            for group in groups:
+                pipeline.execute_command(*_command(group, script))
+            for node in written_to:
+                where = {} if node is None else {"target_nodes": node}
+                pipeline.execute_command("WAIT", self._wait_replicas, math.ceil(self._patience * 500), **where)
+            answers = await pipeline.execute(raise_on_error=False)
+        results = [result for group, answer in zip(groups, answers, strict=False) for result in _results(group, answer)]
+        counts = dict(zip(written_to, answers[len(groups) :], strict=True))
+        for i, node in writes.items():
             count = counts[node]
             if isinstance(count, Exception):
                 results[i] = count
-            elif not isinstance(results[i], Exception) and (count < self._wait_replicas or node != self._node(commands[i])):
+            elif not isinstance(results[i], Exception) and (count < self._wait_replicas or node != self._node(calls[i])):
                 results[i] = RedisError(
                     f"{count} of {self._wait_replicas} replicas have confirmed the write, which may yet be lost"
                 )
-        return results[: len(commands)]
+        return results
 
 
 def _may_pass(error: Exception) -> bool:
@@ -408,7 +422,8 @@ class _Address(NamedTuple):
         """Return a client, and those of the Sentinels; they connect later, and lose patience after so many seconds."""
         is_alone = not self.kind
         settings: dict[str, Any] = {
-            "socket_timeout": patience,
+            # A server on its own is timed here, once for a trip; redis-py would do it for each reply.
+            "socket_timeout": None if is_alone else patience,
             "socket_connect_timeout": patience,
             "socket_keepalive": True,
             "max_connections": pool_size,
@@ -462,10 +477,43 @@ def _parse(url: str) -> _Address:
     return address
 
 
-def _pair(fields: Mapping[str, bytes]) -> list[bytes]:
-    """Return names and values by turns."""
-    return [part for name, value in fields.items() for part in (b":" + name.encode(), value)]
+def _command(calls: Sequence[Call], script: Sequence[str]) -> Sequence[Any]:
+    """Return the command that makes *calls*: *script*'s, but for a lone load, which needs none."""
+    if len(calls) == 1 and calls[0].operation == "load":
+        return ("HGETALL", *calls[0].keys)
+    keys = [key for call in calls for key in call.keys]
+    what = [(call.operation, len(call.keys), len(call.values), *call.arguments) for call in calls]
+    # One piece is cheaper for redis-py to send than its parts.
+    return (*script, len(keys), *keys, _encode(what), *(value for call in calls for value in call.values))
 
 
-def _optional(deadline: float | None) -> float | str:
-    return "" if deadline is None else deadline
+def _results(calls: Sequence[Call], answer: Any) -> Iterable[Any]:
+    """Return for each of *calls* its part of *answer*: a hash for load(), a word or nothing for any other, or an error."""
+    if isinstance(answer, Exception):
+        return [answer] * len(calls)
+    return [answer] if isinstance(answer, dict) else _parts(answer)
+
+
+def _parts(answer: Iterable[Any]) -> Iterator[Any]:
+    parts = iter(answer)
+    for count in parts:
+        if count == 1:
+            yield next(parts)
+        else:
+            pairs = islice(parts, count)
+            yield dict(zip(pairs, pairs, strict=True))
+
+
+def _unfold(record: Record) -> tuple[Sequence[bytes], *tuple[Any, ...]]:
+    """Return the values, and what else the script takes to create *record*."""
+    times = (repr(time) for time in (record.created, record.expires, record.deadline))
+    return (*record.fields.values(),), token_urlsafe(12), *times, _names(record.fields)
+
+
+def _names(fields: Iterable[str]) -> Sequence[str]:
+    return [":" + field for field in fields]
+
+
+def _text(deadline: float | None) -> str | Literal[False]:
+    # A nil would end the list of arguments in Lua.
+    return False if deadline is None else repr(deadline)
