@@ -265,7 +265,8 @@ class RedisDriver:
 
     async def create(self, id: str, record: Record) -> None:
         """Store a new session."""
-        if await self._write("create a session", "create", (id,), *_unfold(record)) is not Outcome.WRITTEN:
+        values, rest = _unfold(record)
+        if await self._write("create a session", "create", (id,), values, *rest) is not Outcome.WRITTEN:
             raise SessionStoreError(self.name, "create a session under an id that is taken")
 
     async def apply(
@@ -283,7 +284,7 @@ class RedisDriver:
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """Replace the session by *record* under *new_id*, if nobody has written to it since *version*."""
         action, condition = "rename a session", (now, str(version), new_id)
-        values, *rest = _unfold(record)
+        values, rest = _unfold(record)
         if self._address.kind != "cluster":
             return await self._write(action, "rename", (id, new_id), values, *condition, *rest)
         # Two slots of a Cluster share no script: the old id dies first, and a destroy() may come before the new one lives.
@@ -504,10 +505,10 @@ def _parts(answer: Iterable[Any]) -> Iterator[Any]:
             yield dict(zip(pairs, pairs, strict=True))
 
 
-def _unfold(record: Record) -> tuple[Sequence[bytes], *tuple[Any, ...]]:
+def _unfold(record: Record) -> tuple[Sequence[bytes], Sequence[Any]]:
     """Return the values, and what else the script takes to create *record*."""
-    times = (repr(time) for time in (record.created, record.expires, record.deadline))
-    return (*record.fields.values(),), token_urlsafe(12), *times, _names(record.fields)
+    times = [repr(time) for time in (record.created, record.expires, record.deadline)]
+    return (*record.fields.values(),), (token_urlsafe(12), *times, _names(record.fields))
 
 
 def _names(fields: Iterable[str]) -> Sequence[str]:
