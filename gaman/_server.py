@@ -390,7 +390,7 @@ class _Reloader(_Watcher):
 
 def _supervise(sockets: list[socket.socket], workers: int, on_start: Callable[[], None]) -> None:
     # uvicorn's supervisor makes its processes by this name, and can't be told of another.
-    multiprocess.Process = _Worker  # type: ignore[misc]
+    multiprocess.Process = _Worker  # type: ignore[misc] # a class is no variable to mypy
     with _signals_put_back():
         _Supervisor(sockets, workers, on_start).run()
 

@@ -103,12 +103,7 @@ class StoredSession(Session):
     async def save(self) -> None:
         """Bring what was changed to the store now."""
         self._open_for_change()
-        try:
-            async with self._locked():
-                await self._flush()
-        except SessionStoreError:
-            self._note_failure()
-            raise
+        await self._flush_in_turn()
 
     # Reading
 
@@ -223,12 +218,7 @@ class StoredSession(Session):
         return self._bring()
 
     async def _bring(self) -> Answer | None:
-        try:
-            async with self._locked():
-                await self._flush()
-        except SessionStoreError:
-            self._note_failure()
-            raise
+        await self._flush_in_turn()
         identity, record = self._identity, self._record
         if self._answer is None:
             return None
@@ -236,6 +226,14 @@ class StoredSession(Session):
             return END
         token = self._sessions.keyring.sign_id(identity.id, identity.is_transient)
         return token, (None if identity.is_transient else math.ceil(record.expires - self._sessions.clock()))
+
+    async def _flush_in_turn(self) -> None:
+        try:
+            async with self._locked():
+                await self._flush()
+        except SessionStoreError:
+            self._note_failure()
+            raise
 
     async def _flush(self) -> None:
         """Bring every change to the store, without undoing what other requests do at the same time."""

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from hashlib import blake2b
 from itertools import groupby, islice
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, TypeVarTuple, cast
@@ -133,14 +134,7 @@ class FileDriver:
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
     ) -> Outcome:
         """Set and delete single fields of a session that is there."""
-
-        def edit(fields: dict[str, bytes]) -> bool:
-            fields.update(sets)
-            for field in deletes:
-                fields.pop(field, None)
-            return True
-
-        return await self._edit(id, edit, now, deadline)
+        return await self._edit(id, partial(_replace, sets, deletes), now, deadline)
 
     async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
         """Set one field if it still is *old*."""
@@ -203,12 +197,6 @@ class FileDriver:
     ) -> Outcome:
         """Do what apply() does, and give the session to the owner of *tag*, or to nobody."""
 
-        def edit(fields: dict[str, bytes]) -> bool:
-            fields.update(sets)
-            for field in deletes:
-                fields.pop(field, None)
-            return True
-
         def change(trip: _Trip) -> Outcome:
             record = _look(trip.get(id), now)
             before = record.tag if isinstance(record, Record) else None
@@ -225,7 +213,7 @@ class FileDriver:
                 trip.disown(id, tag, now)
             return outcome
 
-        write = self._editing(id, edit, now, deadline)
+        write = self._editing(id, partial(_replace, sets, deletes), now, deadline)
         return await self._write("change a session", change, id, tag=tag)
 
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
@@ -641,6 +629,13 @@ def _ids_in(folder: str) -> list[str]:
         return [name for name in os.listdir(folder) if _ID.fullmatch(name)]
     except FileNotFoundError:
         return []
+
+
+def _replace(sets: Mapping[str, bytes], deletes: Collection[str], fields: dict[str, bytes]) -> bool:
+    fields.update(sets)
+    for field in deletes:
+        fields.pop(field, None)
+    return True
 
 
 def _look(kept: _Kept | None, now: float) -> Record | Literal[Outcome.ENDED, Outcome.ABSENT]:
