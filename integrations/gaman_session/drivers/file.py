@@ -224,11 +224,11 @@ class FileDriver:
         except (TimeoutError, OSError) as cause:
             raise SessionStoreError(self.name, "list the sessions of an owner") from cause
 
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
         """Refuse the owner's older tags from now on, and then end the sessions that there are, a folder at a time."""
 
         def bar(trip: _Trip) -> list[str]:
-            return self._files.bar(owner, now)
+            return self._files.bar(owner, until)
 
         def end(ids: list[str]) -> Awaitable[list[str | bool]]:
             def change(trip: _Trip) -> list[str | bool]:
@@ -505,13 +505,13 @@ class _Files:
         except (FileNotFoundError, ValueError):
             return -math.inf
 
-    def bar(self, owner: str, now: float) -> list[str]:
-        """Remember that all sessions of *owner* were ended; return the ids that their folder has. Its lock is held."""
+    def bar(self, owner: str, until: float) -> list[str]:
+        """Remember that all sessions of *owner* are ended *until* then; return the ids that their folder has. Its lock is held."""
         folder = self._owner_folder(owner)
         path = os.path.join(folder, _BAR)
-        self._mark(f"{_name(owner)}.owner", now + TOMBSTONE)
+        self._mark(f"{_name(owner)}.owner", until + TOMBSTONE)
         _make_folder(folder)
-        _write_file(_new(path), repr(max(now, self._barred_since(folder))).encode())
+        _write_file(_new(path), repr(max(until, self._barred_since(folder))).encode())
         os.replace(_new(path), path)
         _sync(folder)
         return _ids_in(folder)

@@ -227,6 +227,8 @@ _TAG = _script(f"""{_OWNERS_PRELUDE}
 local key, now, sets = KEYS[1], tonumber(ARGV[4]), tonumber(ARGV[6])
 local state, owner = missing(key, now)
 if state then return state end
+local barred = tonumber(redis.call('HGET', key, 'barred:' .. ARGV[1]) or '')
+if barred and tonumber(ARGV[2]) < barred then return 'REFUSED' end
 if KEYS[2] then
     if redis.call('HGET', key, 'since') ~= ARGV[2] and is_refused(KEYS[2], now, ARGV[2]) then return 'REFUSED' end
     enter(KEYS[2], string.sub(key, -64), now, redis.call('HGET', key, 'expires'))
@@ -250,13 +252,13 @@ bury(key, now, nil, owner)
 return 'EMPTIED'
 """)
 
-# KEYS: an owner's set. ARGV: now. Returns the ids that it has.
+# KEYS: an owner's set. ARGV: now, and until when tags are refused. Returns the ids that it has.
 _END_OWNED = _script(f"""{_OWNERS_PRELUDE}
-local set, now = KEYS[1], tonumber(ARGV[1])
+local set, now, over = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]) + {TOMBSTONE}
 redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
 local until_then = redis.call('ZSCORE', set, 'ended')
-if not until_then or tonumber(until_then) < now + {TOMBSTONE} then
-    redis.call('ZADD', set, string.format('%.17g', now + {TOMBSTONE}), 'ended')
+if not until_then or tonumber(until_then) < over then
+    redis.call('ZADD', set, string.format('%.17g', over), 'ended')
 end
 last(set, now)
 local ids = redis.call('ZRANGE', set, 0, -1)
@@ -273,13 +275,19 @@ if redis.call('EXISTS', KEYS[1]) == 1 then last(KEYS[1], tonumber(ARGV[1])) end
 return false
 """)
 
-# ARGV: now, owner, whether an id that is not there is about to be. Returns 1 where a session was ended, or the successor, if any.
+# ARGV: now, owner, whether an id that is not there is about to be, and until when tags are refused. Returns 1 where a session was
+# ended, 0 where it is somebody else's, or the successor, if any.
 _END_ONE = _script("""
 local key, now = KEYS[1], tonumber(ARGV[1])
 local state, owner = missing(key, now)
 if state == 'ENDED' then return redis.call('HGET', key, 'successor') end
 if state == 'ABSENT' and ARGV[3] == '1' then bury(key, now) end
-if state or owner ~= ARGV[2] then return false end
+if state then return false end
+if owner ~= ARGV[2] then
+    -- In a Cluster, it may be about to be theirs: it is in their set already.
+    redis.call('HSET', key, 'barred:' .. ARGV[2], ARGV[4])
+    return '0'
+end
 bury(key, now, nil, owner)
 return '1'
 """)
@@ -476,19 +484,21 @@ class RedisDriver:
             id: each for id, each in found.items() if isinstance(each, Record) and each.tag is not None and each.tag.owner == owner
         }
 
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
         """Refuse the owner's older tags from now on, and then end the sessions that there are."""
         action, index = "end the sessions of an owner", _index(owner)
-        members: list[bytes] = await self._call(action, index, self._command(_END_OWNED, (index,), now)) or []
+        members: list[bytes] = await self._call(action, index, self._command(_END_OWNED, (index,), now, until)) or []
         ids = [id for member in members if (id := member.decode()) not in keep]
-        ended, over, seen = 0, ids, {*ids, *keep}
+        ended, over, seen = 0, set(ids), {*ids, *keep}
         while ids:
             # In a Cluster a session may be about to be stored, or renamed.
             is_cluster = int(self._address.kind == "cluster")
-            commands = [(id, self._command(_END_ONE, (id,), now, owner, is_cluster)) for id in ids]
+            commands = [(id, self._command(_END_ONE, (id,), now, owner, is_cluster, until)) for id in ids]
             answers: list[bytes | None] = await asyncio.gather(*(self._call(action, id, command) for id, command in commands))
             ended += sum(answer == b"1" for answer in answers)
-            ids = [id for answer in answers if answer and (id := answer.decode()) != "1" and id not in seen]
+            # What is somebody else's may be given back, and then it must not leave the set.
+            over.difference_update(id for id, answer in zip(ids, answers, strict=True) if answer == b"0")
+            ids = [id for answer in answers if answer and (id := answer.decode()) not in ("0", "1") and id not in seen]
             seen.update(ids)
         if over:
             await self._call(action, index, self._command(_LEAVE, (index,), now, *over))
