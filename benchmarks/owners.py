@@ -1,8 +1,8 @@
 """What it costs to list and to end a thousand sessions of one owner, and to log in, while the store grows to a million sessions.
 
 All that the store holds beside them is nobody's. `tag` is a login: a new session that is tied to an owner, the median of a hundred.
-`list` and `end_all` are of a thousand sessions, in milliseconds, each the median of a few; memory, which waits for nothing, also shows
-what Python takes.
+`list` and `end_all` are of a thousand sessions, in milliseconds, each the median of a few; memory, which waits for nothing, also
+shows what Python takes.
 """
 
 from __future__ import annotations

@@ -134,9 +134,9 @@ class OwnerDriver(Driver, Protocol):
     The index never misses a session that is there. What it has of others, which were ended, ran out or were given to somebody else,
     is left out of every answer, and leaves it by itself.
 
-    end_owned() leaves something like a tombstone too: for TOMBSTONE seconds, a tag that was made before its *until* is REFUSED. So a login
-    that was under way is over with the rest, and one that comes later is not. A rename takes along a tag that the session already
-    has, which is one with the same `since`; it is never refused.
+    end_owned() leaves something like a tombstone too: for TOMBSTONE seconds, a tag that was made before its *until* is REFUSED. So
+    a login that was under way is over with the rest, and one that comes later is not. A rename takes along a tag that the session
+    already has, which is one with the same `since`; it is never refused.
     """
 
     async def tag(

@@ -49,7 +49,8 @@ class OwnedSession:
     created_at: datetime
     """When it began or was last regenerated."""
     last_used_at: datetime | None
-    """When it was last used, as the idle limit tells: to a tenth of `idle_timeout`, and None where there is no such limit."""
+    """When it was last used, as the idle limit tells: to a tenth of `idle_timeout`. None where there is no such limit: a read then
+    writes nothing, and what a driver keeps has no place for the time of a write."""
     expires_at: datetime
     """When it is over if nobody comes back to it."""
     note: Any
