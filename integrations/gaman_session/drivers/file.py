@@ -229,7 +229,11 @@ class FileDriver:
         """Refuse the owner's older tags from now on, and then end the sessions that there are, a folder at a time."""
 
         def bar(trip: _Trip) -> list[str]:
-            return self._files.bar(owner, until)
+            # Those that came before in this trip have no entry on the disk yet.
+            return [
+                *self._files.bar(owner, until),
+                *(id for (whose, id), gone in trip.entries.items() if whose == owner and gone is None),
+            ]
 
         def end(ids: list[str]) -> Awaitable[list[str | bool]]:
             def change(trip: _Trip) -> list[str | bool]:
