@@ -275,6 +275,14 @@ async def test_a_session_is_ended_by_its_handle_once(site: Site) -> None:
         assert await site.sessions.end(unknown) is False
 
 
+async def test_what_ran_out_after_it_was_renewed_does_not_count_as_ended(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock, idle_timeout=600)) as site:
+        browser = await logged_in(site)
+        await browser.do(renew)
+        clock.now += 600
+        assert await site.sessions.end_all(OWNER) == 0
+
+
 async def test_all_but_the_session_to_keep_are_ended_in_every_process(store: Driver, clock: Clock, site: Site) -> None:
     other = Site(opened(store), clock)
     async with serving(other):

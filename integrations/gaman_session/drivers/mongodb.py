@@ -229,8 +229,8 @@ class MongoDBDriver:
             await self._sessions.update_one({"_id": _bar(owner)}, bar, upsert=True)
             live = {"owner": owner, "ended": None, "deadline": {"$gt": _date(now)}, "_id": {"$nin": kept}}
             ended = (await self._sessions.update_many(live, [{"$replaceWith": _tombstone(now)}])).modified_count
-            renamed = self._sessions.find({"owner": owner, "ended": True, "_id": {"$nin": kept}}, {"successor": True})
-            async for tombstone in renamed:
+            renamed = {**live, "ended": True}
+            async for tombstone in self._sessions.find(renamed, {"successor": True}):
                 ended += await self._end_successors(tombstone.get("successor"), owner, {*kept, tombstone["_id"]}, now)
         return ended
 
