@@ -112,7 +112,7 @@ class StoredSession(Session):
         if self._is_identified:
             return
         self._is_identified = self._is_used = True
-        token = self._ctx.cookie(self._sessions.cookie_name)
+        token = self._find_cookie()
         if token is not None:
             if (known := self._sessions.keyring.verify_id(token)) is None:
                 self._reject("forged")
@@ -207,7 +207,7 @@ class StoredSession(Session):
     def _note_failure(self) -> None:
         """Count that a call of the store has failed, and have the request's log records say where."""
         self._sessions.counters.store_errors += 1
-        self._ctx.log_extra.update(session=self.id, driver=self._driver.name)
+        self._log_extra().update(session=self.id, driver=self._driver.name)
 
     # Writing
 

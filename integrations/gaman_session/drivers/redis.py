@@ -24,6 +24,7 @@ from secrets import token_urlsafe
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
+from msgspec import Struct
 from msgspec.msgpack import Encoder
 from redis.asyncio import Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
@@ -69,7 +70,7 @@ _SCRIPT = f"local TOMBSTONE = {TOMBSTONE}\n" + files(__package__).joinpath("redi
 _SHA = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 
-class Call(NamedTuple):
+class Call(Struct):
     """What the script is to do, with which keys of Redis; values are apart, for a script's MessagePack knows no bytes."""
 
     operation: str
