@@ -278,8 +278,8 @@ class RedisDriver:
 
     async def _count(self, node: Any, pattern: str, now: float) -> int:
         where = {} if node is None else {"target_nodes": node}
-        count = 0
-        cursor = b"0"
+        count, cursor = 0, b"0"
+        found: int
         while True:
             call = Call("count", (), (), (now, cursor.decode(), pattern))
             async with asyncio.timeout(self._timeout):
