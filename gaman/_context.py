@@ -33,6 +33,7 @@ class Context:
     """One request. Integrations put what they give to handlers into `locals`."""
 
     __slots__ = (
+        "__weakref__",
         "_body",
         "_form",
         "_headers",
@@ -167,7 +168,9 @@ class Context:
     def cookies(self) -> Cookies:
         """The request's cookies; what is set or deleted here goes out with the response."""
         if self.jar is None:
-            self.jar = Cookies(self.scope["headers"], is_secure=lambda: self.scheme == "https")
+            # It does not hold the context, which holds it: such a circle would have to wait for the garbage collector.
+            scope, proxies = self.scope, self.app.proxies
+            self.jar = Cookies(scope["headers"], is_secure=lambda: proxies.find_origin(scope).scheme == "https")
         return self.jar
 
     def cookie(self, name: str) -> str | None:

@@ -35,6 +35,7 @@ class Batches(Generic[Call, Result]):
         self._at_once = at_once
         self._most = most
         self._timeout = timeout
+        self._loop: asyncio.AbstractEventLoop
         self._under_way = 0
         self._waiting: list[tuple[Call, asyncio.Future[Result]]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -44,7 +45,7 @@ class Batches(Generic[Call, Result]):
     async def call(self, call: Call) -> Result:
         """Return the result of *call*, or raise what became of it."""
         if self._under_way or self._waiting:
-            loop = asyncio.get_running_loop()
+            loop = self._loop
             future: asyncio.Future[Result] = loop.create_future()
             self._waiting.append((call, future))
             if len(self._waiting) == 1:
@@ -54,6 +55,8 @@ class Batches(Generic[Call, Result]):
                 # One large batch costs less than several small ones, unless it has to wait for long.
                 loop.call_later(_LATE, self._start)
             return await future
+        # Asked for once a trip: up to Python 3.11 it costs a system call.
+        self._loop = asyncio.get_running_loop()
         self._under_way += 1
         try:
             [result] = await self._run([call])

@@ -50,6 +50,16 @@ class _Keys(NamedTuple):
     note: bytes
 
 
+class Identity(NamedTuple):
+    """Which session a cookie leads to, and what the store knows of that."""
+
+    id: bytes
+    handle: str
+    is_transient: bool
+    """Whether the cookie is to end with the browser."""
+    values: Values
+
+
 class Keyring:
     """The keys of every honoured secret, for the cookie *name*: the first one seals, and all of them open."""
 
@@ -60,8 +70,7 @@ class Keyring:
         self._keys = {keys.head: keys for keys in all_keys}
         self._newest = all_keys[0]
         # A browser asks several times in a row, and its cookie leads to the same each time.
-        self._verify = lru_cache(maxsize=_REMEMBERED)(self._verify_once)
-        self.values = lru_cache(maxsize=_REMEMBERED)(self._values)
+        self._identify = lru_cache(maxsize=_REMEMBERED)(self._identify_once)
 
     def seal_token(self, payload: bytes) -> str:
         """Return *payload* as the value of a cookie."""
@@ -86,11 +95,20 @@ class Keyring:
         signed = keys.head + bytes((transient,)) + id
         return _encode(signed + self._mac(keys, signed))
 
+    def identify(self, token: str) -> Identity | None:
+        """Return which session *token* leads to, or None where it was not us who signed it, for this cookie."""
+        return self._identify(token) if len(token) <= _LONGEST_SIGNED else None
+
+    def _identify_once(self, token: str) -> Identity | None:
+        known = self.verify_id(token)
+        return None if known is None else self.identity(*known)
+
+    def identity(self, id: bytes, is_transient: bool) -> Identity:
+        """Return all that goes with a session's id."""
+        return Identity(id, handle(id), is_transient, self.values(id))
+
     def verify_id(self, token: str) -> tuple[bytes, bool] | None:
         """Return what sign_id() was given, or None where it was not us who signed *token*, for this cookie."""
-        return self._verify(token) if len(token) <= _LONGEST_SIGNED else None
-
-    def _verify_once(self, token: str) -> tuple[bytes, bool] | None:
         raw = _decode(token)
         if raw is None or (keys := self._keys.get(raw[:_HEAD])) is None:
             return None
@@ -99,7 +117,7 @@ class Keyring:
             return None
         return signed[_HEAD + 1 :], bool(signed[_HEAD])
 
-    def _values(self, id: bytes) -> Values:
+    def values(self, id: bytes) -> Values:
         """Return the seal for the values of the session *id*."""
         return Values(self._keys, self._newest, id, b"value\0" + self._name + b"\0")
 
@@ -164,7 +182,6 @@ def new_id(length: int = _ID) -> bytes:
     return urandom(length)
 
 
-@lru_cache(maxsize=_REMEMBERED)
 def handle(id: bytes) -> str:
     """Return the name under which the store keeps the session *id*: a hash, from which nobody gets back to the cookie."""
     return blake2b(id, digest_size=32, person=b"gaman handle").hexdigest()

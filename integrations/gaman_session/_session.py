@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 from inspect import iscoroutine
 from typing import Any, Final, TypeAlias, TypeVar, overload
+from weakref import ref
 
 from gaman import Context
 from gaman_session._counters import Counters, Rejection
@@ -122,7 +123,8 @@ class Session(ABC):
 
     def __init__(self, sessions: Sessions, ctx: Context) -> None:
         self._sessions = sessions
-        self._ctx = ctx
+        # Only by a weak reference is it no circle, which would have to wait for the garbage collector.
+        self._ctx = ref(ctx)
         self._is_loaded = self._is_used = self._is_closed = False
 
     @property
@@ -319,7 +321,16 @@ class Session(ABC):
 
     def _report_damage(self, key: str) -> None:
         self._reject("unreadable")
-        self._sessions.damage.report(self.id, f"the value of {key!r}", self._ctx.log_extra)
+        self._sessions.damage.report(self.id, f"the value of {key!r}", self._log_extra())
+
+    def _find_cookie(self) -> str | None:
+        ctx = self._ctx()
+        return None if ctx is None else ctx.cookie(self._sessions.cookie_name)
+
+    def _log_extra(self) -> dict[str, Any]:
+        """Return what records about the request carry; nothing, where somebody keeps a session longer than its request."""
+        ctx = self._ctx()
+        return {} if ctx is None else ctx.log_extra
 
     def _reject(self, reason: Rejection) -> None:
         """Count, once a request, that the session it came with was turned down."""

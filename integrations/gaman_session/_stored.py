@@ -6,28 +6,19 @@ import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from gaman import Context
 from gaman_session import _sealing
 from gaman_session._driver import Driver, Outcome, OwnerDriver, Record, Tag
 from gaman_session._errors import SessionConflict, SessionStoreError
 from gaman_session._owners import Wish
-from gaman_session._sealing import Values
+from gaman_session._sealing import Identity
 from gaman_session._session import END, Answer, Kept, Session, Sessions, too_late_to_read
 
 T = TypeVar("T")
 
 _ATTEMPTS: Final = 100
-
-
-class _Identity(NamedTuple):
-    """Which session it is."""
-
-    id: bytes
-    handle: str
-    is_transient: bool
-    values: Values | None
 
 
 class StoredSession(Session):
@@ -51,7 +42,7 @@ class StoredSession(Session):
         super().__init__(sessions, ctx)
         self._driver = cast("Driver", sessions.driver)
         # What is known of the session: which one it is, once the cookie was looked at, and what it holds, once it was loaded.
-        self._identity: _Identity | None = None
+        self._identity: Identity | None = None
         self._record: Record | None = None
         self._is_identified = self._is_ended = False
         # What the request wants of it: keys to set, or with None to delete; a new id, with that lifetime; its end; an owner.
@@ -112,16 +103,11 @@ class StoredSession(Session):
         if self._is_identified:
             return
         self._is_identified = self._is_used = True
-        token = self._ctx.cookie(self._sessions.cookie_name)
+        token = self._find_cookie()
         if token is not None:
-            if (known := self._sessions.keyring.verify_id(token)) is None:
+            self._identity = self._sessions.keyring.identify(token)
+            if self._identity is None:
                 self._reject("forged")
-            else:
-                self._identity = self._make_identity(*known)
-
-    def _make_identity(self, id: bytes, is_transient: bool) -> _Identity:
-        values = self._sessions.keyring.values(id) if self._sessions.is_sealed else None
-        return _Identity(id, _sealing.handle(id), is_transient, values)
 
     def _load(self, key: str | None) -> Awaitable[None] | None:
         return None if key in self._changes else self._load_once()
@@ -161,7 +147,7 @@ class StoredSession(Session):
         if key in self._changes:
             return self._changes[key]
         stored = None if self._record is None else self._record.fields.get(key)
-        if stored is None or self._identity is None or self._identity.values is None:
+        if stored is None or self._identity is None or not self._sessions.is_sealed:
             return stored
         data = self._identity.values.open(key, stored)
         if data is None:
@@ -207,7 +193,7 @@ class StoredSession(Session):
     def _note_failure(self) -> None:
         """Count that a call of the store has failed, and have the request's log records say where."""
         self._sessions.counters.store_errors += 1
-        self._ctx.log_extra.update(session=self.id, driver=self._driver.name)
+        self._log_extra().update(session=self.id, driver=self._driver.name)
 
     # Writing
 
@@ -271,7 +257,7 @@ class StoredSession(Session):
         if identity is None:
             await self._begin()
             return
-        sets = _seal(identity, changes)
+        sets = self._seal(identity, changes)
         deletes = [key for key, data in changes.items() if data is None]
         now = self._sessions.clock()
         if not isinstance(wish := self._wish, Kept):
@@ -299,7 +285,7 @@ class StoredSession(Session):
             self._lose()
 
     async def _apply_wish(
-        self, wish: Wish, identity: _Identity, sets: Mapping[str, bytes], deletes: Collection[str], now: float
+        self, wish: Wish, identity: Identity, sets: Mapping[str, bytes], deletes: Collection[str], now: float
     ) -> Outcome:
         """Do what apply() does, and give the session to the owner that was wished for."""
         tag = self._sessions.owners.tag(wish, identity.handle)
@@ -318,7 +304,7 @@ class StoredSession(Session):
         changes = dict(self._changes)
         if any(data is not None for data in changes.values()):
             wish, (identity, lifetime) = self._wish, self._new_identity()
-            record = self._new_record(_seal(identity, changes), lifetime)
+            record = self._new_record(self._seal(identity, changes), lifetime)
             if not isinstance(wish, Kept):
                 record.tag = self._sessions.owners.tag(wish, identity.handle)
             elif lost is not None:
@@ -348,7 +334,7 @@ class StoredSession(Session):
             changes = dict(self._changes)
             kept = {key: self._peek(key) for key in {**self._record.fields, **changes}}
             identity, lifetime = self._new_identity()
-            record = self._new_record(_seal(identity, kept), lifetime)
+            record = self._new_record(self._seal(identity, kept), lifetime)
             if not record.fields:
                 await self._end()
                 self._settle(changes)
@@ -377,7 +363,7 @@ class StoredSession(Session):
                 self._changes[key] = data
                 await self._begin()
             return True
-        sets, now = _seal(self._identity, {key: data}), self._sessions.clock()
+        sets, now = self._seal(self._identity, {key: data}), self._sessions.clock()
         outcome = await self._driver.swap(
             self._identity.handle,
             key,
@@ -396,14 +382,19 @@ class StoredSession(Session):
             self._lose()
         return True
 
-    def _new_identity(self) -> tuple[_Identity, int]:
+    def _seal(self, identity: Identity, changes: Mapping[str, bytes | None]) -> dict[str, bytes]:
+        """Return what the store is to hold of *changes*, without what they delete."""
+        sets = {key: data for key, data in changes.items() if data is not None}
+        return {key: identity.values.seal(key, data) for key, data in sets.items()} if self._sessions.is_sealed else sets
+
+    def _new_identity(self) -> tuple[Identity, int]:
         """Return a new identity, and for how many seconds it is to last."""
         record, identity = self._record, self._identity
         lifetime = None if record is None else record.expires - record.created
         lasts, is_transient = self._sessions.terms(self._new_max_age, lifetime, identity is not None and identity.is_transient)
-        return self._make_identity(_sealing.new_id(), is_transient), lasts
+        return self._sessions.keyring.identity(_sealing.new_id(), is_transient), lasts
 
-    def _new_tag(self, wish: Wish | Kept, old: _Identity, new: _Identity) -> Tag | None:
+    def _new_tag(self, wish: Wish | Kept, old: Identity, new: Identity) -> Tag | None:
         """Return the tag of the session under its new identity: the one that was wished for, or the one that it has."""
         if not isinstance(wish, Kept):
             return self._sessions.owners.tag(wish, new.handle)
@@ -440,7 +431,7 @@ class StoredSession(Session):
                 self._wish = Kept.TAG
             await self._sessions.owners.trim(wish)
 
-    def _adopt(self, identity: _Identity, record: Record) -> None:
+    def _adopt(self, identity: Identity, record: Record) -> None:
         self._identity, self._record = identity, record
         self._is_loaded = self._answer = True
         self._is_ended = False
@@ -465,8 +456,3 @@ class StoredSession(Session):
         answer = self._answer
         self._lose()
         self._answer, self._new_max_age = answer, Kept.ID
-
-
-def _seal(identity: _Identity, changes: Mapping[str, bytes | None]) -> dict[str, bytes]:
-    values = identity.values
-    return {key: data if values is None else values.seal(key, data) for key, data in changes.items() if data is not None}

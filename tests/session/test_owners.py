@@ -553,19 +553,19 @@ async def test_redis_forgets_an_owner_with_the_last_of_their_sessions() -> None:
 
 async def test_a_tag_that_the_end_of_all_overtakes_in_a_cluster_is_refused_and_the_next_one_is_not() -> None:
     class Overtaken(RedisDriver):
-        async def _enter(self, action: str, id: str, record: Record, now: float, *, is_carried: bool = False) -> Outcome:
-            outcome = await super()._enter(action, id, record, now, is_carried=is_carried)
-            if record.tag == tag:
+        async def _enter(self, action: str, id: str, tag: Tag, record: Record, now: float, *, is_carried: bool = False) -> Outcome:
+            outcome = await super()._enter(action, id, tag, record, now, is_carried=is_carried)
+            if tag == early:
                 assert await self.end_owned(OWNER, keep=(), now=now, until=now + 1) == 0
             return outcome
 
     now, id = time.time(), "0" * 64
-    tag, later = Tag(OWNER, b"", now), Tag(OWNER, b"", now + 1)
+    early, later = Tag(OWNER, b"", now), Tag(OWNER, b"", now + 1)
     driver = Overtaken(url=servers.redis_cluster_url(), prefix=f"{token_hex(8)}:")
     await driver.open()
     try:
         await driver.create(id, Record({"key": b"1"}, now, now + 100, now + 100))
-        assert await driver.tag(id, tag, {"key": b"2"}, (), now=now, deadline=None) is Outcome.REFUSED
+        assert await driver.tag(id, early, {"key": b"2"}, (), now=now, deadline=None) is Outcome.REFUSED
         assert await driver.load(id, now=now) == Record({"key": b"1"}, now, now + 100, now + 100)
         assert await driver.tag(id, later, {"key": b"3"}, (), now=now, deadline=None) is Outcome.WRITTEN
         assert [*await driver.owned(OWNER, now=now)] == [id]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -266,7 +266,7 @@ async def test_reading_an_idle_session_moves_it_on_once_a_tenth_has_passed(
 # Many calls at once
 
 
-async def test_calls_of_one_turn_share_a_pipeline() -> None:
+async def test_calls_of_one_turn_share_a_command() -> None:
     async with opened() as driver:
         ids = [new_id() for _ in range(50)]
         connections = driver._client.connection_pool._available_connections
@@ -355,10 +355,12 @@ async def test_a_logout_between_the_two_halves_of_a_rename_ends_what_it_becomes(
     async with opened(url=servers.redis_cluster_url()) as driver:
 
         class Interrupted(RedisDriver):
-            async def _write(self, action: str, id: str, script: Any, ids: Any, *arguments: Any) -> Outcome:
-                if id == new:
+            async def _write(
+                self, action: str, operation: str, ids: Sequence[str], values: Sequence[bytes], *arguments: Any
+            ) -> Outcome:
+                if ids[0] == new:
                     await driver.destroy(old, now=NOW)
-                return await super()._write(action, id, script, ids, *arguments)
+                return await super()._write(action, operation, ids, values, *arguments)
 
         old, new = new_id(), new_id()
         await driver.create(old, record())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -42,6 +43,23 @@ async def test_the_seeds_workflow(site: Site) -> None:
     await browser.do(logout)
     assert browser.token is None
     assert await browser.do(check) == (False, False)
+
+
+def _alive() -> list[Context | Session]:
+    return [each for each in gc.get_objects() if issubclass(type(each), Context | Session)]
+
+
+async def test_a_request_leaves_nothing_to_the_garbage_collector(site: Site) -> None:
+    browser = site.browser()
+    gc.collect()
+    before = _alive()
+    gc.disable()
+    try:
+        await browser.do(setting(user=USER))
+        assert await browser.do(getting("user")) == USER
+        assert len(_alive()) == len(before)
+    finally:
+        gc.enable()
 
 
 async def test_a_value_comes_back_as_it_was_set(site: Site) -> None:

@@ -99,7 +99,7 @@ class CookieSession(Session):
         self._is_loaded = self._is_used = True
         self._came = self._carried = self._payload = None
         sessions = self._sessions
-        token = self._ctx.cookie(sessions.cookie_name)
+        token = self._find_cookie()
         if token is not None:
             payload = sessions.keyring.open_token(token)
             if payload is None:
