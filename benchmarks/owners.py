@@ -1,7 +1,8 @@
 """What it costs to list and to end a thousand sessions of one owner, and to log in, while the store grows to a million sessions.
 
 All that the store holds beside them is nobody's. `tag` is a login: a new session that is tied to an owner, the median of a hundred.
-`list` and `end_all` are of a thousand sessions, in milliseconds; memory, which waits for nothing, also shows what Python takes.
+`list` and `end_all` are of a thousand sessions, in milliseconds, each the median of a few; memory, which waits for nothing, also
+shows what Python takes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gaman_session import _sealing
 
 OWNED = 1000
 LOGINS = 100
+ROUNDS = 3
 
 
 async def login(driver: OwnerDriver, owner: str) -> None:
@@ -38,18 +40,28 @@ async def timed(work: Awaitable[object]) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-async def measure(kind: str, count: int) -> None:
+async def measure(driver: OwnerDriver) -> tuple[float, float, float]:
+    """Return the milliseconds of a tag, of a list and of an end of all, each the median of several."""
+    listings, endings = list[float](), list[float]()
+    for _ in range(ROUNDS):
+        with patch("os.fsync"):
+            for _ in range(OWNED):
+                await login(driver, "owner")
+        listings += [await timed(driver.owned("owner", now=time.time())) for _ in range(3)]
+        now = time.time()
+        endings.append(await timed(driver.end_owned("owner", keep=(), now=now, until=now)))
+    tags = [await timed(login(driver, f"user:{number}")) for number in range(LOGINS)]
+    return statistics.median(tags), statistics.median(listings), statistics.median(endings)
+
+
+async def fill_and_measure(kind: str, count: int) -> None:
     folder = tempfile.mkdtemp()
     driver = cast("OwnerDriver", make(kind, folder))
     await driver.open()
     try:
         with patch("os.fsync"):
             await fill(driver, count, time.time())
-            for _ in range(OWNED):
-                await login(driver, "owner")
-        tag = statistics.median([await timed(login(driver, f"user:{number}")) for number in range(LOGINS)])
-        listing = statistics.median([await timed(driver.owned("owner", now=time.time())) for _ in range(5)])
-        ending = await timed(driver.end_owned("owner", keep=(), now=time.time()))
+        tag, listing, ending = await measure(driver)
         print(f"{kind:10}{count:>12,}{tag:>12.2f}{listing:>12.1f}{ending:>14.1f}", flush=True)
     finally:
         await driver.close()
@@ -62,4 +74,4 @@ def main(names: Sequence[str] = (), sizes: Sequence[int] = SIZES) -> None:
         if not names or kind in names:
             for size in sizes:
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    runner.run(measure(kind, size))
+                    runner.run(fill_and_measure(kind, size))

@@ -14,7 +14,7 @@ _LATE: Final = 0.002
 
 
 class Batches(Generic[Call, Result]):
-    """Gathers calls and gives them to *run*, in the order they were made, with at most *at_once* batches under way.
+    """Gathers calls and gives them to *run*, in the order they were made, with at most *at_once* batches of *most* under way.
 
     A call that finds nothing under way goes out directly, by itself. Those that come meanwhile go out together when it is back, or
     where there is room for them, when it is late. *run* returns a result for each call; an exception among them is raised to the
@@ -28,10 +28,12 @@ class Batches(Generic[Call, Result]):
         run: Callable[[list[Call]], Awaitable[Sequence[Result | BaseException]]],
         *,
         at_once: int = 1,
+        most: int | None = None,
         timeout: float | None = None,
     ) -> None:
         self._run = run
         self._at_once = at_once
+        self._most = most
         self._timeout = timeout
         self._loop: asyncio.AbstractEventLoop
         self._under_way = 0
@@ -74,8 +76,8 @@ class Batches(Generic[Call, Result]):
         if batch and self._under_way == self._at_once:
             return
         timer, self._timer = self._timer, None
-        self._waiting = []
-        if batch:
+        self._waiting = [] if self._most is None else batch[self._most :]
+        if batch := batch[: self._most]:
             self._under_way += 1
             task = asyncio.create_task(self._answer(batch, timer))
             self._tasks.add(task)

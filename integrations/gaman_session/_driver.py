@@ -134,9 +134,9 @@ class OwnerDriver(Driver, Protocol):
     The index never misses a session that is there. What it has of others, which were ended, ran out or were given to somebody else,
     is left out of every answer, and leaves it by itself.
 
-    end_owned() leaves something like a tombstone too: for TOMBSTONE seconds, a tag that was made before it is REFUSED. So a login
-    that was under way is over with the rest, and one that comes later is not. A rename takes along a tag that the session already
-    has, which is one with the same `since`; it is never refused.
+    end_owned() leaves something like a tombstone too: for TOMBSTONE seconds, a tag that was made before its *until* is REFUSED. So
+    a login that was under way is over with the rest, and one that comes later is not. A rename takes along a tag that the session
+    already has, which is one with the same `since`; it is never refused.
     """
 
     async def tag(
@@ -152,10 +152,11 @@ class OwnerDriver(Driver, Protocol):
         """Return every session of *owner* by its id, with its times and its tag; the fields may be left out."""
         ...
 
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
         """End every session of *owner* but those in *keep*, and those they are renamed to meanwhile; return how many that were.
 
-        Tags made before *now* are refused from then on; those kept stay as they are.
+        Tags made before *until* are refused from then on; those kept stay as they are. *until* may lie a little ahead: then this is
+        the end of what is tied while it runs, too.
         """
         ...
 

@@ -56,14 +56,17 @@ class SessionIntegration(Integration):
     async def end_all(self, owner: str, *, keep: Session | None = None) -> int:
         """End every session of *owner*, but the one to *keep*, say `ctx.session`; return how many that were.
 
-        Those that logins under way have yet to store are over too, unless they called tag() only after this was called.
+        When it returns, none is alive that was begun before, and a login is refused that has called tag() before and has yet to be
+        stored. Of those that call it after, only one in another process may be refused, within five milliseconds.
         """
         return await self._owners.end_all(owner, keep)
 
     async def count(self, owner: str | None = None) -> int:
         """Return how many live sessions *owner* has, or how many there are in the store, whoever's they are.
 
-        The latter costs the file driver a look at each name, and Redis, SQLite and MongoDB a look at each key or index entry.
+        The latter takes a while where there are many, so ask for a graph, and not in each request. It costs the file driver a look
+        at each name, SQLite and MongoDB one at each entry of an index, and Redis one at every key of the server, a thousand at a
+        time: to keep an index of all sessions, each login and each use would pay for a number that nobody needs to serve a page.
         """
         return await self._owners.count(owner)
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from gaman_session._session import Session
 
 _HANDLE: Final = re.compile("[0-9a-f]{64}")
-# Each pass of an end_all() finds what began during the one before. Whoever logs in faster than that can't be kept out by it.
-_PASSES: Final = 100
+_AHEAD: Final = 0.005
+"""Seconds within which most stores end what an owner has."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
 
@@ -49,7 +49,8 @@ class OwnedSession:
     created_at: datetime
     """When it began or was last regenerated."""
     last_used_at: datetime | None
-    """When it was last used, as the idle limit tells: to a tenth of `idle_timeout`, and None where there is no such limit."""
+    """When it was last used, as the idle limit tells: to a tenth of `idle_timeout`. None where there is no such limit: a read then
+    writes nothing, and what a driver keeps has no place for the time of a write."""
     expires_at: datetime
     """When it is over if nobody comes back to it."""
     note: Any
@@ -87,6 +88,8 @@ class Owners:
         self._idle_timeout = idle_timeout
         self._most = most
         self._latest = 0.0
+        # Until when tags of these owners are refused, where that is yet to come.
+        self._ended: dict[str, float] = {}
 
     # What a session asks for
 
@@ -95,11 +98,11 @@ class Owners:
         self._driver()
         if owner is not None:
             _check(owner)
-        return Wish(owner, note, self._now())
+        return self.again(Wish(owner, note, 0))
 
     def again(self, wish: Wish) -> Wish:
         """Return *wish* as if it had been made only now."""
-        return wish._replace(since=self._now())
+        return wish._replace(since=max(self._now(), self._ended.get(wish.owner or "", 0)))
 
     def tag(self, wish: Wish, handle: str) -> Tag | None:
         """Return the tag for the session *handle*, or None for that of nobody."""
@@ -154,17 +157,24 @@ class Owners:
         """End the sessions of *owner* but *keep*; return how many that were."""
         driver, names = self._driver(), self._names(_check(owner))
         kept = () if keep is None or keep.id is None else (keep.id,)
-        ended = 0
-        for _ in range(_PASSES):
-            now, gone = self._now(), 0
-            for name in names:
+        ended, ahead = 0, _AHEAD
+        while True:
+            # What is tied before then is ended or refused. So when this returns before then, nothing outlives it that was tied
+            # before it returned, in any process.
+            until = max(self._now(), self._ended.get(owner, 0)) + ahead
+            # A session may go from one name to another while they are asked about in turn.
+            for name in (*names, *names[-2::-1]):
                 with self._noting_failure():
-                    of_name = await driver.end_owned(name, keep=kept, now=now)
+                    of_name = await driver.end_owned(name, keep=kept, now=self._clock(), until=until)
                 self._counters.ended += of_name
-                gone += of_name
-            ended += gone
-            if not gone:
+                ended += of_name
+            # Nor is more refused afterwards than has to be.
+            if (early := until - self._clock() - _AHEAD) > 0:
+                await asyncio.sleep(early)
+            if max(self._clock(), self._ended.get(owner, 0)) < until:
                 break
+            ahead *= 4
+        self._ended = {**{each: then for each, then in self._ended.items() if then > self._clock()}, owner: until}
         if keep is not None:
             # It may be about to log in, and has lived to see this.
             keep._outlive()

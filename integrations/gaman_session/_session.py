@@ -239,7 +239,8 @@ class Session(ABC):
         before the response's headers do. It survives regenerate(), and ends with the session, which needs a key to be there: a tag
         alone keeps none. The store sees a keyed hash of the owner; *note* is anything that the serializer keeps, and is sealed.
 
-        If the owner's sessions are ended between this call and the response, what this request has changed is dropped.
+        If the owner's sessions are ended between this call and the response, or are being ended at this moment, what this request
+        has changed is dropped.
         ValueError: the owner is empty, or no text. SessionUnsupported: the driver can't, as the cookies driver can't.
         """
 

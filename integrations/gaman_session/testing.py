@@ -18,15 +18,17 @@ OWNER_CONTRACT is the same for the part that a driver may leave out: `OwnerDrive
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from itertools import pairwise
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from gaman_session import _sealing
 from gaman_session._driver import TOMBSTONE, Driver, Outcome, OwnerDriver, Record, Tag
 from gaman_session._errors import SessionStoreError
 
+T = TypeVar("T")
 Check: TypeAlias = Callable[[Driver], Awaitable[None]]
 OwnerCheck: TypeAlias = Callable[[OwnerDriver], Awaitable[None]]
 
@@ -372,6 +374,13 @@ async def _tag(
     return await driver.tag(id, tag, sets or {}, deletes, now=now or time.time(), deadline=deadline)
 
 
+async def _end_owned(
+    driver: OwnerDriver, owner: str, keep: Collection[str] = (), now: float | None = None, until: float | None = None
+) -> int:
+    now = now or time.time()
+    return await driver.end_owned(owner, keep=keep, now=now, until=until or now)
+
+
 async def _rename(driver: OwnerDriver, id: str, tag: Tag | None, now: float | None = None) -> tuple[str, Outcome]:
     new_id, record, version = _new_id(), _record({"c": b"3"}), (await _load(driver, id, now)).version
     record.tag = tag
@@ -406,7 +415,7 @@ async def any_text_is_an_owner_and_any_octets_are_a_note(driver: OwnerDriver) ->
     for owner, tag in tags.items():
         found = await driver.owned(owner, now=time.time())
         assert {id: record.tag for id, record in found.items()} == {ids[owner]: tag}
-    assert await driver.end_owned(owners[0], keep=(), now=time.time()) == 1
+    assert await _end_owned(driver, owners[0]) == 1
     for owner in owners[1:]:
         assert await _owned(driver, owner) == {ids[owner]}
 
@@ -455,10 +464,10 @@ async def a_session_goes_from_one_owner_to_another_and_to_none(driver: OwnerDriv
     id = await _own(driver, first)
     assert await _tag(driver, id, second) is Outcome.WRITTEN
     assert (await _owned(driver, first.owner), await _owned(driver, second.owner)) == (set(), {id})
-    assert await driver.end_owned(first.owner, keep=(), now=time.time()) == 0
+    assert await _end_owned(driver, first.owner) == 0
     assert await _tag(driver, id, None) is Outcome.WRITTEN
     assert await _owned(driver, second.owner) == set()
-    assert await driver.end_owned(second.owner, keep=(), now=time.time()) == 0
+    assert await _end_owned(driver, second.owner) == 0
     assert (await _load(driver, id)).tag is None
 
 
@@ -501,7 +510,7 @@ async def what_is_over_is_nobodys(driver: OwnerDriver) -> None:
     assert await _apply(driver, emptied, {}, "a", "b") is Outcome.EMPTIED
     assert await _owned(driver, tag.owner, record.deadline - 1) == {kept, over}
     assert await _owned(driver, tag.owner, record.deadline) == {kept}
-    assert await driver.end_owned(tag.owner, keep=(), now=record.deadline) == 1
+    assert await _end_owned(driver, tag.owner, now=record.deadline) == 1
     assert await _owned(driver, tag.owner, record.deadline) == set()
 
 
@@ -510,7 +519,7 @@ async def ending_an_owners_sessions_ends_all_but_those_to_keep(driver: OwnerDriv
     tag, other = _new_tag(), _new_tag()
     ids = [await _own(driver, tag) for _ in range(5)]
     theirs, (nobodys, _) = await _own(driver, other), await _begin(driver)
-    assert await driver.end_owned(tag.owner, keep=[ids[0], theirs, _new_id()], now=time.time()) == 4
+    assert await _end_owned(driver, tag.owner, keep=[ids[0], theirs, _new_id()]) == 4
     for id in ids[1:]:
         assert await driver.load(id, now=time.time()) is Outcome.ENDED
         assert await _apply(driver, id, {"a": b"1"}) is Outcome.ENDED
@@ -518,15 +527,15 @@ async def ending_an_owners_sessions_ends_all_but_those_to_keep(driver: OwnerDriv
     assert await _owned(driver, tag.owner) == {ids[0]}
     assert await _owned(driver, other.owner) == {theirs}
     assert (await _load(driver, nobodys)).fields == (await _load(driver, ids[0])).fields == {"a": b"1", "b": b"2"}
-    assert await driver.end_owned(tag.owner, keep=(), now=time.time()) == 1
-    assert await driver.end_owned(tag.owner, keep=(), now=time.time()) == 0
-    assert await driver.end_owned(_new_id(), keep=(), now=time.time()) == 0
+    assert await _end_owned(driver, tag.owner) == 1
+    assert await _end_owned(driver, tag.owner) == 0
+    assert await _end_owned(driver, _new_id()) == 0
 
 
 @_owner_promise
 async def a_tag_made_before_the_end_of_all_is_refused(driver: OwnerDriver) -> None:
     old = _new_tag(since=time.time() - 5)
-    assert await driver.end_owned(old.owner, keep=(), now=time.time()) == 0
+    assert await _end_owned(driver, old.owner) == 0
     id = _new_id()
     assert await driver.create(id, _tagged(old)) is Outcome.REFUSED
     assert await driver.load(id, now=time.time()) in (None, Outcome.ENDED)
@@ -547,7 +556,7 @@ async def a_tag_made_before_the_end_of_all_is_refused(driver: OwnerDriver) -> No
 async def a_tag_made_after_the_end_of_all_is_not_refused(driver: OwnerDriver) -> None:
     now = time.time()
     tag = _new_tag(since=now)
-    await driver.end_owned(tag.owner, keep=(), now=now - 1)
+    await _end_owned(driver, tag.owner, now=now - 1)
     created = await _own(driver, tag)
     tagged, _ = await _begin(driver)
     assert await _tag(driver, tagged, tag) is Outcome.WRITTEN
@@ -558,10 +567,26 @@ async def a_tag_made_after_the_end_of_all_is_not_refused(driver: OwnerDriver) ->
 
 
 @_owner_promise
+async def the_end_of_all_may_lie_ahead(driver: OwnerDriver) -> None:
+    now = time.time()
+    tag = _new_tag(since=now)
+    ids = [await _own(driver, tag) for _ in range(2)]
+    over, record = await _begin(driver, _tagged(tag, lasts=1000, deadline=3))
+    assert await _end_owned(driver, tag.owner, keep=ids[:1], now=now, until=now + 5) == 2
+    assert await driver.load(over, now=record.deadline - 1) is Outcome.ENDED
+    assert await driver.create(_new_id(), _tagged(_new_tag(tag.owner, since=now + 4))) is Outcome.REFUSED
+    later = await _own(driver, _new_tag(tag.owner, since=now + 5))
+    assert await _owned(driver, tag.owner) == {ids[0], later}
+    # What another has remembered holds, whoever comes last.
+    await _end_owned(driver, tag.owner, now=now, until=now + 1)
+    assert await driver.create(_new_id(), _tagged(_new_tag(tag.owner, since=now + 4))) is Outcome.REFUSED
+
+
+@_owner_promise
 async def the_end_of_all_is_remembered_for_a_minute(driver: OwnerDriver) -> None:
     now = time.time()
     tag, (id, _) = _new_tag(since=now - 1), await _begin(driver)
-    await driver.end_owned(tag.owner, keep=(), now=now)
+    await _end_owned(driver, tag.owner, now=now)
     assert await _tag(driver, id, tag, now=now + TOMBSTONE - 1) is Outcome.REFUSED
     assert await _tag(driver, id, tag, now=now + TOMBSTONE) is Outcome.WRITTEN
 
@@ -570,7 +595,7 @@ async def the_end_of_all_is_remembered_for_a_minute(driver: OwnerDriver) -> None
 async def what_was_kept_may_be_renamed_with_its_tag(driver: OwnerDriver) -> None:
     tag = _new_tag(since=time.time() - 5)
     id = await _own(driver, tag)
-    assert await driver.end_owned(tag.owner, keep=[id], now=time.time()) == 0
+    assert await _end_owned(driver, tag.owner, keep=[id]) == 0
     new_id, outcome = await _rename(driver, id, tag)
     assert outcome is Outcome.WRITTEN
     assert await _owned(driver, tag.owner) == {new_id}
@@ -578,19 +603,17 @@ async def what_was_kept_may_be_renamed_with_its_tag(driver: OwnerDriver) -> None
 
 @_owner_promise
 async def nothing_under_way_outlives_the_end_of_all(driver: OwnerDriver) -> None:
-    for _ in range(5):
-        tag = _new_tag(since=time.time() - 1)
+    for _ in range(8):
+        tag, now = _new_tag(), time.time()
         there = [await _own(driver, tag) for _ in range(6)]
-        begun, new = [_new_id() for _ in range(6)], [(await _begin(driver))[0] for _ in range(3)]
-        moves = [_rename(driver, id, tag) for id in there[:3]]
-        logins = [_rename(driver, id, tag) for id in new[:2]]
+        begun, new = [_new_id() for _ in range(6)], [(await _begin(driver))[0] for _ in range(6)]
+        moves = [_rename(driver, id, tag) for id in (*there[:3], *new[:2])]
         _, *rest = await asyncio.gather(
-            driver.end_owned(tag.owner, keep=(), now=time.time()),
-            *(driver.create(id, _tagged(tag)) for id in begun),
-            *(_tag(driver, id, tag) for id in new[2:]),
-            *(_apply(driver, id, {"a": b"3"}) for id in there),
-            *moves,
-            *logins,
+            _soon(_end_owned(driver, tag.owner, now=now, until=now + 5)),
+            *(_soon(driver.create(id, _tagged(tag))) for id in begun),
+            *(_soon(_tag(driver, id, tag)) for id in new[2:]),
+            *(_soon(_apply(driver, id, {"a": b"3"})) for id in there),
+            *map(_soon, moves),
             return_exceptions=True,
         )
         renamed = [result[0] for result in rest if isinstance(result, tuple)]
@@ -598,10 +621,19 @@ async def nothing_under_way_outlives_the_end_of_all(driver: OwnerDriver) -> None
         assert not [error for error in rest if isinstance(error, Exception) and not isinstance(error, AssertionError)], rest
         for id in (*there, *begun, *renamed):
             assert not isinstance(await driver.load(id, now=time.time()), Record)
-        for id in new:
-            found = await driver.load(id, now=time.time())
-            assert not isinstance(found, Record) or found.tag is None
+        found = {id: await driver.load(id, now=time.time()) for id in new}
+        alive = {id for id, record in found.items() if isinstance(record, Record)}
+        assert not any(isinstance(record, Record) and record.tag for record in found.values())
         assert await _owned(driver, tag.owner) == set()
+        # And who comes later finds nothing in the way.
+        later = _new_tag(tag.owner, since=now + 5)
+        assert {await _tag(driver, id, later) for id in alive} <= {Outcome.WRITTEN}
+        assert await _owned(driver, tag.owner) == alive
+
+
+async def _soon(work: Awaitable[T]) -> T:
+    await asyncio.sleep(random.uniform(0, 0.004))  # noqa: S311
+    return await work
 
 
 @_owner_promise

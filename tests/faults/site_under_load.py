@@ -17,7 +17,7 @@ from tests.servers import Server
 from tests.serving import Answer, Connection, Program, request, running_script, until
 
 SITE = """
-import json, os
+import json, os, time
 import gaman
 from gaman.session import session
 
@@ -39,10 +39,27 @@ async def end(ctx):
     await ctx.session.clear()
     return "ended"
 
+async def login(ctx):
+    at = time.time()
+    await ctx.session.tag(ctx.params["owner"])
+    await ctx.session.set("user", ctx.params["owner"])
+    await ctx.session.save()
+    return {"by": os.getpid(), "at": at, "handle": ctx.session.id}
+
+async def end_all(ctx):
+    await sessions.end_all(ctx.params["owner"])
+    return {"by": os.getpid(), "at": time.time()}
+
+async def handles(ctx):
+    return [each.handle for each in await sessions.list(ctx.params["owner"])]
+
 async def plain(ctx):
     return "no session here"
 
-routes = {"/put/:key/:value": put, "/all": show, "/count": count, "/renew": renew, "/end": end, "/plain": plain}
+routes = {
+    "/put/:key/:value": put, "/all": show, "/count": count, "/renew": renew, "/end": end, "/plain": plain,
+    "/login/:owner": login, "/end_all/:owner": end_all, "/handles/:owner": handles,
+}
 sessions = session("a secret of the tests that is long enough", driver=json.loads(os.environ["DRIVER"]))
 gaman.serve(routes, integrations=[sessions], port=0)
 """

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 import pytest
 
 from gaman.session import Session
-from tests.session.sites import DRIVERS, Browser, Clock, Site, Work, opened, serving
+from tests.faults.crews import crew
+from tests.faults.site_under_load import Visitor
+from tests.faults.test_races import SHARED
+from tests.serving import Program
+from tests.session.sites import DRIVERS, Browser, Clock, Site, Work, opened, serving, setting
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ROUNDS = 50
+WINDOW = 0.03
+"""Seconds in which what is to overlap begins."""
+
+LITTLE = 0.01
+"""Seconds for which another process may refuse a login after the end of all."""
 STORES = [name for name in DRIVERS if name != "cookies"]
 
 
@@ -49,12 +61,12 @@ async def renew(session: Session) -> None:
 
 
 async def soon(work: Awaitable[Any]) -> Any:
-    await asyncio.sleep(random.expovariate(400))
+    await asyncio.sleep(random.uniform(0, WINDOW))
     return await work
 
 
 @pytest.mark.parametrize("name", STORES)
-async def test_no_login_that_was_done_or_under_way_outlives_the_end_of_all(name: str) -> None:
+async def test_no_session_that_was_begun_before_the_end_of_all_returned_outlives_it(name: str) -> None:
     driver: Any = DRIVERS[name]()
     # Two processes, as far as the store can tell.
     async with serving(Site(driver, Watch())) as one, serving(Site(opened(driver), Watch())) as other:
@@ -63,28 +75,61 @@ async def test_no_login_that_was_done_or_under_way_outlives_the_end_of_all(name:
             logins: dict[str, float] = {}
             there = [one.browser() for _ in range(4)]
             await asyncio.gather(*(browser.do(logging_in(owner, logins)) for browser in there))
-            visitors = [random.choice((one, other)).browser() for _ in range(10)]
+            visitors = [random.choice((one, other)).browser() for _ in range(16)]
+            guests = [random.choice((one, other)).browser() for _ in range(4)]
+            await asyncio.gather(*(browser.do(setting(cart=[1])) for browser in guests))
             renewing = [Browser(other, browser.token) for browser in there]
             requests = [
-                *(soon(browser.request(logging_in(owner, logins))) for browser in visitors),
+                *(soon(browser.request(logging_in(owner, logins))) for browser in (*visitors, *guests)),
                 *(soon(browser.request(renew)) for browser in renewing),
             ]
             tasks = [asyncio.create_task(request) for request in requests]
-            await asyncio.sleep(random.expovariate(400))
-            called = time.time()
-            await one.sessions.end_all(owner)
+            await soon(one.sessions.end_all(owner))
+            returned = time.time()
             replies = await asyncio.gather(*tasks)
             assert [reply.error for reply in replies] == [None] * len(replies)
             left = {each.handle for each in await other.sessions.list(owner)}
-            # Whoever logged in before the call, or had yet to store it, is out; only who began after it is in.
-            assert all(began > called for handle, began in logins.items() if handle in left)
+            # Whoever called tag() before the return is out, and whoever called it a little later is in.
+            assert all(logins[handle] > returned for handle in left)
+            assert {handle for handle, began in logins.items() if began > returned + LITTLE} <= left
             # What is alive is listed, whichever way it came to be.
-            for browser in (*there, *visitors, *renewing):
+            everybody = (*there, *visitors, *guests, *renewing)
+            for browser in everybody:
                 if (await browser.all()).get("user") == owner:
                     assert await handle(browser) in left
             await other.sessions.end_all(owner)
             assert await one.sessions.count(owner) == 0
-            assert [await browser.all() for browser in (*there, *visitors, *renewing)] == [{}] * 18
+            assert {None} == {(await browser.all()).get("user") for browser in everybody}
+
+
+@pytest.fixture(params=SHARED)
+def program(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Program]:
+    """A site that two processes serve."""
+    with crew(tmp_path, SHARED[request.param](tmp_path), 2) as program:
+        yield program
+
+
+def test_no_login_at_one_process_outlives_an_end_of_all_at_another(program: Program) -> None:
+    def ask(target: str) -> Any:
+        time.sleep(random.uniform(0, WINDOW))
+        visitor = Visitor(program.port)
+        return visitor, json.loads(visitor.get(target).body)
+
+    together = set[bool]()
+    with ThreadPoolExecutor(12) as pool:
+        for _ in range(20):
+            owner = token_hex(8)
+            logging_in = [pool.submit(ask, f"/login/{owner}") for _ in range(11)]
+            _, ended = ask(f"/end_all/{owner}")
+            logins = [login.result() for login in logging_in]
+            left = set(json.loads(Visitor(program.port).get(f"/handles/{owner}").body))
+            for visitor, login in logins:
+                is_in = visitor.all() == {"user": owner}
+                assert is_in == (login["handle"] in left)
+                assert not is_in or login["at"] > ended["at"]
+                assert is_in or login["at"] < ended["at"] + LITTLE
+                together.add(login["by"] == ended["by"])
+    assert together == {True, False}
 
 
 async def handle(browser: Browser) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import threading
@@ -328,6 +329,25 @@ def test_a_master_that_sentinels_watch_is_replaced_and_what_its_replica_has_is_t
         assert role(sentinels.replica) == "master"
         for writer in writers[:2]:
             assert {*acknowledged[writer]} <= writer.visitor.all().keys()
+
+
+@pytest.mark.slow
+def test_what_is_somebodys_and_what_was_ended_stays_so_when_sentinels_replace_the_master(tmp_path: Path) -> None:
+    with RedisSentinels() as sentinels, site(tmp_path, redis(sentinels.url, wait_replicas=1)) as program:
+        mine, yours = Visitor(program.port), Visitor(program.port)
+        handle = json.loads(mine.get("/login/me").body)["handle"]
+        assert yours.get("/login/you").status == 200
+        assert mine.get("/end_all/you").status == 200
+        sentinels.master.kill()
+        # No replica is left to confirm a write; a read shows who has taken over.
+        until(lambda: mine.get("/all").status == 200, "a read to succeed", seconds=FAILOVER)
+        assert (mine.all(), yours.all()) == ({"user": "me"}, {})
+        assert json.loads(mine.get("/handles/me").body) == [handle]
+        assert json.loads(mine.get("/handles/you").body) == []
+        sentinels.master.start().wait()
+        until(lambda: mine.get("/end_all/me").status == 200, "a write to succeed", seconds=FAILOVER)
+        assert mine.all() == {}
+        assert json.loads(mine.get("/handles/me").body) == []
 
 
 def role(server: RedisServer) -> str:

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.anyio
 class Store:
     """Answers each call with itself, a batch at a time, when it is told to; negative numbers fail."""
 
-    def __init__(self, *, at_once: int = 1) -> None:
-        self.batches = Batches(self.run, at_once=at_once)
+    def __init__(self, *, at_once: int = 1, most: int | None = None) -> None:
+        self.batches = Batches(self.run, at_once=at_once, most=most)
         self.seen: list[list[int]] = []
         self.under_way = self.most = 0
         self.error: BaseException | None = None
@@ -50,6 +50,15 @@ async def test_a_lone_call_goes_out_in_the_turn_that_makes_it() -> None:
     assert await store.batches.call(1) == 1
     assert await store.batches.call(2) == 2
     assert store.seen == [[1], [2]]
+
+
+async def test_a_trip_takes_so_many_and_leaves_the_others_to_the_next() -> None:
+    store = Store(most=2)
+    tasks = store.start(*range(6))
+    await settle()
+    store.gate.set()
+    assert await asyncio.gather(*tasks) == [*range(6)]
+    assert store.seen == [[0], [1, 2], [3, 4], [5]]
 
 
 async def test_calls_that_find_another_under_way_share_the_next_trip_in_their_order() -> None:

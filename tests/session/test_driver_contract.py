@@ -784,10 +784,18 @@ def owner_fault(broken: type[MemoryDriver]) -> type[MemoryDriver]:
 
 @owner_fault
 class TheEndOfAllIsNotRemembered(MemoryDriver):
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
-        ended = await super().end_owned(owner, keep=keep, now=now)
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
+        ended = await super().end_owned(owner, keep=keep, now=now, until=until)
         self._ended.clear()
         return ended
+
+
+@owner_fault
+class TheEndOfAllIsRememberedByTheWrongTime(MemoryDriver):
+    """Who logs in while it runs stays."""
+
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
+        return await super().end_owned(owner, keep=keep, now=now, until=now)
 
 
 @owner_fault
@@ -804,21 +812,21 @@ class TheEndOfAllRefusesEveryTag(MemoryDriver):
 
 @owner_fault
 class TheEndOfAllKeepsNone(MemoryDriver):
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
-        return await super().end_owned(owner, keep=(), now=now)
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
+        return await super().end_owned(owner, keep=(), now=now, until=until)
 
 
 @owner_fault
 class TheEndOfAllLeavesNoTombstone(MemoryDriver):
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
-        ended = await super().end_owned(owner, keep=keep, now=now)
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
+        ended = await super().end_owned(owner, keep=keep, now=now, until=until)
         self._tombs.clear()
         return ended
 
 
 @owner_fault
 class TheEndOfAllEndsNothing(MemoryDriver):
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
         self._ended[owner] = now
         return len(set(await self.owned(owner, now=now)) - set(keep))
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from gaman import ConfigError
-from gaman.session import TOMBSTONE, Outcome, Record, SessionStoreError
+from gaman.session import TOMBSTONE, Outcome, Record, SessionStoreError, Tag
 from gaman_session.drivers import file
 from gaman_session.drivers.file import FileDriver
 from tests.session.sites import Clock, Site, getting, new_folder, serving, setting
@@ -494,6 +494,21 @@ async def test_a_lock_that_is_held_fails_writes_in_time_and_nothing_else(folder:
     assert await apply(driver, {"more": b"1"}) is Outcome.WRITTEN
     assert await driver.load(ID, now=NOW) == Record({"key": b"value", "more": b"1"}, NOW, NOW + 10_000, NOW + 10_000, 1)
     assert await driver.load(FAR, now=NOW) == record()
+    await driver.close()
+
+
+async def test_a_crowd_of_one_owner_logs_in_but_for_whom_somebody_elses_lock_keeps_out(folder: Path) -> None:
+    tag, ids = Tag("owner", b"", NOW), [f"{number:02x}" + "0" * 62 for number in range(256)]
+    driver = FileDriver(dir=folder, timeout=30)
+    await driver.open()
+    (folder / "ab").mkdir()
+    with locked(folder / "ab"):
+        logins = {id: asyncio.ensure_future(driver.create(id, Record({"a": b"1"}, NOW, NOW + 9, NOW + 9, tag=tag))) for id in ids}
+        kept_out = logins.pop("ab" + "0" * 62)
+        assert {*await asyncio.gather(*logins.values())} == {None}
+        assert not kept_out.done()
+    assert await kept_out is None
+    assert {*await driver.owned("owner", now=NOW)} == {*ids}
     await driver.close()
 
 

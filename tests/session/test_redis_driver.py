@@ -13,6 +13,7 @@ import pytest
 
 from gaman import ConfigError
 from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError
+from gaman.session.testing import OWNER_CONTRACT
 from gaman_session import _sealing
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
@@ -385,6 +386,13 @@ async def test_a_write_waits_for_as_many_replicas_as_were_asked_for() -> None:
                 with pytest.raises(SessionStoreError) as caught:
                     await driver.create(new_id(), record())
                 assert "1 of 2 replicas" in str(caught.value.__cause__)
+
+
+async def test_sessions_have_owners_behind_sentinels_too() -> None:
+    with servers.RedisSentinels() as sentinels:
+        async with opened(url=sentinels.url, wait_replicas=1) as driver:
+            for check in OWNER_CONTRACT:
+                await check(driver)
 
 
 # Damage

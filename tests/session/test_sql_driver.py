@@ -581,7 +581,7 @@ async def test_tables_made_before_there_were_owners_get_their_columns(driver: SQ
     tag = Tag("owner", b"note", NOW)
     assert await drivers[0].tag(id_of(0), tag, {}, (), now=NOW, deadline=None) is Outcome.WRITTEN
     assert [*await drivers[1].owned("owner", now=NOW)] == [id_of(0)]
-    assert await drivers[2].end_owned("owner", keep=(), now=NOW) == 1
+    assert await drivers[2].end_owned("owner", keep=(), now=NOW, until=NOW) == 1
     for each in drivers:
         await each.close()
     assert by_hand(file, "SELECT name FROM sqlite_master WHERE name LIKE '%owner%' ORDER BY name") == [
@@ -591,7 +591,7 @@ async def test_tables_made_before_there_were_owners_get_their_columns(driver: SQ
 
 
 async def test_what_is_remembered_of_the_end_of_all_goes_with_a_purge(driver: SQLDriver, file: Path) -> None:
-    await driver.end_owned("owner", keep=(), now=NOW)
+    await driver.end_owned("owner", keep=(), now=NOW, until=NOW)
     await driver.purge(now=NOW + TOMBSTONE - 1, limit=10)
     assert by_hand(file, "SELECT owner FROM session_owners_ended") == [("owner",)]
     await driver.purge(now=NOW + TOMBSTONE, limit=10)

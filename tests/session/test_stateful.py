@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from secrets import token_hex
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from gaman import Response
 from gaman.session import Session
@@ -27,6 +28,7 @@ VALUES = st.recursive(
     max_leaves=4,
 )
 
+OWNERS = st.sampled_from(["me", "you"])
 Call = tuple[str, tuple[Any, ...]]
 CALLS: st.SearchStrategy[Call] = st.one_of(
     st.tuples(st.just("set"), st.tuples(KEYS, VALUES)),
@@ -78,6 +80,10 @@ def _work(calls: list[Call], expected: list[Any]) -> Callable[[Session], Awaitab
     return work
 
 
+async def _handle(session: Session) -> str | None:
+    return session.id
+
+
 class Sessions(RuleBasedStateMachine):
     driver = ""
 
@@ -88,7 +94,9 @@ class Sessions(RuleBasedStateMachine):
         self.runner.run(self.site.app.load())
         self.browser = self.site.browser()
         self.model: dict[str, Any] = {}
-        self.stolen: str | None = None
+        self.owner: str | None = None
+        # Examples share a store.
+        self.names = {name: f"{name}:{token_hex(8)}" for name in ("me", "you")}
 
     def teardown(self) -> None:
         if hasattr(self, "runner"):
@@ -97,10 +105,67 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(calls=st.lists(CALLS, max_size=6))
     def a_request(self, calls: list[Call]) -> None:
-        expected = [_expect(self.model, call) for call in calls]
+        expected: list[Any] = []
+        for call in calls:
+            if call[0] in ("save", "update"):
+                self._disown_the_empty()
+            expected.append(_expect(self.model, call))
+            if call[0] == "clear":
+                self.owner = None
+        self._disown_the_empty()
         reply = self.runner.run(self.browser.request(_work(calls, expected)))
         assert reply.error is None
         assert reply.status == 200
+
+    def _disown_the_empty(self) -> None:
+        """A session that is empty when its changes go out is over, and so nobody's."""
+        if not self.model:
+            self.owner = None
+
+    @precondition(lambda self: self.driver != "cookies")
+    @rule(owner=OWNERS, renews=st.booleans())
+    def a_login(self, owner: str, renews: bool) -> None:
+        async def work(session: Session) -> None:
+            if renews:
+                await session.regenerate()
+            await session.tag(self.names[owner])
+            await session.set("a", owner)
+
+        self.runner.run(self.browser.do(work))
+        self.model["a"], self.owner = owner, owner
+
+    @precondition(lambda self: self.driver != "cookies")
+    @rule()
+    def the_session_is_untied(self) -> None:
+        async def work(session: Session) -> None:
+            await session.tag(None)
+
+        self.runner.run(self.browser.do(work))
+        self.owner = None
+
+    @precondition(lambda self: self.driver != "cookies")
+    @rule(owner=OWNERS, keeps=st.booleans())
+    def all_of_an_owners_sessions_end(self, owner: str, keeps: bool) -> None:
+        async def work(session: Session) -> int:
+            return await self.site.sessions.end_all(self.names[owner], keep=session if keeps else None)
+
+        is_ended = self.owner == owner and not keeps
+        assert self.runner.run(self.browser.do(work)) == is_ended
+        if is_ended:
+            self._forget()
+
+    @precondition(lambda self: self.driver != "cookies")
+    @rule()
+    def the_session_is_ended_by_its_handle(self) -> None:
+        handle = self.runner.run(self.browser.do(_handle))
+        assert self.runner.run(self.site.sessions.end(handle)) == bool(self.model)
+        if self.model:
+            self._forget()
+
+    def _forget(self) -> None:
+        """The session was ended from elsewhere, and is for the cookie, too, which the browser then loses."""
+        assert self.runner.run(self.browser.all()) == {}
+        self.browser.token, self.model, self.owner = None, {}, None
 
     @rule(calls=st.lists(CALLS.filter(lambda call: call[0] not in ("save", "update")), max_size=4))
     def a_request_that_fails(self, calls: list[Call]) -> None:
@@ -116,17 +181,26 @@ class Sessions(RuleBasedStateMachine):
         assert found in (self.model, {})
         if found != self.model:
             # Only the absolute limit ends a session that is in use.
-            self.model = {}
+            self.model, self.owner = {}, None
 
     @rule()
     def the_visitor_stays_away(self) -> None:
         self.site.clock.now += 600
-        self.model = {}
+        self.model, self.owner = {}, None
 
     @invariant()
     def the_session_holds_what_the_dict_holds(self) -> None:
         if hasattr(self, "browser"):
             assert self.runner.run(Browser(self.site, self.browser.token).all()) == self.model
+
+    @precondition(lambda self: self.driver != "cookies")
+    @invariant()
+    def the_session_is_listed_as_its_owners(self) -> None:
+        if hasattr(self, "browser"):
+            handle = self.runner.run(self.browser.do(_handle))
+            for owner, name in self.names.items():
+                listed = self.runner.run(self.site.sessions.list(name))
+                assert [each.handle for each in listed] == ([handle] if owner == self.owner else [])
 
 
 @pytest.mark.parametrize("driver", DRIVERS)

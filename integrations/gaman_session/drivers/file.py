@@ -37,6 +37,8 @@ Ts = TypeVarTuple("Ts")
 
 # They wait for the disk, not for a processor.
 _THREADS: Final = 16
+# So many calls make a trip; with more, all of them would wait for the last one's file to be on the disk.
+_TRIP: Final = 100
 _LONGEST_PAUSE: Final = 0.05
 _YEAR_10000: Final = 253_402_300_800
 _ID: Final = re.compile(r"[0-9a-f]{64}")
@@ -61,11 +63,10 @@ _DECODERS: Final[Mapping[bytes, Decoder[Any]]] = {_SESSION: Decoder(Record), _TO
 
 
 class _Call(NamedTuple):
-    """A write, which waits for the locks of its folders until the event loop's time is *until*."""
+    """A write, which needs the locks of its folders. The first of them tells with which others it shares a trip."""
 
-    folders: Collection[str]
+    folders: Sequence[str]
     change: Callable[[_Trip], Any]
-    until: float
 
 
 class FileDriver:
@@ -107,7 +108,7 @@ class FileDriver:
     async def close(self) -> None:
         """Finish what is under way, and let the threads go."""
         await self._loads.drain()
-        for batches in self._writes.values():
+        for batches in [*self._writes.values()]:
             await batches.drain()
         await asyncio.to_thread(self._threads.shutdown)
 
@@ -224,11 +225,11 @@ class FileDriver:
         except (TimeoutError, OSError) as cause:
             raise SessionStoreError(self.name, "list the sessions of an owner") from cause
 
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
         """Refuse the owner's older tags from now on, and then end the sessions that there are, a folder at a time."""
 
         def bar(trip: _Trip) -> list[str]:
-            return self._files.bar(owner, now)
+            return self._files.bar(owner, until)
 
         def end(ids: list[str]) -> Awaitable[list[str | bool]]:
             def change(trip: _Trip) -> list[str | bool]:
@@ -284,7 +285,8 @@ class FileDriver:
         """Return what *change* returns, once what it has put is on the disk."""
         folders = [self._files.folder(id) for id in ids]
         if tag is not None:
-            folders.append(self._files.owner_lock(tag.owner))
+            # Logins of one owner at once share a trip, instead of waiting for each other.
+            folders.insert(0, self._files.owner_lock(tag.owner))
         return await self._call(action, change, folders)
 
     async def _visit_owner(self, action: str, change: Callable[[_Trip], T], owner: str) -> T:
@@ -292,16 +294,25 @@ class FileDriver:
 
     async def _call(self, action: str, change: Callable[[_Trip], T], folders: Sequence[str]) -> T:
         if folders[0] not in self._writes:
-            self._writes[folders[0]] = Batches(self._visit)
-        call = _Call(folders, change, asyncio.get_running_loop().time() + self._timeout)
-        result: T = await self._answer(action, self._writes[folders[0]].call(call))
+            self._writes[folders[0]] = Batches(self._visit, most=_TRIP)
+        result: T = await self._answer(action, self._insist(_Call(folders, change)))
         return result
+
+    async def _insist(self, call: _Call) -> Any:
+        """Make the call, as soon as nobody else is in its folders."""
+        # No thread waits, so that a lock which is stuck holds up nobody else; nor can two that wait for each other.
+        pause = 0.001
+        while True:
+            with suppress(BlockingIOError):
+                return await self._writes[call.folders[0]].call(call)
+            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _answer(self, action: str, coming: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(self._timeout):
                 return await coming
-        except (TimeoutError, BlockingIOError):
+        except TimeoutError:
             cause = TimeoutError(f"another process held the lock, or the disk did not answer, for {self._timeout} seconds")
             raise SessionStoreError(self.name, action) from cause
         except OSError as cause:
@@ -311,18 +322,7 @@ class FileDriver:
         return await self._in_thread(self._files.read_each, ids)
 
     async def _visit(self, calls: list[_Call]) -> list[Any]:
-        """Make the calls in one trip, as soon as nobody else is in their folders."""
-        # No thread waits, so that a lock which is stuck holds up nobody else; nor can two that wait for each other.
-        pause = 0.001
-        while True:
-            try:
-                return await self._in_thread(self._files.visit, calls)
-            except BlockingIOError:
-                # The first one has waited longest. After its time, nothing must be written that it was told had failed.
-                if asyncio.get_running_loop().time() + pause >= calls[0].until:
-                    raise
-            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        return await self._in_thread(self._files.visit, calls)
 
     async def _in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
@@ -454,10 +454,19 @@ class _Files:
         return kept
 
     def visit(self, calls: list[_Call]) -> list[Any]:
-        """Make the calls, in their order, and return what each returned or raised once all is on the disk."""
-        with self._locked({folder for call in calls for folder in call.folders}):
-            trip = _Trip(self)
-            results = [_attempt(call.change, trip) for call in calls]
+        """Make the calls, in their order, and return what each returned or raised once all is on the disk.
+
+        Where somebody else is in a folder, that is BlockingIOError for each call which needs it.
+        """
+        with ExitStack() as held:
+            locks: dict[str, BlockingIOError | None] = {}
+            trip, results = _Trip(self), list[Any]()
+            for call in calls:
+                for folder in call.folders:
+                    if folder not in locks:
+                        locks[folder] = self._lock(folder, held)
+                held_up = next((error for folder in call.folders if (error := locks[folder]) is not None), None)
+                results.append(held_up or _attempt(call.change, trip))
             self._write(trip)
         return results
 
@@ -465,12 +474,12 @@ class _Files:
         try:
             for id, deadline in trip.begun:
                 self._mark(id, deadline)
-            for (owner, id), gone in trip.entries.items():
-                # A crash may leave an entry without a session, and never a session without its entry.
-                if gone is None:
-                    self._enter(owner, id)
-                else:
-                    # Whether the owner's folder can go is for someone to see who has its lock.
+            # A crash may leave an entry without a session, and never a session without its entry.
+            for folder in {self._enter(owner, id) for (owner, id), gone in trip.entries.items() if gone is None}:
+                _sync(folder)
+            for (owner, _), gone in trip.entries.items():
+                # Whether the owner's folder can go is for someone to see who has its lock.
+                if gone is not None:
                     self._mark(f"{_name(owner)}.owner", gone + TOMBSTONE)
             for id, content in trip.changed.items():
                 _write_file(_new(self.path(id)), content)
@@ -488,10 +497,11 @@ class _Files:
             if gone is not None:
                 _remove(os.path.join(self._owner_folder(owner), id))
 
-    def _enter(self, owner: str, id: str) -> None:
+    def _enter(self, owner: str, id: str) -> str:
+        """Make the entry, and return the folder that is to be synced."""
         folder = self._owner_folder(owner)
         _open_in(folder, id, folder).close()
-        _sync(folder)
+        return folder
 
     def is_barred(self, tag: Tag, now: float) -> bool:
         """Return whether *tag* was made before all sessions of its owner were ended, less than a minute ago."""
@@ -505,13 +515,13 @@ class _Files:
         except (FileNotFoundError, ValueError):
             return -math.inf
 
-    def bar(self, owner: str, now: float) -> list[str]:
-        """Remember that all sessions of *owner* were ended; return the ids that their folder has. Its lock is held."""
+    def bar(self, owner: str, until: float) -> list[str]:
+        """Remember that all sessions of *owner* are ended *until* then; return the ids that their folder has. Its lock is held."""
         folder = self._owner_folder(owner)
         path = os.path.join(folder, _BAR)
-        self._mark(f"{_name(owner)}.owner", now + TOMBSTONE)
+        self._mark(f"{_name(owner)}.owner", until + TOMBSTONE)
         _make_folder(folder)
-        _write_file(_new(path), repr(max(now, self._barred_since(folder))).encode())
+        _write_file(_new(path), repr(max(until, self._barred_since(folder))).encode())
         os.replace(_new(path), path)
         _sync(folder)
         return _ids_in(folder)
@@ -612,11 +622,20 @@ class _Files:
     def _locked(self, folders: Collection[str]) -> Generator[None]:
         with ExitStack() as held:
             for folder in folders:
-                file = held.enter_context(_open_in(folder, ".lock", folder))
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Closing it is not enough where a process was forked meanwhile, and holds it open.
-                held.callback(fcntl.flock, file, fcntl.LOCK_UN)
+                if (held_up := self._lock(folder, held)) is not None:
+                    raise held_up
             yield
+
+    def _lock(self, folder: str, held: ExitStack) -> BlockingIOError | None:
+        """Lock the folder for as long as *held* lasts, or return the error that tells of somebody else's lock."""
+        file = held.enter_context(_open_in(folder, ".lock", folder))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            return error
+        # Closing it is not enough where a process was forked meanwhile, and holds it open.
+        held.callback(fcntl.flock, file, fcntl.LOCK_UN)
+        return None
 
 
 def _name(owner: str) -> str:

@@ -164,13 +164,12 @@ class MemoryDriver:
             if record.deadline > now
         }
 
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
         """End the owner's sessions but those to keep."""
         ending = [id for id in await self.owned(owner, now=now) if id not in keep]
         for id in ending:
             self._end(id, now, None)
-        self._ended.pop(owner, None)
-        self._ended[owner] = now
+        self._ended[owner] = max(until, self._ended.pop(owner, until))
         return len(ending)
 
     async def count(self, *, now: float) -> int:

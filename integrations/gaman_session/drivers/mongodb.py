@@ -221,11 +221,11 @@ class MongoDBDriver:
         found = {document["_id"]: self._record(document["_id"], {**document, "fields": {}}, now) for document in documents}
         return {id: record for id, record in found.items() if isinstance(record, Record) and record.tag is not None}
 
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
         """Refuse the owner's older tags from now on, and then end the sessions that there are, and those that others become."""
         kept = list(keep)
         async with self._asking("end the sessions of an owner"):
-            bar = {"$max": {"before": now, "deadline": _date(now + TOMBSTONE)}, "$set": {"ended": True}}
+            bar = {"$max": {"before": until, "deadline": _date(until + TOMBSTONE)}, "$set": {"ended": True}}
             await self._sessions.update_one({"_id": _bar(owner)}, bar, upsert=True)
             live = {"owner": owner, "ended": None, "deadline": {"$gt": _date(now)}, "_id": {"$nin": kept}}
             ended = (await self._sessions.update_many(live, [{"$replaceWith": _tombstone(now)}])).modified_count

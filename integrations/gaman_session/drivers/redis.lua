@@ -135,6 +135,8 @@ function operations.tag(keys, values, now, since, owner, ...)
     local key, set = unpack(keys)
     local state = missing(key, now)
     if state then return state end
+    local barred = owner and tonumber(redis.call('HGET', key, 'barred:' .. owner) or '')
+    if barred and tonumber(since) < barred then return 'REFUSED' end
     if set then
         if redis.call('HGET', key, 'since') ~= since and is_refused(set, now, since) then return 'REFUSED' end
         enter(set, string.sub(key, -64), now, redis.call('HGET', key, 'expires'))
@@ -154,24 +156,27 @@ function operations.owned(keys, values, now)
     return redis.call('ZRANGEBYSCORE', keys[1], now, '+inf', 'WITHSCORES')
 end
 
-function operations.end_owned(keys, values, now)
-    local set = keys[1]
+function operations.end_owned(keys, values, now, since)
+    local set, over = keys[1], since + TOMBSTONE
     redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
     local until_then = redis.call('ZSCORE', set, 'ended')
-    if not until_then or tonumber(until_then) < now + TOMBSTONE then
-        redis.call('ZADD', set, string.format('%.17g', now + TOMBSTONE), 'ended')
-    end
+    if not until_then or tonumber(until_then) < over then redis.call('ZADD', set, string.format('%.17g', over), 'ended') end
     expire_with_last(set, now)
     return redis.call('ZRANGE', set, 0, -1, 'WITHSCORES')
 end
 
--- Returns 1 where a session was ended, or the successor, if any. What is not there may be about to be.
-function operations.end_one(keys, values, now, owner, is_awaited)
+-- Returns 1 where a session was ended, 0 where it is somebody else's, or the successor, if any. What is not there may be about to be.
+function operations.end_one(keys, values, now, owner, is_awaited, since)
     local key = keys[1]
     local state = missing(key, now)
     if state == 'ENDED' then return redis.call('HGET', key, 'successor') end
     if state == 'ABSENT' and is_awaited then bury(key, now) end
-    if state or redis.call('HGET', key, 'owner') ~= owner then return false end
+    if state then return false end
+    if redis.call('HGET', key, 'owner') ~= owner then
+        -- In a Cluster, it may be about to be theirs: it is in their set already.
+        redis.call('HSET', key, 'barred:' .. owner, since)
+        return 0
+    end
     bury(key, now)
     return 1
 end

@@ -195,9 +195,9 @@ class SQLDriver:
         """Return the owner's sessions, without their fields, by one SELECT."""
         return await self._reader.call("list the sessions of an owner", lambda sessions: sessions.owned(owner, now))
 
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
         """End the owner's sessions but those to keep, in one transaction."""
-        return await self._writer.call("end the sessions of an owner", lambda sessions: sessions.end_owned(owner, keep, now))
+        return await self._writer.call("end the sessions of an owner", lambda sessions: sessions.end_owned(owner, keep, now, until))
 
     async def count(self, *, now: float) -> int:
         """Return how many sessions there are, by the entries of an index."""
@@ -445,11 +445,11 @@ class _Sessions(sqlite3.Connection):
                 found[id] = self._record(id, {}, head, row)
         return {id: record for id, record in found.items() if record.tag is not None}
 
-    def end_owned(self, owner: str, keep: Collection[str], now: float) -> int:
+    def end_owned(self, owner: str, keep: Collection[str], now: float, until: float) -> int:
         ending = [id for id in self.owned(owner, now) if id not in keep]
         for id in ending:
             self._end(id, now, None)
-        self.execute(_REMEMBER_END, (owner, now))
+        self.execute(_REMEMBER_END, (owner, until))
         return len(ending)
 
     def count(self, now: float) -> int:
