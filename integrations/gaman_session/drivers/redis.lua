@@ -156,19 +156,17 @@ function operations.owned(keys, values, now)
     return redis.call('ZRANGEBYSCORE', keys[1], now, '+inf', 'WITHSCORES')
 end
 
-function operations.end_owned(keys, values, now, until_when)
-    local set, over = keys[1], tonumber(until_when) + TOMBSTONE
+function operations.end_owned(keys, values, now, since)
+    local set, over = keys[1], since + TOMBSTONE
     redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
     local until_then = redis.call('ZSCORE', set, 'ended')
-    if not until_then or tonumber(until_then) < over then
-        redis.call('ZADD', set, string.format('%.17g', over), 'ended')
-    end
+    if not until_then or tonumber(until_then) < over then redis.call('ZADD', set, string.format('%.17g', over), 'ended') end
     expire_with_last(set, now)
     return redis.call('ZRANGE', set, 0, -1, 'WITHSCORES')
 end
 
 -- Returns 1 where a session was ended, 0 where it is somebody else's, or the successor, if any. What is not there may be about to be.
-function operations.end_one(keys, values, now, until_when, owner, is_awaited)
+function operations.end_one(keys, values, now, owner, is_awaited, since)
     local key = keys[1]
     local state = missing(key, now)
     if state == 'ENDED' then return redis.call('HGET', key, 'successor') end
@@ -176,7 +174,7 @@ function operations.end_one(keys, values, now, until_when, owner, is_awaited)
     if state then return false end
     if redis.call('HGET', key, 'owner') ~= owner then
         -- In a Cluster, it may be about to be theirs: it is in their set already.
-        redis.call('HSET', key, 'barred:' .. owner, until_when)
+        redis.call('HSET', key, 'barred:' .. owner, since)
         return 0
     end
     bury(key, now)

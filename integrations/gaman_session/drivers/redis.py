@@ -253,11 +253,11 @@ class RedisDriver:
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
         """Refuse the owner's older tags from now on, and then end the sessions that there are."""
         action = "end the sessions of an owner"
-        ids = [id for id in await self._members(action, "end_owned", owner, now, repr(until)) if id not in keep]
-        ended, over, seen = 0, {*ids}, {*ids, *keep}
+        ids = [id for id in await self._members(action, "end_owned", owner, now, until) if id not in keep]
+        ended, over, seen = 0, set(ids), {*ids, *keep}
         while ids:
             # In a Cluster a session may be about to be stored, or renamed.
-            arguments = (now, repr(until), owner, self._address.kind == "cluster")
+            arguments = (now, owner, self._address.kind == "cluster", until)
             calls = [(id, Call("end_one", (self._prefix + id,), (), arguments)) for id in ids]
             answers: list[bytes | int | None] = await asyncio.gather(*(self._call(action, id, call) for id, call in calls))
             ended += answers.count(1)
@@ -265,7 +265,7 @@ class RedisDriver:
             over.difference_update(id for id, answer in zip(ids, answers, strict=True) if answer == 0)
             ids = [id for answer in answers if isinstance(answer, bytes) and (id := answer.decode()) not in seen]
             seen.update(ids)
-        await self._leave(action, owner, [*over], now)
+        await self._leave(action, owner, over, now)
         return ended
 
     async def count(self, *, now: float) -> int:
@@ -308,16 +308,16 @@ class RedisDriver:
         arguments = (now, repr(tag.since), id, repr(record.expires), is_carried)
         return await self._write(action, "enter", (_index(tag.owner),), (), *arguments)
 
-    async def _members(self, action: str, operation: str, owner: str, *arguments: Any) -> list[str]:
+    async def _members(self, action: str, operation: str, owner: str, *times: float) -> list[str]:
         """Return the ids in the owner's set, after what *operation* does to it."""
         key = self._prefix + _index(owner)
-        found: dict[bytes, bytes] = await self._call(action, _index(owner), Call(operation, (key,), (), arguments)) or {}
+        found: dict[bytes, bytes] = await self._call(action, _index(owner), Call(operation, (key,), (), times)) or {}
         return [member.decode() for member in found if member != b"ended"]
 
-    async def _leave(self, action: str, owner: str, ids: Sequence[str], now: float) -> None:
+    async def _leave(self, action: str, owner: str, ids: Collection[str], now: float) -> None:
         if ids:
             index = _index(owner)
-            await self._call(action, index, Call("leave", (self._prefix + index,), (), (now, ids)))
+            await self._call(action, index, Call("leave", (self._prefix + index,), (), (now, [*ids])))
 
     async def _write(self, action: str, operation: str, ids: Sequence[str], values: Sequence[bytes], *arguments: Any) -> Outcome:
         call = Call(operation, [self._prefix + id for id in ids], values, arguments)
