@@ -45,15 +45,12 @@ class Batches(Generic[Call, Result]):
     async def call(self, call: Call) -> Result:
         """Return the result of *call*, or raise what became of it."""
         if self._under_way or self._waiting:
-            loop = self._loop
-            future: asyncio.Future[Result] = loop.create_future()
+            future: asyncio.Future[Result] = self._loop.create_future()
             self._waiting.append((call, future))
             if len(self._waiting) == 1:
-                if self._timeout is not None:
-                    # One clock for all: it begins with the first of them.
-                    self._timer = loop.call_later(self._timeout, _give_up, self._waiting)
+                self._time()
                 # One large batch costs less than several small ones, unless it has to wait for long.
-                loop.call_later(_LATE, self._start)
+                self._loop.call_later(_LATE, self._start)
             return await future
         # Asked for once a trip: up to Python 3.11 it costs a system call.
         self._loop = asyncio.get_running_loop()
@@ -71,12 +68,19 @@ class Batches(Generic[Call, Result]):
         while self._waiting or self._under_way:  # noqa: ASYNC110 - it is for the end, where nothing is in a hurry
             await asyncio.sleep(0.001)
 
+    def _time(self) -> None:
+        """Have those who wait give up together: one clock is enough, and it begins with the first of them."""
+        if self._timeout is not None:
+            self._timer = self._loop.call_later(self._timeout, _give_up, self._waiting)
+
     def _start(self) -> None:
         batch = [(call, future) for call, future in self._waiting if not future.done()]
         if batch and self._under_way == self._at_once:
             return
         timer, self._timer = self._timer, None
         self._waiting = [] if self._most is None else batch[self._most :]
+        if self._waiting:
+            self._time()
         if batch := batch[: self._most]:
             self._under_way += 1
             task = asyncio.create_task(self._answer(batch, timer))
