@@ -197,6 +197,8 @@ def test_a_folder_that_is_not_in_its_place_is_unavailable_and_not_a_logout(
         if is_blocked:
             # Root could read a folder whatever its mode.
             folder.touch()
+        # Whoever only reads sees it a moment later.
+        time.sleep(0.02)
         assert_unavailable(visitors, TIMEOUT)
         folder.unlink(missing_ok=True)
         hidden.rename(folder)
@@ -224,6 +226,8 @@ def test_a_database_that_is_removed_takes_nothing_that_would_be_lost(driver: dic
         visitors = arrive(program.port)
         for each in folder.iterdir():
             each.unlink()
+        # Whoever only reads sees it a moment later.
+        time.sleep(0.02)
         assert_unavailable(visitors, TIMEOUT)
     with site(tmp_path, driver) as program:
         for visitor in visitors.values():

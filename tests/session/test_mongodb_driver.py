@@ -285,6 +285,38 @@ async def test_reads_at_once_share_trips(driver: MongoDBDriver) -> None:
     assert len(await trips(driver)) <= 2
 
 
+async def test_writes_at_once_share_trips_and_each_is_told_what_became_of_it(driver: MongoDBDriver) -> None:
+    async def count_updates() -> int:
+        status = await driver._client.admin.command("serverStatus")
+        count: int = status["metrics"]["commands"]["update"]["total"]
+        return count
+
+    ids = [digit * 64 for digit in "0123456789"]
+    for id in ids[:6]:
+        await driver.create(id, record(lasts=1 if id == ids[1] else 1000))
+    await driver.destroy(ids[2], now=NOW)
+    await driver._sessions.update_one({"_id": ids[3]}, {"$set": {"version": "none"}})
+    before = await count_updates()
+    outcomes = await asyncio.gather(*(apply(driver, {"key": b"new"}, id=id, now=NOW + 1) for id in ids))
+    absent, ended, written = Outcome.ABSENT, Outcome.ENDED, Outcome.WRITTEN
+    assert outcomes == [written, absent, ended, absent, written, written, absent, absent, absent, absent]
+    # The first one goes out by itself.
+    assert await count_updates() == before + 2
+    assert [document["_id"] async for document in driver._sessions.find().sort("_id")] == ids[:6]
+    assert await driver._sessions.count_documents({"fields.key": b"new"}) == 3
+
+
+async def test_a_write_that_is_too_large_fails_alone(driver: MongoDBDriver) -> None:
+    ids = [digit * 64 for digit in "0123"]
+    for id in ids:
+        await driver.create(id, record())
+    sets = [{"key": bytes(17 << 20) if id == ids[2] else b"new"} for id in ids]
+    calls = (driver.apply(id, each, (), now=NOW, deadline=None) for id, each in zip(ids, sets, strict=True))
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(outcomes.pop(2), SessionStoreError)
+    assert outcomes == [Outcome.WRITTEN] * 3
+
+
 async def test_a_reader_that_leaves_does_not_disturb_the_others(driver: MongoDBDriver) -> None:
     await driver.create(ID, record())
     first, leaving, staying = (asyncio.create_task(driver.load(ID, now=NOW)) for _ in range(3))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import io
 import math
 import os
 import random
@@ -439,8 +438,7 @@ class _Files:
     def read(self, id: str) -> bytes | None:
         """Return what is in the session's file: nothing if it is no file, and None if there is none."""
         try:
-            with open(self.path(id), "rb", buffering=0, opener=_open_to_read) as file:
-                return file.read() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+            return _read_file(self.path(id))
         except FileNotFoundError:
             # Where the store itself is not there, unmounted say, nobody knows whether there is a session.
             os.stat(self.dir)
@@ -504,7 +502,7 @@ class _Files:
     def _enter(self, owner: str, id: str) -> str:
         """Make the entry, and return the folder that is to be synced."""
         folder = self._owner_folder(owner)
-        _open_in(folder, id, folder).close()
+        os.close(_open_in(folder, id, folder))
         return folder
 
     def is_barred(self, tag: Tag, now: float) -> bool:
@@ -514,8 +512,7 @@ class _Files:
 
     def _barred_since(self, folder: str) -> float:
         try:
-            with open(os.path.join(folder, _BAR), "rb", opener=_open_to_read) as file:
-                return float(file.read(64))
+            return float(_read_file(os.path.join(folder, _BAR)))
         except (FileNotFoundError, ValueError):
             return -math.inf
 
@@ -620,7 +617,7 @@ class _Files:
         """Have sweep() look at the session when *deadline* has come."""
         # The marker itself is not synced: if a power cut takes it, a file stays that is never served.
         hour = os.path.join(self._due, str(int(deadline // 3600)))
-        _open_in(hour, f"{deadline}.{id}", self._due, hour).close()
+        os.close(_open_in(hour, f"{deadline}.{id}", self._due, hour))
 
     @contextmanager
     def _locked(self, folders: Collection[str]) -> Generator[None]:
@@ -632,7 +629,8 @@ class _Files:
 
     def _lock(self, folder: str, held: ExitStack) -> BlockingIOError | None:
         """Lock the folder for as long as *held* lasts, or return the error that tells of somebody else's lock."""
-        file = held.enter_context(_open_in(folder, ".lock", folder))
+        file = _open_in(folder, ".lock", folder)
+        held.callback(os.close, file)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -704,32 +702,46 @@ def _new(path: str) -> str:
     return f"{path}.new"
 
 
+# Files are read and written by system calls, each of which gives the interpreter away and has to get it back: open() makes more.
+def _read_file(path: str) -> bytes:
+    """Return what is in a file, and nothing for what is no file."""
+    # What lies there may be a link to somewhere else, or a pipe that nobody writes to.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        return os.read(descriptor, status.st_size) if stat.S_ISREG(status.st_mode) else b""
+    finally:
+        os.close(descriptor)
+
+
 def _write_file(path: str, content: bytes) -> None:
-    _remove(path)
-    with open(path, "xb", opener=_open_to_write) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        descriptor = _open_to_write(path, os.O_EXCL)
+    except FileExistsError:
+        os.unlink(path)
+        descriptor = _open_to_write(path, os.O_EXCL)
+    try:
+        # A disk that is nearly full takes a part, and then says so.
+        while content:
+            content = content[os.write(descriptor, content) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def _open_in(folder: str, name: str, *folders: str) -> io.FileIO:
+def _open_in(folder: str, name: str, *folders: str) -> int:
     """Open a file, and make it, and *folders*, where they are missing."""
     path = os.path.join(folder, name)
     try:
-        return open(path, "ab", buffering=0, opener=_open_to_write)
+        return _open_to_write(path)
     except FileNotFoundError:
         for each in folders:
             _make_folder(each)
-        return open(path, "ab", buffering=0, opener=_open_to_write)
+        return _open_to_write(path)
 
 
-def _open_to_read(path: str, flags: int) -> int:
-    # What lies there may be a link to somewhere else, or a pipe that nobody writes to.
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-
-
-def _open_to_write(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+def _open_to_write(path: str, flags: int = 0) -> int:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | flags, 0o600)
     # The umask may have taken the owner's own rights.
     os.fchmod(descriptor, 0o600)
     return descriptor

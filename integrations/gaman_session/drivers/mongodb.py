@@ -19,7 +19,7 @@ import re
 import warnings
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
@@ -27,7 +27,16 @@ from bson import CodecOptions, DatetimeMS, Int64
 from bson.codec_options import DatetimeConversion
 from bson.errors import BSONError
 from pymongo import AsyncMongoClient, ReturnDocument, UpdateOne
-from pymongo.errors import ConfigurationError, DuplicateKeyError, InvalidName, InvalidURI, PyMongoError
+from pymongo.errors import (
+    BulkWriteError,
+    ConfigurationError,
+    DuplicateKeyError,
+    InvalidName,
+    InvalidURI,
+    PyMongoError,
+    WriteConcernError,
+    WriteError,
+)
 
 from gaman.errors import ConfigError
 from gaman_session._batches import Batches
@@ -42,6 +51,12 @@ _SHAPE: Final = {
     "properties": {name: {"bsonType": kind} for name, kind in _TYPES.items()},
     "not": {"required": ["ended"]},
 }
+# The same for the pipeline of an update that finds its document by the _id alone: any other search takes the server longer to plan
+# than the update does.
+_IS_SOUND: Final = {"$eq": [[{"$type": f"${name}"} for name in (*_TYPES, "ended")], [*_TYPES.values(), "missing"]]}
+# An id is no number, so this fails, with a code of its own. So the server tells which of a batch's updates met no live session.
+_REFUSAL: Final = {"$toInt": "$_id"}
+_REFUSED: Final = 241
 _IS_EMPTY: Final = {"$eq": ["$fields", {"$literal": dict[str, Any]()}]}
 
 # Nothing that lies in a document may keep it from being read: dates beyond the year 9999, text that is no UTF-8.
@@ -50,8 +65,17 @@ _CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
 )
 # MongoDB takes a hundred levels, those of the document and of the command around it included.
 _DEEPEST: Final = 50
+# A larger change goes out by itself, so that what is too large for the server fails nobody else.
+_LARGE: Final = 1 << 20
 
 _ESCAPES: Final = str.maketrans({character: f"%{ord(character):02X}" for character in "%.$\0"})
+
+
+class _Update(NamedTuple):
+    """A change of one session."""
+
+    id: str
+    change: list[dict[str, Any]]
 
 
 class MongoDBDriver:
@@ -90,8 +114,9 @@ class MongoDBDriver:
         self._timeout = timeout
         self._pool_size = pool_size
         self._damage = Damage("mongodb")
-        # Reads of one moment share a trip; with four under way, a slow one holds up few others.
+        # Calls of one moment share a trip; with four under way, a slow one holds up few others.
         self._documents = Batches(self._find_all, at_once=4)
+        self._updates: Batches[_Update, bool] = Batches(self._update_all, at_once=4, timeout=timeout)
         self._connect()
 
     async def open(self) -> None:
@@ -107,6 +132,7 @@ class MongoDBDriver:
     async def close(self) -> None:
         """Close every connection."""
         await self._documents.drain()
+        await self._updates.drain()
         await self._client.close()
         self._connect()
 
@@ -131,11 +157,11 @@ class MongoDBDriver:
     ) -> Outcome:
         """Set and delete single fields of a session that is there."""
         async with self._asking("change a session"):
-            return await self._apply(id, _change(sets, deadline), deletes, now)
+            return await self._apply(id, sets, deletes, now, deadline)
 
     async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
         """Set one field if it still is *old*."""
-        live, change = _live(id, now), _change({field: new}, deadline)
+        live, change = _live(id, now), _change({field: new}, now, deadline)
         stored = None if old is None else _to_bson(old)
         async with self._asking("change a session"):
             if old is None or isinstance(stored, bytes):
@@ -198,15 +224,13 @@ class MongoDBDriver:
         self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
     ) -> Outcome:
         """Do what apply() does, and give the session to the owner of *tag*, in a trip between two others, or to nobody, in one."""
-        change = _change(sets, deadline)
-        if tag is None:
-            change.append({"$unset": ["owner", "since", "note"]})
-        else:
-            change.append({"$set": {name: {"$literal": value} for name, value in _tagged(tag).items()}})
+        owning: dict[str, Any] = {"$unset": ["owner", "since", "note"]}
+        if tag is not None:
+            owning = {"$set": {name: {"$literal": value} for name, value in _tagged(tag).items()}}
         async with self._asking("change a session"):
             if tag is not None and await self._is_barred(tag, now):
                 return Outcome.REFUSED
-            outcome = await self._apply(id, change, deletes, now)
+            outcome = await self._apply(id, sets, deletes, now, deadline, owning)
             if tag is None or outcome is not Outcome.WRITTEN or not await self._is_barred(tag, now):
                 return outcome
             # Whoever has just ended all that is the owner's may not have seen this one.
@@ -283,19 +307,53 @@ class MongoDBDriver:
         except (PyMongoError, BSONError, TimeoutError) as cause:
             raise SessionStoreError(self.name, action) from cause
 
-    async def _apply(self, id: str, change: list[dict[str, Any]], deletes: Collection[str], now: float) -> Outcome:
-        live = _live(id, now)
-        if deletes:
-            change.append({"$unset": [_path(field) for field in deletes]})
-            change.append({"$replaceWith": {"$cond": [_IS_EMPTY, _tombstone(now), "$$ROOT"]}})
+    async def _apply(
+        self,
+        id: str,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        now: float,
+        deadline: float | None,
+        *more: dict[str, Any],
+    ) -> Outcome:
+        change = [*_change(sets, now, deadline), *more]
         # Only what may end the session needs the document back: a replica set keeps a copy of each that it may have to return.
         if not deletes:
-            if await self._update(live, change):
+            update = self._update_alone if sum(map(len, sets.values())) > _LARGE else self._updates.call
+            if await update(_Update(id, change)):
                 return Outcome.WRITTEN
-        elif (left := await self._update_and_find(live, change)) is not None:
-            return Outcome.EMPTIED if "ended" in left else Outcome.WRITTEN
+        else:
+            change.append({"$unset": [_path(field) for field in deletes]})
+            change.append({"$replaceWith": {"$cond": [_IS_EMPTY, _tombstone(now), "$$ROOT"]}})
+            if (left := await self._update_and_find(_live(id, now), change)) is not None:
+                return Outcome.EMPTIED if "ended" in left else Outcome.WRITTEN
         found = await self._find(id, now)
         return found if found is Outcome.ENDED else Outcome.ABSENT
+
+    async def _update_alone(self, update: _Update) -> bool:
+        [result] = await self._update_all([update])
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    async def _update_all(self, updates: list[_Update]) -> list[bool | BaseException]:
+        """Make the updates in one trip; return for each whether it met a live session, or its error."""
+        # What is not there is refused too, rather than inserted.
+        requests = [({"_id": id}, change) for id, change in updates]
+        async with asyncio.timeout(self._timeout):
+            try:
+                if len(requests) == 1:
+                    # Without the bulk, it is a little faster.
+                    await self._sessions.update_one(*requests[0], upsert=True)
+                else:
+                    await self._sessions.bulk_write([UpdateOne(*each, upsert=True) for each in requests], ordered=False)
+            except WriteError as error:
+                if error.code != _REFUSED:
+                    raise
+                return [False]
+            except BulkWriteError as error:
+                return _results(len(requests), error.details)
+        return [True] * len(requests)
 
     async def _is_barred(self, tag: Tag, now: float) -> bool:
         return await self._sessions.find_one(_barring(tag, now), {"_id": True}) is not None
@@ -396,6 +454,16 @@ class MongoDBDriver:
         )
 
 
+def _results(count: int, details: Mapping[str, Any]) -> list[bool | BaseException]:
+    """Return for each of a bulk's updates whether it met a live session, or its error, without all that was to be written."""
+    for fault in details["writeConcernErrors"]:
+        raise WriteConcernError(fault["errmsg"], fault["code"]) from None
+    results: list[bool | BaseException] = [True] * count
+    for fault in details["writeErrors"]:
+        results[fault["index"]] = False if fault["code"] == _REFUSED else WriteError(fault["errmsg"], fault["code"])
+    return results
+
+
 def _document(record: Record) -> dict[str, Any]:
     return {
         "created": _date(record.created),
@@ -426,9 +494,11 @@ def _live(id: str, now: float) -> dict[str, Any]:
     return {"_id": id, "deadline": {"$gt": _date(now)}, "$jsonSchema": _SHAPE}
 
 
-def _change(sets: Mapping[str, bytes], deadline: float | None) -> list[dict[str, Any]]:
+def _change(sets: Mapping[str, bytes], now: float, deadline: float | None) -> list[dict[str, Any]]:
+    """Return the change of a live session; of any other document it fails, and leaves it as it is."""
     changed: dict[str, Any] = {_path(field): {"$literal": _to_bson(data)} for field, data in sets.items()}
-    changed["version"] = {"$add": ["$version", 1]}
+    is_live = {"$and": [_IS_SOUND, {"$gt": ["$deadline", _date(now)]}]}
+    changed["version"] = {"$cond": [is_live, {"$add": ["$version", 1]}, _REFUSAL]}
     if deadline is not None:
         changed["deadline"] = {"$min": [_date(deadline), "$expires"]}
     return [{"$set": changed}]

@@ -15,6 +15,7 @@ The owner that tag() was given then stands there as it is, with the note as JSON
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sqlite3
 import time
@@ -109,6 +110,8 @@ _PURGE: Final = "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE
 # Nobody writes while one purges, and so many sessions are a matter of two milliseconds.
 _PURGED_AT_ONCE: Final = 50
 _DAY: Final = 86_400
+# Whoever reads sees after so many seconds that the file is gone. To look each time would be a good part of a trip.
+_LOOKS: Final = 0.01
 _parse_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -294,6 +297,7 @@ class _Sessions(sqlite3.Connection):
         self._damage = damage
         self._file = file.absolute()
         self._opened = file.stat()
+        self._looked_at = -math.inf
 
     def prepare(self, timeout: float) -> None:
         """Make the settings, and the tables where there are none."""
@@ -331,7 +335,8 @@ class _Sessions(sqlite3.Connection):
 
     def read(self, calls: Sequence[_Call[Any]]) -> list[Any]:
         """Make the calls, and return the result or the error of each."""
-        self._check_place()
+        if time.monotonic() >= self._looked_at + _LOOKS:
+            self._check_place()
         return _each(calls, lambda call: call(self))
 
     def write(self, calls: Sequence[_Call[Any]]) -> list[Any]:
@@ -350,6 +355,7 @@ class _Sessions(sqlite3.Connection):
         """Raise OSError where the file was removed or replaced: SQLite would go on with one that nobody else sees."""
         if not os.path.samestat(os.stat(self._file), self._opened):
             raise FileNotFoundError(f"another file lies at {str(self._file)!r} than the one that was opened")
+        self._looked_at = time.monotonic()
 
     def load(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
         rows = self.execute(_LOAD, (id,)).fetchall()
