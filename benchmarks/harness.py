@@ -126,10 +126,11 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much there is time for: *against* are the peers that take part, None for all."""
+    """How much there is time for: *against* are the peers that take part, None for all; *scale* is what budgets are cut by."""
 
     quick: bool = False
     against: frozenset[str] | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,7 @@ class Question:
     source: str = field(default_factory=caller)
 
     def budget(self, plan: Plan) -> float:
-        return self.quick_seconds if plan.quick else self.seconds
+        return (self.quick_seconds if plan.quick else self.seconds) * plan.scale
 
 
 def contenders(*found: Contender | Missing) -> AbstractAsyncContextManager[Sequence[Contender | Missing]]:
