@@ -9,7 +9,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +22,7 @@ import uvloop
 from benchmarks import contenders, http_peers
 from benchmarks.contenders import ASGI, Message, Receive, Send
 from benchmarks.peers import PEERS, Peer
+from benchmarks.results import Kind
 from benchmarks.stores import STORES, Floor
 from gaman import App
 from gaman._server import run
@@ -41,19 +42,36 @@ class Entrant(NamedTuple):
     """*serve* serves a kind at a place, in this process, until it is ended, and says on stdout where it listens."""
 
     name: str
-    package: str
+    packages: Sequence[str]
     kinds: Collection[str]
     serve: Callable[[str, str], None]
+    kind: Kind = "peer"
 
     def absence(self) -> str | None:
         """Return why it can't take part on this machine, or None where it can."""
-        if self.package == "express":
+        if self.serve is http_peers.become_express:
             return http_peers.find_node()
-        try:
-            version(self.package)
-        except PackageNotFoundError:
-            return f"not installed: {self.package}"
+        for package in self.packages:
+            try:
+                version(package)
+            except PackageNotFoundError:
+                return f"not installed: {package}"
         return None
+
+    def version(self) -> str:
+        """Return the versions of its packages."""
+        find = http_peers.version_in_node if self.serve is http_peers.become_express else version
+        first, *others = self.packages
+        return ", ".join([find(first), *(f"{package} {find(package)}" for package in others)])
+
+    @property
+    def defined_by(self) -> Callable[..., Any]:
+        """The function that sets it up."""
+        function: Any = self.serve
+        while isinstance(function, partial):
+            function = function.args[0].build if isinstance(function.args[0], Peer) else function.args[0]
+        found: Callable[..., Any] = function
+        return found
 
 
 def on_uvicorn(build: Callable[[str, str], Awaitable[ASGI]], kind: str, place: str) -> None:
@@ -147,20 +165,22 @@ async def _build_peer(peer: Peer, kind: str, place: str) -> ASGI:
 
 def _from_peers(peer: Peer) -> Entrant:
     kinds = ("plain", "cookies") if peer.has_sessions else ("plain",)
-    return Entrant(peer.name, peer.package, kinds, partial(on_uvicorn, partial(_build_peer, peer)))
+    return Entrant(peer.name, [peer.package], kinds, partial(on_uvicorn, partial(_build_peer, peer)))
 
 
 ENTRANTS = [
-    Entrant("floor", "uvicorn", KINDS, partial(on_uvicorn, build_floor)),
-    Entrant("gaman", "gaman", KINDS, serve_gaman),
-    Entrant("gaman, a commit a write", "gaman", ("sql",), serve_gaman_singly),
-    Entrant("gaman on Granian", "granian", ("plain", "cookies", "memory", "redis"), on_granian),
+    Entrant("floor", ["uvicorn"], KINDS, partial(on_uvicorn, build_floor), "floor"),
+    Entrant("gaman", ["gaman"], KINDS, serve_gaman, "ours"),
+    Entrant("gaman, a commit a write", ["gaman"], ("sql",), serve_gaman_singly, "ours"),
+    Entrant("gaman on Granian", ["gaman", "granian"], ("plain", "cookies", "memory", "redis"), on_granian, "ours"),
     *map(_from_peers, PEERS),
-    Entrant("starsessions", "starsessions", ("memory", "redis"), partial(on_uvicorn, http_peers.build_starsessions)),
-    Entrant("Litestar", "litestar", ("memory", "redis", "file"), partial(on_uvicorn, http_peers.build_litestar)),
-    Entrant("BlackSheep", "blacksheep", ("memory",), partial(on_uvicorn, http_peers.build_blacksheep)),
-    Entrant("Sanic", "sanic", ("plain",), http_peers.serve_sanic),
-    Entrant("Express", "express", ("plain", "memory", "redis"), http_peers.become_express),
+    Entrant("Starlette", ["starlette", "starsessions"], ("memory", "redis"), partial(on_uvicorn, http_peers.build_starsessions)),
+    Entrant("Litestar", ["litestar"], ("memory", "redis", "file"), partial(on_uvicorn, http_peers.build_litestar)),
+    Entrant("BlackSheep", ["blacksheep"], ("memory",), partial(on_uvicorn, http_peers.build_blacksheep)),
+    Entrant("Sanic", ["sanic"], ("plain",), http_peers.serve_sanic),
+    Entrant("Express", ["express"], ("plain",), http_peers.become_express),
+    Entrant("Express", ["express", "express-session"], ("memory",), http_peers.become_express),
+    Entrant("Express", ["express", "connect-redis"], ("redis",), http_peers.become_express),
 ]
 
 

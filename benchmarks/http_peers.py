@@ -5,6 +5,7 @@ Each is set up the way its own documentation shows. Each package is imported whe
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -127,6 +128,12 @@ def find_node() -> str | None:
     if not (_NODE / "node_modules" / "express").exists():
         return "not installed: npm install --prefix benchmarks/node"
     return None
+
+
+def version_in_node(package: str) -> str:
+    """Return the version of a package of Node's that is installed."""
+    found: str = json.loads((_NODE / "node_modules" / package / "package.json").read_bytes())["version"]
+    return found
 
 
 def become_express(kind: str, place: str) -> NoReturn:

@@ -25,6 +25,25 @@ class Store(Protocol):
     async def write(self, id: str, value: bytes) -> None: ...
 
 
+class MemoryStore:
+    """A dict."""
+
+    def __init__(self, place: str) -> None:
+        self._values: dict[str, bytes] = {}
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def read(self, id: str) -> bytes:
+        return self._values[id]
+
+    async def write(self, id: str, value: bytes) -> None:
+        self._values[id] = value
+
+
 class RedisStore:
     """redis-py, a command a call."""
 
@@ -156,4 +175,10 @@ class Floor:
         await send_json(send, {"status": "logged in"}, *NO_STORE, *cookie)
 
 
-STORES: dict[str, Callable[[str], Store]] = {"redis": RedisStore, "mongodb": MongoDBStore, "sql": SQLStore, "file": FileStore}
+STORES: dict[str, Callable[[str], Store]] = {
+    "memory": MemoryStore,
+    "redis": RedisStore,
+    "mongodb": MongoDBStore,
+    "sql": SQLStore,
+    "file": FileStore,
+}
