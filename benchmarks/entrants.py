@@ -19,7 +19,7 @@ from unittest.mock import patch
 import uvicorn
 import uvloop
 
-from benchmarks import contenders, http_peers
+from benchmarks import contenders, http_peers, places
 from benchmarks.contenders import ASGI, Message, Receive, Send
 from benchmarks.peers import PEERS, Peer
 from benchmarks.results import Kind
@@ -28,14 +28,7 @@ from gaman import App
 from gaman._server import run
 from tests.servers import free_port
 
-OPTIONS = {
-    "redis": {"url": "{}"},
-    "sql": {"file": "{}/sessions.db"},
-    "file": {"dir": "{}/sessions"},
-    "mongodb": {"uri": "{}", "db_name": "gaman_benchmark"},
-}
-"""For each store what gaman's driver is told, with {} for the place."""
-KINDS = ("plain", "cookies", "memory", *OPTIONS)
+KINDS = ("plain", "cookies", "memory", *places.STORES)
 
 
 class Entrant(NamedTuple):
@@ -108,8 +101,7 @@ def build_gaman(kind: str, place: str) -> App:
     """Return gaman's App."""
     if kind == "plain":
         return contenders.gaman_plain()
-    options = {name: value.format(place) for name, value in OPTIONS.get(kind, {}).items()}
-    return contenders.gaman_session({"type": kind, **options})
+    return contenders.gaman_session(places.driver_options(kind, place))
 
 
 def serve_gaman(kind: str, place: str) -> None:

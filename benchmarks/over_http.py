@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import tempfile
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.entrants import ENTRANTS, Entrant
-from benchmarks.harness import BEST_PEER, Absent, Case, Contender, Goal, Missing, Plan, Question, Sample, line_of
+from benchmarks.harness import BEST_PEER, Case, Contender, Goal, Missing, Plan, Question, Sample, line_of
 from benchmarks.load import Aim, load
-from tests import servers
+from benchmarks.places import STORES, place_for
 from tests.serving import Answer, get, running, until
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +61,7 @@ SETTINGS = [
     ),
     *(
         Setting(f"{kind}, {path[1:]}, one at a time", kind, path, 1, (LIKE_FLOOR,))
-        for kind in ("redis", "sql", "file", "mongodb")
+        for kind in STORES
         for path in ("/read", "/write")
     ),
 ]
@@ -121,32 +119,11 @@ class Site:
         )
 
 
-def _folder(stack: ExitStack) -> str:
-    folder = tempfile.mkdtemp(prefix="gaman-benchmark-")
-    stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def _nowhere(stack: ExitStack) -> str:
-    return ""
-
-
-PLACES: dict[str, Callable[[ExitStack], str]] = {
-    "redis": lambda _: servers.redis_url(),
-    "mongodb": lambda _: servers.mongodb_uri(),
-    "sql": _folder,
-    "file": _folder,
-}
-
-
 @asynccontextmanager
 async def enter(setting: Setting, plan: Plan) -> AsyncGenerator[Sequence[Contender | Missing]]:
     """Start the servers of all who take part."""
     with ExitStack() as stack:
-        try:
-            place = PLACES.get(setting.kind, _nowhere)(stack)
-        except AssertionError as error:
-            raise Absent(str(error)) from error
+        place = stack.enter_context(place_for(setting.kind))
         found: list[Contender | Missing] = []
         programs: list[tuple[Entrant, Any]] = []
         for entrant in ENTRANTS:
