@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 from benchmarks.results import AbsentResult, Better, CaseResult, ContenderResult, GoalResult, Kind, QuestionResult
 
 HERE = Path(__file__).parent
-SLICE = 0.004
+SLICE = 0.002
 """Seconds of one contender's turn, where the harness chooses how often it calls: short, so that what disturbs one disturbs all."""
 BEST_PEER = "the best peer"
 """For Goal: whichever peer has the best median."""
@@ -39,7 +39,7 @@ Measure = Callable[[], Figure | Awaitable[Figure]]
 """One turn of a contender."""
 
 
-class Absent(Exception):  # noqa: N818: it is no error
+class Absent(Exception):
     """Raise it where a contender, or a whole case, can't take part: the reason becomes its row."""
 
 
@@ -85,6 +85,7 @@ class Missing:
 
     name: str
     reason: str
+    at: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,11 +179,15 @@ def timed(turn: Callable[[int], float | Awaitable[float]]) -> Measure:
     return measure
 
 
+def timed_code(code: str, names: Mapping[str, Any]) -> Measure:
+    """Return a measure of *code*, which knows those *names*: microseconds of CPU."""
+    # timeit would switch the garbage collector off.
+    return timed(Timer(code, "gc.enable()", time.process_time, {**names, "gc": gc}).timeit)
+
+
 def timed_call(call: Callable[[Any], object], argument: Any) -> Measure:
     """Return a measure of `call(argument)`: microseconds of CPU."""
-    # timeit would switch the garbage collector off.
-    names = {"call": call, "argument": argument, "gc": gc}
-    return timed(Timer("call(argument)", "gc.enable()", time.process_time, names).timeit)
+    return timed_code("call(argument)", {"call": call, "argument": argument})
 
 
 async def _given(value: Any) -> Any:
@@ -211,7 +216,7 @@ async def run_case(case: Case, plan: Plan, until: float, progress: Callable[[str
         async with case.enter() as entered:
             for each in entered:
                 if isinstance(each, Missing):
-                    result.absent.append(AbsentResult(each.name, each.reason))
+                    result.absent.append(AbsentResult(each.name, each.reason, each.at))
             present = [each for each in entered if isinstance(each, Contender) and _takes_part(each, plan)]
             await check(case, present)
             samples = await _rounds(case, present, until, progress)

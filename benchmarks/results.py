@@ -28,6 +28,7 @@ class AbsentResult(msgspec.Struct):
 
     name: str
     reason: str
+    at: float | None = None
 
 
 class GoalResult(msgspec.Struct):
