@@ -17,8 +17,10 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from benchmarks import places
+from benchmarks.asgi import Visitor, make_scope
 from benchmarks.contenders import ASGI, SECRET, USER, Message
 from benchmarks.harness import Case, Contender, Missing, Plan, Question, line_of
+from benchmarks.in_process import FLOOR
 from benchmarks.places import driver_options, place_for
 from benchmarks.results import Kind
 from benchmarks.stores import STORES, Floor
@@ -77,32 +79,11 @@ class Called(Way):
             else:
                 body = message["body"]
 
-        await self._app(_scope(f"/{operation}", key), _receive, send)
+        await self._app(make_scope(f"/{operation}", key), Visitor(), send)
         return key, body
 
     def read(self, answer: bytes) -> Any:
         return json.loads(answer).get("user")
-
-
-def _scope(path: str, cookie: bytes | None) -> Message:
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "https",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(b"host", b"testserver"), *([] if cookie is None else [(b"cookie", cookie)])],
-        "client": ("127.0.0.1", 50000),
-        "server": ("127.0.0.1", 443),
-    }
-
-
-async def _receive() -> Message:
-    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 class CalledFloor(Called):
@@ -118,9 +99,9 @@ class CalledFloor(Called):
 
 
 class CalledGaman(Called):
-    def __init__(self, kind: str, place: str) -> None:
+    def __init__(self, kind: str, place: str, **options: Any) -> None:
         routes = define_routes({f"/{operation}": {"GET": handler} for operation, handler in HANDLERS.items()})
-        self._gaman = App(routes, integrations=[session(SECRET, driver_options(kind, place))])
+        self._gaman = App(routes, integrations=[session(SECRET, {**driver_options(kind, place), **options})])
         super().__init__(self._gaman)
 
     async def open(self) -> None:
@@ -206,7 +187,7 @@ async def enter(kind: str, operation: str, plan: Plan) -> AsyncGenerator[Sequenc
                         )
                     )
 
-            await add("floor", CalledFloor(kind, place), "floor", "", line_of(STORES[kind].__init__))
+            await add(FLOOR, CalledFloor(kind, place), "floor", "", line_of(STORES[kind].__init__))
             await add("gaman", CalledGaman(kind, place), "ours", version("gaman"), line_of(HANDLERS[operation]))
             for peer, kinds in PEERS.items():
                 if kind not in kinds or (plan.against is not None and peer.name not in plan.against):
@@ -229,7 +210,7 @@ def cases(plan: Plan) -> Sequence[Case]:
         Case(
             name=f"{kind}, {operation}",
             enter=partial(enter, kind, operation, plan),
-            floor="floor",
+            floor=FLOOR,
             unit="requests a second",
             better="higher",
             axis="requests at once",

@@ -21,6 +21,7 @@ import uvloop
 
 from benchmarks import contenders, http_peers, places
 from benchmarks.contenders import ASGI, Message, Receive, Send
+from benchmarks.in_process import FLOOR, OTHERS
 from benchmarks.peers import PEERS, Peer
 from benchmarks.results import Kind
 from benchmarks.stores import STORES, Floor
@@ -62,7 +63,7 @@ class Entrant(NamedTuple):
         """The function that sets it up."""
         function: Any = self.serve
         while isinstance(function, partial):
-            function = function.args[0].build if isinstance(function.args[0], Peer) else function.args[0]
+            function = function.args[0].plain if isinstance(function.args[0], Peer) else function.args[0]
         found: Callable[..., Any] = function
         return found
 
@@ -100,7 +101,7 @@ async def _floor_cookies(scope: Message, receive: Receive, send: Send) -> None:
 def build_gaman(kind: str, place: str) -> App:
     """Return gaman's App."""
     if kind == "plain":
-        return contenders.gaman_plain()
+        return contenders.gaman_plain(*OTHERS)
     return contenders.gaman_session(places.driver_options(kind, place))
 
 
@@ -152,23 +153,21 @@ def granian_app() -> App:
 
 
 async def _build_peer(peer: Peer, kind: str, place: str) -> ASGI:
-    return await peer.build(kind == "cookies")
+    return await (peer.plain(*OTHERS) if kind == "plain" else peer.sessions[kind]({}))
 
 
 def _from_peers(peer: Peer) -> Entrant:
-    kinds = ("plain", "cookies") if peer.has_sessions else ("plain",)
-    return Entrant(peer.name, [peer.package], kinds, partial(on_uvicorn, partial(_build_peer, peer)))
+    return Entrant(peer.name, [peer.package], ("plain", *peer.sessions), partial(on_uvicorn, partial(_build_peer, peer)))
 
 
 ENTRANTS = [
-    Entrant("floor", ["uvicorn"], KINDS, partial(on_uvicorn, build_floor), "floor"),
+    Entrant(FLOOR, ["uvicorn"], KINDS, partial(on_uvicorn, build_floor), "floor"),
     Entrant("gaman", ["gaman"], KINDS, serve_gaman, "ours"),
     Entrant("gaman, a commit a write", ["gaman"], ("sql",), serve_gaman_singly, "ours"),
     Entrant("gaman on Granian", ["gaman", "granian"], ("plain", "cookies", "memory", "redis"), on_granian, "ours"),
     *map(_from_peers, PEERS),
     Entrant("Starlette", ["starlette", "starsessions"], ("memory", "redis"), partial(on_uvicorn, http_peers.build_starsessions)),
-    Entrant("Litestar", ["litestar"], ("memory", "redis", "file"), partial(on_uvicorn, http_peers.build_litestar)),
-    Entrant("BlackSheep", ["blacksheep"], ("memory",), partial(on_uvicorn, http_peers.build_blacksheep)),
+    Entrant("Litestar", ["litestar"], ("redis", "file"), partial(on_uvicorn, http_peers.build_litestar)),
     Entrant("Sanic", ["sanic"], ("plain",), http_peers.serve_sanic),
     Entrant("Express", ["express"], ("plain",), http_peers.become_express),
     Entrant("Express", ["express", "express-session"], ("memory",), http_peers.become_express),

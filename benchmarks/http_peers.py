@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from benchmarks.contenders import ASGI, OTHER_ROUTES, USER
+from benchmarks.contenders import ASGI, USER
+from benchmarks.in_process import OTHERS
 
 _MAX_AGE = 86_400
 _NODE = Path(__file__).with_name("node")
@@ -49,7 +50,7 @@ async def build_starsessions(kind: str, place: str) -> ASGI:
 
 
 async def build_litestar(kind: str, place: str) -> ASGI:
-    """Return Litestar with sessions in one of its stores: memory, Redis or files."""
+    """Return Litestar with sessions in one of its stores: Redis or files."""
     litestar: Any = import_module("litestar")
     sessions: Any = import_module("litestar.middleware.session.server_side")
 
@@ -63,39 +64,11 @@ async def build_litestar(kind: str, place: str) -> ASGI:
     for handler in (read, write):
         handler.__annotations__["request"] = litestar.Request
     stores: Any = import_module(f"litestar.stores.{kind}")
-    if kind == "redis":
-        store: Any = stores.RedisStore.with_client(place)
-    elif kind == "file":
-        store = stores.FileStore(Path(place, "litestar"))
-    else:
-        store = stores.MemoryStore()
+    store: Any = stores.RedisStore.with_client(place) if kind == "redis" else stores.FileStore(Path(place, "litestar"))
     config: Any = sessions.ServerSideSessionConfig(max_age=_MAX_AGE, secure=True)
     handlers = [litestar.get("/read")(read), litestar.get("/write")(write)]
     app: ASGI = litestar.Litestar(handlers, middleware=[config.middleware], stores={"sessions": store}, openapi_config=None)
     return app
-
-
-async def build_blacksheep(kind: str, place: str) -> ASGI:
-    """Return BlackSheep with its sessions in memory."""
-    blacksheep: Any = import_module("blacksheep")
-    memory: Any = import_module("blacksheep.sessions.memory")
-
-    async def read(request: Any) -> Any:
-        return blacksheep.json({"user": request.session.get("user")})
-
-    async def write(request: Any) -> Any:
-        request.session["user"] = USER
-        return blacksheep.json({"status": "logged in"})
-
-    router: Any = blacksheep.Router()
-    app: Any = blacksheep.Application(router=router)
-    app.use_sessions(memory.InMemorySessionStore())
-    for path, handler in (("/read", read), ("/write", write)):
-        handler.__annotations__["return"] = blacksheep.Response
-        router.add_get(path, handler)
-    await app.start()
-    built: ASGI = app
-    return built
 
 
 def serve_sanic(kind: str, place: str) -> None:
@@ -112,10 +85,9 @@ def serve_sanic(kind: str, place: str) -> None:
     async def answer_post(request: Any, user: str, post: str) -> Any:
         return sanic.json({"user": user, "post": post})
 
-    app.add_route(answer_json, "/json", name="json")
-    app.add_route(answer_post, "/users/<user>/posts/<post>", name="post")
-    for i in range(OTHER_ROUTES):
-        app.add_route(answer_other, f"/other/{i}/<name>", name=f"other{i}")
+    routes = [(answer_json, "/json"), (answer_post, "/users/{user}/posts/{post}")]
+    for handler, path in [*((answer_other, path) for path in OTHERS[0]), *routes, *((answer_other, path) for path in OTHERS[1])]:
+        app.add_route(handler, path.replace("{", "<").replace("}", ">"), name=f"route {path}")
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
         app.run(sock=listener, single_process=True, access_log=False, motd=False)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.entrants import ENTRANTS, Entrant
 from benchmarks.harness import BEST_PEER, Case, Contender, Goal, Missing, Plan, Question, Sample, line_of
+from benchmarks.in_process import FLOOR
 from benchmarks.load import Aim, load
 from benchmarks.places import STORES, place_for
 from tests.serving import Answer, get, running, until
@@ -22,7 +23,7 @@ from tests.serving import Answer, get, running, until
 ROOT = Path(__file__).parents[1]
 TURN = 0.15
 """Seconds. wrk takes a little longer, see load.py."""
-QUICK = ("floor", "gaman", "Starlette", "Express")
+QUICK = (FLOOR, "gaman", "Starlette", "Express")
 
 
 class Setting(NamedTuple):
@@ -35,7 +36,7 @@ class Setting(NamedTuple):
     goals: tuple[Goal, ...]
 
 
-def at_least(limit: float, against: str = "floor") -> Goal:
+def at_least(limit: float, against: str = FLOOR) -> Goal:
     return Goal(sense="at least", limit=limit, against=against)
 
 
@@ -146,7 +147,7 @@ def cases(plan: Plan) -> Sequence[Case]:
         Case(
             name=each.name,
             enter=partial(enter, each, plan),
-            floor="floor",
+            floor=FLOOR,
             unit="requests a second",
             better="higher",
             goals=[goal for goal in each.goals if goal.against in (*QUICK, BEST_PEER) or not plan.quick],

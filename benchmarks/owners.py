@@ -1,4 +1,4 @@
-"""What a login with tag(), the list of an owner's thousand sessions, and their end cost, while the store grows to a million sessions.
+"""What a login with tag(), the list of an owner's thousand sessions, and their end cost, while the store grows to a million.
 
 All that the store holds beside them is nobody's. In memory, which waits for nothing, one sees what Python takes.
 """
@@ -72,5 +72,9 @@ def cases(plan: Plan) -> Sequence[Case]:
 
 
 QUESTION = Question(
-    name="owners", title="What do tag(), list and end_all cost, while the store grows?", cases=cases, seconds=3600, quick_seconds=3600
+    name="owners",
+    title="What do tag(), list and end_all cost, while the store grows?",
+    cases=cases,
+    seconds=3600,
+    quick_seconds=3600,
 )
