@@ -33,13 +33,17 @@ KINDS = ("plain", "cookies", "memory", *places.STORES)
 
 
 class Entrant(NamedTuple):
-    """*serve* serves a kind at a place, in this process, until it is ended, and says on stdout where it listens."""
+    """*serve* serves a kind at a place, in this process, until it is ended, and says on stdout where it listens.
+
+    *warm_up* is for how many seconds it is asked before the rounds: Node compiles what it has run for a while.
+    """
 
     name: str
     packages: Sequence[str]
     kinds: Collection[str]
     serve: Callable[[str, str], None]
     kind: Kind = "peer"
+    warm_up: float = 0
 
     def absence(self) -> str | None:
         """Return why it can't take part on this machine, or None where it can."""
@@ -169,9 +173,9 @@ ENTRANTS = [
     Entrant("Starlette", ["starlette", "starsessions"], ("memory", "redis"), partial(on_uvicorn, http_peers.build_starsessions)),
     Entrant("Litestar", ["litestar"], ("redis", "file"), partial(on_uvicorn, http_peers.build_litestar)),
     Entrant("Sanic", ["sanic"], ("plain",), http_peers.serve_sanic),
-    Entrant("Express", ["express"], ("plain",), http_peers.become_express),
-    Entrant("Express", ["express", "express-session"], ("memory",), http_peers.become_express),
-    Entrant("Express", ["express", "connect-redis"], ("redis",), http_peers.become_express),
+    Entrant("Express", ["express"], ("plain",), http_peers.become_express, warm_up=1),
+    Entrant("Express", ["express", "express-session"], ("memory",), http_peers.become_express, warm_up=1),
+    Entrant("Express", ["express", "connect-redis"], ("redis",), http_peers.become_express, warm_up=1),
 ]
 
 

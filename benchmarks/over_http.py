@@ -102,6 +102,8 @@ class Site:
         cookies = await asyncio.gather(*logins)
         found = self.ask(path, *(f"Cookie: {cookie}" for cookie in cookies[:1]))
         self._aim = self._aim._replace(cookies=cookies, body=found.body)
+        if self.entrant.warm_up:
+            await load(self._aim, self.entrant.warm_up)
         answers = [json.loads(found.body)]
         if path == "/write":
             cookie = found.headers.get("set-cookie", cookies[0]).partition(";")[0]
