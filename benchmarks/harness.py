@@ -46,9 +46,9 @@ class Absent(Exception):
 def caller(*, module: str = __name__) -> str:
     """Return the line outside the harness that is being run, as benchmarks/file.py:12."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__") in (module, None):
+    # The __init__ of a dataclass comes from a string.
+    while frame.f_back is not None and (frame.f_globals.get("__name__") == module or frame.f_code.co_filename == "<string>"):
         frame = frame.f_back
-        # dataclass's __init__ has the globals of the module, and a file of its own.
     return _place(frame.f_code.co_filename, frame.f_lineno)
 
 
@@ -126,10 +126,11 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much there is time for: *against* are the peers that take part, None for all."""
+    """How much there is time for: *against* are the peers that take part, None for all; *scale* is what budgets are cut by."""
 
     quick: bool = False
     against: frozenset[str] | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,7 @@ class Question:
     source: str = field(default_factory=caller)
 
     def budget(self, plan: Plan) -> float:
-        return self.quick_seconds if plan.quick else self.seconds
+        return (self.quick_seconds if plan.quick else self.seconds) * plan.scale
 
 
 def contenders(*found: Contender | Missing) -> AbstractAsyncContextManager[Sequence[Contender | Missing]]:

@@ -10,6 +10,7 @@ import os
 import time
 from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -18,7 +19,7 @@ from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
 
 from benchmarks.contenders import SECRET, USER, decode, encode
-from benchmarks.harness import BEST_PEER, Case, Contender, Goal, Missing, Plan, Question, contenders, timed_call
+from benchmarks.harness import Case, Contender, Missing, Plan, Question, contenders, line_of, timed_call
 from gaman.session import session
 from gaman_session._sealing import Keyring, new_id
 
@@ -67,3 +68,153 @@ def in_msgpack(seal: Call, unseal: Call) -> tuple[Call, Call]:
         return values if expires > time.time() else None
 
     return write, read
+
+
+def fernet() -> tuple[Call, Call]:
+    return FERNET.encrypt, FERNET.decrypt
+
+
+def signed() -> tuple[Call, Call]:
+    """Return how itsdangerous signs, with the time; nobody else can write it, but everybody can read it."""
+    itsdangerous: Any = import_module("itsdangerous")
+    signer = itsdangerous.TimestampSigner(SECRET)
+    return signer.sign, signer.unsign
+
+
+def gaman_value() -> tuple[Call, Call]:
+    """Return how a store's values are sealed."""
+    sealed = Keyring([SECRET], "session").values(new_id())
+    return partial(sealed.seal, "user"), partial(sealed.open, "user")
+
+
+def in_json(seal: Call, unseal: Call) -> tuple[Call, Call]:
+    """Return how Starlette keeps a session: as JSON, in base64, signed with its time."""
+
+    def write(values: dict[str, Any]) -> Any:
+        return seal(b64encode(json.dumps(values).encode()))
+
+    def read(sealed: Any) -> Any:
+        return json.loads(b64decode(unseal(sealed)))
+
+    return write, read
+
+
+def encrypted_json() -> tuple[Call, Call]:
+    def write(values: dict[str, Any]) -> bytes:
+        return FERNET.encrypt(json.dumps(values).encode())
+
+    def read(token: bytes) -> Any:
+        return json.loads(FERNET.decrypt(token, ttl=86_400))
+
+    return write, read
+
+
+class Request:
+    """What the cookies driver needs of a request."""
+
+    def __init__(self, cookie: str | None) -> None:
+        self._cookie = cookie
+        self.session: Any = None
+
+    def cookie(self, name: str) -> str | None:
+        return self._cookie
+
+
+def cookies_driver() -> tuple[Call, Call]:
+    """Return how the cookies driver writes a new session with one value, and reads it: one request of each."""
+    begin: Any = session(SECRET, {"type": "cookies"}).on_request
+
+    def write(values: dict[str, Any]) -> str:
+        request = Request(None)
+        begin(request)
+        # What Session.set() and on_response do, without the coroutine and the header.
+        kept = request.session
+        kept._put("user", kept._encode("user", values["user"]))
+        token, _ = kept._finish()
+        return str(token)
+
+    def read(token: str) -> dict[str, Any]:
+        request = Request(token)
+        begin(request)
+        kept = request.session
+        kept._load()
+        return {key: kept._decode(key, data, None) for key, data in kept._fields.items()}
+
+    return write, read
+
+
+def contend(
+    name: str, kind: Any, make: Callable[[], tuple[Call, Call]], value: Any, writes: bool, package: str | None = None
+) -> Contender | Missing:
+    """Return a contender that seals *value*, or opens it; its answer is what comes back."""
+    try:
+        write, read = make()
+    except ModuleNotFoundError as error:
+        return Missing(name, f"not installed: {error.name}")
+    written = write(value)
+    return Contender(
+        name=name,
+        kind=kind,
+        source=line_of(make),
+        version=package and version(package),
+        measure=timed_call(write, value) if writes else timed_call(read, written),
+        answer=partial(read, written),
+    )
+
+
+def bare(cipher: AESGCM | AESGCMSIV, *around: Callable[[Call, Call], tuple[Call, Call]]) -> Callable[[], tuple[Call, Call]]:
+    def make() -> tuple[Call, Call]:
+        found = with_nonce(cipher)
+        for each in around:
+            found = each(*found)
+        return found
+
+    return make
+
+
+def of_bytes(length: int, writes: bool) -> list[Contender | Missing]:
+    data = os.urandom(length)
+    return [
+        contend(FLOOR, "floor", bare(AES_GCM), data, writes, "cryptography"),
+        contend(SIV, "floor", bare(AES_GCM_SIV), data, writes, "cryptography"),
+        contend("gaman, a value", "ours", gaman_value, data, writes),
+        contend("Fernet", "peer", fernet, data, writes, "cryptography"),
+        contend("itsdangerous", "peer", signed, data, writes, "itsdangerous"),
+    ]
+
+
+def of_session(writes: bool) -> list[Contender | Missing]:
+    values = {"user": USER}
+    return [
+        contend(FLOOR, "floor", bare(AES_GCM, in_base64, in_msgpack), values, writes, "cryptography"),
+        contend(SIV, "floor", bare(AES_GCM_SIV, in_base64, in_msgpack), values, writes, "cryptography"),
+        contend("gaman, the cookies driver", "ours", cookies_driver, values, writes),
+        contend("Fernet, of JSON", "peer", encrypted_json, values, writes, "cryptography"),
+        contend("itsdangerous, of JSON", "peer", lambda: in_json(*signed()), values, writes, "itsdangerous"),
+    ]
+
+
+def cases(plan: Plan) -> list[Case]:
+    verbs = {"seal": True, "open": False}
+    return [
+        *(
+            Case(
+                name=f"{verb} {length:,} bytes",
+                floor=FLOOR,
+                enter=partial(lambda length, writes: contenders(*of_bytes(length, writes)), length, writes),
+            )
+            for length in LENGTHS
+            for verb, writes in verbs.items()
+        ),
+        Case(name="write a session for a cookie", floor=FLOOR, enter=lambda: contenders(*of_session(True))),
+        Case(name="read a session from a cookie", floor=FLOOR, enter=lambda: contenders(*of_session(False))),
+    ]
+
+
+QUESTION = Question(
+    name="sealing",
+    title="What does it cost to seal a session, and to open it?",
+    cases=cases,
+    seconds=30,
+    quick_seconds=4,
+)

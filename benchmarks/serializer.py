@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
@@ -17,13 +17,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from benchmarks.contenders import USER
-from benchmarks.harness import BEST_PEER, Case, Contender, Goal, Missing, Plan, Question, contenders, timed_code
+from benchmarks.harness import BEST_PEER, Case, Contender, Goal, Missing, Plan, Question, caller, contenders, timed_code
 from gaman_session._serializer import SERIALIZERS
 
 FLOOR = "msgspec, MessagePack"
-ITEM = {"sku": "B0-1234-XL", "title": "Kopi Gayo, 250 g", "price": 89_000, "quantity": 2, "options": ["ground", "gift"]}
-EVENT = {"id": 123_456, "at": 1_764_100_000.25, "path": "/products/kopi-gayo", "seen": True, "note": "Selamat pagi ☕", "tags": [1, 2]}
-
 
 @dataclass
 class User:
@@ -37,17 +34,29 @@ class Payload(NamedTuple):
     value: Any
 
 
+# Each is made anew: of an object that comes again, pickle only writes that it does.
+def item(number: int) -> dict[str, Any]:
+    title = f"Kopi Gayo {number}"
+    return {"sku": f"B0-{number:04}-XL", "title": title, "price": 89_000 + number, "quantity": 2, "options": [f"ground {number}"]}
+
+
+def event(number: int) -> dict[str, Any]:
+    path, note = f"/products/kopi-{number}", f"Selamat pagi ☕ {number}"
+    return {"id": 123_456 + number, "at": 1_764_100_000.25 + number, "path": path, "seen": True, "note": note, "tags": [1, number]}
+
+
 PAYLOADS = [
     Payload("the user", USER),
     Payload("a flag", True),
-    Payload("a cart", {"id": "c-42", "currency": "IDR", "items": [ITEM] * 5, "coupon": None, "total": 890_000}),
-    Payload("1 KB", {"events": [EVENT] * 8}),
-    Payload("10 KB", {"events": [EVENT] * 80}),
+    Payload("a cart", {"id": "c-42", "currency": "IDR", "items": [item(i) for i in range(5)], "coupon": None, "total": 890_000}),
+    Payload("1 KB", {"events": [event(i) for i in range(8)]}),
+    Payload("10 KB", {"events": [event(i) for i in range(80)]}),
     Payload("bytes", bytes(range(256)) * 4),
 ]
 
 
-class Rival(NamedTuple):
+@dataclass(frozen=True)
+class Rival:
     """A serializer that people use; *encode* and *decode* are the code that is timed, with the names that it may use."""
 
     name: str
@@ -55,6 +64,7 @@ class Rival(NamedTuple):
     decode: str
     names: dict[str, Any]
     version: str | None = None
+    source: str = field(default_factory=caller)
 
 
 def rivals() -> list[Rival | Missing]:
@@ -65,7 +75,7 @@ def rivals() -> list[Rival | Missing]:
     try:
         orjson: Any = import_module("orjson")
     except ModuleNotFoundError:
-        return [*found, Missing("orjson", "not installed")]
+        return [*found, Missing("orjson", "not installed: orjson")]
     return [*found, Rival("orjson", "dumps(value)", "loads(data)", {"dumps": orjson.dumps, "loads": orjson.loads}, version("orjson"))]
 
 
@@ -99,6 +109,7 @@ def contend(rival: Rival, kind: Any, value: Any, code: Callable[[Rival], str]) -
         name=rival.name,
         kind=kind,
         version=rival.version,
+        source=rival.source,
         measure=timed_code(code(rival), names),
         answer=partial(eval, rival.decode, names),
     )
