@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import best_first, interval, judge, to_floor
+from benchmarks.figures import Interval, best_first, interval, judge, to_floor
 from benchmarks.results import CaseResult, ContenderResult, GoalResult, QuestionResult, Results
 from benchmarks.table import figure
 
@@ -17,9 +17,11 @@ from benchmarks.table import figure
 OURS, PEER, FLOOR, GOAL = "#D55E00", "#56B4E9", "#999999", "#009E73"
 LINES = ("#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#0072B2", "#000000", "#F0E442")
 MARKERS = "ovsD^Px"
-WIDE = 3
-EACH = (6.2, 0.33)
+EACH = (6.6, 0.33)
 """Inches: how wide a panel is, and how high a bar."""
+FAR = 5
+"""How many times as long as gaman's a bar may be, before it is cut."""
+_ONE = Interval(1, 1, 1, 1, 1, is_sure=True)
 
 
 def draw(question: QuestionResult, about: dict[str, str], folder: Path) -> list[Path]:
@@ -31,109 +33,137 @@ def draw(question: QuestionResult, about: dict[str, str], folder: Path) -> list[
     columns = min(2, len(cases))
     rows = math.ceil(len(cases) / columns)
     heights = [
-        max(3.4 if case.axis else 1.3 + EACH[1] * len(case.contenders) for case in cases[row * columns : (row + 1) * columns])
+        max(3.4 if case.axis else 1.4 + EACH[1] * len(case.contenders) for case in cases[row * columns : (row + 1) * columns])
         for row in range(rows)
     ]
     size = (EACH[0] * columns, sum(heights) + 1.1)
     chart, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", height_ratios=heights)
     panels = [panel for row in grid for panel in row]
+    # Everybody keeps one colour in all panels.
+    peers = list(dict.fromkeys(each.name for case in cases for each in case.contenders if each.kind == "peer"))
     for panel, case in zip(panels, cases, strict=False):
-        (_draw_growth if case.axis else _draw_bars)(panel, case)
+        if case.axis:
+            _draw_growth(panel, case, peers)
+        else:
+            _draw_bars(panel, case)
     for panel in panels[len(cases) :]:
         panel.axis("off")
     chart.suptitle(f"{question.title}\n", fontsize=15, fontweight="bold")
-    _foot(chart, about)
+    others = "" if all(case.axis for case in cases) else " · blue: others · green line: the goal · a bar with a gap is cut"
+    _foot(
+        chart,
+        f"orange: gaman · grey: the floor, which the others are divided by{others} · whiskers: quartiles of the rounds",
+        about,
+    )
     return _save(plt, chart, folder, question.name)
 
 
 def summarize(results: Results, folder: Path) -> list[Path]:
     """Draw all goals in one picture: how gaman stands against each."""
-    found: list[tuple[str, GoalResult, CaseResult]] = []
-    for question in results.questions:
-        for case in question.cases:
-            found += [(f"{question.name}: {case.name}", goal, case) for goal in case.goals if judge(case, goal).ratio is not None]
+    found = [(question, case, goal) for question in results.questions for case in question.cases for goal in case.goals]
+    found = [each for each in found if judge(each[1], each[2]).ratio is not None]
     if not found:
         return []
     plt = _pyplot()
-    chart, panel = plt.subplots(figsize=(12, 1.8 + 0.3 * len(found)), layout="constrained")
+    chart, panel = plt.subplots(figsize=(12.5, 1.9 + 0.27 * len(found)), layout="constrained")
     labels: list[str] = []
-    for place, (name, goal, case) in enumerate(reversed(found)):
+    for place, (question, case, goal) in enumerate(reversed(found)):
         verdict, ratio, against = judge(case, goal)
         assert ratio is not None
         # To the right of 1 is better than the goal, whatever the goal's sense.
         by = [goal.limit / each if goal.sense == "at most" else each / goal.limit for each in (ratio.low, ratio.median, ratio.high)]
         low, middle, high = sorted(by)
         colour = {"met": GOAL, "missed": OURS, "can't tell": FLOOR}[verdict]
-        panel.plot([1, middle], [place, place], color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
+        panel.plot([1, middle], [place, place], color=colour, lw=6, alpha=0.35, solid_capstyle="butt")
         panel.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color=colour, capsize=3)
-        panel.annotate(f"{ratio.median:.2f}", (high, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
-        than = against if goal.against_at is None else f"itself at {goal.against_at:,.0f} {case.axis}"
-        times = "× the cost of" if goal.sense == "at most" else "× as good as"
-        labels.append(f"{name} ({goal.of}) – {goal.sense} {goal.limit:g} {times} {than}")
-    panel.set_yticks(range(len(labels)), labels, fontsize=8)
+        on_right = middle >= 1
+        offset, side = ((7, 0), "left") if on_right else ((-7, 0), "right")
+        edge = high if on_right else low
+        panel.annotate(f"{ratio.median:.2f}", (edge, place), offset, textcoords="offset points", va="center", ha=side, fontsize=8.5)
+        than = against if goal.against_at is None else f"itself at {goal.against_at:,.0f}"
+        who = "" if goal.of == "gaman" else f", {goal.of.removeprefix('gaman, ')}"
+        who += "" if goal.at is None else f" at {goal.at:,.0f}"
+        wanted = f"at most {goal.limit:g} x {than}" if goal.sense == "at most" else f"at least {goal.limit:g} x better than {than}"
+        labels.append(f"{question.name}: {case.name}{who}, {wanted}")
+    panel.set_yticks(range(len(labels)), labels, fontsize=8.5)
     panel.axvline(1, color="black", lw=1)
     panel.set_xscale("log")
-    panel.set_xticks([0.25, 0.5, 0.8, 1, 1.25, 2, 4, 8], ["4× short", "2× short", "0.8", "the goal", "1.25", "2× better", "4×", "8×"])
+    ticks = {0.125: "8 x short of it", 0.25: "4 x", 0.5: "2 x short of it", 1: "goal", 2: "2 x better", 4: "4 x", 8: "8 x better"}
+    left, right = panel.get_xlim()
+    left, right = min(left * 0.8, 0.45), max(right * 1.2, 2.2)
+    shown = {tick: label for tick, label in ticks.items() if left <= tick <= right}
+    panel.set_xticks(list(shown), list(shown.values()), fontsize=8.5)
     panel.minorticks_off()
+    panel.set_xlim(left, right)
     panel.set_ylim(-0.7, len(labels) - 0.3)
+    panel.grid(True, axis="x", alpha=0.25)
     _unframe(panel)
-    panel.set_xlabel("how far from its goal: right is better; the number beside a point is the ratio that was measured", fontsize=9)
-    met = sum(judge(case, goal).verdict == "met" for _, goal, case in found)
+    met = sum(judge(case, goal).verdict == "met" for _, case, goal in found)
     chart.suptitle(f"gaman meets {met} of its {len(found)} goals on this machine\n", fontsize=15, fontweight="bold")
-    _foot(chart, results.about)
+    legend = (
+        "right of the line: better than the goal · green: met · orange: missed · grey: can't tell · the number: the ratio measured"
+    )
+    _foot(chart, legend, results.about)
     return _save(plt, chart, folder, "summary")
 
 
 def _draw_bars(panel: Any, case: CaseResult) -> None:
     order = best_first(case, case.contenders)
     by_floor = any(each.name == case.floor for each in order)
-    most = 0.0
-    for place, each in enumerate(reversed(order)):
-        spread = to_floor(case, each) if by_floor else interval(each.figures)
-        middle, first, third = (1.0, 1.0, 1.0) if spread is None else (spread.median, spread.first, spread.third)
-        most = max(most, third)
+    spreads = [(to_floor(case, each) or _ONE) if by_floor else interval(each.figures) for each in order]
+    ours = [spread.median for each, spread in zip(order, spreads, strict=True) if each.kind == "ours"]
+    # One that is far behind would squeeze all others to nothing: its bar is cut, and says so.
+    most = max(spread.third for spread in spreads)
+    cut = min(most, FAR * max(ours)) if ours and case.better == "lower" else most
+    unit = f" {case.unit.split()[0]}" if case.unit.split()[0] in ("µs", "ms", "s", "bytes") else ""
+    for place, (each, spread) in enumerate(zip(reversed(order), reversed(spreads), strict=True)):
         colour = {"ours": OURS, "floor": FLOOR, "peer": PEER}[each.kind]
-        error = [[max(0.0, middle - first)], [max(0.0, third - middle)]]
-        panel.barh(place, middle, color=colour, height=0.72, xerr=error, error_kw={"elinewidth": 1.2, "capsize": 2.5})
-        times = f"{middle:.2f}× · " if by_floor else ""
+        is_cut = spread.median > cut * 1.05
+        panel.barh(place, min(spread.median, cut), color=colour, height=0.72)
+        if is_cut:
+            panel.barh(place, cut * 0.02, left=cut * 0.93, color="white", height=0.9)
+        elif spread is not _ONE:
+            error = [[spread.median - spread.first], [spread.third - spread.median]]
+            panel.errorbar(spread.median, place, xerr=error, color="black", elinewidth=1.2, capsize=2.5)
+        times = f"{figure(spread.median) if spread.median >= 10 else format(spread.median, '.2f')}x · " if by_floor else ""
+        goals = [goal for goal in case.goals if goal.of == each.name]
+        against_floor = [goal for goal in goals if goal.against == case.floor]
+        said = "; ".join(
+            f"goal {'≤' if goal.sense == 'at most' else '≥'} {goal.limit:g}: {judge(case, goal).verdict}" for goal in against_floor
+        )
         panel.annotate(
-            f"{times}{figure(statistics.median(each.figures))}",
-            (third, place),
+            f"{times}{figure(statistics.median(each.figures))}{unit}{f' ({said})' if said else ''}",
+            (min(spread.third, cut), place),
             (6, 0),
             textcoords="offset points",
             va="center",
-            fontsize=8,
+            fontsize=8.5,
             fontweight="bold" if each.kind == "ours" else "normal",
-        )
+        ).set_in_layout(False)
+        for goal in against_floor:
+            # Where the bar is to end.
+            limit = goal.limit if goal.sense == "at most" or case.better == "higher" else 1 / goal.limit
+            panel.plot([limit, limit], [place - 0.45, place + 0.45], color=GOAL, lw=3, solid_capstyle="butt", zorder=5)
     panel.set_yticks(range(len(order)), [_label(each) for each in reversed(order)], fontsize=9)
     for tick, each in zip(panel.get_yticklabels(), reversed(order), strict=True):
         if each.kind == "ours":
             tick.set_fontweight("bold")
             tick.set_color(OURS)
-    unit = case.unit
     if by_floor:
         panel.axvline(1, color="black", lw=1, ls="--")
-        for goal in case.goals:
-            _draw_goal(panel, case, goal, order)
-        panel.set_xlabel(f"times “{case.floor}” (dashed); behind it {unit}; {case.better} is better", fontsize=8)
-    else:
-        panel.set_xlabel(f"{unit}; {case.better} is better", fontsize=8)
-    panel.set_xlim(0, most * 1.28)
-    panel.set_title(f"{case.name}\n{_in_words(case, order)}", fontsize=10, loc="left")
+    axis = f"times “{case.floor}”, and {case.unit}" if by_floor else case.unit
+    panel.set_xlabel(f"{axis}; {case.better} is better", fontsize=8.5)
+    panel.set_xlim(0, cut * 1.45)
+    panel.set_xticks([tick for tick in panel.get_xticks() if tick <= cut])
     panel.tick_params(axis="x", labelsize=8)
+    _title(panel, case.name, _in_words(case, order))
     _unframe(panel)
 
 
-def _draw_goal(panel: Any, case: CaseResult, goal: GoalResult, order: Sequence[ContenderResult]) -> None:
-    """Mark where the bar of gaman is to end for a goal against the floor."""
-    place = next((place for place, each in enumerate(reversed(order)) if each.name == goal.of), None)
-    if place is None or goal.against != case.floor:
-        return
-    limit = goal.limit if (goal.sense == "at most") == (case.better == "lower") else 1 / goal.limit
-    if case.better == "higher" and goal.sense == "at least":
-        limit = goal.limit
-    panel.plot([limit, limit], [place - 0.46, place + 0.46], color=GOAL, lw=3, solid_capstyle="butt", zorder=5)
-    panel.annotate(f"goal {goal.limit:g}", (limit, place + 0.4), (0, 1), textcoords="offset points", ha="center", fontsize=7, color=GOAL)
+def _title(panel: Any, name: str, answer: str) -> None:
+    panel.set_title(name, fontsize=11, fontweight="bold", loc="left", pad=20 if answer else 6)
+    # It may be longer than the panel is wide, which is to stay so.
+    panel.annotate(answer, (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", fontsize=9).set_in_layout(False)
 
 
 def _in_words(case: CaseResult, order: Sequence[ContenderResult]) -> str:
@@ -144,28 +174,23 @@ def _in_words(case: CaseResult, order: Sequence[ContenderResult]) -> str:
         return ""
     said: list[str] = []
     if (by_floor := to_floor(case, ours)) is not None:
-        said.append(f"{by_floor.median:.2f} times the {case.floor}")
+        said.append(f"{by_floor.median:.2f} x the floor")
     if peer is not None:
-        goal = GoalResult("at least", 1, ours.name, peer.name, ours.at, peer.at)
-        _, ratio, _ = judge(case, goal)
+        _, ratio, _ = judge(case, GoalResult("at least", 1, ours.name, peer.name, ours.at, peer.at))
         assert ratio is not None
-        more, less = ("faster", "slower") if case.better == "lower" else ("more", "less")
-        unit_is_time = "µs" in case.unit or "ms" in case.unit
-        if not unit_is_time:
-            more, less = "better", "worse"
+        is_time = case.unit.split()[0] in ("µs", "ms", "s")
+        more, less = ("faster", "slower") if is_time else ("better", "worse")
         if ratio.is_sure and ratio.low <= 1 <= ratio.high:
-            said.append(f"no telling it from {peer.name}")
+            said.append(f"can't be told from {peer.name}, the best peer")
         elif ratio.median >= 1:
-            said.append(f"{ratio.median:.1f} times {more} than the best peer, {peer.name}")
+            said.append(f"{ratio.median:.1f} x {more} than {peer.name}, the best peer")
         else:
-            said.append(f"{1 / ratio.median:.1f} times {less} than the best peer, {peer.name}")
+            said.append(f"{1 / ratio.median:.1f} x {less} than {peer.name}, the best peer")
     return f"{ours.name}: {'; '.join(said)}" if said else ""
 
 
-def _draw_growth(panel: Any, case: CaseResult) -> None:
+def _draw_growth(panel: Any, case: CaseResult, peers: Sequence[str]) -> None:
     names = list(dict.fromkeys(each.name for each in case.contenders))
-    ends: list[tuple[float, float, str, str]] = []
-    peers = 0
     for name in names:
         points = sorted((each for each in case.contenders if each.name == name), key=lambda each: each.at or 0)
         kind = points[0].kind
@@ -174,8 +199,8 @@ def _draw_growth(panel: Any, case: CaseResult) -> None:
             continue
         colour, marker = (OURS, "o") if kind == "ours" else (FLOOR, "None")
         if kind == "peer":
-            colour, marker = LINES[peers % len(LINES)], MARKERS[peers % len(MARKERS)]
-            peers += 1
+            place = peers.index(name)
+            colour, marker = LINES[place % len(LINES)], MARKERS[place % len(MARKERS)]
         spreads = [interval(each.figures) for each in points]
         medians = [each.median for each in spreads]
         error = [[each.median - each.first for each in spreads], [each.third - each.median for each in spreads]]
@@ -192,13 +217,12 @@ def _draw_growth(panel: Any, case: CaseResult) -> None:
             label=name,
             zorder=5 if kind == "ours" else 3,
         )
-        ends.append((points[-1].at or 0, medians[-1], name, colour))
     panel.set_xscale("log")
     panel.set_yscale("log")
     ticks = sorted({each.at for each in case.contenders if each.at is not None})
     panel.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], fontsize=8)
     panel.minorticks_off()
-    panel.yaxis.set_major_formatter(lambda value, _: figure(value))
+    panel.yaxis.set_major_formatter(_tick)
     panel.tick_params(axis="y", labelsize=8)
     panel.set_xlabel(case.axis, fontsize=8)
     panel.set_ylabel(f"{case.unit}\n{case.better} is better", fontsize=8)
@@ -209,9 +233,13 @@ def _draw_growth(panel: Any, case: CaseResult) -> None:
     if len(ours) > 1 and ours[0].at is not None and ours[-1].name == ours[0].name:
         grown = statistics.median(ours[-1].figures) / statistics.median(ours[0].figures)
         said = f"{ours[0].name}: {grown:.2f} times as much with {ours[-1].at:,.0f} as with {ours[0].at:,.0f}"
-    panel.set_title(f"{case.name}\n{said}", fontsize=10, loc="left")
+    _title(panel, case.name, said)
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
+
+
+def _tick(value: float, position: int) -> str:
+    return figure(value)
 
 
 def _label(contender: ContenderResult) -> str:
@@ -233,10 +261,10 @@ def _unframe(panel: Any) -> None:
     panel.tick_params(axis="y", length=0)
 
 
-def _foot(chart: Any, about: dict[str, str]) -> None:
-    known = [about[key] for key in ("machine", "python", "commit") if key in about]
+def _foot(chart: Any, legend: str, about: dict[str, str]) -> None:
+    known = [about[key] for key in ("machine", "system", "commit") if key in about]
+    known += [f"Python {about['python']}"] if "python" in about else []
     known += [f"msgspec {about['msgspec']}"] if "msgspec" in about else []
-    legend = "orange: gaman · grey: the floor · blue: others · whiskers: quartiles of the rounds · green: the goal"
     chart.supxlabel(f"{legend}\n{' · '.join(known)}", fontsize=8, color="#555555")
 
 

@@ -47,7 +47,8 @@ def judge(old: Interval, new: Interval, *, lower_is_better: bool) -> tuple[float
     if new.high < old.low and by < 1 / APART:
         return by, "better"
     is_narrow = new.high / old.low <= APART and old.high / new.low <= APART
-    return by, "same" if is_narrow or 1 / APART <= by <= APART and (new.low > old.high or new.high < old.low) else "can't tell"
+    is_told = new.low > old.high or new.high < old.low
+    return by, "same" if is_narrow or (is_told and 1 / APART <= by <= APART) else "can't tell"
 
 
 def _inverse(each: Interval) -> Interval:

@@ -11,6 +11,7 @@ import inspect
 import random
 import sys
 import time
+import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from benchmarks.results import AbsentResult, Better, CaseResult, ContenderResult
 HERE = Path(__file__).parent
 SLICE = 0.002
 """Seconds of one contender's turn, where the harness chooses how often it calls: short, so that what disturbs one disturbs all."""
+FAILED = "failed"
+"""What the reason begins with, where a case that should have run did not."""
 BEST_PEER = "the best peer"
 """For Goal: whichever peer has the best median."""
 
@@ -88,6 +91,10 @@ class Missing:
     at: float | None = None
 
 
+Entered = AbstractAsyncContextManager[Sequence[Contender | Missing]]
+"""What `Case.enter` gives."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Goal:
     """What gaman is held to.
@@ -113,7 +120,7 @@ class Case:
     """
 
     name: str
-    enter: Callable[[], AbstractAsyncContextManager[Sequence[Contender | Missing]]]
+    enter: Callable[[], Entered]
     floor: str
     unit: str = "µs of CPU a call"
     better: Better = "lower"
@@ -148,7 +155,7 @@ class Question:
         return (self.quick_seconds if plan.quick else self.seconds) * plan.scale
 
 
-def contenders(*found: Contender | Missing) -> AbstractAsyncContextManager[Sequence[Contender | Missing]]:
+def contenders(*found: Contender | Missing) -> Entered:
     """Return what `Case.enter` gives, for contenders that need no setting up."""
 
     @asynccontextmanager
@@ -204,15 +211,19 @@ async def run(question: Question, plan: Plan, progress: Callable[[str, float], N
         now = time.monotonic()
         until = now + (ends - now) * case.share / shares
         shares -= case.share
-        found.append(await run_case(case, plan, until, lambda name: progress(name, time.monotonic() - began)))
+        try:
+            found.append(await run_case(case, plan, until, lambda name: progress(name, time.monotonic() - began)))
+        except Exception as error:
+            # What has been measured for minutes is not lost for it.
+            traceback.print_exc()
+            found.append(_describe(case, AbsentResult("everybody", f"{FAILED}: {error!r}")))
     return QuestionResult(question.name, question.title, question.source, time.monotonic() - began, found)
 
 
 async def run_case(case: Case, plan: Plan, until: float, progress: Callable[[str], None]) -> CaseResult:
     """Measure *case* in rounds until that time by the monotonic clock; at least one."""
     progress(case.name)
-    goals = [GoalResult(goal.sense, goal.limit, goal.of, goal.against, goal.at, goal.against_at) for goal in case.goals]
-    result = CaseResult(case.name, case.unit, case.better, case.floor, case.source, case.axis, goals)
+    result = _describe(case)
     try:
         async with case.enter() as entered:
             for each in entered:
@@ -230,6 +241,11 @@ async def run_case(case: Case, plan: Plan, until: float, progress: Callable[[str
         figures = [turn.figure for turn in turns]
         result.contenders.append(ContenderResult(each.name, each.kind, each.source, figures, each.version, each.at, extra))
     return result
+
+
+def _describe(case: Case, *absent: AbsentResult) -> CaseResult:
+    goals = [GoalResult(goal.sense, goal.limit, goal.of, goal.against, goal.at, goal.against_at) for goal in case.goals]
+    return CaseResult(case.name, case.unit, case.better, case.floor, case.source, case.axis, goals, absent=list(absent))
 
 
 def _takes_part(contender: Contender, plan: Plan) -> bool:

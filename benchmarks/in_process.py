@@ -1,4 +1,4 @@
-"""What does a call cost, without a server: scope, receive and send ready, against a bare callable that does the same work?"""
+"""What a call costs, without a server: scope, receive and send ready, against a bare callable that does the same work."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from benchmarks.peers import Paths
 
 FLOOR = "bare callable"
 OTHERS: tuple[Paths, Paths] = [f"/other/{i}/{{name}}" for i in range(50)], [f"/other/{i}/{{name}}" for i in range(50, 100)]
+
 
 @asynccontextmanager
 async def plain(path: str, others: tuple[Paths, Paths] = ((), ())) -> AsyncGenerator[Sequence[Contender | Missing]]:
@@ -53,7 +54,7 @@ def faster(limit: float) -> Goal:
 
 def cases(plan: Plan) -> list[Case]:
     return [
-        Case(name="JSON", floor=FLOOR, enter=lambda: plain("/json"), goals=[at_most(1.8), faster(2.5)]),
+        Case(name="JSON", floor=FLOOR, enter=lambda: plain("/json"), goals=[at_most(1.8), faster(2.5)], share=2),
         Case(
             name="two params, among 100 routes",
             floor=FLOOR,

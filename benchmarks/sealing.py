@@ -1,4 +1,4 @@
-"""What does it cost to seal a session, and to open it: so that nobody else can write it, or read it?
+"""What it costs to seal a session, and to open it: so that nobody else can write it, or read it.
 
 gaman seals with AES-256-GCM-SIV, which a repeated nonce does not break; the floor is AES-256-GCM as it comes, which one does.
 """
@@ -19,7 +19,7 @@ from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
 
 from benchmarks.contenders import SECRET, USER, decode, encode
-from benchmarks.harness import Case, Contender, Missing, Plan, Question, contenders, line_of, timed_call
+from benchmarks.harness import Case, Contender, Entered, Missing, Plan, Question, contenders, line_of, timed_call
 from gaman.session import session
 from gaman_session._sealing import Keyring, new_id
 
@@ -172,26 +172,26 @@ def bare(cipher: AESGCM | AESGCMSIV, *around: Callable[[Call, Call], tuple[Call,
     return make
 
 
-def of_bytes(length: int, writes: bool) -> list[Contender | Missing]:
+def of_bytes(length: int, writes: bool) -> Entered:
     data = os.urandom(length)
-    return [
+    return contenders(
         contend(FLOOR, "floor", bare(AES_GCM), data, writes, "cryptography"),
         contend(SIV, "floor", bare(AES_GCM_SIV), data, writes, "cryptography"),
         contend("gaman, a value", "ours", gaman_value, data, writes),
         contend("Fernet", "peer", fernet, data, writes, "cryptography"),
         contend("itsdangerous", "peer", signed, data, writes, "itsdangerous"),
-    ]
+    )
 
 
-def of_session(writes: bool) -> list[Contender | Missing]:
+def of_session(writes: bool) -> Entered:
     values = {"user": USER}
-    return [
+    return contenders(
         contend(FLOOR, "floor", bare(AES_GCM, in_base64, in_msgpack), values, writes, "cryptography"),
         contend(SIV, "floor", bare(AES_GCM_SIV, in_base64, in_msgpack), values, writes, "cryptography"),
         contend("gaman, the cookies driver", "ours", cookies_driver, values, writes),
         contend("Fernet, of JSON", "peer", encrypted_json, values, writes, "cryptography"),
         contend("itsdangerous, of JSON", "peer", lambda: in_json(*signed()), values, writes, "itsdangerous"),
-    ]
+    )
 
 
 def cases(plan: Plan) -> list[Case]:
@@ -201,13 +201,13 @@ def cases(plan: Plan) -> list[Case]:
             Case(
                 name=f"{verb} {length:,} bytes",
                 floor=FLOOR,
-                enter=partial(lambda length, writes: contenders(*of_bytes(length, writes)), length, writes),
+                enter=partial(of_bytes, length, writes),
             )
             for length in LENGTHS
             for verb, writes in verbs.items()
         ),
-        Case(name="write a session for a cookie", floor=FLOOR, enter=lambda: contenders(*of_session(True))),
-        Case(name="read a session from a cookie", floor=FLOOR, enter=lambda: contenders(*of_session(False))),
+        Case(name="write a session for a cookie", floor=FLOOR, enter=partial(of_session, True)),
+        Case(name="read a session from a cookie", floor=FLOOR, enter=partial(of_session, False)),
     ]
 
 

@@ -1,4 +1,4 @@
-"""How fast is the serializer: a value to bytes, and back, as the session's core does it?
+"""How fast the serializer is: a value to bytes, and back, as the session's core does it.
 
 MessagePack is what sessions are kept in by default, JSON what they can be kept in. The floor is msgspec called directly.
 """
@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from benchmarks.contenders import USER
-from benchmarks.harness import BEST_PEER, Case, Contender, Goal, Missing, Plan, Question, caller, contenders, timed_code
+from benchmarks.harness import BEST_PEER, Case, Contender, Entered, Goal, Missing, Plan, Question, caller, contenders, timed_code
 from gaman_session._serializer import SERIALIZERS
 
 FLOOR = "msgspec, MessagePack"
+
 
 @dataclass
 class User:
@@ -76,14 +77,19 @@ def rivals() -> list[Rival | Missing]:
         orjson: Any = import_module("orjson")
     except ModuleNotFoundError:
         return [*found, Missing("orjson", "not installed: orjson")]
-    return [*found, Rival("orjson", "dumps(value)", "loads(data)", {"dumps": orjson.dumps, "loads": orjson.loads}, version("orjson"))]
+    return [
+        *found,
+        Rival("orjson", "dumps(value)", "loads(data)", {"dumps": orjson.dumps, "loads": orjson.loads}, version("orjson")),
+    ]
 
 
 def ours() -> list[tuple[Rival, Rival]]:
     """Return gaman's serializers, called as the session does, each with its floor."""
     return [
         (
-            Rival(f"gaman, {label}", "serializer.encode(value)", "serializer.decode(data, None)", {"serializer": SERIALIZERS[name]}),
+            Rival(
+                f"gaman, {label}", "serializer.encode(value)", "serializer.decode(data, None)", {"serializer": SERIALIZERS[name]}
+            ),
             Rival(
                 f"msgspec, {label}",
                 "encode(value)",
@@ -115,14 +121,14 @@ def contend(rival: Rival, kind: Any, value: Any, code: Callable[[Rival], str]) -
     )
 
 
-def everybody(value: Any, code: Callable[[Rival], str]) -> list[Contender | Missing]:
+def everybody(value: Any, code: Callable[[Rival], str]) -> Entered:
     found: list[Contender | Missing] = []
     for mine, floor in ours():
         found += [contend(mine, "ours", value, code), contend(floor, "floor", value, code)]
-    return found + [each if isinstance(each, Missing) else contend(each, "peer", value, code) for each in rivals()]
+    return contenders(*found, *(each if isinstance(each, Missing) else contend(each, "peer", value, code) for each in rivals()))
 
 
-def typed() -> list[Contender | Missing]:
+def typed() -> Entered:
     """Decode the user into a dataclass: in one step, or by hand from what comes without a type."""
     found: list[Contender | Missing] = []
 
@@ -137,21 +143,23 @@ def typed() -> list[Contender | Missing]:
         data = protocol.encode(USER)
         names = {**mine.names, "data": data}
         add(mine.name, "ours", "serializer.decode(data, User)", names)
-        add(f"{mine.name}, untyped, User(**it)", "ours", "User(**serializer.decode(data, None))", names)
+        add(f"{mine.name}, untyped", "ours", "User(**serializer.decode(data, None))", names)
         add(floor.name, "floor", "decode(data)", {"decode": protocol.Decoder(User).decode, "data": data})
     for rival in rivals():
         if isinstance(rival, Missing):
             found.append(rival)
         else:
             is_pickle = rival.name == "pickle"
-            data = eval(rival.encode, {**rival.names, "value": User(**USER) if is_pickle else USER})
+            data = eval(rival.encode, {**rival.names, "value": User(1, "Angga", "angga@example.com") if is_pickle else USER})
             code = rival.decode if is_pickle else f"User(**{rival.decode})"
             add(rival.name, "peer", code, {**rival.names, "data": data}, rival.version)
-    return found
+    return contenders(*found)
 
 
 def goals(value: Any) -> list[Goal]:
-    mine = [floor.name.replace("msgspec", "gaman") for _, floor in ours() if not (isinstance(value, bytes) and "JSON" in floor.name)]
+    mine = [
+        floor.name.replace("msgspec", "gaman") for _, floor in ours() if not (isinstance(value, bytes) and "JSON" in floor.name)
+    ]
     return [
         *(Goal(sense="at most", limit=1.15, of=name, against=name.replace("gaman", "msgspec")) for name in mine),
         Goal(sense="at least", limit=1.0, of="gaman, MessagePack", against=BEST_PEER),
@@ -168,13 +176,13 @@ def cases(plan: Plan) -> list[Case]:
             Case(
                 name=f"{verb} {payload.name}",
                 floor=FLOOR,
-                enter=partial(lambda value, code: contenders(*everybody(value, code)), payload.value, code),
+                enter=partial(everybody, payload.value, code),
                 goals=goals(payload.value),
             )
             for payload in PAYLOADS
             for verb, code in asked
         ),
-        Case(name="decode the user into a dataclass", floor=FLOOR, enter=lambda: contenders(*typed()), goals=goals(USER)),
+        Case(name="decode the user into a dataclass", floor=FLOOR, enter=typed, goals=goals(USER)),
     ]
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from collections.abc import Iterator
 
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -41,45 +43,47 @@ def goal_text(case: CaseResult, goal: GoalResult) -> Text:
     mark, colour = MARKS[verdict]
     where = "" if goal.at is None else f" at {goal.at:,.0f}"
     than = against if goal.against_at is None else f"{against} at {goal.against_at:,.0f}"
-    wanted = f"{goal.sense} {goal.limit:g} times {'the cost of' if goal.sense == 'at most' else 'as good as'} {than}"
+    wanted = f"{goal.sense} {goal.limit:g} times {'the cost of' if goal.sense == 'at most' else 'better than'} {than}"
     found = "somebody is missing" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
-    return Text(f"{mark} goal of {goal.of}{where}: {wanted}; it is {found}: {verdict}", colour)
+    return Text(f"  {mark} goal of {goal.of}{where}: {wanted}; it is {found}: {verdict}", colour)
 
 
-def question_table(question: QuestionResult) -> Table:
-    table = Table(title=f"{question.title}  ({question.name}, {question.seconds:.0f} s)", title_justify="left", title_style="bold")
-    table.add_column("case, and who", no_wrap=True)
-    table.add_column("median", justify="right", no_wrap=True)
-    table.add_column("quartiles", justify="right", no_wrap=True)
-    table.add_column("by the floor", no_wrap=True)
-    table.add_column("defined in", style="dim", no_wrap=True)
-    for case in question.cases:
-        _add_case(table, case)
-    return table
+def show(question: QuestionResult) -> Group:
+    """Return what a terminal shows of *question*."""
+    title = Text(f"{question.title}  ({question.name}, {question.seconds:.0f} s)", "bold reverse")
+    return Group(title, *(part for case in question.cases for part in _show_case(case)))
 
 
-def _add_case(table: Table, case: CaseResult) -> None:
+def _show_case(case: CaseResult) -> Iterator[RenderableType]:
     rounds = len(case.contenders[0].figures) if case.contenders else 0
-    table.add_section()
-    unit = Text(f"{case.unit}; {case.better} is better; {rounds} round{'' if rounds == 1 else 's'}", "italic")
-    table.add_row(Text(case.name, "bold"), "", "", unit, case.source)
-    for at in sorted({each.at for each in case.contenders}, key=lambda at: -1 if at is None else at):
-        for each in best_first(case, [other for other in case.contenders if other.at == at]):
-            spread, ratio = interval(each.figures), to_floor(case, each)
-            where = "" if at is None else f", {at:,.0f} {case.axis}"
-            by_floor = Text("the floor" if each.name == case.floor else "") if ratio is None else ratio_text(ratio)
-            quartiles = f"{figure(spread.first)} to {figure(spread.third)}"
-            style = {"ours": "bold cyan", "floor": "dim"}.get(each.kind, "")
-            table.add_row(Text(f"  {name_of(each)}{where}", style), figure(spread.median), quartiles, by_floor, each.source)
-            for what, values in each.extra.items():
-                table.add_row(Text(f"    {what}", "dim"), figure(statistics.median(values)), "", "", "")
+    yield Text.assemble(
+        "\n", (case.name, "bold"), f"  {case.unit}; {case.better} is better; {rounds} rounds; ", (case.source, "dim")
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("", no_wrap=True, min_width=34)
+    for heading in ("" if case.axis is None else case.axis, "median", "quartiles", f"x {case.floor}"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("defined in", style="dim", no_wrap=True)
+    order = best_first(case, case.contenders)
+    if case.axis is not None:
+        names = list(dict.fromkeys(each.name for each in order))
+        order.sort(key=lambda each: (names.index(each.name), each.at or 0))
+    for each in order:
+        spread, ratio = interval(each.figures), to_floor(case, each)
+        by_floor = Text("") if ratio is None else ratio_text(ratio)
+        quartiles = f"{figure(spread.first)} to {figure(spread.third)}"
+        where = "" if each.at is None else f"{each.at:,.0f}"
+        who = Text(f"  {name_of(each)}", {"ours": "bold cyan", "floor": "dim"}.get(each.kind, ""))
+        table.add_row(who, where, figure(spread.median), quartiles, by_floor, each.source)
+        for what, values in each.extra.items():
+            table.add_row(Text(f"    {what}", "dim"), "", figure(statistics.median(values)), "", "", "")
+    yield table
     places: dict[tuple[str, str], list[float]] = defaultdict(list)
     for absent in case.absent:
         places[absent.name, absent.reason] += [] if absent.at is None else [absent.at]
     for (name, reason), ats in places.items():
-        among = {other.at for other in case.absent if other.name == name}
-        some = ats and len(ats) < len({each.at for each in case.contenders if each.at is not None} | among)
-        where = f", {' and '.join(f'{at:,.0f}' for at in ats)} {case.axis}" if some else ""
-        table.add_row(Text(f"  {name}{where}", "dim"), "", "", Text(reason, "dim"), "")
+        takes_part_elsewhere = any(each.name == name for each in case.contenders)
+        elsewhere = f", {' and '.join(f'{at:,.0f}' for at in ats)} {case.axis}" if takes_part_elsewhere else ""
+        yield Text(f"  {name}{elsewhere}: {reason}", "dim")
     for goal in case.goals:
-        table.add_row(Text("  ") + goal_text(case, goal), "", "", "", "")
+        yield goal_text(case, goal)
