@@ -70,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] == "compare":
         return compare_runs(arguments[1:], console)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, epilog="Also: compare OLD NEW.")
-    parser.add_argument("questions", nargs="*", metavar="question", help=f"one of {', '.join(QUESTIONS)}, by default all; or {' or '.join(LONG)}")
+    parser.add_argument(
+        "questions", nargs="*", metavar="question", help=f"one of {', '.join(QUESTIONS)}, by default all; or {' or '.join(LONG)}"
+    )
     parser.add_argument("--quick", action="store_true", help="at most a minute for all, instead of ten")
     parser.add_argument("--against", metavar="NAMES", help="only these peers, with commas between: orjson,json,pickle")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="where results and charts go; by default into benchmarks/runs/")
