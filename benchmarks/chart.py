@@ -131,19 +131,19 @@ def _draw_bars(panel: Any, case: CaseResult) -> None:
         said = "; ".join(
             f"goal {'≤' if goal.sense == 'at most' else '≥'} {goal.limit:g}: {judge(case, goal).verdict}" for goal in against_floor
         )
+        # Where the bar is to end.
+        limits = [goal.limit if goal.sense == "at most" or case.better == "higher" else 1 / goal.limit for goal in against_floor]
+        for limit in limits:
+            panel.plot([limit, limit], [place - 0.45, place + 0.45], color=GOAL, lw=3, solid_capstyle="butt", zorder=5)
         panel.annotate(
             f"{times}{figure(statistics.median(each.figures))}{unit}{f' ({said})' if said else ''}",
-            (min(spread.third, cut), place),
+            (max([min(spread.third, cut), *limits]), place),
             (6, 0),
             textcoords="offset points",
             va="center",
             fontsize=8.5,
             fontweight="bold" if each.kind == "ours" else "normal",
         ).set_in_layout(False)
-        for goal in against_floor:
-            # Where the bar is to end.
-            limit = goal.limit if goal.sense == "at most" or case.better == "higher" else 1 / goal.limit
-            panel.plot([limit, limit], [place - 0.45, place + 0.45], color=GOAL, lw=3, solid_capstyle="butt", zorder=5)
     panel.set_yticks(range(len(order)), [_label(each) for each in reversed(order)], fontsize=9)
     for tick, each in zip(panel.get_yticklabels(), reversed(order), strict=True):
         if each.kind == "ours":
@@ -153,17 +153,21 @@ def _draw_bars(panel: Any, case: CaseResult) -> None:
         panel.axvline(1, color="black", lw=1, ls="--")
     axis = f"times “{case.floor}”, and {case.unit}" if by_floor else case.unit
     panel.set_xlabel(f"{axis}; {case.better} is better", fontsize=8.5)
-    panel.set_xlim(0, cut * 1.45)
+    panel.set_xlim(0, cut * (1.75 if case.goals else 1.45))
     panel.set_xticks([tick for tick in panel.get_xticks() if tick <= cut])
     panel.tick_params(axis="x", labelsize=8)
-    _title(panel, case.name, _in_words(case, order))
+    _title(panel, case.name, _in_words(case, order), 110)
     _unframe(panel)
 
 
-def _title(panel: Any, name: str, answer: str) -> None:
-    panel.set_title(name, fontsize=11, fontweight="bold", loc="left", pad=20 if answer else 6)
-    # It may be longer than the panel is wide, which is to stay so.
-    panel.annotate(answer, (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", fontsize=9).set_in_layout(False)
+def _title(panel: Any, name: str, answer: str, left: int) -> None:
+    """Put the case and its answer over *panel*, so many points to the left of its axis."""
+    # They may be longer than the panel is wide, which is to stay so; what is empty keeps their place.
+    panel.set_title(" ", fontsize=11, pad=20)
+    for text, height, style in ((name, 21, {"fontsize": 11, "fontweight": "bold"}), (answer, 7, {"fontsize": 9})):
+        panel.annotate(text, (0, 1), (-left, height), xycoords="axes fraction", textcoords="offset points", **style).set_in_layout(
+            False
+        )
 
 
 def _in_words(case: CaseResult, order: Sequence[ContenderResult]) -> str:
@@ -233,7 +237,7 @@ def _draw_growth(panel: Any, case: CaseResult, peers: Sequence[str]) -> None:
     if len(ours) > 1 and ours[0].at is not None and ours[-1].name == ours[0].name:
         grown = statistics.median(ours[-1].figures) / statistics.median(ours[0].figures)
         said = f"{ours[0].name}: {grown:.2f} times as much with {ours[-1].at:,.0f} as with {ours[0].at:,.0f}"
-    _title(panel, case.name, said)
+    _title(panel, case.name, said, 30)
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
 
