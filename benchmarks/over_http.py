@@ -132,7 +132,7 @@ async def enter(setting: Setting, plan: Plan) -> AsyncGenerator[Sequence[Contend
         for entrant in ENTRANTS:
             if (plan.quick and entrant.name not in QUICK) or setting.kind not in entrant.kinds or setting.path in entrant.passes:
                 continue
-            if entrant.kind == "peer" and plan.against is not None and entrant.name not in plan.against:
+            if entrant.kind == "peer" and not plan.invites(entrant.name):
                 continue
             if (reason := entrant.absence()) is not None:
                 found.append(Missing(entrant.name, reason))
