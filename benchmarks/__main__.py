@@ -7,6 +7,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from benchmarks.table import MARKS, show
 
 HERE = Path(__file__).parent
 QUESTIONS = ("serializer", "sealing", "in_process", "scaling", "over_http", "drivers", "memory")
+LONG = ("growth", "owners")
+"""Questions that are asked by their names alone, for they take half an hour."""
 MOST, MOST_QUICK = 560.0, 40.0
 """Seconds for all questions together; what is left of ten minutes, and of one, is for starting and for charts."""
 
@@ -34,8 +37,10 @@ def find_questions(names: Sequence[str]) -> list[Question]:
 
 def plan_for(questions: Sequence[Question], quick: bool, against: str | None) -> Plan:
     plan = Plan(quick=quick, against=None if against is None else frozenset(against.split(",")))
+    if len(questions) < len(QUESTIONS):
+        return plan
     asked = sum(question.budget(plan) for question in questions)
-    return Plan(quick=quick, against=plan.against, scale=min(1.0, (MOST_QUICK if quick else MOST) / asked))
+    return replace(plan, scale=min(1.0, (MOST_QUICK if quick else MOST) / asked))
 
 
 def measure(questions: Sequence[Question], plan: Plan, console: Console) -> Results:
@@ -68,13 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] == "compare":
         return compare_runs(arguments[1:], console)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, epilog="Also: compare OLD NEW.")
-    parser.add_argument("questions", nargs="*", metavar="question", help=f"one of {', '.join(QUESTIONS)}; by default all")
+    parser.add_argument(
+        "questions", nargs="*", metavar="question", help=f"one of {', '.join(QUESTIONS)}, by default all; or {' or '.join(LONG)}"
+    )
     parser.add_argument("--quick", action="store_true", help="at most a minute for all, instead of ten")
     parser.add_argument("--against", metavar="NAMES", help="only these peers, with commas between: orjson,json,pickle")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="where results and charts go; by default into benchmarks/runs/")
     asked = parser.parse_args(arguments)
-    if unknown := [name for name in asked.questions if name not in QUESTIONS]:
-        parser.error(f"there is no question {unknown[0]!r}; there are {', '.join(QUESTIONS)}")
+    if unknown := [name for name in asked.questions if name not in QUESTIONS + LONG]:
+        parser.error(f"there is no question {unknown[0]!r}; there are {', '.join(QUESTIONS + LONG)}")
     questions = find_questions(asked.questions)
     results = measure(questions, plan_for(questions, asked.quick, asked.against), console)
     folder: Path = asked.to or HERE / "runs" / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{results.about['commit']}"

@@ -190,7 +190,7 @@ async def enter(kind: str, operation: str, plan: Plan) -> AsyncGenerator[Sequenc
             await add(FLOOR, CalledFloor(kind, place), "floor", "", line_of(STORES[kind].__init__))
             await add("gaman", CalledGaman(kind, place), "ours", version("gaman"), line_of(HANDLERS[operation]))
             for peer, kinds in PEERS.items():
-                if kind not in kinds or (plan.against is not None and peer.name not in plan.against):
+                if kind not in kinds or not plan.invites(peer.name):
                     continue
                 if operation in peer.lacks:
                     found.append(Missing(peer.name, peer.lacks[operation]))

@@ -44,6 +44,8 @@ class Entrant(NamedTuple):
     serve: Callable[[str, str], None]
     kind: Kind = "peer"
     warm_up: float = 0
+    passes: Collection[str] = ()
+    """Paths at which it would show nothing."""
 
     def absence(self) -> str | None:
         """Return why it can't take part on this machine, or None where it can."""
@@ -167,7 +169,7 @@ def _from_peers(peer: Peer) -> Entrant:
 ENTRANTS = [
     Entrant(FLOOR, ["uvicorn"], KINDS, partial(on_uvicorn, build_floor), "floor"),
     Entrant("gaman", ["gaman"], KINDS, serve_gaman, "ours"),
-    Entrant("gaman, a commit a write", ["gaman"], ("sql",), serve_gaman_singly, "ours"),
+    Entrant("gaman, a commit a write", ["gaman"], ("sql",), serve_gaman_singly, "ours", passes=("/read",)),
     Entrant("gaman on Granian", ["gaman", "granian"], ("plain", "cookies", "memory", "redis"), on_granian, "ours"),
     *map(_from_peers, PEERS),
     Entrant("Starlette", ["starlette", "starsessions"], ("memory", "redis"), partial(on_uvicorn, http_peers.build_starsessions)),

@@ -139,6 +139,10 @@ class Plan:
     against: frozenset[str] | None = None
     scale: float = 1.0
 
+    def invites(self, peer: str) -> bool:
+        """Return whether a peer of that name takes part, in capitals or not."""
+        return self.against is None or peer.lower() in {name.strip().lower() for name in self.against}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
@@ -253,7 +257,7 @@ def _describe(case: Case, *absent: AbsentResult) -> CaseResult:
 
 
 def _takes_part(contender: Contender, plan: Plan) -> bool:
-    return contender.kind != "peer" or plan.against is None or contender.name in plan.against
+    return contender.kind != "peer" or plan.invites(contender.name)
 
 
 async def check(case: Case, present: Sequence[Contender]) -> None:

@@ -130,9 +130,9 @@ async def enter(setting: Setting, plan: Plan) -> AsyncGenerator[Sequence[Contend
         found: list[Contender | Missing] = []
         programs: list[tuple[Entrant, Any]] = []
         for entrant in ENTRANTS:
-            if (plan.quick and entrant.name not in QUICK) or setting.kind not in entrant.kinds:
+            if (plan.quick and entrant.name not in QUICK) or setting.kind not in entrant.kinds or setting.path in entrant.passes:
                 continue
-            if entrant.kind == "peer" and plan.against is not None and entrant.name not in plan.against:
+            if entrant.kind == "peer" and not plan.invites(entrant.name):
                 continue
             if (reason := entrant.absence()) is not None:
                 found.append(Missing(entrant.name, reason))
@@ -153,12 +153,12 @@ def cases(plan: Plan) -> Sequence[Case]:
             unit="requests a second",
             better="higher",
             goals=[goal for goal in each.goals if goal.against in (*QUICK, BEST_PEER) or not plan.quick],
-            share=sum(each.kind in entrant.kinds for entrant in ENTRANTS),
+            share=sum(each.kind in entrant.kinds and each.path not in entrant.passes for entrant in ENTRANTS),
         )
         for each in settings
     ]
 
 
 QUESTION = Question(
-    name="over_http", title="How many requests a second are answered over HTTP?", cases=cases, seconds=240, quick_seconds=12
+    name="over_http", title="How many requests a second are answered over HTTP?", cases=cases, seconds=240, quick_seconds=18
 )
