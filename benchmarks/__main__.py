@@ -89,13 +89,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for question in results.questions:
         chart.draw(question, results.about, folder)
     chart.summarize(results, folder)
-    verdicts: list[str] = [
-        judge(case, goal).verdict for question in results.questions for case in question.cases for goal in case.goals
-    ]
+    cases = [case for question in results.questions for case in question.cases]
+    verdicts: list[str] = [judge(case, goal).verdict for case in cases for goal in case.goals]
     console.print("Goals:", ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in MARKS))
+    known = {each.name for case in cases for each in case.contenders} | {each.name for case in cases for each in case.absent}
+    for name in (asked.against or "").split(","):
+        if name and name not in known:
+            console.print(f"Nobody here is called {name!r}.", style="yellow")
     console.print(f"Figures and charts: {folder}", soft_wrap=True)
-    absent = [each for question in results.questions for case in question.cases for each in case.absent]
-    return int(any(each.reason.startswith(harness.FAILED) for each in absent))
+    return int(any(each.reason.startswith(harness.FAILED) for case in cases for each in case.absent))
 
 
 def compare_runs(arguments: Sequence[str], console: Console) -> int:

@@ -368,8 +368,11 @@ def test_the_command_measures_what_is_asked_and_says_where_it_went(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(serializer, "QUESTION", make_question())
-    assert command.main(["serializer", "--quick", "--to", str(tmp_path)]) == 0
-    assert str(tmp_path) in capsys.readouterr().out.replace("\n", "")
+    assert command.main(["serializer", "--quick", "--to", str(tmp_path), "--against", "Peer,Pear"]) == 0
+    said = capsys.readouterr().out.replace("\n", "")
+    assert str(tmp_path) in said
+    assert "Nobody here is called 'Pear'" in said
+    assert "Slow" not in said
     about = load(tmp_path / "results.json").about
     assert about.keys() >= {"machine", "cores", "python", "commit", "msgspec", "event loop", "garbage collector"}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
