@@ -29,6 +29,7 @@ from gaman import App, Context, Response, define_routes
 from gaman.session import session
 
 AT_ONCE: Final = (1, 8, 64)
+QUICK_AT_ONCE: Final = (1, 64)
 TURN: Final = 0.03
 """Seconds."""
 
@@ -173,7 +174,7 @@ async def enter(kind: str, operation: str, plan: Plan) -> AsyncGenerator[Sequenc
                 await way.open()
                 stack.push_async_callback(way.close)
                 # In memory nothing waits, so that nobody comes meanwhile.
-                for n in AT_ONCE[:1] if kind == "memory" else AT_ONCE:
+                for n in (1,) if kind == "memory" else QUICK_AT_ONCE if plan.quick else AT_ONCE:
                     crowd = Crowd(way, operation, n)
                     found.append(
                         Contender(

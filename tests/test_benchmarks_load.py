@@ -146,7 +146,8 @@ async def test_all_servers_that_are_installed_answer_alike(name: str) -> None:
 
 async def test_a_server_is_loaded_in_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(over_http, "TURN", 0.05)
-    async with setting("memory, read", Plan(against=frozenset())).enter() as entered:
+    async with setting("memory, read", Plan(against=frozenset({"blacksheep"}))).enter() as entered:
+        assert {each.name for each in entered} <= {"bare callable", "gaman", "gaman on Granian", "BlackSheep"}
         for each in entered:
             assert isinstance(each, Contender)
             assert each.answer is not None
