@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from benchmarks import drivers, entrants, growth, http_peers, memory, over_http, owners
+from benchmarks import drivers, entrants, growth, memory, over_http, owners
 from benchmarks.harness import Case, Contender, Missing, Plan, check
 from benchmarks.load import Aim, Load, ask_by_wrk, ask_from_here, read_wrk
 
@@ -164,7 +164,7 @@ async def test_a_server_that_is_not_installed_is_a_row_with_the_reason(monkeypat
         return "1.0"
 
     monkeypatch.setattr(entrants, "version", lack)
-    monkeypatch.setattr(http_peers.shutil, "which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     present, absent = await taking_part(setting("memory, read", Plan()))
     assert {*present} == {"bare callable", "gaman"}
     assert absent["Litestar"] == "not installed: litestar"
