@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.figures import Interval, best_first, interval, judge, to_floor
 from benchmarks.results import CaseResult, ContenderResult, GoalResult, QuestionResult, Results
-from benchmarks.table import figure
+from benchmarks.table import figure, name_of
 
 # Okabe and Ito's colours, which those who confuse red and green tell apart too.
 OURS, PEER, FLOOR, GOAL = "#D55E00", "#56B4E9", "#999999", "#009E73"
@@ -33,7 +33,7 @@ def draw(question: QuestionResult, about: dict[str, str], folder: Path) -> list[
     columns = min(2, len(cases))
     rows = math.ceil(len(cases) / columns)
     heights = [
-        max(3.4 if case.axis else 1.4 + EACH[1] * len(case.contenders) for case in cases[row * columns : (row + 1) * columns])
+        max(3.4 if _grows(case) else 1.4 + EACH[1] * len(case.contenders) for case in cases[row * columns : (row + 1) * columns])
         for row in range(rows)
     ]
     size = (EACH[0] * columns, sum(heights) + 1.1)
@@ -42,14 +42,14 @@ def draw(question: QuestionResult, about: dict[str, str], folder: Path) -> list[
     # Everybody keeps one colour in all panels.
     peers = list(dict.fromkeys(each.name for case in cases for each in case.contenders if each.kind == "peer"))
     for panel, case in zip(panels, cases, strict=False):
-        if case.axis:
+        if _grows(case):
             _draw_growth(panel, case, peers)
         else:
             _draw_bars(panel, case)
     for panel in panels[len(cases) :]:
         panel.axis("off")
     chart.suptitle(f"{question.title}\n", fontsize=15, fontweight="bold")
-    others = "" if all(case.axis for case in cases) else " · blue: others · green line: the goal · a bar with a gap is cut"
+    others = "" if all(_grows(case) for case in cases) else " · blue: others · green line: the goal · a bar with a gap is cut"
     _foot(
         chart,
         f"orange: gaman · grey: the floor, which the others are divided by{others} · whiskers: quartiles of the rounds",
@@ -107,6 +107,10 @@ def summarize(results: Results, folder: Path) -> list[Path]:
     return _save(plt, chart, folder, "summary")
 
 
+def _grows(case: CaseResult) -> bool:
+    return len({each.at for each in case.contenders if each.at is not None}) > 1
+
+
 def _draw_bars(panel: Any, case: CaseResult) -> None:
     order = best_first(case, case.contenders)
     by_floor = any(each.name == case.floor for each in order)
@@ -144,7 +148,7 @@ def _draw_bars(panel: Any, case: CaseResult) -> None:
             fontsize=8.5,
             fontweight="bold" if each.kind == "ours" else "normal",
         ).set_in_layout(False)
-    panel.set_yticks(range(len(order)), [_label(each) for each in reversed(order)], fontsize=9)
+    panel.set_yticks(range(len(order)), [name_of(each) for each in reversed(order)], fontsize=9)
     for tick, each in zip(panel.get_yticklabels(), reversed(order), strict=True):
         if each.kind == "ours":
             tick.set_fontweight("bold")
@@ -156,7 +160,8 @@ def _draw_bars(panel: Any, case: CaseResult) -> None:
     panel.set_xlim(0, cut * (1.75 if case.goals else 1.45))
     panel.set_xticks([tick for tick in panel.get_xticks() if tick <= cut])
     panel.tick_params(axis="x", labelsize=8)
-    _title(panel, case.name, _in_words(case, order), 110)
+    longest = max(len(name_of(each)) for each in order)
+    _title(panel, case.name, _in_words(case, order), min(110, round(4.6 * longest)))
     _unframe(panel)
 
 
@@ -224,9 +229,18 @@ def _draw_growth(panel: Any, case: CaseResult, peers: Sequence[str]) -> None:
     panel.set_xscale("log")
     panel.set_yscale("log")
     ticks = sorted({each.at for each in case.contenders if each.at is not None})
-    panel.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], fontsize=8)
-    panel.minorticks_off()
+    shown = ticks[:1]
+    for tick in ticks[1:]:
+        # Those that would overlap the one before have no label.
+        if math.log(tick / shown[-1]) > 0.17 * math.log(ticks[-1] / ticks[0]):
+            shown.append(tick)
+    panel.set_xticks(shown, [f"{tick:,.0f}" for tick in shown], fontsize=8)
+    # What hardly grows is to look level.
+    figures = [statistics.median(each.figures) for each in case.contenders]
+    panel.set_ylim(min(figures) / 1.5, max(figures) * 1.5)
+    panel.yaxis.set_major_locator(import_module("matplotlib.ticker").LogLocator(subs=(1, 2, 5)))
     panel.yaxis.set_major_formatter(_tick)
+    panel.minorticks_off()
     panel.tick_params(axis="y", labelsize=8)
     panel.set_xlabel(case.axis, fontsize=8)
     panel.set_ylabel(f"{case.unit}\n{case.better} is better", fontsize=8)
@@ -244,11 +258,6 @@ def _draw_growth(panel: Any, case: CaseResult, peers: Sequence[str]) -> None:
 
 def _tick(value: float, position: int) -> str:
     return figure(value)
-
-
-def _label(contender: ContenderResult) -> str:
-    name = contender.name if contender.version is None else f"{contender.name} {contender.version}"
-    return name if contender.at is None else f"{name}, {contender.at:,.0f}"
 
 
 def _pyplot() -> Any:
@@ -275,6 +284,8 @@ def _foot(chart: Any, legend: str, about: dict[str, str]) -> None:
 def _save(plt: Any, chart: Any, folder: Path, name: str) -> list[Path]:
     files = [folder / f"{name}.svg", folder / f"{name}.png"]
     chart.savefig(files[0], metadata={"Date": None})
+    # The places of all panels have been found; to find them again takes as long as drawing them.
+    chart.set_layout_engine("none")
     chart.savefig(files[1], dpi=110)
     plt.close(chart)
     return files

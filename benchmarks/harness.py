@@ -206,26 +206,30 @@ async def _given(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-async def run(question: Question, plan: Plan, progress: Callable[[str, float], None]) -> QuestionResult:
+async def run(
+    question: Question, plan: Plan, progress: Callable[[str, float], None], clock: Callable[[], float] = time.monotonic
+) -> QuestionResult:
     """Measure the cases of *question*; *progress* is told what is measured, and how many seconds of the budget have gone."""
-    began, cases, found = time.monotonic(), list(question.cases(plan)), list[CaseResult]()
+    began, cases, found = clock(), list(question.cases(plan)), list[CaseResult]()
     ends = began + question.budget(plan)
     shares = sum(case.share for case in cases)
     for case in cases:
-        now = time.monotonic()
+        now = clock()
         until = now + (ends - now) * case.share / shares
         shares -= case.share
         try:
-            found.append(await run_case(case, plan, until, lambda name: progress(name, time.monotonic() - began)))
+            found.append(await run_case(case, plan, until, lambda name: progress(name, clock() - began), clock))
         except Exception as error:
             # What has been measured for minutes is not lost for it.
             traceback.print_exc()
             found.append(_describe(case, AbsentResult("everybody", f"{FAILED}: {error!r}")))
-    return QuestionResult(question.name, question.title, question.source, time.monotonic() - began, found)
+    return QuestionResult(question.name, question.title, question.source, clock() - began, found)
 
 
-async def run_case(case: Case, plan: Plan, until: float, progress: Callable[[str], None]) -> CaseResult:
-    """Measure *case* in rounds until that time by the monotonic clock; at least one."""
+async def run_case(
+    case: Case, plan: Plan, until: float, progress: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+) -> CaseResult:
+    """Measure *case* in rounds until that time by the *clock*; at least one."""
     progress(case.name)
     result = _describe(case)
     try:
@@ -235,7 +239,7 @@ async def run_case(case: Case, plan: Plan, until: float, progress: Callable[[str
                     result.absent.append(AbsentResult(each.name, each.reason, each.at))
             present = [each for each in entered if isinstance(each, Contender) and _takes_part(each, plan)]
             await check(case, present)
-            samples = await _rounds(case, present, until, progress)
+            samples = await _rounds(case, present, until, progress, clock)
     except Absent as absent:
         result.absent.append(AbsentResult("everybody", str(absent)))
         return result
@@ -266,7 +270,7 @@ async def check(case: Case, present: Sequence[Contender]) -> None:
 
 
 async def _rounds(
-    case: Case, present: Sequence[Contender], until: float, progress: Callable[[str], None]
+    case: Case, present: Sequence[Contender], until: float, progress: Callable[[str], None], clock: Callable[[], float]
 ) -> dict[tuple[str, float | None], list[Sample]]:
     samples: dict[tuple[str, float | None], list[Sample]] = {(each.name, each.at): [] for each in present}
     # A turn to warm up, unless there is only one.
@@ -278,12 +282,12 @@ async def _rounds(
     gc.freeze()
     try:
         for _ in range(case.rounds):
-            began = time.monotonic()
+            began = clock()
             shuffle(order)
             for each in order:
                 samples[each.name, each.at].append(await _turn(each))
             progress(case.name)
-            now = time.monotonic()
+            now = clock()
             if now + (now - began) > until:
                 break
     finally:

@@ -83,5 +83,5 @@ QUESTION = Question(
     title="What does a call cost, without a server?",
     cases=cases,
     seconds=90,
-    quick_seconds=10,
+    quick_seconds=9,
 )

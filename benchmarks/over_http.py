@@ -162,5 +162,5 @@ def cases(plan: Plan) -> Sequence[Case]:
 
 
 QUESTION = Question(
-    name="over_http", title="How many requests a second are answered over HTTP?", cases=cases, seconds=240, quick_seconds=12
+    name="over_http", title="How many requests a second are answered over HTTP?", cases=cases, seconds=240, quick_seconds=18
 )

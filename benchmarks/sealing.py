@@ -216,5 +216,5 @@ QUESTION = Question(
     title="What does it cost to seal a session, and to open it?",
     cases=cases,
     seconds=30,
-    quick_seconds=4,
+    quick_seconds=3,
 )

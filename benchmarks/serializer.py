@@ -191,5 +191,5 @@ QUESTION = Question(
     title="How fast is the serializer?",
     cases=cases,
     seconds=60,
-    quick_seconds=8,
+    quick_seconds=7,
 )

@@ -35,7 +35,8 @@ def ratio_text(ratio: Interval) -> Text:
 
 
 def name_of(contender: ContenderResult) -> str:
-    return contender.name if contender.version is None else f"{contender.name} {contender.version}"
+    """Return who it is; of a peer, which version."""
+    return f"{contender.name} {contender.version}" if contender.version and contender.kind == "peer" else contender.name
 
 
 def goal_text(case: CaseResult, goal: GoalResult) -> Text:
