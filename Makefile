@@ -49,7 +49,7 @@ $(VENV)/developed: $(VENV)/installed
 
 $(VENV)/benched: $(VENV)/developed
 	$(VENV)/bin/python -m pip install --quiet --group bench
-	-if command -v npm; then npm install --prefix benchmarks/node --silent --no-package-lock; fi
+	-if command -v npm >/dev/null; then npm install --prefix benchmarks/node --silent --no-package-lock; fi
 	@touch $@
 
 .PHONY: help demo test faults e2e check bench bench-quick

@@ -61,8 +61,7 @@ class Entrant(NamedTuple):
     def version(self) -> str:
         """Return the versions of its packages."""
         find = http_peers.version_in_node if self.serve is http_peers.become_express else version
-        first, *others = self.packages
-        return ", ".join([find(first), *(f"{package} {find(package)}" for package in others)])
+        return ", ".join(find(each) if each == self.name.lower() else f"{each} {find(each)}" for each in self.packages)
 
     @property
     def defined_by(self) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ from benchmarks.places import STORES, place_for
 from tests.serving import Answer, get, running, until
 
 ROOT = Path(__file__).parents[1]
-TURN = 0.15
+TURN, QUICK_TURN = 0.15, 0.05
 """Seconds. wrk takes a little longer, see load.py."""
 QUICK = (FLOOR, "gaman", "Starlette", "Express")
 
@@ -66,14 +66,15 @@ SETTINGS = [
         for path in ("/read", "/write")
     ),
 ]
-QUICK_SETTINGS = ("JSON", "cookies, read", "redis, write, 64 at once")
+QUICK_SETTINGS = ("cookies, read", "redis, write, 64 at once")
 
 
 class Site:
     """A server of an entrant's, and the sessions that it is asked in."""
 
-    def __init__(self, entrant: Entrant, setting: Setting, port: int) -> None:
+    def __init__(self, entrant: Entrant, setting: Setting, port: int, turn: float) -> None:
         self.entrant = entrant
+        self._turn = turn
         self._setting = setting
         self._port = port
         self._aim = Aim(port, setting.path, setting.connections, (), b"")
@@ -111,7 +112,7 @@ class Site:
         return answers
 
     async def measure(self) -> Sample:
-        found = await load(self._aim, TURN)
+        found = await load(self._aim, self._turn)
         return Sample(found.rate, {"p50, ms": found.p50, "p99, ms": found.p99})
 
     def contender(self) -> Contender:
@@ -140,7 +141,8 @@ async def enter(setting: Setting, plan: Plan) -> AsyncGenerator[Sequence[Contend
             arguments = ("-m", "benchmarks.entrants", entrant.name, setting.kind, place)
             programs.append((entrant, stack.enter_context(running(*arguments, cwd=ROOT))))
         # They start side by side.
-        yield [*(Site(entrant, setting, program.port).contender() for entrant, program in programs), *found]
+        turn = QUICK_TURN if plan.quick else TURN
+        yield [*(Site(entrant, setting, program.port, turn).contender() for entrant, program in programs), *found]
 
 
 def cases(plan: Plan) -> Sequence[Case]:

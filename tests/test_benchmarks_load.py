@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from benchmarks import drivers, entrants, growth, http_peers, memory, over_http, owners
+from benchmarks import drivers, entrants, growth, memory, over_http, owners
 from benchmarks.harness import Case, Contender, Missing, Plan, check
 from benchmarks.load import Aim, Load, ask_by_wrk, ask_from_here, read_wrk
 
@@ -146,7 +146,8 @@ async def test_all_servers_that_are_installed_answer_alike(name: str) -> None:
 
 async def test_a_server_is_loaded_in_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(over_http, "TURN", 0.05)
-    async with setting("memory, read", Plan(against=frozenset())).enter() as entered:
+    async with setting("memory, read", Plan(against=frozenset({"blacksheep"}))).enter() as entered:
+        assert {each.name for each in entered} <= {"bare callable", "gaman", "gaman on Granian", "BlackSheep"}
         for each in entered:
             assert isinstance(each, Contender)
             assert each.answer is not None
@@ -163,7 +164,7 @@ async def test_a_server_that_is_not_installed_is_a_row_with_the_reason(monkeypat
         return "1.0"
 
     monkeypatch.setattr(entrants, "version", lack)
-    monkeypatch.setattr(http_peers.shutil, "which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     present, absent = await taking_part(setting("memory, read", Plan()))
     assert {*present} == {"bare callable", "gaman"}
     assert absent["Litestar"] == "not installed: litestar"
