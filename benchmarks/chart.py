@@ -14,7 +14,7 @@ from benchmarks.results import CaseResult, ContenderResult, GoalResult, Question
 from benchmarks.table import figure, name_of
 
 # Okabe and Ito's colours, which those who confuse red and green tell apart too.
-OURS, PEER, FLOOR, GOAL = "#D55E00", "#56B4E9", "#999999", "#009E73"
+OURS, PEER, FLOOR, GOAL, UNREACHED = "#D55E00", "#56B4E9", "#999999", "#009E73", "#CC79A7"
 LINES = ("#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#0072B2", "#000000", "#F0E442")
 MARKERS = "ovsD^Px"
 EACH = (6.6, 0.33)
@@ -68,12 +68,12 @@ def summarize(results: Results, folder: Path) -> list[Path]:
     chart, panel = plt.subplots(figsize=(12.5, 1.9 + 0.27 * len(found)), layout="constrained")
     labels: list[str] = []
     for place, (question, case, goal) in enumerate(reversed(found)):
-        verdict, ratio, against = judge(case, goal)
+        verdict, ratio, against, _ = judge(case, goal)
         assert ratio is not None
         # To the right of 1 is better than the goal, whatever the goal's sense.
         by = [goal.limit / each if goal.sense == "at most" else each / goal.limit for each in (ratio.low, ratio.median, ratio.high)]
         low, middle, high = sorted(by)
-        colour = {"met": GOAL, "missed": OURS, "can't tell": FLOOR}[verdict]
+        colour = {"met": GOAL, "missed": OURS, "out of reach": UNREACHED, "can't tell": FLOOR}[verdict]
         panel.plot([1, middle], [place, place], color=colour, lw=6, alpha=0.35, solid_capstyle="butt")
         panel.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color=colour, capsize=3)
         on_right = middle >= 1
@@ -185,7 +185,7 @@ def _in_words(case: CaseResult, order: Sequence[ContenderResult]) -> str:
     if (by_floor := to_floor(case, ours)) is not None:
         said.append(f"{by_floor.median:.2f} x the floor")
     if peer is not None:
-        _, ratio, _ = judge(case, GoalResult("at least", 1, ours.name, peer.name, ours.at, peer.at))
+        _, ratio, *_ = judge(case, GoalResult("at least", 1, ours.name, peer.name, ours.at, peer.at))
         assert ratio is not None
         is_time = case.unit.split()[0] in ("µs", "ms", "s")
         more, less = ("faster", "slower") if is_time else ("better", "worse")

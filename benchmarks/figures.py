@@ -20,7 +20,8 @@ APART = 1.05
 FEWEST = 6
 """Of fewer rounds no interval holds a median with 95 %."""
 
-Verdict = Literal["met", "missed", "can't tell"]
+Verdict = Literal["met", "missed", "out of reach", "can't tell"]
+"""Out of reach: missed, and the floor would miss it too, so that no code on top of it could meet it."""
 
 
 class Interval(NamedTuple):
@@ -83,11 +84,12 @@ def best_peer(case: CaseResult, at: float | None = None) -> ContenderResult | No
 
 
 class Judgement(NamedTuple):
-    """How a goal went: the ratio that it is about, None where somebody is missing, and against whom."""
+    """How a goal went: the ratio that it is about, None where somebody is missing, and against whom; where missed, the floor's too."""
 
     verdict: Verdict
     ratio: Interval | None
     against: str
+    floor: Interval | None = None
 
 
 def judge(case: CaseResult, goal: GoalResult) -> Judgement:
@@ -96,12 +98,24 @@ def judge(case: CaseResult, goal: GoalResult) -> Judgement:
     against = best_peer(case, at) if goal.against == BEST_PEER else find(case, goal.against, at)
     if of is None or against is None:
         return Judgement("can't tell", None, goal.against)
+    verdict, ratio = _judge(case, goal, of, against)
+    floor = find(case, case.floor, goal.at)
+    if verdict != "missed" or floor is None or floor is against:
+        return Judgement(verdict, ratio, against.name)
+    at_best, floors = _judge(case, goal, floor, against)
+    # Whoever is ahead of the floor is not held back by it.
+    is_below = (floors.median < ratio.median) == (goal.sense == "at most")
+    return Judgement("out of reach" if at_best == "missed" and is_below else verdict, ratio, against.name, floors)
+
+
+def _judge(case: CaseResult, goal: GoalResult, of: ContenderResult, against: ContenderResult) -> tuple[Verdict, Interval]:
     # A cost of gaman's is its time by the other's, or the other's rate by its own; an advantage is the inverse.
     is_of_first = (goal.sense == "at most") == (case.better == "lower")
     ratio = interval(ratios(of, against) if is_of_first else ratios(against, of))
+    if not ratio.is_sure:
+        return "can't tell", ratio
     if goal.sense == "at most":
         is_met, is_missed = ratio.high <= goal.limit, ratio.low > goal.limit
     else:
         is_met, is_missed = ratio.low >= goal.limit, ratio.high < goal.limit
-    verdict: Verdict = "can't tell" if not ratio.is_sure else "met" if is_met else "missed" if is_missed else "can't tell"
-    return Judgement(verdict, ratio, against.name)
+    return "met" if is_met else "missed" if is_missed else "can't tell", ratio

@@ -13,7 +13,7 @@ from rich.text import Text
 from benchmarks.figures import APART, Interval, best_first, interval, judge, to_floor
 from benchmarks.results import CaseResult, ContenderResult, GoalResult, QuestionResult
 
-MARKS = {"met": ("✓", "green"), "missed": ("✗", "red"), "can't tell": ("?", "yellow")}
+MARKS = {"met": ("✓", "green"), "missed": ("✗", "red"), "out of reach": ("✗", "magenta"), "can't tell": ("?", "yellow")}
 
 
 def figure(value: float) -> str:
@@ -40,13 +40,14 @@ def name_of(contender: ContenderResult) -> str:
 
 
 def goal_text(case: CaseResult, goal: GoalResult) -> Text:
-    verdict, ratio, against = judge(case, goal)
+    verdict, ratio, against, floor = judge(case, goal)
     mark, colour = MARKS[verdict]
     where = "" if goal.at is None else f" at {goal.at:,.0f}"
     than = against if goal.against_at is None else f"{against} at {goal.against_at:,.0f}"
     wanted = f"{goal.sense} {goal.limit:g} times {'the cost of' if goal.sense == 'at most' else 'better than'} {than}"
+    why = f", for the floor itself is at {floor.median:.2f}" if verdict == "out of reach" and floor is not None else ""
     found = "somebody is missing" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
-    return Text(f"  {mark} goal of {goal.of}{where}: {wanted}; it is {found}: {verdict}", colour)
+    return Text(f"  {mark} goal of {goal.of}{where}: {wanted}; it is {found}: {verdict}{why}", colour)
 
 
 def show(question: QuestionResult) -> Group:

@@ -253,6 +253,15 @@ def test_the_best_peer_is_the_one_whose_median_is_best(better: str, limit: float
     assert (found.against, found.verdict) == ("a" if better == "lower" else "b", verdict)
 
 
+@pytest.mark.parametrize(("floor", "verdict"), [(2.0, "missed"), (4.0, "out of reach")])
+def test_a_goal_that_the_floor_misses_too_is_out_of_reach(floor: float, verdict: str) -> None:
+    case = case_of(of([floor] * 9, "floor", "floor"), of([5.0] * 9), of([10.0] * 9, "a", "peer"))
+    found = judge(case, GoalResult("at least", 4, "gaman", BEST_PEER))
+    assert found.verdict == verdict
+    assert found.floor is not None
+    assert found.floor.median == 10 / floor
+
+
 @pytest.mark.parametrize(("rate", "limit", "verdict"), [(95.0, 0.9, "met"), (85.0, 0.9, "missed"), (190.0, 1.8, "met")])
 def test_a_rate_is_better_where_it_is_higher(rate: float, limit: float, verdict: str) -> None:
     case = case_of(of([100.0] * 9, "floor", "floor"), of([rate] * 9), better="higher")
