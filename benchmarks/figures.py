@@ -84,7 +84,7 @@ def best_peer(case: CaseResult, at: float | None = None) -> ContenderResult | No
 
 
 class Judgement(NamedTuple):
-    """How a goal went: the ratio that it is about, None where somebody is missing, and against whom; where missed, the floor's too."""
+    """How a goal went: its ratio, None where somebody is missing, and against whom; where a peer is ahead, the floor's too."""
 
     verdict: Verdict
     ratio: Interval | None
@@ -100,7 +100,7 @@ def judge(case: CaseResult, goal: GoalResult) -> Judgement:
         return Judgement("can't tell", None, goal.against)
     verdict, ratio = _judge(case, goal, of, against)
     floor = find(case, case.floor, goal.at)
-    if verdict != "missed" or floor is None or floor is against:
+    if verdict != "missed" or floor is None or against.kind != "peer":
         return Judgement(verdict, ratio, against.name)
     at_best, floors = _judge(case, goal, floor, against)
     # Whoever is ahead of the floor is not held back by it.
