@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.figures import Interval, best_first, interval, judge, to_floor
 from benchmarks.results import CaseResult, ContenderResult, GoalResult, QuestionResult, Results
-from benchmarks.table import figure, name_of
+from benchmarks.table import figure, name_of, wanted
 
 # Okabe and Ito's colours, which those who confuse red and green tell apart too.
 OURS, PEER, FLOOR, GOAL, UNREACHED = "#D55E00", "#56B4E9", "#999999", "#009E73", "#CC79A7"
@@ -80,11 +80,9 @@ def summarize(results: Results, folder: Path) -> list[Path]:
         offset, side = ((7, 0), "left") if on_right else ((-7, 0), "right")
         edge = high if on_right else low
         panel.annotate(f"{ratio.median:.2f}", (edge, place), offset, textcoords="offset points", va="center", ha=side, fontsize=8.5)
-        than = against if goal.against_at is None else f"itself at {goal.against_at:,.0f}"
         who = "" if goal.of == "gaman" else f", {goal.of.removeprefix('gaman, ')}"
         who += "" if goal.at is None else f" at {goal.at:,.0f}"
-        wanted = f"at most {goal.limit:g} x {than}" if goal.sense == "at most" else f"at least {goal.limit:g} x better than {than}"
-        labels.append(f"{question.name}: {case.name}{who}, {wanted}")
+        labels.append(f"{question.name}: {case.name}{who}, {wanted(goal, against)}")
     panel.set_yticks(range(len(labels)), labels, fontsize=8.5)
     panel.axvline(1, color="black", lw=1)
     panel.set_xscale("log")

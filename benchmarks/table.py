@@ -39,15 +39,21 @@ def name_of(contender: ContenderResult) -> str:
     return f"{contender.name} {contender.version}" if contender.version and contender.kind == "peer" else contender.name
 
 
+def wanted(goal: GoalResult, against: str) -> str:
+    """Return what *goal* asks for, where *against* is who it turned out to be about."""
+    than = against if goal.against_at is None else f"{against} at {goal.against_at:,.0f}"
+    if goal.sense == "at most":
+        return f"at most {goal.limit:g} times the cost of {than}"
+    return f"ahead of {than}" if goal.limit == 1 else f"at least {goal.limit:g} times better than {than}"
+
+
 def goal_text(case: CaseResult, goal: GoalResult) -> Text:
     verdict, ratio, against, floor = judge(case, goal)
     mark, colour = MARKS[verdict]
     where = "" if goal.at is None else f" at {goal.at:,.0f}"
-    than = against if goal.against_at is None else f"{against} at {goal.against_at:,.0f}"
-    wanted = f"{goal.sense} {goal.limit:g} times {'the cost of' if goal.sense == 'at most' else 'better than'} {than}"
     why = f", for the floor itself is at {floor.median:.2f}" if verdict == "out of reach" and floor is not None else ""
     found = "somebody is missing" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
-    return Text(f"  {mark} goal of {goal.of}{where}: {wanted}; it is {found}: {verdict}{why}", colour)
+    return Text(f"  {mark} goal of {goal.of}{where}: {wanted(goal, against)}; it is {found}: {verdict}{why}", colour)
 
 
 def show(question: QuestionResult) -> Group:
