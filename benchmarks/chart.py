@@ -99,7 +99,8 @@ def summarize(results: Results, folder: Path) -> list[Path]:
     met = sum(judge(case, goal).verdict == "met" for _, case, goal in found)
     chart.suptitle(f"gaman meets {met} of its {len(found)} goals on this machine\n", fontsize=15, fontweight="bold")
     legend = (
-        "right of the line: better than the goal · green: met · orange: missed · grey: can't tell · the number: the ratio measured"
+        "right of the line: better than the goal · the number: the ratio that was measured\n"
+        "green: met · orange: missed · pink: the floor itself misses it · grey: can't tell"
     )
     _foot(chart, legend, results.about)
     return _save(plt, chart, folder, "summary")

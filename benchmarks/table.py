@@ -44,7 +44,7 @@ def wanted(goal: GoalResult, against: str) -> str:
     than = against if goal.against_at is None else f"{against} at {goal.against_at:,.0f}"
     if goal.sense == "at most":
         return f"at most {goal.limit:g} times the cost of {than}"
-    return f"ahead of {than}" if goal.limit == 1 else f"at least {goal.limit:g} times better than {than}"
+    return f"ahead of {than}" if goal.limit == 1 else f"at least {goal.limit:g} times as good as {than}"
 
 
 def goal_text(case: CaseResult, goal: GoalResult) -> Text:
