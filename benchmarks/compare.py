@@ -15,6 +15,7 @@ from rich.text import Text
 
 from benchmarks.figures import APART, CONFIDENCE, Interval, find, interval, ratios
 from benchmarks.results import CaseResult, ContenderResult, Results
+from benchmarks.table import figure
 
 Change = Literal["worse", "better", "same", "can't tell"]
 STYLES = {"worse": "bold red", "better": "green", "same": "dim", "can't tell": "yellow"}
@@ -95,12 +96,15 @@ def warnings(old: Results, new: Results) -> list[str]:
 
 
 def comparison_table(differences: list[Difference]) -> Table:
-    table = Table()
-    for heading in ("question", "case", "who", "old", "new", "in", "cost by", "verdict", "defined in"):
-        table.add_column(heading, no_wrap=True)
+    """Return what a terminal shows of *differences*, the worst first."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("verdict", no_wrap=True)
+    for heading in ("cost", "old", "new"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("in", "case, and who", "defined in"):
+        table.add_column(heading)
     for each in sorted(differences, key=lambda each: (list(STYLES).index(each.change), -abs(each.by - 1))):
-        who = each.name if each.at is None else f"{each.name}, {each.at:,.0f}"
-        verdict = Text(each.change, STYLES[each.change])
-        figures = [f"{each.old.median:.3g}", f"{each.new.median:.3g}"]
-        table.add_row(each.question, each.case, who, *figures, each.what, f"{each.by - 1:+.1%}", verdict, each.source)
+        who = f"{each.question}: {each.case}, {each.name}{'' if each.at is None else f', {each.at:,.0f}'}"
+        figures = [f"{each.by - 1:+.1%}", figure(each.old.median), figure(each.new.median)]
+        table.add_row(Text(each.change, STYLES[each.change]), *figures, each.what, who, Text(each.source, "dim"))
     return table
