@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print("Goals:", ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in MARKS))
     known = {each.name for case in cases for each in case.contenders} | {each.name for case in cases for each in case.absent}
     for name in (asked.against or "").split(","):
-        if name and name not in known:
+        if name and name.strip().lower() not in {each.lower() for each in known}:
             console.print(f"Nobody here is called {name!r}.", style="yellow")
     console.print(f"Figures and charts: {folder}", soft_wrap=True)
     return int(any(each.reason.startswith(harness.FAILED) for case in cases for each in case.absent))

@@ -213,7 +213,7 @@ def share(kind: str, operation: str) -> float:
 
 
 def cases(plan: Plan) -> Sequence[Case]:
-    kinds, operations = (("memory", "redis"), ("load", "write")) if plan.quick else (("memory", *places.STORES), tuple(HANDLERS))
+    kinds, operations = (("memory", "redis"), ("write",)) if plan.quick else (("memory", *places.STORES), tuple(HANDLERS))
     return [
         Case(
             name=f"{kind}, {operation}",

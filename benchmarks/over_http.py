@@ -155,7 +155,7 @@ def cases(plan: Plan) -> Sequence[Case]:
             unit="requests a second",
             better="higher",
             goals=[goal for goal in each.goals if goal.against in (*QUICK, BEST_PEER) or not plan.quick],
-            share=sum(each.kind in entrant.kinds and each.path not in entrant.passes for entrant in ENTRANTS),
+            share=1 if plan.quick else sum(each.kind in entrant.kinds and each.path not in entrant.passes for entrant in ENTRANTS),
         )
         for each in settings
     ]
