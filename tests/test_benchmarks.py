@@ -380,6 +380,7 @@ def test_the_command_measures_what_is_asked_and_says_where_it_went(
     assert command.main(["serializer", "--quick", "--to", str(tmp_path), "--against", "Peer,Pear"]) == 0
     said = capsys.readouterr().out.replace("\n", "")
     assert str(tmp_path) in said
+    assert "event loop: uvloop" in said
     assert "Nobody here is called 'Pear'" in said
     assert "Slow" not in said
     about = load(tmp_path / "results.json").about
