@@ -37,6 +37,8 @@ WAYS: Final[Mapping[str, Callable[[str, str], Way]]] = {
 }
 SAMPLES: Final = 8
 """How often the memory is looked at in each tenth of the requests."""
+TENTHS: Final = (1, 2, 5, 10)
+"""Those that are shown."""
 
 
 async def count_sessions(way: Way, count: int) -> int:
@@ -104,19 +106,19 @@ def of_sizes(sizes: Sequence[int]) -> Sequence[Contender | Missing]:
         for size in sizes
         for contender in (
             Contender(name=LIMIT, measure=lambda: VALUES + 1500, kind="floor", at=size),
-            Contender(name="gaman", measure=partial(sessions_of, "gaman", size), kind="ours", at=size),
+            Contender(name="gaman", measure=partial(sessions_of, "gaman", size), kind="ours", at=size, version=version("gaman")),
         )
     ]
 
 
 @asynccontextmanager
 async def over_requests(count: int) -> AsyncGenerator[Sequence[Contender | Missing]]:
-    """Let a process serve so many requests, and tell of each tenth of them."""
+    """Let a process serve so many requests, and tell of some tenths of them."""
     found: list[int] = ask_apart("requests", str(count))
-    tenths = [cycle(each / 1e6 for each in found[i * SAMPLES : (i + 1) * SAMPLES]) for i in range(10)]
+    tenths = [(each, cycle(size / 1e6 for size in found[(each - 1) * SAMPLES : each * SAMPLES])) for each in TENTHS]
     yield [
-        Contender(name="gaman", measure=partial(next, tenth), kind="ours", at=(i + 1) * count // 10)
-        for i, tenth in enumerate(tenths)
+        Contender(name="gaman", measure=partial(next, sizes), kind="ours", at=each * count // 10, version=version("gaman"))
+        for each, sizes in tenths
     ]
 
 

@@ -216,9 +216,9 @@ async def test_sessions_in_memory_are_weighed_in_a_process_of_their_own() -> Non
     assert sample.extra["all, MB"] == sample.figure * 5000 / 1e6
 
 
-async def test_memory_is_looked_at_in_each_tenth_of_the_requests() -> None:
+async def test_memory_is_looked_at_in_some_tenths_of_the_requests() -> None:
     async with memory.over_requests(800) as entered:
-        assert [each.at for each in entered] == [80, 160, 240, 320, 400, 480, 560, 640, 720, 800]
+        assert [each.at for each in entered] == [80, 160, 400, 800]
         assert isinstance(entered[0], Contender)
         assert 10 < (await _turn(entered[0])).figure < 1000
 
