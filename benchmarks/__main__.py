@@ -46,6 +46,7 @@ def plan_for(questions: Sequence[Question], quick: bool, against: str | None) ->
 def measure(questions: Sequence[Question], plan: Plan, console: Console) -> Results:
     results = Results(machine.about(), plan.quick, [])
     results.about["event loop"] = f"uvloop {results.about['uvloop']}"
+    console.print(", ".join(f"{name}: {value}" for name, value in results.about.items()), style="dim", highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("of about"), TimeRemainingColumn())
     with (
         Progress(*columns, console=console, transient=True) as progress,

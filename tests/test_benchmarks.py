@@ -358,7 +358,8 @@ def make_question() -> Question:
 
 
 async def test_a_run_is_shown_drawn_and_kept(tmp_path: Path) -> None:
-    found = await harness.run(make_question(), QUICK, nothing)
+    ticks = count()
+    found = await harness.run(make_question(), QUICK, nothing, lambda: next(ticks) / 100)
     table = shown(found)
     for expected in ("Lost: gone", "Peer, 10,000 routes: too slow", "at most 1.8 times", ": met", "tests/test_benchmarks.py:"):
         assert expected in table
@@ -380,6 +381,7 @@ def test_the_command_measures_what_is_asked_and_says_where_it_went(
     assert command.main(["serializer", "--quick", "--to", str(tmp_path), "--against", "Peer,Pear"]) == 0
     said = capsys.readouterr().out.replace("\n", "")
     assert str(tmp_path) in said
+    assert "event loop: uvloop" in said
     assert "Nobody here is called 'Pear'" in said
     assert "Slow" not in said
     about = load(tmp_path / "results.json").about
