@@ -8,7 +8,7 @@ help:
 	@echo "make faults  run those that take minutes: servers killed, disks full"
 	@echo "make e2e     run those that drive a browser, a Chromium of this machine"
 	@echo "make check   ask ruff, mypy and pyright"
-	@echo "make bench   measure, against peers too"
+	@echo "make bench   measure, against peers too: ten minutes; make bench-quick: one"
 	@echo "PYTHON=python3.13 VENV=.venv-3.13 takes another Python, beside the first."
 
 demo: $(VENV)/installed
@@ -32,6 +32,9 @@ check: $(VENV)/developed
 bench: $(VENV)/benched
 	$(VENV)/bin/python -m benchmarks
 
+bench-quick: $(VENV)/benched
+	$(VENV)/bin/python -m benchmarks --quick
+
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gaman needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +49,7 @@ $(VENV)/developed: $(VENV)/installed
 
 $(VENV)/benched: $(VENV)/developed
 	$(VENV)/bin/python -m pip install --quiet --group bench
+	-if command -v npm >/dev/null; then npm install --prefix benchmarks/node --silent --no-package-lock; fi
 	@touch $@
 
-.PHONY: help demo test faults e2e check bench
+.PHONY: help demo test faults e2e check bench bench-quick

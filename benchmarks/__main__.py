@@ -1,18 +1,119 @@
-"""Measure: python -m benchmarks, with in_process, over_http, growth or owners, and for all but the first names of stores."""
+"""python -m benchmarks: measure all questions, or those that are named; or compare two runs."""
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
-from benchmarks import growth, in_process, over_http, owners
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmarks import chart, harness, machine
+from benchmarks.compare import compare, comparison_table, warnings
+from benchmarks.figures import judge
+from benchmarks.harness import Plan, Question
+from benchmarks.results import Results, load, save
+from benchmarks.table import MARKS, show
+
+HERE = Path(__file__).parent
+QUESTIONS = ("serializer", "sealing", "in_process", "scaling", "over_http", "drivers", "memory")
+LONG = ("growth", "owners")
+"""Questions that are asked by their names alone, for they take half an hour."""
+MOST, MOST_QUICK = 560.0, 40.0
+"""Seconds for all questions together; what is left of ten minutes, and of one, is for starting and for charts."""
+
+
+def find_questions(names: Sequence[str]) -> list[Question]:
+    """Return the questions of those names, or all."""
+    return [import_module(f"benchmarks.{name}").QUESTION for name in names or QUESTIONS]
+
+
+def plan_for(questions: Sequence[Question], quick: bool, against: str | None) -> Plan:
+    plan = Plan(quick=quick, against=None if against is None else frozenset(against.split(",")))
+    if len(questions) < len(QUESTIONS):
+        return plan
+    asked = sum(question.budget(plan) for question in questions)
+    return replace(plan, scale=min(1.0, (MOST_QUICK if quick else MOST) / asked))
+
+
+def measure(questions: Sequence[Question], plan: Plan, console: Console) -> Results:
+    results = Results(machine.about(), plan.quick, [])
+    results.about["event loop"] = f"uvloop {results.about['uvloop']}"
+    console.print(", ".join(f"{name}: {value}" for name, value in results.about.items()), style="dim", highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("of about"), TimeRemainingColumn())
+    with (
+        Progress(*columns, console=console, transient=True) as progress,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        budgets = [question.budget(plan) for question in questions]
+        bar = progress.add_task("", total=sum(budgets))
+        for number, question in enumerate(questions):
+            before = sum(budgets[:number])
+
+            def tell(case: str, seconds: float, question: Question = question, before: float = before) -> None:
+                done = before + min(seconds, question.budget(plan))
+                progress.update(bar, completed=done, description=f"{question.name}: {case}")
+
+            found = runner.run(harness.run(question, plan, tell))
+            results.questions.append(found)
+            console.print(show(found))
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # A terminal's own width, or enough for a file.
+    console = Console() if sys.stdout.isatty() else Console(width=132)
+    if arguments and arguments[0] == "compare":
+        return compare_runs(arguments[1:], console)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, epilog="Also: compare OLD NEW.")
+    parser.add_argument(
+        "questions", nargs="*", metavar="question", help=f"one of {', '.join(QUESTIONS)}, by default all; or {' or '.join(LONG)}"
+    )
+    parser.add_argument("--quick", action="store_true", help="at most a minute for all, instead of ten")
+    parser.add_argument("--against", metavar="NAMES", help="only these peers, with commas between: orjson,json,pickle")
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="where results and charts go; by default into benchmarks/runs/")
+    asked = parser.parse_args(arguments)
+    if unknown := [name for name in asked.questions if name not in QUESTIONS + LONG]:
+        parser.error(f"there is no question {unknown[0]!r}; there are {', '.join(QUESTIONS + LONG)}")
+    questions = find_questions(asked.questions)
+    results = measure(questions, plan_for(questions, asked.quick, asked.against), console)
+    folder: Path = asked.to or HERE / "runs" / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{results.about['commit']}"
+    save(results, folder / "results.json")
+    for question in results.questions:
+        chart.draw(question, results.about, folder)
+    chart.summarize(results, folder)
+    cases = [case for question in results.questions for case in question.cases]
+    verdicts: list[str] = [judge(case, goal).verdict for case in cases for goal in case.goals]
+    console.print("Goals:", ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in MARKS))
+    known = {each.name for case in cases for each in case.contenders} | {each.name for case in cases for each in case.absent}
+    for name in (asked.against or "").split(","):
+        if name and name.strip().lower() not in {each.lower() for each in known}:
+            console.print(f"Nobody here is called {name!r}.", style="yellow")
+    console.print(f"Figures and charts: {folder}", soft_wrap=True)
+    return int(any(each.reason.startswith(harness.FAILED) for case in cases for each in case.absent))
+
+
+def compare_runs(arguments: Sequence[str], console: Console) -> int:
+    """Print what differs; return 1 where something got worse."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks compare", description="Tell a regression from noise.")
+    for name in ("old", "new"):
+        parser.add_argument(name, type=Path, help="a folder of a run, or its results.json")
+    asked = parser.parse_args(arguments)
+    old, new = (load(path / "results.json" if path.is_dir() else path) for path in (asked.old, asked.new))
+    differences = compare(old, new)
+    console.print(comparison_table(differences))
+    for warning in warnings(old, new):
+        console.print(f"Mind: {warning}", style="yellow")
+    return int(any(each.change == "worse" for each in differences))
+
 
 if __name__ == "__main__":
-    question, *names = sys.argv[1:] or [""]
-    if question in ("", "in_process"):
-        in_process.main()
-    if question in ("", "over_http"):
-        over_http.main(names)
-    if question == "growth":
-        growth.main(names)
-    if question == "owners":
-        owners.main(names)
+    sys.exit(main())

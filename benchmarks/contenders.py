@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -21,7 +22,6 @@ ASGI = Callable[[Message, Receive, Send], Awaitable[None]]
 
 SECRET = "a secret for benchmarks, 32 bytes and more"
 USER = {"id": 1, "name": "Angga", "email": "angga@example.com"}
-OTHER_ROUTES = 100
 
 encode_json = msgspec.json.Encoder().encode
 encode = msgspec.msgpack.Encoder().encode
@@ -99,6 +99,46 @@ async def floor_cookie_write(scope: Message, receive: Receive, send: Send) -> No
     await send_json(send, {"status": "logged in"}, *NO_STORE, (b"set-cookie", cookie))
 
 
+class FloorMemory:
+    """The floor that keeps sessions in memory: each by the hash of its id, with its values encoded; *kept* is what /fill adds."""
+
+    def __init__(self, kept: Mapping[str, object] = {}) -> None:
+        self._sessions: dict[str, dict[str, bytes]] = {}
+        self._kept = kept
+
+    async def read(self, scope: Message, receive: Receive, send: Send) -> None:
+        values = self._find(scope)
+        await send_json(send, {"user": decode(values["user"]) if values else None}, *NO_STORE)
+
+    async def size(self, scope: Message, receive: Receive, send: Send) -> None:
+        values = self._find(scope)
+        await send_json(send, {"size": len(decode(values["value"])) if values else 0}, *NO_STORE)
+
+    async def write(self, scope: Message, receive: Receive, send: Send) -> None:
+        values, cookie = self._find_or_begin(scope)
+        values["user"] = encode(USER)
+        await send_json(send, {"status": "logged in"}, *NO_STORE, *cookie)
+
+    async def fill(self, scope: Message, receive: Receive, send: Send) -> None:
+        values, cookie = self._find_or_begin(scope)
+        values["user"] = encode(USER)
+        for key, value in self._kept.items():
+            values[key] = encode(value)
+        await send_json(send, {"status": "logged in"}, *NO_STORE, *cookie)
+
+    def _find(self, scope: Message) -> dict[str, bytes] | None:
+        token = find_cookie(scope, b"session")
+        return self._sessions.get(blake2b(token, digest_size=32).hexdigest()) if token else None
+
+    def _find_or_begin(self, scope: Message) -> tuple[dict[str, bytes], tuple[tuple[bytes, bytes], ...]]:
+        values = self._find(scope)
+        if values is not None:
+            return values, ()
+        id = os.urandom(32).hex().encode()
+        values = self._sessions[blake2b(id, digest_size=32).hexdigest()] = {}
+        return values, ((b"set-cookie", b"session=" + id + b"; Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"),)
+
+
 async def _json(ctx: Context) -> Response:
     return Response.json({"message": "hello"})
 
@@ -116,11 +156,25 @@ async def _write(ctx: Context) -> Response:
     return Response.json({"status": "logged in"})
 
 
-def gaman_plain() -> App:
-    others = {f"/other/{i}/:name": {"GET": _json} for i in range(OTHER_ROUTES)}
-    return App(define_routes({"/json": {"GET": _json}, "/users/:user/posts/:post": {"GET": _post}, **others}))
+async def _size(ctx: Context) -> Response:
+    return Response.json({"size": len(await ctx.session.get("value"))})
 
 
-def gaman_session(driver: Mapping[str, Any] | Driver) -> App:
-    routes = define_routes({"/read": {"GET": _read}, "/write": {"GET": _write}})
-    return App(routes, integrations=[session(SECRET, driver)])
+def gaman_plain(before: Sequence[str] = (), after: Sequence[str] = ()) -> App:
+    """Return an application that has the routes of the plain cases, and others *before* and *after* them."""
+    asked = {"/json": {"GET": _json}, "/users/:user/posts/:post": {"GET": _post}}
+    first, last = ({path.replace("{name}", ":name"): {"GET": _json} for path in paths} for paths in (before, after))
+    return App(define_routes({**first, **asked, **last}))
+
+
+def gaman_session(driver: Mapping[str, Any] | Driver, kept: Mapping[str, object] = {}) -> App:
+    """Return an application with a session, of which /fill keeps the user and what is in *kept*."""
+
+    async def fill(ctx: Context) -> Response:
+        await ctx.session.set("user", USER)
+        for key, value in kept.items():
+            await ctx.session.set(key, value)
+        return Response.json({"status": "logged in"})
+
+    routes = {"/read": {"GET": _read}, "/write": {"GET": _write}, "/size": {"GET": _size}, "/fill": {"GET": fill}}
+    return App(define_routes(routes), integrations=[session(SECRET, driver)])

@@ -1,147 +1,166 @@
-"""What a session in a store costs over HTTP: gaman on each driver against a floor by hand, each in a worker of uvicorn's.
+"""How many requests a second are answered over HTTP, and how late, with sessions in each store: a server of one process for each.
 
-Contenders take turns in rounds within one run. Printed are the medians of the rounds in requests a second and in milliseconds, and
-the median of the ratios to the floor, round by round, with its quartiles: above 1, gaman answers more requests than the floor.
+Who contends stands in entrants.py, and what makes the load in load.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import statistics
-import sys
-import tempfile
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import uvicorn
-import uvloop
+from benchmarks.entrants import ENTRANTS, Entrant
+from benchmarks.harness import BEST_PEER, Case, Contender, Goal, Missing, Plan, Question, Sample, line_of
+from benchmarks.in_process import FLOOR
+from benchmarks.load import Aim, load
+from benchmarks.places import STORES, place_for
+from tests.serving import Answer, get, running, until
 
-from benchmarks import contenders
-from benchmarks.contenders import ASGI
-from benchmarks.in_process import compare
-from benchmarks.load import Load, load
-from benchmarks.stores import STORES, Floor
-from gaman import App
-from gaman._server import run
-from tests import servers
-from tests.serving import running
-
-ROUNDS = 12
-SECONDS = 1.0
-CONNECTIONS = (1, 64)
+ROOT = Path(__file__).parents[1]
+TURN, QUICK_TURN = 0.15, 0.05
+"""Seconds. wrk takes a little longer, see load.py."""
+QUICK = (FLOOR, "gaman", "Starlette", "Express")
 
 
-class Question(NamedTuple):
-    """What is asked of a store's contenders, and the ratio to the floor that gaman is held to."""
-
-    path: str
-    connections: int
-    goal: float | None
-
-
-class Store(NamedTuple):
-    """A store: where it is, what gaman's driver is told, with {} for that place, and the goals at 64 connections."""
+class Setting(NamedTuple):
+    """A case: what is asked of servers of that *kind*, over how many connections."""
 
     name: str
-    place: Callable[[], str]
-    options: dict[str, str]
-    read: float | None = None
-    write: float | None = None
-
-    def questions(self) -> list[Question]:
-        goals = {("/read", 64): self.read, ("/write", 64): self.write}
-        return [Question(path, n, goals.get((path, n), 0.9)) for path in ("/read", "/write") for n in CONNECTIONS]
+    kind: str
+    path: str
+    connections: int
+    goals: tuple[Goal, ...]
 
 
-ALL = [
-    Store("redis", servers.redis_url, {"url": "{}"}, read=1.8, write=2.2),
-    Store("sql", tempfile.mkdtemp, {"file": "{}/sessions.db"}, write=4.0),
-    Store("file", tempfile.mkdtemp, {"dir": "{}/sessions"}),
-    Store("mongodb", servers.mongodb_uri, {"uri": "{}", "db_name": "gaman_benchmark"}),
+def at_least(limit: float, against: str = FLOOR) -> Goal:
+    return Goal(sense="at least", limit=limit, against=against)
+
+
+LIKE_FLOOR = at_least(0.9)
+AHEAD = at_least(1.9, BEST_PEER)
+
+SETTINGS = [
+    Setting("JSON", "plain", "/json", 64, (LIKE_FLOOR,)),
+    Setting("two params, 100 routes", "plain", "/users/42/posts/7", 64, (LIKE_FLOOR,)),
+    *(
+        Setting(f"{kind}, {path[1:]}", kind, path, 64, (LIKE_FLOOR, AHEAD))
+        for kind in ("cookies", "memory")
+        for path in ("/read", "/write")
+    ),
+    Setting("redis, read, 64 at once", "redis", "/read", 64, (at_least(1.8), AHEAD, at_least(1, "Express"))),
+    Setting("redis, write, 64 at once", "redis", "/write", 64, (at_least(2.2), AHEAD, at_least(1, "Express"))),
+    Setting("sql, read, 64 at once", "sql", "/read", 64, (LIKE_FLOOR,)),
+    Setting("sql, write, 64 at once", "sql", "/write", 64, (LIKE_FLOOR, at_least(4, "gaman, a commit a write"))),
+    *(
+        Setting(f"{kind}, {path[1:]}, 64 at once", kind, path, 64, (LIKE_FLOOR,))
+        for kind in ("file", "mongodb")
+        for path in ("/read", "/write")
+    ),
+    *(
+        Setting(f"{kind}, {path[1:]}, one at a time", kind, path, 1, (LIKE_FLOOR,))
+        for kind in STORES
+        for path in ("/read", "/write")
+    ),
 ]
+QUICK_SETTINGS = ("cookies, read", "redis, write, 64 at once")
 
 
-def make(contender: str, store: Store, place: str) -> ASGI:
-    """Return the ASGI application of *contender*."""
-    if contender == "floor":
-        return Floor(STORES[store.name](place))
-    options = {name: value.format(place) for name, value in store.options.items()}
-    app: ASGI = contenders.gaman_session({"type": store.name, **options})
-    return app
+class Site:
+    """A server of an entrant's, and the sessions that it is asked in."""
+
+    def __init__(self, entrant: Entrant, setting: Setting, port: int, turn: float) -> None:
+        self.entrant = entrant
+        self._turn = turn
+        self._setting = setting
+        self._port = port
+        self._aim = Aim(port, setting.path, setting.connections, (), b"")
+
+    def ask(self, path: str, *fields: str) -> Answer:
+        """Ask once; who has not started to listen yet is waited for."""
+
+        def answer() -> Answer | None:
+            try:
+                return get(self._port, path, *fields)
+            except ConnectionRefusedError:
+                return None
+
+        found = until(answer, f"{self.entrant.name} to listen")
+        assert found.status == 200, f"{self.entrant.name} answers {found.status} to {path}: {found.body!r}"
+        return found
+
+    def log_in(self) -> str:
+        return self.ask("/write").headers["set-cookie"].partition(";")[0]
+
+    async def answer(self) -> Any:
+        """Return what it answers; after a write also what it reads then."""
+        path, plain = self._setting.path, self._setting.kind == "plain"
+        # A store answers those who come together sooner than one after the other.
+        logins = () if plain else (asyncio.to_thread(self.log_in) for _ in range(self._setting.connections))
+        cookies = await asyncio.gather(*logins)
+        found = self.ask(path, *(f"Cookie: {cookie}" for cookie in cookies[:1]))
+        self._aim = self._aim._replace(cookies=cookies, body=found.body)
+        if self.entrant.warm_up:
+            await load(self._aim, self.entrant.warm_up)
+        answers = [json.loads(found.body)]
+        if path == "/write":
+            cookie = found.headers.get("set-cookie", cookies[0]).partition(";")[0]
+            answers.append(json.loads(self.ask("/read", f"Cookie: {cookie}").body))
+        return answers
+
+    async def measure(self) -> Sample:
+        found = await load(self._aim, self._turn)
+        return Sample(found.rate, {"p50, ms": found.p50, "p99, ms": found.p99})
+
+    def contender(self) -> Contender:
+        entrant = self.entrant
+        source = line_of(entrant.defined_by)
+        return Contender(
+            name=entrant.name, measure=self.measure, answer=self.answer, kind=entrant.kind, version=entrant.version(), source=source
+        )
 
 
-@contextmanager
-def serving(contender: str, store: Store, place: str) -> Generator[int]:
-    """Serve *contender* in a process of its own, and give its port."""
-    with running("-m", "benchmarks.over_http", contender, store.name, place, cwd=Path.cwd()) as program:
-        yield program.port
+@asynccontextmanager
+async def enter(setting: Setting, plan: Plan) -> AsyncGenerator[Sequence[Contender | Missing]]:
+    """Start the servers of all who take part."""
+    with ExitStack() as stack:
+        place = stack.enter_context(place_for(setting.kind))
+        found: list[Contender | Missing] = []
+        programs: list[tuple[Entrant, Any]] = []
+        for entrant in ENTRANTS:
+            if (plan.quick and entrant.name not in QUICK) or setting.kind not in entrant.kinds or setting.path in entrant.passes:
+                continue
+            if entrant.kind == "peer" and not plan.invites(entrant.name):
+                continue
+            if (reason := entrant.absence()) is not None:
+                found.append(Missing(entrant.name, reason))
+                continue
+            arguments = ("-m", "benchmarks.entrants", entrant.name, setting.kind, place)
+            programs.append((entrant, stack.enter_context(running(*arguments, cwd=ROOT))))
+        # They start side by side.
+        turn = QUICK_TURN if plan.quick else TURN
+        yield [*(Site(entrant, setting, program.port, turn).contender() for entrant, program in programs), *found]
 
 
-async def log_in(port: int) -> bytes:
-    """Return the Cookie field of a new session."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"GET /write HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-    answer = await reader.read()
-    writer.close()
-    _, _, cookie = answer.partition(b"set-cookie: ")
-    assert cookie, answer
-    return cookie.partition(b";")[0]
+def cases(plan: Plan) -> Sequence[Case]:
+    settings = [each for each in SETTINGS if each.name in QUICK_SETTINGS or not plan.quick]
+    return [
+        Case(
+            name=each.name,
+            enter=partial(enter, each, plan),
+            floor=FLOOR,
+            unit="requests a second",
+            better="higher",
+            goals=[goal for goal in each.goals if goal.against in (*QUICK, BEST_PEER) or not plan.quick],
+            share=1 if plan.quick else sum(each.kind in entrant.kinds and each.path not in entrant.passes for entrant in ENTRANTS),
+        )
+        for each in settings
+    ]
 
 
-async def measure(ports: dict[str, int], question: Question) -> dict[str, list[Load]]:
-    """Return the loads of each contender, by round."""
-    requests: dict[str, list[bytes]] = {}
-    for name, port in ports.items():
-        cookies = [await log_in(port) for _ in range(question.connections)]
-        path = question.path.encode()
-        requests[name] = [b"GET %s HTTP/1.1\r\nHost: localhost\r\nCookie: %s\r\n\r\n" % (path, cookie) for cookie in cookies]
-    loads: dict[str, list[Load]] = {name: [] for name in ports}
-    for number in range(ROUNDS + 1):
-        for name, port in ports.items():
-            found = await load(port, requests[name], SECONDS)
-            # The first round warms up connections, pages and caches.
-            if number:
-                loads[name].append(found)
-    return loads
-
-
-def report(store: Store, question: Question, loads: dict[str, list[Load]]) -> None:
-    floor, gaman = ([each.rate for each in loads[name]] for name in ("floor", "gaman"))
-    what = f"{store.name}, {question.path[1:]}, {question.connections} at once"
-    ratio, quartiles = compare(gaman, floor)
-    late = statistics.median(each.latencies[len(each.latencies) * 99 // 100] for each in loads["gaman"])
-    goal = "" if question.goal is None else f"{question.goal:.1f}"
-    figures = f"{statistics.median(floor):9.0f}{statistics.median(gaman):9.0f}{ratio:8.2f}{quartiles:>14}"
-    print(f"{what:36}{figures}{goal:>7}{late * 1000:9.1f}", flush=True)
-
-
-def main(names: Sequence[str] = ()) -> None:
-    print(f"Python {sys.version.split()[0]}, uvloop, {ROUNDS} rounds of {SECONDS} s each; requests a second, p99 in ms")
-    print(f"{'case':36}{'floor':>9}{'gaman':>9}{'ratio':>8}{'quartiles':>14}{'goal':>7}{'p99':>9}")
-    for store in ALL:
-        if names and store.name not in names:
-            continue
-        place = store.place()
-        with ExitStack() as stack, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            ports = {name: stack.enter_context(serving(name, store, place)) for name in ("floor", "gaman")}
-            for question in store.questions():
-                report(store, question, runner.run(measure(ports, question)))
-
-
-def serve(contender: str, name: str, place: str) -> None:
-    """Serve gaman as gaman.serve() does, and anything else on uvicorn as it comes."""
-    store = next(store for store in ALL if store.name == name)
-    app = make(contender, store, place)
-    if isinstance(app, App):
-        run(app, host="127.0.0.1", port=0, workers=1, reload=False, timeout_graceful_shutdown=1)
-    config = uvicorn.Config(app, loop="uvloop", http="httptools", lifespan="on", log_level="warning", access_log=False)
-    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
-        print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
-
-
-if __name__ == "__main__":
-    serve(*sys.argv[1:])
+QUESTION = Question(
+    name="over_http", title="How many requests a second are answered over HTTP?", cases=cases, seconds=240, quick_seconds=18
+)

@@ -1,33 +1,26 @@
-"""What it costs to list and to end a thousand sessions of one owner, and to log in, while the store grows to a million sessions.
+"""What a login with tag(), the list of an owner's thousand sessions, and their end cost, while the store grows to a million.
 
-All that the store holds beside them is nobody's. `tag` is a login: a new session that is tied to an owner, the median of a hundred.
-`list` and `end_all` are of a thousand sessions, in milliseconds, each the median of a few; memory, which waits for nothing, also
-shows what Python takes.
+All that the store holds beside them is nobody's. In memory, which waits for nothing, one sees what Python takes.
 """
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import statistics
-import tempfile
 import time
-from collections.abc import Awaitable, Sequence
-from typing import cast
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from secrets import token_hex
 from unittest.mock import patch
 
-import uvloop
-
-from benchmarks.growth import SIZES, STORES, fill, make
+from benchmarks.growth import SIZES, STORES, fill, opened
+from benchmarks.harness import Case, Contender, Missing, Plan, Question, Sample
 from gaman.session import OwnerDriver, Record, Tag
 from gaman_session import _sealing
 
 OWNED = 1000
-LOGINS = 100
-ROUNDS = 3
 
 
-async def login(driver: OwnerDriver, owner: str) -> None:
+async def log_in(driver: OwnerDriver, owner: str) -> None:
     now = time.time()
     record = Record({"user": bytes(95)}, now, now + 86_400, now + 86_400, tag=Tag(owner, bytes(60), now))
     await driver.create(_sealing.handle(_sealing.new_id()), record)
@@ -40,38 +33,49 @@ async def timed(work: Awaitable[object]) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-async def measure(driver: OwnerDriver) -> tuple[float, float, float]:
-    """Return the milliseconds of a tag, of a list and of an end of all, each the median of several."""
-    listings, endings = list[float](), list[float]()
-    for _ in range(ROUNDS):
-        with patch("os.fsync"):
-            for _ in range(OWNED):
-                await login(driver, "owner")
-        listings += [await timed(driver.owned("owner", now=time.time())) for _ in range(3)]
-        now = time.time()
-        endings.append(await timed(driver.end_owned("owner", keep=(), now=now, until=now)))
-    tags = [await timed(login(driver, f"user:{number}")) for number in range(LOGINS)]
-    return statistics.median(tags), statistics.median(listings), statistics.median(endings)
+async def measure(driver: OwnerDriver) -> Sample:
+    """Return the milliseconds of a login, and of the list and the end of a new owner's sessions."""
+    owner = token_hex()
+    with patch("os.fsync"):
+        for _ in range(OWNED):
+            await log_in(driver, owner)
+    login = await timed(log_in(driver, token_hex()))
+    listing = await timed(driver.owned(owner, now=time.time()))
+    now = time.time()
+    ending = await timed(driver.end_owned(owner, keep=(), now=now, until=now))
+    return Sample(login, {f"list of {OWNED:,}, ms": listing, f"end of {OWNED:,}, ms": ending})
 
 
-async def fill_and_measure(kind: str, count: int) -> None:
-    folder = tempfile.mkdtemp()
-    driver = cast("OwnerDriver", make(kind, folder))
-    await driver.open()
-    try:
-        with patch("os.fsync"):
-            await fill(driver, count, time.time())
-        tag, listing, ending = await measure(driver)
-        print(f"{kind:10}{count:>12,}{tag:>12.2f}{listing:>12.1f}{ending:>14.1f}", flush=True)
-    finally:
-        await driver.close()
-        shutil.rmtree(folder)
+@asynccontextmanager
+async def enter(kind: str, sizes: Sequence[int]) -> AsyncGenerator[Sequence[Contender | Missing]]:
+    """Fill a store of each size."""
+    async with AsyncExitStack() as stack:
+        found: list[Contender | Missing] = []
+        for size in sizes:
+            driver, _ = await stack.enter_async_context(opened(kind))
+            await fill(driver, size, time.time())
+            found.append(Contender(name="gaman", measure=partial(measure, driver), kind="ours", at=size))
+        yield found
 
 
-def main(names: Sequence[str] = (), sizes: Sequence[int] = SIZES) -> None:
-    print(f"{'store':10}{'sessions':>12}{'tag, ms':>12}{'list, ms':>12}{'end_all, ms':>14}")
-    for kind in STORES:
-        if not names or kind in names:
-            for size in sizes:
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    runner.run(fill_and_measure(kind, size))
+def cases(plan: Plan) -> Sequence[Case]:
+    return [
+        Case(
+            name=f"{kind}, a login with tag()",
+            enter=partial(enter, kind, SIZES),
+            floor="gaman",
+            unit="ms",
+            axis="sessions",
+            rounds=20,
+        )
+        for kind in STORES
+    ]
+
+
+QUESTION = Question(
+    name="owners",
+    title="What do tag(), list and end_all cost, while the store grows?",
+    cases=cases,
+    seconds=3600,
+    quick_seconds=3600,
+)

@@ -1,33 +1,46 @@
 """The peers: what other frameworks answer in the same cases, each set up the way its own documentation shows.
 
 Each package is imported where it is used: whoever lacks one gets a ModuleNotFoundError from its builder, and every other figure.
+All have the same routes: `/json` and `/users/42/posts/7` with others before and after them, or those of a session, of which `/fill`
+sets the user and what else is to be kept, `/read` gets the user, `/write` sets the user, and `/size` gets a value's length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import msgspec
 
-from benchmarks.contenders import ASGI, OTHER_ROUTES, SECRET, USER
+from benchmarks.contenders import ASGI, SECRET, USER
 
-_HALF = OTHER_ROUTES // 2
+Paths = Sequence[str]
+Kept = Mapping[str, object]
+Plain = Callable[[Paths, Paths], Awaitable[ASGI]]
+"""Gives the application of the plain cases, with so many other routes before and after: literal, or with a {name}."""
+WithSession = Callable[[Kept], Awaitable[ASGI]]
+"""Gives the application of the session's cases."""
+
 _MAX_AGE = 86_400
 _encode_json = msgspec.json.Encoder().encode
 
 
 class Peer(NamedTuple):
-    """A framework: *build* returns its application, with the routes of the plain cases, or with sessions and their routes."""
+    """A framework; *sessions* has its own kinds of them, "cookies" and "memory"."""
 
     name: str
     package: str
-    build: Callable[[bool], Awaitable[ASGI]]
-    has_sessions: bool = True
+    plain: Plain
+    sessions: Mapping[str, WithSession]
+
+    def session(self, kind: str, kept: Kept | None = None) -> Awaitable[ASGI] | str:
+        """Return what makes the application, or why there is none."""
+        build = self.sessions.get(kind)
+        return f"brings no sessions in {'a cookie' if kind == 'cookies' else kind}" if build is None else build(kept or {})
 
 
-async def build_blacksheep(with_sessions: bool) -> ASGI:
+async def blacksheep_plain(before: Paths, after: Paths) -> ASGI:
     blacksheep: Any = import_module("blacksheep")
 
     async def answer_json(request: Any) -> Any:
@@ -36,6 +49,34 @@ async def build_blacksheep(with_sessions: bool) -> ASGI:
     async def answer_post(request: Any) -> Any:
         return blacksheep.json({"user": request.route_values["user"], "post": request.route_values["post"]})
 
+    return await _blacksheep(
+        [
+            *((path, answer_json) for path in before),
+            ("/json", answer_json),
+            ("/users/{user}/posts/{post}", answer_post),
+            *((path, answer_json) for path in after),
+        ]
+    )
+
+
+async def blacksheep_cookies(kept: Kept) -> ASGI:
+    return await _blacksheep_session(kept, SECRET, session_max_age=_MAX_AGE)
+
+
+async def blacksheep_memory(kept: Kept) -> ASGI:
+    memory: Any = import_module("blacksheep.sessions.memory")
+    return await _blacksheep_session(kept, memory.InMemorySessionStore())
+
+
+async def _blacksheep_session(kept: Kept, *store: Any, **options: Any) -> ASGI:
+    blacksheep: Any = import_module("blacksheep")
+
+    async def fill(request: Any) -> Any:
+        request.session["user"] = USER
+        for key, value in kept.items():
+            request.session[key] = value
+        return blacksheep.json({"status": "logged in"})
+
     async def read(request: Any) -> Any:
         return blacksheep.json({"user": request.session.get("user")})
 
@@ -43,27 +84,28 @@ async def build_blacksheep(with_sessions: bool) -> ASGI:
         request.session["user"] = USER
         return blacksheep.json({"status": "logged in"})
 
-    for handler in (answer_json, answer_post, read, write):
-        # BlackSheep calls a handler directly, without a wrapper, only where it promises a Response.
-        handler.__annotations__["return"] = blacksheep.Response
+    async def size(request: Any) -> Any:
+        return blacksheep.json({"size": len(request.session["value"])})
+
+    routes = [("/fill", fill), ("/read", read), ("/write", write), ("/size", size)]
+    return await _blacksheep(routes, lambda app: app.use_sessions(*store, **options))
+
+
+async def _blacksheep(routes: Sequence[tuple[str, Any]], configure: Callable[[Any], object] = lambda app: None) -> ASGI:
+    blacksheep: Any = import_module("blacksheep")
     router: Any = blacksheep.Router()
     app: Any = blacksheep.Application(router=router)
-    if with_sessions:
-        app.use_sessions(SECRET, session_max_age=_MAX_AGE)
-        router.add_get("/read", read)
-        router.add_get("/write", write)
-    else:
-        router.add_get("/json", answer_json)
-        for i in range(OTHER_ROUTES):
-            if i == _HALF:
-                router.add_get("/users/{user}/posts/{post}", answer_post)
-            router.add_get(f"/other/{i}/{{name}}", answer_json)
+    configure(app)
+    for path, handler in routes:
+        # BlackSheep calls a handler directly, without a wrapper, only where it promises a Response.
+        handler.__annotations__["return"] = blacksheep.Response
+        router.add_get(path, handler)
     await app.start()
     built: ASGI = app
     return built
 
 
-async def build_falcon(with_sessions: bool) -> ASGI:
+async def falcon_plain(before: Paths, after: Paths) -> ASGI:
     asgi: Any = import_module("falcon.asgi")
 
     class Json:
@@ -75,24 +117,50 @@ async def build_falcon(with_sessions: bool) -> ASGI:
             response.media = {"user": user, "post": post}
 
     app: Any = asgi.App()
+    for path in before:
+        app.add_route(path, Json())
     app.add_route("/json", Json())
-    for i in range(OTHER_ROUTES):
-        if i == _HALF:
-            app.add_route("/users/{user}/posts/{post}", Post())
-        app.add_route(f"/other/{i}/{{name}}", Json())
+    app.add_route("/users/{user}/posts/{post}", Post())
+    for path in after:
+        app.add_route(path, Json())
     built: ASGI = app
     return built
 
 
-async def build_litestar(with_sessions: bool) -> ASGI:
-    litestar: Any = import_module("litestar")
-    cookies: Any = import_module("litestar.middleware.session.client_side")
+async def fastapi_plain(before: Paths, after: Paths) -> ASGI:
+    fastapi: Any = import_module("fastapi")
+    app: Any = fastapi.FastAPI()
 
     async def answer_json() -> dict[str, Any]:
         return {"message": "hello"}
 
-    async def answer_post(request: Any) -> dict[str, Any]:
-        return {"user": request.path_params["user"], "post": request.path_params["post"]}
+    async def answer_named(name: str) -> dict[str, Any]:
+        return {"message": "hello"}
+
+    async def answer_post(user: str, post: str) -> dict[str, Any]:
+        return {"user": user, "post": post}
+
+    def add_others(paths: Paths) -> None:
+        for path in paths:
+            app.get(path)(answer_named if "{name}" in path else answer_json)
+
+    add_others(before)
+    app.get("/json")(answer_json)
+    app.get("/users/{user}/posts/{post}")(answer_post)
+    add_others(after)
+    built: ASGI = app
+    return built
+
+
+async def fastapi_cookies(kept: Kept) -> ASGI:
+    fastapi: Any = import_module("fastapi")
+    sessions: Any = import_module("starlette.middleware.sessions")
+    app: Any = fastapi.FastAPI()
+    app.add_middleware(sessions.SessionMiddleware, secret_key=SECRET, max_age=_MAX_AGE, https_only=True)
+
+    async def fill(request: Any) -> dict[str, Any]:
+        request.session.update({"user": USER, **kept})
+        return {"status": "logged in"}
 
     async def read(request: Any) -> dict[str, Any]:
         return {"user": request.session.get("user")}
@@ -101,59 +169,171 @@ async def build_litestar(with_sessions: bool) -> ASGI:
         request.session["user"] = USER
         return {"status": "logged in"}
 
-    for handler in (answer_post, read, write):
-        # Litestar wants to know what it is to give.
-        handler.__annotations__["request"] = litestar.Request
-    if with_sessions:
-        config: Any = cookies.CookieBackendConfig(secret=SECRET.encode()[:32], max_age=_MAX_AGE, secure=True)
-        handlers = [litestar.get("/read")(read), litestar.get("/write")(write)]
-        middleware = [config.middleware]
-    else:
-        others = [litestar.get(f"/other/{i}/{{name:str}}")(answer_json) for i in range(OTHER_ROUTES)]
-        post = litestar.get("/users/{user:str}/posts/{post:str}")(answer_post)
-        handlers = [litestar.get("/json")(answer_json), *others[:_HALF], post, *others[_HALF:]]
-        middleware = []
-    app: ASGI = litestar.Litestar(handlers, middleware=middleware, openapi_config=None)
-    return app
+    async def size(request: Any) -> dict[str, Any]:
+        return {"size": len(request.session["value"])}
 
-
-async def build_starlette(with_sessions: bool) -> ASGI:
-    applications: Any = import_module("starlette.applications")
-    routing: Any = import_module("starlette.routing")
-    responses: Any = import_module("starlette.responses")
-
-    def make_json(data: object) -> Any:
-        return responses.Response(_encode_json(data), media_type="application/json")
-
-    async def answer_json(request: Any) -> Any:
-        return make_json({"message": "hello"})
-
-    async def answer_post(request: Any) -> Any:
-        return make_json({"user": request.path_params["user"], "post": request.path_params["post"]})
-
-    async def read(request: Any) -> Any:
-        return make_json({"user": request.session.get("user")})
-
-    async def write(request: Any) -> Any:
-        request.session["user"] = USER
-        return make_json({"status": "logged in"})
-
-    if with_sessions:
-        sessions: Any = import_module("starlette.middleware.sessions")
-        routes = [routing.Route("/read", read), routing.Route("/write", write)]
-        app: Any = applications.Starlette(routes=routes)
-        app.add_middleware(sessions.SessionMiddleware, secret_key=SECRET, max_age=_MAX_AGE, https_only=True)
-    else:
-        others = [routing.Route(f"/other/{i}/{{name}}", answer_json) for i in range(OTHER_ROUTES)]
-        post = routing.Route("/users/{user}/posts/{post}", answer_post)
-        app = applications.Starlette(routes=[routing.Route("/json", answer_json), *others[:_HALF], post, *others[_HALF:]])
+    for handler in (fill, read, write, size):
+        # FastAPI wants to know what it is to give.
+        handler.__annotations__["request"] = fastapi.Request
+        app.get(f"/{handler.__name__}")(handler)
     built: ASGI = app
     return built
 
 
+async def litestar_plain(before: Paths, after: Paths) -> ASGI:
+    litestar: Any = import_module("litestar")
+
+    async def answer_json() -> dict[str, Any]:
+        return {"message": "hello"}
+
+    async def answer_post(request: Any) -> dict[str, Any]:
+        return {"user": request.path_params["user"], "post": request.path_params["post"]}
+
+    answer_post.__annotations__["request"] = litestar.Request
+    asked = [litestar.get("/json")(answer_json), litestar.get("/users/{user:str}/posts/{post:str}")(answer_post)]
+    first, last = ([litestar.get(path.replace("{name}", "{name:str}"))(answer_json) for path in paths] for paths in (before, after))
+    app: ASGI = litestar.Litestar([*first, *asked, *last], openapi_config=None)
+    return app
+
+
+async def litestar_cookies(kept: Kept) -> ASGI:
+    cookies: Any = import_module("litestar.middleware.session.client_side")
+    return _litestar_session(kept, cookies.CookieBackendConfig(secret=SECRET.encode()[:32], max_age=_MAX_AGE, secure=True))
+
+
+async def litestar_memory(kept: Kept) -> ASGI:
+    server_side: Any = import_module("litestar.middleware.session.server_side")
+    return _litestar_session(kept, server_side.ServerSideSessionConfig(max_age=_MAX_AGE, secure=True))
+
+
+def _litestar_session(kept: Kept, config: Any) -> ASGI:
+    litestar: Any = import_module("litestar")
+
+    async def fill(request: Any) -> dict[str, Any]:
+        request.session.update({"user": USER, **kept})
+        return {"status": "logged in"}
+
+    async def read(request: Any) -> dict[str, Any]:
+        return {"user": request.session.get("user")}
+
+    async def write(request: Any) -> dict[str, Any]:
+        request.session["user"] = USER
+        return {"status": "logged in"}
+
+    async def size(request: Any) -> dict[str, Any]:
+        return {"size": len(request.session["value"])}
+
+    handlers = (fill, read, write, size)
+    for handler in handlers:
+        # Litestar wants to know what it is to give.
+        handler.__annotations__["request"] = litestar.Request
+    routes = [litestar.get(f"/{handler.__name__}")(handler) for handler in handlers]
+    app: ASGI = litestar.Litestar(routes, middleware=[config.middleware], openapi_config=None)
+    return app
+
+
+async def quart_plain(before: Paths, after: Paths) -> ASGI:
+    quart: Any = import_module("quart")
+    app: Any = quart.Quart(__name__)
+
+    async def answer_json(**params: str) -> dict[str, Any]:
+        return {"message": "hello"}
+
+    async def answer_post(user: str, post: str) -> dict[str, Any]:
+        return {"user": user, "post": post}
+
+    def add(path: str, handler: Any) -> None:
+        app.add_url_rule(path.replace("{", "<").replace("}", ">"), path, handler)
+
+    for path in before:
+        add(path, answer_json)
+    add("/json", answer_json)
+    add("/users/{user}/posts/{post}", answer_post)
+    for path in after:
+        add(path, answer_json)
+    built: ASGI = app
+    return built
+
+
+async def quart_cookies(kept: Kept) -> ASGI:
+    quart: Any = import_module("quart")
+    app: Any = quart.Quart(__name__)
+    app.secret_key = SECRET
+    app.config["SESSION_COOKIE_SECURE"] = True
+
+    async def fill() -> dict[str, Any]:
+        quart.session.update({"user": USER, **kept})
+        return {"status": "logged in"}
+
+    async def read() -> dict[str, Any]:
+        return {"user": quart.session.get("user")}
+
+    async def write() -> dict[str, Any]:
+        quart.session["user"] = USER
+        return {"status": "logged in"}
+
+    async def size() -> dict[str, Any]:
+        return {"size": len(quart.session["value"])}
+
+    for handler in (fill, read, write, size):
+        app.add_url_rule(f"/{handler.__name__}", handler.__name__, handler)
+    built: ASGI = app
+    return built
+
+
+async def starlette_plain(before: Paths, after: Paths) -> ASGI:
+    applications: Any = import_module("starlette.applications")
+    routing: Any = import_module("starlette.routing")
+
+    async def answer_json(request: Any) -> Any:
+        return _starlette_json({"message": "hello"})
+
+    async def answer_post(request: Any) -> Any:
+        return _starlette_json({"user": request.path_params["user"], "post": request.path_params["post"]})
+
+    asked = [routing.Route("/json", answer_json), routing.Route("/users/{user}/posts/{post}", answer_post)]
+    first, last = ([routing.Route(path, answer_json) for path in paths] for paths in (before, after))
+    app: ASGI = applications.Starlette(routes=[*first, *asked, *last])
+    return app
+
+
+async def starlette_cookies(kept: Kept) -> ASGI:
+    applications: Any = import_module("starlette.applications")
+    routing: Any = import_module("starlette.routing")
+    sessions: Any = import_module("starlette.middleware.sessions")
+
+    async def fill(request: Any) -> Any:
+        request.session.update({"user": USER, **kept})
+        return _starlette_json({"status": "logged in"})
+
+    async def read(request: Any) -> Any:
+        return _starlette_json({"user": request.session.get("user")})
+
+    async def write(request: Any) -> Any:
+        request.session["user"] = USER
+        return _starlette_json({"status": "logged in"})
+
+    async def size(request: Any) -> Any:
+        return _starlette_json({"size": len(request.session["value"])})
+
+    app: Any = applications.Starlette(
+        routes=[routing.Route(f"/{handler.__name__}", handler) for handler in (fill, read, write, size)]
+    )
+    app.add_middleware(sessions.SessionMiddleware, secret_key=SECRET, max_age=_MAX_AGE, https_only=True)
+    built: ASGI = app
+    return built
+
+
+def _starlette_json(data: object) -> Any:
+    responses: Any = import_module("starlette.responses")
+    return responses.Response(_encode_json(data), media_type="application/json")
+
+
 PEERS = [
-    Peer("BlackSheep", "blacksheep", build_blacksheep),
-    Peer("Falcon", "falcon", build_falcon, has_sessions=False),
-    Peer("Litestar", "litestar", build_litestar),
-    Peer("Starlette", "starlette", build_starlette),
+    Peer("BlackSheep", "blacksheep", blacksheep_plain, {"cookies": blacksheep_cookies, "memory": blacksheep_memory}),
+    Peer("Falcon", "falcon", falcon_plain, {}),
+    Peer("FastAPI", "fastapi", fastapi_plain, {"cookies": fastapi_cookies}),
+    Peer("Litestar", "litestar", litestar_plain, {"cookies": litestar_cookies, "memory": litestar_memory}),
+    Peer("Quart", "quart", quart_plain, {"cookies": quart_cookies}),
+    Peer("Starlette", "starlette", starlette_plain, {"cookies": starlette_cookies}),
 ]

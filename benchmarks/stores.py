@@ -1,4 +1,4 @@
-"""Floors over a store: ASGI applications by hand that keep one sealed value a session, with one call of the store's client a trip.
+"""Floors over a store: ASGI applications by hand that keep one value a session, with one call of the store's own client a trip.
 
 A floor holds what any session must: it finds the session by a hash of the cookie's id, seals what it stores, opens what it reads,
 and acknowledges a write when the store has it. It has no guard against a logout beside it and no rotation of keys.
@@ -21,8 +21,31 @@ class Store(Protocol):
 
     async def open(self) -> None: ...
     async def close(self) -> None: ...
-    async def read(self, id: str) -> bytes: ...
+    async def read(self, id: str) -> bytes | None: ...
     async def write(self, id: str, value: bytes) -> None: ...
+    async def delete(self, id: str) -> None: ...
+
+
+class MemoryStore:
+    """A dict."""
+
+    def __init__(self, place: str) -> None:
+        self._values: dict[str, bytes] = {}
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def read(self, id: str) -> bytes | None:
+        return self._values.get(id)
+
+    async def write(self, id: str, value: bytes) -> None:
+        self._values[id] = value
+
+    async def delete(self, id: str) -> None:
+        self._values.pop(id, None)
 
 
 class RedisStore:
@@ -40,13 +63,16 @@ class RedisStore:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def read(self, id: str) -> bytes:
+    async def read(self, id: str) -> bytes | None:
         found: dict[bytes, bytes] = await self._client.hgetall("floor:" + id)
-        return found[b"user"]
+        return found.get(b"user")
 
     async def write(self, id: str, value: bytes) -> None:
         await self._client.hset("floor:" + id, "user", value)
         await self._client.expire("floor:" + id, 86_400)
+
+    async def delete(self, id: str) -> None:
+        await self._client.delete("floor:" + id)
 
 
 class MongoDBStore:
@@ -64,13 +90,15 @@ class MongoDBStore:
     async def close(self) -> None:
         await self._client.close()
 
-    async def read(self, id: str) -> bytes:
+    async def read(self, id: str) -> bytes | None:
         found: Any = await self._sessions.find_one({"_id": id})
-        value: bytes = found["user"]
-        return value
+        return found and bytes(found["user"])
 
     async def write(self, id: str, value: bytes) -> None:
         await self._sessions.update_one({"_id": id}, {"$set": {"user": value}}, upsert=True)
+
+    async def delete(self, id: str) -> None:
+        await self._sessions.delete_one({"_id": id})
 
 
 class SQLStore:
@@ -90,12 +118,15 @@ class SQLStore:
     async def close(self) -> None:
         await self._connection.close()
 
-    async def read(self, id: str) -> bytes:
-        [(value,)] = await self._connection.execute_fetchall("SELECT user FROM floor WHERE id = ?", (id,))
-        return bytes(value)
+    async def read(self, id: str) -> bytes | None:
+        rows = [*await self._connection.execute_fetchall("SELECT user FROM floor WHERE id = ?", (id,))]
+        return bytes(rows[0][0]) if rows else None
 
     async def write(self, id: str, value: bytes) -> None:
         await self._connection.execute_fetchall("INSERT OR REPLACE INTO floor VALUES (?, ?)", (id, value))
+
+    async def delete(self, id: str) -> None:
+        await self._connection.execute_fetchall("DELETE FROM floor WHERE id = ?", (id,))
 
 
 class FileStore:
@@ -110,11 +141,17 @@ class FileStore:
     async def close(self) -> None:
         pass
 
-    async def read(self, id: str) -> bytes:
-        return await asyncio.to_thread((self._folder / id).read_bytes)
+    async def read(self, id: str) -> bytes | None:
+        try:
+            return await asyncio.to_thread((self._folder / id).read_bytes)
+        except FileNotFoundError:
+            return None
 
     async def write(self, id: str, value: bytes) -> None:
         await asyncio.to_thread(self._replace, id, value)
+
+    async def delete(self, id: str) -> None:
+        await asyncio.to_thread(self._remove, id)
 
     def _replace(self, id: str, value: bytes) -> None:
         temporary = self._folder / f"{id}.new"
@@ -123,6 +160,13 @@ class FileStore:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._folder / id)
+        self._settle()
+
+    def _remove(self, id: str) -> None:
+        (self._folder / id).unlink(missing_ok=True)
+        self._settle()
+
+    def _settle(self) -> None:
         folder = os.open(self._folder, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
@@ -133,6 +177,9 @@ class Floor:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        # In memory the key would lie beside what it seals.
+        self._seal: Callable[[bytes], bytes] = bytes if isinstance(store, MemoryStore) else _seal
+        self._open: Callable[[bytes], bytes] = bytes if isinstance(store, MemoryStore) else _open
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -145,15 +192,54 @@ class Floor:
             return
         token = find_cookie(scope, b"session")
         id = token or os.urandom(32).hex().encode()
-        name = blake2b(id, digest_size=32).hexdigest()
-        if scope["path"] == "/read":
-            sealed = await self._store.read(name)
-            await send_json(send, {"user": decode(cipher.decrypt(sealed[:12], sealed[12:], b"user"))}, *NO_STORE)
-            return
-        nonce = os.urandom(12)
-        await self._store.write(name, nonce + cipher.encrypt(nonce, encode(USER), b"user"))
+        match scope["path"]:
+            case "/read" | "/load":
+                await send_json(send, {"user": await self._read(id)}, *NO_STORE)
+                return
+            case "/write":
+                await self._write(id, USER)
+                answer: Any = {"status": "logged in"}
+            case "/read-write":
+                await self._write(id, user := await self._read(id))
+                answer = {"user": user}
+            case "/update":
+                user = await self._read(id)
+                user["visits"] = user.get("visits", 0) + 1
+                await self._write(id, user)
+                answer = {"user": user}
+            case _:  # "/regenerate"
+                user, old, token, id = await self._read(id), id, None, os.urandom(32).hex().encode()
+                await self._write(id, user)
+                await self._store.delete(_hash(old))
+                answer = {"user": user}
         cookie = () if token else ((b"set-cookie", b"session=" + id + b"; Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"),)
-        await send_json(send, {"status": "logged in"}, *NO_STORE, *cookie)
+        await send_json(send, answer, *NO_STORE, *cookie)
+
+    async def _read(self, id: bytes) -> Any:
+        stored = await self._store.read(_hash(id))
+        return None if stored is None else decode(self._open(stored))
+
+    async def _write(self, id: bytes, user: Any) -> None:
+        await self._store.write(_hash(id), self._seal(encode(user)))
 
 
-STORES: dict[str, Callable[[str], Store]] = {"redis": RedisStore, "mongodb": MongoDBStore, "sql": SQLStore, "file": FileStore}
+def _seal(value: bytes) -> bytes:
+    nonce = os.urandom(12)
+    return nonce + cipher.encrypt(nonce, value, b"user")
+
+
+def _open(sealed: bytes) -> bytes:
+    return cipher.decrypt(sealed[:12], sealed[12:], b"user")
+
+
+def _hash(id: bytes) -> str:
+    return blake2b(id, digest_size=32).hexdigest()
+
+
+STORES: dict[str, Callable[[str], Store]] = {
+    "memory": MemoryStore,
+    "redis": RedisStore,
+    "mongodb": MongoDBStore,
+    "sql": SQLStore,
+    "file": FileStore,
+}

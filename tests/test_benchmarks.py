@@ -1,41 +1,408 @@
 from __future__ import annotations
 
+import random
+import re
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+
 import pytest
 
-from benchmarks import peers
-from benchmarks.contenders import ASGI
-from benchmarks.in_process import CASES, Case, build_peers, enter
+from benchmarks import __main__ as command
+from benchmarks import chart, contenders, harness, in_process, peers, scaling, sealing, serializer
+from benchmarks import compare as comparing
+from benchmarks.asgi import ask, log_in
+from benchmarks.contenders import ASGI, FloorMemory
+from benchmarks.figures import interval, judge, ratios, to_floor
+from benchmarks.harness import BEST_PEER, Absent, Case, Contender, Goal, Missing, Plan, Question
+from benchmarks.results import AbsentResult, CaseResult, ContenderResult, GoalResult, Kind, QuestionResult, Results, load, save
+from benchmarks.table import show
+from gaman import App
 
 pytestmark = pytest.mark.anyio
 
-
-async def answer(case: Case, entrant: ASGI) -> tuple[int, dict[bytes, bytes], bytes]:
-    """Return the status, headers and body; of a cookie, its attributes only."""
-    _, (status, headers, body) = await enter(case, entrant)
-    if b"set-cookie" in headers:
-        headers[b"set-cookie"] = headers[b"set-cookie"].partition(b"; ")[2]
-    return status, headers, body
+QUICK = Plan(quick=True)
+QUESTIONS = [serializer.QUESTION, sealing.QUESTION, in_process.QUESTION, scaling.QUESTION]
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-async def test_the_floor_and_gaman_give_the_same_answer(case: Case) -> None:
-    app = case.app()
-    await app.load()
-    expected = await answer(case, case.floor)
+def nothing(case: str, seconds: float) -> None:
+    pass
+
+
+def lack(name: str) -> None:
+    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+# The contenders
+
+
+@pytest.mark.parametrize(
+    ("path", "floor", "app"),
+    [
+        ("/json", contenders.floor_plain, contenders.gaman_plain),
+        ("/users/42/posts/7", contenders.floor_plain, lambda: contenders.gaman_plain(*in_process.OTHERS)),
+    ],
+)
+async def test_the_floor_and_gaman_give_the_same_answer(path: str, floor: ASGI, app: Callable[[], App]) -> None:
+    expected = await ask(floor, path)
     assert expected[0] == 200
-    assert (b"set-cookie" in expected[1]) == (case.path == "/write")
-    assert await answer(case, app) == expected
+    assert await ask(app(), path) == expected
+
+
+@pytest.mark.parametrize("kind", ["cookies", "memory"])
+async def test_the_floor_and_gaman_answer_a_session_alike_but_for_the_token(kind: str) -> None:
+    memory = FloorMemory()
+    read = contenders.floor_cookie_read if kind == "cookies" else memory.read
+    write = contenders.floor_cookie_write if kind == "cookies" else memory.write
+    app = contenders.gaman_session({"type": kind})
+    await app.load()
+    both: list[tuple[ASGI, ASGI]] = [(read, write), (app, app)]
+    for asked in ("/read", "/write"):
+        answers: list[object] = []
+        for reader, writer in both:
+            cookie = await log_in(writer, "/write")
+            status, headers, body = await ask(reader if asked == "/read" else writer, asked, cookie)
+            headers = {name: value.partition(b"; ")[2] if name == b"set-cookie" else value for name, value in headers.items()}
+            answers.append((status, headers, body))
+        assert answers[0] == answers[1], asked
     await app.shutdown()
 
 
-@pytest.mark.parametrize("with_sessions", [False, True])
-async def test_a_peer_that_is_not_installed_is_absent_with_a_reason(monkeypatch: pytest.MonkeyPatch, with_sessions: bool) -> None:
-    def lack(name: str) -> None:
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.name)
+async def test_all_contenders_of_a_case_give_the_same_answer(monkeypatch: pytest.MonkeyPatch, question: Question) -> None:
+    if question is scaling.QUESTION:
+        # Building a thousand routes takes peers their time; what they answer, the other questions ask as well.
+        monkeypatch.setattr(peers, "import_module", lack)
+    for case in question.cases(QUICK):
+        async with case.enter() as entered:
+            present = [each for each in entered if isinstance(each, Contender)]
+            await harness.check(case, present)
+            assert {each.kind for each in present} >= {"floor", "ours"}
+            assert all(each.answer is not None for each in present)
+            assert all(re.fullmatch(r"benchmarks/\w+\.py:\d+", each.source) for each in present)
 
+
+@pytest.mark.parametrize("kind", ["plain", "cookies", "memory"])
+async def test_a_peer_that_is_not_installed_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(peers, "import_module", lack)
-    present, absent = await build_peers(with_sessions)
-    assert present == {}
-    assert list(absent) == [peer.name for peer in peers.PEERS]
-    assert absent["Litestar"] == "not installed: litestar"
-    assert (absent["Falcon"] == "has no sessions") == with_sessions
+    case = Case(
+        name="case",
+        floor=in_process.FLOOR,
+        enter=lambda: in_process.plain("/json") if kind == "plain" else in_process.in_session(kind, "/read"),
+    )
+    found = await harness.run(ask_for(case), QUICK, nothing)
+    assert [each.name for each in found.cases[0].contenders] == ["bare callable", "gaman"]
+    reasons = {each.name: each.reason for each in found.cases[0].absent}
+    assert list(reasons) == [peer.name for peer in peers.PEERS]
+    assert reasons["Litestar"].startswith("not installed: litestar")
+    assert shown(found).count("not installed") == sum(reason.startswith("not installed") for reason in reasons.values())
+
+
+async def test_a_serializer_that_does_not_keep_a_value_is_a_row_that_says_so() -> None:
+    case = next(case for case in serializer.cases(QUICK) if case.name == "encode bytes")
+    async with case.enter() as entered:
+        assert Missing("json", "does not keep bytes") in entered
+
+
+# The harness
+
+
+def ask_for(*cases: Case, seconds: float = 0.05) -> Question:
+    return Question(name="question", title="What?", cases=lambda plan: cases, seconds=seconds, quick_seconds=seconds)
+
+
+def constant(name: str, figure: float, kind: Kind = "peer", answer: object = 42) -> Contender:
+    return Contender(name=name, kind=kind, measure=lambda: figure, answer=lambda: answer)
+
+
+def shown(question: QuestionResult) -> str:
+    from rich.console import Console
+
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(show(question))
+    return capture.get()
+
+
+async def test_contenders_take_turns_and_each_round_has_every_one_once() -> None:
+    turns: list[str] = []
+
+    def contend(name: str) -> Contender:
+        def measure() -> float:
+            turns.append(name)
+            return 1.0
+
+        return Contender(name=name, measure=measure)
+
+    case = Case(name="case", floor="a", enter=lambda: harness.contenders(*map(contend, "abc")), rounds=20)
+    await harness.run(ask_for(case, seconds=60), Plan(), nothing)
+    rounds = ["".join(turns[at : at + 3]) for at in range(0, len(turns), 3)]
+    # One to warm up.
+    assert len(rounds) == 1 + 20
+    assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
+    assert len(set(rounds)) > 1
+
+
+async def test_a_question_keeps_to_its_time_and_each_case_gets_its_share() -> None:
+    now = 1000.0
+
+    def measure() -> float:
+        nonlocal now
+        now += 1
+        return 1.0
+
+    def enter() -> harness.Entered:
+        return harness.contenders(Contender(name="floor", kind="floor", measure=measure))
+
+    cases = [Case(name="one", floor="floor", enter=enter), Case(name="three", floor="floor", enter=enter, share=3)]
+    found = await harness.run(ask_for(*cases, seconds=40), Plan(scale=0.5), nothing, lambda: now)
+    assert found.seconds == 20
+    # The first turn of each is to warm up.
+    assert [len(case.contenders[0].figures) for case in found.cases] == [4, 14]
+
+
+async def test_another_answer_than_the_floors_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    entered = [constant("floor", 1.0, "floor"), constant("cheat", 0.1, answer=43)]
+    case = Case(name="case", floor="floor", enter=lambda: harness.contenders(*entered))
+    with pytest.raises(AssertionError, match="cheat answers 43, and floor 42"):
+        await harness.check(case, entered)
+    found = await harness.run(ask_for(case), Plan(), nothing)
+    assert found.cases[0].contenders == []
+    assert found.cases[0].absent[0].reason.startswith(harness.FAILED)
+    assert "cheat answers 43" in capsys.readouterr().err
+
+
+async def test_a_case_that_this_machine_lacks_something_for_is_a_row() -> None:
+    @asynccontextmanager
+    async def enter() -> AsyncGenerator[Sequence[Contender]]:
+        raise Absent("there is no server")
+        yield
+
+    found = await harness.run(ask_for(Case(name="case", floor="floor", enter=enter)), Plan(), nothing)
+    assert found.cases[0].absent == [AbsentResult("everybody", "there is no server")]
+    assert "there is no server" in shown(found)
+
+
+async def test_against_chooses_the_peers_alone() -> None:
+    entered = [constant("floor", 1.0, "floor"), constant("gaman", 1.0, "ours"), constant("one", 2.0), constant("other", 3.0)]
+    case = Case(name="case", floor="floor", enter=lambda: harness.contenders(*entered), rounds=1)
+    found = await harness.run(ask_for(case), Plan(against=frozenset({"other"})), nothing)
+    assert [each.name for each in found.cases[0].contenders] == ["floor", "gaman", "other"]
+
+
+def test_a_contender_knows_the_line_that_it_comes_from() -> None:
+    assert re.fullmatch(r"tests/test_benchmarks\.py:\d+", constant("a", 1.0).source)
+    assert harness.line_of(contenders.floor_plain).startswith("benchmarks/contenders.py:")
+
+
+# What figures say
+
+
+def of(figures: Sequence[float], name: str = "gaman", kind: Kind = "ours", at: float | None = None) -> ContenderResult:
+    return ContenderResult(name, kind, "benchmarks/a.py:1", list(figures), at=at)
+
+
+def case_of(*found: ContenderResult, goals: Sequence[GoalResult] = (), better: str = "lower") -> CaseResult:
+    return CaseResult("case", "µs", "higher" if better == "higher" else "lower", "floor", "a.py:1", None, list(goals), list(found))
+
+
+def test_a_ratio_by_rounds_sees_through_what_disturbs_both() -> None:
+    disturbed = [random.Random(number).uniform(1, 10) for number in range(50)]
+    floor, gaman = of(disturbed, "floor", "floor"), of([1.5 * each for each in disturbed])
+    assert ratios(gaman, floor) == pytest.approx([1.5] * 50)
+    found = to_floor(case_of(floor, gaman), gaman)
+    assert found is not None
+    assert found.tells
+    assert found.median == pytest.approx(1.5)
+
+
+def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
+    chance = random.Random(7)
+    held = 0
+    for _ in range(400):
+        found = interval([chance.lognormvariate(0, 0.3) for _ in range(31)])
+        held += found.low <= 1 <= found.high
+    assert 0.93 <= held / 400 <= 1
+
+
+def test_too_few_rounds_and_too_wide_a_spread_tell_nothing() -> None:
+    assert not interval([1.0] * 5).is_sure
+    assert interval([1.0] * 6).tells
+    assert not interval([1.0, 1.5] * 10).tells
+
+
+@pytest.mark.parametrize(
+    ("cost", "spread", "verdict"), [(1.5, 0.01, "met"), (2.5, 0.01, "missed"), (1.99, 0.3, "can't tell"), (1.0, None, "can't tell")]
+)
+def test_a_goal_is_met_or_missed_only_where_the_interval_lies_on_one_side(cost: float, spread: float | None, verdict: str) -> None:
+    chance = random.Random(1)
+    figures = [cost] if spread is None else [cost * chance.uniform(1 - spread, 1 + spread) for _ in range(30)]
+    case = case_of(of([1.0] * len(figures), "floor", "floor"), of(figures))
+    assert judge(case, GoalResult("at most", 2, "gaman", "floor")).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("better", "limit", "verdict"), [("lower", 2.4, "met"), ("lower", 2.6, "missed"), ("higher", 2.4, "missed")]
+)
+def test_the_best_peer_is_the_one_whose_median_is_best(better: str, limit: float, verdict: str) -> None:
+    case = case_of(
+        of([2.0] * 9), of([1.0] * 9, "floor", "floor"), of([5.0] * 9, "a", "peer"), of([7.0] * 9, "b", "peer"), better=better
+    )
+    found = judge(case, GoalResult("at least", limit, "gaman", BEST_PEER))
+    assert (found.against, found.verdict) == ("a" if better == "lower" else "b", verdict)
+
+
+@pytest.mark.parametrize(("floor", "verdict"), [(2.0, "missed"), (4.0, "out of reach")])
+def test_a_goal_that_the_floor_misses_too_is_out_of_reach(floor: float, verdict: str) -> None:
+    case = case_of(of([floor] * 9, "floor", "floor"), of([5.0] * 9), of([10.0] * 9, "a", "peer"))
+    found = judge(case, GoalResult("at least", 4, "gaman", BEST_PEER))
+    assert found.verdict == verdict
+    assert found.floor is not None
+    assert found.floor.median == 10 / floor
+
+
+@pytest.mark.parametrize(("rate", "limit", "verdict"), [(95.0, 0.9, "met"), (85.0, 0.9, "missed"), (190.0, 1.8, "met")])
+def test_a_rate_is_better_where_it_is_higher(rate: float, limit: float, verdict: str) -> None:
+    case = case_of(of([100.0] * 9, "floor", "floor"), of([rate] * 9), better="higher")
+    assert judge(case, GoalResult("at least", limit, "gaman", "floor")).verdict == verdict
+
+
+def test_growth_is_the_ratio_of_two_places() -> None:
+    case = case_of(of([1.0] * 9, at=10), of([1.05] * 9, at=1000), of([0.5] * 9, "floor", "floor"))
+    goal = GoalResult("at most", 1.1, "gaman", "gaman", at=1000, against_at=10)
+    found = judge(case, goal)
+    assert found.verdict == "met"
+    assert found.ratio is not None
+    assert found.ratio.median == pytest.approx(1.05)
+
+
+# Two runs beside each other
+
+
+def results(seed: int, slower: float = 1.0, cases: int = 30, rounds: int = 60) -> Results:
+    """Return a run on a noisy machine, in which the first case costs gaman *slower* times as much."""
+    chance = random.Random(seed)
+    found: list[CaseResult] = []
+    for number in range(cases):
+        noise = [chance.lognormvariate(0, 0.2) for _ in range(rounds)]
+        cost = 2 * (slower if number == 0 else 1)
+        mine = [cost * each * chance.lognormvariate(0, 0.05) for each in noise]
+        case = case_of(of(noise, "floor", "floor"), of(mine))
+        case.name = f"case {number}"
+        found.append(case)
+    return Results({"machine": "made up"}, False, [QuestionResult("question", "What?", "a.py:1", 1.0, found)])
+
+
+@pytest.mark.parametrize(("slower", "change"), [(1.2, "worse"), (1 / 1.2, "better")])
+def test_a_planted_change_of_20_percent_is_told_from_noise(slower: float, change: str) -> None:
+    found = comparing.compare(results(1), results(2, slower))
+    assert [each.change for each in found if each.case == "case 0"] == [change]
+    assert {each.change for each in found if each.case != "case 0"} <= {"same", "can't tell"}
+
+
+def test_two_runs_of_the_same_code_do_not_cry_wolf() -> None:
+    for seed in range(20):
+        changes = {each.change for each in comparing.compare(results(seed), results(seed + 1000))}
+        assert changes <= {"same", "can't tell"}
+
+
+def test_a_few_rounds_can_not_tell() -> None:
+    found = comparing.compare(results(1, rounds=5), results(2, 1.2, rounds=5))
+    assert {each.change for each in found} == {"can't tell"}
+
+
+def test_compare_fails_where_something_got_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, run in (("old", results(1)), ("same", results(2)), ("slow", results(3, 1.2))):
+        save(run, tmp_path / name / "results.json")
+    assert command.main(["compare", str(tmp_path / "old"), str(tmp_path / "same")]) == 0
+    assert command.main(["compare", str(tmp_path / "old"), str(tmp_path / "slow" / "results.json")]) == 1
+    assert "worse" in capsys.readouterr().out
+
+
+# A whole run
+
+
+def make_question() -> Question:
+    """Return a question with a case of bars and one of growth, in which figures are made up."""
+    ticks = count(1)
+
+    def contend(name: str, figure: float, kind: Kind = "peer", at: float | None = None) -> Contender:
+        return Contender(name=name, kind=kind, at=at, measure=lambda: figure * (1 + next(ticks) % 7 / 100))
+
+    bars = Case(
+        name="bars",
+        floor="floor",
+        goals=[Goal(sense="at most", limit=1.8, against="floor"), Goal(sense="at least", limit=2, against=BEST_PEER)],
+        enter=lambda: harness.contenders(
+            contend("floor", 1, "floor"),
+            contend("gaman", 1.5, "ours"),
+            contend("Peer", 4),
+            contend("Slow", 99),
+            Missing("Lost", "gone"),
+        ),
+    )
+    growth = Case(
+        name="growth",
+        floor="floor",
+        axis="routes",
+        goals=[Goal(sense="at most", limit=1.1, against="gaman", at=1000, against_at=10)],
+        enter=lambda: harness.contenders(
+            contend("floor", 1, "floor"),
+            *(contend("gaman", 2, "ours", at) for at in (10, 1000)),
+            *(contend("Peer", at, "peer", at) for at in (10, 1000)),
+            Missing("Peer", "too slow", 10_000),
+        ),
+    )
+    return ask_for(bars, growth, seconds=0.6)
+
+
+async def test_a_run_is_shown_drawn_and_kept(tmp_path: Path) -> None:
+    ticks = count()
+    found = await harness.run(make_question(), QUICK, nothing, lambda: next(ticks) / 100)
+    table = shown(found)
+    for expected in ("Lost: gone", "Peer, 10,000 routes: too slow", "at most 1.8 times", ": met", "tests/test_benchmarks.py:"):
+        assert expected in table
+    run = Results({"machine": "made up", "commit": "abc"}, True, [found])
+    save(run, tmp_path / "results.json")
+    assert load(tmp_path / "results.json") == run
+    for file in [*chart.draw(found, run.about, tmp_path), *chart.summarize(run, tmp_path)]:
+        assert file.stat().st_size > 1000
+    drawn = (tmp_path / "question.svg").read_text()
+    for expected in ("What?", "bars", "growth", "gaman", "Slow", "lower is better", "goal ≤ 1.8: met"):
+        assert expected in drawn
+    assert "gaman meets 3 of its 3 goals" in (tmp_path / "summary.svg").read_text()
+
+
+def test_the_command_measures_what_is_asked_and_says_where_it_went(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serializer, "QUESTION", make_question())
+    assert command.main(["serializer", "--quick", "--to", str(tmp_path), "--against", "Peer,Pear"]) == 0
+    said = capsys.readouterr().out.replace("\n", "")
+    assert str(tmp_path) in said
+    assert "event loop: uvloop" in said
+    assert "Nobody here is called 'Pear'" in said
+    assert "Slow" not in said
+    about = load(tmp_path / "results.json").about
+    assert about.keys() >= {"machine", "cores", "python", "commit", "msgspec", "event loop", "garbage collector"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "question.png",
+        "question.svg",
+        "results.json",
+        "summary.png",
+        "summary.svg",
+    ]
+
+
+def test_the_command_knows_its_questions(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["weather"])
+    assert "there is no question 'weather'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_all_questions_together_keep_to_their_time(quick: bool) -> None:
+    questions = command.find_questions([])
+    plan = command.plan_for(questions, quick, None)
+    assert sum(question.budget(plan) for question in questions) <= (command.MOST_QUICK if quick else command.MOST) + 1e-6

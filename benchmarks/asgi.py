@@ -1,0 +1,113 @@
+"""A call of an ASGI application, without a server: asked for its answer, or timed; and those that are called."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+from benchmarks.contenders import ASGI, Message
+from benchmarks.harness import Contender, Missing, line_of, timed
+from benchmarks.peers import PEERS, Peer
+
+
+def make_scope(path: str, cookie: bytes | None) -> Message:
+    headers = [(b"host", b"testserver"), (b"user-agent", b"benchmark"), (b"accept", b"*/*")]
+    if cookie is not None:
+        headers.append((b"cookie", cookie))
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "https",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+        "client": ("127.0.0.1", 50000),
+        "server": ("127.0.0.1", 443),
+    }
+
+
+class Visitor:
+    """A receive that has an empty body ready, and then stays: whoever waits for its leaving, as Quart does, waits."""
+
+    __slots__ = ("_has_asked",)
+
+    def __init__(self) -> None:
+        self._has_asked = False
+
+    async def __call__(self) -> Message:
+        if self._has_asked:
+            await asyncio.get_running_loop().create_future()
+        self._has_asked = True
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def ask(app: ASGI, path: str, cookie: bytes | None = None) -> tuple[int, dict[bytes, bytes], bytes]:
+    """Return the status, headers and body that *app* answers with."""
+    messages: list[Message] = []
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    await app(make_scope(path, cookie), Visitor(), send)
+    start, *rest = messages
+    return start["status"], dict(start["headers"]), b"".join(message.get("body", b"") for message in rest)
+
+
+async def log_in(app: ASGI, path: str) -> bytes:
+    """Return the Cookie field of a new session."""
+    _, headers, _ = await ask(app, path)
+    return headers[b"set-cookie"].partition(b";")[0]
+
+
+async def time_calls(app: ASGI, path: str, cookie: bytes | None, calls: int) -> float:
+    """Return the seconds of CPU that so many calls take."""
+    made = [(make_scope(path, cookie), Visitor()) for _ in range(calls)]
+
+    async def send(message: Message) -> None:
+        pass
+
+    began = time.process_time()
+    for scope, receive in made:
+        await app(scope, receive, send)
+    return time.process_time() - began
+
+
+async def contend(app: ASGI, path: str, cookie: bytes | None = None, **described: Any) -> Contender:
+    """Return a contender that is asked for *path*, with that *cookie*; *described* is what a Contender takes beside."""
+
+    async def answer() -> tuple[int, Any]:
+        status, _, body = await ask(app, path, cookie)
+        return status, json.loads(body)
+
+    return Contender(measure=timed(partial(time_calls, app, path, cookie)), answer=answer, **described)
+
+
+async def peers(
+    path: str, build: Callable[[Peer], Awaitable[ASGI] | str], begin: str | None = None, at: float | None = None
+) -> list[Contender | Missing]:
+    """Return each peer whose application *build* makes, in a session that *begin* has begun; a string says why there is none."""
+    found: list[Contender | Missing] = []
+    for peer in PEERS:
+        building = build(peer)
+        if isinstance(building, str):
+            found.append(Missing(peer.name, building, at))
+            continue
+        try:
+            app = await building
+        except ModuleNotFoundError as error:
+            found.append(Missing(peer.name, f"not installed: {error.name}", at))
+            continue
+        cookie = None if begin is None else await log_in(app, begin)
+        found.append(
+            await contend(app, path, cookie, name=peer.name, version=version(peer.package), source=line_of(peer.plain), at=at)
+        )
+    return found

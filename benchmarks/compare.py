@@ -1,0 +1,110 @@
+"""Two runs beside each other: what got slower, what got faster, what is the same, and what can't be told.
+
+Compared are gaman's ratios to the floor, which a faster machine does not change; where there is no floor, the figures. Something
+is slower where the interval of the new median lies beyond that of the old one, and the medians are 5 % apart: so much may differ
+between two processes that run the same code. The more figures there are, the surer each interval has to be, so that of all of
+them together one in twenty runs cries wolf (Bonferroni's correction).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.figures import APART, CONFIDENCE, Interval, find, interval, ratios
+from benchmarks.results import CaseResult, ContenderResult, Results
+from benchmarks.table import figure
+
+Change = Literal["worse", "better", "same", "can't tell"]
+STYLES = {"worse": "bold red", "better": "green", "same": "dim", "can't tell": "yellow"}
+
+
+class Difference(NamedTuple):
+    """One figure in both runs; *by* is how many times the cost has become, above 1 for the worse."""
+
+    question: str
+    case: str
+    name: str
+    at: float | None
+    source: str
+    what: str
+    old: Interval
+    new: Interval
+    by: float
+    change: Change
+
+
+def judge(old: Interval, new: Interval, *, lower_is_better: bool) -> tuple[float, Change]:
+    """Return how many times the cost has become, and what that means."""
+    if not lower_is_better:
+        old, new = _inverse(old), _inverse(new)
+    by = new.median / old.median
+    if not (old.is_sure and new.is_sure):
+        return by, "can't tell"
+    if new.low > old.high and by > APART:
+        return by, "worse"
+    if new.high < old.low and by < 1 / APART:
+        return by, "better"
+    is_narrow = new.high / old.low <= APART and old.high / new.low <= APART
+    is_told = new.low > old.high or new.high < old.low
+    return by, "same" if is_narrow or (is_told and 1 / APART <= by <= APART) else "can't tell"
+
+
+def _inverse(each: Interval) -> Interval:
+    return Interval(1 / each.high, 1 / each.median, 1 / each.low, 1 / each.third, 1 / each.first, each.is_sure)
+
+
+def compare(old: Results, new: Results) -> list[Difference]:
+    """Return every figure of gaman's that both runs have."""
+    before = {(question.name, case.name): case for question in old.questions for case in question.cases}
+    pairs: list[tuple[str, CaseResult, CaseResult, ContenderResult, ContenderResult]] = []
+    for question in new.questions:
+        for case in question.cases:
+            if (earlier := before.get((question.name, case.name))) is None or earlier.unit != case.unit:
+                continue
+            for mine in case.contenders:
+                then = next((each for each in earlier.contenders if (each.name, each.at) == (mine.name, mine.at)), None)
+                if mine.kind == "ours" and then is not None:
+                    pairs.append((question.name, earlier, case, then, mine))
+    confidence = 1 - (1 - CONFIDENCE) / max(1, 2 * len(pairs))
+    found: list[Difference] = []
+    for name, earlier, case, then, mine in pairs:
+        floors = find(earlier, case.floor, then.at), find(case, case.floor, mine.at)
+        has_floor = floors[0] is not None and floors[1] is not None
+        values = [
+            ratios(each, floor) if has_floor and floor is not None else each.figures
+            for each, floor in zip((then, mine), floors, strict=True)
+        ]
+        was, now = (interval(each, confidence) for each in values)
+        what = f"times {case.floor}" if has_floor else case.unit
+        by, change = judge(was, now, lower_is_better=case.better == "lower")
+        found.append(Difference(name, case.name, mine.name, mine.at, mine.source, what, was, now, by, change))
+    return found
+
+
+def warnings(old: Results, new: Results) -> list[str]:
+    """Return what else differs between the runs, so that the figures may differ for it."""
+    keys = ("machine", "cores", "python", "msgspec", "cryptography", "uvicorn", "uvloop")
+    found = [
+        f"{key}: {old.about.get(key, 'unknown')} before, {new.about.get(key, 'unknown')} now"
+        for key in keys
+        if old.about.get(key) != new.about.get(key)
+    ]
+    return found + (["one run is quick, the other is not"] if old.quick != new.quick else [])
+
+
+def comparison_table(differences: list[Difference]) -> Table:
+    """Return what a terminal shows of *differences*, the worst first."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("verdict", no_wrap=True)
+    for heading in ("cost", "old", "new"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("in", "case, and who", "defined in"):
+        table.add_column(heading)
+    for each in sorted(differences, key=lambda each: (list(STYLES).index(each.change), -abs(each.by - 1))):
+        who = f"{each.question}: {each.case}, {each.name}{'' if each.at is None else f', {each.at:,.0f}'}"
+        figures = [f"{each.by - 1:+.1%}", figure(each.old.median), figure(each.new.median)]
+        table.add_row(Text(each.change, STYLES[each.change]), *figures, each.what, who, Text(each.source, "dim"))
+    return table

@@ -1,0 +1,168 @@
+"""How much memory sessions take: bytes a session, a million of them, and whether a process grows over a million requests.
+
+Each figure comes from a process of its own: python -m benchmarks.memory sessions WAY COUNT, or requests COUNT, prints it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+
+from benchmarks import places
+from benchmarks.contenders import USER, encode
+from benchmarks.drivers import CalledGaman
+from benchmarks.growth import bytes_each, resident
+from benchmarks.harness import Absent, Case, Contender, Goal, Missing, Plan, Question, Sample, contenders
+from benchmarks.results import Kind
+from benchmarks.storing import Litestar, Starsessions, Way
+
+VALUES: Final = len(encode(USER))
+"""Bytes of what a session holds."""
+LIMIT: Final = f"its {VALUES} bytes of values and 1.5 KB"
+WAYS: Final[Mapping[str, Callable[[str, str], Way]]] = {
+    "gaman": partial(CalledGaman, max_sessions=2_000_000),
+    "starsessions": Starsessions,
+    "Litestar": Litestar,
+}
+SAMPLES: Final = 8
+"""How often the memory is looked at in each tenth of the requests."""
+TENTHS: Final = (1, 2, 5, 10)
+"""Those that are shown."""
+
+
+async def count_sessions(way: Way, count: int) -> int:
+    """Return the bytes by which this process has grown after so many logins."""
+    gc.collect()
+    before = resident()
+    for _ in range(count):
+        await way.serve("write", None)
+    gc.collect()
+    return resident() - before
+
+
+async def count_requests(way: Way, count: int) -> list[int]:
+    """Return the memory that this process takes, at moments of so many requests that read and write a thousand sessions."""
+    keys = [(await way.serve("write", None))[0] for _ in range(1000)]
+    found: list[int] = []
+    operations = cycle(("load", "write", "read-write", "update"))
+    for number in range(1, count + 1):
+        await way.serve(next(operations), keys[number % 997])
+        if number % (count // 10 // SAMPLES) == 0:
+            found.append(resident())
+    return found
+
+
+def ask_apart(*arguments: str) -> Any:
+    """Return what this program prints, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", *arguments]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    if "ModuleNotFoundError" in done.stderr:
+        raise Absent(done.stderr.strip().splitlines()[-1])
+    assert not done.returncode, done.stderr
+    return json.loads(done.stdout)
+
+
+def sessions_of(name: str, count: int) -> Sample:
+    grown: int = ask_apart("sessions", name, str(count))
+    return Sample(grown / count, {"all, MB": grown / 1e6})
+
+
+LIMITED: Final = Contender(name=LIMIT, measure=lambda: VALUES + 1500, kind="floor")
+IN_LIMIT: Final = Goal(sense="at most", limit=1, against=LIMIT)
+
+
+def of_ways(names: Iterable[str], count: int) -> Sequence[Contender | Missing]:
+    found: list[Contender | Missing] = [LIMITED]
+    for name in names:
+        try:
+            of_package = version(name.lower())
+        except PackageNotFoundError:
+            found.append(Missing(name, f"not installed: {name.lower()}"))
+            continue
+        kind: Kind = "ours" if name == "gaman" else "peer"
+        found.append(Contender(name=name, measure=partial(sessions_of, name, count), kind=kind, version=of_package))
+    return found
+
+
+def of_stores(count: int) -> Sequence[Contender | Missing]:
+    return [
+        LIMITED,
+        *(Contender(name=f"gaman, {kind}", measure=partial(bytes_each, kind, count), kind="ours") for kind in places.STORES),
+    ]
+
+
+def of_sizes(sizes: Sequence[int]) -> Sequence[Contender | Missing]:
+    return [
+        contender
+        for size in sizes
+        for contender in (
+            Contender(name=LIMIT, measure=lambda: VALUES + 1500, kind="floor", at=size),
+            Contender(name="gaman", measure=partial(sessions_of, "gaman", size), kind="ours", at=size, version=version("gaman")),
+        )
+    ]
+
+
+@asynccontextmanager
+async def over_requests(count: int) -> AsyncGenerator[Sequence[Contender | Missing]]:
+    """Let a process serve so many requests, and tell of some tenths of them."""
+    found: list[int] = ask_apart("requests", str(count))
+    tenths = [(each, cycle(size / 1e6 for size in found[(each - 1) * SAMPLES : each * SAMPLES])) for each in TENTHS]
+    yield [
+        Contender(name="gaman", measure=partial(next, sizes), kind="ours", at=each * count // 10, version=version("gaman"))
+        for each, sizes in tenths
+    ]
+
+
+def cases(plan: Plan) -> Sequence[Case]:
+    requests = 50_000 if plan.quick else 1_000_000
+    names = ("gaman",) if plan.quick else tuple(WAYS)
+    bytes_a_session = partial(Case, unit="bytes a session", floor=LIMIT)
+    # All but the second need their time for what is done once.
+    found = [
+        Case(
+            name=f"a process that serves {requests:,} requests",
+            unit="MB of memory",
+            floor="gaman",
+            enter=lambda: over_requests(requests),
+            axis="requests",
+            rounds=SAMPLES,
+            goals=[Goal(sense="at most", limit=1.02, against="gaman", at=requests, against_at=requests // 10)],
+            share=3,
+        ),
+        bytes_a_session(name="in memory", enter=lambda: contenders(*of_ways(names, 20_000)), goals=[IN_LIMIT], rounds=7, share=4),
+    ]
+    if not plan.quick:
+        sizes, stores = contenders(*of_sizes((10_000, 100_000, 1_000_000))), contenders(*of_stores(10_000))
+        found += [
+            bytes_a_session(name="in memory, up to a million", enter=lambda: sizes, axis="sessions", rounds=1, share=3),
+            bytes_a_session(name="in each store, of 10,000 sessions", enter=lambda: stores, rounds=1),
+        ]
+    return found
+
+
+QUESTION = Question(name="memory", title="How much memory do sessions take?", cases=cases, seconds=90, quick_seconds=8)
+
+
+async def _main(what: str, *arguments: str) -> None:
+    name, count = arguments if what == "sessions" else ("gaman", *arguments)
+    way = WAYS[name]("memory", "")
+    await way.open()
+    found: Any = await (count_sessions if what == "sessions" else count_requests)(way, int(count))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_main(*sys.argv[1:]))

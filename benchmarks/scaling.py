@@ -1,0 +1,105 @@
+"""How the cost of a call grows: with the routes, with the keys in a session, with the length of a value."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+from benchmarks import contenders
+from benchmarks.asgi import contend, log_in, peers
+from benchmarks.contenders import ASGI, FloorMemory
+from benchmarks.harness import Case, Contender, Goal, Missing, Plan, Question, line_of
+from benchmarks.peers import Peer
+
+FLOOR = "bare callable"
+TOO_MANY = {"Falcon": 2000, "Litestar": 2000}
+"""Adding a route costs these ever more: ten thousand take them a minute or two."""
+
+
+def build_plain(before: Sequence[str], after: Sequence[str], peer: Peer) -> Awaitable[ASGI] | str:
+    if len(before) + len(after) >= TOO_MANY.get(peer.name, sys.maxsize):
+        return "takes minutes to be given so many routes"
+    return peer.plain(before, after)
+
+
+def build_session(kept: Mapping[str, object], peer: Peer) -> Awaitable[ASGI] | str:
+    return peer.session("memory", kept)
+
+
+@asynccontextmanager
+async def by_routes(path: str, other: str, counts: Sequence[int]) -> AsyncGenerator[Sequence[Contender | Missing]]:
+    """Ask for *path* among so many others, half of them before it."""
+    floor, gaman = contenders.floor_plain, contenders.gaman_plain
+    entered: list[Contender | Missing] = [await contend(floor, path, name=FLOOR, kind="floor", source=line_of(floor))]
+    for count in counts:
+        others = [other.format(i) for i in range(count)]
+        before, after = others[: count // 2], others[count // 2 :]
+
+        entered.append(await contend(gaman(before, after), path, name="gaman", kind="ours", source=line_of(gaman), at=count))
+        entered += await peers(path, partial(build_plain, before, after), at=count)
+    yield entered
+
+
+@asynccontextmanager
+async def by_contents(path: str, contents: Mapping[int, Mapping[str, object]]) -> AsyncGenerator[Sequence[Contender | Missing]]:
+    """Ask for *path* in sessions in memory that hold the user and those *contents*."""
+    entered: list[Contender | Missing] = []
+    async with AsyncExitStack() as stack:
+        for at, kept in contents.items():
+            memory, gaman = FloorMemory(kept), contenders.gaman_session
+            floor: ASGI = getattr(memory, path[1:])
+            app = gaman({"type": "memory"}, kept)
+            await app.load()
+            stack.push_async_callback(app.shutdown)
+            entered += [
+                await contend(
+                    floor, path, await log_in(memory.fill, "/fill"), name=FLOOR, kind="floor", source=line_of(floor), at=at
+                ),
+                await contend(app, path, await log_in(app, "/fill"), name="gaman", kind="ours", source=line_of(gaman), at=at),
+                *await peers(path, partial(build_session, kept), "/fill", at),
+            ]
+        yield entered
+
+
+def cases(plan: Plan) -> list[Case]:
+    routes = (10, 1000) if plan.quick else (10, 100, 1000, 10_000)
+    flat = Goal(sense="at most", limit=1.1, against="gaman", at=routes[-1], against_at=routes[0])
+    keys = {count: {f"key{i}": i for i in range(count - 1)} for count in ((1, 100, 1000) if plan.quick else (1, 10, 100, 1000))}
+    lengths = (10, 1000, 100_000) if plan.quick else (10, 100, 1000, 10_000, 100_000)
+    values = {length: {"value": "x" * length} for length in lengths}
+    with_params = Case(
+        name="routes with a param each",
+        floor=FLOOR,
+        axis="routes",
+        enter=lambda: by_routes("/users/42/posts/7", "/other/{}/{{name}}", routes),
+        share=4,
+    )
+    without_params = Case(
+        name="routes with no params",
+        floor=FLOOR,
+        axis="routes",
+        enter=lambda: by_routes("/json", "/other/{}", routes),
+        goals=[flat],
+        share=4,
+    )
+    of_keys, of_values = "keys in the session", "bytes of the value"
+    read = [
+        Case(name="read one of many keys", floor=FLOOR, axis=of_keys, enter=lambda: by_contents("/read", keys)),
+        Case(name="read a long value", floor=FLOOR, axis=of_values, enter=lambda: by_contents("/size", values)),
+    ]
+    written = [
+        Case(name="write one of many keys", floor=FLOOR, axis=of_keys, enter=lambda: by_contents("/write", keys)),
+        Case(name="write a long value", floor=FLOOR, axis=of_values, enter=lambda: by_contents("/fill", values)),
+    ]
+    return [without_params, *read] if plan.quick else [without_params, with_params, *read, *written]
+
+
+QUESTION = Question(
+    name="scaling",
+    title="How does the cost of a call grow?",
+    cases=cases,
+    seconds=90,
+    quick_seconds=9,
+)

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+
+from benchmarks import drivers, entrants, growth, memory, over_http, owners
+from benchmarks.harness import Case, Contender, Missing, Plan, _turn, check
+from benchmarks.load import Aim, Load, ask_by_wrk, ask_from_here, read_wrk
+
+pytestmark = pytest.mark.anyio
+
+BODY = b'{"user":1}'
+RIGHT = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n" + BODY
+WRONG = {
+    "status": b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 10\r\n\r\n" + BODY,
+    "redirect": b"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 10\r\n\r\n" + BODY,
+    "body": b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"user":null}',
+    "length": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+async def by_wrk(aim: Aim, seconds: float) -> Load:
+    """Ask by wrk, and let this event loop serve meanwhile."""
+    return await asyncio.to_thread(ask_by_wrk, aim, seconds)
+
+
+GENERATORS = [
+    pytest.param(by_wrk, marks=pytest.mark.skipif(shutil.which("wrk") is None, reason="there is no wrk")),
+    ask_from_here,
+]
+each_generator = pytest.mark.parametrize("ask", GENERATORS)
+Ask = Callable[[Aim, float], Awaitable[Load]]
+
+
+@asynccontextmanager
+async def answering(wrong: bytes, after: int, seen: list[bytes] | None = None) -> AsyncGenerator[int]:
+    """Serve so many right answers, and one wrong one after each of them; give the port."""
+    count = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                if seen is not None:
+                    seen.append(head)
+                count += 1
+                writer.write(wrong if count > after else RIGHT)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@each_generator
+async def test_right_answers_are_counted(ask: Ask) -> None:
+    seen: list[bytes] = []
+    async with answering(RIGHT, 0, seen) as port:
+        found = await ask(Aim(port, "/read", 4, ["session=1", "session=2", "session=3", "session=4"], BODY), 0.15)
+    assert 0 < found.rate < len(seen) / 0.1
+    assert 0 < found.p50 <= found.p99
+    for i in range(1, 5):
+        assert any(b"\r\nCookie: session=%d\r\n" % i in head for head in seen)
+    assert all(head.startswith(b"GET /read HTTP/1.1\r\n") for head in seen)
+
+
+@each_generator
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+async def test_a_wrong_answer_fails_however_fast_it_comes(ask: Ask, wrong: bytes) -> None:
+    async with answering(wrong, 20) as port:
+        with pytest.raises(AssertionError, match="wrong answer"):
+            await ask(Aim(port, "/read", 2, [], BODY), 0.15)
+
+
+@each_generator
+async def test_a_server_that_hangs_up_fails(ask: Ask) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        with pytest.raises(AssertionError, match=r"failed|closed"):
+            await ask(Aim(server.sockets[0].getsockname()[1], "/read", 2, [], BODY), 0.15)
+
+
+FIGURES = {"seconds": 0.2, "requests": 100, "failed": 0, "wrong": 0, "p50": 1.5, "p99": 4.0}
+
+
+def test_what_wrk_prints_is_read() -> None:
+    assert read_wrk(f"Running 60m test\n\nfigures {json.dumps(FIGURES)} \n") == Load(500, 1.5, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("output", "error"),
+    [
+        ("unable to connect to 127.0.0.1:1 Connection refused", "unable to connect"),
+        (f"\nfigures {json.dumps({**FIGURES, 'failed': 2})} \n", "2 connections"),
+        (f"\nfigures {json.dumps({**FIGURES, 'wrong': 3})} 503 {{}}\nno\n", "3 wrong answers of 100, such as: 503 {}"),
+        (f"\nfigures {json.dumps({**FIGURES, 'requests': 0})} \n", "nothing was answered"),
+    ],
+)
+def test_what_wrk_complains_of_is_an_error(output: str, error: str) -> None:
+    with pytest.raises(AssertionError, match=error):
+        read_wrk(output)
+
+
+async def taking_part(case: Case) -> tuple[dict[str, str | None], dict[str, str]]:
+    """Return those who take part in *case*, with their versions, each held to the floor's answer; and who does not, and why."""
+    async with case.enter() as entered:
+        present = [each for each in entered if isinstance(each, Contender)]
+        await check(case, present)
+        return {each.name: each.version for each in present}, {
+            each.name: each.reason for each in entered if isinstance(each, Missing)
+        }
+
+
+def setting(name: str, plan: Plan) -> Case:
+    return next(case for case in over_http.cases(plan) if case.name == name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "two params, 100 routes",
+        "cookies, write",
+        "memory, read",
+        "redis, write, one at a time",
+        "sql, read, one at a time",
+        "file, write, one at a time",
+        "mongodb, read, one at a time",
+    ],
+)
+async def test_all_servers_that_are_installed_answer_alike(name: str) -> None:
+    present, absent = await taking_part(setting(name, Plan()))
+    assert {"bare callable", "gaman"} <= {*present}
+    assert all(reason.startswith("not installed: ") for reason in absent.values())
+
+
+async def test_a_server_is_loaded_in_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(over_http, "TURN", 0.05)
+    async with setting("memory, read", Plan(against=frozenset({"blacksheep"}))).enter() as entered:
+        assert {each.name for each in entered} <= {"bare callable", "gaman", "gaman on Granian", "BlackSheep"}
+        for each in entered:
+            assert isinstance(each, Contender)
+            assert each.answer is not None
+            await each.answer()
+            sample = await _turn(each)
+            assert sample.figure > 0
+            assert [*sample.extra] == ["p50, ms", "p99, ms"]
+
+
+async def test_a_server_that_is_not_installed_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lack(package: str) -> str:
+        if package not in ("gaman", "uvicorn"):
+            raise PackageNotFoundError(package)
+        return "1.0"
+
+    monkeypatch.setattr(entrants, "version", lack)
+    monkeypatch.setenv("PATH", "")
+    present, absent = await taking_part(setting("memory, read", Plan()))
+    assert {*present} == {"bare callable", "gaman"}
+    assert absent["Litestar"] == "not installed: litestar"
+    assert absent["gaman on Granian"] == "not installed: granian"
+    assert absent["Express"] == "not installed: node"
+
+
+async def test_a_commit_a_write_is_a_batch_a_call() -> None:
+    batches: list[list[str]] = []
+
+    async def run(calls: list[str]) -> list[str]:
+        batches.append(calls)
+        await asyncio.sleep(0)
+        return [call.upper() for call in calls]
+
+    one_by_one = entrants._Singly(run)
+    assert await asyncio.gather(*map(one_by_one.call, "abc")) == ["A", "B", "C"]
+    assert batches == [["a"], ["b"], ["c"]]
+
+
+STORED = [case for case in drivers.cases(Plan()) if case.name.endswith(("update", "regenerate"))]
+
+
+@pytest.mark.parametrize("case", STORED, ids=[case.name for case in STORED])
+async def test_all_ways_of_storing_that_are_installed_answer_alike(case: Case) -> None:
+    present, absent = await taking_part(case)
+    assert {"bare callable", "gaman"} <= {*present}
+    lacks = ("leaves the session under its old id too", "can't change the id of a session")
+    assert all(
+        reason.startswith("not installed: ") or ("regenerate" in case.name and reason in lacks) for reason in absent.values()
+    )
+
+
+async def test_those_who_ask_at_once_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drivers, "TURN", 0.01)
+    way = drivers.CalledGaman("memory", "")
+    await way.open()
+    crowd = drivers.Crowd(way, "regenerate", 8)
+    await crowd.answer()
+    before = [*crowd._keys]
+    assert await crowd.measure() > 0
+    assert not {*before} & {*crowd._keys}
+    await way.close()
+
+
+async def test_sessions_in_memory_are_weighed_in_a_process_of_their_own() -> None:
+    sample = memory.sessions_of("gaman", 5000)
+    assert 300 < sample.figure < 3000
+    assert sample.extra["all, MB"] == sample.figure * 5000 / 1e6
+
+
+async def test_memory_is_looked_at_in_some_tenths_of_the_requests() -> None:
+    async with memory.over_requests(800) as entered:
+        assert [each.at for each in entered] == [80, 160, 400, 800]
+        assert isinstance(entered[0], Contender)
+        assert 10 < (await _turn(entered[0])).figure < 1000
+
+
+@pytest.mark.parametrize("kind", growth.STORES)
+async def test_a_grown_store_is_weighed_and_swept(kind: str) -> None:
+    # A minute's worth of two thousand sessions of a day is one.
+    found = await growth.grow(kind, 2000)
+    assert (found.idle_sweep is not None) == (kind in ("memory", "sql", "file"))
+    if kind != "memory":
+        assert found.bytes_each > 95
+
+
+async def test_the_sessions_of_an_owner_are_listed_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owners, "OWNED", 10)
+    async with owners.enter("sql", (10, 20)) as entered:
+        assert [each.at for each in entered] == [10, 20]
+        for each in entered:
+            assert isinstance(each, Contender)
+            sample = await _turn(each)
+            assert [*sample.extra] == ["list of 10, ms", "end of 10, ms"]
