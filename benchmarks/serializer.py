@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import msgspec
 
 from benchmarks.contenders import USER
 from benchmarks.harness import BEST_PEER, Case, Contender, Entered, Goal, Missing, Plan, Question, caller, contenders, timed_code
-from gaman_session._serializer import SERIALIZERS
+from gaman_session._serializer import SERIALIZERS, untyped
 
 FLOOR = "msgspec, MessagePack"
 
@@ -88,7 +89,10 @@ def ours() -> list[tuple[Rival, Rival]]:
     return [
         (
             Rival(
-                f"gaman, {label}", "serializer.encode(value)", "serializer.decode(data, None)", {"serializer": SERIALIZERS[name]}
+                f"gaman, {label}",
+                "serializer.encode(value)",
+                "sessions.decode(data)",
+                {"serializer": SERIALIZERS[name], "sessions": SimpleNamespace(decode=untyped(SERIALIZERS[name]))},
             ),
             Rival(
                 f"msgspec, {label}",
@@ -143,7 +147,7 @@ def typed() -> Entered:
         data = protocol.encode(USER)
         names = {**mine.names, "data": data}
         add(mine.name, "ours", "serializer.decode(data, User)", names)
-        add(f"{mine.name}, untyped", "ours", "User(**serializer.decode(data, None))", names)
+        add(f"{mine.name}, untyped", "ours", "User(**sessions.decode(data))", names)
         add(floor.name, "floor", "decode(data)", {"decode": protocol.Decoder(User).decode, "data": data})
     for rival in rivals():
         if isinstance(rival, Missing):

@@ -55,10 +55,8 @@ class Context:
 
     _body: bytes
     _form: Form
-    _headers: Headers
     _locals: dict[str, Any]
     _log_extra: dict[str, Any]
-    _origin: Origin
     _query: MultiDictProxy[str]
     _read_whole: anyio.Event
     _reading: anyio.Lock
@@ -82,6 +80,9 @@ class Context:
         self.app = app
         """The App that serves the request."""
         self._receive = receive
+        # None until somebody asks: an empty slot takes an exception to see, and these are asked for often.
+        self._headers: Headers | None = None
+        self._origin: Origin | None = None
         self.jar: Cookies | None = None
         """The cookies, once somebody has asked for them, so that there may be some to send."""
 
@@ -138,14 +139,14 @@ class Context:
         return self._find_origin().ip
 
     def _find_origin(self) -> Origin:
-        if not hasattr(self, "_origin"):
+        if self._origin is None:
             self._origin = self.app.proxies.find_origin(self.scope)
         return self._origin
 
     @property
     def headers(self) -> Headers:
         """The request's header fields, by case-insensitive name."""
-        if not hasattr(self, "_headers"):
+        if self._headers is None:
             self._headers = Headers(self.scope["headers"])
         return self._headers
 

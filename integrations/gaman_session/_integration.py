@@ -284,7 +284,7 @@ def _keep_private(response: Response) -> None:
 
 def _reaches_browser(ctx: Context) -> bool:
     """Whether a browser keeps a Secure cookie from here: over HTTPS, and on this machine itself."""
-    return ctx.scheme == "https" or _is_local(ctx.host)
+    return ctx.scope["scheme"] == "https" or ctx.scheme == "https" or _is_local(ctx.host)
 
 
 @lru_cache(maxsize=64)

@@ -39,4 +39,9 @@ def _msgspec(protocol: ModuleType) -> Serializer:
     return _Msgspec(protocol.Encoder().encode, protocol.Decoder().decode, lru_cache(maxsize=1024)(protocol.Decoder))
 
 
+def untyped(serializer: Serializer) -> Callable[[bytes], Any]:
+    """Return what decodes values of any type: most are read so, and one of ours needs no call of Python's in between."""
+    return serializer.decode_any if isinstance(serializer, _Msgspec) else lambda data: serializer.decode(data, None)
+
+
 SERIALIZERS = {"msgpack": _msgspec(msgspec.msgpack), "json": _msgspec(msgspec.json)}

@@ -18,7 +18,7 @@ from gaman_session._driver import Driver
 from gaman_session._errors import SessionClosed, SessionSerializationError, SessionTypeError
 from gaman_session._owners import Owners
 from gaman_session._sealing import Keyring
-from gaman_session._serializer import Serializer
+from gaman_session._serializer import Serializer, untyped
 
 Answer: TypeAlias = tuple[str, int | None]
 """The cookie to send: its value, and for how many seconds to keep it, or None for as long as the browser runs."""
@@ -64,10 +64,13 @@ class Sessions:
     counters: Counters = field(default_factory=Counters)
     is_sealed: bool = field(init=False)
     """Whether the store is not to know what it keeps. Where nobody but this process sees it, the key would lie beside it."""
+    decode: Callable[[bytes], Any] = field(init=False)
+    """Decodes a value of any type."""
     owners: Owners = field(init=False)
 
     def __post_init__(self) -> None:
         self.is_sealed = self.encrypt and self.driver is not None and self.driver.shared
+        self.decode = untyped(self.serializer)
         self.owners = Owners(
             self.driver,
             self.keyring,
@@ -165,7 +168,7 @@ class Session(ABC):
         if data is None:
             return default
         try:
-            return self._sessions.serializer.decode(data, type)
+            return self._sessions.decode(data) if type is None else self._sessions.serializer.decode(data, type)
         except Exception as cause:
             return self._unreadable(key, default, type, cause)
 
@@ -309,7 +312,7 @@ class Session(ABC):
 
     def _decode(self, key: str, data: bytes, default: Any) -> Any:
         try:
-            return self._sessions.serializer.decode(data, None)
+            return self._sessions.decode(data)
         except Exception as cause:
             return self._unreadable(key, default, None, cause)
 
