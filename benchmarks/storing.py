@@ -141,6 +141,8 @@ class FlaskSession(Storing):
     in_threads = True
 
     def __init__(self, kind: str, place: str) -> None:
+        # First, so that who lacks it has opened nothing.
+        import_module("flask_session")
         flask: Any = import_module("flask")
         app: Any = flask.Flask("benchmark")
         client: Any

@@ -149,7 +149,8 @@ async def test_a_server_is_loaded_in_its_sessions(monkeypatch: pytest.MonkeyPatc
     async with setting("memory, read", Plan(against=frozenset({"blacksheep"}))).enter() as entered:
         assert {each.name for each in entered} <= {"bare callable", "gaman", "gaman on Granian", "BlackSheep"}
         for each in entered:
-            assert isinstance(each, Contender)
+            if isinstance(each, Missing):
+                continue
             assert each.answer is not None
             await each.answer()
             sample = await _turn(each)
