@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
+from threading import get_ident
 from typing import Any, Protocol
 
 from benchmarks.contenders import NO_STORE, USER, Message, Receive, Send, cipher, decode, encode, find_cookie, send_json
@@ -154,7 +155,8 @@ class FileStore:
         await asyncio.to_thread(self._remove, id)
 
     def _replace(self, id: str, value: bytes) -> None:
-        temporary = self._folder / f"{id}.new"
+        # Two requests of one session may be here at once.
+        temporary = self._folder / f"{id}.{get_ident()}"
         with temporary.open("wb") as file:
             file.write(value)
             file.flush()

@@ -229,7 +229,7 @@ class _Hooks:
         lasts = b"" if max_age is None else b"; Max-Age=%d" % max_age
         # The cookies of a request go out whatever other hooks make of the response.
         ctx.cookies.add(self._cookie_name + token.encode("ascii") + lasts + self._cookie_attributes)
-        if token and self._may_be_dropped and not _reaches_browser(ctx):
+        if token and self._may_be_dropped and not _keeps_secure(ctx, self._sessions.cookie_name):
             self._may_be_dropped = False
             logger.warning(
                 "the session's cookie is Secure, and %s was asked for over plain HTTP: the browser will not keep it. Serve HTTPS "
@@ -282,9 +282,10 @@ def _keep_private(response: Response) -> None:
         headers.append(vary_by_cookie)
 
 
-def _reaches_browser(ctx: Context) -> bool:
-    """Whether a browser keeps a Secure cookie from here: over HTTPS, and on this machine itself."""
-    return ctx.scope["scheme"] == "https" or ctx.scheme == "https" or _is_local(ctx.host)
+def _keeps_secure(ctx: Context, name: str) -> bool:
+    """Whether the browser keeps a Secure cookie from here: over HTTPS, and on this machine itself; one that brings it does."""
+    is_known = ctx.scope["scheme"] == "https" or ctx.cookie(name) is not None
+    return is_known or ctx.scheme == "https" or _is_local(ctx.host)
 
 
 @lru_cache(maxsize=64)

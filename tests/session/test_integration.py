@@ -303,6 +303,15 @@ async def test_where_browsers_keep_a_secure_cookie_nothing_is_warned_of(
     assert caplog.records == []
 
 
+async def test_of_a_cookie_that_the_browser_brings_nothing_is_warned(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(remember) as app:
+        line = (await ask(app, **_asked_over("https", "example.com"))).headers.getall("set-cookie")[0]
+        asked = _asked_over("http", "example.com")
+        asked["headers"]["cookie"] = line.partition(";")[0]
+        assert (await ask(app, **asked)).headers.getall("set-cookie")
+    assert caplog.records == []
+
+
 async def test_a_local_request_does_not_use_up_the_warning(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     async with running(remember) as app:
         await ask(app, **_asked_over("http", "localhost"))
