@@ -45,6 +45,9 @@ class Batches(Generic[Call, Result]):
     async def call(self, call: Call) -> Result:
         """Return the result of *call*, or raise what became of it."""
         if self._under_way or self._waiting:
+            if not self._waiting:
+                # Asked for once a trip: up to Python 3.11 it costs a system call.
+                self._loop = asyncio.get_running_loop()
             future: asyncio.Future[Result] = self._loop.create_future()
             self._waiting.append((call, future))
             if len(self._waiting) == 1:
@@ -52,8 +55,6 @@ class Batches(Generic[Call, Result]):
                 # One large batch costs less than several small ones, unless it has to wait for long.
                 self._loop.call_later(_LATE, self._start)
             return await future
-        # Asked for once a trip: up to Python 3.11 it costs a system call.
-        self._loop = asyncio.get_running_loop()
         self._under_way += 1
         try:
             [result] = await self._run([call])

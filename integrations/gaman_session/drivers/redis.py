@@ -21,6 +21,7 @@ from hashlib import sha1
 from importlib.resources import files
 from itertools import chain, islice, repeat
 from secrets import token_urlsafe
+from time import monotonic
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
@@ -348,12 +349,11 @@ class RedisDriver:
 
     async def _run(self, calls: Sequence[Call]) -> list[Any]:
         """Make *calls*, and again those to which a fault leaves no answer, until the time is up; return answers and errors."""
-        now = asyncio.get_running_loop().time
-        until = now() + self._timeout
+        until = monotonic() + self._timeout
         results = await self._attempt(calls)
         for pause in _PAUSES if not self._address.kind else chain(_PAUSES, repeat(_PAUSES[-1])):
             unanswered = [i for i, result in enumerate(results) if isinstance(result, Exception) and _may_pass(result)]
-            if not unanswered or now() + pause + self._patience > until:
+            if not unanswered or monotonic() + pause + self._patience > until:
                 break
             await asyncio.sleep(pause)
             again = await self._attempt([calls[i] for i in unanswered])
@@ -381,23 +381,22 @@ class RedisDriver:
     async def _send(self, calls: Sequence[Call], *script: str) -> list[Any]:
         """Make *calls* in one trip, in as few commands as *script* can take them, and return for each its answer or its error."""
         most = 1 if self._address.kind == "cluster" else _AT_A_TIME
+        if len(calls) <= most and not self._wait_replicas:
+            # A pipeline would cost a lone command half as much again.
+            try:
+                return _results(calls, await self._client.execute_command(*_command(calls, script)))
+            except ResponseError as error:
+                return [error] * len(calls)
         groups = [calls[i : i + most] for i in range(0, len(calls), most)]
         writes = {i: self._node(call) for i, call in enumerate(calls) if self._wait_replicas and call.operation not in _READS}
         written_to = list(dict.fromkeys(writes.values()))
-        if len(groups) == 1 and not writes:
-            # A pipeline would cost a lone command half as much again.
-            try:
-                answers = [await self._client.execute_command(*_command(calls, script))]
-            except ResponseError as error:
-                answers = [error]
-        else:
-            pipeline = self._client.pipeline(transaction=False)
-            for group in groups:
-                pipeline.execute_command(*_command(group, script))
-            for node in written_to:
-                where = {} if node is None else {"target_nodes": node}
-                pipeline.execute_command("WAIT", self._wait_replicas, math.ceil(self._patience * 500), **where)
-            answers = await pipeline.execute(raise_on_error=False)
+        pipeline = self._client.pipeline(transaction=False)
+        for group in groups:
+            pipeline.execute_command(*_command(group, script))
+        for node in written_to:
+            where = {} if node is None else {"target_nodes": node}
+            pipeline.execute_command("WAIT", self._wait_replicas, math.ceil(self._patience * 500), **where)
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
         results = [result for group, answer in zip(groups, answers, strict=False) for result in _results(group, answer)]
         counts = dict(zip(written_to, answers[len(groups) :], strict=True))
         for i, node in writes.items():
@@ -499,11 +498,11 @@ def _command(calls: Sequence[Call], script: Sequence[str]) -> Sequence[Any]:
     return (*script, len(keys), *keys, _encode(what), *(value for call in calls for value in call.values))
 
 
-def _results(calls: Sequence[Call], answer: Any) -> Iterable[Any]:
-    """Return for each of *calls* its part of *answer*: a hash for load(), a word or nothing for any other, or an error."""
+def _results(calls: Sequence[Call], answer: Any) -> list[Any]:
+    """Return for each of *calls* its part of *answer*: a hash or a set, a word, a number, nothing, or an error."""
     if isinstance(answer, Exception):
         return [answer] * len(calls)
-    return [answer] if isinstance(answer, dict) else _parts(answer)
+    return [answer] if isinstance(answer, dict) else [*_parts(answer)]
 
 
 def _parts(answer: Iterable[Any]) -> Iterator[Any]:
