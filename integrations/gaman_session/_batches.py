@@ -42,19 +42,22 @@ class Batches(Generic[Call, Result]):
         # The event loop itself would let go of a task that nobody holds.
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def call(self, call: Call) -> Result:
-        """Return the result of *call*, or raise what became of it."""
-        if self._under_way or self._waiting:
-            if not self._waiting:
-                # Asked for once a trip: up to Python 3.11 it costs a system call.
-                self._loop = asyncio.get_running_loop()
-            future: asyncio.Future[Result] = self._loop.create_future()
-            self._waiting.append((call, future))
-            if len(self._waiting) == 1:
-                self._time()
-                # One large batch costs less than several small ones, unless it has to wait for long.
-                self._loop.call_later(_LATE, self._start)
-            return await future
+    def call(self, call: Call) -> Awaitable[Result]:
+        """Return what waits for the result of *call*, and raises what became of it."""
+        if not self._under_way and not self._waiting:
+            return self._go_alone(call)
+        if not self._waiting:
+            # Asked for once a trip: up to Python 3.11 it costs a system call.
+            self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self._waiting.append((call, future))
+        if len(self._waiting) == 1:
+            self._time()
+            # One large batch costs less than several small ones, unless it has to wait for long.
+            self._loop.call_later(_LATE, self._start)
+        return future
+
+    async def _go_alone(self, call: Call) -> Result:
         self._under_way += 1
         try:
             [result] = await self._run([call])

@@ -36,7 +36,10 @@ class Store:
         return [call if call >= 0 else ValueError(call) for call in calls]
 
     def start(self, *calls: int) -> list[asyncio.Task[int]]:
-        return [asyncio.create_task(self.batches.call(call)) for call in calls]
+        return [asyncio.create_task(self.ask(call)) for call in calls]
+
+    async def ask(self, call: int) -> int:
+        return await self.batches.call(call)
 
 
 async def settle() -> None:

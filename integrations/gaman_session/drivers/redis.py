@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha1
 from importlib.resources import files
-from itertools import chain, islice, repeat
+from itertools import chain, repeat
 from secrets import token_urlsafe
 from time import monotonic
 from typing import Any, Final, Literal, NamedTuple
@@ -327,7 +327,7 @@ class RedisDriver:
 
     async def _call(self, action: str, id: str, call: Call) -> Any:
         """Return what *call* answers, or None where no hash stands in the session's place."""
-        node = self._node(call)
+        node = self._node(call) if self._address.kind == "cluster" else None
         server = "" if node is None else node.name
         if (batches := self._batches.get(server)) is None:
             at_once = min(_AT_ONCE, self._pool_size)
@@ -505,14 +505,14 @@ def _results(calls: Sequence[Call], answer: Any) -> list[Any]:
     return [answer] if isinstance(answer, dict) else [*_parts(answer)]
 
 
-def _parts(answer: Iterable[Any]) -> Iterator[Any]:
-    parts = iter(answer)
-    for count in parts:
-        if count == 1:
-            yield next(parts)
+def _parts(answer: Sequence[Any]) -> Iterator[Any]:
+    end = -1
+    while (start := end + 1) < len(answer):
+        end = start + answer[start]
+        if answer[start] == 1:
+            yield answer[end]
         else:
-            pairs = islice(parts, count)
-            yield dict(zip(pairs, pairs, strict=True))
+            yield dict(zip(answer[start + 1 : end : 2], answer[start + 2 : end + 1 : 2], strict=True))
 
 
 def _unfold(record: Record) -> tuple[Sequence[bytes], Sequence[Any]]:
