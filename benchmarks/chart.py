@@ -156,7 +156,7 @@ def _draw_bars(panel: Any, case: CaseResult) -> None:
         panel.axvline(1, color="black", lw=1, ls="--")
     axis = f"times “{case.floor}”, and {case.unit}" if by_floor else case.unit
     panel.set_xlabel(f"{axis}; {case.better} is better", fontsize=8.5)
-    panel.set_xlim(0, cut * (1.75 if case.goals else 1.45))
+    panel.set_xlim(0, cut * (2.3 if case.goals else 1.45))
     panel.set_xticks([tick for tick in panel.get_xticks() if tick <= cut])
     panel.tick_params(axis="x", labelsize=8)
     longest = max(len(name_of(each)) for each in order)
@@ -176,7 +176,9 @@ def _title(panel: Any, name: str, answer: str, left: int) -> None:
 
 def _in_words(case: CaseResult, order: Sequence[ContenderResult]) -> str:
     """Return the answer as a person would give it."""
-    ours = next((each for each in order if each.kind == "ours"), None)
+    mine = [each for each in order if each.kind == "ours"]
+    # Other ways to run it, such as on another server, may be ahead of it.
+    ours = next((each for each in mine if each.name == "gaman"), next(iter(mine), None))
     peer = next((each for each in order if each.kind == "peer"), None)
     if ours is None:
         return ""
