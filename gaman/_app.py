@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from gaman import _access
@@ -110,7 +111,7 @@ class App:
                 await send({"type": "http.response.start", "status": status, "headers": [*headers]})
                 await send({"type": "http.response.body", "body": b""})
             else:
-                headers = [*headers, (b"content-length", b"%d" % len(body))]
+                headers = [*headers, _content_length(len(body))]
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": body if scope["method"] != "HEAD" else b""})
         except ClientDisconnected:
@@ -230,6 +231,11 @@ class App:
                     reason = explain(error) if isinstance(error, GamanError) else repr(error)
                     logger.error("the check of the integration %r failed: %s", integration.name, reason)
         return found
+
+
+@lru_cache(maxsize=1024)
+def _content_length(size: int) -> tuple[bytes, bytes]:
+    return b"content-length", b"%d" % size
 
 
 def _not_loaded(scope: Scope) -> NoReturn:
