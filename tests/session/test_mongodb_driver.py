@@ -674,3 +674,20 @@ async def test_a_visitor_with_a_damaged_session_can_begin_anew(driver: MongoDBDr
         assert await browser.all() == {}
         await browser.do(setting(key="other"))
         assert await browser.all() == {"key": "other"}
+
+
+async def test_who_waits_for_a_connection_gets_it_before_those_who_come_later() -> None:
+    driver = MongoDBDriver(db_name=f"gaman_test_{token_hex(8)}", uri=mongodb_uri(), pool_size=2)
+    await driver.open()
+    made, ahead = dict.fromkeys(range(20), 0), set[int]()
+
+    async def create(who: int) -> None:
+        while max(made.values()) < 30:
+            await driver.create(token_hex(32), record())
+            made[who] += 1
+            ahead.add(made[who] - min(made.values()))
+
+    await asyncio.gather(*map(create, made))
+    await driver._client.drop_database(driver._db_name)
+    await driver.close()
+    assert max(ahead) <= 3

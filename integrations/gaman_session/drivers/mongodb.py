@@ -16,9 +16,10 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import sys
 import warnings
 from collections.abc import AsyncGenerator, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import unquote
 
@@ -65,6 +66,8 @@ _CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
 )
 # MongoDB takes a hundred levels, those of the document and of the command around it included.
 _DEEPEST: Final = 50
+# Calls of one moment share a trip; with so many under way, a slow one holds up few others.
+_AT_ONCE: Final = 4
 # A larger change goes out by itself, so that what is too large for the server fails nobody else.
 _LARGE: Final = 1 << 20
 
@@ -114,9 +117,8 @@ class MongoDBDriver:
         self._timeout = timeout
         self._pool_size = pool_size
         self._damage = Damage("mongodb")
-        # Calls of one moment share a trip; with four under way, a slow one holds up few others.
-        self._documents = Batches(self._find_all, at_once=4)
-        self._updates: Batches[_Update, bool] = Batches(self._update_all, at_once=4, timeout=timeout)
+        self._documents = Batches(self._find_all, at_once=_AT_ONCE)
+        self._updates: Batches[_Update, bool] = Batches(self._update_all, at_once=_AT_ONCE, timeout=timeout)
         self._connect()
 
     async def open(self) -> None:
@@ -138,7 +140,7 @@ class MongoDBDriver:
 
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
-        async with self._asking("load a session"):
+        async with self._asking("load a session", in_batch=True):
             return await self._find(id, now)
 
     async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
@@ -156,7 +158,7 @@ class MongoDBDriver:
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
     ) -> Outcome:
         """Set and delete single fields of a session that is there."""
-        async with self._asking("change a session"):
+        async with self._asking("change a session", in_batch=not deletes):
             return await self._apply(id, sets, deletes, now, deadline)
 
     async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
@@ -288,6 +290,9 @@ class MongoDBDriver:
                 self._client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
                     self._uri, **{name: value for name, value in options.items() if name.lower() not in named}
                 )
+            # pymongo's pool lets those who come late take what others have waited for, some of them for ever.
+            most = int(min(self._client.options.pool_options.max_pool_size, sys.maxsize))
+            self._turns = asyncio.Semaphore(max(1, most - 2 * _AT_ONCE))
             self._sessions = self._client.get_database(self._db_name).get_collection(self._collection, codec_options=_CODEC)
         except InvalidName as cause:
             names = f"db_name={self._db_name!r} and collection={self._collection!r}"
@@ -299,10 +304,10 @@ class MongoDBDriver:
             raise ConfigError(f"the mongodb driver can't use the options of its uri: {cause}") from cause
 
     @asynccontextmanager
-    async def _asking(self, action: str) -> AsyncGenerator[None]:
-        """Give what is asked of the server its time, and raise what goes wrong as SessionStoreError."""
+    async def _asking(self, action: str, *, in_batch: bool = False) -> AsyncGenerator[None]:
+        """Give what is asked of the server its time and, unless it goes out *in_batch*, its turn; raise SessionStoreError."""
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout), nullcontext() if in_batch else self._turns:
                 yield
         except (PyMongoError, BSONError, TimeoutError) as cause:
             raise SessionStoreError(self.name, action) from cause
