@@ -38,6 +38,8 @@ logger = logging.getLogger("gaman")
 
 _MAX_HEAD = 1 << 18
 _LONGEST_PAUSE = 30
+# Seconds in which a connection that has yet to ask may still do so when the server stops.
+_LAST_CHANCE = 0.5
 
 
 def serve(
@@ -113,6 +115,7 @@ class _Protocol(HttpToolsProtocol):
     """HTTP/1.1 with a limit for a request's head, in bytes; httptools has none, and an endless header would fill the memory."""
 
     _in_head = False
+    _has_asked = _is_last = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         # It is no asyncio.Transport by name, and has all that uvicorn asks of one.
@@ -133,8 +136,18 @@ class _Protocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._has_asked = False, True
         super().on_headers_complete()
+        if self._is_last:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        if not self._has_asked and not self._is_last:
+            # Who has just connected is about to ask, and gets an answer.
+            self._is_last = True
+            self.loop.call_later(_LAST_CHANCE, self.shutdown)
+        elif not self.transport.is_closing():
+            super().shutdown()
 
     def _unsupported_upgrade_warning(self) -> None:
         # The request for a WebSocket is answered as any other (RFC 9110, section 7.8); it is no news for the log.

@@ -718,6 +718,20 @@ def test_sighup_replaces_the_workers_one_by_one_and_no_request_fails(tmp_path: P
         assert program.stderr == ""
 
 
+def test_who_has_connected_before_a_server_stops_may_still_ask(tmp_path: Path) -> None:
+    with running_script(GUARDED.replace("OPTIONS", "{}"), tmp_path) as program:
+        port = program.port
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            # It is accepted before the one that asks now.
+            get(port, "/")
+            program.send_signal(signal.SIGTERM)
+            until(lambda: refuses_connections(port), "the server to stop listening")
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = connection.recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\nconnection: close\r\n" in answer.lower()
+
+
 def test_sigttin_and_sigttou_change_the_number_of_workers(tmp_path: Path) -> None:
     with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
         pids(program.port, 2)
