@@ -147,11 +147,11 @@ async def _post(ctx: Context) -> Response:
     return Response.json({"user": ctx.params["user"], "post": ctx.params["post"]})
 
 
-async def _read(ctx: Context) -> Response:
+async def read(ctx: Context) -> Response:
     return Response.json({"user": await ctx.session.get("user")})
 
 
-async def _write(ctx: Context) -> Response:
+async def write(ctx: Context) -> Response:
     await ctx.session.set("user", USER)
     return Response.json({"status": "logged in"})
 
@@ -176,5 +176,5 @@ def gaman_session(driver: Mapping[str, Any] | Driver, kept: Mapping[str, object]
             await ctx.session.set(key, value)
         return Response.json({"status": "logged in"})
 
-    routes = {"/read": {"GET": _read}, "/write": {"GET": _write}, "/size": {"GET": _size}, "/fill": {"GET": fill}}
+    routes = {"/read": {"GET": read}, "/write": {"GET": write}, "/size": {"GET": _size}, "/fill": {"GET": fill}}
     return App(define_routes(routes), integrations=[session(SECRET, driver)])

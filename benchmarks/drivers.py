@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from benchmarks import places
 from benchmarks.asgi import Visitor, make_scope
-from benchmarks.contenders import ASGI, SECRET, USER, Message
+from benchmarks.contenders import ASGI, SECRET, Message, read, write
 from benchmarks.harness import Case, Contender, Missing, Plan, Question, line_of
 from benchmarks.in_process import FLOOR
 from benchmarks.places import driver_options, place_for
@@ -32,15 +32,6 @@ AT_ONCE: Final = (1, 8, 64)
 QUICK_AT_ONCE: Final = (1, 64)
 TURN: Final = 0.03
 """Seconds."""
-
-
-async def _load(ctx: Context) -> Response:
-    return Response.json({"user": await ctx.session.get("user")})
-
-
-async def _write(ctx: Context) -> Response:
-    await ctx.session.set("user", USER)
-    return Response.json({"status": "logged in"})
 
 
 async def _read_write(ctx: Context) -> Response:
@@ -59,7 +50,7 @@ async def _regenerate(ctx: Context) -> Response:
     return Response.json({"user": user})
 
 
-HANDLERS: Final = {"load": _load, "write": _write, "read-write": _read_write, "update": _update, "regenerate": _regenerate}
+HANDLERS: Final = {"load": read, "write": write, "read-write": _read_write, "update": _update, "regenerate": _regenerate}
 
 
 class Called(Way):

@@ -152,11 +152,8 @@ async def fastapi_plain(before: Paths, after: Paths) -> ASGI:
     return built
 
 
-async def fastapi_cookies(kept: Kept) -> ASGI:
-    fastapi: Any = import_module("fastapi")
-    sessions: Any = import_module("starlette.middleware.sessions")
-    app: Any = fastapi.FastAPI()
-    app.add_middleware(sessions.SessionMiddleware, secret_key=SECRET, max_age=_MAX_AGE, https_only=True)
+def _session_handlers(kept: Kept, request_class: type) -> Sequence[Any]:
+    """Return handlers for those who look at annotations to know what they are to give: FastAPI and Litestar."""
 
     async def fill(request: Any) -> dict[str, Any]:
         request.session.update({"user": USER, **kept})
@@ -172,9 +169,19 @@ async def fastapi_cookies(kept: Kept) -> ASGI:
     async def size(request: Any) -> dict[str, Any]:
         return {"size": len(request.session["value"])}
 
-    for handler in (fill, read, write, size):
-        # FastAPI wants to know what it is to give.
-        handler.__annotations__["request"] = fastapi.Request
+    handlers = (fill, read, write, size)
+    for handler in handlers:
+        handler.__annotations__["request"] = request_class
+    return handlers
+
+
+async def fastapi_cookies(kept: Kept) -> ASGI:
+    fastapi: Any = import_module("fastapi")
+    sessions: Any = import_module("starlette.middleware.sessions")
+    app: Any = fastapi.FastAPI()
+    app.add_middleware(sessions.SessionMiddleware, secret_key=SECRET, max_age=_MAX_AGE, https_only=True)
+
+    for handler in _session_handlers(kept, fastapi.Request):
         app.get(f"/{handler.__name__}")(handler)
     built: ASGI = app
     return built
@@ -209,25 +216,7 @@ async def litestar_memory(kept: Kept) -> ASGI:
 def _litestar_session(kept: Kept, config: Any) -> ASGI:
     litestar: Any = import_module("litestar")
 
-    async def fill(request: Any) -> dict[str, Any]:
-        request.session.update({"user": USER, **kept})
-        return {"status": "logged in"}
-
-    async def read(request: Any) -> dict[str, Any]:
-        return {"user": request.session.get("user")}
-
-    async def write(request: Any) -> dict[str, Any]:
-        request.session["user"] = USER
-        return {"status": "logged in"}
-
-    async def size(request: Any) -> dict[str, Any]:
-        return {"size": len(request.session["value"])}
-
-    handlers = (fill, read, write, size)
-    for handler in handlers:
-        # Litestar wants to know what it is to give.
-        handler.__annotations__["request"] = litestar.Request
-    routes = [litestar.get(f"/{handler.__name__}")(handler) for handler in handlers]
+    routes = [litestar.get(f"/{handler.__name__}")(handler) for handler in _session_handlers(kept, litestar.Request)]
     app: ASGI = litestar.Litestar(routes, middleware=[config.middleware], openapi_config=None)
     return app
 
