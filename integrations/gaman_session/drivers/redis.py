@@ -162,7 +162,7 @@ class RedisDriver:
 
     async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
         """Store a new session."""
-        outcome = await self._create("create a session", id, record)
+        outcome = await self._create(id, record)
         if outcome is Outcome.REFUSED:
             return outcome
         if outcome is not Outcome.WRITTEN:
@@ -291,8 +291,8 @@ class RedisDriver:
             if cursor == b"0":
                 return count
 
-    async def _create(self, action: str, id: str, record: Record) -> Outcome:
-        (values, rest), tag = _unfold(record), record.tag
+    async def _create(self, id: str, record: Record) -> Outcome:
+        action, (values, rest), tag = "create a session", _unfold(record), record.tag
         if tag is None:
             return await self._write(action, "create", (id,), values, False, *rest)
         if self._address.kind != "cluster":
