@@ -108,6 +108,7 @@ async def fill(driver: Driver, count: int, now: float) -> None:
     # Filling is not what is measured, and the disk would take most of an hour for it.
     with patch("os.fsync"):
         await asyncio.gather(*(begin(range(start, count, 256)) for start in range(256)))
+    os.sync()
 
 
 async def sweep(driver: Driver, now: float) -> tuple[int, float]:

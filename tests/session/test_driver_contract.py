@@ -45,11 +45,12 @@ def test_every_check_has_a_name_of_its_own(checks: list[Callable[..., object]]) 
 
 @pytest.mark.parametrize("checks", [CONTRACT, OWNER_CONTRACT], ids=["sessions", "owners"])
 async def test_checks_may_share_a_store(checks: list[Callable[..., Awaitable[None]]], store: Driver) -> None:
-    await store.open()
-    for _ in range(2):
-        for check in checks:
-            await check(store)
-    await store.close()
+    async def check_all(driver: Driver) -> None:
+        for _ in range(2):
+            for check in checks:
+                await check(driver)
+
+    await _run(check_all, store)
 
 
 # Faults, one a class, each named as it would be reported.

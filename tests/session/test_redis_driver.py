@@ -150,6 +150,55 @@ async def test_a_server_whose_clock_differs_keeps_a_session_as_long_as_ours_says
             assert isinstance(await driver.load(id, now=now + 999), Record)
 
 
+# The index of all
+
+
+async def test_all_are_counted_by_an_index_and_by_no_look_at_the_keys() -> None:
+    with servers.RedisServer() as server, servers.RedisCluster() as cluster:
+        for url, nodes in ((server.url, [server]), (cluster.url, cluster.nodes)):
+            async with opened(url=url) as driver:
+                ids = [new_id() for _ in range(100)]
+                await asyncio.gather(*(driver.create(id, record()) for id in ids))
+                await driver.destroy(ids[0], now=NOW)
+                await driver.rename(ids[1], new_id(), record(), version=0, now=NOW)
+                assert await driver.count(now=NOW) == 99
+            for node in nodes:
+                with node.client() as client:
+                    asked: dict[str, Any] = client.info("commandstats")
+                assert not asked.keys() & {"cmdstat_scan", "cmdstat_keys"}
+
+
+async def test_a_session_that_is_over_leaves_the_index_by_itself() -> None:
+    async with opened(prefix=f"{new_id()}:") as driver:
+        client, index = driver._client, f"{driver._prefix}live"
+        ids = [new_id() for _ in range(150)]
+        for id in ids:
+            await driver.create(id, Record({"a": b"1"}, NOW, NOW + 1000, NOW + 10))
+        await driver.apply(ids[0], {}, (), now=NOW, deadline=NOW + 500)
+        assert (await driver.count(now=NOW), await driver.count(now=NOW + 10)) == (150, 1)
+        assert 490 < await client.ttl(index) <= 500
+        # A hundred at a time.
+        for left in (51, 3):
+            await driver.create(new_id(), Record({"a": b"1"}, NOW + 20, NOW + 1000, NOW + 1000))
+            assert await client.zcard(index) == left
+        await driver.destroy(ids[0], now=NOW + 20)
+        assert (await client.zcard(index), await driver.count(now=NOW + 20)) == (2, 2)
+        assert 970 < await client.ttl(index) <= 980
+
+
+async def test_a_broken_index_costs_no_session() -> None:
+    async with opened(prefix=f"{new_id()}:") as driver:
+        await driver._client.set(f"{driver._prefix}live", "text")
+        id = new_id()
+        await driver.create(id, record())
+        assert await driver.apply(id, {"b": b"2"}, (), now=NOW, deadline=NOW + 10) is Outcome.WRITTEN
+        assert isinstance(await driver.load(id, now=NOW), Record)
+        await driver.destroy(id, now=NOW)
+        assert await driver.load(id, now=NOW) is Outcome.ENDED
+        with pytest.raises(SessionStoreError, match="count its sessions"):
+            await driver.count(now=NOW)
+
+
 # Trips
 
 

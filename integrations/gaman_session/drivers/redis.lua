@@ -13,6 +13,15 @@ local function missing(key, now)
     if not tonumber(expires or '') or not tonumber(version or '') then return 'ABSENT' end
 end
 
+local function id_of(key)
+    return string.sub(key, -64)
+end
+
+-- In a Cluster, what is beside a session has its hash tag, and so is in its slot.
+local function beside(key, name)
+    return string.sub(key, 1, -65) .. name
+end
+
 local function keep(key, now, deadline)
     redis.call('HSET', key, 'deadline', deadline)
     redis.call('PEXPIRE', key, math.ceil((tonumber(deadline) - now) * 1000))
@@ -25,11 +34,12 @@ end
 local function leave(key)
     local owner = redis.call('HGET', key, 'owner')
     -- In a Cluster, the set may live elsewhere. Then its member goes later.
-    if owner then redis.pcall('ZREM', string.sub(key, 1, -65) .. 'owner:' .. owner, string.sub(key, -64)) end
+    if owner then redis.pcall('ZREM', beside(key, 'owner:' .. owner), id_of(key)) end
 end
 
 local function bury(key, now, successor)
     leave(key)
+    redis.pcall('ZREM', beside(key, 'live'), id_of(key))
     redis.call('DEL', key)
     redis.call('HSET', key, 'ended', 1)
     if successor then redis.call('HSET', key, 'successor', successor) end
@@ -52,13 +62,27 @@ local function enter(set, id, now, expires)
     expire_with_last(set, now)
 end
 
+-- What is over leaves the index a few at a time, so that nobody waits for all of it.
+local function enlist(key, now, deadline)
+    local index = beside(key, 'live')
+    local over = math.min(redis.call('ZCOUNT', index, '-inf', now), 100)
+    if over > 0 then redis.call('ZREMRANGEBYRANK', index, 0, over - 1) end
+    enter(index, id_of(key), now, deadline)
+end
+
+local function keep_live(key, now, deadline)
+    keep(key, now, deadline)
+    -- A count is worth no session: where the index is broken, it is without this one.
+    pcall(enlist, key, now, deadline)
+end
+
 local function store(key, values, token, created, expires, deadline, names)
     if redis.call('EXISTS', key) == 1 then
         return redis.call('HGET', key, 'token') == token and 'WRITTEN' or 'CONFLICT'
     end
     redis.call('HSET', key, 'token', token, 'created', created, 'expires', expires, 'version', 0)
     set_all(key, names, values)
-    keep(key, tonumber(created), deadline)
+    keep_live(key, tonumber(created), deadline)
     return 'WRITTEN'
 end
 
@@ -74,7 +98,7 @@ function operations.create(keys, values, since, token, created, expires, ...)
     local now = tonumber(created)
     if set and redis.call('EXISTS', key) == 0 then
         if is_refused(set, now, since) then return 'REFUSED' end
-        enter(set, string.sub(key, -64), now, expires)
+        enter(set, id_of(key), now, expires)
     end
     return store(key, values, token, created, expires, ...)
 end
@@ -88,7 +112,7 @@ function operations.apply(keys, values, now, deadline, names, deletes)
     redis.call('HINCRBY', key, 'version', 1)
     if deadline then
         local expires = redis.call('HGET', key, 'expires')
-        keep(key, now, tonumber(deadline) < tonumber(expires) and deadline or expires)
+        keep_live(key, now, tonumber(deadline) < tonumber(expires) and deadline or expires)
     end
     if #deletes == 0 then return 'WRITTEN' end
     for _, name in ipairs(redis.call('HKEYS', key)) do
@@ -139,7 +163,7 @@ function operations.tag(keys, values, now, since, owner, ...)
     if barred and tonumber(since) < barred then return 'REFUSED' end
     if set then
         if redis.call('HGET', key, 'since') ~= since and is_refused(set, now, since) then return 'REFUSED' end
-        enter(set, string.sub(key, -64), now, redis.call('HGET', key, 'expires'))
+        enter(set, id_of(key), now, redis.call('HGET', key, 'expires'))
     end
     if redis.call('HGET', key, 'owner') ~= owner then leave(key) end
     return operations.apply(keys, values, now, ...)
@@ -187,13 +211,8 @@ function operations.leave(keys, values, now, ids)
     return false
 end
 
--- Returns the next cursor, and how many sessions there were.
-function operations.count(keys, values, now, cursor, pattern)
-    local found, count = redis.call('SCAN', cursor, 'MATCH', pattern, 'COUNT', 1000), 0
-    for _, key in ipairs(found[2]) do
-        if redis.call('TYPE', key).ok == 'hash' and not missing(key, now) then count = count + 1 end
-    end
-    return {found[1], count}
+function operations.count(keys, values, now)
+    return redis.call('ZCOUNT', keys[1], string.format('(%.17g', now), '+inf')
 end
 
 local answers = {}

@@ -3,7 +3,8 @@
 Beside the session's own fields, whose names begin with a colon, a hash holds `created`, `expires`, `deadline`, `version`, and the
 `token` of the last write that must not happen twice. A tombstone holds `ended`, `deadline`, and after a rename the `successor`.
 A session of somebody's also has its `owner`, `since` when, and a `note`. For each owner there is a sorted set, `owner:` and the
-owner, of the ids of their sessions by when these expire; its member `ended` tells for a minute when all of them were ended.
+owner, of the ids of their sessions by when these expire; its member `ended` tells for a minute when all of them were ended. One
+more, `live`, is of all ids by their deadlines. In a Cluster there are 4,096 of these, each in the slot of the sessions in it.
 
 `redis.lua`, beside this file, is the script that does what a call asks, at once or not at all. Calls that come while others are
 under way go out together, in one command; in a Cluster each has its own, to the server that has its key. What a broken connection
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha1
@@ -64,7 +64,7 @@ _AT_ONCE: Final = 4
 # What one command of the script takes on, so that it holds up nobody else's.
 _AT_A_TIME: Final = 64
 _COLON: Final = ord(":")
-_READS: Final = ("load", "owned")
+_READS: Final = ("load", "owned", "count")
 _TAG: Final = ("owner", "since", "note")
 
 _SCRIPT = f"local TOMBSTONE = {TOMBSTONE}\n" + files("gaman_session.drivers").joinpath("redis.lua").read_text()
@@ -109,6 +109,7 @@ class RedisDriver:
             if not isinstance(number, int) or isinstance(number, bool) or number < least:
                 raise ConfigError(f"the redis driver has {name}={number!r}; it takes a whole number from {least} up")
         self._address = _parse(url)
+        self._is_cluster = self._address.kind == "cluster"
         self._prefix = prefix
         self._timeout = timeout
         self._pool_size = pool_size
@@ -144,7 +145,7 @@ class RedisDriver:
 
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
-        found: dict[bytes, bytes] | None = await self._call("load a session", id, Call("load", (self._prefix + id,)))
+        found: dict[bytes, bytes] | None = await self._call("load a session", id, Call("load", (self._key(id),)))
         if not found:
             return None
         try:
@@ -186,7 +187,7 @@ class RedisDriver:
         action, tag = "rename a session", record.tag
         values, rest = _unfold(record)
         condition = (now, str(version), new_id, tag is not None and repr(tag.since))
-        if self._address.kind != "cluster":
+        if not self._is_cluster:
             ids = (id, new_id) if tag is None else (id, new_id, _index(tag.owner))
             return await self._write(action, "rename", ids, values, *condition, *rest)
         if tag is not None and await self._enter(action, new_id, tag, record, now) is Outcome.REFUSED:
@@ -208,7 +209,7 @@ class RedisDriver:
         """End the session, and those that it was renamed to."""
         seen: set[str] = set()
         while id not in seen:
-            call = Call("destroy", (self._prefix + id,), (), (now, bool(seen)))
+            call = Call("destroy", (self._key(id),), (), (now, bool(seen)))
             seen.add(id)
             successor = await self._call("end a session", id, call)
             if successor is None:
@@ -227,7 +228,7 @@ class RedisDriver:
         if tag is None:
             return await self._write(action, "tag", (id,), values, now, False, False, _text(deadline), names, [*gone, *_TAG])
         ids = [id, _index(tag.owner)]
-        if self._address.kind == "cluster":
+        if self._is_cluster:
             # The owner's set comes first: it may have what is not there, and must not lack what is.
             found = await self.load(id, now=now)
             if not isinstance(found, Record):
@@ -244,7 +245,7 @@ class RedisDriver:
         ids = await self._members(action, "owned", owner, now)
         found = dict(zip(ids, await asyncio.gather(*(self.load(id, now=now) for id in ids)), strict=True))
         # What has ended never comes back. Where a set is in another slot, what is not there may be about to come.
-        is_atomic = self._address.kind != "cluster"
+        is_atomic = not self._is_cluster
         over = [id for id, each in found.items() if each is Outcome.ENDED or (each is None and is_atomic)]
         await self._leave(action, owner, over, now)
         return {
@@ -258,8 +259,8 @@ class RedisDriver:
         ended, over, seen = 0, set(ids), {*ids, *keep}
         while ids:
             # In a Cluster a session may be about to be stored, or renamed.
-            arguments = (now, owner, self._address.kind == "cluster", until)
-            calls = [(id, Call("end_one", (self._prefix + id,), (), arguments)) for id in ids]
+            arguments = (now, owner, self._is_cluster, until)
+            calls = [(id, Call("end_one", (self._key(id),), (), arguments)) for id in ids]
             answers: list[bytes | int | None] = await asyncio.gather(*(self._call(action, id, call) for id, call in calls))
             ended += answers.count(1)
             # What is somebody else's may be given back, and then it must not leave the set.
@@ -270,32 +271,20 @@ class RedisDriver:
         return ended
 
     async def count(self, *, now: float) -> int:
-        """Return how many sessions there are, by a look at every key of the server, a thousand at a time."""
-        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", self._prefix) + "?" * 64
-        is_cluster = self._address.kind == "cluster"
-        try:
-            nodes = self._client.get_primaries() if is_cluster else [None]
-            return sum(await asyncio.gather(*(self._count(node, pattern, now) for node in nodes)))
-        except _FAILURES as cause:
-            raise SessionStoreError(self.name, "count its sessions") from cause
-
-    async def _count(self, node: Any, pattern: str, now: float) -> int:
-        where = {} if node is None else {"target_nodes": node}
-        count, cursor = 0, b"0"
-        found: int
-        while True:
-            call = Call("count", (), (), (now, cursor.decode(), pattern))
-            async with asyncio.timeout(self._timeout):
-                _, cursor, found = await self._client.execute_command(*_command([call], ("EVAL", _SCRIPT)), **where)
-            count += found
-            if cursor == b"0":
-                return count
+        """Return how many sessions the index has. One that Redis evicts, or a person deletes, is in it up to its deadline."""
+        # Outside a Cluster, these are one.
+        indexes = [*{self._shard(f"{number:03x}") + "live" for number in range(16**3)}]
+        count = 0
+        for start in range(0, len(indexes), _AT_A_TIME):
+            calls = [Call("count", (index,), (), (now,)) for index in indexes[start : start + _AT_A_TIME]]
+            count += sum(await asyncio.gather(*(self._call("count its sessions", None, call) for call in calls)))
+        return count
 
     async def _create(self, id: str, record: Record) -> Outcome:
         action, (values, rest), tag = "create a session", _unfold(record), record.tag
         if tag is None:
             return await self._write(action, "create", (id,), values, False, *rest)
-        if self._address.kind != "cluster":
+        if not self._is_cluster:
             return await self._write(action, "create", (id, _index(tag.owner)), values, repr(tag.since), *rest)
         if await self._enter(action, id, tag, record, record.created) is Outcome.REFUSED:
             return Outcome.REFUSED
@@ -307,7 +296,16 @@ class RedisDriver:
 
     async def _enter(self, action: str, id: str, tag: Tag, record: Record, now: float, *, is_carried: bool = False) -> Outcome:
         arguments = (now, repr(tag.since), id, repr(record.expires), is_carried)
-        return await self._write(action, "enter", (_index(tag.owner),), (), *arguments)
+        index = _index(tag.owner)
+        answer: bytes | None = await self._call(action, index, Call("enter", (self._prefix + index,), (), arguments))
+        return Outcome.ABSENT if answer is None else Outcome[answer.decode()]
+
+    def _key(self, id: str) -> str:
+        return self._shard(id) + id
+
+    def _shard(self, id: str) -> str:
+        """Return what a session's key begins with, and that of its index: in a Cluster, with a hash tag that they share."""
+        return f"{self._prefix}{{{id[:3]}}}" if self._is_cluster else self._prefix
 
     async def _members(self, action: str, operation: str, owner: str, *times: float) -> list[str]:
         """Return the ids in the owner's set, after what *operation* does to it."""
@@ -321,13 +319,13 @@ class RedisDriver:
             await self._call(action, index, Call("leave", (self._prefix + index,), (), (now, [*ids])))
 
     async def _write(self, action: str, operation: str, ids: Sequence[str], values: Sequence[bytes], *arguments: Any) -> Outcome:
-        call = Call(operation, [self._prefix + id for id in ids], values, arguments)
+        call = Call(operation, [self._key(id) for id in ids], values, arguments)
         answer: bytes | None = await self._call(action, ids[0], call)
         return Outcome.ABSENT if answer is None else Outcome[answer.decode()]
 
-    async def _call(self, action: str, id: str, call: Call) -> Any:
+    async def _call(self, action: str, id: str | None, call: Call) -> Any:
         """Return what *call* answers, or None where no hash stands in the session's place."""
-        node = self._node(call) if self._address.kind == "cluster" else None
+        node = self._node(call) if self._is_cluster else None
         server = "" if node is None else node.name
         if (batches := self._batches.get(server)) is None:
             at_once = min(_AT_ONCE, self._pool_size)
@@ -335,14 +333,14 @@ class RedisDriver:
         try:
             return await batches.call(call)
         except _FAILURES as cause:
-            if isinstance(cause, ResponseError) and "WRONGTYPE" in str(cause):
+            if id is not None and isinstance(cause, ResponseError) and "WRONGTYPE" in str(cause):
                 self._damage.report(id, "its hash")
                 return None
             raise SessionStoreError(self.name, action) from cause
 
     def _node(self, call: Call) -> Any:
         """Return the node of a Cluster on which the call's first key lives, as far as that is known; None outside a Cluster."""
-        if self._address.kind == "cluster":
+        if self._is_cluster:
             with suppress(RedisClusterException):
                 return self._client.get_node_from_key(call.keys[0])
         return None
@@ -380,7 +378,7 @@ class RedisDriver:
 
     async def _send(self, calls: Sequence[Call], *script: str) -> list[Any]:
         """Make *calls* in one trip, in as few commands as *script* can take them, and return for each its answer or its error."""
-        most = 1 if self._address.kind == "cluster" else _AT_A_TIME
+        most = 1 if self._is_cluster else _AT_A_TIME
         if len(calls) <= most and not self._wait_replicas:
             # A pipeline would cost a lone command half as much again.
             try:
