@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha1
 from importlib.resources import files
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from secrets import token_urlsafe
 from time import monotonic
 from typing import Any, Final, Literal, NamedTuple
@@ -503,14 +503,14 @@ def _results(calls: Sequence[Call], answer: Any) -> list[Any]:
     return [answer] if isinstance(answer, dict) else [*_parts(answer)]
 
 
-def _parts(answer: Sequence[Any]) -> Iterator[Any]:
-    end = -1
-    while (start := end + 1) < len(answer):
-        end = start + answer[start]
-        if answer[start] == 1:
-            yield answer[end]
+def _parts(answer: Iterable[Any]) -> Iterator[Any]:
+    rest = iter(answer)
+    for length in rest:
+        if length == 1:
+            yield next(rest)
         else:
-            yield dict(zip(answer[start + 1 : end : 2], answer[start + 2 : end + 1 : 2], strict=True))
+            part = islice(rest, length)
+            yield dict(zip(part, part, strict=True))
 
 
 def _unfold(record: Record) -> tuple[Sequence[bytes], Sequence[Any]]:
