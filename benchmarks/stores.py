@@ -1,20 +1,27 @@
 """Floors over a store: ASGI applications by hand that keep one value a session, with one call of the store's own client a trip.
 
 A floor holds what any session must: it finds the session by a hash of the cookie's id, seals what it stores, opens what it reads,
-and acknowledges a write when the store has it. It has no guard against a logout beside it and no rotation of keys.
+and acknowledges a write when the store has it. Where a store is kept, a session ends a day after it was last written, by an expiry
+beside the value that is held against the clock on reading. It has no guard against a logout beside it and no rotation of keys.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
+from struct import Struct
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from benchmarks.contenders import NO_STORE, USER, Message, Receive, Send, cipher, decode, encode, find_cookie, send_json
+
+DAY: Final = 86_400
+_EXPIRES: Final = Struct("d")
 
 
 class Store(Protocol):
@@ -70,7 +77,7 @@ class RedisStore:
 
     async def write(self, id: str, value: bytes) -> None:
         await self._client.hset("floor:" + id, "user", value)
-        await self._client.expire("floor:" + id, 86_400)
+        await self._client.expire("floor:" + id, DAY)
 
     async def delete(self, id: str) -> None:
         await self._client.delete("floor:" + id)
@@ -85,18 +92,20 @@ class MongoDBStore:
     async def open(self) -> None:
         from pymongo import AsyncMongoClient
 
-        self._client: Any = AsyncMongoClient(self._uri, w="majority", journal=True)
+        self._client: Any = AsyncMongoClient(self._uri, w="majority", journal=True, tz_aware=True)
         self._sessions = self._client["gaman_benchmark"]["floor"]
+        await self._sessions.create_index("expires", expireAfterSeconds=0)
 
     async def close(self) -> None:
         await self._client.close()
 
     async def read(self, id: str) -> bytes | None:
         found: Any = await self._sessions.find_one({"_id": id})
-        return found and bytes(found["user"])
+        return bytes(found["user"]) if found and found["expires"] > datetime.now(UTC) else None
 
     async def write(self, id: str, value: bytes) -> None:
-        await self._sessions.update_one({"_id": id}, {"$set": {"user": value}}, upsert=True)
+        expires = datetime.now(UTC) + timedelta(seconds=DAY)
+        await self._sessions.update_one({"_id": id}, {"$set": {"user": value, "expires": expires}}, upsert=True)
 
     async def delete(self, id: str) -> None:
         await self._sessions.delete_one({"_id": id})
@@ -112,19 +121,22 @@ class SQLStore:
         import aiosqlite
 
         self._connection = await aiosqlite.connect(self._file, isolation_level=None)
-        await self._connection.executescript(
-            "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; CREATE TABLE IF NOT EXISTS floor (id TEXT PRIMARY KEY, user BLOB)"
-        )
+        await self._connection.executescript("""
+            PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;
+            CREATE TABLE IF NOT EXISTS floor (id TEXT PRIMARY KEY, user BLOB, expires REAL);
+            CREATE INDEX IF NOT EXISTS floor_expires ON floor (expires);
+        """)
 
     async def close(self) -> None:
         await self._connection.close()
 
     async def read(self, id: str) -> bytes | None:
-        rows = [*await self._connection.execute_fetchall("SELECT user FROM floor WHERE id = ?", (id,))]
+        question = "SELECT user FROM floor WHERE id = ? AND expires > ?"
+        rows = [*await self._connection.execute_fetchall(question, (id, time.time()))]
         return bytes(rows[0][0]) if rows else None
 
     async def write(self, id: str, value: bytes) -> None:
-        await self._connection.execute_fetchall("INSERT OR REPLACE INTO floor VALUES (?, ?)", (id, value))
+        await self._connection.execute_fetchall("INSERT OR REPLACE INTO floor VALUES (?, ?, ?)", (id, value, time.time() + DAY))
 
     async def delete(self, id: str) -> None:
         await self._connection.execute_fetchall("DELETE FROM floor WHERE id = ?", (id,))
@@ -144,12 +156,14 @@ class FileStore:
 
     async def read(self, id: str) -> bytes | None:
         try:
-            return await asyncio.to_thread((self._folder / id).read_bytes)
+            content = await asyncio.to_thread((self._folder / id).read_bytes)
         except FileNotFoundError:
             return None
+        (expires,) = _EXPIRES.unpack_from(content)
+        return content[_EXPIRES.size :] if expires > time.time() else None
 
     async def write(self, id: str, value: bytes) -> None:
-        await asyncio.to_thread(self._replace, id, value)
+        await asyncio.to_thread(self._replace, id, _EXPIRES.pack(time.time() + DAY) + value)
 
     async def delete(self, id: str) -> None:
         await asyncio.to_thread(self._remove, id)

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import chart, contenders, harness, in_process, peers, scaling, sealing, serializer
+from benchmarks import chart, contenders, harness, in_process, peers, scaling, sealing, serializer, stores
 from benchmarks import compare as comparing
 from benchmarks.asgi import ask, log_in
 from benchmarks.contenders import ASGI, FloorMemory
 from benchmarks.figures import interval, judge, ratios, to_floor
 from benchmarks.harness import BEST_PEER, Absent, Case, Contender, Goal, Missing, Plan, Question
+from benchmarks.places import place_for
 from benchmarks.results import AbsentResult, CaseResult, ContenderResult, GoalResult, Kind, QuestionResult, Results, load, save
 from benchmarks.table import show
 from gaman import App
@@ -67,6 +68,20 @@ async def test_the_floor_and_gaman_answer_a_session_alike_but_for_the_token(kind
             answers.append((status, headers, body))
         assert answers[0] == answers[1], asked
     await app.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["redis", "sql", "file", "mongodb"])
+async def test_a_session_of_a_floor_over_a_store_ends(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    with place_for(kind) as place:
+        store = stores.STORES[kind](place)
+        await store.open()
+        try:
+            for lifetime, expected in ((86_400, b"value"), (-1, None)):
+                monkeypatch.setattr(stores, "DAY", lifetime)
+                await store.write("ab" * 32, b"value")
+                assert await store.read("ab" * 32) == expected
+        finally:
+            await store.close()
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.name)
