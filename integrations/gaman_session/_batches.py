@@ -95,7 +95,8 @@ class Batches(Generic[Call, Result]):
 
     def _end(self) -> None:
         self._under_way -= 1
-        self._start()
+        if self._waiting:
+            self._start()
 
     async def _answer(self, batch: list[tuple[Call, asyncio.Future[Result]]], timer: asyncio.TimerHandle | None) -> None:
         results: Sequence[Result | BaseException]

@@ -24,7 +24,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import CoroutineType
-from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import aiosqlite
 import msgspec
@@ -39,7 +39,6 @@ T = TypeVar("T")
 _Call: TypeAlias = "Callable[[_Sessions], T]"
 _Run: TypeAlias = "Callable[[_Sessions, Sequence[_Call[Any]]], list[Any]]"
 _Missing: TypeAlias = Literal[Outcome.ENDED, Outcome.ABSENT]
-_Time: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=253_402_300_800)]  # what datetime can hold
 
 _OWNERS: Final = """
 CREATE INDEX IF NOT EXISTS sessions_owner ON sessions (owner) WHERE owner IS NOT NULL;
@@ -76,11 +75,19 @@ COMMIT;
 """  # noqa: S608 - it is made of constants
 _BEFORE_OWNERS: Final = b"id created expires deadline version ended successor session_id key value".split()
 _COLUMNS: Final = b"id created expires deadline version ended successor owner since note session_id key value".split()
-_HEAD: Final = "SELECT created, expires, deadline, version, ended FROM sessions WHERE id = ?"
-_LOAD: Final = """
-SELECT created, expires, deadline, version, ended, owner, since, note, key, value
-FROM sessions LEFT JOIN session_values ON session_id = id WHERE id = ?
+# What is no number is above all numbers; the last one is the year 10,000, for which datetime has no name.
+_IS_SOUND: Final = """
+created >= 0 AND created <= expires AND deadline >= 0 AND deadline <= expires AND expires < 253402300800
+AND version >= 0 AND typeof(version) = 'integer' AND ended IN (0, 1)
 """
+_HEAD: Final = f"SELECT created, expires, deadline, version, ended, {_IS_SOUND} FROM sessions WHERE id = ?"  # noqa: S608 - a constant
+_LOAD: Final = f"""
+SELECT created, expires, deadline, version, ended, {_IS_SOUND}, owner, since, note, key, value
+FROM sessions LEFT JOIN session_values ON session_id = id WHERE id = ?
+"""  # noqa: S608
+_IS_LIVE: Final = f"id = ? AND deadline > ? AND NOT ended AND {_IS_SOUND}"
+_TOUCH: Final = f"UPDATE sessions SET version = version + 1 WHERE {_IS_LIVE}"  # noqa: S608
+_MOVE: Final = f"UPDATE sessions SET version = version + 1, deadline = min(?, expires) WHERE {_IS_LIVE}"  # noqa: S608
 _CREATE: Final = "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, 0, NULL, ?, ?, ?)"
 _SET: Final = "INSERT INTO session_values VALUES (?, ?, ?) ON CONFLICT (session_id, key) DO UPDATE SET value = excluded.value"
 _END: Final = """
@@ -89,9 +96,10 @@ UPDATE sessions SET created = ?1, expires = ?1, deadline = ?1, version = 0, ende
 WHERE id = ?3
 """
 _TAG: Final = "UPDATE sessions SET owner = ?, since = ?, note = ? WHERE id = ?"
-_OWNED: Final = """
-SELECT created, expires, deadline, version, ended, owner, since, note, id FROM sessions WHERE owner = ? AND deadline > ?
-"""
+_OWNED: Final = f"""
+SELECT created, expires, deadline, version, ended, {_IS_SOUND}, owner, since, note, id
+FROM sessions WHERE owner = ? AND deadline > ?
+"""  # noqa: S608
 _REMEMBER_END: Final = """
 INSERT INTO session_owners_ended VALUES (?, ?) ON CONFLICT (owner) DO UPDATE SET ended = max(ended, excluded.ended)
 """
@@ -244,7 +252,7 @@ class _Connection(aiosqlite.Connection):
         # Before aiosqlite 0.22 a connection was a thread itself. Who forgets to close it can end nevertheless.
         self._worker: Any = getattr(self, "_thread", self)
         self._worker.daemon = True
-        self._batches: Batches[_Call[Any], Any] = Batches(lambda calls: self.perform(lambda sessions: run(sessions, calls)))
+        self._batches: Batches[_Call[Any], Any] = Batches(lambda calls: self._execute(run, self._conn, calls))
 
     async def open(self) -> None:
         """Connect, or raise sqlite3.Error."""
@@ -274,18 +282,15 @@ class _Connection(aiosqlite.Connection):
         await super().close()
 
 
-class _Head(msgspec.Struct, array_like=True):
-    """A row of the table sessions, if it is one that was written here."""
+class _Head(NamedTuple):
+    """What is in a row of the table sessions, and whether it is one that was written here."""
 
-    created: _Time
-    expires: _Time
-    deadline: _Time
-    version: Annotated[int, msgspec.Meta(ge=0)]
-    ended: Literal[0, 1]
-
-    def __post_init__(self) -> None:
-        if not self.created <= self.expires >= self.deadline:
-            raise ValueError("its times are out of order")
+    created: float
+    expires: float
+    deadline: float
+    version: int
+    ended: int
+    is_sound: int
 
 
 class _Sessions(sqlite3.Connection):
@@ -384,10 +389,8 @@ class _Sessions(sqlite3.Connection):
         return None
 
     def apply(self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], now: float, deadline: float | None) -> Outcome:
-        head = self._find(id, now)
-        if not isinstance(head, _Head):
-            return head
-        self._touch(id, head, deadline)
+        if not self._touch(id, now, deadline):
+            return self._missing(id, now)
         self._set(id, sets)
         if deletes:
             self.executemany("DELETE FROM session_values WHERE session_id = ? AND key = ?", [(id, field) for field in deletes])
@@ -397,15 +400,14 @@ class _Sessions(sqlite3.Connection):
         return Outcome.WRITTEN
 
     def swap(self, id: str, field: str, old: bytes | None, new: bytes, now: float, deadline: float | None) -> Outcome:
-        head = self._find(id, now)
-        if not isinstance(head, _Head):
-            return head
         row = self.execute("SELECT value FROM session_values WHERE session_id = ? AND key = ?", (id, field)).fetchone()
         # A value that load() leaves out is missing here too.
         stored = row[0] if row is not None and isinstance(row[0], bytes) else None
         if stored != old:
-            return Outcome.CONFLICT
-        self._touch(id, head, deadline)
+            head = self._find(id, now)
+            return Outcome.CONFLICT if isinstance(head, _Head) else head
+        if not self._touch(id, now, deadline):
+            return self._missing(id, now)
         self._set(id, {field: new})
         return Outcome.WRITTEN
 
@@ -445,7 +447,7 @@ class _Sessions(sqlite3.Connection):
     def owned(self, owner: str, now: float) -> dict[str, Record]:
         found: dict[str, Record] = {}
         for row in self.execute(_OWNED, (owner, now)).fetchall():
-            id = row[8].decode(errors="replace")
+            id = row[9].decode(errors="replace")
             head = self._check(id, [row], now)
             if isinstance(head, _Head):
                 found[id] = self._record(id, {}, head, row)
@@ -472,7 +474,7 @@ class _Sessions(sqlite3.Connection):
         return self.execute(question, (tag.owner, tag.since, now - TOMBSTONE)).fetchone() is not None
 
     def _record(self, id: str, fields: dict[str, bytes], head: _Head, row: tuple[Any, ...]) -> Record:
-        owner, since, note = row[5:8]
+        owner, since, note = row[6:9]
         tag = None
         if owner is not None:
             if isinstance(since, float) and isinstance(note, bytes):
@@ -484,28 +486,31 @@ class _Sessions(sqlite3.Connection):
     def _find(self, id: str, now: float) -> _Head | _Missing:
         return self._check(id, self.execute(_HEAD, (id,)).fetchall(), now)
 
-    def _check(self, id: str, rows: list[tuple[object, ...]], now: float) -> _Head | _Missing:
+    def _check(self, id: str, rows: list[tuple[Any, ...]], now: float) -> _Head | _Missing:
         if not rows:
             return Outcome.ABSENT
-        try:
-            head = msgspec.convert(rows[0][:5], _Head)
-        except msgspec.ValidationError:
+        head = _Head(*rows[0][:6])
+        if not head.is_sound:
             self._damage.report(id, "its row")
             return Outcome.ABSENT
         if head.deadline <= now:
             return Outcome.ABSENT
         return Outcome.ENDED if head.ended else head
 
-    def _touch(self, id: str, head: _Head, deadline: float | None) -> None:
+    def _missing(self, id: str, now: float) -> _Missing:
+        """Return why there is no session to change."""
+        return Outcome.ENDED if self._find(id, now) is Outcome.ENDED else Outcome.ABSENT
+
+    def _touch(self, id: str, now: float, deadline: float | None) -> bool:
+        """Raise the version of the session, and move its deadline; return False where there is none."""
         if deadline is None:
             # Naming the deadline would cost a page of its index.
-            self.execute("UPDATE sessions SET version = version + 1 WHERE id = ?", (id,))
-        else:
-            moved = (min(deadline, head.expires), id)
-            self.execute("UPDATE sessions SET version = version + 1, deadline = ? WHERE id = ?", moved)
+            return self.execute(_TOUCH, (id, now)).rowcount > 0
+        return self.execute(_MOVE, (deadline, id, now)).rowcount > 0
 
     def _set(self, id: str, fields: Mapping[str, bytes]) -> None:
-        self.executemany(_SET, [(id, field, _stored(value)) for field, value in fields.items()])
+        for field, value in fields.items():
+            self.execute(_SET, (id, field, _stored(value)))
 
     def _end(self, id: str, now: float, successor: str | None) -> None:
         until = now + TOMBSTONE
