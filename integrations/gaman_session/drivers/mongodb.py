@@ -17,9 +17,10 @@ import asyncio
 import math
 import re
 import sys
+import time
 import warnings
 from collections.abc import AsyncGenerator, Collection, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import unquote
 
@@ -66,6 +67,7 @@ _CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
 )
 # MongoDB takes a hundred levels, those of the document and of the command around it included.
 _DEEPEST: Final = 50
+_FAILURES: Final = (PyMongoError, BSONError, TimeoutError)
 # Calls of one moment share a trip; with so many under way, a slow one holds up few others.
 _AT_ONCE: Final = 4
 # A larger change goes out by itself, so that what is too large for the server fails nobody else.
@@ -117,7 +119,7 @@ class MongoDBDriver:
         self._timeout = timeout
         self._pool_size = pool_size
         self._damage = Damage("mongodb")
-        self._documents = Batches(self._find_all, at_once=_AT_ONCE)
+        self._documents = Batches(self._find_all, at_once=_AT_ONCE, timeout=timeout)
         self._updates: Batches[_Update, bool] = Batches(self._update_all, at_once=_AT_ONCE, timeout=timeout)
         self._connect()
 
@@ -140,8 +142,10 @@ class MongoDBDriver:
 
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
-        async with self._asking("load a session", in_batch=True):
+        try:
             return await self._find(id, now)
+        except _FAILURES as cause:
+            raise SessionStoreError(self.name, "load a session") from cause
 
     async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
         """Insert a document, unless the id has one."""
@@ -158,8 +162,17 @@ class MongoDBDriver:
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
     ) -> Outcome:
         """Set and delete single fields of a session that is there."""
-        async with self._asking("change a session", in_batch=not deletes):
-            return await self._apply(id, sets, deletes, now, deadline)
+        action, began = "change a session", time.monotonic()
+        if deletes:
+            async with self._asking(action):
+                return await self._apply(id, sets, deletes, now, deadline)
+        try:
+            if await self._set(id, sets, _change(sets, now, deadline)):
+                return Outcome.WRITTEN
+            async with asyncio.timeout(began + self._timeout - time.monotonic()):
+                return await self._missing(id, now)
+        except _FAILURES as cause:
+            raise SessionStoreError(self.name, action) from cause
 
     async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
         """Set one field if it still is *old*."""
@@ -304,12 +317,12 @@ class MongoDBDriver:
             raise ConfigError(f"the mongodb driver can't use the options of its uri: {cause}") from cause
 
     @asynccontextmanager
-    async def _asking(self, action: str, *, in_batch: bool = False) -> AsyncGenerator[None]:
-        """Give what is asked of the server its time and, unless it goes out *in_batch*, its turn; raise SessionStoreError."""
+    async def _asking(self, action: str) -> AsyncGenerator[None]:
+        """Give what goes out by itself its time and its turn, and raise SessionStoreError where it fails."""
         try:
-            async with asyncio.timeout(self._timeout), nullcontext() if in_batch else self._turns:
+            async with asyncio.timeout(self._timeout), self._turns:
                 yield
-        except (PyMongoError, BSONError, TimeoutError) as cause:
+        except _FAILURES as cause:
             raise SessionStoreError(self.name, action) from cause
 
     async def _apply(
@@ -324,18 +337,24 @@ class MongoDBDriver:
         change = [*_change(sets, now, deadline), *more]
         # Only what may end the session needs the document back: a replica set keeps a copy of each that it may have to return.
         if not deletes:
-            update = self._update_alone if sum(map(len, sets.values())) > _LARGE else self._updates.call
-            if await update(_Update(id, change)):
+            if await self._set(id, sets, change):
                 return Outcome.WRITTEN
         else:
             change.append({"$unset": [_path(field) for field in deletes]})
             change.append({"$replaceWith": {"$cond": [_IS_EMPTY, _tombstone(now), "$$ROOT"]}})
             if (left := await self._update_and_find(_live(id, now), change)) is not None:
                 return Outcome.EMPTIED if "ended" in left else Outcome.WRITTEN
-        found = await self._find(id, now)
-        return found if found is Outcome.ENDED else Outcome.ABSENT
+        return await self._missing(id, now)
 
-    async def _update_alone(self, update: _Update) -> bool:
+    async def _missing(self, id: str, now: float) -> Literal[Outcome.ENDED, Outcome.ABSENT]:
+        """Return why there is no session to change."""
+        return Outcome.ENDED if await self._find(id, now) is Outcome.ENDED else Outcome.ABSENT
+
+    async def _set(self, id: str, sets: Mapping[str, bytes], change: list[dict[str, Any]]) -> bool:
+        """Make a change that ends no session, and return whether it met a live one."""
+        update = _Update(id, change)
+        if sum(map(len, sets.values())) <= _LARGE:
+            return await self._updates.call(update)
         [result] = await self._update_all([update])
         if isinstance(result, BaseException):
             raise result
