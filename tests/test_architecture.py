@@ -36,7 +36,13 @@ ORDER = [
     ["gaman_session._session"],
     ["gaman_session._owners"],
     ["gaman_session._serializer", "gaman_session._sealing"],
-    ["gaman_session._driver", "gaman_session._batches", "gaman_session._damage", "gaman_session._counters"],
+    [
+        "gaman_session._driver",
+        "gaman_session._batches",
+        "gaman_session._threads",
+        "gaman_session._damage",
+        "gaman_session._counters",
+    ],
     ["gaman_session._errors"],
     ["gaman.testing", "gaman.__main__"],
     ["gaman"],
@@ -199,7 +205,11 @@ def test_a_driver_knows_only_its_contract(module: Module) -> None:
     package, _, name = module.name.partition(".drivers.")
     if not name:
         return
-    allowed = {"gaman", "gaman.errors", *(f"{package}.{room}" for room in ("_driver", "_errors", "_batches", "_damage"))}
+    allowed = {
+        "gaman",
+        "gaman.errors",
+        *(f"{package}.{room}" for room in ("_driver", "_errors", "_batches", "_threads", "_damage")),
+    }
     if name == "cookies":
         # It has no store: the cookie is the session, so it seals by itself.
         allowed |= {f"{package}._session", f"{package}._sealing"}

@@ -526,13 +526,14 @@ async def test_a_disk_that_does_not_answer_fails_calls_in_time(folder: Path) -> 
     driver = FileDriver(dir=folder, timeout=0.1)
     await driver.open()
     answered = threading.Event()
-    for _ in range(file._THREADS):
-        driver._threads.submit(answered.wait)
+    stuck = [asyncio.ensure_future(driver._threads.call(answered.wait)) for _ in range(file._THREADS)]
+    await asyncio.sleep(0)
     for call in (driver.load(ID, now=NOW), apply(driver, {"key": b"1"})):
         with pytest.raises(SessionStoreError) as raised:
             await call
         assert "the disk did not answer" in str(raised.value.__cause__)
     answered.set()
+    await asyncio.gather(*stuck)
     await driver.close()
 
 

@@ -12,7 +12,6 @@ import stat
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from hashlib import blake2b
@@ -27,6 +26,7 @@ from gaman_session._batches import Batches
 from gaman_session._damage import Damage
 from gaman_session._driver import TOMBSTONE, Outcome, Record, Tag
 from gaman_session._errors import SessionStoreError
+from gaman_session._threads import Threads
 
 if sys.platform != "win32":
     import fcntl
@@ -87,7 +87,7 @@ class FileDriver:
             raise ConfigError(f"the file driver has timeout={timeout!r}; it takes a number of seconds above 0")
         self._files = _Files(os.path.abspath(path))
         self._timeout = timeout
-        self._threads: ThreadPoolExecutor
+        self._threads = Threads(_THREADS, "gaman-session-files")
         # Writes always find a thread that no load is in.
         self._loads: Batches[str, _Kept | None] = Batches(self._read, at_once=_THREADS // 2)
         self._writes: dict[str, Batches[_Call, Any]] = {}
@@ -102,14 +102,13 @@ class FileDriver:
             raise ConfigError(
                 f"the file driver can't use dir={self._files.dir!r} ({cause.strerror}); it takes a folder that it may write to"
             ) from cause
-        self._threads = ThreadPoolExecutor(_THREADS, "gaman-session-files")
 
     async def close(self) -> None:
         """Finish what is under way, and let the threads go."""
         await self._loads.drain()
         for batches in [*self._writes.values()]:
             await batches.drain()
-        await asyncio.to_thread(self._threads.shutdown)
+        await self._threads.close()
 
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session as it was last written, ENDED, or None; no lock is waited for."""
@@ -186,7 +185,7 @@ class FileDriver:
         removed, looked_at = 0, 1
         while looked_at and removed < limit:
             try:
-                looked_at, gone = await self._in_thread(self._files.sweep, now, limit - removed)
+                looked_at, gone = await self._threads.call(self._files.sweep, now, limit - removed)
             except OSError as cause:
                 raise SessionStoreError(self.name, "remove expired sessions") from cause
             removed += gone
@@ -220,7 +219,7 @@ class FileDriver:
         """Return the owner's sessions. What their folder has beside them goes, if nobody is about to write there."""
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._in_thread(self._files.find_owned, owner, now)
+                return await self._threads.call(self._files.find_owned, owner, now)
         except (TimeoutError, OSError) as cause:
             raise SessionStoreError(self.name, "list the sessions of an owner") from cause
 
@@ -255,7 +254,7 @@ class FileDriver:
     async def count(self, *, now: float) -> int:
         """Return how many sessions there are, by their names and by a look into those that have come due."""
         try:
-            return await self._in_thread(self._files.count, now)
+            return await self._threads.call(self._files.count, now)
         except OSError as cause:
             raise SessionStoreError(self.name, "count its sessions") from cause
 
@@ -322,13 +321,10 @@ class FileDriver:
             raise SessionStoreError(self.name, action) from cause
 
     async def _read(self, ids: list[str]) -> list[_Kept | BaseException | None]:
-        return await self._in_thread(self._files.read_each, ids)
+        return await self._threads.call(self._files.read_each, ids)
 
     async def _visit(self, calls: list[_Call]) -> list[Any]:
-        return await self._in_thread(self._files.visit, calls)
-
-    async def _in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        return await self._threads.call(self._files.visit, calls)
 
 
 class _Trip:
