@@ -59,7 +59,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 def files(folder: Path) -> list[str]:
     """Everything below *folder* but folders and locks."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir() and path.name != ".lock")
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
 
 
 async def apply(
@@ -288,7 +288,7 @@ async def test_a_visitor_whose_file_was_swapped_with_anothers_is_a_new_one(folde
         anna, otto = site.browser(), site.browser()
         await anna.do(setting(name="anna"))
         await otto.do(setting(name="otto"))
-        first, second = (path for path in folder.glob("[0-9a-f][0-9a-f]/*") if path.name != ".lock")
+        first, second = folder.glob("[0-9a-f][0-9a-f]/*")
         contents = first.read_bytes(), second.read_bytes()
         first.write_bytes(contents[1])
         second.write_bytes(contents[0])
@@ -452,11 +452,11 @@ class locked:  # noqa: N801 - reads as what it does
         self.folder = folder
 
     def __enter__(self) -> None:
-        self.file = (self.folder / ".lock").open("ab")
-        fcntl.flock(self.file, fcntl.LOCK_EX)
+        self.descriptor = os.open(self.folder, os.O_RDONLY)
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        os.close(self.descriptor)
 
 
 def run(program: str, *arguments: object) -> subprocess.Popen[str]:
@@ -557,7 +557,7 @@ async def test_renames_in_both_directions_do_not_wait_for_each_other(driver: Fil
 async def test_a_child_that_was_forked_in_a_write_does_not_keep_the_lock(driver: FileDriver, folder: Path) -> None:
     await driver.create(ID, record())
     with driver._files._locked([str(folder / "ab")]):
-        child = subprocess.Popen(["sleep", "60"], pass_fds=[_descriptor_of(folder / "ab" / ".lock")])
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[_descriptor_of(folder / "ab")])
     try:
         assert await asyncio.wait_for(apply(driver, {"key": b"2"}), 20) is Outcome.WRITTEN
     finally:

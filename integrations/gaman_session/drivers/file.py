@@ -457,18 +457,18 @@ class _Files:
         Where somebody else is in a folder, that is BlockingIOError for each call which needs it.
         """
         with ExitStack() as held:
-            locks: dict[str, BlockingIOError | None] = {}
+            locks: dict[str, int | BlockingIOError] = {}
             trip, results = _Trip(self), list[Any]()
             for call in calls:
                 for folder in call.folders:
                     if folder not in locks:
                         locks[folder] = self._lock(folder, held)
-                held_up = next((error for folder in call.folders if (error := locks[folder]) is not None), None)
+                held_up = next((lock for folder in call.folders if not isinstance(lock := locks[folder], int)), None)
                 results.append(held_up or _attempt(call.change, trip))
-            self._write(trip)
+            self._write(trip, {folder: lock for folder, lock in locks.items() if isinstance(lock, int)})
         return results
 
-    def _write(self, trip: _Trip) -> None:
+    def _write(self, trip: _Trip, locks: Mapping[str, int]) -> None:
         try:
             for id, deadline in trip.begun:
                 self._mark(id, deadline)
@@ -486,7 +486,7 @@ class _Files:
             for folder, ids in groupby(trip.changed, self.folder):
                 for id in ids:
                     os.replace(_new(self.path(id)), self.path(id))
-                _sync(folder)
+                os.fsync(locks[folder])
         except BaseException:
             for id in trip.changed:
                 _remove(_new(self.path(id)))
@@ -619,21 +619,25 @@ class _Files:
     def _locked(self, folders: Collection[str]) -> Generator[None]:
         with ExitStack() as held:
             for folder in folders:
-                if (held_up := self._lock(folder, held)) is not None:
-                    raise held_up
+                if isinstance(lock := self._lock(folder, held), BlockingIOError):
+                    raise lock
             yield
 
-    def _lock(self, folder: str, held: ExitStack) -> BlockingIOError | None:
-        """Lock the folder for as long as *held* lasts, or return the error that tells of somebody else's lock."""
-        file = _open_in(folder, ".lock", folder)
-        held.callback(os.close, file)
+    def _lock(self, folder: str, held: ExitStack) -> int | BlockingIOError:
+        """Lock the folder for as long as *held* lasts, and return its descriptor, or the error where somebody else has the lock."""
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            _make_folder(folder)
+            descriptor = os.open(folder, os.O_RDONLY)
+        held.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             return error
         # Closing it is not enough where a process was forked meanwhile, and holds it open.
-        held.callback(fcntl.flock, file, fcntl.LOCK_UN)
-        return None
+        held.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
+        return descriptor
 
 
 def _name(owner: str) -> str:
