@@ -89,7 +89,7 @@ class FileDriver:
         self._timeout = timeout
         self._threads = Threads(_THREADS, "gaman-session-files")
         # Writes always find a thread that no load is in.
-        self._loads: Batches[str, _Kept | None] = Batches(self._read, at_once=_THREADS // 2)
+        self._loads: Batches[str, _Kept | None] = Batches(self._read, at_once=_THREADS // 2, timeout=timeout)
         self._writes: dict[str, Batches[_Call, Any]] = {}
 
     async def open(self) -> None:
@@ -304,16 +304,16 @@ class FileDriver:
         """Make the call, as soon as nobody else is in its folders."""
         # No thread waits, so that a lock which is stuck holds up nobody else; nor can two that wait for each other.
         pause = 0.001
-        while True:
-            with suppress(BlockingIOError):
-                return await self._writes[call.folders[0]].call(call)
-            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        async with asyncio.timeout(self._timeout):
+            while True:
+                with suppress(BlockingIOError):
+                    return await self._writes[call.folders[0]].call(call)
+                await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
+                pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _answer(self, action: str, coming: Awaitable[T]) -> T:
         try:
-            async with asyncio.timeout(self._timeout):
-                return await coming
+            return await coming
         except TimeoutError:
             cause = TimeoutError(f"another process held the lock, or the disk did not answer, for {self._timeout} seconds")
             raise SessionStoreError(self.name, action) from cause
@@ -321,7 +321,11 @@ class FileDriver:
             raise SessionStoreError(self.name, action) from cause
 
     async def _read(self, ids: list[str]) -> list[_Kept | BaseException | None]:
-        return await self._threads.call(self._files.read_each, ids)
+        if len(ids) > 1:
+            # They have a clock in common.
+            return await self._threads.call(self._files.read_each, ids)
+        async with asyncio.timeout(self._timeout):
+            return await self._threads.call(self._files.read_each, ids)
 
     async def _visit(self, calls: list[_Call]) -> list[Any]:
         return await self._threads.call(self._files.visit, calls)
@@ -408,11 +412,11 @@ class _Files:
         """Return the folder that *id* lies in, or raise ValueError for what is no id, and so must not become a path."""
         if not _ID.fullmatch(id):
             raise ValueError(f"a session's id is 64 hexadecimal digits, not {id!r}")
-        return os.path.join(self.dir, id[:2])
+        return f"{self.dir}/{id[:2]}"
 
     def path(self, id: str) -> str:
         """Return where the session lies."""
-        return os.path.join(self.folder(id), id)
+        return f"{self.folder(id)}/{id}"
 
     def owner_lock(self, owner: str) -> str:
         """Return the folder whose lock is held while the owner's one changes."""
@@ -484,8 +488,8 @@ class _Files:
             # All that needs room is done. Each folder is synced before the next one changes, so that after a rename not even
             # a power cut leaves both ids alive.
             for folder, ids in groupby(trip.changed, self.folder):
-                for id in ids:
-                    os.replace(_new(self.path(id)), self.path(id))
+                for path in map(self.path, ids):
+                    os.replace(_new(path), path)
                 os.fsync(locks[folder])
         except BaseException:
             for id in trip.changed:
