@@ -39,10 +39,16 @@ def find_cookie(headers: RawHeaders, wanted: str) -> str | None:
     """Return what parse_cookies() has under *wanted*, or None, in a fraction of the time."""
     for field, value in headers:
         if field == b"cookie":
-            for pair in value.decode("latin-1").split(";"):
-                name, equals, content = pair.partition("=")
-                if equals and (name == wanted or name.strip(" \t") == wanted):
-                    return content.strip(" \t")
+            # Often the first is the one, and often the only one.
+            first, _, others = value.decode("latin-1").partition(";")
+            name, equals, content = first.partition("=")
+            if equals and (name == wanted or name.strip(" \t") == wanted):
+                return content.strip(" \t")
+            for pair in others.split(";"):
+                if wanted in pair:
+                    name, equals, content = pair.partition("=")
+                    if equals and name.strip(" \t") == wanted:
+                        return content.strip(" \t")
     return None
 
 
