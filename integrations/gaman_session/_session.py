@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import Enum, auto
 from inspect import iscoroutine
 from typing import Any, Final, TypeAlias, TypeVar, overload
 from weakref import ref
@@ -35,15 +34,6 @@ _MISSING: Final = object()
 
 END: Final[Answer] = ("", 0)
 """Have the browser forget the cookie."""
-
-
-class Kept(Enum):
-    """What stays as it is."""
-
-    ID = auto()
-    """The session keeps its id: nobody has called regenerate()."""
-    TAG = auto()
-    """It stays with its owner, or with none: nobody has called tag()."""
 
 
 @dataclass(slots=True)
@@ -92,12 +82,12 @@ class Sessions:
         idle = self.idle_timeout
         return idle is not None and deadline < expires and self.clock() >= deadline - idle * (1 - _TOUCH_AFTER)
 
-    def terms(self, asked: int | Kept | None, lifetime: float | None, is_transient: bool) -> tuple[int, bool]:
+    def terms(self, asked: int | None, lifetime: float | None, is_transient: bool) -> tuple[int, bool]:
         """Return the lifetime of a session that begins, and whether its cookie ends with the browser.
 
         What regenerate() *asked* for comes first, then what the session had, and then the server's limit.
         """
-        if isinstance(asked, int):
+        if asked is not None:
             return asked or self.max_age, asked == 0
         return (self.max_age, False) if lifetime is None else (round(lifetime), is_transient)
 

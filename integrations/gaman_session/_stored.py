@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from gaman import Context
 from gaman_session import _sealing
@@ -14,11 +14,17 @@ from gaman_session._driver import Driver, Outcome, OwnerDriver, Record, Tag
 from gaman_session._errors import SessionConflict, SessionStoreError
 from gaman_session._owners import Wish
 from gaman_session._sealing import Identity
-from gaman_session._session import END, Answer, Kept, Session, Sessions, too_late_to_read
+from gaman_session._session import END, Answer, Session, Sessions, too_late_to_read
 
 T = TypeVar("T")
 
 _ATTEMPTS: Final = 100
+
+
+class Renewal(NamedTuple):
+    """What a request has asked for by calling regenerate()."""
+
+    max_age: int | None
 
 
 class StoredSession(Session):
@@ -33,8 +39,8 @@ class StoredSession(Session):
         "_is_ended",
         "_is_identified",
         "_lock",
-        "_new_max_age",
         "_record",
+        "_renewal",
         "_wish",
     )
 
@@ -45,11 +51,11 @@ class StoredSession(Session):
         self._identity: Identity | None = None
         self._record: Record | None = None
         self._is_identified = self._is_ended = False
-        # What the request wants of it: keys to set, or with None to delete; a new id, with that lifetime; its end; an owner.
+        # What the request wants of it: keys to set, or with None to delete; a new id; its end; an owner.
         self._changes: dict[str, bytes | None] = {}
-        self._new_max_age: int | Kept | None = Kept.ID
+        self._renewal: Renewal | None = None
         self._is_cleared = False
-        self._wish: Wish | Kept = Kept.TAG
+        self._wish: Wish | None = None
         # Whether a cookie is to be sent (True), or taken back (False).
         self._answer: bool | None = None
         self._lock: asyncio.Lock | None = None
@@ -168,21 +174,21 @@ class StoredSession(Session):
     def _clear(self) -> None:
         self._identify()
         self._changes.clear()
-        self._new_max_age, self._wish = Kept.ID, Kept.TAG
+        self._renewal = self._wish = None
         self._record = None
         self._is_loaded = self._is_cleared = True
 
     def _renew(self, max_age: int | None) -> None:
-        self._new_max_age = max_age
+        self._renewal = Renewal(max_age)
 
     def _discard(self) -> None:
         self._changes.clear()
-        self._new_max_age, self._wish = Kept.ID, Kept.TAG
+        self._renewal = self._wish = None
         if self._is_cleared:
             self._is_cleared = self._is_loaded = False
 
     def _outlive(self) -> None:
-        if not isinstance(self._wish, Kept):
+        if self._wish is not None:
             self._wish = self._sessions.owners.again(self._wish)
 
     def _locked(self) -> asyncio.Lock:
@@ -198,8 +204,8 @@ class StoredSession(Session):
     # Writing
 
     def _finish(self) -> Awaitable[Answer | None] | None:
-        is_read_only = not self._changes and not self._is_cleared and self._new_max_age is Kept.ID and self._answer is None
-        if is_read_only and self._wish is Kept.TAG and not self._is_touch_due() and (self._lock is None or not self._lock.locked()):
+        is_read_only = not self._changes and not self._is_cleared and self._renewal is None and self._answer is None
+        if is_read_only and self._wish is None and not self._is_touch_due() and (self._lock is None or not self._lock.locked()):
             return None
         return self._bring()
 
@@ -225,9 +231,9 @@ class StoredSession(Session):
         """Bring every change to the store, without undoing what other requests do at the same time."""
         if self._is_cleared:
             await self._end()
-        if self._new_max_age is not Kept.ID:
+        if self._renewal is not None:
             await self._rename()
-        elif self._changes or self._wish is not Kept.TAG:
+        elif self._changes or self._wish is not None:
             await self._write()
         elif self._is_touch_due():
             await self._apply({})
@@ -246,7 +252,7 @@ class StoredSession(Session):
         self._identify()
         if self._is_ended:
             self._changes.clear()
-            self._wish = Kept.TAG
+            self._wish = None
         elif self._is_loaded and self._record is None:
             await self._begin()
         else:
@@ -260,7 +266,7 @@ class StoredSession(Session):
         sets = self._seal(identity, changes)
         deletes = [key for key, data in changes.items() if data is None]
         now = self._sessions.clock()
-        if not isinstance(wish := self._wish, Kept):
+        if (wish := self._wish) is not None:
             outcome = await self._apply_wish(wish, identity, sets, deletes, now)
         else:
             outcome = await self._driver.apply(identity.handle, sets, deletes, now=now, deadline=self._idle_deadline(now))
@@ -268,7 +274,7 @@ class StoredSession(Session):
             self._sessions.counters.written += 1
             self._note(sets, deletes, now)
             self._settle(changes)
-            if wish is not Kept.TAG:
+            if wish is not None:
                 await self._settle_wish(wish)
             return
         if outcome is Outcome.EMPTIED:
@@ -305,7 +311,7 @@ class StoredSession(Session):
         if any(data is not None for data in changes.values()):
             wish, (identity, lifetime) = self._wish, self._new_identity()
             record = self._new_record(self._seal(identity, changes), lifetime)
-            if not isinstance(wish, Kept):
+            if wish is not None:
                 record.tag = self._sessions.owners.tag(wish, identity.handle)
             elif lost is not None:
                 record.tag = self._sessions.owners.move(*lost, identity.handle)
@@ -316,7 +322,7 @@ class StoredSession(Session):
             self._adopt(identity, record)
             await self._settle_wish(wish)
         self._settle(changes)
-        self._new_max_age = Kept.ID
+        self._renewal = None
 
     async def _rename(self) -> None:
         """Move the session, as it is in the store at that moment and with this request's changes, to a new id."""
@@ -347,7 +353,7 @@ class StoredSession(Session):
                 self._sessions.counters.written += 1
                 self._adopt(identity, record)
                 self._settle(changes)
-                self._new_max_age = Kept.ID
+                self._renewal = None
                 await self._settle_wish(wish)
                 return
             if outcome is Outcome.REFUSED:
@@ -391,12 +397,13 @@ class StoredSession(Session):
         """Return a new identity, and for how many seconds it is to last."""
         record, identity = self._record, self._identity
         lifetime = None if record is None else record.expires - record.created
-        lasts, is_transient = self._sessions.terms(self._new_max_age, lifetime, identity is not None and identity.is_transient)
+        asked = None if self._renewal is None else self._renewal.max_age
+        lasts, is_transient = self._sessions.terms(asked, lifetime, identity is not None and identity.is_transient)
         return self._sessions.keyring.identity(_sealing.new_id(), is_transient), lasts
 
-    def _new_tag(self, wish: Wish | Kept, old: Identity, new: Identity) -> Tag | None:
+    def _new_tag(self, wish: Wish | None, old: Identity, new: Identity) -> Tag | None:
         """Return the tag of the session under its new identity: the one that was wished for, or the one that it has."""
-        if not isinstance(wish, Kept):
+        if wish is not None:
             return self._sessions.owners.tag(wish, new.handle)
         tag = None if self._record is None else self._record.tag
         return None if tag is None else self._sessions.owners.move(tag, old.handle, new.handle)
@@ -424,11 +431,11 @@ class StoredSession(Session):
             if key in self._changes and self._changes[key] is data:
                 del self._changes[key]
 
-    async def _settle_wish(self, wish: Wish | Kept) -> None:
+    async def _settle_wish(self, wish: Wish | None) -> None:
         """Forget the wish that has come true, unless there is another meanwhile, and see that the owner has not too many."""
-        if not isinstance(wish, Kept):
+        if wish is not None:
             if self._wish is wish:
-                self._wish = Kept.TAG
+                self._wish = None
             await self._sessions.owners.trim(wish)
 
     def _adopt(self, identity: Identity, record: Record) -> None:
@@ -445,7 +452,7 @@ class StoredSession(Session):
     def _lose(self) -> None:
         """Somebody has ended the session: drop what was to be changed, and leave the cookie to those who ended it."""
         self._changes.clear()
-        self._wish = Kept.TAG
+        self._wish = None
         self._record = self._answer = None
         self._is_loaded = self._is_ended = True
 
@@ -455,4 +462,4 @@ class StoredSession(Session):
             self._reject("expired")
         answer = self._answer
         self._lose()
-        self._answer, self._new_max_age = answer, Kept.ID
+        self._answer, self._renewal = answer, None

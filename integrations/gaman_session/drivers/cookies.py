@@ -16,7 +16,7 @@ import msgspec
 
 from gaman_session import _sealing
 from gaman_session._errors import SessionTooLarge, SessionUnsupported
-from gaman_session._session import END, Answer, Kept, Session, too_late_to_read
+from gaman_session._session import END, Answer, Session, too_late_to_read
 
 T = TypeVar("T")
 
@@ -170,7 +170,7 @@ class CookieSession(Session):
         token = sessions.keyring.seal_token(payload or self._pack(self._fields))
         return token, None if carried.is_transient else math.ceil(carried.expires - sessions.clock())
 
-    def _begin(self, asked: int | Kept | None) -> Carried:
+    def _begin(self, asked: int | None) -> Carried:
         before, now = self._carried, int(self._sessions.clock())
         lifetime = None if before is None else before.expires - before.created
         lifetime, is_transient = self._sessions.terms(asked, lifetime, before is not None and before.is_transient)
@@ -180,7 +180,7 @@ class CookieSession(Session):
     def _pack(self, fields: dict[str, bytes]) -> bytes:
         carried = self._carried
         if carried is None:
-            carried = self._carried = self._begin(Kept.ID)
+            carried = self._carried = self._begin(None)
         idles = self._sessions.idle_timeout is not None
         deadline = int(self._sessions.deadline(self._sessions.clock(), carried.expires)) if idles else carried.expires
         return _encode((carried.id, carried.is_transient, carried.created, carried.expires, deadline, fields))
