@@ -160,7 +160,7 @@ class _Hooks:
         self._log_extra = {"driver": driver_name}
         self._kind = CookieSession if sessions.driver is None else StoredSession
         # Checked once, and then only filled in: a value of ours has no octet that would need checking.
-        self._cookie_name, _, self._cookie_attributes = options.cookie.line(0).partition(b"; Max-Age=0")
+        self._cookie_name, _, self._cookie_attributes = options.cookie.line(0).decode("ascii").partition("; Max-Age=0")
         self._warnings = options.warnings
         self._sweeper: asyncio.Task[None] | None = None
         self._may_be_dropped = options.cookie.secure
@@ -210,13 +210,13 @@ class _Hooks:
         answer = used._finish()
         if answer is not None:
             if not isinstance(answer, tuple):
-                return self._send_later(answer, ctx)
-            self._send(answer, ctx)
+                return self._send_later(answer, used, ctx)
+            self._send(answer, used, ctx)
         return None
 
-    async def _send_later(self, coming: Awaitable[Answer | None], ctx: Context) -> None:
+    async def _send_later(self, coming: Awaitable[Answer | None], used: Session, ctx: Context) -> None:
         if (answer := await coming) is not None:
-            self._send(answer, ctx)
+            self._send(answer, used, ctx)
 
     def on_error(self, ctx: Context, error: Exception) -> None:
         # An HTTPError is an answer that the handler chose; what it has set before stays, as with a Response.
@@ -224,18 +224,19 @@ class _Hooks:
             with suppress(ConfigError):
                 ctx.session._discard()
 
-    def _send(self, answer: Answer, ctx: Context) -> None:
+    def _send(self, answer: Answer, used: Session, ctx: Context) -> None:
         token, max_age = answer
-        lasts = b"" if max_age is None else b"; Max-Age=%d" % max_age
+        lasts = "" if max_age is None else f"; Max-Age={max_age}"
         # The cookies of a request go out whatever other hooks make of the response.
-        ctx.cookies.add(self._cookie_name + token.encode("ascii") + lasts + self._cookie_attributes)
-        if token and self._may_be_dropped and not _keeps_secure(ctx, self._sessions.cookie_name):
+        ctx.cookies.add(f"{self._cookie_name}{token}{lasts}{self._cookie_attributes}".encode("ascii"))
+        # A browser that brings the cookie keeps it.
+        if token and self._may_be_dropped and not used._has_cookie and not _keeps_secure(ctx):
             self._may_be_dropped = False
             logger.warning(
                 "the session's cookie is Secure, and %s was asked for over plain HTTP: the browser will not keep it. Serve HTTPS "
                 "(and have the proxy say so in X-Forwarded-Proto), or pass secure=False while developing",
                 ctx.url.partition("?")[0],
-                extra={**ctx.log_extra, **self._log_extra, "session": ctx.session.id},
+                extra={**ctx.log_extra, **self._log_extra, "session": used.id},
             )
 
     async def on_purge(self, app: App) -> int:
@@ -282,10 +283,9 @@ def _keep_private(response: Response) -> None:
         headers.append(vary_by_cookie)
 
 
-def _keeps_secure(ctx: Context, name: str) -> bool:
-    """Whether the browser keeps a Secure cookie from here: over HTTPS, and on this machine itself; one that brings it does."""
-    is_known = ctx.scope["scheme"] == "https" or ctx.cookie(name) is not None
-    return is_known or ctx.scheme == "https" or _is_local(ctx.host)
+def _keeps_secure(ctx: Context) -> bool:
+    """Whether the browser keeps a Secure cookie from here: over HTTPS, and on this machine itself."""
+    return ctx.scope["scheme"] == "https" or ctx.scheme == "https" or _is_local(ctx.host)
 
 
 @lru_cache(maxsize=64)

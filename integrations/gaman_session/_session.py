@@ -110,8 +110,10 @@ class Session(ABC):
     response with a status of 500 or more, drop them.
     """
 
-    __slots__ = ("_ctx", "_is_closed", "_is_loaded", "_is_rejected", "_is_used", "_sessions")
+    __slots__ = ("_ctx", "_has_cookie", "_is_closed", "_is_loaded", "_is_rejected", "_is_used", "_sessions")
 
+    _has_cookie: bool
+    """Whether the request came with a cookie of that name, once it was looked for."""
     _is_rejected: bool
 
     def __init__(self, sessions: Sessions, ctx: Context) -> None:
@@ -318,7 +320,9 @@ class Session(ABC):
 
     def _find_cookie(self) -> str | None:
         ctx = self._ctx()
-        return None if ctx is None else ctx.cookie(self._sessions.cookie_name)
+        token = None if ctx is None else ctx.cookie(self._sessions.cookie_name)
+        self._has_cookie = token is not None
+        return token
 
     def _log_extra(self) -> dict[str, Any]:
         """Return what records about the request carry; nothing, where somebody keeps a session longer than its request."""
