@@ -35,6 +35,7 @@ class StoredSession(Session):
         "_changes",
         "_driver",
         "_identity",
+        "_is_busy",
         "_is_cleared",
         "_is_ended",
         "_is_identified",
@@ -58,6 +59,8 @@ class StoredSession(Session):
         self._wish: Wish | None = None
         # Whether a cookie is to be sent (True), or taken back (False).
         self._answer: bool | None = None
+        # Whether somebody is at the store, and what others wait for then.
+        self._is_busy = False
         self._lock: asyncio.Lock | None = None
 
     @property
@@ -75,22 +78,22 @@ class StoredSession(Session):
     async def update(self, key: str, fn: Callable[[Any], T], default: Any = None) -> T:
         """Replace the value under *key* by `fn(value)`, by comparing and swapping what is stored."""
         self._open_for_change()
-        try:
-            async with self._locked():
-                await self._flush()
-                for attempt in range(_ATTEMPTS):
-                    if not self._is_loaded:
-                        await self._read()
-                    before = self._peek(key)
-                    value = fn(default if before is None else self._decode(key, before, default))
-                    if await self._swap(key, self._encode(key, value)):
-                        return value
-                    self._is_loaded = False
-                    await asyncio.sleep(random.random() * min(attempt, 20) / 1000)  # noqa: S311
-        except SessionStoreError:
-            self._note_failure()
-            raise
-        raise SessionConflict(f"update({key!r}) met another request's change {_ATTEMPTS} times; let fewer requests share this key")
+
+        async def compare_and_swap() -> T:
+            await self._flush()
+            for attempt in range(_ATTEMPTS):
+                await self._read()
+                before = self._peek(key)
+                value = fn(default if before is None else self._decode(key, before, default))
+                if await self._swap(key, self._encode(key, value)):
+                    return value
+                self._is_loaded = False
+                await asyncio.sleep(random.random() * min(attempt, 20) / 1000)  # noqa: S311
+            raise SessionConflict(
+                f"update({key!r}) met another request's change {_ATTEMPTS} times; let fewer requests share this key"
+            )
+
+        return await self._in_turn(compare_and_swap)
 
     async def tag(self, owner: str | None, *, note: Any = None) -> None:
         """Tie the session to *owner*, or with None to nobody."""
@@ -100,7 +103,7 @@ class StoredSession(Session):
     async def save(self) -> None:
         """Bring what was changed to the store now."""
         self._open_for_change()
-        await self._flush_in_turn()
+        await self._in_turn(self._flush)
 
     # Reading
 
@@ -116,34 +119,30 @@ class StoredSession(Session):
                 self._reject("forged")
 
     def _load(self, key: str | None) -> Awaitable[None] | None:
-        return None if key in self._changes else self._load_once()
-
-    async def _load_once(self) -> None:
-        """Read the session, once for all who ask at the same moment."""
+        if key in self._changes:
+            return None
         if self._is_closed:
             raise too_late_to_read()
         self._is_used = True
-        try:
-            async with self._locked():
-                if not self._is_loaded:
-                    await self._read()
-        except SessionStoreError:
-            self._note_failure()
-            raise
+        return self._in_turn(self._read)
 
     async def _read(self) -> None:
+        """Read the session, unless somebody has."""
+        if self._is_loaded:
+            return
         self._identify()
         identity = self._identity
-        found = None
+        found = record = None
         if identity is not None:
             found = await self._driver.load(identity.handle, now=self._sessions.clock())
             if isinstance(found, Record):
+                record = found
                 self._sessions.counters.loaded += 1
             else:
                 self._reject("expired")
         if not self._is_cleared:
-            self._is_ended = found is Outcome.ENDED
-            self._record = found if isinstance(found, Record) else None
+            # What was found and is no record is the tombstone of one.
+            self._record, self._is_ended = record, found is not record
             self._is_loaded = True
 
     def _keys(self) -> Iterable[str]:
@@ -191,26 +190,36 @@ class StoredSession(Session):
         if self._wish is not None:
             self._wish = self._sessions.owners.again(self._wish)
 
-    def _locked(self) -> asyncio.Lock:
-        if self._lock is None:
+    async def _in_turn(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Return what *work* returns, while nobody else of this request does the like."""
+        if self._is_busy and self._lock is None:
+            # Now that there is somebody to wait for, there is a lock, which is theirs. Most requests never have one.
             self._lock = asyncio.Lock()
-        return self._lock
-
-    def _note_failure(self) -> None:
-        """Count that a call of the store has failed, and have the request's log records say where."""
-        self._sessions.counters.store_errors += 1
-        self._log_extra().update(session=self.id, driver=self._driver.name)
+            await self._lock.acquire()
+        if self._lock is not None:
+            await self._lock.acquire()
+        self._is_busy = True
+        try:
+            return await work()
+        except SessionStoreError:
+            self._sessions.counters.store_errors += 1
+            self._log_extra().update(session=self.id, driver=self._driver.name)
+            raise
+        finally:
+            self._is_busy = False
+            if self._lock is not None:
+                self._lock.release()
 
     # Writing
 
     def _finish(self) -> Awaitable[Answer | None] | None:
         is_read_only = not self._changes and not self._is_cleared and self._renewal is None and self._answer is None
-        if is_read_only and self._wish is None and not self._is_touch_due() and (self._lock is None or not self._lock.locked()):
+        if is_read_only and self._wish is None and not self._is_busy and not self._is_touch_due():
             return None
         return self._bring()
 
     async def _bring(self) -> Answer | None:
-        await self._flush_in_turn()
+        await self._in_turn(self._flush)
         identity, record = self._identity, self._record
         if self._answer is None:
             return None
@@ -219,14 +228,6 @@ class StoredSession(Session):
         token = self._sessions.keyring.sign_id(identity.id, identity.is_transient)
         return token, (None if identity.is_transient else math.ceil(record.expires - self._sessions.clock()))
 
-    async def _flush_in_turn(self) -> None:
-        try:
-            async with self._locked():
-                await self._flush()
-        except SessionStoreError:
-            self._note_failure()
-            raise
-
     async def _flush(self) -> None:
         """Bring every change to the store, without undoing what other requests do at the same time."""
         if self._is_cleared:
@@ -234,7 +235,14 @@ class StoredSession(Session):
         if self._renewal is not None:
             await self._rename()
         elif self._changes or self._wish is not None:
-            await self._write()
+            self._identify()
+            if self._is_ended:
+                self._changes.clear()
+                self._wish = None
+            elif self._is_loaded and self._record is None:
+                await self._begin()
+            else:
+                await self._apply(dict(self._changes))
         elif self._is_touch_due():
             await self._apply({})
 
@@ -247,16 +255,6 @@ class StoredSession(Session):
             self._sessions.counters.ended += 1
             self._forget()
         self._is_cleared = False
-
-    async def _write(self) -> None:
-        self._identify()
-        if self._is_ended:
-            self._changes.clear()
-            self._wish = None
-        elif self._is_loaded and self._record is None:
-            await self._begin()
-        else:
-            await self._apply(dict(self._changes))
 
     async def _apply(self, changes: Mapping[str, bytes | None]) -> None:
         identity = self._identity
@@ -329,8 +327,7 @@ class StoredSession(Session):
         self._identify()
         lost: tuple[Tag, str] | None = None
         for _ in range(_ATTEMPTS):
-            if not self._is_loaded:
-                await self._read()
+            await self._read()
             if self._identity is None or self._record is None:
                 # What was ended meanwhile stays so; but a login beside a logout is not lost.
                 await self._begin(lost)

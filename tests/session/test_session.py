@@ -641,6 +641,36 @@ async def test_a_request_makes_one_trip_in_and_at_most_one_out(clock: Clock, wor
         assert driver.trips == trips
 
 
+class Slow(Counting):
+    """Loads in the event loop's next turn."""
+
+    async def load(self, id: str, *, now: float) -> Any:
+        await asyncio.sleep(0)
+        return await super().load(id, now=now)
+
+
+async def test_of_those_who_read_at_once_whoever_is_cancelled_leaves_alone(clock: Clock) -> None:
+    driver = Slow()
+
+    async def work(session: Session) -> None:
+        reads = [asyncio.create_task(session.get("a")) for _ in range(5)]
+        await asyncio.sleep(0)
+        # One at the store, and one who waits.
+        reads[0].cancel()
+        reads[2].cancel()
+        await session.set("b", 2)
+        await session.save()
+        assert await asyncio.gather(*(reads[i] for i in (1, 3, 4))) == [1, 1, 1]
+
+    async with serving(Site(driver, clock)) as site:
+        browser = site.browser()
+        await browser.do(setting(a=1))
+        driver.trips.clear()
+        await browser.do(work)
+        assert driver.trips == ["load", "load", "apply"]
+        assert await browser.all() == {"a": 1, "b": 2}
+
+
 async def test_a_visitor_without_a_session_costs_no_trip(clock: Clock) -> None:
     driver = Counting()
     async with serving(Site(driver, clock)) as site:
