@@ -29,6 +29,10 @@ class Outcome(Enum):
     """The sessions of the tag's owner were ended after the tag was made; nothing was written. See OwnerDriver."""
 
 
+# Up to Python 3.11, looking up an enum's member costs as much as a call, and nearly every write has this outcome.
+WRITTEN: Final = Outcome.WRITTEN
+
+
 class Tag(Struct, frozen=True):
     """Whose a session is."""
 

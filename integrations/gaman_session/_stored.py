@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from gaman import Context
 from gaman_session import _sealing
-from gaman_session._driver import Driver, Outcome, OwnerDriver, Record, Tag
+from gaman_session._driver import WRITTEN, Driver, Outcome, OwnerDriver, Record, Tag
 from gaman_session._errors import SessionConflict, SessionStoreError
 from gaman_session._owners import Wish
 from gaman_session._sealing import Identity
@@ -268,7 +268,7 @@ class StoredSession(Session):
             outcome = await self._apply_wish(wish, identity, sets, deletes, now)
         else:
             outcome = await self._driver.apply(identity.handle, sets, deletes, now=now, deadline=self._idle_deadline(now))
-        if outcome is Outcome.WRITTEN:
+        if outcome is WRITTEN:
             self._sessions.counters.written += 1
             self._note(sets, deletes, now)
             self._settle(changes)
@@ -295,7 +295,7 @@ class StoredSession(Session):
         tag = self._sessions.owners.tag(wish, identity.handle)
         driver = cast("OwnerDriver", self._driver)
         outcome = await driver.tag(identity.handle, tag, sets, deletes, now=now, deadline=self._idle_deadline(now))
-        if outcome is Outcome.WRITTEN and self._record is not None:
+        if outcome is WRITTEN and self._record is not None:
             self._record.tag = tag
         return outcome
 
@@ -346,7 +346,7 @@ class StoredSession(Session):
             record.tag = self._new_tag(wish, self._identity, identity)
             old, now = self._identity.handle, self._sessions.clock()
             outcome = await self._driver.rename(old, identity.handle, record, version=self._record.version, now=now)
-            if outcome is Outcome.WRITTEN:
+            if outcome is WRITTEN:
                 self._sessions.counters.written += 1
                 self._adopt(identity, record)
                 self._settle(changes)
@@ -377,7 +377,7 @@ class StoredSession(Session):
         )
         if outcome is Outcome.CONFLICT:
             return False
-        if outcome is Outcome.WRITTEN:
+        if outcome is WRITTEN:
             self._sessions.counters.written += 1
             self._note(sets, (), now)
             self._changes.pop(key, None)

@@ -10,7 +10,7 @@ from heapq import heapify, heappop, heappush
 from typing import Literal, NamedTuple
 
 from gaman.errors import ConfigError
-from gaman_session._driver import TOMBSTONE, Outcome, Record, Tag
+from gaman_session._driver import TOMBSTONE, WRITTEN, Outcome, Record, Tag
 from gaman_session._errors import SessionStoreError
 
 logger = logging.getLogger("gaman")
@@ -84,7 +84,7 @@ class MemoryDriver:
             self._end(id, now, None)
             return Outcome.EMPTIED
         _touch(record, deadline)
-        return Outcome.WRITTEN
+        return WRITTEN
 
     async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
         """Set one field if it still is *old*."""
@@ -95,7 +95,7 @@ class MemoryDriver:
             return Outcome.CONFLICT
         record.fields[field] = new
         _touch(record, deadline)
-        return Outcome.WRITTEN
+        return WRITTEN
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """Replace the session by *record* under *new_id*, if nobody has written to it since *version*."""
@@ -108,7 +108,7 @@ class MemoryDriver:
             return Outcome.REFUSED
         self._end(id, now, new_id)
         self._add(new_id, record)
-        return Outcome.WRITTEN
+        return WRITTEN
 
     async def destroy(self, id: str, *, now: float) -> None:
         """End the session, or the one that it was renamed to."""
@@ -149,7 +149,7 @@ class MemoryDriver:
         if record is not None and tag is not None and not _is_carried(tag, record.tag) and self._is_refused(tag, now):
             return Outcome.REFUSED
         outcome = await self.apply(id, sets, deletes, now=now, deadline=deadline)
-        if record is not None and outcome is Outcome.WRITTEN:
+        if record is not None and outcome is WRITTEN:
             self._disown(id, record)
             record.tag = tag
             self._own(id, record)
