@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -29,6 +28,13 @@ class User:
     id: int
     name: str
     email: str
+
+
+@dataclass(slots=True)
+class Sessions:
+    """What the session's core looks up, where it looks it up."""
+
+    decode: Callable[[bytes], Any]
 
 
 class Payload(NamedTuple):
@@ -92,7 +98,7 @@ def ours() -> list[tuple[Rival, Rival]]:
                 f"gaman, {label}",
                 "serializer.encode(value)",
                 "sessions.decode(data)",
-                {"serializer": SERIALIZERS[name], "sessions": SimpleNamespace(decode=untyped(SERIALIZERS[name]))},
+                {"serializer": SERIALIZERS[name], "sessions": Sessions(untyped(SERIALIZERS[name]))},
             ),
             Rival(
                 f"msgspec, {label}",

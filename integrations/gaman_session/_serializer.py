@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
+
+# A type that a request makes for itself is not to fill the memory.
+_MOST_TYPES: Final = 1024
 
 
 class Serializer(Protocol):
@@ -23,25 +25,39 @@ class Serializer(Protocol):
         ...
 
 
+class _Decoders(dict[Any, Callable[[bytes], Any]]):
+    """What decodes a type, or with None any, by a protocol of msgspec's; made when it is first asked for."""
+
+    def __init__(self, protocol: ModuleType) -> None:
+        super().__init__({None: protocol.Decoder().decode})
+        self._protocol = protocol
+
+    def __missing__(self, type: Any) -> Callable[[bytes], Any]:
+        if len(self) > _MOST_TYPES:
+            self.popitem()
+        decode: Callable[[bytes], Any] = self._protocol.Decoder(type).decode
+        self[type] = decode
+        return decode
+
+
 @dataclass(frozen=True, slots=True)
 class _Msgspec:
     """One of msgspec's protocols, with an encoder and decoders that are made once."""
 
     encode: Callable[[Any], bytes]
-    decode_any: Callable[[bytes], Any]
-    decoder: Callable[[Any], Any]
+    decoders: _Decoders
 
     def decode(self, data: bytes, type: Any, /) -> Any:
-        return self.decode_any(data) if type is None else self.decoder(type).decode(data)
+        return self.decoders[type](data)
 
 
 def _msgspec(protocol: ModuleType) -> Serializer:
-    return _Msgspec(protocol.Encoder().encode, protocol.Decoder().decode, lru_cache(maxsize=1024)(protocol.Decoder))
+    return _Msgspec(protocol.Encoder().encode, _Decoders(protocol))
 
 
 def untyped(serializer: Serializer) -> Callable[[bytes], Any]:
     """Return what decodes values of any type: most are read so, and one of ours needs no call of Python's in between."""
-    return serializer.decode_any if isinstance(serializer, _Msgspec) else lambda data: serializer.decode(data, None)
+    return serializer.decoders[None] if isinstance(serializer, _Msgspec) else lambda data: serializer.decode(data, None)
 
 
 SERIALIZERS = {"msgpack": _msgspec(msgspec.msgpack), "json": _msgspec(msgspec.json)}
