@@ -157,10 +157,12 @@ class _Protocol(HttpToolsProtocol):
 class _Transport:
     """Sends the head of a response with the first of its body, in one packet, where the body comes in the same turn of the loop."""
 
-    __slots__ = ("__weakref__", "_head", "_loop", "_transport")
+    __slots__ = ("__weakref__", "_head", "_loop", "_transport", "is_closing")
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
+        # Asked at each response, and __getattr__ is slow.
+        self.is_closing = transport.is_closing
         self._loop = loop
         self._head = b""
 
