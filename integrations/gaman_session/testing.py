@@ -638,8 +638,8 @@ async def _soon(work: Awaitable[T]) -> T:
 
 @_owner_promise
 async def counting_counts_what_is_there(driver: OwnerDriver) -> None:
-    # By then what others leave in the store that is about to run out has done so, and not in between.
-    now, later = time.time(), time.time() + 100
+    # By then what others leave in the store that is about to run out has done so, and not in between; tombstones are still there.
+    now, later = time.time(), time.time() + TOMBSTONE / 2
     before = await driver.count(now=later)
     tag = _new_tag()
     ended, over, renamed = await _own(driver, tag), await _begin(driver, _record(lasts=200)), await _own(driver, tag)
