@@ -33,7 +33,7 @@ end
 
 local function leave(key)
     local owner = redis.call('HGET', key, 'owner')
-    -- In a Cluster, the set may live elsewhere. Then its member goes later.
+    -- In a Cluster, the owner's set has no hash tag: this key is nobody's, and the member goes later.
     if owner then redis.pcall('ZREM', beside(key, 'owner:' .. owner), id_of(key)) end
 end
 

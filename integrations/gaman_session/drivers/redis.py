@@ -272,8 +272,8 @@ class RedisDriver:
 
     async def count(self, *, now: float) -> int:
         """Return how many sessions the index has. One that Redis evicts, or a person deletes, is in it up to its deadline."""
-        # Outside a Cluster, these are one.
-        indexes = [*{self._shard(f"{number:03x}") + "live" for number in range(16**3)}]
+        shards = [f"{number:03x}" for number in range(16**3)] if self._is_cluster else [""]
+        indexes = [self._shard(shard) + "live" for shard in shards]
         count = 0
         for start in range(0, len(indexes), _AT_A_TIME):
             calls = [Call("count", (index,), (), (now,)) for index in indexes[start : start + _AT_A_TIME]]
@@ -297,8 +297,7 @@ class RedisDriver:
     async def _enter(self, action: str, id: str, tag: Tag, record: Record, now: float, *, is_carried: bool = False) -> Outcome:
         arguments = (now, repr(tag.since), id, repr(record.expires), is_carried)
         index = _index(tag.owner)
-        answer: bytes | None = await self._call(action, index, Call("enter", (self._prefix + index,), (), arguments))
-        return Outcome.ABSENT if answer is None else Outcome[answer.decode()]
+        return _outcome(await self._call(action, index, Call("enter", (self._prefix + index,), (), arguments)))
 
     def _key(self, id: str) -> str:
         return self._shard(id) + id
@@ -320,8 +319,7 @@ class RedisDriver:
 
     async def _write(self, action: str, operation: str, ids: Sequence[str], values: Sequence[bytes], *arguments: Any) -> Outcome:
         call = Call(operation, [self._key(id) for id in ids], values, arguments)
-        answer: bytes | None = await self._call(action, ids[0], call)
-        return Outcome.ABSENT if answer is None else Outcome[answer.decode()]
+        return _outcome(await self._call(action, ids[0], call))
 
     async def _call(self, action: str, id: str | None, call: Call) -> Any:
         """Return what *call* answers, or None where no hash stands in the session's place."""
@@ -501,6 +499,10 @@ def _results(calls: Sequence[Call], answer: Any) -> list[Any]:
     if isinstance(answer, Exception):
         return [answer] * len(calls)
     return [answer] if isinstance(answer, dict) else [*_parts(answer)]
+
+
+def _outcome(word: bytes | None) -> Outcome:
+    return Outcome.ABSENT if word is None else Outcome[word.decode()]
 
 
 def _parts(answer: Iterable[Any]) -> Iterator[Any]:
