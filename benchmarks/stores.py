@@ -1,8 +1,9 @@
 """Floors over a store: ASGI applications by hand that keep one value a session, with one call of the store's own client a trip.
 
 A floor holds what any session must: it finds the session by a hash of the cookie's id, seals what it stores, opens what it reads,
-and acknowledges a write when the store has it. Where a store is kept, a session ends a day after it was last written, by an expiry
-beside the value that is held against the clock on reading. It has no guard against a logout beside it and no rotation of keys.
+and acknowledges a write when the store has it. Outside of memory, a session ends a day after it was last written: Redis sees to
+that, and elsewhere an expiry beside the value is held against the clock on reading. It has no guard against a logout beside it and
+no rotation of keys.
 """
 
 from __future__ import annotations

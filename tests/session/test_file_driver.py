@@ -58,7 +58,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 def files(folder: Path) -> list[str]:
-    """Everything below *folder* but folders and locks."""
+    """Everything below *folder* but folders."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
 
 

@@ -1,3 +1,5 @@
+"""Threads: what a call returns, how many there are, and what becomes of calls that nobody waits for."""
+
 from __future__ import annotations
 
 import asyncio
