@@ -18,7 +18,7 @@ import msgspec
 
 from benchmarks.contenders import USER
 from benchmarks.harness import BEST_PEER, Case, Contender, Entered, Goal, Missing, Plan, Question, caller, contenders, timed_code
-from gaman_session._serializer import SERIALIZERS, untyped
+from gaman_session._serializer import CODECS
 
 FLOOR = "msgspec, MessagePack"
 
@@ -28,13 +28,6 @@ class User:
     id: int
     name: str
     email: str
-
-
-@dataclass(slots=True)
-class Sessions:
-    """What the session's core looks up, where it looks it up."""
-
-    decode: Callable[[bytes], Any]
 
 
 class Payload(NamedTuple):
@@ -96,9 +89,9 @@ def ours() -> list[tuple[Rival, Rival]]:
         (
             Rival(
                 f"gaman, {label}",
-                "serializer.encode(value)",
-                "sessions.decode(data)",
-                {"serializer": SERIALIZERS[name], "sessions": Sessions(untyped(SERIALIZERS[name]))},
+                "codec.encoder.encode(value)",
+                "codec.decoder.decode(data)",
+                {"codec": CODECS[name]},
             ),
             Rival(
                 f"msgspec, {label}",
@@ -152,8 +145,9 @@ def typed() -> Entered:
         protocol = msgspec.msgpack if "MessagePack" in mine.name else msgspec.json
         data = protocol.encode(USER)
         names = {**mine.names, "data": data}
-        add(mine.name, "ours", "serializer.decode(data, User)", names)
-        add(f"{mine.name}, untyped", "ours", "User(**sessions.decode(data))", names)
+        mine.names["codec"].learn(User)
+        add(mine.name, "ours", "codec.decoders[User].decode(data)", names)
+        add(f"{mine.name}, untyped", "ours", "User(**codec.decoder.decode(data))", names)
         add(floor.name, "floor", "decode(data)", {"decode": protocol.Decoder(User).decode, "data": data})
     for rival in rivals():
         if isinstance(rival, Missing):

@@ -13,7 +13,7 @@ from gaman import ConfigError, Cookies, HeaderError, SameSite
 from gaman_session._driver import Driver
 from gaman_session._errors import SessionUnsupported
 from gaman_session._owners import supports_owners
-from gaman_session._serializer import SERIALIZERS, Serializer
+from gaman_session._serializer import CODECS, Codec, Serializer, custom
 from gaman_session._session import FOREVER
 from gaman_session.drivers import DRIVERS, find_driver
 
@@ -63,7 +63,7 @@ class Options:
     max_age: int
     idle_timeout: int | None
     encrypt: bool
-    serializer: Serializer
+    codec: Codec
     max_sessions_per_owner: int | None
     cookie: CookieOptions
     warnings: Sequence[str]
@@ -112,8 +112,8 @@ def check(
     if max_age > _LONGEST:
         warnings.append(f"session(max_age={max_age}): browsers keep no cookie longer than 400 days, {_LONGEST} seconds")
     _most(max_sessions_per_owner, made)
-    serializer = _serializer(serializer, encrypt)
-    return Options(secrets, made, max_age, idle_timeout, encrypt, serializer, max_sessions_per_owner, cookie, warnings)
+    codec = _codec(serializer, encrypt)
+    return Options(secrets, made, max_age, idle_timeout, encrypt, codec, max_sessions_per_owner, cookie, warnings)
 
 
 def _secrets(secret: str | Sequence[str] | None) -> Sequence[str]:
@@ -194,14 +194,14 @@ def _nearest(name: object, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _serializer(serializer: str | Serializer | None, encrypt: bool) -> Serializer:
+def _codec(serializer: str | Serializer | None, encrypt: bool) -> Codec:
     if serializer is None:
-        return SERIALIZERS["msgpack" if encrypt else "json"]
+        return CODECS["msgpack" if encrypt else "json"]
     if isinstance(serializer, str):
-        if serializer not in SERIALIZERS:
-            takes = f"it takes {', '.join(SERIALIZERS)}, or an object"
-            raise ConfigError(f"session(serializer={serializer!r}): {takes}{_nearest(serializer, SERIALIZERS)}")
-        return SERIALIZERS[serializer]
+        if serializer not in CODECS:
+            takes = f"it takes {', '.join(CODECS)}, or an object"
+            raise ConfigError(f"session(serializer={serializer!r}): {takes}{_nearest(serializer, CODECS)}")
+        return CODECS[serializer]
     if not callable(getattr(serializer, "encode", None)) or not callable(getattr(serializer, "decode", None)):
         raise ConfigError(f"session(serializer={serializer!r}): it needs the methods encode(value) and decode(data, type)")
-    return serializer
+    return custom(serializer)

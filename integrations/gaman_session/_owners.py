@@ -18,7 +18,7 @@ from gaman_session._damage import Damage
 from gaman_session._driver import OWNER_METHODS, Driver, OwnerDriver, Record, Tag
 from gaman_session._errors import SessionStoreError, SessionUnsupported
 from gaman_session._sealing import Keyring
-from gaman_session._serializer import Serializer
+from gaman_session._serializer import Codec
 
 if TYPE_CHECKING:
     from gaman_session._session import Session
@@ -69,7 +69,7 @@ class Owners:
         self,
         driver: Driver | None,
         keyring: Keyring,
-        serializer: Serializer,
+        codec: Codec,
         damage: Damage,
         counters: Counters,
         clock: Callable[[], float],
@@ -80,7 +80,7 @@ class Owners:
     ) -> None:
         self._any_driver = driver
         self._keyring = keyring
-        self._serializer = serializer
+        self._codec = codec
         self._damage = damage
         self._counters = counters
         self._clock = clock
@@ -212,7 +212,7 @@ class Owners:
         try:
             opened = self._open(handle, tag) if self._is_sealed else ("", tag.note)
             if opened is not None:
-                return self._serializer.decode(opened[1], None) if opened[1] else None
+                return self._codec.decoder.decode(opened[1]) if opened[1] else None
         except Exception:  # noqa: S110 - a serializer raises what it likes, and all of it says the same
             pass
         self._damage.report(handle, "its note")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import ModuleType
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -25,39 +26,56 @@ class Serializer(Protocol):
         ...
 
 
-class _Decoders(dict[Any, Callable[[bytes], Any]]):
-    """What decodes a type, or with None any, by a protocol of msgspec's; made when it is first asked for."""
+class Encoder(Protocol):
+    """What encodes values of any type."""
 
-    def __init__(self, protocol: ModuleType) -> None:
-        super().__init__({None: protocol.Decoder().decode})
-        self._protocol = protocol
+    def encode(self, value: Any, /) -> bytes: ...
 
-    def __missing__(self, type: Any) -> Callable[[bytes], Any]:
-        if len(self) > _MOST_TYPES:
-            self.popitem()
-        decode: Callable[[bytes], Any] = self._protocol.Decoder(type).decode
-        self[type] = decode
-        return decode
+
+class Decoder(Protocol):
+    """What decodes values of one type, or of any."""
+
+    def decode(self, data: bytes, /) -> Any: ...
+
+
+@dataclass(slots=True)
+class Codec:
+    """How values are kept: what encodes them, and what decodes them. msgspec's own objects are called with no step in between."""
+
+    encoder: Encoder
+    decoder: Decoder
+    """Decodes a value of any type: most are read so."""
+    make: Callable[[Any], Decoder]
+    """Makes what decodes a type."""
+    decoders: dict[Any, Decoder] = field(init=False, default_factory=dict[Any, Decoder])
+    """What decodes the types that were asked for."""
+
+    def learn(self, type: Any) -> Decoder:
+        """Make what decodes a *type* that is not among the decoders, and keep it there."""
+        if len(self.decoders) >= _MOST_TYPES:
+            self.decoders.popitem()
+        decoder = self.make(type)
+        # An Annotated that can't be hashed is a type too.
+        with suppress(TypeError):
+            self.decoders[type] = decoder
+        return decoder
 
 
 @dataclass(frozen=True, slots=True)
-class _Msgspec:
-    """One of msgspec's protocols, with an encoder and decoders that are made once."""
+class _CustomDecoder:
+    serializer: Serializer
+    type: Any
 
-    encode: Callable[[Any], bytes]
-    decoders: _Decoders
-
-    def decode(self, data: bytes, type: Any, /) -> Any:
-        return self.decoders[type](data)
+    def decode(self, data: bytes, /) -> Any:
+        return self.serializer.decode(data, self.type)
 
 
-def _msgspec(protocol: ModuleType) -> Serializer:
-    return _Msgspec(protocol.Encoder().encode, _Decoders(protocol))
+def custom(serializer: Serializer) -> Codec:
+    """Return the codec of a serializer that is not one of ours."""
+    return Codec(serializer, _CustomDecoder(serializer, None), partial(_CustomDecoder, serializer))
 
 
-def untyped(serializer: Serializer) -> Callable[[bytes], Any]:
-    """Return what decodes values of any type: most are read so, and one of ours needs no call of Python's in between."""
-    return serializer.decoders[None] if isinstance(serializer, _Msgspec) else lambda data: serializer.decode(data, None)
-
-
-SERIALIZERS = {"msgpack": _msgspec(msgspec.msgpack), "json": _msgspec(msgspec.json)}
+CODECS = {
+    name: Codec(protocol.Encoder(), protocol.Decoder(), protocol.Decoder)
+    for name, protocol in (("msgpack", msgspec.msgpack), ("json", msgspec.json))
+}

@@ -17,7 +17,7 @@ from gaman_session._driver import Driver
 from gaman_session._errors import SessionClosed, SessionSerializationError, SessionTypeError
 from gaman_session._owners import Owners
 from gaman_session._sealing import Keyring
-from gaman_session._serializer import Serializer, untyped
+from gaman_session._serializer import Codec
 
 Answer: TypeAlias = tuple[str, int | None]
 """The cookie to send: its value, and for how many seconds to keep it, or None for as long as the browser runs."""
@@ -42,7 +42,7 @@ class Sessions:
 
     driver: Driver | None
     keyring: Keyring
-    serializer: Serializer
+    codec: Codec
     max_age: int
     idle_timeout: int | None
     encrypt: bool
@@ -54,17 +54,14 @@ class Sessions:
     counters: Counters = field(default_factory=Counters)
     is_sealed: bool = field(init=False)
     """Whether the store is not to know what it keeps. Where nobody but this process sees it, the key would lie beside it."""
-    decode: Callable[[bytes], Any] = field(init=False)
-    """Decodes a value of any type."""
     owners: Owners = field(init=False)
 
     def __post_init__(self) -> None:
         self.is_sealed = self.encrypt and self.driver is not None and self.driver.shared
-        self.decode = untyped(self.serializer)
         self.owners = Owners(
             self.driver,
             self.keyring,
-            self.serializer,
+            self.codec,
             self.damage,
             self.counters,
             self.clock,
@@ -160,7 +157,14 @@ class Session(ABC):
         if data is None:
             return default
         try:
-            return self._sessions.decode(data) if type is None else self._sessions.serializer.decode(data, type)
+            codec = self._sessions.codec
+            if type is None:
+                return codec.decoder.decode(data)
+            try:
+                decoder = codec.decoders[type]
+            except (KeyError, TypeError):
+                decoder = codec.learn(type)
+            return decoder.decode(data)
         except Exception as cause:
             return self._unreadable(key, default, type, cause)
 
@@ -290,7 +294,7 @@ class Session(ABC):
     def _encode(self, key: str, value: Any) -> bytes:
         try:
             key.encode()
-            data = self._sessions.serializer.encode(value)
+            data = self._sessions.codec.encoder.encode(value)
             if data.__class__ is not bytes:
                 raise TypeError(f"the serializer gave a {type(data).__name__}, not bytes")
             return data
@@ -304,7 +308,7 @@ class Session(ABC):
 
     def _decode(self, key: str, data: bytes, default: Any) -> Any:
         try:
-            return self._sessions.decode(data)
+            return self._sessions.codec.decoder.decode(data)
         except Exception as cause:
             return self._unreadable(key, default, None, cause)
 
