@@ -103,9 +103,9 @@ def judge(case: CaseResult, goal: GoalResult) -> Judgement:
     if verdict != "missed" or floor is None or against.kind != "peer":
         return Judgement(verdict, ratio, against.name)
     at_best, floors = _judge(case, goal, floor, against)
-    # Whoever is ahead of the floor is not held back by it.
-    is_below = (floors.median < ratio.median) == (goal.sense == "at most")
-    return Judgement("out of reach" if at_best == "missed" and is_below else verdict, ratio, against.name, floors)
+    # Whoever is ahead of the floor, and by more than chance, is not held back by it.
+    is_ahead = ratio.high < floors.low if goal.sense == "at most" else ratio.low > floors.high
+    return Judgement("out of reach" if at_best == "missed" and not is_ahead else verdict, ratio, against.name, floors)
 
 
 def _judge(case: CaseResult, goal: GoalResult, of: ContenderResult, against: ContenderResult) -> tuple[Verdict, Interval]:

@@ -277,6 +277,14 @@ def test_a_goal_that_the_floor_misses_too_is_out_of_reach(floor: float, verdict:
     assert found.floor.median == 10 / floor
 
 
+@pytest.mark.parametrize(("cost", "verdict"), [(0.996, "out of reach"), (0.9, "missed")])
+def test_whoever_is_ahead_of_the_floor_by_more_than_chance_is_not_held_back_by_it(cost: float, verdict: str) -> None:
+    chance = random.Random(3)
+    floor, gaman = ([each * chance.uniform(0.98, 1.02) for _ in range(30)] for each in (1.0, cost))
+    case = case_of(of(floor, "floor", "floor"), of(gaman), of([0.8] * 30, "a", "peer"))
+    assert judge(case, GoalResult("at least", 1, "gaman", BEST_PEER)).verdict == verdict
+
+
 @pytest.mark.parametrize(("rate", "limit", "verdict"), [(95.0, 0.9, "met"), (85.0, 0.9, "missed"), (190.0, 1.8, "met")])
 def test_a_rate_is_better_where_it_is_higher(rate: float, limit: float, verdict: str) -> None:
     case = case_of(of([100.0] * 9, "floor", "floor"), of([rate] * 9), better="higher")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,21 @@ def test_a_mongodb_that_is_away_is_unavailable_and_not_a_logout(
 @pytest.mark.slow
 def test_a_crowd_waits_for_a_frozen_mongodb_no_longer_than_one_visitor(server: MongoServer, tmp_path: Path) -> None:
     assert_a_crowd_waits_no_longer(tmp_path, mongodb(server.uri, timeout=4), server)
+
+
+@pytest.mark.slow
+def test_a_mongodb_that_is_slow_and_there_is_waited_for(server: MongoServer, tmp_path: Path) -> None:
+    with site(tmp_path, mongodb(server.uri)) as program, server.client() as client:
+        visitor = Visitor(program.port)
+        assert visitor.put("key").status == 200
+        client.admin.command("fsync", lock=True)
+        with ThreadPoolExecutor() as pool:
+            slow = pool.submit(visitor.put, "slow")
+            time.sleep(4)
+            assert not slow.done()
+            client.admin.command("fsyncUnlock")
+            assert slow.result().status == 200
+        assert visitor.all() == {"key": "value", "slow": "value"}
 
 
 @pytest.mark.slow

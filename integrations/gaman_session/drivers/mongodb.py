@@ -55,7 +55,7 @@ _SHAPE: Final = {
 }
 # The same for the pipeline of an update that finds its document by the _id alone: any other search takes the server longer to plan
 # than the update does.
-_IS_SOUND: Final = {"$eq": [[{"$type": f"${name}"} for name in (*_TYPES, "ended")], [*_TYPES.values(), "missing"]]}
+_IS_SOUND: Final = {"$eq": [[{"$type": f"${name}"} for name in (*_TYPES, "ended")], {"$literal": [*_TYPES.values(), "missing"]}]}
 # An id is no number, so this fails, with a code of its own. So the server tells which of a batch's updates met no live session.
 _REFUSAL: Final = {"$toInt": "$_id"}
 _REFUSED: Final = 241
@@ -289,7 +289,6 @@ class MongoDBDriver:
             "w": "majority",
             "journal": True,
             "connectTimeoutMS": 1000,
-            "socketTimeoutMS": 2000,
             "heartbeatFrequencyMS": 1000,
             # Sooner than the call gives up, since its error says which server did not answer, and why.
             "serverSelectionTimeoutMS": math.ceil(max(self._timeout - 1, self._timeout / 2) * 1000),
