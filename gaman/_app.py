@@ -57,7 +57,7 @@ class App:
             self._on_response.append(_access.finish)
         self._loaded: list[Integration] = []
         self._must_load = any(integration.on_load is not None for integration in self.integrations)
-        self._match = _not_loaded if self._must_load else self.routes.match
+        self._matcher: Routes | _NotLoaded = _NotLoaded() if self._must_load else self.routes
 
     def trust(self, proxies: str | Iterable[str]) -> None:
         """Take *proxies* in the place of trusted_proxies; ConfigError names what is no address or network."""
@@ -67,7 +67,7 @@ class App:
         if scope["type"] != "http":
             await self._call_other(scope, receive, send)
             return
-        handler, params = self._match(scope)
+        handler, params = self._matcher.match(scope)
         ctx = Context(scope, receive, params, self)
         answer: Any = None
         try:
@@ -86,7 +86,7 @@ class App:
             except Exception as error:
                 if not isinstance(error, HTTPError):
                     # An error undoes the request: its cookies go with it.
-                    ctx.jar = None
+                    ctx.forget_cookies()
                 response = await self._recover(ctx, error, handler)
             if self._on_response:
                 # What a hook adds to this answer must not stay on a Response that somebody keeps and returns again.
@@ -103,8 +103,8 @@ class App:
                     except Exception as error:
                         response = (await self._recover(ctx, error)).__copy__()
             status, body, headers = response.status, response.body, response.raw_headers
-            if ctx.jar is not None:
-                headers = [*headers, *ctx.jar.fields()]
+            if ctx.set_cookies is not None:
+                headers = [*headers, *ctx.set_cookies.values()]
             if not isinstance(body, bytes):
                 await body.send(status, [*headers], ctx, send)
             elif status in BODILESS:
@@ -191,12 +191,12 @@ class App:
                 await self.shutdown()
                 raise
             self._loaded.append(integration)
-        self._match = self.routes.match
+        self._matcher = self.routes
 
     async def shutdown(self) -> None:
         """Run the on_shutdown hooks of what was loaded, all of them, even where one fails; that is logged."""
         if self._must_load:
-            self._match = _not_loaded
+            self._matcher = _NotLoaded()
         while self._loaded:
             integration = self._loaded.pop()
             try:
@@ -238,5 +238,8 @@ def _content_length(size: int) -> tuple[bytes, bytes]:
     return b"content-length", b"%d" % size
 
 
-def _not_loaded(scope: Scope) -> NoReturn:
-    raise ConfigError("the server runs no ASGI lifespan, so no integration is loaded; turn its lifespan support on")
+class _NotLoaded:
+    """Stands where the routes do, until every integration is loaded."""
+
+    def match(self, scope: Scope) -> NoReturn:
+        raise ConfigError("the server runs no ASGI lifespan, so no integration is loaded; turn its lifespan support on")

@@ -14,7 +14,7 @@ import msgspec
 from multidict import MultiDictProxy
 
 from gaman._body import Form, UploadedFile, parse_pairs, read_form, stream_body
-from gaman._cookies import Cookies, find_cookie
+from gaman._cookies import Cookies, SetCookies, find_cookie
 from gaman._headers import Headers
 from gaman._proxies import Origin
 from gaman.errors import ConfigError, GamanError, HTTPError
@@ -35,6 +35,7 @@ class Context:
     __slots__ = (
         "__weakref__",
         "_body",
+        "_cookies",
         "_form",
         "_headers",
         "_locals",
@@ -47,10 +48,10 @@ class Context:
         "_request_id",
         "app",
         "began",
-        "jar",
         "params",
         "scope",
         "session",
+        "set_cookies",
     )
 
     _body: bytes
@@ -83,8 +84,9 @@ class Context:
         # None until somebody asks: an empty slot takes an exception to see, and these are asked for often.
         self._headers: Headers | None = None
         self._origin: Origin | None = None
-        self.jar: Cookies | None = None
-        """The cookies, once somebody has asked for them, so that there may be some to send."""
+        self._cookies: Cookies | None = None
+        self.set_cookies: SetCookies | None = None
+        """The Set-Cookie fields to send, once there may be some."""
 
     if not TYPE_CHECKING:
 
@@ -168,15 +170,27 @@ class Context:
     @property
     def cookies(self) -> Cookies:
         """The request's cookies; what is set or deleted here goes out with the response."""
-        if self.jar is None:
+        if self._cookies is None:
+            if self.set_cookies is None:
+                self.set_cookies = {}
             # It does not hold the context, which holds it: such a circle would have to wait for the garbage collector.
-            scope, proxies = self.scope, self.app.proxies
-            self.jar = Cookies(scope["headers"], is_secure=lambda: proxies.find_origin(scope).scheme == "https")
-        return self.jar
+            scope, find_origin = self.scope, self.app.proxies.find_origin
+            self._cookies = Cookies(scope["headers"], self.set_cookies, is_secure=lambda: find_origin(scope).scheme == "https")
+        return self._cookies
 
     def cookie(self, name: str) -> str | None:
         """Return a cookie as the request brought it, or None when there is none; `cookies.get` knows what was set since."""
         return find_cookie(self.scope["headers"], name)
+
+    def send_cookie(self, line: bytes) -> None:
+        """Send *line* as a Set-Cookie value; the caller answers for what it holds, and `cookies.get` knows nothing of it."""
+        if self.set_cookies is None:
+            self.set_cookies = {}
+        self.set_cookies[line] = (b"set-cookie", line)
+
+    def forget_cookies(self) -> None:
+        """Send none of the cookies that were set."""
+        self._cookies = self.set_cookies = None
 
     @property
     def locals(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from gaman._headers import RawHeaders
 from gaman.errors import HeaderError
 
 _NONE: RawHeaders = []
+SetCookies = dict[object, tuple[bytes, bytes]]
+"""Set-Cookie fields, by what tells one cookie from another."""
 _NOTHING: dict[str, str | None] = {}
 SameSite = Literal["lax", "strict", "none"]
 
@@ -57,20 +59,18 @@ class Cookies:
 
     __slots__ = ("_came", "_fields", "_headers", "_is_secure", "_written")
 
-    def __init__(self, headers: RawHeaders = _NONE, *, is_secure: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self, headers: RawHeaders = _NONE, fields: SetCookies | None = None, *, is_secure: Callable[[], bool] = lambda: True
+    ) -> None:
         self._headers = headers
         self._is_secure = is_secure
         self._came: dict[str, str] | None = None
         self._written: dict[str, str | None] = _NOTHING
-        self._fields: dict[object, tuple[bytes, bytes]] = {}
+        self._fields: SetCookies = {} if fields is None else fields
 
     def fields(self) -> Iterable[tuple[bytes, bytes]]:
         """Return the Set-Cookie fields to send, one for each cookie that was set or deleted."""
         return self._fields.values()
-
-    def add(self, line: bytes) -> None:
-        """Send *line* as a Set-Cookie value; the caller answers for what it holds, and get() knows nothing of it."""
-        self._fields[line] = (b"set-cookie", line)
 
     def get(self, name: str) -> str | None:
         """Return the cookie's value, or None when there is none."""

@@ -85,6 +85,29 @@ async def test_cookies_that_a_failing_handler_has_set_are_dropped(ask: Ask) -> N
     assert "set-cookie" not in (await ask(App({"/": failing}))).headers
 
 
+@pytest.mark.parametrize("is_sent_first", [True, False])
+async def test_a_line_goes_out_beside_the_cookies_that_were_set(ask: Ask, is_sent_first: bool) -> None:
+    async def handler(ctx: Context) -> None:
+        if is_sent_first:
+            ctx.send_cookie(b"line=1; HttpOnly")
+        ctx.cookies.set("a", "1", path="/only", http_only=False)
+        if not is_sent_first:
+            ctx.send_cookie(b"line=1; HttpOnly")
+        assert ctx.cookies.get("a") == "1"
+        assert ctx.cookies.get("line") is None
+
+    answer = await ask(App({"/": handler}))
+    assert sorted(answer.headers.getall("set-cookie")) == ["a=1; Path=/only; Secure; SameSite=Lax", "line=1; HttpOnly"]
+
+
+async def test_a_line_that_a_failing_handler_has_sent_is_dropped(ask: Ask) -> None:
+    async def failing(ctx: Context) -> None:
+        ctx.send_cookie(b"line=1")
+        raise ValueError
+
+    assert "set-cookie" not in (await ask(App({"/": failing}))).headers
+
+
 async def test_cookies_that_are_set_after_a_failure_are_sent(ask: Ask) -> None:
     def on_error(ctx: Context, error: Exception) -> None:
         assert not ctx.cookies.has("a")

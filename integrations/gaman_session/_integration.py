@@ -228,7 +228,7 @@ class _Hooks:
         token, max_age = answer
         lasts = "" if max_age is None else f"; Max-Age={max_age}"
         # The cookies of a request go out whatever other hooks make of the response.
-        ctx.cookies.add(f"{self._cookie_name}{token}{lasts}{self._cookie_attributes}".encode("ascii"))
+        ctx.send_cookie(f"{self._cookie_name}{token}{lasts}{self._cookie_attributes}".encode("ascii"))
         # A browser that brings the cookie keeps it.
         if token and self._may_be_dropped and not used._has_cookie and not _keeps_secure(ctx):
             self._may_be_dropped = False

@@ -52,7 +52,7 @@ async def cookies(ctx: Context) -> str:
 
 async def send_cookie(ctx: Context) -> str:
     """Send a cookie that the visitor makes up, octet by octet."""
-    ctx.cookies.add(unquote_to_bytes(ctx.scope["query_string"].removeprefix(b"line=")))
+    ctx.send_cookie(unquote_to_bytes(ctx.scope["query_string"].removeprefix(b"line=")))
     return "sent"
 
 
