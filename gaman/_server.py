@@ -29,6 +29,7 @@ from uvicorn.supervisors.basereload import BaseReload
 
 from gaman._app import App
 from gaman._integration import Integration
+from gaman._outbox import Outbox, Transport
 from gaman._proxies import NEARBY
 from gaman._routing import Routes, Table
 from gaman._tracebacks import explain
@@ -117,9 +118,13 @@ class _Protocol(HttpToolsProtocol):
     _in_head = False
     _has_asked = _is_last = False
 
+    def __init__(self, outbox: Outbox, **given: Any) -> None:
+        super().__init__(**given)
+        self._outbox = outbox
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         # It is no asyncio.Transport by name, and has all that uvicorn asks of one.
-        super().connection_made(_Transport(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(Transport(transport, self._outbox, self.tasks))  # type: ignore[arg-type]
 
     _head_size = 0
 
@@ -155,40 +160,6 @@ class _Protocol(HttpToolsProtocol):
         pass
 
 
-class _Transport:
-    """Sends the head of a response with the first of its body, in one packet, where the body comes in the same turn of the loop."""
-
-    __slots__ = ("__weakref__", "_head", "_loop", "_transport", "is_closing")
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        # Asked at each response, and __getattr__ is slow.
-        self.is_closing = transport.is_closing
-        self._loop = loop
-        self._head = b""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if self._head:
-            self._head, data = b"", self._head + data
-        elif data.startswith(b"HTTP/1.1 "):
-            self._head = data
-            self._loop.call_soon(self._flush)
-            return
-        self._transport.write(data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head)
-
-
 class _Server(uvicorn.Server):
     """Serves one App. It loads the App itself, so that a failure reaches us, not only a log that may go anywhere."""
 
@@ -197,7 +168,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 lifespan="off",
-                http=_Protocol,
+                http=cast("Any", partial(_Protocol, Outbox())),
                 ws="none",
                 # App reads what proxies say, under this server as under any other.
                 proxy_headers=False,

@@ -54,7 +54,7 @@ ORDER = [
     ["gaman._response"],
     ["gaman._file"],
     ["gaman._cookies", "gaman._proxies"],
-    ["gaman._headers", "gaman._tracebacks"],
+    ["gaman._headers", "gaman._outbox", "gaman._tracebacks"],
     ["gaman.errors"],
 ]
 LEVELS = {name: level for level, row in enumerate(ORDER) for name in row}
