@@ -40,6 +40,7 @@ ORDER = [
         "gaman_session._driver",
         "gaman_session._batches",
         "gaman_session._threads",
+        "gaman_session._time_limit",
         "gaman_session._damage",
         "gaman_session._counters",
     ],
@@ -208,7 +209,7 @@ def test_a_driver_knows_only_its_contract(module: Module) -> None:
     allowed = {
         "gaman",
         "gaman.errors",
-        *(f"{package}.{room}" for room in ("_driver", "_errors", "_batches", "_threads", "_damage")),
+        *(f"{package}.{room}" for room in ("_driver", "_errors", "_batches", "_threads", "_time_limit", "_damage")),
     }
     if name == "cookies":
         # It has no store: the cookie is the session, so it seals by itself.

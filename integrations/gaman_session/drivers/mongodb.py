@@ -45,6 +45,7 @@ from gaman_session._batches import Batches
 from gaman_session._damage import Damage
 from gaman_session._driver import TOMBSTONE, Outcome, Record, Tag
 from gaman_session._errors import SessionStoreError
+from gaman_session._time_limit import TimeLimit
 
 # What is damaged is absent for a write too: it takes only a document of this shape.
 _TYPES: Final = {"created": "date", "expires": "date", "deadline": "date", "version": "long", "fields": "object"}
@@ -119,6 +120,7 @@ class MongoDBDriver:
         self._timeout = timeout
         self._pool_size = pool_size
         self._damage = Damage("mongodb")
+        self._limit = TimeLimit(timeout)
         self._documents = Batches(self._find_all, at_once=_AT_ONCE, timeout=timeout)
         self._updates: Batches[_Update, bool] = Batches(self._update_all, at_once=_AT_ONCE, timeout=timeout)
         self._connect()
@@ -363,7 +365,7 @@ class MongoDBDriver:
         """Make the updates in one trip; return for each whether it met a live session, or its error."""
         # What is not there is refused too, rather than inserted.
         requests = [({"_id": id}, change) for id, change in updates]
-        async with asyncio.timeout(self._timeout):
+        with self._limit:
             try:
                 if len(requests) == 1:
                     # Without the bulk, it is a little faster.
@@ -421,7 +423,7 @@ class MongoDBDriver:
                 return None
 
     async def _find_all(self, ids: list[str]) -> list[dict[str, Any] | None]:
-        async with asyncio.timeout(self._timeout):
+        with self._limit:
             if len(ids) == 1:
                 # Without a cursor, it is a little faster.
                 return [await self._sessions.find_one({"_id": ids[0]})]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from hashlib import sha1
 from importlib.resources import files
 from itertools import chain, islice, repeat
@@ -51,6 +51,7 @@ from gaman_session._batches import Batches
 from gaman_session._damage import Damage
 from gaman_session._driver import TOMBSTONE, Outcome, Record, Tag
 from gaman_session._errors import SessionStoreError
+from gaman_session._time_limit import TimeLimit
 
 _encode = Encoder().encode
 
@@ -116,6 +117,7 @@ class RedisDriver:
         self._wait_replicas = wait_replicas
         # A fail-over takes seconds, in which it helps to ask often; a server on its own, and WAIT, need a little longer.
         self._patience = min(0.5 if self._address.kind and not wait_replicas else 2.0, timeout)
+        self._limit = TimeLimit(self._patience)
         self._damage = Damage("redis")
         self._client: Any = None
         self._sentinels: list[Any] = []
@@ -363,7 +365,7 @@ class RedisDriver:
         """Make *calls*, in one trip, or in two where a server does not know the script yet."""
         try:
             # Elsewhere redis-py finds its way to the server first, and has to bound each step by itself.
-            async with asyncio.timeout(None if self._address.kind else self._patience):
+            with nullcontext() if self._address.kind else self._limit:
                 results = await self._send(calls, "EVALSHA", _SHA)
                 unknown = [i for i, result in enumerate(results) if isinstance(result, NoScriptError)]
                 if unknown:
