@@ -8,9 +8,10 @@ from typing import Literal
 from gaman._headers import RawHeaders
 from gaman.errors import HeaderError
 
-_NONE: RawHeaders = []
 SetCookies = dict[object, tuple[bytes, bytes]]
 """Set-Cookie fields, by what tells one cookie from another."""
+
+_NONE: RawHeaders = []
 _NOTHING: dict[str, str | None] = {}
 SameSite = Literal["lax", "strict", "none"]
 

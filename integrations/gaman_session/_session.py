@@ -163,8 +163,9 @@ class Session(ABC):
             try:
                 decoder = codec.decoders[type]
             except (KeyError, TypeError):
-                decoder = codec.learn(type)
-            return decoder.decode(data)
+                # In here, what learn() raises would seem to come of this.
+                decoder = None
+            return (decoder or codec.learn(type)).decode(data)
         except Exception as cause:
             return self._unreadable(key, default, type, cause)
 
