@@ -139,7 +139,7 @@ async def test_a_folder_that_is_there_keeps_its_mode(folder: Path) -> None:
 
 async def test_a_session_lies_under_its_id_and_is_filed_under_its_deadline(driver: FileDriver, folder: Path) -> None:
     await driver.create(ID, record(3600))
-    assert files(folder) == [f"ab/{ID}", f"due/500001/1800003600.0.{ID}"]
+    assert files(folder) == [f"ab/{ID}", f"due/500001/30000060/1800003600.0.{ID}"]
 
 
 @pytest.mark.parametrize(
@@ -339,13 +339,14 @@ async def sweep(driver: FileDriver, now: float, limit: int = 1000) -> int:
     return await driver.purge(now=now, limit=limit)
 
 
-async def test_a_purge_removes_sessions_tombstones_markers_and_hours(driver: FileDriver, folder: Path) -> None:
+async def test_a_purge_removes_sessions_tombstones_markers_and_their_folders(driver: FileDriver, folder: Path) -> None:
     for number in range(5):
         await driver.create(f"{number:064x}", record(10 + number * 3600))
     await driver.create(ID, record())
     await driver.rename(ID, FAR, record(3600), version=0, now=NOW)
     assert [await sweep(driver, NOW + 5 * 3600, 3) for _ in range(4)] == [3, 3, 1, 0]
     assert files(folder) == []
+    assert await sweep(driver, NOW + 7 * 3600) == 0
     assert list((folder / "due").iterdir()) == []
 
 
@@ -368,6 +369,23 @@ async def test_a_purge_looks_at_no_session_that_is_not_due(
     assert warnings() == []
     assert await sweep(driver, NOW + 200) == 1
     assert files(folder) == []
+
+
+async def test_a_purge_reads_the_markers_of_no_minute_that_is_not_due(
+    driver: FileDriver, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        await driver.create(f"{number:064x}", record(30 + 60 * number))
+    read = list[Path]()
+
+    def scandir(path: str) -> Any:
+        read.append(Path(path))
+        return os_scandir(path)
+
+    os_scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert await sweep(driver, NOW + 89) == 1
+    assert set(read) == {folder / "due" / "500000" / minute for minute in ("30000000", "30000001")}
 
 
 async def test_a_deadline_that_moved_on_is_filed_anew_and_survives(driver: FileDriver, folder: Path) -> None:
@@ -400,7 +418,7 @@ async def test_what_a_crash_left_does_no_harm_and_goes(driver: FileDriver, folde
     assert await apply(driver, {"key": b"1"}) is Outcome.WRITTEN
     assert f"ab/{ID}.new" not in files(folder)
     (folder / "ab" / f"{ID}.new").write_bytes(b"half a sess")
-    marked = folder / "due" / "500000"
+    marked = folder / "due" / "500000" / "30000000"
     (marked / f"1800000010.0.{OTHER}").touch()
     (folder / "ab" / f"{OTHER}.new").write_bytes(b"half a sess")
     assert await sweep(driver, NOW + 20, 2) == 1
@@ -409,10 +427,12 @@ async def test_what_a_crash_left_does_no_harm_and_goes(driver: FileDriver, folde
 
 async def test_what_others_put_among_the_markers_is_left_alone(driver: FileDriver, folder: Path) -> None:
     await driver.create(ID, record(20))
-    strange = [folder / "due" / name for name in ("README", "500000/README", "500000/1.0.x", "500000/x." + ID)]
+    hour, minute = folder / "due" / "500000", folder / "due" / "500000" / "30000000"
+    strange = [folder / "due" / "README", folder / "due" / "7", hour / "README", hour / "7"]
+    strange += [minute / name for name in ("README", "7", "1.0.x", f"x.{ID}")]
     for path in strange:
         path.touch()
-    strange.append(folder / "due" / "500000" / f"1800000001.0.{OTHER}")
+    strange.append(minute / f"1800000001.0.{OTHER}")
     strange[-1].mkdir()
     assert await sweep(driver, NOW + 7200) == 1
     assert await sweep(driver, NOW + 7200) == 0
