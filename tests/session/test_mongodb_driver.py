@@ -130,7 +130,7 @@ def test_writes_wait_for_a_majoritys_journal_and_nothing_waits_long() -> None:
     assert client.write_concern.document == {"w": "majority", "j": True}
     assert client.options.retry_writes
     assert client.options.retry_reads
-    assert (pool.connect_timeout, pool.max_pool_size) == (1, 100)
+    assert (pool.socket_timeout, pool.connect_timeout, pool.max_pool_size) == (None, 1, 100)
     assert client.options.server_selection_timeout < 4
     assert (driver._sessions.database.name, driver._sessions.name) == ("app", "sessions")
 
