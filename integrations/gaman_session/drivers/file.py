@@ -578,13 +578,16 @@ class _Files:
                 else:
                     removed += self._settle(id, now)
                 looked_at += _remove(marker)
-        # Nobody files anything there any more, be it by a clock that is a little behind.
-        before = now - TOMBSTONE
+        if not looked_at:
+            self._remove_past(now - TOMBSTONE)
+        return looked_at, removed
+
+    def _remove_past(self, before: float) -> None:
+        """Remove the folders of markers in which nobody files anything any more, be it by a clock that is a little behind."""
         minutes = [minute for hour in _until(before // 3600, self._due) for minute in _until(before // 60 - 1, hour)]
         for folder in (*minutes, *_until(before // 3600 - 1, self._due)):
             with suppress(OSError):
                 os.rmdir(folder)
-        return looked_at, removed
 
     def _settle(self, id: str, now: float) -> bool:
         """Remove the session if it is over, and else mark it at the deadline that it has now; return whether it was removed."""

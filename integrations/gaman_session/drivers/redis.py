@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from hashlib import sha1
 from importlib.resources import files
 from itertools import chain, islice, repeat
@@ -117,7 +117,8 @@ class RedisDriver:
         self._wait_replicas = wait_replicas
         # A fail-over takes seconds, in which it helps to ask often; a server on its own, and WAIT, need a little longer.
         self._patience = min(0.5 if self._address.kind and not wait_replicas else 2.0, timeout)
-        self._limit = TimeLimit(self._patience)
+        # Elsewhere than on a server of its own, redis-py finds its way there first, and has to bound each step by itself.
+        self._limit: AbstractContextManager[None] = nullcontext() if self._address.kind else TimeLimit(self._patience)
         self._damage = Damage("redis")
         self._client: Any = None
         self._sentinels: list[Any] = []
@@ -364,8 +365,7 @@ class RedisDriver:
     async def _attempt(self, calls: Sequence[Call]) -> list[Any]:
         """Make *calls*, in one trip, or in two where a server does not know the script yet."""
         try:
-            # Elsewhere redis-py finds its way to the server first, and has to bound each step by itself.
-            with nullcontext() if self._address.kind else self._limit:
+            with self._limit:
                 results = await self._send(calls, "EVALSHA", _SHA)
                 unknown = [i for i, result in enumerate(results) if isinstance(result, NoScriptError)]
                 if unknown:
