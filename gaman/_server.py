@@ -123,8 +123,8 @@ class _Protocol(HttpToolsProtocol):
         self._outbox = outbox
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        # It is no asyncio.Transport by name, and has all that uvicorn asks of one.
-        super().connection_made(Transport(transport, self._outbox, self.tasks))  # type: ignore[arg-type]
+        wrapped = Transport(transport, self._outbox, self.tasks)
+        super().connection_made(wrapped)  # type: ignore[arg-type] # no asyncio.Transport by name, it has all that uvicorn asks of one
 
     _head_size = 0
 
@@ -168,6 +168,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 lifespan="off",
+                # To uvicorn it is a class, and all that it does with that is to call it.
                 http=cast("Any", partial(_Protocol, Outbox())),
                 ws="none",
                 # App reads what proxies say, under this server as under any other.
