@@ -112,29 +112,27 @@ def encrypted_json() -> tuple[Call, Call]:
 class Request:
     """What the cookies driver needs of a request."""
 
-    def __init__(self, cookie: str | None) -> None:
-        self._cookie = cookie
-        self.session: Any = None
+    session: Any
 
-    def cookie(self, name: str) -> str | None:
-        return self._cookie
+    def __init__(self, *headers: tuple[bytes, bytes]) -> None:
+        self.scope = {"headers": headers}
 
 
 def cookies_driver() -> tuple[Call, Call]:
     """Return how the cookies driver writes a new session with one value, and reads it: one request of each."""
     begin: Any = session(SECRET, {"type": "cookies"}).on_request
 
-    def write(values: dict[str, Any]) -> str:
-        request = Request(None)
+    def write(values: dict[str, Any]) -> bytes:
+        request = Request()
         begin(request)
         # What Session.set() and on_response do, without the coroutine and the header.
         kept = request.session
         kept._put("user", kept._encode("user", values["user"]))
         token, _ = kept._finish()
-        return str(token)
+        return b"__Host-gaman=" + bytes(token, "ascii")
 
-    def read(token: str) -> dict[str, Any]:
-        request = Request(token)
+    def read(cookie: bytes) -> dict[str, Any]:
+        request = Request((b"cookie", cookie))
         begin(request)
         kept = request.session
         kept._load()

@@ -2,8 +2,8 @@
 
 from gaman._app import App
 from gaman._body import Form, UploadedFile
-from gaman._context import Context
-from gaman._cookies import Cookies, SameSite
+from gaman._context import Context, log_extra
+from gaman._cookies import Cookies, SameSite, find_cookie
 from gaman._headers import Headers, MutableHeaders
 from gaman._integration import Integration, Priority, define_integration
 from gaman._response import Response, Result
@@ -36,5 +36,7 @@ __all__ = [
     "UploadedFile",
     "define_integration",
     "define_routes",
+    "find_cookie",
+    "log_extra",
     "serve",
 ]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _decode_json = msgspec.json.Decoder().decode
+_LOG_EXTRA = "gaman.log_extra"
 _is_id = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 
 
@@ -33,19 +34,16 @@ class Context:
     """One request. Integrations put what they give to handlers into `locals`."""
 
     __slots__ = (
-        "__weakref__",
         "_body",
         "_cookies",
         "_form",
         "_headers",
         "_locals",
-        "_log_extra",
         "_origin",
         "_query",
         "_read_whole",
         "_reading",
         "_receive",
-        "_request_id",
         "app",
         "began",
         "params",
@@ -57,11 +55,9 @@ class Context:
     _body: bytes
     _form: Form
     _locals: dict[str, Any]
-    _log_extra: dict[str, Any]
     _query: MultiDictProxy[str]
     _read_whole: anyio.Event
     _reading: anyio.Lock
-    _request_id: str
     began: float
     """When the request came, by time.perf_counter(); only for the access line, where there is one."""
     if TYPE_CHECKING:
@@ -205,17 +201,13 @@ class Context:
 
         A client may send any that it likes; where that matters, have the proxy set the header.
         """
-        if not hasattr(self, "_request_id"):
-            given = self.header("x-request-id")
-            self._request_id = token_hex(16) if given is None or _is_id(given) is None else given
-        return self._request_id
+        request_id: str = self.log_extra["request_id"]
+        return request_id
 
     @property
     def log_extra(self) -> dict[str, Any]:
         """What records about this request carry, for logging's `extra`: request_id, method, path, and what integrations add."""
-        if not hasattr(self, "_log_extra"):
-            self._log_extra = {"request_id": self.request_id, "method": self.method, "path": self.path}
-        return self._log_extra
+        return log_extra(self.scope)
 
     def stream(self, max_size: int | None = None) -> AsyncIterator[bytes]:
         """Yield the body as it comes, once; HTTPError 413 beyond *max_size* bytes, by default the App's max_body_size."""
@@ -305,6 +297,16 @@ class Context:
     async def files(self, name: str) -> list[UploadedFile]:
         """Return every file of that name; an empty list where there is none."""
         return (await self.form()).files.getall(name, [])
+
+
+def log_extra(scope: MutableMapping[str, Any]) -> dict[str, Any]:
+    """Return `ctx.log_extra` of the request with that ASGI *scope*."""
+    if _LOG_EXTRA not in scope:
+        given = Headers(scope["headers"]).get("x-request-id")
+        request_id = token_hex(16) if given is None or _is_id(given) is None else given
+        scope[_LOG_EXTRA] = {"request_id": request_id, "method": scope["method"], "path": scope["path"]}
+    extra: dict[str, Any] = scope[_LOG_EXTRA]
+    return extra
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

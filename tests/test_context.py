@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from gaman import App, Context, Headers
+from gaman import App, Context, Headers, log_extra
 
 if TYPE_CHECKING:
     from tests.conftest import Ask
@@ -186,7 +186,7 @@ async def test_a_request_without_a_proper_x_request_id_gets_a_name_of_its_own(as
 async def test_what_log_records_carry_is_one_dict_that_integrations_add_to(ask: Ask) -> None:
     async def handler(ctx: Context) -> Any:
         ctx.log_extra["user"] = 7
-        return ctx.log_extra
+        return log_extra(ctx.scope)
 
     answer = await ask(App({"/:id": handler}), "/a%20b?q=1", headers={"X-Request-ID": "7"})
     assert msgspec.json.decode(answer.body) == {"request_id": "7", "method": "GET", "path": "/a b", "user": 7}

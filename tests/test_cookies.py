@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaman import App, Context, Cookies, HeaderError
-from gaman._cookies import find_cookie, parse_cookies
+from gaman import App, Context, Cookies, HeaderError, find_cookie
+from gaman._cookies import parse_cookies
 from gaman.testing import TestClient
 
 if TYPE_CHECKING:

@@ -187,7 +187,7 @@ class _Hooks:
             await self._sessions.driver.close()
 
     def on_request(self, ctx: Context) -> None:
-        ctx.session = self._kind(self._sessions, ctx)
+        ctx.session = self._kind(self._sessions, ctx.scope)
 
     def on_response(self, ctx: Context, response: Response) -> Awaitable[None] | None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from hmac import compare_digest
@@ -39,7 +40,8 @@ _PADDING = ("", "", "==", "=")
 _LAST = (_ALPHABET, "", _ALPHABET[::16], _ALPHABET[::4])
 
 
-class _Keys(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Keys:
     """What one secret gives."""
 
     head: bytes

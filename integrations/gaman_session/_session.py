@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from inspect import iscoroutine
 from typing import Any, Final, TypeAlias, TypeVar, overload
-from weakref import ref
 
-from gaman import Context
+from gaman import log_extra
 from gaman_session._counters import Counters, Rejection
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
@@ -107,16 +106,16 @@ class Session(ABC):
     response with a status of 500 or more, drop them.
     """
 
-    __slots__ = ("_ctx", "_has_cookie", "_is_closed", "_is_loaded", "_is_rejected", "_is_used", "_sessions")
+    __slots__ = ("_has_cookie", "_is_closed", "_is_loaded", "_is_rejected", "_is_used", "_scope", "_sessions")
 
     _has_cookie: bool
     """Whether the request came with a cookie of that name, once it was looked for."""
     _is_rejected: bool
 
-    def __init__(self, sessions: Sessions, ctx: Context) -> None:
+    def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any]) -> None:
         self._sessions = sessions
-        # Only by a weak reference is it no circle, which would have to wait for the garbage collector.
-        self._ctx = ref(ctx)
+        # Not the context, which holds the session: such a circle would have to wait for the garbage collector.
+        self._scope = scope
         self._is_loaded = self._is_used = self._is_closed = False
 
     @property
@@ -321,18 +320,7 @@ class Session(ABC):
 
     def _report_damage(self, key: str) -> None:
         self._reject("unreadable")
-        self._sessions.damage.report(self.id, f"the value of {key!r}", self._log_extra())
-
-    def _find_cookie(self) -> str | None:
-        ctx = self._ctx()
-        token = None if ctx is None else ctx.cookie(self._sessions.cookie_name)
-        self._has_cookie = token is not None
-        return token
-
-    def _log_extra(self) -> dict[str, Any]:
-        """Return what records about the request carry; nothing, where somebody keeps a session longer than its request."""
-        ctx = self._ctx()
-        return {} if ctx is None else ctx.log_extra
+        self._sessions.damage.report(self.id, f"the value of {key!r}", log_extra(self._scope))
 
     def _reject(self, reason: Rejection) -> None:
         """Count, once a request, that the session it came with was turned down."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
-from gaman import Context
+from gaman import find_cookie, log_extra
 from gaman_session import _sealing
 from gaman_session._driver import WRITTEN, Driver, Outcome, OwnerDriver, Record, Tag
 from gaman_session._errors import SessionConflict, SessionStoreError
@@ -45,8 +45,8 @@ class StoredSession(Session):
         "_wish",
     )
 
-    def __init__(self, sessions: Sessions, ctx: Context) -> None:
-        super().__init__(sessions, ctx)
+    def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any]) -> None:
+        super().__init__(sessions, scope)
         self._driver = cast("Driver", sessions.driver)
         # What is known of the session: which one it is, once the cookie was looked at, and what it holds, once it was loaded.
         self._identity: Identity | None = None
@@ -112,7 +112,8 @@ class StoredSession(Session):
         if self._is_identified:
             return
         self._is_identified = self._is_used = True
-        token = self._find_cookie()
+        token = find_cookie(self._scope["headers"], self._sessions.cookie_name)
+        self._has_cookie = token is not None
         if token is not None:
             self._identity = self._sessions.keyring.identify(token)
             if self._identity is None:
@@ -203,7 +204,7 @@ class StoredSession(Session):
             return await work()
         except SessionStoreError:
             self._sessions.counters.store_errors += 1
-            self._log_extra().update(session=self.id, driver=self._driver.name)
+            log_extra(self._scope).update(session=self.id, driver=self._driver.name)
             raise
         finally:
             self._is_busy = False

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from gaman import find_cookie
 from gaman_session import _sealing
 from gaman_session._errors import SessionTooLarge, SessionUnsupported
 from gaman_session._session import END, Answer, Session, too_late_to_read
@@ -99,7 +100,8 @@ class CookieSession(Session):
         self._is_loaded = self._is_used = True
         self._came = self._carried = self._payload = None
         sessions = self._sessions
-        token = self._find_cookie()
+        token = find_cookie(self._scope["headers"], sessions.cookie_name)
+        self._has_cookie = token is not None
         if token is not None:
             payload = sessions.keyring.open_token(token)
             if payload is None:
