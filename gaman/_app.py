@@ -130,6 +130,8 @@ class App:
             trace = own(error) if logger.isEnabledFor(logging.DEBUG) else None
             logger.error("%s %r failed: %s", ctx.method, ctx.path, told, exc_info=trace, extra=ctx.log_extra)
         else:
+            if isinstance(error, AttributeError) and error.obj is ctx:
+                error.add_note("What you add to a request yourself goes into ctx.locals.")
             logger.error("%s %r failed", ctx.method, ctx.path, exc_info=own(error), extra=ctx.log_extra)
         response: Response | None = None
         for hook in self._on_error:

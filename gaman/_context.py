@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from functools import lru_cache
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 from urllib.parse import quote
 
 import anyio
@@ -60,8 +60,7 @@ class Context:
     _reading: anyio.Lock
     began: float
     """When the request came, by time.perf_counter(); only for the access line, where there is one."""
-    if TYPE_CHECKING:
-        session: Session
+    session: Session
 
     def __init__(
         self,
@@ -83,14 +82,7 @@ class Context:
         self._cookies: Cookies | None = None
         self.set_cookies: SetCookies | None = None
         """The Set-Cookie fields to send, once there may be some."""
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            # Reached for a slot that is still empty; each lazy part below is one.
-            if name == "session":
-                raise ConfigError("ctx.session needs the session integration: pass integrations=[session(...)], from gaman.session")
-            raise AttributeError(f"Context has no {name!r}; what you add yourself goes into ctx.locals")
+        self.session = _NO_SESSION
 
     @property
     def method(self) -> str:
@@ -182,7 +174,8 @@ class Context:
         """Send *line* as a Set-Cookie value; the caller answers for what it holds, and `cookies.get` knows nothing of it."""
         if self.set_cookies is None:
             self.set_cookies = {}
-        self.set_cookies[line] = (b"set-cookie", line)
+        # Nobody asks for it again, so any key does that no other has.
+        self.set_cookies[len(self.set_cookies)] = (b"set-cookie", line)
 
     def forget_cookies(self) -> None:
         """Send none of the cookies that were set."""
@@ -297,6 +290,22 @@ class Context:
     async def files(self, name: str) -> list[UploadedFile]:
         """Return every file of that name; an empty list where there is none."""
         return (await self.form()).files.getall(name, [])
+
+
+class _NoSession:
+    """Stands where the session does, until the integration brings one: whatever is wanted of it is refused."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise ConfigError("ctx.session needs the session integration: pass integrations=[session(...)], from gaman.session")
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        self.__getattr__(name)
+
+
+# A __getattr__ of the context's would make every other attribute of it slow.
+_NO_SESSION: Any = _NoSession()
 
 
 def log_extra(scope: MutableMapping[str, Any]) -> dict[str, Any]:

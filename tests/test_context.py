@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from gaman import App, Context, Headers, log_extra
+from gaman import App, ConfigError, Context, Headers, log_extra
 
 if TYPE_CHECKING:
     from tests.conftest import Ask
@@ -141,17 +141,45 @@ async def test_a_session_without_the_integration_names_the_line_to_add(ask: Ask,
     assert "integrations=[session(...)]" in caplog.text
 
 
+async def test_a_session_without_the_integration_takes_no_attribute_either(ask: Ask) -> None:
+    async def handler(ctx: Context) -> str:
+        anything: Any = ctx.session
+        with pytest.raises(ConfigError, match=r"integrations=\[session\(\.\.\.\)\]"):
+            anything.user = 1
+        return "ok"
+
+    assert (await ask(App({"/": handler}))).text == "ok"
+
+
 async def test_what_a_context_does_not_have_is_an_attribute_error(ask: Ask) -> None:
     async def handler(ctx: Context) -> str:
         anything: Any = ctx
-        with pytest.raises(AttributeError, match=r"ctx\.locals"):
-            anything.user  # noqa: B018
         with pytest.raises(AttributeError):
             anything.user = 1
         assert not hasattr(ctx, "user")
         return "ok"
 
     assert (await ask(App({"/": handler}))).text == "ok"
+
+
+async def test_who_asks_a_context_for_what_it_does_not_have_is_told_of_locals(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(ctx: Context) -> None:
+        anything: Any = ctx
+        anything.user  # noqa: B018
+
+    assert (await ask(App({"/": handler}))).status == 500
+    assert "'Context' object has no attribute 'user'\nWhat you add to a request yourself goes into ctx.locals." in caplog.text
+
+
+async def test_an_attribute_that_something_else_lacks_is_not_looked_for_in_locals(
+    ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(ctx: Context) -> None:
+        ctx.path.user  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnusedExpression]  # noqa: B018
+
+    assert (await ask(App({"/": handler}))).status == 500
+    assert "has no attribute 'user'" in caplog.text
+    assert "ctx.locals" not in caplog.text
 
 
 async def test_the_scope_is_within_reach(ask: Ask) -> None:

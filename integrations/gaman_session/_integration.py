@@ -192,10 +192,10 @@ class _Hooks:
     def on_response(self, ctx: Context, response: Response) -> Awaitable[None] | None:
         try:
             used = ctx.session
+            used._is_closed = True
         except ConfigError:
             # Somebody answered, or failed, before on_request came to this integration.
             return None
-        used._is_closed = True
         if not used._is_used:
             return None
         headers = response.raw_headers
