@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gaman.session import Session, SessionTooLarge
+from gaman_session.drivers.cookies import _open
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import Clock, Site, getting, opened, serving, setting
 
@@ -195,6 +196,30 @@ async def test_reading_sends_no_cookie_and_a_change_that_changes_nothing_neither
         await session.delete("never there")
 
     assert (await browser.request(work)).set_cookie is None
+
+
+async def test_what_one_request_changes_another_with_the_same_cookie_does_not_see(cookies: Site) -> None:
+    browser = cookies.browser()
+    await browser.do(setting(a=[1], b=2))
+    token = browser.token
+
+    async def change(session: Session) -> None:
+        (await session.get("a")).append(2)
+        await session.set("a", [3])
+        await session.delete("b")
+        await session.regenerate()
+        await session.set("c", 4)
+        await session.clear()
+
+    await cookies.browser(token).do(change)
+    assert await cookies.browser(token).do(Session.all) == {"a": [1], "b": 2}
+
+
+async def test_no_cookie_that_is_too_long_to_be_ours_is_remembered(cookies: Site) -> None:
+    _open.cache_clear()
+    for length in (4096, 4097, 100_000):
+        assert await _seen(cookies, f"{NAME}=" + "A" * length) == NOBODY
+    assert _open.cache_info().currsize == 1
 
 
 async def test_a_write_does_not_prolong_the_cookie(cookies: Site, clock: Clock) -> None:
