@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from importlib.metadata import version
+from itertools import cycle
 from typing import Any
 
 from benchmarks.contenders import ASGI, Message
@@ -68,9 +69,9 @@ async def log_in(app: ASGI, path: str) -> bytes:
     return headers[b"set-cookie"].partition(b";")[0]
 
 
-async def time_calls(app: ASGI, path: str, cookie: bytes | None, calls: int) -> float:
-    """Return the seconds of CPU that so many calls take."""
-    made = [(make_scope(path, cookie), Visitor()) for _ in range(calls)]
+async def time_calls(app: ASGI, path: str, cookies: Iterator[bytes | None], calls: int) -> float:
+    """Return the seconds of CPU that so many calls take, each with the next of *cookies*."""
+    made = [(make_scope(path, next(cookies)), Visitor()) for _ in range(calls)]
 
     async def send(message: Message) -> None:
         pass
@@ -81,14 +82,15 @@ async def time_calls(app: ASGI, path: str, cookie: bytes | None, calls: int) -> 
     return time.process_time() - began
 
 
-async def contend(app: ASGI, path: str, cookie: bytes | None = None, **described: Any) -> Contender:
-    """Return a contender that is asked for *path*, with that *cookie*; *described* is what a Contender takes beside."""
+async def contend(app: ASGI, path: str, *cookies: bytes, **described: Any) -> Contender:
+    """Return a contender that is asked for *path*, with those *cookies* in turn; *described* is what a Contender takes beside."""
+    turns = cycle(cookies or (None,))
 
     async def answer() -> tuple[int, Any]:
-        status, _, body = await ask(app, path, cookie)
+        status, _, body = await ask(app, path, next(turns))
         return status, json.loads(body)
 
-    return Contender(measure=timed(partial(time_calls, app, path, cookie)), answer=answer, **described)
+    return Contender(measure=timed(partial(time_calls, app, path, turns)), answer=answer, **described)
 
 
 async def peers(
@@ -106,8 +108,8 @@ async def peers(
         except ModuleNotFoundError as error:
             found.append(Missing(peer.name, f"not installed: {error.name}", at))
             continue
-        cookie = None if begin is None else await log_in(app, begin)
+        cookies = () if begin is None else (await log_in(app, begin),)
         found.append(
-            await contend(app, path, cookie, name=peer.name, version=version(peer.package), source=line_of(peer.plain), at=at)
+            await contend(app, path, *cookies, name=peer.name, version=version(peer.package), source=line_of(peer.plain), at=at)
         )
     return found

@@ -135,6 +135,8 @@ def cookies_driver() -> tuple[Call, Call]:
         request = Request((b"cookie", cookie))
         begin(request)
         kept = request.session
+        # This time as every time, it is the first that is seen of the cookie.
+        kept._sessions.keyring._opened.clear()
         kept._load()
         return {key: kept._decode(key, data, None) for key, data in kept._fields.items()}
 

@@ -107,7 +107,8 @@ async def test_a_peer_that_is_not_installed_is_a_row_that_says_so(monkeypatch: p
         enter=lambda: in_process.plain("/json") if kind == "plain" else in_process.in_session(kind, "/read"),
     )
     found = await harness.run(ask_for(case), QUICK, nothing)
-    assert [each.name for each in found.cases[0].contenders] == ["bare callable", "gaman"]
+    ours = ["gaman"] if kind == "plain" else ["gaman", in_process.STRANGERS]
+    assert [each.name for each in found.cases[0].contenders] == ["bare callable", *ours]
     reasons = {each.name: each.reason for each in found.cases[0].absent}
     assert list(reasons) == [peer.name for peer in peers.PEERS]
     assert reasons["Litestar"].startswith("not installed: litestar")

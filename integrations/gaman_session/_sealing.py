@@ -71,7 +71,8 @@ class Keyring:
         all_keys = [_derive(secret.encode()) for secret in secrets]
         self._keys = {keys.head: keys for keys in all_keys}
         self._newest = all_keys[0]
-        # A browser asks several times in a row, and its cookie leads to the same each time.
+        # A browser asks several times in a row, and its cookie is the same each time: what it holds, and which session it leads to.
+        self._opened: dict[str, bytes] = {}
         self._identify = lru_cache(maxsize=_REMEMBERED)(self._identify_once)
 
     def seal_token(self, payload: bytes) -> str:
@@ -82,14 +83,21 @@ class Keyring:
 
     def open_token(self, token: str) -> bytes | None:
         """Return what seal_token() was given, or None where it was not us who sealed *token*, for this cookie."""
+        if (payload := self._opened.get(token)) is not None:
+            return payload
         sealed = _decode(token)
         if sealed is None or (keys := self._keys.get(sealed[:_HEAD])) is None:
             return None
         try:
             # _open(), unrolled.
-            return keys.token.decrypt(sealed[_HEAD:_BODY], sealed[_BODY:], self._token_context)
+            payload = keys.token.decrypt(sealed[_HEAD:_BODY], sealed[_BODY:], self._token_context)
         except (InvalidTag, ValueError):
             return None
+        # lru_cache would double what a stranger's cookie pays for being remembered, and let forgeries drive out the others.
+        if len(self._opened) >= _REMEMBERED:
+            self._opened.clear()
+        self._opened[token] = payload
+        return payload
 
     def sign_id(self, id: bytes, transient: bool) -> str:
         """Return a session's *id* as the value of a cookie, which remembers whether it is to end with the browser."""

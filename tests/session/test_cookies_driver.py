@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from gaman.session import Session, SessionTooLarge
-from gaman_session.drivers.cookies import _open
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import Clock, Site, getting, opened, serving, setting
 
@@ -213,13 +212,6 @@ async def test_what_one_request_changes_another_with_the_same_cookie_does_not_se
 
     await cookies.browser(token).do(change)
     assert await cookies.browser(token).do(Session.all) == {"a": [1], "b": 2}
-
-
-async def test_no_cookie_that_is_too_long_to_be_ours_is_remembered(cookies: Site) -> None:
-    _open.cache_clear()
-    for length in (4096, 4097, 100_000):
-        assert await _seen(cookies, f"{NAME}=" + "A" * length) == NOBODY
-    assert _open.cache_info().currsize == 1
 
 
 async def test_a_write_does_not_prolong_the_cookie(cookies: Site, clock: Clock) -> None:

@@ -71,6 +71,16 @@ def test_what_was_sealed_is_opened(payload: bytes) -> None:
     assert keyring.open_token(keyring.seal_token(payload)) == payload
 
 
+def test_of_the_tokens_that_come_only_those_sealed_here_are_remembered_and_never_more_than_a_thousand_or_so() -> None:
+    keys = Keyring([SECRET], NAME)
+    for payload in (b"%d" % i for i in range(2500)):
+        token = keys.seal_token(payload)
+        assert [keys.open_token(token), keys.open_token(token), keys.open_token(token + "A")] == [payload, payload, None]
+        assert token in keys._opened
+        assert len(keys._opened) <= 1024
+    assert set(keys._opened.values()) <= {b"%d" % i for i in range(2500)}
+
+
 @given(id=st.binary(min_size=1, max_size=64), transient=st.booleans())
 def test_an_id_that_was_signed_is_verified(id: bytes, transient: bool) -> None:
     assert keyring.verify_id(keyring.sign_id(id, transient)) == (id, transient)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -18,7 +17,6 @@ import msgspec
 from gaman import find_cookie
 from gaman_session import _sealing
 from gaman_session._errors import SessionTooLarge, SessionUnsupported
-from gaman_session._sealing import Keyring
 from gaman_session._session import END, Answer, Session, too_late_to_read
 
 T = TypeVar("T")
@@ -28,7 +26,6 @@ _LIMIT: Final = 4096
 # So long a payload fits with any attributes that there are.
 _SMALL: Final = 1024
 _UNPACKED: Final = b""
-_REMEMBERED: Final = 1024
 
 
 class Carried(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -44,14 +41,6 @@ class Carried(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Carried).decode
-
-
-# A browser asks several times in a row, and its cookie carries the same each time.
-@lru_cache(maxsize=_REMEMBERED)
-def _open(keyring: Keyring, token: str) -> Carried | None:
-    """Return what *token* carries, or None where it is none of ours; DecodeError: another version of this package has sealed it."""
-    payload = keyring.open_token(token)
-    return None if payload is None else _decode(payload)
 
 
 class CookieSession(Session):
@@ -114,20 +103,21 @@ class CookieSession(Session):
         token = find_cookie(self._scope["headers"], sessions.cookie_name)
         self._has_cookie = token is not None
         if token is not None:
-            try:
-                # Nothing so long is ours, nor is it to fill the memory.
-                carried = _open(sessions.keyring, token) if len(token) <= _LIMIT else None
-            except msgspec.DecodeError:
-                self._reject("unreadable")
+            payload = sessions.keyring.open_token(token)
+            if payload is None:
+                self._reject("forged")
             else:
-                if carried is None:
-                    self._reject("forged")
-                elif carried.deadline > sessions.clock():
-                    sessions.counters.loaded += 1
-                    self._came = self._carried = carried
-                    self._fields = carried.fields
-                    return
+                try:
+                    carried = _decode(payload)
+                except msgspec.DecodeError:
+                    # Ours, and of another version of this package.
+                    self._reject("unreadable")
                 else:
+                    if carried.deadline > sessions.clock():
+                        sessions.counters.loaded += 1
+                        self._came = self._carried = carried
+                        self._fields = carried.fields
+                        return
                     self._reject("expired")
         self._fields = {}
 
