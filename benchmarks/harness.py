@@ -180,10 +180,11 @@ def timed(turn: Callable[[int], float | Awaitable[float]]) -> Measure:
         nonlocal calls
         if not calls:
             calls = 1
-            seconds: float = await _given(turn(calls))
+            seconds: float = 0
             while seconds < SLICE / 2:
                 calls *= 2
-                seconds = await _given(turn(calls))
+                # Of two, for one may be disturbed.
+                seconds = min(await _given(turn(calls)), await _given(turn(calls)))
             calls = max(1, round(calls * SLICE / seconds))
         seconds = await _given(turn(calls))
         return seconds / calls * 1e6

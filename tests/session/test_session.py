@@ -50,6 +50,9 @@ def _alive() -> list[Context | Session]:
 
 
 async def test_a_request_leaves_nothing_to_the_garbage_collector(site: Site) -> None:
+    for _ in range(30):
+        # Until each node of a Redis Cluster knows the scripts: redis-py leaves an error in a circle where one does not.
+        await site.browser().do(setting(user=USER))
     browser = site.browser()
     gc.collect()
     before = _alive()
