@@ -9,11 +9,12 @@ from benchmarks import contenders
 from benchmarks.asgi import contend, log_in, peers
 from benchmarks.harness import BEST_PEER, Case, Contender, Goal, Missing, Plan, Question, line_of
 from benchmarks.peers import Paths
+from gaman_session import _sealing
 
 FLOOR = "bare callable"
 STRANGERS = "gaman, each cookie new"
-MANY = 2048
-"""Twice as many cookies as gaman remembers: when the first one comes again, it is forgotten."""
+MANY = 2 * _sealing._REMEMBERED
+"""So many cookies that when the first one comes again, gaman has forgotten it."""
 OTHERS: tuple[Paths, Paths] = [f"/other/{i}/{{name}}" for i in range(50)], [f"/other/{i}/{{name}}" for i in range(50, 100)]
 
 
@@ -37,8 +38,8 @@ async def in_session(kind: str, path: str) -> AsyncGenerator[Sequence[Contender 
     floor, gaman = read if path == "/read" else write, contenders.gaman_session
     app = gaman({"type": kind})
     await app.load()
-    theirs, ours = [[await log_in(each, "/write") for _ in range(MANY)] for each in (write, app)]
     try:
+        theirs, ours = [[await log_in(each, "/write") for _ in range(MANY)] for each in (write, app)]
         yield [
             await contend(floor, path, *theirs, name=FLOOR, kind="floor", source=line_of(floor)),
             await contend(app, path, ours[0], name="gaman", kind="ours", source=line_of(gaman)),

@@ -93,7 +93,7 @@ class Keyring:
             payload = keys.token.decrypt(sealed[_HEAD:_BODY], sealed[_BODY:], self._token_context)
         except (InvalidTag, ValueError):
             return None
-        # lru_cache would double what a stranger's cookie pays for being remembered, and let forgeries drive out the others.
+        # Unlike identities, payloads are cheap to drop all at once, and lru_cache would cost a new cookie several times as much.
         if len(self._opened) >= _REMEMBERED:
             self._opened.clear()
         self._opened[token] = payload
