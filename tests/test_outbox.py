@@ -6,7 +6,7 @@ import time
 import pytest
 import uvloop
 
-from gaman._outbox import Outbox, Transport
+from gaman._server._outbox import Outbox, Transport
 
 pytestmark = pytest.mark.anyio
 
