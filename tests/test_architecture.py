@@ -49,7 +49,9 @@ ORDER = [
     ["gaman"],
     ["gaman._server"],
     ["gaman._server._reload"],
-    ["gaman._server._workers", "gaman._server._http"],
+    ["gaman._server._workers", "gaman._server._connections"],
+    ["gaman._server._http"],
+    ["gaman._server._exchange"],
     ["gaman._server._outbox"],
     ["gaman._app"],
     ["gaman._routing", "gaman._integration", "gaman._access"],
@@ -75,8 +77,8 @@ OWNERS = {
     "opentelemetry": "gaman_session._counters",
 }
 OPTIONAL = {"redis": ["redis"], "sql": ["aiosqlite"], "mongodb": ["pymongo"]}
-# uvicorn takes these where they are installed, and nobody imports them.
-FOR_UVICORN = {"httptools", "uvloop"}
+# uvicorn takes it where it is installed, and nothing imports it.
+FOR_UVICORN = {"uvloop"}
 # Used where it is installed, for those who use it themselves; none of ours needs it.
 WHERE_INSTALLED = {"opentelemetry"}
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import uvloop
 
-from gaman._server._outbox import Outbox, Transport
+from gaman._server._outbox import Outbox, Writer
 
 pytestmark = pytest.mark.anyio
 
@@ -40,14 +40,14 @@ async def turn() -> None:
     await asyncio.sleep(0)
 
 
-def connect(outbox: Outbox, under_way: list[None]) -> tuple[Wire, Transport]:
+def connect(outbox: Outbox, under_way: list[None]) -> tuple[Wire, Writer]:
     wire = Wire()
-    return wire, Transport(wire, outbox, under_way)
+    return wire, Writer(wire, outbox, under_way)
 
 
 async def test_a_response_that_is_alone_goes_out_at_once_and_in_one_piece() -> None:
     wire, transport = connect(Outbox(), ALONE)
-    transport.write(HEAD)
+    transport.begin(HEAD)
     assert wire.written == []
     transport.write(BODY)
     assert wire.written == [HEAD + BODY]
@@ -59,20 +59,20 @@ async def test_responses_of_one_turn_go_out_together_at_its_end() -> None:
     outbox = Outbox()
     connections = [connect(outbox, TOGETHER) for _ in range(3)]
     for _, transport in connections:
-        transport.write(HEAD)
+        transport.begin(HEAD)
         transport.write(BODY)
     assert [wire.written for wire, _ in connections] == [[], [], []]
     await turn()
     assert [wire.written for wire, _ in connections] == [[HEAD + BODY]] * 3
     for _, transport in connections:
-        transport.write(HEAD)
+        transport.begin(HEAD)
     await turn()
     assert [wire.written for wire, _ in connections] == [[HEAD + BODY, HEAD]] * 3
 
 
 async def test_a_head_whose_body_has_yet_to_come_waits_no_longer_than_the_turn() -> None:
     wire, transport = connect(Outbox(), ALONE)
-    transport.write(HEAD)
+    transport.begin(HEAD)
     await turn()
     transport.write(BODY)
     transport.write(BODY)
@@ -81,7 +81,7 @@ async def test_a_head_whose_body_has_yet_to_come_waits_no_longer_than_the_turn()
 
 async def test_a_stream_that_does_not_wait_piles_up_no_more_than_a_small_response() -> None:
     wire, transport = connect(Outbox(), TOGETHER)
-    transport.write(HEAD)
+    transport.begin(HEAD)
     for _ in range(10):
         transport.write(b"x" * 1000)
     assert b"".join(wire.written) == HEAD + b"x" * 10_000
@@ -90,7 +90,7 @@ async def test_a_stream_that_does_not_wait_piles_up_no_more_than_a_small_respons
 
 async def test_a_large_response_goes_out_at_once() -> None:
     wire, transport = connect(Outbox(), TOGETHER)
-    transport.write(HEAD)
+    transport.begin(HEAD)
     transport.write(b"x" * 100_000)
     assert wire.written == [HEAD + b"x" * 100_000]
 
@@ -105,7 +105,7 @@ async def test_what_follows_in_the_same_turn_keeps_its_order() -> None:
 
 async def test_closing_sends_first_what_waits() -> None:
     wire, transport = connect(Outbox(), TOGETHER)
-    transport.write(HEAD)
+    transport.begin(HEAD)
     transport.write(BODY)
     transport.close()
     await turn()
@@ -116,12 +116,12 @@ async def test_a_client_that_has_left_keeps_nobody_from_an_answer() -> None:
     outbox = Outbox()
     (lost, first), (wire, second) = connections = [connect(outbox, TOGETHER) for _ in range(2)]
     for _, transport in connections:
-        transport.write(HEAD)
+        transport.begin(HEAD)
     lost.is_lost = True
     await turn()
     assert (lost.written, wire.written) == ([], [HEAD])
-    first.write(HEAD)
-    second.write(HEAD)
+    first.begin(HEAD)
+    second.begin(HEAD)
     await turn()
     assert (lost.written, wire.written) == ([], [HEAD, HEAD])
 
@@ -134,7 +134,7 @@ def test_nobody_waits_for_the_end_of_a_slow_turn() -> None:
         for _, transport in connections:
             # As a handler does that computes: a turn is slow by the real clock alone.
             time.sleep(0.01)
-            transport.write(HEAD)
+            transport.begin(HEAD)
             transport.write(BODY)
         return [wire.written for wire, _ in connections]
 
@@ -147,9 +147,9 @@ def test_who_was_ready_before_a_turn_became_slow_does_not_wait_for_its_end_eithe
         outbox = Outbox()
         (early, first), (late, second) = (connect(outbox, TOGETHER) for _ in range(2))
         await asyncio.sleep(0)
-        first.write(HEAD)
+        first.begin(HEAD)
         time.sleep(0.01)
-        second.write(HEAD)
+        second.begin(HEAD)
         second.write(BODY)
         return [early.written, late.written]
 

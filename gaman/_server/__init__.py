@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable
-from functools import partial
 from types import FrameType
 from typing import Any, NoReturn, cast
 
@@ -23,8 +22,7 @@ from gaman._integration import Integration
 from gaman._proxies import NEARBY
 from gaman._routing import Routes, Table
 from gaman._server import _workers
-from gaman._server._http import Protocol
-from gaman._server._outbox import Outbox
+from gaman._server._connections import Connections
 from gaman._server._reload import Reloader
 from gaman._tracebacks import explain
 from gaman.errors import ConfigError, GamanError
@@ -44,11 +42,15 @@ def serve(
     port: int = 3431,
     workers: int = 1,
     reload: bool = False,
+    timeout_request: float = 30,
+    max_connections: int | None = None,
     timeout_graceful_shutdown: int = 30,
 ) -> None:
     """Serve *routes* until SIGINT or SIGTERM; then requests in flight have *timeout_graceful_shutdown* seconds to finish.
 
     Port 0 takes a free one. What stands in the way of a start ends the process with a line on stderr that says so, and status 1.
+    A client that sends nothing within a request for *timeout_request* seconds is answered 408, and one that takes nothing of a
+    response for as long is cut off. Beyond *max_connections*, in each process, a new connection is answered 503.
     With *workers* or *reload*, each worker process runs the script again, as far as this call, which never returns there. A worker
     that dies or hangs is replaced, SIGHUP replaces them one by one, and SIGTTIN and SIGTTOU start and stop one.
     All before *host* is as for App.
@@ -64,13 +66,37 @@ def serve(
         )
     except ConfigError as error:
         _exit(str(error))
-    run(app, host=host, port=port, workers=workers, reload=reload, timeout_graceful_shutdown=timeout_graceful_shutdown)
+    run(
+        app,
+        host=host,
+        port=port,
+        workers=workers,
+        reload=reload,
+        timeout_request=timeout_request,
+        max_connections=max_connections,
+        timeout_graceful_shutdown=timeout_graceful_shutdown,
+    )
 
 
-def run(app: App, *, host: str, port: int, workers: int, reload: bool, timeout_graceful_shutdown: int) -> None:
+def run(
+    app: App,
+    *,
+    host: str,
+    port: int,
+    workers: int = 1,
+    reload: bool = False,
+    timeout_request: float = 30,
+    max_connections: int | None = None,
+    timeout_graceful_shutdown: int = 30,
+) -> None:
     """Serve *app* as serve() does."""
+    if not timeout_request > 0:
+        _exit(f"timeout_request={timeout_request!r} gives a client no time; give seconds, such as 30")
+    if max_connections is not None and max_connections < 1:
+        _exit(f"max_connections={max_connections!r} lets no client in; give 1 or more, or None for no limit")
     if not isinstance(workers, int) or workers < 1:
         _exit(f"workers={workers!r} is no number of processes; give 1 or more")
+    connections = Connections(app, timeout_request, max_connections)
     app.workers = workers
     if app.debug:
         _show_log()
@@ -79,7 +105,7 @@ def run(app: App, *, host: str, port: int, workers: int, reload: bool, timeout_g
         if _workers.place.worker is None and workers > 1:
             _workers.supervise(_workers.place.sockets, workers, lambda: None)
         else:
-            _Server(app, timeout_graceful_shutdown).serve_until_stopped(_workers.place.sockets)
+            _Server(app, connections, timeout_graceful_shutdown).serve_until_stopped(_workers.place.sockets)
         sys.exit()
     if (workers > 1 or reload) and sys.platform == "win32":
         _exit("workers and reload need a system on which processes share sockets, such as Linux or macOS")
@@ -98,19 +124,21 @@ def run(app: App, *, host: str, port: int, workers: int, reload: bool, timeout_g
     elif workers > 1:
         _workers.supervise([listener], workers, announce)
     else:
-        _Server(app, timeout_graceful_shutdown, announce).serve_until_stopped([listener])
+        _Server(app, connections, timeout_graceful_shutdown, announce).serve_until_stopped([listener])
 
 
 class _Server(uvicorn.Server):
     """Serves one App. It loads the App itself, so that a failure reaches us, not only a log that may go anywhere."""
 
-    def __init__(self, app: App, timeout_graceful_shutdown: int, on_start: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, app: App, connections: Connections, timeout_graceful_shutdown: int, on_start: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 lifespan="off",
                 # To uvicorn it is a class, and all that it does with that is to call it.
-                http=cast("Any", partial(Protocol, Outbox())),
+                http=cast("Any", connections),
                 ws="none",
                 # App reads what proxies say, under this server as under any other.
                 proxy_headers=False,

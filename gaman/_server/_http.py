@@ -1,62 +1,472 @@
-"""The HTTP/1.1 protocol: uvicorn's, with limits of our own."""
+"""HTTP/1.1 (RFC 9112) on one connection: httptools parses its requests, which are answered in order.
+
+From uvicorn it uses how a server makes a protocol (it calls `Config.http_protocol_class` with config, server_state, app_state and
+_loop), the server's state (`connections`, `tasks` and `default_headers`), and that `Server.shutdown()` calls `shutdown()` on each
+connection. From the event loop, uvloop's or asyncio's, it uses that a transport stays open for writing where `eof_received()`
+returns True, that no data arrives while reading is paused, and that `close()` first sends what was written.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import re
+import select
+from collections import deque
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import unquote
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
 
-from gaman._server._outbox import Outbox, Transport
+from gaman._server._exchange import STATUS_LINES, Exchange, Fields
+from gaman._server._outbox import Writer
 
-_MAX_HEAD = 1 << 18
-# Seconds in which a connection that has yet to ask may still do so when the server stops.
-_LAST_CHANCE = 0.5
+if TYPE_CHECKING:
+    from uvicorn import Config
+    from uvicorn.server import ServerState
+
+    from gaman._server._connections import Connections
+
+_MAX_HEAD: Final = 1 << 18
+"""Bytes between two pieces of a body, or before the first: a request's head, a chunk's extensions, the trailers."""
+_MAX_FIELDS: Final = 256
+_MAX_AHEAD: Final = 64
+"""Requests of a connection that are parsed and not yet answered."""
+_MAX_BUFFERED: Final = 1 << 16
+"""Bytes of a body that wait for the application before reading pauses."""
+_LINGER: Final = 1.0
+"""How long a client may still send after the last response, in seconds."""
+
+_END_OF_HEAD: Final = b"\r\n\r\n"
+_POLLRDHUP: Final = getattr(select, "POLLRDHUP", 0)
+_NOTED: Final = frozenset({b"expect", b"transfer-encoding"})
+"""Fields of a request that matter to the connection."""
+_authority = re.compile(rb"https?://([^/?#@]+)(?=[/?#]|$)", re.IGNORECASE).match
 
 
-class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 with a limit for a request's head, in bytes; httptools has none, and an endless header would fill the memory."""
+class _RefusedError(Exception):
+    """Raised in a callback of the parser: the request is answered with *status*, and the connection ends."""
 
-    _in_head = False
-    _has_asked = _is_last = False
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
-    def __init__(self, outbox: Outbox, **given: Any) -> None:
-        super().__init__(**given)
-        self._outbox = outbox
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        wrapped = Transport(transport, self._outbox, self.tasks)
-        super().connection_made(wrapped)  # type: ignore[arg-type] # no asyncio.Transport by name, it has all that uvicorn asks of one
+class Connection(asyncio.Protocol):
+    """A client's connection: parses its requests ahead, has them answered one after another, and decides when it ends."""
 
-    _head_size = 0
+    writer: Writer
+    _transport: asyncio.Transport
+    _parser: httptools.HttpRequestParser
+
+    def __init__(self, shared: Connections, config: Config, state: ServerState, user_state: dict[str, Any]) -> None:
+        self._shared = shared
+        self._state = state
+        self._user_state = user_state
+        self._app = shared.app
+        self._idle_timeout = config.timeout_keep_alive
+        self._loop = asyncio.get_running_loop()
+        self._is_ending = False
+        """Whether nothing more is parsed, because the connection ends with what is being answered."""
+
+        # The request that is arriving: its head in parts, then its exchange until the body is complete.
+        self._target = b""
+        self._fields: Fields | None = None
+        self._declined: Fields | None = None
+        """The fields of a head that offered an upgrade, until it is parsed without the offer."""
+        self._expects_continue = False
+        self._receiving: Exchange | None = None
+        self._unread = 0
+        """Bytes that came since the last piece of a body, or since the message began."""
+
+        # The requests that are to be answered, in order.
+        self._exchange: Exchange | None = None
+        self._queue: deque[Exchange] = deque()
+        self._unparsed = b""
+        self._refusal: int | None = None
+        """The status that answers what could not be parsed, after all others."""
+
+        self._deadline = inf
+        """When the client has been silent for too long, by the loop's clock."""
+        self._has_ended = False
+        """Whether the client sends no more."""
+        self._grace: float | None = None
+        """Seconds for one more request, once the server stops."""
+
+        self._is_paused = False
+        self.drained: asyncio.Event | None = None
+        """Set once the client has taken enough of what was written; None where it keeps up."""
+        self._unsent = 0
+        self._unsent_since = inf
+
+    # --- what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self.writer = Writer(self._transport, self._shared.outbox, self._state.tasks)
+        self._server = _address(transport.get_extra_info("sockname"))
+        self._client = _address(transport.get_extra_info("peername"))
+        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        connections: set[Any] = self._state.connections
+        connections.add(self)
+        self._shared.watch(self)
+        self._start_parser()
+        self.expect_more()
+        limit = self._shared.max_connections
+        if limit is not None and len(connections) > limit:
+            self._shared.log_once("max_connections=%d are open, so a new connection is answered 503 (logged once)", limit)
+            self._refuse(503)
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head_size += len(data)
-            if self._head_size > _MAX_HEAD:
-                self.send_400_response("The request's header is too large.")
-                return
-        # Three calls of super() would cost a request 3 % of its time up to Python 3.11.
-        HttpToolsProtocol.data_received(self, data)
+        if self._unparsed:
+            self._unparsed += data
+        elif not self._is_ending:
+            self._unread += len(data)
+            self._parse(data)
+            if self._receiving is not None:
+                self.expect_more()
+            if self._unread > _MAX_HEAD and not self._is_ending:
+                self._refuse(431)
+
+    def eof_received(self) -> bool:
+        """Keep the connection while there are responses to send: a client that sends no more may still read."""
+        self._has_ended = True
+        receiving, self._receiving = self._receiving, None
+        if receiving is not None and receiving in self._queue:
+            self._queue.remove(receiving)
+        elif receiving is not None:
+            return False
+        return self._exchange is not None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        connections: set[Any] = self._state.connections
+        connections.discard(self)
+        self._shared.unwatch(self)
+        if self._exchange is not None:
+            self._exchange.disconnect()
+        self._queue.clear()
+        self._unparsed = b""
+        # The parser holds this connection, so they would wait for the garbage collector.
+        del self._parser
+        self._exchange = self._receiving = None
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        self.drained = asyncio.Event()
+
+    def resume_writing(self) -> None:
+        drained, self.drained = self.drained, None
+        self._unsent_since = inf
+        if drained is not None:
+            drained.set()
+
+    # --- what the server calls
+
+    def shutdown(self, grace: float = 0.5) -> None:
+        """Answer what is in flight, or one more request within *grace* seconds, with `Connection: close`, and close."""
+        self._grace = grace
+        if self._is_ending and self._exchange is None:
+            self._transport.close()
+        elif self._exchange is None:
+            self._loop.call_later(grace, self._close_idle)
+
+    def _close_idle(self) -> None:
+        if self._exchange is None:
+            self.writer.close()
+
+    def check(self, now: float) -> None:
+        """End the connection if its client has been silent for too long, or has left."""
+        if self.drained is not None or self.writer.is_closing():
+            self._check_reader(now)
+        elif now >= self._deadline:
+            self._time_out()
+        elif self._exchange is not None and (self._has_ended or self._is_paused):
+            self._look_for_client(self._exchange)
+
+    def _time_out(self) -> None:
+        receiving = self._receiving
+        if self._is_ending or (receiving is None and self._fields is None):
+            # It has lingered long enough, or there is no request to answer.
+            self.writer.close()
+        elif receiving is None or not (self._is_paused or receiving.awaits_continue):
+            self._shared.log_once(
+                "a client was silent within its request for timeout_request=%g seconds (logged once)", self._timeout
+            )
+            self._refuse(408)
+
+    def _check_reader(self, now: float) -> None:
+        """Break the connection off if the client has taken nothing of a response for timeout_request seconds."""
+        unsent = self._transport.get_write_buffer_size()
+        if unsent != self._unsent or self._unsent_since == inf:
+            self._unsent, self._unsent_since = unsent, now
+        elif now - self._unsent_since >= self._timeout:
+            self._transport.abort()
+
+    def _look_for_client(self, exchange: Exchange) -> None:
+        """Break the connection off if the client has left, which the loop does not notice while nothing is read or written."""
+        if not hasattr(select, "poll"):
+            return
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), _POLLRDHUP)
+        events = sum(events for _, events in poll.poll(0))
+        if events & (select.POLLERR | select.POLLHUP):
+            self._transport.abort()
+        elif self._has_ended or events:
+            # A client that has left looks like one that half-closes, but answers what it is sent with a reset.
+            exchange.probe()
+
+    @property
+    def _timeout(self) -> float:
+        return self._shared.timeout_request
+
+    def expect_more(self) -> None:
+        """Give the client its time to send the next byte."""
+        self._deadline = self._loop.time() + self._timeout
+
+    # --- parsing
+
+    def _start_parser(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        # What a client sends after its last request is thrown away, and is no error of that request.
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _parse(self, data: bytes) -> None:
+        """Parse *data*, as far as it holds no more than _MAX_AHEAD unanswered requests."""
+        start = 0
+        while start < len(data) and not self._is_ending:
+            # Each end of a head is a request, and one may have begun before *data*.
+            room = _MAX_AHEAD - len(self._queue) - 1
+            if room <= 0:
+                self._unparsed = data[start:]
+                break
+            whole = not start and data.count(_END_OF_HEAD) <= room
+            end = len(data) if whole else _find_nth(data, _END_OF_HEAD, room, start)
+            try:
+                self._parser.feed_data(data if whole else memoryview(data)[start:end])
+                start = end
+            except httptools.HttpParserUpgrade as offer:
+                data = self._decline_upgrade() + data[start + offer.args[0] :]
+                start = 0
+            except httptools.HttpParserCallbackError as error:
+                if not isinstance(error.__context__, _RefusedError):
+                    raise
+                self._refuse(error.__context__.status)
+            except httptools.HttpParserError:
+                self._refuse(400)
+        if self._queue or self._unparsed:
+            self._pause_reading()
+
+    def _decline_upgrade(self) -> bytes:
+        """Return the head again, without the offer, for a new parser: this one takes what follows for another protocol."""
+        request_line = (self._parser.get_method(), self._target, b"HTTP/" + self._parser.get_http_version().encode())
+        fields = [b"%b: %b" % field for field in self._declined or () if field[0] != b"upgrade"]
+        self._start_parser()
+        return b"\r\n".join([b" ".join(request_line), *fields, b"", b""])
 
     def on_message_begin(self) -> None:
-        self._in_head, self._head_size = True, 0
-        HttpToolsProtocol.on_message_begin(self)
+        self._unread = 0
+        self._target = b""
+        self._fields = []
+        self._expects_continue = False
+        self.expect_more()
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        fields = self._fields
+        if fields is None:
+            # A trailer, which must not pass for a field of the head (RFC 9110, section 6.5.1).
+            return
+        if len(fields) >= _MAX_FIELDS:
+            raise _RefusedError(431)
+        name = name.lower()
+        if name in _NOTED:
+            if name == b"expect":
+                self._expects_continue = value.lower() == b"100-continue"
+            elif value.lower() != b"chunked":
+                raise _RefusedError(501)
+        fields.append((name, value))
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._has_asked = False, True
-        HttpToolsProtocol.on_headers_complete(self)
-        if self._is_last:
-            self.cycle.keep_alive = False
+        parser, fields = self._parser, self._fields or []
+        method = parser.get_method()
+        if parser.should_upgrade():
+            if method == b"CONNECT":
+                raise _RefusedError(400)
+            # A server may ignore the offer (RFC 9110, section 7.8).
+            self._declined = fields
+            return
+        version = parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise _RefusedError(505)
+        if self._declined is not None:
+            fields, self._declined = self._declined, None
+        self._fields = None
+        target = self._target
+        if target[:1] != b"/" and (absolute := _authority(target)) is not None:
+            # Its host counts, whatever the Host field says (RFC 9112, section 3.2.2).
+            fields[:] = [(name, absolute[1] if name == b"host" else value) for name, value in fields]
+            if version == "1.0" and not any(name == b"host" for name, _ in fields):
+                fields.append((b"host", absolute[1]))
+            target = target[absolute.end() :]
+            target = target if target[:1] == b"/" else b"/" + target
+        raw_path, _, query = target.partition(b"#")[0].partition(b"?")
+        path = raw_path.decode("ascii")
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": version,
+            "server": self._server,
+            "client": self._client,
+            "scheme": self._scheme,
+            "method": method.decode("ascii"),
+            "root_path": "",
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": fields,
+            "state": self._user_state.copy(),
+        }
+        self._receiving = exchange = Exchange(self, scope, version == "1.1" and parser.should_keep_alive())
+        exchange.awaits_continue = self._expects_continue and version == "1.1"
+        if self._exchange is None:
+            self._start(exchange)
+        else:
+            self._queue.append(exchange)
 
-    def shutdown(self) -> None:
-        if not self._has_asked and not self._is_last:
-            # Who has just connected is about to ask, and gets an answer.
-            self._is_last = True
-            self.loop.call_later(_LAST_CHANCE, self.shutdown)
-        elif not self.transport.is_closing():
-            super().shutdown()
+    def on_body(self, body: bytes) -> None:
+        self._unread = 0
+        if self._receiving is not None and self._receiving.add_body(body) > _MAX_BUFFERED:
+            self._pause_reading()
 
-    def _unsupported_upgrade_warning(self) -> None:
-        # The request for a WebSocket is answered as any other (RFC 9110, section 7.8); it is no news for the log.
-        pass
+    def on_message_complete(self) -> None:
+        exchange, self._receiving = self._receiving, None
+        if exchange is not None:
+            self._deadline = inf
+            exchange.end_body()
+            if self._exchange is None:
+                self._become_idle()
+
+    def _pause_reading(self) -> None:
+        if not self._is_paused and not self.writer.is_closing():
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on, unless there are requests to answer first."""
+        if self._is_paused and not self._queue and not self._unparsed and not self.writer.is_closing():
+            self._is_paused = False
+            if self._receiving is not None:
+                self.expect_more()
+            self._transport.resume_reading()
+
+    # --- answering
+
+    def _start(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        task = self._loop.create_task(exchange.run(self._app))
+        task.add_done_callback(self._state.tasks.discard)
+        self._state.tasks.add(task)
+
+    def default_lines(self) -> bytes:
+        """Return the lines that each response's head has."""
+        return self._shared.default_lines(self._state.default_headers)
+
+    def is_last(self) -> bool:
+        """Return whether the response that now begins is the last, so that its head must say so."""
+        return (self._grace is not None or self._has_ended) and not (self._queue or self._unparsed or self._refusal)
+
+    def finish(self, keep_alive: bool) -> None:
+        """Answer the next request, after a response that is complete, or close."""
+        self._exchange = None
+        if self.writer.is_closing():
+            return
+        if not keep_alive:
+            self._close()
+            return
+        if self._queue:
+            self._start(self._queue.popleft())
+        elif self._unparsed:
+            data, self._unparsed = self._unparsed, b""
+            self._parse(data)
+        if self._exchange is None:
+            self._end_or_idle()
+        self.resume_reading()
+
+    def _end_or_idle(self) -> None:
+        if self._refusal is not None:
+            self._send_refusal(self._refusal)
+        elif self._has_ended:
+            self.writer.close()
+        elif self._grace is not None:
+            self.shutdown(self._grace)
+        elif self._receiving is None and self._fields is None and not self._is_ending:
+            self._become_idle()
+
+    def _become_idle(self) -> None:
+        self._deadline = self._loop.time() + self._idle_timeout
+
+    def break_off(self) -> None:
+        """End the connection in the middle of a response, so that the client does not take it for complete."""
+        self.writer.flush()
+        self._transport.abort()
+
+    def _refuse(self, status: int) -> None:
+        """Answer what is arriving with *status*, after the requests before it, and close."""
+        self._is_ending = True
+        self._deadline = inf
+        receiving, self._receiving = self._receiving, None
+        if receiving is not None and receiving in self._queue:
+            self._queue.remove(receiving)
+        elif receiving is not None:
+            if receiving.has_started:
+                # It has its response, or the beginning of one.
+                self.writer.close()
+                return
+            receiving.disconnect()
+            self._exchange = None
+        if self._exchange is None:
+            self._send_refusal(status)
+        else:
+            self._refusal = status
+
+    def _send_refusal(self, status: int) -> None:
+        self._refusal = None
+        text = STATUS_LINES[status][9:-2]
+        head = b"%bcontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n%b\r\n"
+        self.writer.begin(head % (STATUS_LINES[status], len(text), self.default_lines()) + text)
+        self._close(lingering=True)
+
+    def _close(self, *, lingering: bool = False) -> None:
+        """Close after the last response: *lingering* where the client may still be sending (RFC 9112, section 9.6)."""
+        lingering = lingering or self._receiving is not None or self._is_paused
+        self._is_ending = True
+        self._receiving = None
+        self._queue.clear()
+        self._unparsed = b""
+        if self._has_ended or not lingering:
+            self.writer.close()
+            return
+        # A close resets the connection if data of the client is unread, and the client may then lose the response.
+        self._deadline = self._loop.time() + _LINGER
+        self.writer.flush()
+        self._transport.write_eof()
+        self.resume_reading()
+
+
+def _address(name: object) -> tuple[str, int | None] | None:
+    """Return the name of a socket as ASGI has it: an address and a port, or the path of a Unix socket, if it has one."""
+    if isinstance(name, tuple):
+        host, port, *_ = cast("tuple[str, int]", name)
+        return host, port
+    return (name, None) if isinstance(name, str) and name else None
+
+
+def _find_nth(data: bytes, part: bytes, n: int, start: int) -> int:
+    """Return where the *n*th *part* after *start* ends, or the end of *data* if there are fewer."""
+    for _ in range(n):
+        if (found := data.find(part, start)) < 0:
+            return len(data)
+        start = found + len(part)
+    return start

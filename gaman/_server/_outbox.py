@@ -1,6 +1,6 @@
-"""Outbox: a response goes out in one piece, and small ones that are ready in one turn of the event loop go out together.
+"""Outbox: a response is sent in one piece, and small responses that are ready in one turn of the event loop are sent together.
 
-To wake a client costs the system as much as a small response does, and whoever is awake takes several.
+Waking a client costs as much as sending a small response, so responses that are ready together share one wake-up.
 """
 
 from __future__ import annotations
@@ -8,78 +8,86 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sized
-from typing import Any, Final
+from typing import Final
 
 _LARGE: Final = 1 << 12
-"""Bytes of a response from which on it is better sent at once than come back to."""
+"""Responses of more bytes are sent at once."""
 _LATE: Final = 0.001
-"""Seconds after which a turn is so slow that nobody waits for its end. The loop counts in whole milliseconds."""
+"""Seconds after which a turn is so slow that its responses are sent at once. The loop counts in whole milliseconds."""
 
 
 class Outbox:
-    """What waits for the end of the turn, for all connections of a server."""
+    """The responses that wait for the end of the turn, of all connections of a server."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop
-        self._waiting: list[Transport] = []
+        self._waiting: list[Writer] = []
 
-    def add(self, transport: Transport) -> None:
-        """Flush *transport* at the end of the turn."""
+    def add(self, writer: Writer) -> None:
+        """Flush *writer* at the end of the turn."""
         if not self._waiting:
-            # Asked for once a turn: up to Python 3.11 it costs a system call.
+            # Looked up once a turn: up to Python 3.11 it costs a system call.
             self._loop = asyncio.get_running_loop()
             self._loop.call_soon(self.flush)
-        self._waiting.append(transport)
+        self._waiting.append(writer)
 
     def is_late(self) -> bool:
-        """Return whether the turn is slow, by uvloop's clock, which stands still in a turn; by one that runs on, none ever is."""
+        """Return whether the turn is slow, by uvloop's clock, which stands still in a turn; a clock that runs on never says so."""
         return time.monotonic() - self._loop.time() > _LATE
 
     def flush(self) -> None:
-        """Send all that waits."""
-        waiting, self._waiting = self._waiting, []
-        for transport in waiting:
-            transport.flush()
+        """Send everything that waits; a write that raises is reported by the event loop and does not affect the others."""
+        waiting, self._waiting = self._waiting[::-1], []
+        try:
+            while waiting:
+                waiting.pop().flush()
+        finally:
+            if waiting:
+                self._loop.call_soon(self.flush)
+                self._waiting += waiting[::-1]
 
 
-class Transport:
-    """A transport for HTTP/1.1 that keeps a response's head until the first of its body is there, and both until the turn ends.
+class Writer:
+    """The writing side of a connection: keeps a response's head until the first of its body is there, and both until the turn ends.
 
-    *under_way* are the requests that the server is answering: where there is but one, its response waits for nobody.
+    *in_flight* are the requests that the server is answering: a response that is alone is sent at once.
     """
 
-    __slots__ = ("__weakref__", "_outbox", "_response", "_transport", "_under_way", "is_closing")
+    __slots__ = ("_in_flight", "_outbox", "_pending", "_transport", "is_closing")
 
-    def __init__(self, transport: asyncio.Transport, outbox: Outbox, under_way: Sized) -> None:
+    def __init__(self, transport: asyncio.WriteTransport, outbox: Outbox, in_flight: Sized) -> None:
         self._transport = transport
         self._outbox = outbox
-        self._under_way = under_way
-        # Asked at each response, and __getattr__ is slow.
+        self._in_flight = in_flight
+        self._pending = b""
         self.is_closing = transport.is_closing
-        self._response = b""
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+    def begin(self, head: bytes) -> None:
+        """Write the head of a response, to be sent with what write() adds to it, or at the end of the turn."""
+        if self._pending:
+            self._pending += head
+        else:
+            self._pending = head
+            self._outbox.add(self)
 
     def write(self, data: bytes) -> None:
-        if self._response:
-            self._response += data
-            if len(self._under_way) == 1 or len(self._response) > _LARGE:
-                self.flush()
-            elif self._outbox.is_late():
-                self._outbox.flush()
-        elif data.startswith(b"HTTP/1.1 "):
-            self._response = data
-            self._outbox.add(self)
-        else:
+        """Write *data* behind everything that was written before."""
+        if not self._pending:
             self._transport.write(data)
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
+            return
+        self._pending += data
+        if len(self._in_flight) == 1 or len(self._pending) > _LARGE:
+            self.flush()
+        elif self._outbox.is_late():
+            self._outbox.flush()
 
     def flush(self) -> None:
         """Send what waits, unless the client has left."""
-        response, self._response = self._response, b""
-        if response and not self.is_closing():
-            self._transport.write(response)
+        pending, self._pending = self._pending, b""
+        if pending and not self.is_closing():
+            self._transport.write(pending)
+
+    def close(self) -> None:
+        """Send what waits and close the connection."""
+        self.flush()
+        self._transport.close()

@@ -1,0 +1,239 @@
+"""Exchange: a request and its response, as an ASGI application sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from gaman._response import BODILESS, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from gaman._server._http import Connection
+
+logger = logging.getLogger("gaman")
+
+Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+Fields: TypeAlias = list[tuple[bytes, bytes]]
+
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"connection"})
+"""Fields that the server writes, once, whatever the application has."""
+
+
+def _status_line(status: int) -> bytes:
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode("ascii")
+
+
+STATUS_LINES: Final = {status: _status_line(status) for status in range(200, 600)}
+
+
+class Exchange:
+    """A request and its response (RFC 9110, section 3.4), as the ASGI application sees them: a scope, receive and send."""
+
+    __slots__ = (
+        "_arrival",
+        "_chunks",
+        "_connection",
+        "_has_news",
+        "_is_bodiless",
+        "_is_chunked",
+        "_is_disconnected",
+        "_is_probed",
+        "_keep_alive",
+        "_more_body",
+        "_scope",
+        "_size",
+        "_unsent",
+        "awaits_continue",
+        "has_started",
+        "is_complete",
+    )
+
+    def __init__(self, connection: Connection, scope: Scope, keep_alive: bool) -> None:
+        self._connection = connection
+        self._scope = scope
+        self._keep_alive = keep_alive
+        self._is_disconnected = False
+
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._more_body = True
+        self._has_news = False
+        self._arrival: asyncio.Event | None = None
+        self.awaits_continue = False
+
+        self.has_started = self.is_complete = False
+        self._is_bodiless = self._is_chunked = self._is_probed = False
+        self._unsent: int | None = None
+        """Bytes of the announced Content-Length that are not sent yet."""
+
+    # --- the request, as it arrives
+
+    def add_body(self, data: bytes) -> int:
+        """Keep *data* for the application; return how many bytes wait for it."""
+        if self.is_complete:
+            return 0
+        self._chunks.append(data)
+        self._size += len(data)
+        self._wake()
+        return self._size
+
+    def end_body(self) -> None:
+        self._more_body = self.awaits_continue = False
+        self._wake()
+
+    def disconnect(self) -> None:
+        self._is_disconnected = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._has_news = True
+        if self._arrival is not None:
+            self._arrival.set()
+
+    # --- what the application calls
+
+    async def receive(self) -> dict[str, Any]:
+        if self.awaits_continue:
+            self.awaits_continue = False
+            if not self.has_started and not self._chunks:
+                self._connection.writer.write(_CONTINUE)
+            self._connection.expect_more()
+        if not self._has_news:
+            self._connection.resume_reading()
+            if self._arrival is None:
+                self._arrival = asyncio.Event()
+            self._arrival.clear()
+            await self._arrival.wait()
+        if self._is_disconnected or self.is_complete:
+            return {"type": "http.disconnect"}
+        body = b"".join(self._chunks)
+        self._chunks.clear()
+        self._size = 0
+        self._has_news = False
+        return {"type": "http.request", "body": body, "more_body": self._more_body}
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        connection = self._connection
+        if connection.drained is not None:
+            await connection.drained.wait()
+        if self._is_disconnected:
+            return
+        kind = message["type"]
+        if not self.has_started:
+            if kind != "http.response.start":
+                raise RuntimeError(f"the application sent {kind!r} before 'http.response.start'")
+            connection.writer.begin(self._begin(message["status"], message.get("headers", ())))
+            self.has_started = True
+        elif kind != "http.response.body" or self.is_complete:
+            raise RuntimeError(f"the application sent {kind!r} {'after' if self.is_complete else 'within'} a response")
+        else:
+            has_more: bool = message.get("more_body", False)
+            connection.writer.write(self._frame(message.get("body", b""), has_more))
+            if not has_more:
+                self.is_complete = True
+                self._wake()
+                connection.finish(self._keep_alive)
+
+    async def run(self, application: Application) -> None:
+        """Have *application* answer; what it raises is logged, and answered 500 if there is still time."""
+        try:
+            await application(self._scope, self.receive, self.send)
+            if not self.is_complete and not self._is_disconnected:
+                logger.error("the application returned without a complete response")
+        except asyncio.CancelledError:
+            # The server stops and has said what it cuts off.
+            pass
+        except BaseException as error:
+            logger.error("the application failed", exc_info=error)
+        if self.is_complete or self._is_disconnected:
+            return
+        if self.has_started:
+            self._connection.break_off()
+        else:
+            text = b"Internal Server Error"
+            fields = [
+                (b"content-type", b"text/plain; charset=utf-8"),
+                (b"content-length", b"%d" % len(text)),
+                (b"connection", b"close"),
+            ]
+            await self.send({"type": "http.response.start", "status": 500, "headers": fields})
+            await self.send({"type": "http.response.body", "body": text})
+
+    # --- the response, framed (RFC 9112, section 6)
+
+    def _begin(self, status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """Return the head of the response, with one framing, whatever *fields* say of it."""
+        line = STATUS_LINES.get(status)
+        if line is None:
+            raise RuntimeError(f"the application answered with the status {status!r}; it takes 200 to 599")
+        connection = self._connection
+        is_head = self._scope["method"] == "HEAD"
+        self._is_bodiless = is_head or status in BODILESS
+        length: int | None = None
+        lines = [line]
+        defaults = connection.default_lines()
+        for field, value in fields:
+            name = field.lower()
+            if name in _FRAMING:
+                if name == b"content-length":
+                    length = int(value)
+                elif name == b"connection" and b"close" in value.lower():
+                    self._keep_alive = False
+                continue
+            if name == b"date":
+                defaults = b""
+            lines += (name, b": ", value, b"\r\n")
+        if length is not None and status not in BODILESS:
+            lines += (b"content-length", b": ", b"%d" % length, b"\r\n")
+            self._unsent = length
+        elif not self._is_bodiless and self._scope["http_version"] == "1.1":
+            self._is_chunked = True
+            lines += (b"transfer-encoding", b": ", b"chunked", b"\r\n")
+        elif not self._is_bodiless:
+            # The end of the connection is the end of the body (RFC 9112, section 6.3).
+            self._keep_alive = False
+        # The next request would be taken for the body that the client was not asked for.
+        if self.awaits_continue or connection.is_last():
+            self._keep_alive = False
+        if not self._keep_alive:
+            lines += (b"connection", b": ", b"close", b"\r\n")
+        head = b"".join(lines)
+        count = 1 + len(lines) // 4
+        if head.count(b"\n") != count or head.count(b"\r") != count or b"\0" in head:
+            raise RuntimeError("a header of the response holds CR, LF or NUL")
+        return b"%b%b\r\n" % (head, defaults)
+
+    def _frame(self, body: bytes, has_more: bool) -> bytes:
+        """Return *body* as it is sent."""
+        if self._is_bodiless:
+            return b""
+        if self._is_chunked:
+            self._is_probed = False
+            chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            return chunk if has_more else chunk + b"0\r\n\r\n"
+        if self._unsent is not None:
+            self._unsent -= len(body)
+            if self._unsent < 0 or (self._unsent and not has_more):
+                raise RuntimeError("the response's body is not as long as its Content-Length says")
+        return body
+
+    def probe(self) -> None:
+        """Send the client something without a meaning, once: if it has left, it resets the connection."""
+        if self._is_probed:
+            return
+        if self._is_chunked:
+            # The size of the next chunk may begin with zeros (RFC 9112, section 7.1).
+            self._is_probed = True
+            self._connection.writer.write(b"0")
+        elif not self.has_started and self._arrival is not None and not self._has_news and self._scope["http_version"] == "1.1":
+            # The application waits for the client to leave. Any number of these may come (RFC 9110, section 15.2).
+            self._is_probed = True
+            self._connection.writer.write(_CONTINUE)
