@@ -38,7 +38,6 @@ _LINGER: Final = 1.0
 """How long a client may still send after the last response, in seconds."""
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
-_POLLRDHUP: Final = getattr(select, "POLLRDHUP", 0)
 _NOTED: Final = frozenset({b"expect", b"transfer-encoding"})
 """Fields of a request that matter to the connection."""
 _authority = re.compile(rb"https?://([^/?#@]+)(?=[/?#]|$)", re.IGNORECASE).match
@@ -207,11 +206,10 @@ class Connection(asyncio.Protocol):
         if not hasattr(select, "poll"):
             return
         poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), _POLLRDHUP)
-        events = sum(events for _, events in poll.poll(0))
-        if events & (select.POLLERR | select.POLLHUP):
+        poll.register(self._transport.get_extra_info("socket").fileno(), 0)
+        if poll.poll(0):
             self._transport.abort()
-        elif self._has_ended or events:
+        else:
             # A client that has left looks like one that half-closes, but answers what it is sent with a reset.
             exchange.probe()
 
@@ -387,7 +385,8 @@ class Connection(asyncio.Protocol):
             return
         if self._queue:
             self._start(self._queue.popleft())
-        elif self._unparsed:
+        if self._unparsed and not self._queue:
+            # It may begin with the rest of the body that this request waits for.
             data, self._unparsed = self._unparsed, b""
             self._parse(data)
         if self._exchange is None:

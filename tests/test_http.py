@@ -1,0 +1,574 @@
+"""The server's HTTP/1.1, over real sockets: what a client may send, and what it gets."""
+
+from __future__ import annotations
+
+import json
+import re
+import select
+import signal
+import socket
+import time
+from collections.abc import Generator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.serving import Answer, Connection, Program, get, request, running_script, until
+
+SERVED = """
+import asyncio, resource, sys
+import gaman
+from gaman import Response
+
+streams_open = 0
+
+def tell(ctx):
+    return {
+        "method": ctx.method, "path": ctx.path, "host": ctx.host, "ip": ctx.ip, "cookie": ctx.cookie("a"),
+        "x": ctx.header("x-test"), "fields": [name.decode() for name, _ in ctx.scope["headers"]],
+    }
+
+async def echo(ctx):
+    before = tell(ctx)
+    body = await ctx.body()
+    return {"before": before, "after": tell(ctx), "body": body.decode()}
+
+async def late(ctx):
+    await asyncio.sleep(0.01)
+    return {"body": (await ctx.body()).decode(), "n": ctx.query.get("n")}
+
+async def ignore(ctx):
+    return "not read"
+
+released = asyncio.Event()
+
+async def hold(ctx):
+    await released.wait()
+    return "held"
+
+async def release(ctx):
+    released.set()
+    return "released"
+
+async def ticks(pause):
+    global streams_open
+    streams_open += 1
+    try:
+        for i in range(3):
+            yield f"tick {i};"
+            await asyncio.sleep(pause)
+    finally:
+        streams_open -= 1
+
+async def tick(ctx):
+    return Response.stream(ticks(0.02), content_type="text/plain")
+
+async def endless(ctx):
+    return Response.stream(ticks(3600), content_type="text/plain")
+
+async def poll(ctx):
+    global streams_open
+    await ctx.body()
+    streams_open += 1
+    await ctx.left()
+    streams_open -= 1
+    return "left"
+
+async def large(ctx):
+    return bytes(1 << 25)
+
+async def framed(ctx):
+    headers = [tuple(pair) for pair in await ctx.json()]
+    return Response("body", headers=headers) if ctx.query.get("stream") is None else Response.stream(ticks(0), headers=headers)
+
+async def state(ctx):
+    return {
+        "tasks": len(asyncio.all_tasks()), "streams": streams_open,
+        "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (10 if sys.platform == "darwin" else 0),
+    }
+
+routes = {
+    "/echo": echo, "/late": late, "/ignore": ignore, "/hold": hold, "/release": release, "/tick": tick, "/endless": endless,
+    "/poll": poll, "/large": large, "/state": state, "/framed": framed,
+}
+gaman.serve(routes, port=0, OPTIONS)
+"""
+
+
+class Served:
+    """The server of SERVED, and what it says of itself."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.port = program.port
+
+    def state(self) -> dict[str, int]:
+        state: dict[str, int] = json.loads(get(self.port, "/state", "Connection: close").body)
+        return state
+
+    def exchange(self, *packets: bytes) -> list[Answer]:
+        """Send *packets*, each in a segment of its own, and return all responses, until the server closes."""
+        with Connection(self.port) as client:
+            client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for packet in packets:
+                client.send(packet)
+                time.sleep(0.005)
+            return answers(client.read_rest())
+
+
+def answers(octets: bytes) -> list[Answer]:
+    """Return the responses that *octets* are made of, interim ones (1xx) left out; AssertionError where they are not whole."""
+    found: list[Answer] = []
+    while octets:
+        head, end, octets = octets.partition(b"\r\n\r\n")
+        assert end, head
+        first, *lines = head.decode("latin-1").split("\r\n")
+        status = int(first.split(" ")[1])
+        if status < 200:
+            continue
+        pairs = [(name.lower(), value) for name, _, value in (line.partition(": ") for line in lines)]
+        headers = dict(pairs)
+        assert len(headers) == len(pairs), head
+        if headers.get("transfer-encoding") == "chunked":
+            body = b""
+            while size := int(octets.split(b"\r\n", 1)[0], 16):
+                octets = octets.split(b"\r\n", 1)[1]
+                body += octets[:size]
+                assert octets[size : size + 2] == b"\r\n"
+                octets = octets[size + 2 :]
+            last, octets = octets.split(b"\r\n\r\n", 1)
+            assert set(last) <= set(b"0")
+        else:
+            length = int(headers.get("content-length", len(octets)))
+            assert len(octets) >= length
+            body, octets = octets[:length], octets[length:]
+        found.append(Answer(status, headers, body))
+    return found
+
+
+def last(target: str, *headers: str, method: str = "GET", body: bytes = b"") -> bytes:
+    """Return the octets of a request after whose response the server closes."""
+    return request(target, "Connection: close", *headers, method=method, body=body)
+
+
+def chunked(*chunks: bytes, trailers: bytes = b"") -> bytes:
+    return b"".join([b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks]) + b"0\r\n" + trailers + b"\r\n"
+
+
+def bytewise(octets: bytes) -> list[bytes]:
+    return [octets[i : i + 1] for i in range(len(octets))]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
+    source = SERVED.replace("OPTIONS", "")
+    with running_script(source, tmp_path_factory.mktemp("served")) as program:
+        yield Served(program)
+        assert program.stop() == 0, program.stderr
+        assert program.stderr == ""
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
+    """A server whose clients may be silent for a second."""
+    source = SERVED.replace("OPTIONS", "timeout_request=1")
+    with running_script(source, tmp_path_factory.mktemp("impatient")) as program:
+        yield Served(program)
+        assert program.stop() == 0, program.stderr
+
+
+# --- trailers
+
+FORGED = b"X-Test: forged\r\nHost: evil.example\r\nX-Forwarded-For: 192.0.2.66\r\nCookie: a=forged\r\n"
+
+
+@pytest.mark.parametrize("cut", ["one packet", "after the head", "before the trailers", "bytewise"])
+def test_trailers_are_not_header_fields(served: Served, cut: str) -> None:
+    head = last("/echo", "Transfer-Encoding: chunked", "Trailer: X-Test", method="POST")
+    body = chunked(b"hello", trailers=FORGED)
+    packets = {
+        "one packet": [head + body],
+        "after the head": [head, body],
+        "before the trailers": [head + body.partition(FORGED)[0], FORGED + b"\r\n"],
+        "bytewise": [head, *bytewise(body)],
+    }[cut]
+    [answer] = served.exchange(*packets)
+    told = json.loads(answer.body)
+    assert told["body"] == "hello"
+    assert told["before"] == told["after"]
+    assert (told["after"]["x"], told["after"]["cookie"], told["after"]["host"], told["after"]["ip"]) == (
+        None,
+        None,
+        "test",
+        "127.0.0.1",
+    )
+
+
+@pytest.mark.parametrize("endless", [b"X: " + b"x" * 65536, b"X: 1\r\n" * 10_000])
+@pytest.mark.parametrize(
+    "begin", [b"0\r\n", b"5\r\nhello\r\n0\r\n", b"5;", b"5;x="], ids=["trailers", "more", "extension", "value"]
+)
+def test_endless_trailers_and_chunk_extensions_end_the_connection(served: Served, begin: bytes, endless: bytes) -> None:
+    before = served.state()["peak_kib"]
+    with Connection(served.port) as client:
+        client.send(request("/echo", "Transfer-Encoding: chunked", method="POST") + begin)
+        sent = 0
+        while not select.select([client.socket], [], [], 0)[0]:
+            client.send(endless.replace(b"\r\n", b"") if b";" in begin else endless)
+            sent += len(endless)
+            assert sent < 1 << 26, "it took 64 MB"
+        assert client.read("POST").status in (400, 431)
+    assert served.state()["peak_kib"] - before < 16_000
+
+
+# --- upgrades that are not accepted
+
+
+@pytest.mark.parametrize("cut", ["one packet", "after the head", "before the next", "bytewise"])
+@pytest.mark.parametrize("framing", ["length", "chunked", "none"])
+@pytest.mark.parametrize(
+    ("method", "offer"),
+    [
+        ("POST", ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")),
+        ("GET", ("Connection: upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZQ==")),
+        ("PUT", ("Upgrade: TLS/1.0, foo", "Connection: keep-alive, Upgrade")),
+        ("DELETE", ("upgrade: a", "UPGRADE: b", "connection: UPGRADE")),
+    ],
+)
+def test_a_request_with_an_upgrade_is_served_like_any_other(
+    served: Served, method: str, offer: tuple[str, ...], framing: str, cut: str
+) -> None:
+    body, fields = b"", offer
+    if framing == "length":
+        body, fields = b"GET /evil HTTP/1.1\r\n\r\n", (*offer, "Content-Length: 22")
+    elif framing == "chunked":
+        body, fields = chunked(b"GET /evil", b" HTTP/1.1\r\n\r\n"), (*offer, "Transfer-Encoding: chunked")
+    head = request("/echo", *fields, method=method)
+    following = request("/late?n=2") + last("/late?n=3")
+    packets = {
+        "one packet": [head + body + following],
+        "after the head": [head, body + following],
+        "before the next": [head + body, following],
+        "bytewise": [*bytewise(head + body), following],
+    }[cut]
+    first, second, third = served.exchange(*packets)
+    told = json.loads(first.body)
+    assert told["body"] == ("GET /evil HTTP/1.1\r\n\r\n" if body else "")
+    assert told["after"]["method"] == method
+    assert "upgrade" in told["after"]["fields"]
+    assert "connection" not in first.headers
+    assert (json.loads(second.body)["n"], json.loads(third.body)["n"]) == ("2", "3")
+
+
+def test_upgrades_behind_one_another_are_each_answered_once(served: Served) -> None:
+    offer = ("Connection: Upgrade", "Upgrade: h2c")
+    found = served.exchange(
+        b"".join([request(f"/late?n={n}", *offer, method="POST", body=b"%d" % n) for n in range(200)]) + last("/ignore", *offer)
+    )
+    assert [json.loads(each.body) for each in found[:-1]] == [{"body": str(n), "n": str(n)} for n in range(200)]
+    assert found[-1].status == 200
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"CONNECT test:443 HTTP/1.1\r\nHost: test\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET / HTTP/2.0\r\nHost: test\r\n\r\n",
+    ],
+)
+def test_a_tunnel_and_another_version_are_refused(served: Served, octets: bytes) -> None:
+    [answer] = served.exchange(octets)
+    assert answer.status in (400, 405, 501, 505)
+    assert answer.headers["connection"] == "close"
+
+
+def test_a_coding_that_the_server_does_not_know_is_refused(served: Served) -> None:
+    [answer] = served.exchange(request("/echo", "Transfer-Encoding: gzip, chunked", method="POST") + chunked(b"x"))
+    assert answer.status == 501
+
+
+# --- requests parsed ahead
+
+
+def test_few_of_the_requests_behind_one_that_is_not_answered_are_parsed(served: Served) -> None:
+    before = served.state()["peak_kib"]
+    with ExitStack() as stack:
+        for _ in range(10):
+            client = stack.enter_context(Connection(served.port))
+            client.send(request("/hold"))
+            client.socket.setblocking(False)
+            try:
+                while True:
+                    client.socket.send(request("/ignore") * 1000)
+            except BlockingIOError:
+                pass
+        for _ in range(3):
+            assert served.state()["tasks"] < 20
+        # Parsed, the requests of one connection took 34 MB.
+        assert served.state()["peak_kib"] - before < 40_000
+    assert get(served.port, "/release").status == 200
+
+
+def test_any_number_of_requests_in_one_segment_is_answered_in_order(served: Served) -> None:
+    with Connection(served.port) as client:
+        client.send(b"".join([request(f"/late?n={n}", method="POST", body=b"\r\n\r\n" * n) for n in range(150)]) + last("/ignore"))
+        found = answers(client.read_rest())
+    assert [json.loads(each.body)["n"] for each in found[:-1]] == [str(n) for n in range(150)]
+    assert [len(json.loads(each.body)["body"]) for each in found[:-1]] == [4 * n for n in range(150)]
+
+
+def test_a_body_of_nothing_but_ends_of_heads_arrives_whole(served: Served) -> None:
+    for body in (b"\r\n\r\n" * 100_000, b"\r\n" * 100_000):
+        first, second = served.exchange(request("/echo", method="POST", body=body) + last("/ignore"))
+        assert json.loads(first.body)["body"].encode() == body
+        assert second.body == b"not read"
+
+
+@pytest.mark.parametrize(
+    "behind", [b"\xff\xff\xff\r\n\r\n", b"GET / HTTP/1.1\r\nBad\x00: 1\r\n\r\n", request("/", *["X: 1"] * 300)]
+)
+def test_what_is_malformed_behind_other_requests_is_answered_after_them(served: Served, behind: bytes) -> None:
+    first, second, third = served.exchange(request("/late?n=1") + request("/late?n=2") + behind + request("/late?n=3"))
+    assert (json.loads(first.body)["n"], json.loads(second.body)["n"]) == ("1", "2")
+    assert third.status in (400, 431)
+    assert third.headers["connection"] == "close"
+
+
+def test_a_body_that_becomes_malformed_is_answered_with_400(served: Served) -> None:
+    head = request("/echo", "Transfer-Encoding: chunked", method="POST")
+    for packets in ([head + b"5\r\nhello\r\nxyz\r\n"], [head, b"5\r\nhello\r\n", b"xyz\r\n"]):
+        [answer] = served.exchange(*packets)
+        assert answer.status == 400
+
+
+@pytest.mark.parametrize(("count", "status"), [(255, 200), (257, 431), (20_000, 431)])
+def test_a_request_has_at_most_256_fields(served: Served, count: int, status: int) -> None:
+    [answer] = served.exchange(last("/ignore", *["X: 1"] * (count - 2)))
+    assert answer.status == status
+
+
+# --- silent clients
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"G",
+        b"GET /ignore HTTP/1.1\r\nHost: te",
+        request("/echo", "Content-Length: 10", method="POST") + b"x",
+        request("/echo", "Transfer-Encoding: chunked", method="POST") + b"5\r\nhel",
+    ],
+)
+def test_a_client_that_falls_silent_within_a_request_is_answered_408(impatient: Served, octets: bytes) -> None:
+    [answer] = impatient.exchange(octets)
+    assert answer.status == 408
+    assert answer.headers["connection"] == "close"
+
+
+def test_a_client_that_sends_nothing_is_disconnected_without_a_response(impatient: Served) -> None:
+    assert impatient.exchange() == []
+    assert impatient.exchange(b"\r\n") == []
+
+
+def test_a_head_has_its_time_from_its_first_byte_on(impatient: Served) -> None:
+    with Connection(impatient.port) as client:
+        client.send(b"GET /ignore HTTP/1.1\r\n")
+        while not select.select([client.socket], [], [], 0.2)[0]:
+            client.send(b"X: 1\r\n")
+        assert client.read().status == 408
+
+
+def test_a_body_has_its_time_between_two_bytes(impatient: Served) -> None:
+    with Connection(impatient.port) as client:
+        client.send(request("/echo", "Content-Length: 10", method="POST"))
+        for _ in range(10):
+            time.sleep(0.25)
+            client.send(b"x")
+        assert client.read("POST").status == 200
+
+
+def test_a_client_that_waits_for_the_server_is_not_silent(impatient: Served) -> None:
+    with Connection(impatient.port) as held, Connection(impatient.port) as expecting:
+        held.send(request("/hold"))
+        expecting.send(request("/hold", "Expect: 100-continue", "Content-Length: 5", method="POST"))
+        time.sleep(3)
+        assert get(impatient.port, "/release").status == 200
+        assert (held.read().body, expecting.read("POST").body) == (b"held", b"held")
+
+
+def test_a_request_behind_one_that_takes_long_is_answered_408_after_it(impatient: Served) -> None:
+    with Connection(impatient.port) as client:
+        client.send(request("/late?n=1") + b"GET /ignore HTT")
+        first, second = answers(client.read_rest())
+    assert (first.status, second.status) == (200, 408)
+
+
+def test_a_client_that_takes_nothing_of_its_response_is_disconnected(impatient: Served) -> None:
+    for head in (request("/large"), last("/large")):
+        with Connection(impatient.port) as client:
+            idle = impatient.state()["tasks"]
+            client.send(head)
+            time.sleep(4)
+            # The connection was reset, or ends within what was on its way.
+            with suppress(ConnectionResetError):
+                assert len(client.read_rest()) < 1 << 25
+            assert impatient.state()["tasks"] <= idle
+
+
+def test_silence_is_logged_once(impatient: Served) -> None:
+    for _ in range(2):
+        assert [answer.status for answer in impatient.exchange(b"G")] == [408]
+    assert impatient.program.stderr.count("timeout_request=1") == 1
+
+
+def test_connections_beyond_their_limit_are_answered_503(tmp_path: Path) -> None:
+    with running_script(SERVED.replace("OPTIONS", "max_connections=20"), tmp_path) as program, ExitStack() as stack:
+        port = program.port
+        clients = [stack.enter_context(Connection(port)) for _ in range(40)]
+        for client in clients:
+            client.send(request("/ignore"))
+        statuses = [client.read().status for client in clients]
+        assert sorted(statuses) == [200] * 20 + [503] * 20
+        for client in clients:
+            client.socket.close()
+        assert get(port, "/ignore").status in (200, 503)
+        until(lambda: get(port, "/ignore").status == 200, "a place")
+        assert program.stderr.count("max_connections=20") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "word"), [("timeout_request=0", "timeout_request=0 "), ("max_connections=0", "max_connections=0 ")]
+)
+def test_a_limit_that_lets_nothing_through_is_an_error_at_the_start(tmp_path: Path, option: str, word: str) -> None:
+    with running_script(SERVED.replace("OPTIONS", option), tmp_path) as program:
+        assert program.wait() == 1
+        [line] = program.stderr.splitlines()
+        assert line.startswith(f"gaman: {word}")
+
+
+# --- clients that send no more, and clients that leave
+
+
+@pytest.mark.parametrize("target", ["/late?n=1", "/tick", "/echo"])
+def test_clients_that_half_close_get_their_answers(served: Served, target: str) -> None:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Connection(served.port)) for _ in range(50)]
+        for client in clients:
+            client.send(request(target, method="POST", body=b"x"))
+            client.socket.shutdown(socket.SHUT_WR)
+        for client in clients:
+            [answer] = answers(client.read_rest())
+            assert answer.status == 200
+            if target == "/tick":
+                assert answer.body == b"tick 0;tick 1;tick 2;"
+
+
+def test_a_client_that_half_closes_after_several_requests_gets_every_answer(served: Served) -> None:
+    with Connection(served.port) as client:
+        client.send(request("/late?n=1") + request("/tick") + request("/late?n=3") + b"GET /half")
+        client.socket.shutdown(socket.SHUT_WR)
+        found = answers(client.read_rest())
+    assert [answer.status for answer in found] == [200, 200, 200]
+
+
+def test_a_client_that_half_closes_within_its_request_is_disconnected(served: Served) -> None:
+    for octets in (b"GET /ig", request("/late", "Content-Length: 9", method="POST") + b"x", b""):
+        with Connection(served.port) as client:
+            client.send(octets)
+            client.socket.shutdown(socket.SHUT_WR)
+            assert client.read_rest() == b""
+
+
+@pytest.mark.parametrize("target", ["/endless", "/poll"])
+@pytest.mark.parametrize("behind", [b"", request("/ignore"), request("/ignore") * 20_000, b"GET /half"])
+@pytest.mark.parametrize("how", ["close", "reset", "half-close, then close"])
+def test_what_waits_for_a_client_ends_when_it_leaves(served: Served, target: str, behind: bytes, how: str) -> None:
+    until(lambda: served.state()["streams"] == 0, "an idle server")
+    with Connection(served.port) as client:
+        client.send(request(target))
+        until(lambda: served.state()["streams"] == 1, "the stream")
+        client.socket.setblocking(False)
+        with suppress(BlockingIOError):
+            client.socket.send(behind)
+        if how == "half-close, then close":
+            client.socket.shutdown(socket.SHUT_WR)
+            time.sleep(0.1)
+        if how == "reset":
+            client.reset()
+    until(lambda: served.state()["streams"] == 0, "the end of the stream")
+
+
+def test_a_stream_that_nobody_reads_any_more_does_not_delay_the_stop(tmp_path: Path) -> None:
+    with running_script(SERVED.replace("OPTIONS", ""), tmp_path) as program:
+        with Connection(program.port) as client:
+            client.send(request("/endless") + request("/ignore"))
+            client.read_until(b"tick 0;")
+        start = time.monotonic()
+        program.send_signal(signal.SIGTERM)
+        assert program.wait() == 0
+        assert time.monotonic() - start < 10
+        assert "Traceback" not in program.stderr
+
+
+# --- Expect: 100-continue
+
+
+def test_a_client_that_expects_to_be_asked_for_its_body_is_asked(served: Served) -> None:
+    with Connection(served.port) as client:
+        client.send(request("/echo", "Expect: 100-continue", "Content-Length: 5", method="POST"))
+        client.read_until(b"HTTP/1.1 100 Continue\r\n\r\n")
+        client.send(b"hello")
+        assert json.loads(client.read("POST").body)["body"] == "hello"
+        assert client.ask(request("/ignore")).body == b"not read"
+
+
+def test_a_response_without_the_body_that_was_expected_ends_the_connection(served: Served) -> None:
+    with Connection(served.port) as client:
+        client.send(request("/ignore", "Expect: 100-continue", "Content-Length: 44", method="POST"))
+        answer = client.read("POST")
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        client.send(b"GET /ignore HTTP/1.1\r\nHost: test\r\nX: 1234\r\n\r\n")
+        assert client.read_rest() == b""
+
+
+@pytest.mark.parametrize(
+    "octets", [request("/ignore", "Expect: 100-continue"), request("/echo", "Expect: 100-continue", method="POST", body=b"x")]
+)
+def test_an_expectation_that_is_met_already_keeps_the_connection(served: Served, octets: bytes) -> None:
+    first, second = served.exchange(octets + last("/ignore"))
+    assert (first.status, second.body) == (200, b"not read")
+    assert "connection" not in first.headers
+
+
+# --- framing
+
+
+def test_a_stream_to_a_client_of_http_1_0_ends_with_the_connection(served: Served) -> None:
+    [answer] = served.exchange(b"GET /tick HTTP/1.0\r\n\r\n")
+    assert answer.body == b"tick 0;tick 1;tick 2;"
+    assert "transfer-encoding" not in answer.headers
+    assert "content-length" not in answer.headers
+    assert answer.headers["connection"] == "close"
+
+
+def test_a_response_to_head_has_no_body_whatever_the_version(served: Served) -> None:
+    for target in ("/tick", "/ignore"):
+        with Connection(served.port) as client:
+            client.send(request(target, method="HEAD") + f"HEAD {target} HTTP/1.0\r\n\r\n".encode())
+            assert re.fullmatch(rb"(HTTP/1.1 200 OK\r\n([^\r\n]+\r\n)+\r\n){2}", client.read_rest())
+
+
+def test_the_host_of_an_absolute_target_counts(served: Served) -> None:
+    [answer] = served.exchange(b"GET http://example.com:81/echo?x#y HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+    told = json.loads(answer.body)["before"]
+    assert (told["host"], told["path"]) == ("example.com:81", "/echo")
+    [answer] = served.exchange(b"GET HTTP://example.com?x HTTP/1.0\r\n\r\n")
+    assert answer.status == 404
+
+
+def test_a_date_of_the_handler_takes_the_place_of_the_servers(served: Served) -> None:
+    date = "Sun, 06 Nov 1994 08:49:37 GMT"
+    [answer] = served.exchange(last("/framed", method="POST", body=json.dumps([["Date", date]]).encode()))
+    assert answer.headers["date"] == date
