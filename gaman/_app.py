@@ -15,6 +15,7 @@ from gaman._proxies import NEARBY, TrustedProxies
 from gaman._response import BODILESS, Receive, Response, Scope, Send, error_response, to_response
 from gaman._routing import Routes, Table, define_routes
 from gaman._tracebacks import explain, own, place
+from gaman._trailers import drop_trailers
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError
 
 logger = logging.getLogger("gaman")
@@ -168,6 +169,7 @@ class App:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
+        drop_trailers()
         try:
             await self.load()
         except Exception as error:

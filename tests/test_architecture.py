@@ -60,7 +60,7 @@ ORDER = [
     ["gaman._response"],
     ["gaman._file"],
     ["gaman._cookies", "gaman._proxies"],
-    ["gaman._headers", "gaman._tracebacks"],
+    ["gaman._headers", "gaman._tracebacks", "gaman._trailers"],
     ["gaman.errors"],
 ]
 LEVELS = {name: level for level, row in enumerate(ORDER) for name in row}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ import httpx
 import pytest
 
 from tests.servers import free_port
-from tests.serving import running, until
+from tests.serving import Connection, request, running, until
 
 APP = """
 import gaman
@@ -29,8 +31,13 @@ async def profile(ctx):
 async def logout(ctx):
     await ctx.session.clear()
 
+async def fields(ctx):
+    def tell():
+        return [name.decode() for name, _ in ctx.scope["headers"]]
+    return {"before": tell(), "size": len(await ctx.body()), "after": tell(), "ip": ctx.ip}
+
 app = gaman.App(
-    {"/login": {"POST": login}, "/profile": profile, "/logout": [logout, profile]},
+    {"/login": {"POST": login}, "/profile": profile, "/logout": [logout, profile], "/fields": fields},
     integrations=[session("a secret of the tests, long enough", {"type": "sql"}, secure=False)],
 )
 """
@@ -94,3 +101,17 @@ def test_a_proxy_on_a_unix_socket_is_believed(name: str, tmp_path: Path) -> None
     with served(name, tmp_path, *where, uds=uds) as client:
         assert client.post("/login", headers={"X-Forwarded-For": "203.0.113.5"}).json()["ip"] == "203.0.113.5"
         assert client.post("/login").json()["ip"] is None
+
+
+@each_server
+@pytest.mark.parametrize("cut", [0, 1, 2])
+def test_trailers_are_not_header_fields(name: str, cut: int, tmp_path: Path) -> None:
+    head = request("/fields", "Transfer-Encoding: chunked", "X-Forwarded-For: 203.0.113.5", method="POST")
+    body, trailers = b"5\r\nhello\r\n", b"0\r\nX-Forwarded-For: 192.0.2.66\r\nCookie: a=b\r\nX: y\r\n\r\n"
+    with served(name, tmp_path) as client, Connection(client.base_url.port or 0) as connection:
+        for packet in ([head + body + trailers], [head, body + trailers], [head + body, trailers])[cut]:
+            connection.send(packet)
+            time.sleep(0.05)
+        told = json.loads(connection.read("POST").body)
+    assert told["before"] == told["after"] == ["host", "transfer-encoding", "x-forwarded-for"]
+    assert (told["size"], told["ip"]) == (5, "203.0.113.5")

@@ -103,6 +103,28 @@ async def test_what_follows_in_the_same_turn_keeps_its_order() -> None:
     assert b"".join(wire.written) == HEAD + BODY + HEAD + b"HTTP/1.1 is what this body begins with"
 
 
+class Broken(Wire):
+    """A transport whose writes fail."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        raise RuntimeError("the transport is broken")
+
+
+async def test_a_write_that_raises_keeps_no_other_response_from_its_client() -> None:
+    reported: list[BaseException | None] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context.get("exception")))
+    outbox = Outbox()
+    wires = [Wire(), Broken(), Wire(), Broken(), Wire()]
+    for wire in wires:
+        writer = Writer(wire, outbox, TOGETHER)
+        writer.begin(HEAD)
+        writer.write(BODY)
+    for _ in wires:
+        await turn()
+    assert [wire.written for wire in wires] == [[HEAD + BODY], [], [HEAD + BODY], [], [HEAD + BODY]]
+    assert [str(error) for error in reported] == ["the transport is broken"] * 2
+
+
 async def test_closing_sends_first_what_waits() -> None:
     wire, transport = connect(Outbox(), TOGETHER)
     transport.begin(HEAD)
