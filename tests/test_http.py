@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import select
@@ -51,6 +52,10 @@ async def release(ctx):
     released.set()
     return "released"
 
+async def slow(ctx):
+    await asyncio.sleep(2.5)
+    return "slow"
+
 async def ticks(pause):
     global streams_open
     streams_open += 1
@@ -89,8 +94,8 @@ async def state(ctx):
     }
 
 routes = {
-    "/echo": echo, "/late": late, "/ignore": ignore, "/hold": hold, "/release": release, "/tick": tick, "/endless": endless,
-    "/poll": poll, "/large": large, "/state": state, "/framed": framed,
+    "/echo": echo, "/late": late, "/ignore": ignore, "/hold": hold, "/release": release, "/slow": slow, "/tick": tick,
+    "/endless": endless, "/poll": poll, "/large": large, "/state": state, "/framed": framed,
 }
 gaman.serve(routes, port=0, OPTIONS)
 """
@@ -405,6 +410,14 @@ def test_a_request_behind_one_that_takes_long_is_answered_408_after_it(impatient
     assert (first.status, second.status) == (200, 408)
 
 
+def test_a_request_that_the_server_does_not_read_on_has_time(impatient: Served) -> None:
+    with Connection(impatient.port) as client:
+        client.send(request("/slow") + request("/ignore") + b"GET /ignore HTTP/1.1\r\nHost: test\r\n")
+        time.sleep(2)
+        client.send(b"Connection: close\r\n\r\n")
+        assert [answer.body for answer in answers(client.read_rest())] == [b"slow", b"not read", b"not read"]
+
+
 def test_a_client_that_takes_nothing_of_its_response_is_disconnected(impatient: Served) -> None:
     for head in (request("/large"), last("/large")):
         with Connection(impatient.port) as client:
@@ -481,23 +494,27 @@ def test_a_client_that_half_closes_within_its_request_is_disconnected(served: Se
             assert client.read_rest() == b""
 
 
-@pytest.mark.parametrize("target", ["/endless", "/poll"])
-@pytest.mark.parametrize("behind", [b"", request("/ignore"), request("/ignore") * 20_000, b"GET /half"])
 @pytest.mark.parametrize("how", ["close", "reset", "half-close, then close"])
-def test_what_waits_for_a_client_ends_when_it_leaves(served: Served, target: str, behind: bytes, how: str) -> None:
+def test_what_waits_for_a_client_ends_when_it_leaves(served: Served, how: str) -> None:
+    behind = (b"", request("/ignore"), request("/ignore") * 20_000, b"GET /half")
     until(lambda: served.state()["streams"] == 0, "an idle server")
-    with Connection(served.port) as client:
-        client.send(request(target))
-        until(lambda: served.state()["streams"] == 1, "the stream")
-        client.socket.setblocking(False)
-        with suppress(BlockingIOError):
-            client.socket.send(behind)
-        if how == "half-close, then close":
-            client.socket.shutdown(socket.SHUT_WR)
-            time.sleep(0.1)
-        if how == "reset":
-            client.reset()
-    until(lambda: served.state()["streams"] == 0, "the end of the stream")
+    with ExitStack() as stack:
+        for target, octets in itertools.product(("/endless", "/poll"), behind):
+            client = stack.enter_context(Connection(served.port))
+            client.send(request(target))
+            if target == "/endless":
+                client.read_until(b"tick 0;")
+            client.socket.setblocking(False)
+            with suppress(BlockingIOError):
+                client.socket.send(octets)
+            if how == "half-close, then close":
+                client.socket.shutdown(socket.SHUT_WR)
+            elif how == "reset":
+                stack.callback(client.reset)
+        until(lambda: served.state()["streams"] == 8, "the streams")
+        time.sleep(0.1)
+        assert served.state()["streams"] == 8
+    until(lambda: served.state()["streams"] == 0, "the end of the streams")
 
 
 def test_a_stream_that_nobody_reads_any_more_does_not_delay_the_stop(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ class Connection(asyncio.Protocol):
         if self._is_ending or (receiving is None and self._fields is None):
             # It has lingered long enough, or there is no request to answer.
             self.writer.close()
-        elif receiving is None or not (self._is_paused or receiving.awaits_continue):
+        elif not self._is_paused and (receiving is None or not receiving.awaits_continue):
             self._shared.log_once(
                 "a client was silent within its request for timeout_request=%g seconds (logged once)", self._timeout
             )
@@ -355,7 +355,7 @@ class Connection(asyncio.Protocol):
         """Read on, unless there are requests to answer first."""
         if self._is_paused and not self._queue and not self._unparsed and not self.writer.is_closing():
             self._is_paused = False
-            if self._receiving is not None:
+            if self._receiving is not None or self._fields is not None:
                 self.expect_more()
             self._transport.resume_reading()
 
