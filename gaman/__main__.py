@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     serve.add_argument("--workers", type=int, default=1, help="how many processes serve")
     serve.add_argument("--reload", action="store_true", help="start again when a source file changes")
     serve.add_argument("--trusted-proxies", metavar="LIST", help="addresses and networks, between commas")
+    serve.add_argument("--timeout-request", type=float, default=30, metavar="SECONDS", help="how long a client may be silent")
+    serve.add_argument("--max-connections", type=int, metavar="COUNT", help="of each process; more are answered 503")
     serve.add_argument("--timeout-graceful-shutdown", type=int, default=30, metavar="SECONDS")
     serve.set_defaults(run=_serve)
 
@@ -80,6 +82,8 @@ def _serve(options: argparse.Namespace) -> None:
         port=options.port,
         workers=options.workers,
         reload=options.reload,
+        timeout_request=options.timeout_request,
+        max_connections=options.max_connections,
         timeout_graceful_shutdown=options.timeout_graceful_shutdown,
     )
 
