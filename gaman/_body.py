@@ -1,25 +1,53 @@
 """Request bodies: read within their limits, and parsed where they are forms; what does not fit is a 4xx."""
 
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
 import shutil
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl
 
+import anyio.lowlevel
 import anyio.to_thread
 from multidict import MultiDict, MultiDictProxy
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 
 from gaman._headers import Headers
 from gaman.errors import ClientDisconnected, HTTPError
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 MAX_FIELDS = 1000
 MAX_FILES = 100
+_MAX_CONTENT_TYPE = 1 << 10
+_MAX_PART_HEAD = 1 << 12
 _SPOOL = 1 << 18
+# Bytes that are parsed at once. At worst they take some tens of milliseconds; then other requests are served.
+_SLICE = 1 << 16
+
+_IN_DATA = MultipartState.PART_DATA
+_IN_HEADER_VALUE = (MultipartState.HEADER_VALUE_START, MultipartState.HEADER_VALUE)
+# A folded line's end, a head's end, or a line end that the next chunk may complete to one of them.
+_find_line_end = re.compile(rb"\r\n(?:[ \t]|\r\n|\Z)|\r\Z").search
+# What browsers send. parse_options_header reads anything else, at a multiple of the time.
+_match_disposition = re.compile(rb'form-data; name="([^"\\]*)"(?:; filename="([^"\\]*)")?').fullmatch
+
+# One thread, because more would only compete with the event loop for the interpreter.
+_thread = ThreadPoolExecutor(1, "gaman-form")
+
+# python-multipart logs a warning for each malformed body, which logging prints to stderr unless some handler is set up.
+logging.getLogger("python_multipart").addHandler(logging.NullHandler())
 
 
 class UploadedFile:
@@ -67,7 +95,7 @@ class UploadedFile:
 
 
 class Form(NamedTuple):
-    """What a form held, by name, in the order it was sent."""
+    """What a form held, by name, in the order it was sent. A file input that was left empty isn't among the files."""
 
     fields: MultiDictProxy[str]
     files: MultiDictProxy[UploadedFile]
@@ -95,11 +123,13 @@ async def stream_body(receive: Receive, headers: Headers, limit: int) -> AsyncIt
 
 
 async def read_form(chunks: AsyncIterator[bytes], headers: Headers, field_limit: int) -> Form:
-    """Return the form that *chunks* hold; HTTPError 400 where it is malformed, 413 beyond a limit, 415 where it is no form."""
-    kind, options = parse_options_header(headers.get("content-type"))
+    """Return the form that *chunks* hold; HTTPError 400 where it is malformed, 413 beyond a limit, 415 where it isn't a form."""
+    content_type = headers.get("content-type", "")
+    if len(content_type) > _MAX_CONTENT_TYPE:
+        raise HTTPError(400, f"the Content-Type is longer than {_MAX_CONTENT_TYPE} bytes")
+    kind, options = parse_options_header(content_type)
     if kind == b"application/x-www-form-urlencoded":
-        body = b"".join([chunk async for chunk in chunks])
-        return Form(parse_pairs(body, "form", 413), MultiDictProxy(MultiDict[UploadedFile]()))
+        return Form(await _read_pairs(chunks, field_limit), MultiDictProxy(MultiDict[UploadedFile]()))
     if kind != b"multipart/form-data":
         raise HTTPError(415, "expected a form: application/x-www-form-urlencoded or multipart/form-data")
     if not (boundary := options.get(b"boundary")):
@@ -107,17 +137,31 @@ async def read_form(chunks: AsyncIterator[bytes], headers: Headers, field_limit:
     reader = _Multipart(field_limit)
     try:
         # The reader does not keep its parser, which calls it back: in a circle, the files would outlive the request.
-        parser = reader.parser(boundary)
+        parser = _Parser(boundary, reader)
         async for chunk in chunks:
-            parser.write(chunk)
+            for start in range(0, len(chunk), _SLICE):
+                if start:
+                    await anyio.lowlevel.checkpoint()
+                parser.write(chunk[start : start + _SLICE])
             await reader.store()
-        parser.finalize()
         return reader.finish()
     except FormParserError as cause:
         raise HTTPError(400, f"malformed multipart body: {cause}") from cause
 
 
-def parse_pairs(encoded: bytes, what: str, excess: int = 400) -> MultiDictProxy[str]:
+async def _read_pairs(chunks: AsyncIterator[bytes], limit: int) -> MultiDictProxy[str]:
+    """Return the fields of an urlencoded form; HTTPError 413 beyond *limit* bytes."""
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > limit:
+            raise _fields_too_large(limit)
+    if len(body) > _SLICE:
+        return await asyncio.get_running_loop().run_in_executor(_thread, parse_pairs, body, "form", 413)
+    return parse_pairs(body, "form", 413)
+
+
+def parse_pairs(encoded: bytes | bytearray, what: str, excess: int = 400) -> MultiDictProxy[str]:
     """Return the pairs of a query or an urlencoded form, decoded as browsers do: what is not UTF-8 becomes U+FFFD.
 
     HTTPError is raised with the status *excess* where there are too many.
@@ -134,86 +178,192 @@ class _Multipart:
 
     def __init__(self, field_limit: int) -> None:
         self._fields = MultiDict[str]()
-        self._files = MultiDict[UploadedFile]()
+        self._files: list[tuple[str, UploadedFile]] = []
         self._field_limit = field_limit
         self._field_bytes = 0
-        self._part_headers: list[tuple[bytes, bytes]] = []
+        self._part_headers: dict[bytes, bytes] = {}
+        self._head_bytes = 0
         self._header_name = self._header_value = b""
-        self._name = ""
+        self._name: str | None = None
+        self._encoding = "utf-8"
         self._value = bytearray()
         self._file: UploadedFile | None = None
-        self._unwritten: list[tuple[UploadedFile, bytes]] = []
+        self._unwritten: list[tuple[UploadedFile, list[bytes]]] = []
         self._complete = False
 
-    def parser(self, boundary: bytes) -> MultipartParser:
-        return MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._on_part_begin,
-                "on_header_field": self._on_header_field,
-                "on_header_value": self._on_header_value,
-                "on_header_end": self._on_header_end,
-                "on_headers_finished": self._on_headers_finished,
-                "on_part_data": self._on_part_data,
-                "on_part_end": self._on_part_end,
-                "on_end": self._on_end,
-            },
-        )
+    def callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": self._on_part_begin,
+            "on_header_field": self._on_header_field,
+            "on_header_value": self._on_header_value,
+            "on_header_end": self._on_header_end,
+            "on_headers_finished": self._on_headers_finished,
+            "on_part_data": self._on_part_data,
+            "on_part_end": self._on_part_end,
+            "on_end": self._on_end,
+        }
 
     async def store(self) -> None:
         """Write to the files what the last chunk held of them."""
         unwritten, self._unwritten = self._unwritten, []
-        for file, data in unwritten:
-            await file.append(data)
+        for file, pieces in unwritten:
+            # At once, because each write may take a thread.
+            await file.append(b"".join(pieces))
 
     def finish(self) -> Form:
         if not self._complete:
             raise FormParserError("it ends before its last boundary")
-        return Form(MultiDictProxy(self._fields), MultiDictProxy(self._files))
+        # A browser sends a file input that was left empty as a file with neither a name nor content.
+        files = MultiDict((name, file) for name, file in self._files if file.filename or file.size)
+        return Form(MultiDictProxy(self._fields), MultiDictProxy(files))
+
+    def grow_head(self, size: int) -> None:
+        """Count *size* more bytes of a part's header fields."""
+        self._head_bytes += size
+        if self._head_bytes > _MAX_PART_HEAD:
+            raise HTTPError(413, f"the header fields of a part of the form are larger than {_MAX_PART_HEAD} bytes")
+
+    def _grow_fields(self, size: int) -> None:
+        # Fields stay in memory, however large an upload the route allows.
+        self._field_bytes += size
+        if self._field_bytes > self._field_limit:
+            raise _fields_too_large(self._field_limit)
 
     def _on_part_begin(self) -> None:
-        self._part_headers = []
+        self._part_headers = {}
+        self._head_bytes = 0
         self._value = bytearray()
         self._file = None
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self.grow_head(end - start)
         self._header_name += data[start:end]
 
     def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self.grow_head(end - start)
         self._header_value += data[start:end]
 
     def _on_header_end(self) -> None:
-        self._part_headers.append((self._header_name.lower(), self._header_value))
+        # The line's own octets: a colon, a space and its end.
+        self.grow_head(4)
+        if b"\n" in self._header_value or b"\0" in self._header_value:
+            raise FormParserError("a header field of a part has a line feed or NUL in its value")
+        self._part_headers.setdefault(self._header_name.lower(), self._header_value.strip(b" \t"))
         self._header_name = self._header_value = b""
 
     def _on_headers_finished(self) -> None:
-        headers = Headers(self._part_headers)
-        kind, options = parse_options_header(headers.get("content-disposition"))
-        if kind != b"form-data" or b"name" not in options:
-            raise FormParserError("a part has no Content-Disposition: form-data with a name")
-        self._name = options[b"name"].decode("utf-8", "replace")
-        if b"filename" in options:
+        self._name, filename = _parse_disposition(self._part_headers.get(b"content-disposition", b""))
+        content_type = self._part_headers.get(b"content-type")
+        if filename is not None:
             if len(self._files) >= MAX_FILES:
                 raise HTTPError(413, f"the form has more than {MAX_FILES} files")
-            filename = options[b"filename"].decode("utf-8", "replace")
-            self._file = UploadedFile(filename, headers.get("content-type", "application/octet-stream"))
-            self._files.add(self._name, self._file)
-        elif len(self._fields) >= MAX_FIELDS:
+            self._file = UploadedFile(filename, (content_type or b"application/octet-stream").decode("latin-1"))
+            self._files.append((self._name, self._file))
+            return
+        if len(self._fields) >= MAX_FIELDS:
             raise HTTPError(413, f"the form has more than {MAX_FIELDS} fields")
+        self._grow_fields(len(self._name))
+        self._encoding = "utf-8" if content_type is None else _find_encoding(content_type)
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._file is not None:
-            self._unwritten.append((self._file, data[start:end]))
+            if not self._unwritten or self._unwritten[-1][0] is not self._file:
+                self._unwritten.append((self._file, []))
+            self._unwritten[-1][1].append(data[start:end])
             return
-        # Fields stay in memory, however large an upload the route allows.
-        self._field_bytes += end - start
-        if self._field_bytes > self._field_limit:
-            raise HTTPError(413, f"the form's fields are larger than {self._field_limit} bytes")
+        self._grow_fields(end - start)
         self._value += data[start:end]
 
     def _on_part_end(self) -> None:
-        if self._file is None:
-            self._fields.add(self._name, self._value.decode("utf-8", "replace"))
+        if self._name is not None and self._file is None:
+            self._fields.add(self._name, self._value.decode(self._encoding, "replace"))
 
     def _on_end(self) -> None:
         self._complete = True
+
+
+class _Parser:
+    """python-multipart's parser, given what it can't read by itself: a preamble, and folded header fields.
+
+    It relies on the parser's `state`, and on `index`, which is 0 outside a delimiter.
+    """
+
+    def __init__(self, boundary: bytes, reader: _Multipart) -> None:
+        self._reader = reader
+        self._delimiter = b"\r\n--" + boundary
+        # Without a preamble, no line end comes before the first boundary.
+        self._held = b"\r\n"
+        # The reader's own limits answer 413.
+        self._parser = MultipartParser(boundary, reader.callbacks(), max_header_count=sys.maxsize, max_header_size=sys.maxsize)
+        # The parser drops a preamble (RFC 2046, section 5.1.1) if it takes it for data, because no part has begun.
+        self._parser.state = _IN_DATA
+
+    def write(self, chunk: bytes) -> None:
+        """Parse *chunk* without the line ends that fold header fields (RFC 5322, section 2.2.3)."""
+        parser = self._parser
+        data, self._held = self._held + chunk, b""
+        written = seen = 0
+        # Only a guess: it saves the search of a part's data for line ends.
+        in_data = parser.state == _IN_DATA and not parser.index
+        while True:
+            if in_data:
+                delimiter = data.find(self._delimiter, seen)
+                if delimiter < 0:
+                    break
+                seen = delimiter + len(self._delimiter)
+            line_end = _find_line_end(data, seen)
+            if line_end is None:
+                break
+            if line_end[0] == b"\r\n\r\n":
+                # Its second half may begin a delimiter, if this is data after all.
+                seen = line_end.end() - 2
+                in_data = True
+                continue
+            parser.write(data[written : line_end.start()])
+            written, seen = line_end.span()
+            # Only the parser knows whether it is in a header field.
+            if parser.state in _IN_HEADER_VALUE:
+                if seen == len(data):
+                    # The next chunk tells whether the field goes on.
+                    self._held = data[written:]
+                    return
+                self._reader.grow_head(2)
+                written += 2
+            in_data = parser.state == _IN_DATA
+        parser.write(data[written:])
+
+
+def _parse_disposition(disposition: bytes) -> tuple[str, str | None]:
+    """Return the name and the filename in a part's Content-Disposition, None for a field; FormParserError where it is malformed."""
+    if plain := _match_disposition(disposition):
+        name, filename = plain.groups()
+    else:
+        kind, options = parse_options_header(disposition)
+        name, filename = options.get(b"name"), options.get(b"filename")
+        if kind != b"form-data" or name is None:
+            raise FormParserError("a part has no Content-Disposition: form-data with a name")
+        # parse_options_header leaves out parameters with an asterisk in their names. NUL isn't in any header field.
+        if filename is None and b"*" in disposition:
+            _, options = parse_options_header(disposition.replace(b"*", b"\0"))
+            if any(option.startswith(b"filename\0") for option in options):
+                raise FormParserError("a part has a filename* without a filename (RFC 7578, section 4.2)")
+    return _decode_name(name), None if filename is None else _decode_name(filename)
+
+
+def _decode_name(octets: bytes) -> str:
+    """Return a name as it was before the browser percent-encoded quotes, CR and LF, and nothing else.
+
+    See "multipart/form-data encoding algorithm" in the HTML standard.
+    """
+    name = octets.decode("utf-8", "replace")
+    return name.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n") if "%" in name else name
+
+
+def _find_encoding(content_type: bytes) -> str:
+    """Return what to decode a field of that Content-Type with: clients other than browsers may send ISO-8859-1."""
+    charset = parse_options_header(content_type)[1].get(b"charset", b"")
+    return "latin-1" if charset.lower() == b"iso-8859-1" else "utf-8"
+
+
+def _fields_too_large(limit: int) -> HTTPError:
+    return HTTPError(413, f"the form's fields are larger than {limit} bytes")

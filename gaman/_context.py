@@ -260,8 +260,9 @@ class Context:
     async def form(self, max_size: int | None = None) -> Form:
         """Return the form's fields and files, from an urlencoded or multipart body.
 
-        HTTPError is raised with 400 for a malformed form, 415 for a body that is none, and 413 beyond *max_size* bytes,
-        1,000 fields or 100 files. The fields together never exceed the App's max_body_size.
+        HTTPError 400 is raised for a malformed form and for a Content-Type over 1 KiB, HTTPError 415 for a body that isn't a form.
+        HTTPError 413 is raised beyond *max_size* bytes, by default the App's max_body_size, and beyond 1,000 fields, 100 files, or
+        4 KiB of header fields in a part. The fields together never exceed max_body_size, whatever *max_size* is.
         """
         async with self._lock():
             if not hasattr(self, "_form"):
@@ -284,11 +285,11 @@ class Context:
         return (await self.form()).fields.getall(name, [])
 
     async def file(self, name: str) -> UploadedFile | None:
-        """Return the form's first file of that name, or None when there is none."""
+        """Return the form's first file of that name; None where there is none, or where its input was left empty."""
         return (await self.form()).files.get(name)
 
     async def files(self, name: str) -> list[UploadedFile]:
-        """Return every file of that name; an empty list where there is none."""
+        """Return every file of that name, without inputs that were left empty; an empty list where there is none."""
         return (await self.form()).files.getall(name, [])
 
 
