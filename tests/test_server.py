@@ -28,14 +28,16 @@ import gaman
 from gaman import Context, HTTPError, Response
 
 logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-streams_open = 0
+streams_open = forms_parsed = 0
 big = Path(__file__).with_name("big")
 big.write_bytes(bytes(1 << 24))
 
 async def state(ctx: Context):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (10 if sys.platform == "darwin" else 0)
     fds = len(os.listdir("/dev/fd"))
-    return {"tasks": len(asyncio.all_tasks()), "streams": streams_open, "peak_kib": peak, "fds": fds}
+    return {
+        "tasks": len(asyncio.all_tasks()), "streams": streams_open, "peak_kib": peak, "fds": fds, "forms": forms_parsed,
+    }
 
 async def show(ctx: Context):
     cookies = [ctx.cookies.get(name) for name in ("a", "last")]
@@ -50,6 +52,17 @@ async def count(ctx: Context):
 async def form(ctx: Context):
     form = await ctx.form(1 << 30)
     return {"files": len(form.files), "fields": len(form.fields)}
+
+async def parse(ctx: Context):
+    global forms_parsed
+    await ctx.body(1 << 30)
+    # From here on, no other request is served unless the parser lets it.
+    forms_parsed += 1
+    try:
+        await ctx.form()
+    finally:
+        forms_parsed -= 1
+    return "parsed"
 
 async def ignore(ctx: Context):
     return "not read"
@@ -89,6 +102,7 @@ routes = {
     "/body": {"POST": body},
     "/count": {"POST": count},
     "/form": {"POST": form},
+    "/parse": {"POST": parse},
     "/ignore": {"POST": ignore},
     "/wait": {"POST": wait},
     "/flood": flood,
@@ -163,6 +177,83 @@ def test_a_client_that_leaves_in_the_middle_of_an_upload_leaves_no_temporary_fil
     with served.left_as_it_was() as idle, Connection(served.port) as client:
         client.send(head + b'--b\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n' + bytes(1 << 20))
         until(lambda: served.state()["fds"] == idle["fds"] + 2, "the connection and the upload's temporary file")
+
+
+FIELD = b'--b\r\nContent-Disposition: form-data; name="f"'
+FILE = FIELD + b'; filename="f"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "rest", "size", "status"),
+    [
+        pytest.param("application/x-www-form-urlencoded", b"", b"%", 1 << 20, 200, id="percents"),
+        pytest.param("multipart/form-data; boundary=b", b"", b"\r\n--b-", 1 << 22, 400, id="preamble"),
+        pytest.param("multipart/form-data; boundary=b", FIELD + b"\r\n\r\n", b"\r\n--b-\r\n ", 1 << 20, 400, id="data"),
+        pytest.param("multipart/form-data; boundary=b", b"", FIELD + b";" * 4_000 + b"\r\n\r\n\r\n", 1 << 21, 400, id="options"),
+    ],
+)
+def test_other_requests_are_served_while_a_hostile_form_is_parsed(
+    served: Served, kind: str, start: bytes, rest: bytes, size: int, status: int
+) -> None:
+    body = start + rest * ((size - len(start)) // len(rest))
+    with served.left_as_it_was(), Connection(served.port) as client:
+        client.send(request("/parse", f"Content-Type: {kind}", method="POST", body=body))
+        until(lambda: served.state()["forms"] == 1, "an answer while the form is parsed")
+        assert client.read("POST").status == status
+
+
+@pytest.mark.parametrize(
+    ("start", "rest", "status"),
+    [
+        pytest.param(b"", b"x", None, id="preamble"),
+        pytest.param(b"--b--\r\n", b"x", None, id="epilogue"),
+        pytest.param(FIELD + b"\r\nX: ", b"x", 413, id="header value"),
+        pytest.param(FIELD + b"\r\n", b"x", 413, id="header name"),
+        pytest.param(FIELD + b"\r\n", b"X: 1\r\n", 413, id="header fields"),
+        pytest.param(FIELD + b"\r\nX: ", b"\r\n ", 413, id="folds"),
+        pytest.param(FIELD + b"\r\n\r\n", b"x", 413, id="field"),
+        pytest.param(b"", FIELD + b"\r\n\r\n\r\n", 413, id="fields"),
+        pytest.param(b"", FILE + b"\r\n", 413, id="files"),
+    ],
+)
+def test_an_endless_form_takes_no_memory(served: Served, start: bytes, rest: bytes, status: int | None) -> None:
+    piece = rest * ((1 << 18) // len(rest))
+    head = request("/form", "Content-Type: multipart/form-data; boundary=b", "Content-Length: 1000000000", method="POST")
+    before = served.state()["peak_kib"]
+    with served.left_as_it_was(), Connection(served.port) as client:
+        client.send(head + start)
+        for _ in range(100 if status is None else 1_000):
+            if select.select([client.socket], [], [], 0)[0]:
+                break
+            client.send(piece)
+        if status is not None:
+            assert client.read("POST").status == status
+        assert served.state()["peak_kib"] - before < 16_000
+
+
+def test_a_malformed_form_writes_nothing_to_stderr(tmp_path: Path) -> None:
+    source = """
+import gaman
+
+async def form(ctx: gaman.Context):
+    return str(len((await ctx.form()).fields))
+
+gaman.serve({"/": {"POST": form}}, port=0)
+"""
+    with running_script(source, tmp_path) as program, Connection(program.port) as client:
+        kind = "Content-Type: multipart/form-data; boundary=b"
+        for body in (
+            b"--b?\r\n",
+            b"--b--",
+            b"--b \x1b",
+            FIELD + b"\x1b: 1",
+            FIELD + b"\r\n\r?",
+            FIELD + b"\r\nX: 1\r?",
+            b"--b\r\n: 1",
+        ):
+            assert client.ask(request("/", kind, method="POST", body=body)).status == (200 if body == b"--b--" else 400)
+        assert program.stop() == 0
+        assert program.stderr == ""
 
 
 @pytest.mark.parametrize("path", ["/flood", "/stall"])
