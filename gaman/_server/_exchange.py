@@ -146,8 +146,8 @@ class Exchange:
         """Have *application* answer; what it raises is logged, and answered 500 if there is still time."""
         try:
             await application(self._scope, self.receive, self.send)
-            if not self.is_complete and not self._is_disconnected:
-                logger.error("the application returned without a complete response")
+            if not self.has_started and not self._is_disconnected:
+                logger.error("the application returned without a response")
         except asyncio.CancelledError:
             # The server stops and has said what it cuts off.
             pass
