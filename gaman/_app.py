@@ -6,17 +6,31 @@ import logging
 import traceback
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from gaman import _access
 from gaman._context import Context
+from gaman._headers import RawHeaders
 from gaman._integration import Integration, in_order
 from gaman._proxies import NEARBY, TrustedProxies
-from gaman._response import BODILESS, Receive, Response, Scope, Send, error_response, to_response
+from gaman._response import (
+    BODILESS,
+    CONTENT_TYPE,
+    OK,
+    Payload,
+    Receive,
+    Response,
+    Scope,
+    Send,
+    error_response,
+    prepare,
+    to_response,
+    without_body,
+)
 from gaman._routing import Routes, Table, define_routes
 from gaman._tracebacks import explain, own, place
 from gaman._trailers import drop_trailers
-from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError
+from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, ResultError
 
 logger = logging.getLogger("gaman")
 
@@ -82,6 +96,15 @@ class App:
                 else:
                     answer = await handler(ctx)
                 response = answer if answer.__class__ is Response else to_response(answer)
+                headers = response.raw_headers
+                if (
+                    len(headers) != 1
+                    or headers[0][0] is not CONTENT_TYPE
+                    or response.status is not OK
+                    or response.body.__class__ is not bytes
+                ):
+                    # Most responses need none of what this does.
+                    response = await prepare(response, ctx)
             except ClientDisconnected:
                 raise
             except Exception as error:
@@ -90,33 +113,51 @@ class App:
                     ctx.forget_cookies()
                 response = await self._recover(ctx, error, handler)
             if self._on_response:
-                # What a hook adds to this answer must not stay on a Response that somebody keeps and returns again.
-                response = response.__copy__()
-                for on_response in self._on_response:
-                    try:
-                        answer = on_response(ctx, response)
-                        if answer is not None and hasattr(answer, "__await__"):
-                            answer = await answer
-                        if answer is not None and answer is not response:
-                            response = to_response(answer).__copy__()
-                    except ClientDisconnected:
-                        raise
-                    except Exception as error:
-                        response = (await self._recover(ctx, error)).__copy__()
+                response = await self._run_on_response(ctx, response)
             status, body, headers = response.status, response.body, response.raw_headers
             if ctx.set_cookies is not None:
                 headers = [*headers, *ctx.set_cookies.values()]
             if not isinstance(body, bytes):
-                await body.send(status, [*headers], ctx, send)
-            elif status in BODILESS:
-                await send({"type": "http.response.start", "status": status, "headers": [*headers]})
+                await self._send_payload(ctx, response, [*headers], send, handler)
+            elif status in BODILESS or scope["method"] == "HEAD":
+                headers = without_body(status, headers, len(body))
+                await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": b""})
             else:
                 headers = [*headers, _content_length(len(body))]
                 await send({"type": "http.response.start", "status": status, "headers": headers})
-                await send({"type": "http.response.body", "body": body if scope["method"] != "HEAD" else b""})
+                await send({"type": "http.response.body", "body": body})
         except ClientDisconnected:
             logger.debug("the client left during %s %r", ctx.method, ctx.path, extra=ctx.log_extra)
+        finally:
+            if ctx.open_files is not None:
+                ctx.close_files()
+
+    async def _run_on_response(self, ctx: Context, response: Response) -> Response:
+        # A handler may return the same Response for every request.
+        response = response.__copy__()
+        for on_response in self._on_response:
+            try:
+                answer: Any = on_response(ctx, response)
+                if answer is not None and hasattr(answer, "__await__"):
+                    answer = await answer
+                if answer is not None and answer is not response:
+                    response = to_response(answer).__copy__()
+                response = await prepare(response, ctx)
+            except ClientDisconnected:
+                raise
+            except Exception as error:
+                response = (await self._recover(ctx, error)).__copy__()
+        return response
+
+    async def _send_payload(self, ctx: Context, response: Response, headers: RawHeaders, send: Send, handler: object) -> None:
+        """Have the body send itself; where it breaks off for what is wrong in the user's code, log that."""
+        try:
+            await cast("Payload", response.body).send(response.status, headers, ctx, send)
+        except (HeaderError, ResultError) as error:
+            # The head is out. A server closes the connection after a response without an end, so that the client notices.
+            told = f"{type(error).__name__}: {explain(error)}{place(error, handler)}"
+            logger.error("%s %r broke off: %s", ctx.method, ctx.path, told, extra=ctx.log_extra)
 
     async def _recover(self, ctx: Context, error: Exception, handler: object = None) -> Response:
         """Return the answer to *error*: an on_error hook's or the error's own. What nobody expected is logged and says nothing."""
@@ -141,7 +182,7 @@ class App:
                 if answer is not None and hasattr(answer, "__await__"):
                     answer = await answer
                 if answer is not None:
-                    response = response or to_response(answer)
+                    response = response or await prepare(to_response(answer), ctx)
             except ClientDisconnected:
                 raise
             except Exception as fault:
@@ -150,8 +191,8 @@ class App:
             return response
         if isinstance(error, HTTPError):
             try:
-                return error_response(error)
-            except HeaderError as fault:
+                return await prepare(error_response(error), ctx)
+            except (HeaderError, ResultError) as fault:
                 return await self._recover(ctx, fault)
         if self.debug:
             return Response.text(told or "".join(traceback.format_exception(*own(error))), 500)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from functools import lru_cache
+from io import FileIO
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 from urllib.parse import quote
@@ -46,6 +47,7 @@ class Context:
         "_receive",
         "app",
         "began",
+        "open_files",
         "params",
         "scope",
         "session",
@@ -82,6 +84,8 @@ class Context:
         self._cookies: Cookies | None = None
         self.set_cookies: SetCookies | None = None
         """The Set-Cookie fields to send, once there may be some."""
+        self.open_files: list[FileIO] | None = None
+        """The files that responses have opened, once there are some."""
         self.session = _NO_SESSION
 
     @property
@@ -180,6 +184,11 @@ class Context:
     def forget_cookies(self) -> None:
         """Send none of the cookies that were set."""
         self._cookies = self.set_cookies = None
+
+    def close_files(self) -> None:
+        """Close the files that responses have opened."""
+        for file in self.open_files or ():
+            file.close()
 
     @property
     def locals(self) -> dict[str, Any]:

@@ -1,12 +1,15 @@
-"""Files as representations: found below a root, validated, and cut into ranges (RFC 9110, sections 8.8, 13 and 14)."""
+"""Files as representations: opened below a root, validated, and cut into ranges (RFC 9110, sections 8.8, 13 and 14)."""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
-from collections.abc import AsyncGenerator, Mapping, MutableMapping
-from email.utils import formatdate, parsedate_to_datetime
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, MutableMapping
+from datetime import UTC, datetime
+from email.utils import formatdate
+from io import FileIO
 from mimetypes import guess_type
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,57 +18,127 @@ from urllib.parse import quote
 import anyio
 
 from gaman._headers import Headers, RawHeaders, encode_value
-from gaman.errors import HTTPError
 
 _CHUNK = 1 << 16
+_MAX_PATH = 4095
+"""In bytes; Linux has no longer one."""
+_DATE_AGE = 2
+"""In seconds: servers renew the Date that they send about once a second."""
+_CAN_WALK = os.open in os.supports_dir_fd
+_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+
+_is_hidden = re.compile(r"(?:\A|[/\\])\.(?!\.?(?:[/\\]|\Z))").search
 _range = re.compile(r"bytes=[ \t]*(\d{0,19})-(\d{0,19})[ \t]*", re.IGNORECASE).fullmatch
 _etags = re.compile(r'(W/)?("[^"]*")').findall
 
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+_DAY, _MONTH, _TIME = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)", f"(?P<month>{'|'.join(_MONTHS)})", r"(?P<time>\d\d:\d\d:\d\d)"
+# In the order of RFC 9110, section 5.6.7: IMF-fixdate, and the obsolete dates of RFC 850 and of asctime(), which all are in UTC.
+_dates = [
+    re.compile(pattern, re.ASCII).fullmatch
+    for pattern in (
+        rf"{_DAY}, (?P<day>\d\d) {_MONTH} (?P<year>\d{{4}}) {_TIME} GMT",
+        rf"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day, (?P<day>\d\d)-{_MONTH}-(?P<year>\d\d) {_TIME} GMT",
+        rf"{_DAY} {_MONTH} (?P<day>[ \d]\d) {_TIME} (?P<year>\d{{4}})",
+    )
+]
+
 
 class File(NamedTuple):
-    """A regular file as it was when it was found; *size* in bytes."""
+    """A regular file that is open, as it was then; *size* in bytes, *modified* in seconds, 0 where no date is known."""
 
-    path: Path
+    opened: FileIO
     size: int
-    modified_ns: int
+    modified: int
+    etag: str
     content_type: str
 
-    def validators(self) -> Mapping[str, str]:
-        return {
-            "etag": f'"{self.modified_ns:x}-{self.size:x}"',
-            "last-modified": formatdate(self.modified_ns // 1_000_000_000, usegmt=True),
+    def fields(self) -> Mapping[str, str]:
+        """Return the header fields that describe the file."""
+        fields = {
+            "content-type": self.content_type,
+            "etag": self.etag,
             "accept-ranges": "bytes",
+            # A browser must not take an upload for a page because of what is in it.
+            "x-content-type-options": "nosniff",
         }
+        if self.modified:
+            # It must not be later than Date (RFC 9110, section 8.8.2.1).
+            fields["last-modified"] = formatdate(min(self.modified, int(time.time()) - _DATE_AGE), usegmt=True)
+        return fields
 
 
-def find(path: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> File:
-    """Return the file at *path*, below *root* where that is given; HTTPError 404 where there is none to show."""
-    try:
-        if root is None:
-            found = Path(path)
-        else:
-            base = Path(root).resolve()
-            found = (base / os.fspath(path).lstrip("/\\")).resolve()
-            if not found.is_relative_to(base):
-                raise HTTPError(404)
-        status = found.stat()
-    except (OSError, ValueError, RuntimeError) as cause:
-        # ValueError is a NUL in the name, RuntimeError a loop of links.
-        raise HTTPError(404) from cause
+def find(path: str | os.PathLike[str], root: str | os.PathLike[str] | None, *, hidden: bool) -> File:
+    """Open the file at *path*, below *root* where that is given; OSError or ValueError where there is none to show.
+
+    It asks the disk, so call it in a thread.
+    """
+    name = os.fspath(path)
+    if len(os.fsencode(name)) > _MAX_PATH:
+        raise ValueError("the path is too long")
+    opener: Callable[[str, int], int] = _open
+    if root is not None:
+        if not hidden and _is_hidden(name):
+            raise ValueError("a part of the path is hidden")
+        name, opener = _resolve(os.path.realpath(root), name)
+    # It is closed by what it is returned to.
+    opened = open(name, "rb", buffering=0, opener=opener)  # noqa: SIM115
+    status = os.fstat(opened.fileno())
     if not stat.S_ISREG(status.st_mode):
-        raise HTTPError(404)
-    kind, encoding = guess_type(found.name)
+        opened.close()
+        raise OSError(f"{name!r} is not a regular file")
+    modified, stamp = status.st_mtime_ns // 1_000_000_000, status.st_mtime_ns
+    if modified <= 1:
+        # Reproducible builds date every file 0 or 1. Only the time of its last change tells two of them apart.
+        modified, stamp = 0, status.st_ctime_ns
+    return File(opened, status.st_size, modified, f'"{stamp:x}-{status.st_size:x}"', _guess(name))
+
+
+def _resolve(base: str, name: str) -> tuple[str, Callable[[str, int], int]]:
+    """Return the file *name* below *base* without links, and what opens it there; ValueError where it leads out."""
+    found = os.path.realpath(os.path.join(base, name.lstrip("/\\")))
+    *folders, last = Path(found).relative_to(base).parts
+    if not _CAN_WALK:
+        return found, _open
+
+    def walk(_: str, flags: int) -> int:
+        # A link that is met now has come since the path was resolved, and may lead anywhere.
+        folder = os.open(base, _FOLDER)
+        try:
+            for step in folders:
+                below = os.open(step, _FOLDER | _NO_LINK, dir_fd=folder)
+                os.close(folder)
+                folder = below
+            return _open(last, flags | _NO_LINK, folder)
+        finally:
+            os.close(folder)
+
+    return found, walk
+
+
+def _open(name: str, flags: int, folder: int | None = None) -> int:
+    # To open a pipe or a device may block, or disturb another program.
+    if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=not flags & _NO_LINK).st_mode):
+        raise OSError(f"{name!r} is not a regular file")
+    return os.open(name, flags | _NO_WAIT, dir_fd=folder)
+
+
+def _guess(path: str) -> str:
+    # After a slash, `data:text/html,.png` is a name and not a URL.
+    kind, encoding = guess_type("/" + os.path.basename(path))
     if kind is None or encoding is not None:
-        kind = "application/octet-stream"
-    elif kind.startswith("text/"):
-        kind += "; charset=utf-8"
-    return File(found, status.st_size, status.st_mtime_ns, kind)
+        return "application/octet-stream"
+    return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
 
 
 def attachment(name: str) -> str:
     """Return a Content-Disposition that has the browser save under *name* (RFC 6266)."""
     plain = re.sub(r'[^\x20-\x7e]|["\\%]', "_", name)
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+    # The octets of a name that isn't UTF-8 are surrogates in Python, which UTF-8 can't hold.
+    encoded = quote(re.sub("[\ud800-\udfff]", "\ufffd", name), safe="")
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{encoded}"
 
 
 def select(file: File, status: int, own: Headers, scope: MutableMapping[str, Any]) -> tuple[int, int, int, RawHeaders]:
@@ -79,17 +152,20 @@ def select(file: File, status: int, own: Headers, scope: MutableMapping[str, Any
     if (match := asked.get("if-match")) is not None:
         if match.strip() != "*" and etag not in _tags(asked.getall("if-match"), strong=True):
             return 412, 0, 0, [(b"content-length", b"0")]
-    elif _time(modified) > _time(asked.get("if-unmodified-since"), later=True):
+    elif _time([modified]) > _time(asked.getall("if-unmodified-since"), later=True):
         return 412, 0, 0, [(b"content-length", b"0")]
     if (none_match := asked.get("if-none-match")) is not None:
         if none_match.strip() == "*" or etag.removeprefix("W/") in _tags(asked.getall("if-none-match")):
             return 304, 0, 0, []
-    elif _time(modified, later=True) <= _time(asked.get("if-modified-since")):
+    elif _time([modified], later=True) <= _time(asked.getall("if-modified-since")):
         return 304, 0, 0, []
     if scope["method"] != "GET" or (wanted := _range(asked.get("range", ""))) is None:
         return 200, 0, file.size, whole
     # A weak tag is equal to none, not even to itself (RFC 9110, section 13.1.5).
-    if (condition := asked.get("if-range")) is not None and condition.strip() not in {modified, *_tags([etag], strong=True)}:
+    if (condition := asked.get("if-range")) is not None and condition.strip() not in {
+        modified or None,
+        *_tags([etag], strong=True),
+    }:
         return 200, 0, file.size, whole
     start, end = wanted.groups()
     if not start and not end:
@@ -105,9 +181,10 @@ def select(file: File, status: int, own: Headers, scope: MutableMapping[str, Any
     return 206, first, length, [(b"content-range", content_range), (b"content-length", b"%d" % length)]
 
 
-async def read(opened: anyio.AsyncFile[bytes], first: int, length: int) -> AsyncGenerator[bytes, None]:
+async def read(file: File, first: int, length: int) -> AsyncGenerator[bytes, None]:
     """Yield *length* bytes from *first* on; OSError where the file has become shorter, so that the answer breaks off."""
-    await opened.seek(first)
+    opened = anyio.wrap_file(file.opened)
+    file.opened.seek(first)
     while length > 0:
         chunk = await opened.read(min(_CHUNK, length))
         if not chunk:
@@ -121,11 +198,23 @@ def _tags(values: list[str], *, strong: bool = False) -> set[str]:
     return {tag for value in values for weak, tag in _etags(value) if not (weak and strong)}
 
 
-def _time(value: str | None, *, later: bool = False) -> float:
-    """Return an HTTP date in seconds; where there is none, before or after all that there are, so that no condition holds."""
+def _time(values: list[str], *, later: bool = False) -> float:
+    """Return an HTTP-date in seconds; where there is none, or no valid one, a time with which no condition holds."""
     try:
-        if value:
-            return parsedate_to_datetime(value).timestamp()
-    except (ValueError, TypeError, OverflowError):
+        [value] = values
+        [found] = filter(None, (match(value.strip(" \t")) for match in _dates))
+        hour, minute, second = map(int, found["time"].split(":"))
+        year, month, day = int(found["year"]), _MONTHS.index(found["month"]) + 1, int(found["day"])
+        if len(found["year"]) == 2:
+            # The latest such year that is at most 50 years ahead (RFC 9110, section 5.6.7).
+            now = datetime.now(UTC)
+            year += now.year - now.year % 100
+            if (year, month, day, hour, minute, second) > (now.year + 50, *now.timetuple()[1:6]):
+                year -= 100
+        date = datetime(year, month, day, hour, minute, tzinfo=UTC)
+        # 60 is a leap second.
+        if second <= 60:
+            return date.timestamp() + second
+    except ValueError:
         pass
     return float("inf") if later else float("-inf")

@@ -14,10 +14,12 @@ _forbidden = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]").search
 
 @lru_cache(maxsize=1024)
 def encode_name(name: str) -> bytes:
-    """Return *name* in lower case, or raise HeaderError where it is no token (RFC 9110, section 5.6.2)."""
+    """Return *name* in lower case; HeaderError where it isn't a token (RFC 9110, section 5.6.2), or is the server's own to set."""
     if _token(name) is None:
         raise HeaderError(f"{name!r} is not a header name: RFC 9110 allows letters, digits and !#$%&'*+-.^_`|~")
-    return name.lower().encode("ascii")
+    if (lower := name.lower()) == "transfer-encoding":
+        raise HeaderError("the server alone sets transfer-encoding, because it knows how the body goes out; remove it")
+    return lower.encode("ascii")
 
 
 def encode_value(value: str) -> bytes:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import aclosing
 from dataclasses import is_dataclass
-from inspect import iscoroutine
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, cast
+from functools import partial
+from inspect import iscoroutine, isgenerator
+from types import AsyncGeneratorType, TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, cast
 from urllib.parse import quote
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import msgspec
 
 from gaman import _file
 from gaman._headers import Headers, MutableHeaders, RawHeaders, encode_value
-from gaman.errors import ClientDisconnected, HTTPError, ResultError
+from gaman.errors import ClientDisconnected, HeaderError, HTTPError, ResultError
 
 if TYPE_CHECKING:
     from gaman._context import Context
@@ -26,10 +30,20 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 HeadersInit = Mapping[str, str] | Iterable[tuple[str, str]]
 
-_JSON = (b"content-type", b"application/json")
-_TEXT = (b"content-type", b"text/plain; charset=utf-8")
-_HTML = (b"content-type", b"text/html; charset=utf-8")
-_BYTES = (b"content-type", b"application/octet-stream")
+OK: Final = 200
+"""Compared by identity, which is the cheapest check that nearly every response passes."""
+CONTENT_TYPE: Final = b"content-type"
+"""The name in the fields below, compared by identity as well."""
+
+_JSON = (CONTENT_TYPE, b"application/json")
+_TEXT = (CONTENT_TYPE, b"text/plain; charset=utf-8")
+_HTML = (CONTENT_TYPE, b"text/html; charset=utf-8")
+_BYTES = (CONTENT_TYPE, b"application/octet-stream")
+
+# What a URI can't hold (RFC 3986, section 2), but for control characters: the header check refuses these.
+_not_in_uri = re.compile(r"""%(?![0-9A-Fa-f]{2})|[ "<>\\^`{|}]|[^\x00-\x7f]""")
+# Browsers take `\` for `/`, and leave out tabs and line breaks. After `//`, they read a host.
+_is_local_path = re.compile(r"/(?![/\\])[^\x00-\x1f\x7f\\?#]*(?:[?#][^\x00-\x1f\x7f]*)?").fullmatch
 
 
 def _refuse(value: object) -> object:
@@ -52,6 +66,9 @@ def _close_coroutines(data: object) -> None:
 
 # RFC 9110, section 6.4.1
 BODILESS = frozenset({204, 304})
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+_MAX_DIGITS = 18
+"""Of a length; more than any body has."""
 
 _new = object.__new__
 _encode_json = msgspec.json.Encoder(enc_hook=_refuse).encode
@@ -90,6 +107,8 @@ class Response:
             field, self.body = _BYTES, body
         else:
             raise ResultError(f"a Response's body is str, bytes or None, not {type(body).__name__}; did you mean Response.json()?")
+        if status is not OK:
+            _check_status(status)
         self.status = status
         if content_type is not None:
             field = (b"content-type", encode_value(content_type))
@@ -120,6 +139,8 @@ class Response:
         """Encode *data* as msgspec does: dicts, lists, dataclasses, Structs, datetimes, UUIDs; ResultError for what it can't."""
         # Unrolled, for this is where most responses come from.
         response = _new(Response)
+        if status is not OK:
+            _check_status(status)
         response.status = status
         try:
             response.body = _encode_json(data)
@@ -142,13 +163,24 @@ class Response:
         return _make(html.encode(), _HTML, status, headers)
 
     @staticmethod
-    def redirect(location: str, status: int = 302, headers: HeadersInit | None = None) -> Response:
-        """Send the browser to *location* (RFC 9110, section 15.4), whose non-ASCII characters are percent-encoded."""
+    def redirect(location: str, status: int = 302, headers: HeadersInit | None = None, *, local: bool = False) -> Response:
+        """Send the browser to *location* (RFC 9110, section 15.4); what a URI can't hold is percent-encoded.
+
+        Pass *local* where *location* comes from a visitor: HTTPError 400 then refuses all but a path of this site.
+        """
         if status not in (301, 302, 303, 307, 308):
-            raise ValueError(f"{status} is no redirect; take 301, 302, 303, 307 or 308")
+            raise ResultError(f"{status!r} is not a redirect's status; take 301, 302, 303, 307 or 308")
+        if local and _is_local_path(location) is None:
+            raise HTTPError(400, "the redirect does not lead to a path of this site")
+        try:
+            # A host may be percent-encoded too (RFC 3986, section 3.2.2), and the octets of a file name need not be UTF-8.
+            target = _not_in_uri.sub(lambda found: quote(found[0], safe="", errors="surrogateescape"), location)
+        except UnicodeEncodeError as cause:
+            raise HeaderError(f"the redirect's target {location!r} holds half a surrogate pair; remove it") from cause
+        if "\t" in target:
+            raise HeaderError(f"the redirect's target {location!r} holds a tab, which browsers leave out; remove it")
         response = _make(b"", None, status, headers)
-        # Control characters are left for the header check to refuse, rather than made harmless without a word.
-        response.headers["location"] = "".join(c if c.isascii() else quote(c) for c in location)
+        response.headers["location"] = target
         return response
 
     @staticmethod
@@ -160,7 +192,9 @@ class Response:
         content_type: str = "application/octet-stream",
     ) -> Response:
         """Send *chunks* as they come. When the client leaves, the iterator is cancelled and closed."""
-        return _make(_Stream(chunks), (b"content-type", encode_value(content_type)), status, headers)
+        if not hasattr(type(chunks), "__aiter__"):
+            raise ResultError(f"Response.stream() takes an async iterator, not {_name_what_is_wrong(chunks)}")
+        return _make(_Stream(chunks), (CONTENT_TYPE, encode_value(content_type)), status, headers)
 
     @staticmethod
     def file(
@@ -169,18 +203,20 @@ class Response:
         headers: HeadersInit | None = None,
         *,
         root: str | os.PathLike[str] | None = None,
+        hidden: bool = False,
         content_type: str | None = None,
         download: str | None = None,
     ) -> Response:
         """Send a file, in ranges and under conditions if the client asks for them (RFC 9110, sections 13 and 14).
 
         Give *root* where *path* comes from a visitor: a path that leads out of it, through `..` or a link, answers 404, as
-        one that names no file does. The content type is guessed from the name; *download* has the browser save under that name.
+        one that names no file does. So does one of which a part begins with a dot, unless you pass *hidden*. The content type is
+        guessed from the name; *download* has the browser save under that name.
+
+        The file is opened when the handler has returned the response. Where that fails, HTTPError 404 goes to the on_error hooks.
         """
-        file = _file.find(path, root)
-        response = _make(_File(file), (b"content-type", encode_value(content_type or file.content_type)), status, headers)
-        for name, value in file.validators().items():
-            response.headers.setdefault(name, value)
+        field = None if content_type is None else (CONTENT_TYPE, encode_value(content_type))
+        response = _make(_File(partial(_file.find, path, root, hidden=hidden)), field, status, headers)
         if download is not None:
             response.headers["content-disposition"] = _file.attachment(download)
         return response
@@ -188,12 +224,78 @@ class Response:
 
 def _make(body: bytes | Payload, field: tuple[bytes, bytes] | None, status: int, headers: HeadersInit | None) -> Response:
     response = _new(Response)
+    if status is not OK:
+        _check_status(status)
     response.status = status
     response.body = body
     response.raw_headers = [] if field is None else [field]
     if headers is not None:
         response._add(headers)
     return response
+
+
+def _check_status(status: object) -> None:
+    if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 599:
+        raise ResultError(f"a response's status is an int from 200 to 599, not {status!r}")
+
+
+def _name_what_is_wrong(chunks: object) -> str:
+    """Return what *chunks* are that Response.stream() can't take, and what to write instead."""
+    if iscoroutine(chunks):
+        chunks.close()
+        return f"the coroutine {chunks.__qualname__!r}: write `yield` in it, or `await` before the call if it returns an iterator"
+    if callable(chunks):
+        return f"{getattr(chunks, '__qualname__', chunks)!r} itself: call it"
+    if isgenerator(chunks):
+        return f"the generator {chunks.__qualname__!r}: write `async def` in place of its `def`"
+    return f"a {type(chunks).__name__}; write an `async def` that yields its chunks, or give Response() all of them at once"
+
+
+async def prepare(response: Response, ctx: Context) -> Response:
+    """Return *response* as it can be sent, its file open for *ctx* to close; a copy where that changes it.
+
+    HTTPError 404 is raised where there is no such file, ResultError for a status that can't be sent, and HeaderError for fields
+    that don't fit the body (RFC 9112, section 6).
+    """
+    _check_status(response.status)
+    if isinstance(response.body, _File):
+        response = await response.body.open(response, ctx)
+    elif not hasattr(response.body, "send") and not isinstance(response.body, bytes):
+        raise ResultError(f"a response's body is bytes, not {type(response.body).__name__}; encode it, or return another Response")
+    headers = response.raw_headers
+    framing = [field for field in headers if field[0] in _FRAMING]
+    if not framing:
+        return response
+    if len(framing) > 1 or framing[0][0] != b"content-length" or not framing[0][1].isdigit() or len(framing[0][1]) > _MAX_DIGITS:
+        told = b", ".join(b"%s: %s" % field for field in framing).decode("latin-1")
+        raise HeaderError(f"a response has one content-length, in digits, and no transfer-encoding, not {told!r}")
+    body = response.body
+    if not isinstance(body, bytes) or ctx.method == "HEAD" or response.status in BODILESS:
+        return response
+    if int(framing[0][1]) != len(body):
+        raise HeaderError(
+            f"the content-length {int(framing[0][1])} is not that of the body, which has {len(body)} bytes; leave it out"
+        )
+    # The App adds the same.
+    response = response.__copy__()
+    response.raw_headers.remove(framing[0])
+    return response
+
+
+def without_body(status: int, headers: RawHeaders, size: int = 0) -> RawHeaders:
+    """Return *headers* as they are sent where no body is: to HEAD, with the length that the handler or else *size* says."""
+    if status in BODILESS:
+        left_out = _FRAMING if status == 204 else {CONTENT_TYPE, *_FRAMING}
+        return [field for field in headers if field[0] not in left_out]
+    return [*headers] if b"content-length" in dict(headers) else [*headers, (b"content-length", b"%d" % size)]
+
+
+def _limits_on_caches(headers: Headers) -> dict[str, str]:
+    """Return what keeps a 404 in place of a file from being cached more widely than that; its lifetime is the file's alone."""
+    fields = {name: ", ".join(headers.getall(name)) for name in ("vary", "cache-control")}
+    if re.search(r"no-store|no-cache|private", fields["cache-control"], re.IGNORECASE) is None:
+        del fields["cache-control"]
+    return {name: value for name, value in fields.items() if value}
 
 
 class _Stream:
@@ -203,9 +305,12 @@ class _Stream:
     async def send(self, status: int, headers: RawHeaders, ctx: Context, send: Send) -> None:
         chunks = aiter(self._chunks)
         try:
+            if status in BODILESS:
+                headers = without_body(status, headers)
             await _emit(send, {"type": "http.response.start", "status": status, "headers": headers})
             if ctx.method != "HEAD" and status not in BODILESS:
-                await _send_while_connected(chunks, ctx, send)
+                length = Headers(headers).get("content-length")
+                await _send_while_connected(chunks, ctx, send, None if length is None else int(length))
             await _emit(send, {"type": "http.response.body", "body": b""})
         finally:
             if (close := getattr(chunks, "aclose", None)) is not None:
@@ -213,24 +318,43 @@ class _Stream:
 
 
 class _File:
-    def __init__(self, file: _file.File) -> None:
-        self._file = file
+    """A file that *find* returns, which asks the disk."""
+
+    file: _file.File
+    """What is sent, once it is open."""
+
+    def __init__(self, find: Callable[[], _file.File]) -> None:
+        self._find = find
+
+    async def open(self, response: Response, ctx: Context) -> Response:
+        """Return *response* with the file open and described, for *ctx* to close; HTTPError 404 where there is none."""
+        if hasattr(self, "file"):
+            return response
+        try:
+            file = await anyio.to_thread.run_sync(self._find)
+        except (OSError, ValueError) as cause:
+            raise HTTPError(404, headers=_limits_on_caches(response.headers)) from cause
+        if ctx.open_files is None:
+            ctx.open_files = []
+        ctx.open_files.append(file.opened)
+        # A handler may return the same Response for every request.
+        response = response.__copy__()
+        response.body = body = _File(self._find)
+        body.file = file
+        for name, value in file.fields().items():
+            response.headers.setdefault(name, value)
+        return response
 
     async def send(self, status: int, headers: RawHeaders, ctx: Context, send: Send) -> None:
-        status, first, length, fields = _file.select(self._file, status, Headers(headers), ctx.scope)
-        headers += fields
+        status, first, length, fields = _file.select(self.file, status, Headers(headers), ctx.scope)
+        if status in BODILESS:
+            await _emit_whole(send, status, without_body(status, headers), b"")
+            return
+        headers = [*(field for field in headers if field[0] != b"content-length"), *fields]
         if not length or ctx.method == "HEAD":
             await _emit_whole(send, status, headers, b"")
             return
-        try:
-            opened = await anyio.open_file(self._file.path, "rb")
-        except OSError:
-            # It has gone since it was found.
-            gone = error_response(HTTPError(404))
-            body = cast("bytes", gone.body)
-            await _emit_whole(send, gone.status, [*gone.raw_headers, (b"content-length", b"%d" % len(body))], body)
-            return
-        async with opened, aclosing(_file.read(opened, first, length)) as chunks:
+        async with aclosing(_file.read(self.file, first, length)) as chunks:
             await _emit(send, {"type": "http.response.start", "status": status, "headers": headers})
             await _send_while_connected(chunks, ctx, send)
         await _emit(send, {"type": "http.response.body", "body": b""})
@@ -249,28 +373,44 @@ async def _emit(send: Send, message: dict[str, Any]) -> None:
         raise ClientDisconnected("the client left before its answer had gone out whole") from cause
 
 
-async def _send_while_connected(chunks: AsyncIterator[bytes | str], ctx: Context, send: Send) -> None:
-    """Send every chunk, or stop and cancel the one under way as soon as the client has left."""
+async def _send_while_connected(chunks: AsyncIterator[bytes | str], ctx: Context, send: Send, length: int | None = None) -> None:
+    """Send every chunk, or stop and cancel the one under way as soon as the client has left.
+
+    ResultError is raised for what isn't a chunk, HeaderError where all of them are not *length* bytes, if that is given.
+    """
 
     async def watch() -> None:
         await ctx.left()
         watching.cancel()
 
     failure: Exception | None = None
+    left = length
     async with anyio.create_task_group() as tasks:
         watching = tasks.cancel_scope
         tasks.start_soon(watch)
         try:
             async for chunk in chunks:
                 data = chunk.encode() if isinstance(chunk, str) else chunk
+                if not isinstance(data, bytes):
+                    raise ResultError(f"a chunk is bytes or str, not {type(data).__name__}").with_traceback(_stand_of(chunks))
+                if left is not None and (left := left - len(data)) < 0:
+                    raise HeaderError(f"a stream had more bytes than the {length} of its content-length")
                 await _emit(send, {"type": "http.response.body", "body": data, "more_body": True})
                 # Neither an iterator nor a server that has lost its client need ever wait, and watch() must have its turn.
                 await anyio.lowlevel.checkpoint()
+            if left:
+                raise HeaderError(f"a stream ended {left} bytes before the {length} of its content-length")
         except Exception as error:
             failure = error
         watching.cancel()
     if failure is not None:
         raise failure
+
+
+def _stand_of(chunks: object) -> TracebackType | None:
+    """Return a traceback to the `yield` that an async generator stands at, so that the log can name its line."""
+    frame = chunks.ag_frame if isinstance(chunks, AsyncGeneratorType) else None
+    return None if frame is None else TracebackType(None, frame, frame.f_lasti, frame.f_lineno)
 
 
 class _Dataclass(Protocol):

@@ -20,7 +20,7 @@ class HeaderError(GamanError, ValueError):
     """A header, cookie or redirect target holds what RFC 9110, section 5.5, or RFC 6265, section 4.1, forbids."""
 
 
-class ResultError(GamanError, TypeError):
+class ResultError(GamanError, TypeError, ValueError):
     """A handler's result, or what a Response was to be made of, can't be sent; the message names it."""
 
 

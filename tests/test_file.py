@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gaman import App, Context, HTTPError, Response
+from gaman import App, Context, Response, define_integration
 
 if TYPE_CHECKING:
     from tests.conftest import Answer, Ask
@@ -29,6 +30,9 @@ def root(tmp_path: Path) -> Path:
     (root / "sub" / "inner.txt").write_text("inner")
     (root / "a b\xe9.txt").write_text("odd name")
     (root / "..hidden").write_text("two dots and more")
+    (root / "sub" / ".hidden").write_text("hidden")
+    (root / ".hidden").mkdir()
+    (root / ".hidden" / "x.txt").write_text("hidden")
     (tmp_path / "secret.txt").write_text("secret")
     (tmp_path / "root-beside").mkdir()
     (tmp_path / "root-beside" / "x.txt").write_text("secret")
@@ -98,7 +102,6 @@ async def test_an_empty_file_is_sent(ask: Ask, app: App) -> None:
         ("/files?name=/sub/inner.txt", "inner"),
         ("/files?name=sub/../sub/./inner.txt", "inner"),
         ("/files/a%20b%C3%A9.txt", "odd name"),
-        ("/files/..hidden", "two dots and more"),
         ("/files/inside", "inner"),
     ],
 )
@@ -136,6 +139,11 @@ async def test_a_file_below_the_root_is_found(ask: Ask, app: App, target: str, t
         "x" * 5_000,
         "x%2F" * 3_000,
         "data.bin%0D%0A",
+        "..hidden",
+        ".hidden%2Fx.txt",
+        "sub%2F.hidden",
+        "sub%2F..%2F..hidden",
+        "...%2Fx",
     ],
     ids=lambda name: name[:30] or "empty",
 )
@@ -145,58 +153,88 @@ async def test_what_is_no_file_below_the_root_is_a_404(ask: Ask, app: App, name:
         assert (answer.status, answer.text) == (404, "Not Found")
 
 
+async def answers(ask: Ask, *args: Any, **options: Any) -> int:
+    """Return the status of the answer to a handler that returns Response.file() of these arguments."""
+
+    async def handler(ctx: Context) -> Response:
+        return Response.file(*args, **options)
+
+    return (await ask(App({"/": handler}))).status
+
+
 async def test_a_root_that_is_missing_has_no_files(ask: Ask, tmp_path: Path) -> None:
-    with pytest.raises(HTTPError, match="404"):
-        Response.file("x", root=tmp_path / "missing")
+    assert await answers(ask, "x", root=tmp_path / "missing") == 404
 
 
-def test_a_root_may_be_a_link_or_relative(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_root_may_be_a_link_or_relative(ask: Ask, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root.parent / "link").symlink_to(root)
     monkeypatch.chdir(root.parent)
     for base in ("link", "root", "./link/../root"):
-        assert Response.file("sub/inner.txt", root=base).status == 200
-        with pytest.raises(HTTPError):
-            Response.file("../secret.txt", root=base)
+        assert await answers(ask, "sub/inner.txt", root=base) == 200
+        assert await answers(ask, "../secret.txt", root=base) == 404
 
 
-def test_without_a_root_a_path_is_taken_as_it_is(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_root_a_path_is_taken_as_it_is(ask: Ask, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
-    for path in ("../secret.txt", root / "outside", root.parent / "secret.txt"):
-        assert Response.file(path).status == 200
-    for path in ("missing", root, "pipe", "a\x00b"):
-        with pytest.raises(HTTPError, match="404"):
-            Response.file(path)
+    for path in ("../secret.txt", root / "outside", root.parent / "secret.txt", ".hidden/x.txt"):
+        assert await answers(ask, path) == 200
+    for path in ("missing", root, "pipe", "a\x00b", "./" * 2_100 + "page.html"):
+        assert await answers(ask, path) == 404
 
 
-async def test_a_file_that_is_no_longer_there_when_it_is_sent_is_no_200(ask: Ask, root: Path) -> None:
+async def test_a_path_of_4095_bytes_is_looked_for_and_a_longer_one_is_not(ask: Ask, root: Path) -> None:
+    assert await answers(ask, "./" * 2_043 + "page.html", root=root) == 200
+    assert await answers(ask, "/" + "./" * 2_043 + "page.html", root=root) == 404
+
+
+async def test_hidden_files_are_sent_where_that_is_asked_for(ask: Ask, root: Path) -> None:
+    for path in ("..hidden", ".hidden/x.txt", "sub/.hidden"):
+        assert await answers(ask, path, root=root, hidden=True) == 200
+    assert await answers(ask, "../secret.txt", root=root, hidden=True) == 404
+    # The root is the application's own choice, and so is where its links lead.
+    assert await answers(ask, "x.txt", root=root / ".hidden") == 200
+    (root / "shown").symlink_to(root / ".hidden")
+    assert await answers(ask, "shown/x.txt", root=root) == 200
+
+
+async def test_a_file_that_is_removed_before_it_is_opened_is_a_404(ask: Ask, root: Path) -> None:
     async def handler(ctx: Context) -> Response:
         response = Response.file("page.html", root=root)
         (root / "page.html").unlink()
         return response
 
-    answer = await ask(App({"/": handler}))
-    assert answer.status in (404, 500)
+    assert (await ask(App({"/": handler}))).status == 404
+
+
+def changing(root: Path, change: Callable[[Path], None]) -> App:
+    """Return an App whose hook makes a *change* to data.bin once it is open."""
+
+    async def handler(ctx: Context) -> Response:
+        return Response.file("data.bin", root=root)
+
+    def on_response(ctx: Context, response: Response) -> None:
+        change(root / "data.bin")
+
+    return App({"/": handler}, integrations=[define_integration(name="change", on_response=on_response)])
 
 
 async def test_a_file_that_became_shorter_breaks_the_answer_off(ask: Ask, root: Path) -> None:
-    async def handler(ctx: Context) -> Response:
-        response = Response.file("data.bin", root=root)
-        os.truncate(root / "data.bin", 100)
-        return response
-
     with pytest.raises(OSError, match="became shorter"):
-        await ask(App({"/": handler}))
+        await ask(changing(root, lambda path: os.truncate(path, 100)))
 
 
 async def test_a_file_that_became_longer_is_sent_as_long_as_was_announced(ask: Ask, root: Path) -> None:
-    async def handler(ctx: Context) -> Response:
-        response = Response.file("data.bin", root=root)
-        with (root / "data.bin").open("ab") as opened:
-            opened.write(b"more")
-        return response
-
-    answer = await ask(App({"/": handler}))
+    answer = await ask(changing(root, lambda path: os.truncate(path, len(CONTENT) + 10)))
     assert answer.body == CONTENT
+
+
+async def test_the_file_that_was_opened_is_the_one_that_is_sent(ask: Ask, root: Path) -> None:
+    def replace(path: Path) -> None:
+        (root / "new").write_bytes(b"new")
+        os.replace(root / "new", path)
+
+    answer = await ask(changing(root, replace))
+    assert (answer.status, answer.body, answer.headers["last-modified"]) == (200, CONTENT, SAME)
 
 
 # Content types and names
@@ -217,11 +255,16 @@ async def test_a_file_that_became_longer_is_sent_as_long_as_was_announced(ask: A
         ("a.tar.gz", "application/octet-stream"),
         ("a.html.gz", "application/octet-stream"),
         (".html", "application/octet-stream"),
+        ("data:,.png", "image/png"),
     ],
 )
-async def test_the_content_type_is_guessed_from_the_name_alone(ask: Ask, app: App, root: Path, name: str, kind: str) -> None:
+async def test_the_content_type_is_guessed_from_the_name_alone(ask: Ask, root: Path, name: str, kind: str) -> None:
     (root / name).write_text("<script>")
-    assert (await ask(app, f"/files?name={name}")).headers["content-type"] == kind
+
+    async def hidden(ctx: Context) -> Response:
+        return Response.file(ctx.query["name"], root=root, hidden=True)
+
+    assert (await ask(App({"/": hidden}), f"/?name={name}")).headers["content-type"] == kind
 
 
 async def test_a_file_may_have_a_content_type_headers_and_a_status_of_its_own(ask: Ask, root: Path) -> None:
