@@ -22,6 +22,17 @@ T = TypeVar("T")
 PATIENCE = 10.0
 """Seconds after which a test gives up waiting; a machine under load needs more than one thinks."""
 
+SERVES = {
+    "gaman": "gaman.serve(routes, integrations=integrations, port=0)",
+    "uvicorn": """
+import socket, uvicorn
+listener = socket.create_server(("127.0.0.1", 0))
+print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+uvicorn.Server(uvicorn.Config(gaman.App(routes, integrations=integrations), log_level="error")).run(sockets=[listener])
+""",
+}
+"""The end of a script that serves its `routes` and `integrations`, by the server's name."""
+
 
 def until(condition: Callable[[], T | None], what: str, *, seconds: float = PATIENCE) -> T:
     """Return the first true value of *condition*; AssertionError says *what* did not come."""

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from email.utils import formatdate
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gaman import App, Context, Response, define_integration
+from tests.serving import SERVES, Connection, Program, get, request, running_script, until
 
 if TYPE_CHECKING:
     from tests.conftest import Answer, Ask
@@ -507,3 +510,368 @@ async def test_a_client_that_leaves_in_mid_file_leaves_no_trace(ask: Ask, app: A
     answer = await ask(app, "/files/data.bin", leaves=True)
     assert answer.status == 200
     assert caplog.records == []
+
+
+# Over real sockets
+
+SERVED = """
+import os, resource, threading
+from pathlib import Path
+import gaman
+from gaman import Context, HTTPError, Response, define_integration
+from gaman.session import session
+
+site = Path(__file__).with_name("site")
+released = threading.Event()
+
+class Waiting:
+    def __fspath__(self):
+        return str(site) if released.wait(10) else "never released"
+
+async def file(ctx: Context):
+    if ctx.query.get("session"):
+        await ctx.session.set("user", "Angga")
+    headers = {"x-content-type-options": ctx.query["sniff"]} if "sniff" in ctx.query else None
+    return Response.file(ctx.query["name"], headers=headers, root=site, hidden="hidden" in ctx.query)
+
+async def waiting(ctx: Context):
+    return Response.file("page.html", root=Waiting())
+
+async def release(ctx: Context):
+    released.set()
+    return "released"
+
+async def removed(ctx: Context):
+    await ctx.session.set("user", "Angga")
+    (site / "passing.txt").write_text("passing")
+    response = Response.file("passing.txt", root=site, headers={"vary": "accept", "etag": '"x"'})
+    (site / "passing.txt").unlink()
+    return response
+
+async def limited(ctx: Context):
+    lowest = os.dup(0)
+    os.close(lowest)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    ctx.locals["limit"] = soft, hard
+    return Response.file("page.html", root=site)
+
+async def mine(ctx: Context):
+    headers = {"cache-control": ctx.query["cache"], "vary": "accept-language"}
+    return Response.file("missing", root=site, headers=headers)
+
+async def renamed(ctx: Context):
+    name = os.fsdecode(b"caf\\xe9.txt")
+    (site / name).write_text("a name in ISO-8859-1")
+    return Response.file(name, root=site, download=name)
+
+async def moved(ctx: Context):
+    return Response.redirect("/files/" + os.fsdecode(b"caf\\xe9.txt"))
+
+async def length(ctx: Context):
+    return Response.file("page.html", root=site, headers={"content-length": "3"})
+
+async def fds(ctx: Context):
+    return {"fds": len(os.listdir("/dev/fd"))}
+
+def on_response(ctx: Context, response: Response):
+    if "limit" in ctx.locals:
+        resource.setrlimit(resource.RLIMIT_NOFILE, ctx.locals["limit"])
+    response.headers["x-seen"] = f"{response.status} {response.headers.get('etag')}"
+    match ctx.query.get("hook"):
+        case "fail":
+            raise RuntimeError("planted")
+        case "replace":
+            return Response("replaced")
+        case "another":
+            return Response.file("other.txt", root=site)
+        case "missing":
+            return Response.file("missing", root=site)
+
+def on_error(ctx: Context, error: Exception):
+    if ctx.query.get("page") == "own" and isinstance(error, HTTPError):
+        return Response.file("other.txt", error.status, root=site)
+    if ctx.query.get("page") == "missing":
+        return Response.file("missing", error.status, root=site)
+
+routes = {
+    "/file": file, "/waiting": waiting, "/release": release, "/removed": removed, "/limited": limited, "/mine": mine,
+    "/renamed": renamed, "/moved": moved, "/length": length, "/fds": fds,
+}
+integrations = [
+    session("a secret of the tests, long enough", {"type": "memory"}, secure=False),
+    define_integration(name="hooks", on_response=on_response, on_error=on_error),
+]
+"""
+
+
+class Served:
+    """A server of SERVED, and the folder that it shows."""
+
+    def __init__(self, program: Program, site: Path) -> None:
+        self._program = program
+        self.port = program.port
+        self.site = site
+
+    def fds(self) -> bytes:
+        return get(self.port, "/fds", "Connection: close").body
+
+    def log(self) -> str:
+        return self._program.stderr
+
+
+@contextmanager
+def served_by(server: str, folder: Path) -> Generator[Served]:
+    site = folder / "site"
+    site.mkdir()
+    (site / "page.html").write_text("<p>page")
+    (site / "other.txt").write_text("other")
+    (site / ".env").write_text("a password")
+    (site / "dir").mkdir()
+    (site / "big").write_bytes(bytes(1 << 22))
+    os.mkfifo(site / "pipe")
+    (site / "dangling").symlink_to(site / "nothing")
+    os.utime(site / "page.html", (MODIFIED, MODIFIED))
+    # Another time zone than UTC, in which a date without one must not be read.
+    with running_script(SERVED + SERVES[server], folder, env={"TZ": "America/New_York"}) as program:
+        yield Served(program, site)
+        program.stop()
+        assert "ResourceWarning" not in program.stderr
+
+
+@pytest.fixture(scope="module", params=SERVES)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
+    with served_by(request.param, tmp_path_factory.mktemp("served")) as served:
+        yield served
+
+
+def test_a_file_is_looked_for_while_other_requests_are_answered(served: Served) -> None:
+    with Connection(served.port) as waiting:
+        waiting.send(request("/waiting"))
+        assert get(served.port, "/release").body == b"released"
+        assert waiting.read().body == b"<p>page"
+
+
+def test_a_long_path_is_not_looked_for(served: Served) -> None:
+    assert get(served.port, f"/file?name={'./' * 30_000}page.html").status == 404
+    assert get(served.port, f"/file?name={'a/' * 30_000}").status == 404
+
+
+@pytest.mark.parametrize("name", [".env", "dir/../.env", "/.env", "%2Eenv", "./.env", "dir//../.env"])
+def test_a_hidden_file_is_not_sent_unless_that_is_asked_for(served: Served, name: str) -> None:
+    assert get(served.port, f"/file?name={name}").status == 404
+    assert get(served.port, f"/file?hidden=1&name={name}").body == b"a password"
+
+
+def test_a_browser_is_told_to_take_a_file_for_what_it_is_said_to_be(served: Served) -> None:
+    assert get(served.port, "/file?name=page.html").headers["x-content-type-options"] == "nosniff"
+    assert get(served.port, "/file?name=page.html&sniff=other").headers["x-content-type-options"] == "other"
+
+
+ASKS = [("GET", ""), ("HEAD", ""), ("GET", "If-None-Match: *"), ("GET", "If-Modified-Since: " + AFTER), ("GET", "Range: bytes=0-1")]
+
+
+@pytest.mark.parametrize(("method", "field"), ASKS)
+@pytest.mark.parametrize(
+    "target",
+    ["/removed", "/limited", *(f"/file?name={name}" for name in ("missing", "dir", "pipe", "dangling", "page.html/x", "%00"))],
+)
+def test_a_file_that_cannot_be_opened_is_a_404_for_every_method_and_condition(
+    served: Served, target: str, method: str, field: str
+) -> None:
+    with Connection(served.port) as connection:
+        answer = connection.ask(request(target, *([field] if field else []), method=method))
+        assert answer.status == 404
+        # What hooks see is what is sent.
+        assert answer.headers["x-seen"] == "404 None"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("target", ["/removed", "/file?session=1&name=missing"])
+def test_a_404_in_place_of_a_file_keeps_the_session(served: Served, target: str, method: str) -> None:
+    with Connection(served.port) as connection:
+        answer = connection.ask(request(target, method=method))
+    assert answer.status == 404
+    assert answer.headers["set-cookie"].startswith("gaman=")
+    assert "cookie" in answer.headers["vary"].lower()
+    assert answer.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("cache", "kept"),
+    [("no-store", "no-store"), ("Private, max-age=5", "Private, max-age=5"), ("public, max-age=31536000, immutable", None)],
+)
+def test_a_404_in_place_of_a_file_keeps_what_limits_caches_and_no_lifetime(served: Served, cache: str, kept: str | None) -> None:
+    answer = get(served.port, f"/mine?cache={cache.replace(' ', '+')}")
+    assert (answer.status, answer.headers.get("cache-control")) == (404, kept)
+    assert answer.headers["vary"] == "accept-language"
+
+
+def test_an_on_error_hook_can_show_a_page_in_place_of_a_file(served: Served) -> None:
+    answer = get(served.port, "/file?name=missing&page=own")
+    assert (answer.status, answer.body) == (404, b"other")
+    answer = get(served.port, "/file?name=missing&page=missing")
+    assert (answer.status, answer.body) == (404, b"Not Found")
+    until(lambda: "an on_error hook failed on GET '/file'" in served.log(), "the line that says that the hook failed")
+
+
+def test_hooks_see_what_describes_a_file(served: Served) -> None:
+    answer = get(served.port, "/file?name=page.html")
+    assert answer.headers["x-seen"] == f"200 {answer.headers['etag']}"
+
+
+def test_a_hook_may_answer_with_a_file(served: Served) -> None:
+    assert get(served.port, "/file?name=page.html&hook=another").body == b"other"
+    assert get(served.port, "/file?name=page.html&hook=missing").status == 404
+
+
+def test_every_file_that_was_opened_is_closed(served: Served) -> None:
+    get(served.port, "/file?name=page.html")
+    before = served.fds()
+    etag = get(served.port, "/file?name=big").headers["etag"]
+    for method, target, field in [
+        ("HEAD", "/file?name=big", ""),
+        ("GET", "/file?name=big", f"If-None-Match: {etag}"),
+        ("GET", "/file?name=big", 'If-Match: "other"'),
+        ("GET", "/file?name=big", "Range: bytes=99999999-"),
+        *(("GET", f"/file?name=page.html&hook={hook}", "") for hook in ("fail", "replace", "another", "missing")),
+    ]:
+        with Connection(served.port) as connection:
+            connection.ask(request(target, *([field] if field else []), "Connection: close", method=method))
+    for _ in range(5):
+        with Connection(served.port) as connection:
+            connection.send(request("/file?name=big"))
+            connection.read_until(b"\r\n\r\n")
+            connection.reset()
+    until(lambda: served.fds() == before, f"as many open files as before: {before!r}")
+
+
+def test_a_file_has_one_length(served: Served) -> None:
+    with Connection(served.port) as connection:
+        connection.send(request("/length", "Connection: close"))
+        head, _, body = connection.read_rest().partition(b"\r\n\r\n")
+    assert head.lower().count(b"content-length:") == 1
+    assert b"content-length: 7" in head
+    assert body == b"<p>page"
+
+
+@pytest.mark.parametrize("modified", [0, 1])
+def test_the_date_of_a_reproducible_build_is_no_date(served: Served, modified: int) -> None:
+    built = served.site / "built.txt"
+    tags: set[str] = set()
+    for content in ("one", "two"):
+        built.write_text(content)
+        os.utime(built, (modified, modified))
+        answer = get(served.port, "/file?name=built.txt")
+        assert "last-modified" not in answer.headers
+        tags.add(answer.headers["etag"])
+        for field in ("If-Modified-Since: " + AFTER, "If-Modified-Since: Thu, 01 Jan 1970 00:00:00 GMT"):
+            assert get(served.port, "/file?name=built.txt", field).body == content.encode()
+        assert get(served.port, "/file?name=built.txt", "If-Unmodified-Since: Thu, 01 Jan 1970 00:00:00 GMT").status == 200
+        assert get(served.port, "/file?name=built.txt", "If-Range: ", "Range: bytes=0-0").status == 200
+    assert len(tags) == 2
+
+
+def test_a_file_of_tomorrow_was_modified_no_later_than_it_was_sent(served: Served) -> None:
+    tomorrow = served.site / "tomorrow.txt"
+    tomorrow.write_text("x")
+    for ahead in (0.0, 1.0, 86_400.0, 1e12):
+        if ahead:
+            then = tomorrow.stat().st_mtime + ahead
+            os.utime(tomorrow, (then, then))
+        answer = get(served.port, "/file?name=tomorrow.txt")
+        assert parsedate_to_datetime(answer.headers["last-modified"]) <= parsedate_to_datetime(answer.headers["date"])
+
+
+# 1,700,000,000 is Tuesday, 14 November 2023, 22:13:20.
+@pytest.mark.parametrize(
+    ("date", "status"),
+    [
+        ("Tue, 14 Nov 2023 22:13:20 GMT", 304),
+        ("Tue, 14 Nov 2023 22:13:19 GMT", 200),
+        ("Tuesday, 14-Nov-23 22:13:20 GMT", 304),
+        ("Tuesday, 14-Nov-23 22:13:19 GMT", 200),
+        ("Sunday, 06-Nov-94 08:49:37 GMT", 200),
+        ("Friday, 01-Jan-99 00:00:00 GMT", 200),
+        ("Tue Nov 14 22:13:20 2023", 304),
+        ("Tue Nov 14 22:13:19 2023", 200),
+        ("Wed Jan  3 00:00:00 2024", 304),
+        ("Sat, 31 Dec 2016 23:59:60 GMT", 200),
+        ("Sun, 31 Dec 2023 23:59:60 GMT", 304),
+        ("Fri, 31 Dec 9999 23:59:60 GMT", 304),
+        # None of these is an HTTP-date, though each names a later time.
+        ("Tue, 14 Nov 2024 22:13:20 +0000", 200),
+        ("Tue, 14 Nov 2024 22:13:20", 200),
+        ("14 Nov 2024 22:13:20 GMT", 200),
+        ("Tue, 14 Nov 24 22:13:20 GMT", 200),
+        ("Tue, 14 Nov 2024 22:13 GMT", 200),
+        ("Tue, 1 Nov 2024 22:13:20 GMT", 200),
+        ("Tue, 31 Nov 2024 22:13:20 GMT", 200),
+        ("Tue, 14 Nov 2024 24:13:20 GMT", 200),
+        ("Tue, 14 Nov 2024 22:13:61 GMT", 200),
+        ("tue, 14 nov 2024 22:13:20 gmt", 200),
+        ("Tue, 14 Nov 2024 22:13:20 EST", 200),
+        ("Tue, 14 Nov 2024 22:13:20 GMT, Tue, 14 Nov 2024 22:13:20 GMT", 200),
+        ("Tuesday, 14-Nov-2024 22:13:20 GMT", 200),
+        ("Tue Nov 14 22:13:20 2024 GMT", 200),
+        ("2024-11-14T22:13:20Z", 200),
+        ("1800000000", 200),
+    ],
+)
+def test_a_date_counts_if_it_has_a_form_of_rfc_9110_and_is_in_utc(served: Served, date: str, status: int) -> None:
+    assert get(served.port, "/file?name=page.html", f"If-Modified-Since: {date}").status == status
+
+
+def test_two_dates_are_none(served: Served) -> None:
+    field = "If-Modified-Since: " + AFTER
+    assert get(served.port, "/file?name=page.html", field).status == 304
+    assert get(served.port, "/file?name=page.html", field, field).status == 200
+
+
+def test_a_304_describes_no_body(served: Served) -> None:
+    answer = get(served.port, "/file?name=page.html", "If-None-Match: *")
+    assert answer.status == 304
+    assert not {"content-type", "content-length", "transfer-encoding"} & answer.headers.keys()
+    assert "etag" in answer.headers
+
+
+def test_a_name_that_is_not_utf_8_is_downloaded_and_redirected_to(served: Served) -> None:
+    answer = get(served.port, "/renamed")
+    assert (answer.status, answer.body) == (200, b"a name in ISO-8859-1")
+    assert answer.headers["content-disposition"] == "attachment; filename=\"caf_.txt\"; filename*=UTF-8''caf%EF%BF%BD.txt"
+    assert get(served.port, "/moved").headers["location"] == "/files/caf%E9.txt"
+
+
+@pytest.mark.parametrize("swapped", ["file", "folder"])
+def test_a_link_that_is_swapped_in_while_a_file_is_asked_for_leads_nowhere(served: Served, swapped: str) -> None:
+    outside = served.site.parent / f"outside-{swapped}"
+    inside = served.site / f"inside-{swapped}"
+    for folder, content in ((outside, "secret"), (inside, "public")):
+        folder.mkdir()
+        (folder / "page").write_text(content)
+    name, kept, link = (
+        (inside / "page", inside / "kept", outside / "page") if swapped == "file" else (inside, served.site / "kept", outside)
+    )
+    over = threading.Event()
+
+    def swap() -> None:
+        while not over.is_set():
+            name.rename(kept)
+            name.symlink_to(link)
+            name.unlink()
+            kept.rename(name)
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    seen: set[bytes] = set()
+    try:
+        with Connection(served.port) as connection:
+            for _ in range(2_000):
+                answer = connection.ask(request(f"/file?name=inside-{swapped}/page"))
+                assert answer.status in (200, 404)
+                seen.add(answer.body)
+    finally:
+        over.set()
+        swapping.join()
+    assert b"secret" not in seen
+    assert b"public" in seen
