@@ -3,10 +3,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import json
 import logging
 import re
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ import msgspec
 import pytest
 
 from gaman import App, Context, Handler, HeaderError, Response, define_integration
+from tests.serving import SERVES, Connection, Program, request, running_script, until
 
 if TYPE_CHECKING:
     from tests.conftest import Ask
@@ -596,3 +599,403 @@ async def test_a_coroutine_in_a_result_is_an_error_that_says_await_and_nothing_e
     [record] = caplog.records
     assert re.search(r"the coroutine 'forgotten': write `await` before that call \(tests/test_response.py", record.getMessage())
     assert [str(warning.message) for warning in caught] == []
+
+
+# Over real sockets
+
+SERVED = """
+import asyncio
+import gaman
+from gaman import Context, HTTPError, Response, define_integration
+
+class Shapeless:
+    pass
+
+async def chunks(*parts):
+    for part in parts:
+        yield part
+
+async def forgotten():
+    return chunks(b"x")
+
+def plain():
+    yield b"x"
+
+STREAMS = {
+    "coroutine": lambda: forgotten(),
+    "function": lambda: chunks,
+    "generator": plain,
+    "list": lambda: [b"x"],
+    "str": lambda: "x",
+    "bytes": lambda: b"x",
+    "None": lambda: None,
+    "object": lambda: Shapeless(),
+}
+CHUNKS = {"int": 7, "None": None, "bytearray": bytearray(b"x"), "memoryview": memoryview(b"x"), "list": [b"x"], "dict": {}}
+STATUSES = {
+    "99": 99, "100": 100, "101": 101, "199": 199, "600": 600, "999": 999, "-1": -1, "0": 0, "True": True, "float": 200.0,
+    "str": "200", "None": None,
+}
+
+async def stream(ctx: Context):
+    return Response.stream(STREAMS[ctx.params["shape"]]())
+
+async def yielding(chunk):
+    yield b"first"
+    yield chunk  # the line
+    yield b"never sent"
+
+async def broken(ctx: Context):
+    return Response.stream(yielding(CHUNKS[ctx.params["kind"]]))
+
+async def promised(ctx: Context):
+    parts = [part.encode() for part in ctx.query.getall("part", [])]
+    return Response.stream(chunks(*parts), headers={"content-length": ctx.query["length"]})
+
+async def made(ctx: Context):
+    status = STATUSES[ctx.params["status"]]
+    match ctx.params["by"]:
+        case "Response":
+            return Response("x", status)
+        case "stream":
+            return Response.stream(chunks(b"x"), status)
+        case "file":
+            return Response.file(__file__, status)
+        case "redirect":
+            return Response.redirect("/", status)
+        case "set":
+            response = Response("x")
+            response.status = status
+            return response
+        case name:
+            return getattr(Response, name)("x", status)
+
+async def framed(ctx: Context):
+    headers = [tuple(field.split(":")) for field in ctx.query.getall("header")]
+    response = Response("hello", int(ctx.query.get("status", 200)))
+    if "raw" in ctx.query:
+        response.raw_headers += [(name.encode(), value.encode()) for name, value in headers]
+    else:
+        for name, value in headers:
+            response.headers.add(name, value)
+    return response
+
+async def error(ctx: Context):
+    raise HTTPError(404, headers=dict([ctx.query["header"].split(":")]))
+
+async def body(ctx: Context):
+    response = Response("x")
+    response.body = "text"
+    return response
+
+async def redirect(ctx: Context):
+    return Response.redirect((await ctx.json())["to"], local="local" in ctx.query)
+
+async def hello(ctx: Context):
+    return "hello"
+
+def on_response(ctx: Context, response: Response):
+    match ctx.query.get("hook"):
+        case "status":
+            response.status = STATUSES[ctx.query["to"]]
+        case "length":
+            response.headers["content-length"] = ctx.query["to"]
+        case "coding":
+            response.raw_headers.append((b"transfer-encoding", b"chunked"))
+
+routes = {
+    "/stream/:shape": stream, "/broken/:kind": broken, "/promised": promised, "/made/:by/:status": made, "/framed": framed,
+    "/error": error, "/body": body, "/redirect": redirect, "/hello": hello,
+}
+integrations = [define_integration(name="hooks", on_response=on_response)]
+"""
+
+
+class Served:
+    """A server of SERVED."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self.port = program.port
+
+    def exchange(self, target: str, method: str = "GET", body: bytes = b"") -> tuple[bytes, bytes]:
+        """Return the head and the body of a response, octet by octet."""
+        with Connection(self.port) as connection:
+            connection.send(request(target, "Connection: close", method=method, body=body))
+            head, _, rest = connection.read_rest().partition(b"\r\n\r\n")
+            return head.lower(), rest
+
+    def status(self, target: str, method: str = "GET", body: bytes = b"") -> int:
+        return int(self.exchange(target, method, body)[0].split(b" ")[1])
+
+    @contextmanager
+    def logs(self, *words: str) -> Generator[None]:
+        """Hold the block to one line in gaman's log, which has these words, and to no traceback."""
+        before = len(self._program.stderr)
+        yield
+
+        def line() -> str:
+            said = self._program.stderr[before:]
+            return said if said.endswith("\n") else ""
+
+        said = until(line, "a line in the log")
+        assert "Traceback" not in said
+        # uvicorn has a line of its own for a response that breaks off.
+        lines = [line for line in said.splitlines() if "ASGI callable returned without completing response" not in line]
+        assert len(lines) == 1, lines
+        for word in words:
+            assert word in lines[0]
+
+
+@pytest.fixture(scope="module", params=SERVES)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
+    with running_script(SERVED + SERVES[request.param], tmp_path_factory.mktemp("served")) as program:
+        yield Served(program)
+        program.stop()
+        assert "Traceback" not in program.stderr
+        assert "never awaited" not in program.stderr
+
+
+def line_of(code: str) -> str:
+    """Return what the log says of the line of SERVED that has *code*."""
+    return f"line {[code in line for line in SERVED.splitlines()].index(True) + 1}"
+
+
+@pytest.mark.parametrize(
+    ("shape", "fix"),
+    [
+        ("coroutine", "'forgotten': write `yield` in it, or `await` before the call"),
+        ("function", "'chunks' itself: call it"),
+        ("generator", "'plain': write `async def` in place of its `def`"),
+        *((kind, "write an `async def` that yields its chunks") for kind in ("list", "str", "bytes", "None", "object")),
+    ],
+)
+def test_a_stream_of_what_is_not_an_async_iterator_is_refused_where_it_is_made(served: Served, shape: str, fix: str) -> None:
+    with served.logs("ResultError", fix, line_of("Response.stream(STREAMS")):
+        assert served.status(f"/stream/{shape}") == 500
+
+
+@pytest.mark.parametrize("kind", ["int", "None", "bytearray", "memoryview", "list", "dict"])
+def test_a_chunk_that_is_not_bytes_or_text_breaks_the_response_off(served: Served, kind: str) -> None:
+    with served.logs("broke off: ResultError", "a chunk is bytes or str, not", line_of("# the line")):
+        head, body = served.exchange(f"/broken/{kind}")
+    assert b" 200 " in head
+    # Chunked, without the last chunk: the client sees that the end is missing.
+    assert body == b"5\r\nfirst\r\n"
+
+
+def test_a_stream_may_promise_its_length(served: Served) -> None:
+    head, body = served.exchange("/promised?length=6&part=abc&part=def")
+    assert b"content-length: 6" in head
+    assert b"transfer-encoding" not in head
+    assert body == b"abcdef"
+    head, body = served.exchange("/promised?length=6&part=abc&part=def", "HEAD")
+    assert b"content-length: 6" in head
+    assert body == b""
+    assert served.exchange("/promised?length=0")[1] == b""
+
+
+@pytest.mark.parametrize(
+    ("target", "sent", "told"),
+    [
+        ("/promised?length=5&part=abc", b"abc", "ended 2 bytes before the 5"),
+        ("/promised?length=5", b"", "ended 5 bytes before the 5"),
+        ("/promised?length=5&part=abc&part=def", b"abc", "more bytes than the 5"),
+        ("/promised?length=0&part=abc", b"", "more bytes than the 0"),
+    ],
+)
+def test_a_stream_that_breaks_its_promise_breaks_off(served: Served, target: str, sent: bytes, told: str) -> None:
+    with served.logs("GET '/promised' broke off: HeaderError", told, "in promised"):
+        assert served.exchange(target)[1] == sent
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "1.0", "0x5", "", "5, 5", "9" * 5_000])
+def test_a_length_that_is_not_a_number_is_refused(served: Served, length: str) -> None:
+    for target in (f"/promised?part=hello&length={length}", f"/framed?header=content-length:{length}"):
+        with served.logs("HeaderError", "content-length"):
+            assert served.status(target.replace(" ", "+")) == 500
+
+
+@pytest.mark.parametrize("raw", ["", "&raw=1"])
+def test_a_length_of_the_handlers_own_is_that_of_the_body(served: Served, raw: str) -> None:
+    head, body = served.exchange(f"/framed?header=content-length:5{raw}")
+    assert head.count(b"content-length") == 1
+    assert body == b"hello"
+    for wrong in ("content-length:4", "content-length:6", "content-length:5&header=content-length:5"):
+        with served.logs("HeaderError", "content-length", "in framed"):
+            assert served.status(f"/framed?header={wrong}{raw}") == 500
+
+
+def test_head_may_be_told_another_length(served: Served) -> None:
+    head, body = served.exchange("/framed?header=content-length:123456", "HEAD")
+    assert b"content-length: 123456" in head
+    assert head.count(b"content-length") == 1
+    assert body == b""
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("status", [204, 304])
+def test_a_status_without_a_body_is_sent_without_a_length(served: Served, status: int, method: str) -> None:
+    for length in (5, 123):
+        head, body = served.exchange(f"/framed?status={status}&header=content-length:{length}", method)
+        assert head.startswith(b"http/1.1 %d " % status)
+        assert b"content-length" not in head
+        assert b"transfer-encoding" not in head
+        assert (b"content-type" in head) == (status == 204)
+        assert body == b""
+
+
+@pytest.mark.parametrize("raw", ["", "&raw=1"])
+@pytest.mark.parametrize("coding", ["chunked", "identity", "gzip, chunked"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_transfer_coding_is_the_servers_to_choose(served: Served, coding: str, raw: str, method: str) -> None:
+    with served.logs("HeaderError", "transfer-encoding"):
+        assert served.status(f"/framed?header=transfer-encoding:{coding.replace(' ', '+')}{raw}", method) == 500
+
+
+@pytest.mark.parametrize("header", ["transfer-encoding:chunked", "content-length:1"])
+def test_an_error_that_is_framed_wrongly_answers_500(served: Served, header: str) -> None:
+    with served.logs("HeaderError"):
+        assert served.status(f"/error?header={header}") == 500
+
+
+def test_a_body_that_is_set_to_text_is_named(served: Served) -> None:
+    with served.logs("ResultError", "a response's body is bytes, not str", "in body"):
+        assert served.status("/body") == 500
+
+
+STATUSES = ["99", "100", "101", "199", "600", "999", "-1", "0", "True", "float", "str", "None"]
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize(
+    ("by", "line"),
+    [
+        ("Response", 'Response("x", status)'),
+        ("stream", 'Response.stream(chunks(b"x"), status)'),
+        ("file", "Response.file("),
+        ("redirect", "Response.redirect("),
+        ("set", "async def made"),
+        *((by, "getattr(Response, name)") for by in ("json", "text", "html")),
+    ],
+)
+def test_a_status_that_cannot_be_sent_names_the_line_that_made_it(served: Served, by: str, status: str, line: str) -> None:
+    with served.logs("ResultError", "status", line_of(line)):
+        assert served.status(f"/made/{by}/{status}") == 500
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_status_that_a_hook_sets_and_cannot_be_sent_is_a_500(served: Served, status: str) -> None:
+    with served.logs("ResultError", "status"):
+        assert served.status(f"/hello?hook=status&to={status}") == 500
+
+
+def test_a_hook_that_frames_a_response_wrongly_makes_it_a_500(served: Served) -> None:
+    for hook in ("length&to=4", "coding"):
+        with served.logs("HeaderError"):
+            assert served.status(f"/hello?hook={hook}") == 500
+    head, body = served.exchange("/hello?hook=length&to=5")
+    assert head.count(b"content-length") == 1
+    assert body == b"hello"
+
+
+def redirected(served: Served, to: str, query: str = "") -> str | int:
+    """Return where a redirect to *to* leads, or the status of what answers in its place."""
+    with Connection(served.port) as connection:
+        answer = connection.ask(request(f"/redirect{query}", method="POST", body=json.dumps({"to": to}).encode()))
+        return answer.headers["location"] if answer.status == 302 else answer.status
+
+
+@pytest.mark.parametrize(
+    ("to", "expected"),
+    [
+        ("/a b", "/a%20b"),
+        ('/"<>\\^`{|}', "/%22%3C%3E%5C%5E%60%7B%7C%7D"),
+        ("/a%20b%zz%2", "/a%20b%25zz%252"),
+        ("/100%", "/100%25"),
+        ("/%e9%", "/%e9%25"),
+        ("/a?b=c d&e=[1]#f g", "/a?b=c%20d&e=[1]#f%20g"),
+        ("/!$&'()*+,;=:@-._~/", "/!$&'()*+,;=:@-._~/"),
+        ("https://[2001:db8::1]:8080/x", "https://[2001:db8::1]:8080/x"),
+        ("https://b\xfccher.example/", "https://b%C3%BCcher.example/"),
+        ("/\u20ac", "/%E2%82%AC"),
+        ("/\U0001f600", "/%F0%9F%98%80"),
+        ("", ""),
+    ],
+    ids=ascii,
+)
+def test_what_a_uri_cannot_hold_is_percent_encoded_in_a_redirect(served: Served, to: str, expected: str) -> None:
+    assert redirected(served, to) == expected
+
+
+@pytest.mark.parametrize("to", ["/\t/evil", "/x\r\nSet-Cookie: a=b", "/\x00", "/\x7f", "/\x1f"], ids=ascii)
+def test_a_control_character_in_a_redirect_is_refused(served: Served, to: str) -> None:
+    with served.logs("HeaderError", line_of("return Response.redirect((await")):
+        assert redirected(served, to) == 500
+
+
+@pytest.mark.parametrize(
+    ("to", "expected"),
+    [
+        ("/", "/"),
+        ("/account?tab=1&next=//x#top", "/account?tab=1&next=//x#top"),
+        ("/a//b", "/a//b"),
+        ("/a b", "/a%20b"),
+        ("/@name", "/@name"),
+        ("/mail/a@b.example", "/mail/a@b.example"),
+        ("/?back=https://other.example/\\", "/?back=https://other.example/%5C"),
+        ("/caf\xe9", "/caf%C3%A9"),
+        ("/:x", "/:x"),
+    ],
+    ids=ascii,
+)
+def test_a_local_redirect_leads_to_a_path_of_this_site(served: Served, to: str, expected: str) -> None:
+    assert redirected(served, to, "?local=1") == expected
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "",
+        "next",
+        "?a=1",
+        "#x",
+        ".",
+        "../x",
+        "//evil.example",
+        "///evil.example",
+        "/\\evil.example",
+        "/\\/evil.example",
+        "\\\\evil.example",
+        "\\/evil.example",
+        "/x\\..\\..\\evil",
+        "https:evil.example",
+        "https:/evil.example",
+        "https://evil.example",
+        "HTTPS://evil.example",
+        "http:",
+        "javascript:alert(1)",
+        "data:text/html,x",
+        "@evil.example",
+        ":80",
+        " //evil.example",
+        " /x",
+        "\t//evil.example",
+        "/\t/evil.example",
+        "\n//evil.example",
+        "/\n/evil.example",
+        "/\r/evil.example",
+        "/\x00/evil.example",
+        "/x\r\nSet-Cookie: a=b",
+        "/x?a=\r\nb",
+        "/x?a=\t",
+        "/x#\x7f",
+        "/x\n",
+        "\xa0//evil.example",
+        "\u2028/x",
+        "\ufeff/x",
+    ],
+    ids=ascii,
+)
+def test_a_local_redirect_to_anywhere_else_is_a_400(served: Served, to: str) -> None:
+    assert redirected(served, to, "?local=1") == 400
