@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Iterable
-from functools import lru_cache
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from gaman import _access
 from gaman._context import Context
@@ -22,8 +21,10 @@ from gaman._response import (
     Response,
     Scope,
     Send,
+    check,
+    content_length,
     error_response,
-    prepare,
+    open_body,
     to_response,
     without_body,
 )
@@ -33,6 +34,9 @@ from gaman._trailers import drop_trailers
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, ResultError
 
 logger = logging.getLogger("gaman")
+
+# A list is asked in half the time that a cache takes.
+_SMALL_LENGTHS = [content_length(size) for size in range(1 << 10)]
 
 
 class App:
@@ -96,15 +100,12 @@ class App:
                 else:
                     answer = await handler(ctx)
                 response = answer if answer.__class__ is Response else to_response(answer)
+                if response.body.__class__ is not bytes:
+                    response = await open_body(response, ctx)
                 headers = response.raw_headers
-                if (
-                    len(headers) != 1
-                    or headers[0][0] is not CONTENT_TYPE
-                    or response.status is not OK
-                    or response.body.__class__ is not bytes
-                ):
-                    # Most responses need none of what this does.
-                    response = await prepare(response, ctx)
+                # Most responses have nothing that check() looks at.
+                if len(headers) != 1 or headers[0][0] is not CONTENT_TYPE or response.status is not OK:
+                    response = check(response, ctx)
             except ClientDisconnected:
                 raise
             except Exception as error:
@@ -113,18 +114,34 @@ class App:
                     ctx.forget_cookies()
                 response = await self._recover(ctx, error, handler)
             if self._on_response:
-                response = await self._run_on_response(ctx, response)
+                # A handler may return the same Response for every request.
+                response = response.__copy__()
+                for on_response in self._on_response:
+                    try:
+                        answer = on_response(ctx, response)
+                        if answer is not None and hasattr(answer, "__await__"):
+                            answer = await answer
+                        if answer is not None and answer is not response:
+                            response = to_response(answer).__copy__()
+                        if response.body.__class__ is not bytes:
+                            response = await open_body(response, ctx)
+                        response = check(response, ctx)
+                    except ClientDisconnected:
+                        raise
+                    except Exception as error:
+                        response = (await self._recover(ctx, error)).__copy__()
             status, body, headers = response.status, response.body, response.raw_headers
             if ctx.set_cookies is not None:
                 headers = [*headers, *ctx.set_cookies.values()]
             if not isinstance(body, bytes):
-                await self._send_payload(ctx, response, [*headers], send, handler)
-            elif status in BODILESS or scope["method"] == "HEAD":
+                await self._send_payload(body, status, [*headers], ctx, send, handler)
+            elif (status is not OK and status in BODILESS) or scope["method"] == "HEAD":
                 headers = without_body(status, headers, len(body))
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": b""})
             else:
-                headers = [*headers, _content_length(len(body))]
+                size = len(body)
+                headers = [*headers, _SMALL_LENGTHS[size] if size < len(_SMALL_LENGTHS) else content_length(size)]
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": body})
         except ClientDisconnected:
@@ -133,27 +150,12 @@ class App:
             if ctx.open_files is not None:
                 ctx.close_files()
 
-    async def _run_on_response(self, ctx: Context, response: Response) -> Response:
-        # A handler may return the same Response for every request.
-        response = response.__copy__()
-        for on_response in self._on_response:
-            try:
-                answer: Any = on_response(ctx, response)
-                if answer is not None and hasattr(answer, "__await__"):
-                    answer = await answer
-                if answer is not None and answer is not response:
-                    response = to_response(answer).__copy__()
-                response = await prepare(response, ctx)
-            except ClientDisconnected:
-                raise
-            except Exception as error:
-                response = (await self._recover(ctx, error)).__copy__()
-        return response
-
-    async def _send_payload(self, ctx: Context, response: Response, headers: RawHeaders, send: Send, handler: object) -> None:
-        """Have the body send itself; where it breaks off for what is wrong in the user's code, log that."""
+    async def _send_payload(
+        self, body: Payload, status: int, headers: RawHeaders, ctx: Context, send: Send, handler: object
+    ) -> None:
+        """Have *body* send itself, and log what is wrong in the user's code where that breaks it off."""
         try:
-            await cast("Payload", response.body).send(response.status, headers, ctx, send)
+            await body.send(status, headers, ctx, send)
         except (HeaderError, ResultError) as error:
             # The head is out. A server closes the connection after a response without an end, so that the client notices.
             told = f"{type(error).__name__}: {explain(error)}{place(error, handler)}"
@@ -182,7 +184,7 @@ class App:
                 if answer is not None and hasattr(answer, "__await__"):
                     answer = await answer
                 if answer is not None:
-                    response = response or await prepare(to_response(answer), ctx)
+                    response = response or check(await open_body(to_response(answer), ctx), ctx)
             except ClientDisconnected:
                 raise
             except Exception as fault:
@@ -191,7 +193,7 @@ class App:
             return response
         if isinstance(error, HTTPError):
             try:
-                return await prepare(error_response(error), ctx)
+                return check(error_response(error), ctx)
             except (HeaderError, ResultError) as fault:
                 return await self._recover(ctx, fault)
         if self.debug:
@@ -276,11 +278,6 @@ class App:
                     reason = explain(error) if isinstance(error, GamanError) else repr(error)
                     logger.error("the check of the integration %r failed: %s", integration.name, reason)
         return found
-
-
-@lru_cache(maxsize=1024)
-def _content_length(size: int) -> tuple[bytes, bytes]:
-    return b"content-length", b"%d" % size
 
 
 class _NotLoaded:

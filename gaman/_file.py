@@ -70,12 +70,11 @@ class File(NamedTuple):
         return fields
 
 
-def find(path: str | os.PathLike[str], root: str | os.PathLike[str] | None, *, hidden: bool) -> File:
-    """Open the file at *path*, below *root* where that is given; OSError or ValueError where there is none to show.
+def find(name: str, root: str | os.PathLike[str] | None, *, hidden: bool) -> File:
+    """Open the file *name*, below *root* where that is given; OSError or ValueError where there is none to show.
 
     It asks the disk, so call it in a thread.
     """
-    name = os.fspath(path)
     if len(os.fsencode(name)) > _MAX_PATH:
         raise ValueError("the path is too long")
     opener: Callable[[str, int], int] = _open

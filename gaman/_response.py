@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import aclosing
 from dataclasses import is_dataclass
-from functools import partial
+from functools import lru_cache, partial
 from inspect import iscoroutine, isgenerator
 from types import AsyncGeneratorType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, cast
@@ -216,7 +216,7 @@ class Response:
         The file is opened when the handler has returned the response. Where that fails, HTTPError 404 goes to the on_error hooks.
         """
         field = None if content_type is None else (CONTENT_TYPE, encode_value(content_type))
-        response = _make(_File(partial(_file.find, path, root, hidden=hidden)), field, status, headers)
+        response = _make(_File(partial(_file.find, os.fspath(path), root, hidden=hidden)), field, status, headers)
         if download is not None:
             response.headers["content-disposition"] = _file.attachment(download)
         return response
@@ -235,7 +235,7 @@ def _make(body: bytes | Payload, field: tuple[bytes, bytes] | None, status: int,
 
 
 def _check_status(status: object) -> None:
-    if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 599:
+    if not (isinstance(status, int) and 200 <= status <= 599):
         raise ResultError(f"a response's status is an int from 200 to 599, not {status!r}")
 
 
@@ -251,32 +251,44 @@ def _name_what_is_wrong(chunks: object) -> str:
     return f"a {type(chunks).__name__}; write an `async def` that yields its chunks, or give Response() all of them at once"
 
 
-async def prepare(response: Response, ctx: Context) -> Response:
-    """Return *response* as it can be sent, its file open for *ctx* to close; a copy where that changes it.
+async def open_body(response: Response, ctx: Context) -> Response:
+    """Return *response*, or a copy with its file open, for *ctx* to close.
 
-    HTTPError 404 is raised where there is no such file, ResultError for a status that can't be sent, and HeaderError for fields
-    that don't fit the body (RFC 9112, section 6).
+    HTTPError 404 is raised where there is no such file, ResultError for a body that can't be sent.
     """
-    _check_status(response.status)
-    if isinstance(response.body, _File):
-        response = await response.body.open(response, ctx)
-    elif not hasattr(response.body, "send") and not isinstance(response.body, bytes):
-        raise ResultError(f"a response's body is bytes, not {type(response.body).__name__}; encode it, or return another Response")
-    headers = response.raw_headers
-    framing = [field for field in headers if field[0] in _FRAMING]
-    if not framing:
-        return response
-    if len(framing) > 1 or framing[0][0] != b"content-length" or not framing[0][1].isdigit() or len(framing[0][1]) > _MAX_DIGITS:
+    body: object = response.body
+    if isinstance(body, _File):
+        return await body.open(response, ctx)
+    if not isinstance(body, bytes) and not hasattr(body, "send"):
+        raise ResultError(f"a response's body is bytes, not {type(body).__name__}; encode it, or return another Response")
+    return response
+
+
+def check(response: Response, ctx: Context) -> Response:
+    """Return *response*, or a copy without a content-length that says what the server will say by itself.
+
+    ResultError is raised for a status that can't be sent, and HeaderError for fields that don't fit the body (RFC 9112, section 6).
+    """
+    status = response.status
+    if status is not OK and (status.__class__ is not int or not 200 <= status <= 599):
+        _check_status(status)
+    for name, _ in response.raw_headers:
+        if name in _FRAMING:
+            return _check_framing(response, ctx.method)
+    return response
+
+
+def _check_framing(response: Response, method: str) -> Response:
+    body = response.body
+    framing = [field for field in response.raw_headers if field[0] in _FRAMING]
+    name, value = framing[0]
+    if len(framing) > 1 or name != b"content-length" or not value.isdigit() or len(value) > _MAX_DIGITS:
         told = b", ".join(b"%s: %s" % field for field in framing).decode("latin-1")
         raise HeaderError(f"a response has one content-length, in digits, and no transfer-encoding, not {told!r}")
-    body = response.body
-    if not isinstance(body, bytes) or ctx.method == "HEAD" or response.status in BODILESS:
+    if not isinstance(body, bytes) or method == "HEAD" or response.status in BODILESS:
         return response
-    if int(framing[0][1]) != len(body):
-        raise HeaderError(
-            f"the content-length {int(framing[0][1])} is not that of the body, which has {len(body)} bytes; leave it out"
-        )
-    # The App adds the same.
+    if int(value) != len(body):
+        raise HeaderError(f"the content-length {int(value)} is not that of the body, which has {len(body)} bytes; leave it out")
     response = response.__copy__()
     response.raw_headers.remove(framing[0])
     return response
@@ -287,7 +299,16 @@ def without_body(status: int, headers: RawHeaders, size: int = 0) -> RawHeaders:
     if status in BODILESS:
         left_out = _FRAMING if status == 204 else {CONTENT_TYPE, *_FRAMING}
         return [field for field in headers if field[0] not in left_out]
-    return [*headers] if b"content-length" in dict(headers) else [*headers, (b"content-length", b"%d" % size)]
+    for name, _ in headers:
+        if name == b"content-length":
+            return [*headers]
+    return [*headers, content_length(size)]
+
+
+@lru_cache(maxsize=1024)
+def content_length(size: int) -> tuple[bytes, bytes]:
+    """Return the field that says that a body has *size* bytes."""
+    return b"content-length", b"%d" % size
 
 
 def _limits_on_caches(headers: Headers) -> dict[str, str]:
@@ -328,7 +349,7 @@ class _File:
 
     async def open(self, response: Response, ctx: Context) -> Response:
         """Return *response* with the file open and described, for *ctx* to close; HTTPError 404 where there is none."""
-        if hasattr(self, "file"):
+        if hasattr(self, "file") and self.file.opened in (ctx.open_files or ()):
             return response
         try:
             file = await anyio.to_thread.run_sync(self._find)

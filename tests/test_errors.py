@@ -1,9 +1,9 @@
 import pytest
 
-from gaman import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, MissingDependency
+from gaman import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, MissingDependency, ResultError
 
 
-@pytest.mark.parametrize("error", [ClientDisconnected, ConfigError, HeaderError, HTTPError, MissingDependency])
+@pytest.mark.parametrize("error", [ClientDisconnected, ConfigError, HeaderError, HTTPError, MissingDependency, ResultError])
 def test_every_error_is_a_gaman_error(error: type[Exception]) -> None:
     assert issubclass(error, GamanError)
 
@@ -15,6 +15,11 @@ def test_a_missing_dependency_is_an_import_error_too() -> None:
 
 def test_a_header_error_is_a_value_error_too() -> None:
     assert issubclass(HeaderError, ValueError)
+
+
+def test_a_result_error_is_a_type_error_and_a_value_error_too() -> None:
+    assert issubclass(ResultError, TypeError)
+    assert issubclass(ResultError, ValueError)
 
 
 def test_an_http_error_without_a_detail_says_its_status_phrase() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Callable, Generator
@@ -504,6 +505,27 @@ async def test_a_file_response_that_is_kept_answers_each_request_for_itself(ask:
         assert answer.body == CONTENT[first:10]
         assert len(answer.headers.getall("content-range")) == 1
     assert kept.headers.raw == before
+
+
+async def test_a_file_response_that_a_hook_keeps_is_opened_for_each_request(ask: Ask, root: Path) -> None:
+    kept: list[Response] = []
+
+    async def handler(ctx: Context) -> Response:
+        return Response.file(root / "data.bin")
+
+    def keep(ctx: Context, response: Response) -> Response:
+        kept.append(response)
+        return kept[0]
+
+    app = App({"/": handler}, integrations=[define_integration(name="keep", on_response=keep)])
+    for answer in [await ask(app), *await asyncio.gather(*(ask(app) for _ in range(5)))]:
+        assert answer.body == CONTENT
+
+
+def test_a_path_that_is_none_is_an_error_where_the_response_is_made() -> None:
+    path: Any = None
+    with pytest.raises(TypeError, match="NoneType"):
+        Response.file(path)
 
 
 async def test_a_client_that_leaves_in_mid_file_leaves_no_trace(ask: Ask, app: App, caplog: pytest.LogCaptureFixture) -> None:
