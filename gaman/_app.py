@@ -35,8 +35,9 @@ from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderErro
 
 logger = logging.getLogger("gaman")
 
-# A list is asked in half the time that a cache takes.
-_SMALL_LENGTHS = [content_length(size) for size in range(1 << 10)]
+_SMALL = 1 << 10
+"""Bytes of a body up to which its length is looked up in a list: that takes half the time of a cache."""
+_LENGTHS = [content_length(size) for size in range(_SMALL)]
 
 
 class App:
@@ -74,6 +75,8 @@ class App:
             # Around all integrations; without it, no request pays for it.
             self._on_request.insert(0, _access.begin)
             self._on_response.append(_access.finish)
+        self._passed: RawHeaders = []
+        """The fields of the last response that passed check(); most responses after hooks have the same."""
         self._loaded: list[Integration] = []
         self._must_load = any(integration.on_load is not None for integration in self.integrations)
         self._matcher: Routes | _NotLoaded = _NotLoaded() if self._must_load else self.routes
@@ -125,7 +128,8 @@ class App:
                             response = to_response(answer).__copy__()
                         if response.body.__class__ is not bytes:
                             response = await open_body(response, ctx)
-                        response = check(response, ctx)
+                        if response.raw_headers != self._passed or response.status is not OK:
+                            response = check(response, ctx, self._passed)
                     except ClientDisconnected:
                         raise
                     except Exception as error:
@@ -141,7 +145,7 @@ class App:
                 await send({"type": "http.response.body", "body": b""})
             else:
                 size = len(body)
-                headers = [*headers, _SMALL_LENGTHS[size] if size < len(_SMALL_LENGTHS) else content_length(size)]
+                headers = [*headers, _LENGTHS[size] if size < _SMALL else content_length(size)]
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": body})
         except ClientDisconnected:

@@ -264,10 +264,11 @@ async def open_body(response: Response, ctx: Context) -> Response:
     return response
 
 
-def check(response: Response, ctx: Context) -> Response:
+def check(response: Response, ctx: Context, passed: RawHeaders | None = None) -> Response:
     """Return *response*, or a copy without a content-length that says what the server will say by itself.
 
     ResultError is raised for a status that can't be sent, and HeaderError for fields that don't fit the body (RFC 9112, section 6).
+    *passed* becomes fields that fit any body.
     """
     status = response.status
     if status is not OK and (status.__class__ is not int or not 200 <= status <= 599):
@@ -275,6 +276,8 @@ def check(response: Response, ctx: Context) -> Response:
     for name, _ in response.raw_headers:
         if name in _FRAMING:
             return _check_framing(response, ctx.method)
+    if passed is not None:
+        passed[:] = response.raw_headers
     return response
 
 

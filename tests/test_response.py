@@ -831,6 +831,9 @@ def test_head_may_be_told_another_length(served: Served) -> None:
     assert b"content-length: 123456" in head
     assert head.count(b"content-length") == 1
     assert body == b""
+    # What passes for HEAD does not pass for the next request.
+    with served.logs("HeaderError", "content-length"):
+        assert served.status("/framed?header=content-length:123456") == 500
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
