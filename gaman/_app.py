@@ -9,11 +9,12 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 from gaman import _access
-from gaman._context import Context
+from gaman._context import Context, log_extra
+from gaman._hosts import AllowedHosts, parse_host
 from gaman._integration import Integration, in_order
 from gaman._proxies import NEARBY, TrustedProxies
 from gaman._response import BODILESS, Receive, Response, Scope, Send, error_response, to_response
-from gaman._routing import Routes, Table, define_routes
+from gaman._routing import Answered, Routes, Table, define_routes
 from gaman._tracebacks import explain, own, place
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError
 
@@ -28,6 +29,9 @@ class App:
     address, scheme and host is taken, from X-Forwarded-For, -Proto and -Host, or from Forwarded (RFC 7239): addresses and networks,
     `unix:` for who connects through a Unix socket, or `*` for whoever connects. By default it is this machine's loopback and Unix
     sockets.
+
+    *allowed_hosts* are those that requests may be for, as `ctx.host` tells them; by default any. Others are answered 400. It takes
+    names, `*.shop.example` for subdomains, addresses, each with a port or for any, and `*`.
     """
 
     def __init__(
@@ -39,12 +43,16 @@ class App:
         debug: bool = False,
         max_body_size: int = 1 << 20,
         trusted_proxies: str | Iterable[str] = NEARBY,
+        allowed_hosts: str | Iterable[str] = "*",
     ) -> None:
         self.routes = (routes if isinstance(routes, Routes) else define_routes(routes)).bind(deps)
         self.integrations = tuple(in_order(integrations))
         self.debug = debug
         self.max_body_size = max_body_size
         self.proxies = TrustedProxies(trusted_proxies)
+        self._allowed_hosts = AllowedHosts(allowed_hosts)
+        # The last Host field that was valid and allowed: most servers have one. None stands for a request without the field.
+        self._known_host: object = ...
         self.workers = 1
         """How many processes serve this application side by side, as far as gaman.serve() knows."""
         # Lists of bare hooks, so that an integration without a hook costs nothing in a request.
@@ -63,11 +71,27 @@ class App:
         """Take *proxies* in the place of trusted_proxies; ConfigError names what is no address or network."""
         self.proxies = TrustedProxies(proxies)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def allow(self, hosts: str | Iterable[str]) -> None:
+        """Take *hosts* in the place of allowed_hosts; ConfigError names one that can't be a host."""
+        self._allowed_hosts = AllowedHosts(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0915 - each call within would cost time
         if scope["type"] != "http":
             await self._call_other(scope, receive, send)
             return
-        handler, params = self._matcher.match(scope)
+        host: bytes | None = None
+        for name, value in scope["headers"]:
+            if name == b"host":
+                # Two count as an empty one, which is invalid.
+                host = value if host is None else b""
+        try:
+            if host != self._known_host:
+                self._check_host(host, scope, receive)
+            handler, params = self._matcher.match(scope)
+        except Answered as answered:
+            # No hook runs: hooks count on a path and a host.
+            await self._send_early(answered.response, scope, send)
+            return
         ctx = Context(scope, receive, params, self)
         answer: Any = None
         try:
@@ -155,6 +179,29 @@ class App:
         if self.debug:
             return Response.text(told or "".join(traceback.format_exception(*own(error))), 500)
         return error_response(HTTPError(500))
+
+    def _check_host(self, field: bytes | None, scope: Scope, receive: Receive) -> None:
+        """Raise Answered for a Host field that is invalid, that HTTP/1.1 lacks (RFC 9112, section 3.2), or that isn't allowed."""
+        if field is None and scope.get("http_version") == "1.1":
+            raise Answered(HTTPError(400, "the request has no Host"))
+        if field is not None and parse_host(field.decode("latin-1")) is None:
+            raise Answered(HTTPError(400, "the request has an invalid Host, or two"))
+        if self._allowed_hosts.any:
+            self._known_host = ... if field is None else field
+            return
+        # What proxies say of the host can differ from request to request.
+        asked = Context(scope, receive, {}, self)
+        if not self._allowed_hosts.allows(asked.host, asked.scheme):
+            raise Answered(HTTPError(400, "this host isn't among the application's allowed_hosts"))
+
+    async def _send_early(self, response: Response, scope: Scope, send: Send) -> None:
+        if self.debug:
+            extra = log_extra(scope)
+            logger.info("%s %r %d before any hook: %s", extra["method"], extra["path"], response.status, response.body, extra=extra)
+        body = response.body if isinstance(response.body, bytes) else b""
+        length = [] if response.status in BODILESS else [_content_length(len(body))]
+        await send({"type": "http.response.start", "status": response.status, "headers": [*response.raw_headers, *length]})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
     async def _call_other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

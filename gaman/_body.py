@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import anyio.to_thread
-from multidict import MultiDict, MultiDictProxy
+from multidict import MultiDict
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from gaman._fields import Fields
 from gaman._headers import Headers
 from gaman.errors import ClientDisconnected, HTTPError
 
@@ -69,8 +70,8 @@ class UploadedFile:
 class Form(NamedTuple):
     """What a form held, by name, in the order it was sent."""
 
-    fields: MultiDictProxy[str]
-    files: MultiDictProxy[UploadedFile]
+    fields: Fields[str]
+    files: Fields[UploadedFile]
 
 
 async def stream_body(receive: Receive, headers: Headers, limit: int) -> AsyncIterator[bytes]:
@@ -99,7 +100,7 @@ async def read_form(chunks: AsyncIterator[bytes], headers: Headers, field_limit:
     kind, options = parse_options_header(headers.get("content-type"))
     if kind == b"application/x-www-form-urlencoded":
         body = b"".join([chunk async for chunk in chunks])
-        return Form(parse_pairs(body, "form", 413), MultiDictProxy(MultiDict[UploadedFile]()))
+        return Form(parse_pairs(body, "form", 413), Fields(MultiDict[UploadedFile]()))
     if kind != b"multipart/form-data":
         raise HTTPError(415, "expected a form: application/x-www-form-urlencoded or multipart/form-data")
     if not (boundary := options.get(b"boundary")):
@@ -117,7 +118,7 @@ async def read_form(chunks: AsyncIterator[bytes], headers: Headers, field_limit:
         raise HTTPError(400, f"malformed multipart body: {cause}") from cause
 
 
-def parse_pairs(encoded: bytes, what: str, excess: int = 400) -> MultiDictProxy[str]:
+def parse_pairs(encoded: bytes, what: str, excess: int = 400) -> Fields[str]:
     """Return the pairs of a query or an urlencoded form, decoded as browsers do: what is not UTF-8 becomes U+FFFD.
 
     HTTPError is raised with the status *excess* where there are too many.
@@ -126,7 +127,7 @@ def parse_pairs(encoded: bytes, what: str, excess: int = 400) -> MultiDictProxy[
         pairs = parse_qsl(encoded.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError as cause:
         raise HTTPError(excess, f"the {what} has more than {MAX_FIELDS} fields") from cause
-    return MultiDictProxy(MultiDict(pairs))
+    return Fields(MultiDict(pairs))
 
 
 class _Multipart:
@@ -169,7 +170,7 @@ class _Multipart:
     def finish(self) -> Form:
         if not self._complete:
             raise FormParserError("it ends before its last boundary")
-        return Form(MultiDictProxy(self._fields), MultiDictProxy(self._files))
+        return Form(Fields(self._fields), Fields(self._files))
 
     def _on_part_begin(self) -> None:
         self._part_headers = []

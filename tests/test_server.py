@@ -303,7 +303,6 @@ def test_a_cookie_header_of_100_kb_is_read_to_its_end(served: Served, path: str)
         b"GET /static HTTP/9.9\r\n\r\n",
         b"GET http://test HTTP/1.1\r\nHost: test\r\n\r\n",
         b"GET * HTTP/1.1\r\nHost: test\r\n\r\n",
-        b"OPTIONS * HTTP/1.1\r\nHost: test\r\n\r\n",
         b"CONNECT test:443 HTTP/1.1\r\nHost: test\r\n\r\n",
         b"PROPFIND /static HTTP/1.1\r\nHost: test\r\n\r\n",
         b"GET /static HTTP/1.1\r\nHost: test\r\nBad\x00Name: 1\r\n\r\n",
