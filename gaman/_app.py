@@ -82,8 +82,8 @@ class App:
         host: bytes | None = None
         for name, value in scope["headers"]:
             if name == b"host":
-                # Two count as an empty one, which is invalid.
-                host = value if host is None else b""
+                # Two count as a comma, which is invalid.
+                host = value if host is None else b","
         try:
             if host != self._known_host:
                 self._check_host(host, scope, receive)
@@ -182,12 +182,14 @@ class App:
 
     def _check_host(self, field: bytes | None, scope: Scope, receive: Receive) -> None:
         """Raise Answered for a Host field that is invalid, that HTTP/1.1 lacks (RFC 9112, section 3.2), or that isn't allowed."""
-        if field is None and scope.get("http_version") == "1.1":
-            raise Answered(HTTPError(400, "the request has no Host"))
-        if field is not None and parse_host(field.decode("latin-1")) is None:
+        if not field:
+            # An empty field says no more than none does, and some servers add one to a request without it.
+            if scope.get("http_version") == "1.1":
+                raise Answered(HTTPError(400, "the request has no Host"))
+        elif parse_host(field.decode("latin-1")) is None:
             raise Answered(HTTPError(400, "the request has an invalid Host, or two"))
         if self._allowed_hosts.any:
-            self._known_host = ... if field is None else field
+            self._known_host = field or ...
             return
         # What proxies say of the host can differ from request to request.
         asked = Context(scope, receive, {}, self)

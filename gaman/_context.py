@@ -121,7 +121,7 @@ class Context:
         A trusted proxy may tell it; else it is the Host field, and without one the server's own address.
         """
         host = self._find_origin().host or self.header("host")
-        if host is None:
+        if not host:
             name, port = self.scope.get("server") or ("localhost", None)
             # A server on a Unix socket gives its path here.
             name = "localhost" if name.startswith("/") else f"[{name}]" if ":" in name else name

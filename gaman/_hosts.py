@@ -27,7 +27,7 @@ class Host(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def parse_host(text: str) -> Host | None:
-    """Return the parts of a Host value, or None where it is invalid; an empty one is, as it is to nginx."""
+    """Return the parts of a Host value, or None where it is invalid; an empty one is."""
     match = _authority(text)
     if match is None:
         return None

@@ -79,7 +79,7 @@ class Routes:
             if endpoint is not None and (match := endpoint.get(scope["method"])) is not None:
                 return match
             plain = path.split("/")
-            if not plain.pop(0) and "" not in plain:
+            if not plain.pop(0) and plain and "" not in plain:
                 return self._search(scope["method"], plain)
         segments = _target.split(path, raw_path, root_path)
         if segments is None:

@@ -23,7 +23,7 @@ def split(path: str, raw_path: bytes | None, root_path: str | None) -> list[str]
             segments = [unquote(part, errors="strict") for part in raw_path.decode("ascii").split("/")]
         except UnicodeDecodeError:
             return None
-    if segments.pop(0):
+    if segments.pop(0) or not (segments or root_path):
         return None
     if "" in segments:
         last = segments[-1]

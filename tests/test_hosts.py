@@ -24,7 +24,6 @@ VALID = [
     "a" * 255,
 ]
 INVALID = [
-    "",
     " ",
     ".",
     ":80",
@@ -82,6 +81,15 @@ async def test_an_invalid_host_answers_400(ask: Ask, host: str, version: str) ->
 
 
 @pytest.mark.anyio
+async def test_an_empty_host_is_as_none(ask: Ask) -> None:
+    app = App({"/": show})
+    for _ in range(2):
+        for version, status in [("1.0", 200), ("1.1", 400), ("2", 200)]:
+            answer = await ask(app, headers={"host": ""}, scope={"http_version": version})
+            assert (answer.status, answer.text) == (status, "the request has no Host" if status == 400 else '["testserver:443"]')
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("hosts", [[b"a", b"a"], [b"a", b"b"], [b"", b"a"], [b"a", b""], [b"a", b"b", b"a"]])
 async def test_two_hosts_answer_400_even_if_they_are_the_same(ask: Ask, hosts: list[bytes]) -> None:
     app = App({"/": show})
@@ -101,7 +109,7 @@ async def test_only_http_1_1_needs_a_host(ask: Ask) -> None:
 
 @pytest.mark.anyio
 async def test_a_refusal_has_a_body_and_a_head_of_the_same_length(ask: Ask) -> None:
-    told, head = [await ask(App({"/": show}), "/", method, headers={"host": ""}) for method in ("GET", "HEAD")]
+    told, head = [await ask(App({"/": show}), "/", method, headers={"host": "a b"}) for method in ("GET", "HEAD")]
     assert told.text == "the request has an invalid Host, or two"
     assert told.headers["content-length"] == head.headers["content-length"] == str(len(told.body))
     assert head.body == b""
