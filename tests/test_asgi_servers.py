@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.servers import free_port
-from tests.serving import Connection, request, running, until
+from tests.serving import Connection, get, request, running, running_script, until
 
 APP = """
 import gaman
@@ -194,3 +194,21 @@ def test_only_allowed_hosts_are_answered(name: str, tmp_path: Path) -> None:
             assert connection.ask(f"GET /tell HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()).status == status, host
         told = "GET /tell HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Forwarded-Host: shop.example\r\n\r\n"
         assert json.loads(connection.ask(told.encode()).body)["url"] == "http://shop.example/tell"
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no socket for IPv4 and IPv6")
+def test_an_ipv4_client_on_an_ipv6_socket_is_its_ipv4_address(tmp_path: Path) -> None:
+    source = """
+import socket, uvicorn, gaman
+
+async def who(ctx):
+    return [ctx.ip, ctx.scope["client"][0]]
+
+listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+print(f"listening on http://localhost:{listener.getsockname()[1]}", flush=True)
+app = gaman.App({"/": who}, trusted_proxies=["::ffff:127.0.0.0/104"])
+uvicorn.Server(uvicorn.Config(app, proxy_headers=False)).run([listener])
+"""
+    with running_script(source, tmp_path) as program:
+        assert get(program.port, "/").body == b'["127.0.0.1","::ffff:127.0.0.1"]'
+        assert get(program.port, "/", "X-Forwarded-For: ::ffff:203.0.113.5").body == b'["203.0.113.5","::ffff:127.0.0.1"]'
