@@ -96,13 +96,14 @@ class App:
         answer: Any = None
         try:
             try:
-                for on_request in self._on_request:
-                    answer = on_request(ctx)
-                    if answer is not None and hasattr(answer, "__await__"):
-                        answer = await answer
-                    if answer is not None:
-                        break
-                else:
+                if self._on_request:
+                    for on_request in self._on_request:
+                        answer = on_request(ctx)
+                        if answer is not None and hasattr(answer, "__await__"):
+                            answer = await answer
+                        if answer is not None:
+                            break
+                if answer is None:
                     answer = await handler(ctx)
                 response = answer if answer.__class__ is Response else to_response(answer)
             except ClientDisconnected:

@@ -79,7 +79,7 @@ class Routes:
             if endpoint is not None and (match := endpoint.get(scope["method"])) is not None:
                 return match
             plain = path.split("/")
-            if not plain.pop(0) and plain and "" not in plain:
+            if not plain.pop(0) and plain:
                 return self._search(scope["method"], plain)
         segments = _target.split(path, raw_path, root_path)
         if segments is None:
@@ -113,6 +113,9 @@ class Routes:
                     return route.match(segments)
                 known = {*(known or ()), *node.endpoint}
             if not branches:
+                # No parameter takes an empty segment, so that only what matches nothing has to be searched for them.
+                if "" in segments and (kept := _without_empty(segments, self._strict)) != segments:
+                    return self._search(method, kept)
                 return self._unanswered(method, segments, known)
             node, depth = branches.pop()
 
