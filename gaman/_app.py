@@ -15,6 +15,7 @@ from gaman._integration import Integration, in_order
 from gaman._proxies import NEARBY, TrustedProxies
 from gaman._response import BODILESS, Receive, Response, Scope, Send, error_response, to_response
 from gaman._routing import Answered, Routes, Table, define_routes
+from gaman._target import in_origin_form
 from gaman._tracebacks import explain, own, place
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError
 
@@ -89,8 +90,11 @@ class App:
                 self._check_host(host, scope, receive)
             handler, params = self._matcher.match(scope)
         except Answered as answered:
-            # No hook runs: hooks count on a path and a host.
-            await self._send_early(answered.response, scope, send)
+            if _fault(host, scope) is None and (rewritten := in_origin_form(scope)) is not None:
+                await self(rewritten, receive, send)
+            else:
+                # No hook runs: hooks count on a path and a host.
+                await self._send_early(answered.response, scope, send)
             return
         ctx = Context(scope, receive, params, self)
         answer: Any = None
@@ -182,13 +186,9 @@ class App:
         return error_response(HTTPError(500))
 
     def _check_host(self, field: bytes | None, scope: Scope, receive: Receive) -> None:
-        """Raise Answered for a Host field that is invalid, that HTTP/1.1 lacks (RFC 9112, section 3.2), or that isn't allowed."""
-        if not field:
-            # An empty field says no more than none does, and some servers add one to a request without it.
-            if scope.get("http_version") == "1.1":
-                raise Answered(HTTPError(400, "the request has no Host"))
-        elif parse_host(field.decode("latin-1")) is None:
-            raise Answered(HTTPError(400, "the request has an invalid Host, or two"))
+        """Raise Answered for a Host field with a fault, or for a host that isn't allowed."""
+        if (fault := _fault(field, scope)) is not None:
+            raise Answered(HTTPError(400, fault))
         if self._allowed_hosts.any:
             self._known_host = field or ...
             return
@@ -283,6 +283,14 @@ class App:
                     reason = explain(error) if isinstance(error, GamanError) else repr(error)
                     logger.error("the check of the integration %r failed: %s", integration.name, reason)
         return found
+
+
+def _fault(host: bytes | None, scope: Scope) -> str | None:
+    """Return what is wrong with the Host field of a request (RFC 9112, section 3.2), or None."""
+    if not host:
+        # An empty field says no more than none does, and some servers add one to a request without it.
+        return "the request has no Host" if scope.get("http_version") == "1.1" else None
+    return "the request has an invalid Host, or two" if parse_host(host.decode("latin-1")) is None else None
 
 
 @lru_cache(maxsize=1024)

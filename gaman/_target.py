@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, MutableMapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
 _PERCENT = ord("%")
+_absolute = re.compile(rb"https?://([^/?#]*)(/.*)?", re.IGNORECASE | re.DOTALL).fullmatch
 
 
 def split(path: str, raw_path: bytes | None, root_path: str | None) -> list[str] | None:
@@ -51,6 +53,21 @@ def path_of(scope: Mapping[str, Any]) -> str:
         return path
     segments = split(path, raw_path, root_path)
     return path if segments is None else "/" + "/".join([segment.replace("/", "%2F") for segment in segments])
+
+
+def in_origin_form(scope: MutableMapping[str, Any]) -> MutableMapping[str, Any] | None:
+    """Return an ASGI *scope* whose target is in absolute-form with its host as the Host field, or None for any other.
+
+    Most servers do this themselves (RFC 9112, section 3.2.2).
+    """
+    raw_path: bytes = scope.get("raw_path") or b""
+    match = _absolute(raw_path)
+    if match is None:
+        return None
+    host, below = match.groups()
+    below = below or b"/"
+    headers = [(b"host", host), *(field for field in scope["headers"] if field[0] != b"host")]
+    return {**scope, "raw_path": below, "path": unquote(below.decode("latin-1")), "headers": headers}
 
 
 @lru_cache(maxsize=16)

@@ -142,12 +142,20 @@ def test_a_request_without_a_proper_host_or_path_is_refused_before_any_hook(name
             (b"GET ?tell HTTP/1.1\r\nHost: a\r\n\r\n", 400),
             (b"GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
             (b"GET /%FF HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            (b"GET http://u@a/tell HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
             (b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 204),
             (b"OPTIONS * HTTP/1.1\r\n\r\n", 400),
         ]:
             with Connection(port) as connection:
                 assert connection.ask(octets).status == status, octets
         assert client.get("/seen").json() == ["/tell", "/tell", "/seen"]
+
+
+def test_the_host_of_an_absolute_target_wins_where_the_server_tells_it(tmp_path: Path) -> None:
+    for name, options in [("uvicorn", ["--http", "h11"]), ("hypercorn", [])]:
+        with served(name, tmp_path, source=DOOR, options=options) as client, Connection(client.base_url.port or 0) as connection:
+            answer = connection.ask(b"GET http://b.example/tell HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert json.loads(answer.body)["url"] == "http://b.example/tell"
 
 
 @each_server_and_ours

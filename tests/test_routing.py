@@ -184,7 +184,19 @@ async def test_a_path_that_is_not_utf8_answers_400(ask: Ask, target: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "target", ["", "?q", "*x", "users/1", "users/%31", "@evil.example/x", "*", "http://evil.example/x", "evil.example:443"]
+    "target",
+    [
+        "",
+        "?q",
+        "*x",
+        "users/1",
+        "users/%31",
+        "@evil.example/x",
+        "*",
+        "http:/evil.example/x",
+        "ftp://evil.example/x",
+        "evil.example:443",
+    ],
 )
 async def test_a_target_that_is_no_path_answers_400(ask: Ask, target: str) -> None:
     assert (await ask(App({"/users/:id": answering("user"), "/": answering("home")}), target)).status == 400

@@ -100,6 +100,34 @@ async def test_options_of_an_asterisk_asks_whether_the_server_is_there(ask: Ask)
     assert (await ask(App({"/": show}), "/*", "OPTIONS")).status == 404
 
 
+@pytest.mark.parametrize(
+    ("target", "host", "status", "url"),
+    [
+        ("http://shop.example/admin", "evil.example", 200, "https://shop.example/admin"),
+        ("HTTPS://shop.example:8000//%61dmin?a=1", "evil.example", 200, "https://shop.example:8000//%61dmin?a=1"),
+        ("http://shop.example", "shop.example", 404, ""),
+        ("http://evil.example/admin", "shop.example", 400, ""),
+        ("http://user@shop.example/admin", "shop.example", 400, ""),
+        ("http:///admin", "shop.example", 400, ""),
+        ("http://shop.example/admin", "a b", 400, ""),
+        ("http://shop.example/admin", "", 400, ""),
+        ("http://http://shop.example/admin", "shop.example", 404, ""),
+    ],
+)
+async def test_the_host_of_an_absolute_target_takes_the_place_of_the_field(
+    ask: Ask, target: str, host: str, status: int, url: str
+) -> None:
+    seen: list[str] = []
+    hook = define_integration(name="hook", on_request=lambda ctx: seen.append(ctx.host))
+    app = App({"/admin": show}, integrations=[hook], allowed_hosts=["shop.example", "http"])
+    answer = await ask(app, target, headers={"host": host})
+    assert answer.status == status
+    assert len(seen) == (status != 400)
+    if status == 200:
+        told = msgspec.json.decode(answer.body)
+        assert (told["url"], told["path"]) == (url, "/admin")
+
+
 @given(st.text("/a%2Fb4.", max_size=12), st.sampled_from(["", "/a", "/a/b", "/%61"]))
 def test_whatever_the_path_its_segments_are_those_of_ctx_path(tail: str, root: str) -> None:
     raw = f"/{tail}".encode()
