@@ -51,9 +51,7 @@ class App:
         self.debug = debug
         self.max_body_size = max_body_size
         self.proxies = TrustedProxies(trusted_proxies)
-        self._allowed_hosts = AllowedHosts(allowed_hosts)
-        # The last Host field that was valid and allowed: most servers have one. None stands for a request without the field.
-        self._known_host: object = ...
+        self.allow(allowed_hosts)
         self.workers = 1
         """How many processes serve this application side by side, as far as gaman.serve() knows."""
         # Lists of bare hooks, so that an integration without a hook costs nothing in a request.
@@ -75,6 +73,8 @@ class App:
     def allow(self, hosts: str | Iterable[str]) -> None:
         """Take *hosts* in the place of allowed_hosts; ConfigError names one that can't be a host."""
         self._allowed_hosts = AllowedHosts(hosts)
+        # The last Host field that was valid, where any is allowed: most sites have one. No request's equals the first.
+        self._known_host: object = ...
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0915 - each call within would cost time
         if scope["type"] != "http":
@@ -100,14 +100,13 @@ class App:
         answer: Any = None
         try:
             try:
-                if self._on_request:
-                    for on_request in self._on_request:
-                        answer = on_request(ctx)
-                        if answer is not None and hasattr(answer, "__await__"):
-                            answer = await answer
-                        if answer is not None:
-                            break
-                if answer is None:
+                for on_request in self._on_request:
+                    answer = on_request(ctx)
+                    if answer is not None and hasattr(answer, "__await__"):
+                        answer = await answer
+                    if answer is not None:
+                        break
+                else:
                     answer = await handler(ctx)
                 response = answer if answer.__class__ is Response else to_response(answer)
             except ClientDisconnected:
