@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 
@@ -15,7 +16,11 @@ def printable(text: str) -> str:
 
 def escape(record: logging.LogRecord) -> bool:
     """Escape the message and the traceback of *record*; one without control characters stays as it is, arguments included."""
-    message = record.getMessage()
+    try:
+        message = record.getMessage()
+    except Exception:
+        # An error whose repr() fails: its handlers say so, and go on.
+        return True
     if not message.isprintable():
         record.msg, record.args = printable(message), None
     if record.exc_info and (error := record.exc_info[1]) is not None:
@@ -37,7 +42,8 @@ def _texts(error: BaseException, seen: set[int]) -> Iterator[str]:
     if id(error) in seen:
         return
     seen.add(id(error))
-    yield str(error)
+    with suppress(Exception):
+        yield str(error)
     yield from getattr(error, "__notes__", ())
     grouped: Sequence[BaseException] = cast("Any", error).exceptions if isinstance(error, BaseExceptionGroup) else ()
     for other in (error.__cause__, error.__context__, *grouped):

@@ -82,3 +82,28 @@ async def test_a_message_without_control_characters_keeps_its_arguments(ask: Ask
     [record] = caplog.records
     assert record.args == ("GET", "/caf\xe9")
     assert told.endswith("ValueError: caf\xe9\n    of two lines")
+
+
+class Unspeakable(ValueError):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+    __repr__ = __str__
+
+
+async def test_an_error_that_cannot_tell_of_itself_is_logged_and_answered(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(ctx: Context) -> str:
+        raise Unspeakable
+
+    async def refuse(ctx: Context) -> str:
+        raise HTTPError(503) from Unspeakable()
+
+    app = App({"/fail": fail, "/refuse": refuse})
+    assert (await ask(app, "/fail")).status == 500
+    assert "GET '/fail' failed" in caplog.text
+    # pytest's own handler raises what a real one would print.
+    logging.getLogger("gaman").propagate = False
+    try:
+        assert (await ask(app, "/refuse")).status == 503
+    finally:
+        logging.getLogger("gaman").propagate = True
