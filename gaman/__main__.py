@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     serve.add_argument("--workers", type=int, default=1, help="how many processes serve")
     serve.add_argument("--reload", action="store_true", help="start again when a source file changes")
     serve.add_argument("--trusted-proxies", metavar="LIST", help="addresses and networks, between commas")
+    serve.add_argument("--allowed-hosts", metavar="LIST", help="the hosts that requests may be for, between commas")
     serve.add_argument("--timeout-request", type=float, default=30, metavar="SECONDS", help="how long a client may be silent")
     serve.add_argument("--max-connections", type=int, metavar="COUNT", help="of each process; more are answered 503")
     serve.add_argument("--timeout-graceful-shutdown", type=int, default=30, metavar="SECONDS")
@@ -71,11 +72,13 @@ def _key(options: argparse.Namespace) -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     app = find_app(options.app)
-    if options.trusted_proxies is not None:
-        try:
+    try:
+        if options.trusted_proxies is not None:
             app.trust(options.trusted_proxies)
-        except ConfigError as error:
-            sys.exit(f"gaman: {error}")
+        if options.allowed_hosts is not None:
+            app.allow(options.allowed_hosts)
+    except ConfigError as error:
+        sys.exit(f"gaman: {error}")
     run(
         app,
         host=options.host,

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from gaman import _access
-from gaman._context import Context
+from gaman._context import Context, log_extra
 from gaman._headers import RawHeaders
+from gaman._hosts import AllowedHosts, parse_host
 from gaman._integration import Integration, in_order
 from gaman._proxies import NEARBY, TrustedProxies
 from gaman._response import (
@@ -28,7 +29,8 @@ from gaman._response import (
     to_response,
     without_body,
 )
-from gaman._routing import Routes, Table, define_routes
+from gaman._routing import Answered, Routes, Table, define_routes
+from gaman._target import in_origin_form
 from gaman._tracebacks import explain, own, place
 from gaman._trailers import drop_trailers
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, ResultError
@@ -48,6 +50,9 @@ class App:
     address, scheme and host is taken, from X-Forwarded-For, -Proto and -Host, or from Forwarded (RFC 7239): addresses and networks,
     `unix:` for who connects through a Unix socket, or `*` for whoever connects. By default it is this machine's loopback and Unix
     sockets.
+
+    *allowed_hosts* are those that requests may be for, as `ctx.host` tells them; by default any. Others are answered 400. It takes
+    names, `*.shop.example` for subdomains, addresses, each with a port or for any, and `*`.
     """
 
     def __init__(
@@ -59,12 +64,14 @@ class App:
         debug: bool = False,
         max_body_size: int = 1 << 20,
         trusted_proxies: str | Iterable[str] = NEARBY,
+        allowed_hosts: str | Iterable[str] = "*",
     ) -> None:
         self.routes = (routes if isinstance(routes, Routes) else define_routes(routes)).bind(deps)
         self.integrations = tuple(in_order(integrations))
         self.debug = debug
         self.max_body_size = max_body_size
         self.proxies = TrustedProxies(trusted_proxies)
+        self.allow(allowed_hosts)
         self.workers = 1
         """How many processes serve this application side by side, as far as gaman.serve() knows."""
         # Lists of bare hooks, so that an integration without a hook costs nothing in a request.
@@ -85,11 +92,32 @@ class App:
         """Take *proxies* in the place of trusted_proxies; ConfigError names what is no address or network."""
         self.proxies = TrustedProxies(proxies)
 
+    def allow(self, hosts: str | Iterable[str]) -> None:
+        """Take *hosts* in the place of allowed_hosts; ConfigError names one that can't be a host."""
+        self._allowed_hosts = AllowedHosts(hosts)
+        # The last Host field that was valid, where any is allowed: most sites have one. No request's equals the first.
+        self._known_host: object = ...
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._call_other(scope, receive, send)
             return
-        handler, params = self._matcher.match(scope)
+        host: bytes | None = None
+        for name, value in scope["headers"]:
+            if name == b"host":
+                # Two count as a comma, which is invalid.
+                host = value if host is None else b","
+        try:
+            if host != self._known_host:
+                self._check_host(host, scope, receive)
+            handler, params = self._matcher.match(scope)
+        except Answered as answered:
+            if _fault(host, scope) is None and (rewritten := in_origin_form(scope)) is not None:
+                await self(rewritten, receive, send)
+            else:
+                # No hook runs: hooks count on a path and a host.
+                await self._send_early(answered.response, scope, send)
+            return
         ctx = Context(scope, receive, params, self)
         answer: Any = None
         try:
@@ -204,6 +232,27 @@ class App:
             return Response.text(told or "".join(traceback.format_exception(*own(error))), 500)
         return error_response(HTTPError(500))
 
+    def _check_host(self, field: bytes | None, scope: Scope, receive: Receive) -> None:
+        """Raise Answered for a Host field with a fault, or for a host that isn't allowed."""
+        if (fault := _fault(field, scope)) is not None:
+            raise Answered(HTTPError(400, fault))
+        if self._allowed_hosts.any:
+            self._known_host = field or ...
+            return
+        # What proxies say of the host can differ from request to request.
+        asked = Context(scope, receive, {}, self)
+        if not self._allowed_hosts.allows(asked.host, asked.scheme):
+            raise Answered(HTTPError(400, "this host isn't among the application's allowed_hosts"))
+
+    async def _send_early(self, response: Response, scope: Scope, send: Send) -> None:
+        if self.debug:
+            extra = log_extra(scope)
+            logger.info("%s %r %d before any hook: %s", extra["method"], extra["path"], response.status, response.body, extra=extra)
+        body = response.body if isinstance(response.body, bytes) else b""
+        length = [] if response.status in BODILESS else [content_length(len(body))]
+        await send({"type": "http.response.start", "status": response.status, "headers": [*response.raw_headers, *length]})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
     async def _call_other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
@@ -282,6 +331,14 @@ class App:
                     reason = explain(error) if isinstance(error, GamanError) else repr(error)
                     logger.error("the check of the integration %r failed: %s", integration.name, reason)
         return found
+
+
+def _fault(host: bytes | None, scope: Scope) -> str | None:
+    """Return what is wrong with the Host field of a request (RFC 9112, section 3.2), or None."""
+    if not host:
+        # An empty field says no more than none does, and some servers add one to a request without it.
+        return "the request has no Host" if scope.get("http_version") == "1.1" else None
+    return "the request has an invalid Host, or two" if parse_host(host.decode("latin-1")) is None else None
 
 
 class _NotLoaded:

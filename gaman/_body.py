@@ -16,10 +16,11 @@ from urllib.parse import parse_qsl
 
 import anyio.lowlevel
 import anyio.to_thread
-from multidict import MultiDict, MultiDictProxy
+from multidict import MultiDict
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 
+from gaman._fields import Fields
 from gaman._headers import Headers
 from gaman.errors import ClientDisconnected, HTTPError
 
@@ -97,8 +98,8 @@ class UploadedFile:
 class Form(NamedTuple):
     """What a form held, by name, in the order it was sent. A file input that was left empty isn't among the files."""
 
-    fields: MultiDictProxy[str]
-    files: MultiDictProxy[UploadedFile]
+    fields: Fields[str]
+    files: Fields[UploadedFile]
 
 
 async def stream_body(receive: Receive, headers: Headers, limit: int) -> AsyncIterator[bytes]:
@@ -129,7 +130,7 @@ async def read_form(chunks: AsyncIterator[bytes], headers: Headers, field_limit:
         raise HTTPError(400, f"the Content-Type is longer than {_MAX_CONTENT_TYPE} bytes")
     kind, options = parse_options_header(content_type)
     if kind == b"application/x-www-form-urlencoded":
-        return Form(await _read_pairs(chunks, field_limit), MultiDictProxy(MultiDict[UploadedFile]()))
+        return Form(await _read_pairs(chunks, field_limit), Fields(MultiDict[UploadedFile]()))
     if kind != b"multipart/form-data":
         raise HTTPError(415, "expected a form: application/x-www-form-urlencoded or multipart/form-data")
     if not (boundary := options.get(b"boundary")):
@@ -149,7 +150,7 @@ async def read_form(chunks: AsyncIterator[bytes], headers: Headers, field_limit:
         raise HTTPError(400, f"malformed multipart body: {cause}") from cause
 
 
-async def _read_pairs(chunks: AsyncIterator[bytes], limit: int) -> MultiDictProxy[str]:
+async def _read_pairs(chunks: AsyncIterator[bytes], limit: int) -> Fields[str]:
     """Return the fields of an urlencoded form; HTTPError 413 beyond *limit* bytes."""
     body = bytearray()
     async for chunk in chunks:
@@ -161,7 +162,7 @@ async def _read_pairs(chunks: AsyncIterator[bytes], limit: int) -> MultiDictProx
     return parse_pairs(body, "form", 413)
 
 
-def parse_pairs(encoded: bytes | bytearray, what: str, excess: int = 400) -> MultiDictProxy[str]:
+def parse_pairs(encoded: bytes | bytearray, what: str, excess: int = 400) -> Fields[str]:
     """Return the pairs of a query or an urlencoded form, decoded as browsers do: what is not UTF-8 becomes U+FFFD.
 
     HTTPError is raised with the status *excess* where there are too many.
@@ -170,7 +171,7 @@ def parse_pairs(encoded: bytes | bytearray, what: str, excess: int = 400) -> Mul
         pairs = parse_qsl(encoded.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError as cause:
         raise HTTPError(excess, f"the {what} has more than {MAX_FIELDS} fields") from cause
-    return MultiDictProxy(MultiDict(pairs))
+    return Fields(MultiDict(pairs))
 
 
 class _Multipart:
@@ -215,7 +216,7 @@ class _Multipart:
             raise FormParserError("it ends before its last boundary")
         # A browser sends a file input that was left empty as a file with neither a name nor content.
         files = MultiDict((name, file) for name, file in self._files if file.filename or file.size)
-        return Form(MultiDictProxy(self._fields), MultiDictProxy(files))
+        return Form(Fields(self._fields), Fields(files))
 
     def grow_head(self, size: int) -> None:
         """Count *size* more bytes of a part's header fields."""

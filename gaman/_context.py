@@ -12,11 +12,13 @@ from urllib.parse import quote
 
 import anyio
 import msgspec
-from multidict import MultiDictProxy
 
+from gaman import _target
 from gaman._body import Form, UploadedFile, parse_pairs, read_form, stream_body
 from gaman._cookies import Cookies, SetCookies, find_cookie
+from gaman._fields import Fields
 from gaman._headers import Headers
+from gaman._log import printable
 from gaman._proxies import Origin
 from gaman.errors import ConfigError, GamanError, HTTPError
 
@@ -57,7 +59,7 @@ class Context:
     _body: bytes
     _form: Form
     _locals: dict[str, Any]
-    _query: MultiDictProxy[str]
+    _query: Fields[str]
     _read_whole: anyio.Event
     _reading: anyio.Lock
     began: float
@@ -96,13 +98,15 @@ class Context:
 
     @property
     def path(self) -> str:
-        """The percent-decoded path, without the query."""
-        path: str = self.scope["path"]
-        return path
+        """The path as routes see it: percent-decoded, without the query and the server's root_path, repeated slashes as one.
+
+        A trailing slash stays, and a slash within a segment is `%2F`.
+        """
+        return _target.path_of(self.scope)
 
     @property
     def url(self) -> str:
-        """The absolute URL that was asked for, by `scheme` and `host`."""
+        """The absolute URL that was asked for, by `scheme` and `host`, and with the path as it came."""
         scope = self.scope
         raw: bytes | None = scope.get("raw_path")
         path = quote(scope["path"]) if raw is None else raw.decode("latin-1")
@@ -121,10 +125,11 @@ class Context:
         A trusted proxy may tell it; else it is the Host field, and without one the server's own address.
         """
         host = self._find_origin().host or self.header("host")
-        if host is None:
+        if not host:
             name, port = self.scope.get("server") or ("localhost", None)
             # A server on a Unix socket gives its path here.
-            host = "localhost" if name.startswith("/") else name if port is None else f"{name}:{port}"
+            name = "localhost" if name.startswith("/") else f"[{name}]" if ":" in name else name
+            host = name if port is None else f"{name}:{port}"
         return host
 
     @property
@@ -153,8 +158,8 @@ class Context:
         return self.params.get(name)
 
     @property
-    def query(self) -> MultiDictProxy[str]:
-        """The query's fields: `query["a"]` is the first of a name, `query.getall("a")` are all."""
+    def query(self) -> Fields[str]:
+        """The query's fields: `query["a"]` is the first of a name, `query.getall("a")` is a list of all, which may be empty."""
         if not hasattr(self, "_query"):
             self._query = parse_pairs(self.scope["query_string"], "query")
         return self._query
@@ -208,7 +213,10 @@ class Context:
 
     @property
     def log_extra(self) -> dict[str, Any]:
-        """What records about this request carry, for logging's `extra`: request_id, method, path, and what integrations add."""
+        """What records about this request carry, for logging's `extra`: request_id, method, path, and what integrations add.
+
+        Control characters in them are escaped.
+        """
         return log_extra(self.scope)
 
     def stream(self, max_size: int | None = None) -> AsyncIterator[bytes]:
@@ -291,7 +299,7 @@ class Context:
 
     async def inputs(self, name: str) -> list[str]:
         """Return every field of that name; an empty list where there is none."""
-        return (await self.form()).fields.getall(name, [])
+        return (await self.form()).fields.getall(name)
 
     async def file(self, name: str) -> UploadedFile | None:
         """Return the form's first file of that name; None where there is none, or where its input was left empty."""
@@ -299,7 +307,7 @@ class Context:
 
     async def files(self, name: str) -> list[UploadedFile]:
         """Return every file of that name, without inputs that were left empty; an empty list where there is none."""
-        return (await self.form()).files.getall(name, [])
+        return (await self.form()).files.getall(name)
 
 
 class _NoSession:
@@ -323,7 +331,8 @@ def log_extra(scope: MutableMapping[str, Any]) -> dict[str, Any]:
     if _LOG_EXTRA not in scope:
         given = Headers(scope["headers"]).get("x-request-id")
         request_id = token_hex(16) if given is None or _is_id(given) is None else given
-        scope[_LOG_EXTRA] = {"request_id": request_id, "method": scope["method"], "path": scope["path"]}
+        method, path = printable(scope["method"]), printable(_target.path_of(scope))
+        scope[_LOG_EXTRA] = {"request_id": request_id, "method": method, "path": path}
     extra: dict[str, Any] = scope[_LOG_EXTRA]
     return extra
 

@@ -22,6 +22,8 @@ _octets = bytes({0x21, *range(0x23, 0x2C), *range(0x2D, 0x3B), *range(0x3C, 0x5C
 _LONGEST = 4096
 _SECURE_PREFIXES = ("__host-", "__secure-", "__http-")
 _HTTP_ONLY_PREFIXES = ("__http-", "__host-http-")
+# RFC 1123, section 2.1, and underscores, which browsers take.
+_host_name = re.compile(r"(?!.{254})[0-9A-Za-z_](?:[0-9A-Za-z_-]{0,62})(?:\.[0-9A-Za-z_][0-9A-Za-z_-]{0,62})*").fullmatch
 _attribute_octets = re.compile(r"[\x20-\x3a\x3c-\x7e]*").fullmatch
 
 
@@ -105,8 +107,10 @@ class Cookies:
 
         It is Secure where the request came over HTTPS, unless *secure* says otherwise. HeaderError is raised for what
         RFC 6265, section 4.1.1, does not allow in a value (percent-encode it), and for what browsers silently drop: a
-        combination of attributes, and more than 4,096 bytes of name and value.
+        combination of attributes, and more than 4,096 bytes of name and value. *domain* is a host name; a dot before it has no
+        meaning (RFC 6265, section 5.2.3). Two cookies of one name that differ in it, in *path* or in *partitioned* are both sent.
         """
+        domain = domain.removeprefix(".") if isinstance(domain, str) else domain
         secure = self._is_secure() if secure is None else secure
         attributes = _attributes(name, max_age, path, domain, secure, http_only, same_site, partitioned)
         octets = value.encode("utf-8", "surrogatepass")
@@ -116,11 +120,14 @@ class Cookies:
             raise HeaderError(
                 f"browsers drop the cookie {name!r}: name and value have {size} bytes, and they keep {_LONGEST}; send less"
             )
-        self._fields[name, domain, path] = (b"set-cookie", f"{name}={value}{attributes}".encode("ascii"))
+        self._fields[name, domain and domain.lower(), path, partitioned] = (
+            b"set-cookie",
+            f"{name}={value}{attributes}".encode("ascii"),
+        )
         self._written = {**self._written, name: value}
 
     def delete(self, name: str, *, path: str = "/", domain: str | None = None, partitioned: bool = False) -> None:
-        """Have the browser forget the cookie; *path* and *domain* must be those that it was set with."""
+        """Have the browser forget the cookie; *path*, *domain* and *partitioned* must be those that it was set with."""
         secure = partitioned or self._is_secure() or name.lower().startswith(_SECURE_PREFIXES)
         self.set(name, "", max_age=0, path=path, domain=domain, secure=secure, partitioned=partitioned)
         self._written = {**self._written, name: None}
@@ -148,8 +155,11 @@ def _attributes(
         raise HeaderError(f"the cookie {name!r} has same_site={same_site!r}; it takes 'lax', 'strict' or 'none'")
     if _attribute_octets(path) is None or not path.startswith("/"):
         raise HeaderError(f"the cookie {name!r} has path={path!r}; it begins with / and holds neither ; nor control characters")
-    if domain is not None and (_attribute_octets(domain) is None or not domain):
-        raise HeaderError(f"the cookie {name!r} has domain={domain!r}; give a host name, or None for this host alone")
+    if domain is not None and (not isinstance(domain, str) or _host_name(domain) is None):
+        raise HeaderError(
+            f"the cookie {name!r} has domain={domain!r}; give a host name such as example.com, without a scheme, port or *, "
+            "or None for this host alone"
+        )
     if not secure:
         if name.lower().startswith(_SECURE_PREFIXES):
             raise HeaderError(f"browsers drop the cookie {name!r} unless it is Secure; pass secure=True or rename it")

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMappi
 from inspect import iscoroutinefunction, signature
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, TypeGuard, cast
-from urllib.parse import quote, unquote
 
+from gaman import _target
 from gaman._context import Context
-from gaman._response import Response, Result
+from gaman._response import Response, Result, error_response
 from gaman.errors import ConfigError, HTTPError
 
 Handler: TypeAlias = Callable[[Context], Awaitable[Result]]
@@ -26,11 +26,11 @@ _parameter = re.compile(r":[A-Za-z_][A-Za-z0-9_]*").fullmatch
 _NO_PARAMS: Mapping[str, str] = MappingProxyType({})
 
 
-async def _malformed(ctx: Context) -> None:
-    raise HTTPError(400, "the path does not begin with a slash, or is not valid UTF-8")
+class Answered(Exception):
+    """Raised for a request that is answered, with a Response or an HTTPError, before any hook runs."""
 
-
-_MALFORMED: Match = (_malformed, _NO_PARAMS)
+    def __init__(self, answer: Response | HTTPError) -> None:
+        self.response = error_response(answer) if isinstance(answer, HTTPError) else answer
 
 
 def define_routes(table: Table | Callable[[], Table] | Callable[[Any], Table], *, strict: bool = False) -> Routes:
@@ -67,27 +67,28 @@ class Routes:
         return self if self._factory is None else Routes(self._factory(deps), strict=self._strict)
 
     def match(self, scope: MutableMapping[str, Any]) -> Match:
-        """Return what answers the ASGI *scope*, be it with an error."""
+        """Return what answers the ASGI *scope*, be it with an error; Answered is raised for a target that isn't a path."""
         path: str = scope["path"]
-        raw_path: bytes | None = scope.get("raw_path")
-        if root := scope.get("root_path"):
-            path = path.removeprefix(root) or "/"
-            raw_path = raw_path and raw_path.removeprefix(quote(root).encode())
-        if raw_path is None or _PERCENT not in raw_path:
+        try:
+            raw_path, root_path = scope["raw_path"], scope["root_path"]
+        except KeyError:
+            # Both are optional, and every server that we know gives them.
+            raw_path, root_path = scope.get("raw_path"), scope.get("root_path", "")
+        if not root_path and (raw_path is None or _PERCENT not in raw_path):
             endpoint = self._static.get(path)
             if endpoint is not None and (match := endpoint.get(scope["method"])) is not None:
                 return match
-            segments = path.split("/")
-        else:
-            try:
-                # Only the raw path tells `%2F`, which is data, from a slash.
-                segments = [unquote(part, errors="strict") for part in raw_path.decode("ascii").split("/")]
-            except UnicodeDecodeError:
-                return _MALFORMED
-        if segments.pop(0):
-            return _MALFORMED
-        if "" in segments:
-            segments = _without_empty(segments, self._strict)
+            plain = path.split("/")
+            if not plain.pop(0) and plain:
+                return self._search(scope["method"], plain)
+        segments = _target.split(path, raw_path, root_path)
+        if segments is None:
+            if scope["method"] == "OPTIONS" and path == "*":
+                # A question whether the server is there (RFC 9110, section 9.3.7). Allow is about a resource, and it names none.
+                raise Answered(Response(None, 204))
+            raise Answered(HTTPError(400, "the path does not begin with a slash, or is not valid UTF-8"))
+        if segments and not segments[-1] and not self._strict:
+            segments.pop()
         return self._search(scope["method"], segments)
 
     def _search(self, method: str, segments: list[str]) -> Match:
@@ -112,6 +113,9 @@ class Routes:
                     return route.match(segments)
                 known = {*(known or ()), *node.endpoint}
             if not branches:
+                # No parameter takes an empty segment, so that only what matches nothing has to be searched for them.
+                if "" in segments and (kept := _without_empty(segments, self._strict)) != segments:
+                    return self._search(method, kept)
                 return self._unanswered(method, segments, known)
             node, depth = branches.pop()
 

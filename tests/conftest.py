@@ -61,7 +61,10 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 @pytest.fixture(scope="session")
 def ask() -> Ask:
-    """Ask an App for a raw *target*, octet by octet; chunks of a *body* come one message each, after which the client may leave."""
+    """Ask an App for a raw *target*, octet by octet, and with a Host if *headers* have none.
+
+    Chunks of a *body* come one message each, after which the client may leave. *scope* has the last word.
+    """
 
     async def ask(
         app: App,
@@ -75,6 +78,9 @@ def ask() -> Ask:
     ) -> Answer:
         if isinstance(headers, Mapping):
             headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        headers = headers or []
+        if not any(name == b"host" for name, _ in headers):
+            headers = [(b"host", b"testserver"), *headers]
         raw_path, _, query = target.encode().partition(b"?")
         chunks = [body] if isinstance(body, bytes) else list(body)
         if not chunks and not leaves:
@@ -106,7 +112,7 @@ def ask() -> Ask:
             "raw_path": raw_path,
             "query_string": query,
             "root_path": "",
-            "headers": headers or [],
+            "headers": headers,
             "client": ("127.0.0.1", 50000),
             "server": ("testserver", 443),
             **(scope or {}),

@@ -60,7 +60,8 @@ ORDER = [
     ["gaman._response"],
     ["gaman._file"],
     ["gaman._cookies", "gaman._proxies"],
-    ["gaman._headers", "gaman._tracebacks", "gaman._trailers"],
+    ["gaman._headers", "gaman._hosts", "gaman._tracebacks", "gaman._trailers"],
+    ["gaman._fields", "gaman._log", "gaman._target"],
     ["gaman.errors"],
 ]
 LEVELS = {name: level for level, row in enumerate(ORDER) for name in row}

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.servers import free_port
-from tests.serving import Connection, request, running, until
+from tests.serving import Connection, get, request, running, running_script, until
 
 APP = """
 import gaman
@@ -48,18 +48,44 @@ SERVERS = {
     "hypercorn": ["main:app"],
 }
 each_server = pytest.mark.parametrize("name", SERVERS)
+OURS = {"gaman": ["serve", "main:app"]}
+each_server_and_ours = pytest.mark.parametrize("name", [*SERVERS, *OURS])
+DOOR = """
+import gaman
+from gaman import Context, HTTPError
+
+seen = []
+
+def guard(ctx):
+    seen.append(ctx.path)
+    if ctx.path == "/admin" or ctx.path.startswith("/admin/"):
+        raise HTTPError(403)
+
+async def tell(ctx):
+    return {"path": ctx.path, "url": ctx.url, "tags": ctx.query.getall("tag")}
+
+async def told(ctx):
+    return seen
+
+app = gaman.App(
+    {"/admin": tell, "/tell": tell, "/seen": told},
+    integrations=[gaman.define_integration(name="guard", on_request=guard)],
+)
+"""
 
 
 @contextmanager
-def served(name: str, folder: Path, *where: str, uds: str | None = None) -> Generator[httpx.Client]:
-    """Serve APP by the command *name*, there or on a free port, and give a client that keeps cookies."""
-    (folder / "main.py").write_text(APP)
+def served(
+    name: str, folder: Path, *where: str, uds: str | None = None, source: str = APP, options: Sequence[str] = ()
+) -> Generator[httpx.Client]:
+    """Serve an App, by default APP, by the command *name*, there or on a free port, and give a client that keeps cookies."""
+    (folder / "main.py").write_text(source)
     port = free_port()
     if not where:
         where = ("--bind", f"127.0.0.1:{port}") if name == "hypercorn" else ("--port", str(port))
     transport = httpx.HTTPTransport(uds=uds)
     with (
-        running(str(Path(sys.executable).with_name(name)), *SERVERS[name], *where, cwd=folder) as program,
+        running(str(Path(sys.executable).with_name(name)), *(SERVERS | OURS)[name], *where, *options, cwd=folder) as program,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=transport) as client,
     ):
 
@@ -115,3 +141,102 @@ def test_trailers_are_not_header_fields(name: str, cut: int, tmp_path: Path) -> 
         told = json.loads(connection.read("POST").body)
     assert told["before"] == told["after"] == ["host", "transfer-encoding", "x-forwarded-for"]
     assert (told["size"], told["ip"]) == (5, "203.0.113.5")
+
+
+@each_server_and_ours
+def test_a_request_without_a_proper_host_or_path_is_refused_before_any_hook(name: str, tmp_path: Path) -> None:
+    with served(name, tmp_path, source=DOOR) as client:
+        port = client.base_url.port or 0
+        for octets, status in [
+            (b"GET /tell HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+            (b"GET /tell HTTP/1.1\r\n\r\n", 400),
+            (b"GET /tell HTTP/1.0\r\n\r\n", 200),
+            (b"GET /tell HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+            (b"GET /tell HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+            *(
+                (b"GET /tell HTTP/1.1\r\nHost:%s\r\n\r\n" % host, 400)
+                for host in (b"", b" a b", b" a,b", b" u@a", b" a/b", b" [::1")
+            ),
+            (b"GET @evil.example/x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            (b"GET tell HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            (b"GET ?tell HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            (b"GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            (b"GET /%FF HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            (b"GET http://u@a/tell HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+            (b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 204),
+            (b"OPTIONS * HTTP/1.1\r\n\r\n", 400),
+        ]:
+            with Connection(port) as connection:
+                assert connection.ask(octets).status == status, octets
+        assert client.get("/seen").json() == ["/tell", "/tell", "/seen"]
+
+
+def test_the_host_of_an_absolute_target_wins_where_the_server_tells_it(tmp_path: Path) -> None:
+    for name, options in [("uvicorn", ["--http", "h11"]), ("hypercorn", [])]:
+        with served(name, tmp_path, source=DOOR, options=options) as client, Connection(client.base_url.port or 0) as connection:
+            answer = connection.ask(b"GET http://b.example/tell HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert json.loads(answer.body)["url"] == "http://b.example/tell"
+
+
+@each_server_and_ours
+def test_hooks_and_routes_agree_on_a_path_however_it_is_spelled(name: str, tmp_path: Path) -> None:
+    with served(name, tmp_path, source=DOOR) as client, Connection(client.base_url.port or 0) as connection:
+        for target in ["/admin", "//admin", "///admin//", "/%61dmin", "//%61dmin/", "/admin/"]:
+            assert connection.ask(request(target)).status == 403, target
+        for target in ["//tell?tag=1&tag=2", "/%74ell?tag=1&tag=2"]:
+            told = {"path": "/tell", "url": f"http://test{target}", "tags": ["1", "2"]}
+            assert json.loads(connection.ask(request(target)).body) == told
+        assert json.loads(connection.ask(request("/tell")).body)["tags"] == []
+        assert connection.ask(request("/admin%2Fx")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("uvicorn", "--root-path"), ("hypercorn", "--root-path"), ("granian", "--url-path-prefix")]
+)
+def test_a_prefix_of_the_server_is_taken_off_however_it_is_spelled(name: str, option: str, tmp_path: Path) -> None:
+    with (
+        served(name, tmp_path, source=DOOR, options=[option, "/app"]) as client,
+        Connection(client.base_url.port or 0) as connection,
+    ):
+        # uvicorn puts the prefix before what comes, for a proxy that has taken it off.
+        prefixes = [""] if name == "uvicorn" else ["/app", "//app", "/%61pp", "/app/"]
+        for prefix in prefixes:
+            assert connection.ask(request(f"{prefix}/admin")).status == 403, prefix
+            answer = connection.ask(request(f"{prefix}/tell"))
+            assert json.loads(answer.body)["path"] == "/tell", prefix
+
+
+@each_server_and_ours
+def test_only_allowed_hosts_are_answered(name: str, tmp_path: Path) -> None:
+    source = DOOR.replace("integrations=", 'allowed_hosts=["shop.example", "*.shop.example:8000", "[::1]"], integrations=')
+    with served(name, tmp_path, source=source) as client, Connection(client.base_url.port or 0) as connection:
+        for host, status in [
+            ("shop.example", 200),
+            ("SHOP.example.:1", 200),
+            ("www.shop.example:8000", 200),
+            ("www.shop.example", 400),
+            ("[::1]:80", 200),
+            ("evil.example", 400),
+            ("127.0.0.1", 400),
+        ]:
+            assert connection.ask(f"GET /tell HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()).status == status, host
+        told = "GET /tell HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Forwarded-Host: shop.example\r\n\r\n"
+        assert json.loads(connection.ask(told.encode()).body)["url"] == "http://shop.example/tell"
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no socket for IPv4 and IPv6")
+def test_an_ipv4_client_on_an_ipv6_socket_is_its_ipv4_address(tmp_path: Path) -> None:
+    source = """
+import socket, uvicorn, gaman
+
+async def who(ctx):
+    return [ctx.ip, ctx.scope["client"][0]]
+
+listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+print(f"listening on http://localhost:{listener.getsockname()[1]}", flush=True)
+app = gaman.App({"/": who}, trusted_proxies=["::ffff:127.0.0.0/104"])
+uvicorn.Server(uvicorn.Config(app, proxy_headers=False)).run([listener])
+"""
+    with running_script(source, tmp_path) as program:
+        assert get(program.port, "/").body == b'["127.0.0.1","::ffff:127.0.0.1"]'
+        assert get(program.port, "/", "X-Forwarded-For: ::ffff:203.0.113.5").body == b'["203.0.113.5","::ffff:127.0.0.1"]'

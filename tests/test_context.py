@@ -28,6 +28,9 @@ async def test_a_context_tells_what_was_asked_for(ask: Ask) -> None:
         ({}, "https://testserver:443/caf%C3%A9"),
         ({"server": ("testserver", None)}, "https://testserver/caf%C3%A9"),
         ({"server": None}, "https://localhost/caf%C3%A9"),
+        ({"server": ("::1", 8000)}, "https://[::1]:8000/caf%C3%A9"),
+        ({"server": ("::1", None)}, "https://[::1]/caf%C3%A9"),
+        ({"server": ("/run/gaman.sock", None)}, "https://localhost/caf%C3%A9"),
         ({"raw_path": None}, "https://testserver:443/caf%C3%A9"),
         ({"scheme": "http", "query_string": b"a=\xff"}, "http://testserver:443/caf%C3%A9?a=\xff"),
     ],
@@ -36,7 +39,8 @@ async def test_a_url_needs_no_host_header(ask: Ask, scope: dict[str, Any], url: 
     async def handler(ctx: Context) -> str:
         return ctx.url
 
-    assert (await ask(App({"/caf\xe9": handler}), "/caf%C3%A9", scope=scope)).text == url
+    bare: dict[str, Any] = {"http_version": "1.0", "headers": []}
+    assert (await ask(App({"/caf\xe9": handler}), "/caf%C3%A9", scope={**bare, **scope})).text == url
 
 
 @pytest.mark.parametrize(("client", "ip"), [(("::1", 1), "::1"), (None, None)])
@@ -96,9 +100,11 @@ async def test_a_query_reads_as_browsers_write_it(ask: Ask, query: str, pairs: l
 
 async def test_a_query_gives_the_first_of_a_name_or_all(ask: Ask) -> None:
     async def handler(ctx: Context) -> list[Any]:
-        return [ctx.query["a"], ctx.query.get("b"), ctx.query.getall("a"), ctx.query.getall("b", [])]
+        absent = [ctx.query.getall("b"), ctx.query.getall("b", None), ctx.query.getall("b", default=["c"])]
+        return [ctx.query["a"], ctx.query.get("b"), ctx.query.getall("a"), *absent]
 
-    assert (await ask(App({"/": handler}), "/?a=1&a=2")).text == '["1",null,["1","2"],[]]'
+    assert (await ask(App({"/": handler}), "/?a=1&a=2")).text == '["1",null,["1","2"],[],null,["c"]]'
+    assert (await ask(App({"/": handler}), "/?a=1")).text == '["1",null,["1"],[],null,["c"]]'
 
 
 async def test_octets_that_are_not_utf8_in_a_query_are_replaced(ask: Ask) -> None:

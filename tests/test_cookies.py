@@ -128,7 +128,7 @@ def test_the_last_write_to_one_cookie_is_the_one_that_is_sent() -> None:
     assert lines(cookies) == ["a=2; Path=/; Secure; HttpOnly; SameSite=Lax"]
 
 
-@pytest.mark.parametrize("other", [{"path": "/below"}, {"domain": "example.com"}], ids=["path", "domain"])
+@pytest.mark.parametrize("other", [{"path": "/below"}, {"domain": "example.com"}, {"partitioned": True}], ids=str)
 def test_cookies_of_one_name_but_another_scope_do_not_replace_each_other(other: dict[str, Any]) -> None:
     cookies = Cookies()
     cookies.set("a", "1")
@@ -143,6 +143,8 @@ def test_cookies_of_one_name_but_another_scope_do_not_replace_each_other(other: 
         pytest.param({"max_age": 60}, "a=1; Max-Age=60; Path=/; Secure; HttpOnly; SameSite=Lax", id="max_age"),
         pytest.param({"max_age": 0}, "a=1; Max-Age=0; Path=/; Secure; HttpOnly; SameSite=Lax", id="max_age 0"),
         pytest.param({"path": "/x"}, "a=1; Path=/x; Secure; HttpOnly; SameSite=Lax", id="path"),
+        pytest.param({"domain": ".Example.com"}, "a=1; Path=/; Domain=Example.com; Secure; HttpOnly; SameSite=Lax", id="dot"),
+        pytest.param({"domain": "a_b.c-d.e"}, "a=1; Path=/; Domain=a_b.c-d.e; Secure; HttpOnly; SameSite=Lax", id="characters"),
         pytest.param({"domain": "example.com"}, "a=1; Path=/; Domain=example.com; Secure; HttpOnly; SameSite=Lax", id="domain"),
         pytest.param({"secure": False}, "a=1; Path=/; HttpOnly; SameSite=Lax", id="secure"),
         pytest.param({"http_only": False}, "a=1; Path=/; Secure; SameSite=Lax", id="http_only"),
@@ -201,6 +203,30 @@ def test_what_a_cookie_cannot_hold_is_refused(value: str) -> None:
         pytest.param("a", {"domain": "x; Secure"}, id="domain with a semicolon"),
         pytest.param("a", {"domain": "x\n"}, id="domain with a line break"),
         pytest.param("a", {"domain": ""}, id="empty domain"),
+        *(
+            pytest.param("a", {"domain": domain}, id=f"domain {domain!r}")
+            for domain in [
+                "https://example.com",
+                "example.com:443",
+                "*.example.com",
+                "example.com/",
+                "example.com/path",
+                "exa mple.com",
+                " example.com",
+                "example.com ",
+                "..example.com",
+                ".",
+                "example..com",
+                "example.com.",
+                "-example.com",
+                "user@example.com",
+                "[::1]",
+                "caf\xe9.example",
+                "a" * 64 + ".example",
+                "a." * 127 + "example",
+                5,
+            ]
+        ),
         pytest.param("a", {"max_age": 2.5}, id="max_age of half seconds"),
         pytest.param("a", {"max_age": "3; Domain=example.com"}, id="max_age with another attribute"),
         pytest.param("a", {"same_site": "Lax; X"}, id="unknown same_site"),
@@ -237,6 +263,22 @@ def test_deleting_sends_a_cookie_that_is_over() -> None:
     cookies = Cookies([(b"cookie", b"a=1")])
     cookies.delete("a", path="/x", domain="example.com")
     assert lines(cookies) == ["a=; Max-Age=0; Path=/x; Domain=example.com; Secure; HttpOnly; SameSite=Lax"]
+
+
+def test_a_partitioned_cookie_and_one_that_is_not_are_deleted_each_by_itself() -> None:
+    cookies = Cookies()
+    cookies.set("a", "1", partitioned=True)
+    cookies.set("a", "2")
+    cookies.delete("a", partitioned=True)
+    tail = "; Path=/; Secure; HttpOnly; SameSite=Lax"
+    assert lines(cookies) == [f"a=; Max-Age=0{tail}; Partitioned", f"a=2{tail}"]
+
+
+def test_a_domain_is_one_in_any_case_and_with_a_dot_before_it() -> None:
+    cookies = Cookies()
+    cookies.set("a", "1", domain="example.com")
+    cookies.set("a", "2", domain=".Example.COM")
+    assert lines(cookies) == ["a=2; Path=/; Domain=Example.COM; Secure; HttpOnly; SameSite=Lax"]
 
 
 def test_deleting_twice_is_fine() -> None:

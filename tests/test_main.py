@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import get, running, until
+from tests.serving import Connection, get, running, until
 
 APP = """
 import os
@@ -129,6 +129,14 @@ def test_serve_trusts_the_proxies_that_it_is_told(tmp_path: Path, proxies: str, 
         assert get(program.port, "/", "X-Forwarded-For: 1.1.1.1").body == b'{"pid":"%s"}' % ip.encode()
 
 
+@pytest.mark.parametrize(("hosts", "status"), [("shop.example", 400), ("shop.example, *.example", 200), ("*", 200)])
+def test_serve_answers_for_the_hosts_that_it_is_told(tmp_path: Path, hosts: str, status: int) -> None:
+    (tmp_path / "main.py").write_text(APP)
+    arguments = ("-m", "gaman", "serve", "main:app", "--allowed-hosts", hosts, "--port", "0")
+    with running(*arguments, cwd=tmp_path) as program, Connection(program.port) as client:
+        assert client.ask(b"GET / HTTP/1.1\r\nHost: www.example\r\n\r\n").status == status
+
+
 def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(APP)
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
@@ -178,6 +186,7 @@ def test_serve_with_reload_serves_the_file_as_it_is_now(tmp_path: Path) -> None:
         (["main:other"], "main:other is no gaman.App; write other = gaman.App(...) in main"),
         (["main:app", "--port", "70000"], "port=70000 is no port"),
         (["main:app", "--trusted-proxies", "nginx"], "trusted_proxies: 'nginx' does not appear to be an IPv4 or IPv6 network"),
+        (["main:app", "--allowed-hosts", "https://shop.example"], "allowed_hosts: 'https://shop.example' isn't a host"),
         (["main:app", "--workers", "0"], "workers=0 is no number of processes"),
     ],
 )

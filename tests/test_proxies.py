@@ -100,6 +100,44 @@ def test_only_a_trusted_peer_is_believed(trusted: str | list[str], peer: str | N
     assert xff("1.1.1.1", peer=peer, trusted=trusted) == ip
 
 
+@pytest.mark.parametrize(
+    ("trusted", "peer", "ip"),
+    [
+        ("::ffff:10.0.0.1", "10.0.0.1", "1.1.1.1"),
+        ("::ffff:10.0.0.1", "::ffff:10.0.0.1", "1.1.1.1"),
+        ("::ffff:10.0.0.1", "10.0.0.2", "10.0.0.2"),
+        ("::ffff:10.0.0.0/104", "10.255.0.1", "1.1.1.1"),
+        ("::ffff:10.0.0.0/104", "11.0.0.1", "11.0.0.1"),
+        ("::FFFF:a00:0/104", "::ffff:10.0.0.1", "1.1.1.1"),
+        ("::ffff:0:0/96", "203.0.113.5", "1.1.1.1"),
+        ("::/0", "203.0.113.5", "203.0.113.5"),
+        ("10.0.0.1", "::ffff:a00:1", "1.1.1.1"),
+        # Nobody is trusted here, and a mapped peer is its IPv4 address all the same.
+        ("", "::ffff:203.0.113.5", "203.0.113.5"),
+        ("", "2001:DB8::5", "2001:db8::5"),
+    ],
+)
+def test_an_ipv4_mapped_address_is_its_ipv4_one(trusted: str, peer: str, ip: str) -> None:
+    assert xff("1.1.1.1", peer=peer, trusted=trusted) == ip
+    assert xff("1.1.1.1", f"[{peer}]:80" if ":" in peer else peer, trusted=f"127.0.0.1,{trusted}") == ip
+
+
+def test_32_hops_are_looked_at_and_what_lies_beyond_is_not_believed() -> None:
+    for hops, ip in [(31, "1.1.1.1"), (32, "10.0.0.1"), (33, "10.0.0.1"), (20_000, "10.0.0.1")]:
+        assert xff(f"1.1.1.1{',10.0.0.1' * hops}") == ip
+        assert xff("1.1.1.1", *["10.0.0.1"] * hops) == ip
+        assert forwarded(f"for=1.1.1.1;proto=https{',for=10.0.0.1' * hops}") == (ip, "https" if hops == 31 else "http", None)
+    told = origin(("x-forwarded-for", "10.0.0.1," * 31 + "10.0.0.1"), ("x-forwarded-host", "evil.example" + ",a" * 32))
+    assert told == ("10.0.0.1", "http", "a")
+
+
+@pytest.mark.parametrize("name", ["x-forwarded-for", "forwarded"])
+def test_a_hop_of_more_than_1024_characters_ends_the_reading(name: str) -> None:
+    long = f"for=203.0.113.5;x={'y' * 1024}" if name == "forwarded" else f"203.0.113.5{' ' * 1024}"
+    near = "for=10.0.0.1" if name == "forwarded" else "10.0.0.1"
+    assert origin((name, f"{long},{near}"))[0] == "10.0.0.1"
+
+
 def test_an_asterisk_trusts_the_peer_and_not_whom_it_names() -> None:
     assert xff("1.1.1.1, 203.0.113.5", trusted="*") == "203.0.113.5"
     assert xff("1.1.1.1, 203.0.113.5", trusted="*, 203.0.113.0/24") == "1.1.1.1"
@@ -148,6 +186,11 @@ def test_scheme_and_host_are_those_of_the_same_hop(fields: list[tuple[str, str]]
         (['for="203.0.113.5:80";host="example.com:8443"'], ("203.0.113.5", "http", "example.com:8443")),
         (["for=1.1.1.1;proto=https, for=203.0.113.5"], ("203.0.113.5", "http", None)),
         (["for=1.1.1.1", "for=203.0.113.5;proto=https", "for=10.0.0.1;proto=http"], ("203.0.113.5", "https", None)),
+        # A port may be hidden, and hides no address.
+        (['for="203.0.113.5:_port"'], ("203.0.113.5", "http", None)),
+        (['for="[2001:db8::5]:_a.B-1_";proto=https'], ("2001:db8::5", "https", None)),
+        (['for="203.0.113.5:_"'], ("127.0.0.1", "http", None)),
+        (['for="203.0.113.5:_a b"'], ("127.0.0.1", "http", None)),
         (["for=unknown;proto=https"], ("127.0.0.1", "https", None)),
         (["for=_hidden"], ("127.0.0.1", "http", None)),
         (["proto=https"], ("127.0.0.1", "https", None)),

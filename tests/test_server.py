@@ -393,7 +393,6 @@ def test_a_cookie_header_of_100_kb_is_read_to_its_end(served: Served, path: str)
         b"GET /static HTTP/9.9\r\n\r\n",
         b"GET http://test HTTP/1.1\r\nHost: test\r\n\r\n",
         b"GET * HTTP/1.1\r\nHost: test\r\n\r\n",
-        b"OPTIONS * HTTP/1.1\r\nHost: test\r\n\r\n",
         b"CONNECT test:443 HTTP/1.1\r\nHost: test\r\n\r\n",
         b"PROPFIND /static HTTP/1.1\r\nHost: test\r\n\r\n",
         b"GET /static HTTP/1.1\r\nHost: test\r\nBad\x00Name: 1\r\n\r\n",
@@ -580,6 +579,36 @@ def test_an_ipv6_host_is_announced_in_brackets(tmp_path: Path) -> None:
         assert program.stdout.startswith(f"gaman: listening on http://[::1]:{port} ")
 
 
+@pytest.mark.skipif(not socket.has_ipv6 or not os.path.exists("/proc/net/if_inet6"), reason="this machine has no IPv6")
+def test_an_ipv6_server_is_its_own_host_in_brackets(tmp_path: Path) -> None:
+    source = "import gaman\nasync def home(ctx): return ctx.url\ngaman.serve({'/': home}, host='::1', port=0)"
+    with running_script(source, tmp_path) as program, socket.create_connection(("::1", program.port), timeout=10) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert client.makefile("rb").read().endswith(f"\r\n\r\nhttp://[::1]:{program.port}/".encode())
+
+
+def test_control_characters_of_a_request_reach_no_log_line_raw(tmp_path: Path) -> None:
+    source = """
+import gaman, logging, sys
+logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(method)s %(path)s %(message)s")
+
+async def fail(ctx):
+    raise ValueError(ctx.query["a"])
+
+async def refuse(ctx):
+    raise gaman.HTTPError(503, ctx.query["a"]) from OSError()
+
+gaman.serve({"/fail/:x": fail, "/refuse/:x": refuse}, port=0, debug=True)
+"""
+    hostile = "%0Aforged%0D%1B%5B31m%C2%85%E2%80%A8"
+    with running_script(source, tmp_path) as program:
+        for path in ("/fail/", "/refuse/", "/nowhere/"):
+            assert get(program.port, f"{path}{hostile}?a={hostile}").status >= 400
+        lines = [line for line in program.stderr.split("\n") if not line.startswith("--- Logging error")]
+        assert len(lines) > 6
+        assert [line for line in lines if not line.isprintable() or line.startswith("forged")] == []
+
+
 def fails_to_start(source: str, folder: Path) -> list[str]:
     """Return what it says on stderr, after holding it to ending by itself with status 1, and to never listening."""
     with running_script(source, folder) as program:
@@ -612,6 +641,8 @@ def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path, options: str) 
         ("workers=0", "workers=0 is no number of processes"),
         ("workers='2'", "workers='2' is no number of processes"),
         ("integrations=[gaman.define_integration(name='x', on_load=configured)], port=0", "the colour is missing"),
+        ("allowed_hosts=[], port=0", "allowed_hosts is empty"),
+        ("allowed_hosts=['https://shop.example'], port=0", "allowed_hosts: 'https://shop.example' isn't a host"),
     ],
 )
 def test_what_stands_in_the_way_of_a_start_is_said_in_one_line(tmp_path: Path, options: str, word: str) -> None:

@@ -38,6 +38,7 @@ def serve(
     debug: bool = False,
     max_body_size: int = 1 << 20,
     trusted_proxies: str | Iterable[str] = NEARBY,
+    allowed_hosts: str | Iterable[str] = "*",
     host: str = "127.0.0.1",
     port: int = 3431,
     workers: int = 1,
@@ -63,6 +64,7 @@ def serve(
             debug=debug,
             max_body_size=max_body_size,
             trusted_proxies=trusted_proxies,
+            allowed_hosts=allowed_hosts,
         )
     except ConfigError as error:
         _exit(str(error))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, cast
 
-from gaman import App, ConfigError, Context, HTTPError, Integration, Response, SameSite
+from gaman import App, ConfigError, Context, Headers, HTTPError, Integration, Response, SameSite
 from gaman_session import _options, _sealing
 from gaman_session._counters import Counters, export
 from gaman_session._damage import Damage
@@ -164,6 +164,7 @@ class _Hooks:
         self._warnings = options.warnings
         self._sweeper: asyncio.Task[None] | None = None
         self._may_be_dropped = options.cookie.secure
+        self._has_warned_of_caches = False
 
     async def on_load(self, app: App) -> None:
         driver = self._sessions.driver
@@ -199,10 +200,12 @@ class _Hooks:
         if not used._is_used:
             return None
         headers = response.raw_headers
+        own: Response | None = None
         if len(headers) == 1 and headers[0][0] == b"content-type":
             # Nearly every response comes this way.
             headers += _PRIVATE
         else:
+            own = response
             _keep_private(response)
         if response.status >= 500:
             used._discard()
@@ -210,13 +213,13 @@ class _Hooks:
         answer = used._finish()
         if answer is not None:
             if not isinstance(answer, tuple):
-                return self._send_later(answer, used, ctx)
-            self._send(answer, used, ctx)
+                return self._send_later(answer, used, ctx, own)
+            self._send(answer, used, ctx, own)
         return None
 
-    async def _send_later(self, coming: Awaitable[Answer | None], used: Session, ctx: Context) -> None:
+    async def _send_later(self, coming: Awaitable[Answer | None], used: Session, ctx: Context, own: Response | None) -> None:
         if (answer := await coming) is not None:
-            self._send(answer, used, ctx)
+            self._send(answer, used, ctx, own)
 
     def on_error(self, ctx: Context, error: Exception) -> None:
         # An HTTPError is an answer that the handler chose; what it has set before stays, as with a Response.
@@ -224,11 +227,22 @@ class _Hooks:
             with suppress(ConfigError):
                 ctx.session._discard()
 
-    def _send(self, answer: Answer, used: Session, ctx: Context) -> None:
+    def _send(self, answer: Answer, used: Session, ctx: Context, own: Response | None) -> None:
+        """Send the session's cookie; *own* is the response where its handler may have said how caches are to treat it."""
         token, max_age = answer
         lasts = "" if max_age is None else f"; Max-Age={max_age}"
         # The cookies of a request go out whatever other hooks make of the response.
         ctx.send_cookie(f"{self._cookie_name}{token}{lasts}{self._cookie_attributes}".encode("ascii"))
+        if own is not None and (replaced := _keep_from_caches(own)) and not self._has_warned_of_caches:
+            self._has_warned_of_caches = True
+            logger.warning(
+                "%s %r answered with %r beside the session's cookie; it was sent as no-store, because a cache would give the "
+                "cookie to other visitors. Leave that out where a session begins, ends or gets a new id",
+                ctx.method,
+                ctx.path,
+                replaced,
+                extra={**ctx.log_extra, **self._log_extra, "session": used.id},
+            )
         # A browser that brings the cookie keeps it.
         if token and self._may_be_dropped and not used._has_cookie and not _keeps_secure(ctx):
             self._may_be_dropped = False
@@ -281,6 +295,22 @@ def _keep_private(response: Response) -> None:
     vary = [name.strip().lower() for line in response.headers.getall("vary") for name in line.split(",")]
     if "cookie" not in vary and "*" not in vary:
         headers.append(vary_by_cookie)
+
+
+def _keep_from_caches(response: Response) -> str:
+    """Keep a response that carries the session's cookie out of every cache; return the fields that would have let it in."""
+    allowing = [(name, value) for name, value in response.raw_headers if _is_cache_control(name) and not _is_no_store(value)]
+    response.raw_headers[:] = [_PRIVATE[0], *(field for field in response.raw_headers if not _is_cache_control(field[0]))]
+    return ", ".join([f"{name}: {value}" for name, value in Headers(allowing).items()])
+
+
+def _is_cache_control(name: bytes) -> bool:
+    """Whether a field tells caches what to store: Cache-Control, or one for a certain kind of cache (RFC 9213)."""
+    return name.endswith(b"cache-control") or name == b"surrogate-control"
+
+
+def _is_no_store(value: bytes) -> bool:
+    return b"no-store" in [directive.strip().lower() for directive in value.split(b",")]
 
 
 def _keeps_secure(ctx: Context) -> bool:

@@ -130,6 +130,41 @@ async def test_the_handlers_own_cache_control_stays(site: Site, own: str) -> Non
     assert reply.headers.getall("vary") == ["Cookie"]
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"Cache-Control": "public, max-age=600"},
+        {"Cache-Control": "private"},
+        {"Cache-Control": ""},
+        {"Cache-Control": 'private="no-store"'},
+        {"CDN-Cache-Control": "max-age=600"},
+        {"Surrogate-Control": "max-age=600", "Cache-Control": "no-store"},
+    ],
+    ids=str,
+)
+async def test_beside_the_sessions_cookie_a_response_is_no_store_whatever_the_handler_said(
+    site: Site, own: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        reply = await site.request(setting(key=1), response=Response("done", headers=own))
+        assert "set-cookie" in reply.headers
+        assert [field for field in reply.headers if field.endswith("-control")] == ["cache-control"]
+        assert reply.headers.getall("cache-control") == ["no-store"]
+        assert reply.headers.getall("vary") == ["Cookie"]
+    [record] = [record for record in caplog.records if "no-store" in record.getMessage()]
+    assert record.levelname == "WARNING"
+    name, value = next(iter(own.items()))
+    assert f"{name.lower()}: {value}" in record.getMessage()
+
+
+@pytest.mark.parametrize("own", ["no-store", "private, No-Store, max-age=0"])
+async def test_a_handler_that_says_no_store_itself_is_not_warned(site: Site, own: str, caplog: pytest.LogCaptureFixture) -> None:
+    reply = await site.request(setting(key=1), response=Response("done", headers={"Cache-Control": own}))
+    assert "set-cookie" in reply.headers
+    assert reply.headers.getall("cache-control") == ["no-store"]
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("own", ["Cookie", "cookie", "COOKIE", "Accept, Cookie", "Accept,cookie,Origin", "Cookie ,Accept", "*"])
 async def test_a_vary_that_covers_the_cookie_is_not_added_to(site: Site, own: str) -> None:
     reply = await site.request(getting("key"), response=Response("done", headers={"Vary": own}))

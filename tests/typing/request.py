@@ -61,6 +61,8 @@ async def request(ctx: Context) -> str:
     assert_type(ctx.params["id"], str)
     assert_type(ctx.query.get("a"), str | None)
     assert_type(ctx.query.getall("a"), list[str])
+    assert_type(ctx.query.getall("a", None), list[str] | None)
+    assert_type((await ctx.form()).fields.getall("a"), list[str])
     assert_type(ctx.cookies, Cookies)
     assert_type(ctx.cookies.get("theme"), str | None)
     assert_type(ctx.locals, dict[str, Any])

@@ -1,0 +1,84 @@
+"""Host (RFC 9112, section 3.2): which values are valid, and which of them an App answers for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from ipaddress import IPv6Address
+from typing import NamedTuple
+
+from gaman.errors import ConfigError
+
+# RFC 3986, section 3.2.2, without the comma, which would separate two hosts. RFC 9110, section 4.2.1, rejects an empty host.
+_authority = re.compile(
+    r"(?:\[([0-9A-Fa-f:.]{2,45})\]|((?:[0-9A-Za-z._~!$&'()*+;=-]|%[0-9A-Fa-f]{2}){1,255}))(?::([0-9]{0,5}))?"
+).fullmatch
+_ANY_PORT = None
+_PORTS = {"http": 80, "https": 443}
+
+
+class Host(NamedTuple):
+    """A host's name, in lower case and without a trailing dot, and its port; None for a port that isn't given."""
+
+    name: str
+    port: int | None
+
+
+@lru_cache(maxsize=1024)
+def parse_host(text: str) -> Host | None:
+    """Return the parts of a Host value, or None where it is invalid; an empty one is."""
+    match = _authority(text)
+    if match is None:
+        return None
+    address, name, port = match.groups()
+    if address is not None:
+        try:
+            name = f"[{IPv6Address(address)}]"
+        except ValueError:
+            return None
+    name = name.lower().removesuffix(".")
+    return Host(name, int(port) if port else None) if name else None
+
+
+class AllowedHosts:
+    """What App(allowed_hosts=...) names: hosts, and `*.shop.example` for subdomains, each with a port or for any.
+
+    *hosts* are in a list or between commas. ConfigError names one that can't be.
+    """
+
+    def __init__(self, hosts: str | Iterable[str]) -> None:
+        texts = [text.strip() for text in hosts.split(",")] if isinstance(hosts, str) else list(hosts)
+        if not texts:
+            raise ConfigError(
+                "allowed_hosts is empty, so no request would be answered; name the hosts, or leave it out to allow any"
+            )
+        self.any = "*" in texts
+        self._hosts = {_parse_entry(text) for text in texts if text != "*"}
+        self.allows = lru_cache(maxsize=1024)(self._allows)
+
+    def _allows(self, text: str, scheme: str) -> bool:
+        """Return whether *text*, a valid Host value that was asked for by *scheme*, is one of them."""
+        host = parse_host(text)
+        if host is None:
+            return False
+        port = host.port or _PORTS.get(scheme)
+        return any(Host(name, each) in self._hosts for name in _patterns(host.name) for each in (_ANY_PORT, port))
+
+
+def _parse_entry(text: object) -> Host:
+    if isinstance(text, str):
+        host = parse_host(text.removeprefix("*."))
+        if host is not None and "*" not in host.name and not host.name.startswith("."):
+            return host._replace(name=f"*.{host.name}") if text.startswith("*.") else host
+    raise ConfigError(
+        f"allowed_hosts: {text!r} isn't a host; it takes names such as shop.example, *.shop.example for its subdomains, "
+        "and addresses such as 192.0.2.1 or [::1], each with or without a :port, and * for any host"
+    )
+
+
+def _patterns(name: str) -> Iterator[str]:
+    """Yield *name*, then the entry that allows it for each domain that it is a subdomain of."""
+    yield name
+    while (name := name.partition(".")[2]) and name:
+        yield f"*.{name}"

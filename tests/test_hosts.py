@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gaman import App, ConfigError, Context, define_integration
+
+if TYPE_CHECKING:
+    from tests.conftest import Ask
+
+VALID = [
+    "example.com",
+    "EXAMPLE.com.",
+    "localhost:3431",
+    "a_b-c.example:80",
+    "192.0.2.1",
+    "[::1]",
+    "[2001:DB8::1]:8000",
+    "[::ffff:192.0.2.1]",
+    "xn--bcher-kva.example",
+    "ex%41mple.com",
+    "example.com:",
+    "a" * 255,
+]
+INVALID = [
+    " ",
+    ".",
+    ":80",
+    "a b",
+    "a,b",
+    "a, a",
+    "user@example.com",
+    "example.com:80:80",
+    "example.com:port",
+    "example.com:-1",
+    "example.com:123456",
+    "example.com/x",
+    "http://example.com",
+    "example.com?x",
+    "example.com#x",
+    "a\\b",
+    "a%zz",
+    "a\x00",
+    "a\nb",
+    "a\x7f",
+    "caf\xe9",
+    "a<b>",
+    'a"b',
+    "::1",
+    "[::1",
+    "[:::1]",
+    "[v1.x]",
+    "[fe80::1%25eth0]",
+    "[127.0.0.1]",
+    "a" * 256,
+]
+
+
+async def show(ctx: Context) -> list[str]:
+    return [ctx.host]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("version", ["1.0", "1.1", "2"])
+async def test_one_valid_host_is_taken_as_it_came(ask: Ask, version: str) -> None:
+    app = App({"/": show})
+    for host in [*VALID, *VALID]:
+        answer = await ask(app, headers={"host": host}, scope={"http_version": version})
+        assert (answer.status, answer.text) == (200, f'["{host}"]')
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("version", ["1.0", "1.1", "2"])
+@pytest.mark.parametrize("host", INVALID)
+async def test_an_invalid_host_answers_400(ask: Ask, host: str, version: str) -> None:
+    app = App({"/": show})
+    for _ in range(2):
+        assert (await ask(app, headers={"host": host}, scope={"http_version": version})).status == 400
+        assert (await ask(app, headers={"host": "example.com"})).status == 200
+
+
+@pytest.mark.anyio
+async def test_an_empty_host_is_as_none(ask: Ask) -> None:
+    app = App({"/": show})
+    for _ in range(2):
+        for version, status in [("1.0", 200), ("1.1", 400), ("2", 200)]:
+            answer = await ask(app, headers={"host": ""}, scope={"http_version": version})
+            assert (answer.status, answer.text) == (status, "the request has no Host" if status == 400 else '["testserver:443"]')
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("hosts", [[b"a", b"a"], [b"a", b"b"], [b"", b"a"], [b"a", b""], [b"a", b"b", b"a"]])
+async def test_two_hosts_answer_400_even_if_they_are_the_same(ask: Ask, hosts: list[bytes]) -> None:
+    app = App({"/": show})
+    headers = [(b"accept", b"*/*"), *((b"host", host) for host in hosts), (b"x", b"y")]
+    for _ in range(2):
+        assert (await ask(app, headers=headers)).status == 400
+        assert (await ask(app, headers={"host": "a"})).status == 200
+
+
+@pytest.mark.anyio
+async def test_only_http_1_1_needs_a_host(ask: Ask) -> None:
+    app = App({"/": show})
+    for _ in range(2):
+        for version, status in [("1.0", 200), ("1.1", 400), ("2", 200), ("1.1", 400)]:
+            assert (await ask(app, scope={"http_version": version, "headers": []})).status == status
+
+
+@pytest.mark.anyio
+async def test_a_refusal_has_a_body_and_a_head_of_the_same_length(ask: Ask) -> None:
+    told, head = [await ask(App({"/": show}), "/", method, headers={"host": "a b"}) for method in ("GET", "HEAD")]
+    assert told.text == "the request has an invalid Host, or two"
+    assert told.headers["content-length"] == head.headers["content-length"] == str(len(told.body))
+    assert head.body == b""
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("allowed", "host", "status"),
+    [
+        ("*", "anything.example:1", 200),
+        (["shop.example"], "shop.example", 200),
+        (["shop.example"], "SHOP.Example.:8000", 200),
+        (["Shop.Example."], "shop.example", 200),
+        (["shop.example"], "www.shop.example", 400),
+        (["shop.example"], "xshop.example", 400),
+        (["shop.example"], "shop.example.evil.example", 400),
+        (["*.shop.example"], "www.shop.example", 200),
+        (["*.shop.example"], "a.b.shop.example:8000", 200),
+        (["*.shop.example"], "shop.example", 400),
+        (["*.shop.example"], "evilshop.example", 400),
+        (["*.shop.example"], ".shop.example", 200),
+        (["*.shop.example:8000"], "www.shop.example:8000", 200),
+        (["*.shop.example:8000"], "www.shop.example", 400),
+        (["localhost:8000"], "localhost:8000", 200),
+        (["localhost:8000"], "localhost:8001", 400),
+        (["localhost:8000"], "localhost", 400),
+        (["localhost:443"], "localhost", 200),
+        (["localhost:443"], "localhost:", 200),
+        (["localhost:80"], "localhost", 400),
+        (["[::1]"], "[0:0::1]:80", 200),
+        (["[::1]:80"], "[::1]", 400),
+        (["192.0.2.1"], "192.0.2.1:80", 200),
+        ("a.example, b.example", "b.example", 200),
+        ("a.example,b.example", "c.example", 400),
+        (["a.example", "*"], "b.example", 200),
+    ],
+)
+async def test_hosts_are_allowed_as_they_are_listed(ask: Ask, allowed: str | list[str], host: str, status: int) -> None:
+    app = App({"/": show}, allowed_hosts=allowed)
+    for _ in range(2):
+        assert (await ask(app, headers={"host": host})).status == status
+
+
+@pytest.mark.anyio
+async def test_the_host_that_a_trusted_proxy_tells_is_the_one_that_must_be_allowed(ask: Ask) -> None:
+    app = App({"/": show}, allowed_hosts=["shop.example"])
+    for host, told, status in [
+        ("127.0.0.1:3431", "shop.example", 200),
+        ("shop.example", "evil.example", 400),
+        ("evil.example", "not a host", 400),
+    ]:
+        for field, value in [("x-forwarded-host", told), ("forwarded", f'host="{told}"')]:
+            assert (await ask(app, headers={"host": host, field: value})).status == status
+            stranger = {"client": ("203.0.113.5", 1)}
+            expected = 200 if host == "shop.example" else 400
+            assert (await ask(app, headers={"host": host, field: value}, scope=stranger)).status == expected
+
+
+@pytest.mark.anyio
+async def test_without_a_host_it_is_the_servers_own_that_must_be_allowed(ask: Ask) -> None:
+    bare: dict[str, Any] = {"http_version": "1.0", "headers": [], "server": ("::1", 8000)}
+    assert (await ask(App({"/": show}, allowed_hosts=["shop.example"]), scope=bare)).status == 400
+    assert (await ask(App({"/": show}, allowed_hosts=["[::1]:8000"]), scope=bare)).status == 200
+
+
+@pytest.mark.anyio
+async def test_a_refusal_is_a_line_with_debug_alone(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "gaman")
+    for debug in (False, True):
+        app = App({"/": show}, debug=debug, allowed_hosts=["a"], integrations=[define_integration(name="none")])
+        assert (await ask(app, "/x%0Ay", headers={"host": "b"})).status == 400
+        assert len(caplog.records) == debug
+    [record] = caplog.records
+    assert "GET '/x\\\\ny' 400 before any hook" in record.getMessage()
+    assert "allowed_hosts" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "https://shop.example",
+        "shop.example/",
+        "shop.example/path",
+        "user@shop.example",
+        ".shop.example",
+        "www.*.example",
+        "shop.*",
+        "*shop.example",
+        "*.",
+        "*.*.example",
+        "*:8000",
+        "::1",
+        "shop example",
+        "",
+        None,
+        5,
+    ],
+)
+def test_what_is_no_host_is_an_error_that_names_it(bad: Any) -> None:
+    for hosts in ([bad], ["shop.example", bad]):
+        with pytest.raises(ConfigError, match="allowed_hosts: ") as caught:
+            App({}, allowed_hosts=hosts)
+        assert repr(bad) in str(caught.value)
+        assert "*.shop.example for its subdomains" in str(caught.value)
+
+
+def test_an_empty_list_of_hosts_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="allowed_hosts is empty"):
+        App({}, allowed_hosts=[])
