@@ -48,9 +48,8 @@ ORDER = [
     ["gaman.testing", "gaman.__main__"],
     ["gaman"],
     ["gaman._server"],
-    ["gaman._server._reload"],
     ["gaman._server._workers", "gaman._server._http"],
-    ["gaman._server._outbox"],
+    ["gaman._server._outbox", "gaman._server._draining", "gaman._server._reload"],
     ["gaman._app"],
     ["gaman._routing", "gaman._integration", "gaman._access"],
     ["gaman._context"],
@@ -78,7 +77,7 @@ OPTIONAL = {"redis": ["redis"], "sql": ["aiosqlite"], "mongodb": ["pymongo"]}
 # uvicorn takes these where they are installed, and nobody imports them.
 FOR_UVICORN = {"httptools", "uvloop"}
 # Used where it is installed, for those who use it themselves; none of ours needs it.
-WHERE_INSTALLED = {"opentelemetry"}
+WHERE_INSTALLED = {"opentelemetry", "watchfiles"}
 
 
 class Module(NamedTuple):

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gaman._server._outbox import Outbox, Transport
 
 _MAX_HEAD = 1 << 18
-# Seconds in which a connection that has yet to ask may still do so when the server stops.
-_LAST_CHANCE = 0.5
 
 
 class Protocol(HttpToolsProtocol):
     """HTTP/1.1 with a limit for a request's head, in bytes; httptools has none, and an endless header would fill the memory."""
 
     _in_head = False
-    _has_asked = _is_last = False
+    _is_last = False
 
     def __init__(self, outbox: Outbox, **given: Any) -> None:
         super().__init__(**given)
@@ -44,19 +44,43 @@ class Protocol(HttpToolsProtocol):
         HttpToolsProtocol.on_message_begin(self)
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._has_asked = False, True
+        self._in_head = False
         HttpToolsProtocol.on_headers_complete(self)
         if self._is_last:
             self.cycle.keep_alive = False
 
-    def shutdown(self) -> None:
-        if not self._has_asked and not self._is_last:
-            # Who has just connected is about to ask, and gets an answer.
-            self._is_last = True
-            self.loop.call_later(_LAST_CHANCE, self.shutdown)
-        elif not self.transport.is_closing():
-            super().shutdown()
+    def shutdown(self, grace: float = 0.5) -> None:
+        """Close after the request in flight, or, where there is none, after the next one or *grace* seconds."""
+        self._is_last = True
+        if self._is_busy():
+            self.cycle.keep_alive = False
+        else:
+            self.loop.call_later(grace, self._close_if_idle)
+
+    def _is_busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _close_if_idle(self) -> None:
+        if not self._is_busy() and not self.transport.is_closing():
+            self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        super()._start_asgi_task(cycle, partial(_answer, cycle, app))
 
     def _unsupported_upgrade_warning(self) -> None:
         # The request for a WebSocket is answered as any other (RFC 9110, section 7.8); it is no news for the log.
         pass
+
+
+async def _answer(cycle: RequestResponseCycle, app: ASGI3Application, *given: Any) -> None:
+    try:
+        await app(*given)
+    except asyncio.CancelledError:
+        # The server cuts it off, and says so.
+        if cycle.response_started:
+            cycle.disconnected = True
+            cycle.transport.close()
+        else:
+            cycle.keep_alive = False
+            await cycle.send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0")]})
+            await cycle.send({"type": "http.response.body", "body": b"", "more_body": False})
