@@ -208,14 +208,13 @@ class _Server(uvicorn.Server):
         if _workers.place is not None and sig == signal.SIGINT:
             # A terminal sends it to all processes, and the supervisor says what it means.
             return
+        is_forced = self.should_exit and sig == signal.SIGINT
+        if is_forced and not self._watchdog.is_alive():
+            self._watchdog.start()
         if not self.started:
+            self.should_exit = True
             raise KeyboardInterrupt
-        if self.should_exit and sig == signal.SIGINT:
-            self.leave(Leave.FORCE)
-            if not self._watchdog.is_alive():
-                self._watchdog.start()
-        else:
-            self.leave(Leave.STOP)
+        self.leave(Leave.FORCE if is_forced else Leave.STOP)
 
     def _stop_listening(self) -> None:
         for server in self.servers:
