@@ -535,6 +535,8 @@ def test_a_stop_answers_every_connection_that_was_established(tmp_path: Path, wo
         for client in clients:
             client.send(request("/"))
         program.send_signal(signal.SIGTERM)
+        # Then its next look at its signals is due at once.
+        time.sleep(1)
         for pid in serving:
             os.kill(pid, signal.SIGCONT)
         assert [client.read().status for client in clients] == [200] * 100
