@@ -983,6 +983,21 @@ def test_sighup_waits_for_no_request_before_it_replaces_the_next_worker_and_stop
         assert not any(map(is_alive, seen | serving))
 
 
+def test_sighup_leaves_the_workers_in_place_if_the_new_code_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text("")
+    with running_script("import other\n" + GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
+        before = pids(program.port, 2)
+        (tmp_path / "other.py").write_text("1 / 0")
+        program.send_signal(signal.SIGHUP)
+        until(lambda: "ended before it served; those that serve go on" in program.stderr, "the line about it")
+        assert program.stderr.count("ZeroDivisionError: division by zero") == 1
+        assert pids(program.port, 2) == before
+        (tmp_path / "other.py").write_text("")
+        program.send_signal(signal.SIGHUP)
+        until(lambda: not pids(program.port, 2) & before, "two new workers")
+        assert program.stop() == 0
+
+
 @pytest.mark.slow
 def test_a_worker_that_retires_closes_an_idle_connection_at_the_keep_alive_timeout(tmp_path: Path) -> None:
     with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:

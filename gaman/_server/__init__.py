@@ -29,7 +29,7 @@ from gaman._server._draining import drain, refuse
 from gaman._server._http import Protocol
 from gaman._server._outbox import Outbox
 from gaman._server._reload import Watcher
-from gaman._server._workers import FORCED_END, Leave, Supervisor, count, say, say_what_it_waits_for
+from gaman._server._workers import FORCED_END, Leave, Supervisor, plural, say, say_what_it_waits_for
 from gaman._tracebacks import explain
 from gaman.errors import ConfigError, GamanError
 
@@ -98,15 +98,8 @@ def run(app: App, *, host: str, port: int, workers: int, reload: bool, timeout_g
     def announce() -> None:
         say(f"gaman: listening on {where} (Ctrl+C stops it)")
 
-    if reload:
-        announce()
-        watcher = Watcher()
-        try:
-            Supervisor([listener], workers, lambda: None, watcher).run()
-        finally:
-            watcher.stop()
-    elif workers > 1:
-        Supervisor([listener], workers, announce).run()
+    if reload or workers > 1:
+        Supervisor([listener], workers, announce, Watcher() if reload else None).run()
     else:
         _Server(app, timeout_graceful_shutdown, announce).serve_until_stopped([listener])
 
@@ -166,8 +159,8 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         state, listeners = self.server_state, sockets or []
+        start = told_at = time.monotonic()
         in_flight = {*state.tasks}
-        start = now = time.monotonic()
         if self._how is Leave.STOP:
             if _workers.place is None:
                 refuse(listeners)
@@ -175,20 +168,22 @@ class _Server(uvicorn.Server):
         self._stop_listening()
         for listener in listeners:
             listener.close()
+        # uvloop makes the last connection that it has accepted known a turn later.
+        await asyncio.sleep(0)
         how, has_said = None, False
         while state.connections or state.tasks:
             if how is not self._how:
                 if how is not None:
-                    in_flight, now = {*state.tasks}, time.monotonic()
+                    in_flight, told_at = {*state.tasks}, time.monotonic()
                 how = self._how
                 # uvicorn knows other protocols.
                 for connection in cast("list[Protocol]", [*state.connections]):
                     connection.shutdown(self._grace[how])
-            if time.monotonic() - start >= self._limit[how]:
+            if time.monotonic() - start >= self._limit[self._how]:
                 break
             if how is Leave.STOP and not has_said:
-                # What has begun since the signal is worth a line only if it lasts.
-                lasting = state.connections if time.monotonic() - now > 2 * _LAST_CHANCE else in_flight & state.tasks
+                # A request that has begun since is worth a line only if it lasts.
+                lasting = state.connections if time.monotonic() - told_at > 2 * _LAST_CHANCE else in_flight & state.tasks
                 has_said = self._say_what_it_waits_for(len(lasting))
             await asyncio.sleep(0.05)
         await self._cut_off(time.monotonic() - start)
@@ -230,7 +225,7 @@ class _Server(uvicorn.Server):
         """Cancel what is in flight after *seconds*."""
         if cut := [*self.server_state.tasks]:
             level = logging.INFO if self._how is Leave.RELOAD else logging.WARNING
-            logger.log(level, "cut off %s after %.0f s", count(len(cut), "request"), seconds)
+            logger.log(level, "cut off %s after %.0f s", plural(len(cut), "request"), seconds)
             for task in cut:
                 task.cancel()
             await asyncio.wait(cut, timeout=1)

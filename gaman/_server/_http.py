@@ -58,7 +58,7 @@ class Protocol(HttpToolsProtocol):
             self.loop.call_later(grace, self._close_if_idle)
 
     def _is_busy(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        return bool(self.cycle) and not self.cycle.response_complete
 
     def _close_if_idle(self) -> None:
         if not self._is_busy() and not self.transport.is_closing():

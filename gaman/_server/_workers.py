@@ -13,12 +13,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from enum import IntEnum
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, Pipe, wait
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Final
 
 from gaman._server._draining import refuse
@@ -182,7 +182,10 @@ class Supervisor:
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM, and until every worker has ended."""
-        with _signals() as arriving:
+        with _signals() as arriving, ExitStack() as stack:
+            if self._watcher is not None:
+                stack.callback(self._watcher.stop)
+                self._say_it_started()
             self._workers = [Worker(self._sockets)]
             while self._stopped_at is None or self._leaving:
                 others = [] if self._watcher is None else [self._watcher.changes]
@@ -204,7 +207,8 @@ class Supervisor:
         return [*self._workers, *([] if self._successor is None else [self._successor]), *self._leaving]
 
     def _handle(self, number: int) -> None:
-        if number in (signal.SIGINT, signal.SIGTERM):
+        # A server with reload is a developer's, and ends with the terminal.
+        if number in (signal.SIGINT, signal.SIGTERM) or (number == signal.SIGHUP and self._watcher is not None):
             if self._stopped_at is None:
                 self._stop()
             elif number == signal.SIGINT:
@@ -222,12 +226,11 @@ class Supervisor:
                 self._dismiss(worker, Leave.RETIRE)
 
     def _stop(self) -> None:
-        # No process of them accepts what would come from now on.
+        # Before the workers are told, because the last of them closes the socket as soon as nothing waits to be accepted.
         refuse(self._sockets)
         self._stopped_at = time.monotonic()
         for worker in self._all():
             self._dismiss(worker, Leave.STOP)
-        # The workers have the last copies, and close them when all that waits is accepted.
         for listener in self._sockets:
             listener.close()
 
@@ -263,7 +266,8 @@ class Supervisor:
     def _tend(self) -> None:
         """See that there are as many workers as there shall be."""
         for i, worker in enumerate(self._workers):
-            if worker.retry_at is None and (worker.has_ended or worker.hangs()):
+            # A start may take long, and hold the interpreter: it imports what the script needs.
+            if worker.retry_at is None and (worker.has_ended or (worker.has_served and worker.hangs())):
                 self._give_up(worker)
             if worker.retry_at is not None and time.monotonic() >= worker.retry_at:
                 self._workers[i] = another = Worker(self._sockets)
@@ -271,10 +275,13 @@ class Supervisor:
         # The first starts alone, so that what is wrong is said once.
         if any(worker.has_served for worker in self._workers):
             if not self._has_started:
-                self._has_started = True
-                self._on_start()
+                self._say_it_started()
             while len(self._workers) < self._count:
                 self._workers.append(Worker(self._sockets))
+
+    def _say_it_started(self) -> None:
+        self._has_started = True
+        self._on_start()
 
     def _give_up(self, worker: Worker) -> None:
         what = f"(status {worker.process.exitcode}) died" if worker.has_ended else "does not answer"
@@ -307,7 +314,7 @@ class Supervisor:
             self._workers[self._workers.index(old)] = self._successor
             self._successor = None
             self._dismiss(old, Leave.RETIRE)
-        elif self._successor.has_ended or self._successor.hangs():
+        elif self._successor.has_ended:
             self._successor.end()
             logger.error("worker process %s ended before it served; those that serve go on", self._successor.process.pid)
             self._successor = None
@@ -317,7 +324,9 @@ class Supervisor:
         """Take note of those that have left."""
         now = time.monotonic()
         for worker in [*self._leaving]:
-            if worker.has_ended or worker.hangs() or now >= self._kill_at:
+            if hangs := worker.hangs():
+                logger.error("worker process %s does not answer, and is killed", worker.process.pid)
+            if worker.has_ended or hangs or now >= self._kill_at:
                 self._leaving.remove(worker)
                 worker.end()
         if self._stopped_at is not None and not self._has_said_what_it_waits_for:
@@ -336,23 +345,28 @@ def say(line: str) -> None:
 def say_what_it_waits_for(requests: int) -> bool:
     """Say how many requests delay the end, and return whether there is any."""
     if requests:
-        say(f"gaman: waiting for {count(requests, 'request')} to finish; Ctrl+C again ends it at once")
+        say(f"gaman: waiting for {plural(requests, 'request')} to finish; Ctrl+C again ends it at once")
     return requests > 0
 
 
-def count(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _work(run_main: Callable[[], object], sockets: list[socket.socket], supervisor: Connection) -> None:
     global place  # noqa: PLW0603 - it is what serve() finds when the script calls it, and the script knows nothing of it
-    # A terminal's Ctrl+C reaches the supervisor too, which says what to do.
-    signal.signal(signal.SIGINT, lambda *_: None)
+    # A terminal sends these to all its processes, and the supervisor says what to do.
+    signal.signal(signal.SIGINT, _ignore)
+    signal.signal(signal.SIGHUP, _ignore)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # multiprocessing has put /dev/null there, and a debugger needs the terminal.
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it stays open
     place = Place(sockets, supervisor)
     run_main()
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Handle a signal by doing nothing. Unlike with SIG_IGN, a program that this one starts hears of it."""
 
 
 def _find_main() -> Callable[[], object]:
@@ -389,7 +403,7 @@ def _signals() -> Generator[socket.socket]:
         arriving.setblocking(False)
         writer.setblocking(False)
         wakeup = signal.set_wakeup_fd(writer.fileno())
-        handlers = {number: signal.signal(number, lambda *_: None) for number in known}
+        handlers = {number: signal.signal(number, _ignore) for number in known}
         try:
             yield arriving
         finally:
