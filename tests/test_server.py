@@ -1210,6 +1210,15 @@ def test_reload_with_an_open_stream_serves_what_a_file_says_now_and_ends_the_str
         assert line.startswith("detected changes in 'other.py'")
 
 
+def test_a_server_with_reload_ends_with_its_terminal(tmp_path: Path) -> None:
+    with running_script(GUARDED.replace("OPTIONS", "{'reload': True}"), tmp_path) as program:
+        [worker] = pids(program.port, 1)
+        program.send_signal(signal.SIGHUP, to_group=True)
+        assert program.wait() == 0
+        assert not is_alive(worker)
+        assert program.stderr == ""
+
+
 def watches_files(pid: int) -> bool:
     folder = f"/proc/{pid}/fd"
     return any(os.readlink(f"{folder}/{number}") == "anon_inode:inotify" for number in os.listdir(folder))
