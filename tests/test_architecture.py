@@ -48,11 +48,10 @@ ORDER = [
     ["gaman.testing", "gaman.__main__"],
     ["gaman"],
     ["gaman._server"],
-    ["gaman._server._reload"],
     ["gaman._server._workers", "gaman._server._connections"],
     ["gaman._server._http"],
     ["gaman._server._exchange"],
-    ["gaman._server._outbox"],
+    ["gaman._server._outbox", "gaman._server._draining", "gaman._server._reload"],
     ["gaman._app"],
     ["gaman._routing", "gaman._integration", "gaman._access"],
     ["gaman._context"],
@@ -81,7 +80,7 @@ OPTIONAL = {"redis": ["redis"], "sql": ["aiosqlite"], "mongodb": ["pymongo"]}
 # uvicorn takes it where it is installed, and nothing imports it.
 FOR_UVICORN = {"uvloop"}
 # Used where it is installed, for those who use it themselves; none of ours needs it.
-WHERE_INSTALLED = {"opentelemetry"}
+WHERE_INSTALLED = {"opentelemetry", "watchfiles"}
 
 
 class Module(NamedTuple):

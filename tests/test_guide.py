@@ -262,6 +262,39 @@ def test_a_restart_of_one_instance_after_the_other_loses_no_request(folder: Path
     assert set(statuses) == {200}
 
 
+RENEWED = """
+import os, sys
+import gaman
+
+async def take(ctx):
+    return {"pid": os.getpid(), "size": len(await ctx.body())}
+
+gaman.serve({"/": {"POST": take}}, port=int(sys.argv[1]), workers=2)
+"""
+
+
+@pytest.mark.slow
+def test_sighup_loses_no_post_behind_nginx(folder: Path) -> None:
+    (folder / "renewed.py").write_text(RENEWED)
+    with ExitStack() as stack:
+        proxy = stack.enter_context(nginx(folder))
+        programs = {port: stack.enter_context(running("renewed.py", str(port), cwd=folder)) for port in proxy.backends}
+
+        def workers() -> set[int]:
+            return {httpx.post(f"http://127.0.0.1:{port}/").json()["pid"] for port in proxy.backends for _ in range(8)}
+
+        assert {program.port for program in programs.values()} == {*proxy.backends}
+        until(lambda: len(workers()) == 4, "all workers")
+        with visiting(proxy.client) as statuses:
+            for _ in range(4):
+                before, count = workers(), len(statuses)
+                for program in programs.values():
+                    program.send_signal(signal.SIGHUP)
+                until(lambda old=before: not workers() & old, "new workers")  # type: ignore[misc]
+                until(lambda old=count: len(statuses) > old + 500, "visits", seconds=30)  # type: ignore[misc]
+        assert set(statuses) == {200}
+
+
 @contextmanager
 def visiting(client: httpx.Client) -> Generator[list[int]]:
     """Have four visitors ask, one time after the other, while the block lasts; give the statuses of their answers."""

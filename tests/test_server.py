@@ -8,18 +8,19 @@ import re
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 import zipapp
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.servers import RedisServer
-from tests.serving import Answer, Connection, Program, get, request, running, running_script, until
+from tests.serving import PATIENCE, Answer, Connection, Program, get, request, running, running_script, until
 
 SERVED = """
 import asyncio, logging, os, resource, sys
@@ -476,7 +477,8 @@ print("after serve", flush=True)
 
 def refuses_connections(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
+        # Before it refuses them, a server that ends leaves new connections without an answer.
+        socket.create_connection(("127.0.0.1", port), 0.1).close()
     except OSError:
         return True
     return False
@@ -492,16 +494,232 @@ def test_a_signal_lets_the_request_in_flight_finish_and_runs_the_hooks(
         client.send(request("/"))
         until(lambda: "in flight" in program.stdout, "the request")
         program.send_signal(number, to_group=to_group)
-        if "reload" not in options:
-            until(lambda: refuses_connections(port), "the end of listening")
+        until(lambda: refuses_connections(port), "the end of listening")
+        until(lambda: "waiting" in program.stdout, "the line that says what it waits for")
         assert not program.has_ended()
         (tmp_path / "go").touch()
         assert client.read().body == b"finished"
         assert program.wait() == 0
         assert "shut down\n" in program.stdout
+        assert program.stdout.count("gaman: waiting for 1 request to finish; Ctrl+C again ends it at once\n") == 1
         assert program.stdout.count("after serve") == 1
         assert program.stderr == ""
         assert refuses_connections(port)
+
+
+@pytest.mark.parametrize("options", ["{}", "{'workers': 2}", "{'reload': True}"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_waits_for_nothing_says_nothing_and_ends_soon(tmp_path: Path, options: str, number: signal.Signals) -> None:
+    source = f"import gaman\nasync def home(ctx): return 'hello'\ngaman.serve({{'/': home}}, port=0, **{options})"
+    with running_script(source, tmp_path) as program, Connection(program.port) as kept, Connection(program.port):
+        assert kept.ask(request("/")).body == b"hello"
+        start = time.monotonic()
+        assert program.stop(number) == 0
+        # The keep-alive timeout would be 5 seconds.
+        assert time.monotonic() - start < 4
+        assert program.stdout.count("\n") == 1
+        assert program.stderr == ""
+
+
+STREAMS = """
+import asyncio, os
+import gaman
+from gaman import Response, define_integration
+
+async def events():
+    while True:
+        yield b"data: here\\n\\n"
+        await asyncio.sleep(0.01)
+
+async def stream(ctx):
+    return Response.stream(events())
+
+async def wait(ctx):
+    print("waits", flush=True)
+    await asyncio.Event().wait()
+
+async def pid(ctx):
+    return {"pid": os.getpid()}
+
+async def bye(app):
+    print("shut down", flush=True)
+
+gaman.serve(
+    {"/": pid, "/stream": stream, "/wait": wait},
+    integrations=[define_integration(name="x", on_shutdown=bye)], port=0, **OPTIONS)
+print("after serve", flush=True)
+"""
+
+
+@pytest.mark.parametrize("options", ["{}", "{'workers': 2}", "{'reload': True}"])
+@pytest.mark.parametrize("to_group", [False, True])
+def test_a_second_ctrl_c_cuts_streams_off_and_still_runs_the_hooks(tmp_path: Path, options: str, to_group: bool) -> None:
+    with (
+        running_script(STREAMS.replace("OPTIONS", options), tmp_path) as program,
+        Connection(program.port) as streaming,
+        Connection(program.port) as waiting,
+    ):
+        serving = pids(program.port, 2 if "workers" in options else 1)
+        streaming.send(request("/stream"))
+        streaming.read_until(b"data: here")
+        waiting.send(request("/wait"))
+        until(lambda: "waits" in program.stdout, "the request")
+        program.send_signal(signal.SIGINT, to_group=to_group)
+        until(lambda: "waiting for 2 requests to finish" in program.stdout, "the line that says what it waits for")
+        assert not program.has_ended()
+        program.send_signal(signal.SIGINT, to_group=to_group)
+        assert program.wait() == 0
+        # It ends before its end, and a client can tell.
+        assert not streaming.read_rest().endswith(b"0\r\n\r\n")
+        assert waiting.read().status == 503
+        assert program.stdout.count("shut down\n") == (2 if "workers" in options else 1)
+        assert program.stdout.count("after serve\n") == 1
+        assert re.fullmatch(r"(cut off \d requests? after \d s\n)+", program.stderr) or "reload" in options
+        assert "Traceback" not in program.stderr
+        assert not any(map(is_alive, serving))
+
+
+@pytest.mark.parametrize("options", ["{}", "{'workers': 2}"])
+@pytest.mark.parametrize("what", ["on_load", "on_shutdown", "handler"])
+def test_a_second_ctrl_c_ends_what_does_not_listen(tmp_path: Path, options: str, what: str) -> None:
+    source = """
+import os, time, gaman
+def hang(*given):
+    print("hangs", os.getpid(), flush=True)
+    while True:
+        try:
+            time.sleep(60)
+        except BaseException:
+            pass
+async def handler(ctx):
+    hang()
+hooks = [gaman.define_integration(name="x", HOOK=hang)] if "HOOK" != "handler" else []
+gaman.serve({"/": handler}, integrations=hooks, port=0, **OPTIONS)
+"""
+    with running_script(source.replace("HOOK", what).replace("OPTIONS", options), tmp_path) as program, ExitStack() as stack:
+        if what == "handler":
+            stack.enter_context(Connection(program.port)).send(request("/"))
+        elif what == "on_shutdown":
+            assert program.port
+            program.send_signal(signal.SIGINT)
+        until(lambda: "hangs" in program.stdout, "the function that hangs")
+        if what != "on_shutdown":
+            program.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            program.wait(0.5)
+        program.send_signal(signal.SIGINT)
+        assert program.wait() in (0, 130)
+        assert not any(is_alive(int(pid)) for pid in re.findall(r"hangs (\d+)", program.stdout))
+        assert "Traceback" not in program.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_answers_every_connection_that_was_established(tmp_path: Path, workers: int) -> None:
+    with running_script(GUARDED.replace("OPTIONS", str({"workers": workers})), tmp_path) as program, ExitStack() as stack:
+        serving = pids(program.port, workers)
+        # While nothing accepts them, they wait in the kernel.
+        for pid in serving:
+            os.kill(pid, signal.SIGSTOP)
+        clients = [stack.enter_context(Connection(program.port)) for _ in range(100)]
+        for client in clients:
+            client.send(request("/"))
+        program.send_signal(signal.SIGTERM)
+        # Then its next look at its signals is due at once.
+        time.sleep(1)
+        for pid in serving:
+            os.kill(pid, signal.SIGCONT)
+        assert [client.read().status for client in clients] == [200] * 100
+        assert program.wait() == 0
+        assert program.stderr == ""
+
+
+VISITS = """
+import collections, json, socket, sys, threading, time
+
+counts = collections.Counter()
+deadline = time.monotonic() + 10
+
+def visit():
+    # Until it is refused: what follows the handshake must succeed.
+    while time.monotonic() < deadline:
+        with socket.socket() as client:
+            client.settimeout(5)
+            try:
+                client.connect(("127.0.0.1", int(sys.argv[1])))
+            except ConnectionRefusedError:
+                counts["refused"] += 1
+                return
+            try:
+                client.sendall(b"GET / HTTP/1.1\\r\\nHost: test\\r\\nConnection: close\\r\\n\\r\\n")
+                answer = b"".join(iter(lambda: client.recv(65536), b""))
+            except OSError as error:
+                counts[type(error).__name__] += 1
+            else:
+                counts["answered" if answer.startswith(b"HTTP/1.1 200 ") else "lost"] += 1
+
+threads = [threading.Thread(target=visit) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(json.dumps(counts))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["{}", "{'workers': 2}"])
+def test_a_stop_under_load_resets_no_connection(tmp_path: Path, options: str) -> None:
+    for _ in range(4):
+        with running_script(GUARDED.replace("OPTIONS", options), tmp_path) as program:
+            visits = [sys.executable, "-c", VISITS, str(program.port)]
+            clients = [subprocess.Popen(visits, stdout=subprocess.PIPE) for _ in range(2)]
+            time.sleep(1)
+            assert program.stop() == 0
+            for client in clients:
+                counts = json.loads(client.communicate()[0])
+                assert counts.pop("answered") > 100
+                assert counts == {"refused": 8}
+
+
+@pytest.mark.parametrize("options", ["{}", "{'workers': 2}", "{'reload': True}"])
+def test_standard_streams_that_are_closed_do_no_harm(tmp_path: Path, options: str) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    (tmp_path / "main.py").write_text(
+        "import gaman, os\n"
+        "async def home(ctx): return str(os.getpid())\n"
+        f"gaman.serve({{'/': home}}, port={port}, **{options})\n"
+        "open('ended', 'w').close()\n"
+    )
+    command = ["sh", "-c", 'exec "$0" main.py <&- >&- 2>&-', sys.executable]
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True) as process:
+        try:
+            until(lambda: not refuses_connections(port), "the server")
+            pid = int(get(port, "/").body)
+            for _ in range(10):
+                assert get(port, "/").status == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
+            assert (tmp_path / "ended").exists()
+            assert pid == process.pid or not is_alive(pid)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_nothing_has_to_read_the_line_that_says_where_it_listens(tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    (tmp_path / "main.py").write_text(f"import gaman\ngaman.serve({{}}, port={port})")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with subprocess.Popen([sys.executable, "main.py"], cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE) as process:
+        os.close(writer)
+        try:
+            until(lambda: not refuses_connections(port), "the server")
+            assert get(port, "/").status == 404
+        finally:
+            process.kill()
 
 
 def test_a_request_that_never_ends_delays_the_stop_no_longer_than_its_limit(tmp_path: Path) -> None:
@@ -510,7 +728,9 @@ def test_a_request_that_never_ends_delays_the_stop_no_longer_than_its_limit(tmp_
         client.send(request("/"))
         until(lambda: "in flight" in program.stdout, "the request")
         assert program.stop() == 0
+        assert client.read().status == 503
         assert "shut down\nafter serve\n" in program.stdout
+        assert program.stderr == "cut off 1 request after 0 s\n"
 
 
 @pytest.mark.slow
@@ -532,10 +752,10 @@ gaman.serve({"/": take}, port=0, timeout_graceful_shutdown=2, **OPTIONS)
             start = time.monotonic()
             program.send_signal(signal.SIGTERM)
             assert short.read().body == b"finished"
-            assert endless.read().status == 500
+            assert endless.read().status == 503
             assert program.wait() == 0
             assert 2 <= time.monotonic() - start < 5
-        assert "Cancel 1 running task(s)" in program.stderr
+        assert program.stderr == "cut off 1 request after 2 s\n"
 
 
 @pytest.mark.parametrize("options", ["", ", workers=2"])
@@ -839,6 +1059,123 @@ def test_sighup_replaces_the_workers_one_by_one_and_no_request_fails(tmp_path: P
         assert program.stderr == ""
 
 
+def test_a_worker_that_retires_still_answers_on_connections_that_are_kept(tmp_path: Path) -> None:
+    with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program, ExitStack() as stack:
+        before = pids(program.port, 2)
+        kept = [stack.enter_context(Connection(program.port)) for _ in range(8)]
+        for client in kept[:6]:
+            assert client.ask(request("/")).status == 200
+        program.send_signal(signal.SIGHUP)
+        until(lambda: len(pids(program.port, 2) - before) == 2, "two new workers")
+        for client in kept:
+            # Successors serve before the old workers are told.
+            while (answer := client.ask(request("/"))).headers.get("connection") != "close":
+                assert as_json(answer)["pid"] in before
+            assert as_json(answer)["pid"] in before
+            assert client.read_rest() == b""
+        # Nothing keeps them any longer.
+        until(lambda: not any(map(is_alive, before)), "the end of the old workers")
+        assert program.stop() == 0
+        assert program.stderr == ""
+
+
+def test_sighup_waits_for_no_request_before_it_replaces_the_next_worker_and_stops_at_once(tmp_path: Path) -> None:
+    with running_script(STREAMS.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program, ExitStack() as stack:
+        seen: set[int] = set()
+        for _ in range(2):
+            before = pids(program.port, 2)
+            waiting = [stack.enter_context(Connection(program.port)) for _ in range(8)]
+            for client in waiting:
+                client.send(request("/stream"))
+                client.read_until(b"data: here")
+            program.send_signal(signal.SIGHUP)
+            until(lambda old=before: not pids(program.port, 2) & old, "two new workers")  # type: ignore[misc]
+            seen |= before
+        # One that dies meanwhile is replaced, and a stop waits for all of them.
+        serving = pids(program.port, 2)
+        os.kill(min(serving), signal.SIGKILL)
+        until(lambda: "another takes its place" in program.stderr, "the line about it")
+        serving = pids(program.port, 2)
+        assert any(map(is_alive, seen))
+        program.send_signal(signal.SIGINT)
+        until(lambda: "waiting for 16 requests to finish" in program.stdout, "the line that says what it waits for")
+        program.send_signal(signal.SIGINT)
+        assert program.wait() == 0
+        assert not any(map(is_alive, seen | serving))
+
+
+def test_sighup_leaves_the_workers_in_place_if_the_new_code_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text("")
+    with running_script("import other\n" + GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
+        before = pids(program.port, 2)
+        (tmp_path / "other.py").write_text("1 / 0")
+        program.send_signal(signal.SIGHUP)
+        until(lambda: "ended before it served; those that serve go on" in program.stderr, "the line about it")
+        assert program.stderr.count("ZeroDivisionError: division by zero") == 1
+        assert pids(program.port, 2) == before
+        (tmp_path / "other.py").write_text("")
+        program.send_signal(signal.SIGHUP)
+        until(lambda: not pids(program.port, 2) & before, "two new workers")
+        assert program.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_worker_that_retires_closes_an_idle_connection_at_the_keep_alive_timeout(tmp_path: Path) -> None:
+    with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
+        before = pids(program.port, 2)
+        with Connection(program.port) as idle:
+            get(program.port, "/")
+            start = time.monotonic()
+            program.send_signal(signal.SIGHUP)
+            assert idle.read_rest() == b""
+            assert 4 < time.monotonic() - start < 9
+        until(lambda: not any(map(is_alive, before)), "the end of the old workers")
+        assert program.stop() == 0
+
+
+@pytest.mark.slow
+def test_sighup_under_load_loses_no_request(tmp_path: Path) -> None:
+    source = """
+import collections, http.client, json, sys, threading, time
+
+counts = collections.Counter()
+deadline = time.monotonic() + 12
+
+def visit():
+    while time.monotonic() < deadline:
+        client = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=5)
+        closes = False
+        while not closes and time.monotonic() < deadline:
+            try:
+                client.request("POST", "/user", b'{"friend": null}')
+                answer = client.getresponse()
+                answer.read()
+                counts[answer.status] += 1
+                closes = answer.will_close
+            except (OSError, http.client.HTTPException) as error:
+                counts[type(error).__name__] += 1
+                break
+
+threads = [threading.Thread(target=visit) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(json.dumps(counts))
+"""
+    with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
+        clients = [subprocess.Popen([sys.executable, "-c", source, str(program.port)], stdout=subprocess.PIPE) for _ in range(2)]
+        for _ in range(4):
+            before = pids(program.port, 2)
+            program.send_signal(signal.SIGHUP)
+            until(lambda old=before: not pids(program.port, 2) & old, "two new workers")  # type: ignore[misc]
+        for client in clients:
+            [(status, number)] = json.loads(client.communicate()[0]).items()
+            assert status == "200"
+            assert number > 1000
+        assert program.stop() == 0
+
+
 def test_who_has_connected_before_a_server_stops_may_still_ask(tmp_path: Path) -> None:
     with running_script(GUARDED.replace("OPTIONS", "{}"), tmp_path) as program:
         port = program.port
@@ -966,6 +1303,41 @@ def test_reload_serves_what_a_file_says_now(tmp_path: Path, source: str, watcher
         assert program.stop() == 0
         assert len(re.findall("detected changes in '(.*/)?other.py'. Reloading", program.stderr)) == 3
         assert program.stdout.count("after serve") == 1
+
+
+@pytest.mark.parametrize("options", ["{'reload': True}", "{'reload': True, 'workers': 2}"])
+def test_reload_with_an_open_stream_serves_what_a_file_says_now_and_ends_the_stream(tmp_path: Path, options: str) -> None:
+    other = tmp_path / "other.py"
+    other.write_text("WORD = 'first'")
+    source = "import sys\nsys.modules['watchfiles'] = None\nimport other\n" + STREAMS.replace("OPTIONS", options)
+    with (
+        running_script(source.replace('"pid": os', '"word": other.WORD, "pid": os'), tmp_path) as program,
+        Connection(program.port) as streaming,
+        Connection(program.port) as waiting,
+    ):
+        old = as_json(get(program.port, "/"))
+        streaming.send(request("/stream"))
+        streaming.read_until(b"data: here")
+        waiting.send(request("/wait"))
+        until(lambda: "waits" in program.stdout, "the request")
+        other.write_text("WORD = 'second'")
+        until(lambda: as_json(get(program.port, "/"))["word"] == "second", "the new code")
+        assert not streaming.read_rest().endswith(b"0\r\n\r\n")
+        assert waiting.read().status == 503
+        until(lambda: not is_alive(old["pid"]), "the end of the old process")
+        assert "shut down\n" in program.stdout
+        assert program.stop() == 0
+        [line] = program.stderr.splitlines()
+        assert line.startswith("detected changes in 'other.py'")
+
+
+def test_a_server_with_reload_ends_with_its_terminal(tmp_path: Path) -> None:
+    with running_script(GUARDED.replace("OPTIONS", "{'reload': True}"), tmp_path) as program:
+        [worker] = pids(program.port, 1)
+        program.send_signal(signal.SIGHUP, to_group=True)
+        assert program.wait() == 0
+        assert not is_alive(worker)
+        assert program.stderr == ""
 
 
 def watches_files(pid: int) -> bool:

@@ -6,12 +6,14 @@ import asyncio
 import errno
 import gc
 import logging
-import multiprocessing
 import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn, cast
 
@@ -23,11 +25,19 @@ from gaman._proxies import NEARBY
 from gaman._routing import Routes, Table
 from gaman._server import _workers
 from gaman._server._connections import Connections
-from gaman._server._reload import Reloader
+from gaman._server._draining import drain, refuse
+from gaman._server._http import Connection
+from gaman._server._reload import Watcher
+from gaman._server._workers import FORCED_END, Leave, Supervisor, plural, say, say_what_it_waits_for
 from gaman._tracebacks import explain
 from gaman.errors import ConfigError, GamanError
 
 logger = logging.getLogger("gaman")
+
+_LAST_CHANCE = 0.5
+"""Seconds in which an idle connection may still send a request when the whole server ends."""
+_RELOAD = 1
+"""Seconds that requests in flight have when the code has changed."""
 
 
 def serve(
@@ -102,12 +112,10 @@ def run(
     app.workers = workers
     if app.debug:
         _show_log()
+    _open_standard_streams()
     if _workers.place is not None:
         # The script runs again, in a process that has been started for it, and has come as far as it shall.
-        if _workers.place.worker is None and workers > 1:
-            _workers.supervise(_workers.place.sockets, workers, lambda: None)
-        else:
-            _Server(app, connections, timeout_graceful_shutdown).serve_until_stopped(_workers.place.sockets)
+        _Server(app, connections, timeout_graceful_shutdown).serve_until_stopped(_workers.place.sockets)
         sys.exit()
     if (workers > 1 or reload) and sys.platform == "win32":
         _exit("workers and reload need a system on which processes share sockets, such as Linux or macOS")
@@ -117,14 +125,10 @@ def run(
     where = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
     def announce() -> None:
-        print(f"gaman: listening on {where} (Ctrl+C stops it)", flush=True)
+        say(f"gaman: listening on {where} (Ctrl+C stops it)")
 
-    if reload:
-        announce()
-        with _workers.signals_put_back():
-            Reloader([listener]).run()
-    elif workers > 1:
-        _workers.supervise([listener], workers, announce)
+    if reload or workers > 1:
+        Supervisor([listener], workers, announce, Watcher() if reload else None).run()
     else:
         _Server(app, connections, timeout_graceful_shutdown, announce).serve_until_stopped([listener])
 
@@ -139,20 +143,28 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 lifespan="off",
-                # To uvicorn it is a class, and all that it does with that is to call it.
+                # uvicorn expects a class, and only calls it.
                 http=cast("Any", connections),
                 ws="none",
                 # App reads what proxies say, under this server as under any other.
                 proxy_headers=False,
                 server_header=False,
-                timeout_graceful_shutdown=timeout_graceful_shutdown,
-                # The logging that the user has set up stays as it is. Who gave this logger a handler wants to read what it says.
+                # The logging that the user has set up stays as it is.
                 log_config=None,
-                access_log=bool(logging.getLogger("uvicorn.access").handlers),
             )
         )
         self._app = app
         self._on_start = on_start
+        self._loop: asyncio.AbstractEventLoop
+        self._how = Leave.RETIRE
+        kept, last = self.config.timeout_keep_alive, _LAST_CHANCE
+        self._grace = {Leave.RETIRE: kept, Leave.STOP: last, Leave.RELOAD: last, Leave.FORCE: 0}
+        """Seconds that an idle connection has for another request."""
+        long, short = timeout_graceful_shutdown, min(timeout_graceful_shutdown, _RELOAD)
+        self._limit = {Leave.RETIRE: long, Leave.STOP: long, Leave.RELOAD: short, Leave.FORCE: 0}
+        """Seconds that everything has."""
+        self._watchdog = threading.Timer(FORCED_END, os._exit, [128 + signal.SIGINT])
+        self._watchdog.daemon = True
 
     def serve_until_stopped(self, sockets: list[socket.socket]) -> None:
         try:
@@ -161,35 +173,102 @@ class _Server(uvicorn.Server):
             pass
         except GamanError as error:
             _exit(explain(error))
+        finally:
+            self._watchdog.cancel()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await self._app.load()
         await super().startup(sockets=sockets)
         # What is there now stays: a collection need not go through all of it while requests wait.
         gc.collect()
         gc.freeze()
-        if _workers.place is not None and (supervisor := multiprocessing.parent_process()) is not None:
-            # It becomes readable with the supervisor's end, however that came.
-            asyncio.get_running_loop().add_reader(supervisor.sentinel, self._leave, supervisor.sentinel)
-        if _workers.place is not None and _workers.place.worker is not None:
-            _workers.place.worker._server = self
-            _workers.place.worker.say_it_serves()
+        if _workers.place is not None:
+            _workers.place.say_it_serves(self.leave)
         self._on_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets=sockets)
+        state, listeners = self.server_state, sockets or []
+        start = told_at = time.monotonic()
+        in_flight = {*state.tasks}
+        if self._how is Leave.STOP:
+            if _workers.place is None:
+                refuse(listeners)
+            await drain(listeners)
+        self._stop_listening()
+        for listener in listeners:
+            listener.close()
+        # uvloop makes the last connection that it has accepted known a turn later.
+        await asyncio.sleep(0)
+        how, has_said = None, False
+        while state.connections or state.tasks:
+            if how is not self._how:
+                if how is not None:
+                    in_flight, told_at = {*state.tasks}, time.monotonic()
+                how = self._how
+                # uvicorn knows other protocols.
+                for connection in cast("list[Connection]", [*state.connections]):
+                    connection.shutdown(self._grace[how])
+            if time.monotonic() - start >= self._limit[self._how]:
+                break
+            if how is Leave.STOP and not has_said:
+                # A request that has begun since is worth a line only if it lasts.
+                lasting = state.connections if time.monotonic() - told_at > 2 * _LAST_CHANCE else in_flight & state.tasks
+                has_said = self._say_what_it_waits_for(len(lasting))
+            await asyncio.sleep(0.05)
+        await self._cut_off(time.monotonic() - start)
         await self._app.shutdown()
+
+    def leave(self, how: Leave) -> None:
+        """End, in the way that *how* says; from any thread."""
+        self._how = max(self._how, how)
+        self.should_exit = True
+        if how is not Leave.STOP:
+            # Other processes accept what waits, and none but they may once the code has changed. A loop that is closed has ended.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._stop_listening)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # uvicorn's own would send itself the signal again at the end, and wait for a start-up that hangs.
+        if _workers.place is not None and sig == signal.SIGINT:
+            # A terminal sends it to all processes, and the supervisor says what it means.
+            return
+        is_forced = self.should_exit and sig == signal.SIGINT
+        if is_forced and not self._watchdog.is_alive():
+            self._watchdog.start()
         if not self.started:
+            self.should_exit = True
             raise KeyboardInterrupt
-        self.force_exit = self.should_exit and sig == signal.SIGINT
-        self.should_exit = True
+        self.leave(Leave.FORCE if is_forced else Leave.STOP)
 
-    def _leave(self, sentinel: int) -> None:
-        asyncio.get_running_loop().remove_reader(sentinel)
-        self.should_exit = True
+    def _stop_listening(self) -> None:
+        for server in self.servers:
+            server.close()
+
+    def _say_what_it_waits_for(self, requests: int) -> bool:
+        if _workers.place is None:
+            return say_what_it_waits_for(requests)
+        _workers.place.say_what_it_waits_for(requests)
+        return requests > 0
+
+    async def _cut_off(self, seconds: float) -> None:
+        """Cancel what is in flight after *seconds*."""
+        if cut := [*self.server_state.tasks]:
+            level = logging.INFO if self._how is Leave.RELOAD else logging.WARNING
+            logger.log(level, "cut off %s after %.0f s", plural(len(cut), "request"), seconds)
+            for task in cut:
+                task.cancel()
+            await asyncio.wait(cut, timeout=1)
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null in the place of standard streams that are closed: libuv aborts where a socket has one of their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It gets the lowest number that is free, which is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _listen(host: str, port: int) -> socket.socket:

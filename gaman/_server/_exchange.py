@@ -143,29 +143,30 @@ class Exchange:
                 connection.finish(self._keep_alive)
 
     async def run(self, application: Application) -> None:
-        """Have *application* answer; what it raises is logged, and answered 500 if there is still time."""
+        """Have *application* answer. What it raises is logged, and answered 500 unless the response has begun."""
+        status = 500
         try:
             await application(self._scope, self.receive, self.send)
             if not self.has_started and not self._is_disconnected:
                 logger.error("the application returned without a response")
         except asyncio.CancelledError:
-            # The server stops and has said what it cuts off.
-            pass
+            # The server stops, and has logged that it cuts requests off.
+            status = 503
         except BaseException as error:
             logger.error("the application failed", exc_info=error)
         if self.is_complete or self._is_disconnected:
             return
         if self.has_started:
             self._connection.break_off()
-        else:
-            text = b"Internal Server Error"
-            fields = [
-                (b"content-type", b"text/plain; charset=utf-8"),
-                (b"content-length", b"%d" % len(text)),
-                (b"connection", b"close"),
-            ]
-            await self.send({"type": "http.response.start", "status": 500, "headers": fields})
-            await self.send({"type": "http.response.body", "body": text})
+            return
+        text = STATUS_LINES[status][9:-2]
+        fields = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", b"%d" % len(text)),
+            (b"connection", b"close"),
+        ]
+        await self.send({"type": "http.response.start", "status": status, "headers": fields})
+        await self.send({"type": "http.response.body", "body": text})
 
     # --- the response, framed (RFC 9112, section 6)
 

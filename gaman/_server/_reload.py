@@ -1,70 +1,69 @@
-"""Reload: the process that serves starts again when a Python file changes."""
+"""Reload: tells the supervisor which Python files have changed."""
 
 from __future__ import annotations
 
 import os
-import socket
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+import threading
+from collections.abc import Iterator, Sequence
+from multiprocessing import Pipe
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import uvicorn
-from uvicorn.supervisors.basereload import BaseReload
-
-from gaman._server._workers import Place, find_main, run_again, starting
+_PAUSE = 0.25
+"""Seconds between two looks at all files, where watchfiles isn't installed."""
 
 
-class _FileWatcher(BaseReload):
-    """Looks at every Python file several times a second, which no other package is needed for."""
+class Watcher:
+    """Watches the Python files in the working directory and beside the script; *changes* becomes readable after a change."""
 
-    def startup(self) -> None:
-        self.reloader_name = "gaman"
-        self._seen = _sources(self.config.reload_dirs)
-        super().startup()
-
-    def should_restart(self) -> list[Path] | None:
-        self.pause()
-        seen = _sources(self.config.reload_dirs)
-        changed = {path for path, _ in seen ^ self._seen}
-        self._seen = seen
-        return sorted(changed)
-
-
-if TYPE_CHECKING:
-    _Watcher = BaseReload
-else:
-    try:
-        from uvicorn.supervisors.watchfilesreload import WatchFilesReload as _Watcher
-    except ImportError:
-        _Watcher = _FileWatcher
-
-
-class Reloader(_Watcher):
-    """Starts the one process below it again when a Python file changes, in the working directory or beside the script."""
-
-    def __init__(self, sockets: list[socket.socket]) -> None:
+    def __init__(self) -> None:
+        self.changes, self._report = Pipe(duplex=False)
+        self._stop = threading.Event()
         folders = [os.getcwd(), os.path.abspath(sys.path[0])]
-        # watchfiles waits by itself, and begins to see changes when it is first asked: before the script is read, that is.
-        pause = 0.25 if issubclass(Reloader, _FileWatcher) else 0
-        config = uvicorn.Config("", reload=True, reload_dirs=folders, reload_delay=pause, log_config=None)
-        super().__init__(config, partial(_serve_again, find_main()), sockets)
+        self._thread = threading.Thread(target=self._watch, args=(_find_changes(folders, self._stop),), daemon=True)
+        self._thread.start()
 
-    def startup(self) -> None:
-        with starting():
-            super().startup()
+    def read(self) -> str:
+        """Return the names of the files that have changed, for the log."""
+        changed: set[Path] = set()
+        while self.changes.poll():
+            changed |= self.changes.recv()
+        here = Path.cwd()
+        return ", ".join(f"'{path.relative_to(here) if path.is_relative_to(here) else path}'" for path in sorted(changed))
 
-    def restart(self) -> None:
-        with starting():
-            super().restart()
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self, changes: Iterator[set[Path]]) -> None:
+        for changed in changes:
+            self._report.send(changed)
 
 
-def _serve_again(run_main: Callable[[], object], sockets: list[socket.socket] | None) -> None:
-    run_again(run_main, Place(sockets or [], None))
+def _find_changes(folders: Sequence[str], stop: threading.Event) -> Iterator[set[Path]]:
+    try:
+        from watchfiles import watch  # noqa: PLC0415 - it need not be installed
+    except ImportError:
+        yield from _look_again_and_again(folders, stop)
+    else:
+        for changes in watch(*folders, watch_filter=_is_source, stop_event=stop, ignore_permission_denied=True):
+            yield {Path(path) for _, path in changes}
 
 
-def _sources(folders: Sequence[Path]) -> set[tuple[Path, int]]:
+def _is_source(_change: object, path: str) -> bool:
+    return path.endswith(".py") and not os.path.basename(path).startswith(".")
+
+
+def _look_again_and_again(folders: Sequence[str], stop: threading.Event) -> Iterator[set[Path]]:
+    """Look at every Python file several times a second, which needs no other package."""
+    seen = _sources(folders)
+    while not stop.wait(_PAUSE):
+        before, seen = seen, _sources(folders)
+        if changed := {path for path, _ in before ^ seen}:
+            yield changed
+
+
+def _sources(folders: Sequence[str]) -> set[tuple[Path, int]]:
     """Return the Python files in *folders* and when each was written, hidden folders and virtual environments left out."""
     sources: set[tuple[Path, int]] = set()
     for root in folders:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
+import os
 import runpy
 import signal
 import socket
@@ -11,137 +13,363 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from enum import IntEnum
 from functools import partial
 from multiprocessing import resource_tracker
-from types import ModuleType
-from typing import NamedTuple, cast
+from multiprocessing.connection import Connection, Pipe, wait
+from types import FrameType, ModuleType
+from typing import Final
 
-import uvicorn
-from uvicorn.supervisors import multiprocess
+from gaman._server._draining import refuse
+from gaman._server._reload import Watcher
 
 logger = logging.getLogger("gaman")
 
-_LONGEST_PAUSE = 30
+_TICK: Final = 0.25
+"""Seconds between two looks at the workers, at most."""
+_PING_EVERY: Final = 0.5
+_MAX_SILENCE: Final = 10
+"""Seconds without a pong after which a worker counts as hung."""
+_MAX_PAUSE: Final = 30
+"""Seconds between two attempts to start a worker, at most."""
+FORCED_END: Final = 1.0
+"""Seconds that the hooks and the rest of a process have when its end is forced."""
 
 
-class Place(NamedTuple):
-    """What a process that runs the script again has been given; *worker* is None in the one process that a reload starts anew."""
+class Leave(IntEnum):
+    """How a server ends. A later, greater one takes the place of a smaller one, never the reverse."""
 
-    sockets: list[socket.socket]
-    worker: Worker | None
+    RETIRE = 1
+    """A successor serves: connections that are kept have the keep-alive timeout for another request."""
+    STOP = 2
+    """The whole server ends."""
+    RELOAD = 3
+    """The code has changed: a moment for the requests in flight, and streams are cut off."""
+    FORCE = 4
+    """At once: the requests in flight are cut off, and only the on_shutdown hooks run."""
+
+
+class Place:
+    """A worker's side: the sockets that it serves on, and the supervisor."""
+
+    def __init__(self, sockets: list[socket.socket], supervisor: Connection) -> None:
+        self.sockets = sockets
+        self._supervisor = supervisor
+        self._leave: Callable[[Leave], None] | None = None
+        threading.Thread(target=self._obey, daemon=True).start()
+
+    def say_it_serves(self, leave: Callable[[Leave], None]) -> None:
+        """Tell the supervisor, and call *leave*, in a thread, each time that it wants this worker to leave."""
+        self._leave = leave
+        self._tell("serves")
+
+    def say_what_it_waits_for(self, requests: int) -> None:
+        self._tell(requests)
+
+    def _tell(self, word: str | int) -> None:
+        with suppress(OSError):
+            self._supervisor.send(word)
+
+    def _obey(self) -> None:
+        while True:
+            try:
+                word: Leave | None = self._supervisor.recv()
+            except (OSError, EOFError):
+                # The supervisor has died.
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            if word is None:
+                self._tell("pong")
+            elif self._leave is not None:
+                self._leave(word)
 
 
 place: Place | None = None
 """What this process has been given; None in the first one, which the user has started."""
 
 
-class Worker(multiprocess.Process):
-    """A process of the supervisor's, seen from either side."""
+class Worker:
+    """A process of the supervisor's."""
 
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
-        super().__init__(config, sockets)
-        self._run_main = find_main()
+    def __init__(self, sockets: list[socket.socket]) -> None:
+        self._pipe, theirs = Pipe()
+        context = multiprocessing.get_context("spawn")
+        self.process = context.Process(target=_work, args=(_find_main(), sockets, theirs))
+        with _starting():
+            self.process.start()
+        theirs.close()
         self.has_served = False
         self.failures = 0
         """How many before it, in its place, have ended without having served."""
         self.retry_at: float | None = None
         """When another takes the place of this one, which has ended, by the monotonic clock."""
+        self.waits_for: int | None = None
+        """How many requests it finishes; None until it has said so."""
+        self._asked_at = -math.inf
+        self._has_answered = True
 
-    def start(self) -> None:
-        with starting():
-            super().start()
+    @property
+    def has_ended(self) -> bool:
+        return self.process.exitcode is not None
 
-    def target(self, sockets: list[socket.socket] | None = None) -> None:
-        threading.Thread(target=self.always_pong, daemon=True).start()
-        run_again(self._run_main, Place(sockets or [], self))
-
-    def say_it_serves(self) -> None:
-        # As an answer to a question to come, so that it is known even of a worker that dies at its first request.
-        self.child_conn.send(True)
+    @property
+    def signs(self) -> list[Connection | int]:
+        """What becomes readable when it says something, and when it ends."""
+        return [self._pipe, self.process.sentinel]
 
     def hear(self) -> None:
         """Take in what it has said so far."""
-        while self.parent_conn.poll():
-            self.has_served |= self.parent_conn.recv()
+        with suppress(OSError, EOFError):
+            while self._pipe.poll():
+                word: str | int = self._pipe.recv()
+                if word == "pong":
+                    self._has_answered = True
+                elif word == "serves":
+                    self.has_served = True
+                elif isinstance(word, int):
+                    self.waits_for = word
 
-    def _healthcheck(self, timeout: float) -> bool | None:
-        # An answer that came too late for its question must not count for the next.
+    def hangs(self) -> bool:
+        """Ping it from time to time, and return whether it has left the last ping unanswered for too long."""
+        now = time.monotonic()
+        if self._has_answered and now - self._asked_at > _PING_EVERY:
+            self._asked_at, self._has_answered = now, False
+            self._say(None)
+        return not self._has_answered and now - self._asked_at > _MAX_SILENCE
+
+    def leave(self, how: Leave) -> None:
+        if self.has_served:
+            self._say(how)
+        else:
+            self.process.terminate()
+
+    def end(self) -> None:
+        """Kill it, if it still runs, and close what leads to it."""
+        self.process.kill()
+        self.process.join()
         self.hear()
-        answer = super()._healthcheck(timeout)
-        self.has_served |= answer is True
-        return answer
+        self._pipe.close()
+
+    def _say(self, word: Leave | None) -> None:
+        with suppress(OSError):
+            self._pipe.send(word)
 
 
-class Supervisor(multiprocess.Multiprocess):
-    """Keeps its number of workers serving. A start that fails ends all; later, it is tried again until it succeeds."""
+class Supervisor:
+    """Keeps its number of workers serving. A first start that fails ends all; later, it is tried again until it succeeds.
 
-    def __init__(self, sockets: list[socket.socket], workers: int, on_start: Callable[[], None]) -> None:
-        super().__init__(uvicorn.Config("", workers=workers, log_config=None, timeout_worker_healthcheck=10), sockets)
+    With a *watcher*, changed files have all workers start again, and a start that fails waits for the next change.
+    """
+
+    def __init__(
+        self, sockets: list[socket.socket], count: int, on_start: Callable[[], None], watcher: Watcher | None = None
+    ) -> None:
+        self._sockets = sockets
+        self._count = count
         self._on_start = on_start
+        self._watcher = watcher
+        self._has_started = False
+        # One for each place, of those that serve or shall.
+        self._workers: list[Worker] = []
+        # Those that SIGHUP replaces, one after the other, and what is about to take the first one's place.
+        self._outdated: list[Worker] = []
+        self._successor: Worker | None = None
+        self._leaving: list[Worker] = []
+        self._stopped_at: float | None = None
+        self._kill_at = math.inf
+        self._has_said_what_it_waits_for = False
 
-    def init_processes(self) -> None:
-        # The first starts alone, so that what is wrong is said once.
-        first = self._start_one()
-        self.processes.append(first)
-        while not first.is_ready(timeout=0.1):
-            self.handle_signals()
-            if self.should_exit.is_set():
-                return
-            if (status := first.exitcode) is not None:
-                # With status 1 it has said why.
-                sys.exit(1 if status == 1 else f"gaman: a worker process ended with status {status} before it served")
-            time.sleep(0.02)
-        self._on_start()
-        self.processes += [self._start_one() for _ in range(self.processes_num - 1)]
+    def run(self) -> None:
+        """Serve until SIGINT or SIGTERM, and until every worker has ended."""
+        with _signals() as arriving, ExitStack() as stack:
+            if self._watcher is not None:
+                stack.callback(self._watcher.stop)
+                self._say_it_started()
+            self._workers = [Worker(self._sockets)]
+            while self._stopped_at is None or self._leaving:
+                others = [] if self._watcher is None else [self._watcher.changes]
+                running = [worker for worker in self._all() if worker.retry_at is None]
+                wait([arriving, *others, *(sign for worker in running for sign in worker.signs)], _TICK)
+                for worker in running:
+                    worker.hear()
+                with suppress(BlockingIOError):
+                    for number in arriving.recv(4096):
+                        self._handle(number)
+                if self._watcher is not None and self._watcher.changes.poll():
+                    self._reload(self._watcher.read())
+                if self._stopped_at is None:
+                    self._tend()
+                    self._replace_outdated()
+                self._see_off()
 
-    def keep_subprocess_alive(self) -> None:
-        if (above := multiprocessing.parent_process()) is not None and not above.is_alive():
-            self.should_exit.set()
-        # _supervise() sees to it that they are of our kind.
-        for i, worker in enumerate(cast("list[Worker]", self.processes)):
-            if self.should_exit.is_set():
-                return
-            if worker.retry_at is None and not worker.is_alive(self.config.timeout_worker_healthcheck):
+    def _all(self) -> list[Worker]:
+        return [*self._workers, *([] if self._successor is None else [self._successor]), *self._leaving]
+
+    def _handle(self, number: int) -> None:
+        # A server with reload is a developer's, and ends with the terminal.
+        if number in (signal.SIGINT, signal.SIGTERM) or (number == signal.SIGHUP and self._watcher is not None):
+            if self._stopped_at is None:
+                self._stop()
+            elif number == signal.SIGINT:
+                self._force()
+        elif self._stopped_at is not None:
+            return
+        elif number == signal.SIGHUP:
+            self._abandon_successor()
+            self._outdated = [worker for worker in self._workers if worker.retry_at is None]
+        elif number == signal.SIGTTIN:
+            self._count += 1
+        elif number == signal.SIGTTOU and self._count > 1:
+            self._count -= 1
+            for worker in self._workers[self._count :]:
+                self._dismiss(worker, Leave.RETIRE)
+
+    def _stop(self) -> None:
+        # Before the workers are told, because the last of them closes the socket as soon as nothing waits to be accepted.
+        refuse(self._sockets)
+        self._stopped_at = time.monotonic()
+        for worker in self._all():
+            self._dismiss(worker, Leave.STOP)
+        for listener in self._sockets:
+            listener.close()
+
+    def _force(self) -> None:
+        for worker in self._leaving:
+            worker.leave(Leave.FORCE)
+        self._kill_at = min(self._kill_at, time.monotonic() + FORCED_END)
+
+    def _reload(self, changed: str) -> None:
+        if self._stopped_at is None:
+            logger.warning("detected changes in %s. Reloading...", changed)
+            for worker in self._all():
+                self._dismiss(worker, Leave.RELOAD)
+            self._workers = [Worker(self._sockets)]
+
+    def _dismiss(self, worker: Worker, how: Leave) -> None:
+        """Have *worker* leave its place, and see that it ends."""
+        if worker in self._workers:
+            self._workers.remove(worker)
+        if worker in self._outdated:
+            self._outdated.remove(worker)
+        if worker is self._successor:
+            self._successor = None
+        if worker.retry_at is None:
+            worker.leave(how)
+            if worker not in self._leaving:
+                self._leaving.append(worker)
+
+    def _abandon_successor(self) -> None:
+        if self._successor is not None:
+            self._dismiss(self._successor, Leave.STOP)
+
+    def _tend(self) -> None:
+        """See that there are as many workers as there shall be."""
+        for i, worker in enumerate(self._workers):
+            # A start may take long, and hold the interpreter: it imports what the script needs.
+            if worker.retry_at is None and (worker.has_ended or (worker.has_served and worker.hangs())):
                 self._give_up(worker)
             if worker.retry_at is not None and time.monotonic() >= worker.retry_at:
-                self.processes[i] = another = self._start_one()
+                self._workers[i] = another = Worker(self._sockets)
                 another.failures = 0 if worker.has_served else worker.failures + 1
+        # The first starts alone, so that what is wrong is said once.
+        if any(worker.has_served for worker in self._workers):
+            if not self._has_started:
+                self._say_it_started()
+            while len(self._workers) < self._count:
+                self._workers.append(Worker(self._sockets))
 
-    def terminate_all(self) -> None:
-        # Who connects from now on is refused; here, the connection would wait for workers that take no more.
-        for listener in self.sockets:
-            listener.close()
-        super().terminate_all()
-
-    def _start_one(self) -> Worker:
-        worker = Worker(self.config, self.sockets)
-        worker.start()
-        return worker
+    def _say_it_started(self) -> None:
+        self._has_started = True
+        self._on_start()
 
     def _give_up(self, worker: Worker) -> None:
-        hangs = worker.process.is_alive()
-        worker.hear()
-        worker.kill()
-        worker.join()
-        what = "does not answer" if hangs else f"(status {worker.exitcode}) died"
+        what = f"(status {worker.process.exitcode}) died" if worker.has_ended else "does not answer"
+        worker.end()
+        if worker in self._outdated:
+            self._outdated.remove(worker)
+        status = worker.process.exitcode
         if worker.has_served:
-            pause = 0
-            logger.error("worker process %s %s; another takes its place", worker.pid, what)
+            pause: float = 0
+            logger.error("worker process %s %s; another takes its place", worker.process.pid, what)
+        elif self._watcher is not None:
+            pause = math.inf
+            # With status 1 it has said why.
+            if status != 1:
+                logger.error("worker process %s %s before it served; the next change starts another", worker.process.pid, what)
+        elif not self._has_started:
+            sys.exit(1 if status == 1 else f"gaman: a worker process ended with status {status} before it served")
         else:
-            pause = min(2**worker.failures, _LONGEST_PAUSE)
-            logger.error("worker process %s %s before it served; another is tried in %d s", worker.pid, what, pause)
+            pause = min(2**worker.failures, _MAX_PAUSE)
+            logger.error("worker process %s %s before it served; another is tried in %d s", worker.process.pid, what, pause)
         worker.retry_at = time.monotonic() + pause
 
+    def _replace_outdated(self) -> None:
+        if not self._outdated or not self._has_started:
+            self._abandon_successor()
+        elif self._successor is None:
+            self._successor = Worker(self._sockets)
+        elif self._successor.has_served:
+            old = self._outdated[0]
+            self._workers[self._workers.index(old)] = self._successor
+            self._successor = None
+            self._dismiss(old, Leave.RETIRE)
+        elif self._successor.has_ended:
+            self._successor.end()
+            logger.error("worker process %s ended before it served; those that serve go on", self._successor.process.pid)
+            self._successor = None
+            self._outdated.clear()
 
-def supervise(sockets: list[socket.socket], workers: int, on_start: Callable[[], None]) -> None:
-    # uvicorn's supervisor makes its processes by this name, and can't be told of another.
-    multiprocess.Process = Worker  # type: ignore[misc] # a class is no variable to mypy
-    with signals_put_back():
-        Supervisor(sockets, workers, on_start).run()
+    def _see_off(self) -> None:
+        """Take note of those that have left."""
+        now = time.monotonic()
+        for worker in [*self._leaving]:
+            if hangs := worker.hangs():
+                logger.error("worker process %s does not answer, and is killed", worker.process.pid)
+            if worker.has_ended or hangs or now >= self._kill_at:
+                self._leaving.remove(worker)
+                worker.end()
+        if self._stopped_at is not None and not self._has_said_what_it_waits_for:
+            counts = [worker.waits_for for worker in self._leaving if worker.has_served]
+            # One that says nothing for long is busy with a request at least.
+            if None not in counts or now - self._stopped_at > 1:
+                self._has_said_what_it_waits_for = say_what_it_waits_for(sum(1 if count is None else count for count in counts))
 
 
-def find_main() -> Callable[[], object]:
+def say(line: str) -> None:
+    """Print *line* at once; that nothing reads stdout is no reason to end."""
+    with suppress(OSError):
+        print(line, flush=True)
+
+
+def say_what_it_waits_for(requests: int) -> bool:
+    """Say how many requests delay the end, and return whether there is any."""
+    if requests:
+        say(f"gaman: waiting for {plural(requests, 'request')} to finish; Ctrl+C again ends it at once")
+    return requests > 0
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _work(run_main: Callable[[], object], sockets: list[socket.socket], supervisor: Connection) -> None:
+    global place  # noqa: PLW0603 - it is what serve() finds when the script calls it, and the script knows nothing of it
+    # A terminal sends these to all its processes, and the supervisor says what to do.
+    signal.signal(signal.SIGINT, _ignore)
+    signal.signal(signal.SIGHUP, _ignore)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    # multiprocessing has put /dev/null there, and a debugger needs the terminal.
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it stays open
+    place = Place(sockets, supervisor)
+    run_main()
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Handle a signal by doing nothing. Unlike with SIG_IGN, a program that this one starts hears of it."""
+
+
+def _find_main() -> Callable[[], object]:
     """Return what runs this process's program again, in another process."""
     main = sys.modules["__main__"]
     spec = main.__spec__
@@ -151,16 +379,9 @@ def find_main() -> Callable[[], object]:
     return partial(runpy.run_path, str(getattr(main.__loader__, "archive", main.__file__)), run_name="__main__")
 
 
-def run_again(run_main: Callable[[], object], given: Place) -> None:
-    global place  # noqa: PLW0603 - it is what serve() finds when the script calls it, and the script knows nothing of it
-    place = given
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    run_main()
-
-
 @contextmanager
-def starting() -> Generator[None]:
-    """Start processes that do not import the script by themselves, and hear of a Ctrl+C once they know what to do."""
+def _starting() -> Generator[None]:
+    """Start a process that does not import the script by itself, and hears of a Ctrl+C once it knows what to do."""
     # It would lift the mask.
     resource_tracker.ensure_running()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -174,10 +395,18 @@ def starting() -> Generator[None]:
 
 
 @contextmanager
-def signals_put_back() -> Generator[None]:
-    handlers = {number: signal.getsignal(number) for number in multiprocess.SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+def _signals() -> Generator[socket.socket]:
+    """Have the numbers of the signals that a supervisor knows arrive at a socket, as octets."""
+    known = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
+    arriving, writer = socket.socketpair()
+    with arriving, writer:
+        arriving.setblocking(False)
+        writer.setblocking(False)
+        wakeup = signal.set_wakeup_fd(writer.fileno())
+        handlers = {number: signal.signal(number, _ignore) for number in known}
+        try:
+            yield arriving
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(wakeup)

@@ -1,0 +1,49 @@
+"""Draining: a listening socket is closed without resetting a connection that a client takes for established."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import select
+import socket
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+_HANDSHAKE: Final = 0.1
+"""Seconds that a TCP handshake has to end when new ones are refused; those of most clients take less."""
+_MAX_DRAIN: Final = 1.0
+"""Seconds after which a queue that still fills is left, on systems where it can't be stopped from filling."""
+_SO_ATTACH_FILTER: Final = 26
+# Classic BPF (linux/filter.h): load the octet of TCP's flags, drop the segment if SYN is set, else take all of it.
+_DROP_SYN: Final = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+
+
+def refuse(listeners: Sequence[socket.socket]) -> None:
+    """Begin no new connection on *listeners*, in any process that shares them; those that have begun may still be accepted.
+
+    Closing the last copy of a listening socket resets the connections that the kernel has established and no process has accepted.
+    Linux alone can stop more of them from coming first.
+    """
+    if sys.platform == "linux":
+        program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in _DROP_SYN))
+        # A struct sock_fprog, which the kernel copies.
+        filter_ = struct.pack("HP", len(_DROP_SYN), ctypes.addressof(program))
+        for listener in listeners:
+            with suppress(OSError):
+                listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)
+
+
+async def drain(listeners: Sequence[socket.socket]) -> None:
+    """Return when the event loop has accepted every connection that waits on *listeners*."""
+    if sys.platform != "win32":
+        await asyncio.sleep(_HANDSHAKE)
+        queues = select.poll()
+        for listener in listeners:
+            queues.register(listener, select.POLLIN)
+        deadline = time.monotonic() + _MAX_DRAIN
+        while queues.poll(0) and time.monotonic() < deadline:  # noqa: ASYNC110 - only the kernel knows
+            await asyncio.sleep(0)  # one turn of the loop accepts one connection
