@@ -451,6 +451,9 @@ def to_response(result: object) -> Response:
 
     Text is never sniffed for markup: a visitor's own words, sent back, must not become a page.
     """
+    # First what most handlers return.
+    if isinstance(result, (dict, list, msgspec.Struct)):
+        return Response.json(cast("object", result))
     if isinstance(result, Response):
         return result
     if result is None:
@@ -459,8 +462,8 @@ def to_response(result: object) -> Response:
         return Response.text(result)
     if isinstance(result, bytes):
         return Response(result)
-    if isinstance(result, (dict, list, msgspec.Struct)) or (is_dataclass(result) and not isinstance(result, type)):
-        return Response.json(cast("object", result))
+    if is_dataclass(result) and not isinstance(result, type):
+        return Response.json(result)
     if iscoroutine(result):
         result.close()
         raise ResultError(f"a handler returned the coroutine {result.__qualname__!r}: write `await` before that call")
