@@ -18,7 +18,7 @@ import pytest
 from tests.serving import Answer, Connection, Program, get, request, running_script, until
 
 SERVED = """
-import asyncio, resource, sys
+import asyncio, logging, resource, sys, time
 import gaman
 from gaman import Response
 
@@ -81,7 +81,21 @@ async def poll(ctx):
     return "left"
 
 async def large(ctx):
-    return bytes(1 << 25)
+    return bytes(1 << int(ctx.query.get("log", "25")))
+
+async def closing(ctx):
+    return Response(bytes(1 << 23), headers={"connection": "close"})
+
+async def block(ctx):
+    time.sleep(0.0005)
+    return "blocked"
+
+async def breaks(ctx):
+    async def chunks():
+        yield b"first"
+        await asyncio.sleep(0.05)
+        yield 1
+    return Response.stream(chunks())
 
 async def framed(ctx):
     headers = [tuple(pair) for pair in await ctx.json()]
@@ -95,7 +109,8 @@ async def state(ctx):
 
 routes = {
     "/echo": echo, "/late": late, "/ignore": ignore, "/hold": hold, "/release": release, "/slow": slow, "/tick": tick,
-    "/endless": endless, "/poll": poll, "/large": large, "/state": state, "/framed": framed,
+    "/closing": closing, "/block": block, "/breaks": breaks, "/endless": endless,
+    "/poll": poll, "/large": large, "/state": state, "/framed": framed,
 }
 gaman.serve(routes, port=0, OPTIONS)
 """
@@ -159,6 +174,13 @@ def last(target: str, *headers: str, method: str = "GET", body: bytes = b"") -> 
 
 def chunked(*chunks: bytes, trailers: bytes = b"") -> bytes:
     return b"".join([b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks]) + b"0\r\n" + trailers + b"\r\n"
+
+
+def drip(client: Connection) -> None:
+    """Send an octet ten times a second, for ten seconds at most."""
+    for _ in range(100):
+        client.send(b"x")
+        time.sleep(0.1)
 
 
 def bytewise(octets: bytes) -> list[bytes]:
@@ -478,6 +500,19 @@ def test_clients_that_half_close_get_their_answers(served: Served, target: str) 
                 assert answer.body == b"tick 0;tick 1;tick 2;"
 
 
+@pytest.mark.parametrize("pause", [0, 0.0002, 0.005])
+def test_a_response_that_waits_for_the_end_of_the_turn_is_sent_to_a_client_that_half_closes(served: Served, pause: float) -> None:
+    with Connection(served.port) as other:
+        other.send(request("/slow"))
+        for target in ["/block", "/ignore"] * 20:
+            with Connection(served.port) as client:
+                client.send(request(target))
+                time.sleep(pause)
+                client.socket.shutdown(socket.SHUT_WR)
+                assert [answer.status for answer in answers(client.read_rest())] == [200]
+        assert other.read().body == b"slow"
+
+
 def test_a_client_that_half_closes_after_several_requests_gets_every_answer(served: Served) -> None:
     with Connection(served.port) as client:
         client.send(request("/late?n=1") + request("/tick") + request("/late?n=3") + b"GET /half")
@@ -529,6 +564,114 @@ def test_a_stream_that_nobody_reads_any_more_does_not_delay_the_stop(tmp_path: P
         assert "Traceback" not in program.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "octets", [b"GET /endless HTTP/1.0\r\n\r\n", request("/endless"), request("/endless") + request("/ignore")]
+)
+def test_what_waits_for_a_client_ends_however_late_it_leaves(impatient: Served, octets: bytes) -> None:
+    until(lambda: impatient.state()["streams"] == 0, "an idle server")
+    with Connection(impatient.port) as client:
+        client.send(octets)
+        client.read_until(b"tick 0;")
+        client.socket.shutdown(socket.SHUT_WR)
+        time.sleep(3)
+        assert impatient.state()["streams"] == 1
+    # As long as Linux remembers a connection that is closed on its side, it answers for the client.
+    until(lambda: impatient.state()["streams"] == 0, "the end of the stream", seconds=90)
+
+
+@pytest.mark.parametrize("behind", [b"GET /x", request("/echo", "Content-Length: 9", method="POST") + b"x"])
+def test_a_client_that_leaves_after_its_time_for_another_request_is_noticed(impatient: Served, behind: bytes) -> None:
+    until(lambda: impatient.state()["streams"] == 0, "an idle server")
+    with Connection(impatient.port) as client:
+        client.send(request("/endless") + request("/ignore") + behind)
+        client.read_until(b"tick 0;")
+        time.sleep(2.5)
+        client.reset()
+    until(lambda: impatient.state()["streams"] == 0, "the end of the stream")
+
+
+# --- the end of a connection
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (b"GET /large?log=23 HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n", b"\r\n"),
+        (b"GET /large?log=23 HTTP/1.0\r\n\r\n", b"\r\n"),
+        (request("/closing"), request("/ignore")),
+        (request("/large?log=22", "Transfer-Encoding: chunked", method="POST"), b"zz\r\nmore"),
+        (request("/closing", "Content-Length: 1000", method="POST"), b"x" * 100),
+    ],
+)
+def test_a_last_response_arrives_whole_whatever_the_client_sends_meanwhile(served: Served, first: bytes, second: bytes) -> None:
+    with Connection(served.port) as client:
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+        client.send(first)
+        for _ in range(3):
+            time.sleep(0.05)
+            client.send(second)
+        octets = b""
+        while part := client.socket.recv(1 << 16):
+            octets += part
+            time.sleep(0.001)
+    [answer] = answers(octets)
+    assert len(answer.body) == (1 << 22 if b"log=22" in first else 1 << 23)
+
+
+def test_a_client_that_never_closes_is_disconnected(served: Served) -> None:
+    with Connection(served.port) as client:
+        client.send(last("/ignore"))
+        assert answers(client.read_rest())
+        # The server has closed its side, and answers with a reset once it has closed the other.
+        with pytest.raises(ConnectionError):
+            drip(client)
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_response_that_breaks_off_is_not_taken_for_complete(tmp_path: Path, version: str) -> None:
+    with running_script(SERVED.replace("OPTIONS", ""), tmp_path) as program, Connection(program.port) as client:
+        client.send(f"GET /breaks HTTP/{version}\r\nHost: test\r\n\r\n".encode())
+        client.read_until(b"first")
+        if version == "1.0":
+            with pytest.raises(ConnectionResetError):
+                client.read_rest()
+        else:
+            assert client.read_rest() in (b"", b"\r\n")
+        [line] = program.stderr.splitlines()
+        assert "ResultError" in line
+
+
+def test_a_client_that_never_stops_asking_does_not_delay_the_stop(tmp_path: Path) -> None:
+    with running_script(SERVED.replace("OPTIONS", ""), tmp_path) as program, Connection(program.port) as client:
+        client.send(request("/late") * 5)
+        client.socket.setblocking(False)
+        start = time.monotonic()
+        program.send_signal(signal.SIGTERM)
+        received = b""
+        while not program.has_ended():
+            with suppress(OSError):
+                client.socket.send(request("/late") * 5)
+            with suppress(OSError):
+                received += client.socket.recv(1 << 16)
+            time.sleep(0.005)
+            assert time.monotonic() - start < 10
+        with suppress(OSError):
+            received += client.socket.recv(1 << 16)
+        *others, final = answers(received)
+        assert final.headers["connection"] == "close"
+        assert all("connection" not in answer.headers for answer in others)
+        assert {answer.status for answer in (*others, final)} == {200}
+
+
+def test_a_body_that_was_answered_early_ends_in_its_time(impatient: Served) -> None:
+    with Connection(impatient.port) as client:
+        client.send(request("/ignore", "Content-Length: 99999999", method="POST"))
+        assert client.read("POST").status == 200
+        with pytest.raises(ConnectionError):
+            drip(client)
+
+
 # --- Expect: 100-continue
 
 
@@ -548,6 +691,23 @@ def test_a_response_without_the_body_that_was_expected_ends_the_connection(serve
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         client.send(b"GET /ignore HTTP/1.1\r\nHost: test\r\nX: 1234\r\n\r\n")
         assert client.read_rest() == b""
+
+
+@pytest.mark.parametrize("expectation", ["100-continue ", "100-CONTINUE\t", "x, 100-continue", "100-continue\r\nExpect: x"])
+def test_an_expectation_may_be_one_of_several(served: Served, expectation: str) -> None:
+    fields = (f"Expect: {expectation}", "Content-Length: 5")
+    with Connection(served.port) as client:
+        client.send(request("/echo", *fields, method="POST"))
+        client.read_until(b"HTTP/1.1 100 Continue\r\n\r\n")
+    [answer] = served.exchange(request("/ignore", *fields, method="POST"))
+    assert answer.headers["connection"] == "close"
+
+
+def test_blanks_behind_a_value_are_no_part_of_it(served: Served) -> None:
+    fields = ("Transfer-Encoding: chunked ", "X-Test: value \t ", "Connection: close")
+    [answer] = served.exchange(request("/echo", *fields, method="POST") + chunked(b"x"))
+    told = json.loads(answer.body)
+    assert (told["body"], told["before"]["x"]) == ("x", "value")
 
 
 @pytest.mark.parametrize(

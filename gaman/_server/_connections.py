@@ -30,6 +30,8 @@ class Connections:
         self.timeout_request = timeout_request
         self.max_connections = max_connections
         self.outbox = Outbox()
+        self.refused: set[Connection] = set()
+        """Those beyond max_connections, which end soon."""
         self._connections: set[Connection] = set()
         self._is_checking = False
         self._logged: set[str] = set()

@@ -39,7 +39,7 @@ class Exchange:
 
     __slots__ = (
         "_arrival",
-        "_chunks",
+        "_body",
         "_connection",
         "_has_news",
         "_is_bodiless",
@@ -49,11 +49,11 @@ class Exchange:
         "_keep_alive",
         "_more_body",
         "_scope",
-        "_size",
         "_unsent",
         "awaits_continue",
         "has_started",
         "is_complete",
+        "is_delimited",
     )
 
     def __init__(self, connection: Connection, scope: Scope, keep_alive: bool) -> None:
@@ -62,14 +62,15 @@ class Exchange:
         self._keep_alive = keep_alive
         self._is_disconnected = False
 
-        self._chunks: list[bytes] = []
-        self._size = 0
+        self._body: bytes | bytearray = b""
         self._more_body = True
         self._has_news = False
         self._arrival: asyncio.Event | None = None
         self.awaits_continue = False
 
         self.has_started = self.is_complete = False
+        self.is_delimited = True
+        """Whether its body ends before the connection does."""
         self._is_bodiless = self._is_chunked = self._is_probed = False
         self._unsent: int | None = None
         """Bytes of the announced Content-Length that are not sent yet."""
@@ -77,13 +78,22 @@ class Exchange:
     # --- the request, as it arrives
 
     def add_body(self, data: bytes) -> int:
-        """Keep *data* for the application; return how many bytes wait for it."""
-        if self.is_complete:
-            return 0
-        self._chunks.append(data)
-        self._size += len(data)
-        self._wake()
-        return self._size
+        """Keep *data* for the application, unless it has answered; return how many bytes wait for it."""
+        if not self.is_complete:
+            if not self._body:
+                self._body = data
+            elif isinstance(self._body, bytearray):
+                self._body += data
+            else:
+                # In a list, small pieces would take a hundred times the memory of their bytes.
+                self._body = bytearray(self._body + data)
+            self._wake()
+        return self.size
+
+    @property
+    def size(self) -> int:
+        """How many bytes wait for the application."""
+        return 0 if self.is_complete else len(self._body)
 
     def end_body(self) -> None:
         self._more_body = self.awaits_continue = False
@@ -92,6 +102,9 @@ class Exchange:
     def disconnect(self) -> None:
         self._is_disconnected = True
         self._wake()
+
+    def _is_waiting(self) -> bool:
+        return self._arrival is not None and not self._arrival.is_set()
 
     def _wake(self) -> None:
         self._has_news = True
@@ -103,7 +116,7 @@ class Exchange:
     async def receive(self) -> dict[str, Any]:
         if self.awaits_continue:
             self.awaits_continue = False
-            if not self.has_started and not self._chunks:
+            if not self.has_started and not self._body:
                 self._connection.writer.write(_CONTINUE)
             self._connection.expect_more()
         if not self._has_news:
@@ -114,9 +127,7 @@ class Exchange:
             await self._arrival.wait()
         if self._is_disconnected or self.is_complete:
             return {"type": "http.disconnect"}
-        body = b"".join(self._chunks)
-        self._chunks.clear()
-        self._size = 0
+        body, self._body = bytes(self._body), b""
         self._has_news = False
         return {"type": "http.request", "body": body, "more_body": self._more_body}
 
@@ -157,7 +168,7 @@ class Exchange:
         if self.is_complete or self._is_disconnected:
             return
         if self.has_started:
-            self._connection.break_off()
+            self._connection.break_off(is_delimited=self.is_delimited)
             return
         text = STATUS_LINES[status][9:-2]
         fields = [
@@ -200,7 +211,7 @@ class Exchange:
             lines += (b"transfer-encoding", b": ", b"chunked", b"\r\n")
         elif not self._is_bodiless:
             # The end of the connection is the end of the body (RFC 9112, section 6.3).
-            self._keep_alive = False
+            self._keep_alive = self.is_delimited = False
         # The next request would be taken for the body that the client was not asked for.
         if self.awaits_continue or connection.is_last():
             self._keep_alive = False
@@ -217,7 +228,6 @@ class Exchange:
         if self._is_bodiless:
             return b""
         if self._is_chunked:
-            self._is_probed = False
             chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             return chunk if has_more else chunk + b"0\r\n\r\n"
         if self._unsent is not None:
@@ -234,7 +244,7 @@ class Exchange:
             # The size of the next chunk may begin with zeros (RFC 9112, section 7.1).
             self._is_probed = True
             self._connection.writer.write(b"0")
-        elif not self.has_started and self._arrival is not None and not self._has_news and self._scope["http_version"] == "1.1":
+        elif not (self.has_started or self._more_body) and self._is_waiting() and self._scope["http_version"] == "1.1":
             # The application waits for the client to leave. Any number of these may come (RFC 9110, section 15.2).
             self._is_probed = True
             self._connection.writer.write(_CONTINUE)

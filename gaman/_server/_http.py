@@ -11,6 +11,9 @@ from __future__ import annotations
 import asyncio
 import re
 import select
+import socket
+import struct
+import sys
 from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -20,6 +23,10 @@ import httptools
 
 from gaman._server._exchange import STATUS_LINES, Exchange, Fields
 from gaman._server._outbox import Writer
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 if TYPE_CHECKING:
     from uvicorn import Config
@@ -34,11 +41,15 @@ _MAX_AHEAD: Final = 64
 """Requests of a connection that are parsed and not yet answered."""
 _MAX_BUFFERED: Final = 1 << 16
 """Bytes of a body that wait for the application before reading pauses."""
+_MAX_SEGMENT: Final = 1 << 16
+"""Bytes after which a connection lets others have their turn."""
+_MAX_REFUSED: Final = 32
+"""Connections beyond max_connections that linger; more are closed at once."""
 _LINGER: Final = 1.0
-"""How long a client may still send after the last response, in seconds."""
+"""Seconds in which a client that has taken the last response may close the connection itself."""
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
-_NOTED: Final = frozenset({b"expect", b"transfer-encoding"})
+_NOTED: Final = frozenset({b"content-length", b"expect", b"transfer-encoding"})
 """Fields of a request that matter to the connection."""
 _authority = re.compile(rb"https?://([^/?#@]+)(?=[/?#]|$)", re.IGNORECASE).match
 
@@ -67,6 +78,8 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._is_ending = False
         """Whether nothing more is parsed, because the connection ends with what is being answered."""
+        self._is_lingering = False
+        """Whether everything is answered, and only the client's end is awaited."""
 
         # The request that is arriving: its head in parts, then its exchange until the body is complete.
         self._target = b""
@@ -74,6 +87,8 @@ class Connection(asyncio.Protocol):
         self._declined: Fields | None = None
         """The fields of a head that offered an upgrade, until it is parsed without the offer."""
         self._expects_continue = False
+        self._body_left = 0
+        """Bytes of a body with a Content-Length that have not come yet."""
         self._receiving: Exchange | None = None
         self._unread = 0
         """Bytes that came since the last piece of a body, or since the message began."""
@@ -95,7 +110,8 @@ class Connection(asyncio.Protocol):
         self._is_paused = False
         self.drained: asyncio.Event | None = None
         """Set once the client has taken enough of what was written; None where it keeps up."""
-        self._unsent = 0
+        self._unsent = -1
+        """Bytes that the client had not taken at the last look."""
         self._unsent_since = inf
 
     # --- what the event loop calls
@@ -109,12 +125,17 @@ class Connection(asyncio.Protocol):
         connections: set[Any] = self._state.connections
         connections.add(self)
         self._shared.watch(self)
+        self._keep_alive_probes()
         self._start_parser()
         self.expect_more()
-        limit = self._shared.max_connections
-        if limit is not None and len(connections) > limit:
-            self._shared.log_once("max_connections=%d are open, so a new connection is answered 503 (logged once)", limit)
-            self._refuse(503)
+        if (limit := self._shared.max_connections) is not None:
+            refused = self._shared.refused
+            if len(connections) - len(refused) > limit:
+                self._shared.log_once("max_connections=%d are open, so a new connection is answered 503 (logged once)", limit)
+                refused.add(self)
+                self._refuse(503)
+                if len(refused) > _MAX_REFUSED:
+                    self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         if self._unparsed:
@@ -122,10 +143,13 @@ class Connection(asyncio.Protocol):
         elif not self._is_ending:
             self._unread += len(data)
             self._parse(data)
-            if self._receiving is not None:
+            if self._receiving is not None and not self._receiving.is_complete:
                 self.expect_more()
             if self._unread > _MAX_HEAD and not self._is_ending:
                 self._refuse(431)
+        if len(data) >= _MAX_SEGMENT:
+            self._pause_reading()
+            self._loop.call_soon(self.resume_reading)
 
     def eof_received(self) -> bool:
         """Keep the connection while there are responses to send: a client that sends no more may still read."""
@@ -134,13 +158,20 @@ class Connection(asyncio.Protocol):
         if receiving is not None and receiving in self._queue:
             self._queue.remove(receiving)
         elif receiving is not None:
-            return False
-        return self._exchange is not None
+            # Its request will never be complete.
+            receiving.disconnect()
+            self._exchange = None
+        if self._exchange is not None:
+            return True
+        # Its last response may still wait for the end of the turn.
+        self.writer.flush()
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         connections: set[Any] = self._state.connections
         connections.discard(self)
         self._shared.unwatch(self)
+        self._shared.refused.discard(self)
         if self._exchange is not None:
             self._exchange.disconnect()
         self._queue.clear()
@@ -155,7 +186,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         drained, self.drained = self.drained, None
-        self._unsent_since = inf
+        self._unsent = -1
         if drained is not None:
             drained.set()
 
@@ -164,9 +195,7 @@ class Connection(asyncio.Protocol):
     def shutdown(self, grace: float = 0.5) -> None:
         """Answer what is in flight, or one more request within *grace* seconds, with `Connection: close`, and close."""
         self._grace = grace
-        if self._is_ending and self._exchange is None:
-            self._transport.close()
-        elif self._exchange is None:
+        if self._exchange is None and (not self._is_lingering or not grace):
             self._loop.call_later(grace, self._close_idle)
 
     def _close_idle(self) -> None:
@@ -175,30 +204,31 @@ class Connection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """End the connection if its client has been silent for too long, or has left."""
-        if self.drained is not None or self.writer.is_closing():
+        receiving = self._receiving
+        if self._is_lingering or self.drained is not None or self.writer.is_closing():
             self._check_reader(now)
-        elif now >= self._deadline:
+        elif now >= self._deadline and not self._is_paused and (receiving is None or not receiving.awaits_continue):
             self._time_out()
         elif self._exchange is not None and (self._has_ended or self._is_paused):
             self._look_for_client(self._exchange)
 
     def _time_out(self) -> None:
-        receiving = self._receiving
-        if self._is_ending or (receiving is None and self._fields is None):
-            # It has lingered long enough, or there is no request to answer.
+        if self._receiving is None and self._fields is None:
+            # There is no request to answer.
             self.writer.close()
-        elif not self._is_paused and (receiving is None or not receiving.awaits_continue):
-            self._shared.log_once(
-                "a client was silent within its request for timeout_request=%g seconds (logged once)", self._timeout
-            )
+        else:
+            if self._receiving is None or not self._receiving.is_complete:
+                self._shared.log_once(
+                    "a client was silent within its request for timeout_request=%g seconds (logged once)", self._timeout
+                )
             self._refuse(408)
 
     def _check_reader(self, now: float) -> None:
-        """Break the connection off if the client has taken nothing of a response for timeout_request seconds."""
-        unsent = self._transport.get_write_buffer_size()
-        if unsent != self._unsent or self._unsent_since == inf:
+        """Break the connection off if the client takes nothing of a response, or after it has taken the last, does not close."""
+        unsent = self._transport.get_write_buffer_size() + _count_unacknowledged(self._transport)
+        if unsent != self._unsent:
             self._unsent, self._unsent_since = unsent, now
-        elif now - self._unsent_since >= self._timeout:
+        elif now - self._unsent_since >= (self._timeout if unsent else _LINGER):
             self._transport.abort()
 
     def _look_for_client(self, exchange: Exchange) -> None:
@@ -212,6 +242,16 @@ class Connection(asyncio.Protocol):
         else:
             # A client that has left looks like one that half-closes, but answers what it is sent with a reset.
             exchange.probe()
+
+    def _keep_alive_probes(self) -> None:
+        """Have TCP notice within some minutes that a client has left while nothing is sent (RFC 9293, section 3.8.4)."""
+        connection = self._transport.get_extra_info("socket")
+        if connection is not None and sys.platform == "linux" and isinstance(self._client, tuple):
+            idle = max(1, int(min(self._timeout, 32767)))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle // 3))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
     @property
     def _timeout(self) -> float:
@@ -237,10 +277,14 @@ class Connection(asyncio.Protocol):
             if room <= 0:
                 self._unparsed = data[start:]
                 break
-            whole = not start and data.count(_END_OF_HEAD) <= room
-            end = len(data) if whole else _find_nth(data, _END_OF_HEAD, room, start)
+            if self._body_left:
+                end = min(len(data), start + self._body_left)
+            elif not start and data.count(_END_OF_HEAD) <= room:
+                end = len(data)
+            else:
+                end = _find_nth(data, _END_OF_HEAD, room, start)
             try:
-                self._parser.feed_data(data if whole else memoryview(data)[start:end])
+                self._parser.feed_data(memoryview(data)[start:end] if end - start < len(data) else data)
                 start = end
             except httptools.HttpParserUpgrade as offer:
                 data = self._decline_upgrade() + data[start + offer.args[0] :]
@@ -266,6 +310,7 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._fields = []
         self._expects_continue = False
+        self._body_left = 0
         self.expect_more()
 
     def on_url(self, url: bytes) -> None:
@@ -278,10 +323,12 @@ class Connection(asyncio.Protocol):
             return
         if len(fields) >= _MAX_FIELDS:
             raise _RefusedError(431)
-        name = name.lower()
+        name, value = name.lower(), value.rstrip(b" \t")
         if name in _NOTED:
-            if name == b"expect":
-                self._expects_continue = value.lower() == b"100-continue"
+            if name == b"content-length":
+                self._body_left = int(value)
+            elif name == b"expect":
+                self._expects_continue |= b"100-continue" in [each.strip() for each in value.lower().split(b",")]
             elif value.lower() != b"chunked":
                 raise _RefusedError(501)
         fields.append((name, value))
@@ -335,6 +382,8 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
+        if self._body_left:
+            self._body_left -= len(body)
         if self._receiving is not None and self._receiving.add_body(body) > _MAX_BUFFERED:
             self._pause_reading()
 
@@ -352,8 +401,16 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read on, unless there are requests to answer first."""
-        if self._is_paused and not self._queue and not self._unparsed and not self.writer.is_closing():
+        """Read on, unless there are requests to answer first, or a body waits for the application, or the server stops."""
+        receiving = self._receiving
+        if (
+            self._is_paused
+            and not self.writer.is_closing()
+            and not self._queue
+            and not self._unparsed
+            and (receiving is None or receiving.size <= _MAX_BUFFERED)
+            and (self._grace is None or self._exchange is None or self._exchange is receiving)
+        ):
             self._is_paused = False
             if self._receiving is not None or self._fields is not None:
                 self.expect_more()
@@ -386,9 +443,10 @@ class Connection(asyncio.Protocol):
         if self._queue:
             self._start(self._queue.popleft())
         if self._unparsed and not self._queue:
-            # It may begin with the rest of the body that this request waits for.
+            # It may begin with the rest of the body that this request waits for. Requests behind that are not begun any more.
             data, self._unparsed = self._unparsed, b""
-            self._parse(data)
+            if self._grace is None or self._receiving is not None:
+                self._parse(data)
         if self._exchange is None:
             self._end_or_idle()
         self.resume_reading()
@@ -400,16 +458,25 @@ class Connection(asyncio.Protocol):
             self.writer.close()
         elif self._grace is not None:
             self.shutdown(self._grace)
-        elif self._receiving is None and self._fields is None and not self._is_ending:
+        elif self._receiving is not None:
+            # The rest of a body that was answered early, however slowly it comes.
+            self.expect_more()
+        elif self._fields is None and not self._is_ending:
             self._become_idle()
 
     def _become_idle(self) -> None:
         self._deadline = self._loop.time() + self._idle_timeout
 
-    def break_off(self) -> None:
+    def break_off(self, *, is_delimited: bool) -> None:
         """End the connection in the middle of a response, so that the client does not take it for complete."""
+        self._exchange = None
         self.writer.flush()
-        self._transport.abort()
+        if not is_delimited:
+            # Where the end of the connection is the end of the body, only a reset tells that it is cut off.
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._transport.abort()
+        elif not self.writer.is_closing():
+            self._close()
 
     def _refuse(self, status: int) -> None:
         """Answer what is arriving with *status*, after the requests before it, and close."""
@@ -419,11 +486,11 @@ class Connection(asyncio.Protocol):
         if receiving is not None and receiving in self._queue:
             self._queue.remove(receiving)
         elif receiving is not None:
+            receiving.disconnect()
             if receiving.has_started:
                 # It has its response, or the beginning of one.
-                self.writer.close()
+                self.break_off(is_delimited=receiving.is_complete or receiving.is_delimited)
                 return
-            receiving.disconnect()
             self._exchange = None
         if self._exchange is None:
             self._send_refusal(status)
@@ -435,22 +502,27 @@ class Connection(asyncio.Protocol):
         text = STATUS_LINES[status][9:-2]
         head = b"%bcontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n%b\r\n"
         self.writer.begin(head % (STATUS_LINES[status], len(text), self.default_lines()) + text)
-        self._close(lingering=True)
+        self._close()
 
-    def _close(self, *, lingering: bool = False) -> None:
-        """Close after the last response: *lingering* where the client may still be sending (RFC 9112, section 9.6)."""
-        lingering = lingering or self._receiving is not None or self._is_paused
-        self._is_ending = True
+    def _close(self) -> None:
+        """Close after the last response, in stages (RFC 9112, section 9.6).
+
+        A close resets the connection if the client sends more, and the client may then lose what it has not read of the response.
+        """
+        self._is_ending = self._is_lingering = True
         self._receiving = None
         self._queue.clear()
         self._unparsed = b""
-        if self._has_ended or not lingering:
+        self._unsent = -1
+        if self._has_ended:
             self.writer.close()
             return
-        # A close resets the connection if data of the client is unread, and the client may then lose the response.
-        self._deadline = self._loop.time() + _LINGER
         self.writer.flush()
-        self._transport.write_eof()
+        try:
+            self._transport.write_eof()
+        except OSError:
+            # asyncio, unlike uvloop, tells at once that the client has left.
+            self._transport.abort()
         self.resume_reading()
 
 
@@ -469,3 +541,11 @@ def _find_nth(data: bytes, part: bytes, n: int, start: int) -> int:
             return len(data)
         start = found + len(part)
     return start
+
+
+def _count_unacknowledged(transport: asyncio.Transport) -> int:
+    """Return how many bytes that the system has taken of *transport* the client has not, or 0 where that can't be known."""
+    if sys.platform != "linux":
+        return 0
+    answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(answer, sys.byteorder)
