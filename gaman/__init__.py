@@ -4,6 +4,7 @@ from gaman._app import App
 from gaman._body import Form, UploadedFile
 from gaman._context import Context, log_extra
 from gaman._cookies import Cookies, SameSite, find_cookie
+from gaman._fields import Fields
 from gaman._headers import Headers, MutableHeaders
 from gaman._integration import Integration, Priority, define_integration
 from gaman._response import Response, Result
@@ -17,6 +18,7 @@ __all__ = [
     "ConfigError",
     "Context",
     "Cookies",
+    "Fields",
     "Form",
     "GamanError",
     "HTTPError",

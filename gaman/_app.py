@@ -95,6 +95,7 @@ class App:
     def allow(self, hosts: str | Iterable[str]) -> None:
         """Take *hosts* in the place of allowed_hosts; ConfigError names one that can't be a host."""
         self._allowed_hosts = AllowedHosts(hosts)
+        self._has_refused_a_host = False
         # The last Host field that was valid, where any is allowed: most sites have one. No request's equals the first.
         self._known_host: object = ...
 
@@ -179,8 +180,8 @@ class App:
         except ClientDisconnected:
             logger.debug("the client left during %s %r", ctx.method, ctx.path, extra=ctx.log_extra)
         finally:
-            if ctx.open_files is not None:
-                ctx.close_files()
+            if ctx._open_files is not None:
+                ctx._close_files()
 
     async def _send_payload(
         self, body: Payload, status: int, headers: RawHeaders, ctx: Context, send: Send, handler: object
@@ -188,7 +189,9 @@ class App:
         """Have *body* send itself, and log what is wrong in the user's code where that breaks it off."""
         try:
             await body.send(status, headers, ctx, send)
-        except (HeaderError, ResultError) as error:
+        except ClientDisconnected:
+            raise
+        except GamanError as error:
             # The head is out. A server closes the connection after a response without an end, so that the client notices.
             told = f"{type(error).__name__}: {explain(error)}{place(error, handler)}"
             logger.error("%s %r broke off: %s", ctx.method, ctx.path, told, extra=ctx.log_extra)
@@ -236,12 +239,17 @@ class App:
         """Raise Answered for a Host field with a fault, or for a host that isn't allowed."""
         if (fault := _fault(field, scope)) is not None:
             raise Answered(HTTPError(400, fault))
-        if self._allowed_hosts.any:
+        if self._allowed_hosts.allows_any:
             self._known_host = field or ...
             return
         # What proxies say of the host can differ from request to request.
         asked = Context(scope, receive, {}, self)
         if not self._allowed_hosts.allows(asked.host, asked.scheme):
+            if not self._has_refused_a_host:
+                self._has_refused_a_host = True
+                logger.warning(
+                    "a request for the host %r was answered 400, because allowed_hosts lacks it (logged once)", asked.host
+                )
             raise Answered(HTTPError(400, "this host isn't among the application's allowed_hosts"))
 
     async def _send_early(self, response: Response, scope: Scope, send: Send) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import shutil
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +14,8 @@ from urllib.parse import parse_qsl
 
 import anyio.lowlevel
 import anyio.to_thread
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
 from multidict import MultiDict
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
@@ -44,8 +44,8 @@ _find_line_end = re.compile(rb"\r\n(?:[ \t]|\r\n|\Z)|\r\Z").search
 # What browsers send. parse_options_header reads anything else, at a multiple of the time.
 _match_disposition = re.compile(rb'form-data; name="([^"\\]*)"(?:; filename="([^"\\]*)")?').fullmatch
 
-# One thread, because more would only compete with the event loop for the interpreter.
-_thread = ThreadPoolExecutor(1, "gaman-form")
+# One at a time, because more threads would only compete with the event loop for the interpreter.
+_limiter = RunVar[CapacityLimiter]("gaman_form")
 
 # python-multipart logs a warning for each malformed body, which logging prints to stderr unless some handler is set up.
 logging.getLogger("python_multipart").addHandler(logging.NullHandler())
@@ -158,7 +158,10 @@ async def _read_pairs(chunks: AsyncIterator[bytes], limit: int) -> Fields[str]:
         if len(body) > limit:
             raise _fields_too_large(limit)
     if len(body) > _SLICE:
-        return await asyncio.get_running_loop().run_in_executor(_thread, parse_pairs, body, "form", 413)
+        limiter = _limiter.get(None)
+        if limiter is None:
+            _limiter.set(limiter := CapacityLimiter(1))
+        return await anyio.to_thread.run_sync(parse_pairs, body, "form", 413, limiter=limiter)
     return parse_pairs(body, "form", 413)
 
 

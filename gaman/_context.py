@@ -42,6 +42,7 @@ class Context:
         "_form",
         "_headers",
         "_locals",
+        "_open_files",
         "_origin",
         "_query",
         "_read_whole",
@@ -49,7 +50,6 @@ class Context:
         "_receive",
         "app",
         "began",
-        "open_files",
         "params",
         "scope",
         "session",
@@ -86,7 +86,7 @@ class Context:
         self._cookies: Cookies | None = None
         self.set_cookies: SetCookies | None = None
         """The Set-Cookie fields to send, once there may be some."""
-        self.open_files: list[FileIO] | None = None
+        self._open_files: list[FileIO] | None = None
         """The files that responses have opened, once there are some."""
         self.session = _NO_SESSION
 
@@ -190,9 +190,9 @@ class Context:
         """Send none of the cookies that were set."""
         self._cookies = self.set_cookies = None
 
-    def close_files(self) -> None:
+    def _close_files(self) -> None:
         """Close the files that responses have opened."""
-        for file in self.open_files or ():
+        for file in self._open_files or ():
             file.close()
 
     @property
@@ -222,7 +222,10 @@ class Context:
     def stream(self, max_size: int | None = None) -> AsyncIterator[bytes]:
         """Yield the body as it comes, once; HTTPError 413 beyond *max_size* bytes, by default the App's max_body_size."""
         if hasattr(self, "_read_whole"):
-            raise GamanError("the body can be read once, and body(), form() or stream() has begun to; keep what that gave")
+            raise GamanError(
+                "the body can be read once, and body(), form(), stream() or the response has begun to; "
+                "read it before the response begins, and keep what that gave"
+            )
         self._read_whole = anyio.Event()
         return self._stream(self.app.max_body_size if max_size is None else max_size)
 
@@ -234,9 +237,13 @@ class Context:
             self._read_whole.set()
 
     async def left(self) -> None:
-        """Return when the client has left; a body that nobody has asked for by then is thrown away."""
+        """Return when the client has left; a body that the handler has not asked for by then is thrown away."""
         if hasattr(self, "_read_whole"):
             await self._read_whole.wait()
+        else:
+            # Two readers would each wait for what the other has taken.
+            self._read_whole = anyio.Event()
+            self._read_whole.set()
         while (await self._receive())["type"] != "http.disconnect":
             pass
 

@@ -14,6 +14,8 @@ from gaman.errors import ConfigError
 _authority = re.compile(
     r"(?:\[([0-9A-Fa-f:.]{2,45})\]|((?:[0-9A-Za-z._~!$&'()*+;=-]|%[0-9A-Fa-f]{2}){1,255}))(?::([0-9]{0,5}))?"
 ).fullmatch
+_MAX_HOST = 261
+"""Characters: a name of 255, a colon and a port."""
 _ANY_PORT = None
 _PORTS = {"http": 80, "https": 443}
 
@@ -25,9 +27,14 @@ class Host(NamedTuple):
     port: int | None
 
 
-@lru_cache(maxsize=1024)
 def parse_host(text: str) -> Host | None:
     """Return the parts of a Host value, or None where it is invalid; an empty one is."""
+    # The cache must not keep what clients make as long as they like.
+    return _parse_host(text) if len(text) <= _MAX_HOST else None
+
+
+@lru_cache(maxsize=1024)
+def _parse_host(text: str) -> Host | None:
     match = _authority(text)
     if match is None:
         return None
@@ -48,12 +55,12 @@ class AllowedHosts:
     """
 
     def __init__(self, hosts: str | Iterable[str]) -> None:
-        texts = [text.strip() for text in hosts.split(",")] if isinstance(hosts, str) else list(hosts)
+        texts = [text.strip() for text in hosts.split(",")] if isinstance(hosts, str) else list(hosts or ())
         if not texts:
             raise ConfigError(
                 "allowed_hosts is empty, so no request would be answered; name the hosts, or leave it out to allow any"
             )
-        self.any = "*" in texts
+        self.allows_any = "*" in texts
         self._hosts = {_parse_entry(text) for text in texts if text != "*"}
         self.allows = lru_cache(maxsize=1024)(self._allows)
 

@@ -28,7 +28,7 @@ def escape(record: logging.LogRecord) -> bool:
         trace = "".join(traceback.format_exception(*record.exc_info)).removesuffix("\n")
         escaped = trace
         for text in _texts(error, set()):
-            if "\n" in text:
+            if "\n" in text.rstrip("\n"):
                 # A second line of an error's text is indented, so that it can't pass for a record.
                 escaped = escaped.replace(text, text.replace("\n", "\n    "))
         escaped = "\n".join([printable(line) for line in escaped.split("\n")])

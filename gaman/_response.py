@@ -111,7 +111,7 @@ class Response:
             _check_status(status)
         self.status = status
         if content_type is not None:
-            field = (b"content-type", encode_value(content_type))
+            field = (CONTENT_TYPE, encode_value(content_type))
         self.raw_headers = [] if field is None else [field]
         if headers is not None:
             self._add(headers)
@@ -352,15 +352,15 @@ class _File:
 
     async def open(self, response: Response, ctx: Context) -> Response:
         """Return *response* with the file open and described, for *ctx* to close; HTTPError 404 where there is none."""
-        if hasattr(self, "file") and self.file.opened in (ctx.open_files or ()):
+        if hasattr(self, "file") and self.file.opened in (ctx._open_files or ()):
             return response
         try:
             file = await anyio.to_thread.run_sync(self._find)
         except (OSError, ValueError) as cause:
             raise HTTPError(404, headers=_limits_on_caches(response.headers)) from cause
-        if ctx.open_files is None:
-            ctx.open_files = []
-        ctx.open_files.append(file.opened)
+        if ctx._open_files is None:
+            ctx._open_files = []
+        ctx._open_files.append(file.opened)
         # A handler may return the same Response for every request.
         response = response.__copy__()
         response.body = body = _File(self._find)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gaman import App, ConfigError, Context, define_integration
+from gaman import App, ConfigError, Context, _hosts, define_integration
 
 if TYPE_CHECKING:
     from tests.conftest import Ask
@@ -179,12 +179,12 @@ async def test_without_a_host_it_is_the_servers_own_that_must_be_allowed(ask: As
 async def test_a_refusal_is_a_line_with_debug_alone(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "gaman")
     for debug in (False, True):
-        app = App({"/": show}, debug=debug, allowed_hosts=["a"], integrations=[define_integration(name="none")])
-        assert (await ask(app, "/x%0Ay", headers={"host": "b"})).status == 400
+        app = App({"/": show}, debug=debug, integrations=[define_integration(name="none")])
+        assert (await ask(app, "/x%0Ay", headers={"host": "a b"})).status == 400
         assert len(caplog.records) == debug
     [record] = caplog.records
     assert "GET '/x\\\\ny' 400 before any hook" in record.getMessage()
-    assert "allowed_hosts" in record.getMessage()
+    assert "invalid Host" in record.getMessage()
 
 
 @pytest.mark.parametrize(
@@ -219,3 +219,20 @@ def test_what_is_no_host_is_an_error_that_names_it(bad: Any) -> None:
 def test_an_empty_list_of_hosts_is_an_error() -> None:
     with pytest.raises(ConfigError, match="allowed_hosts is empty"):
         App({}, allowed_hosts=[])
+
+
+def test_a_host_that_no_client_needs_is_not_kept() -> None:
+    before = _hosts._parse_host.cache_info().currsize
+    for length in range(262, 400):
+        assert _hosts.parse_host("a" * length) is None
+    assert _hosts._parse_host.cache_info().currsize == before
+
+
+@pytest.mark.anyio
+async def test_the_first_host_that_is_refused_is_logged(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    app = App({"/": show}, allowed_hosts=["shop.example"])
+    for host in ("one.example", "two.example"):
+        assert (await ask(app, "/", headers={"host": host})).status == 400
+    [record] = caplog.records
+    assert "'one.example'" in record.getMessage()
+    assert "allowed_hosts" in record.getMessage()

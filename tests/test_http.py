@@ -101,6 +101,17 @@ async def framed(ctx):
     headers = [tuple(pair) for pair in await ctx.json()]
     return Response("body", headers=headers) if ctx.query.get("stream") is None else Response.stream(ticks(0), headers=headers)
 
+async def cancelled(ctx):
+    task = asyncio.create_task(asyncio.sleep(60))
+    await asyncio.sleep(0)
+    task.cancel()
+    await task
+
+async def injected(ctx):
+    response = Response.stream(ticks(0))
+    response.raw_headers.append((b"x", b"1\\r\\nset-cookie: evil"))
+    return response
+
 async def state(ctx):
     return {
         "tasks": len(asyncio.all_tasks()), "streams": streams_open,
@@ -111,6 +122,7 @@ routes = {
     "/echo": echo, "/late": late, "/ignore": ignore, "/hold": hold, "/release": release, "/slow": slow, "/tick": tick,
     "/closing": closing, "/block": block, "/breaks": breaks, "/endless": endless,
     "/poll": poll, "/large": large, "/state": state, "/framed": framed,
+    "/cancelled": cancelled, "/injected": injected,
 }
 gaman.serve(routes, port=0, OPTIONS)
 """
@@ -455,7 +467,7 @@ def test_a_client_that_takes_nothing_of_its_response_is_disconnected(impatient: 
 def test_silence_is_logged_once(impatient: Served) -> None:
     for _ in range(2):
         assert [answer.status for answer in impatient.exchange(b"G")] == [408]
-    assert impatient.program.stderr.count("timeout_request=1") == 1
+    assert impatient.program.stderr.count("a client was silent within its request for timeout_request=1 seconds") == 1
 
 
 def test_connections_beyond_their_limit_are_answered_503(tmp_path: Path) -> None:
@@ -749,3 +761,16 @@ def test_a_date_of_the_handler_takes_the_place_of_the_servers(served: Served) ->
     date = "Sun, 06 Nov 1994 08:49:37 GMT"
     [answer] = served.exchange(last("/framed", method="POST", body=json.dumps([["Date", date]]).encode()))
     assert answer.headers["date"] == date
+
+
+def test_what_the_application_does_wrong_is_answered_500_in_one_framing(tmp_path: Path) -> None:
+    with running_script(SERVED.replace("OPTIONS", ""), tmp_path) as program:
+        for target in ("/cancelled", "/injected"):
+            with Connection(program.port) as client:
+                client.send(request(target))
+                [answer] = answers(client.read_rest())
+            assert (answer.status, answer.body) == (500, b"500 Internal Server Error")
+        assert program.stop() == 0
+        assert program.stderr.startswith("GET '/cancelled' broke off\nTraceback (most recent call last):\n")
+        assert program.stderr.count("CancelledError") == 1
+        assert "a header of the response holds CR, LF or NUL" in program.stderr

@@ -1002,3 +1002,24 @@ def test_a_local_redirect_leads_to_a_path_of_this_site(served: Served, to: str, 
 )
 def test_a_local_redirect_to_anywhere_else_is_a_400(served: Served, to: str) -> None:
     assert redirected(served, to, "?local=1") == 400
+
+
+@pytest.mark.parametrize("read", ["body", "stream"])
+async def test_a_body_that_a_stream_asks_for_too_late_is_an_error_and_no_hang(
+    ask: Ask, caplog: pytest.LogCaptureFixture, read: str
+) -> None:
+    async def stream(ctx: Context) -> Response:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"first"
+            await asyncio.sleep(0.01)
+            if read == "body":
+                yield await ctx.body()
+            async for chunk in ctx.stream():
+                yield chunk
+
+        return Response.stream(chunks())
+
+    for body in (b"", b"body"):
+        caplog.clear()
+        assert (await ask(App({"/": stream}), "/", "POST", body=body)).messages[-1]["more_body"]
+        assert "read it before the response begins" in caplog.text

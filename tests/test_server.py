@@ -580,10 +580,10 @@ def test_a_second_ctrl_c_cuts_streams_off_and_still_runs_the_hooks(tmp_path: Pat
 
 
 @pytest.mark.parametrize("options", ["{}", "{'workers': 2}"])
-@pytest.mark.parametrize("what", ["on_load", "on_shutdown", "handler"])
+@pytest.mark.parametrize("what", ["on_load", "on_shutdown", "handler", "thread"])
 def test_a_second_ctrl_c_ends_what_does_not_listen(tmp_path: Path, options: str, what: str) -> None:
     source = """
-import os, time, gaman
+import os, time, anyio.to_thread, gaman
 def hang(*given):
     print("hangs", os.getpid(), flush=True)
     while True:
@@ -592,12 +592,12 @@ def hang(*given):
         except BaseException:
             pass
 async def handler(ctx):
-    hang()
-hooks = [gaman.define_integration(name="x", HOOK=hang)] if "HOOK" != "handler" else []
+    hang() if "HOOK" == "handler" else await anyio.to_thread.run_sync(hang)
+hooks = [gaman.define_integration(name="x", HOOK=hang)] if "HOOK".startswith("on_") else []
 gaman.serve({"/": handler}, integrations=hooks, port=0, **OPTIONS)
 """
     with running_script(source.replace("HOOK", what).replace("OPTIONS", options), tmp_path) as program, ExitStack() as stack:
-        if what == "handler":
+        if what in ("handler", "thread"):
             stack.enter_context(Connection(program.port)).send(request("/"))
         elif what == "on_shutdown":
             assert program.port
@@ -720,6 +720,21 @@ def test_nothing_has_to_read_the_line_that_says_where_it_listens(tmp_path: Path)
             assert get(port, "/").status == 404
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("options", ["{}", "{'workers': 2}"])
+def test_a_closed_terminal_ends_a_server_as_sigterm_does_unless_it_has_workers(tmp_path: Path, options: str) -> None:
+    with running_script(GRACEFUL.replace("OPTIONS", options), tmp_path) as program, Connection(program.port) as client:
+        client.send(request("/"))
+        until(lambda: "in flight" in program.stdout, "the request")
+        program.send_signal(signal.SIGHUP)
+        (tmp_path / "go").touch()
+        assert client.read().body == b"finished"
+        if "workers" in options:
+            assert get(program.port, "/").status == 200
+        else:
+            assert program.wait() == 0
+            assert "shut down\nafter serve\n" in program.stdout
 
 
 def test_a_request_that_never_ends_delays_the_stop_no_longer_than_its_limit(tmp_path: Path) -> None:
@@ -1190,6 +1205,31 @@ def test_who_has_connected_before_a_server_stops_may_still_ask(tmp_path: Path) -
         assert b"\r\nconnection: close\r\n" in answer.lower()
 
 
+def test_workers_go_on_where_the_system_has_no_place_for_another(tmp_path: Path) -> None:
+    source = GUARDED.replace("OPTIONS", "{'workers': 2}").replace(
+        "def main():",
+        """def shrink():
+    import resource, time
+    time.sleep(1.5)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")),) * 2)
+    print("shrunk", flush=True)
+
+def main():
+    import multiprocessing, threading
+    if multiprocessing.parent_process() is None:
+        threading.Thread(target=shrink).start()""",
+    )
+    with running_script(source, tmp_path) as program:
+        workers = pids(program.port, 2)
+        until(lambda: "shrunk" in program.stdout, "the limit")
+        program.send_signal(signal.SIGTTIN)
+        until(lambda: "can't be started" in program.stderr, "the line about it")
+        assert pids(program.port, 2) == workers
+        assert program.stop() == 0
+        assert "Traceback" not in program.stderr
+        assert not any(map(is_alive, workers))
+
+
 def test_sigttin_and_sigttou_change_the_number_of_workers(tmp_path: Path) -> None:
     with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
         pids(program.port, 2)
@@ -1338,6 +1378,20 @@ def test_a_server_with_reload_ends_with_its_terminal(tmp_path: Path) -> None:
         assert program.wait() == 0
         assert not is_alive(worker)
         assert program.stderr == ""
+
+
+def test_reload_goes_on_beside_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    other = tmp_path / "other.py"
+    source = GUARDED.replace("OPTIONS", "{'reload': True}").replace('"pid": os', '"word": other.WORD, "pid": os')
+    other.write_text("WORD = 'first'")
+    with running_script("import sys, other\nsys.modules['watchfiles'] = None\n" + source, tmp_path) as program:
+        assert as_json(get(program.port, "/"))["word"] == "first"
+        (tmp_path / "loop.py").symlink_to("loop.py")
+        time.sleep(0.5)
+        other.write_text("WORD = 'second'")
+        until(lambda: "detected changes" in program.stderr, "the change")
+        until(lambda: as_json(get(program.port, "/"))["word"] == "second", "the new code")
+        assert "Traceback" not in program.stderr
 
 
 def watches_files(pid: int) -> bool:

@@ -12,8 +12,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn, cast
 
@@ -25,7 +25,7 @@ from gaman._proxies import NEARBY
 from gaman._routing import Routes, Table
 from gaman._server import _workers
 from gaman._server._connections import Connections
-from gaman._server._draining import drain, refuse
+from gaman._server._draining import drain, stop_handshakes
 from gaman._server._http import Connection
 from gaman._server._reload import Watcher
 from gaman._server._workers import FORCED_END, Leave, Supervisor, plural, say, say_what_it_waits_for
@@ -102,10 +102,10 @@ def run(
     timeout_graceful_shutdown: int = 30,
 ) -> None:
     """Serve *app* as serve() does."""
-    if not timeout_request > 0:
-        _exit(f"timeout_request={timeout_request!r} gives a client no time; give seconds, such as 30")
-    if max_connections is not None and max_connections < 1:
-        _exit(f"max_connections={max_connections!r} lets no client in; give 1 or more, or None for no limit")
+    if not isinstance(timeout_request, (int, float)) or not timeout_request > 0:
+        _exit(f"timeout_request={timeout_request!r} isn't a time for clients; give seconds, such as 30")
+    if max_connections is not None and (not isinstance(max_connections, int) or max_connections < 1):
+        _exit(f"max_connections={max_connections!r} isn't a number of clients; give 1 or more, or None for no limit")
     if not isinstance(workers, int) or workers < 1:
         _exit(f"workers={workers!r} is no number of processes; give 1 or more")
     connections = Connections(app, timeout_request, max_connections)
@@ -168,19 +168,35 @@ class _Server(uvicorn.Server):
 
     def serve_until_stopped(self, sockets: list[socket.socket]) -> None:
         try:
-            self.run(sockets=sockets)
+            with self._ended_by_hangup():
+                self.run(sockets=sockets)
         except KeyboardInterrupt:
             pass
         except GamanError as error:
             _exit(explain(error))
+
+    @contextmanager
+    def _ended_by_hangup(self) -> Generator[None]:
+        """End as SIGTERM does when the terminal is closed, unless the user has decided otherwise, as nohup does."""
+        number = getattr(signal, "SIGHUP", None)
+        if (
+            number is None
+            or threading.current_thread() is not threading.main_thread()
+            or signal.getsignal(number) is not signal.SIG_DFL
+        ):
+            yield
+            return
+        signal.signal(number, self.handle_exit)
+        try:
+            yield
         finally:
-            self._watchdog.cancel()
+            signal.signal(number, signal.SIG_DFL)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await self._app.load()
         await super().startup(sockets=sockets)
-        # What is there now stays: a collection need not go through all of it while requests wait.
+        # Exempt everything loaded so far from garbage collection.
         gc.collect()
         gc.freeze()
         if _workers.place is not None:
@@ -193,7 +209,7 @@ class _Server(uvicorn.Server):
         in_flight = {*state.tasks}
         if self._how is Leave.STOP:
             if _workers.place is None:
-                refuse(listeners)
+                stop_handshakes(listeners)
             await drain(listeners)
         self._stop_listening()
         for listener in listeners:

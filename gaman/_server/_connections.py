@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from email.utils import formatdate
 from typing import Any, Final
 
 import uvicorn
 from uvicorn.server import ServerState
 
-from gaman._server._exchange import Application, Fields
+from gaman._server._exchange import Application
 from gaman._server._http import Connection
 from gaman._server._outbox import Outbox
 
@@ -35,8 +37,8 @@ class Connections:
         self._connections: set[Connection] = set()
         self._is_checking = False
         self._logged: set[str] = set()
-        self._default_fields: Fields = []
-        self._default_lines = b""
+        self._second = 0
+        self._date_line = b""
 
     def __call__(
         self,
@@ -47,12 +49,12 @@ class Connections:
     ) -> Connection:
         return Connection(self, config, server_state, app_state)
 
-    def default_lines(self, fields: Fields) -> bytes:
-        """Return uvicorn's default *fields*, a new list each second with the date, as lines of a head."""
-        if fields is not self._default_fields:
-            self._default_fields = fields
-            self._default_lines = b"".join([b"%b: %b\r\n" % field for field in fields])
-        return self._default_lines
+    def date_line(self) -> bytes:
+        """Return the Date that each response has (RFC 9110, section 6.6.1), as a line of its head."""
+        second = int(time.time())
+        if second != self._second:
+            self._second, self._date_line = second, f"date: {formatdate(second, usegmt=True)}\r\n".encode("ascii")
+        return self._date_line
 
     def watch(self, connection: Connection) -> None:
         """Check *connection* each second, until unwatch(): one timer for all, so that a request pays for none."""
@@ -69,8 +71,9 @@ class Connections:
         self._is_checking = bool(self._connections)
         if self._is_checking:
             loop.call_later(_CHECK_INTERVAL, self._check)
-        for connection in list(self._connections):
-            connection.check(loop.time())
+        now = loop.time()
+        for connection in [*self._connections]:
+            connection.check(now)
 
     def log_once(self, message: str, *values: object) -> None:
         """Log *message* the first time only, because clients cause it and could fill the log."""

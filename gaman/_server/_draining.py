@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import select
 import socket
 import struct
 import sys
 import time
+from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
@@ -22,16 +22,16 @@ _SO_ATTACH_FILTER: Final = 26
 _DROP_SYN: Final = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 
 
-def refuse(listeners: Sequence[socket.socket]) -> None:
+def stop_handshakes(listeners: Sequence[socket.socket]) -> None:
     """Begin no new connection on *listeners*, in any process that shares them; those that have begun may still be accepted.
 
     Closing the last copy of a listening socket resets the connections that the kernel has established and no process has accepted.
-    Linux alone can stop more of them from coming first.
+    Only Linux can stop more of them from coming first.
     """
     if sys.platform == "linux":
-        program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in _DROP_SYN))
+        program = array("B", b"".join(struct.pack("HBBI", *line) for line in _DROP_SYN))
         # A struct sock_fprog, which the kernel copies.
-        filter_ = struct.pack("HP", len(_DROP_SYN), ctypes.addressof(program))
+        filter_ = struct.pack("HP", len(_DROP_SYN), program.buffer_info()[0])
         for listener in listeners:
             with suppress(OSError):
                 listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)

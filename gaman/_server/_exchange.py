@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from gaman._context import log_extra
 from gaman._response import BODILESS, Receive, Scope, Send
+from gaman._tracebacks import own
 
 if TYPE_CHECKING:
     from gaman._server._http import Connection
@@ -160,24 +162,20 @@ class Exchange:
             await application(self._scope, self.receive, self.send)
             if not self.has_started and not self._is_disconnected:
                 logger.error("the application returned without a response")
-        except asyncio.CancelledError:
-            # The server stops, and has logged that it cuts requests off.
-            status = 503
         except BaseException as error:
-            logger.error("the application failed", exc_info=error)
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                # The server stops, and has logged that it cuts requests off.
+                status = 503
+            else:
+                extra = log_extra(self._scope)
+                logger.error("%s %r broke off", extra["method"], extra["path"], exc_info=own(error), extra=extra)
         if self.is_complete or self._is_disconnected:
             return
         if self.has_started:
             self._connection.break_off(is_delimited=self.is_delimited)
-            return
-        text = STATUS_LINES[status][9:-2]
-        fields = [
-            (b"content-type", b"text/plain; charset=utf-8"),
-            (b"content-length", b"%d" % len(text)),
-            (b"connection", b"close"),
-        ]
-        await self.send({"type": "http.response.start", "status": status, "headers": fields})
-        await self.send({"type": "http.response.body", "body": text})
+        else:
+            self._connection.fail(status)
 
     # --- the response, framed (RFC 9112, section 6)
 
@@ -187,11 +185,11 @@ class Exchange:
         if line is None:
             raise RuntimeError(f"the application answered with the status {status!r}; it takes 200 to 599")
         connection = self._connection
-        is_head = self._scope["method"] == "HEAD"
-        self._is_bodiless = is_head or status in BODILESS
+        is_bodiless = self._scope["method"] == "HEAD" or status in BODILESS
+        is_chunked = False
         length: int | None = None
         lines = [line]
-        defaults = connection.default_lines()
+        date = connection.date_line()
         for field, value in fields:
             name = field.lower()
             if name in _FRAMING:
@@ -201,15 +199,14 @@ class Exchange:
                     self._keep_alive = False
                 continue
             if name == b"date":
-                defaults = b""
+                date = b""
             lines += (name, b": ", value, b"\r\n")
         if length is not None and status not in BODILESS:
             lines += (b"content-length", b": ", b"%d" % length, b"\r\n")
-            self._unsent = length
-        elif not self._is_bodiless and self._scope["http_version"] == "1.1":
-            self._is_chunked = True
+        elif not is_bodiless and self._scope["http_version"] == "1.1":
+            is_chunked = True
             lines += (b"transfer-encoding", b": ", b"chunked", b"\r\n")
-        elif not self._is_bodiless:
+        elif not is_bodiless:
             # The end of the connection is the end of the body (RFC 9112, section 6.3).
             self._keep_alive = self.is_delimited = False
         # The next request would be taken for the body that the client was not asked for.
@@ -221,7 +218,8 @@ class Exchange:
         count = 1 + len(lines) // 4
         if head.count(b"\n") != count or head.count(b"\r") != count or b"\0" in head:
             raise RuntimeError("a header of the response holds CR, LF or NUL")
-        return b"%b%b\r\n" % (head, defaults)
+        self._is_bodiless, self._is_chunked, self._unsent = is_bodiless, is_chunked, length
+        return b"%b%b\r\n" % (head, date)
 
     def _frame(self, body: bytes, has_more: bool) -> bytes:
         """Return *body* as it is sent."""

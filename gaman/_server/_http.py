@@ -1,15 +1,14 @@
 """HTTP/1.1 (RFC 9112) on one connection: httptools parses its requests, which are answered in order.
 
 From uvicorn it uses how a server makes a protocol (it calls `Config.http_protocol_class` with config, server_state, app_state and
-_loop), the server's state (`connections`, `tasks` and `default_headers`), and that `Server.shutdown()` calls `shutdown()` on each
-connection. From the event loop, uvloop's or asyncio's, it uses that a transport stays open for writing where `eof_received()`
-returns True, that no data arrives while reading is paused, and that `close()` first sends what was written.
+_loop), and the server's sets of `connections` and `tasks`. From the event loop, uvloop's or asyncio's, it uses that a transport
+stays open for writing where `eof_received()` returns True, that no data arrives while reading is paused, and that `close()` first
+sends what was written.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import select
 import socket
 import struct
@@ -51,7 +50,6 @@ _LINGER: Final = 1.0
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _NOTED: Final = frozenset({b"content-length", b"expect", b"transfer-encoding"})
 """Fields of a request that matter to the connection."""
-_authority = re.compile(rb"https?://([^/?#@]+)(?=[/?#]|$)", re.IGNORECASE).match
 
 
 class _RefusedError(Exception):
@@ -155,10 +153,8 @@ class Connection(asyncio.Protocol):
         """Keep the connection while there are responses to send: a client that sends no more may still read."""
         self._has_ended = True
         receiving, self._receiving = self._receiving, None
-        if receiving is not None and receiving in self._queue:
-            self._queue.remove(receiving)
-        elif receiving is not None:
-            # Its request will never be complete.
+        if receiving is not None:
+            # Its request will never be complete. None is behind it, for those would have paused reading.
             receiving.disconnect()
             self._exchange = None
         if self._exchange is not None:
@@ -192,7 +188,7 @@ class Connection(asyncio.Protocol):
 
     # --- what the server calls
 
-    def shutdown(self, grace: float = 0.5) -> None:
+    def shutdown(self, grace: float) -> None:
         """Answer what is in flight, or one more request within *grace* seconds, with `Connection: close`, and close."""
         self._grace = grace
         if self._exchange is None and (not self._is_lingering or not grace):
@@ -207,10 +203,10 @@ class Connection(asyncio.Protocol):
         receiving = self._receiving
         if self._is_lingering or self.drained is not None or self.writer.is_closing():
             self._check_reader(now)
-        elif now >= self._deadline and not self._is_paused and (receiving is None or not receiving.awaits_continue):
-            self._time_out()
         elif self._exchange is not None and (self._has_ended or self._is_paused):
             self._look_for_client(self._exchange)
+        elif now >= self._deadline and not self._is_paused and (receiving is None or not receiving.awaits_continue):
+            self._time_out()
 
     def _time_out(self) -> None:
         if self._receiving is None and self._fields is None:
@@ -229,6 +225,10 @@ class Connection(asyncio.Protocol):
         if unsent != self._unsent:
             self._unsent, self._unsent_since = unsent, now
         elif now - self._unsent_since >= (self._timeout if unsent else _LINGER):
+            if unsent:
+                self._shared.log_once(
+                    "a client took nothing of its response for timeout_request=%g seconds (logged once)", self._timeout
+                )
             self._transport.abort()
 
     def _look_for_client(self, exchange: Exchange) -> None:
@@ -265,7 +265,7 @@ class Connection(asyncio.Protocol):
 
     def _start_parser(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
-        # What a client sends after its last request is thrown away, and is no error of that request.
+        # What a client sends after its last request is thrown away. It is not an error of that request.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def _parse(self, data: bytes) -> None:
@@ -348,15 +348,7 @@ class Connection(asyncio.Protocol):
         if self._declined is not None:
             fields, self._declined = self._declined, None
         self._fields = None
-        target = self._target
-        if target[:1] != b"/" and (absolute := _authority(target)) is not None:
-            # Its host counts, whatever the Host field says (RFC 9112, section 3.2.2).
-            fields[:] = [(name, absolute[1] if name == b"host" else value) for name, value in fields]
-            if version == "1.0" and not any(name == b"host" for name, _ in fields):
-                fields.append((b"host", absolute[1]))
-            target = target[absolute.end() :]
-            target = target if target[:1] == b"/" else b"/" + target
-        raw_path, _, query = target.partition(b"#")[0].partition(b"?")
+        raw_path, _, query = self._target.partition(b"#")[0].partition(b"?")
         path = raw_path.decode("ascii")
         scope = {
             "type": "http",
@@ -424,9 +416,8 @@ class Connection(asyncio.Protocol):
         task.add_done_callback(self._state.tasks.discard)
         self._state.tasks.add(task)
 
-    def default_lines(self) -> bytes:
-        """Return the lines that each response's head has."""
-        return self._shared.default_lines(self._state.default_headers)
+    def date_line(self) -> bytes:
+        return self._shared.date_line()
 
     def is_last(self) -> bool:
         """Return whether the response that now begins is the last, so that its head must say so."""
@@ -497,11 +488,16 @@ class Connection(asyncio.Protocol):
         else:
             self._refusal = status
 
+    def fail(self, status: int) -> None:
+        """Answer the request in progress with *status*, and close."""
+        self._exchange = None
+        self._send_refusal(status)
+
     def _send_refusal(self, status: int) -> None:
         self._refusal = None
         text = STATUS_LINES[status][9:-2]
         head = b"%bcontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n%b\r\n"
-        self.writer.begin(head % (STATUS_LINES[status], len(text), self.default_lines()) + text)
+        self.writer.begin(head % (STATUS_LINES[status], len(text), self.date_line()) + text)
         self._close()
 
     def _close(self) -> None:

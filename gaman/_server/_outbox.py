@@ -36,15 +36,13 @@ class Outbox:
         return time.monotonic() - self._loop.time() > _LATE
 
     def flush(self) -> None:
-        """Send everything that waits; a write that raises is reported by the event loop and does not affect the others."""
-        waiting, self._waiting = self._waiting[::-1], []
-        try:
-            while waiting:
-                waiting.pop().flush()
-        finally:
-            if waiting:
-                self._loop.call_soon(self.flush)
-                self._waiting += waiting[::-1]
+        """Send everything that waits; a write that raises is reported to the event loop and does not affect the others."""
+        waiting, self._waiting = self._waiting, []
+        for writer in waiting:
+            try:
+                writer.flush()
+            except Exception as error:
+                self._loop.call_exception_handler({"message": "a response could not be sent", "exception": error})
 
 
 class Writer:

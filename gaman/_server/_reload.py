@@ -75,7 +75,7 @@ def _sources(folders: Sequence[str]) -> set[tuple[Path, int]]:
             for path in [Path(folder, name) for name in names if name.endswith(".py")]:
                 try:
                     sources.add((path, path.stat().st_mtime_ns))
-                except FileNotFoundError:
-                    # An editor is just replacing it.
+                except OSError:
+                    # An editor may just be replacing it, or it is a link that leads nowhere.
                     continue
     return sources

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from types import FrameType, ModuleType
 from typing import Final
 
-from gaman._server._draining import refuse
+from gaman._server._draining import stop_handshakes
 from gaman._server._reload import Watcher
 
 logger = logging.getLogger("gaman")
@@ -178,6 +178,8 @@ class Supervisor:
         self._leaving: list[Worker] = []
         self._stopped_at: float | None = None
         self._kill_at = math.inf
+        self._not_before = 0.0
+        """When another process may be started, by the monotonic clock, after the system had no place for one."""
         self._has_said_what_it_waits_for = False
 
     def run(self) -> None:
@@ -227,7 +229,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         # Before the workers are told, because the last of them closes the socket as soon as nothing waits to be accepted.
-        refuse(self._sockets)
+        stop_handshakes(self._sockets)
         self._stopped_at = time.monotonic()
         for worker in self._all():
             self._dismiss(worker, Leave.STOP)
@@ -245,6 +247,17 @@ class Supervisor:
             for worker in self._all():
                 self._dismiss(worker, Leave.RELOAD)
             self._workers = [Worker(self._sockets)]
+
+    def _start_one(self) -> Worker | None:
+        """Start a worker, or return None while the system has no place for another process."""
+        if time.monotonic() < self._not_before:
+            return None
+        try:
+            return Worker(self._sockets)
+        except OSError as error:
+            self._not_before = time.monotonic() + _MAX_PAUSE
+            logger.error("a worker process can't be started: %s; the next attempt is in %d s", error, _MAX_PAUSE)
+            return None
 
     def _dismiss(self, worker: Worker, how: Leave) -> None:
         """Have *worker* leave its place, and see that it ends."""
@@ -269,15 +282,15 @@ class Supervisor:
             # A start may take long, and hold the interpreter: it imports what the script needs.
             if worker.retry_at is None and (worker.has_ended or (worker.has_served and worker.hangs())):
                 self._give_up(worker)
-            if worker.retry_at is not None and time.monotonic() >= worker.retry_at:
-                self._workers[i] = another = Worker(self._sockets)
+            if worker.retry_at is not None and time.monotonic() >= worker.retry_at and (another := self._start_one()):
+                self._workers[i] = another
                 another.failures = 0 if worker.has_served else worker.failures + 1
         # The first starts alone, so that what is wrong is said once.
         if any(worker.has_served for worker in self._workers):
             if not self._has_started:
                 self._say_it_started()
-            while len(self._workers) < self._count:
-                self._workers.append(Worker(self._sockets))
+            while len(self._workers) < self._count and (another := self._start_one()):
+                self._workers.append(another)
 
     def _say_it_started(self) -> None:
         self._has_started = True
@@ -308,7 +321,7 @@ class Supervisor:
         if not self._outdated or not self._has_started:
             self._abandon_successor()
         elif self._successor is None:
-            self._successor = Worker(self._sockets)
+            self._successor = self._start_one()
         elif self._successor.has_served:
             old = self._outdated[0]
             self._workers[self._workers.index(old)] = self._successor
