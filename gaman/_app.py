@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from gaman import _access
 from gaman._context import Context, log_extra
-from gaman._headers import RawHeaders
+from gaman._headers import MAX_FIELDS, RawHeaders
 from gaman._hosts import AllowedHosts, parse_host
 from gaman._integration import Integration, in_order
 from gaman._proxies import NEARBY, TrustedProxies
@@ -104,13 +104,16 @@ class App:
             await self._call_other(scope, receive, send)
             return
         host: bytes | None = None
-        for name, value in scope["headers"]:
+        fields: RawHeaders = scope["headers"]
+        for name, value in fields:
             if name == b"host":
                 # Two count as a comma, which is invalid.
                 host = value if host is None else b","
         try:
             if host != self._known_host:
                 self._check_host(host, scope, receive)
+            if len(fields) > MAX_FIELDS:
+                raise Answered(HTTPError(431))
             handler, params = self._matcher.match(scope)
         except Answered as answered:
             if _fault(host, scope) is None and (rewritten := in_origin_form(scope)) is not None:
@@ -166,7 +169,7 @@ class App:
             status, body, headers = response.status, response.body, response.raw_headers
             if ctx.set_cookies is not None:
                 headers = [*headers, *ctx.set_cookies.values()]
-            if not isinstance(body, bytes):
+            if body.__class__ is not bytes and not isinstance(body, bytes):
                 await self._send_payload(body, status, [*headers], ctx, send, handler)
             elif (status is not OK and status in BODILESS) or scope["method"] == "HEAD":
                 headers = without_body(status, headers, len(body))

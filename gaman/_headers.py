@@ -8,6 +8,9 @@ from gaman.errors import HeaderError
 
 RawHeaders = list[tuple[bytes, bytes]]
 
+MAX_FIELDS = 256
+"""How many fields a request may have; more are answered 431 (RFC 6585, section 5)."""
+
 _token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _forbidden = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]").search
 

@@ -9,6 +9,8 @@ from typing import Any
 from urllib.parse import unquote
 
 _PERCENT = ord("%")
+_MAX_SEGMENTS = 1000
+"""A path that has more, and some of them encoded, would take long to decode, one after the other."""
 _absolute = re.compile(rb"https?://([^/?#]*)(/.*)?", re.IGNORECASE | re.DOTALL).fullmatch
 
 
@@ -19,6 +21,8 @@ def split(path: str, raw_path: bytes | None, root_path: str | None) -> list[str]
     """
     if raw_path is None or _PERCENT not in raw_path:
         segments = path.split("/")
+    elif raw_path.count(b"/") > _MAX_SEGMENTS:
+        return None
     else:
         try:
             # Only the raw path tells `%2F`, which is data, from a slash.

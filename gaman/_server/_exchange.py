@@ -234,7 +234,7 @@ class Exchange:
                 raise RuntimeError("the response's body is not as long as its Content-Length says")
         return body
 
-    def probe(self) -> None:
+    def probe(self, *, has_ended: bool) -> None:
         """Send the client something without a meaning, once: if it has left, it resets the connection."""
         if self._is_probed:
             return
@@ -242,7 +242,8 @@ class Exchange:
             # The size of the next chunk may begin with zeros (RFC 9112, section 7.1).
             self._is_probed = True
             self._connection.writer.write(b"0")
-        elif not (self.has_started or self._more_body) and self._is_waiting() and self._scope["http_version"] == "1.1":
-            # The application waits for the client to leave. Any number of these may come (RFC 9110, section 15.2).
+        elif has_ended and not self.has_started and self._is_waiting() and self._scope["http_version"] == "1.1":
+            # The application waits for the client to leave. A client takes any number of these (RFC 9110, section 15.2), and a
+            # proxy, which may not, does not half-close.
             self._is_probed = True
             self._connection.writer.write(_CONTINUE)

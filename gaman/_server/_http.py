@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 import httptools
 
+from gaman._headers import MAX_FIELDS
 from gaman._server._exchange import STATUS_LINES, Exchange, Fields
 from gaman._server._outbox import Writer
 
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
 _MAX_HEAD: Final = 1 << 18
 """Bytes between two pieces of a body, or before the first: a request's head, a chunk's extensions, the trailers."""
-_MAX_FIELDS: Final = 256
+_MAX_TARGET: Final = 1 << 16
+"""Bytes of a request's target, which take up to some 20 ms to decode."""
 _MAX_AHEAD: Final = 64
 """Requests of a connection that are parsed and not yet answered."""
 _MAX_BUFFERED: Final = 1 << 16
@@ -48,6 +50,7 @@ _LINGER: Final = 1.0
 """Seconds in which a client that has taken the last response may close the connection itself."""
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
+_POLLRDHUP: Final = getattr(select, "POLLRDHUP", 0)
 _NOTED: Final = frozenset({b"content-length", b"expect", b"transfer-encoding"})
 """Fields of a request that matter to the connection."""
 
@@ -236,12 +239,13 @@ class Connection(asyncio.Protocol):
         if not hasattr(select, "poll"):
             return
         poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), 0)
-        if poll.poll(0):
+        poll.register(self._transport.get_extra_info("socket").fileno(), _POLLRDHUP)
+        events = sum(events for _, events in poll.poll(0))
+        if events & (select.POLLERR | select.POLLHUP):
             self._transport.abort()
         else:
             # A client that has left looks like one that half-closes, but answers what it is sent with a reset.
-            exchange.probe()
+            exchange.probe(has_ended=self._has_ended or bool(events))
 
     def _keep_alive_probes(self) -> None:
         """Have TCP notice within some minutes that a client has left while nothing is sent (RFC 9293, section 3.8.4)."""
@@ -315,13 +319,15 @@ class Connection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._target += url
+        if len(self._target) > _MAX_TARGET:
+            raise _RefusedError(414)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         fields = self._fields
         if fields is None:
             # A trailer, which must not pass for a field of the head (RFC 9110, section 6.5.1).
             return
-        if len(fields) >= _MAX_FIELDS:
+        if len(fields) >= MAX_FIELDS:
             raise _RefusedError(431)
         name, value = name.lower(), value.rstrip(b" \t")
         if name in _NOTED:
