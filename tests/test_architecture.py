@@ -258,3 +258,10 @@ def test_what_is_declared_as_a_dependency_is_what_is_imported() -> None:
     assert for_tests <= {*names([each for each in project["dependency-groups"]["dev"] if isinstance(each, str)])}
     optional = {package for packages in OPTIONAL.values() for package in packages} | {"bson"}
     assert set(names(project["project"]["dependencies"])) == imported - optional - for_tests - WHERE_INSTALLED | FOR_UVICORN
+
+
+def test_the_table_for_contributors_names_every_file_of_the_core() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:gaman/)?(?:_server/)?([\w/]+\.py)`", table))
+    files = {path.name for path in (ROOT / "gaman").rglob("*.py") if path.parent.name in ("gaman", "_server")}
+    assert files - {"__init__.py"} <= named
