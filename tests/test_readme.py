@@ -100,7 +100,8 @@ def test_a_python_block_runs(
     fresh = [value for name, value in module.__dict__.items() if before.get(name) is not value]
     caplog.set_level(logging.WARNING)
     asyncio.run(exercise(fresh))
-    assert not caplog.records
+    # The chapter on links has a host refused, which is what it shows.
+    assert not [record for record in caplog.records if "allowed_hosts lacks it" not in record.getMessage()]
 
 
 async def exercise(fresh: list[object]) -> None:
