@@ -41,6 +41,8 @@ _IN_DATA = MultipartState.PART_DATA
 _IN_HEADER_VALUE = (MultipartState.HEADER_VALUE_START, MultipartState.HEADER_VALUE)
 # A folded line's end, a head's end, or a line end that the next chunk may complete to one of them.
 _find_line_end = re.compile(rb"\r\n(?:[ \t]|\r\n|\Z)|\r\Z").search
+# What no field's value holds (RFC 9110, section 5.5).
+_find_control = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 # What browsers send. parse_options_header reads anything else, at a multiple of the time.
 _match_disposition = re.compile(rb'form-data; name="([^"\\]*)"(?:; filename="([^"\\]*)")?').fullmatch
 
@@ -250,8 +252,8 @@ class _Multipart:
     def _on_header_end(self) -> None:
         # The line's own octets: a colon, a space and its end.
         self.grow_head(4)
-        if b"\n" in self._header_value or b"\0" in self._header_value:
-            raise FormParserError("a header field of a part has a line feed or NUL in its value")
+        if _find_control(self._header_value):
+            raise FormParserError("a header field of a part has a control character in its value")
         self._part_headers.setdefault(self._header_name.lower(), self._header_value.strip(b" \t"))
         self._header_name = self._header_value = b""
 
@@ -349,7 +351,7 @@ def _parse_disposition(disposition: bytes) -> tuple[str, str | None]:
         # parse_options_header leaves out parameters with an asterisk in their names. NUL isn't in any header field.
         if filename is None and b"*" in disposition:
             _, options = parse_options_header(disposition.replace(b"*", b"\0"))
-            if any(option.startswith(b"filename\0") for option in options):
+            if any(option.partition(b"\0")[0].rstrip() == b"filename" for option in options):
                 raise FormParserError("a part has a filename* without a filename (RFC 7578, section 4.2)")
     return _decode_name(name), None if filename is None else _decode_name(filename)
 

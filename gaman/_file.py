@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -18,18 +19,28 @@ from urllib.parse import quote
 import anyio
 
 from gaman._headers import Headers, RawHeaders, encode_value
+from gaman.errors import ResultError
 
 _CHUNK = 1 << 16
 _MAX_PATH = 4095
 """In bytes; Linux has no longer one."""
 _DATE_AGE = 2
 """In seconds: servers renew the Date that they send about once a second."""
+_NOT_NAMES = frozenset({"", ".", ".."})
 _CAN_WALK = os.open in os.supports_dir_fd
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 
-_is_hidden = re.compile(r"(?:\A|[/\\])\.(?!\.?(?:[/\\]|\Z))").search
+# What says that a path names no file to show. FreeBSD has EMLINK for a link in ELOOP's place, and macOS EILSEQ for odd octets.
+_ABSENT = frozenset(
+    {
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ),
+        *(errno.EACCES, errno.EPERM, errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.ENODEV),
+    }
+)
+
+_is_hidden = re.compile(r"(?:\A|[/\\])\.").search
 _range = re.compile(r"bytes=[ \t]*(\d{0,19})-(\d{0,19})[ \t]*", re.IGNORECASE).fullmatch
 _etags = re.compile(r'(W/)?("[^"]*")').findall
 
@@ -71,9 +82,9 @@ class File(NamedTuple):
 
 
 def find(name: str, root: str | os.PathLike[str] | None, *, hidden: bool) -> File:
-    """Open the file *name*, below *root* where that is given; OSError or ValueError where there is none to show.
+    """Open the file *name*, below *root* where that is given; OSError or ValueError where that fails.
 
-    It asks the disk, so call it in a thread.
+    is_absent() tells whether the error says that there is no such file. It asks the disk, so call it in a thread.
     """
     if len(os.fsencode(name)) > _MAX_PATH:
         raise ValueError("the path is too long")
@@ -87,7 +98,7 @@ def find(name: str, root: str | os.PathLike[str] | None, *, hidden: bool) -> Fil
     status = os.fstat(opened.fileno())
     if not stat.S_ISREG(status.st_mode):
         opened.close()
-        raise OSError(f"{name!r} is not a regular file")
+        raise ValueError(f"{name!r} is not a regular file")
     modified, stamp = status.st_mtime_ns // 1_000_000_000, status.st_mtime_ns
     if modified <= 1:
         # Reproducible builds date every file 0 or 1. Only the time of its last change tells two of them apart.
@@ -95,9 +106,18 @@ def find(name: str, root: str | os.PathLike[str] | None, *, hidden: bool) -> Fil
     return File(opened, status.st_size, modified, f'"{stamp:x}-{status.st_size:x}"', _guess(name))
 
 
+def is_absent(error: OSError | ValueError) -> bool:
+    """Return whether *error*, which find() raised, says that there is no file to show; any other says that the system failed."""
+    return not isinstance(error, OSError) or error.errno in _ABSENT
+
+
 def _resolve(base: str, name: str) -> tuple[str, Callable[[str, int], int]]:
     """Return the file *name* below *base* without links, and what opens it there; ValueError where it leads out."""
-    found = os.path.realpath(os.path.join(base, name.lstrip("/\\")))
+    segments = name.replace(os.sep, "/").removeprefix("/").split("/")
+    # One file has one path: routes compare segments as they are, and a guard on `/private/` must meet all that lies there.
+    if not _NOT_NAMES.isdisjoint(segments):
+        raise ValueError("a segment of the path is empty, `.` or `..`")
+    found = os.path.realpath(os.path.join(base, *segments))
     *folders, last = Path(found).relative_to(base).parts
     if not _CAN_WALK:
         return found, _open
@@ -120,7 +140,7 @@ def _resolve(base: str, name: str) -> tuple[str, Callable[[str, int], int]]:
 def _open(name: str, flags: int, folder: int | None = None) -> int:
     # To open a pipe or a device may block, or disturb another program.
     if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=not flags & _NO_LINK).st_mode):
-        raise OSError(f"{name!r} is not a regular file")
+        raise ValueError(f"{name!r} is not a regular file")
     return os.open(name, flags | _NO_WAIT, dir_fd=folder)
 
 
@@ -181,13 +201,16 @@ def select(file: File, status: int, own: Headers, scope: MutableMapping[str, Any
 
 
 async def read(file: File, first: int, length: int) -> AsyncGenerator[bytes, None]:
-    """Yield *length* bytes from *first* on; OSError where the file has become shorter, so that the answer breaks off."""
+    """Yield *length* bytes from *first* on; ResultError where the file can't be read so far, so that the answer breaks off."""
     opened = anyio.wrap_file(file.opened)
     file.opened.seek(first)
     while length > 0:
-        chunk = await opened.read(min(_CHUNK, length))
+        try:
+            chunk = await opened.read(min(_CHUNK, length))
+        except OSError as cause:
+            raise ResultError(f"{opened.name!r} can't be read to its end") from cause
         if not chunk:
-            raise OSError(f"{opened.name!r} became shorter while it was sent")
+            raise ResultError(f"{opened.name!r} became shorter while it was sent")
         length -= len(chunk)
         yield chunk
 

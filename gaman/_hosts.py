@@ -14,8 +14,11 @@ from gaman.errors import ConfigError
 _authority = re.compile(
     r"(?:\[([0-9A-Fa-f:.]{2,45})\]|((?:[0-9A-Za-z._~!$&'()*+;=-]|%[0-9A-Fa-f]{2}){1,255}))(?::([0-9]{0,5}))?"
 ).fullmatch
+# What DNS has, and an underscore. What a wildcard lets through goes into links and pages, so it is held to that.
+_is_domain = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
 _MAX_HOST = 261
 """Characters: a name of 255, a colon and a port."""
+_MAX_PORT = 65_535
 _ANY_PORT = None
 _PORTS = {"http": 80, "https": 443}
 
@@ -45,7 +48,9 @@ def _parse_host(text: str) -> Host | None:
         except ValueError:
             return None
     name = name.lower().removesuffix(".")
-    return Host(name, int(port) if port else None) if name else None
+    if not name or (port and not 1 <= int(port) <= _MAX_PORT):
+        return None
+    return Host(name, int(port) if port else None)
 
 
 class AllowedHosts:
@@ -69,15 +74,18 @@ class AllowedHosts:
         host = parse_host(text)
         if host is None:
             return False
-        port = host.port or _PORTS.get(scheme)
+        port = _PORTS.get(scheme) if host.port is None else host.port
         return any(Host(name, each) in self._hosts for name in _patterns(host.name) for each in (_ANY_PORT, port))
 
 
 def _parse_entry(text: object) -> Host:
     if isinstance(text, str):
         host = parse_host(text.removeprefix("*."))
-        if host is not None and "*" not in host.name and not host.name.startswith("."):
-            return host._replace(name=f"*.{host.name}") if text.startswith("*.") else host
+        if host is not None and text.startswith("*."):
+            if _is_domain(host.name):
+                return host._replace(name=f"*.{host.name}")
+        elif host is not None and "*" not in host.name and not host.name.startswith("."):
+            return host
     raise ConfigError(
         f"allowed_hosts: {text!r} isn't a host; it takes names such as shop.example, *.shop.example for its subdomains, "
         "and addresses such as 192.0.2.1 or [::1], each with or without a :port, and * for any host"
@@ -87,5 +95,6 @@ def _parse_entry(text: object) -> Host:
 def _patterns(name: str) -> Iterator[str]:
     """Yield *name*, then the entry that allows it for each domain that it is a subdomain of."""
     yield name
-    while (name := name.partition(".")[2]) and name:
-        yield f"*.{name}"
+    if _is_domain(name):
+        while name := name.partition(".")[2]:
+            yield f"*.{name}"

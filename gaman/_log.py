@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any, cast
 
 
@@ -25,30 +24,37 @@ def escape(record: logging.LogRecord) -> bool:
         record.msg, record.args = printable(message), None
     if record.exc_info and (error := record.exc_info[1]) is not None:
         # As logging does it; what is escaped takes the place of what it would format.
-        trace = "".join(traceback.format_exception(*record.exc_info)).removesuffix("\n")
-        escaped = trace
-        for text in _texts(error, set()):
-            if "\n" in text.rstrip("\n"):
-                # A second line of an error's text is indented, so that it can't pass for a record.
-                escaped = escaped.replace(text, text.replace("\n", "\n    "))
-        escaped = "\n".join([printable(line) for line in escaped.split("\n")])
+        told = traceback.TracebackException(type(error), error, record.exc_info[2], compact=True)
+        trace = "".join(told.format()).removesuffix("\n")
+        _indent_texts(told)
+        indented = "".join(told.format()).removesuffix("\n")
+        escaped = "\n".join([printable(line) for line in indented.split("\n")])
         if escaped != trace:
             record.exc_text = escaped
     return True
 
 
-def _texts(error: BaseException, seen: set[int]) -> Iterator[str]:
-    """Yield the text and the notes of *error*, and of all that its traceback shows beside it."""
-    if id(error) in seen:
-        return
-    seen.add(id(error))
-    with suppress(Exception):
-        yield str(error)
-    yield from getattr(error, "__notes__", ())
-    grouped: Sequence[BaseException] = cast("Any", error).exceptions if isinstance(error, BaseExceptionGroup) else ()
-    for other in (error.__cause__, error.__context__, *grouped):
-        if other is not None:
-            yield from _texts(other, seen)
+def _indent_texts(told: traceback.TracebackException) -> None:
+    """Indent the second line of each text, and those after it, so that none of them can pass for a record."""
+    rest: list[traceback.TracebackException | None] = [told]
+    while rest:
+        if (each := rest.pop()) is None:
+            continue
+        # An exception's text, and what a SyntaxError has in its place.
+        for name in ("_str", "msg", "text", "filename"):
+            if hasattr(each, name):
+                setattr(each, name, _indent(getattr(each, name)))
+        # A copy, because the list is the exception's own.
+        if isinstance(notes := getattr(each, "__notes__", None), (list, tuple)):
+            each.__notes__ = [_indent(note) for note in cast("Sequence[object]", notes)]
+        rest += (each.__cause__, each.__context__, *(each.exceptions or ()))
+
+
+def _indent(text: object) -> Any:
+    if not isinstance(text, str):
+        return text
+    lines = text.rstrip("\n")
+    return lines.replace("\n", "\n    ") + text[len(lines) :]
 
 
 logging.getLogger("gaman").addFilter(escape)

@@ -67,6 +67,8 @@ def _close_coroutines(data: object) -> None:
 # RFC 9110, section 6.4.1
 BODILESS = frozenset({204, 304})
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+_MAX_LOCAL = 4096
+"""Bytes of a redirect's target that a visitor chose: proxies refuse a response whose fields don't fit into a page or two."""
 _MAX_DIGITS = 18
 """Of a length; more than any body has."""
 
@@ -166,17 +168,19 @@ class Response:
     def redirect(location: str, status: int = 302, headers: HeadersInit | None = None, *, local: bool = False) -> Response:
         """Send the browser to *location* (RFC 9110, section 15.4); what a URI can't hold is percent-encoded.
 
-        Pass *local* where *location* comes from a visitor: HTTPError 400 then refuses all but a path of this site.
+        Pass *local* where *location* comes from a visitor: HTTPError 400 then refuses all but a path of this site, of at most
+        4,096 bytes. ResultError is raised for anything but a str.
         """
         if status not in (301, 302, 303, 307, 308):
             raise ResultError(f"{status!r} is not a redirect's status; take 301, 302, 303, 307 or 308")
-        if local and _is_local_path(location) is None:
-            raise HTTPError(400, "the redirect does not lead to a path of this site")
+        _check_target(location, local=local)
         try:
             # A host may be percent-encoded too (RFC 3986, section 3.2.2), and the octets of a file name need not be UTF-8.
             target = _not_in_uri.sub(lambda found: quote(found[0], safe="", errors="surrogateescape"), location)
         except UnicodeEncodeError as cause:
             raise HeaderError(f"the redirect's target {location!r} holds half a surrogate pair; remove it") from cause
+        if local and len(target) > _MAX_LOCAL:
+            raise HTTPError(400, f"the redirect's target is longer than {_MAX_LOCAL} bytes")
         if "\t" in target:
             raise HeaderError(f"the redirect's target {location!r} holds a tab, which browsers leave out; remove it")
         response = _make(b"", None, status, headers)
@@ -209,11 +213,13 @@ class Response:
     ) -> Response:
         """Send a file, in ranges and under conditions if the client asks for them (RFC 9110, sections 13 and 14).
 
-        Give *root* where *path* comes from a visitor: a path that leads out of it, through `..` or a link, answers 404, as
-        one that names no file does. So does one of which a part begins with a dot, unless you pass *hidden*. The content type is
-        guessed from the name; *download* has the browser save under that name.
+        Give *root* where *path* comes from a visitor: a path that leads out of it through a link answers 404, as one that names
+        no file does. So does one with a segment that is empty, `.` or `..`, but for a leading slash. So does one of which a part
+        begins with a dot, unless you pass *hidden*. The content type is guessed from the name; *download* has the browser save
+        under that name.
 
-        The file is opened when the handler has returned the response. Where that fails, HTTPError 404 goes to the on_error hooks.
+        The file is opened when the handler has returned the response. Where there is none, HTTPError 404 goes to the on_error
+        hooks; HTTPError 503 where the system fails to open it, as where it is out of file descriptors.
         """
         field = None if content_type is None else (CONTENT_TYPE, encode_value(content_type))
         response = _make(_File(partial(_file.find, os.fspath(path), root, hidden=hidden)), field, status, headers)
@@ -239,6 +245,16 @@ def _check_status(status: object) -> None:
         raise ResultError(f"a response's status is an int from 200 to 599, not {status!r}")
 
 
+def _check_target(location: object, *, local: bool) -> None:
+    if local and not (isinstance(location, str) and _is_local_path(location)):
+        raise HTTPError(400, "the redirect does not lead to a path of this site")
+    if not isinstance(location, str):
+        raise ResultError(
+            f"a redirect's target is a str, not {type(location).__name__}; "
+            'for one that may be absent, write `Response.redirect(ctx.query.get("next") or "/", local=True)`'
+        )
+
+
 def _name_what_is_wrong(chunks: object) -> str:
     """Return what *chunks* are that Response.stream() can't take, and what to write instead."""
     if iscoroutine(chunks):
@@ -254,7 +270,8 @@ def _name_what_is_wrong(chunks: object) -> str:
 async def open_body(response: Response, ctx: Context) -> Response:
     """Return *response*, or a copy with its file open, for *ctx* to close.
 
-    HTTPError 404 is raised where there is no such file, ResultError for a body that can't be sent.
+    HTTPError 404 is raised where there is no such file, 503 where the system fails to open it, and ResultError for a body that
+    can't be sent.
     """
     body: object = response.body
     if isinstance(body, _File):
@@ -315,7 +332,7 @@ def content_length(size: int) -> tuple[bytes, bytes]:
 
 
 def _limits_on_caches(headers: Headers) -> dict[str, str]:
-    """Return what keeps a 404 in place of a file from being cached more widely than that; its lifetime is the file's alone."""
+    """Return what keeps an error in place of a file from being cached more widely than that; its lifetime is the file's alone."""
     fields = {name: ", ".join(headers.getall(name)) for name in ("vary", "cache-control")}
     if re.search(r"no-store|no-cache|private", fields["cache-control"], re.IGNORECASE) is None:
         del fields["cache-control"]
@@ -351,13 +368,14 @@ class _File:
         self._find = find
 
     async def open(self, response: Response, ctx: Context) -> Response:
-        """Return *response* with the file open and described, for *ctx* to close; HTTPError 404 where there is none."""
+        """Return *response* with the file open and described, for *ctx* to close; HTTPError 404 or 503 where it can't be opened."""
         if hasattr(self, "file") and self.file.opened in (ctx._open_files or ()):
             return response
         try:
             file = await anyio.to_thread.run_sync(self._find)
         except (OSError, ValueError) as cause:
-            raise HTTPError(404, headers=_limits_on_caches(response.headers)) from cause
+            status = 404 if _file.is_absent(cause) else 503
+            raise HTTPError(status, headers=_limits_on_caches(response.headers)) from cause
         if ctx._open_files is None:
             ctx._open_files = []
         ctx._open_files.append(file.opened)

@@ -19,7 +19,8 @@ class TestClient(httpx.AsyncClient):
     """An httpx.AsyncClient that asks *app* instead of the network, between its start-up and its shutdown.
 
     Use it as `async with TestClient(app) as client`. It speaks https, so it keeps Secure cookies as a browser does. A response
-    is whole when it arrives; what streams without an end needs a real server.
+    is whole when it arrives; what streams without an end needs a real server. For an App with *allowed_hosts*, pass a *base_url*
+    with one of these hosts, as in `base_url="https://shop.example"`.
     """
 
     __test__ = False

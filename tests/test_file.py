@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from email.utils import formatdate, parsedate_to_datetime
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gaman import App, Context, Response, define_integration
+from gaman import App, Context, HTTPError, Response, ResultError, _file, define_integration
 from tests.serving import SERVES, Connection, Program, get, request, running_script, until
 
 if TYPE_CHECKING:
@@ -104,7 +106,6 @@ async def test_an_empty_file_is_sent(ask: Ask, app: App) -> None:
         ("/files/sub%2Finner.txt", "inner"),
         ("/files?name=sub/inner.txt", "inner"),
         ("/files?name=/sub/inner.txt", "inner"),
-        ("/files?name=sub/../sub/./inner.txt", "inner"),
         ("/files/a%20b%C3%A9.txt", "odd name"),
         ("/files/inside", "inner"),
     ],
@@ -148,6 +149,17 @@ async def test_a_file_below_the_root_is_found(ask: Ask, app: App, target: str, t
         "sub%2F.hidden",
         "sub%2F..%2F..hidden",
         "...%2Fx",
+        "sub%2F.%2Finner.txt",
+        ".%2Fsub%2Finner.txt",
+        "sub%2F..%2Fpage.html",
+        "sub%2F..%2Fsub%2Finner.txt",
+        "sub%2F%2Finner.txt",
+        "%2F%2Fsub%2Finner.txt",
+        "%2F.%2Fsub%2Finner.txt",
+        "page.html%2F",
+        "page.html%2F.",
+        "sub%2Finner.txt%2F%2F",
+        "sub%2F",
     ],
     ids=lambda name: name[:30] or "empty",
 )
@@ -187,8 +199,47 @@ async def test_without_a_root_a_path_is_taken_as_it_is(ask: Ask, root: Path, mon
 
 
 async def test_a_path_of_4095_bytes_is_looked_for_and_a_longer_one_is_not(ask: Ask, root: Path) -> None:
-    assert await answers(ask, "./" * 2_043 + "page.html", root=root) == 200
-    assert await answers(ask, "/" + "./" * 2_043 + "page.html", root=root) == 404
+    name = "d" * 255
+    folder = os.open(root, os.O_RDONLY)
+    for _ in range(15):
+        os.mkdir(name, dir_fd=folder)
+        below = os.open(name, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(os.open(name, os.O_WRONLY | os.O_CREAT, dir_fd=folder))
+    os.close(folder)
+    path = "/".join([name] * 16)
+    assert len(path) == 4095
+    assert await answers(ask, path, root=root) == 200
+    assert await answers(ask, "/" + path, root=root) == 404
+
+
+async def test_a_guard_on_a_folder_meets_every_spelling_of_what_lies_there(ask: Ask, root: Path) -> None:
+    async def refuse(ctx: Context) -> None:
+        raise HTTPError(403)
+
+    async def below(ctx: Context) -> Response:
+        return Response.file(f"{ctx.params['folder']}/{ctx.params['name']}", root=root)
+
+    async def deep(ctx: Context) -> Response:
+        return Response.file("/".join(ctx.params.values()), root=root)
+
+    app = App({"/static": {"/sub/*": refuse, "/:folder/:name": below, "/:a/:b/:c": deep, "/:a/:b/:c/:d": deep}})
+    assert (await ask(app, "/static/sub/inner.txt")).status == 403
+    for target in ("/static/./sub/inner.txt", "/static/x/../sub/inner.txt", "/static/inside/..%2Fsub/inner.txt"):
+        assert (await ask(app, target)).status == 404
+
+
+async def test_a_backslash_is_a_separator_only_where_the_system_takes_it_for_one(ask: Ask, root: Path) -> None:
+    (root / "a\\..\\b").write_text("odd")
+    assert await answers(ask, "a\\..\\b", root=root, hidden=True) == (404 if os.sep == "\\" else 200)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE], ids=errno.errorcode.get)
+def test_a_fault_of_the_system_does_not_say_that_a_file_is_absent(code: int) -> None:
+    assert not _file.is_absent(OSError(code, os.strerror(code)))
+    assert _file.is_absent(OSError(errno.ENOENT, "none"))
+    assert _file.is_absent(ValueError("embedded null byte"))
 
 
 async def test_hidden_files_are_sent_where_that_is_asked_for(ask: Ask, root: Path) -> None:
@@ -222,9 +273,23 @@ def changing(root: Path, change: Callable[[Path], None]) -> App:
     return App({"/": handler}, integrations=[define_integration(name="change", on_response=on_response)])
 
 
-async def test_a_file_that_became_shorter_breaks_the_answer_off(ask: Ask, root: Path) -> None:
-    with pytest.raises(OSError, match="became shorter"):
-        await ask(changing(root, lambda path: os.truncate(path, 100)))
+async def test_a_file_that_became_shorter_breaks_the_answer_off_with_a_line(
+    ask: Ask, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = await ask(changing(root, lambda path: os.truncate(path, 100)))
+    # No last message: the server sees that the answer lacks its end.
+    assert answer.messages[-1]["more_body"] is True
+    [record] = caplog.records
+    assert "broke off: ResultError: " in record.getMessage()
+    assert "became shorter" in record.getMessage()
+    assert record.exc_info is None
+
+
+async def test_a_file_that_cannot_be_read_on_is_a_result_that_cannot_be_sent(root: Path) -> None:
+    with FileIO(root / "data.bin", "a") as unreadable:
+        file = _file.File(unreadable, SIZE, MODIFIED, '"x"', "text/plain")
+        with pytest.raises(ResultError, match="can't be read"):
+            await anext(_file.read(file, 0, SIZE))
 
 
 async def test_a_file_that_became_longer_is_sent_as_long_as_was_announced(ask: Ask, root: Path) -> None:
@@ -679,10 +744,16 @@ def test_a_long_path_is_not_looked_for(served: Served) -> None:
     assert get(served.port, f"/file?name={'a/' * 30_000}").status == 404
 
 
-@pytest.mark.parametrize("name", [".env", "dir/../.env", "/.env", "%2Eenv", "./.env", "dir//../.env"])
+@pytest.mark.parametrize("name", [".env", "/.env", "%2Eenv"])
 def test_a_hidden_file_is_not_sent_unless_that_is_asked_for(served: Served, name: str) -> None:
     assert get(served.port, f"/file?name={name}").status == 404
     assert get(served.port, f"/file?hidden=1&name={name}").body == b"a password"
+
+
+@pytest.mark.parametrize("name", ["dir/../.env", "./.env", "dir//../.env", "//.env", ".env/"])
+def test_a_hidden_file_has_no_other_path(served: Served, name: str) -> None:
+    for query in (f"name={name}", f"hidden=1&name={name}"):
+        assert get(served.port, f"/file?{query}").status == 404
 
 
 def test_a_browser_is_told_to_take_a_file_for_what_it_is_said_to_be(served: Served) -> None:
@@ -696,7 +767,7 @@ ASKS = [("GET", ""), ("HEAD", ""), ("GET", "If-None-Match: *"), ("GET", "If-Modi
 @pytest.mark.parametrize(("method", "field"), ASKS)
 @pytest.mark.parametrize(
     "target",
-    ["/removed", "/limited", *(f"/file?name={name}" for name in ("missing", "dir", "pipe", "dangling", "page.html/x", "%00"))],
+    ["/removed", *(f"/file?name={name}" for name in ("missing", "dir", "pipe", "dangling", "page.html/x", "%00"))],
 )
 def test_a_file_that_cannot_be_opened_is_a_404_for_every_method_and_condition(
     served: Served, target: str, method: str, field: str
@@ -706,6 +777,17 @@ def test_a_file_that_cannot_be_opened_is_a_404_for_every_method_and_condition(
         assert answer.status == 404
         # What hooks see is what is sent.
         assert answer.headers["x-seen"] == "404 None"
+
+
+@pytest.mark.parametrize(("method", "field"), ASKS)
+def test_a_file_for_which_no_descriptor_is_left_is_a_503_with_a_line_that_says_why(served: Served, method: str, field: str) -> None:
+    before = served.log().count("Too many open files")
+    with Connection(served.port) as connection:
+        answer = connection.ask(request("/limited", *([field] if field else []), method=method))
+        assert (answer.status, answer.headers["x-seen"]) == (503, "503 None")
+    until(lambda: served.log().count("Too many open files") > before, "the line that says why")
+    [*_, line] = [line for line in served.log().splitlines() if "Too many open files" in line]
+    assert f"{method} '/limited' answered 503: 503 Service Unavailable: OSError(" in line
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

@@ -84,6 +84,50 @@ async def test_a_message_without_control_characters_keeps_its_arguments(ask: Ask
     assert told.endswith("ValueError: caf\xe9\n    of two lines")
 
 
+@pytest.mark.parametrize("kind", ["cause", "context", "group", "group in a cause", "note", "syntax", "syntax message"])
+async def test_no_text_in_a_traceback_passes_for_a_record(ask: Ask, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    forged = "\ngaman: FORGED"
+    short, long = "can't parse x\ny", f"can't parse x\ny{forged}"
+
+    async def handler(ctx: Context) -> str:
+        inner, outer = ValueError(long), RuntimeError(short)
+        match kind:
+            case "cause":
+                raise outer from inner
+            case "context":
+                try:
+                    raise inner
+                except ValueError:
+                    raise outer  # noqa: B904
+            case "group":
+                raise ExceptionGroup(short, [inner, outer])
+            case "group in a cause":
+                raise outer from ExceptionGroup(short, [outer, ExceptionGroup(long, [inner])])
+            case "note":
+                outer.add_note(long)
+                raise outer from inner
+            case "syntax":
+                raise SyntaxError("no", ("x", 1, 1, long))
+            case _:
+                raise SyntaxError(long, (long, 1, 1, "x"))
+
+    told = await lines(App({"/": handler}), ask, caplog, "/")
+    assert "gaman: FORGED" in told
+    assert not any(line.startswith("gaman: FORGED") for line in told.split("\n"))
+    assert "    gaman: FORGED" in told
+
+
+async def test_the_notes_of_an_error_stay_as_they_are(ask: Ask) -> None:
+    error = ValueError("a\nb")
+    error.add_note("c\nd")
+
+    async def handler(ctx: Context) -> str:
+        raise error
+
+    assert (await ask(App({"/": handler}))).status == 500
+    assert (str(error), error.__notes__) == ("a\nb", ["c\nd"])
+
+
 class Unspeakable(ValueError):
     def __str__(self) -> str:
         raise RuntimeError("no")

@@ -17,7 +17,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from gaman import App, Context, Handler, HeaderError, Response, define_integration
+from gaman import App, Context, Handler, HeaderError, HTTPError, Response, ResultError, define_integration
 from tests.serving import SERVES, Connection, Program, request, running_script, until
 
 if TYPE_CHECKING:
@@ -1002,6 +1002,25 @@ def test_a_local_redirect_leads_to_a_path_of_this_site(served: Served, to: str, 
 )
 def test_a_local_redirect_to_anywhere_else_is_a_400(served: Served, to: str) -> None:
     assert redirected(served, to, "?local=1") == 400
+
+
+def test_a_local_redirect_has_at_most_4096_bytes_as_it_is_sent() -> None:
+    for longest in ("/" + "x" * 4095, "/x" + "\u20ac" * 454 + "x" * 8):
+        assert len(Response.redirect(longest, local=True).headers["location"]) == 4096
+        with pytest.raises(HTTPError) as caught:
+            Response.redirect(longest + "x", local=True)
+        assert caught.value.status == 400
+        # The application's own may be as long as it likes.
+        assert len(Response.redirect(longest + "x").headers["location"]) == 4097
+
+
+@pytest.mark.parametrize("target", [None, 5, b"/", ["/"]], ids=repr)
+def test_a_redirect_to_anything_but_a_str_is_a_400_if_local_and_else_says_what_to_write(target: Any) -> None:
+    with pytest.raises(HTTPError) as caught:
+        Response.redirect(target, local=True)
+    assert caught.value.status == 400
+    with pytest.raises(ResultError, match=r'or "/"'):
+        Response.redirect(target)
 
 
 @pytest.mark.parametrize("read", ["body", "stream"])
