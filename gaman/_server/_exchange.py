@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("gaman")
 
 Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-Fields: TypeAlias = list[tuple[bytes, bytes]]
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"connection"})

@@ -20,8 +20,8 @@ from urllib.parse import unquote
 
 import httptools
 
-from gaman._headers import MAX_FIELDS
-from gaman._server._exchange import STATUS_LINES, Exchange, Fields
+from gaman._headers import MAX_FIELDS, RawHeaders
+from gaman._server._exchange import STATUS_LINES, Exchange
 from gaman._server._outbox import Writer
 
 if sys.platform == "linux":
@@ -84,8 +84,8 @@ class Connection(asyncio.Protocol):
 
         # The request that is arriving: its head in parts, then its exchange until the body is complete.
         self._target = b""
-        self._fields: Fields | None = None
-        self._declined: Fields | None = None
+        self._fields: RawHeaders | None = None
+        self._declined: RawHeaders | None = None
         """The fields of a head that offered an upgrade, until it is parsed without the offer."""
         self._expects_continue = False
         self._body_left = 0
