@@ -653,6 +653,39 @@ def test_a_last_response_arrives_whole_whatever_the_client_sends_meanwhile(serve
     assert len(answer.body) == (1 << 22 if b"log=22" in first else 1 << 23)
 
 
+@pytest.mark.parametrize("how", ["idle", "stopped", "stopped, and asked again"])
+def test_a_client_that_still_reads_the_last_response_is_not_idle(tmp_path: Path, how: str) -> None:
+    with running_script(SERVED.replace("OPTIONS", ""), tmp_path) as program, Connection(program.port) as client:
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+        if how == "stopped, and asked again":
+            client.ask(request("/ignore"))
+            program.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        client.send(request("/large?log=23"))
+        octets, start = b"", time.monotonic()
+        while True:
+            octets += client.socket.recv(1 << 16)
+            if how == "stopped" and not octets[1 << 17 :] and len(octets) > 1 << 16:
+                program.send_signal(signal.SIGTERM)
+            # What it sends meanwhile would reset a connection that is closed.
+            if time.monotonic() - start > 1:
+                with suppress(ConnectionError):
+                    client.send(b"x" if "asked" in how else b"\r\n")
+            if len(octets) > 1 << 23:
+                break
+            time.sleep(0.03 if how == "idle" else 0.02)
+        assert len(answers(octets)[0].body) == 1 << 23
+
+
+def test_a_stream_of_http_1_0_that_ends_with_its_unfinished_request_does_not_look_complete(served: Served) -> None:
+    with Connection(served.port) as client:
+        client.send(b"POST /tick HTTP/1.0\r\nContent-Length: 10\r\n\r\nabc")
+        client.read_until(b"tick 0;")
+        client.socket.shutdown(socket.SHUT_WR)
+        with pytest.raises(ConnectionResetError):
+            client.read_rest()
+
+
 def test_a_client_that_never_closes_is_disconnected(served: Served) -> None:
     with Connection(served.port) as client:
         client.send(last("/ignore"))

@@ -1205,6 +1205,25 @@ def test_who_has_connected_before_a_server_stops_may_still_ask(tmp_path: Path) -
         assert b"\r\nconnection: close\r\n" in answer.lower()
 
 
+@pytest.mark.parametrize("first", [signal.SIGTTOU, signal.SIGHUP])
+def test_a_stop_right_after_a_worker_retires_loses_no_request(tmp_path: Path, first: signal.Signals) -> None:
+    source = GRACEFUL.replace("OPTIONS", "{'workers': 2}")
+    with running_script(source, tmp_path) as program, ExitStack() as stack:
+        clients = [stack.enter_context(Connection(program.port)) for _ in range(8)]
+        for client in clients:
+            client.send(request("/"))
+        until(lambda: program.stdout.count("in flight") == 8, "the requests")
+        program.send_signal(first)
+        if first == signal.SIGHUP:
+            time.sleep(0.4)
+        program.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        (tmp_path / "go").touch()
+        assert [client.read().body for client in clients] == [b"finished"] * 8
+        assert program.wait() == 0
+        assert "Traceback" not in program.stderr
+
+
 def test_workers_go_on_where_the_system_has_no_place_for_another(tmp_path: Path) -> None:
     source = GUARDED.replace("OPTIONS", "{'workers': 2}").replace(
         "def main():",

@@ -41,9 +41,15 @@ async def drain(listeners: Sequence[socket.socket]) -> None:
     """Return when the event loop has accepted every connection that waits on *listeners*."""
     if sys.platform != "win32":
         await asyncio.sleep(_HANDSHAKE)
-        queues = select.poll()
-        for listener in listeners:
-            queues.register(listener, select.POLLIN)
         deadline = time.monotonic() + _MAX_DRAIN
-        while queues.poll(0) and time.monotonic() < deadline:  # noqa: ASYNC110 - only the kernel knows
+        while _has_waiting(listeners) and time.monotonic() < deadline:  # noqa: ASYNC110 - only the kernel knows
             await asyncio.sleep(0)  # one turn of the loop accepts one connection
+
+
+def _has_waiting(listeners: Sequence[socket.socket]) -> bool:
+    queues = select.poll()
+    for listener in listeners:
+        # A worker that was retiring has closed it.
+        if listener.fileno() >= 0:
+            queues.register(listener, select.POLLIN)
+    return any(events & select.POLLIN for _, events in queues.poll(0))

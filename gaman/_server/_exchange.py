@@ -20,6 +20,8 @@ logger = logging.getLogger("gaman")
 Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_MAX_PROBES: Final = 8
+"""Zeros before a chunk's size: some clients take no more than 16 digits."""
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 """Fields that the server writes, once, whatever the application has."""
 
@@ -46,9 +48,10 @@ class Exchange:
         "_is_bodiless",
         "_is_chunked",
         "_is_disconnected",
-        "_is_probed",
         "_keep_alive",
         "_more_body",
+        "_probe_at",
+        "_probes",
         "_scope",
         "_unsent",
         "awaits_continue",
@@ -72,7 +75,9 @@ class Exchange:
         self.has_started = self.is_complete = False
         self.is_delimited = True
         """Whether its body ends before the connection does."""
-        self._is_bodiless = self._is_chunked = self._is_probed = False
+        self._is_bodiless = self._is_chunked = False
+        self._probes = 0
+        self._probe_at = 0.0
         self._unsent: int | None = None
         """Bytes of the announced Content-Length that are not sent yet."""
 
@@ -225,7 +230,10 @@ class Exchange:
         if self._is_bodiless:
             return b""
         if self._is_chunked:
-            chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            chunk = b""
+            if body:
+                chunk = b"%x\r\n%b\r\n" % (len(body), body)
+                self._probes = 0
             return chunk if has_more else chunk + b"0\r\n\r\n"
         if self._unsent is not None:
             self._unsent -= len(body)
@@ -233,16 +241,18 @@ class Exchange:
                 raise RuntimeError("the response's body is not as long as its Content-Length says")
         return body
 
-    def probe(self, *, has_ended: bool) -> None:
-        """Send the client something without a meaning, once: if it has left, it resets the connection."""
-        if self._is_probed:
+    def probe(self, now: float, *, has_ended: bool) -> None:
+        """Send the client something without a meaning, ever more rarely: if it has left, it resets the connection."""
+        if now < self._probe_at or self._probes >= _MAX_PROBES:
             return
         if self._is_chunked:
             # The size of the next chunk may begin with zeros (RFC 9112, section 7.1).
-            self._is_probed = True
             self._connection.writer.write(b"0")
         elif has_ended and not self.has_started and self._is_waiting() and self._scope["http_version"] == "1.1":
             # The application waits for the client to leave. A client takes any number of these (RFC 9110, section 15.2), and a
             # proxy, which may not, does not half-close.
-            self._is_probed = True
             self._connection.writer.write(_CONTINUE)
+        else:
+            return
+        self._probes += 1
+        self._probe_at = now + 2**self._probes

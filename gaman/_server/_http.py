@@ -157,9 +157,11 @@ class Connection(asyncio.Protocol):
         self._has_ended = True
         receiving, self._receiving = self._receiving, None
         if receiving is not None:
-            # Its request will never be complete. None is behind it, for those would have paused reading.
+            # Its request will never be complete. None is behind it, because that would have paused reading.
             receiving.disconnect()
             self._exchange = None
+            if receiving.has_started and not receiving.is_complete:
+                self.break_off(is_delimited=receiving.is_delimited)
         if self._exchange is not None:
             return True
         # Its last response may still wait for the end of the turn.
@@ -198,8 +200,8 @@ class Connection(asyncio.Protocol):
             self._loop.call_later(grace, self._close_idle)
 
     def _close_idle(self) -> None:
-        if self._exchange is None:
-            self.writer.close()
+        if self._grace == 0 or (self._exchange is None and not self._is_lingering):
+            self._close() if self._count_unsent() else self.writer.close()
 
     def check(self, now: float) -> None:
         """End the connection if its client has been silent for too long, or has left."""
@@ -207,14 +209,18 @@ class Connection(asyncio.Protocol):
         if self._is_lingering or self.drained is not None or self.writer.is_closing():
             self._check_reader(now)
         elif self._exchange is not None and (self._has_ended or self._is_paused):
-            self._look_for_client(self._exchange)
+            self._look_for_client(self._exchange, now)
         elif now >= self._deadline and not self._is_paused and (receiving is None or not receiving.awaits_continue):
-            self._time_out()
+            self._time_out(now)
 
-    def _time_out(self) -> None:
+    def _time_out(self, now: float) -> None:
         if self._receiving is None and self._fields is None:
-            # There is no request to answer.
-            self.writer.close()
+            # There is no request to answer, but a client that still reads the last response is not idle.
+            if self._count_unsent():
+                self._become_idle()
+                self._check_reader(now)
+            else:
+                self.writer.close()
         else:
             if self._receiving is None or not self._receiving.is_complete:
                 self._shared.log_once(
@@ -224,7 +230,7 @@ class Connection(asyncio.Protocol):
 
     def _check_reader(self, now: float) -> None:
         """Break the connection off if the client takes nothing of a response, or after it has taken the last, does not close."""
-        unsent = self._transport.get_write_buffer_size() + _count_unacknowledged(self._transport)
+        unsent = self._count_unsent()
         if unsent != self._unsent:
             self._unsent, self._unsent_since = unsent, now
         elif now - self._unsent_since >= (self._timeout if unsent else _LINGER):
@@ -234,7 +240,11 @@ class Connection(asyncio.Protocol):
                 )
             self._transport.abort()
 
-    def _look_for_client(self, exchange: Exchange) -> None:
+    def _count_unsent(self) -> int:
+        """Return how many bytes of what was written the client has not taken."""
+        return self._transport.get_write_buffer_size() + _count_unacknowledged(self._transport)
+
+    def _look_for_client(self, exchange: Exchange, now: float) -> None:
         """Break the connection off if the client has left, which the loop does not notice while nothing is read or written."""
         if not hasattr(select, "poll"):
             return
@@ -245,7 +255,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         else:
             # A client that has left looks like one that half-closes, but answers what it is sent with a reset.
-            exchange.probe(has_ended=self._has_ended or bool(events))
+            exchange.probe(now, has_ended=self._has_ended or bool(events))
 
     def _keep_alive_probes(self) -> None:
         """Have TCP notice within some minutes that a client has left while nothing is sent (RFC 9293, section 3.8.4)."""
