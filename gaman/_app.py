@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from gaman import _access
 from gaman._context import Context, log_extra
-from gaman._headers import MAX_FIELDS, RawHeaders
+from gaman._headers import RawHeaders
 from gaman._hosts import AllowedHosts, parse_host
 from gaman._integration import Integration, in_order
 from gaman._proxies import NEARBY, TrustedProxies
@@ -104,16 +104,13 @@ class App:
             await self._call_other(scope, receive, send)
             return
         host: bytes | None = None
-        fields: RawHeaders = scope["headers"]
-        for name, value in fields:
+        for name, value in scope["headers"]:
             if name == b"host":
                 # Two count as a comma, which is invalid.
                 host = value if host is None else b","
         try:
             if host != self._known_host:
                 self._check_host(host, scope, receive)
-            if len(fields) > MAX_FIELDS:
-                raise Answered(HTTPError(431))
             handler, params = self._matcher.match(scope)
         except Answered as answered:
             if _fault(host, scope) is None and (rewritten := in_origin_form(scope)) is not None:
@@ -126,13 +123,14 @@ class App:
         answer: Any = None
         try:
             try:
-                for on_request in self._on_request:
-                    answer = on_request(ctx)
-                    if answer is not None and hasattr(answer, "__await__"):
-                        answer = await answer
-                    if answer is not None:
-                        break
-                else:
+                if self._on_request:
+                    for on_request in self._on_request:
+                        answer = on_request(ctx)
+                        if answer is not None and hasattr(answer, "__await__"):
+                            answer = await answer
+                        if answer is not None:
+                            break
+                if answer is None:
                     answer = await handler(ctx)
                 response = answer if answer.__class__ is Response else to_response(answer)
                 if response.body.__class__ is not bytes:

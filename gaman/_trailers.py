@@ -1,10 +1,12 @@
-"""Trailers under plain uvicorn, whose httptools protocol appends them to the fields of the request's head."""
+"""Trailers under plain uvicorn, whose protocol appends them to the fields of the head, which it does not limit."""
 
 from __future__ import annotations
 
 import sys
 from functools import wraps
 from typing import Any
+
+from gaman._headers import MAX_FIELDS
 
 
 def drop_trailers() -> None:
@@ -23,6 +25,9 @@ def drop_trailers() -> None:
     def on_header(self: Any, name: bytes, value: bytes) -> None:
         # The method is known as soon as the head is complete.
         if "method" not in self.scope:
+            if len(self.headers) >= MAX_FIELDS:
+                # What is raised here, uvicorn answers with 400.
+                raise ValueError(f"a request has at most {MAX_FIELDS} fields")
             append(self, name, value)
 
     protocol.on_header = on_header

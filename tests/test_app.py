@@ -516,12 +516,3 @@ async def test_a_start_that_fails_says_in_one_line_what_led_to_it(caplog: pytest
     [message] = server.sent
     assert message["message"] == "the store can't be reached: refused by the host"
     assert caplog.records == []
-
-
-@pytest.mark.anyio
-async def test_a_request_has_at_most_256_fields_under_any_server(ask: Ask) -> None:
-    async def home(ctx: Context) -> str:
-        return "home"
-
-    for count, status in ((256, 200), (257, 431)):
-        assert (await ask(App({"/": home}), headers=[(b"host", b"a"), *[(b"x", b"1")] * (count - 1)])).status == status

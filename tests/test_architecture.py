@@ -59,7 +59,8 @@ ORDER = [
     ["gaman._response"],
     ["gaman._file"],
     ["gaman._cookies", "gaman._proxies"],
-    ["gaman._headers", "gaman._hosts", "gaman._tracebacks", "gaman._trailers"],
+    ["gaman._trailers"],
+    ["gaman._headers", "gaman._hosts", "gaman._tracebacks"],
     ["gaman._fields", "gaman._log", "gaman._target"],
     ["gaman.errors"],
 ]

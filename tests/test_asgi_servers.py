@@ -240,3 +240,9 @@ uvicorn.Server(uvicorn.Config(app, proxy_headers=False)).run([listener])
     with running_script(source, tmp_path) as program:
         assert get(program.port, "/").body == b'["127.0.0.1","::ffff:127.0.0.1"]'
         assert get(program.port, "/", "X-Forwarded-For: ::ffff:203.0.113.5").body == b'["203.0.113.5","::ffff:127.0.0.1"]'
+
+
+def test_uvicorn_takes_at_most_256_fields(tmp_path: Path) -> None:
+    with served("uvicorn", tmp_path) as client, Connection(client.base_url.port or 0) as connection:
+        assert connection.ask(request("/profile", *["X: 1"] * 255)).status == 200
+        assert connection.ask(request("/profile", *["X: 1"] * 256)).status == 400
