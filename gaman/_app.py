@@ -96,24 +96,21 @@ class App:
         """Take *hosts* in the place of allowed_hosts; ConfigError names one that can't be a host."""
         self._allowed_hosts = AllowedHosts(hosts)
         self._has_refused_a_host = False
-        # The last Host field that was valid, where any is allowed: most sites have one. No request's equals the first.
-        self._known_host: object = ...
+        # The last Host field that was valid, where any is allowed: most sites have one.
+        self._known_host: tuple[bytes, bytes] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._call_other(scope, receive, send)
             return
-        host: bytes | None = None
-        for name, value in scope["headers"]:
-            if name == b"host":
-                # Two count as a comma, which is invalid.
-                host = value if host is None else b","
+        fields: RawHeaders = scope["headers"]
         try:
-            if host != self._known_host:
-                self._check_host(host, scope, receive)
+            # Most clients send Host first. Servers refuse a second one, gaman's and those that build on h11 among them.
+            if not fields or fields[0] != self._known_host:
+                self._check_host(scope, receive)
             handler, params = self._matcher.match(scope)
         except Answered as answered:
-            if _fault(host, scope) is None and (rewritten := in_origin_form(scope)) is not None:
+            if _fault(scope) is None and (rewritten := in_origin_form(scope)) is not None:
                 await self(rewritten, receive, send)
             else:
                 # No hook runs: hooks count on a path and a host.
@@ -236,12 +233,12 @@ class App:
             return Response.text(told or "".join(traceback.format_exception(*own(error))), 500)
         return error_response(HTTPError(500))
 
-    def _check_host(self, field: bytes | None, scope: Scope, receive: Receive) -> None:
+    def _check_host(self, scope: Scope, receive: Receive) -> None:
         """Raise Answered for a Host field with a fault, or for a host that isn't allowed."""
-        if (fault := _fault(field, scope)) is not None:
+        if (fault := _fault(scope)) is not None:
             raise Answered(HTTPError(400, fault))
         if self._allowed_hosts.allows_any:
-            self._known_host = field or ...
+            self._known_host = next((field for field in scope["headers"] if field[0] == b"host" and field[1]), None)
             return
         # What proxies say of the host can differ from request to request.
         asked = Context(scope, receive, {}, self)
@@ -342,12 +339,14 @@ class App:
         return found
 
 
-def _fault(host: bytes | None, scope: Scope) -> str | None:
+def _fault(scope: Scope) -> str | None:
     """Return what is wrong with the Host field of a request (RFC 9112, section 3.2), or None."""
-    if not host:
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    if hosts in ([], [b""]):
         # An empty field says no more than none does, and some servers add one to a request without it.
         return "the request has no Host" if scope.get("http_version") == "1.1" else None
-    return "the request has an invalid Host, or two" if parse_host(host.decode("latin-1")) is None else None
+    is_valid = len(hosts) == 1 and parse_host(hosts[0].decode("latin-1")) is not None
+    return None if is_valid else "the request has an invalid Host, or two"
 
 
 class _NotLoaded:

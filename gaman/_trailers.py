@@ -25,9 +25,11 @@ def drop_trailers() -> None:
     def on_header(self: Any, name: bytes, value: bytes) -> None:
         # The method is known as soon as the head is complete.
         if "method" not in self.scope:
+            # What is raised here, uvicorn answers with 400.
             if len(self.headers) >= MAX_FIELDS:
-                # What is raised here, uvicorn answers with 400.
                 raise ValueError(f"a request has at most {MAX_FIELDS} fields")
+            if name.lower() == b"host" and any(field[0] == b"host" for field in self.headers):
+                raise ValueError("a request has one Host (RFC 9112, section 3.2)")
             append(self, name, value)
 
     protocol.on_header = on_header

@@ -51,7 +51,7 @@ _LINGER: Final = 1.0
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _POLLRDHUP: Final = getattr(select, "POLLRDHUP", 0)
-_NOTED: Final = frozenset({b"content-length", b"expect", b"transfer-encoding"})
+_NOTED: Final = frozenset({b"content-length", b"expect", b"host", b"transfer-encoding"})
 """Fields of a request that matter to the connection."""
 
 
@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
         self._fields: RawHeaders | None = None
         self._declined: RawHeaders | None = None
         """The fields of a head that offered an upgrade, until it is parsed without the offer."""
-        self._expects_continue = False
+        self._has_host = self._expects_continue = False
         self._body_left = 0
         """Bytes of a body with a Content-Length that have not come yet."""
         self._receiving: Exchange | None = None
@@ -323,7 +323,7 @@ class Connection(asyncio.Protocol):
         self._unread = 0
         self._target = b""
         self._fields = []
-        self._expects_continue = False
+        self._has_host = self._expects_continue = False
         self._body_left = 0
         self.expect_more()
 
@@ -341,7 +341,11 @@ class Connection(asyncio.Protocol):
             raise _RefusedError(431)
         name, value = name.lower(), value.rstrip(b" \t")
         if name in _NOTED:
-            if name == b"content-length":
+            if name == b"host":
+                if self._has_host:
+                    raise _RefusedError(400)
+                self._has_host = True
+            elif name == b"content-length":
                 self._body_left = int(value)
             elif name == b"expect":
                 self._expects_continue |= b"100-continue" in [each.strip() for each in value.lower().split(b",")]
