@@ -129,7 +129,7 @@ def cookies_driver() -> tuple[Call, Call]:
         kept = request.session
         kept._put("user", kept._encode("user", values["user"]))
         token, _ = kept._finish()
-        return b"__Host-gaman=" + bytes(token, "ascii")
+        return b"__Host-Http-gaman=" + bytes(token, "ascii")
 
     def read(cookie: bytes) -> dict[str, Any]:
         request = Request((b"cookie", cookie))

@@ -237,7 +237,12 @@ def test_what_a_cookie_cannot_hold_is_refused(value: str) -> None:
         pytest.param("__Http-a", {"secure": False}, id="__Http- without secure"),
         pytest.param("__Http-a", {"http_only": False}, id="__Http- without http_only"),
         pytest.param("__Host-Http-a", {"http_only": False}, id="__Host-Http- without http_only"),
+        pytest.param("__Host-Http-a", {"secure": False}, id="__Host-Http- without secure"),
+        pytest.param("__Host-Http-a", {"domain": "example.com"}, id="__Host-Http- with a domain"),
+        pytest.param("__Host-Http-a", {"path": "/x"}, id="__Host-Http- with a path"),
         pytest.param("__HOST-a", {"secure": False}, id="prefixes in any case"),
+        pytest.param("__hTTp-a", {"http_only": False}, id="__Http- in any case"),
+        pytest.param("__hOST-hTTP-a", {"http_only": False}, id="__Host-Http- in any case"),
         pytest.param("__Host-a", {"domain": "example.com"}, id="__Host- with a domain"),
         pytest.param("__Host-a", {"path": "/x"}, id="__Host- with a path"),
     ],
@@ -288,7 +293,7 @@ def test_deleting_twice_is_fine() -> None:
     assert len(lines(cookies)) == 1
 
 
-@pytest.mark.parametrize(("name", "partitioned"), [("__Host-a", False), ("__Secure-a", False), ("a", True)])
+@pytest.mark.parametrize(("name", "partitioned"), [("__Host-a", False), ("__Secure-a", False), ("__HTTP-a", False), ("a", True)])
 def test_deleting_is_secure_where_browsers_insist(name: str, partitioned: bool) -> None:
     cookies = Cookies(is_secure=lambda: False)
     cookies.delete(name, partitioned=partitioned)

@@ -92,7 +92,7 @@ def walk_through(browser: Browser) -> None:
     login = browser.get("/login")
     assert login.json() == {"status": "logged in", "user": user}
     name, _, rest = login.headers["set-cookie"].partition("=")
-    assert (name, rest.partition("; ")[2]) == ("__Host-gaman", ATTRIBUTES)
+    assert (name, rest.partition("; ")[2]) == ("__Host-Http-gaman", ATTRIBUTES)
     assert "Angga" not in login.headers["set-cookie"]
 
     profile = browser.get("/profile")
@@ -102,7 +102,7 @@ def walk_through(browser: Browser) -> None:
 
     logout = browser.get("/logout")
     assert logout.json() == {"status": "logged out"}
-    assert logout.headers["set-cookie"] == f"__Host-gaman=; {ATTRIBUTES.replace('86400', '0')}"
+    assert logout.headers["set-cookie"] == f"__Host-Http-gaman=; {ATTRIBUTES.replace('86400', '0')}"
     assert browser.get("/profile").json() == {"error": "Not authenticated"}
     assert browser.get("/check").json() == {"hasUser": False, "isAuthenticated": False}
 
@@ -134,7 +134,7 @@ def test_the_page_is_told_of_the_cookie_and_never_its_value() -> None:
     with serving(str(EXAMPLES / "workflow.py")) as browser:
         login = browser.get("/login")
         assert login.headers["x-cookie-came"] == "no"
-        assert login.headers["x-cookie-set"] == f"__Host-gaman=...; {ATTRIBUTES}"
+        assert login.headers["x-cookie-set"] == f"__Host-Http-gaman=...; {ATTRIBUTES}"
         check = browser.get("/check")
         assert check.headers["x-cookie-came"] == "yes"
         assert "x-cookie-set" not in check.headers

@@ -119,7 +119,7 @@ def test_a_client_is_known_by_its_own_address_and_url_whatever_it_claims(
 def test_the_secure_cookie_is_kept_and_nothing_is_warned_of(tmp_path: Path, certificate: Path, http2: bool, fields: str) -> None:
     with served(tmp_path, certificate, http2, fields) as (program, client):
         [cookie] = client.get("/login").headers.get_list("set-cookie")
-        assert cookie.startswith("__Host-gaman=")
+        assert cookie.startswith("__Host-Http-gaman=")
         assert "; Secure" in cookie
         assert client.get("/profile").json() == {"user": "Angga"}
         assert program.stop() == 0

@@ -98,10 +98,10 @@ def session(
     `memory`, `file`, `redis`, `sql` or `mongodb`) and that driver's options, or a Driver object. *max_age* is a session's lifetime
     in seconds, *idle_timeout* a limit within it that each use moves on. *secure* keeps the cookie to HTTPS and to localhost.
 
-    *cookie_name* is by default `__Host-gaman` where browsers allow that prefix, else `gaman`; *same_site*, *domain*, *path* and
-    *partitioned* are the cookie's attributes (RFC 6265bis). *encrypt* seals the values in a store. *serializer* is `"msgpack"`,
-    `"json"` or an object with `encode(value)` and `decode(data, type)`. *max_sessions_per_owner* is how many sessions an owner has
-    at most: the oldest goes when one more is tied to them.
+    *cookie_name* is by default `__Host-Http-gaman`; with a domain or another path `__Secure-gaman`, and without *secure* `gaman`.
+    *same_site*, *domain*, *path* and *partitioned* are the cookie's attributes (RFC 6265bis). *encrypt* seals the values in a
+    store. *serializer* is `"msgpack"`, `"json"` or an object with `encode(value)` and `decode(data, type)`.
+    *max_sessions_per_owner* is how many sessions an owner has at most: the oldest goes when one more is tied to them.
     """
     options = _options.check(
         secret,

@@ -95,7 +95,8 @@ def check(
     _one_of("text", str, path=path, same_site=same_site)
     _one_of("text, or None", (str, type(None)), cookie_name=cookie_name, domain=domain)
     if cookie_name is None:
-        cookie_name = "__Host-gaman" if secure and path == "/" and domain is None else "gaman"
+        is_host_only = path == "/" and domain is None
+        cookie_name = ("__Host-Http-gaman" if is_host_only else "__Secure-gaman") if secure else "gaman"
     cookie = CookieOptions(cookie_name, path, domain, secure, same_site, partitioned)
     try:
         cookie.line(max_age)

@@ -56,7 +56,8 @@ def test_a_secure_cookie_over_plain_http_is_warned_of_just_where_the_browser_dro
         {"path": "/profile"},
         {"same_site": "strict"},
         {"same_site": "none", "partitioned": True},
-        {"cookie_name": "__Host-Http-sid"},
+        {"domain": "a.test", "path": "/profile"},
+        {"cookie_name": "__Http-sid", "domain": "a.test"},
         {"driver": {"type": "memory"}, "cookie_name": "sid"},
     ],
     ids=str,
@@ -79,14 +80,14 @@ def test_the_cookie_goes_to_its_own_host_alone_and_over_tls_alone(serve: Serve, 
     [cookie] = page.context.cookies()
     kept = {name: value for name, value in cookie.items() if name not in ("value", "expires")}
     assert kept == {
-        "name": "__Host-gaman",
+        "name": "__Host-Http-gaman",
         "domain": "a.test",
         "path": "/",
         "secure": True,
         "httpOnly": True,
         "sameSite": "Lax",
     }
-    assert names(site.visit(page, "/cookies")) == {"__Host-gaman"}
+    assert names(site.visit(page, "/cookies")) == {"__Host-Http-gaman"}
     assert site.visit(page, "/cookies", "shop.a.test") == ""
     assert plain.visit(page, "/cookies") == ""
 
@@ -96,10 +97,34 @@ def test_a_script_neither_sees_the_cookie_nor_replaces_it(serve: Serve, page: Pa
     site.visit(page, "/login")
     assert page.evaluate("document.cookie") == ""
     assert page.evaluate("cookieStore.getAll()") == []
-    page.evaluate("document.cookie = '__Host-gaman=mine; Secure; Path=/'")
-    assert page.evaluate("cookieStore.set('__Host-gaman', 'mine').catch(() => 'refused')") == "refused"
-    page.evaluate("document.cookie = '__Host-gaman=; Max-Age=0; Secure; Path=/'")
+    page.evaluate("document.cookie = '__Host-Http-gaman=mine; Secure; Path=/'")
+    assert page.evaluate("cookieStore.set('__Host-Http-gaman', 'mine').catch(() => 'refused')") == "refused"
+    page.evaluate("document.cookie = '__Host-Http-gaman=; Max-Age=0; Secure; Path=/'")
     assert site.visit(page, "/profile") == "Angga"
+    # Nor does it plant one where there is none, which the prefix __Host- would let it.
+    page.context.clear_cookies()
+    page.evaluate("document.cookie = '__Host-Http-gaman=mine; Secure; Path=/'")
+    page.evaluate("document.cookie = '__Host-gaman=mine; Secure; Path=/'")
+    assert site.visit(page, "/cookies") == "__Host-gaman=mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "__Host-Http-gaman"),
+        ({"partitioned": True, "same_site": "none"}, "__Host-Http-gaman"),
+        ({"domain": "a.test"}, "__Secure-gaman"),
+        ({"path": "/profile"}, "__Secure-gaman"),
+        ({"secure": False}, "gaman"),
+    ],
+    ids=str,
+)
+def test_the_browser_keeps_the_cookie_under_the_strictest_name_that_its_attributes_allow(
+    serve: Serve, page: Page, options: dict[str, Any], name: str
+) -> None:
+    site = serve(**options)
+    site.visit(page, "/login")
+    assert [cookie.get("name") for cookie in page.context.cookies()] == [name]
 
 
 def test_nobody_beside_the_host_plants_a_session_of_theirs(serve: Serve, context: BrowserContext, page: Page) -> None:
@@ -108,17 +133,19 @@ def test_nobody_beside_the_host_plants_a_session_of_theirs(serve: Serve, context
     token = site.visit(page, "/cookies").partition("=")[2]
     context.clear_cookies()
     # Names that a lenient reader would trim to that of the session. A single octet is no UTF-8, and is sent as it came.
-    lookalikes = [prefix + b"__Host-gaman" for prefix in (b"", b"\x85", b"\xa0", "\u2000".encode(), b"$Version=1,", b"x,", b"=")]
-    lookalikes += [b'"__Host-gaman"', b"__host-gaman"]
+    lookalikes = [
+        prefix + b"__Host-Http-gaman" for prefix in (b"", b"\x85", b"\xa0", "\u2000".encode(), b"$Version=1,", b"x,", b"=")
+    ]
+    lookalikes += [b'"__Host-Http-gaman"', b"__host-http-gaman"]
     for name in lookalikes:
-        send_cookie(plain, page, name + f"={token}; Path=/".encode())
-        send_cookie(site, page, name + f"={token}; Domain=a.test; Path=/; Secure".encode(), "evil.a.test")
+        send_cookie(plain, page, name + f"={token}; Path=/; HttpOnly".encode())
+        send_cookie(site, page, name + f"={token}; Domain=a.test; Path=/; Secure; HttpOnly".encode(), "evil.a.test")
     sent = names(site.visit(page, "/cookies"))
-    assert "x,__Host-gaman" in sent
-    assert "__Host-gaman" not in sent
+    assert "x,__Host-Http-gaman" in sent
+    assert "__Host-Http-gaman" not in sent
     assert site.visit(page, "/profile") == "nobody"
     # From the host itself, under the name itself, it is a session.
-    send_cookie(site, page, f"__Host-gaman={token}; Path=/; Secure")
+    send_cookie(site, page, f"__Host-Http-gaman={token}; Path=/; Secure; HttpOnly")
     assert site.visit(page, "/profile") == "Angga"
 
 
@@ -147,9 +174,9 @@ def test_same_site_decides_what_another_site_can_make_the_browser_send(
         return names(page.inner_text("body"))
 
     assert "unsaid" in go("b.test", "a form")
-    assert [way for way in FROM_ELSEWHERE if "__Host-gaman" in go("b.test", way)] == goes_along
+    assert [way for way in FROM_ELSEWHERE if "__Host-Http-gaman" in go("b.test", way)] == goes_along
     # A subdomain is the same site, so SameSite is no wall against it.
-    assert [way for way in FROM_ELSEWHERE if "__Host-gaman" in go("shop.a.test", way)] == ["a link", "a form"]
+    assert [way for way in FROM_ELSEWHERE if "__Host-Http-gaman" in go("shop.a.test", way)] == ["a link", "a form"]
 
 
 def test_in_a_frame_of_another_site_a_partitioned_session_is_kept_for_that_site_alone(serve: Serve, page: Page) -> None:

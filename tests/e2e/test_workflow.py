@@ -39,7 +39,7 @@ def test_who_logs_in_stays_so_over_a_reload_until_they_log_out(workflow: Site, p
     click(page, "Profile", "401 Unauthorized", "Not authenticated")
 
     click(page, "Log in", "200 OK", "logged in", "Angga")
-    expect(page.locator("#attributes")).to_contain_text("__Host-gaman=...")
+    expect(page.locator("#attributes")).to_contain_text("__Host-Http-gaman=...")
     expect(seen).to_have_text("Nothing: document.cookie does not show it.")
 
     page.reload()

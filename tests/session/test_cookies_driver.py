@@ -16,7 +16,7 @@ from tests.session.sites import Clock, Site, getting, opened, serving, setting
 pytestmark = pytest.mark.anyio
 
 USER = {"id": 1, "name": "Angga", "email": "angga@example.com"}
-NAME = "__Host-gaman"
+NAME = "__Host-Http-gaman"
 
 
 async def _token(site: Site) -> str:

@@ -222,17 +222,17 @@ async def test_a_response_that_another_hook_keeps_for_all_requests_stays_clean(d
 @pytest.mark.parametrize(
     ("options", "name", "attributes"),
     [
-        ({}, "__Host-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"),
-        ({"max_age": 60}, "__Host-gaman", "Max-Age=60; Path=/; Secure; HttpOnly; SameSite=Lax"),
+        ({}, "__Host-Http-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"),
+        ({"max_age": 60}, "__Host-Http-gaman", "Max-Age=60; Path=/; Secure; HttpOnly; SameSite=Lax"),
         ({"secure": False}, "gaman", "Max-Age=86400; Path=/; HttpOnly; SameSite=Lax"),
-        ({"same_site": "strict"}, "__Host-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Strict"),
-        ({"same_site": "none"}, "__Host-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=None"),
-        ({"domain": "example.com"}, "gaman", "Max-Age=86400; Path=/; Domain=example.com; Secure; HttpOnly; SameSite=Lax"),
-        ({"path": "/app"}, "gaman", "Max-Age=86400; Path=/app; Secure; HttpOnly; SameSite=Lax"),
-        ({"partitioned": True}, "__Host-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax; Partitioned"),
+        ({"same_site": "strict"}, "__Host-Http-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Strict"),
+        ({"same_site": "none"}, "__Host-Http-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=None"),
+        ({"domain": "example.com"}, "__Secure-gaman", "Max-Age=86400; Path=/; Domain=example.com; Secure; HttpOnly; SameSite=Lax"),
+        ({"path": "/app"}, "__Secure-gaman", "Max-Age=86400; Path=/app; Secure; HttpOnly; SameSite=Lax"),
+        ({"partitioned": True}, "__Host-Http-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax; Partitioned"),
         ({"cookie_name": "sid"}, "sid", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"),
-        ({"idle_timeout": 60}, "__Host-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"),
-        ({"encrypt": True, "serializer": "json"}, "__Host-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"),
+        ({"idle_timeout": 60}, "__Host-Http-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"),
+        ({"encrypt": True, "serializer": "json"}, "__Host-Http-gaman", "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"),
     ],
     ids=str,
 )
@@ -280,7 +280,7 @@ async def test_the_sessions_cookie_and_the_handlers_own_do_not_disturb_each_othe
 
     async with running(handle, driver=driver) as app:
         names = [line.partition("=")[0] for line in (await ask(app)).headers.getall("set-cookie")]
-    assert sorted(names) == ["__Host-gaman", "theme"]
+    assert sorted(names) == ["__Host-Http-gaman", "theme"]
 
 
 def _asked_over(scheme: str, host: str | None) -> dict[str, Any]:

@@ -189,7 +189,7 @@ async def test_logout_takes_the_cookie_back(site: Site) -> None:
     browser = site.browser()
     await browser.do(setting(a=1))
     reply = await browser.request(_clear)
-    assert reply.set_cookie == "__Host-gaman=; Max-Age=0; Path=/; Secure; HttpOnly; SameSite=Lax"
+    assert reply.set_cookie == "__Host-Http-gaman=; Max-Age=0; Path=/; Secure; HttpOnly; SameSite=Lax"
     assert await browser.all() == {}
 
 
@@ -248,7 +248,7 @@ async def test_a_cookie_that_ends_with_the_browser_stays_one(site: Site, clock: 
 
     for work in (login, again):
         line = str((await browser.request(work)).set_cookie)
-        assert line.startswith("__Host-gaman=")
+        assert line.startswith("__Host-Http-gaman=")
         assert "Max-Age" not in line
     clock.now += 86_399
     assert await browser.do(getting("user")) == USER
@@ -678,7 +678,7 @@ async def test_a_visitor_without_a_session_costs_no_trip(clock: Clock) -> None:
     driver = Counting()
     async with serving(Site(driver, clock)) as site:
         driver.trips.clear()
-        for cookie in (None, "__Host-gaman=", "__Host-gaman=garbage", "__Host-gaman=" + "A" * 72):
+        for cookie in (None, "__Host-Http-gaman=", "__Host-Http-gaman=garbage", "__Host-Http-gaman=" + "A" * 72):
             await site.request(_many_reads, cookie)
             await site.request(_clear, cookie)
         assert driver.trips == []
