@@ -3,7 +3,7 @@
 from gaman._app import App
 from gaman._body import Form, UploadedFile
 from gaman._context import Context, log_extra
-from gaman._cookies import Cookies, SameSite, find_cookie
+from gaman._cookies import Cookies, SameSite, find_cookie, find_cookies
 from gaman._fields import Fields
 from gaman._headers import Headers, MutableHeaders
 from gaman._integration import Integration, Priority, define_integration
@@ -39,6 +39,7 @@ __all__ = [
     "define_integration",
     "define_routes",
     "find_cookie",
+    "find_cookies",
     "log_extra",
     "serve",
 ]

@@ -1,7 +1,7 @@
 """Cookies (RFC 6265): the Cookie field read as browsers write it, Set-Cookie lines written so that browsers keep them."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Literal
 
@@ -58,6 +58,20 @@ def find_cookie(headers: RawHeaders, wanted: str) -> str | None:
                     if equals and name.strip(" \t") == wanted:
                         return content.strip(" \t")
     return None
+
+
+def find_cookies(headers: RawHeaders, wanted: str) -> Iterator[str]:
+    """Yield every cookie *wanted* that an ASGI scope's *headers* bring, in their order; find_cookie() returns the first.
+
+    A browser may keep several of one name, for different paths, domains or partitions, and no server can rely on their order
+    (RFC 6265, section 5.4).
+    """
+    for field, value in headers:
+        if field == b"cookie":
+            for pair in value.decode("latin-1").split(";"):
+                name, equals, content = pair.partition("=")
+                if equals and name.strip(" \t") == wanted:
+                    yield content.strip(" \t")
 
 
 class Cookies:

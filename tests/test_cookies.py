@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaman import App, Context, Cookies, HeaderError, find_cookie
+from gaman import App, Context, Cookies, HeaderError, find_cookie, find_cookies
 from gaman._cookies import parse_cookies
 from gaman.testing import TestClient
 
@@ -71,6 +71,13 @@ def test_a_field_of_very_many_cookies_keeps_them_all() -> None:
 def test_one_cookie_is_found_as_among_all(headers: list[tuple[bytes, bytes]]) -> None:
     for name in ("a", "b", "ab", "missing"):
         assert find_cookie(headers, name) == parse_cookies(headers).get(name)
+        assert next(find_cookies(headers, name), None) == find_cookie(headers, name)
+
+
+def test_all_cookies_of_one_name_are_found_in_their_order() -> None:
+    headers = [(b"cookie", b"a=1; b=2;a = 3 ; A=4"), (b"x-cookie", b"a=5"), (b"cookie", b'a="6"; a; =a; aa=7; a=; a=1')]
+    assert list(find_cookies(headers, "a")) == ["1", "3", '"6"', "", "1"]
+    assert list(find_cookies(headers, "missing")) == []
 
 
 @given(st.binary())

@@ -127,7 +127,8 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
     driver_name = "cookies" if driver is None else driver.name
     sessions = Sessions(
         driver=driver,
-        keyring=Keyring(options.secrets, cookie.name),
+        # A browser keeps a cookie of another slot beside the new one. A store can end its session; without one, it is never valid.
+        keyring=Keyring(options.secrets, cookie.slot if driver is None else cookie.name),
         codec=options.codec,
         max_age=options.max_age,
         idle_timeout=options.idle_timeout,

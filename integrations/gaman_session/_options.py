@@ -35,6 +35,13 @@ class CookieOptions:
     same_site: SameSite
     partitioned: bool
 
+    @property
+    def slot(self) -> str:
+        """What browsers tell this cookie from another by (RFC 6265bis, section 5.7): its name, unless there is more to it."""
+        domain = "" if self.domain is None else f"; Domain={self.domain.removeprefix('.').lower()}"
+        path = "" if self.path == "/" else f"; Path={self.path}"
+        return f"{self.name}{domain}{path}{'; Partitioned' if self.partitioned else ''}"
+
     def line(self, max_age: int) -> bytes:
         """Return the Set-Cookie line of an empty cookie, or raise HeaderError for one that browsers would not keep."""
         cookies = Cookies()

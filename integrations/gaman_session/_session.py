@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from inspect import iscoroutine
+from itertools import islice
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
-from gaman import log_extra
+from gaman import find_cookies, log_extra
 from gaman_session._counters import Counters, Rejection
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
@@ -30,6 +31,9 @@ FOREVER: Final = 1000 * 365 * 86_400
 # An idle limit is moved on once a tenth of it has passed, so that reading does not become writing.
 _TOUCH_AFTER: Final = 0.1
 _MISSING: Final = object()
+
+_MAX_COOKIES: Final = 4
+"""How many cookies of the session's name a request may have; the rest is ignored."""
 
 END: Final[Answer] = ("", 0)
 """Have the browser forget the cookie."""
@@ -285,6 +289,10 @@ class Session(ABC):
 
     def _outlive(self) -> None:  # noqa: B027 - only a session that can have an owner has something to do
         """Have a tag that waits to go out count as made only now."""
+
+    def _tokens(self) -> Iterator[str]:
+        """Return the values of the request's cookies with the session's name, in order, and at most _MAX_COOKIES of them."""
+        return islice(find_cookies(self._scope["headers"], self._sessions.cookie_name), _MAX_COOKIES)
 
     def _open_for_change(self) -> None:
         self._is_used = True

@@ -118,6 +118,30 @@ class StoredSession(Session):
             self._identity = self._sessions.keyring.identify(token)
             if self._identity is None:
                 self._reject("forged")
+                self._go_on()
+
+    def _twins(self) -> list[Identity]:
+        """Return every session, live or not, that the request's cookies of the session's name lead to, in their order."""
+        identities = map(self._sessions.keyring.identify, self._tokens())
+        return list({identity.id: identity for identity in identities if identity is not None}.values())
+
+    def _untried(self) -> list[Identity]:
+        """Return the twins that come after the current session; none after one that this request began."""
+        twins, identity = self._twins(), self._identity
+        if identity is None:
+            return twins
+        ids = [twin.id for twin in twins]
+        return twins[ids.index(identity.id) + 1 :] if identity.id in ids else []
+
+    def _go_on(self) -> bool:
+        """Take the next twin as the current session, because this one is dead; return whether there is one.
+
+        A browser keeps a dead cookie beside the live one if they differ in domain, path or partition, and may send it first.
+        """
+        untried = self._untried()
+        if untried:
+            self._identity = untried[0]
+        return bool(untried)
 
     def _load(self, key: str | None) -> Awaitable[None] | None:
         if key in self._changes:
@@ -132,18 +156,21 @@ class StoredSession(Session):
         if self._is_loaded:
             return
         self._identify()
-        identity = self._identity
-        found = record = None
-        if identity is not None:
-            found = await self._driver.load(identity.handle, now=self._sessions.clock())
+        record, is_ended = None, False
+        while self._identity is not None:
+            found = await self._driver.load(self._identity.handle, now=self._sessions.clock())
             if isinstance(found, Record):
-                record = found
+                record, is_ended = found, False
                 self._sessions.counters.loaded += 1
-            else:
-                self._reject("expired")
+                break
+            self._reject("expired")
+            # A tombstone. Of several dead sessions, one that was ended is enough for the request's changes to be dropped.
+            is_ended = is_ended or found is not None
+            # A session that this request has read is not replaced by another one.
+            if self._record is not None or not self._go_on():
+                break
         if not self._is_cleared:
-            # What was found and is no record is the tombstone of one.
-            self._record, self._is_ended = record, found is not record
+            self._record, self._is_ended = record, is_ended
             self._is_loaded = True
 
     def _keys(self) -> Iterable[str]:
@@ -254,10 +281,18 @@ class StoredSession(Session):
         if self._identity is not None:
             await self._driver.destroy(self._identity.handle, now=self._sessions.clock())
             self._sessions.counters.ended += 1
+            await self._end_others(self._twins())
             self._forget()
         self._is_cleared = False
 
-    async def _apply(self, changes: Mapping[str, bytes | None]) -> None:
+    async def _end_others(self, twins: Iterable[Identity]) -> None:
+        """End *twins* but the current session, so that the browser's other cookies lead the visitor to none of them."""
+        current = self._identity
+        for twin in twins:
+            if current is None or twin.id != current.id:
+                await self._driver.destroy(twin.handle, now=self._sessions.clock())
+
+    async def _apply(self, changes: Mapping[str, bytes | None], was_ended: bool = False) -> None:
         identity = self._identity
         if identity is None:
             await self._begin()
@@ -278,12 +313,17 @@ class StoredSession(Session):
             return
         if outcome is Outcome.EMPTIED:
             self._sessions.counters.ended += 1
+            await self._end_others(self._twins())
             self._forget()
             self._settle(changes)
             return
         if self._record is None:
             self._reject("expired")
-        if outcome is Outcome.ABSENT and self._record is None:
+            was_ended = was_ended or outcome is Outcome.ENDED
+            if self._go_on():
+                await self._apply(changes, was_ended)
+                return
+        if not was_ended and outcome is Outcome.ABSENT and self._record is None:
             # Nobody has ended what this request has seen: the cookie is an old one, and a session begins anew.
             await self._begin()
         else:
@@ -333,6 +373,8 @@ class StoredSession(Session):
                 # What was ended meanwhile stays so; but a login beside a logout is not lost.
                 await self._begin(lost)
                 return
+            # With its cookie first, an older session would come before the one that a login has just renamed.
+            await self._end_others(self._untried())
             if self._record.tag is not None:
                 lost = self._record.tag, self._identity.handle
             changes = dict(self._changes)

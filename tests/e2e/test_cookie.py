@@ -194,6 +194,26 @@ def test_in_a_frame_of_another_site_a_partitioned_session_is_kept_for_that_site_
     assert site.visit(page, "/profile") == "Angga"
 
 
+@pytest.mark.parametrize("driver", [{"type": "cookies"}, {"type": "sql", "file": "sessions.db"}], ids=lambda driver: driver["type"])
+@pytest.mark.parametrize("before", [{"domain": "a.test"}, {"path": "/profile"}, {"partitioned": True}], ids=str)
+def test_a_cookie_from_before_a_change_of_its_attributes_neither_locks_out_nor_outlives_a_logout(
+    serve: Serve, page: Page, driver: dict[str, Any], before: dict[str, Any]
+) -> None:
+    options = {"driver": driver, "cookie_name": "sid", "same_site": "none"}
+    old, new = serve(**options, **before), serve(**options)
+    old.visit(page, "/login?name=old")
+    # Without a store, such a cookie is not valid any more; with one, its session goes on until the logout.
+    assert new.visit(page, "/profile") == ("nobody" if driver["type"] == "cookies" else "old")
+    new.visit(page, "/profile/logout")
+    assert new.visit(page, "/profile") == "nobody"
+    new.visit(page, "/login?name=new")
+    assert len(page.context.cookies()) == 2
+    assert new.visit(page, "/profile") == "new"
+    new.visit(page, "/profile/logout")
+    assert len(page.context.cookies()) == 1
+    assert new.visit(page, "/profile") == "nobody"
+
+
 # How large
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,12 @@ class Site:
         return response
 
     async def request(
-        self, work: Work, cookie: str | None = None, *, response: Response | None = None, scheme: str = "https"
+        self, work: Work, cookie: str | Sequence[str] | None = None, *, response: Response | None = None, scheme: str = "https"
     ) -> Reply:
-        """Run one request; *cookie* is the Cookie field as it is."""
+        """Run one request; *cookie* is the Cookie field as it is, or several."""
         reply = Reply()
         headers = [(b"host", b"testserver")]
-        if cookie is not None:
-            headers.append((b"cookie", cookie.encode("latin-1")))
+        headers += [(b"cookie", field.encode("latin-1")) for field in ([cookie] if isinstance(cookie, str) else cookie or ())]
 
         async def receive() -> dict[str, Any]:
             await asyncio.Event().wait()

@@ -9,7 +9,8 @@ cookie anew.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -102,7 +103,8 @@ class CookieSession(Session):
         sessions = self._sessions
         token = find_cookie(self._scope["headers"], sessions.cookie_name)
         self._has_cookie = token is not None
-        if token is not None:
+        others: Iterator[str] | None = None
+        while token is not None:
             payload = sessions.keyring.open_token(token)
             if payload is None:
                 self._reject("forged")
@@ -119,6 +121,10 @@ class CookieSession(Session):
                         self._fields = carried.fields
                         return
                     self._reject("expired")
+            # Browsers may send a dead cookie of the same name before the live one (RFC 6265, section 5.4).
+            if others is None:
+                others = islice(self._tokens(), 1, None)
+            token = next(others, None)
         self._fields = {}
 
     def _times(self) -> tuple[float, float] | None:
