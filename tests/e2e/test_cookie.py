@@ -199,7 +199,7 @@ def test_in_a_frame_of_another_site_a_partitioned_session_is_kept_for_that_site_
 def test_a_cookie_from_before_a_change_of_its_attributes_neither_locks_out_nor_outlives_a_logout(
     serve: Serve, page: Page, driver: dict[str, Any], before: dict[str, Any]
 ) -> None:
-    options = {"driver": driver, "cookie_name": "sid", "same_site": "none"}
+    options: dict[str, Any] = {"driver": driver, "cookie_name": "sid", "same_site": "none"}
     old, new = serve(**options, **before), serve(**options)
     old.visit(page, "/login?name=old")
     # Without a store, such a cookie is not valid any more; with one, its session goes on until the logout.
