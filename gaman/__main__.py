@@ -7,6 +7,8 @@ import asyncio
 import os
 import re
 import secrets
+import shlex
+import stat
 import sys
 import traceback
 from collections.abc import Sequence
@@ -65,9 +67,12 @@ def _key(options: argparse.Namespace) -> None:
         # A new file is for its owner alone; one that exists keeps its mode.
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as opened:
             opened.write(f"{newline}GAMAN_KEY={secret}\n".encode())
+            mode = os.fstat(opened.fileno()).st_mode
     except OSError as error:
         sys.exit(f"gaman: can't write {file}: {error.strerror}")
     print(f"gaman: GAMAN_KEY is in {file}; keep it out of version control")
+    if mode & (stat.S_IRGRP | stat.S_IROTH):
+        print(f"gaman: other users of this machine may read it; run `chmod 600 {shlex.quote(str(file))}`", file=sys.stderr)
 
 
 def _serve(options: argparse.Namespace) -> None:

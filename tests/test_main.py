@@ -71,6 +71,17 @@ def test_key_keeps_the_other_lines_of_a_file_byte_for_byte(tmp_path: Path, befor
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o700, 0o640, 0o604, 0o644, 0o622])
+def test_key_says_how_to_hide_a_file_that_others_may_read(tmp_path: Path, mode: int) -> None:
+    file = tmp_path / "my settings"
+    file.touch()
+    file.chmod(mode)
+    _, stderr = gaman("key", "--env", "my settings", cwd=tmp_path)
+    told = "gaman: other users of this machine may read it; run `chmod 600 'my settings'`\n"
+    assert stderr == (told if mode & 0o044 else "")
+    assert stat.S_IMODE(file.stat().st_mode) == mode
+
+
 @pytest.mark.parametrize(
     "line",
     [

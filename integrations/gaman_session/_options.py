@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from inspect import Parameter, signature
+from itertools import pairwise
 from typing import Any
 
 from gaman import ConfigError, Cookies, HeaderError, SameSite
@@ -20,6 +22,8 @@ from gaman_session.drivers import DRIVERS, find_driver
 # Chromium keeps no cookie longer (RFC 6265bis, section 5.5).
 _LONGEST = 400 * 86_400
 _SHORTEST_SECRET = 32
+# What examples have where a secret goes. A random key holds one of these less than once in a billion.
+_find_placeholder = re.compile("change.?(me|this|it)|(your|my|super|top).?secret|password|insecure", re.IGNORECASE).search
 _CHOICES = {"same_site": ": 'lax', 'strict' or 'none'"}
 _DRIVER = ("name", "shared", "open", "close", "load", "create", "apply", "swap", "rename", "destroy", "purge")
 
@@ -64,7 +68,7 @@ class CookieOptions:
 class Options:
     """What session() was given, complete and consistent."""
 
-    secrets: Sequence[str]
+    secrets: Sequence[str] = field(repr=False)
     driver: Driver | None
     """None where the cookie holds the session."""
     max_age: int
@@ -112,11 +116,7 @@ def check(
     made = _driver(driver)
     if not encrypt and made is None:
         raise ConfigError("session(encrypt=False): a cookie is always encrypted; leave encrypt out, or choose another driver")
-    warnings = [
-        f"a session secret of {len(each.encode())} bytes can be guessed; make one of at least {_SHORTEST_SECRET} with `gaman key`"
-        for each in secrets
-        if len(each.encode()) < _SHORTEST_SECRET
-    ]
+    warnings = [warning for each in secrets if (warning := _weakness(each))]
     if max_age > _LONGEST:
         warnings.append(f"session(max_age={max_age}): browsers keep no cookie longer than 400 days, {_LONGEST} seconds")
     _most(max_sessions_per_owner, made)
@@ -140,6 +140,20 @@ def _secrets(secret: str | Sequence[str] | None) -> Sequence[str]:
         if not isinstance(each, str) or not each.strip() or not each.isprintable():
             raise ConfigError("session(): a secret is empty, or no printable string; run `gaman key` to make one")
     return secrets
+
+
+def _weakness(secret: str) -> str | None:
+    """Return why *secret* can be guessed, or None where nothing shows that it can."""
+    if (size := len(secret.encode())) < _SHORTEST_SECRET:
+        return f"a session secret of {size} bytes can be guessed; make one of at least {_SHORTEST_SECRET} with `gaman key`"
+    pairs = set(pairwise(secret))
+    steps = {ord(after) - ord(before) for before, after in pairs}
+    # Its pairs come twice, or its characters in their order. A long random one of few characters repeats pairs too, but has many.
+    if len(pairs) <= min(len(secret) // 2, 48) or len(steps) < 8:
+        return "a session secret that follows a pattern can be guessed; make one with `gaman key`"
+    if _find_placeholder(secret):
+        return "a session secret with the words of an example can be guessed; make one with `gaman key`"
+    return None
 
 
 def _one_of(what: str, kind: type | tuple[type, ...], **values: object) -> None:
@@ -170,8 +184,10 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
     if not isinstance(driver, Mapping):
         missing = [name for name in _DRIVER if not hasattr(driver, name)]
         if missing or isinstance(driver, type):
-            takes = "it takes a dict with a type, or a Driver object"
-            raise ConfigError(f"session(driver={driver!r}): {takes}, and this has no {', '.join(missing) or 'instance'}")
+            # What it is stays out of the message: it may be a URL with a password, or the secret in the wrong place.
+            given = f"the class {driver.__name__}" if isinstance(driver, type) else f"a {type(driver).__name__}"
+            takes = f"it takes a dict with a type, or a Driver object{_dict_for(driver)}"
+            raise ConfigError(f"session(driver=...): {takes}; {given} has no {', '.join(missing) or 'instance'}")
         return driver
     settings = dict(driver)
     kind = settings.pop("type", None)
@@ -185,7 +201,8 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
         takes = f"the types are {', '.join(types)}"
         if "type" not in driver:
             raise ConfigError(f"session(driver=...): the dict has no 'type'; {takes}")
-        raise ConfigError(f"session(driver={{'type': {kind!r}}}): there is no such driver; {takes}{_nearest(kind, types)}")
+        shown = "..." if "://" in str(kind) else repr(kind)
+        raise ConfigError(f"session(driver={{'type': {shown}}}): there is no such driver; {takes}{_nearest(kind, types)}")
     for name in settings:
         if name not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
@@ -194,6 +211,14 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
         if parameter.default is Parameter.empty and name not in settings:
             raise ConfigError(f"the {kind} driver needs {name}; write driver={{'type': {kind!r}, {name!r}: ...}}")
     return None if factory is None else factory(**settings)
+
+
+def _dict_for(driver: object) -> str:
+    """Return, where *driver* is a URL, how to write it."""
+    if not isinstance(driver, str) or "://" not in driver:
+        return ""
+    options = "'mongodb', 'db_name': ..., 'uri': ..." if driver.startswith("mongodb") else "'redis', 'url': ..."
+    return f", so write driver={{'type': {options}}}"
 
 
 def _nearest(name: object, known: Iterable[str]) -> str:

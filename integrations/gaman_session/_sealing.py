@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from gaman import ConfigError
+
 _VERSION = b"\x01"
 _KEY_ID = 4
 _NONCE = 12
@@ -40,7 +42,7 @@ _PADDING = ("", "", "==", "=")
 _LAST = (_ALPHABET, "", _ALPHABET[::16], _ALPHABET[::4])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class _Keys:
     """What one secret gives."""
 
@@ -61,15 +63,27 @@ class Identity(NamedTuple):
     """Whether the cookie is to end with the browser."""
     values: Values
 
+    def __repr__(self) -> str:
+        # The id is as good as the cookie.
+        return f"{type(self).__name__}(handle={self.handle!r})"
+
 
 class Keyring:
-    """The keys of every honoured secret, for the cookie *name*: the first one seals, and all of them open."""
+    """The keys of every honoured secret, for the cookie *name*: the first one seals, and all of them open.
+
+    A secret may be listed twice. ConfigError: two secrets have the same key id, so what one of them has sealed could not be opened.
+    """
 
     def __init__(self, secrets: Iterable[str], name: str) -> None:
         self._name = name.encode()
         self._token_context = b"token\0" + self._name
-        all_keys = [_derive(secret.encode()) for secret in secrets]
+        all_keys = [_derive(secret.encode()) for secret in dict.fromkeys(secrets)]
         self._keys = {keys.head: keys for keys in all_keys}
+        if len(self._keys) < len(all_keys):
+            raise ConfigError(
+                "session(): two of the secrets have the same key id, so sessions of one of them could not be opened; replace the "
+                "newer of the two with one that `gaman key` makes"
+            )
         self._newest = all_keys[0]
         # A browser asks several times in a row, and its cookie is the same each time: what it holds, and which session it leads to.
         self._opened: dict[str, bytes] = {}

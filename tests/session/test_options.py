@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from secrets import randbits, token_hex, token_urlsafe
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from gaman import App, ConfigError, Context, GamanError, Integration, Response
 from gaman.session import Session, session
+from gaman_session import _options
+from gaman_session._integration import integrate as integrate_options
+from gaman_session._sealing import Keyring
 from gaman_session.drivers.memory import MemoryDriver
 from tests.conftest import Ask
 from tests.session.sites import SECRET
@@ -19,6 +25,16 @@ OTHER = "another secret of the tests, as long as that"
 SHORT = "a secret of 31 bytes, too short"
 # Chromium's limit for a cookie's age.
 FOUR_HUNDRED_DAYS = 400 * 86_400
+DEFAULTS: dict[str, Any] = {
+    "idle_timeout": None,
+    "cookie_name": None,
+    "same_site": "lax",
+    "domain": None,
+    "path": "/",
+    "partitioned": False,
+    "encrypt": True,
+    "serializer": None,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -243,11 +259,103 @@ async def test_a_short_secret_is_warned_of_once_at_start(ask: Ask, caplog: pytes
 
 @pytest.mark.parametrize(
     ("secret", "count"),
-    [(SHORT + "!", 0), ([SECRET, SHORT], 1), ([SHORT, "short too"], 2), ("é" * 16, 0), ("é" * 15, 1)],
+    [(SHORT + "!", 0), ([SECRET, SHORT], 1), ([SHORT, "short too"], 2), ("éàèùâêîôûëïüÿçœæ", 0), ("éàèùâêîôûëïüÿçœ", 1)],
     ids=["of 32 bytes", "an old one", "two", "of 32 bytes in UTF-8", "of 30 bytes in UTF-8"],
 )
 async def test_each_secret_under_32_bytes_is_warned_of(secret: Any, count: int, caplog: pytest.LogCaptureFixture) -> None:
     assert len(await warnings_at_start(integrate(secret=secret), caplog)) == count
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "a" * 32,
+        "ab" * 50,
+        "a" * 16 + "b" * 16,
+        "é" * 16,
+        "secret" * 8,
+        "0123456789" * 4,
+        "0123456789abcdef" * 2,
+        "abcdefghijklmnopqrstuvwxyz0123456789",
+        "change-me-" * 4,
+        "change-me-to-something-long-and-random",
+        "CHANGE_THIS_TO_A_LONG_RANDOM_STRING",
+        "the-password-of-the-example-is-this",
+        "my-secret-key-is-kept-in-this-very-file",
+    ],
+)
+async def test_a_long_secret_that_can_be_guessed_is_warned_of(secret: str, caplog: pytest.LogCaptureFixture) -> None:
+    (warning,) = await warnings_at_start(integrate(secret=[SECRET, secret]), caplog)
+    assert "can be guessed" in warning
+    assert "`gaman key`" in warning
+    assert secret not in warning
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: token_urlsafe(32), lambda: token_hex(16), lambda: token_hex(500), lambda: str(uuid4()), lambda: str(randbits(450))],
+    ids=["gaman key", "32 hexadecimal digits", "1,000 hexadecimal digits", "UUID", "decimal digits"],
+)
+def test_a_random_secret_is_never_warned_of(make: Callable[[], str]) -> None:
+    assert [secret for secret in (make() for _ in range(1000)) if _options.check(secret, None, 60, True, **DEFAULTS).warnings] == []
+
+
+def test_two_secrets_with_the_same_key_id_are_refused() -> None:
+    # Found by a search: two such are one pair in four thousand million.
+    pair = ["a secret of the tests, number 0001497", "a secret of the tests, number 0117975"]
+    for secrets in (pair, pair[::-1], [SECRET, *pair], [pair[0], SECRET, pair[1]]):
+        reason = refusal(secret=secrets)
+        assert "the same key id" in reason
+        assert "`gaman key`" in reason
+        assert "number" not in reason
+    for secret in pair:
+        integrate(secret=[secret, SECRET])
+
+
+async def test_a_secret_that_is_listed_twice_does_no_harm(ask: Ask) -> None:
+    old = await set_cookie(ask, integrate(secret=OTHER))
+    line = await set_cookie(ask, integrate(secret=[SECRET, OTHER, SECRET]))
+    assert await _count(ask, integrate(secret=[SECRET, SECRET]), line) == 2
+    assert await _count(ask, integrate(secret=[SECRET, OTHER, OTHER]), old) == 2
+
+
+@pytest.mark.parametrize(
+    "driver",
+    [
+        None,
+        {"type": "memory"},
+        {"type": "redis", "url": "redis://user:hidden@localhost/1"},
+        {"type": "redis", "url": "redis+sentinel://:hidden@localhost,[::1]/main"},
+        {"type": "mongodb", "db_name": "x", "uri": "mongodb://user:hidden@localhost"},
+    ],
+    ids=str,
+)
+async def test_the_repr_of_no_object_shows_a_secret(driver: Any) -> None:
+    secret = "a secret of the tests, which is hidden"
+    options = _options.check(secret, driver, 60, True, **DEFAULTS)
+    integration = integrate_options(options)
+    keyring = Keyring([secret], "sid")
+    identity = keyring.identify(keyring.sign_id(b"hidden" * 5 + b"12", False))
+    assert identity is not None
+    seen = _all_inside([options, App({}, integrations=[integration]), keyring, identity])
+    for each in seen:
+        assert "hidden" not in repr(each), type(each)
+    # Nor a key that was made of it.
+    keys = keyring._newest
+    for key in (keys.id, keys.value, keys.owner, keys.note):
+        assert repr(key) not in "".join(map(repr, seen))
+
+
+def _all_inside(objects: list[Any]) -> list[Any]:
+    """Return *objects*, and those of this project that they hold, however deep."""
+    for each in objects:
+        held: list[Any] = [*getattr(each, "__dict__", {}).values()]
+        held += [getattr(each, name, None) for name in getattr(each, "__slots__", ())]
+        held += each if issubclass(type(each), tuple) else []
+        held = [getattr(value, "__self__", value) for value in held]
+        ours = [value for value in held if issubclass(type(value), tuple) or type(value).__module__.startswith("gaman")]
+        objects += [value for value in ours if all(value is not other for other in objects)]
+    return [each for each in objects if type(each).__module__.startswith("gaman")]
 
 
 @pytest.mark.parametrize(("max_age", "count"), [(FOUR_HUNDRED_DAYS, 0), (FOUR_HUNDRED_DAYS + 1, 1)], ids=["400 days", "more"])
@@ -338,6 +446,25 @@ def test_the_callers_dict_is_left_as_it_was() -> None:
     driver = {"type": "memory", "max_sessions": 5}
     integrate(driver=driver)
     assert driver == {"type": "memory", "max_sessions": 5}
+
+
+@pytest.mark.parametrize(
+    ("driver", "mend"),
+    [
+        ("redis://:hidden@localhost", "driver={'type': 'redis', 'url': ...}"),
+        ("rediss+cluster://:hidden@localhost", "driver={'type': 'redis', 'url': ...}"),
+        ("mongodb+srv://user:hidden@localhost", "driver={'type': 'mongodb', 'db_name': ..., 'uri': ...}"),
+        ("a hidden secret in the wrong place", "a dict with a type"),
+        (["redis://:hidden@localhost"], "a dict with a type"),
+        ({"type": "redis://:hidden@localhost"}, "the types are"),
+        ({"type": ["redis://:hidden@localhost"]}, "the types are"),
+        ({"url": "redis://:hidden@localhost"}, "the dict has no 'type'"),
+    ],
+)
+def test_a_driver_that_is_refused_shows_no_password(driver: Any, mend: str) -> None:
+    reason = refusal(driver=driver)
+    assert "hidden" not in reason
+    assert mend in reason
 
 
 @pytest.mark.parametrize("driver", ["memory", "", 5, [], object(), ("type", "memory")], ids=lambda driver: repr(driver)[:12])

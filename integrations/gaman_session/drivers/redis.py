@@ -427,6 +427,9 @@ class _Address(NamedTuple):
     """For each host a URL of redis-py's."""
     master: str
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.hosts!r})"
+
     def connect(self, pool_size: int, patience: float) -> Sequence[Any]:
         """Return a client, and those of the Sentinels; they connect later, and lose patience after so many seconds."""
         is_alone = not self.kind
