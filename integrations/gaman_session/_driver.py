@@ -9,7 +9,13 @@ from typing import Final, Literal, Protocol
 from msgspec import Struct
 
 TOMBSTONE: Final = 60
-"""Seconds for which a driver remembers that an id was ended or renamed."""
+"""Seconds for which a driver remembers that an id was ended or renamed, and that the sessions of an owner were ended."""
+
+MAX_SKEW: Final = 1
+"""Seconds by which the clocks of processes may differ. What was noted further ahead comes from a clock that was set back since."""
+
+LARGE: Final = 64 * 1024
+"""Bytes of a session beyond which loading it shares no round trip with other calls."""
 
 
 class Outcome(Enum):
@@ -27,6 +33,8 @@ class Outcome(Enum):
     """There is no such session: never begun, expired, or lost with the store's data; nothing was written."""
     REFUSED = auto()
     """The sessions of the tag's owner were ended after the tag was made; nothing was written. See OwnerDriver."""
+    TOO_LARGE = auto()
+    """The session would grow beyond the size allowed; nothing was written."""
 
 
 # Up to Python 3.11, looking up an enum's member costs as much as a call, and nearly every write has this outcome.
@@ -45,7 +53,7 @@ class Tag(Struct, frozen=True):
 
 
 class Record(Struct, omit_defaults=True):
-    """A session as a driver keeps it; times are seconds since the epoch."""
+    """A session as a driver keeps it; times are seconds since the epoch, and the first two are whole milliseconds."""
 
     fields: dict[str, bytes]
     created: float
@@ -57,6 +65,8 @@ class Record(Struct, omit_defaults=True):
     """Raised by each write, so that rename() can tell whether one came in between."""
     tag: Tag | None = None
     """None where it is nobody's, and always so in a driver that is no OwnerDriver."""
+    seal: bytes = b""
+    """What proves `created` and `expires`; empty where nothing is sealed. It comes with them, and never changes."""
 
 
 class Driver(Protocol):
@@ -69,6 +79,12 @@ class Driver(Protocol):
 
     Ending or renaming a session leaves a tombstone in its place for TOMBSTONE seconds, which holds nothing but, after a rename,
     the new id. It makes late writes answer ENDED, and leads a late destroy() on to the renamed session.
+
+    The size of a session is the sum of the bytes of its fields' names and values. A driver may count what its store needs beside
+    them, at most 64 bytes a field and 256 a session. A write that takes a session beyond *max_size* bytes, and makes it larger than
+    it is, is TOO_LARGE. The check is part of the atomic write, so that concurrent writes can't exceed the size together.
+
+    Loading a session of more than LARGE bytes shares no round trip with other calls, so that these don't wait for it.
 
     What lies in the store and can't be one of these, because it was damaged or written by someone else, is absent too, and is
     reported once.
@@ -101,17 +117,29 @@ class Driver(Protocol):
         """
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self,
+        id: str,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
     ) -> Outcome:
         """Set and delete single fields in one trip and leave all others alone; never bring a session into being.
 
         The session's deadline moves to *deadline*, but not beyond its expiry, and stays where *deadline* is None. Where no field is
-        left, the session ends and the outcome is EMPTIED. Otherwise it is WRITTEN, ENDED or ABSENT.
+        left, the session ends and the outcome is EMPTIED. Otherwise it is WRITTEN, TOO_LARGE, ENDED or ABSENT.
         """
         ...
 
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
-        """Set one field if its bytes are *old*, or if it is missing where *old* is None: WRITTEN, CONFLICT, ENDED or ABSENT."""
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        """Set one field if its bytes are *old*, or if it is missing where *old* is None.
+
+        The outcome is WRITTEN, CONFLICT, TOO_LARGE, ENDED or ABSENT.
+        """
         ...
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
@@ -138,13 +166,22 @@ class OwnerDriver(Driver, Protocol):
     The index never misses a session that is there. What it has of others, which were ended, ran out or were given to somebody else,
     is left out of every answer, and leaves it by itself.
 
-    end_owned() leaves something like a tombstone too: for TOMBSTONE seconds, a tag that was made before its *until* is REFUSED. So
-    a login that was under way is over with the rest, and one that comes later is not. A rename takes along a tag that the session
-    already has, which is one with the same `since`; it is never refused.
+    end_owned() takes effect at one instant, its *now*. For TOMBSTONE seconds, a tag that was made before is REFUSED: a login in
+    flight at that instant is dropped, and a later one succeeds. A call whose own *now* is more than MAX_SKEW seconds before that
+    instant ignores it, because the clock was set back since. A rename takes along a tag that the session already has, which is one
+    with the same `since`; it is never refused.
     """
 
     async def tag(
-        self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self,
+        id: str,
+        tag: Tag | None,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
     ) -> Outcome:
         """Do what apply() does, and in the same step give the session to the owner of *tag*, or to nobody where that is None.
 
@@ -156,11 +193,10 @@ class OwnerDriver(Driver, Protocol):
         """Return every session of *owner* by its id, with its times and its tag; the fields may be left out."""
         ...
 
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         """End every session of *owner* but those in *keep*, and those they are renamed to meanwhile; return how many that were.
 
-        Tags made before *until* are refused from then on; those kept stay as they are. *until* may lie a little ahead: then this is
-        the end of what is tied while it runs, too.
+        Tags made before *now* are refused from then on; those kept stay as they are.
         """
         ...
 

@@ -174,7 +174,7 @@ class Keyring:
 class Values:
     """Seals the values of one session, each bound to its field."""
 
-    __slots__ = ("_context", "_id", "_keys", "_newest", "_subkeys")
+    __slots__ = ("_context", "_id", "_keys", "_newest", "_proven", "_subkeys")
 
     def __init__(self, keys: dict[bytes, _Keys], newest: _Keys, id: bytes, context: bytes) -> None:
         self._keys = keys
@@ -182,6 +182,8 @@ class Values:
         self._id = id
         self._context = context
         self._subkeys: dict[bytes, AESGCMSIV] = {}
+        # A browser asks several times in a row, and the times of its session are the same each time.
+        self._proven: tuple[bytes, float, float] | None = None
 
     def seal(self, field: str, data: bytes) -> bytes:
         """Return *data*, to be opened under *field* of this session alone."""
@@ -192,6 +194,28 @@ class Values:
         """Return what seal() was given, or None where *sealed* comes from somewhere else."""
         keys = self._keys.get(sealed[:_HEAD])
         return None if keys is None else _open(self._subkey(keys), sealed, self._context + field.encode())
+
+    def seal_times(self, created: float, expires: float) -> bytes:
+        """Return what proves the times of this session, which are seconds in whole milliseconds."""
+        return self._newest.head + self._mac_times(self._newest, created, expires)
+
+    def proves_times(self, seal: bytes, created: float, expires: float) -> bool:
+        """Return whether *seal* is what seal_times() gave for these times."""
+        if self._proven == (seal, created, expires):
+            return True
+        keys = self._keys.get(seal[:_HEAD])
+        try:
+            is_proven = keys is not None and compare_digest(seal[_HEAD:], self._mac_times(keys, created, expires))
+        except (OverflowError, ValueError):
+            # It is infinite, or not a number.
+            return False
+        if is_proven:
+            self._proven = seal, created, expires
+        return is_proven
+
+    def _mac_times(self, keys: _Keys, created: float, expires: float) -> bytes:
+        times = b"%d %d" % (round(created * 1000), round(expires * 1000))
+        return blake2b(self._id + times, digest_size=_MAC, key=keys.value, person=b"gaman times").digest()
 
     def _subkey(self, keys: _Keys) -> AESGCMSIV:
         subkey = self._subkeys.get(keys.head)
