@@ -510,7 +510,7 @@ async def test_files_of_owners_go_with_their_sessions_and_with_a_purge(clock: Cl
     assert entries() == ids[1:]
     await driver.purge(now=clock.now + 100, limit=100)
     assert entries() == [ids[1]]
-    await driver.end_owned(OWNER, keep=(), now=clock.now + 100, until=clock.now + 100)
+    await driver.end_owned(OWNER, keep=(), now=clock.now + 100)
     assert entries() == [".ended"]
     await driver.purge(now=clock.now + 100 + TOMBSTONE, limit=100)
     assert [*folder.glob("owners/??/*")] == []
@@ -544,7 +544,7 @@ async def test_redis_forgets_an_owner_with_the_last_of_their_sessions() -> None:
         # What is over goes when somebody logs in.
         await driver.create("f" * 64, _record(500, now + 30))
         assert await driver._client.zcard(key) == 2
-        await driver.end_owned(OWNER, keep=(), now=now + 40, until=now + 40)
+        await driver.end_owned(OWNER, keep=(), now=now + 40)
         assert await driver._client.zrange(key, 0, -1) == [b"ended"]
         assert 0 < await driver._client.ttl(key) <= TOMBSTONE
     finally:
@@ -565,9 +565,9 @@ async def test_a_tag_that_the_end_of_all_overtakes_in_a_cluster_is_refused_and_t
     await driver.open()
     try:
         await driver.create(id, Record({"key": b"1"}, now, now + 100, now + 100))
-        assert await driver.tag(id, early, {"key": b"2"}, (), now=now, deadline=None) is Outcome.REFUSED
+        assert await driver.tag(id, early, {"key": b"2"}, (), now=now, deadline=None, max_size=1000) is Outcome.REFUSED
         assert await driver.load(id, now=now) == Record({"key": b"1"}, now, now + 100, now + 100)
-        assert await driver.tag(id, later, {"key": b"3"}, (), now=now, deadline=None) is Outcome.WRITTEN
+        assert await driver.tag(id, later, {"key": b"3"}, (), now=now, deadline=None, max_size=1000) is Outcome.WRITTEN
         assert [*await driver.owned(OWNER, now=now)] == [id]
     finally:
         await driver.close()
