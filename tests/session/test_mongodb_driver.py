@@ -32,6 +32,7 @@ pytestmark = pytest.mark.anyio
 NOW = 4_000_000_000.0
 ID, NEW_ID = (digit * 64 for digit in "ab")
 PASSWORD = "hunter2"
+MAX_SIZE = 1 << 20
 
 
 @pytest.fixture
@@ -48,12 +49,14 @@ def record(fields: dict[str, bytes] | None = None, *, lasts: float = 1000) -> Re
     return Record(fields or {"key": b"\1value"}, NOW, NOW + lasts, NOW + lasts)
 
 
-async def apply(driver: MongoDBDriver, sets: dict[str, bytes], *deletes: str, id: str = ID, now: float = NOW) -> Outcome:
-    return await driver.apply(id, sets, deletes, now=now, deadline=None)
+async def apply(
+    driver: MongoDBDriver, sets: dict[str, bytes], *deletes: str, id: str = ID, now: float = NOW, max_size: int = MAX_SIZE
+) -> Outcome:
+    return await driver.apply(id, sets, deletes, now=now, deadline=None, max_size=max_size)
 
 
 async def swap(driver: MongoDBDriver, old: bytes | None, new: bytes) -> Outcome:
-    return await driver.swap(ID, "key", old, new, now=NOW, deadline=None)
+    return await driver.swap(ID, "key", old, new, now=NOW, deadline=None, max_size=MAX_SIZE)
 
 
 async def loaded(driver: MongoDBDriver, id: str = ID) -> dict[str, bytes]:
@@ -311,7 +314,7 @@ async def test_a_write_that_is_too_large_fails_alone(driver: MongoDBDriver) -> N
     for id in ids:
         await driver.create(id, record())
     sets = [{"key": bytes(17 << 20) if id == ids[2] else b"new"} for id in ids]
-    calls = (driver.apply(id, each, (), now=NOW, deadline=None) for id, each in zip(ids, sets, strict=True))
+    calls = (apply(driver, each, id=id, max_size=1 << 30) for id, each in zip(ids, sets, strict=True))
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(outcomes.pop(2), SessionStoreError)
     assert outcomes == [Outcome.WRITTEN] * 3
@@ -337,7 +340,7 @@ async def test_hostile_names_survive_and_ordinary_ones_look_as_they_are(driver: 
     await driver.create(ID, record(fields))
     assert await loaded(driver) == fields
     for name in HOSTILE:
-        assert await driver.swap(ID, name, fields[name], b"\2", now=NOW, deadline=None) is Outcome.WRITTEN
+        assert await driver.swap(ID, name, fields[name], b"\2", now=NOW, deadline=None, max_size=MAX_SIZE) is Outcome.WRITTEN
     kept = await document(driver)
     assert kept is not None
     names = list(kept["fields"])
@@ -403,7 +406,7 @@ async def come_back(driver: MongoDBDriver, values: list[bytes]) -> None:
     assert await apply(driver, backwards, id=id) is Outcome.WRITTEN
     assert await loaded(driver, id) == backwards
     for name, value in fields.items():
-        assert await driver.swap(id, name, backwards[name], value, now=NOW, deadline=None) is Outcome.WRITTEN
+        assert await driver.swap(id, name, backwards[name], value, now=NOW, deadline=None, max_size=MAX_SIZE) is Outcome.WRITTEN
     assert await loaded(driver, id) == fields
 
 
@@ -463,7 +466,7 @@ async def test_a_document_that_is_too_large_is_an_error_and_what_was_there_stays
     large = b"\1" * 9_000_000
     await driver.create(ID, record({"key": large}))
     with pytest.raises(SessionStoreError) as caught:
-        await apply(driver, {"other": large})
+        await apply(driver, {"other": large}, max_size=1 << 30)
     assert isinstance(caught.value.__cause__, PyMongoError)
     with pytest.raises(SessionStoreError):
         await driver.create(NEW_ID, record({"one": large, "other": large}))

@@ -2,8 +2,8 @@
 
 A session is `{_id, created, expires, deadline, version, fields}`; times are dates, and `fields` holds the values by key. JSON,
 which values are with `session(encrypt=False)`, is kept in types of MongoDB's own, so that a query can ask for `{"fields.user.id":
-1}`, and anything else as binary. In the name of a field, `%`, `.`, `$` and NUL are written as in a URL, and the empty name is `%`.
-A tombstone is `{_id, ended: true, deadline}`, with a `successor` after a rename.
+1}`, and anything else as binary. A session has `native: true` once it had such JSON. In the name of a field, `%`, `.`, `$` and NUL
+are written as in a URL, and the empty name is `%`. A tombstone is `{_id, ended: true, deadline}`, with a `successor` after a rename.
 
 A session of somebody's also has its `owner`, `since` when, as a number, and a `note`. With `session(encrypt=False)` the owner is
 what tag() was given, and by an index `{"owner": "user:7", "ended": null}` finds the sessions.
@@ -26,6 +26,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import unquote
+from weakref import WeakValueDictionary
 
 import msgspec
 from bson import CodecOptions, DatetimeMS, Int64
@@ -58,22 +59,18 @@ _SHAPE: Final = {
     "properties": {name: {"bsonType": kind} for name, kind in _TYPES.items()},
     "not": {"required": ["ended"]},
 }
-# The same for the pipeline of an update that finds its document by the _id alone: any other search takes the server longer to plan
-# than the update does.
-_IS_SOUND: Final = {"$eq": [[{"$type": f"${name}"} for name in (*_TYPES, "ended")], {"$literal": [*_TYPES.values(), "missing"]}]}
+# The same, and true for a deadline that is yet to come, for the pipeline of an update that finds its document by the _id alone: any
+# other search takes the server longer to plan than the update does.
+_KINDS: Final = [{"$type": f"${name}"} for name in (*_TYPES, "ended")]
+_LIVE_KINDS: Final = {"$literal": [*_TYPES.values(), "missing", True]}
 # An id is no number, so this fails, with a code of its own. So the server tells which of a batch's updates met no live session.
 _REFUSAL: Final = {"$toInt": "$_id"}
 _REFUSED: Final = 241
 _IS_EMPTY: Final = {"$eq": ["$fields", {"$literal": dict[str, Any]()}]}
 _SIZE: Final = {"$bsonSize": "$fields"}
-_IS_BINARY: Final = {
-    "$allElementsTrue": [
-        {"$map": {"input": {"$objectToArray": "$fields"}, "in": {"$eq": [{"$type": "$$this.v"}, "binData"]}}},
-    ]
-}
 # The JSON of a value of MongoDB's own is at most so many times larger: an octet of text may become `\\u0000`.
 _GROWTH: Final = 6
-# A document without the fields of a large session.
+# A document, without the fields if it is large.
 _CUT: Final = {
     **dict.fromkeys((*_TYPES, "seal", "owner", "since", "note", "ended", "successor"), True),
     "fields": {"$cond": [{"$gt": [{"$bsonSize": "$$ROOT"}, LARGE]}, "$$REMOVE", "$fields"]},
@@ -91,6 +88,7 @@ _DEEPEST: Final = 50
 _FAILURES: Final = (PyMongoError, BSONError, TimeoutError)
 # Calls of one moment share a trip; with so many under way, a slow one holds up few others.
 _AT_ONCE: Final = 4
+_MOST_LARGE: Final = 1000
 
 _ESCAPES: Final = str.maketrans({character: f"%{ord(character):02X}" for character in "%.$\0"})
 
@@ -172,13 +170,12 @@ class MongoDBDriver:
         """Return the session, ENDED, or None."""
         action, began = "load a session", time.monotonic()
         try:
-            document = await self._documents.call(id)
+            if id not in self._large and not _is_cut(document := await self._documents.call(id)):
+                return self._record(id, document, now)
         except _FAILURES as cause:
             raise SessionStoreError(self.name, action) from cause
-        if _is_cut(document):
-            async with self._asking(action, began):
-                document = await self._sessions.find_one({"_id": id})
-        return self._record(id, document, now)
+        async with self._asking(action, began):
+            return await self._find_large(id, now)
 
     async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
         """Insert a document, unless the id has one."""
@@ -228,14 +225,15 @@ class MongoDBDriver:
                 if await self._update({**live, _path(field): same}, _change(sets, (), now, deadline, max_size)):
                     return Outcome.WRITTEN
             # To MongoDB, 1 is 1.0, and [1] is found under 1: of its own values, only the version tells that they are the same.
-            while isinstance(found := await self._find(id, now), Record):
-                if found.fields.get(field) != old:
-                    return Outcome.CONFLICT
-                if _outgrows(found.fields, {**found.fields, **sets}, max_size):
-                    return Outcome.TOO_LARGE
-                if await self._update({**live, "version": found.version}, _change(sets, (), now, deadline)):
-                    return Outcome.WRITTEN
-            return found or Outcome.ABSENT
+            async with self._looking.setdefault(id, asyncio.Lock()):
+                while isinstance(found := await self._find(id, now), Record):
+                    if found.fields.get(field) != old:
+                        return Outcome.CONFLICT
+                    if _outgrows(found.fields, {**found.fields, **sets}, max_size):
+                        return Outcome.TOO_LARGE
+                    if await self._update({**live, "version": found.version}, _change(sets, (), now, deadline)):
+                        return Outcome.WRITTEN
+                return found or Outcome.ABSENT
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """End the session, if nobody has written to it since *version*, and then store *record* under *new_id*."""
@@ -339,6 +337,10 @@ class MongoDBDriver:
         """Make a client, which connects with its first call, and what is bound to its event loop."""
         self._limit = TimeLimit(self._timeout)
         self._documents = Batches(self._find_all, at_once=_AT_ONCE, timeout=self._timeout)
+        # These are loaded by themselves from the start.
+        self._large: set[str] = set()
+        # Writes that have to look at a session first would else have each other look again.
+        self._looking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._updates: Batches[_Update, bool] = Batches(self._update_all, at_once=_AT_ONCE, timeout=self._timeout)
         # Reads keep the concern "local": a new primary has every acknowledged write, but may at first keep some from "majority".
         options: dict[str, Any] = {
@@ -438,17 +440,19 @@ class MongoDBDriver:
         *more: dict[str, Any],
     ) -> Outcome:
         """Find out why the server refused a change, and make it if the session has room, as long as that is as it was found."""
-        while isinstance(found := await self._find(id, now), Record):
-            left = {field: data for field, data in {**found.fields, **sets}.items() if field not in deletes}
-            if _outgrows(found.fields, left, max_size):
-                return Outcome.TOO_LARGE
-            unchanged, change = {**_live(id, now), "version": found.version}, _change(sets, deletes, now, deadline, None, *more)
-            if deletes:
-                if (outcome := await self._update_or_empty(unchanged, change)) is not None:
-                    return outcome
-            elif await self._update(unchanged, change):
-                return Outcome.WRITTEN
-        return found or Outcome.ABSENT
+        change = _change(sets, deletes, now, deadline, None, *more)
+        async with self._looking.setdefault(id, asyncio.Lock()):
+            while isinstance(found := await self._find(id, now), Record):
+                left = {field: data for field, data in {**found.fields, **sets}.items() if field not in deletes}
+                if _outgrows(found.fields, left, max_size):
+                    return Outcome.TOO_LARGE
+                unchanged = {**_live(id, now), "version": found.version}
+                if deletes:
+                    if (outcome := await self._update_or_empty(unchanged, change)) is not None:
+                        return outcome
+                elif await self._update(unchanged, change):
+                    return Outcome.WRITTEN
+            return found or Outcome.ABSENT
 
     async def _set(self, id: str, sets: Mapping[str, bytes], change: list[dict[str, Any]]) -> bool:
         """Make a change that ends no session, and return whether it met a live one that has room for it."""
@@ -512,10 +516,13 @@ class MongoDBDriver:
         return (await self._sessions.update_one(kept, {"$set": {"kept.$.id": new_id}})).matched_count > 0
 
     async def _find(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
-        document = await self._documents.call(id)
-        if _is_cut(document):
-            document = await self._sessions.find_one({"_id": id})
-        return self._record(id, document, now)
+        if id not in self._large and not _is_cut(document := await self._documents.call(id)):
+            return self._record(id, document, now)
+        return await self._find_large(id, now)
+
+    async def _find_large(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        self._large.discard(id)
+        return self._record(id, await self._sessions.find_one({"_id": id}), now)
 
     def _record(self, id: str, document: dict[str, Any] | None, now: float) -> Record | Literal[Outcome.ENDED] | None:
         match document:
@@ -533,6 +540,10 @@ class MongoDBDriver:
                 if deadline <= _date(now):
                     return None
                 fields = self._read(id, document["fields"])
+                if sum(map(len, fields.values())) > LARGE:
+                    if len(self._large) == _MOST_LARGE:
+                        self._large.clear()
+                    self._large.add(id)
                 tag = self._read_tag(id, document) if "owner" in document else None
                 seal = document.get("seal")
                 return Record(
@@ -551,8 +562,8 @@ class MongoDBDriver:
     async def _find_all(self, ids: list[str]) -> list[dict[str, Any] | None]:
         with self._limit:
             if len(ids) == 1:
-                # Without a cursor, it is a little faster.
-                return [await self._sessions.find_one({"_id": ids[0]}, _CUT)]
+                # Without a cursor and a projection, it is a little faster.
+                return [await self._sessions.find_one({"_id": ids[0]})]
             found = {document["_id"]: document async for document in self._sessions.find({"_id": {"$in": ids}}, _CUT)}
         return [found.get(id) for id in ids]
 
@@ -639,15 +650,21 @@ def _results(count: int, details: Mapping[str, Any]) -> list[bool | BaseExceptio
 
 
 def _document(record: Record) -> dict[str, Any]:
-    return {
+    fields = {_escape(field): _to_bson(data) for field, data in record.fields.items()}
+    document = {
         "created": _date(record.created),
         "expires": _date(record.expires),
         "deadline": _date(record.deadline),
         "version": Int64(record.version),
-        "fields": {_escape(field): _to_bson(data) for field, data in record.fields.items()},
-        **({"seal": record.seal} if record.seal else {}),
-        **({} if record.tag is None else _tagged(record.tag)),
+        "fields": fields,
     }
+    if not all(isinstance(value, bytes) for value in fields.values()):
+        document["native"] = True
+    if record.seal:
+        document["seal"] = record.seal
+    if record.tag is not None:
+        document |= _tagged(record.tag)
+    return document
 
 
 def _tagged(tag: Tag) -> dict[str, Any]:
@@ -681,8 +698,15 @@ def _change(
 
     With *max_size*, it also fails where the session may be larger then. That it is not larger than before, only a look can tell.
     """
-    changed: dict[str, Any] = {_path(field): {"$literal": _to_bson(data)} for field, data in sets.items()}
-    is_live = {"$and": [_IS_SOUND, {"$gt": ["$deadline", _date(now)]}]}
+    changed: dict[str, Any] = {}
+    for field, data in sets.items():
+        value = _to_bson(data)
+        if isinstance(value, bytes):
+            changed[_path(field)] = value
+        else:
+            changed[_path(field)] = {"$literal": value}
+            changed["native"] = True
+    is_live = {"$eq": [[*_KINDS, {"$gt": ["$deadline", _date(now)]}], _LIVE_KINDS]}
     changed["version"] = {"$cond": [is_live, {"$add": ["$version", 1]}, _REFUSAL]}
     if deadline is not None:
         changed["deadline"] = {"$min": [_date(deadline), "$expires"]}
@@ -690,7 +714,7 @@ def _change(
     if deletes:
         change.append({"$unset": [_path(field) for field in deletes]})
     if sets and max_size is not None:
-        has_room = {"$or": [{"$lte": [_SIZE, max_size // _GROWTH]}, {"$and": [{"$lte": [_SIZE, max_size]}, _IS_BINARY]}]}
+        has_room = {"$lte": [_SIZE, {"$cond": ["$native", max_size // _GROWTH, max_size]}]}
         change.append({"$set": {"version": {"$cond": [has_room, "$version", _REFUSAL]}}})
     if deletes:
         change.append({"$replaceWith": {"$cond": [_IS_EMPTY, _tombstone(now), "$$ROOT"]}})
