@@ -2,8 +2,8 @@
 
 A session is `{_id, created, expires, deadline, version, fields}`; times are dates, and `fields` holds the values by key. JSON,
 which values are with `session(encrypt=False)`, is kept in types of MongoDB's own, so that a query can ask for `{"fields.user.id":
-1}`, and anything else as binary. A session has `native: true` once it had such JSON. In the name of a field, `%`, `.`, `$` and NUL
-are written as in a URL, and the empty name is `%`. A tombstone is `{_id, ended: true, deadline}`, with a `successor` after a rename.
+1}`, and anything else as binary; once it had such JSON, a session is `native`. In the name of a field, `%`, `.`, `$` and NUL are
+written as in a URL, and the empty name is `%`. A tombstone is `{_id, ended: true, deadline}`, with a `successor` after a rename.
 
 A session of somebody's also has its `owner`, `since` when, as a number, and a `note`. With `session(encrypt=False)` the owner is
 what tag() was given, and by an index `{"owner": "user:7", "ended": null}` finds the sessions.
