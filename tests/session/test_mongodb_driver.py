@@ -6,13 +6,16 @@ import asyncio
 import gc
 import logging
 import re
+import time
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from secrets import token_hex
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import bson
 import msgspec
+import pymongo
 import pytest
 from bson import Binary, DatetimeMS, Int64, ObjectId
 from bson.raw_bson import RawBSONDocument
@@ -21,7 +24,9 @@ from hypothesis import strategies as st
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
 from gaman import ConfigError
-from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError
+from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError, Tag
+from gaman_session._driver import LARGE
+from gaman_session.drivers import mongodb
 from gaman_session.drivers.mongodb import MongoDBDriver
 from tests.servers import MongoServer, free_port, mongodb_uri
 from tests.session.sites import Clock, Site, getting, serving, setting
@@ -32,6 +37,7 @@ pytestmark = pytest.mark.anyio
 NOW = 4_000_000_000.0
 ID, NEW_ID = (digit * 64 for digit in "ab")
 PASSWORD = "hunter2"
+MAX_SIZE = 1 << 20
 
 
 @pytest.fixture
@@ -48,12 +54,14 @@ def record(fields: dict[str, bytes] | None = None, *, lasts: float = 1000) -> Re
     return Record(fields or {"key": b"\1value"}, NOW, NOW + lasts, NOW + lasts)
 
 
-async def apply(driver: MongoDBDriver, sets: dict[str, bytes], *deletes: str, id: str = ID, now: float = NOW) -> Outcome:
-    return await driver.apply(id, sets, deletes, now=now, deadline=None)
+async def apply(
+    driver: MongoDBDriver, sets: dict[str, bytes], *deletes: str, id: str = ID, now: float = NOW, max_size: int = MAX_SIZE
+) -> Outcome:
+    return await driver.apply(id, sets, deletes, now=now, deadline=None, max_size=max_size)
 
 
 async def swap(driver: MongoDBDriver, old: bytes | None, new: bytes) -> Outcome:
-    return await driver.swap(ID, "key", old, new, now=NOW, deadline=None)
+    return await driver.swap(ID, "key", old, new, now=NOW, deadline=None, max_size=MAX_SIZE)
 
 
 async def loaded(driver: MongoDBDriver, id: str = ID) -> dict[str, bytes]:
@@ -204,6 +212,78 @@ async def test_a_driver_that_was_closed_can_be_opened_again(driver: MongoDBDrive
     assert await loaded(driver) == record().fields
 
 
+# pymongo leaves a client of a loop that has ended to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore:Unclosed AsyncMongoClient:ResourceWarning")
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_driver_opens_again_in_the_next_event_loop(is_closed: bool) -> None:
+    driver = MongoDBDriver(db_name=f"gaman_test_{token_hex(8)}", uri=mongodb_uri())
+    ids = [token_hex(32) for _ in range(50)]
+
+    async def use() -> None:
+        await driver.open()
+        created = [await driver.load(id, now=NOW) is None for id in ids]
+        await asyncio.gather(*(driver.create(id, record()) for id, is_new in zip(ids, created, strict=True) if is_new))
+        assert await asyncio.gather(*(loaded(driver, id) for id in ids)) == [record().fields] * 50
+        if is_closed:
+            await driver.close()
+
+    async def leave() -> None:
+        await driver.open()
+        await driver._client.drop_database(driver._db_name)
+        await driver.close()
+
+    for work in (use, use, leave):
+        asyncio.run(work())
+        gc.collect()
+
+
+# pymongo leaves a client of a loop that has ended to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore:Unclosed AsyncMongoClient:ResourceWarning")
+def test_a_driver_can_be_closed_in_another_event_loop_than_it_was_used_in() -> None:
+    driver = MongoDBDriver(db_name="gaman_test", uri=mongodb_uri())
+    asyncio.run(driver.open())
+    asyncio.run(driver.close())
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("keys", "options", "names"),
+    [
+        ("deadline", {"expireAfterSeconds": 3600}, ["deadline_1"]),
+        ("deadline", {}, ["deadline_1"]),
+        ("deadline", {"expireAfterSeconds": 5, "name": 'my "own"'}, ['my "own"']),
+        ("other", {"name": "deadline_1"}, ["deadline_1"]),
+        ("owner", {"unique": True}, ["owner_1"]),
+    ],
+)
+async def test_an_index_that_is_in_the_way_is_named_with_the_command_that_drops_it(
+    driver: MongoDBDriver, keys: str, options: dict[str, Any], names: list[str]
+) -> None:
+    await driver._sessions.drop_indexes()
+    await driver._sessions.create_index(keys, **options)
+    with pytest.raises(ConfigError) as caught:
+        await driver.open()
+    for name in names:
+        command = f'db.getSiblingDB("{driver._db_name}").getCollection("sessions").dropIndex({msgspec.json.encode(name).decode()})'
+        assert command in str(caught.value)
+        await driver._sessions.drop_index(name)
+    await driver.open()
+    await driver.create(ID, record())
+    assert await loaded(driver) == record().fields
+
+
+async def test_a_user_that_may_not_create_indexes_is_told_which_role_may() -> None:
+    with Guarded() as server:
+        with server.client() as client:
+            client.admin.command("createUser", "root", pwd="right", roles=["root"])
+        with pymongo.MongoClient[dict[str, Any]](f"mongodb://root:right@{server.address}") as client:
+            client.admin.command("createUser", "user", pwd=PASSWORD, roles=[{"role": "read", "db": "app"}])
+        driver = MongoDBDriver(db_name="app", uri=f"mongodb://user:{PASSWORD}@{server.address}")
+        with pytest.raises(ConfigError, match=r'app\.sessions.* {role: "readWrite", db: "app"}') as caught:
+            await driver.open()
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
 async def test_the_server_removes_what_is_over_and_nobody_waits_for_it(driver: MongoDBDriver) -> None:
     indexes = await driver._sessions.index_information()
     assert [(each["key"], each["expireAfterSeconds"]) for each in indexes.values() if "expireAfterSeconds" in each] == [
@@ -311,10 +391,79 @@ async def test_a_write_that_is_too_large_fails_alone(driver: MongoDBDriver) -> N
     for id in ids:
         await driver.create(id, record())
     sets = [{"key": bytes(17 << 20) if id == ids[2] else b"new"} for id in ids]
-    calls = (driver.apply(id, each, (), now=NOW, deadline=None) for id, each in zip(ids, sets, strict=True))
+    calls = (apply(driver, each, id=id, max_size=1 << 30) for id, each in zip(ids, sets, strict=True))
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(outcomes.pop(2), SessionStoreError)
     assert outcomes == [Outcome.WRITTEN] * 3
+
+
+async def test_a_write_beyond_the_size_fails_alone(driver: MongoDBDriver) -> None:
+    ids = [digit * 64 for digit in "abcdef"]
+    for id in ids[1:]:
+        await driver.create(id, record({"key": bytes(1000)}))
+    sets = [{"other": bytes(9001 if id in ids[3:5] else 10)} for id in ids]
+    outcomes = await asyncio.gather(*(apply(driver, each, id=id, max_size=10_000) for id, each in zip(ids, sets, strict=True)))
+    assert outcomes == [Outcome.ABSENT, *[Outcome.WRITTEN] * 2, *[Outcome.TOO_LARGE] * 2, Outcome.WRITTEN]
+
+
+def size(fields: dict[str, bytes]) -> int:
+    return sum(len(name.encode()) + len(value) for name, value in fields.items())
+
+
+# What takes a lot more or a lot less room in MongoDB than it has bytes.
+SIZED = {
+    "numbers": {"key": msgspec.json.encode([1] * 5000)},
+    "fractions": {"key": msgspec.json.encode([0.1234567890123456] * 1000)},
+    "nothings": {"key": msgspec.json.encode([None] * 5000)},
+    "empty names": {"key": msgspec.json.encode([{"": None}] * 1000)},
+    "control characters": {"key": msgspec.json.encode("\x01" * 5000)},
+    "names of control characters": {"key": msgspec.json.encode({"\x01" * n: None for n in range(100)})},
+    "a name of dots": {"." * 3000: b"\1"},
+    "many fields": {f"key{n}": b"1" for n in range(500)},
+    "sealed": {"key": b"\1" * 5000},
+}
+
+
+@pytest.mark.parametrize("fields", SIZED.values(), ids=SIZED)
+async def test_a_size_is_that_of_the_bytes_whatever_they_take_in_mongodb(driver: MongoDBDriver, fields: dict[str, bytes]) -> None:
+    [*_, last] = fields
+    await driver.create(ID, record(dict(fields)))
+    for other in (b"1", b"true", b"\1" * 100, msgspec.json.encode(["\x01"] * 100)):
+        most = size({**fields, "other": other})
+        assert await apply(driver, {"other": other}, max_size=most - 1) is Outcome.TOO_LARGE
+        assert await driver.swap(ID, "other", None, other, now=NOW, deadline=None, max_size=most - 1) is Outcome.TOO_LARGE
+        assert await apply(driver, {"other": other}, "none", max_size=most - 1) is Outcome.TOO_LARGE
+        assert await apply(driver, {"other": other}, max_size=most) is Outcome.WRITTEN
+        assert await apply(driver, {last: fields[last]}, max_size=1) is Outcome.WRITTEN
+        assert await apply(driver, {}, "other", max_size=1) is Outcome.WRITTEN
+        assert await driver.swap(ID, "other", None, other, now=NOW, deadline=None, max_size=most) is Outcome.WRITTEN
+        assert await apply(driver, {}, "other", max_size=1) is Outcome.WRITTEN
+    assert await loaded(driver) == fields
+
+
+async def test_writes_at_once_that_are_nearly_too_large_look_once_each(driver: MongoDBDriver) -> None:
+    fields = {f"key{number}": b"\1" * 400 for number in range(20)}
+    await driver.create(ID, record(dict(fields)))
+    await trips(driver)
+    writes = [apply(driver, {name: b"\2" * 400}, max_size=size(fields)) for name in fields]
+    assert await asyncio.gather(*writes) == [Outcome.WRITTEN] * 20
+    assert (await trips(driver)).count("find") <= 20
+    assert await loaded(driver) == dict.fromkeys(fields, b"\2" * 400)
+
+
+async def test_a_large_load_shares_no_trip(driver: MongoDBDriver) -> None:
+    ids = [f"{number:064x}" for number in range(50)]
+    for number, id in enumerate(ids):
+        await driver.create(id, record({"key": b"\1" * (LARGE + 1 if number in (20, 30) else 10)}))
+    profile = driver._sessions.database["system.profile"]
+    for _ in range(2):
+        await trips(driver)
+        found = await asyncio.gather(*(loaded(driver, id) for id in ids))
+        assert [number for number, fields in enumerate(found) if len(fields["key"]) > LARGE] == [20, 30]
+        await driver._sessions.database.command("profile", 0)
+        answers = [(each["nreturned"], each["responseLength"]) async for each in profile.find({"op": "query"})]
+        assert max(answers)[0] > 40
+        assert [returned for returned, length in answers if length > LARGE] == [1, 1]
 
 
 async def test_a_reader_that_leaves_does_not_disturb_the_others(driver: MongoDBDriver) -> None:
@@ -337,7 +486,7 @@ async def test_hostile_names_survive_and_ordinary_ones_look_as_they_are(driver: 
     await driver.create(ID, record(fields))
     assert await loaded(driver) == fields
     for name in HOSTILE:
-        assert await driver.swap(ID, name, fields[name], b"\2", now=NOW, deadline=None) is Outcome.WRITTEN
+        assert await driver.swap(ID, name, fields[name], b"\2", now=NOW, deadline=None, max_size=MAX_SIZE) is Outcome.WRITTEN
     kept = await document(driver)
     assert kept is not None
     names = list(kept["fields"])
@@ -403,7 +552,7 @@ async def come_back(driver: MongoDBDriver, values: list[bytes]) -> None:
     assert await apply(driver, backwards, id=id) is Outcome.WRITTEN
     assert await loaded(driver, id) == backwards
     for name, value in fields.items():
-        assert await driver.swap(id, name, backwards[name], value, now=NOW, deadline=None) is Outcome.WRITTEN
+        assert await driver.swap(id, name, backwards[name], value, now=NOW, deadline=None, max_size=MAX_SIZE) is Outcome.WRITTEN
     assert await loaded(driver, id) == fields
 
 
@@ -463,7 +612,7 @@ async def test_a_document_that_is_too_large_is_an_error_and_what_was_there_stays
     large = b"\1" * 9_000_000
     await driver.create(ID, record({"key": large}))
     with pytest.raises(SessionStoreError) as caught:
-        await apply(driver, {"other": large})
+        await apply(driver, {"other": large}, max_size=1 << 30)
     assert isinstance(caught.value.__cause__, PyMongoError)
     with pytest.raises(SessionStoreError):
         await driver.create(NEW_ID, record({"one": large, "other": large}))
@@ -546,6 +695,216 @@ async def test_a_rename_to_an_id_that_is_taken_is_an_error(driver: MongoDBDriver
     assert await loaded(driver, NEW_ID) == {"other": b"1"}
 
 
+# Owners
+
+OWNER = "somebody"
+
+
+def owned(since: float = NOW) -> Record:
+    return Record({"key": b"\1value"}, NOW, NOW + 1000, NOW + 1000, tag=Tag(OWNER, b"", since))
+
+
+async def rename(driver: MongoDBDriver, id: str, since: float = NOW, new_id: str | None = None) -> tuple[str, Outcome]:
+    new_id = new_id or token_hex(32)
+    return new_id, await driver.rename(id, new_id, owned(since), version=0, now=NOW + 1)
+
+
+async def is_live(driver: MongoDBDriver, id: str) -> bool:
+    found = isinstance(await driver.load(id, now=NOW + 1), Record)
+    assert (id in await driver.owned(OWNER, now=NOW + 1)) is found
+    return found
+
+
+async def test_the_end_of_all_looks_at_the_owners_sessions_and_not_at_what_was_renamed(driver: MongoDBDriver) -> None:
+    ids = [token_hex(32) for _ in range(8)]
+    for id in ids:
+        await driver.create(id, owned())
+    for _ in range(25):
+        renamed = await asyncio.gather(*(rename(driver, id) for id in ids))
+        assert {outcome for _, outcome in renamed} == {Outcome.WRITTEN}
+        ids = [id for id, _ in renamed]
+    await trips(driver)
+    assert await driver.end_owned(OWNER, keep=ids[:1], now=NOW + 1) == 7
+    await driver._sessions.database.command("profile", 0)
+    profile = driver._sessions.database["system.profile"]
+    looked_at = [
+        max(each["keysExamined"], each["docsExamined"]) async for each in profile.find({"keysExamined": {"$exists": True}})
+    ]
+    assert len(looked_at) == 3
+    assert sum(looked_at) < 20
+    assert [await is_live(driver, id) for id in ids] == [True] + [False] * 7
+
+
+async def test_the_end_of_all_is_reached_beside_clients_that_regenerate_all_the_time(driver: MongoDBDriver) -> None:
+    renamed = 0
+
+    async def regenerate(since: float) -> str:
+        """Rename a session until it is ended, and return the last id."""
+        nonlocal renamed
+        await driver.create(id := token_hex(32), owned(since))
+        outcome = Outcome.WRITTEN
+        while outcome is Outcome.WRITTEN:
+            id, outcome = await rename(driver, id, since)
+            renamed += 1
+        assert outcome is Outcome.ENDED
+        return id
+
+    for now in (NOW, NOW + 0.1, NOW + 0.2, NOW + 0.3):
+        clients = [asyncio.create_task(regenerate(now)) for _ in range(8)]
+        before = renamed
+        while renamed < before + 100:
+            await asyncio.sleep(0)
+        await driver.end_owned(OWNER, keep=(), now=now + 0.1)
+        async with asyncio.timeout(30):
+            last = await asyncio.gather(*clients)
+        assert not any([await is_live(driver, id) for id in last])
+        assert await driver.owned(OWNER, now=NOW + 1) == {}
+
+
+class Turns:
+    """What calls ask of MongoDB, one thing at a time, in the order that *choices* say."""
+
+    def __init__(self, driver: MongoDBDriver) -> None:
+        self._sessions: Any = driver._sessions
+        self._waiting: dict[asyncio.Task[Any], asyncio.Event] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._sessions, name)
+        return method if name == "find" else lambda *arguments, **options: self._ask(method, *arguments, **options)
+
+    async def _ask(self, method: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
+        if (turn := self._waiting.get(asyncio.current_task())) is not None:  # type: ignore[arg-type]
+            turn.clear()
+            await turn.wait()
+        return await method(*arguments, **options)
+
+    async def run(self, calls: list[Awaitable[Any]], choices: list[int]) -> tuple[list[Any], list[int]]:
+        """Return the results, and between how many calls there was a choice each time; what *choices* leave out is 0."""
+        tasks = [asyncio.ensure_future(call) for call in calls]
+        self._waiting = {task: asyncio.Event() for task in tasks}
+        for turn in self._waiting.values():
+            turn.set()
+        widths = list[int]()
+        while True:
+            while any(turn.is_set() and not task.done() for task, turn in self._waiting.items()):
+                await asyncio.sleep(0)
+            there = [turn for task, turn in self._waiting.items() if not task.done()]
+            if not there:
+                return [task.result() for task in tasks], widths
+            there[choices[len(widths)] if len(widths) < len(choices) else 0].set()
+            widths.append(len(there))
+
+
+async def in_every_order(driver: MongoDBDriver, attempt: Callable[[Turns, list[int]], Awaitable[list[int]]]) -> int:
+    """Make an attempt for each order of what its calls ask; return how many there were."""
+    sessions, choices, count = driver._sessions, list[int](), 0
+    while True:
+        turns: Any = Turns(driver)
+        driver._sessions = turns
+        try:
+            widths = await attempt(turns, choices)
+        finally:
+            driver._sessions = sessions
+        count += 1
+        choices = [*choices, *[0] * (len(widths) - len(choices))]
+        while choices and choices[-1] == widths[len(choices) - 1] - 1:
+            choices.pop()
+        if not choices:
+            return count
+        choices[-1] += 1
+
+
+async def test_a_rename_beside_the_end_of_all_is_ended_with_the_rest_in_any_order(driver: MongoDBDriver) -> None:
+    async def attempt(turns: Turns, choices: list[int]) -> list[int]:
+        await driver.create(id := token_hex(32), owned())
+
+        async def rename_twice() -> list[tuple[str, Outcome]]:
+            first = await rename(driver, id)
+            return [first, await rename(driver, first[0])] if first[1] is Outcome.WRITTEN else [first]
+
+        (renamed, _), widths = await turns.run([rename_twice(), driver.end_owned(OWNER, keep=(), now=NOW + 1)], choices)
+        assert {outcome for _, outcome in renamed} <= {Outcome.WRITTEN, Outcome.ENDED}
+        assert not any([await is_live(driver, each) for each in (id, *(new_id for new_id, _ in renamed))])
+        assert await driver._sessions.delete_many({})
+        return widths
+
+    assert await in_every_order(driver, attempt) > 20
+
+
+async def test_a_login_beside_the_end_of_all_is_dropped_in_any_order(driver: MongoDBDriver) -> None:
+    async def attempt(turns: Turns, choices: list[int]) -> list[int]:
+        tagged, renamed, created = (token_hex(32) for _ in range(3))
+        for id in (tagged, renamed):
+            await driver.create(id, record())
+        logins = [
+            driver.tag(tagged, Tag(OWNER, b"", NOW), {}, (), now=NOW + 1, deadline=None, max_size=MAX_SIZE),
+            rename(driver, renamed, NOW, created),
+        ]
+        results, widths = await turns.run([*logins, driver.end_owned(OWNER, keep=(), now=NOW + 1)], choices)
+        assert results[0] in (Outcome.WRITTEN, Outcome.ENDED, Outcome.REFUSED)
+        assert results[1][1] in (Outcome.WRITTEN, Outcome.REFUSED)
+        assert await driver.owned(OWNER, now=NOW + 1) == {}
+        assert await driver._sessions.delete_many({})
+        return widths
+
+    assert await in_every_order(driver, attempt) > 50
+
+
+async def test_a_kept_session_may_be_renamed_again_and_again(driver: MongoDBDriver) -> None:
+    await driver.create(ID, owned())
+    await driver.create(NEW_ID, owned())
+    assert await driver.end_owned(OWNER, keep=[ID, NEW_ID], now=NOW + 1) == 0
+    # A later end keeps one of them, under the id that it has by then.
+    id = ID
+    for keep in ([ID], [], []):
+        for _ in range(3):
+            id, outcome = await rename(driver, id)
+            assert outcome is Outcome.WRITTEN
+        if keep:
+            assert await driver.end_owned(OWNER, keep=[id], now=NOW + 1.5) == 1
+    assert await is_live(driver, id)
+    assert not await is_live(driver, NEW_ID)
+    bar = await document(driver, f"owner:{OWNER}")
+    assert bar is not None
+    assert [each["id"] for each in bar["kept"]] == [id]
+
+
+async def test_a_session_that_one_end_of_all_ends_is_not_kept_by_another(driver: MongoDBDriver) -> None:
+    class Between(MongoDBDriver):
+        """While it renames, the owner's sessions are ended twice."""
+
+        async def _insert_owned(self, *arguments: Any) -> bool:
+            assert await driver.end_owned(OWNER, keep=[], now=NOW + 1) == 0
+            assert await driver.end_owned(OWNER, keep=[ID], now=NOW + 1.5) == 0
+            return await super()._insert_owned(*arguments)
+
+    await driver.create(ID, owned())
+    between = Between(db_name=driver._db_name, uri=mongodb_uri())
+    assert await rename(between, ID, NOW, NEW_ID) == (NEW_ID, Outcome.ENDED)
+    await between.close()
+    assert not await is_live(driver, NEW_ID)
+
+
+async def test_a_call_that_waits_for_long_does_not_take_the_end_of_all_for_one_of_a_clock_that_was_set_back(
+    driver: MongoDBDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(MongoDBDriver):
+        """It waits for five seconds, in which the owner's sessions are ended."""
+
+        async def _insert_owned(self, *arguments: Any) -> bool:
+            await driver.end_owned(OWNER, keep=[], now=NOW + 5)
+            real = time.monotonic
+            monkeypatch.setattr(mongodb, "time", SimpleNamespace(monotonic=lambda: real() + 5))
+            return await super()._insert_owned(*arguments)
+
+    await driver.create(ID, owned())
+    late = Late(db_name=driver._db_name, uri=mongodb_uri())
+    assert await rename(late, ID, NOW, NEW_ID) == (NEW_ID, Outcome.ENDED)
+    monkeypatch.undo()
+    await late.close()
+    assert not await is_live(driver, NEW_ID)
+
+
 # Damage
 
 WRONG: list[Any] = [
@@ -591,6 +950,15 @@ async def test_a_damaged_document_is_absent_and_reported_once(
     assert warnings_in(caplog) == [f"session {ID}: its document is not what was written there; it counts as absent"]
     await driver.destroy(ID, now=NOW)
     assert not isinstance(await driver.load(ID, now=NOW), Record)
+
+
+@pytest.mark.parametrize("seal", [value for value in WRONG if value is not None])
+async def test_a_seal_that_is_none_proves_nothing(driver: MongoDBDriver, seal: Any) -> None:
+    await driver.create(ID, Record({"key": b"1"}, NOW, NOW + 1000, NOW + 1000, seal=b"\1seal"))
+    await edit(driver, {"$set": {"seal": seal}})
+    found = await driver.load(ID, now=NOW)
+    assert isinstance(found, Record)
+    assert found.seal == b""
 
 
 NO_JSON: list[Any] = [ObjectId("0" * 24), DatetimeMS(0), [ObjectId("0" * 24)], {"a": {"b": DatetimeMS(0)}}, re.compile("x")]

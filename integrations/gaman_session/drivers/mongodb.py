@@ -2,18 +2,21 @@
 
 A session is `{_id, created, expires, deadline, version, fields}`; times are dates, and `fields` holds the values by key. JSON,
 which values are with `session(encrypt=False)`, is kept in types of MongoDB's own, so that a query can ask for `{"fields.user.id":
-1}`, and anything else as binary. In the name of a field, `%`, `.`, `$` and NUL are written as in a URL, and the empty name is `%`.
-A tombstone is `{_id, ended: true, deadline}`, with a `successor` after a rename.
+1}`, and anything else as binary; once it had such JSON, a session is `native`. In the name of a field, `%`, `.`, `$` and NUL are
+written as in a URL, and the empty name is `%`. A tombstone is `{_id, ended: true, deadline}`, with a `successor` after a rename.
 
-A session of somebody's also has its `owner`, `since` when, as a number, and a `note`. The tombstone of a rename to one has the
-`owner` too, for whoever ends all that is theirs. That it was done is kept for a minute, as `{_id: "owner:...", ended: true,
-deadline, before}`. With `session(encrypt=False)` the owner is what tag() was given, and by an index `{"owner": "user:7", "ended":
-null}` finds the sessions.
+A session of somebody's also has its `owner`, `since` when, as a number, and a `note`. With `session(encrypt=False)` the owner is
+what tag() was given, and by an index `{"owner": "user:7", "ended": null}` finds the sessions.
+
+That an owner's sessions were ended is kept for a minute, as the bar `{_id: "owner:...", ended: true, deadline, before, kept: [{id,
+since}]}`. It refuses tags made before. A rename in flight may insert its session behind the back of the end, so it looks at the bar
+afterwards, and ends that session itself unless the one it came from was kept. So the end need not look for what was renamed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import re
 import sys
@@ -23,6 +26,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import unquote
+from weakref import WeakValueDictionary
 
 import msgspec
 from bson import CodecOptions, DatetimeMS, Int64
@@ -35,6 +39,7 @@ from pymongo.errors import (
     DuplicateKeyError,
     InvalidName,
     InvalidURI,
+    OperationFailure,
     PyMongoError,
     WriteConcernError,
     WriteError,
@@ -43,7 +48,7 @@ from pymongo.errors import (
 from gaman.errors import ConfigError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import TOMBSTONE, Outcome, Record, Tag
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Record, Tag
 from gaman_session._errors import SessionStoreError
 from gaman_session._time_limit import TimeLimit
 
@@ -54,13 +59,25 @@ _SHAPE: Final = {
     "properties": {name: {"bsonType": kind} for name, kind in _TYPES.items()},
     "not": {"required": ["ended"]},
 }
-# The same for the pipeline of an update that finds its document by the _id alone: any other search takes the server longer to plan
-# than the update does.
-_IS_SOUND: Final = {"$eq": [[{"$type": f"${name}"} for name in (*_TYPES, "ended")], {"$literal": [*_TYPES.values(), "missing"]}]}
+# The same, and true for a deadline that is yet to come, for the pipeline of an update that finds its document by the _id alone: any
+# other search takes the server longer to plan than the update does.
+_KINDS: Final = [{"$type": f"${name}"} for name in (*_TYPES, "ended")]
+_LIVE_KINDS: Final = {"$literal": [*_TYPES.values(), "missing", True]}
 # An id is no number, so this fails, with a code of its own. So the server tells which of a batch's updates met no live session.
 _REFUSAL: Final = {"$toInt": "$_id"}
 _REFUSED: Final = 241
 _IS_EMPTY: Final = {"$eq": ["$fields", {"$literal": dict[str, Any]()}]}
+_SIZE: Final = {"$bsonSize": "$fields"}
+# The JSON of a value of MongoDB's own is at most so many times larger: an octet of text may become `\\u0000`.
+_GROWTH: Final = 6
+# A document, without the fields if it is large.
+_CUT: Final = {
+    **dict.fromkeys((*_TYPES, "seal", "owner", "since", "note", "ended", "successor"), True),
+    "fields": {"$cond": [{"$gt": [{"$bsonSize": "$$ROOT"}, LARGE]}, "$$REMOVE", "$fields"]},
+}
+_INDEXES: Final[dict[str, dict[str, Any]]] = {"deadline": {"expireAfterSeconds": 0}, "owner": {"sparse": True}}
+_UNAUTHORIZED: Final = 13
+_INDEX_CONFLICTS: Final = (85, 86)
 
 # Nothing that lies in a document may keep it from being read: dates beyond the year 9999, text that is no UTF-8.
 _CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
@@ -71,8 +88,7 @@ _DEEPEST: Final = 50
 _FAILURES: Final = (PyMongoError, BSONError, TimeoutError)
 # Calls of one moment share a trip; with so many under way, a slow one holds up few others.
 _AT_ONCE: Final = 4
-# A larger change goes out by itself, so that what is too large for the server fails nobody else.
-_LARGE: Final = 1 << 20
+_MOST_LARGE: Final = 1000
 
 _ESCAPES: Final = str.maketrans({character: f"%{ord(character):02X}" for character in "%.$\0"})
 
@@ -120,98 +136,127 @@ class MongoDBDriver:
         self._timeout = timeout
         self._pool_size = pool_size
         self._damage = Damage("mongodb")
-        self._limit = TimeLimit(timeout)
-        self._documents = Batches(self._find_all, at_once=_AT_ONCE, timeout=timeout)
-        self._updates: Batches[_Update, bool] = Batches(self._update_all, at_once=_AT_ONCE, timeout=timeout)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._connect()
 
     async def open(self) -> None:
-        """Have the collection remove by itself what is over, or raise SessionStoreError where the server can't be asked to."""
+        """Have the collection remove by itself what is over, or raise SessionStoreError where the server can't be asked to.
+
+        An index that is in the way, or that this user may not create, is a ConfigError.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):
+            # The loop ended without close(), and pymongo's client is bound to it.
+            self._connect()
+        self._loop = loop
         try:
             async with self._asking("prepare its collection; see that it runs where the driver's uri says, and lets this user in"):
-                await self._sessions.create_index("deadline", expireAfterSeconds=0)
-                await self._sessions.create_index("owner", sparse=True)
+                for field, options in _INDEXES.items():
+                    await self._create_index(field, options)
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._documents.drain()
-        await self._updates.drain()
-        await self._client.close()
+        if self._loop in (None, asyncio.get_running_loop()):
+            await self._documents.drain()
+            await self._updates.drain()
+            await self._client.close()
+        self._loop = None
         self._connect()
 
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
+        action, began = "load a session", time.monotonic()
         try:
-            return await self._find(id, now)
+            if id not in self._large and not _is_cut(document := await self._documents.call(id)):
+                return self._record(id, document, now)
         except _FAILURES as cause:
-            raise SessionStoreError(self.name, "load a session") from cause
+            raise SessionStoreError(self.name, action) from cause
+        async with self._asking(action, began):
+            return await self._find_large(id, now)
 
     async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
         """Insert a document, unless the id has one."""
+        began = time.monotonic()
         async with self._asking("create a session"):
             try:
                 if record.tag is None:
                     await self._insert(id, record)
                     return None
-                return await self._insert_owned(id, record, record.tag, record.created)
+                is_in = await self._insert_owned(id, record, record.tag, record.created, began)
+                return None if is_in else Outcome.REFUSED
             except DuplicateKeyError as cause:
                 raise SessionStoreError(self.name, "create a session under an id that is taken") from cause
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self,
+        id: str,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
     ) -> Outcome:
         """Set and delete single fields of a session that is there."""
         action, began = "change a session", time.monotonic()
         if deletes:
             async with self._asking(action):
-                return await self._apply(id, sets, deletes, now, deadline)
+                return await self._apply(id, sets, deletes, now, deadline, max_size)
         try:
-            if await self._set(id, sets, _change(sets, now, deadline)):
+            if await self._set(id, sets, _change(sets, deletes, now, deadline, max_size)):
                 return Outcome.WRITTEN
-            async with asyncio.timeout(began + self._timeout - time.monotonic()):
-                return await self._missing(id, now)
         except _FAILURES as cause:
             raise SessionStoreError(self.name, action) from cause
+        async with self._asking(action, began):
+            return await self._apply_as_found(id, sets, deletes, now, deadline, max_size)
 
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
         """Set one field if it still is *old*."""
-        live, change = _live(id, now), _change({field: new}, now, deadline)
+        live, sets = _live(id, now), {field: new}
         stored = None if old is None else _to_bson(old)
         async with self._asking("change a session"):
             if old is None or isinstance(stored, bytes):
                 same = {"$exists": False} if old is None else {"$eq": stored}
-                if await self._update({**live, _path(field): same}, change):
+                if await self._update({**live, _path(field): same}, _change(sets, (), now, deadline, max_size)):
                     return Outcome.WRITTEN
             # To MongoDB, 1 is 1.0, and [1] is found under 1: of its own values, only the version tells that they are the same.
-            found = await self._find(id, now)
-            if not isinstance(found, Record):
+            async with self._looking.setdefault(id, asyncio.Lock()):
+                while isinstance(found := await self._find(id, now), Record):
+                    if found.fields.get(field) != old:
+                        return Outcome.CONFLICT
+                    if _outgrows(found.fields, {**found.fields, **sets}, max_size):
+                        return Outcome.TOO_LARGE
+                    if await self._update({**live, "version": found.version}, _change(sets, (), now, deadline)):
+                        return Outcome.WRITTEN
                 return found or Outcome.ABSENT
-            if found.fields.get(field) == old and await self._update({**live, "version": found.version}, change):
-                return Outcome.WRITTEN
-            return Outcome.CONFLICT
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """End the session, if nobody has written to it since *version*, and then store *record* under *new_id*."""
+        began = time.monotonic()
         async with self._asking("rename a session"):
             live, tombstone = {**_live(id, now), "version": version}, {**_tombstone(now), "successor": new_id}
             tag, since = record.tag, None
             if tag is None:
                 is_ended = (await self._sessions.replace_one(live, tombstone)).matched_count > 0
             else:
-                # Whoever ends what is the owner's finds by it what is about to be.
-                tombstone["owner"] = tag.owner
                 before = await self._sessions.find_one_and_replace(live, tombstone, {"_id": False, "since": True})
                 is_ended, since = before is not None, before and before.get("since")
             if not is_ended:
                 found = await self._find(id, now)
                 return Outcome.CONFLICT if isinstance(found, Record) else found or Outcome.ABSENT
             try:
-                if tag is None or tag.since == since:
+                if tag is None:
                     await self._insert(new_id, record)
-                elif await self._insert_owned(new_id, record, tag, now) is Outcome.REFUSED:
+                elif tag.since == since:
+                    # It was the owner's before. So where all of theirs were ended, it is over, and not refused.
+                    if not await self._insert_owned(new_id, record, tag, now, began, id):
+                        return Outcome.ENDED
+                elif not await self._insert_owned(new_id, record, tag, now, began):
                     return Outcome.REFUSED
             except DuplicateKeyError as cause:
                 if await self._find(new_id, now) is Outcome.ENDED:
@@ -238,17 +283,26 @@ class MongoDBDriver:
         return 0
 
     async def tag(
-        self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self,
+        id: str,
+        tag: Tag | None,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
     ) -> Outcome:
         """Do what apply() does, and give the session to the owner of *tag*, in a trip between two others, or to nobody, in one."""
+        began = time.monotonic()
         owning: dict[str, Any] = {"$unset": ["owner", "since", "note"]}
         if tag is not None:
             owning = {"$set": {name: {"$literal": value} for name, value in _tagged(tag).items()}}
         async with self._asking("change a session"):
-            if tag is not None and await self._is_barred(tag, now):
+            if tag is not None and await self._is_barred(tag, now, began):
                 return Outcome.REFUSED
-            outcome = await self._apply(id, sets, deletes, now, deadline, owning)
-            if tag is None or outcome is not Outcome.WRITTEN or not await self._is_barred(tag, now):
+            outcome = await self._apply(id, sets, deletes, now, deadline, max_size, owning)
+            if tag is None or outcome is not Outcome.WRITTEN or not await self._is_barred(tag, now, began):
                 return outcome
             # Whoever has just ended all that is the owner's may not have seen this one.
             await self._sessions.replace_one(_live(id, now), _tombstone(now))
@@ -262,18 +316,14 @@ class MongoDBDriver:
         found = {document["_id"]: self._record(document["_id"], {**document, "fields": {}}, now) for document in documents}
         return {id: record for id, record in found.items() if isinstance(record, Record) and record.tag is not None}
 
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
-        """Refuse the owner's older tags from now on, and then end the sessions that there are, and those that others become."""
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        """Refuse the owner's older tags from now on, and then end the sessions that there are; renames see to those in flight."""
         kept = list(keep)
+        live = {"owner": owner, "ended": None, "deadline": {"$gt": _date(now)}}
         async with self._asking("end the sessions of an owner"):
-            bar = {"$max": {"before": until, "deadline": _date(until + TOMBSTONE)}, "$set": {"ended": True}}
-            await self._sessions.update_one({"_id": _bar(owner)}, bar, upsert=True)
-            live = {"owner": owner, "ended": None, "deadline": {"$gt": _date(now)}, "_id": {"$nin": kept}}
-            ended = (await self._sessions.update_many(live, [{"$replaceWith": _tombstone(now)}])).modified_count
-            renamed = {**live, "ended": True}
-            async for tombstone in self._sessions.find(renamed, {"successor": True}):
-                ended += await self._end_successors(tombstone.get("successor"), owner, {*kept, tombstone["_id"]}, now)
-        return ended
+            await self._bar(owner, kept, now)
+            ending = {**live, "_id": {"$nin": kept}}
+            return (await self._sessions.update_many(ending, [{"$replaceWith": _tombstone(now)}])).modified_count
 
     async def count(self, *, now: float) -> int:
         """Return how many sessions there are, by the entries of an index."""
@@ -284,7 +334,14 @@ class MongoDBDriver:
             return there - await self._sessions.count_documents(soon)
 
     def _connect(self) -> None:
-        """Make a client, which connects with its first call."""
+        """Make a client, which connects with its first call, and what is bound to its event loop."""
+        self._limit = TimeLimit(self._timeout)
+        self._documents = Batches(self._find_all, at_once=_AT_ONCE, timeout=self._timeout)
+        # These are loaded by themselves from the start.
+        self._large: set[str] = set()
+        # Writes that have to look at a session first would else have each other look again.
+        self._looking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._updates: Batches[_Update, bool] = Batches(self._update_all, at_once=_AT_ONCE, timeout=self._timeout)
         # Reads keep the concern "local": a new primary has every acknowledged write, but may at first keep some from "majority".
         options: dict[str, Any] = {
             "appName": "gaman",
@@ -317,11 +374,38 @@ class MongoDBDriver:
         except (ConfigurationError, OSError, UserWarning) as cause:
             raise ConfigError(f"the mongodb driver can't use the options of its uri: {cause}") from cause
 
-    @asynccontextmanager
-    async def _asking(self, action: str) -> AsyncGenerator[None]:
-        """Give what goes out by itself its time and its turn, and raise SessionStoreError where it fails."""
+    async def _create_index(self, field: str, options: dict[str, Any]) -> None:
+        where, db, collection = self._sessions.full_name, json.dumps(self._db_name), json.dumps(self._collection)
         try:
-            async with asyncio.timeout(self._timeout), self._turns:
+            await self._sessions.create_index(field, **options)
+        except OperationFailure as cause:
+            if cause.code in _INDEX_CONFLICTS:
+                name = f"{field}_1"
+                indexes = await self._sessions.index_information()
+                others = [each for each, index in indexes.items() if each == name or index["key"] == [(field, 1)]]
+                drop = "; ".join(
+                    f"db.getSiblingDB({db}).getCollection({collection}).dropIndex({json.dumps(each)})" for each in others
+                )
+                raise ConfigError(
+                    f"the mongodb driver needs an index on {field!r} of {where} with {json.dumps(options)}, "
+                    f"and another is in the way; drop it in mongosh: {drop}"
+                ) from cause
+            if cause.code == _UNAUTHORIZED:
+                raise ConfigError(
+                    f"the mongodb driver may not create its index on {field!r} of {where}; in mongosh, give its user the role "
+                    f'that may: db.grantRolesToUser("...", [{{role: "readWrite", db: {db}}}])'
+                ) from cause
+            raise
+
+    @asynccontextmanager
+    async def _asking(self, action: str, began: float | None = None) -> AsyncGenerator[None]:
+        """Give what goes out by itself its time, less what has passed since it *began*, and its turn.
+
+        Raise SessionStoreError where it fails.
+        """
+        left = self._timeout if began is None else began + self._timeout - time.monotonic()
+        try:
+            async with asyncio.timeout(left), self._turns:
                 yield
         except _FAILURES as cause:
             raise SessionStoreError(self.name, action) from cause
@@ -333,28 +417,48 @@ class MongoDBDriver:
         deletes: Collection[str],
         now: float,
         deadline: float | None,
+        max_size: int,
         *more: dict[str, Any],
     ) -> Outcome:
-        change = [*_change(sets, now, deadline), *more]
+        change = _change(sets, deletes, now, deadline, max_size, *more)
         # Only what may end the session needs the document back: a replica set keeps a copy of each that it may have to return.
-        if not deletes:
-            if await self._set(id, sets, change):
-                return Outcome.WRITTEN
-        else:
-            change.append({"$unset": [_path(field) for field in deletes]})
-            change.append({"$replaceWith": {"$cond": [_IS_EMPTY, _tombstone(now), "$$ROOT"]}})
-            if (left := await self._update_and_find(_live(id, now), change)) is not None:
-                return Outcome.EMPTIED if "ended" in left else Outcome.WRITTEN
-        return await self._missing(id, now)
+        if deletes:
+            if (outcome := await self._update_or_empty(_live(id, now), change)) is not None:
+                return outcome
+        elif await self._set(id, sets, change):
+            return Outcome.WRITTEN
+        return await self._apply_as_found(id, sets, deletes, now, deadline, max_size, *more)
 
-    async def _missing(self, id: str, now: float) -> Literal[Outcome.ENDED, Outcome.ABSENT]:
-        """Return why there is no session to change."""
-        return Outcome.ENDED if await self._find(id, now) is Outcome.ENDED else Outcome.ABSENT
+    async def _apply_as_found(
+        self,
+        id: str,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        now: float,
+        deadline: float | None,
+        max_size: int,
+        *more: dict[str, Any],
+    ) -> Outcome:
+        """Find out why the server refused a change, and make it if the session has room, as long as that is as it was found."""
+        change = _change(sets, deletes, now, deadline, None, *more)
+        async with self._looking.setdefault(id, asyncio.Lock()):
+            while isinstance(found := await self._find(id, now), Record):
+                left = {field: data for field, data in {**found.fields, **sets}.items() if field not in deletes}
+                if _outgrows(found.fields, left, max_size):
+                    return Outcome.TOO_LARGE
+                unchanged = {**_live(id, now), "version": found.version}
+                if deletes:
+                    if (outcome := await self._update_or_empty(unchanged, change)) is not None:
+                        return outcome
+                elif await self._update(unchanged, change):
+                    return Outcome.WRITTEN
+            return found or Outcome.ABSENT
 
     async def _set(self, id: str, sets: Mapping[str, bytes], change: list[dict[str, Any]]) -> bool:
-        """Make a change that ends no session, and return whether it met a live one."""
+        """Make a change that ends no session, and return whether it met a live one that has room for it."""
         update = _Update(id, change)
-        if sum(map(len, sets.values())) <= _LARGE:
+        # A large change goes out by itself, so that others don't wait for it, and don't fail with it.
+        if sum(map(len, sets.values())) <= LARGE:
             return await self._updates.call(update)
         [result] = await self._update_all([update])
         if isinstance(result, BaseException):
@@ -380,25 +484,45 @@ class MongoDBDriver:
                 return _results(len(requests), error.details)
         return [True] * len(requests)
 
-    async def _is_barred(self, tag: Tag, now: float) -> bool:
-        return await self._sessions.find_one(_barring(tag, now), {"_id": True}) is not None
+    async def _bar(self, owner: str, keep: list[str], now: float) -> None:
+        """Refuse tags of the owner's that were made before *now*, and note which of the sessions live on."""
+        since: dict[str, Any] = {}
+        if keep:
+            theirs = self._sessions.find({"_id": {"$in": keep}, "owner": owner, "ended": None}, {"since": True})
+            since = {document["_id"]: document.get("since") async for document in theirs}
+        kept = {"$literal": [{"id": id, "since": since.get(id, -math.inf)} for id in keep]}
+        # One from further ahead is of a clock that was set back since.
+        stands = {"$and": [{"$gt": ["$deadline", _date(now)]}, {"$lte": ["$before", now + MAX_SKEW]}]}
+        # What an earlier end has ended may be in flight under another id. So it is not kept by a later one.
+        outlived = {"$or": [{"$gte": ["$$this.since", "$before"]}, {"$in": ["$$this.id", "$kept.id"]}]}
+        deadline = _date(now + TOMBSTONE)
+        bar = {
+            "ended": True,
+            "before": {"$cond": [stands, {"$max": ["$before", now]}, now]},
+            "deadline": {"$cond": [stands, {"$max": ["$deadline", deadline]}, deadline]},
+            "kept": {"$cond": [stands, {"$filter": {"input": kept, "cond": outlived}}, kept]},
+        }
+        await self._sessions.update_one({"_id": _bar(owner)}, [{"$set": bar}], upsert=True)
 
-    async def _end_successors(self, id: Any, owner: str, seen: set[str], now: float) -> int:
-        """End what a session of the owner's was renamed to, even before that is there; return how many were."""
-        ended = 0
-        while isinstance(id, str) and id not in seen:
-            seen.add(id)
-            theirs = {"$or": [{"$eq": [{"$type": "$deadline"}, "missing"]}, {"$eq": ["$owner", owner]}]}
-            is_live = {"$ne": [{"$ifNull": ["$ended", False]}, True]}
-            end = [{"$replaceWith": {"$cond": [{"$and": [theirs, is_live]}, _tombstone(now), "$$ROOT"]}}]
-            shown = {"ended": True, "owner": True, "successor": True}
-            before = await self._sessions.find_one_and_update({"_id": id}, end, shown, upsert=True)
-            ended += before is not None and "ended" not in before and before.get("owner") == owner
-            id = before and before.get("successor")
-        return ended
+    async def _is_barred(self, tag: Tag, now: float, began: float) -> bool:
+        """Return whether the owner's sessions were ended after *tag* was made; at *now*, time.monotonic() was *began*."""
+        bar = await self._sessions.find_one(_barring(tag, now), {"_id": False, "before": True})
+        # What came while the call waited is no further ahead than that.
+        return bar is not None and bool(bar["before"] <= now + (time.monotonic() - began) + MAX_SKEW)
+
+    async def _is_kept(self, owner: str, id: str, new_id: str) -> bool:
+        """Return whether the session was kept when the owner's were ended, and let it be kept as *new_id* from now on."""
+        kept = {"_id": _bar(owner), "kept.id": id}
+        return (await self._sessions.update_one(kept, {"$set": {"kept.$.id": new_id}})).matched_count > 0
 
     async def _find(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
-        return self._record(id, await self._documents.call(id), now)
+        if id not in self._large and not _is_cut(document := await self._documents.call(id)):
+            return self._record(id, document, now)
+        return await self._find_large(id, now)
+
+    async def _find_large(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        self._large.discard(id)
+        return self._record(id, await self._sessions.find_one({"_id": id}), now)
 
     def _record(self, id: str, document: dict[str, Any] | None, now: float) -> Record | Literal[Outcome.ENDED] | None:
         match document:
@@ -416,8 +540,21 @@ class MongoDBDriver:
                 if deadline <= _date(now):
                     return None
                 fields = self._read(id, document["fields"])
+                if sum(map(len, fields.values())) > LARGE:
+                    if len(self._large) == _MOST_LARGE:
+                        self._large.clear()
+                    self._large.add(id)
                 tag = self._read_tag(id, document) if "owner" in document else None
-                return Record(fields, _seconds(created), _seconds(expires), _seconds(deadline), int(version), tag)
+                seal = document.get("seal")
+                return Record(
+                    fields,
+                    _seconds(created),
+                    _seconds(expires),
+                    _seconds(deadline),
+                    int(version),
+                    tag,
+                    bytes(seal) if isinstance(seal, bytes) else b"",
+                )
             case _:
                 self._damage.report(id, "its document")
                 return None
@@ -425,9 +562,9 @@ class MongoDBDriver:
     async def _find_all(self, ids: list[str]) -> list[dict[str, Any] | None]:
         with self._limit:
             if len(ids) == 1:
-                # Without a cursor, it is a little faster.
+                # Without a cursor and a projection, it is a little faster.
                 return [await self._sessions.find_one({"_id": ids[0]})]
-            found = {document["_id"]: document async for document in self._sessions.find({"_id": {"$in": ids}})}
+            found = {document["_id"]: document async for document in self._sessions.find({"_id": {"$in": ids}}, _CUT)}
         return [found.get(id) for id in ids]
 
     def _read(self, id: str, fields: Mapping[str, Any]) -> dict[str, bytes]:
@@ -454,21 +591,44 @@ class MongoDBDriver:
     async def _insert(self, id: str, record: Record) -> None:
         await self._sessions.insert_one({"_id": id, **_document(record)})
 
-    async def _insert_owned(self, id: str, record: Record, tag: Tag, now: float) -> Literal[Outcome.REFUSED] | None:
-        """Insert a document and then, in the same trip, see whether all of the owner's were ended: that may have missed it."""
+    async def _insert_owned(self, id: str, record: Record, tag: Tag, now: float, began: float, old: str | None = None) -> bool:
+        """Insert a document, and return whether it may stay; *old* is the id that the session had with this tag.
+
+        The look at the bar follows the insertion in the same trip. Where it finds none, the end that sets one finds the document.
+        """
         # Neither changes what is there already; so those that are matched and not inserted tell which of the two it was.
         insert = UpdateOne({"_id": id}, {"$setOnInsert": _document(record)}, upsert=True)
         look = UpdateOne(_barring(tag, now), {"$min": {"before": math.inf}})
         result = await self._sessions.bulk_write([insert, look])
         if 0 not in (result.upserted_ids or {}):
             raise DuplicateKeyError("the id is taken")
-        if not result.matched_count:
-            return None
+        if not result.matched_count or not await self._is_barred(tag, now, began):
+            return True
+        if old is not None and await self._is_kept(tag.owner, old, id):
+            return True
         await self._sessions.replace_one({"_id": id}, _tombstone(now))
-        return Outcome.REFUSED
+        return False
 
     async def _update(self, where: Mapping[str, Any], change: list[dict[str, Any]]) -> bool:
-        return (await self._sessions.update_one(where, change)).matched_count > 0
+        """Make a change, and return whether it met a session that has room for it."""
+        try:
+            return (await self._sessions.update_one(where, change)).matched_count > 0
+        except WriteError as error:
+            if error.code != _REFUSED:
+                raise
+            return False
+
+    async def _update_or_empty(
+        self, where: Mapping[str, Any], change: list[dict[str, Any]]
+    ) -> Literal[Outcome.WRITTEN, Outcome.EMPTIED] | None:
+        """Make a change that may end the session, and return what became of it, or None if it met none that has room for it."""
+        try:
+            left = await self._update_and_find(where, change)
+        except OperationFailure as error:
+            if error.code != _REFUSED:
+                raise
+            return None
+        return None if left is None else Outcome.EMPTIED if "ended" in left else Outcome.WRITTEN
 
     async def _update_and_find(
         self, where: Mapping[str, Any], change: list[dict[str, Any]], *, upsert: bool = False
@@ -490,14 +650,21 @@ def _results(count: int, details: Mapping[str, Any]) -> list[bool | BaseExceptio
 
 
 def _document(record: Record) -> dict[str, Any]:
-    return {
+    fields = {_escape(field): _to_bson(data) for field, data in record.fields.items()}
+    document = {
         "created": _date(record.created),
         "expires": _date(record.expires),
         "deadline": _date(record.deadline),
         "version": Int64(record.version),
-        "fields": {_escape(field): _to_bson(data) for field, data in record.fields.items()},
-        **({} if record.tag is None else _tagged(record.tag)),
+        "fields": fields,
     }
+    if not all(isinstance(value, bytes) for value in fields.values()):
+        document["native"] = True
+    if record.seal:
+        document["seal"] = record.seal
+    if record.tag is not None:
+        document |= _tagged(record.tag)
+    return document
 
 
 def _tagged(tag: Tag) -> dict[str, Any]:
@@ -511,7 +678,7 @@ def _bar(owner: str) -> str:
 
 def _barring(tag: Tag, now: float) -> dict[str, Any]:
     """Return the condition that all sessions of the owner were ended after *tag* was made, less than a minute ago."""
-    return {"_id": _bar(tag.owner), "before": {"$gt": tag.since}, "deadline": {"$gt": _date(now)}}
+    return {"_id": _bar(tag.owner), "before": {"$type": "double", "$gt": tag.since}, "deadline": {"$gt": _date(now)}}
 
 
 def _live(id: str, now: float) -> dict[str, Any]:
@@ -519,14 +686,53 @@ def _live(id: str, now: float) -> dict[str, Any]:
     return {"_id": id, "deadline": {"$gt": _date(now)}, "$jsonSchema": _SHAPE}
 
 
-def _change(sets: Mapping[str, bytes], now: float, deadline: float | None) -> list[dict[str, Any]]:
-    """Return the change of a live session; of any other document it fails, and leaves it as it is."""
-    changed: dict[str, Any] = {_path(field): {"$literal": _to_bson(data)} for field, data in sets.items()}
-    is_live = {"$and": [_IS_SOUND, {"$gt": ["$deadline", _date(now)]}]}
+def _change(
+    sets: Mapping[str, bytes],
+    deletes: Collection[str],
+    now: float,
+    deadline: float | None,
+    max_size: int | None = None,
+    *more: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Return the change of a live session, which fails for any other document and leaves it as it is.
+
+    With *max_size*, it also fails where the session may be larger then. That it is not larger than before, only a look can tell.
+    """
+    changed: dict[str, Any] = {}
+    for field, data in sets.items():
+        value = _to_bson(data)
+        if isinstance(value, bytes):
+            changed[_path(field)] = value
+        else:
+            changed[_path(field)] = {"$literal": value}
+            changed["native"] = True
+    is_live = {"$eq": [[*_KINDS, {"$gt": ["$deadline", _date(now)]}], _LIVE_KINDS]}
     changed["version"] = {"$cond": [is_live, {"$add": ["$version", 1]}, _REFUSAL]}
     if deadline is not None:
         changed["deadline"] = {"$min": [_date(deadline), "$expires"]}
-    return [{"$set": changed}]
+    change: list[dict[str, Any]] = [{"$set": changed}, *more]
+    if deletes:
+        change.append({"$unset": [_path(field) for field in deletes]})
+    if sets and max_size is not None:
+        has_room = {"$lte": [_SIZE, {"$cond": ["$native", max_size // _GROWTH, max_size]}]}
+        change.append({"$set": {"version": {"$cond": [has_room, "$version", _REFUSAL]}}})
+    if deletes:
+        change.append({"$replaceWith": {"$cond": [_IS_EMPTY, _tombstone(now), "$$ROOT"]}})
+    return change
+
+
+def _outgrows(before: Mapping[str, bytes], after: Mapping[str, bytes], max_size: int) -> bool:
+    """Return whether a session's fields are then larger than before, and too large."""
+    return _size(before) < _size(after) > max_size
+
+
+def _size(fields: Mapping[str, bytes]) -> int:
+    return sum(len(field.encode()) + len(data) for field, data in fields.items())
+
+
+def _is_cut(document: Mapping[str, Any] | None) -> bool:
+    """Return whether the fields of a session were left out; those of a damaged one may not be there at all."""
+    return document is not None and "fields" not in document and "ended" not in document
 
 
 def _tombstone(now: float) -> dict[str, Any]:
@@ -534,8 +740,8 @@ def _tombstone(now: float) -> dict[str, Any]:
 
 
 def _date(time: float) -> DatetimeMS:
-    # Rounded down as the clock is, so that a session is gone at its deadline, and at most a millisecond before.
-    return DatetimeMS(math.floor(time * 1000))
+    # To the nearest one, because the product for whole milliseconds may be a little less. A deadline is rounded as the clock is.
+    return DatetimeMS(round(time * 1000))
 
 
 def _seconds(date: DatetimeMS) -> float:
