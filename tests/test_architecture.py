@@ -41,6 +41,7 @@ ORDER = [
         "gaman_session._batches",
         "gaman_session._threads",
         "gaman_session._time_limit",
+        "gaman_session._paths",
         "gaman_session._damage",
         "gaman_session._counters",
     ],
