@@ -15,10 +15,10 @@ if sys.platform != "win32":
 
 
 def expand(path: str, setting: str) -> str:
-    """Return *path* with the home folder in place of `~` or `~user`. ConfigError, which begins with *setting*, means that it isn't known."""
+    """Return *path* with a home folder in place of `~` or `~user`. ConfigError, which begins with *setting*, means that none is known."""
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
-        raise ConfigError(f"{setting}, but the home folder {path.split(os.sep)[0]!r} isn't known; write the whole path")
+        raise ConfigError(f"{setting}, but the home folder {path.partition(os.sep)[0]!r} isn't known; write the whole path")
     return expanded
 
 

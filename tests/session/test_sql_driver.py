@@ -26,6 +26,7 @@ pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parents[2]
 NOW = 1_800_000_000.0
+MAX_SIZE = 1 << 20
 SEALED = b"\x01 no JSON"
 
 
@@ -51,7 +52,7 @@ async def driver(file: Path) -> AsyncIterator[SQLDriver]:
 
 
 async def write(driver: SQLDriver, number: int, key: str = "key", value: bytes = b"\x01") -> Outcome:
-    return await driver.apply(id_of(number), {key: value}, (), now=NOW, deadline=None)
+    return await driver.apply(id_of(number), {key: value}, (), now=NOW, deadline=None, max_size=MAX_SIZE)
 
 
 async def is_there(driver: SQLDriver, number: int) -> bool:
@@ -476,8 +477,8 @@ async def test_json_is_text_that_sql_can_ask_and_all_else_is_a_blob(driver: SQLD
     kinds = by_hand(file, "SELECT key, typeof(value) FROM session_values")
     assert dict(kinds) == dict.fromkeys(texts, "text") | dict.fromkeys(blobs, "blob")
     assert by_hand(file, "SELECT json_extract(value, '$.id') FROM session_values WHERE key = 'a'") == [(7,)]
-    assert await driver.swap(id_of(0), "b", b"1.50", b"2", now=NOW, deadline=None) is Outcome.CONFLICT
-    assert await driver.swap(id_of(0), "b", b" 1.50 ", b"2", now=NOW, deadline=None) is Outcome.WRITTEN
+    assert await driver.swap(id_of(0), "b", b"1.50", b"2", now=NOW, deadline=None, max_size=MAX_SIZE) is Outcome.CONFLICT
+    assert await driver.swap(id_of(0), "b", b" 1.50 ", b"2", now=NOW, deadline=None, max_size=MAX_SIZE) is Outcome.WRITTEN
 
 
 async def test_the_query_of_the_docstring_finds_a_users_sessions(driver: SQLDriver, file: Path) -> None:
@@ -569,29 +570,8 @@ async def test_an_owners_sessions_are_found_by_the_index_and_counted_without_a_l
     assert any("sessions_deadline (deadline>? AND deadline<?)" in step for step in plan), plan
 
 
-async def test_tables_made_before_there_were_owners_get_their_columns(driver: SQLDriver, file: Path) -> None:
-    await driver.create(id_of(0), record())
-    await driver.close()
-    by_hand(file, "DROP INDEX sessions_owner")
-    by_hand(file, "DROP TABLE session_owners_ended")
-    for column in ("owner", "since", "note"):
-        by_hand(file, f"ALTER TABLE sessions DROP COLUMN {column}")
-    drivers = [SQLDriver(file=file) for _ in range(4)]
-    await asyncio.gather(*(each.open() for each in drivers))
-    tag = Tag("owner", b"note", NOW)
-    assert await drivers[0].tag(id_of(0), tag, {}, (), now=NOW, deadline=None) is Outcome.WRITTEN
-    assert [*await drivers[1].owned("owner", now=NOW)] == [id_of(0)]
-    assert await drivers[2].end_owned("owner", keep=(), now=NOW, until=NOW) == 1
-    for each in drivers:
-        await each.close()
-    assert by_hand(file, "SELECT name FROM sqlite_master WHERE name LIKE '%owner%' ORDER BY name") == [
-        ("session_owners_ended",),
-        ("sessions_owner",),
-    ]
-
-
 async def test_what_is_remembered_of_the_end_of_all_goes_with_a_purge(driver: SQLDriver, file: Path) -> None:
-    await driver.end_owned("owner", keep=(), now=NOW, until=NOW)
+    await driver.end_owned("owner", keep=(), now=NOW)
     await driver.purge(now=NOW + TOMBSTONE - 1, limit=10)
     assert by_hand(file, "SELECT owner FROM session_owners_ended") == [("owner",)]
     await driver.purge(now=NOW + TOMBSTONE, limit=10)
@@ -644,8 +624,8 @@ async def test_a_damaged_row_is_absent_and_is_reported_once(
         for _ in range(2):
             assert await browser.all() == {}
         assert await driver.load(id, now=now) is None
-        assert await driver.apply(id, {"a": b"1"}, (), now=now, deadline=None) is Outcome.ABSENT
-        assert await driver.swap(id, "a", None, b"1", now=now, deadline=None) is Outcome.ABSENT
+        assert await driver.apply(id, {"a": b"1"}, (), now=now, deadline=None, max_size=MAX_SIZE) is Outcome.ABSENT
+        assert await driver.swap(id, "a", None, b"1", now=now, deadline=None, max_size=MAX_SIZE) is Outcome.ABSENT
         assert await driver.rename(id, id_of(0), record(), version=0, now=now) is Outcome.ABSENT
         await browser.do(setting(key="new"))
         assert await browser.all() == {"key": "new"}

@@ -59,7 +59,7 @@ class _Tomb(Struct):
     successor: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")] | None
 
 
-class _IsLarge(Exception):  # noqa: N818 - it isn't an error
+class _IsLarge(Exception):
     """The session is to be loaded by itself."""
 
 
@@ -98,9 +98,7 @@ class FileDriver:
         self._timeout = timeout
         self._threads = Threads(_THREADS, "gaman-session-files")
         # Writes always find a thread that no load is in.
-        self._loads: Batches[str, _Kept | None] = Batches(
-            partial(self._read, LARGE), at_once=_THREADS // 2, timeout=timeout
-        )
+        self._loads: Batches[str, _Kept | None] = Batches(partial(self._read, LARGE), at_once=_THREADS // 2, timeout=timeout)
         self._large_loads: Batches[str, _Kept | None] = Batches(
             partial(self._read, math.inf), at_once=_LARGE_LOADS, most=1, timeout=timeout
         )

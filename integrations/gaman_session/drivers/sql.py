@@ -80,24 +80,25 @@ created >= 0 AND created <= expires AND deadline >= 0 AND deadline <= expires AN
 AND version >= 0 AND typeof(version) = 'integer' AND ended IN (0, 1)
 AND size >= 0 AND typeof(size) = 'integer' AND typeof(seal) = 'blob'
 """
-_COLUMNS_OF_HEAD: Final = f"created, expires, deadline, version, ended, {_IS_SOUND}, size, seal"
+_COLUMNS_OF_HEAD: Final = f"created, expires, deadline, version, ended, {_IS_SOUND}, seal"
 _HEAD: Final = f"SELECT {_COLUMNS_OF_HEAD} FROM sessions WHERE id = ?"  # noqa: S608 - a constant
 # Of a session beyond a size it has the head only, and reads no page of its values.
 _LOAD: Final = f"""
 SELECT {_COLUMNS_OF_HEAD}, owner, since, note, key, value
 FROM sessions LEFT JOIN session_values ON session_id = id AND size <= ? WHERE id = ?
 """  # noqa: S608
-_TOUCH: Final = f"""
-UPDATE sessions SET version = version + 1, size = max(0, size + ?1)
-WHERE id = ?2 AND deadline > ?3 AND NOT ended AND {_IS_SOUND} AND (?1 <= 0 OR size + ?1 <= ?4)
-"""  # noqa: S608
-_MOVE: Final = _TOUCH.replace(" WHERE", ", deadline = min(?5, expires) WHERE")
-_CREATE: Final = "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, 0, NULL, ?, ?, ?, ?, ?)"
-# It reads no page of a long blob. The length of a text would be its characters.
-_LENGTH: Final = """
-SELECT CASE typeof(value) WHEN 'blob' THEN length(value) ELSE length(CAST(value AS BLOB)) END
-FROM session_values WHERE session_id = ? AND key = ?
+# The length of a text is counted in characters, and that of a blob without reading all of its pages.
+_BYTES: Final = """
+SELECT length(CAST(key AS BLOB)) + iif(typeof(value) = 'blob', length(value), length(CAST(value AS BLOB)))
+FROM session_values WHERE session_id = ?2 AND key = ?3
 """
+# ?1 is by how many bytes the session grows if the field ?3 is new, and ?5 is how large it may then be.
+_TOUCH: Final = f"""
+UPDATE sessions SET version = version + 1, size = max(0, size + ?1 - ifnull(({_BYTES}), 0))
+WHERE id = ?2 AND deadline > ?4 AND NOT ended AND {_IS_SOUND} AND size + ?1 <= ?5
+"""  # noqa: S608
+_MOVE: Final = _TOUCH.replace("\nWHERE id", ", deadline = min(?6, expires)\nWHERE id")
+_CREATE: Final = "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, 0, NULL, ?, ?, ?, ?, ?)"
 _SET: Final = "INSERT INTO session_values VALUES (?, ?, ?) ON CONFLICT (session_id, key) DO UPDATE SET value = excluded.value"
 _END: Final = """
 UPDATE sessions SET created = ?1, expires = ?1, deadline = ?1, version = 0, ended = 1, successor = ?2,
@@ -113,7 +114,7 @@ FROM sessions WHERE owner = ? AND deadline > ?
 _REMEMBER_END: Final = f"""
 INSERT INTO session_owners_ended VALUES (?, ?) ON CONFLICT (owner) DO UPDATE
 SET ended = iif(ended > excluded.ended + {MAX_SKEW}, excluded.ended, max(ended, excluded.ended))
-"""
+"""  # noqa: S608
 # All by the index, but for tombstones: these are due within a minute, or, by a clock that is a little ahead, in two.
 _COUNT: Final = """
 SELECT (SELECT count(*) FROM sessions WHERE deadline > ?1)
@@ -134,7 +135,7 @@ _LOOKS: Final = 0.01
 _parse_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-class _IsLarge(Exception):  # noqa: N818 - it isn't an error
+class _IsLarge(Exception):
     """The session is to be loaded by itself."""
 
 
@@ -334,7 +335,6 @@ class _Head(NamedTuple):
     version: int
     ended: int
     is_sound: int
-    size: int
     seal: bytes
 
 
@@ -399,12 +399,12 @@ class _Sessions(sqlite3.Connection):
         head = self._check(id, rows, now)
         if not isinstance(head, _Head):
             return None if head is Outcome.ABSENT else head
-        if head.size > most:
-            raise _IsLarge
         fields: dict[str, bytes] = {}
         for *_, key, value in rows:
             if key is None:
-                # The join's row for a session that has no values.
+                # The join's row for a session that has no values, or too many bytes of them.
+                if most < math.inf:
+                    raise _IsLarge
                 continue
             field = key.decode(errors="replace")
             if isinstance(value, bytes) and field.encode() == key:
@@ -423,9 +423,12 @@ class _Sessions(sqlite3.Connection):
     def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        growth = self._growth(id, sets, deletes)
-        if not self._touch(id, growth, now, deadline, max_size):
-            return self._untouched(id, now)
+        if deletes:
+            deletes = {*deletes}
+            sets = {field: value for field, value in sets.items() if field not in deletes}
+        if not self._touch(id, sets, deletes, now, deadline, max_size):
+            head = self._find(id, now)
+            return Outcome.TOO_LARGE if isinstance(head, _Head) else head
         self._set(id, sets)
         if deletes:
             self.executemany("DELETE FROM session_values WHERE session_id = ? AND key = ?", [(id, field) for field in deletes])
@@ -443,11 +446,7 @@ class _Sessions(sqlite3.Connection):
         if stored != old:
             head = self._find(id, now)
             return Outcome.CONFLICT if isinstance(head, _Head) else head
-        growth = self._growth(id, {field: new}, ())
-        if not self._touch(id, growth, now, deadline, max_size):
-            return self._untouched(id, now)
-        self._set(id, {field: new})
-        return Outcome.WRITTEN
+        return self.apply(id, {field: new}, (), now, deadline, max_size)
 
     def rename(self, id: str, new_id: str, record: Record, version: int, now: float) -> Outcome:
         head = self._find(id, now)
@@ -532,7 +531,7 @@ class _Sessions(sqlite3.Connection):
     def _check(self, id: str, rows: list[tuple[Any, ...]], now: float) -> _Head | _Missing:
         if not rows:
             return Outcome.ABSENT
-        head = _Head(*rows[0][:8])
+        head = _Head(*rows[0][:7])
         if not head.is_sound:
             self._damage.report(id, "its row")
             return Outcome.ABSENT
@@ -541,33 +540,30 @@ class _Sessions(sqlite3.Connection):
         return Outcome.ENDED if head.ended else head
 
     def _insert(self, id: str, record: Record) -> None:
-        size = sum(len(field.encode()) + len(value) for field, value in record.fields.items())
         times = (record.created, record.expires, record.deadline, record.version)
-        self.execute(_CREATE, (id, *times, *_columns(record.tag), size, record.seal))
+        self.execute(_CREATE, (id, *times, *_columns(record.tag), _size(record.fields), record.seal))
         self._set(id, record.fields)
 
-    def _growth(self, id: str, sets: Mapping[str, bytes], deletes: Collection[str]) -> int:
-        """Return by how many bytes the session becomes larger."""
-        growth = 0
-        for field in {*sets, *deletes}:
-            name = len(field.encode())
-            if field in sets and field not in deletes:
-                growth += name + len(sets[field])
-            for (length,) in self.execute(_LENGTH, (id, field)):
-                growth -= name + length
-        return growth
+    def _touch(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], now: float, deadline: float | None, max_size: int
+    ) -> bool:
+        """Raise the session's version and size, and move its deadline; return False where it isn't there, or would be too large."""
+        first, *others = (*sets, *deletes) or (None,)
+        growth = _size(sets)
+        for field in others:
+            growth -= self._bytes(id, field)
+        # Naming the deadline would cost a page of its index.
+        statement, moved = (_TOUCH, ()) if deadline is None else (_MOVE, (deadline,))
+        # Nearly always there is room even if nothing is replaced, and no statement is needed to look at the only field.
+        if self.execute(statement, (growth, id, first, now, max_size, *moved)).rowcount > 0:
+            return True
+        replaced = self._bytes(id, first)
+        room = max_size + replaced if growth > replaced else math.inf
+        return self.execute(statement, (growth, id, first, now, room, *moved)).rowcount > 0
 
-    def _touch(self, id: str, growth: int, now: float, deadline: float | None, max_size: int) -> bool:
-        """Raise the version and the size of the session, and move its deadline; return False where that can't be."""
-        if deadline is None:
-            # Naming the deadline would cost a page of its index.
-            return self.execute(_TOUCH, (growth, id, now, max_size)).rowcount > 0
-        return self.execute(_MOVE, (growth, id, now, max_size, deadline)).rowcount > 0
-
-    def _untouched(self, id: str, now: float) -> Outcome:
-        """Return why _touch() returned False."""
-        head = self._find(id, now)
-        return Outcome.TOO_LARGE if isinstance(head, _Head) else head
+    def _bytes(self, id: str, field: str | None) -> int:
+        """Return the bytes of the field's name and value, or 0 if there is no such field."""
+        return next((bytes for (bytes,) in self.execute(_BYTES, (None, id, field))), 0)
 
     def _set(self, id: str, fields: Mapping[str, bytes]) -> None:
         for field, value in fields.items():
@@ -579,6 +575,14 @@ class _Sessions(sqlite3.Connection):
         self.execute("DELETE FROM session_values WHERE session_id = ?", (id,))
 
 
+def _size(fields: Mapping[str, bytes]) -> int:
+    """Return the bytes of the fields' names and values."""
+    size = 0
+    for field, value in fields.items():
+        size += len(field.encode()) + len(value)
+    return size
+
+
 def _columns(tag: Tag | None) -> tuple[str | None, float | None, bytes | str | None]:
     """Return what the three columns of *tag* hold."""
     return (None, None, None) if tag is None else (tag.owner, tag.since, _stored(tag.note))
@@ -586,6 +590,9 @@ def _columns(tag: Tag | None) -> tuple[str | None, float | None, bytes | str | N
 
 def _stored(value: bytes) -> bytes | str:
     """Return *value* as SQLite is to keep it: JSON as text, of which it gives back the same bytes."""
+    # No JSON begins like a sealed value, and an exception would cost more than this.
+    if value < b"\t":
+        return value
     try:
         _parse_json(value)
         return value.decode()
