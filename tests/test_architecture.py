@@ -216,7 +216,7 @@ def test_a_driver_knows_only_its_contract(module: Module) -> None:
     allowed = {
         "gaman",
         "gaman.errors",
-        *(f"{package}.{room}" for room in ("_driver", "_errors", "_batches", "_threads", "_time_limit", "_damage")),
+        *(f"{package}.{room}" for room in ("_driver", "_errors", "_batches", "_threads", "_time_limit", "_paths", "_damage")),
     }
     if name == "cookies":
         # It has no store: the cookie is the session, so it seals by itself.

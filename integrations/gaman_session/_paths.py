@@ -15,7 +15,7 @@ if sys.platform != "win32":
 
 
 def expand(path: str, setting: str) -> str:
-    """Return *path* with a home folder in place of `~` or `~user`. ConfigError, which begins with *setting*, means that none is known."""
+    """Return *path* with a home folder in place of `~` or `~user`; ConfigError, which begins with *setting*, if none is known."""
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise ConfigError(f"{setting}, but the home folder {path.partition(os.sep)[0]!r} isn't known; write the whole path")
@@ -48,15 +48,19 @@ def check_access(path: str, status: os.stat_result, setting: str, *, within: str
     """
     if sys.platform == "win32":
         return
-    target = f"-R {quote(within)}" if within else quote(path)
+    option, target = ("-R ", quote(within)) if within else ("", quote(path))
     if status.st_uid != (user := os.geteuid()):
         owner, own = _name(status.st_uid), _name(user)
-        fix = f"run `chown {own} {target}`, or start as {owner}"
+        fix = f"run `chown {option}{own} {target}`, or start as {owner}"
         raise ConfigError(f"{setting}, but {path!r} belongs to the user {owner}, and this process runs as {own}; {fix}")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         # A sticky folder, such as /tmp, is meant to be shared, and others need it as it is.
         is_sticky = status.st_mode & stat.S_ISVTX
-        fix = f"choose a folder in it, such as {os.path.join(path, 'sessions')!r}" if is_sticky else f"run `chmod go-w {target}`"
+        fix = (
+            f"choose a folder in it, such as {os.path.join(path, 'sessions')!r}"
+            if is_sticky
+            else f"run `chmod {option}go-w {target}`"
+        )
         raise ConfigError(f"{setting}, but other users may write to {path!r}; {fix}")
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from gaman import ConfigError
 from gaman.session import TOMBSTONE, Outcome, Record, SessionStoreError, Tag
+from gaman_session._driver import LARGE
 from gaman_session.drivers import file
 from gaman_session.drivers.file import FileDriver
 from tests.session.sites import Clock, Site, getting, new_folder, serving, setting
@@ -556,6 +557,26 @@ async def test_a_disk_that_does_not_answer_fails_calls_in_time(folder: Path) -> 
     answered.set()
     await asyncio.gather(*stuck)
     await driver.close()
+
+
+async def test_a_small_session_is_loaded_while_large_ones_are_read(driver: FileDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = record(fields={"key": bytes(LARGE)})
+    await driver.create(ID, record())
+    await driver.create(FAR, large)
+    go_on, read_each = threading.Event(), driver._files.read_each
+
+    def read_when_told(ids: list[str], most: float) -> Any:
+        return (most == LARGE or go_on.wait()) and read_each(ids, most)
+
+    monkeypatch.setattr(driver._files, "read_each", read_when_told)
+    loading = asyncio.gather(*(driver.load(FAR, now=NOW) for _ in range(2 * file._THREADS)))
+    try:
+        for _ in range(20):
+            assert await driver.load(ID, now=NOW) == record()
+        assert not loading.done()
+    finally:
+        go_on.set()
+    assert await loading == [large] * 2 * file._THREADS
 
 
 async def test_renames_in_both_directions_do_not_wait_for_each_other(driver: FileDriver) -> None:

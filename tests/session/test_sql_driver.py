@@ -12,12 +12,14 @@ import threading
 from collections.abc import AsyncIterator, Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from gaman.errors import ConfigError
 from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError, Tag
+from gaman_session._driver import LARGE
 from gaman_session.drivers import sql
 from gaman_session.drivers.sql import SQLDriver
 from tests.session.sites import Clock, Site, getting, serving, setting
@@ -144,16 +146,15 @@ async def test_making_a_driver_opens_nothing(file: Path) -> None:
 # The file
 
 
-async def test_the_files_and_new_folders_are_for_this_user_alone(tmp_path: Path) -> None:
-    file = tmp_path / "new" / "folder" / "sessions.db"
+async def test_the_files_and_a_new_folder_are_for_this_user_alone(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "sessions.db"
     driver, mask = SQLDriver(file=file), os.umask(0)
     try:
         await driver.open()
         await driver.create(id_of(0), record())
     finally:
         os.umask(mask)
-    assert files(tmp_path / "new") == {"new": 0o700}
-    assert files(file.parent) == {"folder": 0o700}
+    assert files(file.parent) == {"new": 0o700}
     assert files(file) == {"sessions.db": 0o600, "sessions.db-wal": 0o600, "sessions.db-shm": 0o600}
     await driver.close()
 
@@ -220,7 +221,7 @@ async def test_tables_of_another_kind_or_version_are_refused(driver: SQLDriver, 
 
 async def test_a_place_where_no_file_can_be_is_refused(tmp_path: Path) -> None:
     by_hand(tmp_path / "file", "CREATE TABLE visitors (name)")
-    with pytest.raises(ConfigError, match="can't be created: File exists"):
+    with pytest.raises(ConfigError, match="can't be created: Not a directory"):
         await SQLDriver(file=tmp_path / "file" / "sessions.db").open()
     threads = set(threading.enumerate())
     with pytest.raises(SessionStoreError, match="open") as raised:
@@ -511,10 +512,64 @@ async def test_a_tombstone_holds_nothing_of_the_session(driver: SQLDriver, file:
     await driver.destroy(id_of(1), now=NOW)
     until = NOW + TOMBSTONE
     assert by_hand(file, "SELECT * FROM sessions WHERE ended ORDER BY id") == [
-        (id_of(0), until, until, until, 0, 1, id_of(2), None, None, None),
-        (id_of(1), until, until, until, 0, 1, None, None, None, None),
+        (id_of(0), until, until, until, 0, 1, id_of(2), None, None, None, 0, b""),
+        (id_of(1), until, until, until, 0, 1, None, None, None, None, 0, b""),
     ]
     assert by_hand(file, "SELECT session_id FROM session_values") == [(id_of(2),)]
+
+
+# Sizes
+
+
+async def test_the_size_of_a_session_is_that_of_its_values_in_bytes_whatever_was_written(driver: SQLDriver, file: Path) -> None:
+    random = Random(17)
+    values = [b"", SEALED, '"\u00e9\U0001f511"'.encode(), b"1", bytes(5000), b'"' + b"x" * 5000 + b'"']
+    keys = ["a", "\u00e9", "\U0001f511", "k\0", "k" * 100]
+    id = id_of(0)
+    await driver.create(id, record(fields={"kept": SEALED, "\u00e9": values[2]}))
+    for _ in range(200):
+        sets = {key: random.choice(values) for key in random.sample(keys, random.randrange(4))}
+        deletes = random.sample(keys, random.randrange(3))
+        limit = random.choice([MAX_SIZE, 6000])
+        if random.random() < 0.2:
+            found = await driver.load(id, now=NOW)
+            assert isinstance(found, Record)
+            old = found.fields.get(keys[0])
+            assert await driver.swap(id, keys[0], old, values[1], now=NOW, deadline=None, max_size=limit) in (
+                Outcome.WRITTEN,
+                Outcome.TOO_LARGE,
+            )
+        else:
+            deadline = random.choice([None, NOW + 500])
+            await driver.apply(id, sets, deletes, now=NOW, deadline=deadline, max_size=limit)
+        found = await driver.load(id, now=NOW)
+        assert isinstance(found, Record)
+        assert by_hand(file, "SELECT size FROM sessions") == [(sum(len(k.encode()) + len(v) for k, v in found.fields.items()),)]
+
+
+async def test_a_session_is_written_after_its_values_were_made_shorter_by_hand(driver: SQLDriver, file: Path) -> None:
+    await driver.create(id_of(0), record(fields={"key": bytes(1000)}))
+    by_hand(file, "UPDATE sessions SET size = 10")
+    assert await write(driver, 0) is Outcome.WRITTEN
+    assert by_hand(file, "SELECT size FROM sessions") == [(0,)]
+    assert await is_there(driver, 0)
+
+
+async def test_a_small_session_is_loaded_while_a_large_one_is_read(driver: SQLDriver) -> None:
+    large = record(fields={"key": bytes(LARGE)})
+    await driver.create(id_of(0), record())
+    await driver.create(id_of(1), large)
+    go_on = threading.Event()
+    reading = asyncio.create_task(driver._large_reader.perform(lambda _: go_on.wait()))
+    loading = asyncio.create_task(driver.load(id_of(1), now=NOW))
+    try:
+        for _ in range(20):
+            assert await is_there(driver, 0)
+        assert not loading.done()
+    finally:
+        go_on.set()
+    assert await loading == large
+    await reading
 
 
 # Purging
