@@ -187,7 +187,9 @@ class StoredSession(Session):
     # Changing
 
     def _put(self, key: str, data: bytes) -> None:
-        size = (self._measure() if self._size is None else self._size) - self._length(key)
+        size = self._measure() if self._size is None else self._size
+        if size:
+            size -= self._length(key)
         size += _length(key) + len(data) + self._sessions.overhead
         if size > self._sessions.max_size and size > self._stored_size:
             raise StoredSessionTooLarge(size, self._sessions.max_size, key)
@@ -202,8 +204,10 @@ class StoredSession(Session):
     def _measure(self) -> int:
         """Return how many bytes the session has with this request's changes, as far as is known without a trip."""
         fields = {} if self._record is None else self._record.fields
-        self._stored_size = _size(fields)
-        return self._stored_size + sum(self._length(key) - _length_of(fields, key) for key in self._changes)
+        size = self._stored_size = _size(fields) if fields else 0
+        for key in self._changes:
+            size += self._length(key) - _length_of(fields, key)
+        return size
 
     def _length(self, key: str) -> int:
         """Return how many bytes *key* and its value have in the store, as this request sees it."""
@@ -361,7 +365,9 @@ class StoredSession(Session):
         if any(data is not None for data in changes.values()):
             wish, (identity, lifetime) = self._wish, self._new_identity()
             record = self._new_record(identity, self._seal(identity, changes), lifetime)
-            self._check_size(record.fields, {})
+            # Where it is known, it was checked already.
+            if self._size is None or self._size > self._sessions.max_size:
+                self._check_size(record.fields, {})
             if wish is not None:
                 record.tag = self._sessions.owners.tag(wish, identity.handle)
             elif lost is not None:
@@ -417,7 +423,7 @@ class StoredSession(Session):
         """Store *data* where the value is still the one that was read; return whether there is nothing left to do."""
         if self._identity is None or self._record is None:
             if not self._is_ended:
-                self._changes[key] = data
+                self._put(key, data)
                 await self._begin()
             return True
         sets, now = self._seal(self._identity, {key: data}), self._sessions.clock()
@@ -482,7 +488,7 @@ class StoredSession(Session):
 
     def _new_record(self, identity: Identity, fields: dict[str, bytes], lifetime: int) -> Record:
         now = self._sessions.clock()
-        milliseconds = math.floor(now * 1000)
+        milliseconds = int(now * 1000)
         created, expires = milliseconds / 1000, (milliseconds + lifetime * 1000) / 1000
         seal = identity.values.seal_times(created, expires) if self._sessions.is_sealed else b""
         return Record(fields, created, expires, self._sessions.deadline(now, expires), seal=seal)
@@ -550,7 +556,7 @@ class StoredSession(Session):
 
 def _size(fields: Mapping[str, bytes]) -> int:
     """Return how many bytes a store counts for *fields*."""
-    return sum(_length(name) + len(data) for name, data in fields.items())
+    return len("".join(fields).encode()) + sum(map(len, fields.values()))
 
 
 def _length(name: str) -> int:
