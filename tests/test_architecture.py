@@ -41,6 +41,7 @@ ORDER = [
         "gaman_session._batches",
         "gaman_session._threads",
         "gaman_session._time_limit",
+        "gaman_session._paths",
         "gaman_session._damage",
         "gaman_session._counters",
     ],
@@ -215,7 +216,7 @@ def test_a_driver_knows_only_its_contract(module: Module) -> None:
     allowed = {
         "gaman",
         "gaman.errors",
-        *(f"{package}.{room}" for room in ("_driver", "_errors", "_batches", "_threads", "_time_limit", "_damage")),
+        *(f"{package}.{room}" for room in ("_driver", "_errors", "_batches", "_threads", "_time_limit", "_paths", "_damage")),
     }
     if name == "cookies":
         # It has no store: the cookie is the session, so it seals by itself.

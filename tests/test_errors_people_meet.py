@@ -96,12 +96,22 @@ STARTS = {
         driver("{'type': 'mongodb', 'db_name': 'x', 'uri': 'mongodb://user:hidden@127.0.0.1:1', 'timeout': 1}"),
     ),
     "folder that can't be written to": Start(
-        "the file driver can't use dir='/dev/null/sessions' (File exists); it takes a folder that it may write to",
+        "the file driver can't use dir='/dev/null/sessions' (Not a directory); it takes a folder that it may write to",
         driver("{'type': 'file', 'dir': '/dev/null/sessions'}"),
     ),
     "database in a folder that can't be made": Start(
-        "the sql driver has file='/dev/null/sessions.db', which can't be created: File exists; choose another place",
+        "the sql driver has file='/dev/null/sessions.db', which can't be created: Not a directory; choose another place",
         driver("{'type': 'sql', 'file': '/dev/null/sessions.db'}"),
+    ),
+    "folder of sessions in a folder that is missing": Start(
+        "the file driver has dir='/no-such/folder/sessions/here', but there is no folder '/no-such'; correct the path, or run "
+        "`mkdir -p /no-such/folder/sessions`",
+        driver("{'type': 'file', 'dir': '/no-such/folder/sessions/here'}"),
+    ),
+    "home folder that isn't known": Start(
+        "the file driver has dir='~no-such-user/sessions', but the home folder '~no-such-user' isn't known; write the whole path",
+        driver("{'type': 'file', 'dir': '~no-such-user/sessions'}"),
+        place=HERE,
     ),
     "file that is no database": Start(
         "the sql driver has file='main.py', which is no database; choose another file",

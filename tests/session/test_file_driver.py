@@ -20,6 +20,7 @@ import pytest
 
 from gaman import ConfigError
 from gaman.session import TOMBSTONE, Outcome, Record, SessionStoreError, Tag
+from gaman_session._driver import LARGE
 from gaman_session.drivers import file
 from gaman_session.drivers.file import FileDriver
 from tests.session.sites import Clock, Site, getting, new_folder, serving, setting
@@ -27,6 +28,7 @@ from tests.session.sites import Clock, Site, getting, new_folder, serving, setti
 pytestmark = pytest.mark.anyio
 
 NOW = 1_800_000_000.0
+MAX_SIZE = 1 << 20
 ID = "ab" + "0" * 62
 OTHER = "ab" + "1" * 62
 FAR = "cd" + "2" * 62
@@ -65,7 +67,7 @@ def files(folder: Path) -> list[str]:
 async def apply(
     driver: FileDriver, sets: dict[str, bytes], id: str = ID, *, now: float = NOW, deadline: float | None = None
 ) -> Outcome:
-    return await driver.apply(id, sets, (), now=now, deadline=deadline)
+    return await driver.apply(id, sets, (), now=now, deadline=deadline, max_size=MAX_SIZE)
 
 
 # Options
@@ -152,7 +154,7 @@ async def test_what_is_no_id_touches_nothing(driver: FileDriver, folder: Path, i
         driver.load(id, now=NOW),
         driver.create(id, record()),
         apply(driver, {"key": b"1"}, id),
-        driver.swap(id, "key", None, b"1", now=NOW, deadline=None),
+        driver.swap(id, "key", None, b"1", now=NOW, deadline=None, max_size=MAX_SIZE),
         driver.rename(id, OTHER, record(), version=0, now=NOW),
         driver.rename(ID, id, record(), version=0, now=NOW),
         driver.destroy(id, now=NOW),
@@ -215,7 +217,7 @@ async def test_no_descriptor_stays_open(driver: FileDriver, folder: Path) -> Non
 async def expect_absent(driver: FileDriver, id: str = ID) -> None:
     assert await driver.load(id, now=NOW) is None
     assert await apply(driver, {"key": b"1"}, id) is Outcome.ABSENT
-    assert await driver.swap(id, "key", None, b"1", now=NOW, deadline=None) is Outcome.ABSENT
+    assert await driver.swap(id, "key", None, b"1", now=NOW, deadline=None, max_size=MAX_SIZE) is Outcome.ABSENT
     assert await driver.rename(id, FAR, record(), version=0, now=NOW) is Outcome.ABSENT
     await driver.destroy(id, now=NOW)
     assert await driver.load(id, now=NOW) is None
@@ -557,6 +559,26 @@ async def test_a_disk_that_does_not_answer_fails_calls_in_time(folder: Path) -> 
     await driver.close()
 
 
+async def test_a_small_session_is_loaded_while_large_ones_are_read(driver: FileDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = record(fields={"key": bytes(LARGE)})
+    await driver.create(ID, record())
+    await driver.create(FAR, large)
+    go_on, read_each = threading.Event(), driver._files.read_each
+
+    def read_when_told(ids: list[str], most: float) -> Any:
+        return (most == LARGE or go_on.wait()) and read_each(ids, most)
+
+    monkeypatch.setattr(driver._files, "read_each", read_when_told)
+    loading = asyncio.gather(*(driver.load(FAR, now=NOW) for _ in range(2 * file._THREADS)))
+    try:
+        for _ in range(20):
+            assert await driver.load(ID, now=NOW) == record()
+        assert not loading.done()
+    finally:
+        go_on.set()
+    assert await loading == [large] * 2 * file._THREADS
+
+
 async def test_renames_in_both_directions_do_not_wait_for_each_other(driver: FileDriver) -> None:
     def id_of(folder: str, number: int) -> str:
         return folder + f"{number:062x}"
@@ -602,7 +624,7 @@ async def main():
     await driver.open()
     await driver.create(sys.argv[2], Record({"key": b"value"}, 1, 1000, 1000))
     events.clear()
-    calls = (driver.apply(sys.argv[2], {f"k{n}": b"1"}, (), now=1, deadline=None) for n in range(50))
+    calls = (driver.apply(sys.argv[2], {f"k{n}": b"1"}, (), now=1, deadline=None, max_size=1 << 20) for n in range(50))
     assert set(await asyncio.gather(*calls)) == {Outcome.WRITTEN}
     print(events.count("os.rename"))
     await driver.close()
@@ -673,7 +695,7 @@ async def main():
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
     big = Record({"key": b"x" * int(sys.argv[4])}, 1, 1000, 1000)
     for call in (
-        driver.apply(sys.argv[2], big.fields, (), now=1, deadline=None),
+        driver.apply(sys.argv[2], big.fields, (), now=1, deadline=None, max_size=1 << 20),
         driver.rename(sys.argv[2], sys.argv[3], big, version=0, now=1),
         driver.create(sys.argv[3], big),
     ):
@@ -681,7 +703,7 @@ async def main():
             await call
         except SessionStoreError as error:
             print(error.__cause__.strerror)
-    assert await driver.apply(sys.argv[2], {"small": b"1"}, (), now=1, deadline=None) is Outcome.WRITTEN
+    assert await driver.apply(sys.argv[2], {"small": b"1"}, (), now=1, deadline=None, max_size=1 << 20) is Outcome.WRITTEN
     await driver.close()
 
 asyncio.run(main())
@@ -712,7 +734,8 @@ async def main():
     while True:
         for n in range(5):
             print(number, n, flush=True)
-            await driver.apply(id_of(number), {"n": b"%d" % (n + 1), "more": b"x" * 10_000}, (), now=1, deadline=None)
+            sets = {"n": b"%d" % (n + 1), "more": b"x" * 10_000}
+            await driver.apply(id_of(number), sets, (), now=1, deadline=None, max_size=1 << 20)
         record = Record({"n": b"0"}, 1, 1000, 1000)
         await driver.rename(id_of(number), id_of(number + 1), record, version=5, now=1)
         number += 1

@@ -24,8 +24,9 @@ from msgspec.msgpack import Decoder, Encoder
 from gaman.errors import ConfigError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import TOMBSTONE, Outcome, Record, Tag
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Record, Tag
 from gaman_session._errors import SessionStoreError
+from gaman_session._paths import check_access, expand, make_parent
 from gaman_session._threads import Threads
 
 if sys.platform != "win32":
@@ -36,11 +37,14 @@ Ts = TypeVarTuple("Ts")
 
 # They wait for the disk, not for a processor.
 _THREADS: Final = 16
+# So many loads of large sessions are in flight. They take threads, and the interpreter's lock while they are decoded.
+_LARGE_LOADS: Final = 1
 # So many calls make a trip; with more, all of them would wait for the last one's file to be on the disk.
 _TRIP: Final = 100
 _LONGEST_PAUSE: Final = 0.05
 _YEAR_10000: Final = 253_402_300_800
 _ID: Final = re.compile(r"[0-9a-f]{64}")
+_FOLDER: Final = re.compile(r"[0-9a-f]{2}|due|owners")
 _MARKER: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\.([0-9a-f]{64})(\.owner)?")
 # In an owner's folder: when all of their sessions were ended.
 _BAR: Final = ".ended"
@@ -55,7 +59,12 @@ class _Tomb(Struct):
     successor: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")] | None
 
 
+class _IsLarge(Exception):
+    """The session is to be loaded by itself."""
+
+
 _Kept: TypeAlias = Record | _Tomb
+_Edit: TypeAlias = Callable[[dict[str, bytes]], dict[str, bytes] | None]
 _encoder = Encoder()
 _SESSION, _TOMB = b"\x01", b"\x02"
 _DECODERS: Final[Mapping[bytes, Decoder[Any]]] = {_SESSION: Decoder(Record), _TOMB: Decoder(_Tomb)}
@@ -85,15 +94,18 @@ class FileDriver:
             raise ConfigError(f"the file driver has dir={dir!r}; it takes the path of a folder")
         if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 < timeout < math.inf:
             raise ConfigError(f"the file driver has timeout={timeout!r}; it takes a number of seconds above 0")
-        self._files = _Files(os.path.abspath(path))
+        self._files = _Files(os.path.abspath(expand(path, f"the file driver has dir={path!r}")))
         self._timeout = timeout
         self._threads = Threads(_THREADS, "gaman-session-files")
         # Writes always find a thread that no load is in.
-        self._loads: Batches[str, _Kept | None] = Batches(self._read, at_once=_THREADS // 2, timeout=timeout)
+        self._loads: Batches[str, _Kept | None] = Batches(partial(self._read, LARGE), at_once=_THREADS // 2, timeout=timeout)
+        self._large_loads: Batches[str, _Kept | None] = Batches(
+            partial(self._read, math.inf), at_once=_LARGE_LOADS, most=1, timeout=timeout
+        )
         self._writes: dict[str, Batches[_Call, Any]] = {}
 
     async def open(self) -> None:
-        """Make the folder, and raise ConfigError where it can't be written to."""
+        """Make the folder, and raise ConfigError where it can't be written to, or where another user may write to it."""
         if sys.platform == "win32":
             raise ConfigError("the file driver needs the file locks of Unix; on Windows choose another driver, such as sql")
         try:
@@ -106,6 +118,7 @@ class FileDriver:
     async def close(self) -> None:
         """Finish what is under way, and let the threads go."""
         await self._loads.drain()
+        await self._large_loads.drain()
         for batches in [*self._writes.values()]:
             await batches.drain()
         await self._threads.close()
@@ -113,7 +126,11 @@ class FileDriver:
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session as it was last written, ENDED, or None; no lock is waited for."""
         self._files.folder(id)
-        found = _look(await self._answer("load a session", self._loads.call(id)), now)
+        try:
+            kept = await self._answer("load a session", self._loads.call(id))
+        except _IsLarge:
+            kept = await self._answer("load a session", self._large_loads.call(id))
+        found = _look(kept, now)
         return None if found is Outcome.ABSENT else found
 
     async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
@@ -130,21 +147,27 @@ class FileDriver:
         return await self._write("create a session", change, id, tag=record.tag)
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self,
+        id: str,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
     ) -> Outcome:
         """Set and delete single fields of a session that is there."""
-        return await self._edit(id, partial(_replace, sets, deletes), now, deadline)
+        return await self._edit(id, partial(_replace, sets, deletes), now, deadline, max_size)
 
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
         """Set one field if it still is *old*."""
 
-        def edit(fields: dict[str, bytes]) -> bool:
-            is_same = fields.get(field) == old
-            if is_same:
-                fields[field] = new
-            return is_same
+        def edit(fields: dict[str, bytes]) -> dict[str, bytes] | None:
+            return {**fields, field: new} if fields.get(field) == old else None
 
-        return await self._edit(id, edit, now, deadline)
+        return await self._edit(id, edit, now, deadline, max_size)
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """Replace the session by *record* under *new_id*, if nobody has written to it since *version*."""
@@ -192,13 +215,22 @@ class FileDriver:
         return removed
 
     async def tag(
-        self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self,
+        id: str,
+        tag: Tag | None,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
     ) -> Outcome:
         """Do what apply() does, and give the session to the owner of *tag*, or to nobody."""
 
         def change(trip: _Trip) -> Outcome:
             record = _look(trip.get(id), now)
             before = record.tag if isinstance(record, Record) else None
+            stays = before is not None and tag is not None and tag.owner == before.owner
             if isinstance(record, Record) and tag is not None and not trip.own(id, tag, before, now):
                 return Outcome.REFUSED
             outcome = write(trip)
@@ -206,13 +238,13 @@ class FileDriver:
                 written = cast("Record", trip.get(id))
                 written.tag = tag
                 trip.put({id: written})
-                if before is not None and (tag is None or tag.owner != before.owner):
+                if not stays:
                     trip.disown(id, before, now)
-            elif isinstance(record, Record):
+            elif isinstance(record, Record) and not stays:
                 trip.disown(id, tag, now)
             return outcome
 
-        write = self._editing(id, partial(_replace, sets, deletes), now, deadline)
+        write = self._editing(id, partial(_replace, sets, deletes), now, deadline, max_size)
         return await self._write("change a session", change, id, tag=tag)
 
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
@@ -223,13 +255,13 @@ class FileDriver:
         except (TimeoutError, OSError) as cause:
             raise SessionStoreError(self.name, "list the sessions of an owner") from cause
 
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         """Refuse the owner's older tags from now on, and then end the sessions that there are, a folder at a time."""
 
         def bar(trip: _Trip) -> list[str]:
             # Those that came before in this trip have no entry on the disk yet.
             return [
-                *self._files.bar(owner, until),
+                *self._files.bar(owner, now),
                 *(id for (whose, id), gone in trip.entries.items() if whose == owner and gone is None),
             ]
 
@@ -258,20 +290,22 @@ class FileDriver:
         except OSError as cause:
             raise SessionStoreError(self.name, "count its sessions") from cause
 
-    async def _edit(self, id: str, edit: Callable[[dict[str, bytes]], bool], now: float, deadline: float | None) -> Outcome:
-        """Change the fields of a session that is there, unless *edit* says that they are not the ones to change."""
-        return await self._write("change a session", self._editing(id, edit, now, deadline), id)
+    async def _edit(self, id: str, edit: _Edit, now: float, deadline: float | None, max_size: int) -> Outcome:
+        """Change the fields of a session that is there to what *edit* makes of them, unless that is None."""
+        return await self._write("change a session", self._editing(id, edit, now, deadline, max_size), id)
 
-    def _editing(
-        self, id: str, edit: Callable[[dict[str, bytes]], bool], now: float, deadline: float | None
-    ) -> Callable[[_Trip], Outcome]:
+    def _editing(self, id: str, edit: _Edit, now: float, deadline: float | None, max_size: int) -> Callable[[_Trip], Outcome]:
         def change(trip: _Trip) -> Outcome:
             record = _look(trip.get(id), now)
             if not isinstance(record, Record):
                 return record
-            if not edit(record.fields):
+            fields = edit(record.fields)
+            if fields is None:
                 return Outcome.CONFLICT
-            if not record.fields:
+            if (size := _size(fields)) > max_size and size > _size(record.fields):
+                return Outcome.TOO_LARGE
+            record.fields = fields
+            if not fields:
                 trip.disown(id, record.tag, now)
                 trip.put({id: _Tomb(now + TOMBSTONE, None)})
                 return Outcome.EMPTIED
@@ -320,12 +354,12 @@ class FileDriver:
         except OSError as cause:
             raise SessionStoreError(self.name, action) from cause
 
-    async def _read(self, ids: list[str]) -> list[_Kept | BaseException | None]:
+    async def _read(self, most: float, ids: list[str]) -> list[_Kept | BaseException | None]:
         if len(ids) > 1:
             # They have a clock in common.
-            return await self._threads.call(self._files.read_each, ids)
+            return await self._threads.call(self._files.read_each, ids, most)
         async with asyncio.timeout(self._timeout):
-            return await self._threads.call(self._files.read_each, ids)
+            return await self._threads.call(self._files.read_each, ids, most)
 
     async def _visit(self, calls: list[_Call]) -> list[Any]:
         return await self._threads.call(self._files.visit, calls)
@@ -399,10 +433,14 @@ class _Files:
 
     def prepare(self) -> None:
         """Make the folders, and try what a write will need."""
-        os.makedirs(os.path.dirname(self.dir), exist_ok=True)
+        setting = f"the file driver has dir={self.dir!r}"
+        make_parent(self.dir, setting)
         _make_folder(self.dir)
-        _make_folder(self._due)
-        _make_folder(self._owners)
+        check_access(self.dir, os.stat(self.dir), setting)
+        for folder in (self._due, self._owners):
+            _make_folder(folder)
+        for folder in (self.dir, self._owners):
+            _check_folders(folder, setting, self.dir)
         with tempfile.TemporaryFile(dir=self.dir) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.fsync(file.fileno())
@@ -428,17 +466,17 @@ class _Files:
     def _owner_folder_of(self, name: str) -> str:
         return os.path.join(self._owners, name[:2], name)
 
-    def read_each(self, ids: list[str]) -> list[_Kept | BaseException | None]:
-        """Return what is kept under each id, or what was raised for it."""
-        return [_attempt(self._find, id) for id in ids]
+    def read_each(self, ids: list[str], most: float) -> list[_Kept | BaseException | None]:
+        """Return what is kept under each id, or what was raised for it: _IsLarge for a file of more bytes than *most*."""
+        return [_attempt(self._find, id, most) for id in ids]
 
-    def _find(self, id: str) -> _Kept | None:
-        return self.decode(id, self.read(id))
+    def _find(self, id: str, most: float = math.inf) -> _Kept | None:
+        return self.decode(id, self.read(id, most))
 
-    def read(self, id: str) -> bytes | None:
+    def read(self, id: str, most: float = math.inf) -> bytes | None:
         """Return what is in the session's file: nothing if it is no file, and None if there is none."""
         try:
-            return _read_file(self.path(id))
+            return _read_file(self.path(id), most)
         except FileNotFoundError:
             # Where the store itself is not there, unmounted say, nobody knows whether there is a session.
             os.stat(self.dir)
@@ -507,22 +545,25 @@ class _Files:
 
     def is_barred(self, tag: Tag, now: float) -> bool:
         """Return whether *tag* was made before all sessions of its owner were ended, less than a minute ago."""
-        ended = self._barred_since(self._owner_folder(tag.owner))
+        ended = self._barred_since(self._owner_folder(tag.owner), now)
         return tag.since < ended and now < ended + TOMBSTONE
 
-    def _barred_since(self, folder: str) -> float:
+    def _barred_since(self, folder: str, now: float) -> float:
+        """Return when all sessions of the owner were ended, or -inf if they weren't."""
         try:
-            return float(_read_file(os.path.join(folder, _BAR)))
+            ended = float(_read_file(os.path.join(folder, _BAR)))
         except (FileNotFoundError, ValueError):
             return -math.inf
+        # A later instant was noted before the clock was set back.
+        return ended if ended <= now + MAX_SKEW else -math.inf
 
-    def bar(self, owner: str, until: float) -> list[str]:
-        """Remember that all sessions of *owner* are ended *until* then; return the ids that their folder has. Its lock is held."""
+    def bar(self, owner: str, now: float) -> list[str]:
+        """Remember that all sessions of *owner* are ended *now*; return the ids that their folder has. Its lock is held."""
         folder = self._owner_folder(owner)
         path = os.path.join(folder, _BAR)
-        self._mark(f"{_name(owner)}.owner", until + TOMBSTONE)
+        self._mark(f"{_name(owner)}.owner", now + TOMBSTONE)
         _make_folder(folder)
-        _write_file(_new(path), repr(max(until, self._barred_since(folder))).encode())
+        _write_file(_new(path), repr(max(now, self._barred_since(folder, now))).encode())
         os.replace(_new(path), path)
         _sync(folder)
         return _ids_in(folder)
@@ -547,7 +588,7 @@ class _Files:
 
     def _tidy(self, folder: str, now: float) -> None:
         """Remove an owner's folder if nothing is left in it that counts. Its lock is held."""
-        if now >= self._barred_since(folder) + TOMBSTONE:
+        if now >= self._barred_since(folder, now) + TOMBSTONE:
             for name in (_BAR, _new(_BAR)):
                 _remove(os.path.join(folder, name))
         with suppress(OSError):
@@ -650,6 +691,19 @@ class _Files:
         return descriptor
 
 
+def _check_folders(folder: str, setting: str, dir: str) -> None:
+    """Raise ConfigError if another user owns or may write to one of the driver's folders in *folder*.
+
+    They may have been made when *dir* was open to others, and their own content has the rights that they have.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _FOLDER.fullmatch(entry.name):
+                if not entry.is_dir(follow_symlinks=False):
+                    raise ConfigError(f"{setting}, but {entry.path!r} isn't a folder; remove it")
+                check_access(entry.path, entry.stat(follow_symlinks=False), setting, within=dir)
+
+
 def _name(owner: str) -> str:
     """Return what the folder of an owner is named by."""
     return blake2b(owner.encode(), digest_size=32).hexdigest()
@@ -662,11 +716,16 @@ def _ids_in(folder: str) -> list[str]:
         return []
 
 
-def _replace(sets: Mapping[str, bytes], deletes: Collection[str], fields: dict[str, bytes]) -> bool:
-    fields.update(sets)
+def _replace(sets: Mapping[str, bytes], deletes: Collection[str], fields: dict[str, bytes]) -> dict[str, bytes]:
+    fields = {**fields, **sets}
     for field in deletes:
         fields.pop(field, None)
-    return True
+    return fields
+
+
+def _size(fields: Mapping[str, bytes]) -> int:
+    """Return the bytes of the fields' names and values."""
+    return sum(len(field.encode()) + len(value) for field, value in fields.items())
 
 
 def _look(kept: _Kept | None, now: float) -> Record | Literal[Outcome.ENDED, Outcome.ABSENT]:
@@ -713,13 +772,17 @@ def _new(path: str) -> str:
 
 
 # Files are read and written by system calls, each of which gives the interpreter away and has to get it back: open() makes more.
-def _read_file(path: str) -> bytes:
-    """Return what is in a file, and nothing for what is no file."""
+def _read_file(path: str, most: float = math.inf) -> bytes:
+    """Return what is in a file, and nothing for what is no file; raise _IsLarge for more bytes than *most*."""
     # What lies there may be a link to somewhere else, or a pipe that nobody writes to.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
-        return os.read(descriptor, status.st_size) if stat.S_ISREG(status.st_mode) else b""
+        if not stat.S_ISREG(status.st_mode):
+            return b""
+        if status.st_size > most:
+            raise _IsLarge
+        return os.read(descriptor, status.st_size)
     finally:
         os.close(descriptor)
 

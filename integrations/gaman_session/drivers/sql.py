@@ -32,22 +32,16 @@ import msgspec
 from gaman.errors import ConfigError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import TOMBSTONE, Outcome, Record, Tag
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Record, Tag
 from gaman_session._errors import SessionStoreError
+from gaman_session._paths import check_access, expand, make_parent
 
 T = TypeVar("T")
 _Call: TypeAlias = "Callable[[_Sessions], T]"
 _Run: TypeAlias = "Callable[[_Sessions, Sequence[_Call[Any]]], list[Any]]"
 _Missing: TypeAlias = Literal[Outcome.ENDED, Outcome.ABSENT]
 
-_OWNERS: Final = """
-CREATE INDEX IF NOT EXISTS sessions_owner ON sessions (owner) WHERE owner IS NOT NULL;
-CREATE TABLE IF NOT EXISTS session_owners_ended (
-    owner TEXT NOT NULL PRIMARY KEY,
-    ended REAL NOT NULL            -- when all sessions of the owner were ended, which is remembered for a minute
-) WITHOUT ROWID;
-"""
-_SCHEMA: Final = f"""
+_SCHEMA: Final = """
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS sessions (
     id TEXT NOT NULL PRIMARY KEY,  -- as Session.id has it
@@ -59,10 +53,16 @@ CREATE TABLE IF NOT EXISTS sessions (
     successor TEXT,                -- the id that it was renamed to
     owner TEXT,                    -- whose it is: a hash, or with encrypt=False as tag() was given it
     since REAL,                    -- when it was tied to the owner
-    note                           -- what tag() was given with it: TEXT where it is JSON, a BLOB otherwise
+    note,                          -- what tag() was given with it: TEXT where it is JSON, a BLOB otherwise
+    size INTEGER NOT NULL,         -- bytes of its keys and values
+    seal BLOB NOT NULL             -- what proves created and expires; empty where values aren't sealed
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sessions_deadline ON sessions (deadline);
-{_OWNERS}
+CREATE INDEX IF NOT EXISTS sessions_owner ON sessions (owner) WHERE owner IS NOT NULL;
+CREATE TABLE IF NOT EXISTS session_owners_ended (
+    owner TEXT NOT NULL PRIMARY KEY,
+    ended REAL NOT NULL            -- when all sessions of the owner were ended, which is remembered for a minute
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS session_values (
     session_id TEXT NOT NULL,
     key TEXT NOT NULL CHECK (typeof(key) = 'text'),
@@ -72,37 +72,49 @@ CREATE TABLE IF NOT EXISTS session_values (
 CREATE TRIGGER IF NOT EXISTS session_values_of_nobody AFTER DELETE ON sessions
     BEGIN DELETE FROM session_values WHERE session_id = OLD.id; END;
 COMMIT;
-"""  # noqa: S608 - it is made of constants
-_BEFORE_OWNERS: Final = b"id created expires deadline version ended successor session_id key value".split()
-_COLUMNS: Final = b"id created expires deadline version ended successor owner since note session_id key value".split()
+"""
+_COLUMNS: Final = b"id created expires deadline version ended successor owner since note size seal session_id key value".split()
 # What is no number is above all numbers; the last one is the year 10,000, for which datetime has no name.
 _IS_SOUND: Final = """
 created >= 0 AND created <= expires AND deadline >= 0 AND deadline <= expires AND expires < 253402300800
 AND version >= 0 AND typeof(version) = 'integer' AND ended IN (0, 1)
+AND size >= 0 AND typeof(size) = 'integer' AND typeof(seal) = 'blob'
 """
-_HEAD: Final = f"SELECT created, expires, deadline, version, ended, {_IS_SOUND} FROM sessions WHERE id = ?"  # noqa: S608 - a constant
+_COLUMNS_OF_HEAD: Final = f"created, expires, deadline, version, ended, {_IS_SOUND}, seal"
+_HEAD: Final = f"SELECT {_COLUMNS_OF_HEAD} FROM sessions WHERE id = ?"  # noqa: S608 - a constant
+# Of a session beyond a size it has the head only, and reads no page of its values.
 _LOAD: Final = f"""
-SELECT created, expires, deadline, version, ended, {_IS_SOUND}, owner, since, note, key, value
-FROM sessions LEFT JOIN session_values ON session_id = id WHERE id = ?
+SELECT {_COLUMNS_OF_HEAD}, owner, since, note, key, value
+FROM sessions LEFT JOIN session_values ON session_id = id AND size <= ? WHERE id = ?
 """  # noqa: S608
-_IS_LIVE: Final = f"id = ? AND deadline > ? AND NOT ended AND {_IS_SOUND}"
-_TOUCH: Final = f"UPDATE sessions SET version = version + 1 WHERE {_IS_LIVE}"  # noqa: S608
-_MOVE: Final = f"UPDATE sessions SET version = version + 1, deadline = min(?, expires) WHERE {_IS_LIVE}"  # noqa: S608
-_CREATE: Final = "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, 0, NULL, ?, ?, ?)"
+# The length of a text is counted in characters, and that of a blob without reading all of its pages.
+_BYTES: Final = """
+SELECT length(CAST(key AS BLOB)) + iif(typeof(value) = 'blob', length(value), length(CAST(value AS BLOB)))
+FROM session_values WHERE session_id = ?2 AND key = ?3
+"""
+# ?1 is by how many bytes the session grows if the field ?3 is new, and ?5 is how large it may then be.
+_TOUCH: Final = f"""
+UPDATE sessions SET version = version + 1, size = max(0, size + ?1 - ifnull(({_BYTES}), 0))
+WHERE id = ?2 AND deadline > ?4 AND NOT ended AND {_IS_SOUND} AND size + ?1 <= ?5
+"""  # noqa: S608
+_MOVE: Final = _TOUCH.replace("\nWHERE id", ", deadline = min(?6, expires)\nWHERE id")
+_CREATE: Final = "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, 0, NULL, ?, ?, ?, ?, ?)"
 _SET: Final = "INSERT INTO session_values VALUES (?, ?, ?) ON CONFLICT (session_id, key) DO UPDATE SET value = excluded.value"
 _END: Final = """
 UPDATE sessions SET created = ?1, expires = ?1, deadline = ?1, version = 0, ended = 1, successor = ?2,
-    owner = NULL, since = NULL, note = NULL
+    owner = NULL, since = NULL, note = NULL, size = 0, seal = x''
 WHERE id = ?3
 """
 _TAG: Final = "UPDATE sessions SET owner = ?, since = ?, note = ? WHERE id = ?"
 _OWNED: Final = f"""
-SELECT created, expires, deadline, version, ended, {_IS_SOUND}, owner, since, note, id
+SELECT {_COLUMNS_OF_HEAD}, owner, since, note, id
 FROM sessions WHERE owner = ? AND deadline > ?
 """  # noqa: S608
-_REMEMBER_END: Final = """
-INSERT INTO session_owners_ended VALUES (?, ?) ON CONFLICT (owner) DO UPDATE SET ended = max(ended, excluded.ended)
-"""
+# What is further ahead was noted before the clock was set back.
+_REMEMBER_END: Final = f"""
+INSERT INTO session_owners_ended VALUES (?, ?) ON CONFLICT (owner) DO UPDATE
+SET ended = iif(ended > excluded.ended + {MAX_SKEW}, excluded.ended, max(ended, excluded.ended))
+"""  # noqa: S608
 # All by the index, but for tombstones: these are due within a minute, or, by a clock that is a little ahead, in two.
 _COUNT: Final = """
 SELECT (SELECT count(*) FROM sessions WHERE deadline > ?1)
@@ -123,8 +135,12 @@ _LOOKS: Final = 0.01
 _parse_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
 
 
+class _IsLarge(Exception):
+    """The session is to be loaded by itself."""
+
+
 class SQLDriver:
-    """Keeps sessions in *file*, which is created for this user alone, with the folders that are missing.
+    """Keeps sessions in *file*, which is created for this user alone, with its folder if that is missing.
 
     A call waits *timeout* seconds at most for a lock that another process holds, and as long again for the calls before it; reading
     waits for nobody who writes. Writes that are made at the same moment share a transaction, and each is answered when it is on the
@@ -135,6 +151,7 @@ class SQLDriver:
     shared = True
 
     _reader: _Connection
+    _large_reader: _Connection
     _writer: _Connection
 
     def __init__(self, *, file: str | os.PathLike[str] = "sessions.db", timeout: float = 5) -> None:
@@ -143,7 +160,7 @@ class SQLDriver:
             raise ConfigError(f"the sql driver has file={file!r}; it takes the path of a file on a disk")
         if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 < timeout < _DAY:
             raise ConfigError(f"the sql driver has timeout={timeout!r}; it takes a number of seconds above 0, and below a day")
-        self._file = Path(path)
+        self._file = Path(expand(path, f"the sql driver has file={path!r}"))
         self._timeout = timeout
         self._damage = Damage("sql")
         self._connections: list[_Connection] = []
@@ -167,21 +184,37 @@ class SQLDriver:
 
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None, by one SELECT."""
-        return await self._reader.call("load a session", lambda sessions: sessions.load(id, now))
+        try:
+            return await self._reader.call("load a session", lambda sessions: sessions.load(id, now, LARGE))
+        except _IsLarge:
+            return await self._large_reader.call("load a session", lambda sessions: sessions.load(id, now, math.inf))
 
     async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
         """Store a new session; an id that is taken raises SessionStoreError."""
         return await self._writer.call("create a session", lambda sessions: sessions.create(id, record))
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self,
+        id: str,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
     ) -> Outcome:
         """Set and delete single fields of a session that is there."""
-        return await self._writer.call("change a session", lambda sessions: sessions.apply(id, sets, deletes, now, deadline))
+        return await self._writer.call(
+            "change a session", lambda sessions: sessions.apply(id, sets, deletes, now, deadline, max_size)
+        )
 
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
         """Set one field if it still is *old*."""
-        return await self._writer.call("change a session", lambda sessions: sessions.swap(id, field, old, new, now, deadline))
+        return await self._writer.call(
+            "change a session", lambda sessions: sessions.swap(id, field, old, new, now, deadline, max_size)
+        )
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """Replace the session by *record* under *new_id*, if nobody has written to it since *version*."""
@@ -197,39 +230,50 @@ class SQLDriver:
         return await self._writer.call("remove what is over", lambda sessions: sessions.purge(now, count))
 
     async def tag(
-        self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self,
+        id: str,
+        tag: Tag | None,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
     ) -> Outcome:
         """Do what apply() does, and give the session to the owner of *tag*, or to nobody."""
-        return await self._writer.call("change a session", lambda sessions: sessions.tag(id, tag, sets, deletes, now, deadline))
+        return await self._writer.call(
+            "change a session", lambda sessions: sessions.tag(id, tag, sets, deletes, now, deadline, max_size)
+        )
 
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
         """Return the owner's sessions, without their fields, by one SELECT."""
         return await self._reader.call("list the sessions of an owner", lambda sessions: sessions.owned(owner, now))
 
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         """End the owner's sessions but those to keep, in one transaction."""
-        return await self._writer.call("end the sessions of an owner", lambda sessions: sessions.end_owned(owner, keep, now, until))
+        return await self._writer.call("end the sessions of an owner", lambda sessions: sessions.end_owned(owner, keep, now))
 
     async def count(self, *, now: float) -> int:
         """Return how many sessions there are, by the entries of an index."""
         return await self._reader.call("count its sessions", lambda sessions: sessions.count(now))
 
     async def _open(self) -> None:
-        setting = f"the sql driver has file={str(self._file)!r}, which"
+        setting = f"the sql driver has file={str(self._file)!r}"
         try:
-            _create(self._file)
+            _create(self._file, setting)
             # In a WAL nobody who reads waits for one who writes, unless they share a connection.
             self._reader = await self._connect(_Sessions.read)
+            self._large_reader = await self._connect(_Sessions.read)
             self._writer = await self._connect(_Sessions.write)
             columns = await self._reader.perform(_Sessions.columns)
         except OSError as cause:
-            raise ConfigError(f"{setting} can't be created: {cause.strerror}; choose another place") from cause
+            raise ConfigError(f"{setting}, which can't be created: {cause.strerror}; choose another place") from cause
         except sqlite3.Error as cause:
             if cause.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
-                raise ConfigError(f"{setting} is no database; choose another file") from cause
+                raise ConfigError(f"{setting}, which is no database; choose another file") from cause
             raise SessionStoreError(self.name, f"open {str(self._file)!r}") from cause
         if columns != _COLUMNS:
-            raise ConfigError(f"{setting} has other tables named sessions or session_values; choose another file")
+            raise ConfigError(f"{setting}, which has other tables named sessions or session_values; choose another file")
 
     async def _connect(self, run: _Run) -> _Connection:
         connection = _Connection(partial(_Sessions, self._file, self._timeout, self._damage), run)
@@ -291,6 +335,7 @@ class _Head(NamedTuple):
     version: int
     ended: int
     is_sound: int
+    seal: bytes
 
 
 class _Sessions(sqlite3.Connection):
@@ -317,21 +362,8 @@ class _Sessions(sqlite3.Connection):
                     raise
                 time.sleep(0.01)
         self.execute("PRAGMA synchronous = FULL")
-        columns = self.columns()
-        if not columns:
+        if not self.columns():
             self.executescript(_SCHEMA)
-        elif columns == _BEFORE_OWNERS:
-            self._add_owners()
-
-    def _add_owners(self) -> None:
-        """Bring tables that were made before sessions had owners up to date."""
-        self.execute("BEGIN IMMEDIATE")
-        with self:
-            if self.columns() == _BEFORE_OWNERS:
-                for column in ("owner TEXT", "since REAL", "note"):
-                    self.execute(f"ALTER TABLE sessions ADD COLUMN {column}")
-                for statement in _OWNERS.split(";\n"):
-                    self.execute(statement)
 
     def columns(self) -> list[bytes]:
         """Return the names of the tables' columns."""
@@ -362,15 +394,17 @@ class _Sessions(sqlite3.Connection):
             raise FileNotFoundError(f"another file lies at {str(self._file)!r} than the one that was opened")
         self._looked_at = time.monotonic()
 
-    def load(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
-        rows = self.execute(_LOAD, (id,)).fetchall()
+    def load(self, id: str, now: float, most: float) -> Record | Literal[Outcome.ENDED] | None:
+        rows = self.execute(_LOAD, (most, id)).fetchall()
         head = self._check(id, rows, now)
         if not isinstance(head, _Head):
             return None if head is Outcome.ABSENT else head
         fields: dict[str, bytes] = {}
         for *_, key, value in rows:
             if key is None:
-                # The join's row for a session that has no values.
+                # The join's row for a session that has no values, or too many bytes of them.
+                if most < math.inf:
+                    raise _IsLarge
                 continue
             field = key.decode(errors="replace")
             if isinstance(value, bytes) and field.encode() == key:
@@ -383,14 +417,18 @@ class _Sessions(sqlite3.Connection):
         tag = record.tag
         if tag is not None and self._is_refused(tag, record.created):
             return Outcome.REFUSED
-        row = (id, record.created, record.expires, record.deadline, record.version, *_columns(tag))
-        self.execute(_CREATE, row)
-        self._set(id, record.fields)
+        self._insert(id, record)
         return None
 
-    def apply(self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], now: float, deadline: float | None) -> Outcome:
-        if not self._touch(id, now, deadline):
-            return self._missing(id, now)
+    def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        if deletes:
+            deletes = {*deletes}
+            sets = {field: value for field, value in sets.items() if field not in deletes}
+        if not self._touch(id, sets, deletes, now, deadline, max_size):
+            head = self._find(id, now)
+            return Outcome.TOO_LARGE if isinstance(head, _Head) else head
         self._set(id, sets)
         if deletes:
             self.executemany("DELETE FROM session_values WHERE session_id = ? AND key = ?", [(id, field) for field in deletes])
@@ -399,17 +437,16 @@ class _Sessions(sqlite3.Connection):
                 return Outcome.EMPTIED
         return Outcome.WRITTEN
 
-    def swap(self, id: str, field: str, old: bytes | None, new: bytes, now: float, deadline: float | None) -> Outcome:
+    def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
         row = self.execute("SELECT value FROM session_values WHERE session_id = ? AND key = ?", (id, field)).fetchone()
         # A value that load() leaves out is missing here too.
         stored = row[0] if row is not None and isinstance(row[0], bytes) else None
         if stored != old:
             head = self._find(id, now)
             return Outcome.CONFLICT if isinstance(head, _Head) else head
-        if not self._touch(id, now, deadline):
-            return self._missing(id, now)
-        self._set(id, {field: new})
-        return Outcome.WRITTEN
+        return self.apply(id, {field: new}, (), now, deadline, max_size)
 
     def rename(self, id: str, new_id: str, record: Record, version: int, now: float) -> Outcome:
         head = self._find(id, now)
@@ -420,9 +457,7 @@ class _Sessions(sqlite3.Connection):
         if record.tag is not None and self._is_new(id, record.tag) and self._is_refused(record.tag, now):
             return Outcome.REFUSED
         self._end(id, now, new_id)
-        row = (new_id, record.created, record.expires, record.deadline, record.version, *_columns(record.tag))
-        self.execute(_CREATE, row)
-        self._set(new_id, record.fields)
+        self._insert(new_id, record)
         return Outcome.WRITTEN
 
     def destroy(self, id: str, now: float) -> None:
@@ -434,12 +469,19 @@ class _Sessions(sqlite3.Connection):
         return self.execute(_PURGE, (now, limit)).rowcount
 
     def tag(
-        self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], now: float, deadline: float | None
+        self,
+        id: str,
+        tag: Tag | None,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        now: float,
+        deadline: float | None,
+        max_size: int,
     ) -> Outcome:
         head = self._find(id, now)
         if isinstance(head, _Head) and tag is not None and self._is_new(id, tag) and self._is_refused(tag, now):
             return Outcome.REFUSED
-        outcome = self.apply(id, sets, deletes, now, deadline)
+        outcome = self.apply(id, sets, deletes, now, deadline, max_size)
         if outcome is Outcome.WRITTEN:
             self.execute(_TAG, (*_columns(tag), id))
         return outcome
@@ -447,17 +489,17 @@ class _Sessions(sqlite3.Connection):
     def owned(self, owner: str, now: float) -> dict[str, Record]:
         found: dict[str, Record] = {}
         for row in self.execute(_OWNED, (owner, now)).fetchall():
-            id = row[9].decode(errors="replace")
+            id = row[-1].decode(errors="replace")
             head = self._check(id, [row], now)
             if isinstance(head, _Head):
                 found[id] = self._record(id, {}, head, row)
         return {id: record for id, record in found.items() if record.tag is not None}
 
-    def end_owned(self, owner: str, keep: Collection[str], now: float, until: float) -> int:
+    def end_owned(self, owner: str, keep: Collection[str], now: float) -> int:
         ending = [id for id in self.owned(owner, now) if id not in keep]
         for id in ending:
             self._end(id, now, None)
-        self.execute(_REMEMBER_END, (owner, until))
+        self.execute(_REMEMBER_END, (owner, now))
         return len(ending)
 
     def count(self, now: float) -> int:
@@ -470,18 +512,18 @@ class _Sessions(sqlite3.Connection):
 
     def _is_refused(self, tag: Tag, now: float) -> bool:
         """Return whether *tag* was made before all sessions of its owner were ended, less than a minute ago."""
-        question = "SELECT 1 FROM session_owners_ended WHERE owner = ? AND ended > ? AND ended > ?"
-        return self.execute(question, (tag.owner, tag.since, now - TOMBSTONE)).fetchone() is not None
+        question = "SELECT 1 FROM session_owners_ended WHERE owner = ? AND ended > ? AND ended > ? AND ended <= ?"
+        return self.execute(question, (tag.owner, tag.since, now - TOMBSTONE, now + MAX_SKEW)).fetchone() is not None
 
     def _record(self, id: str, fields: dict[str, bytes], head: _Head, row: tuple[Any, ...]) -> Record:
-        owner, since, note = row[6:9]
+        owner, since, note = row[len(head) : len(head) + 3]
         tag = None
         if owner is not None:
             if isinstance(since, float) and isinstance(note, bytes):
                 tag = Tag(owner.decode(errors="replace"), note, since)
             else:
                 self._damage.report(id, "its owner")
-        return Record(fields, head.created, head.expires, head.deadline, head.version, tag)
+        return Record(fields, head.created, head.expires, head.deadline, head.version, tag, head.seal)
 
     def _find(self, id: str, now: float) -> _Head | _Missing:
         return self._check(id, self.execute(_HEAD, (id,)).fetchall(), now)
@@ -489,7 +531,7 @@ class _Sessions(sqlite3.Connection):
     def _check(self, id: str, rows: list[tuple[Any, ...]], now: float) -> _Head | _Missing:
         if not rows:
             return Outcome.ABSENT
-        head = _Head(*rows[0][:6])
+        head = _Head(*rows[0][:7])
         if not head.is_sound:
             self._damage.report(id, "its row")
             return Outcome.ABSENT
@@ -497,16 +539,31 @@ class _Sessions(sqlite3.Connection):
             return Outcome.ABSENT
         return Outcome.ENDED if head.ended else head
 
-    def _missing(self, id: str, now: float) -> _Missing:
-        """Return why there is no session to change."""
-        return Outcome.ENDED if self._find(id, now) is Outcome.ENDED else Outcome.ABSENT
+    def _insert(self, id: str, record: Record) -> None:
+        times = (record.created, record.expires, record.deadline, record.version)
+        self.execute(_CREATE, (id, *times, *_columns(record.tag), _size(record.fields), record.seal))
+        self._set(id, record.fields)
 
-    def _touch(self, id: str, now: float, deadline: float | None) -> bool:
-        """Raise the version of the session, and move its deadline; return False where there is none."""
-        if deadline is None:
-            # Naming the deadline would cost a page of its index.
-            return self.execute(_TOUCH, (id, now)).rowcount > 0
-        return self.execute(_MOVE, (deadline, id, now)).rowcount > 0
+    def _touch(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], now: float, deadline: float | None, max_size: int
+    ) -> bool:
+        """Raise the session's version and size, and move its deadline; return False where it isn't there, or would be too large."""
+        first, *others = (*sets, *deletes) or (None,)
+        growth = _size(sets)
+        for field in others:
+            growth -= self._bytes(id, field)
+        # Naming the deadline would cost a page of its index.
+        statement, moved = (_TOUCH, ()) if deadline is None else (_MOVE, (deadline,))
+        # Nearly always there is room even if nothing is replaced, and no statement is needed to look at the only field.
+        if self.execute(statement, (growth, id, first, now, max_size, *moved)).rowcount > 0:
+            return True
+        replaced = self._bytes(id, first)
+        room = max_size + replaced if growth > replaced else math.inf
+        return self.execute(statement, (growth, id, first, now, room, *moved)).rowcount > 0
+
+    def _bytes(self, id: str, field: str | None) -> int:
+        """Return the bytes of the field's name and value, or 0 if there is no such field."""
+        return next((bytes for (bytes,) in self.execute(_BYTES, (None, id, field))), 0)
 
     def _set(self, id: str, fields: Mapping[str, bytes]) -> None:
         for field, value in fields.items():
@@ -518,6 +575,14 @@ class _Sessions(sqlite3.Connection):
         self.execute("DELETE FROM session_values WHERE session_id = ?", (id,))
 
 
+def _size(fields: Mapping[str, bytes]) -> int:
+    """Return the bytes of the fields' names and values."""
+    size = 0
+    for field, value in fields.items():
+        size += len(field.encode()) + len(value)
+    return size
+
+
 def _columns(tag: Tag | None) -> tuple[str | None, float | None, bytes | str | None]:
     """Return what the three columns of *tag* hold."""
     return (None, None, None) if tag is None else (tag.owner, tag.since, _stored(tag.note))
@@ -525,6 +590,9 @@ def _columns(tag: Tag | None) -> tuple[str | None, float | None, bytes | str | N
 
 def _stored(value: bytes) -> bytes | str:
     """Return *value* as SQLite is to keep it: JSON as text, of which it gives back the same bytes."""
+    # No JSON begins like a sealed value, and an exception would cost more than this.
+    if value < b"\t":
+        return value
     try:
         _parse_json(value)
         return value.decode()
@@ -551,11 +619,14 @@ def _is_busy(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
-def _create(file: Path) -> None:
-    """Create the file and the folders that it lies in, where they are missing, for this user alone."""
-    for folder in reversed(file.parents):
-        folder.mkdir(mode=0o700, exist_ok=True)
+def _create(file: Path, setting: str) -> None:
+    """Create the file and its folder, where they are missing, for this user alone; ConfigError if other users may write to it."""
+    make_parent(str(file), setting)
     # SQLite gives the files beside it the same mode. One that is there is not opened, for to close it again would drop the locks
     # on it that SQLite holds in this process (fcntl, POSIX).
     with suppress(FileExistsError):
         os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))
+    # What SQLite finds in the files beside it becomes part of the database.
+    for path in (os.path.realpath(file) + suffix for suffix in ("", "-wal", "-shm", "-journal")):
+        if os.path.isfile(path):
+            check_access(path, os.stat(path), setting)

@@ -1,0 +1,277 @@
+"""Where sessions lie on a disk: home folders, folders that are missing, and who else may write there."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gaman.errors import ConfigError
+from gaman.session import Driver, Record
+from gaman_session.drivers.file import FileDriver
+from gaman_session.drivers.sql import SQLDriver
+
+pytestmark = pytest.mark.anyio
+
+NOW = 1_800_000_000.0
+ID = "ab" + "0" * 62
+RECORD = Record({"key": b"value"}, NOW, NOW + 1000, NOW + 1000)
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+NOBODY = pwd.getpwnam("nobody")
+ME = pwd.getpwuid(os.geteuid()).pw_name
+
+MAKERS: dict[str, Callable[[Any], Driver]] = {"file": lambda path: FileDriver(dir=path), "sql": lambda path: SQLDriver(file=path)}
+
+
+@pytest.fixture(params=MAKERS.values(), ids=MAKERS)
+def make(request: pytest.FixtureRequest) -> Callable[[Any], Driver]:
+    maker: Callable[[Any], Driver] = request.param
+    return maker
+
+
+async def begin(driver: Driver) -> None:
+    """Store a session, and close."""
+    await driver.open()
+    await driver.create(ID, RECORD)
+    await driver.close()
+
+
+async def refused(driver: Driver) -> str:
+    """Return why the driver doesn't open."""
+    try:
+        with pytest.raises(ConfigError) as raised:
+            await driver.open()
+    finally:
+        await driver.close()
+    return str(raised.value)
+
+
+def run_fix(reason: str) -> None:
+    """Run the command that the error names."""
+    subprocess.run(reason.split("`")[1].replace(f"chown {ME}", f"chown {os.geteuid()}"), shell=True, check=True)
+
+
+@contextmanager
+def umask(mask: int) -> Generator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# Home folders
+
+
+@pytest.mark.parametrize("path", ["~/sessions", "~/sub/sessions"])
+async def test_a_tilde_is_the_home_folder(
+    make: Callable[[Any], Driver], path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    await begin(make(path))
+    await begin_again(make(Path(path)))
+    assert [*(tmp_path / "here").iterdir()] == []
+    assert (tmp_path / "home" / path.removeprefix("~/")).exists()
+
+
+async def begin_again(driver: Driver) -> None:
+    await driver.open()
+    assert await driver.load(ID, now=NOW) == RECORD
+    await driver.close()
+
+
+def test_a_tilde_with_a_name_is_that_users_home_folder(make: Callable[[Any], Driver], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/elsewhere")
+    driver: Any = make(f"~{NOBODY.pw_name}/sessions")
+    path = driver._files.dir if isinstance(driver, FileDriver) else str(driver._file)
+    assert path == f"{NOBODY.pw_dir}/sessions"
+
+
+def test_the_home_folder_of_a_user_that_is_not_there_is_refused(make: Callable[[Any], Driver]) -> None:
+    for path in ("~nobody-such", "~nobody-such/sessions"):
+        with pytest.raises(ConfigError, match=r"='~nobody-such.*the home folder '~nobody-such' isn't known"):
+            make(path)
+
+
+async def test_a_tilde_elsewhere_is_a_name(make: Callable[[Any], Driver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    await begin(make("./~nobody-such"))
+    assert (tmp_path / "~nobody-such").exists()
+
+
+# Folders that are missing
+
+
+@pytest.mark.parametrize("mask", [0, 0o077, 0o777], ids=oct)
+async def test_one_folder_that_is_missing_is_created_for_this_user_alone(
+    make: Callable[[Any], Driver], mask: int, tmp_path: Path
+) -> None:
+    with umask(mask):
+        await begin(make(tmp_path / "new" / "sessions"))
+    assert mode(tmp_path / "new") == 0o700
+
+
+@pytest.mark.parametrize("path", ["a/b/sessions", "a/b/c/d/sessions", "there/b/c/sessions", "there/../a/b/sessions"])
+async def test_of_more_folders_the_first_that_is_missing_is_named_and_nothing_is_created(
+    make: Callable[[Any], Driver], path: str, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    missing = "there/b" if path.startswith("there/b") else "a"
+    reason = await refused(make(tmp_path / path))
+    assert f"there is no folder '{tmp_path / missing}'; correct the path, or run `mkdir -p {tmp_path}/" in reason
+    assert [str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*")] == ["there"]
+    run_fix(reason)
+    await begin(make(tmp_path / path))
+
+
+async def test_a_command_is_one_whatever_the_folders_are_called(make: Callable[[Any], Driver], tmp_path: Path) -> None:
+    path = tmp_path / "a b; 'c'" / "$HOME" / "sessions"
+    run_fix(await refused(make(path)))
+    await begin(make(path))
+    path.chmod(0o777)
+    run_fix(await refused(make(path)))
+    await begin_again(make(path))
+
+
+# Who else may write there
+
+
+@pytest.mark.parametrize("open_to", [0o020, 0o002, 0o022], ids=["group", "others", "both"])
+async def test_a_place_that_others_may_write_to_is_refused_with_the_command_to_run(
+    make: Callable[[Any], Driver], open_to: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "sessions"
+    await begin(make(path))
+    before = mode(path)
+    path.chmod(before | open_to)
+    reason = await refused(make(path))
+    assert f"other users may write to '{path}'; run `chmod go-w {path}`" in reason
+    assert mode(path) == before | open_to
+    run_fix(reason)
+    assert mode(path) == before
+    await begin_again(make(path))
+
+
+async def test_a_place_that_others_may_read_is_not_refused(make: Callable[[Any], Driver], tmp_path: Path) -> None:
+    path = tmp_path / "sessions"
+    await begin(make(path))
+    path.chmod(mode(path) | 0o055)
+    await begin_again(make(path))
+
+
+async def test_the_folder_around_it_may_be_open_to_others(make: Callable[[Any], Driver], tmp_path: Path) -> None:
+    for each in (0o775, 0o777, 0o1777):
+        (tmp_path / oct(each)).mkdir()
+        (tmp_path / oct(each)).chmod(each)
+        await begin(make(tmp_path / oct(each) / "sessions"))
+
+
+@AS_ROOT
+async def test_a_place_of_another_user_is_refused_with_the_command_to_run(make: Callable[[Any], Driver], tmp_path: Path) -> None:
+    path = tmp_path / "sessions"
+    await begin(make(path))
+    os.chown(path, NOBODY.pw_uid, -1)
+    reason = await refused(make(path))
+    assert (
+        f"'{path}' belongs to the user nobody, and this process runs as {ME}; run `chown {ME} {path}`, or start as nobody" in reason
+    )
+    run_fix(reason)
+    await begin_again(make(path))
+    # A user without a name is told by its number.
+    os.chown(path, 54_321, -1)
+    assert "belongs to the user 54321" in await refused(make(path))
+
+
+async def test_a_link_is_judged_by_what_it_leads_to(make: Callable[[Any], Driver], tmp_path: Path) -> None:
+    path = tmp_path / "sessions"
+    await begin(make(path))
+    (tmp_path / "link").symlink_to(path)
+    await begin_again(make(tmp_path / "link"))
+    path.chmod(0o777)
+    assert "other users may write to" in await refused(make(tmp_path / "link"))
+
+
+# A folder of files
+
+
+@pytest.mark.parametrize("inner", ["due", "owners", "owners/00", "ab"])
+async def test_the_folders_in_a_folder_are_looked_at_too(inner: str, tmp_path: Path) -> None:
+    path = tmp_path / "sessions"
+    await begin(FileDriver(dir=path))
+    (path / inner).mkdir(exist_ok=True)
+    (path / inner).chmod(0o775)
+    reason = await refused(FileDriver(dir=path))
+    assert f"other users may write to '{path / inner}'; run `chmod -R go-w {path}`" in reason
+    run_fix(reason)
+    await begin_again(FileDriver(dir=path))
+    if os.geteuid() == 0:
+        os.chown(path / inner, NOBODY.pw_uid, -1)
+        reason = await refused(FileDriver(dir=path))
+        assert f"run `chown -R {ME} {path}`" in reason
+        run_fix(reason)
+        await begin_again(FileDriver(dir=path))
+
+
+async def test_a_folder_in_a_folder_is_no_link_to_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "sessions"
+    await begin(FileDriver(dir=path))
+    shutil.move(path / "ab", tmp_path / "elsewhere")
+    (path / "ab").symlink_to(tmp_path / "elsewhere")
+    assert f"'{path / 'ab'}' isn't a folder; remove it" in await refused(FileDriver(dir=path))
+
+
+async def test_what_others_put_into_a_folder_is_not_the_drivers(tmp_path: Path) -> None:
+    path = tmp_path / "sessions"
+    await begin(FileDriver(dir=path))
+    (path / "lost+found").mkdir()
+    (path / "lost+found").chmod(0o777)
+    (path / ".nfs").touch(0o666)
+    await begin_again(FileDriver(dir=path))
+
+
+async def test_a_folder_that_is_meant_to_be_shared_stays_so(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    reason = await refused(FileDriver(dir=tmp_path))
+    assert f"other users may write to '{tmp_path}'; choose a folder in it, such as '{tmp_path}/sessions'" in reason
+    assert [*tmp_path.iterdir()] == []
+
+
+# A database
+
+
+@pytest.mark.parametrize("beside", ["-wal", "-shm", "-journal"])
+async def test_the_files_beside_a_database_are_looked_at_too(beside: str, tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    await begin(SQLDriver(file=path))
+    other = Path(f"{path}{beside}")
+    other.touch()
+    other.chmod(0o666)
+    assert f"other users may write to '{other}'" in await refused(SQLDriver(file=path))
+    (tmp_path / "link.db").symlink_to(path)
+    reason = await refused(SQLDriver(file=tmp_path / "link.db"))
+    assert f"other users may write to '{other}'" in reason
+    run_fix(reason)
+    await begin_again(SQLDriver(file=path))
+
+
+async def test_what_is_no_file_keeps_its_mode(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    driver = SQLDriver(file=tmp_path)
+    with pytest.raises(Exception, match="could not open"):
+        await driver.open()
+    await driver.close()
