@@ -166,10 +166,10 @@ class OwnerDriver(Driver, Protocol):
     The index never misses a session that is there. What it has of others, which were ended, ran out or were given to somebody else,
     is left out of every answer, and leaves it by itself.
 
-    end_owned() takes effect at one instant, its *now*. For TOMBSTONE seconds, a tag that was made before is REFUSED: a login in flight
-    at that instant is dropped, and a later one succeeds. A call whose own *now* is more than MAX_SKEW seconds before that instant
-    ignores it, because the clock was set back since. A rename takes along a tag that the session already has, which is one with the
-    same `since`; it is never refused.
+    end_owned() takes effect at one instant, its *now*. For TOMBSTONE seconds, a tag that was made before is REFUSED: a login in
+    flight at that instant is dropped, and a later one succeeds. A call whose own *now* is more than MAX_SKEW seconds before that
+    instant ignores it, because the clock was set back since. A rename takes along a tag that the session already has, which is one
+    with the same `since`; it is never refused.
     """
 
     async def tag(

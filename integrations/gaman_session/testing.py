@@ -18,14 +18,15 @@ OWNER_CONTRACT is the same for the part that a driver may leave out: `OwnerDrive
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from itertools import pairwise
 from typing import TypeAlias, TypeVar
 
 from gaman_session import _sealing
-from gaman_session._driver import TOMBSTONE, Driver, Outcome, OwnerDriver, Record, Tag
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Driver, Outcome, OwnerDriver, Record, Tag
 from gaman_session._errors import SessionStoreError
 
 T = TypeVar("T")
@@ -43,6 +44,9 @@ _HOSTILE = (
     *("\0", "a\0b", "\U0001f511", "k" * 10_000),
 )
 _OCTETS = bytes(range(256))
+_MAX_SIZE = 1 << 20
+_OVER_FIELD = 64
+_OVER_SESSION = 256
 
 
 def _promise(check: Check) -> Check:
@@ -59,9 +63,18 @@ def _new_id() -> str:
     return _sealing.handle(_sealing.new_id())
 
 
-def _record(fields: dict[str, bytes] | None = None, *, lasts: float = 1000, deadline: float | None = None) -> Record:
-    now = time.time()
-    return Record({"a": b"1", "b": b"2"} if fields is None else fields, now, now + lasts, now + (deadline or lasts))
+def _whole(seconds: float) -> float:
+    """Return *seconds* in whole milliseconds."""
+    return round(seconds * 1000) / 1000
+
+
+def _record(
+    fields: dict[str, bytes] | None = None, *, lasts: float = 1000, deadline: float | None = None, seal: bytes = b""
+) -> Record:
+    now = math.floor(time.time() * 1000) / 1000
+    expires = _whole(now + lasts)
+    fields = {"a": b"1", "b": b"2"} if fields is None else fields
+    return Record(fields, now, expires, expires if deadline is None else now + deadline, seal=seal)
 
 
 async def _begin(driver: Driver, record: Record | None = None) -> tuple[str, Record]:
@@ -83,14 +96,21 @@ async def _apply(
     *deletes: str,
     now: float | None = None,
     deadline: float | None = None,
+    max_size: int = _MAX_SIZE,
 ) -> Outcome:
-    return await driver.apply(id, sets or {}, deletes, now=now or time.time(), deadline=deadline)
+    return await driver.apply(id, sets or {}, deletes, now=now or time.time(), deadline=deadline, max_size=max_size)
 
 
 async def _swap(
-    driver: Driver, id: str, old: bytes | None, new: bytes, now: float | None = None, deadline: float | None = None
+    driver: Driver,
+    id: str,
+    old: bytes | None,
+    new: bytes,
+    now: float | None = None,
+    deadline: float | None = None,
+    max_size: int = _MAX_SIZE,
 ) -> Outcome:
-    return await driver.swap(id, "n", old, new, now=now or time.time(), deadline=deadline)
+    return await driver.swap(id, "n", old, new, now=now or time.time(), deadline=deadline, max_size=max_size)
 
 
 @_promise
@@ -109,9 +129,43 @@ async def what_is_created_is_loaded(driver: Driver) -> None:
     id, record = await _begin(driver, _record({"a": b"", "b": _OCTETS}, lasts=1000, deadline=500))
     found = await _load(driver, id)
     assert found.fields == record.fields
-    assert abs(found.created - record.created) < 0.01
-    assert abs(found.expires - record.expires) < 0.01
+    assert (found.created, found.expires) == (record.created, record.expires)
     assert abs(found.deadline - record.deadline) < 0.01
+
+
+@_promise
+async def the_first_two_times_come_back_to_the_millisecond(driver: Driver) -> None:
+    now = int(time.time() * 1000)
+    times = random.sample(range(now - 5000, now), 20)
+    lifetimes = [*random.sample(range(600_000, 2_000_000), 19), 86_400_000]
+    for created, lasts in zip(times, lifetimes, strict=True):
+        expires = (created + lasts) / 1000
+        id, _ = await _begin(driver, Record({"a": b"1"}, created / 1000, expires, expires))
+        found = await _load(driver, id)
+        assert (found.created, found.expires) == (created / 1000, expires)
+        assert await _apply(driver, id, {"a": b"2"}, deadline=expires + 1) is Outcome.WRITTEN
+        new_id, version = _new_id(), (await _load(driver, id)).version
+        renamed = Record({"a": b"1"}, created / 1000, expires, expires)
+        assert await driver.rename(id, new_id, renamed, version=version, now=time.time()) is Outcome.WRITTEN
+        found = await _load(driver, new_id)
+        assert (found.created, found.expires) == (created / 1000, expires)
+
+
+@_promise
+async def a_seal_comes_with_the_times_and_stays_over_writes(driver: Driver) -> None:
+    for seal in (b"\1seal" + bytes(16), b"\xff" * 21, _OCTETS, b""):
+        id, _ = await _begin(driver, _record(seal=seal))
+        assert (await _load(driver, id)).seal == seal
+        assert await _apply(driver, id, {"a": b"3"}, "b", deadline=time.time() + 500) is Outcome.WRITTEN
+        assert await _swap(driver, id, None, b"1") is Outcome.WRITTEN
+        found = await _load(driver, id)
+        assert found.seal == seal
+        for renamed in (seal[::-1] + b"another", b""):
+            new_id = _new_id()
+            record = _record(seal=renamed)
+            assert await driver.rename(id, new_id, record, version=found.version, now=time.time()) is Outcome.WRITTEN
+            found, id = await _load(driver, new_id), new_id
+            assert found.seal == renamed
 
 
 @_promise
@@ -340,6 +394,118 @@ async def a_purge_takes_what_is_over_and_nothing_else(driver: Driver) -> None:
     assert (await _load(driver, kept, later)).fields == {"a": b"2", "b": b"2"}
 
 
+# Sizes
+
+
+def _size(fields: Mapping[str, bytes]) -> int:
+    return sum(len(name.encode()) + len(value) for name, value in fields.items())
+
+
+def _most(fields: Mapping[str, bytes]) -> int:
+    """Return how many bytes these may be with what a store needs beside them."""
+    return _size(fields) + _OVER_FIELD * len(fields) + _OVER_SESSION
+
+
+async def _changes_nothing(driver: Driver, id: str, write: Awaitable[Outcome]) -> None:
+    before = await _load(driver, id)
+    assert await write is Outcome.TOO_LARGE
+    assert await _load(driver, id) == before
+
+
+@_promise
+async def a_write_within_the_size_is_written_and_one_beyond_changes_nothing(driver: Driver) -> None:
+    for length in (0, 1, 500, 5000):
+        fields = {"a": b"1" * 300, "b": b"2" * 300}
+        id, record = await _begin(driver, _record(dict(fields), lasts=1000, deadline=500))
+        new, later = b"3" * length, record.created + 700
+        after = {**fields, "n": new}
+        await _changes_nothing(driver, id, _apply(driver, id, {"n": new}, deadline=later, max_size=_size(after) - 1))
+        await _changes_nothing(driver, id, _swap(driver, id, None, new, deadline=later, max_size=_size(after) - 1))
+        assert await _swap(driver, id, None, new, max_size=_most(after)) is Outcome.WRITTEN
+        await _changes_nothing(driver, id, _swap(driver, id, new, new + b"4", deadline=later, max_size=_size(after)))
+        await _changes_nothing(driver, id, _apply(driver, id, {"n": new + b"4"}, deadline=later, max_size=_size(after)))
+        assert await _apply(driver, id, {"n": new + b"4"}, max_size=_most(after) + 1) is Outcome.WRITTEN
+        assert (await _load(driver, id)).fields == {**fields, "n": new + b"4"}
+
+
+@_promise
+async def names_count_in_bytes_as_values_do(driver: Driver) -> None:
+    for name in ("k" * 3000, "\u00e9" * 1500):
+        id, _ = await _begin(driver)
+        after = {"a": b"1", "b": b"2", name: b""}
+        await _changes_nothing(driver, id, _apply(driver, id, {name: b""}, max_size=_size(after) - 1))
+        write = driver.swap(id, name, None, b"", now=time.time(), deadline=None, max_size=_size(after) - 1)
+        assert await write is Outcome.TOO_LARGE
+        assert await _apply(driver, id, {name: b""}, max_size=_most(after)) is Outcome.WRITTEN
+        assert (await _load(driver, id)).fields == after
+
+
+@_promise
+async def what_a_write_takes_away_makes_room_in_the_same_step(driver: Driver) -> None:
+    id, _ = await _begin(driver, _record({"a": b"1" * 2000, "b": b"2" * 2000}))
+    after = {"b": b"3" * 1000, "c": b"4" * 3000}
+    assert await _apply(driver, id, after, "a", max_size=_most(after)) is Outcome.WRITTEN
+    await _changes_nothing(driver, id, _apply(driver, id, {"d": b"5" * 1001}, "b", max_size=_size(after)))
+    assert (await _load(driver, id)).fields == after
+
+
+@_promise
+async def a_session_that_is_too_large_already_may_shrink_and_stay_but_not_grow(driver: Driver) -> None:
+    old = {"a": b"1" * 3000, "n": b"2" * 3000}
+    id, record = await _begin(driver, _record(dict(old), lasts=1000, deadline=500))
+    later = record.created + 700
+    assert await _apply(driver, id, {}, deadline=later, max_size=100) is Outcome.WRITTEN
+    assert abs((await _load(driver, id)).deadline - later) < 0.01
+    assert await _apply(driver, id, {"a": b"3" * 3000}, max_size=100) is Outcome.WRITTEN
+    assert await _swap(driver, id, old["n"], b"4" * 3000, max_size=100) is Outcome.WRITTEN
+    await _changes_nothing(driver, id, _apply(driver, id, {"a": b"5" * 3001}, max_size=100))
+    await _changes_nothing(driver, id, _swap(driver, id, b"4" * 3000, b"5" * 3001, max_size=100))
+    assert await _apply(driver, id, {"a": b"6" * 3010, "n": b"7" * 2980}, max_size=100) is Outcome.WRITTEN
+    assert await _swap(driver, id, b"7" * 2980, b"8" * 2979, max_size=100) is Outcome.WRITTEN
+    assert await _apply(driver, id, {}, "a", max_size=100) is Outcome.WRITTEN
+    assert (await _load(driver, id)).fields == {"n": b"8" * 2979}
+    assert await _apply(driver, id, {}, "n", max_size=1) is Outcome.EMPTIED
+
+
+@_promise
+async def writes_at_once_do_not_exceed_the_size_together(driver: Driver) -> None:
+    id, _ = await _begin(driver)
+    names = [f"k{i}" for i in range(50)]
+    outcomes = await asyncio.gather(
+        *(_apply(driver, id, {name: b"1" * 1000}, max_size=10_000) for name in names[:25]),
+        *(driver.swap(id, name, None, b"1" * 1000, now=time.time(), deadline=None, max_size=10_000) for name in names[25:]),
+    )
+    assert set(outcomes) == {Outcome.WRITTEN, Outcome.TOO_LARGE}
+    written = {name: b"1" * 1000 for name, outcome in zip(names, outcomes, strict=True) if outcome is Outcome.WRITTEN}
+    fields = (await _load(driver, id)).fields
+    assert fields == {"a": b"1", "b": b"2", **written}
+    assert _size(fields) <= 10_000
+    assert len(written) > 7
+
+
+@_promise
+async def a_large_session_is_loaded_whole_alone_and_beside_others(driver: Driver) -> None:
+    large = {"a": b"1", "b": random.randbytes(3 * LARGE), "c": _OCTETS * (LARGE // 128)}  # noqa: S311
+    began, (grown, _) = (await _begin(driver, _record(dict(large))))[0], await _begin(driver)
+    small = [(await _begin(driver, _record({"n": b"%d" % i})))[0] for i in range(20)]
+    assert (await _load(driver, began)).fields == large
+    assert await _apply(driver, grown, large) is Outcome.WRITTEN
+    assert (await _load(driver, grown)).fields == large
+    ids = [*small[:5], began, *small[5:], grown, _new_id(), began]
+    expected = [*({"n": b"%d" % i} for i in range(5)), large, *({"n": b"%d" % i} for i in range(5, 20)), large, None, large]
+    found = await asyncio.gather(*(driver.load(id, now=time.time()) for id in ids))
+    assert [record.fields if isinstance(record, Record) else record for record in found] == expected
+    assert await _apply(driver, grown, {}, "b", "c") is Outcome.WRITTEN
+    new_id, version = _new_id(), (await _load(driver, began)).version
+    assert await driver.rename(began, new_id, _record(dict(large)), version=version, now=time.time()) is Outcome.WRITTEN
+    # More than once, because a driver may remember which sessions are large.
+    for _ in range(2):
+        found = await asyncio.gather(*(driver.load(id, now=time.time()) for id in (began, new_id, grown, *small)))
+        assert found[0] is Outcome.ENDED
+        records = [record.fields for record in found if isinstance(record, Record)]
+        assert records == [large, {"a": b"1"}, *({"n": b"%d" % i} for i in range(20))]
+
+
 # Sessions that belong to somebody
 
 
@@ -370,15 +536,13 @@ async def _tag(
     *deletes: str,
     now: float | None = None,
     deadline: float | None = None,
+    max_size: int = _MAX_SIZE,
 ) -> Outcome:
-    return await driver.tag(id, tag, sets or {}, deletes, now=now or time.time(), deadline=deadline)
+    return await driver.tag(id, tag, sets or {}, deletes, now=now or time.time(), deadline=deadline, max_size=max_size)
 
 
-async def _end_owned(
-    driver: OwnerDriver, owner: str, keep: Collection[str] = (), now: float | None = None, until: float | None = None
-) -> int:
-    now = now or time.time()
-    return await driver.end_owned(owner, keep=keep, now=now, until=until or now)
+async def _end_owned(driver: OwnerDriver, owner: str, keep: Collection[str] = (), now: float | None = None) -> int:
+    return await driver.end_owned(owner, keep=keep, now=now or time.time())
 
 
 async def _rename(driver: OwnerDriver, id: str, tag: Tag | None, now: float | None = None) -> tuple[str, Outcome]:
@@ -396,8 +560,7 @@ async def an_owners_sessions_are_found_and_nobody_elses(driver: OwnerDriver) -> 
     found = await driver.owned(tag.owner, now=time.time())
     assert set(found) == {id, second}
     assert found[id].tag == tag
-    assert abs(found[id].created - record.created) < 0.01
-    assert abs(found[id].expires - record.expires) < 0.01
+    assert (found[id].created, found[id].expires) == (record.created, record.expires)
     assert abs(found[id].deadline - record.deadline) < 0.01
     assert await _owned(driver, other.owner) == {theirs}
     assert await _owned(driver, _new_id()) == set()
@@ -434,6 +597,34 @@ async def a_tag_goes_in_the_same_step_as_a_write(driver: OwnerDriver) -> None:
     assert (await _load(driver, id)).tag == noted
     assert (await _load(driver, id)).fields == {"b": b"2", "c": b"3"}
     assert await _owned(driver, tag.owner) == {id}
+
+
+@_owner_promise
+async def a_write_with_a_tag_beyond_the_size_changes_nothing(driver: OwnerDriver) -> None:
+    fields, tag = {"a": b"1" * 300, "n": b"2" * 300}, _new_tag(note=b"note")
+    id, record = await _begin(driver, _record(dict(fields), lasts=1000, deadline=500))
+    later = record.created + 700
+    after = {**fields, "n": b"3" * 301}
+    write = {"n": after["n"]}
+    await _changes_nothing(driver, id, _tag(driver, id, tag, write, deadline=later, max_size=_size(after) - 1))
+    await _changes_nothing(driver, id, _tag(driver, id, None, write, deadline=later, max_size=_size(after) - 1))
+    assert await _owned(driver, tag.owner) == set()
+    assert await _tag(driver, id, tag, {"n": b"4" * 300}, max_size=100) is Outcome.WRITTEN
+    assert await _tag(driver, id, tag, write, max_size=_most(after)) is Outcome.WRITTEN
+    other = _new_tag()
+    await _changes_nothing(driver, id, _tag(driver, id, other, {"n": b"5" * 302}, max_size=_size(after)))
+    assert (await _owned(driver, tag.owner), await _owned(driver, other.owner)) == ({id}, set())
+    assert (await _load(driver, id)).fields == after
+
+
+@_owner_promise
+async def a_seal_stays_over_a_tag(driver: OwnerDriver) -> None:
+    record = _tagged(tag := _new_tag())
+    record.seal = _OCTETS
+    id, _ = await _begin(driver, record)
+    for each in (_new_tag(), _new_tag(tag.owner), None):
+        assert await _tag(driver, id, each) is Outcome.WRITTEN
+        assert (await _load(driver, id)).seal == _OCTETS
 
 
 @_owner_promise
@@ -553,33 +744,62 @@ async def a_tag_made_before_the_end_of_all_is_refused(driver: OwnerDriver) -> No
 
 
 @_owner_promise
-async def a_tag_made_after_the_end_of_all_is_not_refused(driver: OwnerDriver) -> None:
+async def a_tag_made_at_the_end_of_all_or_later_is_not_refused(driver: OwnerDriver) -> None:
     now = time.time()
-    tag = _new_tag(since=now)
-    await _end_owned(driver, tag.owner, now=now - 1)
-    created = await _own(driver, tag)
-    tagged, _ = await _begin(driver)
-    assert await _tag(driver, tagged, tag) is Outcome.WRITTEN
-    before, _ = await _begin(driver)
-    renamed, outcome = await _rename(driver, before, tag)
-    assert outcome is Outcome.WRITTEN
-    assert await _owned(driver, tag.owner) == {created, tagged, renamed}
+    for since in (now, math.nextafter(now, math.inf), now + 0.5):
+        tag = _new_tag(since=since)
+        await _end_owned(driver, tag.owner, now=now)
+        just_before = _new_tag(tag.owner, since=math.nextafter(now, 0))
+        assert await driver.create(_new_id(), _tagged(just_before)) is Outcome.REFUSED
+        created = await _own(driver, tag)
+        tagged, _ = await _begin(driver)
+        assert await _tag(driver, tagged, just_before) is Outcome.REFUSED
+        assert await _tag(driver, tagged, tag) is Outcome.WRITTEN
+        before, _ = await _begin(driver)
+        renamed, outcome = await _rename(driver, before, tag)
+        assert outcome is Outcome.WRITTEN
+        assert await _owned(driver, tag.owner) == {created, tagged, renamed}
 
 
 @_owner_promise
-async def the_end_of_all_may_lie_ahead(driver: OwnerDriver) -> None:
+async def the_end_of_all_ends_what_a_clock_that_was_ahead_has_tied(driver: OwnerDriver) -> None:
     now = time.time()
-    tag = _new_tag(since=now)
-    ids = [await _own(driver, tag) for _ in range(2)]
-    over, record = await _begin(driver, _tagged(tag, lasts=1000, deadline=3))
-    assert await _end_owned(driver, tag.owner, keep=ids[:1], now=now, until=now + 5) == 2
-    assert await driver.load(over, now=record.deadline - 1) is Outcome.ENDED
-    assert await driver.create(_new_id(), _tagged(_new_tag(tag.owner, since=now + 4))) is Outcome.REFUSED
-    later = await _own(driver, _new_tag(tag.owner, since=now + 5))
-    assert await _owned(driver, tag.owner) == {ids[0], later}
-    # What another has remembered holds, whoever comes last.
-    await _end_owned(driver, tag.owner, now=now, until=now + 1)
-    assert await driver.create(_new_id(), _tagged(_new_tag(tag.owner, since=now + 4))) is Outcome.REFUSED
+    for ahead in (MAX_SKEW / 2, 3600):
+        tag = _new_tag(since=now + ahead)
+        ids = [await _own(driver, tag) for _ in range(3)]
+        assert await _end_owned(driver, tag.owner, keep=ids[:1], now=now) == 2
+        assert await _owned(driver, tag.owner) == {ids[0]}
+
+
+@_owner_promise
+async def the_end_of_all_that_lies_further_ahead_than_clocks_differ_is_ignored(driver: OwnerDriver) -> None:
+    now = time.time()
+    for ahead, is_ignored in ((0.9 * MAX_SKEW, False), (1.1 * MAX_SKEW, True), (3600, True)):
+        tag = _new_tag(since=now)
+        await _end_owned(driver, tag.owner, now=now + ahead)
+        id, record = _new_id(), _tagged(tag)
+        record.created = _whole(now)
+        assert await driver.create(id, record) is (None if is_ignored else Outcome.REFUSED)
+        tagged, _ = await _begin(driver)
+        expected = Outcome.WRITTEN if is_ignored else Outcome.REFUSED
+        assert await _tag(driver, tagged, tag, now=now) is expected
+        before, _ = await _begin(driver)
+        renamed, outcome = await _rename(driver, before, tag, now)
+        assert outcome is expected
+        assert await _owned(driver, tag.owner) == ({id, tagged, renamed} if is_ignored else set())
+
+
+@_owner_promise
+async def each_end_of_all_holds_whatever_others_the_owner_has_seen(driver: OwnerDriver) -> None:
+    now = time.time()
+    # The second of these is of a clock that is a little behind; the last, of one that was set back.
+    for first, second in ((-5, 0), (0, -MAX_SKEW / 2), (3600, 0)):
+        old, (id, _) = _new_tag(since=now - 0.1), await _begin(driver)
+        await _end_owned(driver, old.owner, now=now + first)
+        await _end_owned(driver, old.owner, now=now + second)
+        assert await driver.create(_new_id(), _tagged(old)) is Outcome.REFUSED
+        assert await _tag(driver, id, old) is Outcome.REFUSED
+        assert await _tag(driver, id, _new_tag(old.owner, since=now)) is Outcome.WRITTEN
 
 
 @_owner_promise
@@ -587,6 +807,7 @@ async def the_end_of_all_is_remembered_for_a_minute(driver: OwnerDriver) -> None
     now = time.time()
     tag, (id, _) = _new_tag(since=now - 1), await _begin(driver)
     await _end_owned(driver, tag.owner, now=now)
+    assert await _tag(driver, id, tag, now=now + 1) is Outcome.REFUSED
     assert await _tag(driver, id, tag, now=now + TOMBSTONE - 1) is Outcome.REFUSED
     assert await _tag(driver, id, tag, now=now + TOMBSTONE) is Outcome.WRITTEN
 
@@ -604,12 +825,13 @@ async def what_was_kept_may_be_renamed_with_its_tag(driver: OwnerDriver) -> None
 @_owner_promise
 async def nothing_under_way_outlives_the_end_of_all(driver: OwnerDriver) -> None:
     for _ in range(8):
-        tag, now = _new_tag(), time.time()
+        tag = _new_tag()
+        now = math.nextafter(max(time.time(), tag.since), math.inf)
         there = [await _own(driver, tag) for _ in range(6)]
         begun, new = [_new_id() for _ in range(6)], [(await _begin(driver))[0] for _ in range(6)]
         moves = [_rename(driver, id, tag) for id in (*there[:3], *new[:2])]
         _, *rest = await asyncio.gather(
-            _soon(_end_owned(driver, tag.owner, now=now, until=now + 5)),
+            _soon(_end_owned(driver, tag.owner, now=now)),
             *(_soon(driver.create(id, _tagged(tag))) for id in begun),
             *(_soon(_tag(driver, id, tag)) for id in new[2:]),
             *(_soon(_apply(driver, id, {"a": b"3"})) for id in there),
@@ -626,7 +848,7 @@ async def nothing_under_way_outlives_the_end_of_all(driver: OwnerDriver) -> None
         assert not any(isinstance(record, Record) and record.tag for record in found.values())
         assert await _owned(driver, tag.owner) == set()
         # And who comes later finds nothing in the way.
-        later = _new_tag(tag.owner, since=now + 5)
+        later = _new_tag(tag.owner, since=now)
         assert {await _tag(driver, id, later) for id in alive} <= {Outcome.WRITTEN}
         assert await _owned(driver, tag.owner) == alive
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pytest
 
-from gaman.session import Driver, Outcome, OwnerDriver, Record, Tag
+from gaman.session import TOMBSTONE, Driver, Outcome, OwnerDriver, Record, Tag
 from gaman.session.testing import CONTRACT, OWNER_CONTRACT, Check, OwnerCheck
+from gaman_session._driver import LARGE
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import Sealing
 
@@ -87,7 +89,7 @@ class DestroyKeepsTheSession(MemoryDriver):
         kept = self._sessions.get(id)
         await super().destroy(id, now=now)
         if kept is not None:
-            self._sessions[id] = kept
+            self._add(id, kept)
 
 
 @fault
@@ -147,10 +149,10 @@ class ExpiryLeavesATombstone(MemoryDriver):
     """An old cookie then counts as a logout, and its next login is dropped."""
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         was_there = id in self._sessions
-        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         return Outcome.ENDED if was_there and outcome is Outcome.ABSENT else outcome
 
 
@@ -194,7 +196,7 @@ class RenameLeavesTheOldIdAlive(MemoryDriver):
         kept = self._sessions.get(id)
         outcome = await super().rename(id, new_id, record, version=version, now=now)
         if outcome is Outcome.WRITTEN and kept is not None:
-            self._sessions[id] = kept
+            self._add(id, kept)
             self._tombs.pop(id, None)
         return outcome
 
@@ -246,21 +248,21 @@ class ApplyUpserts(MemoryDriver):
     """The classic: a write after the logout logs in again."""
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         if id not in self._sessions:
             self._add(id, Record({}, now, now + 60, now + 60))
-        return await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
 
 
 @fault
 class ApplyUpsertsTheUnknownAlone(MemoryDriver):
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         if id not in self._sessions and id not in self._tombs:
             self._add(id, Record({}, now, now + 60, now + 60))
-        return await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
 
 
 @fault
@@ -268,30 +270,30 @@ class ApplyWritesTheWholeSessionBack(MemoryDriver):
     """Requests at once undo each other's work."""
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         before = await self.load(id, now=now)
         await asyncio.sleep(0)
         if isinstance(before, Record) and id in self._sessions:
             self._sessions[id].fields = dict(before.fields)
-        return await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
 
 
 @fault
 class ApplyReplacesAllFields(MemoryDriver):
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         others = [field for field in self._sessions[id].fields if field not in sets] if id in self._sessions and sets else []
-        return await super().apply(id, sets, [*deletes, *others], now=now, deadline=deadline)
+        return await super().apply(id, sets, [*deletes, *others], now=now, deadline=deadline, max_size=max_size)
 
 
 @fault
 class ApplyForgetsToDelete(MemoryDriver):
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        return await super().apply(id, sets, (), now=now, deadline=deadline)
+        return await super().apply(id, sets, (), now=now, deadline=deadline, max_size=max_size)
 
 
 @fault
@@ -299,10 +301,14 @@ class ApplyDeletesBeforeItSetsAndEndsTheSession(MemoryDriver):
     """Deleting the old fields and setting new ones is no logout."""
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        outcome = await super().apply(id, {}, deletes, now=now, deadline=deadline)
-        return await super().apply(id, sets, (), now=now, deadline=deadline) if outcome is Outcome.WRITTEN else outcome
+        outcome = await super().apply(id, {}, deletes, now=now, deadline=deadline, max_size=max_size)
+        return (
+            await super().apply(id, sets, (), now=now, deadline=deadline, max_size=max_size)
+            if outcome is Outcome.WRITTEN
+            else outcome
+        )
 
 
 @fault
@@ -310,25 +316,25 @@ class ApplyWritesAfterTheDestroyBesideIt(MemoryDriver):
     """It looks whether the session is there, waits for the store, and writes whatever has happened since."""
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         found = self._find(id, now)
         await asyncio.sleep(0)
         if found is not None and id not in self._sessions:
-            self._sessions[id] = found
+            self._add(id, found)
             self._tombs.pop(id, None)
-        return await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
 
 
 @fault
 class EmptyingLeavesAnEmptySession(MemoryDriver):
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         kept = self._sessions.get(id)
-        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is Outcome.EMPTIED and kept is not None:
-            self._sessions[id] = kept
+            self._add(id, Record({}, kept.created, kept.expires, kept.deadline))
             del self._tombs[id]
         return outcome
 
@@ -338,18 +344,18 @@ class EmptyingIsNotToldOf(MemoryDriver):
     """The cookie then stays in the browser."""
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         return Outcome.WRITTEN if outcome is Outcome.EMPTIED else outcome
 
 
 @fault
 class EmptyingLeavesNoTombstone(MemoryDriver):
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is Outcome.EMPTIED:
             del self._tombs[id]
         return outcome
@@ -358,9 +364,9 @@ class EmptyingLeavesNoTombstone(MemoryDriver):
 @fault
 class ApplyRaisesNoVersion(MemoryDriver):
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is Outcome.WRITTEN:
             self._sessions[id].version -= 1
         return outcome
@@ -369,9 +375,9 @@ class ApplyRaisesNoVersion(MemoryDriver):
 @fault
 class DeletingRaisesNoVersion(MemoryDriver):
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is Outcome.WRITTEN and not sets:
             self._sessions[id].version -= 1
         return outcome
@@ -382,10 +388,12 @@ class WritingFollowsARename(MemoryDriver):
     """The tombstone would be a way into the renamed session for who holds the old id."""
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         tomb = self._tomb(id, now)
-        return await super().apply(tomb.successor if tomb and tomb.successor else id, sets, deletes, now=now, deadline=deadline)
+        return await super().apply(
+            tomb.successor if tomb and tomb.successor else id, sets, deletes, now=now, deadline=deadline, max_size=max_size
+        )
 
 
 # Swaps
@@ -393,49 +401,61 @@ class WritingFollowsARename(MemoryDriver):
 
 @fault
 class SwapIgnoresTheOldValue(MemoryDriver):
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
-        return await self.apply(id, {field: new}, (), now=now, deadline=deadline)
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        return await self.apply(id, {field: new}, (), now=now, deadline=deadline, max_size=max_size)
 
 
 @fault
 class SwapComparesInTwoSteps(MemoryDriver):
     """Compare, wait for the store, set."""
 
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
         found = self._find(id, now)
         if found is not None and found.fields.get(field) != old:
             return Outcome.CONFLICT
         await asyncio.sleep(0)
-        return await self.apply(id, {field: new}, (), now=now, deadline=deadline)
+        return await self.apply(id, {field: new}, (), now=now, deadline=deadline, max_size=max_size)
 
 
 @fault
 class SwapTakesMissingForEmpty(MemoryDriver):
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
         found = self._find(id, now)
         if found is not None and not old and not found.fields.get(field):
             old = found.fields.get(field)
-        return await super().swap(id, field, old, new, now=now, deadline=deadline)
+        return await super().swap(id, field, old, new, now=now, deadline=deadline, max_size=max_size)
 
 
 @fault
 class SwapNeverSetsWhatIsMissing(MemoryDriver):
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
-        return await super().swap(id, field, old or b"", new, now=now, deadline=deadline)
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        return await super().swap(id, field, old or b"", new, now=now, deadline=deadline, max_size=max_size)
 
 
 @fault
 class SwapUpserts(MemoryDriver):
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
         if id not in self._sessions:
             self._add(id, Record({}, now, now + 60, now + 60))
-        return await super().swap(id, field, old, new, now=now, deadline=deadline)
+        return await super().swap(id, field, old, new, now=now, deadline=deadline, max_size=max_size)
 
 
 @fault
 class SwapRaisesNoVersion(MemoryDriver):
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
-        outcome = await super().swap(id, field, old, new, now=now, deadline=deadline)
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        outcome = await super().swap(id, field, old, new, now=now, deadline=deadline, max_size=max_size)
         if outcome is Outcome.WRITTEN:
             self._sessions[id].version -= 1
         return outcome
@@ -445,14 +465,18 @@ class SwapRaisesNoVersion(MemoryDriver):
 class SwapForgetsTheDeadline(MemoryDriver):
     """An idle limit is then not moved on by update()."""
 
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
-        return await super().swap(id, field, old, new, now=now, deadline=None)
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        return await super().swap(id, field, old, new, now=now, deadline=None, max_size=max_size)
 
 
 @fault
 class SwapMovesTheDeadlineBeyondTheExpiry(MemoryDriver):
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
-        outcome = await super().swap(id, field, old, new, now=now, deadline=deadline)
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        outcome = await super().swap(id, field, old, new, now=now, deadline=deadline, max_size=max_size)
         if outcome is Outcome.WRITTEN and deadline is not None:
             self._sessions[id].deadline = deadline
         return outcome
@@ -463,7 +487,7 @@ class SwapMovesTheDeadlineBeyondTheExpiry(MemoryDriver):
 
 @fault
 class DeadlinesAreIgnored(MemoryDriver):
-    def _find(self, id: str, now: float) -> Record | None:
+    def _find(self, id: str, now: float) -> Any:
         return self._sessions.get(id)
 
 
@@ -475,13 +499,13 @@ class DeadlinesAreJudgedByReadingAlone(MemoryDriver):
         found = await super().load(id, now=now)
         return None if isinstance(found, Record) and found.deadline <= now else found
 
-    def _find(self, id: str, now: float) -> Record | None:
+    def _find(self, id: str, now: float) -> Any:
         return self._sessions.get(id)
 
 
 @fault
 class AtTheDeadlineASessionIsStillThere(MemoryDriver):
-    def _find(self, id: str, now: float) -> Record | None:
+    def _find(self, id: str, now: float) -> Any:
         found = self._sessions.get(id)
         return found if found is not None and found.deadline == now else super()._find(id, now)
 
@@ -496,9 +520,9 @@ class ExpiryCountsForTheDeadline(MemoryDriver):
 @fault
 class DeadlinesMoveBeyondTheExpiry(MemoryDriver):
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is Outcome.WRITTEN and deadline is not None:
             self._sessions[id].deadline = deadline
         return outcome
@@ -507,17 +531,19 @@ class DeadlinesMoveBeyondTheExpiry(MemoryDriver):
 @fault
 class DeadlinesNeverMove(MemoryDriver):
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        return await super().apply(id, sets, deletes, now=now, deadline=None)
+        return await super().apply(id, sets, deletes, now=now, deadline=None, max_size=max_size)
 
 
 @fault
 class EachWriteGivesTheFullLifetime(MemoryDriver):
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        return await super().apply(id, sets, deletes, now=now, deadline=now + 10_000 if deadline is None else deadline)
+        return await super().apply(
+            id, sets, deletes, now=now, deadline=now + 10_000 if deadline is None else deadline, max_size=max_size
+        )
 
 
 @fault
@@ -525,11 +551,11 @@ class ATouchWithoutAChangeIsNotWritten(MemoryDriver):
     """Nothing to set and nothing to delete, but a deadline to move."""
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         if not sets and not deletes and id in self._sessions:
             return Outcome.WRITTEN
-        return await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
 
 
 @fault
@@ -544,6 +570,230 @@ class TheExpiryIsLost(MemoryDriver):
     async def create(self, id: str, record: Record) -> None:
         await super().create(id, record)
         self._sessions[id].expires = record.deadline
+
+
+@fault
+class MillisecondsAreCut(MemoryDriver):
+    """The part after the point, multiplied by 1000, is often a little less than whole."""
+
+    async def create(self, id: str, record: Record) -> None:
+        await super().create(id, record)
+        seconds = int(record.expires)
+        self._sessions[id].expires = seconds + int((record.expires - seconds) * 1000) / 1000
+
+
+@fault
+class TimesHaveTwelveDigits(MemoryDriver):
+    async def create(self, id: str, record: Record) -> None:
+        await super().create(id, record)
+        self._sessions[id].created = float(f"{record.created:.12g}")
+
+
+@fault
+class RenameCutsTheTimes(MemoryDriver):
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        record.created = float(f"{record.created:.12g}")
+        return await super().rename(id, new_id, record, version=version, now=now)
+
+
+# Seals
+
+
+@fault
+class CreateLosesTheSeal(MemoryDriver):
+    async def create(self, id: str, record: Record) -> None:
+        await super().create(id, record)
+        self._sessions[id].seal = b""
+
+
+@fault
+class RenameKeepsTheOldSeal(MemoryDriver):
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        old = self._sessions.get(id)
+        if old is not None:
+            record.seal = old.seal
+        return await super().rename(id, new_id, record, version=version, now=now)
+
+
+@fault
+class AWriteLosesTheSeal(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+        if outcome is Outcome.WRITTEN:
+            self._sessions[id].seal = b""
+        return outcome
+
+
+@fault
+class ASealIsText(MemoryDriver):
+    async def create(self, id: str, record: Record) -> None:
+        await super().create(id, record)
+        self._sessions[id].seal = record.seal.decode("utf-8", "replace").encode()
+
+
+# Sizes
+
+
+@fault
+class ApplyIgnoresTheSize(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=1 << 30)
+
+
+@fault
+class SwapIgnoresTheSize(MemoryDriver):
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        return await super().swap(id, field, old, new, now=now, deadline=deadline, max_size=1 << 30)
+
+
+@fault
+class TheSizeOfTheWriteAloneCounts(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        if sum(len(field) + len(value) for field, value in sets.items()) > max_size:
+            return Outcome.TOO_LARGE
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=1 << 30)
+
+
+@fault
+class TheSizeIsThatOfTheValuesAlone(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        names = sum(len(field) for field in {**sets, **(self._sessions[id].fields if id in self._sessions else {})})
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size + names)
+
+
+@fault
+class NamesCountInCharacters(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        more = sum(len(field.encode()) - len(field) for field in sets)
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size + more)
+
+
+@fault
+class TheSizeIsOffByOne(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size + 1)
+
+
+@fault
+class AFieldCostsMoreThanItMay(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size - 1000)
+
+
+@fault
+class WhatIsTooLargeIsWritten(MemoryDriver):
+    """The outcome is told, and nothing is taken back."""
+
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+        if outcome is Outcome.TOO_LARGE:
+            await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=1 << 30)
+        return outcome
+
+
+@fault
+class WhatIsTooLargeMovesTheDeadline(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+        if outcome is Outcome.TOO_LARGE and deadline is not None:
+            self._sessions[id].deadline = deadline
+        return outcome
+
+
+@fault
+class WhatIsTooLargeRaisesTheVersion(MemoryDriver):
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        outcome = await super().swap(id, field, old, new, now=now, deadline=deadline, max_size=max_size)
+        if outcome is Outcome.TOO_LARGE:
+            self._sessions[id].version += 1
+        return outcome
+
+
+@fault
+class ALargeSessionCanNotBeTouched(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        if id in self._sessions and self._sessions[id].size > max_size:
+            return Outcome.TOO_LARGE
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+
+
+@fault
+class TheLargerHalfOfAWriteCounts(MemoryDriver):
+    """It judges each field by itself, and not the session before and after."""
+
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        if (record := self._find(id, now)) is not None:
+            grown = sum(max(0, len(value) - len(record.fields.get(field, b""))) for field, value in sets.items())
+            if grown and record.size + grown > max_size:
+                return Outcome.TOO_LARGE
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+
+
+@fault
+class TheSizeIsCheckedInTwoSteps(MemoryDriver):
+    async def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        record = self._find(id, now)
+        if record is not None:
+            after = _size({**record.fields, **sets}) - sum(_size({field: record.fields.get(field, b"")}) for field in deletes)
+            if after > max(max_size, record.size):
+                return Outcome.TOO_LARGE
+        await asyncio.sleep(0)
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=1 << 30)
+
+
+@fault
+class ALargeSessionIsCut(MemoryDriver):
+    async def load(self, id: str, *, now: float) -> Found:
+        found = await super().load(id, now=now)
+        if isinstance(found, Record):
+            found.fields = {field: value[:LARGE] for field, value in found.fields.items()}
+        return found
+
+
+@fault
+class ALargeSessionIsLoadedLaterAndMayBeGone(MemoryDriver):
+    """What is large is asked for once more, and the answer is given to another call."""
+
+    _last: Found = None
+
+    async def load(self, id: str, *, now: float) -> Found:
+        found = await super().load(id, now=now)
+        await asyncio.sleep(0)
+        if isinstance(found, Record) and self._sessions[id].size > LARGE:
+            self._last, found = found, self._last
+        return found
+
+
+def _size(fields: Mapping[str, bytes]) -> int:
+    return sum(len(field.encode()) + len(value) for field, value in fields.items())
 
 
 # Creating and reading
@@ -584,7 +834,7 @@ class CreateRaisesAnErrorOfItsOwn(MemoryDriver):
 class CreateKeepsTheCallersRecord(MemoryDriver):
     async def create(self, id: str, record: Record) -> None:
         await super().create(id, record)
-        self._sessions[id] = record
+        self._sessions[id].fields = record.fields
 
 
 @fault
@@ -640,10 +890,10 @@ class Mangling(MemoryDriver):
         self._sessions[id].fields = self._mangled(record.fields)
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         deleted = [self.mangle(field, b"")[0] for field in deletes]
-        return await super().apply(id, self._mangled(sets), deleted, now=now, deadline=deadline)
+        return await super().apply(id, self._mangled(sets), deleted, now=now, deadline=deadline, max_size=max_size)
 
 
 @fault
@@ -785,18 +1035,67 @@ def owner_fault(broken: type[MemoryDriver]) -> type[MemoryDriver]:
 
 @owner_fault
 class TheEndOfAllIsNotRemembered(MemoryDriver):
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
-        ended = await super().end_owned(owner, keep=keep, now=now, until=until)
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        ended = await super().end_owned(owner, keep=keep, now=now)
         self._ended.clear()
         return ended
 
 
 @owner_fault
-class TheEndOfAllIsRememberedByTheWrongTime(MemoryDriver):
-    """Who logs in while it runs stays."""
+class TheEndOfAllRefusesATagOfItsOwnInstant(MemoryDriver):
+    def _is_refused(self, tag: Tag, now: float) -> bool:
+        return super()._is_refused(Tag(tag.owner, tag.note, math.nextafter(tag.since, 0)), now)
 
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
-        return await super().end_owned(owner, keep=keep, now=now, until=now)
+
+@owner_fault
+class TheEndOfAllIsRememberedToTheMillisecond(MemoryDriver):
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        return await super().end_owned(owner, keep=keep, now=math.floor(now * 1000) / 1000)
+
+
+@owner_fault
+class TheEndOfAllOfAClockThatWasAheadCounts(MemoryDriver):
+    """No login succeeds until the clock is there again."""
+
+    def _is_refused(self, tag: Tag, now: float) -> bool:
+        ended = self._ended.get(tag.owner)
+        return ended is not None and tag.since < ended and now < ended + TOMBSTONE
+
+
+@owner_fault
+class TheEndOfAllIsIgnoredByAClockThatIsALittleBehind(MemoryDriver):
+    def _is_refused(self, tag: Tag, now: float) -> bool:
+        return super()._is_refused(tag, now) and self._ended[tag.owner] <= now
+
+
+@owner_fault
+class TheLatestTimeOfAnEndCounts(MemoryDriver):
+    """An end after the clock was set back is not remembered."""
+
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        before = self._ended.get(owner, now)
+        ended = await super().end_owned(owner, keep=keep, now=now)
+        self._ended[owner] = max(now, before)
+        return ended
+
+
+@owner_fault
+class TheLastEndCounts(MemoryDriver):
+    """An end by a clock that is a little behind takes one back."""
+
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        ended = await super().end_owned(owner, keep=keep, now=now)
+        self._ended[owner] = now
+        return ended
+
+
+@owner_fault
+class TheEndOfAllSparesWhatIsTiedLater(MemoryDriver):
+    """What a clock has tied that was set back since lives on."""
+
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        later = {id for id in self._owned.get(owner, ()) if (tag := self._sessions[id].tag) and tag.since > now}
+        return await super().end_owned(owner, keep={*keep, *later}, now=now)
 
 
 @owner_fault
@@ -813,21 +1112,21 @@ class TheEndOfAllRefusesEveryTag(MemoryDriver):
 
 @owner_fault
 class TheEndOfAllKeepsNone(MemoryDriver):
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
-        return await super().end_owned(owner, keep=(), now=now, until=until)
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        return await super().end_owned(owner, keep=(), now=now)
 
 
 @owner_fault
 class TheEndOfAllLeavesNoTombstone(MemoryDriver):
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
-        ended = await super().end_owned(owner, keep=keep, now=now, until=until)
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        ended = await super().end_owned(owner, keep=keep, now=now)
         self._tombs.clear()
         return ended
 
 
 @owner_fault
 class TheEndOfAllEndsNothing(MemoryDriver):
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         self._ended[owner] = now
         return len(set(await self.owned(owner, now=now)) - set(keep))
 
@@ -850,19 +1149,81 @@ class ARenameRefusesATagThatTheSessionHas(MemoryDriver):
 @owner_fault
 class ATagLosesTheWrite(MemoryDriver):
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        return await super().apply(id, {}, deletes, now=now, deadline=deadline)
+        return await super().apply(id, {}, deletes, now=now, deadline=deadline, max_size=max_size)
+
+
+@owner_fault
+class ATagIgnoresTheSize(MemoryDriver):
+    async def tag(
+        self,
+        id: str,
+        tag: Tag | None,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
+    ) -> Outcome:
+        return await super().tag(id, tag, sets, deletes, now=now, deadline=deadline, max_size=1 << 30)
+
+
+@owner_fault
+class ATagGoesWithAWriteThatIsTooLarge(MemoryDriver):
+    async def tag(
+        self,
+        id: str,
+        tag: Tag | None,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
+    ) -> Outcome:
+        outcome = await super().tag(id, tag, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+        if outcome is Outcome.TOO_LARGE:
+            await super().tag(id, tag, {}, (), now=now, deadline=None, max_size=max_size)
+        return outcome
+
+
+@owner_fault
+class ATagLosesTheSeal(MemoryDriver):
+    async def tag(
+        self,
+        id: str,
+        tag: Tag | None,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
+    ) -> Outcome:
+        outcome = await super().tag(id, tag, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+        if outcome is Outcome.WRITTEN:
+            self._sessions[id].seal = b""
+        return outcome
 
 
 @owner_fault
 class UntyingDoesNothing(MemoryDriver):
     async def tag(
-        self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self,
+        id: str,
+        tag: Tag | None,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
     ) -> Outcome:
         if tag is None:
-            return await self.apply(id, sets, deletes, now=now, deadline=deadline)
-        return await super().tag(id, tag, sets, deletes, now=now, deadline=deadline)
+            return await self.apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+        return await super().tag(id, tag, sets, deletes, now=now, deadline=deadline, max_size=max_size)
 
 
 @owner_fault

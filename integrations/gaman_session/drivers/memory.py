@@ -10,7 +10,7 @@ from heapq import heapify, heappop, heappush
 from typing import Literal, NamedTuple
 
 from gaman.errors import ConfigError
-from gaman_session._driver import TOMBSTONE, WRITTEN, Outcome, Record, Tag
+from gaman_session._driver import MAX_SKEW, TOMBSTONE, WRITTEN, Outcome, Record, Tag
 from gaman_session._errors import SessionStoreError
 
 logger = logging.getLogger("gaman")
@@ -21,8 +21,21 @@ class _Tomb(NamedTuple):
     successor: str | None
 
 
+class _Kept(Record, kw_only=True):
+    """A session as it is kept here."""
+
+    size: int
+    """Bytes of its fields' names and values."""
+    queue: OrderedDict[str, None]
+    """The one of the driver's queues that it stands in."""
+
+
 class MemoryDriver:
-    """Keeps at most *max_sessions*; the least recently used one makes room for the next."""
+    """Keeps at most *max_sessions*. When they are full, one is evicted for the next.
+
+    Sessions that only one request has used are evicted first, and sessions with an owner last, so that visitors without a cookie
+    don't log users out. Among equals, the least recently used one is evicted.
+    """
 
     name = "memory"
     shared = False
@@ -31,7 +44,10 @@ class MemoryDriver:
         if not isinstance(max_sessions, int) or isinstance(max_sessions, bool) or max_sessions < 1:
             raise ConfigError(f"the memory driver has max_sessions={max_sessions!r}; it takes a whole number above 0")
         self._max_sessions = max_sessions
-        self._sessions: OrderedDict[str, Record] = OrderedDict()
+        self._sessions: dict[str, _Kept] = {}
+        # Every session stands in one of these, the least recently used first: it was only created, used again, or has an owner.
+        self._queues: tuple[OrderedDict[str, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
+        self._new, self._used, self._tied = self._queues
         self._tombs: OrderedDict[str, _Tomb] = OrderedDict()
         # When each session may be over. A deadline that has moved on, or gone, is noticed when it comes up.
         self._deadlines: list[tuple[float, str]] = []
@@ -49,6 +65,8 @@ class MemoryDriver:
     async def close(self) -> None:
         """Forget every session."""
         self._sessions.clear()
+        for queue in self._queues:
+            queue.clear()
         self._tombs.clear()
         self._deadlines.clear()
         self._owned.clear()
@@ -62,7 +80,7 @@ class MemoryDriver:
         return _copy(record)
 
     async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
-        """Store a new session, in the place of the least recently used one where there is no room."""
+        """Store a new session, and evict another if there is no room."""
         if id in self._sessions:
             raise SessionStoreError(self.name, "create a session under an id that is taken")
         if record.tag is not None and self._is_refused(record.tag, record.created):
@@ -71,30 +89,45 @@ class MemoryDriver:
         return None
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self,
+        id: str,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
     ) -> Outcome:
         """Set and delete single fields of a session that is there."""
         record = self._find(id, now)
         if record is None:
             return self._missing(id, now)
+        size = _size_with(record, sets, deletes)
+        if size > max_size and size > record.size:
+            return Outcome.TOO_LARGE
         record.fields.update(sets)
         for field in deletes:
             record.fields.pop(field, None)
         if not record.fields:
             self._end(id, now, None)
             return Outcome.EMPTIED
-        _touch(record, deadline)
+        _touch(record, size, deadline)
         return WRITTEN
 
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
         """Set one field if it still is *old*."""
         record = self._find(id, now)
         if record is None:
             return self._missing(id, now)
         if record.fields.get(field) != old:
             return Outcome.CONFLICT
+        size = _size_with(record, {field: new}, ())
+        if size > max_size and size > record.size:
+            return Outcome.TOO_LARGE
         record.fields[field] = new
-        _touch(record, deadline)
+        _touch(record, size, deadline)
         return WRITTEN
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
@@ -108,6 +141,7 @@ class MemoryDriver:
             return Outcome.REFUSED
         self._end(id, now, new_id)
         self._add(new_id, record)
+        self._queue(new_id, self._sessions[new_id])
         return WRITTEN
 
     async def destroy(self, id: str, *, now: float) -> None:
@@ -125,7 +159,8 @@ class MemoryDriver:
         while self._tombs and removed < limit and next(iter(self._tombs.values())).until <= now:
             self._tombs.popitem(last=False)
             removed += 1
-        while self._ended and next(iter(self._ended.values())) + TOMBSTONE <= now:
+        # One from further ahead was noted by a clock that was set back since.
+        while self._ended and not now - TOMBSTONE < next(iter(self._ended.values())) <= now + MAX_SKEW:
             self._ended.popitem(last=False)
         looked_at = 0
         while removed < limit and self._deadlines and self._deadlines[0][0] <= now:
@@ -142,17 +177,26 @@ class MemoryDriver:
         return removed
 
     async def tag(
-        self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self,
+        id: str,
+        tag: Tag | None,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
     ) -> Outcome:
         """Do what apply() does, and give the session to the owner of *tag*, or to nobody."""
         record = self._find(id, now)
         if record is not None and tag is not None and not _is_carried(tag, record.tag) and self._is_refused(tag, now):
             return Outcome.REFUSED
-        outcome = await self.apply(id, sets, deletes, now=now, deadline=deadline)
+        outcome = await self.apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if record is not None and outcome is WRITTEN:
             self._disown(id, record)
             record.tag = tag
             self._own(id, record)
+            self._queue(id, record)
         return outcome
 
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
@@ -164,12 +208,14 @@ class MemoryDriver:
             if record.deadline > now
         }
 
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         """End the owner's sessions but those to keep."""
         ending = [id for id in await self.owned(owner, now=now) if id not in keep]
         for id in ending:
             self._end(id, now, None)
-        self._ended[owner] = max(until, self._ended.pop(owner, until))
+        before = self._ended.pop(owner, now)
+        # One that was noted further ahead comes from a clock that was set back since.
+        self._ended[owner] = before if now < before <= now + MAX_SKEW else now
         return len(ending)
 
     async def count(self, *, now: float) -> int:
@@ -179,27 +225,48 @@ class MemoryDriver:
             removed = await self.purge(now=now, limit=1000)
         return len(self._sessions)
 
-    def _find(self, id: str, now: float) -> Record | None:
+    def _find(self, id: str, now: float) -> _Kept | None:
         record = self._sessions.get(id)
         if record is None:
             return None
         if record.deadline <= now:
             self._remove(id)
             return None
-        self._sessions.move_to_end(id)
+        if record.queue is self._new:
+            self._queue(id, record)
+        else:
+            record.queue.move_to_end(id)
         return record
+
+    def _queue(self, id: str, record: _Kept) -> None:
+        """Put a session that was used again at the end of its queue."""
+        del record.queue[id]
+        record.queue = self._used if record.tag is None else self._tied
+        record.queue[id] = None
 
     def _add(self, id: str, record: Record) -> None:
         while len(self._sessions) >= self._max_sessions:
             if not self._has_warned:
                 self._has_warned = True
                 logger.warning(
-                    "the memory driver holds max_sessions=%d; the least recently used now go",
+                    "the memory driver holds max_sessions=%d and now evicts sessions: new ones first, and those with an owner last",
                     self._max_sessions,
                     extra={"driver": self.name},
                 )
-            self._remove(next(iter(self._sessions)))
-        self._sessions[id] = _copy(record)
+            self._remove(next(iter(self._new or self._used or self._tied)))
+        queue = self._new if record.tag is None else self._tied
+        queue[id] = None
+        self._sessions[id] = _Kept(
+            dict(record.fields),
+            record.created,
+            record.expires,
+            record.deadline,
+            record.version,
+            record.tag,
+            record.seal,
+            size=sum(len(value) + _length(field) for field, value in record.fields.items()),
+            queue=queue,
+        )
         self._own(id, record)
         if len(self._deadlines) > 2 * len(self._sessions) + 1000:
             self._deadlines = [(kept.deadline, its_id) for its_id, kept in self._sessions.items()]
@@ -214,7 +281,9 @@ class MemoryDriver:
         self._tombs[id] = _Tomb(now + TOMBSTONE, successor)
 
     def _remove(self, id: str) -> None:
-        self._disown(id, self._sessions.pop(id))
+        record = self._sessions.pop(id)
+        del record.queue[id]
+        self._disown(id, record)
 
     def _own(self, id: str, record: Record) -> None:
         if record.tag is not None:
@@ -229,7 +298,7 @@ class MemoryDriver:
 
     def _is_refused(self, tag: Tag, now: float) -> bool:
         ended = self._ended.get(tag.owner)
-        return ended is not None and tag.since < ended and now < ended + TOMBSTONE
+        return ended is not None and tag.since < ended and ended - MAX_SKEW <= now < ended + TOMBSTONE
 
     def _tomb(self, id: str, now: float) -> _Tomb | None:
         tomb = self._tombs.get(id)
@@ -239,14 +308,31 @@ class MemoryDriver:
         return Outcome.ENDED if self._tomb(id, now) else Outcome.ABSENT
 
 
-def _touch(record: Record, deadline: float | None) -> None:
+def _touch(record: _Kept, size: int, deadline: float | None) -> None:
+    record.size = size
     record.version += 1
     if deadline is not None:
         record.deadline = min(deadline, record.expires)
 
 
+def _size_with(record: _Kept, sets: Mapping[str, bytes], deletes: Collection[str]) -> int:
+    """Return how many bytes the session has after these changes."""
+    size, fields = record.size, record.fields
+    for field, value in sets.items():
+        before = fields.get(field)
+        size += len(value) + _length(field) if before is None else len(value) - len(before)
+    for field in deletes:
+        if (gone := sets.get(field, fields.get(field))) is not None:
+            size -= len(gone) + _length(field)
+    return size
+
+
+def _length(field: str) -> int:
+    return len(field) if field.isascii() else len(field.encode())
+
+
 def _copy(record: Record) -> Record:
-    return Record(dict(record.fields), record.created, record.expires, record.deadline, record.version, record.tag)
+    return Record(dict(record.fields), record.created, record.expires, record.deadline, record.version, record.tag, record.seal)
 
 
 def _is_carried(tag: Tag, before: Tag | None) -> bool:
