@@ -161,14 +161,14 @@ class RedisDriver:
             return ConfigError(f"the redis driver can't log in at {hosts}: {text}; check the user and the password in its url")
         if isinstance(cause, MovedError):
             return ConfigError(f"the redis driver found a Cluster at {hosts}; write redis+cluster:// in its url")
-        if not isinstance(cause, ResponseError):
+        if isinstance(cause, (*_CONNECTION_FAILURES, TimeoutError)):
             return SessionStoreError(self.name, f"be reached at {hosts}; see that it runs there, or change the driver's url")
         if _DATABASE.search(text):
             return ConfigError(f"the redis driver can't use the database in its url at {hosts}: {text}; choose one that is there")
         if _FORBIDDEN.search(text):
             fix = f"let its user run it, on the keys {self._prefix}*"
             return ConfigError(f"the redis driver lacks a permission at {hosts}: {text}; {fix}")
-        # Memory is full, say, or a replica is about to take over.
+        # Memory is full, say, or too few replicas are there.
         return None
 
     async def close(self) -> None:
