@@ -42,7 +42,7 @@ async def measure(driver: OwnerDriver) -> Sample:
     login = await timed(log_in(driver, token_hex()))
     listing = await timed(driver.owned(owner, now=time.time()))
     now = time.time()
-    ending = await timed(driver.end_owned(owner, keep=(), now=now, until=now))
+    ending = await timed(driver.end_owned(owner, keep=(), now=now))
     return Sample(login, {f"list of {OWNED:,}, ms": listing, f"end of {OWNED:,}, ms": ending})
 
 

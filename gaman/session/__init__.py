@@ -1,6 +1,8 @@
 """The door to the session, which lives in a package of its own, as every integration does."""
 
 from gaman_session import (
+    LARGE,
+    MAX_SKEW,
     TOMBSTONE,
     Counters,
     Driver,
@@ -24,6 +26,8 @@ from gaman_session import (
 )
 
 __all__ = [
+    "LARGE",
+    "MAX_SKEW",
     "TOMBSTONE",
     "Counters",
     "Driver",

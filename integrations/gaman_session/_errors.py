@@ -16,7 +16,32 @@ class SessionTypeError(SessionError):
 
 
 class SessionTooLarge(SessionError):
-    """The session would not fit into its cookie any more; what was stored before is intact."""
+    """The session would be larger than its cookie or `max_size` allows; what was stored before is intact.
+
+    Unless it is caught, the request's changes are dropped. Beyond `max_size`, the response is 413, because the visitor has sent too
+    much. Beyond what a cookie holds, it is 500, because the application has chosen a driver that is too small for it.
+    """
+
+    def __init__(self, message: str, size: int, max_size: int) -> None:
+        super().__init__(message)
+        self.size = size
+        """Bytes that it would have."""
+        self.max_size = max_size
+        """Bytes that it may have."""
+
+
+class StoredSessionTooLarge(SessionTooLarge, HTTPError):
+    """A session in a store would be larger than `max_size` allows."""
+
+    def __init__(self, size: int, max_size: int, key: str | None = None) -> None:
+        HTTPError.__init__(self, 413, f"the session would be larger than {max_size} bytes", headers={"cache-control": "no-store"})
+        self.size = size
+        self.max_size = max_size
+        self.key = key
+
+    def __str__(self) -> str:
+        reason = "" if self.key is None else f"with {self.key!r} "
+        return f"{reason}the session would have {self.size} bytes, and session(max_size={self.max_size}) allows no more"
 
 
 class SessionClosed(SessionError):

@@ -17,7 +17,7 @@ from gaman_session import _options, _sealing
 from gaman_session._counters import Counters, export
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
-from gaman_session._errors import SessionStoreError
+from gaman_session._errors import SessionStoreError, SessionTooLarge
 from gaman_session._owners import OwnedSession, Owners
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
@@ -56,8 +56,8 @@ class SessionIntegration(Integration):
     async def end_all(self, owner: str, *, keep: Session | None = None) -> int:
         """End every session of *owner*, but the one to *keep*, say `ctx.session`; return how many that were.
 
-        When it returns, none is alive that was begun before, and a login is refused that has called tag() before and has yet to be
-        stored. Of those that call it after, only one in another process may be refused, within five milliseconds.
+        It takes effect at one instant between call and return, in every process: what was tied before is ended, and a login in
+        flight, which has called tag() before, keeps nothing of what it changed. A login that calls tag() later succeeds.
         """
         return await self._owners.end_all(owner, keep)
 
@@ -82,6 +82,7 @@ def session(
     secure: bool = True,
     *,
     idle_timeout: int | None = None,
+    max_size: int = 1 << 20,
     cookie_name: str | None = None,
     same_site: SameSite = "lax",
     domain: str | None = None,
@@ -97,6 +98,7 @@ def session(
     by default the environment's GAMAN_KEY. *driver* says where sessions are kept: a dict with a `type` (`cookies`, the default,
     `memory`, `file`, `redis`, `sql` or `mongodb`) and that driver's options, or a Driver object. *max_age* is a session's lifetime
     in seconds, *idle_timeout* a limit within it that each use moves on. *secure* keeps the cookie to HTTPS and to localhost.
+    *max_size* is how many bytes the keys and the encoded values of a session in a store may have; SessionTooLarge is raised beyond.
 
     *cookie_name* is by default `__Host-gaman` where browsers allow that prefix, else `gaman`; *same_site*, *domain*, *path* and
     *partitioned* are the cookie's attributes (RFC 6265bis). *encrypt* seals the values in a store. *serializer* is `"msgpack"`,
@@ -109,6 +111,7 @@ def session(
         max_age,
         secure,
         idle_timeout=idle_timeout,
+        max_size=max_size,
         cookie_name=cookie_name,
         same_site=same_site,
         domain=domain,
@@ -131,6 +134,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
         codec=options.codec,
         max_age=options.max_age,
         idle_timeout=options.idle_timeout,
+        max_size=options.max_size,
         encrypt=options.encrypt,
         cookie_overhead=len(cookie.line(options.max_age)),
         cookie_name=cookie.name,
@@ -223,7 +227,7 @@ class _Hooks:
 
     def on_error(self, ctx: Context, error: Exception) -> None:
         # An HTTPError is an answer that the handler chose; what it has set before stays, as with a Response.
-        if not isinstance(error, HTTPError):
+        if not isinstance(error, HTTPError) or isinstance(error, SessionTooLarge):
             with suppress(ConfigError):
                 ctx.session._discard()
 

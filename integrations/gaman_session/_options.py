@@ -62,6 +62,7 @@ class Options:
     """None where the cookie holds the session."""
     max_age: int
     idle_timeout: int | None
+    max_size: int
     encrypt: bool
     codec: Codec
     max_sessions_per_owner: int | None
@@ -84,6 +85,7 @@ def check(
     partitioned: bool,
     encrypt: bool,
     serializer: str | Serializer | None,
+    max_size: int = 1 << 20,
     max_sessions_per_owner: int | None = None,
 ) -> Options:
     """Return the options, or raise ConfigError for the first that can't be."""
@@ -91,6 +93,8 @@ def check(
     _seconds("max_age", max_age)
     if idle_timeout is not None:
         _seconds("idle_timeout", idle_timeout)
+    if not isinstance(max_size, int) or isinstance(max_size, bool) or max_size < 1:
+        raise ConfigError(f"session(max_size={max_size!r}): it takes a whole number of bytes above 0")
     _one_of("True or False", bool, secure=secure, partitioned=partitioned, encrypt=encrypt)
     _one_of("text", str, path=path, same_site=same_site)
     _one_of("text, or None", (str, type(None)), cookie_name=cookie_name, domain=domain)
@@ -113,7 +117,7 @@ def check(
         warnings.append(f"session(max_age={max_age}): browsers keep no cookie longer than 400 days, {_LONGEST} seconds")
     _most(max_sessions_per_owner, made)
     codec = _codec(serializer, encrypt)
-    return Options(secrets, made, max_age, idle_timeout, encrypt, codec, max_sessions_per_owner, cookie, warnings)
+    return Options(secrets, made, max_age, idle_timeout, max_size, encrypt, codec, max_sessions_per_owner, cookie, warnings)
 
 
 def _secrets(secret: str | Sequence[str] | None) -> Sequence[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import msgspec
 
 from gaman_session._counters import Counters
 from gaman_session._damage import Damage
-from gaman_session._driver import OWNER_METHODS, Driver, OwnerDriver, Record, Tag
+from gaman_session._driver import MAX_SKEW, OWNER_METHODS, TOMBSTONE, Driver, OwnerDriver, Record, Tag
 from gaman_session._errors import SessionStoreError, SessionUnsupported
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Codec
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from gaman_session._session import Session
 
 _HANDLE: Final = re.compile("[0-9a-f]{64}")
-_AHEAD: Final = 0.005
-"""Seconds within which most stores end what an owner has."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
 
@@ -37,7 +36,16 @@ class Wish(NamedTuple):
     note: bytes
     """Encoded; empty where there is none."""
     since: float
-    """When it was asked for."""
+    """When it was asked for, in seconds since the epoch."""
+    moment: float
+    """When it was asked for, by a clock that is never set back."""
+
+
+class _End(NamedTuple):
+    """When all sessions of an owner were ended, by both clocks."""
+
+    at: float
+    moment: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +96,9 @@ class Owners:
         self._idle_timeout = idle_timeout
         self._most = most
         self._latest = 0.0
-        # Until when tags of these owners are refused, where that is yet to come.
-        self._ended: dict[str, float] = {}
+        self._latest_moment = 0.0
+        # What end_all() has ended here within the last TOMBSTONE seconds, by owner, in that order.
+        self._ended: dict[str, _End] = {}
 
     # What a session asks for
 
@@ -98,27 +107,37 @@ class Owners:
         self._driver()
         if owner is not None:
             _check(owner)
-        return self.again(Wish(owner, note, 0))
+        return self.again(Wish(owner, note, 0, 0))
 
     def again(self, wish: Wish) -> Wish:
         """Return *wish* as if it had been made only now."""
-        return wish._replace(since=max(self._now(), self._ended.get(wish.owner or "", 0)))
+        return wish._replace(since=self._now(), moment=self._moment())
+
+    def is_revoked(self, wish: Wish) -> bool:
+        """Return whether this process has ended the sessions of the owner after *wish* was made.
+
+        The store would say so too, unless the clock was set back since.
+        """
+        end = self._ended.get(wish.owner or "")
+        return end is not None and end.moment > wish.moment
 
     def tag(self, wish: Wish, handle: str) -> Tag | None:
         """Return the tag for the session *handle*, or None for that of nobody."""
         if wish.owner is None:
             return None
-        name = self._names(wish.owner)[0]
+        name, since = self._names(wish.owner)[0], self._since(wish)
         if not self._is_sealed:
-            return Tag(name, wish.note, wish.since)
+            return Tag(name, wish.note, since)
         # With the owner's own name beside it, it can be hashed again under a newer secret; see move().
-        return Tag(name, self._keyring.seal_note(handle, name, _encode((wish.owner, wish.note))), wish.since)
+        return Tag(name, self._keyring.seal_note(handle, name, _encode((wish.owner, wish.note))), since)
 
     def move(self, tag: Tag, handle: str, new_handle: str) -> Tag:
         """Return *tag* for what the session *handle* is renamed to, under the newest secret."""
         opened = self._open(handle, tag) if self._is_sealed else None
-        moved = None if opened is None else self.tag(Wish(*opened, tag.since), new_handle)
-        return moved or tag
+        if opened is None:
+            return tag
+        name = self._names(opened[0])[0]
+        return Tag(name, self._keyring.seal_note(new_handle, name, _encode(opened)), tag.since)
 
     async def trim(self, wish: Wish) -> None:
         """End the owner's oldest sessions where there are too many. Whoever comes last sees all of those that came at once."""
@@ -157,27 +176,19 @@ class Owners:
         """End the sessions of *owner* but *keep*; return how many that were."""
         driver, names = self._driver(), self._names(_check(owner))
         kept = () if keep is None or keep.id is None else (keep.id,)
-        ended, ahead = 0, _AHEAD
-        while True:
-            # What is tied before then is ended or refused. So when this returns before then, nothing outlives it that was tied
-            # before it returned, in any process.
-            until = max(self._now(), self._ended.get(owner, 0)) + ahead
-            # A session may go from one name to another while they are asked about in turn.
-            for name in (*names, *names[-2::-1]):
-                with self._noting_failure():
-                    of_name = await driver.end_owned(name, keep=kept, now=self._clock(), until=until)
-                self._counters.ended += of_name
-                ended += of_name
-            # Nor is more refused afterwards than has to be.
-            if (early := until - self._clock() - _AHEAD) > 0:
-                await asyncio.sleep(early)
-            if max(self._clock(), self._ended.get(owner, 0)) < until:
-                break
-            ahead *= 4
-        self._ended = {**{each: then for each, then in self._ended.items() if then > self._clock()}, owner: until}
+        # The instant at which it takes effect. A tag that was made before is refused, by every process.
+        now = self._now()
+        self._remember(owner, now)
         if keep is not None:
             # It may be about to log in, and has lived to see this.
             keep._outlive()
+        ended = 0
+        # A session may go from one name to another while they are asked about in turn.
+        for name in (*names, *names[-2::-1]):
+            with self._noting_failure():
+                of_name = await driver.end_owned(name, keep=kept, now=now)
+            self._counters.ended += of_name
+            ended += of_name
         return ended
 
     async def count(self, owner: str | None) -> int:
@@ -233,12 +244,37 @@ class Owners:
             raise SessionUnsupported("cookies" if driver is None else driver.name)
         return cast("OwnerDriver", driver)
 
+    def _since(self, wish: Wish) -> float:
+        """Return when *wish* was made, by the clock as it goes now."""
+        now, end = self._clock(), self._ended.get(wish.owner or "")
+        since, waited = wish.since, self._moment() - wish.moment
+        if since + waited > now + MAX_SKEW:
+            # The clock was set back meanwhile: what was ended by the new time was ended later than this.
+            since = now - waited
+        if end is not None and end.moment < wish.moment and end.at <= now + MAX_SKEW:
+            # It was set back between the end and this.
+            since = max(since, end.at)
+        return since
+
+    def _remember(self, owner: str, now: float) -> None:
+        """Remember that the sessions of *owner* are ended *now*."""
+        moment = self._moment()
+        self._ended.pop(owner, None)
+        self._ended[owner] = _End(now, moment)
+        while self._ended[oldest := next(iter(self._ended))].moment < moment - TOMBSTONE:
+            del self._ended[oldest]
+
     def _now(self) -> float:
         """Return the time, and never the same one twice: what comes before an end_all() is to be told from what comes after."""
         now = self._clock()
         # Where the clock was set back, by more than what may be made up for, it is right.
-        self._latest = math.nextafter(self._latest, math.inf) if 0 <= self._latest - now < 1 else now
+        self._latest = math.nextafter(self._latest, math.inf) if 0 <= self._latest - now <= MAX_SKEW else now
         return self._latest
+
+    def _moment(self) -> float:
+        """Return the time by a clock that is never set back, and never the same one twice."""
+        self._latest_moment = max(time.monotonic(), math.nextafter(self._latest_moment, math.inf))
+        return self._latest_moment
 
 
 def _age(handle: str, record: Record) -> tuple[float, str]:

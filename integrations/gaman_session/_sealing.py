@@ -179,6 +179,23 @@ class Values:
         keys = self._keys.get(sealed[:_HEAD])
         return None if keys is None else _open(self._subkey(keys), sealed, self._context + field.encode())
 
+    def seal_times(self, created: float, expires: float) -> bytes:
+        """Return what proves the times of this session, which are seconds in whole milliseconds."""
+        return self._newest.head + self._mac_times(self._newest, created, expires)
+
+    def proves_times(self, seal: bytes, created: float, expires: float) -> bool:
+        """Return whether *seal* is what seal_times() gave for these times."""
+        keys = self._keys.get(seal[:_HEAD])
+        try:
+            return keys is not None and compare_digest(seal[_HEAD:], self._mac_times(keys, created, expires))
+        except (OverflowError, ValueError):
+            # Someone has written an infinite number, or nan.
+            return False
+
+    def _mac_times(self, keys: _Keys, created: float, expires: float) -> bytes:
+        times = b"%d %d" % (round(created * 1000), round(expires * 1000))
+        return blake2b(self._id + times, digest_size=_MAC, key=keys.value, person=b"gaman times").digest()
+
     def _subkey(self, keys: _Keys) -> AESGCMSIV:
         subkey = self._subkeys.get(keys.head)
         if subkey is None:

@@ -15,7 +15,7 @@ from gaman_session._damage import Damage
 from gaman_session._driver import Driver
 from gaman_session._errors import SessionClosed, SessionSerializationError, SessionTypeError
 from gaman_session._owners import Owners
-from gaman_session._sealing import Keyring
+from gaman_session._sealing import OVERHEAD, Keyring
 from gaman_session._serializer import Codec
 
 Answer: TypeAlias = tuple[str, int | None]
@@ -44,6 +44,7 @@ class Sessions:
     codec: Codec
     max_age: int
     idle_timeout: int | None
+    max_size: int
     encrypt: bool
     cookie_overhead: int
     cookie_name: str
@@ -53,10 +54,13 @@ class Sessions:
     counters: Counters = field(default_factory=Counters)
     is_sealed: bool = field(init=False)
     """Whether the store is not to know what it keeps. Where nobody but this process sees it, the key would lie beside it."""
+    overhead: int = field(init=False)
+    """By how many bytes a value in the store is longer than its encoding."""
     owners: Owners = field(init=False)
 
     def __post_init__(self) -> None:
         self.is_sealed = self.encrypt and self.driver is not None and self.driver.shared
+        self.overhead = OVERHEAD if self.is_sealed else 0
         self.owners = Owners(
             self.driver,
             self.keyring,
@@ -177,8 +181,9 @@ class Session(ABC):
     async def set(self, key: str, value: Any) -> None:
         """Keep *value* under *key*; later changes to the object are not seen.
 
-        SessionSerializationError is raised for a value that can't be kept, SessionTooLarge where a cookie would not hold it, and
-        SessionClosed after the response has begun.
+        SessionSerializationError is raised for a value that can't be kept, SessionTooLarge if the session would be too large, and
+        SessionClosed after the response has begun. What this request hasn't read counts only when the change is written, so
+        SessionTooLarge may come then.
         """
         self._is_used = True
         if self._is_closed:
@@ -238,14 +243,14 @@ class Session(ABC):
         before the response's headers do. It survives regenerate(), and ends with the session, which needs a key to be there: a tag
         alone keeps none. The store sees a keyed hash of the owner; *note* is anything that the serializer keeps, and is sealed.
 
-        If the owner's sessions are ended between this call and the response, or are being ended at this moment, what this request
-        has changed is dropped.
+        If the owner's sessions are ended between this call and the response, what this request has changed is dropped, and the log
+        says so.
         ValueError: the owner is empty, or no text. SessionUnsupported: the driver can't, as the cookies driver can't.
         """
 
     @abstractmethod
     async def save(self) -> None:
-        """Bring what was changed to the store now. SessionStoreError: it is not there."""
+        """Bring what was changed to the store now. SessionStoreError: it is not there. SessionTooLarge: it was dropped instead."""
 
     # What the integration calls, and what each place that keeps a session does its own way.
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar, cast
 
 from gaman import find_cookie, log_extra
 from gaman_session import _sealing
 from gaman_session._driver import WRITTEN, Driver, Outcome, OwnerDriver, Record, Tag
-from gaman_session._errors import SessionConflict, SessionStoreError
+from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge
 from gaman_session._owners import Wish
 from gaman_session._sealing import Identity
 from gaman_session._session import END, Answer, Session, Sessions, too_late_to_read
+
+logger = logging.getLogger("gaman")
 
 T = TypeVar("T")
 
@@ -42,6 +45,8 @@ class StoredSession(Session):
         "_lock",
         "_record",
         "_renewal",
+        "_size",
+        "_stored_size",
         "_wish",
     )
 
@@ -57,6 +62,9 @@ class StoredSession(Session):
         self._renewal: Renewal | None = None
         self._is_cleared = False
         self._wish: Wish | None = None
+        # How many bytes the session has in the store, as far as is known, and will have; None where that is to be summed up.
+        self._stored_size = 0
+        self._size: int | None = None
         # Whether a cookie is to be sent (True), or taken back (False).
         self._answer: bool | None = None
         # Whether somebody is at the store, and what others wait for then.
@@ -135,16 +143,29 @@ class StoredSession(Session):
         identity = self._identity
         found = record = None
         if identity is not None:
-            found = await self._driver.load(identity.handle, now=self._sessions.clock())
-            if isinstance(found, Record):
+            now = self._sessions.clock()
+            found = await self._driver.load(identity.handle, now=now)
+            if not isinstance(found, Record):
+                self._reject("expired")
+            elif self._is_genuine(identity, found, now):
                 record = found
                 self._sessions.counters.loaded += 1
             else:
-                self._reject("expired")
+                found = None
         if not self._is_cleared:
             # What was found and is no record is the tombstone of one.
             self._record, self._is_ended = record, found is not record
             self._is_loaded = True
+
+    def _is_genuine(self, identity: Identity, record: Record, now: float) -> bool:
+        """Return whether the record has the times that it was given at the beginning, and report one that hasn't."""
+        if now < record.expires and (
+            not self._sessions.is_sealed or identity.values.proves_times(record.seal, record.created, record.expires)
+        ):
+            return True
+        self._reject("unreadable")
+        self._sessions.damage.report(identity.handle, "its lifetime", log_extra(self._scope))
+        return False
 
     def _keys(self) -> Iterable[str]:
         return {**({} if self._record is None else self._record.fields), **self._changes}
@@ -166,13 +187,34 @@ class StoredSession(Session):
     # Changing
 
     def _put(self, key: str, data: bytes) -> None:
+        size = (self._measure() if self._size is None else self._size) - self._length(key)
+        size += _length(key) + len(data) + self._sessions.overhead
+        if size > self._sessions.max_size and size > self._stored_size:
+            raise StoredSessionTooLarge(size, self._sessions.max_size, key)
+        self._size = size
         self._changes[key] = data
 
     def _drop(self, key: str) -> None:
+        if self._size is not None:
+            self._size -= self._length(key)
         self._changes[key] = None
+
+    def _measure(self) -> int:
+        """Return how many bytes the session has with this request's changes, as far as is known without a trip."""
+        fields = {} if self._record is None else self._record.fields
+        self._stored_size = _size(fields)
+        return self._stored_size + sum(self._length(key) - _length_of(fields, key) for key in self._changes)
+
+    def _length(self, key: str) -> int:
+        """Return how many bytes *key* and its value have in the store, as this request sees it."""
+        if key in self._changes:
+            data = self._changes[key]
+            return 0 if data is None else _length(key) + len(data) + self._sessions.overhead
+        return 0 if self._record is None else _length_of(self._record.fields, key)
 
     def _clear(self) -> None:
         self._identify()
+        self._size = None
         self._changes.clear()
         self._renewal = self._wish = None
         self._record = None
@@ -182,6 +224,7 @@ class StoredSession(Session):
         self._renewal = Renewal(max_age)
 
     def _discard(self) -> None:
+        self._size = None
         self._changes.clear()
         self._renewal = self._wish = None
         if self._is_cleared:
@@ -208,6 +251,7 @@ class StoredSession(Session):
             raise
         finally:
             self._is_busy = False
+            self._size = None
             if self._lock is not None:
                 self._lock.release()
 
@@ -233,7 +277,9 @@ class StoredSession(Session):
         """Bring every change to the store, without undoing what other requests do at the same time."""
         if self._is_cleared:
             await self._end()
-        if self._renewal is not None:
+        if self._wish is not None and self._sessions.owners.is_revoked(self._wish):
+            self._refuse()
+        elif self._renewal is not None:
             await self._rename()
         elif self._changes or self._wish is not None:
             self._identify()
@@ -268,7 +314,9 @@ class StoredSession(Session):
         if (wish := self._wish) is not None:
             outcome = await self._apply_wish(wish, identity, sets, deletes, now)
         else:
-            outcome = await self._driver.apply(identity.handle, sets, deletes, now=now, deadline=self._idle_deadline(now))
+            outcome = await self._driver.apply(
+                identity.handle, sets, deletes, now=now, deadline=self._idle_deadline(now), max_size=self._sessions.max_size
+            )
         if outcome is WRITTEN:
             self._sessions.counters.written += 1
             self._note(sets, deletes, now)
@@ -276,6 +324,8 @@ class StoredSession(Session):
             if wish is not None:
                 await self._settle_wish(wish)
             return
+        if outcome is Outcome.TOO_LARGE:
+            await self._exceed(identity, sets, deletes)
         if outcome is Outcome.EMPTIED:
             self._sessions.counters.ended += 1
             self._forget()
@@ -295,7 +345,8 @@ class StoredSession(Session):
         """Do what apply() does, and give the session to the owner that was wished for."""
         tag = self._sessions.owners.tag(wish, identity.handle)
         driver = cast("OwnerDriver", self._driver)
-        outcome = await driver.tag(identity.handle, tag, sets, deletes, now=now, deadline=self._idle_deadline(now))
+        deadline, max_size = self._idle_deadline(now), self._sessions.max_size
+        outcome = await driver.tag(identity.handle, tag, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is WRITTEN and self._record is not None:
             self._record.tag = tag
         return outcome
@@ -309,7 +360,8 @@ class StoredSession(Session):
         changes = dict(self._changes)
         if any(data is not None for data in changes.values()):
             wish, (identity, lifetime) = self._wish, self._new_identity()
-            record = self._new_record(self._seal(identity, changes), lifetime)
+            record = self._new_record(identity, self._seal(identity, changes), lifetime)
+            self._check_size(record.fields, {})
             if wish is not None:
                 record.tag = self._sessions.owners.tag(wish, identity.handle)
             elif lost is not None:
@@ -338,7 +390,8 @@ class StoredSession(Session):
             changes = dict(self._changes)
             kept = {key: self._peek(key) for key in {**self._record.fields, **changes}}
             identity, lifetime = self._new_identity()
-            record = self._new_record(self._seal(identity, kept), lifetime)
+            record = self._new_record(identity, self._seal(identity, kept), lifetime)
+            self._check_size(record.fields, self._record.fields)
             if not record.fields:
                 await self._end()
                 self._settle(changes)
@@ -375,9 +428,12 @@ class StoredSession(Session):
             sets[key],
             now=now,
             deadline=self._idle_deadline(now),
+            max_size=self._sessions.max_size,
         )
         if outcome is Outcome.CONFLICT:
             return False
+        if outcome is Outcome.TOO_LARGE:
+            await self._exceed(self._identity, sets, (), key)
         if outcome is WRITTEN:
             self._sessions.counters.written += 1
             self._note(sets, (), now)
@@ -385,6 +441,24 @@ class StoredSession(Session):
         else:
             self._lose()
         return True
+
+    def _check_size(self, fields: Mapping[str, bytes], before: Mapping[str, bytes]) -> None:
+        """Drop the request's changes, and raise SessionTooLarge, if *fields* are too large, and larger than those *before*."""
+        size = _size(fields)
+        if size > self._sessions.max_size and size > _size(before):
+            self._discard()
+            raise StoredSessionTooLarge(size, self._sessions.max_size)
+
+    async def _exceed(
+        self, identity: Identity, sets: Mapping[str, bytes], deletes: Collection[str], key: str | None = None
+    ) -> NoReturn:
+        """Drop the request's changes, which the store has found too large, and raise SessionTooLarge."""
+        self._discard()
+        found = await self._driver.load(identity.handle, now=self._sessions.clock())
+        stored = found.fields if isinstance(found, Record) else {}
+        size = _size({name: data for name, data in {**stored, **sets}.items() if name not in deletes})
+        # The store counts a little more, and others may have written since.
+        raise StoredSessionTooLarge(max(size, self._sessions.max_size + 1), self._sessions.max_size, key)
 
     def _seal(self, identity: Identity, changes: Mapping[str, bytes | None]) -> dict[str, bytes]:
         """Return what the store is to hold of *changes*, without what they delete."""
@@ -406,9 +480,12 @@ class StoredSession(Session):
         tag = None if self._record is None else self._record.tag
         return None if tag is None else self._sessions.owners.move(tag, old.handle, new.handle)
 
-    def _new_record(self, fields: dict[str, bytes], lifetime: int) -> Record:
+    def _new_record(self, identity: Identity, fields: dict[str, bytes], lifetime: int) -> Record:
         now = self._sessions.clock()
-        return Record(fields, now, now + lifetime, self._sessions.deadline(now, now + lifetime))
+        milliseconds = math.floor(now * 1000)
+        created, expires = milliseconds / 1000, (milliseconds + lifetime * 1000) / 1000
+        seal = identity.values.seal_times(created, expires) if self._sessions.is_sealed else b""
+        return Record(fields, created, expires, self._sessions.deadline(now, expires), seal=seal)
 
     def _idle_deadline(self, now: float) -> float | None:
         idle = self._sessions.idle_timeout
@@ -456,8 +533,30 @@ class StoredSession(Session):
 
     def _refuse(self) -> None:
         """Drop what was to be changed: the owner's sessions were ended while this request was to begin another."""
+        handle = self.id
+        told = {**log_extra(self._scope), "session": handle, "driver": self._driver.name}
+        logger.warning(
+            "session %s: what this request changed was dropped, because end_all() ended the sessions of its owner meanwhile; "
+            "if it was a login, the user has to log in again",
+            handle or "(a new one)",
+            extra=told,
+        )
         if self._identity is not None:
             self._reject("expired")
         answer = self._answer
         self._lose()
         self._answer, self._renewal = answer, None
+
+
+def _size(fields: Mapping[str, bytes]) -> int:
+    """Return how many bytes a store counts for *fields*."""
+    return sum(_length(name) + len(data) for name, data in fields.items())
+
+
+def _length(name: str) -> int:
+    return len(name) if name.isascii() else len(name.encode())
+
+
+def _length_of(fields: Mapping[str, bytes], name: str) -> int:
+    data = fields.get(name)
+    return 0 if data is None else _length(name) + len(data)

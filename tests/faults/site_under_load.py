@@ -47,8 +47,9 @@ async def login(ctx):
     return {"by": os.getpid(), "at": at, "handle": ctx.session.id}
 
 async def end_all(ctx):
+    called = time.time()
     await sessions.end_all(ctx.params["owner"])
-    return {"by": os.getpid(), "at": time.time()}
+    return {"by": os.getpid(), "called": called, "at": time.time()}
 
 async def handles(ctx):
     return [each.handle for each in await sessions.list(ctx.params["owner"])]

@@ -357,7 +357,7 @@ async def test_a_login_that_an_end_of_all_refuses_begins_and_writes_nothing(
             await browser.do(setting(a=1))
         raised = Raised(site)
         await browser.do(late)
-        assert raised.since() == ({"loaded": 1, "expired": 1, "ended": 1} if has_session else {"ended": 1})
+        assert raised.since() == ({"expired": 1, "ended": 1} if has_session else {"ended": 1})
 
 
 async def test_each_trip_for_an_owner_that_fails_is_an_error_of_the_store(clock: Clock) -> None:

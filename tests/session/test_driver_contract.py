@@ -9,9 +9,8 @@ from typing import Any, Literal, TypeVar
 
 import pytest
 
-from gaman.session import TOMBSTONE, Driver, Outcome, OwnerDriver, Record, Tag
+from gaman.session import LARGE, TOMBSTONE, Driver, Outcome, OwnerDriver, Record, Tag
 from gaman.session.testing import CONTRACT, OWNER_CONTRACT, Check, OwnerCheck
-from gaman_session._driver import LARGE
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import Sealing
 

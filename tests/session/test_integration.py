@@ -398,13 +398,15 @@ class Recording(Sealing):
         self._note("create")
         await super().create(id, record)
 
-    async def apply(self, id: str, sets: Any, deletes: Any, *, now: float, deadline: float | None) -> Outcome:
+    async def apply(self, id: str, sets: Any, deletes: Any, *, now: float, deadline: float | None, max_size: int) -> Outcome:
         self._note("apply")
-        return await super().apply(id, sets, deletes, now=now, deadline=deadline)
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
 
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
         self._note("swap")
-        return await super().swap(id, field, old, new, now=now, deadline=deadline)
+        return await super().swap(id, field, old, new, now=now, deadline=deadline, max_size=max_size)
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         self._note("rename")

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 import pytest
 
-from gaman.session import TOMBSTONE, Outcome, Record
+from gaman.session import TOMBSTONE, Outcome, Record, Session, Tag
 from gaman_session._sealing import Keyring, handle
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import SECRET, Clock, Site, getting, serving, setting
@@ -84,7 +84,7 @@ async def test_the_bound_holds_where_one_session_is_used_for_ever() -> None:
     driver = MemoryDriver(max_sessions=100)
     await driver.create(id_of(0), record(1_000_000, deadline=10))
     for now in range(int(NOW), int(NOW) + 5000):
-        assert await driver.apply(id_of(0), {"key": b"%d" % now}, (), now=now, deadline=now + 10) is Outcome.WRITTEN
+        assert await driver.apply(id_of(0), {"key": b"%d" % now}, (), now=now, deadline=now + 10, max_size=1000) is Outcome.WRITTEN
     assert sizes(driver) == (1, 0, 1)
 
 
@@ -126,9 +126,9 @@ async def test_the_least_recently_used_session_goes_first() -> None:
 
 USES: dict[str, Callable[[MemoryDriver], Awaitable[object]]] = {
     "load": lambda driver: driver.load(id_of(0), now=NOW),
-    "apply": lambda driver: driver.apply(id_of(0), {"key": b"1"}, (), now=NOW, deadline=None),
-    "swap": lambda driver: driver.swap(id_of(0), "key", b"value", b"1", now=NOW, deadline=None),
-    "swap in vain": lambda driver: driver.swap(id_of(0), "key", b"other", b"1", now=NOW, deadline=None),
+    "apply": lambda driver: driver.apply(id_of(0), {"key": b"1"}, (), now=NOW, deadline=None, max_size=1000),
+    "swap": lambda driver: driver.swap(id_of(0), "key", b"value", b"1", now=NOW, deadline=None, max_size=1000),
+    "swap in vain": lambda driver: driver.swap(id_of(0), "key", b"other", b"1", now=NOW, deadline=None, max_size=1000),
 }
 
 
@@ -141,10 +141,75 @@ async def test_each_use_makes_a_session_the_last_to_go(use: Callable[[MemoryDriv
     assert set(driver._sessions) == {id_of(0), id_of(3), id_of(4)}
 
 
+async def test_visitors_without_a_cookie_evict_no_session_that_was_used_twice_and_no_owners() -> None:
+    driver, clock = MemoryDriver(max_sessions=100), Clock()
+    async with serving(Site(driver, clock)) as site:
+
+        async def log_in(session: Session) -> None:
+            await session.set("user", 1)
+            await session.tag("user:1")
+
+        users, readers, writers = [[site.browser() for _ in range(30)] for _ in range(3)]
+        for browser in users:
+            await browser.do(log_in)
+        for browser in (*readers, *writers):
+            await browser.do(setting(a=1))
+        for browser in readers:
+            await browser.do(getting("a"))
+        for browser in writers:
+            await browser.do(setting(b=1))
+        last = site.browser()
+        for _ in range(5000):
+            await last.site.request(setting(visit=1))
+        assert [await browser.do(getting("user")) for browser in users] == [1] * 30
+        assert [await browser.do(getting("a")) for browser in (*readers, *writers)] == [1] * 60
+        assert len(driver) == 100
+
+
+async def test_of_sessions_that_were_used_once_the_oldest_goes_first_and_of_others_the_least_recently_used() -> None:
+    driver = await filled(6, 3)
+    for number in (3, 4):
+        await driver.create(id_of(number), record())
+    tied = record()
+    tied.tag = Tag("owner", b"", NOW)
+    await driver.create(id_of(5), tied)
+    for number in (1, 0):
+        await driver.load(id_of(number), now=NOW)
+    expected = [2, 3, 4, 1, 0, 5]
+    for gone, old in enumerate(expected):
+        await driver.create(id_of(10 + gone), record())
+        await driver.load(id_of(10 + gone), now=NOW)
+        tag = Tag(f"owner {gone}", b"", NOW)
+        await driver.tag(id_of(10 + gone), tag, {}, (), now=NOW, deadline=None, max_size=1000)
+        assert set(driver._sessions) & {id_of(number) for number in range(6)} == {
+            id_of(number) for number in expected[gone + 1 :]
+        }, old
+
+
+async def test_a_session_that_gets_an_owner_or_loses_one_is_evicted_accordingly() -> None:
+    driver, tag = await filled(3, 2), Tag("owner", b"", NOW)
+    await driver.tag(id_of(0), tag, {}, (), now=NOW, deadline=None, max_size=1000)
+    await driver.load(id_of(1), now=NOW)
+    renamed = record()
+    renamed.tag = tag
+    assert await driver.rename(id_of(0), id_of(2), renamed, version=1, now=NOW) is Outcome.WRITTEN
+    await driver.create(id_of(3), record())
+    await driver.load(id_of(3), now=NOW)
+    await driver.create(id_of(4), record())
+    assert set(driver._sessions) == {id_of(2), id_of(3), id_of(4)}
+    await driver.load(id_of(4), now=NOW)
+    await driver.tag(id_of(2), None, {}, (), now=NOW, deadline=None, max_size=1000)
+    for number in (3, 4):
+        await driver.load(id_of(number), now=NOW)
+    await driver.create(id_of(5), record())
+    assert set(driver._sessions) == {id_of(3), id_of(4), id_of(5)}
+    assert sum(len(queue) for queue in driver._queues) == 3
+
+
 async def test_a_session_that_made_room_is_absent_and_was_not_ended() -> None:
     driver = await filled(1, 2)
     assert await driver.load(id_of(0), now=NOW) is None
-    assert await driver.apply(id_of(0), {"key": b"1"}, (), now=NOW, deadline=None) is Outcome.ABSENT
+    assert await driver.apply(id_of(0), {"key": b"1"}, (), now=NOW, deadline=None, max_size=1000) is Outcome.ABSENT
 
 
 async def test_a_full_store_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -171,7 +236,7 @@ async def test_a_session_is_over_at_its_deadline_though_nobody_has_swept(after: 
 async def test_an_expired_session_is_absent_and_was_not_ended() -> None:
     driver = MemoryDriver()
     await driver.create(id_of(0), record(100))
-    assert await driver.apply(id_of(0), {"key": b"1"}, (), now=NOW + 100, deadline=None) is Outcome.ABSENT
+    assert await driver.apply(id_of(0), {"key": b"1"}, (), now=NOW + 100, deadline=None, max_size=1000) is Outcome.ABSENT
     await driver.destroy(id_of(0), now=NOW + 100)
     assert await driver.load(id_of(0), now=NOW + 100) is None
     assert sizes(driver)[:2] == (0, 0)
@@ -216,7 +281,7 @@ async def test_nothing_to_purge_is_nothing() -> None:
 async def test_a_session_whose_deadline_has_moved_is_purged_at_the_new_one() -> None:
     driver = MemoryDriver()
     await driver.create(id_of(0), record(1000, deadline=100))
-    await driver.apply(id_of(0), {"key": b"1"}, (), now=NOW, deadline=NOW + 500)
+    await driver.apply(id_of(0), {"key": b"1"}, (), now=NOW, deadline=NOW + 500, max_size=1000)
     assert await driver.purge(now=NOW + 100, limit=10) == 0
     assert await driver.purge(now=NOW + 499, limit=10) == 0
     assert len(driver) == 1
@@ -248,7 +313,7 @@ async def test_sessions_that_are_in_use_do_not_hide_those_that_expired() -> None
     driver = MemoryDriver()
     for number in range(50):
         await driver.create(id_of(number), record(1000, deadline=10))
-        await driver.apply(id_of(number), {"key": b"1"}, (), now=NOW, deadline=NOW + 500)
+        await driver.apply(id_of(number), {"key": b"1"}, (), now=NOW, deadline=NOW + 500, max_size=1000)
     for number in range(50, 60):
         await driver.create(id_of(number), record(20))
     assert await _purge_all(driver, NOW + 20, 10) == 10
@@ -266,7 +331,7 @@ async def test_a_tombstone_stands_for_a_minute_and_is_then_swept(end: str) -> No
     elif end == "rename":
         await driver.rename(id_of(0), id_of(1), record(), version=0, now=NOW)
     else:
-        await driver.apply(id_of(0), {}, ["key"], now=NOW, deadline=None)
+        await driver.apply(id_of(0), {}, ["key"], now=NOW, deadline=None, max_size=1000)
     assert await driver.load(id_of(0), now=NOW + TOMBSTONE - 1) is Outcome.ENDED
     assert await driver.purge(now=NOW + TOMBSTONE - 1, limit=10) == 0
     assert await driver.load(id_of(0), now=NOW + TOMBSTONE) is None

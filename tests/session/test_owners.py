@@ -346,6 +346,143 @@ async def test_requests_under_way_do_not_outlive_the_end_of_all(site: Site) -> N
     assert len(await handles(site)) == 1
 
 
+# The one instant
+
+
+class Held:
+    """Logins that have called tag(), and are yet to be written."""
+
+    def __init__(self) -> None:
+        self._inside, self._may_go_on = asyncio.Semaphore(0), asyncio.Event()
+        self._requests: list[asyncio.Task[Reply]] = []
+
+    async def begin(self, *browsers: Browser) -> None:
+        async def work(session: Session) -> None:
+            await logging_in()(session)
+            self._inside.release()
+            await self._may_go_on.wait()
+
+        self._requests = [asyncio.create_task(browser.request(work)) for browser in browsers]
+        for _ in browsers:
+            await self._inside.acquire()
+
+    async def finish(self) -> None:
+        self._may_go_on.set()
+        assert [reply.status for reply in await asyncio.gather(*self._requests)] == [200] * len(self._requests)
+
+
+async def test_a_login_right_after_the_end_of_all_succeeds_in_every_process(store: Driver, clock: Clock, site: Site) -> None:
+    other = Site(opened(store), clock)
+    async with serving(other):
+        before = await logged_in(site)
+        assert await site.sessions.end_all(OWNER) == 1
+        # Not a moment passes by this clock.
+        browsers = [site.browser(), other.browser(), site.browser()]
+        for browser in browsers:
+            await browser.do(logging_in())
+        assert [await browser.all() for browser in (before, *browsers)] == [{}, {"user": 1}, {"user": 1}, {"user": 1}]
+        assert await other.sessions.end_all(OWNER) == 3
+        assert await site.sessions.end_all(OWNER) == 0
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.5, 3600])
+async def test_the_end_of_all_returns_and_logins_succeed_though_the_clock_was_set_back(
+    store: Driver, clock: Clock, site: Site, seconds: float
+) -> None:
+    other = Site(opened(store), clock)
+    async with serving(other):
+        before = [await logged_in(site), await logged_in(other)]
+        assert await site.sessions.end_all(OWNER, keep=None) == 2
+        clock.now -= seconds
+        # A second is what the clocks of two processes may differ by.
+        browsers = [site.browser(), *([other.browser()] if seconds > 1 else [])]
+        for browser in browsers:
+            await browser.do(logging_in())
+            assert await browser.all() == {"user": 1}
+        assert await asyncio.wait_for(site.sessions.end_all(OWNER), 10) == len(browsers)
+        again = site.browser()
+        await again.do(logging_in())
+        assert [await browser.all() for browser in (*before, *browsers, again)] == [{}] * (2 + len(browsers)) + [{"user": 1}]
+
+
+@pytest.mark.parametrize("seconds", [0, 0.3, 30, 3600])
+@pytest.mark.parametrize("ends_first", [True, False], ids=["ended and set back", "set back and ended"])
+async def test_a_login_in_flight_keeps_nothing_though_the_clock_is_set_back(
+    site: Site, seconds: float, ends_first: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    held, visitor, newcomer = Held(), site.browser(), site.browser()
+    await visitor.do(setting(cart=[1]))
+    handle = await visitor.do(handle_of)
+    await held.begin(visitor, newcomer)
+    if ends_first:
+        await site.sessions.end_all(OWNER)
+    site.clock.now -= seconds
+    if not ends_first:
+        await site.sessions.end_all(OWNER)
+    await held.finish()
+    assert (await visitor.all(), await newcomer.all(), newcomer.token) == ({"cart": [1]}, {}, None)
+    assert await handles(site) == []
+    told = [record for record in caplog.records if "end_all()" in record.getMessage()]
+    assert {record.__dict__["session"] for record in told} == {handle, None}
+    assert {record.levelname for record in told} == {"WARNING"}
+    assert OWNER not in caplog.text
+    await newcomer.do(logging_in())
+    assert await newcomer.all() == {"user": 1}
+
+
+async def test_a_login_in_flight_keeps_nothing_where_another_process_ends_all(store: Driver, clock: Clock, site: Site) -> None:
+    other = Site(opened(store), clock)
+    async with serving(other):
+        for seconds in (0, 30, 3600):
+            held, browser = Held(), site.browser()
+            await held.begin(browser)
+            clock.now -= seconds
+            clock.now += 0.01
+            await other.sessions.end_all(OWNER)
+            await held.finish()
+            assert (await browser.all(), browser.token) == ({}, None)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 30, 3600])
+async def test_a_login_that_is_in_flight_while_the_clock_is_set_back_succeeds(site: Site, seconds: float) -> None:
+    await site.sessions.end_all(OWNER)
+    held, browser = Held(), site.browser()
+    await held.begin(browser)
+    site.clock.now -= seconds
+    await held.finish()
+    assert await browser.all() == {"user": 1}
+
+
+async def test_a_login_succeeds_while_the_clock_comes_near_an_end_before_it_was_set_back(site: Site) -> None:
+    await site.sessions.end_all(OWNER)
+    site.clock.now -= 30
+    held, browser = Held(), site.browser()
+    await held.begin(browser)
+    site.clock.now += 29.5
+    await held.finish()
+    assert await browser.all() == {"user": 1}
+    again = site.browser()
+    await again.do(logging_in())
+    assert await again.all() == {"user": 1}
+
+
+async def test_the_end_of_all_waits_for_no_free_moment_of_the_loop(site: Site) -> None:
+    is_done = False
+
+    async def keep_busy() -> None:
+        while not is_done:
+            time.sleep(0.01)
+            await asyncio.sleep(0)
+
+    await logged_in(site)
+    busy = asyncio.create_task(keep_busy())
+    try:
+        assert await asyncio.wait_for(site.sessions.end_all(OWNER), 30) == 1
+    finally:
+        is_done = True
+        await busy
+
+
 # How many there may be
 
 
@@ -510,7 +647,7 @@ async def test_files_of_owners_go_with_their_sessions_and_with_a_purge(clock: Cl
     assert entries() == ids[1:]
     await driver.purge(now=clock.now + 100, limit=100)
     assert entries() == [ids[1]]
-    await driver.end_owned(OWNER, keep=(), now=clock.now + 100, until=clock.now + 100)
+    await driver.end_owned(OWNER, keep=(), now=clock.now + 100)
     assert entries() == [".ended"]
     await driver.purge(now=clock.now + 100 + TOMBSTONE, limit=100)
     assert [*folder.glob("owners/??/*")] == []
@@ -544,7 +681,7 @@ async def test_redis_forgets_an_owner_with_the_last_of_their_sessions() -> None:
         # What is over goes when somebody logs in.
         await driver.create("f" * 64, _record(500, now + 30))
         assert await driver._client.zcard(key) == 2
-        await driver.end_owned(OWNER, keep=(), now=now + 40, until=now + 40)
+        await driver.end_owned(OWNER, keep=(), now=now + 40)
         assert await driver._client.zrange(key, 0, -1) == [b"ended"]
         assert 0 < await driver._client.ttl(key) <= TOMBSTONE
     finally:
@@ -565,9 +702,9 @@ async def test_a_tag_that_the_end_of_all_overtakes_in_a_cluster_is_refused_and_t
     await driver.open()
     try:
         await driver.create(id, Record({"key": b"1"}, now, now + 100, now + 100))
-        assert await driver.tag(id, early, {"key": b"2"}, (), now=now, deadline=None) is Outcome.REFUSED
+        assert await driver.tag(id, early, {"key": b"2"}, (), now=now, deadline=None, max_size=1000) is Outcome.REFUSED
         assert await driver.load(id, now=now) == Record({"key": b"1"}, now, now + 100, now + 100)
-        assert await driver.tag(id, later, {"key": b"3"}, (), now=now, deadline=None) is Outcome.WRITTEN
+        assert await driver.tag(id, later, {"key": b"3"}, (), now=now, deadline=None, max_size=1000) is Outcome.WRITTEN
         assert [*await driver.owned(OWNER, now=now)] == [id]
     finally:
         await driver.close()

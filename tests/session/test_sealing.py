@@ -344,6 +344,37 @@ def test_no_bit_of_a_value_can_be_flipped_and_none_left_out() -> None:
     assert values.open("field", sealed + b"\0") is None
 
 
+# Times at rest
+
+CREATED, EXPIRES = 1_800_000_000.123, 1_800_086_400.123
+
+
+def test_the_times_of_a_session_are_proven_with_its_id_and_an_honoured_secret_only() -> None:
+    values = keyring.values(ID)
+    seal = values.seal_times(CREATED, EXPIRES)
+    assert values.proves_times(seal, CREATED, EXPIRES)
+    assert Keyring([OTHER, SECRET], NAME).values(ID).proves_times(seal, CREATED, EXPIRES)
+    assert not Keyring([OTHER], NAME).values(ID).proves_times(seal, CREATED, EXPIRES)
+    assert not keyring.values(ID[::-1]).proves_times(seal, CREATED, EXPIRES)
+    for created, expires in ((CREATED, EXPIRES + 0.001), (CREATED - 0.001, EXPIRES), (EXPIRES, CREATED)):
+        assert not values.proves_times(seal, created, expires)
+
+
+def test_no_bit_of_a_seal_can_be_flipped_and_none_left_out_or_added() -> None:
+    values = keyring.values(ID)
+    seal = values.seal_times(CREATED, EXPIRES)
+    for other in (*_bits_flipped(seal), *(seal[:length] for length in range(len(seal))), seal + b"\0", values.seal("", b"")):
+        assert not values.proves_times(other, CREATED, EXPIRES)
+
+
+@pytest.mark.parametrize("time", [float("nan"), float("inf"), -float("inf"), 1e308, -1e308, 0.0])
+def test_whatever_numbers_a_store_holds_are_no_times(time: float) -> None:
+    values = keyring.values(ID)
+    seal = values.seal_times(CREATED, EXPIRES)
+    assert not values.proves_times(seal, time, EXPIRES)
+    assert not values.proves_times(seal, CREATED, time)
+
+
 # What shows
 
 

@@ -15,6 +15,7 @@ import pytest
 from gaman import App, Context, HTTPError, Response, define_integration
 from gaman.session import Session, SessionClosed, SessionConflict, SessionSerializationError, SessionTypeError
 from gaman_session._stored import StoredSession
+from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import Browser, Clock, Sealing, Site, getting, opened, serving, setting
 
 pytestmark = pytest.mark.anyio
@@ -739,6 +740,75 @@ async def test_values_in_a_store_are_sealed_and_moving_them_makes_them_absent(
             assert await thief.do(work) == ((False, None, None), {"preferences": {"theme": "light"}})
         unreadable = [record for record in caplog.records if "is not what was written there" in record.message]
         assert len(unreadable) == 2
+
+
+async def test_nobody_who_writes_to_a_store_prolongs_a_session(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    store = Sealing()
+    async with serving(Site(store, clock, max_age=1000)) as site:
+        browsers = [site.browser() for _ in range(6)]
+        for browser in browsers:
+            await browser.do(setting(a=1))
+            clock.now += 0.001
+        kept, *records = store._sessions.values()
+        longer, younger, unsealed, swapped, infinite = records
+        longer.expires = longer.deadline = longer.expires + 1
+        younger.created += 1
+        unsealed.seal = b""
+        swapped.seal, swapped.created, swapped.expires = kept.seal, kept.created, kept.expires
+        infinite.expires = infinite.deadline = float("inf")
+        for _ in range(2):
+            assert [await browser.all() for browser in browsers] == [{"a": 1}, {}, {}, {}, {}, {}]
+        told = [record for record in caplog.records if "its lifetime is not what was written there" in record.message]
+        assert len(told) == 5
+        # A visitor begins anew.
+        for browser in browsers[1:]:
+
+            async def log_in(session: Session) -> None:
+                await session.regenerate()
+                await session.set("user", 1)
+
+            await browser.do(log_in)
+            assert await browser.all() == {"user": 1}
+        # A deadline beyond the absolute limit is worth nothing, and up to there it is what a use would make it.
+        kept.deadline = kept.expires + 1000
+        clock.now = kept.expires - 0.5
+        assert await browsers[0].all() == {"a": 1}
+        clock.now = kept.expires
+        assert await browsers[0].all() == {}
+
+
+@pytest.mark.parametrize("changed", [{"encrypt": False}, {"driver": MemoryDriver()}], ids=["not encrypted", "memory"])
+async def test_where_nothing_is_sealed_times_are_not_either(clock: Clock, changed: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"driver": Sealing(), **changed}
+    async with serving(Site(clock=clock, **options)) as site:
+        browser = site.browser()
+        await browser.do(setting(a=1))
+        [record] = options["driver"]._sessions.values()
+        assert record.seal == b""
+        record.expires = record.deadline = record.expires + 1000
+        clock.now += 86_400
+        assert await browser.all() == {"a": 1}
+
+
+async def test_times_are_whole_milliseconds_and_renewed_with_the_id(clock: Clock) -> None:
+    store = Sealing()
+    clock.now += 0.123_456_7
+    async with serving(Site(store, clock, max_age=1000)) as site:
+        browser = site.browser()
+        reply = await browser.request(setting(a=1))
+        assert "Max-Age=1000;" in str(reply.set_cookie)
+        [before] = store._sessions.values()
+        assert (before.created, before.expires) == (4_000_000_000.123, 4_000_001_000.123)
+
+        async def renew(session: Session) -> None:
+            await session.regenerate()
+
+        clock.now += 500
+        await browser.do(renew)
+        [after] = store._sessions.values()
+        assert (after.created, after.expires) == (4_000_000_500.123, 4_000_001_500.123)
+        assert after.seal != before.seal
+        assert await browser.all() == {"a": 1}
 
 
 async def test_a_value_that_the_serializer_cannot_read_any_more_is_absent(clock: Clock) -> None:

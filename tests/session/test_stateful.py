@@ -90,7 +90,7 @@ class Sessions(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.runner = asyncio.Runner()
-        self.site = Site(DRIVERS[self.driver](), Clock(), idle_timeout=600, max_age=3600)
+        self.site = Site(DRIVERS[self.driver](), Clock(), idle_timeout=600, max_age=3600, max_size=10_000)
         self.runner.run(self.site.app.load())
         self.browser = self.site.browser()
         self.model: dict[str, Any] = {}
@@ -173,6 +173,23 @@ class Sessions(RuleBasedStateMachine):
         expected = [_expect(scratch, call) for call in calls]
         reply = self.runner.run(self.browser.request(_work(calls, expected), response=Response("sorry", 500)))
         assert reply.set_cookie is None
+
+    @precondition(lambda self: self.driver != "cookies")
+    @rule(calls=st.lists(CALLS.filter(lambda call: call[0] not in ("save", "update", "clear")), max_size=4), is_read=st.booleans())
+    def a_request_that_takes_the_session_beyond_its_size(self, calls: list[Call], is_read: bool) -> None:
+        scratch = dict(self.model)
+        expected = [_expect(scratch, call) for call in calls]
+
+        async def work(session: Session) -> None:
+            if is_read:
+                await session.all()
+            await _work(calls, expected)(session)
+            # Of these, each alone would be allowed.
+            await session.set("x", "x" * 6000)
+            await session.set("y", "y" * 6000)
+
+        reply = self.runner.run(self.browser.request(work))
+        assert (reply.status, reply.set_cookie) == (413, None)
 
     @rule(seconds=st.sampled_from([1, 59, 61, 599]))
     def time_goes_by_and_the_visitor_comes_back(self, seconds: int) -> None:

@@ -99,12 +99,14 @@ class MyDriver:
         self.records[id] = record
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         self.records[id].fields.update(sets)
         return Outcome.WRITTEN
 
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
         return Outcome.CONFLICT
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
@@ -139,11 +141,13 @@ class Inheriting(Driver):
     async def create(self, id: str, record: Record) -> None: ...
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Literal[Outcome.ABSENT]:
         return Outcome.ABSENT
 
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
         return Outcome.ABSENT
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:

@@ -132,7 +132,9 @@ class CookieSession(Session):
         if len(payload) > _SMALL and (size := self._sessions.cookie_overhead + _sealing.token_length(len(payload))) > _LIMIT:
             raise SessionTooLarge(
                 f"with {key!r} the session's cookie would have {size} bytes, attributes included, and browsers keep {_LIMIT}; "
-                "store less, or choose a driver that keeps sessions on the server"
+                "store less, or choose a driver that keeps sessions on the server",
+                size,
+                _LIMIT,
             )
         self._fields, self._payload = fields, payload
 
