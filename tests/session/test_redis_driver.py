@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -21,7 +22,8 @@ from tests.session.sites import Clock, Site, getting, serving, setting
 
 pytestmark = pytest.mark.anyio
 
-NOW = time.time()
+NOW = math.floor(time.time() * 1000) / 1000
+MAX_SIZE = 1 << 20
 
 
 def new_id() -> str:
@@ -130,11 +132,11 @@ async def test_a_session_is_a_hash_that_redis_removes_at_its_deadline() -> None:
         await driver.create(id, Record({"a": b"1"}, NOW, NOW + 1000, NOW + 500))
         key = f"gaman:{id}"
         kept = await driver._client.hgetall(key)
-        assert set(kept) == {b":a", b"created", b"deadline", b"expires", b"token", b"version"}
+        assert set(kept) == {b":a", b"created", b"deadline", b"expires", b"size", b"token", b"version"}
         assert 490 < await driver._client.ttl(key) <= 500
-        await driver.apply(id, {}, (), now=NOW + 100, deadline=NOW + 700)
+        await driver.apply(id, {}, (), now=NOW + 100, deadline=NOW + 700, max_size=MAX_SIZE)
         assert 590 < await driver._client.ttl(key) <= 600
-        await driver.apply(id, {"b": b"2"}, (), now=NOW + 200, deadline=None)
+        await driver.apply(id, {"b": b"2"}, (), now=NOW + 200, deadline=None, max_size=MAX_SIZE)
         assert 590 < await driver._client.ttl(key) <= 600
         await driver.destroy(id, now=NOW)
         assert set(await driver._client.hgetall(key)) == {b"ended", b"deadline"}
@@ -174,7 +176,7 @@ async def test_a_session_that_is_over_leaves_the_index_by_itself() -> None:
         ids = [new_id() for _ in range(150)]
         for id in ids:
             await driver.create(id, Record({"a": b"1"}, NOW, NOW + 1000, NOW + 10))
-        await driver.apply(ids[0], {}, (), now=NOW, deadline=NOW + 500)
+        await driver.apply(ids[0], {}, (), now=NOW, deadline=NOW + 500, max_size=MAX_SIZE)
         assert (await driver.count(now=NOW), await driver.count(now=NOW + 10)) == (150, 1)
         assert 490 < await client.ttl(index) <= 500
         # A hundred at a time.
@@ -191,7 +193,7 @@ async def test_a_broken_index_costs_no_session() -> None:
         await driver._client.set(f"{driver._prefix}live", "text")
         id = new_id()
         await driver.create(id, record())
-        assert await driver.apply(id, {"b": b"2"}, (), now=NOW, deadline=NOW + 10) is Outcome.WRITTEN
+        assert await driver.apply(id, {"b": b"2"}, (), now=NOW, deadline=NOW + 10, max_size=MAX_SIZE) is Outcome.WRITTEN
         assert isinstance(await driver.load(id, now=NOW), Record)
         await driver.destroy(id, now=NOW)
         assert await driver.load(id, now=NOW) is Outcome.ENDED
@@ -239,8 +241,8 @@ async def watched(clock: Clock) -> AsyncGenerator[tuple[Site, Monitor, Any]]:
             # The first call of each script brings its text along.
             for id in (new_id(), new_id()):
                 await driver.create(id, record())
-                await driver.apply(id, {}, (), now=NOW, deadline=None)
-                await driver.swap(id, "a", b"1", b"2", now=NOW, deadline=None)
+                await driver.apply(id, {}, (), now=NOW, deadline=None, max_size=MAX_SIZE)
+                await driver.swap(id, "a", b"1", b"2", now=NOW, deadline=None, max_size=MAX_SIZE)
                 await driver.rename(id, new_id(), record(), version=2, now=NOW)
                 await driver.destroy(id, now=NOW)
             async with Monitor(server.url) as monitor:
@@ -366,7 +368,7 @@ async def test_a_server_that_has_forgotten_the_scripts_is_told_them_again() -> N
                     await driver._client.script_flush()
                 await asyncio.gather(*(driver.create(id, record()) for id in ids))
                 await driver._client.script_flush()
-                assert await driver.apply(ids[0], {"b": b"2"}, (), now=NOW, deadline=None) is Outcome.WRITTEN
+                assert await driver.apply(ids[0], {"b": b"2"}, (), now=NOW, deadline=None, max_size=MAX_SIZE) is Outcome.WRITTEN
                 assert isinstance(await driver.load(ids[-1], now=NOW), Record)
                 ids = [new_id() for _ in range(5)]
 
@@ -387,7 +389,7 @@ async def test_a_write_that_arrives_twice_happens_once(monkeypatch: pytest.Monke
         monkeypatch.setattr(driver, "_run", twice)
         id, new = new_id(), new_id()
         await driver.create(id, record(n=b"1"))
-        assert await driver.swap(id, "n", b"1", b"2", now=NOW, deadline=None) is Outcome.WRITTEN
+        assert await driver.swap(id, "n", b"1", b"2", now=NOW, deadline=None, max_size=MAX_SIZE) is Outcome.WRITTEN
         found = await driver.load(id, now=NOW)
         assert isinstance(found, Record)
         assert (found.fields, found.version) == ({"n": b"2"}, 1)
@@ -456,7 +458,8 @@ async def test_sessions_have_owners_behind_sentinels_too() -> None:
         ("DEL", "expires"),
         ("DEL", "deadline"),
         ("DEL", "version"),
-        *(("SET", name, value) for name in ("created", "expires", "deadline", "version") for value in ("soon", "", "\xff")),
+        ("DEL", "size"),
+        *(("SET", name, value) for name in ("created", "expires", "deadline", "version", "size") for value in ("soon", "", "\xff")),
     ],
 )
 async def test_a_damaged_hash_is_absent_and_reported_once(damage: tuple[str, ...], caplog: pytest.LogCaptureFixture) -> None:
@@ -469,8 +472,8 @@ async def test_a_damaged_hash_is_absent_and_reported_once(damage: tuple[str, ...
             assert await driver.load(id, now=NOW) is None
         assert len([line for line in caplog.messages if id in line]) == 1
         if name != "created":
-            assert await driver.apply(id, {"b": b"2"}, ["a"], now=NOW, deadline=NOW + 10) is Outcome.ABSENT
-            assert await driver.swap(id, "a", b"1", b"2", now=NOW, deadline=None) is Outcome.ABSENT
+            assert await driver.apply(id, {"b": b"2"}, ["a"], now=NOW, deadline=NOW + 10, max_size=MAX_SIZE) is Outcome.ABSENT
+            assert await driver.swap(id, "a", b"1", b"2", now=NOW, deadline=None, max_size=MAX_SIZE) is Outcome.ABSENT
             assert await driver.rename(id, new_id(), record(), version=0, now=NOW) is Outcome.ABSENT
         await driver.destroy(id, now=NOW)
 
@@ -481,7 +484,7 @@ async def test_a_key_that_holds_no_hash_is_absent_and_reported_once(caplog: pyte
         await driver._client.set(f"gaman:{id}", "text")
         for _ in range(2):
             assert await driver.load(id, now=NOW) is None
-            assert await driver.apply(id, {"b": b"2"}, (), now=NOW, deadline=None) is Outcome.ABSENT
+            assert await driver.apply(id, {"b": b"2"}, (), now=NOW, deadline=None, max_size=MAX_SIZE) is Outcome.ABSENT
             await driver.destroy(id, now=NOW)
         assert len([line for line in caplog.messages if id in line]) == 1
 

@@ -5,12 +5,20 @@
 -- keep their last digit. The answers are one flat array, each after the number of its parts, for Redis sends a nested array in
 -- pieces.
 
-local function missing(key, now)
-    local ended, deadline, expires, version = unpack(redis.call('HMGET', key, 'ended', 'deadline', 'expires', 'version'))
+local function whole(text)
+    return text and string.match(text, '^%d+$') and tonumber(text)
+end
+
+-- Returns why the session isn't there, or nil and what a write needs to know of it.
+local function find(key, now)
+    local names = {'ended', 'deadline', 'expires', 'version', 'size'}
+    local ended, deadline, expires, version, size = unpack(redis.call('HMGET', key, unpack(names)))
     deadline = tonumber(deadline or '')
     if not deadline or deadline <= now then return 'ABSENT' end
     if ended then return 'ENDED' end
-    if not tonumber(expires or '') or not tonumber(version or '') then return 'ABSENT' end
+    version, size = whole(version), whole(size)
+    if not tonumber(expires or '') or not version or not size then return 'ABSENT' end
+    return nil, {expires = expires, version = version, size = size}
 end
 
 local function id_of(key)
@@ -31,6 +39,25 @@ local function set_all(key, names, values)
     for i, name in ipairs(names) do redis.call('HSET', key, name, values[i]) end
 end
 
+-- Only the session's own fields count, whose names begin with a colon.
+local function weigh(name, length)
+    return string.byte(name) == 58 and #name + length or 0
+end
+
+local function weigh_stored(key, name)
+    local length = redis.call('HSTRLEN', key, name)
+    -- It is 0 for a missing field, too.
+    return (length > 0 or redis.call('HEXISTS', key, name) == 1) and weigh(name, length) or 0
+end
+
+-- Returns the size of the session after a change, or nil where it is too large.
+local function resize(key, size, max_size, names, values, deletes)
+    local new = size
+    for i, name in ipairs(names) do new = new + weigh(name, #values[i]) - weigh_stored(key, name) end
+    for _, name in ipairs(deletes) do new = new - weigh_stored(key, name) end
+    if new <= max_size or new <= size then return new end
+end
+
 local function leave(key)
     local owner = redis.call('HGET', key, 'owner')
     -- In a Cluster, the owner's set has no hash tag: this key is nobody's, and the member goes later.
@@ -46,10 +73,22 @@ local function bury(key, now, successor)
     keep(key, now, string.format('%.17g', now + TOMBSTONE))
 end
 
-local function is_refused(set, now, since)
+-- An instant that is further ahead comes from a clock that was set back since.
+local function is_known(instant, now)
+    return instant and instant <= now + MAX_SKEW and now < instant + TOMBSTONE
+end
+
+-- Returns when all sessions of the owner were ended, if that counts now.
+local function last_end(set, now)
     redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
-    local until_then = redis.call('ZSCORE', set, 'ended')
-    return until_then and tonumber(since) < tonumber(until_then) - TOMBSTONE
+    local over = redis.call('ZSCORE', set, 'ended')
+    local instant = over and tonumber(over) - TOMBSTONE
+    return is_known(instant, now) and instant
+end
+
+local function is_refused(set, now, since)
+    local instant = last_end(set, now)
+    return instant and tonumber(since) < instant
 end
 
 local function expire_with_last(set, now)
@@ -80,16 +119,48 @@ local function store(key, values, token, created, expires, deadline, names)
     if redis.call('EXISTS', key) == 1 then
         return redis.call('HGET', key, 'token') == token and 'WRITTEN' or 'CONFLICT'
     end
-    redis.call('HSET', key, 'token', token, 'created', created, 'expires', expires, 'version', 0)
+    local size = 0
+    for i, name in ipairs(names) do size = size + weigh(name, #values[i]) end
+    redis.call('HSET', key, 'token', token, 'created', created, 'expires', expires, 'version', 0, 'size', size)
     set_all(key, names, values)
     keep_live(key, tonumber(created), deadline)
     return 'WRITTEN'
 end
 
+local function change(key, values, now, session, size, deadline, names, deletes)
+    set_all(key, names, values)
+    for _, name in ipairs(deletes) do redis.call('HDEL', key, name) end
+    if size <= 0 then
+        bury(key, now)
+        return 'EMPTIED'
+    end
+    redis.call('HSET', key, 'version', session.version + 1, 'size', size)
+    if deadline then
+        keep_live(key, now, tonumber(deadline) < tonumber(session.expires) and deadline or session.expires)
+    end
+    return 'WRITTEN'
+end
+
 local operations = {}
 
-function operations.load(keys)
+-- A large session is loaded again, by a call that shares no round trip, unless there is no other.
+function operations.load(keys, values, is_alone)
+    local size = not is_alone and tonumber(redis.call('HGET', keys[1], 'size') or '')
+    if size and size > LARGE then return 'LARGE' end
     return redis.call('HGETALL', keys[1])
+end
+
+-- Does what load() does, without the session's own fields.
+function operations.look(keys)
+    local names = {'ended', 'created', 'expires', 'deadline', 'version', 'size', 'seal', 'owner', 'since', 'note'}
+    local found = {}
+    for i, value in ipairs(redis.call('HMGET', keys[1], unpack(names))) do
+        if value then
+            found[#found + 1] = names[i]
+            found[#found + 1] = value
+        end
+    end
+    return found
 end
 
 -- The second key is the owner's set, unless the session is nobody's or the set was entered before.
@@ -103,38 +174,28 @@ function operations.create(keys, values, since, token, created, expires, ...)
     return store(key, values, token, created, expires, ...)
 end
 
-function operations.apply(keys, values, now, deadline, names, deletes)
+function operations.apply(keys, values, now, deadline, max_size, names, deletes)
     local key = keys[1]
-    local state = missing(key, now)
+    local state, session = find(key, now)
     if state then return state end
-    set_all(key, names, values)
-    for _, name in ipairs(deletes) do redis.call('HDEL', key, name) end
-    redis.call('HINCRBY', key, 'version', 1)
-    if deadline then
-        local expires = redis.call('HGET', key, 'expires')
-        keep_live(key, now, tonumber(deadline) < tonumber(expires) and deadline or expires)
-    end
-    if #deletes == 0 then return 'WRITTEN' end
-    for _, name in ipairs(redis.call('HKEYS', key)) do
-        if string.sub(name, 1, 1) == ':' then return 'WRITTEN' end
-    end
-    bury(key, now)
-    return 'EMPTIED'
+    local size = resize(key, session.size, max_size, names, values, deletes)
+    if not size then return 'TOO_LARGE' end
+    return change(key, values, now, session, size, deadline, names, deletes)
 end
 
-function operations.swap(keys, values, now, deadline, token, name)
+function operations.swap(keys, values, now, deadline, max_size, token, name)
     local key, new, old = keys[1], unpack(values)
-    local state = missing(key, now)
+    local state = find(key, now)
     if state then return state end
     if redis.call('HGET', key, 'token') == token then return 'WRITTEN' end
     if redis.call('HGET', key, name) ~= (old or false) then return 'CONFLICT' end
-    return operations.apply(keys, {token, new}, now, deadline, {'token', name}, {})
+    return operations.apply(keys, {token, new}, now, deadline, max_size, {'token', name}, {})
 end
 
 -- The new id's key is not there in a Cluster, where it is created afterwards. The third is the set of the owner, if any.
 function operations.rename(keys, values, now, version, new_id, since, ...)
     local key, new_key, set = unpack(keys)
-    local state = missing(key, now)
+    local state = find(key, now)
     if state == 'ENDED' and redis.call('HGET', key, 'successor') == new_id then return 'WRITTEN' end
     if state then return state end
     if redis.call('HGET', key, 'version') ~= version then return 'CONFLICT' end
@@ -149,24 +210,24 @@ end
 -- Returns the successor, if any; a tombstone may have led here.
 function operations.destroy(keys, values, now, is_led)
     local key = keys[1]
-    local state = missing(key, now)
+    local state = find(key, now)
     if state == 'ENDED' then return redis.call('HGET', key, 'successor') end
     if not state or is_led then bury(key, now) end
     return false
 end
 
-function operations.tag(keys, values, now, since, owner, ...)
+function operations.tag(keys, values, now, since, owner, deadline, max_size, names, deletes)
     local key, set = unpack(keys)
-    local state = missing(key, now)
+    local state, session = find(key, now)
     if state then return state end
     local barred = owner and tonumber(redis.call('HGET', key, 'barred:' .. owner) or '')
-    if barred and tonumber(since) < barred then return 'REFUSED' end
-    if set then
-        if redis.call('HGET', key, 'since') ~= since and is_refused(set, now, since) then return 'REFUSED' end
-        enter(set, id_of(key), now, redis.call('HGET', key, 'expires'))
-    end
+    if is_known(barred, now) and tonumber(since) < barred then return 'REFUSED' end
+    if set and redis.call('HGET', key, 'since') ~= since and is_refused(set, now, since) then return 'REFUSED' end
+    local size = resize(key, session.size, max_size, names, values, deletes)
+    if not size then return 'TOO_LARGE' end
+    if set then enter(set, id_of(key), now, session.expires) end
     if redis.call('HGET', key, 'owner') ~= owner then leave(key) end
-    return operations.apply(keys, values, now, ...)
+    return change(key, values, now, session, size, deadline, names, deletes)
 end
 
 -- The set comes before the session where these are in two slots of a Cluster.
@@ -180,25 +241,26 @@ function operations.owned(keys, values, now)
     return redis.call('ZRANGEBYSCORE', keys[1], now, '+inf', 'WITHSCORES')
 end
 
-function operations.end_owned(keys, values, now, since)
-    local set, over = keys[1], since + TOMBSTONE
-    redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
-    local until_then = redis.call('ZSCORE', set, 'ended')
-    if not until_then or tonumber(until_then) < over then redis.call('ZADD', set, string.format('%.17g', over), 'ended') end
+function operations.end_owned(keys, values, now)
+    local set = keys[1]
+    local instant = math.max(now, last_end(set, now) or now)
+    redis.call('ZADD', set, string.format('%.17g', instant + TOMBSTONE), 'ended')
     expire_with_last(set, now)
     return redis.call('ZRANGE', set, 0, -1, 'WITHSCORES')
 end
 
 -- Returns 1 where a session was ended, 0 where it is somebody else's, or the successor, if any. What is not there may be about to be.
-function operations.end_one(keys, values, now, owner, is_awaited, since)
+function operations.end_one(keys, values, now, owner, is_awaited)
     local key = keys[1]
-    local state = missing(key, now)
+    local state = find(key, now)
     if state == 'ENDED' then return redis.call('HGET', key, 'successor') end
     if state == 'ABSENT' and is_awaited then bury(key, now) end
     if state then return false end
     if redis.call('HGET', key, 'owner') ~= owner then
         -- In a Cluster, it may be about to be theirs: it is in their set already.
-        redis.call('HSET', key, 'barred:' .. owner, since)
+        local barred = tonumber(redis.call('HGET', key, 'barred:' .. owner) or '')
+        local instant = math.max(now, is_known(barred, now) and barred or now)
+        redis.call('HSET', key, 'barred:' .. owner, string.format('%.17g', instant))
         return 0
     end
     bury(key, now)
@@ -213,6 +275,23 @@ end
 
 function operations.count(keys, values, now)
     return redis.call('ZCOUNT', keys[1], string.format('(%.17g', now), '+inf')
+end
+
+-- Uses each command of this script, on a key of its own that it leaves empty: a user that lacks one is found at start.
+function operations.check(keys)
+    local key = keys[1]
+    local commands = {
+        {'HSET', key, 'field', 1}, {'PEXPIRE', key, 1000}, {'EXISTS', key}, {'HGET', key, 'field'}, {'HMGET', key, 'field'},
+        {'HGETALL', key}, {'HSTRLEN', key, 'field'}, {'HEXISTS', key, 'field'}, {'HDEL', key, 'field'}, {'DEL', key},
+        {'ZADD', key, 1, 'member'}, {'PEXPIRE', key, 1000}, {'ZSCORE', key, 'member'}, {'ZCOUNT', key, 0, 1},
+        {'ZRANGE', key, 0, 0}, {'ZREVRANGE', key, 0, 0}, {'ZRANGEBYSCORE', key, 0, 1}, {'ZREMRANGEBYSCORE', key, 0, 0},
+        {'ZREMRANGEBYRANK', key, 1, 1}, {'ZREM', key, 'member'},
+    }
+    for _, command in ipairs(commands) do
+        local answer = redis.pcall(unpack(command))
+        if type(answer) == 'table' and answer.err then return {err = 'ERR ' .. command[1] .. ': ' .. answer.err} end
+    end
+    return false
 end
 
 local answers = {}

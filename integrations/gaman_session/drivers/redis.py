@@ -1,7 +1,8 @@
 """Sessions in Redis, alone, behind Sentinels or in a Cluster: a hash for each session, which Redis itself removes.
 
-Beside the session's own fields, whose names begin with a colon, a hash holds `created`, `expires`, `deadline`, `version`, and the
-`token` of the last write that must not happen twice. A tombstone holds `ended`, `deadline`, and after a rename the `successor`.
+Beside the session's own fields, whose names begin with a colon, a hash holds `created`, `expires` and their `seal`, `deadline`,
+`version`, the `size` of those fields, and the `token` of the last write that must not happen twice. A tombstone holds `ended`,
+`deadline`, and after a rename the `successor`.
 A session of somebody's also has its `owner`, `since` when, and a `note`. For each owner there is a sorted set, `owner:` and the
 owner, of the ids of their sessions by when these expire; its member `ended` tells for a minute when all of them were ended. One
 more, `live`, is of all ids by their deadlines. In a Cluster there are 4,096 of these, each in the slot of the sessions in it.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from hashlib import sha1
@@ -22,14 +24,13 @@ from importlib.resources import files
 from itertools import chain, islice, repeat
 from secrets import token_urlsafe
 from time import monotonic
-from typing import Any, Final, Literal, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any, Final, Literal
 
 from msgspec import Struct
 from msgspec.msgpack import Encoder
 from redis.asyncio import Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -37,6 +38,7 @@ from redis.exceptions import (
     ClusterDownError,
     ConnectionError,
     MasterDownError,
+    MovedError,
     NoScriptError,
     ReadOnlyError,
     RedisClusterException,
@@ -49,15 +51,19 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from gaman.errors import ConfigError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import TOMBSTONE, Outcome, Record, Tag
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Record, Tag
 from gaman_session._errors import SessionStoreError
 from gaman_session._time_limit import TimeLimit
+from gaman_session.drivers._redis_address import Address, parse
 
 _encode = Encoder().encode
 
 _FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 _CONNECTION_FAILURES = (ConnectionError, RedisTimeoutError, RedisClusterException, OSError)
 _CLUSTER_FAILURES = (ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
+_DEMOTED = (MasterDownError, ReadOnlyError)
+_DATABASE: Final = re.compile("DB index|SELECT is not allowed")
+_FORBIDDEN: Final = re.compile("no permission|can't (run|access)|unknown", re.IGNORECASE)
 # Seconds before the next attempts. Where another server may take over, the last one is repeated.
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.4)
 # So many trips to a server at a time: more would be smaller ones.
@@ -65,10 +71,15 @@ _AT_ONCE: Final = 4
 # What one command of the script takes on, so that it holds up nobody else's.
 _AT_A_TIME: Final = 64
 _COLON: Final = ord(":")
-_READS: Final = ("load", "owned", "count")
+# Of large sessions, each in a round trip and over a connection that no other call waits for.
+_LARGE_AT_ONCE: Final = 2
+_READS: Final = ("load", "look", "owned", "count")
 _TAG: Final = ("owner", "since", "note")
 
-_SCRIPT = f"local TOMBSTONE = {TOMBSTONE}\n" + files("gaman_session.drivers").joinpath("redis.lua").read_text()
+_SCRIPT = (
+    f"local TOMBSTONE, MAX_SKEW, LARGE = {TOMBSTONE}, {MAX_SKEW}, {LARGE}\n"
+    + files("gaman_session.drivers").joinpath("redis.lua").read_text()
+)
 _SHA = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -84,9 +95,9 @@ class Call(Struct):
 class RedisDriver:
     """Keeps sessions in the Redis at *url*, under keys that begin with *prefix*.
 
-    *url* is `redis://host:port/db`, `rediss://` for TLS, or `unix://path`; `redis+sentinel://host:port,host:port/name` for the
+    *url* is `redis://host:port/db`, `rediss://` for TLS, or `unix:///path`; `redis+sentinel://host:port,host:port/name` for the
     master that Sentinels know by that name; `redis+cluster://host:port,host:port` for a Cluster; with `user:password@` before the
-    first host, and redis-py's own options behind a `?`. After *timeout* seconds a call gives up, retries included. *pool_size*
+    first host, and options of redis-py behind a `?`. After *timeout* seconds a call gives up, retries included. *pool_size*
     bounds the connections to each server. A write is acknowledged when *wait_replicas* replicas have it.
     """
 
@@ -109,7 +120,7 @@ class RedisDriver:
         for name, number, least in (("pool_size", pool_size, 1), ("wait_replicas", wait_replicas, 0)):
             if not isinstance(number, int) or isinstance(number, bool) or number < least:
                 raise ConfigError(f"the redis driver has {name}={number!r}; it takes a whole number from {least} up")
-        self._address = _parse(url)
+        self._address = parse(url)
         self._is_cluster = self._address.kind == "cluster"
         self._prefix = prefix
         self._timeout = timeout
@@ -123,18 +134,42 @@ class RedisDriver:
         self._client: Any = None
         self._sentinels: list[Any] = []
         # Each server of a Cluster has its own: one that is lost holds up no session of another's.
-        self._batches: dict[str, Batches[Call, Any]] = {}
+        self._batches: dict[tuple[str, bool], Batches[Call, Any]] = {}
+        """For each server two: one for ordinary calls, and one for loading large sessions."""
 
     async def open(self) -> None:
-        """Connect, or raise SessionStoreError."""
-        self._client, *self._sentinels = self._address.connect(self._pool_size, self._patience)
+        """Connect, and find out whether the driver may do all that it needs; or raise ConfigError or SessionStoreError."""
+        self._client, *self._sentinels = _connect(self._address, self._pool_size, self._patience)
+        key = (f"{self._shard('000')}check",)
         try:
             async with asyncio.timeout(self._timeout):
-                await self._client.execute_command("EXISTS", self._prefix)
+                for call in (Call("load", key), Call("check", key)):
+                    [answer] = await self._attempt([call])
+                    if isinstance(answer, Exception):
+                        raise answer
         except _FAILURES as cause:
-            await self.close()
-            action = f"be reached at {self._address.hosts}; see that it runs there, or change the driver's url"
-            raise SessionStoreError(self.name, action) from cause
+            if (error := self._refusal(cause)) is not None:
+                await self.close()
+                raise error from cause
+
+    def _refusal(self, cause: BaseException) -> Exception | None:
+        """Return why the driver can't work with what open() got for an answer, or None where that may pass by itself."""
+        while isinstance(cause, RedisClusterException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        text, hosts = str(cause), self._address.hosts
+        if isinstance(cause, AuthenticationError):
+            return ConfigError(f"the redis driver can't log in at {hosts}: {text}; check the user and the password in its url")
+        if isinstance(cause, MovedError):
+            return ConfigError(f"the redis driver found a Cluster at {hosts}; write redis+cluster:// in its url")
+        if isinstance(cause, (*_CONNECTION_FAILURES, TimeoutError)):
+            return SessionStoreError(self.name, f"be reached at {hosts}; see that it runs there, or change the driver's url")
+        if _DATABASE.search(text):
+            return ConfigError(f"the redis driver can't use the database in its url at {hosts}: {text}; choose one that is there")
+        if _FORBIDDEN.search(text):
+            fix = f"let its user run it, on the keys {self._prefix}*"
+            return ConfigError(f"the redis driver lacks a permission at {hosts}: {text}; {fix}")
+        # Memory is full, say, or too few replicas are there.
+        return None
 
     async def close(self) -> None:
         """Close every connection, after what is under way."""
@@ -148,21 +183,11 @@ class RedisDriver:
 
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
-        found: dict[bytes, bytes] | None = await self._call("load a session", id, Call("load", (self._key(id),)))
-        if not found:
-            return None
-        try:
-            deadline = float(found[b"deadline"])
-            if not deadline > now:
-                return None
-            if b"ended" in found:
-                return Outcome.ENDED
-            fields = {name[1:].decode(errors="replace"): value for name, value in found.items() if name and name[0] == _COLON}
-            tag = Tag(found[b"owner"].decode(), found[b"note"], float(found[b"since"])) if b"owner" in found else None
-            return Record(fields, float(found[b"created"]), float(found[b"expires"]), deadline, int(found[b"version"]), tag)
-        except (KeyError, ValueError):
-            self._damage.report(id, "its hash")
-            return None
+        action, key = "load a session", (self._key(id),)
+        found = await self._call(action, id, Call("load", key))
+        if found == b"LARGE":
+            found = await self._call(action, id, Call("load", key, (), (True,)), is_large=True)
+        return self._record(id, found, now)
 
     async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
         """Store a new session."""
@@ -174,16 +199,26 @@ class RedisDriver:
         return None
 
     async def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self,
+        id: str,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
     ) -> Outcome:
         """Set and delete single fields of a session that is there."""
-        arguments = (now, _text(deadline), _names(sets), _names(deletes))
+        arguments = (now, _text(deadline), max_size, _names(sets), _names(deletes))
         return await self._write("change a session", "apply", (id,), (*sets.values(),), *arguments)
 
-    async def swap(self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None) -> Outcome:
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
         """Set one field if it still is *old*."""
         values = (new,) if old is None else (new, old)
-        return await self._write("change a session", "swap", (id,), values, now, _text(deadline), token_urlsafe(12), ":" + field)
+        arguments = (now, _text(deadline), max_size, token_urlsafe(12), ":" + field)
+        return await self._write("change a session", "swap", (id,), values, *arguments)
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """Replace the session by *record* under *new_id*, if nobody has written to it since *version*."""
@@ -195,7 +230,7 @@ class RedisDriver:
             return await self._write(action, "rename", ids, values, *condition, *rest)
         if tag is not None and await self._enter(action, new_id, tag, record, now) is Outcome.REFUSED:
             # Only shortly after an end of all this costs a trip more: a tag that is no new one is not refused.
-            found = await self.load(id, now=now)
+            found = await self._look(action, id, now)
             if not isinstance(found, Record):
                 return found or Outcome.ABSENT
             if found.tag is None or found.tag.since != tag.since:
@@ -224,29 +259,38 @@ class RedisDriver:
         return 0
 
     async def tag(
-        self, id: str, tag: Tag | None, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None
+        self,
+        id: str,
+        tag: Tag | None,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
     ) -> Outcome:
         """Do what apply() does, and give the session to the owner of *tag*, or to nobody. In a Cluster, it takes three trips."""
         action, names, values, gone = "change a session", _names(sets), (*sets.values(),), _names(deletes)
+        limits = (_text(deadline), max_size)
         if tag is None:
-            return await self._write(action, "tag", (id,), values, now, False, False, _text(deadline), names, [*gone, *_TAG])
+            return await self._write(action, "tag", (id,), values, now, False, False, *limits, names, [*gone, *_TAG])
         ids = [id, _index(tag.owner)]
         if self._is_cluster:
             # The owner's set comes first: it may have what is not there, and must not lack what is.
-            found = await self.load(id, now=now)
+            found = await self._look(action, id, now)
             if not isinstance(found, Record):
                 return found or Outcome.ABSENT
             if await self._enter(action, id, tag, found, now) is Outcome.REFUSED:
                 return Outcome.REFUSED
             ids.pop()
-        arguments = (now, repr(tag.since), tag.owner, _text(deadline), [*names, *_TAG], gone)
+        arguments = (now, repr(tag.since), tag.owner, *limits, [*names, *_TAG], gone)
         return await self._write(action, "tag", ids, (*values, *_pack(tag)), *arguments)
 
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
-        """Return the owner's sessions: a trip for their ids, and one for them."""
+        """Return the owner's sessions, without their fields: a trip for their ids, and one for them."""
         action = "list the sessions of an owner"
         ids = await self._members(action, "owned", owner, now)
-        found = dict(zip(ids, await asyncio.gather(*(self.load(id, now=now) for id in ids)), strict=True))
+        found = dict(zip(ids, await asyncio.gather(*(self._look(action, id, now) for id in ids)), strict=True))
         # What has ended never comes back. Where a set is in another slot, what is not there may be about to come.
         is_atomic = not self._is_cluster
         over = [id for id, each in found.items() if each is Outcome.ENDED or (each is None and is_atomic)]
@@ -255,14 +299,14 @@ class RedisDriver:
             id: each for id, each in found.items() if isinstance(each, Record) and each.tag is not None and each.tag.owner == owner
         }
 
-    async def end_owned(self, owner: str, *, keep: Collection[str], now: float, until: float) -> int:
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         """Refuse the owner's older tags from now on, and then end the sessions that there are."""
         action = "end the sessions of an owner"
-        ids = [id for id in await self._members(action, "end_owned", owner, now, until) if id not in keep]
+        ids = [id for id in await self._members(action, "end_owned", owner, now) if id not in keep]
         ended, over, seen = 0, set(ids), {*ids, *keep}
         while ids:
             # In a Cluster a session may be about to be stored, or renamed.
-            arguments = (now, owner, self._is_cluster, until)
+            arguments = (now, owner, self._is_cluster)
             calls = [(id, Call("end_one", (self._key(id),), (), arguments)) for id in ids]
             answers: list[bytes | int | None] = await asyncio.gather(*(self._call(action, id, call) for id, call in calls))
             ended += answers.count(1)
@@ -283,6 +327,30 @@ class RedisDriver:
             count += sum(await asyncio.gather(*(self._call("count its sessions", None, call) for call in calls)))
         return count
 
+    async def _look(self, action: str, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        """Return what load() does, but for the fields."""
+        return self._record(id, await self._call(action, id, Call("look", (self._key(id),))), now)
+
+    def _record(self, id: str, found: dict[bytes, bytes] | None, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        """Return what the hash *found* holds; None where there is none, or it has expired or is damaged."""
+        if not found:
+            return None
+        try:
+            deadline = float(found[b"deadline"])
+            if not deadline > now:
+                return None
+            if b"ended" in found:
+                return Outcome.ENDED
+            if not found[b"size"].isdigit():
+                raise ValueError("its size isn't a number")
+            fields = {name[1:].decode(errors="replace"): value for name, value in found.items() if name and name[0] == _COLON}
+            tag = Tag(found[b"owner"].decode(), found[b"note"], float(found[b"since"])) if b"owner" in found else None
+            created, expires, version = float(found[b"created"]), float(found[b"expires"]), int(found[b"version"])
+            return Record(fields, created, expires, deadline, version, tag, found.get(b"seal", b""))
+        except (KeyError, ValueError):
+            self._damage.report(id, "its hash")
+            return None
+
     async def _create(self, id: str, record: Record) -> Outcome:
         action, (values, rest), tag = "create a session", _unfold(record), record.tag
         if tag is None:
@@ -292,7 +360,7 @@ class RedisDriver:
         if await self._enter(action, id, tag, record, record.created) is Outcome.REFUSED:
             return Outcome.REFUSED
         outcome = await self._write(action, "create", (id,), values, False, *rest)
-        if outcome is Outcome.CONFLICT and await self.load(id, now=record.created) is Outcome.ENDED:
+        if outcome is Outcome.CONFLICT and await self._look(action, id, record.created) is Outcome.ENDED:
             # All of the owner's sessions were ended after this one had its place among them, and before it was there.
             return Outcome.REFUSED
         return outcome
@@ -324,20 +392,26 @@ class RedisDriver:
         call = Call(operation, [self._key(id) for id in ids], values, arguments)
         return _outcome(await self._call(action, ids[0], call))
 
-    async def _call(self, action: str, id: str | None, call: Call) -> Any:
+    async def _call(self, action: str, id: str | None, call: Call, *, is_large: bool = False) -> Any:
         """Return what *call* answers, or None where no hash stands in the session's place."""
         node = self._node(call) if self._is_cluster else None
         server = "" if node is None else node.name
-        if (batches := self._batches.get(server)) is None:
-            at_once = min(_AT_ONCE, self._pool_size)
-            batches = self._batches[server] = Batches(self._run, at_once=at_once, timeout=self._timeout)
+        if (batches := self._batches.get((server, is_large))) is None:
+            batches = self._batches[server, is_large] = self._new_batches(is_large)
         try:
             return await batches.call(call)
         except _FAILURES as cause:
             if id is not None and isinstance(cause, ResponseError) and "WRONGTYPE" in str(cause):
                 self._damage.report(id, "its hash")
                 return None
-            raise SessionStoreError(self.name, action) from cause
+            raise SessionStoreError(self.name, f"{action} at {server or self._address.hosts}") from cause
+
+    def _new_batches(self, is_large: bool) -> Batches[Call, Any]:
+        # Over a single connection, everything waits for everything.
+        large = min(_LARGE_AT_ONCE, self._pool_size // 2)
+        if is_large and large:
+            return Batches(self._run, at_once=large, most=1, timeout=self._timeout)
+        return Batches(self._run, at_once=min(_AT_ONCE, self._pool_size - large), timeout=self._timeout)
 
     def _node(self, call: Call) -> Any:
         """Return the node of a Cluster on which the call's first key lives, as far as that is known; None outside a Cluster."""
@@ -352,6 +426,8 @@ class RedisDriver:
         results = await self._attempt(calls)
         for pause in _PAUSES if not self._address.kind else chain(_PAUSES, repeat(_PAUSES[-1])):
             unanswered = [i for i, result in enumerate(results) if isinstance(result, Exception) and _may_pass(result)]
+            if any(isinstance(results[i], _DEMOTED) for i in unanswered):
+                await self._disconnect()
             if not unanswered or monotonic() + pause + self._patience > until:
                 break
             await asyncio.sleep(pause)
@@ -361,6 +437,13 @@ class RedisDriver:
                 is_unclear = result == b"CONFLICT" and calls[i].operation == "swap"
                 results[i] = RedisError("the answer to the write was lost") if is_unclear else result
         return results
+
+    async def _disconnect(self) -> None:
+        """Drop idle connections: they lead to a server that isn't the master any more, and new ones find what replaced it."""
+        # In a Cluster, such a server says where to go instead.
+        if not self._is_cluster:
+            with suppress(*_FAILURES):
+                await self._client.connection_pool.disconnect(inuse_connections=False)
 
     async def _attempt(self, calls: Sequence[Call]) -> list[Any]:
         """Make *calls*, in one trip, or in two where a server does not know the script yet."""
@@ -382,7 +465,7 @@ class RedisDriver:
         if len(calls) <= most and not self._wait_replicas:
             # A pipeline would cost a lone command half as much again.
             try:
-                return _results(calls, await self._client.execute_command(*_command(calls, script)))
+                return _results(calls, await self._client.execute_command(*_lone(calls, script)))
             except ResponseError as error:
                 return [error] * len(calls)
         groups = [calls[i : i + most] for i in range(0, len(calls), most)]
@@ -413,86 +496,56 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, (*_CONNECTION_FAILURES, *_CLUSTER_FAILURES)) and not isinstance(error, AuthenticationError)
 
 
-_KINDS = {(scheme, kind) for scheme in ("redis", "rediss") for kind in ("", "sentinel", "cluster")} | {("unix", "")}
+def _check_tls(options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for options of TLS that can't work, as for a file that isn't there."""
+    if options.get("connection_class") is SSLConnection:
+        try:
+            SSLConnection(**{name: value for name, value in options.items() if name.startswith("ssl_")}).ssl_context.get()
+        except (OSError, ValueError) as cause:
+            raise ConfigError(f"the redis driver can't use the ssl_ options in its url: {cause}") from cause
 
 
-class _Address(NamedTuple):
-    """What a URL says."""
-
-    kind: str
-    """`cluster`, `sentinel`, or nothing for a server on its own."""
-    hosts: str
-    """As they stand in the URL, without the password: for messages."""
-    urls: Sequence[str]
-    """For each host a URL of redis-py's."""
-    master: str
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.hosts!r})"
-
-    def connect(self, pool_size: int, patience: float) -> Sequence[Any]:
-        """Return a client, and those of the Sentinels; they connect later, and lose patience after so many seconds."""
-        is_alone = not self.kind
-        settings: dict[str, Any] = {
-            # A server on its own is timed here, once for a trip; redis-py would do it for each reply.
-            "socket_timeout": None if is_alone else patience,
-            "socket_connect_timeout": patience,
-            "socket_keepalive": True,
-            "max_connections": pool_size,
-            # Only the driver knows which commands it may send twice.
-            "retry": Retry(NoBackoff(), 0),
-        }
-        if is_alone:
-            client: Any = Redis
-            return [client.from_url(self.urls[0], **settings)]
-        options: list[dict[str, Any]] = [dict(parse_url(url)) for url in self.urls]
-        nodes = [(each.pop("host", "localhost"), each.pop("port", 6379)) for each in options]
-        settings |= options[0]
-        if settings.pop("connection_class", None) is not None:
-            settings["ssl"] = True
-        if self.kind == "cluster":
-            return [RedisCluster(startup_nodes=[ClusterNode(host, port) for host, port in nodes], **settings)]
-        # The Sentinels have passwords of their own.
-        theirs = {name.removeprefix("sentinel_"): settings.pop(name) for name in [*settings] if name.startswith("sentinel_")}
-        theirs |= {name: value for name, value in settings.items() if name.startswith(("socket_", "ssl"))}
-        make: Any = Sentinel
-        sentinel = make(nodes, sentinel_kwargs=theirs, **settings)
-        return [sentinel.master_for(self.master), *sentinel.sentinels]
+def _connect(address: Address, pool_size: int, patience: float) -> Sequence[Any]:
+    """Return a client, and those of the Sentinels; they connect later, and lose patience after so many seconds."""
+    is_alone = not address.kind
+    settings: dict[str, Any] = {
+        # A server on its own is timed here, once for a trip; redis-py would do it for each reply.
+        "socket_timeout": None if is_alone else patience,
+        "socket_connect_timeout": patience,
+        "max_connections": pool_size,
+        # Only the driver knows which commands it may send twice.
+        "retry": Retry(NoBackoff(), 0),
+    }
+    if not address.is_socket:
+        settings["socket_keepalive"] = True
+    options: list[dict[str, Any]] = [dict(parse_url(url)) for url in address.urls]
+    _check_tls(options[0])
+    if is_alone:
+        client: Any = Redis
+        return [client.from_url(address.urls[0], **settings)]
+    nodes = [(each.pop("host", "localhost"), each.pop("port", 6379)) for each in options]
+    settings |= options[0]
+    if settings.pop("connection_class", None) is not None:
+        settings["ssl"] = True
+    if address.kind == "cluster":
+        return [RedisCluster(startup_nodes=[ClusterNode(host, port) for host, port in nodes], **settings)]
+    # The Sentinels have passwords of their own.
+    theirs = {name.removeprefix("sentinel_"): settings.pop(name) for name in [*settings] if name.startswith("sentinel_")}
+    theirs |= {name: value for name, value in settings.items() if name.startswith(("socket_", "ssl"))}
+    make: Any = Sentinel
+    sentinel = make(nodes, sentinel_kwargs=theirs, **settings)
+    return [sentinel.master_for(address.master), *sentinel.sentinels]
 
 
-def _parse(url: str) -> _Address:
-    """Return what *url* says, or raise ConfigError, which does not repeat it: there may be a password in it."""
-    forms = "redis://, rediss://, unix://, redis+sentinel:// with the master's name as its path, or redis+cluster://"
-    wrong = ConfigError(f"the redis driver can't read its url; it takes one that begins with {forms}")
-    if not isinstance(url, str):
-        raise wrong
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise wrong from None
-    scheme, _, kind = parts.scheme.partition("+")
-    if (scheme, kind) not in _KINDS:
-        raise wrong
-    credentials, at, hosts = parts.netloc.rpartition("@")
-    master = parts.path.strip("/") if kind == "sentinel" else ""
-    if (kind == "sentinel" and not master) or (not kind and "," in hosts):
-        raise wrong
-    path = "" if kind == "sentinel" else parts.path
-    urls = [urlunsplit((scheme, credentials + at + host, path, parts.query, "")) for host in hosts.split(",")]
-    address = _Address(kind, hosts or parts.path or "localhost", urls, master)
-    try:
-        for each in urls:
-            parse_url(each)
-    except ValueError:
-        # Its text, and so the cause's, may hold a part of the password.
-        raise wrong from None
-    return address
+def _lone(calls: Sequence[Call], script: Sequence[str]) -> Sequence[Any]:
+    """Return the command that makes *calls* in a trip of their own: *script*'s, but for a single load, which needs none."""
+    if len(calls) == 1 and calls[0].operation == "load":
+        return ("HGETALL", *calls[0].keys)
+    return _command(calls, script)
 
 
 def _command(calls: Sequence[Call], script: Sequence[str]) -> Sequence[Any]:
-    """Return the command that makes *calls*: *script*'s, but for a lone load, which needs none."""
-    if len(calls) == 1 and calls[0].operation == "load":
-        return ("HGETALL", *calls[0].keys)
+    """Return the command of *script* that makes *calls*."""
     keys = [key for call in calls for key in call.keys]
     what = [(call.operation, len(call.keys), len(call.values), *call.arguments) for call in calls]
     # One piece is cheaper for redis-py to send than its parts.
@@ -524,6 +577,9 @@ def _unfold(record: Record) -> tuple[Sequence[bytes], Sequence[Any]]:
     """Return the values, and what else the script takes to store *record*."""
     times = [repr(time) for time in (record.created, record.expires, record.deadline)]
     names, values = _names(record.fields), [*record.fields.values()]
+    if record.seal:
+        names.append("seal")
+        values.append(record.seal)
     if record.tag is not None:
         names += _TAG
         values += _pack(record.tag)
