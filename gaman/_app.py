@@ -239,7 +239,7 @@ class App:
             try:
                 return check(error_response(error), ctx)
             except (HeaderError, ResultError) as fault:
-                return await self._recover(ctx, fault)
+                return await self._recover(ctx, fault, handler)
         if self.debug:
             return Response.text(told or "".join(traceback.format_exception(*own(error))), 500)
         return error_response(HTTPError(500))

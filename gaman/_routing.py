@@ -361,7 +361,7 @@ def _translate(segment: str) -> str:
     inner = found[1] or found[2]
     if "<" in segment:
         kind, _, name = inner.rpartition(":")
-        if _is_converter(name) and not _is_converter(kind):
+        if kind and _is_converter(name) and not _is_converter(kind):
             kind, name = name, kind
     else:
         name, _, kind = inner.partition(":")

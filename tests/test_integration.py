@@ -116,7 +116,7 @@ async def test_integrations_of_one_priority_keep_the_order_of_their_list(ask: As
 def test_two_integrations_of_one_name_are_refused() -> None:
     first, second = define_integration(name="x"), define_integration(name="x", priority="high")
     for integrations in ([first, second], [first, first]):
-        with pytest.raises(ConfigError, match="two named 'x'.*remove one"):
+        with pytest.raises(ConfigError, match=r"two named 'x'.*remove one"):
             App({"/": handler}, integrations=integrations)
 
 
