@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from gaman import _access
 from gaman._context import Context, log_extra
@@ -17,6 +17,7 @@ from gaman._response import (
     BODILESS,
     CONTENT_TYPE,
     OK,
+    NothingReturned,
     Payload,
     Receive,
     Response,
@@ -29,7 +30,7 @@ from gaman._response import (
     to_response,
     without_body,
 )
-from gaman._routing import Answered, Routes, Table, define_routes
+from gaman._routing import Answered, Handler, Routes, Table, define_routes, function_of, last_of, name_of
 from gaman._target import in_origin_form
 from gaman._tracebacks import explain, own, place
 from gaman._trailers import drop_trailers
@@ -66,6 +67,12 @@ class App:
         trusted_proxies: str | Iterable[str] = NEARBY,
         allowed_hosts: str | Iterable[str] = "*",
     ) -> None:
+        if isinstance(routes, App) or (isinstance(routes, type) and issubclass(routes, App)):
+            raise ConfigError("App() takes routes, not an App; serve an App with gaman.serve(app), or by `gaman serve main:app`")
+        if not isinstance(debug, bool):
+            raise ConfigError(f"debug={debug!r} is neither True nor False, and any text counts as true; write debug=text == '1'")
+        if not isinstance(max_body_size, int) or isinstance(max_body_size, bool) or max_body_size < 0:
+            raise ConfigError(f"max_body_size={max_body_size!r} isn't a number of bytes; give an int, such as 1 << 20 for 1 MiB")
         self.routes = (routes if isinstance(routes, Routes) else define_routes(routes)).bind(deps)
         self.integrations = tuple(in_order(integrations))
         self.debug = debug
@@ -84,6 +91,8 @@ class App:
             self._on_response.append(_access.finish)
         self._passed: RawHeaders = []
         """The fields of the last response that passed check(); most responses after hooks have the same."""
+        self._returned_nothing: set[int] = set()
+        """The ids of handlers of which the log has said that."""
         self._loaded: list[Integration] = []
         self._must_load = any(integration.on_load is not None for integration in self.integrations)
         self._matcher: Routes | _NotLoaded = _NotLoaded() if self._must_load else self.routes
@@ -198,7 +207,9 @@ class App:
         """Return the answer to *error*: an on_error hook's or the error's own. What nobody expected is logged and says nothing."""
         told = ""
         if isinstance(error, HTTPError):
-            if error.status >= 500 and (cause := error.__cause__) is not None:
+            if isinstance(error, NothingReturned):
+                self._tell_of_nothing(ctx, error, last_of(cast("Handler", handler)))
+            elif error.status >= 500 and (cause := error.__cause__) is not None:
                 # A line is enough: where a store is down, every request that needs it comes by here.
                 logger.error("%s %r answered %d: %s: %r", ctx.method, ctx.path, error.status, error, cause, extra=ctx.log_extra)
         elif isinstance(error, GamanError):
@@ -228,10 +239,29 @@ class App:
             try:
                 return check(error_response(error), ctx)
             except (HeaderError, ResultError) as fault:
-                return await self._recover(ctx, fault)
+                return await self._recover(ctx, fault, handler)
         if self.debug:
             return Response.text(told or "".join(traceback.format_exception(*own(error))), 500)
         return error_response(HTTPError(500))
+
+    def _tell_of_nothing(self, ctx: Context, error: NothingReturned, handler: Handler) -> None:
+        """Name *handler*, which returned None: in the log once, because each visitor may repeat it, and with debug in *error*."""
+        told = f"the handler {name_of(handler)} returned nothing"
+        where = place(error, function_of(handler))
+        if id(handler) not in self._returned_nothing:
+            self._returned_nothing.add(id(handler))
+            fix = "write `return` before its result, or raise HTTPError(404) where that is meant"
+            logger.warning(
+                "%s %r was answered 404, because %s (logged once); %s%s",
+                ctx.method,
+                ctx.path,
+                told,
+                fix,
+                where,
+                extra=ctx.log_extra,
+            )
+        if self.debug:
+            error.detail = f"{error.detail}: {told}{where}"
 
     def _check_host(self, scope: Scope, receive: Receive) -> None:
         """Raise Answered for a Host field with a fault, or for a host that isn't allowed."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Literal
 
-from gaman._headers import RawHeaders
+from gaman._headers import RawHeaders, as_text
 from gaman.errors import HeaderError
 
 SetCookies = dict[object, tuple[bytes, bytes]]
@@ -127,6 +127,8 @@ class Cookies:
         domain = domain.removeprefix(".") if isinstance(domain, str) else domain
         secure = self._is_secure() if secure is None else secure
         attributes = _attributes(name, max_age, path, domain, secure, http_only, same_site, partitioned)
+        if not isinstance(value, str):
+            raise HeaderError(f"the cookie {name!r} takes a str, not {value!r}; write {as_text(value)!r}")
         octets = value.encode("utf-8", "surrogatepass")
         if octets.translate(None, _octets):
             raise HeaderError(f"the cookie {name!r} can't hold {value!r}; encode it first, with urllib.parse.quote for instance")
@@ -159,6 +161,8 @@ def _attributes(
     partitioned: bool,
 ) -> str:
     """Return all that follows the value, after checking what a browser would drop without a word (RFC 6265bis, section 5.7)."""
+    if not isinstance(name, str):
+        raise HeaderError(f"a cookie's name is a str, not {name!r}; write {as_text(name)!r}")
     if _token(name) is None:
         raise HeaderError(f"{name!r} is not a cookie name: RFC 6265 allows letters, digits and !#$%&'*+-.^_`|~")
     if max_age is not None and not isinstance(max_age, int):
@@ -167,7 +171,7 @@ def _attributes(
         )
     if same_site not in ("lax", "strict", "none"):
         raise HeaderError(f"the cookie {name!r} has same_site={same_site!r}; it takes 'lax', 'strict' or 'none'")
-    if _attribute_octets(path) is None or not path.startswith("/"):
+    if not isinstance(path, str) or _attribute_octets(path) is None or not path.startswith("/"):
         raise HeaderError(f"the cookie {name!r} has path={path!r}; it begins with / and holds neither ; nor control characters")
     if domain is not None and (not isinstance(domain, str) or _host_name(domain) is None):
         raise HeaderError(

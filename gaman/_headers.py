@@ -18,6 +18,8 @@ _forbidden = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]").search
 @lru_cache(maxsize=1024)
 def encode_name(name: str) -> bytes:
     """Return *name* in lower case; HeaderError where it isn't a token (RFC 9110, section 5.6.2), or is the server's own to set."""
+    if not isinstance(name, str):
+        raise HeaderError(f"a header's name is a str, not {name!r}; write {as_text(name)!r}")
     if _token(name) is None:
         raise HeaderError(f"{name!r} is not a header name: RFC 9110 allows letters, digits and !#$%&'*+-.^_`|~")
     if (lower := name.lower()) == "transfer-encoding":
@@ -27,6 +29,8 @@ def encode_name(name: str) -> bytes:
 
 def encode_value(value: str) -> bytes:
     """Return *value* as octets, or raise HeaderError for a control character, CR, LF and NUL above all."""
+    if not isinstance(value, str):
+        raise HeaderError(f"a header's value is a str, not {value!r}; write {as_text(value)!r}")
     # isprintable answers in one pass for nearly every value; the pattern then decides about the rest, such as a tab.
     if not value.isprintable() and _forbidden(value) is not None:
         raise HeaderError(f"the header value {value!r} holds a control character (CR, LF, NUL, ...); remove it")
@@ -34,6 +38,11 @@ def encode_value(value: str) -> bytes:
         return value.encode("latin-1")
     except UnicodeEncodeError as cause:
         raise HeaderError(f"the header value {value!r} does not fit into ISO-8859-1; percent-encode it") from cause
+
+
+def as_text(value: object) -> str:
+    """Return the str that a message proposes in the place of *value*."""
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
 class Headers(Mapping[str, str]):

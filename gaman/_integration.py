@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, fields
+from inspect import ismodule
 from typing import TYPE_CHECKING, Literal
 
 from gaman._context import Context
@@ -60,5 +61,26 @@ define_integration = Integration
 
 
 def in_order(integrations: Iterable[Integration]) -> list[Integration]:
-    """Return *integrations* by priority, those of one priority as they were listed."""
+    """Return *integrations* by priority, those of one priority as they were listed; ConfigError names what is no integration."""
+    if not isinstance(integrations, Iterable):
+        raise ConfigError(f"integrations is a list, not {_tell(integrations)}")
+    integrations, names = tuple(integrations), set[str]()
+    for integration in integrations:
+        if not isinstance(integration, Integration):
+            raise ConfigError(f"integrations holds {_tell(integration)}")
+        if integration.name in names:
+            raise ConfigError(f"integrations holds two named {integration.name!r}, which would be in each other's way; remove one")
+        names.add(integration.name)
     return sorted(integrations, key=lambda integration: _ORDER.index(integration.priority))
+
+
+def _tell(value: object) -> str:
+    """Return what *value* is, which isn't a list of integrations or isn't an integration, and what to write instead."""
+    if isinstance(value, Integration):
+        return f"the integration {value.name!r} by itself; write integrations=[{value.name}(...)]"
+    if ismodule(value):
+        return f"the module {value.__name__}; import the integration from it"
+    if callable(value):
+        name = getattr(value, "__name__", type(value).__name__)
+        return f"{name} itself; write integrations=[{name}()]"
+    return f"{value!r}; write integrations=[session()], for example, or leave it out"

@@ -19,7 +19,7 @@ import anyio.to_thread
 import msgspec
 
 from gaman import _file
-from gaman._headers import Headers, MutableHeaders, RawHeaders, encode_value
+from gaman._headers import Headers, MutableHeaders, RawHeaders, encode_name, encode_value
 from gaman.errors import ClientDisconnected, HeaderError, HTTPError, ResultError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Response:
     def _add(self, headers: HeadersInit) -> None:
         own = self.headers
         pairs = list(cast("Mapping[str, str]", headers).items() if isinstance(headers, Mapping) else headers)
-        if any(name.lower() == "content-type" for name, _ in pairs):
+        if any(encode_name(name) == CONTENT_TYPE for name, _ in pairs):
             self.raw_headers.clear()
         for name, value in pairs:
             own.add(name, value)
@@ -475,7 +475,7 @@ def to_response(result: object) -> Response:
     if isinstance(result, Response):
         return result
     if result is None:
-        raise HTTPError(404)
+        raise NothingReturned
     if isinstance(result, str):
         return Response.text(result)
     if isinstance(result, bytes):
@@ -488,6 +488,13 @@ def to_response(result: object) -> Response:
     raise ResultError(
         f"a handler returned a {type(result).__name__}; return a Response, str, bytes, dict, list, dataclass, Struct or None"
     )
+
+
+class NothingReturned(HTTPError):
+    """Answers 404 because the last handler of a route returned None, most often for want of a `return`."""
+
+    def __init__(self) -> None:
+        super().__init__(404)
 
 
 def error_response(error: HTTPError) -> Response:

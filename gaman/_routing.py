@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
-from inspect import iscoroutinefunction, signature
+from functools import partial
+from inspect import Signature, isasyncgenfunction, isclass, iscoroutinefunction, isroutine, signature
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, TypeGuard, cast
 
@@ -22,7 +23,13 @@ Match: TypeAlias = tuple[Handler, Mapping[str, str]]
 # RFC 9110, section 9.3, without CONNECT, which asks for a tunnel; and RFC 5789.
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 _PERCENT = ord("%")
-_parameter = re.compile(r":[A-Za-z_][A-Za-z0-9_]*").fullmatch
+_parameter = re.compile(r":[A-Za-z_][A-Za-z0-9_]*\*?").fullmatch
+# A parameter as other frameworks write it: `{id}`, `{id:int}`, `<int:id>`, `{path...}` or `*path`.
+_foreign = re.compile(r"[^{<]*[{<](.*[A-Za-z_].*)[}>].*|(\*+[A-Za-z_].*)").fullmatch
+_is_converter = re.compile(r"str|string|int|float|path|slug|uuid|any").fullmatch
+_names = re.compile(r"[A-Za-z_]\w*").findall
+# Empty segments, `.` and `..` would be other ways to write a path, which a guard misses; and no file's name has a NUL.
+_is_ambiguous = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)|\0").search
 _NO_PARAMS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -36,9 +43,10 @@ class Answered(Exception):
 def define_routes(table: Table | Callable[[], Table] | Callable[[Any], Table], *, strict: bool = False) -> Routes:
     """Return the routes of *table*, checked; ConfigError names the path of what is wrong in it.
 
-    A key is a path (`/users/:id`), a path that ends in `*` (middleware for all that lies below it), or an HTTP method, `ALL`
-    among them; a value is an async handler, a list of them, or a table of its own. A function that returns such a dict may take
-    one argument: the `deps` of the App. With *strict*, a trailing slash makes another path.
+    A key is a path (`/users/:id`, or `/files/:path*` for all paths below `/files`), a path that ends in `/*` (middleware for that
+    path and all below it), or an HTTP method, `ALL` among them; a value is an async handler, a list of them, or a table of its own.
+    A function that returns such a dict may take one argument: the `deps` of the App. With *strict*, a trailing slash makes another
+    path.
     """
     return Routes(table, strict=strict)
 
@@ -57,6 +65,8 @@ class Routes:
         self._middleware: tuple[_Layer, ...] = ()
         if not callable(table):
             self._add(table)
+        elif iscoroutinefunction(table) or iscoroutinefunction(function_of(table)):
+            raise ConfigError(f"routes are a dict of paths and handlers, not a handler; write {{'/': {name_of(table)}}}")
         elif not signature(table).parameters:
             self._add(cast("Callable[[], Table]", table)())
         else:
@@ -98,6 +108,8 @@ class Routes:
         known: set[str] | None = None
         while True:
             for segment in segments[depth:] if depth else segments:
+                if node.rest is not None and segment:
+                    branches = [*(branches or ()), (node.rest, len(segments))]
                 depth += 1
                 following = node.literals.get(segment)
                 if following is None:
@@ -112,6 +124,8 @@ class Routes:
                 if route is not None:
                     return route.match(segments)
                 known = {*(known or ()), *node.endpoint}
+            while branches and not branches[-1][0].takes(segments, self._strict):
+                branches.pop()
             if not branches:
                 # No parameter takes an empty segment, so that only what matches nothing has to be searched for them.
                 if "" in segments and (kept := _without_empty(segments, self._strict)) != segments:
@@ -121,9 +135,8 @@ class Routes:
 
     def _unanswered(self, method: str, segments: Sequence[str], known: set[str] | None) -> Match:
         layers = [layer for layer in self._middleware if layer.covers(segments)]
-        if known:
-            layers.append(_Layer((), (_known_path(method, known),)))
-        return _match(layers, segments)
+        last = _known_path(method, known) if known else _not_found
+        return _match([*layers, _Layer((), (last,))], segments)
 
     def _add(self, table: Table) -> None:
         if not _is_table(table):
@@ -147,18 +160,26 @@ class Routes:
 
     def _add_route(self, entry: _Entry, layer: _Layer) -> None:
         node = self._root
-        for segment in layer.segments:
-            if segment[:1] == ":":
+        for place, segment in enumerate(layer.segments):
+            if segment[:1] != ":":
+                node = node.literals.setdefault(segment, _Node())
+            elif segment[-1] != "*":
                 node.parameter = node.parameter or _Node()
                 node = node.parameter
             else:
-                node = node.literals.setdefault(segment, _Node())
+                node.rest = node.rest or _Node(segment, place)
+                node = node.rest
+                if node.segment != segment:
+                    raise ConfigError(
+                        f"{entry}: another route has {node.segment!r} in the place of {segment!r}; give both one name"
+                    )
         if entry.method in node.endpoint:
             raise ConfigError(f"{entry}: this path and method have a route already")
         layers = [*(other for other in self._middleware if other.may_cover(layer.segments)), layer]
-        places: dict[str, int] = {}
-        for name, place in [pair for other in layers for pair in other.params.items()]:
-            if places.setdefault(name, place) != place:
+        # A catch-all's value is no other parameter's, even where both begin at one place.
+        values: dict[str, int | None] = {layer.rest: None} if layer.rest else {}
+        for name, value in [pair for other in layers for pair in other.params.items()]:
+            if values.setdefault(name, value) != value:
                 raise ConfigError(f"{entry}: ':{name}' stands at another place here than in the middleware above; rename one")
         node.endpoint[entry.method] = _Route(layers)
 
@@ -175,12 +196,11 @@ class _Entry(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """Handlers, and the path they are for; those of middleware are for what lies below it, or with *everywhere* for all."""
+    """Handlers, and the path they are for; those of middleware are for all that lies below it as well."""
 
     segments: Segments
     handlers: tuple[Handler, ...]
     is_middleware: bool = False
-    everywhere: bool = False
 
     @classmethod
     def of(cls, entry: _Entry, strict: bool) -> _Layer:
@@ -189,37 +209,58 @@ class _Layer(NamedTuple):
         if is_middleware := parts[-1] == "*":
             parts.pop()
         segments = tuple(_without_empty(parts, strict and not is_middleware))
-        for i, segment in enumerate(segments):
-            if "*" in segment:
-                raise ConfigError(f"{entry}: a * stands alone at the end of a path, nowhere else")
-            if segment[:1] == ":" and _parameter(segment) is None:
+        names: set[str] = set()
+        for place, segment in enumerate(segments, 1):
+            if _foreign(segment) is not None:
+                path = "/".join(map(_translate, parts)) + "/*" * is_middleware
+                raise ConfigError(f"{entry}: {segment!r} isn't a parameter, which is a whole segment with a colon; write {path}")
+            if segment[:1] != ":":
+                if "*" in segment:
+                    raise ConfigError(f"{entry}: a * stands alone at the end of a path, or after a parameter's name there")
+                continue
+            if _parameter(segment) is None:
                 raise ConfigError(f"{entry}: {segment!r} is no parameter; after the colon comes a name of letters, digits and _")
-            if segment[:1] == ":" and segment in segments[:i]:
-                raise ConfigError(f"{entry}: the parameter {segment!r} stands there twice")
-        return cls(segments, entry.handlers, is_middleware, entry.path == "*")
+            if segment[-1] == "*" and (is_middleware or place < len(segments)):
+                raise ConfigError(f"{entry}: nothing comes after {segment!r}, because it takes the rest of the path")
+            if (name := segment.strip(":*")) in names:
+                raise ConfigError(f"{entry}: the parameter ':{name}' stands there twice")
+            names.add(name)
+        return cls(segments, entry.handlers, is_middleware)
 
     @property
     def params(self) -> dict[str, int]:
-        return {segment[1:]: place for place, segment in enumerate(self.segments) if segment[:1] == ":"}
+        """The places of the parameters of one segment."""
+        return {segment[1:]: place for place, segment in enumerate(self.segments) if segment[:1] == ":" and segment[-1] != "*"}
+
+    @property
+    def rest(self) -> str:
+        """The name of the catch-all, or an empty string."""
+        return self.segments[-1][1:-1] if self.segments and self.segments[-1][-1:] == "*" else ""
+
+    def bind(self, path: Sequence[str]) -> dict[str, str]:
+        """Return the parameters that *path* has here."""
+        params = {name: path[place] for name, place in self.params.items()}
+        return {**params, self.rest: "/".join(path[len(self.segments) - 1 :])} if self.rest else params
 
     def covers(self, path: Sequence[str]) -> bool:
-        """Whether *path* lies below; of a pattern, whether all of its paths do."""
+        """Whether *path* is this one or lies below; of a pattern, whether all of its paths do."""
         pairs = zip(self.segments, path, strict=False)
-        return self._reaches(path) and all(mine[:1] == ":" or mine == its for mine, its in pairs)
+        # An empty segment, which a trailing slash leaves, is no parameter's value.
+        return len(path) >= len(self.segments) and all((mine[:1] == ":" and its) or mine == its for mine, its in pairs)
 
     def may_cover(self, pattern: Sequence[str]) -> bool:
-        """Whether some path of *pattern* lies below."""
+        """Whether some path of *pattern* is this one or lies below."""
+        is_open = bool(pattern) and pattern[-1][-1:] == "*"
         pairs = zip(self.segments, pattern, strict=False)
-        return self._reaches(pattern) and all(mine[:1] == ":" or its[:1] == ":" or mine == its for mine, its in pairs)
-
-    def _reaches(self, path: Sequence[str]) -> bool:
-        return self.everywhere or len(path) > len(self.segments)
+        return (is_open or len(pattern) >= len(self.segments)) and all(
+            (mine[:1] == ":" and its) or its[:1] == ":" or mine == its for mine, its in pairs
+        )
 
 
 class _Route:
     """What one path answers to one method: the layers of middleware and last its own."""
 
-    __slots__ = ("_handler", "_layers", "_places")
+    __slots__ = ("_handler", "_layers", "_places", "_rest")
 
     def __init__(self, layers: Sequence[_Layer]) -> None:
         *above, own = layers
@@ -228,6 +269,7 @@ class _Route:
         self._layers = None if is_certain else layers
         self._handler = _chain(tuple(handler for layer in layers for handler in layer.handlers))
         self._places = tuple({name: place for layer in layers for name, place in layer.params.items()}.items())
+        self._rest = (own.rest, len(own.segments) - 1) if own.rest else None
 
     def match(self, segments: Sequence[str]) -> Match:
         if self._layers is not None:
@@ -236,23 +278,42 @@ class _Route:
         params: dict[str, str] = {}
         for name, place in self._places:
             params[name] = segments[place]
+        if self._rest is not None:
+            name, place = self._rest
+            params[name] = "/".join(segments[place:])
         return self._handler, params
 
 
 class _Node:
-    """A place in the tree of paths: below it, literal segments and at most one parameter."""
+    """A place in the tree of paths: below it, literal segments, at most one parameter, and at most one catch-all."""
 
-    __slots__ = ("endpoint", "literals", "parameter")
+    __slots__ = ("endpoint", "literals", "parameter", "place", "rest", "segment")
 
-    def __init__(self) -> None:
+    def __init__(self, segment: str = "", place: int | None = None) -> None:
         self.literals: dict[str, _Node] = {}
         self.parameter: _Node | None = None
+        self.rest: _Node | None = None
         self.endpoint: dict[str, _Route] = {}
+        self.segment = segment
+        self.place = place
+        """Of a catch-all, where it begins."""
+
+    def takes(self, segments: Sequence[str], strict: bool) -> bool:
+        """Whether a catch-all may be the rest of *segments*, which no other path could be taken for; True of any other node."""
+        if self.place is None:
+            return True
+        rest = segments[self.place :]
+        path = "/".join(rest)
+        if strict and not rest[-1]:
+            path = path[:-1]
+            rest = rest[:-1]
+        # An encoded slash is one more.
+        return path.count("/") < len(rest) and _is_ambiguous(path) is None
 
 
 def _match(layers: Sequence[_Layer], segments: Sequence[str]) -> Match:
     handler = _chain(tuple(handler for layer in layers for handler in layer.handlers))
-    return handler, {name: segments[place] for layer in layers for name, place in layer.params.items()}
+    return handler, {name: value for layer in layers for name, value in layer.bind(segments).items()}
 
 
 def _without_empty(segments: Sequence[str], strict: bool) -> list[str]:
@@ -269,7 +330,7 @@ def _flatten(table: Table, prefix: str) -> Iterator[_Entry]:
         path = _join(prefix, key)
         if not _is_table(value):
             yield _Entry("ALL", path, _handlers(path, value))
-        elif path.endswith("*"):
+        elif path.endswith("/*") or path == "*":
             yield _Entry("ALL", path, (_by_method(path, value),))
         else:
             yield from _flatten(value, path)
@@ -292,19 +353,72 @@ def _join(prefix: str, key: object) -> str:
     raise ConfigError(f"{where}: a path begins with '/', and a method is one of {', '.join(_METHODS)}, ALL")
 
 
+def _translate(segment: str) -> str:
+    """Return *segment* with a colon where it is a parameter as other frameworks write it, else as it is."""
+    found = _foreign(segment)
+    if found is None:
+        return segment
+    inner = found[1] or found[2]
+    if "<" in segment:
+        kind, _, name = inner.rpartition(":")
+        if kind and _is_converter(name) and not _is_converter(kind):
+            kind, name = name, kind
+    else:
+        name, _, kind = inner.partition(":")
+    [found_name, *_] = _names(name) or _names(inner)
+    return f":{found_name}{'*' if kind == 'path' or '*' in name or '...' in name else ''}"
+
+
 def _handlers(where: str, value: object) -> tuple[Handler, ...]:
     handlers = cast("Sequence[object]", value) if isinstance(value, (list, tuple)) else (value,)
     if not handlers:
         raise ConfigError(f"{where}: the list of handlers is empty")
     for handler in handlers:
-        name = getattr(handler, "__qualname__", repr(handler))
-        if not callable(handler):
-            raise ConfigError(
-                f"{where}: {name} is a {type(handler).__name__}, not a handler; give an async function, or a list of them"
-            )
-        if not iscoroutinefunction(handler) and not iscoroutinefunction(type(handler).__call__):
-            raise ConfigError(f"{where}: the handler {name} is not async; write `async def`")
+        _check_handler(where, handler)
     return cast("tuple[Handler, ...]", tuple(handlers))
+
+
+def _check_handler(where: str, handler: object) -> None:
+    called, name = function_of(handler), name_of(handler)
+    if not callable(handler):
+        raise ConfigError(
+            f"{where}: {name} is a {type(handler).__name__}, not a handler; give an async function, or a list of them"
+        )
+    if isasyncgenfunction(called):
+        raise ConfigError(
+            f"{where}: the handler {name} is an async generator, because it holds `yield`; write a handler that returns "
+            "Response.stream() of that generator"
+        )
+    if not iscoroutinefunction(handler) and not iscoroutinefunction(called):
+        raise ConfigError(f"{where}: the handler {name} is not async; write `async def`")
+    try:
+        # What a decorator's own function takes, which passes on to the decorated one what that needs.
+        takes = signature(handler, follow_wrapped=False)
+    except ValueError:
+        # Some that are written in C tell nothing.
+        return
+    try:
+        takes.bind(None)
+    except TypeError:
+        required = [
+            p for p in takes.parameters.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        is_unbound = next(iter(takes.parameters), None) == "self"
+        fix = "give the method of an object, not of its class" if is_unbound else "path parameters are in ctx.params"
+        told = Signature([p.replace(annotation=p.empty) for p in required])
+        raise ConfigError(f"{where}: the handler {name} takes {told}, but is called as {name}(ctx); {fix}") from None
+
+
+def name_of(handler: object) -> str:
+    """Return what the user calls *handler*: the name of a function, or of what a partial or an object calls."""
+    return str(getattr(handler, "__qualname__", None) or getattr(function_of(handler), "__qualname__", repr(handler)))
+
+
+def function_of(handler: object) -> object:
+    """Return the function that calling *handler* runs: that of a partial, the `__call__` of an object, or itself."""
+    while isinstance(handler, partial):
+        handler = cast("partial[object]", handler).func
+    return handler if isroutine(handler) or isclass(handler) else getattr(type(handler), "__call__", handler)  # noqa: B004
 
 
 def _by_method(path: str, table: Table) -> Handler:
@@ -324,16 +438,21 @@ def _by_method(path: str, table: Table) -> Handler:
 
 def _chain(handlers: tuple[Handler, ...]) -> Handler:
     """Return one handler that asks *handlers* in turn until one answers."""
-    if len(handlers) == 1:
-        return handlers[0]
+    return handlers[0] if len(handlers) == 1 else partial(_ask_in_turn, handlers)
 
-    async def chain(ctx: Context) -> Result:
-        for handler in handlers:
-            if (answer := await handler(ctx)) is not None:
-                return answer
-        return None
 
-    return chain
+async def _ask_in_turn(handlers: tuple[Handler, ...], ctx: Context) -> Result:
+    for handler in handlers:
+        if (answer := await handler(ctx)) is not None:
+            return answer
+    return None
+
+
+def last_of(handler: Handler) -> Handler:
+    """Return the last of the handlers that *handler*, of a Match, asks in turn."""
+    chain: Any = handler
+    is_chain = isinstance(chain, partial) and chain.func is _ask_in_turn
+    return cast("Handler", chain.args[0][-1]) if is_chain else handler
 
 
 def _complete(endpoint: dict[str, Any]) -> None:
@@ -343,6 +462,10 @@ def _complete(endpoint: dict[str, Any]) -> None:
     if "ALL" in endpoint:
         for method in _METHODS:
             endpoint.setdefault(method, endpoint["ALL"])
+
+
+async def _not_found(ctx: Context) -> Result:
+    raise HTTPError(404)
 
 
 def _known_path(method: str, known: set[str]) -> Handler:
@@ -365,3 +488,5 @@ def _walk(node: _Node, path: Segments = ()) -> Iterator[tuple[Segments, _Node]]:
         yield from _walk(below, (*path, segment))
     if node.parameter is not None:
         yield from _walk(node.parameter, (*path, ":"))
+    if node.rest is not None:
+        yield from _walk(node.rest, (*path, ":"))

@@ -27,12 +27,17 @@ class ResultError(GamanError, TypeError, ValueError):
 class HTTPError(GamanError):
     """Raise it anywhere in a request to answer with *status* and, as plain text, *detail*.
 
-    Without a *detail* the body is the status's own phrase. *headers* are added to the answer.
+    Without a *detail* the body is the status's own phrase. *headers* are added to the answer. ResultError is raised for a status
+    that isn't an int from 400 to 599, and for a detail that isn't a str.
     """
 
     def __init__(self, status: int, detail: str | None = None, *, headers: Mapping[str, str] | None = None) -> None:
+        if not isinstance(status, int):
+            raise ResultError(f"HTTPError takes a status first, not {status!r}; write HTTPError(400, {str(status)!r})")
         if not 400 <= status <= 599:
-            raise ValueError(f"HTTPError takes a status from 400 to 599, not {status}; return a Response instead")
+            raise ResultError(f"HTTPError takes a status from 400 to 599, not {status}; return a Response instead")
+        if detail is not None and not isinstance(detail, str):
+            raise ResultError(f"HTTPError takes a str as its detail, not {detail!r}; return Response.json(..., {status}) for JSON")
         super().__init__(status, detail)
         self.status = status
         self.detail = detail if detail is not None else _phrase(status)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import re
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from gaman import (
     ConfigError,
     Context,
     GamanError,
+    Handler,
     HTTPError,
     Integration,
     Response,
@@ -135,6 +137,77 @@ async def test_debug_shows_the_traceback_as_text(ask: Ask) -> None:
     assert answer.text.startswith("Traceback")
     assert "ValueError: <script>" in answer.text
     assert "in raising" in answer.text
+
+
+# Handlers that return nothing
+
+
+class Named:
+    async def method(self, ctx: Context) -> None: ...
+
+    async def __call__(self, ctx: Context) -> None: ...
+
+
+def wrapped(handler: Handler) -> Handler:
+    @functools.wraps(handler)
+    async def wrapper(ctx: Context) -> None:
+        await handler(ctx)
+
+    return wrapper
+
+
+async def nothing(ctx: Context) -> None: ...
+
+
+async def nothing_of(_: str, ctx: Context) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("silent", "name"),
+    [
+        (nothing, "nothing"),
+        ([nothing, Named()], "Named.__call__"),
+        (Named().method, "Named.method"),
+        (functools.partial(nothing_of, "x"), "nothing_of"),
+        (wrapped(handler), "handler"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("path", ["/x", "/:id", "/:path*"])
+async def test_the_last_handler_of_a_route_that_returns_nothing_is_named(
+    ask: Ask, silent: Any, name: str, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = rf"the handler {re.escape(name)} returned nothing"
+    app = App({"/*": passes, path: silent, "/never": handler})
+    answers = [await ask(app, "/x"), await ask(app, "/x", "POST")]
+    assert [(answer.status, answer.text) for answer in answers] == [(404, "Not Found")] * 2
+    [record] = caplog.records
+    assert (record.levelname, vars(record)["path"]) == ("WARNING", "/x")
+    place = rf" \(\S*test_app.py, line \d+, in {name.rsplit('.', maxsplit=1)[-1]}\)$"
+    assert re.search(rf"^GET '/x' was answered 404, because {told} \(logged once\); .*{place}", record.getMessage())
+    for _ in range(2):
+        answer = await ask(App({path: silent}, debug=True), "/x")
+        assert answer.status == 404
+        assert re.search(rf"^Not Found: {told}{place}", answer.text)
+
+
+async def test_only_a_route_that_matches_has_a_handler_that_returns_nothing(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    async def refuse(ctx: Context) -> None:
+        raise HTTPError(404)
+
+    app = App({"/*": passes, "/x": {"POST": handler}, "/refuses": refuse}, debug=True)
+    answers = [await ask(app, target, method) for target, method in (("/y", "GET"), ("/refuses", "GET"), ("/x", "OPTIONS"))]
+    assert [(answer.status, answer.text) for answer in answers] == [(404, "Not Found"), (404, "Not Found"), (204, "")]
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+async def test_a_page_for_404_answers_for_a_handler_that_returns_nothing_too(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    def page(ctx: Context, error: Exception) -> Response | None:
+        return Response.text("gone", 404) if isinstance(error, HTTPError) and error.status == 404 else None
+
+    app = App({"/x": nothing}, integrations=[define_integration(name="page", on_error=page)])
+    assert (await ask(app, "/x")).text == "gone"
+    assert len(caplog.records) == 1
 
 
 async def test_debug_changes_nothing_of_an_http_error(ask: Ask) -> None:

@@ -187,6 +187,19 @@ def test_a_name_that_is_no_token_is_refused(name: str) -> None:
     assert not cookies.has(name)
 
 
+@pytest.mark.parametrize("value", [1, None, b"1", True, {"a": 1}], ids=repr)
+def test_a_value_or_name_that_is_no_str_is_refused(value: Any) -> None:
+    cookies = Cookies()
+    with pytest.raises(HeaderError, match="the cookie 'a' takes a str, not"):
+        cookies.set("a", value)
+    if not isinstance(value, dict):
+        with pytest.raises(HeaderError, match="cookie's name is a str, not"):
+            cookies.set(value, "a")
+        with pytest.raises(HeaderError, match="has path="):
+            cookies.set("a", "a", path=value)
+    assert lines(cookies) == []
+
+
 @pytest.mark.parametrize(
     "value",
     ["a b", "a;b", "a,b", '"a"', "a\\b", "a\r\nSet-Cookie: b=1", "\n", "\x00", "\x7f", "caf\xe9", "\u20ac", "\ud800"],

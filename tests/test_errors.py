@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from gaman import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, MissingDependency, ResultError
@@ -39,6 +41,21 @@ def test_an_empty_detail_stays_empty() -> None:
 
 def test_a_status_that_no_registry_knows_has_a_phrase_as_well() -> None:
     assert HTTPError(499).detail == "Error 499"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("x",), r"write HTTPError\(400, 'x'\)"),
+        ((None,), "not None"),
+        ((404.0,), "not 404.0"),
+        ((404, {"a": 1}), "a str as its detail, not {'a': 1}; return Response.json"),
+        ((404, b"x"), "a str as its detail, not b'x'"),
+    ],
+)
+def test_an_http_error_of_what_can_not_be_sent_is_a_result_error(arguments: tuple[Any, ...], told: str) -> None:
+    with pytest.raises(ResultError, match=told):
+        HTTPError(*arguments)
 
 
 @pytest.mark.parametrize("status", [0, 200, 302, 399, 600])

@@ -137,6 +137,124 @@ STARTS = {
 }
 
 
+# The call is line 15 of its script.
+CALL = """import asyncio
+import gaman
+import gaman.session as module
+from gaman import Response, define_integration
+from gaman.session import session
+
+async def home(ctx):
+    return "hello"
+
+async def chunks(ctx):
+    yield "chunk"
+
+routes, options, tag = {{"/": home}}, {{"secret": {secret!r}}}, define_integration(name="tag")
+app = gaman.App(routes)
+{call}
+"""
+
+
+class Call(NamedTuple):
+    """A line of a script that does not start, and what it is told; *is_placed* where that ends with the line."""
+
+    call: str
+    told: str
+    is_placed: bool = True
+
+
+TWO_NAMED = "integrations holds two named 'session', which would be in each other's way; remove one"
+CALLS = {
+    "an App in an App": Call(
+        "gaman.App(app)", "App() takes routes, not an App; serve an App with gaman.serve(app), or by `gaman serve main:app`"
+    ),
+    "the class in an App": Call(
+        "gaman.App(gaman.App)", "App() takes routes, not an App; serve an App with gaman.serve(app), or by "
+    ),
+    "the class served": Call("gaman.serve(gaman.App)", "App() takes routes, not an App; serve an App with gaman.serve(app)", False),
+    "an App and integrations": Call(
+        "gaman.serve(app, integrations=[session(**options)])",
+        "gaman.serve() has an App, so write integrations= where that is made: gaman.App(..., integrations=...)",
+        False,
+    ),
+    "a handler alone": Call("gaman.App(home)", "routes are a dict of paths and handlers, not a handler; write {'/': home}"),
+    "one integration": Call(
+        "gaman.App(routes, integrations=session(**options))",
+        "integrations is a list, not the integration 'session' by itself; write integrations=[session(...)]",
+    ),
+    "integrations without a call": Call(
+        "gaman.App(routes, integrations=[session])", "integrations holds session itself; write integrations=[session()]"
+    ),
+    "an integration's module": Call(
+        "gaman.App(routes, integrations=[module])", "integrations holds the module gaman.session; import the integration from it"
+    ),
+    "two sessions": Call("gaman.App(routes, integrations=[session(**options), session(**options)])", TWO_NAMED),
+    "braces": Call(
+        'gaman.App({"/users/{id}": home})',
+        "ALL /users/{id}: '{id}' isn't a parameter, which is a whole segment with a colon; write /users/:id",
+    ),
+    "a converter for a path": Call(
+        'gaman.App({"/files": {"/<path:name>": home}})',
+        "ALL /files/<path:name>: '<path:name>' isn't a parameter, which is a whole segment with a colon; write /files/:name*",
+    ),
+    "a handler without ctx": Call(
+        'async def show(): ...\ngaman.App({"/": show})', "/: the handler show takes (), but is called as show(ctx); "
+    ),
+    "a handler of more than ctx": Call(
+        'async def show(ctx, id): ...\ngaman.App({"/:id": show})',
+        "/:id: the handler show takes (ctx, id), but is called as show(ctx); path parameters are in ctx.params",
+    ),
+    "an async generator": Call(
+        'gaman.App({"/": chunks})',
+        "/: the handler chunks is an async generator, because it holds `yield`; write a handler that returns Response.stream() of ",
+    ),
+    "max_body_size": Call(
+        "gaman.App(routes, max_body_size='1MB')",
+        "max_body_size='1MB' isn't a number of bytes; give an int, such as 1 << 20 for 1 MiB",
+    ),
+    "debug": Call(
+        "gaman.App(routes, debug='0')",
+        "debug='0' is neither True nor False, and any text counts as true; write debug=text == '1'",
+    ),
+    "reload": Call(
+        "gaman.serve(routes, reload='no')", "reload='no' is neither True nor False, and any text counts as true; ", False
+    ),
+    "port": Call("gaman.serve(app, port='80')", "port='80' is no port; give a number from 0 to 65535", False),
+    "host": Call("gaman.serve(app, host=80)", "host=80 is no address of this machine; ", False),
+    "workers": Call("gaman.serve(app, workers='2')", "workers='2' is no number of processes; give 1 or more", False),
+    "timeout_request": Call(
+        "gaman.serve(app, timeout_request='30')", "timeout_request='30' isn't a time for clients; give seconds, such as 30", False
+    ),
+    "timeout_graceful_shutdown": Call(
+        "gaman.serve(app, timeout_graceful_shutdown='30')",
+        "timeout_graceful_shutdown='30' isn't a time for requests; give seconds, such as 30",
+        False,
+    ),
+    "max_connections": Call(
+        "gaman.serve(app, max_connections='9')",
+        "max_connections='9' isn't a number of clients; give 1 or more, or None for no limit",
+        False,
+    ),
+    "a loop that runs": Call(
+        "async def main(): gaman.serve(app, port=0)\nasyncio.run(main())",
+        "gaman.serve() runs an event loop of its own, and one runs here; call it outside `async def`, or write "
+        "`await uvicorn.Server(uvicorn.Config(gaman.App(...), proxy_headers=False)).serve()`",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_that_can_not_work_is_told_in_a_line(name: str, tmp_path: Path) -> None:
+    row = CALLS[name]
+    with running_script(CALL.format(secret=SECRET, call=row.call), tmp_path) as program:
+        status, told = program.wait(), program.stderr
+    assert status == 1
+    assert told.count("\n") == 1, told
+    assert told.startswith(f"gaman: {row.told}"), told
+    assert re.search(r" \(script.py, line 1[56], in \S+\)\n$", told) or not row.is_placed, told
+
+
 SCRIPT = ("main.py",)
 COMMAND = ("-m", "gaman", "serve", "main:app", "--port", "0")
 OTHER_SERVER = ("-m", "uvicorn", "main:app", "--port", "0")
@@ -246,10 +364,57 @@ async def secure(ctx):
 async def broken(ctx):
     return 1 / 0
 
+async def no_status(ctx):
+    raise gaman.HTTPError("no such cat")
+
+async def status_of_success(ctx):
+    raise gaman.HTTPError(200)
+
+async def detail(ctx):
+    raise gaman.HTTPError(404, {{"error": "no such cat"}})
+
+async def header_of_an_int(ctx):
+    return Response("hello", headers={{"x-count": 1}})
+
+async def header_of_an_int_set(ctx):
+    response = Response("hello")
+    response.headers["x-count"] = 1
+    return response
+
+async def header_name(ctx):
+    return Response("hello", headers={{1: "x"}})
+
+async def header_of_an_error(ctx):
+    raise gaman.HTTPError(503, headers={{"retry-after": 5}})
+
+async def cookie_of_an_int(ctx):
+    ctx.cookies.set("a", 1)
+    return "hello"
+
+async def cookie_of_bytes(ctx):
+    ctx.cookies.set("a", b"b")
+    return "hello"
+
+async def cookie_name(ctx):
+    ctx.cookies.set(1, "a")
+    return "hello"
+
+async def cookie_path(ctx):
+    ctx.cookies.set("a", "b", path=None)
+    return "hello"
+
+async def no_return(ctx):
+    Response.json({{"a": 1}})
+
+async def passes(ctx):
+    pass
+
 gaman.serve(
     {{f"/{{f.__name__}}": f for f in [
-        no_await, no_await_at_all, no_await_of_a_value, no_await_of_set, unkept, no_type, no_json, no_body, header, secure, broken
-    ]}},
+        no_await, no_await_at_all, no_await_of_a_value, no_await_of_set, unkept, no_type, no_json, no_body, header, secure, broken,
+        no_status, status_of_success, detail, header_of_an_int, header_of_an_int_set, header_name, header_of_an_error,
+        cookie_of_an_int, cookie_of_bytes, cookie_name, cookie_path, no_return,
+    ]}} | {{"/no_return_of_the_last": [passes, no_return], "/guarded/*": passes}},
     integrations=[session({SECRET!r})],
     port=0,
 )
@@ -295,6 +460,24 @@ REQUESTS = {
         "ResultError: a Response's body is str, bytes or None, not dict; did you mean Response.json()?", 'Response({"a": 1})'
     ),
     "header": Request("HeaderError: ", 'Response("hello", headers'),
+    "no_status": Request(
+        "ResultError: HTTPError takes a status first, not 'no such cat'; write HTTPError(400, 'no such cat')", 'HTTPError("no'
+    ),
+    "status_of_success": Request(
+        "ResultError: HTTPError takes a status from 400 to 599, not 200; return a Response instead", "HTTPError(200)"
+    ),
+    "detail": Request(
+        "ResultError: HTTPError takes a str as its detail, not {'error': 'no such cat'}; return Response.json(..., 404) for JSON",
+        "HTTPError(404, {",
+    ),
+    "header_of_an_int": Request("HeaderError: a header's value is a str, not 1; write '1'", 'headers={"x-count": 1}'),
+    "header_of_an_int_set": Request("HeaderError: a header's value is a str, not 1; write '1'", 'headers["x-count"] = 1'),
+    "header_name": Request("HeaderError: a header's name is a str, not 1; write '1'", 'headers={1: "x"}'),
+    "header_of_an_error": Request("HeaderError: a header's value is a str, not 5; write '5'", "async def header_of_an_error"),
+    "cookie_of_an_int": Request("HeaderError: the cookie 'a' takes a str, not 1; write '1'", 'cookies.set("a", 1)'),
+    "cookie_of_bytes": Request("HeaderError: the cookie 'a' takes a str, not b'b'; write 'b'", 'cookies.set("a", b"b")'),
+    "cookie_name": Request("HeaderError: a cookie's name is a str, not 1; write '1'", 'cookies.set(1, "a")'),
+    "cookie_path": Request("HeaderError: the cookie 'a' has path=None; it begins with /", "path=None"),
     "no_session": Request(
         "ConfigError: ctx.session needs the session integration: pass integrations=[session(...)], from gaman.session",
         "return await ctx.session.get",
@@ -338,6 +521,23 @@ def test_what_a_handler_does_wrong_is_told_in_a_line(name: str, request: pytest.
     if row.line is not None:
         number = next(number for number, line in enumerate(source.splitlines(), 1) if row.line in line)
         assert told.endswith(f" (script.py, line {number}, in {name})\n"), told
+
+
+def test_a_handler_that_returns_nothing_is_told_once(served: Served) -> None:
+    line = next(number for number, text in enumerate(REQUESTS_SOURCE.splitlines(), 1) if "async def no_return(ctx)" in text)
+    told = served.told("/no_return", status=404)
+    assert told.startswith(
+        "GET '/no_return' was answered 404, because the handler no_return returned nothing (logged once); write "
+    )
+    assert told.endswith(f" (script.py, line {line}, in no_return)\n")
+    assert told.count("\n") == 1
+    # It is the last of that list, too.
+    assert [served.told(path, status=404) for path in ("/no_return", "/no_return_of_the_last")] == ["", ""]
+
+
+@pytest.mark.parametrize("path", ["/guarded/nowhere", "/nowhere"])
+def test_a_path_without_a_route_is_no_handlers_mistake(served: Served, path: str) -> None:
+    assert served.told(path, status=404) == ""
 
 
 def test_a_set_that_is_not_awaited_is_told_by_python_itself(served: Served) -> None:

@@ -1,6 +1,8 @@
+from typing import Any
+
 import pytest
 
-from gaman import HeaderError, Headers, MutableHeaders
+from gaman import HeaderError, Headers, MutableHeaders, Response
 
 INJECTIONS = ["a\r\nSet-Cookie: b=c", "a\nb", "a\rb", "a\x00b", "\n", "a\x1fb", "a\x7fb"]
 
@@ -89,6 +91,19 @@ def test_a_name_that_is_no_token_is_refused(name: str) -> None:
         headers[name] = "1"
     with pytest.raises(HeaderError, match="header name"):
         headers.add(name, "1")
+    assert headers.raw == []
+
+
+@pytest.mark.parametrize("value", [1, None, b"1", 1.5, ("1",)], ids=repr)
+def test_what_is_no_str_is_refused(value: Any) -> None:
+    headers = MutableHeaders()
+    with pytest.raises(HeaderError, match="value is a str, not"):
+        headers["x"] = value
+    with pytest.raises(HeaderError, match="value is a str, not"):
+        Response("x", headers={"x": value})
+    for pairs in ({value: "x"}, [(value, "x")]):
+        with pytest.raises(HeaderError, match="name is a str, not"):
+            Response("x", headers=pairs)
     assert headers.raw == []
 
 

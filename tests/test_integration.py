@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import gaman.session
 from gaman import App, ConfigError, Context, HTTPError, Integration, Priority, Response, define_integration
+from gaman.session import session
 
 if TYPE_CHECKING:
     from tests.conftest import Ask
@@ -111,11 +113,34 @@ async def test_integrations_of_one_priority_keep_the_order_of_their_list(ask: As
     assert [event for event in events if "on_response" in event] == ["on_response c", "on_response b", "on_response a"]
 
 
-async def test_one_integration_may_be_plugged_in_twice(ask: Ask) -> None:
-    events: list[str] = []
-    twice = define_integration(name="x", on_request=noting(events, "asked"))
-    await ask(App({"/": handler}, integrations=[twice, twice]))
-    assert events == ["asked", "asked"]
+def test_two_integrations_of_one_name_are_refused() -> None:
+    first, second = define_integration(name="x"), define_integration(name="x", priority="high")
+    for integrations in ([first, second], [first, first]):
+        with pytest.raises(ConfigError, match=r"two named 'x'.*remove one"):
+            App({"/": handler}, integrations=integrations)
+
+
+@pytest.mark.parametrize(
+    ("integrations", "told"),
+    [
+        (define_integration(name="x"), r"not the integration 'x' by itself; write integrations=\[x\(...\)\]"),
+        (session, r"not session itself; write integrations=\[session\(\)\]"),
+        ([session], r"holds session itself; write integrations=\[session\(\)\]"),
+        ([gaman.session], "holds the module gaman.session; import the integration from it"),
+        ([None], "holds None"),
+        (None, "is a list, not None"),
+        ({"x": define_integration(name="x")}, "holds 'x'"),
+    ],
+    ids=str,
+)
+def test_what_is_no_list_of_integrations_is_refused_with_what_to_write(integrations: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        App({"/": handler}, integrations=integrations)
+
+
+def test_integrations_may_come_from_a_generator() -> None:
+    app = App({"/": handler}, integrations=(define_integration(name=name) for name in "ab"))
+    assert [integration.name for integration in app.integrations] == ["a", "b"]
 
 
 @pytest.mark.parametrize("hook", HOOKS)

@@ -134,7 +134,7 @@ async def ask(app: gaman.App) -> None:
 
 
 async def given_params(ctx: gaman.Context) -> None:
-    ctx.params = {"id": "7"}
+    ctx.params = {"id": "7", "path": "page.html"}
 
 
 async def touch(ctx: gaman.Context) -> str:

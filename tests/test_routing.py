@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
+import unittest.mock
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -404,16 +408,18 @@ async def test_a_bound_method_can_be_a_handler(ask: Ask) -> None:
     ("target", "expected"),
     [
         ("/", "top home"),
-        ("/admin", "top admin"),
-        ("/admin/", "top admin"),
-        ("/admin/users", "top a b users"),
-        ("/admin//users", "top a b users"),
-        ("/%61dmin/users", "top a b users"),
+        ("/admin", "top a b admin"),
+        ("/admin/", "top a b admin"),
+        ("//admin//", "top a b admin"),
+        ("/%61dmin", "top a b admin"),
+        ("/admin/users", "top a b deeper users"),
+        ("/admin//users", "top a b deeper users"),
+        ("/%61dmin/users", "top a b deeper users"),
         ("/admin/users/1", "top a b deeper user id=1"),
         ("/administrators", "top others"),
     ],
 )
-async def test_middleware_runs_for_all_that_lies_below_its_prefix(ask: Ask, target: str, expected: str) -> None:
+async def test_middleware_runs_for_its_prefix_and_all_that_lies_below(ask: Ask, target: str, expected: str) -> None:
     app = App(
         {
             "/admin/users": {"/": answering("users"), "/:id": answering("user")},
@@ -427,9 +433,75 @@ async def test_middleware_runs_for_all_that_lies_below_its_prefix(ask: Ask, targ
     assert said(await ask(app, target)) == expected
 
 
-async def test_a_slash_and_a_star_are_for_all_but_the_root(ask: Ask) -> None:
-    app = App({"/*": passing("mw"), "/": answering("home"), "/x": answering("x")})
-    assert (said(await ask(app, "/")), said(await ask(app, "/x"))) == ("home", "mw x")
+@pytest.mark.parametrize("key", ["*", "/*"])
+async def test_a_star_at_the_top_is_for_the_root_too(ask: Ask, key: str) -> None:
+    app = App({key: passing("mw"), "/": answering("home"), "/x": answering("x")})
+    assert (said(await ask(app, "/")), said(await ask(app, "/x"))) == ("mw home", "mw x")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "table",
+    [
+        pytest.param({"/admin/*": "guard", "/admin": {"GET": "show"}, "/admin/": {"POST": "show"}}, id="flat"),
+        pytest.param({"/admin": {"*": "guard", "GET": "show", "/": {"POST": "show"}}}, id="nested"),
+        pytest.param({"/admin": {"/*": "guard", "GET": "show"}}, id="nested with a slash"),
+        pytest.param({"/admin": {"GET": "show"}, "/admin/*": "guard"}, id="guard last"),
+        pytest.param({"/:any": {"GET": "show"}, "/admin/*": "guard"}, id="parameter"),
+        pytest.param({"/:any*": {"GET": "show"}, "/admin/*": "guard"}, id="catch-all"),
+        pytest.param({"/admin/*": "guard"}, id="no route"),
+    ],
+)
+@pytest.mark.parametrize("method", [*METHODS, "PROPFIND"])
+async def test_a_guard_covers_its_root_in_every_spelling_and_method(
+    ask: Ask, table: dict[str, Any], strict: bool, method: str
+) -> None:
+    async def guard(ctx: Context) -> None:
+        raise HTTPError(403)
+
+    def named(below: Any) -> Any:
+        return handlers[below] if isinstance(below, str) else {key: named(value) for key, value in below.items()}
+
+    handlers = {"guard": guard, "show": handler}
+    app = App(define_routes(named(table), strict=strict))
+    for target in ("/admin", "/admin/", "//admin", "/admin//", "/%61dmin", "/admin/x", "/admin//x/", "/admin/%2F"):
+        assert (await ask(app, target, method)).status == 403, target
+    for target in ("/adminx", "/admi", "/ADMIN", "/", "/x/admin"):
+        assert (await ask(app, target, method)).status != 403, target
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/users/7", "mw user id=7"),
+        ("/users/7/", "mw user id=7"),
+        ("/users/7/posts", "mw posts id=7"),
+        ("/users", "users"),
+        ("/users/", "users"),
+    ],
+)
+async def test_a_guard_binds_the_parameters_of_its_prefix_at_the_prefix_too(ask: Ask, target: str, expected: str) -> None:
+    seen: list[dict[str, str]] = []
+
+    async def note(ctx: Context) -> None:
+        seen.append(dict(ctx.params))
+
+    table: dict[str, Any] = {"/users/:id/*": [note, passing("mw")], "/users": answering("users"), "/users/:id": answering("user")}
+    app = App({**table, "/users/:id/posts": answering("posts")})
+    assert said(await ask(app, target)) == expected
+    assert seen == ([{"id": "7"}] if "7" in target else [])
+
+
+async def test_a_trailing_slash_is_no_value_of_a_guards_parameter(ask: Ask) -> None:
+    table = {"/users/:id/*": passing("mw"), "/users/": answering("slash"), "/users": answering("bare")}
+    app = App(define_routes(table, strict=True))
+    assert (said(await ask(app, "/users/")), said(await ask(app, "/users"))) == ("slash", "bare")
+    assert (await ask(app, "/users/x/")).status == 404
+
+
+async def test_a_guard_of_some_methods_covers_its_root_for_these(ask: Ask) -> None:
+    app = App({"/a": {"*": {"POST": answering("guard")}, "GET": answering("get"), "POST": answering("post")}})
+    assert (said(await ask(app, "/a")), said(await ask(app, "/a", "POST"))) == ("get", "guard")
 
 
 async def test_middleware_runs_in_the_order_it_was_declared(ask: Ask) -> None:
@@ -468,10 +540,10 @@ async def test_middleware_runs_also_where_no_route_matches(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("key", ["*", "/*"])
-async def test_a_catch_all_answers_where_no_route_does(ask: Ask, key: str) -> None:
+async def test_middleware_answers_where_no_route_does(ask: Ask, key: str) -> None:
     app = App({key: answering("caught")})
     assert said(await ask(app, "/anything/at/all")) == "caught"
-    assert said(await ask(app, "/")) == ("caught" if key == "*" else 404)
+    assert said(await ask(app, "/")) == "caught"
 
 
 async def test_options_of_a_known_path_passes_the_middleware(ask: Ask) -> None:
@@ -526,7 +598,7 @@ async def test_middleware_sees_the_parameters_of_its_prefix_and_of_the_route(ask
     [
         ("/users/me/posts", "mine posts id=me"),
         ("/users/you/posts", "posts id=you"),
-        ("/users/me", "user id=me"),
+        ("/users/me", "mine user id=me"),
         ("/users/%6De/posts", "mine posts id=me"),
         ("/users/me/drafts", "mine drafts"),
         ("/x/me/posts", 404),
@@ -554,14 +626,167 @@ async def test_parameters_of_middleware_that_does_not_apply_are_not_bound(ask: A
 
 async def test_middleware_below_a_parameter_is_for_every_value_of_it(ask: Ask) -> None:
     app = App({"/users/:id": {"*": passing("below"), "/": answering("user"), "/posts": answering("posts")}})
-    assert said(await ask(app, "/users/1")) == "user id=1"
+    assert said(await ask(app, "/users/1")) == "below user id=1"
     assert said(await ask(app, "/users/1/posts")) == "below posts id=1"
 
 
-async def test_strict_middleware_guards_the_path_with_the_slash(ask: Ask) -> None:
+async def test_strict_middleware_guards_the_path_with_and_without_the_slash(ask: Ask) -> None:
     app = App(define_routes({"/a/*": passing("mw"), "/a/": answering("slash"), "/a": answering("bare")}, strict=True))
     assert said(await ask(app, "/a/")) == "mw slash"
-    assert said(await ask(app, "/a")) == "bare"
+    assert said(await ask(app, "/a")) == "mw bare"
+
+
+# Catch-alls
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/files/a", "file path=a"),
+        ("/files/a/b/c.txt", "file path=a/b/c.txt"),
+        ("/files/a%20b/caf%C3%A9", "file path=a b/caf\xe9"),
+        ("/files/a%252Fb", "file path=a%2Fb"),
+        ("/%66iles/a", "file path=a"),
+        ("/files/...", "file path=..."),
+        ("/files/.hidden/..b", "file path=.hidden/..b"),
+        ("/files/*", "file path=*"),
+        ("/files/a/", "file path=a"),
+        ("/files//a//b//", "file path=a/b"),
+        ("/files", 404),
+        ("/files/", 404),
+        ("/files//", 404),
+        ("/filesx/a", 404),
+        ("/", 404),
+        ("/files/a%2Fb", 404),
+        ("/files/%2F", 404),
+        ("/files/%2Fetc/passwd", 404),
+        ("/files/a%2F/b", 404),
+        ("/files/..", 404),
+        ("/files/../x", 404),
+        ("/files/a/../b", 404),
+        ("/files/a/..", 404),
+        ("/files/%2e%2e/x", 404),
+        ("/files/a/%2E%2E%2Fb", 404),
+        ("/files/./a", 404),
+        ("/files/a/.", 404),
+        ("/files/%2e", 404),
+        ("/files/a%00.txt", 404),
+        ("/files/a/%FF", 400),
+    ],
+)
+async def test_a_catch_all_binds_the_rest_of_the_path(ask: Ask, target: str, expected: str | int) -> None:
+    app = App({"/files/:path*": answering("file")})
+    assert said(await ask(app, target)) == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [("/files/a", "file path=a"), ("/files/a/", "file path=a/"), ("/files//a//b//", "file path=a/b/"), ("/files/", 404)],
+)
+async def test_a_strict_catch_all_keeps_the_trailing_slash(ask: Ask, target: str, expected: str | int) -> None:
+    assert said(await ask(App(define_routes({"/files/:path*": answering("file")}, strict=True)), target)) == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/a/b", "literal"),
+        ("/a/x", "parameter p=x"),
+        ("/a/b/c", "rest of b r=c"),
+        ("/a/x/c", "rest r=x/c"),
+        ("/a/b/d/e", "rest of b r=d/e"),
+        ("/a/x/end", "end p=x"),
+        ("/a/b/end", "rest of b r=end"),
+        ("/a/b/only/post", "rest of b r=only/post"),
+        ("/a", "top r=a"),
+        ("/z/a/b", "top r=z/a/b"),
+        ("/", 404),
+    ],
+)
+async def test_a_literal_goes_before_a_parameter_and_that_before_a_catch_all(ask: Ask, target: str, expected: str | int) -> None:
+    app = App(
+        {
+            "/:r*": answering("top"),
+            "/a/:r*": answering("rest"),
+            "/a/:p": answering("parameter"),
+            "/a/:p/end": answering("end"),
+            "/a/b": answering("literal"),
+            "/a/b/:r*": answering("rest of b"),
+            "/a/b/only/post": {"POST": answering("post")},
+        }
+    )
+    assert said(await ask(app, target)) == expected
+
+
+async def test_a_catch_all_has_methods_and_a_405_of_its_own(ask: Ask) -> None:
+    app = App(
+        {"/files/:path*": {"GET": answering("get"), "PUT": [passing("one"), answering("put")]}, "/files/x": {"POST": handler}}
+    )
+    assert said(await ask(app, "/files/a/b")) == "get path=a/b"
+    assert said(await ask(app, "/files/a/b", "PUT")) == "one put path=a/b"
+    assert (await ask(app, "/files/a/b", "HEAD")).status == 200
+    answers = [await ask(app, target, "DELETE") for target in ("/files/a/b", "/files/x", "/files/a/../b")]
+    assert [answer.status for answer in answers] == [405, 405, 404]
+    assert [answer.headers.get("allow") for answer in answers] == ["GET, HEAD, PUT, OPTIONS", "GET, HEAD, POST, PUT, OPTIONS", None]
+
+
+async def test_middleware_below_a_catch_all_runs_for_what_it_covers(ask: Ask) -> None:
+    app = App(
+        {
+            "/files/*": passing("all"),
+            "/files/private/deep/*": passing("deep"),
+            "/files/:first/*": passing("below"),
+            "/files/:path*": answering("file"),
+        }
+    )
+    assert said(await ask(app, "/files/a")) == "all below file first=a path=a"
+    assert said(await ask(app, "/files/private/x")) == "all below file first=private path=private/x"
+    for target in ("/files/private/deep/x", "//files//private///deep/x", "/files/privat%65/deep/x/"):
+        assert said(await ask(app, target)) == "all deep below file first=private path=private/deep/x"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/files/private/x",
+        "/files//private/x",
+        "/files/private%2Fx",
+        "/files/a%2F..%2Fprivate/x",
+        "/files/a/../private/x",
+        "/files/./private/x",
+        "/files/%2e/private/x",
+        "/files/private/./x",
+        "/files/%2Fprivate/x",
+        "/files/private",
+        "/files/private/",
+    ],
+)
+async def test_no_spelling_of_a_path_leads_a_catch_all_past_a_guard(ask: Ask, target: str) -> None:
+    async def guard(ctx: Context) -> None:
+        raise HTTPError(403)
+
+    app = App({"/files": {"/private/*": guard, "/:path*": answering("file")}})
+    assert said(await ask(app, target)) in (403, 404)
+
+
+async def test_what_a_hook_sees_of_a_path_is_what_a_catch_all_binds(ask: Ask) -> None:
+    async def show(ctx: Context) -> str:
+        return f"{ctx.path} {ctx.params['path']}"
+
+    app = App({"/f/:path*": show})
+    for target in ("/f/a/b%20c", "//f//a//b%20c"):
+        assert said(await ask(app, target)) == "/f/a/b c a/b c"
+
+
+async def test_a_catch_all_whose_handlers_return_none_answers_404(ask: Ask) -> None:
+    app = App({"/:path*": [passing("one"), passing("two")], "/x": answering("x")})
+    assert (said(await ask(app, "/y/z")), said(await ask(app, "/x"))) == (404, "x")
+
+
+async def test_a_path_of_many_segments_costs_a_catch_all_no_more_than_its_length(ask: Ask) -> None:
+    app = App({f"{'/a' * depth}/:rest*": {"POST": handler} for depth in range(50)})
+    assert (await ask(app, "/a" * 30_000 + "/..")).status == 404
+    assert (await ask(app, "/a" * 30_000)).status == 405
 
 
 # Definitions
@@ -589,7 +814,22 @@ async def test_strict_middleware_guards_the_path_with_the_slash(ask: Ask) -> Non
         pytest.param({"/a/*/b": handler}, r"/a/\*/b", id="star in the middle"),
         pytest.param({"/a*b": handler}, r"/a\*b", id="star within a segment"),
         pytest.param({"/a*": handler}, r"/a\*", id="star glued to a literal"),
-        pytest.param({"/:id*": handler}, r"/:id\*", id="star glued to a parameter"),
+        pytest.param({"/:a*/b": handler}, r"/:a\*/b: nothing comes after ':a\*'", id="catch-all in the middle"),
+        pytest.param({"/:a*": {"/b": handler}}, r"/:a\*/b: nothing comes after", id="catch-all above a table"),
+        pytest.param({"/:a*/:b*": handler}, "nothing comes after", id="two catch-alls in a path"),
+        pytest.param({"/:a*/*": handler}, "nothing comes after", id="middleware below a catch-all"),
+        pytest.param({"/:a*": {"*": handler}}, "nothing comes after", id="middleware below a catch-all, nested"),
+        pytest.param({"/:a/:a*": handler}, "':a' stands there twice", id="catch-all named like a parameter"),
+        pytest.param({"/:a/*": handler, "/:a*": handler}, "':a' stands at another place", id="catch-all named like a guard's"),
+        pytest.param({"/f/:a*": handler, "/f": {"/:a*": handler}}, r"/f/:a\*: this path and method have", id="catch-all twice"),
+        pytest.param(
+            {"/f/:a*": {"GET": handler}, "/f/:b*": {"PUT": handler}},
+            r"PUT /f/:b\*: .*':a\*' in the place of ':b\*'",
+            id="two names",
+        ),
+        pytest.param({"/:*": handler}, "':\\*' is no parameter", id="catch-all without a name"),
+        pytest.param({"/:a**": handler}, "':a\\*\\*' is no parameter", id="catch-all with two stars"),
+        pytest.param({"/x:a*": handler}, "a \\* stands alone", id="catch-all within a segment"),
         pytest.param({"/a*": {"GET": handler}}, r"/a\*", id="star glued to a literal, with methods"),
         pytest.param({"/a/**": handler}, r"/a/\*\*", id="two stars"),
         pytest.param({"/*/": handler}, r"/\*/", id="star and slash"),
@@ -613,6 +853,183 @@ async def test_strict_middleware_guards_the_path_with_the_slash(ask: Ask) -> Non
 )
 def test_a_bad_table_fails_when_it_is_defined_and_the_error_names_the_path(table: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
+        define_routes(table)
+
+
+@pytest.mark.parametrize(
+    ("path", "ours"),
+    [
+        ("/users/{id}", "/users/:id"),
+        ("/users/{id}/", "/users/:id/"),
+        ("/users/<id>", "/users/:id"),
+        ("/users/{id}/posts/{post_id}", "/users/:id/posts/:post_id"),
+        ("/users/{id:int}", "/users/:id"),
+        ("/users/<int:id>", "/users/:id"),
+        ("/users/<id:int>", "/users/:id"),
+        ("/users/{id:[0-9]{3}}", "/users/:id"),
+        ("/users/<regex('[a-z]'):id>", "/users/:id"),
+        ("/users/{id?}", "/users/:id"),
+        ("/users/{ id }", "/users/:id"),
+        ("/users/{id}.json", "/users/:id"),
+        ("/files/{path:path}", "/files/:path*"),
+        ("/files/<path:path>", "/files/:path*"),
+        ("/files/<path:name>", "/files/:name*"),
+        ("/files/<path>", "/files/:path"),
+        ("/files/{path}", "/files/:path"),
+        ("/files/{path...}", "/files/:path*"),
+        ("/files/{*path}", "/files/:path*"),
+        ("/files/*path", "/files/:path*"),
+        ("/{lang}/*", "/:lang/*"),
+        ("/users/:id/{name}", "/users/:id/:name"),
+    ],
+)
+def test_a_parameter_of_another_framework_is_refused_with_what_to_write(path: str, ours: str) -> None:
+    tables: list[Any] = [{path: handler}, {path: {"GET": handler}}]
+    for table in tables:
+        with pytest.raises(
+            ConfigError, match=re.escape(f" isn't a parameter, which is a whole segment with a colon; write {ours}") + "$"
+        ):
+            define_routes(table)
+    with pytest.raises(ConfigError, match=re.escape(f"; write /api/v1{ours}") + "$"):
+        define_routes({"/api": {"/v1": {path: handler}}})
+
+
+@pytest.mark.parametrize("segment", ["{", "}", "<", ">", "{}", "<>", "a{b", "a<b", "a>b", "}a{", "{1}", "a:b", "[a]"])
+async def test_a_brace_that_names_no_parameter_is_literal(ask: Ask, segment: str) -> None:
+    app = App({f"/x/{segment}": answering("literal")})
+    assert said(await ask(app, f"/x/{segment}")) == "literal"
+    assert said(await ask(app, f"/x/{quote(segment)}")) == "literal"
+    assert said(await ask(app, "/x/y")) == 404
+
+
+# What can be called as handler(ctx), and what can't
+
+
+async def nothing() -> None: ...
+
+
+async def two(ctx: Context, id: str) -> None: ...
+
+
+async def takes_more(ctx: Context, given: str) -> str:
+    return given
+
+
+async def optional(ctx: Context, id: str = "none") -> str:
+    return id
+
+
+async def keyword_only(ctx: Context, *, db: str) -> str:
+    return db
+
+
+async def ctx_by_keyword(*, ctx: Context) -> None: ...
+
+
+async def anything(*args: Any, **kwargs: Any) -> str:
+    return f"{len(args)} {len(kwargs)}"
+
+
+async def positional_only(ctx: Context, /) -> str:
+    return "positional"
+
+
+async def of_two(db: str, ctx: Context) -> str:
+    return db
+
+
+async def generator(ctx: Context) -> AsyncIterator[str]:
+    yield "chunk"
+
+
+def decorated(function: Any) -> Any:
+    """Give *function* what it takes beside ctx."""
+
+    @functools.wraps(function)
+    async def wrapper(ctx: Context) -> Any:
+        return await function(ctx, "given")
+
+    return wrapper
+
+
+class Controller:
+    async def show(self, ctx: Context) -> str:
+        return "shown"
+
+    async def needs_more(self, ctx: Context, id: str) -> None: ...
+
+    @classmethod
+    async def of_class(cls, ctx: Context) -> str:
+        return cls.__name__
+
+    @staticmethod
+    async def static(ctx: Context) -> str:
+        return "static"
+
+
+class NeedsMore:
+    async def __call__(self, ctx: Context, id: str) -> None: ...
+
+
+class Generating:
+    async def __call__(self, ctx: Context) -> AsyncIterator[str]:
+        yield "chunk"
+
+
+@pytest.mark.parametrize(
+    ("handler", "told"),
+    [
+        (optional, "none"),
+        (anything, "1 0"),
+        (positional_only, "positional"),
+        (functools.partial(keyword_only, db="db"), "db"),
+        (functools.partial(of_two, "db"), "db"),
+        (functools.partial(AsyncCallable()), "ok"),
+        (functools.partial(functools.partial(of_two), "db"), "db"),
+        (Controller().show, "shown"),
+        (Controller.of_class, "Controller"),
+        (Controller.static, "static"),
+        (decorated(takes_more), "given"),
+        (unittest.mock.AsyncMock(return_value="mocked"), "mocked"),
+    ],
+    ids=repr,
+)
+async def test_whatever_takes_ctx_alone_can_be_a_handler(ask: Ask, handler: Any, told: str) -> None:
+    assert said(await ask(App({"/": [handler]}))) == told
+
+
+@pytest.mark.parametrize(
+    ("handler", "told"),
+    [
+        (nothing, "nothing takes (), but is called as nothing(ctx)"),
+        (two, "two takes (ctx, id), but is called as two(ctx); path parameters are in ctx.params"),
+        (keyword_only, "keyword_only takes (ctx, *, db), but"),
+        (ctx_by_keyword, "ctx_by_keyword takes (*, ctx), but"),
+        (functools.partial(two), "two takes (ctx, id), but"),
+        (functools.partial(Controller().show, None), "Controller.show takes (), but"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        (Controller.show, "Controller.show takes (self, ctx), but is called as Controller.show(ctx); give the method of an object"),
+        (Controller().needs_more, "Controller.needs_more takes (ctx, id), but"),
+        (NeedsMore(), "NeedsMore.__call__ takes (ctx, id), but"),
+        (generator, "generator is an async generator, because it holds `yield`; write a handler that returns Response.stream() of"),
+        (functools.partial(generator), "generator is an async generator, because"),
+        (Generating(), "Generating.__call__ is an async generator, because"),
+        (Controller().show(None), "Controller.show is a coroutine, not a handler"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ],
+    ids=repr,
+)
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_what_can_not_be_called_with_ctx_is_refused_when_it_is_defined(handler: Any, told: str) -> None:
+    tables: list[Any] = [{"/x": {"GET": handler}}, {"/x": {"GET": [optional, handler]}}]
+    for table in tables:
+        with pytest.raises(ConfigError, match="^GET /x: (the handler )?" + re.escape(told)):
+            define_routes(table)
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        define_routes({"/x/*": handler})
+
+
+@pytest.mark.parametrize("table", [handler, AsyncCallable(), functools.partial(handler)], ids=repr)
+def test_a_handler_in_the_place_of_a_table_is_refused(table: Any) -> None:
+    with pytest.raises(ConfigError, match=r"routes are a dict of paths and handlers, not a handler; write \{'/': "):
         define_routes(table)
 
 
@@ -691,24 +1108,35 @@ SEGMENTS = ["a", "b", ":p", ":q"]
 patterns = st.lists(st.sampled_from(SEGMENTS), max_size=3).map(
     lambda p: tuple(s if s[0] != ":" else f"{s}{i}" for i, s in enumerate(p))
 )
+route_patterns = st.tuples(patterns, st.sampled_from([(), (), (":rest*",)])).map(lambda parts: parts[0] + parts[1])
 methods = st.sampled_from(["GET", "POST", "HEAD", "OPTIONS", "ALL"])
 Pattern = tuple[str, ...]
 
 
 def fits(pattern: Pattern, path: Pattern) -> bool:
+    if len(pattern) > len(path):
+        return False
     return all(mine[0] == ":" or mine == its for mine, its in zip(pattern, path, strict=False))
 
 
 def shape(pattern: Pattern) -> Pattern:
-    return tuple(":" if segment[0] == ":" else segment for segment in pattern)
+    return tuple(segment[-1] if segment[-1] == "*" else ":" if segment[0] == ":" else segment for segment in pattern)
+
+
+def ranks(pattern: Pattern) -> list[int]:
+    return [2 if segment[-1] == "*" else segment[0] == ":" for segment in pattern]
 
 
 def reference(middleware: list[Pattern], routes: list[tuple[str, Pattern]], method: str, path: Pattern) -> tuple[str, str]:
     """What answers, by looking at every route, and what the middleware above it has written; as a status and a text."""
-    seen = [f"*{'/'.join(prefix)}" for prefix in middleware if len(path) > len(prefix) and fits(prefix, path)]
-    candidates = [(name, pattern) for name, pattern in routes if len(pattern) == len(path) and fits(pattern, path)]
-    # At the first segment where two differ, the literal wins.
-    for _, group in itertools.groupby(sorted(candidates, key=lambda c: [s[0] == ":" for s in c[1]]), key=lambda c: shape(c[1])):
+    seen = [f"*{'/'.join(prefix)}" for prefix in middleware if fits(prefix, path)]
+    candidates = [
+        (name, pattern)
+        for name, pattern in routes
+        if fits(pattern, path) and (len(pattern) == len(path) or shape(pattern)[-1:] == ("*",))
+    ]
+    # At the first segment where two differ, the literal wins, and a catch-all comes last.
+    for _, group in itertools.groupby(sorted(candidates, key=lambda c: ranks(c[1])), key=lambda c: shape(c[1])):
         named = dict(group)
         for name in (method, "GET" if method == "HEAD" else method, "ALL"):
             if name in named:
@@ -724,7 +1152,7 @@ def reference(middleware: list[Pattern], routes: list[tuple[str, Pattern]], meth
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     middleware=st.lists(patterns, max_size=3, unique=True),
-    routes=st.lists(st.tuples(methods, patterns), max_size=8, unique_by=lambda route: (route[0], shape(route[1]))),
+    routes=st.lists(st.tuples(methods, route_patterns), max_size=8, unique_by=lambda route: (route[0], shape(route[1]))),
     requests=st.lists(
         st.tuples(
             st.sampled_from(["GET", "POST", "HEAD", "OPTIONS", "PUT"]), st.lists(st.sampled_from("abc"), max_size=4).map(tuple)
@@ -750,8 +1178,11 @@ async def test_any_table_answers_as_a_search_through_all_routes_would(
 
 def recording(name: str) -> Handler:
     async def recording(ctx: Context) -> Response:
-        pattern = name.split("/")[1:]
-        for segment, value in zip(pattern, ctx.path.strip("/").split("/"), strict=False):
+        pattern, path = name.split("/")[1:], ctx.path.strip("/").split("/")
+        if pattern[-1] == ":rest*":
+            pattern.pop()
+            assert ctx.params["rest"] == "/".join(path[len(pattern) :])
+        for segment, value in zip(pattern, path, strict=False):
             assert segment[:1] != ":" or ctx.params[segment[1:]] == value
         return Response(None, headers={"x-told": " ".join([*ctx.locals.get("seen", []), name])})
 

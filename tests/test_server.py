@@ -801,6 +801,40 @@ def test_port_0_takes_a_free_one_and_says_which(tmp_path: Path) -> None:
         assert program.stderr == ""
 
 
+def test_an_app_can_be_served_in_the_place_of_routes(tmp_path: Path) -> None:
+    source = """
+import gaman
+async def show(ctx): return {"size": ctx.app.max_body_size, "server": ctx.locals["server"]}
+name = gaman.define_integration(name="name", on_request=lambda ctx: ctx.locals.update(server="mine"))
+app = gaman.App({"/": show}, integrations=[name], max_body_size=7)
+gaman.serve(app, port=0OPTIONS)
+"""
+    for options in ("", ", workers=2"):
+        with running_script(source.replace("OPTIONS", options), tmp_path) as program:
+            assert json.loads(get(program.port, "/").body) == {"size": 7, "server": "mine"}
+            assert program.stop() == 0
+            assert program.stderr == ""
+
+
+def test_in_a_running_loop_uvicorn_serves_as_the_error_says(tmp_path: Path) -> None:
+    source = """
+import asyncio, re, socket, uvicorn
+import gaman
+async def home(ctx): return "hello"
+async def main():
+    try:
+        gaman.serve({"/": home}, port=0)
+    except gaman.ConfigError as error:
+        [advice] = re.findall("`await (.*)`", str(error))
+    listener = socket.create_server(("127.0.0.1", 0))
+    print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    await eval(advice.replace("...", "{'/': home}").replace("serve()", "serve([listener])"), {**globals(), **locals()})
+asyncio.run(main())
+"""
+    with running_script(source, tmp_path) as program:
+        assert get(program.port, "/").body == b"hello"
+
+
 def test_a_name_of_the_machine_can_be_the_host(tmp_path: Path) -> None:
     with running_script("import gaman\ngaman.serve({}, host='localhost', port=0)", tmp_path) as program:
         assert get(program.port, "/").status == 404

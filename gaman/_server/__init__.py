@@ -41,7 +41,7 @@ _RELOAD = 1
 
 
 def serve(
-    routes: Routes | Table,
+    routes: App | Routes | Table,
     *,
     integrations: Iterable[Integration] = (),
     deps: Any = None,
@@ -57,17 +57,18 @@ def serve(
     max_connections: int | None = None,
     timeout_graceful_shutdown: int = 30,
 ) -> None:
-    """Serve *routes* until SIGINT or SIGTERM; then requests in flight have *timeout_graceful_shutdown* seconds to finish.
+    """Serve *routes*, or an App, until SIGINT or SIGTERM; requests in flight then have *timeout_graceful_shutdown* seconds.
 
     Port 0 takes a free one. What stands in the way of a start ends the process with a line on stderr that says so, and status 1.
     A client that sends nothing within a request for *timeout_request* seconds is answered 408, and one that takes nothing of a
     response for as long is cut off. Beyond *max_connections*, in each process, a new connection is answered 503.
     With *workers* or *reload*, each worker process runs the script again, as far as this call, which never returns there. A worker
     that dies or hangs is replaced, SIGHUP replaces them one by one, and SIGTTIN and SIGTTOU start and stop one.
-    All before *host* is as for App.
+    All before *host* is as for App, and given to App where *routes* are one. ConfigError is raised in a running event loop.
     """
+    _refuse_a_running_loop()
     try:
-        app = App(
+        app = _app_of(
             routes,
             integrations=integrations,
             deps=deps,
@@ -102,12 +103,16 @@ def run(
     timeout_graceful_shutdown: int = 30,
 ) -> None:
     """Serve *app* as serve() does."""
-    if not isinstance(timeout_request, (int, float)) or not timeout_request > 0:
+    if not _is_number(timeout_request) or not timeout_request > 0:
         _exit(f"timeout_request={timeout_request!r} isn't a time for clients; give seconds, such as 30")
-    if max_connections is not None and (not isinstance(max_connections, int) or max_connections < 1):
+    if not _is_number(timeout_graceful_shutdown) or not timeout_graceful_shutdown >= 0:
+        _exit(f"timeout_graceful_shutdown={timeout_graceful_shutdown!r} isn't a time for requests; give seconds, such as 30")
+    if max_connections is not None and (not _is_number(max_connections, int) or max_connections < 1):
         _exit(f"max_connections={max_connections!r} isn't a number of clients; give 1 or more, or None for no limit")
-    if not isinstance(workers, int) or workers < 1:
+    if not _is_number(workers, int) or workers < 1:
         _exit(f"workers={workers!r} is no number of processes; give 1 or more")
+    if not isinstance(reload, bool):
+        _exit(f"reload={reload!r} is neither True nor False, and any text counts as true; write reload=text == '1'")
     connections = Connections(app, timeout_request, max_connections)
     app.workers = workers
     if app.debug:
@@ -277,6 +282,31 @@ class _Server(uvicorn.Server):
             await asyncio.wait(cut, timeout=1)
 
 
+def _refuse_a_running_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise ConfigError(
+        "gaman.serve() runs an event loop of its own, and one runs here; call it outside `async def`, or write "
+        "`await uvicorn.Server(uvicorn.Config(gaman.App(...), proxy_headers=False)).serve()`"
+    )
+
+
+def _app_of(routes: App | Routes | Table, **options: Any) -> App:
+    if not isinstance(routes, App):
+        return App(routes, **options)
+    defaults = cast("dict[str, Any]", serve.__kwdefaults__)
+    # By identity: `==` may mean anything to what a user passes as deps.
+    if given := [name for name, value in options.items() if value is not defaults[name]]:
+        raise ConfigError(f"gaman.serve() has an App, so write {given[0]}= where that is made: gaman.App(..., {given[0]}=...)")
+    return routes
+
+
+def _is_number(value: object, kind: type = float) -> bool:
+    return isinstance(value, (int, kind)) and not isinstance(value, bool)
+
+
 def _open_standard_streams() -> None:
     """Open /dev/null in the place of standard streams that are closed: libuv aborts where a socket has one of their numbers."""
     for number in range(3):
@@ -288,7 +318,7 @@ def _open_standard_streams() -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    if not isinstance(port, int) or not 0 <= port <= 65535:
+    if not _is_number(port, int) or not 0 <= port <= 65535:
         _exit(f"port={port!r} is no port; give a number from 0 to 65535")
     try:
         # IPv4 first, for a name such as localhost that has both.
