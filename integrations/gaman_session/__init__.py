@@ -3,6 +3,7 @@
 from gaman_session._counters import Counters
 from gaman_session._driver import TOMBSTONE, Driver, Outcome, OwnerDriver, Record, Tag
 from gaman_session._errors import (
+    SessionAttributeError,
     SessionClosed,
     SessionConflict,
     SessionError,
@@ -11,6 +12,7 @@ from gaman_session._errors import (
     SessionTooLarge,
     SessionTypeError,
     SessionUnsupported,
+    SessionUseError,
 )
 from gaman_session._integration import SessionIntegration, session
 from gaman_session._owners import OwnedSession
@@ -27,6 +29,7 @@ __all__ = [
     "Record",
     "Serializer",
     "Session",
+    "SessionAttributeError",
     "SessionClosed",
     "SessionConflict",
     "SessionError",
@@ -36,6 +39,7 @@ __all__ = [
     "SessionTooLarge",
     "SessionTypeError",
     "SessionUnsupported",
+    "SessionUseError",
     "Tag",
     "session",
 ]

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from inspect import iscoroutine
-from typing import Any, Final, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar, overload
 
 from gaman import log_extra
+from gaman_session._awaitable import Done, SessionCall, later, ready
 from gaman_session._counters import Counters, Rejection
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
-from gaman_session._errors import SessionClosed, SessionSerializationError, SessionTypeError
+from gaman_session._errors import (
+    SessionAttributeError,
+    SessionClosed,
+    SessionSerializationError,
+    SessionTypeError,
+    SessionUseError,
+)
 from gaman_session._owners import Owners
 from gaman_session._sealing import Keyring
-from gaman_session._serializer import Codec
+from gaman_session._serializer import MAX_DEPTH, TOO_DEEP, Codec
 
 Answer: TypeAlias = tuple[str, int | None]
 """The cookie to send: its value, and for how many seconds to keep it, or None for as long as the browser runs."""
+
+logger = logging.getLogger("gaman")
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -33,6 +42,9 @@ _MISSING: Final = object()
 
 END: Final[Answer] = ("", 0)
 """Have the browser forget the cookie."""
+
+_SET, _DELETED, _CLEARED = Done("ctx.session.set"), Done("ctx.session.delete"), Done("ctx.session.clear")
+_REGENERATED, _TAGGED = Done("ctx.session.regenerate"), Done("ctx.session.tag")
 
 
 @dataclass(slots=True)
@@ -98,6 +110,14 @@ def too_late_to_change() -> SessionClosed:
     return SessionClosed("the response has begun, so a change of the session would be lost; make it before")
 
 
+def _check_key(call: str, key: object, more: str = "") -> None:
+    """Raise SessionUseError for a key that isn't text."""
+    if not isinstance(key, str):
+        raise SessionUseError(
+            f"a session's key is a str, not {type(key).__name__}: write `await ctx.session.{call}({str(key)!r}{more})`"
+        )
+
+
 class Session(ABC):
     """The session of one request. Reading it costs at most one trip to the store, changing it at most one more.
 
@@ -106,7 +126,7 @@ class Session(ABC):
     response with a status of 500 or more, drop them.
     """
 
-    __slots__ = ("_has_cookie", "_is_closed", "_is_loaded", "_is_rejected", "_is_used", "_scope", "_sessions")
+    __slots__ = ("_forgotten", "_has_cookie", "_is_closed", "_is_loaded", "_is_rejected", "_is_used", "_scope", "_sessions")
 
     _has_cookie: bool
     """Whether the request came with a cookie of that name, once it was looked for."""
@@ -117,6 +137,8 @@ class Session(ABC):
         # Not the context, which holds the session: such a circle would have to wait for the garbage collector.
         self._scope = scope
         self._is_loaded = self._is_used = self._is_closed = False
+        # What to log of calls that were never awaited; None where that is no longer told.
+        self._forgotten: tuple[str, ...] | None = ()
 
     @property
     @abstractmethod
@@ -140,86 +162,84 @@ class Session(ABC):
         times = self._times()
         return None if times is None else datetime.fromtimestamp(times[1], UTC)
 
+    # A call that reads returns a SessionCall, which type checkers report in a condition. One that changes something when it is
+    # awaited returns a Coroutine to them, which they report where it is not awaited.
+
     @overload
-    async def get(self, key: str, default: None = None, *, type: None = None) -> Any: ...
+    def get(self, key: str, default: None = None, *, type: None = None) -> SessionCall[Any]: ...
     @overload
-    async def get(self, key: str, default: object, *, type: None = None) -> Any: ...
+    def get(self, key: str, default: object, *, type: None = None) -> SessionCall[Any]: ...
     @overload
-    async def get(self, key: str, default: None = None, *, type: type[T]) -> T | None: ...
+    def get(self, key: str, default: None = None, *, type: type[T]) -> SessionCall[T | None]: ...
     @overload
-    async def get(self, key: str, default: D, *, type: type[T]) -> T | D: ...
-    async def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:
+    def get(self, key: str, default: D, *, type: type[T]) -> SessionCall[T | D]: ...
+    def get(self, key: str, default: Any = None, *, type: Any = None) -> SessionCall[Any]:
         """Return the value under *key*, or *default* where there is none. SessionTypeError: it does not fit *type*."""
-        if not self._is_loaded and (loading := self._load(key)) is not None:
-            await loading
-        data = self._peek(key)
-        if data is None:
-            return default
-        try:
-            codec = self._sessions.codec
-            if type is None:
-                return codec.decoder.decode(data)
-            try:
-                decoder = codec.decoders[type]
-            except (KeyError, TypeError):
-                # In here, what learn() raises would seem to come of this.
-                decoder = None
-            return (decoder or codec.learn(type)).decode(data)
-        except Exception as cause:
-            return self._unreadable(key, default, type, cause)
+        if key.__class__ is not str:
+            _check_key("get", key)
+        if self._is_loaded or self._is_at_hand(key):
+            return ready(self, "ctx.session.get", self._value(key, default, type))
+        return later(self, "ctx.session.get", self._get(key, default, type))
 
-    async def has(self, key: str) -> bool:
+    def has(self, key: str) -> SessionCall[bool]:
         """Return whether *key* is there, whatever its value: 0, "", False and None are there."""
-        if not self._is_loaded and (loading := self._load(key)) is not None:
-            await loading
-        return self._peek(key) is not None
+        if key.__class__ is not str:
+            _check_key("has", key)
+        if self._is_loaded or self._is_at_hand(key):
+            return ready(self, "ctx.session.has", self._peek(key) is not None)
+        return later(self, "ctx.session.has", self._has(key))
 
-    async def set(self, key: str, value: Any) -> None:
+    def set(self, key: str, value: Any) -> SessionCall[None]:
         """Keep *value* under *key*; later changes to the object are not seen.
 
-        SessionSerializationError is raised for a value that can't be kept, SessionTooLarge where a cookie would not hold it, and
-        SessionClosed after the response has begun.
+        get() returns what the serializer makes of it, unless it is asked for a *type*: of a set or a tuple a list, and of a datetime
+        without a time zone a string.
+
+        SessionSerializationError is raised for a value that can't be kept, such as one that is nested deeper than 100 levels,
+        SessionTooLarge where a cookie would not hold it, and SessionClosed after the response has begun.
         """
+        if key.__class__ is not str:
+            _check_key("set", key, ", ...")
         self._is_used = True
         if self._is_closed:
             raise too_late_to_change()
         self._put(key, self._encode(key, value))
+        return _SET
 
-    async def delete(self, key: str) -> None:
+    def delete(self, key: str) -> SessionCall[None]:
         """Remove *key*; nothing happens where it is not there. With the last key, the session ends, and its cookie goes."""
+        if key.__class__ is not str:
+            _check_key("delete", key)
         self._open_for_change()
         self._drop(key)
+        return _DELETED
 
-    async def pop(self, key: str, default: Any = None) -> Any:
+    def pop(self, key: str, default: Any = None) -> Coroutine[Any, Any, Any]:
         """Remove *key* and return its value, or *default* where there is none."""
-        self._open_for_change()
-        value = await self.get(key, default)
-        self._drop(key)
-        return value
+        _check_key("pop", key)
+        return later(self, "ctx.session.pop", self._pop(key, default).__await__())
 
-    async def all(self) -> dict[str, Any]:
+    def all(self) -> SessionCall[dict[str, Any]]:
         """Return every key with its value."""
-        if not self._is_loaded and (loading := self._load(None)) is not None:
-            await loading
-        encoded = {key: self._peek(key) for key in self._keys()}
-        values = {key: self._decode(key, data, _MISSING) for key, data in encoded.items() if data is not None}
-        return {key: value for key, value in values.items() if value is not _MISSING}
+        return later(self, "ctx.session.all", self._all().__await__())
 
-    async def clear(self) -> None:
+    def clear(self) -> SessionCall[None]:
         """End the session: here at once, in the store and in the browser with the response. What is set later begins a new one."""
         self._open_for_change()
         self._clear()
+        return _CLEARED
 
-    @abstractmethod
-    async def update(self, key: str, fn: Callable[[Any], T], default: Any = None) -> T:
+    def update(self, key: str, fn: Callable[[Any], T], default: Any = None) -> Coroutine[Any, Any, T]:
         """Replace the value under *key* by `fn(value)`, as one atomic step against every other request; return the new value.
 
         *fn* gets *default* where there is no value. It is called again where another request came in between, so it should do
         nothing but compute. The store has the value, and all that was set before, when this returns. SessionConflict: the store
         was still contended after many attempts. With the cookies driver, the step is atomic within this request alone.
         """
+        _check_key("update", key, ", ...")
+        return later(self, "ctx.session.update", self._update(key, fn, default).__await__())
 
-    async def regenerate(self, *, max_age: int | None = None) -> None:
+    def regenerate(self, *, max_age: int | None = None) -> SessionCall[None]:
         """Give the session a new id and keep its data; the old id is dead at once. Call it at login.
 
         *max_age* is the session's own lifetime from now, in seconds; without one it keeps the lifetime that it had. 0 stands for
@@ -229,9 +249,9 @@ class Session(ABC):
         if max_age is not None and (not isinstance(max_age, int) or not 0 <= max_age <= FOREVER):
             raise ValueError(f"max_age is a whole number of seconds, 0 or more, below a thousand years; it can't be {max_age!r}")
         self._renew(max_age)
+        return _REGENERATED
 
-    @abstractmethod
-    async def tag(self, owner: str | None, *, note: Any = None) -> None:
+    def tag(self, owner: str | None, *, note: Any = None) -> SessionCall[None]:
         """Tie the session to *owner*, such as "user:1", or with None to nobody, and keep *note* with it. Call it at login.
 
         `sessions = session(...)` then finds it: `sessions.list(owner)` and `sessions.end_all(owner)`. Like what is set, it goes out
@@ -242,12 +262,48 @@ class Session(ABC):
         has changed is dropped.
         ValueError: the owner is empty, or no text. SessionUnsupported: the driver can't, as the cookies driver can't.
         """
+        self._open_for_change()
+        self._tag(owner, note)
+        return _TAGGED
 
-    @abstractmethod
-    async def save(self) -> None:
+    def save(self) -> Coroutine[Any, Any, None]:
         """Bring what was changed to the store now. SessionStoreError: it is not there."""
+        return later(self, "ctx.session.save", self._save().__await__())
+
+    if not TYPE_CHECKING:
+        # What is written where a session is taken for a dict.
+
+        def __getattr__(self, name: str) -> NoReturn:
+            # Python itself and debuggers ask for names with an underscore, and an empty slot comes here too.
+            fix = "" if name.startswith("_") else f": write `await ctx.session.get({name!r})` for what is stored"
+            raise SessionAttributeError(f"a session has no attribute {name!r}{fix}", name=name, obj=self)
+
+        def __getitem__(self, key: object) -> NoReturn:
+            raise SessionUseError(f"a session isn't a dict: write `await ctx.session.get({key!r})`")
+
+        def __setitem__(self, key: object, value: object) -> NoReturn:
+            raise SessionUseError(f"a session isn't a dict: write `await ctx.session.set({key!r}, ...)`")
+
+        def __delitem__(self, key: object) -> NoReturn:
+            raise SessionUseError(f"a session isn't a dict: write `await ctx.session.delete({key!r})`")
+
+        def __contains__(self, key: object) -> NoReturn:
+            raise SessionUseError(f"a session isn't a dict: write `await ctx.session.has({key!r})`")
+
+        def __iter__(self) -> NoReturn:
+            raise SessionUseError("a session isn't a dict: write `await ctx.session.all()`")
+
+        def __len__(self) -> NoReturn:
+            raise SessionUseError("a session isn't a dict: write `len(await ctx.session.all())`")
+
+        def __bool__(self) -> NoReturn:
+            raise SessionUseError("a session is there for every visitor: write `await ctx.session.has(...)`")
 
     # What the integration calls, and what each place that keeps a session does its own way.
+
+    @abstractmethod
+    def _is_at_hand(self, key: str) -> bool:
+        """Return whether *key* is known without a trip, where the session isn't loaded."""
 
     @abstractmethod
     def _load(self, key: str | None) -> Awaitable[None] | None:
@@ -276,6 +332,15 @@ class Session(ABC):
     def _renew(self, max_age: int | None) -> None: ...
 
     @abstractmethod
+    async def _update(self, key: str, fn: Callable[[Any], T], default: Any) -> T: ...
+
+    @abstractmethod
+    def _tag(self, owner: str | None, note: Any) -> None: ...
+
+    @abstractmethod
+    async def _save(self) -> None: ...
+
+    @abstractmethod
     def _discard(self) -> None:
         """Drop what the request has changed and not saved."""
 
@@ -291,24 +356,93 @@ class Session(ABC):
         if self._is_closed:
             raise too_late_to_change()
 
+    def _value(self, key: str, default: Any, type: Any) -> Any:
+        """Return what get() gives, from what is ready."""
+        data = self._peek(key)
+        if data is None:
+            return default
+        try:
+            codec = self._sessions.codec
+            if type is None:
+                return codec.decoder.decode(data)
+            try:
+                decoder = codec.decoders[type]
+            except (KeyError, TypeError):
+                # In here, what learn() raises would seem to come of this.
+                decoder = None
+            return (decoder or codec.learn(type)).decode(data)
+        except (RecursionError, MemoryError):
+            raise
+        except Exception as cause:
+            return self._unreadable(key, default, type, cause)
+
+    def _get(self, key: str, default: Any, type: Any) -> Generator[Any, Any, Any]:
+        if (loading := self._load(key)) is not None:
+            yield from loading.__await__()
+        return self._value(key, default, type)
+
+    def _has(self, key: str) -> Generator[Any, Any, bool]:
+        if (loading := self._load(key)) is not None:
+            yield from loading.__await__()
+        return self._peek(key) is not None
+
+    async def _pop(self, key: str, default: Any) -> Any:
+        self._open_for_change()
+        if not self._is_loaded and (loading := self._load(key)) is not None:
+            await loading
+        value = self._value(key, default, None)
+        self._drop(key)
+        return value
+
+    async def _all(self) -> dict[str, Any]:
+        if not self._is_loaded and (loading := self._load(None)) is not None:
+            await loading
+        values = {key: self._value(key, _MISSING, None) for key in self._keys()}
+        return {key: value for key, value in values.items() if value is not _MISSING}
+
+    def _report_forgotten(self, told: str) -> None:
+        """Have logged, once the response begins, that a call was never awaited.
+
+        A request that fails or is cancelled before then may have been about to await it.
+        """
+        if self._forgotten is not None:
+            self._is_used = True
+            self._forgotten = (*self._forgotten, told)
+            if self._is_closed:
+                self._tell_forgotten()
+
+    def _tell_forgotten(self) -> None:
+        """Log the calls that were never awaited."""
+        told, self._forgotten = self._forgotten, ()
+        for each in told or ():
+            logger.error("%s", each, extra=log_extra(self._scope))
+
     def _encode(self, key: str, value: Any) -> bytes:
+        codec = self._sessions.codec
         try:
             key.encode()
-            data = self._sessions.codec.encoder.encode(value)
+            data = codec.encoder.encode(value)
             if data.__class__ is not bytes:
                 raise TypeError(f"the serializer gave a {type(data).__name__}, not bytes")
+            if codec.check_depth is not None and len(data) > MAX_DEPTH:
+                codec.check_depth(data)
             return data
+        except MemoryError:
+            raise
         except Exception as cause:
-            if iscoroutine(value):
+            if isinstance(value, Coroutine):
                 value.close()
                 raise SessionSerializationError(
                     f"the session can't keep {key!r}, the coroutine {value.__qualname__!r}: write `await` before that call"
                 ) from None
-            raise SessionSerializationError(f"the session can't keep {key!r}, a {type(value).__name__}: {cause}") from cause
+            reason = TOO_DEEP if isinstance(cause, RecursionError) else cause
+            raise SessionSerializationError(f"the session can't keep {key!r}, a {type(value).__name__}: {reason}") from cause
 
     def _decode(self, key: str, data: bytes, default: Any) -> Any:
         try:
             return self._sessions.codec.decoder.decode(data)
+        except (RecursionError, MemoryError):
+            raise
         except Exception as cause:
             return self._unreadable(key, default, None, cause)
 
