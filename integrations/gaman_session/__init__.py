@@ -3,7 +3,6 @@
 from gaman_session._counters import Counters
 from gaman_session._driver import TOMBSTONE, Driver, Outcome, OwnerDriver, Record, Tag
 from gaman_session._errors import (
-    SessionAttributeError,
     SessionClosed,
     SessionConflict,
     SessionError,
@@ -29,7 +28,6 @@ __all__ = [
     "Record",
     "Serializer",
     "Session",
-    "SessionAttributeError",
     "SessionClosed",
     "SessionConflict",
     "SessionError",

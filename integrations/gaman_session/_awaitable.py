@@ -17,7 +17,7 @@ MYPY: Final = False
 """mypy takes this for True, and nothing else does."""
 
 _PENDING: Any = object()
-_new = object.__new__
+new: Any = object.__new__
 _frame = sys._getframe
 _is_finalizing = sys.is_finalizing
 # What asyncio, inspect and debuggers ask of any coroutine.
@@ -31,15 +31,15 @@ class Reporter(Protocol):
 
 
 class SessionCall(Coroutine[Any, Any, T_co]):
-    """One call of the session: `await` gives its result, however often, and any other use of it raises SessionUseError.
+    """One call of the session: `await` gives its result, however often, and any other use of it raises a TypeError.
 
     A call that reads does so when it is awaited, or before, where that takes no I/O. A call that is never awaited is reported.
     """
 
     __slots__ = ("_code", "_instruction", "_name", "_reporter", "_running", "_value", "_work")
 
-    _code: CodeType | None
-    """Where the call stands, until it is awaited. A frame in its place would hold this object, and live as long as it does."""
+    _code: CodeType
+    """Where the call stands. A frame in its place would hold this object, and live as long as it does."""
     _instruction: int
     _name: str
     _reporter: Reporter
@@ -50,7 +50,7 @@ class SessionCall(Coroutine[Any, Any, T_co]):
     """What is left to do for the value."""
 
     def __await__(self) -> Generator[Any, Any, T_co]:
-        self._code = None
+        self.__class__ = SessionCall  # pyright: ignore[reportAttributeAccessIssue]
         if self._value is _PENDING:
             work, self._work = self._work, None
             if work is None:
@@ -91,7 +91,7 @@ class SessionCall(Coroutine[Any, Any, T_co]):
 
     def _drop(self) -> None:
         """Have nothing left to do, and nothing to report."""
-        self._code = None
+        self.__class__ = SessionCall  # pyright: ignore[reportAttributeAccessIssue]
         if self._value is _PENDING and self._work is not None:
             self._work.close()
             self._work = None
@@ -102,7 +102,7 @@ class SessionCall(Coroutine[Any, Any, T_co]):
 
     if not MYPY:
         # pyright reports a condition if this returns no bool, and mypy's truthy-bool if there is none.
-        def __bool__(self) -> NoReturn:
+        def __bool__(self) -> NoReturn:  # noqa: PLE0304 - it raises
             self._refuse()
 
     if not TYPE_CHECKING:
@@ -115,17 +115,25 @@ class SessionCall(Coroutine[Any, Any, T_co]):
                 self._refuse()
             return object.__hash__(self)
 
+
+class Due(SessionCall[T_co]):
+    """A call that is still to be awaited. Then it changes its class, because __getattr__ and __del__ cost what has them."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:
+
         def __getattr__(self, name: str) -> Any:
             if name in ("__name__", "__qualname__"):
                 return self._name
             if name.startswith(_INTERNAL):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            self._refuse()
+            return self._refuse()
 
         def __del__(self) -> None:
-            if self._code is not None and not _is_finalizing():
-                place = _place(self._code, self._instruction)
+            if not _is_finalizing():
                 self._drop()
+                place = _place(self._code, self._instruction)
                 self._reporter._report_forgotten(f"{self._name}(...) was never awaited: write `await` before it ({place})")
 
 
@@ -135,33 +143,23 @@ class Done(SessionCall[None]):
     __slots__ = ()
 
     def __init__(self, name: str) -> None:
-        self._name = name
-        self._code = self._value = self._work = None
+        self._name, self._value = name, None
 
-    def __await__(self) -> Generator[Any, Any, None]:
+    def __await__(self) -> Any:
         return _NOTHING
+
+    def _drop(self) -> None:
+        pass
 
 
 # An exhausted iterator is how an awaitable says that it is done. Nothing else is as cheap.
 _NOTHING: Final[Any] = iter(())
 
 
-def ready(reporter: Reporter, name: str, value: T) -> SessionCall[T]:
-    """Return the call *name*, made by the caller's caller, whose result is *value*."""
-    frame = _frame(2)
-    call: SessionCall[T] = _new(SessionCall)
-    call._code = frame.f_code
-    call._instruction = frame.f_lasti
-    call._name = name
-    call._reporter = reporter
-    call._value = value
-    return call
-
-
 def later(reporter: Reporter, name: str, work: Generator[Any, Any, T]) -> SessionCall[T]:
     """Return the call *name*, made by the caller's caller, whose result is what *work* returns."""
     frame = _frame(2)
-    call: SessionCall[T] = _new(SessionCall)
+    call: Due[T] = new(Due)
     call._code = frame.f_code
     call._instruction = frame.f_lasti
     call._name = name

@@ -19,10 +19,6 @@ class SessionUseError(SessionError, TypeError):
     """A session was taken for a dict, a call of it for its result, or something else than text for a key."""
 
 
-class SessionAttributeError(SessionError, AttributeError):
-    """A session has no such attribute; what is stored is asked for by `await ctx.session.get(...)`."""
-
-
 class SessionTooLarge(SessionError):
     """The session would not fit into its cookie any more; what was stored before is intact."""
 

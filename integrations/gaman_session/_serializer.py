@@ -90,16 +90,17 @@ def custom(serializer: Serializer) -> Codec:
     return Codec(serializer, _CustomDecoder(serializer, None), partial(_CustomDecoder, serializer))
 
 
-def _is_too_deep(value: object) -> bool:
+def _is_too_deep(value: Any) -> bool:
     """Return whether a decoded container is nested deeper than MAX_DEPTH, without a recursion of its own."""
-    level = [value]
+    level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
-        level = [each for container in level for each in _parts(container) if isinstance(each, (dict, list, tuple))]
+        parts = chain.from_iterable([_parts(container) for container in level])
+        level = [part for part in parts if isinstance(part, (dict, list, tuple))]
     return bool(level)
 
 
-def _parts(container: Any) -> Iterable[object]:
-    return chain(container, container.values()) if isinstance(container, dict) else container
+def _parts(container: Any) -> Iterable[Any]:
+    return chain(container, container.values()) if container.__class__ is dict else container
 
 
 def _check_msgpack_depth(data: bytes) -> None:

@@ -7,15 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar, overload
+from sys import _getframe as getframe
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar, cast, overload
 
 from gaman import log_extra
-from gaman_session._awaitable import Done, SessionCall, later, ready
+from gaman_session._awaitable import Done, Due, SessionCall, later, new
 from gaman_session._counters import Counters, Rejection
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
 from gaman_session._errors import (
-    SessionAttributeError,
     SessionClosed,
     SessionSerializationError,
     SessionTypeError,
@@ -113,9 +113,7 @@ def too_late_to_change() -> SessionClosed:
 def _check_key(call: str, key: object, more: str = "") -> None:
     """Raise SessionUseError for a key that isn't text."""
     if not isinstance(key, str):
-        raise SessionUseError(
-            f"a session's key is a str, not {type(key).__name__}: write `await ctx.session.{call}({str(key)!r}{more})`"
-        )
+        raise SessionUseError(f"a session's key is a str, not {key!r}: write `await ctx.session.{call}({str(key)!r}{more})`")
 
 
 class Session(ABC):
@@ -178,7 +176,20 @@ class Session(ABC):
         if key.__class__ is not str:
             _check_key("get", key)
         if self._is_loaded or self._is_at_hand(key):
-            return ready(self, "ctx.session.get", self._value(key, default, type))
+            # Unrolled, because most requests come by here.
+            if (data := self._peek(key)) is None:
+                value = default
+            elif type is None:
+                try:
+                    value = self._sessions.codec.decoder.decode(data)
+                except Exception as cause:
+                    value = self._unreadable(key, default, None, cause)
+            else:
+                value = self._value(key, default, type)
+            frame, call = getframe(1), new(Due)
+            call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, "ctx.session.get", self
+            call._value = value
+            return call
         return later(self, "ctx.session.get", self._get(key, default, type))
 
     def has(self, key: str) -> SessionCall[bool]:
@@ -186,14 +197,17 @@ class Session(ABC):
         if key.__class__ is not str:
             _check_key("has", key)
         if self._is_loaded or self._is_at_hand(key):
-            return ready(self, "ctx.session.has", self._peek(key) is not None)
+            frame, call = getframe(1), new(Due)
+            call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, "ctx.session.has", self
+            call._value = self._peek(key) is not None
+            return call
         return later(self, "ctx.session.has", self._has(key))
 
     def set(self, key: str, value: Any) -> SessionCall[None]:
         """Keep *value* under *key*; later changes to the object are not seen.
 
-        get() returns what the serializer makes of it, unless it is asked for a *type*: of a set or a tuple a list, and of a datetime
-        without a time zone a string.
+        Without a *type*, get() returns what the serializer makes of it: a list of a set or a tuple, and a string of a datetime that
+        has no time zone.
 
         SessionSerializationError is raised for a value that can't be kept, such as one that is nested deeper than 100 levels,
         SessionTooLarge where a cookie would not hold it, and SessionClosed after the response has begun.
@@ -272,11 +286,6 @@ class Session(ABC):
 
     if not TYPE_CHECKING:
         # What is written where a session is taken for a dict.
-
-        def __getattr__(self, name: str) -> NoReturn:
-            # Python itself and debuggers ask for names with an underscore, and an empty slot comes here too.
-            fix = "" if name.startswith("_") else f": write `await ctx.session.get({name!r})` for what is stored"
-            raise SessionAttributeError(f"a session has no attribute {name!r}{fix}", name=name, obj=self)
 
         def __getitem__(self, key: object) -> NoReturn:
             raise SessionUseError(f"a session isn't a dict: write `await ctx.session.get({key!r})`")
@@ -371,8 +380,6 @@ class Session(ABC):
                 # In here, what learn() raises would seem to come of this.
                 decoder = None
             return (decoder or codec.learn(type)).decode(data)
-        except (RecursionError, MemoryError):
-            raise
         except Exception as cause:
             return self._unreadable(key, default, type, cause)
 
@@ -432,8 +439,9 @@ class Session(ABC):
         except Exception as cause:
             if isinstance(value, Coroutine):
                 value.close()
+                name = getattr(cast("object", value), "__qualname__", "?")
                 raise SessionSerializationError(
-                    f"the session can't keep {key!r}, the coroutine {value.__qualname__!r}: write `await` before that call"
+                    f"the session can't keep {key!r}, the coroutine {name!r}: write `await` before that call"
                 ) from None
             reason = TOO_DEEP if isinstance(cause, RecursionError) else cause
             raise SessionSerializationError(f"the session can't keep {key!r}, a {type(value).__name__}: {reason}") from cause
@@ -441,12 +449,13 @@ class Session(ABC):
     def _decode(self, key: str, data: bytes, default: Any) -> Any:
         try:
             return self._sessions.codec.decoder.decode(data)
-        except (RecursionError, MemoryError):
-            raise
         except Exception as cause:
             return self._unreadable(key, default, None, cause)
 
     def _unreadable(self, key: str, default: Any, type: Any, cause: Exception) -> Any:
+        if isinstance(cause, (RecursionError, MemoryError)):
+            # This says something of the process, and nothing of the value.
+            raise cause
         if type is not None:
             raise SessionTypeError(f"the session's {key!r} is no {getattr(type, '__name__', type)}: {cause}") from cause
         self._report_damage(key)
