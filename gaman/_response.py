@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 from contextlib import aclosing
 from dataclasses import is_dataclass
 from functools import lru_cache, partial
-from inspect import iscoroutine, isgenerator
+from inspect import isgenerator
 from types import AsyncGeneratorType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, cast
 from urllib.parse import quote
@@ -47,14 +47,18 @@ _is_local_path = re.compile(r"/(?![/\\])[^\x00-\x1f\x7f\\?#]*(?:[?#][^\x00-\x1f\
 
 
 def _refuse(value: object) -> object:
-    if iscoroutine(value):
-        raise ResultError(f"the result holds the coroutine {value.__qualname__!r}: write `await` before that call")
+    if isinstance(value, Coroutine):
+        raise ResultError(f"the result holds the coroutine {_name_of(cast('object', value))}: write `await` before that call")
     raise ResultError(f"JSON can't hold a {type(value).__name__}; give it a dict, list, dataclass or Struct in its place")
+
+
+def _name_of(coroutine: object) -> str:
+    return repr(getattr(coroutine, "__qualname__", type(coroutine).__name__))
 
 
 def _close_coroutines(data: object) -> None:
     """Close what was not awaited in *data*, so that Python does not complain of each as well."""
-    if iscoroutine(data):
+    if isinstance(data, Coroutine):
         data.close()
     elif isinstance(data, dict):
         for value in cast("dict[object, object]", data).values():
@@ -257,9 +261,10 @@ def _check_target(location: object, *, local: bool) -> None:
 
 def _name_what_is_wrong(chunks: object) -> str:
     """Return what *chunks* are that Response.stream() can't take, and what to write instead."""
-    if iscoroutine(chunks):
+    if isinstance(chunks, Coroutine):
         chunks.close()
-        return f"the coroutine {chunks.__qualname__!r}: write `yield` in it, or `await` before the call if it returns an iterator"
+        name = _name_of(cast("object", chunks))
+        return f"the coroutine {name}: write `yield` in it, or `await` before the call if it returns an iterator"
     if callable(chunks):
         return f"{getattr(chunks, '__qualname__', chunks)!r} itself: call it"
     if isgenerator(chunks):
@@ -482,9 +487,9 @@ def to_response(result: object) -> Response:
         return Response(result)
     if is_dataclass(result) and not isinstance(result, type):
         return Response.json(result)
-    if iscoroutine(result):
+    if isinstance(result, Coroutine):
         result.close()
-        raise ResultError(f"a handler returned the coroutine {result.__qualname__!r}: write `await` before that call")
+        raise ResultError(f"a handler returned the coroutine {_name_of(cast('object', result))}: write `await` before that call")
     raise ResultError(
         f"a handler returned a {type(result).__name__}; return a Response, str, bytes, dict, list, dataclass, Struct or None"
     )

@@ -35,6 +35,7 @@ ORDER = [
     ["gaman_session.drivers._redis_address"],
     ["gaman_session._stored"],
     ["gaman_session._session"],
+    ["gaman_session._awaitable"],
     ["gaman_session._owners"],
     ["gaman_session._serializer", "gaman_session._sealing"],
     [

@@ -11,6 +11,7 @@ from gaman_session._errors import (
     SessionTooLarge,
     SessionTypeError,
     SessionUnsupported,
+    SessionUseError,
 )
 from gaman_session._integration import SessionIntegration, session
 from gaman_session._owners import OwnedSession
@@ -38,6 +39,7 @@ __all__ = [
     "SessionTooLarge",
     "SessionTypeError",
     "SessionUnsupported",
+    "SessionUseError",
     "Tag",
     "session",
 ]

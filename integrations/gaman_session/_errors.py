@@ -15,6 +15,10 @@ class SessionTypeError(SessionError):
     """What is stored does not fit the type that get() was asked for."""
 
 
+class SessionUseError(SessionError, TypeError):
+    """A session was taken for a dict, a call of it for its result, or something else than text for a key."""
+
+
 class SessionTooLarge(SessionError):
     """The session would be larger than its cookie or `max_size` allows; what was stored before is intact.
 

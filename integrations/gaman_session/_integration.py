@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 from gaman import App, ConfigError, Context, Headers, HTTPError, Integration, Response, SameSite
 from gaman_session import _options, _sealing
+from gaman_session._awaitable import SessionCall, later
 from gaman_session._counters import Counters, export
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
@@ -46,33 +47,36 @@ class SessionIntegration(Integration):
     counters: Counters
     _owners: Owners
 
-    async def end(self, handle: str) -> bool:
+    def end(self, handle: str) -> Coroutine[Any, Any, bool]:
         """End one session, by its `ctx.session.id`, or what it was renamed to within the last minute; return whether it was there.
 
         Where a visitor has chosen the *handle*, see first whether it is one of theirs: whether list() has it.
         """
-        return await self._owners.end(handle)
+        return later(self, "sessions.end", self._owners.end(handle).__await__())
 
-    async def end_all(self, owner: str, *, keep: Session | None = None) -> int:
+    def end_all(self, owner: str, *, keep: Session | None = None) -> Coroutine[Any, Any, int]:
         """End every session of *owner*, but the one to *keep*, say `ctx.session`; return how many that were.
 
         It takes effect at one instant between call and return, in every process: what was tied before is ended, and a login in
         flight, which has called tag() before, keeps nothing of what it changed. A login that calls tag() later succeeds.
         """
-        return await self._owners.end_all(owner, keep)
+        return later(self, "sessions.end_all", self._owners.end_all(owner, keep).__await__())
 
-    async def count(self, owner: str | None = None) -> int:
+    def count(self, owner: str | None = None) -> SessionCall[int]:
         """Return how many live sessions *owner* has, or how many there are in the store, whoever's they are.
 
         The latter takes a while where there are many, so ask for a graph, and not in each request. It costs the file driver a look
         at each name, SQLite and MongoDB one at each entry of an index, and Redis one at every key of the server, a thousand at a
         time: to keep an index of all sessions, each login and each use would pay for a number that nobody needs to serve a page.
         """
-        return await self._owners.count(owner)
+        return later(self, "sessions.count", self._owners.count(owner).__await__())
 
-    async def list(self, owner: str) -> list[OwnedSession]:
+    def list(self, owner: str) -> SessionCall[list[OwnedSession]]:
         """Return the live sessions of *owner*, the one that was tied to it first in front."""
-        return await self._owners.listed(owner)
+        return later(self, "sessions.list", self._owners.listed(owner).__await__())
+
+    def _report_forgotten(self, told: str) -> None:
+        logger.error("%s", told)
 
 
 def session(
@@ -204,6 +208,8 @@ class _Hooks:
             return None
         if not used._is_used:
             return None
+        if used._forgotten:
+            used._tell_forgotten()
         headers = response.raw_headers
         own: Response | None = None
         if len(headers) == 1 and headers[0][0] == b"content-type":
@@ -227,10 +233,13 @@ class _Hooks:
             self._send(answer, used, ctx, own)
 
     def on_error(self, ctx: Context, error: Exception) -> None:
-        # An HTTPError is an answer that the handler chose; what it has set before stays, as with a Response.
-        if not isinstance(error, HTTPError) or isinstance(error, SessionTooLarge):
-            with suppress(ConfigError):
-                ctx.session._discard()
+        with suppress(ConfigError):
+            used = ctx.session
+            used._tell_forgotten()
+            used._forgotten = None
+            # An HTTPError is an answer that the handler chose; what it has set before stays, as with a Response.
+            if not isinstance(error, HTTPError) or isinstance(error, SessionTooLarge):
+                used._discard()
 
     def _send(self, answer: Answer, used: Session, ctx: Context, own: Response | None) -> None:
         """Send the session's cookie; *own* is the response where its handler may have said how caches are to treat it."""

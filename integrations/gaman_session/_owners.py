@@ -224,6 +224,8 @@ class Owners:
             opened = self._open(handle, tag) if self._is_sealed else ("", tag.note)
             if opened is not None:
                 return self._codec.decoder.decode(opened[1]) if opened[1] else None
+        except (RecursionError, MemoryError):
+            raise
         except Exception:  # noqa: S110 - a serializer raises what it likes, and all of it says the same
             pass
         self._damage.report(handle, "its note")

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, Final, Protocol
 
 import msgspec
+
+MAX_DEPTH: Final = 100
+"""Levels of containers in a value. Deeper ones might be encoded, and then not be decoded where the stack is higher."""
+TOO_DEEP: Final = f"it is nested deeper than {MAX_DEPTH} levels"
+
+# What dicts and lists begin with in MessagePack.
+_CONTAINERS: Final = bytes([*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF])
+_NO_CONTAINERS: Final = bytes({*range(256)} - {*_CONTAINERS})
+_decode_msgpack = msgspec.msgpack.Decoder().decode
+_encode_json = msgspec.json.Encoder().encode
+_decode_json = msgspec.json.Decoder().decode
 
 # A type that a request makes for itself is not to fill the memory.
 _MOST_TYPES: Final = 1024
@@ -47,6 +60,8 @@ class Codec:
     """Decodes a value of any type: most are read so."""
     make: Callable[[Any], Decoder]
     """Makes what decodes a type."""
+    check_depth: Callable[[bytes], None] | None = None
+    """Raises ValueError for an encoded value that is nested deeper than MAX_DEPTH; None where the encoder does so."""
     decoders: dict[Any, Decoder] = field(init=False, default_factory=dict[Any, Decoder])
     """What decodes the types that were asked for."""
 
@@ -75,7 +90,52 @@ def custom(serializer: Serializer) -> Codec:
     return Codec(serializer, _CustomDecoder(serializer, None), partial(_CustomDecoder, serializer))
 
 
+def _is_too_deep(value: Any) -> bool:
+    """Return whether a decoded container is nested deeper than MAX_DEPTH, without a recursion of its own."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        parts = chain.from_iterable([_parts(container) for container in level])
+        level = [part for part in parts if isinstance(part, (dict, list, tuple))]
+    return bool(level)
+
+
+def _parts(container: Any) -> Iterable[Any]:
+    return chain(container, container.values()) if container.__class__ is dict else container
+
+
+def _check_msgpack_depth(data: bytes) -> None:
+    # A container begins with one of these octets, so that most values turn out shallow by their number.
+    if data[0] in _CONTAINERS and len(data.translate(None, _NO_CONTAINERS)) > MAX_DEPTH and _is_too_deep(_decode_msgpack(data)):
+        raise ValueError(TOO_DEEP)
+
+
+class _Json:
+    """msgspec's JSON encoder, made to refuse what would come back as something else, without a word."""
+
+    def encode(self, value: Any, /) -> bytes:
+        data = _encode_json(value)
+        if data[0] in b"[{":
+            decoded = _decode_json(data)
+            if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_too_deep(decoded):
+                raise ValueError(TOO_DEEP)
+            # Most values are told by this to have no key twice, at the cost of a second encoding.
+            if _encode_json(decoded) != data:
+                json.loads(data, object_pairs_hook=_refuse_twins)
+        if b"null" in data:
+            # msgspec writes inf and nan like None.
+            try:
+                json.dumps(msgspec.to_builtins(value, str_keys=True), allow_nan=False)
+            except ValueError as cause:
+                raise ValueError("JSON has neither inf nor nan; take the msgpack serializer, or None") from cause
+        return data
+
+
+def _refuse_twins(pairs: list[tuple[str, object]]) -> None:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("two keys of a dict become one in JSON; make each of them text")
+
+
 CODECS = {
-    name: Codec(protocol.Encoder(), protocol.Decoder(), protocol.Decoder)
-    for name, protocol in (("msgpack", msgspec.msgpack), ("json", msgspec.json))
+    "msgpack": Codec(msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(), msgspec.msgpack.Decoder, _check_msgpack_depth),
+    "json": Codec(_Json(), msgspec.json.Decoder(), msgspec.json.Decoder),
 }

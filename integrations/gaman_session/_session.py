@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from inspect import iscoroutine
 from itertools import islice
-from typing import Any, Final, TypeAlias, TypeVar, overload
+from sys import _getframe as getframe
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar, cast, overload
 
 from gaman import find_cookies, log_extra
+from gaman_session._awaitable import Done, Due, SessionCall, later, new
 from gaman_session._counters import Counters, Rejection
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
-from gaman_session._errors import SessionClosed, SessionSerializationError, SessionTypeError
+from gaman_session._errors import (
+    SessionClosed,
+    SessionSerializationError,
+    SessionTypeError,
+    SessionUseError,
+)
 from gaman_session._owners import Owners
 from gaman_session._sealing import OVERHEAD, Keyring
-from gaman_session._serializer import Codec
+from gaman_session._serializer import MAX_DEPTH, TOO_DEEP, Codec
 
 Answer: TypeAlias = tuple[str, int | None]
 """The cookie to send: its value, and for how many seconds to keep it, or None for as long as the browser runs."""
+
+logger = logging.getLogger("gaman")
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -37,6 +46,9 @@ _MAX_COOKIES: Final = 4
 
 END: Final[Answer] = ("", 0)
 """Have the browser forget the cookie."""
+
+_SET, _DELETED, _CLEARED = Done("ctx.session.set"), Done("ctx.session.delete"), Done("ctx.session.clear")
+_REGENERATED, _TAGGED = Done("ctx.session.regenerate"), Done("ctx.session.tag")
 
 
 @dataclass(slots=True)
@@ -106,6 +118,12 @@ def too_late_to_change() -> SessionClosed:
     return SessionClosed("the response has begun, so a change of the session would be lost; make it before")
 
 
+def _check_key(call: str, key: object, more: str = "") -> None:
+    """Raise SessionUseError for a key that isn't text."""
+    if not isinstance(key, str):
+        raise SessionUseError(f"a session's key is a str, not {key!r}: write `await ctx.session.{call}({str(key)!r}{more})`")
+
+
 class Session(ABC):
     """The session of one request. Reading it costs at most one trip to the store, changing it at most one more.
 
@@ -114,7 +132,7 @@ class Session(ABC):
     response with a status of 500 or more, drop them.
     """
 
-    __slots__ = ("_has_cookie", "_is_closed", "_is_loaded", "_is_rejected", "_is_used", "_scope", "_sessions")
+    __slots__ = ("_forgotten", "_has_cookie", "_is_closed", "_is_loaded", "_is_rejected", "_is_used", "_scope", "_sessions")
 
     _has_cookie: bool
     """Whether the request came with a cookie of that name, once it was looked for."""
@@ -125,6 +143,8 @@ class Session(ABC):
         # Not the context, which holds the session: such a circle would have to wait for the garbage collector.
         self._scope = scope
         self._is_loaded = self._is_used = self._is_closed = False
+        # What to log of calls that were never awaited; None where that is no longer told.
+        self._forgotten: tuple[str, ...] | None = ()
 
     @property
     @abstractmethod
@@ -148,87 +168,101 @@ class Session(ABC):
         times = self._times()
         return None if times is None else datetime.fromtimestamp(times[1], UTC)
 
+    # A call that reads returns a SessionCall, which type checkers report in a condition. One that changes something when it is
+    # awaited returns a Coroutine to them, which they report where it is not awaited.
+
     @overload
-    async def get(self, key: str, default: None = None, *, type: None = None) -> Any: ...
+    def get(self, key: str, default: None = None, *, type: None = None) -> SessionCall[Any]: ...
     @overload
-    async def get(self, key: str, default: object, *, type: None = None) -> Any: ...
+    def get(self, key: str, default: object, *, type: None = None) -> SessionCall[Any]: ...
     @overload
-    async def get(self, key: str, default: None = None, *, type: type[T]) -> T | None: ...
+    def get(self, key: str, default: None = None, *, type: type[T]) -> SessionCall[T | None]: ...
     @overload
-    async def get(self, key: str, default: D, *, type: type[T]) -> T | D: ...
-    async def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:
+    def get(self, key: str, default: D, *, type: type[T]) -> SessionCall[T | D]: ...
+    def get(self, key: str, default: Any = None, *, type: Any = None) -> SessionCall[Any]:
         """Return the value under *key*, or *default* where there is none. SessionTypeError: it does not fit *type*."""
-        if not self._is_loaded and (loading := self._load(key)) is not None:
-            await loading
-        data = self._peek(key)
-        if data is None:
-            return default
-        try:
-            codec = self._sessions.codec
-            if type is None:
-                return codec.decoder.decode(data)
-            try:
-                decoder = codec.decoders[type]
-            except (KeyError, TypeError):
-                # In here, what learn() raises would seem to come of this.
-                decoder = None
-            return (decoder or codec.learn(type)).decode(data)
-        except Exception as cause:
-            return self._unreadable(key, default, type, cause)
+        if key.__class__ is not str:
+            _check_key("get", key)
+        if self._is_loaded or self._is_at_hand(key):
+            # Unrolled, because most requests come by here.
+            if (data := self._peek(key)) is None:
+                value = default
+            elif type is None:
+                try:
+                    value = self._sessions.codec.decoder.decode(data)
+                except Exception as cause:
+                    value = self._unreadable(key, default, None, cause)
+            else:
+                value = self._value(key, default, type)
+            frame, call = getframe(1), new(Due)
+            call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, "ctx.session.get", self
+            call._value = value
+            return call
+        return later(self, "ctx.session.get", self._get(key, default, type))
 
-    async def has(self, key: str) -> bool:
+    def has(self, key: str) -> SessionCall[bool]:
         """Return whether *key* is there, whatever its value: 0, "", False and None are there."""
-        if not self._is_loaded and (loading := self._load(key)) is not None:
-            await loading
-        return self._peek(key) is not None
+        if key.__class__ is not str:
+            _check_key("has", key)
+        if self._is_loaded or self._is_at_hand(key):
+            frame, call = getframe(1), new(Due)
+            call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, "ctx.session.has", self
+            call._value = self._peek(key) is not None
+            return call
+        return later(self, "ctx.session.has", self._has(key))
 
-    async def set(self, key: str, value: Any) -> None:
+    def set(self, key: str, value: Any) -> SessionCall[None]:
         """Keep *value* under *key*; later changes to the object are not seen.
 
-        SessionSerializationError is raised for a value that can't be kept, SessionTooLarge if the session would be too large, and
-        SessionClosed after the response has begun. What this request hasn't read counts only when the change is written, so
-        SessionTooLarge may come then.
+        Without a *type*, get() returns what the serializer makes of it: a list of a set or a tuple, and a string of a datetime that
+        has no time zone.
+
+        SessionSerializationError is raised for a value that can't be kept, such as one that is nested deeper than 100 levels,
+        SessionTooLarge if the session would be too large, and SessionClosed after the response has begun. What this request hasn't
+        read counts only when the change is written, so SessionTooLarge may come then.
         """
+        if key.__class__ is not str:
+            _check_key("set", key, ", ...")
         self._is_used = True
         if self._is_closed:
             raise too_late_to_change()
         self._put(key, self._encode(key, value))
+        return _SET
 
-    async def delete(self, key: str) -> None:
+    def delete(self, key: str) -> SessionCall[None]:
         """Remove *key*; nothing happens where it is not there. With the last key, the session ends, and its cookie goes."""
+        if key.__class__ is not str:
+            _check_key("delete", key)
         self._open_for_change()
         self._drop(key)
+        return _DELETED
 
-    async def pop(self, key: str, default: Any = None) -> Any:
+    def pop(self, key: str, default: Any = None) -> Coroutine[Any, Any, Any]:
         """Remove *key* and return its value, or *default* where there is none."""
-        self._open_for_change()
-        value = await self.get(key, default)
-        self._drop(key)
-        return value
+        _check_key("pop", key)
+        return later(self, "ctx.session.pop", self._pop(key, default).__await__())
 
-    async def all(self) -> dict[str, Any]:
+    def all(self) -> SessionCall[dict[str, Any]]:
         """Return every key with its value."""
-        if not self._is_loaded and (loading := self._load(None)) is not None:
-            await loading
-        encoded = {key: self._peek(key) for key in self._keys()}
-        values = {key: self._decode(key, data, _MISSING) for key, data in encoded.items() if data is not None}
-        return {key: value for key, value in values.items() if value is not _MISSING}
+        return later(self, "ctx.session.all", self._all().__await__())
 
-    async def clear(self) -> None:
+    def clear(self) -> SessionCall[None]:
         """End the session: here at once, in the store and in the browser with the response. What is set later begins a new one."""
         self._open_for_change()
         self._clear()
+        return _CLEARED
 
-    @abstractmethod
-    async def update(self, key: str, fn: Callable[[Any], T], default: Any = None) -> T:
+    def update(self, key: str, fn: Callable[[Any], T], default: Any = None) -> Coroutine[Any, Any, T]:
         """Replace the value under *key* by `fn(value)`, as one atomic step against every other request; return the new value.
 
         *fn* gets *default* where there is no value. It is called again where another request came in between, so it should do
         nothing but compute. The store has the value, and all that was set before, when this returns. SessionConflict: the store
         was still contended after many attempts. With the cookies driver, the step is atomic within this request alone.
         """
+        _check_key("update", key, ", ...")
+        return later(self, "ctx.session.update", self._update(key, fn, default).__await__())
 
-    async def regenerate(self, *, max_age: int | None = None) -> None:
+    def regenerate(self, *, max_age: int | None = None) -> SessionCall[None]:
         """Give the session a new id and keep its data; the old id is dead at once. Call it at login.
 
         *max_age* is the session's own lifetime from now, in seconds; without one it keeps the lifetime that it had. 0 stands for
@@ -238,9 +272,9 @@ class Session(ABC):
         if max_age is not None and (not isinstance(max_age, int) or not 0 <= max_age <= FOREVER):
             raise ValueError(f"max_age is a whole number of seconds, 0 or more, below a thousand years; it can't be {max_age!r}")
         self._renew(max_age)
+        return _REGENERATED
 
-    @abstractmethod
-    async def tag(self, owner: str | None, *, note: Any = None) -> None:
+    def tag(self, owner: str | None, *, note: Any = None) -> SessionCall[None]:
         """Tie the session to *owner*, such as "user:1", or with None to nobody, and keep *note* with it. Call it at login.
 
         `sessions = session(...)` then finds it: `sessions.list(owner)` and `sessions.end_all(owner)`. Like what is set, it goes out
@@ -251,12 +285,43 @@ class Session(ABC):
         says so.
         ValueError: the owner is empty, or no text. SessionUnsupported: the driver can't, as the cookies driver can't.
         """
+        self._open_for_change()
+        self._tag(owner, note)
+        return _TAGGED
 
-    @abstractmethod
-    async def save(self) -> None:
+    def save(self) -> Coroutine[Any, Any, None]:
         """Bring what was changed to the store now. SessionStoreError: it is not there. SessionTooLarge: it was dropped instead."""
+        return later(self, "ctx.session.save", self._save().__await__())
+
+    if not TYPE_CHECKING:
+        # What is written where a session is taken for a dict.
+
+        def __getitem__(self, key: object) -> NoReturn:
+            raise SessionUseError(f"a session isn't a dict: write `await ctx.session.get({key!r})`")
+
+        def __setitem__(self, key: object, value: object) -> NoReturn:
+            raise SessionUseError(f"a session isn't a dict: write `await ctx.session.set({key!r}, ...)`")
+
+        def __delitem__(self, key: object) -> NoReturn:
+            raise SessionUseError(f"a session isn't a dict: write `await ctx.session.delete({key!r})`")
+
+        def __contains__(self, key: object) -> NoReturn:
+            raise SessionUseError(f"a session isn't a dict: write `await ctx.session.has({key!r})`")
+
+        def __iter__(self) -> NoReturn:
+            raise SessionUseError("a session isn't a dict: write `await ctx.session.all()`")
+
+        def __len__(self) -> NoReturn:
+            raise SessionUseError("a session isn't a dict: write `len(await ctx.session.all())`")
+
+        def __bool__(self) -> NoReturn:
+            raise SessionUseError("a session is there for every visitor: write `await ctx.session.has(...)`")
 
     # What the integration calls, and what each place that keeps a session does its own way.
+
+    @abstractmethod
+    def _is_at_hand(self, key: str) -> bool:
+        """Return whether *key* is known without a trip, where the session isn't loaded."""
 
     @abstractmethod
     def _load(self, key: str | None) -> Awaitable[None] | None:
@@ -285,6 +350,15 @@ class Session(ABC):
     def _renew(self, max_age: int | None) -> None: ...
 
     @abstractmethod
+    async def _update(self, key: str, fn: Callable[[Any], T], default: Any) -> T: ...
+
+    @abstractmethod
+    def _tag(self, owner: str | None, note: Any) -> None: ...
+
+    @abstractmethod
+    async def _save(self) -> None: ...
+
+    @abstractmethod
     def _discard(self) -> None:
         """Drop what the request has changed and not saved."""
 
@@ -304,20 +378,86 @@ class Session(ABC):
         if self._is_closed:
             raise too_late_to_change()
 
+    def _value(self, key: str, default: Any, type: Any) -> Any:
+        """Return what get() gives, from what is ready."""
+        data = self._peek(key)
+        if data is None:
+            return default
+        try:
+            codec = self._sessions.codec
+            if type is None:
+                return codec.decoder.decode(data)
+            try:
+                decoder = codec.decoders[type]
+            except (KeyError, TypeError):
+                # In here, what learn() raises would seem to come of this.
+                decoder = None
+            return (decoder or codec.learn(type)).decode(data)
+        except Exception as cause:
+            return self._unreadable(key, default, type, cause)
+
+    def _get(self, key: str, default: Any, type: Any) -> Generator[Any, Any, Any]:
+        if (loading := self._load(key)) is not None:
+            yield from loading.__await__()
+        return self._value(key, default, type)
+
+    def _has(self, key: str) -> Generator[Any, Any, bool]:
+        if (loading := self._load(key)) is not None:
+            yield from loading.__await__()
+        return self._peek(key) is not None
+
+    async def _pop(self, key: str, default: Any) -> Any:
+        self._open_for_change()
+        if not self._is_loaded and (loading := self._load(key)) is not None:
+            await loading
+        value = self._value(key, default, None)
+        self._drop(key)
+        return value
+
+    async def _all(self) -> dict[str, Any]:
+        if not self._is_loaded and (loading := self._load(None)) is not None:
+            await loading
+        values = {key: self._value(key, _MISSING, None) for key in self._keys()}
+        return {key: value for key, value in values.items() if value is not _MISSING}
+
+    def _report_forgotten(self, told: str) -> None:
+        """Have logged, once the response begins, that a call was never awaited.
+
+        A request that fails or is cancelled before then may have been about to await it.
+        """
+        if self._forgotten is not None:
+            self._is_used = True
+            self._forgotten = (*self._forgotten, told)
+            if self._is_closed:
+                self._tell_forgotten()
+
+    def _tell_forgotten(self) -> None:
+        """Log the calls that were never awaited."""
+        told, self._forgotten = self._forgotten, ()
+        for each in told or ():
+            logger.error("%s", each, extra=log_extra(self._scope))
+
     def _encode(self, key: str, value: Any) -> bytes:
+        codec = self._sessions.codec
         try:
             key.encode()
-            data = self._sessions.codec.encoder.encode(value)
+            data = codec.encoder.encode(value)
             if data.__class__ is not bytes:
                 raise TypeError(f"the serializer gave a {type(data).__name__}, not bytes")
+            if codec.check_depth is not None and len(data) > MAX_DEPTH:
+                codec.check_depth(data)
             return data
+        except MemoryError:
+            raise
         except Exception as cause:
-            if iscoroutine(value):
+            if isinstance(value, Coroutine):
                 value.close()
+                name = getattr(cast("object", value), "__qualname__", "?")
                 raise SessionSerializationError(
-                    f"the session can't keep {key!r}, the coroutine {value.__qualname__!r}: write `await` before that call"
+                    f"the session can't keep {key!r}, the coroutine {name!r}: write `await` before that call"
                 ) from None
-            raise SessionSerializationError(f"the session can't keep {key!r}, a {type(value).__name__}: {cause}") from cause
+            reason = TOO_DEEP if isinstance(cause, RecursionError) else cause
+            raise SessionSerializationError(f"the session can't keep {key!r}, a {type(value).__name__}: {reason}") from cause
 
     def _decode(self, key: str, data: bytes, default: Any) -> Any:
         try:
@@ -326,6 +466,9 @@ class Session(ABC):
             return self._unreadable(key, default, None, cause)
 
     def _unreadable(self, key: str, default: Any, type: Any, cause: Exception) -> Any:
+        if isinstance(cause, (RecursionError, MemoryError)):
+            # This says something of the process, and nothing of the value.
+            raise cause
         if type is not None:
             raise SessionTypeError(f"the session's {key!r} is no {getattr(type, '__name__', type)}: {cause}") from cause
         self._report_damage(key)

@@ -83,7 +83,7 @@ class StoredSession(Session):
         self._identify()
         return self._identity is None or (self._is_loaded and self._record is None)
 
-    async def update(self, key: str, fn: Callable[[Any], T], default: Any = None) -> T:
+    async def _update(self, key: str, fn: Callable[[Any], T], default: Any) -> T:
         """Replace the value under *key* by `fn(value)`, by comparing and swapping what is stored."""
         self._open_for_change()
 
@@ -103,13 +103,10 @@ class StoredSession(Session):
 
         return await self._in_turn(compare_and_swap)
 
-    async def tag(self, owner: str | None, *, note: Any = None) -> None:
-        """Tie the session to *owner*, or with None to nobody."""
-        self._open_for_change()
+    def _tag(self, owner: str | None, note: Any) -> None:
         self._wish = self._sessions.owners.wish(owner, b"" if note is None else self._encode("note", note))
 
-    async def save(self) -> None:
-        """Bring what was changed to the store now."""
+    async def _save(self) -> None:
         self._open_for_change()
         await self._in_turn(self._flush)
 
@@ -150,6 +147,9 @@ class StoredSession(Session):
         if untried:
             self._identity = untried[0]
         return bool(untried)
+
+    def _is_at_hand(self, key: str) -> bool:
+        return key in self._changes
 
     def _load(self, key: str | None) -> Awaitable[None] | None:
         if key in self._changes:

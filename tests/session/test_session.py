@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -469,9 +469,17 @@ async def test_after_the_headers_reads_go_on_and_changes_raise(site: Site) -> No
     async def chunks() -> AsyncIterator[bytes]:
         session = sessions[0]
         seen.append((await session.get("a"), await session.get("b")))
-        for change in (session.set("c", 1), session.delete("a"), session.clear(), session.regenerate(), session.save()):
+        changes: list[Callable[[], object]] = [
+            lambda: session.set("c", 1),
+            lambda: session.delete("a"),
+            session.clear,
+            session.regenerate,
+        ]
+        for change in changes:
             with pytest.raises(SessionClosed, match="the response has begun"):
-                await change
+                change()
+        with pytest.raises(SessionClosed, match="the response has begun"):
+            await session.save()
         with pytest.raises(SessionClosed):
             await session.update("a", lambda a: a)
         with pytest.raises(SessionClosed):

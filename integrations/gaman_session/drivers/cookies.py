@@ -69,7 +69,7 @@ class CookieSession(Session):
         self._load()
         return self._came is None or self._carried is None
 
-    async def update(self, key: str, fn: Callable[[Any], T], default: Any = None) -> T:
+    async def _update(self, key: str, fn: Callable[[Any], T], default: Any) -> T:
         """Replace the value under *key* by `fn(value)`; other requests are not seen, and do not see it."""
         self._open_for_change()
         self._load()
@@ -78,12 +78,12 @@ class CookieSession(Session):
         self._put(key, self._encode(key, value))
         return value
 
-    async def tag(self, owner: str | None, *, note: Any = None) -> None:
-        """Raise SessionUnsupported: there is no store in which others could find the session."""
+    def _tag(self, owner: str | None, note: Any) -> None:
+        # There is no store in which others could find the session.
         raise SessionUnsupported("cookies")
 
-    async def save(self) -> None:
-        """Nothing to do before the response: only that can bring a cookie to its browser."""
+    async def _save(self) -> None:
+        # Nothing more to do before the response: only that can bring a cookie to its browser.
         self._open_for_change()
 
     def _peek(self, key: str) -> bytes | None:
@@ -91,6 +91,10 @@ class CookieSession(Session):
 
     def _keys(self) -> Iterable[str]:
         return self._fields
+
+    def _is_at_hand(self, key: str) -> bool:
+        self._load()
+        return True
 
     def _load(self, key: str | None = None) -> None:
         """Open the cookie, once."""

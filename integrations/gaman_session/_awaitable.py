@@ -1,0 +1,176 @@
+"""SessionCall: what a call of the session returns, which raises where it is taken for its own result."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Coroutine, Generator
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
+
+from gaman_session._errors import SessionUseError
+
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+MYPY: Final = False
+"""mypy takes this for True, and nothing else does."""
+
+_PENDING: Any = object()
+new: Any = object.__new__
+_frame = sys._getframe
+_is_finalizing = sys.is_finalizing
+# What asyncio, inspect and debuggers ask of any coroutine.
+_INTERNAL: Final = ("_", "cr_", "gi_", "ag_")
+
+
+class Reporter(Protocol):
+    """Has it logged that a call was never awaited; *told* is the line."""
+
+    def _report_forgotten(self, told: str) -> None: ...
+
+
+class SessionCall(Coroutine[Any, Any, T_co]):
+    """One call of the session: `await` gives its result, however often, and any other use of it raises a TypeError.
+
+    A call that reads does so when it is awaited, or before, where that takes no I/O. A call that is never awaited is reported.
+    """
+
+    __slots__ = ("_code", "_instruction", "_name", "_reporter", "_running", "_value", "_work")
+
+    _code: CodeType
+    """Where the call stands. A frame in its place would hold this object, and live as long as it does."""
+    _instruction: int
+    _name: str
+    _reporter: Reporter
+    _running: Generator[Any, Any, T_co]
+    """What a task that was given this object runs."""
+    _value: T_co
+    _work: Generator[Any, Any, T_co] | None
+    """What is left to do for the value."""
+
+    def __await__(self) -> Generator[Any, Any, T_co]:
+        self.__class__ = SessionCall  # pyright: ignore[reportAttributeAccessIssue]
+        if self._value is _PENDING:
+            work, self._work = self._work, None
+            if work is None:
+                raise RuntimeError(f"{self._name}(...) has failed, or another task is awaiting it; call it once more")
+            self._value = yield from work
+        return self._value
+
+    # Most of asyncio takes coroutines only.
+
+    def send(self, value: Any, /) -> Any:
+        """Go on; StopIteration has the result."""
+        try:
+            return self._run().send(value)
+        except BaseException:
+            del self._running
+            raise
+
+    def throw(self, *error: Any) -> Any:
+        """Raise *error* where the call waits; what has not begun never does."""
+        try:
+            return self._run().throw(*error)
+        except BaseException:
+            self._drop()
+            del self._running
+            raise
+
+    def close(self) -> None:
+        """End the call."""
+        self._drop()
+        if hasattr(self, "_running"):
+            self._running.close()
+            del self._running
+
+    def _run(self) -> Generator[Any, Any, T_co]:
+        if not hasattr(self, "_running"):
+            self._running = self.__await__()
+        return self._running
+
+    def _drop(self) -> None:
+        """Have nothing left to do, and nothing to report."""
+        self.__class__ = SessionCall  # pyright: ignore[reportAttributeAccessIssue]
+        if self._value is _PENDING and self._work is not None:
+            self._work.close()
+            self._work = None
+
+    def _refuse(self, *_: object) -> NoReturn:
+        self._drop()
+        raise SessionUseError(f"write `await` before {self._name}(...)")
+
+    if not MYPY:
+        # pyright reports a condition if this returns no bool, and mypy's truthy-bool if there is none.
+        def __bool__(self) -> NoReturn:  # noqa: PLE0304 - it raises
+            self._refuse()
+
+    if not TYPE_CHECKING:
+        __contains__ = __iter__ = __len__ = __getitem__ = __setitem__ = __delitem__ = __format__ = _refuse
+        __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+
+        def __hash__(self) -> int:
+            # gather() and as_completed() keep calls in a dict or a set. Anywhere else, a look-up in one is a comparison.
+            if _frame(1).f_globals.get("__package__") != "asyncio":
+                self._refuse()
+            return object.__hash__(self)
+
+
+class Due(SessionCall[T_co]):
+    """A call that is still to be awaited. Then it changes its class, because __getattr__ and __del__ cost what has them."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("__name__", "__qualname__"):
+                return self._name
+            if name.startswith(_INTERNAL):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return self._refuse()
+
+        def __del__(self) -> None:
+            if not _is_finalizing():
+                self._drop()
+                place = _place(self._code, self._instruction)
+                self._reporter._report_forgotten(f"{self._name}(...) was never awaited: write `await` before it ({place})")
+
+
+class Done(SessionCall[None]):
+    """A call that only noted a change: it has done so already, and awaiting it is a habit that costs little."""
+
+    __slots__ = ()
+
+    def __init__(self, name: str) -> None:
+        self._name, self._value = name, None
+
+    def __await__(self) -> Any:
+        return _NOTHING
+
+    def _drop(self) -> None:
+        pass
+
+
+# An exhausted iterator is how an awaitable says that it is done. Nothing else is as cheap.
+_NOTHING: Final[Any] = iter(())
+
+
+def later(reporter: Reporter, name: str, work: Generator[Any, Any, T]) -> SessionCall[T]:
+    """Return the call *name*, made by the caller's caller, whose result is what *work* returns."""
+    frame = _frame(2)
+    call: Due[T] = new(Due)
+    call._code = frame.f_code
+    call._instruction = frame.f_lasti
+    call._name = name
+    call._reporter = reporter
+    call._value = _PENDING
+    call._work = work
+    return call
+
+
+def _place(code: CodeType, instruction: int) -> str:
+    """Return where *instruction*, an offset in bytes, stands in the source."""
+    line = next((line for start, end, line in code.co_lines() if start <= instruction < end), None)
+    path = os.path.relpath(code.co_filename) if code.co_filename.startswith(os.getcwd()) else code.co_filename
+    return f"{path}, line {line or code.co_firstlineno}, in {code.co_name}"
