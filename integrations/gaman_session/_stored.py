@@ -328,14 +328,15 @@ class StoredSession(Session):
 
     async def _end(self) -> None:
         if self._identity is not None:
+            # In this order, no request in between finds another session than the visitor's.
+            await self._end_others(self._twins())
             await self._driver.destroy(self._identity.handle, now=self._sessions.clock())
             self._sessions.counters.ended += 1
-            await self._end_others(self._twins())
             self._forget()
         self._is_cleared = False
 
     async def _end_others(self, twins: Iterable[Identity]) -> None:
-        """End *twins* but the current session, so that the browser's other cookies lead the visitor to none of them."""
+        """End *twins* except the current session, so that the visitor's other cookies lead to no session."""
         current = self._identity
         for twin in twins:
             if current is None or twin.id != current.id:
