@@ -187,12 +187,14 @@ class StoredSession(Session):
     # Changing
 
     def _put(self, key: str, data: bytes) -> None:
-        size = self._measure() if self._size is None else self._size
+        sessions, size = self._sessions, self._size
+        if size is None:
+            size = self._measure() if self._changes or self._record is not None else 0
         if size:
             size -= self._length(key)
-        size += _length(key) + len(data) + self._sessions.overhead
-        if size > self._sessions.max_size and size > self._stored_size:
-            raise StoredSessionTooLarge(size, self._sessions.max_size, key)
+        size += (len(key) if key.isascii() else len(key.encode())) + len(data) + sessions.overhead
+        if size > sessions.max_size and (self._record is None or size > self._stored_size):
+            raise StoredSessionTooLarge(size, sessions.max_size, key)
         self._size = size
         self._changes[key] = data
 
@@ -313,7 +315,7 @@ class StoredSession(Session):
             await self._begin()
             return
         sets = self._seal(identity, changes)
-        deletes = [key for key, data in changes.items() if data is None]
+        deletes = [key for key, data in changes.items() if data is None] if None in changes.values() else ()
         now = self._sessions.clock()
         if (wish := self._wish) is not None:
             outcome = await self._apply_wish(wish, identity, sets, deletes, now)
@@ -467,8 +469,10 @@ class StoredSession(Session):
         raise StoredSessionTooLarge(max(size, self._sessions.max_size + 1), self._sessions.max_size, key)
 
     def _seal(self, identity: Identity, changes: Mapping[str, bytes | None]) -> dict[str, bytes]:
-        """Return what the store is to hold of *changes*, without what they delete."""
-        sets = {key: data for key, data in changes.items() if data is not None}
+        """Return what the store is to hold of *changes*, a dict of the caller's own, without what they delete."""
+        sets = cast("dict[str, bytes]", changes)
+        if None in changes.values():
+            sets = {key: data for key, data in changes.items() if data is not None}
         return {key: identity.values.seal(key, data) for key, data in sets.items()} if self._sessions.is_sealed else sets
 
     def _new_identity(self) -> tuple[Identity, int]:

@@ -104,16 +104,25 @@ class MemoryDriver:
         record = self._find(id, now)
         if record is None:
             return self._missing(id, now)
-        size = _size_with(record, sets, deletes)
+        size, fields = record.size, record.fields
+        for name, value in sets.items():
+            before = fields.get(name)
+            size += len(value) + _length(name) if before is None else len(value) - len(before)
+        for name in deletes:
+            if (gone := sets.get(name, fields.get(name))) is not None:
+                size -= len(gone) + _length(name)
         if size > max_size and size > record.size:
             return Outcome.TOO_LARGE
-        record.fields.update(sets)
+        fields.update(sets)
         for name in deletes:
-            record.fields.pop(name, None)
-        if not record.fields:
+            fields.pop(name, None)
+        if not fields:
             self._end(id, now, None)
             return Outcome.EMPTIED
-        _touch(record, size, deadline)
+        record.size = size
+        record.version += 1
+        if deadline is not None:
+            record.deadline = min(deadline, record.expires)
         return WRITTEN
 
     async def swap(
@@ -125,11 +134,14 @@ class MemoryDriver:
             return self._missing(id, now)
         if record.fields.get(field) != old:
             return Outcome.CONFLICT
-        size = _size_with(record, {field: new}, ())
+        size = record.size + len(new) + (_length(field) if old is None else -len(old))
         if size > max_size and size > record.size:
             return Outcome.TOO_LARGE
         record.fields[field] = new
-        _touch(record, size, deadline)
+        record.size = size
+        record.version += 1
+        if deadline is not None:
+            record.deadline = min(deadline, record.expires)
         return WRITTEN
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
@@ -308,25 +320,6 @@ class MemoryDriver:
 
     def _missing(self, id: str, now: float) -> Outcome:
         return Outcome.ENDED if self._tomb(id, now) else Outcome.ABSENT
-
-
-def _touch(record: _Kept, size: int, deadline: float | None) -> None:
-    record.size = size
-    record.version += 1
-    if deadline is not None:
-        record.deadline = min(deadline, record.expires)
-
-
-def _size_with(record: _Kept, sets: Mapping[str, bytes], deletes: Collection[str]) -> int:
-    """Return how many bytes the session has after these changes."""
-    size, fields = record.size, record.fields
-    for name, value in sets.items():
-        before = fields.get(name)
-        size += len(value) + _length(name) if before is None else len(value) - len(before)
-    for name in deletes:
-        if (gone := sets.get(name, fields.get(name))) is not None:
-            size -= len(gone) + _length(name)
-    return size
 
 
 def _length(name: str) -> int:
