@@ -279,7 +279,7 @@ async def test_a_user_that_may_not_create_indexes_is_told_which_role_may() -> No
         with pymongo.MongoClient[dict[str, Any]](f"mongodb://root:right@{server.address}") as client:
             client.admin.command("createUser", "user", pwd=PASSWORD, roles=[{"role": "read", "db": "app"}])
         driver = MongoDBDriver(db_name="app", uri=f"mongodb://user:{PASSWORD}@{server.address}")
-        with pytest.raises(ConfigError, match=r'app\.sessions.* {role: "readWrite", db: "app"}') as caught:
+        with pytest.raises(ConfigError, match=r'app\.sessions.*{role: "readWrite", db: "app"}') as caught:
             await driver.open()
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
