@@ -31,7 +31,7 @@ ME = pwd.getpwuid(os.geteuid()).pw_name
 MAKERS: dict[str, Callable[[Any], Driver]] = {"file": lambda path: FileDriver(dir=path), "sql": lambda path: SQLDriver(file=path)}
 
 
-@pytest.fixture(params=MAKERS.values(), ids=MAKERS)
+@pytest.fixture(params=MAKERS.values(), ids=[*MAKERS])
 def make(request: pytest.FixtureRequest) -> Callable[[Any], Driver]:
     maker: Callable[[Any], Driver] = request.param
     return maker

@@ -207,6 +207,7 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(file: Path, conten
     [
         "CREATE TABLE sessions (id, data)",
         "ALTER TABLE sessions ADD COLUMN added_later",
+        "ALTER TABLE sessions DROP COLUMN size",
         "ALTER TABLE session_values DROP COLUMN value",
     ],
 )

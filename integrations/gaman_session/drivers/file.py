@@ -37,8 +37,6 @@ Ts = TypeVarTuple("Ts")
 
 # They wait for the disk, not for a processor.
 _THREADS: Final = 16
-# So many loads of large sessions are in flight. They take threads, and the interpreter's lock while they are decoded.
-_LARGE_LOADS: Final = 1
 # So many calls make a trip; with more, all of them would wait for the last one's file to be on the disk.
 _TRIP: Final = 100
 _LONGEST_PAUSE: Final = 0.05
@@ -99,9 +97,8 @@ class FileDriver:
         self._threads = Threads(_THREADS, "gaman-session-files")
         # Writes always find a thread that no load is in.
         self._loads: Batches[str, _Kept | None] = Batches(partial(self._read, LARGE), at_once=_THREADS // 2, timeout=timeout)
-        self._large_loads: Batches[str, _Kept | None] = Batches(
-            partial(self._read, math.inf), at_once=_LARGE_LOADS, most=1, timeout=timeout
-        )
+        # One at a time, because decoding holds the interpreter's lock.
+        self._large_loads: Batches[str, _Kept | None] = Batches(partial(self._read, math.inf), most=1, timeout=timeout)
         self._writes: dict[str, Batches[_Call, Any]] = {}
 
     async def open(self) -> None:
