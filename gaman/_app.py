@@ -77,7 +77,7 @@ class App:
         self.integrations = tuple(in_order(integrations))
         self.debug = debug
         self.max_body_size = max_body_size
-        self.proxies = TrustedProxies(trusted_proxies)
+        self.trust(trusted_proxies)
         self.allow(allowed_hosts)
         self.workers = 1
         """How many processes serve this application side by side, as far as gaman.serve() knows."""
@@ -99,10 +99,12 @@ class App:
 
     def trust(self, proxies: str | Iterable[str]) -> None:
         """Take *proxies* in the place of trusted_proxies; ConfigError names what is no address or network."""
+        _check_list("trusted_proxies", proxies)
         self.proxies = TrustedProxies(proxies)
 
     def allow(self, hosts: str | Iterable[str]) -> None:
         """Take *hosts* in the place of allowed_hosts; ConfigError names one that can't be a host."""
+        _check_list("allowed_hosts", hosts)
         self._allowed_hosts = AllowedHosts(hosts)
         self._has_refused_a_host = False
         # The last Host field that was valid, where any is allowed: most sites have one.
@@ -367,6 +369,11 @@ class App:
                     reason = explain(error) if isinstance(error, GamanError) else repr(error)
                     logger.error("the check of the integration %r failed: %s", integration.name, reason)
         return found
+
+
+def _check_list(option: str, value: object) -> None:
+    if not isinstance(value, Iterable):
+        raise ConfigError(f"{option}={value!r} isn't a list of str; write {option}=[...], or leave it out")
 
 
 def _fault(scope: Scope) -> str | None:
