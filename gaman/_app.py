@@ -67,7 +67,9 @@ class App:
         trusted_proxies: str | Iterable[str] = NEARBY,
         allowed_hosts: str | Iterable[str] = "*",
     ) -> None:
-        if isinstance(routes, App) or (isinstance(routes, type) and issubclass(routes, App)):
+        if isinstance(routes, type) and issubclass(routes, App):
+            raise ConfigError("the class App is no App; make one of routes first: gaman.App(routes)")
+        if isinstance(routes, App):
             raise ConfigError("App() takes routes, not an App; serve an App with gaman.serve(app), or by `gaman serve main:app`")
         if not isinstance(debug, bool):
             raise ConfigError(f"debug={debug!r} is neither True nor False, and any text counts as true; write debug=text == '1'")
