@@ -67,7 +67,9 @@ class App:
         trusted_proxies: str | Iterable[str] = NEARBY,
         allowed_hosts: str | Iterable[str] = "*",
     ) -> None:
-        if isinstance(routes, App) or (isinstance(routes, type) and issubclass(routes, App)):
+        if isinstance(routes, type) and issubclass(routes, App):
+            raise ConfigError("the class App is no App; make one of routes first: gaman.App(routes)")
+        if isinstance(routes, App):
             raise ConfigError("App() takes routes, not an App; serve an App with gaman.serve(app), or by `gaman serve main:app`")
         if not isinstance(debug, bool):
             raise ConfigError(f"debug={debug!r} is neither True nor False, and any text counts as true; write debug=text == '1'")
@@ -77,7 +79,7 @@ class App:
         self.integrations = tuple(in_order(integrations))
         self.debug = debug
         self.max_body_size = max_body_size
-        self.proxies = TrustedProxies(trusted_proxies)
+        self.trust(trusted_proxies)
         self.allow(allowed_hosts)
         self.workers = 1
         """How many processes serve this application side by side, as far as gaman.serve() knows."""
@@ -99,10 +101,12 @@ class App:
 
     def trust(self, proxies: str | Iterable[str]) -> None:
         """Take *proxies* in the place of trusted_proxies; ConfigError names what is no address or network."""
+        _check_list("trusted_proxies", proxies)
         self.proxies = TrustedProxies(proxies)
 
     def allow(self, hosts: str | Iterable[str]) -> None:
         """Take *hosts* in the place of allowed_hosts; ConfigError names one that can't be a host."""
+        _check_list("allowed_hosts", hosts)
         self._allowed_hosts = AllowedHosts(hosts)
         self._has_refused_a_host = False
         # The last Host field that was valid, where any is allowed: most sites have one.
@@ -367,6 +371,11 @@ class App:
                     reason = explain(error) if isinstance(error, GamanError) else repr(error)
                     logger.error("the check of the integration %r failed: %s", integration.name, reason)
         return found
+
+
+def _check_list(option: str, value: object) -> None:
+    if not isinstance(value, Iterable):
+        raise ConfigError(f"{option}={value!r} isn't a list of str; write {option}=[...], or leave it out")
 
 
 def _fault(scope: Scope) -> str | None:

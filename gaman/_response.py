@@ -19,7 +19,7 @@ import anyio.to_thread
 import msgspec
 
 from gaman import _file
-from gaman._headers import Headers, MutableHeaders, RawHeaders, encode_name, encode_value
+from gaman._headers import Headers, MutableHeaders, RawHeaders, as_text, encode_name, encode_value
 from gaman.errors import ClientDisconnected, HeaderError, HTTPError, ResultError
 
 if TYPE_CHECKING:
@@ -124,7 +124,11 @@ class Response:
 
     def _add(self, headers: HeadersInit) -> None:
         own = self.headers
-        pairs = list(cast("Mapping[str, str]", headers).items() if isinstance(headers, Mapping) else headers)
+        try:
+            items = cast("Mapping[str, str]", headers).items() if isinstance(headers, Mapping) else headers
+            pairs = [(name, value) for name, value in items]
+        except (TypeError, ValueError):
+            raise HeaderError(f"headers are a dict, or pairs of str, not {headers!r}") from None
         if any(encode_name(name) == CONTENT_TYPE for name, _ in pairs):
             self.raw_headers.clear()
         for name, value in pairs:
@@ -161,12 +165,18 @@ class Response:
     @staticmethod
     def text(text: str, status: int = 200, headers: HeadersInit | None = None) -> Response:
         """Send *text* as text/plain."""
-        return _make(text.encode(), _TEXT, status, headers)
+        try:
+            return _make(text.encode(), _TEXT, status, headers)
+        except AttributeError:
+            raise _no_text("text", text) from None
 
     @staticmethod
     def html(html: str, status: int = 200, headers: HeadersInit | None = None) -> Response:
         """Send *html* as it is; escape what came from a visitor, with html.escape or a template engine."""
-        return _make(html.encode(), _HTML, status, headers)
+        try:
+            return _make(html.encode(), _HTML, status, headers)
+        except AttributeError:
+            raise _no_text("html", html) from None
 
     @staticmethod
     def redirect(location: str, status: int = 302, headers: HeadersInit | None = None, *, local: bool = False) -> Response:
@@ -242,6 +252,10 @@ def _make(body: bytes | Payload, field: tuple[bytes, bytes] | None, status: int,
     if headers is not None:
         response._add(headers)
     return response
+
+
+def _no_text(method: str, value: object) -> ResultError:
+    return ResultError(f"Response.{method}() takes a str, not {value!r}; write {as_text(value)!r}")
 
 
 def _check_status(status: object) -> None:

@@ -135,8 +135,8 @@ class Routes:
 
     def _unanswered(self, method: str, segments: Sequence[str], known: set[str] | None) -> Match:
         layers = [layer for layer in self._middleware if layer.covers(segments)]
-        last = _known_path(method, known) if known else _not_found
-        return _match([*layers, _Layer((), (last,))], segments)
+        layers.append(_Layer((), (_known_path(method, known),)) if known else _NOWHERE)
+        return _match(layers, segments)
 
     def _add(self, table: Table) -> None:
         if not _is_table(table):
@@ -237,11 +237,6 @@ class _Layer(NamedTuple):
         """The name of the catch-all, or an empty string."""
         return self.segments[-1][1:-1] if self.segments and self.segments[-1][-1:] == "*" else ""
 
-    def bind(self, path: Sequence[str]) -> dict[str, str]:
-        """Return the parameters that *path* has here."""
-        params = {name: path[place] for name, place in self.params.items()}
-        return {**params, self.rest: "/".join(path[len(self.segments) - 1 :])} if self.rest else params
-
     def covers(self, path: Sequence[str]) -> bool:
         """Whether *path* is this one or lies below; of a pattern, whether all of its paths do."""
         pairs = zip(self.segments, path, strict=False)
@@ -272,16 +267,18 @@ class _Route:
         self._rest = (own.rest, len(own.segments) - 1) if own.rest else None
 
     def match(self, segments: Sequence[str]) -> Match:
+        handler = self._handler
+        params: dict[str, str] = {}
         if self._layers is not None:
             *above, own = self._layers
-            return _match([*(layer for layer in above if layer.covers(segments)), own], segments)
-        params: dict[str, str] = {}
-        for name, place in self._places:
-            params[name] = segments[place]
+            handler, params = _match([*(layer for layer in above if layer.covers(segments)), own], segments)
+        else:
+            for name, place in self._places:
+                params[name] = segments[place]
         if self._rest is not None:
             name, place = self._rest
             params[name] = "/".join(segments[place:])
-        return self._handler, params
+        return handler, params
 
 
 class _Node:
@@ -311,9 +308,9 @@ class _Node:
         return path.count("/") < len(rest) and _is_ambiguous(path) is None
 
 
-def _match(layers: Sequence[_Layer], segments: Sequence[str]) -> Match:
+def _match(layers: Sequence[_Layer], segments: Sequence[str]) -> tuple[Handler, dict[str, str]]:
     handler = _chain(tuple(handler for layer in layers for handler in layer.handlers))
-    return handler, {name: value for layer in layers for name, value in layer.bind(segments).items()}
+    return handler, {name: segments[place] for layer in layers for name, place in layer.params.items()}
 
 
 def _without_empty(segments: Sequence[str], strict: bool) -> list[str]:
@@ -466,6 +463,10 @@ def _complete(endpoint: dict[str, Any]) -> None:
 
 async def _not_found(ctx: Context) -> Result:
     raise HTTPError(404)
+
+
+_NOWHERE = _Layer((), (_not_found,))
+"""The end of every request to a path without a route, so that only a route's own handler can return None as the last."""
 
 
 def _known_path(method: str, known: set[str]) -> Handler:

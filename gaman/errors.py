@@ -28,7 +28,7 @@ class HTTPError(GamanError):
     """Raise it anywhere in a request to answer with *status* and, as plain text, *detail*.
 
     Without a *detail* the body is the status's own phrase. *headers* are added to the answer. ResultError is raised for a status
-    that isn't an int from 400 to 599, and for a detail that isn't a str.
+    that isn't an int from 400 to 599, a detail that isn't a str, and headers that aren't a dict.
     """
 
     def __init__(self, status: int, detail: str | None = None, *, headers: Mapping[str, str] | None = None) -> None:
@@ -41,7 +41,10 @@ class HTTPError(GamanError):
         super().__init__(status, detail)
         self.status = status
         self.detail = detail if detail is not None else _phrase(status)
-        self.headers = dict(headers or {})
+        try:
+            self.headers = dict(headers or {})
+        except (TypeError, ValueError):
+            raise ResultError(f"HTTPError takes a dict as its headers, not {headers!r}") from None
 
     def __str__(self) -> str:
         return f"{self.status} {self.detail}"

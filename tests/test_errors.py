@@ -58,6 +58,12 @@ def test_an_http_error_of_what_can_not_be_sent_is_a_result_error(arguments: tupl
         HTTPError(*arguments)
 
 
+@pytest.mark.parametrize("headers", ["a: b", 5, [5]], ids=repr)
+def test_the_headers_of_an_http_error_are_a_dict(headers: Any) -> None:
+    with pytest.raises(ResultError, match="takes a dict as its headers, not "):
+        HTTPError(400, headers=headers)
+
+
 @pytest.mark.parametrize("status", [0, 200, 302, 399, 600])
 def test_an_http_error_takes_no_status_of_success(status: int) -> None:
     with pytest.raises(ValueError, match=str(status)):

@@ -213,6 +213,14 @@ CALLS = {
         "gaman.App(routes, max_body_size='1MB')",
         "max_body_size='1MB' isn't a number of bytes; give an int, such as 1 << 20 for 1 MiB",
     ),
+    "trusted_proxies": Call(
+        "gaman.App(routes, trusted_proxies=5)",
+        "trusted_proxies=5 isn't a list of str; write trusted_proxies=[...], or leave it out",
+    ),
+    "allowed_hosts": Call(
+        "gaman.App(routes, allowed_hosts=None)",
+        "allowed_hosts=None isn't a list of str; write allowed_hosts=[...], or leave it out",
+    ),
     "debug": Call(
         "gaman.App(routes, debug='0')",
         "debug='0' is neither True nor False, and any text counts as true; write debug=text == '1'",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gaman import App, Context, HTTPError, Response, ResultError, _file, define_integration
+from gaman import App, Context, HTTPError, Response, ResultError, _file, define_integration, define_routes
 from tests.serving import SERVES, Connection, Program, get, request, running_script, until
 
 if TYPE_CHECKING:
@@ -228,6 +228,38 @@ async def test_a_guard_on_a_folder_meets_every_spelling_of_what_lies_there(ask: 
     assert (await ask(app, "/static/sub/inner.txt")).status == 403
     for target in ("/static/./sub/inner.txt", "/static/x/../sub/inner.txt", "/static/inside/..%2Fsub/inner.txt"):
         assert (await ask(app, target)).status == 404
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_a_folder_that_a_catch_all_serves_keeps_its_guard_and_its_root(ask: Ask, root: Path, strict: bool) -> None:
+    async def refuse(ctx: Context) -> None:
+        raise HTTPError(403)
+
+    async def show(ctx: Context) -> Response:
+        return Response.file(ctx.params["path"], root=root)
+
+    app = App(define_routes({"/static": {"/sub/*": refuse, "/:path*": {"GET": show}}}, strict=strict))
+    (root / "open").mkdir()
+    (root / "open" / "a b.txt").write_text("open")
+    assert (await ask(app, "/static/open/a%20b.txt")).text == "open"
+    assert (await ask(app, "//static//open//a%20b.txt")).text == "open"
+    assert (await ask(app, "/static/open/a%20b.txt/")).status == (404 if strict else 200)
+    for target in ("/static/sub/inner.txt", "/static//sub/inner.txt", "/static/s%75b/inner.txt", "/static/sub", "/static/sub/"):
+        assert (await ask(app, target)).status == 403
+    for path in (
+        "sub%2Finner.txt",
+        "./sub/inner.txt",
+        "x/../sub/inner.txt",
+        "inside/..%2Fsub/inner.txt",
+        "../secret.txt",
+        "%2e%2e/secret.txt",
+        "..%2Fsecret.txt",
+        "%2Fetc/passwd",
+        "/etc/passwd",
+        "a.txt%00",
+        "",
+    ):
+        assert (await ask(app, f"/static/{path}")).status == 404, path
 
 
 async def test_a_backslash_is_a_separator_only_where_the_system_takes_it_for_one(ask: Ask, root: Path) -> None:

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from gaman import HeaderError, Headers, MutableHeaders, Response
+from gaman import HeaderError, Headers, MutableHeaders, Response, ResultError
 
 INJECTIONS = ["a\r\nSet-Cookie: b=c", "a\nb", "a\rb", "a\x00b", "\n", "a\x1fb", "a\x7fb"]
 
@@ -105,6 +105,19 @@ def test_what_is_no_str_is_refused(value: Any) -> None:
         with pytest.raises(HeaderError, match="name is a str, not"):
             Response("x", headers=pairs)
     assert headers.raw == []
+
+
+@pytest.mark.parametrize("headers", ["a: b", 5, [("a",)], [5], {"a"}], ids=repr)
+def test_the_headers_of_a_response_are_a_dict_or_pairs(headers: Any) -> None:
+    with pytest.raises(HeaderError, match="headers are a dict, or pairs of str, not "):
+        Response("x", headers=headers)
+
+
+@pytest.mark.parametrize("value", [5, None, b"x", {"a": 1}], ids=repr)
+def test_the_text_of_a_response_is_a_str(value: Any) -> None:
+    for make in (Response.text, Response.html):
+        with pytest.raises(ResultError, match=r"\(\) takes a str, not "):
+            make(value)
 
 
 def test_a_refused_value_names_itself() -> None:
