@@ -222,8 +222,8 @@ class App:
             trace = own(error) if logger.isEnabledFor(logging.DEBUG) else None
             logger.error("%s %r failed: %s", ctx.method, ctx.path, told, exc_info=trace, extra=ctx.log_extra)
         else:
-            if isinstance(error, AttributeError) and error.obj is ctx:
-                error.add_note("What you add to a request yourself goes into ctx.locals.")
+            if isinstance(error, AttributeError):
+                _add_fix(error, ctx)
             logger.error("%s %r failed", ctx.method, ctx.path, exc_info=own(error), extra=ctx.log_extra)
         response: Response | None = None
         for hook in self._on_error:
@@ -376,6 +376,16 @@ class App:
 def _check_list(option: str, value: object) -> None:
     if not isinstance(value, Iterable):
         raise ConfigError(f"{option}={value!r} isn't a list of str; write {option}=[...], or leave it out")
+
+
+def _add_fix(error: AttributeError, ctx: Context) -> None:
+    """Add to *error* what to write in place of an attribute that a context or a session doesn't have."""
+    if error.obj is ctx:
+        error.add_note("What you add to a request yourself goes into ctx.locals.")
+    # Before Python 3.12, an error of setting an attribute does not say whose that is.
+    elif error.obj is ctx.session or str(error).startswith(f"'{type(ctx.session).__name__}' object has no attribute '"):
+        name = str(error).split("'")[3]
+        error.add_note(f"Write `await ctx.session.get({name!r})`, or `await ctx.session.set({name!r}, ...)`.")
 
 
 def _fault(scope: Scope) -> str | None:

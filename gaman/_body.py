@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from itertools import accumulate
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,11 +32,17 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 MAX_FIELDS = 1000
 MAX_FILES = 100
+MAX_DEPTH = 100
+"""Levels of arrays and objects in a JSON body."""
 _MAX_CONTENT_TYPE = 1 << 10
 _MAX_PART_HEAD = 1 << 12
 _SPOOL = 1 << 18
 # Bytes that are parsed at once. At worst they take some tens of milliseconds; then other requests are served.
 _SLICE = 1 << 16
+
+# A bracket becomes the signed octet that says where it leads: a level down, or up.
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NO_BRACKETS = bytes({*range(256)} - {*b"[{]}"})
 
 _IN_DATA = MultipartState.PART_DATA
 _IN_HEADER_VALUE = (MultipartState.HEADER_VALUE_START, MultipartState.HEADER_VALUE)
@@ -177,6 +184,21 @@ def parse_pairs(encoded: bytes | bytearray, what: str, excess: int = 400) -> Fie
     except ValueError as cause:
         raise HTTPError(excess, f"the {what} has more than {MAX_FIELDS} fields") from cause
     return Fields(MultiDict(pairs))
+
+
+def check_depth(body: bytes) -> None:
+    """Raise HTTPError 400 for a JSON *body* that is nested deeper than 100 levels, which a decoder would need a stack for."""
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return
+    # Once the escaped quotes are out, every second piece between quotes is outside of strings.
+    outside = b"".join(body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
+    brackets = outside.translate(None, _NO_BRACKETS)
+    # Most containers hold no other, so a few of the innermost levels are most of a body.
+    levels = MAX_DEPTH
+    while levels > MAX_DEPTH - 4 and (rest := brackets.replace(b"[]", b"").replace(b"{}", b"")) != brackets:
+        brackets, levels = rest, levels - 1
+    if any(map(levels.__lt__, accumulate(memoryview(brackets.translate(_STEPS)).cast("b")))):
+        raise HTTPError(400, f"malformed JSON: nested deeper than {MAX_DEPTH} levels")
 
 
 class _Multipart:

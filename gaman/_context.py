@@ -14,7 +14,7 @@ import anyio
 import msgspec
 
 from gaman import _target
-from gaman._body import Form, UploadedFile, parse_pairs, read_form, stream_body
+from gaman._body import MAX_DEPTH, Form, UploadedFile, check_depth, parse_pairs, read_form, stream_body
 from gaman._cookies import Cookies, SetCookies, find_cookie
 from gaman._fields import Fields
 from gaman._headers import Headers
@@ -269,17 +269,17 @@ class Context:
     async def json(self, type: Any = None) -> Any:
         """Return the JSON body, decoded into *type* where one is given: a dataclass, Struct, TypedDict or any that msgspec knows.
 
-        Malformed JSON raises HTTPError 400, a body that does not fit the type HTTPError 422 with the place of the fault.
+        Malformed JSON, and JSON that is nested deeper than 100 levels, raises HTTPError 400, a body that does not fit the type HTTPError 422 with the place of the fault.
         """
         body = await self.body()
+        if len(body) > MAX_DEPTH:
+            check_depth(body)
         try:
             return _decode_json(body) if type is None else _json_decoder(type).decode(body)
         except msgspec.ValidationError as cause:
             raise HTTPError(422, str(cause)) from cause
         except (msgspec.DecodeError, UnicodeDecodeError) as cause:
             raise HTTPError(400, f"malformed JSON: {cause}") from cause
-        except RecursionError as cause:
-            raise HTTPError(400, "malformed JSON: nested too deeply") from cause
 
     async def form(self, max_size: int | None = None) -> Form:
         """Return the form's fields and files, from an urlencoded or multipart body.

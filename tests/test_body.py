@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -272,6 +273,45 @@ async def test_malformed_json_answers_400(ask: Ask, body: bytes) -> None:
 async def test_json_that_is_malformed_fits_no_type(ask: Ask, body: bytes) -> None:
     answer = await ask(App({"/": typed(User)}), body=body)
     assert (answer.status, answer.text[:14]) == (400, "malformed JSON")
+
+
+NESTED: dict[str, Callable[[int], bytes]] = {
+    "arrays": lambda levels: b"[" * levels + b"]" * levels,
+    "objects": lambda levels: b'{"[":' * levels + b"1" + b"}" * levels,
+    "unclosed": lambda levels: b"[" * levels,
+    "after flat ones": lambda levels: b"[" + b"[],{}," * 200 + b"[" * (levels - 1) + b"]" * levels,
+    "after a string that ends in a backslash": lambda levels: b'["\\\\",' + b"[" * (levels - 1) + b"]" * levels,
+    "after an escaped quote": lambda levels: b'["\\"",' + b"[" * (levels - 1) + b"]" * levels,
+}
+
+
+@pytest.mark.parametrize("type", [None, list[Any], User], ids=["any", "list", "dataclass"])
+@pytest.mark.parametrize("nest", NESTED.values(), ids=NESTED)
+async def test_json_nested_deeper_than_100_levels_is_refused_before_it_is_decoded(
+    ask: Ask, nest: Callable[[int], bytes], type: Any
+) -> None:
+    answer = await ask(App({"/": typed(type)}), body=nest(101))
+    assert (answer.status, answer.text) == (400, "malformed JSON: nested deeper than 100 levels")
+
+
+@pytest.mark.parametrize("name", [name for name in NESTED if name != "unclosed"])
+async def test_json_nested_100_levels_deep_is_read(ask: Ask, name: str) -> None:
+    body = NESTED[name](100)
+    answer = await ask(App({"/": as_json}), body=body)
+    assert answer.status == 200
+    assert json.loads(answer.text) == {"got": json.loads(body)}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [["[" * 500, "{" * 500], ['"[' * 200], ["\\[" * 200], [[1]] * 500, [{"a": {"b": [1]}}] * 200],
+    ids=["brackets in strings", "and quotes", "and backslashes", "arrays side by side", "objects side by side"],
+)
+async def test_brackets_that_do_not_nest_are_no_levels(ask: Ask, value: Any) -> None:
+    body = json.dumps(value).encode()
+    answer = await ask(App({"/": as_json}), body=body)
+    assert answer.status == 200
+    assert json.loads(answer.text) == {"got": value}
 
 
 @pytest.mark.parametrize("body", [b"1e999", b"-1e999", b"[1e999]", b"1" * 5_000], ids=["inf", "-inf", "nested", "long integer"])

@@ -104,6 +104,11 @@ def check(
     _seconds("max_age", max_age)
     if idle_timeout is not None:
         _seconds("idle_timeout", idle_timeout)
+        if idle_timeout > max_age:
+            raise ConfigError(
+                f"session(idle_timeout={idle_timeout}): it ends no session that max_age={max_age} hasn't ended before; "
+                f"write max_age={idle_timeout} or more, or leave idle_timeout out"
+            )
     if not isinstance(max_size, int) or isinstance(max_size, bool) or max_size < 1:
         raise ConfigError(f"session(max_size={max_size!r}): it takes a whole number of bytes above 0")
     _one_of("True or False", bool, secure=secure, partitioned=partitioned, encrypt=encrypt)
@@ -185,6 +190,9 @@ def _most(most: object, driver: Driver | None) -> None:
 def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
     if driver is None:
         return None
+    if isinstance(driver, str):
+        kind = driver if driver in ("cookies", *DRIVERS) else next(iter(get_close_matches(driver, ("cookies", *DRIVERS), 1)), "...")
+        raise ConfigError(f"session(driver={driver!r}): write driver={{'type': {kind!r}}}")
     if not isinstance(driver, Mapping):
         missing = [name for name in _DRIVER if not hasattr(driver, name)]
         if missing or isinstance(driver, type):

@@ -1,0 +1,536 @@
+"""A forgotten `await` opens no door, loses no change, and is told."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gc
+import logging
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+
+from gaman import HTTPError
+from gaman.session import Session, SessionClosed, SessionSerializationError, SessionTypeError, SessionUseError
+from tests.session.sites import Browser, Clock, Site, serving, setting
+
+pytestmark = pytest.mark.anyio
+HERE = "tests/session/test_awaitable.py"
+
+
+@pytest.fixture(params=["cookies", "memory"])
+async def browser(request: pytest.FixtureRequest) -> AsyncGenerator[Browser]:
+    async with browsing(request.param) as browser:
+        await browser.do(setting(user="Angga", n=1))
+        yield browser
+
+
+@asynccontextmanager
+async def browsing(kind: str) -> AsyncGenerator[Browser]:
+    async with serving(Site({"type": kind}, Clock())) as site:
+        yield site.browser()
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    gc.collect()
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+
+
+READS: dict[str, Callable[[Session], Any]] = {
+    "get": lambda session: session.get("user"),
+    "has": lambda session: session.has("user"),
+    "pop": lambda session: session.pop("user"),
+    "all": lambda session: session.all(),
+    "update": lambda session: session.update("n", lambda n: n + 1),
+    "save": lambda session: session.save(),
+}
+CHANGES: dict[str, Callable[[Session], Any]] = {
+    "set": lambda session: session.set("user", 1),
+    "delete": lambda session: session.delete("user"),
+    "clear": lambda session: session.clear(),
+    "regenerate": lambda session: session.regenerate(),
+}
+EXPECTED = {"get": "Angga", "has": True, "pop": "Angga", "all": {"user": "Angga", "n": 1}, "update": 2, "save": None}
+MISUSES: dict[str, Callable[[Any], object]] = {
+    "if": lambda call: 1 if call else 2,
+    "not": lambda call: not call,
+    "==": lambda call: call == "Angga",
+    "!=": lambda call: call != "Angga",
+    "== on the right": lambda call: "Angga" == call,  # noqa: SIM300
+    "<": lambda call: call < 1,
+    "<=": lambda call: call <= 1,
+    ">": lambda call: call > 1,
+    ">=": lambda call: call >= 1,
+    "in it": lambda call: "user" in call,
+    "in a list": lambda call: call in ["Angga"],
+    "in a set": lambda call: call in {"Angga"},
+    "in a dict": lambda call: call in {"Angga": 1},
+    "[...]": lambda call: call["user"],
+    "[...] =": lambda call: call.__setitem__("user", 1),
+    "len": len,
+    "for": list,
+    "attribute": lambda call: call.name,
+    "method": lambda call: call.strip(),
+    "f-string": lambda call: f"Hello {call}",
+}
+
+
+@pytest.mark.parametrize("is_loaded", [True, False], ids=["loaded", "not loaded"])
+@pytest.mark.parametrize("misuse", MISUSES.values(), ids=MISUSES)
+@pytest.mark.parametrize("name", READS)
+async def test_a_call_that_is_taken_for_its_result_raises(
+    name: str, misuse: Callable[[Any], object], is_loaded: bool, browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(session: Session) -> None:
+        if is_loaded:
+            await session.has("user")
+        with pytest.raises(TypeError) as raised:
+            misuse(READS[name](session))
+        assert str(raised.value) == f"write `await` before ctx.session.{name}(...)"
+
+    await browser.do(work)
+    # It has been told already.
+    assert told(caplog) == []
+
+
+@pytest.mark.parametrize("misuse", [name for name in MISUSES if name not in ("attribute", "method")])
+@pytest.mark.parametrize("name", CHANGES)
+async def test_a_change_that_is_taken_for_a_result_raises(name: str, misuse: str, browser: Browser) -> None:
+    async def work(session: Session) -> None:
+        with pytest.raises(TypeError) as raised:
+            MISUSES[misuse](CHANGES[name](session))
+        assert str(raised.value) == f"write `await` before ctx.session.{name}(...)"
+
+    await browser.do(work)
+
+
+async def test_the_open_door_is_shut(browser: Browser) -> None:
+    async def work(session: Session) -> None:
+        if not session.has("isAdmin"):  # type: ignore[truthy-bool, unused-ignore]  # pyright: ignore[reportGeneralTypeIssues]
+            raise HTTPError(401)
+
+    reply = await browser.request(work)
+    assert reply.status == 500
+    assert isinstance(reply.error, SessionUseError)
+
+
+@pytest.mark.parametrize("name", READS)
+async def test_a_call_gives_the_same_however_often_it_is_awaited(name: str, browser: Browser) -> None:
+    async def work(session: Session) -> list[Any]:
+        call = READS[name](session)
+        return [await call, await call, await asyncio.create_task(call), await asyncio.create_task(call), await call]
+
+    assert await browser.do(work) == [EXPECTED[name]] * 5
+    n = 2 if name == "update" else 1
+    assert await browser.all() == ({"n": n} if name == "pop" else {"user": "Angga", "n": n})
+
+
+async def gathered(call: Any) -> Any:
+    [value] = await asyncio.gather(call)
+    return value
+
+
+async def in_a_group(call: Any) -> Any:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(call)
+    return task.result()
+
+
+async def in_anyio(call: Any) -> Any:
+    found: list[Any] = []
+
+    async def wait() -> None:
+        found.append(await call)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait)
+    return found[0]
+
+
+async def first_completed(call: Any) -> Any:
+    [done] = asyncio.as_completed([call])
+    return await done
+
+
+async def with_a_timeout(call: Any) -> Any:
+    async with asyncio.timeout(5):
+        return await call
+
+
+WAYS: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    "gather": gathered,
+    "wait_for": lambda call: asyncio.wait_for(call, 5),
+    "create_task": asyncio.create_task,
+    "ensure_future": asyncio.ensure_future,
+    "shield": asyncio.shield,
+    "as_completed": first_completed,
+    "TaskGroup": in_a_group,
+    "timeout": with_a_timeout,
+    "anyio": in_anyio,
+}
+
+
+@pytest.mark.parametrize("is_loaded", [True, False], ids=["loaded", "not loaded"])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("name", READS)
+async def test_a_call_is_awaited_in_every_way_that_a_coroutine_is(
+    name: str, way: Callable[[Any], Awaitable[Any]], is_loaded: bool, browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(session: Session) -> Any:
+        if is_loaded:
+            await session.has("user")
+        return await way(READS[name](session))
+
+    assert await browser.do(work) == EXPECTED[name]
+    assert told(caplog) == []
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+async def test_a_change_is_awaited_in_every_way_too(way: Callable[[Any], Awaitable[Any]], browser: Browser) -> None:
+    async def work(session: Session) -> Any:
+        return await way(session.set("b", 2))
+
+    assert await browser.do(work) is None
+    assert (await browser.all())["b"] == 2
+
+
+async def test_gather_takes_many_calls(browser: Browser) -> None:
+    async def work(session: Session) -> list[Any]:
+        return await asyncio.gather(
+            session.get("user"), session.has("x"), session.set("x", 1), session.set("y", 1), session.get("n"), session.all()
+        )
+
+    user, _, x, y, n, _ = await browser.do(work)
+    assert (user, x, y, n) == ("Angga", None, None, 1)
+    assert await browser.all() == {"user": "Angga", "n": 1, "x": 1, "y": 1}
+
+
+async def test_one_call_that_two_tasks_await_at_once_works_or_says_what_to_do() -> None:
+    async with browsing("memory") as browser:
+        await browser.do(setting(user="Angga"))
+
+        async def work(session: Session) -> list[Any]:
+            started = asyncio.Event()
+
+            async def slow(value: Any) -> Any:
+                await started.wait()
+                return value
+
+            driver: Any = session._sessions.driver  # pyright: ignore[reportPrivateUsage]
+            load = driver.load
+
+            async def load_slowly(*args: Any, **named: Any) -> Any:
+                return await slow(await load(*args, **named))
+
+            driver.load = load_slowly
+            try:
+                call = session.get("user")
+
+                async def wait() -> Any:
+                    return await call
+
+                tasks = [asyncio.create_task(wait()), asyncio.create_task(wait())]
+                await asyncio.sleep(0)
+                started.set()
+                return await asyncio.gather(*tasks, return_exceptions=True)
+            finally:
+                driver.load = load
+
+        first, second = await browser.do(work)
+        assert first == "Angga"
+        assert isinstance(second, RuntimeError)
+        assert "another task is awaiting it; call it once more" in str(second)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+async def test_a_change_takes_effect_when_it_is_called(
+    name: str, browser: Browser, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    ids: list[str | None] = []
+
+    async def work(session: Session) -> None:
+        ids.append(session.id)
+        CHANGES[name](session)
+
+    async def after(session: Session) -> None:
+        ids.append(session.id)
+
+    await browser.do(work)
+    expected = {"set": {"user": 1, "n": 1}, "delete": {"n": 1}, "clear": {}, "regenerate": {"user": "Angga", "n": 1}}
+    assert await browser.all() == expected[name]
+    await browser.do(after)
+    assert (ids[0] == ids[1]) == (name in ("set", "delete"))
+    assert told(caplog) == []
+    assert not list(recwarn)
+
+
+async def test_an_owner_is_noted_when_tag_is_called() -> None:
+    async with browsing("memory") as browser:
+
+        async def work(session: Session) -> None:
+            session.set("a", 1)
+            session.tag("user:1", note="a phone")
+
+        await browser.do(work)
+        [owned] = await browser.site.sessions.list("user:1")
+        assert owned.note == "a phone"
+
+
+async def test_a_change_raises_at_the_call(browser: Browser) -> None:
+    async def work(session: Session) -> None:
+        with pytest.raises(SessionSerializationError):
+            session.set("a", object())
+        with pytest.raises(ValueError, match="max_age"):
+            session.regenerate(max_age=-1)
+        session._is_closed = True
+        for change in CHANGES.values():
+            with pytest.raises(SessionClosed):
+                change(session)
+        session._is_closed = False
+
+    await browser.do(work)
+
+
+def line_of(text: str) -> int:
+    """Return the number of the line of this file that ends in the comment *text*."""
+    with open(__file__, encoding="utf-8") as file:
+        return next(number for number, line in enumerate(file, 1) if line.rstrip().endswith(f"# {text}"))
+
+
+@pytest.mark.parametrize("name", READS)
+async def test_a_call_that_is_never_awaited_is_an_error_in_the_log(
+    name: str, browser: Browser, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    async def work(session: Session) -> None:
+        await session.set("other", 1)
+        kept = session.has("user")  # kept
+        READS[name](session)
+        del kept
+
+    await browser.do(work)
+    kept, call = sorted(told(caplog), key=lambda line: "session.has" not in line or "in work" not in line)
+    place = f"{HERE}, line {line_of('kept')}, in work"
+    assert kept == f"ctx.session.has(...) was never awaited: write `await` before it ({place})"
+    assert call.startswith(f"ctx.session.{name}(...) was never awaited: write `await` before it ({HERE}, line ")
+    assert not list(recwarn)
+    record = next(record for record in caplog.records if record.levelno == logging.ERROR)
+    assert getattr(record, "path", None) == "/"
+
+
+async def test_a_call_that_lives_as_long_as_its_handler_is_told_as_well(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(session: Session) -> str:
+        user = session.get("user")  # until the end
+        await asyncio.sleep(0)
+        return "nobody" if user is None else "somebody"
+
+    assert await browser.do(work) == "somebody"
+    [line] = told(caplog)
+    assert line.endswith(f"({HERE}, line {line_of('until the end')}, in work)")
+
+
+async def test_a_call_of_the_handle_that_is_never_awaited_is_told(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    async with browsing("memory") as browser:
+        sessions: Any = browser.site.sessions
+        sessions.end_all("user:1")
+        for name in ("list", "end", "end_all", "count"):
+            with pytest.raises(TypeError, match=f"write `await` before sessions.{name}"):
+                assert getattr(sessions, name)("user:1")
+        [line] = told(caplog)
+        assert line.startswith(f"sessions.end_all(...) was never awaited: write `await` before it ({HERE}, line ")
+        assert await asyncio.gather(sessions.count(), sessions.list("user:1")) == [0, []]
+    assert not list(recwarn)
+
+
+@pytest.mark.parametrize("name", READS)
+async def test_a_task_that_is_cancelled_before_it_begins_is_not_told_of(
+    name: str, browser: Browser, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    async def work(session: Session) -> None:
+        task = asyncio.create_task(READS[name](session))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        READS[name](session).close()
+
+    await browser.do(work)
+    assert told(caplog) == []
+    assert not list(recwarn)
+    assert await browser.all() == {"user": "Angga", "n": 1}
+
+
+@pytest.mark.parametrize("failure", [HTTPError(400), ValueError("broken")], ids=repr)
+async def test_a_request_that_fails_before_its_await_is_told_its_failure_alone(
+    failure: Exception, browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(session: Session) -> Any:
+        user = session.get("user")
+        if failure.args:
+            raise failure
+        return await user
+
+    await browser.request(work)
+    failure.__traceback__ = None
+    assert [line for line in told(caplog) if "never awaited" in line] == []
+
+
+async def test_a_request_that_is_cancelled_before_its_await_is_not_told_of(
+    browser: Browser, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    waiting = asyncio.Event()
+
+    async def work(session: Session) -> Any:
+        calls = session.get("user"), session.all()
+        waiting.set()
+        await asyncio.sleep(60)
+        return await asyncio.gather(*calls)
+
+    task = asyncio.create_task(browser.request(work))
+    await waiting.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    del task
+    assert told(caplog) == []
+    assert not list(recwarn)
+
+
+async def test_cancelling_a_read_ends_it() -> None:
+    async with browsing("memory") as browser:
+        await browser.do(setting(user="Angga"))
+
+        async def work(session: Session) -> Any:
+            driver: Any = session._sessions.driver  # pyright: ignore[reportPrivateUsage]
+            load, ends = driver.load, []
+
+            async def load_for_ever(*_: Any, **__: Any) -> None:
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    ends.append("cancelled")
+                    raise
+
+            driver.load = load_for_ever
+            try:
+                for wait in (asyncio.wait_for, lambda call, seconds: asyncio.wait_for(asyncio.create_task(call), seconds)):
+                    call = session.get("user")
+                    with pytest.raises(TimeoutError):
+                        await wait(call, 0.01)
+                    with pytest.raises(RuntimeError, match="call it once more"):
+                        await call
+                with anyio.move_on_after(0.01):
+                    await session.get("user")
+            finally:
+                driver.load = load
+            return ends, await session.get("user")
+
+        assert await browser.do(work) == (["cancelled"] * 3, "Angga")
+
+
+async def test_a_read_that_fails_raises_where_it_is_awaited() -> None:
+    async with browsing("memory") as browser:
+        await browser.do(setting(user="Angga"))
+
+        async def work(session: Session) -> list[Any]:
+            return await asyncio.gather(session.get("user", type=int), session.get("user"), return_exceptions=True)
+
+        error, user = await browser.do(work)
+        assert isinstance(error, SessionTypeError)
+        assert user == "Angga"
+
+
+async def test_tools_can_look_at_a_call(browser: Browser) -> None:
+    async def work(session: Session) -> None:
+        call: Any = session.get("user")
+        assert not hasattr(call, "__wrapped__")
+        assert not hasattr(call, "cr_frame")
+        assert call.__qualname__ == "ctx.session.get"
+        assert "SessionCall" in repr(SessionCallOf(call))
+        task = asyncio.create_task(call)
+        assert "ctx.session.get" in repr(task)
+        await task
+
+    await browser.do(work)
+
+
+def SessionCallOf(call: Any) -> type[Any]:  # noqa: N802
+    return type(call).__mro__[1]
+
+
+USES: dict[str, tuple[Callable[[Any], object], str]] = {
+    "read": (lambda session: session["user"], "write `await ctx.session.get('user')`"),
+    "write": (lambda session: session.__setitem__("user", 1), "write `await ctx.session.set('user', ...)`"),
+    "delete": (lambda session: session.__delitem__("user"), "write `await ctx.session.delete('user')`"),
+    "in": (lambda session: "user" in session, "write `await ctx.session.has('user')`"),
+    "for": (list, "write `await ctx.session.all()`"),
+    "len": (len, "write `len(await ctx.session.all())`"),
+    "if": (bool, "write `await ctx.session.has(...)`"),
+    **{
+        name: (lambda session, name=name: READ_1[name](session), f"write `await ctx.session.{name}('1'")
+        for name in ("get", "has", "set", "delete", "pop", "update")
+    },
+}
+READ_1: dict[str, Callable[[Any], object]] = {
+    "get": lambda session: session.get(1),
+    "has": lambda session: session.has(1),
+    "set": lambda session: session.set(1, "a"),
+    "delete": lambda session: session.delete(1),
+    "pop": lambda session: session.pop(1),
+    "update": lambda session: session.update(1, lambda n: n),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+async def test_a_session_that_is_taken_for_a_dict_says_what_to_write(name: str, browser: Browser) -> None:
+    use, fix = USES[name]
+
+    async def work(session: Session) -> None:
+        with pytest.raises(SessionUseError) as raised:
+            use(session)
+        assert fix in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+    await browser.do(work)
+
+
+async def test_a_session_has_no_attributes_but_its_own(browser: Browser) -> None:
+    async def work(session: Session) -> None:
+        assert not hasattr(session, "user")
+        assert getattr(session, "user", None) is None
+        with pytest.raises(AttributeError):
+            session.user = 1  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        assert type(copy.copy(session)) is type(session)
+        assert isinstance(repr(session), str)
+
+    await browser.do(work)
+
+
+async def test_nothing_is_told_when_python_ends(tmp_path: Any) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import asyncio, gaman
+from gaman.session import session
+
+sessions = session("a secret of the tests, long enough", {"type": "memory"})
+
+async def main():
+    global call
+    app = gaman.App({}, integrations=[sessions])
+    await app.load()
+    call = sessions.list("user:1")
+    await app.shutdown()
+
+asyncio.run(main())
+"""
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert (process.returncode, out, err) == (0, b"", b"")
