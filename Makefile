@@ -1,6 +1,8 @@
 # Each target sets up what it needs: `make demo` and `make test` work from a clean clone with Python 3.11+ and nothing else.
 PYTHON ?= python3
 VENV ?= .venv
+# Three processes on two cores, because half of what tests do is to wait.
+AT_ONCE = -n 3 --dist worksteal
 
 help:
 	@echo "make demo    start the example on http://localhost:3431"
@@ -15,13 +17,13 @@ demo: $(VENV)/installed
 	@$(VENV)/bin/python examples/workflow.py
 
 test: $(VENV)/developed
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(AT_ONCE)
 
 faults: $(VENV)/developed
-	$(VENV)/bin/python -m pytest -m slow tests
+	$(VENV)/bin/python -m pytest $(AT_ONCE) -m slow tests
 
 e2e: $(VENV)/developed
-	$(VENV)/bin/python -m pytest -m e2e tests/e2e
+	$(VENV)/bin/python -m pytest $(AT_ONCE) -m e2e tests/e2e
 
 check: $(VENV)/developed
 	$(VENV)/bin/ruff format --check .

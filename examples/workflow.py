@@ -36,8 +36,7 @@ async def check(ctx: Context) -> Response:
 
 
 async def logout(ctx: Context) -> Response:
-    await ctx.session.delete("user")
-    await ctx.session.delete("isAuthenticated")  # the last key: with it go the session and its cookie
+    await ctx.session.clear()  # the whole session goes, and its cookie with it
 
     return Response.json({"status": "logged out"})
 
@@ -54,6 +53,8 @@ def reveal(ctx: Context, response: Response) -> None:
         response.headers["x-cookie-set"] = f"{name}=...;{value_and_attributes.partition(';')[2]}"
 
 
+# Here each path takes any method, so that you can try it in an address bar too. In your application, what changes something takes
+# POST only, `"/login": {"POST": login}`, because any page can make a browser send a GET.
 routes = define_routes({"/": page, "/login": login, "/profile": profile, "/check": check, "/logout": logout})
 
 # Sessions are sealed with a secret. Without one in GAMAN_KEY, this makes one up at each start, and so forgets who was logged in;
@@ -68,10 +69,10 @@ if __name__ == "__main__":
     print(f"""
   Open http://localhost:{port} in a browser, or try it by hand:
 
-    curl -b jar -c jar http://localhost:{port}/login
+    curl -b jar -c jar -X POST http://localhost:{port}/login
     curl -b jar -c jar http://localhost:{port}/profile
     curl -b jar -c jar http://localhost:{port}/check
-    curl -b jar -c jar http://localhost:{port}/logout
+    curl -b jar -c jar -X POST http://localhost:{port}/logout
 """)
     # Safari keeps no Secure cookie over http://localhost: for it, pass secure=False while you develop.
     gaman.serve(routes, integrations=[page_helper, session(secret=secret, driver={"type": "cookies"})], port=port)

@@ -10,10 +10,15 @@ from urllib.parse import unquote_to_bytes
 import anyio
 import anyio.lowlevel
 import pytest
+from hypothesis import HealthCheck, settings
 
 from gaman import App, Headers
 
 Message = dict[str, Any]
+
+# Beside other tests, an example may take long without a fault. The rest stays as Hypothesis sets it, for CI too.
+settings.register_profile("beside others", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("beside others")
 
 
 class Answer:
@@ -118,7 +123,7 @@ def ask() -> Ask:
             **(scope or {}),
         }
         # Only a request that hangs ever meets this limit.
-        with anyio.fail_after(5):
+        with anyio.fail_after(25):
             await app(request, receive, send)
         return answer
 

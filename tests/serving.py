@@ -19,8 +19,8 @@ from typing import NamedTuple, Self, TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 10.0
-"""Seconds after which a test gives up waiting; a machine under load needs more than one thinks."""
+PATIENCE = 25.0
+"""Seconds after which a test gives up waiting: less than the 30 after which a server ends by itself what should not last."""
 
 SERVES = {
     "gaman": "gaman.serve(routes, integrations=integrations, port=0)",

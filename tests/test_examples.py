@@ -89,7 +89,7 @@ def walk_through(browser: Browser) -> None:
     assert not browser.cookies
 
     user = {"id": 1, "name": "Angga", "email": "angga@example.com"}
-    login = browser.get("/login")
+    login = browser.post("/login")
     assert login.json() == {"status": "logged in", "user": user}
     name, _, rest = login.headers["set-cookie"].partition("=")
     assert (name, rest.partition("; ")[2]) == ("__Host-Http-gaman", ATTRIBUTES)
@@ -100,7 +100,7 @@ def walk_through(browser: Browser) -> None:
     assert "set-cookie" not in profile.headers
     assert browser.get("/check").json() == {"hasUser": True, "isAuthenticated": True}
 
-    logout = browser.get("/logout")
+    logout = browser.post("/logout")
     assert logout.json() == {"status": "logged out"}
     assert logout.headers["set-cookie"] == f"__Host-Http-gaman=; {ATTRIBUTES.replace('86400', '0')}"
     assert browser.get("/profile").json() == {"error": "Not authenticated"}
@@ -115,7 +115,7 @@ def test_the_workflow_logs_in_and_out() -> None:
 def test_the_workflow_runs_from_any_folder_and_its_sessions_outlive_it_with_a_key(tmp_path: Path) -> None:
     key = {"GAMAN_KEY": "a secret of this test, long enough for it"}
     with serving(str(EXAMPLES / "workflow.py"), folder=tmp_path, environment=key) as browser:
-        browser.get("/login")
+        browser.post("/login")
         cookies = browser.cookies
     with serving(str(EXAMPLES / "workflow.py"), folder=tmp_path, environment=key) as browser:
         browser.cookies = cookies
@@ -126,19 +126,20 @@ def test_the_page_has_a_button_for_each_route_and_loads_nothing_from_elsewhere()
     with serving(str(EXAMPLES / "workflow.py")) as browser:
         page = browser.get("/")
         assert page.headers["content-type"] == "text/html; charset=utf-8"
-        assert re.findall(r'data-path="(.*?)"', page.text) == ["/login", "/profile", "/check", "/logout"]
+        asked = re.findall(r'data-method="(.*?)" data-path="(.*?)"', page.text)
+        assert asked == [("POST", "/login"), ("GET", "/profile"), ("GET", "/check"), ("POST", "/logout")]
         assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(""", page.text)
 
 
 def test_the_page_is_told_of_the_cookie_and_never_its_value() -> None:
     with serving(str(EXAMPLES / "workflow.py")) as browser:
-        login = browser.get("/login")
+        login = browser.post("/login")
         assert login.headers["x-cookie-came"] == "no"
         assert login.headers["x-cookie-set"] == f"__Host-Http-gaman=...; {ATTRIBUTES}"
         check = browser.get("/check")
         assert check.headers["x-cookie-came"] == "yes"
         assert "x-cookie-set" not in check.headers
-        assert "Max-Age=0" in browser.get("/logout").headers["x-cookie-set"]
+        assert "Max-Age=0" in browser.post("/logout").headers["x-cookie-set"]
 
 
 def test_the_session_api_sets_gets_has_and_deletes() -> None:

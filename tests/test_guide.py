@@ -291,7 +291,7 @@ def test_sighup_loses_no_post_behind_nginx(folder: Path) -> None:
                 for program in programs.values():
                     program.send_signal(signal.SIGHUP)
                 until(lambda old=before: not workers() & old, "new workers")  # type: ignore[misc]
-                until(lambda old=count: len(statuses) > old + 500, "visits", seconds=30)  # type: ignore[misc]
+                until(lambda old=count: len(statuses) > old + 100, "visits")  # type: ignore[misc]
         assert set(statuses) == {200}
 
 

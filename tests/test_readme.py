@@ -14,6 +14,7 @@ import types
 from inspect import Parameter, iscoroutinefunction, signature
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -178,6 +179,8 @@ def test_a_shell_block_names_only_what_exists(document: str) -> None:
                 check_options(arguments, line)
             elif command == ".ci/run":
                 assert (ROOT / ".ci/run").stat().st_mode & 0o111, ".ci/run can't be executed"
+            elif command == "curl":
+                assert f'"{urlsplit(arguments[-1]).path}": ' in (ROOT / document).read_text(), line
             elif command == "export":
                 assert "gaman key" in line
             else:

