@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 from collections.abc import Iterable
 from typing import Any, NoReturn, cast
@@ -41,6 +42,7 @@ logger = logging.getLogger("gaman")
 _SMALL = 1 << 10
 """Bytes of a body up to which its length is looked up in a list: that takes half the time of a cache."""
 _LENGTHS = [content_length(size) for size in range(_SMALL)]
+_lacks_attribute = re.compile(r"'(\w+)' object has no attribute '(\w+)'").match
 
 
 class App:
@@ -382,10 +384,9 @@ def _add_fix(error: AttributeError, ctx: Context) -> None:
     """Add to *error* what to write in place of an attribute that a context or a session doesn't have."""
     if error.obj is ctx:
         error.add_note("What you add to a request yourself goes into ctx.locals.")
-    # Before Python 3.12, an error of setting an attribute does not say whose that is.
-    elif error.obj is ctx.session or str(error).startswith(f"'{type(ctx.session).__name__}' object has no attribute '"):
-        name = str(error).split("'")[3]
-        error.add_note(f"Write `await ctx.session.get({name!r})`, or `await ctx.session.set({name!r}, ...)`.")
+    # By its text: before Python 3.12, an error of setting an attribute doesn't have its object.
+    elif (found := _lacks_attribute(str(error))) and found[1] == type(ctx.session).__name__:
+        error.add_note(f"Write `await ctx.session.get({found[2]!r})`, or `await ctx.session.set({found[2]!r}, ...)`.")
 
 
 def _fault(scope: Scope) -> str | None:
