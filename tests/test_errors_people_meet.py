@@ -169,10 +169,10 @@ CALLS = {
     "an App in an App": Call(
         "gaman.App(app)", "App() takes routes, not an App; serve an App with gaman.serve(app), or by `gaman serve main:app`"
     ),
-    "the class in an App": Call(
-        "gaman.App(gaman.App)", "App() takes routes, not an App; serve an App with gaman.serve(app), or by "
+    "the class in an App": Call("gaman.App(gaman.App)", "the class App is no App; make one of routes first: gaman.App(routes)"),
+    "the class served": Call(
+        "gaman.serve(gaman.App)", "the class App is no App; make one of routes first: gaman.App(routes)", False
     ),
-    "the class served": Call("gaman.serve(gaman.App)", "App() takes routes, not an App; serve an App with gaman.serve(app)", False),
     "an App and integrations": Call(
         "gaman.serve(app, integrations=[session(**options)])",
         "gaman.serve() has an App, so write integrations= where that is made: gaman.App(..., integrations=...)",
