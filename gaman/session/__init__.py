@@ -19,6 +19,7 @@ from gaman_session import (
     SessionTooLarge,
     SessionTypeError,
     SessionUnsupported,
+    SessionUseError,
     Tag,
     session,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "SessionTooLarge",
     "SessionTypeError",
     "SessionUnsupported",
+    "SessionUseError",
     "Tag",
     "session",
 ]
