@@ -21,6 +21,7 @@ from gaman_session import (
     SessionTooLarge,
     SessionTypeError,
     SessionUnsupported,
+    SessionUseError,
     Tag,
     session,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "SessionTooLarge",
     "SessionTypeError",
     "SessionUnsupported",
+    "SessionUseError",
     "Tag",
     "session",
 ]

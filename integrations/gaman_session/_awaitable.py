@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from types import CodeType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Protocol, TypeVar
 
 from gaman_session._errors import SessionUseError
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
+P = ParamSpec("P")
 
 MYPY: Final = False
 """mypy takes this for True, and nothing else does."""
@@ -92,8 +93,7 @@ class SessionCall(Coroutine[Any, Any, T_co]):
     def _drop(self) -> None:
         """Have nothing left to do, and nothing to report."""
         self.__class__ = SessionCall  # pyright: ignore[reportAttributeAccessIssue]
-        if self._value is _PENDING and self._work is not None:
-            self._work.close()
+        if self._value is _PENDING:
             self._work = None
 
     def _refuse(self, *_: object) -> NoReturn:
@@ -131,8 +131,8 @@ class Due(SessionCall[T_co]):
             return self._refuse()
 
         def __del__(self) -> None:
+            self._drop()
             if not _is_finalizing():
-                self._drop()
                 place = _place(self._code, self._instruction)
                 self._reporter._report_forgotten(f"{self._name}(...) was never awaited: write `await` before it ({place})")
 
@@ -148,12 +148,29 @@ class Done(SessionCall[None]):
     def __await__(self) -> Any:
         return _NOTHING
 
+    def send(self, value: Any, /) -> Any:
+        """Say that it is done."""
+        raise StopIteration
+
+    def throw(self, *error: Any) -> Any:
+        """Raise *error*."""
+        return _finish().throw(*error)
+
     def _drop(self) -> None:
         pass
 
 
 # An exhausted iterator is how an awaitable says that it is done. Nothing else is as cheap.
 _NOTHING: Final[Any] = iter(())
+
+
+def _finish() -> Generator[Any, Any, None]:
+    yield
+
+
+def run(function: Callable[P, Coroutine[Any, Any, T]], *arguments: P.args, **named: P.kwargs) -> Generator[Any, Any, T]:
+    """Await what *function* returns, and return its result: a coroutine that is made only then can't be left without `await`."""
+    return (yield from function(*arguments, **named).__await__())
 
 
 def later(reporter: Reporter, name: str, work: Generator[Any, Any, T]) -> SessionCall[T]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 from gaman import App, ConfigError, Context, Headers, HTTPError, Integration, Response, SameSite
 from gaman_session import _options, _sealing
-from gaman_session._awaitable import SessionCall, later
+from gaman_session._awaitable import SessionCall, later, run
 from gaman_session._counters import Counters, export
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
@@ -52,7 +52,7 @@ class SessionIntegration(Integration):
 
         Where a visitor has chosen the *handle*, see first whether it is one of theirs: whether list() has it.
         """
-        return later(self, "sessions.end", self._owners.end(handle).__await__())
+        return later(self, "sessions.end", run(self._owners.end, handle))
 
     def end_all(self, owner: str, *, keep: Session | None = None) -> Coroutine[Any, Any, int]:
         """End every session of *owner*, but the one to *keep*, say `ctx.session`; return how many that were.
@@ -60,7 +60,7 @@ class SessionIntegration(Integration):
         It takes effect at one instant between call and return, in every process: what was tied before is ended, and a login in
         flight, which has called tag() before, keeps nothing of what it changed. A login that calls tag() later succeeds.
         """
-        return later(self, "sessions.end_all", self._owners.end_all(owner, keep).__await__())
+        return later(self, "sessions.end_all", run(self._owners.end_all, owner, keep))
 
     def count(self, owner: str | None = None) -> SessionCall[int]:
         """Return how many live sessions *owner* has, or how many there are in the store, whoever's they are.
@@ -69,11 +69,11 @@ class SessionIntegration(Integration):
         at each name, SQLite and MongoDB one at each entry of an index, and Redis one at every key of the server, a thousand at a
         time: to keep an index of all sessions, each login and each use would pay for a number that nobody needs to serve a page.
         """
-        return later(self, "sessions.count", self._owners.count(owner).__await__())
+        return later(self, "sessions.count", run(self._owners.count, owner))
 
     def list(self, owner: str) -> SessionCall[list[OwnedSession]]:
         """Return the live sessions of *owner*, the one that was tied to it first in front."""
-        return later(self, "sessions.list", self._owners.listed(owner).__await__())
+        return later(self, "sessions.list", run(self._owners.listed, owner))
 
     def _report_forgotten(self, told: str) -> None:
         logger.error("%s", told)

@@ -12,7 +12,7 @@ from sys import _getframe as getframe
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar, cast, overload
 
 from gaman import find_cookies, log_extra
-from gaman_session._awaitable import Done, Due, SessionCall, later, new
+from gaman_session._awaitable import Done, Due, SessionCall, later, new, run
 from gaman_session._counters import Counters, Rejection
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
@@ -194,7 +194,8 @@ class Session(ABC):
                     value = self._unreadable(key, default, None, cause)
             else:
                 value = self._value(key, default, type)
-            frame, call = getframe(1), new(Due)
+            frame = getframe(1)
+            call: Due[Any] = new(Due)
             call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, "ctx.session.get", self
             call._value = value
             return call
@@ -205,7 +206,8 @@ class Session(ABC):
         if key.__class__ is not str:
             _check_key("has", key)
         if self._is_loaded or self._is_at_hand(key):
-            frame, call = getframe(1), new(Due)
+            frame = getframe(1)
+            call: Due[Any] = new(Due)
             call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, "ctx.session.has", self
             call._value = self._peek(key) is not None
             return call
@@ -240,11 +242,11 @@ class Session(ABC):
     def pop(self, key: str, default: Any = None) -> Coroutine[Any, Any, Any]:
         """Remove *key* and return its value, or *default* where there is none."""
         _check_key("pop", key)
-        return later(self, "ctx.session.pop", self._pop(key, default).__await__())
+        return later(self, "ctx.session.pop", run(self._pop, key, default))
 
     def all(self) -> SessionCall[dict[str, Any]]:
         """Return every key with its value."""
-        return later(self, "ctx.session.all", self._all().__await__())
+        return later(self, "ctx.session.all", run(self._all))
 
     def clear(self) -> SessionCall[None]:
         """End the session: here at once, in the store and in the browser with the response. What is set later begins a new one."""
@@ -260,7 +262,7 @@ class Session(ABC):
         was still contended after many attempts. With the cookies driver, the step is atomic within this request alone.
         """
         _check_key("update", key, ", ...")
-        return later(self, "ctx.session.update", self._update(key, fn, default).__await__())
+        return later(self, "ctx.session.update", run(self._update, key, fn, default))
 
     def regenerate(self, *, max_age: int | None = None) -> SessionCall[None]:
         """Give the session a new id and keep its data; the old id is dead at once. Call it at login.
@@ -291,7 +293,7 @@ class Session(ABC):
 
     def save(self) -> Coroutine[Any, Any, None]:
         """Bring what was changed to the store now. SessionStoreError: it is not there. SessionTooLarge: it was dropped instead."""
-        return later(self, "ctx.session.save", self._save().__await__())
+        return later(self, "ctx.session.save", run(self._save))
 
     if not TYPE_CHECKING:
         # What is written where a session is taken for a dict.

@@ -81,11 +81,29 @@ define_routes({1: good})  # type: ignore[dict-item]  # pyright: ignore[reportArg
 define_routes({"/": "good"})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
 
 
+sessions_of_all = session(driver={"type": "memory"})
+
+
 async def context(ctx: Context) -> None:
     # A session's calls are awaited.
     user: User | None = ctx.session.get("user", type=User)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
-    ctx.session.set("user", User("Angga"))  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
-    ctx.session.delete("user")  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    if not ctx.session.has("user"):  # type: ignore[truthy-bool]  # pyright: ignore[reportGeneralTypeIssues]
+        return
+    if ctx.session.get("user"):  # type: ignore[truthy-bool]  # pyright: ignore[reportGeneralTypeIssues]
+        return
+    if ctx.session.all():  # type: ignore[truthy-bool]  # pyright: ignore[reportGeneralTypeIssues]
+        return
+    if ctx.session.pop("user"):  # type: ignore[truthy-bool]  # pyright: ignore[reportUnnecessaryComparison]
+        return
+    ctx.session.pop("user")  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    ctx.session.update("count", lambda count: 1)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    ctx.session.save()  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    sessions_of_all.end_all("user:1")  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    if sessions_of_all.list("user:1"):  # type: ignore[truthy-bool]  # pyright: ignore[reportGeneralTypeIssues]
+        return
+    # A session isn't a dict.
+    ctx.session["user"]  # type: ignore[index]  # pyright: ignore[reportIndexIssue]
+    ctx.session["user"] = "Angga"  # type: ignore[index]  # pyright: ignore[reportIndexIssue]
     # What is not there is None.
     name = (await ctx.session.get("user", type=User)).name  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
     (await ctx.input("name")).strip()  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]

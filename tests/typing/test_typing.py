@@ -15,6 +15,7 @@ FILES = ["mistakes.py", "plugins.py", "request.py", "session.py"]
 SETTINGS = """
 [tool.mypy]
 strict = true
+enable_error_code = ["truthy-bool"]
 
 [tool.pyright]
 typeCheckingMode = "strict"
