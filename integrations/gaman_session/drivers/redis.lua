@@ -5,20 +5,25 @@
 -- keep their last digit. The answers are one flat array, each after the number of its parts, for Redis sends a nested array in
 -- pieces.
 
-local function whole(text)
-    return text and string.match(text, '^%d+$') and tonumber(text)
+-- A large session is loaded again, by a call that shares no round trip, unless there is no other.
+local function load(key, is_alone)
+    local size = not is_alone and tonumber(redis.call('HGET', key, 'size') or '')
+    if size and size > LARGE then return 'LARGE' end
+    return redis.call('HGETALL', key)
 end
+
+-- In a Cluster each load is a command, which needs nothing of what follows.
+if not ARGV[1] then return load(KEYS[1]) end
 
 -- Returns why the session isn't there, or nil and what a write needs to know of it.
 local function find(key, now)
-    local names = {'ended', 'deadline', 'expires', 'version', 'size'}
-    local ended, deadline, expires, version, size = unpack(redis.call('HMGET', key, unpack(names)))
-    deadline = tonumber(deadline or '')
+    local found = redis.call('HMGET', key, 'ended', 'deadline', 'expires', 'version', 'size')
+    local deadline, version, size = tonumber(found[2] or ''), tonumber(found[4] or ''), tonumber(found[5] or '')
     if not deadline or deadline <= now then return 'ABSENT' end
-    if ended then return 'ENDED' end
-    version, size = whole(version), whole(size)
-    if not tonumber(expires or '') or not version or not size then return 'ABSENT' end
-    return nil, {expires = expires, version = version, size = size}
+    if found[1] then return 'ENDED' end
+    -- Neither infinity nor what isn't a number is whole.
+    if not tonumber(found[3] or '') or not version or version % 1 ~= 0 or not size or size % 1 ~= 0 then return 'ABSENT' end
+    return nil, size, version, found[3]
 end
 
 local function id_of(key)
@@ -30,47 +35,59 @@ local function beside(key, name)
     return string.sub(key, 1, -65) .. name
 end
 
-local function keep(key, now, deadline)
-    redis.call('HSET', key, 'deadline', deadline)
+local function expire(key, now, deadline)
     redis.call('PEXPIRE', key, math.ceil((tonumber(deadline) - now) * 1000))
 end
 
-local function set_all(key, names, values)
-    for i, name in ipairs(names) do redis.call('HSET', key, name, values[i]) end
+-- Sets *names* to *values*, and the fields that follow in pairs.
+local function set_fields(key, names, values, ...)
+    for i = 2, #names do redis.call('HSET', key, names[i], values[i]) end
+    if names[1] then
+        redis.call('HSET', key, names[1], values[1], ...)
+    else
+        redis.call('HSET', key, ...)
+    end
 end
 
 -- Only the session's own fields count, whose names begin with a colon.
-local function weigh(name, length)
-    return string.byte(name) == 58 and #name + length or 0
+local function is_own(name)
+    return string.byte(name) == 58
 end
 
-local function weigh_stored(key, name)
+local function stored_size(key, name)
     local length = redis.call('HSTRLEN', key, name)
     -- It is 0 for a missing field, too.
-    return (length > 0 or redis.call('HEXISTS', key, name) == 1) and weigh(name, length) or 0
+    return (length > 0 or redis.call('HEXISTS', key, name) == 1) and #name + length or 0
 end
 
--- Returns the size of the session after a change, or nil where it is too large.
-local function resize(key, size, max_size, names, values, deletes)
-    local new = size
-    for i, name in ipairs(names) do new = new + weigh(name, #values[i]) - weigh_stored(key, name) end
-    for _, name in ipairs(deletes) do new = new - weigh_stored(key, name) end
-    if new <= max_size or new <= size then return new end
-end
-
-local function leave(key)
-    local owner = redis.call('HGET', key, 'owner')
+local function leave(key, owner)
     -- In a Cluster, the owner's set has no hash tag: this key is nobody's, and the member goes later.
     if owner then redis.pcall('ZREM', beside(key, 'owner:' .. owner), id_of(key)) end
 end
 
 local function bury(key, now, successor)
-    leave(key)
+    leave(key, redis.call('HGET', key, 'owner'))
     redis.pcall('ZREM', beside(key, 'live'), id_of(key))
     redis.call('DEL', key)
-    redis.call('HSET', key, 'ended', 1)
+    local deadline = string.format('%.17g', now + TOMBSTONE)
+    redis.call('HSET', key, 'ended', 1, 'deadline', deadline)
     if successor then redis.call('HSET', key, 'successor', successor) end
-    keep(key, now, string.format('%.17g', now + TOMBSTONE))
+    expire(key, now, deadline)
+end
+
+-- Returns why a change isn't made, or nil and the size of the session after it. A session of which nothing is left is ended.
+local function resize(key, now, size, max_size, names, values, deletes)
+    local new = size
+    for i, name in ipairs(names) do
+        if is_own(name) then new = new + #name + #values[i] - stored_size(key, name) end
+    end
+    for _, name in ipairs(deletes) do
+        if is_own(name) then new = new - stored_size(key, name) end
+    end
+    if new > max_size and new > size then return 'TOO_LARGE' end
+    if new > 0 then return nil, new end
+    bury(key, now)
+    return 'EMPTIED'
 end
 
 -- An instant that is further ahead comes from a clock that was set back since.
@@ -93,7 +110,7 @@ end
 
 local function expire_with_last(set, now)
     local latest = redis.call('ZREVRANGE', set, 0, 0, 'WITHSCORES')[2]
-    if latest then redis.call('PEXPIRE', set, math.ceil((tonumber(latest) - now) * 1000)) end
+    if latest then expire(set, now, latest) end
 end
 
 local function enter(set, id, now, expires)
@@ -110,7 +127,7 @@ local function enlist(key, now, deadline)
 end
 
 local function keep_live(key, now, deadline)
-    keep(key, now, deadline)
+    expire(key, now, deadline)
     -- A count is worth no session: where the index is broken, it is without this one.
     pcall(enlist, key, now, deadline)
 end
@@ -120,34 +137,31 @@ local function store(key, values, token, created, expires, deadline, names)
         return redis.call('HGET', key, 'token') == token and 'WRITTEN' or 'CONFLICT'
     end
     local size = 0
-    for i, name in ipairs(names) do size = size + weigh(name, #values[i]) end
-    redis.call('HSET', key, 'token', token, 'created', created, 'expires', expires, 'version', 0, 'size', size)
-    set_all(key, names, values)
+    for i, name in ipairs(names) do
+        if is_own(name) then size = size + #name + #values[i] end
+    end
+    local times = {'created', created, 'expires', expires, 'deadline', deadline}
+    set_fields(key, names, values, 'token', token, 'version', 0, 'size', size, unpack(times))
     keep_live(key, tonumber(created), deadline)
     return 'WRITTEN'
 end
 
-local function change(key, values, now, session, size, deadline, names, deletes)
-    set_all(key, names, values)
-    for _, name in ipairs(deletes) do redis.call('HDEL', key, name) end
-    if size <= 0 then
-        bury(key, now)
-        return 'EMPTIED'
-    end
-    redis.call('HSET', key, 'version', session.version + 1, 'size', size)
+local function change(key, values, now, size, version, expires, deadline, names, deletes)
+    if deadline and tonumber(deadline) > tonumber(expires) then deadline = expires end
     if deadline then
-        keep_live(key, now, tonumber(deadline) < tonumber(session.expires) and deadline or session.expires)
+        set_fields(key, names, values, 'version', version + 1, 'size', size, 'deadline', deadline)
+        keep_live(key, now, deadline)
+    else
+        set_fields(key, names, values, 'version', version + 1, 'size', size)
     end
+    for _, name in ipairs(deletes) do redis.call('HDEL', key, name) end
     return 'WRITTEN'
 end
 
 local operations = {}
 
--- A large session is loaded again, by a call that shares no round trip, unless there is no other.
 function operations.load(keys, values, is_alone)
-    local size = not is_alone and tonumber(redis.call('HGET', keys[1], 'size') or '')
-    if size and size > LARGE then return 'LARGE' end
-    return redis.call('HGETALL', keys[1])
+    return load(keys[1], is_alone)
 end
 
 -- Does what load() does, without the session's own fields.
@@ -176,20 +190,20 @@ end
 
 function operations.apply(keys, values, now, deadline, max_size, names, deletes)
     local key = keys[1]
-    local state, session = find(key, now)
+    local state, size, version, expires = find(key, now)
     if state then return state end
-    local size = resize(key, session.size, max_size, names, values, deletes)
-    if not size then return 'TOO_LARGE' end
-    return change(key, values, now, session, size, deadline, names, deletes)
+    local failed, new_size = resize(key, now, size, max_size, names, values, deletes)
+    return failed or change(key, values, now, new_size, version, expires, deadline, names, deletes)
 end
 
 function operations.swap(keys, values, now, deadline, max_size, token, name)
     local key, new, old = keys[1], unpack(values)
-    local state = find(key, now)
+    local state, size, version, expires = find(key, now)
     if state then return state end
     if redis.call('HGET', key, 'token') == token then return 'WRITTEN' end
     if redis.call('HGET', key, name) ~= (old or false) then return 'CONFLICT' end
-    return operations.apply(keys, {token, new}, now, deadline, max_size, {'token', name}, {})
+    local failed, new_size = resize(key, now, size, max_size, {name}, {new}, {})
+    return failed or change(key, {token, new}, now, new_size, version, expires, deadline, {'token', name}, {})
 end
 
 -- The new id's key is not there in a Cluster, where it is created afterwards. The third is the set of the owner, if any.
@@ -218,16 +232,17 @@ end
 
 function operations.tag(keys, values, now, since, owner, deadline, max_size, names, deletes)
     local key, set = unpack(keys)
-    local state, session = find(key, now)
+    local state, size, version, expires = find(key, now)
     if state then return state end
-    local barred = owner and tonumber(redis.call('HGET', key, 'barred:' .. owner) or '')
-    if is_known(barred, now) and tonumber(since) < barred then return 'REFUSED' end
-    if set and redis.call('HGET', key, 'since') ~= since and is_refused(set, now, since) then return 'REFUSED' end
-    local size = resize(key, session.size, max_size, names, values, deletes)
-    if not size then return 'TOO_LARGE' end
-    if set then enter(set, id_of(key), now, session.expires) end
-    if redis.call('HGET', key, 'owner') ~= owner then leave(key) end
-    return change(key, values, now, session, size, deadline, names, deletes)
+    local before = redis.call('HMGET', key, 'owner', 'since', 'barred:' .. (owner or ''))
+    local barred = tonumber(before[3] or '')
+    if owner and is_known(barred, now) and tonumber(since) < barred then return 'REFUSED' end
+    if set and before[2] ~= since and is_refused(set, now, since) then return 'REFUSED' end
+    local failed, new_size = resize(key, now, size, max_size, names, values, deletes)
+    if failed then return failed end
+    if set then enter(set, id_of(key), now, expires) end
+    if before[1] ~= owner then leave(key, before[1]) end
+    return change(key, values, now, new_size, version, expires, deadline, names, deletes)
 end
 
 -- The set comes before the session where these are in two slots of a Cluster.
@@ -294,7 +309,7 @@ function operations.check(keys)
     return false
 end
 
-local answers = {}
+local answers, last = {}, 0
 local key, value = 0, 1
 for _, call in ipairs(cmsgpack.unpack(ARGV[1])) do
     local keys, values = {}, {}
@@ -308,7 +323,9 @@ for _, call in ipairs(cmsgpack.unpack(ARGV[1])) do
         answer = {err = string.match(text, '%u%u%u+ .*') or text}
     end
     local parts = (type(answer) ~= 'table' or answer.err) and {answer} or answer
-    answers[#answers + 1] = #parts
-    for _, part in ipairs(parts) do answers[#answers + 1] = part end
+    answers[last + 1] = #parts
+    last = last + 1
+    for i, part in ipairs(parts) do answers[last + i] = part end
+    last = last + #parts
 end
 return answers

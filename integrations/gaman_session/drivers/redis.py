@@ -73,6 +73,7 @@ _AT_A_TIME: Final = 64
 _COLON: Final = ord(":")
 # Of large sessions, each in a round trip and over a connection that no other call waits for.
 _LARGE_AT_ONCE: Final = 2
+_LARGE_KNOWN: Final = 1000
 _READS: Final = ("load", "look", "owned", "count")
 _TAG: Final = ("owner", "since", "note")
 
@@ -136,6 +137,8 @@ class RedisDriver:
         # Each server of a Cluster has its own: one that is lost holds up no session of another's.
         self._batches: dict[tuple[str, bool], Batches[Call, Any]] = {}
         """For each server two: one for ordinary calls, and one for loading large sessions."""
+        self._large: set[str] = set()
+        """Sessions that were large when they were last loaded; only a hint, which saves asking first."""
 
     async def open(self) -> None:
         """Connect, and find out whether the driver may do all that it needs; or raise ConfigError or SessionStoreError."""
@@ -184,7 +187,7 @@ class RedisDriver:
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
         action, key = "load a session", (self._key(id),)
-        found = await self._call(action, id, Call("load", key))
+        found = b"LARGE" if id in self._large else await self._call(action, id, Call("load", key))
         if found == b"LARGE":
             found = await self._call(action, id, Call("load", key, (), (True,)), is_large=True)
         return self._record(id, found, now)
@@ -341,8 +344,12 @@ class RedisDriver:
                 return None
             if b"ended" in found:
                 return Outcome.ENDED
-            if not found[b"size"].isdigit():
-                raise ValueError("its size isn't a number")
+            if int(found[b"size"]) <= LARGE:
+                self._large.discard(id)
+            else:
+                if len(self._large) == _LARGE_KNOWN:
+                    self._large.clear()
+                self._large.add(id)
             fields = {name[1:].decode(errors="replace"): value for name, value in found.items() if name and name[0] == _COLON}
             tag = Tag(found[b"owner"].decode(), found[b"note"], float(found[b"since"])) if b"owner" in found else None
             created, expires, version = float(found[b"created"]), float(found[b"expires"]), int(found[b"version"])
@@ -465,7 +472,7 @@ class RedisDriver:
         if len(calls) <= most and not self._wait_replicas:
             # A pipeline would cost a lone command half as much again.
             try:
-                return _results(calls, await self._client.execute_command(*_lone(calls, script)))
+                return _results(calls, await self._client.execute_command(*_command(calls, script, is_alone=True)))
             except ResponseError as error:
                 return [error] * len(calls)
         groups = [calls[i : i + most] for i in range(0, len(calls), most)]
@@ -473,7 +480,7 @@ class RedisDriver:
         written_to = list(dict.fromkeys(writes.values()))
         pipeline = self._client.pipeline(transaction=False)
         for group in groups:
-            pipeline.execute_command(*_command(group, script))
+            pipeline.execute_command(*_command(group, script, is_alone=len(calls) == 1))
         for node in written_to:
             where = {} if node is None else {"target_nodes": node}
             pipeline.execute_command("WAIT", self._wait_replicas, math.ceil(self._patience * 500), **where)
@@ -537,15 +544,11 @@ def _connect(address: Address, pool_size: int, patience: float) -> Sequence[Any]
     return [sentinel.master_for(address.master), *sentinel.sentinels]
 
 
-def _lone(calls: Sequence[Call], script: Sequence[str]) -> Sequence[Any]:
-    """Return the command that makes *calls* in a trip of their own: *script*'s, but for a single load, which needs none."""
-    if len(calls) == 1 and calls[0].operation == "load":
-        return ("HGETALL", *calls[0].keys)
-    return _command(calls, script)
-
-
-def _command(calls: Sequence[Call], script: Sequence[str]) -> Sequence[Any]:
-    """Return the command of *script* that makes *calls*."""
+def _command(calls: Sequence[Call], script: Sequence[str], *, is_alone: bool) -> Sequence[Any]:
+    """Return the command that makes *calls*: *script*'s, but for a load that shares no trip, which needs none."""
+    if _is_load(calls):
+        # Without arguments, the script loads what is not large.
+        return ("HGETALL", *calls[0].keys) if is_alone else (*script, 1, *calls[0].keys)
     keys = [key for call in calls for key in call.keys]
     what = [(call.operation, len(call.keys), len(call.values), *call.arguments) for call in calls]
     # One piece is cheaper for redis-py to send than its parts.
@@ -556,7 +559,18 @@ def _results(calls: Sequence[Call], answer: Any) -> list[Any]:
     """Return for each of *calls* its part of *answer*: a hash or a set, a word, a number, nothing, or an error."""
     if isinstance(answer, Exception):
         return [answer] * len(calls)
-    return [answer] if isinstance(answer, dict) else [*_parts(answer)]
+    if _is_load(calls):
+        return [_pairs(answer) if isinstance(answer, list) else answer]
+    return [*_parts(answer)]
+
+
+def _is_load(calls: Sequence[Call]) -> bool:
+    return len(calls) == 1 and calls[0].operation == "load"
+
+
+def _pairs(parts: Iterable[Any]) -> dict[Any, Any]:
+    each = iter(parts)
+    return dict(zip(each, each, strict=True))
 
 
 def _outcome(word: bytes | None) -> Outcome:
@@ -569,8 +583,7 @@ def _parts(answer: Iterable[Any]) -> Iterator[Any]:
         if length == 1:
             yield next(rest)
         else:
-            part = islice(rest, length)
-            yield dict(zip(part, part, strict=True))
+            yield _pairs(islice(rest, length))
 
 
 def _unfold(record: Record) -> tuple[Sequence[bytes], Sequence[Any]]:
