@@ -9,8 +9,8 @@ A session of somebody's also has its `owner`, `since` when, as a number, and a `
 what tag() was given, and by an index `{"owner": "user:7", "ended": null}` finds the sessions.
 
 That an owner's sessions were ended is kept for a minute, as the bar `{_id: "owner:...", ended: true, deadline, before, kept: [{id,
-since}]}`. It refuses tags made before. A rename in flight may insert its session behind the back of the end, so it looks at the bar
-afterwards, and ends that session itself unless the one it came from was kept. So the end need not look for what was renamed.
+since}]}`. It refuses tags made before. A rename in flight may insert its session too late to be found, so it looks at the bar
+afterwards, and ends that session itself unless the one it came from was kept. So ending all need not look for renames.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sys
 import time
 import warnings
 from collections.abc import AsyncGenerator, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import unquote
 from weakref import WeakValueDictionary
@@ -225,15 +225,17 @@ class MongoDBDriver:
                 if await self._update({**live, _path(field): same}, _change(sets, (), now, deadline, max_size)):
                     return Outcome.WRITTEN
             # To MongoDB, 1 is 1.0, and [1] is found under 1: of its own values, only the version tells that they are the same.
-            async with self._looking.setdefault(id, asyncio.Lock()):
-                while isinstance(found := await self._find(id, now), Record):
+            while True:
+                async with self._looking(id):
+                    found = await self._find(id, now)
+                    if not isinstance(found, Record):
+                        return found or Outcome.ABSENT
                     if found.fields.get(field) != old:
                         return Outcome.CONFLICT
                     if _outgrows(found.fields, {**found.fields, **sets}, max_size):
                         return Outcome.TOO_LARGE
                     if await self._update({**live, "version": found.version}, _change(sets, (), now, deadline)):
                         return Outcome.WRITTEN
-                return found or Outcome.ABSENT
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """End the session, if nobody has written to it since *version*, and then store *record* under *new_id*."""
@@ -339,8 +341,7 @@ class MongoDBDriver:
         self._documents = Batches(self._find_all, at_once=_AT_ONCE, timeout=self._timeout)
         # These are loaded by themselves from the start.
         self._large: set[str] = set()
-        # Writes that have to look at a session first would else have each other look again.
-        self._looking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._updates: Batches[_Update, bool] = Batches(self._update_all, at_once=_AT_ONCE, timeout=self._timeout)
         # Reads keep the concern "local": a new primary has every acknowledged write, but may at first keep some from "majority".
         options: dict[str, Any] = {
@@ -441,8 +442,11 @@ class MongoDBDriver:
     ) -> Outcome:
         """Find out why the server refused a change, and make it if the session has room, as long as that is as it was found."""
         change = _change(sets, deletes, now, deadline, None, *more)
-        async with self._looking.setdefault(id, asyncio.Lock()):
-            while isinstance(found := await self._find(id, now), Record):
+        while True:
+            async with self._looking(id):
+                found = await self._find(id, now)
+                if not isinstance(found, Record):
+                    return found or Outcome.ABSENT
                 left = {field: data for field, data in {**found.fields, **sets}.items() if field not in deletes}
                 if _outgrows(found.fields, left, max_size):
                     return Outcome.TOO_LARGE
@@ -452,7 +456,10 @@ class MongoDBDriver:
                         return outcome
                 elif await self._update(unchanged, change):
                     return Outcome.WRITTEN
-            return found or Outcome.ABSENT
+
+    def _looking(self, id: str) -> AbstractAsyncContextManager[Any]:
+        """Have writes that look at a large session do so one by one, because each write makes the others look again."""
+        return self._locks.setdefault(id, asyncio.Lock()) if id in self._large else nullcontext()
 
     async def _set(self, id: str, sets: Mapping[str, bytes], change: list[dict[str, Any]]) -> bool:
         """Make a change that ends no session, and return whether it met a live one that has room for it."""
@@ -521,8 +528,9 @@ class MongoDBDriver:
         return await self._find_large(id, now)
 
     async def _find_large(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        document = await self._sessions.find_one({"_id": id})
         self._large.discard(id)
-        return self._record(id, await self._sessions.find_one({"_id": id}), now)
+        return self._record(id, document, now)
 
     def _record(self, id: str, document: dict[str, Any] | None, now: float) -> Record | Literal[Outcome.ENDED] | None:
         match document:
@@ -651,7 +659,7 @@ def _results(count: int, details: Mapping[str, Any]) -> list[bool | BaseExceptio
 
 def _document(record: Record) -> dict[str, Any]:
     fields = {_escape(field): _to_bson(data) for field, data in record.fields.items()}
-    document = {
+    document: dict[str, Any] = {
         "created": _date(record.created),
         "expires": _date(record.expires),
         "deadline": _date(record.deadline),
