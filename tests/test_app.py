@@ -171,7 +171,6 @@ async def nothing_of(_: str, ctx: Context) -> None: ...
         (functools.partial(nothing_of, "x"), "nothing_of"),
         (wrapped(handler), "handler"),
     ],
-    ids=repr,
 )
 @pytest.mark.parametrize("path", ["/x", "/:id", "/:path*"])
 async def test_the_last_handler_of_a_route_that_returns_nothing_is_named(

@@ -131,7 +131,6 @@ def test_two_integrations_of_one_name_are_refused() -> None:
         (None, "is a list, not None"),
         ({"x": define_integration(name="x")}, "holds 'x'"),
     ],
-    ids=str,
 )
 def test_what_is_no_list_of_integrations_is_refused_with_what_to_write(integrations: Any, told: str) -> None:
     with pytest.raises(ConfigError, match=told):

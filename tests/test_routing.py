@@ -992,7 +992,6 @@ class Generating:
         (decorated(takes_more), "given"),
         (unittest.mock.AsyncMock(return_value="mocked"), "mocked"),
     ],
-    ids=repr,
 )
 async def test_whatever_takes_ctx_alone_can_be_a_handler(ask: Ask, handler: Any, told: str) -> None:
     assert said(await ask(App({"/": [handler]}))) == told
@@ -1015,7 +1014,6 @@ async def test_whatever_takes_ctx_alone_can_be_a_handler(ask: Ask, handler: Any,
         (Generating(), "Generating.__call__ is an async generator, because"),
         (Controller().show(None), "Controller.show is a coroutine, not a handler"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ],
-    ids=repr,
 )
 @pytest.mark.filterwarnings("ignore:coroutine")
 def test_what_can_not_be_called_with_ctx_is_refused_when_it_is_defined(handler: Any, told: str) -> None:
@@ -1027,7 +1025,7 @@ def test_what_can_not_be_called_with_ctx_is_refused_when_it_is_defined(handler: 
         define_routes({"/x/*": handler})
 
 
-@pytest.mark.parametrize("table", [handler, AsyncCallable(), functools.partial(handler)], ids=repr)
+@pytest.mark.parametrize("table", [handler, AsyncCallable(), functools.partial(handler)])
 def test_a_handler_in_the_place_of_a_table_is_refused(table: Any) -> None:
     with pytest.raises(ConfigError, match=r"routes are a dict of paths and handlers, not a handler; write \{'/': "):
         define_routes(table)
