@@ -93,8 +93,8 @@ def check(
         _seconds("idle_timeout", idle_timeout)
         if idle_timeout > max_age:
             raise ConfigError(
-                f"session(idle_timeout={idle_timeout}): max_age={max_age} ends every session before; write a smaller idle_timeout, or "
-                "leave it out"
+                f"session(idle_timeout={idle_timeout}): max_age={max_age} ends every session before; "
+                "write a smaller idle_timeout, or leave it out"
             )
     _one_of("True or False", bool, secure=secure, partitioned=partitioned, encrypt=encrypt)
     _one_of("text", str, path=path, same_site=same_site)
