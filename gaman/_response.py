@@ -276,8 +276,8 @@ def _check_target(location: object, *, local: bool) -> None:
 def _name_what_is_wrong(chunks: object) -> str:
     """Return what *chunks* are that Response.stream() can't take, and what to write instead."""
     if isinstance(chunks, Coroutine):
-        chunks.close()
         name = _name_of(cast("object", chunks))
+        chunks.close()
         return f"the coroutine {name}: write `yield` in it, or `await` before the call if it returns an iterator"
     if callable(chunks):
         return f"{getattr(chunks, '__qualname__', chunks)!r} itself: call it"
@@ -502,8 +502,9 @@ def to_response(result: object) -> Response:
     if is_dataclass(result) and not isinstance(result, type):
         return Response.json(result)
     if isinstance(result, Coroutine):
+        name = _name_of(cast("object", result))
         result.close()
-        raise ResultError(f"a handler returned the coroutine {_name_of(cast('object', result))}: write `await` before that call")
+        raise ResultError(f"a handler returned the coroutine {name}: write `await` before that call")
     raise ResultError(
         f"a handler returned a {type(result).__name__}; return a Response, str, bytes, dict, list, dataclass, Struct or None"
     )

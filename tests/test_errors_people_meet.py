@@ -80,6 +80,23 @@ STARTS = {
         driver("max_age='1 day'"),
         place=HERE,
     ),
+    "name of a driver without a dict": Start(
+        "session(driver='redis'): write driver={'type': 'redis'}", driver("driver='redis'"), place=HERE
+    ),
+    "name of a driver with a typo": Start(
+        "session(driver='mongo'): write driver={'type': 'mongodb'}", driver("driver='mongo'"), place=HERE
+    ),
+    "an idle limit above the absolute one": Start(
+        "session(idle_timeout=7200): max_age=3600 ends every session before; write a smaller idle_timeout, or leave it out",
+        driver("max_age=3600, idle_timeout=7200"),
+        place=HERE,
+    ),
+    "a number for a switch": Start("session(secure=1): it takes True or False", driver("secure=1"), place=HERE),
+    "a switch for a number": Start(
+        "session(idle_timeout=True): it takes a whole number of seconds above 0, and below a thousand years",
+        driver("idle_timeout=True"),
+        place=HERE,
+    ),
     "missing extra": Start(
         'the redis driver needs the package redis: pip install "gaman[redis]"',
         driver("{'type': 'redis'}"),
@@ -350,6 +367,53 @@ async def no_await_of_set(ctx):
     ctx.session.set("cat", 1)
     return "hello"
 
+async def no_await_of_pop(ctx):
+    ctx.session.pop("cat")
+    return "hello"
+
+async def condition(ctx):
+    if not ctx.session.has("cat"):
+        return "open"
+
+async def comparison(ctx):
+    return {{"is": ctx.session.get("cat") == "Tom"}}
+
+async def item(ctx):
+    return ctx.session["cat"]
+
+async def item_set(ctx):
+    ctx.session["cat"] = 1
+
+async def item_deleted(ctx):
+    del ctx.session["cat"]
+
+async def contained(ctx):
+    return {{"is": "cat" in ctx.session}}
+
+async def iterated(ctx):
+    return list(ctx.session)
+
+async def counted(ctx):
+    return {{"is": len(ctx.session)}}
+
+async def truth(ctx):
+    return {{"is": bool(ctx.session)}}
+
+async def key(ctx):
+    await ctx.session.set(1, "cat")
+
+async def nested(ctx):
+    value = []
+    for _ in range(100):
+        value = [value]
+    await ctx.session.set("cat", value)
+
+async def attribute(ctx):
+    return ctx.session.cat
+
+async def attribute_set(ctx):
+    ctx.session.cat = 1
+
 async def unkept(ctx):
     await ctx.session.set("cat", {{"of": Cat()}})
 
@@ -419,9 +483,10 @@ async def passes(ctx):
 
 gaman.serve(
     {{f"/{{f.__name__}}": f for f in [
-        no_await, no_await_at_all, no_await_of_a_value, no_await_of_set, unkept, no_type, no_json, no_body, header, secure, broken,
-        no_status, status_of_success, detail, header_of_an_int, header_of_an_int_set, header_name, header_of_an_error,
-        cookie_of_an_int, cookie_of_bytes, cookie_name, cookie_path, no_return,
+        no_await, no_await_at_all, no_await_of_a_value, no_await_of_set, no_await_of_pop, condition, comparison, item, item_set,
+        item_deleted, contained, iterated, counted, truth, key, nested, attribute, attribute_set, unkept, no_type, no_json, no_body,
+        header, secure, broken, no_status, status_of_success, detail, header_of_an_int, header_of_an_int_set, header_name,
+        header_of_an_error, cookie_of_an_int, cookie_of_bytes, cookie_name, cookie_path, no_return,
     ]}} | {{"/no_return_of_the_last": [passes, no_return], "/guarded/*": passes}},
     integrations=[session({SECRET!r})],
     port=0,
@@ -446,15 +511,35 @@ class Request(NamedTuple):
 
 REQUESTS = {
     "no_await": Request(
-        "ResultError: the result holds the coroutine 'Session.get': write `await` before that call", "async def no_await(ctx)"
+        "ResultError: the result holds the coroutine 'ctx.session.get': write `await` before that call", "async def no_await(ctx)"
     ),
     "no_await_at_all": Request(
-        "ResultError: a handler returned the coroutine 'Session.get': write `await` before that call",
+        "ResultError: a handler returned the coroutine 'ctx.session.get': write `await` before that call",
         "async def no_await_at_all(ctx)",
     ),
     "no_await_of_a_value": Request(
-        "SessionSerializationError: the session can't keep 'cat', the coroutine 'Session.get': write `await` before that call",
+        "SessionSerializationError: the session can't keep 'cat', the coroutine 'ctx.session.get': write `await` before that call",
         'ctx.session.set("cat", ctx',
+    ),
+    "condition": Request("SessionUseError: write `await` before ctx.session.has(...)", 'if not ctx.session.has("cat")'),
+    "comparison": Request("SessionUseError: write `await` before ctx.session.get(...)", 'ctx.session.get("cat") == "Tom"'),
+    "item": Request("SessionUseError: a session isn't a dict: write `await ctx.session.get('cat')`", 'return ctx.session["cat"]'),
+    "item_set": Request(
+        "SessionUseError: a session isn't a dict: write `await ctx.session.set('cat', ...)`", 'ctx.session["cat"] = 1'
+    ),
+    "item_deleted": Request(
+        "SessionUseError: a session isn't a dict: write `await ctx.session.delete('cat')`", 'del ctx.session["cat"]'
+    ),
+    "contained": Request("SessionUseError: a session isn't a dict: write `await ctx.session.has('cat')`", '"cat" in ctx.session'),
+    "iterated": Request("SessionUseError: a session isn't a dict: write `await ctx.session.all()`", "list(ctx.session)"),
+    "counted": Request("SessionUseError: a session isn't a dict: write `len(await ctx.session.all())`", "len(ctx.session)"),
+    "truth": Request(
+        "SessionUseError: a session is there for every visitor: write `await ctx.session.has(...)`", "bool(ctx.session)"
+    ),
+    "key": Request("SessionUseError: a session's key is a str, not 1: write `await ctx.session.set('1', ...)`", 'set(1, "cat")'),
+    "nested": Request(
+        "SessionSerializationError: the session can't keep 'cat', a list: it is nested deeper than 100 levels",
+        'ctx.session.set("cat", value)',
     ),
     "unkept": Request("SessionSerializationError: the session can't keep 'cat', a dict: ", 'ctx.session.set("cat", {"of'),
     "no_type": Request(
@@ -548,10 +633,18 @@ def test_a_path_without_a_route_is_no_handlers_mistake(served: Served, path: str
     assert served.told(path, status=404) == ""
 
 
-def test_a_set_that_is_not_awaited_is_told_by_python_itself(served: Served) -> None:
-    told = served.told("/no_await_of_set", status=200)
-    assert "RuntimeWarning: coroutine 'Session.set' was never awaited" in told
-    assert 'ctx.session.set("cat", 1)' in told
+def test_a_read_that_is_never_awaited_is_told_in_a_line(served: Served) -> None:
+    told = served.told("/no_await_of_pop", status=200)
+    number = next(number for number, line in enumerate(REQUESTS_SOURCE.splitlines(), 1) if 'ctx.session.pop("cat")' in line)
+    place = f"script.py, line {number}, in no_await_of_pop"
+    assert told == f"ctx.session.pop(...) was never awaited: write `await` before it ({place})\n"
+
+
+@pytest.mark.parametrize("name", ["attribute", "attribute_set"])
+def test_an_attribute_that_a_session_does_not_have_is_told_with_what_to_write(name: str, served: Served) -> None:
+    told = served.told(f"/{name}", status=500)
+    assert "object has no attribute 'cat'" in told
+    assert told.endswith("Write `await ctx.session.get('cat')`, or `await ctx.session.set('cat', ...)`.\n")
 
 
 def test_a_secure_cookie_over_plain_http_is_told_once(served: Served) -> None:
@@ -560,6 +653,11 @@ def test_a_secure_cookie_over_plain_http_is_told_once(served: Served) -> None:
     assert told.endswith("or pass secure=False while developing\n")
     assert told.count("\n") == 1
     assert served.told("/secure", status=200) == ""
+
+
+def test_a_set_that_is_not_awaited_is_kept_without_a_word(served: Served) -> None:
+    served.told("/secure", status=200)
+    assert served.told("/no_await_of_set", status=200) == ""
 
 
 def test_a_traceback_of_the_users_own_begins_with_their_handler(served: Served) -> None:

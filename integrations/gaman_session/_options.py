@@ -106,8 +106,8 @@ def check(
         _seconds("idle_timeout", idle_timeout)
         if idle_timeout > max_age:
             raise ConfigError(
-                f"session(idle_timeout={idle_timeout}): it ends no session that max_age={max_age} hasn't ended before; "
-                f"write max_age={idle_timeout} or more, or leave idle_timeout out"
+                f"session(idle_timeout={idle_timeout}): max_age={max_age} ends every session before; "
+                "write a smaller idle_timeout, or leave it out"
             )
     if not isinstance(max_size, int) or isinstance(max_size, bool) or max_size < 1:
         raise ConfigError(f"session(max_size={max_size!r}): it takes a whole number of bytes above 0")

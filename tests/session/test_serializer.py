@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -288,6 +289,167 @@ async def test_a_key_is_a_string_that_utf_8_can_encode(key: Any) -> None:
         reply = await browser.request(work)
         assert isinstance(reply.error, SessionSerializationError if isinstance(key, str) else SessionUseError)
         assert repr(key) in str(reply.error)
+
+
+# Values that would come back as something else, or not at all
+
+
+def nest(levels: int, of: type = list) -> Any:
+    value: Any = []
+    for _ in range(levels - 1):
+        value = {"in": value} if of is dict else (value,) if of is tuple else [value]
+    return value
+
+
+def from_a_deep_call(function: Callable[[], Any], frames: int) -> Any:
+    return function() if frames == 0 else from_a_deep_call(function, frames - 1)
+
+
+@dataclass
+class Spot:
+    latitude: float
+
+
+NESTED: dict[str, Callable[[int], Any]] = {
+    "lists": nest,
+    "dicts": lambda levels: nest(levels, dict),
+    "tuples": lambda levels: nest(levels, tuple),
+    "dataclass": lambda levels: User(1, nest(levels - 1)),
+    "beside many": lambda levels: [[[1]] * 500, nest(levels - 1)],
+    "beside text": lambda levels: ['\u0400[{"' * 200, nest(levels - 1)],
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+@pytest.mark.parametrize("serializer", ["msgpack", "json"])
+@pytest.mark.parametrize("driver", ["cookies", "memory"])
+async def test_a_value_nested_deeper_than_100_levels_is_refused(driver: str, serializer: str, name: str) -> None:
+    async def work(session: Session) -> None:
+        await session.set("fine", NESTED[name](100))
+        with pytest.raises(SessionSerializationError, match="nested deeper than 100 levels"):
+            session.set("deep", NESTED[name](101))
+        with pytest.raises(SessionSerializationError, match="nested deeper than 100 levels"):
+            await session.update("deep", lambda _: NESTED[name](101))
+
+    async with serving(Site({"type": driver}, Clock(), serializer=serializer)) as site:
+        browser = site.browser()
+        await browser.do(work)
+        assert {*await browser.all()} == {"fine"}
+
+
+@pytest.mark.parametrize("levels", [101, 800, 100_000])
+@pytest.mark.parametrize("serializer", ["msgpack", "json"])
+async def test_a_note_and_a_ring_are_refused_too(serializer: str, levels: int) -> None:
+    ring: list[Any] = []
+    ring.append(ring)
+
+    async def work(session: Session) -> None:
+        for value in (nest(levels), ring):
+            with pytest.raises(SessionSerializationError, match="nested deeper than 100 levels"):
+                session.tag("user:1", note=value)
+            with pytest.raises(SessionSerializationError, match="nested deeper than 100 levels"):
+                session.set("deep", value)
+
+    async with serving(Site({"type": "memory"}, Clock(), serializer=serializer)) as site:
+        await site.browser().do(work)
+
+
+@pytest.mark.parametrize("error", [RecursionError, MemoryError])
+async def test_what_the_process_lacks_is_no_damage(error: type[Exception], caplog: pytest.LogCaptureFixture) -> None:
+    class Failing:
+        def encode(self, value: Any, /) -> bytes:
+            return json.dumps(value).encode()
+
+        def decode(self, data: bytes, type: Any, /) -> Any:
+            raise error
+
+    async def work(session: Session) -> None:
+        for read in (
+            lambda: session.get("a"),
+            lambda: session.get("a", type=int),
+            session.all,
+            lambda: session.pop("a"),
+            lambda: session.update("a", int),
+        ):
+            with pytest.raises(error):
+                await read()
+
+    async with serving(Site({"type": "memory"}, Clock(), serializer=Failing())) as site:
+        browser = site.browser()
+        await browser.do(setting(a=1))
+        await browser.do(work)
+
+        async def tie(session: Session) -> None:
+            await session.tag("user:1", note="a phone")
+
+        await browser.do(tie)
+        with pytest.raises(error):
+            await site.sessions.list("user:1")
+    assert "not what was written there" not in caplog.text
+
+
+async def test_a_value_that_is_read_from_a_deep_call_is_never_absent() -> None:
+    async def work(session: Session) -> set[str]:
+        await session.has("deep")
+
+        def read() -> str:
+            call = session.get("deep")
+            try:
+                call.__await__().send(None)
+            except StopIteration as done:
+                return type(done.value).__name__
+            raise AssertionError
+
+        seen: set[str] = set()
+        for frames in range(800, 1000, 5):
+            try:
+                seen.add(from_a_deep_call(read, frames))
+            except RecursionError:
+                seen.add("RecursionError")
+        return seen
+
+    async with serving(Site({"type": "memory"}, Clock())) as site:
+        browser = site.browser()
+        await browser.do(setting(deep=nest(100)))
+        assert await browser.do(work) <= {"list", "RecursionError"}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({1: "a", "1": "b"}, "two keys of a dict become one"),
+        ([{"deep": [{1: "a", "1": "b"}]}], "two keys of a dict become one"),
+        ({uuid.UUID(int=1): 1, str(uuid.UUID(int=1)): 2}, "two keys of a dict become one"),
+        (float("inf"), "neither inf nor nan"),
+        (float("-inf"), "neither inf nor nan"),
+        ([1.5, {"a": float("nan")}], "neither inf nor nan"),
+        ({"a": Spot(float("nan"))}, "neither inf nor nan"),
+    ],
+    ids=str,
+)
+async def test_json_refuses_what_would_come_back_as_something_else(value: Any, reason: str) -> None:
+    async def work(session: Session) -> None:
+        with pytest.raises(SessionSerializationError, match=reason):
+            session.set("a", value)
+
+    async with serving(Site({"type": "memory"}, Clock(), serializer="json")) as site:
+        await site.browser().do(work)
+
+
+@pytest.mark.parametrize(
+    "value", [None, [None, "null"], {"1": 1, "2": None}, {1: 2}, 1e300, '\U0001f600"\\', [1.0, -0.0]], ids=repr
+)
+async def test_json_keeps_all_else(value: Any) -> None:
+    async with serving(Site({"type": "memory"}, Clock(), serializer="json")) as site:
+        browser = site.browser()
+        await browser.do(setting(a=value))
+        assert (await browser.all())["a"] == json.loads(json.dumps(value))
+
+
+async def test_msgpack_keeps_inf_and_keys_of_two_kinds() -> None:
+    async with browsing() as browser:
+        await browser.do(setting(a=[float("inf"), {1: "a", "1": "b"}]))
+        assert (await browser.all())["a"] == [float("inf"), {1: "a", "1": "b"}]
 
 
 # Typed reads
