@@ -242,11 +242,11 @@ class Session(ABC):
     def pop(self, key: str, default: Any = None) -> Coroutine[Any, Any, Any]:
         """Remove *key* and return its value, or *default* where there is none."""
         _check_key("pop", key)
-        return later(self, "ctx.session.pop", run(self._pop, key, default))
+        return later(self, "ctx.session.pop", self._pop(key, default))
 
     def all(self) -> SessionCall[dict[str, Any]]:
         """Return every key with its value."""
-        return later(self, "ctx.session.all", run(self._all))
+        return later(self, "ctx.session.all", self._all())
 
     def clear(self) -> SessionCall[None]:
         """End the session: here at once, in the store and in the browser with the response. What is set later begins a new one."""
@@ -408,17 +408,17 @@ class Session(ABC):
             yield from loading.__await__()
         return self._peek(key) is not None
 
-    async def _pop(self, key: str, default: Any) -> Any:
+    def _pop(self, key: str, default: Any) -> Generator[Any, Any, Any]:
         self._open_for_change()
         if not self._is_loaded and (loading := self._load(key)) is not None:
-            await loading
+            yield from loading.__await__()
         value = self._value(key, default, None)
         self._drop(key)
         return value
 
-    async def _all(self) -> dict[str, Any]:
+    def _all(self) -> Generator[Any, Any, dict[str, Any]]:
         if not self._is_loaded and (loading := self._load(None)) is not None:
-            await loading
+            yield from loading.__await__()
         values = {key: self._value(key, _MISSING, None) for key in self._keys()}
         return {key: value for key, value in values.items() if value is not _MISSING}
 
