@@ -168,7 +168,7 @@ class Values:
         self._id = id
         self._context = context
         self._subkeys: dict[bytes, AESGCMSIV] = {}
-        # A browser asks several times in a row, and the times of its session are the same each time.
+        # A session's times are the same at each load, and Values are kept for many requests.
         self._proven: tuple[bytes, float, float] | None = None
 
     def seal(self, field: str, data: bytes) -> bytes:
