@@ -118,10 +118,9 @@ def too_late_to_change() -> SessionClosed:
     return SessionClosed("the response has begun, so a change of the session would be lost; make it before")
 
 
-def _check_key(call: str, key: object, more: str = "") -> None:
-    """Raise SessionUseError for a key that isn't text."""
-    if not isinstance(key, str):
-        raise SessionUseError(f"a session's key is a str, not {key!r}: write `await ctx.session.{call}({str(key)!r}{more})`")
+def _no_text(call: str, key: object, more: str = "") -> SessionUseError:
+    """Return the error for a key that isn't text."""
+    return SessionUseError(f"a session's key is a str, not {key!r}: write `await ctx.session.{call}({str(key)!r}{more})`")
 
 
 class Session(ABC):
@@ -181,8 +180,8 @@ class Session(ABC):
     def get(self, key: str, default: D, *, type: type[T]) -> SessionCall[T | D]: ...
     def get(self, key: str, default: Any = None, *, type: Any = None) -> SessionCall[Any]:
         """Return the value under *key*, or *default* where there is none. SessionTypeError: it does not fit *type*."""
-        if key.__class__ is not str:
-            _check_key("get", key)
+        if not isinstance(key, str):
+            raise _no_text("get", key)
         if self._is_loaded or self._is_at_hand(key):
             # Unrolled, because most requests come by here.
             if (data := self._peek(key)) is None:
@@ -203,13 +202,14 @@ class Session(ABC):
 
     def has(self, key: str) -> SessionCall[bool]:
         """Return whether *key* is there, whatever its value: 0, "", False and None are there."""
-        if key.__class__ is not str:
-            _check_key("has", key)
+        if not isinstance(key, str):
+            raise _no_text("has", key)
         if self._is_loaded or self._is_at_hand(key):
+            is_there = self._peek(key) is not None
             frame = getframe(1)
             call: Due[Any] = new(Due)
             call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, "ctx.session.has", self
-            call._value = self._peek(key) is not None
+            call._value = is_there
             return call
         return later(self, "ctx.session.has", self._has(key))
 
@@ -223,8 +223,8 @@ class Session(ABC):
         SessionTooLarge if the session would be too large, and SessionClosed after the response has begun. What this request hasn't
         read counts only when the change is written, so SessionTooLarge may come then.
         """
-        if key.__class__ is not str:
-            _check_key("set", key, ", ...")
+        if not isinstance(key, str):
+            raise _no_text("set", key, ", ...")
         self._is_used = True
         if self._is_closed:
             raise too_late_to_change()
@@ -233,15 +233,16 @@ class Session(ABC):
 
     def delete(self, key: str) -> SessionCall[None]:
         """Remove *key*; nothing happens where it is not there. With the last key, the session ends, and its cookie goes."""
-        if key.__class__ is not str:
-            _check_key("delete", key)
+        if not isinstance(key, str):
+            raise _no_text("delete", key)
         self._open_for_change()
         self._drop(key)
         return _DELETED
 
     def pop(self, key: str, default: Any = None) -> Coroutine[Any, Any, Any]:
         """Remove *key* and return its value, or *default* where there is none."""
-        _check_key("pop", key)
+        if not isinstance(key, str):
+            raise _no_text("pop", key)
         return later(self, "ctx.session.pop", self._pop(key, default))
 
     def all(self) -> SessionCall[dict[str, Any]]:
@@ -261,7 +262,8 @@ class Session(ABC):
         nothing but compute. The store has the value, and all that was set before, when this returns. SessionConflict: the store
         was still contended after many attempts. With the cookies driver, the step is atomic within this request alone.
         """
-        _check_key("update", key, ", ...")
+        if not isinstance(key, str):
+            raise _no_text("update", key, ", ...")
         return later(self, "ctx.session.update", run(self._update, key, fn, default))
 
     def regenerate(self, *, max_age: int | None = None) -> SessionCall[None]:
