@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Coroutine, Generator
-from types import CodeType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Protocol, TypeVar
 
 from gaman_session._errors import SessionUseError
@@ -109,11 +109,13 @@ class SessionCall(Coroutine[Any, Any, T_co]):
         __contains__ = __iter__ = __len__ = __getitem__ = __setitem__ = __delitem__ = __format__ = _refuse
         __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
 
+        def __bool__(self) -> bool:
+            # The repr() of a task asks whether it has a coroutine.
+            return _is_asyncio(_frame(1)) or self._refuse()
+
         def __hash__(self) -> int:
             # gather() and as_completed() keep calls in a dict or a set. Anywhere else, a look-up in one is a comparison.
-            if _frame(1).f_globals.get("__package__") != "asyncio":
-                self._refuse()
-            return object.__hash__(self)
+            return object.__hash__(self) if _is_asyncio(_frame(1)) else self._refuse()
 
 
 class Due(SessionCall[T_co]):
@@ -184,6 +186,10 @@ def later(reporter: Reporter, name: str, work: Generator[Any, Any, T]) -> Sessio
     call._value = _PENDING
     call._work = work
     return call
+
+
+def _is_asyncio(frame: FrameType) -> bool:
+    return frame.f_globals.get("__package__") == "asyncio"
 
 
 def _place(code: CodeType, instruction: int) -> str:
