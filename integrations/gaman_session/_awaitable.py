@@ -18,7 +18,6 @@ MYPY: Final = False
 """mypy takes this for True, and nothing else does."""
 
 _PENDING: Any = object()
-new: Any = object.__new__
 _frame = sys._getframe
 _is_finalizing = sys.is_finalizing
 # What asyncio, inspect and debuggers ask of any coroutine.
@@ -178,7 +177,7 @@ def run(function: Callable[P, Coroutine[Any, Any, T]], *arguments: P.args, **nam
 def later(reporter: Reporter, name: str, work: Generator[Any, Any, T]) -> SessionCall[T]:
     """Return the call *name*, made by the caller's caller, whose result is what *work* returns."""
     frame = _frame(2)
-    call: Due[T] = new(Due)
+    call: Due[T] = Due()
     call._code = frame.f_code
     call._instruction = frame.f_lasti
     call._name = name

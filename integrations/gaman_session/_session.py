@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from sys import _getframe as getframe
+from types import coroutine
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar, cast, overload
 
 from gaman import find_cookies, log_extra
-from gaman_session._awaitable import Done, Due, SessionCall, later, new, run
+from gaman_session._awaitable import Done, Due, SessionCall, later, run
 from gaman_session._counters import Counters, Rejection
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
@@ -194,7 +195,7 @@ class Session(ABC):
             else:
                 value = self._value(key, default, type)
             frame = getframe(1)
-            call: Due[Any] = new(Due)
+            call: Due[Any] = Due()
             call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, "ctx.session.get", self
             call._value = value
             return call
@@ -207,7 +208,7 @@ class Session(ABC):
         if self._is_loaded or self._is_at_hand(key):
             is_there = self._peek(key) is not None
             frame = getframe(1)
-            call: Due[Any] = new(Due)
+            call: Due[Any] = Due()
             call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, "ctx.session.has", self
             call._value = is_there
             return call
@@ -400,27 +401,31 @@ class Session(ABC):
         except Exception as cause:
             return self._unreadable(key, default, type, cause)
 
+    @coroutine
     def _get(self, key: str, default: Any, type: Any) -> Generator[Any, Any, Any]:
         if (loading := self._load(key)) is not None:
-            yield from loading.__await__()
+            yield from loading
         return self._value(key, default, type)
 
+    @coroutine
     def _has(self, key: str) -> Generator[Any, Any, bool]:
         if (loading := self._load(key)) is not None:
-            yield from loading.__await__()
+            yield from loading
         return self._peek(key) is not None
 
+    @coroutine
     def _pop(self, key: str, default: Any) -> Generator[Any, Any, Any]:
         self._open_for_change()
         if not self._is_loaded and (loading := self._load(key)) is not None:
-            yield from loading.__await__()
+            yield from loading
         value = self._value(key, default, None)
         self._drop(key)
         return value
 
+    @coroutine
     def _all(self) -> Generator[Any, Any, dict[str, Any]]:
         if not self._is_loaded and (loading := self._load(None)) is not None:
-            yield from loading.__await__()
+            yield from loading
         values = {key: self._value(key, _MISSING, None) for key in self._keys()}
         return {key: value for key, value in values.items() if value is not _MISSING}
 

@@ -60,19 +60,19 @@ class CookieSession(Session):
     @property
     def id(self) -> str | None:
         """A handle of the session, or None where there is no session yet."""
-        self._load()
+        self._is_at_hand()
         return None if self._carried is None or not self._fields else _sealing.handle(self._carried.id)
 
     @property
     def is_new(self) -> bool:
         """Whether the request came without a session."""
-        self._load()
+        self._is_at_hand()
         return self._came is None or self._carried is None
 
     async def _update(self, key: str, fn: Callable[[Any], T], default: Any) -> T:
         """Replace the value under *key* by `fn(value)`; other requests are not seen, and do not see it."""
         self._open_for_change()
-        self._load()
+        self._is_at_hand()
         before = self._fields.get(key)
         value = fn(default if before is None else self._decode(key, before, default))
         self._put(key, self._encode(key, value))
@@ -92,14 +92,13 @@ class CookieSession(Session):
     def _keys(self) -> Iterable[str]:
         return self._fields
 
-    def _is_at_hand(self, key: str) -> bool:
-        self._load()
-        return True
-
     def _load(self, key: str | None = None) -> None:
-        """Open the cookie, once."""
+        self._is_at_hand()
+
+    def _is_at_hand(self, key: str | None = None) -> bool:
+        """Open the cookie, once, and return True."""
         if self._is_loaded:
-            return
+            return True
         if self._is_closed:
             raise too_late_to_read()
         self._is_loaded = self._is_used = True
@@ -123,20 +122,21 @@ class CookieSession(Session):
                         sessions.counters.loaded += 1
                         self._came = self._carried = carried
                         self._fields = carried.fields
-                        return
+                        return True
                     self._reject("expired")
             # Browsers may send a dead cookie of the same name before the live one (RFC 6265, section 5.4).
             if others is None:
                 others = islice(self._tokens(), 1, None)
             token = next(others, None)
         self._fields = {}
+        return True
 
     def _times(self) -> tuple[float, float] | None:
         carried = self._carried if self._is_loaded else None
         return None if carried is None or not self._fields else (carried.created, carried.deadline)
 
     def _put(self, key: str, data: bytes) -> None:
-        self._load()
+        self._is_at_hand()
         fields = {**self._fields, key: data}
         payload = self._pack(fields)
         if len(payload) > _SMALL and (size := self._sessions.cookie_overhead + _sealing.token_length(len(payload))) > _LIMIT:
@@ -149,17 +149,17 @@ class CookieSession(Session):
         self._fields, self._payload = fields, payload
 
     def _drop(self, key: str) -> None:
-        self._load()
+        self._is_at_hand()
         if key in self._fields:
             self._fields = {other: data for other, data in self._fields.items() if other != key}
             self._payload = _UNPACKED
 
     def _clear(self) -> None:
-        self._load()
+        self._is_at_hand()
         self._carried, self._fields, self._payload = None, {}, _UNPACKED
 
     def _renew(self, max_age: int | None) -> None:
-        self._load()
+        self._is_at_hand()
         self._carried = self._begin(max_age)
         self._payload = _UNPACKED
 
