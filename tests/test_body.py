@@ -278,6 +278,9 @@ async def test_json_that_is_malformed_fits_no_type(ask: Ask, body: bytes) -> Non
 NESTED: dict[str, Callable[[int], bytes]] = {
     "arrays": lambda levels: b"[" * levels + b"]" * levels,
     "objects": lambda levels: b'{"[":' * levels + b"1" + b"}" * levels,
+    "arrays in objects": lambda levels: (
+        b"[" * (levels % 2) + b'{"":[' * (levels // 2) + b"]}" * (levels // 2) + b"]" * (levels % 2)
+    ),
     "unclosed": lambda levels: b"[" * levels,
     "after flat ones": lambda levels: b"[" + b"[],{}," * 200 + b"[" * (levels - 1) + b"]" * levels,
     "after a string that ends in a backslash": lambda levels: b'["\\\\",' + b"[" * (levels - 1) + b"]" * levels,

@@ -65,6 +65,16 @@ STARTS = {
         driver("{'type': 'reddis'}"),
         place=HERE,
     ),
+    "driver by its name": Start(
+        "session(driver='redis'): it takes a dict with a type, not text; write driver={'type': 'redis'}",
+        driver("'redis'"),
+        place=HERE,
+    ),
+    "driver by its URL": Start(
+        "session(driver=...): it takes a dict with a type, not text; write driver={'type': 'redis', 'url': ...}",
+        driver("'redis://:hidden@localhost'"),
+        place=HERE,
+    ),
     "driver without a type": Start(
         "session(driver=...): the dict has no 'type'; the types are cookies, memory, file, redis, sql, mongodb",
         driver("{'url': 'redis://:hidden@localhost'}"),

@@ -69,6 +69,16 @@ class Record(Struct, omit_defaults=True):
     """What proves `created` and `expires`; empty where nothing is sealed. It comes with them, and never changes."""
 
 
+def size_of(fields: Mapping[str, bytes]) -> int:
+    """Return the size of a session that has *fields*, in bytes."""
+    return len("".join(fields).encode()) + sum(map(len, fields.values()))
+
+
+def length_of(name: str) -> int:
+    """Return how many bytes the name of a field adds to the size of its session."""
+    return len(name) if name.isascii() else len(name.encode())
+
+
 class Driver(Protocol):
     """A store of sessions.
 

@@ -24,6 +24,7 @@ _LONGEST = 400 * 86_400
 _SHORTEST_SECRET = 32
 # What examples have where a secret goes. A random key holds one of these less than once in a billion.
 _find_placeholder = re.compile("change.?(me|this|it)|(your|my|super|top).?secret|password|insecure", re.IGNORECASE).search
+_TYPES = ("cookies", *DRIVERS)
 _CHOICES = {"same_site": ": 'lax', 'strict' or 'none'"}
 _DRIVER = ("name", "shared", "open", "close", "load", "create", "apply", "swap", "rename", "destroy", "purge")
 
@@ -190,14 +191,18 @@ def _most(most: object, driver: Driver | None) -> None:
 def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
     if driver is None:
         return None
-    if isinstance(driver, str) and (near := get_close_matches(driver, ("cookies", *DRIVERS), 1)):
-        raise ConfigError(f"session(driver={driver!r}): write driver={{'type': {near[0]!r}}}")
+    if isinstance(driver, str):
+        # A text that isn't a driver's name stays out of the message: it may be a URL with a password, or a misplaced secret.
+        shown = repr(driver) if driver in _TYPES else "..."
+        raise ConfigError(
+            f"session(driver={shown}): it takes a dict with a type, not text; write driver={{{_options_for(driver)}}}"
+        )
     if not isinstance(driver, Mapping):
         missing = [name for name in _DRIVER if not hasattr(driver, name)]
         if missing or isinstance(driver, type):
-            # What it is stays out of the message: it may be a URL with a password, or the secret in the wrong place.
+            # Its repr stays out of the message, because it may hold a password.
             given = f"the class {driver.__name__}" if isinstance(driver, type) else f"a {type(driver).__name__}"
-            takes = f"it takes a dict with a type, or a Driver object{_dict_for(driver)}"
+            takes = "it takes a dict with a type, or a Driver object"
             raise ConfigError(f"session(driver=...): {takes}; {given} has no {', '.join(missing) or 'instance'}")
         return driver
     settings = dict(driver)
@@ -208,12 +213,11 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
         factory = find_driver(kind)
         known = signature(factory).parameters
     elif kind != "cookies":
-        types = ("cookies", *DRIVERS)
-        takes = f"the types are {', '.join(types)}"
+        takes = f"the types are {', '.join(_TYPES)}"
         if "type" not in driver:
             raise ConfigError(f"session(driver=...): the dict has no 'type'; {takes}")
         shown = "..." if "://" in str(kind) else repr(kind)
-        raise ConfigError(f"session(driver={{'type': {shown}}}): there is no such driver; {takes}{_nearest(kind, types)}")
+        raise ConfigError(f"session(driver={{'type': {shown}}}): there is no such driver; {takes}{_nearest(kind, _TYPES)}")
     for name in settings:
         if name not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
@@ -224,12 +228,11 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
     return None if factory is None else factory(**settings)
 
 
-def _dict_for(driver: object) -> str:
-    """Return, where *driver* is a URL, how to write it."""
-    if not isinstance(driver, str) or "://" not in driver:
-        return ""
-    options = "'mongodb', 'db_name': ..., 'uri': ..." if driver.startswith("mongodb") else "'redis', 'url': ..."
-    return f", so write driver={{'type': {options}}}"
+def _options_for(text: str) -> str:
+    """Return what a driver's dict holds where *text* was given in its place: the name of a driver, or a URL."""
+    if "://" in text:
+        return "'type': 'mongodb', 'db_name': ..., 'uri': ..." if text.startswith("mongodb") else "'type': 'redis', 'url': ..."
+    return f"'type': {next(iter(get_close_matches(text, _TYPES, 1)), '...')!r}"
 
 
 def _nearest(name: object, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, NoReturn, TypeVar, cast
 
 from gaman import find_cookie, log_extra
 from gaman_session import _sealing
-from gaman_session._driver import WRITTEN, Driver, Outcome, OwnerDriver, Record, Tag
+from gaman_session._driver import WRITTEN, Driver, Outcome, OwnerDriver, Record, Tag, length_of, size_of
 from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge
 from gaman_session._owners import Wish
 from gaman_session._sealing import Identity
@@ -218,7 +218,7 @@ class StoredSession(Session):
             size = self._measure() if self._changes or self._record is not None else 0
         if size:
             size -= self._length(key)
-        size += (len(key) if key.isascii() else len(key.encode())) + len(data) + sessions.overhead
+        size += length_of(key) + len(data) + sessions.overhead
         if size > sessions.max_size and (self._record is None or size > self._stored_size):
             raise StoredSessionTooLarge(size, sessions.max_size, key)
         self._size = size
@@ -232,17 +232,17 @@ class StoredSession(Session):
     def _measure(self) -> int:
         """Return how many bytes the session has with this request's changes, as far as is known without a trip."""
         fields = {} if self._record is None else self._record.fields
-        size = self._stored_size = _size(fields) if fields else 0
+        size = self._stored_size = size_of(fields) if fields else 0
         for key in self._changes:
-            size += self._length(key) - _length_of(fields, key)
+            size += self._length(key) - _length_in(fields, key)
         return size
 
     def _length(self, key: str) -> int:
         """Return how many bytes *key* and its value have in the store, as this request sees it."""
         if key in self._changes:
             data = self._changes[key]
-            return 0 if data is None else _length(key) + len(data) + self._sessions.overhead
-        return 0 if self._record is None else _length_of(self._record.fields, key)
+            return 0 if data is None else length_of(key) + len(data) + self._sessions.overhead
+        return 0 if self._record is None else _length_in(self._record.fields, key)
 
     def _clear(self) -> None:
         self._identify()
@@ -494,8 +494,8 @@ class StoredSession(Session):
 
     def _check_size(self, fields: Mapping[str, bytes], before: Mapping[str, bytes]) -> None:
         """Drop the request's changes, and raise SessionTooLarge, if *fields* are too large, and larger than those *before*."""
-        size = _size(fields)
-        if size > self._sessions.max_size and size > _size(before):
+        size = size_of(fields)
+        if size > self._sessions.max_size and size > size_of(before):
             self._discard()
             raise StoredSessionTooLarge(size, self._sessions.max_size)
 
@@ -506,7 +506,7 @@ class StoredSession(Session):
         self._discard()
         found = await self._driver.load(identity.handle, now=self._sessions.clock())
         stored = found.fields if isinstance(found, Record) else {}
-        size = _size({name: data for name, data in {**stored, **sets}.items() if name not in deletes})
+        size = size_of({name: data for name, data in {**stored, **sets}.items() if name not in deletes})
         # The store counts a little more, and others may have written since.
         raise StoredSessionTooLarge(max(size, self._sessions.max_size + 1), self._sessions.max_size, key)
 
@@ -600,15 +600,6 @@ class StoredSession(Session):
         self._answer, self._renewal = answer, None
 
 
-def _size(fields: Mapping[str, bytes]) -> int:
-    """Return how many bytes a store counts for *fields*."""
-    return len("".join(fields).encode()) + sum(map(len, fields.values()))
-
-
-def _length(name: str) -> int:
-    return len(name) if name.isascii() else len(name.encode())
-
-
-def _length_of(fields: Mapping[str, bytes], name: str) -> int:
+def _length_in(fields: Mapping[str, bytes], name: str) -> int:
     data = fields.get(name)
-    return 0 if data is None else _length(name) + len(data)
+    return 0 if data is None else length_of(name) + len(data)

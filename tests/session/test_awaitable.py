@@ -127,9 +127,9 @@ async def test_a_call_gives_the_same_however_often_it_is_awaited(name: str, brow
     assert await browser.all() == ({"n": n} if name == "pop" else {"user": "Angga", "n": n})
 
 
-async def gathered(call: Any) -> Any:
-    found: Any = await asyncio.gather(*[call])
-    return found[0]
+async def gathered(call: Awaitable[Any]) -> Any:
+    [found] = await asyncio.gather(call)
+    return found
 
 
 async def in_a_group(call: Any) -> Any:
@@ -341,8 +341,8 @@ async def test_a_call_of_the_handle_that_is_never_awaited_is_told(
                 assert getattr(sessions, name)("user:1")
         [line] = told(caplog)
         assert line.startswith(f"sessions.end_all(...) was never awaited: write `await` before it ({HERE}, line ")
-        assert await gathered(sessions.list("user:1")) == []
         assert await sessions.count() == 0
+        assert await gathered(sessions.list("user:1")) == []
     assert [str(each.message) for each in recwarn] == []
 
 

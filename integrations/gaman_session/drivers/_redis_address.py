@@ -1,4 +1,4 @@
-"""The url of the Redis driver: what it says, and what in it can't work. No message repeats a password."""
+"""The url of the Redis driver: what it says, and what in it can't work, in messages that repeat no password."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ _ELSEWHERE: Final = {
 
 
 def _fault_of_query(scheme: str, kind: str, parts: SplitResult) -> str | None:
-    allowed = dict(_OPTIONS)
+    allowed: dict[str, _Values] = dict(_OPTIONS)
     if kind != "cluster":
         allowed["db"] = "a whole number from 0 up", str.isdecimal
     if scheme != "unix":

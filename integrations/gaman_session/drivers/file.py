@@ -24,7 +24,7 @@ from msgspec.msgpack import Decoder, Encoder
 from gaman.errors import ConfigError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Record, Tag
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Record, Tag, size_of
 from gaman_session._errors import SessionStoreError
 from gaman_session._paths import check_access, expand, make_parent
 from gaman_session._threads import Threads
@@ -299,7 +299,7 @@ class FileDriver:
             fields = edit(record.fields)
             if fields is None:
                 return Outcome.CONFLICT
-            if (size := _size(fields)) > max_size and size > _size(record.fields):
+            if (size := size_of(fields)) > max_size and size > size_of(record.fields):
                 return Outcome.TOO_LARGE
             record.fields = fields
             if not fields:
@@ -718,11 +718,6 @@ def _replace(sets: Mapping[str, bytes], deletes: Collection[str], fields: dict[s
     for field in deletes:
         fields.pop(field, None)
     return fields
-
-
-def _size(fields: Mapping[str, bytes]) -> int:
-    """Return the bytes of the fields' names and values."""
-    return sum(len(field.encode()) + len(value) for field, value in fields.items())
 
 
 def _look(kept: _Kept | None, now: float) -> Record | Literal[Outcome.ENDED, Outcome.ABSENT]:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from gaman.errors import ConfigError
-from gaman_session._driver import MAX_SKEW, TOMBSTONE, WRITTEN, Outcome, Record, Tag
+from gaman_session._driver import MAX_SKEW, TOMBSTONE, WRITTEN, Outcome, Record, Tag, length_of, size_of
 from gaman_session._errors import SessionStoreError
 
 logger = logging.getLogger("gaman")
@@ -28,7 +28,7 @@ class _Kept(Record):
 
     size: int = 0
     """Bytes of its fields' names and values."""
-    queue: OrderedDict[str, None] = msgspec.field(default_factory=OrderedDict)
+    queue: OrderedDict[str, None] = msgspec.field(default_factory=OrderedDict[str, None])
     """The one of the driver's queues that it stands in."""
 
 
@@ -107,10 +107,10 @@ class MemoryDriver:
         size, fields = record.size, record.fields
         for name, value in sets.items():
             before = fields.get(name)
-            size += len(value) + _length(name) if before is None else len(value) - len(before)
+            size += len(value) + length_of(name) if before is None else len(value) - len(before)
         for name in deletes:
             if (gone := sets.get(name, fields.get(name))) is not None:
-                size -= len(gone) + _length(name)
+                size -= len(gone) + length_of(name)
         if size > max_size and size > record.size:
             return Outcome.TOO_LARGE
         fields.update(sets)
@@ -134,7 +134,7 @@ class MemoryDriver:
             return self._missing(id, now)
         if record.fields.get(field) != old:
             return Outcome.CONFLICT
-        size = record.size + len(new) + (_length(field) if old is None else -len(old))
+        size = record.size + len(new) + (length_of(field) if old is None else -len(old))
         if size > max_size and size > record.size:
             return Outcome.TOO_LARGE
         record.fields[field] = new
@@ -278,7 +278,7 @@ class MemoryDriver:
             record.version,
             record.tag,
             record.seal,
-            len("".join(record.fields).encode()) + sum(map(len, record.fields.values())),
+            size_of(record.fields),
             queue,
         )
         self._own(id, record)
@@ -320,10 +320,6 @@ class MemoryDriver:
 
     def _missing(self, id: str, now: float) -> Outcome:
         return Outcome.ENDED if self._tomb(id, now) else Outcome.ABSENT
-
-
-def _length(name: str) -> int:
-    return len(name) if name.isascii() else len(name.encode())
 
 
 def _copy(record: Record) -> Record:

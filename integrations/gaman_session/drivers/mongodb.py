@@ -48,7 +48,7 @@ from pymongo.errors import (
 from gaman.errors import ConfigError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Record, Tag
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Record, Tag, size_of
 from gaman_session._errors import SessionStoreError
 from gaman_session._time_limit import TimeLimit
 
@@ -731,11 +731,7 @@ def _change(
 
 def _outgrows(before: Mapping[str, bytes], after: Mapping[str, bytes], max_size: int) -> bool:
     """Return whether a session's fields are then larger than before, and too large."""
-    return _size(before) < _size(after) > max_size
-
-
-def _size(fields: Mapping[str, bytes]) -> int:
-    return sum(len(field.encode()) + len(data) for field, data in fields.items())
+    return size_of(before) < size_of(after) > max_size
 
 
 def _is_cut(document: Mapping[str, Any] | None) -> bool:

@@ -24,7 +24,7 @@ from importlib.resources import files
 from itertools import chain, islice, repeat
 from secrets import token_urlsafe
 from time import monotonic
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from msgspec import Struct
 from msgspec.msgpack import Encoder
@@ -187,7 +187,7 @@ class RedisDriver:
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
         action, key = "load a session", (self._key(id),)
-        found = b"LARGE" if id in self._large else await self._call(action, id, Call("load", key))
+        found: Any = b"LARGE" if id in self._large else await self._call(action, id, Call("load", key))
         if found == b"LARGE":
             found = await self._call(action, id, Call("load", key, (), (True,)), is_large=True)
         return self._record(id, found, now)
@@ -507,7 +507,8 @@ def _check_tls(options: Mapping[str, Any]) -> None:
     """Raise ConfigError for options of TLS that can't work, as for a file that isn't there."""
     if options.get("connection_class") is SSLConnection:
         try:
-            SSLConnection(**{name: value for name, value in options.items() if name.startswith("ssl_")}).ssl_context.get()
+            connection: Any = SSLConnection(**{name: value for name, value in options.items() if name.startswith("ssl_")})
+            connection.ssl_context.get()
         except (OSError, ValueError) as cause:
             raise ConfigError(f"the redis driver can't use the ssl_ options in its url: {cause}") from cause
 
@@ -560,7 +561,7 @@ def _results(calls: Sequence[Call], answer: Any) -> list[Any]:
     if isinstance(answer, Exception):
         return [answer] * len(calls)
     if _is_load(calls):
-        return [_pairs(answer) if isinstance(answer, list) else answer]
+        return [_pairs(cast("Iterable[Any]", answer)) if isinstance(answer, list) else answer]
     return [*_parts(answer)]
 
 

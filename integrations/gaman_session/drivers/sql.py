@@ -32,7 +32,7 @@ import msgspec
 from gaman.errors import ConfigError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Record, Tag
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Record, Tag, size_of
 from gaman_session._errors import SessionStoreError
 from gaman_session._paths import check_access, expand, make_parent
 
@@ -541,7 +541,7 @@ class _Sessions(sqlite3.Connection):
 
     def _insert(self, id: str, record: Record) -> None:
         times = (record.created, record.expires, record.deadline, record.version)
-        self.execute(_CREATE, (id, *times, *_columns(record.tag), _size(record.fields), record.seal))
+        self.execute(_CREATE, (id, *times, *_columns(record.tag), size_of(record.fields), record.seal))
         self._set(id, record.fields)
 
     def _touch(
@@ -549,7 +549,7 @@ class _Sessions(sqlite3.Connection):
     ) -> bool:
         """Raise the session's version and size, and move its deadline; return False where it isn't there, or would be too large."""
         first, *others = (*sets, *deletes) or (None,)
-        growth = _size(sets)
+        growth = size_of(sets)
         for field in others:
             growth -= self._bytes(id, field)
         # Naming the deadline would cost a page of its index.
@@ -573,14 +573,6 @@ class _Sessions(sqlite3.Connection):
         until = now + TOMBSTONE
         self.execute(_END, (until, successor, id))
         self.execute("DELETE FROM session_values WHERE session_id = ?", (id,))
-
-
-def _size(fields: Mapping[str, bytes]) -> int:
-    """Return the bytes of the fields' names and values."""
-    size = 0
-    for field, value in fields.items():
-        size += len(field.encode()) + len(value)
-    return size
 
 
 def _columns(tag: Tag | None) -> tuple[str | None, float | None, bytes | str | None]:
