@@ -42,12 +42,12 @@ class SessionCall(Coroutine[Any, Any, T_co]):
     """Where the call stands. A frame in its place would hold this object, and live as long as it does."""
     _instruction: int
     _name: str
-    _reporter: Reporter
+    _reporter: Any
     _running: Generator[Any, Any, T_co]
     """What a task that was given this object runs."""
     _value: T_co
-    _work: Generator[Any, Any, T_co] | None
-    """What is left to do for the value."""
+    _work: Any
+    """What is left to do for the value: a generator or, of a Reading, a function of the session and its further arguments."""
 
     def __await__(self) -> Generator[Any, Any, T_co]:
         self.__class__ = SessionCall  # pyright: ignore[reportAttributeAccessIssue]
@@ -138,6 +138,32 @@ class Due(SessionCall[T_co]):
                 self._reporter._report_forgotten(f"{self._name}(...) was never awaited: write `await` before it ({place})")
 
 
+class Reading(SessionCall[T_co]):
+    """A call that reads a session which may have yet to be loaded; it does so as often as it is awaited."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, Any, T_co]:
+        self.__class__ = Reading  # pyright: ignore[reportAttributeAccessIssue]
+        session, (read, key, default, type) = self._reporter, self._work
+        if not session._is_loaded and (loading := session._load(key)) is not None:
+            yield from loading.__await__()
+        result: T_co = read(session, key, default, type)
+        return result
+
+    def _drop(self) -> None:
+        self.__class__ = Reading  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class DueReading(Due[T_co], Reading[T_co]):
+    """A call that reads, and is still to be awaited."""
+
+    __slots__ = ()
+
+    __await__ = Reading.__await__
+    _drop = Reading._drop
+
+
 class Done(SessionCall[None]):
     """A call that only noted a change: it has done so already, and awaiting it is a habit that costs little."""
 
@@ -178,12 +204,19 @@ def later(reporter: Reporter, name: str, work: Generator[Any, Any, T]) -> Sessio
     """Return the call *name*, made by the caller's caller, whose result is what *work* returns."""
     frame = _frame(2)
     call: Due[T] = Due()
-    call._code = frame.f_code
-    call._instruction = frame.f_lasti
-    call._name = name
-    call._reporter = reporter
-    call._value = _PENDING
-    call._work = work
+    call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, name, reporter
+    call._value, call._work = _PENDING, work
+    return call
+
+
+def reading(
+    session: Any, name: str, read: Callable[..., T], key: str | None, default: Any = None, type: Any = None
+) -> SessionCall[T]:
+    """Return the call *name*, made by the caller's caller, whose result is what *read* returns of the loaded session."""
+    frame = _frame(2)
+    call: DueReading[T] = DueReading()
+    call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, name, session
+    call._work = read, key, default, type
     return call
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from sys import _getframe as getframe
-from types import coroutine
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar, cast, overload
 
 from gaman import find_cookies, log_extra
-from gaman_session._awaitable import Done, Due, SessionCall, later, run
+from gaman_session._awaitable import Done, Due, SessionCall, later, reading, run
 from gaman_session._counters import Counters, Rejection
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
@@ -199,7 +198,7 @@ class Session(ABC):
             call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, "ctx.session.get", self
             call._value = value
             return call
-        return later(self, "ctx.session.get", self._get(key, default, type))
+        return reading(self, "ctx.session.get", Session._value, key, default, type)
 
     def has(self, key: str) -> SessionCall[bool]:
         """Return whether *key* is there, whatever its value: 0, "", False and None are there."""
@@ -212,7 +211,7 @@ class Session(ABC):
             call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, "ctx.session.has", self
             call._value = is_there
             return call
-        return later(self, "ctx.session.has", self._has(key))
+        return reading(self, "ctx.session.has", Session._has, key)
 
     def set(self, key: str, value: Any) -> SessionCall[None]:
         """Keep *value* under *key*; later changes to the object are not seen.
@@ -244,11 +243,11 @@ class Session(ABC):
         """Remove *key* and return its value, or *default* where there is none."""
         if not isinstance(key, str):
             raise _no_text("pop", key)
-        return later(self, "ctx.session.pop", self._pop(key, default))
+        return later(self, "ctx.session.pop", run(self._pop, key, default))
 
     def all(self) -> SessionCall[dict[str, Any]]:
         """Return every key with its value."""
-        return later(self, "ctx.session.all", self._all())
+        return reading(self, "ctx.session.all", Session._all, None)
 
     def clear(self) -> SessionCall[None]:
         """End the session: here at once, in the store and in the browser with the response. What is set later begins a new one."""
@@ -401,31 +400,18 @@ class Session(ABC):
         except Exception as cause:
             return self._unreadable(key, default, type, cause)
 
-    @coroutine
-    def _get(self, key: str, default: Any, type: Any) -> Generator[Any, Any, Any]:
-        if (loading := self._load(key)) is not None:
-            yield from loading
-        return self._value(key, default, type)
-
-    @coroutine
-    def _has(self, key: str) -> Generator[Any, Any, bool]:
-        if (loading := self._load(key)) is not None:
-            yield from loading
+    def _has(self, key: str, *_: object) -> bool:
         return self._peek(key) is not None
 
-    @coroutine
-    def _pop(self, key: str, default: Any) -> Generator[Any, Any, Any]:
+    async def _pop(self, key: str, default: Any) -> Any:
         self._open_for_change()
         if not self._is_loaded and (loading := self._load(key)) is not None:
-            yield from loading
+            await loading
         value = self._value(key, default, None)
         self._drop(key)
         return value
 
-    @coroutine
-    def _all(self) -> Generator[Any, Any, dict[str, Any]]:
-        if not self._is_loaded and (loading := self._load(None)) is not None:
-            yield from loading
+    def _all(self, *_: object) -> dict[str, Any]:
         values = {key: self._value(key, _MISSING, None) for key in self._keys()}
         return {key: value for key, value in values.items() if value is not _MISSING}
 

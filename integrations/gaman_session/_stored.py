@@ -51,7 +51,11 @@ class StoredSession(Session):
     )
 
     def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any]) -> None:
-        super().__init__(sessions, scope)
+        # super().__init__(), unrolled, because each request comes by here.
+        self._sessions = sessions
+        self._scope = scope
+        self._is_loaded = self._is_used = self._is_closed = False
+        self._forgotten = ()
         self._driver = cast("Driver", sessions.driver)
         # What is known of the session: which one it is, once the cookie was looked at, and what it holds, once it was loaded.
         self._identity: Identity | None = None
@@ -157,41 +161,46 @@ class StoredSession(Session):
         if self._is_closed:
             raise too_late_to_read()
         self._is_used = True
-        return self._in_turn(self._read)
+        return self._in_turn(self._read) if self._is_busy or self._lock is not None else self._read(is_alone=True)
 
-    async def _read(self) -> None:
-        """Read the session, unless somebody has."""
+    async def _read(self, *, is_alone: bool = False) -> None:
+        """Read the session, unless it was read before; if *is_alone*, this is a turn by itself, at the cost of one coroutine."""
         if self._is_loaded:
             return
-        self._identify()
-        record, is_ended = None, False
-        while (identity := self._identity) is not None:
-            now = self._sessions.clock()
-            found = await self._driver.load(identity.handle, now=now)
-            if not isinstance(found, Record):
-                self._reject("expired")
-                # A tombstone. Of several dead sessions, one that was ended is enough for the request's changes to be dropped.
-                is_ended = is_ended or found is not None
-            elif self._is_genuine(identity, found, now):
-                record, is_ended = found, False
-                self._sessions.counters.loaded += 1
-                break
-            # A session that this request has read is not replaced by another one.
-            if self._record is not None or not self._go_on():
-                break
-        if not self._is_cleared:
-            self._record, self._is_ended = record, is_ended
-            self._is_loaded = True
-
-    def _is_genuine(self, identity: Identity, record: Record, now: float) -> bool:
-        """Return whether the record has the times that it was given at the beginning, and report one that hasn't."""
-        if now < record.expires and (
-            not self._sessions.is_sealed or identity.values.proves_times(record.seal, record.created, record.expires)
-        ):
-            return True
-        self._reject("unreadable")
-        self._sessions.damage.report(identity.handle, "its lifetime", log_extra(self._scope))
-        return False
+        if is_alone:
+            self._is_busy = True
+        try:
+            self._identify()
+            record, is_ended = None, False
+            while (identity := self._identity) is not None:
+                now = self._sessions.clock()
+                found = await self._driver.load(identity.handle, now=now)
+                if not isinstance(found, Record):
+                    self._reject("expired")
+                    # A tombstone. Of several dead sessions, one that was ended is enough for the request's changes to be dropped.
+                    is_ended = is_ended or found is not None
+                elif now < found.expires and (
+                    not self._sessions.is_sealed or identity.values.proves_times(found.seal, found.created, found.expires)
+                ):
+                    record, is_ended = found, False
+                    self._sessions.counters.loaded += 1
+                    break
+                else:
+                    self._reject("unreadable")
+                    self._sessions.damage.report(identity.handle, "its lifetime", log_extra(self._scope))
+                # A session that this request has read is not replaced by another one.
+                if self._record is not None or not self._go_on():
+                    break
+            if not self._is_cleared:
+                self._record, self._is_ended = record, is_ended
+                self._is_loaded = True
+        except SessionStoreError:
+            if is_alone:
+                self._note_failure()
+            raise
+        finally:
+            if is_alone:
+                self._end_turn()
 
     def _keys(self) -> Iterable[str]:
         return {**({} if self._record is None else self._record.fields), **self._changes}
@@ -278,14 +287,20 @@ class StoredSession(Session):
         try:
             return await work()
         except SessionStoreError:
-            self._sessions.counters.store_errors += 1
-            log_extra(self._scope).update(session=self.id, driver=self._driver.name)
+            self._note_failure()
             raise
         finally:
-            self._is_busy = False
-            self._size = None
-            if self._lock is not None:
-                self._lock.release()
+            self._end_turn()
+
+    def _note_failure(self) -> None:
+        self._sessions.counters.store_errors += 1
+        log_extra(self._scope).update(session=self.id, driver=self._driver.name)
+
+    def _end_turn(self) -> None:
+        self._is_busy = False
+        self._size = None
+        if self._lock is not None:
+            self._lock.release()
 
     # Writing
 
