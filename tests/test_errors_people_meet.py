@@ -179,10 +179,8 @@ CALLS = {
     "an App in an App": Call(
         "gaman.App(app)", "App() takes routes, not an App; serve an App with gaman.serve(app), or by `gaman serve main:app`"
     ),
-    "the class in an App": Call("gaman.App(gaman.App)", "the class App is no App; make one of routes first: gaman.App(routes)"),
-    "the class served": Call(
-        "gaman.serve(gaman.App)", "the class App is no App; make one of routes first: gaman.App(routes)", False
-    ),
+    "the class in an App": Call("gaman.App(gaman.App)", "App is a class; make an App of routes first: gaman.App(routes)"),
+    "the class served": Call("gaman.serve(gaman.App)", "App is a class; make an App of routes first: gaman.App(routes)", False),
     "an App and integrations": Call(
         "gaman.serve(app, integrations=[session(**options)])",
         "gaman.serve() has an App, so write integrations= where that is made: gaman.App(..., integrations=...)",
@@ -356,9 +354,26 @@ async def no_await_at_all(ctx):
 async def no_await_of_a_value(ctx):
     await ctx.session.set("cat", ctx.session.get("dog"))
 
-async def no_await_of_set(ctx):
-    ctx.session.set("cat", 1)
+async def no_await_in_a_condition(ctx):
+    if not ctx.session.has("cat"):
+        raise gaman.HTTPError(401)
+    return "the secret"
+
+async def no_await_of_a_read(ctx):
+    ctx.session.get("cat")
     return "hello"
+
+async def key(ctx):
+    await ctx.session.set(1, "cat")
+
+async def item(ctx):
+    return ctx.session["cat"]
+
+async def item_of_a_call(ctx):
+    return ctx.session.get("cat")["name"]
+
+async def membership(ctx):
+    return str("cat" in ctx.session)
 
 async def unkept(ctx):
     await ctx.session.set("cat", {{"of": Cat()}})
@@ -429,7 +444,8 @@ async def passes(ctx):
 
 gaman.serve(
     {{f"/{{f.__name__}}": f for f in [
-        no_await, no_await_at_all, no_await_of_a_value, no_await_of_set, unkept, no_type, no_json, no_body, header, secure, broken,
+        no_await, no_await_at_all, no_await_of_a_value, no_await_in_a_condition, no_await_of_a_read,
+        key, item, item_of_a_call, membership, unkept, no_type, no_json, no_body, header, secure, broken,
         no_status, status_of_success, detail, header_of_an_int, header_of_an_int_set, header_name, header_of_an_error,
         cookie_of_an_int, cookie_of_bytes, cookie_name, cookie_path, no_return,
     ]}} | {{"/no_return_of_the_last": [passes, no_return], "/guarded/*": passes}},
@@ -456,16 +472,23 @@ class Request(NamedTuple):
 
 REQUESTS = {
     "no_await": Request(
-        "ResultError: the result holds the coroutine 'Session.get': write `await` before that call", "async def no_await(ctx)"
+        "ResultError: the result holds the coroutine 'ctx.session.get': write `await` before that call", "async def no_await(ctx)"
     ),
     "no_await_at_all": Request(
-        "ResultError: a handler returned the coroutine 'Session.get': write `await` before that call",
+        "ResultError: a handler returned the coroutine 'ctx.session.get': write `await` before that call",
         "async def no_await_at_all(ctx)",
     ),
     "no_await_of_a_value": Request(
-        "SessionSerializationError: the session can't keep 'cat', the coroutine 'Session.get': write `await` before that call",
+        "SessionSerializationError: the session can't keep 'cat', the coroutine 'ctx.session.get': write `await` before that call",
         'ctx.session.set("cat", ctx',
     ),
+    "no_await_in_a_condition": Request("SessionUseError: write `await` before ctx.session.has(...)", "if not ctx.session.has"),
+    "key": Request(
+        "SessionUseError: a session's key is a str, not 1: write `await ctx.session.set('1', ...)`", 'ctx.session.set(1, "cat")'
+    ),
+    "item": Request("SessionUseError: a session isn't a dict: write `await ctx.session.get('cat')`", 'return ctx.session["cat"]'),
+    "item_of_a_call": Request("SessionUseError: write `await` before ctx.session.get(...)", 'ctx.session.get("cat")["name"]'),
+    "membership": Request("SessionUseError: a session isn't a dict: write `await ctx.session.has('cat')`", '"cat" in ctx.session'),
     "unkept": Request("SessionSerializationError: the session can't keep 'cat', a dict: ", 'ctx.session.set("cat", {"of'),
     "no_type": Request(
         "ResultError: a handler returned a set; return a Response, str, bytes, dict, list, dataclass, Struct or None",
@@ -558,10 +581,11 @@ def test_a_path_without_a_route_is_no_handlers_mistake(served: Served, path: str
     assert served.told(path, status=404) == ""
 
 
-def test_a_set_that_is_not_awaited_is_told_by_python_itself(served: Served) -> None:
-    told = served.told("/no_await_of_set", status=200)
-    assert "RuntimeWarning: coroutine 'Session.set' was never awaited" in told
-    assert 'ctx.session.set("cat", 1)' in told
+def test_a_read_that_is_not_awaited_is_told_in_a_line(served: Served) -> None:
+    number = REQUESTS_SOURCE.splitlines().index("async def no_await_of_a_read(ctx):") + 2
+    told = served.told("/no_await_of_a_read", status=200)
+    place = f"(script.py, line {number}, in no_await_of_a_read)"
+    assert told == f"ctx.session.get(...) was never awaited: write `await` before it {place}\n"
 
 
 def test_a_secure_cookie_over_plain_http_is_told_once(served: Served) -> None:
