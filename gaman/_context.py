@@ -269,8 +269,8 @@ class Context:
     async def json(self, type: Any = None) -> Any:
         """Return the JSON body, decoded into *type* where one is given: a dataclass, Struct, TypedDict or any that msgspec knows.
 
-        Malformed JSON, and JSON that is nested deeper than 100 levels, raises HTTPError 400. A body that doesn't fit the type raises
-        HTTPError 422 with the place of the fault.
+        Malformed JSON, and JSON that is nested deeper than 100 levels, raises HTTPError 400. A body that doesn't fit the type
+        raises HTTPError 422 with the place of the fault.
         """
         body = await self.body()
         if len(body) > MAX_DEPTH:

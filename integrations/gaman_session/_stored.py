@@ -62,7 +62,7 @@ class StoredSession(Session):
         self._renewal: Renewal | None = None
         self._is_cleared = False
         self._wish: Wish | None = None
-        # How many bytes the session has in the store, as far as is known, and will have; None where that is to be summed up.
+        # The bytes that the session has in the store, as far as is known, and will have; None until they are summed up.
         self._stored_size = 0
         self._size: int | None = None
         # Whether a cookie is to be sent (True), or taken back (False).
