@@ -70,7 +70,7 @@ class App:
         allowed_hosts: str | Iterable[str] = "*",
     ) -> None:
         if isinstance(routes, type) and issubclass(routes, App):
-            raise ConfigError("the class App is no App; make one of routes first: gaman.App(routes)")
+            raise ConfigError("App is a class; make an App of routes first: gaman.App(routes)")
         if isinstance(routes, App):
             raise ConfigError("App() takes routes, not an App; serve an App with gaman.serve(app), or by `gaman serve main:app`")
         if not isinstance(debug, bool):

@@ -61,7 +61,7 @@ define_integration = Integration
 
 
 def in_order(integrations: Iterable[Integration]) -> list[Integration]:
-    """Return *integrations* by priority, those of one priority as they were listed; ConfigError names what is no integration."""
+    """Return *integrations* by priority, those of one priority as they were listed; ConfigError names what isn't an integration."""
     if not isinstance(integrations, Iterable):
         raise ConfigError(f"integrations is a list, not {_tell(integrations)}")
     integrations, names = tuple(integrations), set[str]()

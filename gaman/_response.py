@@ -48,12 +48,16 @@ _is_local_path = re.compile(r"/(?![/\\])[^\x00-\x1f\x7f\\?#]*(?:[?#][^\x00-\x1f\
 
 def _refuse(value: object) -> object:
     if isinstance(value, Coroutine):
-        raise ResultError(f"the result holds the coroutine {_name_of(cast('object', value))}: write `await` before that call")
+        raise ResultError(f"the result holds the coroutine {_close(cast('object', value))!r}: write `await` before that call")
     raise ResultError(f"JSON can't hold a {type(value).__name__}; give it a dict, list, dataclass or Struct in its place")
 
 
-def _name_of(coroutine: object) -> str:
-    return repr(getattr(coroutine, "__qualname__", type(coroutine).__name__))
+def _close(coroutine: Any) -> str:
+    """Close what was not awaited, so that Python doesn't complain as well; return its name."""
+    # A call of the session has no name any more once it is closed.
+    name: str = getattr(coroutine, "__qualname__", type(coroutine).__name__)
+    coroutine.close()
+    return name
 
 
 def _close_coroutines(data: object) -> None:
@@ -276,9 +280,8 @@ def _check_target(location: object, *, local: bool) -> None:
 def _name_what_is_wrong(chunks: object) -> str:
     """Return what *chunks* are that Response.stream() can't take, and what to write instead."""
     if isinstance(chunks, Coroutine):
-        name = _name_of(cast("object", chunks))
-        chunks.close()
-        return f"the coroutine {name}: write `yield` in it, or `await` before the call if it returns an iterator"
+        name = _close(cast("object", chunks))
+        return f"the coroutine {name!r}: write `yield` in it, or `await` before the call if it returns an iterator"
     if callable(chunks):
         return f"{getattr(chunks, '__qualname__', chunks)!r} itself: call it"
     if isgenerator(chunks):
@@ -502,9 +505,8 @@ def to_response(result: object) -> Response:
     if is_dataclass(result) and not isinstance(result, type):
         return Response.json(result)
     if isinstance(result, Coroutine):
-        name = _name_of(cast("object", result))
-        result.close()
-        raise ResultError(f"a handler returned the coroutine {name}: write `await` before that call")
+        name = _close(cast("object", result))
+        raise ResultError(f"a handler returned the coroutine {name!r}: write `await` before that call")
     raise ResultError(
         f"a handler returned a {type(result).__name__}; return a Response, str, bytes, dict, list, dataclass, Struct or None"
     )

@@ -196,10 +196,8 @@ CALLS = {
     "an App in an App": Call(
         "gaman.App(app)", "App() takes routes, not an App; serve an App with gaman.serve(app), or by `gaman serve main:app`"
     ),
-    "the class in an App": Call("gaman.App(gaman.App)", "the class App is no App; make one of routes first: gaman.App(routes)"),
-    "the class served": Call(
-        "gaman.serve(gaman.App)", "the class App is no App; make one of routes first: gaman.App(routes)", False
-    ),
+    "the class in an App": Call("gaman.App(gaman.App)", "App is a class; make an App of routes first: gaman.App(routes)"),
+    "the class served": Call("gaman.serve(gaman.App)", "App is a class; make an App of routes first: gaman.App(routes)", False),
     "an App and integrations": Call(
         "gaman.serve(app, integrations=[session(**options)])",
         "gaman.serve() has an App, so write integrations= where that is made: gaman.App(..., integrations=...)",
@@ -373,10 +371,6 @@ async def no_await_at_all(ctx):
 async def no_await_of_a_value(ctx):
     await ctx.session.set("cat", ctx.session.get("dog"))
 
-async def no_await_of_set(ctx):
-    ctx.session.set("cat", 1)
-    return "hello"
-
 async def no_await_of_pop(ctx):
     ctx.session.pop("cat")
     return "hello"
@@ -390,6 +384,9 @@ async def comparison(ctx):
 
 async def item(ctx):
     return ctx.session["cat"]
+
+async def item_of_a_call(ctx):
+    return ctx.session.get("cat")["name"]
 
 async def item_set(ctx):
     ctx.session["cat"] = 1
@@ -493,10 +490,11 @@ async def passes(ctx):
 
 gaman.serve(
     {{f"/{{f.__name__}}": f for f in [
-        no_await, no_await_at_all, no_await_of_a_value, no_await_of_set, no_await_of_pop, condition, comparison, item, item_set,
-        item_deleted, contained, iterated, counted, truth, key, nested, attribute, attribute_set, unkept, no_type, no_json, no_body,
-        header, secure, broken, no_status, status_of_success, detail, header_of_an_int, header_of_an_int_set, header_name,
-        header_of_an_error, cookie_of_an_int, cookie_of_bytes, cookie_name, cookie_path, no_return,
+        no_await, no_await_at_all, no_await_of_a_value, no_await_of_set, no_await_of_pop, condition, comparison, item,
+        item_of_a_call, item_set, item_deleted, contained, iterated, counted, truth, key, nested, attribute, attribute_set,
+        unkept, no_type, no_json, no_body, header, secure, broken, no_status, status_of_success, detail,
+        header_of_an_int, header_of_an_int_set, header_name, header_of_an_error,
+        cookie_of_an_int, cookie_of_bytes, cookie_name, cookie_path, no_return,
     ]}} | {{"/no_return_of_the_last": [passes, no_return], "/guarded/*": passes}},
     integrations=[session({SECRET!r})],
     port=0,
@@ -534,6 +532,7 @@ REQUESTS = {
     "condition": Request("SessionUseError: write `await` before ctx.session.has(...)", 'if not ctx.session.has("cat")'),
     "comparison": Request("SessionUseError: write `await` before ctx.session.get(...)", 'ctx.session.get("cat") == "Tom"'),
     "item": Request("SessionUseError: a session isn't a dict: write `await ctx.session.get('cat')`", 'return ctx.session["cat"]'),
+    "item_of_a_call": Request("SessionUseError: write `await` before ctx.session.get(...)", 'ctx.session.get("cat")["name"]'),
     "item_set": Request(
         "SessionUseError: a session isn't a dict: write `await ctx.session.set('cat', ...)`", 'ctx.session["cat"] = 1'
     ),

@@ -66,7 +66,7 @@ class Record(Struct, omit_defaults=True):
     tag: Tag | None = None
     """None where it is nobody's, and always so in a driver that is no OwnerDriver."""
     seal: bytes = b""
-    """What proves `created` and `expires`; empty where nothing is sealed. It comes with them, and never changes."""
+    """What proves `created` and `expires`; empty where nothing is sealed. Any bytes: the driver keeps them with the times."""
 
 
 def size_of(fields: Mapping[str, bytes]) -> int:
@@ -92,7 +92,8 @@ class Driver(Protocol):
 
     The size of a session is the sum of the bytes of its fields' names and values. A driver may count what its store needs beside
     them, at most 64 bytes a field and 256 a session. A write that takes a session beyond *max_size* bytes, and makes it larger than
-    it is, is TOO_LARGE. The check is part of the atomic write, so that concurrent writes can't exceed the size together.
+    it is, is TOO_LARGE. The check is part of the atomic write, so that concurrent writes can't exceed the size together. create()
+    and rename() store a whole record, whose size the caller has checked.
 
     Loading a session of more than LARGE bytes shares no round trip with other calls, so that these don't wait for it.
 
@@ -148,7 +149,7 @@ class Driver(Protocol):
     ) -> Outcome:
         """Set one field if its bytes are *old*, or if it is missing where *old* is None.
 
-        The outcome is WRITTEN, CONFLICT, TOO_LARGE, ENDED or ABSENT.
+        The deadline moves as with apply(). The outcome is WRITTEN, CONFLICT, TOO_LARGE, ENDED or ABSENT.
         """
         ...
 

@@ -16,7 +16,7 @@ class SessionTypeError(SessionError):
 
 
 class SessionUseError(SessionError, TypeError):
-    """A session was taken for a dict, a call of it for its result, or something else than text for a key."""
+    """A session was used as a dict, or a call of it as its result, or a key isn't a str."""
 
 
 class SessionTooLarge(SessionError):

@@ -1,4 +1,4 @@
-"""Paths: the file or folder that a user names for sessions on a disk, the folder around it, and who else may write to it."""
+"""Paths: the file or folder that a user names for sessions on a disk, the folder around it, and which users may write to it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def expand(path: str, setting: str) -> str:
 
 
 def make_parent(path: str, setting: str) -> None:
-    """Create the folder of *path* for this user alone if it is missing. ConfigError names a missing folder above it.
+    """Create the folder of *path* for this user only if it is missing. ConfigError names a missing folder above it.
 
-    More than one missing folder is rather a typing error, or a disk that isn't mounted.
+    More than one missing folder is more likely a typing error, or a disk that isn't mounted.
     """
     parent = os.path.dirname(os.path.abspath(path))
     try:

@@ -142,7 +142,7 @@ class Session(ABC):
         # Not the context, which holds the session: such a circle would have to wait for the garbage collector.
         self._scope = scope
         self._is_loaded = self._is_used = self._is_closed = False
-        # What to log of calls that were never awaited; None where that is no longer told.
+        # The lines to log about calls that were never awaited; None once they are no longer logged.
         self._forgotten: tuple[str, ...] | None = ()
 
     @property
@@ -420,7 +420,8 @@ class Session(ABC):
 
         A request that fails or is cancelled before then may have been about to await it.
         """
-        if self._forgotten is not None:
+        # Once for each line of a handler, because a loop may repeat it as often as a visitor likes.
+        if self._forgotten is not None and told not in self._forgotten:
             self._is_used = True
             self._forgotten = (*self._forgotten, told)
             if self._is_closed:

@@ -66,7 +66,7 @@ class StoredSession(Session):
         self._renewal: Renewal | None = None
         self._is_cleared = False
         self._wish: Wish | None = None
-        # How many bytes the session has in the store, as far as is known, and will have; None where that is to be summed up.
+        # The bytes that the session has in the store, as far as is known, and will have; None until they are summed up.
         self._stored_size = 0
         self._size: int | None = None
         # Whether a cookie is to be sent (True), or taken back (False).
@@ -306,7 +306,8 @@ class StoredSession(Session):
 
     def _finish(self) -> Awaitable[Answer | None] | None:
         is_read_only = not self._changes and not self._is_cleared and self._renewal is None and self._answer is None
-        if is_read_only and self._wish is None and not self._is_busy and not self._is_touch_due():
+        is_touch_due = self._sessions.idle_timeout is not None and self._is_touch_due()
+        if is_read_only and self._wish is None and not self._is_busy and not is_touch_due:
             return None
         return self._bring()
 

@@ -319,6 +319,16 @@ async def test_a_call_that_is_never_awaited_is_an_error_in_the_log(
     assert getattr(record, "path", None) == "/"
 
 
+async def test_a_call_that_a_loop_never_awaits_is_told_once(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(session: Session) -> None:
+        for _ in range(100):
+            session.has("user")
+
+    await browser.do(work)
+    [line] = told(caplog)
+    assert "ctx.session.has(...) was never awaited" in line
+
+
 async def test_a_call_that_lives_as_long_as_its_handler_is_told_as_well(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
     async def work(session: Session) -> str:
         user: Any = session.get("user")  # until the end

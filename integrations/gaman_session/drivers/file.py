@@ -58,7 +58,7 @@ class _Tomb(Struct):
 
 
 class _IsLarge(Exception):
-    """The session is to be loaded by itself."""
+    """The session is large, so it has to be loaded by itself."""
 
 
 _Kept: TypeAlias = Record | _Tomb
@@ -765,7 +765,7 @@ def _new(path: str) -> str:
 
 # Files are read and written by system calls, each of which gives the interpreter away and has to get it back: open() makes more.
 def _read_file(path: str, most: float = math.inf) -> bytes:
-    """Return what is in a file, and nothing for what is no file; raise _IsLarge for more bytes than *most*."""
+    """Return what is in a file, and nothing if it isn't a file; raise _IsLarge for more bytes than *most*."""
     # What lies there may be a link to somewhere else, or a pipe that nobody writes to.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:

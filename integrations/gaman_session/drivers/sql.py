@@ -136,7 +136,7 @@ _parse_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class _IsLarge(Exception):
-    """The session is to be loaded by itself."""
+    """The session is large, so it has to be loaded by itself."""
 
 
 class SQLDriver:
