@@ -204,7 +204,8 @@ def later(reporter: Reporter, name: str, work: Generator[Any, Any, T]) -> Sessio
     """Return the call *name*, made by the caller's caller, whose result is what *work* returns."""
     frame = _frame(2)
     call: Due[T] = Due()
-    call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, name, reporter
+    call._code, call._instruction = frame.f_code, frame.f_lasti
+    call._name, call._reporter = name, reporter
     call._value, call._work = _PENDING, work
     return call
 
@@ -215,7 +216,8 @@ def reading(
     """Return the call *name*, made by the caller's caller, whose result is what *read* returns of the loaded session."""
     frame = _frame(2)
     call: DueReading[T] = DueReading()
-    call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, name, session
+    call._code, call._instruction = frame.f_code, frame.f_lasti
+    call._name, call._reporter = name, session
     call._work = read, key, default, type
     return call
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from sys import _getframe as getframe
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeAlias, TypeVar, cast, overload
 
 from gaman import find_cookies, log_extra
 from gaman_session._awaitable import Done, Due, SessionCall, later, reading, run
@@ -180,9 +180,9 @@ class Session(ABC):
     def get(self, key: str, default: D, *, type: type[T]) -> SessionCall[T | D]: ...
     def get(self, key: str, default: Any = None, *, type: Any = None) -> SessionCall[Any]:
         """Return the value under *key*, or *default* where there is none. SessionTypeError: it does not fit *type*."""
-        if not isinstance(key, str):
+        if key.__class__ is not str and not isinstance(key, str):
             raise _no_text("get", key)
-        if self._is_loaded or self._is_at_hand(key):
+        if self._is_loaded or (self._needs_no_store and self._open()):
             # Unrolled, because most requests come by here.
             if (data := self._peek(key)) is None:
                 value = default
@@ -195,20 +195,22 @@ class Session(ABC):
                 value = self._value(key, default, type)
             frame = getframe(1)
             call: Due[Any] = Due()
-            call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, "ctx.session.get", self
+            call._code, call._instruction = frame.f_code, frame.f_lasti
+            call._name, call._reporter = "ctx.session.get", self
             call._value = value
             return call
         return reading(self, "ctx.session.get", Session._value, key, default, type)
 
     def has(self, key: str) -> SessionCall[bool]:
         """Return whether *key* is there, whatever its value: 0, "", False and None are there."""
-        if not isinstance(key, str):
+        if key.__class__ is not str and not isinstance(key, str):
             raise _no_text("has", key)
-        if self._is_loaded or self._is_at_hand(key):
+        if self._is_loaded or (self._needs_no_store and self._open()):
             is_there = self._peek(key) is not None
             frame = getframe(1)
             call: Due[Any] = Due()
-            call._code, call._instruction, call._name, call._reporter = frame.f_code, frame.f_lasti, "ctx.session.has", self
+            call._code, call._instruction = frame.f_code, frame.f_lasti
+            call._name, call._reporter = "ctx.session.has", self
             call._value = is_there
             return call
         return reading(self, "ctx.session.has", Session._has, key)
@@ -323,9 +325,11 @@ class Session(ABC):
 
     # What the integration calls, and what each place that keeps a session does its own way.
 
-    @abstractmethod
-    def _is_at_hand(self, key: str) -> bool:
-        """Return whether *key* is known without a trip, where the session isn't loaded."""
+    _needs_no_store: ClassVar[bool] = False
+
+    def _open(self) -> bool:
+        """Load a session that needs no store, and return True."""
+        raise NotImplementedError
 
     @abstractmethod
     def _load(self, key: str | None) -> Awaitable[None] | None:

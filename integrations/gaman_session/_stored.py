@@ -152,9 +152,6 @@ class StoredSession(Session):
             self._identity = untried[0]
         return bool(untried)
 
-    def _is_at_hand(self, key: str) -> bool:
-        return key in self._changes
-
     def _load(self, key: str | None) -> Awaitable[None] | None:
         if key in self._changes:
             return None

@@ -49,6 +49,8 @@ class CookieSession(Session):
 
     __slots__ = ("_came", "_carried", "_fields", "_payload")
 
+    _needs_no_store = True
+
     _came: Carried | None
     """What the request brought."""
     _carried: Carried | None
@@ -60,19 +62,19 @@ class CookieSession(Session):
     @property
     def id(self) -> str | None:
         """A handle of the session, or None where there is no session yet."""
-        self._is_at_hand()
+        self._load()
         return None if self._carried is None or not self._fields else _sealing.handle(self._carried.id)
 
     @property
     def is_new(self) -> bool:
         """Whether the request came without a session."""
-        self._is_at_hand()
+        self._load()
         return self._came is None or self._carried is None
 
     async def _update(self, key: str, fn: Callable[[Any], T], default: Any) -> T:
         """Replace the value under *key* by `fn(value)`; other requests are not seen, and do not see it."""
         self._open_for_change()
-        self._is_at_hand()
+        self._load()
         before = self._fields.get(key)
         value = fn(default if before is None else self._decode(key, before, default))
         self._put(key, self._encode(key, value))
@@ -93,16 +95,14 @@ class CookieSession(Session):
         return self._fields
 
     def _load(self, key: str | None = None) -> None:
-        self._is_at_hand()
+        if not self._is_loaded:
+            self._open()
 
-    def _is_at_hand(self, key: str | None = None) -> bool:
-        """Open the cookie, once, and return True."""
-        if self._is_loaded:
-            return True
+    def _open(self) -> bool:
         if self._is_closed:
             raise too_late_to_read()
         self._is_loaded = self._is_used = True
-        self._came = self._carried = self._payload = None
+        self._payload = None
         sessions = self._sessions
         token = find_cookie(self._scope["headers"], sessions.cookie_name)
         self._has_cookie = token is not None
@@ -128,6 +128,7 @@ class CookieSession(Session):
             if others is None:
                 others = islice(self._tokens(), 1, None)
             token = next(others, None)
+        self._came = self._carried = None
         self._fields = {}
         return True
 
@@ -136,7 +137,7 @@ class CookieSession(Session):
         return None if carried is None or not self._fields else (carried.created, carried.deadline)
 
     def _put(self, key: str, data: bytes) -> None:
-        self._is_at_hand()
+        self._load()
         fields = {**self._fields, key: data}
         payload = self._pack(fields)
         if len(payload) > _SMALL and (size := self._sessions.cookie_overhead + _sealing.token_length(len(payload))) > _LIMIT:
@@ -149,17 +150,17 @@ class CookieSession(Session):
         self._fields, self._payload = fields, payload
 
     def _drop(self, key: str) -> None:
-        self._is_at_hand()
+        self._load()
         if key in self._fields:
             self._fields = {other: data for other, data in self._fields.items() if other != key}
             self._payload = _UNPACKED
 
     def _clear(self) -> None:
-        self._is_at_hand()
+        self._load()
         self._carried, self._fields, self._payload = None, {}, _UNPACKED
 
     def _renew(self, max_age: int | None) -> None:
-        self._is_at_hand()
+        self._load()
         self._carried = self._begin(max_age)
         self._payload = _UNPACKED
 
