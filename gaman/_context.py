@@ -17,10 +17,11 @@ from gaman import _target
 from gaman._body import MAX_DEPTH, Form, UploadedFile, check_depth, parse_pairs, read_form, stream_body
 from gaman._cookies import Cookies, SetCookies, find_cookie
 from gaman._fields import Fields
+from gaman._foreign import foreign
 from gaman._headers import Headers
 from gaman._log import printable
 from gaman._proxies import Origin
-from gaman.errors import ConfigError, GamanError, HTTPError
+from gaman.errors import ConfigError, GamanError, HTTPError, ResultError
 
 if TYPE_CHECKING:
     from gaman._app import App
@@ -269,13 +270,14 @@ class Context:
     async def json(self, type: Any = None) -> Any:
         """Return the JSON body, decoded into *type* where one is given: a dataclass, Struct, TypedDict or any that msgspec knows.
 
-        Malformed JSON, and JSON that is nested deeper than 100 levels, raises HTTPError 400, a body that does not fit the type HTTPError 422 with the place of the fault.
+        HTTPError 400 is raised for malformed JSON, and for JSON that is nested deeper than 100 levels. HTTPError 422 is raised for
+        a body that doesn't fit the type, with the place of the fault, and ResultError for what isn't a type.
         """
         body = await self.body()
         if len(body) > MAX_DEPTH:
             check_depth(body)
         try:
-            return _decode_json(body) if type is None else _json_decoder(type).decode(body)
+            return _decode_json(body) if type is None else _decoder_of(type).decode(body)
         except msgspec.ValidationError as cause:
             raise HTTPError(422, str(cause)) from cause
         except (msgspec.DecodeError, UnicodeDecodeError) as cause:
@@ -316,6 +318,16 @@ class Context:
         """Return every file of that name, without inputs that were left empty; an empty list where there is none."""
         return (await self.form()).files.getall(name)
 
+    if not TYPE_CHECKING:
+        request = req = foreign("ctx is the request itself; write ctx.method, ctx.query or `await ctx.json()`, for example")
+        args = query_params = foreign("the query is in ctx.query; write ctx.query.get('name')")
+        path_params = view_args = foreign("the path's parameters are in ctx.params; write ctx.params['name']")
+        data = get_data = get_json = foreign("the body is read by a call; write `await ctx.body()` or `await ctx.json()`")
+        response = res = status = redirect = html = render = send = foreign(
+            "a handler returns its response; write `return Response.json(...)`, Response.html(...) or Response.redirect(...)"
+        )
+        state = g = foreign("what you add to a request yourself goes into ctx.locals, a dict")
+
 
 class _NoSession:
     """Stands where the session does, until the integration brings one: whatever is wanted of it is refused."""
@@ -346,6 +358,16 @@ def log_extra(scope: MutableMapping[str, Any]) -> dict[str, Any]:
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:
     yield body
+
+
+def _decoder_of(type: Any) -> msgspec.json.Decoder[Any]:
+    try:
+        return _json_decoder(type)
+    except TypeError:
+        given = type.__class__.__name__
+        raise ResultError(
+            f"ctx.json() takes a type to decode the body into, not a {given}; return Response.json() to answer"
+        ) from None
 
 
 @lru_cache(maxsize=1024)

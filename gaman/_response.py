@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, C
 from contextlib import aclosing
 from dataclasses import is_dataclass
 from functools import lru_cache, partial
-from inspect import isgenerator
+from inspect import isclass, isgenerator, isroutine
 from types import AsyncGeneratorType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, cast
 from urllib.parse import quote
@@ -108,7 +108,10 @@ class Response:
         if body is None:
             field, self.body = None, b""
         elif isinstance(body, str):
-            field, self.body = _TEXT, body.encode()
+            try:
+                field, self.body = _TEXT, body.encode()
+            except UnicodeEncodeError as cause:
+                raise _no_utf8(cause) from None
         elif isinstance(body, bytes):
             field, self.body = _BYTES, body
         else:
@@ -157,6 +160,10 @@ class Response:
         except ResultError:
             _close_coroutines(data)
             raise
+        except UnicodeEncodeError as cause:
+            raise _no_utf8(cause) from None
+        except RecursionError:
+            raise ResultError("JSON can't hold data that is nested this deep, or within itself; give it less") from None
         response.raw_headers = [_JSON]
         if headers is not None:
             response._add(headers)
@@ -169,6 +176,8 @@ class Response:
             return _make(text.encode(), _TEXT, status, headers)
         except AttributeError:
             raise _no_text("text", text) from None
+        except UnicodeEncodeError as cause:
+            raise _no_utf8(cause) from None
 
     @staticmethod
     def html(html: str, status: int = 200, headers: HeadersInit | None = None) -> Response:
@@ -177,6 +186,8 @@ class Response:
             return _make(html.encode(), _HTML, status, headers)
         except AttributeError:
             raise _no_text("html", html) from None
+        except UnicodeEncodeError as cause:
+            raise _no_utf8(cause) from None
 
     @staticmethod
     def redirect(location: str, status: int = 302, headers: HeadersInit | None = None, *, local: bool = False) -> Response:
@@ -235,6 +246,9 @@ class Response:
         The file is opened when the handler has returned the response. Where there is none, HTTPError 404 goes to the on_error
         hooks; HTTPError 503 where the system fails to open it, as where it is out of file descriptors.
         """
+        for place in (path,) if root is None else (path, root):
+            if not isinstance(place, (str, os.PathLike)):
+                raise ResultError(f"Response.file() takes a path, not {place!r}; give a str or a Path, or raise HTTPError(404)")
         field = None if content_type is None else (CONTENT_TYPE, encode_value(content_type))
         response = _make(_File(partial(_file.find, os.fspath(path), root, hidden=hidden)), field, status, headers)
         if download is not None:
@@ -258,6 +272,12 @@ def _no_text(method: str, value: object) -> ResultError:
     return ResultError(f"Response.{method}() takes a str, not {value!r}; write {as_text(value)!r}")
 
 
+def _no_utf8(cause: UnicodeEncodeError) -> ResultError:
+    return ResultError(
+        f"UTF-8 can't hold {cause.object[cause.start]!r}, half a surrogate pair, as in a file's name that isn't UTF-8; replace it"
+    )
+
+
 def _check_status(status: object) -> None:
     if not (isinstance(status, int) and 200 <= status <= 599):
         raise ResultError(f"a response's status is an int from 200 to 599, not {status!r}")
@@ -276,8 +296,8 @@ def _check_target(location: object, *, local: bool) -> None:
 def _name_what_is_wrong(chunks: object) -> str:
     """Return what *chunks* are that Response.stream() can't take, and what to write instead."""
     if isinstance(chunks, Coroutine):
-        chunks.close()
         name = _name_of(cast("object", chunks))
+        chunks.close()
         return f"the coroutine {name}: write `yield` in it, or `await` before the call if it returns an iterator"
     if callable(chunks):
         return f"{getattr(chunks, '__qualname__', chunks)!r} itself: call it"
@@ -502,11 +522,22 @@ def to_response(result: object) -> Response:
     if is_dataclass(result) and not isinstance(result, type):
         return Response.json(result)
     if isinstance(result, Coroutine):
+        # A call of the session forgets its name when it is closed.
+        name = _name_of(cast("object", result))
         result.close()
-        raise ResultError(f"a handler returned the coroutine {_name_of(cast('object', result))}: write `await` before that call")
-    raise ResultError(
-        f"a handler returned a {type(result).__name__}; return a Response, str, bytes, dict, list, dataclass, Struct or None"
-    )
+        raise ResultError(f"a handler returned the coroutine {name}: write `await` before that call")
+    raise ResultError(f"a handler returned {_name_with_fix(result)}")
+
+
+def _name_with_fix(result: object) -> str:
+    """Return what a handler's *result* is that can't be sent, and what to write instead."""
+    if isinstance(result, tuple) and len(cast("tuple[object, ...]", result)) in (2, 3):
+        return "a tuple; for a status or headers, write Response.json(..., status) or Response(..., status, headers)"
+    if isinstance(result, HTTPError):
+        return f"the error HTTPError({result.status}); write `raise` in the place of `return`"
+    if isroutine(result) or isclass(result):
+        return f"{getattr(result, '__qualname__', result)} itself; call it, with `await` if it is async"
+    return f"a {type(result).__name__}; return a Response, str, bytes, dict, list, dataclass, Struct or None"
 
 
 class NothingReturned(HTTPError):

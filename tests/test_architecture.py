@@ -64,7 +64,7 @@ ORDER = [
     ["gaman._cookies", "gaman._proxies"],
     ["gaman._trailers"],
     ["gaman._headers", "gaman._hosts", "gaman._tracebacks"],
-    ["gaman._fields", "gaman._log", "gaman._target"],
+    ["gaman._fields", "gaman._foreign", "gaman._log", "gaman._target"],
     ["gaman.errors"],
 ]
 LEVELS = {name: level for level, row in enumerate(ORDER) for name in row}

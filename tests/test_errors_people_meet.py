@@ -190,6 +190,53 @@ CALLS = {
         "gaman.App(routes, integrations=[module])", "integrations holds the module gaman.session; import the integration from it"
     ),
     "two sessions": Call("gaman.App(routes, integrations=[session(**options), session(**options)])", TWO_NAMED),
+    "integrations as text": Call(
+        "gaman.App(routes, integrations='session')", "integrations is a list, not 'session'; write integrations=[session()], for "
+    ),
+    "a list of lists of integrations": Call(
+        "gaman.App(routes, integrations=[[session(**options)]])",
+        "integrations holds a list; write integrations=[session()], without another list in it",
+    ),
+    "a decorator for a route": Call(
+        "@app.get('/')\nasync def show(ctx): ...",
+        "routes are a dict that App() takes, not decorators; write gaman.App({'/path': {'GET': handler}})",
+    ),
+    "a call for middleware": Call(
+        "app.use(home)", "middleware is a route; write gaman.App({'/admin/*': handler}), or {'*': handler} for all paths"
+    ),
+    "a router that is included": Call(
+        "app.include_router(routes)", "a dict may hold others; write gaman.App({'/api': {'/users': handler}})"
+    ),
+    "an App that is to serve itself": Call("app.run(port=80)", "an App is served by a function; write gaman.serve(app)"),
+    "an App below a path": Call(
+        "gaman.App({'/api': app})", "/api: routes aren't a handler; give the dict that they are made of in their place"
+    ),
+    "routes defined twice": Call(
+        "gaman.App(lambda: gaman.define_routes(routes))",
+        "define_routes() takes a dict of paths and handlers, and these routes are defined already; pass the dict",
+    ),
+    "routes of more than deps": Call(
+        "def make(db, cache): ...\ngaman.App(make)",
+        "the function make of routes takes (db, cache); it may take `deps`, and no more",
+    ),
+    "a response for a handler": Call(
+        "gaman.App({'/': Response('hello')})", "/: a Response isn't a handler; give an async function, or a list of them"
+    ),
+    "a handler that is called": Call(
+        "gaman.App({'/': home(None)})", "/: home is called here; write home by itself, because each request calls it"
+    ),
+    "a parameter for an argument": Call(
+        'async def show(id): ...\ngaman.App({"/:id": show})',
+        "/:id: the handler show takes (id), but is called as show(ctx); path parameters are in ctx.params",
+    ),
+    "a parameter within a segment": Call(
+        'gaman.App({"/users/@:name": home})',
+        "ALL /users/@:name: '@:name' holds a parameter, which is a whole segment; write :name ",
+    ),
+    "a query in a path": Call(
+        'gaman.App({"/search?q=:q": home})',
+        "ALL /search?q=:q: 'search?q=:q' isn't of a path, which ends before ? and #; the query is in ctx.query",
+    ),
     "braces": Call(
         'gaman.App({"/users/{id}": home})',
         "ALL /users/{id}: '{id}' isn't a parameter, which is a whole segment with a colon; write /users/:id",
@@ -346,10 +393,6 @@ async def no_await_at_all(ctx):
 async def no_await_of_a_value(ctx):
     await ctx.session.set("cat", ctx.session.get("dog"))
 
-async def no_await_of_set(ctx):
-    ctx.session.set("cat", 1)
-    return "hello"
-
 async def unkept(ctx):
     await ctx.session.set("cat", {{"of": Cat()}})
 
@@ -411,19 +454,99 @@ async def cookie_path(ctx):
     ctx.cookies.set("a", "b", path=None)
     return "hello"
 
+async def tuple_of_a_status(ctx):
+    return {{"error": "no"}}, 401
+
+async def returned_error(ctx):
+    return gaman.HTTPError(404)
+
+async def no_call(ctx):
+    return ctx.json
+
+async def deep_result(ctx):
+    deep = []
+    deep.append(deep)
+    return deep
+
+async def surrogate(ctx):
+    return "\\udcff"
+
+async def surrogate_of_json(ctx):
+    return {{"name": "\\udcff"}}
+
+async def file_of_none(ctx):
+    return Response.file(None)
+
+async def root_of_an_int(ctx):
+    return Response.file("a", root=1)
+
+async def json_of_a_value(ctx):
+    return await ctx.json({{"a": 1}})
+
+async def request_of_ctx(ctx):
+    return ctx.request.method
+
+async def args(ctx):
+    return ctx.args["a"]
+
+async def status(ctx):
+    ctx.status = 201
+
+async def attribute(ctx):
+    ctx.user = "a"
+
+async def session_attribute(ctx):
+    return ctx.session.user
+
+async def session_attribute_set(ctx):
+    ctx.session.user = "a"
+
+async def session_items(ctx):
+    return dict(ctx.session.items())
+
+async def session_destroy(ctx):
+    await ctx.session.destroy()
+
+async def owner(ctx):
+    await ctx.session.tag(1)
+
+async def owner_of_list(ctx):
+    return str(await sessions.list(None))
+
+async def keep(ctx):
+    await ctx.session.set("n", 1)
+    await sessions.end_all("user:1", keep="the handle")
+
+async def lifetime(ctx):
+    await ctx.session.regenerate(max_age="1 day")
+
+async def update_by_a_value(ctx):
+    await ctx.session.update("n", 5)
+
+async def update_by_a_coroutine(ctx):
+    async def add(n): return n + 1
+    await ctx.session.update("n", add, 0)
+
+async def update_in_place(ctx):
+    await ctx.session.update("cart", lambda cart: cart.append(1), [])
+
 async def no_return(ctx):
     Response.json({{"a": 1}})
 
 async def passes(ctx):
     pass
 
+sessions = session({SECRET!r}, driver={{"type": "memory"}})
 gaman.serve(
     {{f"/{{f.__name__}}": f for f in [
-        no_await, no_await_at_all, no_await_of_a_value, no_await_of_set, unkept, no_type, no_json, no_body, header, secure, broken,
+        no_await, no_await_at_all, no_await_of_a_value, unkept, no_type, no_json, no_body, header, secure, broken,
         no_status, status_of_success, detail, header_of_an_int, header_of_an_int_set, header_name, header_of_an_error,
-        cookie_of_an_int, cookie_of_bytes, cookie_name, cookie_path, no_return,
+        cookie_of_an_int, cookie_of_bytes, cookie_name, cookie_path, no_return, tuple_of_a_status, returned_error, no_call,
+        deep_result, surrogate, surrogate_of_json, file_of_none, root_of_an_int, json_of_a_value, request_of_ctx, args, status,
+        attribute, session_attribute, session_attribute_set, session_items, session_destroy, owner, owner_of_list, keep, lifetime,
+        update_by_a_value, update_by_a_coroutine, update_in_place,
     ]}} | {{"/no_return_of_the_last": [passes, no_return], "/guarded/*": passes}},
-    integrations=[session({SECRET!r})],
+    integrations=[sessions],
     port=0,
 )
 """
@@ -446,14 +569,14 @@ class Request(NamedTuple):
 
 REQUESTS = {
     "no_await": Request(
-        "ResultError: the result holds the coroutine 'Session.get': write `await` before that call", "async def no_await(ctx)"
+        "ResultError: the result holds the coroutine 'ctx.session.get': write `await` before that call", "async def no_await(ctx)"
     ),
     "no_await_at_all": Request(
-        "ResultError: a handler returned the coroutine 'Session.get': write `await` before that call",
+        "ResultError: a handler returned the coroutine 'ctx.session.get': write `await` before that call",
         "async def no_await_at_all(ctx)",
     ),
     "no_await_of_a_value": Request(
-        "SessionSerializationError: the session can't keep 'cat', the coroutine 'Session.get': write `await` before that call",
+        "SessionSerializationError: the session can't keep 'cat', the coroutine 'ctx.session.get': write `await` before that call",
         'ctx.session.set("cat", ctx',
     ),
     "unkept": Request("SessionSerializationError: the session can't keep 'cat', a dict: ", 'ctx.session.set("cat", {"of'),
@@ -486,6 +609,73 @@ REQUESTS = {
     "cookie_of_bytes": Request("HeaderError: the cookie 'a' takes a str, not b'b'; write 'b'", 'cookies.set("a", b"b")'),
     "cookie_name": Request("HeaderError: a cookie's name is a str, not 1; write '1'", 'cookies.set(1, "a")'),
     "cookie_path": Request("HeaderError: the cookie 'a' has path=None; it begins with /", "path=None"),
+    "tuple_of_a_status": Request(
+        "ResultError: a handler returned a tuple; for a status or headers, write Response.json(..., status) or Response(",
+        "async def tuple_of_a_status",
+    ),
+    "returned_error": Request(
+        "ResultError: a handler returned the error HTTPError(404); write `raise` in the place of `return`",
+        "async def returned_error",
+    ),
+    "no_call": Request(
+        "ResultError: a handler returned Context.json itself; call it, with `await` if it is async", "async def no_call(ctx)"
+    ),
+    "deep_result": Request(
+        "ResultError: JSON can't hold data that is nested this deep, or within itself; give it less", "async def deep_result(ctx)"
+    ),
+    "surrogate": Request(
+        "ResultError: UTF-8 can't hold '\\udcff', half a surrogate pair, as in a file's name ", "async def surrogate(ctx)"
+    ),
+    "surrogate_of_json": Request(
+        "ResultError: UTF-8 can't hold '\\udcff', half a surrogate pair", "async def surrogate_of_json(ctx)"
+    ),
+    "file_of_none": Request(
+        "ResultError: Response.file() takes a path, not None; give a str or a Path, or raise HTTPError(404)", "Response.file(None)"
+    ),
+    "root_of_an_int": Request("ResultError: Response.file() takes a path, not 1; give a str or a Path", "root=1"),
+    "json_of_a_value": Request(
+        "ResultError: ctx.json() takes a type to decode the body into, not a dict; return Response.json() to answer",
+        'json({"a": 1})',
+    ),
+    "request_of_ctx": Request(
+        "ForeignName: ctx is the request itself; write ctx.method, ctx.query or `await ", "return ctx.request"
+    ),
+    "args": Request("ForeignName: the query is in ctx.query; write ctx.query.get('name')", "return ctx.args"),
+    "status": Request("ForeignName: a handler returns its response; write `return Response.json(...)`", "ctx.status = 201"),
+    "attribute": Request(
+        "AttributeError: 'Context' object has no attribute 'user'; what you add to a request yourself goes into ctx.locals['user']",
+        "ctx.user =",
+    ),
+    "session_attribute": Request(
+        "AttributeError: 'StoredSession' object has no attribute 'user'; write `await ctx.session.get('user')`",
+        "return ctx.session.user",
+    ),
+    "session_attribute_set": Request(
+        "AttributeError: 'StoredSession' object has no attribute 'user'; write `await ctx.session.get('user')`",
+        "ctx.session.user = ",
+    ),
+    "session_items": Request(
+        "SessionUseError: a session isn't a dict: write `await ctx.session.all()`", "dict(ctx.session.items())"
+    ),
+    "session_destroy": Request(
+        "SessionUseError: a session is ended by another call: write `await ctx.session.clear()`", "ctx.session.destroy()"
+    ),
+    "owner": Request("SessionUseError: an owner is text, and not empty, such as 'user:1'; it can't be 1", "ctx.session.tag(1)"),
+    "owner_of_list": Request("SessionUseError: an owner is text, and not empty, such as 'user:1'; it can't be None", "list(None)"),
+    "keep": Request("SessionUseError: end_all() keeps a session, not 'the handle': write keep=ctx.session", 'keep="the handle'),
+    "lifetime": Request("SessionUseError: max_age is a whole number of seconds, 0 or more", 'max_age="1 day"'),
+    "update_by_a_value": Request(
+        "SessionUseError: update() takes a plain function, not a int: write `await ctx.session.update('n', lambda value: ..., ",
+        'update("n", 5)',
+    ),
+    "update_by_a_coroutine": Request(
+        "SessionUseError: update() takes a plain function, not an async function: write `await ctx.session.update('n', lambda ",
+        'update("n", add, 0)',
+    ),
+    "update_in_place": Request(
+        "SessionUseError: update('cart'): the function returned None for a list: have it return the new value, as in `lambda ",
+        "cart.append(1)",
+    ),
     "no_session": Request(
         "ConfigError: ctx.session needs the session integration: pass integrations=[session(...)], from gaman.session",
         "return await ctx.session.get",
@@ -546,12 +736,6 @@ def test_a_handler_that_returns_nothing_is_told_once(served: Served) -> None:
 @pytest.mark.parametrize("path", ["/guarded/nowhere", "/nowhere"])
 def test_a_path_without_a_route_is_no_handlers_mistake(served: Served, path: str) -> None:
     assert served.told(path, status=404) == ""
-
-
-def test_a_set_that_is_not_awaited_is_told_by_python_itself(served: Served) -> None:
-    told = served.told("/no_await_of_set", status=200)
-    assert "RuntimeWarning: coroutine 'Session.set' was never awaited" in told
-    assert 'ctx.session.set("cat", 1)' in told
 
 
 def test_a_secure_cookie_over_plain_http_is_told_once(served: Served) -> None:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from inspect import iscoroutinefunction
 from itertools import islice
 from sys import _getframe as getframe
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar, cast, overload
@@ -122,6 +123,26 @@ def _check_key(call: str, key: object, more: str = "") -> None:
     """Raise SessionUseError for a key that isn't text."""
     if not isinstance(key, str):
         raise SessionUseError(f"a session's key is a str, not {key!r}: write `await ctx.session.{call}({str(key)!r}{more})`")
+
+
+def changed(key: str, fn: Callable[[Any], T], value: Any) -> T:
+    """Return `fn(value)`; SessionUseError if it has changed a list or a dict in place and returns nothing."""
+    result = fn(value)
+    if result is None and isinstance(value, (list, dict)):
+        raise SessionUseError(
+            f"update({key!r}): the function returned None for a {type(cast('object', value)).__name__}: have it return the new "
+            "value, as in `lambda cart: [*cart, item]`"
+        )
+    return result
+
+
+def _instead(told: str) -> property:
+    """Return an attribute that can't be read or set: that raises SessionUseError, which says what is *told*."""
+
+    def refuse(*_: object) -> NoReturn:
+        raise SessionUseError(told)
+
+    return property(refuse, refuse)
 
 
 class Session(ABC):
@@ -260,8 +281,14 @@ class Session(ABC):
         *fn* gets *default* where there is no value. It is called again where another request came in between, so it should do
         nothing but compute. The store has the value, and all that was set before, when this returns. SessionConflict: the store
         was still contended after many attempts. With the cookies driver, the step is atomic within this request alone.
+        SessionUseError: *fn* isn't a plain function, or it returned None for a list or a dict, as `append` does.
         """
         _check_key("update", key, ", ...")
+        if not callable(fn) or iscoroutinefunction(fn):
+            told = "an async function" if callable(fn) else f"a {type(fn).__name__}"
+            raise SessionUseError(
+                f"update() takes a plain function, not {told}: write `await ctx.session.update({key!r}, lambda value: ..., 0)`"
+            )
         return later(self, "ctx.session.update", run(self._update, key, fn, default))
 
     def regenerate(self, *, max_age: int | None = None) -> SessionCall[None]:
@@ -272,7 +299,9 @@ class Session(ABC):
         """
         self._open_for_change()
         if max_age is not None and (not isinstance(max_age, int) or not 0 <= max_age <= FOREVER):
-            raise ValueError(f"max_age is a whole number of seconds, 0 or more, below a thousand years; it can't be {max_age!r}")
+            raise SessionUseError(
+                f"max_age is a whole number of seconds, 0 or more, below a thousand years; it can't be {max_age!r}"
+            )
         self._renew(max_age)
         return _REGENERATED
 
@@ -285,7 +314,7 @@ class Session(ABC):
 
         If the owner's sessions are ended between this call and the response, what this request has changed is dropped, and the log
         says so.
-        ValueError: the owner is empty, or no text. SessionUnsupported: the driver can't, as the cookies driver can't.
+        SessionUseError: the owner is empty, or no text. SessionUnsupported: the driver can't, as the cookies driver can't.
         """
         self._open_for_change()
         self._tag(owner, note)
@@ -296,7 +325,17 @@ class Session(ABC):
         return later(self, "ctx.session.save", run(self._save))
 
     if not TYPE_CHECKING:
-        # What is written where a session is taken for a dict.
+        # What is written where a session is taken for a dict, or for another framework's.
+
+        keys = values = items = _instead("a session isn't a dict: write `await ctx.session.all()`")
+        remove = unset = _instead("a session's key is removed by another call: write `await ctx.session.delete(key)`")
+        destroy = invalidate = flush = _instead("a session is ended by another call: write `await ctx.session.clear()`")
+        commit = modified = _instead(
+            "a session is written by itself; for a value that you have changed, write `await ctx.session.set(...)`"
+        )
+        permanent = _instead(
+            "a session's lifetime is an option: write session(max_age=...), or `await ctx.session.regenerate(max_age=...)`"
+        )
 
         def __getitem__(self, key: object) -> NoReturn:
             raise SessionUseError(f"a session isn't a dict: write `await ctx.session.get({key!r})`")
@@ -453,8 +492,9 @@ class Session(ABC):
             raise
         except Exception as cause:
             if isinstance(value, Coroutine):
-                value.close()
+                # A call of the session forgets its name when it is closed.
                 name = getattr(cast("object", value), "__qualname__", "?")
+                value.close()
                 raise SessionSerializationError(
                     f"the session can't keep {key!r}, the coroutine {name!r}: write `await` before that call"
                 ) from None
