@@ -231,9 +231,9 @@ class App:
             elif error.status >= 500 and (cause := error.__cause__) is not None:
                 # A line is enough: where a store is down, every request that needs it comes by here.
                 logger.error("%s %r answered %d: %s: %r", ctx.method, ctx.path, error.status, error, cause, extra=ctx.log_extra)
-        elif isinstance(error, GamanError) or (fix := _fix_of(error, ctx)):
+        elif isinstance(error, GamanError) or _fix_of(error, ctx):
             # It says what is wrong in the user's code, and that is where it should lead.
-            reason = explain(error) if isinstance(error, GamanError) else f"{error}; {fix}"
+            reason = explain(error) if isinstance(error, GamanError) else f"{error}; {_fix_of(error, ctx)}"
             told = f"{type(error).__name__}: {reason}{place(error, handler)}"
             trace = own(error) if logger.isEnabledFor(logging.DEBUG) else None
             logger.error("%s %r failed: %s", ctx.method, ctx.path, told, exc_info=trace, extra=ctx.log_extra)

@@ -281,7 +281,7 @@ class Context:
         except msgspec.ValidationError as cause:
             raise HTTPError(422, str(cause)) from cause
         except (msgspec.DecodeError, UnicodeDecodeError) as cause:
-            raise HTTPError(400, f"malformed JSON: {cause}") from cause
+            raise HTTPError(400, f"malformed JSON: {str(cause).removeprefix('JSON is malformed: ')}") from cause
 
     async def form(self, max_size: int | None = None) -> Form:
         """Return the form's fields and files, from an urlencoded or multipart body.

@@ -531,13 +531,14 @@ def to_response(result: object) -> Response:
 
 def _name_with_fix(result: object) -> str:
     """Return what a handler's *result* is that can't be sent, and what to write instead."""
-    if isinstance(result, tuple) and len(cast("tuple[object, ...]", result)) in (2, 3):
+    kind = type(result).__name__
+    if kind == "tuple" and len(cast("tuple[object, ...]", result)) in (2, 3):
         return "a tuple; for a status or headers, write Response.json(..., status) or Response(..., status, headers)"
     if isinstance(result, HTTPError):
         return f"the error HTTPError({result.status}); write `raise` in the place of `return`"
     if isroutine(result) or isclass(result):
-        return f"{getattr(result, '__qualname__', result)} itself; call it, with `await` if it is async"
-    return f"a {type(result).__name__}; return a Response, str, bytes, dict, list, dataclass, Struct or None"
+        return f"{result.__qualname__} itself; call it, with `await` if it is async"
+    return f"a {kind}; return a Response, str, bytes, dict, list, dataclass, Struct or None"
 
 
 class NothingReturned(HTTPError):

@@ -402,8 +402,8 @@ def _check_handler(where: str, handler: object) -> None:
     if _has_routes(handler):
         raise ConfigError(f"{where}: routes aren't a handler; give the dict that they are made of in their place")
     if isinstance(handler, Coroutine):
+        name = name_of(cast("object", handler))
         handler.close()
-        name = getattr(handler, "__qualname__", "handler")
         raise ConfigError(f"{where}: {name} is called here; write {name} by itself, because each request calls it")
     if not callable(handler):
         raise ConfigError(f"{where}: a {type(handler).__name__} isn't a handler; give an async function, or a list of them")
