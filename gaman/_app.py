@@ -218,14 +218,13 @@ class App:
             elif error.status >= 500 and (cause := error.__cause__) is not None:
                 # A line is enough: where a store is down, every request that needs it comes by here.
                 logger.error("%s %r answered %d: %s: %r", ctx.method, ctx.path, error.status, error, cause, extra=ctx.log_extra)
-        elif isinstance(error, GamanError):
+        elif isinstance(error, GamanError) or _fix_of(error, ctx):
             # It says what is wrong in the user's code, and that is where it should lead.
-            told = f"{type(error).__name__}: {explain(error)}{place(error, handler)}"
+            reason = explain(error) if isinstance(error, GamanError) else f"{error}; {_fix_of(error, ctx)}"
+            told = f"{type(error).__name__}: {reason}{place(error, handler)}"
             trace = own(error) if logger.isEnabledFor(logging.DEBUG) else None
             logger.error("%s %r failed: %s", ctx.method, ctx.path, told, exc_info=trace, extra=ctx.log_extra)
         else:
-            if isinstance(error, AttributeError):
-                _add_fix(error, ctx)
             logger.error("%s %r failed", ctx.method, ctx.path, exc_info=own(error), extra=ctx.log_extra)
         response: Response | None = None
         for hook in self._on_error:
@@ -380,13 +379,16 @@ def _check_list(option: str, value: object) -> None:
         raise ConfigError(f"{option}={value!r} isn't a list of str; write {option}=[...], or leave it out")
 
 
-def _add_fix(error: AttributeError, ctx: Context) -> None:
-    """Add to *error* what to write in place of an attribute that a context or a session doesn't have."""
-    if error.obj is ctx:
-        error.add_note("What you add to a request yourself goes into ctx.locals.")
+def _fix_of(error: Exception, ctx: Context) -> str:
+    """Return what to write in place of an attribute that a context or a session doesn't have; of any other *error*, nothing."""
     # By its text: before Python 3.12, an error of setting an attribute doesn't have its object.
-    elif (found := _lacks_attribute(str(error))) and found[1] == type(ctx.session).__name__:
-        error.add_note(f"Write `await ctx.session.get({found[2]!r})`, or `await ctx.session.set({found[2]!r}, ...)`.")
+    if not isinstance(error, AttributeError) or (found := _lacks_attribute(str(error))) is None:
+        return ""
+    if found[1] == type(ctx).__name__ and (error.obj is ctx or error.obj is None):
+        return f"what you add to a request yourself goes into ctx.locals[{found[2]!r}]"
+    if found[1] == type(ctx.session).__name__:
+        return f"write `await ctx.session.get({found[2]!r})`, or `await ctx.session.set({found[2]!r}, ...)`"
+    return ""
 
 
 def _fault(scope: Scope) -> str | None:

@@ -20,7 +20,7 @@ from gaman._fields import Fields
 from gaman._headers import Headers
 from gaman._log import printable
 from gaman._proxies import Origin
-from gaman.errors import ConfigError, GamanError, HTTPError
+from gaman.errors import ConfigError, GamanError, HTTPError, ResultError
 
 if TYPE_CHECKING:
     from gaman._app import App
@@ -269,18 +269,18 @@ class Context:
     async def json(self, type: Any = None) -> Any:
         """Return the JSON body, decoded into *type* where one is given: a dataclass, Struct, TypedDict or any that msgspec knows.
 
-        Malformed JSON, and JSON that is nested deeper than 100 levels, raises HTTPError 400. A body that doesn't fit the type
-        raises HTTPError 422 with the place of the fault.
+        HTTPError 400 is raised for malformed JSON, and for JSON that is nested deeper than 100 levels. HTTPError 422 is raised for
+        a body that doesn't fit the type, with the place of the fault, and ResultError for what isn't a type.
         """
         body = await self.body()
         if len(body) > MAX_DEPTH:
             check_depth(body)
         try:
-            return _decode_json(body) if type is None else _json_decoder(type).decode(body)
+            return _decode_json(body) if type is None else _decoder_of(type).decode(body)
         except msgspec.ValidationError as cause:
             raise HTTPError(422, str(cause)) from cause
         except (msgspec.DecodeError, UnicodeDecodeError) as cause:
-            raise HTTPError(400, f"malformed JSON: {cause}") from cause
+            raise HTTPError(400, f"malformed JSON: {str(cause).removeprefix('JSON is malformed: ')}") from cause
 
     async def form(self, max_size: int | None = None) -> Form:
         """Return the form's fields and files, from an urlencoded or multipart body.
@@ -347,6 +347,16 @@ def log_extra(scope: MutableMapping[str, Any]) -> dict[str, Any]:
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:
     yield body
+
+
+def _decoder_of(type: Any) -> msgspec.json.Decoder[Any]:
+    try:
+        return _json_decoder(type)
+    except TypeError:
+        given = type.__class__.__name__
+        raise ResultError(
+            f"ctx.json() takes a type to decode the body into, not a {given}; return Response.json() to answer"
+        ) from None
 
 
 @lru_cache(maxsize=1024)

@@ -62,7 +62,7 @@ define_integration = Integration
 
 def in_order(integrations: Iterable[Integration]) -> list[Integration]:
     """Return *integrations* by priority, those of one priority as they were listed; ConfigError names what isn't an integration."""
-    if not isinstance(integrations, Iterable):
+    if isinstance(integrations, str) or not isinstance(integrations, Iterable):
         raise ConfigError(f"integrations is a list, not {_tell(integrations)}")
     integrations, names = tuple(integrations), set[str]()
     for integration in integrations:
@@ -78,6 +78,8 @@ def _tell(value: object) -> str:
     """Return what *value* is, which isn't a list of integrations or isn't an integration, and what to write instead."""
     if isinstance(value, Integration):
         return f"the integration {value.name!r} by itself; write integrations=[{value.name}(...)]"
+    if isinstance(value, (list, tuple)):
+        return "a list; write integrations=[session()], without another list in it"
     if ismodule(value):
         return f"the module {value.__name__}; import the integration from it"
     if callable(value):

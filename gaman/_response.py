@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, C
 from contextlib import aclosing
 from dataclasses import is_dataclass
 from functools import lru_cache, partial
-from inspect import isgenerator
+from inspect import isclass, isgenerator, isroutine
 from types import AsyncGeneratorType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, cast
 from urllib.parse import quote
@@ -112,7 +112,10 @@ class Response:
         if body is None:
             field, self.body = None, b""
         elif isinstance(body, str):
-            field, self.body = _TEXT, body.encode()
+            try:
+                field, self.body = _TEXT, body.encode()
+            except UnicodeEncodeError as cause:
+                raise _no_utf8(cause) from None
         elif isinstance(body, bytes):
             field, self.body = _BYTES, body
         else:
@@ -161,6 +164,10 @@ class Response:
         except ResultError:
             _close_coroutines(data)
             raise
+        except UnicodeEncodeError as cause:
+            raise _no_utf8(cause) from None
+        except RecursionError:
+            raise ResultError("JSON can't hold data that is nested this deep, or within itself; give it less") from None
         response.raw_headers = [_JSON]
         if headers is not None:
             response._add(headers)
@@ -173,6 +180,8 @@ class Response:
             return _make(text.encode(), _TEXT, status, headers)
         except AttributeError:
             raise _no_text("text", text) from None
+        except UnicodeEncodeError as cause:
+            raise _no_utf8(cause) from None
 
     @staticmethod
     def html(html: str, status: int = 200, headers: HeadersInit | None = None) -> Response:
@@ -181,6 +190,8 @@ class Response:
             return _make(html.encode(), _HTML, status, headers)
         except AttributeError:
             raise _no_text("html", html) from None
+        except UnicodeEncodeError as cause:
+            raise _no_utf8(cause) from None
 
     @staticmethod
     def redirect(location: str, status: int = 302, headers: HeadersInit | None = None, *, local: bool = False) -> Response:
@@ -239,6 +250,9 @@ class Response:
         The file is opened when the handler has returned the response. Where there is none, HTTPError 404 goes to the on_error
         hooks; HTTPError 503 where the system fails to open it, as where it is out of file descriptors.
         """
+        for place in (path,) if root is None else (path, root):
+            if not isinstance(place, (str, os.PathLike)):
+                raise ResultError(f"Response.file() takes a path, not {place!r}; give a str or a Path, or raise HTTPError(404)")
         field = None if content_type is None else (CONTENT_TYPE, encode_value(content_type))
         response = _make(_File(partial(_file.find, os.fspath(path), root, hidden=hidden)), field, status, headers)
         if download is not None:
@@ -260,6 +274,12 @@ def _make(body: bytes | Payload, field: tuple[bytes, bytes] | None, status: int,
 
 def _no_text(method: str, value: object) -> ResultError:
     return ResultError(f"Response.{method}() takes a str, not {value!r}; write {as_text(value)!r}")
+
+
+def _no_utf8(cause: UnicodeEncodeError) -> ResultError:
+    return ResultError(
+        f"UTF-8 can't hold {cause.object[cause.start]!r}, half a surrogate pair, as in a file's name that isn't UTF-8; replace it"
+    )
 
 
 def _check_status(status: object) -> None:
@@ -507,9 +527,19 @@ def to_response(result: object) -> Response:
     if isinstance(result, Coroutine):
         name = _close(cast("object", result))
         raise ResultError(f"a handler returned the coroutine {name!r}: write `await` before that call")
-    raise ResultError(
-        f"a handler returned a {type(result).__name__}; return a Response, str, bytes, dict, list, dataclass, Struct or None"
-    )
+    raise ResultError(f"a handler returned {_name_with_fix(result)}")
+
+
+def _name_with_fix(result: object) -> str:
+    """Return what a handler's *result* is that can't be sent, and what to write instead."""
+    kind = type(result).__name__
+    if kind == "tuple" and len(cast("tuple[object, ...]", result)) in (2, 3):
+        return "a tuple; for a status or headers, write Response.json(..., status) or Response(..., status, headers)"
+    if isinstance(result, HTTPError):
+        return f"the error HTTPError({result.status}); write `raise` in the place of `return`"
+    if isroutine(result) or isclass(result):
+        return f"{result.__qualname__} itself; call it, with `await` if it is async"
+    return f"a {kind}; return a Response, str, bytes, dict, list, dataclass, Struct or None"
 
 
 class NothingReturned(HTTPError):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
-from inspect import Signature, isasyncgenfunction, isclass, iscoroutinefunction, isroutine, signature
+from inspect import Parameter, Signature, isasyncgenfunction, isclass, iscoroutinefunction, isroutine, signature
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, TypeGuard, cast
+from urllib.parse import unquote
 
 from gaman import _target
 from gaman._context import Context
@@ -26,6 +27,9 @@ _PERCENT = ord("%")
 _parameter = re.compile(r":[A-Za-z_][A-Za-z0-9_]*\*?").fullmatch
 # A parameter as other frameworks write it: `{id}`, `{id:int}`, `<int:id>`, `{path...}` or `*path`.
 _foreign = re.compile(r"[^{<]*[{<](.*[A-Za-z_].*)[}>].*|(\*+[A-Za-z_].*)").fullmatch
+# `user-:id`, but not `items:batch`.
+_holds_parameter = re.compile(r".*[^\w:]:[A-Za-z_].*").fullmatch
+_is_encoded = re.compile(r"%[0-9A-Fa-f]{2}").search
 _is_converter = re.compile(r"str|string|int|float|path|slug|uuid|any").fullmatch
 _names = re.compile(r"[A-Za-z_]\w*").findall
 # Empty segments, `.` and `..` would be other ways to write a path, which a guard misses; and no file's name has a NUL.
@@ -63,14 +67,16 @@ class Routes:
         # A path without parameters, spelled as it was defined, takes one look-up and skips the tree.
         self._static: dict[str, dict[str, Match]] = {}
         self._middleware: tuple[_Layer, ...] = ()
-        if not callable(table):
-            self._add(table)
+        if _has_routes(table) or not callable(table):
+            self._add(cast("Table", table))
         elif iscoroutinefunction(table) or iscoroutinefunction(function_of(table)):
             raise ConfigError(f"routes are a dict of paths and handlers, not a handler; write {{'/': {name_of(table)}}}")
-        elif not signature(table).parameters:
+        elif (takes := _signature(table)) is None or not takes.parameters:
             self._add(cast("Callable[[], Table]", table)())
-        else:
+        elif _fits(takes):
             self._factory = cast("Callable[[Any], Table]", table)
+        else:
+            raise ConfigError(f"the function {name_of(table)} of routes takes {_required(takes)}; it may take `deps`, and no more")
 
     def bind(self, deps: Any) -> Routes:
         """Return these routes where their table was a dict, else those that its function makes of *deps*."""
@@ -139,6 +145,10 @@ class Routes:
         return _match(layers, segments)
 
     def _add(self, table: Table) -> None:
+        if _has_routes(table):
+            raise ConfigError(
+                "define_routes() takes a dict of paths and handlers, and these routes are defined already; pass the dict"
+            )
         if not _is_table(table):
             raise ConfigError(
                 f"routes are a dict of paths and handlers, or a function that returns one, not a {type(table).__name__}"
@@ -215,8 +225,8 @@ class _Layer(NamedTuple):
                 path = "/".join(map(_translate, parts)) + "/*" * is_middleware
                 raise ConfigError(f"{entry}: {segment!r} isn't a parameter, which is a whole segment with a colon; write {path}")
             if segment[:1] != ":":
-                if "*" in segment:
-                    raise ConfigError(f"{entry}: a * stands alone at the end of a path, or after a parameter's name there")
+                if (fault := _fault(segment)) is not None:
+                    raise ConfigError(f"{entry}: {fault}")
                 continue
             if _parameter(segment) is None:
                 raise ConfigError(f"{entry}: {segment!r} is no parameter; after the colon comes a name of letters, digits and _")
@@ -366,6 +376,19 @@ def _translate(segment: str) -> str:
     return f":{found_name}{'*' if kind == 'path' or '*' in name or '...' in name else ''}"
 
 
+def _fault(segment: str) -> str | None:
+    """Return what is wrong with a literal *segment*, which no request could match, or None."""
+    if "*" in segment:
+        return "a * stands alone at the end of a path, or after a parameter's name there"
+    if "?" in segment or "#" in segment:
+        return f"{segment!r} isn't of a path, which ends before ? and #; the query is in ctx.query"
+    if _holds_parameter(segment) is not None:
+        return f"{segment!r} holds a parameter, which is a whole segment; write :name in its place, and split that in the handler"
+    if _is_encoded(segment) is not None:
+        return f"{segment!r} is percent-encoded, and routes match decoded paths; write {unquote(segment)!r}"
+    return f"{segment!r} is a segment that clients resolve; write the path without it" if segment in (".", "..") else None
+
+
 def _handlers(where: str, value: object) -> tuple[Handler, ...]:
     handlers = cast("Sequence[object]", value) if isinstance(value, (list, tuple)) else (value,)
     if not handlers:
@@ -376,11 +399,17 @@ def _handlers(where: str, value: object) -> tuple[Handler, ...]:
 
 
 def _check_handler(where: str, handler: object) -> None:
-    called, name = function_of(handler), name_of(handler)
+    if _has_routes(handler):
+        raise ConfigError(f"{where}: routes aren't a handler; give the dict that they are made of in their place")
+    if isinstance(handler, Coroutine):
+        name = name_of(cast("object", handler))
+        handler.close()
+        raise ConfigError(f"{where}: {name} is called here; write {name} by itself, because each request calls it")
     if not callable(handler):
-        raise ConfigError(
-            f"{where}: {name} is a {type(handler).__name__}, not a handler; give an async function, or a list of them"
-        )
+        raise ConfigError(f"{where}: a {type(handler).__name__} isn't a handler; give an async function, or a list of them")
+    called, name = function_of(handler), name_of(handler)
+    if isclass(handler):
+        raise ConfigError(f"{where}: {name} is a class, not a handler; give an async function, or a method of an object")
     if isasyncgenfunction(called):
         raise ConfigError(
             f"{where}: the handler {name} is an async generator, because it holds `yield`; write a handler that returns "
@@ -388,22 +417,44 @@ def _check_handler(where: str, handler: object) -> None:
         )
     if not iscoroutinefunction(handler) and not iscoroutinefunction(called):
         raise ConfigError(f"{where}: the handler {name} is not async; write `async def`")
+    takes = _signature(handler)
+    if takes is None:
+        return
+    first = next(iter(takes.parameters), "ctx")
+    # `async def show(id)` of `/users/:id` would get the context as its id.
+    if not _fits(takes) or first == "self" or (first != "ctx" and f":{first}" in where.replace("*", "").split("/")):
+        fix = "give the method of an object, not of its class" if first == "self" else "path parameters are in ctx.params"
+        raise ConfigError(f"{where}: the handler {name} takes {_required(takes)}, but is called as {name}(ctx); {fix}")
+
+
+def _has_routes(value: object) -> bool:
+    """Whether *value* is Routes or an App."""
+    return isinstance(getattr(value, "routes", value), Routes)
+
+
+def _signature(function: Callable[..., object]) -> Signature | None:
+    """Return what *function* takes, or None for one that is written in C and doesn't tell."""
     try:
         # What a decorator's own function takes, which passes on to the decorated one what that needs.
-        takes = signature(handler, follow_wrapped=False)
+        return signature(function, follow_wrapped=False)
     except ValueError:
-        # Some that are written in C tell nothing.
-        return
+        return None
+
+
+def _fits(takes: Signature) -> bool:
+    """Whether one argument is enough for a function that *takes* these."""
     try:
         takes.bind(None)
     except TypeError:
-        required = [
-            p for p in takes.parameters.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        ]
-        is_unbound = next(iter(takes.parameters), None) == "self"
-        fix = "give the method of an object, not of its class" if is_unbound else "path parameters are in ctx.params"
-        told = Signature([p.replace(annotation=p.empty) for p in required])
-        raise ConfigError(f"{where}: the handler {name} takes {told}, but is called as {name}(ctx); {fix}") from None
+        return False
+    return True
+
+
+def _required(takes: Signature) -> Signature:
+    """Return *takes* without annotations, and without what a caller may leave out."""
+    variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    required = [p for p in takes.parameters.values() if p.default is p.empty and p.kind not in variadic]
+    return Signature([p.replace(annotation=p.empty) for p in required])
 
 
 def name_of(handler: object) -> str:

@@ -262,7 +262,8 @@ async def test_the_identity_encoding_is_none(ask: Ask, encoding: str) -> None:
 async def test_malformed_json_answers_400(ask: Ask, body: bytes) -> None:
     answer = await ask(App({"/": as_json}), body=body)
     assert answer.status == 400
-    assert answer.text.startswith("malformed JSON")
+    assert answer.text.startswith("malformed JSON: ")
+    assert answer.text.lower().count("malformed") == 1
 
 
 @pytest.mark.parametrize(

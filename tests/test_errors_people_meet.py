@@ -215,6 +215,42 @@ CALLS = {
         "gaman.App(routes, integrations=[module])", "integrations holds the module gaman.session; import the integration from it"
     ),
     "two sessions": Call("gaman.App(routes, integrations=[session(**options), session(**options)])", TWO_NAMED),
+    "integrations as text": Call(
+        "gaman.App(routes, integrations='session')", "integrations is a list, not 'session'; write integrations=[session()], for "
+    ),
+    "a list of lists of integrations": Call(
+        "gaman.App(routes, integrations=[[session(**options)]])",
+        "integrations holds a list; write integrations=[session()], without another list in it",
+    ),
+    "an App below a path": Call(
+        "gaman.App({'/api': app})", "/api: routes aren't a handler; give the dict that they are made of in their place"
+    ),
+    "routes defined twice": Call(
+        "gaman.App(lambda: gaman.define_routes(routes))",
+        "define_routes() takes a dict of paths and handlers, and these routes are defined already; pass the dict",
+    ),
+    "routes of more than deps": Call(
+        "def make(db, cache): ...\ngaman.App(make)",
+        "the function make of routes takes (db, cache); it may take `deps`, and no more",
+    ),
+    "a response for a handler": Call(
+        "gaman.App({'/': Response('hello')})", "/: a Response isn't a handler; give an async function, or a list of them"
+    ),
+    "a handler that is called": Call(
+        "gaman.App({'/': home(None)})", "/: home is called here; write home by itself, because each request calls it"
+    ),
+    "a parameter for an argument": Call(
+        'async def show(id): ...\ngaman.App({"/:id": show})',
+        "/:id: the handler show takes (id), but is called as show(ctx); path parameters are in ctx.params",
+    ),
+    "a parameter within a segment": Call(
+        'gaman.App({"/users/@:name": home})',
+        "ALL /users/@:name: '@:name' holds a parameter, which is a whole segment; write :name ",
+    ),
+    "a query in a path": Call(
+        'gaman.App({"/search?q=:q": home})',
+        "ALL /search?q=:q: 'search?q=:q' isn't of a path, which ends before ? and #; the query is in ctx.query",
+    ),
     "braces": Call(
         'gaman.App({"/users/{id}": home})',
         "ALL /users/{id}: '{id}' isn't a parameter, which is a whole segment with a colon; write /users/:id",
@@ -415,12 +451,6 @@ async def nested(ctx):
         value = [value]
     await ctx.session.set("cat", value)
 
-async def attribute(ctx):
-    return ctx.session.cat
-
-async def attribute_set(ctx):
-    ctx.session.cat = 1
-
 async def unkept(ctx):
     await ctx.session.set("cat", {{"of": Cat()}})
 
@@ -482,21 +512,86 @@ async def cookie_path(ctx):
     ctx.cookies.set("a", "b", path=None)
     return "hello"
 
+async def tuple_of_a_status(ctx):
+    return {{"error": "no"}}, 401
+
+async def returned_error(ctx):
+    return gaman.HTTPError(404)
+
+async def no_call(ctx):
+    return ctx.json
+
+async def deep_result(ctx):
+    deep = []
+    deep.append(deep)
+    return deep
+
+async def surrogate(ctx):
+    return "\\udcff"
+
+async def surrogate_of_json(ctx):
+    return {{"name": "\\udcff"}}
+
+async def file_of_none(ctx):
+    return Response.file(None)
+
+async def root_of_an_int(ctx):
+    return Response.file("a", root=1)
+
+async def json_of_a_value(ctx):
+    return await ctx.json({{"a": 1}})
+
+async def attribute(ctx):
+    ctx.user = "a"
+
+async def session_attribute(ctx):
+    return ctx.session.user
+
+async def session_attribute_set(ctx):
+    ctx.session.user = "a"
+
+async def owner(ctx):
+    await ctx.session.tag(1)
+
+async def owner_of_list(ctx):
+    return str(await sessions.list(None))
+
+async def keep(ctx):
+    await ctx.session.set("n", 1)
+    await sessions.end_all("user:1", keep="the handle")
+
+async def lifetime(ctx):
+    await ctx.session.regenerate(max_age="1 day")
+
+async def update_by_a_value(ctx):
+    await ctx.session.update("n", 5)
+
+async def update_by_a_coroutine(ctx):
+    async def add(n): return n + 1
+    await ctx.session.update("n", add, 0)
+
+async def update_in_place(ctx):
+    await ctx.session.update("cart", lambda cart: cart.append(1), [])
+
 async def no_return(ctx):
     Response.json({{"a": 1}})
 
 async def passes(ctx):
     pass
 
+sessions = session({SECRET!r}, driver={{"type": "memory"}})
 gaman.serve(
     {{f"/{{f.__name__}}": f for f in [
         no_await, no_await_at_all, no_await_of_a_value, no_await_of_set, no_await_of_pop, condition, comparison, item,
-        item_of_a_call, item_set, item_deleted, contained, iterated, counted, truth, key, nested, attribute, attribute_set,
+        item_of_a_call, item_set, item_deleted, contained, iterated, counted, truth, key, nested, attribute, session_attribute, session_attribute_set,
         unkept, no_type, no_json, no_body, header, secure, broken, no_status, status_of_success, detail,
         header_of_an_int, header_of_an_int_set, header_name, header_of_an_error,
         cookie_of_an_int, cookie_of_bytes, cookie_name, cookie_path, no_return,
+        tuple_of_a_status, returned_error, no_call,
+        deep_result, surrogate, surrogate_of_json, file_of_none, root_of_an_int, json_of_a_value,
+        owner, owner_of_list, keep, lifetime, update_by_a_value, update_by_a_coroutine, update_in_place,
     ]}} | {{"/no_return_of_the_last": [passes, no_return], "/guarded/*": passes}},
-    integrations=[session({SECRET!r})],
+    integrations=[sessions],
     port=0,
 )
 """
@@ -580,6 +675,62 @@ REQUESTS = {
     "cookie_of_bytes": Request("HeaderError: the cookie 'a' takes a str, not b'b'; write 'b'", 'cookies.set("a", b"b")'),
     "cookie_name": Request("HeaderError: a cookie's name is a str, not 1; write '1'", 'cookies.set(1, "a")'),
     "cookie_path": Request("HeaderError: the cookie 'a' has path=None; it begins with /", "path=None"),
+    "tuple_of_a_status": Request(
+        "ResultError: a handler returned a tuple; for a status or headers, write Response.json(..., status) or Response(",
+        "async def tuple_of_a_status",
+    ),
+    "returned_error": Request(
+        "ResultError: a handler returned the error HTTPError(404); write `raise` in the place of `return`",
+        "async def returned_error",
+    ),
+    "no_call": Request(
+        "ResultError: a handler returned Context.json itself; call it, with `await` if it is async", "async def no_call(ctx)"
+    ),
+    "deep_result": Request(
+        "ResultError: JSON can't hold data that is nested this deep, or within itself; give it less", "async def deep_result(ctx)"
+    ),
+    "surrogate": Request(
+        "ResultError: UTF-8 can't hold '\\udcff', half a surrogate pair, as in a file's name ", "async def surrogate(ctx)"
+    ),
+    "surrogate_of_json": Request(
+        "ResultError: UTF-8 can't hold '\\udcff', half a surrogate pair", "async def surrogate_of_json(ctx)"
+    ),
+    "file_of_none": Request(
+        "ResultError: Response.file() takes a path, not None; give a str or a Path, or raise HTTPError(404)", "Response.file(None)"
+    ),
+    "root_of_an_int": Request("ResultError: Response.file() takes a path, not 1; give a str or a Path", "root=1"),
+    "json_of_a_value": Request(
+        "ResultError: ctx.json() takes a type to decode the body into, not a dict; return Response.json() to answer",
+        'json({"a": 1})',
+    ),
+    "attribute": Request(
+        "AttributeError: 'Context' object has no attribute 'user'; what you add to a request yourself goes into ctx.locals['user']",
+        "ctx.user =",
+    ),
+    "session_attribute": Request(
+        "AttributeError: 'StoredSession' object has no attribute 'user'; write `await ctx.session.get('user')`",
+        "return ctx.session.user",
+    ),
+    "session_attribute_set": Request(
+        "AttributeError: 'StoredSession' object has no attribute 'user'; write `await ctx.session.get('user')`",
+        "ctx.session.user = ",
+    ),
+    "owner": Request("SessionUseError: an owner is text, and not empty, such as 'user:1'; it can't be 1", "ctx.session.tag(1)"),
+    "owner_of_list": Request("SessionUseError: an owner is text, and not empty, such as 'user:1'; it can't be None", "list(None)"),
+    "keep": Request("SessionUseError: end_all() keeps a session, not 'the handle': write keep=ctx.session", 'keep="the handle'),
+    "lifetime": Request("SessionUseError: max_age is a whole number of seconds, 0 or more", 'max_age="1 day"'),
+    "update_by_a_value": Request(
+        "SessionUseError: update() takes a plain function, not a int: write `await ctx.session.update('n', lambda value: ..., ",
+        'update("n", 5)',
+    ),
+    "update_by_a_coroutine": Request(
+        "SessionUseError: update() takes a plain function, not an async function: write `await ctx.session.update('n', lambda ",
+        'update("n", add, 0)',
+    ),
+    "update_in_place": Request(
+        "SessionUseError: update('cart'): the function returned None for a list: have it return the new value, as in `lambda ",
+        "cart.append(1)",
+    ),
     "no_session": Request(
         "ConfigError: ctx.session needs the session integration: pass integrations=[session(...)], from gaman.session",
         "return await ctx.session.get",
@@ -647,13 +798,6 @@ def test_a_read_that_is_never_awaited_is_told_in_a_line(served: Served) -> None:
     number = next(number for number, line in enumerate(REQUESTS_SOURCE.splitlines(), 1) if 'ctx.session.pop("cat")' in line)
     place = f"script.py, line {number}, in no_await_of_pop"
     assert told == f"ctx.session.pop(...) was never awaited: write `await` before it ({place})\n"
-
-
-@pytest.mark.parametrize("name", ["attribute", "attribute_set"])
-def test_an_attribute_that_a_session_does_not_have_is_told_with_what_to_write(name: str, served: Served) -> None:
-    told = served.told(f"/{name}", status=500)
-    assert "object has no attribute 'cat'" in told
-    assert told.endswith("Write `await ctx.session.get('cat')`, or `await ctx.session.set('cat', ...)`.\n")
 
 
 def test_a_secure_cookie_over_plain_http_is_told_once(served: Served) -> None:

@@ -622,7 +622,7 @@ async def test_a_file_response_that_a_hook_keeps_is_opened_for_each_request(ask:
 
 def test_a_path_that_is_none_is_an_error_where_the_response_is_made() -> None:
     path: Any = None
-    with pytest.raises(TypeError, match="NoneType"):
+    with pytest.raises(TypeError, match="takes a path, not None"):
         Response.file(path)
 
 

@@ -78,7 +78,7 @@ async def test_a_result_is_sent_as_what_it_is(ask: Ask, result: object, kind: st
     assert answer.headers["content-length"] == str(len(body))
 
 
-@pytest.mark.parametrize("result", [1, 1.5, True, (1, 2), {1}, object(), User, ("body", 201)], ids=lambda r: str(type(r).__name__))
+@pytest.mark.parametrize("result", [1, 1.5, True, (1, 2), {1}, object(), ("body", 201)], ids=lambda r: str(type(r).__name__))
 async def test_a_result_that_is_no_response_answers_500_and_the_log_names_its_type(
     ask: Ask, result: object, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -45,6 +45,10 @@ def sync_handler(ctx: Context) -> str:
     return "ok"
 
 
+async def takes_an_id(id: Context) -> str:
+    return "ok"
+
+
 def of_deps(deps: object) -> Table:
     return {"/a": answering(repr(deps))}
 
@@ -843,6 +847,16 @@ async def test_a_path_of_many_segments_costs_a_catch_all_no_more_than_its_length
         pytest.param({"all": handler}, "'all'.*'ALL'", id="all in small letters"),
         pytest.param({"/x": {"CONNECT": handler}}, "'CONNECT' below '/x'", id="unknown method"),
         pytest.param({"/x": {1: handler}}, "1 below '/x'.*int", id="key that is no string"),
+        pytest.param({"/a-:b": handler}, "'a-:b' holds a parameter, which is a whole segment", id="parameter with a prefix"),
+        pytest.param({"/@:b/*": handler}, "'@:b' holds a parameter, which is a whole segment", id="parameter with an at sign"),
+        pytest.param({"/x?a=:b": handler}, r"which ends before \? and #; the query is in ctx.query", id="query"),
+        pytest.param({"/x#a": handler}, r"which ends before \? and #", id="fragment"),
+        pytest.param({"/a%20b": handler}, "percent-encoded, and routes match decoded paths; write 'a b'", id="encoded segment"),
+        pytest.param({"/a%2Fb/*": handler}, "percent-encoded", id="encoded segment of middleware"),
+        pytest.param({"/a/../b": handler}, "'..' is a segment that clients resolve", id="dot segments"),
+        pytest.param({"/./b/*": handler}, "'.' is a segment that clients resolve", id="dot segment of middleware"),
+        pytest.param({"/:id": takes_an_id}, r"takes \(id\), but is called as takes_an_id\(ctx\)", id="parameter as argument"),
+        pytest.param({"/:id*": [handler, takes_an_id]}, r"takes \(id\), but", id="catch-all as argument"),
         pytest.param({"/:": handler}, "/:", id="parameter without a name"),
         pytest.param({"/:1": handler}, "/:1", id="parameter that begins with a digit"),
         pytest.param({"/:a-b": handler}, "/:a-b", id="parameter with a dash"),
@@ -958,6 +972,8 @@ class Controller:
 
     async def needs_more(self, ctx: Context, id: str) -> None: ...
 
+    async def static_in_all_but_name(self) -> None: ...
+
     @classmethod
     async def of_class(cls, ctx: Context) -> str:
         return cls.__name__
@@ -1008,11 +1024,17 @@ async def test_whatever_takes_ctx_alone_can_be_a_handler(ask: Ask, handler: Any,
         (functools.partial(Controller().show, None), "Controller.show takes (), but"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         (Controller.show, "Controller.show takes (self, ctx), but is called as Controller.show(ctx); give the method of an object"),
         (Controller().needs_more, "Controller.needs_more takes (ctx, id), but"),
+        (Controller.static_in_all_but_name, "Controller.static_in_all_but_name takes (self), but is called as"),
+        (AsyncCallable, "AsyncCallable is a class, not a handler; give an async function, or a method of an object"),
+        (Response("hello"), "a Response isn't a handler; give an async function, or a list of them"),
+        (None, "a NoneType isn't a handler; give"),
+        (define_routes({"/": handler}), "routes aren't a handler; give the dict that they are made of in their place"),
+        (App({"/": handler}), "routes aren't a handler; give the dict that they are made of in their place"),
         (NeedsMore(), "NeedsMore.__call__ takes (ctx, id), but"),
         (generator, "generator is an async generator, because it holds `yield`; write a handler that returns Response.stream() of"),
         (functools.partial(generator), "generator is an async generator, because"),
         (Generating(), "Generating.__call__ is an async generator, because"),
-        (Controller().show(None), "Controller.show is a coroutine, not a handler"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        (Controller().show(None), "Controller.show is called here; write Controller.show by itself, because each"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ],
 )
 @pytest.mark.filterwarnings("ignore:coroutine")
@@ -1038,6 +1060,26 @@ def test_a_handler_in_the_place_of_a_table_is_refused(table: Any) -> None:
 )
 def test_what_is_no_table_is_refused(table: Any, name: str) -> None:
     with pytest.raises(ConfigError, match=name):
+        define_routes(table)
+
+
+@pytest.mark.parametrize("table", [define_routes({"/": handler}), App({"/": handler}), lambda: define_routes({"/": handler})])
+def test_routes_are_not_defined_twice(table: Any) -> None:
+    with pytest.raises(ConfigError, match="these routes are defined already; pass the dict"):
+        define_routes(table)
+
+
+def of_deps_and_db(deps: object, db: object) -> Table:
+    return {}
+
+
+def of_a_keyword(*, db: object) -> Table:
+    return {}
+
+
+@pytest.mark.parametrize(("table", "takes"), [(of_deps_and_db, "(deps, db)"), (of_a_keyword, "(*, db)")])
+def test_a_function_of_routes_that_takes_more_than_deps_is_refused(table: Any, takes: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"of routes takes {takes}; it may take `deps`, and no more")):
         define_routes(table)
 
 

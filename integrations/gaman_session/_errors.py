@@ -15,8 +15,8 @@ class SessionTypeError(SessionError):
     """What is stored does not fit the type that get() was asked for."""
 
 
-class SessionUseError(SessionError, TypeError):
-    """A session was used as a dict, or a call of it as its result, or a key isn't a str."""
+class SessionUseError(SessionError, TypeError, ValueError):
+    """A session was taken for a dict, a call of it for its result, or a call was given what it doesn't take."""
 
 
 class SessionTooLarge(SessionError):

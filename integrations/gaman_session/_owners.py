@@ -17,7 +17,7 @@ import msgspec
 from gaman_session._counters import Counters
 from gaman_session._damage import Damage
 from gaman_session._driver import MAX_SKEW, OWNER_METHODS, TOMBSTONE, Driver, OwnerDriver, Record, Tag
-from gaman_session._errors import SessionStoreError, SessionUnsupported
+from gaman_session._errors import SessionStoreError, SessionUnsupported, SessionUseError
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Codec
 
@@ -103,7 +103,7 @@ class Owners:
     # What a session asks for
 
     def wish(self, owner: str | None, note: bytes) -> Wish:
-        """Return what tag() is to do, or raise SessionUnsupported, or ValueError for what can't be an owner."""
+        """Return what tag() is to do, or raise SessionUnsupported, or SessionUseError for what can't be an owner."""
         self._driver()
         if owner is not None:
             _check(owner)
@@ -175,6 +175,8 @@ class Owners:
     async def end_all(self, owner: str, keep: Session | None) -> int:
         """End the sessions of *owner* but *keep*; return how many that were."""
         driver, names = self._driver(), self._names(_check(owner))
+        if keep is not None and not hasattr(keep, "_outlive"):
+            raise SessionUseError(f"end_all() keeps a session, not {keep!r}: write keep=ctx.session")
         kept = () if keep is None or keep.id is None else (keep.id,)
         # The instant at which it takes effect. A tag that was made before is refused, by every process.
         now = self._now()
@@ -284,8 +286,11 @@ def _age(handle: str, record: Record) -> tuple[float, str]:
 
 
 def _check(owner: str) -> str:
-    """Return *owner*, or raise ValueError for what can't be one."""
+    """Return *owner*, or raise SessionUseError for what can't be one."""
     if not isinstance(owner, str) or not owner:
-        raise ValueError(f"an owner is text, and not empty, such as 'user:1'; it can't be {owner!r}")
-    owner.encode()
+        raise SessionUseError(f"an owner is text, and not empty, such as 'user:1'; it can't be {owner!r}")
+    try:
+        owner.encode()
+    except UnicodeEncodeError as cause:
+        raise SessionUseError(f"an owner is text that UTF-8 can hold, without surrogates; it can't be {owner!r}") from cause
     return owner

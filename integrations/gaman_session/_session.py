@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from inspect import iscoroutinefunction
 from itertools import islice
 from sys import _getframe as getframe
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeAlias, TypeVar, cast, overload
@@ -121,6 +122,17 @@ def too_late_to_change() -> SessionClosed:
 def _no_text(call: str, key: object, more: str = "") -> SessionUseError:
     """Return the error for a key that isn't text."""
     return SessionUseError(f"a session's key is a str, not {key!r}: write `await ctx.session.{call}({str(key)!r}{more})`")
+
+
+def changed(key: str, fn: Callable[[Any], T], value: Any) -> T:
+    """Return `fn(value)`; SessionUseError if it has changed a list or a dict in place and returns nothing."""
+    result = fn(value)
+    if result is None and isinstance(value, (list, dict)):
+        raise SessionUseError(
+            f"update({key!r}): the function returned None for a {type(cast('object', value)).__name__}: have it return the new "
+            "value, as in `lambda cart: [*cart, item]`"
+        )
+    return result
 
 
 class Session(ABC):
@@ -263,9 +275,15 @@ class Session(ABC):
         *fn* gets *default* where there is no value. It is called again where another request came in between, so it should do
         nothing but compute. The store has the value, and all that was set before, when this returns. SessionConflict: the store
         was still contended after many attempts. With the cookies driver, the step is atomic within this request alone.
+        SessionUseError: *fn* isn't a plain function, or it returned None for a list or a dict, as `append` does.
         """
         if not isinstance(key, str):
             raise _no_text("update", key, ", ...")
+        if not callable(fn) or iscoroutinefunction(fn):
+            told = "an async function" if callable(fn) else f"a {type(fn).__name__}"
+            raise SessionUseError(
+                f"update() takes a plain function, not {told}: write `await ctx.session.update({key!r}, lambda value: ..., 0)`"
+            )
         return later(self, "ctx.session.update", run(self._update, key, fn, default))
 
     def regenerate(self, *, max_age: int | None = None) -> SessionCall[None]:
@@ -276,7 +294,9 @@ class Session(ABC):
         """
         self._open_for_change()
         if max_age is not None and (not isinstance(max_age, int) or not 0 <= max_age <= FOREVER):
-            raise ValueError(f"max_age is a whole number of seconds, 0 or more, below a thousand years; it can't be {max_age!r}")
+            raise SessionUseError(
+                f"max_age is a whole number of seconds, 0 or more, below a thousand years; it can't be {max_age!r}"
+            )
         self._renew(max_age)
         return _REGENERATED
 
@@ -289,7 +309,7 @@ class Session(ABC):
 
         If the owner's sessions are ended between this call and the response, what this request has changed is dropped, and the log
         says so.
-        ValueError: the owner is empty, or no text. SessionUnsupported: the driver can't, as the cookies driver can't.
+        SessionUseError: the owner is empty, or no text. SessionUnsupported: the driver can't, as the cookies driver can't.
         """
         self._open_for_change()
         self._tag(owner, note)

@@ -15,7 +15,7 @@ from gaman_session._driver import WRITTEN, Driver, Outcome, OwnerDriver, Record,
 from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge
 from gaman_session._owners import Wish
 from gaman_session._sealing import Identity
-from gaman_session._session import END, Answer, Session, Sessions, too_late_to_read
+from gaman_session._session import END, Answer, Session, Sessions, changed, too_late_to_read
 
 logger = logging.getLogger("gaman")
 
@@ -96,7 +96,7 @@ class StoredSession(Session):
             for attempt in range(_ATTEMPTS):
                 await self._read()
                 before = self._peek(key)
-                value = fn(default if before is None else self._decode(key, before, default))
+                value = changed(key, fn, default if before is None else self._decode(key, before, default))
                 if await self._swap(key, self._encode(key, value)):
                     return value
                 self._is_loaded = False

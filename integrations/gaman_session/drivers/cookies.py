@@ -18,7 +18,7 @@ import msgspec
 from gaman import find_cookie
 from gaman_session import _sealing
 from gaman_session._errors import SessionTooLarge, SessionUnsupported
-from gaman_session._session import END, Answer, Session, too_late_to_read
+from gaman_session._session import END, Answer, Session, changed, too_late_to_read
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ class CookieSession(Session):
         self._open_for_change()
         self._load()
         before = self._fields.get(key)
-        value = fn(default if before is None else self._decode(key, before, default))
+        value = changed(key, fn, default if before is None else self._decode(key, before, default))
         self._put(key, self._encode(key, value))
         return value
 
