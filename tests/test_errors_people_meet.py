@@ -91,10 +91,14 @@ STARTS = {
         place=HERE,
     ),
     "name of a driver without a dict": Start(
-        "session(driver='redis'): write driver={'type': 'redis'}", driver("driver='redis'"), place=HERE
+        "session(driver='redis'): it takes a dict with a type, not text; write driver={'type': 'redis'}",
+        driver("driver='redis'"),
+        place=HERE,
     ),
     "name of a driver with a typo": Start(
-        "session(driver='mongo'): write driver={'type': 'mongodb'}", driver("driver='mongo'"), place=HERE
+        "session(driver=...): it takes a dict with a type, not text; write driver={'type': 'mongodb'}",
+        driver("driver='mongo'"),
+        place=HERE,
     ),
     "an idle limit above the absolute one": Start(
         "session(idle_timeout=7200): max_age=3600 ends every session before; write a smaller idle_timeout, or leave it out",
@@ -407,6 +411,10 @@ async def no_await_at_all(ctx):
 async def no_await_of_a_value(ctx):
     await ctx.session.set("cat", ctx.session.get("dog"))
 
+async def no_await_of_set(ctx):
+    ctx.session.set("cat", 1)
+    return "hello"
+
 async def no_await_of_pop(ctx):
     ctx.session.pop("cat")
     return "hello"
@@ -583,8 +591,8 @@ sessions = session({SECRET!r}, driver={{"type": "memory"}})
 gaman.serve(
     {{f"/{{f.__name__}}": f for f in [
         no_await, no_await_at_all, no_await_of_a_value, no_await_of_set, no_await_of_pop, condition, comparison, item,
-        item_of_a_call, item_set, item_deleted, contained, iterated, counted, truth, key, nested, attribute, session_attribute, session_attribute_set,
-        unkept, no_type, no_json, no_body, header, secure, broken, no_status, status_of_success, detail,
+        item_of_a_call, item_set, item_deleted, contained, iterated, counted, truth, key, nested, attribute, session_attribute,
+        session_attribute_set, unkept, no_type, no_json, no_body, header, secure, broken, no_status, status_of_success, detail,
         header_of_an_int, header_of_an_int_set, header_name, header_of_an_error,
         cookie_of_an_int, cookie_of_bytes, cookie_name, cookie_path, no_return,
         tuple_of_a_status, returned_error, no_call,
