@@ -145,7 +145,7 @@ async def test_all_servers_that_are_installed_answer_alike(name: str) -> None:
 
 
 async def test_a_server_is_loaded_in_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(over_http, "TURN", 0.05)
+    monkeypatch.setattr(over_http, "TURN", 0.5)  # wrk must have started when it is interrupted
     async with setting("memory, read", Plan(against=frozenset({"blacksheep"}))).enter() as entered:
         assert {each.name for each in entered} <= {"bare callable", "gaman", "gaman on Granian", "BlackSheep"}
         for each in entered:

@@ -585,9 +585,9 @@ def test_a_second_ctrl_c_ends_what_does_not_listen(tmp_path: Path, options: str,
     source = """
 import os, time, anyio.to_thread, gaman
 def hang(*given):
-    print("hangs", os.getpid(), flush=True)
     while True:
         try:
+            print("hangs", os.getpid(), flush=True)
             time.sleep(60)
         except BaseException:
             pass
