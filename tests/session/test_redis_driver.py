@@ -13,7 +13,7 @@ from typing import Any, Self
 import pytest
 
 from gaman import ConfigError
-from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError
+from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError, Tag
 from gaman.session.testing import OWNER_CONTRACT
 from gaman_session import _sealing
 from gaman_session.drivers.redis import RedisDriver
@@ -460,6 +460,11 @@ async def test_sessions_have_owners_behind_sentinels_too() -> None:
         ("DEL", "version"),
         ("DEL", "size"),
         *(("SET", name, value) for name in ("created", "expires", "deadline", "version", "size") for value in ("soon", "", "\xff")),
+        *(("SET", name, value) for name in ("created", "expires", "deadline") for value in ("1e18", "inf", "nan", "-1")),
+        *(("SET", name, value) for name in ("version", "size") for value in ("1_0", "inf", "9" * 400)),
+        ("SET", "created", str(NOW + 2000)),
+        ("SET", "deadline", str(NOW + 2000)),
+        ("SET", "deadline", "1e18", "expires", "1e18"),
     ],
 )
 async def test_a_damaged_hash_is_absent_and_reported_once(damage: tuple[str, ...], caplog: pytest.LogCaptureFixture) -> None:
@@ -470,12 +475,27 @@ async def test_a_damaged_hash_is_absent_and_reported_once(damage: tuple[str, ...
         await driver._client.execute_command(f"H{verb}", f"gaman:{id}", name, *values)
         for _ in range(2):
             assert await driver.load(id, now=NOW) is None
-        assert len([line for line in caplog.messages if id in line]) == 1
+        # One whose deadline is over is no damage.
+        assert len([line for line in caplog.messages if id in line]) == (
+            damage[1:] not in (("deadline", "nan"), ("deadline", "-1"))
+        )
         if name != "created":
             assert await driver.apply(id, {"b": b"2"}, ["a"], now=NOW, deadline=NOW + 10, max_size=MAX_SIZE) is Outcome.ABSENT
             assert await driver.swap(id, "a", b"1", b"2", now=NOW, deadline=None, max_size=MAX_SIZE) is Outcome.ABSENT
             assert await driver.rename(id, new_id(), record(), version=0, now=NOW) is Outcome.ABSENT
         await driver.destroy(id, now=NOW)
+
+
+async def test_a_member_of_an_owners_set_that_never_ends_holds_up_neither_logins_nor_their_end() -> None:
+    async with opened() as driver:
+        owner, id, other = new_id(), new_id(), new_id()
+        tagged = record()
+        tagged.tag = Tag(owner, b"", NOW)
+        await driver.create(id, tagged)
+        await driver._client.execute_command("ZADD", f"gaman:owner:{owner}", "1e18", new_id(), "inf", new_id())
+        await driver.create(other, tagged)
+        assert set(await driver.owned(owner, now=NOW)) == {id, other}
+        assert await driver.end_owned(owner, keep=(), now=NOW) == 2
 
 
 async def test_a_key_that_holds_no_hash_is_absent_and_reported_once(caplog: pytest.LogCaptureFixture) -> None:
