@@ -175,6 +175,8 @@ class Owners:
     async def end_all(self, owner: str, keep: Session | None) -> int:
         """End the sessions of *owner* but *keep*; return how many that were."""
         driver, names = self._driver(), self._names(_check(owner))
+        if keep is not None:
+            await keep._find_out()
         kept = () if keep is None or keep.id is None else (keep.id,)
         # The instant at which it takes effect. A tag that was made before is refused, by every process.
         now = self._now()
