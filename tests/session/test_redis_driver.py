@@ -68,7 +68,7 @@ def told_by(error: BaseException | None) -> str:
         *(({"url": url}, "can't read its url") for url in ("unix+cluster://x", "redis+ring://x", "redis://[", "redis://x:port")),
         *(
             ({"url": url}, "can't read its url")
-            for url in ("redis://x,y", "redis://x?socket_timeout=soon", "redis+cluster://x,y:port")
+            for url in ("redis://x,y", "redis://x?socket_timeout=soon", "redis+cluster://x,y:port", "redis://x?client_name=a%20b")
         ),
     ],
 )
@@ -98,6 +98,21 @@ async def test_a_server_that_is_not_there_is_named_without_its_password() -> Non
         assert "127.0.0.1:1" in str(caught.value)
         assert caught.value.__cause__ is not None
         assert "hidden" not in told_by(caught.value)
+
+
+@pytest.mark.parametrize("database", ["99", "9" * 20])
+async def test_a_database_that_is_not_there_is_found_at_the_start_by_a_socket_too(database: str) -> None:
+    with servers.RedisServer("--unixsocket", "redis.sock") as server:
+        for url in (f"{server.url}/{database}", f"unix://{server.folder}/redis.sock?db={database}"):
+            with pytest.raises(ConfigError, match=r"can't use the database in its url at .*; choose one that is there"):
+                async with opened(url=url):
+                    pass
+
+
+async def test_a_server_that_is_no_sentinel_is_named() -> None:
+    with servers.RedisServer() as server, pytest.raises(ConfigError, match=f"found no Sentinel at {server.address}; write"):
+        async with opened(url=f"redis+sentinel://{server.address}/sessions"):
+            pass
 
 
 async def test_a_frozen_server_costs_no_more_than_the_timeout() -> None:

@@ -62,7 +62,7 @@ _FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 _CONNECTION_FAILURES = (ConnectionError, RedisTimeoutError, RedisClusterException, OSError)
 _CLUSTER_FAILURES = (ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 _DEMOTED = (MasterDownError, ReadOnlyError)
-_DATABASE: Final = re.compile("DB index|SELECT is not allowed")
+_DATABASE: Final = re.compile("DB index|SELECT is not allowed|is not an integer")
 _is_whole: Final = re.compile(rb"[0-9]{1,14}").fullmatch
 _FORBIDDEN: Final = re.compile("no permission|can't (run|access)|unknown", re.IGNORECASE)
 # Seconds before the next attempts. Where another server may take over, the last one is repeated.
@@ -165,10 +165,13 @@ class RedisDriver:
             return ConfigError(f"the redis driver can't log in at {hosts}: {text}; check the user and the password in its url")
         if isinstance(cause, MovedError):
             return ConfigError(f"the redis driver found a Cluster at {hosts}; write redis+cluster:// in its url")
-        if isinstance(cause, (*_CONNECTION_FAILURES, TimeoutError)):
-            return SessionStoreError(self.name, f"be reached at {hosts}; see that it runs there, or change the driver's url")
+        # Over a socket, redis-py takes this for a failed connection.
         if _DATABASE.search(text):
             return ConfigError(f"the redis driver can't use the database in its url at {hosts}: {text}; choose one that is there")
+        if isinstance(cause, (*_CONNECTION_FAILURES, TimeoutError)):
+            return SessionStoreError(self.name, f"be reached at {hosts}; see that it runs there, or change the driver's url")
+        if "SENTINEL" in text:
+            return ConfigError(f"the redis driver found no Sentinel at {hosts}; write their hosts, or redis:// in its url")
         if _FORBIDDEN.search(text):
             fix = f"let its user run it, on the keys {self._prefix}*"
             return ConfigError(f"the redis driver lacks a permission at {hosts}: {text}; {fix}")
