@@ -284,6 +284,7 @@ NESTED: dict[str, Callable[[int], bytes]] = {
     ),
     "unclosed": lambda levels: b"[" * levels,
     "after flat ones": lambda levels: b"[" + b"[],{}," * 200 + b"[" * (levels - 1) + b"]" * levels,
+    "both": lambda levels: b'[{"a":' * (levels // 2) + b"[" * (levels % 2) + b"1" + b"]" * (levels % 2) + b"}]" * (levels // 2),
     "after a string that ends in a backslash": lambda levels: b'["\\\\",' + b"[" * (levels - 1) + b"]" * levels,
     "after an escaped quote": lambda levels: b'["\\"",' + b"[" * (levels - 1) + b"]" * levels,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Protocol, TypeVar
 
@@ -76,6 +77,9 @@ class SessionCall(Coroutine[Any, Any, T_co]):
             self._drop()
             del self._running
             raise
+        finally:
+            # An error whose traceback led back to it would have to wait for the garbage collector, and with it the request.
+            del error
 
     def close(self) -> None:
         """End the call."""
@@ -105,7 +109,7 @@ class SessionCall(Coroutine[Any, Any, T_co]):
             self._refuse()
 
     if not TYPE_CHECKING:
-        __contains__ = __iter__ = __len__ = __getitem__ = __setitem__ = __delitem__ = __format__ = _refuse
+        __contains__ = __iter__ = __len__ = __getitem__ = __setitem__ = __delitem__ = __format__ = __str__ = _refuse
         __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
 
         def __bool__(self) -> bool:
@@ -181,7 +185,10 @@ class Done(SessionCall[None]):
 
     def throw(self, *error: Any) -> Any:
         """Raise *error*."""
-        return _finish().throw(*error)
+        try:
+            return _finish().throw(*error)
+        finally:
+            del error
 
     def _drop(self) -> None:
         pass
@@ -229,5 +236,8 @@ def _is_asyncio(frame: FrameType) -> bool:
 def _place(code: CodeType, instruction: int) -> str:
     """Return where *instruction*, an offset in bytes, stands in the source."""
     line = next((line for start, end, line in code.co_lines() if start <= instruction < end), None)
-    path = os.path.relpath(code.co_filename) if code.co_filename.startswith(os.getcwd()) else code.co_filename
+    path = code.co_filename
+    # The working directory may be gone.
+    with suppress(OSError):
+        path = os.path.relpath(path) if path.startswith(os.getcwd()) else path
     return f"{path}, line {line or code.co_firstlineno}, in {code.co_name}"

@@ -18,6 +18,10 @@ LARGE: Final = 64 * 1024
 """Bytes of a session beyond which loading it shares no round trip with other calls."""
 
 
+YEAR_10000: Final = 253_402_300_800
+"""Seconds since the epoch: the first time for which datetime has no name."""
+
+
 class Outcome(Enum):
     """What became of a write."""
 
@@ -214,6 +218,11 @@ class OwnerDriver(Driver, Protocol):
     async def count(self, *, now: float) -> int:
         """Return how many sessions are in the store, whoever's they are. It may take a look at each."""
         ...
+
+
+def is_sound(created: float, expires: float, deadline: float) -> bool:
+    """Return whether these can be the times of a session. A person who writes to the store may have made them anything."""
+    return 0 <= created <= expires < YEAR_10000 and 0 <= deadline <= expires
 
 
 OWNER_METHODS: Final = ("tag", "owned", "end_owned", "count")

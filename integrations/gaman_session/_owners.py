@@ -177,6 +177,8 @@ class Owners:
         driver, names = self._driver(), self._names(_check(owner))
         if keep is not None and not hasattr(keep, "_outlive"):
             raise SessionUseError(f"end_all() keeps a session, not {keep!r}: write keep=ctx.session")
+        if keep is not None:
+            await keep._find_out()
         kept = () if keep is None or keep.id is None else (keep.id,)
         # The instant at which it takes effect. A tag that was made before is refused, by every process.
         now = self._now()

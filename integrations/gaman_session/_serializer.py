@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +19,7 @@ TOO_DEEP: Final = f"it is nested deeper than {MAX_DEPTH} levels"
 # What dicts and lists begin with in MessagePack.
 _CONTAINERS: Final = bytes([*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF])
 _NO_CONTAINERS: Final = bytes({*range(256)} - {*_CONTAINERS})
+_KINDS: Final = frozenset({dict, list, tuple})
 _decode_msgpack = msgspec.msgpack.Decoder().decode
 _encode_json = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder().decode
@@ -61,7 +62,10 @@ class Codec:
     make: Callable[[Any], Decoder]
     """Makes what decodes a type."""
     check_depth: Callable[[bytes], None] | None = None
-    """Raises ValueError for an encoded value that is nested deeper than MAX_DEPTH; None where the encoder does so."""
+    """Raises ValueError for an encoded value that is nested deeper than MAX_DEPTH; None where the encoder does so.
+
+    Only values of more bytes than MAX_DEPTH are given to it.
+    """
     decoders: dict[Any, Decoder] = field(init=False, default_factory=dict[Any, Decoder])
     """What decodes the types that were asked for."""
 
@@ -87,20 +91,35 @@ class _CustomDecoder:
 
 def custom(serializer: Serializer) -> Codec:
     """Return the codec of a serializer that is not one of ours."""
-    return Codec(serializer, _CustomDecoder(serializer, None), partial(_CustomDecoder, serializer))
+    decoder = _CustomDecoder(serializer, None)
+
+    def check_depth(data: bytes) -> None:
+        try:
+            value = decoder.decode(data)
+        except (RecursionError, MemoryError):
+            raise
+        except Exception:
+            # It may need a type, and then get() tells of what can't be read.
+            return
+        if value.__class__ in _KINDS and _is_too_deep(value):
+            raise ValueError(TOO_DEEP)
+
+    return Codec(serializer, decoder, partial(_CustomDecoder, serializer), check_depth)
 
 
 def _is_too_deep(value: Any) -> bool:
     """Return whether a decoded container is nested deeper than MAX_DEPTH, without a recursion of its own."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
-        parts = chain.from_iterable([_parts(container) for container in level])
-        level = [part for part in parts if isinstance(part, (dict, list, tuple))]
+        # Unrolled, because a visitor may have sent a million of them.
+        level = [
+            part
+            for container in level
+            if container
+            for part in (chain(container, container.values()) if container.__class__ is dict else container)
+            if part.__class__ in _KINDS
+        ]
     return bool(level)
-
-
-def _parts(container: Any) -> Iterable[Any]:
-    return chain(container, container.values()) if container.__class__ is dict else container
 
 
 def _check_msgpack_depth(data: bytes) -> None:

@@ -397,6 +397,9 @@ class Session(ABC):
     def _outlive(self) -> None:  # noqa: B027 - only a session that can have an owner has something to do
         """Have a tag that waits to go out count as made only now."""
 
+    async def _find_out(self) -> None:  # noqa: B027 - only a store knows which sessions are live
+        """See which of the request's cookies leads to the session that *id* is to name."""
+
     def _tokens(self) -> Iterator[str]:
         """Return the values of the request's cookies with the session's name, in order, and at most _MAX_COOKIES of them."""
         return islice(find_cookies(self._scope["headers"], self._sessions.cookie_name), _MAX_COOKIES)

@@ -231,6 +231,11 @@ class StoredSession(Session):
         self._changes[key] = data
 
     def _drop(self, key: str) -> None:
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            # set() takes no such key, so it is in no session.
+            return
         if self._size is not None:
             self._size -= self._length(key)
         self._changes[key] = None
@@ -271,6 +276,11 @@ class StoredSession(Session):
     def _outlive(self) -> None:
         if self._wish is not None:
             self._wish = self._sessions.owners.again(self._wish)
+
+    async def _find_out(self) -> None:
+        self._identify()
+        if not self._is_loaded and self._untried():
+            await self._in_turn(self._read)
 
     async def _in_turn(self, work: Callable[[], Awaitable[T]]) -> T:
         """Return what *work* returns, while nobody else of this request does the like."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
+import json
 import logging
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -74,6 +77,9 @@ MISUSES: dict[str, Callable[[Any], object]] = {
     "attribute": lambda call: call.name,
     "method": lambda call: call.strip(),
     "f-string": lambda call: f"Hello {call}",
+    "str": str,
+    "format": "Hello {}".format,
+    "JSON": lambda call: json.dumps({"user": call}, default=str),
 }
 
 
@@ -375,6 +381,39 @@ async def test_a_task_that_is_cancelled_before_it_begins_is_not_told_of(
     assert told(caplog) == []
     assert [str(each.message) for each in recwarn] == []
     assert await browser.all() == {"user": "Angga", "n": 1}
+
+
+async def test_a_task_that_is_cancelled_before_it_begins_leaves_its_request_to_no_garbage_collector(browser: Browser) -> None:
+    async def work(session: Session) -> None:
+        for call in (session.get("user"), session.set("user", 1)):
+            task = asyncio.create_task(call)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = len([each for each in gc.get_objects() if isinstance(each, Session)])
+        for _ in range(10):
+            await browser.do(work)
+        assert len([each for each in gc.get_objects() if isinstance(each, Session)]) < before + 5
+    finally:
+        gc.enable()
+
+
+async def test_a_call_is_told_of_where_the_working_directory_is_gone(
+    browser: Browser, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(session: Session) -> None:
+        session.get("user")
+
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    await browser.do(work)
+    [line] = told(caplog)
+    assert line.startswith("ctx.session.get(...) was never awaited: write `await` before it (")
 
 
 @pytest.mark.parametrize("failure", [HTTPError(400), ValueError("broken")], ids=repr)

@@ -156,11 +156,18 @@ async def test_visitors_without_a_cookie_evict_no_session_that_was_used_twice_an
             await browser.do(setting(a=1))
         for browser in readers:
             await browser.do(getting("a"))
+        clock.now += 2
         for browser in writers:
             await browser.do(setting(b=1))
+
+        async def visit(session: Session) -> None:
+            await session.update("visits", lambda count: count + 1, 0)
+            await session.update("last", lambda _: 1)
+            await session.regenerate()
+
         last = site.browser()
-        for _ in range(5000):
-            await last.site.request(setting(visit=1))
+        for number in range(5000):
+            await last.site.request(visit if number % 2 else setting(visit=1))
         assert [await browser.do(getting("user")) for browser in users] == [1] * 30
         assert [await browser.do(getting("a")) for browser in (*readers, *writers)] == [1] * 60
         assert len(driver) == 100

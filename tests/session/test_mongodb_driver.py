@@ -954,6 +954,38 @@ async def test_a_damaged_document_is_absent_and_reported_once(
     assert not isinstance(await driver.load(ID, now=NOW), Record)
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        {"created": DatetimeMS(-1)},
+        {"created": DatetimeMS(2**63 - 1)},
+        {"deadline": DatetimeMS(2**63 - 1)},
+        {"expires": DatetimeMS(2**63 - 1)},
+        {"created": DatetimeMS(int(NOW + 2000) * 1000)},
+        {"deadline": DatetimeMS(int(NOW + 2000) * 1000)},
+        {"deadline": DatetimeMS(10**16), "expires": DatetimeMS(10**16)},
+    ],
+    ids=str,
+)
+async def test_times_that_no_session_has_are_damage_and_spoil_no_list_of_the_owners(
+    driver: MongoDBDriver, times: dict[str, DatetimeMS], caplog: pytest.LogCaptureFixture
+) -> None:
+    for id in (ID, NEW_ID):
+        tagged = record()
+        tagged.tag = Tag("user:1", b"", NOW)
+        await driver.create(id, tagged)
+    await edit(driver, {"$set": times})
+    for _ in range(2):
+        assert await driver.load(ID, now=NOW) is None
+        assert set(await driver.owned("user:1", now=NOW)) == {NEW_ID}
+    assert warnings_in(caplog) == [f"session {ID}: its document is not what was written there; it counts as absent"]
+    if "created" not in times:
+        assert await apply(driver, {"key": b"1"}) is Outcome.ABSENT
+        assert await swap(driver, b"\1value", b"1") is Outcome.ABSENT
+    await driver.end_owned("user:1", keep=(), now=NOW)
+    assert await driver.load(NEW_ID, now=NOW) is Outcome.ENDED
+
+
 @pytest.mark.parametrize("seal", [value for value in WRONG if value is not None])
 async def test_a_seal_that_is_none_proves_nothing(driver: MongoDBDriver, seal: Any) -> None:
     await driver.create(ID, Record({"key": b"1"}, NOW, NOW + 1000, NOW + 1000, seal=b"\1seal"))

@@ -235,6 +235,14 @@ async def test_a_folder_in_a_folder_is_no_link_to_elsewhere(tmp_path: Path) -> N
     assert f"'{path / 'ab'}' isn't a folder; remove it" in await refused(FileDriver(dir=path))
 
 
+@pytest.mark.parametrize("name", ["sessions.db", "sessions.db-wal", "sessions.db-journal"])
+@pytest.mark.parametrize("make_it", [os.mkfifo, os.mkdir])
+async def test_a_database_is_no_pipe_and_no_folder(tmp_path: Path, name: str, make_it: Callable[[Path], None]) -> None:
+    make_it(tmp_path / name)
+    reason = await refused(SQLDriver(file=tmp_path / "sessions.db", timeout=1))
+    assert f"but '{tmp_path / name}' isn't a file; remove it, or choose another place" in reason
+
+
 async def test_what_others_put_into_a_folder_is_not_the_drivers(tmp_path: Path) -> None:
     path = tmp_path / "sessions"
     await begin(FileDriver(dir=path))

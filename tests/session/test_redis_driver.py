@@ -13,7 +13,7 @@ from typing import Any, Self
 import pytest
 
 from gaman import ConfigError
-from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError
+from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError, Tag
 from gaman.session.testing import OWNER_CONTRACT
 from gaman_session import _sealing
 from gaman_session.drivers.redis import RedisDriver
@@ -68,7 +68,7 @@ def told_by(error: BaseException | None) -> str:
         *(({"url": url}, "can't read its url") for url in ("unix+cluster://x", "redis+ring://x", "redis://[", "redis://x:port")),
         *(
             ({"url": url}, "can't read its url")
-            for url in ("redis://x,y", "redis://x?socket_timeout=soon", "redis+cluster://x,y:port")
+            for url in ("redis://x,y", "redis://x?socket_timeout=soon", "redis+cluster://x,y:port", "redis://x?client_name=a%20b")
         ),
     ],
 )
@@ -98,6 +98,21 @@ async def test_a_server_that_is_not_there_is_named_without_its_password() -> Non
         assert "127.0.0.1:1" in str(caught.value)
         assert caught.value.__cause__ is not None
         assert "hidden" not in told_by(caught.value)
+
+
+@pytest.mark.parametrize("database", ["99", "9" * 20])
+async def test_a_database_that_is_not_there_is_found_at_the_start_by_a_socket_too(database: str) -> None:
+    with servers.RedisServer("--unixsocket", "redis.sock") as server:
+        for url in (f"{server.url}/{database}", f"unix://{server.folder}/redis.sock?db={database}"):
+            with pytest.raises(ConfigError, match=r"can't use the database in its url at .*; choose one that is there"):
+                async with opened(url=url):
+                    pass
+
+
+async def test_a_server_that_is_no_sentinel_is_named() -> None:
+    with servers.RedisServer() as server, pytest.raises(ConfigError, match=f"found no Sentinel at {server.address}; write"):
+        async with opened(url=f"redis+sentinel://{server.address}/sessions"):
+            pass
 
 
 async def test_a_frozen_server_costs_no_more_than_the_timeout() -> None:
@@ -460,6 +475,11 @@ async def test_sessions_have_owners_behind_sentinels_too() -> None:
         ("DEL", "version"),
         ("DEL", "size"),
         *(("SET", name, value) for name in ("created", "expires", "deadline", "version", "size") for value in ("soon", "", "\xff")),
+        *(("SET", name, value) for name in ("created", "expires", "deadline") for value in ("1e18", "inf", "nan", "-1")),
+        *(("SET", name, value) for name in ("version", "size") for value in ("1_0", "inf", "9" * 400)),
+        ("SET", "created", str(NOW + 2000)),
+        ("SET", "deadline", str(NOW + 2000)),
+        ("SET", "deadline", "1e18", "expires", "1e18"),
     ],
 )
 async def test_a_damaged_hash_is_absent_and_reported_once(damage: tuple[str, ...], caplog: pytest.LogCaptureFixture) -> None:
@@ -470,12 +490,27 @@ async def test_a_damaged_hash_is_absent_and_reported_once(damage: tuple[str, ...
         await driver._client.execute_command(f"H{verb}", f"gaman:{id}", name, *values)
         for _ in range(2):
             assert await driver.load(id, now=NOW) is None
-        assert len([line for line in caplog.messages if id in line]) == 1
+        # One whose deadline is over is no damage.
+        assert len([line for line in caplog.messages if id in line]) == (
+            damage[1:] not in (("deadline", "nan"), ("deadline", "-1"))
+        )
         if name != "created":
             assert await driver.apply(id, {"b": b"2"}, ["a"], now=NOW, deadline=NOW + 10, max_size=MAX_SIZE) is Outcome.ABSENT
             assert await driver.swap(id, "a", b"1", b"2", now=NOW, deadline=None, max_size=MAX_SIZE) is Outcome.ABSENT
             assert await driver.rename(id, new_id(), record(), version=0, now=NOW) is Outcome.ABSENT
         await driver.destroy(id, now=NOW)
+
+
+async def test_a_member_of_an_owners_set_that_never_ends_holds_up_neither_logins_nor_their_end() -> None:
+    async with opened() as driver:
+        owner, id, other = new_id(), new_id(), new_id()
+        tagged = record()
+        tagged.tag = Tag(owner, b"", NOW)
+        await driver.create(id, tagged)
+        await driver._client.execute_command("ZADD", f"gaman:owner:{owner}", "1e18", new_id(), "inf", new_id())
+        await driver.create(other, tagged)
+        assert set(await driver.owned(owner, now=NOW)) == {id, other}
+        assert await driver.end_owned(owner, keep=(), now=NOW) == 2
 
 
 async def test_a_key_that_holds_no_hash_is_absent_and_reported_once(caplog: pytest.LogCaptureFixture) -> None:

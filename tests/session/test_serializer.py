@@ -570,6 +570,33 @@ async def test_an_own_serializer_may_take_types_that_cannot_be_hashed_either() -
         assert isinstance(reply.error, SessionTypeError)
 
 
+async def test_an_own_serializer_keeps_no_value_that_is_nested_deeper_than_100_levels() -> None:
+    class Lists:
+        """Needs a type for dicts."""
+
+        def encode(self, value: Any) -> bytes:
+            return json.dumps(value).encode()
+
+        def decode(self, data: bytes, type: Any) -> Any:
+            if type is None and data.startswith(b"{"):
+                raise TypeError("which one?")
+            return json.loads(data)
+
+    def nested(levels: int) -> Any:
+        value: Any = "value"
+        for _ in range(levels):
+            value = [value]
+        return value
+
+    async with browsing(Lists()) as browser:
+        await browser.do(setting(basket=nested(100), text="x" * 1000, typed={"a": "x" * 1000}))
+        assert await browser.do(getting("basket")) == nested(100)
+        reply = await browser.request(setting(basket=nested(101)))
+        assert isinstance(reply.error, SessionSerializationError)
+        assert "'basket'" in str(reply.error)
+        assert "nested deeper than 100 levels" in str(reply.error)
+
+
 async def test_what_an_own_serializer_raises_becomes_an_error_of_the_session() -> None:
     async with browsing(Exclaiming()) as browser:
         reply = await browser.request(setting(basket=5))

@@ -359,6 +359,19 @@ async def test_what_does_not_fit_the_type_is_an_error_that_names_the_key(site: S
     await site.browser().do(work)
 
 
+async def test_a_key_that_utf_8_cannot_encode_is_in_no_session(site: Site) -> None:
+    async def work(session: Session) -> Any:
+        await session.delete("\udcff")
+        await session.set("kept", 1)
+        await session.delete("\udcff")
+        return await session.has("\udcff"), await session.get("\udcff"), await session.pop("\udcff", "none")
+
+    browser = site.browser()
+    for _ in range(2):
+        assert await browser.do(work) == (False, None, "none")
+    assert await browser.all() == {"kept": 1}
+
+
 @pytest.mark.parametrize(
     "value",
     [object(), lambda: None, 2**70, "\ud800", iter(())],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import AsyncExitStack
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -170,6 +171,28 @@ async def test_an_owner_is_tied_to_the_live_session(store: Driver, clock: Clock)
         await _ask(site, tag, dead, live)
         assert await site.sessions.end_all("user:1") == 1
         assert await _user(site, live) is None
+
+
+@pytest.mark.parametrize("how", ["made up", "expired", "ended"])
+async def test_the_live_session_is_kept_though_nothing_was_read_of_it(store: Driver, clock: Clock, how: str) -> None:
+    owner = f"user:{token_hex(8)}"
+
+    async def log_in(session: Session) -> None:
+        await session.set("user", "live")
+        await session.tag(owner)
+
+    async with serving(Site(store, clock)) as site:
+
+        async def end_others(session: Session) -> int:
+            return await site.sessions.end_all(owner, keep=session)
+
+        dead, browsers = await _dead(site, how), [site.browser(), site.browser()]
+        for browser in browsers:
+            await browser.do(log_in)
+        live, other = [browser.token or "" for browser in browsers]
+        assert await _result(site, end_others, dead, live) == 1
+        assert await _user(site, dead, live) == "live"
+        assert await _user(site, other) is None
 
 
 async def test_a_write_after_a_logout_begins_nothing_whichever_cookie_led_to_that_session(store: Driver, clock: Clock) -> None:

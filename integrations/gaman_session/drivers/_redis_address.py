@@ -115,7 +115,7 @@ _SWITCH: Final[_Values] = "yes or no", {"yes", "no", "true", "false", "1", "0"}.
 _OPTIONS: Final[Mapping[str, _Values]] = {
     "username": _TEXT,
     "password": _TEXT,
-    "client_name": _TEXT,
+    "client_name": ("letters, digits and signs without a space", re.compile("[!-~]+").fullmatch),
     "protocol": ("2 or 3", {"2", "3"}.__contains__),
     "socket_timeout": _SECONDS,
     "socket_connect_timeout": _SECONDS,

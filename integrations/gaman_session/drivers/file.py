@@ -24,7 +24,7 @@ from msgspec.msgpack import Decoder, Encoder
 from gaman.errors import ConfigError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Record, Tag, size_of
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Outcome, Record, Tag, size_of
 from gaman_session._errors import SessionStoreError
 from gaman_session._paths import check_access, expand, make_parent
 from gaman_session._threads import Threads
@@ -40,7 +40,6 @@ _THREADS: Final = 16
 # So many calls make a trip; with more, all of them would wait for the last one's file to be on the disk.
 _TRIP: Final = 100
 _LONGEST_PAUSE: Final = 0.05
-_YEAR_10000: Final = 253_402_300_800
 _ID: Final = re.compile(r"[0-9a-f]{64}")
 _FOLDER: Final = re.compile(r"[0-9a-f]{2}|due|owners")
 _MARKER: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\.([0-9a-f]{64})(\.owner)?")
@@ -750,7 +749,7 @@ def _decode(id: str, content: bytes) -> _Kept | None:
     except (DecodeError, UnicodeDecodeError, RecursionError):
         return None
     numbers = [kept.created, kept.expires, kept.deadline, kept.version] if isinstance(kept, Record) else [kept.deadline]
-    return kept if all(0 <= number < _YEAR_10000 for number in numbers) else None
+    return kept if all(0 <= number < YEAR_10000 for number in numbers) else None
 
 
 def _checksum(id: str, data: bytes) -> bytes:

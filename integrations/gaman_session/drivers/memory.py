@@ -7,7 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from heapq import heapify, heappop, heappush
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -16,6 +16,10 @@ from gaman_session._driver import MAX_SKEW, TOMBSTONE, WRITTEN, Outcome, Record,
 from gaman_session._errors import SessionStoreError
 
 logger = logging.getLogger("gaman")
+
+
+_ONE_REQUEST: Final = 1
+"""Seconds after a session's beginning in which a write may be of the request that began it. A load never is."""
 
 
 class _Tomb(NamedTuple):
@@ -79,6 +83,8 @@ class MemoryDriver:
         record = self._find(id, now)
         if record is None:
             return Outcome.ENDED if self._tomb(id, now) else None
+        if record.queue is self._new:
+            self._queue(id, record)
         return _copy(record)
 
     async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
@@ -155,7 +161,8 @@ class MemoryDriver:
             return Outcome.REFUSED
         self._end(id, now, new_id)
         self._add(new_id, record)
-        self._queue(new_id, self._sessions[new_id])
+        if old.queue is not self._new:
+            self._queue(new_id, self._sessions[new_id])
         return WRITTEN
 
     async def destroy(self, id: str, *, now: float) -> None:
@@ -210,7 +217,8 @@ class MemoryDriver:
             self._disown(id, record)
             record.tag = tag
             self._own(id, record)
-            self._queue(id, record)
+            if tag is not None or record.queue is not self._new:
+                self._queue(id, record)
         return outcome
 
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
@@ -246,7 +254,7 @@ class MemoryDriver:
         if record.deadline <= now:
             self._remove(id)
             return None
-        if record.queue is self._new:
+        if record.queue is self._new and now >= record.created + _ONE_REQUEST:
             self._queue(id, record)
         else:
             record.queue.move_to_end(id)

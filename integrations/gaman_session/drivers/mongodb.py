@@ -48,7 +48,7 @@ from pymongo.errors import (
 from gaman.errors import ConfigError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Record, Tag, size_of
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Outcome, Record, Tag, is_sound, size_of
 from gaman_session._errors import SessionStoreError
 from gaman_session._time_limit import TimeLimit
 
@@ -59,10 +59,11 @@ _SHAPE: Final = {
     "properties": {name: {"bsonType": kind} for name, kind in _TYPES.items()},
     "not": {"required": ["ended"]},
 }
-# The same, and true for a deadline that is yet to come, for the pipeline of an update that finds its document by the _id alone: any
-# other search takes the server longer to plan than the update does.
+# The same, and true for a deadline that is yet to come and not beyond the limit, for the pipeline of an update that finds its
+# document by the _id alone: any other search takes the server longer to plan than the update does.
 _KINDS: Final = [{"$type": f"${name}"} for name in (*_TYPES, "ended")]
 _LIVE_KINDS: Final = {"$literal": [*_TYPES.values(), "missing", True]}
+_LAST: Final = DatetimeMS(YEAR_10000 * 1000 - 1)
 # An id is no number, so this fails, with a code of its own. So the server tells which of a batch's updates met no live session.
 _REFUSAL: Final = {"$toInt": "$_id"}
 _REFUSED: Final = 241
@@ -544,7 +545,7 @@ class MongoDBDriver:
                 "deadline": DatetimeMS() as deadline,
                 "version": Int64() as version,
                 "fields": dict(),
-            } if "ended" not in document:
+            } if "ended" not in document and is_sound(_seconds(created), _seconds(expires), _seconds(deadline)):
                 if deadline <= _date(now):
                     return None
                 fields = self._read(id, document["fields"])
@@ -714,7 +715,8 @@ def _change(
         else:
             changed[_path(field)] = {"$literal": value}
             changed["native"] = True
-    is_live = {"$eq": [[*_KINDS, {"$gt": ["$deadline", _date(now)]}], _LIVE_KINDS]}
+    has_time = {"$and": [{"$gt": ["$deadline", _date(now)]}, {"$lte": ["$deadline", "$expires"]}, {"$lte": ["$expires", _LAST]}]}
+    is_live = {"$eq": [[*_KINDS, has_time], _LIVE_KINDS]}
     changed["version"] = {"$cond": [is_live, {"$add": ["$version", 1]}, _REFUSAL]}
     if deadline is not None:
         changed["deadline"] = {"$min": [_date(deadline), "$expires"]}

@@ -21,8 +21,10 @@ local function find(key, now)
     local deadline, version, size = tonumber(found[2] or ''), tonumber(found[4] or ''), tonumber(found[5] or '')
     if not deadline or deadline <= now then return 'ABSENT' end
     if found[1] then return 'ENDED' end
+    local expires = tonumber(found[3] or '')
+    if not expires or not (deadline <= expires and expires < YEAR_10000) then return 'ABSENT' end
     -- Neither infinity nor what isn't a number is whole.
-    if not tonumber(found[3] or '') or not version or version % 1 ~= 0 or not size or size % 1 ~= 0 then return 'ABSENT' end
+    if not version or version % 1 ~= 0 or not size or size % 1 ~= 0 then return 'ABSENT' end
     return nil, size, version, found[3]
 end
 
@@ -35,8 +37,9 @@ local function beside(key, name)
     return string.sub(key, 1, -65) .. name
 end
 
+-- Redis takes no time that is too far ahead, and a set may have a member of someone else's.
 local function expire(key, now, deadline)
-    redis.call('PEXPIRE', key, math.ceil((tonumber(deadline) - now) * 1000))
+    redis.call('PEXPIRE', key, math.ceil((math.min(tonumber(deadline), YEAR_10000) - now) * 1000))
 end
 
 -- Sets *names* to *values*, and the fields that follow in pairs.

@@ -51,7 +51,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from gaman.errors import ConfigError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Record, Tag
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Outcome, Record, Tag, is_sound
 from gaman_session._errors import SessionStoreError
 from gaman_session._time_limit import TimeLimit
 from gaman_session.drivers._redis_address import Address, parse
@@ -62,7 +62,8 @@ _FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 _CONNECTION_FAILURES = (ConnectionError, RedisTimeoutError, RedisClusterException, OSError)
 _CLUSTER_FAILURES = (ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 _DEMOTED = (MasterDownError, ReadOnlyError)
-_DATABASE: Final = re.compile("DB index|SELECT is not allowed")
+_DATABASE: Final = re.compile("DB index|SELECT is not allowed|is not an integer")
+_is_whole: Final = re.compile(rb"[0-9]{1,14}").fullmatch
 _FORBIDDEN: Final = re.compile("no permission|can't (run|access)|unknown", re.IGNORECASE)
 # Seconds before the next attempts. Where another server may take over, the last one is repeated.
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.4)
@@ -78,7 +79,7 @@ _READS: Final = ("load", "look", "owned", "count")
 _TAG: Final = ("owner", "since", "note")
 
 _SCRIPT = (
-    f"local TOMBSTONE, MAX_SKEW, LARGE = {TOMBSTONE}, {MAX_SKEW}, {LARGE}\n"
+    f"local TOMBSTONE, MAX_SKEW, LARGE, YEAR_10000 = {TOMBSTONE}, {MAX_SKEW}, {LARGE}, {YEAR_10000}\n"
     + files("gaman_session.drivers").joinpath("redis.lua").read_text()
 )
 _SHA = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
@@ -164,10 +165,13 @@ class RedisDriver:
             return ConfigError(f"the redis driver can't log in at {hosts}: {text}; check the user and the password in its url")
         if isinstance(cause, MovedError):
             return ConfigError(f"the redis driver found a Cluster at {hosts}; write redis+cluster:// in its url")
-        if isinstance(cause, (*_CONNECTION_FAILURES, TimeoutError)):
-            return SessionStoreError(self.name, f"be reached at {hosts}; see that it runs there, or change the driver's url")
+        # Over a socket, redis-py takes this for a failed connection.
         if _DATABASE.search(text):
             return ConfigError(f"the redis driver can't use the database in its url at {hosts}: {text}; choose one that is there")
+        if isinstance(cause, (*_CONNECTION_FAILURES, TimeoutError)):
+            return SessionStoreError(self.name, f"be reached at {hosts}; see that it runs there, or change the driver's url")
+        if "SENTINEL" in text:
+            return ConfigError(f"the redis driver found no Sentinel at {hosts}; write their hosts, or redis:// in its url")
         if _FORBIDDEN.search(text):
             fix = f"let its user run it, on the keys {self._prefix}*"
             return ConfigError(f"the redis driver lacks a permission at {hosts}: {text}; {fix}")
@@ -353,6 +357,9 @@ class RedisDriver:
             fields = {name[1:].decode(errors="replace"): value for name, value in found.items() if name and name[0] == _COLON}
             tag = Tag(found[b"owner"].decode(), found[b"note"], float(found[b"since"])) if b"owner" in found else None
             created, expires, version = float(found[b"created"]), float(found[b"expires"]), int(found[b"version"])
+            # The script writes whole numbers so, and takes no others.
+            if not (is_sound(created, expires, deadline) and _is_whole(found[b"version"]) and _is_whole(found[b"size"])):
+                raise ValueError
             return Record(fields, created, expires, deadline, version, tag, found.get(b"seal", b""))
         except (KeyError, ValueError):
             self._damage.report(id, "its hash")

@@ -620,5 +620,8 @@ def _create(file: Path, setting: str) -> None:
         os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))
     # What SQLite finds in the files beside it becomes part of the database.
     for path in (os.path.realpath(file) + suffix for suffix in ("", "-wal", "-shm", "-journal")):
-        if os.path.isfile(path):
+        if os.path.exists(path):
+            # SQLite would wait for ever for a pipe's other end.
+            if not os.path.isfile(path):
+                raise ConfigError(f"{setting}, but {path!r} isn't a file; remove it, or choose another place")
             check_access(path, os.stat(path), setting)
