@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from ssl import VerifyFlags
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
 
@@ -107,6 +108,10 @@ _Values = tuple[str, Callable[[str], object]]
 _TEXT: Final[_Values] = "some text", bool
 _SECONDS: Final[_Values] = "a number of seconds above 0", _is_seconds
 _SIZE: Final[_Values] = "a whole number above 0", _is_size
+_FLAGS: Final[_Values] = (
+    "names of ssl.VerifyFlags",
+    lambda value: {*value.strip("[]").replace(" ", "").split(",")} <= {*VerifyFlags.__members__},
+)
 _SWITCH: Final[_Values] = "yes or no", {"yes", "no", "true", "false", "1", "0"}.__contains__
 _OPTIONS: Final[Mapping[str, _Values]] = {
     "username": _TEXT,
@@ -125,8 +130,8 @@ _TLS_OPTIONS: Final[Mapping[str, _Values]] = {
     "ssl_keyfile": _TEXT,
     "ssl_password": _TEXT,
     "ssl_ciphers": _TEXT,
-    "ssl_include_verify_flags": _TEXT,
-    "ssl_exclude_verify_flags": _TEXT,
+    "ssl_include_verify_flags": _FLAGS,
+    "ssl_exclude_verify_flags": _FLAGS,
     "ssl_cert_reqs": ("none, optional or required", {"none", "optional", "required"}.__contains__),
     "ssl_check_hostname": _SWITCH,
     "ssl_min_version": ("771 for TLS 1.2, or 772 for TLS 1.3", {"771", "772"}.__contains__),

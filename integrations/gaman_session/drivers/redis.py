@@ -62,7 +62,7 @@ _FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 _CONNECTION_FAILURES = (ConnectionError, RedisTimeoutError, RedisClusterException, OSError)
 _CLUSTER_FAILURES = (ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 _DEMOTED = (MasterDownError, ReadOnlyError)
-_DATABASE: Final = re.compile("DB index|SELECT is not allowed")
+_DATABASE: Final = re.compile("DB index|SELECT is not allowed|out of range")
 _FORBIDDEN: Final = re.compile("no permission|can't (run|access)|unknown", re.IGNORECASE)
 # Seconds before the next attempts. Where another server may take over, the last one is repeated.
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.4)
@@ -146,14 +146,13 @@ class RedisDriver:
         key = (f"{self._shard('000')}check",)
         try:
             async with asyncio.timeout(self._timeout):
-                for call in (Call("load", key), Call("check", key)):
-                    [answer] = await self._attempt([call])
-                    if isinstance(answer, Exception):
-                        raise answer
-        except _FAILURES as cause:
-            if (error := self._refusal(cause)) is not None:
+                answers = [*await self._attempt([Call("load", key)]), *await self._attempt([Call("check", key)])]
+        except TimeoutError as cause:
+            answers = [cause]
+        for answer in answers:
+            if isinstance(answer, Exception) and (error := self._refusal(answer)) is not None:
                 await self.close()
-                raise error from cause
+                raise error from answer
 
     def _refusal(self, cause: BaseException) -> Exception | None:
         """Return why the driver can't work with what open() got for an answer, or None where that may pass by itself."""
