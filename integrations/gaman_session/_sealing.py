@@ -160,7 +160,7 @@ class Keyring:
 class Values:
     """Seals the values of one session, each bound to its field."""
 
-    __slots__ = ("_context", "_id", "_keys", "_newest", "_subkeys")
+    __slots__ = ("_context", "_id", "_keys", "_newest", "_proven", "_subkeys")
 
     def __init__(self, keys: dict[bytes, _Keys], newest: _Keys, id: bytes, context: bytes) -> None:
         self._keys = keys
@@ -168,6 +168,8 @@ class Values:
         self._id = id
         self._context = context
         self._subkeys: dict[bytes, AESGCMSIV] = {}
+        # A session's times are the same at each load, and Values are kept for many requests.
+        self._proven: tuple[bytes, float, float] | None = None
 
     def seal(self, field: str, data: bytes) -> bytes:
         """Return *data*, to be opened under *field* of this session alone."""
@@ -185,12 +187,17 @@ class Values:
 
     def proves_times(self, seal: bytes, created: float, expires: float) -> bool:
         """Return whether *seal* is what seal_times() gave for these times."""
+        if self._proven == (seal, created, expires):
+            return True
         keys = self._keys.get(seal[:_HEAD])
         try:
-            return keys is not None and compare_digest(seal[_HEAD:], self._mac_times(keys, created, expires))
+            is_proven = keys is not None and compare_digest(seal[_HEAD:], self._mac_times(keys, created, expires))
         except (OverflowError, ValueError):
-            # Someone has written an infinite number, or nan.
+            # It is infinite, or not a number.
             return False
+        if is_proven:
+            self._proven = seal, created, expires
+        return is_proven
 
     def _mac_times(self, keys: _Keys, created: float, expires: float) -> bytes:
         times = b"%d %d" % (round(created * 1000), round(expires * 1000))

@@ -187,10 +187,14 @@ class StoredSession(Session):
     # Changing
 
     def _put(self, key: str, data: bytes) -> None:
-        size = (self._measure() if self._size is None else self._size) - self._length(key)
-        size += _length(key) + len(data) + self._sessions.overhead
-        if size > self._sessions.max_size and size > self._stored_size:
-            raise StoredSessionTooLarge(size, self._sessions.max_size, key)
+        sessions, size = self._sessions, self._size
+        if size is None:
+            size = self._measure() if self._changes or self._record is not None else 0
+        if size:
+            size -= self._length(key)
+        size += (len(key) if key.isascii() else len(key.encode())) + len(data) + sessions.overhead
+        if size > sessions.max_size and (self._record is None or size > self._stored_size):
+            raise StoredSessionTooLarge(size, sessions.max_size, key)
         self._size = size
         self._changes[key] = data
 
@@ -202,8 +206,10 @@ class StoredSession(Session):
     def _measure(self) -> int:
         """Return how many bytes the session has with this request's changes, as far as is known without a trip."""
         fields = {} if self._record is None else self._record.fields
-        self._stored_size = _size(fields)
-        return self._stored_size + sum(self._length(key) - _length_of(fields, key) for key in self._changes)
+        size = self._stored_size = _size(fields) if fields else 0
+        for key in self._changes:
+            size += self._length(key) - _length_of(fields, key)
+        return size
 
     def _length(self, key: str) -> int:
         """Return how many bytes *key* and its value have in the store, as this request sees it."""
@@ -309,7 +315,7 @@ class StoredSession(Session):
             await self._begin()
             return
         sets = self._seal(identity, changes)
-        deletes = [key for key, data in changes.items() if data is None]
+        deletes = [key for key, data in changes.items() if data is None] if None in changes.values() else ()
         now = self._sessions.clock()
         if (wish := self._wish) is not None:
             outcome = await self._apply_wish(wish, identity, sets, deletes, now)
@@ -361,7 +367,9 @@ class StoredSession(Session):
         if any(data is not None for data in changes.values()):
             wish, (identity, lifetime) = self._wish, self._new_identity()
             record = self._new_record(identity, self._seal(identity, changes), lifetime)
-            self._check_size(record.fields, {})
+            # Where it is known, it was checked already.
+            if self._size is None or self._size > self._sessions.max_size:
+                self._check_size(record.fields, {})
             if wish is not None:
                 record.tag = self._sessions.owners.tag(wish, identity.handle)
             elif lost is not None:
@@ -417,7 +425,7 @@ class StoredSession(Session):
         """Store *data* where the value is still the one that was read; return whether there is nothing left to do."""
         if self._identity is None or self._record is None:
             if not self._is_ended:
-                self._changes[key] = data
+                self._put(key, data)
                 await self._begin()
             return True
         sets, now = self._seal(self._identity, {key: data}), self._sessions.clock()
@@ -461,8 +469,10 @@ class StoredSession(Session):
         raise StoredSessionTooLarge(max(size, self._sessions.max_size + 1), self._sessions.max_size, key)
 
     def _seal(self, identity: Identity, changes: Mapping[str, bytes | None]) -> dict[str, bytes]:
-        """Return what the store is to hold of *changes*, without what they delete."""
-        sets = {key: data for key, data in changes.items() if data is not None}
+        """Return what the store is to hold of *changes*, a dict of the caller's own, without what they delete."""
+        sets = cast("dict[str, bytes]", changes)
+        if None in changes.values():
+            sets = {key: data for key, data in changes.items() if data is not None}
         return {key: identity.values.seal(key, data) for key, data in sets.items()} if self._sessions.is_sealed else sets
 
     def _new_identity(self) -> tuple[Identity, int]:
@@ -482,7 +492,7 @@ class StoredSession(Session):
 
     def _new_record(self, identity: Identity, fields: dict[str, bytes], lifetime: int) -> Record:
         now = self._sessions.clock()
-        milliseconds = math.floor(now * 1000)
+        milliseconds = int(now * 1000)
         created, expires = milliseconds / 1000, (milliseconds + lifetime * 1000) / 1000
         seal = identity.values.seal_times(created, expires) if self._sessions.is_sealed else b""
         return Record(fields, created, expires, self._sessions.deadline(now, expires), seal=seal)
@@ -550,7 +560,7 @@ class StoredSession(Session):
 
 def _size(fields: Mapping[str, bytes]) -> int:
     """Return how many bytes a store counts for *fields*."""
-    return sum(_length(name) + len(data) for name, data in fields.items())
+    return len("".join(fields).encode()) + sum(map(len, fields.values()))
 
 
 def _length(name: str) -> int:

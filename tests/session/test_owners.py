@@ -693,11 +693,11 @@ async def test_a_tag_that_the_end_of_all_overtakes_in_a_cluster_is_refused_and_t
         async def _enter(self, action: str, id: str, tag: Tag, record: Record, now: float, *, is_carried: bool = False) -> Outcome:
             outcome = await super()._enter(action, id, tag, record, now, is_carried=is_carried)
             if tag == early:
-                assert await self.end_owned(OWNER, keep=(), now=now, until=now + 1) == 0
+                assert await self.end_owned(OWNER, keep=(), now=now + 0.5) == 0
             return outcome
 
-    now, id = time.time(), "0" * 64
-    early, later = Tag(OWNER, b"", now), Tag(OWNER, b"", now + 1)
+    now, id = round(time.time(), 3), "0" * 64
+    early, later = Tag(OWNER, b"", now), Tag(OWNER, b"", now + 0.5)
     driver = Overtaken(url=servers.redis_cluster_url(), prefix=f"{token_hex(8)}:")
     await driver.open()
     try:

@@ -742,7 +742,7 @@ async def test_values_in_a_store_are_sealed_and_moving_them_makes_them_absent(
         assert len(unreadable) == 2
 
 
-async def test_nobody_who_writes_to_a_store_prolongs_a_session(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_write_access_to_a_store_prolongs_no_session(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     store = Sealing()
     async with serving(Site(store, clock, max_age=1000)) as site:
         browsers = [site.browser() for _ in range(6)]

@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from gaman.errors import ConfigError
 from gaman_session._driver import MAX_SKEW, TOMBSTONE, WRITTEN, Outcome, Record, Tag
 from gaman_session._errors import SessionStoreError
@@ -21,12 +23,12 @@ class _Tomb(NamedTuple):
     successor: str | None
 
 
-class _Kept(Record, kw_only=True):
+class _Kept(Record):
     """A session as it is kept here."""
 
-    size: int
+    size: int = 0
     """Bytes of its fields' names and values."""
-    queue: OrderedDict[str, None]
+    queue: OrderedDict[str, None] = msgspec.field(default_factory=OrderedDict)
     """The one of the driver's queues that it stands in."""
 
 
@@ -102,16 +104,25 @@ class MemoryDriver:
         record = self._find(id, now)
         if record is None:
             return self._missing(id, now)
-        size = _size_with(record, sets, deletes)
+        size, fields = record.size, record.fields
+        for name, value in sets.items():
+            before = fields.get(name)
+            size += len(value) + _length(name) if before is None else len(value) - len(before)
+        for name in deletes:
+            if (gone := sets.get(name, fields.get(name))) is not None:
+                size -= len(gone) + _length(name)
         if size > max_size and size > record.size:
             return Outcome.TOO_LARGE
-        record.fields.update(sets)
-        for field in deletes:
-            record.fields.pop(field, None)
-        if not record.fields:
+        fields.update(sets)
+        for name in deletes:
+            fields.pop(name, None)
+        if not fields:
             self._end(id, now, None)
             return Outcome.EMPTIED
-        _touch(record, size, deadline)
+        record.size = size
+        record.version += 1
+        if deadline is not None:
+            record.deadline = min(deadline, record.expires)
         return WRITTEN
 
     async def swap(
@@ -123,11 +134,14 @@ class MemoryDriver:
             return self._missing(id, now)
         if record.fields.get(field) != old:
             return Outcome.CONFLICT
-        size = _size_with(record, {field: new}, ())
+        size = record.size + len(new) + (_length(field) if old is None else -len(old))
         if size > max_size and size > record.size:
             return Outcome.TOO_LARGE
         record.fields[field] = new
-        _touch(record, size, deadline)
+        record.size = size
+        record.version += 1
+        if deadline is not None:
+            record.deadline = min(deadline, record.expires)
         return WRITTEN
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
@@ -264,8 +278,8 @@ class MemoryDriver:
             record.version,
             record.tag,
             record.seal,
-            size=sum(len(value) + _length(field) for field, value in record.fields.items()),
-            queue=queue,
+            len("".join(record.fields).encode()) + sum(map(len, record.fields.values())),
+            queue,
         )
         self._own(id, record)
         if len(self._deadlines) > 2 * len(self._sessions) + 1000:
@@ -308,27 +322,8 @@ class MemoryDriver:
         return Outcome.ENDED if self._tomb(id, now) else Outcome.ABSENT
 
 
-def _touch(record: _Kept, size: int, deadline: float | None) -> None:
-    record.size = size
-    record.version += 1
-    if deadline is not None:
-        record.deadline = min(deadline, record.expires)
-
-
-def _size_with(record: _Kept, sets: Mapping[str, bytes], deletes: Collection[str]) -> int:
-    """Return how many bytes the session has after these changes."""
-    size, fields = record.size, record.fields
-    for field, value in sets.items():
-        before = fields.get(field)
-        size += len(value) + _length(field) if before is None else len(value) - len(before)
-    for field in deletes:
-        if (gone := sets.get(field, fields.get(field))) is not None:
-            size -= len(gone) + _length(field)
-    return size
-
-
-def _length(field: str) -> int:
-    return len(field) if field.isascii() else len(field.encode())
+def _length(name: str) -> int:
+    return len(name) if name.isascii() else len(name.encode())
 
 
 def _copy(record: Record) -> Record:
