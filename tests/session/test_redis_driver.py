@@ -22,6 +22,7 @@ from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError
 from gaman.session.testing import OWNER_CONTRACT
 from gaman_session import _sealing
 from gaman_session._driver import LARGE
+from gaman_session.drivers import redis as redis_driver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
 from tests.session.sites import Clock, Site, getting, serving, setting
@@ -115,7 +116,7 @@ def test_a_wrong_option_is_named_at_once(options: dict[str, Any], words: str) ->
         ("rediss://x?ssl_min_version=1", "ssl_min_version takes 771"),
         ("rediss://x?ssl_exclude_verify_flags=x", "can't read its url"),
         # The database.
-        *((f"redis://x/{path}", "a database follows the host") for path in ("sessions", "0/x", "0/1", "-1", "1.5", "/1", "0/")),
+        *((f"redis://x/{path}", "a database follows the host") for path in ("sessions", "0/x", "0/1", "-1", "1.5", "/1")),
         *((f"redis://x?db={value}", "db takes a whole number") for value in ("", "-1", "one")),
         ("redis://x/1?db=2", "it says db twice"),
         ("redis://x?db=1&db=2", "it says db twice"),
@@ -160,7 +161,7 @@ def test_a_password_is_in_no_error(url: str) -> None:
 @pytest.mark.parametrize("kind", ["redis", "unix", "redis+cluster", "redis+sentinel"])
 async def test_what_a_url_may_say_works(kind: str, tmp_path: Path) -> None:
     options = "client_name=mine&socket_timeout=5&socket_connect_timeout=5&socket_read_size=4096&health_check_interval=30"
-    keepalive = "&socket_keepalive=no"
+    keepalive = "&socket_keepalive=False"
     if kind == "redis+cluster":
         await keeps_sessions(f"{servers.redis_cluster_url()}/0?protocol=2&{options}{keepalive}")
     elif kind == "redis+sentinel":
@@ -172,7 +173,7 @@ async def test_what_a_url_may_say_works(kind: str, tmp_path: Path) -> None:
             url = f"unix://{quote(str(path))}" if kind == "unix" else server.url
             for protocol in (2, 3):
                 await keeps_sessions(f"{url}?protocol={protocol}&db=3&{options}{'' if kind == 'unix' else keepalive}")
-            await keeps_sessions(url if kind == "unix" else f"{server.url}/7")
+            await keeps_sessions(url if kind == "unix" else f"{server.url}/7/")
             with server.client() as client:
                 assert set(client.info("keyspace")) == {"db3", "db0" if kind == "unix" else "db7"}
 
@@ -550,7 +551,7 @@ async def test_a_large_session_shares_no_trip_with_others(is_cluster: bool, pool
             results = await send(calls, *script)
             if len(calls) > 1:
                 shared += 1
-                assert all(sum(map(len, each.values())) < LARGE for each in results if isinstance(each, dict))
+                assert all(len(str(each)) < LARGE for each in results)
             return results
 
         driver._send = seen  # type: ignore[method-assign]
@@ -562,8 +563,18 @@ async def test_a_large_session_shares_no_trip_with_others(is_cluster: bool, pool
         assert shared
 
 
-async def test_over_a_single_connection_large_and_small_sessions_are_loaded_too() -> None:
-    async with opened(pool_size=1) as driver:
+def never(error: Exception) -> bool:
+    return False
+
+
+@pytest.mark.parametrize("is_cluster", [False, True])
+async def test_over_a_single_connection_large_and_small_sessions_are_loaded_too(
+    is_cluster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A second attempt would hide what the first has run into.
+    monkeypatch.setattr(redis_driver, "_may_pass", never)
+    url = servers.redis_cluster_url() if is_cluster else servers.redis_url()
+    async with opened(url=url, pool_size=1) as driver:
         ids = [new_id() for _ in range(20)]
         await asyncio.gather(*(driver.create(id, record(n=bytes(LARGE * (i % 2)))) for i, id in enumerate(ids)))
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""The url of the Redis driver: what it says, and what in it can't work. No message repeats a password."""
+"""The url of the Redis driver: what it says, and what in it can't work, in messages that repeat no password."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def parse(url: str) -> Address:
         fault = "percent-encode user and password: %2F for /, %3F for ?, %23 for #, %40 for @"
     if fault:
         raise _unreadable(fault)
-    path, master = ("", parts.path[1:]) if kind == "sentinel" else (parts.path, "")
+    path, master = ("", parts.path.strip("/")) if kind == "sentinel" else (parts.path, "")
     urls = [urlunsplit((scheme, credentials + at + host, path, parts.query, "")) for host in hosts.split(",")]
     is_socket = scheme == "unix"
     return Address(kind, parts.path if is_socket else hosts or "localhost", urls, master, is_socket)
@@ -85,13 +85,13 @@ def _fault_of_path(scheme: str, kind: str, path: str) -> str | None:
     if scheme == "unix":
         return None if path.strip("/") else "it lacks the socket's path: write unix:///run/redis.sock"
     if kind == "sentinel":
-        is_name = re.fullmatch(r"/[A-Za-z0-9._-]+", path)
+        is_name = re.fullmatch(r"/[A-Za-z0-9._-]+/?", path)
         return (
             None if is_name else "the master's name follows the hosts, as in redis+sentinel://host:26379/name; a database is ?db=1"
         )
     if kind == "cluster":
         return None if path in {"", "/", "/0"} else "a Cluster has one database: nothing follows its hosts but options"
-    is_number = re.fullmatch("/?[0-9]*", path)
+    is_number = re.fullmatch("/?[0-9]*/?", path)
     return None if is_number else "a database follows the host, as a number: redis://host:6379/0"
 
 
@@ -112,7 +112,7 @@ _FLAGS: Final[_Values] = (
     "names of ssl.VerifyFlags",
     lambda value: {*value.strip("[]").replace(" ", "").split(",")} <= {*VerifyFlags.__members__},
 )
-_SWITCH: Final[_Values] = "yes or no", {"yes", "no", "true", "false", "1", "0"}.__contains__
+_SWITCH: Final[_Values] = "yes or no", lambda value: value.lower() in {"yes", "no", "true", "false", "1", "0"}
 _OPTIONS: Final[Mapping[str, _Values]] = {
     "username": _TEXT,
     "password": _TEXT,
@@ -144,7 +144,7 @@ _ELSEWHERE: Final = {
 
 
 def _fault_of_query(scheme: str, kind: str, parts: SplitResult) -> str | None:
-    allowed = dict(_OPTIONS)
+    allowed: dict[str, _Values] = dict(_OPTIONS)
     if kind != "cluster":
         allowed["db"] = "a whole number from 0 up", str.isdecimal
     if scheme != "unix":

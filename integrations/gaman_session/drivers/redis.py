@@ -186,7 +186,7 @@ class RedisDriver:
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
         action, key = "load a session", (self._key(id),)
-        found = b"LARGE" if id in self._large else await self._call(action, id, Call("load", key))
+        found: Any = b"LARGE" if id in self._large else await self._call(action, id, Call("load", key))
         if found == b"LARGE":
             found = await self._call(action, id, Call("load", key, (), (True,)), is_large=True)
         return self._record(id, found, now)
@@ -402,8 +402,10 @@ class RedisDriver:
         """Return what *call* answers, or None where no hash stands in the session's place."""
         node = self._node(call) if self._is_cluster else None
         server = "" if node is None else node.name
-        if (batches := self._batches.get((server, is_large))) is None:
-            batches = self._batches[server, is_large] = self._new_batches(is_large)
+        # Over a single connection, everything waits for everything.
+        lane = server, is_large and self._pool_size > 1
+        if (batches := self._batches.get(lane)) is None:
+            batches = self._batches[lane] = self._new_batches(is_large=lane[1])
         try:
             return await batches.call(call)
         except _FAILURES as cause:
@@ -412,10 +414,9 @@ class RedisDriver:
                 return None
             raise SessionStoreError(self.name, f"{action} at {server or self._address.hosts}") from cause
 
-    def _new_batches(self, is_large: bool) -> Batches[Call, Any]:
-        # Over a single connection, everything waits for everything.
+    def _new_batches(self, *, is_large: bool) -> Batches[Call, Any]:
         large = min(_LARGE_AT_ONCE, self._pool_size // 2)
-        if is_large and large:
+        if is_large:
             return Batches(self._run, at_once=large, most=1, timeout=self._timeout)
         return Batches(self._run, at_once=min(_AT_ONCE, self._pool_size - large), timeout=self._timeout)
 
@@ -506,7 +507,8 @@ def _check_tls(options: Mapping[str, Any]) -> None:
     """Raise ConfigError for options of TLS that can't work, as for a file that isn't there."""
     if options.get("connection_class") is SSLConnection:
         try:
-            SSLConnection(**{name: value for name, value in options.items() if name.startswith("ssl_")}).ssl_context.get()
+            make: Any = SSLConnection
+            make(**{name: value for name, value in options.items() if name.startswith("ssl_")}).ssl_context.get()
         except (OSError, ValueError) as cause:
             raise ConfigError(f"the redis driver can't use the ssl_ options in its url: {cause}") from cause
 
@@ -547,7 +549,7 @@ def _command(calls: Sequence[Call], script: Sequence[str], *, is_alone: bool) ->
     """Return the command that makes *calls*: *script*'s, but for a load that shares no trip, which needs none."""
     if _is_load(calls):
         # Without arguments, the script loads what is not large.
-        return ("HGETALL", *calls[0].keys) if is_alone else (*script, 1, *calls[0].keys)
+        return ("HGETALL", *calls[0].keys) if is_alone or calls[0].arguments else (*script, 1, *calls[0].keys)
     keys = [key for call in calls for key in call.keys]
     what = [(call.operation, len(call.keys), len(call.values), *call.arguments) for call in calls]
     # One piece is cheaper for redis-py to send than its parts.
@@ -558,9 +560,9 @@ def _results(calls: Sequence[Call], answer: Any) -> list[Any]:
     """Return for each of *calls* its part of *answer*: a hash or a set, a word, a number, nothing, or an error."""
     if isinstance(answer, Exception):
         return [answer] * len(calls)
-    if _is_load(calls):
-        return [_pairs(answer) if isinstance(answer, list) else answer]
-    return [*_parts(answer)]
+    if not _is_load(calls):
+        return [*_parts(answer)]
+    return [_pairs(answer) if isinstance(answer, list) else answer]  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _is_load(calls: Sequence[Call]) -> bool:
