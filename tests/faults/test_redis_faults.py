@@ -200,7 +200,7 @@ def test_a_wrong_password_fails_the_start_and_is_not_shown(server: RedisServer, 
         client.config_set("requirepass", "right")
     with site(tmp_path, redis(f"redis://:{PASSWORD}@{server.address}", timeout=1)) as program:
         assert program.wait() == 1
-        assert f"could not be reached at {server.address}" in program.stderr
+        assert f"gaman: the redis driver can't log in at {server.address}: " in program.stderr
         assert PASSWORD not in program.stdout + program.stderr
     with site(tmp_path, redis(f"redis://:right@{server.address}")) as program:
         assert Visitor(program.port).put("key").status == 200

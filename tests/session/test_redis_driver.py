@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
+import re
 import socket
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from importlib.resources import files
+from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 import pytest
 
@@ -16,6 +21,8 @@ from gaman import ConfigError
 from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError, Tag
 from gaman.session.testing import OWNER_CONTRACT
 from gaman_session import _sealing
+from gaman_session._driver import LARGE
+from gaman_session.drivers import redis as redis_driver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
 from tests.session.sites import Clock, Site, getting, serving, setting
@@ -65,10 +72,17 @@ def told_by(error: BaseException | None) -> str:
         *(({"wait_replicas": value}, f"wait_replicas={value!r}") for value in (-1, True, 1.5)),
         *(({"url": url}, "can't read its url") for url in ("", "http://localhost", "localhost:6379", None, 7)),
         *(({"url": url}, "can't read its url") for url in ("redis+sentinel://localhost", "redis+sentinel://localhost/")),
-        *(({"url": url}, "can't read its url") for url in ("unix+cluster://x", "redis+ring://x", "redis://[", "redis://x:port")),
         *(
             ({"url": url}, "can't read its url")
-            for url in ("redis://x,y", "redis://x?socket_timeout=soon", "redis+cluster://x,y:port", "redis://x?client_name=a%20b")
+            for url in (
+                "redis://x,y",
+                "redis://x?socket_timeout=soon",
+                "unix+cluster://x",
+                "redis+ring://x",
+                "redis://[",
+                "redis+cluster://x,y:z",
+                "redis://x?client_name=a%20b",
+            )
         ),
     ],
 )
@@ -78,11 +92,228 @@ def test_a_wrong_option_is_named_at_once(options: dict[str, Any], words: str) ->
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["redis://:hid/den@localhost:port", "redis://user:hidden@x:hidden", "http://:hidden@localhost"])
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        # Options that would break the driver, that it has itself, or that nothing knows.
+        ("redis://x?decode_responses=True", "no option 'decode_responses' there; remove it"),
+        *((f"redis://x?{name}=1", f"no option '{name}'") for name in ("encoding", "encoding_errors", "foo", "retry_on_timeout")),
+        *(
+            (f"redis://x?{name}=1", f"no option '{name}'")
+            for name in ("connection_class", "legacy_responses", "retry", "parser_class")
+        ),
+        ("redis://x?foo", "no option 'foo'"),
+        ("redis://x?max_connections=5", "write pool_size=… beside url"),
+        ("redis://x?timeout=5", "write timeout=… beside url"),
+        ("redis://?host=x", "before the ?"),
+        ("redis://x?ssl_ca_certs=ca.pem", "rediss:// takes it"),
+        ("unix:///x.sock?socket_keepalive=yes", "no option 'socket_keepalive'"),
+        ("redis+cluster://x?decode_responses=True", "no option 'decode_responses'"),
+        ("redis+sentinel://x/name?decode_responses=True", "no option 'decode_responses'"),
+        ("redis://x?sentinel_password=x", "no option 'sentinel_password'"),
+        ("rediss+cluster://x?ssl_ca_path=x", "no option 'ssl_ca_path'"),
+        # Values.
+        *((f"redis://x?{name}=soon", f"{name} takes a number") for name in ("socket_timeout", "socket_connect_timeout")),
+        *((f"redis://x?socket_timeout={value}", "takes a number of seconds above 0") for value in ("0", "-1", "nan", "inf", "")),
+        ("redis://x?socket_read_size=0", "socket_read_size takes a whole number above 0"),
+        ("redis://x?health_check_interval=-1", "health_check_interval takes a whole number above 0"),
+        ("redis://x?protocol=4", "protocol takes 2 or 3"),
+        ("redis://x?socket_keepalive=off", "socket_keepalive takes yes or no"),
+        ("redis://x?client_name=", "client_name takes letters"),
+        ("rediss://x?ssl_cert_reqs=maybe", "ssl_cert_reqs takes none, optional or required"),
+        ("rediss://x?ssl_min_version=1", "ssl_min_version takes 771"),
+        ("rediss://x?ssl_exclude_verify_flags=x", "can't read its url"),
+        # The database.
+        *((f"redis://x/{path}", "a database follows the host") for path in ("sessions", "0/x", "0/1", "-1", "1.5", "/1")),
+        *((f"redis://x?db={value}", "db takes a whole number") for value in ("", "-1", "one")),
+        ("redis://x/1?db=2", "it says db twice"),
+        ("redis://x?db=1&db=2", "it says db twice"),
+        ("redis+cluster://x/1", "a Cluster has one database"),
+        ("redis+cluster://x?db=1", "no option 'db'"),
+        ("redis+sentinel://x/name/1", "a database is ?db=1"),
+        ("redis+sentinel://x/a%20name", "the master's name follows"),
+        # What comes before and after.
+        ("redis://x/0#sessions", "percent-encode it as %23"),
+        ("redis://x#", "percent-encode it as %23"),
+        ("unix://run/redis.sock", "write unix:///run/redis.sock"),
+        *((f"unix://{path}", "write unix:///run/redis.sock") for path in ("", "/", "user:hidden@")),
+        ("redis://x,y", "redis+sentinel:// or redis+cluster://"),
+        ("redis+cluster://x,,y", "a host is missing"),
+        *((f"redis://x:{port}", "a port, from 1 to 65535") for port in ("0", "65536", "port", "-1")),
+    ],
+)
+def test_what_cannot_work_in_a_url_is_named_with_the_fix(url: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RedisDriver(url=url)
+    assert "the redis driver can't read its url: " in str(caught.value)
+    assert words in str(caught.value)
+    assert "hidden" not in told_by(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://:hid/den@localhost:port", "redis://user:hidden@x:hidden", "http://:hidden@localhost"),
+        *(f"redis://:hidden{mark}hidden@localhost:6379/0" for mark in "?#/"),
+        *(f"redis+sentinel://:hidden{mark}hidden@localhost/name" for mark in "?#/"),
+        *("redis://:hidden?hidden=1@localhost", "redis://:hidden#@localhost", "unix://:hidden/hidden@/x.sock?foo=1"),
+        *("redis://:hidden", "redis://x?password=hidden&foo=hidden", "redis://x?socket_timeout=hidden", "redis://x?db=hidden"),
+    ],
+)
 def test_a_password_is_in_no_error(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         RedisDriver(url=url)
     assert "hid" not in told_by(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["redis", "unix", "redis+cluster", "redis+sentinel"])
+async def test_what_a_url_may_say_works(kind: str, tmp_path: Path) -> None:
+    options = "client_name=mine&socket_timeout=5&socket_connect_timeout=5&socket_read_size=4096&health_check_interval=30"
+    keepalive = "&socket_keepalive=False"
+    if kind == "redis+cluster":
+        await keeps_sessions(f"{servers.redis_cluster_url()}/0?protocol=2&{options}{keepalive}")
+    elif kind == "redis+sentinel":
+        with servers.RedisSentinels() as sentinels:
+            await keeps_sessions(f"{sentinels.url}?protocol=2&db=3&{options}{keepalive}")
+    else:
+        path = tmp_path / "a #1.sock"
+        with servers.RedisServer("--unixsocket", str(path)) as server:
+            url = f"unix://{quote(str(path))}" if kind == "unix" else server.url
+            for protocol in (2, 3):
+                await keeps_sessions(f"{url}?protocol={protocol}&db=3&{options}{'' if kind == 'unix' else keepalive}")
+            await keeps_sessions(url if kind == "unix" else f"{server.url}/7/")
+            with server.client() as client:
+                assert set(client.info("keyspace")) == {"db3", "db0" if kind == "unix" else "db7"}
+
+
+async def keeps_sessions(url: str) -> None:
+    async with opened(url=url) as driver:
+        ids = [new_id() for _ in range(10)]
+        await asyncio.gather(*(driver.create(id, record(n=b"\xff\0")) for id in ids))
+        for found in await asyncio.gather(*(driver.load(id, now=NOW) for id in ids)):
+            assert isinstance(found, Record)
+            assert found.fields == {"n": b"\xff\0"}
+        for check in OWNER_CONTRACT[:3]:
+            await check(driver)
+
+
+async def test_a_unix_socket_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "redis.sock"
+    with pytest.raises(SessionStoreError) as caught:
+        async with opened(url=f"unix://user:hidden@{path}"):
+            pass
+    assert f"could not be reached at {path}; see that it runs there" in str(caught.value)
+    assert "hidden" not in told_by(caught.value)
+
+
+async def test_options_of_tls_that_cannot_work_are_found_at_the_start(tmp_path: Path) -> None:
+    broken = tmp_path / "ca.pem"
+    broken.write_text("nothing")
+    for option in (f"ssl_ca_certs={tmp_path}/missing.pem", f"ssl_ca_certs={broken}", "ssl_ciphers=none", f"ssl_certfile={broken}"):
+        for url in (f"rediss://:hidden@localhost?{option}", f"rediss+sentinel://:hidden@localhost/name?{option}"):
+            with pytest.raises(ConfigError, match="can't use the ssl_ options in its url") as caught:
+                async with opened(url=url):
+                    pass
+            assert "hidden" not in told_by(caught.value)
+
+
+# What a server says to what the url asks for
+
+
+async def refused_by(url: str, **options: Any) -> str:
+    """Return the ConfigError with which a start ends."""
+    with pytest.raises(ConfigError) as caught:
+        async with opened(url=url, **options):
+            pass
+    assert "hidden" not in told_by(caught.value)
+    return str(caught.value)
+
+
+async def test_a_database_that_a_server_does_not_have_is_named() -> None:
+    with servers.RedisServer() as server:
+        for database in ("99", "999999999999"):
+            for url in (f"{server.url}/{database}", f"{server.url}?db={database}"):
+                told = await refused_by(url)
+                assert f"can't use the database in its url at {server.address}" in told
+                assert "out of range" in told
+
+
+async def test_a_wrong_password_is_no_server_that_is_not_there() -> None:
+    with servers.RedisServer() as server, server.client() as client:
+        client.config_set("requirepass", "right")
+        for credentials in ("", ":hidden@", "user:hidden@"):
+            told = await refused_by(f"redis://{credentials}{server.address}")
+            assert f"can't log in at {server.address}: " in told
+            assert told.endswith("; check the user and the password in its url")
+        await keeps_sessions(f"redis://:right@{server.address}")
+
+
+async def test_a_node_of_a_cluster_is_told_from_a_server_on_its_own() -> None:
+    nodes = servers.redis_cluster_url().partition("//")[2].split(",")
+    for node in nodes:
+        assert "can't use the database" in await refused_by(f"redis://{node}/1")
+    # A node that has the slot of the key that is asked for can't be told from one on its own.
+    drivers = [RedisDriver(url=f"redis://{node}") for node in nodes]
+    answers = await asyncio.gather(*(driver.open() for driver in drivers), return_exceptions=True)
+    await asyncio.gather(*(driver.close() for driver in drivers))
+    told = [str(answer) for answer in answers if answer is not None]
+    assert len(told) == len(nodes) - 1
+    assert all("redis driver found a Cluster at 127.0.0.1:" in each for each in told)
+    assert all(each.endswith("; write redis+cluster:// in its url") for each in told)
+
+
+# What a user may do
+
+_SCRIPT = files("gaman_session.drivers").joinpath("redis.lua").read_text()
+_COMMANDS = sorted({*re.findall(r"redis\.p?call\('([A-Z]+)'", _SCRIPT), "EVALSHA", "EVAL", "HGETALL"})
+
+
+async def test_a_user_that_may_not_do_all_that_is_needed_is_found_at_the_start() -> None:
+    assert len(_COMMANDS) > 20
+    with servers.RedisServer() as server, server.client() as client:
+        url = f"redis://user:hidden@{server.address}"
+        for command in _COMMANDS:
+            client.script_flush()
+            client.execute_command("ACL", "SETUSER", "user", "reset", "on", ">hidden", "~gaman:*", "+@all", f"-{command}")
+            told = (await refused_by(url)).casefold()
+            assert f"lacks a permission at {server.address}: " in told
+            assert re.search(rf"\b{command.casefold()}\b", told)
+            assert told.endswith("; let its user run it, on the keys gaman:*")
+        client.execute_command("ACL", "SETUSER", "user", "reset", "on", ">hidden", "~gaman:*", "+@all", "-@scripting")
+        assert "evalsha" in await refused_by(url)
+        for prefix in ("other:", "gaman"):
+            client.execute_command("ACL", "SETUSER", "user", "reset", "on", ">hidden", f"~{prefix}*", "+@all")
+            told = await refused_by(url, prefix="mine:")
+            assert "access" in told
+            assert told.endswith("on the keys mine:*")
+        # Where it may not delete its own key, this is gone within a second.
+        assert {*client.keys("*")} <= {"gaman:check"}
+
+
+async def test_the_permissions_of_the_guide_are_enough() -> None:
+    guide = Path(__file__).parents[2] / "integrations/gaman_session/README.md"
+    [line] = re.findall(r"`ACL (SETUSER .*)`", guide.read_text(encoding="utf-8"))
+    with servers.RedisServer() as server, server.client() as client:
+        client.execute_command("ACL", *line.replace(">password", ">hidden").split())
+        async with opened(url=f"redis://gaman:hidden@{server.address}") as driver:
+            for check in OWNER_CONTRACT:
+                await check(driver)
+
+
+async def test_a_server_without_scripts_is_found_at_the_start() -> None:
+    with servers.RedisServer("--rename-command", "EVAL", "", "--rename-command", "EVALSHA", "") as server:
+        assert "lacks a permission" in await refused_by(server.url)
+
+
+async def test_a_server_that_takes_nothing_for_now_lets_a_start_pass() -> None:
+    with servers.RedisServer() as server, server.client() as client:
+        async with opened(url=server.url) as driver:
+            await driver.create(id := new_id(), record())
+        client.config_set("maxmemory", 1)
+        async with opened(url=server.url, wait_replicas=1) as driver:
+            assert isinstance(await driver.load(id, now=NOW), Record)
+            with pytest.raises(SessionStoreError):
+                await driver.create(new_id(), record())
 
 
 async def test_a_server_that_is_not_there_is_named_without_its_password() -> None:
@@ -136,6 +367,73 @@ async def test_each_prefix_has_sessions_of_its_own() -> None:
         await one.create(id, record())
         assert await two.load(id, now=NOW) is None
         assert [key async for key in one._client.scan_iter(f"*{id}")] == [f"one:{id}".encode()]
+
+
+async def test_a_failure_names_the_server_and_no_password() -> None:
+    with servers.RedisServer() as server, server.client() as client:
+        client.config_set("requirepass", "hidden")
+        async with opened(url=f"redis://:hidden@{server.address}", timeout=0.5) as driver:
+            server.kill()
+            with pytest.raises(SessionStoreError) as caught:
+                await driver.load(new_id(), now=NOW)
+            assert str(caught.value) == f"the session store (redis) could not load a session at {server.address}"
+            assert "hidden" not in told_by(caught.value)
+    with servers.RedisCluster() as cluster:
+        async with opened(url=cluster.url) as driver:
+            for node in cluster.nodes:
+                with node.client() as client:
+                    client.config_set("maxmemory", 1)
+            with pytest.raises(SessionStoreError) as caught:
+                await driver.create(new_id(), record())
+            # The one that has the session.
+            assert sum(node.address in str(caught.value) for node in cluster.nodes) == 1
+
+
+# A name that moves
+
+
+class Relay:
+    """What stands for a server, as a name or an address does that moves: it leads new connections to *port*."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._writers: list[asyncio.StreamWriter] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1")
+        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for writer in self._writers:
+            writer.close()
+        await asyncio.gather(*self._tasks, *(writer.wait_closed() for writer in self._writers), return_exceptions=True)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        theirs, ours = await asyncio.open_connection("127.0.0.1", self.port)
+        self._writers += writer, ours
+        for pair in ((reader, ours), (theirs, writer)):
+            self._tasks.append(asyncio.create_task(self._pass_on(*pair)))
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while octets := await reader.read(65536):
+            writer.write(octets)
+        writer.close()
+
+
+async def test_a_server_that_was_demoted_is_left_for_the_one_that_its_name_leads_to_now() -> None:
+    with servers.RedisServer() as old, servers.RedisServer() as new:
+        async with Relay(old.port) as relay, opened(url=relay.url) as driver:
+            await asyncio.gather(*(driver.create(new_id(), record()) for _ in range(500)))
+            with old.client() as client:
+                client.replicaof("127.0.0.1", new.port)
+            relay.port = new.port
+            ids = [new_id() for _ in range(500)]
+            await asyncio.gather(*(driver.create(id, record()) for id in ids))
+            with new.client() as client:
+                assert client.exists(*(f"gaman:{id}" for id in ids)) == len(ids)
 
 
 # What is kept
@@ -214,6 +512,108 @@ async def test_a_broken_index_costs_no_session() -> None:
         assert await driver.load(id, now=NOW) is Outcome.ENDED
         with pytest.raises(SessionStoreError, match="count its sessions"):
             await driver.count(now=NOW)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("is_cluster", [False, True])
+async def test_the_size_is_kept_as_fields_come_and_go(is_cluster: bool) -> None:
+    url = servers.redis_cluster_url() if is_cluster else servers.redis_url()
+    async with opened(url=url) as driver:
+        chance = random.Random(17)
+        id = new_id()
+        await driver.create(id, record(a=b"", b=b"1" * 100))
+        for _ in range(200):
+            names = [*"abcdef", "\u00e9" * 10, ""]
+            chance.shuffle(names)
+            sets = {name: chance.randbytes(chance.choice((0, 1, 70, 300))) for name in names[:3]}
+            tag = Tag("owner", b"a note", NOW)
+            options: dict[str, Any] = {"now": NOW, "deadline": None, "max_size": chance.choice((100, MAX_SIZE))}
+            match chance.randrange(3):
+                case 0:
+                    await driver.apply(id, sets, names[3:6], **options)
+                case 1:
+                    await driver.tag(id, tag, sets, names[3:5], **options)
+                case _:
+                    found = await driver.load(id, now=NOW)
+                    assert isinstance(found, Record)
+                    await driver.swap(id, names[0], found.fields.get(names[0]), sets[names[0]], **options)
+            kept: dict[bytes, bytes] = await driver._client.hgetall(driver._key(id))
+            assert int(kept[b"size"]) == sum(len(name) + len(value) for name, value in kept.items() if name.startswith(b":"))
+
+
+async def test_a_write_looks_at_no_fields_but_its_own() -> None:
+    with servers.RedisServer() as server, server.client() as client:
+        async with opened(url=server.url) as driver:
+            id = new_id()
+            await driver.create(id, record(**{f"k{i}": b"v" for i in range(1000)}))
+            client.config_resetstat()
+            await driver.apply(id, {"new": b"1"}, ["k1"], now=NOW, deadline=None, max_size=MAX_SIZE)
+            await driver.swap(id, "new", b"1", b"2", now=NOW, deadline=None, max_size=MAX_SIZE)
+            await driver.tag(id, Tag("owner", b"", NOW), {}, ["k2"], now=NOW, deadline=None, max_size=MAX_SIZE)
+            asked: dict[str, Any] = client.info("commandstats")
+            assert not asked.keys() & {"cmdstat_hgetall", "cmdstat_hkeys", "cmdstat_hvals", "cmdstat_hscan"}
+            assert asked["cmdstat_hstrlen"]["calls"] == 4
+
+
+@pytest.mark.parametrize("is_cluster", [False, True])
+@pytest.mark.parametrize("pool_size", [2, 16])
+async def test_a_large_session_shares_no_trip_with_others(is_cluster: bool, pool_size: int) -> None:
+    url = servers.redis_cluster_url() if is_cluster else servers.redis_url()
+    async with opened(url=url, pool_size=pool_size) as writer, opened(url=url, pool_size=pool_size) as driver:
+        small, large = [new_id() for _ in range(40)], [new_id() for _ in range(5)]
+        for id in small:
+            await writer.create(id, record(n=b"1" * 1000))
+        for id in large:
+            await writer.create(id, record(n=b"1" * LARGE))
+        send, shared = driver._send, 0
+
+        async def seen(calls: Sequence[Any], *script: str) -> list[Any]:
+            nonlocal shared
+            results = await send(calls, *script)
+            if len(calls) > 1:
+                shared += 1
+                assert all(len(str(each)) < LARGE for each in results)
+            return results
+
+        driver._send = seen  # type: ignore[method-assign]
+        # The second time, it is known which are large.
+        for _ in range(2):
+            found = await asyncio.gather(*(driver.load(id, now=NOW) for id in (*small[:20], *large, *small[20:])))
+            sizes = [len(each.fields["n"]) if isinstance(each, Record) else 0 for each in found]
+            assert sizes == [*[1000] * 20, *[LARGE] * 5, *[1000] * 20]
+        assert shared
+
+
+def never(error: Exception) -> bool:
+    return False
+
+
+@pytest.mark.parametrize("is_cluster", [False, True])
+async def test_over_a_single_connection_large_and_small_sessions_are_loaded_too(
+    is_cluster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A second attempt would hide what the first has run into.
+    monkeypatch.setattr(redis_driver, "_may_pass", never)
+    url = servers.redis_cluster_url() if is_cluster else servers.redis_url()
+    async with opened(url=url, pool_size=1) as driver:
+        ids = [new_id() for _ in range(20)]
+        await asyncio.gather(*(driver.create(id, record(n=bytes(LARGE * (i % 2)))) for i, id in enumerate(ids)))
+        for _ in range(2):
+            found = await asyncio.gather(*(driver.load(id, now=NOW) for id in ids))
+            assert [len(each.fields["n"]) if isinstance(each, Record) else None for each in found] == [0, LARGE] * 10
+
+
+async def test_listing_the_sessions_of_an_owner_loads_none_of_their_fields() -> None:
+    with servers.RedisServer() as server, server.client() as client:
+        async with opened(url=server.url) as driver:
+            ids = [new_id() for _ in range(5)]
+            for id in ids:
+                await driver.create(id, Record({"a": bytes(LARGE)}, NOW, NOW + 1000, NOW + 1000, tag=Tag("me", b"n", NOW)))
+            client.config_resetstat()
+            assert (await driver.owned("me", now=NOW)).keys() == {*ids}
+            assert "cmdstat_hgetall" not in client.info("commandstats")
 
 
 # Trips

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from ssl import VerifyFlags
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
 
@@ -52,7 +53,7 @@ def parse(url: str) -> Address:
         fault = "percent-encode user and password: %2F for /, %3F for ?, %23 for #, %40 for @"
     if fault:
         raise _unreadable(fault)
-    path, master = ("", parts.path[1:]) if kind == "sentinel" else (parts.path, "")
+    path, master = ("", parts.path.strip("/")) if kind == "sentinel" else (parts.path, "")
     urls = [urlunsplit((scheme, credentials + at + host, path, parts.query, "")) for host in hosts.split(",")]
     is_socket = scheme == "unix"
     return Address(kind, parts.path if is_socket else hosts or "localhost", urls, master, is_socket)
@@ -88,13 +89,13 @@ def _fault_of_path(scheme: str, kind: str, path: str) -> str | None:
     if scheme == "unix":
         return None if path.strip("/") else "it lacks the socket's path: write unix:///run/redis.sock"
     if kind == "sentinel":
-        is_name = re.fullmatch(r"/[A-Za-z0-9._-]+", path)
+        is_name = re.fullmatch(r"/[A-Za-z0-9._-]+/?", path)
         return (
             None if is_name else "the master's name follows the hosts, as in redis+sentinel://host:26379/name; a database is ?db=1"
         )
     if kind == "cluster":
         return None if path in {"", "/", "/0"} else "a Cluster has one database: nothing follows its hosts but options"
-    is_number = re.fullmatch("/?[0-9]*", path)
+    is_number = re.fullmatch("/?[0-9]*/?", path)
     return None if is_number else "a database follows the host, as a number: redis://host:6379/0"
 
 
@@ -111,7 +112,11 @@ _Values = tuple[str, Callable[[str], object]]
 _TEXT: Final[_Values] = "some text", bool
 _SECONDS: Final[_Values] = "a number of seconds above 0", _is_seconds
 _SIZE: Final[_Values] = "a whole number above 0", _is_size
-_SWITCH: Final[_Values] = "yes or no", {"yes", "no", "true", "false", "1", "0"}.__contains__
+_FLAGS: Final[_Values] = (
+    "names of ssl.VerifyFlags",
+    lambda value: {*value.strip("[]").replace(" ", "").split(",")} <= {*VerifyFlags.__members__},
+)
+_SWITCH: Final[_Values] = "yes or no", lambda value: value.lower() in {"yes", "no", "true", "false", "1", "0"}
 _OPTIONS: Final[Mapping[str, _Values]] = {
     "username": _TEXT,
     "password": _TEXT,
@@ -129,8 +134,8 @@ _TLS_OPTIONS: Final[Mapping[str, _Values]] = {
     "ssl_keyfile": _TEXT,
     "ssl_password": _TEXT,
     "ssl_ciphers": _TEXT,
-    "ssl_include_verify_flags": _TEXT,
-    "ssl_exclude_verify_flags": _TEXT,
+    "ssl_include_verify_flags": _FLAGS,
+    "ssl_exclude_verify_flags": _FLAGS,
     "ssl_cert_reqs": ("none, optional or required", {"none", "optional", "required"}.__contains__),
     "ssl_check_hostname": _SWITCH,
     "ssl_min_version": ("771 for TLS 1.2, or 772 for TLS 1.3", {"771", "772"}.__contains__),

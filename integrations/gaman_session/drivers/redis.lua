@@ -299,7 +299,8 @@ end
 function operations.check(keys)
     local key = keys[1]
     local commands = {
-        {'HSET', key, 'field', 1}, {'PEXPIRE', key, 1000}, {'EXISTS', key}, {'HGET', key, 'field'}, {'HMGET', key, 'field'},
+        {'DEL', key}, {'HSET', key, 'field', 1}, {'PEXPIRE', key, 1000}, {'EXISTS', key}, {'HGET', key, 'field'},
+        {'HMGET', key, 'field'},
         {'HGETALL', key}, {'HSTRLEN', key, 'field'}, {'HEXISTS', key, 'field'}, {'HDEL', key, 'field'}, {'DEL', key},
         {'ZADD', key, 1, 'member'}, {'PEXPIRE', key, 1000}, {'ZSCORE', key, 'member'}, {'ZCOUNT', key, 0, 1},
         {'ZRANGE', key, 0, 0}, {'ZREVRANGE', key, 0, 0}, {'ZRANGEBYSCORE', key, 0, 1}, {'ZREMRANGEBYSCORE', key, 0, 0},
@@ -307,7 +308,10 @@ function operations.check(keys)
     }
     for _, command in ipairs(commands) do
         local answer = redis.pcall(unpack(command))
-        if type(answer) == 'table' and answer.err then return {err = 'ERR ' .. command[1] .. ': ' .. answer.err} end
+        if type(answer) == 'table' and answer.err then
+            redis.pcall('DEL', key)
+            return {err = 'ERR ' .. command[1] .. ': ' .. answer.err}
+        end
     end
     return false
 end

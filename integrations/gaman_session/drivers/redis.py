@@ -62,7 +62,7 @@ _FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 _CONNECTION_FAILURES = (ConnectionError, RedisTimeoutError, RedisClusterException, OSError)
 _CLUSTER_FAILURES = (ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 _DEMOTED = (MasterDownError, ReadOnlyError)
-_DATABASE: Final = re.compile("DB index|SELECT is not allowed|is not an integer")
+_DATABASE: Final = re.compile("DB index|SELECT is not allowed|is not an integer|out of range")
 _is_whole: Final = re.compile(rb"[0-9]{1,14}").fullmatch
 _FORBIDDEN: Final = re.compile("no permission|can't (run|access)|unknown", re.IGNORECASE)
 # Seconds before the next attempts. Where another server may take over, the last one is repeated.
@@ -147,14 +147,13 @@ class RedisDriver:
         key = (f"{self._shard('000')}check",)
         try:
             async with asyncio.timeout(self._timeout):
-                for call in (Call("load", key), Call("check", key)):
-                    [answer] = await self._attempt([call])
-                    if isinstance(answer, Exception):
-                        raise answer
-        except _FAILURES as cause:
-            if (error := self._refusal(cause)) is not None:
+                answers = [*await self._attempt([Call("load", key)]), *await self._attempt([Call("check", key)])]
+        except TimeoutError as cause:
+            answers = [cause]
+        for answer in answers:
+            if isinstance(answer, Exception) and (error := self._refusal(answer)) is not None:
                 await self.close()
-                raise error from cause
+                raise error from answer
 
     def _refusal(self, cause: BaseException) -> Exception | None:
         """Return why the driver can't work with what open() got for an answer, or None where that may pass by itself."""
@@ -410,8 +409,10 @@ class RedisDriver:
         """Return what *call* answers, or None where no hash stands in the session's place."""
         node = self._node(call) if self._is_cluster else None
         server = "" if node is None else node.name
-        if (batches := self._batches.get((server, is_large))) is None:
-            batches = self._batches[server, is_large] = self._new_batches(is_large)
+        # Over a single connection, everything waits for everything.
+        lane = server, is_large and self._pool_size > 1
+        if (batches := self._batches.get(lane)) is None:
+            batches = self._batches[lane] = self._new_batches(is_large=lane[1])
         try:
             return await batches.call(call)
         except _FAILURES as cause:
@@ -420,10 +421,9 @@ class RedisDriver:
                 return None
             raise SessionStoreError(self.name, f"{action} at {server or self._address.hosts}") from cause
 
-    def _new_batches(self, is_large: bool) -> Batches[Call, Any]:
-        # Over a single connection, everything waits for everything.
+    def _new_batches(self, *, is_large: bool) -> Batches[Call, Any]:
         large = min(_LARGE_AT_ONCE, self._pool_size // 2)
-        if is_large and large:
+        if is_large:
             return Batches(self._run, at_once=large, most=1, timeout=self._timeout)
         return Batches(self._run, at_once=min(_AT_ONCE, self._pool_size - large), timeout=self._timeout)
 
@@ -556,7 +556,7 @@ def _command(calls: Sequence[Call], script: Sequence[str], *, is_alone: bool) ->
     """Return the command that makes *calls*: *script*'s, but for a load that shares no trip, which needs none."""
     if _is_load(calls):
         # Without arguments, the script loads what is not large.
-        return ("HGETALL", *calls[0].keys) if is_alone else (*script, 1, *calls[0].keys)
+        return ("HGETALL", *calls[0].keys) if is_alone or calls[0].arguments else (*script, 1, *calls[0].keys)
     keys = [key for call in calls for key in call.keys]
     what = [(call.operation, len(call.keys), len(call.values), *call.arguments) for call in calls]
     # One piece is cheaper for redis-py to send than its parts.
