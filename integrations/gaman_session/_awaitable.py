@@ -53,7 +53,8 @@ class SessionCall(Coroutine[Any, Any, T_co]):
     def __await__(self) -> Generator[Any, Any, T_co]:
         self.__class__ = SessionCall  # pyright: ignore[reportAttributeAccessIssue]
         if self._value is _PENDING:
-            work, self._work = self._work, None
+            work: Generator[Any, Any, T_co] | None = self._work
+            self._work = None
             if work is None:
                 raise RuntimeError(f"{self._name}(...) has failed, or another task is awaiting it; call it once more")
             self._value = yield from work
@@ -159,13 +160,10 @@ class Reading(SessionCall[T_co]):
         self.__class__ = Reading  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class DueReading(Due[T_co], Reading[T_co]):
+class DueReading(Reading[T_co], Due[T_co]):
     """A call that reads, and is still to be awaited."""
 
     __slots__ = ()
-
-    __await__ = Reading.__await__
-    _drop = Reading._drop
 
 
 class Done(SessionCall[None]):
