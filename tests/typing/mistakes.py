@@ -91,6 +91,8 @@ async def context(ctx: Context) -> None:
         return
     if ctx.session.get("user"):  # type: ignore[truthy-bool]  # pyright: ignore[reportGeneralTypeIssues]
         return
+    if ctx.session.get("user") is None:  # type: ignore[comparison-overlap]  # pyright: ignore[reportUnnecessaryComparison]
+        return
     if ctx.session.all():  # type: ignore[truthy-bool]  # pyright: ignore[reportGeneralTypeIssues]
         return
     if ctx.session.pop("user"):  # type: ignore[truthy-bool]  # pyright: ignore[reportUnnecessaryComparison]

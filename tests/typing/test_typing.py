@@ -16,6 +16,7 @@ SETTINGS = """
 [tool.mypy]
 strict = true
 enable_error_code = ["truthy-bool"]
+strict_equality_for_none = true
 
 [tool.pyright]
 typeCheckingMode = "strict"
