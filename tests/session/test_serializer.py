@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import json
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -422,7 +421,10 @@ async def test_an_own_serializer_keeps_no_value_that_is_nested_deeper_than_100_l
             return json.loads(data)
 
     def nested(levels: int) -> Any:
-        return functools.reduce(lambda inner, _: [inner], range(levels), "value")
+        value: Any = "value"
+        for _ in range(levels):
+            value = [value]
+        return value
 
     async with browsing(Lists()) as browser:
         await browser.do(setting(basket=nested(100), text="x" * 1000, typed={"a": "x" * 1000}))
