@@ -1,4 +1,7 @@
-"""The url of the Redis driver: what it says, and what in it can't work. No message repeats a password."""
+"""The url of the Redis driver: what it says, and what in it can't work.
+
+No message repeats a password.
+"""
 
 from __future__ import annotations
 
