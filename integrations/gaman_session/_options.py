@@ -190,9 +190,9 @@ def _most(most: object, driver: Driver | None) -> None:
 def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
     if driver is None:
         return None
-    if isinstance(driver, str):
-        kind = driver if driver in ("cookies", *DRIVERS) else next(iter(get_close_matches(driver, ("cookies", *DRIVERS), 1)), "...")
-        raise ConfigError(f"session(driver={driver!r}): write driver={{'type': {kind!r}}}")
+    # Any other text may be a URL with a password, or the secret in the wrong place, and isn't shown.
+    if isinstance(driver, str) and (kinds := get_close_matches(driver, ("cookies", *DRIVERS), 1)):
+        raise ConfigError(f"session(driver={driver!r}): write driver={{'type': {kinds[0]!r}}}")
     if not isinstance(driver, Mapping):
         missing = [name for name in _DRIVER if not hasattr(driver, name)]
         if missing or isinstance(driver, type):
