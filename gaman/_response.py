@@ -502,8 +502,9 @@ def to_response(result: object) -> Response:
     if is_dataclass(result) and not isinstance(result, type):
         return Response.json(result)
     if isinstance(result, Coroutine):
+        name = _name_of(cast("object", result))
         result.close()
-        raise ResultError(f"a handler returned the coroutine {_name_of(cast('object', result))}: write `await` before that call")
+        raise ResultError(f"a handler returned the coroutine {name}: write `await` before that call")
     raise ResultError(
         f"a handler returned a {type(result).__name__}; return a Response, str, bytes, dict, list, dataclass, Struct or None"
     )

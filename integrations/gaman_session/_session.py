@@ -456,8 +456,8 @@ class Session(ABC):
             raise
         except Exception as cause:
             if isinstance(value, Coroutine):
-                value.close()
                 name = getattr(cast("object", value), "__qualname__", "?")
+                value.close()
                 raise SessionSerializationError(
                     f"the session can't keep {key!r}, the coroutine {name!r}: write `await` before that call"
                 ) from None
