@@ -174,7 +174,7 @@ def _find(call: SessionCall[Any], name: str) -> str:
         return call._name
     if name.startswith(_INTERNAL):
         raise AttributeError(f"{type(call).__name__!r} object has no attribute {name!r}")
-    call._refuse()
+    return call._refuse()
 
 
 # An exhausted iterator is how an awaitable says that it is done. Nothing else is as cheap.
