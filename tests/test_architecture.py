@@ -220,8 +220,8 @@ def test_a_driver_knows_only_its_contract(module: Module) -> None:
         "gaman.errors",
         *(f"{package}.{room}" for room in ("_driver", "_errors", "_batches", "_threads", "_time_limit", "_paths", "_damage")),
     }
-    if name == "redis":
-        allowed.add(f"{package}.drivers._redis_address")
+    # A private module beside it is its own.
+    allowed |= {each.module for each in own(module.text) if each.module.startswith(f"{package}.drivers._{name}_")}
     if name == "cookies":
         # It has no store: the cookie is the session, so it seals by itself.
         allowed |= {f"{package}._session", f"{package}._sealing"}

@@ -130,11 +130,7 @@ class Due(SessionCall[T_co]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            if name in ("__name__", "__qualname__"):
-                return self._name
-            if name.startswith(_INTERNAL):
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            return self._refuse()
+            return _find(self, name)
 
         def __del__(self) -> None:
             self._drop()
@@ -190,6 +186,20 @@ class Done(SessionCall[None]):
 
     def _drop(self) -> None:
         pass
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            return _find(self, name)
+
+
+def _find(call: SessionCall[Any], name: str) -> str:
+    """Return the call's name, as a coroutine has one, and refuse an attribute that its result may have."""
+    if name in ("__name__", "__qualname__"):
+        return call._name
+    if name.startswith(_INTERNAL):
+        raise AttributeError(f"{type(call).__name__!r} object has no attribute {name!r}")
+    return call._refuse()
 
 
 # An exhausted iterator is how an awaitable says that it is done. Nothing else is as cheap.

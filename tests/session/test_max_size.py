@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -74,13 +75,14 @@ async def test_what_was_read_counts_at_set(small: Site) -> None:
 
 
 async def test_what_was_not_read_counts_when_it_is_written_and_all_of_the_request_is_dropped(small: Site) -> None:
-    browser = small.browser()
+    # Other tests have ended those of other owners, in the same store.
+    browser, owner = small.browser(), f"user:{token_hex(8)}"
     before = {"a": "x" * 4000, "b": "y" * 4000}
     await browser.do(setting(**before))
 
     async def tag(session: Session) -> None:
         await session.set("c", "z" * 4000)
-        await session.tag("user:1")
+        await session.tag(owner)
 
     async def renew(session: Session) -> None:
         await session.set("c", "z" * 4000)
@@ -92,7 +94,7 @@ async def test_what_was_not_read_counts_when_it_is_written_and_all_of_the_reques
         assert reply.body == b"the session would be larger than 10000 bytes"
         assert reply.headers["cache-control"] == "no-store"
         assert await browser.all() == before
-    assert await small.sessions.list("user:1") == []
+    assert await small.sessions.list(owner) == []
 
 
 async def test_save_and_update_raise_with_both_sizes(small: Site) -> None:

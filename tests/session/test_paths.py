@@ -280,6 +280,4 @@ async def test_the_files_beside_a_database_are_looked_at_too(beside: str, tmp_pa
 async def test_what_is_no_file_keeps_its_mode(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     driver = SQLDriver(file=tmp_path)
-    with pytest.raises(Exception, match="could not open"):
-        await driver.open()
-    await driver.close()
+    assert "isn't a file" in await refused(driver)

@@ -224,9 +224,12 @@ async def test_a_place_where_no_file_can_be_is_refused(tmp_path: Path) -> None:
     by_hand(tmp_path / "file", "CREATE TABLE visitors (name)")
     with pytest.raises(ConfigError, match="can't be created: Not a directory"):
         await SQLDriver(file=tmp_path / "file" / "sessions.db").open()
+    with pytest.raises(ConfigError, match="isn't a file"):
+        await SQLDriver(file=tmp_path).open()
+    (tmp_path / "link").symlink_to(tmp_path / "missing" / "sessions.db")
     threads = set(threading.enumerate())
     with pytest.raises(SessionStoreError, match="open") as raised:
-        await SQLDriver(file=tmp_path).open()
+        await SQLDriver(file=tmp_path / "link").open()
     assert "unable to open" in str(raised.value.__cause__)
     # Those of the event loop wait for more work; that of the connection has ended.
     left = [thread.name for thread in set(threading.enumerate()) - threads]

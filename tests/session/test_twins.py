@@ -163,13 +163,15 @@ async def test_update_counts_in_the_live_session(site: Site) -> None:
 
 
 async def test_an_owner_is_tied_to_the_live_session(store: Driver, clock: Clock) -> None:
+    owner = f"user:{token_hex(8)}"
+
     async def tag(session: Session) -> None:
-        await session.tag("user:1")
+        await session.tag(owner)
 
     async with serving(Site(store, clock)) as site:
         dead, live = await _dead(site, "ended"), await _token(site, user="live")
         await _ask(site, tag, dead, live)
-        assert await site.sessions.end_all("user:1") == 1
+        assert await site.sessions.end_all(owner) == 1
         assert await _user(site, live) is None
 
 
