@@ -8,13 +8,13 @@ each secret by HKDF (RFC 5869), one for each purpose; those of values at rest al
 from __future__ import annotations
 
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from hmac import compare_digest
 from os import urandom
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from gaman import ConfigError
+
+T = TypeVar("T")
 
 _VERSION = b"\x01"
 _KEY_ID = 4
@@ -86,7 +88,7 @@ class Keyring:
             )
         self._newest = all_keys[0]
         # A browser asks several times in a row, and its cookie is the same each time: what it holds, and which session it leads to.
-        self._opened: dict[str, bytes] = {}
+        self._opened: dict[str, object] = {}
         self._identify = lru_cache(maxsize=_REMEMBERED)(self._identify_once)
 
     def seal_token(self, payload: bytes) -> str:
@@ -95,10 +97,13 @@ class Keyring:
         keys, nonce = self._newest, urandom(_NONCE)
         return _encode(keys.head + nonce + keys.token.encrypt(nonce, payload, self._token_context))
 
-    def open_token(self, token: str) -> bytes | None:
-        """Return what seal_token() was given, or None where it was not us who sealed *token*, for this cookie."""
-        if (payload := self._opened.get(token)) is not None:
-            return payload
+    def open_token(self, token: str, read: Callable[[bytes], T]) -> T | None:
+        """Return what *read* makes of what seal_token() was given, or None if *token* wasn't sealed here for this cookie.
+
+        The same object may be returned again, so it must not be changed.
+        """
+        if (opened := self._opened.get(token)) is not None:
+            return cast("T", opened)
         sealed = _decode(token)
         if sealed is None or (keys := self._keys.get(sealed[:_HEAD])) is None:
             return None
@@ -107,11 +112,12 @@ class Keyring:
             payload = keys.token.decrypt(sealed[_HEAD:_BODY], sealed[_BODY:], self._token_context)
         except (InvalidTag, ValueError):
             return None
-        # Unlike identities, payloads are cheap to drop all at once, and lru_cache would cost a new cookie several times as much.
+        found = read(payload)
+        # Unlike identities, these are cheap to drop all at once, and lru_cache would cost a new cookie several times as much.
         if len(self._opened) >= _REMEMBERED:
             self._opened.clear()
-        self._opened[token] = payload
-        return payload
+        self._opened[token] = found
+        return found
 
     def sign_id(self, id: bytes, transient: bool) -> str:
         """Return a session's *id* as the value of a cookie, which remembers whether it is to end with the browser."""

@@ -13,7 +13,7 @@ from sys import _getframe as getframe
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeAlias, TypeVar, cast, overload
 
 from gaman import find_cookies, log_extra
-from gaman_session._awaitable import Done, Due, SessionCall, later, reading, run
+from gaman_session._awaitable import Done, Due, DueReading, SessionCall, later, reading, run
 from gaman_session._counters import Counters, Rejection
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
@@ -194,6 +194,7 @@ class Session(ABC):
         """Return the value under *key*, or *default* where there is none. SessionTypeError: it does not fit *type*."""
         if key.__class__ is not str and not isinstance(key, str):
             raise _no_text("get", key)
+        call: Due[Any]
         if self._is_loaded or (self._needs_no_store and self._open()):
             # Unrolled, because most requests come by here.
             if (data := self._peek(key)) is None:
@@ -205,27 +206,32 @@ class Session(ABC):
                     value = self._unreadable(key, default, None, cause)
             else:
                 value = self._value(key, default, type)
-            frame = getframe(1)
-            call: Due[Any] = Due()
-            call._code, call._instruction = frame.f_code, frame.f_lasti
-            call._name, call._reporter = "ctx.session.get", self
+            call = Due()
             call._value = value
-            return call
-        return reading(self, "ctx.session.get", Session._value, key, default, type)
+        else:
+            call = DueReading()
+            call._work = Session._value, key, default, type
+        # The stack tells where the call stands; a function of its own for this would cost as much again.
+        frame = getframe(1)
+        call._code, call._instruction = frame.f_code, frame.f_lasti
+        call._name, call._reporter = "ctx.session.get", self
+        return call
 
     def has(self, key: str) -> SessionCall[bool]:
         """Return whether *key* is there, whatever its value: 0, "", False and None are there."""
         if key.__class__ is not str and not isinstance(key, str):
             raise _no_text("has", key)
+        call: Due[bool]
         if self._is_loaded or (self._needs_no_store and self._open()):
-            is_there = self._peek(key) is not None
-            frame = getframe(1)
-            call: Due[Any] = Due()
-            call._code, call._instruction = frame.f_code, frame.f_lasti
-            call._name, call._reporter = "ctx.session.has", self
-            call._value = is_there
-            return call
-        return reading(self, "ctx.session.has", Session._has, key)
+            call = Due()
+            call._value = self._peek(key) is not None
+        else:
+            call = DueReading()
+            call._work = Session._has, key, None, None
+        frame = getframe(1)
+        call._code, call._instruction = frame.f_code, frame.f_lasti
+        call._name, call._reporter = "ctx.session.has", self
+        return call
 
     def set(self, key: str, value: Any) -> SessionCall[None]:
         """Keep *value* under *key*; later changes to the object are not seen.

@@ -197,7 +197,11 @@ class StoredSession(Session):
             raise
         finally:
             if is_alone:
-                self._end_turn()
+                # _end_turn(), unrolled.
+                self._is_busy = False
+                self._size = None
+                if self._lock is not None:
+                    self._lock.release()
 
     def _keys(self) -> Iterable[str]:
         return {**({} if self._record is None else self._record.fields), **self._changes}

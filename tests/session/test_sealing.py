@@ -37,7 +37,7 @@ class SealedToken:
         return keys.seal_token(b"p" * size)
 
     def open(self, keys: Keyring, token: str) -> object:
-        return keys.open_token(token)
+        return keys.open_token(token, bytes)
 
 
 class SignedId:
@@ -68,14 +68,18 @@ def _bits_flipped(raw: bytes) -> Iterator[bytes]:
 
 @given(payload=st.binary(max_size=2000))
 def test_what_was_sealed_is_opened(payload: bytes) -> None:
-    assert keyring.open_token(keyring.seal_token(payload)) == payload
+    assert keyring.open_token(keyring.seal_token(payload), bytes) == payload
 
 
 def test_of_the_tokens_that_come_only_those_sealed_here_are_remembered_and_never_more_than_a_thousand_or_so() -> None:
     keys = Keyring([SECRET], NAME)
     for payload in (b"%d" % i for i in range(2500)):
         token = keys.seal_token(payload)
-        assert [keys.open_token(token), keys.open_token(token), keys.open_token(token + "A")] == [payload, payload, None]
+        assert [keys.open_token(token, bytes), keys.open_token(token, bytes), keys.open_token(token + "A", bytes)] == [
+            payload,
+            payload,
+            None,
+        ]
         assert token in keys._opened
         assert len(keys._opened) <= 1024
     assert set(keys._opened.values()) <= {b"%d" % i for i in range(2500)}
@@ -145,9 +149,9 @@ def _until(make: Callable[[], str], wanted: Callable[[str], bool]) -> str:
 @pytest.mark.parametrize(("own", "urlsafe"), [("+", "-"), ("/", "_")], ids=["plus", "slash"])
 def test_the_characters_of_urlsafe_base64_are_not_those_of_a_token(own: str, urlsafe: str) -> None:
     token = _until(lambda: keyring.seal_token(b"p" * 32), lambda token: own in token)
-    assert keyring.open_token(token) is not None
-    assert keyring.open_token(token.replace(own, urlsafe)) is None
-    assert keyring.open_token(token.replace(own, urlsafe, 1)) is None
+    assert keyring.open_token(token, bytes) is not None
+    assert keyring.open_token(token.replace(own, urlsafe), bytes) is None
+    assert keyring.open_token(token.replace(own, urlsafe, 1), bytes) is None
     id = _until(lambda: keyring.sign_id(new_id(), False), lambda token: own in token)
     assert keyring.verify_id(id) is not None
     assert keyring.verify_id(id.replace(own, urlsafe)) is None
@@ -220,12 +224,12 @@ def test_an_id_cannot_be_stretched_over_the_name_of_another_cookie() -> None:
 def test_a_token_is_no_id_and_an_id_no_token() -> None:
     assert keyring.verify_id(keyring.seal_token(ID)) is None
     assert keyring.verify_id(keyring.seal_token(b"\0" + ID)) is None
-    assert keyring.open_token(keyring.sign_id(ID, False)) is None
-    assert keyring.open_token(keyring.sign_id(ID, True)) is None
+    assert keyring.open_token(keyring.sign_id(ID, False), bytes) is None
+    assert keyring.open_token(keyring.sign_id(ID, True), bytes) is None
 
 
 def test_a_sealed_value_is_no_token_and_a_token_no_value() -> None:
-    assert keyring.open_token(_encode(keyring.values(ID).seal("field", b"value"))) is None
+    assert keyring.open_token(_encode(keyring.values(ID).seal("field", b"value")), bytes) is None
     assert keyring.values(ID).open("field", _decode(keyring.seal_token(b"value"))) is None
 
 
@@ -281,7 +285,7 @@ def test_whatever_octets_a_store_holds_are_absent(stored: bytes) -> None:
 
 @both_kinds
 def test_a_token_longer_than_any_cookie_is_absent(kind: Kind) -> None:
-    assert keyring.open_token(keyring.seal_token(b"p" * 3000)) == b"p" * 3000
+    assert keyring.open_token(keyring.seal_token(b"p" * 3000), bytes) == b"p" * 3000
     assert kind.open(keyring, keyring.seal_token(b"p" * 8000)) is None
 
 
@@ -431,7 +435,7 @@ def test_a_handle_is_the_same_in_every_process_and_for_every_secret() -> None:
 
 def test_what_an_earlier_process_has_sealed_is_opened() -> None:
     # Cookies outlive the process, and releases: these may never change as long as the version in their head is 1.
-    assert Keyring([SECRET], NAME).open_token("AUUUNI/lJJ/s/NtJXb856F/vk5OBSddBcxc4osLjhCUrl1H63R9EWw") == b"payload"
+    assert Keyring([SECRET], NAME).open_token("AUUUNI/lJJ/s/NtJXb856F/vk5OBSddBcxc4osLjhCUrl1H63R9EWw", bytes) == b"payload"
     assert Keyring([SECRET], NAME).verify_id("AUUUNI8BAAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8HqKzDCq5pSCktFjkXAG7o") == (
         ID,
         True,

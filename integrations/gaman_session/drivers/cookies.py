@@ -108,21 +108,20 @@ class CookieSession(Session):
         self._has_cookie = token is not None
         others: Iterator[str] | None = None
         while token is not None:
-            payload = sessions.keyring.open_token(token)
-            if payload is None:
-                self._reject("forged")
+            try:
+                carried = sessions.keyring.open_token(token, _decode)
+            except msgspec.DecodeError:
+                # Ours, and of another version of this package.
+                self._reject("unreadable")
             else:
-                try:
-                    carried = _decode(payload)
-                except msgspec.DecodeError:
-                    # Ours, and of another version of this package.
-                    self._reject("unreadable")
+                if carried is None:
+                    self._reject("forged")
+                elif carried.deadline > sessions.clock():
+                    sessions.counters.loaded += 1
+                    self._came = self._carried = carried
+                    self._fields = carried.fields
+                    return True
                 else:
-                    if carried.deadline > sessions.clock():
-                        sessions.counters.loaded += 1
-                        self._came = self._carried = carried
-                        self._fields = carried.fields
-                        return True
                     self._reject("expired")
             # Browsers may send a dead cookie of the same name before the live one (RFC 6265, section 5.4).
             if others is None:

@@ -85,7 +85,7 @@ class MemoryDriver:
             return Outcome.ENDED if self._tomb(id, now) else None
         if record.queue is self._new:
             self._queue(id, record)
-        return _copy(record)
+        return Record(dict(record.fields), record.created, record.expires, record.deadline, record.version, record.tag, record.seal)
 
     async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
         """Store a new session, and evict another if there is no room."""
@@ -328,10 +328,6 @@ class MemoryDriver:
 
     def _missing(self, id: str, now: float) -> Outcome:
         return Outcome.ENDED if self._tomb(id, now) else Outcome.ABSENT
-
-
-def _copy(record: Record) -> Record:
-    return Record(dict(record.fields), record.created, record.expires, record.deadline, record.version, record.tag, record.seal)
 
 
 def _is_carried(tag: Tag, before: Tag | None) -> bool:
