@@ -103,6 +103,9 @@ class Keyring:
         The same object may be returned again, so it must not be changed.
         """
         if (opened := self._opened.get(token)) is not None:
+            if isinstance(opened, bytes):
+                # It is read for the second time. What is seen only once stays bytes, which are cheaper to keep.
+                opened = self._opened[token] = read(opened)
             return cast("T", opened)
         sealed = _decode(token)
         if sealed is None or (keys := self._keys.get(sealed[:_HEAD])) is None:
@@ -112,12 +115,11 @@ class Keyring:
             payload = keys.token.decrypt(sealed[_HEAD:_BODY], sealed[_BODY:], self._token_context)
         except (InvalidTag, ValueError):
             return None
-        found = read(payload)
         # Unlike identities, these are cheap to drop all at once, and lru_cache would cost a new cookie several times as much.
         if len(self._opened) >= _REMEMBERED:
             self._opened.clear()
-        self._opened[token] = found
-        return found
+        self._opened[token] = payload
+        return read(payload)
 
     def sign_id(self, id: bytes, transient: bool) -> str:
         """Return a session's *id* as the value of a cookie, which remembers whether it is to end with the browser."""
