@@ -245,7 +245,7 @@ class StoredSession(Session):
         self._changes[key] = None
 
     def _measure(self) -> int:
-        """Return how many bytes the session has with this request's changes, as far as is known without a trip."""
+        """Return how many bytes the session has with this request's changes, as far as is known without a round trip."""
         fields = {} if self._record is None else self._record.fields
         size = self._stored_size = size_of(fields) if fields else 0
         for key in self._changes:
@@ -394,6 +394,9 @@ class StoredSession(Session):
             return
         if outcome is Outcome.TOO_LARGE:
             await self._exceed(identity, sets, deletes)
+        if outcome is Outcome.REFUSED:
+            self._refuse()
+            return
         if outcome is Outcome.EMPTIED:
             self._sessions.counters.ended += 1
             await self._end_others(self._twins())

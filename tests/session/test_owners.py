@@ -443,6 +443,26 @@ async def test_a_login_in_flight_keeps_nothing_where_another_process_ends_all(st
             assert (await browser.all(), browser.token) == ({}, None)
 
 
+async def test_a_login_under_its_old_id_that_another_process_overtakes_is_logged(
+    store: Driver, clock: Clock, site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    other, browser = Site(opened(store), clock), site.browser()
+    await browser.do(setting(cart=[1]))
+    handle = await browser.do(handle_of)
+
+    async def work(session: Session) -> None:
+        await session.set("user", 1)
+        await session.tag(OWNER)
+        clock.now += 0.01
+        await other.sessions.end_all(OWNER)
+
+    async with serving(other):
+        await browser.do(work)
+        assert await browser.all() == {"cart": [1]}
+    [told] = [record for record in caplog.records if "end_all()" in record.getMessage()]
+    assert told.__dict__["session"] == handle
+
+
 @pytest.mark.parametrize("seconds", [0.3, 30, 3600])
 async def test_a_login_that_is_in_flight_while_the_clock_is_set_back_succeeds(site: Site, seconds: float) -> None:
     await site.sessions.end_all(OWNER)
