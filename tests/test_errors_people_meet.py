@@ -90,11 +90,6 @@ STARTS = {
         driver("max_age='1 day'"),
         place=HERE,
     ),
-    "name of a driver without a dict": Start(
-        "session(driver='redis'): it takes a dict with a type, not text; write driver={'type': 'redis'}",
-        driver("driver='redis'"),
-        place=HERE,
-    ),
     "name of a driver with a typo": Start(
         "session(driver=...): it takes a dict with a type, not text; write driver={'type': 'mongodb'}",
         driver("driver='mongo'"),

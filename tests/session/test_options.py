@@ -458,7 +458,6 @@ def test_the_callers_dict_is_left_as_it_was() -> None:
         (["redis://:hidden@localhost"], "a dict with a type"),
         ({"type": "redis://:hidden@localhost"}, "the types are"),
         ({"type": ["redis://:hidden@localhost"]}, "the types are"),
-        ({"url": "redis://:hidden@localhost"}, "the dict has no 'type'"),
     ],
 )
 def test_a_driver_that_is_refused_shows_no_password(driver: Any, mend: str) -> None:
