@@ -186,7 +186,7 @@ class Routes:
         if entry.method in node.endpoint:
             raise ConfigError(f"{entry}: this path and method have a route already")
         layers = [*(other for other in self._middleware if other.may_cover(layer.segments)), layer]
-        # A catch-all's value is no other parameter's, even where both begin at one place.
+        # A catch-all and another parameter have different values, even where both begin at one place.
         values: dict[str, int | None] = {layer.rest: None} if layer.rest else {}
         for name, value in [pair for other in layers for pair in other.params.items()]:
             if values.setdefault(name, value) != value:
@@ -250,7 +250,7 @@ class _Layer(NamedTuple):
     def covers(self, path: Sequence[str]) -> bool:
         """Whether *path* is this one or lies below; of a pattern, whether all of its paths do."""
         pairs = zip(self.segments, path, strict=False)
-        # An empty segment, which a trailing slash leaves, is no parameter's value.
+        # A parameter doesn't match an empty segment, which a trailing slash leaves.
         return len(path) >= len(self.segments) and all((mine[:1] == ":" and its) or mine == its for mine, its in pairs)
 
     def may_cover(self, pattern: Sequence[str]) -> bool:

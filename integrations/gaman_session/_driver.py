@@ -17,7 +17,6 @@ MAX_SKEW: Final = 1
 LARGE: Final = 64 * 1024
 """Bytes of a session beyond which loading it shares no round trip with other calls."""
 
-
 YEAR_10000: Final = 253_402_300_800
 """Seconds since the epoch: the first time for which datetime has no name."""
 
@@ -221,7 +220,7 @@ class OwnerDriver(Driver, Protocol):
 
 
 def is_sound(created: float, expires: float, deadline: float) -> bool:
-    """Return whether these can be the times of a session. A person who writes to the store may have made them anything."""
+    """Return whether these can be the times of a session. Another program may have written anything to the store."""
     return 0 <= created <= expires < YEAR_10000 and 0 <= deadline <= expires
 
 

@@ -17,7 +17,6 @@ from gaman_session._errors import SessionStoreError
 
 logger = logging.getLogger("gaman")
 
-
 _ONE_REQUEST: Final = 1
 """Seconds after a session's beginning in which a write may be of the request that began it. A load never is."""
 

@@ -141,7 +141,7 @@ class MongoDBDriver:
         self._connect()
 
     async def open(self) -> None:
-        """Have the collection remove by itself what is over, or raise SessionStoreError where the server can't be asked to.
+        """Have the collection remove expired documents by itself, or raise SessionStoreError where the server can't be asked to.
 
         An index that is in the way, or that this user may not create, is a ConfigError.
         """
@@ -256,7 +256,7 @@ class MongoDBDriver:
                 if tag is None:
                     await self._insert(new_id, record)
                 elif tag.since == since:
-                    # It was the owner's before. So where all of theirs were ended, it is over, and not refused.
+                    # It was the owner's before. So where all of theirs were ended, it has ended, and isn't refused.
                     if not await self._insert_owned(new_id, record, tag, now, began, id):
                         return Outcome.ENDED
                 elif not await self._insert_owned(new_id, record, tag, now, began):
@@ -603,7 +603,7 @@ class MongoDBDriver:
     async def _insert_owned(self, id: str, record: Record, tag: Tag, now: float, began: float, old: str | None = None) -> bool:
         """Insert a document, and return whether it may stay; *old* is the id that the session had with this tag.
 
-        The look at the bar follows the insertion in the same trip. Where it finds none, the end that sets one finds the document.
+        The look at the bar follows the insertion in the same round trip. Where it finds none, the end that sets one finds the document.
         """
         # Neither changes what is there already; so those that are matched and not inserted tell which of the two it was.
         insert = UpdateOne({"_id": id}, {"$setOnInsert": _document(record)}, upsert=True)

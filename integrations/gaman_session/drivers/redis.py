@@ -293,7 +293,7 @@ class RedisDriver:
         return await self._write(action, "tag", ids, (*values, *_pack(tag)), *arguments)
 
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
-        """Return the owner's sessions, without their fields: a trip for their ids, and one for them."""
+        """Return the owner's sessions, without their fields: in two round trips: one for their ids, and one for them."""
         action = "list the sessions of an owner"
         ids = await self._members(action, "owned", owner, now)
         found = dict(zip(ids, await asyncio.gather(*(self._look(action, id, now) for id in ids)), strict=True))
@@ -524,7 +524,7 @@ def _connect(address: Address, pool_size: int, patience: float) -> Sequence[Any]
     """Return a client, and those of the Sentinels; they connect later, and lose patience after so many seconds."""
     is_alone = not address.kind
     settings: dict[str, Any] = {
-        # A server on its own is timed here, once for a trip; redis-py would do it for each reply.
+        # A server on its own is timed here, once a round trip; redis-py would do it for each reply.
         "socket_timeout": None if is_alone else patience,
         "socket_connect_timeout": patience,
         "max_connections": pool_size,
@@ -553,7 +553,7 @@ def _connect(address: Address, pool_size: int, patience: float) -> Sequence[Any]
 
 
 def _command(calls: Sequence[Call], script: Sequence[str], *, is_alone: bool) -> Sequence[Any]:
-    """Return the command that makes *calls*: *script*'s, but for a load that shares no trip, which needs none."""
+    """Return the command that makes *calls*: *script*'s, but for a load that shares no round trip, which needs none."""
     if _is_load(calls):
         # Without arguments, the script loads what is not large.
         return ("HGETALL", *calls[0].keys) if is_alone or calls[0].arguments else (*script, 1, *calls[0].keys)

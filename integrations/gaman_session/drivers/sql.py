@@ -168,7 +168,7 @@ class SQLDriver:
     async def open(self) -> None:
         """Create the file and its tables where they are missing, and connect.
 
-        ConfigError says that the file can't be created, may be written to by other users, is no database, or has tables of these
+        ConfigError says that the file can't be created, may be written to by other users, isn't a database, or has tables of these
         names that are not ours; SessionStoreError that SQLite could not open it.
         """
         try:
