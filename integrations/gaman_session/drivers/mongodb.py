@@ -603,7 +603,8 @@ class MongoDBDriver:
     async def _insert_owned(self, id: str, record: Record, tag: Tag, now: float, began: float, old: str | None = None) -> bool:
         """Insert a document, and return whether it may stay; *old* is the id that the session had with this tag.
 
-        The look at the bar follows the insertion in the same round trip. Where it finds none, the end that sets one finds the document.
+        The look at the bar follows the insertion in the same round trip. Where it finds none, the end that sets one finds the
+        document.
         """
         # Neither changes what is there already; so those that are matched and not inserted tell which of the two it was.
         insert = UpdateOne({"_id": id}, {"$setOnInsert": _document(record)}, upsert=True)
