@@ -218,9 +218,8 @@ class App:
             elif error.status >= 500 and (cause := error.__cause__) is not None:
                 # A line is enough: where a store is down, every request that needs it comes by here.
                 logger.error("%s %r answered %d: %s: %r", ctx.method, ctx.path, error.status, error, cause, extra=ctx.log_extra)
-        elif isinstance(error, GamanError) or _fix_of(error, ctx):
+        elif reason := explain(error) if isinstance(error, GamanError) else _explain_attribute(error, ctx):
             # It says what is wrong in the user's code, and that is where it should lead.
-            reason = explain(error) if isinstance(error, GamanError) else f"{error}; {_fix_of(error, ctx)}"
             told = f"{type(error).__name__}: {reason}{place(error, handler)}"
             trace = own(error) if logger.isEnabledFor(logging.DEBUG) else None
             logger.error("%s %r failed: %s", ctx.method, ctx.path, told, exc_info=trace, extra=ctx.log_extra)
@@ -379,15 +378,16 @@ def _check_list(option: str, value: object) -> None:
         raise ConfigError(f"{option}={value!r} isn't a list of str; write {option}=[...], or leave it out")
 
 
-def _fix_of(error: Exception, ctx: Context) -> str:
-    """Return what to write in place of an attribute that a context or a session doesn't have; of any other *error*, nothing."""
+def _explain_attribute(error: Exception, ctx: Context) -> str:
+    """Return what to write in place of an attribute that a context or a session doesn't have; "" for any other *error*."""
     # By its text: before Python 3.12, an error of setting an attribute doesn't have its object.
     if not isinstance(error, AttributeError) or (found := _lacks_attribute(str(error))) is None:
         return ""
-    if found[1] == type(ctx).__name__ and (error.obj is ctx or error.obj is None):
-        return f"what you add to a request yourself goes into ctx.locals[{found[2]!r}]"
-    if found[1] == type(ctx.session).__name__:
-        return f"write `await ctx.session.get({found[2]!r})`, or `await ctx.session.set({found[2]!r}, ...)`"
+    fault, kind, name = found[0], found[1], found[2]
+    if kind == type(ctx).__name__ and (error.obj is ctx or error.obj is None):
+        return f"{fault}; what you add to a request yourself goes into ctx.locals[{name!r}]"
+    if kind == type(ctx.session).__name__:
+        return f"{fault}; write `await ctx.session.get({name!r})`, or `await ctx.session.set({name!r}, ...)`"
     return ""
 
 
