@@ -138,7 +138,7 @@ def cookies_driver() -> tuple[Call, Call]:
         # This time as every time, it is the first that is seen of the cookie.
         kept._sessions.keyring._opened.clear()
         kept._load()
-        return {key: kept._decode(key, data, None) for key, data in kept._fields.items()}
+        return {key: kept._value(key, None, None) for key in kept._fields}
 
     return write, read
 

@@ -352,10 +352,11 @@ class Session(ABC):
     # What the integration calls, and what each place that keeps a session does its own way.
 
     _needs_no_store: ClassVar[bool] = False
+    """Whether _open() loads the session. A class that sets it has that method; a store's session pays for no call to find out."""
 
     def _open(self) -> bool:
         """Load a session that needs no store, and return True."""
-        raise NotImplementedError
+        raise NotImplementedError  # get() and has() call it only where _needs_no_store is set
 
     @abstractmethod
     def _load(self, key: str | None) -> Awaitable[None] | None:
@@ -487,12 +488,6 @@ class Session(ABC):
                 ) from None
             reason = TOO_DEEP if isinstance(cause, RecursionError) else cause
             raise SessionSerializationError(f"the session can't keep {key!r}, a {type(value).__name__}: {reason}") from cause
-
-    def _decode(self, key: str, data: bytes, default: Any) -> Any:
-        try:
-            return self._sessions.codec.decoder.decode(data)
-        except Exception as cause:
-            return self._unreadable(key, default, None, cause)
 
     def _unreadable(self, key: str, default: Any, type: Any, cause: Exception) -> Any:
         if isinstance(cause, (RecursionError, MemoryError)):

@@ -95,8 +95,7 @@ class StoredSession(Session):
             await self._flush()
             for attempt in range(_ATTEMPTS):
                 await self._read()
-                before = self._peek(key)
-                value = changed(key, fn, default if before is None else self._decode(key, before, default))
+                value = changed(key, fn, self._value(key, default, None))
                 if await self._swap(key, self._encode(key, value)):
                     return value
                 self._is_loaded = False

@@ -75,8 +75,7 @@ class CookieSession(Session):
         """Replace the value under *key* by `fn(value)`; other requests are not seen, and do not see it."""
         self._open_for_change()
         self._load()
-        before = self._fields.get(key)
-        value = changed(key, fn, default if before is None else self._decode(key, before, default))
+        value = changed(key, fn, self._value(key, default, None))
         self._put(key, self._encode(key, value))
         return value
 
