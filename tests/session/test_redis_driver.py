@@ -577,6 +577,7 @@ async def test_a_large_session_shares_no_trip_with_others(is_cluster: bool, pool
                 assert all(len(str(each)) < LARGE for each in results)
             return results
 
+        # The method of this one driver, which still sends.
         driver._send = seen  # type: ignore[method-assign]
         # The second time, it is known which are large.
         for _ in range(2):

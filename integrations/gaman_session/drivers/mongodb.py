@@ -5,7 +5,7 @@ which values are with `session(encrypt=False)`, is kept in types of MongoDB's ow
 1}`, and anything else as binary; once it had such JSON, a session is `native`. In the name of a field, `%`, `.`, `$` and NUL are
 written as in a URL, and the empty name is `%`. A tombstone is `{_id, ended: true, deadline}`, with a `successor` after a rename.
 
-A session of somebody's also has its `owner`, `since` when, as a number, and a `note`. With `session(encrypt=False)` the owner is
+A session with an owner also has the fields `owner`, `since` (a number) and `note`. With `session(encrypt=False)` the owner is
 what tag() was given, and by an index `{"owner": "user:7", "ended": null}` finds the sessions.
 
 That an owner's sessions were ended is kept for a minute, as the bar `{_id: "owner:...", ended: true, deadline, before, kept: [{id,
@@ -59,8 +59,8 @@ _SHAPE: Final = {
     "properties": {name: {"bsonType": kind} for name, kind in _TYPES.items()},
     "not": {"required": ["ended"]},
 }
-# The same, and true for a deadline that is yet to come and not beyond the limit, for the pipeline of an update that finds its
-# document by the _id alone: any other search takes the server longer to plan than the update does.
+# The same for the pipeline of an update, with a deadline that is in the future and within the absolute limit. The update finds its
+# document by the _id alone, because planning any other search takes the server longer than the update itself.
 _KINDS: Final = [{"$type": f"${name}"} for name in (*_TYPES, "ended")]
 _LIVE_KINDS: Final = {"$literal": [*_TYPES.values(), "missing", True]}
 _LAST: Final = DatetimeMS(YEAR_10000 * 1000 - 1)

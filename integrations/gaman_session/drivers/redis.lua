@@ -5,7 +5,7 @@
 -- keep their last digit. The answers are one flat array, each after the number of its parts, for Redis sends a nested array in
 -- pieces.
 
--- A large session is loaded again, by a call that shares no round trip, unless there is no other.
+-- Answer a large session with a marker, unless the call is alone: the driver then loads it by a call of its own.
 local function load(key, is_alone)
     local size = not is_alone and tonumber(redis.call('HGET', key, 'size') or '')
     if size and size > LARGE then return 'LARGE' end
