@@ -22,7 +22,7 @@ from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError
 from gaman.session.testing import OWNER_CONTRACT
 from gaman_session import _sealing
 from gaman_session._driver import LARGE
-from gaman_session.drivers import redis as redis_driver
+from gaman_session.drivers import _redis_calls
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
 from tests.session.sites import Clock, Site, getting, serving, setting
@@ -567,7 +567,7 @@ async def test_a_large_session_shares_no_trip_with_others(is_cluster: bool, pool
             await writer.create(id, record(n=b"1" * 1000))
         for id in large:
             await writer.create(id, record(n=b"1" * LARGE))
-        send, shared = driver._send, 0
+        send, shared = driver._calls._send, 0
 
         async def seen(calls: Sequence[Any], *script: str) -> list[Any]:
             nonlocal shared
@@ -578,7 +578,7 @@ async def test_a_large_session_shares_no_trip_with_others(is_cluster: bool, pool
             return results
 
         # The method of this one driver, which still sends.
-        driver._send = seen  # type: ignore[method-assign]
+        driver._calls._send = seen  # type: ignore[method-assign]
         # The second time, it is known which are large.
         for _ in range(2):
             found = await asyncio.gather(*(driver.load(id, now=NOW) for id in (*small[:20], *large, *small[20:])))
@@ -596,7 +596,7 @@ async def test_over_a_single_connection_large_and_small_sessions_are_loaded_too(
     is_cluster: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A second attempt would hide what the first has run into.
-    monkeypatch.setattr(redis_driver, "_may_pass", never)
+    monkeypatch.setattr(_redis_calls, "_may_pass", never)
     url = servers.redis_cluster_url() if is_cluster else servers.redis_url()
     async with opened(url=url, pool_size=1) as driver:
         ids = [new_id() for _ in range(20)]
@@ -795,14 +795,14 @@ async def test_a_server_that_has_forgotten_the_scripts_is_told_them_again() -> N
 async def test_a_write_that_arrives_twice_happens_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened() as driver:
         sent: list[Any] = []
-        real = driver._run
+        real = driver._calls._run
 
         async def twice(commands: list[Any]) -> Any:
             sent.extend(commands)
             await real(commands)
             return await real(commands)
 
-        monkeypatch.setattr(driver, "_run", twice)
+        monkeypatch.setattr(driver._calls, "_run", twice)
         id, new = new_id(), new_id()
         await driver.create(id, record(n=b"1"))
         assert await driver.swap(id, "n", b"1", b"2", now=NOW, deadline=None, max_size=MAX_SIZE) is Outcome.WRITTEN

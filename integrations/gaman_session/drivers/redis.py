@@ -7,9 +7,7 @@ A session of somebody's also has its `owner`, `since` when, and a `note`. For ea
 owner, of the ids of their sessions by when these expire; its member `ended` tells for a minute when all of them were ended. One
 more, `live`, is of all ids by their deadlines. In a Cluster there are 4,096 of these, each in the slot of the sessions in it.
 
-`redis.lua`, beside this file, is the script that does what a call asks, at once or not at all. Calls that come while others are
-under way go out together, in one command; in a Cluster each has its own, to the server that has its key. What a broken connection
-leaves open is tried again, within the driver's timeout; the token tells a write's second attempt that the first has arrived.
+`redis.lua`, beside this file, is the script that does what a call asks, at once or not at all; `_redis_calls.py` brings it there.
 """
 
 from __future__ import annotations
@@ -17,81 +15,33 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from hashlib import sha1
-from importlib.resources import files
-from itertools import chain, islice, repeat
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from secrets import token_urlsafe
-from time import monotonic
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
-from msgspec import Struct
-from msgspec.msgpack import Encoder
 from redis.asyncio import Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    ClusterDownError,
-    ConnectionError,
-    MasterDownError,
-    MovedError,
-    NoScriptError,
-    ReadOnlyError,
-    RedisClusterException,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import AuthenticationError, MovedError, RedisClusterException, ResponseError
 
 from gaman.errors import ConfigError
-from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Outcome, Record, Tag, is_sound
+from gaman_session._driver import LARGE, Outcome, Record, Tag, is_sound
 from gaman_session._errors import SessionStoreError
-from gaman_session._time_limit import TimeLimit
 from gaman_session.drivers._redis_address import Address, parse
+from gaman_session.drivers._redis_calls import CONNECTION_FAILURES, FAILURES, Call, Calls
 
-_encode = Encoder().encode
-
-_FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
-_CONNECTION_FAILURES = (ConnectionError, RedisTimeoutError, RedisClusterException, OSError)
-_CLUSTER_FAILURES = (ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
-_DEMOTED = (MasterDownError, ReadOnlyError)
 _DATABASE: Final = re.compile("DB index|SELECT is not allowed|is not an integer|out of range")
 _is_whole: Final = re.compile(rb"[0-9]{1,14}").fullmatch
 _FORBIDDEN: Final = re.compile("no permission|can't (run|access)|unknown", re.IGNORECASE)
-# Seconds before the next attempts. Where another server may take over, the last one is repeated.
-_PAUSES: Final = (0.05, 0.1, 0.2, 0.4)
-# So many trips to a server at a time: more would be smaller ones.
-_AT_ONCE: Final = 4
-# What one command of the script takes on, so that it holds up nobody else's.
+# Counts that are asked for at once.
 _AT_A_TIME: Final = 64
 _COLON: Final = ord(":")
-# Of large sessions, each in a round trip and over a connection that no other call waits for.
-_LARGE_AT_ONCE: Final = 2
 _LARGE_KNOWN: Final = 1000
-_READS: Final = ("load", "look", "owned", "count")
 _TAG: Final = ("owner", "since", "note")
-
-_SCRIPT = (
-    f"local TOMBSTONE, MAX_SKEW, LARGE, YEAR_10000 = {TOMBSTONE}, {MAX_SKEW}, {LARGE}, {YEAR_10000}\n"
-    + files("gaman_session.drivers").joinpath("redis.lua").read_text()
-)
-_SHA = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
-
-
-class Call(Struct):
-    """What the script is to do, with which keys of Redis; values are apart, for a script's MessagePack knows no bytes."""
-
-    operation: str
-    keys: Sequence[str]
-    values: Sequence[bytes] = ()
-    arguments: Sequence[Any] = ()
 
 
 class RedisDriver:
@@ -127,27 +77,23 @@ class RedisDriver:
         self._prefix = prefix
         self._timeout = timeout
         self._pool_size = pool_size
-        self._wait_replicas = wait_replicas
-        # A fail-over takes seconds, in which it helps to ask often; a server on its own, and WAIT, need a little longer.
-        self._patience = min(0.5 if self._address.kind and not wait_replicas else 2.0, timeout)
-        # Elsewhere than on a server of its own, redis-py finds its way there first, and has to bound each step by itself.
-        self._limit: AbstractContextManager[None] = nullcontext() if self._address.kind else TimeLimit(self._patience)
+        self._calls = Calls(
+            self._address, timeout=timeout, pool_size=pool_size, wait_replicas=wait_replicas, leave=self._disconnect
+        )
         self._damage = Damage("redis")
         self._client: Any = None
         self._sentinels: list[Any] = []
-        # Each server of a Cluster has its own: one that is lost holds up no session of another's.
-        self._batches: dict[tuple[str, bool], Batches[Call, Any]] = {}
-        """For each server two: one for ordinary calls, and one for loading large sessions."""
         self._large: set[str] = set()
         """Sessions that were large when they were last loaded; only a hint, which saves asking first."""
 
     async def open(self) -> None:
         """Connect, and find out whether the driver may do all that it needs; or raise ConfigError or SessionStoreError."""
-        self._client, *self._sentinels = _connect(self._address, self._pool_size, self._patience)
+        self._client, *self._sentinels = _connect(self._address, self._pool_size, self._calls.patience)
+        self._calls.client = self._client
         key = (f"{self._shard('000')}check",)
         try:
             async with asyncio.timeout(self._timeout):
-                answers = [*await self._attempt([Call("load", key)]), *await self._attempt([Call("check", key)])]
+                answers = [*await self._calls.attempt([Call("load", key)]), *await self._calls.attempt([Call("check", key)])]
         except TimeoutError as cause:
             answers = [cause]
         for answer in answers:
@@ -167,7 +113,7 @@ class RedisDriver:
         # Over a socket, redis-py takes this for a failed connection.
         if _DATABASE.search(text):
             return ConfigError(f"the redis driver can't use the database in its url at {hosts}: {text}; choose one that is there")
-        if isinstance(cause, (*_CONNECTION_FAILURES, TimeoutError)):
+        if isinstance(cause, (*CONNECTION_FAILURES, TimeoutError)):
             return SessionStoreError(self.name, f"be reached at {hosts}; see that it runs there, or change the driver's url")
         if "SENTINEL" in text:
             return ConfigError(f"the redis driver found no Sentinel at {hosts}; write their hosts, or redis:// in its url")
@@ -179,11 +125,10 @@ class RedisDriver:
 
     async def close(self) -> None:
         """Close every connection, after what is under way."""
-        for batches in self._batches.values():
-            await batches.drain()
+        await self._calls.drain()
         for client in (self._client, *self._sentinels):
             if client is not None:
-                with suppress(*_FAILURES):
+                with suppress(*FAILURES):
                     await client.aclose()
         self._client, self._sentinels = None, []
 
@@ -407,107 +352,20 @@ class RedisDriver:
 
     async def _call(self, action: str, id: str | None, call: Call, *, is_large: bool = False) -> Any:
         """Return what *call* answers, or None where no hash stands in the session's place."""
-        node = self._node(call) if self._is_cluster else None
-        server = "" if node is None else node.name
-        # Over a single connection, everything waits for everything.
-        lane = server, is_large and self._pool_size > 1
-        if (batches := self._batches.get(lane)) is None:
-            batches = self._batches[lane] = self._new_batches(is_large=lane[1])
         try:
-            return await batches.call(call)
-        except _FAILURES as cause:
+            return await self._calls.call(call, is_large=is_large)
+        except FAILURES as cause:
             if id is not None and isinstance(cause, ResponseError) and "WRONGTYPE" in str(cause):
                 self._damage.report(id, "its hash")
                 return None
-            raise SessionStoreError(self.name, f"{action} at {server or self._address.hosts}") from cause
-
-    def _new_batches(self, *, is_large: bool) -> Batches[Call, Any]:
-        large = min(_LARGE_AT_ONCE, self._pool_size // 2)
-        if is_large:
-            return Batches(self._run, at_once=large, most=1, timeout=self._timeout)
-        return Batches(self._run, at_once=min(_AT_ONCE, self._pool_size - large), timeout=self._timeout)
-
-    def _node(self, call: Call) -> Any:
-        """Return the node of a Cluster on which the call's first key lives, as far as that is known; None outside a Cluster."""
-        if self._is_cluster:
-            with suppress(RedisClusterException):
-                return self._client.get_node_from_key(call.keys[0])
-        return None
-
-    async def _run(self, calls: Sequence[Call]) -> list[Any]:
-        """Make *calls*, and again those to which a fault leaves no answer, until the time is up; return answers and errors."""
-        until = monotonic() + self._timeout
-        results = await self._attempt(calls)
-        for pause in _PAUSES if not self._address.kind else chain(_PAUSES, repeat(_PAUSES[-1])):
-            unanswered = [i for i, result in enumerate(results) if isinstance(result, Exception) and _may_pass(result)]
-            if any(isinstance(results[i], _DEMOTED) for i in unanswered):
-                await self._disconnect()
-            if not unanswered or monotonic() + pause + self._patience > until:
-                break
-            await asyncio.sleep(pause)
-            again = await self._attempt([calls[i] for i in unanswered])
-            for i, result in zip(unanswered, again, strict=True):
-                # The first attempt may have come through, before the write of somebody else that has brought this conflict about.
-                is_unclear = result == b"CONFLICT" and calls[i].operation == "swap"
-                results[i] = RedisError("the answer to the write was lost") if is_unclear else result
-        return results
+            raise SessionStoreError(self.name, f"{action} at {self._calls.server(call)}") from cause
 
     async def _disconnect(self) -> None:
         """Drop idle connections: they lead to a server that isn't the master any more, and new ones find what replaced it."""
         # In a Cluster, such a server says where to go instead.
         if not self._is_cluster:
-            with suppress(*_FAILURES):
+            with suppress(*FAILURES):
                 await self._client.connection_pool.disconnect(inuse_connections=False)
-
-    async def _attempt(self, calls: Sequence[Call]) -> list[Any]:
-        """Make *calls*, in one trip, or in two where a server does not know the script yet."""
-        try:
-            with self._limit:
-                results = await self._send(calls, "EVALSHA", _SHA)
-                unknown = [i for i, result in enumerate(results) if isinstance(result, NoScriptError)]
-                if unknown:
-                    again = await self._send([calls[i] for i in unknown], "EVAL", _SCRIPT)
-                    for i, result in zip(unknown, again, strict=True):
-                        results[i] = result
-                return results
-        except _FAILURES as cause:
-            return [cause] * len(calls)
-
-    async def _send(self, calls: Sequence[Call], *script: str) -> list[Any]:
-        """Make *calls* in one trip, in as few commands as *script* can take them, and return for each its answer or its error."""
-        most = 1 if self._is_cluster else _AT_A_TIME
-        if len(calls) <= most and not self._wait_replicas:
-            # A pipeline would cost a lone command half as much again.
-            try:
-                return _results(calls, await self._client.execute_command(*_command(calls, script, is_alone=True)))
-            except ResponseError as error:
-                return [error] * len(calls)
-        groups = [calls[i : i + most] for i in range(0, len(calls), most)]
-        writes = {i: self._node(call) for i, call in enumerate(calls) if self._wait_replicas and call.operation not in _READS}
-        written_to = list(dict.fromkeys(writes.values()))
-        pipeline = self._client.pipeline(transaction=False)
-        for group in groups:
-            pipeline.execute_command(*_command(group, script, is_alone=len(calls) == 1))
-        for node in written_to:
-            where = {} if node is None else {"target_nodes": node}
-            pipeline.execute_command("WAIT", self._wait_replicas, math.ceil(self._patience * 500), **where)
-        answers: list[Any] = await pipeline.execute(raise_on_error=False)
-        results = [result for group, answer in zip(groups, answers, strict=False) for result in _results(group, answer)]
-        counts = dict(zip(written_to, answers[len(groups) :], strict=True))
-        for i, node in writes.items():
-            count = counts[node]
-            if isinstance(count, Exception):
-                results[i] = count
-            elif not isinstance(results[i], Exception) and (count < self._wait_replicas or node != self._node(calls[i])):
-                results[i] = RedisError(
-                    f"{count} of {self._wait_replicas} replicas have confirmed the write, which may yet be lost"
-                )
-        return results
-
-
-def _may_pass(error: Exception) -> bool:
-    """Return whether the command may get an answer when its server is back, or another has taken over."""
-    return isinstance(error, (*_CONNECTION_FAILURES, *_CLUSTER_FAILURES)) and not isinstance(error, AuthenticationError)
 
 
 def _check_tls(options: Mapping[str, Any]) -> None:
@@ -552,46 +410,8 @@ def _connect(address: Address, pool_size: int, patience: float) -> Sequence[Any]
     return [sentinel.master_for(address.master), *sentinel.sentinels]
 
 
-def _command(calls: Sequence[Call], script: Sequence[str], *, is_alone: bool) -> Sequence[Any]:
-    """Return the command that makes *calls*: *script*'s, but for a load that shares no round trip, which needs none."""
-    if _is_load(calls):
-        # Without arguments, the script loads what is not large.
-        return ("HGETALL", *calls[0].keys) if is_alone or calls[0].arguments else (*script, 1, *calls[0].keys)
-    keys = [key for call in calls for key in call.keys]
-    what = [(call.operation, len(call.keys), len(call.values), *call.arguments) for call in calls]
-    # One piece is cheaper for redis-py to send than its parts.
-    return (*script, len(keys), *keys, _encode(what), *(value for call in calls for value in call.values))
-
-
-def _results(calls: Sequence[Call], answer: Any) -> list[Any]:
-    """Return for each of *calls* its part of *answer*: a hash or a set, a word, a number, nothing, or an error."""
-    if isinstance(answer, Exception):
-        return [answer] * len(calls)
-    if _is_load(calls):
-        return [_pairs(cast("Iterable[Any]", answer)) if isinstance(answer, list) else answer]
-    return [*_parts(answer)]
-
-
-def _is_load(calls: Sequence[Call]) -> bool:
-    return len(calls) == 1 and calls[0].operation == "load"
-
-
-def _pairs(parts: Iterable[Any]) -> dict[Any, Any]:
-    each = iter(parts)
-    return dict(zip(each, each, strict=True))
-
-
 def _outcome(word: bytes | None) -> Outcome:
     return Outcome.ABSENT if word is None else Outcome[word.decode()]
-
-
-def _parts(answer: Iterable[Any]) -> Iterator[Any]:
-    rest = iter(answer)
-    for length in rest:
-        if length == 1:
-            yield next(rest)
-        else:
-            yield _pairs(islice(rest, length))
 
 
 def _unfold(record: Record) -> tuple[Sequence[bytes], Sequence[Any]]:
