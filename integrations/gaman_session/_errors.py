@@ -67,14 +67,17 @@ class SessionUnsupported(SessionError):
 
 
 class SessionStoreError(SessionError, HTTPError):
-    """The store failed; the request answers 503 and nobody is logged out. The cause says what happened."""
+    """The store failed; the request answers 503 and nobody is logged out. The cause, and *reason* if any, say what happened."""
 
-    def __init__(self, driver: str, action: str, *, is_unconfirmed: bool = False) -> None:
+    def __init__(self, driver: str, action: str, reason: str = "", *, is_unconfirmed: bool = False) -> None:
         HTTPError.__init__(self, 503, headers={"cache-control": "no-store"})
         self.driver = driver
         self.action = action
+        self.reason = reason
+        """What the store said, if anything, without values."""
         self.is_unconfirmed = is_unconfirmed
         """Whether the store has made the change, and may yet lose it, because too few replicas have confirmed it."""
 
     def __str__(self) -> str:
-        return f"the session store ({self.driver}) could not {self.action}"
+        reason = self.reason and f": {self.reason}"
+        return f"the session store ({self.driver}) could not {self.action}{reason}"

@@ -710,7 +710,7 @@ async def test_redis_forgets_an_owner_with_the_last_of_their_sessions() -> None:
 
 async def test_a_tag_that_the_end_of_all_overtakes_in_a_cluster_is_refused_and_the_next_one_is_not() -> None:
     class Overtaken(RedisDriver):
-        async def _enter(self, action: str, id: str, tag: Tag, record: Record, now: float, *, is_carried: bool = False) -> Outcome:
+        async def _enter(self, action: Any, id: str, tag: Tag, record: Record, now: float, *, is_carried: bool = False) -> Outcome:
             outcome = await super()._enter(action, id, tag, record, now, is_carried=is_carried)
             if tag == early:
                 assert await self.end_owned(OWNER, keep=(), now=now + 0.5) == 0

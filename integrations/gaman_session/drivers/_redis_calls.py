@@ -1,60 +1,76 @@
-"""How the Redis driver's calls reach a server: as commands of its script, several in one trip, and again after a fault.
+"""Calls: how the Redis driver's calls reach a server, as commands of its script, and again after a fault.
 
-Calls that come while others are under way go out together, in one command; in a Cluster each has its own, to the server that has
-its key. What a broken connection leaves open is tried again, within the driver's timeout; the token tells a write's second attempt
-that the first has arrived.
+Calls that are made while others are in flight share a command. In a Cluster each has its own, but those to one server share a round
+trip. A call that a fault leaves without an answer is made again while its action has time; the token tells a write's second attempt
+that the first has arrived. In a Cluster it goes to the server that has the slot by then: a call is retried by itself and not by its
+batch, so that a lost server delays no call to another.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from hashlib import sha1
 from importlib.resources import files
-from itertools import chain, islice, repeat
+from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from msgspec.msgpack import Encoder
+from redis.crc import key_slot
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
+    BusyLoadingError,
     ClusterDownError,
     ConnectionError,
     MasterDownError,
+    MovedError,
     NoScriptError,
     ReadOnlyError,
     RedisClusterException,
     RedisError,
     ResponseError,
+    SlotNotCoveredError,
     TryAgainError,
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from gaman_session._batches import Batches
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000
 from gaman_session._time_limit import TimeLimit
-
-if TYPE_CHECKING:
-    from gaman_session.drivers._redis_address import Address
+from gaman_session.drivers._redis_address import Address
+from gaman_session.drivers._redis_servers import Cluster, Server
 
 _encode = Encoder().encode
 
+
+class _Elsewhere(RedisError):
+    """The slot of a call went to another server while the call waited."""
+
+
 FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 CONNECTION_FAILURES = (ConnectionError, RedisTimeoutError, RedisClusterException, OSError)
-_CLUSTER_FAILURES = (ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 _DEMOTED = (MasterDownError, ReadOnlyError)
+_PASSING = (ConnectionError, RedisTimeoutError, ClusterDownError, ReadOnlyError, TryAgainError, _Elsewhere)
+# After these, a write has certainly not happened.
+_WITHOUT_EFFECT = (AskError, BusyLoadingError, ClusterDownError, ReadOnlyError, SlotNotCoveredError, TryAgainError, _Elsewhere)
 # Seconds before the next attempts. Where another server may take over, the last one is repeated.
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.4)
-# So many trips to a server at a time: more would be smaller ones.
-_AT_ONCE: Final = 4
+# So often a call goes from one server of a Cluster to another without a pause: they may disagree.
+_JUMPS: Final = 8
 # What one command of the script takes on, so that it holds up nobody else's.
 _AT_A_TIME: Final = 64
-# Of large sessions, each in a round trip and over a connection that no other call waits for.
-_LARGE_AT_ONCE: Final = 2
-_READS: Final = ("load", "look", "owned", "count")
+_READS: Final = ("load", "look", "owned", "count", "slots")
+# Each is all that an action changes, unless its answer tells that nothing was changed.
+_CHANGES: Final = ("create", "apply", "swap", "rename", "tag")
+_UNCHANGED: Final = (b"ABSENT", b"CONFLICT", b"ENDED", b"REFUSED", b"TOO_LARGE")
+_ASKING: Final = ("ASKING",)
+# In a server's words about a command that it doesn't know, its arguments follow: ids, values or a password.
+_ARGUMENTS: Final = re.compile(", with args beginning with: .*", re.DOTALL)
 
 _SCRIPT = (
     f"local TOMBSTONE, MAX_SKEW, LARGE, YEAR_10000 = {TOMBSTONE}, {MAX_SKEW}, {LARGE}, {YEAR_10000}\n"
@@ -70,6 +86,28 @@ class Call(Struct):
     keys: Sequence[str]
     values: Sequence[bytes] = ()
     arguments: Sequence[Any] = ()
+    slot: int = -1
+    """The slot of the first key, once a Cluster was asked for it."""
+    is_asking: bool = False
+    """Whether it goes to the server that is about to get its slot."""
+
+
+class Action(Struct):
+    """What a method of the driver does, as an error tells it, and until when, by monotonic()."""
+
+    name: str
+    until: float
+    has_begun: bool = False
+
+
+class Unconfirmed(RedisError):
+    """Too few replicas have confirmed a write."""
+
+    is_change = False
+    """Whether this write is all that its action changes."""
+
+
+_SLOTS: Final = Call("slots", ())
 
 
 class Calls:
@@ -78,125 +116,268 @@ class Calls:
     def __init__(
         self, address: Address, *, timeout: float, pool_size: int, wait_replicas: int, leave: Callable[[], Awaitable[None]]
     ) -> None:
-        self.client: Any = None
-        """The client of redis-py that sends them, once there is one."""
         self._address = address
-        self._is_cluster = address.kind == "cluster"
         self._timeout = timeout
         self._pool_size = pool_size
         self._wait_replicas = wait_replicas
+        # Seconds that replicas have to confirm a write.
+        self._wait = min(2.0, timeout) / 2
         self._leave = leave
-        # A fail-over takes seconds, in which it helps to ask often; a server on its own, and WAIT, need a little longer.
-        self.patience = min(0.5 if address.kind and not wait_replicas else 2.0, timeout)
-        # Elsewhere than on a server of its own, redis-py finds its way there first, and has to bound each step by itself.
-        self._limit: AbstractContextManager[None] = nullcontext() if address.kind else TimeLimit(self.patience)
-        # Each server of a Cluster has its own: one that is lost holds up no session of another's.
-        self._batches: dict[tuple[str, bool], Batches[Call, Any]] = {}
-        """For each server two: one for ordinary calls, and one for loading large sessions."""
+        # A failover takes seconds, in which it helps to ask often. Behind Sentinels, redis-py takes WAIT for any other command.
+        is_quick = address.kind == "cluster" or (address.kind and not wait_replicas)
+        self.patience = min(0.5 if is_quick else 2.0, timeout)
+        # Elsewhere than on a server of its own, several steps may come before an answer, and redis-py bounds each.
+        self._limit = TimeLimit(timeout if address.kind else self.patience)
+        self._client: Any = None
+        self._only = self._serve(address.hosts)
+        self._cluster: Cluster[Call] | None = None
+        self._retrying = 0
 
-    def server(self, call: Call) -> str:
-        """Return the server that has the call's first key, as far as that is known, or the hosts of the address."""
-        node = self._node(call)
-        return self._address.hosts if node is None else cast("str", node.name)
+    def open(self, client: Any) -> None:
+        """Make calls through *client*, which is redis-py's, from now on."""
+        self._client = client
+        if self._address.kind == "cluster":
+            self._cluster = Cluster(client, lambda node: self._serve(node.name, node), lambda server: server.calls.call(_SLOTS))
 
-    def call(self, call: Call, *, is_large: bool = False) -> Awaitable[Any]:
-        """Return what waits for the answer to *call*."""
-        node = self._node(call) if self._is_cluster else None
-        # Over a single connection, everything waits for everything.
-        lane = "" if node is None else node.name, is_large and self._pool_size > 1
-        if (batches := self._batches.get(lane)) is None:
-            batches = self._batches[lane] = self._new_batches(is_large=lane[1])
-        return batches.call(call)
+    async def close(self) -> None:
+        """Close the connections that the client doesn't know, after what is in flight."""
+        while self._retrying:  # noqa: ASYNC110 - it is for the end, where nothing is in a hurry
+            await asyncio.sleep(0.001)
+        await self._only.close()
+        if self._cluster is not None:
+            await self._cluster.close()
 
-    async def drain(self) -> None:
-        """Wait until nothing is under way."""
-        for batches in self._batches.values():
-            await batches.drain()
+    def begin(self, name: str) -> Action:
+        """Return an action that begins now."""
+        return Action(name, monotonic() + self._timeout)
 
-    def _new_batches(self, *, is_large: bool) -> Batches[Call, Any]:
-        large = min(_LARGE_AT_ONCE, self._pool_size // 2)
-        if is_large:
-            return Batches(self._run, at_once=large, most=1, timeout=self._timeout)
-        return Batches(self._run, at_once=min(_AT_ONCE, self._pool_size - large), timeout=self._timeout)
-
-    def _node(self, call: Call) -> Any:
-        """Return the node of a Cluster on which the call's first key lives, as far as that is known; None outside a Cluster."""
-        if self._is_cluster:
-            with suppress(RedisClusterException):
-                return self.client.get_node_from_key(call.keys[0])
-        return None
-
-    async def _run(self, calls: Sequence[Call]) -> list[Any]:
-        """Make *calls*, and again those to which a fault leaves no answer, until the time is up; return answers and errors."""
-        until = monotonic() + self._timeout
-        results = await self.attempt(calls)
-        for pause in _PAUSES if not self._address.kind else chain(_PAUSES, repeat(_PAUSES[-1])):
-            unanswered = [i for i, result in enumerate(results) if isinstance(result, Exception) and _may_pass(result)]
-            if any(isinstance(results[i], _DEMOTED) for i in unanswered):
-                await self._leave()
-            if not unanswered or monotonic() + pause + self.patience > until:
-                break
-            await asyncio.sleep(pause)
-            again = await self.attempt([calls[i] for i in unanswered])
-            for i, result in zip(unanswered, again, strict=True):
-                # The first attempt may have come through, before the write of somebody else that has brought this conflict about.
-                is_unclear = result == b"CONFLICT" and calls[i].operation == "swap"
-                results[i] = RedisError("the answer to the write was lost") if is_unclear else result
-        return results
+    def call(self, action: Action, call: Call, *, is_large: bool = False) -> Awaitable[Any]:
+        """Return what waits for the answer to *call*, makes it again after a fault while *action* has time, or raises the fault."""
+        if action.has_begun:
+            return self._call_in_time(action, call, is_large=is_large)
+        # The first call of an action is bounded by itself.
+        action.has_begun = True
+        return self._call(action, call, is_large=is_large)
 
     async def attempt(self, calls: Sequence[Call]) -> list[Any]:
-        """Make *calls*, in one trip, or in two where a server does not know the script yet."""
+        """Make each of *calls* once, and return answers and errors."""
+        results: list[Any] = []
+        for call in calls:
+            try:
+                if self._cluster is not None and self._find(call) is None:
+                    await self._cluster.learn(call.slot, None)
+                server = self._find(call)
+                results += [_no_owner(call)] if server is None else await self._run(server, [call])
+            except RedisClusterException as error:
+                results.append(error)
+        return results
+
+    def server(self, call: Call) -> str:
+        """Return the server that has the call's first key, or the hosts of the address where that isn't known."""
+        server = self._find(call) if self._cluster is None or call.slot >= 0 else None
+        return self._address.hosts if server is None else server.name
+
+    def reason(self, error: Exception) -> str:
+        """Return what a log tells of *error*: the server's own words, or what became of the connection; never a value."""
+        told, inner = [error], error.__cause__ or error.__context__
+        # redis-py wraps this one, and gives no cause.
+        if isinstance(inner, (RedisError, RedisClusterException)) and (error.__cause__ or isinstance(inner, ReadOnlyError)):
+            while isinstance(inner.__cause__, RedisError):
+                inner = inner.__cause__
+            told.append(inner)
+        return ": ".join(dict.fromkeys(map(self._words, told)))
+
+    def _words(self, error: Exception) -> str:
+        if isinstance(error, TimeoutError):
+            return f"no answer within {self._timeout:g} s"
+        if not isinstance(error, FAILURES):
+            return type(error).__name__
+        code = getattr(error, "status_code", None)
+        return _ARGUMENTS.sub("", f"{code} {error}" if code else str(error))
+
+    def _serve(self, name: str, node: Any = None) -> Server[Call]:
+        return Server(name, node, self._run, pool_size=self._pool_size, timeout=self._timeout)
+
+    def _find(self, call: Call) -> Server[Call] | None:
+        """Return the server for *call*, or None where it isn't known who has its slot."""
+        if self._cluster is None:
+            return self._only
+        if call.slot < 0:
+            call.slot = key_slot(call.keys[0].encode())
+        return self._cluster.owner(call.slot)
+
+    async def _call_in_time(self, action: Action, call: Call, *, is_large: bool) -> Any:
+        async with asyncio.timeout(action.until - monotonic()):
+            return await self._call(action, call, is_large=is_large)
+
+    async def _call(self, action: Action, call: Call, *, is_large: bool) -> Any:
+        server = self._find(call)
+        try:
+            if server is None:
+                raise _no_owner(call)
+            return await (server.large_calls if is_large else server.calls).call(call)
+        except Exception as error:
+            if not self._may_pass(error):
+                raise
+            failure = error
+        self._retrying += 1
+        try:
+            return await self._call_again(action, call, server, failure, is_large=is_large)
+        finally:
+            self._retrying -= 1
+
+    async def _call_again(
+        self, action: Action, call: Call, server: Server[Call] | None, failure: Exception, *, is_large: bool
+    ) -> Any:
+        """Make *call* again, which *failure* has left without an answer of *server*, until *action* takes too long."""
+        unconfirmed: Unconfirmed | None = None
+        is_unclear, jumps, pauses = False, 0, 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(action.until - monotonic()):
+                while True:
+                    is_unclear = is_unclear or not isinstance(failure, _WITHOUT_EFFECT)
+                    if isinstance(failure, Unconfirmed):
+                        unconfirmed = failure
+                    before, (server, asked) = server, await self._follow(call, server, failure)
+                    if server is not before and jumps < _JUMPS:
+                        jumps += 1
+                    else:
+                        pause = _PAUSES[min(pauses, len(_PAUSES) - 1)]
+                        pauses += 1
+                        # Only another server is worth waiting for longer.
+                        is_enough = pauses > len(_PAUSES) and not (self._address.kind and isinstance(failure, FAILURES))
+                        if is_enough or monotonic() + pause + self.patience > action.until:
+                            break
+                        await asyncio.sleep(pause)
+                    try:
+                        if server is None:
+                            raise _no_owner(call)
+                        result = await (server.large_calls if is_large else server.calls).call(asked)
+                    except Exception as error:
+                        failure = error
+                        if not self._may_pass(error):
+                            break
+                        continue
+                    # An earlier attempt may have come through, before the write of another client that has caused this conflict.
+                    if is_unclear and result == b"CONFLICT" and call.operation == "swap":
+                        raise RedisError("the answer to the write was lost")
+                    return result
+        raise unconfirmed or failure
+
+    async def _follow(self, call: Call, server: Server[Call] | None, failure: Exception) -> tuple[Server[Call] | None, Call]:
+        """Return the server that may answer *call* after *failure*, the answer of *server*, and what to call it."""
+        if self._cluster is None:
+            return server, call
+        if isinstance(failure, AskError) and server is not None:
+            named = self._cluster.named_by(failure, server)
+            if not isinstance(failure, MovedError):
+                return named, structs.replace(call, slot=-1, is_asking=True)
+            self._cluster.move(call.slot, named)
+        elif not isinstance(failure, TryAgainError) and self._find(call) is server:
+            # What failed is more telling than that this fails as well.
+            with suppress(RedisClusterException):
+                await self._cluster.learn(call.slot, server)
+        return self._find(call), call
+
+    def _may_pass(self, error: Exception) -> bool:
+        return _may_pass(error) or (isinstance(error, AskError) and self._cluster is not None)
+
+    async def _run(self, server: Server[Call], calls: Sequence[Call]) -> list[Any]:
+        """Make *calls* in one trip, or in two where *server* does not know the script yet; return answers and errors."""
+        if (cluster := self._cluster) is not None:
+            here = [call.slot < 0 or cluster.owner(call.slot) is server for call in calls]
+            if not all(here):
+                made = iter(await self._run(server, [call for call, is_here in zip(calls, here, strict=True) if is_here]))
+                return [next(made) if is_here else _Elsewhere("the slot has moved") for is_here in here]
+        begun = monotonic()
         try:
             with self._limit:
-                results = await self._send(calls, "EVALSHA", _SHA)
-                unknown = [i for i, result in enumerate(results) if isinstance(result, NoScriptError)]
-                if unknown:
-                    again = await self._send([calls[i] for i in unknown], "EVAL", _SCRIPT)
+                results = await self._send(server, calls, "EVALSHA", _SHA)
+                errors = [i for i, result in enumerate(results) if isinstance(result, Exception)]
+                if not errors:
+                    return results
+                if unknown := [i for i in errors if isinstance(results[i], NoScriptError)]:
+                    again = await self._send(server, [calls[i] for i in unknown], "EVAL", _SCRIPT)
                     for i, result in zip(unknown, again, strict=True):
                         results[i] = result
-                return results
-        except FAILURES as cause:
-            return [cause] * len(calls)
+        except Exception as error:
+            results = [error] * len(calls)
+        if cluster is None and any(isinstance(result, _DEMOTED) for result in results):
+            await self._leave()
+        return [_tell(result, server, monotonic() - begun) for result in results]
 
-    async def _send(self, calls: Sequence[Call], *script: str) -> list[Any]:
+    async def _send(self, server: Server[Call], calls: Sequence[Call], *script: str) -> list[Any]:
         """Make *calls* in one trip, in as few commands as *script* can take them, and return for each its answer or its error."""
-        most = 1 if self._is_cluster else _AT_A_TIME
-        if len(calls) <= most and not self._wait_replicas:
+        most = _AT_A_TIME if server.node is None else 1
+        is_write = self._wait_replicas > 0 and any(call.operation not in _READS for call in calls)
+        if len(calls) <= most and not is_write and server.node is None:
             # A pipeline would cost a lone command half as much again.
             try:
-                return _results(calls, await self.client.execute_command(*_command(calls, script, is_alone=True)))
+                return _results(calls, await self._client.execute_command(*_command(calls, script, is_alone=True)))
             except ResponseError as error:
                 return [error] * len(calls)
         groups = [calls[i : i + most] for i in range(0, len(calls), most)]
-        writes = {i: self._node(call) for i, call in enumerate(calls) if self._wait_replicas and call.operation not in _READS}
-        written_to = list(dict.fromkeys(writes.values()))
-        pipeline = self.client.pipeline(transaction=False)
+        commands: list[Sequence[Any]] = []
         for group in groups:
-            pipeline.execute_command(*_command(group, script, is_alone=len(calls) == 1))
-        for node in written_to:
-            where = {} if node is None else {"target_nodes": node}
-            pipeline.execute_command("WAIT", self._wait_replicas, math.ceil(self.patience * 500), **where)
-        answers: list[Any] = await pipeline.execute(raise_on_error=False)
-        results = [result for group, answer in zip(groups, answers, strict=False) for result in _results(group, answer)]
-        counts = dict(zip(written_to, answers[len(groups) :], strict=True))
-        for i, node in writes.items():
-            count = counts[node]
-            if isinstance(count, Exception):
-                results[i] = count
-            elif not isinstance(results[i], Exception) and (count < self._wait_replicas or node != self._node(calls[i])):
-                results[i] = RedisError(
-                    f"{count} of {self._wait_replicas} replicas have confirmed the write, which may yet be lost"
-                )
+            if group[0].is_asking:
+                commands.append(_ASKING)
+            commands.append(_command(group, script, is_alone=len(calls) == 1))
+        if is_write:
+            commands.append(("WAIT", self._wait_replicas, math.ceil(self._wait * 1000)))
+        answers = await (self._pipe(commands) if server.node is None else server.send(commands, wait=self._wait))
+        count = answers.pop() if is_write else 0
+        answers = [answer for command, answer in zip(commands, answers, strict=False) if command is not _ASKING]
+        results = [result for group, answer in zip(groups, answers, strict=True) for result in _results(group, answer)]
+        if is_write and (isinstance(count, Exception) or count < self._wait_replicas):
+            for i, call in enumerate(calls):
+                if call.operation not in _READS and not isinstance(results[i], Exception):
+                    results[i] = self._unconfirmed(call, results[i], count)
         return results
 
+    def _unconfirmed(self, call: Call, result: Any, count: Any) -> Unconfirmed:
+        cause = count if isinstance(count, Exception) else None
+        confirmed = count if cause is None else "none"
+        error = Unconfirmed(f"{confirmed} of {self._wait_replicas} replicas have confirmed the write, which may yet be lost")
+        error.is_change = call.operation in _CHANGES and result not in _UNCHANGED
+        error.__cause__ = cause
+        return error
 
-def _may_pass(error: Exception) -> bool:
+    async def _pipe(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        return cast("list[Any]", await pipeline.execute(raise_on_error=False))
+
+
+def _may_pass(error: BaseException | None) -> bool:
     """Return whether the command may get an answer when its server is back, or another has taken over."""
-    return isinstance(error, (*CONNECTION_FAILURES, *_CLUSTER_FAILURES)) and not isinstance(error, AuthenticationError)
+    if isinstance(error, Unconfirmed):
+        return _may_pass(error.__cause__)
+    if isinstance(error, RedisError):
+        return isinstance(error, _PASSING) and not isinstance(error, AuthenticationError)
+    # redis-py itself may stumble over a server that is away.
+    return isinstance(error, Exception)
+
+
+def _no_owner(call: Call) -> RedisClusterException:
+    return SlotNotCoveredError(f"no known server has the slot {call.slot}")
+
+
+def _tell(result: Any, server: Server[Call], seconds: float) -> Any:
+    """Return *result*, or where it is an error, one that tells what timed out and has no values."""
+    if isinstance(result, (RedisTimeoutError, TimeoutError)):
+        error = RedisTimeoutError(f"{server.name} gave no answer in {seconds:.1f} s")
+        error.__cause__ = result
+        return error
+    if isinstance(result, ResponseError):
+        result.args = tuple(_ARGUMENTS.sub("", str(each)) for each in result.args)
+    return result
 
 
 def _command(calls: Sequence[Call], script: Sequence[str], *, is_alone: bool) -> Sequence[Any]:
     """Return the command that makes *calls*: *script*'s, but for a load that shares no round trip, which needs none."""
+    if calls[0] is _SLOTS:
+        return ("CLUSTER", "SLOTS")
     if _is_load(calls):
         # Without arguments, the script loads what is not large.
         return ("HGETALL", *calls[0].keys) if is_alone or calls[0].arguments else (*script, 1, *calls[0].keys)
@@ -210,6 +391,8 @@ def _results(calls: Sequence[Call], answer: Any) -> list[Any]:
     """Return for each of *calls* its part of *answer*: a hash or a set, a word, a number, nothing, or an error."""
     if isinstance(answer, Exception):
         return [answer] * len(calls)
+    if calls[0] is _SLOTS:
+        return [answer]
     if _is_load(calls):
         return [_pairs(cast("Iterable[Any]", answer)) if isinstance(answer, list) else answer]
     return [*_parts(answer)]

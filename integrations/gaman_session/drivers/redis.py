@@ -32,7 +32,7 @@ from gaman_session._damage import Damage
 from gaman_session._driver import LARGE, Outcome, Record, Tag, is_sound
 from gaman_session._errors import SessionStoreError
 from gaman_session.drivers._redis_address import Address, parse
-from gaman_session.drivers._redis_calls import CONNECTION_FAILURES, FAILURES, Call, Calls
+from gaman_session.drivers._redis_calls import CONNECTION_FAILURES, FAILURES, Action, Call, Calls, Unconfirmed
 
 _DATABASE: Final = re.compile("DB index|SELECT is not allowed|is not an integer|out of range")
 _is_whole: Final = re.compile(rb"[0-9]{1,14}").fullmatch
@@ -89,7 +89,7 @@ class RedisDriver:
     async def open(self) -> None:
         """Connect, and find out whether the driver may do all that it needs; or raise ConfigError or SessionStoreError."""
         self._client, *self._sentinels = _connect(self._address, self._pool_size, self._calls.patience)
-        self._calls.client = self._client
+        self._calls.open(self._client)
         key = (f"{self._shard('000')}check",)
         try:
             async with asyncio.timeout(self._timeout):
@@ -125,7 +125,7 @@ class RedisDriver:
 
     async def close(self) -> None:
         """Close every connection, after what is under way."""
-        await self._calls.drain()
+        await self._calls.close()
         for client in (self._client, *self._sentinels):
             if client is not None:
                 with suppress(*FAILURES):
@@ -134,7 +134,7 @@ class RedisDriver:
 
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
-        action, key = "load a session", (self._key(id),)
+        action, key = self._calls.begin("load a session"), (self._key(id),)
         found: Any = b"LARGE" if id in self._large else await self._call(action, id, Call("load", key))
         if found == b"LARGE":
             found = await self._call(action, id, Call("load", key, (), (True,)), is_large=True)
@@ -161,7 +161,7 @@ class RedisDriver:
     ) -> Outcome:
         """Set and delete single fields of a session that is there."""
         arguments = (now, _text(deadline), max_size, _names(sets), _names(deletes))
-        return await self._write("change a session", "apply", (id,), (*sets.values(),), *arguments)
+        return await self._write(self._calls.begin("change a session"), "apply", (id,), (*sets.values(),), *arguments)
 
     async def swap(
         self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
@@ -169,11 +169,11 @@ class RedisDriver:
         """Set one field if it still is *old*."""
         values = (new,) if old is None else (new, old)
         arguments = (now, _text(deadline), max_size, token_urlsafe(12), ":" + field)
-        return await self._write("change a session", "swap", (id,), values, *arguments)
+        return await self._write(self._calls.begin("change a session"), "swap", (id,), values, *arguments)
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """Replace the session by *record* under *new_id*, if nobody has written to it since *version*."""
-        action, tag = "rename a session", record.tag
+        action, tag = self._calls.begin("rename a session"), record.tag
         values, rest = _unfold(record)
         condition = (now, str(version), new_id, tag is not None and repr(tag.since))
         if not self._is_cluster:
@@ -188,19 +188,30 @@ class RedisDriver:
                 return Outcome.REFUSED
             await self._enter(action, new_id, tag, record, now, is_carried=True)
         # Two slots of a Cluster share no script: the old id dies first, and a destroy() may come before the new one lives.
-        outcome = await self._write(action, "rename", (id,), (), *condition)
+        unconfirmed: SessionStoreError | None = None
+        try:
+            outcome = await self._write(action, "rename", (id,), (), *condition)
+        except SessionStoreError as error:
+            # The old id is dead, so the new one has to live.
+            if not error.is_unconfirmed:
+                raise
+            outcome, unconfirmed = Outcome.WRITTEN, error
         if outcome is not Outcome.WRITTEN:
             return outcome
         created = await self._write(action, "create", (new_id,), values, False, *rest)
-        return created if created is Outcome.WRITTEN else Outcome.ENDED
+        if created is not Outcome.WRITTEN:
+            return Outcome.ENDED
+        if unconfirmed is not None:
+            raise unconfirmed
+        return created
 
     async def destroy(self, id: str, *, now: float) -> None:
         """End the session, and those that it was renamed to."""
-        seen: set[str] = set()
+        action, seen = self._calls.begin("end a session"), set[str]()
         while id not in seen:
             call = Call("destroy", (self._key(id),), (), (now, bool(seen)))
             seen.add(id)
-            successor = await self._call("end a session", id, call)
+            successor = await self._call(action, id, call)
             if successor is None:
                 return
             id = successor.decode()
@@ -221,7 +232,7 @@ class RedisDriver:
         max_size: int,
     ) -> Outcome:
         """Do what apply() does, and give the session to the owner of *tag*, or to nobody. In a Cluster, it takes three trips."""
-        action, names, values, gone = "change a session", _names(sets), (*sets.values(),), _names(deletes)
+        action, names, values, gone = self._calls.begin("change a session"), _names(sets), (*sets.values(),), _names(deletes)
         limits = (_text(deadline), max_size)
         if tag is None:
             return await self._write(action, "tag", (id,), values, now, False, False, *limits, names, [*gone, *_TAG])
@@ -239,7 +250,7 @@ class RedisDriver:
 
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
         """Return the owner's sessions, without their fields: in two round trips: one for their ids, and one for them."""
-        action = "list the sessions of an owner"
+        action = self._calls.begin("list the sessions of an owner")
         ids = await self._members(action, "owned", owner, now)
         found = dict(zip(ids, await asyncio.gather(*(self._look(action, id, now) for id in ids)), strict=True))
         # What has ended never comes back. Where a set is in another slot, what is not there may be about to come.
@@ -252,7 +263,7 @@ class RedisDriver:
 
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         """Refuse the owner's older tags from now on, and then end the sessions that there are."""
-        action = "end the sessions of an owner"
+        action = self._calls.begin("end the sessions of an owner")
         ids = [id for id in await self._members(action, "end_owned", owner, now) if id not in keep]
         ended, over, seen = 0, set(ids), {*ids, *keep}
         while ids:
@@ -272,13 +283,13 @@ class RedisDriver:
         """Return how many sessions the index has. One that Redis evicts, or a person deletes, is in it up to its deadline."""
         shards = [f"{number:03x}" for number in range(16**3)] if self._is_cluster else [""]
         indexes = [self._shard(shard) + "live" for shard in shards]
-        count = 0
+        action, count = self._calls.begin("count its sessions"), 0
         for start in range(0, len(indexes), _AT_A_TIME):
             calls = [Call("count", (index,), (), (now,)) for index in indexes[start : start + _AT_A_TIME]]
-            count += sum(await asyncio.gather(*(self._call("count its sessions", None, call) for call in calls)))
+            count += sum(await asyncio.gather(*(self._call(action, None, call) for call in calls)))
         return count
 
-    async def _look(self, action: str, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
+    async def _look(self, action: Action, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return what load() does, but for the fields."""
         return self._record(id, await self._call(action, id, Call("look", (self._key(id),))), now)
 
@@ -310,7 +321,7 @@ class RedisDriver:
             return None
 
     async def _create(self, id: str, record: Record) -> Outcome:
-        action, (values, rest), tag = "create a session", _unfold(record), record.tag
+        action, (values, rest), tag = self._calls.begin("create a session"), _unfold(record), record.tag
         if tag is None:
             return await self._write(action, "create", (id,), values, False, *rest)
         if not self._is_cluster:
@@ -323,7 +334,7 @@ class RedisDriver:
             return Outcome.REFUSED
         return outcome
 
-    async def _enter(self, action: str, id: str, tag: Tag, record: Record, now: float, *, is_carried: bool = False) -> Outcome:
+    async def _enter(self, action: Action, id: str, tag: Tag, record: Record, now: float, *, is_carried: bool = False) -> Outcome:
         arguments = (now, repr(tag.since), id, repr(record.expires), is_carried)
         index = _index(tag.owner)
         return _outcome(await self._call(action, index, Call("enter", (self._prefix + index,), (), arguments)))
@@ -335,30 +346,35 @@ class RedisDriver:
         """Return what a session's key begins with, and that of its index: in a Cluster, with a hash tag that they share."""
         return f"{self._prefix}{{{id[:3]}}}" if self._is_cluster else self._prefix
 
-    async def _members(self, action: str, operation: str, owner: str, *times: float) -> list[str]:
+    async def _members(self, action: Action, operation: str, owner: str, *times: float) -> list[str]:
         """Return the ids in the owner's set, after what *operation* does to it."""
         key = self._prefix + _index(owner)
         found: dict[bytes, bytes] = await self._call(action, _index(owner), Call(operation, (key,), (), times)) or {}
         return [member.decode() for member in found if member != b"ended"]
 
-    async def _leave(self, action: str, owner: str, ids: Collection[str], now: float) -> None:
+    async def _leave(self, action: Action, owner: str, ids: Collection[str], now: float) -> None:
         if ids:
             index = _index(owner)
             await self._call(action, index, Call("leave", (self._prefix + index,), (), (now, [*ids])))
 
-    async def _write(self, action: str, operation: str, ids: Sequence[str], values: Sequence[bytes], *arguments: Any) -> Outcome:
+    async def _write(self, action: Action, operation: str, ids: Sequence[str], values: Sequence[bytes], *arguments: Any) -> Outcome:
         call = Call(operation, [self._key(id) for id in ids], values, arguments)
         return _outcome(await self._call(action, ids[0], call))
 
-    async def _call(self, action: str, id: str | None, call: Call, *, is_large: bool = False) -> Any:
+    async def _call(self, action: Action, id: str | None, call: Call, *, is_large: bool = False) -> Any:
         """Return what *call* answers, or None where no hash stands in the session's place."""
         try:
-            return await self._calls.call(call, is_large=is_large)
-        except FAILURES as cause:
+            return await self._calls.call(action, call, is_large=is_large)
+        except Exception as cause:
             if id is not None and isinstance(cause, ResponseError) and "WRONGTYPE" in str(cause):
                 self._damage.report(id, "its hash")
                 return None
-            raise SessionStoreError(self.name, f"{action} at {self._calls.server(call)}") from cause
+            raise SessionStoreError(
+                self.name,
+                f"{action.name} at {self._calls.server(call)}",
+                self._calls.reason(cause),
+                is_unconfirmed=isinstance(cause, Unconfirmed) and cause.is_change,
+            ) from cause
 
     async def _disconnect(self) -> None:
         """Drop idle connections: they lead to a server that isn't the master any more, and new ones find what replaced it."""
