@@ -28,10 +28,11 @@ from typing import Any, Final, Literal, cast
 
 from msgspec import Struct
 from msgspec.msgpack import Encoder
-from redis.asyncio import Redis, RedisCluster, Sentinel
+from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -55,6 +56,7 @@ from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Outcom
 from gaman_session._errors import SessionStoreError
 from gaman_session._time_limit import TimeLimit
 from gaman_session.drivers._redis_address import Address, parse
+from gaman_session.drivers._redis_master import NotMasterError, SentinelWatch, ServerWatch, Watch, greet
 
 _encode = Encoder().encode
 
@@ -134,7 +136,7 @@ class RedisDriver:
         self._limit: AbstractContextManager[None] = nullcontext() if self._address.kind else TimeLimit(self._patience)
         self._damage = Damage("redis")
         self._client: Any = None
-        self._sentinels: list[Any] = []
+        self._watch = Watch()
         # Each server of a Cluster has its own: one that is lost holds up no session of another's.
         self._batches: dict[tuple[str, bool], Batches[Call, Any]] = {}
         """For each server two: one for ordinary calls, and one for loading large sessions."""
@@ -143,13 +145,22 @@ class RedisDriver:
 
     async def open(self) -> None:
         """Connect, and find out whether the driver may do all that it needs; or raise ConfigError or SessionStoreError."""
-        self._client, *self._sentinels = _connect(self._address, self._pool_size, self._patience)
+        self._client, self._watch = _connect(self._address, self._pool_size, self._patience)
+        await self._watch.open(None if self._is_cluster else self._client.connection_pool)
         key = (f"{self._shard('000')}check",)
-        try:
-            async with asyncio.timeout(self._timeout):
-                answers = [*await self._attempt([Call("load", key)]), *await self._attempt([Call("check", key)])]
-        except TimeoutError as cause:
-            answers = [cause]
+        until = monotonic() + self._timeout
+        while True:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    answers = [*await self._attempt([Call("load", key)]), *await self._attempt([Call("check", key)])]
+            except TimeoutError as cause:
+                answers = [cause]
+            # A failover may be under way.
+            passing = _CONNECTION_FAILURES if self._watch.knows_master else (*_DEMOTED, NotMasterError)
+            may_pass = any(isinstance(answer, passing) and not isinstance(answer, AuthenticationError) for answer in answers)
+            if not may_pass or monotonic() + _PAUSES[-1] > until:
+                break
+            await asyncio.sleep(_PAUSES[-1])
         for answer in answers:
             if isinstance(answer, Exception) and (error := self._refusal(answer)) is not None:
                 await self.close()
@@ -164,6 +175,9 @@ class RedisDriver:
             return ConfigError(f"the redis driver can't log in at {hosts}: {text}; check the user and the password in its url")
         if isinstance(cause, MovedError):
             return ConfigError(f"the redis driver found a Cluster at {hosts}; write redis+cluster:// in its url")
+        if isinstance(cause, (*_DEMOTED, NotMasterError)) and not self._is_cluster:
+            fix = "see that its Sentinels have a master" if self._address.kind else "write the master's address in its url"
+            return ConfigError(f"the redis driver found a replica at {hosts}, which takes no changes; {fix}")
         # Over a socket, redis-py takes this for a failed connection.
         if _DATABASE.search(text):
             return ConfigError(f"the redis driver can't use the database in its url at {hosts}: {text}; choose one that is there")
@@ -181,11 +195,11 @@ class RedisDriver:
         """Close every connection, after what is under way."""
         for batches in self._batches.values():
             await batches.drain()
-        for client in (self._client, *self._sentinels):
-            if client is not None:
-                with suppress(*_FAILURES):
-                    await client.aclose()
-        self._client, self._sentinels = None, []
+        await self._watch.close()
+        if self._client is not None:
+            with suppress(*_FAILURES):
+                await self._client.aclose()
+        self._client, self._watch = None, Watch()
 
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
@@ -453,14 +467,15 @@ class RedisDriver:
         return results
 
     async def _disconnect(self) -> None:
-        """Drop idle connections: they lead to a server that isn't the master any more, and new ones find what replaced it."""
-        # In a Cluster, such a server says where to go instead.
-        if not self._is_cluster:
-            with suppress(*_FAILURES):
-                await self._client.connection_pool.disconnect(inuse_connections=False)
+        """Drop all connections: they lead to a server that isn't the master any more, and new ones find what replaced it."""
+        self._watch.leave()
 
     async def _attempt(self, calls: Sequence[Call]) -> list[Any]:
         """Make *calls*, in one trip, or in two where a server does not know the script yet."""
+        watch = self._watch
+        if watch.is_switching and not all(call.operation in _READS for call in calls):
+            await watch.settle(self._patience)
+        changes = watch.changes
         try:
             with self._limit:
                 results = await self._send(calls, "EVALSHA", _SHA)
@@ -469,6 +484,9 @@ class RedisDriver:
                     again = await self._send([calls[i] for i in unknown], "EVAL", _SCRIPT)
                     for i, result in zip(unknown, again, strict=True):
                         results[i] = result
+                if watch.is_switching or watch.changes != changes:
+                    reads = {i for i, call in enumerate(calls) if call.operation in _READS}
+                    return watch.trusted(results, reads, changes)
                 return results
         except _FAILURES as cause:
             return [cause] * len(calls)
@@ -520,8 +538,8 @@ def _check_tls(options: Mapping[str, Any]) -> None:
             raise ConfigError(f"the redis driver can't use the ssl_ options in its url: {cause}") from cause
 
 
-def _connect(address: Address, pool_size: int, patience: float) -> Sequence[Any]:
-    """Return a client, and those of the Sentinels; they connect later, and lose patience after so many seconds."""
+def _connect(address: Address, pool_size: int, patience: float) -> tuple[Any, Watch]:
+    """Return a client, and what watches its master; they connect later, and lose patience after so many seconds."""
     is_alone = not address.kind
     settings: dict[str, Any] = {
         # A server on its own is timed here, once a round trip; redis-py would do it for each reply.
@@ -537,19 +555,22 @@ def _connect(address: Address, pool_size: int, patience: float) -> Sequence[Any]
     _check_tls(options[0])
     if is_alone:
         client: Any = Redis
-        return [client.from_url(address.urls[0], **settings)]
+        settings["redis_connect_func"] = greet
+        watching = client.from_url(address.urls[0], **settings | {"socket_timeout": patience, "max_connections": 1})
+        return client.from_url(address.urls[0], **settings), ServerWatch(address.hosts, watching)
     nodes = [(each.pop("host", "localhost"), each.pop("port", 6379)) for each in options]
     settings |= options[0]
     if settings.pop("connection_class", None) is not None:
         settings["ssl"] = True
     if address.kind == "cluster":
-        return [RedisCluster(startup_nodes=[ClusterNode(host, port) for host, port in nodes], **settings)]
+        return RedisCluster(startup_nodes=[ClusterNode(host, port) for host, port in nodes], **settings), Watch()
     # The Sentinels have passwords of their own.
     theirs = {name.removeprefix("sentinel_"): settings.pop(name) for name in [*settings] if name.startswith("sentinel_")}
-    theirs |= {name: value for name, value in settings.items() if name.startswith(("socket_", "ssl"))}
-    make: Any = Sentinel
-    sentinel = make(nodes, sentinel_kwargs=theirs, **settings)
-    return [sentinel.master_for(address.master), *sentinel.sentinels]
+    theirs |= {name: value for name, value in settings.items() if name.startswith(("socket_", "ssl", "retry"))}
+    make: Any = Redis
+    watch = SentinelWatch(address.master, [make(host=host, port=port, **theirs) for host, port in nodes])
+    pool: Any = SentinelConnectionPool
+    return make.from_pool(pool(address.master, watch, redis_connect_func=watch.greet, **settings)), watch
 
 
 def _command(calls: Sequence[Call], script: Sequence[str], *, is_alone: bool) -> Sequence[Any]:
