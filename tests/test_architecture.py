@@ -32,6 +32,7 @@ ORDER = [
         "gaman_session.drivers.sql",
         "gaman_session.drivers.mongodb",
     ],
+    ["gaman_session.drivers._redis_replicas"],
     ["gaman_session.drivers._redis_master"],
     ["gaman_session.drivers._redis_address"],
     ["gaman_session._stored"],

@@ -34,6 +34,18 @@ class NotMasterError(ConnectionError):
     """The server isn't the master, or isn't it any more. It counts as a broken connection: the call is made again."""
 
 
+class Answer(NamedTuple):
+    """What a Sentinel says of the master."""
+
+    epoch: int
+    """Of the failover that made it the master: the highest is the latest."""
+    address: tuple[str, int]
+    is_switching: bool
+    replicas: int
+    sentinels: int
+    """How many Sentinels there are, this one included."""
+
+
 class Watch:
     """What the driver knows of its master. This one watches nothing: in a Cluster, a demoted server says where to go instead."""
 
@@ -42,14 +54,11 @@ class Watch:
         """Rises when connections are dropped because their server isn't the master any more: answers from before don't count."""
         self.is_switching = False
         """Whether a replica is being promoted: until that is over, no write may be acknowledged."""
+        self.answer: Answer | None = None
+        """What is to be believed of all that the Sentinels say; None without Sentinels, or before one has answered."""
         self._pool: Any = None
         self._settled = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def knows_master(self) -> bool:
-        """Whether Sentinels have named a master: one that can't be reached is being replaced."""
-        return False
 
     async def open(self, pool: Any) -> None:
         """Begin to watch, on behalf of the connections in *pool*."""
@@ -138,25 +147,11 @@ class ServerWatch(Watch):
             await asyncio.sleep(pause)
 
 
-class Answer(NamedTuple):
-    """What a Sentinel says of the master."""
-
-    epoch: int
-    """Of the failover that made it the master: the highest is the latest."""
-    address: tuple[str, int]
-    is_switching: bool
-    replicas: int
-    sentinels: int
-    """How many Sentinels there are, this one included."""
-
-
 class SentinelWatch(Watch):
     """Watches the master *name* through *sentinels*, a client for each; redis-py asks it where new connections lead."""
 
     def __init__(self, name: str, sentinels: Sequence[Any]) -> None:
         super().__init__()
-        self.answer: Answer | None = None
-        """The one that is believed."""
         self._name = name
         self._sentinels = sentinels
         self._answers: dict[int, Answer] = {}
@@ -164,10 +159,6 @@ class SentinelWatch(Watch):
         self._error: Exception = ConnectionError("no Sentinel answers")
         self._is_silent = True
         self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def knows_master(self) -> bool:
-        return self.answer is not None
 
     async def open(self, pool: Any) -> None:
         await super().open(pool)

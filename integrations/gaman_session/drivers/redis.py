@@ -57,6 +57,7 @@ from gaman_session._errors import SessionStoreError
 from gaman_session._time_limit import TimeLimit
 from gaman_session.drivers._redis_address import Address, parse
 from gaman_session.drivers._redis_master import NotMasterError, SentinelWatch, ServerWatch, Watch, greet
+from gaman_session.drivers._redis_replicas import warn
 
 _encode = Encoder().encode
 
@@ -148,15 +149,17 @@ class RedisDriver:
         self._client, self._watch = _connect(self._address, self._pool_size, self._patience)
         await self._watch.open(None if self._is_cluster else self._client.connection_pool)
         key = (f"{self._shard('000')}check",)
+        # The first tells whether it may read, and the second brings the script, because waiting for replicas takes the third long.
+        calls = [Call("load", key), Call("look", key), Call("check", key)]
         until = monotonic() + self._timeout
         while True:
             try:
                 async with asyncio.timeout(self._timeout):
-                    answers = [*await self._attempt([Call("load", key)]), *await self._attempt([Call("check", key)])]
+                    answers = [answer for call in calls for answer in await self._attempt([call])]
             except TimeoutError as cause:
                 answers = [cause]
             # A failover may be under way.
-            passing = _CONNECTION_FAILURES if self._watch.knows_master else (*_DEMOTED, NotMasterError)
+            passing = (*_DEMOTED, NotMasterError) if self._watch.answer is None else _CONNECTION_FAILURES
             may_pass = any(isinstance(answer, passing) and not isinstance(answer, AuthenticationError) for answer in answers)
             if not may_pass or monotonic() + _PAUSES[-1] > until:
                 break
@@ -165,6 +168,14 @@ class RedisDriver:
             if isinstance(answer, Exception) and (error := self._refusal(answer)) is not None:
                 await self.close()
                 raise error from answer
+        await warn(
+            self._client,
+            self._watch.answer,
+            is_cluster=self._is_cluster,
+            named=len(self._address.urls),
+            wait_replicas=self._wait_replicas,
+            seconds=self._patience,
+        )
 
     def _refusal(self, cause: BaseException) -> Exception | None:
         """Return why the driver can't work with what open() got for an answer, or None where that may pass by itself."""
