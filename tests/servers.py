@@ -221,33 +221,42 @@ class RedisSentinel(RedisServer):
 
 
 class RedisSentinels:
-    """A master, a replica, and three Sentinels that agree on when the master is down."""
+    """A master, its replicas, and three Sentinels that agree on when the master is down."""
 
     name = "sessions"
 
-    def __init__(self) -> None:
+    def __init__(self, replicas: int = 1) -> None:
         self.master = RedisServer("--repl-diskless-sync-delay", "0")
-        self.replica = RedisServer("--replicaof", "127.0.0.1", str(self.master.port), "--repl-diskless-sync-delay", "0")
-        self._sentinels = [RedisSentinel(self.name, self.master) for _ in range(3)]
+        options = ("--replicaof", "127.0.0.1", str(self.master.port), "--repl-diskless-sync-delay", "0")
+        self.replicas = [RedisServer(*options) for _ in range(replicas)]
+        self.replica = self.replicas[0]
+        self.sentinels = [RedisSentinel(self.name, self.master) for _ in range(3)]
 
     @property
     def url(self) -> str:
-        return "redis+sentinel://" + ",".join(each.address for each in self._sentinels) + f"/{self.name}"
+        return "redis+sentinel://" + ",".join(each.address for each in self.sentinels) + f"/{self.name}"
 
     def __enter__(self) -> Self:
-        start_all([self.master, self.replica])
-        start_all(self._sentinels)
-        until(lambda: all(self._sees_all(sentinel) for sentinel in self._sentinels), "the Sentinels to meet", seconds=_STARTING)
+        start_all([self.master, *self.replicas])
+        start_all(self.sentinels)
+        until(self._is_complete, "the Sentinels to meet, and the replicas to follow", seconds=_STARTING)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in (self.master, self.replica, *self._sentinels):
+        for each in (self.master, *self.replicas, *self.sentinels):
             each.close()
+
+    def _is_complete(self) -> bool:
+        for replica in self.replicas:
+            with replica.client() as client:
+                if client.info("replication")["master_link_status"] != "up":
+                    return False
+        return all(self._sees_all(sentinel) for sentinel in self.sentinels)
 
     def _sees_all(self, sentinel: RedisServer) -> bool:
         with sentinel.client() as client:
             state = client.sentinel_master(self.name)
-        return int(state["num-slaves"]) == 1 and int(state["num-other-sentinels"]) == 2
+        return int(state["num-slaves"]) == len(self.replicas) and int(state["num-other-sentinels"]) == 2
 
 
 class MongoServer(Server):

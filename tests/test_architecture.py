@@ -34,6 +34,8 @@ ORDER = [
     ],
     ["gaman_session.drivers._redis_calls"],
     ["gaman_session.drivers._redis_servers"],
+    ["gaman_session.drivers._redis_replicas"],
+    ["gaman_session.drivers._redis_master"],
     ["gaman_session.drivers._redis_address"],
     ["gaman_session._stored"],
     ["gaman_session._session"],

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha1
 from importlib.resources import files
@@ -43,6 +43,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000
 from gaman_session._time_limit import TimeLimit
 from gaman_session.drivers._redis_address import Address
+from gaman_session.drivers._redis_master import Watch
 from gaman_session.drivers._redis_servers import Cluster, Server
 
 _encode = Encoder().encode
@@ -54,12 +55,13 @@ class _Elsewhere(RedisError):
 
 FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 CONNECTION_FAILURES = (ConnectionError, RedisTimeoutError, RedisClusterException, OSError)
-_DEMOTED = (MasterDownError, ReadOnlyError)
+DEMOTED = (MasterDownError, ReadOnlyError)
 _PASSING = (ConnectionError, RedisTimeoutError, ClusterDownError, ReadOnlyError, TryAgainError, _Elsewhere)
 # After these, a write has certainly not happened.
 _WITHOUT_EFFECT = (AskError, BusyLoadingError, ClusterDownError, ReadOnlyError, SlotNotCoveredError, TryAgainError, _Elsewhere)
 # Seconds before the next attempts. Where another server may take over, the last one is repeated.
-_PAUSES: Final = (0.05, 0.1, 0.2, 0.4)
+PAUSE: Final = 0.4
+_PAUSES: Final = (0.05, 0.1, 0.2, PAUSE)
 # So often a call goes from one server of a Cluster to another without a pause: they may disagree.
 _JUMPS: Final = 8
 # What one command of the script takes on, so that it holds up nobody else's.
@@ -111,31 +113,29 @@ _SLOTS: Final = Call("slots", ())
 
 
 class Calls:
-    """Makes calls of the server, or the Cluster, at *address*; *leave* drops its connections once they lead to the wrong one."""
+    """Makes calls of the server, or the Cluster, at *address*."""
 
-    def __init__(
-        self, address: Address, *, timeout: float, pool_size: int, wait_replicas: int, leave: Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, address: Address, *, timeout: float, pool_size: int, wait_replicas: int) -> None:
         self._address = address
         self._timeout = timeout
         self._pool_size = pool_size
         self._wait_replicas = wait_replicas
         # Seconds that replicas have to confirm a write.
         self._wait = min(2.0, timeout) / 2
-        self._leave = leave
         # A failover takes seconds, in which it helps to ask often. Behind Sentinels, redis-py takes WAIT for any other command.
         is_quick = address.kind == "cluster" or (address.kind and not wait_replicas)
         self.patience = min(0.5 if is_quick else 2.0, timeout)
         # Elsewhere than on a server of its own, several steps may come before an answer, and redis-py bounds each.
         self._limit = TimeLimit(timeout if address.kind else self.patience)
         self._client: Any = None
+        self._watch = Watch()
         self._only = self._serve(address.hosts)
         self._cluster: Cluster[Call] | None = None
         self._retrying = 0
 
-    def open(self, client: Any) -> None:
-        """Make calls through *client*, which is redis-py's, from now on."""
-        self._client = client
+    def open(self, client: Any, watch: Watch) -> None:
+        """Make calls through *client*, which is redis-py's, from now on; *watch* knows whether its server still is the master."""
+        self._client, self._watch = client, watch
         if self._address.kind == "cluster":
             self._cluster = Cluster(client, lambda node: self._serve(node.name, node), lambda server: server.calls.call(_SLOTS))
 
@@ -289,12 +289,15 @@ class Calls:
             if not all(here):
                 made = iter(await self._run(server, [call for call, is_here in zip(calls, here, strict=True) if is_here]))
                 return [next(made) if is_here else _Elsewhere("the slot has moved") for is_here in here]
-        begun = monotonic()
+        watch = self._watch
+        if watch.is_switching and any(call.operation not in _READS for call in calls):
+            await watch.settle(self.patience)
+        begun, changes = monotonic(), watch.changes
         try:
             with self._limit:
                 results = await self._send(server, calls, "EVALSHA", _SHA)
                 errors = [i for i, result in enumerate(results) if isinstance(result, Exception)]
-                if not errors:
+                if not errors and not watch.is_switching and watch.changes == changes:
                     return results
                 if unknown := [i for i in errors if isinstance(results[i], NoScriptError)]:
                     again = await self._send(server, [calls[i] for i in unknown], "EVAL", _SCRIPT)
@@ -302,8 +305,10 @@ class Calls:
                         results[i] = result
         except Exception as error:
             results = [error] * len(calls)
-        if cluster is None and any(isinstance(result, _DEMOTED) for result in results):
-            await self._leave()
+        if watch.is_switching or watch.changes != changes:
+            results = watch.trusted(results, {i for i, call in enumerate(calls) if call.operation in _READS}, changes)
+        elif any(isinstance(result, DEMOTED) for result in results):
+            watch.leave()
         return [_tell(result, server, monotonic() - begun) for result in results]
 
     async def _send(self, server: Server[Call], calls: Sequence[Call], *script: str) -> list[Any]:

@@ -18,12 +18,14 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from secrets import token_urlsafe
+from time import monotonic
 from typing import Any, Final, Literal
 
-from redis.asyncio import Redis, RedisCluster, Sentinel
+from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, MovedError, RedisClusterException, ResponseError
 
@@ -32,7 +34,9 @@ from gaman_session._damage import Damage
 from gaman_session._driver import LARGE, Outcome, Record, Tag, is_sound
 from gaman_session._errors import SessionStoreError
 from gaman_session.drivers._redis_address import Address, parse
-from gaman_session.drivers._redis_calls import CONNECTION_FAILURES, FAILURES, Action, Call, Calls, Unconfirmed
+from gaman_session.drivers._redis_calls import CONNECTION_FAILURES, DEMOTED, FAILURES, PAUSE, Action, Call, Calls, Unconfirmed
+from gaman_session.drivers._redis_master import NotMasterError, SentinelWatch, ServerWatch, Watch, greet
+from gaman_session.drivers._redis_replicas import warn
 
 _DATABASE: Final = re.compile("DB index|SELECT is not allowed|is not an integer|out of range")
 _is_whole: Final = re.compile(rb"[0-9]{1,14}").fullmatch
@@ -77,29 +81,47 @@ class RedisDriver:
         self._prefix = prefix
         self._timeout = timeout
         self._pool_size = pool_size
-        self._calls = Calls(
-            self._address, timeout=timeout, pool_size=pool_size, wait_replicas=wait_replicas, leave=self._disconnect
-        )
+        self._calls = Calls(self._address, timeout=timeout, pool_size=pool_size, wait_replicas=wait_replicas)
+        self._wait_replicas = wait_replicas
         self._damage = Damage("redis")
         self._client: Any = None
-        self._sentinels: list[Any] = []
+        self._watch = Watch()
         self._large: set[str] = set()
         """Sessions that were large when they were last loaded; only a hint, which saves asking first."""
 
     async def open(self) -> None:
         """Connect, and find out whether the driver may do all that it needs; or raise ConfigError or SessionStoreError."""
-        self._client, *self._sentinels = _connect(self._address, self._pool_size, self._calls.patience)
-        self._calls.open(self._client)
+        self._client, self._watch = _connect(self._address, self._pool_size, self._calls.patience)
+        self._calls.open(self._client, self._watch)
+        await self._watch.open(None if self._is_cluster else self._client.connection_pool)
         key = (f"{self._shard('000')}check",)
-        try:
-            async with asyncio.timeout(self._timeout):
-                answers = [*await self._calls.attempt([Call("load", key)]), *await self._calls.attempt([Call("check", key)])]
-        except TimeoutError as cause:
-            answers = [cause]
+        # The first tells whether it may read, and the second brings the script, because waiting for replicas takes the third long.
+        calls = [Call("load", key), Call("look", key), Call("check", key)]
+        until = monotonic() + self._timeout
+        while True:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    answers = [answer for call in calls for answer in await self._calls.attempt([call])]
+            except TimeoutError as cause:
+                answers = [cause]
+            # A failover may be under way.
+            passing = (*DEMOTED, NotMasterError) if self._watch.answer is None else CONNECTION_FAILURES
+            may_pass = any(isinstance(answer, passing) and not isinstance(answer, AuthenticationError) for answer in answers)
+            if not may_pass or monotonic() + PAUSE > until:
+                break
+            await asyncio.sleep(PAUSE)
         for answer in answers:
             if isinstance(answer, Exception) and (error := self._refusal(answer)) is not None:
                 await self.close()
                 raise error from answer
+        await warn(
+            self._client,
+            self._watch.answer,
+            is_cluster=self._is_cluster,
+            named=len(self._address.urls),
+            wait_replicas=self._wait_replicas,
+            seconds=self._calls.patience,
+        )
 
     def _refusal(self, cause: BaseException) -> Exception | None:
         """Return why the driver can't work with what open() got for an answer, or None where that may pass by itself."""
@@ -110,6 +132,9 @@ class RedisDriver:
             return ConfigError(f"the redis driver can't log in at {hosts}: {text}; check the user and the password in its url")
         if isinstance(cause, MovedError):
             return ConfigError(f"the redis driver found a Cluster at {hosts}; write redis+cluster:// in its url")
+        if isinstance(cause, (*DEMOTED, NotMasterError)) and not self._is_cluster:
+            fix = "see that its Sentinels have a master" if self._address.kind else "write the master's address in its url"
+            return ConfigError(f"the redis driver found a replica at {hosts}, which takes no changes; {fix}")
         # Over a socket, redis-py takes this for a failed connection.
         if _DATABASE.search(text):
             return ConfigError(f"the redis driver can't use the database in its url at {hosts}: {text}; choose one that is there")
@@ -126,11 +151,11 @@ class RedisDriver:
     async def close(self) -> None:
         """Close every connection, after what is under way."""
         await self._calls.close()
-        for client in (self._client, *self._sentinels):
-            if client is not None:
-                with suppress(*FAILURES):
-                    await client.aclose()
-        self._client, self._sentinels = None, []
+        await self._watch.close()
+        if self._client is not None:
+            with suppress(*FAILURES):
+                await self._client.aclose()
+        self._client, self._watch = None, Watch()
 
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
@@ -376,13 +401,6 @@ class RedisDriver:
                 is_unconfirmed=isinstance(cause, Unconfirmed) and cause.is_change,
             ) from cause
 
-    async def _disconnect(self) -> None:
-        """Drop idle connections: they lead to a server that isn't the master any more, and new ones find what replaced it."""
-        # In a Cluster, such a server says where to go instead.
-        if not self._is_cluster:
-            with suppress(*FAILURES):
-                await self._client.connection_pool.disconnect(inuse_connections=False)
-
 
 def _check_tls(options: Mapping[str, Any]) -> None:
     """Raise ConfigError for options of TLS that can't work, as for a file that isn't there."""
@@ -394,8 +412,8 @@ def _check_tls(options: Mapping[str, Any]) -> None:
             raise ConfigError(f"the redis driver can't use the ssl_ options in its url: {cause}") from cause
 
 
-def _connect(address: Address, pool_size: int, patience: float) -> Sequence[Any]:
-    """Return a client, and those of the Sentinels; they connect later, and lose patience after so many seconds."""
+def _connect(address: Address, pool_size: int, patience: float) -> tuple[Any, Watch]:
+    """Return a client, and what watches its master; they connect later, and lose patience after so many seconds."""
     is_alone = not address.kind
     settings: dict[str, Any] = {
         # A server on its own is timed here, once a round trip; redis-py would do it for each reply.
@@ -411,19 +429,22 @@ def _connect(address: Address, pool_size: int, patience: float) -> Sequence[Any]
     _check_tls(options[0])
     if is_alone:
         client: Any = Redis
-        return [client.from_url(address.urls[0], **settings)]
+        settings["redis_connect_func"] = greet
+        watching = client.from_url(address.urls[0], **settings | {"socket_timeout": patience, "max_connections": 1})
+        return client.from_url(address.urls[0], **settings), ServerWatch(address.hosts, watching)
     nodes = [(each.pop("host", "localhost"), each.pop("port", 6379)) for each in options]
     settings |= options[0]
     if settings.pop("connection_class", None) is not None:
         settings["ssl"] = True
     if address.kind == "cluster":
-        return [RedisCluster(startup_nodes=[ClusterNode(host, port) for host, port in nodes], **settings)]
+        return RedisCluster(startup_nodes=[ClusterNode(host, port) for host, port in nodes], **settings), Watch()
     # The Sentinels have passwords of their own.
     theirs = {name.removeprefix("sentinel_"): settings.pop(name) for name in [*settings] if name.startswith("sentinel_")}
-    theirs |= {name: value for name, value in settings.items() if name.startswith(("socket_", "ssl"))}
-    make: Any = Sentinel
-    sentinel = make(nodes, sentinel_kwargs=theirs, **settings)
-    return [sentinel.master_for(address.master), *sentinel.sentinels]
+    theirs |= {name: value for name, value in settings.items() if name.startswith(("socket_", "ssl", "retry"))}
+    make: Any = Redis
+    watch = SentinelWatch(address.master, [make(host=host, port=port, **theirs) for host, port in nodes])
+    pool: Any = SentinelConnectionPool
+    return make.from_pool(pool(address.master, watch, redis_connect_func=watch.greet, **settings)), watch
 
 
 def _outcome(word: bytes | None) -> Outcome:

@@ -1,0 +1,80 @@
+"""What a start warns of: replicas that `wait_replicas` doesn't fit, and Sentinels that the url doesn't name."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from redis.exceptions import RedisClusterException, RedisError
+
+from gaman_session.drivers._redis_master import Answer
+
+logger = logging.getLogger("gaman")
+
+
+async def warn(client: Any, answer: Answer | None, *, is_cluster: bool, named: int, wait_replicas: int, seconds: float) -> None:
+    """Warn of what can lose changes or refuse them all, as far as the server tells it to this user within *seconds*.
+
+    *answer* is what the Sentinels say, where there are any, of which the url has *named* so many.
+    """
+    warnings: list[str] = []
+    if answer is not None and answer.sentinels > named:
+        warnings.append(
+            f"the url of the redis driver names {named} of {answer.sentinels} Sentinels: one that it doesn't name may replace the "
+            "master unnoticed for a second, in which changes are lost. Name them all"
+        )
+    # Without permission, it stays unknown.
+    with suppress(RedisError, RedisClusterException, OSError, TimeoutError):
+        async with asyncio.timeout(seconds):
+            if wait_replicas:
+                replicas = await _in_cluster(client) if is_cluster else await _beside(client, answer)
+                covered = {master: await _min_replicas(client, master, is_cluster=is_cluster) for master in replicas}
+                warnings += _unfit(replicas, covered, wait_replicas)
+    for warning in warnings:
+        logger.warning("%s", warning, extra={"driver": "redis"})
+
+
+async def _in_cluster(client: Any) -> Mapping[str, int]:
+    await client.initialize()
+    nodes = client.nodes_manager.slots_cache.values()
+    return {master.name: len(replicas) for master, *replicas in nodes}
+
+
+async def _beside(client: Any, answer: Answer | None) -> Mapping[str, int]:
+    if answer is not None:
+        # Those that are away for a moment as well.
+        host, port = answer.address
+        return {f"{host}:{port}": answer.replicas}
+    info = await client.info("replication")
+    settings = client.get_connection_kwargs()
+    where = settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
+    return {where: info["connected_slaves"]}
+
+
+async def _min_replicas(client: Any, master: str, *, is_cluster: bool) -> int:
+    """Return how many replicas Redis itself wants before it takes a change, or 0 where this user may not ask."""
+    where = {"target_nodes": client.get_node(node_name=master)} if is_cluster else {}
+    with suppress(RedisError):
+        told = await client.config_get("min-replicas-to-write", **where)
+        return int(told.get("min-replicas-to-write", 0))
+    return 0
+
+
+def _unfit(replicas: Mapping[str, int], covered: Mapping[str, int], wait_replicas: int) -> Iterator[str]:
+    """Give a warning for each number of replicas that isn't *wait_replicas*, with the masters that have so many."""
+    for number in sorted({*replicas.values()}):
+        masters = [master for master, each in replicas.items() if each == number]
+        if number < wait_replicas:
+            yield (
+                f"wait_replicas={wait_replicas}, and Redis has {number} replicas of {', '.join(masters)}: each change there is a "
+                "503 until it has more. Add replicas, or set a lower wait_replicas"
+            )
+        elif open_to_loss := [master for master in masters if covered[master] < number > wait_replicas]:
+            yield (
+                f"wait_replicas={wait_replicas}, and Redis has {number} replicas of {', '.join(open_to_loss)}: a change that only "
+                f"{wait_replicas} of them got is lost, a logout too, if another one becomes the master. Set "
+                f"wait_replicas={number}, or min-replicas-to-write {number} in Redis"
+            )
