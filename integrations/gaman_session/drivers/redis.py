@@ -75,7 +75,7 @@ _COLON: Final = ord(":")
 # Of large sessions, each in a round trip and over a connection that no other call waits for.
 _LARGE_AT_ONCE: Final = 2
 _LARGE_KNOWN: Final = 1000
-_READS: Final = ("load", "look", "owned", "count")
+_READS: Final = ("load", "look", "owned", "count", "time")
 _TAG: Final = ("owner", "since", "note")
 
 _SCRIPT = (
@@ -382,6 +382,11 @@ class RedisDriver:
         arguments = (now, repr(tag.since), id, repr(record.expires), is_carried)
         index = _index(tag.owner)
         return _outcome(await self._call(action, index, Call("enter", (self._prefix + index,), (), arguments)))
+
+    async def time(self) -> float:
+        """Return the time of the master; in a Cluster, of the one that has a certain slot."""
+        call = Call("time", (f"{self._shard('000')}time",))
+        return float(await self._call("tell the time", None, call))
 
     def _key(self, id: str) -> str:
         return self._shard(id) + id
