@@ -240,7 +240,14 @@ class _Hooks:
         return None
 
     async def _send_later(self, coming: Awaitable[Answer | None], used: Session, ctx: Context, own: Response | None) -> None:
-        if (answer := await coming) is not None:
+        try:
+            answer = await coming
+        except Exception:
+            # The response to the error carries the cookie too: if the session has a new id, the old one is dead.
+            if (answer := used._cookie()) is not None:
+                self._send(answer, used, ctx, None)
+            raise
+        if answer is not None:
             self._send(answer, used, ctx, own)
 
     def on_error(self, ctx: Context, error: Exception) -> None:
