@@ -165,6 +165,8 @@ class Driver(Protocol):
         The old id is dead when the new one lives. Where a store can't do both in one trip, the old one dies first; a destroy()
         between the two leaves a tombstone in the new one's place, and the outcome is ENDED. An OwnerDriver answers REFUSED to a tag
         that the session did not have already, as create() does; the old id may then be dead or not.
+
+        A SessionStoreError that `is_unconfirmed` says that the new id is there, as far as the store doesn't lose it yet.
         """
         ...
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from itertools import cycle
 from typing import Any
+from uuid import uuid4
 
 import anyio
 import pytest
 
 from gaman import App, Context
-from gaman.session import MAX_SKEW, Driver, SessionStoreError, session
+from gaman.session import MAX_SKEW, Driver, Record, SessionStoreError, session
 from gaman_session import _clock, _integration
 from gaman_session._clock import StoreClock, tells_time
 from gaman_session.drivers.memory import MemoryDriver
@@ -131,6 +133,20 @@ async def test_a_store_that_other_machines_share_tells_the_time(name: str) -> No
         before = time.time()
         # These run on this machine. MongoDB cuts the milliseconds.
         assert before - 0.01 < await driver.time() < time.time() + 0.01
+    finally:
+        await driver.close()
+
+
+async def test_writes_that_share_a_round_trip_with_the_time_are_made() -> None:
+    driver = RedisDriver(url=servers.redis_url())
+    await driver.open()
+    try:
+        ids = [f"{uuid4().hex}{uuid4().hex}" for _ in range(40)]
+        now = time.time()
+        records = [Record({"key": b"1"}, int(now), int(now) + 100, int(now) + 100) for _ in ids]
+        calls = [call for id, record in zip(ids, records, strict=True) for call in (driver.time(), driver.create(id, record))]
+        await asyncio.gather(*calls)
+        assert all(isinstance(await driver.load(id, now=now), Record) for id in ids)
     finally:
         await driver.close()
 
