@@ -146,7 +146,7 @@ async def test_writes_that_share_a_round_trip_with_the_time_are_made() -> None:
         records = [Record({"key": b"1"}, int(now), int(now) + 100, int(now) + 100) for _ in ids]
         calls = [call for id, record in zip(ids, records, strict=True) for call in (driver.time(), driver.create(id, record))]
         await asyncio.gather(*calls)
-        assert all(isinstance(await driver.load(id, now=now), Record) for id in ids)
+        assert all([isinstance(await driver.load(id, now=now), Record) for id in ids])
     finally:
         await driver.close()
 
