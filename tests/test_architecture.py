@@ -41,7 +41,7 @@ ORDER = [
     ["gaman_session._session"],
     ["gaman_session._awaitable"],
     ["gaman_session._owners"],
-    ["gaman_session._serializer", "gaman_session._sealing"],
+    ["gaman_session._serializer", "gaman_session._sealing", "gaman_session._clock"],
     [
         "gaman_session._driver",
         "gaman_session._batches",

@@ -1,7 +1,7 @@
 """Sessions for gaman: session() is the integration, ctx.session what it gives to handlers."""
 
 from gaman_session._counters import Counters
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Driver, Outcome, OwnerDriver, Record, Tag
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, ClockDriver, Driver, Outcome, OwnerDriver, Record, Tag
 from gaman_session._errors import (
     SessionClosed,
     SessionConflict,
@@ -22,6 +22,7 @@ __all__ = [
     "LARGE",
     "MAX_SKEW",
     "TOMBSTONE",
+    "ClockDriver",
     "Counters",
     "Driver",
     "Outcome",

@@ -12,7 +12,10 @@ TOMBSTONE: Final = 60
 """Seconds for which a driver remembers that an id was ended or renamed, and that the sessions of an owner were ended."""
 
 MAX_SKEW: Final = 1
-"""Seconds by which the clocks of processes may differ. What was noted further ahead comes from a clock that was set back since."""
+"""Seconds by which the clocks of processes may differ. What was noted further ahead comes from a clock that was set back since.
+
+Where the store tells the time, as a ClockDriver's does, they differ by a few milliseconds.
+"""
 
 LARGE: Final = 64 * 1024
 """Bytes of a session beyond which loading it shares no round trip with other calls."""
@@ -162,6 +165,8 @@ class Driver(Protocol):
         The old id is dead when the new one lives. Where a store can't do both in one trip, the old one dies first; a destroy()
         between the two leaves a tombstone in the new one's place, and the outcome is ENDED. An OwnerDriver answers REFUSED to a tag
         that the session did not have already, as create() does; the old id may then be dead or not.
+
+        A SessionStoreError that `is_unconfirmed` says that the new id is there, as far as the store doesn't lose it yet.
         """
         ...
 
@@ -216,6 +221,18 @@ class OwnerDriver(Driver, Protocol):
 
     async def count(self, *, now: float) -> int:
         """Return how many sessions are in the store, whoever's they are. It may take a look at each."""
+        ...
+
+
+class ClockDriver(Driver, Protocol):
+    """The part of the contract for a store that other machines share and that knows the time. It is there if this method is.
+
+    Every *now* is then the store's time, whatever the machines' own clocks show. So all processes have to get it from the same
+    server, such as the primary.
+    """
+
+    async def time(self) -> float:
+        """Return the store's time, in seconds since the epoch and at least to the millisecond; in one trip."""
         ...
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 from gaman import App, ConfigError, Context, Headers, HTTPError, Integration, Response, SameSite
 from gaman_session import _options, _sealing
 from gaman_session._awaitable import SessionCall, later, run
+from gaman_session._clock import StoreClock, tells_time
 from gaman_session._counters import Counters, export
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
@@ -128,10 +129,14 @@ def session(
     return integrate(options)
 
 
-def integrate(options: _options.Options, clock: Callable[[], float] = time.time) -> SessionIntegration:
-    """Return the integration for *options*, by the time of *clock*, in seconds since the epoch."""
+def integrate(options: _options.Options, clock: Callable[[], float] | None = None) -> SessionIntegration:
+    """Return the integration for *options*, by the time of *clock*, in seconds since the epoch.
+
+    Without one, it is the store's time, or this machine's where the store doesn't tell it.
+    """
     cookie, driver = options.cookie, options.driver
     driver_name = "cookies" if driver is None else driver.name
+    store_clock = StoreClock(driver) if clock is None and tells_time(driver) else None
     sessions = Sessions(
         driver=driver,
         # A browser keeps a cookie of another slot beside the new one. A store can end its session; without one, it is never valid.
@@ -143,11 +148,11 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
         encrypt=options.encrypt,
         cookie_overhead=len(cookie.line(options.max_age)),
         cookie_name=cookie.name,
-        clock=clock,
+        clock=clock or (time.time if store_clock is None else store_clock.now),
         damage=Damage(driver_name),
         max_sessions_per_owner=options.max_sessions_per_owner,
     )
-    hooks = _Hooks(options, sessions, driver_name)
+    hooks = _Hooks(options, sessions, driver_name, store_clock)
     return SessionIntegration(
         name="session",
         priority="very-high",
@@ -164,8 +169,9 @@ def integrate(options: _options.Options, clock: Callable[[], float] = time.time)
 
 
 class _Hooks:
-    def __init__(self, options: _options.Options, sessions: Sessions, driver_name: str) -> None:
+    def __init__(self, options: _options.Options, sessions: Sessions, driver_name: str, store_clock: StoreClock | None) -> None:
         self._sessions = sessions
+        self._store_clock = store_clock
         self._log_extra = {"driver": driver_name}
         self._kind = CookieSession if sessions.driver is None else StoredSession
         # Checked once, and then only filled in: a value of ours has no octet that would need checking.
@@ -187,6 +193,11 @@ class _Hooks:
         export(self._sessions.counters, self._log_extra["driver"])
         if driver is not None:
             await driver.open()
+            try:
+                await self._measure()
+            except BaseException:
+                await driver.close()
+                raise
             self._sweeper = asyncio.create_task(self._sweep(app))
 
     async def on_shutdown(self, app: App) -> None:
@@ -229,7 +240,14 @@ class _Hooks:
         return None
 
     async def _send_later(self, coming: Awaitable[Answer | None], used: Session, ctx: Context, own: Response | None) -> None:
-        if (answer := await coming) is not None:
+        try:
+            answer = await coming
+        except Exception:
+            # The response to the error carries the cookie too: if the session has a new id, the old one is dead.
+            if (answer := used._cookie()) is not None:
+                self._send(answer, used, ctx, None)
+            raise
+        if answer is not None:
             self._send(answer, used, ctx, own)
 
     def on_error(self, ctx: Context, error: Exception) -> None:
@@ -285,19 +303,26 @@ class _Hooks:
             self._sessions.counters.store_errors += 1
             raise
 
+    async def _measure(self) -> None:
+        if self._store_clock is not None:
+            await self._store_clock.measure()
+
     async def _sweep(self, app: App) -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            try:
-                await self.on_purge(app)
-            except SessionStoreError as error:
-                self._sessions.counters.store_errors += 1
-                message = "sweeping expired sessions failed; it is tried again in %d s: %s: %r"
-                logger.error(message, _SWEEP_SECONDS, error, error.__cause__, extra=self._log_extra)
-            except Exception:
-                logger.exception(
-                    "sweeping expired sessions failed; it is tried again in %d s", _SWEEP_SECONDS, extra=self._log_extra
-                )
+            await self._attempt("asking the store for its time", self._measure())
+            await self._attempt("sweeping expired sessions", self.on_purge(app))
+
+    async def _attempt(self, action: str, work: Awaitable[object]) -> None:
+        """Do what is done each minute, and log where it fails."""
+        try:
+            await work
+        except SessionStoreError as error:
+            self._sessions.counters.store_errors += 1
+            message = "%s failed; it is tried again in %d s: %s: %r"
+            logger.error(message, action, _SWEEP_SECONDS, error, error.__cause__, extra=self._log_extra)
+        except Exception:
+            logger.exception("%s failed; it is tried again in %d s", action, _SWEEP_SECONDS, extra=self._log_extra)
 
 
 def _keep_private(response: Response) -> None:

@@ -401,6 +401,10 @@ class Session(ABC):
     def _finish(self) -> Awaitable[Answer | None] | Answer | None:
         """Bring the changes to where they are kept, and return the cookie to send, or None for none."""
 
+    def _cookie(self) -> Answer | None:
+        """Return the cookie to send where _finish() has failed, because the session was begun, renamed or ended before that."""
+        return None
+
     def _outlive(self) -> None:  # noqa: B027 - only a session that can have an owner has something to do
         """Have a tag that waits to go out count as made only now."""
 

@@ -323,6 +323,9 @@ class StoredSession(Session):
 
     async def _bring(self) -> Answer | None:
         await self._in_turn(self._flush)
+        return self._cookie()
+
+    def _cookie(self) -> Answer | None:
         identity, record = self._identity, self._record
         if self._answer is None:
             return None
@@ -478,7 +481,14 @@ class StoredSession(Session):
             wish = self._wish
             record.tag = self._new_tag(wish, self._identity, identity)
             old, now = self._identity.handle, self._sessions.clock()
-            outcome = await self._driver.rename(old, identity.handle, record, version=self._record.version, now=now)
+            try:
+                outcome = await self._driver.rename(old, identity.handle, record, version=self._record.version, now=now)
+            except SessionStoreError as error:
+                if error.is_unconfirmed:
+                    # The old id is dead, so the visitor gets the new one. The changes stay pending: a handler that catches this
+                    # error and answers below 500 has them confirmed first.
+                    self._adopt(identity, record)
+                raise
             if outcome is WRITTEN:
                 self._sessions.counters.written += 1
                 self._adopt(identity, record)

@@ -26,7 +26,8 @@ from itertools import pairwise
 from typing import TypeAlias, TypeVar
 
 from gaman_session import _sealing
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Driver, Outcome, OwnerDriver, Record, Tag
+from gaman_session._clock import tells_time
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Driver, Outcome, OwnerDriver, Record, Tag
 from gaman_session._errors import SessionStoreError
 
 T = TypeVar("T")
@@ -504,6 +505,18 @@ async def a_large_session_is_loaded_whole_alone_and_beside_others(driver: Driver
         assert found[0] is Outcome.ENDED
         records = [record.fields for record in found if isinstance(record, Record)]
         assert records == [large, {"a": b"1"}, *({"n": b"%d" % i} for i in range(20))]
+
+
+@_promise
+async def a_store_that_tells_the_time_tells_the_seconds_since_the_epoch_as_they_pass(driver: Driver) -> None:
+    if not tells_time(driver):
+        return
+    began = time.monotonic()
+    first = await driver.time()
+    await asyncio.sleep(0.05)
+    second = await driver.time()
+    assert 1_700_000_000 < first < YEAR_10000
+    assert 0.04 < second - first < time.monotonic() - began + 0.01
 
 
 # Sessions that belong to somebody

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Literal, TypeVar
 
@@ -1004,6 +1005,38 @@ class PurgeTakesMoreThanItsLimit(MemoryDriver):
         return await super().purge(now=now, limit=limit + 1)
 
 
+# A store's clock
+
+
+class Telling(MemoryDriver):
+    async def time(self) -> float:
+        return time.time()
+
+
+@fault
+class TheTimeIsInMilliseconds(Telling):
+    async def time(self) -> float:
+        return await super().time() * 1000
+
+
+@fault
+class TheTimeIsInWholeSeconds(Telling):
+    async def time(self) -> float:
+        return int(await super().time())
+
+
+@fault
+class TheTimeBeginsWithTheMachine(Telling):
+    async def time(self) -> float:
+        return time.monotonic()
+
+
+@fault
+class TheTimeStandsStill(Telling):
+    async def time(self) -> float:
+        return 1_800_000_000
+
+
 @pytest.mark.parametrize("broken", FAULTS, ids=lambda broken: broken.__name__)
 async def test_a_driver_with_a_known_fault_fails_the_suite(broken: Callable[[], MemoryDriver]) -> None:
     caught: dict[str, str] = {}
@@ -1017,7 +1050,7 @@ async def test_a_driver_with_a_known_fault_fails_the_suite(broken: Callable[[], 
 
 async def test_a_driver_that_only_hands_through_is_caught_by_no_check() -> None:
     # The faults above are caught for what they do, and not for being subclasses.
-    for harmless in (Mangling, Sealing):
+    for harmless in (Mangling, Sealing, Telling):
         for check in CONTRACT:
             await _run(check, harmless())
 

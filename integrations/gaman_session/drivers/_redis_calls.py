@@ -66,7 +66,7 @@ _PAUSES: Final = (0.05, 0.1, 0.2, PAUSE)
 _JUMPS: Final = 8
 # What one command of the script takes on, so that it holds up nobody else's.
 _AT_A_TIME: Final = 64
-_READS: Final = ("load", "look", "owned", "count", "slots")
+_READS: Final = ("load", "look", "owned", "count", "time", "slots")
 # Each is all that an action changes, unless its answer tells that nothing was changed.
 _CHANGES: Final = ("create", "apply", "swap", "rename", "tag")
 _UNCHANGED: Final = (b"ABSENT", b"CONFLICT", b"ENDED", b"REFUSED", b"TOO_LARGE")

@@ -336,6 +336,12 @@ class MongoDBDriver:
             there = await self._sessions.count_documents({"deadline": {"$gt": _date(now)}})
             return there - await self._sessions.count_documents(soon)
 
+    async def time(self) -> float:
+        """Return the time of the primary; behind a mongos, which doesn't tell that, its own."""
+        async with self._asking("tell the time"):
+            hello = await self._client.admin.command("hello", codec_options=_CODEC)
+            return _seconds(hello["localTime"])
+
     def _connect(self) -> None:
         """Make a client, which connects with its first call, and what is bound to its event loop."""
         self._limit = TimeLimit(self._timeout)

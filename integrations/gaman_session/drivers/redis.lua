@@ -295,6 +295,11 @@ function operations.count(keys, values, now)
     return redis.call('ZCOUNT', keys[1], string.format('(%.17g', now), '+inf')
 end
 
+function operations.time()
+    local time = redis.call('TIME')
+    return string.format('%s.%06d', time[1], time[2])
+end
+
 -- Uses each command of this script, on a key of its own that it leaves empty: a user that lacks one is found at start.
 function operations.check(keys)
     local key = keys[1]
@@ -304,7 +309,7 @@ function operations.check(keys)
         {'HGETALL', key}, {'HSTRLEN', key, 'field'}, {'HEXISTS', key, 'field'}, {'HDEL', key, 'field'}, {'DEL', key},
         {'ZADD', key, 1, 'member'}, {'PEXPIRE', key, 1000}, {'ZSCORE', key, 'member'}, {'ZCOUNT', key, 0, 1},
         {'ZRANGE', key, 0, 0}, {'ZREVRANGE', key, 0, 0}, {'ZRANGEBYSCORE', key, 0, 1}, {'ZREMRANGEBYSCORE', key, 0, 0},
-        {'ZREMRANGEBYRANK', key, 1, 1}, {'ZREM', key, 'member'},
+        {'ZREMRANGEBYRANK', key, 1, 1}, {'ZREM', key, 'member'}, {'TIME'},
     }
     for _, command in ipairs(commands) do
         local answer = redis.pcall(unpack(command))

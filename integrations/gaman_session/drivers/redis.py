@@ -364,6 +364,11 @@ class RedisDriver:
         index = _index(tag.owner)
         return _outcome(await self._call(action, index, Call("enter", (self._prefix + index,), (), arguments)))
 
+    async def time(self) -> float:
+        """Return the time of the master; in a Cluster, of the one that has a certain slot."""
+        call = Call("time", (f"{self._shard('000')}time",))
+        return float(await self._call(self._calls.begin("tell the time"), None, call))
+
     def _key(self, id: str) -> str:
         return self._shard(id) + id
 
