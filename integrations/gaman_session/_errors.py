@@ -69,10 +69,12 @@ class SessionUnsupported(SessionError):
 class SessionStoreError(SessionError, HTTPError):
     """The store failed; the request answers 503 and nobody is logged out. The cause says what happened."""
 
-    def __init__(self, driver: str, action: str) -> None:
+    def __init__(self, driver: str, action: str, *, is_unconfirmed: bool = False) -> None:
         HTTPError.__init__(self, 503, headers={"cache-control": "no-store"})
         self.driver = driver
         self.action = action
+        self.is_unconfirmed = is_unconfirmed
+        """Whether the store has made the change, and may yet lose it, because too few replicas have confirmed it."""
 
     def __str__(self) -> str:
         return f"the session store ({self.driver}) could not {self.action}"

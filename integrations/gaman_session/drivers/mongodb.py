@@ -39,16 +39,17 @@ from pymongo import AsyncMongoClient, ReturnDocument, UpdateOne
 from pymongo.errors import (
     BulkWriteError,
     ConfigurationError,
+    DocumentTooLarge,
     DuplicateKeyError,
     InvalidName,
     InvalidURI,
+    NotPrimaryError,
     OperationFailure,
-    PyMongoError,
     WriteConcernError,
     WriteError,
 )
 
-from gaman.errors import ConfigError
+from gaman.errors import ConfigError, GamanError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Outcome, Record, Tag, is_sound, size_of
@@ -96,7 +97,6 @@ _CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
 )
 # MongoDB takes a hundred levels, those of the document and of the command around it included.
 _DEEPEST: Final = 50
-_FAILURES: Final = (PyMongoError, BSONError, TimeoutError)
 # Calls of one moment share a trip; with so many under way, a slow one holds up few others.
 _AT_ONCE: Final = 4
 _MOST_LARGE: Final = 1000
@@ -184,8 +184,8 @@ class MongoDBDriver:
         try:
             if id not in self._large and (document := await self._documents.call(id)) is not _LEFT_OUT:
                 return self._record(id, document, now)
-        except _FAILURES as cause:
-            raise SessionStoreError(self.name, action) from cause
+        except Exception as cause:
+            raise SessionStoreError(self.name, action) from self._conceal(cause)
         async with self._asking(action, began):
             return await self._find_large(id, now)
 
@@ -200,7 +200,7 @@ class MongoDBDriver:
                 is_in = await self._insert_owned(id, record, record.tag, record.created, began)
                 return None if is_in else Outcome.REFUSED
             except DuplicateKeyError as cause:
-                raise SessionStoreError(self.name, "create a session under an id that is taken") from cause
+                raise SessionStoreError(self.name, "create a session under an id that is taken") from self._conceal(cause)
 
     async def apply(
         self,
@@ -222,8 +222,8 @@ class MongoDBDriver:
             change = _small_change(sets, now, deadline, max_size) if is_small else _change(sets, (), now, deadline, max_size)
             if await self._set(id, sets, change):
                 return Outcome.WRITTEN
-        except _FAILURES as cause:
-            raise SessionStoreError(self.name, action) from cause
+        except Exception as cause:
+            raise SessionStoreError(self.name, action) from self._conceal(cause)
         async with self._asking(action, began):
             return await self._apply_as_found(id, sets, deletes, now, deadline, max_size)
 
@@ -253,16 +253,23 @@ class MongoDBDriver:
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """End the session, if nobody has written to it since *version*, and then store *record* under *new_id*."""
-        began = time.monotonic()
-        async with self._asking("rename a session"):
-            live, tombstone = {**_live(id, now), "version": version}, {**_tombstone(now), "successor": new_id}
-            tag, since = record.tag, None
-            if tag is None:
-                is_ended = (await self._sessions.replace_one(live, tombstone)).matched_count > 0
-            else:
-                before = await self._sessions.find_one_and_replace(live, tombstone, {"_id": False, "since": True})
-                is_ended, since = before is not None, before and before.get("since")
+        action, began = "rename a session", time.monotonic()
+        live, tombstone = {**_live(id, now), "version": version}, {**_tombstone(now), "successor": new_id}
+        tag, since, unconfirmed = record.tag, None, None
+        async with self._asking(action):
+            try:
+                if tag is None:
+                    is_ended = (await self._sessions.replace_one(live, tombstone)).matched_count > 0
+                else:
+                    before = await self._sessions.find_one_and_replace(live, tombstone, {"_id": False, "since": True})
+                    is_ended, since = before is not None, before and before.get("since")
+            except WriteConcernError as error:
+                # The primary may have ended the session: then it must have the new one too.
+                unconfirmed, is_ended = error, await self._sessions.find_one({"_id": id, "successor": new_id}) is not None
+                since = tag and tag.since
             if not is_ended:
+                if unconfirmed is not None:
+                    raise unconfirmed
                 found = await self._find(id, now)
                 return Outcome.CONFLICT if isinstance(found, Record) else found or Outcome.ABSENT
             try:
@@ -277,7 +284,11 @@ class MongoDBDriver:
             except DuplicateKeyError as cause:
                 if await self._find(new_id, now) is Outcome.ENDED:
                     return Outcome.ENDED
-                raise SessionStoreError(self.name, "rename a session to an id that is taken") from cause
+                raise SessionStoreError(self.name, "rename a session to an id that is taken") from self._conceal(cause)
+            except WriteConcernError as error:
+                unconfirmed = error
+            if unconfirmed is not None:
+                raise SessionStoreError(self.name, action, is_unconfirmed=True) from self._conceal(unconfirmed)
         return Outcome.WRITTEN
 
     async def destroy(self, id: str, *, now: float) -> None:
@@ -422,8 +433,23 @@ class MongoDBDriver:
         try:
             async with asyncio.timeout(left), self._turns:
                 yield
-        except _FAILURES as cause:
-            raise SessionStoreError(self.name, action) from cause
+        except GamanError:
+            raise
+        except Exception as cause:
+            raise SessionStoreError(self.name, action) from self._conceal(cause)
+
+    def _conceal(self, cause: Exception) -> Exception:
+        """Leave no document, id or value in the messages of *cause* and of what led to it, because logs show them; return it."""
+        each: BaseException | None = cause
+        while each is not None:
+            if isinstance(each, (OperationFailure, NotPrimaryError)):
+                each.args = (_codes(each),)
+            elif isinstance(each, BSONError) and not isinstance(each, DocumentTooLarge):
+                each.args = ()
+            elif isinstance(each, TimeoutError) and not each.args:
+                each.args = (f"MongoDB did not answer within {self._timeout} seconds",)
+            each = each.__cause__ or each.__context__
+        return cause
 
     async def _apply(
         self,
@@ -617,10 +643,19 @@ class MongoDBDriver:
         # Neither changes what is there already; so those that are matched and not inserted tell which of the two it was.
         insert = UpdateOne({"_id": id}, {"$setOnInsert": _document(record)}, upsert=True)
         look = UpdateOne(_barring(tag, now), {"$min": {"before": math.inf}})
-        result = await self._sessions.bulk_write([insert, look])
-        if 0 not in (result.upserted_ids or {}):
-            raise DuplicateKeyError("the id is taken")
-        if not result.matched_count or not await self._is_barred(tag, now, began):
+        result: Mapping[str, Any]
+        try:
+            result = (await self._sessions.bulk_write([insert, look])).bulk_api_result
+        except BulkWriteError as error:
+            if error.details["writeErrors"]:
+                raise
+            result = error.details
+        unconfirmed = _unconfirmed(result)
+        if not any(upserted["index"] == 0 for upserted in result["upserted"]):
+            raise unconfirmed or DuplicateKeyError("the id is taken")
+        if not result["nMatched"] or not await self._is_barred(tag, now, began):
+            if unconfirmed is not None:
+                raise unconfirmed
             return True
         if old is not None and await self._is_kept(tag.owner, old, id):
             return True
@@ -659,12 +694,25 @@ class MongoDBDriver:
 
 def _results(count: int, details: Mapping[str, Any]) -> list[bool | BaseException]:
     """Return for each of a bulk's updates whether it met a live session, or its error, without all that was to be written."""
-    for fault in details["writeConcernErrors"]:
-        raise WriteConcernError(fault["errmsg"], fault["code"]) from None
+    if unconfirmed := _unconfirmed(details):
+        raise unconfirmed from None
     results: list[bool | BaseException] = [True] * count
     for fault in details["writeErrors"]:
         results[fault["index"]] = False if fault["code"] == _REFUSED else WriteError(fault["errmsg"], fault["code"])
     return results
+
+
+def _unconfirmed(details: Mapping[str, Any]) -> WriteConcernError | None:
+    """Return why the updates of a bulk that were made aren't confirmed, or None where they are."""
+    return next((WriteConcernError(fault["errmsg"], fault["code"], fault) for fault in details["writeConcernErrors"]), None)
+
+
+def _codes(error: OperationFailure | NotPrimaryError) -> str:
+    """Return what the server calls the errors that are in *error*, with their codes."""
+    details: Any = error.details if isinstance(error.details, Mapping) else {}
+    faults: list[dict[str, Any]] = [*details.get("writeErrors", ()), *details.get("writeConcernErrors", ())] or [details]
+    code = error.code if isinstance(error, OperationFailure) else None
+    return ", ".join(sorted({f"{fault.get('codeName', 'code')} {fault.get('code', code)}" for fault in faults}))
 
 
 def _document(record: Record) -> dict[str, Any]:
