@@ -30,10 +30,11 @@ class Threads:
         """Return what *function* returns, or raise what it raises. Who is cancelled before it is begun is not in its way."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
+        if len(self._threads) < min(self._under_way + 1, self._most):
+            thread = Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
         self._under_way += 1
-        if len(self._threads) < min(self._under_way, self._most):
-            self._threads.append(Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True))
-            self._threads[-1].start()
         self._calls.put((loop, future, function, arguments))
         return await future
 

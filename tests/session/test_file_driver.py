@@ -488,6 +488,32 @@ def run(program: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True)
 
 
+async def test_a_thread_that_the_system_does_not_give_is_an_error_of_the_store(
+    driver: FileDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    tag = Tag("owner", b"", NOW)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        calls = [
+            driver.load(ID, now=NOW),
+            driver.create(ID, record()),
+            apply(driver, {"key": b"1"}),
+            driver.destroy(ID, now=NOW),
+            driver.tag(ID, tag, {}, (), now=NOW, deadline=None, max_size=MAX_SIZE),
+            driver.owned("owner", now=NOW),
+            driver.end_owned("owner", keep=(), now=NOW),
+            driver.count(now=NOW),
+            driver.purge(now=NOW, limit=10),
+        ]
+        for call in calls:
+            with pytest.raises(SessionStoreError) as caught:
+                await call
+            assert "new thread" in str(caught.value.__cause__)
+
+
 async def test_a_lock_that_is_held_fails_writes_in_time_and_nothing_else(folder: Path) -> None:
     # A disk under load may take longer than the other one waits.
     patient = FileDriver(dir=folder)
@@ -673,10 +699,10 @@ async def test_a_call_that_fails_or_is_cancelled_leaves_the_others(driver: FileD
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(result) for result in results if result is not Outcome.WRITTEN] == [
         asyncio.CancelledError,
-        UnicodeEncodeError,
-        UnicodeEncodeError,
-        SessionStoreError,
+        *[SessionStoreError] * 3,
     ]
+    causes = [result.__cause__ for result in results if isinstance(result, SessionStoreError)]
+    assert [type(cause) for cause in causes] == [UnicodeEncodeError, UnicodeEncodeError, type(None)]
     found = await driver.load(ID, now=NOW)
     assert isinstance(found, Record)
     assert {f"k{number}" for number in range(10) if number != 3} < set(found.fields)

@@ -468,6 +468,54 @@ async def test_a_large_load_shares_no_trip(driver: MongoDBDriver) -> None:
         assert [returned for returned, length in answers if length > LARGE] == [1, 1]
 
 
+async def is_large(driver: MongoDBDriver) -> Any:
+    found = await document(driver)
+    assert found is not None
+    return found.get("large", False)
+
+
+@pytest.mark.parametrize("step", [3000, 30_000], ids=["small writes", "large writes"])
+@pytest.mark.parametrize("value", [b"\1" * 1000, b'"%s"' % (b"x" * 998)], ids=["sealed", "native"])
+async def test_a_session_that_grows_is_large_until_it_shrinks(driver: MongoDBDriver, step: int, value: bytes) -> None:
+    await driver.create(ID, record())
+    for number in range(2 * LARGE // step):
+        assert await apply(driver, {f"{number}-{n}": value for n in range(step // 1000)}) is Outcome.WRITTEN
+        assert await is_large(driver) is ((number + 1) * step > LARGE)
+    names = await loaded(driver)
+    assert await apply(driver, {"key": b"\1"}) is Outcome.WRITTEN
+    assert await is_large(driver) is True
+    assert await apply(driver, {}, *(name for name in names if name != "key")) is Outcome.WRITTEN
+    assert await is_large(driver) is False
+    assert await swap(driver, b"\1", b"\1" * (LARGE + 1)) is Outcome.WRITTEN
+    assert await is_large(driver) is True
+    assert await swap(driver, b"\1" * (LARGE + 1), b"\1") is Outcome.WRITTEN
+    assert await is_large(driver) is False
+
+
+@pytest.mark.parametrize("large", [None, False, True, 1, "text", [None], {}], ids=repr)
+@pytest.mark.parametrize("size", [10, LARGE + 1])
+async def test_a_session_is_loaded_and_written_whatever_says_that_it_is_large(driver: MongoDBDriver, size: int, large: Any) -> None:
+    value = b"\1" * size
+    await driver.create(NEW_ID, record())
+    for _ in range(2):
+        await driver._sessions.delete_one({"_id": ID})
+        await driver.create(ID, record({"key": value}))
+        await edit(driver, {"$unset": {"large": True}} if large is None else {"$set": {"large": large}})
+        found = await asyncio.gather(*(loaded(driver, id) for id in (NEW_ID, ID, ID, NEW_ID)))
+        assert [len(fields["key"]) for fields in found] == [6, size, size, 6]
+        outcomes = await asyncio.gather(*(apply(driver, {str(n): b"\1"}) for n in range(5)))
+        assert outcomes == [Outcome.WRITTEN] * 5
+        assert await loaded(driver) == {"key": value, **{str(n): b"\1" for n in range(5)}}
+
+
+async def test_an_unknown_session_beside_others_is_absent(driver: MongoDBDriver) -> None:
+    await driver.create(ID, record())
+    unknown = [f"{number:064x}" for number in range(20)]
+    found = await asyncio.gather(*(driver.load(id, now=NOW) for id in [ID, ID, *unknown, ID]))
+    assert [isinstance(each, Record) for each in found] == [True, True, *[False] * 20, True]
+    assert found[2:22] == [None] * 20
+
+
 async def test_a_reader_that_leaves_does_not_disturb_the_others(driver: MongoDBDriver) -> None:
     await driver.create(ID, record())
     first, leaving, staying = (asyncio.create_task(driver.load(ID, now=NOW)) for _ in range(3))

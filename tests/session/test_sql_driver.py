@@ -369,7 +369,36 @@ async def test_a_call_with_what_sqlite_does_not_take_fails_alone(driver: SQLDriv
         write(driver, 0, "last"),
         return_exceptions=True,
     )
-    assert [type(result) for result in results] == [Outcome, Outcome, UnicodeEncodeError, OverflowError, Outcome]
+    assert [type(result) for result in results] == [Outcome, Outcome, SessionStoreError, SessionStoreError, Outcome]
+    causes = [result.__cause__ for result in results if isinstance(result, SessionStoreError)]
+    assert [type(cause) for cause in causes] == [UnicodeEncodeError, OverflowError]
+
+
+async def test_an_error_of_aiosqlite_is_one_of_the_store(file: Path) -> None:
+    closed = SQLDriver(file=file)
+    await closed.open()
+    await closed.close()
+    calls = (
+        closed.load(id_of(0), now=NOW),
+        closed.create(id_of(0), record()),
+        closed.destroy(id_of(0), now=NOW),
+        closed.count(now=NOW),
+    )
+    for failed in await asyncio.gather(*calls, return_exceptions=True):
+        assert isinstance(failed, SessionStoreError)
+        assert isinstance(failed.__cause__, ValueError)
+
+
+async def test_a_thread_that_the_system_does_not_give_is_an_error_of_the_store(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    other = SQLDriver(file=file)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(SessionStoreError) as caught:
+            await other.open()
+    assert "new thread" in str(caught.value.__cause__)
 
 
 @pytest.mark.parametrize("gone", range(3))

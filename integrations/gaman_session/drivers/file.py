@@ -21,7 +21,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypeVa
 from msgspec import DecodeError, Meta, Struct
 from msgspec.msgpack import Decoder, Encoder
 
-from gaman.errors import ConfigError
+from gaman.errors import ConfigError, GamanError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Outcome, Record, Tag, size_of
@@ -205,7 +205,7 @@ class FileDriver:
         while looked_at and removed < limit:
             try:
                 looked_at, gone = await self._threads.call(self._files.sweep, now, limit - removed)
-            except OSError as cause:
+            except Exception as cause:
                 raise SessionStoreError(self.name, "remove expired sessions") from cause
             removed += gone
         return removed
@@ -248,7 +248,7 @@ class FileDriver:
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._threads.call(self._files.find_owned, owner, now)
-        except (TimeoutError, OSError) as cause:
+        except Exception as cause:
             raise SessionStoreError(self.name, "list the sessions of an owner") from cause
 
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
@@ -283,7 +283,7 @@ class FileDriver:
         """Return how many sessions there are, by their names and by a look into those that have come due."""
         try:
             return await self._threads.call(self._files.count, now)
-        except OSError as cause:
+        except Exception as cause:
             raise SessionStoreError(self.name, "count its sessions") from cause
 
     async def _edit(self, id: str, edit: _Edit, now: float, deadline: float | None, max_size: int) -> Outcome:
@@ -347,7 +347,9 @@ class FileDriver:
         except TimeoutError:
             cause = TimeoutError(f"another process held the lock, or the disk did not answer, for {self._timeout} seconds")
             raise SessionStoreError(self.name, action) from cause
-        except OSError as cause:
+        except (_IsLarge, GamanError):
+            raise
+        except Exception as cause:
             raise SessionStoreError(self.name, action) from cause
 
     async def _read(self, most: float, ids: list[str]) -> list[_Kept | BaseException | None]:

@@ -2,8 +2,9 @@
 
 A session is `{_id, created, expires, deadline, version, fields}`; times are dates, and `fields` holds the values by key. JSON,
 which values are with `session(encrypt=False)`, is kept in types of MongoDB's own, so that a query can ask for `{"fields.user.id":
-1}`, and anything else as binary; once it had such JSON, a session is `native`. In the name of a field, `%`, `.`, `$` and NUL are
-written as in a URL, and the empty name is `%`. A tombstone is `{_id, ended: true, deadline}`, with a `successor` after a rename.
+1}`, and anything else as binary; once it had such JSON, a session is `native`. A document of more than LARGE bytes is `large`. In
+the name of a field, `%`, `.`, `$` and NUL are written as in a URL, and the empty name is `%`. A tombstone is `{_id, ended: true,
+deadline}`, with a `successor` after a rename.
 
 A session with an owner also has the fields `owner`, `since` (a number) and `note`. With `session(encrypt=False)` the owner is
 what tag() was given, and by an index `{"owner": "user:7", "ended": null}` finds the sessions.
@@ -28,24 +29,27 @@ from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import unquote
 from weakref import WeakValueDictionary
 
+import bson
 import msgspec
 from bson import CodecOptions, DatetimeMS, Int64
 from bson.codec_options import DatetimeConversion
 from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient, ReturnDocument, UpdateOne
 from pymongo.errors import (
     BulkWriteError,
     ConfigurationError,
+    DocumentTooLarge,
     DuplicateKeyError,
     InvalidName,
     InvalidURI,
+    NotPrimaryError,
     OperationFailure,
-    PyMongoError,
     WriteConcernError,
     WriteError,
 )
 
-from gaman.errors import ConfigError
+from gaman.errors import ConfigError, GamanError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Outcome, Record, Tag, is_sound, size_of
@@ -59,23 +63,30 @@ _SHAPE: Final = {
     "properties": {name: {"bsonType": kind} for name, kind in _TYPES.items()},
     "not": {"required": ["ended"]},
 }
-# The same for the pipeline of an update, with a deadline that is in the future and within the absolute limit. The update finds its
-# document by the _id alone, because planning any other search takes the server longer than the update itself.
-_KINDS: Final = [{"$type": f"${name}"} for name in (*_TYPES, "ended")]
-_LIVE_KINDS: Final = {"$literal": [*_TYPES.values(), "missing", True]}
+# The same for the pipeline of an update, with a deadline within the absolute limit. The update finds its document by the _id alone,
+# because planning any other search takes the server longer than the update itself. What lies between two dates is a date.
+_OTHERS: Final = {"created": "date", "version": "long", "fields": "object", "ended": "missing"}
 _LAST: Final = DatetimeMS(YEAR_10000 * 1000 - 1)
+_IS_SOUND: Final = {
+    "$and": [
+        {"$lte": ["$deadline", "$expires"]},
+        {"$lte": ["$expires", _LAST]},
+        {"$eq": [[{"$type": f"${name}"} for name in _OTHERS], {"$literal": [*_OTHERS.values()]}]},
+    ]
+}
+# As the bytes that every update sends.
+_SENT_IS_SOUND: Final = RawBSONDocument(bson.encode(_IS_SOUND))
 # An id is no number, so this fails, with a code of its own. So the server tells which of a batch's updates met no live session.
 _REFUSAL: Final = {"$toInt": "$_id"}
 _REFUSED: Final = 241
 _IS_EMPTY: Final = {"$eq": ["$fields", {"$literal": dict[str, Any]()}]}
-_SIZE: Final = {"$bsonSize": "$fields"}
 # The JSON of a value of MongoDB's own is at most so many times larger: an octet of text may become `\\u0000`.
 _GROWTH: Final = 6
-# A document, without the fields if it is large.
-_CUT: Final = {
-    **dict.fromkeys((*_TYPES, "seal", "owner", "since", "note", "ended", "successor"), True),
-    "fields": {"$cond": [{"$gt": [{"$bsonSize": "$$ROOT"}, LARGE]}, "$$REMOVE", "$fields"]},
-}
+_IS_LARGE: Final = {"$cond": [{"$gt": [{"$bsonSize": "$$ROOT"}, LARGE]}, True, "$$REMOVE"]}
+# A write of at most this part of the sizes allowed is checked by what it may add, because the exact size takes the server longer.
+_PART: Final = 16
+_LEFT_OUT: Final[dict[str, Any]] = {}
+"""In the place of a document that is large or absent: a projection that tells them apart takes the server far longer."""
 _INDEXES: Final[dict[str, dict[str, Any]]] = {"deadline": {"expireAfterSeconds": 0}, "owner": {"sparse": True}}
 _UNAUTHORIZED: Final = 13
 _INDEX_CONFLICTS: Final = (85, 86)
@@ -86,10 +97,10 @@ _CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
 )
 # MongoDB takes a hundred levels, those of the document and of the command around it included.
 _DEEPEST: Final = 50
-_FAILURES: Final = (PyMongoError, BSONError, TimeoutError)
 # Calls of one moment share a trip; with so many under way, a slow one holds up few others.
 _AT_ONCE: Final = 4
 _MOST_LARGE: Final = 1000
+_NEARLY_LARGE: Final = LARGE - LARGE // 8
 
 _ESCAPES: Final = str.maketrans({character: f"%{ord(character):02X}" for character in "%.$\0"})
 
@@ -171,10 +182,10 @@ class MongoDBDriver:
         """Return the session, ENDED, or None."""
         action, began = "load a session", time.monotonic()
         try:
-            if id not in self._large and not _is_cut(document := await self._documents.call(id)):
+            if id not in self._large and (document := await self._documents.call(id)) is not _LEFT_OUT:
                 return self._record(id, document, now)
-        except _FAILURES as cause:
-            raise SessionStoreError(self.name, action) from cause
+        except Exception as cause:
+            raise SessionStoreError(self.name, action) from self._conceal(cause)
         async with self._asking(action, began):
             return await self._find_large(id, now)
 
@@ -189,7 +200,7 @@ class MongoDBDriver:
                 is_in = await self._insert_owned(id, record, record.tag, record.created, began)
                 return None if is_in else Outcome.REFUSED
             except DuplicateKeyError as cause:
-                raise SessionStoreError(self.name, "create a session under an id that is taken") from cause
+                raise SessionStoreError(self.name, "create a session under an id that is taken") from self._conceal(cause)
 
     async def apply(
         self,
@@ -207,10 +218,12 @@ class MongoDBDriver:
             async with self._asking(action):
                 return await self._apply(id, sets, deletes, now, deadline, max_size)
         try:
-            if await self._set(id, sets, _change(sets, deletes, now, deadline, max_size)):
+            is_small = id not in self._large and size_of(sets) * _PART <= min(max_size, LARGE)
+            change = _small_change(sets, now, deadline, max_size) if is_small else _change(sets, (), now, deadline, max_size)
+            if await self._set(id, sets, change):
                 return Outcome.WRITTEN
-        except _FAILURES as cause:
-            raise SessionStoreError(self.name, action) from cause
+        except Exception as cause:
+            raise SessionStoreError(self.name, action) from self._conceal(cause)
         async with self._asking(action, began):
             return await self._apply_as_found(id, sets, deletes, now, deadline, max_size)
 
@@ -240,16 +253,23 @@ class MongoDBDriver:
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """End the session, if nobody has written to it since *version*, and then store *record* under *new_id*."""
-        began = time.monotonic()
-        async with self._asking("rename a session"):
-            live, tombstone = {**_live(id, now), "version": version}, {**_tombstone(now), "successor": new_id}
-            tag, since = record.tag, None
-            if tag is None:
-                is_ended = (await self._sessions.replace_one(live, tombstone)).matched_count > 0
-            else:
-                before = await self._sessions.find_one_and_replace(live, tombstone, {"_id": False, "since": True})
-                is_ended, since = before is not None, before and before.get("since")
+        action, began = "rename a session", time.monotonic()
+        live, tombstone = {**_live(id, now), "version": version}, {**_tombstone(now), "successor": new_id}
+        tag, since, unconfirmed = record.tag, None, None
+        async with self._asking(action):
+            try:
+                if tag is None:
+                    is_ended = (await self._sessions.replace_one(live, tombstone)).matched_count > 0
+                else:
+                    before = await self._sessions.find_one_and_replace(live, tombstone, {"_id": False, "since": True})
+                    is_ended, since = before is not None, before and before.get("since")
+            except WriteConcernError as error:
+                # The primary may have ended the session: then it must have the new one too.
+                unconfirmed, is_ended = error, await self._sessions.find_one({"_id": id, "successor": new_id}) is not None
+                since = tag and tag.since
             if not is_ended:
+                if unconfirmed is not None:
+                    raise unconfirmed
                 found = await self._find(id, now)
                 return Outcome.CONFLICT if isinstance(found, Record) else found or Outcome.ABSENT
             try:
@@ -264,7 +284,11 @@ class MongoDBDriver:
             except DuplicateKeyError as cause:
                 if await self._find(new_id, now) is Outcome.ENDED:
                     return Outcome.ENDED
-                raise SessionStoreError(self.name, "rename a session to an id that is taken") from cause
+                raise SessionStoreError(self.name, "rename a session to an id that is taken") from self._conceal(cause)
+            except WriteConcernError as error:
+                unconfirmed = error
+            if unconfirmed is not None:
+                raise SessionStoreError(self.name, action, is_unconfirmed=True) from self._conceal(unconfirmed)
         return Outcome.WRITTEN
 
     async def destroy(self, id: str, *, now: float) -> None:
@@ -415,8 +439,23 @@ class MongoDBDriver:
         try:
             async with asyncio.timeout(left), self._turns:
                 yield
-        except _FAILURES as cause:
-            raise SessionStoreError(self.name, action) from cause
+        except GamanError:
+            raise
+        except Exception as cause:
+            raise SessionStoreError(self.name, action) from self._conceal(cause)
+
+    def _conceal(self, cause: Exception) -> Exception:
+        """Leave no document, id or value in the messages of *cause* and of what led to it, because logs show them; return it."""
+        each: BaseException | None = cause
+        while each is not None:
+            if isinstance(each, (OperationFailure, NotPrimaryError)):
+                each.args = (_codes(each),)
+            elif isinstance(each, BSONError) and not isinstance(each, DocumentTooLarge):
+                each.args = ()
+            elif isinstance(each, TimeoutError) and not each.args:
+                each.args = (f"MongoDB did not answer within {self._timeout} seconds",)
+            each = each.__cause__ or each.__context__
+        return cause
 
     async def _apply(
         self,
@@ -530,7 +569,7 @@ class MongoDBDriver:
         return (await self._sessions.update_one(kept, {"$set": {"kept.$.id": new_id}})).matched_count > 0
 
     async def _find(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
-        if id not in self._large and not _is_cut(document := await self._documents.call(id)):
+        if id not in self._large and (document := await self._documents.call(id)) is not _LEFT_OUT:
             return self._record(id, document, now)
         return await self._find_large(id, now)
 
@@ -551,25 +590,19 @@ class MongoDBDriver:
                 "deadline": DatetimeMS() as deadline,
                 "version": Int64() as version,
                 "fields": dict(),
-            } if "ended" not in document and is_sound(_seconds(created), _seconds(expires), _seconds(deadline)):
+            } if "ended" not in document and is_sound(
+                began := _seconds(created), ends := _seconds(expires), lasts := _seconds(deadline)
+            ):
                 if deadline <= _date(now):
                     return None
                 fields = self._read(id, document["fields"])
-                if sum(map(len, fields.values())) > LARGE:
+                if sum(map(len, fields.values())) > _NEARLY_LARGE:
                     if len(self._large) == _MOST_LARGE:
                         self._large.clear()
                     self._large.add(id)
                 tag = self._read_tag(id, document) if "owner" in document else None
                 seal = document.get("seal")
-                return Record(
-                    fields,
-                    _seconds(created),
-                    _seconds(expires),
-                    _seconds(deadline),
-                    int(version),
-                    tag,
-                    bytes(seal) if isinstance(seal, bytes) else b"",
-                )
+                return Record(fields, began, ends, lasts, int(version), tag, bytes(seal) if isinstance(seal, bytes) else b"")
             case _:
                 self._damage.report(id, "its document")
                 return None
@@ -577,10 +610,11 @@ class MongoDBDriver:
     async def _find_all(self, ids: list[str]) -> list[dict[str, Any] | None]:
         with self._limit:
             if len(ids) == 1:
-                # Without a cursor and a projection, it is a little faster.
+                # By the _id alone, it is a little faster.
                 return [await self._sessions.find_one({"_id": ids[0]})]
-            found = {document["_id"]: document async for document in self._sessions.find({"_id": {"$in": ids}}, _CUT)}
-        return [found.get(id) for id in ids]
+            small = self._sessions.find({"_id": {"$in": ids}, "large": None})
+            found = {document["_id"]: document async for document in small}
+        return [found.get(id, _LEFT_OUT) for id in ids]
 
     def _read(self, id: str, fields: Mapping[str, Any]) -> dict[str, bytes]:
         """Return the fields of a document, without those that can't be ours."""
@@ -615,10 +649,19 @@ class MongoDBDriver:
         # Neither changes what is there already; so those that are matched and not inserted tell which of the two it was.
         insert = UpdateOne({"_id": id}, {"$setOnInsert": _document(record)}, upsert=True)
         look = UpdateOne(_barring(tag, now), {"$min": {"before": math.inf}})
-        result = await self._sessions.bulk_write([insert, look])
-        if 0 not in (result.upserted_ids or {}):
-            raise DuplicateKeyError("the id is taken")
-        if not result.matched_count or not await self._is_barred(tag, now, began):
+        result: Mapping[str, Any]
+        try:
+            result = (await self._sessions.bulk_write([insert, look])).bulk_api_result
+        except BulkWriteError as error:
+            if error.details["writeErrors"]:
+                raise
+            result = error.details
+        unconfirmed = _unconfirmed(result)
+        if not any(upserted["index"] == 0 for upserted in result["upserted"]):
+            raise unconfirmed or DuplicateKeyError("the id is taken")
+        if not result["nMatched"] or not await self._is_barred(tag, now, began):
+            if unconfirmed is not None:
+                raise unconfirmed
             return True
         if old is not None and await self._is_kept(tag.owner, old, id):
             return True
@@ -657,12 +700,25 @@ class MongoDBDriver:
 
 def _results(count: int, details: Mapping[str, Any]) -> list[bool | BaseException]:
     """Return for each of a bulk's updates whether it met a live session, or its error, without all that was to be written."""
-    for fault in details["writeConcernErrors"]:
-        raise WriteConcernError(fault["errmsg"], fault["code"]) from None
+    if unconfirmed := _unconfirmed(details):
+        raise unconfirmed from None
     results: list[bool | BaseException] = [True] * count
     for fault in details["writeErrors"]:
         results[fault["index"]] = False if fault["code"] == _REFUSED else WriteError(fault["errmsg"], fault["code"])
     return results
+
+
+def _unconfirmed(details: Mapping[str, Any]) -> WriteConcernError | None:
+    """Return why the updates of a bulk that were made aren't confirmed, or None where they are."""
+    return next((WriteConcernError(fault["errmsg"], fault["code"], fault) for fault in details["writeConcernErrors"]), None)
+
+
+def _codes(error: OperationFailure | NotPrimaryError) -> str:
+    """Return what the server calls the errors that are in *error*, with their codes."""
+    details: Any = error.details if isinstance(error.details, Mapping) else {}
+    faults: list[dict[str, Any]] = [*details.get("writeErrors", ()), *details.get("writeConcernErrors", ())] or [details]
+    code = error.code if isinstance(error, OperationFailure) else None
+    return ", ".join(sorted({f"{fault.get('codeName', 'code')} {fault.get('code', code)}" for fault in faults}))
 
 
 def _document(record: Record) -> dict[str, Any]:
@@ -676,6 +732,8 @@ def _document(record: Record) -> dict[str, Any]:
     }
     if not all(isinstance(value, bytes) for value in fields.values()):
         document["native"] = True
+    if size_of(record.fields) > LARGE:
+        document["large"] = True
     if record.seal:
         document["seal"] = record.seal
     if record.tag is not None:
@@ -714,6 +772,27 @@ def _change(
 
     With *max_size*, it also fails where the session may be larger then. That it is not larger than before, only a look can tell.
     """
+    change = [{"$set": _setting(sets, now, deadline)}, *more]
+    if deletes:
+        change.append({"$unset": [_path(field) for field in deletes]})
+    if sets and max_size is not None:
+        has_room = {"$lte": [{"$bsonSize": "$fields"}, {"$cond": ["$native", max_size // _GROWTH, max_size]}]}
+        change.append({"$set": {"version": {"$cond": [has_room, "$version", _REFUSAL]}}})
+    change.append({"$set": {"large": _IS_LARGE}})
+    if deletes:
+        change.append({"$replaceWith": {"$cond": [_IS_EMPTY, _tombstone(now), "$$ROOT"]}})
+    return change
+
+
+def _small_change(sets: Mapping[str, bytes], now: float, deadline: float | None, max_size: int) -> list[dict[str, Any]]:
+    """Return the change of a live session that stays well within LARGE and *max_size*; it fails for any other document."""
+    added = size_of(sets)
+    most = min(max_size, LARGE) - added
+    has_room = {"$lte": [{"$bsonSize": "$$ROOT"}, {"$cond": ["$native", min((max_size - added) // _GROWTH, most), most]}]}
+    return [{"$set": _setting(sets, now, deadline, has_room)}]
+
+
+def _setting(sets: Mapping[str, bytes], now: float, deadline: float | None, *conditions: dict[str, Any]) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     for field, data in sets.items():
         value = _to_bson(data)
@@ -722,30 +801,16 @@ def _change(
         else:
             changed[_path(field)] = {"$literal": value}
             changed["native"] = True
-    has_time = {"$and": [{"$gt": ["$deadline", _date(now)]}, {"$lte": ["$deadline", "$expires"]}, {"$lte": ["$expires", _LAST]}]}
-    is_live = {"$eq": [[*_KINDS, has_time], _LIVE_KINDS]}
+    is_live = {"$and": [{"$gt": ["$deadline", _date(now)]}, _SENT_IS_SOUND, *conditions]}
     changed["version"] = {"$cond": [is_live, {"$add": ["$version", 1]}, _REFUSAL]}
     if deadline is not None:
         changed["deadline"] = {"$min": [_date(deadline), "$expires"]}
-    change: list[dict[str, Any]] = [{"$set": changed}, *more]
-    if deletes:
-        change.append({"$unset": [_path(field) for field in deletes]})
-    if sets and max_size is not None:
-        has_room = {"$lte": [_SIZE, {"$cond": ["$native", max_size // _GROWTH, max_size]}]}
-        change.append({"$set": {"version": {"$cond": [has_room, "$version", _REFUSAL]}}})
-    if deletes:
-        change.append({"$replaceWith": {"$cond": [_IS_EMPTY, _tombstone(now), "$$ROOT"]}})
-    return change
+    return changed
 
 
 def _outgrows(before: Mapping[str, bytes], after: Mapping[str, bytes], max_size: int) -> bool:
     """Return whether a session's fields are then larger than before, and too large."""
     return size_of(before) < size_of(after) > max_size
-
-
-def _is_cut(document: Mapping[str, Any] | None) -> bool:
-    """Return whether the fields of a session were left out; those of a damaged one may not be there at all."""
-    return document is not None and "fields" not in document and "ended" not in document
 
 
 def _tombstone(now: float) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 import aiosqlite
 import msgspec
 
-from gaman.errors import ConfigError
+from gaman.errors import ConfigError, GamanError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Record, Tag, size_of
@@ -268,8 +268,10 @@ class SQLDriver:
             columns = await self._reader.perform(_Sessions.columns)
         except OSError as cause:
             raise ConfigError(f"{setting}, which can't be created: {cause.strerror}; choose another place") from cause
-        except sqlite3.Error as cause:
-            if cause.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+        except GamanError:
+            raise
+        except Exception as cause:
+            if getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
                 raise ConfigError(f"{setting}, which is no database; choose another file") from cause
             raise SessionStoreError(self.name, f"open {str(self._file)!r}") from cause
         if columns != _COLUMNS:
@@ -299,12 +301,13 @@ class _Connection(aiosqlite.Connection):
         self._batches: Batches[_Call[Any], Any] = Batches(lambda calls: self._execute(run, self._conn, calls))
 
     async def open(self) -> None:
-        """Connect, or raise sqlite3.Error."""
+        """Connect, or raise sqlite3.Error or OSError."""
         try:
             await self
-        except sqlite3.Error:
+        except Exception:
             # aiosqlite does not wait for its thread, which would speak to an event loop that is closed by then.
-            await asyncio.to_thread(self._worker.join)
+            if self._worker.ident is not None:
+                await asyncio.to_thread(self._worker.join)
             raise
 
     async def perform(self, function: Callable[[_Sessions], T]) -> T:
@@ -316,7 +319,9 @@ class _Connection(aiosqlite.Connection):
         """Return what *call* does; SessionStoreError says that *action* failed."""
         try:
             result: T = await self._batches.call(call)
-        except (sqlite3.Error, OSError) as cause:
+        except (_IsLarge, GamanError):
+            raise
+        except Exception as cause:
             raise SessionStoreError(SQLDriver.name, action) from cause
         return result
 
