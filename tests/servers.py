@@ -133,6 +133,9 @@ class RedisServer(Server):
 
     def __init__(self, *options: str) -> None:
         super().__init__("redis-server", *options)
+        # Sentinels have it write its role there, which a restart would otherwise undo.
+        self.config = self.folder / "redis.conf"
+        self.config.touch()
 
     @property
     def url(self) -> str:
@@ -140,7 +143,7 @@ class RedisServer(Server):
 
     def command(self) -> list[str]:
         program, *options = super().command()
-        return [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *options]
+        return [program, str(self.config), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *options]
 
     def client(self) -> Any:
         """A client of the tests' own, which waits for nothing long."""
@@ -154,9 +157,9 @@ class RedisServer(Server):
 class RedisCluster:
     """As many masters as are asked for, each with so many replicas; a master that is silent for *node_timeout* ms has failed."""
 
-    def __init__(self, masters: int = 3, replicas: int = 0, *, node_timeout: int = 2_000) -> None:
+    def __init__(self, masters: int = 3, replicas: int = 0, *options: str, node_timeout: int = 2_000) -> None:
         timeout = ("--cluster-node-timeout", str(node_timeout))
-        options = ("--cluster-enabled", "yes", *timeout, "--repl-diskless-sync-delay", "0")
+        options = ("--cluster-enabled", "yes", *timeout, "--repl-diskless-sync-delay", "0", *options)
         self.masters = [RedisServer(*options) for _ in range(masters)]
         self.replicas = [RedisServer(*options) for _ in range(masters * replicas)]
 
@@ -221,33 +224,37 @@ class RedisSentinel(RedisServer):
 
 
 class RedisSentinels:
-    """A master, a replica, and three Sentinels that agree on when the master is down."""
+    """A master, its replicas, and three Sentinels that agree on when the master is down."""
 
     name = "sessions"
 
-    def __init__(self) -> None:
-        self.master = RedisServer("--repl-diskless-sync-delay", "0")
-        self.replica = RedisServer("--replicaof", "127.0.0.1", str(self.master.port), "--repl-diskless-sync-delay", "0")
-        self._sentinels = [RedisSentinel(self.name, self.master) for _ in range(3)]
+    def __init__(self, replicas: int = 1, *options: str) -> None:
+        options = ("--repl-diskless-sync-delay", "0", *options)
+        self.master = RedisServer(*options)
+        self.replicas = [RedisServer(*options) for _ in range(replicas)]
+        for replica in self.replicas:
+            replica.config.write_text(f"replicaof 127.0.0.1 {self.master.port}\n")
+        self.replica = self.replicas[0]
+        self.sentinels = [RedisSentinel(self.name, self.master) for _ in range(3)]
 
     @property
     def url(self) -> str:
-        return "redis+sentinel://" + ",".join(each.address for each in self._sentinels) + f"/{self.name}"
+        return "redis+sentinel://" + ",".join(each.address for each in self.sentinels) + f"/{self.name}"
 
     def __enter__(self) -> Self:
-        start_all([self.master, self.replica])
-        start_all(self._sentinels)
-        until(lambda: all(self._sees_all(sentinel) for sentinel in self._sentinels), "the Sentinels to meet", seconds=_STARTING)
+        start_all([self.master, *self.replicas])
+        start_all(self.sentinels)
+        until(lambda: all(self._sees_all(sentinel) for sentinel in self.sentinels), "the Sentinels to meet", seconds=_STARTING)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in (self.master, self.replica, *self._sentinels):
+        for each in (self.master, *self.replicas, *self.sentinels):
             each.close()
 
     def _sees_all(self, sentinel: RedisServer) -> bool:
         with sentinel.client() as client:
             state = client.sentinel_master(self.name)
-        return int(state["num-slaves"]) == 1 and int(state["num-other-sentinels"]) == 2
+        return int(state["num-slaves"]) == len(self.replicas) and int(state["num-other-sentinels"]) == 2
 
 
 class MongoServer(Server):
