@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import redis
 from pymongo.errors import PyMongoError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.faults.history import Event, History
 from tests.faults.hopping import Common, Crew, Processes, read_all
@@ -33,6 +35,7 @@ PAUSES = (0.5, 2.0)
 """Seconds between two faults, at least and at most."""
 CALM = 90.0
 """Seconds within which the servers are all there and in step again."""
+_ONCE = Retry(NoBackoff(), 0)
 _ERRORS = (redis.RedisError, PyMongoError, OSError)
 DURABLE = ("--appendonly", "yes")
 """What a master needs that is killed and comes back before a replica takes over, which would otherwise copy an empty one."""
@@ -101,8 +104,8 @@ class _Redis(Store):
 
     def _tell_all(self, *command: str) -> None:
         for server in self.servers:
-            # One of them may be away.
-            with suppress(redis.RedisError), redis.Redis(port=server.port, socket_timeout=0.2) as client:
+            # One of them may be away, and is not waited for.
+            with suppress(redis.RedisError), redis.Redis(port=server.port, socket_timeout=0.2, retry=_ONCE) as client:
                 client.execute_command(*command)
 
 

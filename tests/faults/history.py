@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 ENDS = ("end", "renew", "end_all")
 GAP = 2.0
 """Seconds without a stale read that part one span of them from the next."""
-PROMPT = 0.5
+PROMPT = 1.0
 """Seconds within which a read is answered by a store that is well."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """A request and its response; times by time.monotonic().
 
@@ -53,8 +53,7 @@ class Request:
         return self.status == 200
 
     def __str__(self) -> str:
-        subject = self.key or self.owner
-        return f"{self.action} {subject} of {self.session} by {self.client}".replace("  ", " ")
+        return f"{self.action} {self.key or self.session} by {self.client}"
 
 
 class Event(NamedTuple):
@@ -176,15 +175,33 @@ class History:
             if event.is_takeover:
                 until = events[i + 1].at if i + 1 < len(events) else float("inf")
                 waited = [
-                    each.ended - event.at
+                    min(each.ended, until) - event.at
                     for each in reads
-                    if each.began < until and (not each.is_acknowledged or each.ended - each.began > PROMPT)
+                    if (each.ended < until and not each.is_acknowledged) or min(each.ended, until) - each.began > PROMPT
                 ]
-                found.append(max(0, *waited, 0))
+                found.append(max(0.0, *waited, 0.0))
         return found
 
     def statuses(self) -> Counter[tuple[str, int]]:
         return Counter((each.action, each.status) for each in self.requests)
+
+
+class _Fault(NamedTuple):
+    """What a read found, and what was acknowledged otherwise."""
+
+    found: str
+    acknowledged: Request
+
+    @property
+    def at(self) -> float:
+        return self.acknowledged.ended
+
+    def __str__(self) -> str:
+        return f"{self.found} {self.acknowledged}"
+
+
+def _texts(read: Request) -> list[str]:
+    return [value for value in (read.found or {}).values() if isinstance(value, str)]
 
 
 def _judge(requests: list[Request], of_owner: list[Request], verdict: Verdict) -> None:
@@ -192,38 +209,38 @@ def _judge(requests: list[Request], of_owner: list[Request], verdict: Verdict) -
     login = next((each for each in requests if each.action == "login" and each.is_acknowledged), None)
     ends = [each for each in of_owner if each.action in ENDS]
     written = [each for each in requests if each.key and each.is_acknowledged]
-    last: dict[str | None, Request] = {}
-    for each in requests:
-        if each.found is not None and each.is_acknowledged:
-            last[each.cookie] = each
-    for read in requests:
-        if read.found is None or not read.is_acknowledged:
-            continue
-        strange = [value for value in read.found.values() if isinstance(value, str) and not read.session.startswith(value)]
+    reads = [each for each in requests if each.found is not None and each.is_acknowledged]
+    faults = {read: {*_faults(read, [end for end in ends if _concerns(end, read, login)], written, login)} for read in reads}
+    last = {read.cookie: read for read in reads}
+    for read in reads:
+        strange = [value for value in _texts(read) if not read.session.startswith(value)]
         verdict.foreign += [f"{read} found {value}" for value in strange]
+        remaining = faults[last[read.cookie]]
+        if last[read.cookie] is read:
+            verdict.lost += sorted(str(fault) for fault in remaining)
+        else:
+            verdict.stale += [
+                Stale(read.began, read.ended, read.began - fault.at, str(fault)) for fault in faults[read] - remaining
+            ]
+    for read in last.values():
         mine = [end for end in ends if _concerns(end, read, login)]
-        for fault, at in _faults(read, mine, written, login):
-            if last[read.cookie] is read:
-                verdict.lost.append(fault)
-            else:
-                verdict.stale.append(Stale(read.began, read.ended, read.began - at, fault))
-        if last[read.cookie] is read and not read.found and mine and not any(end.is_acknowledged for end in mine):
-            verdict.logged_out += all(end.action == "renew" for end in mine)
+        if not read.found and mine and all(end.action == "renew" and not end.is_acknowledged for end in mine):
+            verdict.logged_out += 1
 
 
-def _faults(read: Request, ends: list[Request], written: list[Request], login: Request | None) -> Iterator[tuple[str, float]]:
-    """Yield what *read* should not have found so, and when it was acknowledged otherwise."""
+def _faults(read: Request, ends: list[Request], written: list[Request], login: Request | None) -> Iterator[_Fault]:
+    """Yield what *read* should have found otherwise."""
     assert read.found is not None
     if read.found:
         for end in ends:
             if end.is_acknowledged and end.ended <= read.began and (end.action != "end_all" or _is_before(login, end)):
-                yield f"alive after its {end.action}: {read.session}, {end.ended - end.began:.2f} s long", end.ended
+                yield _Fault(f"{read.session} is alive after", end)
                 return
     elif any(end.began < read.ended for end in ends):
         return
     for write in written:
         if write.ended <= read.began and write.key not in read.found:
-            yield f"lost: {write}", write.ended
+            yield _Fault(f"{read.session} lacks", write)
 
 
 def _concerns(end: Request, read: Request, login: Request | None) -> bool:
