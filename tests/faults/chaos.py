@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+import pymongo
 import redis
 from pymongo.errors import PyMongoError
 from redis.backoff import NoBackoff
@@ -195,12 +196,14 @@ class ReplicaSet(Store):
     def fail_over(self, master: MongoServer) -> None:
         # It is refused where no other has caught up in time.
         with suppress(PyMongoError):
-            self._command(master, "replSetStepDown", 10)
+            self._command(master, "replSetStepDown", 3, secondaryCatchUpPeriodSecs=2)
 
     def drop_connections(self) -> None:
         for server in self.servers:
-            with suppress(PyMongoError):
-                self._command(server, "dropConnections", 1, hostAndPort=[each.address for each in self.servers])
+            # One of them may be away, and is not waited for.
+            client = pymongo.MongoClient[dict[str, Any]](server.uri, directConnection=True, timeoutMS=200)
+            with suppress(PyMongoError), client:
+                client.admin.command("dropConnections", 1, hostAndPort=[each.address for each in self.servers])
 
     @staticmethod
     def _command(server: MongoServer, name: str, value: Any = 1, **options: Any) -> dict[str, Any]:
@@ -256,6 +259,7 @@ class Chaos:
         successors = self._store.successors(server) if fault.target == "master" else []
         seconds = self._random.uniform(*fault.seconds)
         self._note(f"{fault.name}: {server.port}" + (f", for {seconds:.1f} s" if seconds else ""))
+        self._common.is_rough = seconds > 0
         self._repair = fault.begin(server)
         self._repair_at = time.monotonic() + seconds
         self._successors, self._watch_until = successors, self._repair_at + 3
@@ -277,6 +281,7 @@ class Chaos:
             self._note("repaired")
             self._repair()
             self._repair = None
+            self._common.is_rough = False
 
     def _kill_process(self, _: object) -> None:
         self._common.processes.replace(self._random)

@@ -32,7 +32,7 @@ AT_ONCE = 3
 
 
 class Processes:
-    """The processes that serve SITE, on a port each; one that is killed is replaced."""
+    """The processes that serve SITE, on a port each; one that is killed is replaced. One more is for a single client."""
 
     def __init__(self, folder: Path, driver: Mapping[str, Any], number: int = 2) -> None:
         self._folder = folder
@@ -40,6 +40,8 @@ class Processes:
         self._number = number
         self._stack = ExitStack()
         self._programs: dict[int, Program] = {}
+        self._others: list[Program] = []
+        self.quiet = 0
         self.killed: set[int] = set()
 
     @property
@@ -47,8 +49,10 @@ class Processes:
         return [*self._programs]
 
     def __enter__(self) -> Self:
-        for _ in range(self._number):
+        for _ in range(self._number + 1):
             self._start()
+        self.quiet = self.ports[-1]
+        self._others = [self._programs.pop(self.quiet)]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,7 +66,7 @@ class Processes:
         self._start()
 
     def logs(self) -> str:
-        return "".join(program.stderr for program in self._programs.values())
+        return "".join(program.stderr for program in [*self._programs.values(), *self._others])
 
     def _start(self) -> None:
         program = self._stack.enter_context(site(self._folder, self._driver))
@@ -86,6 +90,8 @@ class Common:
     seed: int
     ended: list[Held] = field(default_factory=list)
     alive: list[Held] = field(default_factory=list)
+    is_rough: bool = False
+    """Whether a server is away."""
 
 
 TARGETS: dict[str, Callable[[Held, str, str], str]] = {
@@ -112,6 +118,10 @@ class Client(ABC):
         self.random = Random(f"{common.seed} {name}")
         self._numbers = count()
 
+    @property
+    def ports(self) -> list[int]:
+        return self.common.processes.ports
+
     @abstractmethod
     def step(self) -> None:
         """Do what it does, once."""
@@ -122,7 +132,7 @@ class Client(ABC):
 
     def ask(self, held: Held, action: str, key: str = "", owner: str = "") -> Request:
         """Ask once, and note it."""
-        port = self.random.choice(self.common.processes.ports)
+        port = self.random.choice(self.ports)
         visitor = Visitor(port)
         visitor.cookie = cookie = held.cookie
         status, found, number = 0, None, None
@@ -283,7 +293,37 @@ class Reading(Client):
                 self.ask(Held(held.name, held.cookie), "read")
 
 
-CREW: Mapping[type[Client], int] = {Writing: 4, Counting: 1, Coming: 1, Renewing: 1, Leaving: 1, Owning: 1, Reading: 2}
+class Returning(Client):
+    """Reads at a process of its own, and rests while a server is away, so that no connection to this server breaks meanwhile."""
+
+    def __init__(self, name: str, common: Common) -> None:
+        super().__init__(name, common)
+        self._pool = ThreadPoolExecutor(8)
+
+    @property
+    def ports(self) -> list[int]:
+        return [self.common.processes.quiet]
+
+    def step(self) -> None:
+        if self.common.is_rough:
+            return
+        if self.random.random() < 0.1:
+            # Together, they take as many connections as the process opens.
+            for each in [self._pool.submit(self._read, self.common.alive) for _ in range(32)]:
+                each.result()
+        self._read(self.common.ended[-20:])
+
+    def _read(self, sessions: list[Held]) -> None:
+        if sessions:
+            held = self.random.choice(sessions)
+            self.ask(Held(held.name, held.cookie), "read")
+
+
+CREW: Mapping[type[Client], int] = {
+    **dict.fromkeys((Counting, Coming, Renewing, Leaving, Owning, Returning), 1),
+    Writing: 4,
+    Reading: 2,
+}
 
 
 class Crew:

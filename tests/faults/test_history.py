@@ -13,7 +13,7 @@ OWNER = "owner-0."
 
 def request(action: str, at: float, found: dict[str, Any] | None = None, **fields: Any) -> Request:
     """Return a request of a tenth of a second, which was acknowledged."""
-    defaults = {
+    defaults: dict[str, Any] = {
         "client": "writing0",
         "session": "mine.",
         "cookie": "first",
