@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import pymongo
 import redis
@@ -26,6 +26,8 @@ from tests.faults.hopping import Common, Crew, Processes, read_all
 from tests.faults.site_under_load import freeze, kill
 from tests.servers import MongoReplicaSet, MongoServer, RedisCluster, RedisSentinels, RedisServer, Server
 from tests.serving import until
+
+S = TypeVar("S", bound=Server)
 
 SEED = int(os.environ.get("GAMAN_TEST_CHAOS_SEED", str(Random().randrange(1_000_000))))
 SECONDS = float(os.environ.get("GAMAN_TEST_CHAOS_SECONDS", "60"))
@@ -54,14 +56,14 @@ class Fault(NamedTuple):
     """How long it lasts at least and at most."""
 
 
-class Store(ABC):
+class Store(ABC, Generic[S]):
     """Servers of one store, and what may happen to them."""
 
     driver: Mapping[str, Any]
-    servers: Sequence[Server]
+    servers: Sequence[S]
 
     @abstractmethod
-    def masters(self, servers: Sequence[Any]) -> list[Any]:
+    def masters(self, servers: Sequence[S]) -> list[S]:
         """Return those of *servers* that are masters, or primary, by their own account; they have to be running."""
 
     @abstractmethod
@@ -69,13 +71,13 @@ class Store(ABC):
         """Return whether all servers are there and in step."""
 
     @abstractmethod
-    def fail_over(self, master: Any) -> None:
+    def fail_over(self, master: S) -> None:
         """Have another server take over from *master*, as an administrator does."""
 
     @abstractmethod
-    def drop_connections(self) -> None: ...
+    def drop_connections(self, _: object) -> None: ...
 
-    def successors(self, master: Any) -> list[Any]:
+    def successors(self, master: S) -> list[S]:
         """Return the servers that may take over from *master*."""
         return [each for each in self.servers if each is not master]
 
@@ -87,26 +89,28 @@ class Store(ABC):
             Fault("slow a master down", freeze, "master", (1, 1)),
             Fault("freeze a replica", freeze, "replica", (1, 3)),
             Fault("fail over as planned", self.fail_over, "master"),
-            Fault("drop connections", lambda _: self.drop_connections(), ""),
+            Fault("drop connections", self.drop_connections, ""),
         ]
 
 
-class _Redis(Store):
-    servers: Sequence[RedisServer]
-
+class _Redis(Store[RedisServer]):
     def masters(self, servers: Sequence[RedisServer]) -> list[RedisServer]:
         return [server for server in servers if _role(server)[0] == "master"]
 
-    def drop_connections(self) -> None:
+    def drop_connections(self, _: object) -> None:
         self._tell_all("CLIENT", "KILL", "TYPE", "normal")
 
     def faults(self) -> list[Fault]:
-        return [*super().faults(), Fault("forget scripts", lambda _: self._tell_all("SCRIPT", "FLUSH"), "")]
+        return [*super().faults(), Fault("forget scripts", self._forget_scripts, "")]
+
+    def _forget_scripts(self, _: object) -> None:
+        self._tell_all("SCRIPT", "FLUSH")
 
     def _tell_all(self, *command: str) -> None:
         for server in self.servers:
             # One of them may be away, and is not waited for.
-            with suppress(redis.RedisError), redis.Redis(port=server.port, socket_timeout=0.2, retry=_ONCE) as client:
+            client: Any = redis.Redis(port=server.port, socket_timeout=0.2, retry=_ONCE)
+            with suppress(redis.RedisError), client:
                 client.execute_command(*command)
 
 
@@ -179,11 +183,11 @@ class Sentinels(_Redis):
             _ask(self._sentinels.sentinels[0], "SENTINEL FAILOVER", self._sentinels.name)
 
 
-class ReplicaSet(Store):
+class ReplicaSet(Store[MongoServer]):
     """A MongoDB replica set of three."""
 
     def __init__(self, replicas: MongoReplicaSet, **options: Any) -> None:
-        self.servers: Sequence[MongoServer] = replicas.members
+        self.servers = replicas.members
         self.driver = {"type": "mongodb", "db_name": "gaman_test", "uri": replicas.uri, **options}
 
     def masters(self, servers: Sequence[MongoServer]) -> list[MongoServer]:
@@ -198,7 +202,7 @@ class ReplicaSet(Store):
         with suppress(PyMongoError):
             self._command(master, "replSetStepDown", 3, secondaryCatchUpPeriodSecs=2)
 
-    def drop_connections(self) -> None:
+    def drop_connections(self, _: object) -> None:
         for server in self.servers:
             # One of them may be away, and is not waited for.
             client = pymongo.MongoClient[dict[str, Any]](server.uri, directConnection=True, timeoutMS=200)
@@ -214,7 +218,7 @@ class ReplicaSet(Store):
 class Chaos:
     """Faults that come upon a store, one every few seconds, until it is stopped; then it waits until all is well again."""
 
-    def __init__(self, store: Store, common: Common) -> None:
+    def __init__(self, store: Store[Any], common: Common) -> None:
         self._store = store
         self._common = common
         self._random = Random(common.seed)
@@ -295,8 +299,9 @@ class Chaos:
         self._common.history.events.append(Event(time.monotonic(), what, **kind))
 
 
-def run(store: Store, folder: Path, *, seed: int = SEED, seconds: float = SECONDS) -> History:
+def run(store: Store[Any], folder: Path, *, seed: int = SEED, seconds: float = SECONDS) -> History:
     """Have clients use a site for so long while its *store* meets faults, and return what they saw."""
+    print(f"GAMAN_TEST_CHAOS_SEED={seed}")
     history = History()
     with Processes(folder, store.driver) as processes:
         history.killed = processes.killed

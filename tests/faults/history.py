@@ -93,14 +93,14 @@ class Span(NamedTuple):
 class Verdict:
     """What a history shows; each list is of sentences, and empty where a promise was kept."""
 
-    lost: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list[str])
     """Writes, logouts and increments that were acknowledged, and are undone by the last read."""
-    doubled: list[str] = field(default_factory=list)
-    foreign: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list[str])
+    foreign: list[str] = field(default_factory=list[str])
     """Reads that found what another session holds."""
-    statuses: list[str] = field(default_factory=list)
+    statuses: list[str] = field(default_factory=list[str])
     """Responses that are neither 200 nor 503, or that never came."""
-    stale: list[Stale] = field(default_factory=list)
+    stale: list[Stale] = field(default_factory=list[Stale])
     logged_out: int = 0
     """Sessions that were gone after a renewal that wasn't acknowledged."""
 

@@ -88,8 +88,8 @@ class Common:
     processes: Processes
     history: History
     seed: int
-    ended: list[Held] = field(default_factory=list)
-    alive: list[Held] = field(default_factory=list)
+    ended: list[Held] = field(default_factory=list[Held])
+    alive: list[Held] = field(default_factory=list[Held])
     is_rough: bool = False
     """Whether a server is away."""
 
@@ -135,7 +135,8 @@ class Client(ABC):
         port = self.random.choice(self.ports)
         visitor = Visitor(port)
         visitor.cookie = cookie = held.cookie
-        status, found, number = 0, None, None
+        status, number = 0, None
+        found: dict[str, Any] | None = None
         target = TARGETS[action](held, key, owner)
         began = time.monotonic()
         try:
@@ -146,7 +147,7 @@ class Client(ABC):
             ended, status = time.monotonic(), answer.status
             if status == 200 and action == "read":
                 found = json.loads(answer.body)
-                number = found.get("count")
+                number = (found or {}).get("count")
             elif status == 200 and action == "count":
                 number = int(answer.body)
             elif status == 200 and action in {"put", "login"} and cookie is not None and visitor.cookie != cookie:

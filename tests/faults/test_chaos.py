@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.chaos import DURABLE, SEED, Cluster, ReplicaSet, Sentinels, run
+from tests.faults.chaos import DURABLE, Cluster, ReplicaSet, Sentinels, run
 from tests.faults.history import History
 from tests.faults.site_under_load import SLACK
 from tests.servers import MongoReplicaSet, RedisCluster, RedisSentinels
@@ -34,7 +34,7 @@ def assert_kept(history: History, *, stale: float, recovery: float) -> None:
 def report(history: History) -> str:
     """Return what to read when one of the runs fails."""
     verdict, start = history.judge(), history.requests[0].began
-    lines = [f"GAMAN_TEST_CHAOS_SEED={SEED}: {len(history.requests)} requests", f"{dict(sorted(history.statuses().items()))}"]
+    lines = [f"{len(history.requests)} requests: {dict(sorted(history.statuses().items()))}"]
     lines += [f"{event.at - start:6.1f} s: {event.what}" for event in history.events]
     lines += [f"longest gap: reads {history.longest_gap('read'):.1f} s, writes {history.longest_gap('put', 'count', 'end'):.1f} s"]
     lines += [f"no read failed any more so many seconds after a takeover: {[round(each, 1) for each in history.recoveries()]}"]
@@ -42,9 +42,8 @@ def report(history: History) -> str:
         f"{span.began - start:6.1f} s: {span.reads} stale reads in {span.seconds:.2f} s, up to {span.longest_lag:.1f} s late"
         for span in verdict.spans
     ]
-    for name, found in {**vars(verdict), "stuck": history.stuck}.items():
-        if not isinstance(found, list) or name == "stale":
-            continue
+    findings = {name: getattr(verdict, name) for name in ("lost", "doubled", "foreign", "statuses")}
+    for name, found in {**findings, "stuck": history.stuck}.items():
         lines += [f"{name}: {len(found)}", *(f"  {each}" for each in found[:10])]
     lines += [f"logged out by a renewal that was not acknowledged: {verdict.logged_out}"]
     lines += [f"slow: {each}" for each in history.slower_than(TIMEOUT)[:10]]
