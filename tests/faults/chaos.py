@@ -32,6 +32,7 @@ S = TypeVar("S", bound=Server)
 SEED = int(os.environ.get("GAMAN_TEST_CHAOS_SEED", str(Random().randrange(1_000_000))))
 SECONDS = float(os.environ.get("GAMAN_TEST_CHAOS_SECONDS", "60"))
 TICK = 0.1
+PLANNED = "fail over as planned"
 SLOTS = 100
 """How many slots move at a time."""
 PAUSES = (0.5, 2.0)
@@ -88,7 +89,7 @@ class Store(ABC, Generic[S]):
             Fault("freeze a master", freeze, "master", (4, 8)),
             Fault("slow a master down", freeze, "master", (1, 1)),
             Fault("freeze a replica", freeze, "replica", (1, 3)),
-            Fault("fail over as planned", self.fail_over, "master"),
+            Fault(PLANNED, self.fail_over, "master"),
             Fault("drop connections", self.drop_connections, ""),
         ]
 
@@ -249,6 +250,8 @@ class Chaos:
         if not self._faults:
             self._faults = [*self._store.faults(), Fault("kill a process of the site", self._kill_process, "")]
             self._random.shuffle(self._faults)
+            # It is over the soonest, and the longer ones may leave no time for it.
+            self._faults.sort(key=lambda fault: fault.name != PLANNED)
         fault = next((fault for fault in self._faults if is_whole or not fault.target), None)
         if fault is None:
             return False

@@ -145,14 +145,14 @@ class Client(ABC):
             ended = time.monotonic()
         else:
             ended, status = time.monotonic(), answer.status
-            if status == 200 and action == "read":
+            if status == 200 and action in {"put", "count"} and cookie not in {None, visitor.cookie}:
+                # It began a new session, so there was none.
+                found, key, visitor.cookie = {}, "", cookie
+            elif status == 200 and action == "read":
                 found = json.loads(answer.body)
                 number = (found or {}).get("count")
             elif status == 200 and action == "count":
                 number = int(answer.body)
-            elif status == 200 and action in {"put", "login"} and cookie is not None and visitor.cookie != cookie:
-                # It began a new session, so there was none.
-                found, key = {}, ""
         held.cookie = visitor.cookie
         key = "user" if action == "login" else key
         return self.common.history.add(
