@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from itertools import count
@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from tests.faults.history import History, Request
 from tests.faults.site_under_load import Visitor, site
-from tests.serving import Program
+from tests.serving import Program, until
 
 PAUSE = 0.05
 """Seconds between two steps of a client."""
@@ -69,7 +69,15 @@ class Processes:
         return "".join(program.stderr for program in [*self._programs.values(), *self._others])
 
     def _start(self) -> None:
-        program = self._stack.enter_context(site(self._folder, self._driver))
+        """Start one, and again like a supervisor: a store that is just failing over may not let it in."""
+
+        def listening() -> Program | None:
+            program = self._stack.enter_context(site(self._folder, self._driver))
+            with suppress(AssertionError):
+                return program if program.port else None
+            return None
+
+        program = until(listening, "a process of the site to listen", seconds=STUCK)
         self._programs[program.port] = program
 
 
