@@ -133,6 +133,9 @@ class RedisServer(Server):
 
     def __init__(self, *options: str) -> None:
         super().__init__("redis-server", *options)
+        # Sentinels have it write its role there, which a restart would otherwise undo.
+        self.config = self.folder / "redis.conf"
+        self.config.touch()
 
     @property
     def url(self) -> str:
@@ -140,7 +143,7 @@ class RedisServer(Server):
 
     def command(self) -> list[str]:
         program, *options = super().command()
-        return [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *options]
+        return [program, str(self.config), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *options]
 
     def client(self) -> Any:
         """A client of the tests' own, which waits for nothing long."""
@@ -154,9 +157,9 @@ class RedisServer(Server):
 class RedisCluster:
     """As many masters as are asked for, each with so many replicas; a master that is silent for *node_timeout* ms has failed."""
 
-    def __init__(self, masters: int = 3, replicas: int = 0, *, node_timeout: int = 2_000) -> None:
+    def __init__(self, masters: int = 3, replicas: int = 0, *options: str, node_timeout: int = 2_000) -> None:
         timeout = ("--cluster-node-timeout", str(node_timeout))
-        options = ("--cluster-enabled", "yes", *timeout, "--repl-diskless-sync-delay", "0")
+        options = ("--cluster-enabled", "yes", *timeout, "--repl-diskless-sync-delay", "0", *options)
         self.masters = [RedisServer(*options) for _ in range(masters)]
         self.replicas = [RedisServer(*options) for _ in range(masters * replicas)]
 
@@ -225,10 +228,12 @@ class RedisSentinels:
 
     name = "sessions"
 
-    def __init__(self, replicas: int = 1) -> None:
-        self.master = RedisServer("--repl-diskless-sync-delay", "0")
-        options = ("--replicaof", "127.0.0.1", str(self.master.port), "--repl-diskless-sync-delay", "0")
+    def __init__(self, replicas: int = 1, *options: str) -> None:
+        options = ("--repl-diskless-sync-delay", "0", *options)
+        self.master = RedisServer(*options)
         self.replicas = [RedisServer(*options) for _ in range(replicas)]
+        for replica in self.replicas:
+            replica.config.write_text(f"replicaof 127.0.0.1 {self.master.port}\n")
         self.replica = self.replicas[0]
         self.sentinels = [RedisSentinel(self.name, self.master) for _ in range(3)]
 

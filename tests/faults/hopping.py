@@ -1,0 +1,382 @@
+"""Clients that hop between the processes of a site, and note in a history what they asked and were answered; holds no test."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any, Self
+
+from tests.faults.history import History, Request
+from tests.faults.site_under_load import Visitor, site
+from tests.serving import Program, until
+
+PAUSE = 0.05
+"""Seconds between two steps of a client."""
+KEYS = 40
+"""Keys in a session after which its client begins another."""
+STUCK = 60.0
+"""Seconds after which a request that is repeated is never to succeed."""
+AT_ONCE = 3
+"""Browsers at which an owner is logged in."""
+
+
+class Processes:
+    """The processes that serve SITE, on a port each; one that is killed is replaced. One more is for a single client."""
+
+    def __init__(self, folder: Path, driver: Mapping[str, Any], number: int = 2) -> None:
+        self._folder = folder
+        self._driver = driver
+        self._number = number
+        self._stack = ExitStack()
+        self._programs: dict[int, Program] = {}
+        self._others: list[Program] = []
+        self.quiet = 0
+        self.killed: set[int] = set()
+
+    @property
+    def ports(self) -> list[int]:
+        return [*self._programs]
+
+    def __enter__(self) -> Self:
+        for _ in range(self._number + 1):
+            self._start()
+        self.quiet = self.ports[-1]
+        self._others = [self._programs.pop(self.quiet)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def replace(self, random: Random) -> None:
+        """Kill one, and start another in its place."""
+        port = random.choice(self.ports)
+        self.killed.add(port)
+        self._programs.pop(port).send_signal(signal.SIGKILL)
+        self._start()
+
+    def logs(self) -> str:
+        return "".join(program.stderr for program in [*self._programs.values(), *self._others])
+
+    def _start(self) -> None:
+        """Start one, and again like a supervisor: a store that is just failing over may not let it in."""
+
+        def listening() -> Program | None:
+            program = self._stack.enter_context(site(self._folder, self._driver))
+            with suppress(AssertionError):
+                return program if program.port else None
+            return None
+
+        program = until(listening, "a process of the site to listen", seconds=STUCK)
+        self._programs[program.port] = program
+
+
+@dataclass
+class Held:
+    """A session as its client knows it, by a name of the tests' own and by its cookie."""
+
+    name: str
+    cookie: str | None = None
+
+
+@dataclass
+class Common:
+    """What clients share: the site, the history, and the sessions that others look at."""
+
+    processes: Processes
+    history: History
+    seed: int
+    ended: list[Held] = field(default_factory=list[Held])
+    alive: list[Held] = field(default_factory=list[Held])
+    is_rough: bool = False
+    """Whether a server is away."""
+
+
+TARGETS: dict[str, Callable[[Held, str, str], str]] = {
+    "read": lambda _, __, ___: "/all",
+    "put": lambda held, key, _: f"/put/{key}/{held.name}",
+    "count": lambda _, __, ___: "/count",
+    "renew": lambda _, __, ___: "/renew",
+    "end": lambda _, __, ___: "/end",
+    "login": lambda _, __, owner: f"/login/{owner}",
+    "end_all": lambda _, __, owner: f"/end_all/{owner}",
+}
+
+
+class Stuck(Exception):
+    """A request that is repeated never succeeds."""
+
+
+class Client(ABC):
+    """Asks for one thing after the other, each time one of the processes."""
+
+    def __init__(self, name: str, common: Common) -> None:
+        self.name = name
+        self.common = common
+        self.random = Random(f"{common.seed} {name}")
+        self._numbers = count()
+
+    @property
+    def ports(self) -> list[int]:
+        return self.common.processes.ports
+
+    @abstractmethod
+    def step(self) -> None:
+        """Do what it does, once."""
+
+    def new(self) -> Held:
+        """Return a session of a name that no other has, nor begins with."""
+        return Held(f"{self.name}-{next(self._numbers)}.")
+
+    def ask(self, held: Held, action: str, key: str = "", owner: str = "") -> Request:
+        """Ask once, and note it."""
+        port = self.random.choice(self.ports)
+        visitor = Visitor(port)
+        visitor.cookie = cookie = held.cookie
+        status, number = 0, None
+        found: dict[str, Any] | None = None
+        target = TARGETS[action](held, key, owner)
+        began = time.monotonic()
+        try:
+            answer = visitor.get(target)
+        except (ConnectionError, HTTPException):
+            ended = time.monotonic()
+        else:
+            ended, status = time.monotonic(), answer.status
+            if status == 200 and action in {"put", "count"} and cookie not in {None, visitor.cookie}:
+                # It began a new session, so there was none.
+                found, key, visitor.cookie = {}, "", cookie
+            elif status == 200 and action == "read":
+                found = json.loads(answer.body)
+                number = (found or {}).get("count")
+            elif status == 200 and action == "count":
+                number = int(answer.body)
+        held.cookie = visitor.cookie
+        key = "user" if action == "login" else key
+        return self.common.history.add(
+            Request(self.name, action, held.name, cookie, held.cookie, began, ended, status, key, owner, found, number, port)
+        )
+
+    def insist(self, held: Held, action: str, key: str = "", owner: str = "", seconds: float = STUCK) -> Request:
+        """Ask until it is acknowledged, or raise Stuck."""
+        return self._repeat(lambda: self.ask(held, action, key, owner), seconds)
+
+    def begin(self) -> Held:
+        """Return a session that was acknowledged; of one that wasn't, no client has the cookie."""
+        return self.begin_as(self.new, "put", "first")
+
+    def begin_as(self, name: Callable[[], Held], action: str, key: str = "", owner: str = "") -> Held:
+        """Return the session of the first attempt that was acknowledged, each under another *name*."""
+        held = Held("")
+
+        def attempt() -> Request:
+            nonlocal held
+            held = name()
+            return self.ask(held, action, key, owner)
+
+        self._repeat(attempt)
+        return held
+
+    @staticmethod
+    def _repeat(attempt: Callable[[], Request], seconds: float = STUCK) -> Request:
+        deadline = time.monotonic() + seconds
+        while not (request := attempt()).is_acknowledged:
+            if time.monotonic() > deadline:
+                raise Stuck(f"{request} did not succeed within {seconds:.0f} s")
+            time.sleep(PAUSE)
+        return request
+
+
+class Writing(Client):
+    """Writes one key after the other into one session, and reads them."""
+
+    def __init__(self, name: str, common: Common) -> None:
+        super().__init__(name, common)
+        self._held: Held | None = None
+        self._keys = 0
+
+    def step(self) -> None:
+        if self._held is None or self._keys == KEYS:
+            self._held, self._keys = self.begin(), 0
+        self._keys += 1
+        self.ask(self._held, "put", f"key{self._keys}")
+        read = self.ask(self._held, "read")
+        if read.is_acknowledged and not read.found:
+            self._held = None
+
+
+class Counting(Client):
+    """Adds to a counter at several browsers at once; begins another where it can't tell whether it has."""
+
+    def __init__(self, name: str, common: Common) -> None:
+        super().__init__(name, common)
+        self._held: Held | None = None
+        self._pool = ThreadPoolExecutor(2)
+
+    def step(self) -> None:
+        if self._held is None:
+            self._held = self.begin()
+        browsers = [Held(self._held.name, self._held.cookie) for _ in range(2)]
+        requests = [each.result() for each in [self._pool.submit(self.ask, browser, "count") for browser in browsers]]
+        read = self.ask(self._held, "read")
+        if not all(request.is_acknowledged for request in requests) or not read.found or (read.count or 0) >= KEYS:
+            self._held = None
+
+
+class Coming(Client):
+    """Begins one session after the other."""
+
+    def step(self) -> None:
+        self.common.alive.append(self.begin())
+
+
+class Renewing(Client):
+    """Renews its session again and again; the old id is dead."""
+
+    def __init__(self, name: str, common: Common) -> None:
+        super().__init__(name, common)
+        self._held: Held | None = None
+        self._keys = 0
+
+    def step(self) -> None:
+        if self._held is None or self._keys == KEYS:
+            self._held, self._keys = self.begin(), 0
+        self._keys += 1
+        self.ask(self._held, "put", f"key{self._keys}")
+        before = Held(self._held.name, self._held.cookie)
+        renewed = self.ask(self._held, "renew")
+        read = self.insist(self._held, "read")
+        if renewed.is_acknowledged:
+            self.common.ended.append(before)
+        if not renewed.is_acknowledged or not read.found:
+            self._held = None
+
+
+class Leaving(Client):
+    """Begins a session and ends it, and keeps the cookie."""
+
+    def step(self) -> None:
+        held = self.begin()
+        left = Held(held.name, held.cookie)
+        self.insist(held, "end")
+        self.ask(left, "read")
+        self.common.ended.append(left)
+
+
+class Owning(Client):
+    """Logs an owner in at several browsers, ends all that the owner has, and logs in once more."""
+
+    def step(self) -> None:
+        owner = self.new().name
+        sessions = [self._log_in(f"{owner}{number}.", owner) for number in range(AT_ONCE)]
+        self.insist(Held(owner), "end_all", owner=owner)
+        self.common.ended += sessions
+        for held in sessions:
+            self.ask(held, "read")
+        again = self._log_in(f"{owner}again.", owner)
+        self.ask(again, "read")
+        self.common.alive.append(again)
+
+    def _log_in(self, name: str, owner: str) -> Held:
+        attempts = count()
+        return self.begin_as(lambda: Held(f"{name}{next(attempts)}."), "login", owner=owner)
+
+
+class Reading(Client):
+    """Looks at sessions that were ended, those of late above all, and at some that are alive."""
+
+    def step(self) -> None:
+        for sessions in (self.common.ended[-20:], self.common.ended, self.common.alive):
+            if sessions:
+                held = self.random.choice(sessions)
+                self.ask(Held(held.name, held.cookie), "read")
+
+
+class Returning(Client):
+    """Reads at a process of its own, and rests while a server is away, so that no connection to this server breaks meanwhile."""
+
+    def __init__(self, name: str, common: Common) -> None:
+        super().__init__(name, common)
+        self._pool = ThreadPoolExecutor(8)
+
+    @property
+    def ports(self) -> list[int]:
+        return [self.common.processes.quiet]
+
+    def step(self) -> None:
+        if self.common.is_rough:
+            return
+        if self.random.random() < 0.1:
+            # Together, they take as many connections as the process opens.
+            for each in [self._pool.submit(self._read, self.common.alive) for _ in range(32)]:
+                each.result()
+        self._read(self.common.ended[-20:])
+
+    def _read(self, sessions: list[Held]) -> None:
+        if sessions:
+            held = self.random.choice(sessions)
+            self.ask(Held(held.name, held.cookie), "read")
+
+
+CREW: Mapping[type[Client], int] = {
+    **dict.fromkeys((Counting, Coming, Renewing, Leaving, Owning, Returning), 1),
+    Writing: 4,
+    Reading: 2,
+}
+
+
+class Crew:
+    """Clients of all kinds, each in a thread of its own, for as long as the block lasts."""
+
+    def __init__(self, common: Common) -> None:
+        self._common = common
+        self._clients = [kind(f"{kind.__name__.lower()}{i}", common) for kind, number in CREW.items() for i in range(number)]
+        self._is_over = threading.Event()
+        self._pool = ThreadPoolExecutor(len(self._clients))
+
+    def __enter__(self) -> Self:
+        self._working = [self._pool.submit(self._work, client) for client in self._clients]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._is_over.set()
+        if kind is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            return
+        for each in self._working:
+            each.result()
+        self._pool.shutdown()
+
+    def _work(self, client: Client) -> None:
+        try:
+            while not self._is_over.wait(PAUSE):
+                client.step()
+        except Stuck as error:
+            self._common.history.stuck.append(str(error))
+
+
+def read_all(common: Common) -> None:
+    """Read every session once more, by each of its cookies, when all is well again."""
+    reader, deadline = Reading("last", common), time.monotonic() + STUCK
+
+    def read(name: str, cookie: str) -> None:
+        if common.history.stuck:
+            return
+        try:
+            reader.insist(Held(name, cookie), "read", seconds=deadline - time.monotonic())
+        except Stuck as error:
+            common.history.stuck.append(str(error))
+
+    with ThreadPoolExecutor(8) as pool:
+        for each in [pool.submit(read, *pair) for pair in common.history.cookies()]:
+            each.result()
