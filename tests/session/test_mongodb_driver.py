@@ -6,13 +6,15 @@ import asyncio
 import gc
 import logging
 import re
+import signal
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from secrets import token_hex
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import bson
 import msgspec
@@ -22,6 +24,7 @@ from bson import Binary, DatetimeMS, Int64, ObjectId
 from bson.raw_bson import RawBSONDocument
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
 from gaman import ConfigError
@@ -30,6 +33,7 @@ from gaman_session._driver import LARGE
 from gaman_session.drivers import mongodb
 from gaman_session.drivers.mongodb import MongoDBDriver
 from tests.servers import MongoServer, free_port, mongodb_uri
+from tests.serving import until
 from tests.session.sites import Clock, Site, getting, serving, setting
 
 pytestmark = pytest.mark.anyio
@@ -1141,3 +1145,202 @@ async def test_who_waits_for_a_connection_gets_it_before_those_who_come_later() 
     await driver._client.drop_database(driver._db_name)
     await driver.close()
     assert max(ahead) <= 3
+
+
+# Failures
+
+
+async def calls_of(driver: MongoDBDriver) -> AsyncIterator[Awaitable[Any]]:
+    """Each method, beside others and by itself."""
+    for id in (ID, NEW_ID):
+        yield driver.load(id, now=NOW)
+        yield apply(driver, {"key": b"\1"}, id=id)
+    yield driver.create(ID, record())
+    yield driver.create(ID, owned())
+    yield apply(driver, {"key": b"\1"}, "other")
+    yield swap(driver, b"\1value", b"\1")
+    yield driver.rename(ID, NEW_ID, record(), version=0, now=NOW)
+    yield driver.destroy(ID, now=NOW)
+    yield driver.tag(ID, Tag("user:1", b"", NOW), {}, (), now=NOW, deadline=None, max_size=MAX_SIZE)
+    yield driver.owned("user:1", now=NOW)
+    yield driver.end_owned("user:1", keep=[ID], now=NOW)
+    yield driver.count(now=NOW)
+
+
+@pytest.mark.parametrize("error", [AttributeError("no such attribute"), AssertionError(), RecursionError("too deep")], ids=repr)
+async def test_an_error_that_no_library_meant_to_raise_is_one_of_the_store(
+    driver: MongoDBDriver, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    calls = [call async for call in calls_of(driver)]
+    with monkeypatch.context() as patched:
+        patched.setattr(AsyncMongoClient, "_select_server", fail)
+        results = [*await asyncio.gather(*calls[:4], return_exceptions=True)]
+        results += [(await asyncio.gather(call, return_exceptions=True))[0] for call in calls[4:]]
+    for failed in results:
+        assert isinstance(failed, SessionStoreError), failed
+        assert failed.__cause__ is error
+
+
+@pytest.fixture
+def server() -> Iterator[MongoServer]:
+    with MongoServer() as server:
+        yield server
+
+
+# pymongo leaves a socket that is cancelled while it connects to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+async def test_a_server_that_does_not_answer_fails_every_call_within_the_timeout_and_says_so(server: MongoServer) -> None:
+    driver = MongoDBDriver(db_name="gaman_test", uri=server.uri, timeout=1)
+    await driver.open()
+    server.send_signal(signal.SIGSTOP)
+    try:
+        # It may answer for another moment.
+        with suppress(SessionStoreError):
+            while True:
+                await driver.load(ID, now=NOW)
+        began = time.monotonic()
+        calls = [call for _ in range(5) async for call in calls_of(driver)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        # One by one, they would take more than a minute.
+        assert time.monotonic() - began < 10
+    finally:
+        server.send_signal(signal.SIGCONT)
+    await driver.close()
+    errors = [failed for failed in results if isinstance(failed, SessionStoreError)]
+    assert len(errors) == len(results), results
+    causes = [repr(failed.__cause__) for failed in errors]
+    # The errors' tracebacks hold these sockets.
+    results.clear()
+    errors.clear()
+    gc.collect()
+    assert "TimeoutError('MongoDB did not answer within 1 seconds')" in causes
+    assert "TimeoutError()" not in causes
+
+
+async def test_messages_name_the_servers_error_and_have_no_id_or_value(driver: MongoDBDriver) -> None:
+    await driver.create(ID, record({"key": b"\1value"}))
+    validator = {"fields.other": {"$exists": False}}
+    await driver._sessions.database.command("collMod", "sessions", validator=validator)
+    fields = {"other": b'{"pass":"secret"}'}
+    tagged = Record(fields, NOW, NOW + 1000, NOW + 1000, tag=Tag("user:1", b"", NOW))
+    failing = [
+        (driver.create(ID, record()), "11000"),
+        (driver.create(NEW_ID, record(fields)), "121"),
+        (driver.create(NEW_ID, tagged), "121"),
+        (apply(driver, fields), "121"),
+        (apply(driver, fields, "none"), "121"),
+        (swap_in(driver, fields["other"]), "121"),
+    ]
+    for call, code in [*failing]:
+        with pytest.raises(SessionStoreError) as caught:
+            await call
+        assert code in repr(caught.value.__cause__)
+        told = "".join(traceback.format_exception(caught.value))
+        assert not [each for each in (ID, NEW_ID, "secret", "fields") if each in told.replace("fields.", "")], told
+    for failed in await asyncio.gather(*(apply(driver, fields) for _ in range(4)), return_exceptions=True):
+        assert isinstance(failed, SessionStoreError)
+        assert repr(failed.__cause__) == "WriteError('code 121')"
+
+
+async def swap_in(driver: MongoDBDriver, new: bytes) -> Outcome:
+    return await driver.swap(ID, "other", None, new, now=NOW, deadline=None, max_size=MAX_SIZE)
+
+
+class Obedient(MongoServer):
+    """One that can be told to fail, in a replica set of one."""
+
+    def __init__(self) -> None:
+        super().__init__("tested")
+
+    def command(self) -> list[str]:
+        return [*super().command(), "--setParameter", "enableTestCommands=1"]
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        with self.client() as client:
+            client.admin.command("replSetInitiate", {"_id": "tested", "members": [{"_id": 0, "host": self.address}]})
+            until(lambda: client.admin.command("hello")["isWritablePrimary"], "a primary")
+        return self
+
+
+@pytest.fixture(scope="module")
+def tested_uri() -> Iterator[str]:
+    with Obedient() as server:
+        yield f"{server.uri}/?replicaSet=tested"
+
+
+@pytest.fixture
+async def tested(tested_uri: str) -> AsyncIterator[MongoDBDriver]:
+    driver = MongoDBDriver(db_name=f"gaman_test_{token_hex(8)}", uri=tested_uri)
+    await driver.open()
+    yield driver
+    await fail(driver, [], 0)
+    await driver.close()
+
+
+async def fail(driver: MongoDBDriver, commands: list[str], times: int, **failure: Any) -> None:
+    """Have the server fail so many of these commands, or none after all."""
+    mode: Any = {"times": times} if times else "off"
+    data = {"failCommands": commands, **failure} if times else {}
+    await driver._client.admin.command({"configureFailPoint": "failCommand", "mode": mode, "data": data})
+
+
+async def test_a_server_that_steps_down_is_named_by_its_error(tested: MongoDBDriver) -> None:
+    # pymongo tries each command twice.
+    await fail(tested, ["find", "update"], 4, errorCode=10107)
+    for call in (tested.load(ID, now=NOW), apply(tested, {"key": b"1"})):
+        with pytest.raises(SessionStoreError) as caught:
+            await call
+        assert repr(caught.value.__cause__) == "NotPrimaryError('NotWritablePrimary 10107')"
+
+
+UNCONFIRMED = {"code": 64, "codeName": "WriteConcernFailed", "errmsg": "waiting for replication timed out"}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("since", [None, NOW, NOW + 1], ids=["untagged", "tagged", "newly tagged"])
+async def test_a_rename_that_is_made_and_not_confirmed_says_so_and_keeps_the_session(
+    tested: MongoDBDriver, since: float | None, times: int
+) -> None:
+    new = record({"key": b"\1new"})
+    await tested.create(ID, record() if since is None else owned())
+    if since is not None:
+        new.tag = Tag("user:1", b"", since)
+    await fail(tested, ["update", "findAndModify", "insert"], times, writeConcernError=UNCONFIRMED)
+    with pytest.raises(SessionStoreError) as caught:
+        await tested.rename(ID, NEW_ID, new, version=0, now=NOW + 2)
+    assert caught.value.is_unconfirmed
+    assert repr(caught.value.__cause__) == "WriteConcernError('WriteConcernFailed 64')"
+    assert await tested.load(ID, now=NOW + 2) is Outcome.ENDED
+    assert await loaded(tested, NEW_ID) == {"key": b"\1new"}
+
+
+async def test_a_rename_that_is_not_made_and_not_confirmed_is_an_ordinary_failure(tested: MongoDBDriver) -> None:
+    await tested.create(ID, record())
+    await fail(tested, ["update"], 1, writeConcernError=UNCONFIRMED)
+    with pytest.raises(SessionStoreError) as caught:
+        await tested.rename(ID, NEW_ID, record(), version=7, now=NOW)
+    assert not caught.value.is_unconfirmed
+    assert await loaded(tested) == {"key": b"\1value"}
+    assert await tested.load(NEW_ID, now=NOW) is None
+
+
+async def test_a_write_that_is_not_confirmed_is_a_failure(tested: MongoDBDriver) -> None:
+    await tested.create(ID, record())
+    tag = Tag("user:1", b"", NOW)
+    makes: list[Callable[[], Awaitable[Any]]] = [
+        lambda: apply(tested, {"key": b"\2"}),
+        lambda: apply(tested, {"key": b"\2"}, "none"),
+        lambda: tested.create(NEW_ID, owned()),
+        lambda: tested.tag(ID, tag, {"key": b"\2"}, (), now=NOW, deadline=None, max_size=MAX_SIZE),
+        lambda: tested.end_owned("user:1", keep=(), now=NOW + 1),
+        lambda: tested.destroy(ID, now=NOW),
+    ]
+    for make in makes:
+        await fail(tested, ["update", "findAndModify", "insert"], 1, writeConcernError=UNCONFIRMED)
+        with pytest.raises(SessionStoreError) as caught:
+            await make()
+        assert "WriteConcernFailed 64" in repr(caught.value.__cause__)
