@@ -32,7 +32,7 @@ ORDER = [
         "gaman_session.drivers.sql",
         "gaman_session.drivers.mongodb",
     ],
-    ["gaman_session.drivers._redis_address"],
+    ["gaman_session.drivers._redis_address", "gaman_session.drivers._redis_walk"],
     ["gaman_session._stored"],
     ["gaman_session._session"],
     ["gaman_session._awaitable"],
