@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator
+from time import monotonic
 from typing import Any, Final
 
 # Looking at these holds up other calls for less than a millisecond.
@@ -34,33 +36,49 @@ return {{found[1], expiring}}
 
 
 class Walk:
-    """Walks through the keys that begin with *prefix*, on a node of a Cluster or, where that is None, on a client's one server."""
+    """Walks through the keys that begin with *prefix*, on a node of a Cluster or, where that is None, on a client's one server.
 
-    def __init__(self, prefix: str) -> None:
+    A server that takes more than *timeout* seconds for a page raises TimeoutError.
+    """
+
+    def __init__(self, prefix: str, timeout: float) -> None:
+        self._timeout = timeout
         start = re.sub(r"([*?\[\]\\])", r"\\\1", prefix)
         self._sessions = start + "{???}" + "?" * 64
         self._sets = start + "owner:*"
         # Where the walk to the owners' sets goes on, by server. Any cursor is valid on any server: at worst it skips some keys.
-        self._cursors: dict[str, Any] = {}
+        self._cursors: dict[str, int] = {}
 
-    async def count(self, client: Any, node: Any, now: float) -> int:
-        """Return how many sessions a node of a Cluster has at *now*; while their number changes much, about so many."""
+    async def count(self, client: Any, node: Any, now: float, until: float) -> int:
+        """Return how many sessions a node of a Cluster has at *now*; while their number changes much, about so many.
+
+        Beyond *until*, by the monotonic clock, it raises TimeoutError.
+        """
         cursor, count = 0, 0
-        while True:
-            cursor, found = await _ask(client, node, "EVAL", _COUNT, 0, cursor, self._sessions, _PAGE, "hash", repr(now))
-            count += found
-            if not int(cursor):
+        while monotonic() < until:
+            cursor, found = await self._page(client, node, _COUNT, cursor, self._sessions, _PAGE, "hash", repr(now))
+            count += int(found)
+            if not cursor:
                 return count
+        raise TimeoutError
 
     async def expiring(self, client: Any, node: Any, now: float) -> AsyncGenerator[list[str]]:
         """Yield the keys of owners' sets in which something has expired by *now*, found by a sixtieth of the walk."""
         server = "" if node is None else node.name
-        left = await _ask(client, node, "DBSIZE") // _PARTS + 1
+        async with asyncio.timeout(self._timeout):
+            left = await _ask(client, node, "DBSIZE") // _PARTS + 1
         while left > 0:
             cursor, page = self._cursors.get(server, 0), min(left, _PAGE)
-            cursor, keys = await _ask(client, node, "EVAL", _FIND, 0, cursor, self._sets, page, "zset", repr(now))
-            self._cursors[server], left = int(cursor), left - page if int(cursor) else 0
-            yield [key.decode() for key in keys]
+            cursor, keys = await self._page(client, node, _FIND, cursor, self._sets, page, "zset", repr(now))
+            self._cursors[server], left = cursor, left - page if cursor else 0
+            # A key that isn't UTF-8 isn't ours.
+            yield [key.decode(errors="replace") for key in keys]
+
+    async def _page(self, client: Any, node: Any, script: str, *arguments: Any) -> tuple[int, Any]:
+        """Return the cursor of the next page, 0 after the last one, and what *script* has found in this one."""
+        async with asyncio.timeout(self._timeout):
+            cursor, found = await _ask(client, node, "EVAL", script, 0, *arguments)
+        return int(cursor), found
 
 
 async def memory(client: Any, node: Any) -> tuple[int, str]:

@@ -142,7 +142,7 @@ class RedisDriver:
         # Each server of a Cluster has its own: one that is lost holds up no session of another's.
         self._batches: dict[tuple[str, bool], Batches[Call, Any]] = {}
         """For each server two: one for ordinary calls, and one for loading large sessions."""
-        self._walk = Walk(prefix)
+        self._walk = Walk(prefix, timeout)
         self._live = prefix + "live"
         self._policy = ""
         """The server's maxmemory-policy, if it evicts keys by one."""
@@ -245,8 +245,9 @@ class RedisDriver:
             return await self._write(action, "rename", ids, values, *condition, *rest)
         # The old id must not die where the new one finds no room.
         room = self._write(action, "room", (new_id,), ())
-        entered, _ = await asyncio.gather(self._enter(action, new_id, tag, record, now), room)
-        if tag is not None and entered is Outcome.REFUSED:
+        if tag is None:
+            await room
+        elif (await asyncio.gather(self._enter(action, new_id, tag, record, now), room))[0] is Outcome.REFUSED:
             # Only shortly after an end of all this costs a trip more: a tag that is no new one is not refused.
             found = await self._look(action, id, now)
             if not isinstance(found, Record):
@@ -364,10 +365,18 @@ class RedisDriver:
         action = "count its sessions"
         if not self._is_cluster:
             return cast("int", await self._call(action, None, Call("count", (self._live,), (), (now,))))
+        until = monotonic() + self._timeout
         try:
-            async with asyncio.timeout(self._timeout):
-                masters = await self._masters()
-                return sum(await asyncio.gather(*(self._walk.count(self._client, node, now) for node in masters)))
+            while True:
+                counts = [self._walk.count(self._client, node, now, until) for node in await self._masters()]
+                results = await asyncio.gather(*counts, return_exceptions=True)
+                failures = [each for each in results if isinstance(each, BaseException)]
+                if not failures:
+                    return sum(each for each in results if isinstance(each, int))
+                if monotonic() > until or not isinstance(failures[0], _CONNECTION_FAILURES):
+                    raise failures[0]
+                # A cursor of a server means nothing to the one that takes over.
+                await asyncio.sleep(_PAUSES[-1])
         except Exception as cause:
             raise SessionStoreError(self.name, action) from cause
 
@@ -375,23 +384,26 @@ class RedisDriver:
         """Return the nodes of a Cluster that have sessions now; [None] outside a Cluster."""
         if not self._is_cluster:
             return [None]
+        await self._client.initialize()
         # A new one may have been given slots of which no call has told yet.
         await self._client.nodes_manager.initialize()
         return cast("Sequence[Any]", self._client.get_primaries())
 
     async def _learn_policy(self) -> None:
-        """Find out whether a server evicts keys when its memory is full, and warn if that is new. One that doesn't say stays quiet."""
+        """Find out whether a server evicts keys when its memory is full, and warn if that is new; quietly where it doesn't say."""
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._timeout):
                 memories = [await memory(self._client, node) for node in await self._masters()]
         except Exception:
             return
         policies = {policy for limit, policy in memories if limit and policy != "noeviction"}
         known, self._policy = self._policy, next(filter(_evicts_indexes, policies), "") or next(iter(policies), "")
         if self._policy not in ("", known):
-            fails = "; list(), end_all() and max_sessions_per_owner fail, because it also evicts what tells whose sessions are whose"
+            fails = (
+                "; list(), end_all() and max_sessions_per_owner fail, because it also evicts what tells whose sessions are whose"
+            )
             logger.warning(
-                "the redis at %s has maxmemory-policy %s: it logs visitors out when its memory is full%s. Set maxmemory-policy noeviction",
+                "the redis at %s has maxmemory-policy %s: it logs visitors out when its memory is full%s. Set it to noeviction",
                 self._address.hosts,
                 self._policy,
                 fails if _evicts_indexes(self._policy) else "",
@@ -449,9 +461,7 @@ class RedisDriver:
             return Outcome.REFUSED
         return outcome
 
-    async def _enter(self, action: str, id: str, tag: Tag | None, record: Record, now: float, *, is_carried: bool = False) -> Outcome:
-        if tag is None:
-            return Outcome.WRITTEN
+    async def _enter(self, action: str, id: str, tag: Tag, record: Record, now: float, *, is_carried: bool = False) -> Outcome:
         arguments = (now, repr(tag.since), id, repr(record.expires), is_carried)
         index = _index(tag.owner)
         return _outcome(await self._call(action, index, Call("enter", (self._prefix + index,), (), arguments)))
