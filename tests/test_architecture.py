@@ -36,7 +36,7 @@ ORDER = [
     ["gaman_session.drivers._redis_servers"],
     ["gaman_session.drivers._redis_replicas"],
     ["gaman_session.drivers._redis_master"],
-    ["gaman_session.drivers._redis_address"],
+    ["gaman_session.drivers._redis_address", "gaman_session.drivers._redis_walk"],
     ["gaman_session._stored"],
     ["gaman_session._session"],
     ["gaman_session._awaitable"],

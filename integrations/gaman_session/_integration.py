@@ -67,8 +67,8 @@ class SessionIntegration(Integration):
         """Return how many live sessions *owner* has, or how many there are in the store, whoever's they are.
 
         The latter takes a while where there are many, so ask for a graph, and not in each request. It costs the file driver a look
-        at each name, SQLite and MongoDB one at each entry of an index, and Redis one at every key of the server, a thousand at a
-        time: to keep an index of all sessions, each login and each use would pay for a number that nobody needs to serve a page.
+        at each name, SQLite and MongoDB one at each entry of an index, and a Redis Cluster one at every key, because there an index
+        of all sessions would cost each login and each use a second write. Redis on its own counts by an index, at once.
         """
         return later(self, "sessions.count", run(self._owners.count, owner))
 

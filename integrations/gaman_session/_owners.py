@@ -186,13 +186,22 @@ class Owners:
         if keep is not None:
             # It may be about to log in, and has lived to see this.
             keep._outlive()
-        ended = 0
+        ended, unsure = 0, None
         # A session may go from one name to another while they are asked about in turn.
         for name in (*names, *names[-2::-1]):
-            with self._noting_failure():
-                of_name = await driver.end_owned(name, keep=kept, now=now)
+            try:
+                with self._noting_failure():
+                    of_name = await driver.end_owned(name, keep=kept, now=now)
+            except SessionStoreError as error:
+                if error.__cause__ is not None:
+                    raise
+                # The store works, but may have forgotten some of them: end the others that it knows.
+                unsure = error
+                continue
             self._counters.ended += of_name
             ended += of_name
+        if unsure is not None:
+            raise unsure
         return ended
 
     async def count(self, owner: str | None) -> int:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -80,19 +81,51 @@ def test_scripts_that_redis_forgets_are_sent_again(server: RedisServer, tmp_path
 
 def test_a_redis_that_is_full_takes_nothing_more_and_gives_what_it_has(server: RedisServer, tmp_path: Path) -> None:
     with site(tmp_path, redis(server.url)) as program, server.client() as client:
-        visitors = arrive(program.port)
+        visitors, user = arrive(program.port), Visitor(program.port)
+        assert user.get("/login/me").status == 200
         client.config_set("maxmemory", 1)
         newcomer = Visitor(program.port)
         for visitor in (visitors["/all"], newcomer):
-            answer = visitor.put("more")
-            assert (answer.status, "set-cookie" in answer.headers) == (503, False)
-        assert visitors["/count"].get("/count").status == 503
-        assert visitors["/all"].all() == visitors["/count"].all() == {"key": "value"}
+            for use in ("/put/more/value", "/login/me"):
+                answer = visitor.get(use)
+                assert (answer.status, "set-cookie" in answer.headers) == (503, False)
+        for use in ("/count", "/renew"):
+            assert visitors[use].get(use).status == 503
+            assert visitors[use].all() == {"key": "value"}
+        assert visitors["/all"].all() == {"key": "value"}
         # Who logs out, makes room.
         assert visitors["/end"].get("/end").status == 200
+        assert user.get("/end_all/me").status == 200
+        assert user.all() == {}
         client.config_set("maxmemory", 0)
         assert visitors["/all"].put("more").status == newcomer.put("more").status == 200
         assert visitors["/all"].all() == {"key": "value", "more": "value"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["volatile-lru", "volatile-random"])
+def test_a_redis_that_evicts_sessions_knows_whose_the_others_are(policy: str, tmp_path: Path) -> None:
+    with (
+        RedisServer("--maxmemory", "100mb", "--maxmemory-policy", policy) as server,
+        site(tmp_path, redis(server.url)) as program,
+        server.client() as client,
+    ):
+        users = [Visitor(program.port) for _ in range(20)]
+        handles = [json.loads(user.get("/login/me").body)["handle"] for user in users]
+        assert f"maxmemory-policy {policy}: it logs visitors out" in program.stderr
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + 10_000_000)
+        others = count()
+        # To Redis, keys that were used in the same second are equally old: it takes more than one to fill its memory.
+        while client.info("stats")["evicted_keys"] < 3000:
+            for _ in range(50):
+                client.set(f"other:{next(others)}", "x" * 2000, ex=1000)
+            for user in users[:5]:
+                user.all()
+        alive = {handle for user, handle in zip(users, handles, strict=True) if user.all()}
+        assert 0 < len(alive) < 20
+        assert {*json.loads(users[0].get("/handles/me").body)} == alive
+        assert users[0].get("/end_all/me").status == 200
+        assert [user.all() for user in users] == [{}] * 20
 
 
 def test_an_increment_whose_answer_was_lost_is_counted_once_though_another_came_before_its_retry(

@@ -6,27 +6,32 @@ import asyncio
 import math
 import random
 import re
+import signal
 import socket
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
 import pytest
+from redis.asyncio import Redis
+from redis.crc import key_slot
+from redis.exceptions import OutOfMemoryError
 
 from gaman import ConfigError
 from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError, Tag
-from gaman.session.testing import OWNER_CONTRACT
+from gaman.session.testing import CONTRACT, OWNER_CONTRACT
 from gaman_session import _sealing
 from gaman_session._driver import LARGE
 from gaman_session.drivers import _redis_calls
 from gaman_session.drivers._redis_calls import Action, Calls
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
-from tests.session.sites import Clock, Site, getting, serving, setting
+from tests.serving import until
+from tests.session.sites import SECRET, Clock, Site, getting, serving, setting
 
 pytestmark = pytest.mark.anyio
 
@@ -266,7 +271,7 @@ async def test_a_node_of_a_cluster_is_told_from_a_server_on_its_own() -> None:
 # What a user may do
 
 _SCRIPT = files("gaman_session.drivers").joinpath("redis.lua").read_text()
-_COMMANDS = sorted({*re.findall(r"redis\.p?call\('([A-Z]+)'", _SCRIPT), "EVALSHA", "EVAL", "HGETALL"})
+_COMMANDS = sorted({*re.findall(r"redis\.p?call\('([A-Z]+)'", _SCRIPT), "EVALSHA", "EVAL", "HGETALL", "SCAN", "DBSIZE"})
 
 
 async def test_a_user_that_may_not_do_all_that_is_needed_is_found_at_the_start() -> None:
@@ -471,37 +476,72 @@ async def test_a_server_whose_clock_differs_keeps_a_session_as_long_as_ours_says
 # The index of all
 
 
-async def test_all_are_counted_by_an_index_and_by_no_look_at_the_keys() -> None:
+async def test_all_are_counted_by_an_index_and_in_a_cluster_by_a_look_at_each() -> None:
     with servers.RedisServer() as server, servers.RedisCluster() as cluster:
-        for url, nodes in ((server.url, [server]), (cluster.url, cluster.nodes)):
-            async with opened(url=url) as driver:
-                ids = [new_id() for _ in range(100)]
+        for url in (server.url, cluster.url):
+            async with opened(url=url, prefix="a?[b]*:") as driver, opened(url=url, prefix="ax[b]x:") as other:
+                ids = [new_id() for _ in range(1000)]
                 await asyncio.gather(*(driver.create(id, record()) for id in ids))
+                await other.create(new_id(), record())
+                with server.client() as client:
+                    client.config_resetstat()
+                    assert await driver.count(now=NOW) == 1000
+                    assert not client.info("commandstats").keys() & {"cmdstat_scan", "cmdstat_keys"}
                 await driver.destroy(ids[0], now=NOW)
                 await driver.rename(ids[1], new_id(), record(), version=0, now=NOW)
-                assert await driver.count(now=NOW) == 99
-            for node in nodes:
-                with node.client() as client:
-                    asked: dict[str, Any] = client.info("commandstats")
-                assert not asked.keys() & {"cmdstat_scan", "cmdstat_keys"}
+                assert await driver.count(now=NOW) == 999
+                assert await driver.count(now=NOW + 1000) == 0
 
 
-async def test_a_session_that_is_over_leaves_the_index_by_itself() -> None:
+async def test_a_count_in_a_cluster_includes_a_server_that_has_just_joined() -> None:
+    with servers.RedisCluster() as cluster, servers.RedisServer("--cluster-enabled", "yes") as joined:
+        async with opened(url=cluster.url) as driver:
+            await asyncio.gather(*(driver.create(new_id(), record()) for _ in range(50)))
+            source = cluster.masters[0]
+            with joined.client() as new:
+                new.execute_command("CLUSTER", "MEET", "127.0.0.1", source.port)
+                until(lambda: "cluster_state:ok" in str(new.execute_command("CLUSTER", "INFO")), "it to join")
+            id = await id_at(driver, source)
+            await driver.create(id, record())
+            move_slot(cluster, source, joined, key_slot(id[:3].encode()))
+            assert await driver.count(now=NOW) == 51
+
+
+async def test_a_count_in_a_cluster_ends_within_the_timeout() -> None:
+    with servers.RedisCluster() as cluster:
+        async with opened(url=cluster.url, timeout=1) as driver:
+            await driver.create(new_id(), record())
+            cluster.masters[0].send_signal(signal.SIGSTOP)
+            with pytest.raises(SessionStoreError, match="could not count its sessions"):
+                async with asyncio.timeout(5):
+                    await driver.count(now=NOW)
+            cluster.masters[0].send_signal(signal.SIGCONT)
+            assert await driver.count(now=NOW) == 1
+
+
+async def test_a_sweep_of_a_frozen_server_ends_within_the_timeout() -> None:
+    with servers.RedisServer() as server:
+        async with opened(url=server.url, timeout=0.5) as driver:
+            server.send_signal(signal.SIGSTOP)
+            with pytest.raises(SessionStoreError):
+                async with asyncio.timeout(5):
+                    await driver.purge(now=NOW, limit=1000)
+            server.send_signal(signal.SIGCONT)
+
+
+async def test_a_session_that_is_over_leaves_the_index_when_it_is_swept() -> None:
     async with opened(prefix=f"{new_id()}:") as driver:
         client, index = driver._client, f"{driver._prefix}live"
-        ids = [new_id() for _ in range(150)]
-        for id in ids:
-            await driver.create(id, Record({"a": b"1"}, NOW, NOW + 1000, NOW + 10))
+        ids = [new_id() for _ in range(2500)]
+        await asyncio.gather(*(driver.create(id, Record({"a": b"1"}, NOW, NOW + 1000, NOW + 10)) for id in ids))
         await driver.apply(ids[0], {}, (), now=NOW, deadline=NOW + 500, max_size=MAX_SIZE)
-        assert (await driver.count(now=NOW), await driver.count(now=NOW + 10)) == (150, 1)
-        assert 490 < await client.ttl(index) <= 500
-        # A hundred at a time.
-        for left in (51, 3):
-            await driver.create(new_id(), Record({"a": b"1"}, NOW + 20, NOW + 1000, NOW + 1000))
-            assert await client.zcard(index) == left
+        assert (await driver.count(now=NOW), await driver.count(now=NOW + 10)) == (2500, 1)
+        # An earlier version has given it a TTL.
+        await client.expire(index, 1000)
+        assert await driver.purge(now=NOW + 10, limit=1000) == 0
+        assert (await client.zcard(index), await client.ttl(index)) == (1, -1)
         await driver.destroy(ids[0], now=NOW + 20)
-        assert (await client.zcard(index), await driver.count(now=NOW + 20)) == (2, 2)
-        assert 970 < await client.ttl(index) <= 980
+        assert not await client.exists(index)
 
 
 async def test_a_broken_index_costs_no_session() -> None:
@@ -515,6 +555,319 @@ async def test_a_broken_index_costs_no_session() -> None:
         assert await driver.load(id, now=NOW) is Outcome.ENDED
         with pytest.raises(SessionStoreError, match="count its sessions"):
             await driver.count(now=NOW)
+
+
+# The owners' sets
+
+
+def owned_record(owner: str = "me") -> Record:
+    return Record({"a": b"1"}, NOW, NOW + 1000, NOW + 1000, tag=Tag(owner, b"", NOW))
+
+
+@pytest.mark.parametrize("is_cluster", [False, True])
+async def test_the_set_of_an_owner_is_kept_without_a_ttl_and_swept_when_all_in_it_is_over(is_cluster: bool) -> None:
+    with servers.RedisCluster() if is_cluster else servers.RedisServer() as server:
+        async with opened(url=server.url, prefix="a?[b]*:") as driver:
+            await asyncio.gather(*(driver.create(new_id(), owned_record(f"owner {i}")) for i in range(300)))
+            client, key = driver._client, "a?[b]*:owner:owner 7"
+            # An earlier version has given it a TTL.
+            await client.expire(key, 500)
+            later = Record({"a": b"1"}, NOW, NOW + 2000, NOW + 2000, tag=Tag("owner 7", b"", NOW))
+            await driver.create(id := new_id(), later)
+            assert await client.ttl(key) == -1
+            # What is none of ours stays.
+            for other in ("ax[b]x:owner:x", "a?[b]*:other"):
+                await client.zadd(other, {"member": 1})
+            await client.set("a?[b]*:owner:text", "text")
+            await client.zadd(b"a?[b]*:owner:\xff", {"member": 1})
+            for _ in range(130):
+                assert await driver.purge(now=NOW + 1500, limit=1000) == 0
+            kept = {key async for key in client.scan_iter("*") if b"owner" in key or b"other" in key}
+            assert kept == {
+                key.encode(),
+                *(b"ax[b]x:owner:x", b"a?[b]*:other"),
+                *(b"a?[b]*:owner:text", b"a?[b]*:owner:\xff"),
+            }
+            assert [*await driver.owned("owner 7", now=NOW + 1500)] == [id]
+
+
+async def test_a_sweep_looks_at_a_sixtieth_of_the_keys() -> None:
+    with servers.RedisServer() as server, server.client() as client:
+        async with opened(url=server.url) as driver:
+            await asyncio.gather(*(driver.create(new_id(), owned_record(f"owner {i}")) for i in range(3000)))
+            seen: list[int] = []
+            for _ in range(60):
+                before = client.dbsize()
+                await driver.purge(now=NOW + 1000, limit=1000)
+                seen.append(before - client.dbsize())
+            assert max(seen) < 300
+            assert sum(seen) > 1000
+
+
+@pytest.mark.parametrize("is_cluster", [False, True])
+async def test_a_policy_that_evicts_anything_makes_the_owners_calls_fail(
+    is_cluster: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with servers.RedisCluster() if is_cluster else servers.RedisServer() as server:
+        node = server.masters[1] if isinstance(server, servers.RedisCluster) else server
+        with node.client() as client:
+            client.config_set("maxmemory-policy", "allkeys-lru")
+            async with opened(url=server.url) as driver:
+                ids = [new_id() for _ in range(20)]
+                await asyncio.gather(*(driver.create(id, owned_record()) for id in ids))
+                # Without a limit, nothing is evicted.
+                assert (await driver.owned("me", now=NOW)).keys() == {*ids}
+                assert not caplog.records
+                client.config_set("maxmemory", "100mb")
+                await driver.purge(now=NOW, limit=1000)
+                assert "maxmemory-policy allkeys-lru: it logs visitors out" in caplog.messages[-1]
+                with pytest.raises(SessionStoreError, match=r"could not list .*set maxmemory-policy noeviction"):
+                    await driver.owned("me", now=NOW)
+                with pytest.raises(SessionStoreError, match=r"could not end .*set maxmemory-policy noeviction"):
+                    await driver.end_owned("me", keep=(), now=NOW)
+                assert all([await driver.load(id, now=NOW) is Outcome.ENDED for id in ids])
+            async with opened(url=server.url) as driver:
+                with pytest.raises(SessionStoreError, match="allkeys-lru"):
+                    await driver.owned("me", now=NOW)
+                client.config_set("maxmemory-policy", "noeviction")
+                await driver.purge(now=NOW, limit=1000)
+                assert await driver.owned("me", now=NOW) == {}
+
+
+async def test_what_a_redis_that_evicts_anything_knows_is_ended_under_an_older_secret_too(clock: Clock) -> None:
+    async def login(session: Session) -> None:
+        await session.tag("me")
+        await session.set("user", "me")
+
+    with servers.RedisServer("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as server:
+        async with serving(Site(RedisDriver(url=server.url), clock)) as site:
+            browser = site.browser()
+            await browser.do(login)
+        newer = "a newer secret of the tests that is long enough"
+        async with serving(Site(RedisDriver(url=server.url), clock, secret=[newer, SECRET])) as site:
+            browser = site.browser(browser.token)
+            assert await browser.all() == {"user": "me"}
+            with pytest.raises(SessionStoreError, match="allkeys-lru"):
+                await site.sessions.end_all("me")
+            assert await browser.all() == {}
+
+
+@pytest.mark.parametrize("policy", ["volatile-ttl", "volatile-random", "allkeys-random", "noeviction"])
+async def test_a_policy_that_evicts_is_a_warning_once(policy: str, caplog: pytest.LogCaptureFixture) -> None:
+    with servers.RedisServer("--maxmemory", "100mb", "--maxmemory-policy", policy) as server:
+        async with opened(url=server.url) as driver:
+            for _ in range(2):
+                await driver.purge(now=NOW, limit=1000)
+        assert len(caplog.records) == (policy != "noeviction")
+        for message in caplog.messages:
+            assert server.address in message
+            assert "Set it to noeviction" in message
+            assert ("end_all()" in message) == policy.startswith("allkeys")
+
+
+async def test_a_user_that_may_not_ask_for_the_policy_is_not_told_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    with servers.RedisServer("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as server, server.client() as client:
+        client.execute_command("ACL", "SETUSER", "user", "on", ">hidden", "~gaman:*", "+@all", "-info")
+        async with opened(url=f"redis://user:hidden@{server.address}") as driver:
+            assert await driver.owned("me", now=NOW) == {}
+            assert await driver.purge(now=NOW, limit=1000) == 0
+    assert not caplog.records
+
+
+# A full server
+
+
+@pytest.mark.parametrize("is_cluster", [False, True])
+async def test_a_full_server_refuses_what_grows_and_nothing_else(is_cluster: bool) -> None:
+    options: dict[str, Any] = {"now": NOW, "deadline": None, "max_size": MAX_SIZE}
+    with servers.RedisCluster() if is_cluster else servers.RedisServer() as server:
+        nodes = server.masters if isinstance(server, servers.RedisCluster) else [server]
+        async with opened(url=server.url) as driver:
+            ids, mine = [new_id() for _ in range(6)], [new_id() for _ in range(3)]
+            await asyncio.gather(*(driver.create(id, record(a=b"1", b=b"2")) for id in ids))
+            await asyncio.gather(*(driver.create(id, owned_record()) for id in mine))
+            for node in nodes:
+                with node.client() as client:
+                    client.config_set("maxmemory", 1)
+            growing = (
+                driver.create(new_id(), record()),
+                driver.create(new_id(), owned_record()),
+                driver.create(new_id(), owned_record("another")),
+                driver.apply(ids[0], {"c": b"3"}, ["a"], **options),
+                driver.swap(ids[0], "a", b"1", b"2", **options),
+                driver.tag(ids[0], Tag("me", b"", NOW), {}, (), **options),
+                driver.rename(ids[0], new_id(), record(), version=0, now=NOW),
+                driver.rename(mine[0], new_id(), owned_record(), version=0, now=NOW),
+            )
+            for call in growing:
+                with pytest.raises(SessionStoreError) as caught:
+                    await call
+                assert isinstance(caught.value.__cause__, OutOfMemoryError)
+            found = await driver.load(ids[0], now=NOW)
+            assert isinstance(found, Record)
+            assert (found.fields, found.version) == ({"a": b"1", "b": b"2"}, 0)
+            assert (await driver.owned("me", now=NOW)).keys() == {*mine}
+            assert await driver.count(now=NOW) == 9
+            # What frees memory, or only keeps a session alive, goes on.
+            assert await driver.apply(ids[1], {}, ["a"], **options) is Outcome.WRITTEN
+            assert await driver.apply(ids[1], {}, (), now=NOW, deadline=NOW + 500, max_size=MAX_SIZE) is Outcome.WRITTEN
+            assert await driver.apply(ids[2], {}, ["a", "b"], **options) is Outcome.EMPTIED
+            await driver.destroy(ids[3], now=NOW)
+            assert await driver.tag(mine[0], None, {}, (), **options) is Outcome.WRITTEN
+            assert await driver.end_owned("me", keep=(), now=NOW) == 2
+            for id in (ids[2], ids[3], *mine[1:]):
+                assert await driver.load(id, now=NOW) is Outcome.ENDED
+            for _ in range(60):
+                await driver.purge(now=NOW, limit=1000)
+            for node in nodes:
+                with node.client() as client:
+                    client.config_set("maxmemory", 0)
+            early = Record({"a": b"1"}, NOW, NOW + 9, NOW + 9, tag=Tag("me", b"", NOW - 1))
+            assert await driver.create(new_id(), early) is Outcome.REFUSED
+
+
+async def test_in_a_batch_a_full_server_refuses_what_grows_and_nothing_else() -> None:
+    with servers.RedisServer() as server, server.client() as client:
+        async with opened(url=server.url) as driver:
+            old = [new_id() for _ in range(40)]
+            await asyncio.gather(*(driver.create(id, owned_record()) for id in old))
+            client.config_set("maxmemory", 1)
+            for some in (old[:20], old[20:]):
+                logouts = [driver.destroy(id, now=NOW) for id in some]
+                logins = [driver.create(new_id(), owned_record()) for _ in some]
+                # The first one goes ahead, and the others together: once a logout is in front, and once a login.
+                first = driver.load(new_id(), now=NOW)
+                ordered = [*logouts, *logins] if some[0] == old[0] else [*logins, *logouts]
+                results = await asyncio.gather(first, *ordered, return_exceptions=True)
+                assert [type(result) for result in results].count(SessionStoreError) == 20
+                assert all([await driver.load(id, now=NOW) is Outcome.ENDED for id in some])
+            assert client.zcard("gaman:owner:me") == client.zcard("gaman:live") == 0
+
+
+async def test_logins_take_a_server_no_further_than_its_limit() -> None:
+    with servers.RedisServer() as server, server.client() as client:
+        async with opened(url=server.url) as driver:
+            limit = client.info("memory")["used_memory"] + 1_000_000
+            client.config_set("maxmemory", limit)
+            made = [driver.create(new_id(), owned_record(f"owner {i}")) for i in range(5000)]
+            results = await asyncio.gather(*made, return_exceptions=True)
+            assert 500 < results.count(None) < 3000
+            assert client.info("memory")["used_memory"] < limit + 1_000_000
+
+
+async def test_a_write_to_a_server_with_room_is_no_error_in_its_statistics() -> None:
+    with servers.RedisServer() as server, server.client() as client:
+        async with opened(url=server.url) as driver:
+            client.config_resetstat()
+            await driver.create(id := new_id(), owned_record())
+            await driver.apply(id, {"b": b"1"}, (), now=NOW, deadline=NOW + 100, max_size=MAX_SIZE)
+            await driver.rename(id, new := new_id(), owned_record(), version=1, now=NOW)
+            await driver.destroy(new, now=NOW)
+            await driver.end_owned("me", keep=(), now=NOW)
+            assert set(client.info("errorstats")) <= {"errorstat_NOSCRIPT"}
+
+
+async def test_a_rename_to_a_server_of_a_cluster_that_is_full_leaves_the_old_id_alive() -> None:
+    with servers.RedisCluster() as cluster:
+        async with opened(url=cluster.url) as driver:
+            for made in (record, owned_record):
+                old, new = await id_at(driver, cluster.masters[0]), await id_at(driver, cluster.masters[1])
+                await driver.create(old, made())
+                with cluster.masters[1].client() as client:
+                    client.config_set("maxmemory", 1)
+                    with pytest.raises(SessionStoreError) as caught:
+                        await driver.rename(old, new, made(), version=0, now=NOW)
+                    client.config_set("maxmemory", 0)
+                assert isinstance(caught.value.__cause__, OutOfMemoryError)
+                assert isinstance(await driver.load(old, now=NOW), Record)
+
+
+# The slots of a Cluster
+
+
+async def id_at(driver: RedisDriver, server: servers.RedisServer) -> str:
+    """Return an id whose session is on *server*."""
+    while True:
+        node = driver._client.get_node_from_key(driver._key(id := new_id()))
+        if node.port == server.port:
+            return id
+
+
+def begin_to_move(source: servers.RedisServer, target: servers.RedisServer, slot: int) -> None:
+    with source.client() as old, target.client() as new:
+        names = old.execute_command("CLUSTER", "MYID"), new.execute_command("CLUSTER", "MYID")
+        new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
+        old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
+
+
+def move_slot(cluster: servers.RedisCluster, source: servers.RedisServer, target: servers.RedisServer, slot: int) -> None:
+    """Move what is in *slot*, and the slot."""
+    begin_to_move(source, target, slot)
+    finish_move(cluster, source, target, slot)
+
+
+def finish_move(cluster: servers.RedisCluster, source: servers.RedisServer, target: servers.RedisServer, slot: int) -> None:
+    with source.client() as old, target.client() as new:
+        keys = old.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1000)
+        if keys:
+            assert old.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys) == "OK"
+        name = new.execute_command("CLUSTER", "MYID")
+        for node in (target, source, *cluster.masters):
+            with node.client() as client:
+                client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", name)
+
+
+async def test_each_call_of_the_script_touches_the_one_key_that_it_declares_in_a_cluster() -> None:
+    with servers.RedisCluster() as cluster:
+        async with AsyncExitStack() as stack:
+            monitors = [await stack.enter_async_context(Redis(port=node.port).monitor()) for node in cluster.masters]
+            async with opened(url=cluster.url) as driver:
+                for check in (*CONTRACT, *OWNER_CONTRACT):
+                    await check(driver)
+            calls = 0
+            for node, monitor in zip(cluster.masters, monitors, strict=True):
+                with node.client() as client:
+                    client.echo("the end")
+                declared: list[str] | None = None
+                while "the end" not in (seen := await monitor.next_command())["command"]:
+                    name, *words = seen["command"].split(" ")
+                    if seen["client_type"] != "lua":
+                        # The text of a script has spaces in it.
+                        declared = words[2 : 2 + int(words[1])] if name == "EVALSHA" else None
+                        calls += name == "EVALSHA"
+                    elif declared is not None and name not in ("SCAN", "DBSIZE"):
+                        assert [words[0]] == declared
+            assert calls > 1000
+
+
+async def test_sessions_in_a_slot_that_is_moving_are_written_and_nothing_is_on_both_sides() -> None:
+    with servers.RedisCluster() as cluster:
+        source, target = cluster.masters[:2]
+        async with opened(url=cluster.url) as driver:
+            first = await id_at(driver, source)
+            slot = key_slot(first[:3].encode())
+            ids = [first[:3] + new_id()[3:] for _ in range(8)]
+            options: dict[str, Any] = {"now": NOW, "deadline": NOW + 500, "max_size": MAX_SIZE}
+            for id in ids[:7]:
+                await driver.create(id, owned_record())
+            begin_to_move(source, target, slot)
+            assert await driver.apply(ids[0], {"b": b"2"}, ["a"], **options) is Outcome.WRITTEN
+            assert await driver.swap(ids[1], "a", b"1", b"2", **options) is Outcome.WRITTEN
+            assert await driver.tag(ids[2], Tag("you", b"", NOW), {}, (), **options) is Outcome.WRITTEN
+            await driver.destroy(ids[3], now=NOW)
+            assert await driver.rename(ids[4], new_id(), owned_record(), version=0, now=NOW) is Outcome.WRITTEN
+            assert await driver.apply(ids[5], {}, ["a"], **options) is Outcome.EMPTIED
+            # A new one is stored where the slot is moving to.
+            await driver.create(ids[7], owned_record())
+            assert await driver.end_owned("you", keep=(), now=NOW) == 1
+            assert await driver.count(now=NOW) == 5
+            for id in ids[2:6]:
+                assert await driver.load(id, now=NOW) is Outcome.ENDED
+            finish_move(cluster, source, target, slot)
+            assert await driver.count(now=NOW) == 5
+            for id in ids[2:6]:
+                assert await driver.load(id, now=NOW) is Outcome.ENDED
+            assert await driver.end_owned("me", keep=(), now=NOW) == 5
 
 
 # Sizes
@@ -831,7 +1184,7 @@ async def test_a_logout_between_the_two_halves_of_a_rename_ends_what_it_becomes(
             async def _write(
                 self, action: Action, operation: str, ids: Sequence[str], values: Sequence[bytes], *arguments: Any
             ) -> Outcome:
-                if ids[0] == new:
+                if operation == "create":
                     await driver.destroy(old, now=NOW)
                 return await super()._write(action, operation, ids, values, *arguments)
 

@@ -4,6 +4,13 @@
 -- arguments. Values are in ARGV since a script's MessagePack knows no bytes. Numbers that are stored come as strings, in which they
 -- keep their last digit. The answers are one flat array, each after the number of its parts, for Redis sends a nested array in
 -- pieces.
+--
+-- In a Cluster, each command has one call, which touches one key. Elsewhere a session's call also has the key of the index of all,
+-- `live`. It touches the set of a former owner too, which can't be declared because only the session tells it.
+--
+-- The index and the owners' sets have no TTL. Where a policy of Redis evicts only keys with one (volatile-*), it evicts sessions but
+-- not what tells whose they are. A bar, the member `ended` of a set, is kept with it, and `barred:` with its session. Only tombstones
+-- may go early: an absent id takes no write either, but no longer leads a logout to what the session was renamed to.
 
 -- Answer a large session with a marker, unless the call is alone: the driver then loads it by a call of its own.
 local function load(key, is_alone)
@@ -28,13 +35,23 @@ local function find(key, now)
     return nil, size, version, found[3]
 end
 
-local function id_of(key)
-    return string.sub(key, -64)
+-- The error of a full server, or false; nil until a call of the batch may write.
+local refusal
+
+-- Redis refuses to grow only in the first write of a script. So a batch first tries a write that changes nothing. Where that is
+-- refused, another one that never is lets logouts pass, and growing calls fail by themselves.
+local function find_room(key)
+    local answer = redis.pcall('SET', key, '', redis.call('EXISTS', key) == 1 and 'NX' or 'XX')
+    refusal = type(answer) == 'table' and answer.err and string.match(answer.err, '%u%u%u+ .*') or false
+    if refusal then redis.pcall('HDEL', key, '') end
 end
 
--- In a Cluster, what is beside a session has its hash tag, and so is in its slot.
-local function beside(key, name)
-    return string.sub(key, 1, -65) .. name
+local function refuse_if_full()
+    if refusal then error({err = refusal}) end
+end
+
+local function id_of(key)
+    return string.sub(key, -64)
 end
 
 -- Redis takes no time that is too far ahead, and a set may have a member of someone else's.
@@ -63,23 +80,33 @@ local function stored_size(key, name)
     return (length > 0 or redis.call('HEXISTS', key, name) == 1) and #name + length or 0
 end
 
-local function leave(key, owner)
-    -- In a Cluster, the owner's set has no hash tag: this key is nobody's, and the member goes later.
-    if owner then redis.pcall('ZREM', beside(key, 'owner:' .. owner), id_of(key)) end
+-- In a Cluster the owner's set is another call's key, and the member goes later.
+local function leave(key, live, owner)
+    if live and owner then redis.pcall('ZREM', string.sub(key, 1, -65) .. 'owner:' .. owner, id_of(key)) end
 end
 
-local function bury(key, now, successor)
-    leave(key, redis.call('HGET', key, 'owner'))
-    redis.pcall('ZREM', beside(key, 'live'), id_of(key))
-    redis.call('DEL', key)
+-- Puts a tombstone in the place of what is there.
+local function bury(key, live, now, successor)
     local deadline = string.format('%.17g', now + TOMBSTONE)
+    local names = {}
+    if live then
+        leave(key, live, redis.call('HGET', key, 'owner'))
+        redis.pcall('ZREM', live, id_of(key))
+        redis.call('DEL', key)
+    else
+        -- While its slot moves to another server, a key that is gone for an instant would be looked for there.
+        names = redis.call('HKEYS', key)
+    end
     redis.call('HSET', key, 'ended', 1, 'deadline', deadline)
     if successor then redis.call('HSET', key, 'successor', successor) end
+    for _, name in ipairs(names) do
+        if name ~= 'ended' and name ~= 'deadline' and name ~= 'successor' then redis.call('HDEL', key, name) end
+    end
     expire(key, now, deadline)
 end
 
 -- Returns why a change isn't made, or nil and the size of the session after it. A session of which nothing is left is ended.
-local function resize(key, now, size, max_size, names, values, deletes)
+local function resize(key, live, now, size, max_size, names, values, deletes)
     local new = size
     for i, name in ipairs(names) do
         if is_own(name) then new = new + #name + #values[i] - stored_size(key, name) end
@@ -89,7 +116,7 @@ local function resize(key, now, size, max_size, names, values, deletes)
     end
     if new > max_size and new > size then return 'TOO_LARGE' end
     if new > 0 then return nil, new end
-    bury(key, now)
+    bury(key, live, now)
     return 'EMPTIED'
 end
 
@@ -100,7 +127,6 @@ end
 
 -- Returns when all sessions of the owner were ended, if that counts now.
 local function last_end(set, now)
-    redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
     local over = redis.call('ZSCORE', set, 'ended')
     local instant = over and tonumber(over) - TOMBSTONE
     return is_known(instant, now) and instant
@@ -111,49 +137,39 @@ local function is_refused(set, now, since)
     return instant and tonumber(since) < instant
 end
 
-local function expire_with_last(set, now)
-    local latest = redis.call('ZREVRANGE', set, 0, 0, 'WITHSCORES')[2]
-    if latest then expire(set, now, latest) end
+-- What has expired leaves after that, so that the set is never gone for an instant. A set of an earlier version has a TTL.
+local function enter(set, id, score, now)
+    redis.call('ZADD', set, score, id)
+    redis.call('PERSIST', set)
+    redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
 end
 
-local function enter(set, id, now, expires)
-    redis.call('ZADD', set, expires, id)
-    expire_with_last(set, now)
-end
-
--- What is over leaves the index a few at a time, so that nobody waits for all of it.
-local function enlist(key, now, deadline)
-    local index = beside(key, 'live')
-    local over = math.min(redis.call('ZCOUNT', index, '-inf', now), 100)
-    if over > 0 then redis.call('ZREMRANGEBYRANK', index, 0, over - 1) end
-    enter(index, id_of(key), now, deadline)
-end
-
-local function keep_live(key, now, deadline)
+local function keep_live(key, live, now, deadline)
     expire(key, now, deadline)
     -- A count is worth no session: where the index is broken, it is without this one.
-    pcall(enlist, key, now, deadline)
+    if live then redis.pcall('ZADD', live, deadline, id_of(key)) end
 end
 
-local function store(key, values, token, created, expires, deadline, names)
+local function store(key, live, values, token, created, expires, deadline, names)
     if redis.call('EXISTS', key) == 1 then
         return redis.call('HGET', key, 'token') == token and 'WRITTEN' or 'CONFLICT'
     end
+    refuse_if_full()
     local size = 0
     for i, name in ipairs(names) do
         if is_own(name) then size = size + #name + #values[i] end
     end
     local times = {'created', created, 'expires', expires, 'deadline', deadline}
     set_fields(key, names, values, 'token', token, 'version', 0, 'size', size, unpack(times))
-    keep_live(key, tonumber(created), deadline)
+    keep_live(key, live, tonumber(created), deadline)
     return 'WRITTEN'
 end
 
-local function change(key, values, now, size, version, expires, deadline, names, deletes)
+local function change(key, live, values, now, size, version, expires, deadline, names, deletes)
     if deadline and tonumber(deadline) > tonumber(expires) then deadline = expires end
     if deadline then
         set_fields(key, names, values, 'version', version + 1, 'size', size, 'deadline', deadline)
-        keep_live(key, now, deadline)
+        keep_live(key, live, now, deadline)
     else
         set_fields(key, names, values, 'version', version + 1, 'size', size)
     end
@@ -180,78 +196,91 @@ function operations.look(keys)
     return found
 end
 
--- The second key is the owner's set, unless the session is nobody's or the set was entered before.
+-- The third key is the owner's set, unless the session is nobody's or the set was entered before.
 function operations.create(keys, values, since, token, created, expires, ...)
-    local key, set = unpack(keys)
+    local key, live, set = unpack(keys)
     local now = tonumber(created)
     if set and redis.call('EXISTS', key) == 0 then
+        refuse_if_full()
         if is_refused(set, now, since) then return 'REFUSED' end
-        enter(set, id_of(key), now, expires)
+        enter(set, id_of(key), expires, now)
     end
-    return store(key, values, token, created, expires, ...)
+    return store(key, live, values, token, created, expires, ...)
 end
 
 function operations.apply(keys, values, now, deadline, max_size, names, deletes)
-    local key = keys[1]
+    local key, live = unpack(keys)
     local state, size, version, expires = find(key, now)
     if state then return state end
-    local failed, new_size = resize(key, now, size, max_size, names, values, deletes)
-    return failed or change(key, values, now, new_size, version, expires, deadline, names, deletes)
+    if names[1] then refuse_if_full() end
+    local failed, new_size = resize(key, live, now, size, max_size, names, values, deletes)
+    return failed or change(key, live, values, now, new_size, version, expires, deadline, names, deletes)
 end
 
 function operations.swap(keys, values, now, deadline, max_size, token, name)
-    local key, new, old = keys[1], unpack(values)
+    local key, live = unpack(keys)
+    local new, old = unpack(values)
     local state, size, version, expires = find(key, now)
     if state then return state end
     if redis.call('HGET', key, 'token') == token then return 'WRITTEN' end
     if redis.call('HGET', key, name) ~= (old or false) then return 'CONFLICT' end
-    local failed, new_size = resize(key, now, size, max_size, {name}, {new}, {})
-    return failed or change(key, {token, new}, now, new_size, version, expires, deadline, {'token', name}, {})
+    refuse_if_full()
+    local failed, new_size = resize(key, live, now, size, max_size, {name}, {new}, {})
+    return failed or change(key, live, {token, new}, now, new_size, version, expires, deadline, {'token', name}, {})
 end
 
--- The new id's key is not there in a Cluster, where it is created afterwards. The third is the set of the owner, if any.
+-- In a Cluster only the old id's key is there, and the new one is created afterwards. The fourth is the set of the owner, if any.
 function operations.rename(keys, values, now, version, new_id, since, ...)
-    local key, new_key, set = unpack(keys)
+    local key, live, new_key, set = unpack(keys)
     local state = find(key, now)
     if state == 'ENDED' and redis.call('HGET', key, 'successor') == new_id then return 'WRITTEN' end
     if state then return state end
     if redis.call('HGET', key, 'version') ~= version then return 'CONFLICT' end
+    refuse_if_full()
     if set and redis.call('HGET', key, 'since') ~= since and is_refused(set, now, since) then return 'REFUSED' end
-    bury(key, now, new_id)
+    bury(key, live, now, new_id)
     if not new_key then return 'WRITTEN' end
     local _, _, expires = ...
-    if set then enter(set, new_id, now, expires) end
-    return store(new_key, values, ...)
+    if set then enter(set, new_id, expires, now) end
+    return store(new_key, live, values, ...)
+end
+
+-- Raises the error of a full server before a rename in a Cluster ends the session under its old id.
+function operations.room()
+    refuse_if_full()
+    return 'WRITTEN'
 end
 
 -- Returns the successor, if any; a tombstone may have led here.
 function operations.destroy(keys, values, now, is_led)
-    local key = keys[1]
+    local key, live = unpack(keys)
     local state = find(key, now)
     if state == 'ENDED' then return redis.call('HGET', key, 'successor') end
-    if not state or is_led then bury(key, now) end
+    if not state or is_led then bury(key, live, now) end
     return false
 end
 
 function operations.tag(keys, values, now, since, owner, deadline, max_size, names, deletes)
-    local key, set = unpack(keys)
+    local key, live, set = unpack(keys)
     local state, size, version, expires = find(key, now)
     if state then return state end
+    if names[1] then refuse_if_full() end
     local before = redis.call('HMGET', key, 'owner', 'since', 'barred:' .. (owner or ''))
     local barred = tonumber(before[3] or '')
     if owner and is_known(barred, now) and tonumber(since) < barred then return 'REFUSED' end
     if set and before[2] ~= since and is_refused(set, now, since) then return 'REFUSED' end
-    local failed, new_size = resize(key, now, size, max_size, names, values, deletes)
+    local failed, new_size = resize(key, live, now, size, max_size, names, values, deletes)
     if failed then return failed end
-    if set then enter(set, id_of(key), now, expires) end
-    if before[1] ~= owner then leave(key, before[1]) end
-    return change(key, values, now, new_size, version, expires, deadline, names, deletes)
+    if set then enter(set, id_of(key), expires, now) end
+    if before[1] ~= owner then leave(key, live, before[1]) end
+    return change(key, live, values, now, new_size, version, expires, deadline, names, deletes)
 end
 
 -- The set comes before the session where these are in two slots of a Cluster.
 function operations.enter(keys, values, now, since, id, expires, is_carried)
+    refuse_if_full()
     if is_refused(keys[1], now, since) and not is_carried then return 'REFUSED' end
-    enter(keys[1], id, now, expires)
+    enter(keys[1], id, expires, now)
     return 'WRITTEN'
 end
 
@@ -262,17 +291,16 @@ end
 function operations.end_owned(keys, values, now)
     local set = keys[1]
     local instant = math.max(now, last_end(set, now) or now)
-    redis.call('ZADD', set, string.format('%.17g', instant + TOMBSTONE), 'ended')
-    expire_with_last(set, now)
+    enter(set, 'ended', string.format('%.17g', instant + TOMBSTONE), now)
     return redis.call('ZRANGE', set, 0, -1, 'WITHSCORES')
 end
 
 -- Returns 1 where a session was ended, 0 where it is somebody else's, or the successor, if any. What is not there may be about to be.
 function operations.end_one(keys, values, now, owner, is_awaited)
-    local key = keys[1]
+    local key, live = unpack(keys)
     local state = find(key, now)
     if state == 'ENDED' then return redis.call('HGET', key, 'successor') end
-    if state == 'ABSENT' and is_awaited then bury(key, now) end
+    if state == 'ABSENT' and is_awaited then bury(key, live, now) end
     if state then return false end
     if redis.call('HGET', key, 'owner') ~= owner then
         -- In a Cluster, it may be about to be theirs: it is in their set already.
@@ -281,14 +309,21 @@ function operations.end_one(keys, values, now, owner, is_awaited)
         redis.call('HSET', key, 'barred:' .. owner, string.format('%.17g', instant))
         return 0
     end
-    bury(key, now)
+    bury(key, live, now)
     return 1
 end
 
 function operations.leave(keys, values, now, ids)
-    for _, id in ipairs(ids) do redis.call('ZREM', keys[1], id) end
-    expire_with_last(keys[1], now)
+    for i = 1, #ids, 1000 do redis.call('ZREM', keys[1], unpack(ids, i, math.min(i + 999, #ids))) end
     return false
+end
+
+-- Removes from an index what has expired, a thousand members at a time, and returns how many such are left.
+function operations.tidy(keys, values, now)
+    redis.call('PERSIST', keys[1])
+    local expired = redis.call('ZCOUNT', keys[1], '-inf', now)
+    if expired > 0 then redis.call('ZREMRANGEBYRANK', keys[1], 0, math.min(expired, 1000) - 1) end
+    return math.max(expired - 1000, 0)
 end
 
 function operations.count(keys, values, now)
@@ -300,16 +335,17 @@ function operations.time()
     return string.format('%s.%06d', time[1], time[2])
 end
 
--- Uses each command of this script, on a key of its own that it leaves empty: a user that lacks one is found at start.
+-- Uses each command of the driver, on a key of its own that it leaves empty: a user that lacks one is found at start.
 function operations.check(keys)
     local key = keys[1]
     local commands = {
         {'DEL', key}, {'HSET', key, 'field', 1}, {'PEXPIRE', key, 1000}, {'EXISTS', key}, {'HGET', key, 'field'},
         {'HMGET', key, 'field'},
-        {'HGETALL', key}, {'HSTRLEN', key, 'field'}, {'HEXISTS', key, 'field'}, {'HDEL', key, 'field'}, {'DEL', key},
+        {'HGETALL', key}, {'HKEYS', key}, {'HSTRLEN', key, 'field'}, {'HEXISTS', key, 'field'}, {'HDEL', key, 'field'}, {'DEL', key},
         {'ZADD', key, 1, 'member'}, {'PEXPIRE', key, 1000}, {'ZSCORE', key, 'member'}, {'ZCOUNT', key, 0, 1},
-        {'ZRANGE', key, 0, 0}, {'ZREVRANGE', key, 0, 0}, {'ZRANGEBYSCORE', key, 0, 1}, {'ZREMRANGEBYSCORE', key, 0, 0},
-        {'ZREMRANGEBYRANK', key, 1, 1}, {'ZREM', key, 'member'}, {'TIME'},
+        {'PERSIST', key}, {'ZRANGE', key, 0, 0}, {'ZRANGEBYSCORE', key, 0, 1}, {'ZREMRANGEBYSCORE', key, 0, 0},
+        {'ZREMRANGEBYRANK', key, 1, 1}, {'ZREM', key, 'member'}, {'SET', key, '', 'XX'},
+        {'TIME'}, {'SCAN', 0, 'COUNT', 1}, {'DBSIZE'},
     }
     for _, command in ipairs(commands) do
         local answer = redis.pcall(unpack(command))
@@ -328,6 +364,8 @@ for _, call in ipairs(cmsgpack.unpack(ARGV[1])) do
     for i = 1, call[2] do keys[i] = KEYS[key + i] end
     for i = 1, call[3] do values[i] = ARGV[value + i] end
     key, value = key + call[2], value + call[3]
+    -- Most batches only load.
+    if refusal == nil and call[1] ~= 'load' and call[1] ~= 'look' then find_room(keys[1]) end
     local is_done, answer = pcall(operations[call[1]], keys, values, unpack(call, 4))
     if not is_done then
         -- An error keeps its code at the front, where the client looks for it.

@@ -5,7 +5,7 @@ Beside the session's own fields, whose names begin with a colon, a hash holds `c
 `deadline`, and after a rename the `successor`.
 A session of somebody's also has its `owner`, `since` when, and a `note`. For each owner there is a sorted set, `owner:` and the
 owner, of the ids of their sessions by when these expire; its member `ended` tells for a minute when all of them were ended. One
-more, `live`, is of all ids by their deadlines. In a Cluster there are 4,096 of these, each in the slot of the sessions in it.
+more, `live`, is of all ids by their deadlines. A Cluster has none: a write touches one key there, and count() looks at all of them.
 
 `redis.lua`, beside this file, is the script that does what a call asks, at once or not at all; `_redis_calls.py` brings it there.
 """
@@ -13,13 +13,14 @@ more, `live`, is of all ids by their deadlines. In a Cluster there are 4,096 of 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from secrets import token_urlsafe
 from time import monotonic
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
@@ -37,6 +38,9 @@ from gaman_session.drivers._redis_address import Address, parse
 from gaman_session.drivers._redis_calls import CONNECTION_FAILURES, DEMOTED, FAILURES, PAUSE, Action, Call, Calls, Unconfirmed
 from gaman_session.drivers._redis_master import NotMasterError, SentinelWatch, ServerWatch, Watch, greet
 from gaman_session.drivers._redis_replicas import warn
+from gaman_session.drivers._redis_walk import Walk, memory
+
+logger = logging.getLogger("gaman")
 
 _DATABASE: Final = re.compile("DB index|SELECT is not allowed|is not an integer|out of range")
 _is_whole: Final = re.compile(rb"[0-9]{1,14}").fullmatch
@@ -86,6 +90,10 @@ class RedisDriver:
         self._damage = Damage("redis")
         self._client: Any = None
         self._watch = Watch()
+        self._walk = Walk(prefix, timeout)
+        self._live = prefix + "live"
+        self._policy = ""
+        """The server's maxmemory-policy, if it evicts keys by one."""
         self._large: set[str] = set()
         """Sessions that were large when they were last loaded; only a hint, which saves asking first."""
 
@@ -122,6 +130,7 @@ class RedisDriver:
             wait_replicas=self._wait_replicas,
             seconds=self._calls.patience,
         )
+        await self._learn_policy()
 
     def _refusal(self, cause: BaseException) -> Exception | None:
         """Return why the driver can't work with what open() got for an answer, or None where that may pass by itself."""
@@ -204,7 +213,11 @@ class RedisDriver:
         if not self._is_cluster:
             ids = (id, new_id) if tag is None else (id, new_id, _index(tag.owner))
             return await self._write(action, "rename", ids, values, *condition, *rest)
-        if tag is not None and await self._enter(action, new_id, tag, record, now) is Outcome.REFUSED:
+        # The old id must not die where the new one finds no room.
+        room = self._write(action, "room", (new_id,), ())
+        if tag is None:
+            await room
+        elif (await asyncio.gather(self._enter(action, new_id, tag, record, now), room))[0] is Outcome.REFUSED:
             # Only shortly after an end of all this costs a trip more: a tag that is no new one is not refused.
             found = await self._look(action, id, now)
             if not isinstance(found, Record):
@@ -234,7 +247,7 @@ class RedisDriver:
         """End the session, and those that it was renamed to."""
         action, seen = self._calls.begin("end a session"), set[str]()
         while id not in seen:
-            call = Call("destroy", (self._key(id),), (), (now, bool(seen)))
+            call = Call("destroy", self._keys(id), (), (now, bool(seen)))
             seen.add(id)
             successor = await self._call(action, id, call)
             if successor is None:
@@ -242,8 +255,27 @@ class RedisDriver:
             id = successor.decode()
 
     async def purge(self, *, now: float, limit: int) -> int:
-        """Return 0: Redis removes by itself what is over."""
+        """Return 0, because Redis removes sessions by itself; remove what has expired from what has no TTL.
+
+        That is the index of all, and the owners' sets. Of these, each call looks at a sixtieth.
+        """
+        action = "remove expired sessions from its indexes"
+        await self._learn_policy()
+        try:
+            for node in await self._masters():
+                async for keys in self._walk.expiring(self._client, node, now):
+                    await asyncio.gather(*(self._tidy(action, key, now) for key in keys))
+        except SessionStoreError:
+            raise
+        except Exception as cause:
+            raise SessionStoreError(self.name, action) from cause
+        if not self._is_cluster:
+            await self._tidy(action, self._live, now)
         return 0
+
+    async def _tidy(self, action: str, key: str, now: float) -> None:
+        while await self._call(self._calls.begin(action), None, Call("tidy", (key,), (), (now,))):
+            pass
 
     async def tag(
         self,
@@ -276,6 +308,7 @@ class RedisDriver:
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
         """Return the owner's sessions, without their fields: in two round trips: one for their ids, and one for them."""
         action = self._calls.begin("list the sessions of an owner")
+        self._check_policy(action.name)
         ids = await self._members(action, "owned", owner, now)
         found = dict(zip(ids, await asyncio.gather(*(self._look(action, id, now) for id in ids)), strict=True))
         # What has ended never comes back. Where a set is in another slot, what is not there may be about to come.
@@ -294,7 +327,7 @@ class RedisDriver:
         while ids:
             # In a Cluster a session may be about to be stored, or renamed.
             arguments = (now, owner, self._is_cluster)
-            calls = [(id, Call("end_one", (self._key(id),), (), arguments)) for id in ids]
+            calls = [(id, Call("end_one", self._keys(id), (), arguments)) for id in ids]
             answers: list[bytes | int | None] = await asyncio.gather(*(self._call(action, id, call) for id, call in calls))
             ended += answers.count(1)
             # What is somebody else's may be given back, and then it must not leave the set.
@@ -302,17 +335,66 @@ class RedisDriver:
             ids = [id for answer in answers if isinstance(answer, bytes) and (id := answer.decode()) not in seen]
             seen.update(ids)
         await self._leave(action, owner, over, now)
+        self._check_policy(f"{action.name} for certain")
         return ended
 
     async def count(self, *, now: float) -> int:
-        """Return how many sessions the index has. One that Redis evicts, or a person deletes, is in it up to its deadline."""
-        shards = [f"{number:03x}" for number in range(16**3)] if self._is_cluster else [""]
-        indexes = [self._shard(shard) + "live" for shard in shards]
-        action, count = self._calls.begin("count its sessions"), 0
-        for start in range(0, len(indexes), _AT_A_TIME):
-            calls = [Call("count", (index,), (), (now,)) for index in indexes[start : start + _AT_A_TIME]]
-            count += sum(await asyncio.gather(*(self._call(action, None, call) for call in calls)))
-        return count
+        """Return how many sessions there are: by the index, or in a Cluster by a look at each key, so within the timeout.
+
+        The index has a session that Redis evicts, or a person deletes, up to its deadline.
+        """
+        action = self._calls.begin("count its sessions")
+        if not self._is_cluster:
+            return cast("int", await self._call(action, None, Call("count", (self._live,), (), (now,))))
+        try:
+            while True:
+                counts = [self._walk.count(self._client, node, now, action.until) for node in await self._masters()]
+                results = await asyncio.gather(*counts, return_exceptions=True)
+                failures = [each for each in results if isinstance(each, BaseException)]
+                if not failures:
+                    return sum(each for each in results if isinstance(each, int))
+                if monotonic() > action.until or not isinstance(failures[0], CONNECTION_FAILURES):
+                    raise failures[0]
+                # A cursor of a server means nothing to the one that takes over.
+                await asyncio.sleep(PAUSE)
+        except Exception as cause:
+            raise SessionStoreError(self.name, action.name) from cause
+
+    async def _masters(self) -> Sequence[Any]:
+        """Return the nodes of a Cluster that have sessions now; [None] outside a Cluster."""
+        if not self._is_cluster:
+            return [None]
+        await self._client.initialize()
+        # A new one may have been given slots of which no call has told yet.
+        await self._client.nodes_manager.initialize()
+        return cast("Sequence[Any]", self._client.get_primaries())
+
+    async def _learn_policy(self) -> None:
+        """Find out whether a server evicts keys when its memory is full, and warn if that is new; quietly where it doesn't say."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                memories = [await memory(self._client, node) for node in await self._masters()]
+        except Exception:
+            return
+        policies = {policy for limit, policy in memories if limit and policy != "noeviction"}
+        known, self._policy = self._policy, next(filter(_evicts_indexes, policies), "") or next(iter(policies), "")
+        if self._policy not in ("", known):
+            fails = (
+                "; list(), end_all() and max_sessions_per_owner fail, because it also evicts what tells whose sessions are whose"
+            )
+            logger.warning(
+                "the redis at %s has maxmemory-policy %s: it logs visitors out when its memory is full%s. Set it to noeviction",
+                self._address.hosts,
+                self._policy,
+                fails if _evicts_indexes(self._policy) else "",
+                extra={"driver": self.name},
+            )
+
+    def _check_policy(self, action: str) -> None:
+        """Raise SessionStoreError where Redis may have evicted what tells whose sessions are whose."""
+        if _evicts_indexes(self._policy):
+            reason = f"maxmemory-policy {self._policy} evicts what tells whose they are; set maxmemory-policy noeviction"
+            raise SessionStoreError(self.name, action, reason)
 
     async def _look(self, action: Action, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return what load() does, but for the fields."""
@@ -372,8 +454,12 @@ class RedisDriver:
     def _key(self, id: str) -> str:
         return self._shard(id) + id
 
+    def _keys(self, id: str, *others: str) -> Sequence[str]:
+        """Return the keys of a call that writes to a session: in a Cluster one; elsewhere also the index of all, and *others*."""
+        return (self._key(id),) if self._is_cluster else (self._key(id), self._live, *(self._prefix + other for other in others))
+
     def _shard(self, id: str) -> str:
-        """Return what a session's key begins with, and that of its index: in a Cluster, with a hash tag that they share."""
+        """Return what a session's key begins with: in a Cluster, with a hash tag."""
         return f"{self._prefix}{{{id[:3]}}}" if self._is_cluster else self._prefix
 
     async def _members(self, action: Action, operation: str, owner: str, *times: float) -> list[str]:
@@ -388,7 +474,7 @@ class RedisDriver:
             await self._call(action, index, Call("leave", (self._prefix + index,), (), (now, [*ids])))
 
     async def _write(self, action: Action, operation: str, ids: Sequence[str], values: Sequence[bytes], *arguments: Any) -> Outcome:
-        call = Call(operation, [self._key(id) for id in ids], values, arguments)
+        call = Call(operation, self._keys(*ids), values, arguments)
         return _outcome(await self._call(action, ids[0], call))
 
     async def _call(self, action: Action, id: str | None, call: Call, *, is_large: bool = False) -> Any:
@@ -481,6 +567,11 @@ def _names(fields: Iterable[str]) -> list[str]:
 def _text(deadline: float | None) -> str | Literal[False]:
     # A nil would end the list of arguments in Lua.
     return False if deadline is None else repr(deadline)
+
+
+def _evicts_indexes(policy: str) -> bool:
+    # volatile-* evicts only what has a TTL.
+    return policy.startswith("allkeys-")
 
 
 def _index(owner: str) -> str:
