@@ -41,7 +41,7 @@ local refusal
 -- Redis refuses to grow only in the first write of a script. So a batch first tries a write that changes nothing. Where that is
 -- refused, another one that never is lets logouts pass, and growing calls fail by themselves.
 local function find_room(key)
-    local answer = redis.pcall('SET', key, '', redis.call('EXISTS', key) == 1 and 'NX' or 'XX')
+    local answer = redis.pcall('SET', key, '', redis.pcall('EXISTS', key) == 1 and 'NX' or 'XX')
     refusal = type(answer) == 'table' and answer.err and string.match(answer.err, 'OOM .*') or false
     if refusal then redis.pcall('HDEL', key, '') end
 end
