@@ -525,9 +525,12 @@ class RedisDriver:
         counts = dict(zip(written_to, answers[len(groups) :], strict=True))
         for i, node in writes.items():
             count = counts[node]
+            if isinstance(results[i], Exception):
+                # A replica refuses to WAIT as well, and tells less by that.
+                continue
             if isinstance(count, Exception):
                 results[i] = count
-            elif not isinstance(results[i], Exception) and (count < self._wait_replicas or node != self._node(calls[i])):
+            elif count < self._wait_replicas or node != self._node(calls[i]):
                 results[i] = RedisError(
                     f"{count} of {self._wait_replicas} replicas have confirmed the write, which may yet be lost"
                 )
