@@ -548,12 +548,15 @@ async def test_replicas_that_a_write_does_not_wait_for_are_a_warning(kind: str, 
             assert await warnings_of(url.replace("//", "//user:hidden@"), 1, caplog) == expected
 
 
-async def test_a_url_that_names_only_some_of_the_sentinels_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_url_that_names_only_some_of_the_sentinels_is_a_warning_and_a_wrong_name_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with servers.RedisSentinels() as sentinels:
         assert await warnings_of(sentinels.url, 1, caplog) == []
         url = f"redis+sentinel://{sentinels.sentinels[0].address}/{sentinels.name}"
         [told] = await warnings_of(url, 0, caplog)
         assert told.startswith("the url of the redis driver names 1 of 3 Sentinels")
+        assert "watch no master 'other'" in await refused_by(sentinels.url.replace("sessions", "other"))
 
 
 # Sentinels
