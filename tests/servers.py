@@ -204,18 +204,25 @@ class RedisCluster:
         with node.client() as client:
             replication = client.info("replication")
             cluster = client.execute_command("CLUSTER", "INFO")
-        return "cluster_state:ok" in str(cluster) and (node in self.masters or replication.get("master_link_status") == "up")
+            nodes = client.execute_command("CLUSTER", "NODES")
+        knows_replicas = str(nodes).count("slave") == len(self.replicas)
+        return (
+            "cluster_state:ok" in str(cluster)
+            and knows_replicas
+            and (node in self.masters or replication.get("master_link_status") == "up")
+        )
 
 
 class RedisSentinel(RedisServer):
-    """A Sentinel, which watches *master* under *name*, and agrees with one other on when it is down."""
+    """A Sentinel, which watches *master* under *name* since the failover *epoch*, and agrees with one other on when it is down."""
 
-    def __init__(self, name: str, master: RedisServer) -> None:
+    def __init__(self, name: str, master: RedisServer, *, epoch: int = 0) -> None:
         super().__init__()
         self._file = self.folder / "sentinel.conf"
         self._file.write_text(
             f"port {self.port}\nbind 127.0.0.1\nsentinel monitor {name} 127.0.0.1 {master.port} 2\n"
             f"sentinel down-after-milliseconds {name} 1000\nsentinel failover-timeout {name} 3000\n"
+            f"sentinel config-epoch {name} {epoch}\n"
         )
 
     def command(self) -> list[str]:

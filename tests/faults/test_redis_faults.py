@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
@@ -30,7 +30,7 @@ from tests.faults.site_under_load import (
     site,
 )
 from tests.servers import RedisCluster, RedisSentinels, RedisServer, Server, free_port
-from tests.serving import PATIENCE, until
+from tests.serving import PATIENCE, Answer, until
 
 PASSWORD = "hunter2"
 FAILOVER = 30.0
@@ -381,6 +381,80 @@ def test_what_is_somebodys_and_what_was_ended_stays_so_when_sentinels_replace_th
         until(lambda: mine.get("/end_all/me").status == 200, "a write to succeed", seconds=FAILOVER)
         assert mine.all() == {}
         assert json.loads(mine.get("/handles/me").body) == []
+
+
+class Leavers(Writer):
+    """Begins a session with each write, and ends it."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.ended: list[str] = []
+
+    def write(self) -> Answer:
+        visitor = Visitor(self.visitor.port)
+        answer = visitor.put("key")
+        if answer.status == 200:
+            cookie = str(visitor.cookie)
+            answer = visitor.get("/end")
+            if answer.status == 200:
+                self.ended.append(cookie)
+        return answer
+
+    def lost(self) -> list[str]:
+        return alive(self.ended, self.visitor.port)
+
+
+def alive(ended: Sequence[str], port: int) -> list[str]:
+    """Return those of the *ended* cookies that are still some session's."""
+
+    def is_alive(cookie: str) -> bool:
+        visitor = Visitor(port)
+        visitor.cookie = cookie
+        return visitor.all() != {}
+
+    # Over as many connections as the driver uses.
+    with ThreadPoolExecutor(16) as pool:
+        return [cookie for cookie, found in zip(ended, pool.map(is_alive, ended), strict=True) if found]
+
+
+@pytest.mark.slow
+def test_a_planned_failover_loses_nothing_that_was_acknowledged_though_another_replica_confirms_it(tmp_path: Path) -> None:
+    with RedisSentinels(2) as sentinels, site(tmp_path, redis(sentinels.url, wait_replicas=1)) as program:
+        writers = [cls(program.port) for cls in (Writer, Newcomers, Newcomers, Leavers, Leavers)]
+        with Load(*writers) as load:
+            # The last one, because a driver may ask only the first.
+            with sentinels.sentinels[-1].client() as client:
+                client.execute_command("SENTINEL", "FAILOVER", sentinels.name)
+            # Up to then, it takes writes, which the other replica confirms.
+            until(lambda: role(sentinels.master) == "slave", "the old master to be demoted", seconds=FAILOVER)
+            load.wait_until_all_write(FAILOVER)
+        assert "master" in {role(replica) for replica in sentinels.replicas}
+        assert set(load.statuses) <= {200, 503}
+        assert [writer.lost() for writer in writers] == [[]] * len(writers)
+
+
+@pytest.mark.slow
+def test_a_master_that_wakes_after_it_was_replaced_is_asked_for_no_session(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    with RedisSentinels(2) as sentinels:
+        driver = redis(sentinels.url, wait_replicas=1)
+        with site(here, driver) as program, site(there, driver) as idle:
+            visitors = [Visitor(program.port) for _ in range(40)]
+            assert {visitor.put("key").status for visitor in visitors} == {200}
+            cookies = [str(visitor.cookie) for visitor in visitors]
+            # Both have connections to the master.
+            assert len(alive(cookies, program.port)) == len(alive(cookies, idle.port)) == len(cookies)
+            wait_until_replicated(sentinels.master, sentinels.replicas[0])
+            wait_until_replicated(sentinels.master, sentinels.replicas[1])
+            sentinels.master.send_signal(signal.SIGSTOP)
+            until(lambda: "master" in {role(each) for each in sentinels.replicas}, "a replica to take over", seconds=FAILOVER)
+            newcomer = Writer(program.port)
+            until(lambda: newcomer.step() == 200, "a write to succeed", seconds=FAILOVER)
+            assert {visitor.get("/end").status for visitor in visitors} == {200}
+            sentinels.master.send_signal(signal.SIGCONT)
+            assert alive(cookies, idle.port) == alive(cookies, program.port) == []
 
 
 def role(server: RedisServer) -> str:

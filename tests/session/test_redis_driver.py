@@ -9,8 +9,8 @@ import re
 import signal
 import socket
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +26,7 @@ from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError
 from gaman.session.testing import CONTRACT, OWNER_CONTRACT
 from gaman_session import _sealing
 from gaman_session._driver import LARGE
-from gaman_session.drivers import _redis_calls
+from gaman_session.drivers import _redis_calls, _redis_master
 from gaman_session.drivers._redis_calls import Action, Calls
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
@@ -442,6 +442,168 @@ async def test_a_server_that_was_demoted_is_left_for_the_one_that_its_name_leads
             await asyncio.gather(*(driver.create(id, record()) for id in ids))
             with new.client() as client:
                 assert client.exists(*(f"gaman:{id}" for id in ids)) == len(ids)
+
+
+def promote(new: servers.RedisServer, old: servers.RedisServer) -> None:
+    """Make a master of *new*, and a replica of *old*."""
+    with new.client() as client:
+        client.replicaof("NO", "ONE")
+    with old.client() as client:
+        client.replicaof("127.0.0.1", new.port)
+
+
+async def test_a_demoted_server_is_left_too_where_replicas_are_waited_for() -> None:
+    with servers.RedisServer() as old, replica_of(old) as new:
+        async with Relay(old.port) as relay, opened(url=relay.url, wait_replicas=1) as driver:
+            await asyncio.gather(*(driver.create(new_id(), record()) for _ in range(50)))
+            promote(new, old)
+            relay.port = new.port
+            until(lambda: is_linked(old), "the old master to follow the new one")
+            ids = [new_id() for _ in range(50)]
+            await asyncio.gather(*(driver.create(id, record()) for id in ids))
+            with new.client() as client:
+                assert client.exists(*(f"gaman:{id}" for id in ids)) == len(ids)
+
+
+async def test_a_driver_that_only_reads_leaves_a_server_that_was_demoted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_redis_master, "_LONG_PERIOD", 0.05)
+    with servers.RedisServer() as old, replica_of(old) as new:
+        async with Relay(old.port) as relay, opened(url=relay.url) as driver:
+            await driver.create(id := new_id(), record())
+            assert all(isinstance(each, Record) for each in await asyncio.gather(*(driver.load(id, now=NOW) for _ in range(20))))
+            # It keeps what it had, because it finds no master.
+            with new.client() as client, old.client() as demoted:
+                client.replicaof("NO", "ONE")
+                client.flushall()
+                demoted.replicaof("127.0.0.1", servers.free_port())
+            relay.port = new.port
+            async with asyncio.timeout(10):
+                while await driver.load(id, now=NOW) is not None:
+                    await asyncio.sleep(0.01)
+            assert await asyncio.gather(*(driver.load(id, now=NOW) for _ in range(20))) == [None] * 20
+            assert caplog.messages == [
+                f"the Redis server at {relay.url.partition('//')[2]} has become a replica: the driver connects anew"
+            ]
+
+
+@contextmanager
+def replica_of(master: servers.RedisServer) -> Generator[servers.RedisServer]:
+    with servers.RedisServer("--replicaof", "127.0.0.1", str(master.port), "--repl-diskless-sync-delay", "0") as replica:
+        until(lambda: is_linked(replica), "the replica to follow its master")
+        yield replica
+
+
+def is_linked(replica: servers.RedisServer) -> bool:
+    with replica.client() as client:
+        return bool(client.info("replication").get("master_link_status") == "up")
+
+
+# Starting with replicas
+
+
+async def test_a_replica_is_not_taken_for_the_master_at_the_start() -> None:
+    with servers.RedisServer() as master, replica_of(master) as replica:
+        for protocol in (2, 3):
+            told = await refused_by(f"{replica.url}?protocol={protocol}", timeout=0.5)
+            assert f"found a replica at {replica.address}, which takes no changes; write the master's address in its url" in told
+        # It may be about to become the master.
+        start = asyncio.create_task(keeps_sessions(replica.url))
+        await asyncio.sleep(0.2)
+        promote(replica, master)
+        await start
+
+
+async def warnings_of(url: str, wait_replicas: int, caplog: pytest.LogCaptureFixture) -> list[str]:
+    caplog.clear()
+    async with opened(url=url, wait_replicas=wait_replicas):
+        assert {each.levelname for each in caplog.records} <= {"WARNING"}
+        return [*caplog.messages]
+
+
+@pytest.mark.parametrize("kind", ["redis", "redis+sentinel", "redis+cluster"])
+async def test_replicas_that_a_write_does_not_wait_for_are_a_warning(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    with ExitStack() as stack:
+        if kind == "redis+sentinel":
+            sentinels = stack.enter_context(servers.RedisSentinels(2))
+            url, masters = sentinels.url, [sentinels.master]
+        elif kind == "redis+cluster":
+            cluster = stack.enter_context(servers.RedisCluster(1, 2))
+            url, masters = cluster.url, cluster.masters
+        else:
+            masters = [stack.enter_context(servers.RedisServer())]
+            url = masters[0].url
+            for _ in range(2):
+                stack.enter_context(replica_of(masters[0]))
+        [few] = await warnings_of(url, 1, caplog)
+        assert few.startswith(
+            f"wait_replicas=1, and Redis has 2 replicas of {masters[0].address}: a change that only 1 of them got"
+        )
+        assert few.endswith("Set wait_replicas=2, or min-replicas-to-write 2 in Redis")
+        assert await warnings_of(url, 0, caplog) == await warnings_of(url, 2, caplog) == []
+        [many] = await warnings_of(url, 3, caplog)
+        assert many.startswith(f"wait_replicas=3, and Redis has 2 replicas of {masters[0].address}: each change there is a 503")
+        with masters[0].client() as client:
+            client.config_set("min-replicas-to-write", 2)
+            assert await warnings_of(url, 1, caplog) == []
+            # A user who may not ask is told nothing.
+            client.config_set("min-replicas-to-write", 0)
+            client.execute_command("ACL", "SETUSER", "user", "reset", "on", ">hidden", "~*", "+@all", "-info", "-config")
+            expected = [] if kind == "redis" else [few]
+            assert await warnings_of(url.replace("//", "//user:hidden@"), 1, caplog) == expected
+
+
+async def test_a_url_that_names_only_some_of_the_sentinels_is_a_warning_and_a_wrong_name_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with servers.RedisSentinels() as sentinels:
+        assert await warnings_of(sentinels.url, 1, caplog) == []
+        url = f"redis+sentinel://{sentinels.sentinels[0].address}/{sentinels.name}"
+        [told] = await warnings_of(url, 0, caplog)
+        assert told.startswith("the url of the redis driver names 1 of 3 Sentinels")
+        assert "watch no master 'other'" in await refused_by(sentinels.url.replace("sessions", "other"))
+
+
+# Sentinels
+
+
+async def test_a_sentinel_that_was_away_is_not_believed() -> None:
+    with servers.RedisServer() as old, servers.RedisServer() as new:
+        # Each knows only its own master, so they don't meet.
+        behind, ahead = servers.RedisSentinel("sessions", old, epoch=3), servers.RedisSentinel("sessions", new, epoch=4)
+        with behind, ahead:
+            for order in ((behind, ahead), (ahead, behind)):
+                hosts = ",".join(each.address for each in order)
+                async with opened(url=f"redis+sentinel://{hosts}/sessions") as driver:
+                    await driver.create(id := new_id(), record())
+                    with new.client() as client:
+                        assert client.exists(f"gaman:{id}")
+
+
+async def test_a_failover_is_told_once_and_so_is_the_silence_of_all_sentinels(caplog: pytest.LogCaptureFixture) -> None:
+    with servers.RedisSentinels() as sentinels:
+        async with opened(url=sentinels.url) as driver:
+            await driver.create(id := new_id(), record())
+            with sentinels.sentinels[0].client() as client:
+                client.execute_command("SENTINEL", "FAILOVER", sentinels.name)
+            async with asyncio.timeout(30):
+                while not caplog.messages:
+                    await driver.load(id, now=NOW)
+                    await asyncio.sleep(0.01)
+            assert isinstance(await driver.load(id, now=NOW), Record)
+            old, new = sentinels.master.address, sentinels.replica.address
+            for each in sentinels.sentinels:
+                each.kill()
+            async with asyncio.timeout(30):
+                while len(caplog.messages) < 2:
+                    await asyncio.sleep(0.01)
+            # The master that they named last is still there.
+            assert isinstance(await driver.load(id, now=NOW), Record)
+            assert caplog.messages == [
+                f"the Redis master of sessions was {old}, and now is {new}",
+                "no Sentinel of sessions answers, so a failover goes unnoticed",
+            ]
 
 
 # What is kept

@@ -128,7 +128,7 @@ class ServerWatch(Watch):
         self._drop()
 
     async def _watch(self) -> None:
-        # Redis has a reason to speak of its role to every user: HELLO tells it, while ROLE and INFO take permissions.
+        # HELLO tells every user the server's role; ROLE and INFO would take permissions.
         protocol = self._client.get_connection_kwargs().get("protocol") or 3
         while True:
             pause = _LONG_PERIOD
@@ -211,11 +211,16 @@ class SentinelWatch(Watch):
 
     async def _ask(self, i: int) -> None:
         """Keep what a Sentinel says now; its events only say when to ask."""
-        state = await self._sentinels[i].sentinel_master(self._name)
+        sentinel = self._sentinels[i]
+        state = await sentinel.sentinel_master(self._name)
         # From the promotion on, the Sentinel that leads a failover has the new address here, and in its state when all is over.
-        host, port = await self._sentinels[i].execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self._name)
+        host, port = await sentinel.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self._name)
         address = (host.decode() if isinstance(host, bytes) else host, int(port))
-        is_switching = "failover_in_progress" in state["flags"] and address == (state["ip"], state["port"])
+        is_promoted = address != (state["ip"], state["port"])
+        if is_promoted:
+            # The state may be from just before, and so have the epoch of the old master.
+            state = await sentinel.sentinel_master(self._name)
+        is_switching = "failover_in_progress" in state["flags"] and not is_promoted
         others = state["num-other-sentinels"]
         self._answers[i] = Answer(state["config-epoch"], address, is_switching, state["num-slaves"], others + 1)
 
@@ -233,8 +238,8 @@ class SentinelWatch(Watch):
         before = self.answer
         if before is None:
             self.answer = latest
-        # A Sentinel that was away has a lower epoch. Where most have a lower one, the Sentinels were set up anew.
-        elif latest.epoch > before.epoch or 2 * told[latest.epoch, latest.address] > len(self._sentinels):
+        # A Sentinel that was away, or has yet to hear of a failover, has a lower epoch. If all agree on one, they were set up anew.
+        elif latest.epoch > before.epoch or told[latest.epoch, latest.address] == len(self._sentinels):
             self.answer = latest
             if latest.address != before.address:
                 addresses = [f"{host}:{port}" for host, port in (before.address, latest.address)]

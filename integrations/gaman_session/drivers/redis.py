@@ -118,7 +118,8 @@ class RedisDriver:
             if not may_pass or monotonic() + PAUSE > until:
                 break
             await asyncio.sleep(PAUSE)
-        for answer in answers:
+        # The check names the command that a user may not run.
+        for answer in reversed(answers):
             if isinstance(answer, Exception) and (error := self._refusal(answer)) is not None:
                 await self.close()
                 raise error from answer
@@ -149,6 +150,8 @@ class RedisDriver:
             return ConfigError(f"the redis driver can't use the database in its url at {hosts}: {text}; choose one that is there")
         if isinstance(cause, (*CONNECTION_FAILURES, TimeoutError)):
             return SessionStoreError(self.name, f"be reached at {hosts}; see that it runs there, or change the driver's url")
+        if "No such master" in text:
+            return ConfigError(f"the Sentinels at {hosts} watch no master {self._address.master!r}; write its name in the url")
         if "SENTINEL" in text:
             return ConfigError(f"the redis driver found no Sentinel at {hosts}; write their hosts, or redis:// in its url")
         if _FORBIDDEN.search(text):
