@@ -115,6 +115,8 @@ class RedisDriver:
             return ConfigError(f"the redis driver can't use the database in its url at {hosts}: {text}; choose one that is there")
         if isinstance(cause, (*CONNECTION_FAILURES, TimeoutError)):
             return SessionStoreError(self.name, f"be reached at {hosts}; see that it runs there, or change the driver's url")
+        if "cluster support disabled" in text:
+            return ConfigError(f"the redis driver found no Cluster at {hosts}; write redis:// in its url")
         if "SENTINEL" in text:
             return ConfigError(f"the redis driver found no Sentinel at {hosts}; write their hosts, or redis:// in its url")
         if _FORBIDDEN.search(text):
