@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -16,6 +20,7 @@ from typing import Any, Self
 
 import pytest
 
+from gaman_session.drivers.redis import RedisDriver
 from tests.faults.site_under_load import (
     Counting,
     Load,
@@ -35,6 +40,8 @@ from tests.serving import PATIENCE, Answer, until
 PASSWORD = "hunter2"
 FAILOVER = 30.0
 """Seconds within which everyone can write again; a cluster or Sentinels need about four to agree."""
+RECOVERY = 10.0
+"""Seconds within which the new master is found; it takes less than two, on a machine that is not busy."""
 
 
 def redis(url: str, **options: Any) -> dict[str, Any]:
@@ -309,6 +316,91 @@ def test_a_cluster_that_loses_a_master_recovers_by_itself_and_its_other_shards_g
         for writer in sharing:
             assert {*acknowledged[writer]} <= writer.visitor.all().keys()
         assert [writer.lost() for writer in others] == [[]] * len(others)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait_replicas", [0, 1])
+@pytest.mark.parametrize("fault", [kill, freeze])
+def test_a_cluster_whose_master_stays_away_goes_on_with_its_replica(
+    fault: Callable[[Server], Callable[[], object]], wait_replicas: int, tmp_path: Path
+) -> None:
+    # A replica that takes over needs one of its own to confirm what it is told.
+    with RedisCluster(3, 1 + wait_replicas) as cluster:
+        doomed, *_ = cluster.masters
+        options = redis(f"redis+cluster://{doomed.address}", wait_replicas=wait_replicas)
+        with site(tmp_path, options) as program:
+            writers = spread(cluster, program.port, 2)
+            reader = writers[doomed][0].visitor
+            with Load(*(writer for some in writers.values() for writer in some), Newcomers(program.port)) as load:
+                fault(doomed)
+                replicas = cluster.replicas[:: len(cluster.masters)]
+                until(lambda: any(role(each) == "master" for each in replicas), "a replica to take over", seconds=FAILOVER)
+                until(lambda: reader.get("/all").status == 200, "a read to succeed", seconds=RECOVERY)
+                # The other replica may need a while to follow the first.
+                load.wait_until_all_write(FAILOVER if wait_replicas else RECOVERY)
+            assert set(load.statuses) <= {200, 503}
+            if wait_replicas:
+                assert [writer.lost() for writer in load.writers] == [[]] * len(load.writers)
+
+
+@pytest.mark.slow
+def test_a_cluster_is_resharded_under_load_without_an_error(tmp_path: Path) -> None:
+    with RedisCluster(3, 1) as cluster, site(tmp_path, redis(cluster.url, wait_replicas=1)) as program:
+        writers = [Writer(program.port) for _ in range(4)]
+        newcomers, logins = Newcomers(program.port), Logins(program.port)
+        with Load(*writers, newcomers, logins) as load:
+            source, target, _ = cluster.masters
+            for giver, taker in ((source, target), (target, source)):
+                reshard(giver, taker, 400)
+                load.wait_until_all_write()
+        assert load.statuses.keys() == {200}
+        assert [writer.lost() for writer in load.writers] == [[]] * len(load.writers)
+        assert "[OK] All 16384 slots covered" in redis_cli("--cluster", "check", source.address)
+
+        async def count() -> int:
+            driver = RedisDriver(url=cluster.url)
+            await driver.open()
+            try:
+                return await driver.count(now=time.time())
+            finally:
+                await driver.close()
+
+        assert asyncio.run(count()) == len(writers) + len(newcomers.visitors) + len(logins.visitors)
+
+
+class Logins(Newcomers):
+    """Begins a new session of the same owner with each write."""
+
+    def write(self) -> Answer:
+        visitor = Visitor(self.visitor.port)
+        answer = visitor.get("/login/me")
+        if answer.status == 200:
+            self.visitors.append(visitor)
+        return answer
+
+    def lost(self) -> list[str]:
+        return [str(visitor.cookie) for visitor in self.visitors if visitor.all() != {"user": "me"}]
+
+
+def reshard(giver: RedisServer, taker: RedisServer, slots: int) -> None:
+    """Have *giver* give so many slots, with what is in them, to *taker*."""
+    names: list[str] = []
+    for node in (giver, taker):
+        with node.client() as client:
+            names.append(client.execute_command("CLUSTER", "MYID"))
+    options = ("--cluster-from", names[0], "--cluster-to", names[1], "--cluster-slots", str(slots), "--cluster-yes")
+    redis_cli("--cluster", "reshard", giver.address, *options)
+
+
+def redis_cli(*arguments: str) -> str:
+    """Return what redis-cli prints; it fails the test if it fails."""
+    program = shutil.which("redis-cli")
+    if program is None and not os.environ.get("CI"):
+        pytest.skip("there is no redis-cli: apt-get install redis-tools")
+    assert program, "there is no redis-cli: .ci/run installs it"
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow

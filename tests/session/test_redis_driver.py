@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.connection import Connection
 from redis.crc import key_slot
 from redis.exceptions import OutOfMemoryError
 
@@ -39,8 +40,12 @@ NOW = math.floor(time.time() * 1000) / 1000
 MAX_SIZE = 1 << 20
 
 
-def new_id() -> str:
-    return _sealing.handle(_sealing.new_id())
+def new_id(*, is_in_first_half: bool | None = None) -> str:
+    """Return an id, in the first or the second half of the slots of a Cluster if that matters."""
+    while True:
+        id = _sealing.handle(_sealing.new_id())
+        if is_in_first_half in (None, key_slot(id[:3].encode()) < 8192):
+            return id
 
 
 def record(**fields: bytes) -> Record:
@@ -346,6 +351,15 @@ async def test_a_database_that_is_not_there_is_found_at_the_start_by_a_socket_to
                     pass
 
 
+async def test_a_server_that_is_in_no_cluster_is_named() -> None:
+    with (
+        servers.RedisServer() as server,
+        pytest.raises(ConfigError, match=f"found no Cluster at .*{server.address}; write redis://"),
+    ):
+        async with opened(url=f"redis+cluster://127.0.0.1:1,{server.address}"):
+            pass
+
+
 async def test_a_server_that_is_no_sentinel_is_named() -> None:
     with servers.RedisServer() as server, pytest.raises(ConfigError, match=f"found no Sentinel at {server.address}; write"):
         async with opened(url=f"redis+sentinel://{server.address}/sessions"):
@@ -405,12 +419,15 @@ class Relay:
 
     def __init__(self, port: int) -> None:
         self.port = port
+        self.delay = 0.0
+        """Seconds by which it holds up what passes."""
         self._writers: list[asyncio.StreamWriter] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connect, "127.0.0.1")
-        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self.url = f"redis://{self.address}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -427,6 +444,7 @@ class Relay:
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while octets := await reader.read(65536):
+            await asyncio.sleep(self.delay)
             writer.write(octets)
         writer.close()
 
@@ -604,6 +622,155 @@ async def test_a_failover_is_told_once_and_so_is_the_silence_of_all_sentinels(ca
                 f"the Redis master of sessions was {old}, and now is {new}",
                 "no Sentinel of sessions answers, so a failover goes unnoticed",
             ]
+
+
+# How long a call may take
+
+
+@pytest.mark.parametrize("method", ["destroy", "owned", "end_owned", "create", "tag", "rename", "count"])
+async def test_all_round_trips_of_a_call_have_the_timeout_together(method: str) -> None:
+    # In a Cluster, the last four take several.
+    is_cluster = method in {"create", "tag", "rename", "count"}
+    async with Relay(0) as relay:
+        announced = ("--cluster-announce-ip", "127.0.0.1", "--cluster-announce-port", relay.address.partition(":")[2])
+        with servers.RedisServer(*(("--cluster-enabled", "yes", *announced) if is_cluster else ())) as server:
+            relay.port = server.port
+            if is_cluster:
+                with server.client() as client:
+                    client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+                    until(lambda: "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO")), "the Cluster")
+            url = f"redis+cluster://{relay.address}" if is_cluster else relay.url
+            async with opened(url=url, timeout=0.75) as driver:
+                id, new = new_id(), new_id()
+                kept = Record({"a": b"1"}, NOW, NOW + 1000, NOW + 1000, tag=Tag("me", b"", NOW))
+                await driver.create(id, kept)
+                if method == "destroy":
+                    await driver.rename(id, new, kept, version=0, now=NOW)
+                calls: dict[str, Callable[[], Awaitable[Any]]] = {
+                    "destroy": lambda: driver.destroy(id, now=NOW),
+                    "owned": lambda: driver.owned("me", now=NOW),
+                    "end_owned": lambda: driver.end_owned("me", keep=(), now=NOW),
+                    "create": lambda: driver.create(new, kept),
+                    "tag": lambda: driver.tag(id, kept.tag, {}, (), now=NOW, deadline=None, max_size=MAX_SIZE),
+                    "rename": lambda: driver.rename(id, new, record(), version=0, now=NOW),
+                    "count": lambda: driver.count(now=NOW),
+                }
+                # One round trip is not too slow, not even for a server of a Cluster; two are.
+                relay.delay = 0.22
+                with pytest.raises(SessionStoreError):
+                    await calls[method]()
+                relay.delay = 0
+
+
+async def test_calls_that_wait_for_a_frozen_server_have_the_timeout_too() -> None:
+    with servers.RedisServer() as server:
+        async with opened(url=server.url, timeout=1) as driver:
+            server.send_signal(signal.SIGSTOP)
+            async with asyncio.timeout(20):
+                results = await asyncio.gather(*(driver.load(new_id(), now=NOW) for _ in range(500)), return_exceptions=True)
+            assert {type(result) for result in results} == {SessionStoreError}
+            server.send_signal(signal.SIGCONT)
+
+
+# What a log tells of a failure
+
+
+async def reason_of(call: Awaitable[Any]) -> str:
+    """Return what the failure of *call* tells, without values."""
+    with pytest.raises(SessionStoreError) as caught:
+        await call
+    assert str(caught.value).endswith(f": {caught.value.reason}")
+    assert not caught.value.is_unconfirmed
+    assert "gaman:" not in told_by(caught.value)
+    assert "hidden" not in told_by(caught.value)
+    return caught.value.reason
+
+
+async def test_a_failure_tells_what_the_server_said() -> None:
+    with servers.RedisServer() as server, servers.RedisServer() as other, server.client() as client:
+        async with opened(url=server.url, timeout=1) as driver:
+            await driver.create(new_id(), record())
+            client.config_set("maxmemory", 1)
+            assert (await reason_of(driver.create(new_id(), record()))).startswith("OOM command not allowed when used memory")
+            client.config_set("maxmemory", 0)
+            client.config_set("min-replicas-to-write", 1)
+            assert (await reason_of(driver.create(new_id(), record()))).startswith("NOREPLICAS Not enough good replicas")
+            client.config_set("min-replicas-to-write", 0)
+            client.replicaof("127.0.0.1", other.port)
+            assert (await reason_of(driver.create(new_id(), record()))).startswith("READONLY You can't write")
+            client.replicaof("127.0.0.1", 1)
+            client.config_set("replica-serve-stale-data", "no")
+            assert (await reason_of(driver.create(new_id(), record()))).startswith("MASTERDOWN Link with MASTER is down")
+
+
+async def test_a_failure_tells_what_a_server_of_a_cluster_said() -> None:
+    with servers.RedisCluster(2) as cluster:
+        async with opened(url=cluster.url, timeout=2) as driver:
+            for node in cluster.nodes:
+                with node.client() as client:
+                    client.execute_command(
+                        "CLUSTER", "DELSLOTS", "0" if "0-" in str(client.execute_command("CLUSTER", "NODES")) else "1"
+                    )
+            assert (await reason_of(driver.count(now=NOW))).startswith("CLUSTERDOWN ")
+            for node in cluster.nodes:
+                node.send_signal(signal.SIGSTOP)
+            assert re.match(r"127\.0\.0\.1:\d+ gave no answer in \d\.\d s", await reason_of(driver.load(new_id(), now=NOW)))
+            for node in cluster.nodes:
+                node.send_signal(signal.SIGCONT)
+
+
+async def test_a_failure_tells_which_server_gave_no_answer_for_how_long() -> None:
+    with servers.RedisServer() as server:
+        async with opened(url=server.url, timeout=0.5) as driver:
+            server.send_signal(signal.SIGSTOP)
+            assert (await reason_of(driver.load(new_id(), now=NOW))).startswith(f"{server.address} gave no answer in 0.")
+            server.send_signal(signal.SIGCONT)
+
+
+async def test_a_failure_tells_no_arguments_of_a_command_that_a_server_does_not_know() -> None:
+    unknowing = ("--rename-command", "EVALSHA", "", "--rename-command", "HGETALL", "")
+    with servers.RedisServer() as knowing, servers.RedisServer(*unknowing) as server:
+        async with Relay(knowing.port) as relay, opened(url=relay.url) as driver:
+            relay.port = server.port
+            await driver._client.connection_pool.disconnect()
+            assert (await reason_of(driver.create(new_id(), record(a=b"hidden")))) in (
+                "ERR unknown command `EVALSHA`",
+                "ERR unknown command 'EVALSHA'",
+            )
+            assert (await reason_of(driver.load(new_id(), now=NOW))) in (
+                "ERR unknown command `HGETALL`",
+                "ERR unknown command 'HGETALL'",
+            )
+
+
+@pytest.mark.parametrize("is_cluster", [False, True])
+async def test_an_error_of_the_library_passes_or_is_a_failure_of_the_store(
+    is_cluster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(url=servers.redis_cluster_url() if is_cluster else servers.redis_url()) as driver:
+        connect, faults = Connection.send_packed_command, 2
+
+        async def stumbling(self: Any, *arguments: Any, **options: Any) -> Any:
+            nonlocal faults
+            faults -= 1
+            if faults >= 0:
+                raise AttributeError("'NoneType' object has no attribute 'name'")
+            return await connect(self, *arguments, **options)
+
+        monkeypatch.setattr(Connection, "send_packed_command", stumbling)
+        id = new_id()
+        await driver.create(id, record())
+        assert isinstance(await driver.load(id, now=NOW), Record)
+        faults = 1000
+        with pytest.raises(SessionStoreError) as caught:
+            await driver.load(id, now=NOW)
+        assert isinstance(caught.value.__cause__, AttributeError)
+        faults = 1000
+        task = asyncio.create_task(driver.load(id, now=NOW))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 # What is kept
@@ -1360,6 +1527,113 @@ async def test_a_logout_between_the_two_halves_of_a_rename_ends_what_it_becomes(
             assert await driver.load(id, now=NOW) is Outcome.ENDED
 
 
+# Which server of a Cluster has a slot
+
+
+def ask(server: servers.RedisServer, *command: object) -> Any:
+    with server.client() as client:
+        return client.execute_command(*command)
+
+
+class Moving:
+    """A Cluster of two masters, of which the first is about to give one slot to the second."""
+
+    slot = key_slot(b"abc")
+
+    def __init__(self, replicas: int) -> None:
+        self._cluster = servers.RedisCluster(2, replicas, node_timeout=60_000)
+        self.source, self._target = self._cluster.masters if self.slot < 8192 else reversed(self._cluster.masters)
+        self.url = self._cluster.url
+
+    def __enter__(self) -> Self:
+        self._cluster.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cluster.__exit__()
+
+    def new_id(self) -> str:
+        """Return an id whose session is in the slot."""
+        return "abc" + new_id()[3:]
+
+    def begin(self) -> None:
+        ask(self._target, "CLUSTER", "SETSLOT", self.slot, "IMPORTING", ask(self.source, "CLUSTER", "MYID"))
+        ask(self.source, "CLUSTER", "SETSLOT", self.slot, "MIGRATING", ask(self._target, "CLUSTER", "MYID"))
+
+    def move(self, *keys: str) -> None:
+        for key in keys:
+            ask(self.source, "MIGRATE", "127.0.0.1", self._target.port, key, 0, 5000, "REPLACE")
+
+    def end(self) -> None:
+        self.move(*ask(self.source, "CLUSTER", "GETKEYSINSLOT", self.slot, 100))
+        for node in (self._target, self.source):
+            ask(node, "CLUSTER", "SETSLOT", self.slot, "NODE", ask(self._target, "CLUSTER", "MYID"))
+
+
+@pytest.mark.parametrize("wait_replicas", [0, 1])
+async def test_a_session_works_while_its_slot_moves_to_another_server(wait_replicas: int) -> None:
+    with Moving(wait_replicas) as moving:
+        async with opened(url=moving.url, wait_replicas=wait_replicas) as driver:
+            staying, moved, new = ([moving.new_id() for _ in range(5)] for _ in range(3))
+            await asyncio.gather(*(driver.create(id, record(n=b"1")) for id in (*staying, *moved)))
+            moving.begin()
+            moving.move(*(driver._key(id) for id in moved))
+            # What is new goes where the slot is about to be.
+            await asyncio.gather(*(driver.create(id, record(n=b"1")) for id in new))
+            options: dict[str, Any] = {"now": NOW, "deadline": None, "max_size": MAX_SIZE}
+            for _ in range(2):
+                found = await asyncio.gather(*(driver.load(id, now=NOW) for id in (*staying, *moved, *new)))
+                assert all(isinstance(each, Record) for each in found)
+                ids, written = (*staying, *moved, *new), Outcome.WRITTEN
+                outcomes = await asyncio.gather(*(driver.apply(id, {"a": b"2"}, (), **options) for id in ids))
+                outcomes += await asyncio.gather(*(driver.swap(id, "n", b"1", b"1", **options) for id in ids))
+                outcomes += await asyncio.gather(*(driver.tag(id, Tag("me", b"", NOW), {}, (), **options) for id in ids))
+                assert outcomes == [written] * 3 * len(ids)
+                # It isn't taken for a write that was repeated, although it was sent twice.
+                conflicts = await asyncio.gather(*(driver.swap(id, "n", b"2", b"1", **options) for id in ids))
+                assert conflicts == [Outcome.CONFLICT] * len(ids)
+                for some in (moved, new):
+                    await driver.destroy(some[0], now=NOW)
+                    assert await driver.load(some.pop(0), now=NOW) is Outcome.ENDED
+                moving.end()
+
+
+@pytest.mark.parametrize("wait_replicas", [0, 1])
+async def test_a_session_is_renamed_and_ended_while_its_slot_moves_to_another_server(wait_replicas: int) -> None:
+    with Moving(wait_replicas) as moving:
+        async with opened(url=moving.url, wait_replicas=wait_replicas) as driver:
+            ids = [moving.new_id() for _ in range(4)]
+            await asyncio.gather(*(driver.create(id, record()) for id in ids))
+            moving.begin()
+            moving.move(*(driver._key(id) for id in ids[:2]))
+            for id in ids[::2]:
+                new = moving.new_id()
+                assert await driver.rename(id, new, record(), version=0, now=NOW) is Outcome.WRITTEN
+                assert isinstance(await driver.load(new, now=NOW), Record)
+            for id in ids[1::2]:
+                await driver.destroy(id, now=NOW)
+            moving.end()
+            assert [await driver.load(id, now=NOW) for id in ids] == [Outcome.ENDED] * 4
+
+
+async def test_a_server_that_left_its_cluster_is_left_too() -> None:
+    with servers.RedisCluster(3) as cluster:
+        leaving, *others = cluster.masters
+        async with opened(url=f"redis+cluster://{leaving.address}", timeout=5) as driver:
+            heir = ask(others[0], "CLUSTER", "MYID")
+            for slot in range(16384 // 3):
+                for node in cluster.masters:
+                    ask(node, "CLUSTER", "SETSLOT", slot, "NODE", heir)
+            gone = ask(leaving, "CLUSTER", "MYID")
+            ask(leaving, "CLUSTER", "RESET", "HARD")
+            for node in others:
+                ask(node, "CLUSTER", "FORGET", gone)
+            ids = [new_id() for _ in range(50)]
+            await asyncio.gather(*(driver.create(id, record()) for id in ids))
+            leaving.kill()
+            assert all([isinstance(await driver.load(id, now=NOW), Record) for id in ids])
+
+
 # Replicas
 
 
@@ -1376,6 +1650,55 @@ async def test_a_write_waits_for_as_many_replicas_as_were_asked_for() -> None:
                 with pytest.raises(SessionStoreError) as caught:
                     await driver.create(new_id(), record())
                 assert "1 of 2 replicas" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("is_cluster", [False, True])
+async def test_a_rename_that_no_replica_has_confirmed_is_told_from_one_that_failed(is_cluster: bool) -> None:
+    with servers.RedisCluster(2, 1, node_timeout=60_000) if is_cluster else Replicated() as store:
+        async with opened(url=store.url, wait_replicas=1, timeout=3) as driver:
+
+            async def rename(old: str, new: str, *, version: int = 0) -> SessionStoreError:
+                with pytest.raises(SessionStoreError) as caught:
+                    await driver.rename(old, new, record(), version=version, now=NOW)
+                return caught.value
+
+            here = [new_id(is_in_first_half=True) for _ in range(6)]
+            there = [new_id(is_in_first_half=False) for _ in range(4)]
+            await asyncio.gather(*(driver.create(id, record()) for id in (*here[:4], there[0])))
+            store.replicas[0].send_signal(signal.SIGSTOP)
+            # Of two servers, either one may lack its replica.
+            for old, new in ((here[0], there[1]), (there[0], here[4]), (here[1], here[5])):
+                error = await rename(old, new)
+                assert error.is_unconfirmed
+                assert error.reason.startswith("0 of 1 replicas have confirmed the write")
+                assert await driver.load(old, now=NOW) is Outcome.ENDED
+                assert isinstance(await driver.load(new, now=NOW), Record)
+            assert not (await rename(here[2], there[2], version=7)).is_unconfirmed
+            for server in store.masters[1:] or store.masters:
+                server.kill()
+            assert not (await rename(here[3], there[3])).is_unconfirmed
+
+
+class Replicated:
+    """A master and its replica."""
+
+    def __init__(self) -> None:
+        self.masters = [servers.RedisServer("--repl-diskless-sync-delay", "0")]
+        self.replicas = [servers.RedisServer("--replicaof", "127.0.0.1", str(self.masters[0].port))]
+
+    @property
+    def url(self) -> str:
+        return self.masters[0].url
+
+    def __enter__(self) -> Self:
+        servers.start_all(self.masters + self.replicas)
+        with self.masters[0].client() as client:
+            until(lambda: client.wait(1, 100) == 1, "the replica to follow")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self.masters + self.replicas:
+            server.close()
 
 
 async def test_sessions_have_owners_behind_sentinels_too() -> None:

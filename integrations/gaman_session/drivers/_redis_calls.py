@@ -146,6 +146,7 @@ class Calls:
         await self._only.close()
         if self._cluster is not None:
             await self._cluster.close()
+        self._client = self._cluster = None
 
     def begin(self, name: str) -> Action:
         """Return an action that begins now."""

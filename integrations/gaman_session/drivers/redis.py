@@ -152,6 +152,8 @@ class RedisDriver:
             return SessionStoreError(self.name, f"be reached at {hosts}; see that it runs there, or change the driver's url")
         if "No such master" in text:
             return ConfigError(f"the Sentinels at {hosts} watch no master {self._address.master!r}; write its name in the url")
+        if "cluster support disabled" in text:
+            return ConfigError(f"the redis driver found no Cluster at {hosts}; write redis:// in its url")
         if "SENTINEL" in text:
             return ConfigError(f"the redis driver found no Sentinel at {hosts}; write their hosts, or redis:// in its url")
         if _FORBIDDEN.search(text):
