@@ -66,7 +66,7 @@ _PAUSES: Final = (0.05, 0.1, 0.2, PAUSE)
 _JUMPS: Final = 8
 # What one command of the script takes on, so that it holds up nobody else's.
 _AT_A_TIME: Final = 64
-_READS: Final = ("load", "look", "owned", "count", "time", "slots")
+_READS: Final = ("load", "look", "owned", "count", "room", "time", "slots")
 # Each is all that an action changes, unless its answer tells that nothing was changed.
 _CHANGES: Final = ("create", "apply", "swap", "rename", "tag")
 _UNCHANGED: Final = (b"ABSENT", b"CONFLICT", b"ENDED", b"REFUSED", b"TOO_LARGE")
@@ -172,6 +172,10 @@ class Calls:
             except RedisClusterException as error:
                 results.append(error)
         return results
+
+    async def masters(self) -> list[Any]:
+        """Return redis-py's nodes that have slots of a Cluster now, or else its client; a slot without a node raises an error."""
+        return [self._client] if self._cluster is None else [server.node for server in await self._cluster.masters()]
 
     def server(self, call: Call) -> str:
         """Return the server that has the call's first key, or the hosts of the address where that isn't known."""

@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from redis.asyncio.cluster import ClusterNode
 from redis.cluster import get_node_name
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS
-from redis.exceptions import AskError, RedisClusterException, ResponseError
+from redis.exceptions import AskError, RedisClusterException, ResponseError, SlotNotCoveredError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gaman_session._batches import Batches
@@ -113,6 +113,14 @@ class Cluster(Generic[Call]):
     def owner(self, slot: int) -> Server[Call] | None:
         """Return the server that has *slot*, as far as that is known."""
         return self._owners[slot]
+
+    async def masters(self) -> list[Server[Call]]:
+        """Return the servers that have slots now, as a server tells that is asked anew; RedisClusterException: a slot has none."""
+        await self.learn(0, None)
+        masters = [server for server in dict.fromkeys(self._owners) if server is not None]
+        if None in self._owners:
+            raise SlotNotCoveredError(f"no known server has the slot {self._owners.index(None)}")
+        return masters
 
     def named_by(self, error: AskError, server: Server[Call]) -> Server[Call]:
         """Return the server that *error*, an answer of *server*, names."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator
-from time import monotonic
 from typing import Any, Final
 
 # Looking at these holds up other calls for less than a millisecond.
@@ -36,7 +35,7 @@ return {{found[1], expiring}}
 
 
 class Walk:
-    """Walks through the keys that begin with *prefix*, on a node of a Cluster or, where that is None, on a client's one server.
+    """Walks through the keys that begin with *prefix*, on a server: a node of a Cluster, or a client of one.
 
     A server that takes more than *timeout* seconds for a page raises TimeoutError.
     """
@@ -49,43 +48,35 @@ class Walk:
         # Where the walk to the owners' sets goes on, by server. Any cursor is valid on any server: at worst it skips some keys.
         self._cursors: dict[str, int] = {}
 
-    async def count(self, client: Any, node: Any, now: float, until: float) -> int:
-        """Return how many sessions a node of a Cluster has at *now*; while their number changes much, about so many.
-
-        Beyond *until*, by the monotonic clock, it raises TimeoutError.
-        """
+    async def count(self, server: Any, now: float) -> int:
+        """Return how many sessions a server has at *now*; while their number changes much, about so many."""
         cursor, count = 0, 0
-        while monotonic() < until:
-            cursor, found = await self._page(client, node, _COUNT, cursor, self._sessions, _PAGE, "hash", repr(now))
+        while True:
+            cursor, found = await self._page(server, _COUNT, cursor, self._sessions, _PAGE, "hash", repr(now))
             count += int(found)
             if not cursor:
                 return count
-        raise TimeoutError
 
-    async def expiring(self, client: Any, node: Any, now: float) -> AsyncGenerator[list[str]]:
+    async def expiring(self, server: Any, now: float) -> AsyncGenerator[list[str]]:
         """Yield the keys of owners' sets in which something has expired by *now*, found by a sixtieth of the walk."""
-        server = "" if node is None else node.name
+        name = getattr(server, "name", "")
         async with asyncio.timeout(self._timeout):
-            left = await _ask(client, node, "DBSIZE") // _PARTS + 1
+            left = await server.execute_command("DBSIZE") // _PARTS + 1
         while left > 0:
-            cursor, page = self._cursors.get(server, 0), min(left, _PAGE)
-            cursor, keys = await self._page(client, node, _FIND, cursor, self._sets, page, "zset", repr(now))
-            self._cursors[server], left = cursor, left - page if cursor else 0
+            cursor, page = self._cursors.get(name, 0), min(left, _PAGE)
+            cursor, keys = await self._page(server, _FIND, cursor, self._sets, page, "zset", repr(now))
+            self._cursors[name], left = cursor, left - page if cursor else 0
             # A key that isn't UTF-8 isn't ours.
             yield [key.decode(errors="replace") for key in keys]
 
-    async def _page(self, client: Any, node: Any, script: str, *arguments: Any) -> tuple[int, Any]:
+    async def _page(self, server: Any, script: str, *arguments: Any) -> tuple[int, Any]:
         """Return the cursor of the next page, 0 after the last one, and what *script* has found in this one."""
         async with asyncio.timeout(self._timeout):
-            cursor, found = await _ask(client, node, "EVAL", script, 0, *arguments)
+            cursor, found = await server.execute_command("EVAL", script, 0, *arguments)
         return int(cursor), found
 
 
-async def memory(client: Any, node: Any) -> tuple[int, str]:
+async def memory(server: Any) -> tuple[int, str]:
     """Return a server's `maxmemory` in bytes, 0 where it has no limit, and its `maxmemory-policy`."""
-    found = await _ask(client, node, "INFO", "memory")
+    found = await server.execute_command("INFO", "memory")
     return found["maxmemory"], found["maxmemory_policy"]
-
-
-async def _ask(client: Any, node: Any, *command: Any) -> Any:
-    return await client.execute_command(*command, **({} if node is None else {"target_nodes": node}))

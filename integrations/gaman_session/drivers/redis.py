@@ -267,13 +267,13 @@ class RedisDriver:
         action = "remove expired sessions from its indexes"
         await self._learn_policy()
         try:
-            for node in await self._masters():
-                async for keys in self._walk.expiring(self._client, node, now):
+            for server in await self._calls.masters():
+                async for keys in self._walk.expiring(server, now):
                     await asyncio.gather(*(self._tidy(action, key, now) for key in keys))
         except SessionStoreError:
             raise
         except Exception as cause:
-            raise SessionStoreError(self.name, action) from cause
+            raise SessionStoreError(self.name, action, self._calls.reason(cause)) from cause
         if not self._is_cluster:
             await self._tidy(action, self._live, now)
         return 0
@@ -352,33 +352,25 @@ class RedisDriver:
         if not self._is_cluster:
             return cast("int", await self._call(action, None, Call("count", (self._live,), (), (now,))))
         try:
-            while True:
-                counts = [self._walk.count(self._client, node, now, action.until) for node in await self._masters()]
-                results = await asyncio.gather(*counts, return_exceptions=True)
-                failures = [each for each in results if isinstance(each, BaseException)]
-                if not failures:
-                    return sum(each for each in results if isinstance(each, int))
-                if monotonic() > action.until or not isinstance(failures[0], CONNECTION_FAILURES):
-                    raise failures[0]
-                # A cursor of a server means nothing to the one that takes over.
-                await asyncio.sleep(PAUSE)
+            async with asyncio.timeout(self._timeout):
+                while True:
+                    counts = [self._walk.count(server, now) for server in await self._calls.masters()]
+                    results = await asyncio.gather(*counts, return_exceptions=True)
+                    failures = [each for each in results if isinstance(each, BaseException)]
+                    if not failures:
+                        return sum(each for each in results if isinstance(each, int))
+                    if not isinstance(failures[0], CONNECTION_FAILURES):
+                        raise failures[0]
+                    # A cursor of a server means nothing to the one that takes over.
+                    await asyncio.sleep(PAUSE)
         except Exception as cause:
-            raise SessionStoreError(self.name, action.name) from cause
-
-    async def _masters(self) -> Sequence[Any]:
-        """Return the nodes of a Cluster that have sessions now; [None] outside a Cluster."""
-        if not self._is_cluster:
-            return [None]
-        await self._client.initialize()
-        # A new one may have been given slots of which no call has told yet.
-        await self._client.nodes_manager.initialize()
-        return cast("Sequence[Any]", self._client.get_primaries())
+            raise SessionStoreError(self.name, action.name, self._calls.reason(cause)) from cause
 
     async def _learn_policy(self) -> None:
         """Find out whether a server evicts keys when its memory is full, and warn if that is new; quietly where it doesn't say."""
         try:
             async with asyncio.timeout(self._timeout):
-                memories = [await memory(self._client, node) for node in await self._masters()]
+                memories = [await memory(server) for server in await self._calls.masters()]
         except Exception:
             return
         policies = {policy for limit, policy in memories if limit and policy != "noeviction"}
