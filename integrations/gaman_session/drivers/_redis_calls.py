@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha1
 from importlib.resources import files
-from itertools import islice
+from itertools import compress, islice
 from time import monotonic
 from typing import Any, Final, cast
 
@@ -292,7 +292,7 @@ class Calls:
         if (cluster := self._cluster) is not None:
             here = [call.slot < 0 or cluster.owner(call.slot) is server for call in calls]
             if not all(here):
-                made = iter(await self._run(server, [call for call, is_here in zip(calls, here, strict=True) if is_here]))
+                made = iter(await self._run(server, [*compress(calls, here)]) if any(here) else ())
                 return [next(made) if is_here else _Elsewhere("the slot has moved") for is_here in here]
         watch = self._watch
         if watch.is_switching and any(call.operation not in _READS for call in calls):

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from time import monotonic
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from redis.asyncio.cluster import ClusterNode
@@ -25,6 +26,8 @@ _LARGE_AT_ONCE: Final = 2
 # How many servers are asked for the slots, and the seconds that others have once one of them has told nothing new.
 _ASKED: Final = 5
 _GRACE: Final = 0.1
+# Seconds for which an answer is not asked for again.
+_FRESH: Final = 0.1
 
 
 class Server(Generic[Call]):
@@ -108,6 +111,7 @@ class Cluster(Generic[Call]):
         # They stay, because a name may lead to another server once all that were known are gone.
         self._first = self._servers.copy()
         self._learning: asyncio.Task[Exception | None] | None = None
+        self._fresh_until = 0.0
         self._closing: set[asyncio.Task[None]] = set()
 
     def owner(self, slot: int) -> Server[Call] | None:
@@ -134,9 +138,11 @@ class Cluster(Generic[Call]):
     async def learn(self, slot: int, failed: Server[Call] | None) -> None:
         """Find out who has which slot, because *failed*, which had *slot*, doesn't do its work; or raise RedisClusterException.
 
-        Calls that ask at the same time share one answer.
+        Calls that ask at almost the same time share one answer.
         """
         if self._learning is None or self._learning.done():
+            if monotonic() < self._fresh_until:
+                return
             self._learning = asyncio.create_task(self._learn(slot, failed))
         # Cancelling one call must not affect the others.
         if (error := await asyncio.shield(self._learning)) is not None:
@@ -193,6 +199,7 @@ class Cluster(Generic[Call]):
 
     def _take_over(self, told: Slots[Call]) -> None:
         self._owners = told.owners
+        self._fresh_until = monotonic() + _FRESH
         kept = self._first | told.servers
         for gone in self._servers.keys() - kept.keys():
             task = asyncio.create_task(self._servers[gone].close())
