@@ -154,7 +154,7 @@ class RedisDriver:
         until = monotonic() + self._timeout
         while True:
             try:
-                async with asyncio.timeout(self._timeout):
+                async with asyncio.timeout(until - monotonic()):
                     answers = [answer for call in calls for answer in await self._attempt([call])]
             except TimeoutError as cause:
                 answers = [cause]
