@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -30,7 +31,7 @@ async def warn(client: Any, answer: Answer | None, *, is_cluster: bool, named: i
     with suppress(RedisError, RedisClusterException, OSError, TimeoutError):
         async with asyncio.timeout(seconds):
             if wait_replicas:
-                replicas = await _in_cluster(client) if is_cluster else await _beside(client, answer)
+                replicas = await (_in_cluster(client) if is_cluster else _beside(client, answer))
                 covered = {master: await _min_replicas(client, master, is_cluster=is_cluster) for master in replicas}
                 warnings += _unfit(replicas, covered, wait_replicas)
     for warning in warnings:
@@ -38,9 +39,10 @@ async def warn(client: Any, answer: Answer | None, *, is_cluster: bool, named: i
 
 
 async def _in_cluster(client: Any) -> Mapping[str, int]:
-    await client.initialize()
-    nodes = client.nodes_manager.slots_cache.values()
-    return {master.name: len(replicas) for master, *replicas in nodes}
+    # CLUSTER SLOTS leaves out a replica that has yet to receive something, or is away for a moment.
+    nodes = await client.cluster_nodes()
+    masters = Counter(node["master_id"] for node in nodes.values())
+    return {address: masters[node["node_id"]] for address, node in nodes.items() if node["slots"]}
 
 
 async def _beside(client: Any, answer: Answer | None) -> Mapping[str, int]:

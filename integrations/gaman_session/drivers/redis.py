@@ -108,7 +108,7 @@ class RedisDriver:
         until = monotonic() + self._timeout
         while True:
             try:
-                async with asyncio.timeout(self._timeout):
+                async with asyncio.timeout(until - monotonic()):
                     answers = [answer for call in calls for answer in await self._calls.attempt([call])]
             except TimeoutError as cause:
                 answers = [cause]
