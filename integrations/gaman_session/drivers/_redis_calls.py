@@ -40,6 +40,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from gaman_session._batches import Batches
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000
 from gaman_session._time_limit import TimeLimit
 from gaman_session.drivers._redis_address import Address
@@ -66,7 +67,7 @@ _PAUSES: Final = (0.05, 0.1, 0.2, PAUSE)
 _JUMPS: Final = 8
 # What one command of the script takes on, so that it holds up nobody else's.
 _AT_A_TIME: Final = 64
-_READS: Final = ("load", "look", "owned", "count", "room", "time", "slots")
+_READS: Final = frozenset({"load", "look", "owned", "count", "room", "time", "slots"})
 # Each is all that an action changes, unless its answer tells that nothing was changed.
 _CHANGES: Final = ("create", "apply", "swap", "rename", "tag")
 _UNCHANGED: Final = (b"ABSENT", b"CONFLICT", b"ENDED", b"REFUSED", b"TOO_LARGE")
@@ -201,7 +202,7 @@ class Calls:
         return _ARGUMENTS.sub("", f"{code} {error}" if code else str(error))
 
     def _serve(self, name: str, node: Any = None) -> Server[Call]:
-        return Server(name, node, self._run, pool_size=self._pool_size, timeout=self._timeout)
+        return Server(name, node, self._run, pool_size=self._pool_size, timeout=self._timeout, waits=self._wait_replicas > 0)
 
     def _find(self, call: Call) -> Server[Call] | None:
         """Return the server for *call*, or None where it isn't known who has its slot."""
@@ -220,7 +221,7 @@ class Calls:
         try:
             if server is None:
                 raise _no_owner(call)
-            return await (server.large_calls if is_large else server.calls).call(call)
+            return await _lane(server, call, is_large=is_large).call(call)
         except Exception as error:
             if not self._may_pass(error):
                 raise
@@ -257,7 +258,7 @@ class Calls:
                     try:
                         if server is None:
                             raise _no_owner(call)
-                        result = await (server.large_calls if is_large else server.calls).call(asked)
+                        result = await _lane(server, asked, is_large=is_large).call(asked)
                     except Exception as error:
                         failure = error
                         if not self._may_pass(error):
@@ -367,6 +368,10 @@ def _may_pass(error: BaseException | None) -> bool:
         return isinstance(error, _PASSING) and not isinstance(error, AuthenticationError)
     # redis-py itself may stumble over a server that is away.
     return isinstance(error, Exception)
+
+
+def _lane(server: Server[Call], call: Call, *, is_large: bool) -> Batches[Call, Any]:
+    return server.large_calls if is_large else server.calls if call.operation in _READS else server.writes
 
 
 def _no_owner(call: Call) -> RedisClusterException:

@@ -33,6 +33,7 @@ _FRESH: Final = 0.1
 class Server(Generic[Call]):
     """A server, and the calls that wait for it; *run* makes a batch of them, over *pool_size* connections at most.
 
+    A write *waits* where replicas have to confirm it.
     *node* has the connections to a server of a Cluster. It is None elsewhere, where redis-py's client finds the server.
     """
 
@@ -44,12 +45,17 @@ class Server(Generic[Call]):
         *,
         pool_size: int,
         timeout: float,
+        waits: bool,
     ) -> None:
         self.name = name
         self.node = node
         large, run_here = min(_LARGE_AT_ONCE, pool_size // 2), partial(run, self)
-        self.calls = Batches[Call, Any](run_here, at_once=min(_AT_ONCE, pool_size - large), timeout=timeout)
+        # Reads don't wait for the replicas that a write waits for.
+        lanes = min(2 if waits else 1, pool_size - large)
+        at_once = min(_AT_ONCE, (pool_size - large) // lanes)
+        self.calls = Batches[Call, Any](run_here, at_once=at_once, timeout=timeout)
         # Over a single connection, everything waits for everything.
+        self.writes = self.calls if lanes == 1 else Batches[Call, Any](run_here, at_once=at_once, timeout=timeout)
         self.large_calls = Batches[Call, Any](run_here, at_once=large, most=1, timeout=timeout) if large else self.calls
 
     async def send(self, commands: Sequence[Sequence[Any]], *, wait: float) -> list[Any]:
@@ -79,8 +85,8 @@ class Server(Generic[Call]):
 
     async def close(self) -> None:
         """Close the connections of a Cluster's server, after what is in flight."""
-        await self.calls.drain()
-        await self.large_calls.drain()
+        for batches in (self.calls, self.writes, self.large_calls):
+            await batches.drain()
         if self.node is not None:
             await self.node.disconnect()
 
