@@ -22,12 +22,21 @@ end
 -- In a Cluster each load is a command, which needs nothing of what follows.
 if not ARGV[1] then return load(KEYS[1]) end
 
+-- Writes what is there already. Replicas get it, and WAIT covers it: since Redis 7.2 only what its own connection has written, and
+-- a call that finds its change made has lost the connection that made it.
+local function confirm(key, name, value)
+    redis.call('HSET', key, name, value)
+end
+
 -- Returns why the session isn't there, or nil and what a write needs to know of it.
 local function find(key, now)
     local found = redis.call('HMGET', key, 'ended', 'deadline', 'expires', 'version', 'size')
     local deadline, version, size = tonumber(found[2] or ''), tonumber(found[4] or ''), tonumber(found[5] or '')
     if not deadline or deadline <= now then return 'ABSENT' end
-    if found[1] then return 'ENDED' end
+    if found[1] then
+        confirm(key, 'ended', found[1])
+        return 'ENDED'
+    end
     local expires = tonumber(found[3] or '')
     if not expires or not (deadline <= expires and expires < YEAR_10000) then return 'ABSENT' end
     -- Neither infinity nor what isn't a number is whole.
@@ -139,7 +148,11 @@ end
 
 -- What has expired leaves after that, so that the set is never gone for an instant. A set of an earlier version has a TTL.
 local function enter(set, id, score, now)
-    redis.call('ZADD', set, score, id)
+    if redis.call('ZADD', set, 'CH', score, id) == 0 then
+        -- Replicas get only what changes it; see confirm().
+        redis.call('ZADD', set, 0, id)
+        redis.call('ZADD', set, score, id)
+    end
     redis.call('PERSIST', set)
     redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
 end
@@ -152,7 +165,9 @@ end
 
 local function store(key, live, values, token, created, expires, deadline, names)
     if redis.call('EXISTS', key) == 1 then
-        return redis.call('HGET', key, 'token') == token and 'WRITTEN' or 'CONFLICT'
+        if redis.call('HGET', key, 'token') ~= token then return 'CONFLICT' end
+        confirm(key, 'token', token)
+        return 'WRITTEN'
     end
     refuse_if_full()
     local size = 0
@@ -222,7 +237,10 @@ function operations.swap(keys, values, now, deadline, max_size, token, name)
     local new, old = unpack(values)
     local state, size, version, expires = find(key, now)
     if state then return state end
-    if redis.call('HGET', key, 'token') == token then return 'WRITTEN' end
+    if redis.call('HGET', key, 'token') == token then
+        confirm(key, 'token', token)
+        return 'WRITTEN'
+    end
     if redis.call('HGET', key, name) ~= (old or false) then return 'CONFLICT' end
     refuse_if_full()
     local failed, new_size = resize(key, live, now, size, max_size, {name}, {new}, {})
