@@ -1812,6 +1812,36 @@ async def test_a_member_of_an_owners_set_that_never_ends_holds_up_neither_logins
         assert await driver.end_owned(owner, keep=(), now=NOW) == 2
 
 
+@pytest.mark.parametrize("is_cluster", [False, True])
+async def test_an_owners_set_that_is_something_else_makes_their_calls_fail_and_costs_no_session(
+    is_cluster: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, owner = servers.redis_cluster_url() if is_cluster else servers.redis_url(), f"me-{new_id()}"
+    options: dict[str, Any] = {"now": NOW, "deadline": None, "max_size": MAX_SIZE}
+    async with opened(url=url) as driver:
+        await driver.create(mine := new_id(), owned_record(owner))
+        await driver.create(other := new_id(), record())
+        for command in (("DEL",), ("SET", "x")):
+            await driver._client.execute_command(command[0], f"gaman:owner:{owner}", *command[1:])
+        calls = (
+            driver.owned(owner, now=NOW),
+            driver.end_owned(owner, keep=(), now=NOW),
+            driver.create(new_id(), owned_record(owner)),
+            driver.tag(other, Tag(owner, b"", NOW), {}, (), **options),
+            driver.tag(mine, Tag(owner, b"", NOW), {}, (), **options),
+            driver.rename(mine, new_id(), owned_record(owner), version=0, now=NOW),
+        )
+        for call in calls:
+            with pytest.raises(SessionStoreError, match=r"owner's set|WRONGTYPE"):
+                await call
+        for id in (mine, other):
+            found = await driver.load(id, now=NOW)
+            assert isinstance(found, Record)
+            assert found.version == 0
+    # It may be a name.
+    assert owner not in caplog.text
+
+
 async def test_a_key_that_holds_no_hash_is_absent_and_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     async with opened() as driver:
         id = new_id()

@@ -134,9 +134,11 @@ local function is_known(instant, now)
     return instant and instant <= now + MAX_SKEW and now < instant + TOMBSTONE
 end
 
--- Returns when all sessions of the owner were ended, if that counts now.
+-- Returns when all sessions of the owner were ended, if that counts now. Raises an error where the key holds something else than a
+-- set, before anything is changed: a session that is not in its owner's set can't be found there.
 local function last_end(set, now)
-    local over = redis.call('ZSCORE', set, 'ended')
+    local over = redis.pcall('ZSCORE', set, 'ended')
+    if type(over) == 'table' then error({err = "ERR the key of an owner's set holds something else"}) end
     local instant = over and tonumber(over) - TOMBSTONE
     return is_known(instant, now) and instant
 end
@@ -255,7 +257,7 @@ function operations.rename(keys, values, now, version, new_id, since, ...)
     if state then return state end
     if redis.call('HGET', key, 'version') ~= version then return 'CONFLICT' end
     refuse_if_full()
-    if set and redis.call('HGET', key, 'since') ~= since and is_refused(set, now, since) then return 'REFUSED' end
+    if set and is_refused(set, now, since) and redis.call('HGET', key, 'since') ~= since then return 'REFUSED' end
     bury(key, live, now, new_id)
     if not new_key then return 'WRITTEN' end
     local _, _, expires = ...
@@ -286,7 +288,7 @@ function operations.tag(keys, values, now, since, owner, deadline, max_size, nam
     local before = redis.call('HMGET', key, 'owner', 'since', 'barred:' .. (owner or ''))
     local barred = tonumber(before[3] or '')
     if owner and is_known(barred, now) and tonumber(since) < barred then return 'REFUSED' end
-    if set and before[2] ~= since and is_refused(set, now, since) then return 'REFUSED' end
+    if set and is_refused(set, now, since) and before[2] ~= since then return 'REFUSED' end
     local failed, new_size = resize(key, live, now, size, max_size, names, values, deletes)
     if failed then return failed end
     if set then enter(set, id_of(key), expires, now) end

@@ -440,8 +440,7 @@ class RedisDriver:
 
     async def _enter(self, action: Action, id: str, tag: Tag, record: Record, now: float, *, is_carried: bool = False) -> Outcome:
         arguments = (now, repr(tag.since), id, repr(record.expires), is_carried)
-        index = _index(tag.owner)
-        return _outcome(await self._call(action, index, Call("enter", (self._prefix + index,), (), arguments)))
+        return _outcome(await self._call(action, None, Call("enter", (self._prefix + _index(tag.owner),), (), arguments)))
 
     async def time(self) -> float:
         """Return the time of the master; in a Cluster, of the one that has a certain slot."""
@@ -461,21 +460,20 @@ class RedisDriver:
 
     async def _members(self, action: Action, operation: str, owner: str, *times: float) -> list[str]:
         """Return the ids in the owner's set, after what *operation* does to it."""
-        key = self._prefix + _index(owner)
-        found: dict[bytes, bytes] = await self._call(action, _index(owner), Call(operation, (key,), (), times)) or {}
+        call = Call(operation, (self._prefix + _index(owner),), (), times)
+        found: dict[bytes, bytes] = await self._call(action, None, call) or {}
         return [member.decode() for member in found if member != b"ended"]
 
     async def _leave(self, action: Action, owner: str, ids: Collection[str], now: float) -> None:
         if ids:
-            index = _index(owner)
-            await self._call(action, index, Call("leave", (self._prefix + index,), (), (now, [*ids])))
+            await self._call(action, None, Call("leave", (self._prefix + _index(owner),), (), (now, [*ids])))
 
     async def _write(self, action: Action, operation: str, ids: Sequence[str], values: Sequence[bytes], *arguments: Any) -> Outcome:
         call = Call(operation, self._keys(*ids), values, arguments)
         return _outcome(await self._call(action, ids[0], call))
 
     async def _call(self, action: Action, id: str | None, call: Call, *, is_large: bool = False) -> Any:
-        """Return what *call* answers, or None where no hash stands in the session's place."""
+        """Return what *call* answers, or None where no hash stands in the place of the session *id*."""
         try:
             return await self._calls.call(action, call, is_large=is_large)
         except Exception as cause:
