@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
@@ -774,6 +774,42 @@ async def test_an_error_of_the_library_passes_or_is_a_failure_of_the_store(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+@pytest.mark.parametrize("is_cluster", [False, True])
+async def test_an_answer_that_the_library_has_left_unread_is_not_taken_for_that_of_another_call(
+    is_cluster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, read_response, is_stumbling = (
+        servers.redis_cluster_url() if is_cluster else servers.redis_url(),
+        Connection.read_response,
+        False,
+    )
+
+    async def stumbling(self: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal is_stumbling
+        if is_stumbling:
+            is_stumbling = False
+            raise AttributeError("'NoneType' object has no attribute 'name'")
+        return await read_response(self, *arguments, **options)
+
+    # On its own, a server has no time for a second attempt, before which its answer to the first one would be noticed.
+    async with opened(url=url, timeout=5 if is_cluster else 2) as driver:
+        values = {"abc" + new_id()[3:]: b"%d" % i for i in range(20)}
+        for id, value in values.items():
+            await driver.create(id, record(a=value))
+        monkeypatch.setattr(Connection, "read_response", stumbling)
+        for id, value in values.items():
+            is_stumbling = True
+            with suppress(SessionStoreError):
+                await driver.load(next(iter(values)), now=NOW)
+            found = await driver.load(id, now=NOW)
+            assert isinstance(found, Record)
+            assert found.fields == {"a": value}
+        is_stumbling = True
+        with suppress(SessionStoreError):
+            await driver.purge(now=NOW, limit=1000)
+        assert await driver.time() == pytest.approx(time.time(), abs=60)
 
 
 # What is kept

@@ -178,6 +178,19 @@ class Calls:
         """Return redis-py's nodes that have slots of a Cluster now, or else its client; a slot without a node raises an error."""
         return [self._client] if self._cluster is None else [server.node for server in await self._cluster.masters()]
 
+    async def distrust(self, error: Exception) -> None:
+        """Drop the idle connections after an *error* of the library's own.
+
+        It may have left an answer unread, which the next call over that connection would take for its own.
+        """
+        if isinstance(error, FAILURES):
+            return
+        if self._cluster is not None:
+            self._cluster.connect_anew()
+        elif self._client is not None:
+            with suppress(Exception):
+                await self._client.connection_pool.disconnect(inuse_connections=False)
+
     def server(self, call: Call) -> str:
         """Return the server that has the call's first key, or the hosts of the address where that isn't known."""
         server = self._find(call) if self._cluster is None or call.slot >= 0 else None
@@ -311,6 +324,7 @@ class Calls:
                         results[i] = result
         except Exception as error:
             results = [error] * len(calls)
+            await self.distrust(error)
         if watch.is_switching or watch.changes != changes:
             results = watch.trusted(results, {i for i, call in enumerate(calls) if call.operation in _READS}, changes)
         elif any(isinstance(result, DEMOTED) for result in results):

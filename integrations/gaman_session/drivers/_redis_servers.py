@@ -75,13 +75,19 @@ class Server(Generic[Call]):
                 except ResponseError as error:
                     answers.append(error)
         except Exception as error:
-            # The idle connections lead to the same server, which is away.
-            for idle in node._free:
-                idle.mark_for_reconnect()
+            # This one may hold answers that were not read, and the idle ones lead to the same server, which is away.
+            connection.mark_for_reconnect()
+            self.connect_anew()
             answers += [error] * (len(commands) - len(answers))
         finally:
             node.release(connection)
         return answers
+
+    def connect_anew(self) -> None:
+        """Have the idle connections to a server of a Cluster closed before they are used again."""
+        node: Any = self.node
+        for idle in node._free:
+            idle.mark_for_reconnect()
 
     async def close(self) -> None:
         """Close the connections of a Cluster's server, after what is in flight."""
@@ -131,6 +137,11 @@ class Cluster(Generic[Call]):
         if None in self._owners:
             raise SlotNotCoveredError(f"no known server has the slot {self._owners.index(None)}")
         return masters
+
+    def connect_anew(self) -> None:
+        """Have all idle connections closed before they are used again."""
+        for server in self._servers.values():
+            server.connect_anew()
 
     def named_by(self, error: AskError, server: Server[Call]) -> Server[Call]:
         """Return the server that *error*, an answer of *server*, names."""

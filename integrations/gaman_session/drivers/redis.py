@@ -273,6 +273,7 @@ class RedisDriver:
         except SessionStoreError:
             raise
         except Exception as cause:
+            await self._calls.distrust(cause)
             raise SessionStoreError(self.name, action, self._calls.reason(cause)) from cause
         if not self._is_cluster:
             await self._tidy(action, self._live, now)
@@ -364,6 +365,7 @@ class RedisDriver:
                     # A cursor of a server means nothing to the one that takes over.
                     await asyncio.sleep(PAUSE)
         except Exception as cause:
+            await self._calls.distrust(cause)
             raise SessionStoreError(self.name, action.name, self._calls.reason(cause)) from cause
 
     async def _learn_policy(self) -> None:
@@ -371,7 +373,8 @@ class RedisDriver:
         try:
             async with asyncio.timeout(self._timeout):
                 memories = [await memory(server) for server in await self._calls.masters()]
-        except Exception:
+        except Exception as error:
+            await self._calls.distrust(error)
             return
         policies = {policy for limit, policy in memories if limit and policy != "noeviction"}
         known, self._policy = self._policy, next(filter(_evicts_indexes, policies), "") or next(iter(policies), "")
