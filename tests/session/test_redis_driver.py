@@ -959,7 +959,7 @@ async def test_the_set_of_an_owner_is_kept_without_a_ttl_and_swept_when_all_in_i
             assert [*await driver.owned("owner 7", now=NOW + 1500)] == [id]
 
 
-async def test_a_sweep_looks_at_a_sixtieth_of_the_keys() -> None:
+async def test_a_sweep_looks_at_a_sixtieth_of_the_keys_and_sixty_at_all_of_them() -> None:
     with servers.RedisServer() as server, server.client() as client:
         async with opened(url=server.url) as driver:
             await asyncio.gather(*(driver.create(new_id(), owned_record(f"owner {i}")) for i in range(3000)))
@@ -969,7 +969,8 @@ async def test_a_sweep_looks_at_a_sixtieth_of_the_keys() -> None:
                 await driver.purge(now=NOW + 1000, limit=1000)
                 seen.append(before - client.dbsize())
             assert max(seen) < 300
-            assert sum(seen) > 1000
+            # However few are left, the parts stay as large.
+            assert client.keys("gaman:owner:*") == []
 
 
 @pytest.mark.parametrize("is_cluster", [False, True])

@@ -45,8 +45,9 @@ class Walk:
         start = re.sub(r"([*?\[\]\\])", r"\\\1", prefix)
         self._sessions = start + "{???}" + "?" * 64
         self._sets = start + "owner:*"
-        # Where the walk to the owners' sets goes on, by server. Any cursor is valid on any server: at worst it skips some keys.
-        self._cursors: dict[str, int] = {}
+        # Where the walk to the owners' sets goes on, by server, and how many keys each part of it has. Any cursor is valid on any
+        # server: at worst it skips some keys.
+        self._places: dict[str, tuple[int, int]] = {}
 
     async def count(self, server: Any, now: float) -> int:
         """Return how many sessions a server has at *now*; while their number changes much, about so many."""
@@ -60,12 +61,14 @@ class Walk:
     async def expiring(self, server: Any, now: float) -> AsyncGenerator[list[str]]:
         """Yield the keys of owners' sets in which something has expired by *now*, found by a sixtieth of the walk."""
         name = getattr(server, "name", "")
+        cursor, part = self._places.get(name, (0, 0))
+        # Of the keys that there were at its beginning: parts of what is left would be ever smaller, and never the last.
         async with asyncio.timeout(self._timeout):
-            left = await server.execute_command("DBSIZE") // _PARTS + 1
+            left = part = max(part, await server.execute_command("DBSIZE") // _PARTS + 1)
         while left > 0:
-            cursor, page = self._cursors.get(name, 0), min(left, _PAGE)
+            page = min(left, _PAGE)
             cursor, keys = await self._page(server, _FIND, cursor, self._sets, page, "zset", repr(now))
-            self._cursors[name], left = cursor, left - page if cursor else 0
+            self._places[name], left = (cursor, part) if cursor else (0, 0), left - page if cursor else 0
             # A key that isn't UTF-8 isn't ours.
             yield [key.decode(errors="replace") for key in keys]
 
