@@ -780,11 +780,9 @@ async def test_an_error_of_the_library_passes_or_is_a_failure_of_the_store(
 async def test_an_answer_that_the_library_has_left_unread_is_not_taken_for_that_of_another_call(
     is_cluster: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, read_response, is_stumbling = (
-        servers.redis_cluster_url() if is_cluster else servers.redis_url(),
-        Connection.read_response,
-        False,
-    )
+    url = servers.redis_cluster_url() if is_cluster else servers.redis_url()
+    read_response: Any = Connection.read_response
+    is_stumbling = False
 
     async def stumbling(self: Any, *arguments: Any, **options: Any) -> Any:
         nonlocal is_stumbling
