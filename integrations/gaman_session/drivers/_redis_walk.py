@@ -1,4 +1,4 @@
-"""Walks through all keys of a Redis server, a page at a time, for what has no index."""
+"""Walk: all keys of a Redis server, a page at a time, to count sessions and find owners' sets where there is no index of them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import re
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
-# Looking at these holds up other calls for less than a millisecond.
+# Keys to a page: it holds up other calls for less than a millisecond.
 _PAGE: Final = 200
+# Calls of expiring() after which all keys were looked at.
 _PARTS: Final = 60
 
 _LOOK: Final = """
 local cursor, pattern, page, kind, now = unpack(ARGV)
 local found = redis.call('SCAN', cursor, 'MATCH', pattern, 'COUNT', page, 'TYPE', kind)
 """
-# A server to which a slot is moving lists its keys and does not show them to a script.
+# A server to which a slot is moving lists that slot's keys, but refuses a script that reads them: such a key counts as a session.
 _COUNT: Final = f"""{_LOOK}
 local count = 0
 for _, key in ipairs(found[2]) do
@@ -37,7 +38,7 @@ return {{found[1], expiring}}
 class Walk:
     """Walks through the keys that begin with *prefix*, on a server: a node of a Cluster, or a client of one.
 
-    A server that takes more than *timeout* seconds for a page raises TimeoutError.
+    TimeoutError: a page took longer than *timeout* seconds.
     """
 
     def __init__(self, prefix: str, timeout: float) -> None:
@@ -45,11 +46,11 @@ class Walk:
         start = re.sub(r"([*?\[\]\\])", r"\\\1", prefix)
         self._sessions = start + "{???}" + "?" * 64
         self._sets = start + "owner:*"
-        # Where the walk to the owners' sets goes on, by server. Any cursor is valid on any server: at worst it skips some keys.
+        # Where expiring() goes on, by server. A server takes the cursor of another one, and at worst skips some keys.
         self._cursors: dict[str, int] = {}
 
     async def count(self, server: Any, now: float) -> int:
-        """Return how many sessions a server has at *now*; while their number changes much, about so many."""
+        """Return how many live sessions *server* has at *now*; while sessions come and go, the number is approximate."""
         cursor, count = 0, 0
         while True:
             cursor, found = await self._page(server, _COUNT, cursor, self._sessions, _PAGE, "hash", repr(now))
@@ -58,7 +59,7 @@ class Walk:
                 return count
 
     async def expiring(self, server: Any, now: float) -> AsyncGenerator[list[str]]:
-        """Yield the keys of owners' sets in which something has expired by *now*, found by a sixtieth of the walk."""
+        """Yield the keys of owners' sets in which something has expired by *now*, from the next sixtieth of *server*'s keys."""
         name = getattr(server, "name", "")
         async with asyncio.timeout(self._timeout):
             left = await server.execute_command("DBSIZE") // _PARTS + 1
@@ -66,17 +67,11 @@ class Walk:
             cursor, page = self._cursors.get(name, 0), min(left, _PAGE)
             cursor, keys = await self._page(server, _FIND, cursor, self._sets, page, "zset", repr(now))
             self._cursors[name], left = cursor, left - page if cursor else 0
-            # A key that isn't UTF-8 isn't ours.
+            # A key that isn't UTF-8 isn't the driver's, so its exact name doesn't matter.
             yield [key.decode(errors="replace") for key in keys]
 
     async def _page(self, server: Any, script: str, *arguments: Any) -> tuple[int, Any]:
-        """Return the cursor of the next page, 0 after the last one, and what *script* has found in this one."""
+        """Return the cursor of the next page, or 0 after the last one, and what *script* found in this one."""
         async with asyncio.timeout(self._timeout):
             cursor, found = await server.execute_command("EVAL", script, 0, *arguments)
         return int(cursor), found
-
-
-async def memory(server: Any) -> tuple[int, str]:
-    """Return a server's `maxmemory` in bytes, 0 where it has no limit, and its `maxmemory-policy`."""
-    found = await server.execute_command("INFO", "memory")
-    return found["maxmemory"], found["maxmemory_policy"]
