@@ -469,7 +469,7 @@ class RedisDriver:
         return f"{self._prefix}{{{id[:3]}}}" if self._is_cluster else self._prefix
 
     async def _members(self, action: Action, operation: str, owner: str, *times: float) -> list[str]:
-        """Return the ids that *operation* finds in the owner's set."""
+        """Return the ids in the owner's set, after what *operation* does to it."""
         key = self._prefix + _index(owner)
         found: dict[bytes, bytes] = await self._call(action, _index(owner), Call(operation, (key,), (), times)) or {}
         return [member.decode() for member in found if member != b"ended"]
@@ -484,10 +484,7 @@ class RedisDriver:
         return _outcome(await self._call(action, ids[0], call))
 
     async def _call(self, action: Action, id: str | None, call: Call, *, is_large: bool = False) -> Any:
-        """Return the result of *call*, or None where the key of session *id* holds something else than a hash.
-
-        SessionStoreError: it failed.
-        """
+        """Return what *call* answers, or None where no hash stands in the session's place."""
         try:
             return await self._calls.call(action, call, is_large=is_large)
         except Exception as cause:
