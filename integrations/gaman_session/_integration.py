@@ -41,8 +41,8 @@ class SessionIntegration(Integration):
 
     A session belongs to whom `ctx.session.tag(owner)` has tied it to. These calls find the sessions of an owner in the store, in
     every process that shares it, once the application has loaded; what they end is over at once, for requests under way too. They
-    raise SessionUnsupported with a driver that can't, as the cookies driver can't, SessionStoreError where the store fails, and
-    SessionUseError for an owner that is empty or no text.
+    raise SessionUnsupported with a driver that can't, as the cookies driver can't, SessionStoreError where the store fails or may
+    have evicted some of them, and SessionUseError for an owner that is empty or no text.
     """
 
     counters: Counters

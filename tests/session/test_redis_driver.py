@@ -717,7 +717,7 @@ async def test_a_failure_tells_what_a_server_of_a_cluster_said() -> None:
             assert (await reason_of(driver.count(now=NOW))).startswith("no known server has the slot ")
             for node in cluster.nodes:
                 node.send_signal(signal.SIGSTOP)
-            assert re.match(r"127\.0\.0\.1:\d+ gave no answer in \d\.\d s", await reason_of(driver.load(new_id(), now=NOW)))
+            assert re.match(r"127\.0\.0\.1:\d+ gave no answer in \d+\.\d s", await reason_of(driver.load(new_id(), now=NOW)))
             for node in cluster.nodes:
                 node.send_signal(signal.SIGCONT)
 
@@ -726,7 +726,8 @@ async def test_a_failure_tells_which_server_gave_no_answer_for_how_long() -> Non
     with servers.RedisServer() as server:
         async with opened(url=server.url, timeout=0.5) as driver:
             server.send_signal(signal.SIGSTOP)
-            assert (await reason_of(driver.load(new_id(), now=NOW))).startswith(f"{server.address} gave no answer in 0.")
+            told = await reason_of(driver.load(new_id(), now=NOW))
+            assert re.fullmatch(rf"{server.address} gave no answer in \d+\.\d s", told)
             server.send_signal(signal.SIGCONT)
 
 
