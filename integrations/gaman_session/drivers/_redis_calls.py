@@ -179,7 +179,7 @@ class Calls:
         return [self._client] if self._cluster is None else [server.node for server in await self._cluster.masters()]
 
     def server(self, call: Call) -> str:
-        """Return the name of the server that has the call's first key, or the hosts of the url where that isn't known."""
+        """Return the server that has the call's first key, or the hosts of the address where that isn't known."""
         server = self._find(call) if self._cluster is None or call.slot >= 0 else None
         return self._address.hosts if server is None else server.name
 
@@ -379,7 +379,7 @@ def _no_owner(call: Call) -> RedisClusterException:
 
 
 def _tell(result: Any, server: Server[Call], seconds: float) -> Any:
-    """Return *result*; a timeout as an error that names the server, and the server's own error without values."""
+    """Return *result*, or where it is an error, one that tells what timed out and has no values."""
     if isinstance(result, (RedisTimeoutError, TimeoutError)):
         error = RedisTimeoutError(f"{server.name} gave no answer in {seconds:.1f} s")
         error.__cause__ = result

@@ -75,8 +75,7 @@ class Server(Generic[Call]):
                 except ResponseError as error:
                     answers.append(error)
         except Exception as error:
-            # The idle connections lead to the same server, which is away. To close them, as redis-py's public method does, takes
-            # time, in which another call may take one.
+            # The idle connections lead to the same server, which is away.
             for idle in node._free:
                 idle.mark_for_reconnect()
             answers += [error] * (len(commands) - len(answers))

@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
-# Keys to a page: it holds up other calls for less than a millisecond.
+# Looking at these holds up other calls for less than a millisecond.
 _PAGE: Final = 200
 # Calls of expiring() after which all keys were looked at.
 _PARTS: Final = 60
@@ -71,7 +71,13 @@ class Walk:
             yield [key.decode(errors="replace") for key in keys]
 
     async def _page(self, server: Any, script: str, *arguments: Any) -> tuple[int, Any]:
-        """Return the cursor of the next page, or 0 after the last one, and what *script* found in this one."""
+        """Return the cursor of the next page, 0 after the last one, and what *script* has found in this one."""
         async with asyncio.timeout(self._timeout):
             cursor, found = await server.execute_command("EVAL", script, 0, *arguments)
         return int(cursor), found
+
+
+async def memory(server: Any) -> tuple[int, str]:
+    """Return a server's `maxmemory` in bytes, 0 where it has no limit, and its `maxmemory-policy`."""
+    found = await server.execute_command("INFO", "memory")
+    return found["maxmemory"], found["maxmemory_policy"]

@@ -38,7 +38,7 @@ from gaman_session.drivers._redis_address import Address, parse
 from gaman_session.drivers._redis_calls import CONNECTION_FAILURES, DEMOTED, FAILURES, PAUSE, Action, Call, Calls, Unconfirmed
 from gaman_session.drivers._redis_master import NotMasterError, SentinelWatch, ServerWatch, Watch, greet
 from gaman_session.drivers._redis_replicas import warn
-from gaman_session.drivers._redis_walk import Walk
+from gaman_session.drivers._redis_walk import Walk, memory
 
 logger = logging.getLogger("gaman")
 
@@ -377,14 +377,13 @@ class RedisDriver:
             raise SessionStoreError(self.name, action.name, self._calls.reason(cause)) from cause
 
     async def _learn_policy(self) -> None:
-        """Find out whether a server evicts keys when its memory is full, and warn if that is new."""
+        """Find out whether a server evicts keys when its memory is full, and warn if that is new; nothing changes if none tells."""
         try:
             async with asyncio.timeout(self._timeout):
-                memories = [await server.execute_command("INFO", "memory") for server in await self._calls.masters()]
+                memories = [await memory(server) for server in await self._calls.masters()]
         except Exception:
-            # Without the permission, or while a server is away, the policy stays as it was last known.
             return
-        policies = {each["maxmemory_policy"] for each in memories if each["maxmemory"]} - {"noeviction"}
+        policies = {policy for limit, policy in memories if limit and policy != "noeviction"}
         known, self._policy = self._policy, next(filter(_evicts_indexes, policies), "") or next(iter(policies), "")
         if self._policy not in ("", known):
             fails = "; list(), end_all() and max_sessions_per_owner fail, because it also evicts the owners' indexes"
