@@ -862,7 +862,7 @@ async def test_a_sweep_of_a_frozen_server_ends_within_the_timeout() -> None:
             server.send_signal(signal.SIGCONT)
 
 
-async def test_an_expired_session_leaves_the_index_when_it_is_swept() -> None:
+async def test_a_session_that_is_over_leaves_the_index_when_it_is_swept() -> None:
     async with opened(prefix=f"{new_id()}:") as driver:
         client, index = driver._client, f"{driver._prefix}live"
         ids = [new_id() for _ in range(2500)]

@@ -46,7 +46,7 @@ class Walk:
         start = re.sub(r"([*?\[\]\\])", r"\\\1", prefix)
         self._sessions = start + "{???}" + "?" * 64
         self._sets = start + "owner:*"
-        # Where expiring() goes on, by server. A server takes the cursor of another one, and at worst skips some keys.
+        # Where the walk to the owners' sets goes on, by server. Any cursor is valid on any server: at worst it skips some keys.
         self._cursors: dict[str, int] = {}
 
     async def count(self, server: Any, now: float) -> int:
@@ -67,7 +67,7 @@ class Walk:
             cursor, page = self._cursors.get(name, 0), min(left, _PAGE)
             cursor, keys = await self._page(server, _FIND, cursor, self._sets, page, "zset", repr(now))
             self._cursors[name], left = cursor, left - page if cursor else 0
-            # A key that isn't UTF-8 isn't the driver's, so its exact name doesn't matter.
+            # A key that isn't UTF-8 isn't ours.
             yield [key.decode(errors="replace") for key in keys]
 
     async def _page(self, server: Any, script: str, *arguments: Any) -> tuple[int, Any]:
