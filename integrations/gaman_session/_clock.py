@@ -33,7 +33,7 @@ class StoreClock:
     def __init__(self, driver: ClockDriver) -> None:
         self._driver = driver
         self._base = time.time() - monotonic()
-        """What the monotonic clock lacks of the time."""
+        """What monotonic() lacks to be the time."""
         self._is_off = False
 
     def now(self) -> float:
@@ -60,7 +60,7 @@ class StoreClock:
         self._compare()
 
     def _compare(self) -> None:
-        """Warn where this machine's clock has come to differ from the store's."""
+        """Warn when this machine's clock begins to differ from the store's by more than MAX_SKEW."""
         ahead = time.time() - self.now()
         was_off, self._is_off = self._is_off, abs(ahead) > MAX_SKEW
         if self._is_off and not was_off:

@@ -166,7 +166,7 @@ class Driver(Protocol):
         between the two leaves a tombstone in the new one's place, and the outcome is ENDED. An OwnerDriver answers REFUSED to a tag
         that the session did not have already, as create() does; the old id may then be dead or not.
 
-        A SessionStoreError that `is_unconfirmed` says that the new id is there, as far as the store doesn't lose it yet.
+        A SessionStoreError with `is_unconfirmed` says that the store has the new id, and may yet lose it.
         """
         ...
 
@@ -215,7 +215,8 @@ class OwnerDriver(Driver, Protocol):
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         """End every session of *owner* but those in *keep*, and those they are renamed to meanwhile; return how many that were.
 
-        Tags made before *now* are refused from then on; those kept stay as they are.
+        Tags made before *now* are refused from then on; those kept stay as they are. SessionStoreError without a cause: the store
+        works and may have lost some of the owner's sessions from its index; those that it found are ended.
         """
         ...
 
@@ -225,14 +226,14 @@ class OwnerDriver(Driver, Protocol):
 
 
 class ClockDriver(Driver, Protocol):
-    """The part of the contract for a store that other machines share and that knows the time. It is there if this method is.
+    """The part of the contract for a store that has a clock and serves several machines. A driver with this method has it.
 
-    Every *now* is then the store's time, whatever the machines' own clocks show. So all processes have to get it from the same
-    server, such as the primary.
+    Every *now* is then the store's time, whatever the machines' own clocks show. All processes have to get it from the same server,
+    such as the primary.
     """
 
     async def time(self) -> float:
-        """Return the store's time, in seconds since the epoch and at least to the millisecond; in one trip."""
+        """Return the store's time, in seconds since the epoch, to the millisecond or better; in one round trip."""
         ...
 
 

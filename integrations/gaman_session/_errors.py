@@ -67,7 +67,7 @@ class SessionUnsupported(SessionError):
 
 
 class SessionStoreError(SessionError, HTTPError):
-    """The store failed; the request answers 503 and nobody is logged out. The cause, and *reason* if any, say what happened."""
+    """The store failed: the response is 503, and no visitor is logged out. The cause, and *reason* if any, say what happened."""
 
     def __init__(self, driver: str, action: str, reason: str = "", *, is_unconfirmed: bool = False) -> None:
         HTTPError.__init__(self, 503, headers={"cache-control": "no-store"})

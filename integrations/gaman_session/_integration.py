@@ -41,8 +41,8 @@ class SessionIntegration(Integration):
 
     A session belongs to whom `ctx.session.tag(owner)` has tied it to. These calls find the sessions of an owner in the store, in
     every process that shares it, once the application has loaded; what they end is over at once, for requests under way too. They
-    raise SessionUnsupported with a driver that can't, as the cookies driver can't, SessionStoreError where the store fails, and
-    SessionUseError for an owner that is empty or no text.
+    raise SessionUnsupported with a driver that can't, as the cookies driver can't, SessionStoreError where the store fails or may
+    have evicted some of them, and SessionUseError for an owner that is empty or no text.
     """
 
     counters: Counters
@@ -64,11 +64,11 @@ class SessionIntegration(Integration):
         return later(self, "sessions.end_all", run(self._owners.end_all, owner, keep))
 
     def count(self, owner: str | None = None) -> SessionCall[int]:
-        """Return how many live sessions *owner* has, or how many there are in the store, whoever's they are.
+        """Return how many live sessions *owner* has, or without one, how many are in the store.
 
-        The latter takes a while where there are many, so ask for a graph, and not in each request. It costs the file driver a look
-        at each name, SQLite and MongoDB one at each entry of an index, and a Redis Cluster one at every key, because there an index
-        of all sessions would cost each login and each use a second write. Redis on its own counts by an index, at once.
+        The count of all takes longer the more there are, so ask for a graph, and not in each request. The file driver looks at each
+        name, SQLite and MongoDB at each entry of an index, and a Redis Cluster at each key. A single Redis server, or one behind
+        Sentinels, reads the number from an index.
         """
         return later(self, "sessions.count", run(self._owners.count, owner))
 
@@ -243,7 +243,7 @@ class _Hooks:
         try:
             answer = await coming
         except Exception:
-            # The response to the error carries the cookie too: if the session has a new id, the old one is dead.
+            # The response to the error carries the cookie too, because a session with a new id can't be reached by its old one.
             if (answer := used._cookie()) is not None:
                 self._send(answer, used, ctx, None)
             raise
@@ -314,7 +314,7 @@ class _Hooks:
             await self._attempt("sweeping expired sessions", self.on_purge(app))
 
     async def _attempt(self, action: str, work: Awaitable[object]) -> None:
-        """Do what is done each minute, and log where it fails."""
+        """Await *work*, and log its failure as that of *action*."""
         try:
             await work
         except SessionStoreError as error:

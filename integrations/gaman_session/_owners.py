@@ -195,7 +195,7 @@ class Owners:
             except SessionStoreError as error:
                 if error.__cause__ is not None:
                     raise
-                # The store works, but may have forgotten some of them: end the others that it knows.
+                # Without a cause, the store works and only may have evicted some of the sessions: end those under the other names.
                 unsure = error
                 continue
             self._counters.ended += of_name

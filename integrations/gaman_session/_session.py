@@ -402,7 +402,7 @@ class Session(ABC):
         """Bring the changes to where they are kept, and return the cookie to send, or None for none."""
 
     def _cookie(self) -> Answer | None:
-        """Return the cookie to send where _finish() has failed, because the session was begun, renamed or ended before that."""
+        """Return the cookie to send after a failed _finish(), if the session was begun, renamed or ended before that; else None."""
         return None
 
     def _outlive(self) -> None:  # noqa: B027 - only a session that can have an owner has something to do

@@ -485,8 +485,8 @@ class StoredSession(Session):
                 outcome = await self._driver.rename(old, identity.handle, record, version=self._record.version, now=now)
             except SessionStoreError as error:
                 if error.is_unconfirmed:
-                    # The old id is dead, so the visitor gets the new one. The changes stay pending: a handler that catches this
-                    # error and answers below 500 has them confirmed first.
+                    # The old id is dead, so the visitor gets the new one. The changes stay pending, so that the response of a
+                    # handler that catches this error is below 500 only if the store confirms them then.
                     self._adopt(identity, record)
                 raise
             if outcome is WRITTEN:

@@ -1,7 +1,7 @@
 """A site under load whose store meets one fault after the other, drawn by a seeded generator; holds no test.
 
-A server is taken away only when all are there and in step, because a store promises to survive the loss of one. What harms no
-server, such as dropped connections, may come meanwhile too.
+A server is taken away only when all are there and in step, because a store promises to survive the loss of one. A fault that takes
+none away, such as dropped connections, may come at any time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CALM = 90.0
 _ONCE = Retry(NoBackoff(), 0)
 _ERRORS = (redis.RedisError, PyMongoError, OSError)
 DURABLE = ("--appendonly", "yes")
-"""What a master needs that is killed and comes back before a replica takes over, which would otherwise copy an empty one."""
+"""Options of a Redis that keeps its data when it is killed: its replicas would otherwise copy an empty master."""
 
 
 class Fault(NamedTuple):
@@ -50,7 +50,7 @@ class Fault(NamedTuple):
 
     name: str
     begin: Callable[[Any], Callable[[], object] | None]
-    """Begins it, on the server that it is given, and returns what repairs it, or None where nothing has to be."""
+    """Begins it on a server, and returns what repairs it, or None where it passes by itself."""
     target: str
     """`master` or `replica`, or empty where it takes no server away."""
     seconds: tuple[float, float] = (0, 0)
@@ -179,7 +179,7 @@ class Sentinels(_Redis):
 
     def fail_over(self, master: RedisServer) -> None:
         del master
-        # It is refused where the last one was a moment ago.
+        # Sentinels refuse it shortly after another failover.
         with suppress(redis.ResponseError):
             _ask(self._sentinels.sentinels[0], "SENTINEL FAILOVER", self._sentinels.name)
 
@@ -199,7 +199,7 @@ class ReplicaSet(Store[MongoServer]):
         return all(sorted(member["stateStr"] for member in seen) == ["PRIMARY", "SECONDARY", "SECONDARY"] for seen in members)
 
     def fail_over(self, master: MongoServer) -> None:
-        # It is refused where no other has caught up in time.
+        # A primary refuses it if no other member has caught up in time.
         with suppress(PyMongoError):
             self._command(master, "replSetStepDown", 3, secondaryCatchUpPeriodSecs=2)
 
@@ -217,7 +217,7 @@ class ReplicaSet(Store[MongoServer]):
 
 
 class Chaos:
-    """Faults that come upon a store, one every few seconds, until it is stopped; then it waits until all is well again."""
+    """Lets faults happen to a store, one every few seconds, and then waits until the store is whole again."""
 
     def __init__(self, store: Store[Any], common: Common) -> None:
         self._store = store
@@ -230,17 +230,17 @@ class Chaos:
         self._watch_until = 0.0
 
     def rage(self, seconds: float) -> None:
-        """Let faults come for so long. Servers end with the thread that has started them, so it has to be the tests' own."""
+        """Let faults happen for so many seconds. Servers end with the thread that started them, so call it from the tests' own."""
         over = time.monotonic() + seconds
         after = time.monotonic() + 2
         while time.monotonic() < over:
             time.sleep(TICK)
             self._watch()
             if self._repair is not None and time.monotonic() >= self._repair_at:
-                self._mend()
+                self._end_fault()
             elif time.monotonic() >= after and not self._successors and self._draw():
                 after = time.monotonic() + self._random.uniform(*PAUSES)
-        self._mend()
+        self._end_fault()
         until(self._is_whole, "the store to be whole again", seconds=CALM)
         self._note("all is well")
 
@@ -250,7 +250,7 @@ class Chaos:
         if not self._faults:
             self._faults = [*self._store.faults(), Fault("kill a process of the site", self._kill_process, "")]
             self._random.shuffle(self._faults)
-            # It is over the soonest, and the longer ones may leave no time for it.
+            # It comes first, because the longer ones may leave no time for it.
             self._faults.sort(key=lambda fault: fault.name != PLANNED)
         fault = next((fault for fault in self._faults if is_whole or not fault.target), None)
         if fault is None:
@@ -273,7 +273,7 @@ class Chaos:
         return True
 
     def _watch(self) -> None:
-        """Note when another server has taken over."""
+        """Note it when another server takes over."""
         if not self._successors:
             return
         with suppress(*_ERRORS):
@@ -283,7 +283,7 @@ class Chaos:
         if time.monotonic() > self._watch_until:
             self._successors = []
 
-    def _mend(self) -> None:
+    def _end_fault(self) -> None:
         if self._repair is not None:
             self._note("repaired")
             self._repair()
@@ -303,7 +303,7 @@ class Chaos:
 
 
 def run(store: Store[Any], folder: Path, *, seed: int = SEED, seconds: float = SECONDS) -> History:
-    """Have clients use a site for so long while its *store* meets faults, and return what they saw."""
+    """Have clients use a site for so many seconds while its *store* meets faults, and return their history."""
     print(f"GAMAN_TEST_CHAOS_SEED={seed}")
     history = History()
     with Processes(folder, store.driver) as processes:

@@ -1,7 +1,7 @@
-"""What clients asked while servers failed, what they were answered, and which promises that breaks; holds no test.
+"""The requests of clients while servers failed, their responses, and which promises these break; holds no test.
 
-A request that wasn't answered 200 may have happened or not, and may still happen: a server that wakes finds it in its queue. So
-only what was acknowledged counts, and only for requests that began later.
+A request whose response isn't 200 may have happened or not, and may still happen: a server that wakes finds it in its queue. So
+only acknowledged requests count, and only for requests that began later.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Request:
 
     client: str
     action: str
-    """`read`, `put`, `login`, `count`, and what ends a session or its cookie: `end`, `renew` or `end_all`."""
+    """`read`, `put`, `login`, `count`, or one that ends a session or its cookie: `end`, `renew` or `end_all`."""
     session: str
     cookie: str | None
     """What it was sent with; None for a new session."""
     given: str | None
-    """What its client has for a cookie afterwards."""
+    """The cookie that its client has afterwards."""
     began: float
     ended: float
     status: int
@@ -41,7 +41,7 @@ class Request:
     key: str = ""
     """What it writes."""
     owner: str = ""
-    """Whose session it ties, or whose sessions it ends."""
+    """The owner to which it ties the session, or whose sessions it ends."""
     found: Mapping[str, Any] | None = None
     """All that the session held, where the response tells."""
     count: int | None = None
@@ -67,7 +67,7 @@ class Event(NamedTuple):
 
 
 class Stale(NamedTuple):
-    """A read that found what was true once."""
+    """A read that found an earlier state."""
 
     began: float
     ended: float
@@ -91,7 +91,7 @@ class Span(NamedTuple):
 
 @dataclass
 class Verdict:
-    """What a history shows; each list is of sentences, and empty where a promise was kept."""
+    """The findings in a history; each list has a sentence for each breach of one promise."""
 
     lost: list[str] = field(default_factory=list[str])
     """Writes, logouts and increments that were acknowledged, and are undone by the last read."""
@@ -126,7 +126,7 @@ class History:
         """Ports of processes that were killed, whose responses may be missing."""
         self.events: list[Event] = []
         self.stuck: list[str] = []
-        """What a client repeated in vain, and gave up."""
+        """Requests that clients repeated without success, and gave up."""
         self.log = ""
         """What the processes of the site have said."""
 
@@ -140,7 +140,7 @@ class History:
         return [*dict.fromkeys(pairs)]
 
     def judge(self) -> Verdict:
-        """Return what of it breaks a promise."""
+        """Return each breach of a promise."""
         verdict = Verdict()
         sessions: defaultdict[str, list[Request]] = defaultdict(list)
         ends_of: defaultdict[str, list[Request]] = defaultdict(list)
@@ -229,7 +229,7 @@ def _judge(requests: list[Request], of_owner: list[Request], verdict: Verdict) -
 
 
 def _faults(read: Request, ends: list[Request], written: list[Request], login: Request | None) -> Iterator[_Fault]:
-    """Yield what *read* should have found otherwise."""
+    """Yield each difference between what *read* found and what was acknowledged before."""
     assert read.found is not None
     if read.found:
         for end in ends:

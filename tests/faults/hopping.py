@@ -1,4 +1,4 @@
-"""Clients that hop between the processes of a site, and note in a history what they asked and were answered; holds no test."""
+"""Clients that hop between the processes of a site, and note their requests and responses in a history; holds no test."""
 
 from __future__ import annotations
 
@@ -132,10 +132,10 @@ class Client(ABC):
 
     @abstractmethod
     def step(self) -> None:
-        """Do what it does, once."""
+        """Do one round of requests."""
 
     def new(self) -> Held:
-        """Return a session of a name that no other has, nor begins with."""
+        """Return a session whose name is no other session's, nor the beginning of one."""
         return Held(f"{self.name}-{next(self._numbers)}.")
 
     def ask(self, held: Held, action: str, key: str = "", owner: str = "") -> Request:
@@ -172,7 +172,7 @@ class Client(ABC):
         return self._repeat(lambda: self.ask(held, action, key, owner), seconds)
 
     def begin(self) -> Held:
-        """Return a session that was acknowledged; of one that wasn't, no client has the cookie."""
+        """Return an acknowledged session: no client has the cookie of any other."""
         return self.begin_as(self.new, "put", "first")
 
     def begin_as(self, name: Callable[[], Held], action: str, key: str = "", owner: str = "") -> Held:
@@ -293,7 +293,7 @@ class Owning(Client):
 
 
 class Reading(Client):
-    """Looks at sessions that were ended, those of late above all, and at some that are alive."""
+    """Reads sessions that were ended, mostly the last ones, and some that are alive."""
 
     def step(self) -> None:
         for sessions in (self.common.ended[-20:], self.common.ended, self.common.alive):

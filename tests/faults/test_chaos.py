@@ -16,13 +16,16 @@ pytestmark = pytest.mark.slow
 TIMEOUT = 10.0
 """Seconds that a driver waits, unless it is told otherwise."""
 STALE = 1.0
-"""Seconds for which a Redis that was replaced may still be read."""
+"""Seconds for which a replaced Redis may still be read."""
 RECOVERY = 2.0
 """Seconds within which all is read again once another Redis has taken over."""
 
 
 def assert_kept(history: History, *, stale: float, recovery: float) -> None:
-    """Nothing that was acknowledged is lost, and what a server that was replaced still says, it says for a moment."""
+    """Nothing acknowledged is lost, and a replaced server is read for at most *stale* seconds.
+
+    After each takeover, reads succeed within *recovery* seconds.
+    """
     print(report(history))
     verdict = history.judge()
     assert (verdict.lost, verdict.doubled, verdict.foreign, verdict.statuses, history.stuck) == ([], [], [], [], [])
@@ -32,7 +35,7 @@ def assert_kept(history: History, *, stale: float, recovery: float) -> None:
 
 
 def report(history: History) -> str:
-    """Return what to read when one of the runs fails."""
+    """Return the events of a run and the findings, for when it fails."""
     verdict, start = history.judge(), history.requests[0].began
     lines = [f"{len(history.requests)} requests: {dict(sorted(history.statuses().items()))}"]
     lines += [f"{event.at - start:6.1f} s: {event.what}" for event in history.events]

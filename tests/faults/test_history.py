@@ -1,4 +1,4 @@
-"""The checker of the chaos runs finds each kind of broken promise, and nothing in a history that keeps them."""
+"""The history checker of the chaos runs finds each kind of broken promise, and nothing in a history that keeps them all."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read(at: float, found: dict[str, Any], **fields: Any) -> Request:
     return request("read", at, found, **fields)
 
 
-def test_what_is_kept_and_what_is_ended_in_time_is_no_finding() -> None:
+def test_a_history_that_keeps_every_promise_has_no_finding() -> None:
     end_all = request("end_all", 3, session=OWNER, owner=OWNER, cookie=None, given=None)
     verdict = judge(
         request("put", 1),

@@ -1,4 +1,4 @@
-"""Sessions go by the clock of a store that tells the time: how that is measured, what does not spoil it, and what is logged."""
+"""Sessions go by the clock of a store that has one: how its time is measured, what does not spoil that, and what is logged."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Store(MemoryDriver):
         return self.watch() + self.offset
 
     def take(self, *trips: tuple[float, float]) -> None:
-        """Have each question and each answer take so long, in turn."""
+        """Have each request and each response of a round trip take so many seconds, in turn."""
         self._trips = cycle(trips)
 
     async def open(self) -> None:
@@ -271,7 +271,7 @@ async def test_a_clock_that_differs_is_a_warning_when_it_newly_does(watch: Watch
 # Failures
 
 
-async def test_a_store_that_fails_to_tell_the_time_stops_the_start(ask: Ask) -> None:
+async def test_a_store_that_fails_to_tell_the_time_stops_the_start() -> None:
     driver = Store()
     driver.errors = [SessionStoreError("memory", "tell the time")]
     with pytest.raises(SessionStoreError):

@@ -687,7 +687,7 @@ async def test_an_entry_that_a_crash_has_left_goes_with_the_next_list(clock: Clo
     await driver.close()
 
 
-async def test_an_owners_set_in_redis_loses_what_is_over_and_has_no_ttl() -> None:
+async def test_an_owners_set_in_redis_loses_expired_sessions_and_has_no_ttl() -> None:
     now, prefix = time.time(), f"{token_hex(8)}:"
     driver = RedisDriver(url=servers.redis_url(), prefix=prefix)
     await driver.open()

@@ -1,9 +1,9 @@
-"""Calls: how the Redis driver's calls reach a server, as commands of its script, and again after a fault.
+"""Calls: sends the Redis driver's calls to a server, as commands of its script, and again after a fault.
 
-Calls that are made while others are in flight share a command. In a Cluster each has its own, but those to one server share a round
-trip. A call that a fault leaves without an answer is made again while its action has time; the token tells a write's second attempt
-that the first has arrived. In a Cluster it goes to the server that has the slot by then: a call is retried by itself and not by its
-batch, so that a lost server delays no call to another.
+Calls that are made while others are in flight share a command. In a Cluster each has its own, and those to one server share a round
+trip. A call that gets no answer because of a fault is made again while its action has time; by the token, the script knows a write
+that it has already made. Each call is retried by itself, so that in a Cluster it goes to the server that has its slot by then, and
+a lost server delays no call to another.
 """
 
 from __future__ import annotations
@@ -63,16 +63,16 @@ _WITHOUT_EFFECT = (AskError, BusyLoadingError, ClusterDownError, ReadOnlyError, 
 # Seconds before the next attempts. Where another server may take over, the last one is repeated.
 PAUSE: Final = 0.4
 _PAUSES: Final = (0.05, 0.1, 0.2, PAUSE)
-# So often a call goes from one server of a Cluster to another without a pause: they may disagree.
+# How often a call goes on to another server of a Cluster at once. Then it pauses, because two servers may each name the other.
 _JUMPS: Final = 8
-# What one command of the script takes on, so that it holds up nobody else's.
+# Calls to one command of the script. More would hold up other clients.
 _AT_A_TIME: Final = 64
 _READS: Final = frozenset({"load", "look", "owned", "count", "room", "time", "slots"})
-# Each is all that an action changes, unless its answer tells that nothing was changed.
+# Operations that make the whole change of their action, and results that say that nothing was changed.
 _CHANGES: Final = ("create", "apply", "swap", "rename", "tag")
 _UNCHANGED: Final = (b"ABSENT", b"CONFLICT", b"ENDED", b"REFUSED", b"TOO_LARGE")
 _ASKING: Final = ("ASKING",)
-# In a server's words about a command that it doesn't know, its arguments follow: ids, values or a password.
+# A server's error about an unknown command repeats its arguments, which may be ids, values or a password.
 _ARGUMENTS: Final = re.compile(", with args beginning with: .*", re.DOTALL)
 
 _SCRIPT = (
@@ -83,20 +83,20 @@ _SHA = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 
 class Call(Struct):
-    """What the script is to do, with which keys of Redis; values are apart, for a script's MessagePack knows no bytes."""
+    """An operation of the script, with its keys. Values are apart, because a script's MessagePack knows no bytes."""
 
     operation: str
     keys: Sequence[str]
     values: Sequence[bytes] = ()
     arguments: Sequence[Any] = ()
     slot: int = -1
-    """The slot of the first key, once a Cluster was asked for it."""
+    """The slot of the first key, or -1 until a Cluster needs it."""
     is_asking: bool = False
-    """Whether it goes to the server that is about to get its slot."""
+    """Whether it is sent after ASKING, to the server that is importing its slot."""
 
 
 class Action(Struct):
-    """What a method of the driver does, as an error tells it, and until when, by monotonic()."""
+    """What a method of the driver does, in the words of its errors, and until when it may take, by monotonic()."""
 
     name: str
     until: float
@@ -107,7 +107,7 @@ class Unconfirmed(RedisError):
     """Too few replicas have confirmed a write."""
 
     is_change = False
-    """Whether this write is all that its action changes."""
+    """Whether this write is the whole change of its action."""
 
 
 _SLOTS: Final = Call("slots", ())
@@ -123,10 +123,10 @@ class Calls:
         self._wait_replicas = wait_replicas
         # Seconds that replicas have to confirm a write.
         self._wait = min(2.0, timeout) / 2
-        # A failover takes seconds, in which it helps to ask often. Behind Sentinels, redis-py takes WAIT for any other command.
+        # Short, because a failover takes seconds in which frequent attempts help. Behind Sentinels, it has to bound WAIT as well.
         is_quick = address.kind == "cluster" or (address.kind and not wait_replicas)
         self.patience = min(0.5 if is_quick else 2.0, timeout)
-        # Elsewhere than on a server of its own, several steps may come before an answer, and redis-py bounds each.
+        # With Sentinels or a Cluster, the server has to be found first, so redis-py times out each step itself.
         self._limit = TimeLimit(timeout if address.kind else self.patience)
         self._client: Any = None
         self._watch = Watch()
@@ -135,13 +135,13 @@ class Calls:
         self._retrying = 0
 
     def open(self, client: Any, watch: Watch) -> None:
-        """Make calls through *client*, which is redis-py's, from now on; *watch* knows whether its server still is the master."""
+        """Make calls through redis-py's *client* from now on; *watch* knows whether its server is still the master."""
         self._client, self._watch = client, watch
         if self._address.kind == "cluster":
             self._cluster = Cluster(client, lambda node: self._serve(node.name, node), lambda server: server.calls.call(_SLOTS))
 
     async def close(self) -> None:
-        """Close the connections that the client doesn't know, after what is in flight."""
+        """Close the connections that the client doesn't know, after the calls in flight."""
         while self._retrying:  # noqa: ASYNC110 - it is for the end, where nothing is in a hurry
             await asyncio.sleep(0.001)
         await self._only.close()
@@ -154,15 +154,15 @@ class Calls:
         return Action(name, monotonic() + self._timeout)
 
     def call(self, action: Action, call: Call, *, is_large: bool = False) -> Awaitable[Any]:
-        """Return what waits for the answer to *call*, makes it again after a fault while *action* has time, or raises the fault."""
+        """Return an awaitable of the result of *call*, which is made again after a fault while *action* has time."""
         if action.has_begun:
             return self._call_in_time(action, call, is_large=is_large)
-        # The first call of an action is bounded by itself.
+        # The first call of an action needs no timer of its own, because its batch and its retries have the timeout.
         action.has_begun = True
         return self._call(action, call, is_large=is_large)
 
     async def attempt(self, calls: Sequence[Call]) -> list[Any]:
-        """Make each of *calls* once, and return answers and errors."""
+        """Make each of *calls* once, and return the results, with exceptions among them."""
         results: list[Any] = []
         for call in calls:
             try:
@@ -175,7 +175,7 @@ class Calls:
         return results
 
     async def masters(self) -> list[Any]:
-        """Return redis-py's nodes that have slots of a Cluster now, or else its client; a slot without a node raises an error."""
+        """Return redis-py's client, or in a Cluster its nodes that have slots now; RedisClusterException: a slot has none."""
         return [self._client] if self._cluster is None else [server.node for server in await self._cluster.masters()]
 
     async def distrust(self, error: Exception) -> None:
@@ -197,9 +197,9 @@ class Calls:
         return self._address.hosts if server is None else server.name
 
     def reason(self, error: Exception) -> str:
-        """Return what a log tells of *error*: the server's own words, or what became of the connection; never a value."""
+        """Return what logs say about *error*: the server's own words, or what happened to the connection; never a value."""
         told, inner = [error], error.__cause__ or error.__context__
-        # redis-py wraps this one, and gives no cause.
+        # redis-py wraps a ReadOnlyError without naming it as the cause.
         if isinstance(inner, (RedisError, RedisClusterException)) and (error.__cause__ or isinstance(inner, ReadOnlyError)):
             while isinstance(inner.__cause__, RedisError):
                 inner = inner.__cause__
@@ -218,7 +218,7 @@ class Calls:
         return Server(name, node, self._run, pool_size=self._pool_size, timeout=self._timeout, waits=self._wait_replicas > 0)
 
     def _find(self, call: Call) -> Server[Call] | None:
-        """Return the server for *call*, or None where it isn't known who has its slot."""
+        """Return the server for *call*, or None where the owner of its slot isn't known."""
         if self._cluster is None:
             return self._only
         if call.slot < 0:
@@ -248,7 +248,7 @@ class Calls:
     async def _call_again(
         self, action: Action, call: Call, server: Server[Call] | None, failure: Exception, *, is_large: bool
     ) -> Any:
-        """Make *call* again, which *failure* has left without an answer of *server*, until *action* takes too long."""
+        """Make *call* again after *failure* on *server*; return its result, or raise the last failure when *action* has no time."""
         unconfirmed: Unconfirmed | None = None
         is_unclear, jumps, pauses = False, 0, 0
         with suppress(TimeoutError):
@@ -284,7 +284,7 @@ class Calls:
         raise unconfirmed or failure
 
     async def _follow(self, call: Call, server: Server[Call] | None, failure: Exception) -> tuple[Server[Call] | None, Call]:
-        """Return the server that may answer *call* after *failure*, the answer of *server*, and what to call it."""
+        """Return where *call* goes after *failure* on *server*, and the call as it has to be sent there."""
         if self._cluster is None:
             return server, call
         if isinstance(failure, AskError) and server is not None:
@@ -293,7 +293,7 @@ class Calls:
                 return named, structs.replace(call, slot=-1, is_asking=True)
             self._cluster.move(call.slot, named)
         elif not isinstance(failure, TryAgainError) and self._find(call) is server:
-            # What failed is more telling than that this fails as well.
+            # The call's own failure says more than one of this.
             with suppress(RedisClusterException):
                 await self._cluster.learn(call.slot, server)
         return self._find(call), call
@@ -302,7 +302,7 @@ class Calls:
         return _may_pass(error) or (isinstance(error, AskError) and self._cluster is not None)
 
     async def _run(self, server: Server[Call], calls: Sequence[Call]) -> list[Any]:
-        """Make *calls* in one trip, or in two where *server* does not know the script yet; return answers and errors."""
+        """Make *calls* in one round trip, or in two where *server* lacks the script; return results, with exceptions among them."""
         if (cluster := self._cluster) is not None:
             here = [call.slot < 0 or cluster.owner(call.slot) is server for call in calls]
             if not all(here):
@@ -332,7 +332,7 @@ class Calls:
         return [_tell(result, server, monotonic() - begun) for result in results]
 
     async def _send(self, server: Server[Call], calls: Sequence[Call], *script: str) -> list[Any]:
-        """Make *calls* in one trip, in as few commands as *script* can take them, and return for each its answer or its error."""
+        """Make *calls* in one round trip, in as few commands of *script* as possible; return for each its result or its error."""
         most = _AT_A_TIME if server.node is None else 1
         is_write = self._wait_replicas > 0 and any(call.operation not in _READS for call in calls)
         if len(calls) <= most and not is_write and server.node is None:
@@ -404,7 +404,7 @@ def _tell(result: Any, server: Server[Call], seconds: float) -> Any:
 
 
 def _command(calls: Sequence[Call], script: Sequence[str], *, is_alone: bool) -> Sequence[Any]:
-    """Return the command that makes *calls*: *script*'s, but for a load that shares no round trip, which needs none."""
+    """Return the command that makes *calls*: one of *script*, or HGETALL for a load that shares no round trip."""
     if calls[0] is _SLOTS:
         return ("CLUSTER", "SLOTS")
     if _is_load(calls):

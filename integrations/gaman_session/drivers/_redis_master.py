@@ -1,8 +1,8 @@
-"""Which server is the master: what Sentinels or the server itself say of it, asked for as long as the Redis driver is open.
+"""Which server is the master: the Sentinels, or the server itself, are asked for as long as the Redis driver is open.
 
 A client notices by itself neither that its server was demoted nor that another one was promoted: a server that was frozen or cut
 off goes on serving its old connections, and takes writes that are lost with it. So the driver asks in the background, drops all
-connections at once when the master has changed, and trusts no answer that was under way then. A Sentinel that replaces a master
+connections at once when the master has changed, and trusts no response that was in flight then. A Sentinel that replaces a master
 says so some 100 ms before it promotes the replica: from then until the switch, no write is acknowledged.
 """
 
@@ -22,16 +22,16 @@ logger = logging.getLogger("gaman")
 _EXTRA: Final = {"driver": "redis"}
 
 _EVENTS: Final = ("*failover*", "+selected-slave", "+promoted-slave", "+switch-master")
-# Seconds between two questions to a Sentinel, unless an event comes; a second is how long a change may stay unnoticed.
+# Seconds between two requests to a Sentinel, unless an event comes: a change stays unnoticed for no longer.
 _PERIOD: Final = 1.0
-# Seconds between two questions to a server without Sentinels. A write notices at once that it was demoted.
+# Seconds between two requests to a server without Sentinels. Once it is demoted, a write notices that at once.
 _LONG_PERIOD: Final = 10.0
 # Seconds for which writes wait for a switch. A Sentinel needs little more than one; it may also be cut off in the middle of it.
 _SWITCHING: Final = 5.0
 
 
 class NotMasterError(ConnectionError):
-    """The server isn't the master, or isn't it any more. It counts as a broken connection: the call is made again."""
+    """The server isn't the master, or no longer is. It counts as a broken connection: the call is made again."""
 
 
 class Answer(NamedTuple):
@@ -51,11 +51,11 @@ class Watch:
 
     def __init__(self) -> None:
         self.changes = 0
-        """Rises when connections are dropped because their server isn't the master any more: answers from before don't count."""
+        """Rises when the connections are dropped because their server is no longer the master: results from before don't count."""
         self.is_switching = False
         """Whether a replica is being promoted: until that is over, no write may be acknowledged."""
         self.answer: Answer | None = None
-        """What is to be believed of all that the Sentinels say; None without Sentinels, or before one has answered."""
+        """The answer that counts, of all that the Sentinels gave; None without Sentinels, or before one has answered."""
         self._pool: Any = None
         self._settled = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,7 +65,7 @@ class Watch:
         self._pool = pool
 
     async def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         # More than once: up to Python 3.11, wait_for(), which redis-py uses, may lose a cancellation.
         while tasks := [*self._tasks]:
             for task in tasks:
@@ -167,7 +167,7 @@ class SentinelWatch(Watch):
         found = await asyncio.gather(*(self._ask(i) for i in positions), return_exceptions=True)
         errors = [error for error in found if isinstance(error, Exception)]
         if errors:
-            # What a Sentinel says tells more than that one is away.
+            # A Sentinel's error says more than the silence of another one.
             self._error = max(errors, key=lambda error: isinstance(error, (ResponseError, AuthenticationError)))
         self._judge()
         for i in positions:
@@ -197,7 +197,7 @@ class SentinelWatch(Watch):
 
     async def _watch(self, i: int) -> None:
         while True:
-            # Whatever goes wrong in the library, the watch goes on.
+            # The watch goes on after any error of the library.
             with suppress(Exception):
                 async with self._sentinels[i].pubsub() as events:
                     await events.psubscribe(*_EVENTS)
@@ -213,7 +213,7 @@ class SentinelWatch(Watch):
         """Keep what a Sentinel says now; its events only say when to ask."""
         sentinel = self._sentinels[i]
         state = await sentinel.sentinel_master(self._name)
-        # From the promotion on, the Sentinel that leads a failover has the new address here, and in its state when all is over.
+        # From the promotion on, the Sentinel that leads a failover has the new address here; in its state, only after the failover.
         host, port = await sentinel.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self._name)
         address = (host.decode() if isinstance(host, bytes) else host, int(port))
         is_promoted = address != (state["ip"], state["port"])
@@ -225,7 +225,7 @@ class SentinelWatch(Watch):
         self._answers[i] = Answer(state["config-epoch"], address, is_switching, state["num-slaves"], others + 1)
 
     def _judge(self) -> None:
-        """Make of all answers what is to be believed, and leave a master that was replaced."""
+        """Choose the answer that counts, and leave a master that was replaced."""
         answers = self._answers.values()
         if not answers:
             if not self._is_silent:
@@ -248,7 +248,7 @@ class SentinelWatch(Watch):
         self._hold(any(answer.is_switching and answer.epoch >= latest.epoch for answer in answers))
 
     def _hold(self, is_switching: bool) -> None:
-        """Let writes wait from now on, once and not for ever, or let them go on."""
+        """Let writes wait, for _SWITCHING seconds at most, or let them go on."""
         if not is_switching:
             self._settle()
             self._timer = None

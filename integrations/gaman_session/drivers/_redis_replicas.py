@@ -1,4 +1,4 @@
-"""What a start warns of: replicas that `wait_replicas` doesn't fit, and Sentinels that the url doesn't name."""
+"""Start-up warnings: numbers of replicas that `wait_replicas` doesn't fit, and Sentinels that the url doesn't name."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ logger = logging.getLogger("gaman")
 
 
 async def warn(client: Any, answer: Answer | None, *, is_cluster: bool, named: int, wait_replicas: int, seconds: float) -> None:
-    """Warn of what can lose changes or refuse them all, as far as the server tells it to this user within *seconds*.
+    """Warn of settings that can lose changes or refuse them all, as far as the server tells them to this user within *seconds*.
 
-    *answer* is what the Sentinels say, where there are any, of which the url has *named* so many.
+    *answer* is what the Sentinels say, or None without Sentinels; *named* is how many of them the url has.
     """
     warnings: list[str] = []
     if answer is not None and answer.sentinels > named:
@@ -27,7 +27,7 @@ async def warn(client: Any, answer: Answer | None, *, is_cluster: bool, named: i
             f"the url of the redis driver names {named} of {answer.sentinels} Sentinels: one that it doesn't name may replace the "
             "master unnoticed for a second, in which changes are lost. Name them all"
         )
-    # Without permission, it stays unknown.
+    # A user without the permission gets no warning.
     with suppress(RedisError, RedisClusterException, OSError, TimeoutError):
         async with asyncio.timeout(seconds):
             if wait_replicas:
@@ -39,7 +39,7 @@ async def warn(client: Any, answer: Answer | None, *, is_cluster: bool, named: i
 
 
 async def _in_cluster(client: Any) -> Mapping[str, int]:
-    # CLUSTER SLOTS leaves out a replica that has yet to receive something, or is away for a moment.
+    # CLUSTER SLOTS leaves out a replica that has yet to copy its master, or is away for a moment.
     nodes = await client.cluster_nodes()
     masters = Counter(node["master_id"] for node in nodes.values())
     return {address: masters[node["node_id"]] for address, node in nodes.items() if node["slots"]}
@@ -47,7 +47,7 @@ async def _in_cluster(client: Any) -> Mapping[str, int]:
 
 async def _beside(client: Any, answer: Answer | None) -> Mapping[str, int]:
     if answer is not None:
-        # Those that are away for a moment as well.
+        # Sentinels count a replica that is away for a moment too.
         host, port = answer.address
         return {f"{host}:{port}": answer.replicas}
     info = await client.info("replication")
@@ -66,7 +66,10 @@ async def _min_replicas(client: Any, master: str, *, is_cluster: bool) -> int:
 
 
 def _unfit(replicas: Mapping[str, int], covered: Mapping[str, int], wait_replicas: int) -> Iterator[str]:
-    """Give a warning for each number of replicas that isn't *wait_replicas*, with the masters that have so many."""
+    """Yield a warning for each number of replicas that isn't *wait_replicas*, with the masters that have so many.
+
+    *covered* is how many replicas each master itself wants before it takes a change.
+    """
     for number in sorted({*replicas.values()}):
         masters = [master for master, each in replicas.items() if each == number]
         if number < wait_replicas:

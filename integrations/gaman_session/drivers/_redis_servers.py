@@ -19,22 +19,22 @@ from gaman_session._batches import Batches
 
 Call = TypeVar("Call")
 
-# So many round trips to a server at a time: more would be smaller ones.
+# Round trips to a server at a time. More would only carry fewer calls each.
 _AT_ONCE: Final = 4
-# Of large sessions, each in a round trip and over a connection that no other call waits for.
+# The same for large sessions, each of which has a round trip and a connection to itself.
 _LARGE_AT_ONCE: Final = 2
-# How many servers are asked for the slots, and the seconds that others have once one of them has told nothing new.
+# Servers that are asked for the slots, and seconds that the others have to answer after one that has nothing new.
 _ASKED: Final = 5
 _GRACE: Final = 0.1
-# Seconds for which an answer is not asked for again.
+# Seconds for which the slots aren't asked for again.
 _FRESH: Final = 0.1
 
 
 class Server(Generic[Call]):
     """A server, and the calls that wait for it; *run* makes a batch of them, over *pool_size* connections at most.
 
-    A write *waits* where replicas have to confirm it.
-    *node* has the connections to a server of a Cluster. It is None elsewhere, where redis-py's client finds the server.
+    *node* has the connections to a server of a Cluster. It is None elsewhere, where redis-py's client finds the server. *waits* is
+    whether a write waits for replicas to confirm it.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Server(Generic[Call]):
             idle.mark_for_reconnect()
 
     async def close(self) -> None:
-        """Close the connections of a Cluster's server, after what is in flight."""
+        """Close the connections of a Cluster's server, after the calls in flight."""
         for batches in (self.calls, self.writes, self.large_calls):
             await batches.drain()
         if self.node is not None:
@@ -98,7 +98,7 @@ class Server(Generic[Call]):
 
 
 class Slots(NamedTuple, Generic[Call]):
-    """Who has which slot, as one server of a Cluster tells, and all servers that it names."""
+    """The owner of each slot, and all servers by name, as one server of a Cluster tells."""
 
     owners: list[Server[Call] | None]
     servers: dict[str, Server[Call]]
@@ -120,7 +120,7 @@ class Cluster(Generic[Call]):
         self._owners: list[Server[Call] | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         for node in client.nodes_manager.startup_nodes.values():
             self._server(node.host, node.port)
-        # They stay, because a name may lead to another server once all that were known are gone.
+        # They stay known, because their names may lead to new servers once all others are gone.
         self._first = self._servers.copy()
         self._learning: asyncio.Task[Exception | None] | None = None
         self._fresh_until = 0.0
@@ -153,7 +153,7 @@ class Cluster(Generic[Call]):
         self._owners[slot] = server
 
     async def learn(self, slot: int, failed: Server[Call] | None) -> None:
-        """Find out who has which slot, because *failed*, which had *slot*, doesn't do its work; or raise RedisClusterException.
+        """Learn the owner of each slot anew, because *failed* did not serve *slot*; RedisClusterException: no server tells.
 
         Calls that ask at almost the same time share one answer.
         """
@@ -166,7 +166,7 @@ class Cluster(Generic[Call]):
             raise error
 
     async def close(self) -> None:
-        """Close all connections, after what is in flight."""
+        """Close all connections, after the calls in flight."""
         if self._learning is not None:
             self._learning.cancel()
         await asyncio.gather(*self._closing, *(server.close() for server in self._servers.values()), return_exceptions=True)
@@ -197,8 +197,8 @@ class Cluster(Generic[Call]):
         if best is not None:
             self._take_over(best)
         elif errors:
-            error = RedisClusterException("no server of the Cluster tells who has which slot")
-            # What a server says tells more than that another one is away.
+            error = RedisClusterException("no server of the Cluster tells which one has which slot")
+            # A server's error says more than the silence of another one.
             error.__cause__ = next((each for each in errors if isinstance(each, ResponseError)), errors[-1])
             return error
         return None
@@ -225,7 +225,7 @@ class Cluster(Generic[Call]):
         self._servers = kept
 
     def _server(self, host: str, port: int, teller: Server[Call] | None = None) -> Server[Call]:
-        """Return the server at *host*, or at that of *teller*, which leaves its own host out where it does not know it."""
+        """Return the server at *host* and *port*. *teller*, which named it, leaves out its own host where it doesn't know it."""
         if teller is not None and teller.node is not None and host in ("", "?"):
             host = teller.node.host
         name = get_node_name(host, port)

@@ -1,4 +1,4 @@
-"""Walks through all keys of a Redis server, a page at a time, for what has no index."""
+"""Walk: all keys of a Redis server, a page at a time, to count sessions and find owners' sets where there is no index of them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any, Final
 
 # Looking at these holds up other calls for less than a millisecond.
 _PAGE: Final = 200
+# Calls of expiring() after which all keys were looked at.
 _PARTS: Final = 60
 
 _LOOK: Final = """
 local cursor, pattern, page, kind, now = unpack(ARGV)
 local found = redis.call('SCAN', cursor, 'MATCH', pattern, 'COUNT', page, 'TYPE', kind)
 """
-# A server to which a slot is moving lists its keys and does not show them to a script.
+# A server to which a slot is moving lists that slot's keys, but refuses a script that reads them: such a key counts as a session.
 _COUNT: Final = f"""{_LOOK}
 local count = 0
 for _, key in ipairs(found[2]) do
@@ -37,7 +38,7 @@ return {{found[1], expiring}}
 class Walk:
     """Walks through the keys that begin with *prefix*, on a server: a node of a Cluster, or a client of one.
 
-    A server that takes more than *timeout* seconds for a page raises TimeoutError.
+    TimeoutError: a page took longer than *timeout* seconds.
     """
 
     def __init__(self, prefix: str, timeout: float) -> None:
@@ -50,7 +51,7 @@ class Walk:
         self._places: dict[str, tuple[int, int]] = {}
 
     async def count(self, server: Any, now: float) -> int:
-        """Return how many sessions a server has at *now*; while their number changes much, about so many."""
+        """Return how many live sessions *server* has at *now*; while sessions come and go, the number is approximate."""
         cursor, count = 0, 0
         while True:
             cursor, found = await self._page(server, _COUNT, cursor, self._sessions, _PAGE, "hash", repr(now))
@@ -59,7 +60,7 @@ class Walk:
                 return count
 
     async def expiring(self, server: Any, now: float) -> AsyncGenerator[list[str]]:
-        """Yield the keys of owners' sets in which something has expired by *now*, found by a sixtieth of the walk."""
+        """Yield the keys of owners' sets in which something has expired by *now*, from the next sixtieth of *server*'s keys."""
         name = getattr(server, "name", "")
         cursor, part = self._places.get(name, (0, 0))
         # Of the keys that there were at its beginning: parts of what is left would be ever smaller, and never the last.

@@ -64,7 +64,7 @@ _SHAPE: Final = {
     "not": {"required": ["ended"]},
 }
 # The same for the pipeline of an update, with a deadline within the absolute limit. The update finds its document by the _id alone,
-# because planning any other search takes the server longer than the update itself. What lies between two dates is a date.
+# because planning any other search takes the server longer than the update itself. A deadline between two dates is a date.
 _OTHERS: Final = {"created": "date", "version": "long", "fields": "object", "ended": "missing"}
 _LAST: Final = DatetimeMS(YEAR_10000 * 1000 - 1)
 _IS_SOUND: Final = {
@@ -86,7 +86,7 @@ _IS_LARGE: Final = {"$cond": [{"$gt": [{"$bsonSize": "$$ROOT"}, LARGE]}, True, "
 # A write of at most this part of the sizes allowed is checked by what it may add, because the exact size takes the server longer.
 _PART: Final = 16
 _LEFT_OUT: Final[dict[str, Any]] = {}
-"""In the place of a document that is large or absent: a projection that tells them apart takes the server far longer."""
+"""Stands for a document that is large or absent, because a projection that tells them apart takes the server far longer."""
 _INDEXES: Final[dict[str, dict[str, Any]]] = {"deadline": {"expireAfterSeconds": 0}, "owner": {"sparse": True}}
 _UNAUTHORIZED: Final = 13
 _INDEX_CONFLICTS: Final = (85, 86)
@@ -100,6 +100,7 @@ _DEEPEST: Final = 50
 # Calls of one moment share a trip; with so many under way, a slow one holds up few others.
 _AT_ONCE: Final = 4
 _MOST_LARGE: Final = 1000
+# Bytes of values from which a document may be large, because it has more than its values.
 _NEARLY_LARGE: Final = LARGE - LARGE // 8
 
 _ESCAPES: Final = str.maketrans({character: f"%{ord(character):02X}" for character in "%.$\0"})
@@ -361,7 +362,7 @@ class MongoDBDriver:
             return there - await self._sessions.count_documents(soon)
 
     async def time(self) -> float:
-        """Return the time of the primary; behind a mongos, which doesn't tell that, its own."""
+        """Return the time of the primary, in seconds since the epoch; behind a mongos, that of the mongos."""
         async with self._asking("tell the time"):
             hello = await self._client.admin.command("hello", codec_options=_CODEC)
             return _seconds(hello["localTime"])
@@ -445,7 +446,7 @@ class MongoDBDriver:
             raise SessionStoreError(self.name, action) from self._conceal(cause)
 
     def _conceal(self, cause: Exception) -> Exception:
-        """Leave no document, id or value in the messages of *cause* and of what led to it, because logs show them; return it."""
+        """Return *cause*, without documents, ids and values in its message and in those of its own causes: logs show them all."""
         each: BaseException | None = cause
         while each is not None:
             if isinstance(each, (OperationFailure, NotPrimaryError)):
@@ -709,12 +710,12 @@ def _results(count: int, details: Mapping[str, Any]) -> list[bool | BaseExceptio
 
 
 def _unconfirmed(details: Mapping[str, Any]) -> WriteConcernError | None:
-    """Return why the updates of a bulk that were made aren't confirmed, or None where they are."""
+    """Return the error of a bulk whose updates were made and not confirmed, or None."""
     return next((WriteConcernError(fault["errmsg"], fault["code"], fault) for fault in details["writeConcernErrors"]), None)
 
 
 def _codes(error: OperationFailure | NotPrimaryError) -> str:
-    """Return what the server calls the errors that are in *error*, with their codes."""
+    """Return the server's names and codes for the errors in *error*."""
     details: Any = error.details if isinstance(error.details, Mapping) else {}
     faults: list[dict[str, Any]] = [*details.get("writeErrors", ()), *details.get("writeConcernErrors", ())] or [details]
     code = error.code if isinstance(error, OperationFailure) else None

@@ -8,9 +8,9 @@
 -- In a Cluster, each command has one call, which touches one key. Elsewhere a session's call also has the key of the index of all,
 -- `live`. It touches the set of a former owner too, which can't be declared because only the session tells it.
 --
--- The index and the owners' sets have no TTL. Where a policy of Redis evicts only keys with one (volatile-*), it evicts sessions but
--- not what tells whose they are. A bar, the member `ended` of a set, is kept with it, and `barred:` with its session. Only tombstones
--- may go early: an absent id takes no write either, but no longer leads a logout to what the session was renamed to.
+-- The index and the owners' sets have no TTL, so that a policy that evicts only keys with one (volatile-*) evicts sessions, but not
+-- the sets. That an owner's sessions were ended is kept in a set, as `ended`, or in a session, as `barred:`, and goes only with it.
+-- A tombstone may go early: an absent id takes no write either, but no longer leads a logout to the session's new id.
 
 -- Answer a large session with a marker, unless the call is alone: the driver then loads it by a call of its own.
 local function load(key, is_alone)
@@ -47,8 +47,9 @@ end
 -- The error of a full server, or false; nil until a call of the batch may write.
 local refusal
 
--- Redis refuses to grow only in the first write of a script. So a batch first tries a write that changes nothing. Where that is
--- refused, another one that never is lets logouts pass, and growing calls fail by themselves.
+-- A full Redis checks only the first write of a script, and lets it pass if it can't take memory. So a batch first tries a write
+-- that could, and changes nothing. If that is refused, a write that can't lets logouts pass, and calls that store something raise
+-- the refusal.
 local function find_room(key)
     local answer = redis.pcall('SET', key, '', redis.call('EXISTS', key) == 1 and 'NX' or 'XX')
     refusal = type(answer) == 'table' and answer.err and string.match(answer.err, '%u%u%u+ .*') or false
@@ -213,7 +214,7 @@ function operations.look(keys)
     return found
 end
 
--- The third key is the owner's set, unless the session is nobody's or the set was entered before.
+-- The third key is the owner's set, unless the session has no owner, or the set has its id already.
 function operations.create(keys, values, since, token, created, expires, ...)
     local key, live, set = unpack(keys)
     local now = tonumber(created)
@@ -315,7 +316,8 @@ function operations.end_owned(keys, values, now)
     return redis.call('ZRANGE', set, 0, -1, 'WITHSCORES')
 end
 
--- Returns 1 where a session was ended, 0 where it is somebody else's, or the successor, if any. What is not there may be about to be.
+-- Returns 1 if the session was ended, 0 if it has another owner, its successor if it was renamed, and else false.
+-- With is_awaited, an absent session may be about to be stored.
 function operations.end_one(keys, values, now, owner, is_awaited)
     local key, live = unpack(keys)
     local state = find(key, now)
@@ -323,7 +325,7 @@ function operations.end_one(keys, values, now, owner, is_awaited)
     if state == 'ABSENT' and is_awaited then bury(key, live, now) end
     if state then return false end
     if redis.call('HGET', key, 'owner') ~= owner then
-        -- In a Cluster, it may be about to be theirs: it is in their set already.
+        -- In a Cluster, it may be about to be tied to this owner, because the set has its id first.
         local barred = tonumber(redis.call('HGET', key, 'barred:' .. owner) or '')
         local instant = math.max(now, is_known(barred, now) and barred or now)
         redis.call('HSET', key, 'barred:' .. owner, string.format('%.17g', instant))

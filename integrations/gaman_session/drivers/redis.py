@@ -3,11 +3,11 @@
 Beside the session's own fields, whose names begin with a colon, a hash holds `created`, `expires` and their `seal`, `deadline`,
 `version`, the `size` of those fields, and the `token` of the last write that must not happen twice. A tombstone holds `ended`,
 `deadline`, and after a rename the `successor`.
-A session of somebody's also has its `owner`, `since` when, and a `note`. For each owner there is a sorted set, `owner:` and the
-owner, of the ids of their sessions by when these expire; its member `ended` tells for a minute when all of them were ended. One
-more, `live`, is of all ids by their deadlines. A Cluster has none: a write touches one key there, and count() looks at all of them.
+A session with an owner also has `owner`, `since` (when it was tied), and `note`. For each owner, the sorted set `owner:<owner>`
+holds the ids of the owner's sessions by `expires`; its member `ended` tells for a minute when all of them were ended. The sorted
+set `live` holds all ids by `deadline`. A Cluster lacks it, because each write touches one key there, so count() looks at every key.
 
-`redis.lua`, beside this file, is the script that does what a call asks, at once or not at all; `_redis_calls.py` brings it there.
+`redis.lua` is the script that makes a call in one step or not at all, and `_redis_calls.py` sends it to the server.
 """
 
 from __future__ import annotations
@@ -45,8 +45,6 @@ logger = logging.getLogger("gaman")
 _DATABASE: Final = re.compile("DB index|SELECT is not allowed|is not an integer|out of range")
 _is_whole: Final = re.compile(rb"[0-9]{1,14}").fullmatch
 _FORBIDDEN: Final = re.compile("no permission|can't (run|access)|unknown", re.IGNORECASE)
-# Counts that are asked for at once.
-_AT_A_TIME: Final = 64
 _COLON: Final = ord(":")
 _LARGE_KNOWN: Final = 1000
 _TAG: Final = ("owner", "since", "note")
@@ -57,8 +55,8 @@ class RedisDriver:
 
     *url* is `redis://host:port/db`, `rediss://` for TLS, or `unix:///path`; `redis+sentinel://host:port,host:port/name` for the
     master that Sentinels know by that name; `redis+cluster://host:port,host:port` for a Cluster; with `user:password@` before the
-    first host, and options of redis-py behind a `?`. After *timeout* seconds a call gives up, retries included. *pool_size*
-    bounds the connections to each server. A write is acknowledged when *wait_replicas* replicas have it.
+    first host, and options of redis-py behind a `?`. A call gives up after *timeout* seconds, retries included. *pool_size* bounds
+    the connections to each server. A write is acknowledged when *wait_replicas* replicas have it.
     """
 
     name = "redis"
@@ -93,17 +91,20 @@ class RedisDriver:
         self._walk = Walk(prefix, timeout)
         self._live = prefix + "live"
         self._policy = ""
-        """The server's maxmemory-policy, if it evicts keys by one."""
+        """The maxmemory-policy by which a server evicts keys, or empty if none does, or none tells."""
         self._large: set[str] = set()
         """Sessions that were large when they were last loaded; only a hint, which saves asking first."""
 
     async def open(self) -> None:
-        """Connect, and find out whether the driver may do all that it needs; or raise ConfigError or SessionStoreError."""
+        """Connect, try each command that the driver needs, and warn of settings that can lose sessions.
+
+        ConfigError: the url, or what its user may do, has to be fixed. SessionStoreError: the server can't be reached.
+        """
         self._client, self._watch = _connect(self._address, self._pool_size, self._calls.patience)
         self._calls.open(self._client, self._watch)
         await self._watch.open(None if self._is_cluster else self._client.connection_pool)
         key = (f"{self._shard('000')}check",)
-        # The first tells whether it may read, and the second brings the script, because waiting for replicas takes the third long.
+        # The first needs only HGETALL. The second teaches the server the script, so that the third waits for replicas only once.
         calls = [Call("load", key), Call("look", key), Call("check", key)]
         until = monotonic() + self._timeout
         while True:
@@ -134,7 +135,7 @@ class RedisDriver:
         await self._learn_policy()
 
     def _refusal(self, cause: BaseException) -> Exception | None:
-        """Return why the driver can't work with what open() got for an answer, or None where that may pass by itself."""
+        """Return the error that open() raises for *cause*, or None where that may pass by itself."""
         while isinstance(cause, RedisClusterException) and cause.__cause__ is not None:
             cause = cause.__cause__
         text, hosts = str(cause), self._address.hosts
@@ -159,11 +160,11 @@ class RedisDriver:
         if _FORBIDDEN.search(text):
             fix = f"let its user run it, on the keys {self._prefix}*"
             return ConfigError(f"the redis driver lacks a permission at {hosts}: {text}; {fix}")
-        # Memory is full, say, or too few replicas are there.
+        # Such as a full memory, or too few replicas.
         return None
 
     async def close(self) -> None:
-        """Close every connection, after what is under way."""
+        """Close every connection, after the calls in flight."""
         await self._calls.close()
         await self._watch.close()
         if self._client is not None:
@@ -211,7 +212,7 @@ class RedisDriver:
         return await self._write(self._calls.begin("change a session"), "swap", (id,), values, *arguments)
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-        """Replace the session by *record* under *new_id*, if nobody has written to it since *version*."""
+        """Replace the session by *record* under *new_id*, if it is still at *version*."""
         action, tag = self._calls.begin("rename a session"), record.tag
         values, rest = _unfold(record)
         condition = (now, str(version), new_id, tag is not None and repr(tag.since))
@@ -223,19 +224,19 @@ class RedisDriver:
         if tag is None:
             await room
         elif (await asyncio.gather(self._enter(action, new_id, tag, record, now), room))[0] is Outcome.REFUSED:
-            # Only shortly after an end of all this costs a trip more: a tag that is no new one is not refused.
+            # A tag that the session already has is never refused. This round trip comes only within a minute of an end_owned().
             found = await self._look(action, id, now)
             if not isinstance(found, Record):
                 return found or Outcome.ABSENT
             if found.tag is None or found.tag.since != tag.since:
                 return Outcome.REFUSED
             await self._enter(action, new_id, tag, record, now, is_carried=True)
-        # Two slots of a Cluster share no script: the old id dies first, and a destroy() may come before the new one lives.
+        # No script spans two slots of a Cluster: the old id dies first, and a destroy() may come before the new one lives.
         unconfirmed: SessionStoreError | None = None
         try:
             outcome = await self._write(action, "rename", (id,), (), *condition)
         except SessionStoreError as error:
-            # The old id is dead, so the new one has to live.
+            # The master has ended the old id, so the new one has to live.
             if not error.is_unconfirmed:
                 raise
             outcome, unconfirmed = Outcome.WRITTEN, error
@@ -260,9 +261,9 @@ class RedisDriver:
             id = successor.decode()
 
     async def purge(self, *, now: float, limit: int) -> int:
-        """Return 0, because Redis removes sessions by itself; remove what has expired from what has no TTL.
+        """Return 0, because Redis removes sessions by itself; remove expired ids from the indexes, which have no TTL.
 
-        That is the index of all, and the owners' sets. Of these, each call looks at a sixtieth.
+        These are the index of all, and the owners' sets, which each call finds among a sixtieth of the server's keys.
         """
         action = "remove expired sessions from its indexes"
         await self._learn_policy()
@@ -294,14 +295,17 @@ class RedisDriver:
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Do what apply() does, and give the session to the owner of *tag*, or to nobody. In a Cluster, it takes three trips."""
+        """Do what apply() does, and give the session to the owner of *tag*, or take it from its owner where that is None.
+
+        In a Cluster, it takes three round trips.
+        """
         action, names, values, gone = self._calls.begin("change a session"), _names(sets), (*sets.values(),), _names(deletes)
         limits = (_text(deadline), max_size)
         if tag is None:
             return await self._write(action, "tag", (id,), values, now, False, False, *limits, names, [*gone, *_TAG])
         ids = [id, _index(tag.owner)]
         if self._is_cluster:
-            # The owner's set comes first: it may have what is not there, and must not lack what is.
+            # The owner's set comes first: it may have the id of a session that isn't there, and must not lack one that is.
             found = await self._look(action, id, now)
             if not isinstance(found, Record):
                 return found or Outcome.ABSENT
@@ -312,12 +316,15 @@ class RedisDriver:
         return await self._write(action, "tag", ids, (*values, *_pack(tag)), *arguments)
 
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
-        """Return the owner's sessions, without their fields: in two round trips: one for their ids, and one for them."""
+        """Return the owner's sessions by id, without their fields; in two round trips, one for the ids and one for the sessions.
+
+        SessionStoreError also where Redis may have evicted the owner's set.
+        """
         action = self._calls.begin("list the sessions of an owner")
         self._check_policy(action.name)
         ids = await self._members(action, "owned", owner, now)
         found = dict(zip(ids, await asyncio.gather(*(self._look(action, id, now) for id in ids)), strict=True))
-        # What has ended never comes back. Where a set is in another slot, what is not there may be about to come.
+        # An ended session never comes back. In a Cluster, an absent one may be about to be stored, because its id comes first.
         is_atomic = not self._is_cluster
         over = [id for id, each in found.items() if each is Outcome.ENDED or (each is None and is_atomic)]
         await self._leave(action, owner, over, now)
@@ -326,7 +333,10 @@ class RedisDriver:
         }
 
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
-        """Refuse the owner's older tags from now on, and then end the sessions that there are."""
+        """Refuse the owner's older tags from now on, end the owner's sessions, and return how many.
+
+        SessionStoreError, after those in the owner's set were ended, where Redis may have evicted that set before.
+        """
         action = self._calls.begin("end the sessions of an owner")
         ids = [id for id in await self._members(action, "end_owned", owner, now) if id not in keep]
         ended, over, seen = 0, set(ids), {*ids, *keep}
@@ -336,7 +346,7 @@ class RedisDriver:
             calls = [(id, Call("end_one", self._keys(id), (), arguments)) for id in ids]
             answers: list[bytes | int | None] = await asyncio.gather(*(self._call(action, id, call) for id, call in calls))
             ended += answers.count(1)
-            # What is somebody else's may be given back, and then it must not leave the set.
+            # A session that has another owner by now may be given back, and then it must not leave the set.
             over.difference_update(id for id, answer in zip(ids, answers, strict=True) if answer == 0)
             ids = [id for answer in answers if isinstance(answer, bytes) and (id := answer.decode()) not in seen]
             seen.update(ids)
@@ -345,9 +355,9 @@ class RedisDriver:
         return ended
 
     async def count(self, *, now: float) -> int:
-        """Return how many sessions there are: by the index, or in a Cluster by a look at each key, so within the timeout.
+        """Return how many sessions there are, by the index of all, or in a Cluster by a look at each key.
 
-        The index has a session that Redis evicts, or a person deletes, up to its deadline.
+        The index counts a session that Redis has evicted, or a person has deleted, up to its deadline.
         """
         action = self._calls.begin("count its sessions")
         if not self._is_cluster:
@@ -362,14 +372,14 @@ class RedisDriver:
                         return sum(each for each in results if isinstance(each, int))
                     if not isinstance(failures[0], CONNECTION_FAILURES):
                         raise failures[0]
-                    # A cursor of a server means nothing to the one that takes over.
+                    # From the start, because a cursor means nothing to the server that takes over.
                     await asyncio.sleep(PAUSE)
         except Exception as cause:
             await self._calls.distrust(cause)
             raise SessionStoreError(self.name, action.name, self._calls.reason(cause)) from cause
 
     async def _learn_policy(self) -> None:
-        """Find out whether a server evicts keys when its memory is full, and warn if that is new; quietly where it doesn't say."""
+        """Find out whether a server evicts keys when its memory is full, and warn if that is new; nothing changes if none tells."""
         try:
             async with asyncio.timeout(self._timeout):
                 memories = [await memory(server) for server in await self._calls.masters()]
@@ -379,9 +389,7 @@ class RedisDriver:
         policies = {policy for limit, policy in memories if limit and policy != "noeviction"}
         known, self._policy = self._policy, next(filter(_evicts_indexes, policies), "") or next(iter(policies), "")
         if self._policy not in ("", known):
-            fails = (
-                "; list(), end_all() and max_sessions_per_owner fail, because it also evicts what tells whose sessions are whose"
-            )
+            fails = "; list(), end_all() and max_sessions_per_owner fail, because it also evicts the owners' indexes"
             logger.warning(
                 "the redis at %s has maxmemory-policy %s: it logs visitors out when its memory is full%s. Set it to noeviction",
                 self._address.hosts,
@@ -391,13 +399,13 @@ class RedisDriver:
             )
 
     def _check_policy(self, action: str) -> None:
-        """Raise SessionStoreError where Redis may have evicted what tells whose sessions are whose."""
+        """Raise SessionStoreError where Redis may have evicted an owner's set."""
         if _evicts_indexes(self._policy):
-            reason = f"maxmemory-policy {self._policy} evicts what tells whose they are; set maxmemory-policy noeviction"
+            reason = f"maxmemory-policy {self._policy} may have evicted the owner's index; set maxmemory-policy noeviction"
             raise SessionStoreError(self.name, action, reason)
 
     async def _look(self, action: Action, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
-        """Return what load() does, but for the fields."""
+        """Return what load() does, without the fields."""
         return self._record(id, await self._call(action, id, Call("look", (self._key(id),))), now)
 
     def _record(self, id: str, found: dict[bytes, bytes] | None, now: float) -> Record | Literal[Outcome.ENDED] | None:
@@ -446,7 +454,7 @@ class RedisDriver:
         return _outcome(await self._call(action, None, Call("enter", (self._prefix + _index(tag.owner),), (), arguments)))
 
     async def time(self) -> float:
-        """Return the time of the master; in a Cluster, of the one that has a certain slot."""
+        """Return the time of the master, in seconds since the epoch; in a Cluster, of the master that has one certain slot."""
         call = Call("time", (f"{self._shard('000')}time",))
         return float(await self._call(self._calls.begin("tell the time"), None, call))
 
@@ -454,7 +462,7 @@ class RedisDriver:
         return self._shard(id) + id
 
     def _keys(self, id: str, *others: str) -> Sequence[str]:
-        """Return the keys of a call that writes to a session: in a Cluster one; elsewhere also the index of all, and *others*."""
+        """Return the keys of a call that writes to a session: its own, and outside a Cluster the index of all and *others*."""
         return (self._key(id),) if self._is_cluster else (self._key(id), self._live, *(self._prefix + other for other in others))
 
     def _shard(self, id: str) -> str:
@@ -502,10 +510,10 @@ def _check_tls(options: Mapping[str, Any]) -> None:
 
 
 def _connect(address: Address, pool_size: int, patience: float) -> tuple[Any, Watch]:
-    """Return a client, and what watches its master; they connect later, and lose patience after so many seconds."""
+    """Return a client, and the watch over its master. Both connect later, and wait *patience* seconds for each step."""
     is_alone = not address.kind
     settings: dict[str, Any] = {
-        # A server on its own is timed here, once a round trip; redis-py would do it for each reply.
+        # Without Sentinels or a Cluster, Calls times each round trip once; redis-py would time each reply.
         "socket_timeout": None if is_alone else patience,
         "socket_connect_timeout": patience,
         "max_connections": pool_size,

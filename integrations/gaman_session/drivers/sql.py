@@ -301,7 +301,7 @@ class _Connection(aiosqlite.Connection):
         self._batches: Batches[_Call[Any], Any] = Batches(lambda calls: self._execute(run, self._conn, calls))
 
     async def open(self) -> None:
-        """Connect, or raise sqlite3.Error or OSError."""
+        """Connect, or raise what prevents it: sqlite3.Error, OSError, or a RuntimeError where no thread can be started."""
         try:
             await self
         except Exception:
