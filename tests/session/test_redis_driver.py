@@ -1508,6 +1508,40 @@ async def test_a_write_that_arrives_twice_happens_once(monkeypatch: pytest.Monke
         assert len(sent) == 7
 
 
+@pytest.mark.parametrize("is_cluster", [False, True])
+async def test_what_was_done_before_is_written_again_for_the_replicas_that_a_call_waits_for(
+    monkeypatch: pytest.MonkeyPatch, is_cluster: bool
+) -> None:
+    with servers.RedisCluster(1) if is_cluster else servers.RedisServer() as started:
+        [server] = started.nodes if isinstance(started, servers.RedisCluster) else [started]
+        written: dict[str, int] = {}
+        real = Calls._run
+
+        def changes() -> int:
+            with server.client() as client:
+                return int(client.info("persistence")["rdb_changes_since_last_save"])
+
+        async def twice(self: Calls, asked: Any, calls: Sequence[Any]) -> Any:
+            await real(self, asked, calls)
+            before = changes()
+            results = await real(self, asked, calls)
+            written[calls[0].operation] = changes() - before
+            return results
+
+        monkeypatch.setattr(Calls, "_run", twice)
+        async with opened(url=started.url) as driver:
+            id, new, other = new_id(), new_id(), new_id()
+            await driver.create(id, owned_record())
+            await driver.create(other, owned_record())
+            assert await driver.swap(id, "a", b"1", b"2", now=NOW, deadline=None, max_size=MAX_SIZE) is Outcome.WRITTEN
+            assert await driver.rename(id, new, owned_record(), version=1, now=NOW) is Outcome.WRITTEN
+            await driver.destroy(new, now=NOW)
+            await driver.end_owned("me", keep=(), now=NOW)
+            assert await driver.load(other, now=NOW) is Outcome.ENDED
+        expected = {"create", "swap", "rename", "destroy", "end_owned", "end_one", *(["enter"] if is_cluster else [])}
+        assert {operation for operation, number in written.items() if number} >= expected
+
+
 # Two slots of a Cluster
 
 
@@ -1637,6 +1671,26 @@ async def test_a_server_that_left_its_cluster_is_left_too() -> None:
             await asyncio.gather(*(driver.create(id, record()) for id in ids))
             leaving.kill()
             assert all([isinstance(await driver.load(id, now=NOW), Record) for id in ids])
+
+
+async def test_a_start_follows_a_server_that_takes_another_for_the_one_that_has_a_slot() -> None:
+    with servers.RedisCluster(3) as cluster:
+        slot = key_slot(b"000")
+        owner = cluster.masters[slot * 3 // 16384]
+        wrong, supposed = (node for node in cluster.masters if node is not owner)
+        # What is newer is believed: the first goes on to name the second, which names the one that has the slot.
+        ask(supposed, "CLUSTER", "BUMPEPOCH")
+        ask(wrong, "CLUSTER", "SETSLOT", slot, "NODE", ask(supposed, "CLUSTER", "MYID"))
+        async with opened(url=f"redis+cluster://{wrong.address}") as driver:
+            await driver.time()
+
+
+@pytest.mark.slow
+async def test_a_start_while_a_cluster_replaces_a_master_waits_for_the_replica() -> None:
+    with servers.RedisCluster(3, 1) as cluster:
+        cluster.masters[key_slot(b"000") * 3 // 16384].kill()
+        async with opened(url=cluster.url, timeout=30) as driver:
+            await driver.time()
 
 
 # Replicas

@@ -137,9 +137,16 @@ local function is_refused(set, now, since)
     return instant and tonumber(since) < instant
 end
 
+-- Since Redis 7.2, WAIT waits only for what its own connection has written. What an earlier attempt wrote may not have reached the
+-- replicas yet, so a call that finds its work done writes a part of it again.
+local function write_again(key, name)
+    redis.call('HSET', key, name, redis.call('HGET', key, name))
+end
+
 -- What has expired leaves after that, so that the set is never gone for an instant. A set of an earlier version has a TTL.
 local function enter(set, id, score, now)
-    redis.call('ZADD', set, score, id)
+    -- As in write_again(): together with what follows, this is a write that changes nothing.
+    if redis.call('ZADD', set, 'CH', score, id) == 0 then redis.call('PEXPIRE', set, TOMBSTONE * 1000) end
     redis.call('PERSIST', set)
     redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
 end
@@ -152,7 +159,9 @@ end
 
 local function store(key, live, values, token, created, expires, deadline, names)
     if redis.call('EXISTS', key) == 1 then
-        return redis.call('HGET', key, 'token') == token and 'WRITTEN' or 'CONFLICT'
+        if redis.call('HGET', key, 'token') ~= token then return 'CONFLICT' end
+        write_again(key, 'token')
+        return 'WRITTEN'
     end
     refuse_if_full()
     local size = 0
@@ -222,7 +231,10 @@ function operations.swap(keys, values, now, deadline, max_size, token, name)
     local new, old = unpack(values)
     local state, size, version, expires = find(key, now)
     if state then return state end
-    if redis.call('HGET', key, 'token') == token then return 'WRITTEN' end
+    if redis.call('HGET', key, 'token') == token then
+        write_again(key, 'token')
+        return 'WRITTEN'
+    end
     if redis.call('HGET', key, name) ~= (old or false) then return 'CONFLICT' end
     refuse_if_full()
     local failed, new_size = resize(key, live, now, size, max_size, {name}, {new}, {})
@@ -233,7 +245,10 @@ end
 function operations.rename(keys, values, now, version, new_id, since, ...)
     local key, live, new_key, set = unpack(keys)
     local state = find(key, now)
-    if state == 'ENDED' and redis.call('HGET', key, 'successor') == new_id then return 'WRITTEN' end
+    if state == 'ENDED' and redis.call('HGET', key, 'successor') == new_id then
+        write_again(key, 'successor')
+        return 'WRITTEN'
+    end
     if state then return state end
     if redis.call('HGET', key, 'version') ~= version then return 'CONFLICT' end
     refuse_if_full()
@@ -255,7 +270,10 @@ end
 function operations.destroy(keys, values, now, is_led)
     local key, live = unpack(keys)
     local state = find(key, now)
-    if state == 'ENDED' then return redis.call('HGET', key, 'successor') end
+    if state == 'ENDED' then
+        write_again(key, 'ended')
+        return redis.call('HGET', key, 'successor')
+    end
     if not state or is_led then bury(key, live, now) end
     return false
 end
@@ -299,7 +317,10 @@ end
 function operations.end_one(keys, values, now, owner, is_awaited)
     local key, live = unpack(keys)
     local state = find(key, now)
-    if state == 'ENDED' then return redis.call('HGET', key, 'successor') end
+    if state == 'ENDED' then
+        write_again(key, 'ended')
+        return redis.call('HGET', key, 'successor')
+    end
     if state == 'ABSENT' and is_awaited then bury(key, live, now) end
     if state then return false end
     if redis.call('HGET', key, 'owner') ~= owner then
