@@ -1721,6 +1721,26 @@ async def test_a_server_that_left_its_cluster_is_left_too() -> None:
             assert all([isinstance(await driver.load(id, now=NOW), Record) for id in ids])
 
 
+async def test_a_start_follows_a_server_that_takes_another_for_the_one_that_has_a_slot() -> None:
+    with servers.RedisCluster(3) as cluster:
+        slot = key_slot(b"000")
+        owner = cluster.masters[slot * 3 // 16384]
+        wrong, supposed = (node for node in cluster.masters if node is not owner)
+        # What is newer is believed: the first goes on to name the second, which names the one that has the slot.
+        ask(supposed, "CLUSTER", "BUMPEPOCH")
+        ask(wrong, "CLUSTER", "SETSLOT", slot, "NODE", ask(supposed, "CLUSTER", "MYID"))
+        async with opened(url=f"redis+cluster://{wrong.address}") as driver:
+            await driver.time()
+
+
+@pytest.mark.slow
+async def test_a_start_while_a_cluster_replaces_a_master_waits_for_the_replica() -> None:
+    with servers.RedisCluster(3, 1) as cluster:
+        cluster.masters[key_slot(b"000") * 3 // 16384].kill()
+        async with opened(url=cluster.url, timeout=30) as driver:
+            await driver.time()
+
+
 # Replicas
 
 

@@ -169,7 +169,11 @@ class Calls:
                 if self._cluster is not None and self._find(call) is None:
                     await self._cluster.learn(call.slot, None)
                 server = self._find(call)
-                results += [_no_owner(call)] if server is None else await self._run(server, [call])
+                [result] = [_no_owner(call)] if server is None else await self._run(server, [call])
+                results.append(result)
+                if isinstance(result, Exception) and self._may_pass(result):
+                    # The next attempt goes to the server that has the slot by then.
+                    await self._follow(call, server, result)
             except RedisClusterException as error:
                 results.append(error)
         return results
@@ -212,7 +216,7 @@ class Calls:
         if not isinstance(error, FAILURES):
             return type(error).__name__
         code = getattr(error, "status_code", None)
-        return _ARGUMENTS.sub("", f"{code} {error}" if code else str(error))
+        return _ARGUMENTS.sub("", f"{code} {error}" if code else str(error)) or type(error).__name__
 
     def _serve(self, name: str, node: Any = None) -> Server[Call]:
         return Server(name, node, self._run, pool_size=self._pool_size, timeout=self._timeout, waits=self._wait_replicas > 0)

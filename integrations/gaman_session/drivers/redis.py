@@ -28,7 +28,8 @@ from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, MovedError, RedisClusterException, ResponseError
+from redis.exceptions import AuthenticationError, ConnectionError, MovedError, RedisClusterException, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gaman.errors import ConfigError
 from gaman_session._damage import Damage
@@ -107,14 +108,18 @@ class RedisDriver:
         # The first needs only HGETALL. The second teaches the server the script, so that the third waits for replicas only once.
         calls = [Call("load", key), Call("look", key), Call("check", key)]
         until = monotonic() + self._timeout
+        # A failover may be in progress. Without an answer of a Sentinel or a Cluster, another attempt would find nothing either.
+        passing: tuple[type[Exception], ...] = (*DEMOTED, NotMasterError)
+        if self._is_cluster:
+            passing = (*DEMOTED, MovedError, ConnectionError, RedisTimeoutError)
+        elif self._watch.answer is not None:
+            passing = CONNECTION_FAILURES
         while True:
             try:
                 async with asyncio.timeout(until - monotonic()):
                     answers = [answer for call in calls for answer in await self._calls.attempt([call])]
             except TimeoutError as cause:
                 answers = [cause]
-            # A failover may be under way.
-            passing = (*DEMOTED, NotMasterError) if self._watch.answer is None else CONNECTION_FAILURES
             may_pass = any(isinstance(answer, passing) and not isinstance(answer, AuthenticationError) for answer in answers)
             if not may_pass or monotonic() + PAUSE > until:
                 break
@@ -141,7 +146,7 @@ class RedisDriver:
         text, hosts = str(cause), self._address.hosts
         if isinstance(cause, AuthenticationError):
             return ConfigError(f"the redis driver can't log in at {hosts}: {text}; check the user and the password in its url")
-        if isinstance(cause, MovedError):
+        if isinstance(cause, MovedError) and not self._is_cluster:
             return ConfigError(f"the redis driver found a Cluster at {hosts}; write redis+cluster:// in its url")
         if isinstance(cause, (*DEMOTED, NotMasterError)) and not self._is_cluster:
             fix = "see that its Sentinels have a master" if self._address.kind else "write the master's address in its url"
