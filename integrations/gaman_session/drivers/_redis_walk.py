@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any, Final
+
+from redis.exceptions import MaxConnectionsError
 
 # Looking at these holds up other calls for less than a millisecond.
 _PAGE: Final = 200
 _PARTS: Final = 60
+# Seconds between two looks for a free connection.
+_PAUSE: Final = 0.01
 
 _LOOK: Final = """
 local cursor, pattern, page, kind, now = unpack(ARGV)
@@ -60,8 +65,7 @@ class Walk:
     async def expiring(self, server: Any, now: float) -> AsyncGenerator[list[str]]:
         """Yield the keys of owners' sets in which something has expired by *now*, found by a sixtieth of the walk."""
         name = getattr(server, "name", "")
-        async with asyncio.timeout(self._timeout):
-            left = await server.execute_command("DBSIZE") // _PARTS + 1
+        left = await self._ask(server, "DBSIZE") // _PARTS + 1
         while left > 0:
             cursor, page = self._cursors.get(name, 0), min(left, _PAGE)
             cursor, keys = await self._page(server, _FIND, cursor, self._sets, page, "zset", repr(now))
@@ -71,9 +75,16 @@ class Walk:
 
     async def _page(self, server: Any, script: str, *arguments: Any) -> tuple[int, Any]:
         """Return the cursor of the next page, 0 after the last one, and what *script* has found in this one."""
-        async with asyncio.timeout(self._timeout):
-            cursor, found = await server.execute_command("EVAL", script, 0, *arguments)
+        cursor, found = await self._ask(server, "EVAL", script, 0, *arguments)
         return int(cursor), found
+
+    async def _ask(self, server: Any, *command: Any) -> Any:
+        async with asyncio.timeout(self._timeout):
+            while True:
+                # While calls use all connections, one of them is free in between.
+                with suppress(MaxConnectionsError):
+                    return await server.execute_command(*command)
+                await asyncio.sleep(_PAUSE)
 
 
 async def memory(server: Any) -> tuple[int, str]:
