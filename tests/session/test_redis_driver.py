@@ -664,6 +664,18 @@ async def test_all_round_trips_of_a_call_have_the_timeout_together(method: str) 
                 relay.delay = 0
 
 
+async def test_a_write_that_has_waited_for_a_new_master_has_the_timeout_too() -> None:
+    with servers.RedisServer() as server:
+        async with opened(url=server.url, timeout=2) as driver:
+            driver._watch.is_switching = True
+            server.send_signal(signal.SIGSTOP)
+            with pytest.raises(SessionStoreError):
+                async with asyncio.timeout(3.5):
+                    await driver.create(new_id(), record())
+            server.send_signal(signal.SIGCONT)
+            driver._watch.is_switching = False
+
+
 async def test_calls_that_wait_for_a_frozen_server_have_the_timeout_too() -> None:
     with servers.RedisServer() as server:
         async with opened(url=server.url, timeout=1) as driver:
@@ -894,6 +906,15 @@ async def test_a_sweep_of_a_frozen_server_ends_within_the_timeout() -> None:
                 async with asyncio.timeout(5):
                     await driver.purge(now=NOW, limit=1000)
             server.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("is_cluster", [False, True])
+async def test_a_sweep_and_a_count_wait_for_a_connection_that_calls_use(is_cluster: bool) -> None:
+    url = servers.redis_cluster_url() if is_cluster else servers.redis_url()
+    async with opened(url=url, prefix=f"{new_id()}:", pool_size=1) as driver:
+        calls = asyncio.gather(*(driver.create(new_id(), owned_record()) for _ in range(200)))
+        await asyncio.gather(*(driver.purge(now=NOW, limit=1000) for _ in range(3)), driver.count(now=NOW))
+        await calls
 
 
 async def test_a_session_that_is_over_leaves_the_index_when_it_is_swept() -> None:

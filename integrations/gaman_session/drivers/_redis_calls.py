@@ -313,11 +313,12 @@ class Calls:
                 made = iter(await self._run(server, [*compress(calls, here)]) if any(here) else ())
                 return [next(made) if is_here else _Elsewhere("the slot has moved") for is_here in here]
         watch = self._watch
-        if watch.is_switching and any(call.operation not in _READS for call in calls):
-            await watch.settle(self.patience)
         begun, changes = monotonic(), watch.changes
         try:
             with self._limit:
+                if watch.is_switching and any(call.operation not in _READS for call in calls):
+                    await watch.settle(self.patience)
+                    begun, changes = monotonic(), watch.changes
                 results = await self._send(server, calls, "EVALSHA", _SHA)
                 errors = [i for i, result in enumerate(results) if isinstance(result, Exception)]
                 if not errors and not watch.is_switching and watch.changes == changes:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any, Final
+
+from redis.exceptions import MaxConnectionsError
 
 # Looking at these holds up other calls for less than a millisecond.
 _PAGE: Final = 200
 # Calls of expiring() after which all keys were looked at.
 _PARTS: Final = 60
+# Seconds between two looks for a free connection.
+_PAUSE: Final = 0.01
 
 _LOOK: Final = """
 local cursor, pattern, page, kind, now = unpack(ARGV)
@@ -64,8 +69,7 @@ class Walk:
         name = getattr(server, "name", "")
         cursor, part = self._places.get(name, (0, 0))
         # Of the keys that there were at its beginning: parts of what is left would be ever smaller, and never the last.
-        async with asyncio.timeout(self._timeout):
-            left = part = max(part, await server.execute_command("DBSIZE") // _PARTS + 1)
+        left = part = max(part, await self._ask(server, "DBSIZE") // _PARTS + 1)
         while left > 0:
             page = min(left, _PAGE)
             cursor, keys = await self._page(server, _FIND, cursor, self._sets, page, "zset", repr(now))
@@ -75,9 +79,16 @@ class Walk:
 
     async def _page(self, server: Any, script: str, *arguments: Any) -> tuple[int, Any]:
         """Return the cursor of the next page, 0 after the last one, and what *script* has found in this one."""
-        async with asyncio.timeout(self._timeout):
-            cursor, found = await server.execute_command("EVAL", script, 0, *arguments)
+        cursor, found = await self._ask(server, "EVAL", script, 0, *arguments)
         return int(cursor), found
+
+    async def _ask(self, server: Any, *command: Any) -> Any:
+        async with asyncio.timeout(self._timeout):
+            while True:
+                # While calls use all connections, one of them is free in between.
+                with suppress(MaxConnectionsError):
+                    return await server.execute_command(*command)
+                await asyncio.sleep(_PAUSE)
 
 
 async def memory(server: Any) -> tuple[int, str]:
