@@ -105,13 +105,14 @@ class RedisDriver:
         key = (f"{self._shard('000')}check",)
         # The first tells whether it may read, and the second brings the script, because waiting for replicas takes the third long.
         calls = [Call("load", key), Call("look", key), Call("check", key)]
-        until = monotonic() + self._timeout
+        until, answers = monotonic() + self._timeout, list[Any]()
         while True:
             try:
                 async with asyncio.timeout(until - monotonic()):
                     answers = [answer for call in calls for answer in await self._calls.attempt([call])]
             except TimeoutError as cause:
-                answers = [cause]
+                # What an earlier attempt was answered tells more.
+                answers = answers or [cause]
             # A failover may be under way.
             passing = (*DEMOTED, NotMasterError) if self._watch.answer is None else CONNECTION_FAILURES
             may_pass = any(isinstance(answer, passing) and not isinstance(answer, AuthenticationError) for answer in answers)
@@ -137,7 +138,7 @@ class RedisDriver:
         """Return why the driver can't work with what open() got for an answer, or None where that may pass by itself."""
         while isinstance(cause, RedisClusterException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        text, hosts = str(cause), self._address.hosts
+        text, hosts = str(cause), self._calls.server()
         if isinstance(cause, AuthenticationError):
             return ConfigError(f"the redis driver can't log in at {hosts}: {text}; check the user and the password in its url")
         if isinstance(cause, MovedError):
