@@ -334,27 +334,45 @@ def test_what_the_image_is_made_of_can_be_had_and_its_command_serves(folder: Pat
         assert served.stop() == 0
 
 
-class ClusterNode(RedisServer):
-    """A redis-server that has the guide's file, with a port and a folder of its own."""
+class GuideRedis(RedisServer):
+    """A redis-server that has the guide's file at *path*, with a port and a folder of its own; it follows *master*, if any."""
 
     password = "change-me"
 
-    def command(self) -> list[str]:
-        text = file("/etc/redis/7000.conf", "conf")
-        for old, new in {
-            "port 7000": f"port {self.port}",
-            "dir /var/lib/redis/7000": f"dir {self.folder}",
-            "bind 0.0.0.0": "bind 127.0.0.1",
+    def __init__(self, path: str = "/etc/redis/redis.conf", master: RedisServer | None = None) -> None:
+        super().__init__()
+        text = file(path, "conf")
+        for pattern, own in {
+            r"^port \d+": f"port {self.port}",
+            r"^dir /var/lib/redis.*": f"dir {self.folder}",
+            "^bind 0.0.0.0": "bind 127.0.0.1",
         }.items():
-            assert old in text
-            text = text.replace(old, new)
-        (self.folder / "redis.conf").write_text(text)
-        return [find("redis-server"), str(self.folder / "redis.conf")]
+            text, count = re.subn(pattern, own, text, flags=re.MULTILINE)
+            assert count == 1, pattern
+        text = text.replace("10.0.0.1 6379", f"127.0.0.1 {master.port}" if master else "")
+        follows = f"\nreplicaof 127.0.0.1 {master.port}\n" if master and "sentinel" not in path else ""
+        self.config.write_text(text + follows)
+
+    def command(self) -> list[str]:
+        return [find("redis-server"), str(self.config)]
 
     def client(self) -> Any:
         client = super().client()
         client.connection_pool.connection_kwargs["password"] = self.password
         return client
+
+
+class GuideSentinel(GuideRedis):
+    """A Sentinel that has the guide's file."""
+
+    def __init__(self, master: RedisServer) -> None:
+        super().__init__("/etc/redis/sentinel.conf", master)
+
+    def command(self) -> list[str]:
+        return [*super().command(), "--sentinel"]
+
+    def client(self) -> Any:
+        return RedisServer.client(self)
 
 
 def redis_cli(nodes: Iterable[RedisServer], *beginning: str) -> str:
@@ -375,7 +393,7 @@ def redis_cli(nodes: Iterable[RedisServer], *beginning: str) -> str:
 @pytest.mark.slow
 @pytest.mark.anyio
 async def test_the_redis_cluster_keeps_sessions_and_refuses_changes_that_no_replica_would_have() -> None:
-    nodes = [ClusterNode() for _ in range(6)]
+    nodes = [GuideRedis("/etc/redis/7000.conf") for _ in range(6)]
     with ExitStack() as stack:
         for node in nodes:
             stack.callback(node.close)
@@ -384,7 +402,7 @@ async def test_the_redis_cluster_keeps_sessions_and_refuses_changes_that_no_repl
         until(lambda: all(is_in_sync(node) for node in nodes), "the replicas to be in sync", seconds=60)
         assert "[OK] All 16384 slots covered" in redis_cli(nodes, "redis-cli --cluster check")
 
-        url = f"redis+cluster://:{ClusterNode.password}@" + ",".join(node.address for node in nodes[:3])
+        url = f"redis+cluster://:{GuideRedis.password}@" + ",".join(node.address for node in nodes[:3])
         async with TestClient(counting({"type": "redis", "url": url, "wait_replicas": 1})) as client:
             assert [(await client.get("/")).text for _ in range(3)] == ["1", "2", "3"]
             masters = [node for node in nodes if role(node) == "master"]
@@ -394,6 +412,37 @@ async def test_the_redis_cluster_keeps_sessions_and_refuses_changes_that_no_repl
             until(lambda: all(is_alone(node) for node in masters), "the masters to see that they are alone")
             assert (await client.get("/")).status_code == 503
             assert (await client.get("/read")).text == "3"
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_sentinels_replace_a_master_and_lose_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    master = GuideRedis()
+    servers = [master, *(GuideRedis(master=master) for _ in range(2))]
+    sentinels = [GuideSentinel(master) for _ in range(3)]
+    with ExitStack() as stack:
+        for each in (*servers, *sentinels):
+            stack.callback(each.close)
+        start_all(servers)
+        start_all(sentinels)
+        until(lambda: all(knows_all(sentinel) for sentinel in sentinels), "the Sentinels to know all", seconds=60)
+
+        url = f"redis+sentinel://:{GuideRedis.password}@{','.join(each.address for each in sentinels)}/shop"
+        async with TestClient(counting({"type": "redis", "url": url, "wait_replicas": 1})) as client:
+            [warning] = caplog.messages
+            assert "wait_replicas=1, and Redis has 2 replicas" in warning
+            assert [(await client.get("/")).text for _ in range(3)] == ["1", "2", "3"]
+            master.kill()
+            assert (await client.get("/")).text == "4"
+            assert f"the Redis master of shop was {master.address}" in caplog.messages[1]
+
+
+def knows_all(sentinel: RedisServer) -> bool:
+    with sentinel.client() as client:
+        state = client.sentinel_master("shop")
+        replicas = client.sentinel_slaves("shop")
+    linked = [replica for replica in replicas if replica["master-link-status"] == "ok"]
+    return len(linked) == 2 and int(state["num-other-sentinels"]) == 2
 
 
 def counting(driver: dict[str, Any]) -> gaman.App:

@@ -292,6 +292,8 @@ async def test_a_user_that_may_not_do_all_that_is_needed_is_found_at_the_start()
             assert told.endswith("; let its user run it, on the keys gaman:*")
         client.execute_command("ACL", "SETUSER", "user", "reset", "on", ">hidden", "~gaman:*", "+@all", "-@scripting")
         assert "evalsha" in await refused_by(url)
+        client.execute_command("ACL", "SETUSER", "user", "reset", "on", ">hidden", "~gaman:*", "+@all", "-wait")
+        assert re.search(r"lacks a permission .*\bwait\b", await refused_by(url, wait_replicas=1))
         for prefix in ("other:", "gaman"):
             client.execute_command("ACL", "SETUSER", "user", "reset", "on", ">hidden", f"~{prefix}*", "+@all")
             told = await refused_by(url, prefix="mine:")
@@ -502,7 +504,8 @@ async def test_a_driver_that_only_reads_leaves_a_server_that_was_demoted(
                     await asyncio.sleep(0.01)
             assert await asyncio.gather(*(driver.load(id, now=NOW) for _ in range(20))) == [None] * 20
             assert caplog.messages == [
-                f"the Redis server at {relay.url.partition('//')[2]} has become a replica: the driver connects anew"
+                f"the Redis server at {relay.url.partition('//')[2]} has become a replica: the driver connects anew. "
+                "If it stays one, write the master's address in the driver's url"
             ]
 
 
@@ -526,6 +529,12 @@ async def test_a_replica_is_not_taken_for_the_master_at_the_start() -> None:
         for protocol in (2, 3):
             told = await refused_by(f"{replica.url}?protocol={protocol}", timeout=0.5)
             assert f"found a replica at {replica.address}, which takes no changes; write the master's address in its url" in told
+        # What it said tells more than that it is silent now.
+        refusal = asyncio.create_task(refused_by(replica.url, timeout=1))
+        await asyncio.sleep(0.2)
+        replica.send_signal(signal.SIGSTOP)
+        assert "found a replica" in await refusal
+        replica.send_signal(signal.SIGCONT)
         # It may be about to become the master.
         start = asyncio.create_task(keeps_sessions(replica.url))
         await asyncio.sleep(0.2)
@@ -620,8 +629,23 @@ async def test_a_failover_is_told_once_and_so_is_the_silence_of_all_sentinels(ca
             assert isinstance(await driver.load(id, now=NOW), Record)
             assert caplog.messages == [
                 f"the Redis master of sessions was {old}, and now is {new}",
-                "no Sentinel of sessions answers, so a failover goes unnoticed",
+                "no Sentinel of sessions answers, so a failover goes unnoticed. See that they run, and can be reached from here",
             ]
+
+
+async def test_a_failure_behind_sentinels_names_the_master() -> None:
+    with servers.RedisSentinels() as sentinels, sentinels.master.client() as client:
+        master = sentinels.master.address
+        async with opened(url=sentinels.url, timeout=1) as driver:
+            client.config_set("maxmemory", 1)
+            with pytest.raises(SessionStoreError, match=f"could not create a session at {master}: OOM "):
+                await driver.create(new_id(), record())
+            sentinels.master.send_signal(signal.SIGSTOP)
+            with pytest.raises(SessionStoreError, match=f"could not load a session at {master}: "):
+                await driver.load(new_id(), now=NOW)
+            sentinels.master.send_signal(signal.SIGCONT)
+        client.config_set("requirepass", "right")
+        assert f"can't log in at {master}: " in await refused_by(sentinels.url)
 
 
 # How long a call may take

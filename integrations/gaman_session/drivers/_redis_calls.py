@@ -195,9 +195,12 @@ class Calls:
             with suppress(Exception):
                 await self._client.connection_pool.disconnect(inuse_connections=False)
 
-    def server(self, call: Call) -> str:
-        """Return the server that has the call's first key, or the hosts of the address where that isn't known."""
-        server = self._find(call) if self._cluster is None or call.slot >= 0 else None
+    def server(self, call: Call | None = None) -> str:
+        """Return the server that *call* goes to, or the hosts of the address where that isn't known."""
+        if (answer := self._watch.answer) is not None:
+            host, port = answer.address
+            return f"{host}:{port}"
+        server = None if call is None or self._cluster is None or call.slot < 0 else self._find(call)
         return self._address.hosts if server is None else server.name
 
     def reason(self, error: Exception) -> str:
@@ -334,7 +337,8 @@ class Calls:
             results = watch.trusted(results, {i for i, call in enumerate(calls) if call.operation in _READS}, changes)
         elif any(isinstance(result, DEMOTED) for result in results):
             watch.leave()
-        return [_tell(result, server, monotonic() - begun) for result in results]
+        name = self.server() if cluster is None else server.name
+        return [_tell(result, name, monotonic() - begun) for result in results]
 
     async def _send(self, server: Server[Call], calls: Sequence[Call], *script: str) -> list[Any]:
         """Make *calls* in one round trip, in as few commands of *script* as possible; return for each its result or its error."""
@@ -397,10 +401,10 @@ def _no_owner(call: Call) -> RedisClusterException:
     return SlotNotCoveredError(f"no known server has the slot {call.slot}")
 
 
-def _tell(result: Any, server: Server[Call], seconds: float) -> Any:
+def _tell(result: Any, server: str, seconds: float) -> Any:
     """Return *result*, or where it is an error, one that tells what timed out and has no values."""
     if isinstance(result, (RedisTimeoutError, TimeoutError)):
-        error = RedisTimeoutError(f"{server.name} gave no answer in {seconds:.1f} s")
+        error = RedisTimeoutError(f"{server} gave no answer in {seconds:.1f} s")
         error.__cause__ = result
         return error
     if isinstance(result, ResponseError):

@@ -124,7 +124,12 @@ class ServerWatch(Watch):
             await self._client.aclose()
 
     def leave(self) -> None:
-        logger.warning("the Redis server at %s has become a replica: the driver connects anew", self._hosts, extra=_EXTRA)
+        logger.warning(
+            "the Redis server at %s has become a replica: the driver connects anew. If it stays one, write the master's address in "
+            "the driver's url",
+            self._hosts,
+            extra=_EXTRA,
+        )
         self._drop()
 
     async def _watch(self) -> None:
@@ -229,7 +234,11 @@ class SentinelWatch(Watch):
         answers = self._answers.values()
         if not answers:
             if not self._is_silent:
-                logger.warning("no Sentinel of %s answers, so a failover goes unnoticed", self._name, extra=_EXTRA)
+                logger.warning(
+                    "no Sentinel of %s answers, so a failover goes unnoticed. See that they run, and can be reached from here",
+                    self._name,
+                    extra=_EXTRA,
+                )
             self._is_silent = True
             return
         self._is_silent = False

@@ -74,8 +74,8 @@ def _unfit(replicas: Mapping[str, int], covered: Mapping[str, int], wait_replica
         masters = [master for master, each in replicas.items() if each == number]
         if number < wait_replicas:
             yield (
-                f"wait_replicas={wait_replicas}, and Redis has {number} replicas of {', '.join(masters)}: each change there is a "
-                "503 until it has more. Add replicas, or set a lower wait_replicas"
+                f"wait_replicas={wait_replicas}, and Redis has {number} replica{'' if number == 1 else 's'} of "
+                f"{', '.join(masters)}: each change there is a 503 until it has more. Add replicas, or set a lower wait_replicas"
             )
         elif open_to_loss := [master for master in masters if covered[master] < number > wait_replicas]:
             yield (

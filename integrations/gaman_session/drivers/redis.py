@@ -28,7 +28,14 @@ from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, ConnectionError, MovedError, RedisClusterException, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError,
+    MovedError,
+    NoPermissionError,
+    RedisClusterException,
+    ResponseError,
+)
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gaman.errors import ConfigError
@@ -107,7 +114,7 @@ class RedisDriver:
         key = (f"{self._shard('000')}check",)
         # The first needs only HGETALL. The second teaches the server the script, so that the third waits for replicas only once.
         calls = [Call("load", key), Call("look", key), Call("check", key)]
-        until = monotonic() + self._timeout
+        until, answers = monotonic() + self._timeout, list[Any]()
         # A failover may be in progress. Without an answer of a Sentinel or a Cluster, another attempt would find nothing either.
         passing: tuple[type[Exception], ...] = (*DEMOTED, NotMasterError)
         if self._is_cluster:
@@ -119,7 +126,8 @@ class RedisDriver:
                 async with asyncio.timeout(until - monotonic()):
                     answers = [answer for call in calls for answer in await self._calls.attempt([call])]
             except TimeoutError as cause:
-                answers = [cause]
+                # What an earlier attempt was answered tells more.
+                answers = answers or [cause]
             may_pass = any(isinstance(answer, passing) and not isinstance(answer, AuthenticationError) for answer in answers)
             if not may_pass or monotonic() + PAUSE > until:
                 break
@@ -143,7 +151,9 @@ class RedisDriver:
         """Return the error that open() raises for *cause*, or None where that may pass by itself."""
         while isinstance(cause, RedisClusterException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        text, hosts = str(cause), self._address.hosts
+        if isinstance(cause, Unconfirmed) and isinstance(cause.__cause__, NoPermissionError):
+            cause = cause.__cause__
+        text, hosts = str(cause), self._calls.server()
         if isinstance(cause, AuthenticationError):
             return ConfigError(f"the redis driver can't log in at {hosts}: {text}; check the user and the password in its url")
         if isinstance(cause, MovedError) and not self._is_cluster:
