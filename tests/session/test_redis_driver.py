@@ -935,10 +935,12 @@ async def test_a_sweep_of_a_frozen_server_ends_within_the_timeout() -> None:
 @pytest.mark.parametrize("is_cluster", [False, True])
 async def test_a_sweep_and_a_count_wait_for_a_connection_that_calls_use(is_cluster: bool) -> None:
     url = servers.redis_cluster_url() if is_cluster else servers.redis_url()
-    async with opened(url=url, prefix=f"{new_id()}:", pool_size=1) as driver:
-        calls = asyncio.gather(*(driver.create(new_id(), owned_record()) for _ in range(200)))
-        await asyncio.gather(*(driver.purge(now=NOW, limit=1000) for _ in range(3)), driver.count(now=NOW))
-        await calls
+    async with opened(url=url, prefix=f"{new_id()}:", pool_size=1) as driver, asyncio.TaskGroup() as group:
+        for _ in range(200):
+            group.create_task(driver.create(new_id(), owned_record()))
+        for _ in range(3):
+            group.create_task(driver.purge(now=NOW, limit=1000))
+        group.create_task(driver.count(now=NOW))
 
 
 async def test_a_session_that_is_over_leaves_the_index_when_it_is_swept() -> None:
