@@ -257,6 +257,7 @@ class Calls:
     ) -> Any:
         """Make *call* again after *failure* on *server*; return its result, or raise the last failure when *action* has no time."""
         unconfirmed: Unconfirmed | None = None
+        demoted: Exception | None = None
         is_unclear, jumps, pauses = False, 0, 0
         with suppress(TimeoutError):
             async with asyncio.timeout(action.until - monotonic()):
@@ -264,6 +265,9 @@ class Calls:
                     is_unclear = is_unclear or not isinstance(failure, _WITHOUT_EFFECT)
                     if isinstance(failure, Unconfirmed):
                         unconfirmed = failure
+                    elif isinstance(failure, DEMOTED):
+                        # It says more than the lost connections that follow.
+                        demoted = failure
                     before, (server, asked) = server, await self._follow(call, server, failure)
                     if server is not before and jumps < _JUMPS:
                         jumps += 1
@@ -288,7 +292,7 @@ class Calls:
                     if is_unclear and result == b"CONFLICT" and call.operation == "swap":
                         raise RedisError("the answer to the write was lost")
                     return result
-        raise unconfirmed or failure
+        raise unconfirmed or demoted or failure
 
     async def _follow(self, call: Call, server: Server[Call] | None, failure: Exception) -> tuple[Server[Call] | None, Call]:
         """Return where *call* goes after *failure* on *server*, and the call as it has to be sent there."""

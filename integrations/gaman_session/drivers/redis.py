@@ -164,7 +164,7 @@ class RedisDriver:
         # Over a socket, redis-py takes this for a failed connection.
         if _DATABASE.search(text):
             return ConfigError(f"the redis driver can't use the database in its url at {hosts}: {text}; choose one that is there")
-        if isinstance(cause, (*CONNECTION_FAILURES, TimeoutError)):
+        if isinstance(cause, (*CONNECTION_FAILURES, TimeoutError)) or not isinstance(cause, FAILURES):
             return SessionStoreError(self.name, f"be reached at {hosts}; see that it runs there, or change the driver's url")
         if "No such master" in text:
             return ConfigError(f"the Sentinels at {hosts} watch no master {self._address.master!r}; write its name in the url")
