@@ -726,7 +726,7 @@ async def reason_of(call: Awaitable[Any]) -> str:
 
 async def test_a_failure_tells_what_the_server_said() -> None:
     with servers.RedisServer() as server, servers.RedisServer() as other, server.client() as client:
-        async with opened(url=server.url, timeout=1) as driver:
+        async with opened(url=server.url, timeout=5) as driver:
             await driver.create(new_id(), record())
             client.config_set("maxmemory", 1)
             assert (await reason_of(driver.create(new_id(), record()))).startswith("OOM command not allowed when used memory")
@@ -736,9 +736,8 @@ async def test_a_failure_tells_what_the_server_said() -> None:
             client.config_set("min-replicas-to-write", 0)
             client.replicaof("127.0.0.1", other.port)
             assert (await reason_of(driver.create(new_id(), record()))).startswith("READONLY You can't write")
-            client.replicaof("127.0.0.1", 1)
-            client.config_set("replica-serve-stale-data", "no")
-            assert (await reason_of(driver.create(new_id(), record()))).startswith("MASTERDOWN Link with MASTER is down")
+            # A new connection finds out before it is used.
+            assert await reason_of(driver.create(new_id(), record())) == "it is a replica"
 
 
 async def test_a_failure_tells_what_a_server_of_a_cluster_said() -> None:
