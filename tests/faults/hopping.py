@@ -197,20 +197,28 @@ class Client(ABC):
         return request
 
 
-class Writing(Client):
-    """Writes one key after the other into one session, and reads them."""
+class Filling(Client):
+    """Writes one key after the other into one session, and begins another when that is full."""
 
     def __init__(self, name: str, common: Common) -> None:
         super().__init__(name, common)
         self._held: Held | None = None
         self._keys = 0
 
-    def step(self) -> None:
+    def fill(self) -> Held:
+        """Write the next key, and return the session's cookie."""
         if self._held is None or self._keys == KEYS:
             self._held, self._keys = self.begin(), 0
         self._keys += 1
         self.ask(self._held, "put", f"key{self._keys}")
-        read = self.ask(self._held, "read")
+        return self._held
+
+
+class Writing(Filling):
+    """Reads what it writes."""
+
+    def step(self) -> None:
+        read = self.ask(self.fill(), "read")
         if read.is_acknowledged and not read.found:
             self._held = None
 
@@ -240,22 +248,14 @@ class Coming(Client):
         self.common.alive.append(self.begin())
 
 
-class Renewing(Client):
+class Renewing(Filling):
     """Renews its session again and again; the old id is dead."""
 
-    def __init__(self, name: str, common: Common) -> None:
-        super().__init__(name, common)
-        self._held: Held | None = None
-        self._keys = 0
-
     def step(self) -> None:
-        if self._held is None or self._keys == KEYS:
-            self._held, self._keys = self.begin(), 0
-        self._keys += 1
-        self.ask(self._held, "put", f"key{self._keys}")
-        before = Held(self._held.name, self._held.cookie)
-        renewed = self.ask(self._held, "renew")
-        read = self.insist(self._held, "read")
+        held = self.fill()
+        before = Held(held.name, held.cookie)
+        renewed = self.ask(held, "renew")
+        read = self.insist(held, "read")
         if renewed.is_acknowledged:
             self.common.ended.append(before)
         if not renewed.is_acknowledged or not read.found:

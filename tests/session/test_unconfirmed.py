@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import Any
 
 import pytest
@@ -44,24 +44,15 @@ class Replicated(Sealing):
         self._after("create")
         return outcome
 
-    async def apply(
-        self,
-        id: str,
-        sets: Mapping[str, bytes],
-        deletes: Collection[str],
-        *,
-        now: float,
-        deadline: float | None,
-        max_size: int,
-    ) -> Outcome:
+    async def apply(self, *arguments: Any, **options: Any) -> Outcome:
         self._before("apply")
-        outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+        outcome = await super().apply(*arguments, **options)
         self._after("apply")
         return outcome
 
-    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+    async def rename(self, *arguments: Any, **options: Any) -> Outcome:
         self._before("rename")
-        outcome = await super().rename(id, new_id, record, version=version, now=now)
+        outcome = await super().rename(*arguments, **options)
         self._after("rename")
         return outcome
 

@@ -198,8 +198,7 @@ class Calls:
     def server(self, call: Call | None = None) -> str:
         """Return the server that *call* goes to, or the hosts of the address where that isn't known."""
         if (answer := self._watch.answer) is not None:
-            host, port = answer.address
-            return f"{host}:{port}"
+            return answer.server
         server = None if call is None or self._cluster is None or call.slot < 0 else self._find(call)
         return self._address.hosts if server is None else server.name
 

@@ -45,6 +45,12 @@ class Answer(NamedTuple):
     sentinels: int
     """How many Sentinels there are, this one included."""
 
+    @property
+    def server(self) -> str:
+        """The master's host and port, as messages name it."""
+        host, port = self.address
+        return f"{host}:{port}"
+
 
 class Watch:
     """What the driver knows of its master. This one watches nothing: in a Cluster, a demoted server says where to go instead."""
@@ -251,7 +257,7 @@ class SentinelWatch(Watch):
         elif latest.epoch > before.epoch or told[latest.epoch, latest.address] == len(self._sentinels):
             self.answer = latest
             if latest.address != before.address:
-                addresses = [f"{host}:{port}" for host, port in (before.address, latest.address)]
+                addresses = before.server, latest.server
                 logger.warning("the Redis master of %s was %s, and now is %s", self._name, *addresses, extra=_EXTRA)
                 self._drop()
         self._hold(any(answer.is_switching and answer.epoch >= latest.epoch for answer in answers))

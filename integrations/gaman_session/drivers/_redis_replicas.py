@@ -48,8 +48,7 @@ async def _in_cluster(client: Any) -> Mapping[str, int]:
 async def _beside(client: Any, answer: Answer | None) -> Mapping[str, int]:
     if answer is not None:
         # Sentinels count a replica that is away for a moment too.
-        host, port = answer.address
-        return {f"{host}:{port}": answer.replicas}
+        return {answer.server: answer.replicas}
     info = await client.info("replication")
     settings = client.get_connection_kwargs()
     where = settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"

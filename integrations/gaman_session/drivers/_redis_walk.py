@@ -89,9 +89,3 @@ class Walk:
                 with suppress(MaxConnectionsError):
                     return await server.execute_command(*command)
                 await asyncio.sleep(_PAUSE)
-
-
-async def memory(server: Any) -> tuple[int, str]:
-    """Return a server's `maxmemory` in bytes, 0 where it has no limit, and its `maxmemory-policy`."""
-    found = await server.execute_command("INFO", "memory")
-    return found["maxmemory"], found["maxmemory_policy"]

@@ -46,7 +46,7 @@ from gaman_session.drivers._redis_address import Address, parse
 from gaman_session.drivers._redis_calls import CONNECTION_FAILURES, DEMOTED, FAILURES, PAUSE, Action, Call, Calls, Unconfirmed
 from gaman_session.drivers._redis_master import NotMasterError, SentinelWatch, ServerWatch, Watch, greet
 from gaman_session.drivers._redis_replicas import warn
-from gaman_session.drivers._redis_walk import Walk, memory
+from gaman_session.drivers._redis_walk import Walk
 
 logger = logging.getLogger("gaman")
 
@@ -397,11 +397,12 @@ class RedisDriver:
         """Find out whether a server evicts keys when its memory is full, and warn if that is new; nothing changes if none tells."""
         try:
             async with asyncio.timeout(self._timeout):
-                memories = [await memory(server) for server in await self._calls.masters()]
+                found = [await server.execute_command("INFO", "memory") for server in await self._calls.masters()]
         except Exception as error:
             await self._calls.distrust(error)
             return
-        policies = {policy for limit, policy in memories if limit and policy != "noeviction"}
+        # A server without a limit never evicts.
+        policies = {told["maxmemory_policy"] for told in found if told["maxmemory"]} - {"noeviction"}
         known, self._policy = self._policy, next(filter(_evicts_indexes, policies), "") or next(iter(policies), "")
         if self._policy not in ("", known):
             fails = "; list(), end_all() and max_sessions_per_owner fail, because it also evicts the owners' indexes"
