@@ -1,4 +1,4 @@
-"""What a login with tag(), the list of an owner's thousand sessions, and their end cost, while the store grows to a million.
+"""What a login with set_owner(), the list of an owner's thousand sessions, and their end cost, while the store grows to a million.
 
 All that the store holds beside them is nobody's. In memory, which waits for nothing, one sees what Python takes.
 """
@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from benchmarks.growth import SIZES, STORES, fill, opened
 from benchmarks.harness import Case, Contender, Missing, Plan, Question, Sample
-from gaman.session import OwnerDriver, Record, Tag
+from gaman.session import OwnerDriver, Ownership, Record
 from gaman_session import _sealing
 
 OWNED = 1000
@@ -22,7 +22,7 @@ OWNED = 1000
 
 async def log_in(driver: OwnerDriver, owner: str) -> None:
     now = time.time()
-    record = Record({"user": bytes(95)}, now, now + 86_400, now + 86_400, tag=Tag(owner, bytes(60), now))
+    record = Record({"user": bytes(95)}, now, now + 86_400, now + 86_400, ownership=Ownership(owner, bytes(60), now))
     await driver.create(_sealing.handle(_sealing.new_id()), record)
 
 
@@ -61,7 +61,7 @@ async def enter(kind: str, sizes: Sequence[int]) -> AsyncGenerator[Sequence[Cont
 def cases(plan: Plan) -> Sequence[Case]:
     return [
         Case(
-            name=f"{kind}, a login with tag()",
+            name=f"{kind}, a login with set_owner()",
             enter=partial(enter, kind, SIZES),
             floor="gaman",
             unit="ms",
@@ -74,7 +74,7 @@ def cases(plan: Plan) -> Sequence[Case]:
 
 QUESTION = Question(
     name="owners",
-    title="What do tag(), list and end_all cost, while the store grows?",
+    title="What do set_owner(), list and end_all cost, while the store grows?",
     cases=cases,
     seconds=3600,
     quick_seconds=3600,

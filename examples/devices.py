@@ -42,7 +42,7 @@ async def login(ctx: Context) -> Response:
     user = await ctx.input("user") or "angga"
     await ctx.session.regenerate()
     await ctx.session.set("user", user)
-    await ctx.session.tag(f"user:{user}", note=ctx.header("user-agent"))
+    await ctx.session.set_owner(f"user:{user}", note=ctx.header("user-agent"))
     return Response.redirect("/", status=303)
 
 

@@ -236,7 +236,7 @@ class Context:
         finally:
             self._read_whole.set()
 
-    async def left(self) -> None:
+    async def disconnected(self) -> None:
         """Return when the client has left; a body that the handler has not asked for by then is thrown away."""
         if hasattr(self, "_read_whole"):
             await self._read_whole.wait()

@@ -464,7 +464,7 @@ async def _send_while_connected(chunks: AsyncIterator[bytes | str], ctx: Context
     """
 
     async def watch() -> None:
-        await ctx.left()
+        await ctx.disconnected()
         watching.cancel()
 
     failure: Exception | None = None

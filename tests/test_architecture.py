@@ -233,10 +233,17 @@ def test_a_driver_knows_only_its_contract(module: Module) -> None:
     assert {each.module for each in own(module.text)} <= allowed
 
 
-@pytest.mark.parametrize("name", ["gaman", "gaman.session", "gaman.session.testing", "gaman_session"])
-def test_a_front_door_holds_no_logic_and_lists_what_it_imports(name: str) -> None:
+@pytest.mark.parametrize("name", ["gaman", "gaman_session"])
+def test_the_public_names_are_imported_and_listed_without_logic(name: str) -> None:
     exports = exported(next(module.text for module in MODULES if module.name == name))
     assert not [each for each in exports if each.startswith("_")]
+
+
+@pytest.mark.parametrize("name", ["session", "session.testing"])
+def test_gaman_session_is_re_exported_whole(name: str) -> None:
+    [text] = [module.text for module in MODULES if module.name == f"gaman.{name}"]
+    [_, line] = ast.parse(text).body
+    assert ast.unparse(line) == f"from gaman_{name} import *"
 
 
 @each_module

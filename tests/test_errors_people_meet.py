@@ -554,7 +554,7 @@ async def session_attribute_set(ctx):
     ctx.session.user = "a"
 
 async def owner(ctx):
-    await ctx.session.tag(1)
+    await ctx.session.set_owner(1)
 
 async def owner_of_list(ctx):
     return str(await sessions.list(None))
@@ -718,7 +718,9 @@ REQUESTS = {
         "AttributeError: 'StoredSession' object has no attribute 'user'; write `await ctx.session.get('user')`",
         "ctx.session.user = ",
     ),
-    "owner": Request("SessionUseError: an owner is text, and not empty, such as 'user:1'; it can't be 1", "ctx.session.tag(1)"),
+    "owner": Request(
+        "SessionUseError: an owner is text, and not empty, such as 'user:1'; it can't be 1", "ctx.session.set_owner(1)"
+    ),
     "owner_of_list": Request("SessionUseError: an owner is text, and not empty, such as 'user:1'; it can't be None", "list(None)"),
     "keep": Request("SessionUseError: end_all() keeps a session, not 'the handle': write keep=ctx.session", 'keep="the handle'),
     "lifetime": Request("SessionUseError: max_age is a whole number of seconds, 0 or more", 'max_age="1 day"'),

@@ -81,7 +81,7 @@ async def poll(ctx):
     global streams_open
     await ctx.body()
     streams_open += 1
-    await ctx.left()
+    await ctx.disconnected()
     streams_open -= 1
     return "left"
 

@@ -1,5 +1,3 @@
-"""The door to the conformance suite for drivers."""
+"""The public names of gaman_session.testing, the conformance suite for drivers."""
 
-from gaman_session.testing import CONTRACT, OWNER_CONTRACT, Check, OwnerCheck
-
-__all__ = ["CONTRACT", "OWNER_CONTRACT", "Check", "OwnerCheck"]
+from gaman_session.testing import *

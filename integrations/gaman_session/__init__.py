@@ -1,7 +1,7 @@
 """Sessions for gaman: session() is the integration, ctx.session what it gives to handlers."""
 
 from gaman_session._counters import Counters
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, ClockDriver, Driver, Outcome, OwnerDriver, Record, Tag
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, ClockDriver, Driver, Outcome, OwnerDriver, Ownership, Record
 from gaman_session._errors import (
     SessionClosed,
     SessionConflict,
@@ -28,6 +28,7 @@ __all__ = [
     "Outcome",
     "OwnedSession",
     "OwnerDriver",
+    "Ownership",
     "Record",
     "Serializer",
     "Session",
@@ -41,6 +42,5 @@ __all__ = [
     "SessionTypeError",
     "SessionUnsupported",
     "SessionUseError",
-    "Tag",
     "session",
 ]

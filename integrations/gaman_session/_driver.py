@@ -37,7 +37,7 @@ class Outcome(Enum):
     """The session was ended or renamed within the last TOMBSTONE seconds; nothing was written."""
     ABSENT = auto()
     """There is no such session: never begun, expired, or lost with the store's data; nothing was written."""
-    REFUSED = auto()
+    REVOKED = auto()
     """The sessions of the tag's owner were ended after the tag was made; nothing was written. See OwnerDriver."""
     TOO_LARGE = auto()
     """The session would grow beyond the size allowed; nothing was written."""
@@ -47,7 +47,7 @@ class Outcome(Enum):
 WRITTEN: Final = Outcome.WRITTEN
 
 
-class Tag(Struct, frozen=True):
+class Ownership(Struct, frozen=True):
     """Whose a session is."""
 
     owner: str
@@ -69,7 +69,7 @@ class Record(Struct, omit_defaults=True):
     """When it is over if nobody touches it: `expires`, or the idle limit where that comes first."""
     version: int = 0
     """Raised by each write, so that rename() can tell whether one came in between."""
-    tag: Tag | None = None
+    ownership: Ownership | None = None
     """None where it is nobody's, and always so in a driver that is no OwnerDriver."""
     seal: bytes = b""
     """What proves `created` and `expires`; empty where nothing is sealed. Any bytes: the driver keeps them with the times."""
@@ -127,7 +127,7 @@ class Driver(Protocol):
         """Return the session, ENDED where its tombstone stands, or None; in one trip. The record is the caller's own."""
         ...
 
-    async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
+    async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
         """Store a new session. An id that is taken raises SessionStoreError: creating never overwrites.
 
         Only an OwnerDriver refuses, where the sessions of the tag's owner were ended after the tag was made.
@@ -163,8 +163,8 @@ class Driver(Protocol):
         """Replace the session by *record* under *new_id* if its version is still *version*: WRITTEN, CONFLICT, ENDED or ABSENT.
 
         The old id is dead when the new one lives. Where a store can't do both in one trip, the old one dies first; a destroy()
-        between the two leaves a tombstone in the new one's place, and the outcome is ENDED. An OwnerDriver answers REFUSED to a tag
-        that the session did not have already, as create() does; the old id may then be dead or not.
+        between the two leaves a tombstone in the new one's place, and the outcome is ENDED. An OwnerDriver answers REVOKED to an
+        ownership that the session did not have already, as create() does; the old id may then be dead or not.
 
         A SessionStoreError with `is_unconfirmed` says that the store has the new id, and may yet lose it.
         """
@@ -185,16 +185,16 @@ class OwnerDriver(Driver, Protocol):
     The index never misses a session that is there. What it has of others, which were ended, ran out or were given to somebody else,
     is left out of every answer, and leaves it by itself.
 
-    end_owned() takes effect at one instant, its *now*. For TOMBSTONE seconds, a tag that was made before is REFUSED: a login in
+    end_owned() takes effect at one instant, its *now*. For TOMBSTONE seconds, a tag that was made before is REVOKED: a login in
     flight at that instant is dropped, and a later one succeeds. A call whose own *now* is more than MAX_SKEW seconds before that
     instant ignores it, because the clock was set back since. A rename takes along a tag that the session already has, which is one
     with the same `since`; it is never refused.
     """
 
-    async def tag(
+    async def set_owner(
         self,
         id: str,
-        tag: Tag | None,
+        ownership: Ownership | None,
         sets: Mapping[str, bytes],
         deletes: Collection[str],
         *,
@@ -202,7 +202,7 @@ class OwnerDriver(Driver, Protocol):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Do what apply() does, and in the same step give the session to the owner of *tag*, or to nobody where that is None.
+        """Do what apply() does, and in the same step give the session to the owner of *ownership*, or to nobody where that is None.
 
         A tag alone keeps no session: where no field is left, it is EMPTIED.
         """
@@ -242,4 +242,4 @@ def is_sound(created: float, expires: float, deadline: float) -> bool:
     return 0 <= created <= expires < YEAR_10000 and 0 <= deadline <= expires
 
 
-OWNER_METHODS: Final = ("tag", "owned", "end_owned", "count")
+OWNER_METHODS: Final = ("set_owner", "owned", "end_owned", "count")

@@ -39,10 +39,11 @@ _SWEEP_BATCH = 1000
 class SessionIntegration(Integration):
     """What session() returns: the integration, what it has counted, and the handle of its sessions from outside a request.
 
-    A session belongs to whom `ctx.session.tag(owner)` has tied it to. These calls find the sessions of an owner in the store, in
-    every process that shares it, once the application has loaded; what they end is over at once, for requests under way too. They
-    raise SessionUnsupported with a driver that can't, as the cookies driver can't, SessionStoreError where the store fails or may
-    have evicted some of them, and SessionUseError for an owner that is empty or no text.
+    `ctx.session.set_owner(owner)` ties a session to an owner. These calls find the sessions of an owner in the store, in every
+    process that shares it, once the application has loaded. What they end is ended at once, for requests in flight too.
+
+    They raise SessionUnsupported with a driver that keeps no owners, as the cookies driver, SessionStoreError if the store fails or
+    may have evicted some of them, and SessionUseError for an owner that is empty or not text.
     """
 
     counters: Counters
@@ -58,8 +59,9 @@ class SessionIntegration(Integration):
     def end_all(self, owner: str, *, keep: Session | None = None) -> Coroutine[Any, Any, int]:
         """End every session of *owner*, but the one to *keep*, say `ctx.session`; return how many that were.
 
-        It takes effect at one instant between call and return, in every process: what was tied before is ended, and a login in
-        flight, which has called tag() before, keeps nothing of what it changed. A login that calls tag() later succeeds.
+        It takes effect at one instant between call and return, in every process. Sessions that were tied before that instant are
+        ended, and a login in flight, which has called set_owner() before it, keeps nothing of what it changed. A login that calls
+        set_owner() later succeeds.
         """
         return later(self, "sessions.end_all", run(self._owners.end_all, owner, keep))
 

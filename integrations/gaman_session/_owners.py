@@ -16,7 +16,7 @@ import msgspec
 
 from gaman_session._counters import Counters
 from gaman_session._damage import Damage
-from gaman_session._driver import MAX_SKEW, OWNER_METHODS, TOMBSTONE, Driver, OwnerDriver, Record, Tag
+from gaman_session._driver import MAX_SKEW, OWNER_METHODS, TOMBSTONE, Driver, OwnerDriver, Ownership, Record
 from gaman_session._errors import SessionStoreError, SessionUnsupported, SessionUseError
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Codec
@@ -30,7 +30,7 @@ _decode = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
 
 
 class Wish(NamedTuple):
-    """What a request has asked for by calling tag()."""
+    """What a request has asked for by calling set_owner()."""
 
     owner: str | None
     note: bytes
@@ -62,7 +62,7 @@ class OwnedSession:
     expires_at: datetime
     """When it is over if nobody comes back to it."""
     note: Any
-    """What tag() was given, or None."""
+    """What set_owner() was given, or None."""
 
 
 def supports_owners(driver: Driver | None) -> bool:
@@ -103,7 +103,7 @@ class Owners:
     # What a session asks for
 
     def wish(self, owner: str | None, note: bytes) -> Wish:
-        """Return what tag() is to do, or raise SessionUnsupported, or SessionUseError for what can't be an owner."""
+        """Return what set_owner() is to do, or raise SessionUnsupported, or SessionUseError for what can't be an owner."""
         self._driver()
         if owner is not None:
             _check(owner)
@@ -121,23 +121,23 @@ class Owners:
         end = self._ended.get(wish.owner or "")
         return end is not None and end.moment > wish.moment
 
-    def tag(self, wish: Wish, handle: str) -> Tag | None:
+    def set_owner(self, wish: Wish, handle: str) -> Ownership | None:
         """Return the tag for the session *handle*, or None for that of nobody."""
         if wish.owner is None:
             return None
         name, since = self._names(wish.owner)[0], self._since(wish)
         if not self._is_sealed:
-            return Tag(name, wish.note, since)
+            return Ownership(name, wish.note, since)
         # With the owner's own name beside it, it can be hashed again under a newer secret; see move().
-        return Tag(name, self._keyring.seal_note(handle, name, _encode((wish.owner, wish.note))), since)
+        return Ownership(name, self._keyring.seal_note(handle, name, _encode((wish.owner, wish.note))), since)
 
-    def move(self, tag: Tag, handle: str, new_handle: str) -> Tag:
-        """Return *tag* for what the session *handle* is renamed to, under the newest secret."""
-        opened = self._open(handle, tag) if self._is_sealed else None
+    def move(self, ownership: Ownership, handle: str, new_handle: str) -> Ownership:
+        """Return *ownership* for what the session *handle* is renamed to, under the newest secret."""
+        opened = self._open(handle, ownership) if self._is_sealed else None
         if opened is None:
-            return tag
+            return ownership
         name = self._names(opened[0])[0]
-        return Tag(name, self._keyring.seal_note(new_handle, name, _encode(opened)), tag.since)
+        return Ownership(name, self._keyring.seal_note(new_handle, name, _encode(opened)), ownership.since)
 
     async def trim(self, wish: Wish) -> None:
         """End the owner's oldest sessions where there are too many. Whoever comes last sees all of those that came at once."""
@@ -230,11 +230,11 @@ class Owners:
         if idle is not None:
             last_used = datetime.fromtimestamp(max(record.created, min(record.deadline - idle, self._clock())), UTC)
         created, deadline = datetime.fromtimestamp(record.created, UTC), datetime.fromtimestamp(record.deadline, UTC)
-        return OwnedSession(handle, created, last_used, deadline, self._note(handle, cast("Tag", record.tag)))
+        return OwnedSession(handle, created, last_used, deadline, self._note(handle, cast("Ownership", record.ownership)))
 
-    def _note(self, handle: str, tag: Tag) -> Any:
+    def _note(self, handle: str, ownership: Ownership) -> Any:
         try:
-            opened = self._open(handle, tag) if self._is_sealed else ("", tag.note)
+            opened = self._open(handle, ownership) if self._is_sealed else ("", ownership.note)
             if opened is not None:
                 return self._codec.decoder.decode(opened[1]) if opened[1] else None
         except (RecursionError, MemoryError):
@@ -244,9 +244,9 @@ class Owners:
         self._damage.report(handle, "its note")
         return None
 
-    def _open(self, handle: str, tag: Tag) -> tuple[str, bytes] | None:
+    def _open(self, handle: str, ownership: Ownership) -> tuple[str, bytes] | None:
         """Return the name of the owner and the note, or None where they were not sealed for this session."""
-        data = self._keyring.open_note(handle, tag.owner, tag.note)
+        data = self._keyring.open_note(handle, ownership.owner, ownership.note)
         return None if data is None else _decode(data)
 
     def _names(self, owner: str) -> list[str]:
@@ -293,7 +293,7 @@ class Owners:
 
 
 def _age(handle: str, record: Record) -> tuple[float, str]:
-    return cast("Tag", record.tag).since, handle
+    return cast("Ownership", record.ownership).since, handle
 
 
 def _check(owner: str) -> str:

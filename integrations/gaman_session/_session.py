@@ -49,7 +49,7 @@ END: Final[Answer] = ("", 0)
 """Have the browser forget the cookie."""
 
 _SET, _DELETED, _CLEARED = Done("ctx.session.set"), Done("ctx.session.delete"), Done("ctx.session.clear")
-_REGENERATED, _TAGGED = Done("ctx.session.regenerate"), Done("ctx.session.tag")
+_REGENERATED, _SET_OWNER = Done("ctx.session.regenerate"), Done("ctx.session.set_owner")
 
 
 @dataclass(slots=True)
@@ -306,7 +306,7 @@ class Session(ABC):
         self._renew(max_age)
         return _REGENERATED
 
-    def tag(self, owner: str | None, *, note: Any = None) -> SessionCall[None]:
+    def set_owner(self, owner: str | None, *, note: Any = None) -> SessionCall[None]:
         """Tie the session to *owner*, such as "user:1", or with None to nobody, and keep *note* with it. Call it at login.
 
         `sessions = session(...)` then finds it: `sessions.list(owner)` and `sessions.end_all(owner)`. Like what is set, it goes out
@@ -318,8 +318,8 @@ class Session(ABC):
         SessionUseError: the owner is empty, or no text. SessionUnsupported: the driver can't, as the cookies driver can't.
         """
         self._open_for_change()
-        self._tag(owner, note)
-        return _TAGGED
+        self._set_owner(owner, note)
+        return _SET_OWNER
 
     def save(self) -> Coroutine[Any, Any, None]:
         """Bring what was changed to the store now. SessionStoreError: it is not there. SessionTooLarge: it was dropped instead."""
@@ -388,7 +388,7 @@ class Session(ABC):
     async def _update(self, key: str, fn: Callable[[Any], T], default: Any) -> T: ...
 
     @abstractmethod
-    def _tag(self, owner: str | None, note: Any) -> None: ...
+    def _set_owner(self, owner: str | None, note: Any) -> None: ...
 
     @abstractmethod
     async def _save(self) -> None: ...

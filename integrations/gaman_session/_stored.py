@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, NoReturn, TypeVar, cast
 
 from gaman import find_cookie, log_extra
 from gaman_session import _sealing
-from gaman_session._driver import WRITTEN, Driver, Outcome, OwnerDriver, Record, Tag, length_of, size_of
+from gaman_session._driver import WRITTEN, Driver, Outcome, OwnerDriver, Ownership, Record, length_of, size_of
 from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge
 from gaman_session._owners import Wish
 from gaman_session._sealing import Identity
@@ -106,7 +106,7 @@ class StoredSession(Session):
 
         return await self._in_turn(compare_and_swap)
 
-    def _tag(self, owner: str | None, note: Any) -> None:
+    def _set_owner(self, owner: str | None, note: Any) -> None:
         self._wish = self._sessions.owners.wish(owner, b"" if note is None else self._encode("note", note))
 
     async def _save(self) -> None:
@@ -396,7 +396,7 @@ class StoredSession(Session):
             return
         if outcome is Outcome.TOO_LARGE:
             await self._exceed(identity, sets, deletes)
-        if outcome is Outcome.REFUSED:
+        if outcome is Outcome.REVOKED:
             self._refuse()
             return
         if outcome is Outcome.EMPTIED:
@@ -421,15 +421,15 @@ class StoredSession(Session):
         self, wish: Wish, identity: Identity, sets: Mapping[str, bytes], deletes: Collection[str], now: float
     ) -> Outcome:
         """Do what apply() does, and give the session to the owner that was wished for."""
-        tag = self._sessions.owners.tag(wish, identity.handle)
+        ownership = self._sessions.owners.set_owner(wish, identity.handle)
         driver = cast("OwnerDriver", self._driver)
         deadline, max_size = self._idle_deadline(now), self._sessions.max_size
-        outcome = await driver.tag(identity.handle, tag, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+        outcome = await driver.set_owner(identity.handle, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is WRITTEN and self._record is not None:
-            self._record.tag = tag
+            self._record.ownership = ownership
         return outcome
 
-    async def _begin(self, lost: tuple[Tag, str] | None = None) -> None:
+    async def _begin(self, lost: tuple[Ownership, str] | None = None) -> None:
         """Store what this request has set as a new session, unless that is nothing.
 
         *lost* is the tag, with the handle, of the session that it was to change. Without another it goes on, so that what was ended
@@ -443,10 +443,10 @@ class StoredSession(Session):
             if self._size is None or self._size > self._sessions.max_size:
                 self._check_size(record.fields, {})
             if wish is not None:
-                record.tag = self._sessions.owners.tag(wish, identity.handle)
+                record.ownership = self._sessions.owners.set_owner(wish, identity.handle)
             elif lost is not None:
-                record.tag = self._sessions.owners.move(*lost, identity.handle)
-            if await self._driver.create(identity.handle, record) is Outcome.REFUSED:
+                record.ownership = self._sessions.owners.move(*lost, identity.handle)
+            if await self._driver.create(identity.handle, record) is Outcome.REVOKED:
                 self._refuse()
                 return
             self._sessions.counters.created += 1
@@ -458,7 +458,7 @@ class StoredSession(Session):
     async def _rename(self) -> None:
         """Move the session, as it is in the store at that moment and with this request's changes, to a new id."""
         self._identify()
-        lost: tuple[Tag, str] | None = None
+        lost: tuple[Ownership, str] | None = None
         for _ in range(_ATTEMPTS):
             await self._read()
             if self._identity is None or self._record is None:
@@ -467,8 +467,8 @@ class StoredSession(Session):
                 return
             # With its cookie first, an older session would come before the one that a login has just renamed.
             await self._end_others(self._untried())
-            if self._record.tag is not None:
-                lost = self._record.tag, self._identity.handle
+            if self._record.ownership is not None:
+                lost = self._record.ownership, self._identity.handle
             changes = dict(self._changes)
             kept = {key: self._peek(key) for key in {**self._record.fields, **changes}}
             identity, lifetime = self._new_identity()
@@ -479,7 +479,7 @@ class StoredSession(Session):
                 self._settle(changes)
                 return
             wish = self._wish
-            record.tag = self._new_tag(wish, self._identity, identity)
+            record.ownership = self._new_tag(wish, self._identity, identity)
             old, now = self._identity.handle, self._sessions.clock()
             try:
                 outcome = await self._driver.rename(old, identity.handle, record, version=self._record.version, now=now)
@@ -496,7 +496,7 @@ class StoredSession(Session):
                 self._renewal = None
                 await self._settle_wish(wish)
                 return
-            if outcome is Outcome.REFUSED:
+            if outcome is Outcome.REVOKED:
                 self._refuse()
                 return
             self._is_loaded = False
@@ -564,12 +564,12 @@ class StoredSession(Session):
         lasts, is_transient = self._sessions.terms(asked, lifetime, identity is not None and identity.is_transient)
         return self._sessions.keyring.identity(_sealing.new_id(), is_transient), lasts
 
-    def _new_tag(self, wish: Wish | None, old: Identity, new: Identity) -> Tag | None:
+    def _new_tag(self, wish: Wish | None, old: Identity, new: Identity) -> Ownership | None:
         """Return the tag of the session under its new identity: the one that was wished for, or the one that it has."""
         if wish is not None:
-            return self._sessions.owners.tag(wish, new.handle)
-        tag = None if self._record is None else self._record.tag
-        return None if tag is None else self._sessions.owners.move(tag, old.handle, new.handle)
+            return self._sessions.owners.set_owner(wish, new.handle)
+        ownership = None if self._record is None else self._record.ownership
+        return None if ownership is None else self._sessions.owners.move(ownership, old.handle, new.handle)
 
     def _new_record(self, identity: Identity, fields: dict[str, bytes], lifetime: int) -> Record:
         now = self._sessions.clock()

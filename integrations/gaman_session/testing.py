@@ -27,8 +27,10 @@ from typing import TypeAlias, TypeVar
 
 from gaman_session import _sealing
 from gaman_session._clock import tells_time
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Driver, Outcome, OwnerDriver, Record, Tag
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Driver, Outcome, OwnerDriver, Ownership, Record
 from gaman_session._errors import SessionStoreError
+
+__all__ = ["CONTRACT", "OWNER_CONTRACT", "Check", "OwnerCheck"]
 
 T = TypeVar("T")
 Check: TypeAlias = Callable[[Driver], Awaitable[None]]
@@ -522,18 +524,18 @@ async def a_store_that_tells_the_time_tells_the_seconds_since_the_epoch_as_they_
 # Sessions that belong to somebody
 
 
-def _new_tag(owner: str | None = None, *, note: bytes = b"", since: float | None = None) -> Tag:
-    return Tag(_new_id() if owner is None else owner, note, time.time() if since is None else since)
+def _new_tag(owner: str | None = None, *, note: bytes = b"", since: float | None = None) -> Ownership:
+    return Ownership(_new_id() if owner is None else owner, note, time.time() if since is None else since)
 
 
-def _tagged(tag: Tag, *, lasts: float = 1000, deadline: float | None = None) -> Record:
+def _tagged(ownership: Ownership, *, lasts: float = 1000, deadline: float | None = None) -> Record:
     record = _record(lasts=lasts, deadline=deadline)
-    record.tag = tag
+    record.ownership = ownership
     return record
 
 
-async def _own(driver: OwnerDriver, tag: Tag) -> str:
-    id, _ = await _begin(driver, _tagged(tag))
+async def _own(driver: OwnerDriver, ownership: Ownership) -> str:
+    id, _ = await _begin(driver, _tagged(ownership))
     return id
 
 
@@ -541,45 +543,45 @@ async def _owned(driver: OwnerDriver, owner: str, now: float | None = None) -> s
     return set(await driver.owned(owner, now=now or time.time()))
 
 
-async def _tag(
+async def _set_owner(
     driver: OwnerDriver,
     id: str,
-    tag: Tag | None,
+    ownership: Ownership | None,
     sets: dict[str, bytes] | None = None,
     *deletes: str,
     now: float | None = None,
     deadline: float | None = None,
     max_size: int = _MAX_SIZE,
 ) -> Outcome:
-    return await driver.tag(id, tag, sets or {}, deletes, now=now or time.time(), deadline=deadline, max_size=max_size)
+    return await driver.set_owner(id, ownership, sets or {}, deletes, now=now or time.time(), deadline=deadline, max_size=max_size)
 
 
 async def _end_owned(driver: OwnerDriver, owner: str, keep: Collection[str] = (), now: float | None = None) -> int:
     return await driver.end_owned(owner, keep=keep, now=now or time.time())
 
 
-async def _rename(driver: OwnerDriver, id: str, tag: Tag | None, now: float | None = None) -> tuple[str, Outcome]:
+async def _rename(driver: OwnerDriver, id: str, ownership: Ownership | None, now: float | None = None) -> tuple[str, Outcome]:
     new_id, record, version = _new_id(), _record({"c": b"3"}), (await _load(driver, id, now)).version
-    record.tag = tag
+    record.ownership = ownership
     return new_id, await driver.rename(id, new_id, record, version=version, now=now or time.time())
 
 
 @_owner_promise
 async def an_owners_sessions_are_found_and_nobody_elses(driver: OwnerDriver) -> None:
-    tag, other = _new_tag(note=_OCTETS), _new_tag()
-    record = _tagged(tag, lasts=1000, deadline=500)
+    ownership, other = _new_tag(note=_OCTETS), _new_tag()
+    record = _tagged(ownership, lasts=1000, deadline=500)
     id, _ = await _begin(driver, record)
-    second, theirs, (nobodys, _) = await _own(driver, tag), await _own(driver, other), await _begin(driver)
-    found = await driver.owned(tag.owner, now=time.time())
+    second, theirs, (nobodys, _) = await _own(driver, ownership), await _own(driver, other), await _begin(driver)
+    found = await driver.owned(ownership.owner, now=time.time())
     assert set(found) == {id, second}
-    assert found[id].tag == tag
+    assert found[id].ownership == ownership
     assert (found[id].created, found[id].expires) == (record.created, record.expires)
     assert abs(found[id].deadline - record.deadline) < 0.01
     assert await _owned(driver, other.owner) == {theirs}
     assert await _owned(driver, _new_id()) == set()
-    assert (await _load(driver, id)).tag == tag
+    assert (await _load(driver, id)).ownership == ownership
     assert (await _load(driver, id)).fields == {"a": b"1", "b": b"2"}
-    assert (await _load(driver, nobodys)).tag is None
+    assert (await _load(driver, nobodys)).ownership is None
 
 
 @_owner_promise
@@ -587,10 +589,10 @@ async def any_text_is_an_owner_and_any_octets_are_a_note(driver: OwnerDriver) ->
     base = _new_id()
     owners = [base, base.upper(), *(base + name for name in _HOSTILE if name), *(name + base for name in _HOSTILE if name)]
     tags = {owner: _new_tag(owner, note=owner.encode() + _OCTETS) for owner in owners}
-    ids = {owner: await _own(driver, tag) for owner, tag in tags.items()}
-    for owner, tag in tags.items():
+    ids = {owner: await _own(driver, ownership) for owner, ownership in tags.items()}
+    for owner, ownership in tags.items():
         found = await driver.owned(owner, now=time.time())
-        assert {id: record.tag for id, record in found.items()} == {ids[owner]: tag}
+        assert {id: record.ownership for id, record in found.items()} == {ids[owner]: ownership}
     assert await _end_owned(driver, owners[0]) == 1
     for owner in owners[1:]:
         assert await _owned(driver, owner) == {ids[owner]}
@@ -599,44 +601,44 @@ async def any_text_is_an_owner_and_any_octets_are_a_note(driver: OwnerDriver) ->
 @_owner_promise
 async def a_tag_goes_in_the_same_step_as_a_write(driver: OwnerDriver) -> None:
     id, record = await _begin(driver, _record({"a": b"1", "b": b"2"}, lasts=1000, deadline=500))
-    before, tag = await _load(driver, id), _new_tag(note=b"1")
-    assert await _tag(driver, id, tag, {"c": b"3"}, "a", deadline=record.created + 600) is Outcome.WRITTEN
+    before, ownership = await _load(driver, id), _new_tag(note=b"1")
+    assert await _set_owner(driver, id, ownership, {"c": b"3"}, "a", deadline=record.created + 600) is Outcome.WRITTEN
     found = await _load(driver, id)
-    assert (found.fields, found.tag) == ({"b": b"2", "c": b"3"}, tag)
+    assert (found.fields, found.ownership) == ({"b": b"2", "c": b"3"}, ownership)
     assert found.version > before.version
     assert abs(found.deadline - (record.created + 600)) < 0.01
-    noted = _new_tag(tag.owner, note=b"2")
-    assert await _tag(driver, id, noted) is Outcome.WRITTEN
-    assert (await _load(driver, id)).tag == noted
+    noted = _new_tag(ownership.owner, note=b"2")
+    assert await _set_owner(driver, id, noted) is Outcome.WRITTEN
+    assert (await _load(driver, id)).ownership == noted
     assert (await _load(driver, id)).fields == {"b": b"2", "c": b"3"}
-    assert await _owned(driver, tag.owner) == {id}
+    assert await _owned(driver, ownership.owner) == {id}
 
 
 @_owner_promise
 async def a_write_with_a_tag_beyond_the_size_changes_nothing(driver: OwnerDriver) -> None:
-    fields, tag = {"a": b"1" * 300, "n": b"2" * 300}, _new_tag(note=b"note")
+    fields, ownership = {"a": b"1" * 300, "n": b"2" * 300}, _new_tag(note=b"note")
     id, record = await _begin(driver, _record(dict(fields), lasts=1000, deadline=500))
     later = record.created + 700
     after = {**fields, "n": b"3" * 301}
     write = {"n": after["n"]}
-    await _changes_nothing(driver, id, _tag(driver, id, tag, write, deadline=later, max_size=_size(after) - 1))
-    await _changes_nothing(driver, id, _tag(driver, id, None, write, deadline=later, max_size=_size(after) - 1))
-    assert await _owned(driver, tag.owner) == set()
-    assert await _tag(driver, id, tag, {"n": b"4" * 300}, max_size=100) is Outcome.WRITTEN
-    assert await _tag(driver, id, tag, write, max_size=_most(after)) is Outcome.WRITTEN
+    await _changes_nothing(driver, id, _set_owner(driver, id, ownership, write, deadline=later, max_size=_size(after) - 1))
+    await _changes_nothing(driver, id, _set_owner(driver, id, None, write, deadline=later, max_size=_size(after) - 1))
+    assert await _owned(driver, ownership.owner) == set()
+    assert await _set_owner(driver, id, ownership, {"n": b"4" * 300}, max_size=100) is Outcome.WRITTEN
+    assert await _set_owner(driver, id, ownership, write, max_size=_most(after)) is Outcome.WRITTEN
     other = _new_tag()
-    await _changes_nothing(driver, id, _tag(driver, id, other, {"n": b"5" * 302}, max_size=_size(after)))
-    assert (await _owned(driver, tag.owner), await _owned(driver, other.owner)) == ({id}, set())
+    await _changes_nothing(driver, id, _set_owner(driver, id, other, {"n": b"5" * 302}, max_size=_size(after)))
+    assert (await _owned(driver, ownership.owner), await _owned(driver, other.owner)) == ({id}, set())
     assert (await _load(driver, id)).fields == after
 
 
 @_owner_promise
 async def a_seal_stays_over_a_tag(driver: OwnerDriver) -> None:
-    record = _tagged(tag := _new_tag())
+    record = _tagged(ownership := _new_tag())
     record.seal = _OCTETS
     id, _ = await _begin(driver, record)
-    for each in (_new_tag(), _new_tag(tag.owner), None):
-        assert await _tag(driver, id, each) is Outcome.WRITTEN
+    for each in (_new_tag(), _new_tag(ownership.owner), None):
+        assert await _set_owner(driver, id, each) is Outcome.WRITTEN
         assert (await _load(driver, id)).seal == _OCTETS
 
 
@@ -644,95 +646,95 @@ async def a_seal_stays_over_a_tag(driver: OwnerDriver) -> None:
 async def a_tag_alone_keeps_no_session(driver: OwnerDriver) -> None:
     for before in (None, _new_tag()):
         id, _ = await _begin(driver, _tagged(before) if before else None)
-        tag = _new_tag()
-        assert await _tag(driver, id, tag, {}, "a", "b") is Outcome.EMPTIED
+        ownership = _new_tag()
+        assert await _set_owner(driver, id, ownership, {}, "a", "b") is Outcome.EMPTIED
         assert await driver.load(id, now=time.time()) is Outcome.ENDED
-        assert await _owned(driver, tag.owner) == set()
+        assert await _owned(driver, ownership.owner) == set()
         assert before is None or await _owned(driver, before.owner) == set()
 
 
 @_owner_promise
 async def a_tag_brings_no_session_into_being(driver: OwnerDriver) -> None:
-    tag, (ended, _) = _new_tag(), await _begin(driver)
+    ownership, (ended, _) = _new_tag(), await _begin(driver)
     await driver.destroy(ended, now=time.time())
-    assert await _tag(driver, ended, tag, {"a": b"1"}) is Outcome.ENDED
-    assert await _tag(driver, _new_id(), tag, {"a": b"1"}) is Outcome.ABSENT
+    assert await _set_owner(driver, ended, ownership, {"a": b"1"}) is Outcome.ENDED
+    assert await _set_owner(driver, _new_id(), ownership, {"a": b"1"}) is Outcome.ABSENT
     over, record = await _begin(driver, _record(lasts=1000, deadline=500))
-    assert await _tag(driver, over, tag, now=record.deadline) is Outcome.ABSENT
-    assert await _owned(driver, tag.owner) == set()
+    assert await _set_owner(driver, over, ownership, now=record.deadline) is Outcome.ABSENT
+    assert await _owned(driver, ownership.owner) == set()
 
 
 @_owner_promise
 async def a_session_goes_from_one_owner_to_another_and_to_none(driver: OwnerDriver) -> None:
     first, second = _new_tag(), _new_tag()
     id = await _own(driver, first)
-    assert await _tag(driver, id, second) is Outcome.WRITTEN
+    assert await _set_owner(driver, id, second) is Outcome.WRITTEN
     assert (await _owned(driver, first.owner), await _owned(driver, second.owner)) == (set(), {id})
     assert await _end_owned(driver, first.owner) == 0
-    assert await _tag(driver, id, None) is Outcome.WRITTEN
+    assert await _set_owner(driver, id, None) is Outcome.WRITTEN
     assert await _owned(driver, second.owner) == set()
     assert await _end_owned(driver, second.owner) == 0
-    assert (await _load(driver, id)).tag is None
+    assert (await _load(driver, id)).ownership is None
 
 
 @_owner_promise
 async def other_writes_leave_the_tag_alone(driver: OwnerDriver) -> None:
-    tag = _new_tag(note=b"1")
-    id = await _own(driver, tag)
+    ownership = _new_tag(note=b"1")
+    id = await _own(driver, ownership)
     assert await _apply(driver, id, {"a": b"3"}, "b") is Outcome.WRITTEN
     assert await _swap(driver, id, None, b"1") is Outcome.WRITTEN
-    assert (await _load(driver, id)).tag == tag
-    assert await _owned(driver, tag.owner) == {id}
+    assert (await _load(driver, id)).ownership == ownership
+    assert await _owned(driver, ownership.owner) == {id}
 
 
 @_owner_promise
 async def a_rename_leaves_the_tag_that_its_record_has(driver: OwnerDriver) -> None:
-    tag, other = _new_tag(), _new_tag()
-    id = await _own(driver, tag)
-    second, outcome = await _rename(driver, id, tag)
+    ownership, other = _new_tag(), _new_tag()
+    id = await _own(driver, ownership)
+    second, outcome = await _rename(driver, id, ownership)
     assert outcome is Outcome.WRITTEN
-    assert await _owned(driver, tag.owner) == {second}
-    assert (await _load(driver, second)).tag == tag
+    assert await _owned(driver, ownership.owner) == {second}
+    assert (await _load(driver, second)).ownership == ownership
     third, outcome = await _rename(driver, second, other)
     assert outcome is Outcome.WRITTEN
-    assert (await _owned(driver, tag.owner), await _owned(driver, other.owner)) == (set(), {third})
+    assert (await _owned(driver, ownership.owner), await _owned(driver, other.owner)) == (set(), {third})
     fourth, outcome = await _rename(driver, third, None)
     assert outcome is Outcome.WRITTEN
     assert await _owned(driver, other.owner) == set()
-    assert (await _load(driver, fourth)).tag is None
-    fifth, outcome = await _rename(driver, fourth, tag)
+    assert (await _load(driver, fourth)).ownership is None
+    fifth, outcome = await _rename(driver, fourth, ownership)
     assert outcome is Outcome.WRITTEN
-    assert await _owned(driver, tag.owner) == {fifth}
+    assert await _owned(driver, ownership.owner) == {fifth}
 
 
 @_owner_promise
 async def what_is_over_is_nobodys(driver: OwnerDriver) -> None:
-    tag = _new_tag()
-    kept, ended, emptied = [await _own(driver, tag) for _ in range(3)]
-    over, record = await _begin(driver, _tagged(tag, lasts=1000, deadline=100))
+    ownership = _new_tag()
+    kept, ended, emptied = [await _own(driver, ownership) for _ in range(3)]
+    over, record = await _begin(driver, _tagged(ownership, lasts=1000, deadline=100))
     await driver.destroy(ended, now=time.time())
     assert await _apply(driver, emptied, {}, "a", "b") is Outcome.EMPTIED
-    assert await _owned(driver, tag.owner, record.deadline - 1) == {kept, over}
-    assert await _owned(driver, tag.owner, record.deadline) == {kept}
-    assert await _end_owned(driver, tag.owner, now=record.deadline) == 1
-    assert await _owned(driver, tag.owner, record.deadline) == set()
+    assert await _owned(driver, ownership.owner, record.deadline - 1) == {kept, over}
+    assert await _owned(driver, ownership.owner, record.deadline) == {kept}
+    assert await _end_owned(driver, ownership.owner, now=record.deadline) == 1
+    assert await _owned(driver, ownership.owner, record.deadline) == set()
 
 
 @_owner_promise
 async def ending_an_owners_sessions_ends_all_but_those_to_keep(driver: OwnerDriver) -> None:
-    tag, other = _new_tag(), _new_tag()
-    ids = [await _own(driver, tag) for _ in range(5)]
+    ownership, other = _new_tag(), _new_tag()
+    ids = [await _own(driver, ownership) for _ in range(5)]
     theirs, (nobodys, _) = await _own(driver, other), await _begin(driver)
-    assert await _end_owned(driver, tag.owner, keep=[ids[0], theirs, _new_id()]) == 4
+    assert await _end_owned(driver, ownership.owner, keep=[ids[0], theirs, _new_id()]) == 4
     for id in ids[1:]:
         assert await driver.load(id, now=time.time()) is Outcome.ENDED
         assert await _apply(driver, id, {"a": b"1"}) is Outcome.ENDED
-        assert await _tag(driver, id, other) is Outcome.ENDED
-    assert await _owned(driver, tag.owner) == {ids[0]}
+        assert await _set_owner(driver, id, other) is Outcome.ENDED
+    assert await _owned(driver, ownership.owner) == {ids[0]}
     assert await _owned(driver, other.owner) == {theirs}
     assert (await _load(driver, nobodys)).fields == (await _load(driver, ids[0])).fields == {"a": b"1", "b": b"2"}
-    assert await _end_owned(driver, tag.owner) == 1
-    assert await _end_owned(driver, tag.owner) == 0
+    assert await _end_owned(driver, ownership.owner) == 1
+    assert await _end_owned(driver, ownership.owner) == 0
     assert await _end_owned(driver, _new_id()) == 0
 
 
@@ -741,14 +743,14 @@ async def a_tag_made_before_the_end_of_all_is_refused(driver: OwnerDriver) -> No
     old = _new_tag(since=time.time() - 5)
     assert await _end_owned(driver, old.owner) == 0
     id = _new_id()
-    assert await driver.create(id, _tagged(old)) is Outcome.REFUSED
+    assert await driver.create(id, _tagged(old)) is Outcome.REVOKED
     assert await driver.load(id, now=time.time()) in (None, Outcome.ENDED)
     tagged, _ = await _begin(driver)
-    assert await _tag(driver, tagged, old, {"a": b"3"}) is Outcome.REFUSED
-    assert (await _load(driver, tagged)).tag is None
+    assert await _set_owner(driver, tagged, old, {"a": b"3"}) is Outcome.REVOKED
+    assert (await _load(driver, tagged)).ownership is None
     assert (await _load(driver, tagged)).fields["a"] == b"1"
     renamed, outcome = await _rename(driver, tagged, old)
-    assert outcome is Outcome.REFUSED
+    assert outcome is Outcome.REVOKED
     assert await driver.load(renamed, now=time.time()) in (None, Outcome.ENDED)
     assert await _owned(driver, old.owner) == set()
     someone_else = _new_tag(since=old.since)
@@ -760,46 +762,46 @@ async def a_tag_made_before_the_end_of_all_is_refused(driver: OwnerDriver) -> No
 async def a_tag_made_at_the_end_of_all_or_later_is_not_refused(driver: OwnerDriver) -> None:
     now = time.time()
     for since in (now, math.nextafter(now, math.inf), now + 0.5):
-        tag = _new_tag(since=since)
-        await _end_owned(driver, tag.owner, now=now)
-        just_before = _new_tag(tag.owner, since=math.nextafter(now, 0))
-        assert await driver.create(_new_id(), _tagged(just_before)) is Outcome.REFUSED
-        created = await _own(driver, tag)
+        ownership = _new_tag(since=since)
+        await _end_owned(driver, ownership.owner, now=now)
+        just_before = _new_tag(ownership.owner, since=math.nextafter(now, 0))
+        assert await driver.create(_new_id(), _tagged(just_before)) is Outcome.REVOKED
+        created = await _own(driver, ownership)
         tagged, _ = await _begin(driver)
-        assert await _tag(driver, tagged, just_before) is Outcome.REFUSED
-        assert await _tag(driver, tagged, tag) is Outcome.WRITTEN
+        assert await _set_owner(driver, tagged, just_before) is Outcome.REVOKED
+        assert await _set_owner(driver, tagged, ownership) is Outcome.WRITTEN
         before, _ = await _begin(driver)
-        renamed, outcome = await _rename(driver, before, tag)
+        renamed, outcome = await _rename(driver, before, ownership)
         assert outcome is Outcome.WRITTEN
-        assert await _owned(driver, tag.owner) == {created, tagged, renamed}
+        assert await _owned(driver, ownership.owner) == {created, tagged, renamed}
 
 
 @_owner_promise
 async def the_end_of_all_ends_what_a_clock_that_was_ahead_has_tied(driver: OwnerDriver) -> None:
     now = time.time()
     for ahead in (MAX_SKEW / 2, 3600):
-        tag = _new_tag(since=now + ahead)
-        ids = [await _own(driver, tag) for _ in range(3)]
-        assert await _end_owned(driver, tag.owner, keep=ids[:1], now=now) == 2
-        assert await _owned(driver, tag.owner) == {ids[0]}
+        ownership = _new_tag(since=now + ahead)
+        ids = [await _own(driver, ownership) for _ in range(3)]
+        assert await _end_owned(driver, ownership.owner, keep=ids[:1], now=now) == 2
+        assert await _owned(driver, ownership.owner) == {ids[0]}
 
 
 @_owner_promise
 async def the_end_of_all_that_lies_further_ahead_than_clocks_differ_is_ignored(driver: OwnerDriver) -> None:
     now = time.time()
     for ahead, is_ignored in ((0.9 * MAX_SKEW, False), (5 * MAX_SKEW, True), (3600, True)):
-        tag = _new_tag(since=now)
-        await _end_owned(driver, tag.owner, now=now + ahead)
-        id, record = _new_id(), _tagged(tag)
+        ownership = _new_tag(since=now)
+        await _end_owned(driver, ownership.owner, now=now + ahead)
+        id, record = _new_id(), _tagged(ownership)
         record.created = _whole(now)
-        assert await driver.create(id, record) is (None if is_ignored else Outcome.REFUSED)
+        assert await driver.create(id, record) is (None if is_ignored else Outcome.REVOKED)
         tagged, _ = await _begin(driver)
-        expected = Outcome.WRITTEN if is_ignored else Outcome.REFUSED
-        assert await _tag(driver, tagged, tag, now=now) is expected
+        expected = Outcome.WRITTEN if is_ignored else Outcome.REVOKED
+        assert await _set_owner(driver, tagged, ownership, now=now) is expected
         before, _ = await _begin(driver)
-        renamed, outcome = await _rename(driver, before, tag, now)
+        renamed, outcome = await _rename(driver, before, ownership, now)
         assert outcome is expected
-        assert await _owned(driver, tag.owner) == ({id, tagged, renamed} if is_ignored else set())
+        assert await _owned(driver, ownership.owner) == ({id, tagged, renamed} if is_ignored else set())
 
 
 @_owner_promise
@@ -810,43 +812,43 @@ async def each_end_of_all_holds_whatever_others_the_owner_has_seen(driver: Owner
         old, (id, _) = _new_tag(since=now - 0.1), await _begin(driver)
         await _end_owned(driver, old.owner, now=now + first)
         await _end_owned(driver, old.owner, now=now + second)
-        assert await driver.create(_new_id(), _tagged(old)) is Outcome.REFUSED
-        assert await _tag(driver, id, old) is Outcome.REFUSED
-        assert await _tag(driver, id, _new_tag(old.owner, since=now)) is Outcome.WRITTEN
+        assert await driver.create(_new_id(), _tagged(old)) is Outcome.REVOKED
+        assert await _set_owner(driver, id, old) is Outcome.REVOKED
+        assert await _set_owner(driver, id, _new_tag(old.owner, since=now)) is Outcome.WRITTEN
 
 
 @_owner_promise
 async def the_end_of_all_is_remembered_for_a_minute(driver: OwnerDriver) -> None:
     now = time.time()
-    tag, (id, _) = _new_tag(since=now - 1), await _begin(driver)
-    await _end_owned(driver, tag.owner, now=now)
-    assert await _tag(driver, id, tag, now=now + 1) is Outcome.REFUSED
-    assert await _tag(driver, id, tag, now=now + TOMBSTONE - 1) is Outcome.REFUSED
-    assert await _tag(driver, id, tag, now=now + TOMBSTONE) is Outcome.WRITTEN
+    ownership, (id, _) = _new_tag(since=now - 1), await _begin(driver)
+    await _end_owned(driver, ownership.owner, now=now)
+    assert await _set_owner(driver, id, ownership, now=now + 1) is Outcome.REVOKED
+    assert await _set_owner(driver, id, ownership, now=now + TOMBSTONE - 1) is Outcome.REVOKED
+    assert await _set_owner(driver, id, ownership, now=now + TOMBSTONE) is Outcome.WRITTEN
 
 
 @_owner_promise
 async def what_was_kept_may_be_renamed_with_its_tag(driver: OwnerDriver) -> None:
-    tag = _new_tag(since=time.time() - 5)
-    id = await _own(driver, tag)
-    assert await _end_owned(driver, tag.owner, keep=[id]) == 0
-    new_id, outcome = await _rename(driver, id, tag)
+    ownership = _new_tag(since=time.time() - 5)
+    id = await _own(driver, ownership)
+    assert await _end_owned(driver, ownership.owner, keep=[id]) == 0
+    new_id, outcome = await _rename(driver, id, ownership)
     assert outcome is Outcome.WRITTEN
-    assert await _owned(driver, tag.owner) == {new_id}
+    assert await _owned(driver, ownership.owner) == {new_id}
 
 
 @_owner_promise
 async def nothing_under_way_outlives_the_end_of_all(driver: OwnerDriver) -> None:
     for _ in range(8):
-        tag = _new_tag()
-        now = math.nextafter(max(time.time(), tag.since), math.inf)
-        there = [await _own(driver, tag) for _ in range(6)]
+        ownership = _new_tag()
+        now = math.nextafter(max(time.time(), ownership.since), math.inf)
+        there = [await _own(driver, ownership) for _ in range(6)]
         begun, new = [_new_id() for _ in range(6)], [(await _begin(driver))[0] for _ in range(6)]
-        moves = [_rename(driver, id, tag) for id in (*there[:3], *new[:2])]
+        moves = [_rename(driver, id, ownership) for id in (*there[:3], *new[:2])]
         _, *rest = await asyncio.gather(
-            _soon(_end_owned(driver, tag.owner, now=now)),
-            *(_soon(driver.create(id, _tagged(tag))) for id in begun),
-            *(_soon(_tag(driver, id, tag)) for id in new[2:]),
+            _soon(_end_owned(driver, ownership.owner, now=now)),
+            *(_soon(driver.create(id, _tagged(ownership))) for id in begun),
+            *(_soon(_set_owner(driver, id, ownership)) for id in new[2:]),
             *(_soon(_apply(driver, id, {"a": b"3"})) for id in there),
             *map(_soon, moves),
             return_exceptions=True,
@@ -858,12 +860,12 @@ async def nothing_under_way_outlives_the_end_of_all(driver: OwnerDriver) -> None
             assert not isinstance(await driver.load(id, now=time.time()), Record)
         found = {id: await driver.load(id, now=time.time()) for id in new}
         alive = {id for id, record in found.items() if isinstance(record, Record)}
-        assert not any(isinstance(record, Record) and record.tag for record in found.values())
-        assert await _owned(driver, tag.owner) == set()
+        assert not any(isinstance(record, Record) and record.ownership for record in found.values())
+        assert await _owned(driver, ownership.owner) == set()
         # And who comes later finds nothing in the way.
-        later = _new_tag(tag.owner, since=now)
-        assert {await _tag(driver, id, later) for id in alive} <= {Outcome.WRITTEN}
-        assert await _owned(driver, tag.owner) == alive
+        later = _new_tag(ownership.owner, since=now)
+        assert {await _set_owner(driver, id, later) for id in alive} <= {Outcome.WRITTEN}
+        assert await _owned(driver, ownership.owner) == alive
 
 
 async def _soon(work: Awaitable[T]) -> T:
@@ -876,11 +878,11 @@ async def counting_counts_what_is_there(driver: OwnerDriver) -> None:
     # By then what others leave in the store that is about to run out has done so, and not in between; tombstones are still there.
     now, later = time.time(), time.time() + TOMBSTONE / 2
     before = await driver.count(now=later)
-    tag = _new_tag()
-    ended, over, renamed = await _own(driver, tag), await _begin(driver, _record(lasts=200)), await _own(driver, tag)
+    ownership = _new_tag()
+    ended, over, renamed = await _own(driver, ownership), await _begin(driver, _record(lasts=200)), await _own(driver, ownership)
     await _begin(driver)
     assert await driver.count(now=later) == before + 4
     await driver.destroy(ended, now=now)
-    await _rename(driver, renamed, tag)
+    await _rename(driver, renamed, ownership)
     assert await driver.count(now=later) == before + 3
     assert await driver.count(now=over[1].deadline) <= before + 2

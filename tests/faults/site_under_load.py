@@ -41,7 +41,7 @@ async def end(ctx):
 
 async def login(ctx):
     at = time.time()
-    await ctx.session.tag(ctx.params["owner"])
+    await ctx.session.set_owner(ctx.params["owner"])
     await ctx.session.set("user", ctx.params["owner"])
     await ctx.session.save()
     return {"by": os.getpid(), "at": at, "handle": ctx.session.id}

@@ -41,7 +41,7 @@ async def show(ctx):
     return await ctx.session.all()
 
 async def login(ctx):
-    await ctx.session.tag(ctx.params["owner"])
+    await ctx.session.set_owner(ctx.params["owner"])
     await ctx.session.set("user", ctx.params["owner"])
     if ctx.query.get("waits"):
         print("in flight", flush=True)

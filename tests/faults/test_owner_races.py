@@ -42,7 +42,7 @@ def logging_in(owner: str, logins: dict[str, float]) -> Work:
 
     async def work(session: Session) -> None:
         began = time.time()
-        await session.tag(owner)
+        await session.set_owner(owner)
         await session.set("user", owner)
         if random.random() < 0.5:
             await session.regenerate()

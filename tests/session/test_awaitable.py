@@ -281,7 +281,7 @@ async def test_an_owner_is_noted_when_tag_is_called() -> None:
 
         async def work(session: Session) -> None:
             session.set("a", 1)
-            session.tag("user:1", note="a phone")
+            session.set_owner("user:1", note="a phone")
 
         await browser.do(work)
         [owned] = await browser.site.sessions.list("user:1")

@@ -299,7 +299,7 @@ def tagging(owner: str) -> Work:
     async def work(session: Session) -> None:
         await session.regenerate()
         await session.set("user", 1)
-        await session.tag(owner)
+        await session.set_owner(owner)
 
     return work
 
@@ -309,7 +309,7 @@ async def test_a_tag_counts_as_what_brings_it_to_the_store(store: Driver, clock:
         browser, raised, owner = site.browser(), Raised(site), token_hex(8)
         await browser.do(tagging(owner))
         assert raised.since() == {"created": 1}
-        await browser.do(lambda session: session.tag(owner, note=1))
+        await browser.do(lambda session: session.set_owner(owner, note=1))
         assert {**raised.since(), "loaded": 0} == {"written": 1, "loaded": 0}
         await browser.do(tagging(owner))
         assert raised.since() == {"loaded": 1, "written": 1}

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import pytest
 
-from gaman.session import LARGE, TOMBSTONE, Driver, Outcome, OwnerDriver, Record, Tag
+from gaman.session import LARGE, TOMBSTONE, Driver, Outcome, OwnerDriver, Ownership, Record
 from gaman.session.testing import CONTRACT, OWNER_CONTRACT, Check, OwnerCheck
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import Sealing
@@ -1075,8 +1075,8 @@ class TheEndOfAllIsNotRemembered(MemoryDriver):
 
 @owner_fault
 class TheEndOfAllRefusesATagOfItsOwnInstant(MemoryDriver):
-    def _is_refused(self, tag: Tag, now: float) -> bool:
-        return super()._is_refused(Tag(tag.owner, tag.note, math.nextafter(tag.since, 0)), now)
+    def _is_revoked(self, ownership: Ownership, now: float) -> bool:
+        return super()._is_revoked(Ownership(ownership.owner, ownership.note, math.nextafter(ownership.since, 0)), now)
 
 
 @owner_fault
@@ -1089,15 +1089,15 @@ class TheEndOfAllIsRememberedToTheMillisecond(MemoryDriver):
 class TheEndOfAllOfAClockThatWasAheadCounts(MemoryDriver):
     """No login succeeds until the clock is there again."""
 
-    def _is_refused(self, tag: Tag, now: float) -> bool:
-        ended = self._ended.get(tag.owner)
-        return ended is not None and tag.since < ended and now < ended + TOMBSTONE
+    def _is_revoked(self, ownership: Ownership, now: float) -> bool:
+        ended = self._ended.get(ownership.owner)
+        return ended is not None and ownership.since < ended and now < ended + TOMBSTONE
 
 
 @owner_fault
 class TheEndOfAllIsIgnoredByAClockThatIsALittleBehind(MemoryDriver):
-    def _is_refused(self, tag: Tag, now: float) -> bool:
-        return super()._is_refused(tag, now) and self._ended[tag.owner] <= now
+    def _is_revoked(self, ownership: Ownership, now: float) -> bool:
+        return super()._is_revoked(ownership, now) and self._ended[ownership.owner] <= now
 
 
 @owner_fault
@@ -1126,20 +1126,20 @@ class TheEndOfAllSparesWhatIsTiedLater(MemoryDriver):
     """What a clock has tied that was set back since lives on."""
 
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
-        later = {id for id in self._owned.get(owner, ()) if (tag := self._sessions[id].tag) and tag.since > now}
+        later = {id for id in self._owned.get(owner, ()) if (ownership := self._sessions[id].ownership) and ownership.since > now}
         return await super().end_owned(owner, keep={*keep, *later}, now=now)
 
 
 @owner_fault
 class TheEndOfAllIsRememberedForEver(MemoryDriver):
-    def _is_refused(self, tag: Tag, now: float) -> bool:
-        return tag.since < self._ended.get(tag.owner, 0)
+    def _is_revoked(self, ownership: Ownership, now: float) -> bool:
+        return ownership.since < self._ended.get(ownership.owner, 0)
 
 
 @owner_fault
 class TheEndOfAllRefusesEveryTag(MemoryDriver):
-    def _is_refused(self, tag: Tag, now: float) -> bool:
-        return tag.owner in self._ended
+    def _is_revoked(self, ownership: Ownership, now: float) -> bool:
+        return ownership.owner in self._ended
 
 
 @owner_fault
@@ -1166,15 +1166,15 @@ class TheEndOfAllEndsNothing(MemoryDriver):
 @owner_fault
 class ARenameLosesTheTag(MemoryDriver):
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-        record.tag = None
+        record.ownership = None
         return await super().rename(id, new_id, record, version=version, now=now)
 
 
 @owner_fault
 class ARenameRefusesATagThatTheSessionHas(MemoryDriver):
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-        if record.tag is not None and self._is_refused(record.tag, now):
-            return Outcome.REFUSED
+        if record.ownership is not None and self._is_revoked(record.ownership, now):
+            return Outcome.REVOKED
         return await super().rename(id, new_id, record, version=version, now=now)
 
 
@@ -1188,10 +1188,10 @@ class ATagLosesTheWrite(MemoryDriver):
 
 @owner_fault
 class ATagIgnoresTheSize(MemoryDriver):
-    async def tag(
+    async def set_owner(
         self,
         id: str,
-        tag: Tag | None,
+        ownership: Ownership | None,
         sets: Mapping[str, bytes],
         deletes: Collection[str],
         *,
@@ -1199,15 +1199,15 @@ class ATagIgnoresTheSize(MemoryDriver):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        return await super().tag(id, tag, sets, deletes, now=now, deadline=deadline, max_size=1 << 30)
+        return await super().set_owner(id, ownership, sets, deletes, now=now, deadline=deadline, max_size=1 << 30)
 
 
 @owner_fault
 class ATagGoesWithAWriteThatIsTooLarge(MemoryDriver):
-    async def tag(
+    async def set_owner(
         self,
         id: str,
-        tag: Tag | None,
+        ownership: Ownership | None,
         sets: Mapping[str, bytes],
         deletes: Collection[str],
         *,
@@ -1215,18 +1215,18 @@ class ATagGoesWithAWriteThatIsTooLarge(MemoryDriver):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        outcome = await super().tag(id, tag, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+        outcome = await super().set_owner(id, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is Outcome.TOO_LARGE:
-            await super().tag(id, tag, {}, (), now=now, deadline=None, max_size=max_size)
+            await super().set_owner(id, ownership, {}, (), now=now, deadline=None, max_size=max_size)
         return outcome
 
 
 @owner_fault
 class ATagLosesTheSeal(MemoryDriver):
-    async def tag(
+    async def set_owner(
         self,
         id: str,
-        tag: Tag | None,
+        ownership: Ownership | None,
         sets: Mapping[str, bytes],
         deletes: Collection[str],
         *,
@@ -1234,7 +1234,7 @@ class ATagLosesTheSeal(MemoryDriver):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        outcome = await super().tag(id, tag, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+        outcome = await super().set_owner(id, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is Outcome.WRITTEN:
             self._sessions[id].seal = b""
         return outcome
@@ -1242,10 +1242,10 @@ class ATagLosesTheSeal(MemoryDriver):
 
 @owner_fault
 class UntyingDoesNothing(MemoryDriver):
-    async def tag(
+    async def set_owner(
         self,
         id: str,
-        tag: Tag | None,
+        ownership: Ownership | None,
         sets: Mapping[str, bytes],
         deletes: Collection[str],
         *,
@@ -1253,9 +1253,9 @@ class UntyingDoesNothing(MemoryDriver):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        if tag is None:
+        if ownership is None:
             return await self.apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
-        return await super().tag(id, tag, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+        return await super().set_owner(id, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size)
 
 
 @owner_fault

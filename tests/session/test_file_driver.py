@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from gaman import ConfigError
-from gaman.session import TOMBSTONE, Outcome, Record, SessionStoreError, Tag
+from gaman.session import TOMBSTONE, Outcome, Ownership, Record, SessionStoreError
 from gaman_session._driver import LARGE
 from gaman_session.drivers import file
 from gaman_session.drivers.file import FileDriver
@@ -494,7 +494,7 @@ async def test_a_thread_that_the_system_does_not_give_is_an_error_of_the_store(
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    tag = Tag("owner", b"", NOW)
+    ownership = Ownership("owner", b"", NOW)
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", start)
         calls = [
@@ -502,7 +502,7 @@ async def test_a_thread_that_the_system_does_not_give_is_an_error_of_the_store(
             driver.create(ID, record()),
             apply(driver, {"key": b"1"}),
             driver.destroy(ID, now=NOW),
-            driver.tag(ID, tag, {}, (), now=NOW, deadline=None, max_size=MAX_SIZE),
+            driver.set_owner(ID, ownership, {}, (), now=NOW, deadline=None, max_size=MAX_SIZE),
             driver.owned("owner", now=NOW),
             driver.end_owned("owner", keep=(), now=NOW),
             driver.count(now=NOW),
@@ -546,12 +546,15 @@ async def test_a_lock_that_is_held_fails_writes_in_time_and_nothing_else(folder:
 
 
 async def test_a_crowd_of_one_owner_logs_in_but_for_whom_somebody_elses_lock_keeps_out(folder: Path) -> None:
-    tag, ids = Tag("owner", b"", NOW), [f"{number:02x}" + "0" * 62 for number in range(256)]
+    ownership, ids = Ownership("owner", b"", NOW), [f"{number:02x}" + "0" * 62 for number in range(256)]
     driver = FileDriver(dir=folder, timeout=30)
     await driver.open()
     (folder / "ab").mkdir()
     with locked(folder / "ab"):
-        logins = {id: asyncio.ensure_future(driver.create(id, Record({"a": b"1"}, NOW, NOW + 9, NOW + 9, tag=tag))) for id in ids}
+        logins = {
+            id: asyncio.ensure_future(driver.create(id, Record({"a": b"1"}, NOW, NOW + 9, NOW + 9, ownership=ownership)))
+            for id in ids
+        }
         kept_out = logins.pop("ab" + "0" * 62)
         assert {*await asyncio.gather(*logins.values())} == {None}
         assert not kept_out.done()

@@ -80,15 +80,15 @@ async def test_what_was_not_read_counts_when_it_is_written_and_all_of_the_reques
     before = {"a": "x" * 4000, "b": "y" * 4000}
     await browser.do(setting(**before))
 
-    async def tag(session: Session) -> None:
+    async def own(session: Session) -> None:
         await session.set("c", "z" * 4000)
-        await session.tag(owner)
+        await session.set_owner(owner)
 
     async def renew(session: Session) -> None:
         await session.set("c", "z" * 4000)
         await session.regenerate()
 
-    for work in (setting(c="z" * 4000, d=1), tag, renew):
+    for work in (setting(c="z" * 4000, d=1), own, renew):
         reply = await browser.request(work)
         assert (reply.status, reply.set_cookie) == (413, None)
         assert reply.body == b"the session would be larger than 10000 bytes"

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 import pytest
 
-from gaman.session import TOMBSTONE, Outcome, Record, Session, Tag
+from gaman.session import TOMBSTONE, Outcome, Ownership, Record, Session
 from gaman_session._sealing import Keyring, handle
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import SECRET, Clock, Site, getting, serving, setting
@@ -147,7 +147,7 @@ async def test_visitors_without_a_cookie_evict_no_session_that_was_used_twice_an
 
         async def log_in(session: Session) -> None:
             await session.set("user", 1)
-            await session.tag("user:1")
+            await session.set_owner("user:1")
 
         users, readers, writers = [[site.browser() for _ in range(30)] for _ in range(3)]
         for browser in users:
@@ -178,7 +178,7 @@ async def test_of_sessions_that_were_used_once_the_oldest_goes_first_and_of_othe
     for number in (3, 4):
         await driver.create(id_of(number), record())
     tied = record()
-    tied.tag = Tag("owner", b"", NOW)
+    tied.ownership = Ownership("owner", b"", NOW)
     await driver.create(id_of(5), tied)
     for number in (1, 0):
         await driver.load(id_of(number), now=NOW)
@@ -186,26 +186,26 @@ async def test_of_sessions_that_were_used_once_the_oldest_goes_first_and_of_othe
     for gone, old in enumerate(expected):
         await driver.create(id_of(10 + gone), record())
         await driver.load(id_of(10 + gone), now=NOW)
-        tag = Tag(f"owner {gone}", b"", NOW)
-        await driver.tag(id_of(10 + gone), tag, {}, (), now=NOW, deadline=None, max_size=1000)
+        ownership = Ownership(f"owner {gone}", b"", NOW)
+        await driver.set_owner(id_of(10 + gone), ownership, {}, (), now=NOW, deadline=None, max_size=1000)
         assert set(driver._sessions) & {id_of(number) for number in range(6)} == {
             id_of(number) for number in expected[gone + 1 :]
         }, old
 
 
 async def test_a_session_that_gets_an_owner_or_loses_one_is_evicted_accordingly() -> None:
-    driver, tag = await filled(3, 2), Tag("owner", b"", NOW)
-    await driver.tag(id_of(0), tag, {}, (), now=NOW, deadline=None, max_size=1000)
+    driver, ownership = await filled(3, 2), Ownership("owner", b"", NOW)
+    await driver.set_owner(id_of(0), ownership, {}, (), now=NOW, deadline=None, max_size=1000)
     await driver.load(id_of(1), now=NOW)
     renamed = record()
-    renamed.tag = tag
+    renamed.ownership = ownership
     assert await driver.rename(id_of(0), id_of(2), renamed, version=1, now=NOW) is Outcome.WRITTEN
     await driver.create(id_of(3), record())
     await driver.load(id_of(3), now=NOW)
     await driver.create(id_of(4), record())
     assert set(driver._sessions) == {id_of(2), id_of(3), id_of(4)}
     await driver.load(id_of(4), now=NOW)
-    await driver.tag(id_of(2), None, {}, (), now=NOW, deadline=None, max_size=1000)
+    await driver.set_owner(id_of(2), None, {}, (), now=NOW, deadline=None, max_size=1000)
     for number in (3, 4):
         await driver.load(id_of(number), now=NOW)
     await driver.create(id_of(5), record())

@@ -28,7 +28,7 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
 from gaman import ConfigError
-from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError, Tag
+from gaman.session import TOMBSTONE, Outcome, Ownership, Record, Session, SessionStoreError
 from gaman_session._driver import LARGE
 from gaman_session.drivers import mongodb
 from gaman_session.drivers.mongodb import MongoDBDriver
@@ -755,7 +755,7 @@ OWNER = "somebody"
 
 
 def owned(since: float = NOW) -> Record:
-    return Record({"key": b"\1value"}, NOW, NOW + 1000, NOW + 1000, tag=Tag(OWNER, b"", since))
+    return Record({"key": b"\1value"}, NOW, NOW + 1000, NOW + 1000, ownership=Ownership(OWNER, b"", since))
 
 
 async def rename(driver: MongoDBDriver, id: str, since: float = NOW, new_id: str | None = None) -> tuple[str, Outcome]:
@@ -891,12 +891,12 @@ async def test_a_login_beside_the_end_of_all_is_dropped_in_any_order(driver: Mon
         for id in (tagged, renamed):
             await driver.create(id, record())
         logins = [
-            driver.tag(tagged, Tag(OWNER, b"", NOW), {}, (), now=NOW + 1, deadline=None, max_size=MAX_SIZE),
+            driver.set_owner(tagged, Ownership(OWNER, b"", NOW), {}, (), now=NOW + 1, deadline=None, max_size=MAX_SIZE),
             rename(driver, renamed, NOW, created),
         ]
         results, widths = await turns.run([*logins, driver.end_owned(OWNER, keep=(), now=NOW + 1)], choices)
-        assert results[0] in (Outcome.WRITTEN, Outcome.ENDED, Outcome.REFUSED)
-        assert results[1][1] in (Outcome.WRITTEN, Outcome.REFUSED)
+        assert results[0] in (Outcome.WRITTEN, Outcome.ENDED, Outcome.REVOKED)
+        assert results[1][1] in (Outcome.WRITTEN, Outcome.REVOKED)
         assert await driver.owned(OWNER, now=NOW + 1) == {}
         await driver._sessions.delete_many({})
         return widths
@@ -927,10 +927,12 @@ async def test_a_session_that_one_end_of_all_ends_is_not_kept_by_another(driver:
     class Between(MongoDBDriver):
         """While it renames, the owner's sessions are ended twice."""
 
-        async def _insert_owned(self, id: str, record: Record, tag: Tag, now: float, began: float, old: str | None = None) -> bool:
+        async def _insert_owned(
+            self, id: str, record: Record, ownership: Ownership, now: float, began: float, old: str | None = None
+        ) -> bool:
             assert await driver.end_owned(OWNER, keep=[], now=NOW + 1) == 0
             assert await driver.end_owned(OWNER, keep=[ID], now=NOW + 1.5) == 0
-            return await super()._insert_owned(id, record, tag, now, began, old)
+            return await super()._insert_owned(id, record, ownership, now, began, old)
 
     await driver.create(ID, owned())
     between = Between(db_name=driver._db_name, uri=mongodb_uri())
@@ -945,11 +947,13 @@ async def test_a_call_that_waits_for_long_does_not_take_the_end_of_all_for_one_o
     class Late(MongoDBDriver):
         """It waits for five seconds, in which the owner's sessions are ended."""
 
-        async def _insert_owned(self, id: str, record: Record, tag: Tag, now: float, began: float, old: str | None = None) -> bool:
+        async def _insert_owned(
+            self, id: str, record: Record, ownership: Ownership, now: float, began: float, old: str | None = None
+        ) -> bool:
             await driver.end_owned(OWNER, keep=[], now=NOW + 5)
             real = time.monotonic
             monkeypatch.setattr(mongodb, "time", SimpleNamespace(monotonic=lambda: real() + 5))
-            return await super()._insert_owned(id, record, tag, now, began, old)
+            return await super()._insert_owned(id, record, ownership, now, began, old)
 
     await driver.create(ID, owned())
     late = Late(db_name=driver._db_name, uri=mongodb_uri())
@@ -1024,7 +1028,7 @@ async def test_times_that_no_session_has_are_damage_and_spoil_no_list_of_the_own
 ) -> None:
     for id in (ID, NEW_ID):
         tagged = record()
-        tagged.tag = Tag("user:1", b"", NOW)
+        tagged.ownership = Ownership("user:1", b"", NOW)
         await driver.create(id, tagged)
     await edit(driver, {"$set": times})
     for _ in range(2):
@@ -1161,7 +1165,7 @@ async def calls_of(driver: MongoDBDriver) -> AsyncIterator[Awaitable[Any]]:
     yield swap(driver, b"\1value", b"\1")
     yield driver.rename(ID, NEW_ID, record(), version=0, now=NOW)
     yield driver.destroy(ID, now=NOW)
-    yield driver.tag(ID, Tag("user:1", b"", NOW), {}, (), now=NOW, deadline=None, max_size=MAX_SIZE)
+    yield driver.set_owner(ID, Ownership("user:1", b"", NOW), {}, (), now=NOW, deadline=None, max_size=MAX_SIZE)
     yield driver.owned("user:1", now=NOW)
     yield driver.end_owned("user:1", keep=[ID], now=NOW)
     yield driver.count(now=NOW)
@@ -1225,7 +1229,7 @@ async def test_messages_name_the_servers_error_and_have_no_id_or_value(driver: M
     validator = {"fields.other": {"$exists": False}}
     await driver._sessions.database.command("collMod", "sessions", validator=validator)
     fields = {"other": b'{"pass":"secret"}'}
-    tagged = Record(fields, NOW, NOW + 1000, NOW + 1000, tag=Tag("user:1", b"", NOW))
+    tagged = Record(fields, NOW, NOW + 1000, NOW + 1000, ownership=Ownership("user:1", b"", NOW))
     failing = [
         (driver.create(ID, record()), "11000"),
         (driver.create(NEW_ID, record(fields)), "121"),
@@ -1308,7 +1312,7 @@ async def test_a_rename_that_is_made_and_not_confirmed_says_so_and_keeps_the_ses
     new = record({"key": b"\1new"})
     await tested.create(ID, record() if since is None else owned())
     if since is not None:
-        new.tag = Tag("user:1", b"", since)
+        new.ownership = Ownership("user:1", b"", since)
     await fail(tested, ["update", "findAndModify", "insert"], times, writeConcernError=UNCONFIRMED)
     with pytest.raises(SessionStoreError) as caught:
         await tested.rename(ID, NEW_ID, new, version=0, now=NOW + 2)
@@ -1330,12 +1334,12 @@ async def test_a_rename_that_is_not_made_and_not_confirmed_is_an_ordinary_failur
 
 async def test_a_write_that_is_not_confirmed_is_a_failure(tested: MongoDBDriver) -> None:
     await tested.create(ID, record())
-    tag = Tag("user:1", b"", NOW)
+    ownership = Ownership("user:1", b"", NOW)
     makes: list[Callable[[], Awaitable[Any]]] = [
         lambda: apply(tested, {"key": b"\2"}),
         lambda: apply(tested, {"key": b"\2"}, "none"),
         lambda: tested.create(NEW_ID, owned()),
-        lambda: tested.tag(ID, tag, {"key": b"\2"}, (), now=NOW, deadline=None, max_size=MAX_SIZE),
+        lambda: tested.set_owner(ID, ownership, {"key": b"\2"}, (), now=NOW, deadline=None, max_size=MAX_SIZE),
         lambda: tested.end_owned("user:1", keep=(), now=NOW + 1),
         lambda: tested.destroy(ID, now=NOW),
     ]

@@ -19,12 +19,12 @@ from gaman.session import (
     Driver,
     Outcome,
     OwnedSession,
+    Ownership,
     Record,
     Session,
     SessionIntegration,
     SessionSerializationError,
     SessionUnsupported,
-    Tag,
     session,
 )
 from gaman.testing import TestClient
@@ -71,7 +71,7 @@ def logging_in(owner: str | None = OWNER, note: Any = None) -> Work:
     async def work(session: Session) -> None:
         await session.regenerate()
         await session.set("user", 1)
-        await session.tag(owner, note=note)
+        await session.set_owner(owner, note=note)
 
     return work
 
@@ -144,7 +144,7 @@ async def test_all_sessions_are_counted_whoevers_they_are(site: Site) -> None:
     assert await site.sessions.count() == before + 1
 
 
-# What tag() does
+# What set_owner() does
 
 
 async def test_a_tag_survives_a_new_id_with_its_note(site: Site) -> None:
@@ -158,11 +158,11 @@ async def test_a_tag_survives_a_new_id_with_its_note(site: Site) -> None:
 
 
 async def test_a_tag_goes_to_a_session_that_is_there_with_or_without_a_new_id(site: Site) -> None:
-    async def tag(session: Session) -> None:
-        await session.tag(OWNER, note="noted")
+    async def own(session: Session) -> None:
+        await session.set_owner(OWNER, note="noted")
         await session.set("more", 1)
 
-    for login in (tag, logging_in()):
+    for login in (own, logging_in()):
         browser = site.browser()
         await browser.do(setting(cart=[1]))
         await browser.do(login)
@@ -174,14 +174,14 @@ async def test_a_tag_goes_to_a_session_that_is_there_with_or_without_a_new_id(si
 
 
 async def test_a_session_is_untied_and_given_to_somebody_else(site: Site) -> None:
-    async def tag(session: Session) -> None:
-        await session.tag("user:2")
+    async def own(session: Session) -> None:
+        await session.set_owner("user:2")
 
     async def untag(session: Session) -> None:
-        await session.tag(None)
+        await session.set_owner(None)
 
     browser = await logged_in(site)
-    await browser.do(tag)
+    await browser.do(own)
     assert (await handles(site), len(await handles(site, "user:2"))) == ([], 1)
     await browser.do(untag)
     assert await handles(site, "user:2") == []
@@ -194,8 +194,8 @@ async def test_the_last_call_of_a_request_counts_and_a_note_is_kept_as_it_was(si
 
     async def log_in(session: Session) -> None:
         await session.set("user", 1)
-        await session.tag("user:2")
-        await session.tag(OWNER, note=note)
+        await session.set_owner("user:2")
+        await session.set_owner(OWNER, note=note)
         note["device"] = "another"
         await session.save()
 
@@ -205,15 +205,15 @@ async def test_the_last_call_of_a_request_counts_and_a_note_is_kept_as_it_was(si
 
 
 async def test_a_tag_alone_begins_no_session_and_keeps_none(site: Site) -> None:
-    async def tag(session: Session) -> None:
-        await session.tag(OWNER)
+    async def own(session: Session) -> None:
+        await session.set_owner(OWNER)
 
     async def tag_and_count(session: Session) -> None:
-        await session.tag(OWNER)
+        await session.set_owner(OWNER)
         await session.update("count", lambda count: count + 1, 0)
 
     browser = site.browser()
-    reply = await browser.request(tag)
+    reply = await browser.request(own)
     assert (reply.status, reply.set_cookie) == (200, None)
     assert await handles(site) == []
     await browser.do(tag_and_count)
@@ -244,22 +244,22 @@ async def test_a_request_that_fails_or_logs_out_ties_nothing(site: Site) -> None
 
 @pytest.mark.parametrize("owner", ["", 7, b"user:1", "\ud800"])
 async def test_what_is_no_owner_raises_at_the_line_that_named_it(site: Site, owner: Any) -> None:
-    async def tag(session: Session) -> None:
+    async def own(session: Session) -> None:
         with pytest.raises(ValueError, match=r"owner|surrogates"):
-            await session.tag(owner)
+            await session.set_owner(owner)
 
-    await site.browser().do(tag)
+    await site.browser().do(own)
     for call in (site.sessions.list, site.sessions.end_all):
         with pytest.raises(ValueError, match=r"owner|surrogates"):
             await call(owner)
 
 
 async def test_a_note_that_cannot_be_kept_raises(site: Site) -> None:
-    async def tag(session: Session) -> None:
+    async def own(session: Session) -> None:
         with pytest.raises(SessionSerializationError, match="note"):
-            await session.tag(OWNER, note=object())
+            await session.set_owner(OWNER, note=object())
 
-    await site.browser().do(tag)
+    await site.browser().do(own)
 
 
 # Ending
@@ -350,7 +350,7 @@ async def test_requests_under_way_do_not_outlive_the_end_of_all(site: Site) -> N
 
 
 class Held:
-    """Logins that have called tag(), and are yet to be written."""
+    """Logins that have called set_owner(), and are yet to be written."""
 
     def __init__(self) -> None:
         self._inside, self._may_go_on = asyncio.Semaphore(0), asyncio.Event()
@@ -452,7 +452,7 @@ async def test_a_login_under_its_old_id_that_another_process_overtakes_is_logged
 
     async def work(session: Session) -> None:
         await session.set("user", 1)
-        await session.tag(OWNER)
+        await session.set_owner(OWNER)
         clock.now += 0.01
         await other.sessions.end_all(OWNER)
 
@@ -547,9 +547,9 @@ async def test_a_note_belongs_to_its_session_and_its_owner(clock: Clock, caplog:
         first, second = [await logged_in(site, note=note) for note in ("mine", "yours")]
         ids = [await browser.do(handle_of) for browser in (first, second)]
         mine, yours = (store._sessions[id] for id in ids)
-        assert mine.tag is not None
-        assert yours.tag is not None
-        mine.tag = Tag(mine.tag.owner, yours.tag.note, mine.tag.since)
+        assert mine.ownership is not None
+        assert yours.ownership is not None
+        mine.ownership = Ownership(mine.ownership.owner, yours.ownership.note, mine.ownership.since)
         assert [each.note for each in await site.sessions.list(OWNER)] == [None, "yours"]
         assert "its note" in caplog.text
         await first.do(renew)
@@ -593,7 +593,7 @@ class Bare:
         self._driver = MemoryDriver()
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("tag", "owned", "end_owned", "count"):
+        if name in ("set_owner", "owned", "end_owned", "count"):
             raise AttributeError(name)
         return getattr(self._driver, name)
 
@@ -604,13 +604,13 @@ async def test_a_driver_that_knows_no_owners_names_those_that_do(make: Any, cloc
     name = "cookies" if driver is None else "memory"
     async with serving(Site(driver, clock)) as site:
 
-        async def tag(session: Session) -> None:
+        async def own(session: Session) -> None:
             with pytest.raises(SessionUnsupported, match=f"the {name} driver .* memory, file, sql, redis or mongodb"):
-                await session.tag(OWNER)
+                await session.set_owner(OWNER)
             await session.set("key", "value")
 
         browser = site.browser()
-        await browser.do(tag)
+        await browser.do(own)
         assert await browser.all() == {"key": "value"}
         for call in (site.sessions.list, site.sessions.end_all, site.sessions.count):
             with pytest.raises(SessionUnsupported, match=f"the {name} driver"):
@@ -648,7 +648,7 @@ async def test_the_handle_serves_scripts_that_take_no_requests() -> None:
 
 
 def _record(lasts: float, now: float, owner: str = OWNER) -> Record:
-    return Record({"key": b"\1value"}, now, now + lasts, now + lasts, tag=Tag(owner, b"", now))
+    return Record({"key": b"\1value"}, now, now + lasts, now + lasts, ownership=Ownership(owner, b"", now))
 
 
 async def test_files_of_owners_go_with_their_sessions_and_with_a_purge(clock: Clock) -> None:
@@ -712,21 +712,23 @@ async def test_an_owners_set_in_redis_loses_expired_sessions_and_has_no_ttl() ->
 
 async def test_a_tag_that_the_end_of_all_overtakes_in_a_cluster_is_refused_and_the_next_one_is_not() -> None:
     class Overtaken(RedisDriver):
-        async def _enter(self, action: Any, id: str, tag: Tag, record: Record, now: float, *, is_carried: bool = False) -> Outcome:
-            outcome = await super()._enter(action, id, tag, record, now, is_carried=is_carried)
-            if tag == early:
+        async def _enter(
+            self, action: Any, id: str, ownership: Ownership, record: Record, now: float, *, is_carried: bool = False
+        ) -> Outcome:
+            outcome = await super()._enter(action, id, ownership, record, now, is_carried=is_carried)
+            if ownership == early:
                 assert await self.end_owned(OWNER, keep=(), now=now + 0.5) == 0
             return outcome
 
     now, id = round(time.time(), 3), "0" * 64
-    early, later = Tag(OWNER, b"", now), Tag(OWNER, b"", now + 0.5)
+    early, later = Ownership(OWNER, b"", now), Ownership(OWNER, b"", now + 0.5)
     driver = Overtaken(url=servers.redis_cluster_url(), prefix=f"{token_hex(8)}:")
     await driver.open()
     try:
         await driver.create(id, Record({"key": b"1"}, now, now + 100, now + 100))
-        assert await driver.tag(id, early, {"key": b"2"}, (), now=now, deadline=None, max_size=1000) is Outcome.REFUSED
+        assert await driver.set_owner(id, early, {"key": b"2"}, (), now=now, deadline=None, max_size=1000) is Outcome.REVOKED
         assert await driver.load(id, now=now) == Record({"key": b"1"}, now, now + 100, now + 100)
-        assert await driver.tag(id, later, {"key": b"3"}, (), now=now, deadline=None, max_size=1000) is Outcome.WRITTEN
+        assert await driver.set_owner(id, later, {"key": b"3"}, (), now=now, deadline=None, max_size=1000) is Outcome.WRITTEN
         assert [*await driver.owned(OWNER, now=now)] == [id]
     finally:
         await driver.close()

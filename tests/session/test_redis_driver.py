@@ -23,7 +23,7 @@ from redis.crc import key_slot
 from redis.exceptions import OutOfMemoryError
 
 from gaman import ConfigError
-from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError, Tag
+from gaman.session import TOMBSTONE, Outcome, Ownership, Record, Session, SessionStoreError
 from gaman.session.testing import CONTRACT, OWNER_CONTRACT
 from gaman_session import _sealing
 from gaman_session._driver import LARGE
@@ -651,10 +651,10 @@ async def test_a_failure_behind_sentinels_names_the_master() -> None:
 # How long a call may take
 
 
-@pytest.mark.parametrize("method", ["destroy", "owned", "end_owned", "create", "tag", "rename", "count"])
+@pytest.mark.parametrize("method", ["destroy", "owned", "end_owned", "create", "set_owner", "rename", "count"])
 async def test_all_round_trips_of_a_call_have_the_timeout_together(method: str) -> None:
     # In a Cluster, the last four take several.
-    is_cluster = method in {"create", "tag", "rename", "count"}
+    is_cluster = method in {"create", "set_owner", "rename", "count"}
     async with Relay(0) as relay:
         announced = ("--cluster-announce-ip", "127.0.0.1", "--cluster-announce-port", relay.address.partition(":")[2])
         with servers.RedisServer(*(("--cluster-enabled", "yes", *announced) if is_cluster else ())) as server:
@@ -666,7 +666,7 @@ async def test_all_round_trips_of_a_call_have_the_timeout_together(method: str) 
             url = f"redis+cluster://{relay.address}" if is_cluster else relay.url
             async with opened(url=url, timeout=0.75) as driver:
                 id, new = new_id(), new_id()
-                kept = Record({"a": b"1"}, NOW, NOW + 1000, NOW + 1000, tag=Tag("me", b"", NOW))
+                kept = Record({"a": b"1"}, NOW, NOW + 1000, NOW + 1000, ownership=Ownership("me", b"", NOW))
                 await driver.create(id, kept)
                 if method == "destroy":
                     await driver.rename(id, new, kept, version=0, now=NOW)
@@ -675,7 +675,7 @@ async def test_all_round_trips_of_a_call_have_the_timeout_together(method: str) 
                     "owned": lambda: driver.owned("me", now=NOW),
                     "end_owned": lambda: driver.end_owned("me", keep=(), now=NOW),
                     "create": lambda: driver.create(new, kept),
-                    "tag": lambda: driver.tag(id, kept.tag, {}, (), now=NOW, deadline=None, max_size=MAX_SIZE),
+                    "set_owner": lambda: driver.set_owner(id, kept.ownership, {}, (), now=NOW, deadline=None, max_size=MAX_SIZE),
                     "rename": lambda: driver.rename(id, new, record(), version=0, now=NOW),
                     "count": lambda: driver.count(now=NOW),
                 }
@@ -974,7 +974,7 @@ async def test_a_broken_index_costs_no_session() -> None:
 
 
 def owned_record(owner: str = "me") -> Record:
-    return Record({"a": b"1"}, NOW, NOW + 1000, NOW + 1000, tag=Tag(owner, b"", NOW))
+    return Record({"a": b"1"}, NOW, NOW + 1000, NOW + 1000, ownership=Ownership(owner, b"", NOW))
 
 
 @pytest.mark.parametrize("is_cluster", [False, True])
@@ -985,7 +985,7 @@ async def test_the_set_of_an_owner_is_kept_without_a_ttl_and_swept_when_all_in_i
             client, key = driver._client, "a?[b]*:owner:owner 7"
             # An earlier version has given it a TTL.
             await client.expire(key, 500)
-            later = Record({"a": b"1"}, NOW, NOW + 2000, NOW + 2000, tag=Tag("owner 7", b"", NOW))
+            later = Record({"a": b"1"}, NOW, NOW + 2000, NOW + 2000, ownership=Ownership("owner 7", b"", NOW))
             await driver.create(id := new_id(), later)
             assert await client.ttl(key) == -1
             # Keys of other programs stay.
@@ -1050,7 +1050,7 @@ async def test_a_policy_that_evicts_anything_makes_the_owners_calls_fail(
 
 async def test_what_a_redis_that_evicts_anything_knows_is_ended_under_an_older_secret_too(clock: Clock) -> None:
     async def login(session: Session) -> None:
-        await session.tag("me")
+        await session.set_owner("me")
         await session.set("user", "me")
 
     with servers.RedisServer("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as server:
@@ -1109,7 +1109,7 @@ async def test_a_full_server_refuses_what_grows_and_nothing_else(is_cluster: boo
                 driver.create(new_id(), owned_record("another")),
                 driver.apply(ids[0], {"c": b"3"}, ["a"], **options),
                 driver.swap(ids[0], "a", b"1", b"2", **options),
-                driver.tag(ids[0], Tag("me", b"", NOW), {}, (), **options),
+                driver.set_owner(ids[0], Ownership("me", b"", NOW), {}, (), **options),
                 driver.rename(ids[0], new_id(), record(), version=0, now=NOW),
                 driver.rename(mine[0], new_id(), owned_record(), version=0, now=NOW),
             )
@@ -1127,7 +1127,7 @@ async def test_a_full_server_refuses_what_grows_and_nothing_else(is_cluster: boo
             assert await driver.apply(ids[1], {}, (), now=NOW, deadline=NOW + 500, max_size=MAX_SIZE) is Outcome.WRITTEN
             assert await driver.apply(ids[2], {}, ["a", "b"], **options) is Outcome.EMPTIED
             await driver.destroy(ids[3], now=NOW)
-            assert await driver.tag(mine[0], None, {}, (), **options) is Outcome.WRITTEN
+            assert await driver.set_owner(mine[0], None, {}, (), **options) is Outcome.WRITTEN
             assert await driver.end_owned("me", keep=(), now=NOW) == 2
             for id in (ids[2], ids[3], *mine[1:]):
                 assert await driver.load(id, now=NOW) is Outcome.ENDED
@@ -1136,8 +1136,8 @@ async def test_a_full_server_refuses_what_grows_and_nothing_else(is_cluster: boo
             for node in nodes:
                 with node.client() as client:
                     client.config_set("maxmemory", 0)
-            early = Record({"a": b"1"}, NOW, NOW + 9, NOW + 9, tag=Tag("me", b"", NOW - 1))
-            assert await driver.create(new_id(), early) is Outcome.REFUSED
+            early = Record({"a": b"1"}, NOW, NOW + 9, NOW + 9, ownership=Ownership("me", b"", NOW - 1))
+            assert await driver.create(new_id(), early) is Outcome.REVOKED
 
 
 async def test_in_a_batch_a_full_server_refuses_what_grows_and_nothing_else() -> None:
@@ -1269,7 +1269,7 @@ async def test_sessions_in_a_slot_that_is_moving_are_written_and_nothing_is_on_b
             begin_to_move(source, target, slot)
             assert await driver.apply(ids[0], {"b": b"2"}, ["a"], **options) is Outcome.WRITTEN
             assert await driver.swap(ids[1], "a", b"1", b"2", **options) is Outcome.WRITTEN
-            assert await driver.tag(ids[2], Tag("you", b"", NOW), {}, (), **options) is Outcome.WRITTEN
+            assert await driver.set_owner(ids[2], Ownership("you", b"", NOW), {}, (), **options) is Outcome.WRITTEN
             await driver.destroy(ids[3], now=NOW)
             assert await driver.rename(ids[4], new_id(), owned_record(), version=0, now=NOW) is Outcome.WRITTEN
             assert await driver.apply(ids[5], {}, ["a"], **options) is Outcome.EMPTIED
@@ -1300,13 +1300,13 @@ async def test_the_size_is_kept_as_fields_come_and_go(is_cluster: bool) -> None:
             names = [*"abcdef", "\u00e9" * 10, ""]
             chance.shuffle(names)
             sets = {name: chance.randbytes(chance.choice((0, 1, 70, 300))) for name in names[:3]}
-            tag = Tag("owner", b"a note", NOW)
+            ownership = Ownership("owner", b"a note", NOW)
             options: dict[str, Any] = {"now": NOW, "deadline": None, "max_size": chance.choice((100, MAX_SIZE))}
             match chance.randrange(3):
                 case 0:
                     await driver.apply(id, sets, names[3:6], **options)
                 case 1:
-                    await driver.tag(id, tag, sets, names[3:5], **options)
+                    await driver.set_owner(id, ownership, sets, names[3:5], **options)
                 case _:
                     found = await driver.load(id, now=NOW)
                     assert isinstance(found, Record)
@@ -1323,7 +1323,7 @@ async def test_a_write_looks_at_no_fields_but_its_own() -> None:
             client.config_resetstat()
             await driver.apply(id, {"new": b"1"}, ["k1"], now=NOW, deadline=None, max_size=MAX_SIZE)
             await driver.swap(id, "new", b"1", b"2", now=NOW, deadline=None, max_size=MAX_SIZE)
-            await driver.tag(id, Tag("owner", b"", NOW), {}, ["k2"], now=NOW, deadline=None, max_size=MAX_SIZE)
+            await driver.set_owner(id, Ownership("owner", b"", NOW), {}, ["k2"], now=NOW, deadline=None, max_size=MAX_SIZE)
             asked: dict[str, Any] = client.info("commandstats")
             assert not asked.keys() & {"cmdstat_hgetall", "cmdstat_hkeys", "cmdstat_hvals", "cmdstat_hscan"}
             assert asked["cmdstat_hstrlen"]["calls"] == 4
@@ -1383,7 +1383,9 @@ async def test_listing_the_sessions_of_an_owner_loads_none_of_their_fields() -> 
         async with opened(url=server.url) as driver:
             ids = [new_id() for _ in range(5)]
             for id in ids:
-                await driver.create(id, Record({"a": bytes(LARGE)}, NOW, NOW + 1000, NOW + 1000, tag=Tag("me", b"n", NOW)))
+                await driver.create(
+                    id, Record({"a": bytes(LARGE)}, NOW, NOW + 1000, NOW + 1000, ownership=Ownership("me", b"n", NOW))
+                )
             client.config_resetstat()
             assert (await driver.owned("me", now=NOW)).keys() == {*ids}
             assert "cmdstat_hgetall" not in client.info("commandstats")
@@ -1720,7 +1722,9 @@ async def test_a_session_works_while_its_slot_moves_to_another_server(wait_repli
                 ids, written = (*staying, *moved, *new), Outcome.WRITTEN
                 outcomes = await asyncio.gather(*(driver.apply(id, {"a": b"2"}, (), **options) for id in ids))
                 outcomes += await asyncio.gather(*(driver.swap(id, "n", b"1", b"1", **options) for id in ids))
-                outcomes += await asyncio.gather(*(driver.tag(id, Tag("me", b"", NOW), {}, (), **options) for id in ids))
+                outcomes += await asyncio.gather(
+                    *(driver.set_owner(id, Ownership("me", b"", NOW), {}, (), **options) for id in ids)
+                )
                 assert outcomes == [written] * 3 * len(ids)
                 # It isn't taken for a write that was repeated, although it was sent twice.
                 conflicts = await asyncio.gather(*(driver.swap(id, "n", b"2", b"1", **options) for id in ids))
@@ -1902,7 +1906,7 @@ async def test_a_member_of_an_owners_set_that_never_ends_holds_up_neither_logins
     async with opened() as driver:
         owner, id, other = new_id(), new_id(), new_id()
         tagged = record()
-        tagged.tag = Tag(owner, b"", NOW)
+        tagged.ownership = Ownership(owner, b"", NOW)
         await driver.create(id, tagged)
         await driver._client.execute_command("ZADD", f"gaman:owner:{owner}", "1e18", new_id(), "inf", new_id())
         await driver.create(other, tagged)
@@ -1925,8 +1929,8 @@ async def test_an_owners_set_that_is_something_else_makes_their_calls_fail_and_c
             driver.owned(owner, now=NOW),
             driver.end_owned(owner, keep=(), now=NOW),
             driver.create(new_id(), owned_record(owner)),
-            driver.tag(other, Tag(owner, b"", NOW), {}, (), **options),
-            driver.tag(mine, Tag(owner, b"", NOW), {}, (), **options),
+            driver.set_owner(other, Ownership(owner, b"", NOW), {}, (), **options),
+            driver.set_owner(mine, Ownership(owner, b"", NOW), {}, (), **options),
             driver.rename(mine, new_id(), owned_record(owner), version=0, now=NOW),
         )
         for call in calls:

@@ -346,7 +346,7 @@ async def test_a_note_and_a_ring_are_refused_too(serializer: str, levels: int) -
     async def work(session: Session) -> None:
         for value in (nest(levels), ring):
             with pytest.raises(SessionSerializationError, match="nested deeper than 100 levels"):
-                session.tag("user:1", note=value)
+                session.set_owner("user:1", note=value)
             with pytest.raises(SessionSerializationError, match="nested deeper than 100 levels"):
                 session.set("deep", value)
 
@@ -380,7 +380,7 @@ async def test_what_the_process_lacks_is_no_damage(error: type[Exception], caplo
         await browser.do(work)
 
         async def tie(session: Session) -> None:
-            await session.tag("user:1", note="a phone")
+            await session.set_owner("user:1", note="a phone")
 
         await browser.do(tie)
         with pytest.raises(error):

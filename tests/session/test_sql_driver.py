@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from gaman.errors import ConfigError
-from gaman.session import TOMBSTONE, Outcome, Record, Session, SessionStoreError, Tag
+from gaman.session import TOMBSTONE, Outcome, Ownership, Record, Session, SessionStoreError
 from gaman_session._driver import LARGE
 from gaman_session.drivers import sql
 from gaman_session.drivers.sql import SQLDriver
@@ -32,8 +32,8 @@ MAX_SIZE = 1 << 20
 SEALED = b"\x01 no JSON"
 
 
-def record(lasts: float = 1000, *, fields: dict[str, bytes] | None = None, tag: Tag | None = None) -> Record:
-    return Record(fields or {"key": SEALED}, NOW, NOW + lasts, NOW + lasts, tag=tag)
+def record(lasts: float = 1000, *, fields: dict[str, bytes] | None = None, ownership: Ownership | None = None) -> Record:
+    return Record(fields or {"key": SEALED}, NOW, NOW + lasts, NOW + lasts, ownership=ownership)
 
 
 def id_of(number: int) -> str:
@@ -539,8 +539,8 @@ async def test_values_are_sealed_unless_somebody_wants_them_open(driver: SQLDriv
 
 
 async def test_a_tombstone_holds_nothing_of_the_session(driver: SQLDriver, file: Path) -> None:
-    await driver.create(id_of(0), record(tag=Tag("owner", b"note", NOW)))
-    await driver.create(id_of(1), record(tag=Tag("owner", b"note", NOW)))
+    await driver.create(id_of(0), record(ownership=Ownership("owner", b"note", NOW)))
+    await driver.create(id_of(1), record(ownership=Ownership("owner", b"note", NOW)))
     assert await driver.rename(id_of(0), id_of(2), record(), version=0, now=NOW) is Outcome.WRITTEN
     await driver.destroy(id_of(1), now=NOW)
     until = NOW + TOMBSTONE
@@ -635,7 +635,7 @@ async def test_the_query_of_the_docstring_finds_an_owners_sessions(driver: SQLDr
 
     async def log_in(session: Session) -> None:
         await session.set("user", {"id": 7})
-        await session.tag("user:7", note={"device": "a phone"})
+        await session.set_owner("user:7", note={"device": "a phone"})
 
     async with serving(Site(driver, Clock(), encrypt=False)) as site:
         browser, other = site.browser(), site.browser()
@@ -670,7 +670,7 @@ async def test_what_is_remembered_of_the_end_of_all_goes_with_a_purge(driver: SQ
 async def test_an_owner_that_was_not_written_here_is_none(
     driver: SQLDriver, file: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await driver.create(id_of(0), record(tag=Tag("owner", b"note", NOW)))
+    await driver.create(id_of(0), record(ownership=Ownership("owner", b"note", NOW)))
     by_hand(file, f"UPDATE sessions SET {damage}")
     assert await driver.load(id_of(0), now=NOW) == record()
     assert await driver.owned("owner", now=NOW) == {}

@@ -128,7 +128,7 @@ class Sessions(RuleBasedStateMachine):
         async def work(session: Session) -> None:
             if renews:
                 await session.regenerate()
-            await session.tag(self.names[owner])
+            await session.set_owner(self.names[owner])
             await session.set("a", owner)
 
         self.runner.run(self.browser.do(work))
@@ -138,7 +138,7 @@ class Sessions(RuleBasedStateMachine):
     @rule()
     def the_session_is_untied(self) -> None:
         async def work(session: Session) -> None:
-            await session.tag(None)
+            await session.set_owner(None)
 
         self.runner.run(self.browser.do(work))
         self.owner = None

@@ -165,12 +165,12 @@ async def test_update_counts_in_the_live_session(site: Site) -> None:
 async def test_an_owner_is_tied_to_the_live_session(store: Driver, clock: Clock) -> None:
     owner = f"user:{token_hex(8)}"
 
-    async def tag(session: Session) -> None:
-        await session.tag(owner)
+    async def own(session: Session) -> None:
+        await session.set_owner(owner)
 
     async with serving(Site(store, clock)) as site:
         dead, live = await _dead(site, "ended"), await _token(site, user="live")
-        await _ask(site, tag, dead, live)
+        await _ask(site, own, dead, live)
         assert await site.sessions.end_all(owner) == 1
         assert await _user(site, live) is None
 
@@ -181,7 +181,7 @@ async def test_the_live_session_is_kept_though_nothing_was_read_of_it(store: Dri
 
     async def log_in(session: Session) -> None:
         await session.set("user", "live")
-        await session.tag(owner)
+        await session.set_owner(owner)
 
     async with serving(Site(store, clock)) as site:
 
@@ -321,7 +321,7 @@ class _Counting(Sealing):
         self.calls: Counter[str] = Counter()
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("load", "create", "apply", "swap", "rename", "destroy", "tag"):
+        if name in ("load", "create", "apply", "swap", "rename", "destroy", "set_owner"):
             self.calls[name] += 1
         return super().__getattribute__(name)
 

@@ -217,7 +217,7 @@ async def test_a_failure_after_a_regenerate_that_was_saved_carries_the_new_id(
 async def test_a_login_that_fails_to_end_the_owners_oldest_session_carries_the_new_id(driver: Replicated, clock: Clock) -> None:
     async def work(session: Session) -> None:
         await log_in(session)
-        await session.tag("user:1")
+        await session.set_owner("user:1")
 
     async with serving(Site(driver, clock, max_sessions_per_owner=1)) as site:
         await (await begun(site)).do(work)

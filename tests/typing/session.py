@@ -108,8 +108,8 @@ owning: OwnerDriver = MemoryDriver()
 
 
 async def owners(ctx: Context) -> Response:
-    await ctx.session.tag("user:1", note={"device": "a phone"})
-    await ctx.session.tag(None)
+    await ctx.session.set_owner("user:1", note={"device": "a phone"})
+    await ctx.session.set_owner(None)
     assert_type(sessions, SessionIntegration)
     assert_type(await sessions.list("user:1"), list[OwnedSession])
     assert_type(await sessions.end("handle"), bool)

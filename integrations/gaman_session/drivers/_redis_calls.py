@@ -69,8 +69,8 @@ _JUMPS: Final = 8
 _AT_A_TIME: Final = 64
 _READS: Final = frozenset({"load", "look", "owned", "count", "room", "time", "slots"})
 # Operations that make the whole change of their action, and results that say that nothing was changed.
-_CHANGES: Final = ("create", "apply", "swap", "rename", "tag")
-_UNCHANGED: Final = (b"ABSENT", b"CONFLICT", b"ENDED", b"REFUSED", b"TOO_LARGE")
+_CHANGES: Final = ("create", "apply", "swap", "rename", "set_owner")
+_UNCHANGED: Final = (b"ABSENT", b"CONFLICT", b"ENDED", b"REVOKED", b"TOO_LARGE")
 _ASKING: Final = ("ASKING",)
 # A server's error about an unknown command repeats its arguments, which may be ids, values or a password.
 _ARGUMENTS: Final = re.compile(", with args beginning with: .*", re.DOTALL)

@@ -79,7 +79,7 @@ class CookieSession(Session):
         self._put(key, self._encode(key, value))
         return value
 
-    def _tag(self, owner: str | None, note: Any) -> None:
+    def _set_owner(self, owner: str | None, note: Any) -> None:
         # There is no store in which others could find the session.
         raise SessionUnsupported("cookies")
 

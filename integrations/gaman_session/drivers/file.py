@@ -24,7 +24,7 @@ from msgspec.msgpack import Decoder, Encoder
 from gaman.errors import ConfigError, GamanError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Outcome, Record, Tag, size_of
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Outcome, Ownership, Record, size_of
 from gaman_session._errors import SessionStoreError
 from gaman_session._paths import check_access, expand, make_parent
 from gaman_session._threads import Threads
@@ -129,18 +129,18 @@ class FileDriver:
         found = _look(kept, now)
         return None if found is Outcome.ABSENT else found
 
-    async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
+    async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
         """Store a new session."""
 
-        def change(trip: _Trip) -> Literal[Outcome.REFUSED] | None:
+        def change(trip: _Trip) -> Literal[Outcome.REVOKED] | None:
             if trip.get(id) is not None:
                 raise SessionStoreError(self.name, "create a session under an id that is taken")
-            if record.tag is not None and not trip.own(id, record.tag, None, record.created):
-                return Outcome.REFUSED
+            if record.ownership is not None and not trip.own(id, record.ownership, None, record.created):
+                return Outcome.REVOKED
             trip.put({id: record})
             return None
 
-        return await self._write("create a session", change, id, tag=record.tag)
+        return await self._write("create a session", change, id, ownership=record.ownership)
 
     async def apply(
         self,
@@ -176,13 +176,13 @@ class FileDriver:
                 return Outcome.CONFLICT
             if trip.get(new_id) is not None:
                 raise SessionStoreError(self.name, "rename a session to an id that is taken")
-            if record.tag is not None and not trip.own(new_id, record.tag, old.tag, now):
-                return Outcome.REFUSED
-            trip.disown(id, old.tag, now)
+            if record.ownership is not None and not trip.own(new_id, record.ownership, old.ownership, now):
+                return Outcome.REVOKED
+            trip.disown(id, old.ownership, now)
             trip.put({id: _Tomb(now + TOMBSTONE, new_id), new_id: record})
             return Outcome.WRITTEN
 
-        return await self._write("rename a session", change, id, new_id, tag=record.tag)
+        return await self._write("rename a session", change, id, new_id, ownership=record.ownership)
 
     async def destroy(self, id: str, *, now: float) -> None:
         """End the session, or the one that it was renamed to."""
@@ -190,7 +190,7 @@ class FileDriver:
         def change(trip: _Trip) -> str | None:
             kept = trip.get(ending[-1])
             if isinstance(record := _look(kept, now), Record):
-                trip.disown(ending[-1], record.tag, now)
+                trip.disown(ending[-1], record.ownership, now)
                 trip.put({ending[-1]: _Tomb(now + TOMBSTONE, None)})
             return kept.successor if isinstance(kept, _Tomb) and kept.deadline > now else None
 
@@ -210,10 +210,10 @@ class FileDriver:
             removed += gone
         return removed
 
-    async def tag(
+    async def set_owner(
         self,
         id: str,
-        tag: Tag | None,
+        ownership: Ownership | None,
         sets: Mapping[str, bytes],
         deletes: Collection[str],
         *,
@@ -221,27 +221,27 @@ class FileDriver:
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Do what apply() does, and give the session to the owner of *tag*, or to nobody."""
+        """Do what apply() does, and give the session to the owner of *ownership*, or to nobody."""
 
         def change(trip: _Trip) -> Outcome:
             record = _look(trip.get(id), now)
-            before = record.tag if isinstance(record, Record) else None
-            stays = before is not None and tag is not None and tag.owner == before.owner
-            if isinstance(record, Record) and tag is not None and not trip.own(id, tag, before, now):
-                return Outcome.REFUSED
+            before = record.ownership if isinstance(record, Record) else None
+            stays = before is not None and ownership is not None and ownership.owner == before.owner
+            if isinstance(record, Record) and ownership is not None and not trip.own(id, ownership, before, now):
+                return Outcome.REVOKED
             outcome = write(trip)
             if outcome is Outcome.WRITTEN:
                 written = cast("Record", trip.get(id))
-                written.tag = tag
+                written.ownership = ownership
                 trip.put({id: written})
                 if not stays:
                     trip.disown(id, before, now)
             elif isinstance(record, Record) and not stays:
-                trip.disown(id, tag, now)
+                trip.disown(id, ownership, now)
             return outcome
 
         write = self._editing(id, partial(_replace, sets, deletes), now, deadline, max_size)
-        return await self._write("change a session", change, id, tag=tag)
+        return await self._write("change a session", change, id, ownership=ownership)
 
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
         """Return the owner's sessions. What their folder has beside them goes, if nobody is about to write there."""
@@ -302,7 +302,7 @@ class FileDriver:
                 return Outcome.TOO_LARGE
             record.fields = fields
             if not fields:
-                trip.disown(id, record.tag, now)
+                trip.disown(id, record.ownership, now)
                 trip.put({id: _Tomb(now + TOMBSTONE, None)})
                 return Outcome.EMPTIED
             record.version += 1
@@ -313,12 +313,12 @@ class FileDriver:
 
         return change
 
-    async def _write(self, action: str, change: Callable[[_Trip], T], *ids: str, tag: Tag | None = None) -> T:
+    async def _write(self, action: str, change: Callable[[_Trip], T], *ids: str, ownership: Ownership | None = None) -> T:
         """Return what *change* returns, once what it has put is on the disk."""
         folders = [self._files.folder(id) for id in ids]
-        if tag is not None:
+        if ownership is not None:
             # Logins of one owner at once share a trip, instead of waiting for each other.
-            folders.insert(0, self._files.owner_lock(tag.owner))
+            folders.insert(0, self._files.owner_lock(ownership.owner))
         return await self._call(action, change, folders)
 
     async def _visit_owner(self, action: str, change: Callable[[_Trip], T], owner: str) -> T:
@@ -394,18 +394,18 @@ class _Trip:
         self._contents |= contents
         self.changed |= contents
 
-    def own(self, id: str, tag: Tag, before: Tag | None, now: float) -> bool:
+    def own(self, id: str, ownership: Ownership, before: Ownership | None, now: float) -> bool:
         """Have the session found by its owner, or return False for a new tag that was made before all of theirs were ended."""
-        is_new = before is None or before.since != tag.since
-        if is_new and self._files.is_barred(tag, now):
+        is_new = before is None or before.since != ownership.since
+        if is_new and self._files.is_barred(ownership, now):
             return False
-        self.entries[tag.owner, id] = None
+        self.entries[ownership.owner, id] = None
         return True
 
-    def disown(self, id: str, tag: Tag | None, now: float) -> None:
+    def disown(self, id: str, ownership: Ownership | None, now: float) -> None:
         """Have the session found by its owner no more."""
-        if tag is not None:
-            self.entries[tag.owner, id] = now
+        if ownership is not None:
+            self.entries[ownership.owner, id] = now
 
     def end_owned(self, id: str, owner: str, now: float) -> str | bool:
         """End a session of that owner's; return its successor where it was renamed, and else whether it was there."""
@@ -413,9 +413,9 @@ class _Trip:
         record = _look(kept, now)
         if record is Outcome.ENDED and isinstance(kept, _Tomb) and kept.successor is not None:
             return kept.successor
-        if not isinstance(record, Record) or record.tag is None or record.tag.owner != owner:
+        if not isinstance(record, Record) or record.ownership is None or record.ownership.owner != owner:
             return False
-        self.disown(id, record.tag, now)
+        self.disown(id, record.ownership, now)
         self.put({id: _Tomb(now + TOMBSTONE, None)})
         return True
 
@@ -541,10 +541,10 @@ class _Files:
         os.close(_open_in(folder, id, folder))
         return folder
 
-    def is_barred(self, tag: Tag, now: float) -> bool:
-        """Return whether *tag* was made before all sessions of its owner were ended, less than a minute ago."""
-        ended = self._barred_since(self._owner_folder(tag.owner), now)
-        return tag.since < ended and now < ended + TOMBSTONE
+    def is_barred(self, ownership: Ownership, now: float) -> bool:
+        """Return whether *ownership* was made before all sessions of its owner were ended, less than a minute ago."""
+        ended = self._barred_since(self._owner_folder(ownership.owner), now)
+        return ownership.since < ended and now < ended + TOMBSTONE
 
     def _barred_since(self, folder: str, now: float) -> float:
         """Return when all sessions of the owner were ended, or -inf if they weren't."""
@@ -582,7 +582,7 @@ class _Files:
 
     def _theirs(self, id: str, owner: str, now: float) -> Record | None:
         record = _look(self._find(id), now)
-        return record if isinstance(record, Record) and record.tag is not None and record.tag.owner == owner else None
+        return record if isinstance(record, Record) and record.ownership is not None and record.ownership.owner == owner else None
 
     def _tidy(self, folder: str, now: float) -> None:
         """Remove an owner's folder if nothing is left in it that counts. Its lock is held."""
@@ -632,8 +632,8 @@ class _Files:
         """Remove the session if it is over, and else mark it at the deadline that it has now; return whether it was removed."""
         _remove(_new(self.path(id)))
         kept = self._find(id)
-        if isinstance(kept, Record) and kept.tag is not None and kept.deadline <= now:
-            self._disown(id, kept.tag.owner, now)
+        if isinstance(kept, Record) and kept.ownership is not None and kept.deadline <= now:
+            self._disown(id, kept.ownership.owner, now)
         if kept is None or kept.deadline <= now:
             return _remove(self.path(id))
         self._mark(id, kept.deadline)

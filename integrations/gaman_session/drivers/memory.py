@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from gaman.errors import ConfigError
-from gaman_session._driver import MAX_SKEW, TOMBSTONE, WRITTEN, Outcome, Record, Tag, length_of, size_of
+from gaman_session._driver import MAX_SKEW, TOMBSTONE, WRITTEN, Outcome, Ownership, Record, length_of, size_of
 from gaman_session._errors import SessionStoreError
 
 logger = logging.getLogger("gaman")
@@ -84,14 +84,16 @@ class MemoryDriver:
             return Outcome.ENDED if self._tomb(id, now) else None
         if record.queue is self._new:
             self._queue(id, record)
-        return Record(dict(record.fields), record.created, record.expires, record.deadline, record.version, record.tag, record.seal)
+        return Record(
+            dict(record.fields), record.created, record.expires, record.deadline, record.version, record.ownership, record.seal
+        )
 
-    async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
+    async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
         """Store a new session, and evict another if there is no room."""
         if id in self._sessions:
             raise SessionStoreError(self.name, "create a session under an id that is taken")
-        if record.tag is not None and self._is_refused(record.tag, record.created):
-            return Outcome.REFUSED
+        if record.ownership is not None and self._is_revoked(record.ownership, record.created):
+            return Outcome.REVOKED
         self._add(id, record)
         return None
 
@@ -156,8 +158,12 @@ class MemoryDriver:
             return self._missing(id, now)
         if old.version != version:
             return Outcome.CONFLICT
-        if record.tag is not None and not _is_carried(record.tag, old.tag) and self._is_refused(record.tag, now):
-            return Outcome.REFUSED
+        if (
+            record.ownership is not None
+            and not _is_carried(record.ownership, old.ownership)
+            and self._is_revoked(record.ownership, now)
+        ):
+            return Outcome.REVOKED
         self._end(id, now, new_id)
         self._add(new_id, record)
         if old.queue is not self._new:
@@ -196,10 +202,10 @@ class MemoryDriver:
                 await asyncio.sleep(0)
         return removed
 
-    async def tag(
+    async def set_owner(
         self,
         id: str,
-        tag: Tag | None,
+        ownership: Ownership | None,
         sets: Mapping[str, bytes],
         deletes: Collection[str],
         *,
@@ -207,16 +213,21 @@ class MemoryDriver:
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Do what apply() does, and give the session to the owner of *tag*, or to nobody."""
+        """Do what apply() does, and give the session to the owner of *ownership*, or to nobody."""
         record = self._find(id, now)
-        if record is not None and tag is not None and not _is_carried(tag, record.tag) and self._is_refused(tag, now):
-            return Outcome.REFUSED
+        if (
+            record is not None
+            and ownership is not None
+            and not _is_carried(ownership, record.ownership)
+            and self._is_revoked(ownership, now)
+        ):
+            return Outcome.REVOKED
         outcome = await self.apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if record is not None and outcome is WRITTEN:
             self._disown(id, record)
-            record.tag = tag
+            record.ownership = ownership
             self._own(id, record)
-            if tag is not None or record.queue is not self._new:
+            if ownership is not None or record.queue is not self._new:
                 self._queue(id, record)
         return outcome
 
@@ -224,7 +235,7 @@ class MemoryDriver:
         """Return the owner's sessions, without their fields."""
         found = {id: self._sessions[id] for id in self._owned.get(owner, ())}
         return {
-            id: Record({}, record.created, record.expires, record.deadline, record.version, record.tag)
+            id: Record({}, record.created, record.expires, record.deadline, record.version, record.ownership)
             for id, record in found.items()
             if record.deadline > now
         }
@@ -262,7 +273,7 @@ class MemoryDriver:
     def _queue(self, id: str, record: _Kept) -> None:
         """Put a session that was used again at the end of its queue."""
         del record.queue[id]
-        record.queue = self._used if record.tag is None else self._tied
+        record.queue = self._used if record.ownership is None else self._tied
         record.queue[id] = None
 
     def _add(self, id: str, record: Record) -> None:
@@ -275,7 +286,7 @@ class MemoryDriver:
                     extra={"driver": self.name},
                 )
             self._remove(next(iter(self._new or self._used or self._tied)))
-        queue = self._new if record.tag is None else self._tied
+        queue = self._new if record.ownership is None else self._tied
         queue[id] = None
         self._sessions[id] = _Kept(
             dict(record.fields),
@@ -283,7 +294,7 @@ class MemoryDriver:
             record.expires,
             record.deadline,
             record.version,
-            record.tag,
+            record.ownership,
             record.seal,
             size_of(record.fields),
             queue,
@@ -307,19 +318,19 @@ class MemoryDriver:
         self._disown(id, record)
 
     def _own(self, id: str, record: Record) -> None:
-        if record.tag is not None:
-            self._owned.setdefault(record.tag.owner, {})[id] = None
+        if record.ownership is not None:
+            self._owned.setdefault(record.ownership.owner, {})[id] = None
 
     def _disown(self, id: str, record: Record) -> None:
-        if record.tag is not None:
-            theirs = self._owned[record.tag.owner]
+        if record.ownership is not None:
+            theirs = self._owned[record.ownership.owner]
             del theirs[id]
             if not theirs:
-                del self._owned[record.tag.owner]
+                del self._owned[record.ownership.owner]
 
-    def _is_refused(self, tag: Tag, now: float) -> bool:
-        ended = self._ended.get(tag.owner)
-        return ended is not None and tag.since < ended and ended - MAX_SKEW <= now < ended + TOMBSTONE
+    def _is_revoked(self, ownership: Ownership, now: float) -> bool:
+        ended = self._ended.get(ownership.owner)
+        return ended is not None and ownership.since < ended and ended - MAX_SKEW <= now < ended + TOMBSTONE
 
     def _tomb(self, id: str, now: float) -> _Tomb | None:
         tomb = self._tombs.get(id)
@@ -329,6 +340,6 @@ class MemoryDriver:
         return Outcome.ENDED if self._tomb(id, now) else Outcome.ABSENT
 
 
-def _is_carried(tag: Tag, before: Tag | None) -> bool:
-    """Return whether *tag* is no new one, but one that the session has."""
-    return before is not None and before.since == tag.since
+def _is_carried(ownership: Ownership, before: Ownership | None) -> bool:
+    """Return whether *ownership* is no new one, but one that the session has."""
+    return before is not None and before.since == ownership.since

@@ -7,7 +7,7 @@ the name of a field, `%`, `.`, `$` and NUL are written as in a URL, and the empt
 deadline}`, with a `successor` after a rename.
 
 A session with an owner also has the fields `owner`, `since` (a number) and `note`. With `session(encrypt=False)` the owner is
-what tag() was given, and by an index `{"owner": "user:7", "ended": null}` finds the sessions.
+what set_owner() was given, and by an index `{"owner": "user:7", "ended": null}` finds the sessions.
 
 That an owner's sessions were ended is kept for a minute, as the bar `{_id: "owner:...", ended: true, deadline, before, kept: [{id,
 since}]}`. It refuses tags made before. A rename in flight may insert its session too late to be found, so it looks at the bar
@@ -52,7 +52,7 @@ from pymongo.errors import (
 from gaman.errors import ConfigError, GamanError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Outcome, Record, Tag, is_sound, size_of
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Outcome, Ownership, Record, is_sound, size_of
 from gaman_session._errors import SessionStoreError
 from gaman_session._time_limit import TimeLimit
 
@@ -190,16 +190,16 @@ class MongoDBDriver:
         async with self._asking(action, began):
             return await self._find_large(id, now)
 
-    async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
+    async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
         """Insert a document, unless the id has one."""
         began = time.monotonic()
         async with self._asking("create a session"):
             try:
-                if record.tag is None:
+                if record.ownership is None:
                     await self._insert(id, record)
                     return None
-                is_in = await self._insert_owned(id, record, record.tag, record.created, began)
-                return None if is_in else Outcome.REFUSED
+                is_in = await self._insert_owned(id, record, record.ownership, record.created, began)
+                return None if is_in else Outcome.REVOKED
             except DuplicateKeyError as cause:
                 raise SessionStoreError(self.name, "create a session under an id that is taken") from self._conceal(cause)
 
@@ -256,10 +256,10 @@ class MongoDBDriver:
         """End the session, if nobody has written to it since *version*, and then store *record* under *new_id*."""
         action, began = "rename a session", time.monotonic()
         live, tombstone = {**_live(id, now), "version": version}, {**_tombstone(now), "successor": new_id}
-        tag, since, unconfirmed = record.tag, None, None
+        ownership, since, unconfirmed = record.ownership, None, None
         async with self._asking(action):
             try:
-                if tag is None:
+                if ownership is None:
                     is_ended = (await self._sessions.replace_one(live, tombstone)).matched_count > 0
                 else:
                     before = await self._sessions.find_one_and_replace(live, tombstone, {"_id": False, "since": True})
@@ -267,21 +267,21 @@ class MongoDBDriver:
             except WriteConcernError as error:
                 # The primary may have ended the session: then it must have the new one too.
                 unconfirmed, is_ended = error, await self._sessions.find_one({"_id": id, "successor": new_id}) is not None
-                since = tag and tag.since
+                since = ownership and ownership.since
             if not is_ended:
                 if unconfirmed is not None:
                     raise unconfirmed
                 found = await self._find(id, now)
                 return Outcome.CONFLICT if isinstance(found, Record) else found or Outcome.ABSENT
             try:
-                if tag is None:
+                if ownership is None:
                     await self._insert(new_id, record)
-                elif tag.since == since:
+                elif ownership.since == since:
                     # It was the owner's before. So where all of theirs were ended, it has ended, and isn't refused.
-                    if not await self._insert_owned(new_id, record, tag, now, began, id):
+                    if not await self._insert_owned(new_id, record, ownership, now, began, id):
                         return Outcome.ENDED
-                elif not await self._insert_owned(new_id, record, tag, now, began):
-                    return Outcome.REFUSED
+                elif not await self._insert_owned(new_id, record, ownership, now, began):
+                    return Outcome.REVOKED
             except DuplicateKeyError as cause:
                 if await self._find(new_id, now) is Outcome.ENDED:
                     return Outcome.ENDED
@@ -310,10 +310,10 @@ class MongoDBDriver:
         """Return 0: the server does it by itself, within about a minute."""
         return 0
 
-    async def tag(
+    async def set_owner(
         self,
         id: str,
-        tag: Tag | None,
+        ownership: Ownership | None,
         sets: Mapping[str, bytes],
         deletes: Collection[str],
         *,
@@ -321,16 +321,16 @@ class MongoDBDriver:
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Do what apply() does, and give the session to the owner of *tag*, in a trip between two others, or to nobody, in one."""
+        """Do what apply() does, and give the session to the owner of *ownership*, in three round trips, or to no owner, in one."""
         began = time.monotonic()
         owning: dict[str, Any] = {"$unset": ["owner", "since", "note"]}
-        if tag is not None:
-            owning = {"$set": {name: {"$literal": value} for name, value in _tagged(tag).items()}}
+        if ownership is not None:
+            owning = {"$set": {name: {"$literal": value} for name, value in _tagged(ownership).items()}}
         async with self._asking("change a session"):
-            if tag is not None and await self._is_barred(tag, now, began):
-                return Outcome.REFUSED
+            if ownership is not None and await self._is_barred(ownership, now, began):
+                return Outcome.REVOKED
             outcome = await self._apply(id, sets, deletes, now, deadline, max_size, owning)
-            if tag is None or outcome is not Outcome.WRITTEN or not await self._is_barred(tag, now, began):
+            if ownership is None or outcome is not Outcome.WRITTEN or not await self._is_barred(ownership, now, began):
                 return outcome
             # Whoever has just ended all that is the owner's may not have seen this one.
             await self._sessions.replace_one(_live(id, now), _tombstone(now))
@@ -342,7 +342,7 @@ class MongoDBDriver:
             theirs = self._sessions.find({"owner": owner, "ended": None, "deadline": {"$gt": _date(now)}}, {"fields": False})
             documents = [document async for document in theirs]
         found = {document["_id"]: self._record(document["_id"], {**document, "fields": {}}, now) for document in documents}
-        return {id: record for id, record in found.items() if isinstance(record, Record) and record.tag is not None}
+        return {id: record for id, record in found.items() if isinstance(record, Record) and record.ownership is not None}
 
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         """Refuse the owner's older tags from now on, and then end the sessions that there are; renames see to those in flight."""
@@ -558,9 +558,9 @@ class MongoDBDriver:
         }
         await self._sessions.update_one({"_id": _bar(owner)}, [{"$set": bar}], upsert=True)
 
-    async def _is_barred(self, tag: Tag, now: float, began: float) -> bool:
-        """Return whether the owner's sessions were ended after *tag* was made; at *now*, time.monotonic() was *began*."""
-        bar = await self._sessions.find_one(_barring(tag, now), {"_id": False, "before": True})
+    async def _is_barred(self, ownership: Ownership, now: float, began: float) -> bool:
+        """Return whether the owner's sessions were ended after *ownership* was made; at *now*, time.monotonic() was *began*."""
+        bar = await self._sessions.find_one(_barring(ownership, now), {"_id": False, "before": True})
         # What came while the call waited is no further ahead than that.
         return bar is not None and bool(bar["before"] <= now + (time.monotonic() - began) + MAX_SKEW)
 
@@ -601,9 +601,9 @@ class MongoDBDriver:
                     if len(self._large) == _MOST_LARGE:
                         self._large.clear()
                     self._large.add(id)
-                tag = self._read_tag(id, document) if "owner" in document else None
+                ownership = self._read_tag(id, document) if "owner" in document else None
                 seal = document.get("seal")
-                return Record(fields, began, ends, lasts, int(version), tag, bytes(seal) if isinstance(seal, bytes) else b"")
+                return Record(fields, began, ends, lasts, int(version), ownership, bytes(seal) if isinstance(seal, bytes) else b"")
             case _:
                 self._damage.report(id, "its document")
                 return None
@@ -627,12 +627,12 @@ class MongoDBDriver:
                 self._damage.report(id, f"the value of {name!r}")
         return found
 
-    def _read_tag(self, id: str, document: Mapping[str, Any]) -> Tag | None:
+    def _read_tag(self, id: str, document: Mapping[str, Any]) -> Ownership | None:
         """Return the tag of a document, or None for one that can't be ours."""
         owner, since, note = document["owner"], document.get("since"), document.get("note", b"")
         try:
             if isinstance(owner, str) and isinstance(since, float):
-                return Tag(owner, bytes(note) if isinstance(note, bytes) else _encode(note), since)
+                return Ownership(owner, bytes(note) if isinstance(note, bytes) else _encode(note), since)
         except (TypeError, ValueError):
             pass
         self._damage.report(id, "its owner")
@@ -641,7 +641,9 @@ class MongoDBDriver:
     async def _insert(self, id: str, record: Record) -> None:
         await self._sessions.insert_one({"_id": id, **_document(record)})
 
-    async def _insert_owned(self, id: str, record: Record, tag: Tag, now: float, began: float, old: str | None = None) -> bool:
+    async def _insert_owned(
+        self, id: str, record: Record, ownership: Ownership, now: float, began: float, old: str | None = None
+    ) -> bool:
         """Insert a document, and return whether it may stay; *old* is the id that the session had with this tag.
 
         The look at the bar follows the insertion in the same round trip. Where it finds none, the end that sets one finds the
@@ -649,7 +651,7 @@ class MongoDBDriver:
         """
         # Neither changes what is there already; so those that are matched and not inserted tell which of the two it was.
         insert = UpdateOne({"_id": id}, {"$setOnInsert": _document(record)}, upsert=True)
-        look = UpdateOne(_barring(tag, now), {"$min": {"before": math.inf}})
+        look = UpdateOne(_barring(ownership, now), {"$min": {"before": math.inf}})
         result: Mapping[str, Any]
         try:
             result = (await self._sessions.bulk_write([insert, look])).bulk_api_result
@@ -660,11 +662,11 @@ class MongoDBDriver:
         unconfirmed = _unconfirmed(result)
         if not any(upserted["index"] == 0 for upserted in result["upserted"]):
             raise unconfirmed or DuplicateKeyError("the id is taken")
-        if not result["nMatched"] or not await self._is_barred(tag, now, began):
+        if not result["nMatched"] or not await self._is_barred(ownership, now, began):
             if unconfirmed is not None:
                 raise unconfirmed
             return True
-        if old is not None and await self._is_kept(tag.owner, old, id):
+        if old is not None and await self._is_kept(ownership.owner, old, id):
             return True
         await self._sessions.replace_one({"_id": id}, _tombstone(now))
         return False
@@ -737,13 +739,13 @@ def _document(record: Record) -> dict[str, Any]:
         document["large"] = True
     if record.seal:
         document["seal"] = record.seal
-    if record.tag is not None:
-        document |= _tagged(record.tag)
+    if record.ownership is not None:
+        document |= _tagged(record.ownership)
     return document
 
 
-def _tagged(tag: Tag) -> dict[str, Any]:
-    return {"owner": tag.owner, "since": tag.since, "note": _to_bson(tag.note)}
+def _tagged(ownership: Ownership) -> dict[str, Any]:
+    return {"owner": ownership.owner, "since": ownership.since, "note": _to_bson(ownership.note)}
 
 
 def _bar(owner: str) -> str:
@@ -751,9 +753,9 @@ def _bar(owner: str) -> str:
     return f"owner:{owner}"
 
 
-def _barring(tag: Tag, now: float) -> dict[str, Any]:
-    """Return the condition that all sessions of the owner were ended after *tag* was made, less than a minute ago."""
-    return {"_id": _bar(tag.owner), "before": {"$type": "double", "$gt": tag.since}, "deadline": {"$gt": _date(now)}}
+def _barring(ownership: Ownership, now: float) -> dict[str, Any]:
+    """Return the condition that all sessions of the owner were ended after *ownership* was made, less than a minute ago."""
+    return {"_id": _bar(ownership.owner), "before": {"$type": "double", "$gt": ownership.since}, "deadline": {"$gt": _date(now)}}
 
 
 def _live(id: str, now: float) -> dict[str, Any]:

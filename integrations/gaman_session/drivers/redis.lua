@@ -144,7 +144,7 @@ local function last_end(set, now)
     return is_known(instant, now) and instant
 end
 
-local function is_refused(set, now, since)
+local function is_revoked(set, now, since)
     local instant = last_end(set, now)
     return instant and tonumber(since) < instant
 end
@@ -220,7 +220,7 @@ function operations.create(keys, values, since, token, created, expires, ...)
     local now = tonumber(created)
     if set and redis.call('EXISTS', key) == 0 then
         refuse_if_full()
-        if is_refused(set, now, since) then return 'REFUSED' end
+        if is_revoked(set, now, since) then return 'REVOKED' end
         enter(set, id_of(key), expires, now)
     end
     return store(key, live, values, token, created, expires, ...)
@@ -258,7 +258,7 @@ function operations.rename(keys, values, now, version, new_id, since, ...)
     if state then return state end
     if redis.call('HGET', key, 'version') ~= version then return 'CONFLICT' end
     refuse_if_full()
-    if set and is_refused(set, now, since) and redis.call('HGET', key, 'since') ~= since then return 'REFUSED' end
+    if set and is_revoked(set, now, since) and redis.call('HGET', key, 'since') ~= since then return 'REVOKED' end
     bury(key, live, now, new_id)
     if not new_key then return 'WRITTEN' end
     local _, _, expires = ...
@@ -281,15 +281,15 @@ function operations.destroy(keys, values, now, is_led)
     return false
 end
 
-function operations.tag(keys, values, now, since, owner, deadline, max_size, names, deletes)
+function operations.set_owner(keys, values, now, since, owner, deadline, max_size, names, deletes)
     local key, live, set = unpack(keys)
     local state, size, version, expires = find(key, now)
     if state then return state end
     if names[1] then refuse_if_full() end
     local before = redis.call('HMGET', key, 'owner', 'since', 'barred:' .. (owner or ''))
     local barred = tonumber(before[3] or '')
-    if owner and is_known(barred, now) and tonumber(since) < barred then return 'REFUSED' end
-    if set and is_refused(set, now, since) and before[2] ~= since then return 'REFUSED' end
+    if owner and is_known(barred, now) and tonumber(since) < barred then return 'REVOKED' end
+    if set and is_revoked(set, now, since) and before[2] ~= since then return 'REVOKED' end
     local failed, new_size = resize(key, live, now, size, max_size, names, values, deletes)
     if failed then return failed end
     if set then enter(set, id_of(key), expires, now) end
@@ -300,7 +300,7 @@ end
 -- The set comes before the session where these are in two slots of a Cluster.
 function operations.enter(keys, values, now, since, id, expires, is_carried)
     refuse_if_full()
-    if is_refused(keys[1], now, since) and not is_carried then return 'REFUSED' end
+    if is_revoked(keys[1], now, since) and not is_carried then return 'REVOKED' end
     enter(keys[1], id, expires, now)
     return 'WRITTEN'
 end

@@ -40,7 +40,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gaman.errors import ConfigError
 from gaman_session._damage import Damage
-from gaman_session._driver import LARGE, Outcome, Record, Tag, is_sound
+from gaman_session._driver import LARGE, Outcome, Ownership, Record, is_sound
 from gaman_session._errors import SessionStoreError
 from gaman_session.drivers._redis_address import Address, parse
 from gaman_session.drivers._redis_calls import CONNECTION_FAILURES, DEMOTED, FAILURES, PAUSE, Action, Call, Calls, Unconfirmed
@@ -195,10 +195,10 @@ class RedisDriver:
             found = await self._call(action, id, Call("load", key, (), (True,)), is_large=True)
         return self._record(id, found, now)
 
-    async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
+    async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
         """Store a new session."""
         outcome = await self._create(id, record)
-        if outcome is Outcome.REFUSED:
+        if outcome is Outcome.REVOKED:
             return outcome
         if outcome is not Outcome.WRITTEN:
             raise SessionStoreError(self.name, "create a session under an id that is taken")
@@ -228,24 +228,24 @@ class RedisDriver:
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """Replace the session by *record* under *new_id*, if it is still at *version*."""
-        action, tag = self._calls.begin("rename a session"), record.tag
+        action, ownership = self._calls.begin("rename a session"), record.ownership
         values, rest = _unfold(record)
-        condition = (now, str(version), new_id, tag is not None and repr(tag.since))
+        condition = (now, str(version), new_id, ownership is not None and repr(ownership.since))
         if not self._is_cluster:
-            ids = (id, new_id) if tag is None else (id, new_id, _index(tag.owner))
+            ids = (id, new_id) if ownership is None else (id, new_id, _index(ownership.owner))
             return await self._write(action, "rename", ids, values, *condition, *rest)
         # The old id must not die where the new one finds no room.
         room = self._write(action, "room", (new_id,), ())
-        if tag is None:
+        if ownership is None:
             await room
-        elif (await asyncio.gather(self._enter(action, new_id, tag, record, now), room))[0] is Outcome.REFUSED:
+        elif (await asyncio.gather(self._enter(action, new_id, ownership, record, now), room))[0] is Outcome.REVOKED:
             # A tag that the session already has is never refused. This round trip comes only within a minute of an end_owned().
             found = await self._look(action, id, now)
             if not isinstance(found, Record):
                 return found or Outcome.ABSENT
-            if found.tag is None or found.tag.since != tag.since:
-                return Outcome.REFUSED
-            await self._enter(action, new_id, tag, record, now, is_carried=True)
+            if found.ownership is None or found.ownership.since != ownership.since:
+                return Outcome.REVOKED
+            await self._enter(action, new_id, ownership, record, now, is_carried=True)
         # No script spans two slots of a Cluster: the old id dies first, and a destroy() may come before the new one lives.
         unconfirmed: SessionStoreError | None = None
         try:
@@ -299,10 +299,10 @@ class RedisDriver:
         while await self._call(self._calls.begin(action), None, Call("tidy", (key,), (), (now,))):
             pass
 
-    async def tag(
+    async def set_owner(
         self,
         id: str,
-        tag: Tag | None,
+        ownership: Ownership | None,
         sets: Mapping[str, bytes],
         deletes: Collection[str],
         *,
@@ -310,25 +310,25 @@ class RedisDriver:
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Do what apply() does, and give the session to the owner of *tag*, or take it from its owner where that is None.
+        """Do what apply() does, and give the session to the owner of *ownership*, or take it from its owner where that is None.
 
         In a Cluster, it takes three round trips.
         """
         action, names, values, gone = self._calls.begin("change a session"), _names(sets), (*sets.values(),), _names(deletes)
         limits = (_text(deadline), max_size)
-        if tag is None:
-            return await self._write(action, "tag", (id,), values, now, False, False, *limits, names, [*gone, *_TAG])
-        ids = [id, _index(tag.owner)]
+        if ownership is None:
+            return await self._write(action, "set_owner", (id,), values, now, False, False, *limits, names, [*gone, *_TAG])
+        ids = [id, _index(ownership.owner)]
         if self._is_cluster:
             # The owner's set comes first: it may have the id of a session that isn't there, and must not lack one that is.
             found = await self._look(action, id, now)
             if not isinstance(found, Record):
                 return found or Outcome.ABSENT
-            if await self._enter(action, id, tag, found, now) is Outcome.REFUSED:
-                return Outcome.REFUSED
+            if await self._enter(action, id, ownership, found, now) is Outcome.REVOKED:
+                return Outcome.REVOKED
             ids.pop()
-        arguments = (now, repr(tag.since), tag.owner, *limits, [*names, *_TAG], gone)
-        return await self._write(action, "tag", ids, (*values, *_pack(tag)), *arguments)
+        arguments = (now, repr(ownership.since), ownership.owner, *limits, [*names, *_TAG], gone)
+        return await self._write(action, "set_owner", ids, (*values, *_pack(ownership)), *arguments)
 
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
         """Return the owner's sessions by id, without their fields; in two round trips, one for the ids and one for the sessions.
@@ -344,7 +344,9 @@ class RedisDriver:
         over = [id for id, each in found.items() if each is Outcome.ENDED or (each is None and is_atomic)]
         await self._leave(action, owner, over, now)
         return {
-            id: each for id, each in found.items() if isinstance(each, Record) and each.tag is not None and each.tag.owner == owner
+            id: each
+            for id, each in found.items()
+            if isinstance(each, Record) and each.ownership is not None and each.ownership.owner == owner
         }
 
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
@@ -441,33 +443,35 @@ class RedisDriver:
                     self._large.clear()
                 self._large.add(id)
             fields = {name[1:].decode(errors="replace"): value for name, value in found.items() if name and name[0] == _COLON}
-            tag = Tag(found[b"owner"].decode(), found[b"note"], float(found[b"since"])) if b"owner" in found else None
+            ownership = Ownership(found[b"owner"].decode(), found[b"note"], float(found[b"since"])) if b"owner" in found else None
             created, expires, version = float(found[b"created"]), float(found[b"expires"]), int(found[b"version"])
             # The script writes whole numbers so, and takes no others.
             if not (is_sound(created, expires, deadline) and _is_whole(found[b"version"]) and _is_whole(found[b"size"])):
                 raise ValueError
-            return Record(fields, created, expires, deadline, version, tag, found.get(b"seal", b""))
+            return Record(fields, created, expires, deadline, version, ownership, found.get(b"seal", b""))
         except (KeyError, ValueError):
             self._damage.report(id, "its hash")
             return None
 
     async def _create(self, id: str, record: Record) -> Outcome:
-        action, (values, rest), tag = self._calls.begin("create a session"), _unfold(record), record.tag
-        if tag is None:
+        action, (values, rest), ownership = self._calls.begin("create a session"), _unfold(record), record.ownership
+        if ownership is None:
             return await self._write(action, "create", (id,), values, False, *rest)
         if not self._is_cluster:
-            return await self._write(action, "create", (id, _index(tag.owner)), values, repr(tag.since), *rest)
-        if await self._enter(action, id, tag, record, record.created) is Outcome.REFUSED:
-            return Outcome.REFUSED
+            return await self._write(action, "create", (id, _index(ownership.owner)), values, repr(ownership.since), *rest)
+        if await self._enter(action, id, ownership, record, record.created) is Outcome.REVOKED:
+            return Outcome.REVOKED
         outcome = await self._write(action, "create", (id,), values, False, *rest)
         if outcome is Outcome.CONFLICT and await self._look(action, id, record.created) is Outcome.ENDED:
             # All of the owner's sessions were ended after this one had its place among them, and before it was there.
-            return Outcome.REFUSED
+            return Outcome.REVOKED
         return outcome
 
-    async def _enter(self, action: Action, id: str, tag: Tag, record: Record, now: float, *, is_carried: bool = False) -> Outcome:
-        arguments = (now, repr(tag.since), id, repr(record.expires), is_carried)
-        return _outcome(await self._call(action, None, Call("enter", (self._prefix + _index(tag.owner),), (), arguments)))
+    async def _enter(
+        self, action: Action, id: str, ownership: Ownership, record: Record, now: float, *, is_carried: bool = False
+    ) -> Outcome:
+        arguments = (now, repr(ownership.since), id, repr(record.expires), is_carried)
+        return _outcome(await self._call(action, None, Call("enter", (self._prefix + _index(ownership.owner),), (), arguments)))
 
     async def time(self) -> float:
         """Return the time of the master, in seconds since the epoch; in a Cluster, of the master that has one certain slot."""
@@ -571,15 +575,15 @@ def _unfold(record: Record) -> tuple[Sequence[bytes], Sequence[Any]]:
     if record.seal:
         names.append("seal")
         values.append(record.seal)
-    if record.tag is not None:
+    if record.ownership is not None:
         names += _TAG
-        values += _pack(record.tag)
+        values += _pack(record.ownership)
     return values, (token_urlsafe(12), *times, names)
 
 
-def _pack(tag: Tag) -> Sequence[bytes]:
+def _pack(ownership: Ownership) -> Sequence[bytes]:
     """Return the values of the fields that _TAG names."""
-    return (tag.owner.encode(), repr(tag.since).encode(), tag.note)
+    return (ownership.owner.encode(), repr(ownership.since).encode(), ownership.note)
 
 
 def _names(fields: Iterable[str]) -> list[str]:

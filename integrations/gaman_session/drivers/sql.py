@@ -7,7 +7,7 @@ from `sessions` ends theirs:
     SELECT id FROM sessions JOIN session_values ON session_id = id
     WHERE NOT ended AND deadline > unixepoch() AND key = 'user' AND json_extract(value, '$.id') = 7
 
-The owner that tag() was given then stands there as it is, with the note as JSON. These are the sessions of one, by an index:
+The owner that set_owner() was given then stands there as it is, with the note as JSON. These are the sessions of one, by an index:
 
     SELECT id, json_extract(note, '$.device') FROM sessions WHERE owner = 'user:7' AND deadline > unixepoch()
 """
@@ -32,7 +32,7 @@ import msgspec
 from gaman.errors import ConfigError, GamanError
 from gaman_session._batches import Batches
 from gaman_session._damage import Damage
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Record, Tag, size_of
+from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Ownership, Record, size_of
 from gaman_session._errors import SessionStoreError
 from gaman_session._paths import check_access, expand, make_parent
 
@@ -51,9 +51,9 @@ CREATE TABLE IF NOT EXISTS sessions (
     version INTEGER NOT NULL,      -- raised by each write
     ended INTEGER NOT NULL,        -- 1 where it was ended or renamed, which is remembered until the deadline
     successor TEXT,                -- the id that it was renamed to
-    owner TEXT,                    -- whose it is: a hash, or with encrypt=False as tag() was given it
+    owner TEXT,                    -- whose it is: a hash, or with encrypt=False as set_owner() was given it
     since REAL,                    -- when it was tied to the owner
-    note,                          -- what tag() was given with it: TEXT where it is JSON, a BLOB otherwise
+    note,                          -- what set_owner() was given with it: TEXT where it is JSON, a BLOB otherwise
     size INTEGER NOT NULL,         -- bytes of its keys and values
     seal BLOB NOT NULL             -- what proves created and expires; empty where values aren't sealed
 ) WITHOUT ROWID;
@@ -189,7 +189,7 @@ class SQLDriver:
         except _IsLarge:
             return await self._large_reader.call("load a session", lambda sessions: sessions.load(id, now, math.inf))
 
-    async def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
+    async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
         """Store a new session; an id that is taken raises SessionStoreError."""
         return await self._writer.call("create a session", lambda sessions: sessions.create(id, record))
 
@@ -229,10 +229,10 @@ class SQLDriver:
         count = min(limit, _PURGED_AT_ONCE)
         return await self._writer.call("remove what is over", lambda sessions: sessions.purge(now, count))
 
-    async def tag(
+    async def set_owner(
         self,
         id: str,
-        tag: Tag | None,
+        ownership: Ownership | None,
         sets: Mapping[str, bytes],
         deletes: Collection[str],
         *,
@@ -240,9 +240,9 @@ class SQLDriver:
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Do what apply() does, and give the session to the owner of *tag*, or to nobody."""
+        """Do what apply() does, and give the session to the owner of *ownership*, or to nobody."""
         return await self._writer.call(
-            "change a session", lambda sessions: sessions.tag(id, tag, sets, deletes, now, deadline, max_size)
+            "change a session", lambda sessions: sessions.set_owner(id, ownership, sets, deletes, now, deadline, max_size)
         )
 
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
@@ -418,10 +418,10 @@ class _Sessions(sqlite3.Connection):
                 self._damage.report(id, f"the value of {field!r}")
         return self._record(id, fields, head, rows[0])
 
-    def create(self, id: str, record: Record) -> Literal[Outcome.REFUSED] | None:
-        tag = record.tag
-        if tag is not None and self._is_refused(tag, record.created):
-            return Outcome.REFUSED
+    def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
+        ownership = record.ownership
+        if ownership is not None and self._is_revoked(ownership, record.created):
+            return Outcome.REVOKED
         self._insert(id, record)
         return None
 
@@ -459,8 +459,8 @@ class _Sessions(sqlite3.Connection):
             return head
         if head.version != version:
             return Outcome.CONFLICT
-        if record.tag is not None and self._is_new(id, record.tag) and self._is_refused(record.tag, now):
-            return Outcome.REFUSED
+        if record.ownership is not None and self._is_new(id, record.ownership) and self._is_revoked(record.ownership, now):
+            return Outcome.REVOKED
         self._end(id, now, new_id)
         self._insert(new_id, record)
         return Outcome.WRITTEN
@@ -473,10 +473,10 @@ class _Sessions(sqlite3.Connection):
         self.execute("DELETE FROM session_owners_ended WHERE ended <= ?", (now - TOMBSTONE,))
         return self.execute(_PURGE, (now, limit)).rowcount
 
-    def tag(
+    def set_owner(
         self,
         id: str,
-        tag: Tag | None,
+        ownership: Ownership | None,
         sets: Mapping[str, bytes],
         deletes: Collection[str],
         now: float,
@@ -484,11 +484,11 @@ class _Sessions(sqlite3.Connection):
         max_size: int,
     ) -> Outcome:
         head = self._find(id, now)
-        if isinstance(head, _Head) and tag is not None and self._is_new(id, tag) and self._is_refused(tag, now):
-            return Outcome.REFUSED
+        if isinstance(head, _Head) and ownership is not None and self._is_new(id, ownership) and self._is_revoked(ownership, now):
+            return Outcome.REVOKED
         outcome = self.apply(id, sets, deletes, now, deadline, max_size)
         if outcome is Outcome.WRITTEN:
-            self.execute(_TAG, (*_columns(tag), id))
+            self.execute(_TAG, (*_columns(ownership), id))
         return outcome
 
     def owned(self, owner: str, now: float) -> dict[str, Record]:
@@ -498,7 +498,7 @@ class _Sessions(sqlite3.Connection):
             head = self._check(id, [row], now)
             if isinstance(head, _Head):
                 found[id] = self._record(id, {}, head, row)
-        return {id: record for id, record in found.items() if record.tag is not None}
+        return {id: record for id, record in found.items() if record.ownership is not None}
 
     def end_owned(self, owner: str, keep: Collection[str], now: float) -> int:
         ending = [id for id in self.owned(owner, now) if id not in keep]
@@ -512,23 +512,23 @@ class _Sessions(sqlite3.Connection):
         found: int = count
         return found
 
-    def _is_new(self, id: str, tag: Tag) -> bool:
-        return self.execute("SELECT 1 FROM sessions WHERE id = ? AND since = ?", (id, tag.since)).fetchone() is None
+    def _is_new(self, id: str, ownership: Ownership) -> bool:
+        return self.execute("SELECT 1 FROM sessions WHERE id = ? AND since = ?", (id, ownership.since)).fetchone() is None
 
-    def _is_refused(self, tag: Tag, now: float) -> bool:
-        """Return whether *tag* was made before all sessions of its owner were ended, less than a minute ago."""
+    def _is_revoked(self, ownership: Ownership, now: float) -> bool:
+        """Return whether *ownership* was made before all sessions of its owner were ended, less than a minute ago."""
         question = "SELECT 1 FROM session_owners_ended WHERE owner = ? AND ended > ? AND ended > ? AND ended <= ?"
-        return self.execute(question, (tag.owner, tag.since, now - TOMBSTONE, now + MAX_SKEW)).fetchone() is not None
+        return self.execute(question, (ownership.owner, ownership.since, now - TOMBSTONE, now + MAX_SKEW)).fetchone() is not None
 
     def _record(self, id: str, fields: dict[str, bytes], head: _Head, row: tuple[Any, ...]) -> Record:
         owner, since, note = row[len(head) : len(head) + 3]
-        tag = None
+        ownership = None
         if owner is not None:
             if isinstance(since, float) and isinstance(note, bytes):
-                tag = Tag(owner.decode(errors="replace"), note, since)
+                ownership = Ownership(owner.decode(errors="replace"), note, since)
             else:
                 self._damage.report(id, "its owner")
-        return Record(fields, head.created, head.expires, head.deadline, head.version, tag, head.seal)
+        return Record(fields, head.created, head.expires, head.deadline, head.version, ownership, head.seal)
 
     def _find(self, id: str, now: float) -> _Head | _Missing:
         return self._check(id, self.execute(_HEAD, (id,)).fetchall(), now)
@@ -546,7 +546,7 @@ class _Sessions(sqlite3.Connection):
 
     def _insert(self, id: str, record: Record) -> None:
         times = (record.created, record.expires, record.deadline, record.version)
-        self.execute(_CREATE, (id, *times, *_columns(record.tag), size_of(record.fields), record.seal))
+        self.execute(_CREATE, (id, *times, *_columns(record.ownership), size_of(record.fields), record.seal))
         self._set(id, record.fields)
 
     def _touch(
@@ -580,9 +580,9 @@ class _Sessions(sqlite3.Connection):
         self.execute("DELETE FROM session_values WHERE session_id = ?", (id,))
 
 
-def _columns(tag: Tag | None) -> tuple[str | None, float | None, bytes | str | None]:
-    """Return what the three columns of *tag* hold."""
-    return (None, None, None) if tag is None else (tag.owner, tag.since, _stored(tag.note))
+def _columns(ownership: Ownership | None) -> tuple[str | None, float | None, bytes | str | None]:
+    """Return what the three columns of *ownership* hold."""
+    return (None, None, None) if ownership is None else (ownership.owner, ownership.since, _stored(ownership.note))
 
 
 def _stored(value: bytes) -> bytes | str:
