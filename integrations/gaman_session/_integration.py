@@ -16,6 +16,7 @@ from gaman import App, ConfigError, Context, Headers, HTTPError, Integration, Re
 from gaman_session import _options, _sealing
 from gaman_session._awaitable import SessionCall, later, run
 from gaman_session._clock import StoreClock, tells_time
+from gaman_session._cookie_session import CookieSession
 from gaman_session._counters import Counters, export
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
@@ -26,7 +27,6 @@ from gaman_session._serializer import Serializer
 from gaman_session._session import Answer, Session, Sessions
 from gaman_session._stored import StoredSession
 from gaman_session.drivers import DRIVERS
-from gaman_session.drivers.cookies import CookieSession
 
 logger = logging.getLogger("gaman")
 

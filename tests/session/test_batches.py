@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from gaman_session import _batches
-from gaman_session._batches import Batches
+from gaman_session.drivers import _batches
+from gaman_session.drivers._batches import Batches
 
 pytestmark = pytest.mark.anyio
 

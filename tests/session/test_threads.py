@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from gaman_session._threads import Threads
+from gaman_session.drivers._threads import Threads
 
 pytestmark = pytest.mark.anyio
 

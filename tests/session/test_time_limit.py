@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from gaman_session._time_limit import TimeLimit
+from gaman_session.drivers._time_limit import TimeLimit
 
 pytestmark = pytest.mark.anyio
 

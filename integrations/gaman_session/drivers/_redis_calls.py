@@ -40,12 +40,12 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from gaman_session._batches import Batches
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000
-from gaman_session._time_limit import TimeLimit
+from gaman_session.drivers._batches import Batches
 from gaman_session.drivers._redis_address import Address
 from gaman_session.drivers._redis_master import Watch
 from gaman_session.drivers._redis_servers import Cluster, Server
+from gaman_session.drivers._time_limit import TimeLimit
 
 _encode = Encoder().encode
 

@@ -15,7 +15,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 from redis.exceptions import AskError, RedisClusterException, ResponseError, SlotNotCoveredError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from gaman_session._batches import Batches
+from gaman_session.drivers._batches import Batches
 
 Call = TypeVar("Call")
 

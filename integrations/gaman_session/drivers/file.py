@@ -22,12 +22,12 @@ from msgspec import DecodeError, Meta, Struct
 from msgspec.msgpack import Decoder, Encoder
 
 from gaman.errors import ConfigError, GamanError
-from gaman_session._batches import Batches
 from gaman_session._damage import Damage
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Outcome, Ownership, Record, size_of
 from gaman_session._errors import SessionStoreError
 from gaman_session._paths import check_access, expand, make_parent
-from gaman_session._threads import Threads
+from gaman_session.drivers._batches import Batches
+from gaman_session.drivers._threads import Threads
 
 if sys.platform != "win32":
     import fcntl

@@ -50,11 +50,11 @@ from pymongo.errors import (
 )
 
 from gaman.errors import ConfigError, GamanError
-from gaman_session._batches import Batches
 from gaman_session._damage import Damage
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Outcome, Ownership, Record, is_sound, size_of
 from gaman_session._errors import SessionStoreError
-from gaman_session._time_limit import TimeLimit
+from gaman_session.drivers._batches import Batches
+from gaman_session.drivers._time_limit import TimeLimit
 
 # What is damaged is absent for a write too: it takes only a document of this shape.
 _TYPES: Final = {"created": "date", "expires": "date", "deadline": "date", "version": "long", "fields": "object"}

@@ -30,11 +30,11 @@ import aiosqlite
 import msgspec
 
 from gaman.errors import ConfigError, GamanError
-from gaman_session._batches import Batches
 from gaman_session._damage import Damage
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Ownership, Record, size_of
 from gaman_session._errors import SessionStoreError
 from gaman_session._paths import check_access, expand, make_parent
+from gaman_session.drivers._batches import Batches
 
 T = TypeVar("T")
 _Call: TypeAlias = "Callable[[_Sessions], T]"
