@@ -36,8 +36,10 @@ ORDER = [
     ["gaman_session.drivers._redis_replicas"],
     ["gaman_session.drivers._redis_master"],
     ["gaman_session.drivers._redis_address", "gaman_session.drivers._redis_walk"],
+    ["gaman_session.drivers._reports"],
     [
         "gaman_session.drivers._batches",
+        "gaman_session.drivers._checks",
         "gaman_session.drivers._threads",
         "gaman_session.drivers._time_limit",
     ],
@@ -224,7 +226,7 @@ def test_a_driver_knows_only_its_contract(module: Module) -> None:
         "gaman",
         "gaman.errors",
         *(f"{package}.{room}" for room in ("_driver", "_errors", "_paths", "_damage")),
-        *(f"{package}.drivers.{room}" for room in ("_batches", "_threads", "_time_limit", "_checks")),
+        *(f"{package}.drivers.{room}" for room in ("_batches", "_checks", "_reports", "_threads", "_time_limit")),
     }
     # A driver may have parts in files of their own, which begin with its name.
     driver = name.removeprefix("_").partition("_")[0]

@@ -18,6 +18,7 @@ from gaman_session._owners import supports_owners
 from gaman_session._serializer import CODECS, Codec, Serializer, custom
 from gaman_session._session import FOREVER
 from gaman_session.drivers import DRIVERS, find_driver
+from gaman_session.drivers._checks import check_whole_number
 
 # Chromium keeps no cookie longer (RFC 6265bis, section 5.5).
 _LONGEST = 400 * 86_400
@@ -110,8 +111,7 @@ def check(
                 f"session(idle_timeout={idle_timeout}): max_age={max_age} ends every session before; "
                 "write a smaller idle_timeout, or leave it out"
             )
-    if not isinstance(max_size, int) or isinstance(max_size, bool) or max_size < 1:
-        raise ConfigError(f"session(max_size={max_size!r}): it takes a whole number of bytes above 0")
+    check_whole_number(max_size, f"session(max_size={max_size!r}):", "a whole number of bytes above 0")
     _one_of("True or False", bool, secure=secure, partitioned=partitioned, encrypt=encrypt)
     _one_of("text", str, path=path, same_site=same_site)
     _one_of("text, or None", (str, type(None)), cookie_name=cookie_name, domain=domain)
@@ -173,15 +173,15 @@ def _one_of(what: str, kind: type | tuple[type, ...], **values: object) -> None:
 
 
 def _seconds(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= FOREVER:
-        raise ConfigError(f"session({name}={value!r}): it takes a whole number of seconds above 0, and below a thousand years")
+    check_whole_number(
+        value, f"session({name}={value!r}):", "a whole number of seconds above 0, and below a thousand years", most=FOREVER
+    )
 
 
 def _most(most: object, driver: Driver | None) -> None:
     if most is None:
         return
-    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-        raise ConfigError(f"session(max_sessions_per_owner={most!r}): it takes a whole number above 0, or None")
+    check_whole_number(most, f"session(max_sessions_per_owner={most!r}):", "a whole number above 0, or None")
     if not supports_owners(driver):
         raise ConfigError(
             f"session(max_sessions_per_owner={most}): {SessionUnsupported('cookies' if driver is None else driver.name)}"

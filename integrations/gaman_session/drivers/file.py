@@ -27,6 +27,7 @@ from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Outcom
 from gaman_session._errors import SessionStoreError
 from gaman_session._paths import check_access, expand, make_parent
 from gaman_session.drivers._batches import Batches
+from gaman_session.drivers._checks import check_timeout
 from gaman_session.drivers._threads import Threads
 
 if sys.platform != "win32":
@@ -89,8 +90,7 @@ class FileDriver:
         path = os.fspath(dir) if isinstance(dir, (str, os.PathLike)) else None
         if not isinstance(path, str) or not path or "\0" in path:
             raise ConfigError(f"the file driver has dir={dir!r}; it takes the path of a folder")
-        if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 < timeout < math.inf:
-            raise ConfigError(f"the file driver has timeout={timeout!r}; it takes a number of seconds above 0")
+        check_timeout("file", timeout)
         self._files = _Files(os.path.abspath(expand(path, f"the file driver has dir={path!r}")))
         self._timeout = timeout
         self._threads = Threads(_THREADS, "gaman-session-files")

@@ -11,9 +11,9 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from gaman.errors import ConfigError
 from gaman_session._driver import MAX_SKEW, TOMBSTONE, WRITTEN, Outcome, Ownership, Record, length_of, size_of
 from gaman_session._errors import SessionStoreError
+from gaman_session.drivers._checks import check_whole_number
 
 logger = logging.getLogger("gaman")
 
@@ -46,8 +46,7 @@ class MemoryDriver:
     shared = False
 
     def __init__(self, *, max_sessions: int = 100_000) -> None:
-        if not isinstance(max_sessions, int) or isinstance(max_sessions, bool) or max_sessions < 1:
-            raise ConfigError(f"the memory driver has max_sessions={max_sessions!r}; it takes a whole number above 0")
+        check_whole_number(max_sessions, f"the memory driver has max_sessions={max_sessions!r};")
         self._max_sessions = max_sessions
         self._sessions: dict[str, _Kept] = {}
         # Every session stands in one of these, the least recently used first: it was only created, used again, or has an owner.

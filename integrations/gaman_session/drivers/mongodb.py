@@ -54,6 +54,7 @@ from gaman_session._damage import Damage
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Outcome, Ownership, Record, is_sound, size_of
 from gaman_session._errors import SessionStoreError
 from gaman_session.drivers._batches import Batches
+from gaman_session.drivers._checks import check_timeout, check_whole_number
 from gaman_session.drivers._time_limit import TimeLimit
 
 # What is damaged is absent for a write too: it takes only a document of this shape.
@@ -139,10 +140,8 @@ class MongoDBDriver:
         for option, name in (("db_name", db_name), ("collection", collection)):
             if not isinstance(name, str) or not name:
                 raise ConfigError(f"the mongodb driver has {option}={name!r}; it takes a name")
-        if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 < timeout < math.inf:
-            raise ConfigError(f"the mongodb driver has timeout={timeout!r}; it takes a number of seconds above 0")
-        if not isinstance(pool_size, int) or isinstance(pool_size, bool) or pool_size < 1:
-            raise ConfigError(f"the mongodb driver has pool_size={pool_size!r}; it takes a whole number above 0")
+        check_timeout("mongodb", timeout)
+        check_whole_number(pool_size, f"the mongodb driver has pool_size={pool_size!r};")
         self._uri = uri
         self._db_name = db_name
         self._collection = collection

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -42,6 +41,7 @@ from gaman.errors import ConfigError
 from gaman_session._damage import Damage
 from gaman_session._driver import LARGE, Outcome, Ownership, Record, is_sound
 from gaman_session._errors import SessionStoreError
+from gaman_session.drivers._checks import check_timeout, check_whole_number
 from gaman_session.drivers._redis_address import Address, parse
 from gaman_session.drivers._redis_calls import CONNECTION_FAILURES, DEMOTED, FAILURES, PAUSE, Action, Call, Calls, Unconfirmed
 from gaman_session.drivers._redis_master import NotMasterError, SentinelWatch, ServerWatch, Watch, greet
@@ -81,11 +81,10 @@ class RedisDriver:
     ) -> None:
         if not isinstance(prefix, str):
             raise ConfigError(f"the redis driver has prefix={prefix!r}; it takes text")
-        if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 < timeout < math.inf:
-            raise ConfigError(f"the redis driver has timeout={timeout!r}; it takes a number of seconds above 0")
+        check_timeout("redis", timeout)
         for name, number, least in (("pool_size", pool_size, 1), ("wait_replicas", wait_replicas, 0)):
-            if not isinstance(number, int) or isinstance(number, bool) or number < least:
-                raise ConfigError(f"the redis driver has {name}={number!r}; it takes a whole number from {least} up")
+            found = f"the redis driver has {name}={number!r};"
+            check_whole_number(number, found, f"a whole number from {least} up", least=least)
         self._address = parse(url)
         self._is_cluster = self._address.kind == "cluster"
         self._prefix = prefix

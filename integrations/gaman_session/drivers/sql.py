@@ -35,6 +35,7 @@ from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, Outcome, Ownership
 from gaman_session._errors import SessionStoreError
 from gaman_session._paths import check_access, expand, make_parent
 from gaman_session.drivers._batches import Batches
+from gaman_session.drivers._checks import check_timeout
 
 T = TypeVar("T")
 _Call: TypeAlias = "Callable[[_Sessions], T]"
@@ -158,8 +159,7 @@ class SQLDriver:
         path = os.fspath(file) if isinstance(file, (str, os.PathLike)) else None
         if not isinstance(path, str) or path in ("", ":memory:") or "\0" in path:
             raise ConfigError(f"the sql driver has file={file!r}; it takes the path of a file on a disk")
-        if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 < timeout < _DAY:
-            raise ConfigError(f"the sql driver has timeout={timeout!r}; it takes a number of seconds above 0, and below a day")
+        check_timeout("sql", timeout, "a number of seconds above 0, and below a day", below=_DAY)
         self._file = Path(expand(path, f"the sql driver has file={path!r}"))
         self._timeout = timeout
         self._damage = Damage("sql")
