@@ -257,7 +257,7 @@ async def test_the_health_check_tells_which_integration_has_lost_its_store_and_n
             assert await health(browser) == (200, {"failed": []})
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "examples/README.md"])
 def test_a_link_leads_somewhere(document: str) -> None:
     for target in re.findall(r"\]\((?!https?:)(.*?)\)", (ROOT / document).read_text()):
         path, _, anchor = target.partition("#")
@@ -268,3 +268,21 @@ def test_a_link_leads_somewhere(document: str) -> None:
 
 def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in re.findall(r"(?m)^#+ (.*)$", text)}
+
+
+def test_the_list_of_examples_names_each_one() -> None:
+    named = set(re.findall(r"\((\w+\.(?:py|html))\)", (ROOT / "examples/README.md").read_text()))
+    assert named == {path.name for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".html")}
+
+
+def test_the_contents_of_the_readme_name_each_section() -> None:
+    contents, _, rest = (ROOT / "README.md").read_text().partition("\n## ")
+    linked = set(re.findall(r"\(#([\w-]+)\)", contents))
+    # Operating is linked by its parts. A title that occurs twice is numbered by its place, so it is linked by its section.
+    assert anchors(f"## {rest}") - {"operating", "options", "a-folder-of-files", "which-driver"} == linked
+
+
+def test_the_readme_tells_the_size_of_the_core() -> None:
+    lines = sum(path.read_text().count("\n") for path in (ROOT / "gaman").rglob("*.py"))
+    [told] = re.findall(r"The core is about ([\d,]+) lines", (ROOT / "README.md").read_text())
+    assert 0.95 < int(told.replace(",", "")) / lines < 1.05
