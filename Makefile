@@ -1,17 +1,17 @@
 # Each target sets up what it needs: `make demo` and `make test` work from a clean clone with Python 3.11+ and nothing else.
 PYTHON ?= python3
 VENV ?= .venv
-# Three processes on two cores, because half of what tests do is to wait.
+# Three processes on two cores, because tests spend half of their time waiting.
 AT_ONCE = -n 3 --dist worksteal
 
 help:
 	@echo "make demo    start the example on http://localhost:3431"
 	@echo "make test    run the tests"
-	@echo "make faults  run those that take minutes: servers killed, disks full"
-	@echo "make e2e     run those that drive a browser, a Chromium of this machine"
-	@echo "make check   ask ruff, mypy and pyright"
-	@echo "make bench   measure, against peers too: ten minutes; make bench-quick: one"
-	@echo "PYTHON=python3.13 VENV=.venv-3.13 takes another Python, beside the first."
+	@echo "make faults  run the tests that take minutes: servers killed, disks full"
+	@echo "make e2e     run the tests that drive a browser, the Chromium of this machine"
+	@echo "make check   run ruff, mypy and pyright"
+	@echo "make bench   measure gaman beside other frameworks: ten minutes; make bench-quick: one"
+	@echo "PYTHON=python3.13 VENV=.venv-3.13 uses another Python, beside the first."
 
 demo: $(VENV)/installed
 	@$(VENV)/bin/python examples/workflow.py
