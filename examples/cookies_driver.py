@@ -1,4 +1,4 @@
-"""Sessions in an encrypted cookie, the default: nothing to install, to run or to share between servers."""
+"""Sessions in an encrypted cookie, the default, without a store to install, to run or to share between servers."""
 
 import os
 import secrets

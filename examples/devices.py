@@ -1,4 +1,4 @@
-"""The devices that are logged in to an account: a page that lists them, and logs out one of them, or all others, at once."""
+"""A page that lists the devices of an account, and logs out one of them or all others."""
 
 import os
 import secrets
@@ -8,7 +8,7 @@ import gaman
 from gaman import Context, Response, define_routes
 from gaman.session import OwnedSession, session
 
-# With an idle limit, a session knows when it was last used.
+# `idle_timeout` makes `last_used_at` available.
 sessions = session(
     secret=os.environ.get("GAMAN_KEY") or secrets.token_urlsafe(32),
     driver={"type": "memory"},
@@ -38,7 +38,7 @@ async def home(ctx: Context) -> Response:
 
 
 async def login(ctx: Context) -> Response:
-    # Simulate login: a real one looks at a password first.
+    # Simulate login: a real one checks a password first.
     user = await ctx.input("user") or "angga"
     await ctx.session.regenerate()
     await ctx.session.set("user", user)
@@ -48,7 +48,7 @@ async def login(ctx: Context) -> Response:
 
 async def end(ctx: Context) -> Response:
     user, handle = await ctx.session.get("user", type=str), await ctx.input("handle")
-    # Nobody ends a session that is not theirs.
+    # The handle comes from a form, so it must be one of this user's.
     if user is not None and any(device.handle == handle for device in await sessions.list(f"user:{user}")):
         await sessions.end(str(handle))
     return Response.redirect("/", status=303)

@@ -1,4 +1,4 @@
-"""Sessions in files: they outlive the server, and several of its processes share them; nothing to install."""
+"""Sessions in files, which survive a restart and are shared by all processes of one machine."""
 
 import os
 import secrets
@@ -13,7 +13,7 @@ def plus_one(count: int) -> int:
 
 
 async def visits(ctx: Context) -> dict[str, int]:
-    # Atomic: however many requests come at once, none is counted twice and none is lost.
+    # Atomic: concurrent requests are each counted exactly once.
     return {"visits": await ctx.session.update("visits", plus_one, default=0)}
 
 

@@ -1,4 +1,4 @@
-"""Sessions in the server's memory: fast, of any size, with atomic updates; gone when the server stops."""
+"""Sessions in the server's memory, which are fast and end when the server stops."""
 
 import os
 import secrets
@@ -13,7 +13,7 @@ def plus_one(count: int) -> int:
 
 
 async def visits(ctx: Context) -> dict[str, int]:
-    # Atomic: however many requests come at once, none is counted twice and none is lost.
+    # Atomic: concurrent requests are each counted exactly once.
     return {"visits": await ctx.session.update("visits", plus_one, default=0)}
 
 

@@ -1,4 +1,4 @@
-"""Sessions in Redis, for many servers; needs `pip install "gaman[redis]"`, and a Redis at REDIS_URL or on this machine."""
+"""Sessions in Redis, shared by many servers; needs `pip install "gaman[redis]"`, and a Redis at REDIS_URL or on this machine."""
 
 import os
 import secrets
@@ -13,7 +13,7 @@ def plus_one(count: int) -> int:
 
 
 async def visits(ctx: Context) -> dict[str, int]:
-    # Atomic: however many requests come at once, none is counted twice and none is lost.
+    # Atomic: concurrent requests are each counted exactly once.
     return {"visits": await ctx.session.update("visits", plus_one, default=0)}
 
 

@@ -1,4 +1,4 @@
-"""The session's four calls: set, get, has and delete."""
+"""The session's four basic calls: set, get, has and delete."""
 
 import os
 import secrets

@@ -1,4 +1,4 @@
-"""Sessions in a SQLite database, which outlives the server; needs `pip install "gaman[sql]"`."""
+"""Sessions in a SQLite database, which survive a restart; needs `pip install "gaman[sql]"`."""
 
 import os
 import secrets
@@ -13,7 +13,7 @@ def plus_one(count: int) -> int:
 
 
 async def visits(ctx: Context) -> dict[str, int]:
-    # Atomic: however many requests come at once, none is counted twice and none is lost.
+    # Atomic: concurrent requests are each counted exactly once.
     return {"visits": await ctx.session.update("visits", plus_one, default=0)}
 
 

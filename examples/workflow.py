@@ -1,4 +1,7 @@
-"""The session's workflow: log in, see the profile, check, log out. Run it with `make demo`, or as `python examples/workflow.py`."""
+"""The session's workflow: log in, see the profile, check, log out.
+
+Run it with `make demo`, or with `python examples/workflow.py`.
+"""
 
 import os
 import secrets
@@ -10,10 +13,10 @@ from gaman.session import session
 
 
 async def login(ctx: Context) -> Response:
-    # Simulate login: a real one looks at a password first.
+    # Simulate login: a real one checks a password first.
     user = {"id": 1, "name": "Angga", "email": "angga@example.com"}
 
-    await ctx.session.regenerate()  # a new id at login, so that one known from before is worth nothing
+    await ctx.session.regenerate()  # a new id at login, so that an id known before opens nothing
     await ctx.session.set("user", user)
     await ctx.session.set("isAuthenticated", True)
 
@@ -36,7 +39,7 @@ async def check(ctx: Context) -> Response:
 
 
 async def logout(ctx: Context) -> Response:
-    await ctx.session.clear()  # the whole session goes, and its cookie with it
+    await ctx.session.clear()  # ends the session and removes its cookie
 
     return Response.json({"status": "logged out"})
 
@@ -46,22 +49,22 @@ async def page(ctx: Context) -> Response:
 
 
 def reveal(ctx: Context, response: Response) -> None:
-    """Tell the page of its cookie what no script can see there: whether it came, and how it is set; never its value."""
+    """Show the page what its scripts can't see: whether the cookie was sent, and its attributes, but never its value."""
     response.headers["x-cookie-came"] = "yes" if "gaman=" in ctx.headers.get("cookie", "") else "no"
     for _, line in ctx.cookies.fields():
         name, _, value_and_attributes = line.decode().partition("=")
         response.headers["x-cookie-set"] = f"{name}=...;{value_and_attributes.partition(';')[2]}"
 
 
-# Here each path takes any method, so that you can try it in an address bar too. In your application, what changes something takes
-# POST only, `"/login": {"POST": login}`, because any page can make a browser send a GET.
+# Each path takes any method, so that you can try it in an address bar. In your application, let only POST change things, as in
+# `"/login": {"POST": login}`, because any page can make a browser send a GET.
 routes = define_routes({"/": page, "/login": login, "/profile": profile, "/check": check, "/logout": logout})
 
-# Sessions are sealed with a secret. Without one in GAMAN_KEY, this makes one up at each start, and so forgets who was logged in;
-# an application of yours should have its own, which `gaman key` makes.
+# The secret seals the sessions. Without GAMAN_KEY, each start makes a new one, which logs everyone out. Make one for your own
+# application with `gaman key`.
 secret = os.environ.get("GAMAN_KEY") or secrets.token_urlsafe(32)
 
-# Only for the page. It comes before session(), so its on_response comes after, when the cookie is known.
+# Only for the page. It is listed before session(), so its on_response runs after the session has set its cookie.
 page_helper = define_integration(name="page helper", priority="very-high", on_response=reveal)
 
 if __name__ == "__main__":
@@ -74,5 +77,5 @@ if __name__ == "__main__":
     curl -b jar -c jar http://localhost:{port}/check
     curl -b jar -c jar -X POST http://localhost:{port}/logout
 """)
-    # Safari keeps no Secure cookie over http://localhost: for it, pass secure=False while you develop.
+    # Safari drops Secure cookies over http://localhost: pass secure=False during development with it.
     gaman.serve(routes, integrations=[page_helper, session(secret=secret, driver={"type": "cookies"})], port=port)
