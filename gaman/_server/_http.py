@@ -9,24 +9,15 @@ sends what was written.
 from __future__ import annotations
 
 import asyncio
-import select
-import socket
-import struct
-import sys
 from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import unquote
 
-import httptools
-
-from gaman._headers import MAX_FIELDS, RawHeaders
+from gaman._response import Scope
+from gaman._server import _tcp
 from gaman._server._exchange import STATUS_LINES, Exchange
 from gaman._server._outbox import Writer
-
-if sys.platform == "linux":
-    import fcntl
-    import termios
+from gaman._server._parser import RefusedError, RequestParser
 
 if TYPE_CHECKING:
     from uvicorn import Config
@@ -34,12 +25,6 @@ if TYPE_CHECKING:
 
     from gaman._server._connections import Connections
 
-_MAX_HEAD: Final = 1 << 18
-"""Bytes between two pieces of a body, or before the first: a request's head, a chunk's extensions, the trailers."""
-_MAX_TARGET: Final = 1 << 16
-"""Bytes of a request's target, which take up to some 20 ms to decode."""
-_MAX_AHEAD: Final = 64
-"""Requests of a connection that are parsed and not yet answered."""
 _MAX_BUFFERED: Final = 1 << 16
 """Bytes of a body that wait for the application before reading pauses."""
 _MAX_SEGMENT: Final = 1 << 16
@@ -49,26 +34,13 @@ _MAX_REFUSED: Final = 32
 _LINGER: Final = 1.0
 """Seconds in which a client that has taken the last response may close the connection itself."""
 
-_END_OF_HEAD: Final = b"\r\n\r\n"
-_POLLRDHUP: Final = getattr(select, "POLLRDHUP", 0)
-_NOTED: Final = frozenset({b"content-length", b"expect", b"host", b"transfer-encoding"})
-"""Fields of a request that matter to the connection."""
-
-
-class _RefusedError(Exception):
-    """Raised in a callback of the parser: the request is answered with *status*, and the connection ends."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
-
 
 class Connection(asyncio.Protocol):
     """A client's connection: parses its requests ahead, has them answered one after another, and decides when it ends."""
 
     writer: Writer
     _transport: asyncio.Transport
-    _parser: httptools.HttpRequestParser
+    _parser: RequestParser
 
     def __init__(self, shared: Connections, config: Config, state: ServerState, user_state: dict[str, Any]) -> None:
         self._shared = shared
@@ -82,18 +54,7 @@ class Connection(asyncio.Protocol):
         self._is_lingering = False
         """Whether everything is answered, and only the client's end is awaited."""
 
-        # The request that is arriving: its head in parts, then its exchange until the body is complete.
-        self._target = b""
-        self._fields: RawHeaders | None = None
-        self._declined: RawHeaders | None = None
-        """The fields of a head that offered an upgrade, until it is parsed without the offer."""
-        self._has_host = self._expects_continue = False
-        self._body_left = 0
-        """Bytes of a body with a Content-Length that have not come yet."""
         self._receiving: Exchange | None = None
-        self._unread = 0
-        """Bytes that came since the last piece of a body, or since the message began."""
-
         # The requests that are to be answered, in order.
         self._exchange: Exchange | None = None
         self._queue: deque[Exchange] = deque()
@@ -120,14 +81,18 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self.writer = Writer(self._transport, self._shared.outbox, self._state.tasks)
-        self._server = _address(transport.get_extra_info("sockname"))
-        self._client = _address(transport.get_extra_info("peername"))
-        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        base_scope = {
+            "type": "http",
+            "server": _tcp.address(transport.get_extra_info("sockname")),
+            "client": _tcp.address(transport.get_extra_info("peername")),
+            "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
+            "root_path": "",
+        }
+        self._parser = RequestParser(self, base_scope)
         connections: set[Any] = self._state.connections
         connections.add(self)
         self._shared.watch(self)
-        self._keep_alive_probes()
-        self._start_parser()
+        _tcp.keep_alive(self._transport, self._timeout)
         self.expect_more()
         if (limit := self._shared.max_connections) is not None:
             refused = self._shared.refused
@@ -142,12 +107,9 @@ class Connection(asyncio.Protocol):
         if self._unparsed:
             self._unparsed += data
         elif not self._is_ending:
-            self._unread += len(data)
             self._parse(data)
             if self._receiving is not None and not self._receiving.is_complete:
                 self.expect_more()
-            if self._unread > _MAX_HEAD and not self._is_ending:
-                self._refuse(431)
         if len(data) >= _MAX_SEGMENT:
             self._pause_reading()
             self._loop.call_soon(self.resume_reading)
@@ -177,8 +139,7 @@ class Connection(asyncio.Protocol):
             self._exchange.disconnect()
         self._queue.clear()
         self._unparsed = b""
-        # The parser holds this connection, so they would wait for the garbage collector.
-        del self._parser
+        self._parser.close()
         self._exchange = self._receiving = None
         self.resume_writing()
 
@@ -201,7 +162,7 @@ class Connection(asyncio.Protocol):
 
     def _close_idle(self) -> None:
         if self._grace == 0 or (self._exchange is None and not self._is_lingering):
-            self._close() if self._count_unsent() else self.writer.close()
+            self._close() if _tcp.count_unsent(self._transport) else self.writer.close()
 
     def check(self, now: float) -> None:
         """End the connection if its client has been silent for too long, or has left."""
@@ -214,9 +175,9 @@ class Connection(asyncio.Protocol):
             self._time_out(now)
 
     def _time_out(self, now: float) -> None:
-        if self._receiving is None and self._fields is None:
+        if self._receiving is None and self._parser.fields is None:
             # There is no request to answer, but a client that still reads the last response is not idle.
-            if self._count_unsent():
+            if _tcp.count_unsent(self._transport):
                 self._become_idle()
                 self._check_reader(now)
             else:
@@ -230,7 +191,7 @@ class Connection(asyncio.Protocol):
 
     def _check_reader(self, now: float) -> None:
         """Break the connection off if the client takes nothing of a response, or after it has taken the last, does not close."""
-        unsent = self._count_unsent()
+        unsent = _tcp.count_unsent(self._transport)
         if unsent != self._unsent:
             self._unsent, self._unsent_since = unsent, now
         elif now - self._unsent_since >= (self._timeout if unsent else _LINGER):
@@ -240,32 +201,14 @@ class Connection(asyncio.Protocol):
                 )
             self._transport.abort()
 
-    def _count_unsent(self) -> int:
-        """Return how many bytes of what was written the client has not taken."""
-        return self._transport.get_write_buffer_size() + _count_unacknowledged(self._transport)
-
     def _look_for_client(self, exchange: Exchange, now: float) -> None:
         """Break the connection off if the client has left, which the loop does not notice while nothing is read or written."""
-        if not hasattr(select, "poll"):
-            return
-        poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), _POLLRDHUP)
-        events = sum(events for _, events in poll.poll(0))
-        if events & (select.POLLERR | select.POLLHUP):
+        state = _tcp.client_state(self._transport)
+        if state == "gone":
             self._transport.abort()
-        else:
+        elif state is not None:
             # A client that has left looks like one that half-closes, but answers what it is sent with a reset.
-            exchange.probe(now, has_ended=self._has_ended or bool(events))
-
-    def _keep_alive_probes(self) -> None:
-        """Have TCP notice within some minutes that a client has left while nothing is sent (RFC 9293, section 3.8.4)."""
-        connection = self._transport.get_extra_info("socket")
-        if connection is not None and sys.platform == "linux" and isinstance(self._client, tuple):
-            idle = max(1, int(min(self._timeout, 32767)))
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle // 3))
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+            exchange.probe(now, has_ended=self._has_ended or state == "half-closed")
 
     @property
     def _timeout(self) -> float:
@@ -275,137 +218,38 @@ class Connection(asyncio.Protocol):
         """Give the client its time to send the next byte."""
         self._deadline = self._loop.time() + self._timeout
 
-    # --- parsing
+    # --- what the parser calls
 
-    def _start_parser(self) -> None:
-        self._parser = httptools.HttpRequestParser(self)
-        # What a client sends after its last request is thrown away. It is not an error of that request.
-        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
-
-    def _parse(self, data: bytes) -> None:
-        """Parse *data*, as far as it holds no more than _MAX_AHEAD unanswered requests."""
-        start = 0
-        while start < len(data) and not self._is_ending:
-            # Each end of a head is a request, and one may have begun before *data*.
-            room = _MAX_AHEAD - len(self._queue) - 1
-            if room <= 0:
-                self._unparsed = data[start:]
-                break
-            if self._body_left:
-                end = min(len(data), start + self._body_left)
-            elif not start and data.count(_END_OF_HEAD) <= room:
-                end = len(data)
-            else:
-                end = _find_nth(data, _END_OF_HEAD, room, start)
-            try:
-                self._parser.feed_data(memoryview(data)[start:end] if end - start < len(data) else data)
-                start = end
-            except httptools.HttpParserUpgrade as offer:
-                data = self._decline_upgrade() + data[start + offer.args[0] :]
-                start = 0
-            except httptools.HttpParserCallbackError as error:
-                if not isinstance(error.__context__, _RefusedError):
-                    raise
-                self._refuse(error.__context__.status)
-            except httptools.HttpParserError:
-                self._refuse(400)
-        if self._queue or self._unparsed:
-            self._pause_reading()
-
-    def _decline_upgrade(self) -> bytes:
-        """Return the head again, without the offer, for a new parser: this one takes what follows for another protocol."""
-        request_line = (self._parser.get_method(), self._target, b"HTTP/" + self._parser.get_http_version().encode())
-        fields = [b"%b: %b" % field for field in self._declined or () if field[0] != b"upgrade"]
-        self._start_parser()
-        return b"\r\n".join([b" ".join(request_line), *fields, b"", b""])
-
-    def on_message_begin(self) -> None:
-        self._unread = 0
-        self._target = b""
-        self._fields = []
-        self._has_host = self._expects_continue = False
-        self._body_left = 0
-        self.expect_more()
-
-    def on_url(self, url: bytes) -> None:
-        self._target += url
-        if len(self._target) > _MAX_TARGET:
-            raise _RefusedError(414)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        fields = self._fields
-        if fields is None:
-            # A trailer, which must not pass for a field of the head (RFC 9110, section 6.5.1).
-            return
-        if len(fields) >= MAX_FIELDS:
-            raise _RefusedError(431)
-        name, value = name.lower(), value.rstrip(b" \t")
-        if name in _NOTED:
-            if name == b"host":
-                if self._has_host:
-                    raise _RefusedError(400)
-                self._has_host = True
-            elif name == b"content-length":
-                self._body_left = int(value)
-            elif name == b"expect":
-                self._expects_continue |= b"100-continue" in [each.strip() for each in value.lower().split(b",")]
-            elif value.lower() != b"chunked":
-                raise _RefusedError(501)
-        fields.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        parser, fields = self._parser, self._fields or []
-        method = parser.get_method()
-        if parser.should_upgrade():
-            if method == b"CONNECT":
-                raise _RefusedError(400)
-            # A server may ignore the offer (RFC 9110, section 7.8).
-            self._declined = fields
-            return
-        version = parser.get_http_version()
-        if version not in ("1.1", "1.0"):
-            raise _RefusedError(505)
-        if self._declined is not None:
-            fields, self._declined = self._declined, None
-        self._fields = None
-        raw_path, _, query = self._target.partition(b"#")[0].partition(b"?")
-        path = raw_path.decode("ascii")
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": version,
-            "server": self._server,
-            "client": self._client,
-            "scheme": self._scheme,
-            "method": method.decode("ascii"),
-            "root_path": "",
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": raw_path,
-            "query_string": query,
-            "headers": fields,
-            "state": self._user_state.copy(),
-        }
-        self._receiving = exchange = Exchange(self, scope, version == "1.1" and parser.should_keep_alive())
-        exchange.awaits_continue = self._expects_continue and version == "1.1"
+    def begin_request(self, scope: Scope, *, keep_alive: bool, awaits_continue: bool) -> None:
+        scope["state"] = self._user_state.copy()
+        self._receiving = exchange = Exchange(self, scope, keep_alive)
+        exchange.awaits_continue = awaits_continue
         if self._exchange is None:
             self._start(exchange)
         else:
             self._queue.append(exchange)
 
-    def on_body(self, body: bytes) -> None:
-        self._unread = 0
-        if self._body_left:
-            self._body_left -= len(body)
+    def add_body(self, body: bytes) -> None:
         if self._receiving is not None and self._receiving.add_body(body) > _MAX_BUFFERED:
             self._pause_reading()
 
-    def on_message_complete(self) -> None:
+    def end_request(self) -> None:
         exchange, self._receiving = self._receiving, None
         if exchange is not None:
             self._deadline = inf
             exchange.end_body()
             if self._exchange is None:
                 self._become_idle()
+
+    # --- reading
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self._unparsed = self._parser.feed(data, self._queue)
+        except RefusedError as refused:
+            self._refuse(refused.status)
+        if self._queue or self._unparsed:
+            self._pause_reading()
 
     def _pause_reading(self) -> None:
         if not self._is_paused and not self.writer.is_closing():
@@ -424,7 +268,7 @@ class Connection(asyncio.Protocol):
             and (self._grace is None or self._exchange is None or self._exchange is receiving)
         ):
             self._is_paused = False
-            if self._receiving is not None or self._fields is not None:
+            if self._receiving is not None or self._parser.fields is not None:
                 self.expect_more()
             self._transport.resume_reading()
 
@@ -472,7 +316,7 @@ class Connection(asyncio.Protocol):
         elif self._receiving is not None:
             # The rest of a body that was answered early, however slowly it comes.
             self.expect_more()
-        elif self._fields is None and not self._is_ending:
+        elif self._parser.fields is None and not self._is_ending:
             self._become_idle()
 
     def _become_idle(self) -> None:
@@ -484,8 +328,7 @@ class Connection(asyncio.Protocol):
         self.writer.flush()
         if not is_delimited:
             # Where the end of the connection is the end of the body, only a reset tells that it is cut off.
-            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self._transport.abort()
+            _tcp.reset(self._transport)
         elif not self.writer.is_closing():
             self._close()
 
@@ -540,28 +383,3 @@ class Connection(asyncio.Protocol):
             # asyncio, unlike uvloop, tells at once that the client has left.
             self._transport.abort()
         self.resume_reading()
-
-
-def _address(name: object) -> tuple[str, int | None] | None:
-    """Return the name of a socket as ASGI has it: an address and a port, or the path of a Unix socket, if it has one."""
-    if isinstance(name, tuple):
-        host, port, *_ = cast("tuple[str, int]", name)
-        return host, port
-    return (name, None) if isinstance(name, str) and name else None
-
-
-def _find_nth(data: bytes, part: bytes, n: int, start: int) -> int:
-    """Return where the *n*th *part* after *start* ends, or the end of *data* if there are fewer."""
-    for _ in range(n):
-        if (found := data.find(part, start)) < 0:
-            return len(data)
-        start = found + len(part)
-    return start
-
-
-def _count_unacknowledged(transport: asyncio.Transport) -> int:
-    """Return how many bytes that the system has taken of *transport* the client has not, or 0 where that can't be known."""
-    if sys.platform != "linux":
-        return 0
-    answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-    return int.from_bytes(answer, sys.byteorder)
