@@ -199,7 +199,7 @@ CALLS = {
     "the class served": Call("gaman.serve(gaman.App)", "App is a class; make an App of routes first: gaman.App(routes)", False),
     "an App and integrations": Call(
         "gaman.serve(app, integrations=[session(**options)])",
-        "gaman.serve() has an App, so write integrations= where that is made: gaman.App(..., integrations=...)",
+        "gaman.serve() got an App, so pass integrations= where the App is created: gaman.App(..., integrations=...)",
         False,
     ),
     "a handler alone": Call("gaman.App(home)", "routes are a dict of paths and handlers, not a handler; write {'/': home}"),
@@ -288,9 +288,9 @@ CALLS = {
     "reload": Call(
         "gaman.serve(routes, reload='no')", "reload='no' is neither True nor False, and any text counts as true; ", False
     ),
-    "port": Call("gaman.serve(app, port='80')", "port='80' is no port; give a number from 0 to 65535", False),
-    "host": Call("gaman.serve(app, host=80)", "host=80 is no address of this machine; ", False),
-    "workers": Call("gaman.serve(app, workers='2')", "workers='2' is no number of processes; give 1 or more", False),
+    "port": Call("gaman.serve(app, port='80')", "port='80' isn't a port; give a number from 0 to 65535", False),
+    "host": Call("gaman.serve(app, host=80)", "host=80 isn't an address of this machine; ", False),
+    "workers": Call("gaman.serve(app, workers='2')", "workers='2' isn't a number of processes; give 1 or more", False),
     "timeout_request": Call(
         "gaman.serve(app, timeout_request='30')", "timeout_request='30' isn't a time for clients; give seconds, such as 30", False
     ),
@@ -306,7 +306,7 @@ CALLS = {
     ),
     "a loop that runs": Call(
         "async def main(): gaman.serve(app, port=0)\nasyncio.run(main())",
-        "gaman.serve() runs an event loop of its own, and one runs here; call it outside `async def`, or write "
+        "gaman.serve() runs its own event loop, and one is already running here; call it outside `async def`, or write "
         "`await uvicorn.Server(uvicorn.Config(gaman.App(...), proxy_headers=False)).serve()`",
     ),
 }

@@ -195,10 +195,10 @@ def test_serve_with_reload_serves_the_file_as_it_is_now(tmp_path: Path) -> None:
         (["main.py:app"], "there is no module 'main.py' in "),
         (["main:absent"], "main:absent is missing; write absent = gaman.App(...) in main"),
         (["main:other"], "main:other is no gaman.App; write other = gaman.App(...) in main"),
-        (["main:app", "--port", "70000"], "port=70000 is no port"),
+        (["main:app", "--port", "70000"], "port=70000 isn't a port"),
         (["main:app", "--trusted-proxies", "nginx"], "trusted_proxies: 'nginx' does not appear to be an IPv4 or IPv6 network"),
         (["main:app", "--allowed-hosts", "https://shop.example"], "allowed_hosts: 'https://shop.example' isn't a host"),
-        (["main:app", "--workers", "0"], "workers=0 is no number of processes"),
+        (["main:app", "--workers", "0"], "workers=0 isn't a number of processes"),
     ],
 )
 def test_what_serve_cannot_serve_is_said_in_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
