@@ -1,9 +1,10 @@
-"""HTTP/1.1 (RFC 9112) on one connection: httptools parses its requests, which are answered in order.
+"""Connection: HTTP/1.1 (RFC 9112) with one client, whose requests are answered in order.
 
-From uvicorn it uses how a server makes a protocol (it calls `Config.http_protocol_class` with config, server_state, app_state and
-_loop), and the server's sets of `connections` and `tasks`. From the event loop, uvloop's or asyncio's, it uses that a transport
-stays open for writing where `eof_received()` returns True, that no data arrives while reading is paused, and that `close()` first
-sends what was written.
+It relies on uvicorn for two things: the server creates a protocol by calling `Config.http_protocol_class` with config,
+server_state, app_state and _loop, and it has sets of `connections` and `tasks`.
+
+It relies on the event loop, uvloop's or asyncio's, for three. A transport stays open for writing if `eof_received()` returns True.
+No data arrives while reading is paused. `close()` first sends what was written.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
     from gaman._server._connections import Connections
 
 _MAX_BUFFERED: Final = 1 << 16
-"""Bytes of a body that wait for the application before reading pauses."""
+"""Bytes of a body that the application hasn't received. Beyond them, reading pauses."""
 _MAX_SEGMENT: Final = 1 << 16
-"""Bytes after which a connection lets others have their turn."""
+"""Bytes received at once after which reading pauses for one turn of the loop, so that other connections have theirs."""
 _MAX_REFUSED: Final = 32
-"""Connections beyond max_connections that linger; more are closed at once."""
+"""Connections beyond max_connections that get a graceful close. Further ones are closed at once."""
 _LINGER: Final = 1.0
-"""Seconds in which a client that has taken the last response may close the connection itself."""
+"""Seconds that a client has, after it received the last response, to close the connection itself."""
 
 
 class Connection(asyncio.Protocol):
-    """A client's connection: parses its requests ahead, has them answered one after another, and decides when it ends."""
+    """A client's connection: has requests parsed ahead, runs the application for one after another, and decides when to close."""
 
     writer: Writer
     _transport: asyncio.Transport
@@ -50,30 +51,33 @@ class Connection(asyncio.Protocol):
         self._idle_timeout = config.timeout_keep_alive
         self._loop = asyncio.get_running_loop()
         self._is_ending = False
-        """Whether nothing more is parsed, because the connection ends with what is being answered."""
+        """Whether parsing has stopped, because the connection ends after the current response."""
         self._is_lingering = False
-        """Whether everything is answered, and only the client's end is awaited."""
+        """Whether the last response is written, and only the client's close is awaited."""
 
         self._receiving: Exchange | None = None
-        # The requests that are to be answered, in order.
+        """The request whose body is arriving."""
         self._exchange: Exchange | None = None
+        """The request that is being answered."""
         self._queue: deque[Exchange] = deque()
+        """The requests to answer after it, in order."""
         self._unparsed = b""
+        """The bytes that arrived when the queue was full."""
         self._refusal: int | None = None
-        """The status that answers what could not be parsed, after all others."""
+        """The status that answers, after all others, a request that couldn't be parsed."""
 
         self._deadline = inf
-        """When the client has been silent for too long, by the loop's clock."""
+        """When to end the connection unless the client sends something, by the loop's clock."""
         self._has_ended = False
-        """Whether the client sends no more."""
+        """Whether the client has closed its side."""
         self._grace: float | None = None
-        """Seconds for one more request, once the server stops."""
+        """Seconds that the client has for one more request; None unless the server is stopping."""
 
         self._is_paused = False
         self.drained: asyncio.Event | None = None
-        """Set once the client has taken enough of what was written; None where it keeps up."""
+        """Set when the client has received enough of what was written; None while the client keeps up."""
         self._unsent = -1
-        """Bytes that the client had not taken at the last look."""
+        """Bytes that the client hadn't acknowledged at the last check, or -1."""
         self._unsent_since = inf
 
     # --- what the event loop calls
@@ -115,18 +119,18 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self.resume_reading)
 
     def eof_received(self) -> bool:
-        """Keep the connection while there are responses to send: a client that sends no more may still read."""
+        """Keep the connection open while there are responses to send: a client that half-closes may still read."""
         self._has_ended = True
         receiving, self._receiving = self._receiving, None
         if receiving is not None:
-            # Its request will never be complete. None is behind it, because that would have paused reading.
+            # Its request will never be complete. No request is queued, because reading pauses while one is.
             receiving.disconnect()
             self._exchange = None
             if receiving.has_started and not receiving.is_complete:
                 self.break_off(is_delimited=receiving.is_delimited)
         if self._exchange is not None:
             return True
-        # Its last response may still wait for the end of the turn.
+        # The last response may still be in the outbox.
         self.writer.flush()
         return False
 
@@ -155,7 +159,7 @@ class Connection(asyncio.Protocol):
     # --- what the server calls
 
     def shutdown(self, grace: float) -> None:
-        """Answer what is in flight, or one more request within *grace* seconds, with `Connection: close`, and close."""
+        """Close after the requests in flight, or one more within *grace* seconds, whose response has `Connection: close`."""
         self._grace = grace
         if self._exchange is None and (not self._is_lingering or not grace):
             self._loop.call_later(grace, self._close_idle)
@@ -165,18 +169,18 @@ class Connection(asyncio.Protocol):
             self._close() if _tcp.count_unsent(self._transport) else self.writer.close()
 
     def check(self, now: float) -> None:
-        """End the connection if its client has been silent for too long, or has left."""
+        """End the connection if the client has been silent for too long or has gone."""
         receiving = self._receiving
         if self._is_lingering or self.drained is not None or self.writer.is_closing():
             self._check_reader(now)
         elif self._exchange is not None and (self._has_ended or self._is_paused):
-            self._look_for_client(self._exchange, now)
+            self._check_client(self._exchange, now)
         elif now >= self._deadline and not self._is_paused and (receiving is None or not receiving.awaits_continue):
             self._time_out(now)
 
     def _time_out(self, now: float) -> None:
         if self._receiving is None and self._parser.fields is None:
-            # There is no request to answer, but a client that still reads the last response is not idle.
+            # No request is arriving, but a client that still reads the last response isn't idle.
             if _tcp.count_unsent(self._transport):
                 self._become_idle()
                 self._check_reader(now)
@@ -190,24 +194,24 @@ class Connection(asyncio.Protocol):
             self._refuse(408)
 
     def _check_reader(self, now: float) -> None:
-        """Break the connection off if the client takes nothing of a response, or after it has taken the last, does not close."""
+        """Abort the connection if the client stops reading a response, or doesn't close after the last one."""
         unsent = _tcp.count_unsent(self._transport)
         if unsent != self._unsent:
             self._unsent, self._unsent_since = unsent, now
         elif now - self._unsent_since >= (self._timeout if unsent else _LINGER):
             if unsent:
                 self._shared.log_once(
-                    "a client took nothing of its response for timeout_request=%g seconds (logged once)", self._timeout
+                    "a client read nothing of its response for timeout_request=%g seconds (logged once)", self._timeout
                 )
             self._transport.abort()
 
-    def _look_for_client(self, exchange: Exchange, now: float) -> None:
-        """Break the connection off if the client has left, which the loop does not notice while nothing is read or written."""
+    def _check_client(self, exchange: Exchange, now: float) -> None:
+        """Abort the connection if the client has gone, which the loop doesn't notice while it neither reads nor writes."""
         state = _tcp.client_state(self._transport)
         if state == "gone":
             self._transport.abort()
         elif state is not None:
-            # A client that has left looks like one that half-closes, but answers what it is sent with a reset.
+            # A client that has gone looks half-closed, but it resets the connection if it is sent anything.
             exchange.probe(now, has_ended=self._has_ended or state == "half-closed")
 
     @property
@@ -215,7 +219,7 @@ class Connection(asyncio.Protocol):
         return self._shared.timeout_request
 
     def expect_more(self) -> None:
-        """Give the client its time to send the next byte."""
+        """Give the client timeout_request seconds to send the next byte."""
         self._deadline = self._loop.time() + self._timeout
 
     # --- what the parser calls
@@ -257,7 +261,7 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read on, unless there are requests to answer first, or a body waits for the application, or the server stops."""
+        """Resume reading, unless requests are queued, the application has a body to receive, or the server is stopping."""
         receiving = self._receiving
         if (
             self._is_paused
@@ -284,11 +288,11 @@ class Connection(asyncio.Protocol):
         return self._shared.date_line()
 
     def is_last(self) -> bool:
-        """Return whether the response that now begins is the last, so that its head must say so."""
+        """Return whether the response that begins now is the last one, so that its head has `Connection: close`."""
         return (self._grace is not None or self._has_ended) and not (self._queue or self._unparsed or self._refusal)
 
     def finish(self, keep_alive: bool) -> None:
-        """Answer the next request, after a response that is complete, or close."""
+        """Start the next request after a complete response, or close."""
         self._exchange = None
         if self.writer.is_closing():
             return
@@ -298,7 +302,7 @@ class Connection(asyncio.Protocol):
         if self._queue:
             self._start(self._queue.popleft())
         if self._unparsed and not self._queue:
-            # It may begin with the rest of the body that this request waits for. Requests behind that are not begun any more.
+            # They may begin with the rest of this request's body. When the server is stopping, the requests behind it don't start.
             data, self._unparsed = self._unparsed, b""
             if self._grace is None or self._receiving is not None:
                 self._parse(data)
@@ -314,7 +318,7 @@ class Connection(asyncio.Protocol):
         elif self._grace is not None:
             self.shutdown(self._grace)
         elif self._receiving is not None:
-            # The rest of a body that was answered early, however slowly it comes.
+            # The response was early. The rest of the body may arrive slowly.
             self.expect_more()
         elif self._parser.fields is None and not self._is_ending:
             self._become_idle()
@@ -323,17 +327,17 @@ class Connection(asyncio.Protocol):
         self._deadline = self._loop.time() + self._idle_timeout
 
     def break_off(self, *, is_delimited: bool) -> None:
-        """End the connection in the middle of a response, so that the client does not take it for complete."""
+        """End the connection within a response, in a way that shows the client that the response is incomplete."""
         self._exchange = None
         self.writer.flush()
         if not is_delimited:
-            # Where the end of the connection is the end of the body, only a reset tells that it is cut off.
+            # The body would end with the connection, so only a reset shows that it is incomplete.
             _tcp.reset(self._transport)
         elif not self.writer.is_closing():
             self._close()
 
     def _refuse(self, status: int) -> None:
-        """Answer what is arriving with *status*, after the requests before it, and close."""
+        """Answer the request that is arriving with *status*, after the requests before it, and close."""
         self._is_ending = True
         self._deadline = inf
         receiving, self._receiving = self._receiving, None
@@ -342,7 +346,7 @@ class Connection(asyncio.Protocol):
         elif receiving is not None:
             receiving.disconnect()
             if receiving.has_started:
-                # It has its response, or the beginning of one.
+                # Its response is sent, or has begun.
                 self.break_off(is_delimited=receiving.is_complete or receiving.is_delimited)
                 return
             self._exchange = None
@@ -352,7 +356,7 @@ class Connection(asyncio.Protocol):
             self._refusal = status
 
     def fail(self, status: int) -> None:
-        """Answer the request in progress with *status*, and close."""
+        """Answer the current request with *status*, and close."""
         self._exchange = None
         self._send_refusal(status)
 
@@ -364,9 +368,9 @@ class Connection(asyncio.Protocol):
         self._close()
 
     def _close(self) -> None:
-        """Close after the last response, in stages (RFC 9112, section 9.6).
+        """Close in stages after the last response (RFC 9112, section 9.6).
 
-        A close resets the connection if the client sends more, and the client may then lose what it has not read of the response.
+        If the client sent more after a plain close, TCP would reset the connection, and the client could lose unread data.
         """
         self._is_ending = self._is_lingering = True
         self._receiving = None
@@ -380,6 +384,6 @@ class Connection(asyncio.Protocol):
         try:
             self._transport.write_eof()
         except OSError:
-            # asyncio, unlike uvloop, tells at once that the client has left.
+            # asyncio, unlike uvloop, raises at once if the client has gone.
             self._transport.abort()
         self.resume_reading()

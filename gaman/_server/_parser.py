@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 _MAX_HEAD: Final = 1 << 18
 """Bytes before a body or between two pieces of it: a request's head, a chunk's extensions, the trailers."""
 _MAX_TARGET: Final = 1 << 16
-"""Bytes of a request's target. Decoding that many takes about 20 ms."""
+"""Bytes of a request's target. Decoding them takes up to 20 ms."""
 _MAX_AHEAD: Final = 64
 """Requests of a connection that are parsed and not yet answered."""
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _CHECKED: Final = frozenset({b"content-length", b"expect", b"host", b"transfer-encoding"})
-"""Fields that on_header() looks at."""
+"""Fields that on_header() evaluates."""
 
 
 class RefusedError(Exception):
@@ -98,7 +98,7 @@ class RequestParser:
         return b""
 
     def _decline_upgrade(self) -> bytes:
-        """Return the head again, without the offer, for a new parser: this one takes what follows for another protocol."""
+        """Return the head without the offer, for a new parser: the old one would take the body for another protocol."""
         request_line = (self._parser.get_method(), self._target, b"HTTP/" + self._parser.get_http_version().encode())
         fields = [b"%b: %b" % field for field in self._declined or () if field[0] != b"upgrade"]
         self._restart()
