@@ -97,7 +97,7 @@ def test_key_refuses_to_replace_one(tmp_path: Path, line: bytes) -> None:
     file = tmp_path / ".env"
     file.write_bytes(line)
     _, stderr = gaman("key", "--env", ".env", cwd=tmp_path, status=1)
-    assert stderr.startswith("gaman: .env has a GAMAN_KEY already")
+    assert stderr.startswith("gaman: .env already has a GAMAN_KEY")
     assert len(stderr.splitlines()) == 1
     assert file.read_bytes() == line
 
@@ -186,15 +186,15 @@ def test_serve_with_reload_serves_the_file_as_it_is_now(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["main"], "'main' names no App; write it as module:app"),
-        ([":app"], "':app' names no App; write it as module:app"),
-        (["main:"], "'main:' names no App; write it as module:app"),
-        ([".main:app"], "'.main:app' names no App; write it as module:app"),
+        (["main"], "'main' doesn't name an App; write it as module:app"),
+        ([":app"], "':app' doesn't name an App; write it as module:app"),
+        (["main:"], "'main:' doesn't name an App; write it as module:app"),
+        ([".main:app"], "'.main:app' doesn't name an App; write it as module:app"),
         (["absent:app"], "there is no module 'absent' in "),
         (["main.absent:app"], "there is no module 'main.absent' in "),
         (["main.py:app"], "there is no module 'main.py' in "),
         (["main:absent"], "main:absent is missing; write absent = gaman.App(...) in main"),
-        (["main:other"], "main:other is no gaman.App; write other = gaman.App(...) in main"),
+        (["main:other"], "main:other is not a gaman.App; write other = gaman.App(...) in main"),
         (["main:app", "--port", "70000"], "port=70000 isn't a port"),
         (["main:app", "--trusted-proxies", "nginx"], "trusted_proxies: 'nginx' does not appear to be an IPv4 or IPv6 network"),
         (["main:app", "--allowed-hosts", "https://shop.example"], "allowed_hosts: 'https://shop.example' isn't a host"),
@@ -255,7 +255,7 @@ app = gaman.App(
 
 def test_purge_says_so_where_nothing_is_kept(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(APP, encoding="utf-8")
-    assert gaman("purge", "main:app", cwd=tmp_path) == ("gaman: nothing in main:app is kept on this server\n", "")
+    assert gaman("purge", "main:app", cwd=tmp_path) == ("gaman: nothing in main:app is stored on this server\n", "")
 
 
 def test_purge_names_a_store_that_it_can_not_reach(tmp_path: Path) -> None:
