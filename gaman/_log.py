@@ -24,19 +24,19 @@ def escape(record: logging.LogRecord) -> bool:
         record.msg, record.args = printable(message), None
     if record.exc_info and (error := record.exc_info[1]) is not None:
         # Format it as logging does, which uses exc_text if that is set.
-        told = traceback.TracebackException(type(error), error, record.exc_info[2], compact=True)
-        trace = "".join(told.format()).removesuffix("\n")
-        _indent_texts(told)
-        indented = "".join(told.format()).removesuffix("\n")
+        formatted = traceback.TracebackException(type(error), error, record.exc_info[2], compact=True)
+        trace = "".join(formatted.format()).removesuffix("\n")
+        _indent_texts(formatted)
+        indented = "".join(formatted.format()).removesuffix("\n")
         escaped = "\n".join([printable(line) for line in indented.split("\n")])
         if escaped != trace:
             record.exc_text = escaped
     return True
 
 
-def _indent_texts(told: traceback.TracebackException) -> None:
+def _indent_texts(formatted: traceback.TracebackException) -> None:
     """Indent all lines but the first of each text, so that none of them looks like a record."""
-    rest: list[traceback.TracebackException | None] = [told]
+    rest: list[traceback.TracebackException | None] = [formatted]
     while rest:
         if (each := rest.pop()) is None:
             continue

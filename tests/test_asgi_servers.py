@@ -113,7 +113,7 @@ def test_a_session_lives_from_login_to_logout(name: str, tmp_path: Path) -> None
 
 
 @each_server
-def test_a_trusted_proxy_is_believed_once(name: str, tmp_path: Path) -> None:
+def test_a_trusted_proxys_fields_are_read_once(name: str, tmp_path: Path) -> None:
     with served(name, tmp_path) as client:
         fields = {"X-Forwarded-For": "1.1.1.1, 203.0.113.5", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "shop.example"}
         assert client.post("/login", headers=fields).json() == {"ip": "203.0.113.5", "url": "https://shop.example/login"}
@@ -121,7 +121,7 @@ def test_a_trusted_proxy_is_believed_once(name: str, tmp_path: Path) -> None:
 
 
 @each_server
-def test_a_proxy_on_a_unix_socket_is_believed(name: str, tmp_path: Path) -> None:
+def test_a_proxy_on_a_unix_socket_is_trusted(name: str, tmp_path: Path) -> None:
     uds = str(tmp_path / "socket")
     where = ("--bind", f"unix:{uds}") if name == "hypercorn" else ("--uds", uds)
     with served(name, tmp_path, *where, uds=uds) as client:
@@ -171,7 +171,7 @@ def test_a_request_without_a_proper_host_or_path_is_refused_before_any_hook(name
         assert client.get("/seen").json() == ["/tell", "/tell", "/seen"]
 
 
-def test_the_host_of_an_absolute_target_wins_where_the_server_tells_it(tmp_path: Path) -> None:
+def test_the_host_of_an_absolute_target_replaces_the_field_if_the_server_passes_it(tmp_path: Path) -> None:
     for name, options in [("uvicorn", ["--http", "h11"]), ("hypercorn", [])]:
         with served(name, tmp_path, source=DOOR, options=options) as client, Connection(client.base_url.port or 0) as connection:
             answer = connection.ask(b"GET http://b.example/tell HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -179,7 +179,7 @@ def test_the_host_of_an_absolute_target_wins_where_the_server_tells_it(tmp_path:
 
 
 @each_server_and_ours
-def test_hooks_and_routes_agree_on_a_path_however_it_is_spelled(name: str, tmp_path: Path) -> None:
+def test_hooks_and_routes_agree_on_every_spelling_of_a_path(name: str, tmp_path: Path) -> None:
     with served(name, tmp_path, source=DOOR) as client, Connection(client.base_url.port or 0) as connection:
         for target in ["/admin", "//admin", "///admin//", "/%61dmin", "//%61dmin/", "/admin/"]:
             assert connection.ask(request(target)).status == 403, target
@@ -193,7 +193,7 @@ def test_hooks_and_routes_agree_on_a_path_however_it_is_spelled(name: str, tmp_p
 @pytest.mark.parametrize(
     ("name", "option"), [("uvicorn", "--root-path"), ("hypercorn", "--root-path"), ("granian", "--url-path-prefix")]
 )
-def test_a_prefix_of_the_server_is_taken_off_however_it_is_spelled(name: str, option: str, tmp_path: Path) -> None:
+def test_a_prefix_of_the_server_is_removed_in_every_spelling(name: str, option: str, tmp_path: Path) -> None:
     with (
         served(name, tmp_path, source=DOOR, options=[option, "/app"]) as client,
         Connection(client.base_url.port or 0) as connection,
@@ -207,7 +207,7 @@ def test_a_prefix_of_the_server_is_taken_off_however_it_is_spelled(name: str, op
 
 
 @each_server_and_ours
-def test_only_allowed_hosts_are_answered(name: str, tmp_path: Path) -> None:
+def test_only_allowed_hosts_are_served(name: str, tmp_path: Path) -> None:
     source = DOOR.replace("integrations=", 'allowed_hosts=["shop.example", "*.shop.example:8000", "[::1]"], integrations=')
     with served(name, tmp_path, source=source) as client, Connection(client.base_url.port or 0) as connection:
         for host, status in [
@@ -225,7 +225,7 @@ def test_only_allowed_hosts_are_answered(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no socket for IPv4 and IPv6")
-def test_an_ipv4_client_on_an_ipv6_socket_is_its_ipv4_address(tmp_path: Path) -> None:
+def test_an_ipv4_client_on_an_ipv6_socket_has_its_ipv4_address(tmp_path: Path) -> None:
     source = """
 import socket, uvicorn, gaman
 

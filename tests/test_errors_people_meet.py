@@ -313,7 +313,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_that_can_not_work_is_told_in_a_line(name: str, tmp_path: Path) -> None:
+def test_a_call_that_cannot_work_is_reported_in_one_line(name: str, tmp_path: Path) -> None:
     row = CALLS[name]
     with running_script(CALL.format(secret=SECRET, call=row.call), tmp_path) as program:
         status, told = program.wait(), program.stderr
@@ -337,7 +337,7 @@ OTHER_SERVER = ("-m", "uvicorn", "main:app", "--port", "0")
     ],
     ids=str,
 )
-def test_what_stands_in_the_way_of_a_start_is_told_in_a_line(name: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_an_obstacle_to_the_start_is_reported_in_one_line(name: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
     row = STARTS[name]
     (tmp_path / "main.py").write_text(row.source())
     with running(*arguments, cwd=tmp_path, env={"GAMAN_KEY": ""} if row.options else {}) as program:
@@ -349,7 +349,7 @@ def test_what_stands_in_the_way_of_a_start_is_told_in_a_line(name: str, argument
     assert "hidden" not in told
 
 
-def test_under_another_server_a_store_that_is_not_there_is_told_in_a_line(tmp_path: Path) -> None:
+def test_under_another_server_a_missing_store_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(STARTS["Redis not running"].source())
     with running(*OTHER_SERVER, cwd=tmp_path) as program:
         assert program.wait() != 0
@@ -358,7 +358,7 @@ def test_under_another_server_a_store_that_is_not_there_is_told_in_a_line(tmp_pa
         assert "hidden" not in program.stderr
 
 
-def test_a_port_that_is_taken_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with running_script(Start("", port=str(port)).source(), tmp_path) as program:
@@ -367,7 +367,7 @@ def test_a_port_that_is_taken_is_told_in_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [SCRIPT, COMMAND], ids=["script", "command"])
-def test_an_error_of_the_users_own_at_import_shows_their_frames_alone(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_an_error_of_the_user_at_import_shows_only_their_frames(arguments: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(Start("", options=driver("max_agee=5")).source())
     with running(*arguments, cwd=tmp_path) as program:
         assert program.wait() == 1
@@ -375,14 +375,14 @@ def test_an_error_of_the_users_own_at_import_shows_their_frames_alone(arguments:
         assert "session() got an unexpected keyword argument 'max_agee'" in program.stderr
 
 
-def test_a_file_that_is_no_python_shows_its_own_line_alone(tmp_path: Path) -> None:
+def test_a_syntax_error_shows_only_its_own_line(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text("app = (\n")
     with running(*COMMAND, cwd=tmp_path) as program:
         assert program.wait() == 1
         assert re.findall(r'File "(.*?)", line (\d+)', program.stderr) == [(str(tmp_path / "main.py"), "1")]
 
 
-def test_all_of_a_traceback_is_there_for_whoever_asks_python_for_it(tmp_path: Path) -> None:
+def test_dev_mode_and_other_hooks_get_the_whole_traceback(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(STARTS["no secret"].source())
     with running("-X", "dev", "main.py", cwd=tmp_path) as program:
         assert program.wait() == 1
@@ -769,7 +769,7 @@ def served_without_session(tmp_path_factory: pytest.TempPathFactory) -> Generato
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_what_a_handler_does_wrong_is_told_in_a_line(name: str, request: pytest.FixtureRequest) -> None:
+def test_a_mistake_of_a_handler_is_reported_in_one_line(name: str, request: pytest.FixtureRequest) -> None:
     source, fixture = (NO_SESSION_SOURCE, "served_without_session") if name == "no_session" else (REQUESTS_SOURCE, "served")
     row = REQUESTS[name]
     server: Served = request.getfixturevalue(fixture)
@@ -781,7 +781,7 @@ def test_what_a_handler_does_wrong_is_told_in_a_line(name: str, request: pytest.
         assert told.endswith(f" (script.py, line {number}, in {name})\n"), told
 
 
-def test_a_handler_that_returns_nothing_is_told_once(served: Served) -> None:
+def test_a_handler_that_returns_nothing_is_reported_once(served: Served) -> None:
     line = next(number for number, text in enumerate(REQUESTS_SOURCE.splitlines(), 1) if "async def no_return(ctx)" in text)
     told = served.told("/no_return", status=404)
     assert told.startswith(
@@ -794,18 +794,18 @@ def test_a_handler_that_returns_nothing_is_told_once(served: Served) -> None:
 
 
 @pytest.mark.parametrize("path", ["/guarded/nowhere", "/nowhere"])
-def test_a_path_without_a_route_is_no_handlers_mistake(served: Served, path: str) -> None:
+def test_a_path_without_a_route_is_not_reported(served: Served, path: str) -> None:
     assert served.told(path, status=404) == ""
 
 
-def test_a_read_that_is_never_awaited_is_told_in_a_line(served: Served) -> None:
+def test_a_read_that_is_never_awaited_is_reported_in_one_line(served: Served) -> None:
     told = served.told("/no_await_of_pop", status=200)
     number = next(number for number, line in enumerate(REQUESTS_SOURCE.splitlines(), 1) if 'ctx.session.pop("cat")' in line)
     place = f"script.py, line {number}, in no_await_of_pop"
     assert told == f"ctx.session.pop(...) was never awaited: write `await` before it ({place})\n"
 
 
-def test_a_secure_cookie_over_plain_http_is_told_once(served: Served) -> None:
+def test_a_secure_cookie_over_plain_http_is_reported_once(served: Served) -> None:
     told = served.told("/secure", status=200)
     assert told.startswith("the session's cookie is Secure, and http://test/secure was asked for over plain HTTP: ")
     assert told.endswith("or pass secure=False while developing\n")
@@ -813,12 +813,12 @@ def test_a_secure_cookie_over_plain_http_is_told_once(served: Served) -> None:
     assert served.told("/secure", status=200) == ""
 
 
-def test_a_set_that_is_not_awaited_is_kept_without_a_word(served: Served) -> None:
+def test_a_set_that_is_not_awaited_takes_effect_silently(served: Served) -> None:
     served.told("/secure", status=200)
     assert served.told("/no_await_of_set", status=200) == ""
 
 
-def test_a_traceback_of_the_users_own_begins_with_their_handler(served: Served) -> None:
+def test_a_traceback_begins_with_the_users_handler(served: Served) -> None:
     told = served.told("/broken", status=500)
     assert told.startswith("GET '/broken' failed\nTraceback (most recent call last):\n")
     assert [Path(file).name for file in re.findall(r'File "(.*?)"', told)] == ["script.py"]

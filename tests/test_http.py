@@ -280,7 +280,7 @@ def test_endless_trailers_and_chunk_extensions_end_the_connection(served: Served
         ("DELETE", ("upgrade: a", "UPGRADE: b", "connection: UPGRADE")),
     ],
 )
-def test_a_request_with_an_upgrade_is_served_like_any_other(
+def test_a_request_that_offers_an_upgrade_is_served_like_any_other(
     served: Served, method: str, offer: tuple[str, ...], framing: str, cut: str
 ) -> None:
     body, fields = b"", offer
@@ -305,7 +305,7 @@ def test_a_request_with_an_upgrade_is_served_like_any_other(
     assert (json.loads(second.body)["n"], json.loads(third.body)["n"]) == ("2", "3")
 
 
-def test_upgrades_behind_one_another_are_each_answered_once(served: Served) -> None:
+def test_pipelined_upgrade_offers_are_each_answered_once(served: Served) -> None:
     offer = ("Connection: Upgrade", "Upgrade: h2c")
     found = served.exchange(
         b"".join([request(f"/late?n={n}", *offer, method="POST", body=b"%d" % n) for n in range(200)]) + last("/ignore", *offer)
@@ -328,7 +328,7 @@ def test_a_tunnel_and_another_version_are_refused(served: Served, octets: bytes)
     assert answer.headers["connection"] == "close"
 
 
-def test_a_coding_that_the_server_does_not_know_is_refused(served: Served) -> None:
+def test_an_unknown_transfer_coding_is_refused(served: Served) -> None:
     [answer] = served.exchange(request("/echo", "Transfer-Encoding: gzip, chunked", method="POST") + chunked(b"x"))
     assert answer.status == 501
 
@@ -336,7 +336,7 @@ def test_a_coding_that_the_server_does_not_know_is_refused(served: Served) -> No
 # --- requests parsed ahead
 
 
-def test_few_of_the_requests_behind_one_that_is_not_answered_are_parsed(served: Served) -> None:
+def test_only_a_few_requests_are_parsed_ahead_of_the_current_one(served: Served) -> None:
     before = served.state()["peak_kib"]
     with ExitStack() as stack:
         for _ in range(10):
@@ -363,7 +363,7 @@ def test_any_number_of_requests_in_one_segment_is_answered_in_order(served: Serv
     assert [len(json.loads(each.body)["body"]) for each in found[:-1]] == [4 * n for n in range(150)]
 
 
-def test_a_body_of_nothing_but_ends_of_heads_arrives_whole(served: Served) -> None:
+def test_a_body_that_consists_of_ends_of_heads_arrives_whole(served: Served) -> None:
     for body in (b"\r\n\r\n" * 100_000, b"\r\n" * 100_000):
         first, second = served.exchange(request("/echo", method="POST", body=body) + last("/ignore"))
         assert json.loads(first.body)["body"].encode() == body
@@ -373,14 +373,14 @@ def test_a_body_of_nothing_but_ends_of_heads_arrives_whole(served: Served) -> No
 @pytest.mark.parametrize(
     "behind", [b"\xff\xff\xff\r\n\r\n", b"GET / HTTP/1.1\r\nBad\x00: 1\r\n\r\n", request("/", *["X: 1"] * 300)]
 )
-def test_what_is_malformed_behind_other_requests_is_answered_after_them(served: Served, behind: bytes) -> None:
+def test_a_malformed_request_is_answered_after_those_before_it(served: Served, behind: bytes) -> None:
     first, second, third = served.exchange(request("/late?n=1") + request("/late?n=2") + behind + request("/late?n=3"))
     assert (json.loads(first.body)["n"], json.loads(second.body)["n"]) == ("1", "2")
     assert third.status in (400, 431)
     assert third.headers["connection"] == "close"
 
 
-def test_a_body_that_becomes_malformed_is_answered_with_400(served: Served) -> None:
+def test_a_body_that_becomes_malformed_gets_400(served: Served) -> None:
     head = request("/echo", "Transfer-Encoding: chunked", method="POST")
     for packets in ([head + b"5\r\nhello\r\nxyz\r\n"], [head, b"5\r\nhello\r\n", b"xyz\r\n"]):
         [answer] = served.exchange(*packets)
@@ -412,7 +412,7 @@ def test_a_target_that_takes_long_to_decode_is_refused(served: Served) -> None:
         request("/echo", "Transfer-Encoding: chunked", method="POST") + b"5\r\nhel",
     ],
 )
-def test_a_client_that_falls_silent_within_a_request_is_answered_408(impatient: Served, octets: bytes) -> None:
+def test_a_client_that_falls_silent_within_a_request_gets_408(impatient: Served, octets: bytes) -> None:
     [answer] = impatient.exchange(octets)
     assert answer.status == 408
     assert answer.headers["connection"] == "close"
@@ -424,7 +424,7 @@ def test_a_client_that_sends_nothing_is_disconnected_without_a_response(impatien
         assert client.read_rest() == other.read_rest() == b""
 
 
-def test_a_head_has_its_time_from_its_first_byte_on(impatient: Served) -> None:
+def test_the_timeout_of_a_head_begins_at_its_first_byte(impatient: Served) -> None:
     with Connection(impatient.port) as client:
         client.send(b"GET /ignore HTTP/1.1\r\n")
         while not select.select([client.socket], [], [], 0.2)[0]:
@@ -432,7 +432,7 @@ def test_a_head_has_its_time_from_its_first_byte_on(impatient: Served) -> None:
         assert client.read().status == 408
 
 
-def test_a_body_has_its_time_between_two_bytes(impatient: Served) -> None:
+def test_the_timeout_of_a_body_begins_at_each_byte(impatient: Served) -> None:
     with Connection(impatient.port) as client:
         client.send(request("/echo", "Content-Length: 10", method="POST"))
         for _ in range(10):
@@ -450,14 +450,14 @@ def test_a_client_that_waits_for_the_server_is_not_silent(impatient: Served) -> 
         assert (held.read().body, expecting.read("POST").body) == (b"held", b"held")
 
 
-def test_a_request_behind_one_that_takes_long_is_answered_408_after_it(impatient: Served) -> None:
+def test_an_incomplete_request_behind_a_slow_one_gets_408_after_it(impatient: Served) -> None:
     with Connection(impatient.port) as client:
         client.send(request("/late?n=1") + b"GET /ignore HTT")
         first, second = answers(client.read_rest())
     assert (first.status, second.status) == (200, 408)
 
 
-def test_a_request_that_the_server_does_not_read_on_has_time(impatient: Served) -> None:
+def test_a_request_that_the_server_has_paused_does_not_time_out(impatient: Served) -> None:
     with Connection(impatient.port) as client:
         client.send(request("/slow") + request("/ignore") + b"GET /ignore HTTP/1.1\r\nHost: test\r\n")
         time.sleep(2)
@@ -465,7 +465,7 @@ def test_a_request_that_the_server_does_not_read_on_has_time(impatient: Served) 
         assert [answer.body for answer in answers(client.read_rest())] == [b"slow", b"not read", b"not read"]
 
 
-def test_a_client_that_takes_nothing_of_its_response_is_disconnected(impatient: Served) -> None:
+def test_a_client_that_reads_nothing_of_its_response_is_disconnected(impatient: Served) -> None:
     idle = impatient.state()["tasks"]
     with Connection(impatient.port) as staying, Connection(impatient.port) as leaving:
         staying.send(request("/large"))
@@ -487,7 +487,7 @@ def test_silence_is_logged_once(impatient: Served) -> None:
     assert impatient.program.stderr.count("a client was silent within its request for timeout_request=1 seconds") == 1
 
 
-def test_connections_beyond_their_limit_are_answered_503(tmp_path: Path) -> None:
+def test_connections_beyond_the_limit_get_503(tmp_path: Path) -> None:
     with running_script(SERVED.replace("OPTIONS", "max_connections=20"), tmp_path) as program, ExitStack() as stack:
         port = program.port
         clients = [stack.enter_context(Connection(port)) for _ in range(40)]
@@ -505,7 +505,7 @@ def test_connections_beyond_their_limit_are_answered_503(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("option", "word"), [("timeout_request=0", "timeout_request=0 "), ("max_connections=0", "max_connections=0 ")]
 )
-def test_a_limit_that_lets_nothing_through_is_an_error_at_the_start(tmp_path: Path, option: str, word: str) -> None:
+def test_a_limit_that_allows_nothing_is_an_error_at_the_start(tmp_path: Path, option: str, word: str) -> None:
     with running_script(SERVED.replace("OPTIONS", option), tmp_path) as program:
         assert program.wait() == 1
         [line] = program.stderr.splitlines()
@@ -516,7 +516,7 @@ def test_a_limit_that_lets_nothing_through_is_an_error_at_the_start(tmp_path: Pa
 
 
 @pytest.mark.parametrize("target", ["/late?n=1", "/tick", "/echo"])
-def test_clients_that_half_close_get_their_answers(served: Served, target: str) -> None:
+def test_clients_that_half_close_get_their_responses(served: Served, target: str) -> None:
     with ExitStack() as stack:
         clients = [stack.enter_context(Connection(served.port)) for _ in range(50)]
         for client in clients:
@@ -530,7 +530,7 @@ def test_clients_that_half_close_get_their_answers(served: Served, target: str) 
 
 
 @pytest.mark.parametrize("pause", [0, 0.0002, 0.005])
-def test_a_response_that_waits_for_the_end_of_the_turn_is_sent_to_a_client_that_half_closes(served: Served, pause: float) -> None:
+def test_a_response_in_the_outbox_is_sent_to_a_client_that_half_closes(served: Served, pause: float) -> None:
     # A response that is alone in flight would not wait.
     with Connection(served.port) as other:
         other.send(request("/poll"))
@@ -544,7 +544,7 @@ def test_a_response_that_waits_for_the_end_of_the_turn_is_sent_to_a_client_that_
         assert served.state()["streams"] > 0
 
 
-def test_a_client_that_half_closes_after_several_requests_gets_every_answer(served: Served) -> None:
+def test_a_client_that_half_closes_after_several_requests_gets_every_response(served: Served) -> None:
     with Connection(served.port) as client:
         client.send(request("/late?n=1") + request("/tick") + request("/late?n=3") + b"GET /half")
         client.socket.shutdown(socket.SHUT_WR)
@@ -561,7 +561,7 @@ def test_a_client_that_half_closes_within_its_request_is_disconnected(served: Se
 
 
 @pytest.mark.parametrize("how", ["close", "reset", "half-close, then close"])
-def test_what_waits_for_a_client_ends_when_it_leaves(served: Served, how: str) -> None:
+def test_handlers_end_when_their_client_disconnects(served: Served, how: str) -> None:
     behind = (b"", request("/ignore"), b"GET /half")
     until(lambda: served.state()["streams"] == 0, "an idle server")
     with ExitStack() as stack:
@@ -583,7 +583,7 @@ def test_what_waits_for_a_client_ends_when_it_leaves(served: Served, how: str) -
     until(lambda: served.state()["streams"] == 0, "the end of the streams")
 
 
-def test_a_stream_that_nobody_reads_any_more_does_not_delay_the_stop(tmp_path: Path) -> None:
+def test_a_stream_whose_client_has_disconnected_does_not_delay_the_stop(tmp_path: Path) -> None:
     with running_script(SERVED.replace("OPTIONS", ""), tmp_path) as program:
         with Connection(program.port) as client:
             client.send(request("/endless") + request("/ignore"))
@@ -599,7 +599,7 @@ def test_a_stream_that_nobody_reads_any_more_does_not_delay_the_stop(tmp_path: P
 @pytest.mark.parametrize(
     "octets", [b"GET /endless HTTP/1.0\r\n\r\n", request("/endless"), request("/endless") + request("/ignore")]
 )
-def test_what_waits_for_a_client_ends_however_late_it_leaves(impatient: Served, octets: bytes) -> None:
+def test_handlers_end_however_late_their_client_disconnects(impatient: Served, octets: bytes) -> None:
     until(lambda: impatient.state()["streams"] == 0, "an idle server")
     with Connection(impatient.port) as client:
         client.send(octets)
@@ -612,7 +612,7 @@ def test_what_waits_for_a_client_ends_however_late_it_leaves(impatient: Served, 
 
 
 @pytest.mark.parametrize("behind", [b"GET /x", request("/echo", "Content-Length: 9", method="POST") + b"x"])
-def test_a_client_that_leaves_after_its_time_for_another_request_is_noticed(impatient: Served, behind: bytes) -> None:
+def test_a_client_that_disconnects_after_the_idle_timeout_is_noticed(impatient: Served, behind: bytes) -> None:
     until(lambda: impatient.state()["streams"] == 0, "an idle server")
     with Connection(impatient.port) as client:
         client.send(request("/endless") + request("/ignore") + behind)
@@ -622,7 +622,7 @@ def test_a_client_that_leaves_after_its_time_for_another_request_is_noticed(impa
     until(lambda: impatient.state()["streams"] == 0, "the end of the stream")
 
 
-def test_a_client_that_has_not_left_is_sent_nothing_but_its_response(served: Served) -> None:
+def test_a_connected_client_gets_only_its_response(served: Served) -> None:
     # Its body is so large that the server stops reading for a while, and the handler is busy with something else.
     with Connection(served.port) as client:
         client.send(request("/busy", method="POST", body=bytes(900_000)))
@@ -645,7 +645,7 @@ def test_a_client_that_has_not_left_is_sent_nothing_but_its_response(served: Ser
         (request("/closing", "Content-Length: 1000", method="POST"), b"x" * 100),
     ],
 )
-def test_a_last_response_arrives_whole_whatever_the_client_sends_meanwhile(served: Served, first: bytes, second: bytes) -> None:
+def test_the_last_response_arrives_whole_whatever_the_client_sends_meanwhile(served: Served, first: bytes, second: bytes) -> None:
     with Connection(served.port) as client:
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
         client.send(first)
@@ -703,7 +703,7 @@ def test_a_client_that_never_closes_is_disconnected(served: Served) -> None:
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_a_response_that_breaks_off_is_not_taken_for_complete(tmp_path: Path, version: str) -> None:
+def test_a_response_that_breaks_off_does_not_look_complete(tmp_path: Path, version: str) -> None:
     with running_script(SERVED.replace("OPTIONS", ""), tmp_path) as program, Connection(program.port) as client:
         client.send(f"GET /breaks HTTP/{version}\r\nHost: test\r\n\r\n".encode())
         client.read_until(b"first")
@@ -716,7 +716,7 @@ def test_a_response_that_breaks_off_is_not_taken_for_complete(tmp_path: Path, ve
         assert "ResultError" in line
 
 
-def test_a_client_that_never_stops_asking_does_not_delay_the_stop(tmp_path: Path) -> None:
+def test_a_client_that_keeps_sending_requests_does_not_delay_the_stop(tmp_path: Path) -> None:
     with running_script(SERVED.replace("OPTIONS", ""), tmp_path) as program, Connection(program.port) as client:
         client.send(request("/late") * 5)
         client.socket.setblocking(False)
@@ -738,7 +738,7 @@ def test_a_client_that_never_stops_asking_does_not_delay_the_stop(tmp_path: Path
         assert {answer.status for answer in (*others, final)} == {200}
 
 
-def test_a_body_that_was_answered_early_ends_in_its_time(impatient: Served) -> None:
+def test_the_body_behind_an_early_response_times_out(impatient: Served) -> None:
     with Connection(impatient.port) as client:
         client.send(request("/ignore", "Content-Length: 99999999", method="POST"))
         assert client.read("POST").status == 200
@@ -749,7 +749,7 @@ def test_a_body_that_was_answered_early_ends_in_its_time(impatient: Served) -> N
 # --- Expect: 100-continue
 
 
-def test_a_client_that_expects_to_be_asked_for_its_body_is_asked(served: Served) -> None:
+def test_a_client_that_expects_100_continue_gets_it(served: Served) -> None:
     with Connection(served.port) as client:
         client.send(request("/echo", "Expect: 100-continue", "Content-Length: 5", method="POST"))
         client.read_until(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -758,7 +758,7 @@ def test_a_client_that_expects_to_be_asked_for_its_body_is_asked(served: Served)
         assert client.ask(request("/ignore")).body == b"not read"
 
 
-def test_a_response_without_the_body_that_was_expected_ends_the_connection(served: Served) -> None:
+def test_a_response_without_100_continue_ends_the_connection(served: Served) -> None:
     with Connection(served.port) as client:
         client.send(request("/ignore", "Expect: 100-continue", "Content-Length: 44", method="POST"))
         answer = client.read("POST")
@@ -777,7 +777,7 @@ def test_an_expectation_may_be_one_of_several(served: Served, expectation: str) 
     assert answer.headers["connection"] == "close"
 
 
-def test_blanks_behind_a_value_are_no_part_of_it(served: Served) -> None:
+def test_blanks_after_a_value_are_stripped(served: Served) -> None:
     fields = ("Transfer-Encoding: chunked ", "X-Test: value \t ", "Connection: close")
     [answer] = served.exchange(request("/echo", *fields, method="POST") + chunked(b"x"))
     told = json.loads(answer.body)
@@ -787,7 +787,7 @@ def test_blanks_behind_a_value_are_no_part_of_it(served: Served) -> None:
 @pytest.mark.parametrize(
     "octets", [request("/ignore", "Expect: 100-continue"), request("/echo", "Expect: 100-continue", method="POST", body=b"x")]
 )
-def test_an_expectation_that_is_met_already_keeps_the_connection(served: Served, octets: bytes) -> None:
+def test_an_expectation_with_the_body_already_there_keeps_the_connection(served: Served, octets: bytes) -> None:
     first, second = served.exchange(octets + last("/ignore"))
     assert (first.status, second.body) == (200, b"not read")
     assert "connection" not in first.headers
@@ -811,7 +811,7 @@ def test_a_response_to_head_has_no_body_whatever_the_version(served: Served) -> 
             assert re.fullmatch(rb"(HTTP/1.1 200 OK\r\n([^\r\n]+\r\n)+\r\n){2}", client.read_rest())
 
 
-def test_the_host_of_an_absolute_target_counts(served: Served) -> None:
+def test_the_host_of_an_absolute_target_replaces_the_field(served: Served) -> None:
     [answer] = served.exchange(b"GET http://example.com:81/echo?x#y HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
     told = json.loads(answer.body)["before"]
     assert (told["host"], told["path"]) == ("example.com:81", "/echo")
@@ -819,13 +819,13 @@ def test_the_host_of_an_absolute_target_counts(served: Served) -> None:
     assert answer.status == 404
 
 
-def test_a_date_of_the_handler_takes_the_place_of_the_servers(served: Served) -> None:
+def test_a_date_of_the_handler_replaces_the_servers(served: Served) -> None:
     date = "Sun, 06 Nov 1994 08:49:37 GMT"
     [answer] = served.exchange(last("/framed", method="POST", body=json.dumps([["Date", date]]).encode()))
     assert answer.headers["date"] == date
 
 
-def test_what_the_application_does_wrong_is_answered_500_in_one_framing(tmp_path: Path) -> None:
+def test_a_mistake_of_the_application_gets_500_in_one_framing(tmp_path: Path) -> None:
     with running_script(SERVED.replace("OPTIONS", ""), tmp_path) as program:
         for target in ("/cancelled", "/injected"):
             with Connection(program.port) as client:

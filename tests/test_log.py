@@ -32,7 +32,7 @@ async def lines(app: App, ask: Ask, caplog: pytest.LogCaptureFixture, target: st
 
 @pytest.mark.parametrize("what", [HOSTILE, "a\nERROR forged", "\r\nERROR forged"], ids=repr)
 @pytest.mark.parametrize("kind", ["detail", "cause", "fault", "chained", "group", "note", "gaman"])
-async def test_what_a_client_sends_reaches_no_log_line_raw(
+async def test_control_characters_of_a_client_are_escaped_in_the_log(
     ask: Ask, caplog: pytest.LogCaptureFixture, kind: str, what: str
 ) -> None:
     async def handler(ctx: Context) -> str:
@@ -65,7 +65,7 @@ async def test_what_a_client_sends_reaches_no_log_line_raw(
     assert "\\x1b[31m" in told
 
 
-async def test_a_client_that_leaves_is_logged_without_control_characters(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_disconnect_is_logged_without_control_characters(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(ctx: Context) -> bytes:
         return await ctx.body()
 
@@ -85,7 +85,7 @@ async def test_a_message_without_control_characters_keeps_its_arguments(ask: Ask
 
 
 @pytest.mark.parametrize("kind", ["cause", "context", "group", "group in a cause", "note", "syntax", "syntax message"])
-async def test_no_text_in_a_traceback_passes_for_a_record(ask: Ask, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+async def test_no_text_in_a_traceback_looks_like_a_record(ask: Ask, caplog: pytest.LogCaptureFixture, kind: str) -> None:
     forged = "\ngaman: FORGED"
     short, long = "can't parse x\ny", f"can't parse x\ny{forged}"
 
@@ -117,7 +117,7 @@ async def test_no_text_in_a_traceback_passes_for_a_record(ask: Ask, caplog: pyte
     assert "    gaman: FORGED" in told
 
 
-async def test_the_notes_of_an_error_stay_as_they_are(ask: Ask) -> None:
+async def test_the_notes_of_an_error_stay_unchanged(ask: Ask) -> None:
     error = ValueError("a\nb")
     error.add_note("c\nd")
 
@@ -135,7 +135,7 @@ class Unspeakable(ValueError):
     __repr__ = __str__
 
 
-async def test_an_error_that_cannot_tell_of_itself_is_logged_and_answered(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_whose_str_fails_is_logged_and_answered(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     async def fail(ctx: Context) -> str:
         raise Unspeakable
 

@@ -99,9 +99,7 @@ server {{
 
 @each_protocol
 @each_field
-def test_a_client_is_known_by_its_own_address_and_url_whatever_it_claims(
-    tmp_path: Path, certificate: Path, http2: bool, fields: str
-) -> None:
+def test_a_client_cannot_forge_its_address_or_url(tmp_path: Path, certificate: Path, http2: bool, fields: str) -> None:
     with served(tmp_path, certificate, http2, fields) as (_, client):
         host = client.headers["host"]
         expected = {"ip": CLIENT, "url": f"https://{host}/where?q=1", "host": host}
@@ -116,7 +114,7 @@ def test_a_client_is_known_by_its_own_address_and_url_whatever_it_claims(
 
 @each_protocol
 @each_field
-def test_the_secure_cookie_is_kept_and_nothing_is_warned_of(tmp_path: Path, certificate: Path, http2: bool, fields: str) -> None:
+def test_the_secure_cookie_is_kept_without_a_warning(tmp_path: Path, certificate: Path, http2: bool, fields: str) -> None:
     with served(tmp_path, certificate, http2, fields) as (program, client):
         [cookie] = client.get("/login").headers.get_list("set-cookie")
         assert cookie.startswith("__Host-Http-gaman=")
@@ -126,7 +124,7 @@ def test_the_secure_cookie_is_kept_and_nothing_is_warned_of(tmp_path: Path, cert
         assert program.stderr == ""
 
 
-def test_a_proxy_that_is_not_trusted_is_the_client_and_the_cookie_is_warned_of(tmp_path: Path, certificate: Path) -> None:
+def test_an_untrusted_proxy_counts_as_the_client_and_the_cookie_causes_a_warning(tmp_path: Path, certificate: Path) -> None:
     with served(tmp_path, certificate, True, X_FORWARDED, trusted="10.0.0.1") as (program, client):
         host = client.headers["host"]
         assert client.get("/where").json() == {"ip": "127.0.0.1", "url": f"http://{host}/where", "host": host}

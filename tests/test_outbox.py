@@ -45,7 +45,7 @@ def connect(outbox: Outbox, under_way: list[None]) -> tuple[Wire, Writer]:
     return wire, Writer(wire, outbox, under_way)
 
 
-async def test_a_response_that_is_alone_goes_out_at_once_and_in_one_piece() -> None:
+async def test_a_single_response_in_flight_is_sent_at_once_and_in_one_piece() -> None:
     wire, transport = connect(Outbox(), ALONE)
     transport.begin(HEAD)
     assert wire.written == []
@@ -55,7 +55,7 @@ async def test_a_response_that_is_alone_goes_out_at_once_and_in_one_piece() -> N
     assert wire.written == [HEAD + BODY]
 
 
-async def test_responses_of_one_turn_go_out_together_at_its_end() -> None:
+async def test_responses_of_one_turn_are_sent_together_at_its_end() -> None:
     outbox = Outbox()
     connections = [connect(outbox, TOGETHER) for _ in range(3)]
     for _, transport in connections:
@@ -70,7 +70,7 @@ async def test_responses_of_one_turn_go_out_together_at_its_end() -> None:
     assert [wire.written for wire, _ in connections] == [[HEAD + BODY, HEAD]] * 3
 
 
-async def test_a_head_whose_body_has_yet_to_come_waits_no_longer_than_the_turn() -> None:
+async def test_a_head_without_a_body_waits_no_longer_than_the_turn() -> None:
     wire, transport = connect(Outbox(), ALONE)
     transport.begin(HEAD)
     await turn()
@@ -79,7 +79,7 @@ async def test_a_head_whose_body_has_yet_to_come_waits_no_longer_than_the_turn()
     assert wire.written == [HEAD, BODY, BODY]
 
 
-async def test_a_stream_that_does_not_wait_piles_up_no_more_than_a_small_response() -> None:
+async def test_a_stream_without_pauses_buffers_no_more_than_a_small_response() -> None:
     wire, transport = connect(Outbox(), TOGETHER)
     transport.begin(HEAD)
     for _ in range(10):
@@ -88,14 +88,14 @@ async def test_a_stream_that_does_not_wait_piles_up_no_more_than_a_small_respons
     assert [len(each) for each in wire.written] == [len(HEAD) + 5000, *[1000] * 5]
 
 
-async def test_a_large_response_goes_out_at_once() -> None:
+async def test_a_large_response_is_sent_at_once() -> None:
     wire, transport = connect(Outbox(), TOGETHER)
     transport.begin(HEAD)
     transport.write(b"x" * 100_000)
     assert wire.written == [HEAD + b"x" * 100_000]
 
 
-async def test_what_follows_in_the_same_turn_keeps_its_order() -> None:
+async def test_writes_of_one_turn_keep_their_order() -> None:
     wire, transport = connect(Outbox(), TOGETHER)
     for octets in (HEAD, BODY, HEAD, b"HTTP/1.1 is what this body begins with"):
         transport.write(octets)
@@ -110,7 +110,7 @@ class Broken(Wire):
         raise RuntimeError("the transport is broken")
 
 
-async def test_a_write_that_raises_keeps_no_other_response_from_its_client() -> None:
+async def test_a_write_that_raises_does_not_affect_other_responses() -> None:
     reported: list[BaseException | None] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context.get("exception")))
     outbox = Outbox()
@@ -125,7 +125,7 @@ async def test_a_write_that_raises_keeps_no_other_response_from_its_client() -> 
     assert [str(error) for error in reported] == ["the transport is broken"] * 2
 
 
-async def test_closing_sends_first_what_waits() -> None:
+async def test_closing_first_sends_what_is_buffered() -> None:
     wire, transport = connect(Outbox(), TOGETHER)
     transport.begin(HEAD)
     transport.write(BODY)
@@ -134,7 +134,7 @@ async def test_closing_sends_first_what_waits() -> None:
     assert wire.written == [HEAD + BODY, b"closed"]
 
 
-async def test_a_client_that_has_left_keeps_nobody_from_an_answer() -> None:
+async def test_a_client_that_has_disconnected_does_not_affect_other_responses() -> None:
     outbox = Outbox()
     (lost, first), (wire, second) = connections = [connect(outbox, TOGETHER) for _ in range(2)]
     for _, transport in connections:
@@ -148,7 +148,7 @@ async def test_a_client_that_has_left_keeps_nobody_from_an_answer() -> None:
     assert (lost.written, wire.written) == ([], [HEAD, HEAD])
 
 
-def test_nobody_waits_for_the_end_of_a_slow_turn() -> None:
+def test_responses_of_a_slow_turn_are_sent_at_once() -> None:
     async def answer() -> list[list[bytes]]:
         outbox = Outbox()
         connections = [connect(outbox, TOGETHER) for _ in range(2)]
@@ -164,7 +164,7 @@ def test_nobody_waits_for_the_end_of_a_slow_turn() -> None:
         assert runner.run(answer()) == [[HEAD + BODY], [HEAD + BODY]]
 
 
-def test_who_was_ready_before_a_turn_became_slow_does_not_wait_for_its_end_either() -> None:
+def test_a_response_from_before_a_turn_became_slow_is_sent_at_once_as_well() -> None:
     async def answer() -> list[list[bytes]]:
         outbox = Outbox()
         (early, first), (late, second) = (connect(outbox, TOGETHER) for _ in range(2))
