@@ -44,7 +44,7 @@ def test_an_unregistered_status_has_a_phrase_as_well() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("x",), r"write HTTPError\(400, 'x'\)"),
         ((None,), "not None"),
@@ -53,8 +53,8 @@ def test_an_unregistered_status_has_a_phrase_as_well() -> None:
         ((404, b"x"), "a str as its detail, not b'x'"),
     ],
 )
-def test_an_http_error_that_cannot_be_sent_is_a_result_error(arguments: tuple[Any, ...], told: str) -> None:
-    with pytest.raises(ResultError, match=told):
+def test_an_http_error_that_cannot_be_sent_is_a_result_error(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ResultError, match=message):
         HTTPError(*arguments)
 
 

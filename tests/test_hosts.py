@@ -115,9 +115,9 @@ async def test_only_http_1_1_needs_a_host(ask: Ask) -> None:
 
 @pytest.mark.anyio
 async def test_a_refusal_has_a_body_and_a_head_of_the_same_length(ask: Ask) -> None:
-    told, head = [await ask(App({"/": show}), "/", method, headers={"host": "a b"}) for method in ("GET", "HEAD")]
-    assert told.text == "the request has an invalid Host, or two"
-    assert told.headers["content-length"] == head.headers["content-length"] == str(len(told.body))
+    refused, head = [await ask(App({"/": show}), "/", method, headers={"host": "a b"}) for method in ("GET", "HEAD")]
+    assert refused.text == "the request has an invalid Host, or two"
+    assert refused.headers["content-length"] == head.headers["content-length"] == str(len(refused.body))
     assert head.body == b""
 
 
@@ -171,12 +171,12 @@ async def test_the_listed_hosts_are_allowed(ask: Ask, allowed: str | list[str], 
 @pytest.mark.anyio
 async def test_the_host_from_a_trusted_proxy_must_be_allowed(ask: Ask) -> None:
     app = App({"/": show}, allowed_hosts=["shop.example"])
-    for host, told, status in [
+    for host, forwarded, status in [
         ("127.0.0.1:3431", "shop.example", 200),
         ("shop.example", "evil.example", 400),
         ("evil.example", "not a host", 400),
     ]:
-        for field, value in [("x-forwarded-host", told), ("forwarded", f'host="{told}"')]:
+        for field, value in [("x-forwarded-host", forwarded), ("forwarded", f'host="{forwarded}"')]:
             assert (await ask(app, headers={"host": host, field: value})).status == status
             stranger = {"client": ("203.0.113.5", 1)}
             expected = 200 if host == "shop.example" else 400

@@ -1,4 +1,4 @@
-"""The server's HTTP/1.1, over real sockets: what a client may send, and what it gets."""
+"""The server's HTTP/1.1, over real sockets: what a client may send, and how the server responds."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from gaman import Response
 
 streams_open = 0
 
-def tell(ctx):
+def describe(ctx):
     return {
         "method": ctx.method, "path": ctx.path, "host": ctx.host, "ip": ctx.ip, "cookie": ctx.cookie("a"),
         "x": ctx.header("x-test"), "fields": [name.decode() for name, _ in ctx.scope["headers"]],
     }
 
 async def echo(ctx):
-    before = tell(ctx)
+    before = describe(ctx)
     body = await ctx.body()
-    return {"before": before, "after": tell(ctx), "body": body.decode()}
+    return {"before": before, "after": describe(ctx), "body": body.decode()}
 
 async def late(ctx):
     await asyncio.sleep(0.01)
@@ -134,7 +134,7 @@ gaman.serve(routes, port=0, OPTIONS)
 
 
 class Served:
-    """The server of SERVED, and what it says of itself."""
+    """The server of SERVED, and what it reports about itself."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -145,7 +145,7 @@ class Served:
         return state
 
     def exchange(self, *packets: bytes) -> list[Answer]:
-        """Send *packets*, each in a segment of its own, and return all responses, until the server closes."""
+        """Send *packets*, each in its own segment, and return all responses until the server closes."""
         with Connection(self.port) as client:
             client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for packet in packets:
@@ -155,7 +155,7 @@ class Served:
 
 
 def answers(octets: bytes) -> list[Answer]:
-    """Return the responses that *octets* are made of, interim ones (1xx) left out; AssertionError where they are not whole."""
+    """Return the responses in *octets*, without interim ones (1xx); AssertionError if one is incomplete."""
     found: list[Answer] = []
     while octets:
         head, end, octets = octets.partition(b"\r\n\r\n")
@@ -185,7 +185,7 @@ def answers(octets: bytes) -> list[Answer]:
 
 
 def last(target: str, *headers: str, method: str = "GET", body: bytes = b"") -> bytes:
-    """Return the octets of a request after whose response the server closes."""
+    """Return a request with `Connection: close`."""
     return request(target, "Connection: close", *headers, method=method, body=body)
 
 
@@ -194,7 +194,7 @@ def chunked(*chunks: bytes, trailers: bytes = b"") -> bytes:
 
 
 def drip(client: Connection) -> None:
-    """Send an octet ten times a second, for ten seconds at most."""
+    """Send an octet ten times a second, for at most ten seconds."""
     for _ in range(100):
         client.send(b"x")
         time.sleep(0.1)
@@ -215,7 +215,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
-    """A server whose clients may be silent for a second."""
+    """A server with timeout_request=1."""
     source = SERVED.replace("OPTIONS", "timeout_request=1")
     with running_script(source, tmp_path_factory.mktemp("impatient")) as program:
         yield Served(program)
@@ -238,10 +238,10 @@ def test_trailers_are_not_header_fields(served: Served, cut: str) -> None:
         "bytewise": [head, *bytewise(body)],
     }[cut]
     [answer] = served.exchange(*packets)
-    told = json.loads(answer.body)
-    assert told["body"] == "hello"
-    assert told["before"] == told["after"]
-    assert (told["after"]["x"], told["after"]["cookie"], told["after"]["host"], told["after"]["ip"]) == (
+    seen = json.loads(answer.body)
+    assert seen["body"] == "hello"
+    assert seen["before"] == seen["after"]
+    assert (seen["after"]["x"], seen["after"]["cookie"], seen["after"]["host"], seen["after"]["ip"]) == (
         None,
         None,
         "test",
@@ -297,10 +297,10 @@ def test_a_request_that_offers_an_upgrade_is_served_like_any_other(
         "bytewise": [*bytewise(head + body), following],
     }[cut]
     first, second, third = served.exchange(*packets)
-    told = json.loads(first.body)
-    assert told["body"] == ("GET /evil HTTP/1.1\r\n\r\n" if body else "")
-    assert told["after"]["method"] == method
-    assert "upgrade" in told["after"]["fields"]
+    seen = json.loads(first.body)
+    assert seen["body"] == ("GET /evil HTTP/1.1\r\n\r\n" if body else "")
+    assert seen["after"]["method"] == method
+    assert "upgrade" in seen["after"]["fields"]
     assert "connection" not in first.headers
     assert (json.loads(second.body)["n"], json.loads(third.body)["n"]) == ("2", "3")
 
@@ -350,7 +350,7 @@ def test_only_a_few_requests_are_parsed_ahead_of_the_current_one(served: Served)
                 pass
         for _ in range(3):
             assert served.state()["tasks"] < 20
-        # Parsed, the requests of one connection took 34 MB.
+        # If they were all parsed, the requests of one connection would take 34 MB.
         assert served.state()["peak_kib"] - before < 40_000
     assert get(served.port, "/release").status == 200
 
@@ -472,7 +472,7 @@ def test_a_client_that_reads_nothing_of_its_response_is_disconnected(impatient: 
         leaving.send(last("/large"))
         time.sleep(4)
         for client in (staying, leaving):
-            # The connection was reset, or ends within what was on its way.
+            # The connection was reset, or ends after what had been sent.
             with suppress(ConnectionResetError):
                 assert len(client.read_rest()) < 1 << 25
         assert impatient.state()["tasks"] <= idle
@@ -512,7 +512,7 @@ def test_a_limit_that_allows_nothing_is_an_error_at_the_start(tmp_path: Path, op
         assert line.startswith(f"gaman: {word}")
 
 
-# --- clients that send no more, and clients that leave
+# --- clients that half-close, and clients that disconnect
 
 
 @pytest.mark.parametrize("target", ["/late?n=1", "/tick", "/echo"])
@@ -531,7 +531,7 @@ def test_clients_that_half_close_get_their_responses(served: Served, target: str
 
 @pytest.mark.parametrize("pause", [0, 0.0002, 0.005])
 def test_a_response_in_the_outbox_is_sent_to_a_client_that_half_closes(served: Served, pause: float) -> None:
-    # A response that is alone in flight would not wait.
+    # With another request in flight, because a single response would be sent at once.
     with Connection(served.port) as other:
         other.send(request("/poll"))
         until(lambda: served.state()["streams"] > 0, "the other request")
@@ -607,7 +607,7 @@ def test_handlers_end_however_late_their_client_disconnects(impatient: Served, o
         client.socket.shutdown(socket.SHUT_WR)
         time.sleep(3)
         assert impatient.state()["streams"] == 1
-    # As long as Linux remembers a connection that is closed on its side, it answers for the client.
+    # Until Linux forgets the connection that the client has closed, it acknowledges what the server sends.
     until(lambda: impatient.state()["streams"] == 0, "the end of the stream", seconds=90)
 
 
@@ -623,7 +623,7 @@ def test_a_client_that_disconnects_after_the_idle_timeout_is_noticed(impatient: 
 
 
 def test_a_connected_client_gets_only_its_response(served: Served) -> None:
-    # Its body is so large that the server stops reading for a while, and the handler is busy with something else.
+    # The body is so large that the server pauses reading while the handler is busy.
     with Connection(served.port) as client:
         client.send(request("/busy", method="POST", body=bytes(900_000)))
         client.send(request("/busy", "Connection: close", method="POST", body=bytes(300_000)))
@@ -674,7 +674,7 @@ def test_a_client_that_still_reads_the_last_response_is_not_idle(tmp_path: Path,
             octets += client.socket.recv(1 << 16)
             if how == "stopped" and not octets[1 << 17 :] and len(octets) > 1 << 16:
                 program.send_signal(signal.SIGTERM)
-            # What it sends meanwhile would reset a connection that is closed.
+            # This would reset a connection that the server has already closed.
             if time.monotonic() - start > 1:
                 with suppress(ConnectionError):
                     client.send(b"x" if "asked" in how else b"\r\n")
@@ -697,7 +697,7 @@ def test_a_client_that_never_closes_is_disconnected(served: Served) -> None:
     with Connection(served.port) as client:
         client.send(last("/ignore"))
         assert answers(client.read_rest())
-        # The server has closed its side, and answers with a reset once it has closed the other.
+        # The server has closed its side for writing, and resets the connection once it closes it for reading.
         with pytest.raises(ConnectionError):
             drip(client)
 
@@ -780,8 +780,8 @@ def test_an_expectation_may_be_one_of_several(served: Served, expectation: str) 
 def test_blanks_after_a_value_are_stripped(served: Served) -> None:
     fields = ("Transfer-Encoding: chunked ", "X-Test: value \t ", "Connection: close")
     [answer] = served.exchange(request("/echo", *fields, method="POST") + chunked(b"x"))
-    told = json.loads(answer.body)
-    assert (told["body"], told["before"]["x"]) == ("x", "value")
+    seen = json.loads(answer.body)
+    assert (seen["body"], seen["before"]["x"]) == ("x", "value")
 
 
 @pytest.mark.parametrize(
@@ -813,8 +813,8 @@ def test_a_response_to_head_has_no_body_whatever_the_version(served: Served) -> 
 
 def test_the_host_of_an_absolute_target_replaces_the_field(served: Served) -> None:
     [answer] = served.exchange(b"GET http://example.com:81/echo?x#y HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
-    told = json.loads(answer.body)["before"]
-    assert (told["host"], told["path"]) == ("example.com:81", "/echo")
+    seen = json.loads(answer.body)["before"]
+    assert (seen["host"], seen["path"]) == ("example.com:81", "/echo")
     [answer] = served.exchange(b"GET HTTP://example.com?x HTTP/1.0\r\n\r\n")
     assert answer.status == 404
 

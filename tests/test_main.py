@@ -1,4 +1,4 @@
-"""The `gaman` command, as a person types it."""
+"""The `gaman` command, as typed in a terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ other = 1
 
 
 def gaman(*arguments: str, cwd: Path, status: int = 0) -> tuple[str, str]:
-    """Return what the command says on stdout and on stderr, after holding it to its exit *status*."""
+    """Run the command, check its exit *status*, and return its stdout and stderr."""
     with running("-m", "gaman", *arguments, cwd=cwd) as program:
         assert program.wait() == status, program.stderr
         return program.stdout, program.stderr
@@ -77,8 +77,8 @@ def test_key_says_how_to_hide_a_file_that_others_may_read(tmp_path: Path, mode: 
     file.touch()
     file.chmod(mode)
     _, stderr = gaman("key", "--env", "my settings", cwd=tmp_path)
-    told = "gaman: other users of this machine may read it; run `chmod 600 'my settings'`\n"
-    assert stderr == (told if mode & 0o044 else "")
+    warning = "gaman: other users of this machine may read it; run `chmod 600 'my settings'`\n"
+    assert stderr == (warning if mode & 0o044 else "")
     assert stat.S_IMODE(file.stat().st_mode) == mode
 
 
@@ -173,7 +173,7 @@ def test_serve_with_reload_serves_the_current_code(tmp_path: Path) -> None:
             try:
                 return get(program.port, "/").body
             except ConnectionError:
-                # The worker was just leaving.
+                # The worker was ending.
                 return b""
 
         assert b"pid" in answer()
@@ -245,7 +245,7 @@ app = gaman.App(
         assert program.stop() == 0
     with sqlite3.connect(tmp_path / "sessions.db") as database:
         [(count,)] = database.execute("SELECT count(*) FROM sessions")
-        # What is to come in a second has come.
+        # As if two seconds had passed.
         database.execute("UPDATE sessions SET deadline = deadline - 2")
     database.close()
     assert count == 3

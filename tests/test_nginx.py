@@ -1,4 +1,4 @@
-"""gaman.serve() behind an nginx that speaks TLS, HTTP/1.1 and HTTP/2."""
+"""gaman.serve() behind an nginx with TLS, HTTP/1.1 and HTTP/2."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def login(ctx):
 async def profile(ctx):
     return {"user": await ctx.session.get("user")}
 
-# The tests' client has another address of the loopback network, and is a stranger.
+# The client has another loopback address, which isn't trusted.
 gaman.serve(
     {"/where": where, "/login": login, "/profile": profile},
     integrations=[session("a secret of the tests, long enough")],
@@ -43,7 +43,7 @@ gaman.serve(
     port=0,
 )
 """
-# What the README tells people to write.
+# The lines from the README.
 X_FORWARDED = re.findall(r"^```nginx\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[0]
 FORWARDED = """
     proxy_set_header Host inner;
@@ -58,7 +58,7 @@ each_field = pytest.mark.parametrize("fields", [X_FORWARDED, FORWARDED], ids=["X
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of shop.example that signs itself, and its key, in one file."""
+    """A self-signed certificate for shop.example, and its key, in one file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "shop.example")])
     now = datetime.datetime.now(datetime.UTC)
@@ -79,7 +79,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(
     folder: Path, certificate: Path, http2: bool, fields: str, trusted: str = "127.0.0.1"
 ) -> Generator[tuple[Program, httpx.Client]]:
-    """Serve SITE behind nginx, and give its program and a client of https://shop.example."""
+    """Serve SITE behind nginx, and yield its program and a client of https://shop.example."""
     with running_script(SITE.replace("TRUSTED", repr(trusted)), folder) as program:
         http = f"""
 server {{

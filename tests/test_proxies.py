@@ -43,13 +43,13 @@ def forwarded(*values: str, **options: Any) -> tuple[Any, ...]:
         (["[2001:DB8::5]"], "2001:db8::5"),
         (["[2001:db8::5]:4711"], "2001:db8::5"),
         (["::ffff:203.0.113.5"], "203.0.113.5"),
-        # What stands before the first that is not trusted is the client's own writing.
+        # The client itself may have written what is before the first untrusted address.
         (["1.1.1.1, 203.0.113.5"], "203.0.113.5"),
         (["1.1.1.1, 203.0.113.5, 10.1.2.3"], "203.0.113.5"),
         (["127.0.0.1, 203.0.113.5, ::ffff:10.1.2.3, 2001:db8:1::9"], "203.0.113.5"),
         (["1.1.1.1", "203.0.113.5", "10.1.2.3"], "203.0.113.5"),
         (["10.0.0.1, 10.0.0.2"], "10.0.0.1"),
-        # What is no address ends the walk at the hop that told it.
+        # Text that isn't an address ends the walk at the hop that wrote it.
         (["unknown"], "127.0.0.1"),
         (["1.1.1.1, unknown, 10.0.0.2"], "10.0.0.2"),
         (["1.1.1.1,, 10.0.0.2"], "10.0.0.2"),
@@ -112,7 +112,7 @@ def test_only_a_trusted_peers_fields_are_read(trusted: str | list[str], peer: st
         ("::ffff:0:0/96", "203.0.113.5", "1.1.1.1"),
         ("::/0", "203.0.113.5", "203.0.113.5"),
         ("10.0.0.1", "::ffff:a00:1", "1.1.1.1"),
-        # Nobody is trusted here, and a mapped peer is its IPv4 address all the same.
+        # No proxy is trusted here, but a mapped peer still counts as its IPv4 address.
         ("", "::ffff:203.0.113.5", "203.0.113.5"),
         ("", "2001:DB8::5", "2001:db8::5"),
     ],
@@ -127,8 +127,8 @@ def test_at_most_32_hops_are_read() -> None:
         assert xff(f"1.1.1.1{',10.0.0.1' * hops}") == ip
         assert xff("1.1.1.1", *["10.0.0.1"] * hops) == ip
         assert forwarded(f"for=1.1.1.1;proto=https{',for=10.0.0.1' * hops}") == (ip, "https" if hops == 31 else "http", None)
-    told = origin(("x-forwarded-for", "10.0.0.1," * 31 + "10.0.0.1"), ("x-forwarded-host", "evil.example" + ",a" * 32))
-    assert told == ("10.0.0.1", "http", "a")
+    found = origin(("x-forwarded-for", "10.0.0.1," * 31 + "10.0.0.1"), ("x-forwarded-host", "evil.example" + ",a" * 32))
+    assert found == ("10.0.0.1", "http", "a")
 
 
 @pytest.mark.parametrize("name", ["x-forwarded-for", "forwarded"])
@@ -164,11 +164,11 @@ def test_by_default_only_this_machine_is_trusted() -> None:
         ([("proto", "javascript"), ("host", "a b")], ("http", None)),
         ([("host", "[2001:db8::1]:8443")], ("http", "[2001:db8::1]:8443")),
         ([("host", "evil.example\r\nx")], ("http", None)),
-        # One proxy has read one hop; what stands before is the client's.
+        # One proxy has written one hop; the client may have written what is before it.
         ([("proto", "https, http"), ("host", "evil.example, good.example")], ("http", "good.example")),
         ([("proto", "https"), ("proto", "http")], ("http", None)),
         ([("for", "1.1.1.1, 203.0.113.5"), ("proto", "https, http")], ("http", None)),
-        # Two proxies: the outer one knows what the client asked for.
+        # Two proxies: the outer one knows which scheme and host the client used.
         ([("for", "203.0.113.5, 10.0.0.1"), ("proto", "https, http"), ("host", "a.example, inner")], ("https", "a.example")),
         ([("for", "203.0.113.5, 10.0.0.1"), ("proto", "https")], ("https", None)),
         ([("for", "1.1.1.1, 203.0.113.5, 10.0.0.1"), ("proto", "https, http, http")], ("http", None)),
@@ -186,7 +186,7 @@ def test_scheme_and_host_are_those_of_the_same_hop(fields: list[tuple[str, str]]
         (['for="203.0.113.5:80";host="example.com:8443"'], ("203.0.113.5", "http", "example.com:8443")),
         (["for=1.1.1.1;proto=https, for=203.0.113.5"], ("203.0.113.5", "http", None)),
         (["for=1.1.1.1", "for=203.0.113.5;proto=https", "for=10.0.0.1;proto=http"], ("203.0.113.5", "https", None)),
-        # A port may be hidden, and hides no address.
+        # A port may be obfuscated, which doesn't affect the address.
         (['for="203.0.113.5:_port"'], ("203.0.113.5", "http", None)),
         (['for="[2001:db8::5]:_a.B-1_";proto=https'], ("2001:db8::5", "https", None)),
         (['for="203.0.113.5:_"'], ("127.0.0.1", "http", None)),
@@ -194,10 +194,10 @@ def test_scheme_and_host_are_those_of_the_same_hop(fields: list[tuple[str, str]]
         (["for=unknown;proto=https"], ("127.0.0.1", "https", None)),
         (["for=_hidden"], ("127.0.0.1", "http", None)),
         (["proto=https"], ("127.0.0.1", "https", None)),
-        # Escaped, and with commas that separate nothing.
+        # Escaped characters, and commas within quotes.
         (['for=203.0.113.5;x="a,\\",for=1.1.1.1"'], ("203.0.113.5", "http", None)),
         (['for=203.0.113.5;x="a, for=1.1.1.1;y=";host="exampl\\e.com"'], ("203.0.113.5", "http", "example.com")),
-        # A quote that the client has left open swallows nothing that a proxy has appended.
+        # A quote that the client has left open doesn't swallow what a proxy has appended.
         (['for="1.1.1.1, for=203.0.113.5;proto=https'], ("203.0.113.5", "https", None)),
         (['for="', "for=203.0.113.5"], ("203.0.113.5", "http", None)),
         (['x="', 'for="[2001:db8::5]"'], ("2001:db8::5", "http", None)),
@@ -271,9 +271,9 @@ async def test_a_context_has_what_a_trusted_proxy_says(ask: Ask) -> None:
         return [ctx.ip, ctx.scheme, ctx.host, ctx.url]
 
     headers = {"x-forwarded-for": "1.1.1.1", "x-forwarded-proto": "https", "x-forwarded-host": "example.com", "host": "inner:80"}
-    told = await ask(App({"/": handler}), "/?q", headers=headers, scope={"scheme": "http"})
-    assert msgspec.json.decode(told.body) == ["1.1.1.1", "https", "example.com", "https://example.com/?q"]
-    assert "; Secure" in told.headers["set-cookie"]
+    response = await ask(App({"/": handler}), "/?q", headers=headers, scope={"scheme": "http"})
+    assert msgspec.json.decode(response.body) == ["1.1.1.1", "https", "example.com", "https://example.com/?q"]
+    assert "; Secure" in response.headers["set-cookie"]
     kept = await ask(App({"/": handler}, trusted_proxies=[]), "/?q", headers=headers, scope={"scheme": "http"})
     assert msgspec.json.decode(kept.body) == ["127.0.0.1", "http", "inner:80", "http://inner:80/?q"]
     assert "; Secure" not in kept.headers["set-cookie"]

@@ -1,4 +1,4 @@
-"""serve(), in processes of its own and over real sockets."""
+"""serve(), in separate processes and over real sockets."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def form(ctx: Context):
 async def parse(ctx: Context):
     global forms_parsed
     await ctx.body(1 << 30)
-    # From here on, no other request is served unless the parser lets it.
+    # From here on, other requests are served only if the parser yields.
     forms_parsed += 1
     try:
         await ctx.form()
@@ -116,7 +116,7 @@ gaman.serve(routes, port=0)
 
 
 class Served:
-    """The server of SERVED, and what it knows of itself."""
+    """The server of SERVED, and what it reports about itself."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -130,9 +130,9 @@ class Served:
         return self._program.stderr
 
     @contextmanager
-    def left_as_it_was(self) -> Generator[dict[str, int]]:
-        """Hold the block to leaving no task, no file and no line in the log above DEBUG."""
-        idle = self._settled()
+    def leaves_nothing_behind(self) -> Generator[dict[str, int]]:
+        """Check that the block leaves no task, no open file and no line in the log above DEBUG."""
+        idle = self._idle_state()
         before = self.log()
         yield idle
         keys = ("tasks", "streams", "fds")
@@ -140,7 +140,7 @@ class Served:
         loud = [line for line in self.log().removeprefix(before).splitlines() if not line.startswith("DEBUG ")]
         assert loud == []
 
-    def _settled(self) -> dict[str, int]:
+    def _idle_state(self) -> dict[str, int]:
         until(lambda: self.state()["tasks"] == self.state()["tasks"] and self.state()["streams"] == 0, "an idle server")
         return self.state()
 
@@ -164,18 +164,18 @@ def as_json(answer: Answer) -> Any:
 @pytest.mark.parametrize("path", ["/body", "/count"])
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_client_that_disconnects_within_its_body_leaves_nothing_behind(served: Served, path: str, reset: bool) -> None:
-    with served.left_as_it_was():
+    with served.leaves_nothing_behind():
         before = served.log().count("the client left")
         with Connection(served.port) as client:
             client.send(request(path, "Content-Length: 1000", method="POST") + b"x" * 10)
             if reset:
                 client.reset()
-        until(lambda: served.log().count("the client left") > before, "the note that the client left")
+        until(lambda: served.log().count("the client left") > before, "the log line about the client")
 
 
 def test_a_client_that_disconnects_within_an_upload_leaves_no_temporary_file(served: Served) -> None:
     head = request("/form", "Content-Type: multipart/form-data; boundary=b", "Content-Length: 9000000", method="POST")
-    with served.left_as_it_was() as idle, Connection(served.port) as client:
+    with served.leaves_nothing_behind() as idle, Connection(served.port) as client:
         client.send(head + b'--b\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n' + bytes(1 << 20))
         until(lambda: served.state()["fds"] == idle["fds"] + 2, "the connection and the upload's temporary file")
 
@@ -197,7 +197,7 @@ def test_other_requests_are_served_while_a_hostile_form_is_parsed(
     served: Served, kind: str, start: bytes, rest: bytes, size: int, status: int
 ) -> None:
     body = start + rest * ((size - len(start)) // len(rest))
-    with served.left_as_it_was(), Connection(served.port) as client:
+    with served.leaves_nothing_behind(), Connection(served.port) as client:
         client.send(request("/parse", f"Content-Type: {kind}", method="POST", body=body))
         until(lambda: served.state()["forms"] == 1, "an answer while the form is parsed")
         assert client.read("POST").status == status
@@ -221,7 +221,7 @@ def test_an_endless_form_takes_no_memory(served: Served, start: bytes, rest: byt
     piece = rest * ((1 << 18) // len(rest))
     head = request("/form", "Content-Type: multipart/form-data; boundary=b", "Content-Length: 1000000000", method="POST")
     before = served.state()["peak_kib"]
-    with served.left_as_it_was(), Connection(served.port) as client:
+    with served.leaves_nothing_behind(), Connection(served.port) as client:
         client.send(head + start)
         for _ in range(100 if status is None else 1_000):
             if select.select([client.socket], [], [], 0)[0]:
@@ -260,7 +260,7 @@ gaman.serve({"/": {"POST": form}}, port=0)
 @pytest.mark.parametrize("path", ["/flood", "/stall"])
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_stream_ends_when_its_client_disconnects(served: Served, path: str, reset: bool) -> None:
-    with served.left_as_it_was(), Connection(served.port) as client:
+    with served.leaves_nothing_behind(), Connection(served.port) as client:
         client.send(request(path))
         client.read_until(b"first")
         assert served.state()["streams"] == 1
@@ -269,13 +269,13 @@ def test_a_stream_ends_when_its_client_disconnects(served: Served, path: str, re
 
 
 def test_a_file_is_closed_when_its_client_disconnects(served: Served) -> None:
-    with served.left_as_it_was(), Connection(served.port) as client:
+    with served.leaves_nothing_behind(), Connection(served.port) as client:
         client.send(request("/file"))
         assert client.socket.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_a_stream_that_the_client_does_not_read_is_not_buffered(served: Served) -> None:
-    with served.left_as_it_was(), Connection(served.port) as client:
+    with served.leaves_nothing_behind(), Connection(served.port) as client:
         before = served.state()["peak_kib"]
         client.send(request("/flood"))
         until(lambda: served.state()["streams"] == 1, "the stream")
@@ -288,7 +288,7 @@ def test_a_stream_that_the_client_does_not_read_is_not_buffered(served: Served) 
 def test_an_endless_body_gets_an_early_response_and_takes_no_memory(served: Served, path: str) -> None:
     before = served.state()["peak_kib"]
     chunk = b"10000\r\n" + bytes(1 << 16) + b"\r\n"
-    with served.left_as_it_was(), Connection(served.port) as client:
+    with served.leaves_nothing_behind(), Connection(served.port) as client:
         client.send(request(path, "Transfer-Encoding: chunked", method="POST"))
         sent = 0
         while not select.select([client.socket], [], [], 0)[0]:
@@ -296,7 +296,7 @@ def test_an_endless_body_gets_an_early_response_and_takes_no_memory(served: Serv
             sent += 1 << 16
             assert sent < 1 << 28, "no answer to 256 MB of body"
         assert client.read("POST").status == {"/ignore": 200, "/nowhere": 404, "/static": 405}.get(path, 413)
-        # What still comes is thrown away, or the connection is closed.
+        # Further data is discarded, or the connection is closed.
         try:
             for _ in range(1024):
                 client.send(chunk)
@@ -322,7 +322,7 @@ def test_a_body_that_no_handler_has_read_stays_at_the_client(served: Served) -> 
 @pytest.mark.parametrize("line", [b"X: " + b"x" * (1 << 16), b"X: 1\r\n" * 10_000])
 def test_an_endless_header_is_refused_and_takes_no_memory(served: Served, line: bytes) -> None:
     before = served.state()["peak_kib"]
-    with served.left_as_it_was(), Connection(served.port) as client:
+    with served.leaves_nothing_behind(), Connection(served.port) as client:
         client.send(b"GET /static HTTP/1.1\r\nHost: test\r\n")
         sent = 0
         while not select.select([client.socket], [], [], 0)[0]:
@@ -353,7 +353,7 @@ def test_an_odd_target_causes_neither_a_server_error_nor_a_hang(served: Served, 
         with Connection(served.port) as client:
             answer = client.ask(request(base + odd))
             assert answer.status in (200, 400, 404, 414), (base + odd, answer)
-            # The connection goes on, unless the answer says that it doesn't.
+            # The connection stays usable, unless the response closes it.
             if answer.headers.get("connection") != "close":
                 assert client.ask(request("/static")).status == 200
             else:
@@ -430,7 +430,7 @@ def test_a_connection_stays_usable_after_each_4xx(served: Served) -> None:
 
 @pytest.mark.parametrize("path", ["/static", "/users/1", "/file", "/flood", "/nowhere", "/refuse"])
 def test_a_response_to_head_has_the_headers_of_get_and_no_body(served: Served, path: str) -> None:
-    with served.left_as_it_was():
+    with served.leaves_nothing_behind():
         with Connection(served.port) as client:
             client.send(request(path, method="HEAD") + request("/body", "Connection: close", method="HEAD"))
             first, _, second = client.read_rest().partition(b"\r\n\r\n")
@@ -441,7 +441,7 @@ def test_a_response_to_head_has_the_headers_of_get_and_no_body(served: Served, p
 
 
 def test_a_websocket_is_refused_without_a_hang_or_a_log_line(served: Served) -> None:
-    with served.left_as_it_was(), Connection(served.port) as client:
+    with served.leaves_nothing_behind(), Connection(served.port) as client:
         upgrade = (
             "Connection: Upgrade",
             "Upgrade: websocket",
@@ -477,7 +477,7 @@ print("after serve", flush=True)
 
 def refuses_connections(port: int) -> bool:
     try:
-        # Before it refuses them, a server that ends leaves new connections without an answer.
+        # A stopping server at first leaves new connections without an answer, and later refuses them.
         socket.create_connection(("127.0.0.1", port), 0.1).close()
     except OSError:
         return True
@@ -495,7 +495,7 @@ def test_a_signal_lets_the_request_in_flight_finish_and_runs_the_hooks(
         until(lambda: "in flight" in program.stdout, "the request")
         program.send_signal(number, to_group=to_group)
         until(lambda: refuses_connections(port), "the end of listening")
-        until(lambda: "waiting" in program.stdout, "the line that says what it waits for")
+        until(lambda: "waiting" in program.stdout, "the line about the requests in flight")
         assert not program.has_ended()
         (tmp_path / "go").touch()
         assert client.read().body == b"finished"
@@ -565,11 +565,11 @@ def test_a_second_ctrl_c_cuts_streams_off_and_still_runs_the_hooks(tmp_path: Pat
         waiting.send(request("/wait"))
         until(lambda: "waits" in program.stdout, "the request")
         program.send_signal(signal.SIGINT, to_group=to_group)
-        until(lambda: "waiting for 2 requests to finish" in program.stdout, "the line that says what it waits for")
+        until(lambda: "waiting for 2 requests to finish" in program.stdout, "the line about the requests in flight")
         assert not program.has_ended()
         program.send_signal(signal.SIGINT, to_group=to_group)
         assert program.wait() == 0
-        # It ends before its end, and a client can tell.
+        # The stream is cut off, and the client can see that.
         assert not streaming.read_rest().endswith(b"0\r\n\r\n")
         assert waiting.read().status == 503
         assert program.stdout.count("shut down\n") == (2 if "workers" in options else 1)
@@ -617,14 +617,14 @@ gaman.serve({"/": handler}, integrations=hooks, port=0, **OPTIONS)
 def test_a_stop_answers_every_connection_that_was_established(tmp_path: Path, workers: int) -> None:
     with running_script(GUARDED.replace("OPTIONS", str({"workers": workers})), tmp_path) as program, ExitStack() as stack:
         serving = pids(program.port, workers)
-        # While nothing accepts them, they wait in the kernel.
+        # While the processes are stopped, the connections wait in the kernel.
         for pid in serving:
             os.kill(pid, signal.SIGSTOP)
         clients = [stack.enter_context(Connection(program.port)) for _ in range(100)]
         for client in clients:
             client.send(request("/"))
         program.send_signal(signal.SIGTERM)
-        # Then its next look at its signals is due at once.
+        # So long that a process, once continued, handles its signals at once.
         time.sleep(1)
         for pid in serving:
             os.kill(pid, signal.SIGCONT)
@@ -640,7 +640,7 @@ counts = collections.Counter()
 deadline = time.monotonic() + 10
 
 def visit():
-    # Until it is refused: what follows the handshake must succeed.
+    # Until a connection is refused: after a handshake, everything must succeed.
     while time.monotonic() < deadline:
         with socket.socket() as client:
             client.settimeout(5)
@@ -879,7 +879,7 @@ gaman.serve({"/fail/:x": fail, "/refuse/:x": refuse}, port=0, debug=True)
 
 
 def fails_to_start(source: str, folder: Path) -> list[str]:
-    """Return what it says on stderr, after holding it to ending by itself with status 1, and to never listening."""
+    """Run *source*, check that it ends with status 1 and never listens, and return the lines on stderr."""
     with running_script(source, folder) as program:
         assert program.wait() == 1, program.stderr
         assert "listening" not in program.stdout
@@ -1004,7 +1004,7 @@ UNGUARDED = PIDS + "main()\n"
 
 
 def pids(port: int, count: int) -> set[int]:
-    """Return the process ids of the workers, as soon as *count* have answered."""
+    """Return the process ids of the workers once *count* of them have answered."""
     found: set[int] = set()
 
     def ask() -> bool:
@@ -1025,7 +1025,7 @@ def test_two_workers_serve_a_plain_script(tmp_path: Path, source: str) -> None:
         with Connection(program.port) as client:
             assert as_json(client.ask(request("/user", method="POST", body=b'{"friend": {"friend": null}}'))) == {"friend": True}
         assert program.stop() == 0
-        # Each process ran the script once, and only the first went on behind serve().
+        # Each process ran the script once, and only the first continued after serve().
         assert program.stdout.count("run\n") == 3
         assert program.stdout.count("listening") == 1
         assert program.stdout.count("after serve") == 1
@@ -1066,7 +1066,7 @@ def test_a_worker_that_dies_is_replaced_and_the_log_says_so(tmp_path: Path, by: 
                 assert client.read_rest() == b""
         else:
             os.kill(min(before), signal.SIGKILL)
-        until(lambda: program.stderr, "the line about it")
+        until(lambda: program.stderr, "the log line")
         assert len(pids(program.port, 2) & before) == 1
         assert program.stop() == 0
         [line] = program.stderr.splitlines()
@@ -1087,7 +1087,7 @@ def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
     with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
         hung = min(pids(program.port, 2))
         os.kill(hung, signal.SIGSTOP)
-        until(lambda: program.stderr, "the line about it", seconds=30)
+        until(lambda: program.stderr, "the log line", seconds=30)
         assert program.stderr == f"worker process {hung} does not answer; another takes its place\n"
         assert hung not in pids(program.port, 2)
         assert program.stop() == 0
@@ -1122,7 +1122,7 @@ def test_a_retiring_worker_still_answers_on_idle_connections(tmp_path: Path) -> 
                 assert as_json(answer)["pid"] in before
             assert as_json(answer)["pid"] in before
             assert client.read_rest() == b""
-        # Nothing keeps them any longer.
+        # The old workers have no connection left.
         until(lambda: not any(map(is_alive, before)), "the end of the old workers")
         assert program.stop() == 0
         assert program.stderr == ""
@@ -1140,14 +1140,14 @@ def test_sighup_replaces_workers_without_waiting_for_their_requests(tmp_path: Pa
             program.send_signal(signal.SIGHUP)
             until(lambda old=before: not pids(program.port, 2) & old, "two new workers")  # type: ignore[misc]
             seen |= before
-        # One that dies meanwhile is replaced, and a stop waits for all of them.
+        # A worker that dies meanwhile is replaced, and a stop waits for all of them.
         serving = pids(program.port, 2)
         os.kill(min(serving), signal.SIGKILL)
-        until(lambda: "another takes its place" in program.stderr, "the line about it")
+        until(lambda: "another takes its place" in program.stderr, "the log line")
         serving = pids(program.port, 2)
         assert any(map(is_alive, seen))
         program.send_signal(signal.SIGINT)
-        until(lambda: "waiting for 16 requests to finish" in program.stdout, "the line that says what it waits for")
+        until(lambda: "waiting for 16 requests to finish" in program.stdout, "the line about the requests in flight")
         program.send_signal(signal.SIGINT)
         assert program.wait() == 0
         assert not any(map(is_alive, seen | serving))
@@ -1159,7 +1159,7 @@ def test_the_old_workers_go_on_if_the_new_code_does_not_start(tmp_path: Path) ->
         before = pids(program.port, 2)
         (tmp_path / "other.py").write_text("1 / 0")
         program.send_signal(signal.SIGHUP)
-        until(lambda: "ended before it served; those that serve go on" in program.stderr, "the line about it")
+        until(lambda: "ended before it served; those that serve go on" in program.stderr, "the log line")
         assert program.stderr.count("ZeroDivisionError: division by zero") == 1
         assert pids(program.port, 2) == before
         (tmp_path / "other.py").write_text("")
@@ -1229,7 +1229,7 @@ def test_a_client_that_connected_before_a_stop_may_still_send_a_request(tmp_path
     with running_script(GUARDED.replace("OPTIONS", "{}"), tmp_path) as program:
         port = program.port
         with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-            # It is accepted before the one that asks now.
+            # This connection is accepted before the next one.
             get(port, "/")
             program.send_signal(signal.SIGTERM)
             until(lambda: refuses_connections(port), "the server to stop listening")
@@ -1276,7 +1276,7 @@ def main():
         workers = pids(program.port, 2)
         until(lambda: "shrunk" in program.stdout, "the limit")
         program.send_signal(signal.SIGTTIN)
-        until(lambda: "can't be started" in program.stderr, "the line about it")
+        until(lambda: "can't be started" in program.stderr, "the log line")
         assert pids(program.port, 2) == workers
         assert program.stop() == 0
         assert "Traceback" not in program.stderr
@@ -1289,7 +1289,7 @@ def test_sigttin_and_sigttou_change_the_number_of_workers(tmp_path: Path) -> Non
         program.send_signal(signal.SIGTTIN)
         three = pids(program.port, 3)
         program.send_signal(signal.SIGTTOU)
-        until(lambda: sum(map(is_alive, three)) == 2, "one worker less")
+        until(lambda: sum(map(is_alive, three)) == 2, "the end of one worker")
         assert program.stop() == 0
         assert program.stderr == ""
 
@@ -1318,7 +1318,7 @@ def test_a_worker_that_dies_while_its_store_is_down_is_restarted_until_the_store
         store.kill()
         os.kill(one, signal.SIGKILL)
         until(lambda: "another is tried in 2 s" in program.stderr, "the second attempt", seconds=30)
-        # What needs no store goes on, and says what it lacks where one is needed.
+        # Requests that don't use the session are served; those that use it get 503.
         assert as_json(get(program.port, "/"))["pid"] == other
         assert get(program.port, "/visit").status == 503
         assert program.stderr.count("gaman: the session store (redis) could not be reached") == 2
@@ -1388,7 +1388,7 @@ def test_reload_serves_the_current_code(tmp_path: Path, source: str, watcher: st
             until(lambda: watches_files(program.pid), "the watch for changes")
         change("WORD = 'second'")
         assert as_json(get(program.port, "/"))["word"] == "second"
-        # A mistake is told, and mended by the next change.
+        # A mistake is logged, and the next change fixes it.
         change("WORD = 1 / 0")
         assert program.stderr.splitlines()[-1] == "ZeroDivisionError: division by zero"
         other.write_text("WORD = 'third!'")
@@ -1486,8 +1486,8 @@ gaman.serve({{"/": home, "/broken": broken}}, port=0, debug={})
 """
 
 
-def told(source: str, folder: Path) -> str:
-    """Return what it says on stderr of one request that succeeds and one that fails."""
+def stderr_of(source: str, folder: Path) -> str:
+    """Return the lines on stderr about one request that succeeds and one that fails."""
     with running_script(source, folder) as program:
         with Connection(program.port) as connection:
             connection.ask(request("/"))
@@ -1497,7 +1497,7 @@ def told(source: str, folder: Path) -> str:
 
 
 def test_debug_logs_each_request_to_stderr(tmp_path: Path) -> None:
-    first, failed, *traceback, last = told(LOGGED.format("", True), tmp_path).splitlines()
+    first, failed, *traceback, last = stderr_of(LOGGED.format("", True), tmp_path).splitlines()
     assert re.fullmatch(r"gaman: GET '/' 200 in \d+\.\d ms", first)
     assert failed == "gaman: GET '/broken' failed"
     assert traceback[-1] == "ZeroDivisionError: division by zero"
@@ -1505,7 +1505,7 @@ def test_debug_logs_each_request_to_stderr(tmp_path: Path) -> None:
 
 
 def test_without_debug_only_failures_are_logged(tmp_path: Path) -> None:
-    first, *_ = told(LOGGED.format("", False), tmp_path).splitlines()
+    first, *_ = stderr_of(LOGGED.format("", False), tmp_path).splitlines()
     assert first == "GET '/broken' failed"
 
 
@@ -1513,5 +1513,5 @@ def test_without_debug_only_failures_are_logged(tmp_path: Path) -> None:
 def test_debug_leaves_the_logging_of_the_user_unchanged(tmp_path: Path, level: str, count: int) -> None:
     setting = f"logging.basicConfig(level='{level}', format='mine: %(name)s %(status)s', force=True)\n"
     setting += "logging.getLogger().handlers[0].addFilter(lambda record: hasattr(record, 'status'))"
-    said = told(LOGGED.format(setting, True), tmp_path)
-    assert said.splitlines() == ["mine: gaman 200", "mine: gaman 500"][:count]
+    stderr = stderr_of(LOGGED.format(setting, True), tmp_path)
+    assert stderr.splitlines() == ["mine: gaman 200", "mine: gaman 500"][:count]

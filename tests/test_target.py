@@ -40,9 +40,9 @@ async def test_routes_and_hooks_see_one_path_for_every_spelling(ask: Ask, target
         answer = await ask(app, prefix + target, scope={"root_path": root})
         expected = "/admin/" if target.endswith("/") else "/admin"
         assert answer.status == 200, prefix
-        told = msgspec.json.decode(answer.body)
-        assert (told["path"], told["log"]) == (expected, expected)
-        assert told["url"] == f"https://testserver{prefix}{target}"
+        shown = msgspec.json.decode(answer.body)
+        assert (shown["path"], shown["log"]) == (expected, expected)
+        assert shown["url"] == f"https://testserver{prefix}{target}"
 
 
 @pytest.mark.parametrize("target", SPELLINGS)
@@ -71,7 +71,7 @@ async def test_no_spelling_bypasses_a_hook_that_guards_a_prefix(ask: Ask, target
         ("/app/", "/app", "/"),
         ("/app//", "/app", "/"),
         ("/%61pp", "/app", "/"),
-        # A server that takes the prefix off by itself, or a path beside it.
+        # A server that removes the prefix itself, or a path outside it.
         ("/users", "/app", "/users"),
         ("/apple", "/app", "/apple"),
         ("/ap%2Fp", "/ap/p", "/ap%2Fp"),
@@ -84,8 +84,8 @@ async def test_a_path_is_decoded_and_below_the_root_path(ask: Ask, target: str, 
 
 async def test_a_slash_within_a_segment_does_not_split_it(ask: Ask) -> None:
     app = App({"/:page": show, "/static/:file": show})
-    told = msgspec.json.decode((await ask(app, "/static%2Fx")).body)
-    assert told == {
+    shown = msgspec.json.decode((await ask(app, "/static%2Fx")).body)
+    assert shown == {
         "path": "/static%2Fx",
         "log": "/static%2Fx",
         "url": "https://testserver/static%2Fx",
@@ -122,8 +122,8 @@ async def test_the_host_of_an_absolute_target_replaces_the_field(ask: Ask, targe
     assert answer.status == status
     assert len(seen) == (status != 400)
     if status == 200:
-        told = msgspec.json.decode(answer.body)
-        assert (told["url"], told["path"]) == (url, "/admin")
+        shown = msgspec.json.decode(answer.body)
+        assert (shown["url"], shown["path"]) == (url, "/admin")
 
 
 @given(st.text("/a%2Fb4.", max_size=12), st.sampled_from(["", "/a", "/a/b", "/%61"]))

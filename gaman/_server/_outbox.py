@@ -11,7 +11,7 @@ from collections.abc import Sized
 from typing import Final
 
 _LARGE: Final = 1 << 12
-"""Larger responses are sent at once, in bytes."""
+"""Bytes. A larger response is sent at once."""
 _LATE: Final = 0.001
 """Seconds after which the responses of a slow turn are sent at once. The loop's clock has whole milliseconds."""
 
