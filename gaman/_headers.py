@@ -15,7 +15,7 @@ _token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _forbidden = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]").search
 
 
-# Saves 1 microsecond a field, because responses repeat few names.
+# Saves 0.4 microseconds a field, because responses repeat few names.
 @lru_cache(maxsize=1024)
 def encode_name(name: str) -> bytes:
     """Return *name* in lower case; HeaderError unless it is a token (RFC 9110, section 5.6.2), and for transfer-encoding."""

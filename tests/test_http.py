@@ -702,6 +702,20 @@ def test_a_client_that_never_closes_is_disconnected(served: Served) -> None:
             drip(client)
 
 
+def test_a_closed_connection_is_freed_without_the_garbage_collector(tmp_path: Path) -> None:
+    source = """
+import gc, gaman
+gc.disable()
+async def count(ctx):
+    return str(sum(type(each).__module__ == "gaman._server._http" for each in gc.get_objects()))
+gaman.serve({"/": count}, port=0)
+"""
+    with running_script(source, tmp_path) as program:
+        for _ in range(20):
+            get(program.port, "/")
+        until(lambda: get(program.port, "/").body == b"1", "the end of the other connections")
+
+
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_a_response_that_breaks_off_does_not_look_complete(tmp_path: Path, version: str) -> None:
     with running_script(SERVED.replace("OPTIONS", ""), tmp_path) as program, Connection(program.port) as client:

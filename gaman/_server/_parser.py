@@ -63,8 +63,8 @@ class RequestParser:
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def close(self) -> None:
-        """Break the reference cycle between this object and httptools' parser, which would need the garbage collector."""
-        del self._parser
+        """Break the reference cycles with *connection* and httptools' parser, to free them without the garbage collector."""
+        del self._connection, self._parser
 
     def feed(self, data: bytes, queue: Sized) -> bytes:
         """Parse *data* until *queue* is full of unanswered requests, and return the rest; RefusedError if it can't be parsed."""
