@@ -166,7 +166,7 @@ def _attributes(
         raise HeaderError(f"{name!r} is not a cookie name: RFC 6265 allows letters, digits and !#$%&'*+-.^_`|~")
     if max_age is not None and not isinstance(max_age, int):
         raise HeaderError(
-            f"the cookie {name!r} has max_age={max_age!r}; it takes whole seconds, or None for until the browser is closed"
+            f"the cookie {name!r} has max_age={max_age!r}; it takes whole seconds, or None to last until the browser is closed"
         )
     if same_site not in ("lax", "strict", "none"):
         raise HeaderError(f"the cookie {name!r} has same_site={same_site!r}; it takes 'lax', 'strict' or 'none'")

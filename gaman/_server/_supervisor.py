@@ -151,7 +151,7 @@ class Supervisor:
     def _maintain_workers(self) -> None:
         """Replace workers that have ended or hang, and start those that are missing."""
         for i, worker in enumerate(self._workers):
-            # A worker that starts isn't pinged: importing the script may hold the interpreter for long.
+            # A worker that is starting isn't pinged: while it imports the script, it may not answer for long.
             if worker.retry_at is None and (worker.has_ended or (worker.has_started and worker.hangs())):
                 self._give_up(worker)
             if worker.retry_at is not None and time.monotonic() >= worker.retry_at and (another := self._start_worker()):

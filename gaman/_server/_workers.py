@@ -177,7 +177,7 @@ def _find_main() -> Callable[[], object]:
 
 @contextmanager
 def _spawning() -> Generator[None]:
-    """Start a process inside: it doesn't import the script by itself, and SIGINT stays blocked until it has a handler."""
+    """Inside, a new process starts with SIGINT blocked until it has a handler, and doesn't import the script by itself."""
     # Started first, because its start would unblock SIGINT.
     resource_tracker.ensure_running()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
