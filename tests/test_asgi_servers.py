@@ -174,8 +174,8 @@ def test_a_request_without_a_proper_host_or_path_is_refused_before_any_hook(name
 def test_the_host_of_an_absolute_target_replaces_the_field_if_the_server_passes_it(tmp_path: Path) -> None:
     for name, options in [("uvicorn", ["--http", "h11"]), ("hypercorn", [])]:
         with served(name, tmp_path, source=GUARDED, options=options) as client, Connection(client.base_url.port or 0) as connection:
-            answer = connection.ask(b"GET http://b.example/tell HTTP/1.1\r\nHost: a\r\n\r\n")
-            assert json.loads(answer.body)["url"] == "http://b.example/tell"
+            response = connection.ask(b"GET http://b.example/tell HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert json.loads(response.body)["url"] == "http://b.example/tell"
 
 
 @each_server_and_ours
@@ -202,8 +202,8 @@ def test_a_prefix_of_the_server_is_removed_in_every_spelling(name: str, option: 
         prefixes = [""] if name == "uvicorn" else ["/app", "//app", "/%61pp", "/app/"]
         for prefix in prefixes:
             assert connection.ask(request(f"{prefix}/admin")).status == 403, prefix
-            answer = connection.ask(request(f"{prefix}/tell"))
-            assert json.loads(answer.body)["path"] == "/tell", prefix
+            response = connection.ask(request(f"{prefix}/tell"))
+            assert json.loads(response.body)["path"] == "/tell", prefix
 
 
 @each_server_and_ours

@@ -328,8 +328,8 @@ async def test_each_cookie_is_sent_as_its_own_set_cookie_field(ask: Ask) -> None
         ctx.cookies.delete("c")
         return "ok"
 
-    answer = await ask(App({"/": handler}))
-    assert [line.partition(";")[0] for line in answer.headers.getall("set-cookie")] == ["a=1", "b=2", "c="]
+    response = await ask(App({"/": handler}))
+    assert [line.partition(";")[0] for line in response.headers.getall("set-cookie")] == ["a=1", "b=2", "c="]
 
 
 @anyio
@@ -338,8 +338,8 @@ async def test_a_request_over_http_gets_cookies_that_are_not_secure(ask: Ask) ->
         ctx.cookies.set("a", "1")
         return "ok"
 
-    answer = await ask(App({"/": handler}), scope={"scheme": "http"})
-    assert answer.headers["set-cookie"] == "a=1; Path=/; HttpOnly; SameSite=Lax"
+    response = await ask(App({"/": handler}), scope={"scheme": "http"})
+    assert response.headers["set-cookie"] == "a=1; Path=/; HttpOnly; SameSite=Lax"
 
 
 @anyio
@@ -367,5 +367,5 @@ async def test_cookies_of_two_fields_and_odd_octets_reach_the_handler(ask: Ask) 
     async def handler(ctx: Context) -> list[str | None]:
         return [ctx.cookies.get("a"), ctx.cookies.get("b"), ctx.cookies.get("\xa0a")]
 
-    answer = await ask(App({"/": handler}), headers=[(b"cookie", b"\xa0a=evil; a=1"), (b"cookie", b"a=2; b=\xff")])
-    assert answer.text == '["1","\xff","evil"]'
+    response = await ask(App({"/": handler}), headers=[(b"cookie", b"\xa0a=evil; a=1"), (b"cookie", b"a=2; b=\xff")])
+    assert response.text == '["1","\xff","evil"]'

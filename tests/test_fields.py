@@ -48,5 +48,5 @@ async def test_a_form_returns_an_empty_list_for_a_missing_field(ask: Ask, conten
             await ctx.files("b"),
         ]
 
-    answer = await ask(App({"/": handler}), "/", "POST", headers={"content-type": content_type}, body=FORMS[content_type])
-    assert answer.text == '[["1","2"],[],[],[],[]]'
+    response = await ask(App({"/": handler}), "/", "POST", headers={"content-type": content_type}, body=FORMS[content_type])
+    assert response.text == '[["1","2"],[],[],[],[]]'

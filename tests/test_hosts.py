@@ -72,8 +72,8 @@ async def show(ctx: Context) -> list[str]:
 async def test_one_valid_host_stays_unchanged(ask: Ask, version: str) -> None:
     app = App({"/": show})
     for host in [*VALID, *VALID]:
-        answer = await ask(app, headers={"host": host}, scope={"http_version": version})
-        assert (answer.status, answer.text) == (200, f'["{host}"]')
+        response = await ask(app, headers={"host": host}, scope={"http_version": version})
+        assert (response.status, response.text) == (200, f'["{host}"]')
 
 
 @pytest.mark.anyio
@@ -91,8 +91,11 @@ async def test_an_empty_host_counts_as_none(ask: Ask) -> None:
     app = App({"/": show})
     for _ in range(2):
         for version, status in [("1.0", 200), ("1.1", 400), ("2", 200)]:
-            answer = await ask(app, headers={"host": ""}, scope={"http_version": version})
-            assert (answer.status, answer.text) == (status, "the request has no Host" if status == 400 else '["testserver:443"]')
+            response = await ask(app, headers={"host": ""}, scope={"http_version": version})
+            assert (response.status, response.text) == (
+                status,
+                "the request has no Host" if status == 400 else '["testserver:443"]',
+            )
 
 
 @pytest.mark.anyio

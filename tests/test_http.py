@@ -151,10 +151,10 @@ class Served:
             for packet in packets:
                 client.send(packet)
                 time.sleep(0.005)
-            return answers(client.read_rest())
+            return responses(client.read_rest())
 
 
-def answers(octets: bytes) -> list[Answer]:
+def responses(octets: bytes) -> list[Answer]:
     """Return the responses in *octets*, without interim ones (1xx); AssertionError if one is incomplete."""
     found: list[Answer] = []
     while octets:
@@ -237,8 +237,8 @@ def test_trailers_are_not_header_fields(served: Served, cut: str) -> None:
         "before the trailers": [head + body.partition(FORGED)[0], FORGED + b"\r\n"],
         "bytewise": [head, *bytewise(body)],
     }[cut]
-    [answer] = served.exchange(*packets)
-    seen = json.loads(answer.body)
+    [response] = served.exchange(*packets)
+    seen = json.loads(response.body)
     assert seen["body"] == "hello"
     assert seen["before"] == seen["after"]
     assert (seen["after"]["x"], seen["after"]["cookie"], seen["after"]["host"], seen["after"]["ip"]) == (
@@ -323,14 +323,14 @@ def test_pipelined_upgrade_offers_are_each_answered_once(served: Served) -> None
     ],
 )
 def test_a_tunnel_and_another_version_are_refused(served: Served, octets: bytes) -> None:
-    [answer] = served.exchange(octets)
-    assert answer.status in (400, 405, 501, 505)
-    assert answer.headers["connection"] == "close"
+    [response] = served.exchange(octets)
+    assert response.status in (400, 405, 501, 505)
+    assert response.headers["connection"] == "close"
 
 
 def test_an_unknown_transfer_coding_is_refused(served: Served) -> None:
-    [answer] = served.exchange(request("/echo", "Transfer-Encoding: gzip, chunked", method="POST") + chunked(b"x"))
-    assert answer.status == 501
+    [response] = served.exchange(request("/echo", "Transfer-Encoding: gzip, chunked", method="POST") + chunked(b"x"))
+    assert response.status == 501
 
 
 # --- requests parsed ahead
@@ -358,7 +358,7 @@ def test_only_a_few_requests_are_parsed_ahead_of_the_current_one(served: Served)
 def test_any_number_of_requests_in_one_segment_is_answered_in_order(served: Served) -> None:
     with Connection(served.port) as client:
         client.send(b"".join([request(f"/late?n={n}", method="POST", body=b"\r\n\r\n" * n) for n in range(150)]) + last("/ignore"))
-        found = answers(client.read_rest())
+        found = responses(client.read_rest())
     assert [json.loads(each.body)["n"] for each in found[:-1]] == [str(n) for n in range(150)]
     assert [len(json.loads(each.body)["body"]) for each in found[:-1]] == [4 * n for n in range(150)]
 
@@ -383,21 +383,21 @@ def test_a_malformed_request_is_answered_after_those_before_it(served: Served, b
 def test_a_body_that_becomes_malformed_gets_400(served: Served) -> None:
     head = request("/echo", "Transfer-Encoding: chunked", method="POST")
     for packets in ([head + b"5\r\nhello\r\nxyz\r\n"], [head, b"5\r\nhello\r\n", b"xyz\r\n"]):
-        [answer] = served.exchange(*packets)
-        assert answer.status == 400
+        [response] = served.exchange(*packets)
+        assert response.status == 400
 
 
 @pytest.mark.parametrize(("count", "status"), [(255, 200), (257, 431), (20_000, 431)])
 def test_a_request_has_at_most_256_fields(served: Served, count: int, status: int) -> None:
-    [answer] = served.exchange(last("/ignore", *["X: 1"] * (count - 2)))
-    assert answer.status == status
+    [response] = served.exchange(last("/ignore", *["X: 1"] * (count - 2)))
+    assert response.status == status
 
 
 def test_a_target_that_takes_long_to_decode_is_refused(served: Served) -> None:
-    [answer] = served.exchange(request("/" + "%41" * 30_000))
-    assert answer.status == 414
-    [answer] = served.exchange(last("/%41" * 15_000))
-    assert answer.status == 400
+    [response] = served.exchange(request("/" + "%41" * 30_000))
+    assert response.status == 414
+    [response] = served.exchange(last("/%41" * 15_000))
+    assert response.status == 400
 
 
 # --- silent clients
@@ -413,9 +413,9 @@ def test_a_target_that_takes_long_to_decode_is_refused(served: Served) -> None:
     ],
 )
 def test_a_client_that_falls_silent_within_a_request_gets_408(impatient: Served, octets: bytes) -> None:
-    [answer] = impatient.exchange(octets)
-    assert answer.status == 408
-    assert answer.headers["connection"] == "close"
+    [response] = impatient.exchange(octets)
+    assert response.status == 408
+    assert response.headers["connection"] == "close"
 
 
 def test_a_client_that_sends_nothing_is_disconnected_without_a_response(impatient: Served) -> None:
@@ -453,7 +453,7 @@ def test_a_client_that_waits_for_the_server_is_not_silent(impatient: Served) -> 
 def test_an_incomplete_request_behind_a_slow_one_gets_408_after_it(impatient: Served) -> None:
     with Connection(impatient.port) as client:
         client.send(request("/late?n=1") + b"GET /ignore HTT")
-        first, second = answers(client.read_rest())
+        first, second = responses(client.read_rest())
     assert (first.status, second.status) == (200, 408)
 
 
@@ -462,7 +462,7 @@ def test_a_request_that_the_server_has_paused_does_not_time_out(impatient: Serve
         client.send(request("/slow") + request("/ignore") + b"GET /ignore HTTP/1.1\r\nHost: test\r\n")
         time.sleep(2)
         client.send(b"Connection: close\r\n\r\n")
-        assert [answer.body for answer in answers(client.read_rest())] == [b"slow", b"not read", b"not read"]
+        assert [response.body for response in responses(client.read_rest())] == [b"slow", b"not read", b"not read"]
 
 
 def test_a_client_that_reads_nothing_of_its_response_is_disconnected(impatient: Served) -> None:
@@ -483,7 +483,7 @@ def test_silence_is_logged_once(impatient: Served) -> None:
         for each in (client, other):
             each.send(b"G")
         for each in (client, other):
-            assert [answer.status for answer in answers(each.read_rest())] == [408]
+            assert [response.status for response in responses(each.read_rest())] == [408]
     assert impatient.program.stderr.count("a client was silent within its request for timeout_request=1 seconds") == 1
 
 
@@ -523,10 +523,10 @@ def test_clients_that_half_close_get_their_responses(served: Served, target: str
             client.send(request(target, method="POST", body=b"x"))
             client.socket.shutdown(socket.SHUT_WR)
         for client in clients:
-            [answer] = answers(client.read_rest())
-            assert answer.status == 200
+            [response] = responses(client.read_rest())
+            assert response.status == 200
             if target == "/tick":
-                assert answer.body == b"tick 0;tick 1;tick 2;"
+                assert response.body == b"tick 0;tick 1;tick 2;"
 
 
 @pytest.mark.parametrize("pause", [0, 0.0002, 0.005])
@@ -540,7 +540,7 @@ def test_a_response_in_the_outbox_is_sent_to_a_client_that_half_closes(served: S
                 client.send(request(target))
                 time.sleep(pause)
                 client.socket.shutdown(socket.SHUT_WR)
-                assert [answer.status for answer in answers(client.read_rest())] == [200]
+                assert [response.status for response in responses(client.read_rest())] == [200]
         assert served.state()["streams"] > 0
 
 
@@ -548,8 +548,8 @@ def test_a_client_that_half_closes_after_several_requests_gets_every_response(se
     with Connection(served.port) as client:
         client.send(request("/late?n=1") + request("/tick") + request("/late?n=3") + b"GET /half")
         client.socket.shutdown(socket.SHUT_WR)
-        found = answers(client.read_rest())
-    assert [answer.status for answer in found] == [200, 200, 200]
+        found = responses(client.read_rest())
+    assert [response.status for response in found] == [200, 200, 200]
 
 
 def test_a_client_that_half_closes_within_its_request_is_disconnected(served: Served) -> None:
@@ -629,7 +629,7 @@ def test_a_connected_client_gets_only_its_response(served: Served) -> None:
         client.send(request("/busy", "Connection: close", method="POST", body=bytes(300_000)))
         octets = client.read_rest()
     assert octets.count(b"HTTP/1.1 ") == 2
-    assert [answer.body for answer in answers(octets)] == [b"900000", b"300000"]
+    assert [response.body for response in responses(octets)] == [b"900000", b"300000"]
 
 
 # --- the end of a connection
@@ -656,8 +656,8 @@ def test_the_last_response_arrives_whole_whatever_the_client_sends_meanwhile(ser
         while part := client.socket.recv(1 << 16):
             octets += part
             time.sleep(0.001)
-    [answer] = answers(octets)
-    assert len(answer.body) == (1 << 22 if b"log=22" in first else 1 << 23)
+    [response] = responses(octets)
+    assert len(response.body) == (1 << 22 if b"log=22" in first else 1 << 23)
 
 
 @pytest.mark.parametrize("how", ["idle", "stopped", "stopped, and asked again"])
@@ -681,7 +681,7 @@ def test_a_client_that_still_reads_the_last_response_is_not_idle(tmp_path: Path,
             if len(octets) > 1 << 23:
                 break
             time.sleep(0.03 if how == "idle" else 0.02)
-        assert len(answers(octets)[0].body) == 1 << 23
+        assert len(responses(octets)[0].body) == 1 << 23
 
 
 def test_a_stream_of_http_1_0_that_ends_with_its_unfinished_request_does_not_look_complete(served: Served) -> None:
@@ -696,7 +696,7 @@ def test_a_stream_of_http_1_0_that_ends_with_its_unfinished_request_does_not_loo
 def test_a_client_that_never_closes_is_disconnected(served: Served) -> None:
     with Connection(served.port) as client:
         client.send(last("/ignore"))
-        assert answers(client.read_rest())
+        assert responses(client.read_rest())
         # The server has closed its side for writing, and resets the connection once it closes it for reading.
         with pytest.raises(ConnectionError):
             drip(client)
@@ -746,10 +746,10 @@ def test_a_client_that_keeps_sending_requests_does_not_delay_the_stop(tmp_path: 
             assert time.monotonic() - start < 10
         with suppress(OSError):
             received += client.socket.recv(1 << 16)
-        *others, final = answers(received)
+        *others, final = responses(received)
         assert final.headers["connection"] == "close"
-        assert all("connection" not in answer.headers for answer in others)
-        assert {answer.status for answer in (*others, final)} == {200}
+        assert all("connection" not in response.headers for response in others)
+        assert {response.status for response in (*others, final)} == {200}
 
 
 def test_the_body_behind_an_early_response_times_out(impatient: Served) -> None:
@@ -775,8 +775,8 @@ def test_a_client_that_expects_100_continue_gets_it(served: Served) -> None:
 def test_a_response_without_100_continue_ends_the_connection(served: Served) -> None:
     with Connection(served.port) as client:
         client.send(request("/ignore", "Expect: 100-continue", "Content-Length: 44", method="POST"))
-        answer = client.read("POST")
-        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        response = client.read("POST")
+        assert (response.status, response.headers["connection"]) == (200, "close")
         client.send(b"GET /ignore HTTP/1.1\r\nHost: test\r\nX: 1234\r\n\r\n")
         assert client.read_rest() == b""
 
@@ -787,14 +787,14 @@ def test_an_expectation_may_be_one_of_several(served: Served, expectation: str) 
     with Connection(served.port) as client:
         client.send(request("/echo", *fields, method="POST"))
         client.read_until(b"HTTP/1.1 100 Continue\r\n\r\n")
-    [answer] = served.exchange(request("/ignore", *fields, method="POST"))
-    assert answer.headers["connection"] == "close"
+    [response] = served.exchange(request("/ignore", *fields, method="POST"))
+    assert response.headers["connection"] == "close"
 
 
 def test_blanks_after_a_value_are_stripped(served: Served) -> None:
     fields = ("Transfer-Encoding: chunked ", "X-Test: value \t ", "Connection: close")
-    [answer] = served.exchange(request("/echo", *fields, method="POST") + chunked(b"x"))
-    seen = json.loads(answer.body)
+    [response] = served.exchange(request("/echo", *fields, method="POST") + chunked(b"x"))
+    seen = json.loads(response.body)
     assert (seen["body"], seen["before"]["x"]) == ("x", "value")
 
 
@@ -811,11 +811,11 @@ def test_an_expectation_with_the_body_already_there_keeps_the_connection(served:
 
 
 def test_a_stream_to_a_client_of_http_1_0_ends_with_the_connection(served: Served) -> None:
-    [answer] = served.exchange(b"GET /tick HTTP/1.0\r\n\r\n")
-    assert answer.body == b"tick 0;tick 1;tick 2;"
-    assert "transfer-encoding" not in answer.headers
-    assert "content-length" not in answer.headers
-    assert answer.headers["connection"] == "close"
+    [response] = served.exchange(b"GET /tick HTTP/1.0\r\n\r\n")
+    assert response.body == b"tick 0;tick 1;tick 2;"
+    assert "transfer-encoding" not in response.headers
+    assert "content-length" not in response.headers
+    assert response.headers["connection"] == "close"
 
 
 def test_a_response_to_head_has_no_body_whatever_the_version(served: Served) -> None:
@@ -826,17 +826,17 @@ def test_a_response_to_head_has_no_body_whatever_the_version(served: Served) -> 
 
 
 def test_the_host_of_an_absolute_target_replaces_the_field(served: Served) -> None:
-    [answer] = served.exchange(b"GET http://example.com:81/echo?x#y HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
-    seen = json.loads(answer.body)["before"]
+    [response] = served.exchange(b"GET http://example.com:81/echo?x#y HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+    seen = json.loads(response.body)["before"]
     assert (seen["host"], seen["path"]) == ("example.com:81", "/echo")
-    [answer] = served.exchange(b"GET HTTP://example.com?x HTTP/1.0\r\n\r\n")
-    assert answer.status == 404
+    [response] = served.exchange(b"GET HTTP://example.com?x HTTP/1.0\r\n\r\n")
+    assert response.status == 404
 
 
 def test_a_date_of_the_handler_replaces_the_servers(served: Served) -> None:
     date = "Sun, 06 Nov 1994 08:49:37 GMT"
-    [answer] = served.exchange(last("/framed", method="POST", body=json.dumps([["Date", date]]).encode()))
-    assert answer.headers["date"] == date
+    [response] = served.exchange(last("/framed", method="POST", body=json.dumps([["Date", date]]).encode()))
+    assert response.headers["date"] == date
 
 
 def test_a_mistake_of_the_application_gets_500_in_one_framing(tmp_path: Path) -> None:
@@ -844,8 +844,8 @@ def test_a_mistake_of_the_application_gets_500_in_one_framing(tmp_path: Path) ->
         for target in ("/cancelled", "/injected"):
             with Connection(program.port) as client:
                 client.send(request(target))
-                [answer] = answers(client.read_rest())
-            assert (answer.status, answer.body) == (500, b"500 Internal Server Error")
+                [response] = responses(client.read_rest())
+            assert (response.status, response.body) == (500, b"500 Internal Server Error")
         assert program.stop() == 0
         assert program.stderr.startswith("GET '/cancelled' broke off\nTraceback (most recent call last):\n")
         assert program.stderr.count("CancelledError") == 1

@@ -127,7 +127,7 @@ def test_serve_runs_the_given_number_of_workers(tmp_path: Path) -> None:
             found.add(get(program.port, "/").body)
             return len(found) == 2
 
-        until(ask, "answers of two workers")
+        until(ask, "responses of two workers")
         assert program.stop() == 0
         assert program.stdout.count("listening") == 1
         assert program.stderr == ""
@@ -169,16 +169,16 @@ def test_serve_with_reload_serves_the_current_code(tmp_path: Path) -> None:
     main.write_text(APP)
     with running("-m", "gaman", "serve", "main:app", "--reload", "--port", "0", cwd=tmp_path) as program:
 
-        def answer() -> bytes:
+        def read() -> bytes:
             try:
                 return get(program.port, "/").body
             except ConnectionError:
                 # The worker was ending.
                 return b""
 
-        assert b"pid" in answer()
+        assert b"pid" in read()
         main.write_text(APP.replace('"pid"', '"process"'))
-        until(lambda: b"process" in answer(), "the new answer")
+        until(lambda: b"process" in read(), "the new response")
         assert "detected changes in 'main.py'. Reloading..." in program.stderr
         assert program.stop() == 0
 

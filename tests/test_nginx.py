@@ -103,8 +103,8 @@ def test_a_client_cannot_forge_its_address_or_url(tmp_path: Path, certificate: P
     with served(tmp_path, certificate, http2, fields) as (_, client):
         host = client.headers["host"]
         expected = {"ip": CLIENT, "url": f"https://{host}/where?q=1", "host": host}
-        answer = client.get("/where?q=1")
-        assert (answer.http_version, answer.json()) == ("HTTP/2" if http2 else "HTTP/1.1", expected)
+        response = client.get("/where?q=1")
+        assert (response.http_version, response.json()) == ("HTTP/2" if http2 else "HTTP/1.1", expected)
         for claims in (
             {"X-Forwarded-For": "1.1.1.1, 127.0.0.1", "X-Forwarded-Proto": "http", "X-Forwarded-Host": "evil.example"},
             {"Forwarded": 'for=1.1.1.1;proto=http;host=evil.example, for="'},

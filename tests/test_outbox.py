@@ -151,7 +151,7 @@ async def test_a_client_that_has_disconnected_does_not_affect_other_responses() 
 
 
 def test_responses_of_a_slow_turn_are_sent_at_once() -> None:
-    async def answer() -> list[list[bytes]]:
+    async def respond() -> list[list[bytes]]:
         outbox = Outbox()
         connections = [connect(outbox, TWO_IN_FLIGHT) for _ in range(2)]
         await asyncio.sleep(0)
@@ -163,11 +163,11 @@ def test_responses_of_a_slow_turn_are_sent_at_once() -> None:
         return [wire.written for wire, _ in connections]
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        assert runner.run(answer()) == [[HEAD + BODY], [HEAD + BODY]]
+        assert runner.run(respond()) == [[HEAD + BODY], [HEAD + BODY]]
 
 
 def test_a_response_from_before_a_turn_became_slow_is_sent_at_once_as_well() -> None:
-    async def answer() -> list[list[bytes]]:
+    async def respond() -> list[list[bytes]]:
         outbox = Outbox()
         (early, first), (late, second) = (connect(outbox, TWO_IN_FLIGHT) for _ in range(2))
         await asyncio.sleep(0)
@@ -178,4 +178,4 @@ def test_a_response_from_before_a_turn_became_slow_is_sent_at_once_as_well() -> 
         return [early.written, late.written]
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        assert runner.run(answer()) == [[HEAD], [HEAD + BODY]]
+        assert runner.run(respond()) == [[HEAD], [HEAD + BODY]]

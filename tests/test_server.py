@@ -153,9 +153,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
         assert "Traceback" not in program.stderr
 
 
-def as_json(answer: Answer) -> Any:
-    assert answer.status == 200, answer
-    return json.loads(answer.body)
+def as_json(response: Answer) -> Any:
+    assert response.status == 200, response
+    return json.loads(response.body)
 
 
 # --- what a client may do
@@ -199,7 +199,7 @@ def test_other_requests_are_served_while_a_hostile_form_is_parsed(
     body = start + rest * ((size - len(start)) // len(rest))
     with served.leaves_nothing_behind(), Connection(served.port) as client:
         client.send(request("/parse", f"Content-Type: {kind}", method="POST", body=body))
-        until(lambda: served.state()["forms"] == 1, "an answer while the form is parsed")
+        until(lambda: served.state()["forms"] == 1, "a response while the form is parsed")
         assert client.read("POST").status == status
 
 
@@ -294,7 +294,7 @@ def test_an_endless_body_gets_an_early_response_and_takes_no_memory(served: Serv
         while not select.select([client.socket], [], [], 0)[0]:
             client.send(chunk)
             sent += 1 << 16
-            assert sent < 1 << 28, "no answer to 256 MB of body"
+            assert sent < 1 << 28, "no response to 256 MB of body"
         assert client.read("POST").status == {"/ignore": 200, "/nowhere": 404, "/static": 405}.get(path, 413)
         # Further data is discarded, or the connection is closed.
         try:
@@ -351,10 +351,10 @@ def test_an_odd_target_causes_neither_a_server_error_nor_a_hang(served: Served, 
     before = served.log()
     for odd in ODD:
         with Connection(served.port) as client:
-            answer = client.ask(request(base + odd))
-            assert answer.status in (200, 400, 404, 414), (base + odd, answer)
+            response = client.ask(request(base + odd))
+            assert response.status in (200, 400, 404, 414), (base + odd, response)
             # The connection stays usable, unless the response closes it.
-            if answer.headers.get("connection") != "close":
+            if response.headers.get("connection") != "close":
                 assert client.ask(request("/static")).status == 200
             else:
                 assert client.read_rest() == b""
@@ -477,7 +477,7 @@ print("after serve", flush=True)
 
 def refuses_connections(port: int) -> bool:
     try:
-        # A stopping server at first leaves new connections without an answer, and later refuses them.
+        # A stopping server at first leaves new connections without a response, and later refuses them.
         socket.create_connection(("127.0.0.1", port), 0.1).close()
     except OSError:
         return True
@@ -651,11 +651,11 @@ def visit():
                 return
             try:
                 client.sendall(b"GET / HTTP/1.1\\r\\nHost: test\\r\\nConnection: close\\r\\n\\r\\n")
-                answer = b"".join(iter(lambda: client.recv(65536), b""))
+                response = b"".join(iter(lambda: client.recv(65536), b""))
             except OSError as error:
                 counts[type(error).__name__] += 1
             else:
-                counts["answered" if answer.startswith(b"HTTP/1.1 200 ") else "lost"] += 1
+                counts["answered" if response.startswith(b"HTTP/1.1 200 ") else "lost"] += 1
 
 threads = [threading.Thread(target=visit) for _ in range(8)]
 for thread in threads:
@@ -1011,7 +1011,7 @@ def pids(port: int, count: int) -> set[int]:
         found.add(as_json(get(port, "/", "Connection: close"))["pid"])
         return len(found) >= count
 
-    until(ask, f"answers of {count} workers")
+    until(ask, f"responses of {count} workers")
     return found
 
 
@@ -1118,9 +1118,9 @@ def test_a_retiring_worker_still_answers_on_idle_connections(tmp_path: Path) -> 
         until(lambda: len(pids(program.port, 2) - before) == 2, "two new workers")
         for client in kept:
             # Successors serve before the old workers are told.
-            while (answer := client.ask(request("/"))).headers.get("connection") != "close":
-                assert as_json(answer)["pid"] in before
-            assert as_json(answer)["pid"] in before
+            while (response := client.ask(request("/"))).headers.get("connection") != "close":
+                assert as_json(response)["pid"] in before
+            assert as_json(response)["pid"] in before
             assert client.read_rest() == b""
         # The old workers have no connection left.
         until(lambda: not any(map(is_alive, before)), "the end of the old workers")
@@ -1197,10 +1197,10 @@ def visit():
         while not closes and time.monotonic() < deadline:
             try:
                 client.request("POST", "/user", b'{"friend": null}')
-                answer = client.getresponse()
-                answer.read()
-                counts[answer.status] += 1
-                closes = answer.will_close
+                response = client.getresponse()
+                response.read()
+                counts[response.status] += 1
+                closes = response.will_close
             except (OSError, http.client.HTTPException) as error:
                 counts[type(error).__name__] += 1
                 break
@@ -1234,9 +1234,9 @@ def test_a_client_that_connected_before_a_stop_may_still_send_a_request(tmp_path
             program.send_signal(signal.SIGTERM)
             until(lambda: refuses_connections(port), "the server to stop listening")
             connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            answer = connection.recv(65_536)
-        assert answer.startswith(b"HTTP/1.1 200 ")
-        assert b"\r\nconnection: close\r\n" in answer.lower()
+            response = connection.recv(65_536)
+        assert response.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\nconnection: close\r\n" in response.lower()
 
 
 @pytest.mark.parametrize("first", [signal.SIGTTOU, signal.SIGHUP])

@@ -37,10 +37,10 @@ async def test_routes_and_hooks_see_one_path_for_every_spelling(ask: Ask, target
         "/caf\xe9": ["/caf%C3%A9", "/c%61f%c3%a9"],
     }
     for prefix in prefixes[root]:
-        answer = await ask(app, prefix + target, scope={"root_path": root})
+        response = await ask(app, prefix + target, scope={"root_path": root})
         expected = "/admin/" if target.endswith("/") else "/admin"
-        assert answer.status == 200, prefix
-        shown = msgspec.json.decode(answer.body)
+        assert response.status == 200, prefix
+        shown = msgspec.json.decode(response.body)
         assert (shown["path"], shown["log"]) == (expected, expected)
         assert shown["url"] == f"https://testserver{prefix}{target}"
 
@@ -78,8 +78,8 @@ async def test_no_spelling_bypasses_a_hook_that_guards_a_prefix(ask: Ask, target
     ],
 )
 async def test_a_path_is_decoded_and_below_the_root_path(ask: Ask, target: str, root: str, path: str) -> None:
-    answer = await ask(App({"*": show}), target, scope={"root_path": root})
-    assert msgspec.json.decode(answer.body)["path"] == path
+    response = await ask(App({"*": show}), target, scope={"root_path": root})
+    assert msgspec.json.decode(response.body)["path"] == path
 
 
 async def test_a_slash_within_a_segment_does_not_split_it(ask: Ask) -> None:
@@ -94,8 +94,8 @@ async def test_a_slash_within_a_segment_does_not_split_it(ask: Ask) -> None:
 
 
 async def test_options_of_an_asterisk_gets_an_empty_response(ask: Ask) -> None:
-    answer = await ask(App({"/": show}), "*", "OPTIONS")
-    assert (answer.status, dict(answer.headers), answer.body) == (204, {}, b"")
+    response = await ask(App({"/": show}), "*", "OPTIONS")
+    assert (response.status, dict(response.headers), response.body) == (204, {}, b"")
     assert (await ask(App({"/": show}), "*", "GET")).status == 400
     assert (await ask(App({"/": show}), "/*", "OPTIONS")).status == 404
 
@@ -118,11 +118,11 @@ async def test_the_host_of_an_absolute_target_replaces_the_field(ask: Ask, targe
     seen: list[str] = []
     hook = define_integration(name="hook", on_request=lambda ctx: seen.append(ctx.host))
     app = App({"/admin": show}, integrations=[hook], allowed_hosts=["shop.example", "http"])
-    answer = await ask(app, target, headers={"host": host})
-    assert answer.status == status
+    response = await ask(app, target, headers={"host": host})
+    assert response.status == status
     assert len(seen) == (status != 400)
     if status == 200:
-        shown = msgspec.json.decode(answer.body)
+        shown = msgspec.json.decode(response.body)
         assert (shown["url"], shown["path"]) == (url, "/admin")
 
 
