@@ -1,4 +1,4 @@
-"""The `gaman` command: make a key, serve an application, remove what is over."""
+"""The `gaman` command: create a key, serve an application, remove expired data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _has_key = re.compile(rb"^(\xef\xbb\xbf)?\s*(export\s+)?GAMAN_KEY\s*=", re.MULTI
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; SystemExit carries its status, and a message where it failed."""
+    """Run the command. SystemExit has its status, and the message if it failed."""
     parser = argparse.ArgumentParser(prog="gaman", description="A minimal async web framework.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -33,20 +33,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     key.set_defaults(run=_key)
 
     serve = commands.add_parser("serve", help="serve an App")
-    serve.add_argument("app", help="where the App is, as in main:app")
+    serve.add_argument("app", help="the App, such as main:app")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=3431)
-    serve.add_argument("--workers", type=int, default=1, help="how many processes serve")
-    serve.add_argument("--reload", action="store_true", help="start again when a source file changes")
-    serve.add_argument("--trusted-proxies", metavar="LIST", help="addresses and networks, between commas")
-    serve.add_argument("--allowed-hosts", metavar="LIST", help="the hosts that requests may be for, between commas")
+    serve.add_argument("--workers", type=int, default=1, help="number of processes")
+    serve.add_argument("--reload", action="store_true", help="restart when a source file changes")
+    serve.add_argument("--trusted-proxies", metavar="LIST", help="addresses and networks, with commas")
+    serve.add_argument("--allowed-hosts", metavar="LIST", help="the hosts that the App answers, with commas")
     serve.add_argument("--timeout-request", type=float, default=30, metavar="SECONDS", help="how long a client may be silent")
-    serve.add_argument("--max-connections", type=int, metavar="COUNT", help="of each process; more are answered 503")
+    serve.add_argument("--max-connections", type=int, metavar="COUNT", help="limit of each process; further connections get 503")
     serve.add_argument("--timeout-graceful-shutdown", type=int, default=30, metavar="SECONDS")
     serve.set_defaults(run=_serve)
 
-    purge = commands.add_parser("purge", help="remove expired sessions, and what else integrations keep and is over")
-    purge.add_argument("app", help="where the App is, as in main:app")
+    purge = commands.add_parser("purge", help="remove expired sessions and other expired data of integrations")
+    purge.add_argument("app", help="the App, such as main:app")
     purge.set_defaults(run=_purge)
 
     options = parser.parse_args(arguments)
@@ -62,9 +62,9 @@ def _key(options: argparse.Namespace) -> None:
     try:
         before = file.read_bytes() if file.exists() else b""
         if _has_key(before):
-            sys.exit(f"gaman: {file} has a GAMAN_KEY already; sessions sealed with it would be lost, so take it out yourself first")
+            sys.exit(f"gaman: {file} already has a GAMAN_KEY; sessions sealed with it would be lost, so remove it yourself first")
         newline = "" if not before or before.endswith(b"\n") else "\n"
-        # A new file is for its owner alone; one that exists keeps its mode.
+        # Only its owner can read a new file; an existing file keeps its mode.
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as opened:
             opened.write(f"{newline}GAMAN_KEY={secret}\n".encode())
             mode = os.fstat(opened.fileno()).st_mode
@@ -113,14 +113,14 @@ def _purge(options: argparse.Namespace) -> None:
     for name, count in removed.items():
         print(f"gaman: {name}: {count} removed")
     if not removed:
-        print(f"gaman: nothing in {options.app} is kept on this server")
+        print(f"gaman: nothing in {options.app} is stored on this server")
 
 
 def find_app(target: str) -> App:
-    """Return the App that *target* names, as in `main:app`, found from the working directory; else exit with what is wrong."""
+    """Return the App that *target* names, such as `main:app`, imported from the working directory; else exit with the reason."""
     module_name, _, attribute = target.partition(":")
     if not module_name or module_name.startswith(".") or not attribute:
-        sys.exit(f"gaman: {target!r} names no App; write it as module:app")
+        sys.exit(f"gaman: {target!r} doesn't name an App; write it as module:app")
     sys.path.insert(0, os.getcwd())
     try:
         module = import_module(module_name)
@@ -134,7 +134,7 @@ def find_app(target: str) -> App:
         sys.exit(1)
     app = getattr(module, attribute, None)
     if not isinstance(app, App):
-        what = "missing" if app is None else "no gaman.App"
+        what = "missing" if app is None else "not a gaman.App"
         sys.exit(f"gaman: {target} is {what}; write {attribute} = gaman.App(...) in {module_name}")
     return app
 

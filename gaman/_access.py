@@ -1,4 +1,4 @@
-"""The access line: what a request asked for, how it was answered, and how long that took."""
+"""The access line: a request's method and path, the status of its response, and how long it took."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ logger = logging.getLogger("gaman")
 
 
 def begin(ctx: Context) -> None:
-    """Take the time."""
+    """Start the clock."""
     ctx.began = perf_counter()
 
 
 def finish(ctx: Context, response: Response) -> None:
-    """Log the answer, or have it logged once it is sent where only its body knows the status."""
+    """Log the response; a streamed one is logged when it has been sent, because only its body knows the final status."""
     if isinstance(response.body, bytes):
         _log(ctx, response.status)
     else:
-        response.body = _Watched(response.body)
+        response.body = _LoggedBody(response.body)
 
 
-class _Watched:
-    """A body that is logged when it has gone out, or has broken off."""
+class _LoggedBody:
+    """A body that logs its response when it has been sent or has broken off."""
 
     def __init__(self, body: Payload) -> None:
         self._body = body
@@ -36,7 +36,7 @@ class _Watched:
     async def send(self, status: int, headers: RawHeaders, ctx: Context, send: Send) -> None:
         async def watch(message: MutableMapping[str, Any]) -> None:
             nonlocal status
-            # A file may turn out not to have changed.
+            # A file may answer 304.
             status = message.get("status", status)
             await send(message)
 

@@ -1,4 +1,4 @@
-"""Cookies (RFC 6265): the Cookie field read as browsers write it, Set-Cookie lines written so that browsers keep them."""
+"""Cookies (RFC 6265): reads the Cookie field as browsers write it, and writes Set-Cookie fields that browsers accept."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -9,31 +9,30 @@ from gaman._headers import RawHeaders, as_text
 from gaman.errors import HeaderError
 
 SetCookies = dict[object, tuple[bytes, bytes]]
-"""Set-Cookie fields, by what tells one cookie from another."""
+"""Set-Cookie fields by name, domain, path and partitioned, which together identify a cookie."""
 
 _NONE: RawHeaders = []
-_NOTHING: dict[str, str | None] = {}
 SameSite = Literal["lax", "strict", "none"]
 
 _token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
-# cookie-octet, RFC 6265, section 4.1.1
+# cookie-octet (RFC 6265, section 4.1.1)
 _octets = bytes({0x21, *range(0x23, 0x2C), *range(0x2D, 0x3B), *range(0x3C, 0x5C), *range(0x5D, 0x7F)})
-# Of name and value together; a longer one they drop without a word (RFC 6265bis, section 5.6).
-_LONGEST = 4096
+_MAX_SIZE = 4096
+"""Bytes of name and value together. Browsers silently drop a longer cookie (RFC 6265bis, section 5.6)."""
 _SECURE_PREFIXES = ("__host-", "__secure-", "__http-")
 _HTTP_ONLY_PREFIXES = ("__http-", "__host-http-")
-# RFC 1123, section 2.1, and underscores, which browsers take.
+# RFC 1123, section 2.1, and underscores, which browsers accept.
 _host_name = re.compile(r"(?!.{254})[0-9A-Za-z_](?:[0-9A-Za-z_-]{0,62})(?:\.[0-9A-Za-z_][0-9A-Za-z_-]{0,62})*").fullmatch
 _attribute_octets = re.compile(r"[\x20-\x3a\x3c-\x7e]*").fullmatch
 
 
 def parse_cookies(headers: RawHeaders) -> dict[str, str]:
-    """Return the cookies in *headers* by name: the first of two alike, the octets as ISO-8859-1."""
+    """Return the cookies in *headers* by name: the first of each name, decoded as ISO-8859-1."""
     cookies: dict[str, str] = {}
     for field, value in headers:
         if field == b"cookie":
             for pair in value.split(b";"):
-                # Only space and tab are trimmed, and quotes are kept: a bit more, and a lookalike would pass for another name.
+                # Trim only space and tab, and keep quotes: with more, a lookalike would pass for another name.
                 name, equals, content = pair.partition(b"=")
                 if equals and (name := name.strip(b" \t")):
                     cookies.setdefault(name.decode("latin-1"), content.strip(b" \t").decode("latin-1"))
@@ -41,18 +40,14 @@ def parse_cookies(headers: RawHeaders) -> dict[str, str]:
 
 
 def find_cookie(headers: RawHeaders, wanted: str) -> str | None:
-    """Return the cookie *wanted* that an ASGI scope's *headers* bring, or None when there is none, as `ctx.cookie` does.
+    """Return the first cookie named *wanted* in the *headers* of an ASGI scope, or None without one, as `ctx.cookie` does.
 
-    It is what parse_cookies() has under that name, in a fraction of the time.
+    For example, `find_cookie(scope["headers"], "theme")`.
     """
     for field, value in headers:
         if field == b"cookie":
-            # Often the first is the one, and often the only one.
-            first, _, others = value.decode("latin-1").partition(";")
-            name, equals, content = first.partition("=")
-            if equals and (name == wanted or name.strip(" \t") == wanted):
-                return content.strip(" \t")
-            for pair in others.split(";"):
+            for pair in value.decode("latin-1").split(";"):
+                # Halves the time if the browser has sent many cookies.
                 if wanted in pair:
                     name, equals, content = pair.partition("=")
                     if equals and name.strip(" \t") == wanted:
@@ -61,10 +56,10 @@ def find_cookie(headers: RawHeaders, wanted: str) -> str | None:
 
 
 def find_cookies(headers: RawHeaders, wanted: str) -> Iterator[str]:
-    """Yield every cookie *wanted* that an ASGI scope's *headers* bring, in their order; find_cookie() returns the first.
+    """Yield every cookie named *wanted* in the *headers* of an ASGI scope, in their order; find_cookie() returns the first.
 
-    A browser may keep several of one name, for different paths, domains or partitions, and no server can rely on their order
-    (RFC 6265, section 5.4).
+    A browser may have several of one name, for different paths, domains or partitions. No server can rely on their order (RFC 6265,
+    section 5.4).
     """
     for field, value in headers:
         if field == b"cookie":
@@ -75,17 +70,17 @@ def find_cookies(headers: RawHeaders, wanted: str) -> Iterator[str]:
 
 
 class Cookies:
-    """The cookies of one request, which reads what it has written; *is_secure* tells whether it came over HTTPS."""
+    """The cookies of one request: get() returns what set() has written. *is_secure* returns whether it came over HTTPS."""
 
-    __slots__ = ("_came", "_fields", "_headers", "_is_secure", "_written")
+    __slots__ = ("_fields", "_headers", "_is_secure", "_received", "_written")
 
     def __init__(
         self, headers: RawHeaders = _NONE, fields: SetCookies | None = None, *, is_secure: Callable[[], bool] = lambda: True
     ) -> None:
         self._headers = headers
         self._is_secure = is_secure
-        self._came: dict[str, str] | None = None
-        self._written: dict[str, str | None] = _NOTHING
+        self._received: dict[str, str] | None = None
+        self._written: dict[str, str | None] = {}
         self._fields: SetCookies = {} if fields is None else fields
 
     def fields(self) -> Iterable[tuple[bytes, bytes]]:
@@ -93,15 +88,15 @@ class Cookies:
         return self._fields.values()
 
     def get(self, name: str) -> str | None:
-        """Return the cookie's value, or None when there is none."""
+        """Return the cookie's value, or None without such a cookie."""
         if name in self._written:
             return self._written[name]
-        if self._came is None:
-            self._came = parse_cookies(self._headers)
-        return self._came.get(name)
+        if self._received is None:
+            self._received = parse_cookies(self._headers)
+        return self._received.get(name)
 
     def has(self, name: str) -> bool:
-        """Return whether the cookie is there, be its value empty or not."""
+        """Return whether the cookie exists, even with an empty value."""
         return self.get(name) is not None
 
     def set(
@@ -117,12 +112,15 @@ class Cookies:
         same_site: SameSite = "lax",
         partitioned: bool = False,
     ) -> None:
-        """Send a cookie with the response, to live *max_age* seconds, or as long as the browser where that is None.
+        """Send a cookie with the response. It lives for *max_age* seconds, or until the browser is closed if that is None.
 
-        It is Secure where the request came over HTTPS, unless *secure* says otherwise. HeaderError is raised for what
-        RFC 6265, section 4.1.1, does not allow in a value (percent-encode it), and for what browsers silently drop: a
-        combination of attributes, and more than 4,096 bytes of name and value. *domain* is a host name; a dot before it has no
-        meaning (RFC 6265, section 5.2.3). Two cookies of one name that differ in it, in *path* or in *partitioned* are both sent.
+            ctx.cookies.set("theme", "dark", max_age=365 * 86400)
+
+        It is Secure if the request came over HTTPS, unless *secure* says otherwise. *domain* is a host name; a leading dot has no
+        meaning (RFC 6265, section 5.2.3). Cookies of one name that differ in domain, path or *partitioned* are all sent.
+
+        HeaderError is raised for a value that RFC 6265, section 4.1.1, doesn't allow (percent-encode it), and for a cookie that
+        browsers silently drop: because of its attributes, or because name and value have more than 4,096 bytes.
         """
         domain = domain.removeprefix(".") if isinstance(domain, str) else domain
         secure = self._is_secure() if secure is None else secure
@@ -131,24 +129,25 @@ class Cookies:
             raise HeaderError(f"the cookie {name!r} takes a str, not {value!r}; write {as_text(value)!r}")
         octets = value.encode("utf-8", "surrogatepass")
         if octets.translate(None, _octets):
-            raise HeaderError(f"the cookie {name!r} can't hold {value!r}; encode it first, with urllib.parse.quote for instance")
-        if (size := len(name) + len(octets)) > _LONGEST:
+            raise HeaderError(f"the cookie {name!r} can't hold {value!r}; encode it first, for example with urllib.parse.quote")
+        if (size := len(name) + len(octets)) > _MAX_SIZE:
             raise HeaderError(
-                f"browsers drop the cookie {name!r}: name and value have {size} bytes, and they keep {_LONGEST}; send less"
+                f"browsers drop the cookie {name!r}: name and value have {size} bytes, and they keep {_MAX_SIZE}; send less"
             )
         self._fields[name, domain and domain.lower(), path, partitioned] = (
             b"set-cookie",
             f"{name}={value}{attributes}".encode("ascii"),
         )
-        self._written = {**self._written, name: value}
+        self._written[name] = value
 
     def delete(self, name: str, *, path: str = "/", domain: str | None = None, partitioned: bool = False) -> None:
-        """Have the browser forget the cookie; *path*, *domain* and *partitioned* must be those that it was set with."""
+        """Tell the browser to remove the cookie. *path*, *domain* and *partitioned* must be the same as when it was set."""
         secure = partitioned or self._is_secure() or name.lower().startswith(_SECURE_PREFIXES)
         self.set(name, "", max_age=0, path=path, domain=domain, secure=secure, partitioned=partitioned)
-        self._written = {**self._written, name: None}
+        self._written[name] = None
 
 
+# Saves a microsecond a cookie, because an application has few cookies.
 @lru_cache(maxsize=256)
 def _attributes(
     name: str,
@@ -160,23 +159,23 @@ def _attributes(
     same_site: str,
     partitioned: bool,
 ) -> str:
-    """Return all that follows the value, after checking what a browser would drop without a word (RFC 6265bis, section 5.7)."""
+    """Return the attributes as text; HeaderError if a browser would silently drop the cookie (RFC 6265bis, section 5.7)."""
     if not isinstance(name, str):
         raise HeaderError(f"a cookie's name is a str, not {name!r}; write {as_text(name)!r}")
     if _token(name) is None:
         raise HeaderError(f"{name!r} is not a cookie name: RFC 6265 allows letters, digits and !#$%&'*+-.^_`|~")
     if max_age is not None and not isinstance(max_age, int):
         raise HeaderError(
-            f"the cookie {name!r} has max_age={max_age!r}; it takes whole seconds, or None for as long as the browser"
+            f"the cookie {name!r} has max_age={max_age!r}; it takes whole seconds, or None to last until the browser is closed"
         )
     if same_site not in ("lax", "strict", "none"):
         raise HeaderError(f"the cookie {name!r} has same_site={same_site!r}; it takes 'lax', 'strict' or 'none'")
     if not isinstance(path, str) or _attribute_octets(path) is None or not path.startswith("/"):
-        raise HeaderError(f"the cookie {name!r} has path={path!r}; it begins with / and holds neither ; nor control characters")
+        raise HeaderError(f"the cookie {name!r} has path={path!r}; it begins with / and has neither ; nor control characters")
     if domain is not None and (not isinstance(domain, str) or _host_name(domain) is None):
         raise HeaderError(
             f"the cookie {name!r} has domain={domain!r}; give a host name such as example.com, without a scheme, port or *, "
-            "or None for this host alone"
+            "or None for only this host"
         )
     if not secure:
         if name.lower().startswith(_SECURE_PREFIXES):

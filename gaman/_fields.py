@@ -1,4 +1,4 @@
-"""Fields: what a query or a form holds, several of a name among them."""
+"""Fields: the values of a query or a form, which may have several of one name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EMPTY_LIST: Any = object()
 
 
 class Fields(MultiDictProxy[T]):
-    """The values by name, in the order they were sent; read-only. `[name]` is the first of a name, or raises KeyError."""
+    """The values by name, in the order of the request; read-only. `[name]` is the first of that name, or raises KeyError."""
 
     __slots__ = ()
 
@@ -22,5 +22,5 @@ class Fields(MultiDictProxy[T]):
     @overload
     def getall(self, key: str, default: D) -> list[T] | D: ...
     def getall(self, key: str, default: Any = _EMPTY_LIST) -> Any:
-        """Return every value of that name; where there is none, an empty list, or *default* if one is given."""
+        """Return every value of *key*; without one, *default* if it is given, or else an empty list."""
         return super().getall(key, [] if default is _EMPTY_LIST else default)

@@ -1,4 +1,4 @@
-"""Tracebacks: an error told to those who can mend it, with the line of their own code and without this framework's frames."""
+"""Tracebacks: shows an error with the line of the user's code that caused it, without this framework's frames."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from gaman.errors import ConfigError, GamanError
 
 
 def explain(error: GamanError) -> str:
-    """Return what *error* says, and what has led to it, on a line; a ConfigError says all by itself."""
+    """Return the message of *error* and of its cause, on one line. A ConfigError's message is complete without the cause."""
     text, cause = str(error), error.__cause__
     reason = "" if cause is None or isinstance(error, ConfigError) else " ".join(str(cause).split()) or type(cause).__name__
     if reason in text:
         return text
-    # Some clients add all that they know of a cluster.
+    # Some database clients add the state of a whole cluster.
     return f"{text}: {reason}" if len(reason) <= 200 else f"{text}: {reason[:200]}..."
 
 
 def place(error: BaseException, handler: object = None) -> str:
-    """Return, in brackets, the last line of the user's code that *error* came through, or else where their *handler* stands."""
+    """Return in brackets the last line of the user's code in *error*, or else the line of their *handler*; "" without either."""
     code, line = getattr(unwrap(handler) if callable(handler) else None, "__code__", None), 0
     for frame, number in traceback.walk_tb(error.__traceback__):
         if not _is_ours(frame):
@@ -34,11 +34,11 @@ def place(error: BaseException, handler: object = None) -> str:
 
 
 def own(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
-    """Return *error* as logging's exc_info, its traceback from the user's code on; all of it where there is none."""
+    """Return *error* as logging's exc_info, with the traceback from the user's code on; without any, the whole traceback."""
     rest = error.__traceback__
     while rest is not None and _is_ours(rest.tb_frame):
         rest = rest.tb_next
-    # A SyntaxError says its place by itself.
+    # A SyntaxError names its own line.
     return type(error), error, rest if rest or isinstance(error, SyntaxError) else error.__traceback__
 
 
@@ -46,19 +46,19 @@ _HERE = os.path.dirname(__file__) + os.sep
 
 
 def _is_ours(frame: FrameType) -> bool:
-    """Whether it runs code of gaman, of an integration that ships with it, or of what they import the user's code with."""
+    """Whether *frame* runs code of gaman, of an integration that ships with it, or of importlib, which imports the user's code."""
     package = str(frame.f_globals.get("__package__")).partition(".")[0]
     return package in ("gaman", "importlib") or package.startswith("gaman_")
 
 
-def _tell(kind: type[BaseException], error: BaseException, rest: TracebackType | None) -> None:
+def _print_error(kind: type[BaseException], error: BaseException, rest: TracebackType | None) -> None:
     if isinstance(error, ConfigError):
         print(f"gaman: {explain(error)}{place(error)}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, rest)
 
 
-# What is misconfigured shows at import, where nobody but Python itself is there to tell it. With `python -X dev` all is shown, and
-# whoever has a hook of their own keeps it.
+# A ConfigError may be raised at import, where only Python's own hook can show it. `python -X dev` shows the whole traceback, and a
+# hook that is already installed stays.
 if sys.excepthook is sys.__excepthook__ and not sys.flags.dev_mode:
-    sys.excepthook = _tell
+    sys.excepthook = _print_error

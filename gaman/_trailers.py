@@ -1,4 +1,4 @@
-"""Trailers under plain uvicorn, whose protocol appends them to the fields of the head, which it does not limit."""
+"""Trailers under plain uvicorn, which appends them to the fields of the head, and limits neither."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from gaman._headers import MAX_FIELDS
 
 
 def drop_trailers() -> None:
-    """Have uvicorn, where it serves this process, drop trailers (RFC 9110, section 6.5.1).
+    """Make uvicorn, if it serves this process, drop trailers (RFC 9110, section 6.5.1).
 
-    An application cannot: by its first line, both may have arrived, and the list of fields does not say where the head ended. A
-    proxy that checks a head lets the same names pass in trailers, so a client could choose the address that the proxy reports.
+    An application can't drop them: when it is called, they may have arrived, and the list of fields doesn't say where the head
+    ended. A proxy that checks the head doesn't check trailers, so a client could forge the fields in which the proxy names it.
     """
     module = sys.modules.get("uvicorn.protocols.http.httptools_impl")
     protocol: Any = getattr(module, "HttpToolsProtocol", None)
@@ -23,9 +23,9 @@ def drop_trailers() -> None:
 
     @wraps(append)
     def on_header(self: Any, name: bytes, value: bytes) -> None:
-        # The method is known as soon as the head is complete.
+        # The scope has a method as soon as the head is complete.
         if "method" not in self.scope:
-            # What is raised here, uvicorn answers with 400.
+            # uvicorn answers an exception in here with 400.
             if len(self.headers) >= MAX_FIELDS:
                 raise ValueError(f"a request has at most {MAX_FIELDS} fields")
             if name.lower() == b"host" and any(field[0] == b"host" for field in self.headers):

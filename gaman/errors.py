@@ -9,26 +9,28 @@ class GamanError(Exception):
 
 
 class ConfigError(GamanError):
-    """Something is misconfigured; the message names it and the mend. Raised at start-up, or where code asks for what is missing."""
+    """Something is misconfigured. The message names it and the fix. Raised at start, or on the first use of something missing."""
 
 
 class MissingDependency(ConfigError, ImportError):
-    """An optional package is absent; the message names the command that installs it."""
+    """An optional package is missing. The message names the command that installs it."""
 
 
 class HeaderError(GamanError, ValueError):
-    """A header, cookie or redirect target holds what RFC 9110, section 5.5, or RFC 6265, section 4.1, forbids."""
+    """A header, cookie or redirect target has a character that RFC 9110, section 5.5, or RFC 6265, section 4.1, forbids."""
 
 
 class ResultError(GamanError, TypeError, ValueError):
-    """A handler's result, or what a Response was to be made of, can't be sent; the message names it."""
+    """A handler's result, or an argument of Response, can't be sent. The message names it."""
 
 
 class HTTPError(GamanError):
-    """Raise it anywhere in a request to answer with *status* and, as plain text, *detail*.
+    """Answers the request with *status* and, as plain text, *detail*; may be raised anywhere in a request.
 
-    Without a *detail* the body is the status's own phrase. *headers* are added to the answer. ResultError is raised for a status
-    that isn't an int from 400 to 599, a detail that isn't a str, and headers that aren't a dict.
+        raise HTTPError(404, "no such user")
+
+    Without a *detail*, the body is the phrase of the status. *headers* are added to the response. ResultError is raised for a
+    status that isn't an int from 400 to 599, a detail that isn't a str, and headers that aren't a dict.
     """
 
     def __init__(self, status: int, detail: str | None = None, *, headers: Mapping[str, str] | None = None) -> None:
@@ -58,4 +60,4 @@ def _phrase(status: int) -> str:
 
 
 class ClientDisconnected(GamanError):
-    """The client left before its request's body had come whole; the request ends without an answer."""
+    """The client disconnected before the whole body had arrived. The request ends without a response."""

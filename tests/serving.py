@@ -1,4 +1,4 @@
-"""Programs in processes of their own, and HTTP by hand, for tests that need real sockets; holds no test."""
+"""Programs in separate processes, and HTTP over plain sockets; has no tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import NamedTuple, Self, TypeVar
 T = TypeVar("T")
 
 PATIENCE = 25.0
-"""Seconds after which a test gives up waiting: less than the 30 after which a server ends by itself what should not last."""
+"""Seconds after which a test gives up: less than the server's own timeouts of 30 seconds, which would hide a failure."""
 
 SERVES = {
     "gaman": "gaman.serve(routes, integrations=integrations, port=0)",
@@ -31,11 +31,11 @@ print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
 uvicorn.Server(uvicorn.Config(gaman.App(routes, integrations=integrations), log_level="error")).run(sockets=[listener])
 """,
 }
-"""The end of a script that serves its `routes` and `integrations`, by the server's name."""
+"""The last lines of a script that serves its `routes` and `integrations`, by the name of the server."""
 
 
 def until(condition: Callable[[], T | None], what: str, *, seconds: float = PATIENCE) -> T:
-    """Return the first true value of *condition*; AssertionError says *what* did not come."""
+    """Return the first true value of *condition*; AssertionError names *what* didn't happen within *seconds*."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
@@ -44,7 +44,7 @@ def until(condition: Callable[[], T | None], what: str, *, seconds: float = PATI
 
 
 class Program:
-    """A Python program in a process of its own, and what it has said so far."""
+    """A Python program in a separate process, and what it has printed so far."""
 
     def __init__(self, arguments: tuple[str, ...], cwd: Path, env: Mapping[str, str]) -> None:
         self._stdout, self._stderr = (tempfile.NamedTemporaryFile() for _ in range(2))  # noqa: SIM115 - close() does
@@ -55,7 +55,7 @@ class Program:
             stdin=subprocess.DEVNULL,
             stdout=self._stdout,
             stderr=self._stderr,
-            # A group of its own, so that its workers can be reached, and ended, with it.
+            # A process group, so that signals can reach its workers as well.
             start_new_session=True,
         )
 
@@ -73,7 +73,7 @@ class Program:
 
     @property
     def port(self) -> int:
-        """The port that it listens on, as soon as it has printed the line that says so."""
+        """The port that it listens on. Waits until it has printed that."""
 
         def announced() -> re.Match[str] | None:
             match = re.search(r"listening on https?://\S+:(\d+)", self.stdout)
@@ -87,7 +87,7 @@ class Program:
         return f"http://127.0.0.1:{self.port}"
 
     def send_signal(self, number: signal.Signals, *, to_group: bool = False) -> None:
-        """Send a signal to the process, or as a terminal does for Ctrl+C to its workers too."""
+        """Send a signal to the process, or also to its workers, as a terminal does for Ctrl+C."""
         if to_group:
             os.killpg(self.pid, number)
         else:
@@ -101,12 +101,12 @@ class Program:
         return self._process.wait(seconds)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Ask it to stop, and return the exit status."""
+        """Stop it by a signal, and return the exit status."""
         self.send_signal(number)
         return self.wait()
 
     def close(self) -> None:
-        """End it and whatever it has started, however it is."""
+        """Kill it and every process that it has started."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
@@ -116,7 +116,7 @@ class Program:
 
 @contextmanager
 def running(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Generator[Program]:
-    """Run Python with *arguments*, a script's path or `-m` and a module's name, for as long as the block lasts."""
+    """Run Python with *arguments*, a script's path or `-m` and a module's name, until the block ends."""
     program = Program(arguments, cwd, env or {})
     try:
         yield program
@@ -128,7 +128,7 @@ def running(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) ->
 def running_script(
     source: str, folder: Path, *, env: Mapping[str, str] | None = None, name: str = "script.py"
 ) -> Generator[Program]:
-    """Run *source* as a script that lies in *folder*."""
+    """Run *source* as a script in *folder*."""
     path = folder / name
     path.write_text(source, encoding="utf-8")
     with running(str(path), cwd=folder, env=env) as program:
@@ -136,7 +136,7 @@ def running_script(
 
 
 class Answer(NamedTuple):
-    """A response, whole; *headers* by their names in lower case."""
+    """A complete response; *headers* by their names in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -144,7 +144,7 @@ class Answer(NamedTuple):
 
 
 class Connection:
-    """A TCP connection on which octets are sent as they are."""
+    """A TCP connection that sends octets unchanged."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
@@ -171,28 +171,28 @@ class Connection:
         return self.read(octets.split(b" ", 1)[0].decode("latin-1"))
 
     def read_until(self, end: bytes) -> None:
-        """Read octets as far as those that hold *end*."""
+        """Read octets until *end* has arrived."""
         seen = b""
         while end not in seen:
             part = self.socket.recv(65536)
-            assert part, f"the other side closed after {seen!r}"
+            assert part, f"the server closed after {seen!r}"
             seen += part
 
     def read_rest(self) -> bytes:
-        """Return all that comes until the other side closes."""
+        """Return everything that arrives until the server closes."""
         parts: list[bytes] = []
         while part := self.socket.recv(65536):
             parts.append(part)
         return b"".join(parts)
 
     def reset(self) -> None:
-        """Break the connection off without a farewell, as a client does that crashes."""
+        """Reset the connection, as the system does for a client that crashes."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
         self.socket.close()
 
 
 def request(target: bytes | str, *headers: bytes | str, method: str = "GET", body: bytes = b"") -> bytes:
-    """Return the octets of a request with these header lines."""
+    """Return the octets of a request with *headers* as its lines."""
     lines = [b" ".join((method.encode(), _octets(target), b"HTTP/1.1")), b"Host: test", *map(_octets, headers)]
     if body:
         lines.append(b"Content-Length: %d" % len(body))
@@ -200,7 +200,7 @@ def request(target: bytes | str, *headers: bytes | str, method: str = "GET", bod
 
 
 def get(port: int, target: bytes | str, *headers: bytes | str) -> Answer:
-    """GET *target* on a connection of its own."""
+    """GET *target* on a new connection."""
     with Connection(port) as connection:
         return connection.ask(request(target, *headers))
 

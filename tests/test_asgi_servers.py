@@ -1,4 +1,4 @@
-"""An App under the ASGI servers that people use, each started as a person does."""
+"""An App under the common ASGI servers, each started by its command."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ async def logout(ctx):
     await ctx.session.clear()
 
 async def fields(ctx):
-    def tell():
+    def show():
         return [name.decode() for name, _ in ctx.scope["headers"]]
-    return {"before": tell(), "size": len(await ctx.body()), "after": tell(), "ip": ctx.ip}
+    return {"before": show(), "size": len(await ctx.body()), "after": show(), "ip": ctx.ip}
 
 app = gaman.App(
     {"/login": {"POST": login}, "/profile": profile, "/logout": [logout, profile], "/fields": fields},
     integrations=[session("a secret of the tests, long enough", {"type": "sql"}, secure=False)],
 )
 """
-# As the README has them.
+# The commands from the README.
 SERVERS = {
     "uvicorn": ["main:app", "--no-proxy-headers"],
     "granian": ["--interface", "asgi", "main:app"],
@@ -50,7 +50,7 @@ SERVERS = {
 each_server = pytest.mark.parametrize("name", SERVERS)
 OURS = {"gaman": ["serve", "main:app"]}
 each_server_and_ours = pytest.mark.parametrize("name", [*SERVERS, *OURS])
-DOOR = """
+GUARDED = """
 import gaman
 from gaman import Context, HTTPError
 
@@ -61,14 +61,14 @@ def guard(ctx):
     if ctx.path == "/admin" or ctx.path.startswith("/admin/"):
         raise HTTPError(403)
 
-async def tell(ctx):
+async def show(ctx):
     return {"path": ctx.path, "url": ctx.url, "tags": ctx.query.getall("tag")}
 
-async def told(ctx):
+async def show_seen(ctx):
     return seen
 
 app = gaman.App(
-    {"/admin": tell, "/tell": tell, "/seen": told},
+    {"/admin": show, "/tell": show, "/seen": show_seen},
     integrations=[gaman.define_integration(name="guard", on_request=guard)],
 )
 """
@@ -78,7 +78,7 @@ app = gaman.App(
 def served(
     name: str, folder: Path, *where: str, uds: str | None = None, source: str = APP, options: Sequence[str] = ()
 ) -> Generator[httpx.Client]:
-    """Serve an App, by default APP, by the command *name*, there or on a free port, and give a client that keeps cookies."""
+    """Run the command *name*, at *where* or on a free port, with the App of *source*; yield a client that keeps cookies."""
     (folder / "main.py").write_text(source)
     port = free_port()
     if not where:
@@ -96,7 +96,7 @@ def served(
 
         until(listens, f"{name} to listen")
         yield client
-        # uvicorn ends by the signal itself, once it has finished.
+        # uvicorn ends by the signal itself, after its shutdown.
         assert program.stop() in (0, -signal.SIGTERM), program.stderr
         assert "Traceback" not in program.stderr
 
@@ -113,7 +113,7 @@ def test_a_session_lives_from_login_to_logout(name: str, tmp_path: Path) -> None
 
 
 @each_server
-def test_a_trusted_proxy_is_believed_once(name: str, tmp_path: Path) -> None:
+def test_a_trusted_proxys_fields_are_read_once(name: str, tmp_path: Path) -> None:
     with served(name, tmp_path) as client:
         fields = {"X-Forwarded-For": "1.1.1.1, 203.0.113.5", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "shop.example"}
         assert client.post("/login", headers=fields).json() == {"ip": "203.0.113.5", "url": "https://shop.example/login"}
@@ -121,7 +121,7 @@ def test_a_trusted_proxy_is_believed_once(name: str, tmp_path: Path) -> None:
 
 
 @each_server
-def test_a_proxy_on_a_unix_socket_is_believed(name: str, tmp_path: Path) -> None:
+def test_a_proxy_on_a_unix_socket_is_trusted(name: str, tmp_path: Path) -> None:
     uds = str(tmp_path / "socket")
     where = ("--bind", f"unix:{uds}") if name == "hypercorn" else ("--uds", uds)
     with served(name, tmp_path, *where, uds=uds) as client:
@@ -138,14 +138,14 @@ def test_trailers_are_not_header_fields(name: str, cut: int, tmp_path: Path) -> 
         for packet in ([head + body + trailers], [head, body + trailers], [head + body, trailers])[cut]:
             connection.send(packet)
             time.sleep(0.05)
-        told = json.loads(connection.read("POST").body)
-    assert told["before"] == told["after"] == ["host", "transfer-encoding", "x-forwarded-for"]
-    assert (told["size"], told["ip"]) == (5, "203.0.113.5")
+        seen = json.loads(connection.read("POST").body)
+    assert seen["before"] == seen["after"] == ["host", "transfer-encoding", "x-forwarded-for"]
+    assert (seen["size"], seen["ip"]) == (5, "203.0.113.5")
 
 
 @each_server_and_ours
 def test_a_request_without_a_proper_host_or_path_is_refused_before_any_hook(name: str, tmp_path: Path) -> None:
-    with served(name, tmp_path, source=DOOR) as client:
+    with served(name, tmp_path, source=GUARDED) as client:
         port = client.base_url.port or 0
         for octets, status in [
             (b"GET /tell HTTP/1.1\r\nHost: a\r\n\r\n", 200),
@@ -171,21 +171,21 @@ def test_a_request_without_a_proper_host_or_path_is_refused_before_any_hook(name
         assert client.get("/seen").json() == ["/tell", "/tell", "/seen"]
 
 
-def test_the_host_of_an_absolute_target_wins_where_the_server_tells_it(tmp_path: Path) -> None:
+def test_the_host_of_an_absolute_target_replaces_the_field_if_the_server_passes_it(tmp_path: Path) -> None:
     for name, options in [("uvicorn", ["--http", "h11"]), ("hypercorn", [])]:
-        with served(name, tmp_path, source=DOOR, options=options) as client, Connection(client.base_url.port or 0) as connection:
-            answer = connection.ask(b"GET http://b.example/tell HTTP/1.1\r\nHost: a\r\n\r\n")
-            assert json.loads(answer.body)["url"] == "http://b.example/tell"
+        with served(name, tmp_path, source=GUARDED, options=options) as client, Connection(client.base_url.port or 0) as connection:
+            response = connection.ask(b"GET http://b.example/tell HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert json.loads(response.body)["url"] == "http://b.example/tell"
 
 
 @each_server_and_ours
-def test_hooks_and_routes_agree_on_a_path_however_it_is_spelled(name: str, tmp_path: Path) -> None:
-    with served(name, tmp_path, source=DOOR) as client, Connection(client.base_url.port or 0) as connection:
+def test_hooks_and_routes_agree_on_every_spelling_of_a_path(name: str, tmp_path: Path) -> None:
+    with served(name, tmp_path, source=GUARDED) as client, Connection(client.base_url.port or 0) as connection:
         for target in ["/admin", "//admin", "///admin//", "/%61dmin", "//%61dmin/", "/admin/"]:
             assert connection.ask(request(target)).status == 403, target
         for target in ["//tell?tag=1&tag=2", "/%74ell?tag=1&tag=2"]:
-            told = {"path": "/tell", "url": f"http://test{target}", "tags": ["1", "2"]}
-            assert json.loads(connection.ask(request(target)).body) == told
+            expected = {"path": "/tell", "url": f"http://test{target}", "tags": ["1", "2"]}
+            assert json.loads(connection.ask(request(target)).body) == expected
         assert json.loads(connection.ask(request("/tell")).body)["tags"] == []
         assert connection.ask(request("/admin%2Fx")).status == 404
 
@@ -193,22 +193,22 @@ def test_hooks_and_routes_agree_on_a_path_however_it_is_spelled(name: str, tmp_p
 @pytest.mark.parametrize(
     ("name", "option"), [("uvicorn", "--root-path"), ("hypercorn", "--root-path"), ("granian", "--url-path-prefix")]
 )
-def test_a_prefix_of_the_server_is_taken_off_however_it_is_spelled(name: str, option: str, tmp_path: Path) -> None:
+def test_a_prefix_of_the_server_is_removed_in_every_spelling(name: str, option: str, tmp_path: Path) -> None:
     with (
-        served(name, tmp_path, source=DOOR, options=[option, "/app"]) as client,
+        served(name, tmp_path, source=GUARDED, options=[option, "/app"]) as client,
         Connection(client.base_url.port or 0) as connection,
     ):
-        # uvicorn puts the prefix before what comes, for a proxy that has taken it off.
+        # uvicorn adds the prefix to the path, for a proxy that has removed it.
         prefixes = [""] if name == "uvicorn" else ["/app", "//app", "/%61pp", "/app/"]
         for prefix in prefixes:
             assert connection.ask(request(f"{prefix}/admin")).status == 403, prefix
-            answer = connection.ask(request(f"{prefix}/tell"))
-            assert json.loads(answer.body)["path"] == "/tell", prefix
+            response = connection.ask(request(f"{prefix}/tell"))
+            assert json.loads(response.body)["path"] == "/tell", prefix
 
 
 @each_server_and_ours
-def test_only_allowed_hosts_are_answered(name: str, tmp_path: Path) -> None:
-    source = DOOR.replace("integrations=", 'allowed_hosts=["shop.example", "*.shop.example:8000", "[::1]"], integrations=')
+def test_only_allowed_hosts_are_served(name: str, tmp_path: Path) -> None:
+    source = GUARDED.replace("integrations=", 'allowed_hosts=["shop.example", "*.shop.example:8000", "[::1]"], integrations=')
     with served(name, tmp_path, source=source) as client, Connection(client.base_url.port or 0) as connection:
         for host, status in [
             ("shop.example", 200),
@@ -220,21 +220,21 @@ def test_only_allowed_hosts_are_answered(name: str, tmp_path: Path) -> None:
             ("127.0.0.1", 400),
         ]:
             assert connection.ask(f"GET /tell HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()).status == status, host
-        told = "GET /tell HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Forwarded-Host: shop.example\r\n\r\n"
-        assert json.loads(connection.ask(told.encode()).body)["url"] == "http://shop.example/tell"
+        octets = "GET /tell HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Forwarded-Host: shop.example\r\n\r\n"
+        assert json.loads(connection.ask(octets.encode()).body)["url"] == "http://shop.example/tell"
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no socket for IPv4 and IPv6")
-def test_an_ipv4_client_on_an_ipv6_socket_is_its_ipv4_address(tmp_path: Path) -> None:
+def test_an_ipv4_client_on_an_ipv6_socket_has_its_ipv4_address(tmp_path: Path) -> None:
     source = """
 import socket, uvicorn, gaman
 
-async def who(ctx):
+async def show_ip(ctx):
     return [ctx.ip, ctx.scope["client"][0]]
 
 listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
 print(f"listening on http://localhost:{listener.getsockname()[1]}", flush=True)
-app = gaman.App({"/": who}, trusted_proxies=["::ffff:127.0.0.0/104"])
+app = gaman.App({"/": show_ip}, trusted_proxies=["::ffff:127.0.0.0/104"])
 uvicorn.Server(uvicorn.Config(app, proxy_headers=False)).run([listener])
 """
     with running_script(source, tmp_path) as program:

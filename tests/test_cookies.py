@@ -48,7 +48,7 @@ def test_a_cookie_field_reads_as_browsers_write_it(field: bytes, cookies: dict[s
     assert parse_cookies([(b"cookie", field)]) == cookies
 
 
-def test_cookies_of_several_fields_are_one_list() -> None:
+def test_cookies_of_several_fields_are_read_together() -> None:
     assert parse_cookies([(b"cookie", b"a=1; b=2"), (b"x-cookie", b"b=0; d=0"), (b"cookie", b"b=3; c=4")]) == {
         "a": "1",
         "b": "2",
@@ -68,13 +68,13 @@ def test_a_field_of_very_many_cookies_keeps_them_all() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from([b"cookie", b"x-cookie"]), st.lists(st.sampled_from([*b"ab=;; \t\xa0"])).map(bytes))))
-def test_one_cookie_is_found_as_among_all(headers: list[tuple[bytes, bytes]]) -> None:
+def test_find_cookie_returns_what_parse_cookies_does(headers: list[tuple[bytes, bytes]]) -> None:
     for name in ("a", "b", "ab", "missing"):
         assert find_cookie(headers, name) == parse_cookies(headers).get(name)
         assert next(find_cookies(headers, name), None) == find_cookie(headers, name)
 
 
-def test_all_cookies_of_one_name_are_found_in_their_order() -> None:
+def test_find_cookies_yields_all_of_one_name_in_their_order() -> None:
     headers = [(b"cookie", b"a=1; b=2;a = 3 ; A=4"), (b"x-cookie", b"a=5"), (b"cookie", b'a="6"; a; =a; aa=7; a=; a=1')]
     assert list(find_cookies(headers, "a")) == ["1", "3", '"6"', "", "1"]
     assert list(find_cookies(headers, "missing")) == []
@@ -110,25 +110,25 @@ def test_cookies_read_their_own_writes() -> None:
     assert cookies.get("b") == "kept"
 
 
-def test_a_cookie_that_is_not_there_is_none() -> None:
+def test_a_missing_cookie_is_none() -> None:
     assert Cookies().get("a") is None
     assert not Cookies().has("a")
 
 
-def test_nothing_is_sent_where_nothing_was_set() -> None:
+def test_nothing_is_sent_if_nothing_was_set() -> None:
     cookies = Cookies([(b"cookie", b"a=1")])
     cookies.get("a")
     assert lines(cookies) == []
 
 
-def test_each_cookie_has_a_line_of_its_own() -> None:
+def test_each_cookie_has_its_own_line() -> None:
     cookies = Cookies()
     cookies.set("a", "1")
     cookies.set("b", "2")
     assert [line.partition(";")[0] for line in lines(cookies)] == ["a=1", "b=2"]
 
 
-def test_the_last_write_to_one_cookie_is_the_one_that_is_sent() -> None:
+def test_only_the_last_write_to_a_cookie_is_sent() -> None:
     cookies = Cookies()
     cookies.set("a", "1", max_age=5)
     cookies.set("a", "2")
@@ -172,14 +172,14 @@ def test_a_max_age_of_true_is_one_second() -> None:
     assert "Max-Age=1;" in lines(cookies)[0]
 
 
-def test_a_cookie_is_secure_where_the_request_was() -> None:
+def test_a_cookie_is_secure_if_the_request_was() -> None:
     cookies = Cookies(is_secure=lambda: False)
     cookies.set("a", "1")
     assert lines(cookies) == ["a=1; Path=/; HttpOnly; SameSite=Lax"]
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a;", "a=", "a\r\n", "a\x00", '"a"', "a,b", "caf\xe9", "\x85a", "\xa0a"], ids=ascii)
-def test_a_name_that_is_no_token_is_refused(name: str) -> None:
+def test_a_name_that_is_not_a_token_is_refused(name: str) -> None:
     cookies = Cookies()
     with pytest.raises(HeaderError, match="cookie name"):
         cookies.set(name, "1")
@@ -188,7 +188,7 @@ def test_a_name_that_is_no_token_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [1, None, b"1", True, {"a": 1}], ids=repr)
-def test_a_value_or_name_that_is_no_str_is_refused(value: Any) -> None:
+def test_a_name_or_value_that_is_not_a_str_is_refused(value: Any) -> None:
     cookies = Cookies()
     with pytest.raises(HeaderError, match="the cookie 'a' takes a str, not"):
         cookies.set("a", value)
@@ -205,7 +205,7 @@ def test_a_value_or_name_that_is_no_str_is_refused(value: Any) -> None:
     ["a b", "a;b", "a,b", '"a"', "a\\b", "a\r\nSet-Cookie: b=1", "\n", "\x00", "\x7f", "caf\xe9", "\u20ac", "\ud800"],
     ids=ascii,
 )
-def test_what_a_cookie_cannot_hold_is_refused(value: str) -> None:
+def test_a_value_that_a_cookie_cannot_hold_is_refused(value: str) -> None:
     cookies = Cookies([(b"cookie", b"a=old")])
     with pytest.raises(HeaderError, match="encode it first"):
         cookies.set("a", value)
@@ -267,14 +267,14 @@ def test_what_a_cookie_cannot_hold_is_refused(value: str) -> None:
         pytest.param("__Host-a", {"path": "/x"}, id="__Host- with a path"),
     ],
 )
-def test_what_browsers_would_drop_is_refused(name: str, options: dict[str, Any]) -> None:
+def test_a_cookie_that_browsers_would_drop_is_refused(name: str, options: dict[str, Any]) -> None:
     cookies = Cookies()
     with pytest.raises(HeaderError, match=name):
         cookies.set(name, "1", **options)
     assert lines(cookies) == []
 
 
-def test_a_cookie_that_is_longer_than_browsers_keep_is_refused() -> None:
+def test_a_cookie_that_is_too_long_for_browsers_is_refused() -> None:
     cookies = Cookies([(b"cookie", b"name=old")])
     with pytest.raises(HeaderError, match=r"'name'.* 4097 bytes"):
         cookies.set("name", "x" * 4093)
@@ -284,13 +284,13 @@ def test_a_cookie_that_is_longer_than_browsers_keep_is_refused() -> None:
     assert len(lines(cookies)) == 1
 
 
-def test_deleting_sends_a_cookie_that_is_over() -> None:
+def test_deleting_sends_an_expired_cookie() -> None:
     cookies = Cookies([(b"cookie", b"a=1")])
     cookies.delete("a", path="/x", domain="example.com")
     assert lines(cookies) == ["a=; Max-Age=0; Path=/x; Domain=example.com; Secure; HttpOnly; SameSite=Lax"]
 
 
-def test_a_partitioned_cookie_and_one_that_is_not_are_deleted_each_by_itself() -> None:
+def test_a_partitioned_cookie_and_an_unpartitioned_one_are_deleted_separately() -> None:
     cookies = Cookies()
     cookies.set("a", "1", partitioned=True)
     cookies.set("a", "2")
@@ -299,7 +299,7 @@ def test_a_partitioned_cookie_and_one_that_is_not_are_deleted_each_by_itself() -
     assert lines(cookies) == [f"a=; Max-Age=0{tail}; Partitioned", f"a=2{tail}"]
 
 
-def test_a_domain_is_one_in_any_case_and_with_a_dot_before_it() -> None:
+def test_a_domain_ignores_its_case_and_a_leading_dot() -> None:
     cookies = Cookies()
     cookies.set("a", "1", domain="example.com")
     cookies.set("a", "2", domain=".Example.COM")
@@ -314,22 +314,22 @@ def test_deleting_twice_is_fine() -> None:
 
 
 @pytest.mark.parametrize(("name", "partitioned"), [("__Host-a", False), ("__Secure-a", False), ("__HTTP-a", False), ("a", True)])
-def test_deleting_is_secure_where_browsers_insist(name: str, partitioned: bool) -> None:
+def test_deleting_is_secure_if_browsers_require_it(name: str, partitioned: bool) -> None:
     cookies = Cookies(is_secure=lambda: False)
     cookies.delete(name, partitioned=partitioned)
     assert "; Secure" in lines(cookies)[0]
 
 
 @anyio
-async def test_each_cookie_leaves_as_its_own_set_cookie_field(ask: Ask) -> None:
+async def test_each_cookie_is_sent_as_its_own_set_cookie_field(ask: Ask) -> None:
     async def handler(ctx: Context) -> str:
         ctx.cookies.set("a", "1")
         ctx.cookies.set("b", "2")
         ctx.cookies.delete("c")
         return "ok"
 
-    answer = await ask(App({"/": handler}))
-    assert [line.partition(";")[0] for line in answer.headers.getall("set-cookie")] == ["a=1", "b=2", "c="]
+    response = await ask(App({"/": handler}))
+    assert [line.partition(";")[0] for line in response.headers.getall("set-cookie")] == ["a=1", "b=2", "c="]
 
 
 @anyio
@@ -338,8 +338,8 @@ async def test_a_request_over_http_gets_cookies_that_are_not_secure(ask: Ask) ->
         ctx.cookies.set("a", "1")
         return "ok"
 
-    answer = await ask(App({"/": handler}), scope={"scheme": "http"})
-    assert answer.headers["set-cookie"] == "a=1; Path=/; HttpOnly; SameSite=Lax"
+    response = await ask(App({"/": handler}), scope={"scheme": "http"})
+    assert response.headers["set-cookie"] == "a=1; Path=/; HttpOnly; SameSite=Lax"
 
 
 @anyio
@@ -367,5 +367,5 @@ async def test_cookies_of_two_fields_and_odd_octets_reach_the_handler(ask: Ask) 
     async def handler(ctx: Context) -> list[str | None]:
         return [ctx.cookies.get("a"), ctx.cookies.get("b"), ctx.cookies.get("\xa0a")]
 
-    answer = await ask(App({"/": handler}), headers=[(b"cookie", b"\xa0a=evil; a=1"), (b"cookie", b"a=2; b=\xff")])
-    assert answer.text == '["1","\xff","evil"]'
+    response = await ask(App({"/": handler}), headers=[(b"cookie", b"\xa0a=evil; a=1"), (b"cookie", b"a=2; b=\xff")])
+    assert response.text == '["1","\xff","evil"]'

@@ -24,7 +24,7 @@ def test_a_result_error_is_a_type_error_and_a_value_error_too() -> None:
     assert issubclass(ResultError, ValueError)
 
 
-def test_an_http_error_without_a_detail_says_its_status_phrase() -> None:
+def test_an_http_error_without_a_detail_has_the_phrase_of_its_status() -> None:
     error = HTTPError(404)
     assert (error.status, error.detail) == (404, "Not Found")
     assert str(error) == "404 Not Found"
@@ -39,12 +39,12 @@ def test_an_empty_detail_stays_empty() -> None:
     assert HTTPError(400, "").detail == ""
 
 
-def test_a_status_that_no_registry_knows_has_a_phrase_as_well() -> None:
+def test_an_unregistered_status_has_a_phrase_as_well() -> None:
     assert HTTPError(499).detail == "Error 499"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("x",), r"write HTTPError\(400, 'x'\)"),
         ((None,), "not None"),
@@ -53,8 +53,8 @@ def test_a_status_that_no_registry_knows_has_a_phrase_as_well() -> None:
         ((404, b"x"), "a str as its detail, not b'x'"),
     ],
 )
-def test_an_http_error_of_what_can_not_be_sent_is_a_result_error(arguments: tuple[Any, ...], told: str) -> None:
-    with pytest.raises(ResultError, match=told):
+def test_an_http_error_that_cannot_be_sent_is_a_result_error(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ResultError, match=message):
         HTTPError(*arguments)
 
 
@@ -65,7 +65,7 @@ def test_the_headers_of_an_http_error_are_a_dict(headers: Any) -> None:
 
 
 @pytest.mark.parametrize("status", [0, 200, 302, 399, 600])
-def test_an_http_error_takes_no_status_of_success(status: int) -> None:
+def test_an_http_error_refuses_a_status_of_success(status: int) -> None:
     with pytest.raises(ValueError, match=str(status)):
         HTTPError(status)
 

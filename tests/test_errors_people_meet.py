@@ -1,7 +1,7 @@
-"""The errors that people meet: each is one message, which says what is wrong, where, and how to mend it; a table of them all.
+"""The errors that people meet: a table of them, each with one message that names the mistake, its place and the fix.
 
-Those of a start end the process with status 1 and a line on stderr. Those of a request are a line in the log. Neither shows a frame
-of this framework.
+An error of a start ends the process with status 1 and a line on stderr. An error of a request is a line in the log. Neither shows
+a frame of this framework.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.serving import Program, get, running, running_script
 
 SECRET = "a secret of the tests, long enough"
 
-# What stands in braces comes from each row.
+# Each row has the values for the braces.
 START = """import sys
 import gaman
 from gaman.session import session
@@ -33,14 +33,14 @@ if __name__ == "__main__":
 
 
 class Start(NamedTuple):
-    """What a script has that does not start, and what it is told."""
+    """A script that doesn't start, and its message."""
 
-    told: str
+    message: str
     options: str = f"{SECRET!r}"
     before: str = ""
     routes: str = '{"/": home}'
     place: str = ""
-    """The end of the line: which line of the script it was."""
+    """The end of the message, which names the line of the script."""
     port: str = "0"
 
     def source(self) -> str:
@@ -183,10 +183,10 @@ app = gaman.App(routes)
 
 
 class Call(NamedTuple):
-    """A line of a script that does not start, and what it is told; *is_placed* where that ends with the line."""
+    """A line of a script that doesn't start, and its message, which ends with the number of the line if *is_placed*."""
 
     call: str
-    told: str
+    message: str
     is_placed: bool = True
 
 
@@ -199,7 +199,7 @@ CALLS = {
     "the class served": Call("gaman.serve(gaman.App)", "App is a class; make an App of routes first: gaman.App(routes)", False),
     "an App and integrations": Call(
         "gaman.serve(app, integrations=[session(**options)])",
-        "gaman.serve() has an App, so write integrations= where that is made: gaman.App(..., integrations=...)",
+        "gaman.serve() got an App, so pass integrations= where the App is created: gaman.App(..., integrations=...)",
         False,
     ),
     "a handler alone": Call("gaman.App(home)", "routes are a dict of paths and handlers, not a handler; write {'/': home}"),
@@ -288,9 +288,9 @@ CALLS = {
     "reload": Call(
         "gaman.serve(routes, reload='no')", "reload='no' is neither True nor False, and any text counts as true; ", False
     ),
-    "port": Call("gaman.serve(app, port='80')", "port='80' is no port; give a number from 0 to 65535", False),
-    "host": Call("gaman.serve(app, host=80)", "host=80 is no address of this machine; ", False),
-    "workers": Call("gaman.serve(app, workers='2')", "workers='2' is no number of processes; give 1 or more", False),
+    "port": Call("gaman.serve(app, port='80')", "port='80' isn't a port; give a number from 0 to 65535", False),
+    "host": Call("gaman.serve(app, host=80)", "host=80 isn't an address of this machine; ", False),
+    "workers": Call("gaman.serve(app, workers='2')", "workers='2' isn't a number of processes; give 1 or more", False),
     "timeout_request": Call(
         "gaman.serve(app, timeout_request='30')", "timeout_request='30' isn't a time for clients; give seconds, such as 30", False
     ),
@@ -306,21 +306,21 @@ CALLS = {
     ),
     "a loop that runs": Call(
         "async def main(): gaman.serve(app, port=0)\nasyncio.run(main())",
-        "gaman.serve() runs an event loop of its own, and one runs here; call it outside `async def`, or write "
+        "gaman.serve() runs its own event loop, and one is already running here; call it outside `async def`, or write "
         "`await uvicorn.Server(uvicorn.Config(gaman.App(...), proxy_headers=False)).serve()`",
     ),
 }
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_that_can_not_work_is_told_in_a_line(name: str, tmp_path: Path) -> None:
+def test_a_call_that_cannot_work_is_reported_in_one_line(name: str, tmp_path: Path) -> None:
     row = CALLS[name]
     with running_script(CALL.format(secret=SECRET, call=row.call), tmp_path) as program:
-        status, told = program.wait(), program.stderr
+        status, stderr = program.wait(), program.stderr
     assert status == 1
-    assert told.count("\n") == 1, told
-    assert told.startswith(f"gaman: {row.told}"), told
-    assert re.search(r" \(script.py, line 1[56], in \S+\)\n$", told) or not row.is_placed, told
+    assert stderr.count("\n") == 1, stderr
+    assert stderr.startswith(f"gaman: {row.message}"), stderr
+    assert re.search(r" \(script.py, line 1[56], in \S+\)\n$", stderr) or not row.is_placed, stderr
 
 
 SCRIPT = ("main.py",)
@@ -337,28 +337,28 @@ OTHER_SERVER = ("-m", "uvicorn", "main:app", "--port", "0")
     ],
     ids=str,
 )
-def test_what_stands_in_the_way_of_a_start_is_told_in_a_line(name: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_an_obstacle_to_the_start_is_reported_in_one_line(name: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
     row = STARTS[name]
     (tmp_path / "main.py").write_text(row.source())
     with running(*arguments, cwd=tmp_path, env={"GAMAN_KEY": ""} if row.options else {}) as program:
-        status, told = program.wait(), program.stderr
+        status, stderr = program.wait(), program.stderr
     assert status == 1
-    assert told.count("\n") == 1, told
-    assert told.startswith(f"gaman: {row.told}"), told
-    assert told.endswith(f"{row.place}\n"), told
-    assert "hidden" not in told
+    assert stderr.count("\n") == 1, stderr
+    assert stderr.startswith(f"gaman: {row.message}"), stderr
+    assert stderr.endswith(f"{row.place}\n"), stderr
+    assert "hidden" not in stderr
 
 
-def test_under_another_server_a_store_that_is_not_there_is_told_in_a_line(tmp_path: Path) -> None:
+def test_under_another_server_a_missing_store_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(STARTS["Redis not running"].source())
     with running(*OTHER_SERVER, cwd=tmp_path) as program:
         assert program.wait() != 0
         assert "Traceback" not in program.stderr
-        assert f"ERROR:    {STARTS['Redis not running'].told}" in program.stderr
+        assert f"ERROR:    {STARTS['Redis not running'].message}" in program.stderr
         assert "hidden" not in program.stderr
 
 
-def test_a_port_that_is_taken_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with running_script(Start("", port=str(port)).source(), tmp_path) as program:
@@ -367,7 +367,7 @@ def test_a_port_that_is_taken_is_told_in_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [SCRIPT, COMMAND], ids=["script", "command"])
-def test_an_error_of_the_users_own_at_import_shows_their_frames_alone(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_an_error_of_the_user_at_import_shows_only_their_frames(arguments: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(Start("", options=driver("max_agee=5")).source())
     with running(*arguments, cwd=tmp_path) as program:
         assert program.wait() == 1
@@ -375,14 +375,14 @@ def test_an_error_of_the_users_own_at_import_shows_their_frames_alone(arguments:
         assert "session() got an unexpected keyword argument 'max_agee'" in program.stderr
 
 
-def test_a_file_that_is_no_python_shows_its_own_line_alone(tmp_path: Path) -> None:
+def test_a_syntax_error_shows_only_its_own_line(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text("app = (\n")
     with running(*COMMAND, cwd=tmp_path) as program:
         assert program.wait() == 1
         assert re.findall(r'File "(.*?)", line (\d+)', program.stderr) == [(str(tmp_path / "main.py"), "1")]
 
 
-def test_all_of_a_traceback_is_there_for_whoever_asks_python_for_it(tmp_path: Path) -> None:
+def test_dev_mode_and_other_hooks_get_the_whole_traceback(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(STARTS["no secret"].source())
     with running("-X", "dev", "main.py", cwd=tmp_path) as program:
         assert program.wait() == 1
@@ -609,9 +609,9 @@ gaman.serve({"/no_session": no_session}, port=0)
 
 
 class Request(NamedTuple):
-    """What a request's log says, and the line of the handler that it names, in its own words."""
+    """The log line of a request, and the source of the handler's line that it names."""
 
-    told: str
+    message: str
     line: str | None
 
 
@@ -744,13 +744,13 @@ REQUESTS = {
 
 
 class Served:
-    """The server of a source, and what it says on stderr."""
+    """The server of a script, and what it prints on stderr."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
 
-    def told(self, path: str, *, status: int) -> str:
-        """Return what it says during one request."""
+    def stderr_of(self, path: str, *, status: int) -> str:
+        """Return what the server prints on stderr during one request."""
         before = self._program.stderr
         assert get(self._program.port, path).status == status
         return self._program.stderr.removeprefix(before)
@@ -769,57 +769,57 @@ def served_without_session(tmp_path_factory: pytest.TempPathFactory) -> Generato
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_what_a_handler_does_wrong_is_told_in_a_line(name: str, request: pytest.FixtureRequest) -> None:
+def test_a_mistake_of_a_handler_is_reported_in_one_line(name: str, request: pytest.FixtureRequest) -> None:
     source, fixture = (NO_SESSION_SOURCE, "served_without_session") if name == "no_session" else (REQUESTS_SOURCE, "served")
     row = REQUESTS[name]
     server: Served = request.getfixturevalue(fixture)
-    told = server.told(f"/{name}", status=500)
-    assert told.count("\n") == 1, told
-    assert told.startswith(f"GET '/{name}' failed: {row.told}"), told
+    stderr = server.stderr_of(f"/{name}", status=500)
+    assert stderr.count("\n") == 1, stderr
+    assert stderr.startswith(f"GET '/{name}' failed: {row.message}"), stderr
     if row.line is not None:
         number = next(number for number, line in enumerate(source.splitlines(), 1) if row.line in line)
-        assert told.endswith(f" (script.py, line {number}, in {name})\n"), told
+        assert stderr.endswith(f" (script.py, line {number}, in {name})\n"), stderr
 
 
-def test_a_handler_that_returns_nothing_is_told_once(served: Served) -> None:
+def test_a_handler_that_returns_nothing_is_reported_once(served: Served) -> None:
     line = next(number for number, text in enumerate(REQUESTS_SOURCE.splitlines(), 1) if "async def no_return(ctx)" in text)
-    told = served.told("/no_return", status=404)
-    assert told.startswith(
+    stderr = served.stderr_of("/no_return", status=404)
+    assert stderr.startswith(
         "GET '/no_return' was answered 404, because the handler no_return returned nothing (logged once); write "
     )
-    assert told.endswith(f" (script.py, line {line}, in no_return)\n")
-    assert told.count("\n") == 1
-    # It is the last of that list, too.
-    assert [served.told(path, status=404) for path in ("/no_return", "/no_return_of_the_last")] == ["", ""]
+    assert stderr.endswith(f" (script.py, line {line}, in no_return)\n")
+    assert stderr.count("\n") == 1
+    # The handler is also the last of another route.
+    assert [served.stderr_of(path, status=404) for path in ("/no_return", "/no_return_of_the_last")] == ["", ""]
 
 
 @pytest.mark.parametrize("path", ["/guarded/nowhere", "/nowhere"])
-def test_a_path_without_a_route_is_no_handlers_mistake(served: Served, path: str) -> None:
-    assert served.told(path, status=404) == ""
+def test_a_path_without_a_route_is_not_reported(served: Served, path: str) -> None:
+    assert served.stderr_of(path, status=404) == ""
 
 
-def test_a_read_that_is_never_awaited_is_told_in_a_line(served: Served) -> None:
-    told = served.told("/no_await_of_pop", status=200)
+def test_a_read_that_is_never_awaited_is_reported_in_one_line(served: Served) -> None:
+    stderr = served.stderr_of("/no_await_of_pop", status=200)
     number = next(number for number, line in enumerate(REQUESTS_SOURCE.splitlines(), 1) if 'ctx.session.pop("cat")' in line)
     place = f"script.py, line {number}, in no_await_of_pop"
-    assert told == f"ctx.session.pop(...) was never awaited: write `await` before it ({place})\n"
+    assert stderr == f"ctx.session.pop(...) was never awaited: write `await` before it ({place})\n"
 
 
-def test_a_secure_cookie_over_plain_http_is_told_once(served: Served) -> None:
-    told = served.told("/secure", status=200)
-    assert told.startswith("the session's cookie is Secure, and http://test/secure was asked for over plain HTTP: ")
-    assert told.endswith("or pass secure=False while developing\n")
-    assert told.count("\n") == 1
-    assert served.told("/secure", status=200) == ""
+def test_a_secure_cookie_over_plain_http_is_reported_once(served: Served) -> None:
+    stderr = served.stderr_of("/secure", status=200)
+    assert stderr.startswith("the session's cookie is Secure, and http://test/secure was asked for over plain HTTP: ")
+    assert stderr.endswith("or pass secure=False while developing\n")
+    assert stderr.count("\n") == 1
+    assert served.stderr_of("/secure", status=200) == ""
 
 
-def test_a_set_that_is_not_awaited_is_kept_without_a_word(served: Served) -> None:
-    served.told("/secure", status=200)
-    assert served.told("/no_await_of_set", status=200) == ""
+def test_a_set_that_is_not_awaited_takes_effect_silently(served: Served) -> None:
+    served.stderr_of("/secure", status=200)
+    assert served.stderr_of("/no_await_of_set", status=200) == ""
 
 
-def test_a_traceback_of_the_users_own_begins_with_their_handler(served: Served) -> None:
-    told = served.told("/broken", status=500)
-    assert told.startswith("GET '/broken' failed\nTraceback (most recent call last):\n")
-    assert [Path(file).name for file in re.findall(r'File "(.*?)"', told)] == ["script.py"]
-    assert told.endswith("ZeroDivisionError: division by zero\n")
+def test_a_traceback_begins_with_the_users_handler(served: Served) -> None:
+    stderr = served.stderr_of("/broken", status=500)
+    assert stderr.startswith("GET '/broken' failed\nTraceback (most recent call last):\n")
+    assert [Path(file).name for file in re.findall(r'File "(.*?)"', stderr)] == ["script.py"]
+    assert stderr.endswith("ZeroDivisionError: division by zero\n")

@@ -29,7 +29,7 @@ def test_fields_are_a_mapping_whose_getall_never_raises() -> None:
         fields["c"]
 
 
-def test_a_list_of_nothing_is_ones_own() -> None:
+def test_each_empty_list_is_a_new_one() -> None:
     fields = Fields(MultiDict[str]())
     fields.getall("a").append("1")
     assert fields.getall("a") == []
@@ -37,7 +37,7 @@ def test_a_list_of_nothing_is_ones_own() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("content_type", FORMS)
-async def test_a_form_gives_a_list_of_what_it_lacks(ask: Ask, content_type: str) -> None:
+async def test_a_form_returns_an_empty_list_for_a_missing_field(ask: Ask, content_type: str) -> None:
     async def handler(ctx: Context) -> list[Any]:
         form = await ctx.form()
         return [
@@ -48,5 +48,5 @@ async def test_a_form_gives_a_list_of_what_it_lacks(ask: Ask, content_type: str)
             await ctx.files("b"),
         ]
 
-    answer = await ask(App({"/": handler}), "/", "POST", headers={"content-type": content_type}, body=FORMS[content_type])
-    assert answer.text == '[["1","2"],[],[],[],[]]'
+    response = await ask(App({"/": handler}), "/", "POST", headers={"content-type": content_type}, body=FORMS[content_type])
+    assert response.text == '[["1","2"],[],[],[],[]]'

@@ -13,14 +13,14 @@ def test_names_are_found_whatever_their_case() -> None:
     assert "CoNtEnT-tYpE" in headers
 
 
-def test_the_first_of_two_fields_is_the_value_and_getall_gives_both() -> None:
+def test_the_first_of_two_fields_is_the_value_and_getall_returns_both() -> None:
     headers = Headers([(b"accept", b"a"), (b"x", b"1"), (b"accept", b"b")])
     assert headers["accept"] == "a"
     assert headers.getall("Accept") == ["a", "b"]
     assert (list(headers), len(headers)) == (["accept", "x"], 2)
 
 
-def test_a_missing_field_is_none_or_nothing_or_a_key_error() -> None:
+def test_a_missing_field_is_none_an_empty_list_or_a_key_error() -> None:
     headers = Headers()
     assert headers.get("x") is None
     assert headers.getall("x") == []
@@ -34,11 +34,11 @@ def test_octets_beyond_ascii_read_as_latin_1() -> None:
 
 
 @pytest.mark.parametrize("name", ["caf\xe9", "\u20ac", "\ud800", ""])
-def test_a_name_that_no_field_can_have_is_missing(name: str) -> None:
+def test_an_impossible_name_is_missing(name: str) -> None:
     assert Headers([(b"x", b"1")]).get(name) is None
 
 
-def test_fields_of_a_generator_are_kept() -> None:
+def test_fields_of_a_generator_are_stored() -> None:
     headers = Headers((name, b"1") for name in (b"a", b"b"))
     assert dict(headers) == {"a": "1", "b": "1"}
     assert dict(headers) == {"a": "1", "b": "1"}
@@ -50,7 +50,7 @@ def test_setting_replaces_every_field_of_the_name() -> None:
     assert headers.raw == [(b"b", b"2"), (b"a", b"4")]
 
 
-def test_adding_leaves_the_fields_of_the_name() -> None:
+def test_adding_keeps_the_fields_of_the_name() -> None:
     headers = MutableHeaders()
     headers.add("Set-Cookie", "a=1")
     headers.add("Set-Cookie", "b=2")
@@ -85,7 +85,7 @@ def test_a_control_character_in_a_value_is_refused(value: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:", "a\r\nb", "a\n", "a\x00", "caf\xe9", "a\u212a", "(a)"], ids=ascii)
-def test_a_name_that_is_no_token_is_refused(name: str) -> None:
+def test_a_name_that_is_not_a_token_is_refused(name: str) -> None:
     headers = MutableHeaders()
     with pytest.raises(HeaderError, match="header name"):
         headers[name] = "1"
@@ -95,7 +95,7 @@ def test_a_name_that_is_no_token_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [1, None, b"1", 1.5, ("1",)], ids=repr)
-def test_what_is_no_str_is_refused(value: Any) -> None:
+def test_a_name_or_value_that_is_not_a_str_is_refused(value: Any) -> None:
     headers = MutableHeaders()
     with pytest.raises(HeaderError, match="value is a str, not"):
         headers["x"] = value
@@ -139,5 +139,5 @@ def test_a_value_beyond_latin_1_is_refused() -> None:
         MutableHeaders()["x"] = "\u20ac"
 
 
-def test_what_is_shown_of_headers_tells_their_fields() -> None:
+def test_the_repr_of_headers_shows_their_fields() -> None:
     assert repr(MutableHeaders([(b"a", b"1")])) == "MutableHeaders([(b'a', b'1')])"

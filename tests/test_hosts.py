@@ -69,17 +69,17 @@ async def show(ctx: Context) -> list[str]:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("version", ["1.0", "1.1", "2"])
-async def test_one_valid_host_is_taken_as_it_came(ask: Ask, version: str) -> None:
+async def test_one_valid_host_stays_unchanged(ask: Ask, version: str) -> None:
     app = App({"/": show})
     for host in [*VALID, *VALID]:
-        answer = await ask(app, headers={"host": host}, scope={"http_version": version})
-        assert (answer.status, answer.text) == (200, f'["{host}"]')
+        response = await ask(app, headers={"host": host}, scope={"http_version": version})
+        assert (response.status, response.text) == (200, f'["{host}"]')
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("version", ["1.0", "1.1", "2"])
 @pytest.mark.parametrize("host", INVALID)
-async def test_an_invalid_host_answers_400(ask: Ask, host: str, version: str) -> None:
+async def test_an_invalid_host_gets_400(ask: Ask, host: str, version: str) -> None:
     app = App({"/": show})
     for _ in range(2):
         assert (await ask(app, headers={"host": host}, scope={"http_version": version})).status == 400
@@ -87,17 +87,20 @@ async def test_an_invalid_host_answers_400(ask: Ask, host: str, version: str) ->
 
 
 @pytest.mark.anyio
-async def test_an_empty_host_is_as_none(ask: Ask) -> None:
+async def test_an_empty_host_counts_as_none(ask: Ask) -> None:
     app = App({"/": show})
     for _ in range(2):
         for version, status in [("1.0", 200), ("1.1", 400), ("2", 200)]:
-            answer = await ask(app, headers={"host": ""}, scope={"http_version": version})
-            assert (answer.status, answer.text) == (status, "the request has no Host" if status == 400 else '["testserver:443"]')
+            response = await ask(app, headers={"host": ""}, scope={"http_version": version})
+            assert (response.status, response.text) == (
+                status,
+                "the request has no Host" if status == 400 else '["testserver:443"]',
+            )
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("hosts", [[b"a", b"a"], [b"a", b"b"], [b"", b"a"], [b"a", b""], [b"a", b"b", b"a"]])
-async def test_two_hosts_answer_400_even_if_they_are_the_same(ask: Ask, hosts: list[bytes]) -> None:
+async def test_two_hosts_get_400_even_if_they_are_equal(ask: Ask, hosts: list[bytes]) -> None:
     app = App({"/": show})
     headers = [(b"accept", b"*/*"), *((b"host", host) for host in hosts), (b"x", b"y")]
     for _ in range(2):
@@ -115,9 +118,9 @@ async def test_only_http_1_1_needs_a_host(ask: Ask) -> None:
 
 @pytest.mark.anyio
 async def test_a_refusal_has_a_body_and_a_head_of_the_same_length(ask: Ask) -> None:
-    told, head = [await ask(App({"/": show}), "/", method, headers={"host": "a b"}) for method in ("GET", "HEAD")]
-    assert told.text == "the request has an invalid Host, or two"
-    assert told.headers["content-length"] == head.headers["content-length"] == str(len(told.body))
+    refused, head = [await ask(App({"/": show}), "/", method, headers={"host": "a b"}) for method in ("GET", "HEAD")]
+    assert refused.text == "the request has an invalid Host, or two"
+    assert refused.headers["content-length"] == head.headers["content-length"] == str(len(refused.body))
     assert head.body == b""
 
 
@@ -162,21 +165,21 @@ async def test_a_refusal_has_a_body_and_a_head_of_the_same_length(ask: Ask) -> N
         (["a.example", "*"], "b.example", 200),
     ],
 )
-async def test_hosts_are_allowed_as_they_are_listed(ask: Ask, allowed: str | list[str], host: str, status: int) -> None:
+async def test_the_listed_hosts_are_allowed(ask: Ask, allowed: str | list[str], host: str, status: int) -> None:
     app = App({"/": show}, allowed_hosts=allowed)
     for _ in range(2):
         assert (await ask(app, headers={"host": host})).status == status
 
 
 @pytest.mark.anyio
-async def test_the_host_that_a_trusted_proxy_tells_is_the_one_that_must_be_allowed(ask: Ask) -> None:
+async def test_the_host_from_a_trusted_proxy_must_be_allowed(ask: Ask) -> None:
     app = App({"/": show}, allowed_hosts=["shop.example"])
-    for host, told, status in [
+    for host, forwarded, status in [
         ("127.0.0.1:3431", "shop.example", 200),
         ("shop.example", "evil.example", 400),
         ("evil.example", "not a host", 400),
     ]:
-        for field, value in [("x-forwarded-host", told), ("forwarded", f'host="{told}"')]:
+        for field, value in [("x-forwarded-host", forwarded), ("forwarded", f'host="{forwarded}"')]:
             assert (await ask(app, headers={"host": host, field: value})).status == status
             stranger = {"client": ("203.0.113.5", 1)}
             expected = 200 if host == "shop.example" else 400
@@ -184,14 +187,14 @@ async def test_the_host_that_a_trusted_proxy_tells_is_the_one_that_must_be_allow
 
 
 @pytest.mark.anyio
-async def test_without_a_host_it_is_the_servers_own_that_must_be_allowed(ask: Ask) -> None:
+async def test_without_a_host_the_servers_own_must_be_allowed(ask: Ask) -> None:
     bare: dict[str, Any] = {"http_version": "1.0", "headers": [], "server": ("::1", 8000)}
     assert (await ask(App({"/": show}, allowed_hosts=["shop.example"]), scope=bare)).status == 400
     assert (await ask(App({"/": show}, allowed_hosts=["[::1]:8000"]), scope=bare)).status == 200
 
 
 @pytest.mark.anyio
-async def test_a_refusal_is_a_line_with_debug_alone(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_refusal_logs_a_line_only_with_debug(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "gaman")
     for debug in (False, True):
         app = App({"/": show}, debug=debug, integrations=[define_integration(name="none")])
@@ -228,7 +231,7 @@ async def test_a_refusal_is_a_line_with_debug_alone(ask: Ask, caplog: pytest.Log
         5,
     ],
 )
-def test_what_is_no_host_is_an_error_that_names_it(bad: Any) -> None:
+def test_an_entry_that_is_not_a_host_is_named(bad: Any) -> None:
     for hosts in ([bad], ["shop.example", bad]):
         with pytest.raises(ConfigError, match="allowed_hosts: ") as caught:
             App({}, allowed_hosts=hosts)
@@ -241,7 +244,7 @@ def test_an_empty_list_of_hosts_is_an_error() -> None:
         App({}, allowed_hosts=[])
 
 
-def test_a_host_that_no_client_needs_is_not_kept() -> None:
+def test_a_host_that_is_too_long_is_not_cached() -> None:
     before = _hosts._parse_host.cache_info().currsize
     for length in range(262, 400):
         assert _hosts.parse_host("a" * length) is None
@@ -249,7 +252,7 @@ def test_a_host_that_no_client_needs_is_not_kept() -> None:
 
 
 @pytest.mark.anyio
-async def test_the_first_host_that_is_refused_is_logged(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_first_refused_host_is_logged(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     app = App({"/": show}, allowed_hosts=["shop.example"])
     for host in ("one.example", "two.example"):
         assert (await ask(app, "/", headers={"host": host})).status == 400

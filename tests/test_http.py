@@ -1,4 +1,4 @@
-"""The server's HTTP/1.1, over real sockets: what a client may send, and what it gets."""
+"""The server's HTTP/1.1, over real sockets: what a client may send, and how the server responds."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from gaman import Response
 
 streams_open = 0
 
-def tell(ctx):
+def describe(ctx):
     return {
         "method": ctx.method, "path": ctx.path, "host": ctx.host, "ip": ctx.ip, "cookie": ctx.cookie("a"),
         "x": ctx.header("x-test"), "fields": [name.decode() for name, _ in ctx.scope["headers"]],
     }
 
 async def echo(ctx):
-    before = tell(ctx)
+    before = describe(ctx)
     body = await ctx.body()
-    return {"before": before, "after": tell(ctx), "body": body.decode()}
+    return {"before": before, "after": describe(ctx), "body": body.decode()}
 
 async def late(ctx):
     await asyncio.sleep(0.01)
@@ -134,7 +134,7 @@ gaman.serve(routes, port=0, OPTIONS)
 
 
 class Served:
-    """The server of SERVED, and what it says of itself."""
+    """The server of SERVED, and what it reports about itself."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -145,17 +145,17 @@ class Served:
         return state
 
     def exchange(self, *packets: bytes) -> list[Answer]:
-        """Send *packets*, each in a segment of its own, and return all responses, until the server closes."""
+        """Send *packets*, each in its own segment, and return all responses until the server closes."""
         with Connection(self.port) as client:
             client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for packet in packets:
                 client.send(packet)
                 time.sleep(0.005)
-            return answers(client.read_rest())
+            return responses(client.read_rest())
 
 
-def answers(octets: bytes) -> list[Answer]:
-    """Return the responses that *octets* are made of, interim ones (1xx) left out; AssertionError where they are not whole."""
+def responses(octets: bytes) -> list[Answer]:
+    """Return the responses in *octets*, without interim ones (1xx); AssertionError if one is incomplete."""
     found: list[Answer] = []
     while octets:
         head, end, octets = octets.partition(b"\r\n\r\n")
@@ -185,7 +185,7 @@ def answers(octets: bytes) -> list[Answer]:
 
 
 def last(target: str, *headers: str, method: str = "GET", body: bytes = b"") -> bytes:
-    """Return the octets of a request after whose response the server closes."""
+    """Return a request with `Connection: close`."""
     return request(target, "Connection: close", *headers, method=method, body=body)
 
 
@@ -194,7 +194,7 @@ def chunked(*chunks: bytes, trailers: bytes = b"") -> bytes:
 
 
 def drip(client: Connection) -> None:
-    """Send an octet ten times a second, for ten seconds at most."""
+    """Send an octet ten times a second, for at most ten seconds."""
     for _ in range(100):
         client.send(b"x")
         time.sleep(0.1)
@@ -215,7 +215,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
-    """A server whose clients may be silent for a second."""
+    """A server with timeout_request=1."""
     source = SERVED.replace("OPTIONS", "timeout_request=1")
     with running_script(source, tmp_path_factory.mktemp("impatient")) as program:
         yield Served(program)
@@ -237,11 +237,11 @@ def test_trailers_are_not_header_fields(served: Served, cut: str) -> None:
         "before the trailers": [head + body.partition(FORGED)[0], FORGED + b"\r\n"],
         "bytewise": [head, *bytewise(body)],
     }[cut]
-    [answer] = served.exchange(*packets)
-    told = json.loads(answer.body)
-    assert told["body"] == "hello"
-    assert told["before"] == told["after"]
-    assert (told["after"]["x"], told["after"]["cookie"], told["after"]["host"], told["after"]["ip"]) == (
+    [response] = served.exchange(*packets)
+    seen = json.loads(response.body)
+    assert seen["body"] == "hello"
+    assert seen["before"] == seen["after"]
+    assert (seen["after"]["x"], seen["after"]["cookie"], seen["after"]["host"], seen["after"]["ip"]) == (
         None,
         None,
         "test",
@@ -280,7 +280,7 @@ def test_endless_trailers_and_chunk_extensions_end_the_connection(served: Served
         ("DELETE", ("upgrade: a", "UPGRADE: b", "connection: UPGRADE")),
     ],
 )
-def test_a_request_with_an_upgrade_is_served_like_any_other(
+def test_a_request_that_offers_an_upgrade_is_served_like_any_other(
     served: Served, method: str, offer: tuple[str, ...], framing: str, cut: str
 ) -> None:
     body, fields = b"", offer
@@ -297,15 +297,15 @@ def test_a_request_with_an_upgrade_is_served_like_any_other(
         "bytewise": [*bytewise(head + body), following],
     }[cut]
     first, second, third = served.exchange(*packets)
-    told = json.loads(first.body)
-    assert told["body"] == ("GET /evil HTTP/1.1\r\n\r\n" if body else "")
-    assert told["after"]["method"] == method
-    assert "upgrade" in told["after"]["fields"]
+    seen = json.loads(first.body)
+    assert seen["body"] == ("GET /evil HTTP/1.1\r\n\r\n" if body else "")
+    assert seen["after"]["method"] == method
+    assert "upgrade" in seen["after"]["fields"]
     assert "connection" not in first.headers
     assert (json.loads(second.body)["n"], json.loads(third.body)["n"]) == ("2", "3")
 
 
-def test_upgrades_behind_one_another_are_each_answered_once(served: Served) -> None:
+def test_pipelined_upgrade_offers_are_each_answered_once(served: Served) -> None:
     offer = ("Connection: Upgrade", "Upgrade: h2c")
     found = served.exchange(
         b"".join([request(f"/late?n={n}", *offer, method="POST", body=b"%d" % n) for n in range(200)]) + last("/ignore", *offer)
@@ -323,20 +323,20 @@ def test_upgrades_behind_one_another_are_each_answered_once(served: Served) -> N
     ],
 )
 def test_a_tunnel_and_another_version_are_refused(served: Served, octets: bytes) -> None:
-    [answer] = served.exchange(octets)
-    assert answer.status in (400, 405, 501, 505)
-    assert answer.headers["connection"] == "close"
+    [response] = served.exchange(octets)
+    assert response.status in (400, 405, 501, 505)
+    assert response.headers["connection"] == "close"
 
 
-def test_a_coding_that_the_server_does_not_know_is_refused(served: Served) -> None:
-    [answer] = served.exchange(request("/echo", "Transfer-Encoding: gzip, chunked", method="POST") + chunked(b"x"))
-    assert answer.status == 501
+def test_an_unknown_transfer_coding_is_refused(served: Served) -> None:
+    [response] = served.exchange(request("/echo", "Transfer-Encoding: gzip, chunked", method="POST") + chunked(b"x"))
+    assert response.status == 501
 
 
 # --- requests parsed ahead
 
 
-def test_few_of_the_requests_behind_one_that_is_not_answered_are_parsed(served: Served) -> None:
+def test_only_a_few_requests_are_parsed_ahead_of_the_current_one(served: Served) -> None:
     before = served.state()["peak_kib"]
     with ExitStack() as stack:
         for _ in range(10):
@@ -350,7 +350,7 @@ def test_few_of_the_requests_behind_one_that_is_not_answered_are_parsed(served: 
                 pass
         for _ in range(3):
             assert served.state()["tasks"] < 20
-        # Parsed, the requests of one connection took 34 MB.
+        # If they were all parsed, the requests of one connection would take 34 MB.
         assert served.state()["peak_kib"] - before < 40_000
     assert get(served.port, "/release").status == 200
 
@@ -358,12 +358,12 @@ def test_few_of_the_requests_behind_one_that_is_not_answered_are_parsed(served: 
 def test_any_number_of_requests_in_one_segment_is_answered_in_order(served: Served) -> None:
     with Connection(served.port) as client:
         client.send(b"".join([request(f"/late?n={n}", method="POST", body=b"\r\n\r\n" * n) for n in range(150)]) + last("/ignore"))
-        found = answers(client.read_rest())
+        found = responses(client.read_rest())
     assert [json.loads(each.body)["n"] for each in found[:-1]] == [str(n) for n in range(150)]
     assert [len(json.loads(each.body)["body"]) for each in found[:-1]] == [4 * n for n in range(150)]
 
 
-def test_a_body_of_nothing_but_ends_of_heads_arrives_whole(served: Served) -> None:
+def test_a_body_that_consists_of_ends_of_heads_arrives_whole(served: Served) -> None:
     for body in (b"\r\n\r\n" * 100_000, b"\r\n" * 100_000):
         first, second = served.exchange(request("/echo", method="POST", body=body) + last("/ignore"))
         assert json.loads(first.body)["body"].encode() == body
@@ -373,31 +373,31 @@ def test_a_body_of_nothing_but_ends_of_heads_arrives_whole(served: Served) -> No
 @pytest.mark.parametrize(
     "behind", [b"\xff\xff\xff\r\n\r\n", b"GET / HTTP/1.1\r\nBad\x00: 1\r\n\r\n", request("/", *["X: 1"] * 300)]
 )
-def test_what_is_malformed_behind_other_requests_is_answered_after_them(served: Served, behind: bytes) -> None:
+def test_a_malformed_request_is_answered_after_those_before_it(served: Served, behind: bytes) -> None:
     first, second, third = served.exchange(request("/late?n=1") + request("/late?n=2") + behind + request("/late?n=3"))
     assert (json.loads(first.body)["n"], json.loads(second.body)["n"]) == ("1", "2")
     assert third.status in (400, 431)
     assert third.headers["connection"] == "close"
 
 
-def test_a_body_that_becomes_malformed_is_answered_with_400(served: Served) -> None:
+def test_a_body_that_becomes_malformed_gets_400(served: Served) -> None:
     head = request("/echo", "Transfer-Encoding: chunked", method="POST")
     for packets in ([head + b"5\r\nhello\r\nxyz\r\n"], [head, b"5\r\nhello\r\n", b"xyz\r\n"]):
-        [answer] = served.exchange(*packets)
-        assert answer.status == 400
+        [response] = served.exchange(*packets)
+        assert response.status == 400
 
 
 @pytest.mark.parametrize(("count", "status"), [(255, 200), (257, 431), (20_000, 431)])
 def test_a_request_has_at_most_256_fields(served: Served, count: int, status: int) -> None:
-    [answer] = served.exchange(last("/ignore", *["X: 1"] * (count - 2)))
-    assert answer.status == status
+    [response] = served.exchange(last("/ignore", *["X: 1"] * (count - 2)))
+    assert response.status == status
 
 
 def test_a_target_that_takes_long_to_decode_is_refused(served: Served) -> None:
-    [answer] = served.exchange(request("/" + "%41" * 30_000))
-    assert answer.status == 414
-    [answer] = served.exchange(last("/%41" * 15_000))
-    assert answer.status == 400
+    [response] = served.exchange(request("/" + "%41" * 30_000))
+    assert response.status == 414
+    [response] = served.exchange(last("/%41" * 15_000))
+    assert response.status == 400
 
 
 # --- silent clients
@@ -412,10 +412,10 @@ def test_a_target_that_takes_long_to_decode_is_refused(served: Served) -> None:
         request("/echo", "Transfer-Encoding: chunked", method="POST") + b"5\r\nhel",
     ],
 )
-def test_a_client_that_falls_silent_within_a_request_is_answered_408(impatient: Served, octets: bytes) -> None:
-    [answer] = impatient.exchange(octets)
-    assert answer.status == 408
-    assert answer.headers["connection"] == "close"
+def test_a_client_that_falls_silent_within_a_request_gets_408(impatient: Served, octets: bytes) -> None:
+    [response] = impatient.exchange(octets)
+    assert response.status == 408
+    assert response.headers["connection"] == "close"
 
 
 def test_a_client_that_sends_nothing_is_disconnected_without_a_response(impatient: Served) -> None:
@@ -424,7 +424,7 @@ def test_a_client_that_sends_nothing_is_disconnected_without_a_response(impatien
         assert client.read_rest() == other.read_rest() == b""
 
 
-def test_a_head_has_its_time_from_its_first_byte_on(impatient: Served) -> None:
+def test_the_timeout_of_a_head_begins_at_its_first_byte(impatient: Served) -> None:
     with Connection(impatient.port) as client:
         client.send(b"GET /ignore HTTP/1.1\r\n")
         while not select.select([client.socket], [], [], 0.2)[0]:
@@ -432,7 +432,7 @@ def test_a_head_has_its_time_from_its_first_byte_on(impatient: Served) -> None:
         assert client.read().status == 408
 
 
-def test_a_body_has_its_time_between_two_bytes(impatient: Served) -> None:
+def test_the_timeout_of_a_body_begins_at_each_byte(impatient: Served) -> None:
     with Connection(impatient.port) as client:
         client.send(request("/echo", "Content-Length: 10", method="POST"))
         for _ in range(10):
@@ -450,29 +450,29 @@ def test_a_client_that_waits_for_the_server_is_not_silent(impatient: Served) -> 
         assert (held.read().body, expecting.read("POST").body) == (b"held", b"held")
 
 
-def test_a_request_behind_one_that_takes_long_is_answered_408_after_it(impatient: Served) -> None:
+def test_an_incomplete_request_behind_a_slow_one_gets_408_after_it(impatient: Served) -> None:
     with Connection(impatient.port) as client:
         client.send(request("/late?n=1") + b"GET /ignore HTT")
-        first, second = answers(client.read_rest())
+        first, second = responses(client.read_rest())
     assert (first.status, second.status) == (200, 408)
 
 
-def test_a_request_that_the_server_does_not_read_on_has_time(impatient: Served) -> None:
+def test_a_request_that_the_server_has_paused_does_not_time_out(impatient: Served) -> None:
     with Connection(impatient.port) as client:
         client.send(request("/slow") + request("/ignore") + b"GET /ignore HTTP/1.1\r\nHost: test\r\n")
         time.sleep(2)
         client.send(b"Connection: close\r\n\r\n")
-        assert [answer.body for answer in answers(client.read_rest())] == [b"slow", b"not read", b"not read"]
+        assert [response.body for response in responses(client.read_rest())] == [b"slow", b"not read", b"not read"]
 
 
-def test_a_client_that_takes_nothing_of_its_response_is_disconnected(impatient: Served) -> None:
+def test_a_client_that_reads_nothing_of_its_response_is_disconnected(impatient: Served) -> None:
     idle = impatient.state()["tasks"]
     with Connection(impatient.port) as staying, Connection(impatient.port) as leaving:
         staying.send(request("/large"))
         leaving.send(last("/large"))
         time.sleep(4)
         for client in (staying, leaving):
-            # The connection was reset, or ends within what was on its way.
+            # The connection was reset, or ends after what had been sent.
             with suppress(ConnectionResetError):
                 assert len(client.read_rest()) < 1 << 25
         assert impatient.state()["tasks"] <= idle
@@ -483,11 +483,11 @@ def test_silence_is_logged_once(impatient: Served) -> None:
         for each in (client, other):
             each.send(b"G")
         for each in (client, other):
-            assert [answer.status for answer in answers(each.read_rest())] == [408]
+            assert [response.status for response in responses(each.read_rest())] == [408]
     assert impatient.program.stderr.count("a client was silent within its request for timeout_request=1 seconds") == 1
 
 
-def test_connections_beyond_their_limit_are_answered_503(tmp_path: Path) -> None:
+def test_connections_beyond_the_limit_get_503(tmp_path: Path) -> None:
     with running_script(SERVED.replace("OPTIONS", "max_connections=20"), tmp_path) as program, ExitStack() as stack:
         port = program.port
         clients = [stack.enter_context(Connection(port)) for _ in range(40)]
@@ -505,33 +505,33 @@ def test_connections_beyond_their_limit_are_answered_503(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("option", "word"), [("timeout_request=0", "timeout_request=0 "), ("max_connections=0", "max_connections=0 ")]
 )
-def test_a_limit_that_lets_nothing_through_is_an_error_at_the_start(tmp_path: Path, option: str, word: str) -> None:
+def test_a_limit_that_allows_nothing_is_an_error_at_the_start(tmp_path: Path, option: str, word: str) -> None:
     with running_script(SERVED.replace("OPTIONS", option), tmp_path) as program:
         assert program.wait() == 1
         [line] = program.stderr.splitlines()
         assert line.startswith(f"gaman: {word}")
 
 
-# --- clients that send no more, and clients that leave
+# --- clients that half-close, and clients that disconnect
 
 
 @pytest.mark.parametrize("target", ["/late?n=1", "/tick", "/echo"])
-def test_clients_that_half_close_get_their_answers(served: Served, target: str) -> None:
+def test_clients_that_half_close_get_their_responses(served: Served, target: str) -> None:
     with ExitStack() as stack:
         clients = [stack.enter_context(Connection(served.port)) for _ in range(50)]
         for client in clients:
             client.send(request(target, method="POST", body=b"x"))
             client.socket.shutdown(socket.SHUT_WR)
         for client in clients:
-            [answer] = answers(client.read_rest())
-            assert answer.status == 200
+            [response] = responses(client.read_rest())
+            assert response.status == 200
             if target == "/tick":
-                assert answer.body == b"tick 0;tick 1;tick 2;"
+                assert response.body == b"tick 0;tick 1;tick 2;"
 
 
 @pytest.mark.parametrize("pause", [0, 0.0002, 0.005])
-def test_a_response_that_waits_for_the_end_of_the_turn_is_sent_to_a_client_that_half_closes(served: Served, pause: float) -> None:
-    # A response that is alone in flight would not wait.
+def test_a_response_in_the_outbox_is_sent_to_a_client_that_half_closes(served: Served, pause: float) -> None:
+    # With another request in flight, because a single response would be sent at once.
     with Connection(served.port) as other:
         other.send(request("/poll"))
         until(lambda: served.state()["streams"] > 0, "the other request")
@@ -540,16 +540,16 @@ def test_a_response_that_waits_for_the_end_of_the_turn_is_sent_to_a_client_that_
                 client.send(request(target))
                 time.sleep(pause)
                 client.socket.shutdown(socket.SHUT_WR)
-                assert [answer.status for answer in answers(client.read_rest())] == [200]
+                assert [response.status for response in responses(client.read_rest())] == [200]
         assert served.state()["streams"] > 0
 
 
-def test_a_client_that_half_closes_after_several_requests_gets_every_answer(served: Served) -> None:
+def test_a_client_that_half_closes_after_several_requests_gets_every_response(served: Served) -> None:
     with Connection(served.port) as client:
         client.send(request("/late?n=1") + request("/tick") + request("/late?n=3") + b"GET /half")
         client.socket.shutdown(socket.SHUT_WR)
-        found = answers(client.read_rest())
-    assert [answer.status for answer in found] == [200, 200, 200]
+        found = responses(client.read_rest())
+    assert [response.status for response in found] == [200, 200, 200]
 
 
 def test_a_client_that_half_closes_within_its_request_is_disconnected(served: Served) -> None:
@@ -561,7 +561,7 @@ def test_a_client_that_half_closes_within_its_request_is_disconnected(served: Se
 
 
 @pytest.mark.parametrize("how", ["close", "reset", "half-close, then close"])
-def test_what_waits_for_a_client_ends_when_it_leaves(served: Served, how: str) -> None:
+def test_handlers_end_when_their_client_disconnects(served: Served, how: str) -> None:
     behind = (b"", request("/ignore"), b"GET /half")
     until(lambda: served.state()["streams"] == 0, "an idle server")
     with ExitStack() as stack:
@@ -583,7 +583,7 @@ def test_what_waits_for_a_client_ends_when_it_leaves(served: Served, how: str) -
     until(lambda: served.state()["streams"] == 0, "the end of the streams")
 
 
-def test_a_stream_that_nobody_reads_any_more_does_not_delay_the_stop(tmp_path: Path) -> None:
+def test_a_stream_whose_client_has_disconnected_does_not_delay_the_stop(tmp_path: Path) -> None:
     with running_script(SERVED.replace("OPTIONS", ""), tmp_path) as program:
         with Connection(program.port) as client:
             client.send(request("/endless") + request("/ignore"))
@@ -599,7 +599,7 @@ def test_a_stream_that_nobody_reads_any_more_does_not_delay_the_stop(tmp_path: P
 @pytest.mark.parametrize(
     "octets", [b"GET /endless HTTP/1.0\r\n\r\n", request("/endless"), request("/endless") + request("/ignore")]
 )
-def test_what_waits_for_a_client_ends_however_late_it_leaves(impatient: Served, octets: bytes) -> None:
+def test_handlers_end_however_late_their_client_disconnects(impatient: Served, octets: bytes) -> None:
     until(lambda: impatient.state()["streams"] == 0, "an idle server")
     with Connection(impatient.port) as client:
         client.send(octets)
@@ -607,12 +607,12 @@ def test_what_waits_for_a_client_ends_however_late_it_leaves(impatient: Served, 
         client.socket.shutdown(socket.SHUT_WR)
         time.sleep(3)
         assert impatient.state()["streams"] == 1
-    # As long as Linux remembers a connection that is closed on its side, it answers for the client.
+    # Until Linux forgets the connection that the client has closed, it acknowledges what the server sends.
     until(lambda: impatient.state()["streams"] == 0, "the end of the stream", seconds=90)
 
 
 @pytest.mark.parametrize("behind", [b"GET /x", request("/echo", "Content-Length: 9", method="POST") + b"x"])
-def test_a_client_that_leaves_after_its_time_for_another_request_is_noticed(impatient: Served, behind: bytes) -> None:
+def test_a_client_that_disconnects_after_the_idle_timeout_is_noticed(impatient: Served, behind: bytes) -> None:
     until(lambda: impatient.state()["streams"] == 0, "an idle server")
     with Connection(impatient.port) as client:
         client.send(request("/endless") + request("/ignore") + behind)
@@ -622,14 +622,14 @@ def test_a_client_that_leaves_after_its_time_for_another_request_is_noticed(impa
     until(lambda: impatient.state()["streams"] == 0, "the end of the stream")
 
 
-def test_a_client_that_has_not_left_is_sent_nothing_but_its_response(served: Served) -> None:
-    # Its body is so large that the server stops reading for a while, and the handler is busy with something else.
+def test_a_connected_client_gets_only_its_response(served: Served) -> None:
+    # The body is so large that the server pauses reading while the handler is busy.
     with Connection(served.port) as client:
         client.send(request("/busy", method="POST", body=bytes(900_000)))
         client.send(request("/busy", "Connection: close", method="POST", body=bytes(300_000)))
         octets = client.read_rest()
     assert octets.count(b"HTTP/1.1 ") == 2
-    assert [answer.body for answer in answers(octets)] == [b"900000", b"300000"]
+    assert [response.body for response in responses(octets)] == [b"900000", b"300000"]
 
 
 # --- the end of a connection
@@ -645,7 +645,7 @@ def test_a_client_that_has_not_left_is_sent_nothing_but_its_response(served: Ser
         (request("/closing", "Content-Length: 1000", method="POST"), b"x" * 100),
     ],
 )
-def test_a_last_response_arrives_whole_whatever_the_client_sends_meanwhile(served: Served, first: bytes, second: bytes) -> None:
+def test_the_last_response_arrives_whole_whatever_the_client_sends_meanwhile(served: Served, first: bytes, second: bytes) -> None:
     with Connection(served.port) as client:
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
         client.send(first)
@@ -656,8 +656,8 @@ def test_a_last_response_arrives_whole_whatever_the_client_sends_meanwhile(serve
         while part := client.socket.recv(1 << 16):
             octets += part
             time.sleep(0.001)
-    [answer] = answers(octets)
-    assert len(answer.body) == (1 << 22 if b"log=22" in first else 1 << 23)
+    [response] = responses(octets)
+    assert len(response.body) == (1 << 22 if b"log=22" in first else 1 << 23)
 
 
 @pytest.mark.parametrize("how", ["idle", "stopped", "stopped, and asked again"])
@@ -674,14 +674,14 @@ def test_a_client_that_still_reads_the_last_response_is_not_idle(tmp_path: Path,
             octets += client.socket.recv(1 << 16)
             if how == "stopped" and not octets[1 << 17 :] and len(octets) > 1 << 16:
                 program.send_signal(signal.SIGTERM)
-            # What it sends meanwhile would reset a connection that is closed.
+            # This would reset a connection that the server has already closed.
             if time.monotonic() - start > 1:
                 with suppress(ConnectionError):
                     client.send(b"x" if "asked" in how else b"\r\n")
             if len(octets) > 1 << 23:
                 break
             time.sleep(0.03 if how == "idle" else 0.02)
-        assert len(answers(octets)[0].body) == 1 << 23
+        assert len(responses(octets)[0].body) == 1 << 23
 
 
 def test_a_stream_of_http_1_0_that_ends_with_its_unfinished_request_does_not_look_complete(served: Served) -> None:
@@ -696,14 +696,28 @@ def test_a_stream_of_http_1_0_that_ends_with_its_unfinished_request_does_not_loo
 def test_a_client_that_never_closes_is_disconnected(served: Served) -> None:
     with Connection(served.port) as client:
         client.send(last("/ignore"))
-        assert answers(client.read_rest())
-        # The server has closed its side, and answers with a reset once it has closed the other.
+        assert responses(client.read_rest())
+        # The server has closed its side for writing, and resets the connection once it closes it for reading.
         with pytest.raises(ConnectionError):
             drip(client)
 
 
+def test_a_closed_connection_is_freed_without_the_garbage_collector(tmp_path: Path) -> None:
+    source = """
+import gc, gaman
+gc.disable()
+async def count(ctx):
+    return str(sum(type(each).__module__ == "gaman._server._http" for each in gc.get_objects()))
+gaman.serve({"/": count}, port=0)
+"""
+    with running_script(source, tmp_path) as program:
+        for _ in range(20):
+            get(program.port, "/")
+        until(lambda: get(program.port, "/").body == b"1", "the end of the other connections")
+
+
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_a_response_that_breaks_off_is_not_taken_for_complete(tmp_path: Path, version: str) -> None:
+def test_a_response_that_breaks_off_does_not_look_complete(tmp_path: Path, version: str) -> None:
     with running_script(SERVED.replace("OPTIONS", ""), tmp_path) as program, Connection(program.port) as client:
         client.send(f"GET /breaks HTTP/{version}\r\nHost: test\r\n\r\n".encode())
         client.read_until(b"first")
@@ -716,7 +730,7 @@ def test_a_response_that_breaks_off_is_not_taken_for_complete(tmp_path: Path, ve
         assert "ResultError" in line
 
 
-def test_a_client_that_never_stops_asking_does_not_delay_the_stop(tmp_path: Path) -> None:
+def test_a_client_that_keeps_sending_requests_does_not_delay_the_stop(tmp_path: Path) -> None:
     with running_script(SERVED.replace("OPTIONS", ""), tmp_path) as program, Connection(program.port) as client:
         client.send(request("/late") * 5)
         client.socket.setblocking(False)
@@ -732,13 +746,13 @@ def test_a_client_that_never_stops_asking_does_not_delay_the_stop(tmp_path: Path
             assert time.monotonic() - start < 10
         with suppress(OSError):
             received += client.socket.recv(1 << 16)
-        *others, final = answers(received)
+        *others, final = responses(received)
         assert final.headers["connection"] == "close"
-        assert all("connection" not in answer.headers for answer in others)
-        assert {answer.status for answer in (*others, final)} == {200}
+        assert all("connection" not in response.headers for response in others)
+        assert {response.status for response in (*others, final)} == {200}
 
 
-def test_a_body_that_was_answered_early_ends_in_its_time(impatient: Served) -> None:
+def test_the_body_behind_an_early_response_times_out(impatient: Served) -> None:
     with Connection(impatient.port) as client:
         client.send(request("/ignore", "Content-Length: 99999999", method="POST"))
         assert client.read("POST").status == 200
@@ -749,7 +763,7 @@ def test_a_body_that_was_answered_early_ends_in_its_time(impatient: Served) -> N
 # --- Expect: 100-continue
 
 
-def test_a_client_that_expects_to_be_asked_for_its_body_is_asked(served: Served) -> None:
+def test_a_client_that_expects_100_continue_gets_it(served: Served) -> None:
     with Connection(served.port) as client:
         client.send(request("/echo", "Expect: 100-continue", "Content-Length: 5", method="POST"))
         client.read_until(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -758,11 +772,11 @@ def test_a_client_that_expects_to_be_asked_for_its_body_is_asked(served: Served)
         assert client.ask(request("/ignore")).body == b"not read"
 
 
-def test_a_response_without_the_body_that_was_expected_ends_the_connection(served: Served) -> None:
+def test_a_response_without_100_continue_ends_the_connection(served: Served) -> None:
     with Connection(served.port) as client:
         client.send(request("/ignore", "Expect: 100-continue", "Content-Length: 44", method="POST"))
-        answer = client.read("POST")
-        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        response = client.read("POST")
+        assert (response.status, response.headers["connection"]) == (200, "close")
         client.send(b"GET /ignore HTTP/1.1\r\nHost: test\r\nX: 1234\r\n\r\n")
         assert client.read_rest() == b""
 
@@ -773,21 +787,21 @@ def test_an_expectation_may_be_one_of_several(served: Served, expectation: str) 
     with Connection(served.port) as client:
         client.send(request("/echo", *fields, method="POST"))
         client.read_until(b"HTTP/1.1 100 Continue\r\n\r\n")
-    [answer] = served.exchange(request("/ignore", *fields, method="POST"))
-    assert answer.headers["connection"] == "close"
+    [response] = served.exchange(request("/ignore", *fields, method="POST"))
+    assert response.headers["connection"] == "close"
 
 
-def test_blanks_behind_a_value_are_no_part_of_it(served: Served) -> None:
+def test_blanks_after_a_value_are_stripped(served: Served) -> None:
     fields = ("Transfer-Encoding: chunked ", "X-Test: value \t ", "Connection: close")
-    [answer] = served.exchange(request("/echo", *fields, method="POST") + chunked(b"x"))
-    told = json.loads(answer.body)
-    assert (told["body"], told["before"]["x"]) == ("x", "value")
+    [response] = served.exchange(request("/echo", *fields, method="POST") + chunked(b"x"))
+    seen = json.loads(response.body)
+    assert (seen["body"], seen["before"]["x"]) == ("x", "value")
 
 
 @pytest.mark.parametrize(
     "octets", [request("/ignore", "Expect: 100-continue"), request("/echo", "Expect: 100-continue", method="POST", body=b"x")]
 )
-def test_an_expectation_that_is_met_already_keeps_the_connection(served: Served, octets: bytes) -> None:
+def test_an_expectation_with_the_body_already_there_keeps_the_connection(served: Served, octets: bytes) -> None:
     first, second = served.exchange(octets + last("/ignore"))
     assert (first.status, second.body) == (200, b"not read")
     assert "connection" not in first.headers
@@ -797,11 +811,11 @@ def test_an_expectation_that_is_met_already_keeps_the_connection(served: Served,
 
 
 def test_a_stream_to_a_client_of_http_1_0_ends_with_the_connection(served: Served) -> None:
-    [answer] = served.exchange(b"GET /tick HTTP/1.0\r\n\r\n")
-    assert answer.body == b"tick 0;tick 1;tick 2;"
-    assert "transfer-encoding" not in answer.headers
-    assert "content-length" not in answer.headers
-    assert answer.headers["connection"] == "close"
+    [response] = served.exchange(b"GET /tick HTTP/1.0\r\n\r\n")
+    assert response.body == b"tick 0;tick 1;tick 2;"
+    assert "transfer-encoding" not in response.headers
+    assert "content-length" not in response.headers
+    assert response.headers["connection"] == "close"
 
 
 def test_a_response_to_head_has_no_body_whatever_the_version(served: Served) -> None:
@@ -811,27 +825,27 @@ def test_a_response_to_head_has_no_body_whatever_the_version(served: Served) -> 
             assert re.fullmatch(rb"(HTTP/1.1 200 OK\r\n([^\r\n]+\r\n)+\r\n){2}", client.read_rest())
 
 
-def test_the_host_of_an_absolute_target_counts(served: Served) -> None:
-    [answer] = served.exchange(b"GET http://example.com:81/echo?x#y HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
-    told = json.loads(answer.body)["before"]
-    assert (told["host"], told["path"]) == ("example.com:81", "/echo")
-    [answer] = served.exchange(b"GET HTTP://example.com?x HTTP/1.0\r\n\r\n")
-    assert answer.status == 404
+def test_the_host_of_an_absolute_target_replaces_the_field(served: Served) -> None:
+    [response] = served.exchange(b"GET http://example.com:81/echo?x#y HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+    seen = json.loads(response.body)["before"]
+    assert (seen["host"], seen["path"]) == ("example.com:81", "/echo")
+    [response] = served.exchange(b"GET HTTP://example.com?x HTTP/1.0\r\n\r\n")
+    assert response.status == 404
 
 
-def test_a_date_of_the_handler_takes_the_place_of_the_servers(served: Served) -> None:
+def test_a_date_of_the_handler_replaces_the_servers(served: Served) -> None:
     date = "Sun, 06 Nov 1994 08:49:37 GMT"
-    [answer] = served.exchange(last("/framed", method="POST", body=json.dumps([["Date", date]]).encode()))
-    assert answer.headers["date"] == date
+    [response] = served.exchange(last("/framed", method="POST", body=json.dumps([["Date", date]]).encode()))
+    assert response.headers["date"] == date
 
 
-def test_what_the_application_does_wrong_is_answered_500_in_one_framing(tmp_path: Path) -> None:
+def test_a_mistake_of_the_application_gets_500_in_one_framing(tmp_path: Path) -> None:
     with running_script(SERVED.replace("OPTIONS", ""), tmp_path) as program:
         for target in ("/cancelled", "/injected"):
             with Connection(program.port) as client:
                 client.send(request(target))
-                [answer] = answers(client.read_rest())
-            assert (answer.status, answer.body) == (500, b"500 Internal Server Error")
+                [response] = responses(client.read_rest())
+            assert (response.status, response.body) == (500, b"500 Internal Server Error")
         assert program.stop() == 0
         assert program.stderr.startswith("GET '/cancelled' broke off\nTraceback (most recent call last):\n")
         assert program.stderr.count("CancelledError") == 1

@@ -22,7 +22,7 @@ def is_raw(text: str) -> bool:
 
 
 async def lines(app: App, ask: Ask, caplog: pytest.LogCaptureFixture, target: str, **asked: Any) -> str:
-    """Return what a handler of logs makes of all records of one request."""
+    """Return all records of one request as a logging handler formats them."""
     caplog.set_level("DEBUG", "gaman")
     caplog.clear()
     await ask(app, target, **asked)
@@ -32,60 +32,60 @@ async def lines(app: App, ask: Ask, caplog: pytest.LogCaptureFixture, target: st
 
 @pytest.mark.parametrize("what", [HOSTILE, "a\nERROR forged", "\r\nERROR forged"], ids=repr)
 @pytest.mark.parametrize("kind", ["detail", "cause", "fault", "chained", "group", "note", "gaman"])
-async def test_what_a_client_sends_reaches_no_log_line_raw(
+async def test_control_characters_of_a_client_are_escaped_in_the_log(
     ask: Ask, caplog: pytest.LogCaptureFixture, kind: str, what: str
 ) -> None:
     async def handler(ctx: Context) -> str:
-        told = ctx.query["a"]
-        assert told == what
+        text = ctx.query["a"]
+        assert text == what
         match kind:
             case "detail":
-                raise HTTPError(503, told) from ValueError(told)
+                raise HTTPError(503, text) from ValueError(text)
             case "cause":
-                raise HTTPError(503) from OSError(told)
+                raise HTTPError(503) from OSError(text)
             case "chained":
-                raise ValueError("no") from ValueError(told)
+                raise ValueError("no") from ValueError(text)
             case "group":
-                raise ExceptionGroup(told, [ValueError(told)])
+                raise ExceptionGroup(text, [ValueError(text)])
             case "note":
                 error = ValueError("no")
-                error.add_note(told)
+                error.add_note(text)
                 raise error
             case "gaman":
-                ctx.cookies.set(told, told)
+                ctx.cookies.set(text, text)
                 return ""
             case _:
-                raise ValueError(told)
+                raise ValueError(text)
 
     target = f"/x{quote(what)}?a={quote(what)}"
     app = App({"/:x": handler}, debug=True)
-    told = await lines(app, ask, caplog, target, scope={"method": f"GE{HOSTILE}T"})
-    assert not is_raw(told)
-    assert "\nERROR forged" not in told
-    assert "\\x1b[31m" in told
+    logged = await lines(app, ask, caplog, target, scope={"method": f"GE{HOSTILE}T"})
+    assert not is_raw(logged)
+    assert "\nERROR forged" not in logged
+    assert "\\x1b[31m" in logged
 
 
-async def test_a_client_that_leaves_is_logged_without_control_characters(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_disconnect_is_logged_without_control_characters(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(ctx: Context) -> bytes:
         return await ctx.body()
 
-    told = await lines(App({"/:x": handler}), ask, caplog, f"/{quote(HOSTILE)}", leaves=True)
-    assert "the client left" in told
-    assert not is_raw(told)
+    logged = await lines(App({"/:x": handler}), ask, caplog, f"/{quote(HOSTILE)}", leaves=True)
+    assert "the client left" in logged
+    assert not is_raw(logged)
 
 
 async def test_a_message_without_control_characters_keeps_its_arguments(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(ctx: Context) -> str:
         raise ValueError("caf\xe9\nof two lines")
 
-    told = await lines(App({"/:x": handler}), ask, caplog, "/caf%C3%A9")
+    logged = await lines(App({"/:x": handler}), ask, caplog, "/caf%C3%A9")
     [record] = caplog.records
     assert record.args == ("GET", "/caf\xe9")
-    assert told.endswith("ValueError: caf\xe9\n    of two lines")
+    assert logged.endswith("ValueError: caf\xe9\n    of two lines")
 
 
 @pytest.mark.parametrize("kind", ["cause", "context", "group", "group in a cause", "note", "syntax", "syntax message"])
-async def test_no_text_in_a_traceback_passes_for_a_record(ask: Ask, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+async def test_no_text_in_a_traceback_looks_like_a_record(ask: Ask, caplog: pytest.LogCaptureFixture, kind: str) -> None:
     forged = "\ngaman: FORGED"
     short, long = "can't parse x\ny", f"can't parse x\ny{forged}"
 
@@ -111,13 +111,13 @@ async def test_no_text_in_a_traceback_passes_for_a_record(ask: Ask, caplog: pyte
             case _:
                 raise SyntaxError(long, (long, 1, 1, "x"))
 
-    told = await lines(App({"/": handler}), ask, caplog, "/")
-    assert "gaman: FORGED" in told
-    assert not any(line.startswith("gaman: FORGED") for line in told.split("\n"))
-    assert "    gaman: FORGED" in told
+    logged = await lines(App({"/": handler}), ask, caplog, "/")
+    assert "gaman: FORGED" in logged
+    assert not any(line.startswith("gaman: FORGED") for line in logged.split("\n"))
+    assert "    gaman: FORGED" in logged
 
 
-async def test_the_notes_of_an_error_stay_as_they_are(ask: Ask) -> None:
+async def test_the_notes_of_an_error_stay_unchanged(ask: Ask) -> None:
     error = ValueError("a\nb")
     error.add_note("c\nd")
 
@@ -128,24 +128,24 @@ async def test_the_notes_of_an_error_stay_as_they_are(ask: Ask) -> None:
     assert (str(error), error.__notes__) == ("a\nb", ["c\nd"])
 
 
-class Unspeakable(ValueError):
+class BrokenStrError(ValueError):
     def __str__(self) -> str:
         raise RuntimeError("no")
 
     __repr__ = __str__
 
 
-async def test_an_error_that_cannot_tell_of_itself_is_logged_and_answered(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_whose_str_fails_is_logged_and_answered(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     async def fail(ctx: Context) -> str:
-        raise Unspeakable
+        raise BrokenStrError
 
     async def refuse(ctx: Context) -> str:
-        raise HTTPError(503) from Unspeakable()
+        raise HTTPError(503) from BrokenStrError()
 
     app = App({"/fail": fail, "/refuse": refuse})
     assert (await ask(app, "/fail")).status == 500
     assert "GET '/fail' failed" in caplog.text
-    # pytest's own handler raises what a real one would print.
+    # pytest's handler raises the error, which a real handler would print.
     logging.getLogger("gaman").propagate = False
     try:
         assert (await ask(app, "/refuse")).status == 503

@@ -1,4 +1,4 @@
-"""The `gaman` command, as a person types it."""
+"""The `gaman` command, as typed in a terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ other = 1
 
 
 def gaman(*arguments: str, cwd: Path, status: int = 0) -> tuple[str, str]:
-    """Return what the command says on stdout and on stderr, after holding it to its exit *status*."""
+    """Run the command, check its exit *status*, and return its stdout and stderr."""
     with running("-m", "gaman", *arguments, cwd=cwd) as program:
         assert program.wait() == status, program.stderr
         return program.stdout, program.stderr
@@ -39,7 +39,7 @@ def test_key_prints_a_new_secret_each_time(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"[\w-]{43,}\n", key, re.ASCII) for key in keys)
 
 
-def test_key_makes_a_new_file_for_its_owner_alone(tmp_path: Path) -> None:
+def test_key_creates_a_file_that_only_its_owner_can_read(tmp_path: Path) -> None:
     stdout, stderr = gaman("key", "--env", ".env", cwd=tmp_path)
     file = tmp_path / ".env"
     assert re.fullmatch(rb"GAMAN_KEY=[\w-]{43,}\n", file.read_bytes())
@@ -77,8 +77,8 @@ def test_key_says_how_to_hide_a_file_that_others_may_read(tmp_path: Path, mode: 
     file.touch()
     file.chmod(mode)
     _, stderr = gaman("key", "--env", "my settings", cwd=tmp_path)
-    told = "gaman: other users of this machine may read it; run `chmod 600 'my settings'`\n"
-    assert stderr == (told if mode & 0o044 else "")
+    warning = "gaman: other users of this machine may read it; run `chmod 600 'my settings'`\n"
+    assert stderr == (warning if mode & 0o044 else "")
     assert stat.S_IMODE(file.stat().st_mode) == mode
 
 
@@ -93,11 +93,11 @@ def test_key_says_how_to_hide_a_file_that_others_may_read(tmp_path: Path, mode: 
         b"\xff\nGAMAN_KEY=x",
     ],
 )
-def test_key_refuses_to_replace_one(tmp_path: Path, line: bytes) -> None:
+def test_key_refuses_to_replace_a_key(tmp_path: Path, line: bytes) -> None:
     file = tmp_path / ".env"
     file.write_bytes(line)
     _, stderr = gaman("key", "--env", ".env", cwd=tmp_path, status=1)
-    assert stderr.startswith("gaman: .env has a GAMAN_KEY already")
+    assert stderr.startswith("gaman: .env already has a GAMAN_KEY")
     assert len(stderr.splitlines()) == 1
     assert file.read_bytes() == line
 
@@ -118,7 +118,7 @@ def test_serve_finds_the_app_from_the_working_directory(tmp_path: Path) -> None:
         assert program.stderr == ""
 
 
-def test_serve_runs_as_many_workers_as_it_is_told(tmp_path: Path) -> None:
+def test_serve_runs_the_given_number_of_workers(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(APP)
     with running("-m", "gaman", "serve", "main:app", "--workers", "2", "--port", "0", cwd=tmp_path) as program:
         found: set[bytes] = set()
@@ -127,28 +127,28 @@ def test_serve_runs_as_many_workers_as_it_is_told(tmp_path: Path) -> None:
             found.add(get(program.port, "/").body)
             return len(found) == 2
 
-        until(ask, "answers of two workers")
+        until(ask, "responses of two workers")
         assert program.stop() == 0
         assert program.stdout.count("listening") == 1
         assert program.stderr == ""
 
 
 @pytest.mark.parametrize(("proxies", "ip"), [("10.0.0.0/8", "127.0.0.1"), ("10.0.0.0/8,127.0.0.1", "1.1.1.1")])
-def test_serve_trusts_the_proxies_that_it_is_told(tmp_path: Path, proxies: str, ip: str) -> None:
+def test_serve_trusts_the_given_proxies(tmp_path: Path, proxies: str, ip: str) -> None:
     (tmp_path / "main.py").write_text(APP.replace("os.getpid()", "ctx.ip"))
     with running("-m", "gaman", "serve", "main:app", "--trusted-proxies", proxies, "--port", "0", cwd=tmp_path) as program:
         assert get(program.port, "/", "X-Forwarded-For: 1.1.1.1").body == b'{"pid":"%s"}' % ip.encode()
 
 
 @pytest.mark.parametrize(("hosts", "status"), [("shop.example", 400), ("shop.example, *.example", 200), ("*", 200)])
-def test_serve_answers_for_the_hosts_that_it_is_told(tmp_path: Path, hosts: str, status: int) -> None:
+def test_serve_allows_the_given_hosts(tmp_path: Path, hosts: str, status: int) -> None:
     (tmp_path / "main.py").write_text(APP)
     arguments = ("-m", "gaman", "serve", "main:app", "--allowed-hosts", hosts, "--port", "0")
     with running(*arguments, cwd=tmp_path) as program, Connection(program.port) as client:
         assert client.ask(b"GET / HTTP/1.1\r\nHost: www.example\r\n\r\n").status == status
 
 
-def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(APP)
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
@@ -164,21 +164,21 @@ def test_the_memory_driver_refuses_two_workers_in_one_line(tmp_path: Path) -> No
     assert len(stderr.splitlines()) == 1
 
 
-def test_serve_with_reload_serves_the_file_as_it_is_now(tmp_path: Path) -> None:
+def test_serve_with_reload_serves_the_current_code(tmp_path: Path) -> None:
     main = tmp_path / "main.py"
     main.write_text(APP)
     with running("-m", "gaman", "serve", "main:app", "--reload", "--port", "0", cwd=tmp_path) as program:
 
-        def answer() -> bytes:
+        def read() -> bytes:
             try:
                 return get(program.port, "/").body
             except ConnectionError:
-                # The worker was just leaving.
+                # The worker was ending.
                 return b""
 
-        assert b"pid" in answer()
+        assert b"pid" in read()
         main.write_text(APP.replace('"pid"', '"process"'))
-        until(lambda: b"process" in answer(), "the new answer")
+        until(lambda: b"process" in read(), "the new response")
         assert "detected changes in 'main.py'. Reloading..." in program.stderr
         assert program.stop() == 0
 
@@ -186,22 +186,22 @@ def test_serve_with_reload_serves_the_file_as_it_is_now(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["main"], "'main' names no App; write it as module:app"),
-        ([":app"], "':app' names no App; write it as module:app"),
-        (["main:"], "'main:' names no App; write it as module:app"),
-        ([".main:app"], "'.main:app' names no App; write it as module:app"),
+        (["main"], "'main' doesn't name an App; write it as module:app"),
+        ([":app"], "':app' doesn't name an App; write it as module:app"),
+        (["main:"], "'main:' doesn't name an App; write it as module:app"),
+        ([".main:app"], "'.main:app' doesn't name an App; write it as module:app"),
         (["absent:app"], "there is no module 'absent' in "),
         (["main.absent:app"], "there is no module 'main.absent' in "),
         (["main.py:app"], "there is no module 'main.py' in "),
         (["main:absent"], "main:absent is missing; write absent = gaman.App(...) in main"),
-        (["main:other"], "main:other is no gaman.App; write other = gaman.App(...) in main"),
-        (["main:app", "--port", "70000"], "port=70000 is no port"),
+        (["main:other"], "main:other is not a gaman.App; write other = gaman.App(...) in main"),
+        (["main:app", "--port", "70000"], "port=70000 isn't a port"),
         (["main:app", "--trusted-proxies", "nginx"], "trusted_proxies: 'nginx' does not appear to be an IPv4 or IPv6 network"),
         (["main:app", "--allowed-hosts", "https://shop.example"], "allowed_hosts: 'https://shop.example' isn't a host"),
-        (["main:app", "--workers", "0"], "workers=0 is no number of processes"),
+        (["main:app", "--workers", "0"], "workers=0 isn't a number of processes"),
     ],
 )
-def test_what_serve_cannot_serve_is_said_in_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_a_wrong_argument_of_serve_is_reported_in_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "main.py").write_text(APP)
     _, stderr = gaman("serve", *arguments, cwd=tmp_path, status=1)
     assert stderr.startswith(f"gaman: {message}")
@@ -218,12 +218,12 @@ def test_a_module_that_fails_shows_its_own_traceback(tmp_path: Path, cause: str)
 
 
 @pytest.mark.parametrize("arguments", [[], ["unknown"], ["serve"], ["serve", "main:app", "--port", "x"]])
-def test_a_command_that_is_none_shows_how_to_use_it(tmp_path: Path, arguments: list[str]) -> None:
+def test_an_invalid_command_shows_the_usage(tmp_path: Path, arguments: list[str]) -> None:
     _, stderr = gaman(*arguments, cwd=tmp_path, status=2)
     assert stderr.startswith("usage: gaman ")
 
 
-def test_purge_removes_what_has_expired_and_says_how_much(tmp_path: Path) -> None:
+def test_purge_removes_expired_sessions_and_prints_their_number(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(
         """
 import gaman
@@ -245,7 +245,7 @@ app = gaman.App(
         assert program.stop() == 0
     with sqlite3.connect(tmp_path / "sessions.db") as database:
         [(count,)] = database.execute("SELECT count(*) FROM sessions")
-        # What is to come in a second has come.
+        # As if two seconds had passed.
         database.execute("UPDATE sessions SET deadline = deadline - 2")
     database.close()
     assert count == 3
@@ -253,12 +253,12 @@ app = gaman.App(
     assert gaman("purge", "main:app", cwd=tmp_path) == ("gaman: session: 0 removed\n", "")
 
 
-def test_purge_says_so_where_nothing_is_kept(tmp_path: Path) -> None:
+def test_purge_says_that_nothing_is_stored(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(APP, encoding="utf-8")
-    assert gaman("purge", "main:app", cwd=tmp_path) == ("gaman: nothing in main:app is kept on this server\n", "")
+    assert gaman("purge", "main:app", cwd=tmp_path) == ("gaman: nothing in main:app is stored on this server\n", "")
 
 
-def test_purge_names_a_store_that_it_can_not_reach(tmp_path: Path) -> None:
+def test_purge_names_a_store_that_it_cannot_reach(tmp_path: Path) -> None:
     source = """
 import gaman
 from gaman.session import session
@@ -273,7 +273,7 @@ app = gaman.App({}, integrations=[session("a secret of the tests, long enough", 
     assert "hidden" not in stderr
 
 
-def test_serve_names_a_store_that_it_can_not_reach(tmp_path: Path) -> None:
+def test_serve_names_a_store_that_it_cannot_reach(tmp_path: Path) -> None:
     source = """
 import gaman
 from gaman.session import session

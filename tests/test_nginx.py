@@ -1,4 +1,4 @@
-"""gaman.serve() behind an nginx that speaks TLS, HTTP/1.1 and HTTP/2."""
+"""gaman.serve() behind an nginx with TLS, HTTP/1.1 and HTTP/2."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def login(ctx):
 async def profile(ctx):
     return {"user": await ctx.session.get("user")}
 
-# The tests' client has another address of the loopback network, and is a stranger.
+# The client has another loopback address, which isn't trusted.
 gaman.serve(
     {"/where": where, "/login": login, "/profile": profile},
     integrations=[session("a secret of the tests, long enough")],
@@ -43,7 +43,7 @@ gaman.serve(
     port=0,
 )
 """
-# What the README tells people to write.
+# The lines from the README.
 X_FORWARDED = re.findall(r"^```nginx\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[0]
 FORWARDED = """
     proxy_set_header Host inner;
@@ -58,7 +58,7 @@ each_field = pytest.mark.parametrize("fields", [X_FORWARDED, FORWARDED], ids=["X
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of shop.example that signs itself, and its key, in one file."""
+    """A self-signed certificate for shop.example, and its key, in one file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "shop.example")])
     now = datetime.datetime.now(datetime.UTC)
@@ -79,7 +79,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(
     folder: Path, certificate: Path, http2: bool, fields: str, trusted: str = "127.0.0.1"
 ) -> Generator[tuple[Program, httpx.Client]]:
-    """Serve SITE behind nginx, and give its program and a client of https://shop.example."""
+    """Serve SITE behind nginx, and yield its program and a client of https://shop.example."""
     with running_script(SITE.replace("TRUSTED", repr(trusted)), folder) as program:
         http = f"""
 server {{
@@ -99,14 +99,12 @@ server {{
 
 @each_protocol
 @each_field
-def test_a_client_is_known_by_its_own_address_and_url_whatever_it_claims(
-    tmp_path: Path, certificate: Path, http2: bool, fields: str
-) -> None:
+def test_a_client_cannot_forge_its_address_or_url(tmp_path: Path, certificate: Path, http2: bool, fields: str) -> None:
     with served(tmp_path, certificate, http2, fields) as (_, client):
         host = client.headers["host"]
         expected = {"ip": CLIENT, "url": f"https://{host}/where?q=1", "host": host}
-        answer = client.get("/where?q=1")
-        assert (answer.http_version, answer.json()) == ("HTTP/2" if http2 else "HTTP/1.1", expected)
+        response = client.get("/where?q=1")
+        assert (response.http_version, response.json()) == ("HTTP/2" if http2 else "HTTP/1.1", expected)
         for claims in (
             {"X-Forwarded-For": "1.1.1.1, 127.0.0.1", "X-Forwarded-Proto": "http", "X-Forwarded-Host": "evil.example"},
             {"Forwarded": 'for=1.1.1.1;proto=http;host=evil.example, for="'},
@@ -116,7 +114,7 @@ def test_a_client_is_known_by_its_own_address_and_url_whatever_it_claims(
 
 @each_protocol
 @each_field
-def test_the_secure_cookie_is_kept_and_nothing_is_warned_of(tmp_path: Path, certificate: Path, http2: bool, fields: str) -> None:
+def test_the_secure_cookie_is_kept_without_a_warning(tmp_path: Path, certificate: Path, http2: bool, fields: str) -> None:
     with served(tmp_path, certificate, http2, fields) as (program, client):
         [cookie] = client.get("/login").headers.get_list("set-cookie")
         assert cookie.startswith("__Host-Http-gaman=")
@@ -126,7 +124,7 @@ def test_the_secure_cookie_is_kept_and_nothing_is_warned_of(tmp_path: Path, cert
         assert program.stderr == ""
 
 
-def test_a_proxy_that_is_not_trusted_is_the_client_and_the_cookie_is_warned_of(tmp_path: Path, certificate: Path) -> None:
+def test_an_untrusted_proxy_counts_as_the_client_and_the_cookie_causes_a_warning(tmp_path: Path, certificate: Path) -> None:
     with served(tmp_path, certificate, True, X_FORWARDED, trusted="10.0.0.1") as (program, client):
         host = client.headers["host"]
         assert client.get("/where").json() == {"ip": "127.0.0.1", "url": f"http://{host}/where", "host": host}

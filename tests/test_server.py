@@ -1,4 +1,4 @@
-"""serve(), in processes of its own and over real sockets."""
+"""serve(), in separate processes and over real sockets."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def form(ctx: Context):
 async def parse(ctx: Context):
     global forms_parsed
     await ctx.body(1 << 30)
-    # From here on, no other request is served unless the parser lets it.
+    # From here on, other requests are served only if the parser yields.
     forms_parsed += 1
     try:
         await ctx.form()
@@ -116,7 +116,7 @@ gaman.serve(routes, port=0)
 
 
 class Served:
-    """The server of SERVED, and what it knows of itself."""
+    """The server of SERVED, and what it reports about itself."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -130,9 +130,9 @@ class Served:
         return self._program.stderr
 
     @contextmanager
-    def left_as_it_was(self) -> Generator[dict[str, int]]:
-        """Hold the block to leaving no task, no file and no line in the log above DEBUG."""
-        idle = self._settled()
+    def leaves_nothing_behind(self) -> Generator[dict[str, int]]:
+        """Check that the block leaves no task, no open file and no line in the log above DEBUG."""
+        idle = self._idle_state()
         before = self.log()
         yield idle
         keys = ("tasks", "streams", "fds")
@@ -140,7 +140,7 @@ class Served:
         loud = [line for line in self.log().removeprefix(before).splitlines() if not line.startswith("DEBUG ")]
         assert loud == []
 
-    def _settled(self) -> dict[str, int]:
+    def _idle_state(self) -> dict[str, int]:
         until(lambda: self.state()["tasks"] == self.state()["tasks"] and self.state()["streams"] == 0, "an idle server")
         return self.state()
 
@@ -153,9 +153,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
         assert "Traceback" not in program.stderr
 
 
-def as_json(answer: Answer) -> Any:
-    assert answer.status == 200, answer
-    return json.loads(answer.body)
+def as_json(response: Answer) -> Any:
+    assert response.status == 200, response
+    return json.loads(response.body)
 
 
 # --- what a client may do
@@ -163,19 +163,19 @@ def as_json(answer: Answer) -> Any:
 
 @pytest.mark.parametrize("path", ["/body", "/count"])
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing_behind(served: Served, path: str, reset: bool) -> None:
-    with served.left_as_it_was():
+def test_a_client_that_disconnects_within_its_body_leaves_nothing_behind(served: Served, path: str, reset: bool) -> None:
+    with served.leaves_nothing_behind():
         before = served.log().count("the client left")
         with Connection(served.port) as client:
             client.send(request(path, "Content-Length: 1000", method="POST") + b"x" * 10)
             if reset:
                 client.reset()
-        until(lambda: served.log().count("the client left") > before, "the note that the client left")
+        until(lambda: served.log().count("the client left") > before, "the log line about the client")
 
 
-def test_a_client_that_leaves_in_the_middle_of_an_upload_leaves_no_temporary_file(served: Served) -> None:
+def test_a_client_that_disconnects_within_an_upload_leaves_no_temporary_file(served: Served) -> None:
     head = request("/form", "Content-Type: multipart/form-data; boundary=b", "Content-Length: 9000000", method="POST")
-    with served.left_as_it_was() as idle, Connection(served.port) as client:
+    with served.leaves_nothing_behind() as idle, Connection(served.port) as client:
         client.send(head + b'--b\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n' + bytes(1 << 20))
         until(lambda: served.state()["fds"] == idle["fds"] + 2, "the connection and the upload's temporary file")
 
@@ -197,9 +197,9 @@ def test_other_requests_are_served_while_a_hostile_form_is_parsed(
     served: Served, kind: str, start: bytes, rest: bytes, size: int, status: int
 ) -> None:
     body = start + rest * ((size - len(start)) // len(rest))
-    with served.left_as_it_was(), Connection(served.port) as client:
+    with served.leaves_nothing_behind(), Connection(served.port) as client:
         client.send(request("/parse", f"Content-Type: {kind}", method="POST", body=body))
-        until(lambda: served.state()["forms"] == 1, "an answer while the form is parsed")
+        until(lambda: served.state()["forms"] == 1, "a response while the form is parsed")
         assert client.read("POST").status == status
 
 
@@ -221,7 +221,7 @@ def test_an_endless_form_takes_no_memory(served: Served, start: bytes, rest: byt
     piece = rest * ((1 << 18) // len(rest))
     head = request("/form", "Content-Type: multipart/form-data; boundary=b", "Content-Length: 1000000000", method="POST")
     before = served.state()["peak_kib"]
-    with served.left_as_it_was(), Connection(served.port) as client:
+    with served.leaves_nothing_behind(), Connection(served.port) as client:
         client.send(head + start)
         for _ in range(100 if status is None else 1_000):
             if select.select([client.socket], [], [], 0)[0]:
@@ -259,8 +259,8 @@ gaman.serve({"/": {"POST": form}}, port=0)
 
 @pytest.mark.parametrize("path", ["/flood", "/stall"])
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_client_that_leaves_in_the_middle_of_a_stream_ends_it(served: Served, path: str, reset: bool) -> None:
-    with served.left_as_it_was(), Connection(served.port) as client:
+def test_a_stream_ends_when_its_client_disconnects(served: Served, path: str, reset: bool) -> None:
+    with served.leaves_nothing_behind(), Connection(served.port) as client:
         client.send(request(path))
         client.read_until(b"first")
         assert served.state()["streams"] == 1
@@ -268,14 +268,14 @@ def test_a_client_that_leaves_in_the_middle_of_a_stream_ends_it(served: Served, 
             client.reset()
 
 
-def test_a_client_that_leaves_in_the_middle_of_a_file_has_it_closed(served: Served) -> None:
-    with served.left_as_it_was(), Connection(served.port) as client:
+def test_a_file_is_closed_when_its_client_disconnects(served: Served) -> None:
+    with served.leaves_nothing_behind(), Connection(served.port) as client:
         client.send(request("/file"))
         assert client.socket.recv(100).startswith(b"HTTP/1.1 200")
 
 
-def test_a_stream_that_nobody_reads_does_not_pile_up(served: Served) -> None:
-    with served.left_as_it_was(), Connection(served.port) as client:
+def test_a_stream_that_the_client_does_not_read_is_not_buffered(served: Served) -> None:
+    with served.leaves_nothing_behind(), Connection(served.port) as client:
         before = served.state()["peak_kib"]
         client.send(request("/flood"))
         until(lambda: served.state()["streams"] == 1, "the stream")
@@ -285,18 +285,18 @@ def test_a_stream_that_nobody_reads_does_not_pile_up(served: Served) -> None:
 
 
 @pytest.mark.parametrize("path", ["/body", "/count", "/ignore", "/nowhere", "/static"])
-def test_an_endless_body_is_answered_early_and_takes_no_memory(served: Served, path: str) -> None:
+def test_an_endless_body_gets_an_early_response_and_takes_no_memory(served: Served, path: str) -> None:
     before = served.state()["peak_kib"]
     chunk = b"10000\r\n" + bytes(1 << 16) + b"\r\n"
-    with served.left_as_it_was(), Connection(served.port) as client:
+    with served.leaves_nothing_behind(), Connection(served.port) as client:
         client.send(request(path, "Transfer-Encoding: chunked", method="POST"))
         sent = 0
         while not select.select([client.socket], [], [], 0)[0]:
             client.send(chunk)
             sent += 1 << 16
-            assert sent < 1 << 28, "no answer to 256 MB of body"
+            assert sent < 1 << 28, "no response to 256 MB of body"
         assert client.read("POST").status == {"/ignore": 200, "/nowhere": 404, "/static": 405}.get(path, 413)
-        # What still comes is thrown away, or the connection is closed.
+        # Further data is discarded, or the connection is closed.
         try:
             for _ in range(1024):
                 client.send(chunk)
@@ -305,7 +305,7 @@ def test_an_endless_body_is_answered_early_and_takes_no_memory(served: Served, p
         assert served.state()["peak_kib"] - before < 16_000
 
 
-def test_a_body_that_no_handler_has_asked_for_yet_waits_at_the_client(served: Served) -> None:
+def test_a_body_that_no_handler_has_read_stays_at_the_client(served: Served) -> None:
     before = served.state()["peak_kib"]
     with Connection(served.port) as client:
         client.send(request("/wait", "Transfer-Encoding: chunked", method="POST"))
@@ -322,7 +322,7 @@ def test_a_body_that_no_handler_has_asked_for_yet_waits_at_the_client(served: Se
 @pytest.mark.parametrize("line", [b"X: " + b"x" * (1 << 16), b"X: 1\r\n" * 10_000])
 def test_an_endless_header_is_refused_and_takes_no_memory(served: Served, line: bytes) -> None:
     before = served.state()["peak_kib"]
-    with served.left_as_it_was(), Connection(served.port) as client:
+    with served.leaves_nothing_behind(), Connection(served.port) as client:
         client.send(b"GET /static HTTP/1.1\r\nHost: test\r\n")
         sent = 0
         while not select.select([client.socket], [], [], 0)[0]:
@@ -347,14 +347,14 @@ ODD = [
 
 
 @pytest.mark.parametrize("base", [b"/static", b"/users", b"/users/1", b"/nowhere", b""])
-def test_an_odd_target_is_no_error_of_the_server_and_never_a_hang(served: Served, base: bytes) -> None:
+def test_an_odd_target_causes_neither_a_server_error_nor_a_hang(served: Served, base: bytes) -> None:
     before = served.log()
     for odd in ODD:
         with Connection(served.port) as client:
-            answer = client.ask(request(base + odd))
-            assert answer.status in (200, 400, 404, 414), (base + odd, answer)
-            # The connection goes on, unless the answer says that it doesn't.
-            if answer.headers.get("connection") != "close":
+            response = client.ask(request(base + odd))
+            assert response.status in (200, 400, 404, 414), (base + odd, response)
+            # The connection stays usable, unless the response closes it.
+            if response.headers.get("connection") != "close":
                 assert client.ask(request("/static")).status == 200
             else:
                 assert client.read_rest() == b""
@@ -372,7 +372,7 @@ def test_an_odd_target_is_no_error_of_the_server_and_never_a_hang(served: Served
         b"X-Test: " + b"x" * 50_000,
     ],
 )
-def test_odd_octets_in_a_header_are_read_as_they_are(served: Served, path: str, header: bytes) -> None:
+def test_odd_octets_in_a_header_are_read_unchanged(served: Served, path: str, header: bytes) -> None:
     with Connection(served.port) as client:
         shown = as_json(client.ask(request(path, header)))
         if header.startswith(b"X-Test"):
@@ -403,7 +403,7 @@ def test_a_cookie_header_of_100_kb_is_read_to_its_end(served: Served, path: str)
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )
-def test_a_malformed_request_is_answered_with_a_4xx(served: Served, octets: bytes) -> None:
+def test_a_malformed_request_gets_a_4xx(served: Served, octets: bytes) -> None:
     with Connection(served.port) as client:
         assert 400 <= client.ask(octets).status < 500
     assert get(served.port, "/static").status == 200
@@ -429,8 +429,8 @@ def test_a_connection_stays_usable_after_each_4xx(served: Served) -> None:
 
 
 @pytest.mark.parametrize("path", ["/static", "/users/1", "/file", "/flood", "/nowhere", "/refuse"])
-def test_an_answer_to_head_has_the_headers_of_get_and_no_body(served: Served, path: str) -> None:
-    with served.left_as_it_was():
+def test_a_response_to_head_has_the_headers_of_get_and_no_body(served: Served, path: str) -> None:
+    with served.leaves_nothing_behind():
         with Connection(served.port) as client:
             client.send(request(path, method="HEAD") + request("/body", "Connection: close", method="HEAD"))
             first, _, second = client.read_rest().partition(b"\r\n\r\n")
@@ -440,8 +440,8 @@ def test_an_answer_to_head_has_the_headers_of_get_and_no_body(served: Served, pa
             assert b"content-length: %d" % length in first.lower()
 
 
-def test_a_websocket_is_refused_without_a_hang_and_without_noise(served: Served) -> None:
-    with served.left_as_it_was(), Connection(served.port) as client:
+def test_a_websocket_is_refused_without_a_hang_or_a_log_line(served: Served) -> None:
+    with served.leaves_nothing_behind(), Connection(served.port) as client:
         upgrade = (
             "Connection: Upgrade",
             "Upgrade: websocket",
@@ -477,7 +477,7 @@ print("after serve", flush=True)
 
 def refuses_connections(port: int) -> bool:
     try:
-        # Before it refuses them, a server that ends leaves new connections without an answer.
+        # A stopping server at first leaves new connections without a response, and later refuses them.
         socket.create_connection(("127.0.0.1", port), 0.1).close()
     except OSError:
         return True
@@ -495,7 +495,7 @@ def test_a_signal_lets_the_request_in_flight_finish_and_runs_the_hooks(
         until(lambda: "in flight" in program.stdout, "the request")
         program.send_signal(number, to_group=to_group)
         until(lambda: refuses_connections(port), "the end of listening")
-        until(lambda: "waiting" in program.stdout, "the line that says what it waits for")
+        until(lambda: "waiting" in program.stdout, "the line about the requests in flight")
         assert not program.has_ended()
         (tmp_path / "go").touch()
         assert client.read().body == b"finished"
@@ -509,7 +509,7 @@ def test_a_signal_lets_the_request_in_flight_finish_and_runs_the_hooks(
 
 @pytest.mark.parametrize("options", ["{}", "{'workers': 2}", "{'reload': True}"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_that_waits_for_nothing_says_nothing_and_ends_soon(tmp_path: Path, options: str, number: signal.Signals) -> None:
+def test_an_idle_server_stops_soon_and_prints_nothing(tmp_path: Path, options: str, number: signal.Signals) -> None:
     source = f"import gaman\nasync def home(ctx): return 'hello'\ngaman.serve({{'/': home}}, port=0, **{options})"
     with running_script(source, tmp_path) as program, Connection(program.port) as kept, Connection(program.port):
         assert kept.ask(request("/")).body == b"hello"
@@ -565,11 +565,11 @@ def test_a_second_ctrl_c_cuts_streams_off_and_still_runs_the_hooks(tmp_path: Pat
         waiting.send(request("/wait"))
         until(lambda: "waits" in program.stdout, "the request")
         program.send_signal(signal.SIGINT, to_group=to_group)
-        until(lambda: "waiting for 2 requests to finish" in program.stdout, "the line that says what it waits for")
+        until(lambda: "waiting for 2 requests to finish" in program.stdout, "the line about the requests in flight")
         assert not program.has_ended()
         program.send_signal(signal.SIGINT, to_group=to_group)
         assert program.wait() == 0
-        # It ends before its end, and a client can tell.
+        # The stream is cut off, and the client can see that.
         assert not streaming.read_rest().endswith(b"0\r\n\r\n")
         assert waiting.read().status == 503
         assert program.stdout.count("shut down\n") == (2 if "workers" in options else 1)
@@ -581,7 +581,7 @@ def test_a_second_ctrl_c_cuts_streams_off_and_still_runs_the_hooks(tmp_path: Pat
 
 @pytest.mark.parametrize("options", ["{}", "{'workers': 2}"])
 @pytest.mark.parametrize("what", ["on_load", "on_shutdown", "handler", "thread"])
-def test_a_second_ctrl_c_ends_what_does_not_listen(tmp_path: Path, options: str, what: str) -> None:
+def test_a_second_ctrl_c_ends_even_a_blocked_server(tmp_path: Path, options: str, what: str) -> None:
     source = """
 import os, time, anyio.to_thread, gaman
 def hang(*given):
@@ -617,14 +617,14 @@ gaman.serve({"/": handler}, integrations=hooks, port=0, **OPTIONS)
 def test_a_stop_answers_every_connection_that_was_established(tmp_path: Path, workers: int) -> None:
     with running_script(GUARDED.replace("OPTIONS", str({"workers": workers})), tmp_path) as program, ExitStack() as stack:
         serving = pids(program.port, workers)
-        # While nothing accepts them, they wait in the kernel.
+        # While the processes are stopped, the connections wait in the kernel.
         for pid in serving:
             os.kill(pid, signal.SIGSTOP)
         clients = [stack.enter_context(Connection(program.port)) for _ in range(100)]
         for client in clients:
             client.send(request("/"))
         program.send_signal(signal.SIGTERM)
-        # Then its next look at its signals is due at once.
+        # So long that a process, once continued, handles its signals at once.
         time.sleep(1)
         for pid in serving:
             os.kill(pid, signal.SIGCONT)
@@ -640,7 +640,7 @@ counts = collections.Counter()
 deadline = time.monotonic() + 10
 
 def visit():
-    # Until it is refused: what follows the handshake must succeed.
+    # Until a connection is refused: after a handshake, everything must succeed.
     while time.monotonic() < deadline:
         with socket.socket() as client:
             client.settimeout(5)
@@ -651,11 +651,11 @@ def visit():
                 return
             try:
                 client.sendall(b"GET / HTTP/1.1\\r\\nHost: test\\r\\nConnection: close\\r\\n\\r\\n")
-                answer = b"".join(iter(lambda: client.recv(65536), b""))
+                response = b"".join(iter(lambda: client.recv(65536), b""))
             except OSError as error:
                 counts[type(error).__name__] += 1
             else:
-                counts["answered" if answer.startswith(b"HTTP/1.1 200 ") else "lost"] += 1
+                counts["answered" if response.startswith(b"HTTP/1.1 200 ") else "lost"] += 1
 
 threads = [threading.Thread(target=visit) for _ in range(8)]
 for thread in threads:
@@ -682,7 +682,7 @@ def test_a_stop_under_load_resets_no_connection(tmp_path: Path, options: str) ->
 
 
 @pytest.mark.parametrize("options", ["{}", "{'workers': 2}", "{'reload': True}"])
-def test_standard_streams_that_are_closed_do_no_harm(tmp_path: Path, options: str) -> None:
+def test_closed_standard_streams_do_no_harm(tmp_path: Path, options: str) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     (tmp_path / "main.py").write_text(
@@ -707,7 +707,7 @@ def test_standard_streams_that_are_closed_do_no_harm(tmp_path: Path, options: st
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_nothing_has_to_read_the_line_that_says_where_it_listens(tmp_path: Path) -> None:
+def test_the_line_with_the_address_needs_no_reader(tmp_path: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     (tmp_path / "main.py").write_text(f"import gaman\ngaman.serve({{}}, port={port})")
@@ -737,7 +737,7 @@ def test_a_closed_terminal_ends_a_server_as_sigterm_does_unless_it_has_workers(t
             assert "shut down\nafter serve\n" in program.stdout
 
 
-def test_a_request_that_never_ends_delays_the_stop_no_longer_than_its_limit(tmp_path: Path) -> None:
+def test_an_endless_request_delays_the_stop_only_until_the_timeout(tmp_path: Path) -> None:
     source = GRACEFUL.replace("OPTIONS", "{'timeout_graceful_shutdown': 0}")
     with running_script(source, tmp_path) as program, Connection(program.port) as client:
         client.send(request("/"))
@@ -750,7 +750,7 @@ def test_a_request_that_never_ends_delays_the_stop_no_longer_than_its_limit(tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_is_in_flight_has_its_seconds_to_finish_and_not_more(tmp_path: Path, workers: int) -> None:
+def test_requests_in_flight_have_the_timeout_to_finish_and_not_more(tmp_path: Path, workers: int) -> None:
     source = """
 import asyncio, gaman
 async def take(ctx):
@@ -792,7 +792,7 @@ gaman.serve({}, integrations=[first, gaman.define_integration(name="x", on_load=
             assert (program.stdout, program.stderr) == ("loading\nshut down\n", "")
 
 
-def test_port_0_takes_a_free_one_and_says_which(tmp_path: Path) -> None:
+def test_port_0_takes_a_free_port_and_prints_it(tmp_path: Path) -> None:
     source = "import gaman\nasync def home(ctx): return 'hello'\ngaman.serve({'/': home}, port=0)"
     with running_script(source, tmp_path) as program:
         assert get(program.port, "/").body == b"hello"
@@ -801,7 +801,7 @@ def test_port_0_takes_a_free_one_and_says_which(tmp_path: Path) -> None:
         assert program.stderr == ""
 
 
-def test_an_app_can_be_served_in_the_place_of_routes(tmp_path: Path) -> None:
+def test_an_app_can_be_served_instead_of_routes(tmp_path: Path) -> None:
     source = """
 import gaman
 async def show(ctx): return {"size": ctx.app.max_body_size, "server": ctx.locals["server"]}
@@ -816,7 +816,7 @@ gaman.serve(app, port=0OPTIONS)
             assert program.stderr == ""
 
 
-def test_in_a_running_loop_uvicorn_serves_as_the_error_says(tmp_path: Path) -> None:
+def test_in_a_running_loop_uvicorn_serves_by_the_line_in_the_error(tmp_path: Path) -> None:
     source = """
 import asyncio, re, socket, uvicorn
 import gaman
@@ -835,7 +835,7 @@ asyncio.run(main())
         assert get(program.port, "/").body == b"hello"
 
 
-def test_a_name_of_the_machine_can_be_the_host(tmp_path: Path) -> None:
+def test_the_host_can_be_a_name_of_the_machine(tmp_path: Path) -> None:
     with running_script("import gaman\ngaman.serve({}, host='localhost', port=0)", tmp_path) as program:
         assert get(program.port, "/").status == 404
         assert program.stdout.startswith(f"gaman: listening on http://localhost:{program.port} ")
@@ -849,7 +849,7 @@ def test_an_ipv6_host_is_announced_in_brackets(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not socket.has_ipv6 or not os.path.exists("/proc/net/if_inet6"), reason="this machine has no IPv6")
-def test_an_ipv6_server_is_its_own_host_in_brackets(tmp_path: Path) -> None:
+def test_without_a_host_an_ipv6_server_names_itself_in_brackets(tmp_path: Path) -> None:
     source = "import gaman\nasync def home(ctx): return ctx.url\ngaman.serve({'/': home}, host='::1', port=0)"
     with running_script(source, tmp_path) as program, socket.create_connection(("::1", program.port), timeout=10) as client:
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
@@ -879,7 +879,7 @@ gaman.serve({"/fail/:x": fail, "/refuse/:x": refuse}, port=0, debug=True)
 
 
 def fails_to_start(source: str, folder: Path) -> list[str]:
-    """Return what it says on stderr, after holding it to ending by itself with status 1, and to never listening."""
+    """Run *source*, check that it ends with status 1 and never listens, and return the lines on stderr."""
     with running_script(source, folder) as program:
         assert program.wait() == 1, program.stderr
         assert "listening" not in program.stdout
@@ -887,7 +887,7 @@ def fails_to_start(source: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("options", ["", ", workers=2", ", reload=True"])
-def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path, options: str) -> None:
+def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path, options: str) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
         [line] = fails_to_start(f"import gaman\ngaman.serve({{}}, port={port}{options})", tmp_path)
@@ -897,24 +897,24 @@ def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path, options: str) 
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ("host='no-such-host.invalid'", "host='no-such-host.invalid' is no address of this machine"),
+        ("host='no-such-host.invalid'", "host='no-such-host.invalid' isn't an address of this machine"),
         ("host='192.0.2.1'", "can't listen on 192.0.2.1, port 3431"),
-        ("host=''", "host='' is no address"),
-        ("host=None", "host=None is no address"),
-        ("host='.'", "host='.' is no address"),
-        ("host='a' * 99", "is no address"),
-        ("port=-1", "port=-1 is no port"),
-        ("port=70000", "port=70000 is no port"),
-        ("port='x'", "port='x' is no port"),
-        ("port=None", "port=None is no port"),
-        ("workers=0", "workers=0 is no number of processes"),
-        ("workers='2'", "workers='2' is no number of processes"),
+        ("host=''", "host='' isn't an address"),
+        ("host=None", "host=None isn't an address"),
+        ("host='.'", "host='.' isn't an address"),
+        ("host='a' * 99", "isn't an address"),
+        ("port=-1", "port=-1 isn't a port"),
+        ("port=70000", "port=70000 isn't a port"),
+        ("port='x'", "port='x' isn't a port"),
+        ("port=None", "port=None isn't a port"),
+        ("workers=0", "workers=0 isn't a number of processes"),
+        ("workers='2'", "workers='2' isn't a number of processes"),
         ("integrations=[gaman.define_integration(name='x', on_load=configured)], port=0", "the colour is missing"),
         ("allowed_hosts=[], port=0", "allowed_hosts is empty"),
         ("allowed_hosts=['https://shop.example'], port=0", "allowed_hosts: 'https://shop.example' isn't a host"),
     ],
 )
-def test_what_stands_in_the_way_of_a_start_is_said_in_one_line(tmp_path: Path, options: str, word: str) -> None:
+def test_an_obstacle_to_the_start_is_reported_in_one_line(tmp_path: Path, options: str, word: str) -> None:
     source = f"""
 import gaman, logging
 logging.basicConfig(filename="log", level="CRITICAL")
@@ -927,7 +927,7 @@ gaman.serve({{}}, {options})
     assert word in line
 
 
-def test_a_table_of_routes_that_is_wrong_is_said_in_one_line(tmp_path: Path) -> None:
+def test_a_mistake_in_the_routes_is_reported_in_one_line(tmp_path: Path) -> None:
     [line] = fails_to_start("import gaman\ngaman.serve({'/a': 1})", tmp_path)
     assert line.startswith("gaman: /a: ")
 
@@ -948,7 +948,7 @@ gaman.serve({{}}, integrations=[first, gaman.define_integration(name="x", on_loa
     assert lines.count("OSError: the store is down") == 1
 
 
-def test_the_logging_of_the_user_stays_as_it_is(tmp_path: Path) -> None:
+def test_the_logging_of_the_user_stays_unchanged(tmp_path: Path) -> None:
     source = """
 import logging, gaman
 access, root = logging.getLogger("uvicorn.access"), logging.getLogger()
@@ -1004,14 +1004,14 @@ UNGUARDED = PIDS + "main()\n"
 
 
 def pids(port: int, count: int) -> set[int]:
-    """Return the process ids of the workers, as soon as *count* have answered."""
+    """Return the process ids of the workers once *count* of them have answered."""
     found: set[int] = set()
 
     def ask() -> bool:
         found.add(as_json(get(port, "/", "Connection: close"))["pid"])
         return len(found) >= count
 
-    until(ask, f"answers of {count} workers")
+    until(ask, f"responses of {count} workers")
     return found
 
 
@@ -1025,7 +1025,7 @@ def test_two_workers_serve_a_plain_script(tmp_path: Path, source: str) -> None:
         with Connection(program.port) as client:
             assert as_json(client.ask(request("/user", method="POST", body=b'{"friend": {"friend": null}}'))) == {"friend": True}
         assert program.stop() == 0
-        # Each process ran the script once, and only the first went on behind serve().
+        # Each process ran the script once, and only the first continued after serve().
         assert program.stdout.count("run\n") == 3
         assert program.stdout.count("listening") == 1
         assert program.stdout.count("after serve") == 1
@@ -1066,7 +1066,7 @@ def test_a_worker_that_dies_is_replaced_and_the_log_says_so(tmp_path: Path, by: 
                 assert client.read_rest() == b""
         else:
             os.kill(min(before), signal.SIGKILL)
-        until(lambda: program.stderr, "the line about it")
+        until(lambda: program.stderr, "the log line")
         assert len(pids(program.port, 2) & before) == 1
         assert program.stop() == 0
         [line] = program.stderr.splitlines()
@@ -1074,7 +1074,7 @@ def test_a_worker_that_dies_is_replaced_and_the_log_says_so(tmp_path: Path, by: 
 
 
 @pytest.mark.parametrize("options", ["{'workers': 2}", "{'reload': True}", "{'workers': 2, 'reload': True}"])
-def test_workers_leave_when_their_supervisor_is_killed(tmp_path: Path, options: str) -> None:
+def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path, options: str) -> None:
     with running_script(GUARDED.replace("OPTIONS", options), tmp_path) as program:
         port = program.port
         pids(port, 2 if "workers" in options else 1)
@@ -1087,7 +1087,7 @@ def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
     with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
         hung = min(pids(program.port, 2))
         os.kill(hung, signal.SIGSTOP)
-        until(lambda: program.stderr, "the line about it", seconds=30)
+        until(lambda: program.stderr, "the log line", seconds=30)
         assert program.stderr == f"worker process {hung} does not answer; another takes its place\n"
         assert hung not in pids(program.port, 2)
         assert program.stop() == 0
@@ -1108,7 +1108,7 @@ def test_sighup_replaces_the_workers_one_by_one_and_no_request_fails(tmp_path: P
         assert program.stderr == ""
 
 
-def test_a_worker_that_retires_still_answers_on_connections_that_are_kept(tmp_path: Path) -> None:
+def test_a_retiring_worker_still_answers_on_idle_connections(tmp_path: Path) -> None:
     with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program, ExitStack() as stack:
         before = pids(program.port, 2)
         kept = [stack.enter_context(Connection(program.port)) for _ in range(8)]
@@ -1118,17 +1118,17 @@ def test_a_worker_that_retires_still_answers_on_connections_that_are_kept(tmp_pa
         until(lambda: len(pids(program.port, 2) - before) == 2, "two new workers")
         for client in kept:
             # Successors serve before the old workers are told.
-            while (answer := client.ask(request("/"))).headers.get("connection") != "close":
-                assert as_json(answer)["pid"] in before
-            assert as_json(answer)["pid"] in before
+            while (response := client.ask(request("/"))).headers.get("connection") != "close":
+                assert as_json(response)["pid"] in before
+            assert as_json(response)["pid"] in before
             assert client.read_rest() == b""
-        # Nothing keeps them any longer.
+        # The old workers have no connection left.
         until(lambda: not any(map(is_alive, before)), "the end of the old workers")
         assert program.stop() == 0
         assert program.stderr == ""
 
 
-def test_sighup_waits_for_no_request_before_it_replaces_the_next_worker_and_stops_at_once(tmp_path: Path) -> None:
+def test_sighup_replaces_workers_without_waiting_for_their_requests(tmp_path: Path) -> None:
     with running_script(STREAMS.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program, ExitStack() as stack:
         seen: set[int] = set()
         for _ in range(2):
@@ -1140,26 +1140,26 @@ def test_sighup_waits_for_no_request_before_it_replaces_the_next_worker_and_stop
             program.send_signal(signal.SIGHUP)
             until(lambda old=before: not pids(program.port, 2) & old, "two new workers")  # type: ignore[misc]
             seen |= before
-        # One that dies meanwhile is replaced, and a stop waits for all of them.
+        # A worker that dies meanwhile is replaced, and a stop waits for all of them.
         serving = pids(program.port, 2)
         os.kill(min(serving), signal.SIGKILL)
-        until(lambda: "another takes its place" in program.stderr, "the line about it")
+        until(lambda: "another takes its place" in program.stderr, "the log line")
         serving = pids(program.port, 2)
         assert any(map(is_alive, seen))
         program.send_signal(signal.SIGINT)
-        until(lambda: "waiting for 16 requests to finish" in program.stdout, "the line that says what it waits for")
+        until(lambda: "waiting for 16 requests to finish" in program.stdout, "the line about the requests in flight")
         program.send_signal(signal.SIGINT)
         assert program.wait() == 0
         assert not any(map(is_alive, seen | serving))
 
 
-def test_sighup_leaves_the_workers_in_place_if_the_new_code_does_not_start(tmp_path: Path) -> None:
+def test_the_old_workers_go_on_if_the_new_code_does_not_start(tmp_path: Path) -> None:
     (tmp_path / "other.py").write_text("")
     with running_script("import other\n" + GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
         before = pids(program.port, 2)
         (tmp_path / "other.py").write_text("1 / 0")
         program.send_signal(signal.SIGHUP)
-        until(lambda: "ended before it served; those that serve go on" in program.stderr, "the line about it")
+        until(lambda: "ended before it served; those that serve go on" in program.stderr, "the log line")
         assert program.stderr.count("ZeroDivisionError: division by zero") == 1
         assert pids(program.port, 2) == before
         (tmp_path / "other.py").write_text("")
@@ -1169,7 +1169,7 @@ def test_sighup_leaves_the_workers_in_place_if_the_new_code_does_not_start(tmp_p
 
 
 @pytest.mark.slow
-def test_a_worker_that_retires_closes_an_idle_connection_at_the_keep_alive_timeout(tmp_path: Path) -> None:
+def test_a_retiring_worker_closes_an_idle_connection_at_the_keep_alive_timeout(tmp_path: Path) -> None:
     with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program:
         before = pids(program.port, 2)
         with Connection(program.port) as idle:
@@ -1197,10 +1197,10 @@ def visit():
         while not closes and time.monotonic() < deadline:
             try:
                 client.request("POST", "/user", b'{"friend": null}')
-                answer = client.getresponse()
-                answer.read()
-                counts[answer.status] += 1
-                closes = answer.will_close
+                response = client.getresponse()
+                response.read()
+                counts[response.status] += 1
+                closes = response.will_close
             except (OSError, http.client.HTTPException) as error:
                 counts[type(error).__name__] += 1
                 break
@@ -1225,18 +1225,18 @@ print(json.dumps(counts))
         assert program.stop() == 0
 
 
-def test_who_has_connected_before_a_server_stops_may_still_ask(tmp_path: Path) -> None:
+def test_a_client_that_connected_before_a_stop_may_still_send_a_request(tmp_path: Path) -> None:
     with running_script(GUARDED.replace("OPTIONS", "{}"), tmp_path) as program:
         port = program.port
         with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-            # It is accepted before the one that asks now.
+            # This connection is accepted before the next one.
             get(port, "/")
             program.send_signal(signal.SIGTERM)
             until(lambda: refuses_connections(port), "the server to stop listening")
             connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            answer = connection.recv(65_536)
-        assert answer.startswith(b"HTTP/1.1 200 ")
-        assert b"\r\nconnection: close\r\n" in answer.lower()
+            response = connection.recv(65_536)
+        assert response.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\nconnection: close\r\n" in response.lower()
 
 
 @pytest.mark.parametrize("first", [signal.SIGTTOU, signal.SIGHUP])
@@ -1258,7 +1258,7 @@ def test_a_stop_right_after_a_worker_retires_loses_no_request(tmp_path: Path, fi
         assert "Traceback" not in program.stderr
 
 
-def test_workers_go_on_where_the_system_has_no_place_for_another(tmp_path: Path) -> None:
+def test_workers_go_on_when_the_system_refuses_another_process(tmp_path: Path) -> None:
     source = GUARDED.replace("OPTIONS", "{'workers': 2}").replace(
         "def main():",
         """def shrink():
@@ -1276,7 +1276,7 @@ def main():
         workers = pids(program.port, 2)
         until(lambda: "shrunk" in program.stdout, "the limit")
         program.send_signal(signal.SIGTTIN)
-        until(lambda: "can't be started" in program.stderr, "the line about it")
+        until(lambda: "can't be started" in program.stderr, "the log line")
         assert pids(program.port, 2) == workers
         assert program.stop() == 0
         assert "Traceback" not in program.stderr
@@ -1289,7 +1289,7 @@ def test_sigttin_and_sigttou_change_the_number_of_workers(tmp_path: Path) -> Non
         program.send_signal(signal.SIGTTIN)
         three = pids(program.port, 3)
         program.send_signal(signal.SIGTTOU)
-        until(lambda: sum(map(is_alive, three)) == 2, "one worker less")
+        until(lambda: sum(map(is_alive, three)) == 2, "the end of one worker")
         assert program.stop() == 0
         assert program.stderr == ""
 
@@ -1311,14 +1311,14 @@ gaman.serve({"/": pid, "/visit": visit}, integrations=[session("s" * 32, driver)
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_while_its_store_is_down_is_tried_again_until_the_store_is_back(tmp_path: Path) -> None:
+def test_a_worker_that_dies_while_its_store_is_down_is_restarted_until_the_store_is_back(tmp_path: Path) -> None:
     with RedisServer() as store, running_script(STORED.replace("URL", repr(store.url)), tmp_path) as program:
         one, other = pids(program.port, 2)
         assert as_json(get(program.port, "/visit")) == {"visits": 1}
         store.kill()
         os.kill(one, signal.SIGKILL)
         until(lambda: "another is tried in 2 s" in program.stderr, "the second attempt", seconds=30)
-        # What needs no store goes on, and says what it lacks where one is needed.
+        # Requests that don't use the session are served; those that use it get 503.
         assert as_json(get(program.port, "/"))["pid"] == other
         assert get(program.port, "/visit").status == 503
         assert program.stderr.count("gaman: the session store (redis) could not be reached") == 2
@@ -1340,7 +1340,7 @@ gaman.serve({{}}, integrations=[session("{"s" * 32}", {{"type": "memory"}})], po
     assert line.endswith("take cookies, file, redis, sql, mongodb, or workers=1")
 
 
-def test_a_script_that_fails_in_its_workers_alone_stops_without_a_loop(tmp_path: Path) -> None:
+def test_a_script_that_fails_only_in_its_workers_stops_without_a_loop(tmp_path: Path) -> None:
     source = """
 import gaman, multiprocessing
 print("run", flush=True)
@@ -1370,7 +1370,7 @@ def test_workers_need_a_script(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("watcher", ["watchfiles", "gaman"])
 @pytest.mark.parametrize("source", [GUARDED, UNGUARDED], ids=["guarded", "unguarded"])
-def test_reload_serves_what_a_file_says_now(tmp_path: Path, source: str, watcher: str) -> None:
+def test_reload_serves_the_current_code(tmp_path: Path, source: str, watcher: str) -> None:
     other = tmp_path / "other.py"
     source = "import other\n" + source.replace("OPTIONS", "{'reload': True}").replace('"pid": os', '"word": other.WORD, "pid": os')
     if watcher == "gaman":
@@ -1388,7 +1388,7 @@ def test_reload_serves_what_a_file_says_now(tmp_path: Path, source: str, watcher
             until(lambda: watches_files(program.pid), "the watch for changes")
         change("WORD = 'second'")
         assert as_json(get(program.port, "/"))["word"] == "second"
-        # A mistake is told, and mended by the next change.
+        # A mistake is logged, and the next change fixes it.
         change("WORD = 1 / 0")
         assert program.stderr.splitlines()[-1] == "ZeroDivisionError: division by zero"
         other.write_text("WORD = 'third!'")
@@ -1399,7 +1399,7 @@ def test_reload_serves_what_a_file_says_now(tmp_path: Path, source: str, watcher
 
 
 @pytest.mark.parametrize("options", ["{'reload': True}", "{'reload': True, 'workers': 2}"])
-def test_reload_with_an_open_stream_serves_what_a_file_says_now_and_ends_the_stream(tmp_path: Path, options: str) -> None:
+def test_reload_ends_an_open_stream_and_serves_the_current_code(tmp_path: Path, options: str) -> None:
     other = tmp_path / "other.py"
     other.write_text("WORD = 'first'")
     source = "import sys\nsys.modules['watchfiles'] = None\nimport other\n" + STREAMS.replace("OPTIONS", options)
@@ -1433,7 +1433,7 @@ def test_a_server_with_reload_ends_with_its_terminal(tmp_path: Path) -> None:
         assert program.stderr == ""
 
 
-def test_reload_goes_on_beside_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+def test_reload_tolerates_a_dangling_link(tmp_path: Path) -> None:
     other = tmp_path / "other.py"
     source = GUARDED.replace("OPTIONS", "{'reload': True}").replace('"pid": os', '"word": other.WORD, "pid": os')
     other.write_text("WORD = 'first'")
@@ -1452,7 +1452,7 @@ def watches_files(pid: int) -> bool:
     return any(os.readlink(f"{folder}/{number}") == "anon_inode:inotify" for number in os.listdir(folder))
 
 
-def test_reload_starts_all_workers_again(tmp_path: Path) -> None:
+def test_reload_restarts_all_workers(tmp_path: Path) -> None:
     other = tmp_path / "other.py"
     source = "import other\n" + GUARDED.replace("OPTIONS", "{'reload': True, 'workers': 2}").replace("os.getpid()", "other.pid()")
     other.write_text("import os\ndef pid(): return os.getpid()")
@@ -1486,8 +1486,8 @@ gaman.serve({{"/": home, "/broken": broken}}, port=0, debug={})
 """
 
 
-def told(source: str, folder: Path) -> str:
-    """Return what it says on stderr of one request that succeeds and one that fails."""
+def stderr_of(source: str, folder: Path) -> str:
+    """Return the lines on stderr about one request that succeeds and one that fails."""
     with running_script(source, folder) as program:
         with Connection(program.port) as connection:
             connection.ask(request("/"))
@@ -1496,22 +1496,22 @@ def told(source: str, folder: Path) -> str:
         return program.stderr
 
 
-def test_debug_shows_a_line_for_each_request_on_stderr(tmp_path: Path) -> None:
-    first, failed, *traceback, last = told(LOGGED.format("", True), tmp_path).splitlines()
+def test_debug_logs_each_request_to_stderr(tmp_path: Path) -> None:
+    first, failed, *traceback, last = stderr_of(LOGGED.format("", True), tmp_path).splitlines()
     assert re.fullmatch(r"gaman: GET '/' 200 in \d+\.\d ms", first)
     assert failed == "gaman: GET '/broken' failed"
     assert traceback[-1] == "ZeroDivisionError: division by zero"
     assert re.fullmatch(r"gaman: GET '/broken' 500 in \d+\.\d ms", last)
 
 
-def test_without_debug_only_what_failed_is_shown(tmp_path: Path) -> None:
-    first, *_ = told(LOGGED.format("", False), tmp_path).splitlines()
+def test_without_debug_only_failures_are_logged(tmp_path: Path) -> None:
+    first, *_ = stderr_of(LOGGED.format("", False), tmp_path).splitlines()
     assert first == "GET '/broken' failed"
 
 
 @pytest.mark.parametrize(("level", "count"), [("INFO", 2), ("WARNING", 0)])
-def test_debug_leaves_the_logging_of_the_user_as_it_is(tmp_path: Path, level: str, count: int) -> None:
+def test_debug_leaves_the_logging_of_the_user_unchanged(tmp_path: Path, level: str, count: int) -> None:
     setting = f"logging.basicConfig(level='{level}', format='mine: %(name)s %(status)s', force=True)\n"
     setting += "logging.getLogger().handlers[0].addFilter(lambda record: hasattr(record, 'status'))"
-    said = told(LOGGED.format(setting, True), tmp_path)
-    assert said.splitlines() == ["mine: gaman 200", "mine: gaman 500"][:count]
+    stderr = stderr_of(LOGGED.format(setting, True), tmp_path)
+    assert stderr.splitlines() == ["mine: gaman 200", "mine: gaman 500"][:count]

@@ -25,7 +25,7 @@ SPELLINGS = ["/admin", "//admin", "///admin", "/%61dmin", "//%61%64min", "/admin
 
 @pytest.mark.parametrize("root", ["", "/app", "/app/", "/a b", "/a%20b", "/app/v1", "/caf\xe9"])
 @pytest.mark.parametrize("target", SPELLINGS)
-async def test_each_spelling_of_a_path_is_one_path_to_routes_and_hooks(ask: Ask, target: str, root: str) -> None:
+async def test_routes_and_hooks_see_one_path_for_every_spelling(ask: Ask, target: str, root: str) -> None:
     app = App({"/admin": show})
     prefixes = {
         "": [""],
@@ -37,16 +37,16 @@ async def test_each_spelling_of_a_path_is_one_path_to_routes_and_hooks(ask: Ask,
         "/caf\xe9": ["/caf%C3%A9", "/c%61f%c3%a9"],
     }
     for prefix in prefixes[root]:
-        answer = await ask(app, prefix + target, scope={"root_path": root})
+        response = await ask(app, prefix + target, scope={"root_path": root})
         expected = "/admin/" if target.endswith("/") else "/admin"
-        assert answer.status == 200, prefix
-        told = msgspec.json.decode(answer.body)
-        assert (told["path"], told["log"]) == (expected, expected)
-        assert told["url"] == f"https://testserver{prefix}{target}"
+        assert response.status == 200, prefix
+        shown = msgspec.json.decode(response.body)
+        assert (shown["path"], shown["log"]) == (expected, expected)
+        assert shown["url"] == f"https://testserver{prefix}{target}"
 
 
 @pytest.mark.parametrize("target", SPELLINGS)
-async def test_a_hook_that_guards_a_prefix_is_not_got_round(ask: Ask, target: str) -> None:
+async def test_no_spelling_bypasses_a_hook_that_guards_a_prefix(ask: Ask, target: str) -> None:
     def guard(ctx: Context) -> None:
         if ctx.path == "/admin" or ctx.path.startswith("/admin/"):
             raise HTTPError(403)
@@ -71,21 +71,21 @@ async def test_a_hook_that_guards_a_prefix_is_not_got_round(ask: Ask, target: st
         ("/app/", "/app", "/"),
         ("/app//", "/app", "/"),
         ("/%61pp", "/app", "/"),
-        # A server that takes the prefix off by itself, or a path beside it.
+        # A server that removes the prefix itself, or a path outside it.
         ("/users", "/app", "/users"),
         ("/apple", "/app", "/apple"),
         ("/ap%2Fp", "/ap/p", "/ap%2Fp"),
     ],
 )
 async def test_a_path_is_decoded_and_below_the_root_path(ask: Ask, target: str, root: str, path: str) -> None:
-    answer = await ask(App({"*": show}), target, scope={"root_path": root})
-    assert msgspec.json.decode(answer.body)["path"] == path
+    response = await ask(App({"*": show}), target, scope={"root_path": root})
+    assert msgspec.json.decode(response.body)["path"] == path
 
 
-async def test_a_slash_within_a_segment_makes_no_other_path_of_it(ask: Ask) -> None:
+async def test_a_slash_within_a_segment_does_not_split_it(ask: Ask) -> None:
     app = App({"/:page": show, "/static/:file": show})
-    told = msgspec.json.decode((await ask(app, "/static%2Fx")).body)
-    assert told == {
+    shown = msgspec.json.decode((await ask(app, "/static%2Fx")).body)
+    assert shown == {
         "path": "/static%2Fx",
         "log": "/static%2Fx",
         "url": "https://testserver/static%2Fx",
@@ -93,9 +93,9 @@ async def test_a_slash_within_a_segment_makes_no_other_path_of_it(ask: Ask) -> N
     }
 
 
-async def test_options_of_an_asterisk_asks_whether_the_server_is_there(ask: Ask) -> None:
-    answer = await ask(App({"/": show}), "*", "OPTIONS")
-    assert (answer.status, dict(answer.headers), answer.body) == (204, {}, b"")
+async def test_options_of_an_asterisk_gets_an_empty_response(ask: Ask) -> None:
+    response = await ask(App({"/": show}), "*", "OPTIONS")
+    assert (response.status, dict(response.headers), response.body) == (204, {}, b"")
     assert (await ask(App({"/": show}), "*", "GET")).status == 400
     assert (await ask(App({"/": show}), "/*", "OPTIONS")).status == 404
 
@@ -114,22 +114,20 @@ async def test_options_of_an_asterisk_asks_whether_the_server_is_there(ask: Ask)
         ("http://http://shop.example/admin", "shop.example", 404, ""),
     ],
 )
-async def test_the_host_of_an_absolute_target_takes_the_place_of_the_field(
-    ask: Ask, target: str, host: str, status: int, url: str
-) -> None:
+async def test_the_host_of_an_absolute_target_replaces_the_field(ask: Ask, target: str, host: str, status: int, url: str) -> None:
     seen: list[str] = []
     hook = define_integration(name="hook", on_request=lambda ctx: seen.append(ctx.host))
     app = App({"/admin": show}, integrations=[hook], allowed_hosts=["shop.example", "http"])
-    answer = await ask(app, target, headers={"host": host})
-    assert answer.status == status
+    response = await ask(app, target, headers={"host": host})
+    assert response.status == status
     assert len(seen) == (status != 400)
     if status == 200:
-        told = msgspec.json.decode(answer.body)
-        assert (told["url"], told["path"]) == (url, "/admin")
+        shown = msgspec.json.decode(response.body)
+        assert (shown["url"], shown["path"]) == (url, "/admin")
 
 
 @given(st.text("/a%2Fb4.", max_size=12), st.sampled_from(["", "/a", "/a/b", "/%61"]))
-def test_whatever_the_path_its_segments_are_those_of_ctx_path(tail: str, root: str) -> None:
+def test_the_segments_of_any_path_are_those_of_ctx_path(tail: str, root: str) -> None:
     raw = f"/{tail}".encode()
     scope = {"path": "/" + tail, "raw_path": raw, "root_path": root}
     segments = split("/" + tail, raw, root)

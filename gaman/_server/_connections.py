@@ -1,4 +1,4 @@
-"""Connections: what the connections of a server share, and the clock that ends those whose client is silent."""
+"""Connections: creates the connections of a server, has what they share, and checks them for silent clients."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from gaman._server._outbox import Outbox
 logger = logging.getLogger("gaman")
 
 _CHECK_INTERVAL: Final = 1.0
-"""Seconds between two looks at all connections."""
+"""Seconds between two checks of all connections."""
 
 
 class Connections:
-    """What the connections of a server share, and, called as uvicorn calls a protocol class, the maker of each.
+    """What the connections of a server share. uvicorn calls it as it calls a protocol class, to create a connection.
 
-    *timeout_request* is in seconds; beyond *max_connections* a new connection is answered 503, and None sets no limit.
+    *timeout_request* is in seconds. A connection beyond *max_connections* gets 503; None sets no limit.
     """
 
     def __init__(self, app: Application, timeout_request: float, max_connections: int | None) -> None:
@@ -33,7 +33,7 @@ class Connections:
         self.max_connections = max_connections
         self.outbox = Outbox()
         self.refused: set[Connection] = set()
-        """Those beyond max_connections, which end soon."""
+        """The connections beyond max_connections, which end soon."""
         self._connections: set[Connection] = set()
         self._is_checking = False
         self._logged: set[str] = set()
@@ -50,14 +50,14 @@ class Connections:
         return Connection(self, config, server_state, app_state)
 
     def date_line(self) -> bytes:
-        """Return the Date that each response has (RFC 9110, section 6.6.1), as a line of its head."""
+        """Return the Date field of a response (RFC 9110, section 6.6.1) as a line, which is formatted once a second."""
         second = int(time.time())
         if second != self._second:
             self._second, self._date_line = second, f"date: {formatdate(second, usegmt=True)}\r\n".encode("ascii")
         return self._date_line
 
     def watch(self, connection: Connection) -> None:
-        """Check *connection* each second, until unwatch(): one timer for all, so that a request pays for none."""
+        """Check *connection* each second until unwatch(). One timer for all connections saves each request one."""
         self._connections.add(connection)
         if not self._is_checking:
             self._is_checking = True
@@ -76,7 +76,7 @@ class Connections:
             connection.check(now)
 
     def log_once(self, message: str, *values: object) -> None:
-        """Log *message* the first time only, because clients cause it and could fill the log."""
+        """Log *message* only once, because clients cause it and could fill the log."""
         if message not in self._logged:
             self._logged.add(message)
             logger.warning(message, *values)

@@ -1,4 +1,4 @@
-"""Exchange: a request and its response, as an ASGI application sees them."""
+"""Exchange: a request and its response (RFC 9110, section 3.4) as the ASGI application sees them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _MAX_PROBES: Final = 8
-"""Zeros before a chunk's size: some clients take no more than 16 digits."""
+"""Probes of one response. Each may be a zero before a chunk's size, and some clients accept only 16 digits."""
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"connection"})
-"""Fields that the server writes, once, whatever the application has."""
+"""Fields that only the server writes, whatever the application sends."""
 
 
 def _status_line(status: int) -> bytes:
@@ -38,13 +38,13 @@ STATUS_LINES: Final = {status: _status_line(status) for status in range(200, 600
 
 
 class Exchange:
-    """A request and its response (RFC 9110, section 3.4), as the ASGI application sees them: a scope, receive and send."""
+    """A request and its response, which the application gets as a scope, receive and send."""
 
     __slots__ = (
         "_arrival",
         "_body",
         "_connection",
-        "_has_news",
+        "_has_changed",
         "_is_bodiless",
         "_is_chunked",
         "_is_disconnected",
@@ -68,37 +68,37 @@ class Exchange:
 
         self._body: bytes | bytearray = b""
         self._more_body = True
-        self._has_news = False
+        self._has_changed = False
         self._arrival: asyncio.Event | None = None
         self.awaits_continue = False
 
         self.has_started = self.is_complete = False
         self.is_delimited = True
-        """Whether its body ends before the connection does."""
+        """Whether the framing marks the end of the body; otherwise the end of the connection does."""
         self._is_bodiless = self._is_chunked = False
         self._probes = 0
         self._probe_at = 0.0
         self._unsent: int | None = None
-        """Bytes of the announced Content-Length that are not sent yet."""
+        """Bytes of the announced Content-Length that aren't sent yet."""
 
     # --- the request, as it arrives
 
     def add_body(self, data: bytes) -> int:
-        """Keep *data* for the application, unless it has answered; return how many bytes wait for it."""
+        """Buffer *data* for the application, unless its response is complete; return how many bytes are buffered."""
         if not self.is_complete:
             if not self._body:
                 self._body = data
             elif isinstance(self._body, bytearray):
                 self._body += data
             else:
-                # In a list, small pieces would take a hundred times the memory of their bytes.
+                # One buffer: a list of small pieces would take a hundred times their size.
                 self._body = bytearray(self._body + data)
             self._wake()
         return self.size
 
     @property
     def size(self) -> int:
-        """How many bytes wait for the application."""
+        """How many bytes are buffered for the application."""
         return 0 if self.is_complete else len(self._body)
 
     def end_body(self) -> None:
@@ -113,7 +113,7 @@ class Exchange:
         return self._arrival is not None and not self._arrival.is_set()
 
     def _wake(self) -> None:
-        self._has_news = True
+        self._has_changed = True
         if self._arrival is not None:
             self._arrival.set()
 
@@ -125,7 +125,7 @@ class Exchange:
             if not self.has_started and not self._body:
                 self._connection.writer.write(_CONTINUE)
             self._connection.expect_more()
-        if not self._has_news:
+        if not self._has_changed:
             self._connection.resume_reading()
             if self._arrival is None:
                 self._arrival = asyncio.Event()
@@ -134,7 +134,7 @@ class Exchange:
         if self._is_disconnected or self.is_complete:
             return {"type": "http.disconnect"}
         body, self._body = bytes(self._body), b""
-        self._has_news = False
+        self._has_changed = False
         return {"type": "http.request", "body": body, "more_body": self._more_body}
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
@@ -160,7 +160,7 @@ class Exchange:
                 connection.finish(self._keep_alive)
 
     async def run(self, application: Application) -> None:
-        """Have *application* answer. What it raises is logged, and answered 500 unless the response has begun."""
+        """Run *application*. An exception is logged and answered with 500, or breaks off a response that has begun."""
         status = 500
         try:
             await application(self._scope, self.receive, self.send)
@@ -169,7 +169,7 @@ class Exchange:
         except BaseException as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                # The server stops, and has logged that it cuts requests off.
+                # The server is stopping, and has logged that it cuts requests off.
                 status = 503
             else:
                 extra = log_extra(self._scope)
@@ -184,10 +184,10 @@ class Exchange:
     # --- the response, framed (RFC 9112, section 6)
 
     def _begin(self, status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """Return the head of the response, with one framing, whatever *fields* say of it."""
+        """Return the head of the response, with exactly one framing, whatever *fields* contain."""
         line = STATUS_LINES.get(status)
         if line is None:
-            raise RuntimeError(f"the application answered with the status {status!r}; it takes 200 to 599")
+            raise RuntimeError(f"the application sent the status {status!r}; it must be from 200 to 599")
         connection = self._connection
         is_bodiless = self._scope["method"] == "HEAD" or status in BODILESS
         is_chunked = False
@@ -213,7 +213,7 @@ class Exchange:
         elif not is_bodiless:
             # The end of the connection is the end of the body (RFC 9112, section 6.3).
             self._keep_alive = self.is_delimited = False
-        # The next request would be taken for the body that the client was not asked for.
+        # Without 100 Continue the client may skip the body, so the next bytes could be a body or a request.
         if self.awaits_continue or connection.is_last():
             self._keep_alive = False
         if not self._keep_alive:
@@ -226,7 +226,7 @@ class Exchange:
         return b"%b%b\r\n" % (head, date)
 
     def _frame(self, body: bytes, has_more: bool) -> bytes:
-        """Return *body* as it is sent."""
+        """Return the bytes to send for *body*."""
         if self._is_bodiless:
             return b""
         if self._is_chunked:
@@ -238,19 +238,19 @@ class Exchange:
         if self._unsent is not None:
             self._unsent -= len(body)
             if self._unsent < 0 or (self._unsent and not has_more):
-                raise RuntimeError("the response's body is not as long as its Content-Length says")
+                raise RuntimeError("the response's body doesn't have the length of its Content-Length")
         return body
 
     def probe(self, now: float, *, has_ended: bool) -> None:
-        """Send the client something without a meaning, ever more rarely: if it has left, it resets the connection."""
+        """Send something without meaning, at growing intervals: a client that has gone resets the connection."""
         if now < self._probe_at or self._probes >= _MAX_PROBES:
             return
         if self._is_chunked:
             # The size of the next chunk may begin with zeros (RFC 9112, section 7.1).
             self._connection.writer.write(b"0")
         elif has_ended and not self.has_started and self._is_waiting() and self._scope["http_version"] == "1.1":
-            # The application waits for the client to leave. A client takes any number of these (RFC 9110, section 15.2), and a
-            # proxy, which may not, does not half-close.
+            # The application is waiting in ctx.disconnected(). A client accepts any number of interim responses (RFC 9110,
+            # section 15.2). A proxy might not, but proxies don't half-close.
             self._connection.writer.write(_CONTINUE)
         else:
             return

@@ -1,32 +1,24 @@
-"""HTTP/1.1 (RFC 9112) on one connection: httptools parses its requests, which are answered in order.
+"""Connection: HTTP/1.1 (RFC 9112) with one client, whose requests are answered in order.
 
-From uvicorn it uses how a server makes a protocol (it calls `Config.http_protocol_class` with config, server_state, app_state and
-_loop), and the server's sets of `connections` and `tasks`. From the event loop, uvloop's or asyncio's, it uses that a transport
-stays open for writing where `eof_received()` returns True, that no data arrives while reading is paused, and that `close()` first
-sends what was written.
+It relies on uvicorn for two things: the server creates a protocol by calling `Config.http_protocol_class` with config,
+server_state, app_state and _loop, and it has sets of `connections` and `tasks`.
+
+It relies on the event loop, uvloop's or asyncio's, for three. A transport stays open for writing if `eof_received()` returns True.
+No data arrives while reading is paused. `close()` first sends what was written.
 """
 
 from __future__ import annotations
 
 import asyncio
-import select
-import socket
-import struct
-import sys
 from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import unquote
 
-import httptools
-
-from gaman._headers import MAX_FIELDS, RawHeaders
+from gaman._response import Scope
+from gaman._server import _tcp
 from gaman._server._exchange import STATUS_LINES, Exchange
 from gaman._server._outbox import Writer
-
-if sys.platform == "linux":
-    import fcntl
-    import termios
+from gaman._server._parser import RefusedError, RequestParser
 
 if TYPE_CHECKING:
     from uvicorn import Config
@@ -34,41 +26,22 @@ if TYPE_CHECKING:
 
     from gaman._server._connections import Connections
 
-_MAX_HEAD: Final = 1 << 18
-"""Bytes between two pieces of a body, or before the first: a request's head, a chunk's extensions, the trailers."""
-_MAX_TARGET: Final = 1 << 16
-"""Bytes of a request's target, which take up to some 20 ms to decode."""
-_MAX_AHEAD: Final = 64
-"""Requests of a connection that are parsed and not yet answered."""
 _MAX_BUFFERED: Final = 1 << 16
-"""Bytes of a body that wait for the application before reading pauses."""
+"""Bytes of a body that the application hasn't received. Beyond them, reading pauses."""
 _MAX_SEGMENT: Final = 1 << 16
-"""Bytes after which a connection lets others have their turn."""
+"""Bytes received at once after which reading pauses for one turn of the loop, so that other connections have theirs."""
 _MAX_REFUSED: Final = 32
-"""Connections beyond max_connections that linger; more are closed at once."""
+"""Connections beyond max_connections that get a graceful close. Further ones are closed at once."""
 _LINGER: Final = 1.0
-"""Seconds in which a client that has taken the last response may close the connection itself."""
-
-_END_OF_HEAD: Final = b"\r\n\r\n"
-_POLLRDHUP: Final = getattr(select, "POLLRDHUP", 0)
-_NOTED: Final = frozenset({b"content-length", b"expect", b"host", b"transfer-encoding"})
-"""Fields of a request that matter to the connection."""
-
-
-class _RefusedError(Exception):
-    """Raised in a callback of the parser: the request is answered with *status*, and the connection ends."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
+"""Seconds that a client has, after it received the last response, to close the connection itself."""
 
 
 class Connection(asyncio.Protocol):
-    """A client's connection: parses its requests ahead, has them answered one after another, and decides when it ends."""
+    """A client's connection: has requests parsed ahead, runs the application for one after another, and decides when to close."""
 
     writer: Writer
     _transport: asyncio.Transport
-    _parser: httptools.HttpRequestParser
+    _parser: RequestParser
 
     def __init__(self, shared: Connections, config: Config, state: ServerState, user_state: dict[str, Any]) -> None:
         self._shared = shared
@@ -78,41 +51,33 @@ class Connection(asyncio.Protocol):
         self._idle_timeout = config.timeout_keep_alive
         self._loop = asyncio.get_running_loop()
         self._is_ending = False
-        """Whether nothing more is parsed, because the connection ends with what is being answered."""
+        """Whether parsing has stopped, because the connection ends after the current response."""
         self._is_lingering = False
-        """Whether everything is answered, and only the client's end is awaited."""
+        """Whether the last response is written, and only the client's close is awaited."""
 
-        # The request that is arriving: its head in parts, then its exchange until the body is complete.
-        self._target = b""
-        self._fields: RawHeaders | None = None
-        self._declined: RawHeaders | None = None
-        """The fields of a head that offered an upgrade, until it is parsed without the offer."""
-        self._has_host = self._expects_continue = False
-        self._body_left = 0
-        """Bytes of a body with a Content-Length that have not come yet."""
         self._receiving: Exchange | None = None
-        self._unread = 0
-        """Bytes that came since the last piece of a body, or since the message began."""
-
-        # The requests that are to be answered, in order.
+        """The request whose body is arriving."""
         self._exchange: Exchange | None = None
+        """The request that is being answered."""
         self._queue: deque[Exchange] = deque()
+        """The requests to answer after it, in order."""
         self._unparsed = b""
+        """The bytes that arrived when the queue was full."""
         self._refusal: int | None = None
-        """The status that answers what could not be parsed, after all others."""
+        """The status that answers, after all others, a request that couldn't be parsed."""
 
         self._deadline = inf
-        """When the client has been silent for too long, by the loop's clock."""
+        """When to end the connection unless the client sends something, by the loop's clock."""
         self._has_ended = False
-        """Whether the client sends no more."""
+        """Whether the client has closed its side."""
         self._grace: float | None = None
-        """Seconds for one more request, once the server stops."""
+        """Seconds that the client has for one more request; None unless the server is stopping."""
 
         self._is_paused = False
         self.drained: asyncio.Event | None = None
-        """Set once the client has taken enough of what was written; None where it keeps up."""
+        """Set when the client has received enough of what was written; None while the client keeps up."""
         self._unsent = -1
-        """Bytes that the client had not taken at the last look."""
+        """Bytes that the client hadn't acknowledged at the last check, or -1."""
         self._unsent_since = inf
 
     # --- what the event loop calls
@@ -120,14 +85,18 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self.writer = Writer(self._transport, self._shared.outbox, self._state.tasks)
-        self._server = _address(transport.get_extra_info("sockname"))
-        self._client = _address(transport.get_extra_info("peername"))
-        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        base_scope = {
+            "type": "http",
+            "server": _tcp.address(transport.get_extra_info("sockname")),
+            "client": _tcp.address(transport.get_extra_info("peername")),
+            "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
+            "root_path": "",
+        }
+        self._parser = RequestParser(self, base_scope)
         connections: set[Any] = self._state.connections
         connections.add(self)
         self._shared.watch(self)
-        self._keep_alive_probes()
-        self._start_parser()
+        _tcp.keep_alive(self._transport, self._timeout)
         self.expect_more()
         if (limit := self._shared.max_connections) is not None:
             refused = self._shared.refused
@@ -142,29 +111,26 @@ class Connection(asyncio.Protocol):
         if self._unparsed:
             self._unparsed += data
         elif not self._is_ending:
-            self._unread += len(data)
             self._parse(data)
             if self._receiving is not None and not self._receiving.is_complete:
                 self.expect_more()
-            if self._unread > _MAX_HEAD and not self._is_ending:
-                self._refuse(431)
         if len(data) >= _MAX_SEGMENT:
             self._pause_reading()
             self._loop.call_soon(self.resume_reading)
 
     def eof_received(self) -> bool:
-        """Keep the connection while there are responses to send: a client that sends no more may still read."""
+        """Keep the connection open while there are responses to send: a client that half-closes may still read."""
         self._has_ended = True
         receiving, self._receiving = self._receiving, None
         if receiving is not None:
-            # Its request will never be complete. None is behind it, because that would have paused reading.
+            # Its request will never be complete. No request is queued, because reading pauses while one is.
             receiving.disconnect()
             self._exchange = None
             if receiving.has_started and not receiving.is_complete:
                 self.break_off(is_delimited=receiving.is_delimited)
         if self._exchange is not None:
             return True
-        # Its last response may still wait for the end of the turn.
+        # The last response may still be in the outbox.
         self.writer.flush()
         return False
 
@@ -177,8 +143,7 @@ class Connection(asyncio.Protocol):
             self._exchange.disconnect()
         self._queue.clear()
         self._unparsed = b""
-        # The parser holds this connection, so they would wait for the garbage collector.
-        del self._parser
+        self._parser.close()
         self._exchange = self._receiving = None
         self.resume_writing()
 
@@ -194,29 +159,29 @@ class Connection(asyncio.Protocol):
     # --- what the server calls
 
     def shutdown(self, grace: float) -> None:
-        """Answer what is in flight, or one more request within *grace* seconds, with `Connection: close`, and close."""
+        """Close after the requests in flight, or one more within *grace* seconds, whose response has `Connection: close`."""
         self._grace = grace
         if self._exchange is None and (not self._is_lingering or not grace):
             self._loop.call_later(grace, self._close_idle)
 
     def _close_idle(self) -> None:
         if self._grace == 0 or (self._exchange is None and not self._is_lingering):
-            self._close() if self._count_unsent() else self.writer.close()
+            self._close() if _tcp.count_unsent(self._transport) else self.writer.close()
 
     def check(self, now: float) -> None:
-        """End the connection if its client has been silent for too long, or has left."""
+        """End the connection if the client has been silent for too long or has gone."""
         receiving = self._receiving
         if self._is_lingering or self.drained is not None or self.writer.is_closing():
             self._check_reader(now)
         elif self._exchange is not None and (self._has_ended or self._is_paused):
-            self._look_for_client(self._exchange, now)
+            self._check_client(self._exchange, now)
         elif now >= self._deadline and not self._is_paused and (receiving is None or not receiving.awaits_continue):
             self._time_out(now)
 
     def _time_out(self, now: float) -> None:
-        if self._receiving is None and self._fields is None:
-            # There is no request to answer, but a client that still reads the last response is not idle.
-            if self._count_unsent():
+        if self._receiving is None and self._parser.fields is None:
+            # No request is arriving, but a client that still reads the last response isn't idle.
+            if _tcp.count_unsent(self._transport):
                 self._become_idle()
                 self._check_reader(now)
             else:
@@ -229,177 +194,50 @@ class Connection(asyncio.Protocol):
             self._refuse(408)
 
     def _check_reader(self, now: float) -> None:
-        """Break the connection off if the client takes nothing of a response, or after it has taken the last, does not close."""
-        unsent = self._count_unsent()
+        """Abort the connection if the client stops reading a response, or doesn't close after the last one."""
+        unsent = _tcp.count_unsent(self._transport)
         if unsent != self._unsent:
             self._unsent, self._unsent_since = unsent, now
         elif now - self._unsent_since >= (self._timeout if unsent else _LINGER):
             if unsent:
                 self._shared.log_once(
-                    "a client took nothing of its response for timeout_request=%g seconds (logged once)", self._timeout
+                    "a client read nothing of its response for timeout_request=%g seconds (logged once)", self._timeout
                 )
             self._transport.abort()
 
-    def _count_unsent(self) -> int:
-        """Return how many bytes of what was written the client has not taken."""
-        return self._transport.get_write_buffer_size() + _count_unacknowledged(self._transport)
-
-    def _look_for_client(self, exchange: Exchange, now: float) -> None:
-        """Break the connection off if the client has left, which the loop does not notice while nothing is read or written."""
-        if not hasattr(select, "poll"):
-            return
-        poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), _POLLRDHUP)
-        events = sum(events for _, events in poll.poll(0))
-        if events & (select.POLLERR | select.POLLHUP):
+    def _check_client(self, exchange: Exchange, now: float) -> None:
+        """Abort the connection if the client has gone, which the loop doesn't notice while it neither reads nor writes."""
+        state = _tcp.client_state(self._transport)
+        if state == "gone":
             self._transport.abort()
-        else:
-            # A client that has left looks like one that half-closes, but answers what it is sent with a reset.
-            exchange.probe(now, has_ended=self._has_ended or bool(events))
-
-    def _keep_alive_probes(self) -> None:
-        """Have TCP notice within some minutes that a client has left while nothing is sent (RFC 9293, section 3.8.4)."""
-        connection = self._transport.get_extra_info("socket")
-        if connection is not None and sys.platform == "linux" and isinstance(self._client, tuple):
-            idle = max(1, int(min(self._timeout, 32767)))
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle // 3))
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        elif state is not None:
+            # A client that has gone looks half-closed, but it resets the connection if it is sent anything.
+            exchange.probe(now, has_ended=self._has_ended or state == "half-closed")
 
     @property
     def _timeout(self) -> float:
         return self._shared.timeout_request
 
     def expect_more(self) -> None:
-        """Give the client its time to send the next byte."""
+        """Give the client timeout_request seconds to send the next byte."""
         self._deadline = self._loop.time() + self._timeout
 
-    # --- parsing
+    # --- what the parser calls
 
-    def _start_parser(self) -> None:
-        self._parser = httptools.HttpRequestParser(self)
-        # What a client sends after its last request is thrown away. It is not an error of that request.
-        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
-
-    def _parse(self, data: bytes) -> None:
-        """Parse *data*, as far as it holds no more than _MAX_AHEAD unanswered requests."""
-        start = 0
-        while start < len(data) and not self._is_ending:
-            # Each end of a head is a request, and one may have begun before *data*.
-            room = _MAX_AHEAD - len(self._queue) - 1
-            if room <= 0:
-                self._unparsed = data[start:]
-                break
-            if self._body_left:
-                end = min(len(data), start + self._body_left)
-            elif not start and data.count(_END_OF_HEAD) <= room:
-                end = len(data)
-            else:
-                end = _find_nth(data, _END_OF_HEAD, room, start)
-            try:
-                self._parser.feed_data(memoryview(data)[start:end] if end - start < len(data) else data)
-                start = end
-            except httptools.HttpParserUpgrade as offer:
-                data = self._decline_upgrade() + data[start + offer.args[0] :]
-                start = 0
-            except httptools.HttpParserCallbackError as error:
-                if not isinstance(error.__context__, _RefusedError):
-                    raise
-                self._refuse(error.__context__.status)
-            except httptools.HttpParserError:
-                self._refuse(400)
-        if self._queue or self._unparsed:
-            self._pause_reading()
-
-    def _decline_upgrade(self) -> bytes:
-        """Return the head again, without the offer, for a new parser: this one takes what follows for another protocol."""
-        request_line = (self._parser.get_method(), self._target, b"HTTP/" + self._parser.get_http_version().encode())
-        fields = [b"%b: %b" % field for field in self._declined or () if field[0] != b"upgrade"]
-        self._start_parser()
-        return b"\r\n".join([b" ".join(request_line), *fields, b"", b""])
-
-    def on_message_begin(self) -> None:
-        self._unread = 0
-        self._target = b""
-        self._fields = []
-        self._has_host = self._expects_continue = False
-        self._body_left = 0
-        self.expect_more()
-
-    def on_url(self, url: bytes) -> None:
-        self._target += url
-        if len(self._target) > _MAX_TARGET:
-            raise _RefusedError(414)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        fields = self._fields
-        if fields is None:
-            # A trailer, which must not pass for a field of the head (RFC 9110, section 6.5.1).
-            return
-        if len(fields) >= MAX_FIELDS:
-            raise _RefusedError(431)
-        name, value = name.lower(), value.rstrip(b" \t")
-        if name in _NOTED:
-            if name == b"host":
-                if self._has_host:
-                    raise _RefusedError(400)
-                self._has_host = True
-            elif name == b"content-length":
-                self._body_left = int(value)
-            elif name == b"expect":
-                self._expects_continue |= b"100-continue" in [each.strip() for each in value.lower().split(b",")]
-            elif value.lower() != b"chunked":
-                raise _RefusedError(501)
-        fields.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        parser, fields = self._parser, self._fields or []
-        method = parser.get_method()
-        if parser.should_upgrade():
-            if method == b"CONNECT":
-                raise _RefusedError(400)
-            # A server may ignore the offer (RFC 9110, section 7.8).
-            self._declined = fields
-            return
-        version = parser.get_http_version()
-        if version not in ("1.1", "1.0"):
-            raise _RefusedError(505)
-        if self._declined is not None:
-            fields, self._declined = self._declined, None
-        self._fields = None
-        raw_path, _, query = self._target.partition(b"#")[0].partition(b"?")
-        path = raw_path.decode("ascii")
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": version,
-            "server": self._server,
-            "client": self._client,
-            "scheme": self._scheme,
-            "method": method.decode("ascii"),
-            "root_path": "",
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": raw_path,
-            "query_string": query,
-            "headers": fields,
-            "state": self._user_state.copy(),
-        }
-        self._receiving = exchange = Exchange(self, scope, version == "1.1" and parser.should_keep_alive())
-        exchange.awaits_continue = self._expects_continue and version == "1.1"
+    def begin_request(self, scope: Scope, *, keep_alive: bool, awaits_continue: bool) -> None:
+        scope["state"] = self._user_state.copy()
+        self._receiving = exchange = Exchange(self, scope, keep_alive)
+        exchange.awaits_continue = awaits_continue
         if self._exchange is None:
             self._start(exchange)
         else:
             self._queue.append(exchange)
 
-    def on_body(self, body: bytes) -> None:
-        self._unread = 0
-        if self._body_left:
-            self._body_left -= len(body)
+    def add_body(self, body: bytes) -> None:
         if self._receiving is not None and self._receiving.add_body(body) > _MAX_BUFFERED:
             self._pause_reading()
 
-    def on_message_complete(self) -> None:
+    def end_request(self) -> None:
         exchange, self._receiving = self._receiving, None
         if exchange is not None:
             self._deadline = inf
@@ -407,13 +245,23 @@ class Connection(asyncio.Protocol):
             if self._exchange is None:
                 self._become_idle()
 
+    # --- reading
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self._unparsed = self._parser.feed(data, self._queue)
+        except RefusedError as refused:
+            self._refuse(refused.status)
+        if self._queue or self._unparsed:
+            self._pause_reading()
+
     def _pause_reading(self) -> None:
         if not self._is_paused and not self.writer.is_closing():
             self._is_paused = True
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read on, unless there are requests to answer first, or a body waits for the application, or the server stops."""
+        """Resume reading, unless requests are queued, the application has a body to receive, or the server is stopping."""
         receiving = self._receiving
         if (
             self._is_paused
@@ -424,7 +272,7 @@ class Connection(asyncio.Protocol):
             and (self._grace is None or self._exchange is None or self._exchange is receiving)
         ):
             self._is_paused = False
-            if self._receiving is not None or self._fields is not None:
+            if self._receiving is not None or self._parser.fields is not None:
                 self.expect_more()
             self._transport.resume_reading()
 
@@ -440,11 +288,11 @@ class Connection(asyncio.Protocol):
         return self._shared.date_line()
 
     def is_last(self) -> bool:
-        """Return whether the response that now begins is the last, so that its head must say so."""
+        """Return whether the response that begins now is the last one, so that its head has `Connection: close`."""
         return (self._grace is not None or self._has_ended) and not (self._queue or self._unparsed or self._refusal)
 
     def finish(self, keep_alive: bool) -> None:
-        """Answer the next request, after a response that is complete, or close."""
+        """Start the next request after a complete response, or close."""
         self._exchange = None
         if self.writer.is_closing():
             return
@@ -454,7 +302,7 @@ class Connection(asyncio.Protocol):
         if self._queue:
             self._start(self._queue.popleft())
         if self._unparsed and not self._queue:
-            # It may begin with the rest of the body that this request waits for. Requests behind that are not begun any more.
+            # They may begin with the rest of this request's body. When the server is stopping, the requests behind it don't start.
             data, self._unparsed = self._unparsed, b""
             if self._grace is None or self._receiving is not None:
                 self._parse(data)
@@ -470,27 +318,26 @@ class Connection(asyncio.Protocol):
         elif self._grace is not None:
             self.shutdown(self._grace)
         elif self._receiving is not None:
-            # The rest of a body that was answered early, however slowly it comes.
+            # The response was early. The rest of the body may arrive slowly.
             self.expect_more()
-        elif self._fields is None and not self._is_ending:
+        elif self._parser.fields is None and not self._is_ending:
             self._become_idle()
 
     def _become_idle(self) -> None:
         self._deadline = self._loop.time() + self._idle_timeout
 
     def break_off(self, *, is_delimited: bool) -> None:
-        """End the connection in the middle of a response, so that the client does not take it for complete."""
+        """End the connection within a response, in a way that shows the client that the response is incomplete."""
         self._exchange = None
         self.writer.flush()
         if not is_delimited:
-            # Where the end of the connection is the end of the body, only a reset tells that it is cut off.
-            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self._transport.abort()
+            # The body would end with the connection, so only a reset shows that it is incomplete.
+            _tcp.reset(self._transport)
         elif not self.writer.is_closing():
             self._close()
 
     def _refuse(self, status: int) -> None:
-        """Answer what is arriving with *status*, after the requests before it, and close."""
+        """Answer the request that is arriving with *status*, after the requests before it, and close."""
         self._is_ending = True
         self._deadline = inf
         receiving, self._receiving = self._receiving, None
@@ -499,7 +346,7 @@ class Connection(asyncio.Protocol):
         elif receiving is not None:
             receiving.disconnect()
             if receiving.has_started:
-                # It has its response, or the beginning of one.
+                # Its response is sent, or has begun.
                 self.break_off(is_delimited=receiving.is_complete or receiving.is_delimited)
                 return
             self._exchange = None
@@ -509,7 +356,7 @@ class Connection(asyncio.Protocol):
             self._refusal = status
 
     def fail(self, status: int) -> None:
-        """Answer the request in progress with *status*, and close."""
+        """Answer the current request with *status*, and close."""
         self._exchange = None
         self._send_refusal(status)
 
@@ -521,9 +368,9 @@ class Connection(asyncio.Protocol):
         self._close()
 
     def _close(self) -> None:
-        """Close after the last response, in stages (RFC 9112, section 9.6).
+        """Close in stages after the last response (RFC 9112, section 9.6).
 
-        A close resets the connection if the client sends more, and the client may then lose what it has not read of the response.
+        If the client sent more after a plain close, TCP would reset the connection, and the client could lose unread data.
         """
         self._is_ending = self._is_lingering = True
         self._receiving = None
@@ -537,31 +384,6 @@ class Connection(asyncio.Protocol):
         try:
             self._transport.write_eof()
         except OSError:
-            # asyncio, unlike uvloop, tells at once that the client has left.
+            # asyncio, unlike uvloop, raises at once if the client has gone.
             self._transport.abort()
         self.resume_reading()
-
-
-def _address(name: object) -> tuple[str, int | None] | None:
-    """Return the name of a socket as ASGI has it: an address and a port, or the path of a Unix socket, if it has one."""
-    if isinstance(name, tuple):
-        host, port, *_ = cast("tuple[str, int]", name)
-        return host, port
-    return (name, None) if isinstance(name, str) and name else None
-
-
-def _find_nth(data: bytes, part: bytes, n: int, start: int) -> int:
-    """Return where the *n*th *part* after *start* ends, or the end of *data* if there are fewer."""
-    for _ in range(n):
-        if (found := data.find(part, start)) < 0:
-            return len(data)
-        start = found + len(part)
-    return start
-
-
-def _count_unacknowledged(transport: asyncio.Transport) -> int:
-    """Return how many bytes that the system has taken of *transport* the client has not, or 0 where that can't be known."""
-    if sys.platform != "linux":
-        return 0
-    answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-    return int.from_bytes(answer, sys.byteorder)

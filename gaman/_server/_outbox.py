@@ -1,4 +1,4 @@
-"""Outbox: a response is sent in one piece, and small responses that are ready in one turn of the event loop are sent together.
+"""Outbox: sends a response in one piece, and small responses of one turn of the event loop together.
 
 Waking a client costs as much as sending a small response, so responses that are ready together share one wake-up.
 """
@@ -11,13 +11,13 @@ from collections.abc import Sized
 from typing import Final
 
 _LARGE: Final = 1 << 12
-"""Responses of more bytes are sent at once."""
+"""Bytes. A larger response is sent at once."""
 _LATE: Final = 0.001
-"""Seconds after which a turn is so slow that its responses are sent at once. The loop counts in whole milliseconds."""
+"""Seconds after which the responses of a slow turn are sent at once. The loop's clock has whole milliseconds."""
 
 
 class Outbox:
-    """The responses that wait for the end of the turn, of all connections of a server."""
+    """The responses of all connections of a server that are sent at the end of the turn."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop
@@ -26,29 +26,29 @@ class Outbox:
     def add(self, writer: Writer) -> None:
         """Flush *writer* at the end of the turn."""
         if not self._waiting:
-            # Looked up once a turn: up to Python 3.11 it costs a system call.
+            # Once a turn, not once a response: up to Python 3.11, the lookup costs a system call.
             self._loop = asyncio.get_running_loop()
             self._loop.call_soon(self.flush)
         self._waiting.append(writer)
 
     def is_late(self) -> bool:
-        """Return whether the turn is slow, by uvloop's clock, which stands still in a turn; a clock that runs on never says so."""
+        """Return whether the turn is slow. Only uvloop's clock shows that, because it stands still within a turn."""
         return time.monotonic() - self._loop.time() > _LATE
 
     def flush(self) -> None:
-        """Send everything that waits; a write that raises is reported to the event loop and does not affect the others."""
+        """Send everything. A write that raises is reported to the event loop and doesn't affect the others."""
         waiting, self._waiting = self._waiting, []
         for writer in waiting:
             try:
                 writer.flush()
             except Exception as error:
-                self._loop.call_exception_handler({"message": "a response could not be sent", "exception": error})
+                self._loop.call_exception_handler({"message": "a response couldn't be sent", "exception": error})
 
 
 class Writer:
-    """The writing side of a connection: keeps a response's head until the first of its body is there, and both until the turn ends.
+    """The writing side of a connection: buffers a response's head and the first part of its body until the turn ends.
 
-    *in_flight* are the requests that the server is answering: a response that is alone is sent at once.
+    *in_flight* are the requests that the server is answering. If there is only one, its response is sent at once.
     """
 
     __slots__ = ("_in_flight", "_outbox", "_pending", "_transport", "is_closing")
@@ -61,7 +61,7 @@ class Writer:
         self.is_closing = transport.is_closing
 
     def begin(self, head: bytes) -> None:
-        """Write the head of a response, to be sent with what write() adds to it, or at the end of the turn."""
+        """Buffer the head of a response until write() completes it or the turn ends."""
         if self._pending:
             self._pending += head
         else:
@@ -69,7 +69,7 @@ class Writer:
             self._outbox.add(self)
 
     def write(self, data: bytes) -> None:
-        """Write *data* behind everything that was written before."""
+        """Write *data* after everything that was written before."""
         if not self._pending:
             self._transport.write(data)
             return
@@ -80,12 +80,12 @@ class Writer:
             self._outbox.flush()
 
     def flush(self) -> None:
-        """Send what waits, unless the client has left."""
+        """Send what is buffered, unless the connection is closing."""
         pending, self._pending = self._pending, b""
         if pending and not self.is_closing():
             self._transport.write(pending)
 
     def close(self) -> None:
-        """Send what waits and close the connection."""
+        """Send what is buffered and close the connection."""
         self.flush()
         self._transport.close()

@@ -1,4 +1,4 @@
-"""Reload: tells the supervisor which Python files have changed."""
+"""Watcher: reports to the supervisor which Python files have changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 
 _PAUSE = 0.25
-"""Seconds between two looks at all files, where watchfiles isn't installed."""
+"""Seconds between two scans of all files, where watchfiles isn't installed."""
 
 
 class Watcher:
@@ -24,7 +24,7 @@ class Watcher:
         self._thread.start()
 
     def read(self) -> str:
-        """Return the names of the files that have changed, for the log."""
+        """Return the names of the files that have changed, as a line for the log."""
         changed: set[Path] = set()
         while self.changes.poll():
             changed |= self.changes.recv()
@@ -42,9 +42,9 @@ class Watcher:
 
 def _find_changes(folders: Sequence[str], stop: threading.Event) -> Iterator[set[Path]]:
     try:
-        from watchfiles import watch  # noqa: PLC0415 - it need not be installed
+        from watchfiles import watch  # noqa: PLC0415 - optional
     except ImportError:
-        yield from _look_again_and_again(folders, stop)
+        yield from _scan_repeatedly(folders, stop)
     else:
         for changes in watch(*folders, watch_filter=_is_source, stop_event=stop, ignore_permission_denied=True):
             yield {Path(path) for _, path in changes}
@@ -54,8 +54,8 @@ def _is_source(_change: object, path: str) -> bool:
     return path.endswith(".py") and not os.path.basename(path).startswith(".")
 
 
-def _look_again_and_again(folders: Sequence[str], stop: threading.Event) -> Iterator[set[Path]]:
-    """Look at every Python file several times a second, which needs no other package."""
+def _scan_repeatedly(folders: Sequence[str], stop: threading.Event) -> Iterator[set[Path]]:
+    """Scan every Python file several times a second, with the standard library only."""
     seen = _sources(folders)
     while not stop.wait(_PAUSE):
         before, seen = seen, _sources(folders)
@@ -64,7 +64,7 @@ def _look_again_and_again(folders: Sequence[str], stop: threading.Event) -> Iter
 
 
 def _sources(folders: Sequence[str]) -> set[tuple[Path, int]]:
-    """Return the Python files in *folders* and when each was written, hidden folders and virtual environments left out."""
+    """Return the Python files in *folders* with their times of modification, without hidden folders and virtual environments."""
     sources: set[tuple[Path, int]] = set()
     for root in folders:
         for folder, below, names in os.walk(root):
@@ -76,6 +76,6 @@ def _sources(folders: Sequence[str]) -> set[tuple[Path, int]]:
                 try:
                     sources.add((path, path.stat().st_mtime_ns))
                 except OSError:
-                    # An editor may just be replacing it, or it is a link that leads nowhere.
+                    # An editor is replacing it, or it is a dangling link.
                     continue
     return sources

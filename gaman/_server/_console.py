@@ -1,0 +1,45 @@
+"""The server's words at the terminal: lines on stdout, the log on stderr, and streams that are closed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+
+logger = logging.getLogger("gaman")
+
+
+def print_line(line: str) -> None:
+    """Print *line* at once. A stdout that is closed doesn't stop the server."""
+    with suppress(OSError):
+        print(line, flush=True)
+
+
+def print_waiting(requests: int) -> bool:
+    """Print how many requests delay the shutdown, and return whether there are any."""
+    if requests:
+        print_line(f"gaman: waiting for {plural(requests, 'request')} to finish; Ctrl+C again ends it at once")
+    return requests > 0
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def show_log() -> None:
+    """Write gaman's log to stderr, unless the user has configured logging."""
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("gaman: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
+def open_standard_streams() -> None:
+    """Open /dev/null for each standard stream that is closed: libuv aborts if a socket gets one of their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The system assigns the lowest free number, which is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
