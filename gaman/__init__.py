@@ -1,10 +1,10 @@
 """gaman: a minimal async web framework whose sessions lose nothing and let nobody in."""
 
 from gaman._app import App
-from gaman._body import Form, UploadedFile
 from gaman._context import Context, log_extra
 from gaman._cookies import Cookies, SameSite, find_cookie, find_cookies
 from gaman._fields import Fields
+from gaman._forms import Form, UploadedFile
 from gaman._headers import Headers, MutableHeaders
 from gaman._integration import Integration, Priority, define_integration
 from gaman._response import Response, Result

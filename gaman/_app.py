@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn, cast
 
 from gaman import _access
+from gaman._asgi import Receive, Scope, Send
 from gaman._context import Context, log_extra
 from gaman._headers import RawHeaders
 from gaman._hosts import AllowedHosts, parse_host
@@ -20,10 +21,7 @@ from gaman._response import (
     OK,
     NothingReturned,
     Payload,
-    Receive,
     Response,
-    Scope,
-    Send,
     check,
     content_length,
     error_response,

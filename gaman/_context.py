@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
-from functools import lru_cache
+from collections.abc import AsyncIterator, Mapping
 from io import FileIO
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 from urllib.parse import quote
 
-import anyio
-import msgspec
-
 from gaman import _target
-from gaman._body import MAX_DEPTH, Form, UploadedFile, check_depth, parse_pairs, read_form, stream_body
+from gaman._asgi import Receive, Scope
+from gaman._body import RequestBody
 from gaman._cookies import Cookies, SetCookies, find_cookie
 from gaman._fields import Fields
+from gaman._forms import Form, UploadedFile, parse_pairs
 from gaman._headers import Headers
 from gaman._log import printable
 from gaman._proxies import Origin
-from gaman.errors import ConfigError, GamanError, HTTPError, ResultError
+from gaman.errors import ConfigError
 
 if TYPE_CHECKING:
     from gaman._app import App
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_decode_json = msgspec.json.Decoder().decode
 _LOG_EXTRA = "gaman.log_extra"
 _is_id = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 
@@ -39,14 +36,11 @@ class Context:
     __slots__ = (
         "_body",
         "_cookies",
-        "_form",
         "_headers",
         "_locals",
         "_open_files",
         "_origin",
         "_query",
-        "_read_whole",
-        "_reading",
         "_receive",
         "app",
         "began",
@@ -56,20 +50,17 @@ class Context:
         "set_cookies",
     )
 
-    _body: bytes
-    _form: Form
+    _body: RequestBody
     _locals: dict[str, Any]
     _query: Fields[str]
-    _read_whole: anyio.Event
-    _reading: anyio.Lock
     began: float
     """When the request came, by time.perf_counter(); only for the access line, where there is one."""
     session: Session
 
     def __init__(
         self,
-        scope: MutableMapping[str, Any],
-        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        scope: Scope,
+        receive: Receive,
         params: Mapping[str, str],
         app: App,
     ) -> None:
@@ -219,48 +210,27 @@ class Context:
         """
         return log_extra(self.scope)
 
+    @property
+    def _request_body(self) -> RequestBody:
+        if not hasattr(self, "_body"):
+            self._body = RequestBody(self._receive, self.headers, self.app.max_body_size)
+        return self._body
+
     def stream(self, max_size: int | None = None) -> AsyncIterator[bytes]:
         """Yield the body as it comes, once; HTTPError 413 beyond *max_size* bytes, by default the App's max_body_size."""
-        if hasattr(self, "_read_whole"):
-            raise GamanError(
-                "the body can be read once, and body(), form(), stream() or the response has begun to; "
-                "read it before the response begins, and keep what that gave"
-            )
-        self._read_whole = anyio.Event()
-        return self._stream(self.app.max_body_size if max_size is None else max_size)
-
-    async def _stream(self, max_size: int) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in stream_body(self._receive, self.headers, max_size):
-                yield chunk
-        finally:
-            self._read_whole.set()
+        return self._request_body.stream(max_size)
 
     async def disconnected(self) -> None:
         """Return when the client has left; a body that the handler has not asked for by then is thrown away."""
-        if hasattr(self, "_read_whole"):
-            await self._read_whole.wait()
-        else:
-            # Two readers would each wait for what the other has taken.
-            self._read_whole = anyio.Event()
-            self._read_whole.set()
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        await self._request_body.disconnected()
 
     async def body(self, max_size: int | None = None) -> bytes:
         """Return the whole body; HTTPError 413 beyond *max_size* bytes, by default the App's max_body_size."""
-        async with self._lock():
-            if not hasattr(self, "_body"):
-                self._body = b"".join([chunk async for chunk in self.stream(max_size)])
-            return self._body
+        return await self._request_body.read(max_size)
 
     async def text(self) -> str:
         """Return the body as text; HTTPError 400 where it is not UTF-8."""
-        body = await self.body()
-        try:
-            return body.decode()
-        except UnicodeDecodeError as cause:
-            raise HTTPError(400, "the body is not valid UTF-8") from cause
+        return await self._request_body.text()
 
     @overload
     async def json(self) -> Any: ...
@@ -272,15 +242,7 @@ class Context:
         HTTPError 400 is raised for malformed JSON, and for JSON that is nested deeper than 100 levels. HTTPError 422 is raised for
         a body that doesn't fit the type, with the place of the fault, and ResultError for what isn't a type.
         """
-        body = await self.body()
-        if len(body) > MAX_DEPTH:
-            check_depth(body)
-        try:
-            return _decode_json(body) if type is None else _decoder_of(type).decode(body)
-        except msgspec.ValidationError as cause:
-            raise HTTPError(422, str(cause)) from cause
-        except (msgspec.DecodeError, UnicodeDecodeError) as cause:
-            raise HTTPError(400, f"malformed JSON: {str(cause).removeprefix('JSON is malformed: ')}") from cause
+        return await self._request_body.json(type)
 
     async def form(self, max_size: int | None = None) -> Form:
         """Return the form's fields and files, from an urlencoded or multipart body.
@@ -289,17 +251,7 @@ class Context:
         HTTPError 413 is raised beyond *max_size* bytes, by default the App's max_body_size, and beyond 1,000 fields, 100 files, or
         4 KiB of header fields in a part. The fields together never exceed max_body_size, whatever *max_size* is.
         """
-        async with self._lock():
-            if not hasattr(self, "_form"):
-                chunks = _once(self._body) if hasattr(self, "_body") else self.stream(max_size)
-                self._form = await read_form(chunks, self.headers, self.app.max_body_size)
-            return self._form
-
-    def _lock(self) -> anyio.Lock:
-        """Return what keeps two readers of one body from taking turns at its chunks."""
-        if not hasattr(self, "_reading"):
-            self._reading = anyio.Lock()
-        return self._reading
+        return await self._request_body.form(max_size)
 
     async def input(self, name: str) -> str | None:
         """Return the form's first field of that name, or None when there is none."""
@@ -334,7 +286,7 @@ class _NoSession:
 _NO_SESSION: Any = _NoSession()
 
 
-def log_extra(scope: MutableMapping[str, Any]) -> dict[str, Any]:
+def log_extra(scope: Scope) -> dict[str, Any]:
     """Return `ctx.log_extra` of the request with that ASGI *scope*."""
     if _LOG_EXTRA not in scope:
         given = Headers(scope["headers"]).get("x-request-id")
@@ -343,22 +295,3 @@ def log_extra(scope: MutableMapping[str, Any]) -> dict[str, Any]:
         scope[_LOG_EXTRA] = {"request_id": request_id, "method": method, "path": path}
     extra: dict[str, Any] = scope[_LOG_EXTRA]
     return extra
-
-
-async def _once(body: bytes) -> AsyncIterator[bytes]:
-    yield body
-
-
-def _decoder_of(type: Any) -> msgspec.json.Decoder[Any]:
-    try:
-        return _json_decoder(type)
-    except TypeError:
-        given = type.__class__.__name__
-        raise ResultError(
-            f"ctx.json() takes a type to decode the body into, not a {given}; return Response.json() to answer"
-        ) from None
-
-
-@lru_cache(maxsize=1024)
-def _json_decoder(type: type[T]) -> msgspec.json.Decoder[T]:
-    return msgspec.json.Decoder(type)

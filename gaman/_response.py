@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import is_dataclass
 from functools import lru_cache, partial
@@ -19,15 +19,13 @@ import anyio.to_thread
 import msgspec
 
 from gaman import _file
+from gaman._asgi import Send
 from gaman._headers import Headers, MutableHeaders, RawHeaders, as_text, encode_name, encode_value
 from gaman.errors import ClientDisconnected, HeaderError, HTTPError, ResultError
 
 if TYPE_CHECKING:
     from gaman._context import Context
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 HeadersInit = Mapping[str, str] | Iterable[tuple[str, str]]
 
 OK: Final = 200
