@@ -10,7 +10,8 @@ from typing import Any
 from gaman._asgi import Send
 from gaman._context import Context
 from gaman._headers import RawHeaders
-from gaman._response import Payload, Response
+from gaman._payloads import Payload
+from gaman._response import Response
 
 logger = logging.getLogger("gaman")
 

@@ -11,24 +11,14 @@ from typing import Any, NoReturn, cast
 from gaman import _access
 from gaman._asgi import Receive, Scope, Send
 from gaman._context import Context, log_extra
+from gaman._framing import BODILESS, CONTENT_TYPE, content_length, without_body
 from gaman._headers import RawHeaders
 from gaman._hosts import AllowedHosts, parse_host
 from gaman._integration import Integration, in_order
+from gaman._payloads import Payload
 from gaman._proxies import NEARBY, TrustedProxies
-from gaman._response import (
-    BODILESS,
-    CONTENT_TYPE,
-    OK,
-    NothingReturned,
-    Payload,
-    Response,
-    check,
-    content_length,
-    error_response,
-    open_body,
-    to_response,
-    without_body,
-)
+from gaman._response import OK, Response, check, open_body
+from gaman._results import NothingReturned, error_response, to_response
 from gaman._routing import Answered, Handler, Routes, Table, define_routes, function_of, last_of, name_of
 from gaman._target import in_origin_form
 from gaman._tracebacks import explain, own, place

@@ -1,27 +1,22 @@
-"""Response: what goes back to the client, and what a handler's result becomes."""
+"""Response: what goes back to the client."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from contextlib import aclosing
-from dataclasses import is_dataclass
-from functools import lru_cache, partial
-from inspect import isclass, isgenerator, isroutine
-from types import AsyncGeneratorType, TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, cast
+from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping
+from functools import partial
+from inspect import isgenerator
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote
 
-import anyio
-import anyio.lowlevel
-import anyio.to_thread
 import msgspec
 
 from gaman import _file
-from gaman._asgi import Send
-from gaman._headers import Headers, MutableHeaders, RawHeaders, as_text, encode_name, encode_value
-from gaman.errors import ClientDisconnected, HeaderError, HTTPError, ResultError
+from gaman._framing import CONTENT_TYPE, FRAMING, check_framing
+from gaman._headers import MutableHeaders, RawHeaders, as_text, encode_name, encode_value
+from gaman._payloads import FileBody, Payload, Stream
+from gaman.errors import HeaderError, HTTPError, ResultError
 
 if TYPE_CHECKING:
     from gaman._context import Context
@@ -30,9 +25,6 @@ HeadersInit = Mapping[str, str] | Iterable[tuple[str, str]]
 
 OK: Final = 200
 """Compared by identity, which is the cheapest check that nearly every response passes."""
-CONTENT_TYPE: Final = b"content-type"
-"""The name in the fields below, compared by identity as well."""
-
 _JSON = (CONTENT_TYPE, b"application/json")
 _TEXT = (CONTENT_TYPE, b"text/plain; charset=utf-8")
 _HTML = (CONTENT_TYPE, b"text/html; charset=utf-8")
@@ -46,11 +38,11 @@ _is_local_path = re.compile(r"/(?![/\\])[^\x00-\x1f\x7f\\?#]*(?:[?#][^\x00-\x1f\
 
 def _refuse(value: object) -> object:
     if isinstance(value, Coroutine):
-        raise ResultError(f"the result holds the coroutine {_close(cast('object', value))!r}: write `await` before that call")
+        raise ResultError(f"the result holds the coroutine {close(cast('object', value))!r}: write `await` before that call")
     raise ResultError(f"JSON can't hold a {type(value).__name__}; give it a dict, list, dataclass or Struct in its place")
 
 
-def _close(coroutine: Any) -> str:
+def close(coroutine: Any) -> str:
     """Close what was not awaited, so that Python doesn't complain as well; return its name."""
     # A call of the session has no name any more once it is closed.
     name: str = getattr(coroutine, "__qualname__", type(coroutine).__name__)
@@ -70,22 +62,10 @@ def _close_coroutines(data: object) -> None:
             _close_coroutines(value)
 
 
-# RFC 9110, section 6.4.1
-BODILESS = frozenset({204, 304})
-_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _MAX_LOCAL = 4096
 """Bytes of a redirect's target that a visitor chose: proxies refuse a response whose fields don't fit into a page or two."""
-_MAX_DIGITS = 18
-"""Of a length; more than any body has."""
-
 _new = object.__new__
 _encode_json = msgspec.json.Encoder(enc_hook=_refuse).encode
-
-
-class Payload(Protocol):
-    """A body that is not at hand as bytes, and knows how to send itself; *headers* are its own to change."""
-
-    async def send(self, status: int, headers: RawHeaders, ctx: Context, send: Send) -> None: ...
 
 
 class Response:
@@ -225,7 +205,7 @@ class Response:
         """Send *chunks* as they come. When the client leaves, the iterator is cancelled and closed."""
         if not hasattr(type(chunks), "__aiter__"):
             raise ResultError(f"Response.stream() takes an async iterator, not {_name_what_is_wrong(chunks)}")
-        return _make(_Stream(chunks), (CONTENT_TYPE, encode_value(content_type)), status, headers)
+        return _make(Stream(chunks), (CONTENT_TYPE, encode_value(content_type)), status, headers)
 
     @staticmethod
     def file(
@@ -252,7 +232,7 @@ class Response:
             if not isinstance(place, (str, os.PathLike)):
                 raise ResultError(f"Response.file() takes a path, not {place!r}; give a str or a Path, or raise HTTPError(404)")
         field = None if content_type is None else (CONTENT_TYPE, encode_value(content_type))
-        response = _make(_File(partial(_file.find, os.fspath(path), root, hidden=hidden)), field, status, headers)
+        response = _make(FileBody(partial(_file.find, os.fspath(path), root, hidden=hidden)), field, status, headers)
         if download is not None:
             response.headers["content-disposition"] = _file.attachment(download)
         return response
@@ -298,7 +278,7 @@ def _check_target(location: object, *, local: bool) -> None:
 def _name_what_is_wrong(chunks: object) -> str:
     """Return what *chunks* are that Response.stream() can't take, and what to write instead."""
     if isinstance(chunks, Coroutine):
-        name = _close(cast("object", chunks))
+        name = close(cast("object", chunks))
         return f"the coroutine {name!r}: write `yield` in it, or `await` before the call if it returns an iterator"
     if callable(chunks):
         return f"{getattr(chunks, '__qualname__', chunks)!r} itself: call it"
@@ -314,7 +294,7 @@ async def open_body(response: Response, ctx: Context) -> Response:
     can't be sent.
     """
     body: object = response.body
-    if isinstance(body, _File):
+    if isinstance(body, FileBody):
         return await body.open(response, ctx)
     if not isinstance(body, bytes) and not hasattr(body, "send"):
         raise ResultError(f"a response's body is bytes, not {type(body).__name__}; encode it, or return another Response")
@@ -331,222 +311,8 @@ def check(response: Response, ctx: Context, passed: RawHeaders | None = None) ->
     if status is not OK and (status.__class__ is not int or not 200 <= status <= 599):
         _check_status(status)
     for name, _ in response.raw_headers:
-        if name in _FRAMING:
-            return _check_framing(response, ctx.method)
+        if name in FRAMING:
+            return check_framing(response, ctx.method)
     if passed is not None:
         passed[:] = response.raw_headers
     return response
-
-
-def _check_framing(response: Response, method: str) -> Response:
-    body = response.body
-    framing = [field for field in response.raw_headers if field[0] in _FRAMING]
-    name, value = framing[0]
-    if len(framing) > 1 or name != b"content-length" or not value.isdigit() or len(value) > _MAX_DIGITS:
-        told = b", ".join(b"%s: %s" % field for field in framing).decode("latin-1")
-        raise HeaderError(f"a response has one content-length, in digits, and no transfer-encoding, not {told!r}")
-    if not isinstance(body, bytes) or method == "HEAD" or response.status in BODILESS:
-        return response
-    if int(value) != len(body):
-        raise HeaderError(f"the content-length {int(value)} is not that of the body, which has {len(body)} bytes; leave it out")
-    response = response.__copy__()
-    response.raw_headers.remove(framing[0])
-    return response
-
-
-def without_body(status: int, headers: RawHeaders, size: int = 0) -> RawHeaders:
-    """Return *headers* as they are sent where no body is: to HEAD, with the length that the handler or else *size* says."""
-    if status in BODILESS:
-        left_out = _FRAMING if status == 204 else {CONTENT_TYPE, *_FRAMING}
-        return [field for field in headers if field[0] not in left_out]
-    for name, _ in headers:
-        if name == b"content-length":
-            return [*headers]
-    return [*headers, content_length(size)]
-
-
-@lru_cache(maxsize=1024)
-def content_length(size: int) -> tuple[bytes, bytes]:
-    """Return the field that says that a body has *size* bytes."""
-    return b"content-length", b"%d" % size
-
-
-def _limits_on_caches(headers: Headers) -> dict[str, str]:
-    """Return what keeps an error in place of a file from being cached more widely than that; its lifetime is the file's alone."""
-    fields = {name: ", ".join(headers.getall(name)) for name in ("vary", "cache-control")}
-    if re.search(r"no-store|no-cache|private", fields["cache-control"], re.IGNORECASE) is None:
-        del fields["cache-control"]
-    return {name: value for name, value in fields.items() if value}
-
-
-class _Stream:
-    def __init__(self, chunks: AsyncIterable[bytes | str]) -> None:
-        self._chunks = chunks
-
-    async def send(self, status: int, headers: RawHeaders, ctx: Context, send: Send) -> None:
-        chunks = aiter(self._chunks)
-        try:
-            if status in BODILESS:
-                headers = without_body(status, headers)
-            await _emit(send, {"type": "http.response.start", "status": status, "headers": headers})
-            if ctx.method != "HEAD" and status not in BODILESS:
-                length = Headers(headers).get("content-length")
-                await _send_while_connected(chunks, ctx, send, None if length is None else int(length))
-            await _emit(send, {"type": "http.response.body", "body": b""})
-        finally:
-            if (close := getattr(chunks, "aclose", None)) is not None:
-                await close()
-
-
-class _File:
-    """A file that *find* returns, which asks the disk."""
-
-    file: _file.File
-    """What is sent, once it is open."""
-
-    def __init__(self, find: Callable[[], _file.File]) -> None:
-        self._find = find
-
-    async def open(self, response: Response, ctx: Context) -> Response:
-        """Return *response* with the file open and described, for *ctx* to close; HTTPError 404 or 503 where it can't be opened."""
-        if hasattr(self, "file") and self.file.opened in (ctx._open_files or ()):
-            return response
-        try:
-            file = await anyio.to_thread.run_sync(self._find)
-        except (OSError, ValueError) as cause:
-            status = 404 if _file.is_absent(cause) else 503
-            raise HTTPError(status, headers=_limits_on_caches(response.headers)) from cause
-        if ctx._open_files is None:
-            ctx._open_files = []
-        ctx._open_files.append(file.opened)
-        # A handler may return the same Response for every request.
-        response = response.__copy__()
-        response.body = body = _File(self._find)
-        body.file = file
-        for name, value in file.fields().items():
-            response.headers.setdefault(name, value)
-        return response
-
-    async def send(self, status: int, headers: RawHeaders, ctx: Context, send: Send) -> None:
-        status, first, length, fields = _file.select(self.file, status, Headers(headers), ctx.scope)
-        if status in BODILESS:
-            await _emit_whole(send, status, without_body(status, headers), b"")
-            return
-        headers = [*(field for field in headers if field[0] != b"content-length"), *fields]
-        if not length or ctx.method == "HEAD":
-            await _emit_whole(send, status, headers, b"")
-            return
-        async with aclosing(_file.read(self.file, first, length)) as chunks:
-            await _emit(send, {"type": "http.response.start", "status": status, "headers": headers})
-            await _send_while_connected(chunks, ctx, send)
-        await _emit(send, {"type": "http.response.body", "body": b""})
-
-
-async def _emit_whole(send: Send, status: int, headers: RawHeaders, body: bytes) -> None:
-    await _emit(send, {"type": "http.response.start", "status": status, "headers": headers})
-    await _emit(send, {"type": "http.response.body", "body": body})
-
-
-async def _emit(send: Send, message: dict[str, Any]) -> None:
-    try:
-        await send(message)
-    except OSError as cause:
-        # So a server says that there is nobody to send to (ASGI 2.4).
-        raise ClientDisconnected("the client left before its answer had gone out whole") from cause
-
-
-async def _send_while_connected(chunks: AsyncIterator[bytes | str], ctx: Context, send: Send, length: int | None = None) -> None:
-    """Send every chunk, or stop and cancel the one under way as soon as the client has left.
-
-    ResultError is raised for what isn't a chunk, HeaderError where all of them are not *length* bytes, if that is given.
-    """
-
-    async def watch() -> None:
-        await ctx.disconnected()
-        watching.cancel()
-
-    failure: Exception | None = None
-    left = length
-    async with anyio.create_task_group() as tasks:
-        watching = tasks.cancel_scope
-        tasks.start_soon(watch)
-        try:
-            async for chunk in chunks:
-                data = chunk.encode() if isinstance(chunk, str) else chunk
-                if not isinstance(data, bytes):
-                    raise ResultError(f"a chunk is bytes or str, not {type(data).__name__}").with_traceback(_stand_of(chunks))
-                if left is not None and (left := left - len(data)) < 0:
-                    raise HeaderError(f"a stream had more bytes than the {length} of its content-length")
-                await _emit(send, {"type": "http.response.body", "body": data, "more_body": True})
-                # Neither an iterator nor a server that has lost its client need ever wait, and watch() must have its turn.
-                await anyio.lowlevel.checkpoint()
-            if left:
-                raise HeaderError(f"a stream ended {left} bytes before the {length} of its content-length")
-        except Exception as error:
-            failure = error
-        watching.cancel()
-    if failure is not None:
-        raise failure
-
-
-def _stand_of(chunks: object) -> TracebackType | None:
-    """Return a traceback to the `yield` that an async generator stands at, so that the log can name its line."""
-    frame = chunks.ag_frame if isinstance(chunks, AsyncGeneratorType) else None
-    return None if frame is None else TracebackType(None, frame, frame.f_lasti, frame.f_lineno)
-
-
-class _Dataclass(Protocol):
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-
-# A Mapping rather than a dict, for to a type checker a TypedDict is no dict.
-Result: TypeAlias = Response | str | bytes | Mapping[Any, Any] | list[Any] | msgspec.Struct | _Dataclass | None
-"""What a handler may return; to_response() says what becomes of it."""
-
-
-def to_response(result: object) -> Response:
-    """Return what a handler's *result* becomes; for None HTTPError 404, for what can't be sent a ResultError that names it.
-
-    Text is never sniffed for markup: a visitor's own words, sent back, must not become a page.
-    """
-    # First what most handlers return.
-    if isinstance(result, (dict, list, msgspec.Struct)):
-        return Response.json(cast("object", result))
-    if isinstance(result, Response):
-        return result
-    if result is None:
-        raise NothingReturned
-    if isinstance(result, str):
-        return Response.text(result)
-    if isinstance(result, bytes):
-        return Response(result)
-    if is_dataclass(result) and not isinstance(result, type):
-        return Response.json(result)
-    if isinstance(result, Coroutine):
-        name = _close(cast("object", result))
-        raise ResultError(f"a handler returned the coroutine {name!r}: write `await` before that call")
-    raise ResultError(f"a handler returned {_name_with_fix(result)}")
-
-
-def _name_with_fix(result: object) -> str:
-    """Return what a handler's *result* is that can't be sent, and what to write instead."""
-    kind = type(result).__name__
-    if kind == "tuple" and len(cast("tuple[object, ...]", result)) in (2, 3):
-        return "a tuple; for a status or headers, write Response.json(..., status) or Response(..., status, headers)"
-    if isinstance(result, HTTPError):
-        return f"the error HTTPError({result.status}); write `raise` in the place of `return`"
-    if isroutine(result) or isclass(result):
-        return f"{result.__qualname__} itself; call it, with `await` if it is async"
-    return f"a {kind}; return a Response, str, bytes, dict, list, dataclass, Struct or None"
-
-
-class NothingReturned(HTTPError):
-    """Answers 404 because the last handler of a route returned None, most often for want of a `return`."""
-
-    def __init__(self) -> None:
-        super().__init__(404)
-
-
-def error_response(error: HTTPError) -> Response:
-    """Return the plain-text answer that *error* asks for."""
-    return Response.text(error.detail, error.status, error.headers)

@@ -12,7 +12,8 @@ from urllib.parse import unquote
 
 from gaman import _target
 from gaman._context import Context
-from gaman._response import Response, Result, error_response
+from gaman._response import Response
+from gaman._results import Result, error_response
 from gaman.errors import ConfigError, HTTPError
 
 Handler: TypeAlias = Callable[[Context], Awaitable[Result]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from gaman._asgi import Receive, Scope, Send
 from gaman._context import log_extra
-from gaman._response import BODILESS
+from gaman._framing import BODILESS
 from gaman._tracebacks import own
 
 if TYPE_CHECKING:

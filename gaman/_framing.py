@@ -1,0 +1,54 @@
+"""Framing: how a response says where its body ends (RFC 9112, section 6), and which responses have none."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from gaman._headers import RawHeaders
+from gaman.errors import HeaderError
+
+if TYPE_CHECKING:
+    from gaman._response import Response
+
+CONTENT_TYPE: Final = b"content-type"
+"""The name in the fields below, compared by identity as well."""
+
+# RFC 9110, section 6.4.1
+BODILESS = frozenset({204, 304})
+FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+_MAX_DIGITS = 18
+"""Of a length; more than any body has."""
+
+
+@lru_cache(maxsize=1024)
+def content_length(size: int) -> tuple[bytes, bytes]:
+    """Return the field that says that a body has *size* bytes."""
+    return b"content-length", b"%d" % size
+
+
+def without_body(status: int, headers: RawHeaders, size: int = 0) -> RawHeaders:
+    """Return *headers* as they are sent where no body is: to HEAD, with the length that the handler or else *size* says."""
+    if status in BODILESS:
+        left_out = FRAMING if status == 204 else {CONTENT_TYPE, *FRAMING}
+        return [field for field in headers if field[0] not in left_out]
+    for name, _ in headers:
+        if name == b"content-length":
+            return [*headers]
+    return [*headers, content_length(size)]
+
+
+def check_framing(response: Response, method: str) -> Response:
+    body = response.body
+    framing = [field for field in response.raw_headers if field[0] in FRAMING]
+    name, value = framing[0]
+    if len(framing) > 1 or name != b"content-length" or not value.isdigit() or len(value) > _MAX_DIGITS:
+        told = b", ".join(b"%s: %s" % field for field in framing).decode("latin-1")
+        raise HeaderError(f"a response has one content-length, in digits, and no transfer-encoding, not {told!r}")
+    if not isinstance(body, bytes) or method == "HEAD" or response.status in BODILESS:
+        return response
+    if int(value) != len(body):
+        raise HeaderError(f"the content-length {int(value)} is not that of the body, which has {len(body)} bytes; leave it out")
+    response = response.__copy__()
+    response.raw_headers.remove(framing[0])
+    return response
