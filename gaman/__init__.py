@@ -7,9 +7,10 @@ from gaman._fields import Fields
 from gaman._forms import Form, UploadedFile
 from gaman._headers import Headers, MutableHeaders
 from gaman._integration import Integration, Priority, define_integration
+from gaman._matching import Handler, Routes
 from gaman._response import Response
 from gaman._results import Result
-from gaman._routing import Handler, Routes, Table, define_routes
+from gaman._routing import Table, define_routes
 from gaman._server import serve
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, MissingDependency, ResultError
 

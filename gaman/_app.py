@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import traceback
 from collections.abc import Iterable
 from typing import Any, NoReturn, cast
@@ -11,15 +10,18 @@ from typing import Any, NoReturn, cast
 from gaman import _access
 from gaman._asgi import Receive, Scope, Send
 from gaman._context import Context, log_extra
+from gaman._failures import log_failure
 from gaman._framing import BODILESS, CONTENT_TYPE, content_length, without_body
+from gaman._handlers import function_of, name_of
 from gaman._headers import RawHeaders
 from gaman._hosts import AllowedHosts, parse_host
 from gaman._integration import Integration, in_order
+from gaman._matching import Answered, Handler, Routes, last_of
 from gaman._payloads import Payload
 from gaman._proxies import NEARBY, TrustedProxies
 from gaman._response import OK, Response, check, open_body
 from gaman._results import NothingReturned, error_response, to_response
-from gaman._routing import Answered, Handler, Routes, Table, define_routes, function_of, last_of, name_of
+from gaman._routing import Table, define_routes
 from gaman._target import in_origin_form
 from gaman._tracebacks import explain, own, place
 from gaman._trailers import drop_trailers
@@ -30,7 +32,6 @@ logger = logging.getLogger("gaman")
 _SMALL = 1 << 10
 """Bytes of a body up to which its length is looked up in a list: that takes half the time of a cache."""
 _LENGTHS = [content_length(size) for size in range(_SMALL)]
-_lacks_attribute = re.compile(r"'(\w+)' object has no attribute '(\w+)'").match
 
 
 class App:
@@ -200,19 +201,10 @@ class App:
     async def _recover(self, ctx: Context, error: Exception, handler: object = None) -> Response:
         """Return the answer to *error*: an on_error hook's or the error's own. What nobody expected is logged and says nothing."""
         told = ""
-        if isinstance(error, HTTPError):
-            if isinstance(error, NothingReturned):
-                self._tell_of_nothing(ctx, error, last_of(cast("Handler", handler)))
-            elif error.status >= 500 and (cause := error.__cause__) is not None:
-                # A line is enough: where a store is down, every request that needs it comes by here.
-                logger.error("%s %r answered %d: %s: %r", ctx.method, ctx.path, error.status, error, cause, extra=ctx.log_extra)
-        elif reason := explain(error) if isinstance(error, GamanError) else _explain_attribute(error, ctx):
-            # It says what is wrong in the user's code, and that is where it should lead.
-            told = f"{type(error).__name__}: {reason}{place(error, handler)}"
-            trace = own(error) if logger.isEnabledFor(logging.DEBUG) else None
-            logger.error("%s %r failed: %s", ctx.method, ctx.path, told, exc_info=trace, extra=ctx.log_extra)
+        if isinstance(error, NothingReturned):
+            self._tell_of_nothing(ctx, error, last_of(cast("Handler", handler)))
         else:
-            logger.error("%s %r failed", ctx.method, ctx.path, exc_info=own(error), extra=ctx.log_extra)
+            told = log_failure(ctx, error, handler)
         response: Response | None = None
         for hook in self._on_error:
             try:
@@ -364,19 +356,6 @@ class App:
 def _check_list(option: str, value: object) -> None:
     if not isinstance(value, Iterable):
         raise ConfigError(f"{option}={value!r} isn't a list of str; write {option}=[...], or leave it out")
-
-
-def _explain_attribute(error: Exception, ctx: Context) -> str:
-    """Return what to write in place of an attribute that a context or a session doesn't have; "" for any other *error*."""
-    # By its text: before Python 3.12, an error of setting an attribute doesn't have its object.
-    if not isinstance(error, AttributeError) or (found := _lacks_attribute(str(error))) is None:
-        return ""
-    fault, kind, name = found[0], found[1], found[2]
-    if kind == type(ctx).__name__ and (error.obj is ctx or error.obj is None):
-        return f"{fault}; what you add to a request yourself goes into ctx.locals[{name!r}]"
-    if kind == type(ctx.session).__name__:
-        return f"{fault}; write `await ctx.session.get({name!r})`, or `await ctx.session.set({name!r}, ...)`"
-    return ""
 
 
 def _fault(scope: Scope) -> str | None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from gaman._headers import RawHeaders
 from gaman.errors import HeaderError
-
-if TYPE_CHECKING:
-    from gaman._response import Response
 
 CONTENT_TYPE: Final = b"content-type"
 """The name in the fields below, compared by identity as well."""
@@ -38,17 +35,15 @@ def without_body(status: int, headers: RawHeaders, size: int = 0) -> RawHeaders:
     return [*headers, content_length(size)]
 
 
-def check_framing(response: Response, method: str) -> Response:
-    body = response.body
-    framing = [field for field in response.raw_headers if field[0] in FRAMING]
+def check_framing(headers: RawHeaders, status: int, body: object, method: str) -> RawHeaders:
+    """Return *headers* without a content-length that says what the server will say by itself; HeaderError where they don't fit."""
+    framing = [field for field in headers if field[0] in FRAMING]
     name, value = framing[0]
     if len(framing) > 1 or name != b"content-length" or not value.isdigit() or len(value) > _MAX_DIGITS:
         told = b", ".join(b"%s: %s" % field for field in framing).decode("latin-1")
         raise HeaderError(f"a response has one content-length, in digits, and no transfer-encoding, not {told!r}")
-    if not isinstance(body, bytes) or method == "HEAD" or response.status in BODILESS:
-        return response
+    if not isinstance(body, bytes) or method == "HEAD" or status in BODILESS:
+        return headers
     if int(value) != len(body):
         raise HeaderError(f"the content-length {int(value)} is not that of the body, which has {len(body)} bytes; leave it out")
-    response = response.__copy__()
-    response.raw_headers.remove(framing[0])
-    return response
+    return [field for field in headers if field[0] not in FRAMING]

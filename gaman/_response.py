@@ -312,7 +312,12 @@ def check(response: Response, ctx: Context, passed: RawHeaders | None = None) ->
         _check_status(status)
     for name, _ in response.raw_headers:
         if name in FRAMING:
-            return check_framing(response, ctx.method)
+            headers = check_framing(response.raw_headers, status, response.body, ctx.method)
+            if headers is not response.raw_headers:
+                # A handler may return the same Response for every request.
+                response = response.__copy__()
+                response.raw_headers = headers
+            return response
     if passed is not None:
         passed[:] = response.raw_headers
     return response

@@ -21,8 +21,9 @@ import uvicorn
 
 from gaman._app import App
 from gaman._integration import Integration
+from gaman._matching import Routes
 from gaman._proxies import NEARBY
-from gaman._routing import Routes, Table
+from gaman._routing import Table
 from gaman._server import _workers
 from gaman._server._connections import Connections
 from gaman._server._draining import drain, stop_handshakes
