@@ -183,8 +183,9 @@ class Context:
 
     def _close_files(self) -> None:
         """Close the files that responses have opened."""
-        for file in self._open_files or ():
-            file.close()
+        if self._open_files is not None:
+            for file in self._open_files:
+                file.close()
 
     @property
     def locals(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ _PERCENT = ord("%")
 _is_ambiguous = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)|\0").search
 
 
-class Answered(Exception):
+class EarlyResponse(Exception):
     """Raised for a request that is answered, with a Response or an HTTPError, before any hook runs."""
 
     def __init__(self, answer: Response | HTTPError) -> None:
@@ -107,7 +107,7 @@ class Routes:
         return self if self._factory is None else self._factory(deps)
 
     def match(self, scope: Scope) -> Match:
-        """Return what answers the ASGI *scope*, be it with an error; Answered is raised for a target that isn't a path."""
+        """Return what answers the ASGI *scope*, be it with an error; EarlyResponse is raised for a target that isn't a path."""
         path: str = scope["path"]
         try:
             raw_path, root_path = scope["raw_path"], scope["root_path"]
@@ -125,8 +125,8 @@ class Routes:
         if segments is None:
             if scope["method"] == "OPTIONS" and path == "*":
                 # A question whether the server is there (RFC 9110, section 9.3.7). Allow is about a resource, and it names none.
-                raise Answered(Response(None, 204))
-            raise Answered(HTTPError(400, "the path does not begin with a slash, or is not valid UTF-8"))
+                raise EarlyResponse(Response(None, 204))
+            raise EarlyResponse(HTTPError(400, "the path does not begin with a slash, or is not valid UTF-8"))
         if segments and not segments[-1] and not self._strict:
             segments.pop()
         return self._search(scope["method"], segments)

@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 
 
 class Payload(Protocol):
-    """A body that is not at hand as bytes, and knows how to send itself; *headers* are its own to change."""
+    """A body that sends itself, for one whose bytes aren't in memory; it may change *headers*."""
 
     async def send(self, status: int, headers: RawHeaders, ctx: Context, send: Send) -> None: ...
 
 
 class Stream:
+    """A body from an async iterator."""
+
     def __init__(self, chunks: AsyncIterable[bytes | str]) -> None:
         self._chunks = chunks
 
@@ -49,27 +51,30 @@ class Stream:
 
 
 class FileBody:
-    """A file that *find* returns, which asks the disk."""
+    """A body from a file, which *find* opens. It reads the disk, so it is called in a thread."""
 
     file: _file.File
-    """What is sent, once it is open."""
+    """The file, once it is open."""
 
     def __init__(self, find: Callable[[], _file.File]) -> None:
         self._find = find
 
     async def open(self, response: Response, ctx: Context) -> Response:
-        """Return *response* with the file open and described, for *ctx* to close; HTTPError 404 or 503 where it can't be opened."""
+        """Return a copy of *response* with the file open and its header fields added; *ctx* closes it after the request.
+
+        HTTPError 404 is raised if the file doesn't exist, HTTPError 503 if the system fails to open it.
+        """
         if hasattr(self, "file") and self.file.opened in (ctx._open_files or ()):
             return response
         try:
             file = await anyio.to_thread.run_sync(self._find)
         except (OSError, ValueError) as cause:
             status = 404 if _file.is_absent(cause) else 503
-            raise HTTPError(status, headers=_limits_on_caches(response.headers)) from cause
+            raise HTTPError(status, headers=_cache_limits(response.headers)) from cause
         if ctx._open_files is None:
             ctx._open_files = []
         ctx._open_files.append(file.opened)
-        # A handler may return the same Response for every request.
+        # Copied because a handler may return the same Response for every request.
         response = response.__copy__()
         response.body = body = FileBody(self._find)
         body.file = file
@@ -101,14 +106,14 @@ async def _emit(send: Send, message: dict[str, Any]) -> None:
     try:
         await send(message)
     except OSError as cause:
-        # So a server says that there is nobody to send to (ASGI 2.4).
-        raise ClientDisconnected("the client left before its answer had gone out whole") from cause
+        # The server reports with an OSError that the client has left (ASGI 2.4).
+        raise ClientDisconnected("the client left before its response was sent completely") from cause
 
 
 async def _send_while_connected(chunks: AsyncIterator[bytes | str], ctx: Context, send: Send, length: int | None = None) -> None:
-    """Send every chunk, or stop and cancel the one under way as soon as the client has left.
+    """Send every chunk. When the client leaves, stop, and cancel the chunk in flight.
 
-    ResultError is raised for what isn't a chunk, HeaderError where all of them are not *length* bytes, if that is given.
+    ResultError is raised for a chunk that isn't bytes or str, and HeaderError if the chunks aren't *length* bytes in total.
     """
 
     async def watch() -> None:
@@ -124,11 +129,11 @@ async def _send_while_connected(chunks: AsyncIterator[bytes | str], ctx: Context
             async for chunk in chunks:
                 data = chunk.encode() if isinstance(chunk, str) else chunk
                 if not isinstance(data, bytes):
-                    raise ResultError(f"a chunk is bytes or str, not {type(data).__name__}").with_traceback(_stand_of(chunks))
+                    raise ResultError(f"a chunk is bytes or str, not {type(data).__name__}").with_traceback(_position_of(chunks))
                 if left is not None and (left := left - len(data)) < 0:
                     raise HeaderError(f"a stream had more bytes than the {length} of its content-length")
                 await _emit(send, {"type": "http.response.body", "body": data, "more_body": True})
-                # Neither an iterator nor a server that has lost its client need ever wait, and watch() must have its turn.
+                # Lets watch() run, because neither the iterator nor a server without its client has to wait for anything.
                 await anyio.lowlevel.checkpoint()
             if left:
                 raise HeaderError(f"a stream ended {left} bytes before the {length} of its content-length")
@@ -139,14 +144,17 @@ async def _send_while_connected(chunks: AsyncIterator[bytes | str], ctx: Context
         raise failure
 
 
-def _stand_of(chunks: object) -> TracebackType | None:
-    """Return a traceback to the `yield` that an async generator stands at, so that the log can name its line."""
+def _position_of(chunks: object) -> TracebackType | None:
+    """Return a traceback to the `yield` where an async generator is suspended, so that the log can name its line."""
     frame = chunks.ag_frame if isinstance(chunks, AsyncGeneratorType) else None
     return None if frame is None else TracebackType(None, frame, frame.f_lasti, frame.f_lineno)
 
 
-def _limits_on_caches(headers: Headers) -> dict[str, str]:
-    """Return what keeps an error in place of a file from being cached more widely than that; its lifetime is the file's alone."""
+def _cache_limits(headers: Headers) -> dict[str, str]:
+    """Return the fields that keep a file's error out of the caches that may not store the file.
+
+    A file's lifetime isn't among them, because it doesn't apply to the error.
+    """
     fields = {name: ", ".join(headers.getall(name)) for name in ("vary", "cache-control")}
     if re.search(r"no-store|no-cache|private", fields["cache-control"], re.IGNORECASE) is None:
         del fields["cache-control"]

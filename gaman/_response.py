@@ -1,4 +1,4 @@
-"""Response: what goes back to the client."""
+"""Response: a status, header fields and a body, checked when it is made and before it is sent."""
 
 from __future__ import annotations
 
@@ -24,34 +24,35 @@ if TYPE_CHECKING:
 HeadersInit = Mapping[str, str] | Iterable[tuple[str, str]]
 
 OK: Final = 200
-"""Compared by identity, which is the cheapest check that nearly every response passes."""
+"""The usual status, compared by identity: unlike `==`, that is false for 200.0, and it saves 0.08 microseconds a response."""
 _JSON = (CONTENT_TYPE, b"application/json")
 _TEXT = (CONTENT_TYPE, b"text/plain; charset=utf-8")
 _HTML = (CONTENT_TYPE, b"text/html; charset=utf-8")
 _BYTES = (CONTENT_TYPE, b"application/octet-stream")
 
-# What a URI can't hold (RFC 3986, section 2), but for control characters: the header check refuses these.
+# What a URI can't hold (RFC 3986, section 2), except control characters, which the check of header values refuses.
 _not_in_uri = re.compile(r"""%(?![0-9A-Fa-f]{2})|[ "<>\\^`{|}]|[^\x00-\x7f]""")
-# Browsers take `\` for `/`, and leave out tabs and line breaks. After `//`, they read a host.
+# Browsers read `\` as `/` and remove tabs and line breaks. They read `//` as the start of a host.
 _is_local_path = re.compile(r"/(?![/\\])[^\x00-\x1f\x7f\\?#]*(?:[?#][^\x00-\x1f\x7f]*)?").fullmatch
 
 
 def _refuse(value: object) -> object:
+    """Raise ResultError for a *value* that msgspec can't encode."""
     if isinstance(value, Coroutine):
         raise ResultError(f"the result holds the coroutine {close(cast('object', value))!r}: write `await` before that call")
     raise ResultError(f"JSON can't hold a {type(value).__name__}; give it a dict, list, dataclass or Struct in its place")
 
 
 def close(coroutine: Any) -> str:
-    """Close what was not awaited, so that Python doesn't complain as well; return its name."""
-    # A call of the session has no name any more once it is closed.
+    """Close a coroutine that was never awaited, so that Python adds no warning; return its name."""
+    # Read first, because a closed call of the session has no name.
     name: str = getattr(coroutine, "__qualname__", type(coroutine).__name__)
     coroutine.close()
     return name
 
 
 def _close_coroutines(data: object) -> None:
-    """Close what was not awaited in *data*, so that Python does not complain of each as well."""
+    """Close the coroutines in *data*, so that Python adds no warning for each."""
     if isinstance(data, Coroutine):
         data.close()
     elif isinstance(data, dict):
@@ -63,21 +64,24 @@ def _close_coroutines(data: object) -> None:
 
 
 _MAX_LOCAL = 4096
-"""Bytes of a redirect's target that a visitor chose: proxies refuse a response whose fields don't fit into a page or two."""
-_new = object.__new__
+"""In bytes, of a redirect's target that a visitor chose. Proxies refuse responses with header fields over 4 or 8 KiB."""
 _encode_json = msgspec.json.Encoder(enc_hook=_refuse).encode
 
 
 class Response:
-    """A status, headers and a body."""
+    """A status, headers and a body: `Response("no", 403)`.
+
+    A str is sent as text/plain, bytes are sent as application/octet-stream, unless *content_type* or *headers* say otherwise.
+    ResultError is raised for another body or status, and HeaderError for an invalid header field.
+    """
 
     __slots__ = ("body", "raw_headers", "status")
 
     status: int
     body: bytes | Payload
-    """The body, or for stream() and file() what will send it."""
+    """The body. For stream() and file(), an object that sends it."""
     raw_headers: RawHeaders
-    """The header fields as ASGI has them; `headers` is the way to read and change them."""
+    """The header fields as ASGI defines them. Use `headers` to read and change them."""
 
     def __init__(
         self,
@@ -93,7 +97,7 @@ class Response:
             try:
                 field, self.body = _TEXT, body.encode()
             except UnicodeEncodeError as cause:
-                raise _no_utf8(cause) from None
+                raise _not_utf8(cause) from None
         elif isinstance(body, bytes):
             field, self.body = _BYTES, body
         else:
@@ -120,36 +124,31 @@ class Response:
             own.add(name, value)
 
     def __copy__(self) -> Response:
-        copied = _new(Response)
+        copied = Response.__new__(Response)
         copied.status, copied.body, copied.raw_headers = self.status, self.body, [*self.raw_headers]
         return copied
 
     @property
     def headers(self) -> MutableHeaders:
-        """The response's fields; setting one that could inject another raises HeaderError."""
+        """The header fields. Setting a value with a control character raises HeaderError, because it could inject another field."""
         return MutableHeaders(self.raw_headers)
 
     @staticmethod
     def json(data: object, status: int = 200, headers: HeadersInit | None = None) -> Response:
-        """Encode *data* as msgspec does: dicts, lists, dataclasses, Structs, datetimes, UUIDs; ResultError for what it can't."""
-        # Unrolled, for this is where most responses come from.
-        response = _new(Response)
-        if status is not OK:
-            _check_status(status)
-        response.status = status
+        """Send *data* as JSON: dicts, lists, dataclasses, Structs, datetimes, UUIDs and the other types that msgspec encodes.
+
+        ResultError names a value that JSON can't hold.
+        """
         try:
-            response.body = _encode_json(data)
+            body = _encode_json(data)
         except ResultError:
             _close_coroutines(data)
             raise
         except UnicodeEncodeError as cause:
-            raise _no_utf8(cause) from None
+            raise _not_utf8(cause) from None
         except RecursionError:
             raise ResultError("JSON can't hold data that is nested this deep, or within itself; give it less") from None
-        response.raw_headers = [_JSON]
-        if headers is not None:
-            response._add(headers)
-        return response
+        return _make(body, _JSON, status, headers)
 
     @staticmethod
     def text(text: str, status: int = 200, headers: HeadersInit | None = None) -> Response:
@@ -157,32 +156,36 @@ class Response:
         try:
             return _make(text.encode(), _TEXT, status, headers)
         except AttributeError:
-            raise _no_text("text", text) from None
+            raise _not_text("text", text) from None
         except UnicodeEncodeError as cause:
-            raise _no_utf8(cause) from None
+            raise _not_utf8(cause) from None
 
     @staticmethod
     def html(html: str, status: int = 200, headers: HeadersInit | None = None) -> Response:
-        """Send *html* as it is; escape what came from a visitor, with html.escape or a template engine."""
+        """Send *html* unchanged as text/html. Escape a visitor's text with html.escape or a template engine."""
         try:
             return _make(html.encode(), _HTML, status, headers)
         except AttributeError:
-            raise _no_text("html", html) from None
+            raise _not_text("html", html) from None
         except UnicodeEncodeError as cause:
-            raise _no_utf8(cause) from None
+            raise _not_utf8(cause) from None
 
     @staticmethod
     def redirect(location: str, status: int = 302, headers: HeadersInit | None = None, *, local: bool = False) -> Response:
-        """Send the browser to *location* (RFC 9110, section 15.4); what a URI can't hold is percent-encoded.
+        """Send the browser to *location* (RFC 9110, section 15.4). Characters that a URI can't hold are percent-encoded.
 
-        Pass *local* where *location* comes from a visitor: HTTPError 400 then refuses all but a path of this site, of at most
-        4,096 bytes. ResultError is raised for anything but a str.
+        Pass *local* if a visitor chose *location*. Anything but a path of this site, of at most 4,096 bytes, then raises
+        HTTPError 400:
+
+            return Response.redirect(ctx.query.get("next") or "/", local=True)
+
+        ResultError is raised for a location that isn't a str and for a status that isn't a redirect's.
         """
         if status not in (301, 302, 303, 307, 308):
             raise ResultError(f"{status!r} is not a redirect's status; take 301, 302, 303, 307 or 308")
         _check_target(location, local=local)
         try:
-            # A host may be percent-encoded too (RFC 3986, section 3.2.2), and the octets of a file name need not be UTF-8.
+            # This is valid in a host as well (RFC 3986, section 3.2.2). Surrogates are octets of a file name that isn't UTF-8.
             target = _not_in_uri.sub(lambda found: quote(found[0], safe="", errors="surrogateescape"), location)
         except UnicodeEncodeError as cause:
             raise HeaderError(f"the redirect's target {location!r} holds half a surrogate pair; remove it") from cause
@@ -202,9 +205,17 @@ class Response:
         *,
         content_type: str = "application/octet-stream",
     ) -> Response:
-        """Send *chunks* as they come. When the client leaves, the iterator is cancelled and closed."""
+        """Send each chunk of an async iterator when it is ready. When the client leaves, the iterator is cancelled and closed.
+
+        async def ticks() -> AsyncIterator[str]:
+            while True:
+                yield "tick"
+                await asyncio.sleep(1)
+
+        return Response.stream(ticks(), content_type="text/plain")
+        """
         if not hasattr(type(chunks), "__aiter__"):
-            raise ResultError(f"Response.stream() takes an async iterator, not {_name_what_is_wrong(chunks)}")
+            raise ResultError(f"Response.stream() takes an async iterator, not {_describe(chunks)}")
         return _make(Stream(chunks), (CONTENT_TYPE, encode_value(content_type)), status, headers)
 
     @staticmethod
@@ -218,15 +229,18 @@ class Response:
         content_type: str | None = None,
         download: str | None = None,
     ) -> Response:
-        """Send a file, in ranges and under conditions if the client asks for them (RFC 9110, sections 13 and 14).
+        """Send a file. Conditional requests and ranges are supported (RFC 9110, sections 13 and 14).
 
-        Give *root* where *path* comes from a visitor: a path that leads out of it through a link answers 404, as one that names
-        no file does. So does one with a segment that is empty, `.` or `..`, but for a leading slash. So does one of which a part
-        begins with a dot, unless you pass *hidden*. The content type is guessed from the name; *download* has the browser save
-        under that name.
+        Pass *root* if a visitor chose *path*:
 
-        The file is opened when the handler has returned the response. Where there is none, HTTPError 404 goes to the on_error
-        hooks; HTTPError 503 where the system fails to open it, as where it is out of file descriptors.
+            return Response.file(ctx.params["path"], root="uploads")
+
+        Then the response is 404 unless *path* names a file below *root*, also through links. A leading slash is ignored. A path
+        with another empty segment, with `.` or with `..` gets 404. So does a path with a part that begins with a dot, unless
+        *hidden* is true. The content type is guessed from the name. With *download*, the browser saves the file under that name.
+
+        The file is opened after the handler has returned. If it doesn't exist, the on_error hooks get HTTPError 404. They get
+        HTTPError 503 if the system fails to open it, for example without a free file descriptor.
         """
         for place in (path,) if root is None else (path, root):
             if not isinstance(place, (str, os.PathLike)):
@@ -239,7 +253,7 @@ class Response:
 
 
 def _make(body: bytes | Payload, field: tuple[bytes, bytes] | None, status: int, headers: HeadersInit | None) -> Response:
-    response = _new(Response)
+    response = Response.__new__(Response)
     if status is not OK:
         _check_status(status)
     response.status = status
@@ -250,11 +264,11 @@ def _make(body: bytes | Payload, field: tuple[bytes, bytes] | None, status: int,
     return response
 
 
-def _no_text(method: str, value: object) -> ResultError:
+def _not_text(method: str, value: object) -> ResultError:
     return ResultError(f"Response.{method}() takes a str, not {value!r}; write {as_text(value)!r}")
 
 
-def _no_utf8(cause: UnicodeEncodeError) -> ResultError:
+def _not_utf8(cause: UnicodeEncodeError) -> ResultError:
     return ResultError(
         f"UTF-8 can't hold {cause.object[cause.start]!r}, half a surrogate pair, as in a file's name that isn't UTF-8; replace it"
     )
@@ -275,8 +289,8 @@ def _check_target(location: object, *, local: bool) -> None:
         )
 
 
-def _name_what_is_wrong(chunks: object) -> str:
-    """Return what *chunks* are that Response.stream() can't take, and what to write instead."""
+def _describe(chunks: object) -> str:
+    """Return a description of *chunks*, which aren't an async iterator, and what to write instead."""
     if isinstance(chunks, Coroutine):
         name = close(cast("object", chunks))
         return f"the coroutine {name!r}: write `yield` in it, or `await` before the call if it returns an iterator"
@@ -284,14 +298,14 @@ def _name_what_is_wrong(chunks: object) -> str:
         return f"{getattr(chunks, '__qualname__', chunks)!r} itself: call it"
     if isgenerator(chunks):
         return f"the generator {chunks.__qualname__!r}: write `async def` in place of its `def`"
-    return f"a {type(chunks).__name__}; write an `async def` that yields its chunks, or give Response() all of them at once"
+    return f"a {type(chunks).__name__}; write an `async def` that yields its chunks, or pass all of them to Response()"
 
 
 async def open_body(response: Response, ctx: Context) -> Response:
-    """Return *response*, or a copy with its file open, for *ctx* to close.
+    """Return *response*, or a copy with its file open, which *ctx* closes after the request.
 
-    HTTPError 404 is raised where there is no such file, 503 where the system fails to open it, and ResultError for a body that
-    can't be sent.
+    HTTPError 404 is raised if the file doesn't exist, HTTPError 503 if the system fails to open it, and ResultError for a body
+    that can't be sent.
     """
     body: object = response.body
     if isinstance(body, FileBody):
@@ -301,11 +315,11 @@ async def open_body(response: Response, ctx: Context) -> Response:
     return response
 
 
-def check(response: Response, ctx: Context, passed: RawHeaders | None = None) -> Response:
-    """Return *response*, or a copy without a content-length that says what the server will say by itself.
+def check(response: Response, ctx: Context) -> Response:
+    """Return *response*, or a copy without its content-length, which gaman adds itself.
 
-    ResultError is raised for a status that can't be sent, and HeaderError for fields that don't fit the body (RFC 9112, section 6).
-    *passed* becomes fields that fit any body.
+    ResultError is raised for a status that can't be sent. HeaderError is raised for a framing that doesn't fit the body (RFC 9112,
+    section 6).
     """
     status = response.status
     if status is not OK and (status.__class__ is not int or not 200 <= status <= 599):
@@ -314,10 +328,8 @@ def check(response: Response, ctx: Context, passed: RawHeaders | None = None) ->
         if name in FRAMING:
             headers = check_framing(response.raw_headers, status, response.body, ctx.method)
             if headers is not response.raw_headers:
-                # A handler may return the same Response for every request.
+                # Copied because a handler may return the same Response for every request.
                 response = response.__copy__()
                 response.raw_headers = headers
             return response
-    if passed is not None:
-        passed[:] = response.raw_headers
     return response

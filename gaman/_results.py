@@ -17,21 +17,21 @@ class _Dataclass(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
-# A Mapping rather than a dict, for to a type checker a TypedDict is no dict.
+# A Mapping, because type checkers don't accept a TypedDict as a dict.
 Result: TypeAlias = Response | str | bytes | Mapping[Any, Any] | list[Any] | msgspec.Struct | _Dataclass | None
-"""What a handler may return; to_response() says what becomes of it."""
+"""What a handler may return. None passes the request to the next handler."""
 
 
 def to_response(result: object) -> Response:
-    """Return what a handler's *result* becomes; for None HTTPError 404, for what can't be sent a ResultError that names it.
+    """Return the Response that a handler's *result* becomes.
 
-    Text is never sniffed for markup: a visitor's own words, sent back, must not become a page.
+    HTTPError 404 is raised for None, and ResultError for a result that can't be sent. A str is always sent as text/plain, because
+    a visitor's text must not become a page.
     """
-    # First what most handlers return.
-    if isinstance(result, (dict, list, msgspec.Struct)):
-        return Response.json(cast("object", result))
     if isinstance(result, Response):
         return result
+    if isinstance(result, (dict, list, msgspec.Struct)):
+        return Response.json(cast("object", result))
     if result is None:
         raise NothingReturned
     if isinstance(result, str):
@@ -43,11 +43,11 @@ def to_response(result: object) -> Response:
     if isinstance(result, Coroutine):
         name = close(cast("object", result))
         raise ResultError(f"a handler returned the coroutine {name!r}: write `await` before that call")
-    raise ResultError(f"a handler returned {_name_with_fix(result)}")
+    raise ResultError(f"a handler returned {_describe(result)}")
 
 
-def _name_with_fix(result: object) -> str:
-    """Return what a handler's *result* is that can't be sent, and what to write instead."""
+def _describe(result: object) -> str:
+    """Return a description of a *result* that can't be sent, and what to write instead."""
     kind = type(result).__name__
     if kind == "tuple" and len(cast("tuple[object, ...]", result)) in (2, 3):
         return "a tuple; for a status or headers, write Response.json(..., status) or Response(..., status, headers)"
@@ -59,12 +59,12 @@ def _name_with_fix(result: object) -> str:
 
 
 class NothingReturned(HTTPError):
-    """Answers 404 because the last handler of a route returned None, most often for want of a `return`."""
+    """404 because the last handler of a route returned None, usually because its `return` is missing."""
 
     def __init__(self) -> None:
         super().__init__(404)
 
 
 def error_response(error: HTTPError) -> Response:
-    """Return the plain-text answer that *error* asks for."""
+    """Return the plain-text response to *error*."""
     return Response.text(error.detail, error.status, error.headers)
