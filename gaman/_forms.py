@@ -1,4 +1,4 @@
-"""Forms: their fields and files, and urlencoded ones parsed; a form that exceeds a limit is a 413."""
+"""Forms: fields and uploaded files, and the parser of urlencoded ones."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ from gaman.errors import HTTPError
 MAX_FIELDS = 1000
 MAX_FILES = 100
 SLICE = 1 << 16
-"""Bytes that are parsed at once. At worst they take some tens of milliseconds; then other requests are served."""
-_SPOOL = 1 << 18
+"""Bytes that are parsed before other requests get a turn: at worst, some tens of milliseconds."""
+_MAX_IN_MEMORY = 1 << 18
+"""In bytes; a larger file is written to disk."""
 
-# One at a time, because more threads would only compete with the event loop for the interpreter.
+# One thread, because more would only compete with the event loop for the interpreter.
 _limiter = RunVar[CapacityLimiter]("gaman_form")
 
 
 class UploadedFile:
-    """A file of a form. *filename* and *content_type* are the client's word: never make a path of the one or trust the other."""
+    """A file of a form.
+
+    The client chooses *filename* and *content_type*: never use the name as a path, and don't trust the type.
+    """
 
     __slots__ = ("content_type", "file", "filename", "size")
 
@@ -36,9 +40,9 @@ class UploadedFile:
         self.filename = filename
         self.content_type = content_type
         self.size = 0
-        """Bytes."""
-        self.file = SpooledTemporaryFile[bytes](max_size=_SPOOL)
-        """The content, in memory up to 256 KiB, then on disk; closed with the last reference to this object."""
+        """In bytes."""
+        self.file = SpooledTemporaryFile[bytes](max_size=_MAX_IN_MEMORY)
+        """The content: in memory up to 256 KiB, above that on disk. It is closed with the last reference to this object."""
 
     def __del__(self) -> None:
         self.file.close()
@@ -53,7 +57,7 @@ class UploadedFile:
         return await anyio.to_thread.run_sync(read)
 
     async def save(self, path: str | Path) -> None:
-        """Write the content to *path*, over what is there; OSError says why it could not be."""
+        """Write the content to *path*, and replace a file there; OSError if that fails."""
 
         def copy() -> None:
             self.file.seek(0)
@@ -63,16 +67,16 @@ class UploadedFile:
         await anyio.to_thread.run_sync(copy)
 
     async def append(self, data: bytes) -> None:
-        """Add *data* at the end, off the event loop once the content is on disk."""
+        """Add *data* at the end; in a thread if the content is on disk."""
         self.size += len(data)
-        if self.size > _SPOOL:
+        if self.size > _MAX_IN_MEMORY:
             await anyio.to_thread.run_sync(self.file.write, data)
         else:
             self.file.write(data)
 
 
 class Form(NamedTuple):
-    """What a form held, by name, in the order it was sent. A file input that was left empty isn't among the files."""
+    """A form's fields and files, by name, in the order in which they were sent. File inputs that were left empty aren't in it."""
 
     fields: Fields[str]
     files: Fields[UploadedFile]
@@ -94,9 +98,9 @@ async def read_urlencoded(chunks: AsyncIterator[bytes], limit: int) -> Fields[st
 
 
 def parse_pairs(encoded: bytes | bytearray, what: str, excess: int = 400) -> Fields[str]:
-    """Return the pairs of a query or an urlencoded form, decoded as browsers do: what is not UTF-8 becomes U+FFFD.
+    """Return the pairs of a query or an urlencoded form, decoded as browsers do: octets that aren't UTF-8 become U+FFFD.
 
-    HTTPError is raised with the status *excess* where there are too many.
+    HTTPError with the status *excess* is raised for more than 1,000 pairs.
     """
     try:
         pairs = parse_qsl(encoded.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS)

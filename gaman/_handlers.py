@@ -1,4 +1,4 @@
-"""Handlers: checked when a table is defined, and named as the user calls them."""
+"""Handlers: checked when a table is defined, and named in messages."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gaman.errors import ConfigError
 
 
 def check_handlers(where: str, value: object) -> tuple[Handler, ...]:
+    """Return the handlers of a table's *value*; ConfigError says what is wrong with one, and *where*."""
     handlers = cast("Sequence[object]", value) if isinstance(value, (list, tuple)) else (value,)
     if not handlers:
         raise ConfigError(f"{where}: the list of handlers is empty")
@@ -43,28 +44,28 @@ def _check_handler(where: str, handler: object) -> None:
     if takes is None:
         return
     first = next(iter(takes.parameters), "ctx")
-    # `async def show(id)` of `/users/:id` would get the context as its id.
+    # `async def show(id)` for `/users/:id` would get the context as its id.
     if not fits(takes) or first == "self" or (first != "ctx" and f":{first}" in where.replace("*", "").split("/")):
         fix = "give the method of an object, not of its class" if first == "self" else "path parameters are in ctx.params"
         raise ConfigError(f"{where}: the handler {name} takes {required(takes)}, but is called as {name}(ctx); {fix}")
 
 
 def has_routes(value: object) -> bool:
-    """Whether *value* is Routes or an App."""
+    """Return whether *value* is Routes or an App."""
     return isinstance(getattr(value, "routes", value), Routes)
 
 
 def signature_of(function: Callable[..., object]) -> Signature | None:
-    """Return what *function* takes, or None for one that is written in C and doesn't tell."""
+    """Return the signature of *function*, or None for a C function that has none."""
     try:
-        # What a decorator's own function takes, which passes on to the decorated one what that needs.
+        # The wrapper's own signature counts, because the wrapper is called.
         return signature(function, follow_wrapped=False)
     except ValueError:
         return None
 
 
 def fits(takes: Signature) -> bool:
-    """Whether one argument is enough for a function that *takes* these."""
+    """Return whether a function with this signature can be called with one argument."""
     try:
         takes.bind(None)
     except TypeError:
@@ -73,19 +74,19 @@ def fits(takes: Signature) -> bool:
 
 
 def required(takes: Signature) -> Signature:
-    """Return *takes* without annotations, and without what a caller may leave out."""
+    """Return the signature without annotations and without optional parameters, for messages."""
     variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
     required = [p for p in takes.parameters.values() if p.default is p.empty and p.kind not in variadic]
     return Signature([p.replace(annotation=p.empty) for p in required])
 
 
 def name_of(handler: object) -> str:
-    """Return what the user calls *handler*: the name of a function, or of what a partial or an object calls."""
+    """Return the name of *handler*: its function's, or that of the function which a partial or an object calls."""
     return str(getattr(handler, "__qualname__", None) or getattr(function_of(handler), "__qualname__", repr(handler)))
 
 
 def function_of(handler: object) -> object:
-    """Return the function that calling *handler* runs: that of a partial, the `__call__` of an object, or itself."""
+    """Return the function that *handler* calls: a partial's function, an object's `__call__`, or *handler* itself."""
     while isinstance(handler, partial):
         handler = cast("partial[object]", handler).func
     return handler if isroutine(handler) or isclass(handler) else getattr(type(handler), "__call__", handler)  # noqa: B004

@@ -1,4 +1,4 @@
-"""Routes: a table checked when it is defined and matched in a time that does not grow with it; never calls a handler."""
+"""define_routes: a table of routes, flattened and checked when it is defined."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gaman.errors import ConfigError
 Table: TypeAlias = "Mapping[str, Handler | Sequence[Handler] | Table]"
 
 _parameter = re.compile(r":[A-Za-z_][A-Za-z0-9_]*\*?").fullmatch
-# A parameter as other frameworks write it: `{id}`, `{id:int}`, `<int:id>`, `{path...}` or `*path`.
+# A parameter in the syntax of another framework: `{id}`, `{id:int}`, `<int:id>`, `{path...}` or `*path`.
 _foreign = re.compile(r"[^{<]*[{<](.*[A-Za-z_].*)[}>].*|(\*+[A-Za-z_].*)").fullmatch
 # `user-:id`, but not `items:batch`.
 _holds_parameter = re.compile(r".*[^\w:]:[A-Za-z_].*").fullmatch
@@ -27,12 +27,19 @@ _names = re.compile(r"[A-Za-z_]\w*").findall
 
 
 def define_routes(table: Table | Callable[[], Table] | Callable[[Any], Table], *, strict: bool = False) -> Routes:
-    """Return the routes of *table*, checked; ConfigError names the path of what is wrong in it.
+    """Return the routes of *table*; ConfigError names the path of a mistake.
 
-    A key is a path (`/users/:id`, or `/files/:path*` for all paths below `/files`), a path that ends in `/*` (middleware for that
-    path and all below it), or an HTTP method, `ALL` among them; a value is an async handler, a list of them, or a table of its own.
-    A function that returns such a dict may take one argument: the `deps` of the App. With *strict*, a trailing slash makes another
-    path.
+        routes = define_routes({
+            "/admin/*": require_login,
+            "/users": {"GET": list_users, "POST": [check_input, create_user]},
+            "/users/:id": show_user,
+            "/files/:path*": download,
+        })
+
+    A key is a path, a path that ends in `/*`, or an HTTP method, including `ALL`. A value is an async handler, a list of them, or
+    a nested table. `/admin/*` is middleware for `/admin` and every path below it. `:id` binds one segment, and `:path*` binds the
+    rest of the path. *table* may also be a function that returns the dict; it may take one argument, the `deps` of the App. With
+    *strict*, a trailing slash makes a different path.
     """
     if callable(table) and not has_routes(table):
         if iscoroutinefunction(table) or iscoroutinefunction(function_of(table)):
@@ -50,7 +57,7 @@ def define_routes(table: Table | Callable[[], Table] | Callable[[Any], Table], *
 
 
 def _read(table: object, strict: bool) -> list[Entry]:
-    """Return the rows of *table*, checked."""
+    """Return the checked rows of *table*."""
     if has_routes(table):
         raise ConfigError("define_routes() takes a dict of paths and handlers, and these routes are defined already; pass the dict")
     if not _is_table(table):
@@ -59,7 +66,7 @@ def _read(table: object, strict: bool) -> list[Entry]:
 
 
 class _Row(NamedTuple):
-    """One row of the flattened table."""
+    """One row of the flattened table, not checked yet."""
 
     method: str
     path: str
@@ -70,13 +77,14 @@ class _Row(NamedTuple):
 
 
 def _layer(row: _Row, strict: bool) -> Layer:
+    """Return the layer of *row*; ConfigError says what is wrong with its path."""
     parts = row.path.split("/")
-    # `/adm*` is none: it would look as if it guarded `/admin/users`.
+    # `/adm*` isn't middleware, because it would seem to guard `/admin/users`.
     if is_middleware := parts[-1] == "*":
         parts.pop()
     segments = tuple(without_empty(parts, strict and not is_middleware))
     names: set[str] = set()
-    for place, segment in enumerate(segments, 1):
+    for number, segment in enumerate(segments, 1):
         if _foreign(segment) is not None:
             path = "/".join(map(_translate, parts)) + "/*" * is_middleware
             raise ConfigError(f"{row}: {segment!r} isn't a parameter, which is a whole segment with a colon; write {path}")
@@ -85,8 +93,8 @@ def _layer(row: _Row, strict: bool) -> Layer:
                 raise ConfigError(f"{row}: {fault}")
             continue
         if _parameter(segment) is None:
-            raise ConfigError(f"{row}: {segment!r} is no parameter; after the colon comes a name of letters, digits and _")
-        if segment[-1] == "*" and (is_middleware or place < len(segments)):
+            raise ConfigError(f"{row}: {segment!r} isn't a parameter; after the colon comes a name of letters, digits and _")
+        if segment[-1] == "*" and (is_middleware or number < len(segments)):
             raise ConfigError(f"{row}: nothing comes after {segment!r}, because it takes the rest of the path")
         if (name := segment.strip(":*")) in names:
             raise ConfigError(f"{row}: the parameter ':{name}' stands there twice")
@@ -126,7 +134,7 @@ def _join(prefix: str, key: object) -> str:
 
 
 def _translate(segment: str) -> str:
-    """Return *segment* with a colon where it is a parameter as other frameworks write it, else as it is."""
+    """Return *segment* with a colon if it is a parameter in another framework's syntax, otherwise unchanged."""
     found = _foreign(segment)
     if found is None:
         return segment
@@ -142,7 +150,7 @@ def _translate(segment: str) -> str:
 
 
 def _fault(segment: str) -> str | None:
-    """Return what is wrong with a literal *segment*, which no request could match, or None."""
+    """Return what is wrong with a literal *segment* that no request can match, or None."""
     if "*" in segment:
         return "a * stands alone at the end of a path, or after a parameter's name there"
     if "?" in segment or "#" in segment:
@@ -155,7 +163,7 @@ def _fault(segment: str) -> str | None:
 
 
 def _by_method(path: str, table: Table) -> Handler:
-    """Return middleware that runs those handlers of *table* that are for the request's method."""
+    """Return middleware that runs the handlers of *table* for the request's method."""
     by_method = {row.method: chain(row.handlers) for row in _flatten(table, path)}
     for key in table:
         if key not in by_method:
