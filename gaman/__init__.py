@@ -1,4 +1,4 @@
-"""gaman: a minimal async web framework whose sessions lose nothing and let nobody in."""
+"""gaman: a minimal async web framework whose sessions lose no update and whose logout is final."""
 
 from gaman._app import App
 from gaman._context import Context, log_extra

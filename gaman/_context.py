@@ -223,15 +223,20 @@ class Context:
     def stream(self, max_size: int | None = None) -> AsyncIterator[bytes]:
         """Yield the body's chunks as they arrive, once; HTTPError 413 beyond *max_size* bytes, by default the App's max_body_size.
 
-        async for chunk in ctx.stream(max_size=1 << 30):
-            await upload.write(chunk)
+        A body that is larger than memory needs its own limit:
+
+            async for chunk in ctx.stream(max_size=10 << 30):
+                await upload.write(chunk)
         """
         return self._request_body.stream(max_size)
 
     async def disconnected(self) -> None:
         """Return when the client has disconnected. A body that isn't read by then is discarded.
 
-        watch = asyncio.create_task(ctx.disconnected())
+        It can end work that only this client waits for:
+
+            leaving = asyncio.create_task(ctx.disconnected())
+            await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
         """
         await self._request_body.disconnected()
 

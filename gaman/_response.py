@@ -205,14 +205,16 @@ class Response:
         *,
         content_type: str = "application/octet-stream",
     ) -> Response:
-        """Send each chunk of an async iterator when it is ready. When the client leaves, the iterator is cancelled and closed.
+        """Send each chunk of an async iterator when it is ready.
 
-        async def ticks() -> AsyncIterator[str]:
-            while True:
-                yield "tick"
-                await asyncio.sleep(1)
+            async def ticks() -> AsyncIterator[str]:
+                while True:
+                    yield "tick"
+                    await asyncio.sleep(1)
 
-        return Response.stream(ticks(), content_type="text/plain")
+            return Response.stream(ticks(), content_type="text/plain")
+
+        When the client leaves, the iterator is cancelled and closed. ResultError is raised for anything but an async iterator.
         """
         if not hasattr(type(chunks), "__aiter__"):
             raise ResultError(f"Response.stream() takes an async iterator, not {_describe(chunks)}")
