@@ -184,9 +184,8 @@ class Context:
 
     def _close_files(self) -> None:
         """Close the files that responses have opened."""
-        if self._open_files is not None:
-            for file in self._open_files:
-                file.close()
+        for file in self._open_files or ():
+            file.close()
 
     @property
     def locals(self) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class Response:
             own.add(name, value)
 
     def __copy__(self) -> Response:
-        copied = Response.__new__(Response)
+        copied = object.__new__(Response)
         copied.status, copied.body, copied.raw_headers = self.status, self.body, [*self.raw_headers]
         return copied
 
@@ -255,7 +255,7 @@ class Response:
 
 
 def _make(body: bytes | Payload, field: tuple[bytes, bytes] | None, status: int, headers: HeadersInit | None) -> Response:
-    response = Response.__new__(Response)
+    response = object.__new__(Response)
     if status is not OK:
         _check_status(status)
     response.status = status
@@ -317,11 +317,11 @@ async def open_body(response: Response, ctx: Context) -> Response:
     return response
 
 
-def check(response: Response, ctx: Context) -> Response:
+def check(response: Response, ctx: Context, checked: RawHeaders | None = None) -> Response:
     """Return *response*, or a copy without its content-length, which gaman adds itself.
 
     ResultError is raised for a status that can't be sent. HeaderError is raised for a framing that doesn't fit the body (RFC 9112,
-    section 6).
+    section 6). *checked* is replaced with the header fields if they fit any body.
     """
     status = response.status
     if status is not OK and (status.__class__ is not int or not 200 <= status <= 599):
@@ -334,4 +334,6 @@ def check(response: Response, ctx: Context) -> Response:
                 response = response.__copy__()
                 response.raw_headers = headers
             return response
+    if checked is not None:
+        checked[:] = response.raw_headers
     return response
