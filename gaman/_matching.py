@@ -188,7 +188,7 @@ class Routes:
         indexes: dict[str, int | None] = {layer.rest: None} if layer.rest else {}
         for name, index in [pair for other in layers for pair in other.params.items()]:
             if indexes.setdefault(name, index) != index:
-                raise ConfigError(f"{entry.name}: ':{name}' stands at another place here than in the middleware above; rename one")
+                raise ConfigError(f"{entry.name}: ':{name}' is at another position here than in the middleware above; rename one")
         node.endpoint[entry.method] = _Route(layers)
 
 

@@ -97,7 +97,7 @@ def _layer(row: _Row, strict: bool) -> Layer:
         if segment[-1] == "*" and (is_middleware or number < len(segments)):
             raise ConfigError(f"{row}: nothing comes after {segment!r}, because it takes the rest of the path")
         if (name := segment.strip(":*")) in names:
-            raise ConfigError(f"{row}: the parameter ':{name}' stands there twice")
+            raise ConfigError(f"{row}: the path has the parameter ':{name}' twice")
         names.add(name)
     return Layer(segments, row.handlers, is_middleware)
 
@@ -152,7 +152,7 @@ def _translate(segment: str) -> str:
 def _fault(segment: str) -> str | None:
     """Return what is wrong with a literal *segment* that no request can match, or None."""
     if "*" in segment:
-        return "a * stands alone at the end of a path, or after a parameter's name there"
+        return "a * is allowed only at the end of a path: as its last segment, or after the name of its last parameter"
     if "?" in segment or "#" in segment:
         return f"{segment!r} isn't of a path, which ends before ? and #; the query is in ctx.query"
     if _holds_parameter(segment) is not None:
@@ -167,7 +167,7 @@ def _by_method(path: str, table: Table) -> Handler:
     by_method = {row.method: chain(row.handlers) for row in _flatten(table, path)}
     for key in table:
         if key not in by_method:
-            raise ConfigError(f"{path}: a * stands alone at the end of a path, so below it come only methods, not {key!r}")
+            raise ConfigError(f"{path}: a path that ends in * has only methods below it, not {key!r}")
     complete(by_method)
 
     async def middleware(ctx: Context) -> Result:
