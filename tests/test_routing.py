@@ -1023,7 +1023,7 @@ async def test_any_async_callable_of_one_argument_can_be_a_handler(ask: Ask, han
         (keyword_only, "keyword_only takes (ctx, *, db), but"),
         (ctx_by_keyword, "ctx_by_keyword takes (*, ctx), but"),
         (functools.partial(two), "two takes (ctx, id), but"),
-        (functools.partial(Controller().show, None), "Controller.show takes (), but"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        (functools.partial(Controller().show, None), "Controller.show takes (), but"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # None is not a Context
         (Controller.show, "Controller.show takes (self, ctx), but is called as Controller.show(ctx); give the method of an object"),
         (Controller().needs_more, "Controller.needs_more takes (ctx, id), but"),
         (Controller.static_in_all_but_name, "Controller.static_in_all_but_name takes (self), but is called as"),
@@ -1036,7 +1036,7 @@ async def test_any_async_callable_of_one_argument_can_be_a_handler(ask: Ask, han
         (generator, "generator is an async generator, because it holds `yield`; write a handler that returns Response.stream() of"),
         (functools.partial(generator), "generator is an async generator, because"),
         (Generating(), "Generating.__call__ is an async generator, because"),
-        (Controller().show(None), "Controller.show is called here; write Controller.show by itself, because each"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        (Controller().show(None), "Controller.show is called here; write Controller.show by itself, because each"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # None is not a Context
     ],
 )
 @pytest.mark.filterwarnings("ignore:coroutine")
