@@ -134,7 +134,7 @@ class Routes:
         branches: tuple[tuple[_Node, int], ...] = ()
         endpoints: tuple[Mapping[str, _Route], ...] = ()
         while True:
-            # Most searches begin here, and without a copy a route with a parameter takes 5 % less.
+            # The first search needs no copy, which saves 5 % of a request with a parameter.
             for segment in segments[depth:] if depth else segments:
                 if node.rest is not None and segment:
                     branches = (*branches, (node.rest, len(segments)))
@@ -238,7 +238,7 @@ class _Node:
         """The index of a catch-all's first segment."""
 
     def accepts(self, segments: Sequence[str], strict: bool) -> bool:
-        """Return whether a catch-all may match the end of *segments*, which must be the only spelling of its path.
+        """Return whether a catch-all may match the end of *segments*: not if its path has other spellings, which a guard would miss.
 
         Other nodes return True.
         """
