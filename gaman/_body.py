@@ -39,7 +39,7 @@ class RequestBody:
         if self._ended is not None:
             raise GamanError(
                 "the body can be read once, and body(), form(), stream() or the response has begun to; "
-                "read it before the response begins, and keep what that gave"
+                "read it before the response begins, and keep the result"
             )
         self._ended = anyio.Event()
         return self._chunks(self._max_size if max_size is None else max_size, self._ended)

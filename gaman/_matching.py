@@ -238,7 +238,7 @@ class _Node:
         """The index of a catch-all's first segment."""
 
     def accepts(self, segments: Sequence[str], strict: bool) -> bool:
-        """Return whether a catch-all may match the end of *segments*: not if its path has other spellings, which a guard would miss.
+        """Return whether a catch-all may match the end of *segments*: not if that has other spellings, which a guard would miss.
 
         Other nodes return True.
         """
