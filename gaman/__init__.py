@@ -1,14 +1,16 @@
-"""gaman: a minimal async web framework whose sessions lose nothing and let nobody in."""
+"""gaman: a minimal async web framework whose sessions lose no update and whose logout is final."""
 
 from gaman._app import App
-from gaman._body import Form, UploadedFile
 from gaman._context import Context, log_extra
 from gaman._cookies import Cookies, SameSite, find_cookie, find_cookies
 from gaman._fields import Fields
+from gaman._forms import Form, UploadedFile
 from gaman._headers import Headers, MutableHeaders
 from gaman._integration import Integration, Priority, define_integration
-from gaman._response import Response, Result
-from gaman._routing import Handler, Routes, Table, define_routes
+from gaman._matching import Handler, Routes
+from gaman._response import Response
+from gaman._results import Result
+from gaman._routing import Table, define_routes
 from gaman._server import serve
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, MissingDependency, ResultError
 

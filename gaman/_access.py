@@ -7,9 +7,11 @@ from collections.abc import MutableMapping
 from time import perf_counter
 from typing import Any
 
+from gaman._asgi import Send
 from gaman._context import Context
 from gaman._headers import RawHeaders
-from gaman._response import Payload, Response, Send
+from gaman._payloads import Payload
+from gaman._response import Response
 
 logger = logging.getLogger("gaman")
 

@@ -1,26 +1,24 @@
-"""Context: what a handler gets of one request, each part parsed when it is first asked for."""
+"""Context: one request as handlers see it, each part parsed on first use."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
-from functools import lru_cache
+from collections.abc import AsyncIterator, Mapping
 from io import FileIO
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 from urllib.parse import quote
 
-import anyio
-import msgspec
-
 from gaman import _target
-from gaman._body import MAX_DEPTH, Form, UploadedFile, check_depth, parse_pairs, read_form, stream_body
+from gaman._asgi import Receive, Scope
+from gaman._body import RequestBody
 from gaman._cookies import Cookies, SetCookies, find_cookie
 from gaman._fields import Fields
+from gaman._forms import Form, UploadedFile, parse_pairs
 from gaman._headers import Headers
 from gaman._log import printable
 from gaman._proxies import Origin
-from gaman.errors import ConfigError, GamanError, HTTPError, ResultError
+from gaman.errors import ConfigError
 
 if TYPE_CHECKING:
     from gaman._app import App
@@ -28,25 +26,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_decode_json = msgspec.json.Decoder().decode
 _LOG_EXTRA = "gaman.log_extra"
 _is_id = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 
 
 class Context:
-    """One request. Integrations put what they give to handlers into `locals`."""
+    """One request. Integrations provide objects for handlers in `locals`."""
 
     __slots__ = (
         "_body",
         "_cookies",
-        "_form",
         "_headers",
         "_locals",
         "_open_files",
         "_origin",
         "_query",
-        "_read_whole",
-        "_reading",
         "_receive",
         "app",
         "began",
@@ -56,38 +50,35 @@ class Context:
         "set_cookies",
     )
 
-    _body: bytes
-    _form: Form
+    _body: RequestBody
     _locals: dict[str, Any]
     _query: Fields[str]
-    _read_whole: anyio.Event
-    _reading: anyio.Lock
     began: float
-    """When the request came, by time.perf_counter(); only for the access line, where there is one."""
+    """When the request began, by time.perf_counter(); set only if there is an access line."""
     session: Session
 
     def __init__(
         self,
-        scope: MutableMapping[str, Any],
-        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        scope: Scope,
+        receive: Receive,
         params: Mapping[str, str],
         app: App,
     ) -> None:
         self.scope = scope
-        """The ASGI scope, for what has no name here."""
+        """The ASGI scope, for everything without a name here."""
         self.params = params
         """The path's parameters, percent-decoded."""
         self.app = app
         """The App that serves the request."""
         self._receive = receive
-        # None until somebody asks: an empty slot takes an exception to see, and these are asked for often.
+        # None instead of an empty slot, which costs an exception to detect: most requests read these.
         self._headers: Headers | None = None
         self._origin: Origin | None = None
         self._cookies: Cookies | None = None
         self.set_cookies: SetCookies | None = None
-        """The Set-Cookie fields to send, once there may be some."""
+        """The Set-Cookie fields of the response, or None if no cookie was used."""
         self._open_files: list[FileIO] | None = None
-        """The files that responses have opened, once there are some."""
+        """The files that responses have opened, or None."""
         self.session = _NO_SESSION
 
     @property
@@ -98,15 +89,15 @@ class Context:
 
     @property
     def path(self) -> str:
-        """The path as routes see it: percent-decoded, without the query and the server's root_path, repeated slashes as one.
+        """The path as routes see it: percent-decoded, without the query and the server's root_path.
 
-        A trailing slash stays, and a slash within a segment is `%2F`.
+        Repeated slashes are collapsed, a trailing slash stays, and a slash within a segment is `%2F`.
         """
         return _target.path_of(self.scope)
 
     @property
     def url(self) -> str:
-        """The absolute URL that was asked for, by `scheme` and `host`, and with the path as it came."""
+        """The absolute URL of the request, from `scheme`, `host` and the undecoded path and query."""
         scope = self.scope
         raw: bytes | None = scope.get("raw_path")
         path = quote(scope["path"]) if raw is None else raw.decode("latin-1")
@@ -115,26 +106,27 @@ class Context:
 
     @property
     def scheme(self) -> str:
-        """`https` or `http`, as the client asked: behind a trusted proxy that says it, between the client and that proxy."""
+        """`https` or `http`. Behind a trusted proxy that reports it, the scheme between the client and the proxy."""
         return self._find_origin().scheme
 
     @property
     def host(self) -> str:
-        """The host that was asked for, with the port where it is not the usual one, as the client spells it: it may spell any.
+        """The host that the request is for, with its port unless that is the scheme's default.
 
-        A trusted proxy may tell it; else it is the Host field, and without one the server's own address.
+        It is reported by a trusted proxy, or is the Host field, or else the server's address. Don't trust it without the App's
+        *allowed_hosts*, because a client may send any host.
         """
         host = self._find_origin().host or self.header("host")
         if not host:
             name, port = self.scope.get("server") or ("localhost", None)
-            # A server on a Unix socket gives its path here.
+            # A server on a Unix socket has the socket's path here.
             name = "localhost" if name.startswith("/") else f"[{name}]" if ":" in name else name
             host = name if port is None else f"{name}:{port}"
         return host
 
     @property
     def ip(self) -> str | None:
-        """The client's address: the peer's, or where that is a trusted proxy, the one that it names; None on a Unix socket."""
+        """The client's address: the peer's, or the one that a trusted proxy reports; None on a Unix socket."""
         return self._find_origin().ip
 
     def _find_origin(self) -> Origin:
@@ -150,44 +142,44 @@ class Context:
         return self._headers
 
     def header(self, name: str) -> str | None:
-        """Return the first value of a header field, or None when there is none."""
+        """Return the first value of a header field, or None if the request doesn't have it."""
         return self.headers.get(name)
 
     def param(self, name: str) -> str | None:
-        """Return a parameter of the path, or None when the route has none of that name."""
+        """Return a parameter of the path, or None if the route doesn't have it."""
         return self.params.get(name)
 
     @property
     def query(self) -> Fields[str]:
-        """The query's fields: `query["a"]` is the first of a name, `query.getall("a")` is a list of all, which may be empty."""
+        """The query's fields: `query["a"]` is the first value of a name, and `query.getall("a")` is a list of all, maybe empty."""
         if not hasattr(self, "_query"):
             self._query = parse_pairs(self.scope["query_string"], "query")
         return self._query
 
     @property
     def cookies(self) -> Cookies:
-        """The request's cookies; what is set or deleted here goes out with the response."""
+        """The request's cookies. Changes are sent with the response."""
         if self._cookies is None:
             if self.set_cookies is None:
                 self.set_cookies = {}
-            # It does not hold the context, which holds it: such a circle would have to wait for the garbage collector.
+            # Cookies don't refer to the context, because a reference cycle would have to wait for the garbage collector.
             scope, find_origin = self.scope, self.app.proxies.find_origin
             self._cookies = Cookies(scope["headers"], self.set_cookies, is_secure=lambda: find_origin(scope).scheme == "https")
         return self._cookies
 
     def cookie(self, name: str) -> str | None:
-        """Return a cookie as the request brought it, or None when there is none; `cookies.get` knows what was set since."""
+        """Return a cookie of the request, or None if it doesn't have it. Unlike `cookies.get`, ignore the handlers' changes."""
         return find_cookie(self.scope["headers"], name)
 
     def send_cookie(self, line: bytes) -> None:
-        """Send *line* as a Set-Cookie value; the caller answers for what it holds, and `cookies.get` knows nothing of it."""
+        """Send *line* as the value of a Set-Cookie field, for integrations. It isn't checked, and `cookies.get` doesn't see it."""
         if self.set_cookies is None:
             self.set_cookies = {}
-        # Nobody asks for it again, so any key does that no other has.
+        # The key only has to be unique, because no lookup follows.
         self.set_cookies[len(self.set_cookies)] = (b"set-cookie", line)
 
     def forget_cookies(self) -> None:
-        """Send none of the cookies that were set."""
+        """Drop every change of a cookie."""
         self._cookies = self.set_cookies = None
 
     def _close_files(self) -> None:
@@ -197,129 +189,114 @@ class Context:
 
     @property
     def locals(self) -> dict[str, Any]:
-        """A place for what hooks and handlers of this request tell one another."""
+        """Values that the hooks and handlers of this request share."""
         if not hasattr(self, "_locals"):
             self._locals = {}
         return self._locals
 
     @property
     def request_id(self) -> str:
-        """What names this request in logs: its X-Request-ID, if that is 1 to 64 letters, digits, `.`, `_` and `-`, else a new one.
+        """The request's id in logs: its X-Request-ID if that is 1 to 64 letters, digits, `.`, `_` and `-`, or else a random id.
 
-        A client may send any that it likes; where that matters, have the proxy set the header.
+        A client can choose this id. If that matters, let the proxy set the header.
         """
         request_id: str = self.log_extra["request_id"]
         return request_id
 
     @property
     def log_extra(self) -> dict[str, Any]:
-        """What records about this request carry, for logging's `extra`: request_id, method, path, and what integrations add.
+        """The fields of log records about this request: request_id, method, path, and fields that integrations add.
 
-        Control characters in them are escaped.
+            logger.info("sold out", extra=ctx.log_extra)
+
+        Control characters are escaped.
         """
         return log_extra(self.scope)
 
-    def stream(self, max_size: int | None = None) -> AsyncIterator[bytes]:
-        """Yield the body as it comes, once; HTTPError 413 beyond *max_size* bytes, by default the App's max_body_size."""
-        if hasattr(self, "_read_whole"):
-            raise GamanError(
-                "the body can be read once, and body(), form(), stream() or the response has begun to; "
-                "read it before the response begins, and keep what that gave"
-            )
-        self._read_whole = anyio.Event()
-        return self._stream(self.app.max_body_size if max_size is None else max_size)
+    @property
+    def _request_body(self) -> RequestBody:
+        if not hasattr(self, "_body"):
+            self._body = RequestBody(self._receive, self.headers, self.app.max_body_size)
+        return self._body
 
-    async def _stream(self, max_size: int) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in stream_body(self._receive, self.headers, max_size):
-                yield chunk
-        finally:
-            self._read_whole.set()
+    def stream(self, max_size: int | None = None) -> AsyncIterator[bytes]:
+        """Yield the body's chunks as they arrive, once; HTTPError 413 beyond *max_size* bytes, by default the App's max_body_size.
+
+        A body that is larger than memory needs its own limit:
+
+            async for chunk in ctx.stream(max_size=10 << 30):
+                await upload.write(chunk)
+        """
+        return self._request_body.stream(max_size)
 
     async def disconnected(self) -> None:
-        """Return when the client has left; a body that the handler has not asked for by then is thrown away."""
-        if hasattr(self, "_read_whole"):
-            await self._read_whole.wait()
-        else:
-            # Two readers would each wait for what the other has taken.
-            self._read_whole = anyio.Event()
-            self._read_whole.set()
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        """Return when the client has disconnected. A body that isn't read by then is discarded.
+
+        It can end work that only this client waits for:
+
+            leaving = asyncio.create_task(ctx.disconnected())
+            await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        """
+        await self._request_body.disconnected()
 
     async def body(self, max_size: int | None = None) -> bytes:
         """Return the whole body; HTTPError 413 beyond *max_size* bytes, by default the App's max_body_size."""
-        async with self._lock():
-            if not hasattr(self, "_body"):
-                self._body = b"".join([chunk async for chunk in self.stream(max_size)])
-            return self._body
+        return await self._request_body.read(max_size)
 
     async def text(self) -> str:
-        """Return the body as text; HTTPError 400 where it is not UTF-8."""
-        body = await self.body()
-        try:
-            return body.decode()
-        except UnicodeDecodeError as cause:
-            raise HTTPError(400, "the body is not valid UTF-8") from cause
+        """Return the body as text; HTTPError 400 if it isn't UTF-8."""
+        return await self._request_body.text()
 
     @overload
     async def json(self) -> Any: ...
     @overload
     async def json(self, type: type[T]) -> T: ...
     async def json(self, type: Any = None) -> Any:
-        """Return the JSON body, decoded into *type* where one is given: a dataclass, Struct, TypedDict or any that msgspec knows.
+        """Return the JSON body, decoded into *type*: a dataclass, Struct, TypedDict or another type that msgspec supports.
 
-        HTTPError 400 is raised for malformed JSON, and for JSON that is nested deeper than 100 levels. HTTPError 422 is raised for
-        a body that doesn't fit the type, with the place of the fault, and ResultError for what isn't a type.
+            @dataclass
+            class User:
+                name: str
+                age: int = 0
+
+            user = await ctx.json(User)
+
+        HTTPError 422 is raised for a body that doesn't fit the type, and names the location. HTTPError 400 is raised for malformed
+        JSON and for more than 100 nested levels, and ResultError for a *type* that isn't one.
         """
-        body = await self.body()
-        if len(body) > MAX_DEPTH:
-            check_depth(body)
-        try:
-            return _decode_json(body) if type is None else _decoder_of(type).decode(body)
-        except msgspec.ValidationError as cause:
-            raise HTTPError(422, str(cause)) from cause
-        except (msgspec.DecodeError, UnicodeDecodeError) as cause:
-            raise HTTPError(400, f"malformed JSON: {str(cause).removeprefix('JSON is malformed: ')}") from cause
+        return await self._request_body.json(type)
 
     async def form(self, max_size: int | None = None) -> Form:
-        """Return the form's fields and files, from an urlencoded or multipart body.
+        """Return the fields and files of an urlencoded or multipart form.
+
+            form = await ctx.form(max_size=20 << 20)
+            title, photo = form.fields["title"], form.files.get("photo")
 
         HTTPError 400 is raised for a malformed form and for a Content-Type over 1 KiB, HTTPError 415 for a body that isn't a form.
         HTTPError 413 is raised beyond *max_size* bytes, by default the App's max_body_size, and beyond 1,000 fields, 100 files, or
-        4 KiB of header fields in a part. The fields together never exceed max_body_size, whatever *max_size* is.
+        4 KiB of header fields in a part. The fields together may not exceed max_body_size, even if *max_size* is larger.
         """
-        async with self._lock():
-            if not hasattr(self, "_form"):
-                chunks = _once(self._body) if hasattr(self, "_body") else self.stream(max_size)
-                self._form = await read_form(chunks, self.headers, self.app.max_body_size)
-            return self._form
-
-    def _lock(self) -> anyio.Lock:
-        """Return what keeps two readers of one body from taking turns at its chunks."""
-        if not hasattr(self, "_reading"):
-            self._reading = anyio.Lock()
-        return self._reading
+        return await self._request_body.form(max_size)
 
     async def input(self, name: str) -> str | None:
-        """Return the form's first field of that name, or None when there is none."""
+        """Return the form's first field of that name, or None."""
         return (await self.form()).fields.get(name)
 
     async def inputs(self, name: str) -> list[str]:
-        """Return every field of that name; an empty list where there is none."""
+        """Return every field of that name, in a list that may be empty."""
         return (await self.form()).fields.getall(name)
 
     async def file(self, name: str) -> UploadedFile | None:
-        """Return the form's first file of that name; None where there is none, or where its input was left empty."""
+        """Return the form's first file of that name, or None, also for an input that was left empty."""
         return (await self.form()).files.get(name)
 
     async def files(self, name: str) -> list[UploadedFile]:
-        """Return every file of that name, without inputs that were left empty; an empty list where there is none."""
+        """Return every file of that name, in a list that may be empty. Inputs that were left empty aren't in it."""
         return (await self.form()).files.getall(name)
 
 
 class _NoSession:
-    """Stands where the session does, until the integration brings one: whatever is wanted of it is refused."""
+    """Takes the place of the session if no integration provides one: every attribute raises ConfigError."""
 
     __slots__ = ()
 
@@ -330,12 +307,12 @@ class _NoSession:
         self.__getattr__(name)
 
 
-# A __getattr__ of the context's would make every other attribute of it slow.
+# An object of its own, because a __getattr__ of Context would run for every empty slot.
 _NO_SESSION: Any = _NoSession()
 
 
-def log_extra(scope: MutableMapping[str, Any]) -> dict[str, Any]:
-    """Return `ctx.log_extra` of the request with that ASGI *scope*."""
+def log_extra(scope: Scope) -> dict[str, Any]:
+    """Return `ctx.log_extra` of the request with this ASGI *scope*, where there is no Context."""
     if _LOG_EXTRA not in scope:
         given = Headers(scope["headers"]).get("x-request-id")
         request_id = token_hex(16) if given is None or _is_id(given) is None else given
@@ -343,22 +320,3 @@ def log_extra(scope: MutableMapping[str, Any]) -> dict[str, Any]:
         scope[_LOG_EXTRA] = {"request_id": request_id, "method": method, "path": path}
     extra: dict[str, Any] = scope[_LOG_EXTRA]
     return extra
-
-
-async def _once(body: bytes) -> AsyncIterator[bytes]:
-    yield body
-
-
-def _decoder_of(type: Any) -> msgspec.json.Decoder[Any]:
-    try:
-        return _json_decoder(type)
-    except TypeError:
-        given = type.__class__.__name__
-        raise ResultError(
-            f"ctx.json() takes a type to decode the body into, not a {given}; return Response.json() to answer"
-        ) from None
-
-
-@lru_cache(maxsize=1024)
-def _json_decoder(type: type[T]) -> msgspec.json.Decoder[T]:
-    return msgspec.json.Decoder(type)

@@ -23,16 +23,17 @@ from gaman.errors import ResultError
 
 _CHUNK = 1 << 16
 _MAX_PATH = 4095
-"""In bytes; Linux has no longer one."""
-_DATE_AGE = 2
-"""In seconds: servers renew the Date that they send about once a second."""
+"""In bytes, the limit of Linux."""
+_MAX_DATE_AGE = 2
+"""In seconds, of the Date field: servers update it about once a second."""
 _NOT_NAMES = frozenset({"", ".", ".."})
 _CAN_WALK = os.open in os.supports_dir_fd
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 
-# What says that a path names no file to show. FreeBSD has EMLINK for a link in ELOOP's place, and macOS EILSEQ for odd octets.
+# Errors that mean 404: the path names no file to send. For a link, FreeBSD has EMLINK instead of ELOOP. For octets that aren't
+# UTF-8, macOS has EILSEQ.
 _ABSENT = frozenset(
     {
         *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ),
@@ -46,7 +47,7 @@ _etags = re.compile(r'(W/)?("[^"]*")').findall
 
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 _DAY, _MONTH, _TIME = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)", f"(?P<month>{'|'.join(_MONTHS)})", r"(?P<time>\d\d:\d\d:\d\d)"
-# In the order of RFC 9110, section 5.6.7: IMF-fixdate, and the obsolete dates of RFC 850 and of asctime(), which all are in UTC.
+# RFC 9110, section 5.6.7: IMF-fixdate and the obsolete formats of RFC 850 and asctime(), all of them in UTC.
 _dates = [
     re.compile(pattern, re.ASCII).fullmatch
     for pattern in (
@@ -58,7 +59,7 @@ _dates = [
 
 
 class File(NamedTuple):
-    """A regular file that is open, as it was then; *size* in bytes, *modified* in seconds, 0 where no date is known."""
+    """An open regular file, as it was when it was opened. *size* is in bytes; *modified* is in seconds, 0 if no date is known."""
 
     opened: FileIO
     size: int
@@ -72,19 +73,19 @@ class File(NamedTuple):
             "content-type": self.content_type,
             "etag": self.etag,
             "accept-ranges": "bytes",
-            # A browser must not take an upload for a page because of what is in it.
+            # Keeps browsers from guessing that an upload is an HTML page.
             "x-content-type-options": "nosniff",
         }
         if self.modified:
-            # It must not be later than Date (RFC 9110, section 8.8.2.1).
-            fields["last-modified"] = formatdate(min(self.modified, int(time.time()) - _DATE_AGE), usegmt=True)
+            # Must not be later than Date (RFC 9110, section 8.8.2.1).
+            fields["last-modified"] = formatdate(min(self.modified, int(time.time()) - _MAX_DATE_AGE), usegmt=True)
         return fields
 
 
 def find(name: str, root: str | os.PathLike[str] | None, *, hidden: bool) -> File:
-    """Open the file *name*, below *root* where that is given; OSError or ValueError where that fails.
+    """Open the file *name*, below *root* if one is given; OSError or ValueError if that fails.
 
-    is_absent() tells whether the error says that there is no such file. It asks the disk, so call it in a thread.
+    is_absent() tells whether the error means 404. Call find() in a thread, because it reads the disk.
     """
     if len(os.fsencode(name)) > _MAX_PATH:
         raise ValueError("the path is too long")
@@ -93,7 +94,7 @@ def find(name: str, root: str | os.PathLike[str] | None, *, hidden: bool) -> Fil
         if not hidden and _is_hidden(name):
             raise ValueError("a part of the path is hidden")
         name, opener = _resolve(os.path.realpath(root), name)
-    # It is closed by what it is returned to.
+    # The caller closes it.
     opened = open(name, "rb", buffering=0, opener=opener)  # noqa: SIM115
     status = os.fstat(opened.fileno())
     if not stat.S_ISREG(status.st_mode):
@@ -101,20 +102,20 @@ def find(name: str, root: str | os.PathLike[str] | None, *, hidden: bool) -> Fil
         raise ValueError(f"{name!r} is not a regular file")
     modified, stamp = status.st_mtime_ns // 1_000_000_000, status.st_mtime_ns
     if modified <= 1:
-        # Reproducible builds date every file 0 or 1. Only the time of its last change tells two of them apart.
+        # Reproducible builds date every file 0 or 1. Only the time of the last inode change distinguishes their versions.
         modified, stamp = 0, status.st_ctime_ns
     return File(opened, status.st_size, modified, f'"{stamp:x}-{status.st_size:x}"', _guess(name))
 
 
 def is_absent(error: OSError | ValueError) -> bool:
-    """Return whether *error*, which find() raised, says that there is no file to show; any other says that the system failed."""
+    """Return whether an *error* of find() means that there is no file to send. Any other means that the system failed."""
     return not isinstance(error, OSError) or error.errno in _ABSENT
 
 
 def _resolve(base: str, name: str) -> tuple[str, Callable[[str, int], int]]:
-    """Return the file *name* below *base* without links, and what opens it there; ValueError where it leads out."""
+    """Return the path of *name* below *base* with links resolved, and its opener; ValueError if it leads out of *base*."""
     segments = name.replace(os.sep, "/").removeprefix("/").split("/")
-    # One file has one path: routes compare segments as they are, and a guard on `/private/` must meet all that lies there.
+    # A file has one spelling, because routes compare segments literally: a guard on `/private/` must see every path below it.
     if not _NOT_NAMES.isdisjoint(segments):
         raise ValueError("a segment of the path is empty, `.` or `..`")
     found = os.path.realpath(os.path.join(base, *segments))
@@ -123,7 +124,7 @@ def _resolve(base: str, name: str) -> tuple[str, Callable[[str, int], int]]:
         return found, _open
 
     def walk(_: str, flags: int) -> int:
-        # A link that is met now has come since the path was resolved, and may lead anywhere.
+        # Links are refused: a link found now was created after the path was resolved, and may lead anywhere.
         folder = os.open(base, _FOLDER)
         try:
             for step in folders:
@@ -138,14 +139,14 @@ def _resolve(base: str, name: str) -> tuple[str, Callable[[str, int], int]]:
 
 
 def _open(name: str, flags: int, folder: int | None = None) -> int:
-    # To open a pipe or a device may block, or disturb another program.
+    # Checked first, because opening a pipe or a device may block or disturb another program.
     if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=not flags & _NO_LINK).st_mode):
         raise ValueError(f"{name!r} is not a regular file")
     return os.open(name, flags | _NO_WAIT, dir_fd=folder)
 
 
 def _guess(path: str) -> str:
-    # After a slash, `data:text/html,.png` is a name and not a URL.
+    # The slash keeps guess_type from reading a name such as `data:text/html,.png` as a URL.
     kind, encoding = guess_type("/" + os.path.basename(path))
     if kind is None or encoding is not None:
         return "application/octet-stream"
@@ -153,35 +154,35 @@ def _guess(path: str) -> str:
 
 
 def attachment(name: str) -> str:
-    """Return a Content-Disposition that has the browser save under *name* (RFC 6266)."""
+    """Return a Content-Disposition that makes the browser save the file as *name* (RFC 6266)."""
     plain = re.sub(r'[^\x20-\x7e]|["\\%]', "_", name)
-    # The octets of a name that isn't UTF-8 are surrogates in Python, which UTF-8 can't hold.
+    # Python decodes octets that aren't UTF-8 into surrogates, which can't be encoded.
     encoded = quote(re.sub("[\ud800-\udfff]", "\ufffd", name), safe="")
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{encoded}"
 
 
 def select(file: File, status: int, own: Headers, scope: MutableMapping[str, Any]) -> tuple[int, int, int, RawHeaders]:
-    """Return the status, first byte, length and further fields with which to answer *scope* about *file*."""
+    """Return the status, first byte, length and additional fields of the response about *file* to the request *scope*."""
     whole: RawHeaders = [(b"content-length", b"%d" % file.size)]
     if status != 200 or scope["method"] not in ("GET", "HEAD"):
         return status, 0, file.size, whole
-    asked = Headers(scope["headers"])
+    requested = Headers(scope["headers"])
     etag, modified = own.get("etag", ""), own.get("last-modified", "")
-    # The order is that of RFC 9110, section 13.2.2.
-    if (match := asked.get("if-match")) is not None:
-        if match.strip() != "*" and etag not in _tags(asked.getall("if-match"), strong=True):
+    # In the order of RFC 9110, section 13.2.2.
+    if (match := requested.get("if-match")) is not None:
+        if match.strip() != "*" and etag not in _tags(requested.getall("if-match"), strong=True):
             return 412, 0, 0, [(b"content-length", b"0")]
-    elif _time([modified]) > _time(asked.getall("if-unmodified-since"), later=True):
+    elif _time([modified]) > _time(requested.getall("if-unmodified-since"), later=True):
         return 412, 0, 0, [(b"content-length", b"0")]
-    if (none_match := asked.get("if-none-match")) is not None:
-        if none_match.strip() == "*" or etag.removeprefix("W/") in _tags(asked.getall("if-none-match")):
+    if (none_match := requested.get("if-none-match")) is not None:
+        if none_match.strip() == "*" or etag.removeprefix("W/") in _tags(requested.getall("if-none-match")):
             return 304, 0, 0, []
-    elif _time([modified], later=True) <= _time(asked.getall("if-modified-since")):
+    elif _time([modified], later=True) <= _time(requested.getall("if-modified-since")):
         return 304, 0, 0, []
-    if scope["method"] != "GET" or (wanted := _range(asked.get("range", ""))) is None:
+    if scope["method"] != "GET" or (wanted := _range(requested.get("range", ""))) is None:
         return 200, 0, file.size, whole
-    # A weak tag is equal to none, not even to itself (RFC 9110, section 13.1.5).
-    if (condition := asked.get("if-range")) is not None and condition.strip() not in {
+    # A weak tag equals no tag, not even itself (RFC 9110, section 13.1.5).
+    if (condition := requested.get("if-range")) is not None and condition.strip() not in {
         modified or None,
         *_tags([etag], strong=True),
     }:
@@ -201,7 +202,7 @@ def select(file: File, status: int, own: Headers, scope: MutableMapping[str, Any
 
 
 async def read(file: File, first: int, length: int) -> AsyncGenerator[bytes, None]:
-    """Yield *length* bytes from *first* on; ResultError where the file can't be read so far, so that the answer breaks off."""
+    """Yield *length* bytes, beginning with *first*; ResultError if the file can't be read that far, which ends the response."""
     opened = anyio.wrap_file(file.opened)
     file.opened.seek(first)
     while length > 0:
@@ -216,19 +217,19 @@ async def read(file: File, first: int, length: int) -> AsyncGenerator[bytes, Non
 
 
 def _tags(values: list[str], *, strong: bool = False) -> set[str]:
-    """Return the entity tags in *values*, without the mark of the weak ones, or only those that have none."""
+    """Return the entity tags in *values* without the prefix `W/`. If *strong*, leave out weak ones."""
     return {tag for value in values for weak, tag in _etags(value) if not (weak and strong)}
 
 
 def _time(values: list[str], *, later: bool = False) -> float:
-    """Return an HTTP-date in seconds; where there is none, or no valid one, a time with which no condition holds."""
+    """Return an HTTP-date in seconds. If it is missing or invalid, return a time with which no condition holds."""
     try:
         [value] = values
         [found] = filter(None, (match(value.strip(" \t")) for match in _dates))
         hour, minute, second = map(int, found["time"].split(":"))
         year, month, day = int(found["year"]), _MONTHS.index(found["month"]) + 1, int(found["day"])
         if len(found["year"]) == 2:
-            # The latest such year that is at most 50 years ahead (RFC 9110, section 5.6.7).
+            # The latest year with these digits that is at most 50 years in the future (RFC 9110, section 5.6.7).
             now = datetime.now(UTC)
             year += now.year - now.year % 100
             if (year, month, day, hour, minute, second) > (now.year + 50, *now.timetuple()[1:6]):

@@ -1,4 +1,4 @@
-"""Integrations: records of hooks and the order in which they run; knows no integration by name."""
+"""Integrations: records of hooks, and the order in which they run; knows no integration by name."""
 
 from __future__ import annotations
 
@@ -21,29 +21,33 @@ _ORDER: tuple[Priority, ...] = ("very-high", "high", "normal", "low", "very-low"
 
 @dataclass(frozen=True, kw_only=True)
 class Integration:
-    """A name, a priority, and hooks, each of them optional and each either a plain function or an async one.
+    """A name, a priority, and optional hooks, which are sync or async functions.
 
-    The higher priority comes first where a request goes in (`on_load`, `on_request`, `on_error`) and last where it comes out
-    (`on_response`, `on_shutdown`): the integrations lie around the handlers like rings.
+        def add_header(ctx: Context, response: Response) -> None:
+            response.headers["x-frame-options"] = "DENY"
+
+        app = App(routes, integrations=[Integration(name="frames", on_response=add_header)])
+
+    Hooks with a higher priority run first on the way to the handlers (`on_load`, `on_request`, `on_error`) and last on the way
+    back (`on_response`, `on_shutdown`).
     """
 
     name: str
     priority: Priority = "normal"
     on_load: Callable[[App], Awaitable[None] | None] | None = None
-    """Runs before the first request is served. What it raises stops the start-up."""
+    """Runs before the first request. An error stops the start-up."""
     on_shutdown: Callable[[App], Awaitable[None] | None] | None = None
-    """Runs after the last request was served, if this integration's on_load has succeeded."""
+    """Runs after the last request, if this integration's on_load has succeeded."""
     on_request: Callable[[Context], Awaitable[Response | None] | Response | None] | None = None
-    """Runs before the handlers; a Response answers at once."""
+    """Runs before the handlers. A Response is sent instead of calling them."""
     on_response: Callable[[Context, Response], Awaitable[Response | None] | Response | None] | None = None
-    """Runs before the response is sent, whoever made it, and gives the one to go on with; None stands for the same."""
+    """Runs before any response is sent. It may return another Response; None keeps the same one."""
     on_error: Callable[[Context, Exception], Awaitable[Response | None] | Response | None] | None = None
-    """Sees what was raised, an HTTPError as well; the first Response that one of these gives answers."""
-
+    """Runs for every error, including HTTPError. The first Response that an on_error hook returns is sent."""
     on_purge: Callable[[App], Awaitable[int] | int] | None = None
-    """Removes what is over from where this integration keeps things, and returns how much that was; `gaman purge` asks for it."""
+    """Removes what has expired from the integration's store, and returns the number removed; called by `gaman purge`."""
     on_check: Callable[[App], Awaitable[None] | None] | None = None
-    """Finds out whether this integration can do its work now, and raises what stands in the way; `app.check()` asks for it."""
+    """Raises an error if the integration can't work at the moment; called by `app.check()`."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -57,25 +61,25 @@ class Integration:
 
 
 define_integration = Integration
-"""Make an Integration; named like define_routes."""
+"""Integration by another name, which matches define_routes."""
 
 
 def in_order(integrations: Iterable[Integration]) -> list[Integration]:
-    """Return *integrations* by priority, those of one priority as they were listed; ConfigError names what isn't an integration."""
+    """Return *integrations* by priority, then in the order of the list; ConfigError names an entry that isn't an integration."""
     if isinstance(integrations, str) or not isinstance(integrations, Iterable):
-        raise ConfigError(f"integrations is a list, not {_tell(integrations)}")
+        raise ConfigError(f"integrations is a list, not {_describe(integrations)}")
     integrations, names = tuple(integrations), set[str]()
     for integration in integrations:
         if not isinstance(integration, Integration):
-            raise ConfigError(f"integrations holds {_tell(integration)}")
+            raise ConfigError(f"integrations holds {_describe(integration)}")
         if integration.name in names:
-            raise ConfigError(f"integrations holds two named {integration.name!r}, which would be in each other's way; remove one")
+            raise ConfigError(f"integrations holds two named {integration.name!r}, which would conflict; remove one")
         names.add(integration.name)
     return sorted(integrations, key=lambda integration: _ORDER.index(integration.priority))
 
 
-def _tell(value: object) -> str:
-    """Return what *value* is, which isn't a list of integrations or isn't an integration, and what to write instead."""
+def _describe(value: object) -> str:
+    """Return a description of *value*, which should be a list of integrations or one of them, and what to write instead."""
     if isinstance(value, Integration):
         return f"the integration {value.name!r} by itself; write integrations=[{value.name}(...)]"
     if isinstance(value, (list, tuple)):

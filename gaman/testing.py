@@ -1,4 +1,4 @@
-"""TestClient: requests to an App in the same process, for tests; nothing of gaman imports it."""
+"""TestClient: sends requests to an App in the same process, for tests; never imported by gaman."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from gaman._app import App
 
 
 class TestClient(httpx.AsyncClient):
-    """An httpx.AsyncClient that asks *app* instead of the network, between its start-up and its shutdown.
+    """An httpx.AsyncClient whose requests go to *app* instead of the network.
 
-    Use it as `async with TestClient(app) as client`. It speaks https, so it keeps Secure cookies as a browser does. A response
-    is whole when it arrives; what streams without an end needs a real server. For an App with *allowed_hosts*, pass a *base_url*
-    with one of these hosts, as in `base_url="https://shop.example"`.
+        async with TestClient(app) as client:
+            response = await client.post("/login", json={"name": "Angga"})
+            assert response.status_code == 200
+
+    `async with` starts the app and shuts it down. The client uses https, so it keeps Secure cookies as a browser does. Responses
+    arrive complete, so testing an endless stream needs a real server. For an App with *allowed_hosts*, pass a *base_url* with one
+    of them, such as `base_url="https://shop.example"`.
     """
 
     __test__ = False

@@ -52,7 +52,7 @@ def raising(error: BaseException) -> Any:
 # Errors
 
 
-async def test_an_http_error_answers_deliberately(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_http_error_becomes_its_response(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     answer = await ask(App({"/": raising(HTTPError(429, "slow <b>down</b>", headers={"Retry-After": "5"}))}))
     assert (answer.status, answer.text, answer.headers["retry-after"]) == (429, "slow <b>down</b>", "5")
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
@@ -72,7 +72,7 @@ async def test_an_http_error_may_have_a_content_type_of_its_own(ask: Ask) -> Non
 @pytest.mark.parametrize(
     "integrations", [[], [define_integration(name="x", on_response=lambda ctx, response: response)]], ids=["bare", "hooked"]
 )
-async def test_any_other_error_answers_500_without_detail_and_is_logged(
+async def test_any_other_error_gets_500_without_detail_and_is_logged(
     ask: Ask, integrations: list[Integration], caplog: pytest.LogCaptureFixture
 ) -> None:
     answer = await ask(App({"/": failing}, integrations=integrations))
@@ -88,7 +88,7 @@ async def test_cookies_that_a_failing_handler_has_set_are_dropped(ask: Ask) -> N
 
 
 @pytest.mark.parametrize("is_sent_first", [True, False])
-async def test_a_line_goes_out_beside_the_cookies_that_were_set(ask: Ask, is_sent_first: bool) -> None:
+async def test_send_cookie_adds_a_line_to_the_cookies_that_were_set(ask: Ask, is_sent_first: bool) -> None:
     async def handler(ctx: Context) -> None:
         if is_sent_first:
             ctx.send_cookie(b"line=1; HttpOnly")
@@ -102,7 +102,7 @@ async def test_a_line_goes_out_beside_the_cookies_that_were_set(ask: Ask, is_sen
     assert sorted(answer.headers.getall("set-cookie")) == ["a=1; Path=/only; Secure; SameSite=Lax", "line=1; HttpOnly"]
 
 
-async def test_a_line_that_a_failing_handler_has_sent_is_dropped(ask: Ask) -> None:
+async def test_a_cookie_line_of_a_failing_handler_is_dropped(ask: Ask) -> None:
     async def failing(ctx: Context) -> None:
         ctx.send_cookie(b"line=1")
         raise ValueError
@@ -119,7 +119,7 @@ async def test_cookies_that_are_set_after_a_failure_are_sent(ask: Ask) -> None:
     assert [line[:4] for line in answer.headers.getall("set-cookie")] == ["b=2;"]
 
 
-async def test_cookies_of_a_handler_that_answered_survive_a_hook_that_fails_after_it(ask: Ask) -> None:
+async def test_cookies_of_a_handler_survive_an_on_response_hook_that_fails(ask: Ask) -> None:
     async def handler(ctx: Context) -> str:
         ctx.cookies.set("a", "1")
         return "ok"
@@ -190,7 +190,7 @@ async def test_the_last_handler_of_a_route_that_returns_nothing_is_named(
         assert re.search(rf"^Not Found: {told}{place}", answer.text)
 
 
-async def test_only_a_route_that_matches_has_a_handler_that_returns_nothing(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_path_without_a_route_has_no_warning_of_a_missing_return(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     async def refuse(ctx: Context) -> None:
         raise HTTPError(404)
 
@@ -200,7 +200,7 @@ async def test_only_a_route_that_matches_has_a_handler_that_returns_nothing(ask:
     assert [record for record in caplog.records if record.levelname == "WARNING"] == []
 
 
-async def test_a_page_for_404_answers_for_a_handler_that_returns_nothing_too(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_page_for_404_is_also_sent_if_a_handler_returns_nothing(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     def page(ctx: Context, error: Exception) -> Response | None:
         return Response.text("gone", 404) if isinstance(error, HTTPError) and error.status == 404 else None
 
@@ -209,11 +209,11 @@ async def test_a_page_for_404_answers_for_a_handler_that_returns_nothing_too(ask
     assert len(caplog.records) == 1
 
 
-async def test_debug_changes_nothing_of_an_http_error(ask: Ask) -> None:
+async def test_debug_does_not_change_the_response_to_an_http_error(ask: Ask) -> None:
     assert (await ask(App({"/": raising(HTTPError(403, "no"))}, debug=True))).text == "no"
 
 
-async def test_an_http_error_of_500_with_a_cause_is_logged_in_a_line(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_http_error_of_500_with_a_cause_is_logged_in_one_line(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(ctx: Context) -> None:
         try:
             raise OSError("store down")
@@ -227,7 +227,7 @@ async def test_an_http_error_of_500_with_a_cause_is_logged_in_a_line(ask: Ask, c
     assert record.exc_info is None
 
 
-async def test_an_http_error_with_a_header_that_cannot_be_sent_answers_500(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_http_error_with_a_header_that_cannot_be_sent_gets_500(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     answer = await ask(App({"/": raising(HTTPError(400, headers={"x": "a\r\nb: c"}))}))
     assert (answer.status, "b" in answer.headers) == (500, False)
     assert "HeaderError" in caplog.text
@@ -239,7 +239,7 @@ async def test_the_path_in_the_log_cannot_forge_a_line(ask: Ask, caplog: pytest.
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(1)], ids=lambda e: type(e).__name__)
-async def test_what_is_no_exception_of_the_handler_is_not_caught(error: BaseException) -> None:
+async def test_a_base_exception_is_not_caught(error: BaseException) -> None:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request"}
 
@@ -249,11 +249,11 @@ async def test_what_is_no_exception_of_the_handler_is_not_caught(error: BaseExce
     scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "scheme": "http"}
     request = App({"/": raising(error)})(scope, receive, send)
     with pytest.raises(type(error)):
-        # Outside of a task, so that the loop sees none of it.
+        # Outside of a task, so that the event loop doesn't see it.
         request.send(None)
 
 
-async def test_a_client_that_has_left_gets_no_answer_and_no_line_above_debug(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_has_left_gets_no_response_and_no_line_above_debug(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "gaman")
 
     async def on_request(ctx: Context) -> None:
@@ -279,12 +279,12 @@ async def test_a_client_that_leaves_while_a_hook_reads_its_body_leaves_no_line_a
     assert caplog.records == []
 
 
-# Whatever the client sends
+# Hostile requests
 
 
 @settings(max_examples=150, deadline=None)
 @given(path=st.binary(max_size=30), query=st.binary(max_size=30), header=st.binary(max_size=30), body=st.binary(max_size=60))
-async def test_no_octets_anywhere_are_a_500(ask: Ask, path: bytes, query: bytes, header: bytes, body: bytes) -> None:
+async def test_no_octets_in_a_request_cause_a_500(ask: Ask, path: bytes, query: bytes, header: bytes, body: bytes) -> None:
     async def everything(ctx: Context) -> dict[str, Any]:
         found: list[object] = [
             ctx.url,
@@ -316,7 +316,7 @@ async def test_no_octets_anywhere_are_a_500(ask: Ask, path: bytes, query: bytes,
 
 
 class Server:
-    """The server's side of a connection that is no request."""
+    """The server's side of a connection that isn't a request."""
 
     def __init__(self, *incoming: str) -> None:
         self.incoming = [*incoming]
@@ -360,7 +360,7 @@ async def test_the_lifespan_loads_and_shuts_down() -> None:
     [(ConfigError("no secret"), "no secret", 0), (OSError("no store"), "no store", 1), (ValueError(), "ValueError()", 1)],
     ids=["misconfigured", "broken", "without a word"],
 )
-async def test_a_start_that_fails_tells_the_server_why(
+async def test_a_failed_start_up_gives_the_server_its_reason(
     error: Exception, message: str, logged: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     def on_load(app: App) -> None:
@@ -373,7 +373,7 @@ async def test_a_start_that_fails_tells_the_server_why(
     assert len(caplog.records) == logged
 
 
-async def test_a_shutdown_that_fails_is_complete_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_shutdown_completes_even_if_a_hook_fails(caplog: pytest.LogCaptureFixture) -> None:
     def on_shutdown(app: App) -> None:
         raise ValueError("stuck")
 
@@ -398,11 +398,11 @@ async def test_routes_serve_any_number_of_apps(ask: Ask) -> None:
         assert (await ask(app)).text == "handled"
 
 
-async def test_an_app_without_routes_answers_404(ask: Ask) -> None:
+async def test_an_app_without_routes_responds_404(ask: Ask) -> None:
     assert (await ask(App({}))).status == 404
 
 
-async def test_requests_at_once_do_not_see_each_other(ask: Ask) -> None:
+async def test_concurrent_requests_are_isolated(ask: Ask) -> None:
     async def slow(ctx: Context) -> str:
         ctx.locals["id"] = ctx.params["id"]
         ctx.cookies.set("id", ctx.params["id"])
@@ -419,7 +419,7 @@ async def test_requests_at_once_do_not_see_each_other(ask: Ask) -> None:
 
 
 class Kept:
-    """An object that nothing can make JSON of."""
+    """An object that JSON can't hold."""
 
 
 async def returns_a_set(ctx: Context) -> Any:
@@ -449,7 +449,7 @@ async def passes(ctx: Context) -> None:
     ],
     ids=["set", "json", "session", "chain", "chained set"],
 )
-async def test_what_a_handler_does_wrong_is_a_line_that_says_where(
+async def test_a_mistake_in_a_handler_is_one_log_line_with_its_location(
     ask: Ask, handlers: Any, message: str, name: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     await ask(App({"/": handlers}))
@@ -460,9 +460,7 @@ async def test_what_a_handler_does_wrong_is_a_line_that_says_where(
         assert re.search(rf"\(tests/test_app.py, line \d+, in {name}\)$", record.getMessage()), record.getMessage()
 
 
-async def test_what_a_handler_does_wrong_has_its_traceback_where_the_log_takes_debug(
-    ask: Ask, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_mistake_in_a_handler_has_its_traceback_at_the_level_debug(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "gaman")
     await ask(App({"/": asks_for_a_session}))
     assert "await ctx.session.get" in caplog.text
@@ -478,7 +476,7 @@ async def test_a_traceback_begins_with_the_users_code(ask: Ask, debug: bool, cap
     assert "_app.py" not in told.replace("test_app.py", "").replace("gaman:_app.py", "")
 
 
-async def test_records_about_a_request_carry_what_names_it(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_records_about_a_request_have_its_id_method_and_path(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     def on_error(ctx: Context, error: Exception) -> None:
         raise ValueError
 
@@ -500,7 +498,7 @@ async def test_records_about_a_request_carry_what_names_it(ask: Ask, caplog: pyt
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int]]:
-    """Return the access lines, without their times, and the status that each carries."""
+    """Return the access lines without their times, each with its status."""
     records = [record for record in caplog.records if hasattr(record, "status")]
     return [(record.getMessage().rpartition(" in ")[0], vars(record)["status"]) for record in records]
 
@@ -541,7 +539,7 @@ async def test_debug_logs_a_line_for_each_request(ask: Ask, caplog: pytest.LogCa
     assert records[3]["milliseconds"] >= 9
 
 
-async def test_the_access_line_tells_what_hooks_have_made_of_the_answer(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_access_line_has_the_status_that_hooks_have_set(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gaman")
 
     def on_request(ctx: Context) -> Response | None:
@@ -557,7 +555,7 @@ async def test_the_access_line_tells_what_hooks_have_made_of_the_answer(ask: Ask
     assert lines(caplog) == [("GET '/' 418", 418), ("GET '/closed' 418", 418)]
 
 
-async def test_a_stream_that_breaks_off_has_its_line(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_stream_that_breaks_off_has_an_access_line(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gaman")
 
     async def stream(ctx: Context) -> Response:
@@ -572,13 +570,13 @@ async def test_a_stream_that_breaks_off_has_its_line(ask: Ask, caplog: pytest.Lo
     assert lines(caplog) == [("GET '/' 200", 200)]
 
 
-async def test_without_debug_no_line_is_logged(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_without_debug_there_are_no_access_lines(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "gaman")
     await ask(App({"/": handler}))
     assert caplog.records == []
 
 
-async def test_a_start_that_fails_says_in_one_line_what_led_to_it(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failed_start_up_gives_its_cause_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     def on_load(app: App) -> None:
         raise GamanError("the store can't be reached") from OSError("refused\n  by the host")
 

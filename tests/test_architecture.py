@@ -70,15 +70,22 @@ ORDER = [
         "gaman._server._tcp",
     ],
     ["gaman._app"],
-    ["gaman._routing", "gaman._integration", "gaman._access"],
+    ["gaman._routing", "gaman._integration", "gaman._access", "gaman._failures"],
+    ["gaman._handlers"],
+    ["gaman._matching"],
     ["gaman._context"],
     ["gaman._body"],
+    ["gaman._multipart", "gaman._json"],
+    ["gaman._forms"],
+    ["gaman._results"],
     ["gaman._response"],
+    ["gaman._payloads"],
     ["gaman._file"],
     ["gaman._cookies", "gaman._proxies"],
     ["gaman._trailers"],
+    ["gaman._framing"],
     ["gaman._headers", "gaman._hosts", "gaman._tracebacks"],
-    ["gaman._fields", "gaman._log", "gaman._target"],
+    ["gaman._asgi", "gaman._fields", "gaman._log", "gaman._target"],
     ["gaman.errors"],
 ]
 LEVELS = {name: level for level, row in enumerate(ORDER) for name in row}
@@ -86,7 +93,7 @@ LEVELS = {name: level for level, row in enumerate(ORDER) for name in row}
 # Packages that one file or one package knows.
 OWNERS = {
     "uvicorn": "gaman._server",
-    "python_multipart": "gaman._body",
+    "python_multipart": "gaman._multipart",
     "httpx": "gaman.testing",
     "redis": "gaman_session.drivers.redis",
     "aiosqlite": "gaman_session.drivers.sql",

@@ -17,7 +17,7 @@ async def show(ctx: Context) -> dict[str, Any]:
     return {"method": ctx.method, "path": ctx.path, "url": ctx.url, "ip": ctx.ip}
 
 
-async def test_a_context_tells_what_was_asked_for(ask: Ask) -> None:
+async def test_a_context_has_the_method_path_url_and_ip(ask: Ask) -> None:
     answer = await ask(App({"/a/:b": show}), "/a/b%20c?x=1&y=%20", "POST", headers={"Host": "example.com"})
     assert answer.text == '{"method":"POST","path":"/a/b c","url":"https://example.com/a/b%20c?x=1&y=%20","ip":"127.0.0.1"}'
 
@@ -44,14 +44,14 @@ async def test_a_url_needs_no_host_header(ask: Ask, scope: dict[str, Any], url: 
 
 
 @pytest.mark.parametrize(("client", "ip"), [(("::1", 1), "::1"), (None, None)])
-async def test_the_ip_is_the_peers_or_none(ask: Ask, client: tuple[str, int] | None, ip: str | None) -> None:
+async def test_the_ip_is_the_peers_address_or_none(ask: Ask, client: tuple[str, int] | None, ip: str | None) -> None:
     async def handler(ctx: Context) -> list[str | None]:
         return [ctx.ip]
 
     assert (await ask(App({"/": handler}), scope={"client": client})).text == ('["::1"]' if ip else "[null]")
 
 
-async def test_headers_are_read_by_any_case(ask: Ask) -> None:
+async def test_header_names_are_case_insensitive(ask: Ask) -> None:
     async def handler(ctx: Context) -> list[Any]:
         assert ctx.headers is ctx.headers
         assert isinstance(ctx.headers, Headers)
@@ -61,7 +61,7 @@ async def test_headers_are_read_by_any_case(ask: Ask) -> None:
     assert answer.text == '["1","1",["1","\xff"],null]'
 
 
-async def test_one_cookie_is_read_as_it_came(ask: Ask) -> None:
+async def test_cookie_returns_the_value_of_the_request(ask: Ask) -> None:
     async def handler(ctx: Context) -> list[Any]:
         ctx.cookies.set("a", "2")
         return [ctx.cookie("a"), ctx.cookies.get("a"), ctx.cookie("missing"), ctx.cookie("\u20ac")]
@@ -89,7 +89,7 @@ async def test_params_are_read_by_name(ask: Ask) -> None:
         ("%0D%0A=%00", [["\r\n", "\x00"]]),
     ],
 )
-async def test_a_query_reads_as_browsers_write_it(ask: Ask, query: str, pairs: list[list[str]]) -> None:
+async def test_a_query_is_decoded_as_browsers_encode_it(ask: Ask, query: str, pairs: list[list[str]]) -> None:
     async def handler(ctx: Context) -> dict[str, Any]:
         assert ctx.query is ctx.query
         return {"pairs": [list(pair) for pair in ctx.query.items()]}
@@ -98,7 +98,7 @@ async def test_a_query_reads_as_browsers_write_it(ask: Ask, query: str, pairs: l
     assert msgspec.json.decode(answer.body) == {"pairs": pairs}
 
 
-async def test_a_query_gives_the_first_of_a_name_or_all(ask: Ask) -> None:
+async def test_a_query_returns_the_first_value_of_a_name_or_all(ask: Ask) -> None:
     async def handler(ctx: Context) -> list[Any]:
         absent = [ctx.query.getall("b"), ctx.query.getall("b", None), ctx.query.getall("b", default=["c"])]
         return [ctx.query["a"], ctx.query.get("b"), ctx.query.getall("a"), *absent]
@@ -122,11 +122,11 @@ async def test_a_query_has_1000_fields_at_most(ask: Ask, count: int, status: int
     assert (await ask(App({"/": handler}), "/?" + "&".join(["a=1"] * count))).status == status
 
 
-async def test_a_query_that_nobody_reads_may_be_anything(ask: Ask) -> None:
+async def test_a_query_that_is_not_read_is_not_parsed(ask: Ask) -> None:
     assert (await ask(App({"/": show}), "/?" + "&" * 5_000)).status == 200
 
 
-async def test_locals_pass_from_handler_to_handler_and_not_to_the_next_request(ask: Ask) -> None:
+async def test_locals_are_shared_by_the_handlers_of_one_request_only(ask: Ask) -> None:
     async def first(ctx: Context) -> None:
         ctx.locals.setdefault("seen", []).append(ctx.path)
 
@@ -147,7 +147,7 @@ async def test_a_session_without_the_integration_names_the_line_to_add(ask: Ask,
     assert "integrations=[session(...)]" in caplog.text
 
 
-async def test_a_session_without_the_integration_takes_no_attribute_either(ask: Ask) -> None:
+async def test_setting_an_attribute_of_a_session_without_the_integration_raises_too(ask: Ask) -> None:
     async def handler(ctx: Context) -> str:
         anything: Any = ctx.session
         with pytest.raises(ConfigError, match=r"integrations=\[session\(\.\.\.\)\]"):
@@ -157,7 +157,7 @@ async def test_a_session_without_the_integration_takes_no_attribute_either(ask: 
     assert (await ask(App({"/": handler}))).text == "ok"
 
 
-async def test_what_a_context_does_not_have_is_an_attribute_error(ask: Ask) -> None:
+async def test_an_unknown_attribute_of_a_context_is_an_attribute_error(ask: Ask) -> None:
     async def handler(ctx: Context) -> str:
         anything: Any = ctx
         with pytest.raises(AttributeError):
@@ -168,7 +168,7 @@ async def test_what_a_context_does_not_have_is_an_attribute_error(ask: Ask) -> N
     assert (await ask(App({"/": handler}))).text == "ok"
 
 
-async def test_who_asks_a_context_for_what_it_does_not_have_is_told_of_locals(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_error_of_an_unknown_attribute_of_a_context_names_locals(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(ctx: Context) -> Any:
         anything: Any = ctx
         return anything.user
@@ -179,7 +179,7 @@ async def test_who_asks_a_context_for_what_it_does_not_have_is_told_of_locals(as
     )
 
 
-async def test_an_attribute_that_something_else_lacks_is_not_looked_for_in_locals(
+async def test_the_error_of_an_unknown_attribute_of_another_object_does_not_name_locals(
     ask: Ask, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def handler(ctx: Context) -> Any:
@@ -191,7 +191,7 @@ async def test_an_attribute_that_something_else_lacks_is_not_looked_for_in_local
     assert "ctx.locals" not in caplog.text
 
 
-async def test_the_scope_is_within_reach(ask: Ask) -> None:
+async def test_a_context_has_the_scope(ask: Ask) -> None:
     async def handler(ctx: Context) -> str:
         version: str = ctx.scope["http_version"]
         return version
@@ -199,7 +199,7 @@ async def test_the_scope_is_within_reach(ask: Ask) -> None:
     assert (await ask(App({"/": handler}))).text == "1.1"
 
 
-# What names a request
+# The request's id
 
 
 async def tell(ctx: Context) -> str:
@@ -208,19 +208,19 @@ async def tell(ctx: Context) -> str:
 
 
 @pytest.mark.parametrize("given", ["7", "a" * 64, "Ab.9_-z"])
-async def test_a_request_is_named_by_its_x_request_id(ask: Ask, given: str) -> None:
+async def test_the_request_id_is_the_x_request_id(ask: Ask, given: str) -> None:
     assert (await ask(App({"/": tell}), headers={"X-Request-ID": given})).text == given
 
 
 @pytest.mark.parametrize("given", [None, "", "a" * 65, "a b", "a\nb", "a,b", "<b>", "caf\xe9", "%0a", "7\n"])
-async def test_a_request_without_a_proper_x_request_id_gets_a_name_of_its_own(ask: Ask, given: str | None) -> None:
+async def test_a_request_without_a_valid_x_request_id_gets_a_random_id(ask: Ask, given: str | None) -> None:
     headers = {} if given is None else {"X-Request-ID": given}
     names = {(await ask(App({"/": tell}), headers=headers)).text for _ in range(3)}
     assert len(names) == 3
     assert all(len(name) == 32 and name.isalnum() for name in names)
 
 
-async def test_what_log_records_carry_is_one_dict_that_integrations_add_to(ask: Ask) -> None:
+async def test_log_extra_is_one_dict_that_integrations_add_to(ask: Ask) -> None:
     async def handler(ctx: Context) -> Any:
         ctx.log_extra["user"] = 7
         return log_extra(ctx.scope)
@@ -229,7 +229,7 @@ async def test_what_log_records_carry_is_one_dict_that_integrations_add_to(ask: 
     assert msgspec.json.decode(answer.body) == {"request_id": "7", "method": "GET", "path": "/a b", "user": 7}
 
 
-async def test_a_context_knows_the_app_that_serves_it(ask: Ask) -> None:
+async def test_a_context_has_the_app_that_serves_it(ask: Ask) -> None:
     async def handler(ctx: Context) -> str:
         return str(ctx.app is app)
 

@@ -190,7 +190,7 @@ class Call(NamedTuple):
     is_placed: bool = True
 
 
-TWO_NAMED = "integrations holds two named 'session', which would be in each other's way; remove one"
+TWO_NAMED = "integrations holds two named 'session', which would conflict; remove one"
 CALLS = {
     "an App in an App": Call(
         "gaman.App(app)", "App() takes routes, not an App; serve an App with gaman.serve(app), or by `gaman serve main:app`"

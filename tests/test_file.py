@@ -75,7 +75,7 @@ def partial(answer: Answer) -> tuple[int, str | None, int]:
 # Found or not
 
 
-async def test_a_file_is_sent_whole_with_what_describes_it(ask: Ask, app: App) -> None:
+async def test_a_file_is_sent_with_the_fields_that_describe_it(ask: Ask, app: App) -> None:
     answer = await ask(app, "/files/data.bin")
     assert (answer.status, answer.body) == (200, CONTENT)
     assert answer.headers["content-type"] == "application/octet-stream"
@@ -164,14 +164,14 @@ async def test_a_file_below_the_root_is_found(ask: Ask, app: App, target: str, t
     ],
     ids=lambda name: name[:30] or "empty",
 )
-async def test_what_is_no_file_below_the_root_is_a_404(ask: Ask, app: App, name: str) -> None:
+async def test_a_path_that_names_no_file_below_the_root_is_a_404(ask: Ask, app: App, name: str) -> None:
     for target in (f"/files/{name}", f"/files?name={name}"):
         answer = await ask(app, target)
         assert (answer.status, answer.text) == (404, "Not Found")
 
 
 async def answers(ask: Ask, *args: Any, **options: Any) -> int:
-    """Return the status of the answer to a handler that returns Response.file() of these arguments."""
+    """Return the status of a response from Response.file() with these arguments."""
 
     async def handler(ctx: Context) -> Response:
         return Response.file(*args, **options)
@@ -191,7 +191,7 @@ async def test_a_root_may_be_a_link_or_relative(ask: Ask, root: Path, monkeypatc
         assert await answers(ask, "../secret.txt", root=base) == 404
 
 
-async def test_without_a_root_a_path_is_taken_as_it_is(ask: Ask, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_root_a_path_is_used_unchanged(ask: Ask, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     for path in ("../secret.txt", root / "outside", root.parent / "secret.txt", ".hidden/x.txt"):
         assert await answers(ask, path) == 200
@@ -199,7 +199,7 @@ async def test_without_a_root_a_path_is_taken_as_it_is(ask: Ask, root: Path, mon
         assert await answers(ask, path) == 404
 
 
-async def test_a_path_of_4095_bytes_is_looked_for_and_a_longer_one_is_not(ask: Ask, root: Path) -> None:
+async def test_a_path_longer_than_4095_bytes_is_not_looked_up(ask: Ask, root: Path) -> None:
     name = "d" * 255
     folder = os.open(root, os.O_RDONLY)
     for _ in range(15):
@@ -215,7 +215,7 @@ async def test_a_path_of_4095_bytes_is_looked_for_and_a_longer_one_is_not(ask: A
     assert await answers(ask, "/" + path, root=root) == 404
 
 
-async def test_a_guard_on_a_folder_meets_every_spelling_of_what_lies_there(ask: Ask, root: Path) -> None:
+async def test_a_guard_on_a_folder_sees_every_spelling_of_a_path_below_it(ask: Ask, root: Path) -> None:
     async def refuse(ctx: Context) -> None:
         raise HTTPError(403)
 
@@ -263,23 +263,23 @@ async def test_a_folder_that_a_catch_all_serves_keeps_its_guard_and_its_root(ask
         assert (await ask(app, f"/static/{path}")).status == 404, path
 
 
-async def test_a_backslash_is_a_separator_only_where_the_system_takes_it_for_one(ask: Ask, root: Path) -> None:
+async def test_a_backslash_is_a_separator_only_on_systems_where_it_is_one(ask: Ask, root: Path) -> None:
     (root / "a\\..\\b").write_text("odd")
     assert await answers(ask, "a\\..\\b", root=root, hidden=True) == (404 if os.sep == "\\" else 200)
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE], ids=errno.errorcode.get)
-def test_a_fault_of_the_system_does_not_say_that_a_file_is_absent(code: int) -> None:
+def test_an_error_of_the_system_does_not_mean_that_a_file_is_absent(code: int) -> None:
     assert not _file.is_absent(OSError(code, os.strerror(code)))
     assert _file.is_absent(OSError(errno.ENOENT, "none"))
     assert _file.is_absent(ValueError("embedded null byte"))
 
 
-async def test_hidden_files_are_sent_where_that_is_asked_for(ask: Ask, root: Path) -> None:
+async def test_hidden_files_are_sent_if_hidden_is_true(ask: Ask, root: Path) -> None:
     for path in ("..hidden", ".hidden/x.txt", "sub/.hidden"):
         assert await answers(ask, path, root=root, hidden=True) == 200
     assert await answers(ask, "../secret.txt", root=root, hidden=True) == 404
-    # The root is the application's own choice, and so is where its links lead.
+    # The application chooses the root, and may choose one that is a link.
     assert await answers(ask, "x.txt", root=root / ".hidden") == 200
     (root / "shown").symlink_to(root / ".hidden")
     assert await answers(ask, "shown/x.txt", root=root) == 200
@@ -295,7 +295,7 @@ async def test_a_file_that_is_removed_before_it_is_opened_is_a_404(ask: Ask, roo
 
 
 def changing(root: Path, change: Callable[[Path], None]) -> App:
-    """Return an App whose hook makes a *change* to data.bin once it is open."""
+    """Return an App with a hook that makes a *change* to data.bin after it is opened."""
 
     async def handler(ctx: Context) -> Response:
         return Response.file("data.bin", root=root)
@@ -306,11 +306,11 @@ def changing(root: Path, change: Callable[[Path], None]) -> App:
     return App({"/": handler}, integrations=[define_integration(name="change", on_response=on_response)])
 
 
-async def test_a_file_that_became_shorter_breaks_the_answer_off_with_a_line(
+async def test_a_file_that_became_shorter_breaks_the_response_off_and_is_logged(
     ask: Ask, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     answer = await ask(changing(root, lambda path: os.truncate(path, 100)))
-    # No last message: the server sees that the answer lacks its end.
+    # Without the last message, the server notices that the response is incomplete.
     assert answer.messages[-1]["more_body"] is True
     [record] = caplog.records
     assert "broke off: ResultError: " in record.getMessage()
@@ -318,14 +318,14 @@ async def test_a_file_that_became_shorter_breaks_the_answer_off_with_a_line(
     assert record.exc_info is None
 
 
-async def test_a_file_that_cannot_be_read_on_is_a_result_that_cannot_be_sent(root: Path) -> None:
+async def test_a_read_error_of_an_open_file_is_a_result_error(root: Path) -> None:
     with FileIO(root / "data.bin", "a") as unreadable:
         file = _file.File(unreadable, SIZE, MODIFIED, '"x"', "text/plain")
         with pytest.raises(ResultError, match="can't be read"):
             await anext(_file.read(file, 0, SIZE))
 
 
-async def test_a_file_that_became_longer_is_sent_as_long_as_was_announced(ask: Ask, root: Path) -> None:
+async def test_a_file_that_became_longer_is_sent_with_the_announced_length(ask: Ask, root: Path) -> None:
     answer = await ask(changing(root, lambda path: os.truncate(path, len(CONTENT) + 10)))
     assert answer.body == CONTENT
 
@@ -360,7 +360,7 @@ async def test_the_file_that_was_opened_is_the_one_that_is_sent(ask: Ask, root: 
         ("data:,.png", "image/png"),
     ],
 )
-async def test_the_content_type_is_guessed_from_the_name_alone(ask: Ask, root: Path, name: str, kind: str) -> None:
+async def test_the_content_type_is_guessed_only_from_the_name(ask: Ask, root: Path, name: str, kind: str) -> None:
     (root / name).write_text("<script>")
 
     async def hidden(ctx: Context) -> Response:
@@ -369,7 +369,7 @@ async def test_the_content_type_is_guessed_from_the_name_alone(ask: Ask, root: P
     assert (await ask(App({"/": hidden}), f"/?name={name}")).headers["content-type"] == kind
 
 
-async def test_a_file_may_have_a_content_type_headers_and_a_status_of_its_own(ask: Ask, root: Path) -> None:
+async def test_a_file_may_have_its_own_content_type_headers_and_status(ask: Ask, root: Path) -> None:
     async def handler(ctx: Context) -> Response:
         return Response.file(root / "page.html", 404, {"ETag": '"mine"', "cache-control": "no-cache"}, content_type="text/x")
 
@@ -396,7 +396,7 @@ def test_a_download_is_named_safely(root: Path, name: str, expected: str) -> Non
     assert Response.file(root / "page.html", download=name).headers["content-disposition"] == expected
 
 
-def test_without_a_download_name_the_browser_may_show_the_file(root: Path) -> None:
+def test_without_a_download_name_there_is_no_content_disposition(root: Path) -> None:
     assert "content-disposition" not in Response.file(root / "page.html").headers
 
 
@@ -422,7 +422,7 @@ SIZE = len(CONTENT)
         ("bytes= 1-2 ", 1, 2),
     ],
 )
-async def test_a_range_is_cut_out_of_the_file(ask: Ask, app: App, value: str, first: int, last: int) -> None:
+async def test_a_range_of_a_file_is_sent(ask: Ask, app: App, value: str, first: int, last: int) -> None:
     answer = await ask(app, "/files/data.bin", headers={"range": value})
     assert partial(answer) == (206, f"bytes {first}-{last}/{SIZE}", last - first + 1)
     assert answer.body == CONTENT[first : last + 1]
@@ -430,7 +430,7 @@ async def test_a_range_is_cut_out_of_the_file(ask: Ask, app: App, value: str, fi
 
 
 @pytest.mark.parametrize("value", [f"bytes={SIZE}-", f"bytes={SIZE}-{SIZE + 5}", "bytes=-0", "bytes=9999999999999999999-"])
-async def test_a_range_beyond_the_end_answers_416(ask: Ask, app: App, value: str) -> None:
+async def test_a_range_beyond_the_end_gets_416(ask: Ask, app: App, value: str) -> None:
     assert partial(await ask(app, "/files/data.bin", headers={"range": value})) == (416, f"bytes */{SIZE}", 0)
 
 
@@ -458,7 +458,7 @@ async def test_an_empty_file_has_no_range(ask: Ask, app: App) -> None:
     ],
     ids=lambda value: ascii(value)[:30],
 )
-async def test_a_range_that_makes_no_sense_or_is_more_than_one_sends_the_whole(ask: Ask, app: App, value: str) -> None:
+async def test_an_invalid_range_or_several_ranges_send_the_whole_file(ask: Ask, app: App, value: str) -> None:
     assert partial(await ask(app, "/files/data.bin", headers={"range": value})) == (200, None, SIZE)
 
 
@@ -482,13 +482,13 @@ async def test_only_get_has_ranges(ask: Ask, app: App, method: str) -> None:
         ("*", 200),
     ],
 )
-async def test_a_range_of_another_version_sends_the_whole(ask: Ask, app: App, condition: str, status: int) -> None:
+async def test_a_range_of_another_version_sends_the_whole_file(ask: Ask, app: App, condition: str, status: int) -> None:
     condition = condition.replace("the etag", await tag(ask, app))
     answer = await ask(app, "/files/data.bin", headers={"range": "bytes=0-9", "if-range": condition})
     assert answer.status == status
 
 
-async def test_a_weak_etag_is_no_ground_for_a_range(ask: Ask, root: Path) -> None:
+async def test_a_weak_etag_does_not_match_if_range(ask: Ask, root: Path) -> None:
     async def handler(ctx: Context) -> Response:
         return Response.file(root / "data.bin", headers={"etag": 'W/"x"'})
 
@@ -532,7 +532,7 @@ async def test_a_weak_etag_is_no_ground_for_a_range(ask: Ask, root: Path) -> Non
         pytest.param({"if-unmodified-since": AFTER}, 200, id="unmodified since later"),
         pytest.param({"if-unmodified-since": BEFORE}, 412, id="not unmodified"),
         pytest.param({"if-unmodified-since": "yesterday"}, 200, id="unmodified since no date"),
-        # RFC 9110, section 13.2.2: what comes first decides, and a tag goes before a date.
+        # RFC 9110, section 13.2.2: the first condition decides, and a tag has precedence over a date.
         pytest.param({"if-match": "TAG", "if-unmodified-since": BEFORE}, 200, id="match before unmodified"),
         pytest.param({"if-match": '"other"', "if-unmodified-since": AFTER}, 412, id="no match before unmodified"),
         pytest.param({"if-none-match": '"other"', "if-modified-since": AFTER}, 200, id="none-match before modified"),
@@ -566,12 +566,12 @@ async def test_tags_of_several_fields_are_one_list(ask: Ask, app: App) -> None:
         assert answer.status == status
 
 
-async def test_a_matching_condition_leaves_the_range(ask: Ask, app: App) -> None:
+async def test_a_range_applies_if_its_condition_matches(ask: Ask, app: App) -> None:
     headers = {"if-match": await tag(ask, app), "range": "bytes=1-3", "if-none-match": '"other"'}
     assert (await ask(app, "/files/data.bin", headers=headers)).body == CONTENT[1:4]
 
 
-async def test_another_content_has_another_etag(ask: Ask, app: App, root: Path) -> None:
+async def test_a_changed_content_has_a_changed_etag(ask: Ask, app: App, root: Path) -> None:
     seen = {await tag(ask, app)}
     os.utime(root / "data.bin", ns=(MODIFIED * 10**9, MODIFIED * 10**9 + 1))
     seen.add(await tag(ask, app))
@@ -581,7 +581,7 @@ async def test_another_content_has_another_etag(ask: Ask, app: App, root: Path) 
     assert len(seen) == 3
 
 
-async def test_a_file_carries_cookies_as_well(ask: Ask, root: Path) -> None:
+async def test_a_file_can_have_cookies(ask: Ask, root: Path) -> None:
     async def handler(ctx: Context) -> Response:
         ctx.cookies.set("a", "1")
         return Response.file(root / "page.html")
@@ -590,7 +590,7 @@ async def test_a_file_carries_cookies_as_well(ask: Ask, root: Path) -> None:
     assert (answer.text, answer.headers["set-cookie"][:4]) == ("<p>caf\xe9", "a=1;")
 
 
-async def test_a_file_response_that_is_kept_answers_each_request_for_itself(ask: Ask, root: Path) -> None:
+async def test_a_file_response_that_a_handler_keeps_is_opened_for_each_request(ask: Ask, root: Path) -> None:
     kept = Response.file(root / "data.bin")
 
     async def handler(ctx: Context) -> Response:
@@ -620,13 +620,13 @@ async def test_a_file_response_that_a_hook_keeps_is_opened_for_each_request(ask:
         assert answer.body == CONTENT
 
 
-def test_a_path_that_is_none_is_an_error_where_the_response_is_made() -> None:
+def test_a_path_of_none_raises_where_the_response_is_made() -> None:
     path: Any = None
     with pytest.raises(TypeError, match="takes a path, not None"):
         Response.file(path)
 
 
-async def test_a_client_that_leaves_in_mid_file_leaves_no_trace(ask: Ask, app: App, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_leaves_during_a_file_leaves_no_trace(ask: Ask, app: App, caplog: pytest.LogCaptureFixture) -> None:
     answer = await ask(app, "/files/data.bin", leaves=True)
     assert answer.status == 200
     assert caplog.records == []
@@ -726,7 +726,7 @@ integrations = [
 
 
 class Served:
-    """A server of SERVED, and the folder that it shows."""
+    """A server that runs SERVED, and the folder that it serves."""
 
     def __init__(self, program: Program, site: Path) -> None:
         self._program = program
@@ -752,7 +752,7 @@ def served_by(server: str, folder: Path) -> Generator[Served]:
     os.mkfifo(site / "pipe")
     (site / "dangling").symlink_to(site / "nothing")
     os.utime(site / "page.html", (MODIFIED, MODIFIED))
-    # Another time zone than UTC, in which a date without one must not be read.
+    # A time zone other than UTC, which must not affect how dates are parsed.
     with running_script(SERVED + SERVES[server], folder, env={"TZ": "America/New_York"}) as program:
         yield Served(program, site)
         program.stop()
@@ -765,20 +765,20 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield served
 
 
-def test_a_file_is_looked_for_while_other_requests_are_answered(served: Served) -> None:
+def test_opening_a_file_does_not_block_other_requests(served: Served) -> None:
     with Connection(served.port) as waiting:
         waiting.send(request("/waiting"))
         assert get(served.port, "/release").body == b"released"
         assert waiting.read().body == b"<p>page"
 
 
-def test_a_long_path_is_not_looked_for(served: Served) -> None:
+def test_a_long_path_is_not_looked_up(served: Served) -> None:
     assert get(served.port, f"/file?name={'./' * 30_000}page.html").status == 404
     assert get(served.port, f"/file?name={'a/' * 30_000}").status == 404
 
 
 @pytest.mark.parametrize("name", [".env", "/.env", "%2Eenv"])
-def test_a_hidden_file_is_not_sent_unless_that_is_asked_for(served: Served, name: str) -> None:
+def test_a_hidden_file_is_sent_only_if_hidden_is_true(served: Served, name: str) -> None:
     assert get(served.port, f"/file?name={name}").status == 404
     assert get(served.port, f"/file?hidden=1&name={name}").body == b"a password"
 
@@ -789,7 +789,7 @@ def test_a_hidden_file_has_no_other_path(served: Served, name: str) -> None:
         assert get(served.port, f"/file?{query}").status == 404
 
 
-def test_a_browser_is_told_to_take_a_file_for_what_it_is_said_to_be(served: Served) -> None:
+def test_a_file_is_sent_with_nosniff(served: Served) -> None:
     assert get(served.port, "/file?name=page.html").headers["x-content-type-options"] == "nosniff"
     assert get(served.port, "/file?name=page.html&sniff=other").headers["x-content-type-options"] == "other"
 
@@ -808,12 +808,12 @@ def test_a_file_that_cannot_be_opened_is_a_404_for_every_method_and_condition(
     with Connection(served.port) as connection:
         answer = connection.ask(request(target, *([field] if field else []), method=method))
         assert answer.status == 404
-        # What hooks see is what is sent.
+        # Hooks see the status that is sent.
         assert answer.headers["x-seen"] == "404 None"
 
 
 @pytest.mark.parametrize(("method", "field"), ASKS)
-def test_a_file_for_which_no_descriptor_is_left_is_a_503_with_a_line_that_says_why(served: Served, method: str, field: str) -> None:
+def test_a_file_without_a_free_descriptor_is_a_503_and_its_reason_is_logged(served: Served, method: str, field: str) -> None:
     before = served.log().count("Too many open files")
     with Connection(served.port) as connection:
         answer = connection.ask(request("/limited", *([field] if field else []), method=method))
@@ -838,7 +838,9 @@ def test_a_404_in_place_of_a_file_keeps_the_session(served: Served, target: str,
     ("cache", "kept"),
     [("no-store", "no-store"), ("Private, max-age=5", "Private, max-age=5"), ("public, max-age=31536000, immutable", None)],
 )
-def test_a_404_in_place_of_a_file_keeps_what_limits_caches_and_no_lifetime(served: Served, cache: str, kept: str | None) -> None:
+def test_a_404_in_place_of_a_file_keeps_the_limits_on_caches_and_drops_the_lifetime(
+    served: Served, cache: str, kept: str | None
+) -> None:
     answer = get(served.port, f"/mine?cache={cache.replace(' ', '+')}")
     assert (answer.status, answer.headers.get("cache-control")) == (404, kept)
     assert answer.headers["vary"] == "accept-language"
@@ -852,12 +854,12 @@ def test_an_on_error_hook_can_show_a_page_in_place_of_a_file(served: Served) -> 
     until(lambda: "an on_error hook failed on GET '/file'" in served.log(), "the line that says that the hook failed")
 
 
-def test_hooks_see_what_describes_a_file(served: Served) -> None:
+def test_hooks_see_the_fields_that_describe_a_file(served: Served) -> None:
     answer = get(served.port, "/file?name=page.html")
     assert answer.headers["x-seen"] == f"200 {answer.headers['etag']}"
 
 
-def test_a_hook_may_answer_with_a_file(served: Served) -> None:
+def test_a_hook_may_return_a_file(served: Served) -> None:
     assert get(served.port, "/file?name=page.html&hook=another").body == b"other"
     assert get(served.port, "/file?name=page.html&hook=missing").status == 404
 
@@ -893,7 +895,7 @@ def test_a_file_has_one_length(served: Served) -> None:
 
 
 @pytest.mark.parametrize("modified", [0, 1])
-def test_the_date_of_a_reproducible_build_is_no_date(served: Served, modified: int) -> None:
+def test_the_date_of_a_reproducible_build_is_not_sent(served: Served, modified: int) -> None:
     built = served.site / "built.txt"
     tags: set[str] = set()
     for content in ("one", "two"):
@@ -909,7 +911,7 @@ def test_the_date_of_a_reproducible_build_is_no_date(served: Served, modified: i
     assert len(tags) == 2
 
 
-def test_a_file_of_tomorrow_was_modified_no_later_than_it_was_sent(served: Served) -> None:
+def test_last_modified_is_never_later_than_the_date_of_the_response(served: Served) -> None:
     tomorrow = served.site / "tomorrow.txt"
     tomorrow.write_text("x")
     for ahead in (0.0, 1.0, 86_400.0, 1e12):
@@ -936,7 +938,7 @@ def test_a_file_of_tomorrow_was_modified_no_later_than_it_was_sent(served: Serve
         ("Sat, 31 Dec 2016 23:59:60 GMT", 200),
         ("Sun, 31 Dec 2023 23:59:60 GMT", 304),
         ("Fri, 31 Dec 9999 23:59:60 GMT", 304),
-        # None of these is an HTTP-date, though each names a later time.
+        # Each has a later time, but none is an HTTP-date.
         ("Tue, 14 Nov 2024 22:13:20 +0000", 200),
         ("Tue, 14 Nov 2024 22:13:20", 200),
         ("14 Nov 2024 22:13:20 GMT", 200),
@@ -955,24 +957,24 @@ def test_a_file_of_tomorrow_was_modified_no_later_than_it_was_sent(served: Serve
         ("1800000000", 200),
     ],
 )
-def test_a_date_counts_if_it_has_a_form_of_rfc_9110_and_is_in_utc(served: Served, date: str, status: int) -> None:
+def test_a_date_is_valid_if_it_has_a_format_of_rfc_9110_and_is_in_utc(served: Served, date: str, status: int) -> None:
     assert get(served.port, "/file?name=page.html", f"If-Modified-Since: {date}").status == status
 
 
-def test_two_dates_are_none(served: Served) -> None:
+def test_two_dates_are_ignored(served: Served) -> None:
     field = "If-Modified-Since: " + AFTER
     assert get(served.port, "/file?name=page.html", field).status == 304
     assert get(served.port, "/file?name=page.html", field, field).status == 200
 
 
-def test_a_304_describes_no_body(served: Served) -> None:
+def test_a_304_has_no_fields_about_a_body(served: Served) -> None:
     answer = get(served.port, "/file?name=page.html", "If-None-Match: *")
     assert answer.status == 304
     assert not {"content-type", "content-length", "transfer-encoding"} & answer.headers.keys()
     assert "etag" in answer.headers
 
 
-def test_a_name_that_is_not_utf_8_is_downloaded_and_redirected_to(served: Served) -> None:
+def test_a_file_name_that_is_not_utf_8_works_in_downloads_and_redirects(served: Served) -> None:
     answer = get(served.port, "/renamed")
     assert (answer.status, answer.body) == (200, b"a name in ISO-8859-1")
     assert answer.headers["content-disposition"] == "attachment; filename=\"caf_.txt\"; filename*=UTF-8''caf%EF%BF%BD.txt"
@@ -980,7 +982,7 @@ def test_a_name_that_is_not_utf_8_is_downloaded_and_redirected_to(served: Served
 
 
 @pytest.mark.parametrize("swapped", ["file", "folder"])
-def test_a_link_that_is_swapped_in_while_a_file_is_asked_for_leads_nowhere(served: Served, swapped: str) -> None:
+def test_a_link_that_is_swapped_in_during_a_request_is_not_followed(served: Served, swapped: str) -> None:
     outside = served.site.parent / f"outside-{swapped}"
     inside = served.site / f"inside-{swapped}"
     for folder, content in ((outside, "secret"), (inside, "public")):

@@ -28,7 +28,7 @@ async def failing(ctx: Context) -> str:
 
 
 def noting(events: list[str], name: str, *, kind: str = "sync", result: object = None, error: Exception | None = None) -> Any:
-    """Return a hook that notes its name, and then gives *result* or raises *error*."""
+    """Return a hook that records its name, and then returns *result* or raises *error*."""
 
     def hook(*_: object) -> object:
         events.append(name)
@@ -58,7 +58,7 @@ def integration(events: list[str], name: str, *, priority: Priority = "normal", 
         *(({"name": "x", hook: "not callable"}, f"{hook}.*'x'.*str") for hook in HOOKS),
     ],
 )
-def test_what_is_wrong_in_an_integration_is_named(options: dict[str, Any], message: str) -> None:
+def test_a_mistake_in_an_integration_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         define_integration(**options)
 
@@ -69,7 +69,7 @@ def test_an_unknown_hook_is_refused() -> None:
         define_integration(name="x", **options)
 
 
-def test_an_integration_is_a_record_that_nobody_changes() -> None:
+def test_an_integration_is_immutable() -> None:
     defined = define_integration(name="x")
     assert (type(defined), defined.name, defined.priority, defined.on_request) == (Integration, "x", "normal", None)
     changing: Any = defined
@@ -81,7 +81,7 @@ def test_an_integration_is_a_record_that_nobody_changes() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_integrations_lie_around_the_handler_like_rings(ask: Ask, kind: str) -> None:
+async def test_request_hooks_run_by_priority_and_response_hooks_in_reverse(ask: Ask, kind: str) -> None:
     events: list[str] = []
 
     async def handler(ctx: Context) -> str:
@@ -113,7 +113,7 @@ async def test_integrations_of_one_priority_keep_the_order_of_their_list(ask: As
     assert [event for event in events if "on_response" in event] == ["on_response c", "on_response b", "on_response a"]
 
 
-def test_two_integrations_of_one_name_are_refused() -> None:
+def test_two_integrations_with_the_same_name_are_refused() -> None:
     first, second = define_integration(name="x"), define_integration(name="x", priority="high")
     for integrations in ([first, second], [first, first]):
         with pytest.raises(ConfigError, match=r"two named 'x'.*remove one"):
@@ -132,7 +132,7 @@ def test_two_integrations_of_one_name_are_refused() -> None:
         ({"x": define_integration(name="x")}, "holds 'x'"),
     ],
 )
-def test_what_is_no_list_of_integrations_is_refused_with_what_to_write(integrations: Any, told: str) -> None:
+def test_an_invalid_list_of_integrations_is_refused_with_a_fix(integrations: Any, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         App({"/": handler}, integrations=integrations)
 
@@ -143,7 +143,7 @@ def test_integrations_may_come_from_a_generator() -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-async def test_an_integration_may_have_one_hook_alone(ask: Ask, hook: str) -> None:
+async def test_an_integration_may_have_only_one_hook(ask: Ask, hook: str) -> None:
     events: list[str] = []
     options: dict[str, Any] = {hook: noting(events, hook, result=0 if hook == "on_purge" else None)}
     app = App({"/": failing}, integrations=[define_integration(name="x", **options)])
@@ -163,7 +163,7 @@ async def test_an_integration_without_hooks_changes_nothing(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_on_request_may_answer_at_once(ask: Ask, kind: str) -> None:
+async def test_a_response_of_on_request_is_sent_instead_of_calling_the_handler(ask: Ask, kind: str) -> None:
     events: list[str] = []
     app = App(
         {"/": failing},
@@ -181,7 +181,7 @@ async def test_on_request_may_answer_at_once(ask: Ask, kind: str) -> None:
     assert events == ["a", "response b", "response a"]
 
 
-async def test_on_request_runs_where_no_route_matches_too(ask: Ask) -> None:
+async def test_on_request_also_runs_if_no_route_matches(ask: Ask) -> None:
     events: list[str] = []
     app = App({"/x": {"GET": handler}}, integrations=[define_integration(name="a", on_request=noting(events, "asked"))])
     assert [(await ask(app, "/y")).status, (await ask(app, "/x", "PUT")).status] == [404, 405]
@@ -252,7 +252,7 @@ async def test_on_request_may_fail(ask: Ask, kind: str, error: Exception, status
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_on_response_gives_the_response_to_go_on_with(ask: Ask, kind: str) -> None:
+async def test_on_response_may_replace_the_response(ask: Ask, kind: str) -> None:
     def wrap(name: str) -> Callable[[Context, Response], Any]:
         def hook(ctx: Context, response: Response) -> Response:
             return Response(f"{name}({bytes_of(response)})", response.status)
@@ -295,7 +295,7 @@ async def test_on_response_may_change_the_response_and_return_nothing(ask: Ask, 
         ("/", "OPTIONS", 204),
     ],
 )
-async def test_on_response_runs_for_every_answer(ask: Ask, target: str, method: str, status: int) -> None:
+async def test_on_response_runs_for_every_response(ask: Ask, target: str, method: str, status: int) -> None:
     statuses: list[int] = []
 
     def hook(ctx: Context, response: Response) -> None:
@@ -308,7 +308,7 @@ async def test_on_response_runs_for_every_answer(ask: Ask, target: str, method: 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize(("error", "status"), [(HTTPError(503), 503), (ValueError("no"), 500)], ids=["refusal", "fault"])
-async def test_every_on_response_runs_even_where_one_raises(ask: Ask, kind: str, error: Exception, status: int) -> None:
+async def test_every_on_response_hook_runs_even_if_one_raises(ask: Ask, kind: str, error: Exception, status: int) -> None:
     events: list[str] = []
 
     def last(ctx: Context, response: Response) -> None:
@@ -341,7 +341,7 @@ async def test_cookies_of_an_on_response_hook_are_sent(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("hook", ["on_request", "on_response"])
-async def test_a_hook_that_gives_what_is_no_response_answers_500(ask: Ask, hook: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_hook_that_returns_an_invalid_response_causes_a_500(ask: Ask, hook: str, caplog: pytest.LogCaptureFixture) -> None:
     options: dict[str, Any] = {hook: noting([], hook, result=42)}
     answer = await ask(App({"/": handler}, integrations=[define_integration(name="a", **options)]))
     assert answer.status == 500
@@ -352,7 +352,7 @@ async def test_a_hook_that_gives_what_is_no_response_answers_500(ask: Ask, hook:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_the_first_response_of_an_on_error_hook_answers_and_the_others_see_the_error_too(ask: Ask, kind: str) -> None:
+async def test_the_first_response_of_an_on_error_hook_is_sent_and_every_hook_sees_the_error(ask: Ask, kind: str) -> None:
     events: list[str] = []
     results = {"a": None, "b": Response("sorry", 503), "c": Response("never", 500)}
     app = App(
@@ -366,7 +366,7 @@ async def test_the_first_response_of_an_on_error_hook_answers_and_the_others_see
     assert (answer.status, answer.text, events) == (503, "sorry", ["a", "b", "c"])
 
 
-async def test_on_error_sees_what_was_raised_and_http_errors_too(ask: Ask) -> None:
+async def test_on_error_sees_every_error_including_http_errors(ask: Ask) -> None:
     seen: list[Exception] = []
 
     def on_error(ctx: Context, error: Exception) -> None:
@@ -393,7 +393,7 @@ async def test_on_error_sees_the_failure_of_an_on_response_hook(ask: Ask) -> Non
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_an_on_error_hook_that_fails_is_logged_and_the_next_one_asked(
+async def test_an_on_error_hook_that_fails_is_logged_and_the_next_one_runs(
     ask: Ask, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     events: list[str] = []
@@ -424,7 +424,7 @@ async def test_a_custom_page_for_404_is_an_on_error_hook(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_a_load_that_fails_shuts_down_what_was_loaded_and_nothing_else(kind: str) -> None:
+async def test_a_failed_load_shuts_down_only_the_integrations_that_were_loaded(kind: str) -> None:
     events: list[str] = []
     app = App(
         {"/": handler},
@@ -445,7 +445,7 @@ async def test_a_load_that_fails_shuts_down_what_was_loaded_and_nothing_else(kin
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_every_on_shutdown_runs_even_where_one_raises(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_every_on_shutdown_hook_runs_even_if_one_raises(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     events: list[str] = []
     app = App(
         {"/": handler},
@@ -498,7 +498,7 @@ async def test_no_request_is_served_before_every_load_is_done(ask: Ask) -> None:
     assert (await ask(app)).text == "handled"
 
 
-async def test_no_request_is_served_once_the_app_is_shut_down(ask: Ask) -> None:
+async def test_no_request_is_served_after_shutdown(ask: Ask) -> None:
     app = App({"/": handler}, integrations=[integration([], "a")])
     await app.load()
     await app.shutdown()
@@ -506,7 +506,7 @@ async def test_no_request_is_served_once_the_app_is_shut_down(ask: Ask) -> None:
         await ask(app)
 
 
-async def test_no_request_is_served_after_a_load_that_failed(ask: Ask) -> None:
+async def test_no_request_is_served_after_a_failed_load(ask: Ask) -> None:
     app = App({"/": handler}, integrations=[define_integration(name="a", on_load=noting([], "a", error=ValueError()))])
     with pytest.raises(ValueError):  # noqa: PT011
         await app.load()
@@ -514,13 +514,13 @@ async def test_no_request_is_served_after_a_load_that_failed(ask: Ask) -> None:
         await ask(app)
 
 
-async def test_an_app_that_has_nothing_to_load_needs_no_lifespan(ask: Ask) -> None:
+async def test_an_app_without_on_load_hooks_needs_no_lifespan(ask: Ask) -> None:
     app = App({"/": handler}, integrations=[define_integration(name="a", on_request=noting([], "a"))])
     assert (await ask(app)).text == "handled"
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
-async def test_a_purge_says_how_much_each_integration_has_removed(kind: str) -> None:
+async def test_a_purge_returns_the_number_that_each_integration_has_removed(kind: str) -> None:
     async def later(app: App) -> int:
         return len(app.integrations)
 
@@ -543,7 +543,7 @@ async def test_on_load_gets_the_app() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_a_check_says_by_name_what_is_wrong_with_each_integration(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_check_returns_the_error_of_each_integration_by_name(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     events: list[str] = []
     down = HTTPError(503, "hosts db1, db2")
     app = App(
@@ -567,5 +567,5 @@ async def test_a_check_says_by_name_what_is_wrong_with_each_integration(kind: st
     ]
 
 
-async def test_a_check_of_an_app_that_has_nothing_to_check_is_empty() -> None:
+async def test_a_check_of_an_app_without_on_check_hooks_is_empty() -> None:
     assert await App({"/": handler}).check() == {}

@@ -72,14 +72,14 @@ def returning(result: Any) -> Handler:
         ),
     ],
 )
-async def test_a_result_is_sent_as_what_it_is(ask: Ask, result: object, kind: str, body: bytes) -> None:
+async def test_a_result_becomes_a_response_by_its_type(ask: Ask, result: object, kind: str, body: bytes) -> None:
     answer = await ask(App({"/": returning(result)}))
     assert (answer.status, answer.headers["content-type"], answer.body) == (200, kind, body)
     assert answer.headers["content-length"] == str(len(body))
 
 
 @pytest.mark.parametrize("result", [1, 1.5, True, (1, 2), {1}, object(), ("body", 201)], ids=lambda r: str(type(r).__name__))
-async def test_a_result_that_is_no_response_answers_500_and_the_log_names_its_type(
+async def test_an_invalid_result_gets_500_and_the_log_names_its_type(
     ask: Ask, result: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     answer = await ask(App({"/": returning(result)}))
@@ -87,7 +87,7 @@ async def test_a_result_that_is_no_response_answers_500_and_the_log_names_its_ty
     assert f"returned a {type(result).__name__}" in caplog.text
 
 
-async def test_an_await_that_was_forgotten_is_named(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_missing_await_is_named(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(ctx: Context) -> dict[str, object]:
         return {"body": ctx.body()}
 
@@ -96,7 +96,7 @@ async def test_an_await_that_was_forgotten_is_named(ask: Ask, caplog: pytest.Log
     assert "await" in caplog.text
 
 
-async def test_what_json_cannot_hold_is_named(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_value_that_json_cannot_hold_is_named(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     assert (await ask(App({"/": returning({"a": object()})}))).status == 500
     assert "JSON can't hold a object" in caplog.text
 
@@ -144,7 +144,7 @@ async def test_every_kind_of_response_takes_a_status_and_headers(ask: Ask, make:
     assert (answer.status, answer.headers["x-a"]) == (418, "1")
 
 
-async def test_headers_may_be_pairs_so_that_a_name_comes_twice(ask: Ask) -> None:
+async def test_headers_may_be_pairs_with_a_repeated_name(ask: Ask) -> None:
     response = Response("x", headers=[("link", "</a>"), ("Link", "</b>")])
     assert (await ask(App({"/": returning(response)}))).headers.getall("link") == ["</a>", "</b>"]
 
@@ -181,13 +181,13 @@ def test_no_way_to_make_a_response_lets_a_header_be_injected(value: str) -> None
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_sends_the_browser_on(ask: Ask, status: int) -> None:
+async def test_a_redirect_has_its_status_and_location(ask: Ask, status: int) -> None:
     answer = await ask(App({"/": returning(Response.redirect("/next?a=b#c", status))}))
     assert (answer.status, answer.headers["location"], answer.body) == (status, "/next?a=b#c", b"")
     assert "content-type" not in answer.headers
 
 
-def test_a_redirect_is_a_302_unless_told_otherwise() -> None:
+def test_the_default_status_of_a_redirect_is_302() -> None:
     assert Response.redirect("/").status == 302
 
 
@@ -220,7 +220,7 @@ def test_headers_of_a_response_can_be_changed() -> None:
     assert dict(response.headers) == {"x-a": "1"}
 
 
-def test_a_copy_of_a_response_has_headers_of_its_own() -> None:
+def test_a_copy_of_a_response_has_its_own_headers() -> None:
     response = Response("x", 201)
     copied = copy.copy(response)
     copied.headers["x-a"] = "1"
@@ -228,34 +228,34 @@ def test_a_copy_of_a_response_has_headers_of_its_own() -> None:
     assert "x-a" not in response.headers
 
 
-# Bodies left out
+# Responses without a body
 
 
-async def test_head_is_answered_with_the_length_alone(ask: Ask) -> None:
+async def test_a_response_to_head_has_the_length_and_no_body(ask: Ask) -> None:
     answer = await ask(App({"/": returning("hello")}), method="HEAD")
     assert (answer.body, answer.headers["content-length"]) == (b"", "5")
 
 
 @pytest.mark.parametrize("status", [204, 304])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_a_status_without_a_body_has_neither_body_nor_length(ask: Ask, status: int, method: str) -> None:
+async def test_a_status_without_a_body_has_no_body_and_no_length(ask: Ask, status: int, method: str) -> None:
     answer = await ask(App({"/": returning(Response("x", status))}), method=method)
     assert (answer.status, answer.body, "content-length" in answer.headers) == (status, b"", False)
 
 
 @pytest.mark.parametrize("status", [204, 304])
-async def test_a_stream_of_a_status_without_a_body_sends_none(ask: Ask, status: int) -> None:
+async def test_a_stream_with_a_status_without_a_body_sends_no_body(ask: Ask, status: int) -> None:
     async def handler(ctx: Context) -> Response:
         return Response.stream(Chunks([b"x"]), status)
 
     assert (await ask(App({"/": handler}))).body == b""
 
 
-async def test_an_empty_response_says_that_it_is_empty(ask: Ask) -> None:
+async def test_an_empty_response_has_the_length_zero(ask: Ask) -> None:
     assert (await ask(App({"/": returning(Response())}))).headers["content-length"] == "0"
 
 
-# A response that is kept
+# A response that is returned again
 
 
 async def test_a_response_that_a_handler_keeps_never_accumulates_cookies_or_headers(ask: Ask) -> None:
@@ -303,7 +303,7 @@ async def test_a_response_that_a_hook_keeps_never_accumulates_cookies_or_headers
     app = App(
         {"/": handler},
         integrations=[
-            # What sets the cookie goes last in each kind of hook, and stamps after what keeps the response.
+            # The hook that sets the cookie runs last of its kind, and marks the response after the hook that keeps it.
             define_integration(name="stamp", priority="very-high", on_response=stamp, on_request=cookie, on_error=cookie),
             define_integration(name="keep", **hooks),
         ],
@@ -338,7 +338,7 @@ async def test_a_server_that_adds_headers_to_the_message_adds_none_to_the_respon
 
 
 class Chunks:
-    """An iterator that notes what becomes of it; after its chunks it waits for ever, or raises."""
+    """An iterator that records how it ends. After its chunks it waits for ever, or raises."""
 
     def __init__(self, chunks: list[bytes | str], *, then: BaseException | None = None, waits: bool = False) -> None:
         self.chunks = chunks
@@ -369,7 +369,7 @@ class Chunks:
 
 
 @pytest.mark.parametrize("chunks", [["caf\xe9", b"\xff"], [], [b""], ["a"] * 1_000], ids=["two kinds", "none", "empty", "many"])
-async def test_a_stream_sends_its_chunks_as_they_come(ask: Ask, chunks: list[bytes | str]) -> None:
+async def test_a_stream_sends_each_chunk_when_it_is_ready(ask: Ask, chunks: list[bytes | str]) -> None:
     source = Chunks([*chunks])
 
     async def handler(ctx: Context) -> Response:
@@ -383,7 +383,7 @@ async def test_a_stream_sends_its_chunks_as_they_come(ask: Ask, chunks: list[byt
     assert source.events == ["closed"]
 
 
-async def test_head_of_a_stream_takes_no_chunk_and_closes_it(ask: Ask) -> None:
+async def test_head_of_a_stream_reads_no_chunk_and_closes_it(ask: Ask) -> None:
     source = Chunks([b"x"])
 
     async def handler(ctx: Context) -> Response:
@@ -393,7 +393,7 @@ async def test_head_of_a_stream_takes_no_chunk_and_closes_it(ask: Ask) -> None:
     assert (answer.status, answer.body, source.chunks, source.events) == (200, b"", [b"x"], ["closed"])
 
 
-async def test_a_stream_carries_cookies_as_well(ask: Ask) -> None:
+async def test_a_stream_can_have_cookies(ask: Ask) -> None:
     async def handler(ctx: Context) -> Response:
         ctx.cookies.set("a", "1")
         return Response.stream(Chunks([b"x"]))
@@ -402,7 +402,7 @@ async def test_a_stream_carries_cookies_as_well(ask: Ask) -> None:
     assert (answer.body, answer.headers["set-cookie"][:4]) == (b"x", "a=1;")
 
 
-async def test_a_client_that_leaves_in_mid_stream_leaves_no_trace(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_leaves_during_a_stream_leaves_no_trace(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     source = Chunks([b"one", b"two"], waits=True)
 
@@ -417,7 +417,7 @@ async def test_a_client_that_leaves_in_mid_stream_leaves_no_trace(ask: Ask, capl
 
 
 class Line:
-    """A connection that is cut when the test says so."""
+    """A connection that the test can cut."""
 
     def __init__(self, *, full: bool = False, refuses: bool = False) -> None:
         self.gone = asyncio.Event()
@@ -431,7 +431,7 @@ class Line:
 
     async def send(self, message: Any) -> None:
         if self.refuses and message.get("body"):
-            # What ASGI 2.4 has servers do once the client has left.
+            # ASGI 2.4: servers raise this after the client has left.
             raise OSError("the client has left")
         self.sent.append(message)
         if self.full and message.get("body"):
@@ -442,7 +442,7 @@ def get(path: str = "/") -> dict[str, Any]:
     return {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b"", "scheme": "http"}
 
 
-async def test_a_chunk_under_way_is_cancelled_when_the_client_leaves() -> None:
+async def test_a_chunk_in_flight_is_cancelled_when_the_client_leaves() -> None:
     line, source = Line(), Chunks([b"one"], waits=True)
 
     async def handler(ctx: Context) -> Response:
@@ -467,7 +467,7 @@ async def test_a_generator_is_closed_when_the_client_leaves_while_a_chunk_is_sen
             yielded.set()
             yield b"one"
         finally:
-            # A closing that takes its time, such as giving back a connection.
+            # A slow close, such as returning a connection to its pool.
             await asyncio.sleep(0)
             events.append("closed")
 
@@ -485,7 +485,7 @@ async def test_a_generator_is_closed_when_the_client_leaves_while_a_chunk_is_sen
     assert events == ["closed"]
 
 
-async def test_a_server_that_says_by_an_error_that_the_client_has_left_is_understood(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_server_may_report_with_an_error_that_the_client_has_left(caplog: pytest.LogCaptureFixture) -> None:
     line, source = Line(refuses=True), Chunks([b"one", b"two"])
 
     async def handler(ctx: Context) -> Response:
@@ -497,7 +497,7 @@ async def test_a_server_that_says_by_an_error_that_the_client_has_left_is_unders
 
 
 @pytest.mark.parametrize("chunks", [[], [b"one"]], ids=["at first", "later"])
-async def test_an_iterator_that_raises_breaks_the_answer_off(ask: Ask, chunks: list[bytes | str]) -> None:
+async def test_an_iterator_that_raises_breaks_the_response_off(ask: Ask, chunks: list[bytes | str]) -> None:
     source = Chunks([*chunks], then=RuntimeError("no more"))
     messages: list[Any] = []
 
@@ -509,7 +509,7 @@ async def test_an_iterator_that_raises_breaks_the_answer_off(ask: Ask, chunks: l
     with pytest.raises(RuntimeError, match="no more"):
         await App({"/": handler})(get(), line.receive, line.send)
     messages = line.sent
-    # The last message is missing, so that the client sees that something is.
+    # The last message is missing, so the client notices that the response is incomplete.
     assert [message.get("body") for message in messages[1:]] == chunks
     assert all(message.get("more_body", True) for message in messages)
     assert source.events == ["closed"]
@@ -530,7 +530,7 @@ async def test_a_cancelled_server_closes_the_iterator() -> None:
     assert source.events == ["cancelled", "closed"]
 
 
-async def test_an_iterator_without_a_close_is_fine(ask: Ask) -> None:
+async def test_an_iterator_needs_no_aclose(ask: Ask) -> None:
     class Bare:
         def __init__(self) -> None:
             self.left = 3
@@ -568,7 +568,7 @@ async def test_a_client_that_leaves_while_its_request_is_streamed_back_leaves_no
     assert caplog.records == []
 
 
-# What was not awaited
+# Missing awaits
 
 
 async def forgotten() -> int:
@@ -585,7 +585,7 @@ async def forgotten() -> int:
     ],
     ids=["result", "dict", "nested", "list"],
 )
-async def test_a_coroutine_in_a_result_is_an_error_that_says_await_and_nothing_else_is_said(
+async def test_a_coroutine_in_a_result_is_one_error_that_says_await(
     ask: Ask, make: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def handler(ctx: Context) -> Any:
@@ -712,14 +712,14 @@ integrations = [define_integration(name="hooks", on_response=on_response)]
 
 
 class Served:
-    """A server of SERVED."""
+    """A server that runs SERVED."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
         self.port = program.port
 
     def exchange(self, target: str, method: str = "GET", body: bytes = b"") -> tuple[bytes, bytes]:
-        """Return the head and the body of a response, octet by octet."""
+        """Return the raw head and body of a response."""
         with Connection(self.port) as connection:
             connection.send(request(target, "Connection: close", method=method, body=body))
             head, _, rest = connection.read_rest().partition(b"\r\n\r\n")
@@ -730,7 +730,7 @@ class Served:
 
     @contextmanager
     def logs(self, *words: str) -> Generator[None]:
-        """Hold the block to one line in gaman's log, which has these words, and to no traceback."""
+        """Assert that the block adds one line with these words to gaman's log, and no traceback."""
         before = len(self._program.stderr)
         yield
 
@@ -740,7 +740,7 @@ class Served:
 
         said = until(line, "a line in the log")
         assert "Traceback" not in said
-        # uvicorn has a line of its own for a response that breaks off.
+        # uvicorn logs its own line for a response that breaks off.
         lines = [line for line in said.splitlines() if "ASGI callable returned without completing response" not in line]
         assert len(lines) == 1, lines
         for word in words:
@@ -757,7 +757,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def line_of(code: str) -> str:
-    """Return what the log says of the line of SERVED that has *code*."""
+    """Return how the log names the line of SERVED that contains *code*."""
     return f"line {[code in line for line in SERVED.splitlines()].index(True) + 1}"
 
 
@@ -770,7 +770,7 @@ def line_of(code: str) -> str:
         *((kind, "write an `async def` that yields its chunks") for kind in ("list", "str", "bytes", "None", "object")),
     ],
 )
-def test_a_stream_of_what_is_not_an_async_iterator_is_refused_where_it_is_made(served: Served, shape: str, fix: str) -> None:
+def test_a_stream_of_another_object_is_refused_where_it_is_made(served: Served, shape: str, fix: str) -> None:
     with served.logs("ResultError", fix, line_of("Response.stream(STREAMS")):
         assert served.status(f"/stream/{shape}") == 500
 
@@ -780,11 +780,11 @@ def test_a_chunk_that_is_not_bytes_or_text_breaks_the_response_off(served: Serve
     with served.logs("broke off: ResultError", "a chunk is bytes or str, not", line_of("# the line")):
         head, body = served.exchange(f"/broken/{kind}")
     assert b" 200 " in head
-    # Chunked, without the last chunk: the client sees that the end is missing.
+    # Chunked without the last chunk: the client notices that the response is incomplete.
     assert body == b"5\r\nfirst\r\n"
 
 
-def test_a_stream_may_promise_its_length(served: Served) -> None:
+def test_a_stream_may_have_a_content_length(served: Served) -> None:
     head, body = served.exchange("/promised?length=6&part=abc&part=def")
     assert b"content-length: 6" in head
     assert b"transfer-encoding" not in head
@@ -804,20 +804,20 @@ def test_a_stream_may_promise_its_length(served: Served) -> None:
         ("/promised?length=0&part=abc", b"", "more bytes than the 0"),
     ],
 )
-def test_a_stream_that_breaks_its_promise_breaks_off(served: Served, target: str, sent: bytes, told: str) -> None:
+def test_a_stream_with_a_wrong_content_length_breaks_off(served: Served, target: str, sent: bytes, told: str) -> None:
     with served.logs("GET '/promised' broke off: HeaderError", told, "in promised"):
         assert served.exchange(target)[1] == sent
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "1.0", "0x5", "", "5, 5", "9" * 5_000])
-def test_a_length_that_is_not_a_number_is_refused(served: Served, length: str) -> None:
+def test_a_content_length_that_is_not_a_number_is_refused(served: Served, length: str) -> None:
     for target in (f"/promised?part=hello&length={length}", f"/framed?header=content-length:{length}"):
         with served.logs("HeaderError", "content-length"):
             assert served.status(target.replace(" ", "+")) == 500
 
 
 @pytest.mark.parametrize("raw", ["", "&raw=1"])
-def test_a_length_of_the_handlers_own_is_that_of_the_body(served: Served, raw: str) -> None:
+def test_a_handlers_content_length_must_be_that_of_the_body(served: Served, raw: str) -> None:
     head, body = served.exchange(f"/framed?header=content-length:5{raw}")
     assert head.count(b"content-length") == 1
     assert body == b"hello"
@@ -826,12 +826,12 @@ def test_a_length_of_the_handlers_own_is_that_of_the_body(served: Served, raw: s
             assert served.status(f"/framed?header={wrong}{raw}") == 500
 
 
-def test_head_may_be_told_another_length(served: Served) -> None:
+def test_a_response_to_head_may_have_another_length(served: Served) -> None:
     head, body = served.exchange("/framed?header=content-length:123456", "HEAD")
     assert b"content-length: 123456" in head
     assert head.count(b"content-length") == 1
     assert body == b""
-    # What passes for HEAD does not pass for the next request.
+    # A length that is valid for HEAD is still checked for the next request.
     with served.logs("HeaderError", "content-length"):
         assert served.status("/framed?header=content-length:123456") == 500
 
@@ -851,13 +851,13 @@ def test_a_status_without_a_body_is_sent_without_a_length(served: Served, status
 @pytest.mark.parametrize("raw", ["", "&raw=1"])
 @pytest.mark.parametrize("coding", ["chunked", "identity", "gzip, chunked"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_a_transfer_coding_is_the_servers_to_choose(served: Served, coding: str, raw: str, method: str) -> None:
+def test_a_handler_cannot_set_a_transfer_coding(served: Served, coding: str, raw: str, method: str) -> None:
     with served.logs("HeaderError", "transfer-encoding"):
         assert served.status(f"/framed?header=transfer-encoding:{coding.replace(' ', '+')}{raw}", method) == 500
 
 
 @pytest.mark.parametrize("header", ["transfer-encoding:chunked", "content-length:1"])
-def test_an_error_that_is_framed_wrongly_answers_500(served: Served, header: str) -> None:
+def test_an_error_with_a_wrong_framing_gets_500(served: Served, header: str) -> None:
     with served.logs("HeaderError"):
         assert served.status(f"/error?header={header}") == 500
 
@@ -882,18 +882,18 @@ STATUSES = ["99", "100", "101", "199", "600", "999", "-1", "0", "True", "float",
         *((by, "getattr(Response, name)") for by in ("json", "text", "html")),
     ],
 )
-def test_a_status_that_cannot_be_sent_names_the_line_that_made_it(served: Served, by: str, status: str, line: str) -> None:
+def test_the_error_of_an_invalid_status_names_the_line_that_made_it(served: Served, by: str, status: str, line: str) -> None:
     with served.logs("ResultError", "status", line_of(line)):
         assert served.status(f"/made/{by}/{status}") == 500
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_status_that_a_hook_sets_and_cannot_be_sent_is_a_500(served: Served, status: str) -> None:
+def test_an_invalid_status_of_a_hook_is_a_500(served: Served, status: str) -> None:
     with served.logs("ResultError", "status"):
         assert served.status(f"/hello?hook=status&to={status}") == 500
 
 
-def test_a_hook_that_frames_a_response_wrongly_makes_it_a_500(served: Served) -> None:
+def test_a_hook_with_a_wrong_framing_causes_a_500(served: Served) -> None:
     for hook in ("length&to=4", "coding"):
         with served.logs("HeaderError"):
             assert served.status(f"/hello?hook={hook}") == 500
@@ -903,7 +903,7 @@ def test_a_hook_that_frames_a_response_wrongly_makes_it_a_500(served: Served) ->
 
 
 def redirected(served: Served, to: str, query: str = "") -> str | int:
-    """Return where a redirect to *to* leads, or the status of what answers in its place."""
+    """Return the location of a redirect to *to*, or the status of another response."""
     with Connection(served.port) as connection:
         answer = connection.ask(request(f"/redirect{query}", method="POST", body=json.dumps({"to": to}).encode()))
         return answer.headers["location"] if answer.status == 302 else answer.status
@@ -927,7 +927,7 @@ def redirected(served: Served, to: str, query: str = "") -> str | int:
     ],
     ids=ascii,
 )
-def test_what_a_uri_cannot_hold_is_percent_encoded_in_a_redirect(served: Served, to: str, expected: str) -> None:
+def test_a_redirect_percent_encodes_characters_that_a_uri_cannot_hold(served: Served, to: str, expected: str) -> None:
     assert redirected(served, to) == expected
 
 
@@ -1004,18 +1004,18 @@ def test_a_local_redirect_to_anywhere_else_is_a_400(served: Served, to: str) -> 
     assert redirected(served, to, "?local=1") == 400
 
 
-def test_a_local_redirect_has_at_most_4096_bytes_as_it_is_sent() -> None:
+def test_a_local_redirect_has_at_most_4096_encoded_bytes() -> None:
     for longest in ("/" + "x" * 4095, "/x" + "\u20ac" * 454 + "x" * 8):
         assert len(Response.redirect(longest, local=True).headers["location"]) == 4096
         with pytest.raises(HTTPError) as caught:
             Response.redirect(longest + "x", local=True)
         assert caught.value.status == 400
-        # The application's own may be as long as it likes.
+        # The application's own targets have no limit.
         assert len(Response.redirect(longest + "x").headers["location"]) == 4097
 
 
 @pytest.mark.parametrize("target", [None, 5, b"/", ["/"]], ids=repr)
-def test_a_redirect_to_anything_but_a_str_is_a_400_if_local_and_else_says_what_to_write(target: Any) -> None:
+def test_a_redirect_to_anything_but_a_str_is_a_400_if_local_and_otherwise_an_error_with_a_fix(target: Any) -> None:
     with pytest.raises(HTTPError) as caught:
         Response.redirect(target, local=True)
     assert caught.value.status == 400
@@ -1024,7 +1024,7 @@ def test_a_redirect_to_anything_but_a_str_is_a_400_if_local_and_else_says_what_t
 
 
 @pytest.mark.parametrize("read", ["body", "stream"])
-async def test_a_body_that_a_stream_asks_for_too_late_is_an_error_and_no_hang(
+async def test_reading_the_body_too_late_in_a_stream_raises_instead_of_hanging(
     ask: Ask, caplog: pytest.LogCaptureFixture, read: str
 ) -> None:
     async def stream(ctx: Context) -> Response:

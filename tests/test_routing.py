@@ -64,7 +64,7 @@ class SyncCallable:
 
 
 def said(answer: Answer) -> str | int:
-    """The text of an answer, or the status of a refusal."""
+    """Return the text of a 200 response, or the status of another one."""
     return answer.text if answer.status == 200 else answer.status
 
 
@@ -112,7 +112,7 @@ async def test_a_trailing_slash_is_ignored_and_slashes_collapse(ask: Ask, target
 
 
 @pytest.mark.parametrize("target", ["/", "//", "///"])
-async def test_the_root_is_the_root_however_many_slashes(ask: Ask, target: str) -> None:
+async def test_the_root_matches_any_number_of_slashes(ask: Ask, target: str) -> None:
     assert said(await ask(App({"/": answering("home")}), target)) == "home"
     assert said(await ask(App(define_routes({"/": answering("home")}, strict=True)), target)) == "home"
 
@@ -136,7 +136,7 @@ async def test_the_root_is_the_root_however_many_slashes(ask: Ask, target: str) 
         ("/u", 404),
     ],
 )
-async def test_strict_tells_a_trailing_slash_apart(ask: Ask, target: str, expected: str | int) -> None:
+async def test_strict_routes_distinguish_a_trailing_slash(ask: Ask, target: str, expected: str | int) -> None:
     table = {
         "/a": answering("without"),
         "/a/": answering("with"),
@@ -148,7 +148,7 @@ async def test_strict_tells_a_trailing_slash_apart(ask: Ask, target: str, expect
     assert said(await ask(App(define_routes(table, strict=True)), target)) == expected
 
 
-async def test_strict_holds_for_routes_of_a_function_too(ask: Ask) -> None:
+async def test_strict_also_applies_to_routes_of_a_function(ask: Ask) -> None:
     app = App(define_routes(of_deps, strict=True), deps="given")
     assert said(await ask(app, "/a")) == "'given'"
     assert said(await ask(app, "/a/")) == 404
@@ -186,7 +186,7 @@ async def test_a_parameter_binds_one_decoded_segment(ask: Ask, target: str, expe
 
 
 @pytest.mark.parametrize("target", ["/users/%FF", "/users/%C3", "/users/%ED%A0%80", "/%C0%AF", "/nowhere/%FF", "/users/a%2F%FF"])
-async def test_a_path_that_is_not_utf8_answers_400(ask: Ask, target: str) -> None:
+async def test_a_path_that_is_not_utf8_gets_400(ask: Ask, target: str) -> None:
     answer = await ask(App({"/users/:id": answering("user")}), target)
     assert (answer.status, answer.text) == (400, "the path does not begin with a slash, or is not valid UTF-8")
 
@@ -206,28 +206,28 @@ async def test_a_path_that_is_not_utf8_answers_400(ask: Ask, target: str) -> Non
         "evil.example:443",
     ],
 )
-async def test_a_target_that_is_no_path_answers_400(ask: Ask, target: str) -> None:
+async def test_a_target_that_is_not_a_path_gets_400(ask: Ask, target: str) -> None:
     assert (await ask(App({"/users/:id": answering("user"), "/": answering("home")}), target)).status == 400
 
 
-async def test_octets_beyond_ascii_in_a_raw_path_answer_400(ask: Ask) -> None:
+async def test_octets_beyond_ascii_in_a_raw_path_get_400(ask: Ask) -> None:
     answer = await ask(App({"/:a": answering("a")}), scope={"raw_path": b"/\xc3\xa9%20", "path": "/\xe9 "})
     assert answer.status == 400
 
 
-async def test_without_a_raw_path_the_decoded_one_is_taken(ask: Ask) -> None:
+async def test_without_a_raw_path_the_decoded_one_is_used(ask: Ask) -> None:
     scope = {"raw_path": None, "path": "/users/caf\xe9 %41"}
     assert said(await ask(App({"/users/:id": answering("user")}), scope=scope)) == "user id=caf\xe9 %41"
 
 
 @pytest.mark.parametrize(("target", "root"), [("/app/users/1", "/app"), ("/app/users/%31", "/app"), ("/a%20b/users/%31", "/a b")])
-async def test_the_root_path_of_the_server_is_no_part_of_a_route(ask: Ask, target: str, root: str) -> None:
+async def test_the_root_path_of_the_server_is_not_matched(ask: Ask, target: str, root: str) -> None:
     app = App({"/users/:id": answering("user"), "/": answering("home")})
     assert said(await ask(app, target, scope={"root_path": root})) == "user id=1"
     assert said(await ask(app, target.partition("/users")[0], scope={"root_path": root})) == "home"
 
 
-async def test_each_route_names_the_parameters_of_a_place_as_it_likes(ask: Ask) -> None:
+async def test_routes_may_name_the_same_parameter_differently(ask: Ask) -> None:
     app = App({"/:a": answering("one"), "/:b/x": {"GET": answering("two")}, "/:c": {"/:d": {"POST": answering("three")}}})
     assert said(await ask(app, "/1")) == "one a=1"
     assert said(await ask(app, "/1/x")) == "two b=1"
@@ -249,7 +249,7 @@ async def test_each_route_names_the_parameters_of_a_place_as_it_likes(ask: Ask) 
         ("/a/b/e", "deep p=a q=b r=e"),
     ],
 )
-async def test_a_literal_is_preferred_to_a_parameter_but_never_in_its_way(ask: Ask, target: str, expected: str | int) -> None:
+async def test_a_literal_has_precedence_over_a_parameter_and_never_hides_it(ask: Ask, target: str, expected: str | int) -> None:
     app = App(
         {
             "/users/:id": answering("user"),
@@ -261,13 +261,13 @@ async def test_a_literal_is_preferred_to_a_parameter_but_never_in_its_way(ask: A
             "/a/b/c": answering("abc"),
         }
     )
-    # /users/you/photos and the like fall to the deepest fallback as well.
+    # Paths such as /users/you/photos also match the deepest fallback.
     if expected == 404 and target.count("/") == 3:
         expected = "deep " + " ".join(f"{k}={v}" for k, v in zip("pqr", target.split("/")[1:], strict=True))
     assert said(await ask(app, target)) == expected
 
 
-async def test_a_table_of_10000_routes_answers_each_of_them(ask: Ask) -> None:
+async def test_a_table_of_10000_routes_matches_each_of_them(ask: Ask) -> None:
     app = App({f"/r{i}": {"/": answering(f"r{i}"), "/:id/x": answering(f"x{i}")} for i in range(5_000)})
     for i in (0, 1, 2_500, 4_999):
         assert said(await ask(app, f"/r{i}")) == f"r{i}"
@@ -288,21 +288,21 @@ async def test_a_route_of_a_hundred_segments_is_found(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_each_method_has_its_own_handler(ask: Ask, method: str) -> None:
+async def test_each_method_may_have_its_own_handler(ask: Ask, method: str) -> None:
     app = App({"/": {name: answering(name.lower()) for name in METHODS}})
     answer = await ask(app, "/", method)
     assert answer.text == ("" if method == "HEAD" else method.lower())
 
 
 @pytest.mark.parametrize("method", [*METHODS, "PROPFIND", "BREW"])
-async def test_all_takes_every_method(ask: Ask, method: str) -> None:
+async def test_all_matches_every_method(ask: Ask, method: str) -> None:
     for table in ({"/x": {"ALL": answering("all")}}, {"/x": answering("all")}, {"/:x": answering("all")}):
         answer = await ask(App(table), "/x", method)
         assert answer.status == 200
         assert method == "HEAD" or answer.text.startswith("all")
 
 
-async def test_a_method_of_its_own_goes_before_all(ask: Ask) -> None:
+async def test_a_method_has_precedence_over_all(ask: Ask) -> None:
     app = App({"/": {"ALL": answering("all"), "POST": answering("post"), "GET": answering("get")}})
     assert [said(await ask(app, "/", method)) for method in ("GET", "POST", "PUT", "OPTIONS")] == ["get", "post", "all", "all"]
 
@@ -313,7 +313,7 @@ async def test_get_serves_head_without_the_body(ask: Ask, path: str) -> None:
     assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "2")
 
 
-async def test_head_has_a_handler_of_its_own_where_there_is_one(ask: Ask) -> None:
+async def test_head_may_have_its_own_handler(ask: Ask) -> None:
     async def head(ctx: Context) -> str:
         return "longer"
 
@@ -334,27 +334,27 @@ async def test_head_has_a_handler_of_its_own_where_there_is_one(ask: Ask) -> Non
         pytest.param({"/x": {"GET": handler}}, "PROPFIND", "GET, HEAD, OPTIONS", id="a method that no table can name"),
     ],
 )
-async def test_a_known_path_without_the_method_answers_405(ask: Ask, table: Any, method: str, allow: str) -> None:
+async def test_a_known_path_with_an_unknown_method_gets_405(ask: Ask, table: Any, method: str, allow: str) -> None:
     answer = await ask(App(table), "/x", method)
     assert (answer.status, answer.headers["allow"]) == (405, allow)
 
 
-async def test_an_unknown_path_answers_404_to_every_method(ask: Ask) -> None:
+async def test_an_unknown_path_gets_404_for_every_method(ask: Ask) -> None:
     for method in [*METHODS, "PROPFIND"]:
         answer = await ask(App({"/x": {"GET": handler}}), "/y", method)
         assert (answer.status, "allow" in answer.headers) == (404, False)
 
 
-async def test_options_answers_what_is_allowed(ask: Ask) -> None:
+async def test_options_returns_the_allowed_methods(ask: Ask) -> None:
     answer = await ask(App({"/x": {"GET": handler, "POST": handler}}), "/x", "OPTIONS")
     assert (answer.status, answer.headers["allow"], answer.body) == (204, "GET, HEAD, POST, OPTIONS", b"")
 
 
-async def test_the_routes_may_answer_options_themselves(ask: Ask) -> None:
+async def test_routes_may_define_options(ask: Ask) -> None:
     assert said(await ask(App({"/x": {"GET": handler, "OPTIONS": answering("mine")}}), "/x", "OPTIONS")) == "mine"
 
 
-async def test_a_literal_path_without_the_method_leaves_it_to_the_parameter(ask: Ask) -> None:
+async def test_a_literal_path_without_the_method_falls_back_to_the_parameter(ask: Ask) -> None:
     app = App({"/users/me": {"GET": answering("me")}, "/users/:id": {"POST": answering("user")}})
     assert said(await ask(app, "/users/me")) == "me"
     assert said(await ask(app, "/users/me", "POST")) == "user id=me"
@@ -362,14 +362,14 @@ async def test_a_literal_path_without_the_method_leaves_it_to_the_parameter(ask:
 
 
 @pytest.mark.parametrize("segment", [*METHODS, "ALL"])
-async def test_a_method_in_a_path_segment_is_no_method(ask: Ask, segment: str) -> None:
+async def test_a_method_name_in_a_path_is_a_segment(ask: Ask, segment: str) -> None:
     app = App({"/x": {segment: answering("method")}, "/y": {f"/{segment}": answering("path")}})
     assert said(await ask(app, f"/x/{segment}")) == 404
     assert said(await ask(app, f"/y/{segment}")) == "path"
     assert said(await ask(app, "/y")) == 404
 
 
-async def test_a_method_at_the_top_is_one_of_the_root(ask: Ask) -> None:
+async def test_a_method_at_the_top_is_for_the_root(ask: Ask) -> None:
     app = App({"GET": answering("get"), "POST": answering("post")})
     assert said(await ask(app, "/", "POST")) == "post"
 
@@ -377,18 +377,18 @@ async def test_a_method_at_the_top_is_one_of_the_root(ask: Ask) -> None:
 # Handlers
 
 
-async def test_handlers_of_a_list_run_until_one_answers(ask: Ask) -> None:
+async def test_the_handlers_of_a_list_run_until_one_returns_a_result(ask: Ask) -> None:
     app = App({"/": [passing("one"), passing("two"), answering("three"), answering("four")]})
     assert said(await ask(app)) == "one two three"
 
 
 @pytest.mark.parametrize("value", [passing("one"), [passing("one"), passing("two")], {"GET": passing("one")}])
-async def test_where_no_handler_answers_the_reply_is_404(ask: Ask, value: Any) -> None:
+async def test_the_response_is_404_if_no_handler_returns_a_result(ask: Ask, value: Any) -> None:
     assert said(await ask(App({"/": value}))) == 404
 
 
 @pytest.mark.parametrize("result", ["", b"", {}, [], 0], ids=repr)
-async def test_only_none_passes_on(ask: Ask, result: Any) -> None:
+async def test_only_none_passes_the_request_on(ask: Ask, result: Any) -> None:
     async def empty(ctx: Context) -> Any:
         return result
 
@@ -397,7 +397,7 @@ async def test_only_none_passes_on(ask: Ask, result: Any) -> None:
 
 
 @pytest.mark.parametrize("callable_", [AsyncCallable(), functools.partial(handler)], ids=["object", "partial"])
-async def test_whatever_is_async_can_be_a_handler(ask: Ask, callable_: Handler) -> None:
+async def test_any_async_callable_can_be_a_handler(ask: Ask, callable_: Handler) -> None:
     assert said(await ask(App({"/": callable_}))) == "ok"
 
 
@@ -423,7 +423,7 @@ async def test_a_bound_method_can_be_a_handler(ask: Ask) -> None:
         ("/administrators", "top others"),
     ],
 )
-async def test_middleware_runs_for_its_prefix_and_all_that_lies_below(ask: Ask, target: str, expected: str) -> None:
+async def test_middleware_runs_for_its_prefix_and_every_path_below_it(ask: Ask, target: str, expected: str) -> None:
     app = App(
         {
             "/admin/users": {"/": answering("users"), "/:id": answering("user")},
@@ -438,7 +438,7 @@ async def test_middleware_runs_for_its_prefix_and_all_that_lies_below(ask: Ask, 
 
 
 @pytest.mark.parametrize("key", ["*", "/*"])
-async def test_a_star_at_the_top_is_for_the_root_too(ask: Ask, key: str) -> None:
+async def test_a_star_at_the_top_includes_the_root(ask: Ask, key: str) -> None:
     app = App({key: passing("mw"), "/": answering("home"), "/x": answering("x")})
     assert (said(await ask(app, "/")), said(await ask(app, "/x"))) == ("mw home", "mw x")
 
@@ -496,14 +496,14 @@ async def test_a_guard_binds_the_parameters_of_its_prefix_at_the_prefix_too(ask:
     assert seen == ([{"id": "7"}] if "7" in target else [])
 
 
-async def test_a_trailing_slash_is_no_value_of_a_guards_parameter(ask: Ask) -> None:
+async def test_a_trailing_slash_is_not_a_value_of_a_guards_parameter(ask: Ask) -> None:
     table = {"/users/:id/*": passing("mw"), "/users/": answering("slash"), "/users": answering("bare")}
     app = App(define_routes(table, strict=True))
     assert (said(await ask(app, "/users/")), said(await ask(app, "/users"))) == ("slash", "bare")
     assert (await ask(app, "/users/x/")).status == 404
 
 
-async def test_a_guard_of_some_methods_covers_its_root_for_these(ask: Ask) -> None:
+async def test_a_guard_of_some_methods_covers_its_root_for_them(ask: Ask) -> None:
     app = App({"/a": {"*": {"POST": answering("guard")}, "GET": answering("get"), "POST": answering("post")}})
     assert (said(await ask(app, "/a")), said(await ask(app, "/a", "POST"))) == ("get", "guard")
 
@@ -513,7 +513,7 @@ async def test_middleware_runs_in_the_order_it_was_declared(ask: Ask) -> None:
     assert said(await ask(app, "/a/b/c")) == "1 2 3 end"
 
 
-async def test_middleware_may_answer_in_the_place_of_the_route(ask: Ask) -> None:
+async def test_middleware_may_respond_instead_of_the_route(ask: Ask) -> None:
     app = App({"/a/*": answering("stop"), "/a/b": answering("never")})
     assert said(await ask(app, "/a/b")) == "stop"
 
@@ -530,7 +530,7 @@ async def test_middleware_may_refuse(ask: Ask) -> None:
     assert said(await ask(app, "//admin///x/")) == 401
 
 
-async def test_middleware_runs_also_where_no_route_matches(ask: Ask) -> None:
+async def test_middleware_also_runs_if_no_route_matches(ask: Ask) -> None:
     seen: list[str] = []
 
     async def note(ctx: Context) -> None:
@@ -544,7 +544,7 @@ async def test_middleware_runs_also_where_no_route_matches(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("key", ["*", "/*"])
-async def test_middleware_answers_where_no_route_does(ask: Ask, key: str) -> None:
+async def test_middleware_may_respond_if_no_route_matches(ask: Ask, key: str) -> None:
     app = App({key: answering("caught")})
     assert said(await ask(app, "/anything/at/all")) == "caught"
     assert said(await ask(app, "/")) == "caught"
@@ -579,7 +579,7 @@ async def test_get_middleware_guards_head_as_well(ask: Ask) -> None:
     assert said(await ask(App({"*": {"GET": guard}, "/x": handler}), "/x", "HEAD")) == 403
 
 
-async def test_the_handlers_of_method_middleware_stop_where_one_answers(ask: Ask) -> None:
+async def test_the_handlers_of_method_middleware_stop_at_the_first_result(ask: Ask) -> None:
     app = App({"*": {"GET": [passing("one"), answering("two"), answering("never")]}, "/": handler})
     assert said(await ask(app)) == "one two"
 
@@ -628,7 +628,7 @@ async def test_parameters_of_middleware_that_does_not_apply_are_not_bound(ask: A
     assert said(await ask(app, "/you/1/x")) == "x what=1 who=you"
 
 
-async def test_middleware_below_a_parameter_is_for_every_value_of_it(ask: Ask) -> None:
+async def test_middleware_below_a_parameter_covers_every_value_of_it(ask: Ask) -> None:
     app = App({"/users/:id": {"*": passing("below"), "/": answering("user"), "/posts": answering("posts")}})
     assert said(await ask(app, "/users/1")) == "below user id=1"
     assert said(await ask(app, "/users/1/posts")) == "below posts id=1"
@@ -707,7 +707,9 @@ async def test_a_strict_catch_all_keeps_the_trailing_slash(ask: Ask, target: str
         ("/", 404),
     ],
 )
-async def test_a_literal_goes_before_a_parameter_and_that_before_a_catch_all(ask: Ask, target: str, expected: str | int) -> None:
+async def test_a_literal_has_precedence_over_a_parameter_and_a_parameter_over_a_catch_all(
+    ask: Ask, target: str, expected: str | int
+) -> None:
     app = App(
         {
             "/:r*": answering("top"),
@@ -722,7 +724,7 @@ async def test_a_literal_goes_before_a_parameter_and_that_before_a_catch_all(ask
     assert said(await ask(app, target)) == expected
 
 
-async def test_a_catch_all_has_methods_and_a_405_of_its_own(ask: Ask) -> None:
+async def test_a_catch_all_has_its_own_methods_and_405(ask: Ask) -> None:
     app = App(
         {"/files/:path*": {"GET": answering("get"), "PUT": [passing("one"), answering("put")]}, "/files/x": {"POST": handler}}
     )
@@ -734,7 +736,7 @@ async def test_a_catch_all_has_methods_and_a_405_of_its_own(ask: Ask) -> None:
     assert [answer.headers.get("allow") for answer in answers] == ["GET, HEAD, PUT, OPTIONS", "GET, HEAD, POST, PUT, OPTIONS", None]
 
 
-async def test_middleware_below_a_catch_all_runs_for_what_it_covers(ask: Ask) -> None:
+async def test_middleware_beside_a_catch_all_runs_for_the_paths_that_it_covers(ask: Ask) -> None:
     app = App(
         {
             "/files/*": passing("all"),
@@ -773,7 +775,7 @@ async def test_no_spelling_of_a_path_leads_a_catch_all_past_a_guard(ask: Ask, ta
     assert said(await ask(app, target)) in (403, 404)
 
 
-async def test_what_a_hook_sees_of_a_path_is_what_a_catch_all_binds(ask: Ask) -> None:
+async def test_hooks_see_the_same_path_that_a_catch_all_binds(ask: Ask) -> None:
     async def show(ctx: Context) -> str:
         return f"{ctx.path} {ctx.params['path']}"
 
@@ -782,12 +784,12 @@ async def test_what_a_hook_sees_of_a_path_is_what_a_catch_all_binds(ask: Ask) ->
         assert said(await ask(app, target)) == "/f/a/b c a/b c"
 
 
-async def test_a_catch_all_whose_handlers_return_none_answers_404(ask: Ask) -> None:
+async def test_a_catch_all_whose_handlers_return_none_gets_404(ask: Ask) -> None:
     app = App({"/:path*": [passing("one"), passing("two")], "/x": answering("x")})
     assert (said(await ask(app, "/y/z")), said(await ask(app, "/x"))) == (404, "x")
 
 
-async def test_a_path_of_many_segments_costs_a_catch_all_no_more_than_its_length(ask: Ask) -> None:
+async def test_the_cost_of_a_catch_all_is_proportional_to_the_paths_length(ask: Ask) -> None:
     app = App({f"{'/a' * depth}/:rest*": {"POST": handler} for depth in range(50)})
     assert (await ask(app, "/a" * 30_000 + "/..")).status == 404
     assert (await ask(app, "/a" * 30_000)).status == 405
@@ -823,17 +825,17 @@ async def test_a_path_of_many_segments_costs_a_catch_all_no_more_than_its_length
         pytest.param({"/:a*/:b*": handler}, "nothing comes after", id="two catch-alls in a path"),
         pytest.param({"/:a*/*": handler}, "nothing comes after", id="middleware below a catch-all"),
         pytest.param({"/:a*": {"*": handler}}, "nothing comes after", id="middleware below a catch-all, nested"),
-        pytest.param({"/:a/:a*": handler}, "':a' stands there twice", id="catch-all named like a parameter"),
-        pytest.param({"/:a/*": handler, "/:a*": handler}, "':a' stands at another place", id="catch-all named like a guard's"),
+        pytest.param({"/:a/:a*": handler}, "has the parameter ':a' twice", id="catch-all named like a parameter"),
+        pytest.param({"/:a/*": handler, "/:a*": handler}, "':a' is at another position", id="catch-all named like a guard's"),
         pytest.param({"/f/:a*": handler, "/f": {"/:a*": handler}}, r"/f/:a\*: this path and method have", id="catch-all twice"),
         pytest.param(
             {"/f/:a*": {"GET": handler}, "/f/:b*": {"PUT": handler}},
             r"PUT /f/:b\*: .*':a\*' in the place of ':b\*'",
             id="two names",
         ),
-        pytest.param({"/:*": handler}, "':\\*' is no parameter", id="catch-all without a name"),
-        pytest.param({"/:a**": handler}, "':a\\*\\*' is no parameter", id="catch-all with two stars"),
-        pytest.param({"/x:a*": handler}, "a \\* stands alone", id="catch-all within a segment"),
+        pytest.param({"/:*": handler}, "':\\*' isn't a parameter", id="catch-all without a name"),
+        pytest.param({"/:a**": handler}, "':a\\*\\*' isn't a parameter", id="catch-all with two stars"),
+        pytest.param({"/x:a*": handler}, "a \\* is allowed only", id="catch-all within a segment"),
         pytest.param({"/a*": {"GET": handler}}, r"/a\*", id="star glued to a literal, with methods"),
         pytest.param({"/a/**": handler}, r"/a/\*\*", id="two stars"),
         pytest.param({"/*/": handler}, r"/\*/", id="star and slash"),
@@ -897,7 +899,7 @@ def test_a_bad_table_fails_when_it_is_defined_and_the_error_names_the_path(table
         ("/users/:id/{name}", "/users/:id/:name"),
     ],
 )
-def test_a_parameter_of_another_framework_is_refused_with_what_to_write(path: str, ours: str) -> None:
+def test_a_parameter_in_another_frameworks_syntax_is_refused_with_a_fix(path: str, ours: str) -> None:
     tables: list[Any] = [{path: handler}, {path: {"GET": handler}}]
     for table in tables:
         with pytest.raises(
@@ -909,14 +911,14 @@ def test_a_parameter_of_another_framework_is_refused_with_what_to_write(path: st
 
 
 @pytest.mark.parametrize("segment", ["{", "}", "<", ">", "{}", "<>", "a{b", "a<b", "a>b", "}a{", "{1}", "a:b", "[a]"])
-async def test_a_brace_that_names_no_parameter_is_literal(ask: Ask, segment: str) -> None:
+async def test_a_brace_without_a_name_is_literal(ask: Ask, segment: str) -> None:
     app = App({f"/x/{segment}": answering("literal")})
     assert said(await ask(app, f"/x/{segment}")) == "literal"
     assert said(await ask(app, f"/x/{quote(segment)}")) == "literal"
     assert said(await ask(app, "/x/y")) == 404
 
 
-# What can be called as handler(ctx), and what can't
+# Callables that can and can't be called as handler(ctx)
 
 
 async def nothing() -> None: ...
@@ -957,7 +959,7 @@ async def generator(ctx: Context) -> AsyncIterator[str]:
 
 
 def decorated(function: Any) -> Any:
-    """Give *function* what it takes beside ctx."""
+    """Pass *function* its argument besides ctx."""
 
     @functools.wraps(function)
     async def wrapper(ctx: Context) -> Any:
@@ -1009,7 +1011,7 @@ class Generating:
         (unittest.mock.AsyncMock(return_value="mocked"), "mocked"),
     ],
 )
-async def test_whatever_takes_ctx_alone_can_be_a_handler(ask: Ask, handler: Any, told: str) -> None:
+async def test_any_async_callable_of_one_argument_can_be_a_handler(ask: Ask, handler: Any, told: str) -> None:
     assert said(await ask(App({"/": [handler]}))) == told
 
 
@@ -1021,7 +1023,7 @@ async def test_whatever_takes_ctx_alone_can_be_a_handler(ask: Ask, handler: Any,
         (keyword_only, "keyword_only takes (ctx, *, db), but"),
         (ctx_by_keyword, "ctx_by_keyword takes (*, ctx), but"),
         (functools.partial(two), "two takes (ctx, id), but"),
-        (functools.partial(Controller().show, None), "Controller.show takes (), but"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        (functools.partial(Controller().show, None), "Controller.show takes (), but"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # None is not a Context
         (Controller.show, "Controller.show takes (self, ctx), but is called as Controller.show(ctx); give the method of an object"),
         (Controller().needs_more, "Controller.needs_more takes (ctx, id), but"),
         (Controller.static_in_all_but_name, "Controller.static_in_all_but_name takes (self), but is called as"),
@@ -1034,11 +1036,11 @@ async def test_whatever_takes_ctx_alone_can_be_a_handler(ask: Ask, handler: Any,
         (generator, "generator is an async generator, because it holds `yield`; write a handler that returns Response.stream() of"),
         (functools.partial(generator), "generator is an async generator, because"),
         (Generating(), "Generating.__call__ is an async generator, because"),
-        (Controller().show(None), "Controller.show is called here; write Controller.show by itself, because each"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        (Controller().show(None), "Controller.show is called here; write Controller.show by itself, because each"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # None is not a Context
     ],
 )
 @pytest.mark.filterwarnings("ignore:coroutine")
-def test_what_can_not_be_called_with_ctx_is_refused_when_it_is_defined(handler: Any, told: str) -> None:
+def test_a_handler_that_cannot_be_called_with_ctx_is_refused_when_it_is_defined(handler: Any, told: str) -> None:
     tables: list[Any] = [{"/x": {"GET": handler}}, {"/x": {"GET": [optional, handler]}}]
     for table in tables:
         with pytest.raises(ConfigError, match="^GET /x: (the handler )?" + re.escape(told)):
@@ -1048,7 +1050,7 @@ def test_what_can_not_be_called_with_ctx_is_refused_when_it_is_defined(handler: 
 
 
 @pytest.mark.parametrize("table", [handler, AsyncCallable(), functools.partial(handler)])
-def test_a_handler_in_the_place_of_a_table_is_refused(table: Any) -> None:
+def test_a_handler_instead_of_a_table_is_refused(table: Any) -> None:
     with pytest.raises(ConfigError, match=r"routes are a dict of paths and handlers, not a handler; write \{'/': "):
         define_routes(table)
 
@@ -1058,13 +1060,13 @@ def test_a_handler_in_the_place_of_a_table_is_refused(table: Any) -> None:
     [(None, "NoneType"), ([handler], "list"), (lambda: None, "NoneType"), (lambda: [("/", handler)], "list")],
     ids=["none", "list", "function of none", "function of list"],
 )
-def test_what_is_no_table_is_refused(table: Any, name: str) -> None:
+def test_anything_but_a_table_is_refused(table: Any, name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         define_routes(table)
 
 
 @pytest.mark.parametrize("table", [define_routes({"/": handler}), App({"/": handler}), lambda: define_routes({"/": handler})])
-def test_routes_are_not_defined_twice(table: Any) -> None:
+def test_routes_cannot_be_defined_again(table: Any) -> None:
     with pytest.raises(ConfigError, match="these routes are defined already; pass the dict"):
         define_routes(table)
 
@@ -1083,7 +1085,7 @@ def test_a_function_of_routes_that_takes_more_than_deps_is_refused(table: Any, t
         define_routes(table)
 
 
-def test_what_a_function_of_deps_gives_is_checked_by_the_app() -> None:
+def test_the_table_of_a_function_of_deps_is_checked_by_the_app() -> None:
     def table(deps: object) -> Table:
         return {"users": handler}
 
@@ -1096,7 +1098,7 @@ def test_a_bare_table_is_checked_by_the_app() -> None:
         App({"users": handler})
 
 
-async def test_the_same_path_for_another_method_is_no_conflict(ask: Ask) -> None:
+async def test_the_same_path_for_another_method_does_not_conflict(ask: Ask) -> None:
     app = App({"/x": {"GET": answering("get")}, "/x/": {"POST": answering("post")}})
     assert (said(await ask(app, "/x")), said(await ask(app, "/x", "POST"))) == ("get", "post")
 
@@ -1112,11 +1114,11 @@ async def test_a_function_with_an_argument_gets_the_deps_of_each_app(ask: Ask) -
     assert said(await ask(App(routes, deps="two"), "/a")) == "'two'"
 
 
-async def test_deps_are_none_where_the_app_has_none(ask: Ask) -> None:
+async def test_deps_are_none_if_the_app_has_none(ask: Ask) -> None:
     assert said(await ask(App(define_routes(of_deps)), "/a")) == "None"
 
 
-async def test_a_table_that_is_changed_later_changes_no_route(ask: Ask) -> None:
+async def test_changing_a_table_later_does_not_change_the_routes(ask: Ask) -> None:
     handlers = [answering("before")]
     table: dict[str, Any] = {"/x": handlers}
     app = App(define_routes(table))
@@ -1144,7 +1146,7 @@ async def test_one_request_cannot_change_the_parameters_of_the_next(ask: Ask, ta
 # Against a reference
 
 SEGMENTS = ["a", "b", ":p", ":q"]
-# A parameter's name tells its depth, since one name can't stand at two places of a path.
+# A parameter's name contains its depth, because a path can't have the same name twice.
 patterns = st.lists(st.sampled_from(SEGMENTS), max_size=3).map(
     lambda p: tuple(s if s[0] != ":" else f"{s}{i}" for i, s in enumerate(p))
 )
@@ -1168,14 +1170,14 @@ def ranks(pattern: Pattern) -> list[int]:
 
 
 def reference(middleware: list[Pattern], routes: list[tuple[str, Pattern]], method: str, path: Pattern) -> tuple[str, str]:
-    """What answers, by looking at every route, and what the middleware above it has written; as a status and a text."""
+    """Return the status and text of a response, found by looking at every route and its middleware."""
     seen = [f"*{'/'.join(prefix)}" for prefix in middleware if fits(prefix, path)]
     candidates = [
         (name, pattern)
         for name, pattern in routes
         if fits(pattern, path) and (len(pattern) == len(path) or shape(pattern)[-1:] == ("*",))
     ]
-    # At the first segment where two differ, the literal wins, and a catch-all comes last.
+    # At the first segment that differs, a literal has precedence, and a catch-all comes last.
     for _, group in itertools.groupby(sorted(candidates, key=lambda c: ranks(c[1])), key=lambda c: shape(c[1])):
         named = dict(group)
         for name in (method, "GET" if method == "HEAD" else method, "ALL"):
@@ -1201,7 +1203,7 @@ def reference(middleware: list[Pattern], routes: list[tuple[str, Pattern]], meth
         max_size=8,
     ),
 )
-async def test_any_table_answers_as_a_search_through_all_routes_would(
+async def test_any_table_matches_like_a_search_through_all_routes(
     ask: Ask, middleware: list[Pattern], routes: list[tuple[str, Pattern]], requests: list[tuple[str, Pattern]]
 ) -> None:
     table: dict[str, Any] = {}

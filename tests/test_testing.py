@@ -16,19 +16,19 @@ async def show(ctx: Context) -> dict[str, object]:
     return {"method": ctx.method, "url": ctx.url, "body": await ctx.text()}
 
 
-async def test_the_client_asks_the_app_over_https() -> None:
+async def test_the_client_sends_requests_to_the_app_over_https() -> None:
     async with TestClient(App({"/x": show})) as client:
         answer = await client.post("/x?a=1", content="hello")
     assert answer.json() == {"method": "POST", "url": "https://testserver/x?a=1", "body": "hello"}
 
 
-async def test_the_client_takes_what_an_httpx_client_takes() -> None:
+async def test_the_client_accepts_the_options_of_an_httpx_client() -> None:
     async with TestClient(App({"/": show}), base_url="http://example.com", headers={"host": "other.example"}) as client:
         assert isinstance(client, httpx.AsyncClient)
         assert (await client.get("/")).json()["url"] == "http://other.example/"
 
 
-async def test_requests_come_between_load_and_shutdown() -> None:
+async def test_requests_run_between_load_and_shutdown() -> None:
     events: list[str] = []
 
     async def handler(ctx: Context) -> str:
@@ -44,7 +44,7 @@ async def test_requests_come_between_load_and_shutdown() -> None:
     assert events == ["load", "request", "shutdown"]
 
 
-async def test_the_app_is_shut_down_where_the_test_fails() -> None:
+async def test_the_app_is_shut_down_if_the_test_fails() -> None:
     events: list[str] = []
     app = App({"/": show}, integrations=[define_integration(name="x", on_shutdown=lambda app: events.append("shutdown"))])
     with pytest.raises(RuntimeError, match="the test"):
@@ -53,7 +53,7 @@ async def test_the_app_is_shut_down_where_the_test_fails() -> None:
     assert events == ["shutdown"]
 
 
-async def test_a_load_that_fails_fails_the_test() -> None:
+async def test_a_failed_load_fails_the_test() -> None:
     def on_load(app: App) -> None:
         raise ValueError("no store")
 
@@ -72,7 +72,7 @@ async def test_the_client_keeps_secure_cookies() -> None:
         assert [(await client.get("/")).text for _ in range(3)] == ["0", "1", "2"]
 
 
-async def test_two_clients_are_two_browsers() -> None:
+async def test_two_clients_do_not_share_cookies() -> None:
     async def visit(ctx: Context) -> str:
         seen = ctx.cookies.get("n") or "none"
         ctx.cookies.set("n", "1")
@@ -102,5 +102,5 @@ async def test_without_httpx_the_error_names_the_package(monkeypatch: pytest.Mon
         importlib.import_module("gaman.testing")
 
 
-def test_pytest_does_not_take_the_client_for_a_test() -> None:
+def test_pytest_does_not_collect_the_client_as_a_test() -> None:
     assert TestClient.__test__ is False

@@ -12,8 +12,9 @@ from typing import Any, NoReturn, cast
 
 from gaman._app import App
 from gaman._integration import Integration
+from gaman._matching import Routes
 from gaman._proxies import NEARBY
-from gaman._routing import Routes, Table
+from gaman._routing import Table
 from gaman._server import _workers
 from gaman._server._connections import Connections
 from gaman._server._console import open_standard_streams, print_line, show_log

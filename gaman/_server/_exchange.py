@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from gaman._asgi import Receive, Scope, Send
 from gaman._context import log_extra
-from gaman._response import BODILESS, Receive, Scope, Send
+from gaman._framing import BODILESS
 from gaman._tracebacks import own
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
-"""What a user gets wrong: read by mypy and pyright, never run.
+"""Mistakes of a user: read by mypy and pyright, never run.
 
-A line that ends in two ignores is an error to each of them; where it no longer were, its ignore would be unused, which is one too.
-The comment above a line says what is wrong in it.
+Each line with two ignores is an error for both checkers. If a checker no longer reports it, its ignore is unused, which is an error
+as well. The comment above a line, or at its end, says what is wrong.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class User:
 
 
 def sync(ctx: Context) -> str:
-    return "no coroutine"
+    return "not a coroutine"
 
 
 async def no_context() -> str:
-    return "nobody asked"
+    return "no argument"
 
 
 async def two_arguments(ctx: Context, name: str) -> str:
@@ -31,7 +31,7 @@ async def two_arguments(ctx: Context, name: str) -> str:
 
 
 async def wrong_context(ctx: Response) -> str:
-    return "a response is no context"
+    return "a response is not a context"
 
 
 async def number(ctx: Context) -> int:
@@ -48,35 +48,35 @@ async def of_a_class(ctx: Context) -> type[User]:
 
 class Sync:
     def __call__(self, ctx: Context) -> str:
-        return "no coroutine"
+        return "not a coroutine"
 
 
 async def good(ctx: Context) -> str:
     return "fine"
 
 
-# A handler is async.
+# A handler must be async.
 define_routes({"/": sync})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
 define_routes({"/": [good, sync]})  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 define_routes({"/users": {"GET": sync}})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
 define_routes({"/": Sync()})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
-define_routes({"/": lambda ctx: "no coroutine"})  # type: ignore[dict-item, return-value]  # pyright: ignore[reportArgumentType, reportUnknownLambdaType]
+define_routes({"/": lambda ctx: "not a coroutine"})  # type: ignore[dict-item, return-value]  # pyright: ignore[reportArgumentType, reportUnknownLambdaType]
 App({"/": sync})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
 gaman.serve({"/": sync})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
 sync_table: Table = {"/": sync}  # type: ignore[dict-item]  # pyright: ignore[reportAssignmentType]
 
-# It takes a context, and nothing else.
+# A handler takes one argument, a context.
 define_routes({"/": no_context})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
 define_routes({"/": two_arguments})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
 define_routes({"/": partial(two_arguments, name=1)})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 define_routes({"/": wrong_context})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
 
-# It returns what an answer can be made of.
+# A handler must return a result that becomes a response.
 define_routes({"/": number})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
 define_routes({"/": [good, in_a_set]})  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 define_routes({"/": of_a_class})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
 
-# A key is text, and a value is no text.
+# A key is a str, and a value is a handler, a list of handlers or a dict.
 define_routes({1: good})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
 define_routes({"/": "good"})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
 
@@ -85,7 +85,7 @@ sessions_of_all = session(driver={"type": "memory"})
 
 
 async def context(ctx: Context) -> None:
-    # A session's calls are awaited.
+    # A session's calls must be awaited.
     user: User | None = ctx.session.get("user", type=User)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     if not ctx.session.has("user"):  # type: ignore[truthy-bool]  # pyright: ignore[reportGeneralTypeIssues]
         return
@@ -106,22 +106,23 @@ async def context(ctx: Context) -> None:
     # A session isn't a dict.
     ctx.session["user"]  # type: ignore[index]  # pyright: ignore[reportIndexIssue]
     ctx.session["user"] = "Angga"  # type: ignore[index]  # pyright: ignore[reportIndexIssue]
-    # What is not there is None.
+    # A missing value is None.
     name = (await ctx.session.get("user", type=User)).name  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
     (await ctx.input("name")).strip()  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
-    # The type's attributes are known.
+    # User has no such attribute.
     name = (await ctx.json(User)).nmae  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
-    # A default of another type is one that comes back.
+    # The default is a str, so the result may be one.
     count: int = await ctx.session.get("count", "none", type=int)  # type: ignore[arg-type]  # pyright: ignore[reportAssignmentType]
-    # There is no such thing.
+    # These attributes don't exist.
     await ctx.session.remove("user")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     sessions = ctx.sessions  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
     ctx.user = user  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-    # What comes from the request or the store can't be set.
+    # Values from the request or the store are read-only.
     ctx.session.id = "mine"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     ctx.method = "GET"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
-    # A key is text.
+    # A key is a str.
     await ctx.session.set(1, (name, sessions, count))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    # max_age is a keyword argument, and a number of seconds.
     await ctx.session.regenerate(3600)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await ctx.session.regenerate(max_age="1 day")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
@@ -139,7 +140,7 @@ def hook_of_text(ctx: Context) -> str:
     return "not a response"
 
 
-# Each hook has arguments and results of its own.
+# Each hook has its own arguments and results.
 define_integration(name="a", on_request=hook_of_nothing)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 define_integration(name="a", on_request=hook_of_an_app)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 define_integration(name="a", on_request=hook_of_text)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -147,13 +148,15 @@ define_integration(name="a", on_response=hook_of_a_request)  # type: ignore[arg-
 define_integration(name="a", on_error=hook_of_a_request)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 define_integration(name="a", on_load=hook_of_a_request)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 define_integration(name="a", on_purge=hook_of_an_app)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+# The hook, the priority and the missing name are wrong.
 define_integration(name="a", on_requests=hook_of_a_request)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 define_integration(name="a", priority="highest")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 define_integration()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+# The list holds integrations, which session() returns.
 App({}, integrations=[session])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 App({}, integrations=session())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
-# Options have names and values.
+# Options have fixed names and types.
 session(same_site="Lax")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 session(same_site=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 session(max_age="1 day")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -168,7 +171,7 @@ session(serializer=object())  # type: ignore[arg-type]  # pyright: ignore[report
 
 
 class Incomplete:
-    """It lacks all that deals with sessions."""
+    """A driver without the methods for sessions."""
 
     name = "incomplete"
     shared = True
@@ -179,7 +182,7 @@ class Incomplete:
 
 
 class SyncPurge:
-    """Its purge is no coroutine."""
+    """A driver whose purge() isn't async."""
 
     name = "sync"
     shared = True
@@ -192,7 +195,7 @@ class SyncPurge:
         return 0
 
 
-# A driver has every method, and each is as the contract says.
+# A driver has every method of the contract, with its signature, and is an object instead of a class.
 incomplete: Driver = Incomplete()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 session(driver=Incomplete())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 sync_driver: Driver = SyncPurge(MemoryDriver())  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]

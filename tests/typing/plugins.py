@@ -1,4 +1,4 @@
-"""A user's integrations, serializer and driver: read by mypy and pyright, never run."""
+"""Correct integrations, serializers and drivers of a user: read by mypy and pyright, never run."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, assert_type
@@ -56,7 +56,7 @@ assert_type(later, Integration)
 
 
 class Hooks:
-    """Hooks may be methods, and objects that are called."""
+    """Hooks may be methods and callable objects."""
 
     async def on_request(self, ctx: Context) -> None: ...
 
@@ -76,7 +76,7 @@ class Plain:
 
 
 class MyDriver:
-    """A driver that inherits nothing: its methods make it one."""
+    """A driver without a base class: its methods make it a driver."""
 
     name = "mine"
     shared = True
@@ -121,7 +121,7 @@ class MyDriver:
 
 
 class Inheriting(Driver):
-    """A driver may say that it is one; its name may be a property, and it has every method to write all the same."""
+    """A driver may inherit from Driver and still has to define every method; its name may be a property."""
 
     @property
     def name(self) -> str:

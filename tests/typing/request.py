@@ -1,4 +1,4 @@
-"""A user's handlers, and what the request tells them: read by mypy and pyright, never run."""
+"""Correct handlers and their use of a request: read by mypy and pyright, never run."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass

@@ -1,0 +1,45 @@
+"""Failures: the log lines about errors of handlers and hooks."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from gaman._context import Context
+from gaman._tracebacks import explain, own, place
+from gaman.errors import GamanError, HTTPError
+
+logger = logging.getLogger("gaman")
+
+_lacks_attribute = re.compile(r"'(\w+)' object has no attribute '(\w+)'").match
+
+
+def log_failure(ctx: Context, error: Exception, handler: object) -> str:
+    """Log *error*. If its message explains the mistake in the user's code, return the message with its location, otherwise ""."""
+    if isinstance(error, HTTPError):
+        if error.status >= 500 and (cause := error.__cause__) is not None:
+            # One line, because with a store that is down every request that needs it is logged.
+            logger.error("%s %r answered %d: %s: %r", ctx.method, ctx.path, error.status, error, cause, extra=ctx.log_extra)
+        return ""
+    reason = explain(error) if isinstance(error, GamanError) else _explain_attribute(error, ctx)
+    if not reason:
+        logger.error("%s %r failed", ctx.method, ctx.path, exc_info=own(error), extra=ctx.log_extra)
+        return ""
+    # The message and the line of the user's code are enough, so the traceback is shown only at the level DEBUG.
+    fault = f"{type(error).__name__}: {reason}{place(error, handler)}"
+    trace = own(error) if logger.isEnabledFor(logging.DEBUG) else None
+    logger.error("%s %r failed: %s", ctx.method, ctx.path, fault, exc_info=trace, extra=ctx.log_extra)
+    return fault
+
+
+def _explain_attribute(error: Exception, ctx: Context) -> str:
+    """Return what to write instead of an attribute that a context or a session doesn't have; "" for any other *error*."""
+    # Its text is parsed because before Python 3.12 the error of setting an attribute has no object.
+    if not isinstance(error, AttributeError) or (found := _lacks_attribute(str(error))) is None:
+        return ""
+    message, kind, name = found[0], found[1], found[2]
+    if kind == type(ctx).__name__ and (error.obj is ctx or error.obj is None):
+        return f"{message}; what you add to a request yourself goes into ctx.locals[{name!r}]"
+    if kind == type(ctx.session).__name__:
+        return f"{message}; write `await ctx.session.get({name!r})`, or `await ctx.session.set({name!r}, ...)`"
+    return ""

@@ -1,0 +1,92 @@
+"""Handlers: checked when a table is defined, and named in messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from inspect import Parameter, Signature, isasyncgenfunction, isclass, iscoroutinefunction, isroutine, signature
+from typing import cast
+
+from gaman._matching import Handler, Routes
+from gaman.errors import ConfigError
+
+
+def check_handlers(where: str, value: object) -> tuple[Handler, ...]:
+    """Return the handlers of a table's *value*; ConfigError says what is wrong with one, and *where*."""
+    handlers = cast("Sequence[object]", value) if isinstance(value, (list, tuple)) else (value,)
+    if not handlers:
+        raise ConfigError(f"{where}: the list of handlers is empty")
+    for handler in handlers:
+        _check_handler(where, handler)
+    return cast("tuple[Handler, ...]", tuple(handlers))
+
+
+def _check_handler(where: str, handler: object) -> None:
+    if has_routes(handler):
+        raise ConfigError(f"{where}: routes aren't a handler; give the dict that they are made of in their place")
+    if isinstance(handler, Coroutine):
+        name = name_of(cast("object", handler))
+        handler.close()
+        raise ConfigError(f"{where}: {name} is called here; write {name} by itself, because each request calls it")
+    if not callable(handler):
+        raise ConfigError(f"{where}: a {type(handler).__name__} isn't a handler; give an async function, or a list of them")
+    called, name = function_of(handler), name_of(handler)
+    if isclass(handler):
+        raise ConfigError(f"{where}: {name} is a class, not a handler; give an async function, or a method of an object")
+    if isasyncgenfunction(called):
+        raise ConfigError(
+            f"{where}: the handler {name} is an async generator, because it holds `yield`; write a handler that returns "
+            "Response.stream() of that generator"
+        )
+    if not iscoroutinefunction(handler) and not iscoroutinefunction(called):
+        raise ConfigError(f"{where}: the handler {name} is not async; write `async def`")
+    takes = signature_of(handler)
+    if takes is None:
+        return
+    first = next(iter(takes.parameters), "ctx")
+    # `async def show(id)` for `/users/:id` would get the context as its id.
+    if not fits(takes) or first == "self" or (first != "ctx" and f":{first}" in where.replace("*", "").split("/")):
+        fix = "give the method of an object, not of its class" if first == "self" else "path parameters are in ctx.params"
+        raise ConfigError(f"{where}: the handler {name} takes {required(takes)}, but is called as {name}(ctx); {fix}")
+
+
+def has_routes(value: object) -> bool:
+    """Return whether *value* is Routes or an App."""
+    return isinstance(getattr(value, "routes", value), Routes)
+
+
+def signature_of(function: Callable[..., object]) -> Signature | None:
+    """Return the signature of *function*, or None for a C function that has none."""
+    try:
+        # The wrapper's own signature counts, because the wrapper is called.
+        return signature(function, follow_wrapped=False)
+    except ValueError:
+        return None
+
+
+def fits(takes: Signature) -> bool:
+    """Return whether a function with this signature can be called with one argument."""
+    try:
+        takes.bind(None)
+    except TypeError:
+        return False
+    return True
+
+
+def required(takes: Signature) -> Signature:
+    """Return the signature without annotations and without optional parameters, for messages."""
+    variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    required = [p for p in takes.parameters.values() if p.default is p.empty and p.kind not in variadic]
+    return Signature([p.replace(annotation=p.empty) for p in required])
+
+
+def name_of(handler: object) -> str:
+    """Return the name of *handler*: its function's, or that of the function which a partial or an object calls."""
+    return str(getattr(handler, "__qualname__", None) or getattr(function_of(handler), "__qualname__", repr(handler)))
+
+
+def function_of(handler: object) -> object:
+    """Return the function that *handler* calls: a partial's function, an object's `__call__`, or *handler* itself."""
+    while isinstance(handler, partial):
+        handler = cast("partial[object]", handler).func
+    return handler if isroutine(handler) or isclass(handler) else getattr(type(handler), "__call__", handler)  # noqa: B004

@@ -1,0 +1,71 @@
+"""Results: what a handler may return, and the Response that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Mapping
+from dataclasses import is_dataclass
+from inspect import isclass, isroutine
+from typing import Any, ClassVar, Protocol, TypeAlias, cast
+
+import msgspec
+
+from gaman._response import Response, close
+from gaman.errors import HTTPError, ResultError
+
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+# A Mapping, because type checkers don't accept a TypedDict as a dict.
+Result: TypeAlias = Response | str | bytes | Mapping[Any, Any] | list[Any] | msgspec.Struct | _Dataclass | None
+"""What a handler may return. None passes the request to the next handler."""
+
+
+def to_response(result: object) -> Response:
+    """Return the Response that a handler's *result* becomes.
+
+    HTTPError 404 is raised for None, and ResultError for a result that can't be sent. A str is always sent as text/plain, because
+    a visitor's text must not become a page.
+    """
+    # The usual results first, which saves 3 % of a small request.
+    if isinstance(result, (dict, list, msgspec.Struct)):
+        return Response.json(cast("object", result))
+    if isinstance(result, Response):
+        return result
+    if result is None:
+        raise NothingReturned
+    if isinstance(result, str):
+        return Response.text(result)
+    if isinstance(result, bytes):
+        return Response(result)
+    if is_dataclass(result) and not isinstance(result, type):
+        return Response.json(result)
+    if isinstance(result, Coroutine):
+        name = close(cast("object", result))
+        raise ResultError(f"a handler returned the coroutine {name!r}: write `await` before that call")
+    raise ResultError(f"a handler returned {_describe(result)}")
+
+
+def _describe(result: object) -> str:
+    """Return a description of a *result* that can't be sent, and what to write instead."""
+    kind = type(result).__name__
+    if kind == "tuple" and len(cast("tuple[object, ...]", result)) in (2, 3):
+        return "a tuple; for a status or headers, write Response.json(..., status) or Response(..., status, headers)"
+    if isinstance(result, HTTPError):
+        return f"the error HTTPError({result.status}); write `raise` in the place of `return`"
+    if isroutine(result) or isclass(result):
+        return f"{result.__qualname__} itself; call it, with `await` if it is async"
+    return f"a {kind}; return a Response, str, bytes, dict, list, dataclass, Struct or None"
+
+
+class NothingReturned(HTTPError):
+    """404 because the last handler of a route returned None, usually because its `return` is missing."""
+
+    def __init__(self) -> None:
+        super().__init__(404)
+
+
+def error_response(error: HTTPError) -> Response:
+    """Return the plain-text response to *error*."""
+    return Response.text(error.detail, error.status, error.headers)
