@@ -21,7 +21,7 @@ import pytest
 from gaman import ConfigError
 from gaman.session import TOMBSTONE, Outcome, Ownership, Record, SessionStoreError
 from gaman_session._driver import LARGE
-from gaman_session.drivers import file
+from gaman_session.drivers import _encoding, file
 from gaman_session.drivers.file import FileDriver
 from tests.session.sites import Clock, Site, getting, new_folder, serving, setting
 
@@ -271,7 +271,7 @@ async def test_what_is_no_file_is_absent(driver: FileDriver, folder: Path, place
         if place == "a pipe that speaks":
             # Both ends, as only that opens at once.
             pipe = stack.enter_context(open(os.open(path, os.O_RDWR), "r+b", buffering=0))
-            pipe.write(file._encode(ID, record()))
+            pipe.write(_encoding.encode(ID, record()))
         await expect_absent(driver)
     assert len(warnings()) == 1
     assert await driver.load(OTHER, now=NOW) == record()
@@ -304,12 +304,12 @@ async def test_a_file_that_was_forged_can_at_worst_be_absent(driver: FileDriver,
     """Whoever may write to the folder knows how to make a checksum."""
 
     def forge(kind: bytes, content: object) -> None:
-        data = kind + (content if isinstance(content, bytes) else file._encoder.encode(content))
-        (folder / "ab" / ID).write_bytes(file._checksum(ID, data) + data)
+        data = kind + (content if isinstance(content, bytes) else _encoding._encoder.encode(content))
+        (folder / "ab" / ID).write_bytes(_encoding._checksum(ID, data) + data)
 
     await driver.create(ID, record())
     good: dict[str, Any] = {"fields": {"key": b"1"}, "created": NOW, "expires": NOW + 1000, "deadline": NOW + 1000, "version": 0}
-    forge(file._SESSION, good)
+    forge(_encoding._RECORD, good)
     assert isinstance(await driver.load(ID, now=NOW), Record)
     contents: list[Any] = [
         *(
@@ -323,13 +323,13 @@ async def test_a_file_that_was_forged_can_at_worst_be_absent(driver: FileDriver,
         *(b"", b"\xc1", b"\x81\xa1x" + b"\x91" * 100_000, b"\x81\xa6fields\x81\xa1\xff\xc4\x00", [], None),
     ]
     for content in contents:
-        forge(file._SESSION, content)
+        forge(_encoding._RECORD, content)
         assert await driver.load(ID, now=NOW) is None, content
         assert await apply(driver, {"key": b"1"}) is Outcome.ABSENT
     for successor in ("../../outside", "", ID + "\n", 1):
-        forge(file._TOMB, {"deadline": NOW + 10, "successor": successor})
+        forge(_encoding._TOMBSTONE, {"deadline": NOW + 10, "successor": successor})
         await expect_absent(driver)
-    forge(file._TOMB, {"deadline": NOW + 10, "successor": ID})
+    forge(_encoding._TOMBSTONE, {"deadline": NOW + 10, "successor": ID})
     await driver.destroy(ID, now=NOW)
     assert await driver.load(ID, now=NOW) is Outcome.ENDED
 
@@ -592,12 +592,12 @@ async def test_a_small_session_is_loaded_while_large_ones_are_read(driver: FileD
     large = record(fields={"key": bytes(LARGE)})
     await driver.create(ID, record())
     await driver.create(FAR, large)
-    go_on, read_each = threading.Event(), driver._files.read_each
+    go_on, read_each = threading.Event(), driver._folder.load_each
 
     def read_when_told(ids: list[str], most: float) -> Any:
         return (most == LARGE or go_on.wait()) and read_each(ids, most)
 
-    monkeypatch.setattr(driver._files, "read_each", read_when_told)
+    monkeypatch.setattr(driver._folder, "load_each", read_when_told)
     loading = asyncio.gather(*(driver.load(FAR, now=NOW) for _ in range(2 * file._THREADS)))
     try:
         for _ in range(20):
@@ -627,7 +627,7 @@ async def test_renames_in_both_directions_do_not_wait_for_each_other(driver: Fil
 
 async def test_a_child_that_was_forked_in_a_write_does_not_keep_the_lock(driver: FileDriver, folder: Path) -> None:
     await driver.create(ID, record())
-    with driver._files._locked([str(folder / "ab")]):
+    with driver._folder.locked([str(folder / "ab")]):
         child = subprocess.Popen(["sleep", "60"], pass_fds=[_descriptor_of(folder / "ab")])
     try:
         assert await asyncio.wait_for(apply(driver, {"key": b"2"}), 20) is Outcome.WRITTEN
@@ -777,7 +777,7 @@ async def test_a_killed_process_leaves_what_was_answered_and_never_two_sessions(
     for round in range(8):
         start = f"{round:02x}"
         number = written = 0
-        with run(_WRITER, driver._files.dir, start) as process:
+        with run(_WRITER, driver._folder.dir, start) as process:
             assert process.stdout is not None
             for _ in range(20 + 7 * round):
                 number, written = map(int, process.stdout.readline().split())
