@@ -51,6 +51,7 @@ ORDER = [
     ["gaman_session._awaitable"],
     ["gaman_session._owners"],
     ["gaman_session._serializer", "gaman_session._sealing", "gaman_session._clock"],
+    ["gaman_session._rules"],
     [
         "gaman_session._driver",
         "gaman_session._paths",
@@ -231,7 +232,7 @@ def test_a_driver_knows_only_its_contract(module: Module) -> None:
     allowed = {
         "gaman",
         "gaman.errors",
-        *(f"{package}.{room}" for room in ("_driver", "_errors", "_paths", "_damage")),
+        *(f"{package}.{room}" for room in ("_driver", "_errors", "_paths", "_damage", "_rules")),
         *(f"{package}.drivers.{room}" for room in ("_batches", "_checks", "_encoding", "_reports", "_threads", "_time_limit")),
     }
     # A driver may have parts in files of their own, which begin with its name or are listed.

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Any, Final
 
-from msgspec import DecodeError, Meta, Struct
+from msgspec import DecodeError
 from msgspec.msgpack import Decoder, Encoder
 
 from gaman_session._driver import YEAR_10000, Record
+from gaman_session._rules import Stored, Tombstone
 
-
-class Tombstone(Struct):
-    """The remains of a session that was ended, or renamed to *successor*."""
-
-    deadline: float
-    """When the tombstone expires."""
-    successor: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")] | None
-
-
-Stored: TypeAlias = Record | Tombstone
 _encoder = Encoder()
 _RECORD, _TOMBSTONE = b"\x01", b"\x02"
 _DECODERS: Final[Mapping[bytes, Decoder[Any]]] = {_RECORD: Decoder(Record), _TOMBSTONE: Decoder(Tombstone)}

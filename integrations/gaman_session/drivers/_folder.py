@@ -13,12 +13,14 @@ from itertools import groupby, islice
 from typing import Any, Final, NamedTuple, TypeVar, TypeVarTuple
 
 from gaman.errors import ConfigError
+from gaman_session import _rules
 from gaman_session._damage import Damage
-from gaman_session._driver import TOMBSTONE, Outcome, Ownership, Record
+from gaman_session._driver import TOMBSTONE, Ownership, Record
 from gaman_session._paths import check_access, make_parent
+from gaman_session._rules import Stored, Tombstone, find, has_expired
 from gaman_session.drivers._disk import NOT_A_FILE, make_folder, read_file, remove, sync, temporary, write_file
 from gaman_session.drivers._due import DueMarkers
-from gaman_session.drivers._encoding import Stored, Tombstone, decode, encode
+from gaman_session.drivers._encoding import decode, encode
 from gaman_session.drivers._owner_folders import ID, OwnerFolders, ids_in, owner_hash
 
 if sys.platform != "win32":
@@ -107,19 +109,15 @@ class Folder:
     def owned(self, owner: str, now: float) -> dict[str, Record]:
         """Return the sessions of *owner*; remove other entries from the owner's folder unless its lock is held."""
         ids = self.owners.ids(owner)
-        found = {id: record for id in ids if (record := self._find_owned(id, owner, now)) is not None}
+        found = {id: record for id in ids if (record := _rules.owned(self._load(id), owner, now)) is not None}
         if len(found) < len(ids):
             with suppress(BlockingIOError), self.locked([self.owners.lock_of(owner)]):
                 # A session that was written meanwhile has its entry, so each one is read again.
                 for id in ids:
-                    if id not in found and self._find_owned(id, owner, now) is None:
+                    if id not in found and _rules.owned(self._load(id), owner, now) is None:
                         self.owners.remove(owner, id)
                 self.owners.tidy(owner_hash(owner), now)
         return found
-
-    def _find_owned(self, id: str, owner: str, now: float) -> Record | None:
-        record = look(self._load(id), now)
-        return record if isinstance(record, Record) and record.ownership is not None and record.ownership.owner == owner else None
 
     def count(self, now: float) -> int:
         """Return how many sessions there are."""
@@ -131,7 +129,7 @@ class Folder:
         due = {marker.id for marker in self._due.find(now + 2 * TOMBSTONE) if not marker.is_owner}
         for id in due:
             content = self.read(id)
-            if content is not None and not isinstance(look(decode(id, content), now), Record):
+            if content is not None and not isinstance(find(decode(id, content), now), Record):
                 names -= 1
         return names
 
@@ -156,15 +154,15 @@ class Folder:
         """Remove the session if it has expired, and mark its present deadline otherwise; return whether it was removed."""
         remove(temporary(self.path(id)))
         stored = self._load(id)
-        if isinstance(stored, Record) and stored.ownership is not None and stored.deadline <= now:
+        if stored is not None and not has_expired(stored, now):
+            self._due.mark(id, stored.deadline)
+            return False
+        if isinstance(stored, Record) and stored.ownership is not None:
             owner = stored.ownership.owner
             with self.locked([self.owners.lock_of(owner)]):
                 self.owners.remove(owner, id)
                 self.owners.tidy(owner_hash(owner), now)
-        if stored is None or stored.deadline <= now:
-            return remove(self.path(id))
-        self._due.mark(id, stored.deadline)
-        return False
+        return remove(self.path(id))
 
     # Writing
 
@@ -247,8 +245,10 @@ class Folder:
 class Transaction:
     """The changes of several calls: each call sees those of the calls before it, and each file is written once at the end.
 
-    Stored values are encoded at once, so a call that fails has changed nothing.
+    Stored values are encoded at once, so a call that fails has changed nothing. This is the Store of the rules in _rules.py.
     """
+
+    name = "file"
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
@@ -275,46 +275,24 @@ class Transaction:
         self._contents |= contents
         self.changed |= contents
 
-    def own(self, id: str, ownership: Ownership, before: Ownership | None, now: float) -> bool:
-        """Have the session found by its owner, or return False for a new tag that was made before all of theirs were ended."""
-        is_new = before is None or before.since != ownership.since
-        ended = self._folder.owners.ended(ownership.owner, now)
-        if is_new and ownership.since < ended and now < ended + TOMBSTONE:
-            return False
-        self.entries[ownership.owner, id] = None
-        return True
+    def move(self, id: str, before: Ownership | None, after: Ownership | None, *, now: float) -> None:
+        """Move the session in the owners' index."""
+        if after is not None:
+            self.entries[after.owner, id] = None
+        if before is not None and (after is None or after.owner != before.owner):
+            self.entries[before.owner, id] = now
 
-    def disown(self, id: str, ownership: Ownership | None, now: float) -> None:
-        """Have the session found by its owner no more."""
-        if ownership is not None:
-            self.entries[ownership.owner, id] = now
-
-    def end_owned(self, id: str, owner: str, now: float) -> str | bool:
-        """End a session of that owner's; return its successor where it was renamed, and else whether it was there."""
-        kept = self.get(id)
-        record = look(kept, now)
-        if record is Outcome.ENDED and isinstance(kept, Tombstone) and kept.successor is not None:
-            return kept.successor
-        if not isinstance(record, Record) or record.ownership is None or record.ownership.owner != owner:
-            return False
-        self.disown(id, record.ownership, now)
-        self.put({id: Tombstone(now + TOMBSTONE, None)})
-        return True
+    def revoked(self, owner: str) -> float | None:
+        """Return when all of the owner's sessions were ended, or None if that isn't stored."""
+        return self._folder.owners.revoked(owner)
 
     def revoke(self, owner: str, now: float) -> list[str]:
         """Store that all of the owner's sessions are ended *now*; return the ids of those sessions, and maybe of others."""
         self._folder.mark_owner(owner, now)
-        self._folder.owners.end(owner, now)
+        self._folder.owners.revoke(owner, now)
         # Calls before this one in the transaction have no entry on the disk yet.
         added = [id for (whose, id), left in self.entries.items() if whose == owner and left is None]
         return [*self._folder.owners.ids(owner), *added]
-
-
-def look(stored: Stored | None, now: float) -> Record | Outcome:
-    """Return the session, ENDED for a tombstone, or ABSENT for nothing and for what has expired."""
-    if stored is None or stored.deadline <= now:
-        return Outcome.ABSENT
-    return Outcome.ENDED if isinstance(stored, Tombstone) else stored
 
 
 def _check_folders(folder: str, setting: str, dir: str) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from contextlib import suppress
 from hashlib import blake2b
 from typing import Final
 
-from gaman_session._driver import MAX_SKEW, TOMBSTONE
+from gaman_session._rules import revoked_at, still_counts
 from gaman_session.drivers._disk import make_folder, read_file, remove, sync, temporary, touch, write_file
 
 ID: Final = re.compile(r"[0-9a-f]{64}")
 # In an owner's folder: the time when all of the owner's sessions were ended.
-_ENDED: Final = ".ended"
+_REVOKED: Final = ".ended"
 
 
 def owner_hash(owner: str) -> str:
@@ -62,32 +61,31 @@ class OwnerFolders:
         """Return the ids in the owner's folder. Some of these sessions may have ended, or changed their owner."""
         return ids_in(self.path(owner))
 
-    def ended(self, owner: str, now: float) -> float:
-        """Return when all of the owner's sessions were ended, or -inf if they weren't."""
-        return self._ended(self.path(owner), now)
+    def revoked(self, owner: str) -> float | None:
+        """Return when all of the owner's sessions were ended, or None if that isn't stored."""
+        return _revoked(self.path(owner))
 
-    def end(self, owner: str, now: float) -> None:
-        """Store that all of the owner's sessions are ended *now*. An earlier call may have stored a later time."""
+    def revoke(self, owner: str, now: float) -> None:
+        """Store that all of the owner's sessions are ended *now*."""
         folder = self.path(owner)
-        path = os.path.join(folder, _ENDED)
+        path = os.path.join(folder, _REVOKED)
         make_folder(folder)
-        write_file(temporary(path), repr(max(now, self._ended(folder, now))).encode())
+        write_file(temporary(path), repr(revoked_at(_revoked(folder), now)).encode())
         os.replace(temporary(path), path)
         sync(folder)
 
     def tidy(self, hash: str, now: float) -> None:
         """Remove the owner's folder if it is empty, or has only a time that no longer counts."""
         folder = self.path_of(hash)
-        if now >= self._ended(folder, now) + TOMBSTONE:
-            for name in (_ENDED, temporary(_ENDED)):
+        if not still_counts(_revoked(folder), now):
+            for name in (_REVOKED, temporary(_REVOKED)):
                 remove(os.path.join(folder, name))
         with suppress(OSError):
             os.rmdir(folder)
 
-    def _ended(self, folder: str, now: float) -> float:
-        try:
-            ended = float(read_file(os.path.join(folder, _ENDED)))
-        except (FileNotFoundError, ValueError):
-            return -math.inf
-        # The clock was set back since a time that is further ahead was stored.
-        return ended if ended <= now + MAX_SKEW else -math.inf
+
+def _revoked(folder: str) -> float | None:
+    try:
+        return float(read_file(os.path.join(folder, _REVOKED)))
+    except (FileNotFoundError, ValueError):
+        return None
