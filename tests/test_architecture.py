@@ -31,7 +31,7 @@ ORDER = [
         "gaman_session.drivers.sql",
         "gaman_session.drivers.mongodb",
     ],
-    ["gaman_session.drivers._folder"],
+    ["gaman_session.drivers._folder", "gaman_session.drivers._key_value"],
     ["gaman_session.drivers._due", "gaman_session.drivers._owner_folders"],
     ["gaman_session.drivers._disk", "gaman_session.drivers._encoding"],
     ["gaman_session.drivers._redis_calls"],
