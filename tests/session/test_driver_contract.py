@@ -72,7 +72,7 @@ def fault(broken: type[MemoryDriver]) -> type[MemoryDriver]:
 class DestroyLeavesNoTombstone(MemoryDriver):
     async def destroy(self, id: str, *, now: float) -> None:
         await super().destroy(id, now=now)
-        self._tombs.clear()
+        self._tombstones.clear()
 
 
 @fault
@@ -97,7 +97,7 @@ class DestroyBuriesTheUnknown(MemoryDriver):
     """Logouts with made-up cookies fill the store."""
 
     async def destroy(self, id: str, *, now: float) -> None:
-        if id not in self._sessions and id not in self._tombs:
+        if id not in self._sessions and id not in self._tombstones:
             self._add(id, Record({}, now, now + 60, now + 60))
         await super().destroy(id, now=now)
 
@@ -105,7 +105,7 @@ class DestroyBuriesTheUnknown(MemoryDriver):
 @fault
 class DestroyFailsOnTheSecondTime(MemoryDriver):
     async def destroy(self, id: str, *, now: float) -> None:
-        if id in self._tombs:
+        if id in self._tombstones:
             raise KeyError(id)
         await super().destroy(id, now=now)
 
@@ -120,8 +120,8 @@ class DestroyDoesNotFollowARename(MemoryDriver):
 @fault
 class DestroyFollowsOneRenameAlone(MemoryDriver):
     async def destroy(self, id: str, *, now: float) -> None:
-        tomb = self._tomb(id, now)
-        successor = id if tomb is None else tomb.successor
+        tombstone = self._tombstone(id, now)
+        successor = id if tombstone is None else tombstone.successor
         if successor is not None and successor in self._sessions:
             await super().destroy(successor, now=now)
 
@@ -135,7 +135,7 @@ class TombstonesStandForEver(MemoryDriver):
 @fault
 class TombstonesOfWritesStandForEver(MemoryDriver):
     def _missing(self, id: str, now: float) -> Outcome:
-        return Outcome.ENDED if id in self._tombs else Outcome.ABSENT
+        return Outcome.ENDED if id in self._tombstones else Outcome.ABSENT
 
 
 @fault
@@ -170,8 +170,8 @@ class ReadingWhatEndedIsReadingNothing(MemoryDriver):
 class RenameForgetsTheSuccessor(MemoryDriver):
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         outcome = await super().rename(id, new_id, record, version=version, now=now)
-        if id in self._tombs:
-            self._tombs[id] = self._tombs[id]._replace(successor=None)
+        if id in self._tombstones:
+            self._tombstones[id] = self._tombstones[id]._replace(successor=None)
         return outcome
 
 
@@ -179,7 +179,7 @@ class RenameForgetsTheSuccessor(MemoryDriver):
 class RenameLeavesNoTombstone(MemoryDriver):
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         outcome = await super().rename(id, new_id, record, version=version, now=now)
-        self._tombs.pop(id, None)
+        self._tombstones.pop(id, None)
         return outcome
 
 
@@ -197,7 +197,7 @@ class RenameLeavesTheOldIdAlive(MemoryDriver):
         outcome = await super().rename(id, new_id, record, version=version, now=now)
         if outcome is Outcome.WRITTEN and kept is not None:
             self._add(id, kept)
-            self._tombs.pop(id, None)
+            self._tombstones.pop(id, None)
         return outcome
 
 
@@ -225,7 +225,7 @@ class RenameMovesTheNewOneInAConflict(MemoryDriver):
 @fault
 class RenameUpserts(MemoryDriver):
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-        if id not in self._sessions and id not in self._tombs:
+        if id not in self._sessions and id not in self._tombstones:
             await self.create(id, record)
         return await super().rename(id, new_id, record, version=version, now=now)
 
@@ -260,7 +260,7 @@ class ApplyUpsertsTheUnknownAlone(MemoryDriver):
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        if id not in self._sessions and id not in self._tombs:
+        if id not in self._sessions and id not in self._tombstones:
             self._add(id, Record({}, now, now + 60, now + 60))
         return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
 
@@ -322,7 +322,7 @@ class ApplyWritesAfterTheDestroyBesideIt(MemoryDriver):
         await asyncio.sleep(0)
         if found is not None and id not in self._sessions:
             self._add(id, found)
-            self._tombs.pop(id, None)
+            self._tombstones.pop(id, None)
         return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
 
 
@@ -335,7 +335,7 @@ class EmptyingLeavesAnEmptySession(MemoryDriver):
         outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is Outcome.EMPTIED and kept is not None:
             self._add(id, Record({}, kept.created, kept.expires, kept.deadline))
-            del self._tombs[id]
+            del self._tombstones[id]
         return outcome
 
 
@@ -357,7 +357,7 @@ class EmptyingLeavesNoTombstone(MemoryDriver):
     ) -> Outcome:
         outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is Outcome.EMPTIED:
-            del self._tombs[id]
+            del self._tombstones[id]
         return outcome
 
 
@@ -390,9 +390,14 @@ class WritingFollowsARename(MemoryDriver):
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        tomb = self._tomb(id, now)
+        tombstone = self._tombstone(id, now)
         return await super().apply(
-            tomb.successor if tomb and tomb.successor else id, sets, deletes, now=now, deadline=deadline, max_size=max_size
+            tombstone.successor if tombstone and tombstone.successor else id,
+            sets,
+            deletes,
+            now=now,
+            deadline=deadline,
+            max_size=max_size,
         )
 
 
@@ -995,7 +1000,7 @@ class PurgeGoesByTheFirstDeadline(MemoryDriver):
 @fault
 class PurgeTakesTombstonesThatStillStand(MemoryDriver):
     async def purge(self, *, now: float, limit: int) -> int:
-        self._tombs.clear()
+        self._tombstones.clear()
         return await super().purge(now=now, limit=limit)
 
 
@@ -1152,7 +1157,7 @@ class TheEndOfAllKeepsNone(MemoryDriver):
 class TheEndOfAllLeavesNoTombstone(MemoryDriver):
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         ended = await super().end_owned(owner, keep=keep, now=now)
-        self._tombs.clear()
+        self._tombstones.clear()
         return ended
 
 
@@ -1282,7 +1287,7 @@ class OfAllSessionsThoseOfOwnersAreCounted(MemoryDriver):
 @owner_fault
 class TombstonesAreCounted(MemoryDriver):
     async def count(self, *, now: float) -> int:
-        return await super().count(now=now) + len(self._tombs)
+        return await super().count(now=now) + len(self._tombstones)
 
 
 @pytest.mark.parametrize("broken", OWNER_FAULTS, ids=lambda broken: broken.__name__)

@@ -38,7 +38,7 @@ async def filled(max_sessions: int, count: int) -> MemoryDriver:
 
 
 def sizes(driver: MemoryDriver) -> tuple[int, int, int]:
-    return len(driver._sessions), len(driver._tombs), len(driver._deadlines)
+    return len(driver._sessions), len(driver._tombstones), len(driver._deadlines)
 
 
 def highest(first: tuple[int, int, int], second: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -343,7 +343,7 @@ async def test_a_tombstone_stands_for_a_minute_and_is_then_swept(end: str) -> No
     assert await driver.purge(now=NOW + TOMBSTONE - 1, limit=10) == 0
     assert await driver.load(id_of(0), now=NOW + TOMBSTONE) is None
     assert await driver.purge(now=NOW + TOMBSTONE, limit=10) == 1
-    assert len(driver._tombs) == 0
+    assert len(driver._tombstones) == 0
 
 
 async def test_tombstones_are_swept_a_batch_at_a_time() -> None:
@@ -365,9 +365,9 @@ async def test_of_too_many_tombstones_the_oldest_go() -> None:
 async def test_a_tombstone_holds_nothing_of_the_session() -> None:
     driver = await filled(10, 1)
     await driver.rename(id_of(0), id_of(1), record(), version=0, now=NOW)
-    assert driver._tombs[id_of(0)] == (NOW + TOMBSTONE, id_of(1))
+    assert driver._tombstones[id_of(0)] == (NOW + TOMBSTONE, id_of(1))
     await driver.destroy(id_of(1), now=NOW)
-    assert driver._tombs[id_of(1)] == (NOW + TOMBSTONE, None)
+    assert driver._tombstones[id_of(1)] == (NOW + TOMBSTONE, None)
 
 
 # The rest

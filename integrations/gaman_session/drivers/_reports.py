@@ -1,4 +1,4 @@
-"""@reports(action): a driver's method that ends within the driver's time limit and fails with SessionStoreError."""
+"""@reports(action): bounds a driver's method by its time limit, and turns the store's failures into SessionStoreError."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ T = TypeVar("T")
 
 
 class Reporter:
-    """What a driver tells @reports() about its store."""
+    """The base class of a driver whose methods use @reports()."""
 
     name: str
     _limit: TimeLimit
     _failures: ClassVar[tuple[type[Exception], ...]] = (OSError, TimeoutError)
-    """What the store and its library raise."""
+    """The exceptions of the store and its library."""
 
     def _explain(self, error: Exception) -> tuple[str, Exception]:
-        """Return the reason that the SessionStoreError shows, or an empty one, and its cause."""
+        """Return the reason for the message of the SessionStoreError, which may be empty, and its cause."""
         return "", error
 
 
@@ -32,7 +32,13 @@ Method: TypeAlias = Callable[Concatenate[R, P], Coroutine[Any, Any, T]]
 
 
 def reports(action: str) -> Callable[[Method[R, P, T]], Method[R, P, T]]:
-    """Bound the decorated method, and turn the failures of its store into a SessionStoreError that names *action*."""
+    """Bound the decorated method, and turn its `_failures` into a SessionStoreError that names *action*.
+
+    A task can't call a decorated method in another one of the same driver, because a TimeLimit holds each task once.
+
+        @reports("load a session")
+        async def load(self, id, *, now): ...
+    """
 
     def decorate(method: Method[R, P, T]) -> Method[R, P, T]:
         @wraps(method)
