@@ -48,7 +48,7 @@ WRITTEN: Final = Outcome.WRITTEN
 
 
 class Ownership(Struct, frozen=True):
-    """Whose a session is."""
+    """The owner of a session."""
 
     owner: str
     """Text, not empty: a keyed hash of the owner's name, or the name itself if nothing is sealed."""

@@ -291,7 +291,7 @@ class Transaction:
         self._folder.mark_owner(owner, now)
         self._folder.owners.revoke(owner, now)
         # Calls before this one in the transaction have no entry on the disk yet.
-        added = [id for (whose, id), left in self.entries.items() if whose == owner and left is None]
+        added = [id for (entry_owner, id), left in self.entries.items() if entry_owner == owner and left is None]
         return [*self._folder.owners.ids(owner), *added]
 
 

@@ -307,10 +307,10 @@ class KeyValueDriver(Reporter, ABC):
         async with self.lock([_key(owner)]):
             sessions = await self._get_owner(owner)
             # With the owner's lock, no session becomes the owner's between these reads and the write.
-            gone = [id for id in ids if id in sessions.sessions and _rules.owned(await self._get(id), owner, now) is None]
-            for id in gone:
+            stale = [id for id in ids if id in sessions.sessions and _rules.owned(await self._get(id), owner, now) is None]
+            for id in stale:
                 del sessions.sessions[id]
-            if gone:
+            if stale:
                 await self._put_owner(owner, sessions, now)
 
 

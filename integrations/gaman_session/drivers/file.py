@@ -144,8 +144,8 @@ class FileDriver(Reporter):
         """Remove expired sessions. A session whose folder is locked at that moment is left to the next purge."""
         removed, handled = 0, 1
         while handled and removed < limit:
-            handled, gone = await self._purge_some(now, min(limit - removed, _MAX_MARKERS))
-            removed += gone
+            handled, of_these = await self._purge_some(now, min(limit - removed, _MAX_MARKERS))
+            removed += of_these
         return removed
 
     @reports("remove expired sessions")

@@ -55,7 +55,7 @@ class MemoryDriver:
         self._queues: tuple[OrderedDict[str, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
         self._new, self._used, self._tied = self._queues
         self._tombstones: OrderedDict[str, _Tombstone] = OrderedDict()
-        # A heap of deadlines. One whose session has a later deadline by now, or is gone, is corrected when purge() reaches it.
+        # A heap of deadlines. purge() corrects those whose session has a later deadline by now, or was removed.
         self._deadlines: list[tuple[float, str]] = []
         self._owned: dict[str, dict[str, None]] = {}
         # When all sessions of an owner were ended, the earliest first.
@@ -117,8 +117,8 @@ class MemoryDriver:
             before = fields.get(name)
             size += len(value) + length_of(name) if before is None else len(value) - len(before)
         for name in deletes:
-            if (gone := sets.get(name, fields.get(name))) is not None:
-                size -= len(gone) + length_of(name)
+            if (deleted := sets.get(name, fields.get(name))) is not None:
+                size -= len(deleted) + length_of(name)
         if size > max_size and size > record.size:
             return Outcome.TOO_LARGE
         fields.update(sets)
