@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from functools import wraps
-from typing import Any, ClassVar, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from gaman import GamanError
 from gaman_session._errors import SessionStoreError
 from gaman_session.drivers._time_limit import TimeLimit
 
-P = ParamSpec("P")
-T = TypeVar("T")
+# The decorated method keeps its exact type, which the protocol Driver asks for.
+Method = TypeVar("Method", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
 class Reporter:
@@ -27,22 +27,18 @@ class Reporter:
         return "", error
 
 
-R = TypeVar("R", bound=Reporter)
-Method: TypeAlias = Callable[Concatenate[R, P], Coroutine[Any, Any, T]]
-
-
-def reports(action: str) -> Callable[[Method[R, P, T]], Method[R, P, T]]:
+def reports(action: str) -> Callable[[Method], Method]:
     """Bound the decorated method, and turn its `_failures` into a SessionStoreError that names *action*.
 
-    A task can't call a decorated method in another one of the same driver, because a TimeLimit holds each task once.
+    A decorated method can't await another one of the same driver, because a TimeLimit holds each task only once.
 
         @reports("load a session")
         async def load(self, id, *, now): ...
     """
 
-    def decorate(method: Method[R, P, T]) -> Method[R, P, T]:
+    def decorate(method: Method) -> Method:
         @wraps(method)
-        async def reporting(self: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        async def reporting(self: Reporter, /, *args: Any, **kwargs: Any) -> Any:
             try:
                 with self._limit:
                     return await method(self, *args, **kwargs)
@@ -52,6 +48,6 @@ def reports(action: str) -> Callable[[Method[R, P, T]], Method[R, P, T]]:
                 reason, cause = self._explain(error)
                 raise SessionStoreError(self.name, action, reason) from cause
 
-        return reporting
+        return cast("Method", reporting)
 
     return decorate
