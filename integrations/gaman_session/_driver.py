@@ -43,10 +43,6 @@ class Outcome(Enum):
     """The session would grow beyond *max_size*."""
 
 
-# Up to Python 3.11, looking up an enum's member costs as much as a call, and nearly every write has this outcome.
-WRITTEN: Final = Outcome.WRITTEN
-
-
 class Ownership(Struct, frozen=True):
     """The owner of a session."""
 

@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from gaman_session._driver import MAX_SKEW, TOMBSTONE, WRITTEN, Outcome, Ownership, Record, length_of, size_of
+from gaman_session._driver import MAX_SKEW, TOMBSTONE, Outcome, Ownership, Record, length_of, size_of
 from gaman_session._errors import SessionStoreError
 from gaman_session.drivers._checks import check_whole_number
 
@@ -131,7 +131,7 @@ class MemoryDriver:
         record.version += 1
         if deadline is not None:
             record.deadline = min(deadline, record.expires)
-        return WRITTEN
+        return Outcome.WRITTEN
 
     async def swap(
         self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
@@ -150,7 +150,7 @@ class MemoryDriver:
         record.version += 1
         if deadline is not None:
             record.deadline = min(deadline, record.expires)
-        return WRITTEN
+        return Outcome.WRITTEN
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """Replace the session by *record* under *new_id* if its version is still *version*."""
@@ -169,7 +169,7 @@ class MemoryDriver:
         self._add(new_id, record)
         if old.queue is not self._new:
             self._queue(new_id, self._sessions[new_id])
-        return WRITTEN
+        return Outcome.WRITTEN
 
     async def destroy(self, id: str, *, now: float) -> None:
         """End the session, and those it was renamed to."""
@@ -224,7 +224,7 @@ class MemoryDriver:
         ):
             return Outcome.REVOKED
         outcome = await self.apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
-        if record is not None and outcome is WRITTEN:
+        if record is not None and outcome is Outcome.WRITTEN:
             self._disown(id, record)
             record.ownership = ownership
             self._own(id, record)
