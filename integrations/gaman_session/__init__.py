@@ -17,6 +17,7 @@ from gaman_session._integration import SessionIntegration, session
 from gaman_session._owners import OwnedSession
 from gaman_session._serializer import Serializer
 from gaman_session._session import Session
+from gaman_session.drivers._key_value import KeyValueDriver
 
 __all__ = [
     "LARGE",
@@ -25,6 +26,7 @@ __all__ = [
     "ClockDriver",
     "Counters",
     "Driver",
+    "KeyValueDriver",
     "Outcome",
     "OwnedSession",
     "OwnerDriver",

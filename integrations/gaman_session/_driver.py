@@ -1,4 +1,4 @@
-"""The contract of a driver: one store of sessions, which sees bytes and never a key, a cookie or a clock."""
+"""The contract of a driver: a store of sessions that sees bytes, and never a key, a cookie or a clock."""
 
 from __future__ import annotations
 
@@ -9,70 +9,66 @@ from typing import Final, Literal, Protocol
 from msgspec import Struct
 
 TOMBSTONE: Final = 60
-"""Seconds for which a driver remembers that an id was ended or renamed, and that the sessions of an owner were ended."""
+"""Seconds for which a store keeps the tombstone of a session, and the time when the sessions of an owner were ended."""
 
 MAX_SKEW: Final = 1
-"""Seconds by which the clocks of processes may differ. What was noted further ahead comes from a clock that was set back since.
+"""Seconds by which the clocks of processes may differ. A stored time that is further ahead is of a clock that was set back since.
 
-Where the store tells the time, as a ClockDriver's does, they differ by a few milliseconds.
+With a ClockDriver, they differ by a few milliseconds.
 """
 
 LARGE: Final = 64 * 1024
-"""Bytes of a session beyond which loading it shares no round trip with other calls."""
+"""Bytes. A larger session shares its load with no other call."""
 
 YEAR_10000: Final = 253_402_300_800
-"""Seconds since the epoch: the first time for which datetime has no name."""
+"""Seconds since the epoch: the first time that datetime can't represent."""
 
 
 class Outcome(Enum):
-    """What became of a write."""
+    """The result of a write. Nothing was written unless it is WRITTEN or EMPTIED."""
 
     WRITTEN = auto()
-    """It is in the store."""
+    """The store has the change."""
     EMPTIED = auto()
-    """It took the last field, and so ended the session."""
+    """The write deleted the last field, and so ended the session."""
     CONFLICT = auto()
-    """Somebody else's write came first; nothing was written."""
+    """Another write came first."""
     ENDED = auto()
-    """The session was ended or renamed within the last TOMBSTONE seconds; nothing was written."""
+    """The session was ended or renamed within the last TOMBSTONE seconds."""
     ABSENT = auto()
-    """There is no such session: never begun, expired, or lost with the store's data; nothing was written."""
+    """There is no such session: it never existed, has expired, or was lost with the store's data."""
     REVOKED = auto()
-    """The sessions of the tag's owner were ended after the tag was made; nothing was written. See OwnerDriver."""
+    """The sessions of the owner were ended after the new ownership was made. See OwnerDriver."""
     TOO_LARGE = auto()
-    """The session would grow beyond the size allowed; nothing was written."""
-
-
-# Up to Python 3.11, looking up an enum's member costs as much as a call, and nearly every write has this outcome.
-WRITTEN: Final = Outcome.WRITTEN
+    """The session would grow beyond *max_size*."""
 
 
 class Ownership(Struct, frozen=True):
-    """Whose a session is."""
+    """The owner of a session."""
 
     owner: str
-    """Any text but the empty one: a keyed hash of the owner's name, or the name where nothing is sealed."""
+    """Text, not empty: a keyed hash of the owner's name, or the name itself if nothing is sealed."""
     note: bytes
-    """What the application noted with it."""
+    """The application's note, as bytes."""
     since: float
-    """When the session was tied to the owner, in seconds since the epoch. What begins anew has another `since`."""
+    """When set_owner() was called, in seconds since the epoch. It identifies the ownership: a new one has another `since`."""
 
 
 class Record(Struct, omit_defaults=True):
-    """A session as a driver keeps it; times are seconds since the epoch, and the first two are whole milliseconds."""
+    """A session as a driver stores it. Times are seconds since the epoch; `created` and `expires` are whole milliseconds."""
 
     fields: dict[str, bytes]
     created: float
     expires: float
     """The absolute limit."""
     deadline: float
-    """When it is over if nobody touches it: `expires`, or the idle limit where that comes first."""
+    """When the session expires unless it is used: `expires`, or the idle limit if that is earlier."""
     version: int = 0
-    """Raised by each write, so that rename() can tell whether one came in between."""
+    """Each write raises it, so that rename() notices a write that came in between."""
     ownership: Ownership | None = None
-    """None where it is nobody's, and always so in a driver that is no OwnerDriver."""
+    """None if the session has no owner, and always in a driver that isn't an OwnerDriver."""
     seal: bytes = b""
-    """What proves `created` and `expires`; empty where nothing is sealed. Any bytes: the driver keeps them with the times."""
+    """Proves `created` and `expires`; empty if nothing is sealed. To the driver, it is any bytes that belong to these times."""
 
 
 def size_of(fields: Mapping[str, bytes]) -> int:
@@ -88,23 +84,24 @@ def length_of(name: str) -> int:
 class Driver(Protocol):
     """A store of sessions.
 
-    An id is 64 hexadecimal digits, the hash of what the cookie holds. A field's name is any string that UTF-8 can encode, and
-    its value any bytes. A session is there until its deadline: at `now == deadline` it is gone, whether the store has removed it
-    by then or not. Each call is atomic against every other, in all processes that share the store. Absence is an answer, never an
-    error; what goes wrong in the store is raised as SessionStoreError, from its cause, within the driver's timeout.
+    An id is 64 hexadecimal digits: the hash of the id in the cookie. A field's name is any string that UTF-8 can encode, and its
+    value any bytes. A session expires at its deadline: at `now == deadline` it is absent, even if the store hasn't removed it
+    yet. Each call is atomic against every other call, in all processes that share the store. Absence is a result, never an error.
+    If the store fails, the call raises SessionStoreError from its cause, within the driver's timeout.
 
-    Ending or renaming a session leaves a tombstone in its place for TOMBSTONE seconds, which holds nothing but, after a rename,
-    the new id. It makes late writes answer ENDED, and leads a late destroy() on to the renamed session.
+    Ending or renaming a session leaves a tombstone in its place for TOMBSTONE seconds. It holds nothing but the new id, after a
+    rename. With it, late writes are ENDED, and a late destroy() ends the renamed session as well.
 
-    The size of a session is the sum of the bytes of its fields' names and values. A driver may count what its store needs beside
-    them, at most 64 bytes a field and 256 a session. A write that takes a session beyond *max_size* bytes, and makes it larger than
-    it is, is TOO_LARGE. The check is part of the atomic write, so that concurrent writes can't exceed the size together. create()
-    and rename() store a whole record, whose size the caller has checked.
+    A session's size is the bytes of its fields' names and values. A driver may add the store's overhead, up to 64 bytes a field
+    and 256 a session. A write is TOO_LARGE if it makes the session larger, and larger than *max_size*. The check is a part of the
+    atomic write, so that concurrent writes can't exceed the limit together. create() and rename() store a whole record, and their
+    caller has checked its size.
 
-    Loading a session of more than LARGE bytes shares no round trip with other calls, so that these don't wait for it.
+    A session of more than LARGE bytes shares its load with no other call, so that no other call waits for it.
 
-    What lies in the store and can't be one of these, because it was damaged or written by someone else, is absent too, and is
-    reported once.
+    Damaged or foreign data in the store counts as absent, and is reported once.
+
+    KeyValueDriver implements the contract for a store that keeps bytes under keys and has a lock.
     """
 
     @property
@@ -114,23 +111,23 @@ class Driver(Protocol):
 
     @property
     def shared(self) -> bool:
-        """Whether several processes that open it see the same sessions. Values are sealed where that is so."""
+        """Whether several processes that open the driver see the same sessions. If so, values are sealed."""
         ...
 
     async def open(self) -> None:
-        """Get ready, or raise ConfigError or SessionStoreError with the reason. Called before any other method."""
+        """Prepare the store, or raise ConfigError or SessionStoreError with the reason. Called before any other method."""
 
     async def close(self) -> None:
-        """Let go of every connection, file and task."""
+        """Release every connection, file and task."""
 
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
-        """Return the session, ENDED where its tombstone stands, or None; in one trip. The record is the caller's own."""
+        """Return the session, ENDED for a tombstone, or None, in one round trip. The caller may change the record."""
         ...
 
     async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
-        """Store a new session. An id that is taken raises SessionStoreError: creating never overwrites.
+        """Store a new session. Creating never overwrites: an id that is taken raises SessionStoreError.
 
-        Only an OwnerDriver refuses, where the sessions of the tag's owner were ended after the tag was made.
+        Only an OwnerDriver returns REVOKED, if the sessions of the owner were ended after the ownership was made.
         """
 
     async def apply(
@@ -143,52 +140,53 @@ class Driver(Protocol):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Set and delete single fields in one trip and leave all others alone; never bring a session into being.
+        """Set and delete single fields in one round trip, and leave all others as they are; never create a session.
 
-        The session's deadline moves to *deadline*, but not beyond its expiry, and stays where *deadline* is None. Where no field is
-        left, the session ends and the outcome is EMPTIED. Otherwise it is WRITTEN, TOO_LARGE, ENDED or ABSENT.
+        The session's deadline becomes *deadline*, or `expires` if that is earlier; with None it stays. If no field is left, the
+        session ends and the outcome is EMPTIED. Otherwise it is WRITTEN, TOO_LARGE, ENDED or ABSENT.
         """
         ...
 
     async def swap(
         self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        """Set one field if its bytes are *old*, or if it is missing where *old* is None.
+        """Set one field if its bytes are *old*; if *old* is None, set it if it is missing.
 
         The deadline moves as with apply(). The outcome is WRITTEN, CONFLICT, TOO_LARGE, ENDED or ABSENT.
         """
         ...
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-        """Replace the session by *record* under *new_id* if its version is still *version*: WRITTEN, CONFLICT, ENDED or ABSENT.
+        """Replace the session by *record* under *new_id* if its version is still *version*.
 
-        The old id is dead when the new one lives. Where a store can't do both in one trip, the old one dies first; a destroy()
-        between the two leaves a tombstone in the new one's place, and the outcome is ENDED. An OwnerDriver answers REVOKED to an
-        ownership that the session did not have already, as create() does; the old id may then be dead or not.
+        The outcome is WRITTEN, CONFLICT, ENDED or ABSENT. The old id is dead when the new one lives. If a store can't do both in
+        one step, the old id dies first; a destroy() between the two steps leaves a tombstone under the new id, and the outcome is
+        ENDED. In an OwnerDriver, an ownership that the session did not have may be REVOKED, as in create(); the old id may then
+        be dead or not.
 
-        A SessionStoreError with `is_unconfirmed` says that the store has the new id, and may yet lose it.
+        A SessionStoreError with `is_unconfirmed` means that the store has the new id, and may yet lose it.
         """
         ...
 
     async def destroy(self, id: str, *, now: float) -> None:
-        """End the session, and those it was renamed to; nothing happens, and nothing is stored, for an id that is unknown."""
+        """End the session, and those it was renamed to. For an unknown id, nothing happens and nothing is stored."""
 
     async def purge(self, *, now: float, limit: int) -> int:
-        """Remove at most *limit* expired sessions and tombstones; return how many, 0 where the store does it by itself."""
+        """Remove at most *limit* expired sessions and tombstones; return how many. Return 0 if the store removes them by itself."""
         ...
 
 
 class OwnerDriver(Driver, Protocol):
-    """The part of the contract that a driver may leave out: sessions that belong to somebody. It is there if these methods are.
+    """The optional part of the contract for sessions with owners. A driver with these methods is an OwnerDriver.
 
-    A record may have a tag. Each call here finds the sessions of an owner by an index, and costs what they are, not what is stored.
-    The index never misses a session that is there. What it has of others, which were ended, ran out or were given to somebody else,
-    is left out of every answer, and leaves it by itself.
+    Each call here finds the sessions of an owner by an index. Its cost depends on how many sessions the owner has, not on how
+    many the store has. The index misses no live session. Other entries, of sessions that have ended, expired or changed their
+    owner, are left out of every result, and leave the index in time.
 
-    end_owned() takes effect at one instant, its *now*. For TOMBSTONE seconds, a tag that was made before is REVOKED: a login in
-    flight at that instant is dropped, and a later one succeeds. A call whose own *now* is more than MAX_SKEW seconds before that
-    instant ignores it, because the clock was set back since. A rename takes along a tag that the session already has, which is one
-    with the same `since`; it is never refused.
+    end_owned() takes effect at one instant, its *now*. For TOMBSTONE seconds, an ownership that was made before is REVOKED: a
+    login in flight at that instant is dropped, and a later one succeeds. A call whose own *now* is more than MAX_SKEW seconds
+    before that instant ignores it, because the clock was set back since. An ownership that the session already has is never
+    REVOKED: it has the same `since`, and a rename keeps it.
     """
 
     async def set_owner(
@@ -202,34 +200,34 @@ class OwnerDriver(Driver, Protocol):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Do what apply() does, and in the same step give the session to the owner of *ownership*, or to nobody where that is None.
+        """Do what apply() does, and replace the session's ownership in the same step; None leaves the session without an owner.
 
-        A tag alone keeps no session: where no field is left, it is EMPTIED.
+        An ownership doesn't keep a session alive: if no field is left, the session is EMPTIED.
         """
         ...
 
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
-        """Return every session of *owner* by its id, with its times and its tag; the fields may be left out."""
+        """Return every session of *owner* by its id, with its times and its ownership; the fields may be left out."""
         ...
 
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
-        """End every session of *owner* but those in *keep*, and those they are renamed to meanwhile; return how many that were.
+        """End every session of *owner* except those in *keep* and those they are renamed to meanwhile; return how many were ended.
 
-        Tags made before *now* are refused from then on; those kept stay as they are. SessionStoreError without a cause: the store
-        works and may have lost some of the owner's sessions from its index; those that it found are ended.
+        Ownerships made before *now* are REVOKED from then on; the sessions to keep are unchanged. A SessionStoreError without a
+        cause means that the store works, but its index may have lost some of the owner's sessions; those that it found are ended.
         """
         ...
 
     async def count(self, *, now: float) -> int:
-        """Return how many sessions are in the store, whoever's they are. It may take a look at each."""
+        """Return how many sessions the store has. This may read all of them."""
         ...
 
 
 class ClockDriver(Driver, Protocol):
-    """The part of the contract for a store that has a clock and serves several machines. A driver with this method has it.
+    """The optional part of the contract for a store that has a clock and serves several machines.
 
-    Every *now* is then the store's time, whatever the machines' own clocks show. All processes have to get it from the same server,
-    such as the primary.
+    Every *now* is then the store's time, whatever the machines' own clocks show. All processes must get it from the same server,
+    for example the primary.
     """
 
     async def time(self) -> float:
@@ -238,7 +236,7 @@ class ClockDriver(Driver, Protocol):
 
 
 def is_sound(created: float, expires: float, deadline: float) -> bool:
-    """Return whether these can be the times of a session. Another program may have written anything to the store."""
+    """Return whether these can be the times of a session: another program may have written anything to the store."""
     return 0 <= created <= expires < YEAR_10000 and 0 <= deadline <= expires
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, NoReturn, TypeVar, cast
 
 from gaman import find_cookie, log_extra
 from gaman_session import _sealing
-from gaman_session._driver import WRITTEN, Driver, Outcome, OwnerDriver, Ownership, Record, length_of, size_of
+from gaman_session._driver import Driver, Outcome, OwnerDriver, Ownership, Record, length_of, size_of
 from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge
 from gaman_session._owners import Wish
 from gaman_session._sealing import Identity
@@ -387,7 +387,7 @@ class StoredSession(Session):
             outcome = await self._driver.apply(
                 identity.handle, sets, deletes, now=now, deadline=self._idle_deadline(now), max_size=self._sessions.max_size
             )
-        if outcome is WRITTEN:
+        if outcome is Outcome.WRITTEN:
             self._sessions.counters.written += 1
             self._note(sets, deletes, now)
             self._settle(changes)
@@ -425,7 +425,7 @@ class StoredSession(Session):
         driver = cast("OwnerDriver", self._driver)
         deadline, max_size = self._idle_deadline(now), self._sessions.max_size
         outcome = await driver.set_owner(identity.handle, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size)
-        if outcome is WRITTEN and self._record is not None:
+        if outcome is Outcome.WRITTEN and self._record is not None:
             self._record.ownership = ownership
         return outcome
 
@@ -489,7 +489,7 @@ class StoredSession(Session):
                     # handler that catches this error is below 500 only if the store confirms them then.
                     self._adopt(identity, record)
                 raise
-            if outcome is WRITTEN:
+            if outcome is Outcome.WRITTEN:
                 self._sessions.counters.written += 1
                 self._adopt(identity, record)
                 self._settle(changes)
@@ -523,7 +523,7 @@ class StoredSession(Session):
             return False
         if outcome is Outcome.TOO_LARGE:
             await self._exceed(self._identity, sets, (), key)
-        if outcome is WRITTEN:
+        if outcome is Outcome.WRITTEN:
             self._sessions.counters.written += 1
             self._note(sets, (), now)
             self._changes.pop(key, None)

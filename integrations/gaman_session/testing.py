@@ -1,6 +1,6 @@
-"""The conformance suite for drivers: what the contract in `Driver` promises, as checks that any test runner can call.
+"""The conformance suite for drivers: the promises of the contract in `Driver`, as checks that any test runner can call.
 
-Each check takes a driver that is open, and may share its store with other checks: it uses ids of its own.
+Each check takes an open driver. It uses its own ids, so checks may share a store.
 
     @pytest.mark.anyio
     @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
@@ -12,7 +12,7 @@ Each check takes a driver that is open, and may share its store with other check
         finally:
             await driver.close()
 
-OWNER_CONTRACT is the same for the part that a driver may leave out: `OwnerDriver`, sessions that belong to somebody.
+OWNER_CONTRACT has the checks for the optional part of the contract, `OwnerDriver`.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ Check: TypeAlias = Callable[[Driver], Awaitable[None]]
 OwnerCheck: TypeAlias = Callable[[OwnerDriver], Awaitable[None]]
 
 CONTRACT: list[Check] = []
-"""Every check; its name is a sentence."""
+"""Every check of `Driver`; each name is a sentence."""
 
 OWNER_CONTRACT: list[OwnerCheck] = []
-"""Every check of what concerns owners."""
+"""Every check of `OwnerDriver`."""
 
-_HOSTILE = (
+_HOSTILE_NAMES = (
     *("", " ", "a", "A", "\u00e9", "e\u0301", ".", "..", "a.b", "$", "$set", "_id", "__proto__", "../../etc/passwd"),
     *("\0", "a\0b", "\U0001f511", "k" * 10_000),
 )
-_OCTETS = bytes(range(256))
+_ALL_BYTES = bytes(range(256))
 _MAX_SIZE = 1 << 20
-_OVER_FIELD = 64
-_OVER_SESSION = 256
+_MAX_FIELD_OVERHEAD = 64
+_MAX_SESSION_OVERHEAD = 256
 
 
-def _promise(check: Check) -> Check:
+def _check(check: Check) -> Check:
     CONTRACT.append(check)
     return check
 
 
-def _owner_promise(check: OwnerCheck) -> OwnerCheck:
+def _owner_check(check: OwnerCheck) -> OwnerCheck:
     OWNER_CONTRACT.append(check)
     return check
 
@@ -66,7 +66,7 @@ def _new_id() -> str:
     return _sealing.handle(_sealing.new_id())
 
 
-def _whole(seconds: float) -> float:
+def _to_milliseconds(seconds: float) -> float:
     """Return *seconds* in whole milliseconds."""
     return round(seconds * 1000) / 1000
 
@@ -75,12 +75,12 @@ def _record(
     fields: dict[str, bytes] | None = None, *, lasts: float = 1000, deadline: float | None = None, seal: bytes = b""
 ) -> Record:
     now = math.floor(time.time() * 1000) / 1000
-    expires = _whole(now + lasts)
+    expires = _to_milliseconds(now + lasts)
     fields = {"a": b"1", "b": b"2"} if fields is None else fields
     return Record(fields, now, expires, expires if deadline is None else now + deadline, seal=seal)
 
 
-async def _begin(driver: Driver, record: Record | None = None) -> tuple[str, Record]:
+async def _create(driver: Driver, record: Record | None = None) -> tuple[str, Record]:
     id, record = _new_id(), record or _record()
     await driver.create(id, record)
     return id, record
@@ -116,7 +116,7 @@ async def _swap(
     return await driver.swap(id, "n", old, new, now=now or time.time(), deadline=deadline, max_size=max_size)
 
 
-@_promise
+@_check
 async def an_unknown_id_is_absent(driver: Driver) -> None:
     id, now = _new_id(), time.time()
     assert await driver.load(id, now=now) is None
@@ -127,23 +127,23 @@ async def an_unknown_id_is_absent(driver: Driver) -> None:
     assert await driver.load(id, now=now) is None
 
 
-@_promise
-async def what_is_created_is_loaded(driver: Driver) -> None:
-    id, record = await _begin(driver, _record({"a": b"", "b": _OCTETS}, lasts=1000, deadline=500))
+@_check
+async def a_created_session_is_loaded_unchanged(driver: Driver) -> None:
+    id, record = await _create(driver, _record({"a": b"", "b": _ALL_BYTES}, lasts=1000, deadline=500))
     found = await _load(driver, id)
     assert found.fields == record.fields
     assert (found.created, found.expires) == (record.created, record.expires)
     assert abs(found.deadline - record.deadline) < 0.01
 
 
-@_promise
-async def the_first_two_times_come_back_to_the_millisecond(driver: Driver) -> None:
+@_check
+async def created_and_expires_are_kept_to_the_millisecond(driver: Driver) -> None:
     now = int(time.time() * 1000)
     times = random.sample(range(now - 5000, now), 20)
     lifetimes = [*random.sample(range(600_000, 2_000_000), 19), 86_400_000]
     for created, lasts in zip(times, lifetimes, strict=True):
         expires = (created + lasts) / 1000
-        id, _ = await _begin(driver, Record({"a": b"1"}, created / 1000, expires, expires))
+        id, _ = await _create(driver, Record({"a": b"1"}, created / 1000, expires, expires))
         found = await _load(driver, id)
         assert (found.created, found.expires) == (created / 1000, expires)
         assert await _apply(driver, id, {"a": b"2"}, deadline=expires + 1) is Outcome.WRITTEN
@@ -154,10 +154,10 @@ async def the_first_two_times_come_back_to_the_millisecond(driver: Driver) -> No
         assert (found.created, found.expires) == (created / 1000, expires)
 
 
-@_promise
-async def a_seal_comes_with_the_times_and_stays_over_writes(driver: Driver) -> None:
-    for seal in (b"\1seal" + bytes(16), b"\xff" * 21, _OCTETS, b""):
-        id, _ = await _begin(driver, _record(seal=seal))
+@_check
+async def a_seal_is_kept_with_the_times_and_survives_writes(driver: Driver) -> None:
+    for seal in (b"\1seal" + bytes(16), b"\xff" * 21, _ALL_BYTES, b""):
+        id, _ = await _create(driver, _record(seal=seal))
         assert (await _load(driver, id)).seal == seal
         assert await _apply(driver, id, {"a": b"3"}, "b", deadline=time.time() + 500) is Outcome.WRITTEN
         assert await _swap(driver, id, None, b"1") is Outcome.WRITTEN
@@ -171,42 +171,42 @@ async def a_seal_comes_with_the_times_and_stays_over_writes(driver: Driver) -> N
             assert found.seal == renamed
 
 
-@_promise
-async def any_text_is_a_field_and_any_octets_are_a_value(driver: Driver) -> None:
-    fields = {name: name.encode() + _OCTETS for name in _HOSTILE}
-    id, _ = await _begin(driver, _record(dict(fields)))
+@_check
+async def any_text_is_a_field_name_and_any_bytes_are_a_value(driver: Driver) -> None:
+    fields = {name: name.encode() + _ALL_BYTES for name in _HOSTILE_NAMES}
+    id, _ = await _create(driver, _record(dict(fields)))
     assert (await _load(driver, id)).fields == fields
     changed = {name: value[::-1] for name, value in fields.items()}
     assert await _apply(driver, id, changed) is Outcome.WRITTEN
     assert (await _load(driver, id)).fields == changed
-    assert await _apply(driver, id, {"kept": b"1"}, *_HOSTILE) is Outcome.WRITTEN
+    assert await _apply(driver, id, {"kept": b"1"}, *_HOSTILE_NAMES) is Outcome.WRITTEN
     assert (await _load(driver, id)).fields == {"kept": b"1"}
 
 
-@_promise
-async def a_loaded_record_is_the_callers_own(driver: Driver) -> None:
-    id, record = await _begin(driver)
+@_check
+async def changing_a_loaded_record_changes_nothing_in_the_store(driver: Driver) -> None:
+    id, record = await _create(driver)
     record.fields["mine"] = b"1"
     (await _load(driver, id)).fields.clear()
     assert (await _load(driver, id)).fields == {"a": b"1", "b": b"2"}
 
 
-@_promise
+@_check
 async def creating_never_overwrites(driver: Driver) -> None:
-    id, _ = await _begin(driver)
+    id, _ = await _create(driver)
     try:
         await driver.create(id, _record({"other": b"1"}))
     except SessionStoreError:
         pass
     else:
-        raise AssertionError("an id that is taken was created again")
+        raise AssertionError("a session was created under an id that is taken")
     assert (await _load(driver, id)).fields == {"a": b"1", "b": b"2"}
 
 
-@_promise
-async def at_its_deadline_a_session_is_gone(driver: Driver) -> None:
+@_check
+async def a_session_is_absent_at_its_deadline(driver: Driver) -> None:
     for write in ("nothing", "apply", "swap", "rename"):
-        id, record = await _begin(driver, _record(lasts=1000, deadline=500))
+        id, record = await _create(driver, _record(lasts=1000, deadline=500))
         now = record.deadline
         assert isinstance(await driver.load(id, now=now - 1), Record)
         if write == "apply":
@@ -218,33 +218,33 @@ async def at_its_deadline_a_session_is_gone(driver: Driver) -> None:
         assert await driver.load(id, now=now) is None
 
 
-@_promise
-async def a_write_leaves_the_fields_of_others_alone(driver: Driver) -> None:
-    id, _ = await _begin(driver)
+@_check
+async def a_write_changes_only_its_own_fields(driver: Driver) -> None:
+    id, _ = await _create(driver)
     assert await _apply(driver, id, {"b": b"3", "c": b"4"}) is Outcome.WRITTEN
-    assert await _apply(driver, id, {}, "a", "never there") is Outcome.WRITTEN
+    assert await _apply(driver, id, {}, "a", "missing") is Outcome.WRITTEN
     assert (await _load(driver, id)).fields == {"b": b"3", "c": b"4"}
 
 
-@_promise
-async def a_write_that_takes_the_last_field_ends_the_session(driver: Driver) -> None:
-    id, _ = await _begin(driver)
+@_check
+async def a_write_that_deletes_the_last_field_ends_the_session(driver: Driver) -> None:
+    id, _ = await _create(driver)
     assert await _apply(driver, id, {}, "a", "b") is Outcome.EMPTIED
     assert await driver.load(id, now=time.time()) is Outcome.ENDED
     assert await _apply(driver, id, {"a": b"1"}) is Outcome.ENDED
 
 
-@_promise
-async def a_write_that_swaps_all_fields_keeps_the_session(driver: Driver) -> None:
-    id, _ = await _begin(driver)
+@_check
+async def a_write_that_replaces_all_fields_keeps_the_session(driver: Driver) -> None:
+    id, _ = await _create(driver)
     assert await _apply(driver, id, {"c": b"1"}, "a", "b") is Outcome.WRITTEN
     assert (await _load(driver, id)).fields == {"c": b"1"}
 
 
-@_promise
-async def a_deadline_moves_but_never_beyond_the_expiry(driver: Driver) -> None:
+@_check
+async def a_deadline_moves_but_never_beyond_expires(driver: Driver) -> None:
     for write in ("set", "touch", "swap"):
-        id, record = await _begin(driver, _record({"n": b"1"}, lasts=1000, deadline=300))
+        id, record = await _create(driver, _record({"n": b"1"}, lasts=1000, deadline=300))
         later = record.created + 600
         for asked, expected in ((None, record.deadline), (later, later), (record.expires + 1, record.expires)):
             if write == "swap":
@@ -257,9 +257,9 @@ async def a_deadline_moves_but_never_beyond_the_expiry(driver: Driver) -> None:
         assert await driver.load(id, now=record.expires) is None
 
 
-@_promise
+@_check
 async def every_write_raises_the_version(driver: Driver) -> None:
-    id, _ = await _begin(driver)
+    id, _ = await _create(driver)
     versions = [(await _load(driver, id)).version]
     for write in (_apply(driver, id, {"a": b"1"}), _apply(driver, id, {}, "b"), _swap(driver, id, None, b"1")):
         assert await write is Outcome.WRITTEN
@@ -267,23 +267,23 @@ async def every_write_raises_the_version(driver: Driver) -> None:
     assert versions == sorted(set(versions))
 
 
-@_promise
-async def a_swap_needs_the_value_that_was_read(driver: Driver) -> None:
-    id, _ = await _begin(driver)
+@_check
+async def a_swap_needs_the_bytes_that_are_stored(driver: Driver) -> None:
+    id, _ = await _create(driver)
     assert await _swap(driver, id, b"1", b"2") is Outcome.CONFLICT
     assert await _swap(driver, id, b"", b"2") is Outcome.CONFLICT
     assert await _swap(driver, id, None, b"1") is Outcome.WRITTEN
     assert await _swap(driver, id, None, b"2") is Outcome.CONFLICT
-    assert await _swap(driver, id, b"1", _OCTETS) is Outcome.WRITTEN
-    assert await _swap(driver, id, _OCTETS, b"") is Outcome.WRITTEN
+    assert await _swap(driver, id, b"1", _ALL_BYTES) is Outcome.WRITTEN
+    assert await _swap(driver, id, _ALL_BYTES, b"") is Outcome.WRITTEN
     assert await _swap(driver, id, None, b"3") is Outcome.CONFLICT
     assert await _swap(driver, id, b"", b"3") is Outcome.WRITTEN
     assert (await _load(driver, id)).fields == {"a": b"1", "b": b"2", "n": b"3"}
 
 
-@_promise
+@_check
 async def a_rename_moves_the_session_and_kills_the_old_id(driver: Driver) -> None:
-    id, _ = await _begin(driver)
+    id, _ = await _create(driver)
     new_id, record = _new_id(), _record({"c": b"3"})
     version = (await _load(driver, id)).version
     assert await driver.rename(id, new_id, record, version=version, now=time.time()) is Outcome.WRITTEN
@@ -294,9 +294,9 @@ async def a_rename_moves_the_session_and_kills_the_old_id(driver: Driver) -> Non
     assert await driver.rename(id, _new_id(), _record(), version=version, now=time.time()) is Outcome.ENDED
 
 
-@_promise
+@_check
 async def a_rename_loses_no_write_that_came_in_between(driver: Driver) -> None:
-    id, _ = await _begin(driver)
+    id, _ = await _create(driver)
     new_id, version = _new_id(), (await _load(driver, id)).version
     assert await _apply(driver, id, {"late": b"1"}) is Outcome.WRITTEN
     assert await driver.rename(id, new_id, _record(), version=version, now=time.time()) is Outcome.CONFLICT
@@ -304,9 +304,9 @@ async def a_rename_loses_no_write_that_came_in_between(driver: Driver) -> None:
     assert await driver.load(new_id, now=time.time()) is None
 
 
-@_promise
+@_check
 async def an_ended_session_stays_ended(driver: Driver) -> None:
-    id, _ = await _begin(driver)
+    id, _ = await _create(driver)
     await driver.destroy(id, now=time.time())
     await driver.destroy(id, now=time.time())
     assert await driver.load(id, now=time.time()) is Outcome.ENDED
@@ -315,9 +315,9 @@ async def an_ended_session_stays_ended(driver: Driver) -> None:
     assert await driver.rename(id, _new_id(), _record(), version=0, now=time.time()) is Outcome.ENDED
 
 
-@_promise
-async def ending_a_renamed_session_ends_what_it_became(driver: Driver) -> None:
-    id, _ = await _begin(driver)
+@_check
+async def ending_an_old_id_ends_the_renamed_session(driver: Driver) -> None:
+    id, _ = await _create(driver)
     names = [id, _new_id(), _new_id()]
     for old, new in pairwise(names):
         version = (await _load(driver, old)).version
@@ -327,9 +327,9 @@ async def ending_a_renamed_session_ends_what_it_became(driver: Driver) -> None:
         assert await driver.load(name, now=time.time()) is Outcome.ENDED
 
 
-@_promise
-async def a_tombstone_goes_after_a_minute(driver: Driver) -> None:
-    id, record = await _begin(driver)
+@_check
+async def a_tombstone_expires_after_a_minute(driver: Driver) -> None:
+    id, record = await _create(driver)
     now = record.created
     await driver.destroy(id, now=now)
     assert await driver.load(id, now=now + TOMBSTONE - 1) is Outcome.ENDED
@@ -337,52 +337,52 @@ async def a_tombstone_goes_after_a_minute(driver: Driver) -> None:
     assert await _apply(driver, id, {"a": b"1"}, now=now + TOMBSTONE) is Outcome.ABSENT
 
 
-@_promise
-async def writes_at_once_lose_no_field(driver: Driver) -> None:
-    id, _ = await _begin(driver)
+@_check
+async def concurrent_writes_lose_no_field(driver: Driver) -> None:
+    id, _ = await _create(driver)
     outcomes = await asyncio.gather(*(_apply(driver, id, {f"k{i}": b"%d" % i}) for i in range(50)))
     assert set(outcomes) == {Outcome.WRITTEN}
     assert (await _load(driver, id)).fields == {"a": b"1", "b": b"2", **{f"k{i}": b"%d" % i for i in range(50)}}
 
 
-@_promise
-async def swaps_at_once_lose_no_count(driver: Driver) -> None:
-    id, _ = await _begin(driver, _record({"n": b"0"}))
+@_check
+async def concurrent_swaps_lose_no_count(driver: Driver) -> None:
+    id, _ = await _create(driver, _record({"n": b"0"}))
 
     async def count() -> None:
         for _ in range(1000):
             before = (await _load(driver, id)).fields["n"]
             if await _swap(driver, id, before, b"%d" % (int(before) + 1)) is Outcome.WRITTEN:
                 return
-        raise AssertionError("a swap met a conflict a thousand times")
+        raise AssertionError("a swap had a conflict a thousand times")
 
     await asyncio.gather(*(count() for _ in range(50)))
     assert (await _load(driver, id)).fields["n"] == b"50"
 
 
-@_promise
-async def of_creations_at_once_one_succeeds(driver: Driver) -> None:
+@_check
+async def one_of_several_concurrent_creations_succeeds(driver: Driver) -> None:
     id = _new_id()
     results = await asyncio.gather(*(driver.create(id, _record({"n": b"%d" % i})) for i in range(10)), return_exceptions=True)
     assert [result for result in results if not isinstance(result, SessionStoreError)] == [None]
     assert (await _load(driver, id)).fields == {"n": b"%d" % results.index(None)}
 
 
-@_promise
-async def no_writer_brings_back_what_is_ended_beside_it(driver: Driver) -> None:
+@_check
+async def no_concurrent_write_revives_an_ended_session(driver: Driver) -> None:
     for _ in range(10):
-        id, _ = await _begin(driver)
+        id, _ = await _create(driver)
         writers = [_apply(driver, id, {f"k{i}": b"1"}) for i in range(10)]
         await asyncio.gather(*writers, driver.destroy(id, now=time.time()), *(_swap(driver, id, None, b"1") for _ in range(3)))
         assert await driver.load(id, now=time.time()) is Outcome.ENDED
 
 
-@_promise
-async def a_purge_takes_what_is_over_and_nothing_else(driver: Driver) -> None:
-    old = [(await _begin(driver, _record(lasts=10)))[0] for _ in range(5)]
-    kept, record = await _begin(driver, _record(lasts=1000, deadline=20))
+@_check
+async def a_purge_removes_only_what_has_expired(driver: Driver) -> None:
+    old = [(await _create(driver, _record(lasts=10)))[0] for _ in range(5)]
+    kept, record = await _create(driver, _record(lasts=1000, deadline=20))
     assert await _apply(driver, kept, {"a": b"2"}, deadline=record.created + 500) is Outcome.WRITTEN
-    ended, _ = await _begin(driver)
+    ended, _ = await _create(driver)
     await driver.destroy(ended, now=record.created)
     assert await driver.purge(now=record.created + 10, limit=2) <= 2
     assert await driver.load(ended, now=record.created + TOMBSTONE - 1) is Outcome.ENDED
@@ -404,9 +404,9 @@ def _size(fields: Mapping[str, bytes]) -> int:
     return sum(len(name.encode()) + len(value) for name, value in fields.items())
 
 
-def _most(fields: Mapping[str, bytes]) -> int:
-    """Return how many bytes these may be with what a store needs beside them."""
-    return _size(fields) + _OVER_FIELD * len(fields) + _OVER_SESSION
+def _max_size_of(fields: Mapping[str, bytes]) -> int:
+    """Return the size of *fields* with the largest overhead that a store may add."""
+    return _size(fields) + _MAX_FIELD_OVERHEAD * len(fields) + _MAX_SESSION_OVERHEAD
 
 
 async def _changes_nothing(driver: Driver, id: str, write: Awaitable[Outcome]) -> None:
@@ -415,47 +415,47 @@ async def _changes_nothing(driver: Driver, id: str, write: Awaitable[Outcome]) -
     assert await _load(driver, id) == before
 
 
-@_promise
-async def a_write_within_the_size_is_written_and_one_beyond_changes_nothing(driver: Driver) -> None:
+@_check
+async def a_write_within_max_size_is_written_and_one_beyond_it_changes_nothing(driver: Driver) -> None:
     for length in (0, 1, 500, 5000):
         fields = {"a": b"1" * 300, "b": b"2" * 300}
-        id, record = await _begin(driver, _record(dict(fields), lasts=1000, deadline=500))
+        id, record = await _create(driver, _record(dict(fields), lasts=1000, deadline=500))
         new, later = b"3" * length, record.created + 700
         after = {**fields, "n": new}
         await _changes_nothing(driver, id, _apply(driver, id, {"n": new}, deadline=later, max_size=_size(after) - 1))
         await _changes_nothing(driver, id, _swap(driver, id, None, new, deadline=later, max_size=_size(after) - 1))
-        assert await _swap(driver, id, None, new, max_size=_most(after)) is Outcome.WRITTEN
+        assert await _swap(driver, id, None, new, max_size=_max_size_of(after)) is Outcome.WRITTEN
         await _changes_nothing(driver, id, _swap(driver, id, new, new + b"4", deadline=later, max_size=_size(after)))
         await _changes_nothing(driver, id, _apply(driver, id, {"n": new + b"4"}, deadline=later, max_size=_size(after)))
-        assert await _apply(driver, id, {"n": new + b"4"}, max_size=_most(after) + 1) is Outcome.WRITTEN
+        assert await _apply(driver, id, {"n": new + b"4"}, max_size=_max_size_of(after) + 1) is Outcome.WRITTEN
         assert (await _load(driver, id)).fields == {**fields, "n": new + b"4"}
 
 
-@_promise
-async def names_count_in_bytes_as_values_do(driver: Driver) -> None:
+@_check
+async def field_names_count_in_bytes(driver: Driver) -> None:
     for name in ("k" * 3000, "\u00e9" * 1500):
-        id, _ = await _begin(driver)
+        id, _ = await _create(driver)
         after = {"a": b"1", "b": b"2", name: b""}
         await _changes_nothing(driver, id, _apply(driver, id, {name: b""}, max_size=_size(after) - 1))
         write = driver.swap(id, name, None, b"", now=time.time(), deadline=None, max_size=_size(after) - 1)
         assert await write is Outcome.TOO_LARGE
-        assert await _apply(driver, id, {name: b""}, max_size=_most(after)) is Outcome.WRITTEN
+        assert await _apply(driver, id, {name: b""}, max_size=_max_size_of(after)) is Outcome.WRITTEN
         assert (await _load(driver, id)).fields == after
 
 
-@_promise
-async def what_a_write_takes_away_makes_room_in_the_same_step(driver: Driver) -> None:
-    id, _ = await _begin(driver, _record({"a": b"1" * 2000, "b": b"2" * 2000}))
+@_check
+async def deleted_fields_make_room_in_the_same_write(driver: Driver) -> None:
+    id, _ = await _create(driver, _record({"a": b"1" * 2000, "b": b"2" * 2000}))
     after = {"b": b"3" * 1000, "c": b"4" * 3000}
-    assert await _apply(driver, id, after, "a", max_size=_most(after)) is Outcome.WRITTEN
+    assert await _apply(driver, id, after, "a", max_size=_max_size_of(after)) is Outcome.WRITTEN
     await _changes_nothing(driver, id, _apply(driver, id, {"d": b"5" * 1001}, "b", max_size=_size(after)))
     assert (await _load(driver, id)).fields == after
 
 
-@_promise
-async def a_session_that_is_too_large_already_may_shrink_and_stay_but_not_grow(driver: Driver) -> None:
+@_check
+async def a_session_beyond_max_size_may_stay_or_shrink_but_not_grow(driver: Driver) -> None:
     old = {"a": b"1" * 3000, "n": b"2" * 3000}
-    id, record = await _begin(driver, _record(dict(old), lasts=1000, deadline=500))
+    id, record = await _create(driver, _record(dict(old), lasts=1000, deadline=500))
     later = record.created + 700
     assert await _apply(driver, id, {}, deadline=later, max_size=100) is Outcome.WRITTEN
     assert abs((await _load(driver, id)).deadline - later) < 0.01
@@ -470,9 +470,9 @@ async def a_session_that_is_too_large_already_may_shrink_and_stay_but_not_grow(d
     assert await _apply(driver, id, {}, "n", max_size=1) is Outcome.EMPTIED
 
 
-@_promise
-async def writes_at_once_do_not_exceed_the_size_together(driver: Driver) -> None:
-    id, _ = await _begin(driver)
+@_check
+async def concurrent_writes_do_not_exceed_max_size_together(driver: Driver) -> None:
+    id, _ = await _create(driver)
     names = [f"k{i}" for i in range(50)]
     outcomes = await asyncio.gather(
         *(_apply(driver, id, {name: b"1" * 1000}, max_size=10_000) for name in names[:25]),
@@ -486,56 +486,56 @@ async def writes_at_once_do_not_exceed_the_size_together(driver: Driver) -> None
     assert len(written) > 7
 
 
-@_promise
-async def a_large_session_is_loaded_whole_alone_and_beside_others(driver: Driver) -> None:
-    large = {"a": b"1", "b": random.randbytes(3 * LARGE), "c": _OCTETS * (LARGE // 128)}  # noqa: S311
-    began, (grown, _) = (await _begin(driver, _record(dict(large))))[0], await _begin(driver)
-    small = [(await _begin(driver, _record({"n": b"%d" % i})))[0] for i in range(20)]
-    assert (await _load(driver, began)).fields == large
+@_check
+async def a_large_session_is_loaded_whole_by_itself_and_with_others(driver: Driver) -> None:
+    large = {"a": b"1", "b": random.randbytes(3 * LARGE), "c": _ALL_BYTES * (LARGE // 128)}  # noqa: S311
+    started, (grown, _) = (await _create(driver, _record(dict(large))))[0], await _create(driver)
+    small = [(await _create(driver, _record({"n": b"%d" % i})))[0] for i in range(20)]
+    assert (await _load(driver, started)).fields == large
     assert await _apply(driver, grown, large) is Outcome.WRITTEN
     assert (await _load(driver, grown)).fields == large
-    ids = [*small[:5], began, *small[5:], grown, _new_id(), began]
+    ids = [*small[:5], started, *small[5:], grown, _new_id(), started]
     expected = [*({"n": b"%d" % i} for i in range(5)), large, *({"n": b"%d" % i} for i in range(5, 20)), large, None, large]
     found = await asyncio.gather(*(driver.load(id, now=time.time()) for id in ids))
     assert [record.fields if isinstance(record, Record) else record for record in found] == expected
     assert await _apply(driver, grown, {}, "b", "c") is Outcome.WRITTEN
-    new_id, version = _new_id(), (await _load(driver, began)).version
-    assert await driver.rename(began, new_id, _record(dict(large)), version=version, now=time.time()) is Outcome.WRITTEN
-    # More than once, because a driver may remember which sessions are large.
+    new_id, version = _new_id(), (await _load(driver, started)).version
+    assert await driver.rename(started, new_id, _record(dict(large)), version=version, now=time.time()) is Outcome.WRITTEN
+    # Twice, because a driver may remember which sessions are large.
     for _ in range(2):
-        found = await asyncio.gather(*(driver.load(id, now=time.time()) for id in (began, new_id, grown, *small)))
+        found = await asyncio.gather(*(driver.load(id, now=time.time()) for id in (started, new_id, grown, *small)))
         assert found[0] is Outcome.ENDED
         records = [record.fields for record in found if isinstance(record, Record)]
         assert records == [large, {"a": b"1"}, *({"n": b"%d" % i} for i in range(20))]
 
 
-@_promise
-async def a_store_that_tells_the_time_tells_the_seconds_since_the_epoch_as_they_pass(driver: Driver) -> None:
+@_check
+async def a_store_with_a_clock_tells_the_seconds_since_the_epoch(driver: Driver) -> None:
     if not tells_time(driver):
         return
-    began = time.monotonic()
+    started = time.monotonic()
     first = await driver.time()
     await asyncio.sleep(0.05)
     second = await driver.time()
     assert 1_700_000_000 < first < YEAR_10000
-    assert 0.04 < second - first < time.monotonic() - began + 0.01
+    assert 0.04 < second - first < time.monotonic() - started + 0.01
 
 
-# Sessions that belong to somebody
+# Owners
 
 
-def _new_tag(owner: str | None = None, *, note: bytes = b"", since: float | None = None) -> Ownership:
+def _new_ownership(owner: str | None = None, *, note: bytes = b"", since: float | None = None) -> Ownership:
     return Ownership(_new_id() if owner is None else owner, note, time.time() if since is None else since)
 
 
-def _tagged(ownership: Ownership, *, lasts: float = 1000, deadline: float | None = None) -> Record:
+def _record_with(ownership: Ownership, *, lasts: float = 1000, deadline: float | None = None) -> Record:
     record = _record(lasts=lasts, deadline=deadline)
     record.ownership = ownership
     return record
 
 
-async def _own(driver: OwnerDriver, ownership: Ownership) -> str:
-    id, _ = await _begin(driver, _tagged(ownership))
+async def _create_owned(driver: OwnerDriver, ownership: Ownership) -> str:
+    id, _ = await _create(driver, _record_with(ownership))
     return id
 
 
@@ -566,31 +566,40 @@ async def _rename(driver: OwnerDriver, id: str, ownership: Ownership | None, now
     return new_id, await driver.rename(id, new_id, record, version=version, now=now or time.time())
 
 
-@_owner_promise
-async def an_owners_sessions_are_found_and_nobody_elses(driver: OwnerDriver) -> None:
-    ownership, other = _new_tag(note=_OCTETS), _new_tag()
-    record = _tagged(ownership, lasts=1000, deadline=500)
-    id, _ = await _begin(driver, record)
-    second, theirs, (nobodys, _) = await _own(driver, ownership), await _own(driver, other), await _begin(driver)
+@_owner_check
+async def an_owners_sessions_are_listed_and_no_others(driver: OwnerDriver) -> None:
+    ownership, other = _new_ownership(note=_ALL_BYTES), _new_ownership()
+    record = _record_with(ownership, lasts=1000, deadline=500)
+    id, _ = await _create(driver, record)
+    second, of_other, (unowned, _) = (
+        await _create_owned(driver, ownership),
+        await _create_owned(driver, other),
+        await _create(driver),
+    )
     found = await driver.owned(ownership.owner, now=time.time())
     assert set(found) == {id, second}
     assert found[id].ownership == ownership
     assert (found[id].created, found[id].expires) == (record.created, record.expires)
     assert abs(found[id].deadline - record.deadline) < 0.01
-    assert await _owned(driver, other.owner) == {theirs}
+    assert await _owned(driver, other.owner) == {of_other}
     assert await _owned(driver, _new_id()) == set()
     assert (await _load(driver, id)).ownership == ownership
     assert (await _load(driver, id)).fields == {"a": b"1", "b": b"2"}
-    assert (await _load(driver, nobodys)).ownership is None
+    assert (await _load(driver, unowned)).ownership is None
 
 
-@_owner_promise
-async def any_text_is_an_owner_and_any_octets_are_a_note(driver: OwnerDriver) -> None:
+@_owner_check
+async def any_text_is_an_owner_and_any_bytes_are_a_note(driver: OwnerDriver) -> None:
     base = _new_id()
-    owners = [base, base.upper(), *(base + name for name in _HOSTILE if name), *(name + base for name in _HOSTILE if name)]
-    tags = {owner: _new_tag(owner, note=owner.encode() + _OCTETS) for owner in owners}
-    ids = {owner: await _own(driver, ownership) for owner, ownership in tags.items()}
-    for owner, ownership in tags.items():
+    owners = [
+        base,
+        base.upper(),
+        *(base + name for name in _HOSTILE_NAMES if name),
+        *(name + base for name in _HOSTILE_NAMES if name),
+    ]
+    ownerships = {owner: _new_ownership(owner, note=owner.encode() + _ALL_BYTES) for owner in owners}
+    ids = {owner: await _create_owned(driver, ownership) for owner, ownership in ownerships.items()}
+    for owner, ownership in ownerships.items():
         found = await driver.owned(owner, now=time.time())
         assert {id: record.ownership for id, record in found.items()} == {ids[owner]: ownership}
     assert await _end_owned(driver, owners[0]) == 1
@@ -598,26 +607,26 @@ async def any_text_is_an_owner_and_any_octets_are_a_note(driver: OwnerDriver) ->
         assert await _owned(driver, owner) == {ids[owner]}
 
 
-@_owner_promise
-async def a_tag_goes_in_the_same_step_as_a_write(driver: OwnerDriver) -> None:
-    id, record = await _begin(driver, _record({"a": b"1", "b": b"2"}, lasts=1000, deadline=500))
-    before, ownership = await _load(driver, id), _new_tag(note=b"1")
+@_owner_check
+async def an_owner_is_set_in_the_same_step_as_a_write(driver: OwnerDriver) -> None:
+    id, record = await _create(driver, _record({"a": b"1", "b": b"2"}, lasts=1000, deadline=500))
+    before, ownership = await _load(driver, id), _new_ownership(note=b"1")
     assert await _set_owner(driver, id, ownership, {"c": b"3"}, "a", deadline=record.created + 600) is Outcome.WRITTEN
     found = await _load(driver, id)
     assert (found.fields, found.ownership) == ({"b": b"2", "c": b"3"}, ownership)
     assert found.version > before.version
     assert abs(found.deadline - (record.created + 600)) < 0.01
-    noted = _new_tag(ownership.owner, note=b"2")
+    noted = _new_ownership(ownership.owner, note=b"2")
     assert await _set_owner(driver, id, noted) is Outcome.WRITTEN
     assert (await _load(driver, id)).ownership == noted
     assert (await _load(driver, id)).fields == {"b": b"2", "c": b"3"}
     assert await _owned(driver, ownership.owner) == {id}
 
 
-@_owner_promise
-async def a_write_with_a_tag_beyond_the_size_changes_nothing(driver: OwnerDriver) -> None:
-    fields, ownership = {"a": b"1" * 300, "n": b"2" * 300}, _new_tag(note=b"note")
-    id, record = await _begin(driver, _record(dict(fields), lasts=1000, deadline=500))
+@_owner_check
+async def setting_an_owner_beyond_max_size_changes_nothing(driver: OwnerDriver) -> None:
+    fields, ownership = {"a": b"1" * 300, "n": b"2" * 300}, _new_ownership(note=b"note")
+    id, record = await _create(driver, _record(dict(fields), lasts=1000, deadline=500))
     later = record.created + 700
     after = {**fields, "n": b"3" * 301}
     write = {"n": after["n"]}
@@ -625,49 +634,49 @@ async def a_write_with_a_tag_beyond_the_size_changes_nothing(driver: OwnerDriver
     await _changes_nothing(driver, id, _set_owner(driver, id, None, write, deadline=later, max_size=_size(after) - 1))
     assert await _owned(driver, ownership.owner) == set()
     assert await _set_owner(driver, id, ownership, {"n": b"4" * 300}, max_size=100) is Outcome.WRITTEN
-    assert await _set_owner(driver, id, ownership, write, max_size=_most(after)) is Outcome.WRITTEN
-    other = _new_tag()
+    assert await _set_owner(driver, id, ownership, write, max_size=_max_size_of(after)) is Outcome.WRITTEN
+    other = _new_ownership()
     await _changes_nothing(driver, id, _set_owner(driver, id, other, {"n": b"5" * 302}, max_size=_size(after)))
     assert (await _owned(driver, ownership.owner), await _owned(driver, other.owner)) == ({id}, set())
     assert (await _load(driver, id)).fields == after
 
 
-@_owner_promise
-async def a_seal_stays_over_a_tag(driver: OwnerDriver) -> None:
-    record = _tagged(ownership := _new_tag())
-    record.seal = _OCTETS
-    id, _ = await _begin(driver, record)
-    for each in (_new_tag(), _new_tag(ownership.owner), None):
+@_owner_check
+async def a_seal_survives_a_new_owner(driver: OwnerDriver) -> None:
+    record = _record_with(ownership := _new_ownership())
+    record.seal = _ALL_BYTES
+    id, _ = await _create(driver, record)
+    for each in (_new_ownership(), _new_ownership(ownership.owner), None):
         assert await _set_owner(driver, id, each) is Outcome.WRITTEN
-        assert (await _load(driver, id)).seal == _OCTETS
+        assert (await _load(driver, id)).seal == _ALL_BYTES
 
 
-@_owner_promise
-async def a_tag_alone_keeps_no_session(driver: OwnerDriver) -> None:
-    for before in (None, _new_tag()):
-        id, _ = await _begin(driver, _tagged(before) if before else None)
-        ownership = _new_tag()
+@_owner_check
+async def an_owner_does_not_keep_an_empty_session(driver: OwnerDriver) -> None:
+    for before in (None, _new_ownership()):
+        id, _ = await _create(driver, _record_with(before) if before else None)
+        ownership = _new_ownership()
         assert await _set_owner(driver, id, ownership, {}, "a", "b") is Outcome.EMPTIED
         assert await driver.load(id, now=time.time()) is Outcome.ENDED
         assert await _owned(driver, ownership.owner) == set()
         assert before is None or await _owned(driver, before.owner) == set()
 
 
-@_owner_promise
-async def a_tag_brings_no_session_into_being(driver: OwnerDriver) -> None:
-    ownership, (ended, _) = _new_tag(), await _begin(driver)
+@_owner_check
+async def setting_an_owner_creates_no_session(driver: OwnerDriver) -> None:
+    ownership, (ended, _) = _new_ownership(), await _create(driver)
     await driver.destroy(ended, now=time.time())
     assert await _set_owner(driver, ended, ownership, {"a": b"1"}) is Outcome.ENDED
     assert await _set_owner(driver, _new_id(), ownership, {"a": b"1"}) is Outcome.ABSENT
-    over, record = await _begin(driver, _record(lasts=1000, deadline=500))
-    assert await _set_owner(driver, over, ownership, now=record.deadline) is Outcome.ABSENT
+    expiring, record = await _create(driver, _record(lasts=1000, deadline=500))
+    assert await _set_owner(driver, expiring, ownership, now=record.deadline) is Outcome.ABSENT
     assert await _owned(driver, ownership.owner) == set()
 
 
-@_owner_promise
-async def a_session_goes_from_one_owner_to_another_and_to_none(driver: OwnerDriver) -> None:
-    first, second = _new_tag(), _new_tag()
-    id = await _own(driver, first)
+@_owner_check
+async def a_session_can_change_its_owner_and_lose_it(driver: OwnerDriver) -> None:
+    first, second = _new_ownership(), _new_ownership()
+    id = await _create_owned(driver, first)
     assert await _set_owner(driver, id, second) is Outcome.WRITTEN
     assert (await _owned(driver, first.owner), await _owned(driver, second.owner)) == (set(), {id})
     assert await _end_owned(driver, first.owner) == 0
@@ -677,20 +686,20 @@ async def a_session_goes_from_one_owner_to_another_and_to_none(driver: OwnerDriv
     assert (await _load(driver, id)).ownership is None
 
 
-@_owner_promise
-async def other_writes_leave_the_tag_alone(driver: OwnerDriver) -> None:
-    ownership = _new_tag(note=b"1")
-    id = await _own(driver, ownership)
+@_owner_check
+async def other_writes_leave_the_owner_unchanged(driver: OwnerDriver) -> None:
+    ownership = _new_ownership(note=b"1")
+    id = await _create_owned(driver, ownership)
     assert await _apply(driver, id, {"a": b"3"}, "b") is Outcome.WRITTEN
     assert await _swap(driver, id, None, b"1") is Outcome.WRITTEN
     assert (await _load(driver, id)).ownership == ownership
     assert await _owned(driver, ownership.owner) == {id}
 
 
-@_owner_promise
-async def a_rename_leaves_the_tag_that_its_record_has(driver: OwnerDriver) -> None:
-    ownership, other = _new_tag(), _new_tag()
-    id = await _own(driver, ownership)
+@_owner_check
+async def a_renamed_session_has_the_owner_of_its_new_record(driver: OwnerDriver) -> None:
+    ownership, other = _new_ownership(), _new_ownership()
+    id = await _create_owned(driver, ownership)
     second, outcome = await _rename(driver, id, ownership)
     assert outcome is Outcome.WRITTEN
     assert await _owned(driver, ownership.owner) == {second}
@@ -707,182 +716,186 @@ async def a_rename_leaves_the_tag_that_its_record_has(driver: OwnerDriver) -> No
     assert await _owned(driver, ownership.owner) == {fifth}
 
 
-@_owner_promise
-async def what_is_over_is_nobodys(driver: OwnerDriver) -> None:
-    ownership = _new_tag()
-    kept, ended, emptied = [await _own(driver, ownership) for _ in range(3)]
-    over, record = await _begin(driver, _tagged(ownership, lasts=1000, deadline=100))
+@_owner_check
+async def an_expired_or_ended_session_is_not_listed(driver: OwnerDriver) -> None:
+    ownership = _new_ownership()
+    kept, ended, emptied = [await _create_owned(driver, ownership) for _ in range(3)]
+    expiring, record = await _create(driver, _record_with(ownership, lasts=1000, deadline=100))
     await driver.destroy(ended, now=time.time())
     assert await _apply(driver, emptied, {}, "a", "b") is Outcome.EMPTIED
-    assert await _owned(driver, ownership.owner, record.deadline - 1) == {kept, over}
+    assert await _owned(driver, ownership.owner, record.deadline - 1) == {kept, expiring}
     assert await _owned(driver, ownership.owner, record.deadline) == {kept}
     assert await _end_owned(driver, ownership.owner, now=record.deadline) == 1
     assert await _owned(driver, ownership.owner, record.deadline) == set()
 
 
-@_owner_promise
-async def ending_an_owners_sessions_ends_all_but_those_to_keep(driver: OwnerDriver) -> None:
-    ownership, other = _new_tag(), _new_tag()
-    ids = [await _own(driver, ownership) for _ in range(5)]
-    theirs, (nobodys, _) = await _own(driver, other), await _begin(driver)
-    assert await _end_owned(driver, ownership.owner, keep=[ids[0], theirs, _new_id()]) == 4
+@_owner_check
+async def end_owned_ends_all_sessions_except_those_to_keep(driver: OwnerDriver) -> None:
+    ownership, other = _new_ownership(), _new_ownership()
+    ids = [await _create_owned(driver, ownership) for _ in range(5)]
+    of_other, (unowned, _) = await _create_owned(driver, other), await _create(driver)
+    assert await _end_owned(driver, ownership.owner, keep=[ids[0], of_other, _new_id()]) == 4
     for id in ids[1:]:
         assert await driver.load(id, now=time.time()) is Outcome.ENDED
         assert await _apply(driver, id, {"a": b"1"}) is Outcome.ENDED
         assert await _set_owner(driver, id, other) is Outcome.ENDED
     assert await _owned(driver, ownership.owner) == {ids[0]}
-    assert await _owned(driver, other.owner) == {theirs}
-    assert (await _load(driver, nobodys)).fields == (await _load(driver, ids[0])).fields == {"a": b"1", "b": b"2"}
+    assert await _owned(driver, other.owner) == {of_other}
+    assert (await _load(driver, unowned)).fields == (await _load(driver, ids[0])).fields == {"a": b"1", "b": b"2"}
     assert await _end_owned(driver, ownership.owner) == 1
     assert await _end_owned(driver, ownership.owner) == 0
     assert await _end_owned(driver, _new_id()) == 0
 
 
-@_owner_promise
-async def a_tag_made_before_the_end_of_all_is_refused(driver: OwnerDriver) -> None:
-    old = _new_tag(since=time.time() - 5)
+@_owner_check
+async def an_ownership_made_before_end_owned_is_revoked(driver: OwnerDriver) -> None:
+    old = _new_ownership(since=time.time() - 5)
     assert await _end_owned(driver, old.owner) == 0
     id = _new_id()
-    assert await driver.create(id, _tagged(old)) is Outcome.REVOKED
+    assert await driver.create(id, _record_with(old)) is Outcome.REVOKED
     assert await driver.load(id, now=time.time()) in (None, Outcome.ENDED)
-    tagged, _ = await _begin(driver)
-    assert await _set_owner(driver, tagged, old, {"a": b"3"}) is Outcome.REVOKED
-    assert (await _load(driver, tagged)).ownership is None
-    assert (await _load(driver, tagged)).fields["a"] == b"1"
-    renamed, outcome = await _rename(driver, tagged, old)
+    existing, _ = await _create(driver)
+    assert await _set_owner(driver, existing, old, {"a": b"3"}) is Outcome.REVOKED
+    assert (await _load(driver, existing)).ownership is None
+    assert (await _load(driver, existing)).fields["a"] == b"1"
+    renamed, outcome = await _rename(driver, existing, old)
     assert outcome is Outcome.REVOKED
     assert await driver.load(renamed, now=time.time()) in (None, Outcome.ENDED)
     assert await _owned(driver, old.owner) == set()
-    someone_else = _new_tag(since=old.since)
-    assert await _owned(driver, someone_else.owner) == set()
-    assert await driver.create(_new_id(), _tagged(someone_else)) is None
+    other_owner = _new_ownership(since=old.since)
+    assert await _owned(driver, other_owner.owner) == set()
+    assert await driver.create(_new_id(), _record_with(other_owner)) is None
 
 
-@_owner_promise
-async def a_tag_made_at_the_end_of_all_or_later_is_not_refused(driver: OwnerDriver) -> None:
+@_owner_check
+async def an_ownership_made_at_end_owned_or_later_is_not_revoked(driver: OwnerDriver) -> None:
     now = time.time()
     for since in (now, math.nextafter(now, math.inf), now + 0.5):
-        ownership = _new_tag(since=since)
+        ownership = _new_ownership(since=since)
         await _end_owned(driver, ownership.owner, now=now)
-        just_before = _new_tag(ownership.owner, since=math.nextafter(now, 0))
-        assert await driver.create(_new_id(), _tagged(just_before)) is Outcome.REVOKED
-        created = await _own(driver, ownership)
-        tagged, _ = await _begin(driver)
-        assert await _set_owner(driver, tagged, just_before) is Outcome.REVOKED
-        assert await _set_owner(driver, tagged, ownership) is Outcome.WRITTEN
-        before, _ = await _begin(driver)
+        just_before = _new_ownership(ownership.owner, since=math.nextafter(now, 0))
+        assert await driver.create(_new_id(), _record_with(just_before)) is Outcome.REVOKED
+        created = await _create_owned(driver, ownership)
+        existing, _ = await _create(driver)
+        assert await _set_owner(driver, existing, just_before) is Outcome.REVOKED
+        assert await _set_owner(driver, existing, ownership) is Outcome.WRITTEN
+        before, _ = await _create(driver)
         renamed, outcome = await _rename(driver, before, ownership)
         assert outcome is Outcome.WRITTEN
-        assert await _owned(driver, ownership.owner) == {created, tagged, renamed}
+        assert await _owned(driver, ownership.owner) == {created, existing, renamed}
 
 
-@_owner_promise
-async def the_end_of_all_ends_what_a_clock_that_was_ahead_has_tied(driver: OwnerDriver) -> None:
+@_owner_check
+async def end_owned_ends_a_session_whose_ownership_is_from_a_clock_that_was_ahead(driver: OwnerDriver) -> None:
     now = time.time()
     for ahead in (MAX_SKEW / 2, 3600):
-        ownership = _new_tag(since=now + ahead)
-        ids = [await _own(driver, ownership) for _ in range(3)]
+        ownership = _new_ownership(since=now + ahead)
+        ids = [await _create_owned(driver, ownership) for _ in range(3)]
         assert await _end_owned(driver, ownership.owner, keep=ids[:1], now=now) == 2
         assert await _owned(driver, ownership.owner) == {ids[0]}
 
 
-@_owner_promise
-async def the_end_of_all_that_lies_further_ahead_than_clocks_differ_is_ignored(driver: OwnerDriver) -> None:
+@_owner_check
+async def an_end_owned_further_ahead_than_clocks_differ_is_ignored(driver: OwnerDriver) -> None:
     now = time.time()
     for ahead, is_ignored in ((0.9 * MAX_SKEW, False), (5 * MAX_SKEW, True), (3600, True)):
-        ownership = _new_tag(since=now)
+        ownership = _new_ownership(since=now)
         await _end_owned(driver, ownership.owner, now=now + ahead)
-        id, record = _new_id(), _tagged(ownership)
-        record.created = _whole(now)
+        id, record = _new_id(), _record_with(ownership)
+        record.created = _to_milliseconds(now)
         assert await driver.create(id, record) is (None if is_ignored else Outcome.REVOKED)
-        tagged, _ = await _begin(driver)
+        existing, _ = await _create(driver)
         expected = Outcome.WRITTEN if is_ignored else Outcome.REVOKED
-        assert await _set_owner(driver, tagged, ownership, now=now) is expected
-        before, _ = await _begin(driver)
+        assert await _set_owner(driver, existing, ownership, now=now) is expected
+        before, _ = await _create(driver)
         renamed, outcome = await _rename(driver, before, ownership, now)
         assert outcome is expected
-        assert await _owned(driver, ownership.owner) == ({id, tagged, renamed} if is_ignored else set())
+        assert await _owned(driver, ownership.owner) == ({id, existing, renamed} if is_ignored else set())
 
 
-@_owner_promise
-async def each_end_of_all_holds_whatever_others_the_owner_has_seen(driver: OwnerDriver) -> None:
+@_owner_check
+async def each_end_owned_holds_whatever_the_times_of_earlier_ones(driver: OwnerDriver) -> None:
     now = time.time()
-    # The second of these is of a clock that is a little behind; the last, of one that was set back.
+    # In the second pair, the second clock is a little behind. In the last pair, the clock was set back in between.
     for first, second in ((-5, 0), (0, -MAX_SKEW / 2), (3600, 0)):
-        old, (id, _) = _new_tag(since=now - 0.1), await _begin(driver)
+        old, (id, _) = _new_ownership(since=now - 0.1), await _create(driver)
         await _end_owned(driver, old.owner, now=now + first)
         await _end_owned(driver, old.owner, now=now + second)
-        assert await driver.create(_new_id(), _tagged(old)) is Outcome.REVOKED
+        assert await driver.create(_new_id(), _record_with(old)) is Outcome.REVOKED
         assert await _set_owner(driver, id, old) is Outcome.REVOKED
-        assert await _set_owner(driver, id, _new_tag(old.owner, since=now)) is Outcome.WRITTEN
+        assert await _set_owner(driver, id, _new_ownership(old.owner, since=now)) is Outcome.WRITTEN
 
 
-@_owner_promise
-async def the_end_of_all_is_remembered_for_a_minute(driver: OwnerDriver) -> None:
+@_owner_check
+async def end_owned_revokes_for_a_minute(driver: OwnerDriver) -> None:
     now = time.time()
-    ownership, (id, _) = _new_tag(since=now - 1), await _begin(driver)
+    ownership, (id, _) = _new_ownership(since=now - 1), await _create(driver)
     await _end_owned(driver, ownership.owner, now=now)
     assert await _set_owner(driver, id, ownership, now=now + 1) is Outcome.REVOKED
     assert await _set_owner(driver, id, ownership, now=now + TOMBSTONE - 1) is Outcome.REVOKED
     assert await _set_owner(driver, id, ownership, now=now + TOMBSTONE) is Outcome.WRITTEN
 
 
-@_owner_promise
-async def what_was_kept_may_be_renamed_with_its_tag(driver: OwnerDriver) -> None:
-    ownership = _new_tag(since=time.time() - 5)
-    id = await _own(driver, ownership)
+@_owner_check
+async def a_kept_session_may_be_renamed_with_its_ownership(driver: OwnerDriver) -> None:
+    ownership = _new_ownership(since=time.time() - 5)
+    id = await _create_owned(driver, ownership)
     assert await _end_owned(driver, ownership.owner, keep=[id]) == 0
     new_id, outcome = await _rename(driver, id, ownership)
     assert outcome is Outcome.WRITTEN
     assert await _owned(driver, ownership.owner) == {new_id}
 
 
-@_owner_promise
-async def nothing_under_way_outlives_the_end_of_all(driver: OwnerDriver) -> None:
+@_owner_check
+async def nothing_in_flight_survives_end_owned(driver: OwnerDriver) -> None:
     for _ in range(8):
-        ownership = _new_tag()
+        ownership = _new_ownership()
         now = math.nextafter(max(time.time(), ownership.since), math.inf)
-        there = [await _own(driver, ownership) for _ in range(6)]
-        begun, new = [_new_id() for _ in range(6)], [(await _begin(driver))[0] for _ in range(6)]
-        moves = [_rename(driver, id, ownership) for id in (*there[:3], *new[:2])]
+        present = [await _create_owned(driver, ownership) for _ in range(6)]
+        created_ids, new = [_new_id() for _ in range(6)], [(await _create(driver))[0] for _ in range(6)]
+        moves = [_rename(driver, id, ownership) for id in (*present[:3], *new[:2])]
         _, *rest = await asyncio.gather(
-            _soon(_end_owned(driver, ownership.owner, now=now)),
-            *(_soon(driver.create(id, _tagged(ownership))) for id in begun),
-            *(_soon(_set_owner(driver, id, ownership)) for id in new[2:]),
-            *(_soon(_apply(driver, id, {"a": b"3"})) for id in there),
-            *map(_soon, moves),
+            _after_a_moment(_end_owned(driver, ownership.owner, now=now)),
+            *(_after_a_moment(driver.create(id, _record_with(ownership))) for id in created_ids),
+            *(_after_a_moment(_set_owner(driver, id, ownership)) for id in new[2:]),
+            *(_after_a_moment(_apply(driver, id, {"a": b"3"})) for id in present),
+            *map(_after_a_moment, moves),
             return_exceptions=True,
         )
         renamed = [result[0] for result in rest if isinstance(result, tuple)]
-        # A rename, like a creation in two trips, may find its session or its place taken by the end.
+        # A rename may find its session ended, or a tombstone under its new id; so may a creation in two steps.
         assert not [error for error in rest if isinstance(error, Exception) and not isinstance(error, AssertionError)], rest
-        for id in (*there, *begun, *renamed):
+        for id in (*present, *created_ids, *renamed):
             assert not isinstance(await driver.load(id, now=time.time()), Record)
         found = {id: await driver.load(id, now=time.time()) for id in new}
         alive = {id for id, record in found.items() if isinstance(record, Record)}
         assert not any(isinstance(record, Record) and record.ownership for record in found.values())
         assert await _owned(driver, ownership.owner) == set()
-        # And who comes later finds nothing in the way.
-        later = _new_tag(ownership.owner, since=now)
+        # A later ownership is not revoked.
+        later = _new_ownership(ownership.owner, since=now)
         assert {await _set_owner(driver, id, later) for id in alive} <= {Outcome.WRITTEN}
         assert await _owned(driver, ownership.owner) == alive
 
 
-async def _soon(work: Awaitable[T]) -> T:
+async def _after_a_moment(work: Awaitable[T]) -> T:
     await asyncio.sleep(random.uniform(0, 0.004))  # noqa: S311
     return await work
 
 
-@_owner_promise
-async def counting_counts_what_is_there(driver: OwnerDriver) -> None:
-    # By then what others leave in the store that is about to run out has done so, and not in between; tombstones are still there.
+@_owner_check
+async def count_returns_how_many_sessions_are_live(driver: OwnerDriver) -> None:
+    # At *later*, the short sessions of other checks have expired, so none expires between two counts. Tombstones haven't expired.
     now, later = time.time(), time.time() + TOMBSTONE / 2
     before = await driver.count(now=later)
-    ownership = _new_tag()
-    ended, over, renamed = await _own(driver, ownership), await _begin(driver, _record(lasts=200)), await _own(driver, ownership)
-    await _begin(driver)
+    ownership = _new_ownership()
+    ended, expiring, renamed = (
+        await _create_owned(driver, ownership),
+        await _create(driver, _record(lasts=200)),
+        await _create_owned(driver, ownership),
+    )
+    await _create(driver)
     assert await driver.count(now=later) == before + 4
     await driver.destroy(ended, now=now)
     await _rename(driver, renamed, ownership)
     assert await driver.count(now=later) == before + 3
-    assert await driver.count(now=over[1].deadline) <= before + 2
+    assert await driver.count(now=expiring[1].deadline) <= before + 2

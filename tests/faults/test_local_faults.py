@@ -1,4 +1,4 @@
-"""A site whose sessions lie in files, or in SQLite: it is killed, served by many processes, out of space, and out of its store."""
+"""A site with its sessions in files or in SQLite: it is killed, has several processes, a full disk, or no store."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.faults.site_under_load import Counting, Load, Newcomers, Visitor, Wri
 from tests.serving import Answer
 
 TIMEOUT = 5.0
-"""Seconds that the drivers wait, unless they are told otherwise."""
+"""Seconds: the drivers' default timeout."""
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where the store lies."""
+    """The folder of the store."""
     return tmp_path / "store"
 
 
@@ -39,8 +39,8 @@ def driver(request: pytest.FixtureRequest, folder: Path) -> dict[str, Any]:
 # Killed
 
 
-class Witness(Visitor):
-    """Knows what its session holds, and what it may hold as well where a request was not answered."""
+class CheckedVisitor(Visitor):
+    """Knows the content of its session, and the other possible one if its last request got no response."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
@@ -48,7 +48,7 @@ class Witness(Visitor):
         self.maybe = self.kept
 
     def visit(self) -> None:
-        """Change the session in many ways, and leave it or end it."""
+        """Change the session in many ways, and keep it or end it."""
         for number in range(random.randrange(20)):
             self.write(f"key{number % 5}", f"{number}-" * random.choice([1, 100, 3000]))
         self._do("/renew", {}, self.kept)
@@ -56,7 +56,7 @@ class Witness(Visitor):
         if random.random() < 0.5:
             cookie = self.cookie
             self._do("/end", {}, {})
-            # Whoever has copied the cookie finds nothing.
+            # A copy of the cookie must find no session.
             self.cookie = cookie
 
     def write(self, key: str, value: str) -> None:
@@ -73,18 +73,18 @@ class Witness(Visitor):
         self.kept = self.maybe = found
 
 
-def bear_witness(port: int, witnesses: list[Witness]) -> None:
-    """Visit the site again and again, each time anew, until it is gone."""
+def keep_visiting(port: int, witnesses: list[CheckedVisitor]) -> None:
+    """Visit the site as one new visitor after another, until it stops."""
     with suppress(ConnectionError, HTTPException):
         while True:
-            witnesses.append(Witness(port))
+            witnesses.append(CheckedVisitor(port))
             witnesses[-1].visit()
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_in_its_writes_has_kept_what_it_answered(driver: dict[str, Any], tmp_path: Path) -> None:
-    witnesses: list[Witness] = []
-    new: list[Witness] = []
+def test_a_killed_process_leaves_every_acknowledged_write(driver: dict[str, Any], tmp_path: Path) -> None:
+    witnesses: list[CheckedVisitor] = []
+    new: list[CheckedVisitor] = []
     with ThreadPoolExecutor(6) as pool:
         for _ in range(50):
             with site(tmp_path, driver) as program:
@@ -92,7 +92,7 @@ def test_a_process_that_is_killed_in_its_writes_has_kept_what_it_answered(driver
                     witness.port = program.port
                     witness.check()
                 new = []
-                writing = [pool.submit(bear_witness, program.port, new) for _ in range(6)]
+                writing = [pool.submit(keep_visiting, program.port, new) for _ in range(6)]
                 time.sleep(random.uniform(0.05, 0.4))
                 assert "Traceback" not in program.stderr
             for each in writing:
@@ -105,11 +105,11 @@ def test_a_process_that_is_killed_in_its_writes_has_kept_what_it_answered(driver
         assert "is not what was written there" not in program.stderr
 
 
-# Served by many processes
+# Several processes
 
 
 class Sharing(Writer):
-    """Writes keys of its own into a session that others write to as well."""
+    """Writes its own keys to a session that other writers share."""
 
     def __init__(self, visitor: Visitor, name: str) -> None:
         super().__init__(visitor.port)
@@ -124,7 +124,7 @@ class Sharing(Writer):
 
 
 @pytest.mark.slow
-def test_four_processes_that_write_at_once_lose_nothing_and_lock_nobody_out(driver: dict[str, Any], tmp_path: Path) -> None:
+def test_four_processes_that_write_concurrently_lose_nothing_and_fail_no_request(driver: dict[str, Any], tmp_path: Path) -> None:
     with crew(tmp_path, driver, 4) as program:
         shared = Visitor(program.port)
         shared.put("key")
@@ -143,13 +143,13 @@ def test_four_processes_that_write_at_once_lose_nothing_and_lock_nobody_out(driv
 
 
 def limit_files(pid: int, size: int) -> Callable[[], object]:
-    """Let no file of the process grow beyond *size* bytes, as on a disk that is full; return what takes the limit away."""
+    """Let no file of the process grow beyond *size* bytes, as on a full disk; return a function that removes the limit."""
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, before[1]))
     return lambda: resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_without_any_room_fails_writes_gives_what_it_has_and_logs_nobody_out(
+def test_a_full_disk_fails_writes_still_serves_reads_and_logs_no_visitor_out(
     driver: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
     with site(tmp_path, driver) as program:
@@ -166,9 +166,7 @@ def test_a_disk_without_any_room_fails_writes_gives_what_it_has_and_logs_nobody_
         assert reader.all() == {"key": "value", "more": "value"}
 
 
-def test_a_disk_that_fills_up_in_the_middle_of_a_write_keeps_what_was_there(
-    driver: dict[str, Any], folder: Path, tmp_path: Path
-) -> None:
+def test_a_disk_that_fills_up_during_a_write_keeps_earlier_writes(driver: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     with site(tmp_path, driver) as program:
         reader, writer = Visitor(program.port), Visitor(program.port)
         assert reader.put("key").status == 200
@@ -187,17 +185,17 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_write_keeps_what_was_there(
 # Without a store
 
 
-@pytest.mark.parametrize("is_blocked", [False, True], ids=["gone", "unreadable"])
-def test_a_folder_that_is_not_in_its_place_is_unavailable_and_not_a_logout(
+@pytest.mark.parametrize("is_blocked", [False, True], ids=["missing", "unreadable"])
+def test_a_missing_folder_is_an_unavailable_store_and_not_a_logout(
     driver: dict[str, Any], is_blocked: bool, folder: Path, tmp_path: Path
 ) -> None:
     with site(tmp_path, driver) as program:
         visitors = arrive(program.port)
         hidden = folder.rename(folder.with_name("hidden"))
         if is_blocked:
-            # Root could read a folder whatever its mode.
+            # A file in its place, because root can read a folder of any mode.
             folder.touch()
-        # Whoever only reads sees it a moment later.
+        # A read notices it a moment later.
         time.sleep(0.02)
         assert_unavailable(visitors, TIMEOUT)
         folder.unlink(missing_ok=True)
@@ -207,9 +205,7 @@ def test_a_folder_that_is_not_in_its_place_is_unavailable_and_not_a_logout(
 
 
 @pytest.mark.parametrize("driver", ["file"], indirect=True)
-def test_files_that_are_removed_are_sessions_that_end_and_the_site_goes_on(
-    driver: dict[str, Any], folder: Path, tmp_path: Path
-) -> None:
+def test_removed_files_are_absent_sessions_and_the_site_still_works(driver: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     with site(tmp_path, driver) as program:
         visitors = arrive(program.port)
         for each in folder.iterdir():
@@ -221,12 +217,12 @@ def test_files_that_are_removed_are_sessions_that_end_and_the_site_goes_on(
 
 
 @pytest.mark.parametrize("driver", ["sql"], indirect=True)
-def test_a_database_that_is_removed_takes_nothing_that_would_be_lost(driver: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+def test_a_removed_database_accepts_no_write_that_would_be_lost(driver: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     with site(tmp_path, driver) as program:
         visitors = arrive(program.port)
         for each in folder.iterdir():
             each.unlink()
-        # Whoever only reads sees it a moment later.
+        # A read notices it a moment later.
         time.sleep(0.02)
         assert_unavailable(visitors, TIMEOUT)
     with site(tmp_path, driver) as program:

@@ -1,4 +1,4 @@
-"""The session's tests run on every driver."""
+"""The fixtures of the session's tests, most of which run on every driver."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def driver(request: pytest.FixtureRequest) -> Driver | None:
 
 @pytest.fixture(params=[name for name in DRIVERS if name != "cookies"])
 def store(request: pytest.FixtureRequest) -> Driver:
-    """The drivers that keep sessions on the server."""
+    """Return each driver that keeps sessions in a store."""
     driver = DRIVERS[request.param]()
     assert driver is not None
     return driver

@@ -1,4 +1,4 @@
-"""Every driver keeps the contract, and none of the faults that drivers are known for would pass for keeping it."""
+"""Every driver keeps the contract, and the conformance suite detects every known fault of drivers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_each_driver_keeps_the_contract_of_owners(check: OwnerCheck, store
 
 
 @pytest.mark.parametrize("checks", [CONTRACT, OWNER_CONTRACT], ids=["sessions", "owners"])
-def test_every_check_has_a_name_of_its_own(checks: list[Callable[..., object]]) -> None:
+def test_the_names_of_the_checks_are_unique(checks: list[Callable[..., object]]) -> None:
     names = [check.__name__ for check in checks]
     assert len(set(names)) == len(names) > 15
 
@@ -55,7 +55,7 @@ async def test_checks_may_share_a_store(checks: list[Callable[..., Awaitable[Non
     await _run(check_all, store)
 
 
-# Faults, one a class, each named as it would be reported.
+# Faults, one for each class; its name describes the fault.
 
 FAULTS: list[type[MemoryDriver]] = []
 
@@ -72,7 +72,7 @@ def fault(broken: type[MemoryDriver]) -> type[MemoryDriver]:
 class DestroyLeavesNoTombstone(MemoryDriver):
     async def destroy(self, id: str, *, now: float) -> None:
         await super().destroy(id, now=now)
-        self._tombs.clear()
+        self._tombstones.clear()
 
 
 @fault
@@ -83,7 +83,7 @@ class DestroyDoesNothing(MemoryDriver):
 
 @fault
 class DestroyKeepsTheSession(MemoryDriver):
-    """It leaves a tombstone, and beside it what it should have removed."""
+    """It leaves a tombstone, and the session beside it."""
 
     async def destroy(self, id: str, *, now: float) -> None:
         kept = self._sessions.get(id)
@@ -93,19 +93,19 @@ class DestroyKeepsTheSession(MemoryDriver):
 
 
 @fault
-class DestroyBuriesTheUnknown(MemoryDriver):
+class DestroyLeavesATombstoneForAnUnknownId(MemoryDriver):
     """Logouts with made-up cookies fill the store."""
 
     async def destroy(self, id: str, *, now: float) -> None:
-        if id not in self._sessions and id not in self._tombs:
+        if id not in self._sessions and id not in self._tombstones:
             self._add(id, Record({}, now, now + 60, now + 60))
         await super().destroy(id, now=now)
 
 
 @fault
-class DestroyFailsOnTheSecondTime(MemoryDriver):
+class DestroyFailsTheSecondTime(MemoryDriver):
     async def destroy(self, id: str, *, now: float) -> None:
-        if id in self._tombs:
+        if id in self._tombstones:
             raise KeyError(id)
         await super().destroy(id, now=now)
 
@@ -118,35 +118,35 @@ class DestroyDoesNotFollowARename(MemoryDriver):
 
 
 @fault
-class DestroyFollowsOneRenameAlone(MemoryDriver):
+class DestroyFollowsOnlyOneRename(MemoryDriver):
     async def destroy(self, id: str, *, now: float) -> None:
-        tomb = self._tomb(id, now)
-        successor = id if tomb is None else tomb.successor
+        tombstone = self._tombstone(id, now)
+        successor = id if tombstone is None else tombstone.successor
         if successor is not None and successor in self._sessions:
             await super().destroy(successor, now=now)
 
 
 @fault
-class TombstonesStandForEver(MemoryDriver):
+class TombstonesNeverExpireForLoad(MemoryDriver):
     async def load(self, id: str, *, now: float) -> Found:
         return await super().load(id, now=now if id in self._sessions else 0)
 
 
 @fault
-class TombstonesOfWritesStandForEver(MemoryDriver):
+class TombstonesNeverExpireForWrites(MemoryDriver):
     def _missing(self, id: str, now: float) -> Outcome:
-        return Outcome.ENDED if id in self._tombs else Outcome.ABSENT
+        return Outcome.ENDED if id in self._tombstones else Outcome.ABSENT
 
 
 @fault
-class TombstonesAreForgottenTooSoon(MemoryDriver):
+class TombstonesExpireTooSoon(MemoryDriver):
     async def load(self, id: str, *, now: float) -> Found:
         return await super().load(id, now=now if id in self._sessions else now + 5)
 
 
 @fault
 class ExpiryLeavesATombstone(MemoryDriver):
-    """An old cookie then counts as a logout, and its next login is dropped."""
+    """An expired cookie then counts as a logout, and the next login with it is dropped."""
 
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
@@ -157,7 +157,7 @@ class ExpiryLeavesATombstone(MemoryDriver):
 
 
 @fault
-class ReadingWhatEndedIsReadingNothing(MemoryDriver):
+class LoadReturnsNoneForATombstone(MemoryDriver):
     async def load(self, id: str, *, now: float) -> Found:
         found = await super().load(id, now=now)
         return None if found is Outcome.ENDED else found
@@ -167,11 +167,11 @@ class ReadingWhatEndedIsReadingNothing(MemoryDriver):
 
 
 @fault
-class RenameForgetsTheSuccessor(MemoryDriver):
+class RenameLosesTheSuccessor(MemoryDriver):
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         outcome = await super().rename(id, new_id, record, version=version, now=now)
-        if id in self._tombs:
-            self._tombs[id] = self._tombs[id]._replace(successor=None)
+        if id in self._tombstones:
+            self._tombstones[id] = self._tombstones[id]._replace(successor=None)
         return outcome
 
 
@@ -179,7 +179,7 @@ class RenameForgetsTheSuccessor(MemoryDriver):
 class RenameLeavesNoTombstone(MemoryDriver):
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         outcome = await super().rename(id, new_id, record, version=version, now=now)
-        self._tombs.pop(id, None)
+        self._tombstones.pop(id, None)
         return outcome
 
 
@@ -197,13 +197,13 @@ class RenameLeavesTheOldIdAlive(MemoryDriver):
         outcome = await super().rename(id, new_id, record, version=version, now=now)
         if outcome is Outcome.WRITTEN and kept is not None:
             self._add(id, kept)
-            self._tombs.pop(id, None)
+            self._tombstones.pop(id, None)
         return outcome
 
 
 @fault
 class RenameKeepsTheOldFields(MemoryDriver):
-    """It moves the entry, and drops the record that was sealed for the new id."""
+    """It moves the stored fields, and drops the record that was sealed for the new id."""
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         kept = self._sessions.get(id)
@@ -214,7 +214,7 @@ class RenameKeepsTheOldFields(MemoryDriver):
 
 
 @fault
-class RenameMovesTheNewOneInAConflict(MemoryDriver):
+class RenameStoresTheNewIdInAConflict(MemoryDriver):
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         outcome = await super().rename(id, new_id, record, version=version, now=now)
         if outcome is Outcome.CONFLICT:
@@ -225,13 +225,13 @@ class RenameMovesTheNewOneInAConflict(MemoryDriver):
 @fault
 class RenameUpserts(MemoryDriver):
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-        if id not in self._sessions and id not in self._tombs:
+        if id not in self._sessions and id not in self._tombstones:
             await self.create(id, record)
         return await super().rename(id, new_id, record, version=version, now=now)
 
 
 @fault
-class RenameBringsBackTheEnded(MemoryDriver):
+class RenameRevivesAnEndedSession(MemoryDriver):
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         outcome = await super().rename(id, new_id, record, version=version, now=now)
         if outcome is not Outcome.ENDED:
@@ -245,7 +245,7 @@ class RenameBringsBackTheEnded(MemoryDriver):
 
 @fault
 class ApplyUpserts(MemoryDriver):
-    """The classic: a write after the logout logs in again."""
+    """The classic fault: a write after the logout revives the session."""
 
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
@@ -256,18 +256,18 @@ class ApplyUpserts(MemoryDriver):
 
 
 @fault
-class ApplyUpsertsTheUnknownAlone(MemoryDriver):
+class ApplyUpsertsOnlyUnknownIds(MemoryDriver):
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        if id not in self._sessions and id not in self._tombs:
+        if id not in self._sessions and id not in self._tombstones:
             self._add(id, Record({}, now, now + 60, now + 60))
         return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
 
 
 @fault
 class ApplyWritesTheWholeSessionBack(MemoryDriver):
-    """Requests at once undo each other's work."""
+    """Concurrent requests undo each other's changes."""
 
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
@@ -298,7 +298,7 @@ class ApplyForgetsToDelete(MemoryDriver):
 
 @fault
 class ApplyDeletesBeforeItSetsAndEndsTheSession(MemoryDriver):
-    """Deleting the old fields and setting new ones is no logout."""
+    """Deleting the old fields and setting new ones isn't a logout."""
 
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
@@ -312,8 +312,8 @@ class ApplyDeletesBeforeItSetsAndEndsTheSession(MemoryDriver):
 
 
 @fault
-class ApplyWritesAfterTheDestroyBesideIt(MemoryDriver):
-    """It looks whether the session is there, waits for the store, and writes whatever has happened since."""
+class ApplyRevivesASessionThatIsDestroyedMeanwhile(MemoryDriver):
+    """It checks that the session exists, waits for the store, and writes without another check."""
 
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
@@ -322,7 +322,7 @@ class ApplyWritesAfterTheDestroyBesideIt(MemoryDriver):
         await asyncio.sleep(0)
         if found is not None and id not in self._sessions:
             self._add(id, found)
-            self._tombs.pop(id, None)
+            self._tombstones.pop(id, None)
         return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
 
 
@@ -335,12 +335,12 @@ class EmptyingLeavesAnEmptySession(MemoryDriver):
         outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is Outcome.EMPTIED and kept is not None:
             self._add(id, Record({}, kept.created, kept.expires, kept.deadline))
-            del self._tombs[id]
+            del self._tombstones[id]
         return outcome
 
 
 @fault
-class EmptyingIsNotToldOf(MemoryDriver):
+class EmptyingIsReportedAsWritten(MemoryDriver):
     """The cookie then stays in the browser."""
 
     async def apply(
@@ -357,7 +357,7 @@ class EmptyingLeavesNoTombstone(MemoryDriver):
     ) -> Outcome:
         outcome = await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is Outcome.EMPTIED:
-            del self._tombs[id]
+            del self._tombstones[id]
         return outcome
 
 
@@ -385,14 +385,19 @@ class DeletingRaisesNoVersion(MemoryDriver):
 
 @fault
 class WritingFollowsARename(MemoryDriver):
-    """The tombstone would be a way into the renamed session for who holds the old id."""
+    """The tombstone would give the old id access to the renamed session."""
 
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        tomb = self._tomb(id, now)
+        tombstone = self._tombstone(id, now)
         return await super().apply(
-            tomb.successor if tomb and tomb.successor else id, sets, deletes, now=now, deadline=deadline, max_size=max_size
+            tombstone.successor if tombstone and tombstone.successor else id,
+            sets,
+            deletes,
+            now=now,
+            deadline=deadline,
+            max_size=max_size,
         )
 
 
@@ -409,7 +414,7 @@ class SwapIgnoresTheOldValue(MemoryDriver):
 
 @fault
 class SwapComparesInTwoSteps(MemoryDriver):
-    """Compare, wait for the store, set."""
+    """It compares, waits for the store, and sets."""
 
     async def swap(
         self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
@@ -463,7 +468,7 @@ class SwapRaisesNoVersion(MemoryDriver):
 
 @fault
 class SwapForgetsTheDeadline(MemoryDriver):
-    """An idle limit is then not moved on by update()."""
+    """update() then doesn't move the idle limit."""
 
     async def swap(
         self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
@@ -472,7 +477,7 @@ class SwapForgetsTheDeadline(MemoryDriver):
 
 
 @fault
-class SwapMovesTheDeadlineBeyondTheExpiry(MemoryDriver):
+class SwapMovesTheDeadlineBeyondExpires(MemoryDriver):
     async def swap(
         self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
@@ -492,8 +497,8 @@ class DeadlinesAreIgnored(MemoryDriver):
 
 
 @fault
-class DeadlinesAreJudgedByReadingAlone(MemoryDriver):
-    """Left to a TTL daemon that comes each minute, and to load()."""
+class DeadlinesAreCheckedOnlyByLoad(MemoryDriver):
+    """All else is left to a TTL daemon that runs once a minute."""
 
     async def load(self, id: str, *, now: float) -> Found:
         found = await super().load(id, now=now)
@@ -504,21 +509,21 @@ class DeadlinesAreJudgedByReadingAlone(MemoryDriver):
 
 
 @fault
-class AtTheDeadlineASessionIsStillThere(MemoryDriver):
+class ASessionIsLiveAtItsDeadline(MemoryDriver):
     def _find(self, id: str, now: float) -> Any:
         found = self._sessions.get(id)
         return found if found is not None and found.deadline == now else super()._find(id, now)
 
 
 @fault
-class ExpiryCountsForTheDeadline(MemoryDriver):
+class CreateStoresExpiresAsTheDeadline(MemoryDriver):
     async def create(self, id: str, record: Record) -> None:
         await super().create(id, record)
         self._sessions[id].deadline = record.expires
 
 
 @fault
-class DeadlinesMoveBeyondTheExpiry(MemoryDriver):
+class DeadlinesMoveBeyondExpires(MemoryDriver):
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
@@ -537,7 +542,7 @@ class DeadlinesNeverMove(MemoryDriver):
 
 
 @fault
-class EachWriteGivesTheFullLifetime(MemoryDriver):
+class EachWriteProlongsTheSession(MemoryDriver):
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
@@ -548,7 +553,7 @@ class EachWriteGivesTheFullLifetime(MemoryDriver):
 
 @fault
 class ATouchWithoutAChangeIsNotWritten(MemoryDriver):
-    """Nothing to set and nothing to delete, but a deadline to move."""
+    """A write with nothing to set and nothing to delete still moves the deadline."""
 
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
@@ -559,22 +564,22 @@ class ATouchWithoutAChangeIsNotWritten(MemoryDriver):
 
 
 @fault
-class TimesAreCutToTheDay(MemoryDriver):
+class TimesAreTruncatedToTheDay(MemoryDriver):
     async def create(self, id: str, record: Record) -> None:
         await super().create(id, record)
         self._sessions[id].created = record.created // 86_400 * 86_400
 
 
 @fault
-class TheExpiryIsLost(MemoryDriver):
+class ExpiresIsLost(MemoryDriver):
     async def create(self, id: str, record: Record) -> None:
         await super().create(id, record)
         self._sessions[id].expires = record.deadline
 
 
 @fault
-class MillisecondsAreCut(MemoryDriver):
-    """The part after the point, multiplied by 1000, is often a little less than whole."""
+class MillisecondsAreTruncated(MemoryDriver):
+    """Multiplied by 1000, the fraction is often a little less than a whole number."""
 
     async def create(self, id: str, record: Record) -> None:
         await super().create(id, record)
@@ -590,7 +595,7 @@ class TimesHaveTwelveDigits(MemoryDriver):
 
 
 @fault
-class RenameCutsTheTimes(MemoryDriver):
+class RenameTruncatesTheTimes(MemoryDriver):
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         record.created = float(f"{record.created:.12g}")
         return await super().rename(id, new_id, record, version=version, now=now)
@@ -653,7 +658,7 @@ class SwapIgnoresTheSize(MemoryDriver):
 
 
 @fault
-class TheSizeOfTheWriteAloneCounts(MemoryDriver):
+class OnlyTheSizeOfTheWriteCounts(MemoryDriver):
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
@@ -663,7 +668,7 @@ class TheSizeOfTheWriteAloneCounts(MemoryDriver):
 
 
 @fault
-class TheSizeIsThatOfTheValuesAlone(MemoryDriver):
+class OnlyTheValuesCount(MemoryDriver):
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
@@ -689,7 +694,7 @@ class TheSizeIsOffByOne(MemoryDriver):
 
 
 @fault
-class AFieldCostsMoreThanItMay(MemoryDriver):
+class AFieldHasTooMuchOverhead(MemoryDriver):
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
@@ -697,8 +702,8 @@ class AFieldCostsMoreThanItMay(MemoryDriver):
 
 
 @fault
-class WhatIsTooLargeIsWritten(MemoryDriver):
-    """The outcome is told, and nothing is taken back."""
+class ATooLargeWriteIsWritten(MemoryDriver):
+    """The outcome is TOO_LARGE, but the write stays."""
 
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
@@ -710,7 +715,7 @@ class WhatIsTooLargeIsWritten(MemoryDriver):
 
 
 @fault
-class WhatIsTooLargeMovesTheDeadline(MemoryDriver):
+class ATooLargeWriteMovesTheDeadline(MemoryDriver):
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
@@ -721,7 +726,7 @@ class WhatIsTooLargeMovesTheDeadline(MemoryDriver):
 
 
 @fault
-class WhatIsTooLargeRaisesTheVersion(MemoryDriver):
+class ATooLargeWriteRaisesTheVersion(MemoryDriver):
     async def swap(
         self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
@@ -732,7 +737,7 @@ class WhatIsTooLargeRaisesTheVersion(MemoryDriver):
 
 
 @fault
-class ALargeSessionCanNotBeTouched(MemoryDriver):
+class ATooLargeSessionCanNotBeChanged(MemoryDriver):
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
@@ -742,8 +747,8 @@ class ALargeSessionCanNotBeTouched(MemoryDriver):
 
 
 @fault
-class TheLargerHalfOfAWriteCounts(MemoryDriver):
-    """It judges each field by itself, and not the session before and after."""
+class OnlyTheFieldsThatGrowCount(MemoryDriver):
+    """It checks each field by itself, and not the session before and after."""
 
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
@@ -770,7 +775,7 @@ class TheSizeIsCheckedInTwoSteps(MemoryDriver):
 
 
 @fault
-class ALargeSessionIsCut(MemoryDriver):
+class ALargeSessionIsTruncated(MemoryDriver):
     async def load(self, id: str, *, now: float) -> Found:
         found = await super().load(id, now=now)
         if isinstance(found, Record):
@@ -779,8 +784,8 @@ class ALargeSessionIsCut(MemoryDriver):
 
 
 @fault
-class ALargeSessionIsLoadedLaterAndMayBeGone(MemoryDriver):
-    """What is large is asked for once more, and the answer is given to another call."""
+class ALargeSessionIsReturnedToAnotherCall(MemoryDriver):
+    """A large session is loaded by a second command, and its result is given to another call."""
 
     _last: Found = None
 
@@ -806,7 +811,7 @@ class CreateOverwrites(MemoryDriver):
 
 
 @fault
-class CreateSaysNothingWhereTheIdIsTaken(MemoryDriver):
+class CreateIgnoresATakenId(MemoryDriver):
     async def create(self, id: str, record: Record) -> None:
         if id not in self._sessions:
             await super().create(id, record)
@@ -823,7 +828,7 @@ class CreateChecksInTwoSteps(MemoryDriver):
 
 
 @fault
-class CreateRaisesAnErrorOfItsOwn(MemoryDriver):
+class CreateRaisesAnotherError(MemoryDriver):
     async def create(self, id: str, record: Record) -> None:
         if id in self._sessions:
             raise KeyError(id)
@@ -838,13 +843,13 @@ class CreateKeepsTheCallersRecord(MemoryDriver):
 
 
 @fault
-class LoadHandsOutTheLiveRecord(MemoryDriver):
+class LoadReturnsTheStoredRecord(MemoryDriver):
     async def load(self, id: str, *, now: float) -> Found:
         return self._find(id, now) or await super().load(id, now=now)
 
 
 @fault
-class LoadHandsOutTheLiveFields(MemoryDriver):
+class LoadReturnsTheStoredFields(MemoryDriver):
     async def load(self, id: str, *, now: float) -> Found:
         found = await super().load(id, now=now)
         if isinstance(found, Record):
@@ -853,19 +858,19 @@ class LoadHandsOutTheLiveFields(MemoryDriver):
 
 
 @fault
-class TheUnknownIsAnEmptySession(MemoryDriver):
+class AnUnknownIdIsAnEmptySession(MemoryDriver):
     async def load(self, id: str, *, now: float) -> Found:
         return await super().load(id, now=now) or Record({}, now, now + 60, now + 60)
 
 
 @fault
-class TheUnknownHasEnded(MemoryDriver):
+class AnUnknownIdHasEnded(MemoryDriver):
     async def load(self, id: str, *, now: float) -> Found:
         return await super().load(id, now=now) or Outcome.ENDED
 
 
 @fault
-class TheUnknownRaises(MemoryDriver):
+class AnUnknownIdRaises(MemoryDriver):
     async def load(self, id: str, *, now: float) -> Found:
         found = await super().load(id, now=now)
         if found is None:
@@ -877,7 +882,7 @@ class TheUnknownRaises(MemoryDriver):
 
 
 class Mangling(MemoryDriver):
-    """Hands names and values through mangle() on their way in."""
+    """Changes names and values by mangle() before it stores them."""
 
     def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
         return field, value
@@ -897,49 +902,49 @@ class Mangling(MemoryDriver):
 
 
 @fault
-class DotsInAFieldsNameAreReplaced(Mangling):
+class DotsInFieldNamesAreReplaced(Mangling):
     def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
         return field.replace(".", "_"), value
 
 
 @fault
-class DollarsInAFieldsNameAreCut(Mangling):
+class DollarsInFieldNamesAreStripped(Mangling):
     def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
         return field.lstrip("$"), value
 
 
 @fault
-class AFieldsNameIsCutAtNul(Mangling):
+class FieldNamesAreTruncatedAtNul(Mangling):
     def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
         return field.partition("\0")[0], value
 
 
 @fault
-class AFieldsNameIsCutAt255Characters(Mangling):
+class FieldNamesAreTruncatedAt255Characters(Mangling):
     def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
         return field[:255], value
 
 
 @fault
-class AFieldsNameIsAscii(Mangling):
+class FieldNamesAreAscii(Mangling):
     def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
         return field.encode("ascii", "replace").decode(), value
 
 
 @fault
-class AFieldsNameIsTrimmed(Mangling):
+class FieldNamesAreTrimmed(Mangling):
     def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
         return field.strip(" "), value
 
 
 @fault
-class AFieldsNameIsOfOneCase(Mangling):
+class FieldNamesAreCaseInsensitive(Mangling):
     def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
         return field.lower(), value
 
 
 @fault
-class AFieldsNameIsNormalized(Mangling):
+class FieldNamesAreNormalized(Mangling):
     def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
         from unicodedata import normalize
 
@@ -947,7 +952,7 @@ class AFieldsNameIsNormalized(Mangling):
 
 
 @fault
-class TheNamelessFieldIsLost(Mangling):
+class TheFieldWithTheEmptyNameIsLost(Mangling):
     def _mangled(self, fields: Mapping[str, bytes]) -> dict[str, bytes]:
         return {field: value for field, value in fields.items() if field}
 
@@ -959,13 +964,13 @@ class ValuesAreText(Mangling):
 
 
 @fault
-class ValuesAreCutAtNul(Mangling):
+class ValuesAreTruncatedAtNul(Mangling):
     def mangle(self, field: str, value: bytes) -> tuple[str, bytes]:
         return field, value.partition(b"\0")[0]
 
 
 @fault
-class AnEmptyValueIsNone(Mangling):
+class EmptyValuesAreLost(Mangling):
     def _mangled(self, fields: Mapping[str, bytes]) -> dict[str, bytes]:
         return {field: value for field, value in fields.items() if value}
 
@@ -974,7 +979,7 @@ class AnEmptyValueIsNone(Mangling):
 
 
 @fault
-class PurgeTakesTheLiving(MemoryDriver):
+class PurgeRemovesLiveSessions(MemoryDriver):
     async def purge(self, *, now: float, limit: int) -> int:
         count = len(self._sessions)
         self._sessions.clear()
@@ -982,8 +987,8 @@ class PurgeTakesTheLiving(MemoryDriver):
 
 
 @fault
-class PurgeGoesByTheFirstDeadline(MemoryDriver):
-    """The deadline has moved since, in the session and not in the index."""
+class PurgeUsesTheFirstDeadline(MemoryDriver):
+    """The deadline has moved in the session, but not in the index of deadlines."""
 
     async def purge(self, *, now: float, limit: int) -> int:
         for deadline, id in self._deadlines:
@@ -993,14 +998,14 @@ class PurgeGoesByTheFirstDeadline(MemoryDriver):
 
 
 @fault
-class PurgeTakesTombstonesThatStillStand(MemoryDriver):
+class PurgeRemovesTombstonesTooSoon(MemoryDriver):
     async def purge(self, *, now: float, limit: int) -> int:
-        self._tombs.clear()
+        self._tombstones.clear()
         return await super().purge(now=now, limit=limit)
 
 
 @fault
-class PurgeTakesMoreThanItsLimit(MemoryDriver):
+class PurgeRemovesMoreThanItsLimit(MemoryDriver):
     async def purge(self, *, now: float, limit: int) -> int:
         return await super().purge(now=now, limit=limit + 1)
 
@@ -1008,31 +1013,31 @@ class PurgeTakesMoreThanItsLimit(MemoryDriver):
 # A store's clock
 
 
-class Telling(MemoryDriver):
+class WithAClock(MemoryDriver):
     async def time(self) -> float:
         return time.time()
 
 
 @fault
-class TheTimeIsInMilliseconds(Telling):
+class TheTimeIsInMilliseconds(WithAClock):
     async def time(self) -> float:
         return await super().time() * 1000
 
 
 @fault
-class TheTimeIsInWholeSeconds(Telling):
+class TheTimeIsInWholeSeconds(WithAClock):
     async def time(self) -> float:
         return int(await super().time())
 
 
 @fault
-class TheTimeBeginsWithTheMachine(Telling):
+class TheTimeStartsAtBoot(WithAClock):
     async def time(self) -> float:
         return time.monotonic()
 
 
 @fault
-class TheTimeStandsStill(Telling):
+class TheTimeStandsStill(WithAClock):
     async def time(self) -> float:
         return 1_800_000_000
 
@@ -1048,9 +1053,9 @@ async def test_a_driver_with_a_known_fault_fails_the_suite(broken: Callable[[], 
     assert caught
 
 
-async def test_a_driver_that_only_hands_through_is_caught_by_no_check() -> None:
-    # The faults above are caught for what they do, and not for being subclasses.
-    for harmless in (Mangling, Sealing, Telling):
+async def test_a_subclass_without_a_fault_passes_every_check() -> None:
+    # So the suite detects the faults above, and not that they are subclasses.
+    for harmless in (Mangling, Sealing, WithAClock):
         for check in CONTRACT:
             await _run(check, harmless())
 
@@ -1066,7 +1071,7 @@ def owner_fault(broken: type[MemoryDriver]) -> type[MemoryDriver]:
 
 
 @owner_fault
-class TheEndOfAllIsNotRemembered(MemoryDriver):
+class EndOwnedRevokesNothing(MemoryDriver):
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         ended = await super().end_owned(owner, keep=keep, now=now)
         self._ended.clear()
@@ -1074,20 +1079,20 @@ class TheEndOfAllIsNotRemembered(MemoryDriver):
 
 
 @owner_fault
-class TheEndOfAllRefusesATagOfItsOwnInstant(MemoryDriver):
+class EndOwnedRevokesAnOwnershipOfItsOwnInstant(MemoryDriver):
     def _is_revoked(self, ownership: Ownership, now: float) -> bool:
         return super()._is_revoked(Ownership(ownership.owner, ownership.note, math.nextafter(ownership.since, 0)), now)
 
 
 @owner_fault
-class TheEndOfAllIsRememberedToTheMillisecond(MemoryDriver):
+class EndOwnedIsRoundedToTheMillisecond(MemoryDriver):
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         return await super().end_owned(owner, keep=keep, now=math.floor(now * 1000) / 1000)
 
 
 @owner_fault
-class TheEndOfAllOfAClockThatWasAheadCounts(MemoryDriver):
-    """No login succeeds until the clock is there again."""
+class AnEndOwnedFarAheadCounts(MemoryDriver):
+    """No login succeeds until the clock reaches that time again."""
 
     def _is_revoked(self, ownership: Ownership, now: float) -> bool:
         ended = self._ended.get(ownership.owner)
@@ -1095,14 +1100,14 @@ class TheEndOfAllOfAClockThatWasAheadCounts(MemoryDriver):
 
 
 @owner_fault
-class TheEndOfAllIsIgnoredByAClockThatIsALittleBehind(MemoryDriver):
+class AnEndOwnedALittleAheadIsIgnored(MemoryDriver):
     def _is_revoked(self, ownership: Ownership, now: float) -> bool:
         return super()._is_revoked(ownership, now) and self._ended[ownership.owner] <= now
 
 
 @owner_fault
-class TheLatestTimeOfAnEndCounts(MemoryDriver):
-    """An end after the clock was set back is not remembered."""
+class OnlyTheLatestEndOwnedCounts(MemoryDriver):
+    """A call after the clock was set back revokes nothing."""
 
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         before = self._ended.get(owner, now)
@@ -1112,8 +1117,8 @@ class TheLatestTimeOfAnEndCounts(MemoryDriver):
 
 
 @owner_fault
-class TheLastEndCounts(MemoryDriver):
-    """An end by a clock that is a little behind takes one back."""
+class OnlyTheLastEndOwnedCounts(MemoryDriver):
+    """A call by a clock that is a little behind undoes an earlier one."""
 
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         ended = await super().end_owned(owner, keep=keep, now=now)
@@ -1122,8 +1127,8 @@ class TheLastEndCounts(MemoryDriver):
 
 
 @owner_fault
-class TheEndOfAllSparesWhatIsTiedLater(MemoryDriver):
-    """What a clock has tied that was set back since lives on."""
+class EndOwnedKeepsLaterOwnerships(MemoryDriver):
+    """An ownership from a clock that was set back since survives."""
 
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         later = {id for id in self._owned.get(owner, ()) if (ownership := self._sessions[id].ownership) and ownership.since > now}
@@ -1131,47 +1136,47 @@ class TheEndOfAllSparesWhatIsTiedLater(MemoryDriver):
 
 
 @owner_fault
-class TheEndOfAllIsRememberedForEver(MemoryDriver):
+class EndOwnedRevokesForEver(MemoryDriver):
     def _is_revoked(self, ownership: Ownership, now: float) -> bool:
         return ownership.since < self._ended.get(ownership.owner, 0)
 
 
 @owner_fault
-class TheEndOfAllRefusesEveryTag(MemoryDriver):
+class EndOwnedRevokesEveryOwnership(MemoryDriver):
     def _is_revoked(self, ownership: Ownership, now: float) -> bool:
         return ownership.owner in self._ended
 
 
 @owner_fault
-class TheEndOfAllKeepsNone(MemoryDriver):
+class EndOwnedIgnoresKeep(MemoryDriver):
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         return await super().end_owned(owner, keep=(), now=now)
 
 
 @owner_fault
-class TheEndOfAllLeavesNoTombstone(MemoryDriver):
+class EndOwnedLeavesNoTombstone(MemoryDriver):
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         ended = await super().end_owned(owner, keep=keep, now=now)
-        self._tombs.clear()
+        self._tombstones.clear()
         return ended
 
 
 @owner_fault
-class TheEndOfAllEndsNothing(MemoryDriver):
+class EndOwnedEndsNothing(MemoryDriver):
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         self._ended[owner] = now
         return len(set(await self.owned(owner, now=now)) - set(keep))
 
 
 @owner_fault
-class ARenameLosesTheTag(MemoryDriver):
+class RenameLosesTheOwnership(MemoryDriver):
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         record.ownership = None
         return await super().rename(id, new_id, record, version=version, now=now)
 
 
 @owner_fault
-class ARenameRefusesATagThatTheSessionHas(MemoryDriver):
+class RenameRevokesAnOwnershipThatTheSessionHas(MemoryDriver):
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         if record.ownership is not None and self._is_revoked(record.ownership, now):
             return Outcome.REVOKED
@@ -1179,7 +1184,7 @@ class ARenameRefusesATagThatTheSessionHas(MemoryDriver):
 
 
 @owner_fault
-class ATagLosesTheWrite(MemoryDriver):
+class SetOwnerLosesTheWrite(MemoryDriver):
     async def apply(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
@@ -1187,7 +1192,7 @@ class ATagLosesTheWrite(MemoryDriver):
 
 
 @owner_fault
-class ATagIgnoresTheSize(MemoryDriver):
+class SetOwnerIgnoresTheSize(MemoryDriver):
     async def set_owner(
         self,
         id: str,
@@ -1203,7 +1208,7 @@ class ATagIgnoresTheSize(MemoryDriver):
 
 
 @owner_fault
-class ATagGoesWithAWriteThatIsTooLarge(MemoryDriver):
+class SetOwnerIsAppliedWithATooLargeWrite(MemoryDriver):
     async def set_owner(
         self,
         id: str,
@@ -1222,7 +1227,7 @@ class ATagGoesWithAWriteThatIsTooLarge(MemoryDriver):
 
 
 @owner_fault
-class ATagLosesTheSeal(MemoryDriver):
+class SetOwnerLosesTheSeal(MemoryDriver):
     async def set_owner(
         self,
         id: str,
@@ -1241,7 +1246,7 @@ class ATagLosesTheSeal(MemoryDriver):
 
 
 @owner_fault
-class UntyingDoesNothing(MemoryDriver):
+class SetOwnerIgnoresNone(MemoryDriver):
     async def set_owner(
         self,
         id: str,
@@ -1259,13 +1264,13 @@ class UntyingDoesNothing(MemoryDriver):
 
 
 @owner_fault
-class WhatIsOverIsListed(MemoryDriver):
+class ExpiredSessionsAreListed(MemoryDriver):
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
         return await super().owned(owner, now=0)
 
 
 @owner_fault
-class AnOwnerIsOfOneCase(MemoryDriver):
+class OwnersAreCaseInsensitive(MemoryDriver):
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
         found: dict[str, Record] = {}
         for each in [each for each in self._owned if each.lower() == owner.lower()]:
@@ -1274,7 +1279,7 @@ class AnOwnerIsOfOneCase(MemoryDriver):
 
 
 @owner_fault
-class OfAllSessionsThoseOfOwnersAreCounted(MemoryDriver):
+class OnlySessionsWithAnOwnerAreCounted(MemoryDriver):
     async def count(self, *, now: float) -> int:
         return sum(len(theirs) for theirs in self._owned.values())
 
@@ -1282,11 +1287,11 @@ class OfAllSessionsThoseOfOwnersAreCounted(MemoryDriver):
 @owner_fault
 class TombstonesAreCounted(MemoryDriver):
     async def count(self, *, now: float) -> int:
-        return await super().count(now=now) + len(self._tombs)
+        return await super().count(now=now) + len(self._tombstones)
 
 
 @pytest.mark.parametrize("broken", OWNER_FAULTS, ids=lambda broken: broken.__name__)
-async def test_a_driver_with_a_fault_of_owners_fails_their_suite(broken: Callable[[], MemoryDriver]) -> None:
+async def test_a_driver_with_an_owner_fault_fails_the_suite_for_owners(broken: Callable[[], MemoryDriver]) -> None:
     caught: dict[str, str] = {}
     for check in OWNER_CONTRACT:
         try:

@@ -1,4 +1,4 @@
-"""The file driver: who may read its files, what it makes of damage, and what is left after faults and sweeps."""
+"""The file driver: the permissions of its files, damage, faults, and what purges leave."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pytest
 from gaman import ConfigError
 from gaman.session import TOMBSTONE, Outcome, Ownership, Record, SessionStoreError
 from gaman_session._driver import LARGE
-from gaman_session.drivers import file
+from gaman_session.drivers import _encoding, file
 from gaman_session.drivers.file import FileDriver
 from tests.session.sites import Clock, Site, getting, new_folder, serving, setting
 
@@ -60,7 +60,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 def files(folder: Path) -> list[str]:
-    """Everything below *folder* but folders."""
+    """Return the paths of all files below *folder*."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
 
 
@@ -85,12 +85,12 @@ def test_a_timeout_is_a_number_of_seconds(timeout: Any) -> None:
         FileDriver(timeout=timeout)
 
 
-def test_making_a_driver_makes_no_folder(folder: Path) -> None:
+def test_a_new_driver_creates_no_folder(folder: Path) -> None:
     FileDriver(dir=folder)
     assert not folder.exists()
 
 
-async def test_a_folder_that_cannot_be_one_is_named_at_start(folder: Path) -> None:
+async def test_a_folder_that_cannot_be_created_is_named_at_start_up(folder: Path) -> None:
     folder.write_text("a file")
     for dir in (folder, folder / "below", Path("/dev/null/sessions")):
         with pytest.raises(ConfigError) as raised:
@@ -98,13 +98,15 @@ async def test_a_folder_that_cannot_be_one_is_named_at_start(folder: Path) -> No
         assert f"dir='{dir}'" in str(raised.value)
 
 
-async def test_on_windows_another_driver_is_advised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_on_windows_the_error_names_another_driver(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(ConfigError, match="choose another driver"):
         await FileDriver(dir=folder).open()
 
 
-async def test_a_relative_folder_stays_where_it_was_when_the_driver_was_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_relative_folder_is_relative_to_the_working_directory_of_the_constructor(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder.parent)
     driver = FileDriver(dir="sessions")
     monkeypatch.chdir("/")
@@ -117,7 +119,7 @@ async def test_a_relative_folder_stays_where_it_was_when_the_driver_was_made(fol
 
 
 @pytest.mark.parametrize("umask", [0, 0o077, 0o777], ids=oct)
-async def test_nobody_else_may_read_whatever_the_umask(folder: Path, umask: int) -> None:
+async def test_no_other_user_can_read_whatever_the_umask(folder: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         driver = FileDriver(dir=folder)
@@ -131,7 +133,7 @@ async def test_nobody_else_may_read_whatever_the_umask(folder: Path, umask: int)
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
-async def test_a_folder_that_is_there_keeps_its_mode(folder: Path) -> None:
+async def test_an_existing_folder_keeps_its_mode(folder: Path) -> None:
     folder.mkdir(0o750)
     driver = FileDriver(dir=folder)
     await driver.open()
@@ -139,7 +141,7 @@ async def test_a_folder_that_is_there_keeps_its_mode(folder: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
 
 
-async def test_a_session_lies_under_its_id_and_is_filed_under_its_deadline(driver: FileDriver, folder: Path) -> None:
+async def test_a_session_is_a_file_named_by_its_id_with_a_marker_named_by_its_deadline(driver: FileDriver, folder: Path) -> None:
     await driver.create(ID, record(3600))
     assert files(folder) == [f"ab/{ID}", f"due/500001/30000060/1800003600.0.{ID}"]
 
@@ -147,7 +149,7 @@ async def test_a_session_lies_under_its_id_and_is_filed_under_its_deadline(drive
 @pytest.mark.parametrize(
     "id", ["", ".", "..", "../x", "/etc/passwd", "ab/../../x", "\0", ID[:-1], ID + "0", ID + "\n", ID.upper(), "ab" + "é" * 62]
 )
-async def test_what_is_no_id_touches_nothing(driver: FileDriver, folder: Path, id: str) -> None:
+async def test_a_string_that_is_not_an_id_touches_no_file(driver: FileDriver, folder: Path, id: str) -> None:
     await driver.create(ID, record())
     before = sorted(folder.parent.rglob("*"))
     for call in (
@@ -165,7 +167,7 @@ async def test_what_is_no_id_touches_nothing(driver: FileDriver, folder: Path, i
     assert await driver.load(ID, now=NOW) == record()
 
 
-async def test_drivers_on_one_folder_share_and_reopening_finds(driver: FileDriver, folder: Path) -> None:
+async def test_drivers_share_a_folder_and_a_new_one_finds_the_sessions(driver: FileDriver, folder: Path) -> None:
     await driver.create(ID, record())
     for _ in range(2):
         other = FileDriver(dir=folder)
@@ -176,7 +178,7 @@ async def test_drivers_on_one_folder_share_and_reopening_finds(driver: FileDrive
     assert await driver.load(ID, now=NOW) == Record({"key": b"value", "more": b"1"}, NOW, NOW + 10_000, NOW + 10_000, 2)
 
 
-async def test_a_driver_opens_again_after_it_was_closed(folder: Path) -> None:
+async def test_a_closed_driver_can_be_opened_again(folder: Path) -> None:
     driver = FileDriver(dir=folder)
     for expected in (None, record()):
         await driver.open()
@@ -186,14 +188,14 @@ async def test_a_driver_opens_again_after_it_was_closed(folder: Path) -> None:
         await driver.close()
 
 
-async def test_a_store_that_is_emptied_under_way_goes_on(driver: FileDriver, folder: Path) -> None:
+async def test_a_store_that_is_emptied_while_it_is_open_still_works(driver: FileDriver, folder: Path) -> None:
     for purges in (True, False):
         await driver.create(ID, record())
         for path in folder.iterdir():
             shutil.rmtree(path)
         assert await driver.load(ID, now=NOW) is None
         assert await apply(driver, {"key": b"1"}) is Outcome.ABSENT
-        assert not purges or await sweep(driver, NOW) == 0
+        assert not purges or await purge(driver, NOW) == 0
     await driver.create(ID, record())
     assert await driver.load(ID, now=NOW) == record()
 
@@ -225,7 +227,7 @@ async def expect_absent(driver: FileDriver, id: str = ID) -> None:
 
 
 @pytest.mark.parametrize("kept", ["a session", "a tombstone"])
-async def test_a_file_that_was_cut_or_whose_bits_flipped_is_absent(
+async def test_a_truncated_or_damaged_file_is_absent(
     driver: FileDriver, folder: Path, kept: str, warnings: Callable[[], list[str]]
 ) -> None:
     path = folder / "ab" / ID
@@ -237,9 +239,9 @@ async def test_a_file_that_was_cut_or_whose_bits_flipped_is_absent(
         path.write_bytes(whole[:length])
         assert await driver.load(ID, now=NOW) is None
     for bit in range(len(whole) * 8):
-        spoilt = bytearray(whole)
-        spoilt[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(spoilt)
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
         assert await driver.load(ID, now=NOW) is None
         assert await apply(driver, {"key": b"1"}) is Outcome.ABSENT
     path.write_bytes(whole + b"\0")
@@ -252,9 +254,11 @@ async def test_a_file_that_was_cut_or_whose_bits_flipped_is_absent(
 
 @pytest.mark.parametrize(
     "place",
-    ["a folder", "a link to a session", "a link outside", "a dangling link", "a pipe", "a pipe that speaks", "nothing in it"],
+    ["a folder", "a link to a session", "a link outside", "a dangling link", "a pipe", "a pipe with data", "an empty file"],
 )
-async def test_what_is_no_file_is_absent(driver: FileDriver, folder: Path, place: str, warnings: Callable[[], list[str]]) -> None:
+async def test_an_entry_that_is_not_a_file_is_absent(
+    driver: FileDriver, folder: Path, place: str, warnings: Callable[[], list[str]]
+) -> None:
     await driver.create(OTHER, record())
     outside = folder.parent / "outside"
     outside.write_bytes(b"mine")
@@ -263,29 +267,29 @@ async def test_what_is_no_file_is_absent(driver: FileDriver, folder: Path, place
         path.mkdir()
     elif "a pipe" in place:
         os.mkfifo(path)
-    elif place == "nothing in it":
+    elif place == "an empty file":
         path.touch()
     else:
         path.symlink_to({"a link to a session": OTHER, "a link outside": str(outside)}.get(place, "nowhere"))
     with ExitStack() as stack:
-        if place == "a pipe that speaks":
-            # Both ends, as only that opens at once.
+        if place == "a pipe with data":
+            # For reading and writing, because opening one end would wait for the other.
             pipe = stack.enter_context(open(os.open(path, os.O_RDWR), "r+b", buffering=0))
-            pipe.write(file._encode(ID, record()))
+            pipe.write(_encoding.encode(ID, record()))
         await expect_absent(driver)
     assert len(warnings()) == 1
     assert await driver.load(OTHER, now=NOW) == record()
     assert outside.read_bytes() == b"mine"
 
 
-async def test_a_session_that_was_copied_to_another_id_is_absent(driver: FileDriver, folder: Path) -> None:
+async def test_a_session_copied_to_another_id_is_absent(driver: FileDriver, folder: Path) -> None:
     await driver.create(OTHER, record())
     shutil.copy(folder / "ab" / OTHER, folder / "ab" / ID)
     await expect_absent(driver)
 
 
 @pytest.mark.parametrize("encrypt", [True, False])
-async def test_a_visitor_whose_file_was_swapped_with_anothers_is_a_new_one(folder: Path, encrypt: bool) -> None:
+async def test_visitors_whose_files_were_swapped_have_no_session(folder: Path, encrypt: bool) -> None:
     async with serving(Site({"type": "file", "dir": folder}, Clock(), encrypt=encrypt)) as site:
         anna, otto = site.browser(), site.browser()
         await anna.do(setting(name="anna"))
@@ -300,16 +304,16 @@ async def test_a_visitor_whose_file_was_swapped_with_anothers_is_a_new_one(folde
             assert await browser.do(getting("name")) == "again"
 
 
-async def test_a_file_that_was_forged_can_at_worst_be_absent(driver: FileDriver, folder: Path) -> None:
-    """Whoever may write to the folder knows how to make a checksum."""
+async def test_a_forged_file_is_at_worst_absent(driver: FileDriver, folder: Path) -> None:
+    """A program that can write to the folder can compute a checksum."""
 
     def forge(kind: bytes, content: object) -> None:
-        data = kind + (content if isinstance(content, bytes) else file._encoder.encode(content))
-        (folder / "ab" / ID).write_bytes(file._checksum(ID, data) + data)
+        data = kind + (content if isinstance(content, bytes) else _encoding._encoder.encode(content))
+        (folder / "ab" / ID).write_bytes(_encoding._checksum(ID, data) + data)
 
     await driver.create(ID, record())
     good: dict[str, Any] = {"fields": {"key": b"1"}, "created": NOW, "expires": NOW + 1000, "deadline": NOW + 1000, "version": 0}
-    forge(file._SESSION, good)
+    forge(_encoding._RECORD, good)
     assert isinstance(await driver.load(ID, now=NOW), Record)
     contents: list[Any] = [
         *(
@@ -323,21 +327,21 @@ async def test_a_file_that_was_forged_can_at_worst_be_absent(driver: FileDriver,
         *(b"", b"\xc1", b"\x81\xa1x" + b"\x91" * 100_000, b"\x81\xa6fields\x81\xa1\xff\xc4\x00", [], None),
     ]
     for content in contents:
-        forge(file._SESSION, content)
+        forge(_encoding._RECORD, content)
         assert await driver.load(ID, now=NOW) is None, content
         assert await apply(driver, {"key": b"1"}) is Outcome.ABSENT
     for successor in ("../../outside", "", ID + "\n", 1):
-        forge(file._TOMB, {"deadline": NOW + 10, "successor": successor})
+        forge(_encoding._TOMBSTONE, {"deadline": NOW + 10, "successor": successor})
         await expect_absent(driver)
-    forge(file._TOMB, {"deadline": NOW + 10, "successor": ID})
+    forge(_encoding._TOMBSTONE, {"deadline": NOW + 10, "successor": ID})
     await driver.destroy(ID, now=NOW)
     assert await driver.load(ID, now=NOW) is Outcome.ENDED
 
 
-# Sweeping
+# Purging
 
 
-async def sweep(driver: FileDriver, now: float, limit: int = 1000) -> int:
+async def purge(driver: FileDriver, now: float, limit: int = 1000) -> int:
     return await driver.purge(now=now, limit=limit)
 
 
@@ -346,36 +350,34 @@ async def test_a_purge_removes_sessions_tombstones_markers_and_their_folders(dri
         await driver.create(f"{number:064x}", record(10 + number * 3600))
     await driver.create(ID, record())
     await driver.rename(ID, FAR, record(3600), version=0, now=NOW)
-    assert [await sweep(driver, NOW + 5 * 3600, 3) for _ in range(4)] == [3, 3, 1, 0]
+    assert [await purge(driver, NOW + 5 * 3600, 3) for _ in range(4)] == [3, 3, 1, 0]
     assert files(folder) == []
-    assert await sweep(driver, NOW + 7 * 3600) == 0
+    assert await purge(driver, NOW + 7 * 3600) == 0
     assert list((folder / "due").iterdir()) == []
 
 
-async def test_a_purge_takes_each_at_its_deadline_and_not_before(driver: FileDriver, folder: Path) -> None:
+async def test_a_purge_removes_a_session_at_its_deadline_and_not_before(driver: FileDriver, folder: Path) -> None:
     await driver.create(ID, record(0.5))
-    assert await sweep(driver, NOW + 0.4) == 0
+    assert await purge(driver, NOW + 0.4) == 0
     assert await driver.load(ID, now=NOW + 0.5) is None
     assert len(files(folder)) == 2
-    assert await sweep(driver, NOW + 0.5) == 1
+    assert await purge(driver, NOW + 0.5) == 1
     assert files(folder) == []
 
 
-async def test_a_purge_looks_at_no_session_that_is_not_due(
+async def test_a_purge_reads_no_session_that_is_not_due(
     driver: FileDriver, folder: Path, warnings: Callable[[], list[str]]
 ) -> None:
     await driver.create(ID, record(100))
     await driver.create(OTHER, record(200))
-    (folder / "ab" / OTHER).write_bytes(b"not read, or it would be reported")
-    assert await sweep(driver, NOW + 199) == 1
+    (folder / "ab" / OTHER).write_bytes(b"reading this would report damage")
+    assert await purge(driver, NOW + 199) == 1
     assert warnings() == []
-    assert await sweep(driver, NOW + 200) == 1
+    assert await purge(driver, NOW + 200) == 1
     assert files(folder) == []
 
 
-async def test_a_purge_reads_the_markers_of_no_minute_that_is_not_due(
-    driver: FileDriver, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_purge_reads_no_markers_of_later_minutes(driver: FileDriver, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         await driver.create(f"{number:064x}", record(30 + 60 * number))
     read = list[Path]()
@@ -386,35 +388,37 @@ async def test_a_purge_reads_the_markers_of_no_minute_that_is_not_due(
 
     os_scandir = os.scandir
     monkeypatch.setattr(os, "scandir", scandir)
-    assert await sweep(driver, NOW + 89) == 1
+    assert await purge(driver, NOW + 89) == 1
     assert set(read) == {folder / "due" / "500000" / minute for minute in ("30000000", "30000001")}
 
 
-async def test_a_deadline_that_moved_on_is_filed_anew_and_survives(driver: FileDriver, folder: Path) -> None:
+async def test_a_session_whose_deadline_has_moved_gets_a_new_marker(driver: FileDriver, folder: Path) -> None:
     for number in range(10):
         await driver.create(f"{number:064x}", record(deadline=10))
         assert await apply(driver, {}, f"{number:064x}", deadline=NOW + 5000) is Outcome.WRITTEN
-    # More have moved than one purge may remove, and behind them there is one that is over.
+    # More deadlines have moved than one purge may handle, and one session after them has expired.
     await driver.create(ID, record(11))
-    assert await sweep(driver, NOW + 4999, 3) == 1
+    assert await purge(driver, NOW + 4999, 3) == 1
     assert len(files(folder)) == 20
     assert isinstance(await driver.load(f"{0:064x}", now=NOW + 4999), Record)
-    assert await sweep(driver, NOW + 5000) == 10
+    assert await purge(driver, NOW + 5000) == 10
     assert files(folder) == []
 
 
 @pytest.mark.parametrize("lasts", [10, 10_000])
-async def test_a_tombstone_goes_at_its_time_whenever_the_session_would_have(driver: FileDriver, folder: Path, lasts: float) -> None:
+async def test_a_tombstone_is_purged_after_a_minute_whatever_the_deadline_of_its_session(
+    driver: FileDriver, folder: Path, lasts: float
+) -> None:
     await driver.create(ID, record(lasts))
     await driver.destroy(ID, now=NOW)
-    assert await sweep(driver, NOW + TOMBSTONE - 1) == 0
+    assert await purge(driver, NOW + TOMBSTONE - 1) == 0
     assert await driver.load(ID, now=NOW + TOMBSTONE - 1) is Outcome.ENDED
-    assert await sweep(driver, NOW + TOMBSTONE) == 1
-    assert await sweep(driver, NOW + lasts) == 0
+    assert await purge(driver, NOW + TOMBSTONE) == 1
+    assert await purge(driver, NOW + lasts) == 0
     assert files(folder) == []
 
 
-async def test_what_a_crash_left_does_no_harm_and_goes(driver: FileDriver, folder: Path) -> None:
+async def test_leftovers_of_a_crash_are_harmless_and_are_removed(driver: FileDriver, folder: Path) -> None:
     await driver.create(ID, record(20))
     (folder / "ab" / f"{ID}.new").write_bytes(b"half a sess")
     assert await apply(driver, {"key": b"1"}) is Outcome.WRITTEN
@@ -423,43 +427,43 @@ async def test_what_a_crash_left_does_no_harm_and_goes(driver: FileDriver, folde
     marked = folder / "due" / "500000" / "30000000"
     (marked / f"1800000010.0.{OTHER}").touch()
     (folder / "ab" / f"{OTHER}.new").write_bytes(b"half a sess")
-    assert await sweep(driver, NOW + 20, 2) == 1
+    assert await purge(driver, NOW + 20, 2) == 1
     assert files(folder) == []
 
 
-async def test_what_others_put_among_the_markers_is_left_alone(driver: FileDriver, folder: Path) -> None:
+async def test_foreign_files_among_the_markers_are_left_alone(driver: FileDriver, folder: Path) -> None:
     await driver.create(ID, record(20))
     hour, minute = folder / "due" / "500000", folder / "due" / "500000" / "30000000"
-    strange = [folder / "due" / "README", folder / "due" / "7", hour / "README", hour / "7"]
-    strange += [minute / name for name in ("README", "7", "1.0.x", f"x.{ID}")]
-    for path in strange:
+    foreign = [folder / "due" / "README", folder / "due" / "7", hour / "README", hour / "7"]
+    foreign += [minute / name for name in ("README", "7", "1.0.x", f"x.{ID}")]
+    for path in foreign:
         path.touch()
-    strange.append(minute / f"1800000001.0.{OTHER}")
-    strange[-1].mkdir()
-    assert await sweep(driver, NOW + 7200) == 1
-    assert await sweep(driver, NOW + 7200) == 0
-    assert all(path.exists() for path in strange)
+    foreign.append(minute / f"1800000001.0.{OTHER}")
+    foreign[-1].mkdir()
+    assert await purge(driver, NOW + 7200) == 1
+    assert await purge(driver, NOW + 7200) == 0
+    assert all(path.exists() for path in foreign)
 
 
-async def test_a_purge_goes_on_past_a_session_that_is_locked_or_no_file(driver: FileDriver, folder: Path) -> None:
+async def test_a_purge_skips_a_session_that_is_locked_or_not_a_file(driver: FileDriver, folder: Path) -> None:
     for id in (ID, OTHER, FAR):
         await driver.create(id, record(20))
-    with locked(folder / "ab"):
-        assert await sweep(driver, NOW + 20) == 1
+    with holding_lock(folder / "ab"):
+        assert await purge(driver, NOW + 20) == 1
     (folder / "ab" / ID).unlink()
     (folder / "ab" / ID).mkdir()
-    assert await sweep(driver, NOW + 20) == 1
-    assert await sweep(driver, NOW + 20) == 0
+    assert await purge(driver, NOW + 20) == 1
+    assert await purge(driver, NOW + 20) == 0
 
 
-async def test_purges_at_once_remove_each_session_once(driver: FileDriver, folder: Path) -> None:
+async def test_concurrent_purges_remove_each_session_once(driver: FileDriver, folder: Path) -> None:
     for number in range(200):
         await driver.create(f"{number:064x}", record(number))
     other = FileDriver(dir=folder)
     await other.open()
     removed = 0
     while files(folder):
-        removed += sum(await asyncio.gather(*(sweep(each, NOW + 7200, 30) for each in (driver, other, driver, other))))
+        removed += sum(await asyncio.gather(*(purge(each, NOW + 7200, 30) for each in (driver, other, driver, other))))
     await other.close()
     assert removed == 200
 
@@ -467,7 +471,7 @@ async def test_purges_at_once_remove_each_session_once(driver: FileDriver, folde
 # Faults
 
 
-class locked:  # noqa: N801 - reads as what it does
+class holding_lock:  # noqa: N801 - it reads like a function
     """Holds a folder's lock, as another process does."""
 
     def __init__(self, folder: Path) -> None:
@@ -482,15 +486,13 @@ class locked:  # noqa: N801 - reads as what it does
 
 
 def run(program: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start a process that can import what this one can."""
+    """Start a process with the import path of this one."""
     paths = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True)
 
 
-async def test_a_thread_that_the_system_does_not_give_is_an_error_of_the_store(
-    driver: FileDriver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_thread_that_cannot_be_started_is_a_store_error(driver: FileDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -514,8 +516,8 @@ async def test_a_thread_that_the_system_does_not_give_is_an_error_of_the_store(
             assert "new thread" in str(caught.value.__cause__)
 
 
-async def test_a_lock_that_is_held_fails_writes_in_time_and_nothing_else(folder: Path) -> None:
-    # A disk under load may take longer than the other one waits.
+async def test_a_held_lock_fails_writes_in_time_and_nothing_else(folder: Path) -> None:
+    # It has the default timeout, because a disk under load may take longer than the other driver's.
     patient = FileDriver(dir=folder)
     await patient.open()
     for id in (ID, OTHER, FAR):
@@ -523,14 +525,14 @@ async def test_a_lock_that_is_held_fails_writes_in_time_and_nothing_else(folder:
     await patient.close()
     driver = FileDriver(dir=folder, timeout=0.2)
     await driver.open()
-    with locked(folder / "ab"):
+    with holding_lock(folder / "ab"):
         writes = [
             *(apply(driver, {"key": b"2"}, id) for id in [ID, OTHER] * 20),
             driver.destroy(ID, now=NOW),
             *(driver.rename(FAR, "ab" + f"{number:062x}", record(), version=0, now=NOW) for number in range(20)),
         ]
         failing = asyncio.gather(*writes, return_exceptions=True)
-        # More calls wait than there are threads, and still none of these has to.
+        # More writes wait than there are threads, and no load waits for them.
         while not failing.done():
             assert await driver.load(ID, now=NOW) == record()
             await asyncio.sleep(0)
@@ -538,19 +540,19 @@ async def test_a_lock_that_is_held_fails_writes_in_time_and_nothing_else(folder:
         assert {type(error) for error in errors} == {SessionStoreError}
         assert all("held the lock" in str(error.__cause__) for error in errors if isinstance(error, BaseException))
         assert await apply(driver, {}, "ef" + "0" * 62) is Outcome.ABSENT
-    # What was said to have failed is not done later.
+    # A write that was reported as failed is not done later.
     assert await apply(driver, {"more": b"1"}) is Outcome.WRITTEN
     assert await driver.load(ID, now=NOW) == Record({"key": b"value", "more": b"1"}, NOW, NOW + 10_000, NOW + 10_000, 1)
     assert await driver.load(FAR, now=NOW) == record()
     await driver.close()
 
 
-async def test_a_crowd_of_one_owner_logs_in_but_for_whom_somebody_elses_lock_keeps_out(folder: Path) -> None:
+async def test_concurrent_logins_of_one_owner_wait_only_for_their_own_folders(folder: Path) -> None:
     ownership, ids = Ownership("owner", b"", NOW), [f"{number:02x}" + "0" * 62 for number in range(256)]
     driver = FileDriver(dir=folder, timeout=30)
     await driver.open()
     (folder / "ab").mkdir()
-    with locked(folder / "ab"):
+    with holding_lock(folder / "ab"):
         logins = {
             id: asyncio.ensure_future(driver.create(id, Record({"a": b"1"}, NOW, NOW + 9, NOW + 9, ownership=ownership)))
             for id in ids
@@ -563,9 +565,9 @@ async def test_a_crowd_of_one_owner_logs_in_but_for_whom_somebody_elses_lock_kee
     await driver.close()
 
 
-async def test_a_lock_that_is_let_go_in_time_fails_nothing(driver: FileDriver, folder: Path) -> None:
+async def test_a_lock_that_is_released_in_time_fails_nothing(driver: FileDriver, folder: Path) -> None:
     await driver.create(ID, record())
-    with locked(folder / "ab"):
+    with holding_lock(folder / "ab"):
         writing = asyncio.ensure_future(apply(driver, {"key": b"2"}))
         for _ in range(20):
             await driver.load(ID, now=NOW)
@@ -573,7 +575,7 @@ async def test_a_lock_that_is_let_go_in_time_fails_nothing(driver: FileDriver, f
     assert await writing is Outcome.WRITTEN
 
 
-async def test_a_disk_that_does_not_answer_fails_calls_in_time(folder: Path) -> None:
+async def test_a_frozen_disk_fails_calls_in_time(folder: Path) -> None:
     driver = FileDriver(dir=folder, timeout=0.1)
     await driver.open()
     answered = threading.Event()
@@ -592,12 +594,12 @@ async def test_a_small_session_is_loaded_while_large_ones_are_read(driver: FileD
     large = record(fields={"key": bytes(LARGE)})
     await driver.create(ID, record())
     await driver.create(FAR, large)
-    go_on, read_each = threading.Event(), driver._files.read_each
+    go_on, read_each = threading.Event(), driver._folder.load_each
 
     def read_when_told(ids: list[str], most: float) -> Any:
         return (most == LARGE or go_on.wait()) and read_each(ids, most)
 
-    monkeypatch.setattr(driver._files, "read_each", read_when_told)
+    monkeypatch.setattr(driver._folder, "load_each", read_when_told)
     loading = asyncio.gather(*(driver.load(FAR, now=NOW) for _ in range(2 * file._THREADS)))
     try:
         for _ in range(20):
@@ -608,7 +610,7 @@ async def test_a_small_session_is_loaded_while_large_ones_are_read(driver: FileD
     assert await loading == [large] * 2 * file._THREADS
 
 
-async def test_renames_in_both_directions_do_not_wait_for_each_other(driver: FileDriver) -> None:
+async def test_renames_in_both_directions_do_not_deadlock(driver: FileDriver) -> None:
     def id_of(folder: str, number: int) -> str:
         return folder + f"{number:062x}"
 
@@ -625,9 +627,9 @@ async def test_renames_in_both_directions_do_not_wait_for_each_other(driver: Fil
     await asyncio.gather(*(wander(number) for number in range(10)))
 
 
-async def test_a_child_that_was_forked_in_a_write_does_not_keep_the_lock(driver: FileDriver, folder: Path) -> None:
+async def test_a_child_forked_during_a_write_does_not_hold_the_lock(driver: FileDriver, folder: Path) -> None:
     await driver.create(ID, record())
-    with driver._files._locked([str(folder / "ab")]):
+    with driver._folder.locked([str(folder / "ab")]):
         child = subprocess.Popen(["sleep", "60"], pass_fds=[_descriptor_of(folder / "ab")])
     try:
         assert await asyncio.wait_for(apply(driver, {"key": b"2"}), 20) is Outcome.WRITTEN
@@ -662,7 +664,7 @@ asyncio.run(main())
 """
 
 
-async def test_writes_at_once_share_the_replacing_of_a_file(driver: FileDriver, folder: Path) -> None:
+async def test_concurrent_writes_replace_the_file_once(driver: FileDriver, folder: Path) -> None:
     with run(_FIFTY, folder, ID) as process:
         assert int(process.communicate()[0]) <= 2
     found = await driver.load(ID, now=1)
@@ -680,7 +682,7 @@ async def test_a_rename_never_overwrites(driver: FileDriver) -> None:
         assert await driver.load(taken, now=NOW) == record(fields={"other": b"1"})
 
 
-async def test_of_a_rename_that_fails_half_way_the_old_id_dies_first(driver: FileDriver, folder: Path) -> None:
+async def test_a_rename_that_fails_half_way_has_ended_the_old_id(driver: FileDriver, folder: Path) -> None:
     await driver.create(ID, record())
     (folder / "cd" / FAR).mkdir(parents=True)
     with pytest.raises(SessionStoreError) as raised:
@@ -691,7 +693,7 @@ async def test_of_a_rename_that_fails_half_way_the_old_id_dies_first(driver: Fil
     assert not [name for name in files(folder) if name.endswith(".new")]
 
 
-async def test_a_call_that_fails_or_is_cancelled_leaves_the_others(driver: FileDriver) -> None:
+async def test_a_call_that_fails_or_is_cancelled_does_not_affect_the_others(driver: FileDriver) -> None:
     await driver.create(ID, record())
     calls: list[asyncio.Future[Any]] = [asyncio.ensure_future(apply(driver, {f"k{number}": b"1"})) for number in range(10)]
     calls.append(asyncio.ensure_future(apply(driver, {"\ud800": b"1"})))
@@ -773,11 +775,11 @@ asyncio.run(main())
 """
 
 
-async def test_a_killed_process_leaves_what_was_answered_and_never_two_sessions(driver: FileDriver) -> None:
+async def test_a_killed_process_leaves_every_acknowledged_write_and_never_two_sessions(driver: FileDriver) -> None:
     for round in range(8):
         start = f"{round:02x}"
         number = written = 0
-        with run(_WRITER, driver._files.dir, start) as process:
+        with run(_WRITER, driver._folder.dir, start) as process:
             assert process.stdout is not None
             for _ in range(20 + 7 * round):
                 number, written = map(int, process.stdout.readline().split())
@@ -786,9 +788,9 @@ async def test_a_killed_process_leaves_what_was_answered_and_never_two_sessions(
                 number, written = map(int, line.split())
         found = [await driver.load(start + f"{each:062x}", now=1) for each in range(number + 2)]
         alive = [each for each in found if isinstance(each, Record)]
-        # Nothing is answered in the middle of a rename, so nobody has the new id.
+        # A rename in flight was not acknowledged, so no client has the new id.
         assert len(alive) == 1 or (written == 4 and found[number:] == [Outcome.ENDED, None])
         for each in alive:
             assert int(each.fields["n"]) in ((written, written + 1) if found[number] is each else (0,))
-        # The lock went with the process.
+        # The process has released its lock.
         assert await apply(driver, {}, start + "f" * 62, now=1) is Outcome.ABSENT

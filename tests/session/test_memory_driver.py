@@ -1,4 +1,4 @@
-"""The memory driver holds its bound whatever comes, and lets go of what is over."""
+"""The memory driver never exceeds its limit, and removes expired sessions."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ async def filled(max_sessions: int, count: int) -> MemoryDriver:
 
 
 def sizes(driver: MemoryDriver) -> tuple[int, int, int]:
-    return len(driver._sessions), len(driver._tombs), len(driver._deadlines)
+    return len(driver._sessions), len(driver._tombstones), len(driver._deadlines)
 
 
-def highest(first: tuple[int, int, int], second: tuple[int, int, int]) -> tuple[int, int, int]:
+def maxima(first: tuple[int, int, int], second: tuple[int, int, int]) -> tuple[int, int, int]:
     return max(first[0], second[0]), max(first[1], second[1]), max(first[2], second[2])
 
 
-# The bound
+# The limit
 
 
-async def test_the_bound_holds_under_a_million_new_sessions() -> None:
+async def test_the_limit_holds_for_a_million_new_sessions() -> None:
     driver, most = MemoryDriver(max_sessions=100), 0
     one = record()
     for number in range(1_000_000):
@@ -59,28 +59,28 @@ async def test_the_bound_holds_under_a_million_new_sessions() -> None:
     assert most <= 2 * 100 + 1001
 
 
-async def test_the_bound_holds_where_each_session_is_ended_at_once() -> None:
+async def test_the_limit_holds_if_each_session_is_ended_at_once() -> None:
     driver, most = MemoryDriver(max_sessions=100), (0, 0, 0)
     for number in range(20_000):
         await driver.create(id_of(number), record())
         await driver.destroy(id_of(number), now=NOW)
-        most = highest(most, sizes(driver))
+        most = maxima(most, sizes(driver))
     assert most[0] == 0
     assert most[1] == 100
     assert most[2] <= 2 * 100 + 1001
 
 
-async def test_the_bound_holds_where_one_session_is_renamed_for_ever() -> None:
+async def test_the_limit_holds_if_one_session_is_renamed_for_ever() -> None:
     driver, most = await filled(100, 1), (0, 0, 0)
     for number in range(20_000):
         assert await driver.rename(id_of(number), id_of(number + 1), record(), version=0, now=NOW) is Outcome.WRITTEN
-        most = highest(most, sizes(driver))
+        most = maxima(most, sizes(driver))
     assert most[0] == 1
     assert most[1] == 100
     assert most[2] <= 2 * 100 + 1001
 
 
-async def test_the_bound_holds_where_one_session_is_used_for_ever() -> None:
+async def test_the_limit_holds_if_one_session_is_used_for_ever() -> None:
     driver = MemoryDriver(max_sessions=100)
     await driver.create(id_of(0), record(1_000_000, deadline=10))
     for now in range(int(NOW), int(NOW) + 5000):
@@ -88,19 +88,19 @@ async def test_the_bound_holds_where_one_session_is_used_for_ever() -> None:
     assert sizes(driver) == (1, 0, 1)
 
 
-async def test_a_driver_of_one_session_keeps_the_last() -> None:
+async def test_a_driver_with_room_for_one_session_keeps_the_last() -> None:
     driver = await filled(1, 3)
     assert [await is_there(driver, number) for number in range(3)] == [False, False, True]
 
 
 @pytest.mark.parametrize("old", [0, 3, 9])
-async def test_a_rename_in_a_full_store_takes_nobody_elses_place(old: int) -> None:
+async def test_a_rename_in_a_full_store_evicts_no_other_session(old: int) -> None:
     driver = await filled(10, 10)
     assert await driver.rename(id_of(old), id_of(10), record(), version=0, now=NOW) is Outcome.WRITTEN
     assert [number for number in range(11) if await is_there(driver, number)] == [n for n in range(11) if n != old]
 
 
-async def test_a_flood_of_visitors_who_store_nothing_stores_nothing() -> None:
+async def test_visitors_that_set_nothing_store_nothing() -> None:
     driver, clock = MemoryDriver(max_sessions=10), Clock()
     async with serving(Site(driver, clock)) as site:
         browser = site.browser()
@@ -114,10 +114,10 @@ async def test_a_flood_of_visitors_who_store_nothing_stores_nothing() -> None:
         assert await browser.all() == {"key": "value"}
 
 
-# Who goes first
+# Eviction
 
 
-async def test_the_least_recently_used_session_goes_first() -> None:
+async def test_the_least_recently_used_session_is_evicted_first() -> None:
     driver = await filled(3, 3)
     await driver.load(id_of(0), now=NOW)
     await driver.create(id_of(3), record())
@@ -128,12 +128,12 @@ USES: dict[str, Callable[[MemoryDriver], Awaitable[object]]] = {
     "load": lambda driver: driver.load(id_of(0), now=NOW),
     "apply": lambda driver: driver.apply(id_of(0), {"key": b"1"}, (), now=NOW, deadline=None, max_size=1000),
     "swap": lambda driver: driver.swap(id_of(0), "key", b"value", b"1", now=NOW, deadline=None, max_size=1000),
-    "swap in vain": lambda driver: driver.swap(id_of(0), "key", b"other", b"1", now=NOW, deadline=None, max_size=1000),
+    "swap with a conflict": lambda driver: driver.swap(id_of(0), "key", b"other", b"1", now=NOW, deadline=None, max_size=1000),
 }
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-async def test_each_use_makes_a_session_the_last_to_go(use: Callable[[MemoryDriver], Awaitable[object]]) -> None:
+async def test_a_used_session_is_evicted_last(use: Callable[[MemoryDriver], Awaitable[object]]) -> None:
     driver = await filled(3, 3)
     await use(driver)
     await driver.create(id_of(3), record())
@@ -141,7 +141,7 @@ async def test_each_use_makes_a_session_the_last_to_go(use: Callable[[MemoryDriv
     assert set(driver._sessions) == {id_of(0), id_of(3), id_of(4)}
 
 
-async def test_visitors_without_a_cookie_evict_no_session_that_was_used_twice_and_no_owners() -> None:
+async def test_visitors_without_a_cookie_evict_no_session_that_was_used_twice_or_has_an_owner() -> None:
     driver, clock = MemoryDriver(max_sessions=100), Clock()
     async with serving(Site(driver, clock)) as site:
 
@@ -173,7 +173,7 @@ async def test_visitors_without_a_cookie_evict_no_session_that_was_used_twice_an
         assert len(driver) == 100
 
 
-async def test_of_sessions_that_were_used_once_the_oldest_goes_first_and_of_others_the_least_recently_used() -> None:
+async def test_sessions_are_evicted_in_the_order_used_once_then_least_recently_used_then_owned() -> None:
     driver = await filled(6, 3)
     for number in (3, 4):
         await driver.create(id_of(number), record())
@@ -183,17 +183,17 @@ async def test_of_sessions_that_were_used_once_the_oldest_goes_first_and_of_othe
     for number in (1, 0):
         await driver.load(id_of(number), now=NOW)
     expected = [2, 3, 4, 1, 0, 5]
-    for gone, old in enumerate(expected):
-        await driver.create(id_of(10 + gone), record())
-        await driver.load(id_of(10 + gone), now=NOW)
-        ownership = Ownership(f"owner {gone}", b"", NOW)
-        await driver.set_owner(id_of(10 + gone), ownership, {}, (), now=NOW, deadline=None, max_size=1000)
+    for evicted, old in enumerate(expected):
+        await driver.create(id_of(10 + evicted), record())
+        await driver.load(id_of(10 + evicted), now=NOW)
+        ownership = Ownership(f"owner {evicted}", b"", NOW)
+        await driver.set_owner(id_of(10 + evicted), ownership, {}, (), now=NOW, deadline=None, max_size=1000)
         assert set(driver._sessions) & {id_of(number) for number in range(6)} == {
-            id_of(number) for number in expected[gone + 1 :]
+            id_of(number) for number in expected[evicted + 1 :]
         }, old
 
 
-async def test_a_session_that_gets_an_owner_or_loses_one_is_evicted_accordingly() -> None:
+async def test_a_session_that_gets_or_loses_an_owner_changes_its_place_in_the_order() -> None:
     driver, ownership = await filled(3, 2), Ownership("owner", b"", NOW)
     await driver.set_owner(id_of(0), ownership, {}, (), now=NOW, deadline=None, max_size=1000)
     await driver.load(id_of(1), now=NOW)
@@ -213,13 +213,13 @@ async def test_a_session_that_gets_an_owner_or_loses_one_is_evicted_accordingly(
     assert sum(len(queue) for queue in driver._queues) == 3
 
 
-async def test_a_session_that_made_room_is_absent_and_was_not_ended() -> None:
+async def test_an_evicted_session_is_absent_and_not_ended() -> None:
     driver = await filled(1, 2)
     assert await driver.load(id_of(0), now=NOW) is None
     assert await driver.apply(id_of(0), {"key": b"1"}, (), now=NOW, deadline=None, max_size=1000) is Outcome.ABSENT
 
 
-async def test_a_full_store_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_full_store_logs_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     driver = await filled(3, 3)
     assert caplog.records == []
     for number in range(3, 10):
@@ -233,14 +233,14 @@ async def test_a_full_store_is_warned_of_once(caplog: pytest.LogCaptureFixture) 
 
 
 @pytest.mark.parametrize(("after", "there"), [(99.9, True), (100, False), (100.1, False)], ids=["before", "at", "after"])
-async def test_a_session_is_over_at_its_deadline_though_nobody_has_swept(after: float, there: bool) -> None:
+async def test_a_session_expires_at_its_deadline_without_a_purge(after: float, there: bool) -> None:
     driver = MemoryDriver()
     await driver.create(id_of(0), record(1000, deadline=100))
     assert await is_there(driver, 0, NOW + after) is there
     assert len(driver) == there
 
 
-async def test_an_expired_session_is_absent_and_was_not_ended() -> None:
+async def test_an_expired_session_is_absent_and_not_ended() -> None:
     driver = MemoryDriver()
     await driver.create(id_of(0), record(100))
     assert await driver.apply(id_of(0), {"key": b"1"}, (), now=NOW + 100, deadline=None, max_size=1000) is Outcome.ABSENT
@@ -252,7 +252,7 @@ async def test_an_expired_session_is_absent_and_was_not_ended() -> None:
 # Purging
 
 
-async def test_a_purge_removes_so_many_at_most_and_says_how_many() -> None:
+async def test_a_purge_removes_at_most_its_limit_and_returns_how_many() -> None:
     driver = MemoryDriver()
     for number in range(25):
         await driver.create(id_of(number), record(10))
@@ -261,7 +261,7 @@ async def test_a_purge_removes_so_many_at_most_and_says_how_many() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
-async def test_a_purge_of_little_at_a_time_comes_to_its_end(limit: int) -> None:
+async def test_a_purge_with_a_small_limit_terminates(limit: int) -> None:
     driver = MemoryDriver()
     for number in range(5):
         await driver.create(id_of(number), record(10))
@@ -269,23 +269,23 @@ async def test_a_purge_of_little_at_a_time_comes_to_its_end(limit: int) -> None:
         assert await _purge_all(driver, NOW + 10, limit) == 5
 
 
-async def test_a_purge_removes_what_is_over_and_nothing_else() -> None:
+async def test_a_purge_removes_only_expired_sessions() -> None:
     driver = MemoryDriver()
     for number in range(10):
         await driver.create(id_of(number), record(10 * (number + 1)))
     assert await driver.purge(now=NOW + 50, limit=100) == 5
-    # Asked about the past, it would find what a purge has left.
+    # A load at an earlier time would find a session that the purge has left.
     assert [await is_there(driver, number) for number in range(10)] == [False] * 5 + [True] * 5
 
 
-async def test_nothing_to_purge_is_nothing() -> None:
+async def test_a_purge_without_expired_sessions_removes_nothing() -> None:
     assert await MemoryDriver().purge(now=NOW, limit=10) == 0
     driver = await filled(10, 5)
     assert await driver.purge(now=NOW + 999, limit=10) == 0
     assert len(driver) == 5
 
 
-async def test_a_session_whose_deadline_has_moved_is_purged_at_the_new_one() -> None:
+async def test_a_session_whose_deadline_has_moved_is_purged_at_its_new_deadline() -> None:
     driver = MemoryDriver()
     await driver.create(id_of(0), record(1000, deadline=100))
     await driver.apply(id_of(0), {"key": b"1"}, (), now=NOW, deadline=NOW + 500, max_size=1000)
@@ -297,7 +297,7 @@ async def test_a_session_whose_deadline_has_moved_is_purged_at_the_new_one() -> 
 
 
 async def _purge_all(driver: MemoryDriver, now: float, limit: int) -> int:
-    """Sweep as the integration does, until there is nothing to do; return how many went."""
+    """Purge as the integration does, until nothing is removed; return how many sessions were removed."""
     total = 0
     while removed := await driver.purge(now=now, limit=limit):
         assert removed <= limit
@@ -305,7 +305,7 @@ async def _purge_all(driver: MemoryDriver, now: float, limit: int) -> int:
     return total
 
 
-async def test_sessions_that_were_ended_do_not_hide_those_that_expired() -> None:
+async def test_ended_sessions_do_not_hide_expired_ones() -> None:
     driver = MemoryDriver()
     for number in range(50):
         await driver.create(id_of(number), record(10))
@@ -316,7 +316,7 @@ async def test_sessions_that_were_ended_do_not_hide_those_that_expired() -> None
     assert sizes(driver) == (0, 0, 0)
 
 
-async def test_sessions_that_are_in_use_do_not_hide_those_that_expired() -> None:
+async def test_sessions_in_use_do_not_hide_expired_ones() -> None:
     driver = MemoryDriver()
     for number in range(50):
         await driver.create(id_of(number), record(1000, deadline=10))
@@ -331,7 +331,7 @@ async def test_sessions_that_are_in_use_do_not_hide_those_that_expired() -> None
 
 
 @pytest.mark.parametrize("end", ["destroy", "rename", "emptying"])
-async def test_a_tombstone_stands_for_a_minute_and_is_then_swept(end: str) -> None:
+async def test_a_tombstone_stays_for_a_minute_and_is_then_purged(end: str) -> None:
     driver = await filled(10, 1)
     if end == "destroy":
         await driver.destroy(id_of(0), now=NOW)
@@ -343,17 +343,17 @@ async def test_a_tombstone_stands_for_a_minute_and_is_then_swept(end: str) -> No
     assert await driver.purge(now=NOW + TOMBSTONE - 1, limit=10) == 0
     assert await driver.load(id_of(0), now=NOW + TOMBSTONE) is None
     assert await driver.purge(now=NOW + TOMBSTONE, limit=10) == 1
-    assert len(driver._tombs) == 0
+    assert len(driver._tombstones) == 0
 
 
-async def test_tombstones_are_swept_a_batch_at_a_time() -> None:
+async def test_tombstones_are_purged_in_batches() -> None:
     driver = await filled(100, 25)
     for number in range(25):
         await driver.destroy(id_of(number), now=NOW)
     assert [await driver.purge(now=NOW + TOMBSTONE, limit=10) for _ in range(3)] == [10, 10, 5]
 
 
-async def test_of_too_many_tombstones_the_oldest_go() -> None:
+async def test_the_oldest_of_too_many_tombstones_are_removed() -> None:
     driver = MemoryDriver(max_sessions=5)
     for number in range(8):
         await driver.create(id_of(number), record())
@@ -362,18 +362,18 @@ async def test_of_too_many_tombstones_the_oldest_go() -> None:
     assert found == [None] * 3 + [Outcome.ENDED] * 5
 
 
-async def test_a_tombstone_holds_nothing_of_the_session() -> None:
+async def test_a_tombstone_has_nothing_of_the_session() -> None:
     driver = await filled(10, 1)
     await driver.rename(id_of(0), id_of(1), record(), version=0, now=NOW)
-    assert driver._tombs[id_of(0)] == (NOW + TOMBSTONE, id_of(1))
+    assert driver._tombstones[id_of(0)] == (NOW + TOMBSTONE, id_of(1))
     await driver.destroy(id_of(1), now=NOW)
-    assert driver._tombs[id_of(1)] == (NOW + TOMBSTONE, None)
+    assert driver._tombstones[id_of(1)] == (NOW + TOMBSTONE, None)
 
 
-# The rest
+# Other
 
 
-async def test_closing_forgets_everything() -> None:
+async def test_closing_removes_everything() -> None:
     driver = await filled(10, 5)
     await driver.destroy(id_of(0), now=NOW)
     await driver.close()
@@ -386,7 +386,7 @@ async def test_two_drivers_share_nothing() -> None:
     assert await is_there(first, 0)
 
 
-async def test_the_store_knows_the_handle_and_never_the_id() -> None:
+async def test_the_store_has_the_id_and_never_the_raw_id() -> None:
     driver = MemoryDriver()
     async with serving(Site(driver, Clock())) as site:
         browser = site.browser()
@@ -397,7 +397,7 @@ async def test_the_store_knows_the_handle_and_never_the_id() -> None:
         assert list(driver._sessions) == [handle(verified[0])]
 
 
-async def test_values_in_this_process_are_not_sealed_since_the_key_lies_beside_them() -> None:
+async def test_values_in_memory_are_not_sealed_because_the_key_is_in_the_same_process() -> None:
     driver = MemoryDriver()
     async with serving(Site(driver, Clock())) as site:
         await site.browser().do(setting(key="value"))

@@ -98,7 +98,7 @@ async def begin_again(driver: Driver) -> None:
 def test_a_tilde_with_a_name_is_that_users_home_folder(make: Callable[[Any], Driver], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/elsewhere")
     driver: Any = make(f"~{NOBODY.pw_name}/sessions")
-    path = driver._files.dir if isinstance(driver, FileDriver) else str(driver._file)
+    path = driver._folder.dir if isinstance(driver, FileDriver) else str(driver._file)
     assert path == f"{NOBODY.pw_dir}/sessions"
 
 
@@ -263,7 +263,7 @@ async def test_a_folder_that_is_meant_to_be_shared_stays_so(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("beside", ["-wal", "-shm", "-journal"])
-async def test_the_files_beside_a_database_are_looked_at_too(beside: str, tmp_path: Path) -> None:
+async def test_the_folder_beside_a_database_are_looked_at_too(beside: str, tmp_path: Path) -> None:
     path = tmp_path / "sessions.db"
     await begin(SQLDriver(file=path))
     other = Path(f"{path}{beside}")

@@ -1,4 +1,4 @@
-"""The drivers of stores by name, each imported when it is first asked for."""
+"""The drivers by name; each is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DRIVERS = {
 
 
 def find_driver(name: str) -> Callable[..., Driver]:
-    """Return the class of the driver *name*, one of DRIVERS, or raise MissingDependency for a package that it needs."""
+    """Return the class of the driver *name*, one of DRIVERS; raise MissingDependency if it needs a package that isn't installed."""
     module, _, attribute = DRIVERS[name].partition(":")
     try:
         found = import_module(module)

@@ -1,42 +1,44 @@
-"""@reports(action): a driver's method that ends within the driver's time limit and fails with SessionStoreError."""
+"""@reports(action): bounds a driver's method by its time limit, and turns the store's failures into SessionStoreError."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from functools import wraps
-from typing import Any, ClassVar, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from gaman import GamanError
 from gaman_session._errors import SessionStoreError
 from gaman_session.drivers._time_limit import TimeLimit
 
-P = ParamSpec("P")
-T = TypeVar("T")
+# The decorated method keeps its exact type, which the protocol Driver asks for.
+Method = TypeVar("Method", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
 class Reporter:
-    """What a driver tells @reports() about its store."""
+    """The base class of a driver whose methods use @reports()."""
 
     name: str
     _limit: TimeLimit
     _failures: ClassVar[tuple[type[Exception], ...]] = (OSError, TimeoutError)
-    """What the store and its library raise."""
+    """The exceptions of the store and its library."""
 
     def _explain(self, error: Exception) -> tuple[str, Exception]:
-        """Return the reason that the SessionStoreError shows, or an empty one, and its cause."""
+        """Return the reason for the message of the SessionStoreError, which may be empty, and its cause."""
         return "", error
 
 
-R = TypeVar("R", bound=Reporter)
-Method: TypeAlias = Callable[Concatenate[R, P], Coroutine[Any, Any, T]]
+def reports(action: str) -> Callable[[Method], Method]:
+    """Bound the decorated method, and turn its `_failures` into a SessionStoreError that names *action*.
 
+    A decorated method can't await another one of the same driver, because a TimeLimit holds each task only once.
 
-def reports(action: str) -> Callable[[Method[R, P, T]], Method[R, P, T]]:
-    """Bound the decorated method, and turn the failures of its store into a SessionStoreError that names *action*."""
+        @reports("load a session")
+        async def load(self, id, *, now): ...
+    """
 
-    def decorate(method: Method[R, P, T]) -> Method[R, P, T]:
+    def decorate(method: Method) -> Method:
         @wraps(method)
-        async def reporting(self: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        async def reporting(self: Reporter, /, *args: Any, **kwargs: Any) -> Any:
             try:
                 with self._limit:
                     return await method(self, *args, **kwargs)
@@ -46,6 +48,6 @@ def reports(action: str) -> Callable[[Method[R, P, T]], Method[R, P, T]]:
                 reason, cause = self._explain(error)
                 raise SessionStoreError(self.name, action, reason) from cause
 
-        return reporting
+        return cast("Method", reporting)
 
     return decorate

@@ -1,4 +1,4 @@
-"""Sessions in this process's memory: fast, bounded, and gone with the process."""
+"""Sessions in this process's memory: fast, limited in number, and lost when the process ends."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from gaman_session._driver import MAX_SKEW, TOMBSTONE, WRITTEN, Outcome, Ownership, Record, length_of, size_of
+from gaman_session._driver import MAX_SKEW, TOMBSTONE, Outcome, Ownership, Record, length_of, size_of
 from gaman_session._errors import SessionStoreError
 from gaman_session.drivers._checks import check_whole_number
 
 logger = logging.getLogger("gaman")
 
 _ONE_REQUEST: Final = 1
-"""Seconds after a session's beginning in which a write may be of the request that began it. A load never is."""
+"""Seconds after its creation in which a write to a session may come from the request that created it. A load never does."""
 
 
-class _Tomb(NamedTuple):
-    until: float
+class _Tombstone(NamedTuple):
+    deadline: float
     successor: str | None
 
 
-class _Kept(Record):
-    """A session as it is kept here."""
+class _Session(Record):
+    """A session with what only this driver needs."""
 
     size: int = 0
     """Bytes of its fields' names and values."""
     queue: OrderedDict[str, None] = msgspec.field(default_factory=OrderedDict[str, None])
-    """The one of the driver's queues that it stands in."""
+    """The driver's queue that has the session."""
 
 
 class MemoryDriver:
-    """Keeps at most *max_sessions*. When they are full, one is evicted for the next.
+    """Keeps at most *max_sessions*; another one evicts a session.
 
     Sessions that only one request has used are evicted first, and sessions with an owner last, so that visitors without a cookie
-    don't log users out. Among equals, the least recently used one is evicted.
+    don't log users out. Among equals, the least recently used session is evicted.
+
+    The rules of _rules.py are written here once more, on live records: through them, a write takes 1.5 to 5 microseconds longer.
     """
 
     name = "memory"
@@ -48,15 +50,15 @@ class MemoryDriver:
     def __init__(self, *, max_sessions: int = 100_000) -> None:
         check_whole_number(max_sessions, f"the memory driver has max_sessions={max_sessions!r};")
         self._max_sessions = max_sessions
-        self._sessions: dict[str, _Kept] = {}
-        # Every session stands in one of these, the least recently used first: it was only created, used again, or has an owner.
+        self._sessions: dict[str, _Session] = {}
+        # Each session is in one queue, the least recently used first: it was only created, it was used again, or it has an owner.
         self._queues: tuple[OrderedDict[str, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
         self._new, self._used, self._tied = self._queues
-        self._tombs: OrderedDict[str, _Tomb] = OrderedDict()
-        # When each session may be over. A deadline that has moved on, or gone, is noticed when it comes up.
+        self._tombstones: OrderedDict[str, _Tombstone] = OrderedDict()
+        # A heap of deadlines. purge() corrects those whose session has a later deadline by now, or was removed.
         self._deadlines: list[tuple[float, str]] = []
         self._owned: dict[str, dict[str, None]] = {}
-        # When all sessions of an owner were ended, in that order.
+        # When all sessions of an owner were ended, the earliest first.
         self._ended: OrderedDict[str, float] = OrderedDict()
         self._has_warned = False
 
@@ -64,14 +66,14 @@ class MemoryDriver:
         return len(self._sessions)
 
     async def open(self) -> None:
-        """Nothing to get ready."""
+        """Nothing to prepare."""
 
     async def close(self) -> None:
-        """Forget every session."""
+        """Remove every session."""
         self._sessions.clear()
         for queue in self._queues:
             queue.clear()
-        self._tombs.clear()
+        self._tombstones.clear()
         self._deadlines.clear()
         self._owned.clear()
         self._ended.clear()
@@ -80,7 +82,7 @@ class MemoryDriver:
         """Return a copy of the session, ENDED, or None."""
         record = self._find(id, now)
         if record is None:
-            return Outcome.ENDED if self._tomb(id, now) else None
+            return Outcome.ENDED if self._tombstone(id, now) else None
         if record.queue is self._new:
             self._queue(id, record)
         return Record(
@@ -88,7 +90,7 @@ class MemoryDriver:
         )
 
     async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
-        """Store a new session, and evict another if there is no room."""
+        """Store a new session, and evict another one if the driver is full."""
         if id in self._sessions:
             raise SessionStoreError(self.name, "create a session under an id that is taken")
         if record.ownership is not None and self._is_revoked(record.ownership, record.created):
@@ -106,7 +108,7 @@ class MemoryDriver:
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Set and delete single fields of a session that is there."""
+        """Set and delete single fields of the session."""
         record = self._find(id, now)
         if record is None:
             return self._missing(id, now)
@@ -115,8 +117,8 @@ class MemoryDriver:
             before = fields.get(name)
             size += len(value) + length_of(name) if before is None else len(value) - len(before)
         for name in deletes:
-            if (gone := sets.get(name, fields.get(name))) is not None:
-                size -= len(gone) + length_of(name)
+            if (deleted := sets.get(name, fields.get(name))) is not None:
+                size -= len(deleted) + length_of(name)
         if size > max_size and size > record.size:
             return Outcome.TOO_LARGE
         fields.update(sets)
@@ -129,12 +131,12 @@ class MemoryDriver:
         record.version += 1
         if deadline is not None:
             record.deadline = min(deadline, record.expires)
-        return WRITTEN
+        return Outcome.WRITTEN
 
     async def swap(
         self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        """Set one field if it still is *old*."""
+        """Set one field if its bytes are *old*."""
         record = self._find(id, now)
         if record is None:
             return self._missing(id, now)
@@ -148,10 +150,10 @@ class MemoryDriver:
         record.version += 1
         if deadline is not None:
             record.deadline = min(deadline, record.expires)
-        return WRITTEN
+        return Outcome.WRITTEN
 
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-        """Replace the session by *record* under *new_id*, if nobody has written to it since *version*."""
+        """Replace the session by *record* under *new_id* if its version is still *version*."""
         old = self._find(id, now)
         if old is None:
             return self._missing(id, now)
@@ -167,27 +169,27 @@ class MemoryDriver:
         self._add(new_id, record)
         if old.queue is not self._new:
             self._queue(new_id, self._sessions[new_id])
-        return WRITTEN
+        return Outcome.WRITTEN
 
     async def destroy(self, id: str, *, now: float) -> None:
-        """End the session, or the one that it was renamed to."""
+        """End the session, and those it was renamed to."""
         cursor: str | None = id
         while cursor is not None:
-            tomb = self._tomb(cursor, now)
-            if tomb is None and self._find(cursor, now) is not None:
+            tombstone = self._tombstone(cursor, now)
+            if tombstone is None and self._find(cursor, now) is not None:
                 self._end(cursor, now, None)
-            cursor = tomb and tomb.successor
+            cursor = tombstone and tombstone.successor
 
     async def purge(self, *, now: float, limit: int) -> int:
-        """Remove what is over, and let others have their turn every *limit* deadlines."""
+        """Remove expired sessions; let other tasks run after every *limit* deadlines."""
         removed = 0
-        while self._tombs and removed < limit and next(iter(self._tombs.values())).until <= now:
-            self._tombs.popitem(last=False)
+        while self._tombstones and removed < limit and next(iter(self._tombstones.values())).deadline <= now:
+            self._tombstones.popitem(last=False)
             removed += 1
-        # One from further ahead was noted by a clock that was set back since.
+        # A time that is further ahead is of a clock that was set back since.
         while self._ended and not now - TOMBSTONE < next(iter(self._ended.values())) <= now + MAX_SKEW:
             self._ended.popitem(last=False)
-        looked_at = 0
+        checked = 0
         while removed < limit and self._deadlines and self._deadlines[0][0] <= now:
             _, id = heappop(self._deadlines)
             record = self._sessions.get(id)
@@ -196,8 +198,8 @@ class MemoryDriver:
             elif record is not None:
                 self._remove(id)
                 removed += 1
-            looked_at += 1
-            if looked_at % limit == 0:
+            checked += 1
+            if checked % limit == 0:
                 await asyncio.sleep(0)
         return removed
 
@@ -212,7 +214,7 @@ class MemoryDriver:
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Do what apply() does, and give the session to the owner of *ownership*, or to nobody."""
+        """Do what apply() does, and set the session's ownership in the same step."""
         record = self._find(id, now)
         if (
             record is not None
@@ -222,7 +224,7 @@ class MemoryDriver:
         ):
             return Outcome.REVOKED
         outcome = await self.apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
-        if record is not None and outcome is WRITTEN:
+        if record is not None and outcome is Outcome.WRITTEN:
             self._disown(id, record)
             record.ownership = ownership
             self._own(id, record)
@@ -240,23 +242,23 @@ class MemoryDriver:
         }
 
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
-        """End the owner's sessions but those to keep."""
+        """End the owner's sessions except those in *keep*."""
         ending = [id for id in await self.owned(owner, now=now) if id not in keep]
         for id in ending:
             self._end(id, now, None)
         before = self._ended.pop(owner, now)
-        # One that was noted further ahead comes from a clock that was set back since.
+        # A time that is further ahead is of a clock that was set back since.
         self._ended[owner] = before if now < before <= now + MAX_SKEW else now
         return len(ending)
 
     async def count(self, *, now: float) -> int:
-        """Return how many sessions there are, after those that are over have gone."""
+        """Remove all expired sessions, and return how many are left."""
         removed = 1
         while removed:
             removed = await self.purge(now=now, limit=1000)
         return len(self._sessions)
 
-    def _find(self, id: str, now: float) -> _Kept | None:
+    def _find(self, id: str, now: float) -> _Session | None:
         record = self._sessions.get(id)
         if record is None:
             return None
@@ -269,8 +271,8 @@ class MemoryDriver:
             record.queue.move_to_end(id)
         return record
 
-    def _queue(self, id: str, record: _Kept) -> None:
-        """Put a session that was used again at the end of its queue."""
+    def _queue(self, id: str, record: _Session) -> None:
+        """Move a session that was used again to the end of the queue for its kind."""
         del record.queue[id]
         record.queue = self._used if record.ownership is None else self._tied
         record.queue[id] = None
@@ -287,7 +289,7 @@ class MemoryDriver:
             self._remove(next(iter(self._new or self._used or self._tied)))
         queue = self._new if record.ownership is None else self._tied
         queue[id] = None
-        self._sessions[id] = _Kept(
+        self._sessions[id] = _Session(
             dict(record.fields),
             record.created,
             record.expires,
@@ -300,16 +302,16 @@ class MemoryDriver:
         )
         self._own(id, record)
         if len(self._deadlines) > 2 * len(self._sessions) + 1000:
-            self._deadlines = [(kept.deadline, its_id) for its_id, kept in self._sessions.items()]
+            self._deadlines = [(each.deadline, its_id) for its_id, each in self._sessions.items()]
             heapify(self._deadlines)
         else:
             heappush(self._deadlines, (record.deadline, id))
 
     def _end(self, id: str, now: float, successor: str | None) -> None:
         self._remove(id)
-        while len(self._tombs) >= self._max_sessions:
-            self._tombs.popitem(last=False)
-        self._tombs[id] = _Tomb(now + TOMBSTONE, successor)
+        while len(self._tombstones) >= self._max_sessions:
+            self._tombstones.popitem(last=False)
+        self._tombstones[id] = _Tombstone(now + TOMBSTONE, successor)
 
     def _remove(self, id: str) -> None:
         record = self._sessions.pop(id)
@@ -322,23 +324,23 @@ class MemoryDriver:
 
     def _disown(self, id: str, record: Record) -> None:
         if record.ownership is not None:
-            theirs = self._owned[record.ownership.owner]
-            del theirs[id]
-            if not theirs:
+            sessions = self._owned[record.ownership.owner]
+            del sessions[id]
+            if not sessions:
                 del self._owned[record.ownership.owner]
 
     def _is_revoked(self, ownership: Ownership, now: float) -> bool:
         ended = self._ended.get(ownership.owner)
         return ended is not None and ownership.since < ended and ended - MAX_SKEW <= now < ended + TOMBSTONE
 
-    def _tomb(self, id: str, now: float) -> _Tomb | None:
-        tomb = self._tombs.get(id)
-        return tomb if tomb is not None and tomb.until > now else None
+    def _tombstone(self, id: str, now: float) -> _Tombstone | None:
+        tombstone = self._tombstones.get(id)
+        return tombstone if tombstone is not None and tombstone.deadline > now else None
 
     def _missing(self, id: str, now: float) -> Outcome:
-        return Outcome.ENDED if self._tomb(id, now) else Outcome.ABSENT
+        return Outcome.ENDED if self._tombstone(id, now) else Outcome.ABSENT
 
 
 def _is_carried(ownership: Ownership, before: Ownership | None) -> bool:
-    """Return whether *ownership* is no new one, but one that the session has."""
+    """Return whether the session already has this ownership."""
     return before is not None and before.since == ownership.since

@@ -1,0 +1,261 @@
+"""The contract as code: what each call does to sessions, tombstones and the owners' index, for stores that have locks.
+
+A driver takes the locks that a call needs, and gives the rule its store. It calls the rules in the names of the contract's methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from typing import Annotated, Literal, Protocol, TypeAlias
+
+from msgspec import Meta, Struct
+
+from gaman_session._driver import MAX_SKEW, TOMBSTONE, Outcome, Ownership, Record, size_of
+from gaman_session._errors import SessionStoreError
+
+
+class Tombstone(Struct):
+    """The remains of a session that was ended, or renamed to *successor*."""
+
+    deadline: float
+    """When the tombstone expires."""
+    successor: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")] | None
+
+
+Stored: TypeAlias = Record | Tombstone
+_Missing: TypeAlias = Literal[Outcome.ENDED, Outcome.ABSENT]
+
+
+class Store(Protocol):
+    """A driver's store during one call, while the locks are held: those of the ids, and of the owner in a new ownership."""
+
+    @property
+    def name(self) -> str:
+        """The driver's name."""
+        ...
+
+    def get(self, id: str) -> Stored | None:
+        """Return what is stored under *id*, as a copy that the rule may change."""
+        ...
+
+    def put(self, stored: Mapping[str, Stored]) -> None:
+        """Store all of these, or none of them. If the store writes them one by one, it keeps their order."""
+        ...
+
+    def move(self, id: str, before: Ownership | None, after: Ownership | None, *, now: float) -> None:
+        """Move the session in the owners' index. An entry is added before its session is stored, and removed afterwards."""
+        ...
+
+    def revoked(self, owner: str) -> float | None:
+        """Return when the owner's sessions were ended, or None if that isn't stored."""
+        ...
+
+
+# Reading
+
+
+def find(stored: Stored | None, now: float) -> Record | _Missing:
+    """Return the session, ENDED for a tombstone, or ABSENT for what has expired and for None."""
+    if stored is None or has_expired(stored, now):
+        return Outcome.ABSENT
+    return stored if isinstance(stored, Record) else Outcome.ENDED
+
+
+def has_expired(stored: Stored, now: float) -> bool:
+    """Return whether the session or tombstone has expired, so that purge() removes it."""
+    return stored.deadline <= now
+
+
+def load(stored: Stored | None, now: float) -> Record | Literal[Outcome.ENDED] | None:
+    """Return the session, ENDED for a tombstone, or None, as the contract wants it."""
+    found = find(stored, now)
+    return None if found is Outcome.ABSENT else found
+
+
+def owned(stored: Stored | None, owner: str, now: float) -> Record | None:
+    """Return the session if it is one of *owner*, otherwise None."""
+    record = find(stored, now)
+    return record if isinstance(record, Record) and record.ownership is not None and record.ownership.owner == owner else None
+
+
+# Writing
+
+
+def create(store: Store, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
+    """Store a new session, or raise SessionStoreError for an id that is taken."""
+    if store.get(id) is not None:
+        raise SessionStoreError(store.name, "create a session under an id that is taken")
+    if _is_revoked(store, record.ownership, None, record.created):
+        return Outcome.REVOKED
+    store.put({id: record})
+    store.move(id, None, record.ownership, now=record.created)
+    return None
+
+
+def apply(
+    store: Store, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
+) -> Outcome:
+    """Set and delete fields of the session."""
+    record = find(store.get(id), now)
+    if not isinstance(record, Record):
+        return record
+    fields = _changed(record, sets, deletes)
+    return _write(store, id, record, fields, record.ownership, now=now, deadline=deadline, max_size=max_size)
+
+
+def swap(
+    store: Store, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+) -> Outcome:
+    """Set one field of the session if its bytes are *old*."""
+    record = find(store.get(id), now)
+    if not isinstance(record, Record):
+        return record
+    if record.fields.get(field) != old:
+        return Outcome.CONFLICT
+    fields = {**record.fields, field: new}
+    return _write(store, id, record, fields, record.ownership, now=now, deadline=deadline, max_size=max_size)
+
+
+def set_owner(
+    store: Store,
+    id: str,
+    ownership: Ownership | None,
+    sets: Mapping[str, bytes],
+    deletes: Collection[str],
+    *,
+    now: float,
+    deadline: float | None,
+    max_size: int,
+) -> Outcome:
+    """Set and delete fields of the session, and change its ownership."""
+    record = find(store.get(id), now)
+    if not isinstance(record, Record):
+        return record
+    if _is_revoked(store, ownership, record.ownership, now):
+        return Outcome.REVOKED
+    fields = _changed(record, sets, deletes)
+    return _write(store, id, record, fields, ownership, now=now, deadline=deadline, max_size=max_size)
+
+
+def rename(store: Store, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+    """Replace the session by *record* under *new_id*, or raise SessionStoreError if that id is taken."""
+    old = find(store.get(id), now)
+    if not isinstance(old, Record):
+        return old
+    if old.version != version:
+        return Outcome.CONFLICT
+    if store.get(new_id) is not None:
+        raise SessionStoreError(store.name, "rename a session to an id that is taken")
+    if _is_revoked(store, record.ownership, old.ownership, now):
+        return Outcome.REVOKED
+    # In this order, the old id is dead when the new one lives.
+    store.put({id: Tombstone(now + TOMBSTONE, new_id), new_id: record})
+    store.move(id, old.ownership, None, now=now)
+    store.move(new_id, None, record.ownership, now=now)
+    return Outcome.WRITTEN
+
+
+def destroy(store: Store, id: str, *, now: float) -> str | None:
+    """End the session; return the id that it was renamed to, if any. See destroy_all()."""
+    stored = store.get(id)
+    found = find(stored, now)
+    if isinstance(found, Record):
+        _end(store, id, found, now)
+    return stored.successor if isinstance(stored, Tombstone) and found is Outcome.ENDED else None
+
+
+async def destroy_all(id: str, destroy: Callable[[str], Awaitable[str | None]]) -> None:
+    """Call *destroy* for the session, and for each id that it was renamed to."""
+    successor: str | None = id
+    seen: set[str] = set()
+    # Only damaged tombstones lead in a circle, which must end too.
+    while successor is not None and successor not in seen:
+        seen.add(successor)
+        successor = await destroy(successor)
+
+
+def end_owned(store: Store, id: str, owner: str, *, now: float) -> str | bool:
+    """End the session if it is one of *owner*; return whether it was, or the id that it was renamed to. See end_all_owned()."""
+    stored = store.get(id)
+    record = owned(stored, owner, now)
+    if record is not None:
+        _end(store, id, record, now)
+    elif isinstance(stored, Tombstone) and stored.successor is not None and not has_expired(stored, now):
+        return stored.successor
+    return record is not None
+
+
+async def end_all_owned(
+    ids: Iterable[str], end: Callable[[list[str]], Awaitable[Iterable[str | bool]]], *, keep: Collection[str]
+) -> int:
+    """Give *end* the sessions but those in *keep*, and then the ids that they were renamed to; return how many were ended.
+
+    Store the time for revoked() before you read *ids*. A session that is written later is then REVOKED, or has the index entry of a
+    session that is among them.
+    """
+    seen, ended = set(keep), 0
+    while ending := [id for id in ids if id not in seen]:
+        seen.update(ending)
+        results = list(await end(ending))
+        ended += sum(result is True for result in results)
+        ids = [result for result in results if isinstance(result, str)]
+    return ended
+
+
+def revoked_at(before: float | None, now: float) -> float:
+    """Return the time that revoked() is to return after end_owned() at *now*, if it returned *before* until then."""
+    # A time that is further ahead than clocks differ was stored before the clock was set back.
+    return now if before is None or before > now + MAX_SKEW else max(before, now)
+
+
+def still_counts(revoked: float | None, now: float) -> bool:
+    """Return whether a time that revoked() returned still matters: it may go after TOMBSTONE seconds."""
+    # See revoked_at() for MAX_SKEW.
+    return revoked is not None and revoked - MAX_SKEW <= now < revoked + TOMBSTONE
+
+
+def _is_revoked(store: Store, ownership: Ownership | None, before: Ownership | None, now: float) -> bool:
+    """Return whether *ownership* is new, and was made before the sessions of its owner were ended."""
+    if ownership is None or (before is not None and before.since == ownership.since):
+        return False
+    revoked = store.revoked(ownership.owner)
+    return revoked is not None and ownership.since < revoked and still_counts(revoked, now)
+
+
+def _changed(record: Record, sets: Mapping[str, bytes], deletes: Collection[str]) -> dict[str, bytes]:
+    fields = {**record.fields, **sets}
+    for field in deletes:
+        fields.pop(field, None)
+    return fields
+
+
+def _write(
+    store: Store,
+    id: str,
+    record: Record,
+    fields: dict[str, bytes],
+    ownership: Ownership | None,
+    *,
+    now: float,
+    deadline: float | None,
+    max_size: int,
+) -> Outcome:
+    size = size_of(fields)
+    if size > max_size and size > size_of(record.fields):
+        return Outcome.TOO_LARGE
+    if not fields:
+        _end(store, id, record, now)
+        return Outcome.EMPTIED
+    before, record.fields, record.ownership = record.ownership, fields, ownership
+    record.version += 1
+    if deadline is not None:
+        record.deadline = min(deadline, record.expires)
+    store.put({id: record})
+    if ownership is not before:
+        store.move(id, before, ownership, now=now)
+    return Outcome.WRITTEN
+
+
+def _end(store: Store, id: str, record: Record, now: float) -> None:
+    store.put({id: Tombstone(now + TOMBSTONE, None)})
+    store.move(id, record.ownership, None, now=now)

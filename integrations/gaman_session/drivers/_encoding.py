@@ -1,0 +1,52 @@
+"""Records and tombstones as bytes with a checksum, for stores that keep plain bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any, Final
+
+from msgspec import DecodeError
+from msgspec.msgpack import Decoder, Encoder
+
+from gaman_session._driver import YEAR_10000, Record
+from gaman_session._rules import Stored, Tombstone
+
+_encoder = Encoder()
+_RECORD, _TOMBSTONE = b"\x01", b"\x02"
+_CHECKSUM_SIZE: Final = 16
+_DECODERS: Final[Mapping[bytes, Decoder[Any]]] = {_RECORD: Decoder(Record), _TOMBSTONE: Decoder(Tombstone)}
+
+
+def encode(id: str, stored: Stored) -> bytes:
+    """Return the bytes of a session or a tombstone, which decode() accepts only for the same *id*."""
+    return protect(id, (_TOMBSTONE if isinstance(stored, Tombstone) else _RECORD) + _encoder.encode(stored))
+
+
+def decode(id: str, content: bytes) -> Stored | None:
+    """Return the session or tombstone that encode() was given, or None for damaged bytes."""
+    data = verify(id, content)
+    if data is None or data[:1] not in _DECODERS:
+        return None
+    # The checksum detects accidents. A program that can write to the store can compute one, so the types are checked as well.
+    try:
+        stored: Stored = _DECODERS[data[:1]].decode(data[1:])
+    except (DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    numbers = [stored.created, stored.expires, stored.deadline, stored.version] if isinstance(stored, Record) else [stored.deadline]
+    return stored if all(0 <= number < YEAR_10000 for number in numbers) else None
+
+
+def protect(key: str, data: bytes) -> bytes:
+    """Return *data* with a checksum before it. The key is a part of the checksum, so the bytes are valid under this key only."""
+    return _checksum(key, data) + data
+
+
+def verify(key: str, content: bytes) -> bytes | None:
+    """Return the data that protect() was given, or None for damaged bytes."""
+    data = content[_CHECKSUM_SIZE:]
+    return data if content[:_CHECKSUM_SIZE] == _checksum(key, data) else None
+
+
+def _checksum(key: str, data: bytes) -> bytes:
+    return blake2b(data, digest_size=_CHECKSUM_SIZE, key=key.encode("ascii")).digest()

@@ -1,0 +1,365 @@
+"""KeyValueDriver: the base class of a driver for any store that keeps bytes under keys and has a lock."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from hashlib import blake2b
+from typing import Final, Literal, TypeVar, cast
+
+from msgspec import DecodeError, Struct
+from msgspec.msgpack import Decoder, Encoder
+
+from gaman_session import _rules
+from gaman_session._damage import Damage
+from gaman_session._driver import TOMBSTONE, Outcome, Ownership, Record
+from gaman_session._rules import Stored
+from gaman_session.drivers._checks import check_timeout
+from gaman_session.drivers._encoding import decode, encode, protect, verify
+from gaman_session.drivers._reports import Reporter, reports
+from gaman_session.drivers._time_limit import TimeLimit
+
+T = TypeVar("T")
+
+_OWNER: Final = "owner."
+"""The beginning of an owner's key. Any other key is a session's id."""
+
+
+class KeyValueDriver(Reporter, ABC):
+    """A whole driver, owners included, for a store that keeps bytes under keys: derive a class with four methods and a lock.
+
+    Set `name`, and `shared`, which says whether several processes that open it see the same sessions. Write get(), put(), delete(),
+    keys() and lock(), and open() and close() if the store needs them. Any exception that they raise becomes the cause of a
+    SessionStoreError. A call of the contract takes at most *timeout* seconds.
+
+        class DictDriver(KeyValueDriver):
+            name = "dict"
+            shared = False
+
+            def __init__(self):
+                super().__init__()
+                self._items, self._lock = {}, asyncio.Lock()
+
+            async def get(self, key):
+                return self._items[key][0] if key in self._items else None
+
+            async def put(self, key, data, expires):
+                self._items[key] = data, expires
+
+            async def delete(self, key):
+                self._items.pop(key, None)
+
+            async def keys(self, before):
+                for key in [key for key, (_, expires) in self._items.items() if expires <= before]:
+                    yield key
+
+            def lock(self, keys):
+                return self._lock
+
+    A key has at most 64 characters: ASCII letters, digits and points. It is a session's id, or stands for an owner. A session is
+    written as a whole. The store must lose nothing before it expires: if it evicts an owner, end_owned() misses sessions.
+    """
+
+    shared: bool
+    # Any exception, because only the derived class knows what its store's library raises.
+    _failures = (Exception,)
+
+    def __init__(self, *, timeout: float = 5) -> None:
+        check_timeout(self.name, timeout)
+        self._timeout = timeout
+        self._limit = TimeLimit(timeout)
+        self._damage = Damage(self.name)
+
+    def _explain(self, error: Exception) -> tuple[str, Exception]:
+        if isinstance(error, TimeoutError) and not error.args:
+            error = TimeoutError(f"the store did not answer for {self._timeout} seconds")
+        return "", error
+
+    # The store
+
+    @abstractmethod
+    async def get(self, key: str) -> bytes | None:
+        """Return the bytes under *key*, or None.
+
+        load() holds no lock: while a put() is in flight, return the old bytes or the new ones.
+        """
+
+    @abstractmethod
+    async def put(self, key: str, data: bytes, expires: float) -> None:
+        """Store the bytes under *key*, and replace others. The store may remove them at *expires*, in seconds since the epoch."""
+
+    @abstractmethod
+    async def delete(self, key: str) -> None:
+        """Remove the key if it is there."""
+
+    @abstractmethod
+    def keys(self, before: float) -> AsyncIterator[str]:
+        """Yield the keys with `expires <= before`, and all keys for math.inf.
+
+        A store that removes expired keys by itself has none to yield.
+        """
+
+    @abstractmethod
+    def lock(self, keys: Sequence[str]) -> AbstractAsyncContextManager[object]:
+        """Return an asynchronous context manager that excludes other holders of these keys, in all processes that share the store.
+
+        It may lock the whole store, or be a transaction. Locks of single keys don't deadlock if they are taken in this order.
+        After an exception in its body, what put() and delete() did there may stay or be rolled back.
+        """
+
+    async def open(self) -> None:
+        """Prepare the store. An exception stops the start-up."""
+
+    async def close(self) -> None:
+        """Release what open() has opened."""
+
+    # The contract
+
+    @reports("load a session")
+    async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        """Return the session, ENDED or None."""
+        return _rules.load(await self._get(id), now)
+
+    @reports("create a session")
+    async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
+        """Store a new session."""
+        return await self._write(lambda store: _rules.create(store, id, record), id, now=record.created, ownership=record.ownership)
+
+    @reports("change a session")
+    async def apply(
+        self,
+        id: str,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
+    ) -> Outcome:
+        """Set and delete single fields of the session."""
+        return await self._write(
+            lambda store: _rules.apply(store, id, sets, deletes, now=now, deadline=deadline, max_size=max_size), id, now=now
+        )
+
+    @reports("change a session")
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        """Set one field if its bytes are *old*."""
+        return await self._write(
+            lambda store: _rules.swap(store, id, field, old, new, now=now, deadline=deadline, max_size=max_size), id, now=now
+        )
+
+    @reports("rename a session")
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        """Replace the session by *record* under *new_id* if its version is still *version*."""
+        return await self._write(
+            lambda store: _rules.rename(store, id, new_id, record, version=version, now=now),
+            *(id, new_id),
+            now=now,
+            ownership=record.ownership,
+        )
+
+    @reports("end a session")
+    async def destroy(self, id: str, *, now: float) -> None:
+        """End the session, and those it was renamed to."""
+        await _rules.destroy_all(id, lambda each: self._write(lambda store: _rules.destroy(store, each, now=now), each, now=now))
+
+    async def purge(self, *, now: float, limit: int) -> int:
+        """Remove expired sessions and tombstones."""
+        return sum([await self._purge(key, now) for key in await self._expired(now, limit)])
+
+    @reports("change a session")
+    async def set_owner(
+        self,
+        id: str,
+        ownership: Ownership | None,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
+    ) -> Outcome:
+        """Do what apply() does, and set the session's ownership in the same step."""
+        return await self._write(
+            lambda store: _rules.set_owner(store, id, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size),
+            id,
+            now=now,
+            ownership=ownership,
+        )
+
+    @reports("list the sessions of an owner")
+    async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
+        """Return the owner's sessions by their ids."""
+        ids = (await self._get_owner(owner)).sessions
+        found = {id: record for id in ids if (record := _rules.owned(await self._get(id), owner, now)) is not None}
+        await self._prune(owner, ids.keys() - found.keys(), now)
+        return found
+
+    async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
+        """Revoke the owner's older ownerships, and end the sessions one by one."""
+
+        async def end(ids: list[str]) -> list[str | bool]:
+            return [await self._end_owned(id, owner, now) for id in ids]
+
+        return await _rules.end_all_owned(await self._revoke(owner, now), end, keep=keep)
+
+    @reports("count its sessions")
+    async def count(self, *, now: float) -> int:
+        """Return how many sessions there are; this reads every session."""
+        ids = [key async for key in self.keys(math.inf) if not key.startswith(_OWNER)]
+        return sum([isinstance(_rules.find(await self._get(id), now), Record) for id in ids])
+
+    # Each of these steps has the whole timeout, because a purge or an owner may have many.
+
+    @reports("remove expired sessions")
+    async def _expired(self, now: float, limit: int) -> list[str]:
+        found: list[str] = []
+        async for key in self.keys(now):
+            found.append(key)
+            if len(found) == limit:
+                break
+        return found
+
+    @reports("remove expired sessions")
+    async def _purge(self, key: str, now: float) -> bool:
+        """Remove what is stored under *key* unless its deadline has moved; return whether that was a session or a tombstone."""
+        async with self.lock([key]):
+            if key.startswith(_OWNER):
+                if (await self._get_owner_at(key)).expires() <= now:
+                    await self.delete(key)
+                return False
+            stored = await self._get(key)
+            if stored is not None and not _rules.has_expired(stored, now):
+                return False
+            await self.delete(key)
+            return True
+
+    @reports("end the sessions of an owner")
+    async def _revoke(self, owner: str, now: float) -> list[str]:
+        """Store that the owner's sessions are ended; return the ids of those sessions, and maybe of others."""
+        async with self.lock([_key(owner)]):
+            sessions = await self._get_owner(owner)
+            sessions.revoked = _rules.revoked_at(sessions.revoked, now)
+            await self._put_owner(owner, sessions, now)
+        return [*sessions.sessions]
+
+    @reports("end the sessions of an owner")
+    async def _end_owned(self, id: str, owner: str, now: float) -> str | bool:
+        return await self._write(lambda store: _rules.end_owned(store, id, owner, now=now), id, now=now)
+
+    # Reading and writing
+
+    async def _write(self, rule: Callable[[_Store], T], *ids: str, now: float, ownership: Ownership | None = None) -> T:
+        """Return the result of *rule*, which changes the sessions *ids*, after its changes are stored."""
+        async with self.lock(sorted({*ids} if ownership is None else {*ids, _key(ownership.owner)})):
+            owner = _Owner() if ownership is None else await self._get_owner(ownership.owner)
+            store = _Store(self.name, {id: await self._get(id) for id in ids}, owner)
+            result = rule(store)
+            if store.added and ownership is not None:
+                await self._put_owner(ownership.owner, owner, now)
+            for id, stored in store.changed.items():
+                await self.put(id, encode(id, stored), stored.deadline)
+        # After the lock, because the owner before isn't known when the lock is taken.
+        for owner_before, id in store.left:
+            await self._prune(owner_before, [id], now)
+        return result
+
+    async def _get(self, id: str) -> Stored | None:
+        """Return the session or tombstone. Damaged bytes are reported, and count as absent."""
+        data = await self.get(id)
+        stored = None if data is None else decode(id, data)
+        if data is not None and stored is None:
+            self._damage.report(id, "its record")
+        return stored
+
+    async def _get_owner(self, owner: str) -> _Owner:
+        return await self._get_owner_at(_key(owner))
+
+    async def _get_owner_at(self, key: str) -> _Owner:
+        content = await self.get(key)
+        if content is None:
+            return _Owner()
+        data = verify(key, content)
+        try:
+            if data is not None:
+                return _decoder.decode(data)
+        except (DecodeError, UnicodeDecodeError, RecursionError):
+            pass
+        self._damage.report(None, f"the index entry {key}")
+        return _Owner()
+
+    async def _put_owner(self, owner: str, sessions: _Owner, now: float) -> None:
+        key = _key(owner)
+        sessions.sessions = {id: expires for id, expires in sessions.sessions.items() if expires > now}
+        if sessions.expires() > now:
+            await self.put(key, protect(key, _encoder.encode(sessions)), sessions.expires())
+        else:
+            await self.delete(key)
+
+    async def _prune(self, owner: str, ids: Collection[str], now: float) -> None:
+        """Remove from the index those of *ids* that aren't sessions of *owner*."""
+        if not ids:
+            return
+        async with self.lock([_key(owner)]):
+            sessions = await self._get_owner(owner)
+            # With the owner's lock, no session becomes the owner's between these reads and the write.
+            stale = [id for id in ids if id in sessions.sessions and _rules.owned(await self._get(id), owner, now) is None]
+            for id in stale:
+                del sessions.sessions[id]
+            if stale:
+                await self._put_owner(owner, sessions, now)
+
+
+class _Owner(Struct):
+    """An owner in the index."""
+
+    sessions: dict[str, float] = {}
+    """The absolute limit of each session by its id. Some may have ended, or changed their owner."""
+    revoked: float | None = None
+
+    def expires(self) -> float:
+        """Return when nothing of this matters any more."""
+        return max([*self.sessions.values(), -math.inf if self.revoked is None else self.revoked + TOMBSTONE], default=-math.inf)
+
+
+_encoder = Encoder()
+_decoder = Decoder(_Owner)
+
+
+class _Store:
+    """The Store of the rules in _rules.py: what was read for one call, and what is to be written."""
+
+    def __init__(self, name: str, stored: dict[str, Stored | None], owner: _Owner) -> None:
+        self.name = name
+        self._stored = stored
+        self._owner = owner
+        self.changed: dict[str, Stored] = {}
+        """In the order in which they are to be written."""
+        self.added = False
+        """Whether a session was added to the owner's."""
+        self.left: list[tuple[str, str]] = []
+        """The owner and the id of each session that left its owner."""
+
+    def get(self, id: str) -> Stored | None:
+        return self._stored[id]
+
+    def put(self, stored: Mapping[str, Stored]) -> None:
+        self.changed |= stored
+
+    def move(self, id: str, before: Ownership | None, after: Ownership | None, *, now: float) -> None:
+        if after is not None:
+            self._owner.sessions[id] = cast("Record", self.changed[id]).expires
+            self.added = True
+        if before is not None and (after is None or after.owner != before.owner):
+            self.left.append((before.owner, id))
+
+    def revoked(self, owner: str) -> float | None:
+        return self._owner.revoked
+
+
+def _key(owner: str) -> str:
+    return _OWNER + blake2b(owner.encode(), digest_size=28).hexdigest()
