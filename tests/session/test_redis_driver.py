@@ -28,7 +28,9 @@ from gaman.session.testing import CONTRACT, OWNER_CONTRACT
 from gaman_session import _sealing
 from gaman_session._driver import LARGE
 from gaman_session.drivers import _redis_calls, _redis_master
-from gaman_session.drivers._redis_calls import Action, Call, Calls
+from gaman_session.drivers._redis_calls import Calls
+from gaman_session.drivers._redis_keyspace import Keyspace
+from gaman_session.drivers._redis_script import READS, Call
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
 from tests.serving import until
@@ -1203,8 +1205,8 @@ async def test_a_rename_to_a_server_of_a_cluster_that_is_full_leaves_the_old_id_
 async def id_at(driver: RedisDriver, server: servers.RedisServer) -> str:
     """Return an id whose session is on *server*."""
     while True:
-        call = Call("load", (driver._key(id := new_id()),))
-        await driver._calls.attempt([call])
+        call = Call("load", (driver._keyspace.key(id := new_id()),))
+        await driver._calls.attempt(call)
         if driver._calls.server(call) == server.address:
             return id
 
@@ -1311,7 +1313,7 @@ async def test_the_size_is_kept_as_fields_come_and_go(is_cluster: bool) -> None:
                     found = await driver.load(id, now=NOW)
                     assert isinstance(found, Record)
                     await driver.swap(id, names[0], found.fields.get(names[0]), sets[names[0]], **options)
-            kept: dict[bytes, bytes] = await driver._client.hgetall(driver._key(id))
+            kept: dict[bytes, bytes] = await driver._client.hgetall(driver._keyspace.key(id))
             assert int(kept[b"size"]) == sum(len(name) + len(value) for name, value in kept.items() if name.startswith(b":"))
 
 
@@ -1341,9 +1343,9 @@ async def test_a_large_session_shares_no_trip_with_others(is_cluster: bool, pool
             await writer.create(id, record(n=b"1" * LARGE))
         send, shared = driver._calls._send, 0
 
-        async def seen(server: Any, calls: Sequence[Any], *script: str) -> list[Any]:
+        async def seen(server: Any, calls: Sequence[Any], script: Sequence[str]) -> list[Any]:
             nonlocal shared
-            results = await send(server, calls, *script)
+            results = await send(server, calls, script)
             if len(calls) > 1:
                 shared += 1
                 assert all(len(str(each)) < LARGE for each in results)
@@ -1368,7 +1370,7 @@ async def test_over_a_single_connection_large_and_small_sessions_are_loaded_too(
     is_cluster: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A second attempt would hide what the first has run into.
-    monkeypatch.setattr(_redis_calls, "_may_pass", never)
+    monkeypatch.setattr(_redis_calls, "may_pass", never)
     url = servers.redis_cluster_url() if is_cluster else servers.redis_url()
     async with opened(url=url, pool_size=1) as driver:
         ids = [new_id() for _ in range(20)]
@@ -1619,7 +1621,7 @@ async def test_a_write_that_arrives_twice_is_replicated_twice(
                     client.config_set("maxmemory", 0)
             [operation] = [call.operation for call in calls]
             # Reads need no replica, and a place in an owner's set is left for tidiness. It isn't taken again without room.
-            if operation in ("check", "leave", *_redis_calls._READS) or (operation == "enter" and is_full):
+            if operation in ("check", "leave", *READS) or (operation == "enter" and is_full):
                 return first
             repeated.append(operation)
             assert after > before, operation
@@ -1647,20 +1649,19 @@ async def test_a_write_that_arrives_twice_is_replicated_twice(
 async def test_a_logout_between_the_two_halves_of_a_rename_ends_what_it_becomes() -> None:
     async with opened(url=servers.redis_cluster_url()) as driver:
 
-        class Interrupted(RedisDriver):
-            async def _write(
-                self, action: Action, operation: str, ids: Sequence[str], values: Sequence[bytes], *arguments: Any
+        class Interrupted(Keyspace):
+            async def write(
+                self, operation: str, id: str, others: Sequence[str], values: Sequence[bytes], *arguments: Any
             ) -> Outcome:
                 if operation == "create":
                     await driver.destroy(old, now=NOW)
-                return await super()._write(action, operation, ids, values, *arguments)
+                return await super().write(operation, id, others, values, *arguments)
 
         old, new = new_id(), new_id()
         await driver.create(old, record())
-        interrupted = Interrupted(url=servers.redis_cluster_url())
-        await interrupted.open()
-        assert await interrupted.rename(old, new, record(), version=0, now=NOW) is Outcome.ENDED
-        await interrupted.close()
+        async with opened(url=servers.redis_cluster_url()) as interrupted:
+            interrupted._keyspace = Interrupted("gaman:", interrupted._calls, is_cluster=True)
+            assert await interrupted.rename(old, new, record(), version=0, now=NOW) is Outcome.ENDED
         for id in (old, new):
             assert await driver.load(id, now=NOW) is Outcome.ENDED
 
@@ -1712,7 +1713,7 @@ async def test_a_session_works_while_its_slot_moves_to_another_server(wait_repli
             staying, moved, new = ([moving.new_id() for _ in range(5)] for _ in range(3))
             await asyncio.gather(*(driver.create(id, record(n=b"1")) for id in (*staying, *moved)))
             moving.begin()
-            moving.move(*(driver._key(id) for id in moved))
+            moving.move(*(driver._keyspace.key(id) for id in moved))
             # What is new goes where the slot is about to be.
             await asyncio.gather(*(driver.create(id, record(n=b"1")) for id in new))
             options: dict[str, Any] = {"now": NOW, "deadline": None, "max_size": MAX_SIZE}
@@ -1742,7 +1743,7 @@ async def test_a_session_is_renamed_and_ended_while_its_slot_moves_to_another_se
             ids = [moving.new_id() for _ in range(4)]
             await asyncio.gather(*(driver.create(id, record()) for id in ids))
             moving.begin()
-            moving.move(*(driver._key(id) for id in ids[:2]))
+            moving.move(*(driver._keyspace.key(id) for id in ids[:2]))
             for id in ids[::2]:
                 new = moving.new_id()
                 assert await driver.rename(id, new, record(), version=0, now=NOW) is Outcome.WRITTEN

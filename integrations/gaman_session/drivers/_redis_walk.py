@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncGenerator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
-
-from redis.exceptions import MaxConnectionsError
 
 # Looking at these holds up other calls for less than a millisecond.
 _PAGE: Final = 200
 # Calls of expiring() after which all keys were looked at.
 _PARTS: Final = 60
-# Seconds between two looks for a free connection.
-_PAUSE: Final = 0.01
 
 _LOOK: Final = """
 local cursor, pattern, page, kind, now = unpack(ARGV)
@@ -43,11 +37,11 @@ return {{found[1], expiring}}
 class Walk:
     """Walks through the keys that begin with *prefix*, on a server: a node of a Cluster, or a client of one.
 
-    TimeoutError: a page took longer than *timeout* seconds.
+    *ask* returns a server's answer to a command.
     """
 
-    def __init__(self, prefix: str, timeout: float) -> None:
-        self._timeout = timeout
+    def __init__(self, prefix: str, ask: Callable[..., Awaitable[Any]]) -> None:
+        self._ask = ask
         start = re.sub(r"([*?\[\]\\])", r"\\\1", prefix)
         self._sessions = start + "{???}" + "?" * 64
         self._sets = start + "owner:*"
@@ -81,11 +75,3 @@ class Walk:
         """Return the cursor of the next page, 0 after the last one, and what *script* has found in this one."""
         cursor, found = await self._ask(server, "EVAL", script, 0, *arguments)
         return int(cursor), found
-
-    async def _ask(self, server: Any, *command: Any) -> Any:
-        async with asyncio.timeout(self._timeout):
-            while True:
-                # While calls use all connections, one of them is free in between.
-                with suppress(MaxConnectionsError):
-                    return await server.execute_command(*command)
-                await asyncio.sleep(_PAUSE)

@@ -26,6 +26,13 @@ class Reporter:
         """Return the reason that the SessionStoreError shows, or an empty one, and its cause."""
         return "", error
 
+    def _report(self, action: str, error: Exception) -> SessionStoreError:
+        """Return what the caller gets for *error*, with its cause."""
+        reason, cause = self._explain(error)
+        report = SessionStoreError(self.name, action, reason)
+        report.__cause__ = cause
+        return report
+
 
 R = TypeVar("R", bound=Reporter)
 Method: TypeAlias = Callable[Concatenate[R, P], Coroutine[Any, Any, T]]
@@ -43,8 +50,8 @@ def reports(action: str) -> Callable[[Method[R, P, T]], Method[R, P, T]]:
             except GamanError:
                 raise
             except self._failures as error:
-                reason, cause = self._explain(error)
-                raise SessionStoreError(self.name, action, reason) from cause
+                report = self._report(action, error)
+                raise report from report.__cause__
 
         return reporting
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -30,6 +31,11 @@ class TimeLimit:
         task: Any = asyncio.current_task()
         if self._inside.pop(task, None) is None and task.uncancel() <= self._late.pop(task) and kind is asyncio.CancelledError:
             raise TimeoutError from error
+
+    def left(self) -> float:
+        """Return how many seconds the current task has left, or infinity where it isn't inside."""
+        task: Any = asyncio.current_task()
+        return self._inside[task][0] - monotonic() if task in self._inside else math.inf
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         """Cancel what is late, and look again when the next would be."""
