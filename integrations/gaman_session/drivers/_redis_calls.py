@@ -47,7 +47,7 @@ from gaman_session.drivers._redis_script import BY_HASH, BY_TEXT, READS, Call, c
 from gaman_session.drivers._redis_servers import Server
 from gaman_session.drivers._time_limit import TimeLimit
 
-# Seconds before the next attempts. Where another server may take over, the last pause is repeated.
+# Seconds before the next attempts. If another server may take over, the last pause is repeated.
 PAUSE: Final = 0.4
 _PAUSES: Final = (0.05, 0.1, 0.2, PAUSE)
 # How often a call goes on to another server of a Cluster at once. Then it pauses, because two servers may each name the other.
@@ -147,7 +147,7 @@ class Calls:
         """Return the answer of *node*, one of masters(), to a command of its own; CallError: it failed."""
         try:
             while True:
-                # While calls use all connections, one of them is free in between.
+                # Calls may use all connections, each of which is free in between.
                 with suppress(MaxConnectionsError):
                     return await node.execute_command(*command)
                 await asyncio.sleep(_FREE)
@@ -156,7 +156,7 @@ class Calls:
             raise CallError(self.server() if self._cluster is None else node.name, error) from error
 
     def server(self, call: Call | None = None) -> str:
-        """Return the server that *call* goes to, or the hosts of the address where that isn't known."""
+        """Return the server that *call* goes to, or the hosts of the address if that isn't known."""
         if (answer := self._watch.answer) is not None:
             return answer.server
         server = None if call is None or self._cluster is None else self._find(call)
@@ -173,9 +173,9 @@ class Calls:
         return server, reason(failure), failure
 
     async def _distrust(self, error: Exception) -> None:
-        """Drop the idle connections after an *error* of the library's own.
+        """Drop the idle connections after an *error* of the library itself.
 
-        It may have left an answer unread, which the next call over that connection would take for its own.
+        It may have left an answer unread, which the next call on that connection would mistake for its own.
         """
         if isinstance(error, FAILURES):
             return
@@ -189,7 +189,7 @@ class Calls:
         return Server(name, node, self._run, pool_size=self._pool_size, waits=self._wait_replicas > 0)
 
     def _find(self, call: Call) -> Server | None:
-        """Return the server for *call*, or None where the owner of its slot isn't known."""
+        """Return the server for *call*, or None if the owner of its slot isn't known."""
         return self._only if self._cluster is None else self._cluster.owner(call)
 
     async def _call_again(self, call: Call, server: Server | None, failure: Exception, *, is_large: bool) -> Any:
@@ -203,7 +203,7 @@ class Calls:
                 if isinstance(failure, Unconfirmed):
                     unconfirmed = failure
                 elif isinstance(failure, DEMOTED):
-                    # It says more than the lost connections that follow.
+                    # This error says more than the lost connections that follow.
                     demoted = failure
                 before, (server, asked) = server, await self._follow(call, server, failure)
                 if server is not before and jumps < _MAX_JUMPS:
@@ -211,7 +211,7 @@ class Calls:
                 else:
                     pause = _PAUSES[min(pauses, len(_PAUSES) - 1)]
                     pauses += 1
-                    # Only another server is worth waiting for longer.
+                    # Only another server is worth a longer wait.
                     is_enough = pauses > len(_PAUSES) and not (self._address.kind and isinstance(failure, FAILURES))
                     if is_enough or pause + self.patience > self._limit.left():
                         break
@@ -225,7 +225,7 @@ class Calls:
                     if not self._may_pass(error):
                         break
                     continue
-                # An earlier attempt may have come through, before the write of another client that has caused this conflict.
+                # An earlier attempt may have succeeded, before the write of another client that has caused this conflict.
                 if is_unclear and result == b"CONFLICT" and call.operation == "swap":
                     raise CallError(self.server(call), RedisError("the answer to the write was lost"))
                 return result
@@ -243,7 +243,7 @@ class Calls:
                 return named, structs.replace(call, slot=-1, is_asking=True)
             self._cluster.move(call.slot, named)
         elif not isinstance(failure, TryAgainError) and self._find(call) is server:
-            # The call's own failure says more than one of this.
+            # The call's own failure says more than a failure to learn.
             with suppress(RedisClusterException):
                 await self._cluster.learn(call.slot, server)
         return self._find(call), call
@@ -252,7 +252,7 @@ class Calls:
         return may_pass(error) or (isinstance(error, AskError) and self._cluster is not None)
 
     async def _run(self, server: Server, calls: Sequence[Call]) -> list[Any]:
-        """Make *calls* in one round trip, or in two where *server* lacks the script; return results, with exceptions among them."""
+        """Make *calls* in one round trip, or in two if *server* lacks the script; return results, with exceptions among them."""
         if (cluster := self._cluster) is not None:
             here = [call.is_asking or cluster.owner(call) is server for call in calls]
             if not all(here):
@@ -288,7 +288,7 @@ class Calls:
         max_calls = _MAX_CALLS if server.node is None else 1
         is_write = self._wait_replicas > 0 and any(call.operation not in READS for call in calls)
         if len(calls) <= max_calls and not is_write and server.node is None:
-            # A pipeline would cost a lone command half as much again.
+            # A pipeline costs half as much again for a single command.
             try:
                 return decode(calls, await self._client.execute_command(*encode(calls, script, is_only=True)))
             except ResponseError as error:

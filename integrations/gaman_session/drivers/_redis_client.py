@@ -1,4 +1,4 @@
-"""Connecting to Redis: redis-py's client for an address, and the watch over its master."""
+"""connect(): redis-py's client for an address, and the watch on its master."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gaman_session.drivers._redis_master import SentinelWatch, ServerWatch, Watc
 
 
 def connect(address: Address, *, pool_size: int, patience: float) -> tuple[Any, Watch]:
-    """Return a client, and the watch over its master. Both connect later, and wait *patience* seconds for each step.
+    """Return a client, and the watch on its master. Both connect later, and wait *patience* seconds for each step.
 
     ConfigError: an option of TLS can't work, such as a file that isn't there.
     """

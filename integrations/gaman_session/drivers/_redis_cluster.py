@@ -52,7 +52,7 @@ class Cluster:
         self._closing: set[asyncio.Task[None]] = set()
 
     def owner(self, call: Call) -> Server | None:
-        """Return the server that has the slot of *call*, or None where it isn't known."""
+        """Return the server that has the slot of *call*, or None if it isn't known."""
         if call.slot < 0:
             call.slot = key_slot(call.keys[0].encode())
         return self._owners[call.slot]
@@ -154,7 +154,7 @@ class Cluster:
         self._servers = kept
 
     def _server(self, host: str, port: int, teller: Server | None = None) -> Server:
-        """Return the server at *host* and *port*. *teller*, which named it, leaves out its own host where it doesn't know it."""
+        """Return the server at *host* and *port*. *teller*, which named it, leaves out its own host if it doesn't know it."""
         if teller is not None and teller.node is not None and host in ("", "?"):
             host = teller.node.host
         name = get_node_name(host, port)

@@ -1,4 +1,4 @@
-"""Failures of a Redis server: which may pass, after which a write certainly didn't happen, and what logs say of them."""
+"""Failures of a Redis server: those that may pass, those that leave no doubt about a write, and their words in logs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Unconfirmed(RedisError):
     """Too few replicas have confirmed a write."""
 
     has_changed = False
-    """Whether the write has changed what it was meant to."""
+    """Whether the write has changed the session, as opposed to a conflict."""
     is_change = False
     """Whether that is the whole change of the driver's method."""
 
@@ -81,7 +81,7 @@ def no_answer(server: str, seconds: float) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Return what logs say about *error*: the server's own words, or what happened to the connection; never a value."""
+    """Return the reason for logs: the server's own words, or those for the connection's failure; never a value."""
     told, inner = [error], error.__cause__ or error.__context__
     # redis-py wraps a ReadOnlyError without naming it as the cause.
     if isinstance(inner, (RedisError, RedisClusterException)) and (error.__cause__ or isinstance(inner, ReadOnlyError)):

@@ -66,7 +66,7 @@ class Keyspace:
         return (self.key(id),) if self._is_cluster else (self.key(id), self._live, *(self._prefix + other for other in others))
 
     async def enter(self, id: str, ownership: Ownership, expires: float, *, now: float, is_carried: bool = False) -> Outcome:
-        """Put *id* into the owner's set; REVOKED, unless the session brings the ownership along."""
+        """Put *id* into the owner's set; REVOKED, unless *is_carried*: the session had this ownership before."""
         arguments = (now, repr(ownership.since), id, repr(expires), is_carried)
         return read_outcome(await self._calls.call(Call("enter", (self._owner_key(ownership.owner),), (), arguments)))
 
@@ -76,7 +76,7 @@ class Keyspace:
             await self._calls.call(Call("leave", (self._owner_key(owner),), (), (now, [*ids])))
 
     async def members(self, operation: str, owner: str, *, now: float) -> list[str]:
-        """Return the ids in the owner's set, after what *operation* does to it."""
+        """Return the ids in the owner's set, after *operation*, which is owned or end_owned."""
         found: dict[bytes, bytes] = await self._calls.call(Call(operation, (self._owner_key(owner),), (), (now,))) or {}
         return [member.decode() for member in found if member != b"ended"]
 

@@ -61,7 +61,7 @@ async def try_commands(calls: Calls, address: Address, *, prefix: str, key: str,
 
 
 def _explain(cause: BaseException, address: Address, hosts: str, prefix: str) -> Exception | None:
-    """Return the error with which the start ends because of *cause*, or None where that may pass by itself."""
+    """Return the error with which the start ends because of *cause*, or None if that may pass by itself."""
     is_cluster = address.kind == "cluster"
     while isinstance(cause, RedisClusterException) and cause.__cause__ is not None:
         cause = cause.__cause__
@@ -75,7 +75,7 @@ def _explain(cause: BaseException, address: Address, hosts: str, prefix: str) ->
     if isinstance(cause, (*DEMOTED, NotMasterError)) and not is_cluster:
         fix = "see that its Sentinels have a master" if address.kind else "write the master's address in its url"
         return ConfigError(f"the redis driver found a replica at {hosts}, which takes no changes; {fix}")
-    # Over a socket, redis-py takes this for a failed connection.
+    # On a Unix socket, redis-py reports this as a failed connection.
     if _DATABASE.search(text):
         return ConfigError(f"the redis driver can't use the database in its url at {hosts}: {text}; choose one that is there")
     if isinstance(cause, (*CONNECTION_FAILURES, TimeoutError)) or not isinstance(cause, FAILURES):
