@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 from typing import Any, Final, Literal, cast
 
 from gaman_session._damage import Damage
-from gaman_session._driver import Outcome, Ownership, Record
+from gaman_session._driver import LARGE, Outcome, Ownership, Record
 from gaman_session.drivers._redis_calls import Calls
 from gaman_session.drivers._redis_failures import CallError
-from gaman_session.drivers._redis_records import is_large, read_outcome, read_record
+from gaman_session.drivers._redis_records import read_outcome, read_record
 from gaman_session.drivers._redis_script import Call
 
 _MAX_LARGE_IDS: Final = 1000
@@ -38,9 +38,13 @@ class Keyspace:
     async def load(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session *id*, ENDED for its tombstone, or None if it is absent, expired or damaged."""
         keys = (self.key(id),)
-        found: Any = b"LARGE" if id in self._large else await self.call(id, Call("load", keys))
-        if found == b"LARGE":
-            found = await self.call(id, Call("load", keys, (), (True,)), is_large=True)
+        try:
+            found: Any = b"LARGE" if id in self._large else await self._calls.call(Call("load", keys))
+            if found == b"LARGE":
+                found = await self._calls.call(Call("load", keys, (), (True,)), is_large=True)
+        except CallError as error:
+            self._check_type(id, error)
+            return None
         return self._record(id, found, now)
 
     async def look(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
@@ -49,16 +53,18 @@ class Keyspace:
 
     async def write(self, operation: str, id: str, others: Sequence[str], values: Sequence[bytes], *arguments: Any) -> Outcome:
         """Return the outcome of *operation* on the session *id*, with *others* as further keys, which don't exist in a Cluster."""
-        return read_outcome(await self.call(id, Call(operation, self.keys(id, *others), values, arguments)))
+        try:
+            return read_outcome(await self._calls.call(Call(operation, self.keys(id, *others), values, arguments)))
+        except CallError as error:
+            self._check_type(id, error)
+            return Outcome.ABSENT
 
-    async def call(self, id: str, call: Call, *, is_large: bool = False) -> Any:
+    async def call(self, id: str, call: Call) -> Any:
         """Return the result of *call*, or None if the key of the session *id* holds no hash."""
         try:
-            return await self._calls.call(call, is_large=is_large)
+            return await self._calls.call(call)
         except CallError as error:
-            if "WRONGTYPE" not in str(error.failure):
-                raise
-            self._damage.report(id, "its hash")
+            self._check_type(id, error)
             return None
 
     def keys(self, id: str, *others: str) -> Sequence[str]:
@@ -100,13 +106,19 @@ class Keyspace:
             self._damage.report(id, "its hash")
             return None
         if isinstance(record, Record):
-            if not is_large(found):
+            if int(found[b"size"]) <= LARGE:
                 self._large.discard(id)
             else:
                 if len(self._large) == _MAX_LARGE_IDS:
                     self._large.clear()
                 self._large.add(id)
         return record
+
+    def _check_type(self, id: str, error: CallError) -> None:
+        """Report a key that holds no hash, or raise any other *error*."""
+        if "WRONGTYPE" not in str(error.failure):
+            raise error
+        self._damage.report(id, "its hash")
 
 
 def owner_key(owner: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from secrets import token_urlsafe
 from typing import Any, Final, Literal
 
-from gaman_session._driver import LARGE, Outcome, Ownership, Record, is_sound
+from gaman_session._driver import Outcome, Ownership, Record, is_sound
 
 OWNERSHIP: Final = ("owner", "since", "note")
 """The fields that hold an Ownership."""
@@ -32,11 +32,6 @@ def read_record(found: Mapping[bytes, bytes], now: float) -> Record | Literal[Ou
     except KeyError as cause:
         raise ValueError("the hash is damaged") from cause
     return Record(fields, created, expires, deadline, version, ownership, found.get(b"seal", b""))
-
-
-def is_large(found: Mapping[bytes, bytes]) -> bool:
-    """Return whether the session in *found*, which is sound, shares no round trip with other calls."""
-    return int(found[b"size"]) > LARGE
 
 
 def values_and_arguments(record: Record) -> tuple[Sequence[bytes], Sequence[Any]]:
