@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from secrets import token_urlsafe
 from typing import Any, Final, Literal
@@ -12,7 +11,8 @@ from gaman_session._driver import Outcome, Ownership, Record, is_sound
 OWNERSHIP: Final = ("owner", "since", "note")
 """The fields that hold an Ownership."""
 _COLON: Final = ord(":")
-_is_whole: Final = re.compile(rb"[0-9]{1,14}").fullmatch
+_OUTCOMES: Final[Mapping[bytes | None, Outcome]] = {None: Outcome.ABSENT, **{outcome.name.encode(): outcome for outcome in Outcome}}
+_MAX_DIGITS: Final = 14
 
 
 def read_record(found: Mapping[bytes, bytes], now: float) -> Record | Literal[Outcome.ENDED] | None:
@@ -27,7 +27,9 @@ def read_record(found: Mapping[bytes, bytes], now: float) -> Record | Literal[Ou
         ownership = Ownership(found[b"owner"].decode(), found[b"note"], float(found[b"since"])) if b"owner" in found else None
         created, expires, version = float(found[b"created"]), float(found[b"expires"]), int(found[b"version"])
         # The script writes whole numbers like this, and takes no others.
-        if not (is_sound(created, expires, deadline) and _is_whole(found[b"version"]) and _is_whole(found[b"size"])):
+        digits, size = found[b"version"], found[b"size"]
+        is_whole = digits.isdigit() and size.isdigit() and len(digits) <= _MAX_DIGITS >= len(size)
+        if not (is_whole and is_sound(created, expires, deadline)):
             raise ValueError("the hash is damaged")
     except KeyError as cause:
         raise ValueError("the hash is damaged") from cause
@@ -64,5 +66,5 @@ def deadline_argument(deadline: float | None) -> str | Literal[False]:
 
 
 def read_outcome(word: bytes | None) -> Outcome:
-    """Return the Outcome that the script's *word* names; no word stands for a session that isn't there."""
-    return Outcome.ABSENT if word is None else Outcome[word.decode()]
+    """Return the Outcome that the script's *word* names; no word stands for an absent session."""
+    return _OUTCOMES[word]

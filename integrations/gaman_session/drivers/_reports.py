@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any, ClassVar, Concatenate, ParamSpec, TypeAlias, TypeVar
@@ -44,14 +45,23 @@ def reports(action: str) -> Callable[[Method[R, P, T]], Method[R, P, T]]:
     def decorate(method: Method[R, P, T]) -> Method[R, P, T]:
         @wraps(method)
         async def reporting(self: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            limit = self._limit
+            task = limit.enter()
             try:
-                with self._limit:
-                    return await method(self, *args, **kwargs)
+                return await method(self, *args, **kwargs)
             except GamanError:
                 raise
             except self._failures as error:
-                report = self._report(action, error)
-                raise report from report.__cause__
+                failure = error
+            except asyncio.CancelledError as error:
+                if not limit.is_late(task):
+                    raise
+                failure = TimeoutError()
+                failure.__cause__ = error
+            finally:
+                limit.leave(task)
+            report = self._report(action, failure)
+            raise report from report.__cause__
 
         return reporting
 
