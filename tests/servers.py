@@ -149,9 +149,13 @@ class RedisServer(Server):
         """A client for the tests, with short timeouts."""
         return redis.Redis(port=self.port, socket_timeout=5, decode_responses=True)
 
-    def is_ready(self) -> bool:
+    def ask(self, command: str, *arguments: object) -> Any:
+        """Return the answer to *command*, such as `CLUSTER MYID`, with *arguments*."""
         with self.client() as client:
-            return bool(client.ping())
+            return client.execute_command(*command.split(), *arguments)
+
+    def is_ready(self) -> bool:
+        return bool(self.ask("PING"))
 
 
 class RedisCluster:
@@ -176,14 +180,14 @@ class RedisCluster:
         first, *others = self.nodes
         slots = [16384 * i // len(self.masters) for i in range(len(self.masters) + 1)]
         for node, start, end in zip(self.masters, slots, slots[1:], strict=False):
-            self._ask(node, "CLUSTER ADDSLOTS", *range(start, end))
+            node.ask("CLUSTER ADDSLOTS", *range(start, end))
         for epoch, node in enumerate(self.nodes, 1):
-            self._ask(node, "CLUSTER SET-CONFIG-EPOCH", epoch)
+            node.ask("CLUSTER SET-CONFIG-EPOCH", epoch)
         for node in others:
-            self._ask(first, "CLUSTER MEET", "127.0.0.1", node.port)
+            first.ask("CLUSTER MEET", "127.0.0.1", node.port)
         until(lambda: all(self._knows_all(node) for node in self.nodes), "the nodes to meet", seconds=_STARTING)
         for i, node in enumerate(self.replicas):
-            self._ask(node, "CLUSTER REPLICATE", self._ask(self.masters[i % len(self.masters)], "CLUSTER MYID"))
+            node.ask("CLUSTER REPLICATE", self.masters[i % len(self.masters)].ask("CLUSTER MYID"))
         until(lambda: all(self._is_settled(node) for node in self.nodes), "the cluster to be complete", seconds=_STARTING)
         return self
 
@@ -191,13 +195,9 @@ class RedisCluster:
         for node in self.nodes:
             node.close()
 
-    def _ask(self, node: RedisServer, command: str, *arguments: object) -> Any:
-        with node.client() as client:
-            return client.execute_command(*command.split(), *arguments)
-
     def _knows_all(self, node: RedisServer) -> bool:
         # During a handshake, a node has no name by which others could announce it.
-        known = str(self._ask(node, "CLUSTER NODES"))
+        known = str(node.ask("CLUSTER NODES"))
         return known.count(" connected") == len(self.nodes) and "handshake" not in known
 
     def _is_settled(self, node: RedisServer) -> bool:

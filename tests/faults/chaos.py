@@ -1,7 +1,7 @@
-"""A site under load whose store meets one fault after the other, drawn by a seeded generator; holds no test.
+"""A site under load whose store has one fault after the other, drawn by a seeded generator; holds no test.
 
-A server is taken away only when all are there and in step, because a store promises to survive the loss of one. A fault that takes
-none away, such as dropped connections, may come at any time.
+A server is taken away only when all are running and in step, because a store promises to survive the loss of one. A fault that
+takes none away, such as dropped connections, may begin at any time.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ PLANNED = "fail over as planned"
 SLOTS = 100
 """How many slots move at a time."""
 PAUSES = (0.5, 2.0)
-"""Seconds between two faults, at least and at most."""
+"""The shortest and the longest time between two faults, in seconds."""
 CALM = 90.0
-"""Seconds within which the servers are all there and in step again."""
+"""Seconds within which all servers are running and in step again."""
 _ONCE = Retry(NoBackoff(), 0)
 _ERRORS = (redis.RedisError, PyMongoError, OSError)
 DURABLE = ("--appendonly", "yes")
@@ -46,30 +46,30 @@ DURABLE = ("--appendonly", "yes")
 
 
 class Fault(NamedTuple):
-    """Something that happens to a store."""
+    """A fault of a store."""
 
     name: str
     begin: Callable[[Any], Callable[[], object] | None]
-    """Begins it on a server, and returns what repairs it, or None where it passes by itself."""
+    """Begins it on a server, and returns a function that repairs it, or None if it passes by itself."""
     target: str
-    """`master` or `replica`, or empty where it takes no server away."""
+    """`master` or `replica`, or empty if it takes no server away."""
     seconds: tuple[float, float] = (0, 0)
-    """How long it lasts at least and at most."""
+    """The shortest and the longest duration."""
 
 
 class Store(ABC, Generic[S]):
-    """Servers of one store, and what may happen to them."""
+    """Servers of one store, and their faults."""
 
     driver: Mapping[str, Any]
     servers: Sequence[S]
 
     @abstractmethod
     def masters(self, servers: Sequence[S]) -> list[S]:
-        """Return those of *servers* that are masters, or primary, by their own account; they have to be running."""
+        """Return those of *servers* that say that they are masters, or primary; they have to be running."""
 
     @abstractmethod
     def is_whole(self) -> bool:
-        """Return whether all servers are there and in step."""
+        """Return whether all servers are running and in step."""
 
     @abstractmethod
     def fail_over(self, master: S) -> None:
@@ -109,7 +109,7 @@ class _Redis(Store[RedisServer]):
 
     def _tell_all(self, *command: str) -> None:
         for server in self.servers:
-            # One of them may be away, and is not waited for.
+            # The test doesn't wait for a server that is away.
             client: Any = redis.Redis(port=server.port, socket_timeout=0.2, retry=_ONCE)
             with suppress(redis.RedisError), client:
                 client.execute_command(*command)
@@ -130,13 +130,13 @@ class Cluster(_Redis):
         masters = [role for role in roles if role[0] == "master"]
         if len(masters) != len(roles) // 2 or not all(_is_in_step(role, 1) for role in roles):
             return False
-        return all("cluster_state:ok" in str(_ask(server, "CLUSTER INFO")) for server in self.servers)
+        return all("cluster_state:ok" in str(server.ask("CLUSTER INFO")) for server in self.servers)
 
     def successors(self, master: RedisServer) -> list[RedisServer]:
         return [each for each in self.servers if _master_of(each) == master.port]
 
     def fail_over(self, master: RedisServer) -> None:
-        _ask(self.successors(master)[0], "CLUSTER FAILOVER")
+        self.successors(master)[0].ask("CLUSTER FAILOVER")
 
     def faults(self) -> list[Fault]:
         return [*super().faults(), Fault("move slots", self._move_slots, "master")]
@@ -144,7 +144,7 @@ class Cluster(_Redis):
     def _move_slots(self, source: RedisServer) -> None:
         """Give some of a master's slots to another, as redis-cli does."""
         target = next(master for master in self.masters(self.servers) if master is not source)
-        held = [range(first, last + 1) for first, last, (_, port, *_), *_ in _ask(source, "CLUSTER SLOTS") if port == source.port]
+        held = [range(first, last + 1) for first, last, (_, port, *_), *_ in source.ask("CLUSTER SLOTS") if port == source.port]
         with source.client() as here, target.client() as there:
             old, new = (client.execute_command("CLUSTER", "MYID") for client in (here, there))
             for slot in [slot for slots in held for slot in slots][:SLOTS]:
@@ -181,7 +181,7 @@ class Sentinels(_Redis):
         del master
         # Sentinels refuse it shortly after another failover.
         with suppress(redis.ResponseError):
-            _ask(self._sentinels.sentinels[0], "SENTINEL FAILOVER", self._sentinels.name)
+            self._sentinels.sentinels[0].ask("SENTINEL FAILOVER", self._sentinels.name)
 
 
 class ReplicaSet(Store[MongoServer]):
@@ -205,7 +205,7 @@ class ReplicaSet(Store[MongoServer]):
 
     def drop_connections(self, _: object) -> None:
         for server in self.servers:
-            # One of them may be away, and is not waited for.
+            # The test doesn't wait for a server that is away.
             client = pymongo.MongoClient[dict[str, Any]](server.uri, directConnection=True, timeoutMS=200)
             with suppress(PyMongoError), client:
                 client.admin.command("dropConnections", 1, hostAndPort=[each.address for each in self.servers])
@@ -217,7 +217,7 @@ class ReplicaSet(Store[MongoServer]):
 
 
 class Chaos:
-    """Lets faults happen to a store, one every few seconds, and then waits until the store is whole again."""
+    """Begins a fault of a store every few seconds, and in the end waits until the store is whole again."""
 
     def __init__(self, store: Store[Any], common: Common) -> None:
         self._store = store
@@ -230,7 +230,7 @@ class Chaos:
         self._watch_until = 0.0
 
     def rage(self, seconds: float) -> None:
-        """Let faults happen for so many seconds. Servers end with the thread that started them, so call it from the tests' own."""
+        """Begin faults for so many seconds. Servers end with the thread that started them, so call it from the main thread."""
         over = time.monotonic() + seconds
         after = time.monotonic() + 2
         while time.monotonic() < over:
@@ -245,12 +245,12 @@ class Chaos:
         self._note("all is well")
 
     def _draw(self) -> bool:
-        """Begin the next fault that may come now, if there is one; each comes once before one comes again."""
+        """Begin the next fault that may begin now, if there is one; each begins once before one is repeated."""
         is_whole = self._repair is None and self._is_whole()
         if not self._faults:
             self._faults = [*self._store.faults(), Fault("kill a process of the site", self._kill_process, "")]
             self._random.shuffle(self._faults)
-            # It comes first, because the longer ones may leave no time for it.
+            # The planned failover is first, because the longer faults may leave no time for it.
             self._faults.sort(key=lambda fault: fault.name != PLANNED)
         fault = next((fault for fault in self._faults if is_whole or not fault.target), None)
         if fault is None:
@@ -273,7 +273,7 @@ class Chaos:
         return True
 
     def _watch(self) -> None:
-        """Note it when another server takes over."""
+        """Note a takeover by another server."""
         if not self._successors:
             return
         with suppress(*_ERRORS):
@@ -303,7 +303,7 @@ class Chaos:
 
 
 def run(store: Store[Any], folder: Path, *, seed: int = SEED, seconds: float = SECONDS) -> History:
-    """Have clients use a site for so many seconds while its *store* meets faults, and return their history."""
+    """Have clients use a site for so many seconds while its *store* has faults, and return their history."""
     print(f"GAMAN_TEST_CHAOS_SEED={seed}")
     history = History()
     with Processes(folder, store.driver) as processes:
@@ -316,13 +316,8 @@ def run(store: Store[Any], folder: Path, *, seed: int = SEED, seconds: float = S
     return history
 
 
-def _ask(server: RedisServer, command: str, *arguments: object) -> Any:
-    with server.client() as client:
-        return client.execute_command(*command.split(), *arguments)
-
-
 def _role(server: RedisServer) -> list[Any]:
-    found: list[Any] = _ask(server, "ROLE")
+    found: list[Any] = server.ask("ROLE")
     return found
 
 
@@ -332,5 +327,5 @@ def _master_of(replica: RedisServer) -> int | None:
 
 
 def _is_in_step(role: list[Any], replicas: int) -> bool:
-    """Return whether a master has so many replicas, or a replica its master."""
+    """Return whether a master has this number of replicas, or a replica its master."""
     return len(role[2]) == replicas if role[0] == "master" else role[3] == "connected"

@@ -14,7 +14,7 @@ from tests.serving import Program, get, running_script, until
 
 @contextmanager
 def crew(folder: Path, driver: Mapping[str, Any], workers: int) -> Generator[Program]:
-    """Serve SITE by so many processes for as long as the block lasts, which begins when each of them answers."""
+    """Serve SITE by *workers* processes for as long as the block lasts, which begins when each of them answers."""
     source = SITE.replace('"no session here"', "str(os.getpid())").replace("port=0", f"port=0, workers={workers}")
     with running_script(source, folder, env={"DRIVER": json.dumps(driver)}, name="site.py") as program:
         pids: set[bytes] = set()

@@ -1,6 +1,6 @@
-"""The requests of clients while servers failed, their responses, and which promises these break; holds no test.
+"""The requests of clients while servers failed, their responses, and the broken promises in them; holds no test.
 
-A request whose response isn't 200 may have happened or not, and may still happen: a server that wakes finds it in its queue. So
+A request whose response isn't 200 may have taken effect or not, and may still do so: a server that wakes finds it in its queue. So
 only acknowledged requests count, and only for requests that began later.
 """
 
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 ENDS = ("end", "renew", "end_all")
 GAP = 2.0
-"""Seconds without a stale read that part one span of them from the next."""
+"""Seconds without a stale read that separate two spans of stale reads."""
 PROMPT = 1.0
-"""Seconds within which a read is answered by a store that is well."""
+"""Seconds within which a store without faults answers a read."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,21 +31,21 @@ class Request:
     """`read`, `put`, `login`, `count`, or one that ends a session or its cookie: `end`, `renew` or `end_all`."""
     session: str
     cookie: str | None
-    """What it was sent with; None for a new session."""
+    """The cookie that it was sent with; None for a new session."""
     given: str | None
     """The cookie that its client has afterwards."""
     began: float
     ended: float
     status: int
-    """0 where the connection broke before the response."""
+    """0 if the connection broke before the response."""
     key: str = ""
-    """What it writes."""
+    """The key that it writes."""
     owner: str = ""
-    """The owner to which it ties the session, or whose sessions it ends."""
+    """The owner that it sets, or whose sessions it ends."""
     found: Mapping[str, Any] | None = None
-    """All that the session held, where the response tells."""
+    """The session's values, if the response has them."""
     count: int | None = None
-    """What its counter was, where the response tells."""
+    """The session's counter, if the response has it."""
     port: int = 0
 
     @property
@@ -57,13 +57,13 @@ class Request:
 
 
 class Event(NamedTuple):
-    """What was done to the servers, or what they did about it."""
+    """A fault of the servers, its repair, or a takeover."""
 
     at: float
     what: str
     is_takeover: bool = False
     is_harmless: bool = False
-    """Whether all servers went on."""
+    """Whether all servers continued."""
 
 
 class Stale(NamedTuple):
@@ -72,7 +72,7 @@ class Stale(NamedTuple):
     began: float
     ended: float
     lag: float
-    """Seconds from the acknowledgement of what it should have found."""
+    """Seconds since the acknowledgement of the state that it should have found."""
     what: str
 
 
@@ -91,7 +91,7 @@ class Span(NamedTuple):
 
 @dataclass
 class Verdict:
-    """The findings in a history; each list has a sentence for each breach of one promise."""
+    """The findings in a history; each list has a sentence for each time that one promise was broken."""
 
     lost: list[str] = field(default_factory=list[str])
     """Writes, logouts and increments that were acknowledged, and are undone by the last read."""
@@ -102,7 +102,7 @@ class Verdict:
     """Responses that are neither 200 nor 503, or that never came."""
     stale: list[Stale] = field(default_factory=list[Stale])
     logged_out: int = 0
-    """Sessions that were gone after a renewal that wasn't acknowledged."""
+    """Sessions that were absent after a renewal that wasn't acknowledged."""
 
     @property
     def spans(self) -> list[Span]:
@@ -128,7 +128,7 @@ class History:
         self.stuck: list[str] = []
         """Requests that clients repeated without success, and gave up."""
         self.log = ""
-        """What the processes of the site have said."""
+        """The output of the site's processes."""
 
     def add(self, request: Request) -> Request:
         self.requests.append(request)
@@ -140,7 +140,7 @@ class History:
         return [*dict.fromkeys(pairs)]
 
     def judge(self) -> Verdict:
-        """Return each breach of a promise."""
+        """Return all broken promises."""
         verdict = Verdict()
         sessions: defaultdict[str, list[Request]] = defaultdict(list)
         ends_of: defaultdict[str, list[Request]] = defaultdict(list)
@@ -164,9 +164,9 @@ class History:
         return max((after - before for before, after in pairwise(ends)), default=0)
 
     def recoveries(self) -> list[float]:
-        """Return for each takeover after how many seconds no read failed any more, or took longer than PROMPT.
+        """Return, for each takeover, the seconds until the last read that failed, or took longer than PROMPT.
 
-        Reads that begin after the next event are another matter.
+        Reads that begin after the next event don't count.
         """
         reads = [each for each in self.requests if each.action == "read" and each.port not in self.killed]
         found: list[float] = []
@@ -187,7 +187,7 @@ class History:
 
 
 class _Fault(NamedTuple):
-    """What a read found, and what was acknowledged otherwise."""
+    """A read, and an acknowledged request that it contradicts."""
 
     found: str
     acknowledged: Request
@@ -229,7 +229,7 @@ def _judge(requests: list[Request], of_owner: list[Request], verdict: Verdict) -
 
 
 def _faults(read: Request, ends: list[Request], written: list[Request], login: Request | None) -> Iterator[_Fault]:
-    """Yield each difference between what *read* found and what was acknowledged before."""
+    """Yield each acknowledged request that *read* contradicts."""
     assert read.found is not None
     if read.found:
         for end in ends:
@@ -244,7 +244,7 @@ def _faults(read: Request, ends: list[Request], written: list[Request], login: R
 
 
 def _concerns(end: Request, read: Request, login: Request | None) -> bool:
-    """Return whether *end* may end what *read* looks at."""
+    """Return whether *end* may end the session of *read*."""
     if end.action == "renew":
         return end.cookie == read.cookie
     # One that isn't acknowledged may yet happen, after a login that came later.
@@ -256,7 +256,7 @@ def _is_before(login: Request | None, end: Request) -> bool:
 
 
 def _count(requests: list[Request], verdict: Verdict) -> None:
-    """Judge one session's counter: each value that was seen lies between what was acknowledged before and what was attempted."""
+    """Judge one session's counter: each value lies between the increments that were acknowledged and those that were attempted."""
     increments = [each for each in requests if each.action == "count"]
     acknowledged = [each for each in increments if each.is_acknowledged]
     seen = [(each, each.count) for each in requests if each.is_acknowledged and each.count is not None]

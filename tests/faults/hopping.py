@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from random import Random
 from typing import Any, Self
 
 from tests.faults.history import History, Request
-from tests.faults.site_under_load import Visitor, site
+from tests.faults.site_under_load import Threads, Visitor, site
 from tests.serving import Program, until
 
 PAUSE = 0.05
@@ -26,13 +25,13 @@ PAUSE = 0.05
 KEYS = 40
 """Keys in a session after which its client begins another."""
 STUCK = 60.0
-"""Seconds after which a request that is repeated is never to succeed."""
+"""Seconds after which a repeated request counts as one that never succeeds."""
 AT_ONCE = 3
 """Browsers at which an owner is logged in."""
 
 
 class Processes:
-    """The processes that serve SITE, on a port each; one that is killed is replaced. One more is for a single client."""
+    """The processes that serve SITE, each on its port; a killed one is replaced. One more serves a single client."""
 
     def __init__(self, folder: Path, driver: Mapping[str, Any], number: int = 2) -> None:
         self._folder = folder
@@ -69,7 +68,7 @@ class Processes:
         return "".join(program.stderr for program in [*self._programs.values(), *self._others])
 
     def _start(self) -> None:
-        """Start one, and again like a supervisor: a store that is just failing over may not let it in."""
+        """Start one, repeatedly like a supervisor, because a start fails while the store fails over."""
 
         def listening() -> Program | None:
             program = self._stack.enter_context(site(self._folder, self._driver))
@@ -83,7 +82,7 @@ class Processes:
 
 @dataclass
 class Held:
-    """A session as its client knows it, by a name of the tests' own and by its cookie."""
+    """A session as its client knows it: by a name of the tests, and by its cookie."""
 
     name: str
     cookie: str | None = None
@@ -91,7 +90,7 @@ class Held:
 
 @dataclass
 class Common:
-    """What clients share: the site, the history, and the sessions that others look at."""
+    """The site, the history, and the sessions that clients share."""
 
     processes: Processes
     history: History
@@ -118,7 +117,7 @@ class Stuck(Exception):
 
 
 class Client(ABC):
-    """Asks for one thing after the other, each time one of the processes."""
+    """Sends one request after the other, each to one of the processes."""
 
     def __init__(self, name: str, common: Common) -> None:
         self.name = name
@@ -135,11 +134,11 @@ class Client(ABC):
         """Do one round of requests."""
 
     def new(self) -> Held:
-        """Return a session whose name is no other session's, nor the beginning of one."""
+        """Return a session whose name is unique, and not the beginning of another name."""
         return Held(f"{self.name}-{next(self._numbers)}.")
 
     def ask(self, held: Held, action: str, key: str = "", owner: str = "") -> Request:
-        """Ask once, and note it."""
+        """Send a request, and note it in the history."""
         port = self.random.choice(self.ports)
         visitor = Visitor(port)
         visitor.cookie = cookie = held.cookie
@@ -154,7 +153,7 @@ class Client(ABC):
         else:
             ended, status = time.monotonic(), answer.status
             if status == 200 and action in {"put", "count"} and cookie not in {None, visitor.cookie}:
-                # It began a new session, so there was none.
+                # The request began a new session, so the old one was absent.
                 found, key, visitor.cookie = {}, "", cookie
             elif status == 200 and action == "read":
                 found = json.loads(answer.body)
@@ -168,7 +167,7 @@ class Client(ABC):
         )
 
     def insist(self, held: Held, action: str, key: str = "", owner: str = "", seconds: float = STUCK) -> Request:
-        """Ask until it is acknowledged, or raise Stuck."""
+        """Repeat a request until it is acknowledged, or raise Stuck."""
         return self._repeat(lambda: self.ask(held, action, key, owner), seconds)
 
     def begin(self) -> Held:
@@ -215,7 +214,7 @@ class Filling(Client):
 
 
 class Writing(Filling):
-    """Reads what it writes."""
+    """Reads its writes."""
 
     def step(self) -> None:
         read = self.ask(self.fill(), "read")
@@ -224,7 +223,7 @@ class Writing(Filling):
 
 
 class Counting(Client):
-    """Adds to a counter at several browsers at once; begins another where it can't tell whether it has."""
+    """Adds to a counter from several browsers at once; begins another if an increment is in doubt."""
 
     def __init__(self, name: str, common: Common) -> None:
         super().__init__(name, common)
@@ -274,7 +273,7 @@ class Leaving(Client):
 
 
 class Owning(Client):
-    """Logs an owner in at several browsers, ends all that the owner has, and logs in once more."""
+    """Logs an owner in at several browsers, ends all of the owner's sessions, and logs in once more."""
 
     def step(self) -> None:
         owner = self.new().name
@@ -293,7 +292,7 @@ class Owning(Client):
 
 
 class Reading(Client):
-    """Reads sessions that were ended, mostly the last ones, and some that are alive."""
+    """Reads ended sessions, mostly the latest ones, and some live ones."""
 
     def step(self) -> None:
         for sessions in (self.common.ended[-20:], self.common.ended, self.common.alive):
@@ -303,7 +302,7 @@ class Reading(Client):
 
 
 class Returning(Client):
-    """Reads at a process of its own, and rests while a server is away, so that no connection to this server breaks meanwhile."""
+    """Reads at a process of its own, and pauses while a server is away, so that no connection to this server breaks meanwhile."""
 
     def __init__(self, name: str, common: Common) -> None:
         super().__init__(name, common)
@@ -335,38 +334,22 @@ CREW: Mapping[type[Client], int] = {
 }
 
 
-class Crew:
-    """Clients of all kinds, each in a thread of its own, for as long as the block lasts."""
+class Crew(Threads):
+    """Clients of all kinds, each in a thread of its own, for as long as the block lasts; the history gets the stuck ones."""
 
     def __init__(self, common: Common) -> None:
         self._common = common
-        self._clients = [kind(f"{kind.__name__.lower()}{i}", common) for kind, number in CREW.items() for i in range(number)]
-        self._is_over = threading.Event()
-        self._pool = ThreadPoolExecutor(len(self._clients))
+        clients = [kind(f"{kind.__name__.lower()}{i}", common) for kind, number in CREW.items() for i in range(number)]
+        super().__init__([client.step for client in clients], pause=PAUSE)
 
-    def __enter__(self) -> Self:
-        self._working = [self._pool.submit(self._work, client) for client in self._clients]
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._is_over.set()
-        if kind is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            return
-        for each in self._working:
-            each.result()
-        self._pool.shutdown()
-
-    def _work(self, client: Client) -> None:
-        try:
-            while not self._is_over.wait(PAUSE):
-                client.step()
-        except Stuck as error:
-            self._common.history.stuck.append(str(error))
+    def check(self) -> None:
+        self._common.history.stuck += [str(error) for error in self.errors if isinstance(error, Stuck)]
+        self.errors = [error for error in self.errors if not isinstance(error, Stuck)]
+        super().check()
 
 
 def read_all(common: Common) -> None:
-    """Read every session once more, by each of its cookies, when all is well again."""
+    """Read every session once more, by each of its cookies, after the faults."""
     reader, deadline = Reading("last", common), time.monotonic() + STUCK
 
     def read(name: str, cookie: str) -> None:

@@ -1,13 +1,14 @@
-"""A site with sessions in a process of its own, visitors who keep its cookie, and writers who load it; holds no test."""
+"""A site with sessions in a process of its own, visitors that keep its cookie, and writers that load it; holds no test."""
 
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,10 +67,10 @@ gaman.serve(routes, integrations=[sessions], port=0)
 """
 
 HANGING = 40.0
-"""Seconds after which an answer that has not come is never to come; more than any timeout here."""
+"""Seconds after which a missing answer counts as one that never comes; more than any timeout here."""
 
 SLACK = 3.0
-"""Seconds by which an answer may come late, on a machine that is busy."""
+"""Seconds by which an answer may be late on a busy machine."""
 
 
 @contextmanager
@@ -80,7 +81,7 @@ def site(folder: Path, driver: Mapping[str, Any]) -> Generator[Program]:
 
 
 class Visitor:
-    """A browser, as far as it keeps the session's cookie."""
+    """A browser that keeps only the session's cookie."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -99,7 +100,7 @@ class Visitor:
         return self.get(f"/put/{key}/{value}")
 
     def all(self) -> dict[str, Any]:
-        """Return what the session holds; any other status than 200 fails the test."""
+        """Return the session's values; a status other than 200 fails the test."""
         answer = self.get("/all")
         assert answer.status == 200, answer
         found: dict[str, Any] = json.loads(answer.body)
@@ -110,7 +111,7 @@ USES = ("/all", "/put/more/value", "/count", "/renew", "/end")
 
 
 def arrive(port: int) -> dict[str, Visitor]:
-    """Return visitors who have a session, one for each of USES."""
+    """Return a visitor with a session for each of USES."""
     visitors = {use: Visitor(port) for use in USES}
     for visitor in visitors.values():
         assert visitor.put("key").status == 200
@@ -118,7 +119,7 @@ def arrive(port: int) -> dict[str, Visitor]:
 
 
 def assert_unavailable(visitors: Mapping[str, Visitor], timeout: float) -> None:
-    """Each use of a session answers 503 after *timeout* seconds at most, and logs nobody out; what uses none goes on meanwhile."""
+    """Each use of a session is answered 503 within *timeout* seconds, and logs no visitor out. Other requests work meanwhile."""
     cookies = {use: visitor.cookie for use, visitor in visitors.items()}
     with ThreadPoolExecutor(len(visitors)) as pool:
         asked = [pool.submit(_ask, visitor, use) for use, visitor in visitors.items()]
@@ -131,13 +132,13 @@ def assert_unavailable(visitors: Mapping[str, Visitor], timeout: float) -> None:
 
 
 def kill(server: Server) -> Callable[[], object]:
-    """End the server, and return what starts it again."""
+    """Kill the server, and return a function that starts it again."""
     server.kill()
     return lambda: server.start().wait()
 
 
 def freeze(server: Server) -> Callable[[], object]:
-    """Stop the server in its tracks, and return what lets it go on."""
+    """Freeze the server, and return a function that wakes it."""
     server.send_signal(signal.SIGSTOP)
     return lambda: server.send_signal(signal.SIGCONT)
 
@@ -145,23 +146,23 @@ def freeze(server: Server) -> Callable[[], object]:
 def assert_comes_back(
     folder: Path, driver: Mapping[str, Any], server: Server, fault: Callable[[Server], Callable[[], object]]
 ) -> None:
-    """A site whose server is away for a while is unavailable, and then everybody's session goes on."""
+    """A site whose server is away is unavailable, and afterwards every visitor still has the session."""
     with site(folder, driver) as program:
         visitors = arrive(program.port)
-        mend = fault(server)
+        repair = fault(server)
         assert_unavailable(visitors, driver["timeout"])
-        mend()
+        repair()
         assert visitors["/all"].all() == {"key": "value"}
         assert {visitor.put("key").status for visitor in visitors.values()} == {200}
 
 
 def assert_a_crowd_waits_no_longer(folder: Path, driver: Mapping[str, Any], server: Server) -> None:
-    """Of many who ask a frozen server at once, nobody waits longer than one would alone."""
+    """Of many requests to a frozen server at once, none waits longer than a single one."""
     with site(folder, driver) as program:
         visitor = arrive(program.port)["/all"]
-        mend = freeze(server)
+        repair = freeze(server)
         assert_unavailable({f"/all?{number}": visitor for number in range(40)}, driver["timeout"])
-        mend()
+        repair()
         assert visitor.all() == {"key": "value"}
 
 
@@ -172,13 +173,13 @@ def _ask(visitor: Visitor, target: str) -> tuple[Answer, float]:
 
 
 class Writer:
-    """Writes one key after the other into one session, and remembers what it was told is there."""
+    """Writes one key after the other into one session, and remembers the acknowledged ones."""
 
     def __init__(self, port: int) -> None:
         self.visitor = Visitor(port)
         self.statuses: Counter[int] = Counter()
         self.wrote_at = 0.0
-        """When it sent the last request that was answered 200, by time.monotonic()."""
+        """When it sent the last acknowledged request, by time.monotonic()."""
         self.acknowledged: list[str] = []
 
     @property
@@ -204,7 +205,7 @@ class Writer:
         return answer
 
     def lost(self) -> list[str]:
-        """Return what was acknowledged, and is not there."""
+        """Return the acknowledged keys that are missing."""
         return sorted({*self.acknowledged} - self.visitor.all().keys())
 
 
@@ -227,7 +228,7 @@ class Newcomers(Writer):
 
 
 class Counting(Writer):
-    """Adds one to a counter, which it may share with others."""
+    """Adds one to a counter, which it may share with other writers."""
 
     def __init__(self, port: int, visitor: Visitor | None = None) -> None:
         super().__init__(port)
@@ -237,47 +238,63 @@ class Counting(Writer):
         return self.visitor.get("/count")
 
 
-class Load:
-    """Keeps *writers* writing, each in a thread of its own, for as long as the block lasts."""
+class Threads:
+    """Repeats each of *steps* in a thread of its own, until the block ends, *seconds* have passed, or the step raises an error."""
 
-    def __init__(self, *writers: Writer, pause: float = 0.02, seconds: float = 120) -> None:
-        self.writers = writers
+    def __init__(self, steps: Iterable[Callable[[], object]], *, pause: float, seconds: float = math.inf) -> None:
         self._pause = pause
         self._until = time.monotonic() + seconds
         self._is_over = threading.Event()
-        self._threads = [threading.Thread(target=self._write, args=[writer]) for writer in writers]
-        self._errors: list[Exception] = []
+        self._threads = [threading.Thread(target=self._repeat, args=[step], daemon=True) for step in steps]
+        self.errors: list[Exception] = []
 
     def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
-        self.wait_until_all_write()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._is_over.set()
-        for thread in self._threads:
-            thread.join()
-        if kind is None and self._errors:
-            raise self._errors[0]
+        if kind is None:
+            for thread in self._threads:
+                thread.join()
+            self.check()
+
+    def check(self) -> None:
+        """Raise the first error of a step."""
+        if self.errors:
+            raise self.errors[0]
+
+    def _repeat(self, step: Callable[[], object]) -> None:
+        try:
+            while not self._is_over.wait(self._pause) and time.monotonic() < self._until:
+                step()
+        except Exception as error:
+            self.errors.append(error)
+
+
+class Load(Threads):
+    """Keeps *writers* writing, each in a thread of its own, for as long as the block lasts."""
+
+    def __init__(self, *writers: Writer, pause: float = 0.02, seconds: float = 120) -> None:
+        super().__init__([writer.step for writer in writers], pause=pause, seconds=seconds)
+        self.writers = writers
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.wait_until_all_write()
+        return self
 
     @property
     def statuses(self) -> Counter[int]:
         return Counter(status for writer in self.writers for status in writer.statuses.elements())
 
     def wait_until_all_write(self, seconds: float = 30) -> None:
-        """Return when each writer has sent a request from now on, and was answered 200."""
+        """Return when each writer has sent a request from now on that was acknowledged."""
         now = time.monotonic()
 
         def all_write() -> bool:
-            assert not self._errors, self._errors
+            self.check()
             return all(writer.wrote_at >= now for writer in self.writers)
 
         until(all_write, "every writer to succeed", seconds=seconds)
-
-    def _write(self, writer: Writer) -> None:
-        try:
-            while not self._is_over.wait(self._pause) and time.monotonic() < self._until:
-                writer.step()
-        except Exception as error:
-            self._errors.append(error)

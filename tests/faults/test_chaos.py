@@ -1,4 +1,4 @@
-"""Stores that meet fault after fault while a site of two processes uses them, and keep what the guide promises."""
+"""Stores that have one fault after the other while a site of two processes uses them keep the promises of the guide."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tests.servers import MongoReplicaSet, RedisCluster, RedisSentinels
 pytestmark = pytest.mark.slow
 
 TIMEOUT = 10.0
-"""Seconds that a driver waits, unless it is told otherwise."""
+"""Seconds that a driver waits by default."""
 STALE = 1.0
 """Seconds for which a replaced Redis may still be read."""
 RECOVERY = 2.0
-"""Seconds within which all is read again once another Redis has taken over."""
+"""Seconds within which reads succeed again once another Redis has taken over."""
 
 
 def assert_kept(history: History, *, stale: float, recovery: float) -> None:
-    """Nothing acknowledged is lost, and a replaced server is read for at most *stale* seconds.
+    """No acknowledged change is lost, and a replaced server is read for at most *stale* seconds.
 
     After each takeover, reads succeed within *recovery* seconds.
     """
@@ -35,12 +35,12 @@ def assert_kept(history: History, *, stale: float, recovery: float) -> None:
 
 
 def report(history: History) -> str:
-    """Return the events of a run and the findings, for when it fails."""
+    """Return the events and the findings of a run, for a failing test."""
     verdict, start = history.judge(), history.requests[0].began
     lines = [f"{len(history.requests)} requests: {dict(sorted(history.statuses().items()))}"]
     lines += [f"{event.at - start:6.1f} s: {event.what}" for event in history.events]
     lines += [f"longest gap: reads {history.longest_gap('read'):.1f} s, writes {history.longest_gap('put', 'count', 'end'):.1f} s"]
-    lines += [f"no read failed any more so many seconds after a takeover: {[round(each, 1) for each in history.recoveries()]}"]
+    lines += [f"seconds until reads succeeded after a takeover: {[round(each, 1) for each in history.recoveries()]}"]
     lines += [
         f"{span.began - start:6.1f} s: {span.reads} stale reads in {span.seconds:.2f} s, up to {span.longest_lag:.1f} s late"
         for span in verdict.spans

@@ -1,4 +1,4 @@
-"""Two processes whose clocks are half a minute apart, over one store: they agree on what came first and what has expired."""
+"""Two processes on one store, with clocks that are half a minute apart, agree on the order of events and on expiry."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.serving import Program, get, running_script, until
 APART = 30
 """Seconds between the two clocks."""
 SLACK = 0.5
-"""Seconds by which they may be apart for sessions, on a machine that is busy; on an idle one it is a few milliseconds."""
+"""Seconds by which their times for sessions may differ on a busy machine; on an idle one it is a few milliseconds."""
 IDLE = 10
 
 SITE = f"""
@@ -64,14 +64,14 @@ gaman.serve(routes, integrations=[sessions], port=0)
 
 
 class Pair(NamedTuple):
-    """The same site on a machine whose clock is right, and on one whose clock is *ahead*."""
+    """The same site on a machine with the right clock, and on one whose clock is *ahead*."""
 
     right: Program
     ahead: Program
 
 
 def faked(seconds: int) -> dict[str, str]:
-    """Return the environment of a program whose clock is ahead by so much, but for the monotonic one."""
+    """Return the environment of a program whose clock is *seconds* ahead, except for the monotonic one."""
     command = shutil.which("faketime")
     if command is None and not os.environ.get("CI"):
         pytest.skip("there is no faketime: apt-get install faketime")
@@ -129,7 +129,7 @@ def test_a_login_after_the_end_of_all_by_the_other_process_works_at_once(pair: P
 
         until(logs_in, "a login to work", seconds=5)
         assert holds(visitor, here.port)
-        # And what was tied before is ended, whichever process has tied it.
+        # Earlier logins are ended, in whichever process they happened.
         assert get(there.port, f"/end_all/{owner}").status == 200
         assert not holds(visitor, here.port)
         assert not holds(visitor, there.port)

@@ -1,4 +1,4 @@
-"""The history checker of the chaos runs finds each kind of broken promise, and nothing in a history that keeps them all."""
+"""The judge of the chaos runs finds each kind of broken promise, and nothing in a history that keeps them all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OWNER = "owner-0."
 
 
 def request(action: str, at: float, found: dict[str, Any] | None = None, **fields: Any) -> Request:
-    """Return a request of a tenth of a second, which was acknowledged."""
+    """Return an acknowledged request that took a tenth of a second."""
     defaults: dict[str, Any] = {
         "client": "writing0",
         "session": "mine.",
@@ -63,13 +63,13 @@ def test_a_write_that_the_last_read_lacks_is_lost() -> None:
     assert verdict.stale == []
 
 
-def test_a_write_that_only_an_earlier_read_lacks_was_read_late() -> None:
+def test_a_write_that_only_an_earlier_read_lacks_is_a_stale_read() -> None:
     verdict = judge(request("put", 1), read(2, {"other": "mine."}), read(3, KEPT))
     assert verdict.lost == []
     assert [round(each.lag, 3) for each in verdict.stale] == [0.9]
 
 
-def test_a_write_that_was_not_acknowledged_may_be_there_or_not() -> None:
+def test_a_write_that_was_not_acknowledged_may_exist_or_not() -> None:
     unclear = request("put", 2, key="unclear", status=503)
     for found in (KEPT, {**KEPT, "unclear": "mine."}):
         assert judge(request("put", 1), unclear, read(3, found)) == Verdict()
@@ -85,7 +85,7 @@ def test_an_ended_session_that_is_alive_again_is_a_lost_end(action: str) -> None
     assert len(judge(request("put", 1), request(action, 2, given=None), read(3, KEPT)).lost) == 1
 
 
-def test_an_ended_session_that_is_alive_for_a_while_was_read_late() -> None:
+def test_an_ended_session_that_is_alive_for_a_while_is_a_stale_read() -> None:
     reads = [read(at, KEPT) for at in (3, 3.5, 4, 9)]
     verdict = judge(request("put", 1), request("end", 2), *reads, read(12, {}))
     assert verdict.lost == []
@@ -93,7 +93,7 @@ def test_an_ended_session_that_is_alive_for_a_while_was_read_late() -> None:
     assert round(verdict.spans[1].longest_lag, 3) == 6.9
 
 
-def test_an_end_that_was_not_acknowledged_may_come_at_any_time_but_leaves_no_half() -> None:
+def test_an_end_that_was_not_acknowledged_may_come_at_any_time_but_ends_the_whole_session() -> None:
     put, end = [request("put", 1), request("put", 1, key="other")], request("end", 2, status=503)
     assert judge(*put, end, read(3, {"key": "mine.", "other": "mine."}), read(4, {})) == Verdict()
     assert judge(*put, end, read(3, KEPT)).lost == ["mine. lacks put other by writing0"]
@@ -104,7 +104,7 @@ def test_a_session_that_an_unclear_renewal_has_ended_is_counted() -> None:
     assert (verdict.lost, verdict.logged_out) == ([], 1)
 
 
-def test_an_end_of_all_ends_what_was_tied_before_and_may_not_end_what_is_tied_after() -> None:
+def test_an_end_of_all_ends_earlier_logins_and_no_later_ones() -> None:
     end_all = request("end_all", 3, session=OWNER, owner=OWNER, cookie=None, given=None)
     alive = {"user": OWNER}
     assert len(judge(LOGIN, end_all, read(4, alive, session=LOGIN.session)).lost) == 1
@@ -124,7 +124,7 @@ def count(at: float, value: int | None, **fields: Any) -> Request:
     return request("count", at, count=value, **fields)
 
 
-def test_increments_are_lost_where_one_is_answered_less_than_were_acknowledged_or_twice_the_same() -> None:
+def test_an_increment_is_lost_if_a_result_is_too_small_or_comes_twice() -> None:
     assert judge(count(1, 1), count(2, 2), read(3, {"count": 2}, count=2)) == Verdict()
     assert len(judge(count(1, 1), count(2, 2), read(3, {"count": 1}, count=1)).lost) == 1
     unclear = count(1, None, status=503)
@@ -132,7 +132,7 @@ def test_increments_are_lost_where_one_is_answered_less_than_were_acknowledged_o
     assert len(judge(unclear, unclear, count(2, 2), count(3, 2)).lost) == 1
 
 
-def test_an_increment_is_doubled_where_more_are_counted_than_were_attempted() -> None:
+def test_an_increment_is_doubled_if_the_counter_exceeds_the_attempts() -> None:
     assert len(judge(count(1, 1), count(2, 3)).doubled) == 1
     assert judge(count(1, 1), count(2, None, status=503), count(3, 3)) == Verdict()
 
@@ -149,7 +149,7 @@ def test_a_slow_response_and_a_gap_are_found() -> None:
     assert round(history.longest_gap("put"), 3) == 7.9
 
 
-def test_a_recovery_lasts_until_no_read_fails_any_more_or_the_next_event() -> None:
+def test_a_recovery_lasts_until_reads_succeed_or_until_the_next_event() -> None:
     history = History([read(1, KEPT), request("read", 11, status=503, ended=14), read(15, KEPT), read(29, KEPT, ended=40)])
     history.events = [
         Event(10, "taken over", is_takeover=True),

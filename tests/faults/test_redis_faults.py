@@ -1,4 +1,4 @@
-"""A site that is visited while its Redis is away, stands still, forgets, is full, and fails over."""
+"""A site in use while its Redis is away, is frozen, forgets, is full, and fails over."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from tests.serving import PATIENCE, Answer, until
 
 PASSWORD = "hunter2"
 FAILOVER = 30.0
-"""Seconds within which everyone can write again; a cluster or Sentinels need about four to agree."""
+"""Seconds within which every visitor can write again; a Cluster or Sentinels need about four to agree."""
 RECOVERY = 10.0
-"""Seconds within which the new master is found; it takes less than two, on a machine that is not busy."""
+"""Seconds within which the new master is found; it takes less than two on an idle machine."""
 
 
 def redis(url: str, **options: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def server() -> Generator[RedisServer]:
         yield server
 
 
-# Alone
+# A single server
 
 
 @pytest.mark.parametrize("fault", [kill, freeze])
@@ -65,11 +65,11 @@ def test_a_redis_that_is_away_is_unavailable_and_not_a_logout(
 
 
 @pytest.mark.slow
-def test_a_crowd_waits_for_a_frozen_redis_no_longer_than_one_visitor(server: RedisServer, tmp_path: Path) -> None:
+def test_many_requests_wait_for_a_frozen_redis_no_longer_than_one(server: RedisServer, tmp_path: Path) -> None:
     assert_a_crowd_waits_no_longer(tmp_path, redis(server.url, timeout=4), server)
 
 
-def test_a_redis_that_was_emptied_logs_out_without_an_error(server: RedisServer, tmp_path: Path) -> None:
+def test_an_emptied_redis_logs_visitors_out_without_an_error(server: RedisServer, tmp_path: Path) -> None:
     with site(tmp_path, redis(server.url)) as program, server.client() as client:
         visitors = arrive(program.port)
         client.flushall()
@@ -86,7 +86,7 @@ def test_scripts_that_redis_forgets_are_sent_again(server: RedisServer, tmp_path
             assert visitor.get(use).status == 200
 
 
-def test_a_redis_that_is_full_takes_nothing_more_and_gives_what_it_has(server: RedisServer, tmp_path: Path) -> None:
+def test_a_full_redis_refuses_writes_and_serves_reads(server: RedisServer, tmp_path: Path) -> None:
     with site(tmp_path, redis(server.url)) as program, server.client() as client:
         visitors, user = arrive(program.port), Visitor(program.port)
         assert user.get("/login/me").status == 200
@@ -100,7 +100,7 @@ def test_a_redis_that_is_full_takes_nothing_more_and_gives_what_it_has(server: R
             assert visitors[use].get(use).status == 503
             assert visitors[use].all() == {"key": "value"}
         assert visitors["/all"].all() == {"key": "value"}
-        # Who logs out, makes room.
+        # A logout frees memory.
         assert visitors["/end"].get("/end").status == 200
         assert user.get("/end_all/me").status == 200
         assert user.all() == {}
@@ -111,7 +111,7 @@ def test_a_redis_that_is_full_takes_nothing_more_and_gives_what_it_has(server: R
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["volatile-lru", "volatile-random"])
-def test_a_redis_that_evicts_sessions_knows_whose_the_others_are(policy: str, tmp_path: Path) -> None:
+def test_a_redis_that_evicts_sessions_knows_the_owners_of_the_others(policy: str, tmp_path: Path) -> None:
     with (
         RedisServer("--maxmemory", "100mb", "--maxmemory-policy", policy) as server,
         site(tmp_path, redis(server.url)) as program,
@@ -135,7 +135,7 @@ def test_a_redis_that_evicts_sessions_knows_whose_the_others_are(policy: str, tm
         assert [user.all() for user in users] == [{}] * 20
 
 
-def test_an_increment_whose_answer_was_lost_is_counted_once_though_another_came_before_its_retry(
+def test_an_increment_whose_answer_was_lost_is_counted_once_despite_another_before_its_retry(
     server: RedisServer, tmp_path: Path
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
@@ -150,13 +150,13 @@ def test_an_increment_whose_answer_was_lost_is_counted_once_though_another_came_
             retried = pool.submit(counting.step)
             assert line.has_lost_it.wait(PATIENCE)
             assert elsewhere.step() == 200
-            line.mend()
+            line.repair()
             assert retried.result() in {200, 503}
         assert elsewhere.visitor.all()["count"] == 4
 
 
 class Line:
-    """A line to a server, which loses the answer to a script, and then takes no call before it is mended."""
+    """A proxy for a server that loses the answer to a script, and then accepts no call until it is repaired."""
 
     def __init__(self, port: int) -> None:
         self._server = ("127.0.0.1", port)
@@ -177,7 +177,7 @@ class Line:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.mend()
+        self.repair()
         for each in self._sockets:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
@@ -189,7 +189,7 @@ class Line:
     def lose_an_answer(self) -> None:
         self._is_losing = True
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         self._is_whole.set()
 
     def _start(self, target: Callable[..., None], *arguments: object) -> None:
@@ -227,7 +227,7 @@ class Line:
 # Starting
 
 
-def test_a_site_whose_redis_is_away_does_not_start_and_says_what_it_could_not_reach(tmp_path: Path) -> None:
+def test_a_site_whose_redis_is_away_does_not_start_and_names_the_server(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     with site(tmp_path, redis(f"redis://:{PASSWORD}@{address}", timeout=1)) as program:
         assert program.wait() == 1
@@ -261,7 +261,7 @@ def test_a_url_that_cannot_be_read_fails_the_start_and_its_password_is_not_shown
 
 
 def wait_until_replicated(master: RedisServer, replica: RedisServer) -> None:
-    """Return when the replica has what the master has now."""
+    """Return when the replica has all changes that the master has now."""
     with master.client() as client:
         offset: int = client.info("replication")["master_repl_offset"]
 
@@ -269,11 +269,11 @@ def wait_until_replicated(master: RedisServer, replica: RedisServer) -> None:
         with replica.client() as client:
             return bool(client.info("replication")["slave_repl_offset"] >= offset)
 
-    until(has_it, "the replica to have what the master has")
+    until(has_it, "the replica to have the changes of the master")
 
 
 def spread(cluster: RedisCluster, port: int, each: int) -> dict[RedisServer, list[Writer]]:
-    """Return *each* writers for each master, which keeps their sessions."""
+    """Return *each* writers for each master, which has their sessions."""
 
     def sizes() -> list[int]:
         found: list[int] = []
@@ -293,7 +293,7 @@ def spread(cluster: RedisCluster, port: int, each: int) -> dict[RedisServer, lis
 
 
 @pytest.mark.slow
-def test_a_cluster_that_loses_a_master_recovers_by_itself_and_its_other_shards_go_on(tmp_path: Path) -> None:
+def test_a_cluster_that_loses_a_master_recovers_by_itself_and_its_other_shards_continue(tmp_path: Path) -> None:
     with RedisCluster(3, 1) as cluster, site(tmp_path, redis(cluster.url)) as program:
         for node in cluster.nodes:
             with node.client() as client:
@@ -308,8 +308,10 @@ def test_a_cluster_that_loses_a_master_recovers_by_itself_and_its_other_shards_g
             wait_until_replicated(doomed, cluster.replicas[0])
             doomed.kill()
             killed = time.monotonic()
-            until(lambda: all(writer.wrote_at > killed + 1 for writer in others), "the other shards to go on", seconds=FAILOVER)
-            assert not any(writer.wrote_at > killed for writer in sharing), "they did not go on before there was a new master"
+            until(lambda: all(writer.wrote_at > killed + 1 for writer in others), "the other shards to continue", seconds=FAILOVER)
+            assert not any(writer.wrote_at > killed for writer in sharing), (
+                "there was a new master before the other shards continued"
+            )
             load.wait_until_all_write(FAILOVER)
         assert set(load.statuses) <= {200, 503}
         assert {status for writer in others for status in writer.statuses} == {200}
@@ -321,10 +323,10 @@ def test_a_cluster_that_loses_a_master_recovers_by_itself_and_its_other_shards_g
 @pytest.mark.slow
 @pytest.mark.parametrize("wait_replicas", [0, 1])
 @pytest.mark.parametrize("fault", [kill, freeze])
-def test_a_cluster_whose_master_stays_away_goes_on_with_its_replica(
+def test_a_cluster_whose_master_stays_away_continues_with_its_replica(
     fault: Callable[[Server], Callable[[], object]], wait_replicas: int, tmp_path: Path
 ) -> None:
-    # A replica that takes over needs one of its own to confirm what it is told.
+    # A replica that takes over needs one of its own to confirm writes.
     with RedisCluster(3, 1 + wait_replicas) as cluster:
         doomed, *_ = cluster.masters
         options = redis(f"redis+cluster://{doomed.address}", wait_replicas=wait_replicas)
@@ -383,17 +385,14 @@ class Logins(Newcomers):
 
 
 def reshard(giver: RedisServer, taker: RedisServer, slots: int) -> None:
-    """Have *giver* give so many slots, with what is in them, to *taker*."""
-    names: list[str] = []
-    for node in (giver, taker):
-        with node.client() as client:
-            names.append(client.execute_command("CLUSTER", "MYID"))
+    """Move so many slots, with their keys, from *giver* to *taker*."""
+    names = [node.ask("CLUSTER MYID") for node in (giver, taker)]
     options = ("--cluster-from", names[0], "--cluster-to", names[1], "--cluster-slots", str(slots), "--cluster-yes")
     redis_cli("--cluster", "reshard", giver.address, *options)
 
 
 def redis_cli(*arguments: str) -> str:
-    """Return what redis-cli prints; it fails the test if it fails."""
+    """Return the output of redis-cli, whose failure fails the test."""
     program = shutil.which("redis-cli")
     if program is None and not os.environ.get("CI"):
         pytest.skip("there is no redis-cli: apt-get install redis-tools")
@@ -412,7 +411,7 @@ def test_increments_are_neither_lost_nor_doubled_while_a_cluster_fails_over(tmp_
         with Load(writer, *counting) as load:
             doomed.kill()
             until(lambda: role(successor) == "master", "the replica to take over", seconds=FAILOVER)
-            # It comes back as a replica, without which nothing would be confirmed.
+            # It returns as a replica, without which no write would be confirmed.
             doomed.start().wait()
             load.wait_until_all_write(FAILOVER)
         assert set(load.statuses) <= {200, 503}
@@ -423,7 +422,7 @@ def test_increments_are_neither_lost_nor_doubled_while_a_cluster_fails_over(tmp_
 
 
 @pytest.mark.slow
-def test_what_no_replica_has_is_not_acknowledged_where_one_is_waited_for(tmp_path: Path) -> None:
+def test_a_write_that_no_replica_has_is_not_acknowledged_with_wait_replicas(tmp_path: Path) -> None:
     with RedisCluster(3, 1) as cluster, site(tmp_path, redis(cluster.url, wait_replicas=1, timeout=2)) as program:
         doomed, successor = cluster.masters[0], cluster.replicas[0]
         [writer] = spread(cluster, program.port, 1)[doomed]
@@ -442,7 +441,7 @@ def test_what_no_replica_has_is_not_acknowledged_where_one_is_waited_for(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_master_that_sentinels_watch_is_replaced_and_what_its_replica_has_is_there(tmp_path: Path) -> None:
+def test_sentinels_replace_a_master_and_the_changes_that_its_replica_has_survive(tmp_path: Path) -> None:
     with RedisSentinels() as sentinels, site(tmp_path, redis(sentinels.url)) as program:
         writers = [Writer(program.port), Writer(program.port), Newcomers(program.port)]
         with Load(*writers) as load:
@@ -457,14 +456,14 @@ def test_a_master_that_sentinels_watch_is_replaced_and_what_its_replica_has_is_t
 
 
 @pytest.mark.slow
-def test_what_is_somebodys_and_what_was_ended_stays_so_when_sentinels_replace_the_master(tmp_path: Path) -> None:
+def test_owners_and_ended_sessions_survive_when_sentinels_replace_the_master(tmp_path: Path) -> None:
     with RedisSentinels() as sentinels, site(tmp_path, redis(sentinels.url, wait_replicas=1)) as program:
         mine, yours = Visitor(program.port), Visitor(program.port)
         handle = json.loads(mine.get("/login/me").body)["handle"]
         assert yours.get("/login/you").status == 200
         assert mine.get("/end_all/you").status == 200
         sentinels.master.kill()
-        # No replica is left to confirm a write; a read shows who has taken over.
+        # No replica is left to confirm a write; a read shows the takeover.
         until(lambda: mine.get("/all").status == 200, "a read to succeed", seconds=FAILOVER)
         assert (mine.all(), yours.all()) == ({"user": "me"}, {})
         assert json.loads(mine.get("/handles/me").body) == [handle]
@@ -497,7 +496,7 @@ class Leavers(Writer):
 
 
 def alive(ended: Sequence[str], port: int) -> list[str]:
-    """Return those of the *ended* cookies that are still some session's."""
+    """Return those of the *ended* cookies that still have a session."""
 
     def is_alive(cookie: str) -> bool:
         visitor = Visitor(port)
@@ -510,14 +509,14 @@ def alive(ended: Sequence[str], port: int) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_planned_failover_loses_nothing_that_was_acknowledged_though_another_replica_confirms_it(tmp_path: Path) -> None:
+def test_a_planned_failover_loses_no_acknowledged_write_though_another_replica_confirms_it(tmp_path: Path) -> None:
     with RedisSentinels(2) as sentinels, site(tmp_path, redis(sentinels.url, wait_replicas=1)) as program:
         writers = [cls(program.port) for cls in (Writer, Newcomers, Newcomers, Leavers, Leavers)]
         with Load(*writers) as load:
             # The last one, because a driver may ask only the first.
             with sentinels.sentinels[-1].client() as client:
                 client.execute_command("SENTINEL", "FAILOVER", sentinels.name)
-            # Up to then, it takes writes, which the other replica confirms.
+            # Until then, it accepts writes, which the other replica confirms.
             until(lambda: role(sentinels.master) == "slave", "the old master to be demoted", seconds=FAILOVER)
             load.wait_until_all_write(FAILOVER)
         assert "master" in {role(replica) for replica in sentinels.replicas}
@@ -526,7 +525,7 @@ def test_a_planned_failover_loses_nothing_that_was_acknowledged_though_another_r
 
 
 @pytest.mark.slow
-def test_a_master_that_wakes_after_it_was_replaced_is_asked_for_no_session(tmp_path: Path) -> None:
+def test_a_replaced_master_that_wakes_is_asked_for_no_session(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()

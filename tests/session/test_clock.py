@@ -1,4 +1,4 @@
-"""Sessions go by the clock of a store that has one: how its time is measured, what does not spoil that, and what is logged."""
+"""Sessions use the clock of a store that has one: how its time is measured, in spite of delays, and what is logged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NTP = "Keep both right with NTP, such as chrony or systemd-timesyncd"
 
 
 class Watch:
-    """A monotonic clock that goes on only where a test says so."""
+    """A monotonic clock that only the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -56,9 +56,9 @@ class Store(MemoryDriver):
     def now(self) -> float:
         return self.watch() + self.offset
 
-    def take(self, *trips: tuple[float, float]) -> None:
-        """Have each request and each response of a round trip take so many seconds, in turn."""
-        self._trips = cycle(trips)
+    def take(self, *round_trips: tuple[float, float]) -> None:
+        """Set the seconds that the request and the response of each round trip take, in turn."""
+        self._round_trips = cycle(round_trips)
 
     async def open(self) -> None:
         self.is_open = True
@@ -70,7 +70,7 @@ class Store(MemoryDriver):
         self.asked += 1
         if self.errors:
             raise self.errors.pop(0)
-        there, back = next(self._trips)
+        there, back = next(self._round_trips)
         self.watch.now += there
         found = self.now
         self.watch.now += back
@@ -107,17 +107,17 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.levelno == logging.WARNING]
 
 
-# Whose time it is
+# The clock in use
 
 
-async def test_sessions_go_by_the_time_of_a_store_that_tells_it(watch: Watch, ask: Ask) -> None:
+async def test_sessions_use_the_time_of_a_store_that_tells_it(watch: Watch, ask: Ask) -> None:
     driver = Store(watch, ahead=HOUR)
     async with running(driver) as app:
         assert abs(float((await ask(app)).body) - driver.now) < 0.01
 
 
 @pytest.mark.parametrize("name", ["cookies", "memory", "file", "sql"])
-async def test_on_one_machine_sessions_go_by_its_clock(name: str) -> None:
+async def test_sessions_on_one_machine_use_its_clock(name: str) -> None:
     driver = DRIVERS[name]()
     assert not tells_time(driver)
     integration = session(SECRET, driver)
@@ -131,13 +131,13 @@ async def test_a_store_that_other_machines_share_tells_the_time(name: str) -> No
     await driver.open()
     try:
         before = time.time()
-        # These run on this machine. MongoDB cuts the milliseconds.
+        # These servers run on this machine. MongoDB cuts the fractions of a millisecond.
         assert before - 0.01 < await driver.time() < time.time() + 0.01
     finally:
         await driver.close()
 
 
-async def test_writes_that_share_a_round_trip_with_the_time_are_made() -> None:
+async def test_writes_that_share_a_round_trip_with_the_time_succeed() -> None:
     driver = RedisDriver(url=servers.redis_url())
     await driver.open()
     try:
@@ -165,7 +165,7 @@ async def test_every_process_asks_the_same_server_of_a_cluster() -> None:
     assert told == 1
 
 
-async def test_a_clock_that_a_test_gives_comes_before_the_stores(clock: Clock) -> None:
+async def test_a_clock_that_a_test_sets_overrides_the_stores(clock: Clock) -> None:
     driver = Store(ahead=HOUR)
     async with serving(Site(driver, clock)) as site:
         await site.browser().do(setting(key=1))
@@ -176,7 +176,7 @@ async def test_a_clock_that_a_test_gives_comes_before_the_stores(clock: Clock) -
 # Measuring
 
 
-async def test_the_time_is_right_to_half_of_the_shortest_round_trip(watch: Watch) -> None:
+async def test_the_error_of_the_time_is_at_most_half_of_the_shortest_round_trip(watch: Watch) -> None:
     for ahead in (-HOUR, -0.2, 0.0, 0.2, HOUR):
         driver = Store(watch, ahead=ahead)
         driver.take((0.3, 0.0), (0.0, 0.02), (0.004, 0.0), (0.0, 0.3), (0.1, 0.1))
@@ -197,7 +197,7 @@ async def test_a_busy_event_loop_or_a_slow_store_spoils_no_measurement(watch: Wa
         assert abs(clock.now() - driver.now) < 0.001, (there, back)
 
 
-async def test_a_slow_first_measurement_leaves_the_clock_of_the_machine_as_far_as_that_may_be_right(watch: Watch) -> None:
+async def test_a_slow_first_measurement_keeps_the_clock_of_the_machine_if_that_may_be_right(watch: Watch) -> None:
     driver = Store(watch, ahead=0.9)
     driver.take((0.0, 2.0))
     clock = StoreClock(driver)
@@ -223,12 +223,12 @@ async def test_a_slow_store_is_not_asked_again_and_again(watch: Watch) -> None:
 
 
 @pytest.mark.parametrize("step", [-HOUR, -30, -0.3, 0.3, 30, HOUR])
-@pytest.mark.parametrize("trip", [(0.001, 0.001), (0.1, 0.1)])
-async def test_a_store_whose_clock_is_set_is_followed(watch: Watch, step: float, trip: tuple[float, float]) -> None:
+@pytest.mark.parametrize("round_trip", [(0.001, 0.001), (0.1, 0.1)])
+async def test_the_clock_follows_a_store_whose_clock_is_set(watch: Watch, step: float, round_trip: tuple[float, float]) -> None:
     driver = Store(watch)
     clock = StoreClock(driver)
     await clock.measure()
-    driver.take(trip)
+    driver.take(round_trip)
     driver.offset += step
     await clock.measure()
     assert abs(clock.now() - driver.now) < 0.001
@@ -249,7 +249,7 @@ async def test_setting_the_clock_of_the_machine_changes_nothing(watch: Watch, mo
 
 
 @pytest.mark.parametrize(("ahead", "told"), [(30, "30.0 s behind that of"), (-90, "90.0 s ahead of that of")])
-async def test_a_clock_that_differs_is_a_warning_with_the_number_and_the_fix(
+async def test_a_different_clock_is_a_warning_with_the_difference_and_the_fix(
     watch: Watch, ahead: float, told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver = Store(watch, ahead=ahead)
@@ -259,7 +259,7 @@ async def test_a_clock_that_differs_is_a_warning_with_the_number_and_the_fix(
     assert warning == f"the clock of this machine is {told} the memory server; sessions go by the server's. {NTP}"
 
 
-async def test_a_clock_that_differs_is_a_warning_when_it_newly_does(watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_different_clock_is_a_warning_each_time_it_begins_to_differ(watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
     driver = Store(watch, ahead=0.9 * MAX_SKEW)
     clock = StoreClock(driver)
     for step, expected in ((0, 0), (5, 1), (0, 1), (5, 1), (-10, 1), (-5, 2), (0, 2)):
@@ -280,7 +280,7 @@ async def test_a_store_that_fails_to_tell_the_time_stops_the_start() -> None:
     assert not driver.is_open
 
 
-async def test_a_later_failure_is_logged_and_the_clock_goes_on(
+async def test_a_later_failure_is_logged_and_the_clock_continues(
     watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ask: Ask
 ) -> None:
     monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 0)

@@ -1,4 +1,4 @@
-"""The Redis driver: what its URL may say, how many trips it makes, what it keeps where, and what it makes of damage."""
+"""The Redis driver: its url, its round trips, the layout of its keys, damage, failovers and the slots of a Cluster."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ from gaman.session.testing import CONTRACT, OWNER_CONTRACT
 from gaman_session import _sealing
 from gaman_session._driver import LARGE
 from gaman_session.drivers import _redis_calls, _redis_master
-from gaman_session.drivers._redis_calls import Action, Call, Calls
+from gaman_session.drivers._redis_calls import Calls
+from gaman_session.drivers._redis_keyspace import Keyspace
+from gaman_session.drivers._redis_script import READS, Call
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
 from tests.serving import until
@@ -64,7 +66,7 @@ async def opened(**options: Any) -> AsyncGenerator[RedisDriver]:
 
 
 def told_by(error: BaseException | None) -> str:
-    """Return what a log shows of *error*, and of all that led to it."""
+    """Return the text of *error* and of all its causes, as a log shows it."""
     if error is None:
         return ""
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -106,7 +108,7 @@ def test_a_wrong_option_is_named_at_once(options: dict[str, Any], words: str) ->
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        # Options that would break the driver, that it has itself, or that nothing knows.
+        # Options that would break the driver, that it has under another name, or that do not exist.
         ("redis://x?decode_responses=True", "no option 'decode_responses' there; remove it"),
         *((f"redis://x?{name}=1", f"no option '{name}'") for name in ("encoding", "encoding_errors", "foo", "retry_on_timeout")),
         *(
@@ -143,7 +145,7 @@ def test_a_wrong_option_is_named_at_once(options: dict[str, Any], words: str) ->
         ("redis+cluster://x?db=1", "no option 'db'"),
         ("redis+sentinel://x/name/1", "a database is ?db=1"),
         ("redis+sentinel://x/a%20name", "the master's name follows"),
-        # What comes before and after.
+        # Hosts, ports and fragments.
         ("redis://x/0#sessions", "percent-encode it as %23"),
         ("redis://x#", "percent-encode it as %23"),
         ("unix://run/redis.sock", "write unix:///run/redis.sock"),
@@ -153,7 +155,7 @@ def test_a_wrong_option_is_named_at_once(options: dict[str, Any], words: str) ->
         *((f"redis://x:{port}", "a port, from 1 to 65535") for port in ("0", "65536", "port", "-1")),
     ],
 )
-def test_what_cannot_work_in_a_url_is_named_with_the_fix(url: str, words: str) -> None:
+def test_a_fault_in_a_url_is_named_with_its_fix(url: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         RedisDriver(url=url)
     assert "the redis driver can't read its url: " in str(caught.value)
@@ -178,7 +180,7 @@ def test_a_password_is_in_no_error(url: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["redis", "unix", "redis+cluster", "redis+sentinel"])
-async def test_what_a_url_may_say_works(kind: str, tmp_path: Path) -> None:
+async def test_every_option_that_a_url_may_have_works(kind: str, tmp_path: Path) -> None:
     options = "client_name=mine&socket_timeout=5&socket_connect_timeout=5&socket_read_size=4096&health_check_interval=30"
     keepalive = "&socket_keepalive=False"
     if kind == "redis+cluster":
@@ -208,7 +210,7 @@ async def keeps_sessions(url: str) -> None:
             await check(driver)
 
 
-async def test_a_unix_socket_that_is_not_there_is_named(tmp_path: Path) -> None:
+async def test_a_missing_unix_socket_is_named(tmp_path: Path) -> None:
     path = tmp_path / "redis.sock"
     with pytest.raises(SessionStoreError) as caught:
         async with opened(url=f"unix://user:hidden@{path}"):
@@ -217,7 +219,7 @@ async def test_a_unix_socket_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "hidden" not in told_by(caught.value)
 
 
-async def test_options_of_tls_that_cannot_work_are_found_at_the_start(tmp_path: Path) -> None:
+async def test_tls_options_that_cannot_work_are_found_at_start_up(tmp_path: Path) -> None:
     broken = tmp_path / "ca.pem"
     broken.write_text("nothing")
     for option in (f"ssl_ca_certs={tmp_path}/missing.pem", f"ssl_ca_certs={broken}", "ssl_ciphers=none", f"ssl_certfile={broken}"):
@@ -228,11 +230,11 @@ async def test_options_of_tls_that_cannot_work_are_found_at_the_start(tmp_path: 
             assert "hidden" not in told_by(caught.value)
 
 
-# What a server says to what the url asks for
+# A url that the server refuses
 
 
 async def refused_by(url: str, **options: Any) -> str:
-    """Return the ConfigError with which a start ends."""
+    """Return the text of the ConfigError that ends the start."""
     with pytest.raises(ConfigError) as caught:
         async with opened(url=url, **options):
             pass
@@ -240,7 +242,7 @@ async def refused_by(url: str, **options: Any) -> str:
     return str(caught.value)
 
 
-async def test_a_database_that_a_server_does_not_have_is_named() -> None:
+async def test_a_database_that_the_server_does_not_have_is_named() -> None:
     with servers.RedisServer() as server:
         for database in ("99", "999999999999"):
             for url in (f"{server.url}/{database}", f"{server.url}?db={database}"):
@@ -249,7 +251,7 @@ async def test_a_database_that_a_server_does_not_have_is_named() -> None:
                 assert "out of range" in told
 
 
-async def test_a_wrong_password_is_no_server_that_is_not_there() -> None:
+async def test_a_wrong_password_is_told_from_a_missing_server() -> None:
     with servers.RedisServer() as server, server.client() as client:
         client.config_set("requirepass", "right")
         for credentials in ("", ":hidden@", "user:hidden@"):
@@ -259,11 +261,11 @@ async def test_a_wrong_password_is_no_server_that_is_not_there() -> None:
         await keeps_sessions(f"redis://:right@{server.address}")
 
 
-async def test_a_node_of_a_cluster_is_told_from_a_server_on_its_own() -> None:
+async def test_a_node_of_a_cluster_is_told_from_a_single_server() -> None:
     nodes = servers.redis_cluster_url().partition("//")[2].split(",")
     for node in nodes:
         assert "can't use the database" in await refused_by(f"redis://{node}/1")
-    # A node that has the slot of the key that is asked for can't be told from one on its own.
+    # A node that has the slot of the tried key can't be told from a single server.
     drivers = [RedisDriver(url=f"redis://{node}") for node in nodes]
     answers = await asyncio.gather(*(driver.open() for driver in drivers), return_exceptions=True)
     await asyncio.gather(*(driver.close() for driver in drivers))
@@ -273,13 +275,13 @@ async def test_a_node_of_a_cluster_is_told_from_a_server_on_its_own() -> None:
     assert all(each.endswith("; write redis+cluster:// in its url") for each in told)
 
 
-# What a user may do
+# Permissions
 
 _SCRIPT = files("gaman_session.drivers").joinpath("redis.lua").read_text()
 _COMMANDS = sorted({*re.findall(r"redis\.p?call\('([A-Z]+)'", _SCRIPT), "EVALSHA", "EVAL", "HGETALL", "SCAN", "DBSIZE"})
 
 
-async def test_a_user_that_may_not_do_all_that_is_needed_is_found_at_the_start() -> None:
+async def test_a_user_without_a_needed_permission_is_found_at_start_up() -> None:
     assert len(_COMMANDS) > 20
     with servers.RedisServer() as server, server.client() as client:
         url = f"redis://user:hidden@{server.address}"
@@ -299,7 +301,7 @@ async def test_a_user_that_may_not_do_all_that_is_needed_is_found_at_the_start()
             told = await refused_by(url, prefix="mine:")
             assert "access" in told
             assert told.endswith("on the keys mine:*")
-        # Where it may not delete its own key, this is gone within a second.
+        # If the user may not delete the tried key, it expires within a second.
         assert {*client.keys("*")} <= {"gaman:check"}
 
 
@@ -313,12 +315,12 @@ async def test_the_permissions_of_the_guide_are_enough() -> None:
                 await check(driver)
 
 
-async def test_a_server_without_scripts_is_found_at_the_start() -> None:
+async def test_a_server_without_scripts_is_found_at_start_up() -> None:
     with servers.RedisServer("--rename-command", "EVAL", "", "--rename-command", "EVALSHA", "") as server:
         assert "lacks a permission" in await refused_by(server.url)
 
 
-async def test_a_server_that_takes_nothing_for_now_lets_a_start_pass() -> None:
+async def test_a_server_that_refuses_writes_for_now_does_not_fail_the_start() -> None:
     with servers.RedisServer() as server, server.client() as client:
         async with opened(url=server.url) as driver:
             await driver.create(id := new_id(), record())
@@ -329,7 +331,7 @@ async def test_a_server_that_takes_nothing_for_now_lets_a_start_pass() -> None:
                 await driver.create(new_id(), record())
 
 
-async def test_a_server_that_is_not_there_is_named_without_its_password() -> None:
+async def test_a_missing_server_is_named_without_its_password() -> None:
     hosts = "127.0.0.1:1,127.0.0.1:2"
     for url in (
         "redis://user:hidden@127.0.0.1:1",
@@ -345,7 +347,7 @@ async def test_a_server_that_is_not_there_is_named_without_its_password() -> Non
 
 
 @pytest.mark.parametrize("database", ["99", "9" * 20])
-async def test_a_database_that_is_not_there_is_found_at_the_start_by_a_socket_too(database: str) -> None:
+async def test_a_missing_database_is_found_at_start_up_through_a_socket_too(database: str) -> None:
     with servers.RedisServer("--unixsocket", "redis.sock") as server:
         for url in (f"{server.url}/{database}", f"unix://{server.folder}/redis.sock?db={database}"):
             with pytest.raises(ConfigError, match=r"can't use the database in its url at .*; choose one that is there"):
@@ -353,7 +355,7 @@ async def test_a_database_that_is_not_there_is_found_at_the_start_by_a_socket_to
                     pass
 
 
-async def test_a_server_that_is_in_no_cluster_is_named() -> None:
+async def test_a_server_outside_a_cluster_is_named() -> None:
     with (
         servers.RedisServer() as server,
         pytest.raises(ConfigError, match=f"found no Cluster at .*{server.address}; write redis://"),
@@ -362,20 +364,20 @@ async def test_a_server_that_is_in_no_cluster_is_named() -> None:
             pass
 
 
-async def test_a_server_that_is_no_sentinel_is_named() -> None:
+async def test_a_server_that_is_not_a_sentinel_is_named() -> None:
     with servers.RedisServer() as server, pytest.raises(ConfigError, match=f"found no Sentinel at {server.address}; write"):
         async with opened(url=f"redis+sentinel://{server.address}/sessions"):
             pass
 
 
 async def test_a_frozen_server_costs_no_more_than_the_timeout() -> None:
-    # The system accepts the connection, and nobody reads from it.
+    # The system accepts the connection, and no program reads from it.
     with socket.create_server(("127.0.0.1", 0)) as frozen, pytest.raises(SessionStoreError):
         async with asyncio.timeout(5), opened(url=f"redis://127.0.0.1:{frozen.getsockname()[1]}", timeout=0.2):
             pass
 
 
-async def test_what_the_url_says_holds_over_what_we_would() -> None:
+async def test_the_options_of_the_url_override_the_defaults() -> None:
     url = servers.redis_url()
     async with opened(url=f"{url}{'&' if '?' in url else '?'}socket_timeout=7&client_name=mine", pool_size=3) as driver:
         settings = driver._client.connection_pool.connection_kwargs
@@ -391,7 +393,7 @@ async def test_each_prefix_has_sessions_of_its_own() -> None:
         assert [key async for key in one._client.scan_iter(f"*{id}")] == [f"one:{id}".encode()]
 
 
-async def test_a_failure_names_the_server_and_no_password() -> None:
+async def test_a_failure_names_the_server_and_not_the_password() -> None:
     with servers.RedisServer() as server, server.client() as client:
         client.config_set("requirepass", "hidden")
         async with opened(url=f"redis://:hidden@{server.address}", timeout=0.5) as driver:
@@ -409,7 +411,7 @@ async def test_a_failure_names_the_server_and_no_password() -> None:
                     client.config_set("maxmemory", 1)
             with pytest.raises(SessionStoreError) as caught:
                 await driver.create(new_id(), record())
-            # The one that has the session.
+            # It names the node that has the session.
             assert sum(node.address in str(caught.value) for node in cluster.nodes) == 1
 
 
@@ -417,12 +419,12 @@ async def test_a_failure_names_the_server_and_no_password() -> None:
 
 
 class Relay:
-    """What stands for a server, as a name or an address does that moves: it leads new connections to *port*."""
+    """A proxy for a server whose name may move: it forwards new connections to *port*."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.delay = 0.0
-        """Seconds by which it holds up what passes."""
+        """Seconds by which it delays requests and answers."""
         self._writers: list[asyncio.StreamWriter] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -442,16 +444,16 @@ class Relay:
         theirs, ours = await asyncio.open_connection("127.0.0.1", self.port)
         self._writers += writer, ours
         for pair in ((reader, ours), (theirs, writer)):
-            self._tasks.append(asyncio.create_task(self._pass_on(*pair)))
+            self._tasks.append(asyncio.create_task(self._forward(*pair)))
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while octets := await reader.read(65536):
             await asyncio.sleep(self.delay)
             writer.write(octets)
         writer.close()
 
 
-async def test_a_server_that_was_demoted_is_left_for_the_one_that_its_name_leads_to_now() -> None:
+async def test_the_driver_leaves_a_demoted_server_for_the_one_that_has_its_name_now() -> None:
     with servers.RedisServer() as old, servers.RedisServer() as new:
         async with Relay(old.port) as relay, opened(url=relay.url) as driver:
             await asyncio.gather(*(driver.create(new_id(), record()) for _ in range(500)))
@@ -465,14 +467,12 @@ async def test_a_server_that_was_demoted_is_left_for_the_one_that_its_name_leads
 
 
 def promote(new: servers.RedisServer, old: servers.RedisServer) -> None:
-    """Make a master of *new*, and a replica of *old*."""
-    with new.client() as client:
-        client.replicaof("NO", "ONE")
-    with old.client() as client:
-        client.replicaof("127.0.0.1", new.port)
+    """Make *new* the master, and *old* its replica."""
+    new.ask("REPLICAOF", "NO", "ONE")
+    old.ask("REPLICAOF", "127.0.0.1", new.port)
 
 
-async def test_a_demoted_server_is_left_too_where_replicas_are_waited_for() -> None:
+async def test_the_driver_leaves_a_demoted_server_also_when_it_waits_for_replicas() -> None:
     with servers.RedisServer() as old, replica_of(old) as new:
         async with Relay(old.port) as relay, opened(url=relay.url, wait_replicas=1) as driver:
             await asyncio.gather(*(driver.create(new_id(), record()) for _ in range(50)))
@@ -485,7 +485,7 @@ async def test_a_demoted_server_is_left_too_where_replicas_are_waited_for() -> N
                 assert client.exists(*(f"gaman:{id}" for id in ids)) == len(ids)
 
 
-async def test_a_driver_that_only_reads_leaves_a_server_that_was_demoted(
+async def test_a_driver_that_only_reads_leaves_a_demoted_server(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(_redis_master, "_LONG_PERIOD", 0.05)
@@ -493,7 +493,7 @@ async def test_a_driver_that_only_reads_leaves_a_server_that_was_demoted(
         async with Relay(old.port) as relay, opened(url=relay.url) as driver:
             await driver.create(id := new_id(), record())
             assert all(isinstance(each, Record) for each in await asyncio.gather(*(driver.load(id, now=NOW) for _ in range(20))))
-            # It keeps what it had, because it finds no master.
+            # The demoted server keeps its data, because it finds no master.
             with new.client() as client, old.client() as demoted:
                 client.replicaof("NO", "ONE")
                 client.flushall()
@@ -524,18 +524,18 @@ def is_linked(replica: servers.RedisServer) -> bool:
 # Starting with replicas
 
 
-async def test_a_replica_is_not_taken_for_the_master_at_the_start() -> None:
+async def test_a_replica_is_told_from_the_master_at_start_up() -> None:
     with servers.RedisServer() as master, replica_of(master) as replica:
         for protocol in (2, 3):
             told = await refused_by(f"{replica.url}?protocol={protocol}", timeout=0.5)
             assert f"found a replica at {replica.address}, which takes no changes; write the master's address in its url" in told
-        # What it said tells more than that it is silent now.
+        # Its answer tells more than its silence.
         refusal = asyncio.create_task(refused_by(replica.url, timeout=1))
         await asyncio.sleep(0.2)
         replica.send_signal(signal.SIGSTOP)
         assert "found a replica" in await refusal
         replica.send_signal(signal.SIGCONT)
-        # It may be about to become the master.
+        # A replica may be about to become the master.
         start = asyncio.create_task(keeps_sessions(replica.url))
         await asyncio.sleep(0.2)
         promote(replica, master)
@@ -550,7 +550,7 @@ async def warnings_of(url: str, wait_replicas: int, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("kind", ["redis", "redis+sentinel", "redis+cluster"])
-async def test_replicas_that_a_write_does_not_wait_for_are_a_warning(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_wait_replicas_that_does_not_fit_is_a_warning(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     with ExitStack() as stack:
         if kind == "redis+sentinel":
             sentinels = stack.enter_context(servers.RedisSentinels(2))
@@ -581,7 +581,7 @@ async def test_replicas_that_a_write_does_not_wait_for_are_a_warning(kind: str, 
             assert await warnings_of(url.replace("//", "//user:hidden@"), 1, caplog) == expected
 
 
-async def test_a_url_that_names_only_some_of_the_sentinels_is_a_warning_and_a_wrong_name_an_error(
+async def test_a_url_with_only_some_of_the_sentinels_is_a_warning_and_a_wrong_name_an_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with servers.RedisSentinels() as sentinels:
@@ -608,7 +608,7 @@ async def test_a_sentinel_that_was_away_is_not_believed() -> None:
                         assert client.exists(f"gaman:{id}")
 
 
-async def test_a_failover_is_told_once_and_so_is_the_silence_of_all_sentinels(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failover_is_logged_once_and_so_is_the_silence_of_all_sentinels(caplog: pytest.LogCaptureFixture) -> None:
     with servers.RedisSentinels() as sentinels:
         async with opened(url=sentinels.url) as driver:
             await driver.create(id := new_id(), record())
@@ -625,7 +625,7 @@ async def test_a_failover_is_told_once_and_so_is_the_silence_of_all_sentinels(ca
             async with asyncio.timeout(30):
                 while len(caplog.messages) < 2:
                     await asyncio.sleep(0.01)
-            # The master that they named last is still there.
+            # The driver still uses the master that they named last.
             assert isinstance(await driver.load(id, now=NOW), Record)
             assert caplog.messages == [
                 f"the Redis master of sessions was {old}, and now is {new}",
@@ -648,12 +648,12 @@ async def test_a_failure_behind_sentinels_names_the_master() -> None:
         assert f"can't log in at {master}: " in await refused_by(sentinels.url)
 
 
-# How long a call may take
+# Time limits
 
 
 @pytest.mark.parametrize("method", ["destroy", "owned", "end_owned", "create", "set_owner", "rename", "count"])
-async def test_all_round_trips_of_a_call_have_the_timeout_together(method: str) -> None:
-    # In a Cluster, the last four take several.
+async def test_all_round_trips_of_a_method_have_one_timeout_together(method: str) -> None:
+    # The last four take several round trips in a Cluster.
     is_cluster = method in {"create", "set_owner", "rename", "count"}
     async with Relay(0) as relay:
         announced = ("--cluster-announce-ip", "127.0.0.1", "--cluster-announce-port", relay.address.partition(":")[2])
@@ -679,16 +679,16 @@ async def test_all_round_trips_of_a_call_have_the_timeout_together(method: str) 
                     "rename": lambda: driver.rename(id, new, record(), version=0, now=NOW),
                     "count": lambda: driver.count(now=NOW),
                 }
-                # For a while, a count need not ask for the slots again.
+                # A count doesn't ask for the slots again shortly after the start.
                 await asyncio.sleep(0.15)
-                # One round trip is not too slow, not even for a server of a Cluster; two are.
+                # One round trip is in time, even for a server of a Cluster; two are too slow.
                 relay.delay = 0.22
                 with pytest.raises(SessionStoreError):
                     await calls[method]()
                 relay.delay = 0
 
 
-async def test_a_write_that_has_waited_for_a_new_master_has_the_timeout_too() -> None:
+async def test_a_write_that_has_waited_for_a_new_master_has_the_same_timeout() -> None:
     with servers.RedisServer() as server:
         async with opened(url=server.url, timeout=2) as driver:
             driver._watch.is_switching = True
@@ -700,7 +700,7 @@ async def test_a_write_that_has_waited_for_a_new_master_has_the_timeout_too() ->
             driver._watch.is_switching = False
 
 
-async def test_calls_that_wait_for_a_frozen_server_have_the_timeout_too() -> None:
+async def test_calls_that_wait_for_a_frozen_server_have_the_same_timeout() -> None:
     with servers.RedisServer() as server:
         async with opened(url=server.url, timeout=1) as driver:
             server.send_signal(signal.SIGSTOP)
@@ -710,11 +710,11 @@ async def test_calls_that_wait_for_a_frozen_server_have_the_timeout_too() -> Non
             server.send_signal(signal.SIGCONT)
 
 
-# What a log tells of a failure
+# The reason of a failure
 
 
 async def reason_of(call: Awaitable[Any]) -> str:
-    """Return what the failure of *call* tells, without values."""
+    """Return the reason of the failure of *call*, which has no values."""
     with pytest.raises(SessionStoreError) as caught:
         await call
     assert str(caught.value).endswith(f": {caught.value.reason}")
@@ -724,7 +724,7 @@ async def reason_of(call: Awaitable[Any]) -> str:
     return caught.value.reason
 
 
-async def test_a_failure_tells_what_the_server_said() -> None:
+async def test_a_failure_has_the_words_of_the_server() -> None:
     with servers.RedisServer() as server, servers.RedisServer() as other, server.client() as client:
         async with opened(url=server.url, timeout=5) as driver:
             await driver.create(new_id(), record())
@@ -736,11 +736,11 @@ async def test_a_failure_tells_what_the_server_said() -> None:
             client.config_set("min-replicas-to-write", 0)
             client.replicaof("127.0.0.1", other.port)
             assert (await reason_of(driver.create(new_id(), record()))).startswith("READONLY You can't write")
-            # A new connection finds out before it is used.
+            # A new connection notices it before it is used.
             assert await reason_of(driver.create(new_id(), record())) == "it is a replica"
 
 
-async def test_a_failure_tells_what_a_server_of_a_cluster_said() -> None:
+async def test_a_failure_has_the_words_of_a_server_of_a_cluster() -> None:
     with servers.RedisCluster(2) as cluster:
         async with opened(url=cluster.url, timeout=2) as driver:
             for node in cluster.nodes:
@@ -766,7 +766,7 @@ async def test_a_failure_tells_which_server_gave_no_answer_for_how_long() -> Non
             server.send_signal(signal.SIGCONT)
 
 
-async def test_a_failure_tells_no_arguments_of_a_command_that_a_server_does_not_know() -> None:
+async def test_a_failure_hides_the_arguments_of_a_command_that_the_server_does_not_know() -> None:
     unknowing = ("--rename-command", "EVALSHA", "", "--rename-command", "HGETALL", "")
     with servers.RedisServer() as knowing, servers.RedisServer(*unknowing) as server:
         async with Relay(knowing.port) as relay, opened(url=relay.url) as driver:
@@ -813,7 +813,7 @@ async def test_an_error_of_the_library_passes_or_is_a_failure_of_the_store(
 
 
 @pytest.mark.parametrize("is_cluster", [False, True])
-async def test_an_answer_that_the_library_has_left_unread_is_not_taken_for_that_of_another_call(
+async def test_an_answer_that_the_library_left_unread_is_not_given_to_another_call(
     is_cluster: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = servers.redis_cluster_url() if is_cluster else servers.redis_url()
@@ -827,7 +827,7 @@ async def test_an_answer_that_the_library_has_left_unread_is_not_taken_for_that_
             raise AttributeError("'NoneType' object has no attribute 'name'")
         return await read_response(self, *arguments, **options)
 
-    # On its own, a server has no time for a second attempt, before which its answer to the first one would be noticed.
+    # A single server has no time for a second attempt here: before it, redis-py would notice the unread answer.
     async with opened(url=url, timeout=5 if is_cluster else 2) as driver:
         values = {"abc" + new_id()[3:]: b"%d" % i for i in range(20)}
         for id, value in values.items():
@@ -846,7 +846,7 @@ async def test_an_answer_that_the_library_has_left_unread_is_not_taken_for_that_
         assert await driver.time() == pytest.approx(time.time(), abs=60)
 
 
-# What is kept
+# The hash of a session
 
 
 async def test_a_session_is_a_hash_that_redis_removes_at_its_deadline() -> None:
@@ -866,7 +866,7 @@ async def test_a_session_is_a_hash_that_redis_removes_at_its_deadline() -> None:
         assert TOMBSTONE - 10 < await driver._client.ttl(key) <= TOMBSTONE
 
 
-async def test_a_server_whose_clock_differs_keeps_a_session_as_long_as_ours_says() -> None:
+async def test_the_lifetime_of_a_session_does_not_depend_on_the_clock_of_the_server() -> None:
     async with opened() as driver:
         for hours in (-5000, 5000):
             id, now = new_id(), NOW + hours * 3600
@@ -878,7 +878,7 @@ async def test_a_server_whose_clock_differs_keeps_a_session_as_long_as_ours_says
 # The index of all
 
 
-async def test_all_are_counted_by_an_index_and_in_a_cluster_by_a_look_at_each() -> None:
+async def test_sessions_are_counted_by_an_index_and_in_a_cluster_by_a_look_at_each_key() -> None:
     with servers.RedisServer() as server, servers.RedisCluster() as cluster:
         for url in (server.url, cluster.url):
             async with opened(url=url, prefix="a?[b]*:") as driver, opened(url=url, prefix="ax[b]x:") as other:
@@ -942,7 +942,7 @@ async def test_a_sweep_and_a_count_wait_for_a_connection_that_calls_use(is_clust
         group.create_task(driver.count(now=NOW))
 
 
-async def test_a_session_that_is_over_leaves_the_index_when_it_is_swept() -> None:
+async def test_the_sweep_removes_expired_sessions_from_the_index() -> None:
     async with opened(prefix=f"{new_id()}:") as driver:
         client, index = driver._client, f"{driver._prefix}live"
         ids = [new_id() for _ in range(2500)]
@@ -978,7 +978,7 @@ def owned_record(owner: str = "me") -> Record:
 
 
 @pytest.mark.parametrize("is_cluster", [False, True])
-async def test_the_set_of_an_owner_is_kept_without_a_ttl_and_swept_when_all_in_it_has_expired(is_cluster: bool) -> None:
+async def test_an_owners_set_has_no_ttl_and_is_swept_when_all_its_members_have_expired(is_cluster: bool) -> None:
     with servers.RedisCluster() if is_cluster else servers.RedisServer() as server:
         async with opened(url=server.url, prefix="a?[b]*:") as driver:
             await asyncio.gather(*(driver.create(new_id(), owned_record(f"owner {i}")) for i in range(300)))
@@ -988,7 +988,7 @@ async def test_the_set_of_an_owner_is_kept_without_a_ttl_and_swept_when_all_in_i
             later = Record({"a": b"1"}, NOW, NOW + 2000, NOW + 2000, ownership=Ownership("owner 7", b"", NOW))
             await driver.create(id := new_id(), later)
             assert await client.ttl(key) == -1
-            # Keys of other programs stay.
+            # The sweep leaves the keys of other programs alone.
             for other in ("ax[b]x:owner:x", "a?[b]*:other"):
                 await client.zadd(other, {"member": 1})
             await client.set("a?[b]*:owner:text", "text")
@@ -1004,7 +1004,7 @@ async def test_the_set_of_an_owner_is_kept_without_a_ttl_and_swept_when_all_in_i
             assert [*await driver.owned("owner 7", now=NOW + 1500)] == [id]
 
 
-async def test_a_sweep_looks_at_a_sixtieth_of_the_keys_and_sixty_at_all_of_them() -> None:
+async def test_a_sweep_scans_a_sixtieth_of_the_keys_and_sixty_sweeps_scan_all() -> None:
     with servers.RedisServer() as server, server.client() as client:
         async with opened(url=server.url) as driver:
             await asyncio.gather(*(driver.create(new_id(), owned_record(f"owner {i}")) for i in range(3000)))
@@ -1014,14 +1014,12 @@ async def test_a_sweep_looks_at_a_sixtieth_of_the_keys_and_sixty_at_all_of_them(
                 await driver.purge(now=NOW + 1000, limit=1000)
                 seen.append(before - client.dbsize())
             assert max(seen) < 300
-            # However few are left, the parts stay as large.
+            # The parts keep their size, however few keys are left.
             assert client.keys("gaman:owner:*") == []
 
 
 @pytest.mark.parametrize("is_cluster", [False, True])
-async def test_a_policy_that_evicts_anything_makes_the_owners_calls_fail(
-    is_cluster: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_policy_that_evicts_any_key_makes_the_owners_calls_fail(is_cluster: bool, caplog: pytest.LogCaptureFixture) -> None:
     with servers.RedisCluster() if is_cluster else servers.RedisServer() as server:
         node = server.masters[1] if isinstance(server, servers.RedisCluster) else server
         with node.client() as client:
@@ -1029,7 +1027,7 @@ async def test_a_policy_that_evicts_anything_makes_the_owners_calls_fail(
             async with opened(url=server.url) as driver:
                 ids = [new_id() for _ in range(20)]
                 await asyncio.gather(*(driver.create(id, owned_record()) for id in ids))
-                # Without a limit, nothing is evicted.
+                # Without a limit, Redis evicts nothing.
                 assert (await driver.owned("me", now=NOW)).keys() == {*ids}
                 assert not caplog.records
                 client.config_set("maxmemory", "100mb")
@@ -1048,7 +1046,7 @@ async def test_a_policy_that_evicts_anything_makes_the_owners_calls_fail(
                 assert await driver.owned("me", now=NOW) == {}
 
 
-async def test_what_a_redis_that_evicts_anything_knows_is_ended_under_an_older_secret_too(clock: Clock) -> None:
+async def test_sessions_are_ended_under_an_older_secret_too_though_redis_evicts_any_key(clock: Clock) -> None:
     async def login(session: Session) -> None:
         await session.set_owner("me")
         await session.set("user", "me")
@@ -1079,7 +1077,7 @@ async def test_a_policy_that_evicts_is_a_warning_once(policy: str, caplog: pytes
             assert ("end_all()" in message) == policy.startswith("allkeys")
 
 
-async def test_a_user_that_may_not_ask_for_the_policy_is_not_told_of_it(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_user_that_may_not_ask_for_the_policy_gets_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     with servers.RedisServer("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as server, server.client() as client:
         client.execute_command("ACL", "SETUSER", "user", "on", ">hidden", "~gaman:*", "+@all", "-info")
         async with opened(url=f"redis://user:hidden@{server.address}") as driver:
@@ -1092,7 +1090,7 @@ async def test_a_user_that_may_not_ask_for_the_policy_is_not_told_of_it(caplog: 
 
 
 @pytest.mark.parametrize("is_cluster", [False, True])
-async def test_a_full_server_refuses_what_grows_and_nothing_else(is_cluster: bool) -> None:
+async def test_a_full_server_refuses_only_writes_that_store_something(is_cluster: bool) -> None:
     options: dict[str, Any] = {"now": NOW, "deadline": None, "max_size": MAX_SIZE}
     with servers.RedisCluster() if is_cluster else servers.RedisServer() as server:
         nodes = server.masters if isinstance(server, servers.RedisCluster) else [server]
@@ -1122,7 +1120,7 @@ async def test_a_full_server_refuses_what_grows_and_nothing_else(is_cluster: boo
             assert (found.fields, found.version) == ({"a": b"1", "b": b"2"}, 0)
             assert (await driver.owned("me", now=NOW)).keys() == {*mine}
             assert await driver.count(now=NOW) == 9
-            # What frees memory, or only keeps a session alive, goes on.
+            # Writes that free memory, or only prolong a session, succeed.
             assert await driver.apply(ids[1], {}, ["a"], **options) is Outcome.WRITTEN
             assert await driver.apply(ids[1], {}, (), now=NOW, deadline=NOW + 500, max_size=MAX_SIZE) is Outcome.WRITTEN
             assert await driver.apply(ids[2], {}, ["a", "b"], **options) is Outcome.EMPTIED
@@ -1140,7 +1138,7 @@ async def test_a_full_server_refuses_what_grows_and_nothing_else(is_cluster: boo
             assert await driver.create(new_id(), early) is Outcome.REVOKED
 
 
-async def test_in_a_batch_a_full_server_refuses_what_grows_and_nothing_else() -> None:
+async def test_in_a_batch_a_full_server_refuses_only_writes_that_store_something() -> None:
     with servers.RedisServer() as server, server.client() as client:
         async with opened(url=server.url) as driver:
             old = [new_id() for _ in range(40)]
@@ -1149,7 +1147,7 @@ async def test_in_a_batch_a_full_server_refuses_what_grows_and_nothing_else() ->
             for some in (old[:20], old[20:]):
                 logouts = [driver.destroy(id, now=NOW) for id in some]
                 logins = [driver.create(new_id(), owned_record()) for _ in some]
-                # The first call goes by itself. The others share a batch, which begins once with a logout and once with a login.
+                # The first call has a command of its own. The others share a batch, which begins with a logout or with a login.
                 first = driver.load(new_id(), now=NOW)
                 ordered = [*logouts, *logins] if some[0] == old[0] else [*logins, *logouts]
                 results = await asyncio.gather(first, *ordered, return_exceptions=True)
@@ -1158,7 +1156,7 @@ async def test_in_a_batch_a_full_server_refuses_what_grows_and_nothing_else() ->
             assert client.zcard("gaman:owner:me") == client.zcard("gaman:live") == 0
 
 
-async def test_logins_take_a_server_no_further_than_its_limit() -> None:
+async def test_logins_do_not_exceed_the_memory_limit_of_a_server() -> None:
     with servers.RedisServer() as server, server.client() as client:
         async with opened(url=server.url) as driver:
             limit = client.info("memory")["used_memory"] + 1_000_000
@@ -1203,34 +1201,28 @@ async def test_a_rename_to_a_server_of_a_cluster_that_is_full_leaves_the_old_id_
 async def id_at(driver: RedisDriver, server: servers.RedisServer) -> str:
     """Return an id whose session is on *server*."""
     while True:
-        call = Call("load", (driver._key(id := new_id()),))
-        await driver._calls.attempt([call])
+        call = Call("load", (driver._keyspace.key(id := new_id()),))
+        await driver._calls.attempt(call)
         if driver._calls.server(call) == server.address:
             return id
 
 
 def begin_to_move(source: servers.RedisServer, target: servers.RedisServer, slot: int) -> None:
-    with source.client() as old, target.client() as new:
-        names = old.execute_command("CLUSTER", "MYID"), new.execute_command("CLUSTER", "MYID")
-        new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
-        old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
+    target.ask("CLUSTER SETSLOT", slot, "IMPORTING", source.ask("CLUSTER MYID"))
+    source.ask("CLUSTER SETSLOT", slot, "MIGRATING", target.ask("CLUSTER MYID"))
 
 
 def move_slot(cluster: servers.RedisCluster, source: servers.RedisServer, target: servers.RedisServer, slot: int) -> None:
-    """Move what is in *slot*, and the slot."""
+    """Move *slot*, with its keys."""
     begin_to_move(source, target, slot)
     finish_move(cluster, source, target, slot)
 
 
 def finish_move(cluster: servers.RedisCluster, source: servers.RedisServer, target: servers.RedisServer, slot: int) -> None:
-    with source.client() as old, target.client() as new:
-        keys = old.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1000)
-        if keys:
-            assert old.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys) == "OK"
-        name = new.execute_command("CLUSTER", "MYID")
-        for node in (target, source, *cluster.masters):
-            with node.client() as client:
-                client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", name)
+    if keys := source.ask("CLUSTER GETKEYSINSLOT", slot, 1000):
+        assert source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys) == "OK"
+    for node in (target, source, *cluster.masters):
+        node.ask("CLUSTER SETSLOT", slot, "NODE", target.ask("CLUSTER MYID"))
 
 
 async def test_each_call_of_the_script_touches_the_one_key_that_it_declares_in_a_cluster() -> None:
@@ -1248,7 +1240,7 @@ async def test_each_call_of_the_script_touches_the_one_key_that_it_declares_in_a
                 while "the end" not in (seen := await monitor.next_command())["command"]:
                     name, *words = seen["command"].split(" ")
                     if seen["client_type"] != "lua":
-                        # The text of a script has spaces in it.
+                        # EVAL has a text with spaces.
                         declared = words[2 : 2 + int(words[1])] if name == "EVALSHA" else None
                         calls += name == "EVALSHA"
                     elif declared is not None and name not in ("SCAN", "DBSIZE", "TIME"):
@@ -1256,7 +1248,7 @@ async def test_each_call_of_the_script_touches_the_one_key_that_it_declares_in_a
             assert calls > 1000
 
 
-async def test_sessions_in_a_slot_that_is_moving_are_written_and_nothing_is_on_both_sides() -> None:
+async def test_sessions_in_a_moving_slot_are_written_and_are_never_on_both_servers() -> None:
     with servers.RedisCluster() as cluster:
         source, target = cluster.masters[:2]
         async with opened(url=cluster.url) as driver:
@@ -1273,7 +1265,7 @@ async def test_sessions_in_a_slot_that_is_moving_are_written_and_nothing_is_on_b
             await driver.destroy(ids[3], now=NOW)
             assert await driver.rename(ids[4], new_id(), owned_record(), version=0, now=NOW) is Outcome.WRITTEN
             assert await driver.apply(ids[5], {}, ["a"], **options) is Outcome.EMPTIED
-            # A new one is stored where the slot is moving to.
+            # A new session is stored at the target.
             await driver.create(ids[7], owned_record())
             assert await driver.end_owned("you", keep=(), now=NOW) == 1
             assert await driver.count(now=NOW) == 5
@@ -1311,11 +1303,11 @@ async def test_the_size_is_kept_as_fields_come_and_go(is_cluster: bool) -> None:
                     found = await driver.load(id, now=NOW)
                     assert isinstance(found, Record)
                     await driver.swap(id, names[0], found.fields.get(names[0]), sets[names[0]], **options)
-            kept: dict[bytes, bytes] = await driver._client.hgetall(driver._key(id))
+            kept: dict[bytes, bytes] = await driver._client.hgetall(driver._keyspace.key(id))
             assert int(kept[b"size"]) == sum(len(name) + len(value) for name, value in kept.items() if name.startswith(b":"))
 
 
-async def test_a_write_looks_at_no_fields_but_its_own() -> None:
+async def test_a_write_reads_only_the_fields_that_it_changes() -> None:
     with servers.RedisServer() as server, server.client() as client:
         async with opened(url=server.url) as driver:
             id = new_id()
@@ -1331,7 +1323,7 @@ async def test_a_write_looks_at_no_fields_but_its_own() -> None:
 
 @pytest.mark.parametrize("is_cluster", [False, True])
 @pytest.mark.parametrize("pool_size", [2, 16])
-async def test_a_large_session_shares_no_trip_with_others(is_cluster: bool, pool_size: int) -> None:
+async def test_a_large_session_shares_no_round_trip_with_others(is_cluster: bool, pool_size: int) -> None:
     url = servers.redis_cluster_url() if is_cluster else servers.redis_url()
     async with opened(url=url, pool_size=pool_size) as writer, opened(url=url, pool_size=pool_size) as driver:
         small, large = [new_id() for _ in range(40)], [new_id() for _ in range(5)]
@@ -1341,17 +1333,17 @@ async def test_a_large_session_shares_no_trip_with_others(is_cluster: bool, pool
             await writer.create(id, record(n=b"1" * LARGE))
         send, shared = driver._calls._send, 0
 
-        async def seen(server: Any, calls: Sequence[Any], *script: str) -> list[Any]:
+        async def seen(server: Any, calls: Sequence[Any], script: Sequence[str]) -> list[Any]:
             nonlocal shared
-            results = await send(server, calls, *script)
+            results = await send(server, calls, script)
             if len(calls) > 1:
                 shared += 1
                 assert all(len(str(each)) < LARGE for each in results)
             return results
 
-        # The method of this one driver, which still sends.
+        # Only this driver's method, which still sends.
         driver._calls._send = seen  # type: ignore[method-assign]
-        # The second time, it is known which are large.
+        # The second time, the driver knows which are large.
         for _ in range(2):
             found = await asyncio.gather(*(driver.load(id, now=NOW) for id in (*small[:20], *large, *small[20:])))
             sizes = [len(each.fields["n"]) if isinstance(each, Record) else 0 for each in found]
@@ -1367,8 +1359,8 @@ def never(error: Exception) -> bool:
 async def test_over_a_single_connection_large_and_small_sessions_are_loaded_too(
     is_cluster: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A second attempt would hide what the first has run into.
-    monkeypatch.setattr(_redis_calls, "_may_pass", never)
+    # A second attempt would hide the failure of the first.
+    monkeypatch.setattr(_redis_calls, "may_pass", never)
     url = servers.redis_cluster_url() if is_cluster else servers.redis_url()
     async with opened(url=url, pool_size=1) as driver:
         ids = [new_id() for _ in range(20)]
@@ -1391,11 +1383,11 @@ async def test_listing_the_sessions_of_an_owner_loads_none_of_their_fields() -> 
             assert "cmdstat_hgetall" not in client.info("commandstats")
 
 
-# Trips
+# Round trips
 
 
 class Monitor:
-    """What clients have sent to Redis, without what scripts do inside."""
+    """The commands that clients have sent to Redis, without those of scripts."""
 
     def __init__(self, url: str) -> None:
         self._driver = RedisDriver(url=url)
@@ -1419,18 +1411,18 @@ class Monitor:
             if mark in command["command"]:
                 return names
             name = command["command"].split()[0].upper()
-            # A connection begins with it, and the driver watches its server with it.
+            # HELLO begins each connection, and the driver watches its server with it.
             if command["client_type"] != "lua" and name != "HELLO":
                 names.append(name)
 
 
 @pytest.fixture
 async def watched(clock: Clock) -> AsyncGenerator[tuple[Site, Monitor, Any]]:
-    """A site on a server of its own, and what that server is asked."""
+    """A site on a server of its own, and the commands that this server gets."""
     with servers.RedisServer() as server:
         driver = RedisDriver(url=server.url)
         async with serving(Site(driver, clock, idle_timeout=1000)) as site:
-            # The first call of each script brings its text along.
+            # The first call of the script sends its text.
             for id in (new_id(), new_id()):
                 await driver.create(id, record())
                 await driver.apply(id, {}, (), now=NOW, deadline=None, max_size=MAX_SIZE)
@@ -1441,7 +1433,7 @@ async def watched(clock: Clock) -> AsyncGenerator[tuple[Site, Monitor, Any]]:
                 yield site, monitor, driver._client
 
 
-async def test_each_request_makes_as_few_trips_as_it_can(watched: tuple[Site, Monitor, Any], clock: Clock) -> None:
+async def test_each_request_makes_as_few_round_trips_as_possible(watched: tuple[Site, Monitor, Any], clock: Clock) -> None:
     site, monitor, client = watched
     browser, visitor = site.browser(), site.browser()
 
@@ -1465,7 +1457,7 @@ async def test_each_request_makes_as_few_trips_as_it_can(watched: tuple[Site, Mo
     async def logout(session: Session) -> None:
         await session.clear()
 
-    for who, work, expected in (
+    for each, work, expected in (
         (visitor, nothing, []),
         (visitor, read_all, []),
         (visitor, logout, []),
@@ -1478,11 +1470,11 @@ async def test_each_request_makes_as_few_trips_as_it_can(watched: tuple[Site, Mo
         (browser, login, ["HGETALL", "EVALSHA"]),
         (browser, logout, ["EVALSHA"]),
     ):
-        await who.do(work)
+        await each.do(work)
         assert await monitor.seen(client) == expected, work.__name__
 
 
-async def test_a_forged_cookie_costs_no_trip(watched: tuple[Site, Monitor, Any]) -> None:
+async def test_a_forged_cookie_costs_no_round_trip(watched: tuple[Site, Monitor, Any]) -> None:
     site, monitor, client = watched
     browser = site.browser()
     await browser.do(setting(a=1))
@@ -1506,14 +1498,14 @@ async def test_reading_an_idle_session_moves_it_on_once_a_tenth_has_passed(
         assert await monitor.seen(client) == expected
 
 
-# Many calls at once
+# Batches
 
 
-async def test_calls_of_one_turn_share_a_command() -> None:
+async def test_concurrent_calls_share_a_command() -> None:
     async with opened() as driver:
         ids = [new_id() for _ in range(50)]
         connections = driver._client.connection_pool._available_connections
-        # One goes ahead, and the others together: two connections are all that it takes.
+        # The first call has a command of its own, and the others share one: that takes two connections.
         await asyncio.gather(*(driver.create(id, record()) for id in ids))
         assert len(connections) <= 2
         found = await asyncio.gather(*(driver.load(id, now=NOW) for id in ids))
@@ -1521,7 +1513,7 @@ async def test_calls_of_one_turn_share_a_command() -> None:
         assert len(connections) <= 2
 
 
-async def test_a_call_that_fails_fails_alone() -> None:
+async def test_a_failing_call_does_not_affect_the_rest_of_its_batch() -> None:
     async with opened() as driver:
         taken, damaged, *ids = [new_id() for _ in range(20)]
         await driver.create(taken, record())
@@ -1538,7 +1530,7 @@ async def test_a_call_that_fails_fails_alone() -> None:
         assert all([isinstance(await driver.load(id, now=NOW), Record) for id in ids])
 
 
-async def test_a_request_that_is_cancelled_takes_only_its_own_call_with_it() -> None:
+async def test_cancelling_one_call_does_not_affect_the_rest_of_its_batch() -> None:
     async with opened() as driver:
         ids = [new_id() for _ in range(10)]
         tasks = [asyncio.create_task(driver.create(id, record())) for id in ids]
@@ -1551,7 +1543,7 @@ async def test_a_request_that_is_cancelled_takes_only_its_own_call_with_it() -> 
             assert isinstance(await driver.load(id, now=NOW), Record)
 
 
-async def test_a_server_that_has_forgotten_the_scripts_is_told_them_again() -> None:
+async def test_a_server_that_has_forgotten_the_script_gets_it_again() -> None:
     with servers.RedisServer() as server:
         async with opened(url=server.url) as driver:
             ids = [new_id() for _ in range(5)]
@@ -1565,7 +1557,7 @@ async def test_a_server_that_has_forgotten_the_scripts_is_told_them_again() -> N
                 ids = [new_id() for _ in range(5)]
 
 
-# A write that is tried again, because nobody knows whether its first attempt has arrived
+# A write that is repeated, because its first attempt may have succeeded
 
 
 async def test_a_write_that_arrives_twice_happens_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1597,7 +1589,7 @@ async def test_a_write_that_arrives_twice_happens_once(monkeypatch: pytest.Monke
 async def test_a_write_that_arrives_twice_is_replicated_twice(
     is_cluster: bool, is_full: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise a WAIT after the second one, which is on another connection, covers nothing."""
+    """Otherwise a WAIT after the second write, which is on another connection, covers nothing."""
     repeated: list[str] = []
     real = Calls._run
     with servers.RedisCluster() if is_cluster else servers.RedisServer() as server, ExitStack() as stack:
@@ -1618,8 +1610,8 @@ async def test_a_write_that_arrives_twice_is_replicated_twice(
                 for client in clients:
                     client.config_set("maxmemory", 0)
             [operation] = [call.operation for call in calls]
-            # Reads need no replica, and a place in an owner's set is left for tidiness. It isn't taken again without room.
-            if operation in ("check", "leave", *_redis_calls._READS) or (operation == "enter" and is_full):
+            # Reads need no replica, and neither does leaving an owner's set. Without room, entering it isn't repeated.
+            if operation in ("check", "leave", *READS) or (operation == "enter" and is_full):
                 return first
             repeated.append(operation)
             assert after > before, operation
@@ -1644,37 +1636,31 @@ async def test_a_write_that_arrives_twice_is_replicated_twice(
 # Two slots of a Cluster
 
 
-async def test_a_logout_between_the_two_halves_of_a_rename_ends_what_it_becomes() -> None:
+async def test_a_logout_between_the_two_halves_of_a_rename_ends_the_renamed_session() -> None:
     async with opened(url=servers.redis_cluster_url()) as driver:
 
-        class Interrupted(RedisDriver):
-            async def _write(
-                self, action: Action, operation: str, ids: Sequence[str], values: Sequence[bytes], *arguments: Any
+        class Interrupted(Keyspace):
+            async def write(
+                self, operation: str, id: str, others: Sequence[str], values: Sequence[bytes], *arguments: Any
             ) -> Outcome:
                 if operation == "create":
                     await driver.destroy(old, now=NOW)
-                return await super()._write(action, operation, ids, values, *arguments)
+                return await super().write(operation, id, others, values, *arguments)
 
         old, new = new_id(), new_id()
         await driver.create(old, record())
-        interrupted = Interrupted(url=servers.redis_cluster_url())
-        await interrupted.open()
-        assert await interrupted.rename(old, new, record(), version=0, now=NOW) is Outcome.ENDED
-        await interrupted.close()
+        async with opened(url=servers.redis_cluster_url()) as interrupted:
+            interrupted._keyspace = Interrupted("gaman:", interrupted._calls, is_cluster=True)
+            assert await interrupted.rename(old, new, record(), version=0, now=NOW) is Outcome.ENDED
         for id in (old, new):
             assert await driver.load(id, now=NOW) is Outcome.ENDED
 
 
-# Which server of a Cluster has a slot
-
-
-def ask(server: servers.RedisServer, *command: object) -> Any:
-    with server.client() as client:
-        return client.execute_command(*command)
+# Moving slots, and servers that leave
 
 
 class Moving:
-    """A Cluster of two masters, one of which gives a slot to the other."""
+    """A Cluster of two masters, one of which moves a slot to the other."""
 
     slot = key_slot(b"abc")
 
@@ -1699,7 +1685,7 @@ class Moving:
 
     def move(self, *keys: str) -> None:
         for key in keys:
-            ask(self.source, "MIGRATE", "127.0.0.1", self._target.port, key, 0, 5000)
+            self.source.ask("MIGRATE", "127.0.0.1", self._target.port, key, 0, 5000)
 
     def end(self) -> None:
         finish_move(self._cluster, self.source, self._target, self.slot)
@@ -1712,8 +1698,8 @@ async def test_a_session_works_while_its_slot_moves_to_another_server(wait_repli
             staying, moved, new = ([moving.new_id() for _ in range(5)] for _ in range(3))
             await asyncio.gather(*(driver.create(id, record(n=b"1")) for id in (*staying, *moved)))
             moving.begin()
-            moving.move(*(driver._key(id) for id in moved))
-            # What is new goes where the slot is about to be.
+            moving.move(*(driver._keyspace.key(id) for id in moved))
+            # New sessions go to the target.
             await asyncio.gather(*(driver.create(id, record(n=b"1")) for id in new))
             options: dict[str, Any] = {"now": NOW, "deadline": None, "max_size": MAX_SIZE}
             for _ in range(2):
@@ -1726,7 +1712,7 @@ async def test_a_session_works_while_its_slot_moves_to_another_server(wait_repli
                     *(driver.set_owner(id, Ownership("me", b"", NOW), {}, (), **options) for id in ids)
                 )
                 assert outcomes == [written] * 3 * len(ids)
-                # It isn't taken for a write that was repeated, although it was sent twice.
+                # It was sent twice, and still isn't mistaken for a repeated write.
                 conflicts = await asyncio.gather(*(driver.swap(id, "n", b"2", b"1", **options) for id in ids))
                 assert conflicts == [Outcome.CONFLICT] * len(ids)
                 for some in (moved, new):
@@ -1742,7 +1728,7 @@ async def test_a_session_is_renamed_and_ended_while_its_slot_moves_to_another_se
             ids = [moving.new_id() for _ in range(4)]
             await asyncio.gather(*(driver.create(id, record()) for id in ids))
             moving.begin()
-            moving.move(*(driver._key(id) for id in ids[:2]))
+            moving.move(*(driver._keyspace.key(id) for id in ids[:2]))
             for id in ids[::2]:
                 new = moving.new_id()
                 assert await driver.rename(id, new, record(), version=0, now=NOW) is Outcome.WRITTEN
@@ -1753,31 +1739,31 @@ async def test_a_session_is_renamed_and_ended_while_its_slot_moves_to_another_se
             assert [await driver.load(id, now=NOW) for id in ids] == [Outcome.ENDED] * 4
 
 
-async def test_a_server_that_left_its_cluster_is_left_too() -> None:
+async def test_the_driver_leaves_a_server_that_left_its_cluster() -> None:
     with servers.RedisCluster(3) as cluster:
         leaving, *others = cluster.masters
         async with opened(url=f"redis+cluster://{leaving.address}", timeout=5) as driver:
-            heir = ask(others[0], "CLUSTER", "MYID")
+            heir = others[0].ask("CLUSTER MYID")
             for slot in range(16384 // 3):
                 for node in cluster.masters:
-                    ask(node, "CLUSTER", "SETSLOT", slot, "NODE", heir)
-            gone = ask(leaving, "CLUSTER", "MYID")
-            ask(leaving, "CLUSTER", "RESET", "HARD")
+                    node.ask("CLUSTER SETSLOT", slot, "NODE", heir)
+            gone = leaving.ask("CLUSTER MYID")
+            leaving.ask("CLUSTER RESET", "HARD")
             for node in others:
-                ask(node, "CLUSTER", "FORGET", gone)
+                node.ask("CLUSTER FORGET", gone)
             ids = [new_id() for _ in range(50)]
             await asyncio.gather(*(driver.create(id, record()) for id in ids))
             leaving.kill()
             assert all([isinstance(await driver.load(id, now=NOW), Record) for id in ids])
 
 
-async def test_a_start_follows_a_server_that_takes_another_for_the_one_that_has_a_slot() -> None:
+async def test_a_start_follows_a_server_that_names_the_wrong_owner_of_a_slot() -> None:
     with servers.RedisCluster(3) as cluster:
         slot = key_slot(b"000")
         owner = cluster.masters[slot * 3 // 16384]
         wrong, supposed = (node for node in cluster.masters if node is not owner)
-        # For a moment, the first names the second, which names the one that has the slot.
-        ask(wrong, "CLUSTER", "SETSLOT", slot, "NODE", ask(supposed, "CLUSTER", "MYID"))
+        # For a moment, the first names the second, which names the owner of the slot.
+        wrong.ask("CLUSTER SETSLOT", slot, "NODE", supposed.ask("CLUSTER MYID"))
         async with opened(url=f"redis+cluster://{wrong.address}") as driver:
             await driver.time()
 
@@ -1793,7 +1779,7 @@ async def test_a_start_while_a_cluster_replaces_a_master_waits_for_the_replica()
 # Replicas
 
 
-async def test_a_write_waits_for_as_many_replicas_as_were_asked_for() -> None:
+async def test_a_write_waits_for_wait_replicas_replicas() -> None:
     with servers.RedisSentinels() as sentinels:
         for url in (sentinels.url, sentinels.master.url):
             async with opened(url=url, wait_replicas=1) as driver:
@@ -1822,7 +1808,7 @@ async def test_a_rename_that_no_replica_has_confirmed_is_told_from_one_that_fail
             there = [new_id(is_in_first_half=False) for _ in range(4)]
             await asyncio.gather(*(driver.create(id, record()) for id in (*here[:4], there[0])))
             store.replicas[0].send_signal(signal.SIGSTOP)
-            # Of two servers, either one may lack its replica.
+            # Either of the two servers may lack its replica.
             for old, new in ((here[0], there[1]), (there[0], here[4]), (here[1], here[5])):
                 error = await rename(old, new)
                 assert error.is_unconfirmed
@@ -1891,7 +1877,7 @@ async def test_a_damaged_hash_is_absent_and_reported_once(damage: tuple[str, ...
         await driver._client.execute_command(f"H{verb}", f"gaman:{id}", name, *values)
         for _ in range(2):
             assert await driver.load(id, now=NOW) is None
-        # One whose deadline is over is no damage.
+        # An expired session isn't damage.
         assert len([line for line in caplog.messages if id in line]) == (
             damage[1:] not in (("deadline", "nan"), ("deadline", "-1"))
         )
@@ -1902,20 +1888,20 @@ async def test_a_damaged_hash_is_absent_and_reported_once(damage: tuple[str, ...
         await driver.destroy(id, now=NOW)
 
 
-async def test_a_member_of_an_owners_set_that_never_ends_holds_up_neither_logins_nor_their_end() -> None:
+async def test_a_member_of_an_owners_set_that_never_expires_delays_neither_logins_nor_end_owned() -> None:
     async with opened() as driver:
         owner, id, other = new_id(), new_id(), new_id()
-        tagged = record()
-        tagged.ownership = Ownership(owner, b"", NOW)
-        await driver.create(id, tagged)
+        owned = record()
+        owned.ownership = Ownership(owner, b"", NOW)
+        await driver.create(id, owned)
         await driver._client.execute_command("ZADD", f"gaman:owner:{owner}", "1e18", new_id(), "inf", new_id())
-        await driver.create(other, tagged)
+        await driver.create(other, owned)
         assert set(await driver.owned(owner, now=NOW)) == {id, other}
         assert await driver.end_owned(owner, keep=(), now=NOW) == 2
 
 
 @pytest.mark.parametrize("is_cluster", [False, True])
-async def test_an_owners_set_that_is_something_else_makes_their_calls_fail_and_costs_no_session(
+async def test_an_owners_key_that_holds_no_set_makes_the_calls_fail_and_costs_no_session(
     is_cluster: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     url, owner = servers.redis_cluster_url() if is_cluster else servers.redis_url(), f"me-{new_id()}"
@@ -1940,7 +1926,7 @@ async def test_an_owners_set_that_is_something_else_makes_their_calls_fail_and_c
             found = await driver.load(id, now=NOW)
             assert isinstance(found, Record)
             assert found.version == 0
-    # It may be a name.
+    # The owner may be a person's name.
     assert owner not in caplog.text
 
 
@@ -1955,7 +1941,7 @@ async def test_a_key_that_holds_no_hash_is_absent_and_reported_once(caplog: pyte
         assert len([line for line in caplog.messages if id in line]) == 1
 
 
-async def test_values_that_were_moved_are_absent_and_no_error(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_moved_values_are_absent_without_an_error(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     driver = RedisDriver(url=servers.redis_url())
     async with serving(Site(driver, clock)) as site:
         thief, victim = site.browser(), site.browser()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 
 import pytest
@@ -111,3 +112,11 @@ def test_a_loop_that_was_closed_takes_the_clock_of_no_other_with_it() -> None:
 
     asyncio.run(use())
     assert asyncio.run(stay(limit)) >= SECONDS
+
+
+async def test_a_task_knows_how_much_time_it_has_left() -> None:
+    limit = TimeLimit(10)
+    assert limit.left() == math.inf
+    with limit:
+        assert 9 < limit.left() <= 10
+    assert limit.left() == math.inf

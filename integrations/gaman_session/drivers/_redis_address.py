@@ -1,4 +1,4 @@
-"""The url of the Redis driver: what it says, and what in it can't work, in messages that repeat no password."""
+"""The url of the Redis driver: its parts, and its faults with their fixes, in messages that repeat no password."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS: Final = {(scheme, kind) for scheme in ("redis", "rediss") for kind in ("
 
 
 class Address(NamedTuple):
-    """What a url says."""
+    """The parts of a url."""
 
     kind: str
     """`cluster`, `sentinel`, or nothing for a single server."""
@@ -37,11 +37,11 @@ class Address(NamedTuple):
 
 
 def parse(url: str) -> Address:
-    """Return what *url* says, or raise ConfigError with the fix."""
+    """Return the parts of *url*, or raise ConfigError with the fix."""
     try:
         parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
     except ValueError:
-        # The error's text may hold a part of the password.
+        # The error's text may contain a part of the password.
         raise _unreadable(_FORMS) from None
     scheme, _, kind = parts.scheme.partition("+")
     if (scheme, kind) not in _KINDS:
@@ -64,7 +64,7 @@ def _unreadable(fault: str) -> ConfigError:
 
 
 def _fault(scheme: str, kind: str, hosts: str, parts: SplitResult, rest: str) -> str | None:
-    """Return what in a url can't work, with the fix, or None."""
+    """Return the first fault of a url, with the fix, or None."""
     if "#" in rest:
         return "nothing may follow a #; percent-encode it as %23"
     return _fault_of_hosts(scheme, kind, hosts) or _fault_of_path(scheme, kind, parts.path) or _fault_of_query(scheme, kind, parts)
@@ -82,7 +82,7 @@ def _fault_of_hosts(scheme: str, kind: str, hosts: str) -> str | None:
         ports = [urlsplit("//" + host).port for host in each]
     except ValueError:
         ports = [0]
-    return "what follows a host's colon is a port, from 1 to 65535" if 0 in ports else None
+    return "a host's colon is followed by a port, from 1 to 65535" if 0 in ports else None
 
 
 def _fault_of_path(scheme: str, kind: str, path: str) -> str | None:
@@ -107,7 +107,7 @@ def _is_size(value: str) -> bool:
     return value.isdecimal() and int(value) > 0
 
 
-# What each option may be, in words and as a check.
+# The values that an option takes, in words and as a check.
 _Values = tuple[str, Callable[[str], object]]
 _TEXT: Final[_Values] = "some text", bool
 _SECONDS: Final[_Values] = "a number of seconds above 0", _is_seconds

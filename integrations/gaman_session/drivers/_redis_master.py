@@ -1,8 +1,8 @@
-"""Which server is the master: the Sentinels, or the server itself, are asked for as long as the Redis driver is open.
+"""Watch: asks the Sentinels, or the server itself, which server is the master, for as long as the Redis driver is open.
 
-A client notices by itself neither that its server was demoted nor that another one was promoted: a server that was frozen or cut
-off goes on serving its old connections, and takes writes that are lost with it. So the driver asks in the background, drops all
-connections at once when the master has changed, and trusts no response that was in flight then. A Sentinel that replaces a master
+A client doesn't notice by itself that its server was demoted, or that another one was promoted. A server that was frozen or cut off
+continues to serve its old connections, and accepts writes that are lost with it. So the driver asks in the background, drops all
+connections at once when the master has changed, and trusts no answer that was in flight then. A Sentinel that replaces a master
 says so some 100 ms before it promotes the replica: from then until the switch, no write is acknowledged.
 """
 
@@ -22,64 +22,65 @@ logger = logging.getLogger("gaman")
 _EXTRA: Final = {"driver": "redis"}
 
 _EVENTS: Final = ("*failover*", "+selected-slave", "+promoted-slave", "+switch-master")
-# Seconds between two requests to a Sentinel, unless an event comes: a change stays unnoticed for no longer.
+# Seconds between two requests to a Sentinel, unless an event comes: a change is noticed within this time.
 _PERIOD: Final = 1.0
-# Seconds between two requests to a server without Sentinels. Once it is demoted, a write notices that at once.
+# Seconds between two requests to a server without Sentinels. A write to a demoted server notices it at once.
 _LONG_PERIOD: Final = 10.0
-# Seconds for which writes wait for a switch. A Sentinel needs little more than one; it may also be cut off in the middle of it.
-_SWITCHING: Final = 5.0
+# Seconds for which writes wait for a switch. A Sentinel needs little more than one, unless it is cut off in the middle of it.
+_MAX_SWITCHING: Final = 5.0
 
 
 class NotMasterError(ConnectionError):
-    """The server isn't the master, or no longer is. It counts as a broken connection: the call is made again."""
+    """The server isn't the master. It counts as a broken connection: the call is made again."""
 
 
 class Answer(NamedTuple):
-    """What a Sentinel says of the master."""
+    """The master, as a Sentinel knows it."""
 
     epoch: int
-    """Of the failover that made it the master: the highest is the latest."""
+    """The number of the failover that made it the master: the highest is the latest."""
     address: tuple[str, int]
     is_switching: bool
+    """Whether a replica is being promoted in its place."""
     replicas: int
     sentinels: int
     """How many Sentinels there are, this one included."""
 
     @property
     def server(self) -> str:
-        """The master's host and port, as messages name it."""
+        """The master's host and port, for messages."""
         host, port = self.address
         return f"{host}:{port}"
 
 
 class Watch:
-    """What the driver knows of its master. This one watches nothing: in a Cluster, a demoted server says where to go instead."""
+    """The driver's knowledge of its master. This base class watches nothing: in a Cluster, a demoted server names the master."""
 
     def __init__(self) -> None:
         self.changes = 0
-        """Rises when the connections are dropped because their server is no longer the master: results from before don't count."""
+        """Rises when the connections are dropped because their server isn't the master: earlier results don't count."""
         self.is_switching = False
-        """Whether a replica is being promoted: until that is over, no write may be acknowledged."""
+        """Whether a replica is being promoted: until it has been, no write may be acknowledged."""
         self.answer: Answer | None = None
-        """The answer that counts, of all that the Sentinels gave; None without Sentinels, or before one has answered."""
+        """The latest of the Sentinels' answers; None without Sentinels, or before one has answered."""
         self._pool: Any = None
         self._settled = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self, pool: Any) -> None:
-        """Begin to watch, on behalf of the connections in *pool*."""
+        """Begin to watch; the connections to drop are in *pool*."""
         self._pool = pool
 
     async def close(self) -> None:
         """Stop watching."""
-        # More than once: up to Python 3.11, wait_for(), which redis-py uses, may lose a cancellation.
+        # Repeated, because wait_for(), which redis-py uses, may lose a cancellation up to Python 3.11.
         while tasks := [*self._tasks]:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=0.1)
 
     def leave(self) -> None:
-        """Drop all connections, because their server has said that it isn't the master; calls in flight are made again."""
+        """Drop all connections, because their server says that it isn't the master; calls in flight are made again."""
 
     async def settle(self, seconds: float) -> None:
         """Return when no replica is being promoted, or after *seconds*."""
@@ -90,7 +91,7 @@ class Watch:
     def trusted(self, results: Sequence[Any], reads: Collection[int], changes: int) -> list[Any]:
         """Return *results*, with an error in place of each that can't be trusted.
 
-        If the master has changed since *changes*, that is every result, and otherwise all but those at the positions *reads*.
+        These are all results if the master has changed since *changes*, and otherwise all but those at the positions *reads*.
         """
         error = NotMasterError("the master is being replaced")
         has_changed = changes != self.changes
@@ -139,7 +140,7 @@ class ServerWatch(Watch):
         self._drop()
 
     async def _watch(self) -> None:
-        # HELLO tells every user the server's role; ROLE and INFO would take permissions.
+        # HELLO tells every user the server's role; ROLE and INFO need permissions.
         protocol = self._client.get_connection_kwargs().get("protocol") or 3
         while True:
             pause = _LONG_PERIOD
@@ -148,10 +149,10 @@ class ServerWatch(Watch):
                     await self._client.connection_pool.disconnect()
                     self.leave()
             except ResponseError:
-                # It is older than Redis 6.
+                # The server is older than Redis 6.
                 return
             except Exception:
-                # When it is back, its name may lead elsewhere, so the idle connections have to look it up as well.
+                # When the server is back, its name may lead elsewhere, so the idle connections have to look it up as well.
                 with suppress(Exception):
                     await self._pool.disconnect(inuse_connections=False)
                 pause = _PERIOD
@@ -159,14 +160,14 @@ class ServerWatch(Watch):
 
 
 class SentinelWatch(Watch):
-    """Watches the master *name* through *sentinels*, a client for each; redis-py asks it where new connections lead."""
+    """Watches the master *name* through *sentinels*, a client for each; redis-py asks it for the address of new connections."""
 
     def __init__(self, name: str, sentinels: Sequence[Any]) -> None:
         super().__init__()
         self._name = name
         self._sentinels = sentinels
         self._answers: dict[int, Answer] = {}
-        """Of each Sentinel that answers, by its position."""
+        """The last answer of each Sentinel that answers, by its position."""
         self._error: Exception = ConnectionError("no Sentinel answers")
         self._is_silent = True
         self._timer: asyncio.TimerHandle | None = None
@@ -174,7 +175,7 @@ class SentinelWatch(Watch):
     async def open(self, pool: Any) -> None:
         await super().open(pool)
         positions = range(len(self._sentinels))
-        # All, because one that was away may not know the latest master yet.
+        # All of them, because one that was away may not know the latest master yet.
         found = await asyncio.gather(*(self._ask(i) for i in positions), return_exceptions=True)
         errors = [error for error in found if isinstance(error, Exception)]
         if errors:
@@ -195,20 +196,20 @@ class SentinelWatch(Watch):
         self._drop()
 
     async def discover_master(self, name: str) -> tuple[str, int]:
-        """Return the master's address, or raise what kept the Sentinels from telling it."""
+        """Return the master's address, or raise the Sentinels' error."""
         if self.answer is None:
             raise self._error
         return self.answer.address
 
     async def greet(self, connection: Any) -> None:
-        """Log in over a new *connection*, or raise NotMasterError where it doesn't lead to the master."""
+        """Log in over a new *connection*, or raise NotMasterError if it doesn't lead to the master."""
         await greet(connection)
         if self.answer is not None and self.answer.address != (connection.host, connection.port):
             raise NotMasterError("another server is the master now")
 
     async def _watch(self, i: int) -> None:
         while True:
-            # The watch goes on after any error of the library.
+            # The watch continues after any error of the library.
             with suppress(Exception):
                 async with self._sentinels[i].pubsub() as events:
                     await events.psubscribe(*_EVENTS)
@@ -221,22 +222,22 @@ class SentinelWatch(Watch):
             await asyncio.sleep(_PERIOD)
 
     async def _ask(self, i: int) -> None:
-        """Keep what a Sentinel says now; its events only say when to ask."""
+        """Keep a Sentinel's answer; its events only say when to ask."""
         sentinel = self._sentinels[i]
         state = await sentinel.sentinel_master(self._name)
-        # From the promotion on, the Sentinel that leads a failover has the new address here; in its state, only after the failover.
+        # From the promotion on, the Sentinel that leads a failover tells the new address here. Its state has it after the failover.
         host, port = await sentinel.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self._name)
         address = (host.decode() if isinstance(host, bytes) else host, int(port))
         is_promoted = address != (state["ip"], state["port"])
         if is_promoted:
-            # The state may be from just before, and so have the epoch of the old master.
+            # The state may be older, and have the epoch of the old master.
             state = await sentinel.sentinel_master(self._name)
         is_switching = "failover_in_progress" in state["flags"] and not is_promoted
         others = state["num-other-sentinels"]
         self._answers[i] = Answer(state["config-epoch"], address, is_switching, state["num-slaves"], others + 1)
 
     def _judge(self) -> None:
-        """Choose the answer that counts, and leave a master that was replaced."""
+        """Choose the latest answer, and leave a master that was replaced."""
         answers = self._answers.values()
         if not answers:
             if not self._is_silent:
@@ -253,7 +254,7 @@ class SentinelWatch(Watch):
         before = self.answer
         if before is None:
             self.answer = latest
-        # A Sentinel that was away, or has yet to hear of a failover, has a lower epoch. If all agree on one, they were set up anew.
+        # A Sentinel that was away, or doesn't know of a failover yet, has a lower epoch. If all agree, they were set up anew.
         elif latest.epoch > before.epoch or told[latest.epoch, latest.address] == len(self._sentinels):
             self.answer = latest
             if latest.address != before.address:
@@ -263,14 +264,14 @@ class SentinelWatch(Watch):
         self._hold(any(answer.is_switching and answer.epoch >= latest.epoch for answer in answers))
 
     def _hold(self, is_switching: bool) -> None:
-        """Let writes wait, for _SWITCHING seconds at most, or let them go on."""
+        """Let writes wait while *is_switching*, for at most _MAX_SWITCHING seconds."""
         if not is_switching:
             self._settle()
             self._timer = None
         elif self._timer is None:
             self.is_switching = True
             self._settled.clear()
-            self._timer = asyncio.get_running_loop().call_later(_SWITCHING, self._settle)
+            self._timer = asyncio.get_running_loop().call_later(_MAX_SWITCHING, self._settle)
 
     def _settle(self) -> None:
         self.is_switching = False
@@ -280,7 +281,7 @@ class SentinelWatch(Watch):
 
 
 async def greet(connection: Any) -> None:
-    """Log in over a new *connection*, or raise NotMasterError where a replica answers."""
+    """Log in over a new *connection*, or raise NotMasterError if a replica answers."""
     await connection.on_connect()
     await connection.send_command("HELLO", connection.protocol, check_health=False)
     with suppress(ResponseError):
@@ -289,7 +290,7 @@ async def greet(connection: Any) -> None:
 
 
 async def _wait_for(events: Any) -> None:
-    """Return when there is an event, or when it is time to ask again."""
+    """Return at the next event, or after _PERIOD seconds."""
     try:
         await events.get_message(timeout=_PERIOD)
     except ResponseError:

@@ -1,4 +1,4 @@
-"""Start-up warnings: numbers of replicas that `wait_replicas` doesn't fit, and Sentinels that the url doesn't name."""
+"""Warnings at start-up: a `wait_replicas` that doesn't fit the number of replicas, and Sentinels that the url doesn't name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("gaman")
 async def warn(client: Any, answer: Answer | None, *, is_cluster: bool, named: int, wait_replicas: int, seconds: float) -> None:
     """Warn of settings that can lose changes or refuse them all, as far as the server tells them to this user within *seconds*.
 
-    *answer* is what the Sentinels say, or None without Sentinels; *named* is how many of them the url has.
+    *answer* is the Sentinels' latest one, or None without Sentinels; *named* is how many of them the url has.
     """
     warnings: list[str] = []
     if answer is not None and answer.sentinels > named:
@@ -39,7 +39,7 @@ async def warn(client: Any, answer: Answer | None, *, is_cluster: bool, named: i
 
 
 async def _in_cluster(client: Any) -> Mapping[str, int]:
-    # CLUSTER SLOTS leaves out a replica that has yet to copy its master, or is away for a moment.
+    # CLUSTER SLOTS leaves out a replica that hasn't copied its master yet, or is away for a moment.
     nodes = await client.cluster_nodes()
     masters = Counter(node["master_id"] for node in nodes.values())
     return {address: masters[node["node_id"]] for address, node in nodes.items() if node["slots"]}
@@ -56,7 +56,7 @@ async def _beside(client: Any, answer: Answer | None) -> Mapping[str, int]:
 
 
 async def _min_replicas(client: Any, master: str, *, is_cluster: bool) -> int:
-    """Return how many replicas Redis itself wants before it takes a change, or 0 where this user may not ask."""
+    """Return how many replicas Redis itself wants before it accepts a change, or 0 if this user may not ask."""
     where = {"target_nodes": client.get_node(node_name=master)} if is_cluster else {}
     with suppress(RedisError):
         told = await client.config_get("min-replicas-to-write", **where)
@@ -65,9 +65,9 @@ async def _min_replicas(client: Any, master: str, *, is_cluster: bool) -> int:
 
 
 def _unfit(replicas: Mapping[str, int], covered: Mapping[str, int], wait_replicas: int) -> Iterator[str]:
-    """Yield a warning for each number of replicas that isn't *wait_replicas*, with the masters that have so many.
+    """Yield a warning for each number of replicas that isn't *wait_replicas*, with the masters that have this number.
 
-    *covered* is how many replicas each master itself wants before it takes a change.
+    *covered* is how many replicas each master itself wants before it accepts a change.
     """
     for number in sorted({*replicas.values()}):
         masters = [master for master, each in replicas.items() if each == number]

@@ -1,27 +1,21 @@
-"""Walk: all keys of a Redis server, a page at a time, to count sessions and find owners' sets where there is no index of them."""
+"""Walk: scans the keys of a Redis server, a page at a time, to count sessions and to find owners' sets, which no index has."""
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncGenerator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
 
-from redis.exceptions import MaxConnectionsError
-
-# Looking at these holds up other calls for less than a millisecond.
+# Keys in a page: they hold up other calls for less than a millisecond.
 _PAGE: Final = 200
-# Calls of expiring() after which all keys were looked at.
+# Calls of expiring() that scan all keys together.
 _PARTS: Final = 60
-# Seconds between two looks for a free connection.
-_PAUSE: Final = 0.01
 
 _LOOK: Final = """
 local cursor, pattern, page, kind, now = unpack(ARGV)
 local found = redis.call('SCAN', cursor, 'MATCH', pattern, 'COUNT', page, 'TYPE', kind)
 """
-# A server to which a slot is moving lists that slot's keys, but refuses a script that reads them: such a key counts as a session.
+# A server that is importing a slot lists its keys, but refuses a script that reads them: such a key counts as a session.
 _COUNT: Final = f"""{_LOOK}
 local count = 0
 for _, key in ipairs(found[2]) do
@@ -41,22 +35,19 @@ return {{found[1], expiring}}
 
 
 class Walk:
-    """Walks through the keys that begin with *prefix*, on a server: a node of a Cluster, or a client of one.
+    """Scans the keys that begin with *prefix*; *ask* returns a server's answer to a command."""
 
-    TimeoutError: a page took longer than *timeout* seconds.
-    """
-
-    def __init__(self, prefix: str, timeout: float) -> None:
-        self._timeout = timeout
+    def __init__(self, prefix: str, ask: Callable[..., Awaitable[Any]]) -> None:
+        self._ask = ask
         start = re.sub(r"([*?\[\]\\])", r"\\\1", prefix)
         self._sessions = start + "{???}" + "?" * 64
         self._sets = start + "owner:*"
-        # Where the walk to the owners' sets goes on, by server, and how many keys each part of it has. Any cursor is valid on any
+        # The cursor at which expiring() continues, by server, and the number of keys in each part. Any cursor is valid on any
         # server: at worst it skips some keys.
         self._places: dict[str, tuple[int, int]] = {}
 
     async def count(self, server: Any, now: float) -> int:
-        """Return how many live sessions *server* has at *now*; while sessions come and go, the number is approximate."""
+        """Return how many live sessions *server* has at *now*; the number is approximate while sessions come and go."""
         cursor, count = 0, 0
         while True:
             cursor, found = await self._page(server, _COUNT, cursor, self._sessions, _PAGE, "hash", repr(now))
@@ -65,10 +56,10 @@ class Walk:
                 return count
 
     async def expiring(self, server: Any, now: float) -> AsyncGenerator[list[str]]:
-        """Yield the keys of owners' sets in which something has expired by *now*, from the next sixtieth of *server*'s keys."""
+        """Yield the owners' sets with expired members in each page of *server*'s keys; the pages make up the next sixtieth."""
         name = getattr(server, "name", "")
         cursor, part = self._places.get(name, (0, 0))
-        # Of the keys that there were at its beginning: parts of what is left would be ever smaller, and never the last.
+        # A sixtieth of the keys at the scan's beginning: parts of the remaining keys would be ever smaller, and none the last.
         left = part = max(part, await self._ask(server, "DBSIZE") // _PARTS + 1)
         while left > 0:
             page = min(left, _PAGE)
@@ -78,14 +69,6 @@ class Walk:
             yield [key.decode(errors="replace") for key in keys]
 
     async def _page(self, server: Any, script: str, *arguments: Any) -> tuple[int, Any]:
-        """Return the cursor of the next page, 0 after the last one, and what *script* has found in this one."""
+        """Return the cursor of the next page, 0 after the last one, and the result of *script* for this one."""
         cursor, found = await self._ask(server, "EVAL", script, 0, *arguments)
         return int(cursor), found
-
-    async def _ask(self, server: Any, *command: Any) -> Any:
-        async with asyncio.timeout(self._timeout):
-            while True:
-                # While calls use all connections, one of them is free in between.
-                with suppress(MaxConnectionsError):
-                    return await server.execute_command(*command)
-                await asyncio.sleep(_PAUSE)

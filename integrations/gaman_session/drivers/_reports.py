@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any, ClassVar, TypeVar, cast
 
 from gaman import GamanError
 from gaman_session._errors import SessionStoreError
-from gaman_session.drivers._time_limit import TimeLimit
 
 # The decorated method keeps its exact type, which the protocol Driver asks for.
 Method = TypeVar("Method", bound=Callable[..., Coroutine[Any, Any, Any]])
@@ -18,13 +18,20 @@ class Reporter:
     """The base class of a driver whose methods use @reports()."""
 
     name: str
-    _limit: TimeLimit
+    _limit: AbstractContextManager[None]
     _failures: ClassVar[tuple[type[Exception], ...]] = (OSError, TimeoutError)
     """The exceptions of the store and its library."""
 
     def _explain(self, error: Exception) -> tuple[str, Exception]:
         """Return the reason for the message of the SessionStoreError, which may be empty, and its cause."""
         return "", error
+
+    def _report(self, action: str, error: Exception) -> SessionStoreError:
+        """Return the SessionStoreError for *error*, with its cause."""
+        reason, cause = self._explain(error)
+        report = SessionStoreError(self.name, action, reason)
+        report.__cause__ = cause
+        return report
 
 
 def reports(action: str) -> Callable[[Method], Method]:
@@ -45,8 +52,8 @@ def reports(action: str) -> Callable[[Method], Method]:
             except GamanError:
                 raise
             except self._failures as error:
-                reason, cause = self._explain(error)
-                raise SessionStoreError(self.name, action, reason) from cause
+                report = self._report(action, error)
+                raise report from report.__cause__
 
         return cast("Method", reporting)
 

@@ -1,34 +1,33 @@
--- What the driver asks of Redis: a batch of calls, each done at once or not at all.
+-- Makes a batch of the driver's calls; each is atomic.
 --
--- ARGV[1] holds the calls as MessagePack, each as its operation, how many of KEYS and of the further ARGV are its own, and its
--- arguments. Values are in ARGV since a script's MessagePack knows no bytes. Numbers that are stored come as strings, in which they
--- keep their last digit. The answers are one flat array, each after the number of its parts, for Redis sends a nested array in
--- pieces.
+-- ARGV[1] holds the calls as MessagePack: for each its operation, its numbers of KEYS and of further ARGV, and its arguments.
+-- Values are in ARGV because a script's MessagePack has no bytes. Stored numbers come as strings, which keep their last digit. The
+-- results are one flat array, each after the number of its parts, because Redis sends a nested array in pieces.
 --
 -- In a Cluster, each command has one call, which touches one key. Elsewhere a session's call also has the key of the index of all,
--- `live`. It touches the set of a former owner too, which can't be declared because only the session tells it.
+-- `live`, and touches the set of a former owner, which can't be declared because only the session names it.
 --
--- The index and the owners' sets have no TTL, so that a policy that evicts only keys with one (volatile-*) evicts sessions, but not
--- the sets. That an owner's sessions were ended is kept in a set, as `ended`, or in a session, as `barred:`, and goes only with it.
--- A tombstone may go early: an absent id takes no write either, but no longer leads a logout to the session's new id.
+-- The index and the owners' sets have no TTL, so a policy that evicts only keys with one (volatile-*) evicts sessions and no sets.
+-- The end of all sessions of an owner is noted in the owner's set, as `ended`, or in a session, as `revoked:`, and goes only with
+-- it. A tombstone may be evicted early: an absent id takes no write either, but no longer leads a logout to the session's new id.
 
--- Answer a large session with a marker, unless the call is alone: the driver then loads it by a call of its own.
-local function load(key, is_alone)
-    local size = not is_alone and tonumber(redis.call('HGET', key, 'size') or '')
+-- Returns a marker for a large session, which the driver then loads with is_large, by a command of its own.
+local function load(key, is_large)
+    local size = not is_large and tonumber(redis.call('HGET', key, 'size') or '')
     if size and size > LARGE then return 'LARGE' end
     return redis.call('HGETALL', key)
 end
 
--- In a Cluster each load is a command, which needs nothing of what follows.
+-- In a Cluster each load is a command.
 if not ARGV[1] then return load(KEYS[1]) end
 
--- Writes what is there already. Replicas get it, and WAIT covers it: since Redis 7.2 only what its own connection has written, and
--- a call that finds its change made has lost the connection that made it.
+-- Writes a value that is there already, so that WAIT covers it. Since Redis 7.2, WAIT covers only the writes of its own connection,
+-- and a call that finds its change made has lost the connection that made it.
 local function confirm(key, name, value)
     redis.call('HSET', key, name, value)
 end
 
--- Returns why the session isn't there, or nil and what a write needs to know of it.
+-- Returns why the session isn't there, or nil, its size, version and expiry.
 local function find(key, now)
     local found = redis.call('HMGET', key, 'ended', 'deadline', 'expires', 'version', 'size')
     local deadline, version, size = tonumber(found[2] or ''), tonumber(found[4] or ''), tonumber(found[5] or '')
@@ -39,7 +38,7 @@ local function find(key, now)
     end
     local expires = tonumber(found[3] or '')
     if not expires or not (deadline <= expires and expires < YEAR_10000) then return 'ABSENT' end
-    -- Neither infinity nor what isn't a number is whole.
+    -- Neither infinity nor NaN is whole.
     if not version or version % 1 ~= 0 or not size or size % 1 ~= 0 then return 'ABSENT' end
     return nil, size, version, found[3]
 end
@@ -47,9 +46,8 @@ end
 -- The error of a full server, or false; nil until a call of the batch may write.
 local refusal
 
--- A full Redis checks only the first write of a script, and lets it pass if it can't take memory. So a batch first tries a write
--- that could, and changes nothing. If that is refused, a write that can't lets logouts pass, and calls that store something raise
--- the refusal.
+-- A full Redis checks only the first write of a script, and accepts one that can't take memory. So a batch first tries one that
+-- could, and changes nothing. If it is refused, one that can't lets logouts pass, and calls that store something raise the refusal.
 local function find_room(key)
     local answer = redis.pcall('SET', key, '', redis.call('EXISTS', key) == 1 and 'NX' or 'XX')
     refusal = type(answer) == 'table' and answer.err and string.match(answer.err, '%u%u%u+ .*') or false
@@ -60,11 +58,9 @@ local function refuse_if_full()
     if refusal then error({err = refusal}) end
 end
 
-local function id_of(key)
-    return string.sub(key, -64)
-end
+local function id_of(key) return string.sub(key, -64) end
 
--- Redis takes no time that is too far ahead, and a set may have a member of someone else's.
+-- Redis refuses a time that is too far ahead.
 local function expire(key, now, deadline)
     redis.call('PEXPIRE', key, math.ceil((math.min(tonumber(deadline), YEAR_10000) - now) * 1000))
 end
@@ -79,23 +75,21 @@ local function set_fields(key, names, values, ...)
     end
 end
 
--- Only the session's own fields count, whose names begin with a colon.
-local function is_own(name)
-    return string.byte(name) == 58
-end
+-- The names of the session's own fields begin with a colon, and only these count.
+local function is_own(name) return string.byte(name) == 58 end
 
 local function stored_size(key, name)
     local length = redis.call('HSTRLEN', key, name)
-    -- It is 0 for a missing field, too.
+    -- The length is 0 for a missing field, too.
     return (length > 0 or redis.call('HEXISTS', key, name) == 1) and #name + length or 0
 end
 
--- In a Cluster the owner's set is another call's key, and the member goes later.
+-- In a Cluster the owner's set is on another server, and owned() removes the member.
 local function leave(key, live, owner)
     if live and owner then redis.pcall('ZREM', string.sub(key, 1, -65) .. 'owner:' .. owner, id_of(key)) end
 end
 
--- Puts a tombstone in the place of what is there.
+-- Replaces the hash by a tombstone.
 local function bury(key, live, now, successor)
     local deadline = string.format('%.17g', now + TOMBSTONE)
     local names = {}
@@ -104,7 +98,7 @@ local function bury(key, live, now, successor)
         redis.pcall('ZREM', live, id_of(key))
         redis.call('DEL', key)
     else
-        -- While its slot moves to another server, a key that is gone for an instant would be looked for there.
+        -- While its slot moves, Redis would look for a key that is absent for an instant on the other server.
         names = redis.call('HKEYS', key)
     end
     redis.call('HSET', key, 'ended', 1, 'deadline', deadline)
@@ -115,7 +109,7 @@ local function bury(key, live, now, successor)
     expire(key, now, deadline)
 end
 
--- Returns why a change isn't made, or nil and the size of the session after it. A session of which nothing is left is ended.
+-- Returns why a change isn't made, or nil and the size of the session after it. A session without fields is ended.
 local function resize(key, live, now, size, max_size, names, values, deletes)
     local new = size
     for i, name in ipairs(names) do
@@ -131,17 +125,17 @@ local function resize(key, live, now, size, max_size, names, values, deletes)
 end
 
 -- An instant that is further ahead comes from a clock that was set back since.
-local function is_known(instant, now)
+local function is_recent(instant, now)
     return instant and instant <= now + MAX_SKEW and now < instant + TOMBSTONE
 end
 
--- Returns when all sessions of the owner were ended, if that counts now. Raises an error where the key holds something else than a
--- set, before anything is changed: a session that is not in its owner's set can't be found there.
+-- Returns when all sessions of the owner were ended, or false if that is a minute ago. Raises an error if the key holds no set,
+-- before anything is changed: a session that isn't in its owner's set can't be found there.
 local function last_end(set, now)
-    local over = redis.pcall('ZSCORE', set, 'ended')
-    if type(over) == 'table' then error({err = "ERR the key of an owner's set holds something else"}) end
-    local instant = over and tonumber(over) - TOMBSTONE
-    return is_known(instant, now) and instant
+    local score = redis.pcall('ZSCORE', set, 'ended')
+    if type(score) == 'table' then error({err = "ERR the key of an owner's set holds something else"}) end
+    local instant = score and tonumber(score) - TOMBSTONE
+    return is_recent(instant, now) and instant
 end
 
 local function is_revoked(set, now, since)
@@ -149,10 +143,10 @@ local function is_revoked(set, now, since)
     return instant and tonumber(since) < instant
 end
 
--- What has expired leaves after that, so that the set is never gone for an instant. A set of an earlier version has a TTL.
+-- Expired members leave afterwards, so that the set is never absent for an instant. A set of an earlier version has a TTL.
 local function enter(set, id, score, now)
     if redis.call('ZADD', set, 'CH', score, id) == 0 then
-        -- Replicas get only what changes it; see confirm().
+        -- WAIT covers only changes; see confirm().
         redis.call('ZADD', set, 0, id)
         redis.call('ZADD', set, score, id)
     end
@@ -162,7 +156,7 @@ end
 
 local function keep_live(key, live, now, deadline)
     expire(key, now, deadline)
-    -- A count is worth no session: where the index is broken, it is without this one.
+    -- A broken index costs a wrong count, and no session.
     if live then redis.pcall('ZADD', live, deadline, id_of(key)) end
 end
 
@@ -197,11 +191,11 @@ end
 
 local operations = {}
 
-function operations.load(keys, values, is_alone)
-    return load(keys[1], is_alone)
+function operations.load(keys, values, is_large)
+    return load(keys[1], is_large)
 end
 
--- Does what load() does, without the session's own fields.
+-- Returns what load() does, without the session's own fields.
 function operations.look(keys)
     local names = {'ended', 'created', 'expires', 'deadline', 'version', 'size', 'seal', 'owner', 'since', 'note'}
     local found = {}
@@ -214,7 +208,7 @@ function operations.look(keys)
     return found
 end
 
--- The third key is the owner's set, unless the session has no owner, or the set has its id already.
+-- The third key is the owner's set. It is missing if the session has no owner, or if its id is in the set already.
 function operations.create(keys, values, since, token, created, expires, ...)
     local key, live, set = unpack(keys)
     local now = tonumber(created)
@@ -250,7 +244,7 @@ function operations.swap(keys, values, now, deadline, max_size, token, name)
     return failed or change(key, live, {token, new}, now, new_size, version, expires, deadline, {'token', name}, {})
 end
 
--- In a Cluster only the old id's key is there, and the new one is created afterwards. The fourth is the set of the owner, if any.
+-- In a Cluster there is only the old id's key, and the new session comes afterwards. The fourth key is the owner's set, if any.
 function operations.rename(keys, values, now, version, new_id, since, ...)
     local key, live, new_key, set = unpack(keys)
     local state = find(key, now)
@@ -272,12 +266,12 @@ function operations.room()
     return 'WRITTEN'
 end
 
--- Returns the successor, if any; a tombstone may have led here.
-function operations.destroy(keys, values, now, is_led)
+-- Returns the successor, if any. With is_successor, an absent session is ended too, because it may be about to be stored.
+function operations.destroy(keys, values, now, is_successor)
     local key, live = unpack(keys)
     local state = find(key, now)
     if state == 'ENDED' then return redis.call('HGET', key, 'successor') end
-    if not state or is_led then bury(key, live, now) end
+    if not state or is_successor then bury(key, live, now) end
     return false
 end
 
@@ -286,9 +280,9 @@ function operations.set_owner(keys, values, now, since, owner, deadline, max_siz
     local state, size, version, expires = find(key, now)
     if state then return state end
     if names[1] then refuse_if_full() end
-    local before = redis.call('HMGET', key, 'owner', 'since', 'barred:' .. (owner or ''))
-    local barred = tonumber(before[3] or '')
-    if owner and is_known(barred, now) and tonumber(since) < barred then return 'REVOKED' end
+    local before = redis.call('HMGET', key, 'owner', 'since', 'revoked:' .. (owner or ''))
+    local revoked = tonumber(before[3] or '')
+    if owner and is_recent(revoked, now) and tonumber(since) < revoked then return 'REVOKED' end
     if set and is_revoked(set, now, since) and before[2] ~= since then return 'REVOKED' end
     local failed, new_size = resize(key, live, now, size, max_size, names, values, deletes)
     if failed then return failed end
@@ -297,7 +291,7 @@ function operations.set_owner(keys, values, now, since, owner, deadline, max_siz
     return change(key, live, values, now, new_size, version, expires, deadline, names, deletes)
 end
 
--- The set comes before the session where these are in two slots of a Cluster.
+-- Only in a Cluster, where the session is in another slot and comes after the set.
 function operations.enter(keys, values, now, since, id, expires, is_carried)
     refuse_if_full()
     if is_revoked(keys[1], now, since) and not is_carried then return 'REVOKED' end
@@ -317,7 +311,7 @@ function operations.end_owned(keys, values, now)
 end
 
 -- Returns 1 if the session was ended, 0 if it has another owner, its successor if it was renamed, and else false.
--- With is_awaited, an absent session may be about to be stored.
+-- With is_awaited, an absent session is ended too, because it may be about to be stored.
 function operations.end_one(keys, values, now, owner, is_awaited)
     local key, live = unpack(keys)
     local state = find(key, now)
@@ -325,10 +319,10 @@ function operations.end_one(keys, values, now, owner, is_awaited)
     if state == 'ABSENT' and is_awaited then bury(key, live, now) end
     if state then return false end
     if redis.call('HGET', key, 'owner') ~= owner then
-        -- In a Cluster, it may be about to be tied to this owner, because the set has its id first.
-        local barred = tonumber(redis.call('HGET', key, 'barred:' .. owner) or '')
-        local instant = math.max(now, is_known(barred, now) and barred or now)
-        redis.call('HSET', key, 'barred:' .. owner, string.format('%.17g', instant))
+        -- In a Cluster, a set_owner() may be in flight that gives it to this owner, because the set has its id first.
+        local revoked = tonumber(redis.call('HGET', key, 'revoked:' .. owner) or '')
+        local instant = math.max(now, is_recent(revoked, now) and revoked or now)
+        redis.call('HSET', key, 'revoked:' .. owner, string.format('%.17g', instant))
         return 0
     end
     bury(key, live, now)
@@ -340,7 +334,7 @@ function operations.leave(keys, values, now, ids)
     return false
 end
 
--- Removes from an index what has expired, a thousand members at a time, and returns how many such are left.
+-- Removes a thousand expired members from an index, and returns how many are left.
 function operations.tidy(keys, values, now)
     redis.call('PERSIST', keys[1])
     local expired = redis.call('ZCOUNT', keys[1], '-inf', now)
@@ -357,13 +351,13 @@ function operations.time()
     return string.format('%s.%06d', time[1], time[2])
 end
 
--- Uses each command of the driver, on a key of its own that it leaves empty: a user that lacks one is found at start.
+-- Tries each command of the script, on a key of its own that it leaves empty, and returns an error that names a refused one.
 function operations.check(keys)
     local key = keys[1]
     local commands = {
         {'DEL', key}, {'HSET', key, 'field', 1}, {'PEXPIRE', key, 1000}, {'EXISTS', key}, {'HGET', key, 'field'},
-        {'HMGET', key, 'field'},
-        {'HGETALL', key}, {'HKEYS', key}, {'HSTRLEN', key, 'field'}, {'HEXISTS', key, 'field'}, {'HDEL', key, 'field'}, {'DEL', key},
+        {'HMGET', key, 'field'}, {'HGETALL', key}, {'HKEYS', key}, {'HSTRLEN', key, 'field'}, {'HEXISTS', key, 'field'},
+        {'HDEL', key, 'field'}, {'DEL', key},
         {'ZADD', key, 1, 'member'}, {'PEXPIRE', key, 1000}, {'ZSCORE', key, 'member'}, {'ZCOUNT', key, 0, 1},
         {'PERSIST', key}, {'ZRANGE', key, 0, 0}, {'ZRANGEBYSCORE', key, 0, 1}, {'ZREMRANGEBYSCORE', key, 0, 0},
         {'ZREMRANGEBYRANK', key, 1, 1}, {'ZREM', key, 'member'}, {'SET', key, '', 'XX'},
@@ -379,7 +373,7 @@ function operations.check(keys)
     return false
 end
 
--- check() tries the commands of find_room() as well, and says which of them is refused.
+-- Before check(), there is no find_room(): check() tries its commands as well, and names a refused one.
 local IS_READ = {load = true, look = true, owned = true, count = true, time = true, check = true}
 local answers, last = {}, 0
 local key, value = 0, 1
@@ -391,7 +385,7 @@ for _, call in ipairs(cmsgpack.unpack(ARGV[1])) do
     if refusal == nil and not IS_READ[call[1]] then find_room(keys[1]) end
     local is_done, answer = pcall(operations[call[1]], keys, values, unpack(call, 4))
     if not is_done then
-        -- An error keeps its code at the front, where the client looks for it.
+        -- The code has to come first, where the client looks for it.
         local text = type(answer) == 'table' and answer.err or answer
         answer = {err = string.match(text, '%u%u%u+ .*') or text}
     end
