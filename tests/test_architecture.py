@@ -31,6 +31,8 @@ ORDER = [
         "gaman_session.drivers.sql",
         "gaman_session.drivers.mongodb",
     ],
+    ["gaman_session.drivers._sqlite_sessions"],
+    ["gaman_session.drivers._sqlite"],
     ["gaman_session.drivers._redis_calls"],
     ["gaman_session.drivers._redis_servers"],
     ["gaman_session.drivers._redis_replicas"],
@@ -82,11 +84,13 @@ OWNERS = {
     "python_multipart": "gaman._body",
     "httpx": "gaman.testing",
     "redis": "gaman_session.drivers.redis",
-    "aiosqlite": "gaman_session.drivers.sql",
+    "aiosqlite": "gaman_session.drivers._sqlite",
     "pymongo": "gaman_session.drivers.mongodb",
     "bson": "gaman_session.drivers.mongodb",
     "opentelemetry": "gaman_session._counters",
 }
+# Parts of a driver whose names don't begin with its own.
+PARTS = {"_sqlite": "sql", "_sqlite_sessions": "sql"}
 OPTIONAL = {"redis": ["redis"], "sql": ["aiosqlite"], "mongodb": ["pymongo"]}
 # uvicorn takes it where it is installed, and nothing imports it.
 FOR_UVICORN = {"uvloop"}
@@ -229,8 +233,9 @@ def test_a_driver_knows_only_its_contract(module: Module) -> None:
         *(f"{package}.drivers.{room}" for room in ("_batches", "_checks", "_reports", "_threads", "_time_limit")),
     }
     # A driver may have parts in files of their own, which begin with its name.
-    driver = name.removeprefix("_").partition("_")[0]
+    driver = PARTS.get(name) or name.removeprefix("_").partition("_")[0]
     allowed |= {each for each in NAMES if each.startswith(f"{package}.drivers._{driver}_")}
+    allowed |= {f"{package}.drivers.{part}" for part, owner in PARTS.items() if owner == driver}
     assert {each.module for each in own(module.text)} <= allowed
 
 

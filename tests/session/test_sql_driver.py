@@ -20,7 +20,10 @@ import pytest
 from gaman.errors import ConfigError
 from gaman.session import TOMBSTONE, Outcome, Ownership, Record, Session, SessionStoreError
 from gaman_session._driver import LARGE
-from gaman_session.drivers import sql
+from gaman_session.drivers import _sqlite_sessions, sql
+from gaman_session.drivers._reports import reports
+from gaman_session.drivers._sqlite import Connection
+from gaman_session.drivers._sqlite_sessions import Sessions
 from gaman_session.drivers.sql import SQLDriver
 from tests.session.sites import Clock, Site, getting, serving, setting
 
@@ -105,7 +108,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
         process.kill()
 
 
-async def traced(connection: sql._Connection) -> list[str]:
+async def traced(connection: Connection[Sessions]) -> list[str]:
     """Return a list of the statements that are run from now on."""
     statements: list[str] = []
 
@@ -463,16 +466,22 @@ async def test_a_write_gives_up_after_the_timeout_and_says_why(file: Path) -> No
 
 
 async def test_calls_that_wait_for_a_lock_together_give_up_together(file: Path) -> None:
-    driver, tried = SQLDriver(file=file, timeout=0.05), 0
-    await driver.open()
+    tried = 0
 
-    def try_to_lock(sessions: sql._Sessions) -> None:
+    def try_to_lock(sessions: Sessions) -> None:
         nonlocal tried
         tried += 1
         sessions.execute("BEGIN IMMEDIATE")
 
+    class Locking(SQLDriver):
+        @reports("lock")
+        async def lock(self) -> None:
+            await self._reader.call(try_to_lock)
+
+    driver = Locking(file=file, timeout=0.05)
+    await driver.open()
     with locked(file):
-        results = await asyncio.gather(*(driver._reader.call("lock", try_to_lock) for _ in range(50)), return_exceptions=True)
+        results = await asyncio.gather(*(driver.lock() for _ in range(50)), return_exceptions=True)
     assert [type(result) for result in results] == [SessionStoreError] * 50
     # The first goes out by itself.
     assert tried == 2
@@ -622,7 +631,7 @@ async def test_a_large_purge_is_done_in_small_parts(driver: SQLDriver) -> None:
 
 
 async def test_a_purge_finds_what_is_over_by_the_index(driver: SQLDriver, file: Path) -> None:
-    plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {sql._PURGE}", NOW, 10)]
+    plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {_sqlite_sessions._PURGE}", NOW, 10)]
     assert any("sessions_deadline (deadline<?)" in step for step in plan), plan
     assert not any(step.startswith("SCAN") for step in plan), plan
 
@@ -651,9 +660,9 @@ async def handle(session: Session) -> str | None:
 
 
 async def test_an_owners_sessions_are_found_by_the_index_and_counted_without_a_look_at_each(driver: SQLDriver, file: Path) -> None:
-    plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {sql._OWNED}", "owner", NOW)]
+    plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {_sqlite_sessions._OWNED}", "owner", NOW)]
     assert any("sessions_owner (owner=?)" in step for step in plan), plan
-    plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {sql._COUNT}", NOW, NOW + 120)]
+    plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {_sqlite_sessions._COUNT}", NOW, NOW + 120)]
     assert any("COVERING INDEX sessions_deadline (deadline>?)" in step for step in plan), plan
     assert any("sessions_deadline (deadline>? AND deadline<?)" in step for step in plan), plan
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any, ClassVar, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from gaman import GamanError
 from gaman_session._errors import SessionStoreError
-from gaman_session.drivers._time_limit import TimeLimit
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -18,7 +18,7 @@ class Reporter:
     """What a driver tells @reports() about its store."""
 
     name: str
-    _limit: TimeLimit
+    _limit: AbstractContextManager[None]
     _failures: ClassVar[tuple[type[Exception], ...]] = (OSError, TimeoutError)
     """What the store and its library raise."""
 
