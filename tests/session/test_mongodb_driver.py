@@ -29,8 +29,11 @@ from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeou
 
 from gaman import ConfigError
 from gaman.session import TOMBSTONE, Outcome, Ownership, Record, Session, SessionStoreError
+from gaman_session._damage import Damage
 from gaman_session._driver import LARGE
-from gaman_session.drivers import mongodb
+from gaman_session.drivers import _mongodb_owners
+from gaman_session.drivers._mongodb_batches import Documents
+from gaman_session.drivers._mongodb_owners import CallTime, Owners
 from gaman_session.drivers.mongodb import MongoDBDriver
 from tests.servers import MongoServer, free_port, mongodb_uri
 from tests.serving import until
@@ -645,18 +648,18 @@ async def test_a_swap_takes_nothing_for_something_alike(driver: MongoDBDriver, s
     assert await loaded(driver) == {"other": b"1", "key": b"2"}
 
 
-class Interrupted(MongoDBDriver):
-    """Somebody writes as soon as the session was looked at."""
-
-    async def _find(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
-        found = await super()._find(id, now)
-        assert await apply(self, {"key": b"2"}) is Outcome.WRITTEN
-        return found
-
-
 async def test_a_swap_loses_no_write_that_comes_while_it_looks(driver: MongoDBDriver) -> None:
+    class Interrupted(Documents):
+        """After each read of the session, another call writes to it."""
+
+        async def find(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
+            found = await super().find(id, now)
+            assert await apply(driver, {"key": b"2"}) is Outcome.WRITTEN
+            return found
+
     await driver.create(ID, record({"key": b"1"}))
-    interrupted = Interrupted(db_name=driver._db_name, uri=mongodb_uri())
+    interrupted = MongoDBDriver(db_name=driver._db_name, uri=mongodb_uri())
+    interrupted._documents = Interrupted(interrupted._sessions, 10, Damage("mongodb"))
     assert await swap(interrupted, b"1", b"3") is Outcome.CONFLICT
     await interrupted.close()
     assert await loaded(driver) == {"key": b"2"}
@@ -690,16 +693,15 @@ async def test_a_tombstone_holds_nothing_of_the_session(driver: MongoDBDriver, e
     assert await document(driver) == tombstone | ({"successor": NEW_ID} if end == "rename" else {})
 
 
-class Overtaken(MongoDBDriver):
-    """Somebody logs out between the two trips of a rename."""
-
-    async def _insert(self, id: str, record: Record) -> None:
-        if id == NEW_ID:
-            await self.destroy(ID, now=NOW)
-        await super()._insert(id, record)
-
-
 async def test_a_logout_between_the_trips_of_a_rename_leaves_no_session(driver: MongoDBDriver) -> None:
+    class Overtaken(MongoDBDriver):
+        """Between the two round trips of a rename, the session is ended."""
+
+        async def _insert(self, id: str, record: Record) -> None:
+            if id == NEW_ID:
+                await driver.destroy(ID, now=NOW)
+            await super()._insert(id, record)
+
     overtaken = Overtaken(db_name=driver._db_name, uri=mongodb_uri())
     await overtaken.create(ID, record())
     assert await overtaken.rename(ID, NEW_ID, record(), version=0, now=NOW) is Outcome.ENDED
@@ -854,11 +856,11 @@ async def in_every_order(driver: MongoDBDriver, attempt: Callable[[Turns, list[i
     sessions, choices, count = driver._sessions, list[int](), 0
     while True:
         turns: Any = Turns(driver)
-        driver._sessions = turns
+        driver._sessions = driver._documents._sessions = driver._owners._sessions = turns
         try:
             widths = await attempt(turns, choices)
         finally:
-            driver._sessions = sessions
+            driver._sessions = driver._documents._sessions = driver._owners._sessions = sessions
         count += 1
         choices = [*choices, *[0] * (len(widths) - len(choices))]
         while choices and choices[-1] == widths[len(choices) - 1] - 1:
@@ -924,18 +926,17 @@ async def test_a_kept_session_may_be_renamed_again_and_again(driver: MongoDBDriv
 
 
 async def test_a_session_that_one_end_of_all_ends_is_not_kept_by_another(driver: MongoDBDriver) -> None:
-    class Between(MongoDBDriver):
-        """While it renames, the owner's sessions are ended twice."""
+    class Between(Owners):
+        """Before a rename inserts its session, the owner's sessions are ended twice."""
 
-        async def _insert_owned(
-            self, id: str, record: Record, ownership: Ownership, now: float, began: float, old: str | None = None
-        ) -> bool:
+        async def insert(self, id: str, record: Record, ownership: Ownership, call: CallTime, old_id: str | None = None) -> bool:
             assert await driver.end_owned(OWNER, keep=[], now=NOW + 1) == 0
             assert await driver.end_owned(OWNER, keep=[ID], now=NOW + 1.5) == 0
-            return await super()._insert_owned(id, record, ownership, now, began, old)
+            return await super().insert(id, record, ownership, call, old_id)
 
     await driver.create(ID, owned())
-    between = Between(db_name=driver._db_name, uri=mongodb_uri())
+    between = MongoDBDriver(db_name=driver._db_name, uri=mongodb_uri())
+    between._owners = Between(between._sessions)
     assert await rename(between, ID, NOW, NEW_ID) == (NEW_ID, Outcome.ENDED)
     await between.close()
     assert not await is_live(driver, NEW_ID)
@@ -944,19 +945,18 @@ async def test_a_session_that_one_end_of_all_ends_is_not_kept_by_another(driver:
 async def test_a_call_that_waits_for_long_does_not_take_the_end_of_all_for_one_of_a_clock_that_was_set_back(
     driver: MongoDBDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Late(MongoDBDriver):
-        """It waits for five seconds, in which the owner's sessions are ended."""
+    class Late(Owners):
+        """Before a rename inserts its session, five seconds pass, and the owner's sessions are ended."""
 
-        async def _insert_owned(
-            self, id: str, record: Record, ownership: Ownership, now: float, began: float, old: str | None = None
-        ) -> bool:
+        async def insert(self, id: str, record: Record, ownership: Ownership, call: CallTime, old_id: str | None = None) -> bool:
             await driver.end_owned(OWNER, keep=[], now=NOW + 5)
             real = time.monotonic
-            monkeypatch.setattr(mongodb, "time", SimpleNamespace(monotonic=lambda: real() + 5))
-            return await super()._insert_owned(id, record, ownership, now, began, old)
+            monkeypatch.setattr(_mongodb_owners, "time", SimpleNamespace(monotonic=lambda: real() + 5))
+            return await super().insert(id, record, ownership, call, old_id)
 
     await driver.create(ID, owned())
-    late = Late(db_name=driver._db_name, uri=mongodb_uri())
+    late = MongoDBDriver(db_name=driver._db_name, uri=mongodb_uri())
+    late._owners = Late(late._sessions)
     assert await rename(late, ID, NOW, NEW_ID) == (NEW_ID, Outcome.ENDED)
     monkeypatch.undo()
     await late.close()
