@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Generic, TypeVar
 
 Call = TypeVar("Call")
@@ -30,11 +31,13 @@ class Batches(Generic[Call, Result]):
         at_once: int = 1,
         most: int | None = None,
         timeout: float | None = None,
+        limit: AbstractContextManager[None] | None = None,
     ) -> None:
         self._run = run
         self._at_once = at_once
         self._most = most
         self._timeout = timeout
+        self._limit = limit or nullcontext()
         self._loop: asyncio.AbstractEventLoop
         self._under_way = 0
         self._waiting: list[tuple[Call, asyncio.Future[Result]]] = []
@@ -101,7 +104,8 @@ class Batches(Generic[Call, Result]):
     async def _answer(self, batch: list[tuple[Call, asyncio.Future[Result]]], timer: asyncio.TimerHandle | None) -> None:
         results: Sequence[Result | BaseException]
         try:
-            results = await self._run([call for call, _ in batch])
+            with self._limit:
+                results = await self._run([call for call, _ in batch])
         except Exception as error:
             results = [error] * len(batch)
         except BaseException:

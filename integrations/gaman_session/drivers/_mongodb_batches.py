@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 from weakref import WeakValueDictionary
 
 from pymongo import ReturnDocument, UpdateOne
@@ -18,32 +18,26 @@ from gaman_session.drivers._mongodb_documents import REFUSED, Change, Document, 
 from gaman_session.drivers._mongodb_errors import results_of
 from gaman_session.drivers._time_limit import TimeLimit
 
-LEFT_OUT: Final[Document] = {}
+_LEFT_OUT: Final[Document] = {}
 """Stands for a document that is large or absent, because a projection that tells them apart takes the server far longer."""
 MAX_IN_FLIGHT: Final = 4
 """Batches of one kind in flight; with so many, a slow one delays few calls."""
+_HELD: Final = nullcontext()
+"""Stands for a connection that the caller has."""
 _MAX_LARGE: Final = 1000
 _NEARLY_LARGE: Final = LARGE - LARGE // 8
 """Bytes of values from which a document may be large, because it has more than its values."""
 
 
-class _Update(NamedTuple):
-    """A change of one session."""
-
-    id: str
-    pipeline: Pipeline
-
-
 class Documents:
-    """The documents of *sessions*, in batches that last *timeout* seconds at most."""
+    """The documents of *sessions*, in batches that take at most *timeout* seconds; the caller bounds what runs in its own task."""
 
     def __init__(self, sessions: Sessions, timeout: float, damage: Damage) -> None:
         self._sessions = sessions
         self._damage = damage
-        # The limit of a call bounds its wait for a batch. A batch is a task of its own, so it has its own limit.
-        self._limit = TimeLimit(timeout)
-        self._finds = Batches(self._find_all, at_once=MAX_IN_FLIGHT)
-        self._updates: Batches[_Update, bool] = Batches(self._update_all, at_once=MAX_IN_FLIGHT)
+        limit = TimeLimit(timeout)
+        self._finds = Batches(self._find_all, at_once=MAX_IN_FLIGHT, limit=limit)
+        self._updates: Batches[tuple[str, Pipeline], bool] = Batches(self._update_all, at_once=MAX_IN_FLIGHT, limit=limit)
         self._large: set[str] = set()
         """Sessions that were large when they were last loaded: they don't go into a batch."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -53,47 +47,35 @@ class Documents:
         await self._finds.drain()
         await self._updates.drain()
 
-    async def find_in_batch(self, id: str) -> Document | None:
-        """Return the document, None, or LEFT_OUT if it has to be found by itself."""
-        return LEFT_OUT if id in self._large else await self._finds.call(id)
-
-    async def find_alone(self, id: str) -> Document | None:
-        """Return the document, however large, or None."""
-        document = await self._sessions.find_one({"_id": id})
-        self._large.discard(id)
-        return document
-
-    async def find(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
-        """Return the session, ENDED, or None."""
-        document = await self.find_in_batch(id)
-        if document is LEFT_OUT:
-            document = await self.find_alone(id)
-        return self.read(document, now)
-
-    def read(self, document: Document | None, now: float) -> Record | Literal[Outcome.ENDED] | None:
-        """Return what a document holds, and remember if it is large."""
+    async def find(
+        self, id: str, now: float, connection: AbstractAsyncContextManager[Any] = _HELD
+    ) -> Record | Literal[Outcome.ENDED] | None:
+        """Return the session, ENDED, or None. A session that isn't found in a batch waits for a *connection*."""
+        document = _LEFT_OUT if id in self._large else await self._finds.call(id)
+        if document is _LEFT_OUT:
+            async with connection:
+                document = await self._sessions.find_one({"_id": id})
+            self._large.discard(id)
         found = to_record(document, now, self._damage)
-        if isinstance(found, Record) and document is not None and sum(map(len, found.fields.values())) > _NEARLY_LARGE:
+        if isinstance(found, Record) and sum(map(len, found.fields.values())) > _NEARLY_LARGE:
             if len(self._large) == _MAX_LARGE:
                 self._large.clear()
-            self._large.add(document["_id"])
+            self._large.add(id)
         return found
-
-    def is_large(self, id: str) -> bool:
-        """Return whether the session was large when it was last loaded."""
-        return id in self._large
 
     def lock(self, id: str) -> AbstractAsyncContextManager[Any]:
         """Return a lock for writes that read a large session first: each write makes the others read it again."""
         return self._locks.setdefault(id, asyncio.Lock()) if id in self._large else nullcontext()
 
-    async def set(self, id: str, change: Change, pipeline: Pipeline) -> bool:
-        """Make a change that ends no session, and return whether it found a live one that has room for it."""
-        update = _Update(id, pipeline)
+    async def set(self, id: str, change: Change) -> bool:
+        """Make a change that deletes nothing, and return whether it found a live session that has room for it."""
+        if id not in self._large and (update := change.small_update()) is not None:
+            return await self._updates.call((id, update))
+        update = change.sized_update()
         # A large update is sent by itself, so that other calls neither wait for it nor fail with it.
         if sum(map(len, change.sets.values())) <= LARGE:
-            return await self._updates.call(update)
-        [result] = await self._update_all([update])
+            return await self._updates.call((id, update))
+        [result] = await self._update_all([(id, update)])
         if isinstance(result, BaseException):
             raise result
         return result
@@ -125,29 +107,27 @@ class Documents:
         )
 
     async def _find_all(self, ids: list[str]) -> list[Document | None]:
-        with self._limit:
-            if len(ids) == 1:
-                # A filter by the _id only is a little faster.
-                return [await self._sessions.find_one({"_id": ids[0]})]
-            small = self._sessions.find({"_id": {"$in": ids}, "large": None})
-            found = {document["_id"]: document async for document in small}
-        return [found.get(id, LEFT_OUT) for id in ids]
+        if len(ids) == 1:
+            # A filter by the _id only is a little faster.
+            return [await self._sessions.find_one({"_id": ids[0]})]
+        small = self._sessions.find({"_id": {"$in": ids}, "large": None})
+        found = {document["_id"]: document async for document in small}
+        return [found.get(id, _LEFT_OUT) for id in ids]
 
-    async def _update_all(self, updates: list[_Update]) -> list[bool | BaseException]:
+    async def _update_all(self, updates: list[tuple[str, Pipeline]]) -> list[bool | BaseException]:
         """Make the updates in one round trip; return for each whether it found a live session, or its error."""
         # An upsert of a missing document is refused too, so it inserts nothing.
         requests = [({"_id": id}, pipeline) for id, pipeline in updates]
-        with self._limit:
-            try:
-                if len(requests) == 1:
-                    # A single update is a little faster than a bulk write of one.
-                    await self._sessions.update_one(*requests[0], upsert=True)
-                else:
-                    await self._sessions.bulk_write([UpdateOne(*each, upsert=True) for each in requests], ordered=False)
-            except WriteError as error:
-                if error.code != REFUSED:
-                    raise
-                return [False]
-            except BulkWriteError as error:
-                return results_of(len(requests), error.details)
+        try:
+            if len(requests) == 1:
+                # A single update is a little faster than a bulk write of one.
+                await self._sessions.update_one(*requests[0], upsert=True)
+            else:
+                await self._sessions.bulk_write([UpdateOne(*each, upsert=True) for each in requests], ordered=False)
+        except WriteError as error:
+            if error.code != REFUSED:
+                raise
+            return [False]
+        except BulkWriteError as error:
+            return results_of(len(requests), error.details)
         return [True] * len(requests)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import current_task, get_running_loop
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -20,14 +21,15 @@ class TimeLimit:
         """Where the timer runs."""
 
     def __enter__(self) -> None:
-        task: Any = asyncio.current_task()
+        loop = get_running_loop()
+        task: Any = current_task(loop)
         self._inside[task] = monotonic() + self._seconds, task.cancelling()
-        if self._loop is not (loop := task.get_loop()):
+        if self._loop is not loop:
             self._loop = loop
             loop.call_later(self._seconds, self._look, loop)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        task: Any = asyncio.current_task()
+        task: Any = current_task()
         if self._inside.pop(task, None) is None and task.uncancel() <= self._late.pop(task) and kind is asyncio.CancelledError:
             raise TimeoutError from error
 

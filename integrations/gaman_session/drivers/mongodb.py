@@ -20,7 +20,7 @@ from gaman_session._damage import Damage
 from gaman_session._driver import TOMBSTONE, Outcome, Ownership, Record
 from gaman_session._errors import SessionStoreError
 from gaman_session.drivers._checks import check_timeout, check_whole_number
-from gaman_session.drivers._mongodb_batches import LEFT_OUT, MAX_IN_FLIGHT, Documents
+from gaman_session.drivers._mongodb_batches import MAX_IN_FLIGHT, Documents
 from gaman_session.drivers._mongodb_client import CODEC, create_indexes, find_collection, make_client
 from gaman_session.drivers._mongodb_documents import (
     Change,
@@ -30,7 +30,6 @@ from gaman_session.drivers._mongodb_documents import (
     owned_by,
     owner_stage,
     path,
-    seconds,
     to_bson,
     to_document,
     to_record,
@@ -109,11 +108,7 @@ class MongoDBDriver(Reporter):
     @reports("load a session")
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
-        document = await self._documents.find_in_batch(id)
-        if document is LEFT_OUT:
-            async with self._connections:
-                document = await self._documents.find_alone(id)
-        return self._documents.read(document, now)
+        return await self._documents.find(id, now, self._connections)
 
     @reports("create a session")
     async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
@@ -142,10 +137,8 @@ class MongoDBDriver(Reporter):
     ) -> Outcome:
         """Set and delete single fields of a session that is there."""
         change = Change(sets, deletes, now, deadline, max_size)
-        if not deletes:
-            is_small = change.is_small() and not self._documents.is_large(id)
-            if await self._documents.set(id, change, change.small_update() if is_small else change.sized_update()):
-                return Outcome.WRITTEN
+        if not deletes and await self._documents.set(id, change):
+            return Outcome.WRITTEN
         async with self._connections:
             return await (self._apply(id, change) if deletes else self._apply_as_found(id, change))
 
@@ -284,7 +277,7 @@ class MongoDBDriver(Reporter):
         """Return the time of the primary, in seconds since the epoch; behind a mongos, that of the mongos."""
         async with self._connections:
             hello = await self._client.admin.command("hello", codec_options=CODEC)
-        return seconds(hello["localTime"])
+        return int(hello["localTime"]) / 1000
 
     def _explain(self, error: Exception) -> tuple[str, Exception]:
         return "", self._conceal(error)
@@ -314,7 +307,7 @@ class MongoDBDriver(Reporter):
             outcome = await self._documents.update_or_end(live(id, change.now), change.sized_update())
             if outcome is not None:
                 return outcome
-        elif await self._documents.set(id, change, change.sized_update()):
+        elif await self._documents.set(id, change):
             return Outcome.WRITTEN
         return await self._apply_as_found(id, change)
 
