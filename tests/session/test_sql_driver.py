@@ -199,7 +199,7 @@ async def test_closing_answers_what_was_called_before(file: Path) -> None:
 def test_a_file_that_is_no_database_is_refused_and_left_alone(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     driver = SQLDriver(file=file)
-    with pytest.raises(ConfigError, match=r"sessions\.db.*is no database"):
+    with pytest.raises(ConfigError, match=r"sessions\.db.*isn't a database"):
         asyncio.run(driver.open())
     assert driver._connections == []
     assert file.read_bytes() == content

@@ -1,4 +1,4 @@
-"""The sessions in a file of SQLite: what each call of the contract does there, by the thread of a connection."""
+"""The calls of the contract in SQL, made by the thread of a connection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gaman_session.drivers._sqlite import Database
 
 _Missing: TypeAlias = Literal[Outcome.ENDED, Outcome.ABSENT]
 
-# What is no number is above all numbers; the last one is the year 10,000, for which datetime has no name.
+# Texts and blobs are above all numbers. The last number is the year 10,000, which datetime can't represent.
 _IS_SOUND: Final = """
 created >= 0 AND created <= expires AND deadline >= 0 AND deadline <= expires AND expires < 253402300800
 AND version >= 0 AND typeof(version) = 'integer' AND ended IN (0, 1)
@@ -23,17 +23,17 @@ AND size >= 0 AND typeof(size) = 'integer' AND typeof(seal) = 'blob'
 """
 _COLUMNS_OF_HEAD: Final = f"created, expires, deadline, version, ended, {_IS_SOUND}, seal"
 _HEAD: Final = f"SELECT {_COLUMNS_OF_HEAD} FROM sessions WHERE id = ?"  # noqa: S608 - a constant
-# Of a session beyond a size it has the head only, and reads no page of its values.
+# For a session beyond a size, it returns the head only and reads no page of the values.
 _LOAD: Final = f"""
 SELECT {_COLUMNS_OF_HEAD}, owner, since, note, key, value
 FROM sessions LEFT JOIN session_values ON session_id = id AND size <= ? WHERE id = ?
 """  # noqa: S608
-# The length of a text is counted in characters, and that of a blob without reading all of its pages.
+# The length of a text is in characters, and that of a blob is known without reading all of its pages.
 _BYTES: Final = """
 SELECT length(CAST(key AS BLOB)) + iif(typeof(value) = 'blob', length(value), length(CAST(value AS BLOB)))
 FROM session_values WHERE session_id = ?2 AND key = ?3
 """
-# ?1 is by how many bytes the session grows if the field ?3 is new, and ?5 is how large it may then be.
+# ?1 is by how many bytes the session grows if the field ?3 is new, and ?5 is its maximum size.
 _TOUCH: Final = f"""
 UPDATE sessions SET version = version + 1, size = max(0, size + ?1 - ifnull(({_BYTES}), 0))
 WHERE id = ?2 AND deadline > ?4 AND NOT ended AND {_IS_SOUND} AND size + ?1 <= ?5
@@ -46,22 +46,23 @@ UPDATE sessions SET created = ?1, expires = ?1, deadline = ?1, version = 0, ende
     owner = NULL, since = NULL, note = NULL, size = 0, seal = x''
 WHERE id = ?3
 """
-_TAG: Final = "UPDATE sessions SET owner = ?, since = ?, note = ? WHERE id = ?"
+_SET_OWNER: Final = "UPDATE sessions SET owner = ?, since = ?, note = ? WHERE id = ?"
 _OWNED: Final = f"""
 SELECT {_COLUMNS_OF_HEAD}, owner, since, note, id
 FROM sessions WHERE owner = ? AND deadline > ?
 """  # noqa: S608
-# What is further ahead was noted before the clock was set back.
+# An end that is further ahead was noted before the clock was set back.
 _REMEMBER_END: Final = f"""
 INSERT INTO session_owners_ended VALUES (?, ?) ON CONFLICT (owner) DO UPDATE
 SET ended = iif(ended > excluded.ended + {MAX_SKEW}, excluded.ended, max(ended, excluded.ended))
 """  # noqa: S608
-# All by the index, but for tombstones: these are due within a minute, or, by a clock that is a little ahead, in two.
+# The index is enough to count all rows. Tombstones are found among the rows with a near deadline: it is at most a minute ahead, or
+# two by a clock that is a little ahead.
 _COUNT: Final = """
 SELECT (SELECT count(*) FROM sessions WHERE deadline > ?1)
     - (SELECT count(*) FROM sessions WHERE deadline > ?1 AND deadline <= ?2 AND ended)
 """
-# UNION, and not UNION ALL, ends where tombstones lead in a circle.
+# UNION, unlike UNION ALL, ends if tombstones lead in a circle.
 _LIVING: Final = """
 WITH RECURSIVE names (id) AS (SELECT ?1 UNION SELECT successor FROM names JOIN sessions USING (id) WHERE ended AND deadline > ?2)
 SELECT id FROM names JOIN sessions USING (id) WHERE NOT ended AND deadline > ?2
@@ -72,11 +73,11 @@ _parse_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class IsLarge(Exception):
-    """The session is large, so it has to be loaded by itself."""
+    """The session is large, so a load of its own has to load it."""
 
 
 class _Head(NamedTuple):
-    """What is in a row of the table sessions, and whether it is one that was written here."""
+    """A row of the table `sessions`, and whether a driver can have written it."""
 
     created: float
     expires: float
@@ -88,22 +89,22 @@ class _Head(NamedTuple):
 
 
 class Sessions(Database):
-    """The sessions, as the thread of a connection sees them; who writes is in a transaction."""
+    """The sessions, as the thread of a connection sees them; a call that writes is in a transaction."""
 
     def __init__(self, file: Path, timeout: float, damage: Damage) -> None:
         super().__init__(file, timeout)
         self._damage = damage
 
-    def load(self, id: str, now: float, most: float) -> Record | Literal[Outcome.ENDED] | None:
-        rows = self.execute(_LOAD, (most, id)).fetchall()
+    def load(self, id: str, now: float, max_size: float) -> Record | Literal[Outcome.ENDED] | None:
+        rows = self.execute(_LOAD, (max_size, id)).fetchall()
         head = self._check(id, rows, now)
         if not isinstance(head, _Head):
             return None if head is Outcome.ABSENT else head
         fields: dict[str, bytes] = {}
         for *_, key, value in rows:
             if key is None:
-                # The join's row for a session that has no values, or too many bytes of them.
-                if most < math.inf:
+                # The only row of the join for a session with no values, or with too many bytes of them.
+                if max_size < math.inf:
                     raise IsLarge
                 continue
             field = key.decode(errors="replace")
@@ -141,7 +142,7 @@ class Sessions(Database):
         self, id: str, field: str, old: bytes | None, new: bytes, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         row = self.execute("SELECT value FROM session_values WHERE session_id = ? AND key = ?", (id, field)).fetchone()
-        # A value that load() leaves out is missing here too.
+        # A damaged value is missing here too, as in load().
         stored = row[0] if row is not None and isinstance(row[0], bytes) else None
         if stored != old:
             head = self._find(id, now)
@@ -183,7 +184,7 @@ class Sessions(Database):
             return Outcome.REVOKED
         outcome = self.apply(id, sets, deletes, now, deadline, max_size)
         if outcome is Outcome.WRITTEN:
-            self.execute(_TAG, (*_columns(ownership), id))
+            self.execute(_SET_OWNER, (*_columns(ownership), id))
         return outcome
 
     def owned(self, owner: str, now: float) -> dict[str, Record]:
@@ -211,7 +212,7 @@ class Sessions(Database):
         return self.execute("SELECT 1 FROM sessions WHERE id = ? AND since = ?", (id, ownership.since)).fetchone() is None
 
     def _is_revoked(self, ownership: Ownership, now: float) -> bool:
-        """Return whether *ownership* was made before all sessions of its owner were ended, less than a minute ago."""
+        """Return whether all sessions of the owner were ended after *ownership* was made, less than a minute ago."""
         question = "SELECT 1 FROM session_owners_ended WHERE owner = ? AND ended > ? AND ended > ? AND ended <= ?"
         return self.execute(question, (ownership.owner, ownership.since, now - TOMBSTONE, now + MAX_SKEW)).fetchone() is not None
 
@@ -247,14 +248,14 @@ class Sessions(Database):
     def _touch(
         self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], now: float, deadline: float | None, max_size: int
     ) -> bool:
-        """Raise the session's version and size, and move its deadline; return False where it isn't there, or would be too large."""
+        """Raise the session's version and size, and move its deadline; return False if it isn't live or would be too large."""
         first, *others = (*sets, *deletes) or (None,)
         growth = size_of(sets)
         for field in others:
             growth -= self._bytes(id, field)
-        # Naming the deadline would cost a page of its index.
+        # A statement that sets the deadline also writes a page of its index.
         statement, moved = (_TOUCH, ()) if deadline is None else (_MOVE, (deadline,))
-        # Nearly always there is room even if nothing is replaced, and no statement is needed to look at the only field.
+        # This assumes that the first field is new. It nearly always fits even then, so its old size is rarely needed.
         if self.execute(statement, (growth, id, first, now, max_size, *moved)).rowcount > 0:
             return True
         replaced = self._bytes(id, first)
@@ -262,7 +263,7 @@ class Sessions(Database):
         return self.execute(statement, (growth, id, first, now, room, *moved)).rowcount > 0
 
     def _bytes(self, id: str, field: str | None) -> int:
-        """Return the bytes of the field's name and value, or 0 if there is no such field."""
+        """Return the bytes of the field's name and value, or 0 if it is missing."""
         return next((bytes for (bytes,) in self.execute(_BYTES, (None, id, field))), 0)
 
     def _set(self, id: str, fields: Mapping[str, bytes]) -> None:
@@ -276,13 +277,13 @@ class Sessions(Database):
 
 
 def _columns(ownership: Ownership | None) -> tuple[str | None, float | None, bytes | str | None]:
-    """Return what the three columns of *ownership* hold."""
+    """Return the values of the three columns of *ownership*."""
     return (None, None, None) if ownership is None else (ownership.owner, ownership.since, _stored(ownership.note))
 
 
 def _stored(value: bytes) -> bytes | str:
-    """Return *value* as SQLite is to keep it: JSON as text, of which it gives back the same bytes."""
-    # No JSON begins like a sealed value, and an exception would cost more than this.
+    """Return *value* as SQLite stores it: JSON as text, of which it returns the same bytes."""
+    # No JSON begins like a sealed value. The exception would cost a microsecond.
     if value < b"\t":
         return value
     try:

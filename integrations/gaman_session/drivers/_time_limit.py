@@ -1,4 +1,4 @@
-"""TimeLimit: asyncio.timeout() for calls of which hardly one reaches it, with one timer for all of them instead of one for each."""
+"""TimeLimit: asyncio.timeout() for many calls that rarely reach it, with one timer for all of them instead of one for each."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ from typing import Any
 
 
 class TimeLimit:
-    """Bounds what tasks do inside of it, as `with limit:`, each once at a time: after so many *seconds* they get a TimeoutError."""
+    """Raises TimeoutError in a task that stays longer than *seconds* in its `with` block.
+
+        limit = TimeLimit(10)
+        with limit:
+            await connection.send(command)
+
+    Many tasks may be in such blocks of one limit, each task in one at a time.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        # Until when, and how often the task was to be cancelled before. Whoever began first is first to end.
         self._inside: dict[asyncio.Task[Any], tuple[float, int]] = {}
+        """When each task is late, in the order of these times, and how many cancellations it had pending when it entered."""
         self._late: dict[asyncio.Task[Any], int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        """Where the timer runs."""
+        """The event loop in which the timer runs."""
 
     def __enter__(self) -> None:
         loop = get_running_loop()
@@ -26,21 +33,21 @@ class TimeLimit:
         self._inside[task] = monotonic() + self._seconds, task.cancelling()
         if self._loop is not loop:
             self._loop = loop
-            loop.call_later(self._seconds, self._look, loop)
+            loop.call_later(self._seconds, self._cancel_late_tasks, loop)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         task: Any = current_task()
         if self._inside.pop(task, None) is None and task.uncancel() <= self._late.pop(task) and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Cancel what is late, and look again when the next would be."""
+    def _cancel_late_tasks(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Cancel the tasks that are late, and come back when the next one may be."""
         if self._loop is not loop:
             return
         now = monotonic()
         for task, (until, cancelling) in [*self._inside.items()]:
             if until > now:
-                loop.call_later(until - now, self._look, loop)
+                loop.call_later(until - now, self._cancel_late_tasks, loop)
                 return
             del self._inside[task]
             self._late[task] = cancelling

@@ -1,13 +1,13 @@
-"""Sessions in SQLite: two tables in one file, for all the processes of one machine.
+"""Sessions in SQLite: two tables in one file, for all processes of one machine.
 
-The file may be a database that has other tables too. What the columns of ours mean stands in their schema, below and in the file.
-With `session(encrypt=False)` values are JSON, so that SQL can ask for them. These are the sessions of user 7; whoever deletes rows
-from `sessions` ends theirs:
+The file may be a database with other tables too. The schema says what the columns mean; it is in `_sqlite.py` and in the file.
+With `session(encrypt=False)` values are JSON, so SQL can query them. This query finds the sessions of user 7, and deleting a row of
+`sessions` ends that session:
 
     SELECT id FROM sessions JOIN session_values ON session_id = id
     WHERE NOT ended AND deadline > unixepoch() AND key = 'user' AND json_extract(value, '$.id') = 7
 
-The owner that set_owner() was given then stands there as it is, with the note as JSON. These are the sessions of one, by an index:
+The owner is then stored as set_owner() got it, and the note as JSON. This query finds the sessions of an owner by an index:
 
     SELECT id, json_extract(note, '$.device') FROM sessions WHERE owner = 'user:7' AND deadline > unixepoch()
 """
@@ -33,24 +33,24 @@ from gaman_session.drivers._reports import Reporter, reports
 from gaman_session.drivers._sqlite import COLUMNS, Connection, create_file
 from gaman_session.drivers._sqlite_sessions import IsLarge, Sessions
 
-# Nobody writes while one purges, and so many sessions are a matter of two milliseconds.
-_PURGED_AT_ONCE: Final = 50
+_MAX_PURGED: Final = 50
+"""Sessions that one purge removes. Other writes wait for it, and so many take two milliseconds."""
 _DAY: Final = 86_400
 
 
 class SQLDriver(Reporter):
-    """Keeps sessions in *file*, which is created for this user alone, with its folder if that is missing.
+    """Keeps sessions in *file*. A missing file and its missing folder are created with access for this user only.
 
-    A call waits *timeout* seconds at most for a lock that another process holds, and as long again for the calls before it; reading
-    waits for nobody who writes. Writes that are made at the same moment share a transaction, and each is answered when it is on the
-    disk, where it survives a loss of power. The disk must be a local one, for SQLite's locks don't reach over a network.
+    A call waits at most *timeout* seconds for a lock that another process holds, and as long again for the calls before it. Reads
+    don't wait for writes. Concurrent writes share a transaction, and each is acknowledged when it is on the disk, where it survives
+    a loss of power. The disk must be a local one, because SQLite's locks don't work over a network.
     """
 
     name = "sql"
     shared = True
 
     _failures = (Exception,)
-    # The only wait is for a lock, and SQLite bounds it.
+    # SQLite itself bounds the only wait, which is for a lock.
     _limit = nullcontext()
 
     _reader: Connection[Sessions]
@@ -68,10 +68,10 @@ class SQLDriver(Reporter):
         self._connections: list[Connection[Sessions]] = []
 
     async def open(self) -> None:
-        """Create the file and its tables where they are missing, and connect.
+        """Connect, and create the file and its tables if they are missing.
 
-        ConfigError says that the file can't be created, may be written to by other users, isn't a database, or has tables of these
-        names that are not ours; SessionStoreError that SQLite could not open it.
+        ConfigError says that the file can't be created, can be written to by other users, isn't a database, or has other tables of
+        these names. SessionStoreError says that SQLite could not open it.
         """
         try:
             await self._open()
@@ -80,7 +80,7 @@ class SQLDriver(Reporter):
             raise
 
     async def close(self) -> None:
-        """Finish what is under way, and close the file."""
+        """Finish the calls in flight, and close the file."""
         while self._connections:
             await self._connections.pop().close()
 
@@ -108,30 +108,30 @@ class SQLDriver(Reporter):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Set and delete single fields of a session that is there."""
+        """Set and delete single fields of a live session."""
         return await self._writer.call(lambda sessions: sessions.apply(id, sets, deletes, now, deadline, max_size))
 
     @reports("change a session")
     async def swap(
         self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        """Set one field if it still is *old*."""
+        """Set one field if its value is still *old*."""
         return await self._writer.call(lambda sessions: sessions.swap(id, field, old, new, now, deadline, max_size))
 
     @reports("rename a session")
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-        """Replace the session by *record* under *new_id*, if nobody has written to it since *version*."""
+        """Replace the session by *record* under *new_id* if its version is still *version*."""
         return await self._writer.call(lambda sessions: sessions.rename(id, new_id, record, version, now))
 
     @reports("end a session")
     async def destroy(self, id: str, *, now: float) -> None:
-        """End the session, or the one that it was renamed to."""
+        """End the session, and the one that it was renamed to."""
         await self._writer.call(lambda sessions: sessions.destroy(id, now))
 
-    @reports("remove what is over")
+    @reports("remove expired sessions")
     async def purge(self, *, now: float, limit: int) -> int:
-        """Remove what is over, a few at a time."""
-        count = min(limit, _PURGED_AT_ONCE)
+        """Remove a few expired sessions and tombstones."""
+        count = min(limit, _MAX_PURGED)
         return await self._writer.call(lambda sessions: sessions.purge(now, count))
 
     @reports("change a session")
@@ -146,7 +146,7 @@ class SQLDriver(Reporter):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Do what apply() does, and give the session to the owner of *ownership*, or to nobody."""
+        """Do what apply() does, and give the session to the owner of *ownership*, or to no owner."""
         return await self._writer.call(lambda sessions: sessions.set_owner(id, ownership, sets, deletes, now, deadline, max_size))
 
     @reports("list the sessions of an owner")
@@ -156,19 +156,19 @@ class SQLDriver(Reporter):
 
     @reports("end the sessions of an owner")
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
-        """End the owner's sessions but those to keep, in one transaction."""
+        """End the owner's sessions except those to keep, in one transaction."""
         return await self._writer.call(lambda sessions: sessions.end_owned(owner, keep, now))
 
     @reports("count its sessions")
     async def count(self, *, now: float) -> int:
-        """Return how many sessions there are, by the entries of an index."""
+        """Return how many sessions there are, by counting an index."""
         return await self._reader.call(lambda sessions: sessions.count(now))
 
     async def _open(self) -> None:
         setting = f"the sql driver has file={str(self._file)!r}"
         try:
             create_file(self._file, setting)
-            # In a WAL nobody who reads waits for one who writes, unless they share a connection.
+            # With a WAL, reads don't wait for writes, unless they share a connection.
             self._reader = await self._connect(Sessions.read)
             self._large_reader = await self._connect(Sessions.read)
             self._writer = await self._connect(Sessions.write)
@@ -179,7 +179,7 @@ class SQLDriver(Reporter):
             raise
         except Exception as cause:
             if getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
-                raise ConfigError(f"{setting}, which is no database; choose another file") from cause
+                raise ConfigError(f"{setting}, which isn't a database; choose another file") from cause
             raise SessionStoreError(self.name, f"open {str(self._file)!r}") from cause
         if columns != COLUMNS:
             raise ConfigError(f"{setting}, which has other tables named sessions or session_values; choose another file")
