@@ -117,7 +117,7 @@ def serve_gaman(kind: str, place: str) -> None:
 
 def serve_gaman_singly(kind: str, place: str) -> None:
     """Serve gaman with a driver whose batches are of one call each: every write is a commit of its own."""
-    with patch("gaman_session.drivers.sql.Batches", _Singly):
+    with patch("gaman_session.drivers._sqlite.Batches", _Singly):
         serve_gaman(kind, place)
 
 

@@ -35,6 +35,11 @@ ORDER = [
     ["gaman_session.drivers._due", "gaman_session.drivers._owner_folders"],
     ["gaman_session.drivers._disk", "gaman_session.drivers._encoding"],
     ["gaman_session.drivers._redis_keyspace", "gaman_session.drivers._redis_start"],
+    ["gaman_session.drivers._sqlite_sessions"],
+    ["gaman_session.drivers._sqlite"],
+    ["gaman_session.drivers._mongodb_batches", "gaman_session.drivers._mongodb_owners"],
+    ["gaman_session.drivers._mongodb_errors"],
+    ["gaman_session.drivers._mongodb_documents", "gaman_session.drivers._mongodb_client"],
     ["gaman_session.drivers._redis_calls"],
     ["gaman_session.drivers._redis_cluster"],
     ["gaman_session.drivers._redis_servers"],
@@ -104,7 +109,7 @@ ORDER = [
 LEVELS = {name: level for level, row in enumerate(ORDER) for name in row}
 
 # The parts of drivers whose names don't begin with the driver's.
-PARTS = {"file": ["_folder", "_due", "_owner_folders", "_disk"]}
+PARTS = {"file": ["_folder", "_due", "_owner_folders", "_disk"], "sql": ["_sqlite", "_sqlite_sessions"]}
 
 # Packages that one file or one package knows.
 OWNERS = {
@@ -112,7 +117,7 @@ OWNERS = {
     "python_multipart": "gaman._multipart",
     "httpx": "gaman.testing",
     "redis": "gaman_session.drivers.redis",
-    "aiosqlite": "gaman_session.drivers.sql",
+    "aiosqlite": "gaman_session.drivers._sqlite",
     "pymongo": "gaman_session.drivers.mongodb",
     "bson": "gaman_session.drivers.mongodb",
     "opentelemetry": "gaman_session._counters",

@@ -140,7 +140,7 @@ STARTS = {
         place=HERE,
     ),
     "file that is no database": Start(
-        "the sql driver has file='main.py', which is no database; choose another file",
+        "the sql driver has file='main.py', which isn't a database; choose another file",
         driver("{'type': 'sql', 'file': 'main.py'}"),
     ),
     "sync handler": Start(

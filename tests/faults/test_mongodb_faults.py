@@ -1,4 +1,4 @@
-"""A site that is visited while its MongoDB is away, stands still, loses power, and elects a new primary."""
+"""A site under load while its MongoDB is down, frozen or killed, and while it elects a new primary."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.servers import MongoReplicaSet, MongoServer, Server, free_port
 
 PASSWORD = "hunter2"
 ELECTION = 60.0
-"""Seconds within which everyone can write again: three where the primary died, and up to twenty where it stands still."""
+"""Seconds within which all clients can write again: it takes three after the primary died, and up to twenty if it is frozen."""
 
 
 def mongodb(uri: str, **options: Any) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def server() -> Generator[MongoServer]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [kill, freeze])
-def test_a_mongodb_that_is_away_is_unavailable_and_not_a_logout(
+def test_a_mongodb_that_is_down_is_unavailable_and_not_a_logout(
     server: MongoServer, fault: Callable[[Server], Callable[[], object]], tmp_path: Path
 ) -> None:
     assert_comes_back(tmp_path, mongodb(server.uri, timeout=2), server, fault)
@@ -53,7 +53,7 @@ def test_a_crowd_waits_for_a_frozen_mongodb_no_longer_than_one_visitor(server: M
 
 
 @pytest.mark.slow
-def test_a_mongodb_that_is_slow_and_there_is_waited_for(server: MongoServer, tmp_path: Path) -> None:
+def test_requests_wait_for_a_slow_mongodb(server: MongoServer, tmp_path: Path) -> None:
     with site(tmp_path, mongodb(server.uri)) as program, server.client() as client:
         visitor = Visitor(program.port)
         assert visitor.put("key").status == 200
@@ -68,7 +68,7 @@ def test_a_mongodb_that_is_slow_and_there_is_waited_for(server: MongoServer, tmp
 
 
 @pytest.mark.slow
-def test_what_was_answered_is_there_after_a_mongodb_was_killed(server: MongoServer, tmp_path: Path) -> None:
+def test_acknowledged_writes_are_there_after_a_mongodb_was_killed(server: MongoServer, tmp_path: Path) -> None:
     with site(tmp_path, mongodb(server.uri)) as program:
         writer, newcomers = Writer(program.port), Newcomers(program.port)
         for _ in range(3):
@@ -91,9 +91,9 @@ def test_a_replica_set_that_loses_its_primary_recovers_by_itself_and_loses_nothi
         counting[0].step()
         writers = [Writer(program.port), Writer(program.port), Newcomers(program.port)]
         with Load(*writers, *counting) as load:
-            mend = fault(replicas.primary)
+            repair = fault(replicas.primary)
             load.wait_until_all_write(ELECTION)
-            mend()
+            repair()
             load.wait_until_all_write(ELECTION)
         assert set(load.statuses) <= {200, 503}
         assert [writer.lost() for writer in writers] == [[], [], []]
@@ -102,7 +102,7 @@ def test_a_replica_set_that_loses_its_primary_recovers_by_itself_and_loses_nothi
         assert confirmed <= shared.all()["count"] <= attempted
 
 
-def test_a_site_whose_mongodb_is_away_does_not_start_and_says_what_it_could_not_reach(tmp_path: Path) -> None:
+def test_a_site_whose_mongodb_is_down_does_not_start_and_names_the_address(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     with site(tmp_path, mongodb(f"mongodb://visitor:{PASSWORD}@{address}", timeout=1)) as program:
         assert program.wait() == 1

@@ -1,4 +1,4 @@
-"""Logins of one owner at once, and the end of all they have beside them: no session outlives it, and there are never too many."""
+"""Concurrent logins of one owner: ending all sessions leaves no older one, and there are never too many."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ROUNDS = 50
 WINDOW = 0.03
-"""Seconds in which what is to overlap begins."""
+"""Seconds within which concurrent calls begin."""
 
 STORES = [name for name in DRIVERS if name != "cookies"]
 
 
-class Watch(Clock):
-    """The real time, by which one login is told from the next."""
+class RealClock(Clock):
+    """The real time, which tells one login from the next."""
 
     def __call__(self) -> float:
         return time.time()
 
 
 def logging_in(owner: str, logins: dict[str, float]) -> Work:
-    """Return the work of a login, as often with a new id as without; what it is known by, and when it began, go into *logins*."""
+    """Return the work of a login, with a new id or without; it adds its handle and the time when it began to *logins*."""
 
     async def work(session: Session) -> None:
         began = time.time()
@@ -53,7 +53,7 @@ def logging_in(owner: str, logins: dict[str, float]) -> Work:
     return work
 
 
-async def renew(session: Session) -> None:
+async def regenerate(session: Session) -> None:
     await session.get("user")
     await session.regenerate()
 
@@ -64,22 +64,22 @@ async def soon(work: Awaitable[Any]) -> Any:
 
 
 @pytest.mark.parametrize("name", STORES)
-async def test_no_session_that_was_begun_before_the_end_of_all_was_called_outlives_it(name: str) -> None:
+async def test_no_session_begun_before_a_call_of_end_all_outlives_it(name: str) -> None:
     driver: Any = DRIVERS[name]()
     # Two processes, as far as the store can tell.
-    async with serving(Site(driver, Watch())) as one, serving(Site(opened(driver), Watch())) as other:
+    async with serving(Site(driver, RealClock())) as one, serving(Site(opened(driver), RealClock())) as other:
         for _ in range(ROUNDS):
             owner = token_hex(8)
             logins: dict[str, float] = {}
-            there = [one.browser() for _ in range(4)]
-            await asyncio.gather(*(browser.do(logging_in(owner, logins)) for browser in there))
+            first = [one.browser() for _ in range(4)]
+            await asyncio.gather(*(browser.do(logging_in(owner, logins)) for browser in first))
             visitors = [random.choice((one, other)).browser() for _ in range(16)]
             guests = [random.choice((one, other)).browser() for _ in range(4)]
             await asyncio.gather(*(browser.do(setting(cart=[1])) for browser in guests))
-            renewing = [Browser(other, browser.token) for browser in there]
+            renewing = [Browser(other, browser.token) for browser in first]
             requests = [
                 *(soon(browser.request(logging_in(owner, logins))) for browser in (*visitors, *guests)),
-                *(soon(browser.request(renew)) for browser in renewing),
+                *(soon(browser.request(regenerate)) for browser in renewing),
             ]
             tasks = [asyncio.create_task(request) for request in requests]
             await soon(asyncio.sleep(0))
@@ -89,17 +89,17 @@ async def test_no_session_that_was_begun_before_the_end_of_all_was_called_outliv
             replies = await asyncio.gather(*tasks)
             assert [reply.error for reply in replies] == [None] * len(replies)
             left = {each.handle for each in await other.sessions.list(owner)}
-            # The instant lies between the call and the return.
+            # The call takes effect at one instant between call and return.
             assert all(logins[handle] >= called for handle in left)
             assert {handle for handle, began in logins.items() if began > returned} <= left
-            # What is alive is listed, whichever way it came to be.
-            everybody = (*there, *visitors, *guests, *renewing)
-            for browser in everybody:
+            # Every live session is listed, however it began.
+            browsers = (*first, *visitors, *guests, *renewing)
+            for browser in browsers:
                 if (await browser.all()).get("user") == owner:
                     assert await handle(browser) in left
             await other.sessions.end_all(owner)
             assert await one.sessions.count(owner) == 0
-            assert {None} == {(await browser.all()).get("user") for browser in everybody}
+            assert {None} == {(await browser.all()).get("user") for browser in browsers}
 
 
 @pytest.fixture(params=SHARED)
@@ -109,8 +109,8 @@ def program(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Program
         yield program
 
 
-def test_no_login_at_one_process_outlives_an_end_of_all_at_another(program: Program) -> None:
-    def ask(target: str) -> Any:
+def test_no_login_in_one_process_outlives_a_call_of_end_all_in_another(program: Program) -> None:
+    def request(target: str) -> Any:
         time.sleep(random.uniform(0, WINDOW))
         visitor = Visitor(program.port)
         return visitor, json.loads(visitor.get(target).body)
@@ -119,8 +119,8 @@ def test_no_login_at_one_process_outlives_an_end_of_all_at_another(program: Prog
     with ThreadPoolExecutor(12) as pool:
         for _ in range(20):
             owner = token_hex(8)
-            logging_in = [pool.submit(ask, f"/login/{owner}") for _ in range(11)]
-            _, ended = ask(f"/end_all/{owner}")
+            logging_in = [pool.submit(request, f"/login/{owner}") for _ in range(11)]
+            _, ended = request(f"/end_all/{owner}")
             logins = [login.result() for login in logging_in]
             left = set(json.loads(Visitor(program.port).get(f"/handles/{owner}").body))
             for visitor, login in logins:
@@ -140,11 +140,11 @@ async def handle(browser: Browser) -> Any:
 
 
 @pytest.mark.parametrize("name", STORES)
-async def test_logins_at_once_leave_so_many_sessions_and_the_last_one(name: str) -> None:
+async def test_concurrent_logins_leave_the_allowed_number_of_sessions_and_the_last_one(name: str) -> None:
     driver: Any = DRIVERS[name]()
     async with (
-        serving(Site(driver, Watch(), max_sessions_per_owner=3)) as one,
-        serving(Site(opened(driver), Watch(), max_sessions_per_owner=3)) as other,
+        serving(Site(driver, RealClock(), max_sessions_per_owner=3)) as one,
+        serving(Site(opened(driver), RealClock(), max_sessions_per_owner=3)) as other,
     ):
         for _ in range(ROUNDS):
             owner, logins = token_hex(8), dict[str, float]()

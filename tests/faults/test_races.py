@@ -1,4 +1,4 @@
-"""Requests that run at once in one session, in one process and in several: nothing is lost, and a logout is final."""
+"""Concurrent requests in one session, in one process and in several: no write is lost, and a logout is final."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def program(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Program
         yield program
 
 
-# Nothing is lost
+# No write is lost
 
 EVERYTHING = {"key": "value", "count": 50, **{f"key{number}": "value" for number in range(50)}}
 
@@ -58,7 +58,7 @@ async def count(session: Session) -> None:
 
 
 @pytest.mark.anyio
-async def test_keys_and_counts_of_a_hundred_requests_at_once_are_all_there(site: Site) -> None:
+async def test_a_hundred_concurrent_requests_lose_no_key_and_no_count(site: Site) -> None:
     browser = site.browser()
     await browser.do(setting(key="value"))
     requests = [work for number in range(50) for work in (setting(**{f"key{number}": "value"}), count)]
@@ -66,7 +66,7 @@ async def test_keys_and_counts_of_a_hundred_requests_at_once_are_all_there(site:
     assert await browser.all() == EVERYTHING
 
 
-def test_keys_and_counts_of_a_hundred_requests_at_two_processes_are_all_there(program: Program) -> None:
+def test_a_hundred_concurrent_requests_to_two_processes_lose_no_key_and_no_count(program: Program) -> None:
     visitor = Visitor(program.port)
     visitor.put("key")
     start = Barrier(100)
@@ -99,7 +99,7 @@ async def save_and_set(session: Session) -> None:
     await session.set("more", 2)
 
 
-async def renew(session: Session) -> None:
+async def regenerate(session: Session) -> None:
     await session.regenerate()
 
 
@@ -112,14 +112,14 @@ async def log_out(session: Session) -> None:
     await session.clear()
 
 
-WRITERS: list[Work] = [setting(more=1), read_and_set, delete, save_and_set, count, renew, log_in]
+WRITERS: list[Work] = [setting(more=1), read_and_set, delete, save_and_set, count, regenerate, log_in]
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     "site", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in STORES], indirect=True
 )
-async def test_nobody_who_writes_undoes_a_logout_or_takes_away_a_cookie(site: Site) -> None:
+async def test_no_concurrent_write_undoes_a_logout_or_removes_a_cookie(site: Site) -> None:
     for _ in range(ROUNDS):
         visitor = site.browser()
         await visitor.do(setting(key="value", other="value"))
@@ -131,9 +131,9 @@ async def test_nobody_who_writes_undoes_a_logout_or_takes_away_a_cookie(site: Si
         for work, browser, reply in zip(works[1:], browsers[1:], replies[1:], strict=True):
             assert (reply.status, reply.error) == (200, None)
             if work is log_in:
-                # It was before the logout, and has ended with the rest; or after it, and is another session.
+                # A login before the logout has ended with it. A login after it is another session.
                 assert await browser.all() in ({}, {"user": 7})
-            elif work is renew:
+            elif work is regenerate:
                 assert browser.token is not None
                 assert await browser.all() == {}
             else:
@@ -146,7 +146,7 @@ async def soon(browser: Browser, work: Work) -> Reply:
 
 
 @pytest.mark.slow
-def test_nobody_who_writes_at_another_process_undoes_a_logout_or_takes_away_a_cookie(program: Program) -> None:
+def test_no_concurrent_write_in_another_process_undoes_a_logout_or_removes_a_cookie(program: Program) -> None:
     with ThreadPoolExecutor(21) as pool:
         for _ in range(ROUNDS):
             visitor = Visitor(program.port)

@@ -1,4 +1,4 @@
-"""Batches: who shares a trip with whom, and that what becomes of one call is nobody else's matter."""
+"""Batches: which calls share one, and that the failure or cancellation of one call does not affect the others."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ pytestmark = pytest.mark.anyio
 
 
 class Store:
-    """Answers each call with itself, a batch at a time, when it is told to; negative numbers fail."""
+    """Returns each call itself, batch by batch, once its gate is open; negative numbers fail."""
 
     def __init__(self, *, at_once: int = 1, most: int | None = None) -> None:
         self.batches = Batches(self.run, at_once=at_once, most=most)
         self.seen: list[list[int]] = []
-        self.under_way = self.most = 0
+        self.in_flight = self.max_in_flight = 0
         self.error: BaseException | None = None
         self.gate = asyncio.Event()
 
     async def run(self, calls: list[int]) -> Sequence[int | BaseException]:
         self.seen.append(calls)
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
             await self.gate.wait()
         finally:
-            self.under_way -= 1
+            self.in_flight -= 1
         if self.error is not None:
             raise self.error
         return [call if call >= 0 else ValueError(call) for call in calls]
 
     def start(self, *calls: int) -> list[asyncio.Task[int]]:
-        return [asyncio.create_task(self.ask(call)) for call in calls]
+        return [asyncio.create_task(self.call(call)) for call in calls]
 
-    async def ask(self, call: int) -> int:
+    async def call(self, call: int) -> int:
         return await self.batches.call(call)
 
 
@@ -47,7 +47,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_lone_call_goes_out_in_the_turn_that_makes_it() -> None:
+async def test_a_call_by_itself_is_sent_at_once() -> None:
     store = Store()
     store.gate.set()
     assert await store.batches.call(1) == 1
@@ -55,7 +55,7 @@ async def test_a_lone_call_goes_out_in_the_turn_that_makes_it() -> None:
     assert store.seen == [[1], [2]]
 
 
-async def test_a_trip_takes_so_many_and_leaves_the_others_to_the_next() -> None:
+async def test_a_batch_takes_a_limited_number_of_calls_and_leaves_the_others_to_the_next() -> None:
     store = Store(most=2)
     tasks = store.start(*range(6))
     await settle()
@@ -64,7 +64,7 @@ async def test_a_trip_takes_so_many_and_leaves_the_others_to_the_next() -> None:
     assert store.seen == [[0], [1, 2], [3, 4], [5]]
 
 
-async def test_calls_that_find_another_under_way_share_the_next_trip_in_their_order() -> None:
+async def test_calls_made_while_another_is_in_flight_share_the_next_batch_in_their_order() -> None:
     store = Store(at_once=3)
     tasks = store.start(1, 2, 3)
     await settle()
@@ -74,10 +74,10 @@ async def test_calls_that_find_another_under_way_share_the_next_trip_in_their_or
     store.gate.set()
     assert await asyncio.gather(*tasks) == [1, 2, 3, 4, 5]
     assert store.seen == [[1], [2, 3, 4, 5]]
-    assert store.most == 1
+    assert store.max_in_flight == 1
 
 
-async def test_where_a_trip_is_late_the_next_goes_out_beside_it_as_long_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_batch_is_sent_beside_a_late_one_up_to_the_number_allowed_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_batches, "_LATE", 0)
     store = Store(at_once=3)
     tasks = store.start(1, 2, 3)
@@ -90,10 +90,10 @@ async def test_where_a_trip_is_late_the_next_goes_out_beside_it_as_long_as_there
     store.gate.set()
     assert await asyncio.gather(*tasks) == [1, 2, 3, 4, 5, 6, 7]
     assert store.seen[-1] == [6, 7]
-    assert store.most == 3
+    assert store.max_in_flight == 3
 
 
-async def test_a_call_that_fails_fails_alone() -> None:
+async def test_a_failed_call_does_not_affect_the_rest_of_its_batch() -> None:
     store = Store()
     store.gate.set()
     results = await asyncio.gather(*store.start(-1, 2, -3, 4), return_exceptions=True)
@@ -101,7 +101,7 @@ async def test_a_call_that_fails_fails_alone() -> None:
     assert [type(result) for result in results] == [ValueError, int, ValueError, int]
 
 
-async def test_a_trip_that_fails_fails_for_all_who_share_it_and_for_nobody_else() -> None:
+async def test_a_failed_batch_fails_all_of_its_calls_and_no_other_call() -> None:
     store = Store()
     tasks = store.start(1, 2, 3)
     await settle()
@@ -113,7 +113,7 @@ async def test_a_trip_that_fails_fails_for_all_who_share_it_and_for_nobody_else(
     assert await store.batches.call(4) == 4
 
 
-async def test_whoever_is_cancelled_before_the_trip_does_not_take_part_in_it() -> None:
+async def test_a_call_cancelled_before_its_batch_is_sent_is_left_out() -> None:
     store = Store()
     first, second, third = store.start(1, 2, 3)
     await settle()
@@ -124,21 +124,23 @@ async def test_whoever_is_cancelled_before_the_trip_does_not_take_part_in_it() -
     assert store.seen == [[1], [3]]
 
 
-@pytest.mark.parametrize("leaver", [0, 1, 2])
-async def test_whoever_is_cancelled_during_the_trip_leaves_alone(leaver: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cancelled", [0, 1, 2])
+async def test_a_call_cancelled_in_flight_does_not_affect_the_rest_of_its_batch(
+    cancelled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_batches, "_LATE", 0)
     store = Store(at_once=2)
     tasks = store.start(1, 2, 3)
     await settle()
-    tasks[leaver].cancel()
+    tasks[cancelled].cancel()
     await settle()
     store.gate.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [isinstance(result, asyncio.CancelledError) for result in results] == [i == leaver for i in range(3)]
+    assert [isinstance(result, asyncio.CancelledError) for result in results] == [i == cancelled for i in range(3)]
     assert await asyncio.gather(*store.start(4, 5)) == [4, 5]
 
 
-async def test_where_all_who_wait_are_cancelled_no_trip_is_made() -> None:
+async def test_no_batch_is_sent_if_all_waiting_calls_are_cancelled() -> None:
     store = Store()
     first, *others = store.start(1, 2, 3)
     await settle()
@@ -151,7 +153,7 @@ async def test_where_all_who_wait_are_cancelled_no_trip_is_made() -> None:
     assert store.seen == [[1], [4]]
 
 
-async def test_a_trip_that_is_cancelled_itself_leaves_nobody_waiting() -> None:
+async def test_cancelling_a_batch_cancels_its_calls() -> None:
     store = Store()
     first, second = store.start(1, 2)
     await settle()
@@ -165,7 +167,7 @@ async def test_a_trip_that_is_cancelled_itself_leaves_nobody_waiting() -> None:
     assert await store.batches.call(3) == 3
 
 
-async def test_drain_waits_for_all_that_is_waiting_or_under_way() -> None:
+async def test_drain_waits_for_all_calls_that_are_waiting_or_in_flight() -> None:
     store = Store()
     tasks = store.start(1, 2, 3)
     await settle()
@@ -178,7 +180,7 @@ async def test_drain_waits_for_all_that_is_waiting_or_under_way() -> None:
     assert all(task.done() for task in tasks)
 
 
-async def test_nobody_who_shares_a_trip_waits_longer_than_the_timeout_be_it_for_a_place_or_for_an_answer() -> None:
+async def test_calls_that_share_a_batch_time_out_while_they_wait_to_be_sent_and_in_flight() -> None:
     store = Store(at_once=2)
     store.batches = Batches(store.run, at_once=2, timeout=0.05)
     alone, *others = store.start(1, 2, 3)

@@ -1,4 +1,4 @@
-"""The MongoDB driver asks once, keeps JSON in types of MongoDB's own, and answers for a majority's journal."""
+"""The MongoDB driver: one round trip for each call, JSON in MongoDB's own types, and writes in a majority's journals."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeou
 
 from gaman import ConfigError
 from gaman.session import TOMBSTONE, Outcome, Ownership, Record, Session, SessionStoreError
+from gaman_session._damage import Damage
 from gaman_session._driver import LARGE
-from gaman_session.drivers import mongodb
+from gaman_session.drivers import _mongodb_owners
+from gaman_session.drivers._mongodb_batches import Documents
+from gaman_session.drivers._mongodb_owners import CallTime, Owners
 from gaman_session.drivers.mongodb import MongoDBDriver
 from tests.servers import MongoServer, free_port, mongodb_uri
 from tests.serving import until
@@ -38,7 +41,7 @@ from tests.session.sites import Clock, Site, getting, serving, setting
 
 pytestmark = pytest.mark.anyio
 
-# Far ahead of the server's time, so that only the driver can judge what is over.
+# Far ahead of the server's time, so that only the driver can tell that a session is expired.
 NOW = 4_000_000_000.0
 ID, NEW_ID = (digit * 64 for digit in "ab")
 PASSWORD = "hunter2"
@@ -80,7 +83,7 @@ async def document(driver: MongoDBDriver, id: str = ID) -> dict[str, Any] | None
 
 
 async def edit(driver: MongoDBDriver, changes: dict[str, Any], id: str = ID) -> None:
-    """Change a document as someone would by hand."""
+    """Change a document by hand."""
     assert (await driver._sessions.update_one({"_id": id}, changes)).matched_count == 1
 
 
@@ -88,7 +91,7 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
 
 
-# The options
+# Options
 
 
 @pytest.mark.parametrize(
@@ -101,7 +104,7 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
         *(("pool_size", value) for value in (0, -1, True, 1.5, "1")),
     ],
 )
-def test_an_option_that_cannot_be_is_refused_by_name(option: str, value: object) -> None:
+def test_a_wrong_option_is_refused_by_name(option: str, value: object) -> None:
     options: dict[str, Any] = {"db_name": "app", option: value}
     with pytest.raises(ConfigError, match=option):
         MongoDBDriver(**options)
@@ -113,7 +116,7 @@ def test_a_database_must_be_named() -> None:
 
 
 @pytest.mark.parametrize("option", ["w=0", "tls=maybe", "maxPoolSize=many", "tlsCAFile=/none", "nonsense=1", "w=majority&w"])
-def test_an_option_of_the_uri_that_cannot_be_is_refused(option: str) -> None:
+def test_a_wrong_option_of_the_uri_is_refused(option: str) -> None:
     with pytest.raises(ConfigError, match="uri"):
         MongoDBDriver(db_name="app", uri=f"mongodb://localhost/?{option}")
 
@@ -130,14 +133,14 @@ def test_an_option_of_the_uri_that_cannot_be_is_refused(option: str) -> None:
         "mongodb://user:hunter2@localhost/?w=0",
     ],
 )
-def test_a_password_is_in_no_error_about_the_uri(uri: str) -> None:
+def test_an_error_about_the_uri_does_not_show_its_password(uri: str) -> None:
     with pytest.raises(ConfigError) as caught:
         MongoDBDriver(db_name="app", uri=uri)
     lines = [line for line in traceback.format_exception(caught.value) if not line.startswith("  File")]
     assert "hunter" not in "".join(lines)
 
 
-def test_writes_wait_for_a_majoritys_journal_and_nothing_waits_long() -> None:
+def test_writes_wait_for_a_majoritys_journals_and_all_waits_are_bounded() -> None:
     driver = MongoDBDriver(db_name="app", timeout=4)
     client, pool = driver._client, driver._client.options.pool_options
     assert client.write_concern.document == {"w": "majority", "j": True}
@@ -148,7 +151,7 @@ def test_writes_wait_for_a_majoritys_journal_and_nothing_waits_long() -> None:
     assert (driver._sessions.database.name, driver._sessions.name) == ("app", "sessions")
 
 
-def test_what_the_uri_says_comes_first() -> None:
+def test_options_of_the_uri_take_precedence() -> None:
     options = "W=1&JOURNAL=false&socketTimeoutMS=7000&maxPoolSize=7&serverSelectionTimeoutMS=7000&connectTimeoutMS=7000"
     client = MongoDBDriver(db_name="app", uri=f"mongodb://localhost/?{options}", pool_size=3)._client
     pool = client.options.pool_options
@@ -166,7 +169,7 @@ def test_an_srv_uri_is_left_to_pymongo() -> None:
 # Opening
 
 
-# pymongo leaves the socket to the garbage collector where a client closes while it connects.
+# pymongo leaves the socket to the garbage collector if a client closes while it connects.
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 async def test_an_unreachable_server_fails_the_start_within_the_timeout_and_is_named() -> None:
     port = free_port()
@@ -182,7 +185,7 @@ async def test_an_unreachable_server_fails_the_start_within_the_timeout_and_is_n
 
 async def test_a_wrong_password_fails_the_start_and_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    with Guarded() as server:
+    with WithPasswords() as server:
         with server.client() as client:
             client.admin.command("createUser", "user", pwd="right", roles=["root"])
         right = MongoDBDriver(db_name="app", uri=f"mongodb://user:right@{server.address}")
@@ -195,12 +198,12 @@ async def test_a_wrong_password_fails_the_start_and_is_not_shown(caplog: pytest.
     assert PASSWORD not in "".join(traceback.format_exception(caught.value)) + caplog.text
 
 
-class Guarded(MongoServer):
+class WithPasswords(MongoServer):
     def command(self) -> list[str]:
         return [*super().command(), "--auth"]
 
 
-async def test_many_may_open_at_once() -> None:
+async def test_many_drivers_can_open_at_once() -> None:
     drivers = [MongoDBDriver(db_name=f"gaman_test_{token_hex(8)}", uri=mongodb_uri())]
     drivers += [MongoDBDriver(db_name=drivers[0]._db_name, uri=mongodb_uri()) for _ in range(9)]
     await asyncio.gather(*(driver.open() for driver in drivers))
@@ -244,7 +247,7 @@ def test_a_driver_opens_again_in_the_next_event_loop(is_closed: bool) -> None:
 
 # pymongo leaves a client of a loop that has ended to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore:Unclosed AsyncMongoClient:ResourceWarning")
-def test_a_driver_can_be_closed_in_another_event_loop_than_it_was_used_in() -> None:
+def test_a_driver_can_be_closed_in_another_event_loop_than_the_one_it_was_used_in() -> None:
     driver = MongoDBDriver(db_name="gaman_test", uri=mongodb_uri())
     asyncio.run(driver.open())
     asyncio.run(driver.close())
@@ -277,8 +280,8 @@ async def test_an_index_that_is_in_the_way_is_named_with_the_command_that_drops_
     assert await loaded(driver) == record().fields
 
 
-async def test_a_user_that_may_not_create_indexes_is_told_which_role_may() -> None:
-    with Guarded() as server:
+async def test_the_error_of_a_user_that_may_not_create_indexes_names_the_role_that_may() -> None:
+    with WithPasswords() as server:
         with server.client() as client:
             client.admin.command("createUser", "root", pwd="right", roles=["root"])
         with pymongo.MongoClient[dict[str, Any]](f"mongodb://root:right@{server.address}") as client:
@@ -289,7 +292,7 @@ async def test_a_user_that_may_not_create_indexes_is_told_which_role_may() -> No
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
 
-async def test_the_server_removes_what_is_over_and_nobody_waits_for_it(driver: MongoDBDriver) -> None:
+async def test_the_server_removes_expired_sessions_and_a_purge_removes_none(driver: MongoDBDriver) -> None:
     indexes = await driver._sessions.index_information()
     assert [(each["key"], each["expireAfterSeconds"]) for each in indexes.values() if "expireAfterSeconds" in each] == [
         ([("deadline", 1)], 0)
@@ -304,7 +307,7 @@ async def test_the_server_removes_what_is_over_and_nobody_waits_for_it(driver: M
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.0001, 0.0004, 0.00051, 0.000999, 0.1234567])
-async def test_at_its_deadline_a_session_is_gone_to_the_fraction_of_a_millisecond(driver: MongoDBDriver, fraction: float) -> None:
+async def test_a_session_expires_at_its_deadline_to_the_fraction_of_a_millisecond(driver: MongoDBDriver, fraction: float) -> None:
     deadline = NOW + 100 + fraction
     await driver.create(ID, Record({"key": b"1"}, NOW, NOW + 1000, deadline))
     assert isinstance(await driver.load(ID, now=deadline - 0.002), Record)
@@ -314,11 +317,11 @@ async def test_at_its_deadline_a_session_is_gone_to_the_fraction_of_a_millisecon
     assert await driver.load(ID, now=deadline) is None
 
 
-# Trips
+# Round trips
 
 
-async def trips(driver: MongoDBDriver) -> list[str]:
-    """Return what the server was asked since the last time, without the questions of this test."""
+async def commands(driver: MongoDBDriver) -> list[str]:
+    """Return the commands that the server got since the last time, without those of this test."""
     await driver._sessions.database.command("profile", 0)
     profile = driver._sessions.database["system.profile"]
     asked = [
@@ -330,7 +333,7 @@ async def trips(driver: MongoDBDriver) -> list[str]:
     return ["update" if name == "q" else name for name in asked]
 
 
-async def test_each_use_of_a_session_is_one_trip(driver: MongoDBDriver) -> None:
+async def test_each_use_of_a_session_is_one_round_trip(driver: MongoDBDriver) -> None:
     async def nothing(session: Session) -> None:
         pass
 
@@ -344,7 +347,7 @@ async def test_each_use_of_a_session_is_one_trip(driver: MongoDBDriver) -> None:
         await session.clear()
 
     async with serving(Site(driver, Clock())) as site:
-        await trips(driver)
+        await commands(driver)
         browser = site.browser()
         for work, expected in (
             (getting("key"), []),
@@ -357,20 +360,20 @@ async def test_each_use_of_a_session_is_one_trip(driver: MongoDBDriver) -> None:
             (clearing, ["findAndModify"]),
         ):
             await browser.do(work)
-            assert await trips(driver) == expected
+            assert await commands(driver) == expected
 
 
-async def test_reads_at_once_share_trips(driver: MongoDBDriver) -> None:
+async def test_concurrent_reads_share_round_trips(driver: MongoDBDriver) -> None:
     ids = [f"{number:064x}" for number in range(50)]
     for number, id in enumerate(ids):
         await driver.create(id, record({"key": b"%d" % number}))
-    await trips(driver)
+    await commands(driver)
     found = await asyncio.gather(*(loaded(driver, id) for id in ids * 2))
     assert found == [{"key": b"%d" % number} for number in range(50)] * 2
-    assert len(await trips(driver)) <= 2
+    assert len(await commands(driver)) <= 2
 
 
-async def test_writes_at_once_share_trips_and_each_is_told_what_became_of_it(driver: MongoDBDriver) -> None:
+async def test_concurrent_writes_share_round_trips_and_each_has_its_own_outcome(driver: MongoDBDriver) -> None:
     async def count_updates() -> int:
         status = await driver._client.admin.command("serverStatus")
         count: int = status["metrics"]["commands"]["update"]["total"]
@@ -385,13 +388,13 @@ async def test_writes_at_once_share_trips_and_each_is_told_what_became_of_it(dri
     outcomes = await asyncio.gather(*(apply(driver, {"key": b"new"}, id=id, now=NOW + 1) for id in ids))
     absent, ended, written = Outcome.ABSENT, Outcome.ENDED, Outcome.WRITTEN
     assert outcomes == [written, absent, ended, absent, written, written, absent, absent, absent, absent]
-    # The first one goes out by itself.
+    # The first one is sent by itself.
     assert await count_updates() == before + 2
     assert [document["_id"] async for document in driver._sessions.find().sort("_id")] == ids[:6]
     assert await driver._sessions.count_documents({"fields.key": b"new"}) == 3
 
 
-async def test_a_write_that_is_too_large_fails_alone(driver: MongoDBDriver) -> None:
+async def test_a_write_that_mongodb_refuses_does_not_affect_the_rest_of_its_batch(driver: MongoDBDriver) -> None:
     ids = [digit * 64 for digit in "0123"]
     for id in ids:
         await driver.create(id, record())
@@ -402,7 +405,7 @@ async def test_a_write_that_is_too_large_fails_alone(driver: MongoDBDriver) -> N
     assert outcomes == [Outcome.WRITTEN] * 3
 
 
-async def test_a_write_beyond_the_size_fails_alone(driver: MongoDBDriver) -> None:
+async def test_a_write_beyond_max_size_does_not_affect_the_rest_of_its_batch(driver: MongoDBDriver) -> None:
     ids = [digit * 64 for digit in "abcdef"]
     for id in ids[1:]:
         await driver.create(id, record({"key": bytes(1000)}))
@@ -415,11 +418,11 @@ def size(fields: dict[str, bytes]) -> int:
     return sum(len(name.encode()) + len(value) for name, value in fields.items())
 
 
-# What takes a lot more or a lot less room in MongoDB than it has bytes.
+# Fields that take far more or far less room in MongoDB than they have bytes.
 SIZED = {
     "numbers": {"key": msgspec.json.encode([1] * 5000)},
     "fractions": {"key": msgspec.json.encode([0.1234567890123456] * 1000)},
-    "nothings": {"key": msgspec.json.encode([None] * 5000)},
+    "nulls": {"key": msgspec.json.encode([None] * 5000)},
     "empty names": {"key": msgspec.json.encode([{"": None}] * 1000)},
     "control characters": {"key": msgspec.json.encode("\x01" * 5000)},
     "names of control characters": {"key": msgspec.json.encode({"\x01" * n: None for n in range(100)})},
@@ -430,40 +433,40 @@ SIZED = {
 
 
 @pytest.mark.parametrize("fields", SIZED.values(), ids=SIZED)
-async def test_a_size_is_that_of_the_bytes_whatever_they_take_in_mongodb(driver: MongoDBDriver, fields: dict[str, bytes]) -> None:
+async def test_max_size_counts_the_bytes_and_not_the_room_in_mongodb(driver: MongoDBDriver, fields: dict[str, bytes]) -> None:
     [*_, last] = fields
     await driver.create(ID, record(dict(fields)))
     for other in (b"1", b"true", b"\1" * 100, msgspec.json.encode(["\x01"] * 100)):
-        most = size({**fields, "other": other})
-        assert await apply(driver, {"other": other}, max_size=most - 1) is Outcome.TOO_LARGE
-        assert await driver.swap(ID, "other", None, other, now=NOW, deadline=None, max_size=most - 1) is Outcome.TOO_LARGE
-        assert await apply(driver, {"other": other}, "none", max_size=most - 1) is Outcome.TOO_LARGE
-        assert await apply(driver, {"other": other}, max_size=most) is Outcome.WRITTEN
+        needed = size({**fields, "other": other})
+        assert await apply(driver, {"other": other}, max_size=needed - 1) is Outcome.TOO_LARGE
+        assert await driver.swap(ID, "other", None, other, now=NOW, deadline=None, max_size=needed - 1) is Outcome.TOO_LARGE
+        assert await apply(driver, {"other": other}, "none", max_size=needed - 1) is Outcome.TOO_LARGE
+        assert await apply(driver, {"other": other}, max_size=needed) is Outcome.WRITTEN
         assert await apply(driver, {last: fields[last]}, max_size=1) is Outcome.WRITTEN
         assert await apply(driver, {}, "other", max_size=1) is Outcome.WRITTEN
-        assert await driver.swap(ID, "other", None, other, now=NOW, deadline=None, max_size=most) is Outcome.WRITTEN
+        assert await driver.swap(ID, "other", None, other, now=NOW, deadline=None, max_size=needed) is Outcome.WRITTEN
         assert await apply(driver, {}, "other", max_size=1) is Outcome.WRITTEN
     assert await loaded(driver) == fields
 
 
-async def test_writes_at_once_that_are_nearly_too_large_look_about_once_each(driver: MongoDBDriver) -> None:
+async def test_concurrent_writes_near_max_size_read_the_session_about_once_each(driver: MongoDBDriver) -> None:
     fields = {f"key{number}": b"\1" * 4000 for number in range(60)}
     assert size(fields) > LARGE
     await driver.create(ID, record(dict(fields)))
-    await trips(driver)
+    await commands(driver)
     writes = [apply(driver, {name: b"\2" * 4000}, max_size=size(fields)) for name in fields]
     assert await asyncio.gather(*writes) == [Outcome.WRITTEN] * 60
-    assert (await trips(driver)).count("find") <= 90
+    assert (await commands(driver)).count("find") <= 90
     assert await loaded(driver) == dict.fromkeys(fields, b"\2" * 4000)
 
 
-async def test_a_large_load_shares_no_trip(driver: MongoDBDriver) -> None:
+async def test_a_large_load_shares_no_round_trip(driver: MongoDBDriver) -> None:
     ids = [f"{number:064x}" for number in range(50)]
     for number, id in enumerate(ids):
         await driver.create(id, record({"key": b"\1" * (LARGE + 1 if number in (20, 30) else 10)}))
     profile = driver._sessions.database["system.profile"]
     for _ in range(2):
-        await trips(driver)
+        await commands(driver)
         found = await asyncio.gather(*(loaded(driver, id) for id in ids))
         assert [number for number, fields in enumerate(found) if len(fields["key"]) > LARGE] == [20, 30]
         await driver._sessions.database.command("profile", 0)
@@ -498,7 +501,7 @@ async def test_a_session_that_grows_is_large_until_it_shrinks(driver: MongoDBDri
 
 @pytest.mark.parametrize("large", [None, False, True, 1, "text", [None], {}], ids=repr)
 @pytest.mark.parametrize("size", [10, LARGE + 1])
-async def test_a_session_is_loaded_and_written_whatever_says_that_it_is_large(driver: MongoDBDriver, size: int, large: Any) -> None:
+async def test_a_session_is_loaded_and_written_whatever_its_large_field_holds(driver: MongoDBDriver, size: int, large: Any) -> None:
     value = b"\1" * size
     await driver.create(NEW_ID, record())
     for _ in range(2):
@@ -512,7 +515,7 @@ async def test_a_session_is_loaded_and_written_whatever_says_that_it_is_large(dr
         assert await loaded(driver) == {"key": value, **{str(n): b"\1" for n in range(5)}}
 
 
-async def test_an_unknown_session_beside_others_is_absent(driver: MongoDBDriver) -> None:
+async def test_an_unknown_session_in_a_batch_is_absent(driver: MongoDBDriver) -> None:
     await driver.create(ID, record())
     unknown = [f"{number:064x}" for number in range(20)]
     found = await asyncio.gather(*(driver.load(id, now=NOW) for id in [ID, ID, *unknown, ID]))
@@ -520,22 +523,22 @@ async def test_an_unknown_session_beside_others_is_absent(driver: MongoDBDriver)
     assert found[2:22] == [None] * 20
 
 
-async def test_a_reader_that_leaves_does_not_disturb_the_others(driver: MongoDBDriver) -> None:
+async def test_a_cancelled_load_does_not_affect_the_rest_of_its_batch(driver: MongoDBDriver) -> None:
     await driver.create(ID, record())
-    first, leaving, staying = (asyncio.create_task(driver.load(ID, now=NOW)) for _ in range(3))
+    first, cancelled, last = (asyncio.create_task(driver.load(ID, now=NOW)) for _ in range(3))
     await asyncio.sleep(0)
-    leaving.cancel()
+    cancelled.cancel()
     assert isinstance(await first, Record)
-    assert isinstance(await staying, Record)
-    assert leaving.cancelled()
+    assert isinstance(await last, Record)
+    assert cancelled.cancelled()
 
 
-# The document
+# Documents
 
 HOSTILE = ["", "%", "%25", "%2E", ".", "..", "a.b", "$", "$set", "a$b", "\0", "_id", "0", "%zz", "é", "\U0001f511", "k" * 10_000]
 
 
-async def test_hostile_names_survive_and_ordinary_ones_look_as_they_are(driver: MongoDBDriver) -> None:
+async def test_hostile_names_are_escaped_and_ordinary_ones_are_not(driver: MongoDBDriver) -> None:
     fields = {name: b"\1" + name.encode() for name in HOSTILE}
     await driver.create(ID, record(fields))
     assert await loaded(driver) == fields
@@ -597,7 +600,7 @@ async def test_odd_values_come_back_to_the_byte(driver: MongoDBDriver) -> None:
 
 
 async def come_back(driver: MongoDBDriver, values: list[bytes]) -> None:
-    """Bring values to the store in each way that there is."""
+    """Store the values by each call that can, and load them."""
     fields = {f"key{number}": value for number, value in enumerate(values)} | {"stays": b"1"}
     backwards = dict(zip(fields, reversed(fields.values()), strict=True))
     id = token_hex(32)
@@ -617,7 +620,7 @@ async def test_an_object_is_replaced_and_not_merged(driver: MongoDBDriver, new: 
     assert await loaded(driver) == {"key": new}
 
 
-ALIKE = [
+SIMILAR = [
     *(b"1", b"1.0", b"true", b'"1"', b"[1]", b"[1.0]", b"[[1]]", b"0", b"0.0", b"-0.0", b"null", b"[null]", b"false", b"[]", b"{}"),
     *(
         b'{"a":1,"b":2}',
@@ -633,11 +636,11 @@ ALIKE = [
 ]
 
 
-@pytest.mark.parametrize("stored", [*ALIKE, None])
-async def test_a_swap_takes_nothing_for_something_alike(driver: MongoDBDriver, stored: bytes | None) -> None:
+@pytest.mark.parametrize("stored", [*SIMILAR, None])
+async def test_a_swap_tells_similar_values_apart(driver: MongoDBDriver, stored: bytes | None) -> None:
     await driver.create(ID, record({"other": b"1"} | ({} if stored is None else {"key": stored})))
     before = await document(driver)
-    for old in (*ALIKE, None):
+    for old in (*SIMILAR, None):
         if old != stored:
             assert await swap(driver, old, b"2") is Outcome.CONFLICT, old
     assert await document(driver) == before
@@ -645,24 +648,24 @@ async def test_a_swap_takes_nothing_for_something_alike(driver: MongoDBDriver, s
     assert await loaded(driver) == {"other": b"1", "key": b"2"}
 
 
-class Interrupted(MongoDBDriver):
-    """Somebody writes as soon as the session was looked at."""
+async def test_a_swap_loses_no_write_that_comes_after_its_read(driver: MongoDBDriver) -> None:
+    class Interrupted(Documents):
+        """After each read of the session, another call writes to it."""
 
-    async def _find(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
-        found = await super()._find(id, now)
-        assert await apply(self, {"key": b"2"}) is Outcome.WRITTEN
-        return found
+        async def find(self, id: str, now: float, *connection: Any) -> Record | Literal[Outcome.ENDED] | None:
+            found = await super().find(id, now, *connection)
+            assert await apply(driver, {"key": b"2"}) is Outcome.WRITTEN
+            return found
 
-
-async def test_a_swap_loses_no_write_that_comes_while_it_looks(driver: MongoDBDriver) -> None:
     await driver.create(ID, record({"key": b"1"}))
-    interrupted = Interrupted(db_name=driver._db_name, uri=mongodb_uri())
+    interrupted = MongoDBDriver(db_name=driver._db_name, uri=mongodb_uri())
+    interrupted._documents = Interrupted(interrupted._sessions, 10, Damage("mongodb"))
     assert await swap(interrupted, b"1", b"3") is Outcome.CONFLICT
     await interrupted.close()
     assert await loaded(driver) == {"key": b"2"}
 
 
-async def test_a_document_that_is_too_large_is_an_error_and_what_was_there_stays(driver: MongoDBDriver) -> None:
+async def test_a_document_that_is_too_large_is_an_error_and_the_stored_one_stays(driver: MongoDBDriver) -> None:
     large = b"\1" * 9_000_000
     await driver.create(ID, record({"key": large}))
     with pytest.raises(SessionStoreError) as caught:
@@ -678,7 +681,7 @@ async def test_a_document_that_is_too_large_is_an_error_and_what_was_there_stays
 
 
 @pytest.mark.parametrize("end", ["destroy", "rename", "emptying"])
-async def test_a_tombstone_holds_nothing_of_the_session(driver: MongoDBDriver, end: str) -> None:
+async def test_a_tombstone_has_no_data_of_the_session(driver: MongoDBDriver, end: str) -> None:
     await driver.create(ID, record())
     if end == "destroy":
         await driver.destroy(ID, now=NOW)
@@ -690,26 +693,25 @@ async def test_a_tombstone_holds_nothing_of_the_session(driver: MongoDBDriver, e
     assert await document(driver) == tombstone | ({"successor": NEW_ID} if end == "rename" else {})
 
 
-class Overtaken(MongoDBDriver):
-    """Somebody logs out between the two trips of a rename."""
+async def test_a_logout_between_the_round_trips_of_a_rename_leaves_no_session(driver: MongoDBDriver) -> None:
+    class Interrupted(MongoDBDriver):
+        """Between the two round trips of a rename, the session is ended."""
 
-    async def _insert(self, id: str, record: Record) -> None:
-        if id == NEW_ID:
-            await self.destroy(ID, now=NOW)
-        await super()._insert(id, record)
+        async def _insert(self, id: str, record: Record) -> None:
+            if id == NEW_ID:
+                await driver.destroy(ID, now=NOW)
+            await super()._insert(id, record)
+
+    interrupted = Interrupted(db_name=driver._db_name, uri=mongodb_uri())
+    await interrupted.create(ID, record())
+    assert await interrupted.rename(ID, NEW_ID, record(), version=0, now=NOW) is Outcome.ENDED
+    assert await interrupted.load(ID, now=NOW) is Outcome.ENDED
+    assert await interrupted.load(NEW_ID, now=NOW) is Outcome.ENDED
+    assert await interrupted.load(NEW_ID, now=NOW + TOMBSTONE) is None
+    await interrupted.close()
 
 
-async def test_a_logout_between_the_trips_of_a_rename_leaves_no_session(driver: MongoDBDriver) -> None:
-    overtaken = Overtaken(db_name=driver._db_name, uri=mongodb_uri())
-    await overtaken.create(ID, record())
-    assert await overtaken.rename(ID, NEW_ID, record(), version=0, now=NOW) is Outcome.ENDED
-    assert await overtaken.load(ID, now=NOW) is Outcome.ENDED
-    assert await overtaken.load(NEW_ID, now=NOW) is Outcome.ENDED
-    assert await overtaken.load(NEW_ID, now=NOW + TOMBSTONE) is None
-    await overtaken.close()
-
-
-async def test_a_logout_beside_a_rename_leaves_no_session(driver: MongoDBDriver) -> None:
+async def test_a_logout_concurrent_with_a_rename_leaves_no_session(driver: MongoDBDriver) -> None:
     for _ in range(100):
         id, new_id = token_hex(32), token_hex(32)
         await driver.create(id, record())
@@ -718,7 +720,7 @@ async def test_a_logout_beside_a_rename_leaves_no_session(driver: MongoDBDriver)
         assert not isinstance(await driver.load(new_id, now=NOW), Record)
 
 
-async def test_ending_what_is_unknown_or_over_stores_nothing(driver: MongoDBDriver) -> None:
+async def test_ending_an_unknown_or_expired_session_stores_nothing(driver: MongoDBDriver) -> None:
     await driver.destroy(ID, now=NOW)
     await driver.create(NEW_ID, record(lasts=10))
     before = await document(driver, NEW_ID)
@@ -734,7 +736,7 @@ async def test_a_late_ending_does_not_prolong_a_tombstone(driver: MongoDBDriver)
     assert await driver.load(ID, now=NOW + TOMBSTONE) is None
 
 
-async def test_tombstones_that_lead_in_a_circle_are_followed_once(driver: MongoDBDriver) -> None:
+async def test_tombstones_that_lead_in_a_circle_are_each_followed_once(driver: MongoDBDriver) -> None:
     tomb = {"ended": True, "deadline": DatetimeMS(int(NOW + TOMBSTONE) * 1000)}
     await driver._sessions.insert_many([{"_id": ID, **tomb, "successor": NEW_ID}, {"_id": NEW_ID, **tomb, "successor": ID}])
     await driver.destroy(ID, now=NOW)
@@ -751,7 +753,7 @@ async def test_a_rename_to_an_id_that_is_taken_is_an_error(driver: MongoDBDriver
 
 # Owners
 
-OWNER = "somebody"
+OWNER = "user:2"
 
 
 def owned(since: float = NOW) -> Record:
@@ -769,7 +771,7 @@ async def is_live(driver: MongoDBDriver, id: str) -> bool:
     return found
 
 
-async def test_the_end_of_all_looks_at_the_owners_sessions_and_not_at_what_was_renamed(driver: MongoDBDriver) -> None:
+async def test_ending_all_examines_the_owners_sessions_and_not_the_renamed_ones(driver: MongoDBDriver) -> None:
     ids = [token_hex(32) for _ in range(8)]
     for id in ids:
         await driver.create(id, owned())
@@ -777,19 +779,17 @@ async def test_the_end_of_all_looks_at_the_owners_sessions_and_not_at_what_was_r
         renamed = await asyncio.gather(*(rename(driver, id) for id in ids))
         assert {outcome for _, outcome in renamed} == {Outcome.WRITTEN}
         ids = [id for id, _ in renamed]
-    await trips(driver)
+    await commands(driver)
     assert await driver.end_owned(OWNER, keep=ids[:1], now=NOW + 1) == 7
     await driver._sessions.database.command("profile", 0)
     profile = driver._sessions.database["system.profile"]
-    looked_at = [
-        max(each["keysExamined"], each["docsExamined"]) async for each in profile.find({"keysExamined": {"$exists": True}})
-    ]
-    assert len(looked_at) == 3
-    assert sum(looked_at) < 20
+    examined = [max(each["keysExamined"], each["docsExamined"]) async for each in profile.find({"keysExamined": {"$exists": True}})]
+    assert len(examined) == 3
+    assert sum(examined) < 20
     assert [await is_live(driver, id) for id in ids] == [True] + [False] * 7
 
 
-async def test_the_end_of_all_is_reached_beside_clients_that_regenerate_all_the_time(driver: MongoDBDriver) -> None:
+async def test_ending_all_succeeds_while_clients_regenerate_all_the_time(driver: MongoDBDriver) -> None:
     renamed = 0
 
     async def regenerate(since: float) -> str:
@@ -815,8 +815,8 @@ async def test_the_end_of_all_is_reached_beside_clients_that_regenerate_all_the_
         assert await driver.owned(OWNER, now=NOW + 1) == {}
 
 
-class Turns:
-    """What calls ask of MongoDB, one thing at a time, in the order that *choices* say."""
+class Schedule:
+    """The commands of several calls, sent one at a time in the order that *choices* give."""
 
     def __init__(self, driver: MongoDBDriver) -> None:
         self._sessions: Any = driver._sessions
@@ -824,41 +824,41 @@ class Turns:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._sessions, name)
-        return method if name == "find" else partial(self._ask, method)
+        return method if name == "find" else partial(self._send, method)
 
-    async def _ask(self, method: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
-        if (turn := self._waiting.get(asyncio.current_task())) is not None:  # type: ignore[arg-type]
-            turn.clear()
-            await turn.wait()
+    async def _send(self, method: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
+        if (go := self._waiting.get(asyncio.current_task())) is not None:  # type: ignore[arg-type]
+            go.clear()
+            await go.wait()
         return await method(*arguments, **options)
 
     async def run(self, calls: list[Awaitable[Any]], choices: list[int]) -> tuple[list[Any], list[int]]:
-        """Return the results, and between how many calls there was a choice each time; what *choices* leave out is 0."""
+        """Return the results, and how many calls each choice was between. Missing choices are 0."""
         tasks = [asyncio.ensure_future(call) for call in calls]
         self._waiting = {task: asyncio.Event() for task in tasks}
-        for turn in self._waiting.values():
-            turn.set()
+        for go in self._waiting.values():
+            go.set()
         widths = list[int]()
         while True:
-            while any(turn.is_set() and not task.done() for task, turn in self._waiting.items()):
+            while any(go.is_set() and not task.done() for task, go in self._waiting.items()):
                 await asyncio.sleep(0)
-            there = [turn for task, turn in self._waiting.items() if not task.done()]
+            there = [go for task, go in self._waiting.items() if not task.done()]
             if not there:
                 return [task.result() for task in tasks], widths
             there[choices[len(widths)] if len(widths) < len(choices) else 0].set()
             widths.append(len(there))
 
 
-async def in_every_order(driver: MongoDBDriver, attempt: Callable[[Turns, list[int]], Awaitable[list[int]]]) -> int:
-    """Make an attempt for each order of what its calls ask; return how many there were."""
+async def in_every_order(driver: MongoDBDriver, attempt: Callable[[Schedule, list[int]], Awaitable[list[int]]]) -> int:
+    """Make an attempt for each order of the commands of its calls; return how many orders there were."""
     sessions, choices, count = driver._sessions, list[int](), 0
     while True:
-        turns: Any = Turns(driver)
-        driver._sessions = turns
+        schedule: Any = Schedule(driver)
+        driver._sessions = driver._documents._sessions = driver._owners._sessions = schedule
         try:
-            widths = await attempt(turns, choices)
+            widths = await attempt(schedule, choices)
         finally:
-            driver._sessions = sessions
+            driver._sessions = driver._documents._sessions = driver._owners._sessions = sessions
         count += 1
         choices = [*choices, *[0] * (len(widths) - len(choices))]
         while choices and choices[-1] == widths[len(choices) - 1] - 1:
@@ -868,15 +868,15 @@ async def in_every_order(driver: MongoDBDriver, attempt: Callable[[Turns, list[i
         choices[-1] += 1
 
 
-async def test_a_rename_beside_the_end_of_all_is_ended_with_the_rest_in_any_order(driver: MongoDBDriver) -> None:
-    async def attempt(turns: Turns, choices: list[int]) -> list[int]:
+async def test_a_rename_concurrent_with_ending_all_is_ended_in_any_order(driver: MongoDBDriver) -> None:
+    async def attempt(schedule: Schedule, choices: list[int]) -> list[int]:
         await driver.create(id := token_hex(32), owned())
 
         async def rename_twice() -> list[tuple[str, Outcome]]:
             first = await rename(driver, id)
             return [first, await rename(driver, first[0])] if first[1] is Outcome.WRITTEN else [first]
 
-        (renamed, _), widths = await turns.run([rename_twice(), driver.end_owned(OWNER, keep=(), now=NOW + 1)], choices)
+        (renamed, _), widths = await schedule.run([rename_twice(), driver.end_owned(OWNER, keep=(), now=NOW + 1)], choices)
         assert {outcome for _, outcome in renamed} <= {Outcome.WRITTEN, Outcome.ENDED}
         assert not any([await is_live(driver, each) for each in (id, *(new_id for new_id, _ in renamed))])
         await driver._sessions.delete_many({})
@@ -885,16 +885,16 @@ async def test_a_rename_beside_the_end_of_all_is_ended_with_the_rest_in_any_orde
     assert await in_every_order(driver, attempt) > 20
 
 
-async def test_a_login_beside_the_end_of_all_is_dropped_in_any_order(driver: MongoDBDriver) -> None:
-    async def attempt(turns: Turns, choices: list[int]) -> list[int]:
-        tagged, renamed, created = (token_hex(32) for _ in range(3))
-        for id in (tagged, renamed):
+async def test_a_login_concurrent_with_ending_all_is_dropped_in_any_order(driver: MongoDBDriver) -> None:
+    async def attempt(schedule: Schedule, choices: list[int]) -> list[int]:
+        owned_id, renamed, created = (token_hex(32) for _ in range(3))
+        for id in (owned_id, renamed):
             await driver.create(id, record())
         logins = [
-            driver.set_owner(tagged, Ownership(OWNER, b"", NOW), {}, (), now=NOW + 1, deadline=None, max_size=MAX_SIZE),
+            driver.set_owner(owned_id, Ownership(OWNER, b"", NOW), {}, (), now=NOW + 1, deadline=None, max_size=MAX_SIZE),
             rename(driver, renamed, NOW, created),
         ]
-        results, widths = await turns.run([*logins, driver.end_owned(OWNER, keep=(), now=NOW + 1)], choices)
+        results, widths = await schedule.run([*logins, driver.end_owned(OWNER, keep=(), now=NOW + 1)], choices)
         assert results[0] in (Outcome.WRITTEN, Outcome.ENDED, Outcome.REVOKED)
         assert results[1][1] in (Outcome.WRITTEN, Outcome.REVOKED)
         assert await driver.owned(OWNER, now=NOW + 1) == {}
@@ -904,11 +904,11 @@ async def test_a_login_beside_the_end_of_all_is_dropped_in_any_order(driver: Mon
     assert await in_every_order(driver, attempt) > 50
 
 
-async def test_a_kept_session_may_be_renamed_again_and_again(driver: MongoDBDriver) -> None:
+async def test_a_kept_session_can_be_renamed_repeatedly(driver: MongoDBDriver) -> None:
     await driver.create(ID, owned())
     await driver.create(NEW_ID, owned())
     assert await driver.end_owned(OWNER, keep=[ID, NEW_ID], now=NOW + 1) == 0
-    # A later end keeps one of them, under the id that it has by then.
+    # A later call keeps one of them, under the id that it then has.
     id = ID
     for keep in ([ID], [], []):
         for _ in range(3):
@@ -918,45 +918,43 @@ async def test_a_kept_session_may_be_renamed_again_and_again(driver: MongoDBDriv
             assert await driver.end_owned(OWNER, keep=[id], now=NOW + 1.5) == 1
     assert await is_live(driver, id)
     assert not await is_live(driver, NEW_ID)
-    bar = await document(driver, f"owner:{OWNER}")
-    assert bar is not None
-    assert [each["id"] for each in bar["kept"]] == [id]
+    revocation = await document(driver, f"owner:{OWNER}")
+    assert revocation is not None
+    assert [each["id"] for each in revocation["kept"]] == [id]
 
 
-async def test_a_session_that_one_end_of_all_ends_is_not_kept_by_another(driver: MongoDBDriver) -> None:
-    class Between(MongoDBDriver):
-        """While it renames, the owner's sessions are ended twice."""
+async def test_a_session_that_one_revocation_ends_is_not_kept_by_the_next(driver: MongoDBDriver) -> None:
+    class Between(Owners):
+        """Before a rename inserts its session, the owner's sessions are ended twice."""
 
-        async def _insert_owned(
-            self, id: str, record: Record, ownership: Ownership, now: float, began: float, old: str | None = None
-        ) -> bool:
+        async def insert(self, id: str, record: Record, ownership: Ownership, call: CallTime, old_id: str | None = None) -> bool:
             assert await driver.end_owned(OWNER, keep=[], now=NOW + 1) == 0
             assert await driver.end_owned(OWNER, keep=[ID], now=NOW + 1.5) == 0
-            return await super()._insert_owned(id, record, ownership, now, began, old)
+            return await super().insert(id, record, ownership, call, old_id)
 
     await driver.create(ID, owned())
-    between = Between(db_name=driver._db_name, uri=mongodb_uri())
+    between = MongoDBDriver(db_name=driver._db_name, uri=mongodb_uri())
+    between._owners = Between(between._sessions)
     assert await rename(between, ID, NOW, NEW_ID) == (NEW_ID, Outcome.ENDED)
     await between.close()
     assert not await is_live(driver, NEW_ID)
 
 
-async def test_a_call_that_waits_for_long_does_not_take_the_end_of_all_for_one_of_a_clock_that_was_set_back(
+async def test_a_slow_call_does_not_mistake_a_revocation_for_one_of_a_clock_that_was_set_back(
     driver: MongoDBDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Late(MongoDBDriver):
-        """It waits for five seconds, in which the owner's sessions are ended."""
+    class Late(Owners):
+        """Before a rename inserts its session, five seconds pass, and the owner's sessions are ended."""
 
-        async def _insert_owned(
-            self, id: str, record: Record, ownership: Ownership, now: float, began: float, old: str | None = None
-        ) -> bool:
+        async def insert(self, id: str, record: Record, ownership: Ownership, call: CallTime, old_id: str | None = None) -> bool:
             await driver.end_owned(OWNER, keep=[], now=NOW + 5)
             real = time.monotonic
-            monkeypatch.setattr(mongodb, "time", SimpleNamespace(monotonic=lambda: real() + 5))
-            return await super()._insert_owned(id, record, ownership, now, began, old)
+            monkeypatch.setattr(_mongodb_owners, "time", SimpleNamespace(monotonic=lambda: real() + 5))
+            return await super().insert(id, record, ownership, call, old_id)
 
     await driver.create(ID, owned())
-    late = Late(db_name=driver._db_name, uri=mongodb_uri())
+    late = MongoDBDriver(db_name=driver._db_name, uri=mongodb_uri())
+    late._owners = Late(late._sessions)
     assert await rename(late, ID, NOW, NEW_ID) == (NEW_ID, Outcome.ENDED)
     monkeypatch.undo()
     await late.close()
@@ -1023,13 +1021,13 @@ async def test_a_damaged_document_is_absent_and_reported_once(
     ],
     ids=str,
 )
-async def test_times_that_no_session_has_are_damage_and_spoil_no_list_of_the_owners(
+async def test_impossible_times_are_damage_and_the_owners_other_sessions_are_listed(
     driver: MongoDBDriver, times: dict[str, DatetimeMS], caplog: pytest.LogCaptureFixture
 ) -> None:
     for id in (ID, NEW_ID):
-        tagged = record()
-        tagged.ownership = Ownership("user:1", b"", NOW)
-        await driver.create(id, tagged)
+        with_owner = record()
+        with_owner.ownership = Ownership("user:1", b"", NOW)
+        await driver.create(id, with_owner)
     await edit(driver, {"$set": times})
     for _ in range(2):
         assert await driver.load(ID, now=NOW) is None
@@ -1043,7 +1041,7 @@ async def test_times_that_no_session_has_are_damage_and_spoil_no_list_of_the_own
 
 
 @pytest.mark.parametrize("seal", [value for value in WRONG if value is not None])
-async def test_a_seal_that_is_none_proves_nothing(driver: MongoDBDriver, seal: Any) -> None:
+async def test_a_damaged_seal_is_empty(driver: MongoDBDriver, seal: Any) -> None:
     await driver.create(ID, Record({"key": b"1"}, NOW, NOW + 1000, NOW + 1000, seal=b"\1seal"))
     await edit(driver, {"$set": {"seal": seal}})
     found = await driver.load(ID, now=NOW)
@@ -1051,11 +1049,11 @@ async def test_a_seal_that_is_none_proves_nothing(driver: MongoDBDriver, seal: A
     assert found.seal == b""
 
 
-NO_JSON: list[Any] = [ObjectId("0" * 24), DatetimeMS(0), [ObjectId("0" * 24)], {"a": {"b": DatetimeMS(0)}}, re.compile("x")]
+NOT_JSON: list[Any] = [ObjectId("0" * 24), DatetimeMS(0), [ObjectId("0" * 24)], {"a": {"b": DatetimeMS(0)}}, re.compile("x")]
 
 
-@pytest.mark.parametrize("value", NO_JSON, ids=repr)
-async def test_a_value_that_no_json_has_is_left_out_and_can_be_replaced(
+@pytest.mark.parametrize("value", NOT_JSON, ids=repr)
+async def test_a_value_that_json_cannot_hold_is_left_out_and_can_be_replaced(
     driver: MongoDBDriver, value: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     await driver.create(ID, record({"key": b"1", "other": b"2"}))
@@ -1068,9 +1066,7 @@ async def test_a_value_that_no_json_has_is_left_out_and_can_be_replaced(
 
 
 @pytest.mark.parametrize("name", ["a%", "a%41", "%2e", "$a", "%%"])
-async def test_a_name_that_was_not_written_here_is_left_out(
-    driver: MongoDBDriver, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_damaged_name_is_left_out(driver: MongoDBDriver, name: str, caplog: pytest.LogCaptureFixture) -> None:
     await driver.create(ID, record({"key": b"1"}))
     kept = await document(driver)
     assert kept is not None
@@ -1080,7 +1076,7 @@ async def test_a_name_that_was_not_written_here_is_left_out(
     assert len(warnings_in(caplog)) == 1
 
 
-async def test_text_that_is_no_utf8_is_left_out(driver: MongoDBDriver, caplog: pytest.LogCaptureFixture) -> None:
+async def test_text_that_is_not_utf8_is_left_out(driver: MongoDBDriver, caplog: pytest.LogCaptureFixture) -> None:
     await driver.create(ID, record({"key": b"1"}))
     kept = await document(driver)
     assert kept is not None
@@ -1092,7 +1088,9 @@ async def test_text_that_is_no_utf8_is_left_out(driver: MongoDBDriver, caplog: p
     assert len(warnings_in(caplog)) == 2
 
 
-async def test_a_hand_may_write_what_json_can_hold(driver: MongoDBDriver, caplog: pytest.LogCaptureFixture) -> None:
+async def test_values_written_by_hand_are_loaded_if_json_can_hold_them(
+    driver: MongoDBDriver, caplog: pytest.LogCaptureFixture
+) -> None:
     await driver.create(ID, record({"key": b"1"}))
     await edit(
         driver, {"$set": {"fields.key": [Int64(5), {"a": Int64(2**62)}], "fields.new": "text", "fields.uuid": Binary(b"x" * 16, 4)}}
@@ -1124,7 +1122,7 @@ async def test_values_that_were_moved_or_edited_are_absent_and_the_rest_stays(
         assert await one.all() == {"role": "guest", "name": "Angga"}
 
 
-async def test_a_visitor_with_a_damaged_session_can_begin_anew(driver: MongoDBDriver) -> None:
+async def test_a_visitor_with_a_damaged_session_can_begin_a_new_one(driver: MongoDBDriver) -> None:
     async with serving(Site(driver, Clock())) as site:
         browser = site.browser()
         await browser.do(setting(key="value"))
@@ -1134,16 +1132,16 @@ async def test_a_visitor_with_a_damaged_session_can_begin_anew(driver: MongoDBDr
         assert await browser.all() == {"key": "other"}
 
 
-async def test_who_waits_for_a_connection_gets_it_before_those_who_come_later() -> None:
+async def test_calls_get_a_connection_in_their_order() -> None:
     driver = MongoDBDriver(db_name=f"gaman_test_{token_hex(8)}", uri=mongodb_uri(), pool_size=2)
     await driver.open()
     made, ahead = dict.fromkeys(range(20), 0), set[int]()
 
-    async def create(who: int) -> None:
+    async def create(caller: int) -> None:
         while max(made.values()) < 30:
             await driver.create(token_hex(32), record())
-            made[who] += 1
-            ahead.add(made[who] - min(made.values()))
+            made[caller] += 1
+            ahead.add(made[caller] - min(made.values()))
 
     await asyncio.gather(*map(create, made))
     await driver._client.drop_database(driver._db_name)
@@ -1155,7 +1153,7 @@ async def test_who_waits_for_a_connection_gets_it_before_those_who_come_later() 
 
 
 async def calls_of(driver: MongoDBDriver) -> AsyncIterator[Awaitable[Any]]:
-    """Each method, beside others and by itself."""
+    """Yield a call of each method, in a batch and by itself."""
     for id in (ID, NEW_ID):
         yield driver.load(id, now=NOW)
         yield apply(driver, {"key": b"\1"}, id=id)
@@ -1172,7 +1170,7 @@ async def calls_of(driver: MongoDBDriver) -> AsyncIterator[Awaitable[Any]]:
 
 
 @pytest.mark.parametrize("error", [AttributeError("no such attribute"), AssertionError(), RecursionError("too deep")], ids=repr)
-async def test_an_error_that_no_library_meant_to_raise_is_one_of_the_store(
+async def test_an_unexpected_error_of_the_library_is_a_store_error(
     driver: MongoDBDriver, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> Any:
@@ -1201,14 +1199,14 @@ async def test_a_server_that_does_not_answer_fails_every_call_within_the_timeout
     await driver.open()
     server.send_signal(signal.SIGSTOP)
     try:
-        # It may answer for another moment.
+        # The server may answer for another moment.
         with suppress(SessionStoreError):
             while True:
                 await driver.load(ID, now=NOW)
         began = time.monotonic()
         calls = [call for _ in range(5) async for call in calls_of(driver)]
         results = await asyncio.gather(*calls, return_exceptions=True)
-        # One by one, they would take more than a minute.
+        # One after the other, they would take more than a minute.
         assert time.monotonic() - began < 10
     finally:
         server.send_signal(signal.SIGCONT)
@@ -1229,11 +1227,11 @@ async def test_messages_name_the_servers_error_and_have_no_id_or_value(driver: M
     validator = {"fields.other": {"$exists": False}}
     await driver._sessions.database.command("collMod", "sessions", validator=validator)
     fields = {"other": b'{"pass":"secret"}'}
-    tagged = Record(fields, NOW, NOW + 1000, NOW + 1000, ownership=Ownership("user:1", b"", NOW))
+    with_owner = Record(fields, NOW, NOW + 1000, NOW + 1000, ownership=Ownership("user:1", b"", NOW))
     failing = [
         (driver.create(ID, record()), "11000"),
         (driver.create(NEW_ID, record(fields)), "121"),
-        (driver.create(NEW_ID, tagged), "121"),
+        (driver.create(NEW_ID, with_owner), "121"),
         (apply(driver, fields), "121"),
         (apply(driver, fields, "none"), "121"),
         (swap_in(driver, fields["other"]), "121"),
@@ -1242,8 +1240,8 @@ async def test_messages_name_the_servers_error_and_have_no_id_or_value(driver: M
         with pytest.raises(SessionStoreError) as caught:
             await call
         assert code in repr(caught.value.__cause__)
-        told = "".join(traceback.format_exception(caught.value))
-        assert not [each for each in (ID, NEW_ID, "secret", "fields") if each in told.replace("fields.", "")], told
+        shown = "".join(traceback.format_exception(caught.value))
+        assert not [each for each in (ID, NEW_ID, "secret", "fields") if each in shown.replace("fields.", "")], shown
     for failed in await asyncio.gather(*(apply(driver, fields) for _ in range(4)), return_exceptions=True):
         assert isinstance(failed, SessionStoreError)
         assert repr(failed.__cause__) == "WriteError('code 121')"
@@ -1253,8 +1251,8 @@ async def swap_in(driver: MongoDBDriver, new: bytes) -> Outcome:
     return await driver.swap(ID, "other", None, new, now=NOW, deadline=None, max_size=MAX_SIZE)
 
 
-class Obedient(MongoServer):
-    """One that can be told to fail, in a replica set of one."""
+class FailingOnDemand(MongoServer):
+    """A server that can be told to fail, in a replica set of one."""
 
     def __init__(self) -> None:
         super().__init__("tested")
@@ -1272,7 +1270,7 @@ class Obedient(MongoServer):
 
 @pytest.fixture(scope="module")
 def tested_uri() -> Iterator[str]:
-    with Obedient() as server:
+    with FailingOnDemand() as server:
         yield f"{server.uri}/?replicaSet=tested"
 
 
@@ -1286,7 +1284,7 @@ async def tested(tested_uri: str) -> AsyncIterator[MongoDBDriver]:
 
 
 async def fail(driver: MongoDBDriver, commands: list[str], times: int, **failure: Any) -> None:
-    """Have the server fail so many of these commands, or none after all."""
+    """Have the server fail the next *times* of these commands, or no more of them."""
     mode: Any = {"times": times} if times else "off"
     data = {"failCommands": commands, **failure} if times else {}
     await driver._client.admin.command({"configureFailPoint": "failCommand", "mode": mode, "data": data})
@@ -1305,7 +1303,7 @@ UNCONFIRMED = {"code": 64, "codeName": "WriteConcernFailed", "errmsg": "waiting 
 
 
 @pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("since", [None, NOW, NOW + 1], ids=["untagged", "tagged", "newly tagged"])
+@pytest.mark.parametrize("since", [None, NOW, NOW + 1], ids=["no owner", "same owner", "new owner"])
 async def test_a_rename_that_is_made_and_not_confirmed_says_so_and_keeps_the_session(
     tested: MongoDBDriver, since: float | None, times: int
 ) -> None:

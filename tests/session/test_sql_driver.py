@@ -1,4 +1,4 @@
-"""The SQL driver writes in groups, waits without holding anyone up, and believes no row that it did not write."""
+"""The SQL driver: writes share transactions, a wait for a lock delays no reads, and damaged rows are absent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ import pytest
 from gaman.errors import ConfigError
 from gaman.session import TOMBSTONE, Outcome, Ownership, Record, Session, SessionStoreError
 from gaman_session._driver import LARGE
-from gaman_session.drivers import sql
+from gaman_session.drivers import _sqlite_sessions, sql
+from gaman_session.drivers._reports import reports
+from gaman_session.drivers._sqlite import Connection
+from gaman_session.drivers._sqlite_sessions import Sessions
 from gaman_session.drivers.sql import SQLDriver
 from tests.session.sites import Clock, Site, getting, serving, setting
 
@@ -29,7 +32,7 @@ pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).parents[2]
 NOW = 1_800_000_000.0
 MAX_SIZE = 1 << 20
-SEALED = b"\x01 no JSON"
+SEALED = b"\x01 not JSON"
 
 
 def record(lasts: float = 1000, *, fields: dict[str, bytes] | None = None, ownership: Ownership | None = None) -> Record:
@@ -69,7 +72,7 @@ def by_hand(file: Path, statement: str, *values: object) -> list[Any]:
 
 @contextmanager
 def locked(file: Path) -> Generator[sqlite3.Connection]:
-    """Hold the lock for writing, as another process would."""
+    """Hold the write lock, as another process would."""
     with closing(sqlite3.connect(file, isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
         yield db
@@ -80,7 +83,7 @@ def files(file: Path) -> dict[str, int]:
     return {path.name: stat.S_IMODE(path.stat().st_mode) for path in file.parent.iterdir()}
 
 
-def spoil(file: Path) -> None:
+def damage_pages(file: Path) -> None:
     """Overwrite all pages but the first."""
     content = file.read_bytes()
     file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
@@ -98,19 +101,19 @@ def starting(file: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Return what it has said and complained of, once it has ended."""
+    """Return its output and its errors, once it has ended."""
     try:
         return process.communicate(timeout=60)
     finally:
         process.kill()
 
 
-async def traced(connection: sql._Connection) -> list[str]:
+async def traced(connection: Connection[Sessions]) -> list[str]:
     """Return a list of the statements that are run from now on."""
     statements: list[str] = []
 
     def trace(statement: str) -> None:
-        # What a trigger does is shown as a comment.
+        # The statements of a trigger are shown as comments.
         if not statement.startswith("--"):
             statements.append(statement.split(None, 1)[0] if statement.startswith(("SELECT", "\nSELECT")) else statement)
 
@@ -126,13 +129,13 @@ def verbs(statements: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("file", ["", ":memory:", "a\0b", None, 1, b"sessions.db"], ids=repr)
-async def test_a_file_that_is_none_is_refused(file: Any) -> None:
+async def test_a_file_that_is_not_a_path_is_refused(file: Any) -> None:
     with pytest.raises(ConfigError, match="the sql driver has file="):
         SQLDriver(file=file)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, True, "5", None, float("nan"), float("inf"), 1e10], ids=repr)
-async def test_a_timeout_that_is_none_is_refused(seconds: Any) -> None:
+async def test_a_timeout_that_is_not_a_number_of_seconds_is_refused(seconds: Any) -> None:
     with pytest.raises(ConfigError, match="the sql driver has timeout="):
         SQLDriver(timeout=seconds)
 
@@ -146,7 +149,7 @@ async def test_making_a_driver_opens_nothing(file: Path) -> None:
 # The file
 
 
-async def test_the_files_and_a_new_folder_are_for_this_user_alone(tmp_path: Path) -> None:
+async def test_the_files_and_a_new_folder_are_for_this_user_only(tmp_path: Path) -> None:
     file = tmp_path / "new" / "sessions.db"
     driver, mask = SQLDriver(file=file), os.umask(0)
     try:
@@ -159,7 +162,7 @@ async def test_the_files_and_a_new_folder_are_for_this_user_alone(tmp_path: Path
     await driver.close()
 
 
-async def test_what_was_there_keeps_its_mode_and_its_tables(file: Path) -> None:
+async def test_an_existing_file_keeps_its_mode_and_its_other_tables(file: Path) -> None:
     by_hand(file, "CREATE TABLE visitors (name)")
     by_hand(file, "INSERT INTO visitors VALUES ('Ada')")
     by_hand(file, "PRAGMA user_version = 7")
@@ -173,7 +176,7 @@ async def test_what_was_there_keeps_its_mode_and_its_tables(file: Path) -> None:
     assert by_hand(file, "PRAGMA user_version") == [(7,)]
 
 
-async def test_sessions_are_there_after_reopening_and_the_wal_is_folded_in(driver: SQLDriver, file: Path) -> None:
+async def test_sessions_are_there_after_reopening_and_closing_removes_the_wal(driver: SQLDriver, file: Path) -> None:
     await driver.create(id_of(0), record(fields={"a": b"1", "b": SEALED}))
     await driver.close()
     assert list(files(file)) == ["sessions.db"]
@@ -182,7 +185,7 @@ async def test_sessions_are_there_after_reopening_and_the_wal_is_folded_in(drive
     assert found == record(fields={"a": b"1", "b": SEALED})
 
 
-async def test_closing_answers_what_was_called_before(file: Path) -> None:
+async def test_closing_finishes_the_calls_in_flight(file: Path) -> None:
     driver = SQLDriver(file=file)
     await driver.open()
     calls = [asyncio.create_task(driver.create(id_of(number), record())) for number in range(3)]
@@ -193,10 +196,10 @@ async def test_closing_answers_what_was_called_before(file: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"no database", b"no database" * 1000], ids=["short", "long"])
-def test_a_file_that_is_no_database_is_refused_and_left_alone(file: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_database_is_refused_and_stays_unchanged(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     driver = SQLDriver(file=file)
-    with pytest.raises(ConfigError, match=r"sessions\.db.*is no database"):
+    with pytest.raises(ConfigError, match=r"sessions\.db.*isn't a database"):
         asyncio.run(driver.open())
     assert driver._connections == []
     assert file.read_bytes() == content
@@ -220,7 +223,7 @@ async def test_tables_of_another_kind_or_version_are_refused(driver: SQLDriver, 
         await driver.open()
 
 
-async def test_a_place_where_no_file_can_be_is_refused(tmp_path: Path) -> None:
+async def test_a_path_where_no_file_can_be_created_is_refused(tmp_path: Path) -> None:
     by_hand(tmp_path / "file", "CREATE TABLE visitors (name)")
     with pytest.raises(ConfigError, match="can't be created: Not a directory"):
         await SQLDriver(file=tmp_path / "file" / "sessions.db").open()
@@ -231,12 +234,12 @@ async def test_a_place_where_no_file_can_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SessionStoreError, match="open") as raised:
         await SQLDriver(file=tmp_path / "link").open()
     assert "unable to open" in str(raised.value.__cause__)
-    # Those of the event loop wait for more work; that of the connection has ended.
+    # The threads of the event loop wait for more work. The thread of the connection has ended.
     left = [thread.name for thread in set(threading.enumerate()) - threads]
     assert [name for name in left if not name.startswith(("asyncio_", "uvloop_"))] == []
 
 
-def test_many_processes_may_open_a_new_file_at_once(file: Path) -> None:
+def test_many_processes_can_open_a_new_file_at_once(file: Path) -> None:
     script = """
 import asyncio, sys
 from gaman.session import Record
@@ -262,19 +265,19 @@ asyncio.run(main())
     assert by_hand(file, "SELECT count(*) FROM sessions") == [(6,)]
 
 
-async def test_another_driver_in_this_process_drops_no_lock_of_the_first(driver: SQLDriver, file: Path) -> None:
-    # fcntl's locks on a file go with the first descriptor of it that is closed.
+async def test_another_driver_in_this_process_does_not_drop_the_locks_of_the_first(driver: SQLDriver, file: Path) -> None:
+    # Closing any descriptor of a file drops fcntl's locks on it.
     await driver.create(id_of(0), record())
     other = SQLDriver(file=file)
     await other.open()
     script = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('SELECT * FROM sessions'); db.close()"
     assert finish(starting(file, script)) == ("", "")
-    # A process that believed itself to be the last would have removed it.
+    # The process would have removed the WAL if it had believed that no other used it.
     assert "sessions.db-wal" in files(file)
     await other.close()
 
 
-def test_a_process_that_forgets_to_close_can_end(file: Path) -> None:
+def test_a_process_can_end_without_closing_the_driver(file: Path) -> None:
     script = """
 import asyncio, sys
 from gaman_session.drivers.sql import SQLDriver
@@ -284,7 +287,7 @@ asyncio.run(driver.open())
     assert finish(starting(file, script))[0] == ""
 
 
-# Trips and groups
+# Transactions
 
 
 async def test_a_read_is_one_select_and_an_untouched_session_nothing(driver: SQLDriver) -> None:
@@ -314,15 +317,15 @@ async def test_a_write_to_a_session_that_was_not_read_is_one_transaction(driver:
         assert writes[0] == "BEGIN IMMEDIATE"
 
 
-async def test_writes_at_once_share_a_transaction(driver: SQLDriver) -> None:
+async def test_concurrent_writes_share_a_transaction(driver: SQLDriver) -> None:
     writes = await traced(driver._writer)
     await asyncio.gather(*(driver.create(id_of(number), record()) for number in range(100)))
-    # The first goes out at once, and all the others when it is back.
+    # The first is sent at once, and all others when it has returned.
     assert (verbs(writes).count("BEGIN"), verbs(writes).count("COMMIT")) == (2, 2)
     assert [await is_there(driver, number) for number in range(100)] == [True] * 100
 
 
-async def test_calls_at_once_are_made_in_their_order(driver: SQLDriver) -> None:
+async def test_concurrent_calls_are_made_in_their_order(driver: SQLDriver) -> None:
     outcomes = tuple(
         await asyncio.gather(
             driver.create(id_of(0), record()),
@@ -339,7 +342,7 @@ async def test_a_commit_waits_for_the_disk(driver: SQLDriver) -> None:
     assert await driver._writer.perform(lambda sessions: sessions.execute("PRAGMA synchronous").fetchone()) == (2,)
 
 
-async def test_a_call_that_fails_among_others_fails_alone_and_is_undone_as_a_whole(driver: SQLDriver, file: Path) -> None:
+async def test_a_failed_call_does_not_affect_the_rest_of_its_batch_and_is_undone_as_a_whole(driver: SQLDriver, file: Path) -> None:
     await driver.create(id_of(0), record())
     await driver.create(id_of(1), record())
     first, second, failed, last = await asyncio.gather(
@@ -358,7 +361,7 @@ async def test_a_call_that_fails_among_others_fails_alone_and_is_undone_as_a_who
     assert keys == [("key",), ("first",), ("second",), ("last",)]
 
 
-async def test_a_call_with_what_sqlite_does_not_take_fails_alone(driver: SQLDriver) -> None:
+async def test_a_call_with_values_that_sqlite_refuses_does_not_affect_the_rest_of_its_batch(driver: SQLDriver) -> None:
     await driver.create(id_of(0), record())
     beyond: Any = 2**70
     results = await asyncio.gather(
@@ -374,7 +377,7 @@ async def test_a_call_with_what_sqlite_does_not_take_fails_alone(driver: SQLDriv
     assert [type(cause) for cause in causes] == [UnicodeEncodeError, OverflowError]
 
 
-async def test_an_error_of_aiosqlite_is_one_of_the_store(file: Path) -> None:
+async def test_an_error_of_aiosqlite_is_a_store_error(file: Path) -> None:
     closed = SQLDriver(file=file)
     await closed.open()
     await closed.close()
@@ -389,7 +392,7 @@ async def test_an_error_of_aiosqlite_is_one_of_the_store(file: Path) -> None:
         assert isinstance(failed.__cause__, ValueError)
 
 
-async def test_a_thread_that_the_system_does_not_give_is_an_error_of_the_store(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_thread_that_cannot_be_started_is_a_store_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -401,19 +404,19 @@ async def test_a_thread_that_the_system_does_not_give_is_an_error_of_the_store(f
     assert "new thread" in str(caught.value.__cause__)
 
 
-@pytest.mark.parametrize("gone", range(3))
-async def test_a_call_that_is_cancelled_takes_no_other_with_it(driver: SQLDriver, gone: int) -> None:
+@pytest.mark.parametrize("cancelled", range(3))
+async def test_a_cancelled_call_does_not_affect_the_rest_of_its_batch(driver: SQLDriver, cancelled: int) -> None:
     await driver.create(id_of(0), record())
     calls = [asyncio.create_task(write(driver, 0, f"k{number}")) for number in range(3)]
     await asyncio.sleep(0)
-    calls.pop(gone).cancel()
+    calls.pop(cancelled).cancel()
     assert await asyncio.gather(*calls) == [Outcome.WRITTEN] * 2
     found = await driver.load(id_of(0), now=NOW)
     assert isinstance(found, Record)
-    assert {"k0", "k1", "k2"} - {f"k{gone}"} <= set(found.fields)
+    assert {"k0", "k1", "k2"} - {f"k{cancelled}"} <= set(found.fields)
 
 
-async def test_a_full_disk_fails_the_write_and_leaves_what_was_stored(driver: SQLDriver) -> None:
+async def test_a_full_disk_fails_the_write_and_keeps_the_stored_sessions(driver: SQLDriver) -> None:
     await driver.create(id_of(0), record())
     limit = await driver._writer.perform(lambda db: db.execute("PRAGMA max_page_count").fetchone()[0])
     await driver._writer.perform(lambda db: db.execute("PRAGMA max_page_count = 1"))
@@ -432,7 +435,7 @@ async def test_a_full_disk_fails_the_write_and_leaves_what_was_stored(driver: SQ
 # Locks
 
 
-async def test_reads_go_on_and_a_write_waits_while_another_process_writes(driver: SQLDriver, file: Path) -> None:
+async def test_reads_continue_and_a_write_waits_while_another_process_writes(driver: SQLDriver, file: Path) -> None:
     await driver.create(id_of(0), record())
     with locked(file) as other:
         waiting = asyncio.create_task(write(driver, 0, value=b"\x02"))
@@ -462,28 +465,34 @@ async def test_a_write_gives_up_after_the_timeout_and_says_why(file: Path) -> No
     await driver.close()
 
 
-async def test_calls_that_wait_for_a_lock_together_give_up_together(file: Path) -> None:
-    driver, tried = SQLDriver(file=file, timeout=0.05), 0
-    await driver.open()
+async def test_calls_of_a_batch_that_waits_for_a_lock_give_up_together(file: Path) -> None:
+    tried = 0
 
-    def try_to_lock(sessions: sql._Sessions) -> None:
+    def try_to_lock(sessions: Sessions) -> None:
         nonlocal tried
         tried += 1
         sessions.execute("BEGIN IMMEDIATE")
 
+    class Locking(SQLDriver):
+        @reports("lock")
+        async def lock(self) -> None:
+            await self._reader.call(try_to_lock)
+
+    driver = Locking(file=file, timeout=0.05)
+    await driver.open()
     with locked(file):
-        results = await asyncio.gather(*(driver._reader.call("lock", try_to_lock) for _ in range(50)), return_exceptions=True)
+        results = await asyncio.gather(*(driver.lock() for _ in range(50)), return_exceptions=True)
     assert [type(result) for result in results] == [SessionStoreError] * 50
-    # The first goes out by itself.
+    # The first is sent by itself.
     assert tried == 2
     await driver.close()
 
 
-async def test_opening_waits_for_those_who_keep_the_file_from_becoming_a_wal(file: Path) -> None:
+async def test_opening_waits_for_a_connection_that_prevents_the_change_to_a_wal(file: Path) -> None:
     by_hand(file, "CREATE TABLE visitors (name)")
     driver = SQLDriver(file=file, timeout=60)
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
-        # This is what SQLite does not wait for by itself.
+        # SQLite doesn't wait for this lock by itself.
         other.execute("BEGIN IMMEDIATE")
         opening = asyncio.create_task(driver.open())
         done, _ = await asyncio.wait([opening], timeout=0.1)
@@ -503,7 +512,7 @@ async def test_opening_gives_up_after_the_timeout_too(file: Path) -> None:
 # SQL
 
 
-async def test_json_is_text_that_sql_can_ask_and_all_else_is_a_blob(driver: SQLDriver, file: Path) -> None:
+async def test_json_is_text_that_sql_can_query_and_any_other_value_is_a_blob(driver: SQLDriver, file: Path) -> None:
     texts = {"a": b'{"id": 7}', "b": b" 1.50 ", "c": '"\u00e9\\u0000\U0001f511"'.encode()}
     blobs = {"d": SEALED, "e": b"", "f": b'"\xff"', "g": b"[" * 100_000, "h": b"1\0", "i": b"NaN", "j": b"\xef\xbb\xbf1"}
     await driver.create(id_of(0), record(fields=texts | blobs))
@@ -530,7 +539,7 @@ async def test_the_query_of_the_docstring_finds_a_users_sessions(driver: SQLDriv
         assert by_hand(file, "SELECT count(*) FROM session_values") == [(1,)]
 
 
-async def test_values_are_sealed_unless_somebody_wants_them_open(driver: SQLDriver, file: Path) -> None:
+async def test_values_are_sealed_by_default(driver: SQLDriver, file: Path) -> None:
     async with serving(Site(driver, Clock())) as site:
         await site.browser().do(setting(key="value"))
         ((value,),) = by_hand(file, "SELECT value FROM session_values")
@@ -538,7 +547,7 @@ async def test_values_are_sealed_unless_somebody_wants_them_open(driver: SQLDriv
         assert b"value" not in value
 
 
-async def test_a_tombstone_holds_nothing_of_the_session(driver: SQLDriver, file: Path) -> None:
+async def test_a_tombstone_has_no_data_of_the_session(driver: SQLDriver, file: Path) -> None:
     await driver.create(id_of(0), record(ownership=Ownership("owner", b"note", NOW)))
     await driver.create(id_of(1), record(ownership=Ownership("owner", b"note", NOW)))
     assert await driver.rename(id_of(0), id_of(2), record(), version=0, now=NOW) is Outcome.WRITTEN
@@ -554,7 +563,7 @@ async def test_a_tombstone_holds_nothing_of_the_session(driver: SQLDriver, file:
 # Sizes
 
 
-async def test_the_size_of_a_session_is_that_of_its_values_in_bytes_whatever_was_written(driver: SQLDriver, file: Path) -> None:
+async def test_the_stored_size_is_the_bytes_of_keys_and_values_after_any_write(driver: SQLDriver, file: Path) -> None:
     random = Random(17)
     values = [b"", SEALED, '"\u00e9\U0001f511"'.encode(), b"1", bytes(5000), b'"' + b"x" * 5000 + b'"']
     keys = ["a", "\u00e9", "\U0001f511", "k\0", "k" * 100]
@@ -580,7 +589,7 @@ async def test_the_size_of_a_session_is_that_of_its_values_in_bytes_whatever_was
         assert by_hand(file, "SELECT size FROM sessions") == [(sum(len(k.encode()) + len(v) for k, v in found.fields.items()),)]
 
 
-async def test_a_session_is_written_after_its_values_were_made_shorter_by_hand(driver: SQLDriver, file: Path) -> None:
+async def test_a_session_with_a_wrong_stored_size_can_be_written(driver: SQLDriver, file: Path) -> None:
     await driver.create(id_of(0), record(fields={"key": bytes(1000)}))
     by_hand(file, "UPDATE sessions SET size = 10")
     assert await write(driver, 0) is Outcome.WRITTEN
@@ -608,7 +617,7 @@ async def test_a_small_session_is_loaded_while_a_large_one_is_read(driver: SQLDr
 # Purging
 
 
-async def test_a_purge_removes_rows_of_both_tables_and_so_many_at_most(driver: SQLDriver, file: Path) -> None:
+async def test_a_purge_removes_rows_of_both_tables_up_to_its_limit(driver: SQLDriver, file: Path) -> None:
     for number in range(7):
         await driver.create(id_of(number), record(10 * (number + 1), fields={"a": b"1", "b": b"2"}))
     assert [await driver.purge(now=NOW + 50, limit=3) for _ in range(3)] == [3, 2, 0]
@@ -616,13 +625,13 @@ async def test_a_purge_removes_rows_of_both_tables_and_so_many_at_most(driver: S
     assert by_hand(file, "SELECT count(*) FROM session_values") == [(4,)]
 
 
-async def test_a_large_purge_is_done_in_small_parts(driver: SQLDriver) -> None:
+async def test_a_purge_removes_at_most_fifty_sessions_at_once(driver: SQLDriver) -> None:
     await asyncio.gather(*(driver.create(id_of(number), record(10)) for number in range(120)))
     assert [await driver.purge(now=NOW + 10, limit=1000) for _ in range(4)] == [50, 50, 20, 0]
 
 
-async def test_a_purge_finds_what_is_over_by_the_index(driver: SQLDriver, file: Path) -> None:
-    plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {sql._PURGE}", NOW, 10)]
+async def test_a_purge_finds_expired_sessions_by_the_index(driver: SQLDriver, file: Path) -> None:
+    plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {_sqlite_sessions._PURGE}", NOW, 10)]
     assert any("sessions_deadline (deadline<?)" in step for step in plan), plan
     assert not any(step.startswith("SCAN") for step in plan), plan
 
@@ -650,15 +659,15 @@ async def handle(session: Session) -> str | None:
     return session.id
 
 
-async def test_an_owners_sessions_are_found_by_the_index_and_counted_without_a_look_at_each(driver: SQLDriver, file: Path) -> None:
-    plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {sql._OWNED}", "owner", NOW)]
+async def test_an_owners_sessions_are_found_and_all_sessions_are_counted_by_an_index(driver: SQLDriver, file: Path) -> None:
+    plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {_sqlite_sessions._OWNED}", "owner", NOW)]
     assert any("sessions_owner (owner=?)" in step for step in plan), plan
-    plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {sql._COUNT}", NOW, NOW + 120)]
+    plan = [step for *_, step in by_hand(file, f"EXPLAIN QUERY PLAN {_sqlite_sessions._COUNT}", NOW, NOW + 120)]
     assert any("COVERING INDEX sessions_deadline (deadline>?)" in step for step in plan), plan
     assert any("sessions_deadline (deadline>? AND deadline<?)" in step for step in plan), plan
 
 
-async def test_what_is_remembered_of_the_end_of_all_goes_with_a_purge(driver: SQLDriver, file: Path) -> None:
+async def test_a_purge_removes_the_revocation_of_an_owner_after_a_minute(driver: SQLDriver, file: Path) -> None:
     await driver.end_owned("owner", keep=(), now=NOW)
     await driver.purge(now=NOW + TOMBSTONE - 1, limit=10)
     assert by_hand(file, "SELECT owner FROM session_owners_ended") == [("owner",)]
@@ -667,7 +676,7 @@ async def test_what_is_remembered_of_the_end_of_all_goes_with_a_purge(driver: SQ
 
 
 @pytest.mark.parametrize("damage", ["since = 'then'", "since = NULL", "note = 7", "note = NULL"])
-async def test_an_owner_that_was_not_written_here_is_none(
+async def test_a_damaged_owner_is_absent_and_is_reported(
     driver: SQLDriver, file: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await driver.create(id_of(0), record(ownership=Ownership("owner", b"note", NOW)))
@@ -724,7 +733,7 @@ async def test_a_damaged_row_is_absent_and_is_reported_once(
 VALUES = {
     "a number": "value = 7",
     "text": "value = '\"forged\"'",
-    "text that is no UTF-8": "value = CAST(x'ff' AS TEXT)",
+    "text that is not UTF-8": "value = CAST(x'ff' AS TEXT)",
     "a blob": "value = x'01ff'",
     "nothing": "value = x''",
     "another key's": "value = (SELECT value FROM session_values WHERE key = 'kept')",
@@ -733,7 +742,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("change", VALUES.values(), ids=VALUES)
-async def test_a_value_that_was_not_written_there_is_absent_and_the_others_are_not(
+async def test_a_damaged_value_is_absent_and_the_others_stay(
     driver: SQLDriver, file: Path, change: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(Site(driver, Clock())) as site:
@@ -757,7 +766,7 @@ async def test_a_value_that_was_not_written_there_is_absent_and_the_others_are_n
         assert await browser.all() == {"key": 1, "kept": "kept"}
 
 
-async def test_a_key_that_is_no_text_is_refused_or_left_out(
+async def test_a_key_that_is_not_text_is_refused_or_left_out(
     driver: SQLDriver, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await driver.create(id_of(0), record(fields={"key": b"1", "kept": b"2"}))
@@ -779,7 +788,7 @@ async def test_a_session_whose_values_are_lost_is_empty_and_can_be_written(drive
         assert await browser.all() == {"key": "new"}
 
 
-async def test_tombstones_that_lead_in_a_circle_or_nowhere_are_followed_once(driver: SQLDriver, file: Path) -> None:
+async def test_tombstones_that_lead_in_a_circle_or_nowhere_are_each_followed_once(driver: SQLDriver, file: Path) -> None:
     for number in range(3):
         await driver.create(id_of(number), record())
         await driver.destroy(id_of(number), now=NOW)
@@ -791,10 +800,10 @@ async def test_tombstones_that_lead_in_a_circle_or_nowhere_are_followed_once(dri
         assert await driver.load(id_of(number), now=NOW) is Outcome.ENDED
 
 
-async def test_a_damaged_page_is_an_error_of_the_store(driver: SQLDriver, file: Path) -> None:
+async def test_a_damaged_page_is_a_store_error(driver: SQLDriver, file: Path) -> None:
     await asyncio.gather(*(driver.create(id_of(number), record()) for number in range(500)))
     await driver.close()
-    spoil(file)
+    damage_pages(file)
     await driver.open()
     with pytest.raises(SessionStoreError) as raised:
         await driver.load(id_of(0), now=NOW)

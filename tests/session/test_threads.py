@@ -1,4 +1,4 @@
-"""Threads: what a call returns, how many there are, and what becomes of calls that nobody waits for."""
+"""Threads: what a call returns, how many threads there are, and what happens to cancelled calls."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def running() -> set[str]:
     return {thread.name for thread in threading.enumerate() if thread.name.startswith("some-")}
 
 
-async def test_a_call_returns_what_its_function_returns_or_raises_it(threads: Threads) -> None:
+async def test_a_call_returns_or_raises_what_its_function_does(threads: Threads) -> None:
     assert await threads.call(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
         await threads.call(divmod, 7, 0)
     assert await threads.call(threading.get_ident) != threading.get_ident()
 
 
-async def test_threads_are_started_as_they_are_needed_and_never_more_than_most(threads: Threads) -> None:
+async def test_threads_are_started_when_needed_up_to_the_maximum(threads: Threads) -> None:
     assert running() == set()
     for _ in range(3):
         await threads.call(time.sleep, 0)
@@ -41,7 +41,7 @@ async def test_threads_are_started_as_they_are_needed_and_never_more_than_most(t
     assert running() == {"some-0", "some-1"}
 
 
-async def test_who_is_cancelled_waits_no_more_and_what_was_not_begun_is_not_made(threads: Threads) -> None:
+async def test_a_cancelled_call_stops_waiting_and_is_not_made_if_it_has_not_started(threads: Threads) -> None:
     go, made = threading.Event(), list[int]()
     stuck = [asyncio.ensure_future(threads.call(go.wait)) for _ in range(2)]
     calls = [asyncio.ensure_future(threads.call(made.append, number)) for number in range(3)]
@@ -56,7 +56,7 @@ async def test_who_is_cancelled_waits_no_more_and_what_was_not_begun_is_not_made
     assert made == [0, 2]
 
 
-async def test_to_close_waits_for_the_calls_and_ends_the_threads_and_new_ones_can_follow(threads: Threads) -> None:
+async def test_close_waits_for_the_calls_and_ends_the_threads_and_new_calls_can_follow(threads: Threads) -> None:
     made: list[int] = []
     calls = [asyncio.ensure_future(threads.call(function)) for function in (lambda: time.sleep(0.02), lambda: made.append(1))]
     await asyncio.sleep(0)
@@ -67,14 +67,14 @@ async def test_to_close_waits_for_the_calls_and_ends_the_threads_and_new_ones_ca
     assert await threads.call(len, "two") == 3
 
 
-def test_an_event_loop_that_has_ended_is_not_spoken_to(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_closed_event_loop_is_not_called(capfd: pytest.CaptureFixture[str]) -> None:
     threads, go = Threads(1, "some"), threading.Event()
 
-    async def leave() -> None:
-        asyncio.ensure_future(threads.call(go.wait))  # noqa: RUF006 - nobody waits for it
+    async def start() -> None:
+        asyncio.ensure_future(threads.call(go.wait))  # noqa: RUF006 - the event loop ends before the call
         await asyncio.sleep(0.01)
 
-    asyncio.run(leave())
+    asyncio.run(start())
     go.set()
     asyncio.run(threads.close())
     assert capfd.readouterr() == ("", "")

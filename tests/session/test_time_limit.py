@@ -1,4 +1,4 @@
-"""A time limit ends what is late, and only that."""
+"""A time limit cancels late tasks, and only those."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECONDS = 0.02
 
 
 async def stay(limit: TimeLimit) -> float:
-    """Return after how many seconds the limit has ended this call."""
+    """Return the seconds after which the limit ends this call."""
     began = time.monotonic()
     try:
         with limit:
@@ -27,7 +27,7 @@ async def stay(limit: TimeLimit) -> float:
     raise AssertionError("it was not ended")
 
 
-async def test_what_is_late_gets_a_timeout_error_and_the_task_goes_on() -> None:
+async def test_a_late_task_gets_a_timeout_error_and_goes_on() -> None:
     assert await stay(TimeLimit(SECONDS)) >= SECONDS
     task = asyncio.current_task()
     assert task is not None
@@ -35,7 +35,7 @@ async def test_what_is_late_gets_a_timeout_error_and_the_task_goes_on() -> None:
     await asyncio.sleep(0)
 
 
-async def test_what_is_in_time_is_left_alone_even_long_after() -> None:
+async def test_a_task_that_is_in_time_is_not_cancelled_later() -> None:
     limit = TimeLimit(SECONDS)
     with limit:
         await asyncio.sleep(0)
@@ -44,7 +44,7 @@ async def test_what_is_in_time_is_left_alone_even_long_after() -> None:
     await asyncio.sleep(2 * SECONDS)
 
 
-async def test_each_has_all_of_its_time_whoever_else_began_before() -> None:
+async def test_each_task_has_its_full_time_even_if_others_began_earlier() -> None:
     limit = TimeLimit(SECONDS)
     tasks = list[asyncio.Task[float]]()
     for _ in range(5):
@@ -53,7 +53,7 @@ async def test_each_has_all_of_its_time_whoever_else_began_before() -> None:
     assert min(await asyncio.gather(*tasks)) >= SECONDS
 
 
-async def test_the_clock_begins_again_after_nobody_was_there() -> None:
+async def test_the_timer_starts_again_after_no_task_was_inside() -> None:
     limit = TimeLimit(SECONDS)
     for _ in range(2):
         assert await stay(limit) >= SECONDS
@@ -63,7 +63,7 @@ async def test_the_clock_begins_again_after_nobody_was_there() -> None:
     assert await stay(limit) >= SECONDS
 
 
-async def test_who_is_cancelled_by_somebody_else_is_cancelled() -> None:
+async def test_a_task_that_is_cancelled_stays_cancelled() -> None:
     task = asyncio.create_task(stay(TimeLimit(10)))
     await asyncio.sleep(0)
     task.cancel()
@@ -71,13 +71,13 @@ async def test_who_is_cancelled_by_somebody_else_is_cancelled() -> None:
         await task
 
 
-async def test_who_is_late_and_cancelled_by_somebody_else_at_once_is_cancelled() -> None:
+async def test_a_late_task_that_is_cancelled_at_the_same_moment_stays_cancelled() -> None:
     limit = TimeLimit(SECONDS)
     task = asyncio.create_task(stay(limit))
     await asyncio.sleep(0)
-    # Both come in one turn of the loop.
+    # Both happen in one iteration of the event loop.
     time.sleep(SECONDS)
-    limit._look(asyncio.get_running_loop())
+    limit._cancel_late_tasks(asyncio.get_running_loop())
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -85,8 +85,8 @@ async def test_who_is_late_and_cancelled_by_somebody_else_at_once_is_cancelled()
     assert not limit._late
 
 
-async def test_what_a_cancelled_task_does_on_its_way_out_has_its_limit_too() -> None:
-    async def leave() -> float:
+async def test_the_cleanup_of_a_cancelled_task_has_a_limit_too() -> None:
+    async def clean_up() -> float:
         try:
             await asyncio.Event().wait()
         finally:
@@ -94,7 +94,7 @@ async def test_what_a_cancelled_task_does_on_its_way_out_has_its_limit_too() -> 
         raise AssertionError("it was not cancelled")
 
     limit, seconds = TimeLimit(SECONDS), list[float]()
-    task = asyncio.create_task(leave())
+    task = asyncio.create_task(clean_up())
     await asyncio.sleep(0)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -103,7 +103,7 @@ async def test_what_a_cancelled_task_does_on_its_way_out_has_its_limit_too() -> 
     assert seconds[0] >= SECONDS
 
 
-def test_a_loop_that_was_closed_takes_the_clock_of_no_other_with_it() -> None:
+def test_the_timer_starts_again_in_another_event_loop() -> None:
     limit = TimeLimit(SECONDS)
 
     async def use() -> None:

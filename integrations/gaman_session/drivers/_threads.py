@@ -1,4 +1,4 @@
-"""Threads: functions that wait for a disk are made in them, while the event loop goes on."""
+"""Threads: they run functions that wait for a disk, while the event loop goes on."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ _Call: TypeAlias = tuple[asyncio.AbstractEventLoop, asyncio.Future[Any], Callabl
 
 
 class Threads:
-    """At most so many threads as *most*, which are started as they are needed and end with the process, or with close().
+    """At most *max_threads* threads, which are started when they are needed and end with the process or with close().
 
-    A call costs about half of one by concurrent.futures, whose futures threads could wait for too.
+    A call costs about half as much as with concurrent.futures, whose futures let threads wait for them as well.
     """
 
-    def __init__(self, most: int, name: str) -> None:
-        self._most: Final = most
+    def __init__(self, max_threads: int, name: str) -> None:
+        self._max_threads: Final = max_threads
         self._name: Final = name
         self._threads: list[Thread] = []
-        self._under_way = 0
+        self._in_flight = 0
         self._calls = SimpleQueue[_Call | None]()
 
     async def call(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """Return what *function* returns, or raise what it raises. Who is cancelled before it is begun is not in its way."""
+        """Return what *function* returns, or raise what it raises. A call that is cancelled before it starts isn't made."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        if len(self._threads) < min(self._under_way + 1, self._most):
+        if len(self._threads) < min(self._in_flight + 1, self._max_threads):
             thread = Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
             thread.start()
             self._threads.append(thread)
-        self._under_way += 1
+        self._in_flight += 1
         self._calls.put((loop, future, function, arguments))
         return await future
 
     async def close(self) -> None:
-        """Wait until all calls are made, and the threads have ended."""
+        """Wait until all calls are made and the threads have ended."""
         for _ in self._threads:
             self._calls.put(None)
         while self._threads:
@@ -50,18 +50,18 @@ class Threads:
             loop, future, function, arguments = call
             result, error = None, None
             try:
-                # Nobody waits for what was cancelled, and it must not be made after all.
+                # A cancelled call must not be made later.
                 if not future.cancelled():
                     result = function(*arguments)
             except BaseException as raised:
                 error = raised
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._answer, future, result, error)
-            # Until there is another call, nothing is kept alive.
+            # Keep nothing alive until the next call.
             del call, future, function, arguments, result, error
 
     def _answer(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-        self._under_way -= 1
+        self._in_flight -= 1
         if future.done():
             return
         if error is None:

@@ -1,0 +1,133 @@
+"""Reads and updates of single documents, which share a round trip with those of concurrent calls."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any, Final, Literal
+from weakref import WeakValueDictionary
+
+from pymongo import ReturnDocument, UpdateOne
+from pymongo.errors import BulkWriteError, OperationFailure, WriteError
+
+from gaman_session._damage import Damage
+from gaman_session._driver import LARGE, Outcome, Record
+from gaman_session.drivers._batches import Batches
+from gaman_session.drivers._mongodb_client import Sessions
+from gaman_session.drivers._mongodb_documents import REFUSED, Change, Document, Pipeline, to_record
+from gaman_session.drivers._mongodb_errors import results_of
+from gaman_session.drivers._time_limit import TimeLimit
+
+_LEFT_OUT: Final[Document] = {}
+"""Stands for a document that is large or absent, because a projection that tells them apart takes the server far longer."""
+MAX_IN_FLIGHT: Final = 4
+"""Batches of one kind in flight; with so many, a slow one delays few calls."""
+_HELD: Final = nullcontext()
+"""Stands for a connection that the caller has."""
+_MAX_LARGE: Final = 1000
+_NEARLY_LARGE: Final = LARGE - LARGE // 8
+"""Bytes of values from which a document may be large, because it has more than its values."""
+
+
+class Documents:
+    """The documents of *sessions*, in batches that take at most *timeout* seconds; the caller bounds what runs in its own task."""
+
+    def __init__(self, sessions: Sessions, timeout: float, damage: Damage) -> None:
+        self._sessions = sessions
+        self._damage = damage
+        limit = TimeLimit(timeout)
+        self._finds = Batches(self._find_all, at_once=MAX_IN_FLIGHT, limit=limit)
+        self._updates: Batches[tuple[str, Pipeline], bool] = Batches(self._update_all, at_once=MAX_IN_FLIGHT, limit=limit)
+        self._large: set[str] = set()
+        """Sessions that were large when they were last loaded: they don't go into a batch."""
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def drain(self) -> None:
+        """Wait until no batch is waiting or in flight."""
+        await self._finds.drain()
+        await self._updates.drain()
+
+    async def find(
+        self, id: str, now: float, connection: AbstractAsyncContextManager[Any] = _HELD
+    ) -> Record | Literal[Outcome.ENDED] | None:
+        """Return the session, ENDED, or None. A session that isn't found in a batch waits for a *connection*."""
+        document = _LEFT_OUT if id in self._large else await self._finds.call(id)
+        if document is _LEFT_OUT:
+            async with connection:
+                document = await self._sessions.find_one({"_id": id})
+            self._large.discard(id)
+        found = to_record(document, now, self._damage)
+        if isinstance(found, Record) and sum(map(len, found.fields.values())) > _NEARLY_LARGE:
+            if len(self._large) == _MAX_LARGE:
+                self._large.clear()
+            self._large.add(id)
+        return found
+
+    def lock(self, id: str) -> AbstractAsyncContextManager[Any]:
+        """Return a lock for writes that read a large session first: each write makes the others read it again."""
+        return self._locks.setdefault(id, asyncio.Lock()) if id in self._large else nullcontext()
+
+    async def set(self, id: str, change: Change) -> bool:
+        """Make a change that deletes nothing, and return whether it found a live session that has room for it."""
+        if id not in self._large and (update := change.small_update()) is not None:
+            return await self._updates.call((id, update))
+        update = change.sized_update()
+        # A large update is sent by itself, so that other calls neither wait for it nor fail with it.
+        if sum(map(len, change.sets.values())) <= LARGE:
+            return await self._updates.call((id, update))
+        [result] = await self._update_all([(id, update)])
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    async def update(self, where: Document, pipeline: Pipeline) -> bool:
+        """Make a change, and return whether it found a session that has room for it."""
+        try:
+            return (await self._sessions.update_one(where, pipeline)).matched_count > 0
+        except WriteError as error:
+            if error.code != REFUSED:
+                raise
+            return False
+
+    async def update_or_end(self, where: Document, pipeline: Pipeline) -> Literal[Outcome.WRITTEN, Outcome.EMPTIED] | None:
+        """Make a change that may end the session, and return its outcome, or None if it found none that has room for it."""
+        try:
+            left = await self.update_and_find(where, pipeline)
+        except OperationFailure as error:
+            if error.code != REFUSED:
+                raise
+            return None
+        return None if left is None else Outcome.EMPTIED if "ended" in left else Outcome.WRITTEN
+
+    async def update_and_find(self, where: Document, pipeline: Pipeline, *, upsert: bool = False) -> Document | None:
+        """Return the part of a tombstone that the changed document has, or None if there was no document to change."""
+        fields = {"_id": False, "ended": True, "successor": True}
+        return await self._sessions.find_one_and_update(
+            where, pipeline, fields, upsert=upsert, return_document=ReturnDocument.AFTER
+        )
+
+    async def _find_all(self, ids: list[str]) -> list[Document | None]:
+        if len(ids) == 1:
+            # A filter by the _id only is a little faster.
+            return [await self._sessions.find_one({"_id": ids[0]})]
+        small = self._sessions.find({"_id": {"$in": ids}, "large": None})
+        found = {document["_id"]: document async for document in small}
+        return [found.get(id, _LEFT_OUT) for id in ids]
+
+    async def _update_all(self, updates: list[tuple[str, Pipeline]]) -> list[bool | BaseException]:
+        """Make the updates in one round trip; return for each whether it found a live session, or its error."""
+        # An upsert of a missing document is refused too, so it inserts nothing.
+        requests = [({"_id": id}, pipeline) for id, pipeline in updates]
+        try:
+            if len(requests) == 1:
+                # A single update is a little faster than a bulk write of one.
+                await self._sessions.update_one(*requests[0], upsert=True)
+            else:
+                await self._sessions.bulk_write([UpdateOne(*each, upsert=True) for each in requests], ordered=False)
+        except WriteError as error:
+            if error.code != REFUSED:
+                raise
+            return [False]
+        except BulkWriteError as error:
+            return results_of(len(requests), error.details)
+        return [True] * len(requests)

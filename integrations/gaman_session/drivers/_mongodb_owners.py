@@ -1,0 +1,120 @@
+"""The end of all sessions of an owner, and how a concurrent login, set_owner() or rename() learns of it.
+
+It is remembered for a minute in a document of its own, the owner's revocation: `{_id: "owner:...", ended: true, deadline, before,
+kept: [{id, since}]}`. The revocation refuses ownerships made before `before`.
+
+A rename in flight may insert its session too late for the revocation to find it. So the rename looks for a revocation after it has
+inserted the session, and ends the session itself unless the revocation kept the one that it was renamed from. Ending all sessions
+thus need not look for renames.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pymongo import UpdateOne
+from pymongo.errors import BulkWriteError, DuplicateKeyError
+
+from gaman_session._driver import MAX_SKEW, TOMBSTONE, Ownership, Record
+from gaman_session.drivers._mongodb_client import Sessions
+from gaman_session.drivers._mongodb_documents import Document, date, owned_by, to_document, tombstone
+from gaman_session.drivers._mongodb_errors import unconfirmed_error
+
+
+class CallTime:
+    """The time of a call: its *now*, and what the time is after some waiting."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+        self._began = time.monotonic()
+
+    def current(self) -> float:
+        """Return *now*, plus the seconds that the call has taken since."""
+        return self.now + (time.monotonic() - self._began)
+
+
+class Owners:
+    """The owners of *sessions*."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    async def end_all(self, owner: str, keep: list[str], now: float) -> int:
+        """Revoke the owner's sessions, and then end those that are there but the ones to keep; return how many."""
+        await self._revoke(owner, keep, now)
+        ending = {**owned_by(owner, now), "_id": {"$nin": keep}}
+        return (await self._sessions.update_many(ending, [{"$replaceWith": tombstone(now)}])).modified_count
+
+    async def is_revoked(self, ownership: Ownership, call: CallTime) -> bool:
+        """Return whether the owner's sessions were ended after *ownership* was made."""
+        found = await self._sessions.find_one(_revoking(ownership, call.now), {"_id": False, "before": True})
+        # A revocation from further ahead was made before the clock was set back.
+        return found is not None and bool(found["before"] <= call.current() + MAX_SKEW)
+
+    async def insert(self, id: str, record: Record, ownership: Ownership, call: CallTime, old_id: str | None = None) -> bool:
+        """Insert a session, and return whether it isn't revoked; *old_id* is the one that it had with the same ownership.
+
+        The search for a revocation follows the insertion in the same round trip. A revocation that it misses finds the session.
+        """
+        # Neither update changes a document that is there. After an insertion, only a revocation can be matched.
+        insert = UpdateOne({"_id": id}, {"$setOnInsert": to_document(record)}, upsert=True)
+        search = UpdateOne(_revoking(ownership, call.now), {"$min": {"before": math.inf}})
+        result: Mapping[str, Any]
+        try:
+            result = (await self._sessions.bulk_write([insert, search])).bulk_api_result
+        except BulkWriteError as error:
+            if error.details["writeErrors"]:
+                raise
+            result = error.details
+        unconfirmed = unconfirmed_error(result)
+        if not any(upserted["index"] == 0 for upserted in result["upserted"]):
+            raise unconfirmed or DuplicateKeyError("the id is taken")
+        if not result["nMatched"] or not await self.is_revoked(ownership, call):
+            if unconfirmed is not None:
+                raise unconfirmed
+            return True
+        if old_id is not None and await self._keep(ownership.owner, old_id, id):
+            return True
+        await self._sessions.replace_one({"_id": id}, tombstone(call.now))
+        return False
+
+    async def _revoke(self, owner: str, keep: list[str], now: float) -> None:
+        """Refuse the owner's ownerships that were made before *now*, and note which of the sessions live on."""
+        since: Document = {}
+        if keep:
+            kept_ones = self._sessions.find({"_id": {"$in": keep}, "owner": owner, "ended": None}, {"since": True})
+            since = {document["_id"]: document.get("since") async for document in kept_ones}
+        kept = {"$literal": [{"id": id, "since": since.get(id, -math.inf)} for id in keep]}
+        # A revocation from further ahead was made before the clock was set back.
+        stands = {"$and": [{"$gt": ["$deadline", date(now)]}, {"$lte": ["$before", now + MAX_SKEW]}]}
+        # A session that an earlier revocation ended may be in flight under another id, so a later one doesn't keep it.
+        outlived = {"$or": [{"$gte": ["$$this.since", "$before"]}, {"$in": ["$$this.id", "$kept.id"]}]}
+        deadline = date(now + TOMBSTONE)
+        revocation = {
+            "ended": True,
+            "before": {"$cond": [stands, {"$max": ["$before", now]}, now]},
+            "deadline": {"$cond": [stands, {"$max": ["$deadline", deadline]}, deadline]},
+            "kept": {"$cond": [stands, {"$filter": {"input": kept, "cond": outlived}}, kept]},
+        }
+        await self._sessions.update_one({"_id": _revocation_id(owner)}, [{"$set": revocation}], upsert=True)
+
+    async def _keep(self, owner: str, id: str, new_id: str) -> bool:
+        """Return whether the revocation kept the session, and have it keep *new_id* instead."""
+        kept = {"_id": _revocation_id(owner), "kept.id": id}
+        return (await self._sessions.update_one(kept, {"$set": {"kept.$.id": new_id}})).matched_count > 0
+
+
+def _revocation_id(owner: str) -> str:
+    return f"owner:{owner}"
+
+
+def _revoking(ownership: Ownership, now: float) -> Document:
+    """Return the filter that finds the owner's revocation if it revokes *ownership*."""
+    return {
+        "_id": _revocation_id(ownership.owner),
+        "before": {"$type": "double", "$gt": ownership.since},
+        "deadline": {"$gt": date(now)},
+    }
