@@ -14,26 +14,17 @@ from typing import Any
 from benchmarks.contenders import ASGI, Message
 from benchmarks.harness import Contender, Missing, line_of, timed
 from benchmarks.peers import PEERS, Peer
+from tests.asgi import Exchange, http_scope
+
+_SCOPE = http_scope()
+_HEADERS = [(b"host", b"testserver"), (b"user-agent", b"benchmark"), (b"accept", b"*/*")]
 
 
 def make_scope(path: str, cookie: bytes | None) -> Message:
-    headers = [(b"host", b"testserver"), (b"user-agent", b"benchmark"), (b"accept", b"*/*")]
+    headers = [*_HEADERS]
     if cookie is not None:
         headers.append((b"cookie", cookie))
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "https",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": headers,
-        "client": ("127.0.0.1", 50000),
-        "server": ("127.0.0.1", 443),
-    }
+    return {**_SCOPE, "path": path, "raw_path": path.encode(), "headers": headers}
 
 
 class Visitor:
@@ -53,14 +44,9 @@ class Visitor:
 
 async def ask(app: ASGI, path: str, cookie: bytes | None = None) -> tuple[int, dict[bytes, bytes], bytes]:
     """Return the status, headers and body that *app* answers with."""
-    messages: list[Message] = []
-
-    async def send(message: Message) -> None:
-        messages.append(message)
-
-    await app(make_scope(path, cookie), Visitor(), send)
-    start, *rest = messages
-    return start["status"], dict(start["headers"]), b"".join(message.get("body", b"") for message in rest)
+    exchange = Exchange()
+    await app(make_scope(path, cookie), exchange.receive, exchange.send)
+    return exchange.status, dict(exchange.headers.raw), exchange.body
 
 
 async def log_in(app: ASGI, path: str) -> bytes:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gaman import App, Context, Headers, Response
+from gaman import App, Context, Response
 from gaman.session import Driver, Session
 from gaman_session import _options
 from gaman_session._integration import integrate
 from gaman_session.drivers import find_driver
 from gaman_session.drivers.memory import MemoryDriver
 from tests import servers
+from tests.asgi import Exchange, http_scope
 
 SECRET = "a secret of the tests that is long enough"
 Work = Callable[[Session], Awaitable[Any]]
@@ -30,13 +30,11 @@ class Clock:
         return self.now
 
 
-class Reply:
-    """What came back: the response, and what the handler's work returned or raised."""
+class Reply(Exchange):
+    """A response, with the result or the error of its handler's work."""
 
     def __init__(self) -> None:
-        self.status = 0
-        self.headers = Headers()
-        self.body = b""
+        super().__init__()
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -88,32 +86,9 @@ class Site:
     ) -> Reply:
         """Run one request; *cookie* is the Cookie field as it is, or several."""
         reply = Reply()
-        headers = [(b"host", b"testserver")]
-        headers += [(b"cookie", field.encode("latin-1")) for field in ([cookie] if isinstance(cookie, str) else cookie or ())]
-
-        async def receive() -> dict[str, Any]:
-            await asyncio.Event().wait()
-            raise AssertionError("a request without a body waits for ever")
-
-        async def send(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                reply.status, reply.headers = message["status"], Headers(message["headers"])
-            else:
-                reply.body += message.get("body", b"")
-
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "scheme": scheme,
-            "path": "/",
-            "raw_path": b"/",
-            "query_string": b"",
-            "headers": headers,
-            "reply": reply,
-            "work": work,
-            "response": response or Response("done"),
-        }
-        await self.app(scope, receive, send)
+        fields = [(b"cookie", field.encode("latin-1")) for field in ([cookie] if isinstance(cookie, str) else cookie or ())]
+        scope = http_scope(headers=fields, scheme=scheme, reply=reply, work=work, response=response or Response("done"))
+        await self.app(scope, reply.receive, reply.send)
         return reply
 
     def browser(self, cookie: str | None = None) -> Browser:

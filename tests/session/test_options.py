@@ -16,7 +16,7 @@ from gaman_session import _options
 from gaman_session._integration import integrate as integrate_options
 from gaman_session._sealing import Keyring
 from gaman_session.drivers.memory import MemoryDriver
-from tests.conftest import Ask
+from tests.asgi import Ask
 from tests.session.sites import SECRET
 
 pytestmark = pytest.mark.anyio
