@@ -15,12 +15,13 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import chart, harness, machine
-from benchmarks.compare import compare, comparison_table, warnings
-from benchmarks.figures import judge
+from benchmarks import harness
 from benchmarks.harness import Plan, Question
-from benchmarks.results import Results, load, save
-from benchmarks.table import MARKS, show
+from benchmarks.report import chart, machine
+from benchmarks.report.compare import compare, comparison_table, warnings
+from benchmarks.report.figures import judge
+from benchmarks.report.results import Results, load, save
+from benchmarks.report.table import MARKS, show
 
 HERE = Path(__file__).parent
 QUESTIONS = ("serializer", "sealing", "in_process", "scaling", "over_http", "drivers", "memory")
@@ -32,7 +33,7 @@ MOST, MOST_QUICK = 560.0, 40.0
 
 def find_questions(names: Sequence[str]) -> list[Question]:
     """Return the questions of those names, or all."""
-    return [import_module(f"benchmarks.{name}").QUESTION for name in names or QUESTIONS]
+    return [import_module(f"benchmarks.questions.{name}").QUESTION for name in names or QUESTIONS]
 
 
 def plan_for(questions: Sequence[Question], quick: bool, against: str | None) -> Plan:

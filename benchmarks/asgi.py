@@ -11,9 +11,9 @@ from importlib.metadata import version
 from itertools import cycle
 from typing import Any
 
-from benchmarks.contenders import ASGI, Message
 from benchmarks.harness import Contender, Missing, line_of, timed
-from benchmarks.peers import PEERS, Peer
+from benchmarks.rivals.bare import ASGI, Message
+from benchmarks.rivals.peers import PEERS, Peer
 from tests.asgi import Exchange, http_scope
 
 _SCOPE = http_scope()

@@ -19,7 +19,7 @@ from pathlib import Path
 from timeit import Timer
 from typing import Any, Literal, NamedTuple
 
-from benchmarks.results import AbsentResult, Better, CaseResult, ContenderResult, GoalResult, Kind, QuestionResult
+from benchmarks.report.results import AbsentResult, Better, CaseResult, ContenderResult, GoalResult, Kind, QuestionResult
 
 HERE = Path(__file__).parent
 SLICE = 0.002

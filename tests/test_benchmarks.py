@@ -10,15 +10,28 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import chart, contenders, harness, in_process, peers, scaling, sealing, serializer, stores
-from benchmarks import compare as comparing
+from benchmarks import harness
 from benchmarks.asgi import ask, log_in
-from benchmarks.contenders import ASGI, FloorMemory
-from benchmarks.figures import interval, judge, ratios, to_floor
 from benchmarks.harness import BEST_PEER, Absent, Case, Contender, Goal, Missing, Plan, Question
 from benchmarks.places import place_for
-from benchmarks.results import AbsentResult, CaseResult, ContenderResult, GoalResult, Kind, QuestionResult, Results, load, save
-from benchmarks.table import show
+from benchmarks.questions import in_process, scaling, sealing, serializer
+from benchmarks.report import chart
+from benchmarks.report import compare as comparing
+from benchmarks.report.figures import interval, judge, ratios, to_floor
+from benchmarks.report.results import (
+    AbsentResult,
+    CaseResult,
+    ContenderResult,
+    GoalResult,
+    Kind,
+    QuestionResult,
+    Results,
+    load,
+    save,
+)
+from benchmarks.report.table import show
+from benchmarks.rivals import bare, bare_stores, peers
+from benchmarks.rivals.bare import ASGI, FloorMemory
 from gaman import App
 
 pytestmark = pytest.mark.anyio
@@ -41,8 +54,8 @@ def lack(name: str) -> None:
 @pytest.mark.parametrize(
     ("path", "floor", "app"),
     [
-        ("/json", contenders.floor_plain, contenders.gaman_plain),
-        ("/users/42/posts/7", contenders.floor_plain, lambda: contenders.gaman_plain(*in_process.OTHERS)),
+        ("/json", bare.floor_plain, bare.gaman_plain),
+        ("/users/42/posts/7", bare.floor_plain, lambda: bare.gaman_plain(*in_process.OTHERS)),
     ],
 )
 async def test_the_floor_and_gaman_give_the_same_answer(path: str, floor: ASGI, app: Callable[[], App]) -> None:
@@ -54,9 +67,9 @@ async def test_the_floor_and_gaman_give_the_same_answer(path: str, floor: ASGI, 
 @pytest.mark.parametrize("kind", ["cookies", "memory"])
 async def test_the_floor_and_gaman_answer_a_session_alike_but_for_the_token(kind: str) -> None:
     memory = FloorMemory()
-    read = contenders.floor_cookie_read if kind == "cookies" else memory.read
-    write = contenders.floor_cookie_write if kind == "cookies" else memory.write
-    app = contenders.gaman_session({"type": kind})
+    read = bare.floor_cookie_read if kind == "cookies" else memory.read
+    write = bare.floor_cookie_write if kind == "cookies" else memory.write
+    app = bare.gaman_session({"type": kind})
     await app.load()
     both: list[tuple[ASGI, ASGI]] = [(read, write), (app, app)]
     for asked in ("/read", "/write"):
@@ -73,11 +86,11 @@ async def test_the_floor_and_gaman_answer_a_session_alike_but_for_the_token(kind
 @pytest.mark.parametrize("kind", ["redis", "sql", "file", "mongodb"])
 async def test_a_session_of_a_floor_over_a_store_ends(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     with place_for(kind) as place:
-        store = stores.STORES[kind](place)
+        store = bare_stores.STORES[kind](place)
         await store.open()
         try:
             for lifetime, expected in ((86_400, b"value"), (-1, None)):
-                monkeypatch.setattr(stores, "DAY", lifetime)
+                monkeypatch.setattr(bare_stores, "DAY", lifetime)
                 await store.write("ab" * 32, b"value")
                 assert await store.read("ab" * 32) == expected
         finally:
@@ -95,7 +108,7 @@ async def test_all_contenders_of_a_case_give_the_same_answer(monkeypatch: pytest
             await harness.check(case, present)
             assert {each.kind for each in present} >= {"floor", "ours"}
             assert all(each.answer is not None for each in present)
-            assert all(re.fullmatch(r"benchmarks/\w+\.py:\d+", each.source) for each in present)
+            assert all(re.fullmatch(r"benchmarks/(questions|rivals)/\w+\.py:\d+", each.source) for each in present)
 
 
 @pytest.mark.parametrize("kind", ["plain", "cookies", "memory"])
@@ -209,7 +222,7 @@ async def test_against_chooses_the_peers_alone() -> None:
 
 def test_a_contender_knows_the_line_that_it_comes_from() -> None:
     assert re.fullmatch(r"tests/test_benchmarks\.py:\d+", constant("a", 1.0).source)
-    assert harness.line_of(contenders.floor_plain).startswith("benchmarks/contenders.py:")
+    assert harness.line_of(bare.floor_plain).startswith("benchmarks/rivals/bare.py:")
 
 
 # What figures say

@@ -9,9 +9,10 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from benchmarks import drivers, entrants, growth, memory, over_http, owners
 from benchmarks.harness import Case, Contender, Missing, Plan, _turn, check
 from benchmarks.load import Aim, Load, ask_by_wrk, ask_from_here, read_wrk
+from benchmarks.questions import drivers, growth, memory, over_http, owners
+from benchmarks.rivals import servers
 
 pytestmark = pytest.mark.anyio
 
@@ -164,7 +165,7 @@ async def test_a_server_that_is_not_installed_is_a_row_with_the_reason(monkeypat
             raise PackageNotFoundError(package)
         return "1.0"
 
-    monkeypatch.setattr(entrants, "version", lack)
+    monkeypatch.setattr(servers, "version", lack)
     monkeypatch.setenv("PATH", "")
     present, absent = await taking_part(setting("memory, read", Plan()))
     assert {*present} == {"bare callable", "gaman"}
@@ -181,7 +182,7 @@ async def test_a_commit_a_write_is_a_batch_a_call() -> None:
         await asyncio.sleep(0)
         return [call.upper() for call in calls]
 
-    one_by_one = entrants._Singly(run)
+    one_by_one = servers._Singly(run)
     assert await asyncio.gather(*map(one_by_one.call, "abc")) == ["A", "B", "C"]
     assert batches == [["a"], ["b"], ["c"]]
 

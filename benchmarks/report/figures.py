@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
 from benchmarks.harness import BEST_PEER
-from benchmarks.results import CaseResult, ContenderResult, GoalResult
+from benchmarks.report.results import CaseResult, ContenderResult, GoalResult
 
 CONFIDENCE = 0.95
 APART = 1.05

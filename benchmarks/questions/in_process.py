@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
-from benchmarks import contenders
 from benchmarks.asgi import contend, log_in, peers
 from benchmarks.harness import BEST_PEER, Case, Contender, Goal, Missing, Plan, Question, line_of
-from benchmarks.peers import Paths
+from benchmarks.rivals import bare
+from benchmarks.rivals.peers import Paths
 from gaman_session import _sealing
 
 FLOOR = "bare callable"
@@ -20,7 +20,7 @@ OTHERS: tuple[Paths, Paths] = [f"/other/{i}/{{name}}" for i in range(50)], [f"/o
 
 @asynccontextmanager
 async def plain(path: str, others: tuple[Paths, Paths] = ((), ())) -> AsyncGenerator[Sequence[Contender | Missing]]:
-    floor, gaman = contenders.floor_plain, contenders.gaman_plain
+    floor, gaman = bare.floor_plain, bare.gaman_plain
     yield [
         await contend(floor, path, name=FLOOR, kind="floor", source=line_of(floor)),
         await contend(gaman(*others), path, name="gaman", kind="ours", source=line_of(gaman)),
@@ -31,11 +31,11 @@ async def plain(path: str, others: tuple[Paths, Paths] = ((), ())) -> AsyncGener
 @asynccontextmanager
 async def in_session(kind: str, path: str) -> AsyncGenerator[Sequence[Contender | Missing]]:
     if kind == "cookies":
-        read, write = contenders.floor_cookie_read, contenders.floor_cookie_write
+        read, write = bare.floor_cookie_read, bare.floor_cookie_write
     else:
-        memory = contenders.FloorMemory()
+        memory = bare.FloorMemory()
         read, write = memory.read, memory.write
-    floor, gaman = read if path == "/read" else write, contenders.gaman_session
+    floor, gaman = read if path == "/read" else write, bare.gaman_session
     app = gaman({"type": kind})
     await app.load()
     try:

@@ -12,8 +12,8 @@ from functools import partial
 from secrets import token_hex
 from unittest.mock import patch
 
-from benchmarks.growth import SIZES, STORES, fill, opened
 from benchmarks.harness import Case, Contender, Missing, Plan, Question, Sample
+from benchmarks.questions.growth import SIZES, STORES, fill, opened
 from gaman.session import OwnerDriver, Ownership, Record
 from gaman_session import _sealing
 

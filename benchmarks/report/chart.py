@@ -9,9 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import Interval, best_first, interval, judge, to_floor
-from benchmarks.results import CaseResult, ContenderResult, GoalResult, QuestionResult, Results
-from benchmarks.table import figure, name_of, wanted
+from benchmarks.report.figures import Interval, best_first, interval, judge, to_floor
+from benchmarks.report.results import CaseResult, ContenderResult, GoalResult, QuestionResult, Results
+from benchmarks.report.table import figure, name_of, wanted
 
 # Okabe and Ito's colours, which those who confuse red and green tell apart too.
 OURS, PEER, FLOOR, GOAL, UNREACHED = "#D55E00", "#56B4E9", "#999999", "#009E73", "#CC79A7"

@@ -1,4 +1,4 @@
-"""Who takes part over HTTP, and the program that serves one of them: python -m benchmarks.entrants NAME KIND [PLACE].
+"""Who takes part over HTTP, and the program that serves one of them: python -m benchmarks.rivals.servers NAME KIND [PLACE].
 
 A kind is what a server is set up for: `plain`, sessions in `cookies`, or in the store that it names, which is at a place.
 """
@@ -19,12 +19,13 @@ from unittest.mock import patch
 import uvicorn
 import uvloop
 
-from benchmarks import contenders, http_peers, places
-from benchmarks.contenders import ASGI, Message, Receive, Send
-from benchmarks.in_process import FLOOR, OTHERS
-from benchmarks.peers import PEERS, Peer
-from benchmarks.results import Kind
-from benchmarks.stores import STORES, Floor
+from benchmarks import places
+from benchmarks.questions.in_process import FLOOR, OTHERS
+from benchmarks.report.results import Kind
+from benchmarks.rivals import bare, http_peers
+from benchmarks.rivals.bare import ASGI, Message, Receive, Send
+from benchmarks.rivals.bare_stores import STORES, Floor
+from benchmarks.rivals.peers import PEERS, Peer
 from gaman import App
 from gaman._server import run
 from tests.servers import free_port
@@ -92,22 +93,22 @@ def on_uvicorn(build: Callable[[str, str], Awaitable[ASGI]], kind: str, place: s
 async def build_floor(kind: str, place: str) -> ASGI:
     """Return the bare callable."""
     if kind == "plain":
-        return contenders.floor_plain
+        return bare.floor_plain
     if kind == "cookies":
         return _floor_cookies
     return Floor(STORES[kind](place))
 
 
 async def _floor_cookies(scope: Message, receive: Receive, send: Send) -> None:
-    answer = contenders.floor_cookie_read if scope["path"] == "/read" else contenders.floor_cookie_write
+    answer = bare.floor_cookie_read if scope["path"] == "/read" else bare.floor_cookie_write
     await answer(scope, receive, send)
 
 
 def build_gaman(kind: str, place: str) -> App:
     """Return gaman's App."""
     if kind == "plain":
-        return contenders.gaman_plain(*OTHERS)
-    return contenders.gaman_session(places.driver_options(kind, place))
+        return bare.gaman_plain(*OTHERS)
+    return bare.gaman_session(places.driver_options(kind, place))
 
 
 def serve_gaman(kind: str, place: str) -> None:
@@ -147,7 +148,7 @@ def on_granian(kind: str, place: str) -> None:
     os.environ["GAMAN_BENCHMARK"] = f"{kind} {place}"
     port = free_port()
     print(f"listening on http://127.0.0.1:{port}", flush=True)
-    target, interface, loop = "benchmarks.entrants:granian_app", constants.Interfaces.ASGI, constants.Loops.uvloop
+    target, interface, loop = "benchmarks.rivals.servers:granian_app", constants.Interfaces.ASGI, constants.Loops.uvloop
     server.Server(target, port=port, interface=interface, loop=loop, factory=True, log_level="warning").serve()
 
 

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from benchmarks.contenders import USER
+from benchmarks.rivals.bare import USER
 
 LIFETIME: Final = 86_400
 Session = dict[str, Any]

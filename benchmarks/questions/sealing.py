@@ -18,8 +18,8 @@ from typing import Any
 from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
 
-from benchmarks.contenders import SECRET, USER, decode, encode
 from benchmarks.harness import Case, Contender, Entered, Missing, Plan, Question, contenders, line_of, timed_call
+from benchmarks.rivals.bare import SECRET, USER, decode, encode
 from gaman.session import session
 from gaman_session._sealing import Keyring, new_id
 

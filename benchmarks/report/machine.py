@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("gaman", "msgspec", "cryptography", "uvicorn", "uvloop", "httptools", "anyio", "redis", "pymongo", "aiosqlite")
 # What pyperf knows of a machine, without what only names it.
 _KNOWN = (
@@ -27,7 +27,7 @@ _KNOWN = (
 def commit() -> str:
     """Return which commit is measured, and whether something has been changed since, or "unknown"."""
     try:
-        command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"

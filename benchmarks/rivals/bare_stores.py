@@ -19,7 +19,7 @@ from struct import Struct
 from threading import get_ident
 from typing import Any, Final, Protocol
 
-from benchmarks.contenders import NO_STORE, USER, Message, Receive, Send, cipher, decode, encode, find_cookie, send_json
+from benchmarks.rivals.bare import NO_STORE, USER, Message, Receive, Send, cipher, decode, encode, find_cookie, send_json
 
 DAY: Final = 86_400
 _EXPIRES: Final = Struct("d")

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from benchmarks.contenders import ASGI, USER
-from benchmarks.in_process import OTHERS
+from benchmarks.questions.in_process import OTHERS
+from benchmarks.rivals.bare import ASGI, USER
 
 _MAX_AGE = 86_400
 _NODE = Path(__file__).with_name("node")
@@ -98,7 +98,7 @@ def find_node() -> str | None:
     if shutil.which("node") is None:
         return "not installed: node"
     if not (_NODE / "node_modules" / "express").exists():
-        return "not installed: npm install --prefix benchmarks/node"
+        return "not installed: npm install --prefix benchmarks/rivals/node"
     return None
 
 

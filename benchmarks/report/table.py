@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.figures import APART, Interval, best_first, interval, judge, to_floor
-from benchmarks.results import CaseResult, ContenderResult, GoalResult, QuestionResult
+from benchmarks.report.figures import APART, Interval, best_first, interval, judge, to_floor
+from benchmarks.report.results import CaseResult, ContenderResult, GoalResult, QuestionResult
 
 MARKS = {"met": ("✓", "green"), "missed": ("✗", "red"), "out of reach": ("✗", "magenta"), "can't tell": ("?", "yellow")}
 

@@ -18,13 +18,13 @@ from typing import Any, Final
 
 from benchmarks import places
 from benchmarks.asgi import Visitor, make_scope
-from benchmarks.contenders import ASGI, SECRET, Message, read, write
 from benchmarks.harness import Case, Contender, Missing, Plan, Question, line_of
-from benchmarks.in_process import FLOOR
 from benchmarks.places import driver_options, place_for
-from benchmarks.results import Kind
-from benchmarks.stores import STORES, Floor
-from benchmarks.storing import PEERS, Way, visit
+from benchmarks.questions.in_process import FLOOR
+from benchmarks.report.results import Kind
+from benchmarks.rivals.bare import ASGI, SECRET, Message, read, write
+from benchmarks.rivals.bare_stores import STORES, Floor
+from benchmarks.rivals.peer_stores import PEERS, Way, visit
 from gaman import App, Context, Response, define_routes
 from gaman.session import session
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from benchmarks.contenders import ASGI, SECRET, USER
+from benchmarks.rivals.bare import ASGI, SECRET, USER
 
 Paths = Sequence[str]
 Kept = Mapping[str, object]

@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.figures import APART, CONFIDENCE, Interval, find, interval, ratios
-from benchmarks.results import CaseResult, ContenderResult, Results
-from benchmarks.table import figure
+from benchmarks.report.figures import APART, CONFIDENCE, Interval, find, interval, ratios
+from benchmarks.report.results import CaseResult, ContenderResult, Results
+from benchmarks.report.table import figure
 
 Change = Literal["worse", "better", "same", "can't tell"]
 STYLES = {"worse": "bold red", "better": "green", "same": "dim", "can't tell": "yellow"}

@@ -1,6 +1,6 @@
 """How much memory sessions take: bytes a session, a million of them, and whether a process grows over a million requests.
 
-Each figure comes from a process of its own: python -m benchmarks.memory sessions WAY COUNT, or requests COUNT, prints it.
+Each figure comes from a process of its own: python -m benchmarks.questions.memory sessions WAY COUNT, or requests COUNT, prints it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any, Final
 import uvloop
 
 from benchmarks import places
-from benchmarks.contenders import USER, encode
-from benchmarks.drivers import CalledGaman
-from benchmarks.growth import bytes_each, resident
 from benchmarks.harness import Absent, Case, Contender, Goal, Missing, Plan, Question, Sample, contenders
-from benchmarks.results import Kind
-from benchmarks.storing import Litestar, Starsessions, Way
+from benchmarks.questions.drivers import CalledGaman
+from benchmarks.questions.growth import bytes_each, resident
+from benchmarks.report.results import Kind
+from benchmarks.rivals.bare import USER, encode
+from benchmarks.rivals.peer_stores import Litestar, Starsessions, Way
 
 VALUES: Final = len(encode(USER))
 """Bytes of what a session holds."""
@@ -66,8 +66,8 @@ async def count_requests(way: Way, count: int) -> list[int]:
 
 def ask_apart(*arguments: str) -> Any:
     """Return what this program prints, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.memory", *arguments]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.questions.memory", *arguments]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     if "ModuleNotFoundError" in done.stderr:
         raise Absent(done.stderr.strip().splitlines()[-1])
     assert not done.returncode, done.stderr

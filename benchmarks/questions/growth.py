@@ -2,7 +2,7 @@
 
 A session holds the user of the other benchmarks, sealed. Sessions end at times that are spread over a day. An idle sweep finds
 nothing to remove; a due one removes a minute's worth. Redis and MongoDB sweep by themselves. Each store is filled by a process of
-its own: python -m benchmarks.growth KIND COUNT.
+its own: python -m benchmarks.questions.growth KIND COUNT.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ async def grow(kind: str, count: int) -> Grown:
 
 def grow_apart(kind: str, count: int) -> Grown:
     """Do that in a process of its own, whose memory was never another store's."""
-    command = [sys.executable, "-m", "benchmarks.growth", kind, str(count)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.questions.growth", kind, str(count)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
     return msgspec.json.decode(done.stdout, type=Grown)
 

@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.entrants import ENTRANTS, Entrant
 from benchmarks.harness import BEST_PEER, Case, Contender, Goal, Missing, Plan, Question, Sample, line_of
-from benchmarks.in_process import FLOOR
 from benchmarks.load import Aim, load
 from benchmarks.places import STORES, place_for
+from benchmarks.questions.in_process import FLOOR
+from benchmarks.rivals.servers import ENTRANTS, Entrant
 from tests.serving import Answer, get, running, until
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TURN, QUICK_TURN = 0.15, 0.05
 """Seconds. wrk takes a little longer, see load.py."""
 QUICK = (FLOOR, "gaman", "Starlette", "Express")
@@ -138,7 +138,7 @@ async def enter(setting: Setting, plan: Plan) -> AsyncGenerator[Sequence[Contend
             if (reason := entrant.absence()) is not None:
                 found.append(Missing(entrant.name, reason))
                 continue
-            arguments = ("-m", "benchmarks.entrants", entrant.name, setting.kind, place)
+            arguments = ("-m", "benchmarks.rivals.servers", entrant.name, setting.kind, place)
             programs.append((entrant, stack.enter_context(running(*arguments, cwd=ROOT))))
         # They start side by side.
         turn = QUICK_TURN if plan.quick else TURN

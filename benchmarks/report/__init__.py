@@ -1,0 +1,1 @@
+"""What a run found: its figures, its tables and its charts."""

@@ -1,0 +1,1 @@
+"""The peers and the bare callables, and how each is set up."""
