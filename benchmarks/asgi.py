@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from importlib.metadata import version
 from itertools import cycle
 from typing import Any
 
-from benchmarks.harness import Contender, Missing, line_of, timed
-from benchmarks.rivals.bare import ASGI, Message
-from benchmarks.rivals.peers import PEERS, Peer
-from tests.asgi import Exchange, http_scope
+from benchmarks.harness import Contender, timed
+from tests.asgi import ASGI, Exchange, Message, http_scope
 
 _SCOPE = http_scope()
 _HEADERS = [(b"host", b"testserver"), (b"user-agent", b"benchmark"), (b"accept", b"*/*")]
@@ -77,25 +74,3 @@ async def contend(app: ASGI, path: str, *cookies: bytes, **described: Any) -> Co
         return status, json.loads(body)
 
     return Contender(measure=timed(partial(time_calls, app, path, turns)), answer=answer, **described)
-
-
-async def peers(
-    path: str, build: Callable[[Peer], Awaitable[ASGI] | str], begin: str | None = None, at: float | None = None
-) -> list[Contender | Missing]:
-    """Return each peer whose application *build* makes, in a session that *begin* has begun; a string says why there is none."""
-    found: list[Contender | Missing] = []
-    for peer in PEERS:
-        building = build(peer)
-        if isinstance(building, str):
-            found.append(Missing(peer.name, building, at))
-            continue
-        try:
-            app = await building
-        except ModuleNotFoundError as error:
-            found.append(Missing(peer.name, f"not installed: {error.name}", at))
-            continue
-        cookies = () if begin is None else (await log_in(app, begin),)
-        found.append(
-            await contend(app, path, *cookies, name=peer.name, version=version(peer.package), source=line_of(peer.plain), at=at)
-        )
-    return found

@@ -26,8 +26,6 @@ SLICE = 0.002
 """Seconds of one contender's turn, where the harness chooses how often it calls: short, so that what disturbs one disturbs all."""
 FAILED = "failed"
 """What the reason begins with, where a case that should have run did not."""
-BEST_PEER = "the best peer"
-"""For Goal: whichever peer has the best median."""
 
 
 class Sample(NamedTuple):

@@ -12,13 +12,14 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import harness
 from benchmarks.asgi import ask, log_in
-from benchmarks.harness import BEST_PEER, Absent, Case, Contender, Goal, Missing, Plan, Question
+from benchmarks.harness import Absent, Case, Contender, Goal, Missing, Plan, Question
 from benchmarks.places import place_for
 from benchmarks.questions import in_process, scaling, sealing, serializer
 from benchmarks.report import chart
 from benchmarks.report import compare as comparing
 from benchmarks.report.figures import interval, judge, ratios, to_floor
 from benchmarks.report.results import (
+    BEST_PEER,
     AbsentResult,
     CaseResult,
     ContenderResult,
@@ -30,7 +31,7 @@ from benchmarks.report.results import (
     save,
 )
 from benchmarks.report.table import show
-from benchmarks.rivals import bare, bare_stores, peers
+from benchmarks.rivals import bare, bare_stores, ours, peers
 from benchmarks.rivals.bare import ASGI, FloorMemory
 from gaman import App
 
@@ -54,8 +55,8 @@ def lack(name: str) -> None:
 @pytest.mark.parametrize(
     ("path", "floor", "app"),
     [
-        ("/json", bare.floor_plain, bare.gaman_plain),
-        ("/users/42/posts/7", bare.floor_plain, lambda: bare.gaman_plain(*in_process.OTHERS)),
+        ("/json", bare.floor_plain, ours.gaman_plain),
+        ("/users/42/posts/7", bare.floor_plain, lambda: ours.gaman_plain(*bare.OTHERS)),
     ],
 )
 async def test_the_floor_and_gaman_give_the_same_answer(path: str, floor: ASGI, app: Callable[[], App]) -> None:
@@ -69,7 +70,7 @@ async def test_the_floor_and_gaman_answer_a_session_alike_but_for_the_token(kind
     memory = FloorMemory()
     read = bare.floor_cookie_read if kind == "cookies" else memory.read
     write = bare.floor_cookie_write if kind == "cookies" else memory.write
-    app = bare.gaman_session({"type": kind})
+    app = ours.gaman_session({"type": kind})
     await app.load()
     both: list[tuple[ASGI, ASGI]] = [(read, write), (app, app)]
     for asked in ("/read", "/write"):
@@ -116,7 +117,7 @@ async def test_a_peer_that_is_not_installed_is_a_row_that_says_so(monkeypatch: p
     monkeypatch.setattr(peers, "import_module", lack)
     case = Case(
         name="case",
-        floor=in_process.FLOOR,
+        floor=bare.FLOOR,
         enter=lambda: in_process.plain("/json") if kind == "plain" else in_process.in_session(kind, "/read"),
     )
     found = await harness.run(ask_for(case), QUICK, nothing)

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.harness import Case, Contender, Missing, Plan, _turn, check
 from benchmarks.load import Aim, Load, ask_by_wrk, ask_from_here, read_wrk
 from benchmarks.questions import drivers, growth, memory, over_http, owners
-from benchmarks.rivals import servers
+from benchmarks.rivals import called, servers
 
 pytestmark = pytest.mark.anyio
 
@@ -202,7 +202,7 @@ async def test_all_ways_of_storing_that_are_installed_answer_alike(case: Case) -
 
 async def test_those_who_ask_at_once_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drivers, "TURN", 0.01)
-    way = drivers.CalledGaman("memory", "")
+    way = called.CalledGaman("memory", "")
     await way.open()
     crowd = drivers.Crowd(way, "regenerate", 8)
     await crowd.answer()

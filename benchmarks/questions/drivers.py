@@ -7,7 +7,6 @@ ask at once have a session each, and ask again as soon as the answer is there.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,90 +16,18 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from benchmarks import places
-from benchmarks.asgi import Visitor, make_scope
 from benchmarks.harness import Case, Contender, Missing, Plan, Question, line_of
-from benchmarks.places import driver_options, place_for
-from benchmarks.questions.in_process import FLOOR
+from benchmarks.places import place_for
 from benchmarks.report.results import Kind
-from benchmarks.rivals.bare import ASGI, SECRET, Message, read, write
-from benchmarks.rivals.bare_stores import STORES, Floor
-from benchmarks.rivals.peer_stores import PEERS, Way, visit
-from gaman import App, Context, Response, define_routes
-from gaman.session import session
+from benchmarks.rivals.bare import FLOOR
+from benchmarks.rivals.bare_stores import STORES
+from benchmarks.rivals.called import HANDLERS, CalledFloor, CalledGaman
+from benchmarks.rivals.peer_stores import PEERS, Way
 
 AT_ONCE: Final = (1, 8, 64)
 QUICK_AT_ONCE: Final = (1, 64)
 TURN: Final = 0.03
 """Seconds."""
-
-
-async def _read_write(ctx: Context) -> Response:
-    user = await ctx.session.get("user")
-    await ctx.session.set("user", user)
-    return Response.json({"user": user})
-
-
-async def _update(ctx: Context) -> Response:
-    return Response.json({"user": await ctx.session.update("user", visit)})
-
-
-async def _regenerate(ctx: Context) -> Response:
-    user = await ctx.session.get("user")
-    await ctx.session.regenerate()
-    return Response.json({"user": user})
-
-
-HANDLERS: Final = {"load": read, "write": write, "read-write": _read_write, "update": _update, "regenerate": _regenerate}
-
-
-class Called(Way):
-    """An ASGI application that is called in this process. A key is the Cookie field, and an answer the body."""
-
-    def __init__(self, app: ASGI) -> None:
-        self._app = app
-
-    async def serve(self, operation: str, key: bytes | None) -> tuple[bytes | None, bytes]:
-        body = b""
-
-        async def send(message: Message) -> None:
-            nonlocal key, body
-            if message["type"] == "http.response.start":
-                for name, value in message["headers"]:
-                    if name == b"set-cookie":
-                        key = value.partition(b";")[0]
-            else:
-                body = message["body"]
-
-        await self._app(make_scope(f"/{operation}", key), Visitor(), send)
-        return key, body
-
-    def read(self, answer: bytes) -> Any:
-        return json.loads(answer).get("user")
-
-
-class CalledFloor(Called):
-    def __init__(self, kind: str, place: str) -> None:
-        self._store = STORES[kind](place)
-        super().__init__(Floor(self._store))
-
-    async def open(self) -> None:
-        await self._store.open()
-
-    async def close(self) -> None:
-        await self._store.close()
-
-
-class CalledGaman(Called):
-    def __init__(self, kind: str, place: str, **options: Any) -> None:
-        routes = define_routes({f"/{operation}": {"GET": handler} for operation, handler in HANDLERS.items()})
-        self._gaman = App(routes, integrations=[session(SECRET, {**driver_options(kind, place), **options})])
-        super().__init__(self._gaman)
-
-    async def open(self) -> None:
-        await self._gaman.load()
-
-    async def close(self) -> None:
-        await self._gaman.shutdown()
 
 
 class Crowd:

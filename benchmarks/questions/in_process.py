@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
-from benchmarks.asgi import contend, log_in, peers
-from benchmarks.harness import BEST_PEER, Case, Contender, Goal, Missing, Plan, Question, line_of
-from benchmarks.rivals import bare
-from benchmarks.rivals.peers import Paths
+from benchmarks.asgi import contend, log_in
+from benchmarks.harness import Case, Contender, Goal, Missing, Plan, Question, line_of
+from benchmarks.report.results import BEST_PEER
+from benchmarks.rivals import bare, ours
+from benchmarks.rivals.bare import FLOOR, OTHERS
+from benchmarks.rivals.peers import Paths, peers
 from gaman_session import _sealing
 
-FLOOR = "bare callable"
 STRANGERS = "gaman, each cookie new"
 MANY = 2 * _sealing._REMEMBERED
 """So many cookies that when the first one comes again, gaman has forgotten it."""
-OTHERS: tuple[Paths, Paths] = [f"/other/{i}/{{name}}" for i in range(50)], [f"/other/{i}/{{name}}" for i in range(50, 100)]
 
 
 @asynccontextmanager
 async def plain(path: str, others: tuple[Paths, Paths] = ((), ())) -> AsyncGenerator[Sequence[Contender | Missing]]:
-    floor, gaman = bare.floor_plain, bare.gaman_plain
+    floor, gaman = bare.floor_plain, ours.gaman_plain
     yield [
         await contend(floor, path, name=FLOOR, kind="floor", source=line_of(floor)),
         await contend(gaman(*others), path, name="gaman", kind="ours", source=line_of(gaman)),
@@ -35,15 +35,15 @@ async def in_session(kind: str, path: str) -> AsyncGenerator[Sequence[Contender 
     else:
         memory = bare.FloorMemory()
         read, write = memory.read, memory.write
-    floor, gaman = read if path == "/read" else write, bare.gaman_session
+    floor, gaman = read if path == "/read" else write, ours.gaman_session
     app = gaman({"type": kind})
     await app.load()
     try:
-        theirs, ours = [[await log_in(each, "/write") for _ in range(MANY)] for each in (write, app)]
+        bare_cookies, cookies = [[await log_in(each, "/write") for _ in range(MANY)] for each in (write, app)]
         yield [
-            await contend(floor, path, *theirs, name=FLOOR, kind="floor", source=line_of(floor)),
-            await contend(app, path, ours[0], name="gaman", kind="ours", source=line_of(gaman)),
-            await contend(app, path, *ours, name=STRANGERS, kind="ours", source=line_of(gaman)),
+            await contend(floor, path, *bare_cookies, name=FLOOR, kind="floor", source=line_of(floor)),
+            await contend(app, path, cookies[0], name="gaman", kind="ours", source=line_of(gaman)),
+            await contend(app, path, *cookies, name=STRANGERS, kind="ours", source=line_of(gaman)),
             *await peers(path, lambda peer: peer.session(kind), "/write"),
         ]
     finally:

@@ -22,10 +22,10 @@ import uvloop
 
 from benchmarks import places
 from benchmarks.harness import Absent, Case, Contender, Goal, Missing, Plan, Question, Sample, contenders
-from benchmarks.questions.drivers import CalledGaman
 from benchmarks.questions.growth import bytes_each, resident
 from benchmarks.report.results import Kind
 from benchmarks.rivals.bare import USER, encode
+from benchmarks.rivals.called import CalledGaman
 from benchmarks.rivals.peer_stores import Litestar, Starsessions, Way
 
 VALUES: Final = len(encode(USER))

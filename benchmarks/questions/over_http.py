@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.harness import BEST_PEER, Case, Contender, Goal, Missing, Plan, Question, Sample, line_of
+from benchmarks.harness import Case, Contender, Goal, Missing, Plan, Question, Sample, line_of
 from benchmarks.load import Aim, load
 from benchmarks.places import STORES, place_for
-from benchmarks.questions.in_process import FLOOR
+from benchmarks.report.results import BEST_PEER
+from benchmarks.rivals.bare import FLOOR
 from benchmarks.rivals.servers import ENTRANTS, Entrant
 from tests.serving import Answer, get, running, until
 

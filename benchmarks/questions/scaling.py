@@ -7,13 +7,12 @@ from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-from benchmarks.asgi import contend, log_in, peers
+from benchmarks.asgi import contend, log_in
 from benchmarks.harness import Case, Contender, Goal, Missing, Plan, Question, line_of
-from benchmarks.rivals import bare
-from benchmarks.rivals.bare import ASGI, FloorMemory
-from benchmarks.rivals.peers import Peer
+from benchmarks.rivals import bare, ours
+from benchmarks.rivals.bare import ASGI, FLOOR, FloorMemory
+from benchmarks.rivals.peers import Peer, peers
 
-FLOOR = "bare callable"
 TOO_MANY = {"Falcon": 2000, "Litestar": 2000}
 """Adding a route costs these ever more: ten thousand take them a minute or two."""
 
@@ -31,7 +30,7 @@ def build_session(kept: Mapping[str, object], peer: Peer) -> Awaitable[ASGI] | s
 @asynccontextmanager
 async def by_routes(path: str, other: str, counts: Sequence[int]) -> AsyncGenerator[Sequence[Contender | Missing]]:
     """Ask for *path* among so many others, half of them before it."""
-    floor, gaman = bare.floor_plain, bare.gaman_plain
+    floor, gaman = bare.floor_plain, ours.gaman_plain
     entered: list[Contender | Missing] = [await contend(floor, path, name=FLOOR, kind="floor", source=line_of(floor))]
     for count in counts:
         others = [other.format(i) for i in range(count)]
@@ -48,7 +47,7 @@ async def by_contents(path: str, contents: Mapping[int, Mapping[str, object]]) -
     entered: list[Contender | Missing] = []
     async with AsyncExitStack() as stack:
         for at, kept in contents.items():
-            memory, gaman = FloorMemory(kept), bare.gaman_session
+            memory, gaman = FloorMemory(kept), ours.gaman_session
             floor: ASGI = getattr(memory, path[1:])
             app = gaman({"type": "memory"}, kept)
             await app.load()

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from benchmarks.harness import BEST_PEER, Case, Contender, Entered, Goal, Missing, Plan, Question, caller, contenders, timed_code
+from benchmarks.harness import Case, Contender, Entered, Goal, Missing, Plan, Question, caller, contenders, timed_code
+from benchmarks.report.results import BEST_PEER
 from benchmarks.rivals.bare import USER
 from gaman_session._serializer import CODECS
 

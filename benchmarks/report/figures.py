@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
-from benchmarks.harness import BEST_PEER
-from benchmarks.report.results import CaseResult, ContenderResult, GoalResult
+from benchmarks.report.results import BEST_PEER, CaseResult, ContenderResult, GoalResult
 
 CONFIDENCE = 0.95
 APART = 1.05

@@ -9,6 +9,8 @@ import msgspec
 
 Kind = Literal["floor", "ours", "peer"]
 Better = Literal["lower", "higher"]
+BEST_PEER = "the best peer"
+"""What a goal is against, if it is the peer with the best median."""
 
 
 class ContenderResult(msgspec.Struct):

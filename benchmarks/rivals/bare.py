@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from hashlib import blake2b
 from typing import Any
 
 import msgspec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
-from gaman import App, Context, Response, define_routes
-from gaman.session import Driver, session
-
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGI = Callable[[Message, Receive, Send], Awaitable[None]]
 
+FLOOR = "bare callable"
+OTHERS = [f"/other/{i}/{{name}}" for i in range(50)], [f"/other/{i}/{{name}}" for i in range(50, 100)]
+"""Paths of other routes, before and after the one that is asked for."""
 SECRET = "a secret for benchmarks, 32 bytes and more"
 USER = {"id": 1, "name": "Angga", "email": "angga@example.com"}
 
@@ -137,44 +137,3 @@ class FloorMemory:
         id = os.urandom(32).hex().encode()
         values = self._sessions[blake2b(id, digest_size=32).hexdigest()] = {}
         return values, ((b"set-cookie", b"session=" + id + b"; Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"),)
-
-
-async def _json(ctx: Context) -> Response:
-    return Response.json({"message": "hello"})
-
-
-async def _post(ctx: Context) -> Response:
-    return Response.json({"user": ctx.params["user"], "post": ctx.params["post"]})
-
-
-async def read(ctx: Context) -> Response:
-    return Response.json({"user": await ctx.session.get("user")})
-
-
-async def write(ctx: Context) -> Response:
-    await ctx.session.set("user", USER)
-    return Response.json({"status": "logged in"})
-
-
-async def _size(ctx: Context) -> Response:
-    return Response.json({"size": len(await ctx.session.get("value"))})
-
-
-def gaman_plain(before: Sequence[str] = (), after: Sequence[str] = ()) -> App:
-    """Return an application that has the routes of the plain cases, and others *before* and *after* them."""
-    asked = {"/json": {"GET": _json}, "/users/:user/posts/:post": {"GET": _post}}
-    first, last = ({path.replace("{name}", ":name"): {"GET": _json} for path in paths} for paths in (before, after))
-    return App(define_routes({**first, **asked, **last}))
-
-
-def gaman_session(driver: Mapping[str, Any] | Driver, kept: Mapping[str, object] = {}) -> App:
-    """Return an application with a session, of which /fill keeps the user and what is in *kept*."""
-
-    async def fill(ctx: Context) -> Response:
-        await ctx.session.set("user", USER)
-        for key, value in kept.items():
-            await ctx.session.set(key, value)
-        return Response.json({"status": "logged in"})
-
-    routes = {"/read": {"GET": read}, "/write": {"GET": write}, "/size": {"GET": _size}, "/fill": {"GET": fill}}
-    return App(define_routes(routes), integrations=[session(SECRET, driver)])

@@ -15,8 +15,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from benchmarks.questions.in_process import OTHERS
-from benchmarks.rivals.bare import ASGI, USER
+from benchmarks.rivals.bare import ASGI, OTHERS, USER
 
 _MAX_AGE = 86_400
 _NODE = Path(__file__).with_name("node")

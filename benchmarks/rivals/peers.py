@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import msgspec
 
+from benchmarks.asgi import contend, log_in
+from benchmarks.harness import Contender, Missing, line_of
 from benchmarks.rivals.bare import ASGI, SECRET, USER
 
 Paths = Sequence[str]
@@ -326,3 +329,25 @@ PEERS = [
     Peer("Quart", "quart", quart_plain, {"cookies": quart_cookies}),
     Peer("Starlette", "starlette", starlette_plain, {"cookies": starlette_cookies}),
 ]
+
+
+async def peers(
+    path: str, build: Callable[[Peer], Awaitable[ASGI] | str], begin: str | None = None, at: float | None = None
+) -> list[Contender | Missing]:
+    """Return each peer whose application *build* makes, in a session that *begin* has begun; a string says why there is none."""
+    found: list[Contender | Missing] = []
+    for peer in PEERS:
+        building = build(peer)
+        if isinstance(building, str):
+            found.append(Missing(peer.name, building, at))
+            continue
+        try:
+            app = await building
+        except ModuleNotFoundError as error:
+            found.append(Missing(peer.name, f"not installed: {error.name}", at))
+            continue
+        cookies = () if begin is None else (await log_in(app, begin),)
+        found.append(
+            await contend(app, path, *cookies, name=peer.name, version=version(peer.package), source=line_of(peer.plain), at=at)
+        )
+    return found

@@ -20,10 +20,9 @@ import uvicorn
 import uvloop
 
 from benchmarks import places
-from benchmarks.questions.in_process import FLOOR, OTHERS
 from benchmarks.report.results import Kind
-from benchmarks.rivals import bare, http_peers
-from benchmarks.rivals.bare import ASGI, Message, Receive, Send
+from benchmarks.rivals import bare, http_peers, ours
+from benchmarks.rivals.bare import ASGI, FLOOR, OTHERS, Message, Receive, Send
 from benchmarks.rivals.bare_stores import STORES, Floor
 from benchmarks.rivals.peers import PEERS, Peer
 from gaman import App
@@ -107,8 +106,8 @@ async def _floor_cookies(scope: Message, receive: Receive, send: Send) -> None:
 def build_gaman(kind: str, place: str) -> App:
     """Return gaman's App."""
     if kind == "plain":
-        return bare.gaman_plain(*OTHERS)
-    return bare.gaman_session(places.driver_options(kind, place))
+        return ours.gaman_plain(*OTHERS)
+    return ours.gaman_session(places.driver_options(kind, place))
 
 
 def serve_gaman(kind: str, place: str) -> None:
