@@ -1,4 +1,4 @@
-"""A call of an ASGI application, without a server: asked for its answer, or timed; and those that are called."""
+"""Calls of ASGI applications in this process, without a server: one response, or the time of many."""
 
 from __future__ import annotations
 
@@ -24,23 +24,26 @@ def make_scope(path: str, cookie: bytes | None) -> Message:
     return {**_SCOPE, "path": path, "raw_path": path.encode(), "headers": headers}
 
 
-class Visitor:
-    """A receive that has an empty body ready, and then stays: whoever waits for its leaving, as Quart does, waits."""
+class EmptyBody:
+    """A receive that returns an empty body, and then waits: some peers, such as Quart, wait for the client to disconnect.
 
-    __slots__ = ("_has_asked",)
+    It is part of the time that is measured, so it does less than tests.asgi.Exchange.
+    """
+
+    __slots__ = ("_is_read",)
 
     def __init__(self) -> None:
-        self._has_asked = False
+        self._is_read = False
 
     async def __call__(self) -> Message:
-        if self._has_asked:
+        if self._is_read:
             await asyncio.get_running_loop().create_future()
-        self._has_asked = True
+        self._is_read = True
         return {"type": "http.request", "body": b"", "more_body": False}
 
 
 async def ask(app: ASGI, path: str, cookie: bytes | None = None) -> tuple[int, dict[bytes, bytes], bytes]:
-    """Return the status, headers and body that *app* answers with."""
+    """Return the status, headers and body of the response."""
     exchange = Exchange()
     await app(make_scope(path, cookie), exchange.receive, exchange.send)
     return exchange.status, dict(exchange.headers.raw), exchange.body
@@ -53,8 +56,8 @@ async def log_in(app: ASGI, path: str) -> bytes:
 
 
 async def time_calls(app: ASGI, path: str, cookies: Iterator[bytes | None], calls: int) -> float:
-    """Return the seconds of CPU that so many calls take, each with the next of *cookies*."""
-    made = [(make_scope(path, next(cookies)), Visitor()) for _ in range(calls)]
+    """Return the seconds of CPU that *calls* take, each with the next of *cookies*."""
+    made = [(make_scope(path, next(cookies)), EmptyBody()) for _ in range(calls)]
 
     async def send(message: Message) -> None:
         pass
@@ -66,11 +69,11 @@ async def time_calls(app: ASGI, path: str, cookies: Iterator[bytes | None], call
 
 
 async def contend(app: ASGI, path: str, *cookies: bytes, **described: Any) -> Contender:
-    """Return a contender that is asked for *path*, with those *cookies* in turn; *described* is what a Contender takes beside."""
+    """Return a contender that gets requests for *path*, with *cookies* in turn; *described* are further fields of Contender."""
     turns = cycle(cookies or (None,))
 
-    async def answer() -> tuple[int, Any]:
+    async def result() -> tuple[int, Any]:
         status, _, body = await ask(app, path, next(turns))
         return status, json.loads(body)
 
-    return Contender(measure=timed(partial(time_calls, app, path, turns)), answer=answer, **described)
+    return Contender(measure=timed(partial(time_calls, app, path, turns)), result=result, **described)

@@ -1,1 +1,1 @@
-"""What is measured: one file per question."""
+"""The questions that the benchmarks answer, one file each."""

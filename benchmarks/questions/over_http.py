@@ -1,6 +1,6 @@
-"""How many requests a second are answered over HTTP, and how late, with sessions in each store: a server of one process for each.
+"""Requests per second over HTTP, and their latencies, with sessions in each store.
 
-Who contends stands in entrants.py, and what makes the load in load.py.
+Each contender of rivals/servers.py runs in a process of its own; load.py sends the requests.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from benchmarks.harness import Case, Contender, Goal, Missing, Plan, Question, S
 from benchmarks.load import Aim, load
 from benchmarks.places import STORES, place_for
 from benchmarks.report.results import BEST_PEER
-from benchmarks.rivals.bare import FLOOR
-from benchmarks.rivals.servers import ENTRANTS, Entrant
+from benchmarks.rivals.bare import BARE
+from benchmarks.rivals.servers import SERVERS, Server
 from tests.serving import Answer, get, running, until
 
 ROOT = Path(__file__).parents[2]
 TURN, QUICK_TURN = 0.15, 0.05
-"""Seconds. wrk takes a little longer, see load.py."""
-QUICK = (FLOOR, "gaman", "Starlette", "Express")
+"""Seconds. wrk takes slightly longer, see load.py."""
+QUICK = (BARE, "gaman", "Starlette", "Express")
 
 
 class Setting(NamedTuple):
-    """A case: what is asked of servers of that *kind*, over how many connections."""
+    """A case: a request for *path*, to servers of *kind*, over a number of connections."""
 
     name: str
     kind: str
@@ -37,32 +37,32 @@ class Setting(NamedTuple):
     goals: tuple[Goal, ...]
 
 
-def at_least(limit: float, against: str = FLOOR) -> Goal:
+def at_least(limit: float, against: str = BARE) -> Goal:
     return Goal(sense="at least", limit=limit, against=against)
 
 
-LIKE_FLOOR = at_least(0.9)
+LIKE_BARE = at_least(0.9)
 AHEAD = at_least(1.9, BEST_PEER)
 
 SETTINGS = [
-    Setting("JSON", "plain", "/json", 64, (LIKE_FLOOR,)),
-    Setting("two params, 100 routes", "plain", "/users/42/posts/7", 64, (LIKE_FLOOR,)),
+    Setting("JSON", "plain", "/json", 64, (LIKE_BARE,)),
+    Setting("two params, 100 routes", "plain", "/users/42/posts/7", 64, (LIKE_BARE,)),
     *(
-        Setting(f"{kind}, {path[1:]}", kind, path, 64, (LIKE_FLOOR, AHEAD))
+        Setting(f"{kind}, {path[1:]}", kind, path, 64, (LIKE_BARE, AHEAD))
         for kind in ("cookies", "memory")
         for path in ("/read", "/write")
     ),
     Setting("redis, read, 64 at once", "redis", "/read", 64, (at_least(1.8), AHEAD, at_least(1, "Express"))),
     Setting("redis, write, 64 at once", "redis", "/write", 64, (at_least(2.2), AHEAD, at_least(1, "Express"))),
-    Setting("sql, read, 64 at once", "sql", "/read", 64, (LIKE_FLOOR,)),
-    Setting("sql, write, 64 at once", "sql", "/write", 64, (LIKE_FLOOR, at_least(4, "gaman, a commit a write"))),
+    Setting("sql, read, 64 at once", "sql", "/read", 64, (LIKE_BARE,)),
+    Setting("sql, write, 64 at once", "sql", "/write", 64, (LIKE_BARE, at_least(4, "gaman, a commit a write"))),
     *(
-        Setting(f"{kind}, {path[1:]}, 64 at once", kind, path, 64, (LIKE_FLOOR,))
+        Setting(f"{kind}, {path[1:]}, 64 at once", kind, path, 64, (LIKE_BARE,))
         for kind in ("file", "mongodb")
         for path in ("/read", "/write")
     ),
     *(
-        Setting(f"{kind}, {path[1:]}, one at a time", kind, path, 1, (LIKE_FLOOR,))
+        Setting(f"{kind}, {path[1:]}, one at a time", kind, path, 1, (LIKE_BARE,))
         for kind in STORES
         for path in ("/read", "/write")
     ),
@@ -71,79 +71,79 @@ QUICK_SETTINGS = ("cookies, read", "redis, write, 64 at once")
 
 
 class Site:
-    """A server of an entrant's, and the sessions that it is asked in."""
+    """A running server, and the sessions of its clients."""
 
-    def __init__(self, entrant: Entrant, setting: Setting, port: int, turn: float) -> None:
-        self.entrant = entrant
+    def __init__(self, server: Server, setting: Setting, port: int, turn: float) -> None:
+        self.server = server
         self._turn = turn
         self._setting = setting
         self._port = port
         self._aim = Aim(port, setting.path, setting.connections, (), b"")
 
-    def ask(self, path: str, *fields: str) -> Answer:
-        """Ask once; who has not started to listen yet is waited for."""
+    def request(self, path: str, *fields: str) -> Answer:
+        """Send one request, and wait until the server listens."""
 
-        def answer() -> Answer | None:
+        def respond() -> Answer | None:
             try:
                 return get(self._port, path, *fields)
             except ConnectionRefusedError:
                 return None
 
-        found = until(answer, f"{self.entrant.name} to listen")
-        assert found.status == 200, f"{self.entrant.name} answers {found.status} to {path}: {found.body!r}"
+        found = until(respond, f"{self.server.name} to listen")
+        assert found.status == 200, f"{self.server.name} responds {found.status} to {path}: {found.body!r}"
         return found
 
     def log_in(self) -> str:
-        return self.ask("/write").headers["set-cookie"].partition(";")[0]
+        return self.request("/write").headers["set-cookie"].partition(";")[0]
 
-    async def answer(self) -> Any:
-        """Return what it answers; after a write also what it reads then."""
+    async def result(self) -> Any:
+        """Return the body of a response, and after a write the body of the read that follows."""
         path, plain = self._setting.path, self._setting.kind == "plain"
-        # A store answers those who come together sooner than one after the other.
+        # Concurrent logins take a store less time than successive ones.
         logins = () if plain else (asyncio.to_thread(self.log_in) for _ in range(self._setting.connections))
         cookies = await asyncio.gather(*logins)
-        found = self.ask(path, *(f"Cookie: {cookie}" for cookie in cookies[:1]))
+        found = self.request(path, *(f"Cookie: {cookie}" for cookie in cookies[:1]))
         self._aim = self._aim._replace(cookies=cookies, body=found.body)
-        if self.entrant.warm_up:
-            await load(self._aim, self.entrant.warm_up)
-        answers = [json.loads(found.body)]
+        if self.server.warm_up:
+            await load(self._aim, self.server.warm_up)
+        bodies = [json.loads(found.body)]
         if path == "/write":
             cookie = found.headers.get("set-cookie", cookies[0]).partition(";")[0]
-            answers.append(json.loads(self.ask("/read", f"Cookie: {cookie}").body))
-        return answers
+            bodies.append(json.loads(self.request("/read", f"Cookie: {cookie}").body))
+        return bodies
 
     async def measure(self) -> Sample:
         found = await load(self._aim, self._turn)
         return Sample(found.rate, {"p50, ms": found.p50, "p99, ms": found.p99})
 
     def contender(self) -> Contender:
-        entrant = self.entrant
-        source = line_of(entrant.defined_by)
+        server = self.server
+        source = line_of(server.defined_by)
         return Contender(
-            name=entrant.name, measure=self.measure, answer=self.answer, kind=entrant.kind, version=entrant.version(), source=source
+            name=server.name, measure=self.measure, result=self.result, kind=server.kind, version=server.version(), source=source
         )
 
 
 @asynccontextmanager
 async def enter(setting: Setting, plan: Plan) -> AsyncGenerator[Sequence[Contender | Missing]]:
-    """Start the servers of all who take part."""
+    """Start a server for each contender."""
     with ExitStack() as stack:
         place = stack.enter_context(place_for(setting.kind))
         found: list[Contender | Missing] = []
-        programs: list[tuple[Entrant, Any]] = []
-        for entrant in ENTRANTS:
-            if (plan.quick and entrant.name not in QUICK) or setting.kind not in entrant.kinds or setting.path in entrant.passes:
+        programs: list[tuple[Server, Any]] = []
+        for server in SERVERS:
+            if (plan.quick and server.name not in QUICK) or setting.kind not in server.kinds or setting.path in server.passes:
                 continue
-            if entrant.kind == "peer" and not plan.invites(entrant.name):
+            if server.kind == "peer" and not plan.invites(server.name):
                 continue
-            if (reason := entrant.absence()) is not None:
-                found.append(Missing(entrant.name, reason))
+            if (reason := server.absence()) is not None:
+                found.append(Missing(server.name, reason))
                 continue
-            arguments = ("-m", "benchmarks.rivals.servers", entrant.name, setting.kind, place)
-            programs.append((entrant, stack.enter_context(running(*arguments, cwd=ROOT))))
-        # They start side by side.
+            arguments = ("-m", "benchmarks.rivals.servers", server.name, setting.kind, place)
+            programs.append((server, stack.enter_context(running(*arguments, cwd=ROOT))))
+        # They start in parallel.
         turn = QUICK_TURN if plan.quick else TURN
-        yield [*(Site(entrant, setting, program.port, turn).contender() for entrant, program in programs), *found]
+        yield [*(Site(server, setting, program.port, turn).contender() for server, program in programs), *found]
 
 
 def cases(plan: Plan) -> Sequence[Case]:
@@ -152,16 +152,16 @@ def cases(plan: Plan) -> Sequence[Case]:
         Case(
             name=each.name,
             enter=partial(enter, each, plan),
-            floor=FLOOR,
+            baseline=BARE,
             unit="requests a second",
             better="higher",
             goals=[goal for goal in each.goals if goal.against in (*QUICK, BEST_PEER) or not plan.quick],
-            share=1 if plan.quick else sum(each.kind in entrant.kinds and each.path not in entrant.passes for entrant in ENTRANTS),
+            share=1 if plan.quick else sum(each.kind in server.kinds and each.path not in server.passes for server in SERVERS),
         )
         for each in settings
     ]
 
 
 QUESTION = Question(
-    name="over_http", title="How many requests a second are answered over HTTP?", cases=cases, seconds=240, quick_seconds=18
+    name="over_http", title="How many requests a second does a server handle over HTTP?", cases=cases, seconds=240, quick_seconds=18
 )

@@ -1,1 +1,1 @@
-"""What a run found: its figures, its tables and its charts."""
+"""The results of a run: figures, tables, charts, and the comparison of two runs."""

@@ -1,1 +1,1 @@
-"""The peers and the bare callables, and how each is set up."""
+"""The contenders: bare callables, gaman and its peers, and how each is set up."""

@@ -1,4 +1,4 @@
-"""The contenders: for each case one ASGI application by hand, the floor, and one of gaman."""
+"""Bare callables: hand-written ASGI callables that do the work of each case and nothing else."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGI = Callable[[Message, Receive, Send], Awaitable[None]]
 
-FLOOR = "bare callable"
+BARE = "bare callable"
 OTHERS = [f"/other/{i}/{{name}}" for i in range(50)], [f"/other/{i}/{{name}}" for i in range(50, 100)]
-"""Paths of other routes, before and after the one that is asked for."""
+"""Paths of other routes, before and after the requested one."""
 SECRET = "a secret for benchmarks, 32 bytes and more"
 USER = {"id": 1, "name": "Angga", "email": "angga@example.com"}
 
@@ -61,35 +61,35 @@ _NOTHING: tuple[bytes, int, int, dict[str, bytes]] = (b"", 0, 0, {})
 NO_STORE = ((b"cache-control", b"no-store"), (b"vary", b"Cookie"))
 
 
-async def _floor_json(scope: Message, send: Send) -> None:
+async def _json(scope: Message, send: Send) -> None:
     await send_json(send, {"message": "hello"})
 
 
-async def _floor_post(send: Send, user: str, post: str) -> None:
+async def _post(send: Send, user: str, post: str) -> None:
     await send_json(send, {"user": user, "post": post})
 
 
-_floor_routes = {("GET", "/json"): _floor_json}
+_routes = {("GET", "/json"): _json}
 
 
-async def floor_plain(scope: Message, receive: Receive, send: Send) -> None:
-    handler = _floor_routes.get((scope["method"], scope["path"]))
+async def plain(scope: Message, receive: Receive, send: Send) -> None:
+    handler = _routes.get((scope["method"], scope["path"]))
     if handler is not None:
         await handler(scope, send)
         return
     _, first, user, posts, post = scope["path"].split("/")
     if first == "users" and posts == "posts" and scope["method"] == "GET":
-        await _floor_post(send, user, post)
+        await _post(send, user, post)
 
 
-async def floor_cookie_read(scope: Message, receive: Receive, send: Send) -> None:
+async def read_cookie(scope: Message, receive: Receive, send: Send) -> None:
     token = find_cookie(scope, b"session")
     _, _, expires, values = _open(token) if token else _NOTHING
     user = decode(values["user"]) if expires > time.time() else None
     await send_json(send, {"user": user}, *NO_STORE)
 
 
-async def floor_cookie_write(scope: Message, receive: Receive, send: Send) -> None:
+async def write_cookie(scope: Message, receive: Receive, send: Send) -> None:
     token = find_cookie(scope, b"session")
     id, created, expires, values = _open(token) if token else _NOTHING
     if (now := time.time()) >= expires:
@@ -99,12 +99,12 @@ async def floor_cookie_write(scope: Message, receive: Receive, send: Send) -> No
     await send_json(send, {"status": "logged in"}, *NO_STORE, (b"set-cookie", cookie))
 
 
-class FloorMemory:
-    """The floor that keeps sessions in memory: each by the hash of its id, with its values encoded; *kept* is what /fill adds."""
+class BareMemory:
+    """Bare callables with sessions in memory: encoded values by the hash of the id; /fill adds the values of *extra*."""
 
-    def __init__(self, kept: Mapping[str, object] = {}) -> None:
+    def __init__(self, extra: Mapping[str, object] = {}) -> None:
         self._sessions: dict[str, dict[str, bytes]] = {}
-        self._kept = kept
+        self._extra = extra
 
     async def read(self, scope: Message, receive: Receive, send: Send) -> None:
         values = self._find(scope)
@@ -122,7 +122,7 @@ class FloorMemory:
     async def fill(self, scope: Message, receive: Receive, send: Send) -> None:
         values, cookie = self._find_or_begin(scope)
         values["user"] = encode(USER)
-        for key, value in self._kept.items():
+        for key, value in self._extra.items():
             values[key] = encode(value)
         await send_json(send, {"status": "logged in"}, *NO_STORE, *cookie)
 

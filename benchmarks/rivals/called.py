@@ -1,16 +1,16 @@
-"""Sessions in a store, used by an ASGI application that is called in this process."""
+"""Services that call an ASGI application with sessions in a store, in this process."""
 
 from __future__ import annotations
 
 import json
 from typing import Any, Final
 
-from benchmarks.asgi import Visitor, make_scope
+from benchmarks.asgi import EmptyBody, make_scope
 from benchmarks.places import driver_options
 from benchmarks.rivals.bare import ASGI, SECRET, Message
-from benchmarks.rivals.bare_stores import STORES, Floor
+from benchmarks.rivals.bare_stores import STORES, BareCallable
 from benchmarks.rivals.ours import read, write
-from benchmarks.rivals.peer_stores import Way, visit
+from benchmarks.rivals.peer_stores import Service, visit
 from gaman import App, Context, Response, define_routes
 from gaman.session import session
 
@@ -34,8 +34,8 @@ async def _regenerate(ctx: Context) -> Response:
 HANDLERS: Final = {"load": read, "write": write, "read-write": _read_write, "update": _update, "regenerate": _regenerate}
 
 
-class Called(Way):
-    """An ASGI application that is called in this process. A key is the Cookie field, and an answer the body."""
+class Called(Service):
+    """An ASGI application that is called in this process. A key is the Cookie field; a response is the body."""
 
     def __init__(self, app: ASGI) -> None:
         self._app = app
@@ -52,17 +52,17 @@ class Called(Way):
             else:
                 body = message["body"]
 
-        await self._app(make_scope(f"/{operation}", key), Visitor(), send)
+        await self._app(make_scope(f"/{operation}", key), EmptyBody(), send)
         return key, body
 
-    def read(self, answer: bytes) -> Any:
-        return json.loads(answer).get("user")
+    def read(self, response: bytes) -> Any:
+        return json.loads(response).get("user")
 
 
-class CalledFloor(Called):
+class CalledBare(Called):
     def __init__(self, kind: str, place: str) -> None:
         self._store = STORES[kind](place)
-        super().__init__(Floor(self._store))
+        super().__init__(BareCallable(self._store))
 
     async def open(self) -> None:
         await self._store.open()

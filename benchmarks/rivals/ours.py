@@ -31,19 +31,19 @@ async def _size(ctx: Context) -> Response:
     return Response.json({"size": len(await ctx.session.get("value"))})
 
 
-def gaman_plain(before: Sequence[str] = (), after: Sequence[str] = ()) -> App:
-    """Return an application that has the routes of the plain cases, and others *before* and *after* them."""
-    asked = {"/json": {"GET": _json}, "/users/:user/posts/:post": {"GET": _post}}
+def plain(before: Sequence[str] = (), after: Sequence[str] = ()) -> App:
+    """Return an application with the routes of the plain cases, and other routes *before* and *after* them."""
+    requested = {"/json": {"GET": _json}, "/users/:user/posts/:post": {"GET": _post}}
     first, last = ({path.replace("{name}", ":name"): {"GET": _json} for path in paths} for paths in (before, after))
-    return App(define_routes({**first, **asked, **last}))
+    return App(define_routes({**first, **requested, **last}))
 
 
-def gaman_session(driver: Mapping[str, Any] | Driver, kept: Mapping[str, object] = {}) -> App:
-    """Return an application with a session, of which /fill keeps the user and what is in *kept*."""
+def with_session(driver: Mapping[str, Any] | Driver, extra: Mapping[str, object] = {}) -> App:
+    """Return an application with a session, in which /fill sets the user and the values of *extra*."""
 
     async def fill(ctx: Context) -> Response:
         await ctx.session.set("user", USER)
-        for key, value in kept.items():
+        for key, value in extra.items():
             await ctx.session.set(key, value)
         return Response.json({"status": "logged in"})
 
