@@ -1,4 +1,4 @@
-"""A site whose requests do what a test says, a browser that keeps its cookie, and a clock that is set by hand."""
+"""A site whose handler runs a test's code, a browser that keeps the session's cookie, and a clock that tests set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Work = Callable[[Session], Awaitable[Any]]
 
 class Clock:
     def __init__(self) -> None:
-        # Far ahead of the time that servers have, so that none of them removes what is still there by this clock.
+        # Far ahead of the servers' clocks, so that no server removes a record that is live by this clock.
         self.now = 4_000_000_000.0
 
     def __call__(self) -> float:
@@ -46,7 +46,7 @@ class Reply(Exchange):
 
 
 class Site:
-    """An application with sessions, each of whose requests does the work that comes with it."""
+    """An application with sessions; each request runs the work that it is sent with."""
 
     def __init__(self, driver: Driver | dict[str, Any] | None, clock: Clock, **changed: Any) -> None:
         options: dict[str, Any] = {
@@ -84,7 +84,7 @@ class Site:
     async def request(
         self, work: Work, cookie: str | Sequence[str] | None = None, *, response: Response | None = None, scheme: str = "https"
     ) -> Reply:
-        """Run one request; *cookie* is the Cookie field as it is, or several."""
+        """Run one request; *cookie* is a raw Cookie field, or several."""
         reply = Reply()
         fields = [(b"cookie", field.encode("latin-1")) for field in ([cookie] if isinstance(cookie, str) else cookie or ())]
         scope = http_scope(headers=fields, scheme=scheme, reply=reply, work=work, response=response or Response("done"))
@@ -96,7 +96,7 @@ class Site:
 
 
 class Browser:
-    """Keeps the session's cookie as a browser does."""
+    """It keeps the session's cookie as a browser does."""
 
     def __init__(self, site: Site, token: str | None = None) -> None:
         self.site = site
@@ -112,7 +112,7 @@ class Browser:
         return reply
 
     def take(self, reply: Reply) -> None:
-        """Do what the response's Set-Cookie says."""
+        """Apply the response's Set-Cookie."""
         if (line := reply.set_cookie) is not None:
             pair, *attributes = line.split("; ")
             name, _, value = pair.partition("=")
@@ -120,7 +120,7 @@ class Browser:
             self.token = None if "Max-Age=0" in attributes else value
 
     async def do(self, work: Work) -> Any:
-        """Run a request that must succeed, and return what its work did."""
+        """Run a request that must succeed, and return the result of its work."""
         reply = await self.request(work)
         if reply.error is not None:
             raise reply.error
@@ -136,13 +136,13 @@ class Browser:
 
 
 class Sealing(MemoryDriver):
-    """Memory that counts as a store which others can see, so that values in it are sealed."""
+    """Memory that counts as a shared store, so that its values are sealed."""
 
     shared = True
 
 
 class _Opened:
-    """A driver that somebody else has opened and is going to close."""
+    """A driver that another site opens and closes."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
@@ -158,12 +158,12 @@ class _Opened:
 
 
 def opened(driver: Driver | None) -> Any:
-    """Return *driver* for a second site, which does not open or close it once more."""
+    """Return *driver* for a second site, which neither opens nor closes it."""
     return driver and _Opened(driver)
 
 
 def setting(**values: Any) -> Work:
-    """Return the work of setting *values*."""
+    """Return work that sets *values*."""
 
     async def work(session: Session) -> None:
         for key, value in values.items():
@@ -180,7 +180,7 @@ def getting(key: str) -> Work:
 
 
 class serving:  # noqa: N801 - reads as what it does
-    """Between start-up and shutdown of a site."""
+    """A context manager that starts a site up and shuts it down."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -194,7 +194,7 @@ class serving:  # noqa: N801 - reads as what it does
 
 
 def new_folder() -> Path:
-    """Return a new folder, which goes with the tests."""
+    """Return a new folder, which is removed after the tests."""
     return Path(tempfile.mkdtemp(dir=_folders().name))
 
 
