@@ -365,16 +365,16 @@ async def test_a_login_that_end_all_revokes_counts_neither_a_begin_nor_a_write(
 async def test_each_failed_call_for_an_owner_counts_as_a_store_error(clock: Clock) -> None:
     async with lost(clock) as (site, _):
         raised, sessions = Raised(site), site.sessions
-        trips: list[Callable[[], Awaitable[object]]] = [
+        calls: list[Callable[[], Awaitable[object]]] = [
             lambda: sessions.list("user:1"),
             lambda: sessions.end("0" * 64),
             lambda: sessions.end_all("user:1"),
             lambda: sessions.count("user:1"),
             sessions.count,
         ]
-        for trip in trips:
+        for call in calls:
             with pytest.raises(SessionStoreError):
-                await trip()
+                await call()
             assert raised.since() == {"store_errors": 1}
 
 
