@@ -45,7 +45,7 @@ class Absent(Exception):
 
 
 def caller(*, module: str = __name__) -> str:
-    """Return the line outside the harness that is running, in the form benchmarks/file.py:12."""
+    """Return the line outside the harness that is running, in the form questions/memory.py:12."""
     frame = sys._getframe(1)
     # The code of a dataclass's __init__ comes from a string.
     while frame.f_back is not None and (frame.f_globals.get("__name__") == module or frame.f_code.co_filename == "<string>"):
@@ -54,14 +54,16 @@ def caller(*, module: str = __name__) -> str:
 
 
 def line_of(function: Any) -> str:
-    """Return the line that defines *function*, in the form benchmarks/file.py:12."""
+    """Return the line that defines *function*, in the form questions/memory.py:12."""
     code = inspect.unwrap(function).__code__
     return _place(code.co_filename, code.co_firstlineno)
 
 
 def _place(file: str, line: int) -> str:
+    # Tables have no room for the full path.
     path = Path(file)
-    return f"{path.relative_to(HERE.parent) if path.is_relative_to(HERE.parent) else path.name}:{line}"
+    folder = next((each for each in (HERE, HERE.parent) if path.is_relative_to(each)), path.parent)
+    return f"{path.relative_to(folder)}:{line}"
 
 
 @dataclass(frozen=True, kw_only=True)
