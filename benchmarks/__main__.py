@@ -1,4 +1,4 @@
-"""python -m benchmarks: measure all questions, or those that are named; or compare two runs."""
+"""python -m benchmarks: measure all questions or the named ones, or compare two runs."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import chart, harness, machine
-from benchmarks.compare import compare, comparison_table, warnings
-from benchmarks.figures import judge
+from benchmarks import harness
 from benchmarks.harness import Plan, Question
-from benchmarks.results import Results, load, save
-from benchmarks.table import MARKS, show
+from benchmarks.report import chart, machine
+from benchmarks.report.compare import compare, comparison_table, warnings
+from benchmarks.report.figures import judge
+from benchmarks.report.results import Results, load, save
+from benchmarks.report.table import MARKS, show
 
 HERE = Path(__file__).parent
 QUESTIONS = ("serializer", "sealing", "in_process", "scaling", "over_http", "drivers", "memory")
-LONG = ("growth", "owners")
-"""Questions that are asked by their names alone, for they take half an hour."""
-MOST, MOST_QUICK = 560.0, 40.0
-"""Seconds for all questions together; what is left of ten minutes, and of one, is for starting and for charts."""
+LONG_QUESTIONS = ("growth", "owners")
+"""Questions that only run by name, because they take half an hour."""
+MAX_SECONDS, MAX_QUICK_SECONDS = 560.0, 40.0
+"""Seconds for all questions together. The rest of ten minutes, or of one, is for the start and the charts."""
 
 
 def find_questions(names: Sequence[str]) -> list[Question]:
-    """Return the questions of those names, or all."""
-    return [import_module(f"benchmarks.{name}").QUESTION for name in names or QUESTIONS]
+    """Return the named questions, by default all."""
+    return [import_module(f"benchmarks.questions.{name}").QUESTION for name in names or QUESTIONS]
 
 
 def plan_for(questions: Sequence[Question], quick: bool, against: str | None) -> Plan:
     plan = Plan(quick=quick, against=None if against is None else frozenset(against.split(",")))
     if len(questions) < len(QUESTIONS):
         return plan
-    asked = sum(question.budget(plan) for question in questions)
-    return replace(plan, scale=min(1.0, (MOST_QUICK if quick else MOST) / asked))
+    needed = sum(question.budget(plan) for question in questions)
+    return replace(plan, scale=min(1.0, (MAX_QUICK_SECONDS if quick else MAX_SECONDS) / needed))
 
 
 def measure(questions: Sequence[Question], plan: Plan, console: Console) -> Results:
@@ -69,23 +70,28 @@ def measure(questions: Sequence[Question], plan: Plan, console: Console) -> Resu
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    # A terminal's own width, or enough for a file.
+    # A terminal has its own width; a file gets enough for the tables.
     console = Console() if sys.stdout.isatty() else Console(width=132)
     if arguments and arguments[0] == "compare":
         return compare_runs(arguments[1:], console)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, epilog="Also: compare OLD NEW.")
     parser.add_argument(
-        "questions", nargs="*", metavar="question", help=f"one of {', '.join(QUESTIONS)}, by default all; or {' or '.join(LONG)}"
+        "questions",
+        nargs="*",
+        metavar="question",
+        help=f"one of {', '.join(QUESTIONS)}, by default all; or {' or '.join(LONG_QUESTIONS)}",
     )
-    parser.add_argument("--quick", action="store_true", help="at most a minute for all, instead of ten")
-    parser.add_argument("--against", metavar="NAMES", help="only these peers, with commas between: orjson,json,pickle")
-    parser.add_argument("--to", type=Path, metavar="FOLDER", help="where results and charts go; by default into benchmarks/runs/")
-    asked = parser.parse_args(arguments)
-    if unknown := [name for name in asked.questions if name not in QUESTIONS + LONG]:
-        parser.error(f"there is no question {unknown[0]!r}; there are {', '.join(QUESTIONS + LONG)}")
-    questions = find_questions(asked.questions)
-    results = measure(questions, plan_for(questions, asked.quick, asked.against), console)
-    folder: Path = asked.to or HERE / "runs" / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{results.about['commit']}"
+    parser.add_argument("--quick", action="store_true", help="at most one minute for all, instead of ten")
+    parser.add_argument("--against", metavar="NAMES", help="only these peers, separated by commas: orjson,json,pickle")
+    parser.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="the folder for results and charts; by default a new one in benchmarks/runs/"
+    )
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.questions if name not in QUESTIONS + LONG_QUESTIONS]:
+        parser.error(f"there is no question {unknown[0]!r}; there are {', '.join(QUESTIONS + LONG_QUESTIONS)}")
+    questions = find_questions(options.questions)
+    results = measure(questions, plan_for(questions, options.quick, options.against), console)
+    folder: Path = options.to or HERE / "runs" / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{results.about['commit']}"
     save(results, folder / "results.json")
     for question in results.questions:
         chart.draw(question, results.about, folder)
@@ -94,24 +100,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verdicts: list[str] = [judge(case, goal).verdict for case in cases for goal in case.goals]
     console.print("Goals:", ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in MARKS))
     known = {each.name for case in cases for each in case.contenders} | {each.name for case in cases for each in case.absent}
-    for name in (asked.against or "").split(","):
+    for name in (options.against or "").split(","):
         if name and name.strip().lower() not in {each.lower() for each in known}:
-            console.print(f"Nobody here is called {name!r}.", style="yellow")
+            console.print(f"There is no contender {name!r}.", style="yellow")
     console.print(f"Figures and charts: {folder}", soft_wrap=True)
     return int(any(each.reason.startswith(harness.FAILED) for case in cases for each in case.absent))
 
 
 def compare_runs(arguments: Sequence[str], console: Console) -> int:
-    """Print what differs; return 1 where something got worse."""
+    """Print the differences between two runs; return 1 if a figure got worse."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks compare", description="Tell a regression from noise.")
     for name in ("old", "new"):
         parser.add_argument(name, type=Path, help="a folder of a run, or its results.json")
-    asked = parser.parse_args(arguments)
-    old, new = (load(path / "results.json" if path.is_dir() else path) for path in (asked.old, asked.new))
+    options = parser.parse_args(arguments)
+    old, new = (load(path / "results.json" if path.is_dir() else path) for path in (options.old, options.new))
     differences = compare(old, new)
     console.print(comparison_table(differences))
     for warning in warnings(old, new):
-        console.print(f"Mind: {warning}", style="yellow")
+        console.print(f"Note: {warning}", style="yellow")
     return int(any(each.change == "worse" for each in differences))
 
 

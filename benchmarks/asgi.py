@@ -1,66 +1,52 @@
-"""A call of an ASGI application, without a server: asked for its answer, or timed; and those that are called."""
+"""Calls of ASGI applications in this process, without a server: one response, or the time of many."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from importlib.metadata import version
 from itertools import cycle
 from typing import Any
 
-from benchmarks.contenders import ASGI, Message
-from benchmarks.harness import Contender, Missing, line_of, timed
-from benchmarks.peers import PEERS, Peer
+from benchmarks.harness import Contender, timed
+from tests.asgi import ASGI, Exchange, Message, http_scope
+
+_SCOPE = http_scope()
+_HEADERS = [(b"host", b"testserver"), (b"user-agent", b"benchmark"), (b"accept", b"*/*")]
 
 
 def make_scope(path: str, cookie: bytes | None) -> Message:
-    headers = [(b"host", b"testserver"), (b"user-agent", b"benchmark"), (b"accept", b"*/*")]
+    headers = [*_HEADERS]
     if cookie is not None:
         headers.append((b"cookie", cookie))
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "https",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": headers,
-        "client": ("127.0.0.1", 50000),
-        "server": ("127.0.0.1", 443),
-    }
+    return {**_SCOPE, "path": path, "raw_path": path.encode(), "headers": headers}
 
 
-class Visitor:
-    """A receive that has an empty body ready, and then stays: whoever waits for its leaving, as Quart does, waits."""
+class EmptyBody:
+    """A receive that returns an empty body, and then waits: some peers, such as Quart, wait for the client to disconnect.
 
-    __slots__ = ("_has_asked",)
+    It is part of the time that is measured, so it does less than tests.asgi.Exchange.
+    """
+
+    __slots__ = ("_is_read",)
 
     def __init__(self) -> None:
-        self._has_asked = False
+        self._is_read = False
 
     async def __call__(self) -> Message:
-        if self._has_asked:
+        if self._is_read:
             await asyncio.get_running_loop().create_future()
-        self._has_asked = True
+        self._is_read = True
         return {"type": "http.request", "body": b"", "more_body": False}
 
 
 async def ask(app: ASGI, path: str, cookie: bytes | None = None) -> tuple[int, dict[bytes, bytes], bytes]:
-    """Return the status, headers and body that *app* answers with."""
-    messages: list[Message] = []
-
-    async def send(message: Message) -> None:
-        messages.append(message)
-
-    await app(make_scope(path, cookie), Visitor(), send)
-    start, *rest = messages
-    return start["status"], dict(start["headers"]), b"".join(message.get("body", b"") for message in rest)
+    """Return the status, headers and body of the response."""
+    exchange = Exchange()
+    await app(make_scope(path, cookie), exchange.receive, exchange.send)
+    return exchange.status, dict(exchange.headers.raw), exchange.body
 
 
 async def log_in(app: ASGI, path: str) -> bytes:
@@ -70,8 +56,8 @@ async def log_in(app: ASGI, path: str) -> bytes:
 
 
 async def time_calls(app: ASGI, path: str, cookies: Iterator[bytes | None], calls: int) -> float:
-    """Return the seconds of CPU that so many calls take, each with the next of *cookies*."""
-    made = [(make_scope(path, next(cookies)), Visitor()) for _ in range(calls)]
+    """Return the seconds of CPU that *calls* take, each with the next of *cookies*."""
+    made = [(make_scope(path, next(cookies)), EmptyBody()) for _ in range(calls)]
 
     async def send(message: Message) -> None:
         pass
@@ -83,33 +69,11 @@ async def time_calls(app: ASGI, path: str, cookies: Iterator[bytes | None], call
 
 
 async def contend(app: ASGI, path: str, *cookies: bytes, **described: Any) -> Contender:
-    """Return a contender that is asked for *path*, with those *cookies* in turn; *described* is what a Contender takes beside."""
+    """Return a contender that gets requests for *path*, with *cookies* in turn; *described* are further fields of Contender."""
     turns = cycle(cookies or (None,))
 
-    async def answer() -> tuple[int, Any]:
+    async def result() -> tuple[int, Any]:
         status, _, body = await ask(app, path, next(turns))
         return status, json.loads(body)
 
-    return Contender(measure=timed(partial(time_calls, app, path, turns)), answer=answer, **described)
-
-
-async def peers(
-    path: str, build: Callable[[Peer], Awaitable[ASGI] | str], begin: str | None = None, at: float | None = None
-) -> list[Contender | Missing]:
-    """Return each peer whose application *build* makes, in a session that *begin* has begun; a string says why there is none."""
-    found: list[Contender | Missing] = []
-    for peer in PEERS:
-        building = build(peer)
-        if isinstance(building, str):
-            found.append(Missing(peer.name, building, at))
-            continue
-        try:
-            app = await building
-        except ModuleNotFoundError as error:
-            found.append(Missing(peer.name, f"not installed: {error.name}", at))
-            continue
-        cookies = () if begin is None else (await log_in(app, begin),)
-        found.append(
-            await contend(app, path, *cookies, name=peer.name, version=version(peer.package), source=line_of(peer.plain), at=at)
-        )
-    return found
+    return Contender(measure=timed(partial(time_calls, app, path, turns)), result=result, **described)

@@ -1,7 +1,7 @@
-"""The harness: a question's cases, each measured in rounds in which its contenders take turns.
+"""The harness: it measures the cases of a question in rounds, in which the contenders take turns.
 
-A module of a question says what is asked, who contends, and that all give the same answer; the rest is here. A case is given
-seconds, not a count: it gets as many rounds as fit, and each round takes every contender once, in an order that is shuffled anew.
+The module of a question names its cases and their contenders, and gives the result that all of them must return. A case has a time
+budget: it gets as many rounds as fit. Each round measures every contender once, in a new random order.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ from pathlib import Path
 from timeit import Timer
 from typing import Any, Literal, NamedTuple
 
-from benchmarks.results import AbsentResult, Better, CaseResult, ContenderResult, GoalResult, Kind, QuestionResult
+from benchmarks.report.results import AbsentResult, Better, CaseResult, ContenderResult, GoalResult, Kind, QuestionResult
 
 HERE = Path(__file__).parent
 SLICE = 0.002
-"""Seconds of one contender's turn, where the harness chooses how often it calls: short, so that what disturbs one disturbs all."""
+"""Seconds of a turn, if the harness chooses the number of calls. It is short so that a disturbance affects all contenders."""
 FAILED = "failed"
-"""What the reason begins with, where a case that should have run did not."""
-BEST_PEER = "the best peer"
-"""For Goal: whichever peer has the best median."""
+"""The reason begins with this if a case failed."""
 
 
 class Sample(NamedTuple):
-    """What one turn found: the figure, in the case's unit, and others that belong to it, such as {"p99, ms": 1.2}."""
+    """The figure of one turn, in the case's unit, and further figures, such as {"p99, ms": 1.2}."""
 
     figure: float
     extra: Mapping[str, float] = {}
@@ -43,39 +41,41 @@ Measure = Callable[[], Figure | Awaitable[Figure]]
 
 
 class Absent(Exception):
-    """Raise it where a contender, or a whole case, can't take part: the reason becomes its row."""
+    """A case can't be measured on this machine: its row shows the reason."""
 
 
 def caller(*, module: str = __name__) -> str:
-    """Return the line outside the harness that is being run, as benchmarks/file.py:12."""
+    """Return the line outside the harness that is running, in the form questions/memory.py:12."""
     frame = sys._getframe(1)
-    # The __init__ of a dataclass comes from a string.
+    # The code of a dataclass's __init__ comes from a string.
     while frame.f_back is not None and (frame.f_globals.get("__name__") == module or frame.f_code.co_filename == "<string>"):
         frame = frame.f_back
     return _place(frame.f_code.co_filename, frame.f_lineno)
 
 
 def line_of(function: Any) -> str:
-    """Return where *function* is defined, as benchmarks/file.py:12."""
+    """Return the line that defines *function*, in the form questions/memory.py:12."""
     code = inspect.unwrap(function).__code__
     return _place(code.co_filename, code.co_firstlineno)
 
 
 def _place(file: str, line: int) -> str:
+    # Tables have no room for the full path.
     path = Path(file)
-    return f"{path.relative_to(HERE.parent) if path.is_relative_to(HERE.parent) else path.name}:{line}"
+    folder = next((each for each in (HERE, HERE.parent) if path.is_relative_to(each)), path.parent)
+    return f"{path.relative_to(folder)}:{line}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """Someone who takes part in a case: *measure* is one turn, and *answer* what is compared with the floor's before the first.
+    """One participant of a case: *measure* takes one turn, and *result* must return the same as the baseline's.
 
-    *at* is the place on the axis of a case that shows growth. *kind* is how it is drawn: "ours" stands out, "floor" is the line.
+    *at* is its place on the case's axis. *kind* decides how charts show it: "ours" stands out, "baseline" is the dashed line.
     """
 
     name: str
     measure: Measure
-    answer: Callable[[], Any] | None = None
+    result: Callable[[], Any] | None = None
     kind: Kind = "peer"
     at: float | None = None
     version: str | None = None
@@ -84,7 +84,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Missing:
-    """A contender that can't take part, and why: a row that says so."""
+    """A contender that can't take part: its row shows the reason."""
 
     name: str
     reason: str
@@ -92,15 +92,15 @@ class Missing:
 
 
 Entered = AbstractAsyncContextManager[Sequence[Contender | Missing]]
-"""What `Case.enter` gives."""
+"""The type that `Case.enter` returns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What gaman is held to.
+    """A limit on the ratio of gaman to *against*.
 
-    "at most": how many times the cost of *against* it has, be it that it takes longer or does less a second. "at least": how many
-    times better it is. *at* and *against_at* choose points of a case that shows growth.
+    "at most" limits the ratio of their costs, be it time or the inverse of a rate. "at least" limits how many times better gaman
+    is. *at* and *against_at* choose points on the case's axis.
     """
 
     sense: Literal["at most", "at least"]
@@ -113,15 +113,15 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One thing that is asked of all contenders; *enter* sets them up, and takes them down.
+    """One task that all contenders perform; *enter* sets them up and tears them down.
 
-    *floor* is the name of the contender that the others are divided by. *axis* is what grows, where contenders have an *at*.
-    *rounds* is an upper limit, for what is too slow, or too exact, to be asked often. *share* is of the question's time.
+    *baseline* is the name of the contender that the others are divided by. *axis* names the quantity that grows, if contenders have
+    an *at*. *rounds* is an upper limit, for tasks that are slow or exact. *share* is the case's share of the question's time.
     """
 
     name: str
     enter: Callable[[], Entered]
-    floor: str
+    baseline: str
     unit: str = "µs of CPU a call"
     better: Better = "lower"
     goals: Sequence[Goal] = ()
@@ -133,20 +133,20 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much there is time for: *against* are the peers that take part, None for all; *scale* is what budgets are cut by."""
+    """What a run measures: *against* names the peers that take part, None for all; *scale* multiplies the time budgets."""
 
     quick: bool = False
     against: frozenset[str] | None = None
     scale: float = 1.0
 
     def invites(self, peer: str) -> bool:
-        """Return whether a peer of that name takes part, in capitals or not."""
+        """Return whether the peer takes part; case doesn't matter."""
         return self.against is None or peer.lower() in {name.strip().lower() for name in self.against}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question that a person asks, and the cases that answer it; *seconds* is what all of it may take, setting up included."""
+    """A question and the cases that answer it; *seconds* limits all of it, including the setup."""
 
     name: str
     title: str
@@ -160,7 +160,7 @@ class Question:
 
 
 def contenders(*found: Contender | Missing) -> Entered:
-    """Return what `Case.enter` gives, for contenders that need no setting up."""
+    """Return the value of `Case.enter` for contenders that need no setup."""
 
     @asynccontextmanager
     async def enter() -> AsyncGenerator[Sequence[Contender | Missing]]:
@@ -170,9 +170,9 @@ def contenders(*found: Contender | Missing) -> Entered:
 
 
 def timed(turn: Callable[[int], float | Awaitable[float]]) -> Measure:
-    """Return a measure of microseconds a call: *turn* makes so many calls, and returns the seconds that they took.
+    """Return a measure of microseconds per call: *turn* takes a number of calls, and returns the seconds that they took.
 
-    How many, is found at the first call: as many as fill a slice.
+    The first turn finds the number of calls that fill a slice.
     """
     calls = 0
 
@@ -183,18 +183,18 @@ def timed(turn: Callable[[int], float | Awaitable[float]]) -> Measure:
             seconds: float = 0
             while seconds < SLICE / 2:
                 calls *= 2
-                # Of two, for one may be disturbed.
-                seconds = min(await _given(turn(calls)), await _given(turn(calls)))
+                # The faster of two turns, because one may be disturbed.
+                seconds = min(await _resolved(turn(calls)), await _resolved(turn(calls)))
             calls = max(1, round(calls * SLICE / seconds))
-        seconds = await _given(turn(calls))
+        seconds = await _resolved(turn(calls))
         return seconds / calls * 1e6
 
     return measure
 
 
 def timed_code(code: str, names: Mapping[str, Any]) -> Measure:
-    """Return a measure of *code*, which knows those *names*: microseconds of CPU."""
-    # timeit would switch the garbage collector off.
+    """Return a measure of *code* with *names* as its globals: microseconds of CPU."""
+    # timeit switches the garbage collector off.
     return timed(Timer(code, "gc.enable()", time.process_time, {**names, "gc": gc}).timeit)
 
 
@@ -203,14 +203,14 @@ def timed_call(call: Callable[[Any], object], argument: Any) -> Measure:
     return timed_code("call(argument)", {"call": call, "argument": argument})
 
 
-async def _given(value: Any) -> Any:
+async def _resolved(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
 async def run(
     question: Question, plan: Plan, progress: Callable[[str, float], None], clock: Callable[[], float] = time.monotonic
 ) -> QuestionResult:
-    """Measure the cases of *question*; *progress* is told what is measured, and how many seconds of the budget have gone."""
+    """Measure the cases of *question*; *progress* is called with the name of the case and the seconds that have passed."""
     began, cases, found = clock(), list(question.cases(plan)), list[CaseResult]()
     ends = began + question.budget(plan)
     shares = sum(case.share for case in cases)
@@ -221,16 +221,16 @@ async def run(
         try:
             found.append(await run_case(case, plan, until, lambda name: progress(name, clock() - began), clock))
         except Exception as error:
-            # What has been measured for minutes is not lost for it.
+            # The figures of the other cases are kept.
             traceback.print_exc()
-            found.append(_describe(case, AbsentResult("everybody", f"{FAILED}: {error!r}")))
+            found.append(_describe(case, AbsentResult("all contenders", f"{FAILED}: {error!r}")))
     return QuestionResult(question.name, question.title, question.source, clock() - began, found)
 
 
 async def run_case(
     case: Case, plan: Plan, until: float, progress: Callable[[str], None], clock: Callable[[], float] = time.monotonic
 ) -> CaseResult:
-    """Measure *case* in rounds until that time by the *clock*; at least one."""
+    """Measure *case* in rounds until the *clock* reaches *until*; at least one round."""
     progress(case.name)
     result = _describe(case)
     try:
@@ -242,7 +242,7 @@ async def run_case(
             await check(case, present)
             samples = await _rounds(case, present, until, progress, clock)
     except Absent as absent:
-        result.absent.append(AbsentResult("everybody", str(absent)))
+        result.absent.append(AbsentResult("all contenders", str(absent)))
         return result
     for each in present:
         turns = samples[each.name, each.at]
@@ -254,7 +254,7 @@ async def run_case(
 
 def _describe(case: Case, *absent: AbsentResult) -> CaseResult:
     goals = [GoalResult(goal.sense, goal.limit, goal.of, goal.against, goal.at, goal.against_at) for goal in case.goals]
-    return CaseResult(case.name, case.unit, case.better, case.floor, case.source, case.axis, goals, absent=list(absent))
+    return CaseResult(case.name, case.unit, case.better, case.baseline, case.source, case.axis, goals, absent=list(absent))
 
 
 def _takes_part(contender: Contender, plan: Plan) -> bool:
@@ -262,21 +262,21 @@ def _takes_part(contender: Contender, plan: Plan) -> bool:
 
 
 async def check(case: Case, present: Sequence[Contender]) -> None:
-    """Raise AssertionError where a contender does not give the floor's answer: its figures would be of something else."""
-    answers = [(each, await _given(each.answer())) for each in present if each.answer is not None]
-    for each, answer in answers:
-        # Where the floor has no answer of its own, whoever came first has to be agreed with.
-        floors = (given for other, given in answers if other.name == case.floor and other.at in (None, each.at))
-        expected = next(floors, answers[0][1])
-        if answer != expected:
-            raise AssertionError(f"{case.name}: {each.name} answers {answer!r}, and {case.floor} {expected!r}")
+    """Raise AssertionError if a contender's result differs from the baseline's: its figures would be those of another task."""
+    results = [(each, await _resolved(each.result())) for each in present if each.result is not None]
+    for each, result in results:
+        # If the baseline has no result, the first contender's counts.
+        baselines = (found for other, found in results if other.name == case.baseline and other.at in (None, each.at))
+        expected = next(baselines, results[0][1])
+        if result != expected:
+            raise AssertionError(f"{case.name}: {each.name} returns {result!r}, and {case.baseline} {expected!r}")
 
 
 async def _rounds(
     case: Case, present: Sequence[Contender], until: float, progress: Callable[[str], None], clock: Callable[[], float]
 ) -> dict[tuple[str, float | None], list[Sample]]:
     samples: dict[tuple[str, float | None], list[Sample]] = {(each.name, each.at): [] for each in present}
-    # A turn to warm up, unless there is only one.
+    # One turn each to warm up, unless the case has only one round.
     if case.rounds > 1:
         for each in present:
             await _turn(each)
@@ -299,5 +299,5 @@ async def _rounds(
 
 
 async def _turn(contender: Contender) -> Sample:
-    figure = await _given(contender.measure())
+    figure = await _resolved(contender.measure())
     return figure if isinstance(figure, Sample) else Sample(figure)

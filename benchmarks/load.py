@@ -1,7 +1,7 @@
-"""Load: requests in a closed loop, from wrk where this machine has it, and otherwise from here.
+"""Load in a closed loop, from wrk if it is installed, otherwise from this process.
 
-Each connection sends its next request as soon as the answer is there. Every answer is held to its status and its body, and a wrong
-one is an AssertionError, for who answers fast may not answer right.
+Each connection sends its next request when the response has arrived. Status and body of every response are checked, and a wrong one
+raises AssertionError, because a fast response may be wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SCRIPT = Path(__file__).with_name("wrk.lua")
 
 
 class Aim(NamedTuple):
-    """What is asked, over how many connections, in which sessions, and the answer that each request gets."""
+    """The request, the connections that send it, the sessions' cookies, and the expected body."""
 
     port: int
     path: str
@@ -32,7 +32,7 @@ class Aim(NamedTuple):
 
 
 class Load(NamedTuple):
-    """How many requests were answered in a second, and milliseconds within which half and 99 of 100 were."""
+    """The responses per second, and their median and 99th percentile latency in milliseconds."""
 
     rate: float
     p50: float
@@ -40,42 +40,42 @@ class Load(NamedTuple):
 
 
 def generator() -> str:
-    """Return the name of what makes the load on this machine."""
+    """Return the name of the load generator on this machine."""
     return "wrk" if shutil.which("wrk") else "benchmarks/load.py"
 
 
 async def load(aim: Aim, seconds: float) -> Load:
-    """Ask for so many seconds."""
-    return ask_by_wrk(aim, seconds) if shutil.which("wrk") else await ask_from_here(aim, seconds)
+    """Send requests for *seconds*."""
+    return load_by_wrk(aim, seconds) if shutil.which("wrk") else await load_from_here(aim, seconds)
 
 
-def ask_by_wrk(aim: Aim, seconds: float) -> Load:
-    """Ask by one thread of wrk's."""
+def load_by_wrk(aim: Aim, seconds: float) -> Load:
+    """Send requests from one thread of wrk."""
     url = f"http://127.0.0.1:{aim.port}{aim.path}"
     command = ["wrk", "-t1", f"-c{aim.connections}", "-d1h", "-s", str(_SCRIPT), url, "--", aim.body.decode(), *aim.cookies]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             time.sleep(seconds)
         finally:
-            # It takes whole seconds alone. When it is interrupted, it stops within a tenth, and tells how long it was.
+            # wrk only takes whole seconds. When interrupted, it stops within a tenth of a second, and reports its duration.
             process.send_signal(signal.SIGINT)
             output, _ = process.communicate()
     return read_wrk(output)
 
 
 def read_wrk(output: str) -> Load:
-    """Return what wrk.lua has printed."""
+    """Return the figures that wrk.lua printed."""
     match = re.search(r"^figures (\{.*?\}) ?(.*)", output, re.MULTILINE | re.DOTALL)
     assert match, f"wrk failed:\n{output}"
     figures, example = json.loads(match[1]), match[2].strip()
     assert not figures["failed"], f"{figures['failed']} connections or requests failed"
-    assert not figures["wrong"], f"{figures['wrong']} wrong answers of {figures['requests']}, such as: {example}"
-    assert figures["requests"], "nothing was answered"
+    assert not figures["wrong"], f"{figures['wrong']} wrong responses of {figures['requests']}, such as: {example}"
+    assert figures["requests"], "there was no response"
     return Load(figures["requests"] / figures["seconds"], figures["p50"], figures["p99"])
 
 
 class _Connection(asyncio.Protocol):
-    """Asks for ever."""
+    """A connection that sends one request after the other until it is closed."""
 
     def __init__(self, request: bytes, body: bytes, latencies: list[float]) -> None:
         self._request = request
@@ -88,7 +88,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self._ask()
+        self._send()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.ended.done():
@@ -104,20 +104,20 @@ class _Connection(asyncio.Protocol):
         if len(body) < length:
             return
         if not head.startswith(b"HTTP/1.1 200 ") or body != self._body:
-            self.ended.set_exception(AssertionError(f"a wrong answer: {self._received.decode('latin-1')}"))
+            self.ended.set_exception(AssertionError(f"a wrong response: {self._received.decode('latin-1')}"))
             return
         self._received = b""
         self._latencies.append(time.perf_counter() - self._sent_at)
-        self._ask()
+        self._send()
 
-    def _ask(self) -> None:
+    def _send(self) -> None:
         assert self.transport is not None
         self._sent_at = time.perf_counter()
         self.transport.write(self._request)
 
 
-async def ask_from_here(aim: Aim, seconds: float) -> Load:
-    """Ask from this process, which takes more of the machine than wrk does."""
+async def load_from_here(aim: Aim, seconds: float) -> Load:
+    """Send requests from this process, which uses more CPU than wrk does."""
     latencies: list[float] = []
     loop = asyncio.get_running_loop()
     fields = [f"Cookie: {cookie}\r\n" for cookie in aim.cookies] or [""] * aim.connections
@@ -138,6 +138,6 @@ async def ask_from_here(aim: Aim, seconds: float) -> Load:
         for transport, connection in made:
             connection.ended.cancel()
             transport.abort()
-    assert latencies, "nothing was answered"
+    assert latencies, "there was no response"
     latencies.sort()
     return Load(len(latencies) / elapsed, latencies[len(latencies) // 2] * 1e3, latencies[len(latencies) * 99 // 100] * 1e3)

@@ -1,4 +1,4 @@
-"""Where each store is, and how gaman's driver is told: real servers, and folders that are gone afterwards."""
+"""The place of each store, a real server's URL or a temporary folder, and the options of gaman's driver for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OPTIONS = {
 
 @contextmanager
 def place_for(kind: str) -> Generator[str]:
-    """Give the place of a store, nothing where that kind needs none; Absent where there is no such server."""
+    """Yield the place of a store, empty if that kind needs none; raise Absent if its server is missing."""
     if kind in _SERVERS:
         try:
             place = _SERVERS[kind]()
@@ -41,5 +41,5 @@ def place_for(kind: str) -> Generator[str]:
 
 
 def driver_options(kind: str, place: str) -> dict[str, Any]:
-    """Return what session() takes as its driver."""
+    """Return the `driver` option of session()."""
     return {"type": kind, **{name: value.format(place) for name, value in _OPTIONS.get(kind, {}).items()}}

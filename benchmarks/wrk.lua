@@ -1,7 +1,7 @@
--- wrk's part: asks for one path with each session's cookie in turn, and holds every answer to one body.
+-- The script of wrk: it requests one path with each session's cookie in turn, and compares every response with one body.
 -- wrk -t1 -c N -s wrk.lua http://127.0.0.1:PORT/path -- BODY [COOKIE ...]
--- wrk does not say which connection a request is for. There are as many cookies as connections, so at each moment the requests
--- under way are of as many sessions, or nearly.
+-- A script of wrk doesn't know which connection a request is for. There are as many cookies as connections, so the requests in flight
+-- are of nearly as many sessions.
 
 local expected, requests, next_one = nil, {}, 0
 local threads = {}

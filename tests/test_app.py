@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -25,9 +25,7 @@ from gaman import (
     define_integration,
     define_routes,
 )
-
-if TYPE_CHECKING:
-    from tests.conftest import Ask
+from tests.asgi import Ask, Channel, Exchange, http_scope
 
 pytestmark = pytest.mark.anyio
 
@@ -240,17 +238,12 @@ async def test_the_path_in_the_log_cannot_forge_a_line(ask: Ask, caplog: pytest.
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(1)], ids=lambda e: type(e).__name__)
 async def test_a_base_exception_is_not_caught(error: BaseException) -> None:
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request"}
-
-    async def send(message: Any) -> None:
-        raise AssertionError(message)
-
-    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "scheme": "http"}
-    request = App({"/": raising(error)})(scope, receive, send)
+    exchange = Exchange()
+    request = App({"/": raising(error)})(http_scope(), exchange.receive, exchange.send)
     with pytest.raises(type(error)):
         # Outside of a task, so that the event loop doesn't see it.
         request.send(None)
+    assert exchange.messages == []
 
 
 async def test_a_client_that_has_left_gets_no_response_and_no_line_above_debug(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
@@ -315,24 +308,17 @@ async def test_no_octets_in_a_request_cause_a_500(ask: Ask, path: bytes, query: 
 # Other scopes
 
 
-class Server:
-    """The server's side of a connection that isn't a request."""
+class Server(Channel):
+    """The server's side of a connection that isn't a request; *incoming* are types of messages."""
 
     def __init__(self, *incoming: str) -> None:
-        self.incoming = [*incoming]
-        self.sent: list[Any] = []
-
-    async def receive(self) -> dict[str, Any]:
-        return {"type": self.incoming.pop(0)}
-
-    async def send(self, message: Any) -> None:
-        self.sent.append(message)
+        super().__init__(*({"type": kind} for kind in incoming))
 
 
 async def test_a_websocket_is_refused() -> None:
     server = Server("websocket.connect")
     await App({"/": handler})({"type": "websocket", "path": "/"}, server.receive, server.send)
-    assert [message["type"] for message in server.sent] == ["websocket.close"]
+    assert [message["type"] for message in server.messages] == ["websocket.close"]
     assert server.incoming == []
 
 
@@ -341,7 +327,7 @@ async def test_an_unknown_scope_raises(kind: str) -> None:
     server = Server()
     with pytest.raises(GamanError, match=f"'{kind}'"):
         await App({"/": handler})({"type": kind}, server.receive, server.send)
-    assert server.sent == []
+    assert server.messages == []
 
 
 async def test_the_lifespan_loads_and_shuts_down() -> None:
@@ -352,7 +338,7 @@ async def test_the_lifespan_loads_and_shuts_down() -> None:
     server = Server("lifespan.startup", "lifespan.shutdown")
     await App({"/": handler}, integrations=[integration])({"type": "lifespan"}, server.receive, server.send)
     assert events == ["load", "shutdown"]
-    assert [message["type"] for message in server.sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert [message["type"] for message in server.messages] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 @pytest.mark.parametrize(
@@ -369,7 +355,7 @@ async def test_a_failed_start_up_gives_the_server_its_reason(
     server = Server("lifespan.startup")
     app = App({"/": handler}, integrations=[define_integration(name="x", on_load=on_load)])
     await app({"type": "lifespan"}, server.receive, server.send)
-    assert server.sent == [{"type": "lifespan.startup.failed", "message": message}]
+    assert server.messages == [{"type": "lifespan.startup.failed", "message": message}]
     assert len(caplog.records) == logged
 
 
@@ -380,7 +366,7 @@ async def test_a_shutdown_completes_even_if_a_hook_fails(caplog: pytest.LogCaptu
     server = Server("lifespan.startup", "lifespan.shutdown")
     app = App({"/": handler}, integrations=[define_integration(name="x", on_shutdown=on_shutdown)])
     await app({"type": "lifespan"}, server.receive, server.send)
-    assert server.sent[-1] == {"type": "lifespan.shutdown.complete"}
+    assert server.messages[-1] == {"type": "lifespan.shutdown.complete"}
     assert "stuck" in caplog.text
 
 
@@ -583,6 +569,6 @@ async def test_a_failed_start_up_gives_its_cause_in_one_line(caplog: pytest.LogC
     server = Server("lifespan.startup")
     app = App({"/": handler}, integrations=[define_integration(name="x", on_load=on_load)])
     await app({"type": "lifespan"}, server.receive, server.send)
-    [message] = server.sent
+    [message] = server.messages
     assert message["message"] == "the store can't be reached: refused by the host"
     assert caplog.records == []

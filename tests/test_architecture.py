@@ -1,4 +1,4 @@
-"""The house rules that a reader relies on: who may import whom, what is public, what each file says of itself."""
+"""The rules of the architecture: the order of imports, the public names, and the first sentence of each file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCES = (ROOT, ROOT / "integrations")
 
-# Each module imports only from rows below its own.
+# A module imports only from lower rows.
 ORDER = [
     ["gaman.session.testing"],
     ["gaman.session"],
@@ -111,7 +111,7 @@ LEVELS = {name: level for level, row in enumerate(ORDER) for name in row}
 # The parts of drivers whose names don't begin with the driver's.
 PARTS = {"file": ["_folder", "_due", "_owner_folders", "_disk"], "sql": ["_sqlite", "_sqlite_sessions"]}
 
-# Packages that one file or one package knows.
+# Packages that only one file or one package imports.
 OWNERS = {
     "uvicorn": "gaman._server",
     "python_multipart": "gaman._multipart",
@@ -123,21 +123,21 @@ OWNERS = {
     "opentelemetry": "gaman_session._counters",
 }
 OPTIONAL = {"redis": ["redis"], "sql": ["aiosqlite"], "mongodb": ["pymongo"]}
-# uvicorn takes it where it is installed, and nothing imports it.
+# uvicorn uses it if it is installed; gaman doesn't import it.
 FOR_UVICORN = {"uvloop"}
-# Used where it is installed, for those who use it themselves; none of ours needs it.
-WHERE_INSTALLED = {"opentelemetry", "watchfiles"}
+# Optional: gaman uses these packages if the user has installed them.
+IF_INSTALLED = {"opentelemetry", "watchfiles"}
 
 
 class Module(NamedTuple):
-    """A source file, by the name that it is imported under."""
+    """A source file and the name of its module."""
 
     name: str
     text: str
 
 
 class Import(NamedTuple):
-    """What is imported at run time: a module, and the name taken from it, if any."""
+    """An import at run time: a module, and the name that is taken from it, if any."""
 
     module: str
     name: str | None
@@ -156,7 +156,7 @@ each_module = pytest.mark.parametrize("module", MODULES, ids=[module.name for mo
 
 
 def imports(text: str) -> list[Import]:
-    """Return what *text* imports, wherever it does, except for type checkers alone."""
+    """Return all imports of *text*, also those inside functions, except those for type checkers."""
     found: list[Import] = []
     waiting: list[ast.AST] = [ast.parse(text)]
     while waiting:
@@ -185,7 +185,7 @@ def third_party(text: str) -> set[str]:
 
 
 def exported(text: str) -> list[str]:
-    """Return __all__ of a module that holds a docstring, imports and __all__, and nothing else; AssertionError names what else."""
+    """Return __all__ of a module; AssertionError names code that is neither its docstring, nor an import, nor __all__."""
     docstring, *body, last = ast.parse(text).body
     assert isinstance(docstring, ast.Expr)
     names: list[str] = []
@@ -199,8 +199,8 @@ def exported(text: str) -> list[str]:
     return exports
 
 
-def climbs(module: Module) -> list[str]:
-    """Return the imports of *module* that do not lead downwards."""
+def upward_imports(module: Module) -> list[str]:
+    """Return the imports of *module* that don't lead downwards."""
     return [each.module for each in own(module.text) if LEVELS[each.module] <= LEVELS[module.name]]
 
 
@@ -211,10 +211,10 @@ def test_every_module_has_its_place_in_the_order(module: Module) -> None:
 
 @each_module
 def test_imports_run_downwards(module: Module) -> None:
-    assert climbs(module) == []
+    assert upward_imports(module) == []
 
 
-def test_an_import_that_climbs_is_noticed_wherever_it_stands() -> None:
+def test_an_upward_import_is_found_wherever_it_is() -> None:
     for line in (
         "import gaman._app",
         "from gaman._app import App",
@@ -222,25 +222,25 @@ def test_an_import_that_climbs_is_noticed_wherever_it_stands() -> None:
         "def f():\n    import gaman",
         "import gaman._headers",
     ):
-        assert climbs(Module("gaman._headers", line)), line
+        assert upward_imports(Module("gaman._headers", line)), line
     for line in (
         "import gaman.errors",
         "from gaman import errors",
         "if TYPE_CHECKING:\n    from gaman._app import App",
         "import re",
     ):
-        assert not climbs(Module("gaman._headers", line)), line
+        assert not upward_imports(Module("gaman._headers", line)), line
 
 
 @each_module
-def test_only_the_door_of_the_core_leads_to_the_session(module: Module) -> None:
+def test_only_gaman_session_of_the_core_imports_the_session(module: Module) -> None:
     if module.name.startswith("gaman_session") or module.name.startswith("gaman.session"):
         return
     assert [each.module for each in own(module.text) if each.module.startswith(("gaman_session", "gaman.session"))] == []
 
 
 @each_module
-def test_the_session_takes_only_public_names_of_the_core(module: Module) -> None:
+def test_the_session_imports_only_public_names_of_the_core(module: Module) -> None:
     if not module.name.startswith("gaman_session"):
         return
     public = exported(next(each.text for each in MODULES if each.name == "gaman"))
@@ -253,7 +253,7 @@ def test_the_session_takes_only_public_names_of_the_core(module: Module) -> None
 
 
 @each_module
-def test_a_driver_knows_only_its_contract(module: Module) -> None:
+def test_a_driver_imports_only_its_contract_and_what_drivers_share(module: Module) -> None:
     package, _, name = module.name.partition(".drivers.")
     if not name:
         return
@@ -277,7 +277,7 @@ def test_the_public_names_are_imported_and_listed_without_logic(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["session", "session.testing"])
-def test_gaman_session_is_re_exported_whole(name: str) -> None:
+def test_gaman_session_is_re_exported_completely(name: str) -> None:
     [text] = [module.text for module in MODULES if module.name == f"gaman.{name}"]
     [_, line] = ast.parse(text).body
     assert ast.unparse(line) == f"from gaman_{name} import *"
@@ -294,18 +294,18 @@ def test_a_module_begins_with_one_sentence_about_itself(module: Module) -> None:
 
 
 def is_part(module: str, owner: str) -> bool:
-    """Return whether *module* is *owner*, in its package, or a private file beside it that begins with its name."""
+    """Return whether *module* is *owner*, in its package, or a private file beside it whose name begins with its own."""
     package, _, name = owner.rpartition(".")
     return f"{module}.".startswith((f"{owner}.", f"{package}._{name}_"))
 
 
 @each_module
-def test_a_package_that_has_an_owner_is_imported_by_no_other_file(module: Module) -> None:
+def test_a_package_with_an_owner_is_imported_by_no_other_file(module: Module) -> None:
     owned = {name: OWNERS[name] for name in third_party(module.text) if name in OWNERS}
     assert {name: owner for name, owner in owned.items() if not is_part(module.name, owner)} == {}
 
 
-def test_what_is_declared_as_a_dependency_is_what_is_imported() -> None:
+def test_the_declared_dependencies_are_the_imported_packages() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
     def names(requirements: list[str]) -> list[str]:
@@ -315,10 +315,10 @@ def test_what_is_declared_as_a_dependency_is_what_is_imported() -> None:
     extras = {extra: names(packages) for extra, packages in project["project"]["optional-dependencies"].items()}
     assert extras == OPTIONAL | {"all": ["gaman"]}
     for_tests = {"httpx"}
-    # A group that is included is a table.
+    # An included group is a table.
     assert for_tests <= {*names([each for each in project["dependency-groups"]["dev"] if isinstance(each, str)])}
     optional = {package for packages in OPTIONAL.values() for package in packages} | {"bson"}
-    assert set(names(project["project"]["dependencies"])) == imported - optional - for_tests - WHERE_INSTALLED | FOR_UVICORN
+    assert set(names(project["project"]["dependencies"])) == imported - optional - for_tests - IF_INSTALLED | FOR_UVICORN
 
 
 def test_the_table_for_contributors_names_every_file_of_the_core() -> None:

@@ -10,15 +10,29 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import chart, contenders, harness, in_process, peers, scaling, sealing, serializer, stores
-from benchmarks import compare as comparing
+from benchmarks import harness
 from benchmarks.asgi import ask, log_in
-from benchmarks.contenders import ASGI, FloorMemory
-from benchmarks.figures import interval, judge, ratios, to_floor
-from benchmarks.harness import BEST_PEER, Absent, Case, Contender, Goal, Missing, Plan, Question
+from benchmarks.harness import Absent, Case, Contender, Goal, Missing, Plan, Question
 from benchmarks.places import place_for
-from benchmarks.results import AbsentResult, CaseResult, ContenderResult, GoalResult, Kind, QuestionResult, Results, load, save
-from benchmarks.table import show
+from benchmarks.questions import in_process, scaling, sealing, serializer
+from benchmarks.report import chart
+from benchmarks.report import compare as comparing
+from benchmarks.report.figures import interval, judge, ratios, to_baseline
+from benchmarks.report.results import (
+    BEST_PEER,
+    AbsentResult,
+    CaseResult,
+    ContenderResult,
+    GoalResult,
+    Kind,
+    QuestionResult,
+    Results,
+    load,
+    save,
+)
+from benchmarks.report.table import show
+from benchmarks.rivals import bare, bare_stores, ours, peers
+from benchmarks.rivals.bare import ASGI, BareMemory
 from gaman import App
 
 pytestmark = pytest.mark.anyio
@@ -39,45 +53,45 @@ def lack(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "floor", "app"),
+    ("path", "baseline", "app"),
     [
-        ("/json", contenders.floor_plain, contenders.gaman_plain),
-        ("/users/42/posts/7", contenders.floor_plain, lambda: contenders.gaman_plain(*in_process.OTHERS)),
+        ("/json", bare.plain, ours.plain),
+        ("/users/42/posts/7", bare.plain, lambda: ours.plain(*bare.OTHERS)),
     ],
 )
-async def test_the_floor_and_gaman_give_the_same_answer(path: str, floor: ASGI, app: Callable[[], App]) -> None:
-    expected = await ask(floor, path)
+async def test_the_bare_callable_and_gaman_give_the_same_response(path: str, baseline: ASGI, app: Callable[[], App]) -> None:
+    expected = await ask(baseline, path)
     assert expected[0] == 200
     assert await ask(app(), path) == expected
 
 
 @pytest.mark.parametrize("kind", ["cookies", "memory"])
-async def test_the_floor_and_gaman_answer_a_session_alike_but_for_the_token(kind: str) -> None:
-    memory = FloorMemory()
-    read = contenders.floor_cookie_read if kind == "cookies" else memory.read
-    write = contenders.floor_cookie_write if kind == "cookies" else memory.write
-    app = contenders.gaman_session({"type": kind})
+async def test_the_bare_callable_and_gaman_respond_alike_in_a_session_except_for_the_token(kind: str) -> None:
+    memory = BareMemory()
+    read = bare.read_cookie if kind == "cookies" else memory.read
+    write = bare.write_cookie if kind == "cookies" else memory.write
+    app = ours.with_session({"type": kind})
     await app.load()
     both: list[tuple[ASGI, ASGI]] = [(read, write), (app, app)]
-    for asked in ("/read", "/write"):
-        answers: list[object] = []
+    for path in ("/read", "/write"):
+        responses: list[object] = []
         for reader, writer in both:
             cookie = await log_in(writer, "/write")
-            status, headers, body = await ask(reader if asked == "/read" else writer, asked, cookie)
+            status, headers, body = await ask(reader if path == "/read" else writer, path, cookie)
             headers = {name: value.partition(b"; ")[2] if name == b"set-cookie" else value for name, value in headers.items()}
-            answers.append((status, headers, body))
-        assert answers[0] == answers[1], asked
+            responses.append((status, headers, body))
+        assert responses[0] == responses[1], path
     await app.shutdown()
 
 
 @pytest.mark.parametrize("kind", ["redis", "sql", "file", "mongodb"])
-async def test_a_session_of_a_floor_over_a_store_ends(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+async def test_a_session_of_a_bare_callable_in_a_store_expires(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     with place_for(kind) as place:
-        store = stores.STORES[kind](place)
+        store = bare_stores.STORES[kind](place)
         await store.open()
         try:
             for lifetime, expected in ((86_400, b"value"), (-1, None)):
-                monkeypatch.setattr(stores, "DAY", lifetime)
+                monkeypatch.setattr(bare_stores, "DAY", lifetime)
                 await store.write("ab" * 32, b"value")
                 assert await store.read("ab" * 32) == expected
         finally:
@@ -85,29 +99,29 @@ async def test_a_session_of_a_floor_over_a_store_ends(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.name)
-async def test_all_contenders_of_a_case_give_the_same_answer(monkeypatch: pytest.MonkeyPatch, question: Question) -> None:
+async def test_all_contenders_of_a_case_return_the_same_result(monkeypatch: pytest.MonkeyPatch, question: Question) -> None:
     if question is scaling.QUESTION:
-        # Building a thousand routes takes peers their time; what they answer, the other questions ask as well.
+        # Peers take long to build a thousand routes, and the other questions check the same responses.
         monkeypatch.setattr(peers, "import_module", lack)
     for case in question.cases(QUICK):
         async with case.enter() as entered:
             present = [each for each in entered if isinstance(each, Contender)]
             await harness.check(case, present)
-            assert {each.kind for each in present} >= {"floor", "ours"}
-            assert all(each.answer is not None for each in present)
-            assert all(re.fullmatch(r"benchmarks/\w+\.py:\d+", each.source) for each in present)
+            assert {each.kind for each in present} >= {"baseline", "ours"}
+            assert all(each.result is not None for each in present)
+            assert all(re.fullmatch(r"(questions|rivals)/\w+\.py:\d+", each.source) for each in present)
 
 
 @pytest.mark.parametrize("kind", ["plain", "cookies", "memory"])
-async def test_a_peer_that_is_not_installed_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+async def test_a_peer_that_is_not_installed_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(peers, "import_module", lack)
     case = Case(
         name="case",
-        floor=in_process.FLOOR,
+        baseline=bare.BARE,
         enter=lambda: in_process.plain("/json") if kind == "plain" else in_process.in_session(kind, "/read"),
     )
-    found = await harness.run(ask_for(case), QUICK, nothing)
-    ours = ["gaman"] if kind == "plain" else ["gaman", in_process.STRANGERS]
+    found = await harness.run(question_of(case), QUICK, nothing)
+    ours = ["gaman"] if kind == "plain" else ["gaman", in_process.NEW_COOKIES]
     assert [each.name for each in found.cases[0].contenders] == ["bare callable", *ours]
     reasons = {each.name: each.reason for each in found.cases[0].absent}
     assert list(reasons) == [peer.name for peer in peers.PEERS]
@@ -115,7 +129,7 @@ async def test_a_peer_that_is_not_installed_is_a_row_that_says_so(monkeypatch: p
     assert shown(found).count("not installed") == sum(reason.startswith("not installed") for reason in reasons.values())
 
 
-async def test_a_serializer_that_does_not_keep_a_value_is_a_row_that_says_so() -> None:
+async def test_a_serializer_that_does_not_keep_a_value_is_a_row_with_the_reason() -> None:
     case = next(case for case in serializer.cases(QUICK) if case.name == "encode bytes")
     async with case.enter() as entered:
         assert Missing("json", "does not keep bytes") in entered
@@ -124,12 +138,12 @@ async def test_a_serializer_that_does_not_keep_a_value_is_a_row_that_says_so() -
 # The harness
 
 
-def ask_for(*cases: Case, seconds: float = 0.05) -> Question:
+def question_of(*cases: Case, seconds: float = 0.05) -> Question:
     return Question(name="question", title="What?", cases=lambda plan: cases, seconds=seconds, quick_seconds=seconds)
 
 
-def constant(name: str, figure: float, kind: Kind = "peer", answer: object = 42) -> Contender:
-    return Contender(name=name, kind=kind, measure=lambda: figure, answer=lambda: answer)
+def constant(name: str, figure: float, kind: Kind = "peer", result: object = 42) -> Contender:
+    return Contender(name=name, kind=kind, measure=lambda: figure, result=lambda: result)
 
 
 def shown(question: QuestionResult) -> str:
@@ -141,7 +155,7 @@ def shown(question: QuestionResult) -> str:
     return capture.get()
 
 
-async def test_contenders_take_turns_and_each_round_has_every_one_once() -> None:
+async def test_each_round_measures_every_contender_once_in_random_order() -> None:
     turns: list[str] = []
 
     def contend(name: str) -> Contender:
@@ -151,16 +165,16 @@ async def test_contenders_take_turns_and_each_round_has_every_one_once() -> None
 
         return Contender(name=name, measure=measure)
 
-    case = Case(name="case", floor="a", enter=lambda: harness.contenders(*map(contend, "abc")), rounds=20)
-    await harness.run(ask_for(case, seconds=60), Plan(), nothing)
+    case = Case(name="case", baseline="a", enter=lambda: harness.contenders(*map(contend, "abc")), rounds=20)
+    await harness.run(question_of(case, seconds=60), Plan(), nothing)
     rounds = ["".join(turns[at : at + 3]) for at in range(0, len(turns), 3)]
-    # One to warm up.
+    # The first round warms up.
     assert len(rounds) == 1 + 20
     assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
     assert len(set(rounds)) > 1
 
 
-async def test_a_question_keeps_to_its_time_and_each_case_gets_its_share() -> None:
+async def test_a_question_stays_within_its_time_and_each_case_gets_its_share() -> None:
     now = 1000.0
 
     def measure() -> float:
@@ -169,50 +183,50 @@ async def test_a_question_keeps_to_its_time_and_each_case_gets_its_share() -> No
         return 1.0
 
     def enter() -> harness.Entered:
-        return harness.contenders(Contender(name="floor", kind="floor", measure=measure))
+        return harness.contenders(Contender(name="baseline", kind="baseline", measure=measure))
 
-    cases = [Case(name="one", floor="floor", enter=enter), Case(name="three", floor="floor", enter=enter, share=3)]
-    found = await harness.run(ask_for(*cases, seconds=40), Plan(scale=0.5), nothing, lambda: now)
+    cases = [Case(name="one", baseline="baseline", enter=enter), Case(name="three", baseline="baseline", enter=enter, share=3)]
+    found = await harness.run(question_of(*cases, seconds=40), Plan(scale=0.5), nothing, lambda: now)
     assert found.seconds == 20
-    # The first turn of each is to warm up.
+    # The first turn of each warms up.
     assert [len(case.contenders[0].figures) for case in found.cases] == [4, 14]
 
 
-async def test_another_answer_than_the_floors_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    entered = [constant("floor", 1.0, "floor"), constant("cheat", 0.1, answer=43)]
-    case = Case(name="case", floor="floor", enter=lambda: harness.contenders(*entered))
-    with pytest.raises(AssertionError, match="cheat answers 43, and floor 42"):
+async def test_a_result_other_than_the_baselines_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    entered = [constant("baseline", 1.0, "baseline"), constant("cheat", 0.1, result=43)]
+    case = Case(name="case", baseline="baseline", enter=lambda: harness.contenders(*entered))
+    with pytest.raises(AssertionError, match="cheat returns 43, and baseline 42"):
         await harness.check(case, entered)
-    found = await harness.run(ask_for(case), Plan(), nothing)
+    found = await harness.run(question_of(case), Plan(), nothing)
     assert found.cases[0].contenders == []
     assert found.cases[0].absent[0].reason.startswith(harness.FAILED)
-    assert "cheat answers 43" in capsys.readouterr().err
+    assert "cheat returns 43" in capsys.readouterr().err
 
 
-async def test_a_case_that_this_machine_lacks_something_for_is_a_row() -> None:
+async def test_a_case_that_this_machine_can_not_measure_is_a_row_with_the_reason() -> None:
     @asynccontextmanager
     async def enter() -> AsyncGenerator[Sequence[Contender]]:
         raise Absent("there is no server")
         yield
 
-    found = await harness.run(ask_for(Case(name="case", floor="floor", enter=enter)), Plan(), nothing)
-    assert found.cases[0].absent == [AbsentResult("everybody", "there is no server")]
+    found = await harness.run(question_of(Case(name="case", baseline="baseline", enter=enter)), Plan(), nothing)
+    assert found.cases[0].absent == [AbsentResult("all contenders", "there is no server")]
     assert "there is no server" in shown(found)
 
 
-async def test_against_chooses_the_peers_alone() -> None:
-    entered = [constant("floor", 1.0, "floor"), constant("gaman", 1.0, "ours"), constant("one", 2.0), constant("other", 3.0)]
-    case = Case(name="case", floor="floor", enter=lambda: harness.contenders(*entered), rounds=1)
-    found = await harness.run(ask_for(case), Plan(against=frozenset({"other"})), nothing)
-    assert [each.name for each in found.cases[0].contenders] == ["floor", "gaman", "other"]
+async def test_against_selects_peers_and_never_the_baseline_or_gaman() -> None:
+    entered = [constant("baseline", 1.0, "baseline"), constant("gaman", 1.0, "ours"), constant("one", 2.0), constant("other", 3.0)]
+    case = Case(name="case", baseline="baseline", enter=lambda: harness.contenders(*entered), rounds=1)
+    found = await harness.run(question_of(case), Plan(against=frozenset({"other"})), nothing)
+    assert [each.name for each in found.cases[0].contenders] == ["baseline", "gaman", "other"]
 
 
-def test_a_contender_knows_the_line_that_it_comes_from() -> None:
+def test_a_contender_knows_the_line_that_defines_it() -> None:
     assert re.fullmatch(r"tests/test_benchmarks\.py:\d+", constant("a", 1.0).source)
-    assert harness.line_of(contenders.floor_plain).startswith("benchmarks/contenders.py:")
+    assert harness.line_of(bare.plain).startswith("rivals/bare.py:")
 
 
-# What figures say
+# Statistics
 
 
 def of(figures: Sequence[float], name: str = "gaman", kind: Kind = "ours", at: float | None = None) -> ContenderResult:
@@ -220,20 +234,22 @@ def of(figures: Sequence[float], name: str = "gaman", kind: Kind = "ours", at: f
 
 
 def case_of(*found: ContenderResult, goals: Sequence[GoalResult] = (), better: str = "lower") -> CaseResult:
-    return CaseResult("case", "µs", "higher" if better == "higher" else "lower", "floor", "a.py:1", None, list(goals), list(found))
+    return CaseResult(
+        "case", "µs", "higher" if better == "higher" else "lower", "baseline", "a.py:1", None, list(goals), list(found)
+    )
 
 
-def test_a_ratio_by_rounds_sees_through_what_disturbs_both() -> None:
+def test_a_ratio_within_rounds_is_free_of_a_disturbance_of_both() -> None:
     disturbed = [random.Random(number).uniform(1, 10) for number in range(50)]
-    floor, gaman = of(disturbed, "floor", "floor"), of([1.5 * each for each in disturbed])
-    assert ratios(gaman, floor) == pytest.approx([1.5] * 50)
-    found = to_floor(case_of(floor, gaman), gaman)
+    baseline, gaman = of(disturbed, "baseline", "baseline"), of([1.5 * each for each in disturbed])
+    assert ratios(gaman, baseline) == pytest.approx([1.5] * 50)
+    found = to_baseline(case_of(baseline, gaman), gaman)
     assert found is not None
     assert found.tells
     assert found.median == pytest.approx(1.5)
 
 
-def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
+def test_the_interval_contains_the_median_as_often_as_its_confidence_says() -> None:
     chance = random.Random(7)
     held = 0
     for _ in range(400):
@@ -242,7 +258,7 @@ def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
     assert 0.93 <= held / 400 <= 1
 
 
-def test_too_few_rounds_and_too_wide_a_spread_tell_nothing() -> None:
+def test_an_interval_of_few_rounds_or_a_wide_spread_tells_nothing() -> None:
     assert not interval([1.0] * 5).is_sure
     assert interval([1.0] * 6).tells
     assert not interval([1.0, 1.5] * 10).tells
@@ -251,49 +267,51 @@ def test_too_few_rounds_and_too_wide_a_spread_tell_nothing() -> None:
 @pytest.mark.parametrize(
     ("cost", "spread", "verdict"), [(1.5, 0.01, "met"), (2.5, 0.01, "missed"), (1.99, 0.3, "can't tell"), (1.0, None, "can't tell")]
 )
-def test_a_goal_is_met_or_missed_only_where_the_interval_lies_on_one_side(cost: float, spread: float | None, verdict: str) -> None:
+def test_a_goal_is_met_or_missed_only_if_the_interval_lies_on_one_side(cost: float, spread: float | None, verdict: str) -> None:
     chance = random.Random(1)
     figures = [cost] if spread is None else [cost * chance.uniform(1 - spread, 1 + spread) for _ in range(30)]
-    case = case_of(of([1.0] * len(figures), "floor", "floor"), of(figures))
-    assert judge(case, GoalResult("at most", 2, "gaman", "floor")).verdict == verdict
+    case = case_of(of([1.0] * len(figures), "baseline", "baseline"), of(figures))
+    assert judge(case, GoalResult("at most", 2, "gaman", "baseline")).verdict == verdict
 
 
 @pytest.mark.parametrize(
     ("better", "limit", "verdict"), [("lower", 2.4, "met"), ("lower", 2.6, "missed"), ("higher", 2.4, "missed")]
 )
-def test_the_best_peer_is_the_one_whose_median_is_best(better: str, limit: float, verdict: str) -> None:
+def test_the_best_peer_has_the_best_median(better: str, limit: float, verdict: str) -> None:
     case = case_of(
-        of([2.0] * 9), of([1.0] * 9, "floor", "floor"), of([5.0] * 9, "a", "peer"), of([7.0] * 9, "b", "peer"), better=better
+        of([2.0] * 9), of([1.0] * 9, "baseline", "baseline"), of([5.0] * 9, "a", "peer"), of([7.0] * 9, "b", "peer"), better=better
     )
     found = judge(case, GoalResult("at least", limit, "gaman", BEST_PEER))
     assert (found.against, found.verdict) == ("a" if better == "lower" else "b", verdict)
 
 
-@pytest.mark.parametrize(("floor", "verdict"), [(2.0, "missed"), (4.0, "out of reach")])
-def test_a_goal_that_the_floor_misses_too_is_out_of_reach(floor: float, verdict: str) -> None:
-    case = case_of(of([floor] * 9, "floor", "floor"), of([5.0] * 9), of([10.0] * 9, "a", "peer"))
+@pytest.mark.parametrize(("baseline", "verdict"), [(2.0, "missed"), (4.0, "out of reach")])
+def test_a_goal_that_the_baseline_misses_too_is_out_of_reach(baseline: float, verdict: str) -> None:
+    case = case_of(of([baseline] * 9, "baseline", "baseline"), of([5.0] * 9), of([10.0] * 9, "a", "peer"))
     found = judge(case, GoalResult("at least", 4, "gaman", BEST_PEER))
     assert found.verdict == verdict
-    assert found.floor is not None
-    assert found.floor.median == 10 / floor
+    assert found.baseline is not None
+    assert found.baseline.median == 10 / baseline
 
 
 @pytest.mark.parametrize(("cost", "verdict"), [(0.996, "out of reach"), (0.9, "missed")])
-def test_whoever_is_ahead_of_the_floor_by_more_than_chance_is_not_held_back_by_it(cost: float, verdict: str) -> None:
+def test_a_goal_is_missed_and_not_out_of_reach_where_gaman_is_ahead_of_the_baseline_by_more_than_chance(
+    cost: float, verdict: str
+) -> None:
     chance = random.Random(3)
-    floor, gaman = ([each * chance.uniform(0.98, 1.02) for _ in range(30)] for each in (1.0, cost))
-    case = case_of(of(floor, "floor", "floor"), of(gaman), of([0.8] * 30, "a", "peer"))
+    baseline, gaman = ([each * chance.uniform(0.98, 1.02) for _ in range(30)] for each in (1.0, cost))
+    case = case_of(of(baseline, "baseline", "baseline"), of(gaman), of([0.8] * 30, "a", "peer"))
     assert judge(case, GoalResult("at least", 1, "gaman", BEST_PEER)).verdict == verdict
 
 
 @pytest.mark.parametrize(("rate", "limit", "verdict"), [(95.0, 0.9, "met"), (85.0, 0.9, "missed"), (190.0, 1.8, "met")])
-def test_a_rate_is_better_where_it_is_higher(rate: float, limit: float, verdict: str) -> None:
-    case = case_of(of([100.0] * 9, "floor", "floor"), of([rate] * 9), better="higher")
-    assert judge(case, GoalResult("at least", limit, "gaman", "floor")).verdict == verdict
+def test_a_higher_rate_is_better(rate: float, limit: float, verdict: str) -> None:
+    case = case_of(of([100.0] * 9, "baseline", "baseline"), of([rate] * 9), better="higher")
+    assert judge(case, GoalResult("at least", limit, "gaman", "baseline")).verdict == verdict
 
 
-def test_growth_is_the_ratio_of_two_places() -> None:
-    case = case_of(of([1.0] * 9, at=10), of([1.05] * 9, at=1000), of([0.5] * 9, "floor", "floor"))
+def test_growth_is_the_ratio_of_two_points_on_the_axis() -> None:
+    case = case_of(of([1.0] * 9, at=10), of([1.05] * 9, at=1000), of([0.5] * 9, "baseline", "baseline"))
     goal = GoalResult("at most", 1.1, "gaman", "gaman", at=1000, against_at=10)
     found = judge(case, goal)
     assert found.verdict == "met"
@@ -301,42 +319,42 @@ def test_growth_is_the_ratio_of_two_places() -> None:
     assert found.ratio.median == pytest.approx(1.05)
 
 
-# Two runs beside each other
+# Comparisons of two runs
 
 
 def results(seed: int, slower: float = 1.0, cases: int = 30, rounds: int = 60) -> Results:
-    """Return a run on a noisy machine, in which the first case costs gaman *slower* times as much."""
+    """Return a run on a noisy machine; in its first case gaman is *slower* times as slow."""
     chance = random.Random(seed)
     found: list[CaseResult] = []
     for number in range(cases):
         noise = [chance.lognormvariate(0, 0.2) for _ in range(rounds)]
         cost = 2 * (slower if number == 0 else 1)
         mine = [cost * each * chance.lognormvariate(0, 0.05) for each in noise]
-        case = case_of(of(noise, "floor", "floor"), of(mine))
+        case = case_of(of(noise, "baseline", "baseline"), of(mine))
         case.name = f"case {number}"
         found.append(case)
     return Results({"machine": "made up"}, False, [QuestionResult("question", "What?", "a.py:1", 1.0, found)])
 
 
 @pytest.mark.parametrize(("slower", "change"), [(1.2, "worse"), (1 / 1.2, "better")])
-def test_a_planted_change_of_20_percent_is_told_from_noise(slower: float, change: str) -> None:
+def test_a_change_of_20_percent_is_told_from_noise(slower: float, change: str) -> None:
     found = comparing.compare(results(1), results(2, slower))
     assert [each.change for each in found if each.case == "case 0"] == [change]
     assert {each.change for each in found if each.case != "case 0"} <= {"same", "can't tell"}
 
 
-def test_two_runs_of_the_same_code_do_not_cry_wolf() -> None:
+def test_two_runs_of_the_same_code_raise_no_alarm() -> None:
     for seed in range(20):
         changes = {each.change for each in comparing.compare(results(seed), results(seed + 1000))}
         assert changes <= {"same", "can't tell"}
 
 
-def test_a_few_rounds_can_not_tell() -> None:
+def test_a_comparison_of_few_rounds_can_not_tell() -> None:
     found = comparing.compare(results(1, rounds=5), results(2, 1.2, rounds=5))
     assert {each.change for each in found} == {"can't tell"}
 
 
-def test_compare_fails_where_something_got_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_fails_if_a_figure_got_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, run in (("old", results(1)), ("same", results(2)), ("slow", results(3, 1.2))):
         save(run, tmp_path / name / "results.json")
     assert command.main(["compare", str(tmp_path / "old"), str(tmp_path / "same")]) == 0
@@ -348,7 +366,7 @@ def test_compare_fails_where_something_got_worse(tmp_path: Path, capsys: pytest.
 
 
 def make_question() -> Question:
-    """Return a question with a case of bars and one of growth, in which figures are made up."""
+    """Return a question with a case of bars and a case of growth, both with made-up figures."""
     ticks = count(1)
 
     def contend(name: str, figure: float, kind: Kind = "peer", at: float | None = None) -> Contender:
@@ -356,10 +374,10 @@ def make_question() -> Question:
 
     bars = Case(
         name="bars",
-        floor="floor",
-        goals=[Goal(sense="at most", limit=1.8, against="floor"), Goal(sense="at least", limit=2, against=BEST_PEER)],
+        baseline="baseline",
+        goals=[Goal(sense="at most", limit=1.8, against="baseline"), Goal(sense="at least", limit=2, against=BEST_PEER)],
         enter=lambda: harness.contenders(
-            contend("floor", 1, "floor"),
+            contend("baseline", 1, "baseline"),
             contend("gaman", 1.5, "ours"),
             contend("Peer", 4),
             contend("Slow", 99),
@@ -368,20 +386,20 @@ def make_question() -> Question:
     )
     growth = Case(
         name="growth",
-        floor="floor",
+        baseline="baseline",
         axis="routes",
         goals=[Goal(sense="at most", limit=1.1, against="gaman", at=1000, against_at=10)],
         enter=lambda: harness.contenders(
-            contend("floor", 1, "floor"),
+            contend("baseline", 1, "baseline"),
             *(contend("gaman", 2, "ours", at) for at in (10, 1000)),
             *(contend("Peer", at, "peer", at) for at in (10, 1000)),
             Missing("Peer", "too slow", 10_000),
         ),
     )
-    return ask_for(bars, growth, seconds=0.6)
+    return question_of(bars, growth, seconds=0.6)
 
 
-async def test_a_run_is_shown_drawn_and_kept(tmp_path: Path) -> None:
+async def test_a_run_is_shown_drawn_and_saved(tmp_path: Path) -> None:
     ticks = count()
     found = await harness.run(make_question(), QUICK, nothing, lambda: next(ticks) / 100)
     table = shown(found)
@@ -398,7 +416,7 @@ async def test_a_run_is_shown_drawn_and_kept(tmp_path: Path) -> None:
     assert "gaman meets 3 of its 3 goals" in (tmp_path / "summary.svg").read_text()
 
 
-def test_the_command_measures_what_is_asked_and_says_where_it_went(
+def test_the_command_measures_the_named_question_and_prints_the_folder_of_its_results(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(serializer, "QUESTION", make_question())
@@ -406,7 +424,7 @@ def test_the_command_measures_what_is_asked_and_says_where_it_went(
     said = capsys.readouterr().out.replace("\n", "")
     assert str(tmp_path) in said
     assert "event loop: uvloop" in said
-    assert "Nobody here is called 'Pear'" in said
+    assert "There is no contender 'Pear'" in said
     assert "Slow" not in said
     about = load(tmp_path / "results.json").about
     assert about.keys() >= {"machine", "cores", "python", "commit", "msgspec", "event loop", "garbage collector"}
@@ -426,7 +444,9 @@ def test_the_command_knows_its_questions(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_all_questions_together_keep_to_their_time(quick: bool) -> None:
+def test_all_questions_together_stay_within_their_time(quick: bool) -> None:
     questions = command.find_questions([])
     plan = command.plan_for(questions, quick, None)
-    assert sum(question.budget(plan) for question in questions) <= (command.MOST_QUICK if quick else command.MOST) + 1e-6
+    assert (
+        sum(question.budget(plan) for question in questions) <= (command.MAX_QUICK_SECONDS if quick else command.MAX_SECONDS) + 1e-6
+    )

@@ -9,9 +9,10 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from benchmarks import drivers, entrants, growth, memory, over_http, owners
 from benchmarks.harness import Case, Contender, Missing, Plan, _turn, check
-from benchmarks.load import Aim, Load, ask_by_wrk, ask_from_here, read_wrk
+from benchmarks.load import Aim, Load, load_by_wrk, load_from_here, read_wrk
+from benchmarks.questions import drivers, growth, memory, over_http, owners
+from benchmarks.rivals import called, servers
 
 pytestmark = pytest.mark.anyio
 
@@ -26,21 +27,21 @@ WRONG = {
 
 
 async def by_wrk(aim: Aim, seconds: float) -> Load:
-    """Ask by wrk, and let this event loop serve meanwhile."""
-    return await asyncio.to_thread(ask_by_wrk, aim, seconds)
+    """Send requests from wrk in a thread, so that this event loop can respond."""
+    return await asyncio.to_thread(load_by_wrk, aim, seconds)
 
 
 GENERATORS = [
     pytest.param(by_wrk, marks=pytest.mark.skipif(shutil.which("wrk") is None, reason="there is no wrk")),
-    ask_from_here,
+    load_from_here,
 ]
-each_generator = pytest.mark.parametrize("ask", GENERATORS)
-Ask = Callable[[Aim, float], Awaitable[Load]]
+each_generator = pytest.mark.parametrize("load", GENERATORS)
+Generator = Callable[[Aim, float], Awaitable[Load]]
 
 
 @asynccontextmanager
-async def answering(wrong: bytes, after: int, seen: list[bytes] | None = None) -> AsyncGenerator[int]:
-    """Serve so many right answers, and one wrong one after each of them; give the port."""
+async def server(wrong: bytes, after: int, seen: list[bytes] | None = None) -> AsyncGenerator[int]:
+    """Send *after* right responses, and then the *wrong* one; yield the port."""
     count = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -56,15 +57,15 @@ async def answering(wrong: bytes, after: int, seen: list[bytes] | None = None) -
         finally:
             writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1]
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
+        yield listener.sockets[0].getsockname()[1]
 
 
 @each_generator
-async def test_right_answers_are_counted(ask: Ask) -> None:
+async def test_right_responses_are_counted(load: Generator) -> None:
     seen: list[bytes] = []
-    async with answering(RIGHT, 0, seen) as port:
-        found = await ask(Aim(port, "/read", 4, ["session=1", "session=2", "session=3", "session=4"], BODY), 0.15)
+    async with server(RIGHT, 0, seen) as port:
+        found = await load(Aim(port, "/read", 4, ["session=1", "session=2", "session=3", "session=4"], BODY), 0.15)
     assert 0 < found.rate < len(seen) / 0.1
     assert 0 < found.p50 <= found.p99
     for i in range(1, 5):
@@ -74,27 +75,27 @@ async def test_right_answers_are_counted(ask: Ask) -> None:
 
 @each_generator
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-async def test_a_wrong_answer_fails_however_fast_it_comes(ask: Ask, wrong: bytes) -> None:
-    async with answering(wrong, 20) as port:
-        with pytest.raises(AssertionError, match="wrong answer"):
-            await ask(Aim(port, "/read", 2, [], BODY), 0.15)
+async def test_a_wrong_response_fails_however_fast_it_is(load: Generator, wrong: bytes) -> None:
+    async with server(wrong, 20) as port:
+        with pytest.raises(AssertionError, match="wrong response"):
+            await load(Aim(port, "/read", 2, [], BODY), 0.15)
 
 
 @each_generator
-async def test_a_server_that_hangs_up_fails(ask: Ask) -> None:
-    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def test_a_server_that_closes_its_connection_fails(load: Generator) -> None:
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1000)
         writer.close()
 
-    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(close, "127.0.0.1", 0) as closing:
         with pytest.raises(AssertionError, match=r"failed|closed"):
-            await ask(Aim(server.sockets[0].getsockname()[1], "/read", 2, [], BODY), 0.15)
+            await load(Aim(closing.sockets[0].getsockname()[1], "/read", 2, [], BODY), 0.15)
 
 
 FIGURES = {"seconds": 0.2, "requests": 100, "failed": 0, "wrong": 0, "p50": 1.5, "p99": 4.0}
 
 
-def test_what_wrk_prints_is_read() -> None:
+def test_the_output_of_wrk_is_read() -> None:
     assert read_wrk(f"Running 60m test\n\nfigures {json.dumps(FIGURES)} \n") == Load(500, 1.5, 4.0)
 
 
@@ -103,17 +104,17 @@ def test_what_wrk_prints_is_read() -> None:
     [
         ("unable to connect to 127.0.0.1:1 Connection refused", "unable to connect"),
         (f"\nfigures {json.dumps({**FIGURES, 'failed': 2})} \n", "2 connections"),
-        (f"\nfigures {json.dumps({**FIGURES, 'wrong': 3})} 503 {{}}\nno\n", "3 wrong answers of 100, such as: 503 {}"),
-        (f"\nfigures {json.dumps({**FIGURES, 'requests': 0})} \n", "nothing was answered"),
+        (f"\nfigures {json.dumps({**FIGURES, 'wrong': 3})} 503 {{}}\nno\n", "3 wrong responses of 100, such as: 503 {}"),
+        (f"\nfigures {json.dumps({**FIGURES, 'requests': 0})} \n", "there was no response"),
     ],
 )
-def test_what_wrk_complains_of_is_an_error(output: str, error: str) -> None:
+def test_an_error_of_wrk_is_raised(output: str, error: str) -> None:
     with pytest.raises(AssertionError, match=error):
         read_wrk(output)
 
 
 async def taking_part(case: Case) -> tuple[dict[str, str | None], dict[str, str]]:
-    """Return those who take part in *case*, with their versions, each held to the floor's answer; and who does not, and why."""
+    """Check the contenders of *case*; return the versions of those present, and the reasons of those absent."""
     async with case.enter() as entered:
         present = [each for each in entered if isinstance(each, Contender)]
         await check(case, present)
@@ -138,21 +139,21 @@ def setting(name: str, plan: Plan) -> Case:
         "mongodb, read, one at a time",
     ],
 )
-async def test_all_servers_that_are_installed_answer_alike(name: str) -> None:
+async def test_all_installed_servers_respond_alike(name: str) -> None:
     present, absent = await taking_part(setting(name, Plan()))
     assert {"bare callable", "gaman"} <= {*present}
     assert all(reason.startswith("not installed: ") for reason in absent.values())
 
 
-async def test_a_server_is_loaded_in_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(over_http, "TURN", 0.5)  # wrk must have started when it is interrupted
+async def test_the_load_on_a_server_uses_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(over_http, "TURN", 0.5)  # wrk must have started before it is interrupted
     async with setting("memory, read", Plan(against=frozenset({"blacksheep"}))).enter() as entered:
         assert {each.name for each in entered} <= {"bare callable", "gaman", "gaman on Granian", "BlackSheep"}
         for each in entered:
             if isinstance(each, Missing):
                 continue
-            assert each.answer is not None
-            await each.answer()
+            assert each.result is not None
+            await each.result()
             sample = await _turn(each)
             assert sample.figure > 0
             assert [*sample.extra] == ["p50, ms", "p99, ms"]
@@ -164,7 +165,7 @@ async def test_a_server_that_is_not_installed_is_a_row_with_the_reason(monkeypat
             raise PackageNotFoundError(package)
         return "1.0"
 
-    monkeypatch.setattr(entrants, "version", lack)
+    monkeypatch.setattr(servers, "version", lack)
     monkeypatch.setenv("PATH", "")
     present, absent = await taking_part(setting("memory, read", Plan()))
     assert {*present} == {"bare callable", "gaman"}
@@ -173,7 +174,7 @@ async def test_a_server_that_is_not_installed_is_a_row_with_the_reason(monkeypat
     assert absent["Express"] == "not installed: node"
 
 
-async def test_a_commit_a_write_is_a_batch_a_call() -> None:
+async def test_each_write_is_a_commit_if_each_call_is_a_batch() -> None:
     batches: list[list[str]] = []
 
     async def run(calls: list[str]) -> list[str]:
@@ -181,7 +182,7 @@ async def test_a_commit_a_write_is_a_batch_a_call() -> None:
         await asyncio.sleep(0)
         return [call.upper() for call in calls]
 
-    one_by_one = entrants._Singly(run)
+    one_by_one = servers._Singly(run)
     assert await asyncio.gather(*map(one_by_one.call, "abc")) == ["A", "B", "C"]
     assert batches == [["a"], ["b"], ["c"]]
 
@@ -190,7 +191,7 @@ STORED = [case for case in drivers.cases(Plan()) if case.name.endswith(("update"
 
 
 @pytest.mark.parametrize("case", STORED, ids=[case.name for case in STORED])
-async def test_all_ways_of_storing_that_are_installed_answer_alike(case: Case) -> None:
+async def test_all_installed_services_respond_alike(case: Case) -> None:
     present, absent = await taking_part(case)
     assert {"bare callable", "gaman"} <= {*present}
     lacks = ("leaves the session under its old id too", "can't change the id of a session")
@@ -199,25 +200,25 @@ async def test_all_ways_of_storing_that_are_installed_answer_alike(case: Case) -
     )
 
 
-async def test_those_who_ask_at_once_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_requests_of_concurrent_clients_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drivers, "TURN", 0.01)
-    way = drivers.CalledGaman("memory", "")
-    await way.open()
-    crowd = drivers.Crowd(way, "regenerate", 8)
-    await crowd.answer()
-    before = [*crowd._keys]
-    assert await crowd.measure() > 0
-    assert not {*before} & {*crowd._keys}
-    await way.close()
+    service = called.CalledGaman("memory", "")
+    await service.open()
+    clients = drivers.Clients(service, "regenerate", 8)
+    await clients.result()
+    before = [*clients._keys]
+    assert await clients.measure() > 0
+    assert not {*before} & {*clients._keys}
+    await service.close()
 
 
-async def test_sessions_in_memory_are_weighed_in_a_process_of_their_own() -> None:
+async def test_sessions_in_memory_are_measured_in_a_process_of_their_own() -> None:
     sample = memory.sessions_of("gaman", 5000)
     assert 300 < sample.figure < 3000
     assert sample.extra["all, MB"] == pytest.approx(sample.figure * 5000 / 1e6)
 
 
-async def test_memory_is_looked_at_in_some_tenths_of_the_requests() -> None:
+async def test_memory_is_sampled_in_some_tenths_of_the_requests() -> None:
     async with memory.over_requests(800) as entered:
         assert [each.at for each in entered] == [80, 160, 400, 800]
         assert isinstance(entered[0], Contender)
@@ -225,8 +226,8 @@ async def test_memory_is_looked_at_in_some_tenths_of_the_requests() -> None:
 
 
 @pytest.mark.parametrize("kind", growth.STORES)
-async def test_a_grown_store_is_weighed_and_swept(kind: str) -> None:
-    # A minute's worth of two thousand sessions of a day is one.
+async def test_a_filled_store_is_measured_and_swept(kind: str) -> None:
+    # Of two thousand sessions in a day, one expires in a minute.
     found = await growth.grow(kind, 2000)
     assert (found.idle_sweep is not None) == (kind in ("memory", "sql", "file"))
     if kind != "memory":

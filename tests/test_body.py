@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import msgspec
 import pytest
@@ -15,9 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gaman import App, Context, Form, HTTPError, UploadedFile
-
-if TYPE_CHECKING:
-    from tests.conftest import Ask
+from tests.asgi import Ask, Exchange, http_scope
 
 pytestmark = pytest.mark.anyio
 
@@ -170,19 +168,9 @@ async def test_the_default_limit_of_a_body_is_one_mebibyte(ask: Ask) -> None:
 
 
 async def test_no_more_of_a_body_is_read_than_the_limit_allows() -> None:
-    asked: list[int] = []
-    sent: list[Any] = []
-
-    async def receive() -> dict[str, Any]:
-        asked.append(1)
-        return {"type": "http.request", "body": b"1" * 10, "more_body": True}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b"", "scheme": "http"}
-    await App({"/": echo}, max_body_size=25)(scope, receive, send)
-    assert (sent[0]["status"], len(asked)) == (413, 3)
+    exchange = Exchange([b"1" * 10] * 10)
+    await App({"/": echo}, max_body_size=25)(http_scope("/", "POST"), exchange.receive, exchange.send)
+    assert (exchange.status, 10 - len(exchange.incoming)) == (413, 3)
 
 
 async def test_a_handler_may_set_its_own_limit(ask: Ask) -> None:

@@ -8,7 +8,7 @@ import pytest
 from gaman import App, ConfigError, Context, Headers, log_extra
 
 if TYPE_CHECKING:
-    from tests.conftest import Ask
+    from tests.asgi import Ask
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from gaman._cookies import parse_cookies
 from gaman.testing import TestClient
 
 if TYPE_CHECKING:
-    from tests.conftest import Ask
+    from tests.asgi import Ask
 
 anyio = pytest.mark.anyio
 

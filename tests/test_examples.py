@@ -1,4 +1,4 @@
-"""Each example is started as a user would start it, and asked over a real socket."""
+"""Each example is started as a user would start it, and serves requests over a real socket."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ATTRIBUTES = "Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"
 
 
 class Browser:
-    """A client that carries the cookie by hand, as a browser on localhost would: httpx keeps no Secure one over plain HTTP."""
+    """A client that keeps cookies as a browser on localhost does: httpx drops Secure cookies over plain HTTP."""
 
     def __init__(self, url: str, **headers: str) -> None:
         self.client = httpx.Client(base_url=url)
@@ -32,12 +32,12 @@ class Browser:
         self.cookies: dict[str, str] = {}
 
     def get(self, path: str) -> httpx.Response:
-        return self._ask("GET", path)
+        return self._request("GET", path)
 
     def post(self, path: str, **form: str) -> httpx.Response:
-        return self._ask("POST", path, data=form)
+        return self._request("POST", path, data=form)
 
-    def _ask(self, method: str, path: str, **content: Any) -> httpx.Response:
+    def _request(self, method: str, path: str, **content: Any) -> httpx.Response:
         cookie = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
         response = self.client.request(method, path, headers={"cookie": cookie, **self.headers}, **content)
         for line in response.headers.get_list("set-cookie"):
@@ -50,7 +50,7 @@ class Browser:
 
 @contextmanager
 def serving(*command: str, folder: Path = ROOT, environment: dict[str, str] | None = None) -> Generator[Browser]:
-    """Run Python with *command*, which is to serve, until the block ends; then it has to stop at SIGINT, in peace."""
+    """Run a server by Python with *command* until the block ends; it must then stop at SIGINT without an error."""
     printed: list[str] = []
     with subprocess.Popen(
         [sys.executable, *command],
@@ -83,7 +83,7 @@ def serving(*command: str, folder: Path = ROOT, environment: dict[str, str] | No
 
 
 def walk_through(browser: Browser) -> None:
-    """Do what the seed's workflow does, and look at every answer."""
+    """Run the seed's workflow, and check every response."""
     assert browser.get("/profile").status_code == 401
     assert browser.get("/check").json() == {"hasUser": False, "isAuthenticated": False}
     assert not browser.cookies
@@ -112,7 +112,7 @@ def test_the_workflow_logs_in_and_out() -> None:
         walk_through(browser)
 
 
-def test_the_workflow_runs_from_any_folder_and_its_sessions_outlive_it_with_a_key(tmp_path: Path) -> None:
+def test_the_workflow_runs_from_any_folder_and_with_a_key_its_sessions_survive_a_restart(tmp_path: Path) -> None:
     key = {"GAMAN_KEY": "a secret of this test, long enough for it"}
     with serving(str(EXAMPLES / "workflow.py"), folder=tmp_path, environment=key) as browser:
         browser.post("/login")
@@ -122,7 +122,7 @@ def test_the_workflow_runs_from_any_folder_and_its_sessions_outlive_it_with_a_ke
         assert browser.get("/profile").status_code == 200
 
 
-def test_the_page_has_a_button_for_each_route_and_loads_nothing_from_elsewhere() -> None:
+def test_the_page_has_a_button_for_each_route_and_loads_nothing_from_other_hosts() -> None:
     with serving(str(EXAMPLES / "workflow.py")) as browser:
         page = browser.get("/")
         assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -131,7 +131,7 @@ def test_the_page_has_a_button_for_each_route_and_loads_nothing_from_elsewhere()
         assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(""", page.text)
 
 
-def test_the_page_is_told_of_the_cookie_and_never_its_value() -> None:
+def test_the_page_shows_the_cookies_attributes_and_never_its_value() -> None:
     with serving(str(EXAMPLES / "workflow.py")) as browser:
         login = browser.post("/login")
         assert login.headers["x-cookie-came"] == "no"
@@ -203,7 +203,7 @@ def test_each_driver_counts_visits(driver: str, tmp_path: Path) -> None:
         assert browser.get("/").json() == {"visits": 1}
     with serving(script, folder=tmp_path, environment=environment) as browser:
         browser.cookies = cookies
-        # Only the memory's sessions end with the server.
+        # Only sessions in memory end with the server.
         assert browser.get("/").json() == {"visits": 1 if driver == "memory" else 4}
 
 

@@ -9,7 +9,7 @@ from gaman import App, Context
 from gaman._fields import Fields
 
 if TYPE_CHECKING:
-    from tests.conftest import Ask
+    from tests.asgi import Ask
 
 FORMS = {
     "application/x-www-form-urlencoded": b"a=1&a=2",

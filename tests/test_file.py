@@ -18,7 +18,7 @@ from gaman import App, Context, HTTPError, Response, ResultError, _file, define_
 from tests.serving import SERVES, Connection, Program, get, request, running_script, until
 
 if TYPE_CHECKING:
-    from tests.conftest import Answer, Ask
+    from tests.asgi import Ask, Exchange
 
 pytestmark = pytest.mark.anyio
 
@@ -67,7 +67,7 @@ async def tag(ask: Ask, app: App) -> str:
     return (await ask(app, "/files/data.bin")).headers["etag"]
 
 
-def partial(answer: Answer) -> tuple[int, str | None, int]:
+def partial(answer: Exchange) -> tuple[int, str | None, int]:
     assert answer.status == 304 or int(answer.headers["content-length"]) == len(answer.body)
     return answer.status, answer.headers.get("content-range"), len(answer.body)
 

@@ -1,4 +1,4 @@
-"""What the guide's chapter on deployment has people run: its units, nginx, image, Redis Cluster and replica set, with real ones."""
+"""The guide's chapter on deployment works with real servers: its units, nginx, image, Redis Cluster and replica set."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ BINARIES = Path(sys.executable).parent
 
 
 def file(path: str, language: str) -> str:
-    """Return the block of the guide whose first line says that it is the file *path*."""
+    """Return the block of the guide whose first line names the file *path*."""
     [text] = [block.code for block in blocks(DOCUMENT, language) if block.code.startswith(f"# {path}")]
     return text
 
 
 def command(beginning: str) -> list[str]:
-    """Return the words of the guide's one shell command with that *beginning*."""
+    """Return the words of the guide's only shell command with that *beginning*."""
     [line] = [line for block in blocks(DOCUMENT, "sh") for line in block.code.splitlines() if line.startswith(beginning)]
     return shlex.split(line)
 
 
 def tool(name: str, package: str) -> str:
-    """Return the path of *name*; without it the test is skipped, and fails in CI."""
+    """Return the path of *name*; without it the test is skipped, or fails in CI."""
     path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
     if path is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"there is no {name} here; install it: apt-get install {package}")
@@ -54,14 +54,14 @@ def tool(name: str, package: str) -> str:
 def unit(name: str) -> configparser.SectionProxy:
     """Return the settings of a unit's service."""
     parsed = configparser.RawConfigParser(strict=False)
-    parsed.optionxform = str  # type: ignore[assignment,method-assign] # as configparser's own documentation has it
+    parsed.optionxform = str  # type: ignore[assignment,method-assign] # as configparser's documentation shows
     parsed.read_string(file(f"/etc/systemd/system/{name}", "ini"))
     return parsed["Service"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What is in /srv/shop, and beside it the file of settings with the key."""
+    """A folder with the files of /srv/shop, and the environment file with the key."""
     (tmp_path / "main.py").write_text(blocks(DOCUMENT, "python")[0].code)
     program, *arguments = command("/srv/shop/.venv/bin/gaman key")
     assert Path(program).name == "gaman"
@@ -71,7 +71,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return what systemd has in the environment of the service."""
+    """Return the environment that systemd gives the service."""
     name, _, value = unit("shop@.service")["Environment"].partition("=")
     key = (folder / "shop.env").read_text().strip().partition("=")
     return {name: str(folder / Path(value).name), key[0]: key[2]}
@@ -79,7 +79,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def instance(folder: Path, port: int) -> Generator[Program]:
-    """Serve as the unit does; it has started when its ExecStartPost returns."""
+    """Serve as the unit does; the server has started when ExecStartPost returns."""
     service = unit("shop@.service")
     program, *arguments = shlex.split(service["ExecStart"].replace("%i", str(port)))
     assert program == "/srv/shop/.venv/bin/gaman"
@@ -89,7 +89,7 @@ def instance(folder: Path, port: int) -> Generator[Program]:
         yield served
 
 
-def test_systemd_takes_the_units(folder: Path) -> None:
+def test_systemd_accepts_the_units(folder: Path) -> None:
     analyze = tool("systemd-analyze", "systemd")
     names = ["shop@.service", "shop-purge.service", "shop-purge.timer"]
     for name in names:
@@ -101,7 +101,7 @@ def test_systemd_takes_the_units(folder: Path) -> None:
     assert (verified.returncode, verified.stderr) == (0, "")
 
 
-def test_an_instance_serves_stops_in_peace_and_leaves_its_sessions_to_the_next(folder: Path) -> None:
+def test_an_instance_serves_and_stops_without_an_error_and_the_next_has_its_sessions(folder: Path) -> None:
     port = free_port()
     with instance(folder, port) as served:
         first = httpx.get(f"http://127.0.0.1:{port}/")
@@ -126,7 +126,7 @@ def test_an_instance_serves_stops_in_peace_and_leaves_its_sessions_to_the_next(f
 
 
 class Proxy(NamedTuple):
-    """An nginx with the guide's configuration; *client* reaches it by name, and trusts its certificate."""
+    """An nginx with the guide's configuration; *client* connects to it by name, and trusts its certificate."""
 
     client: httpx.Client
     plain: str
@@ -135,7 +135,7 @@ class Proxy(NamedTuple):
 
 @contextmanager
 def nginx(folder: Path, without: str = "") -> Generator[Proxy]:
-    """Run nginx with the guide's file on free ports; *without* the lines in which that word is."""
+    """Run nginx with the guide's file on free ports; lines that contain *without* are removed."""
     program = tool("nginx", "nginx-light")
     pem, key = folder / "shop.pem", folder / "shop.key"
     issue = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
@@ -178,7 +178,7 @@ def nginx(folder: Path, without: str = "") -> Generator[Proxy]:
             process.wait(30)
 
 
-TELLING = """
+ORIGIN = """
 import sys
 import gaman
 from gaman.session import session
@@ -195,15 +195,15 @@ gaman.serve({"/tell": tell, "/fill": fill}, integrations=[session("a secret of t
 
 
 @contextmanager
-def telling(folder: Path, port: int) -> Generator[Program]:
-    (folder / "telling.py").write_text(TELLING)
-    with running("telling.py", str(port), cwd=folder) as program:
+def serving_origin(folder: Path, port: int) -> Generator[Program]:
+    (folder / "origin.py").write_text(ORIGIN)
+    with running("origin.py", str(port), cwd=folder) as program:
         assert program.port == port
         yield program
 
 
-def test_behind_nginx_an_application_knows_what_the_browser_asked_for_and_nobody_can_make_it_up(folder: Path) -> None:
-    with nginx(folder) as proxy, telling(folder, proxy.backends[0]) as program:
+def test_behind_nginx_an_application_knows_the_browsers_url_and_address_and_no_client_can_forge_them(folder: Path) -> None:
+    with nginx(folder) as proxy, serving_origin(folder, proxy.backends[0]) as program:
         forged = {
             "x-forwarded-for": "6.6.6.6",
             "x-forwarded-proto": "http",
@@ -211,9 +211,9 @@ def test_behind_nginx_an_application_knows_what_the_browser_asked_for_and_nobody
             "forwarded": "for=6.6.6.6;proto=http;host=evil.example",
         }
         for headers in ({}, forged):
-            told = proxy.client.get("/tell?a=1", headers=headers)
-            assert told.json() == {"url": "https://localhost/tell?a=1", "ip": "127.0.0.1"}
-        assert told.headers["strict-transport-security"] == "max-age=31536000"
+            response = proxy.client.get("/tell?a=1", headers=headers)
+            assert response.json() == {"url": "https://localhost/tell?a=1", "ip": "127.0.0.1"}
+        assert response.headers["strict-transport-security"] == "max-age=31536000"
         moved = httpx.get(f"{proxy.plain}/tell?a=1")
         assert (moved.status_code, moved.headers["location"]) == (308, "https://localhost/tell?a=1")
         cookie = proxy.client.get("/fill").headers["set-cookie"]
@@ -222,21 +222,21 @@ def test_behind_nginx_an_application_knows_what_the_browser_asked_for_and_nobody
 
 
 @pytest.mark.parametrize(("without", "status"), [("", 200), ("proxy_buffer", 502)], ids=["", "without proxy_buffer_size"])
-def test_a_full_cookie_passes_through_nginx_by_its_buffer(folder: Path, without: str, status: int) -> None:
-    with nginx(folder, without) as proxy, telling(folder, proxy.backends[0]):
-        answer = proxy.client.get("/fill")
-        assert answer.status_code == status
+def test_a_full_cookie_passes_through_nginx_only_with_the_guides_buffer(folder: Path, without: str, status: int) -> None:
+    with nginx(folder, without) as proxy, serving_origin(folder, proxy.backends[0]):
+        response = proxy.client.get("/fill")
+        assert response.status_code == status
         if status == 200:
-            assert 3900 < len(answer.headers["set-cookie"]) <= 4096
+            assert 3900 < len(response.headers["set-cookie"]) <= 4096
             assert proxy.client.get("/tell").status_code == 200
 
 
 @pytest.mark.slow
-def test_a_restart_of_one_instance_after_the_other_loses_no_request(folder: Path) -> None:
+def test_restarting_one_instance_after_the_other_loses_no_request(folder: Path) -> None:
     with nginx(folder) as proxy, ExitStack() as stack:
         serving = {port: stack.enter_context(instance(folder, port)) for port in proxy.backends}
         [script] = [block.code for block in blocks(DOCUMENT, "sh") if block.code.startswith("for port")]
-        # Without a systemd to tell, the script tells us.
+        # There may be no systemd, so the script asks this test to restart the instance.
         for old, new in {
             "8000 8001": " ".join(map(str, proxy.backends)),
             "/etc/nginx/conf.d": str(folder),
@@ -297,13 +297,13 @@ def test_sighup_loses_no_post_behind_nginx(folder: Path) -> None:
 
 @contextmanager
 def visiting(client: httpx.Client) -> Generator[list[int]]:
-    """Have four visitors ask, one time after the other, while the block lasts; give the statuses of their answers."""
+    """Let four visitors send requests while the block lasts; yield the statuses of their responses."""
     statuses: list[int] = []
     done = threading.Event()
 
     def visit() -> None:
         while not done.is_set():
-            # A connection of its own for each: one that is kept may be closed by nginx while it is used.
+            # Each request has its own connection, because nginx may close an idle one at the moment of a request.
             statuses.append(client.post("/", headers={"connection": "close"}).status_code)
 
     threads = [threading.Thread(target=visit) for _ in range(4)]
@@ -318,7 +318,7 @@ def visiting(client: httpx.Client) -> Generator[list[int]]:
             thread.join()
 
 
-def test_what_the_image_is_made_of_can_be_had_and_its_command_serves(folder: Path) -> None:
+def test_the_parts_of_the_image_exist_and_its_command_serves(folder: Path) -> None:
     lines = [line.split(maxsplit=1) for line in file("Dockerfile", "dockerfile").splitlines()[1:]]
     instructions = dict(lines)
     assert list(instructions) == ["FROM", "WORKDIR", "RUN", "COPY", "USER", "CMD"]
@@ -335,7 +335,7 @@ def test_what_the_image_is_made_of_can_be_had_and_its_command_serves(folder: Pat
 
 
 class GuideRedis(RedisServer):
-    """A redis-server that has the guide's file at *path*, with a port and a folder of its own; it follows *master*, if any."""
+    """A redis-server with the guide's file *path*, its own port and its own folder; it is a replica of *master*, if any."""
 
     password = "change-me"
 
@@ -363,7 +363,7 @@ class GuideRedis(RedisServer):
 
 
 class GuideSentinel(GuideRedis):
-    """A Sentinel that has the guide's file."""
+    """A Sentinel with the guide's file."""
 
     def __init__(self, master: RedisServer) -> None:
         super().__init__("/etc/redis/sentinel.conf", master)
@@ -376,7 +376,7 @@ class GuideSentinel(GuideRedis):
 
 
 def redis_cli(nodes: Iterable[RedisServer], *beginning: str) -> str:
-    """Run the guide's redis-cli command with that *beginning*, for *nodes* in the place of its addresses; return what it says."""
+    """Run the guide's redis-cli command with that *beginning* on *nodes* instead of its addresses; return its output."""
     words = command(" ".join(beginning))
     addresses = [word for word in words if re.fullmatch(r"10\.0\.0\.\d:\d+", word)]
     real = dict(zip(addresses, (node.address for node in nodes), strict=False))
@@ -392,7 +392,7 @@ def redis_cli(nodes: Iterable[RedisServer], *beginning: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.anyio
-async def test_the_redis_cluster_keeps_sessions_and_refuses_changes_that_no_replica_would_have() -> None:
+async def test_the_redis_cluster_keeps_sessions_and_refuses_changes_that_no_replica_gets() -> None:
     nodes = [GuideRedis("/etc/redis/7000.conf") for _ in range(6)]
     with ExitStack() as stack:
         for node in nodes:
@@ -409,7 +409,7 @@ async def test_the_redis_cluster_keeps_sessions_and_refuses_changes_that_no_repl
             for node in nodes:
                 if node not in masters:
                     node.kill()
-            until(lambda: all(is_alone(node) for node in masters), "the masters to see that they are alone")
+            until(lambda: all(has_no_replica(node) for node in masters), "the masters to notice that they have no replica")
             assert (await client.get("/")).status_code == 503
             assert (await client.get("/read")).text == "3"
 
@@ -467,13 +467,13 @@ def is_in_sync(node: RedisServer) -> bool:
     return whole and (state.get("master_link_status") == "up" if state["role"] == "slave" else state["min_slaves_good_slaves"] == 1)
 
 
-def is_alone(node: RedisServer) -> bool:
+def has_no_replica(node: RedisServer) -> bool:
     with node.client() as client:
         return int(client.info("replication")["min_slaves_good_slaves"]) == 0
 
 
 class Member(Server):
-    """A mongod that has the guide's file, with a port, a folder and a key file of its own."""
+    """A mongod with the guide's file, its own port, its own folder and its own key file."""
 
     def __init__(self, key: Path) -> None:
         super().__init__("mongod")
@@ -508,7 +508,7 @@ class Member(Server):
 
 @pytest.mark.slow
 @pytest.mark.anyio
-async def test_the_replica_set_keeps_sessions_for_a_user_who_can_do_nothing_else(tmp_path: Path) -> None:
+async def test_the_replica_set_keeps_sessions_for_a_user_without_other_rights(tmp_path: Path) -> None:
     key = tmp_path / "mongodb.key"
     for line in [command("openssl rand"), command("chmod 400")]:
         words = [word.replace("/etc/mongodb.key", str(key)) for word in line]

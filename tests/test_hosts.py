@@ -7,7 +7,7 @@ import pytest
 from gaman import App, ConfigError, Context, _hosts, define_integration
 
 if TYPE_CHECKING:
-    from tests.conftest import Ask
+    from tests.asgi import Ask
 
 VALID = [
     "example.com",

@@ -11,7 +11,7 @@ from gaman import App, ConfigError, Context, HTTPError, Integration, Priority, R
 from gaman.session import session
 
 if TYPE_CHECKING:
-    from tests.conftest import Ask
+    from tests.asgi import Ask
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ import pytest
 from gaman import App, Context, HTTPError
 
 if TYPE_CHECKING:
-    from tests.conftest import Ask
+    from tests.asgi import Ask
 
 pytestmark = pytest.mark.anyio
 

@@ -1,4 +1,4 @@
-"""What is built and what it holds."""
+"""The wheel and the source distribution have the right contents, and users can install and type-check the wheel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IGNORED = shutil.ignore_patterns(".*", "__pycache__", "dist", "build", "node_mod
 
 
 class Built(NamedTuple):
-    """The wheel of a copy of the tree, and the one of its source distribution."""
+    """The wheel of a copy of the tree, and the wheel of its source distribution."""
 
     tree: Path
     wheel: Path
@@ -33,7 +33,7 @@ class Built(NamedTuple):
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """Return what *command* says on stdout; AssertionError shows all that it said where it fails."""
+    """Return the output of *command*; AssertionError shows all output if it fails."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -45,7 +45,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("packaging")
     tree = folder / "tree"
     shutil.copytree(ROOT, tree, ignore=IGNORED)
-    # Things that lie about, and must stay out.
+    # Stray files, which the wheel must not contain.
     (tree / "stray.py").touch()
     (tree / "integrations" / "stray.py").touch()
 
@@ -80,28 +80,28 @@ def test_the_wheel_puts_two_packages_and_nothing_else_into_site_packages(built: 
     assert tops == {"gaman", "gaman_session", info}
 
 
-def test_the_wheel_holds_every_module_and_no_litter(built: Built) -> None:
+def test_the_wheel_has_every_module_and_no_stray_file(built: Built) -> None:
     modules = {
         path.relative_to(root).as_posix()
         for root in (built.tree, built.tree / "integrations")
         for path in root.glob("gaman*/**/*.py")
     }
-    held = {name for name in names(built.wheel) if ".dist-info/" not in name}
-    assert {name for name in held if name.endswith(".py")} == modules
-    assert {Path(name).name for name in held - modules} == {"py.typed", "README.md", "redis.lua"}
+    packed = {name for name in names(built.wheel) if ".dist-info/" not in name}
+    assert {name for name in packed if name.endswith(".py")} == modules
+    assert {Path(name).name for name in packed - modules} == {"py.typed", "README.md", "redis.lua"}
 
 
-def test_both_packages_say_that_they_are_typed(built: Built) -> None:
+def test_both_packages_are_marked_as_typed(built: Built) -> None:
     assert {"gaman/py.typed", "gaman_session/py.typed"} <= set(names(built.wheel))
 
 
-def test_the_wheel_carries_its_licence(built: Built, metadata: Message) -> None:
+def test_the_wheel_has_its_licence(built: Built, metadata: Message) -> None:
     assert metadata["License-Expression"] == "MIT"
     assert metadata["License-File"] == "LICENSE"
     assert "Permission is hereby granted" in read(built.wheel, ".dist-info/licenses/LICENSE")
 
 
-def test_the_metadata_name_what_is_needed_and_what_is_optional(metadata: Message) -> None:
+def test_the_metadata_name_required_and_optional_packages(metadata: Message) -> None:
     assert (metadata["Name"], metadata["Requires-Python"]) == ("gaman", ">=3.11")
     assert set(metadata.get_all("Provides-Extra", [])) == {"redis", "sql", "mongodb", "all"}
     needed = metadata.get_all("Requires-Dist", [])
@@ -125,12 +125,12 @@ def test_the_source_distribution_builds_the_same_wheel(built: Built) -> None:
 
 @pytest.fixture(scope="module")
 def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a fresh environment that has the wheel."""
+    """The folder of a new environment in which the wheel is installed."""
     folder = tmp_path_factory.mktemp("installed") / "venv"
     venv.create(folder, symlinks=True)
     pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python")
     run(*pip, "install", "--quiet", "--no-deps", "--no-index", built.wheel, cwd=folder)
-    # What it depends on is borrowed: a path that a .pth file adds comes last, and .pth files below it don't count.
+    # Its dependencies come from this environment: a .pth file adds its path last, and .pth files in that path are ignored.
     (packages_of(folder) / "borrowed.pth").write_text("\n".join(site.getsitepackages()))
     return folder
 
@@ -140,7 +140,7 @@ def packages_of(environment: Path) -> Path:
     return packages
 
 
-def test_an_installed_wheel_works_in_a_fresh_environment(installed: Path, tmp_path: Path) -> None:
+def test_an_installed_wheel_works_in_a_new_environment(installed: Path, tmp_path: Path) -> None:
     code = "import gaman, gaman_session, gaman.session as door; print(gaman.__file__, gaman_session.__file__, door.__file__)"
     for file in run(installed / "bin" / "python", "-W", "error", "-c", code, cwd=tmp_path).split():
         assert Path(file).is_relative_to(packages_of(installed))
@@ -148,9 +148,9 @@ def test_an_installed_wheel_works_in_a_fresh_environment(installed: Path, tmp_pa
 
 
 @pytest.mark.parametrize("checker", CHECKERS)
-def test_an_installed_wheel_is_typed_to_the_project_of_a_user(checker: str, installed: Path, tmp_path: Path) -> None:
+def test_an_installed_wheel_is_typed_in_a_users_project(checker: str, installed: Path, tmp_path: Path) -> None:
     project = make_project(tmp_path / "project")
-    # Only the installed copy has this module, so it is that one that the checker reads.
+    # Only the installed copy has this module, so the checker must read that copy.
     (packages_of(installed) / "gaman" / "_installed.py").write_text("YES: bool = True\n")
     with (project / "session.py").open("a") as file:
         file.write("\nfrom gaman._installed import YES\n\nassert_type(YES, bool)\n")

@@ -12,7 +12,7 @@ from gaman import App, ConfigError, Context
 from gaman._proxies import TrustedProxies
 
 if TYPE_CHECKING:
-    from tests.conftest import Ask
+    from tests.asgi import Ask
 
 NAMES = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded"]
 

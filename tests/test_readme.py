@@ -1,4 +1,4 @@
-"""What the READMEs say is so: each Python block runs, each command exists, each table is complete, each link leads on."""
+"""The READMEs are true: each Python block runs, each command exists, each table is complete, each link works."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.test_examples import ROOT, serving, walk_through
 
 GUIDE = ["examples/guide/deployment.md", "examples/guide/security.md", "examples/guide/moving.md"]
 DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md", *GUIDE]
-# What the guide asks of the machine; tests/test_guide.py runs what can be run where there is no systemd and no Docker.
+# The programs that the guide uses; tests/test_guide.py runs the commands that need neither systemd nor Docker.
 HOST = set(
     shlex.split(
         "chmod cp docker done export for journalctl mkdir nginx openssl python3 redis-cli sed sleep sqlite3 systemctl useradd"
@@ -37,7 +37,7 @@ HOST = set(
 )
 FILES = {"conf", "dockerfile", "ini", "nginx", "yaml"}
 SECRET = "a secret for the documents' examples"
-# Serves on a free port in the place of the usual one; all else is as the block has it.
+# A block runs unchanged, but on a free port.
 RUN = """
 import functools, runpy, sys, gaman
 gaman.serve = functools.partial(gaman.serve, port=0)
@@ -50,7 +50,7 @@ class Block(NamedTuple):
     line: int
     code: str
     above: str
-    """The code of the blocks before it, which it may build on."""
+    """The code of the blocks before it, which it may use."""
 
     @property
     def serves(self) -> bool:
@@ -62,7 +62,7 @@ def blocks(document: str, language: str) -> list[Block]:
     found: list[Block] = []
     for match in re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         line = text.count("\n", 0, match.start(1))
-        # As many empty lines before it as in the document, so that a traceback names the place.
+        # With the empty lines before it, a traceback shows the line of the document.
         above = found[-1].above + found[-1].code if found else ""
         found.append(Block(document, line + 1, match[1], above + "\n" * (line - above.count("\n"))))
     return found
@@ -72,7 +72,7 @@ PYTHON = [block for document in DOCUMENTS for block in blocks(document, "python"
 
 
 def environment(block: Block) -> dict[str, str]:
-    """Return the settings that the documents' programs ask for."""
+    """Return the environment of the documents' programs."""
     redis_url = replicated_redis_url() if "wait_replicas" in block.code else servers.redis_url()
     return {"GAMAN_KEY": SECRET, "REDIS_URL": redis_url, "MONGODB_URI": servers.mongodb_uri()}
 
@@ -82,11 +82,11 @@ def replicated_redis_url() -> str:
     return servers.RedisCluster(masters=1, replicas=1).__enter__().url
 
 
-def named(block: Block) -> str:
+def name_of(block: Block) -> str:
     return f"{block.document}:{block.line}"
 
 
-@pytest.mark.parametrize("block", [block for block in PYTHON if not block.serves], ids=named)
+@pytest.mark.parametrize("block", [block for block in PYTHON if not block.serves], ids=name_of)
 def test_a_python_block_runs(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -101,25 +101,25 @@ def test_a_python_block_runs(
     fresh = [value for name, value in module.__dict__.items() if before.get(name) is not value]
     caplog.set_level(logging.WARNING)
     asyncio.run(exercise(fresh))
-    # One block shows how a host is refused.
+    # One block shows a refused host.
     assert [record.getMessage() for record in caplog.records if "allowed_hosts" not in block.code] == []
 
 
 async def exercise(fresh: list[object]) -> None:
-    """Do with what a block defines what it is for: ask Apps and handlers, plug in integrations, run tests."""
+    """Use each object that a block defines: send requests to Apps and handlers, plug in integrations, run tests."""
     for value in fresh:
         if isinstance(value, gaman.App):
-            await ask(value)
+            await visit(value)
         elif isinstance(value, gaman.Routes):
-            await ask(gaman.App(value, integrations=[session()]))
+            await visit(gaman.App(value, integrations=[session()]))
         elif isinstance(value, gaman.Integration):
             integrations = [value] if value.name == "session" else [value, session()]
-            await ask(gaman.App({"/": touch}, integrations=integrations))
+            await visit(gaman.App({"/": touch}, integrations=integrations))
         elif isinstance(value, types.FunctionType) and iscoroutinefunction(value):
             parameters = list(signature(value).parameters)
             if parameters == ["ctx"]:
                 for driver in ("cookies", "memory"):
-                    await ask(gaman.App({"/": [given_params, value, touch]}, integrations=[session(driver={"type": driver})]))
+                    await visit(gaman.App({"/": [given_params, value, touch]}, integrations=[session(driver={"type": driver})]))
             elif not parameters:
                 await value()
             elif parameters == ["check"]:
@@ -127,7 +127,7 @@ async def exercise(fresh: list[object]) -> None:
                     await value(check)
 
 
-async def ask(app: gaman.App) -> None:
+async def visit(app: gaman.App) -> None:
     async with TestClient(app) as client:
         for _ in range(2):
             response = await client.get("/?item=tea", follow_redirects=False)
@@ -144,8 +144,8 @@ async def touch(ctx: gaman.Context) -> str:
     return str(count)
 
 
-@pytest.mark.parametrize("block", [block for block in PYTHON if block.serves], ids=named)
-def test_a_python_block_that_serves_does_so(block: Block, tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [block for block in PYTHON if block.serves], ids=name_of)
+def test_a_python_block_that_serves_handles_requests(block: Block, tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(re.sub(r"(?m)^    gaman\.serve\(.*\n", "    pass\n", block.above) + block.code)
     with serving("-c", RUN, "main.py", folder=tmp_path, environment=environment(block)) as browser:
         if '"/logout"' in block.code:
@@ -200,14 +200,14 @@ def check_options(arguments: list[str], line: str) -> None:
 
 
 @pytest.mark.parametrize("document", ["README.md", "integrations/gaman_session/README.md"])
-def test_the_table_of_options_names_each_with_its_default(document: str) -> None:
+def test_the_table_of_options_has_each_option_with_its_default(document: str) -> None:
     text = (ROOT / document).read_text()
     table = text[text.index("| option | type |") :].split("\n\n")[0]
-    told: dict[str, str] = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", table, re.MULTILINE))
+    listed: dict[str, str] = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", table, re.MULTILINE))
     real = signature(session).parameters
-    assert list(told) == list(real)
+    assert list(listed) == list(real)
     in_words = {"secret": "`GAMAN_KEY`", "driver": '`{"type": "cookies"}`'}
-    for name, default in told.items():
+    for name, default in listed.items():
         assert in_words.get(name, f"`{quoted(real[name])}`") in default, name
 
 
@@ -219,7 +219,7 @@ def quoted(parameter: Parameter) -> str:
 @pytest.mark.parametrize(
     ("start", "kind"), [("| of `ctx` |", gaman.Context), ("| call |", Session), ("| make a `Response` with |", gaman.Response)]
 )
-def test_a_table_names_what_is_there(start: str, kind: type) -> None:
+def test_a_table_names_only_existing_attributes(start: str, kind: type) -> None:
     text = (ROOT / "README.md").read_text()
     table = text[text.index(start) :].split("\n\n")[0]
     for cell in re.findall(r"^\| (.*?) \|", table, re.MULTILINE)[2:]:
@@ -227,26 +227,26 @@ def test_a_table_names_what_is_there(start: str, kind: type) -> None:
             assert hasattr(kind, name), name
 
 
-def test_the_table_of_counters_names_each_with_its_instrument() -> None:
+def test_the_table_of_counters_has_each_counter_with_its_instrument() -> None:
     text = (ROOT / "README.md").read_text()
     table = text[text.index("| counter |") :].split("\n\n")[0]
-    told = re.findall(r"^\| `(\w+)` \|.*\| `([\w.]+)` \|$", table, re.MULTILINE)
-    assert [name for name, _ in told] == list(Counters.__struct_fields__)
-    assert told == [(name, f"gaman.session.{instrument}") for instrument, _, _, names in _INSTRUMENTS for name in names]
+    listed = re.findall(r"^\| `(\w+)` \|.*\| `([\w.]+)` \|$", table, re.MULTILINE)
+    assert [name for name, _ in listed] == list(Counters.__struct_fields__)
+    assert listed == [(name, f"gaman.session.{instrument}") for instrument, _, _, names in _INSTRUMENTS for name in names]
 
 
 async def health(browser: TestClient) -> tuple[int, object]:
-    answer = await browser.get("/healthz")
-    return answer.status_code, answer.json()
+    response = await browser.get("/healthz")
+    return response.status_code, response.json()
 
 
 @pytest.mark.anyio
-async def test_the_health_check_tells_which_integration_has_lost_its_store_and_no_secret() -> None:
+async def test_the_health_check_names_the_integration_whose_store_is_down_and_no_secret() -> None:
     block = next(block for block in PYTHON if block.document == "README.md" and "ctx.app.check()" in block.code)
     names: dict[str, Any] = {}
     exec("from gaman import Context, Response\n" + block.code, names)
     with servers.RedisServer() as server:
-        # A user without a password takes any.
+        # A Redis user without a password accepts any password.
         driver = {"type": "redis", "url": f"redis://default:hidden@{server.address}", "timeout": 1}
         app = gaman.App({"/healthz": names["healthz"]}, integrations=[session(SECRET, driver)])
         async with TestClient(app) as browser:
@@ -258,7 +258,7 @@ async def test_the_health_check_tells_which_integration_has_lost_its_store_and_n
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "examples/README.md"])
-def test_a_link_leads_somewhere(document: str) -> None:
+def test_a_link_leads_to_an_existing_target(document: str) -> None:
     for target in re.findall(r"\]\((?!https?:)(.*?)\)", (ROOT / document).read_text()):
         path, _, anchor = target.partition("#")
         file = (ROOT / document).parent / path if path else ROOT / document

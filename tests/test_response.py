@@ -11,17 +11,15 @@ from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import msgspec
 import pytest
 
 from gaman import App, Context, Handler, HeaderError, HTTPError, Response, ResultError, define_integration
+from tests.asgi import Ask, Exchange, http_scope
 from tests.serving import SERVES, Connection, Program, request, running_script, until
-
-if TYPE_CHECKING:
-    from tests.conftest import Ask
 
 pytestmark = pytest.mark.anyio
 
@@ -319,18 +317,12 @@ async def test_a_response_that_a_hook_keeps_never_accumulates_cookies_or_headers
 @pytest.mark.parametrize("status", [200, 204, 304])
 async def test_a_server_that_adds_headers_to_the_message_adds_none_to_the_response(status: int) -> None:
     kept = Response("kept", status)
-    sent: list[Any] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request"}
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.start":
             message["headers"].append((b"server", b"x"))
-        sent.append(message)
 
-    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "scheme": "http"}
-    await App({"/": returning(kept)})(scope, receive, send)
+    await App({"/": returning(kept)})(http_scope(), Exchange().receive, send)
     assert "server" not in kept.headers
 
 
@@ -416,30 +408,21 @@ async def test_a_client_that_leaves_during_a_stream_leaves_no_trace(ask: Ask, ca
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
-class Line:
-    """A connection that the test can cut."""
+class Line(Exchange):
+    """A connection that takes no more after the first chunk, or refuses it as if the client had left."""
 
     def __init__(self, *, full: bool = False, refuses: bool = False) -> None:
-        self.gone = asyncio.Event()
-        self.sent: list[Any] = []
+        super().__init__()
         self.full = full
         self.refuses = refuses
-
-    async def receive(self) -> dict[str, Any]:
-        await self.gone.wait()
-        return {"type": "http.disconnect"}
 
     async def send(self, message: Any) -> None:
         if self.refuses and message.get("body"):
             # ASGI 2.4: servers raise this after the client has left.
             raise OSError("the client has left")
-        self.sent.append(message)
+        await super().send(message)
         if self.full and message.get("body"):
             await asyncio.Event().wait()
-
-
-def get(path: str = "/") -> dict[str, Any]:
-    return {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b"", "scheme": "http"}
 
 
 async def test_a_chunk_in_flight_is_cancelled_when_the_client_leaves() -> None:
@@ -448,12 +431,12 @@ async def test_a_chunk_in_flight_is_cancelled_when_the_client_leaves() -> None:
     async def handler(ctx: Context) -> Response:
         return Response.stream(source)
 
-    serving = asyncio.create_task(App({"/": handler})(get(), line.receive, line.send))
+    serving = asyncio.create_task(App({"/": handler})(http_scope(), line.receive, line.send))
     await source.waiting.wait()
     line.gone.set()
     await serving
     assert source.events == ["cancelled", "closed"]
-    assert line.sent[1]["body"] == b"one"
+    assert line.messages[1]["body"] == b"one"
 
 
 @pytest.mark.parametrize("shape", ["generator", "iterable"])
@@ -478,7 +461,7 @@ async def test_a_generator_is_closed_when_the_client_leaves_while_a_chunk_is_sen
     async def handler(ctx: Context) -> Response:
         return Response.stream(Source() if shape == "iterable" else generate())
 
-    serving = asyncio.create_task(App({"/": handler})(get(), line.receive, line.send))
+    serving = asyncio.create_task(App({"/": handler})(http_scope(), line.receive, line.send))
     await yielded.wait()
     line.gone.set()
     await serving
@@ -491,7 +474,7 @@ async def test_a_server_may_report_with_an_error_that_the_client_has_left(caplog
     async def handler(ctx: Context) -> Response:
         return Response.stream(source)
 
-    await App({"/": handler})(get(), line.receive, line.send)
+    await App({"/": handler})(http_scope(), line.receive, line.send)
     assert source.events == ["closed"]
     assert caplog.records == []
 
@@ -507,8 +490,8 @@ async def test_an_iterator_that_raises_breaks_the_response_off(ask: Ask, chunks:
     line = Line()
     before = asyncio.all_tasks()
     with pytest.raises(RuntimeError, match="no more"):
-        await App({"/": handler})(get(), line.receive, line.send)
-    messages = line.sent
+        await App({"/": handler})(http_scope(), line.receive, line.send)
+    messages = line.messages
     # The last message is missing, so the client notices that the response is incomplete.
     assert [message.get("body") for message in messages[1:]] == chunks
     assert all(message.get("more_body", True) for message in messages)
@@ -522,7 +505,7 @@ async def test_a_cancelled_server_closes_the_iterator() -> None:
     async def handler(ctx: Context) -> Response:
         return Response.stream(source)
 
-    serving = asyncio.create_task(App({"/": handler})(get(), line.receive, line.send))
+    serving = asyncio.create_task(App({"/": handler})(http_scope(), line.receive, line.send))
     await source.waiting.wait()
     serving.cancel()
     with pytest.raises(asyncio.CancelledError):

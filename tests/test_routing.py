@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gaman import App, ConfigError, Context, Handler, HTTPError, Response, Table, define_routes
 
 if TYPE_CHECKING:
-    from tests.conftest import Answer, Ask
+    from tests.asgi import Ask, Exchange
 
 pytestmark = pytest.mark.anyio
 
@@ -63,7 +63,7 @@ class SyncCallable:
         return "ok"
 
 
-def said(answer: Answer) -> str | int:
+def said(answer: Exchange) -> str | int:
     """Return the text of a 200 response, or the status of another one."""
     return answer.text if answer.status == 200 else answer.status
 

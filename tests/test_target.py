@@ -11,7 +11,7 @@ from gaman import App, Context, HTTPError, define_integration, define_routes
 from gaman._target import path_of, split
 
 if TYPE_CHECKING:
-    from tests.conftest import Ask
+    from tests.asgi import Ask
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,7 @@ from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from gaman._response import Scope
+from gaman._asgi import Scope
 from gaman._server import _tcp
 from gaman._server._exchange import STATUS_LINES, Exchange
 from gaman._server._outbox import Writer

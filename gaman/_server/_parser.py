@@ -8,8 +8,8 @@ from urllib.parse import unquote
 
 import httptools
 
+from gaman._asgi import Scope
 from gaman._headers import MAX_FIELDS, RawHeaders
-from gaman._response import Scope
 
 if TYPE_CHECKING:
     from gaman._server._http import Connection

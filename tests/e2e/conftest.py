@@ -1,4 +1,4 @@
-"""A real Chromium: one for all tests, with a new profile for each, or one that is started again on the profile that it left."""
+"""A real Chromium: one with a new profile for each test, or one that restarts with the profile of its last run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
-# As long as it lives, no other event loop runs in this thread; so it ends with the module.
+# While it runs, no other event loop can run in this thread, so it ends with the module.
 @pytest.fixture(scope="module")
 def playwright() -> Generator[Playwright]:
     with sync_playwright() as playwright:
@@ -37,7 +37,7 @@ def playwright() -> Generator[Playwright]:
 
 @pytest.fixture(scope="module")
 def chromium(certificate: Certificate) -> dict[str, Any]:
-    """How to start Chromium; without one, tests are skipped, and fail in CI."""
+    """The options that start Chromium; without it tests are skipped, or fail in CI."""
     if CHROMIUM is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
     return {
@@ -52,14 +52,14 @@ def chromium(certificate: Certificate) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def browser(chromium: dict[str, Any], playwright: Playwright) -> Generator[Browser]:
-    # As people have it, the back button shows a page as it was left, where the page allows that.
+    # As users have it: the back button restores a page from memory, if the page allows that.
     with playwright.chromium.launch(**chromium, ignore_default_args=["--disable-back-forward-cache"]) as browser:
         yield browser
 
 
 @pytest.fixture
 def context(browser: Browser) -> Generator[BrowserContext]:
-    """The browser of one person, as new; its pages are tabs, which share their cookies."""
+    """A new profile of one person; its pages are tabs, which share cookies."""
     with browser.new_context() as context:
         yield context
 
@@ -73,7 +73,7 @@ def page(context: BrowserContext) -> Page:
 def start_again(
     chromium: dict[str, Any], playwright: Playwright, tmp_path: Path
 ) -> Callable[[], AbstractContextManager[BrowserContext]]:
-    """Start a browser of its own, on the profile that the last one left."""
+    """Return a function that starts a separate browser with the profile of its last run."""
     return lambda: playwright.chromium.launch_persistent_context(tmp_path / "profile", **chromium)
 
 

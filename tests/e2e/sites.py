@@ -1,4 +1,4 @@
-"""Sites for a browser to visit: a certificate that only it trusts, and visited_site.py in a process of its own; holds no test."""
+"""Sites for the browser: a certificate that only it trusts, and visited_site.py in a process of its own."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.serving import Program, running
 
 
 class Certificate(NamedTuple):
-    """A file that holds a certificate and its key, and what makes a Chromium trust that key and no other."""
+    """A file with a certificate and its key, and the hash that makes Chromium trust only that key."""
 
     path: Path
     trust: str
 
 
 class Site(NamedTuple):
-    """A site that answers under any name; a.test and its subdomains are one site to a browser, and b.test is another."""
+    """A site that responds under any name; to a browser a.test and its subdomains are one site, and b.test is another."""
 
     program: Program
     scheme: str
@@ -37,19 +37,19 @@ class Site(NamedTuple):
         return f"{self.scheme}://{host}:{self.program.port}{path}"
 
     def visit(self, page: Page | Frame, path: str = "/", host: str = "a.test") -> str:
-        """Go to *path*, and return what is to be read there."""
+        """Go to *path*, and return the text of the page."""
         page.goto(self.url(path, host))
         return page.inner_text("body")
 
 
 class Serve(Protocol):
-    """Serve visited_site.py until the test ends, over TLS unless told otherwise, with these options of session()."""
+    """Serve visited_site.py with *options* of session() until the test ends, by default over TLS."""
 
     def __call__(self, *, tls: bool = True, **options: Any) -> Site: ...
 
 
 def make_certificate(folder: Path) -> Certificate:
-    """Put a certificate for a.test, b.test and their like into *folder*."""
+    """Write a certificate for the hosts below .test into *folder*."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests of gaman")])
     now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
@@ -64,7 +64,7 @@ def make_certificate(folder: Path) -> Certificate:
 
 @contextmanager
 def site(folder: Path, certificate: Certificate | None, options: dict[str, Any]) -> Generator[Site]:
-    """Serve visited_site.py for as long as the block lasts; its stores lie in *folder*."""
+    """Serve visited_site.py until the block ends; its stores are in *folder*."""
     env = {"SESSION": json.dumps(options), "CERTIFICATE": "" if certificate is None else str(certificate.path)}
     with running(str(Path(__file__).with_name("visited_site.py")), cwd=folder, env=env) as program:
         yield Site(program, "http" if certificate is None else "https")

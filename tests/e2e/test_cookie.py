@@ -1,4 +1,4 @@
-"""What a browser makes of the session's cookie: where it keeps it, whom it shows it to, when it sends it, and for how long."""
+"""A browser's treatment of the session's cookie: when it keeps it, shows it to scripts, sends it and removes it."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def names(header: str) -> set[str]:
 
 
 def send_cookie(site: Site, page: Page, line: str | bytes, host: str = "a.test") -> None:
-    """Have the server at *host* send this cookie."""
+    """Let the server at *host* send a cookie."""
     site.visit(page, f"/cookie?line={quote(line)}", host)
 
 
 def lifetime(context: BrowserContext) -> float:
-    """Return for how many seconds from now the browser is to keep its one cookie; it is negative for as long as it runs."""
+    """Return the seconds until the browser's only cookie expires; negative if it expires when the browser is closed."""
     [cookie] = context.cookies()
     return cookie.get("expires", 0) - time.time()
 
 
-# Where it is kept
+# Keeping it
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost.", "shop.localhost", "127.0.0.1", "0.0.0.0", "a.test"])
-def test_a_secure_cookie_over_plain_http_is_warned_of_just_where_the_browser_drops_it(serve: Serve, page: Page, host: str) -> None:
+def test_a_secure_cookie_over_plain_http_causes_a_warning_if_the_browser_drops_it(serve: Serve, page: Page, host: str) -> None:
     site = serve(tls=False)
     site.visit(page, "/login", host)
     is_kept = site.visit(page, "/profile", host) == "Angga"
@@ -62,7 +62,7 @@ def test_a_secure_cookie_over_plain_http_is_warned_of_just_where_the_browser_dro
     ],
     ids=str,
 )
-def test_whatever_the_options_a_login_is_kept_and_a_logout_removes_it(serve: Serve, page: Page, options: dict[str, Any]) -> None:
+def test_a_login_is_kept_and_a_logout_removes_it_with_any_options(serve: Serve, page: Page, options: dict[str, Any]) -> None:
     site = serve(**options)
     site.visit(page, "/login")
     assert site.visit(page, "/profile") == "Angga"
@@ -71,10 +71,10 @@ def test_whatever_the_options_a_login_is_kept_and_a_logout_removes_it(serve: Ser
     assert site.visit(page, "/profile") == "nobody"
 
 
-# Who gets it
+# Access to it
 
 
-def test_the_cookie_goes_to_its_own_host_alone_and_over_tls_alone(serve: Serve, page: Page) -> None:
+def test_the_cookie_is_sent_only_to_its_own_host_and_only_over_tls(serve: Serve, page: Page) -> None:
     site, plain = serve(), serve(tls=False)
     site.visit(page, "/login")
     [cookie] = page.context.cookies()
@@ -92,7 +92,7 @@ def test_the_cookie_goes_to_its_own_host_alone_and_over_tls_alone(serve: Serve, 
     assert plain.visit(page, "/cookies") == ""
 
 
-def test_a_script_neither_sees_the_cookie_nor_replaces_it(serve: Serve, page: Page) -> None:
+def test_a_script_can_neither_read_nor_replace_the_cookie(serve: Serve, page: Page) -> None:
     site = serve()
     site.visit(page, "/login")
     assert page.evaluate("document.cookie") == ""
@@ -101,7 +101,7 @@ def test_a_script_neither_sees_the_cookie_nor_replaces_it(serve: Serve, page: Pa
     assert page.evaluate("cookieStore.set('__Host-Http-gaman', 'mine').catch(() => 'refused')") == "refused"
     page.evaluate("document.cookie = '__Host-Http-gaman=; Max-Age=0; Secure; Path=/'")
     assert site.visit(page, "/profile") == "Angga"
-    # Nor does it plant one where there is none, which the prefix __Host- would let it.
+    # It can't create one either, although it could with only the prefix __Host-.
     page.context.clear_cookies()
     page.evaluate("document.cookie = '__Host-Http-gaman=mine; Secure; Path=/'")
     page.evaluate("document.cookie = '__Host-gaman=mine; Secure; Path=/'")
@@ -127,12 +127,12 @@ def test_the_browser_keeps_the_cookie_under_the_strictest_name_that_its_attribut
     assert [cookie.get("name") for cookie in page.context.cookies()] == [name]
 
 
-def test_nobody_beside_the_host_plants_a_session_of_theirs(serve: Serve, context: BrowserContext, page: Page) -> None:
+def test_no_other_host_can_plant_a_session(serve: Serve, context: BrowserContext, page: Page) -> None:
     site, plain = serve(), serve(tls=False)
     site.visit(page, "/login")
     token = site.visit(page, "/cookies").partition("=")[2]
     context.clear_cookies()
-    # Names that a lenient reader would trim to that of the session. A single octet is no UTF-8, and is sent as it came.
+    # Names that a lenient parser would trim to the session's. A single octet isn't UTF-8; browsers send it unchanged.
     lookalikes = [
         prefix + b"__Host-Http-gaman" for prefix in (b"", b"\x85", b"\xa0", "\u2000".encode(), b"$Version=1,", b"x,", b"=")
     ]
@@ -144,42 +144,42 @@ def test_nobody_beside_the_host_plants_a_session_of_theirs(serve: Serve, context
     assert "x,__Host-Http-gaman" in sent
     assert "__Host-Http-gaman" not in sent
     assert site.visit(page, "/profile") == "nobody"
-    # From the host itself, under the name itself, it is a session.
+    # From the host itself and under the exact name, the same token is a session.
     send_cookie(site, page, f"__Host-Http-gaman={token}; Path=/; Secure; HttpOnly")
     assert site.visit(page, "/profile") == "Angga"
 
 
-# When it is sent
+# Sending it
 
-FROM_ELSEWHERE = {
+REQUESTS = {
     "a link": '<a href="{url}"><button>go</button></a>',
     "a form": '<form action="{url}" method="post"><button>go</button></form>',
 }
 
 
-@pytest.mark.parametrize(("same_site", "goes_along"), [("strict", []), ("lax", ["a link"]), ("none", ["a link", "a form"])])
-def test_same_site_decides_what_another_site_can_make_the_browser_send(
-    serve: Serve, page: Page, same_site: str, goes_along: list[str]
+@pytest.mark.parametrize(("same_site", "sent_with"), [("strict", []), ("lax", ["a link"]), ("none", ["a link", "a form"])])
+def test_same_site_decides_which_requests_from_another_site_have_the_cookie(
+    serve: Serve, page: Page, same_site: str, sent_with: list[str]
 ) -> None:
     site = serve(same_site=same_site)
     site.visit(page, "/login")
-    # Without the attribute, browsers let a new cookie go along with a form for two minutes.
+    # For two minutes, browsers also send a new cookie without the attribute with a form.
     send_cookie(site, page, "unsaid=1; Path=/; Secure")
 
-    def go(elsewhere: str, way: str) -> set[str]:
-        site.visit(page, "/", elsewhere)
-        page.set_content(FROM_ELSEWHERE[way].format(url=site.url("/cookies")))
+    def go(host: str, kind: str) -> set[str]:
+        site.visit(page, "/", host)
+        page.set_content(REQUESTS[kind].format(url=site.url("/cookies")))
         page.get_by_role("button").click()
         page.wait_for_url("**/cookies")
         return names(page.inner_text("body"))
 
     assert "unsaid" in go("b.test", "a form")
-    assert [way for way in FROM_ELSEWHERE if "__Host-Http-gaman" in go("b.test", way)] == goes_along
-    # A subdomain is the same site, so SameSite is no wall against it.
-    assert [way for way in FROM_ELSEWHERE if "__Host-Http-gaman" in go("shop.a.test", way)] == ["a link", "a form"]
+    assert [kind for kind in REQUESTS if "__Host-Http-gaman" in go("b.test", kind)] == sent_with
+    # A subdomain is the same site, so SameSite doesn't protect against it.
+    assert [kind for kind in REQUESTS if "__Host-Http-gaman" in go("shop.a.test", kind)] == ["a link", "a form"]
 
 
-def test_in_a_frame_of_another_site_a_partitioned_session_is_kept_for_that_site_alone(serve: Serve, page: Page) -> None:
+def test_in_a_frame_of_another_site_a_partitioned_session_is_kept_only_for_that_site(serve: Serve, page: Page) -> None:
     site = serve(same_site="none", partitioned=True)
     site.visit(page, "/login")
     site.visit(page, "/", "b.test")
@@ -196,13 +196,13 @@ def test_in_a_frame_of_another_site_a_partitioned_session_is_kept_for_that_site_
 
 @pytest.mark.parametrize("driver", [{"type": "cookies"}, {"type": "sql", "file": "sessions.db"}], ids=lambda driver: driver["type"])
 @pytest.mark.parametrize("before", [{"domain": "a.test"}, {"path": "/profile"}, {"partitioned": True}], ids=str)
-def test_a_cookie_from_before_a_change_of_its_attributes_neither_locks_out_nor_outlives_a_logout(
+def test_a_cookie_with_former_attributes_neither_locks_out_nor_survives_a_logout(
     serve: Serve, page: Page, driver: dict[str, Any], before: dict[str, Any]
 ) -> None:
     options: dict[str, Any] = {"driver": driver, "cookie_name": "sid", "same_site": "none"}
     old, new = serve(**options, **before), serve(**options)
     old.visit(page, "/login?name=old")
-    # Without a store, such a cookie is not valid any more; with one, its session goes on until the logout.
+    # Without a store such a cookie is invalid; with one its session lasts until the logout.
     assert new.visit(page, "/profile") == ("nobody" if driver["type"] == "cookies" else "old")
     new.visit(page, "/profile/logout")
     assert new.visit(page, "/profile") == "nobody"
@@ -214,21 +214,21 @@ def test_a_cookie_from_before_a_change_of_its_attributes_neither_locks_out_nor_o
     assert new.visit(page, "/profile") == "nobody"
 
 
-# How large
+# Its size
 
 
 @pytest.mark.parametrize("options", [{}, {"domain": "a.test", "same_site": "none", "partitioned": True}], ids=str)
-def test_the_largest_session_that_a_cookie_may_hold_comes_back_whole(serve: Serve, page: Page, options: dict[str, Any]) -> None:
+def test_the_largest_session_in_a_cookie_comes_back_unchanged(serve: Serve, page: Page, options: dict[str, Any]) -> None:
     site = serve(**options)
-    answer = page.goto(site.url("/fill"))
-    assert answer is not None
-    assert 4094 < len(answer.header_value("set-cookie") or "") <= 4096
+    response = page.goto(site.url("/fill"))
+    assert response is not None
+    assert 4094 < len(response.header_value("set-cookie") or "") <= 4096
     size = page.inner_text("body")
     assert int(size) > 2900
     assert site.visit(page, "/filling") == size
-    answer = page.goto(site.url("/overfill"))
-    assert answer is not None
-    assert answer.status == 500
+    response = page.goto(site.url("/overfill"))
+    assert response is not None
+    assert response.status == 500
     assert site.visit(page, "/filling") == size
 
 
@@ -242,7 +242,7 @@ def test_the_largest_cookie_that_a_handler_may_send_is_the_largest_that_the_brow
     assert site.visit(page, "/cookies") == ""
 
 
-# How long
+# Its lifetime
 
 
 def test_the_browser_keeps_the_cookie_as_long_as_the_session_lives(serve: Serve, page: Page) -> None:
@@ -251,27 +251,27 @@ def test_the_browser_keeps_the_cookie_as_long_as_the_session_lives(serve: Serve,
     assert lifetime(page.context) == pytest.approx(DAY, abs=60)
     site.visit(page, f"/login?max_age={30 * DAY}")
     assert lifetime(page.context) == pytest.approx(30 * DAY, abs=60)
-    # Read, it is not sent anew.
+    # A read doesn't send it again.
     [before] = page.context.cookies()
     site.visit(page, "/profile")
     assert page.context.cookies() == [before]
 
 
-def test_the_browser_keeps_no_cookie_for_longer_than_the_400_days_that_are_warned_of(serve: Serve, page: Page) -> None:
+def test_the_browser_keeps_no_cookie_longer_than_the_400_days_of_the_warning(serve: Serve, page: Page) -> None:
     site = serve(max_age=401 * DAY)
     site.visit(page, "/login")
     assert lifetime(page.context) == pytest.approx(400 * DAY, abs=60)
     assert "400 days" in site.program.stderr
 
 
-def test_the_browser_forgets_the_cookie_when_the_session_is_over(serve: Serve, page: Page) -> None:
+def test_the_browser_removes_the_cookie_when_the_session_has_expired(serve: Serve, page: Page) -> None:
     site = serve(max_age=1)
     site.visit(page, "/login")
-    until(lambda: not page.context.cookies(), "the browser to forget the cookie")
+    until(lambda: not page.context.cookies(), "the browser to remove the cookie")
     assert site.visit(page, "/profile") == "nobody"
 
 
-def test_a_restart_of_the_browser_ends_those_sessions_alone_that_were_to_end_with_it(
+def test_a_restart_of_the_browser_ends_only_sessions_with_max_age_0(
     serve: Serve, start_again: Callable[[], AbstractContextManager[BrowserContext]]
 ) -> None:
     site = serve(driver={"type": "memory"})
@@ -280,7 +280,7 @@ def test_a_restart_of_the_browser_ends_those_sessions_alone_that_were_to_end_wit
     with start_again() as context:
         page = context.new_page()
         assert site.visit(page, "/profile") == "Angga"
-        # From now on it ends with the browser, though it began as one that outlives it.
+        # From now on it ends with the browser, although it began as a lasting one.
         site.visit(page, "/login?max_age=0")
         assert lifetime(context) < 0
         assert site.visit(page, "/profile") == "Angga"

@@ -1,4 +1,4 @@
-"""Two browsers logged in to one account: each sees both, and logs the other out."""
+"""Two browsers with one account: each lists both, and logs the other out."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def log_in(site: Site, page: Page) -> None:
     expect(page.get_by_role("heading")).to_have_text("Devices of angga")
 
 
-def test_each_device_sees_both_and_logs_the_other_out(devices: Site, phone: Page, desk: Page) -> None:
+def test_each_device_lists_both_and_logs_the_other_out(devices: Site, phone: Page, desk: Page) -> None:
     log_in(devices, phone)
     log_in(devices, desk)
     rows = phone.get_by_role("listitem")

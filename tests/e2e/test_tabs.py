@@ -1,4 +1,4 @@
-"""One person with several tabs: requests that overlap, answers that come late, and pages that are left behind."""
+"""One person with several tabs: concurrent requests, late responses, and pages in the history."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ ON_SERVER = {"type": "sql"}
 
 
 def begin(page: Page, path: str) -> None:
-    """Have a script of the page ask for *path*, and go on without waiting for the answer."""
-    page.evaluate("path => { window.answer = fetch(path).then(answer => answer.text()) }", path)
+    """Let a script of the page request *path*, without waiting for the response."""
+    page.evaluate("path => { window.response = fetch(path).then(response => response.text()) }", path)
 
 
 def finish(page: Page) -> str:
-    answer: str = page.evaluate("answer")
-    return answer
+    text: str = page.evaluate("response")
+    return text
 
 
-def test_two_tabs_that_write_at_once_lose_nothing(serve: Serve, context: BrowserContext) -> None:
+def test_two_tabs_that_write_concurrently_lose_nothing(serve: Serve, context: BrowserContext) -> None:
     site = serve(driver=ON_SERVER)
     one, other = context.new_page(), context.new_page()
     site.visit(one, "/login")
     site.visit(other)
-    # Neither is answered before both have read the session.
+    # Neither gets a response before both requests have read the session.
     begin(one, "/put/one")
     begin(other, "/put/other")
     assert (finish(one), finish(other)) == ("kept", "kept")
@@ -37,7 +37,7 @@ def test_two_tabs_that_write_at_once_lose_nothing(serve: Serve, context: Browser
 
 
 @pytest.mark.parametrize(
-    ("driver", "slow", "who"),
+    ("driver", "slow", "user"),
     [
         ("sql", "/slow/read", "nobody"),
         ("sql", "/slow/read", "guest"),
@@ -46,23 +46,23 @@ def test_two_tabs_that_write_at_once_lose_nothing(serve: Serve, context: Browser
         ("cookies", "/slow/read", "guest"),
     ],
 )
-def test_an_old_answer_that_comes_after_the_login_logs_nobody_out(
-    serve: Serve, context: BrowserContext, driver: str, slow: str, who: str
+def test_a_late_response_after_the_login_does_not_log_out(
+    serve: Serve, context: BrowserContext, driver: str, slow: str, user: str
 ) -> None:
     site = serve(driver={"type": driver})
     one, other = context.new_page(), context.new_page()
-    site.visit(one, "/login?name=guest" if who == "guest" else "/")
+    site.visit(one, "/login?name=guest" if user == "guest" else "/")
     begin(one, slow)
     site.visit(other, "/wait")
     site.visit(other, "/login")
     [cookie] = context.cookies()
     site.visit(other, "/go-on")
-    assert finish(one) == who
+    assert finish(one) == user
     assert context.cookies() == [cookie]
     assert site.visit(one, "/profile") == site.visit(other, "/profile") == "Angga"
 
 
-def test_an_old_answer_that_comes_after_the_logout_logs_nobody_in(serve: Serve, context: BrowserContext) -> None:
+def test_a_late_response_after_the_logout_does_not_log_in(serve: Serve, context: BrowserContext) -> None:
     site = serve(driver=ON_SERVER)
     one, other = context.new_page(), context.new_page()
     site.visit(one, "/login")
@@ -75,7 +75,7 @@ def test_an_old_answer_that_comes_after_the_logout_logs_nobody_in(serve: Serve, 
     assert site.visit(one, "/keys") == "[]"
 
 
-def test_a_logout_in_one_tab_is_one_in_the_other(serve: Serve, context: BrowserContext) -> None:
+def test_a_logout_in_one_tab_logs_the_other_out(serve: Serve, context: BrowserContext) -> None:
     site = serve()
     one, other = context.new_page(), context.new_page()
     site.visit(one, "/login")
@@ -86,7 +86,7 @@ def test_a_logout_in_one_tab_is_one_in_the_other(serve: Serve, context: BrowserC
 
 
 def go_back(page: Page) -> str:
-    # A page that is shown as it was left does not load again.
+    # A page that is restored from memory fires no load event.
     page.go_back(wait_until="commit")
     return page.inner_text("body")
 
@@ -106,13 +106,15 @@ def test_the_back_button_shows_nothing_private_after_a_logout(serve: Serve, cont
     assert go_back(one) == "nobody"
 
 
-def test_nor_does_it_from_the_browsers_cache(serve: Serve, playwright: Playwright, chromium: dict[str, Any]) -> None:
+def test_the_browsers_cache_shows_nothing_private_after_a_logout(
+    serve: Serve, playwright: Playwright, chromium: dict[str, Any]
+) -> None:
     site = serve()
-    # This one leaves no page as it was: it loads each again, from its cache where it may.
+    # This browser restores no page from memory: it loads each page again, from its cache if that is allowed.
     with playwright.chromium.launch(**chromium) as browser:
         page = browser.new_page()
         site.visit(page, "/login")
-        # A handler has said that the browser may keep this one, and it does.
+        # The handler allows the browser to cache this page, and the browser does.
         seen = site.visit(page, "/profile/cached")
         site.visit(page)
         assert go_back(page) == seen

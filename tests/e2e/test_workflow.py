@@ -1,4 +1,4 @@
-"""The example's page, used as a person uses it: on http://localhost, by its buttons."""
+"""The example's page on http://localhost, used by its buttons."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def click(page: Page, button: str, status: str, *texts: str) -> None:
         expect(page.locator("#body")).to_contain_text(text)
 
 
-def test_who_logs_in_stays_so_over_a_reload_until_they_log_out(workflow: Site, page: Page) -> None:
+def test_a_user_stays_logged_in_after_a_reload_until_the_logout(workflow: Site, page: Page) -> None:
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     body, came, seen = page.locator("#body"), page.locator("#came"), page.locator("#seen")
@@ -61,7 +61,7 @@ def test_who_logs_in_stays_so_over_a_reload_until_they_log_out(workflow: Site, p
     assert errors == []
 
 
-def test_a_login_is_still_there_after_the_browser_has_restarted(
+def test_a_login_survives_a_restart_of_the_browser(
     workflow: Site, start_again: Callable[[], AbstractContextManager[BrowserContext]]
 ) -> None:
     with start_again() as context:
@@ -74,7 +74,7 @@ def test_a_login_is_still_there_after_the_browser_has_restarted(
         click(page, "Profile", "200 OK", "angga@example.com")
 
 
-def test_where_the_browser_drops_the_cookie_the_page_and_the_server_say_so(workflow: Site, page: Page) -> None:
+def test_the_page_and_the_server_report_that_the_browser_drops_the_cookie(workflow: Site, page: Page) -> None:
     workflow.visit(page, host="a.test")
     click(page, "Log in", "200 OK", "logged in")
     expect(page.locator("#hint")).to_contain_text("did not keep the cookie")

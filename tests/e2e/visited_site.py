@@ -1,4 +1,4 @@
-"""A site to visit with a browser; the environment's SESSION holds the options of session(), CERTIFICATE a file for TLS."""
+"""A site for the browser; the environment has the options of session() in SESSION, and a file for TLS in CERTIFICATE."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import gaman
 from gaman import Context, Response
 from gaman.session import SessionTooLarge, session
 
-arrived, let_go = asyncio.Event(), asyncio.Event()
+arrived, released = asyncio.Event(), asyncio.Event()
 both = asyncio.Barrier(2)
 
 
@@ -35,7 +35,7 @@ async def profile(ctx: Context) -> Response:
 
 
 async def cached_profile(ctx: Context) -> Response:
-    """Tell when the page was made, so that one from a cache can be told from a new one."""
+    """Show the time of the response, so that a test can tell a cached page from a new one."""
     user = await ctx.session.get("user", "nobody")
     return Response.html(f"{user}, {time.time()}", headers={"cache-control": "private, max-age=60"})
 
@@ -46,18 +46,18 @@ async def logout(ctx: Context) -> Response:
 
 
 async def cookies(ctx: Context) -> str:
-    """Tell what the browser has sent, octet by octet."""
+    """Return the raw Cookie field."""
     return ctx.header("cookie") or ""
 
 
 async def send_cookie(ctx: Context) -> str:
-    """Send a cookie that the visitor makes up, octet by octet."""
+    """Send the raw cookie of the query."""
     ctx.send_cookie(unquote_to_bytes(ctx.scope["query_string"].removeprefix(b"line=")))
     return "sent"
 
 
 async def send_sized_cookie(ctx: Context) -> str:
-    """Send a cookie with so many bytes of name and value."""
+    """Send a cookie whose name and value have the query's size in bytes."""
     try:
         ctx.cookies.set("name", "x" * (int(ctx.query["size"]) - len("name")))
     except gaman.HeaderError as error:
@@ -66,7 +66,7 @@ async def send_sized_cookie(ctx: Context) -> str:
 
 
 async def fill(ctx: Context) -> str:
-    """Put as much into the session as goes in, and tell how many bytes that were."""
+    """Fill the session as far as possible, and return the bytes of the value."""
     fits, too_large = 0, 1 << 16
     while too_large - fits > 1:
         size = (fits + too_large) // 2
@@ -88,7 +88,7 @@ async def overfill(ctx: Context) -> str:
 
 
 async def put(ctx: Context) -> str:
-    """Set a key, in the middle of another request that does so too."""
+    """Set a key while another request does the same."""
     await ctx.session.all()
     await both.wait()
     await ctx.session.set(ctx.params["key"], True)
@@ -102,12 +102,12 @@ async def keys(ctx: Context) -> list[str]:
 async def read_slowly(ctx: Context) -> str:
     user = await ctx.session.get("user", "nobody")
     arrived.set()
-    await let_go.wait()
+    await released.wait()
     return str(user)
 
 
 async def write_slowly(ctx: Context) -> str:
-    """Change a session that was there when the request came, as a page does that counts the visits of those it knows."""
+    """Change a session that exists when the request arrives, as a page that counts visits does."""
     user = await read_slowly(ctx)
     if user != "nobody":
         await ctx.session.set("late", True)
@@ -115,15 +115,15 @@ async def write_slowly(ctx: Context) -> str:
 
 
 async def wait(ctx: Context) -> str:
-    """Answer as soon as a slow request has come in."""
+    """Respond as soon as a slow request has arrived."""
     await arrived.wait()
-    return "it has come"
+    return "it has arrived"
 
 
 async def go_on(ctx: Context) -> str:
-    """Let the slow request go on."""
-    let_go.set()
-    return "it goes on"
+    """Let the slow request continue."""
+    released.set()
+    return "it continues"
 
 
 routes = gaman.define_routes(

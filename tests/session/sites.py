@@ -1,21 +1,21 @@
-"""A site whose requests do what a test says, a browser that keeps its cookie, and a clock that is set by hand."""
+"""A site whose handler runs a test's code, a browser that keeps the session's cookie, and a clock that tests set."""
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gaman import App, Context, Headers, Response
+from gaman import App, Context, Response
 from gaman.session import Driver, Session
 from gaman_session import _options
 from gaman_session._integration import integrate
 from gaman_session.drivers import find_driver
 from gaman_session.drivers.memory import MemoryDriver
 from tests import servers
+from tests.asgi import Exchange, http_scope
 
 SECRET = "a secret of the tests that is long enough"
 Work = Callable[[Session], Awaitable[Any]]
@@ -23,20 +23,18 @@ Work = Callable[[Session], Awaitable[Any]]
 
 class Clock:
     def __init__(self) -> None:
-        # Far ahead of the time that servers have, so that none of them removes what is still there by this clock.
+        # Far ahead of the servers' clocks, so that no server removes a record that is live by this clock.
         self.now = 4_000_000_000.0
 
     def __call__(self) -> float:
         return self.now
 
 
-class Reply:
-    """What came back: the response, and what the handler's work returned or raised."""
+class Reply(Exchange):
+    """A response, with the result or the error of its handler's work."""
 
     def __init__(self) -> None:
-        self.status = 0
-        self.headers = Headers()
-        self.body = b""
+        super().__init__()
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -48,7 +46,7 @@ class Reply:
 
 
 class Site:
-    """An application with sessions, each of whose requests does the work that comes with it."""
+    """An application with sessions; each request runs the work that it is sent with."""
 
     def __init__(self, driver: Driver | dict[str, Any] | None, clock: Clock, **changed: Any) -> None:
         options: dict[str, Any] = {
@@ -86,34 +84,11 @@ class Site:
     async def request(
         self, work: Work, cookie: str | Sequence[str] | None = None, *, response: Response | None = None, scheme: str = "https"
     ) -> Reply:
-        """Run one request; *cookie* is the Cookie field as it is, or several."""
+        """Run one request; *cookie* is a raw Cookie field, or several."""
         reply = Reply()
-        headers = [(b"host", b"testserver")]
-        headers += [(b"cookie", field.encode("latin-1")) for field in ([cookie] if isinstance(cookie, str) else cookie or ())]
-
-        async def receive() -> dict[str, Any]:
-            await asyncio.Event().wait()
-            raise AssertionError("a request without a body waits for ever")
-
-        async def send(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                reply.status, reply.headers = message["status"], Headers(message["headers"])
-            else:
-                reply.body += message.get("body", b"")
-
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "scheme": scheme,
-            "path": "/",
-            "raw_path": b"/",
-            "query_string": b"",
-            "headers": headers,
-            "reply": reply,
-            "work": work,
-            "response": response or Response("done"),
-        }
-        await self.app(scope, receive, send)
+        fields = [(b"cookie", field.encode("latin-1")) for field in ([cookie] if isinstance(cookie, str) else cookie or ())]
+        scope = http_scope(headers=fields, scheme=scheme, reply=reply, work=work, response=response or Response("done"))
+        await self.app(scope, reply.receive, reply.send)
         return reply
 
     def browser(self, cookie: str | None = None) -> Browser:
@@ -121,7 +96,7 @@ class Site:
 
 
 class Browser:
-    """Keeps the session's cookie as a browser does."""
+    """It keeps the session's cookie as a browser does."""
 
     def __init__(self, site: Site, token: str | None = None) -> None:
         self.site = site
@@ -137,7 +112,7 @@ class Browser:
         return reply
 
     def take(self, reply: Reply) -> None:
-        """Do what the response's Set-Cookie says."""
+        """Apply the response's Set-Cookie."""
         if (line := reply.set_cookie) is not None:
             pair, *attributes = line.split("; ")
             name, _, value = pair.partition("=")
@@ -145,7 +120,7 @@ class Browser:
             self.token = None if "Max-Age=0" in attributes else value
 
     async def do(self, work: Work) -> Any:
-        """Run a request that must succeed, and return what its work did."""
+        """Run a request that must succeed, and return the result of its work."""
         reply = await self.request(work)
         if reply.error is not None:
             raise reply.error
@@ -161,13 +136,13 @@ class Browser:
 
 
 class Sealing(MemoryDriver):
-    """Memory that counts as a store which others can see, so that values in it are sealed."""
+    """Memory that counts as a shared store, so that its values are sealed."""
 
     shared = True
 
 
 class _Opened:
-    """A driver that somebody else has opened and is going to close."""
+    """A driver that another site opens and closes."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
@@ -183,12 +158,12 @@ class _Opened:
 
 
 def opened(driver: Driver | None) -> Any:
-    """Return *driver* for a second site, which does not open or close it once more."""
+    """Return *driver* for a second site, which neither opens nor closes it."""
     return driver and _Opened(driver)
 
 
 def setting(**values: Any) -> Work:
-    """Return the work of setting *values*."""
+    """Return work that sets *values*."""
 
     async def work(session: Session) -> None:
         for key, value in values.items():
@@ -205,7 +180,7 @@ def getting(key: str) -> Work:
 
 
 class serving:  # noqa: N801 - reads as what it does
-    """Between start-up and shutdown of a site."""
+    """A context manager that starts a site up and shuts it down."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -219,7 +194,7 @@ class serving:  # noqa: N801 - reads as what it does
 
 
 def new_folder() -> Path:
-    """Return a new folder, which goes with the tests."""
+    """Return a new folder, which is removed after the tests."""
     return Path(tempfile.mkdtemp(dir=_folders().name))
 
 

@@ -21,7 +21,7 @@ from gaman_session._clock import StoreClock, tells_time
 from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
-from tests.conftest import Ask
+from tests.asgi import Ask
 from tests.session.sites import DRIVERS, SECRET, Clock, Site, serving, setting
 
 pytestmark = pytest.mark.anyio

@@ -1,4 +1,4 @@
-"""Counters: what each thing that happens to a session raises, on every driver, and what OpenTelemetry sees of it."""
+"""The counters that each event in a session's life raises, on every driver, and their export to OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gaman_session._sealing import Keyring
 from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
-from tests.conftest import Ask
+from tests.asgi import Ask
 from tests.session.sites import SECRET, Browser, Clock, Sealing, Site, Work, getting, serving, setting
 
 pytestmark = pytest.mark.anyio
@@ -37,14 +37,14 @@ def counters(site: Site) -> Counters:
 
 
 class Raised:
-    """Tells what a block of work has counted."""
+    """The counts that were raised since the last look."""
 
     def __init__(self, site: Site) -> None:
         self._counters = counters(site)
         self._before = msgspec.structs.asdict(self._counters)
 
     def since(self) -> dict[str, int]:
-        """Return what was raised since the last call, and by how much."""
+        """Return the counters that were raised since the last call, and by how much."""
         before, self._before = self._before, msgspec.structs.asdict(self._counters)
         return {name: count - before[name] for name, count in self._before.items() if count != before[name]}
 
@@ -58,7 +58,7 @@ async def clear(session: Session) -> None:
     await session.clear()
 
 
-async def test_a_sessions_life_is_counted_step_by_step(site: Site) -> None:
+async def test_each_step_of_a_sessions_life_is_counted(site: Site) -> None:
     browser, raised = site.browser(), Raised(site)
     await browser.do(getting("a"))
     assert raised.since() == {}
@@ -74,7 +74,7 @@ async def test_a_sessions_life_is_counted_step_by_step(site: Site) -> None:
     assert raised.since() == {}
 
 
-async def test_a_write_is_one_write(site: Site) -> None:
+async def test_a_request_with_several_changes_counts_one_write(site: Site) -> None:
     browser, raised = site.browser(), Raised(site)
     await browser.do(setting(a=1))
     raised.since()
@@ -82,7 +82,7 @@ async def test_a_write_is_one_write(site: Site) -> None:
     assert {**raised.since(), "loaded": 0} == {"written": 1, "loaded": 0}
 
 
-async def test_an_update_is_a_write(site: Site) -> None:
+async def test_an_update_counts_as_a_write(site: Site) -> None:
     async def work(session: Session) -> None:
         await session.update("a", lambda a: a + 1)
 
@@ -93,7 +93,7 @@ async def test_an_update_is_a_write(site: Site) -> None:
     assert raised.since() == {"loaded": 1, "written": 1}
 
 
-async def test_the_last_delete_is_an_end(site: Site) -> None:
+async def test_deleting_the_last_key_counts_as_an_end(site: Site) -> None:
     async def work(session: Session) -> None:
         await session.delete("a")
 
@@ -104,7 +104,7 @@ async def test_the_last_delete_is_an_end(site: Site) -> None:
     assert {**raised.since(), "loaded": 0} == {"ended": 1, "loaded": 0}
 
 
-async def test_an_idle_limit_that_moves_on_is_a_write(driver: Any, clock: Clock) -> None:
+async def test_extending_the_idle_limit_counts_as_a_write(driver: Any, clock: Clock) -> None:
     async with serving(Site(driver, clock, idle_timeout=1000)) as site:
         browser, raised = site.browser(), Raised(site)
         await browser.do(setting(a=1))
@@ -116,7 +116,7 @@ async def test_an_idle_limit_that_moves_on_is_a_write(driver: Any, clock: Clock)
         assert raised.since() == {"loaded": 1, "written": 1}
 
 
-async def test_changes_that_a_failure_drops_are_not_counted(site: Site) -> None:
+async def test_changes_that_an_error_drops_are_not_counted(site: Site) -> None:
     async def work(session: Session) -> None:
         await session.set("a", 2)
         raise RuntimeError
@@ -140,14 +140,14 @@ async def several(session: Session) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "x", "AAAA" * 20], ids=["empty", "no base64", "another's"])
-async def test_a_cookie_that_is_none_of_ours_is_forged_once_a_request(site: Site, token: str) -> None:
+async def test_a_foreign_cookie_counts_as_forged_once_per_request(site: Site, token: str) -> None:
     raised = Raised(site)
     for _ in range(2):
         await Browser(site, token).do(several)
         assert raised.since() == {"created": 1, "forged": 1}
 
 
-async def test_a_secret_that_is_not_honoured_any_more_makes_forgeries(driver: Any, clock: Clock) -> None:
+async def test_a_cookie_under_a_removed_secret_counts_as_forged(driver: Any, clock: Clock) -> None:
     async with serving(Site(driver, clock)) as site:
         browser = site.browser()
         await browser.do(setting(a=1))
@@ -159,7 +159,7 @@ async def test_a_secret_that_is_not_honoured_any_more_makes_forgeries(driver: An
 
 
 @pytest.mark.parametrize("work", [getting("a"), several, login], ids=["read", "several", "login"])
-async def test_a_session_past_its_limit_is_expired_once_a_request(driver: Any, clock: Clock, work: Any) -> None:
+async def test_an_expired_session_counts_as_expired_once_per_request(driver: Any, clock: Clock, work: Any) -> None:
     async with serving(Site(driver, clock)) as site:
         browser, raised = site.browser(), Raised(site)
         await browser.do(setting(a=1))
@@ -169,7 +169,7 @@ async def test_a_session_past_its_limit_is_expired_once_a_request(driver: Any, c
         assert {**raised.since(), "created": 0} == {"expired": 1, "created": 0}
 
 
-async def test_a_write_with_an_expired_cookie_counts_it_too(driver: Any, clock: Clock) -> None:
+async def test_a_write_with_an_expired_cookie_counts_as_expired(driver: Any, clock: Clock) -> None:
     async with serving(Site(driver, clock)) as site:
         browser, raised = site.browser(), Raised(site)
         await browser.do(setting(a=1))
@@ -179,7 +179,7 @@ async def test_a_write_with_an_expired_cookie_counts_it_too(driver: Any, clock: 
         assert raised.since() == {"expired": 1, "created": 1}
 
 
-async def test_a_session_that_was_ended_elsewhere_is_expired_as_well(store: Any, clock: Clock) -> None:
+async def test_a_session_that_another_request_ended_counts_as_expired(store: Any, clock: Clock) -> None:
     async with serving(Site(store, clock)) as site:
         browser, raised = site.browser(), Raised(site)
         await browser.do(setting(a=1))
@@ -192,7 +192,9 @@ async def test_a_session_that_was_ended_elsewhere_is_expired_as_well(store: Any,
         assert raised.since() == {"expired": 1}
 
 
-async def test_a_value_that_does_not_open_is_unreadable_once_a_request(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_value_that_does_not_open_counts_as_unreadable_once_per_request(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     driver = Sealing()
     async with serving(Site(driver, clock)) as site:
         browser, raised = site.browser(), Raised(site)
@@ -208,7 +210,7 @@ async def test_a_value_that_does_not_open_is_unreadable_once_a_request(clock: Cl
     assert len(caplog.records) == 2
 
 
-async def test_a_value_that_is_no_encoding_is_unreadable(clock: Clock) -> None:
+async def test_a_value_that_does_not_decode_counts_as_unreadable(clock: Clock) -> None:
     driver = MemoryDriver()
     async with serving(Site(driver, clock)) as site:
         browser, raised = site.browser(), Raised(site)
@@ -220,7 +222,7 @@ async def test_a_value_that_is_no_encoding_is_unreadable(clock: Clock) -> None:
         assert raised.since() == {"loaded": 1, "written": 1, "unreadable": 1}
 
 
-async def test_a_cookie_of_another_version_is_unreadable(clock: Clock) -> None:
+async def test_a_cookie_of_another_version_counts_as_unreadable(clock: Clock) -> None:
     async with serving(Site(None, clock)) as site:
         raised = Raised(site)
         token = Keyring([SECRET], site.cookie_name).seal_token(b"\x93of another version")
@@ -233,7 +235,7 @@ async def test_a_cookie_of_another_version_is_unreadable(clock: Clock) -> None:
 
 @asynccontextmanager
 async def lost(clock: Clock) -> AsyncGenerator[tuple[Site, Browser]]:
-    """A site whose Redis has died, and a browser with a session there."""
+    """A site whose Redis has crashed, and a browser with a session there."""
     with servers.RedisServer() as server:
         async with serving(Site(RedisDriver(url=server.url, timeout=0.5), clock)) as site:
             browser = site.browser()
@@ -242,7 +244,7 @@ async def lost(clock: Clock) -> AsyncGenerator[tuple[Site, Browser]]:
             yield site, browser
 
 
-async def test_each_call_that_fails_is_an_error_of_the_store_be_it_caught_or_not(
+async def test_each_failed_call_counts_as_a_store_error_whether_it_is_caught_or_not(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def careful(session: Session) -> str:
@@ -273,14 +275,14 @@ async def test_each_call_that_fails_is_an_error_of_the_store_be_it_caught_or_not
         assert str(browser.token) not in caplog.text
 
 
-async def test_a_check_that_fails_is_counted(clock: Clock) -> None:
+async def test_a_failed_check_counts_as_a_store_error(clock: Clock) -> None:
     async with lost(clock) as (site, _):
         raised = Raised(site)
         assert isinstance((await site.app.check())["session"], SessionStoreError)
         assert raised.since() == {"store_errors": 1}
 
 
-async def test_a_sweep_that_fails_is_counted(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_sweep_counts_as_a_store_error(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(MemoryDriver):
         async def purge(self, *, now: float, limit: int) -> int:
             raise SessionStoreError(self.name, "remove what is over")
@@ -295,7 +297,7 @@ async def test_a_sweep_that_fails_is_counted(clock: Clock, monkeypatch: pytest.M
 # Owners
 
 
-def tagging(owner: str) -> Work:
+def owning(owner: str) -> Work:
     async def work(session: Session) -> None:
         await session.regenerate()
         await session.set("user", 1)
@@ -304,22 +306,22 @@ def tagging(owner: str) -> Work:
     return work
 
 
-async def test_a_tag_counts_as_what_brings_it_to_the_store(store: Driver, clock: Clock) -> None:
+async def test_setting_an_owner_counts_as_the_call_that_stores_it(store: Driver, clock: Clock) -> None:
     async with serving(Site(store, clock)) as site:
         browser, raised, owner = site.browser(), Raised(site), token_hex(8)
-        await browser.do(tagging(owner))
+        await browser.do(owning(owner))
         assert raised.since() == {"created": 1}
         await browser.do(lambda session: session.set_owner(owner, note=1))
         assert {**raised.since(), "loaded": 0} == {"written": 1, "loaded": 0}
-        await browser.do(tagging(owner))
+        await browser.do(owning(owner))
         assert raised.since() == {"loaded": 1, "written": 1}
 
 
-async def test_what_is_ended_for_an_owner_is_an_end_and_a_look_at_it_is_nothing(store: Driver, clock: Clock) -> None:
+async def test_ending_an_owners_sessions_counts_as_ends_and_listing_them_counts_nothing(store: Driver, clock: Clock) -> None:
     async with serving(Site(store, clock)) as site:
         owner, browsers = token_hex(8), [site.browser() for _ in range(3)]
         for browser in browsers:
-            await browser.do(tagging(owner))
+            await browser.do(owning(owner))
         raised = Raised(site)
         [first, *_] = await site.sessions.list(owner)
         assert await site.sessions.count(owner) == 3
@@ -332,25 +334,25 @@ async def test_what_is_ended_for_an_owner_is_an_end_and_a_look_at_it_is_nothing(
         assert raised.since() == {"ended": 2}
 
 
-async def test_a_session_that_is_one_too_many_is_an_end(store: Driver, clock: Clock) -> None:
+async def test_a_session_that_the_owners_limit_ends_counts_as_an_end(store: Driver, clock: Clock) -> None:
     async with serving(Site(store, clock, max_sessions_per_owner=1)) as site:
         raised, owner = Raised(site), token_hex(8)
-        await site.browser().do(tagging(owner))
+        await site.browser().do(owning(owner))
         clock.now += 1
-        await site.browser().do(tagging(owner))
+        await site.browser().do(owning(owner))
         assert raised.since() == {"created": 2, "ended": 1}
 
 
 @pytest.mark.parametrize("has_session", [False, True])
-async def test_a_login_that_an_end_of_all_refuses_begins_and_writes_nothing(
+async def test_a_login_that_end_all_revokes_counts_neither_a_begin_nor_a_write(
     store: Driver, clock: Clock, *, has_session: bool
 ) -> None:
     async with serving(Site(store, clock)) as site:
         owner, browser = token_hex(8), site.browser()
-        await site.browser().do(tagging(owner))
+        await site.browser().do(owning(owner))
 
         async def late(session: Session) -> None:
-            await tagging(owner)(session)
+            await owning(owner)(session)
             await site.sessions.end_all(owner)
 
         if has_session:
@@ -360,26 +362,26 @@ async def test_a_login_that_an_end_of_all_refuses_begins_and_writes_nothing(
         assert raised.since() == ({"expired": 1, "ended": 1} if has_session else {"ended": 1})
 
 
-async def test_each_trip_for_an_owner_that_fails_is_an_error_of_the_store(clock: Clock) -> None:
+async def test_each_failed_call_for_an_owner_counts_as_a_store_error(clock: Clock) -> None:
     async with lost(clock) as (site, _):
         raised, sessions = Raised(site), site.sessions
-        trips: list[Callable[[], Awaitable[object]]] = [
+        calls: list[Callable[[], Awaitable[object]]] = [
             lambda: sessions.list("user:1"),
             lambda: sessions.end("0" * 64),
             lambda: sessions.end_all("user:1"),
             lambda: sessions.count("user:1"),
             sessions.count,
         ]
-        for trip in trips:
+        for call in calls:
             with pytest.raises(SessionStoreError):
-                await trip()
+                await call()
             assert raised.since() == {"store_errors": 1}
 
 
-# For whoever asks
+# Reading the counters
 
 
-async def test_a_handler_may_answer_with_the_counters(ask: Ask, clock: Clock) -> None:
+async def test_a_handler_may_return_the_counters(ask: Ask, clock: Clock) -> None:
     async def show(ctx: Context) -> Counters:
         return counters(site)
 
@@ -390,7 +392,7 @@ async def test_a_handler_may_answer_with_the_counters(ask: Ask, clock: Clock) ->
 
 @pytest.fixture
 def metrics(monkeypatch: pytest.MonkeyPatch) -> Generator[Metrics]:
-    """Return what reads the metrics as an exporter does: the counts by name and attributes."""
+    """Return a function that reads the metrics as an exporter does: the counts by name and attributes."""
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
     monkeypatch.setattr("opentelemetry.metrics.get_meter", provider.get_meter)
@@ -411,14 +413,14 @@ def metrics(monkeypatch: pytest.MonkeyPatch) -> Generator[Metrics]:
     _counters._exported.cache_clear()
 
 
-async def test_opentelemetry_sees_what_is_counted(clock: Clock, metrics: Metrics) -> None:
+async def test_opentelemetry_reads_the_counters(clock: Clock, metrics: Metrics) -> None:
     async with serving(Site(None, clock)) as one, serving(Site(MemoryDriver(), clock)) as other:
         browser = one.browser()
         await browser.do(setting(a=1))
         await browser.do(setting(a=2))
         await other.browser("forged").do(setting(a=1))
         found = metrics()
-    # Six instruments, one of them with three reasons, for each driver.
+    # Each driver has six instruments, one of which has three reasons.
     assert len(found) == 16
     assert {point: count for point, count in found.items() if count} == {
         ("gaman.session.created", "cookies"): 1,
@@ -429,7 +431,7 @@ async def test_opentelemetry_sees_what_is_counted(clock: Clock, metrics: Metrics
     }
 
 
-async def test_two_applications_with_one_kind_of_driver_are_counted_together(
+async def test_two_applications_with_the_same_kind_of_driver_are_counted_together(
     clock: Clock, metrics: Metrics, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
@@ -439,7 +441,7 @@ async def test_two_applications_with_one_kind_of_driver_are_counted_together(
     assert caplog.records == []
 
 
-async def test_without_opentelemetry_the_counters_count_all_the_same(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_counters_count_without_opentelemetry(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.metrics", None)
     _counters._exported.cache_clear()
     async with serving(Site(None, clock)) as site:

@@ -18,7 +18,7 @@ from gaman_session import _integration
 from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
-from tests.conftest import Answer, Ask
+from tests.asgi import Ask, Exchange
 from tests.session.sites import SECRET, Browser, Clock, Sealing, Site, Work, getting, serving, setting
 
 pytestmark = pytest.mark.anyio
@@ -39,7 +39,7 @@ async def running(handle: Handle, *others: Integration, first: bool = False, **o
         await app.shutdown()
 
 
-def cookie_of(answer: Answer) -> dict[str, str]:
+def cookie_of(answer: Exchange) -> dict[str, str]:
     """Return the headers with which a browser comes back."""
     (line,) = answer.headers.getall("set-cookie")
     return {"cookie": line.partition(";")[0], "host": "testserver"}

@@ -1,4 +1,4 @@
-"""Options are checked when session() is called: what can't be raises ConfigError, which names the option and the mend."""
+"""session() checks its options: an invalid one raises ConfigError, which names the option and the fix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gaman_session import _options
 from gaman_session._integration import integrate as integrate_options
 from gaman_session._sealing import Keyring
 from gaman_session.drivers.memory import MemoryDriver
-from tests.conftest import Ask
+from tests.asgi import Ask
 from tests.session.sites import SECRET
 
 pytestmark = pytest.mark.anyio
@@ -48,7 +48,7 @@ def integrate(**options: Any) -> Integration:
 
 
 def refusal(**options: Any) -> str:
-    """Return the reason for which the options are refused."""
+    """Return the reason why the options are refused."""
     with pytest.raises(ConfigError) as caught:
         integrate(**options)
     return str(caught.value)
@@ -89,7 +89,7 @@ async def warnings_at_start(integration: Integration, caplog: pytest.LogCaptureF
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "mend"),
+    ("option", "value", "fix"),
     [
         ("max_age", 0, "a whole number of seconds above 0"),
         ("max_age", -1, "a whole number of seconds above 0"),
@@ -141,13 +141,13 @@ async def warnings_at_start(integration: Integration, caplog: pytest.LogCaptureF
     ],
     ids=lambda value: "an object" if type(value) is object else repr(value) if not isinstance(value, str) else value or "empty",
 )
-def test_a_bad_value_is_refused_with_the_options_name_and_what_it_takes(option: str, value: Any, mend: str) -> None:
+def test_an_invalid_value_is_refused_with_the_options_name_and_its_valid_values(option: str, value: Any, fix: str) -> None:
     reason = refusal(**{option: value})
     assert option in reason or option.replace("_", " ") in reason
-    assert mend in reason
+    assert fix in reason
 
 
-def test_a_refused_option_is_an_error_of_gaman() -> None:
+def test_a_refused_option_raises_an_error_of_gaman() -> None:
     with pytest.raises(GamanError):
         integrate(max_age=0)
 
@@ -157,21 +157,21 @@ def test_an_option_that_does_not_exist_is_refused() -> None:
         integrate(max_agee=5)
 
 
-def test_a_lifetime_that_no_clock_reaches_is_refused() -> None:
-    # Accepted, it would fail in the first request that sets something.
+def test_a_lifetime_beyond_every_clock_is_refused() -> None:
+    # If it were accepted, the first request that sets a value would fail.
     assert "max_age" in refusal(max_age=10**30)
 
 
 # The secret
 
 
-async def test_the_secret_comes_from_the_environment_where_none_is_given(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_secret_option_the_secret_comes_from_the_environment(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAMAN_KEY", SECRET)
     line = await set_cookie(ask, session())
     assert await _count(ask, session(secret=SECRET), line) == 2
 
 
-async def test_a_secret_that_is_given_comes_before_the_environments(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_secret_option_takes_precedence_over_the_environment(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAMAN_KEY", OTHER)
     line = await set_cookie(ask, session(secret=SECRET))
     assert await _count(ask, session(), line) == 1
@@ -180,7 +180,7 @@ async def test_a_secret_that_is_given_comes_before_the_environments(ask: Ask, mo
 
 
 async def _count(ask: Ask, integration: Integration, line: str) -> int:
-    """Return what the handler of app_with() counts to with the cookie of a Set-Cookie line."""
+    """Return the count in the session of a Set-Cookie line, as the handler of app_with() counts it."""
     app = app_with(integration)
     await app.load()
     try:
@@ -189,13 +189,13 @@ async def _count(ask: Ask, integration: Integration, line: str) -> int:
         await app.shutdown()
 
 
-def test_no_secret_at_all_is_an_error_that_says_how_to_make_one() -> None:
+def test_a_missing_secret_is_an_error_that_says_how_to_create_one() -> None:
     reason = refusal(secret=None)
     for word in ("`gaman key`", "secret", "GAMAN_KEY"):
         assert word in reason
 
 
-def test_an_empty_variable_in_the_environment_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_environment_variable_is_a_missing_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAMAN_KEY", "")
     assert "`gaman key`" in refusal(secret=None)
 
@@ -221,18 +221,18 @@ def test_an_empty_variable_in_the_environment_is_no_secret(monkeypatch: pytest.M
     ],
     ids=lambda value: "an object" if type(value) is object else ascii(value)[:30],
 )
-def test_what_is_no_secret_is_refused(secret: Any) -> None:
+def test_a_value_that_is_not_a_secret_is_refused(secret: Any) -> None:
     reason = refusal(secret=secret)
     assert "secret" in reason
     assert "`gaman key`" in reason
     assert SECRET not in reason
 
 
-def test_secrets_without_an_order_are_refused_for_none_is_the_newest() -> None:
+def test_unordered_secrets_are_refused_because_none_is_the_newest() -> None:
     assert "secret" in refusal(secret={SECRET, OTHER})
 
 
-async def test_the_newest_of_several_secrets_seals_and_all_of_them_open(ask: Ask) -> None:
+async def test_the_newest_secret_seals_and_every_secret_opens(ask: Ask) -> None:
     old = await set_cookie(ask, integrate(secret=SECRET))
     rotated = await set_cookie(ask, integrate(secret=[OTHER, SECRET]))
     assert await _count(ask, integrate(secret=(OTHER, SECRET)), old) == 2
@@ -241,7 +241,7 @@ async def test_the_newest_of_several_secrets_seals_and_all_of_them_open(ask: Ask
     assert await _count(ask, integrate(secret=OTHER), old) == 1
 
 
-async def test_a_short_secret_is_warned_of_once_at_start(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_short_secret_causes_one_warning_at_start_up(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     integration = integrate(secret=SHORT)
     assert caplog.records == []
     (warning,) = await warnings_at_start(integration, caplog)
@@ -262,7 +262,7 @@ async def test_a_short_secret_is_warned_of_once_at_start(ask: Ask, caplog: pytes
     [(SHORT + "!", 0), ([SECRET, SHORT], 1), ([SHORT, "short too"], 2), ("éàèùâêîôûëïüÿçœæ", 0), ("éàèùâêîôûëïüÿçœ", 1)],
     ids=["of 32 bytes", "an old one", "two", "of 32 bytes in UTF-8", "of 30 bytes in UTF-8"],
 )
-async def test_each_secret_under_32_bytes_is_warned_of(secret: Any, count: int, caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_secret_under_32_bytes_causes_a_warning(secret: Any, count: int, caplog: pytest.LogCaptureFixture) -> None:
     assert len(await warnings_at_start(integrate(secret=secret), caplog)) == count
 
 
@@ -284,7 +284,7 @@ async def test_each_secret_under_32_bytes_is_warned_of(secret: Any, count: int, 
         "my-secret-key-is-kept-in-this-very-file",
     ],
 )
-async def test_a_long_secret_that_can_be_guessed_is_warned_of(secret: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_long_secret_that_can_be_guessed_causes_a_warning(secret: str, caplog: pytest.LogCaptureFixture) -> None:
     (warning,) = await warnings_at_start(integrate(secret=[SECRET, secret]), caplog)
     assert "can be guessed" in warning
     assert "`gaman key`" in warning
@@ -296,12 +296,12 @@ async def test_a_long_secret_that_can_be_guessed_is_warned_of(secret: str, caplo
     [lambda: token_urlsafe(32), lambda: token_hex(16), lambda: token_hex(500), lambda: str(uuid4()), lambda: str(randbits(450))],
     ids=["gaman key", "32 hexadecimal digits", "1,000 hexadecimal digits", "UUID", "decimal digits"],
 )
-def test_a_random_secret_is_never_warned_of(make: Callable[[], str]) -> None:
+def test_a_random_secret_never_causes_a_warning(make: Callable[[], str]) -> None:
     assert [secret for secret in (make() for _ in range(1000)) if _options.check(secret, None, 60, True, **DEFAULTS).warnings] == []
 
 
 def test_two_secrets_with_the_same_key_id_are_refused() -> None:
-    # Found by a search: two such are one pair in four thousand million.
+    # Found by a search: one pair in four thousand million has the same key id.
     pair = ["a secret of the tests, number 0001497", "a secret of the tests, number 0117975"]
     for secrets in (pair, pair[::-1], [SECRET, *pair], [pair[0], SECRET, pair[1]]):
         reason = refusal(secret=secrets)
@@ -312,7 +312,7 @@ def test_two_secrets_with_the_same_key_id_are_refused() -> None:
         integrate(secret=[secret, SECRET])
 
 
-async def test_a_secret_that_is_listed_twice_does_no_harm(ask: Ask) -> None:
+async def test_a_secret_may_be_listed_twice(ask: Ask) -> None:
     old = await set_cookie(ask, integrate(secret=OTHER))
     line = await set_cookie(ask, integrate(secret=[SECRET, OTHER, SECRET]))
     assert await _count(ask, integrate(secret=[SECRET, SECRET]), line) == 2
@@ -330,7 +330,7 @@ async def test_a_secret_that_is_listed_twice_does_no_harm(ask: Ask) -> None:
     ],
     ids=str,
 )
-async def test_the_repr_of_no_object_shows_a_secret(driver: Any) -> None:
+async def test_no_repr_shows_a_secret(driver: Any) -> None:
     secret = "a secret of the tests, which is hidden"
     options = _options.check(secret, driver, 60, True, **DEFAULTS)
     integration = integrate_options(options)
@@ -340,14 +340,14 @@ async def test_the_repr_of_no_object_shows_a_secret(driver: Any) -> None:
     seen = _all_inside([options, App({}, integrations=[integration]), keyring, identity])
     for each in seen:
         assert "hidden" not in repr(each), type(each)
-    # Nor a key that was made of it.
+    # No key that is derived from the secret either.
     keys = keyring._newest
     for key in (keys.id, keys.value, keys.owner, keys.note):
         assert repr(key) not in "".join(map(repr, seen))
 
 
 def _all_inside(objects: list[Any]) -> list[Any]:
-    """Return *objects*, and those of this project that they hold, however deep."""
+    """Return *objects* and, recursively, the objects of this project that they contain."""
     for each in objects:
         held: list[Any] = [*getattr(each, "__dict__", {}).values()]
         held += [getattr(each, name, None) for name in getattr(each, "__slots__", ())]
@@ -359,13 +359,15 @@ def _all_inside(objects: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize(("max_age", "count"), [(FOUR_HUNDRED_DAYS, 0), (FOUR_HUNDRED_DAYS + 1, 1)], ids=["400 days", "more"])
-async def test_a_lifetime_that_browsers_cut_is_warned_of(max_age: int, count: int, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_lifetime_that_browsers_shorten_causes_a_warning(
+    max_age: int, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
     warnings = await warnings_at_start(integrate(max_age=max_age), caplog)
     assert len(warnings) == count
     assert all("max_age" in warning and "400 days" in warning for warning in warnings)
 
 
-async def test_ordinary_options_are_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+async def test_ordinary_options_cause_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert await warnings_at_start(integrate(driver={"type": "memory"}, idle_timeout=60), caplog) == []
 
 
@@ -377,14 +379,14 @@ async def test_ordinary_options_are_not_warned_of(caplog: pytest.LogCaptureFixtu
     ["sqlite", "", "Memory", "memory ", None, 5, ["memory"], "../memory", "drivers.memory"],
     ids=repr,
 )
-def test_an_unknown_type_of_driver_is_answered_with_those_there_are(kind: Any) -> None:
+def test_an_unknown_type_of_driver_is_refused_with_the_known_types(kind: Any) -> None:
     reason = refusal(driver={"type": kind})
     assert repr(kind) in reason
     assert "cookies" in reason
     assert "memory" in reason
 
 
-def test_a_dict_without_a_type_is_answered_with_the_types() -> None:
+def test_a_dict_without_a_type_is_refused_with_the_known_types() -> None:
     reason = refusal(driver={"max_sessions": 5})
     assert "type" in reason
     assert "memory" in reason
@@ -401,39 +403,39 @@ def test_a_dict_without_a_type_is_answered_with_the_types() -> None:
     ],
     ids=str,
 )
-def test_an_unknown_option_of_a_driver_is_answered_with_those_it_takes(driver: Any, named: str, takes: str) -> None:
+def test_an_unknown_option_of_a_driver_is_refused_with_its_known_options(driver: Any, named: str, takes: str) -> None:
     reason = refusal(driver=driver)
     assert f"the {driver['type']} driver has no option {named}" in reason
     assert f"; it takes {takes}" in reason
 
 
-def test_the_option_or_the_driver_that_was_meant_is_asked_for() -> None:
+def test_a_misspelt_option_or_driver_is_refused_with_a_suggestion() -> None:
     assert refusal(driver={"type": "memory", "max_session": 5}).endswith("; did you mean 'max_sessions'?")
     assert refusal(driver={"type": "mongo"}).endswith("; did you mean 'mongodb'?")
     assert refusal(serializer="message pack").endswith("; did you mean 'msgpack'?")
     assert refusal(driver={"type": "memory", "prefix": 5}).endswith("it takes max_sessions")
 
 
-def test_a_driver_without_a_type_is_answered_with_the_types_and_keeps_what_it_has_to_itself() -> None:
+def test_a_driver_without_a_type_is_refused_with_the_known_types_and_its_values_stay_private() -> None:
     reason = refusal(driver={"url": "redis://:hidden@localhost"})
     assert "the dict has no 'type'; the types are cookies, memory" in reason
     assert "hidden" not in reason
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "5", None, True, float("inf")], ids=repr)
-def test_a_bad_bound_of_the_memory_driver_is_refused(value: Any) -> None:
+def test_an_invalid_limit_of_the_memory_driver_is_refused(value: Any) -> None:
     reason = refusal(driver={"type": "memory", "max_sessions": value})
     assert f"max_sessions={value!r}" in reason
     assert "a whole number above 0" in reason
 
 
 class Driverlike(MemoryDriver):
-    """A Driver object of one's own."""
+    """A user's Driver object."""
 
     name = "mine"
 
 
-async def test_a_driver_object_of_ones_own_is_a_driver(ask: Ask) -> None:
+async def test_a_users_driver_object_is_a_driver(ask: Ask) -> None:
     driver = Driverlike(max_sessions=5)
     app = app_with(integrate(driver=driver))
     await app.load()
@@ -442,14 +444,14 @@ async def test_a_driver_object_of_ones_own_is_a_driver(ask: Ask) -> None:
     await app.shutdown()
 
 
-def test_the_callers_dict_is_left_as_it_was() -> None:
+def test_the_callers_dict_is_not_changed() -> None:
     driver = {"type": "memory", "max_sessions": 5}
     integrate(driver=driver)
     assert driver == {"type": "memory", "max_sessions": 5}
 
 
 @pytest.mark.parametrize(
-    ("driver", "mend"),
+    ("driver", "fix"),
     [
         ("redis://:hidden@localhost", "driver={'type': 'redis', 'url': ...}"),
         ("rediss+cluster://:hidden@localhost", "driver={'type': 'redis', 'url': ...}"),
@@ -460,30 +462,30 @@ def test_the_callers_dict_is_left_as_it_was() -> None:
         ({"type": ["redis://:hidden@localhost"]}, "the types are"),
     ],
 )
-def test_a_driver_that_is_refused_shows_no_password(driver: Any, mend: str) -> None:
+def test_a_driver_that_is_refused_shows_no_password(driver: Any, fix: str) -> None:
     reason = refusal(driver=driver)
     assert "hidden" not in reason
-    assert mend in reason
+    assert fix in reason
 
 
 @pytest.mark.parametrize("driver", ["memory", "", 5, [], object(), ("type", "memory")], ids=lambda driver: repr(driver)[:12])
-def test_an_object_that_is_no_driver_is_refused(driver: Any) -> None:
+def test_an_object_that_is_not_a_driver_is_refused(driver: Any) -> None:
     assert "driver" in refusal(driver=driver)
 
 
-def test_a_class_is_no_driver_for_nobody_has_made_one_of_it() -> None:
+def test_a_driver_class_is_refused_because_a_driver_is_an_instance() -> None:
     assert "MemoryDriver" in refusal(driver=MemoryDriver)
 
 
 @pytest.mark.parametrize(
     "missing", ["name", "shared", "open", "close", "load", "create", "apply", "swap", "rename", "destroy", "purge"]
 )
-def test_a_driver_that_lacks_something_is_refused_with_its_name(missing: str) -> None:
+def test_a_driver_that_lacks_a_member_is_refused_with_its_name(missing: str) -> None:
     driver = type("Partial", (), {name: value for name, value in vars(MemoryDriver).items() if name[0] != "_" and name != missing})
     assert missing in refusal(driver=driver())
 
 
-# The cookie's name, and what goes together
+# The cookie's name, and combinations of options
 
 
 @pytest.mark.parametrize(
@@ -506,12 +508,14 @@ def test_a_driver_that_lacks_something_is_refused_with_its_name(missing: str) ->
     ],
     ids=str,
 )
-async def test_the_name_of_the_cookie(ask: Ask, options: dict[str, Any], name: str) -> None:
+async def test_the_name_of_the_cookie_is_the_option_or_follows_from_its_attributes(
+    ask: Ask, options: dict[str, Any], name: str
+) -> None:
     assert (await set_cookie(ask, integrate(**options))).partition("=")[0] == name
 
 
 @pytest.mark.parametrize(
-    ("options", "mend"),
+    ("options", "fix"),
     [
         ({"cookie_name": "__Host-sid", "secure": False}, "secure=True"),
         ({"cookie_name": "__Host-sid", "path": "/app"}, "path is '/'"),
@@ -528,10 +532,10 @@ async def test_the_name_of_the_cookie(ask: Ask, options: dict[str, Any], name: s
     ],
     ids=str,
 )
-def test_a_combination_that_browsers_refuse_is_refused_at_once(options: dict[str, Any], mend: str) -> None:
+def test_a_combination_that_browsers_refuse_is_refused_at_start_up(options: dict[str, Any], fix: str) -> None:
     reason = refusal(**options)
     assert "browsers drop the cookie" in reason
-    assert mend in reason
+    assert fix in reason
 
 
 def test_a_cookie_is_always_encrypted() -> None:
@@ -548,7 +552,7 @@ async def test_the_options_can_be_given_by_position_in_the_seeds_order(ask: Ask)
     assert line.startswith("gaman=")
 
 
-async def test_a_session_is_what_the_integration_gives(ask: Ask) -> None:
+async def test_ctx_session_is_a_session(ask: Ask) -> None:
     async def handle(ctx: Context) -> str:
         return str(isinstance(ctx.session, Session))
 

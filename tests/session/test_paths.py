@@ -1,4 +1,4 @@
-"""Where sessions lie on a disk: home folders, folders that are missing, and who else may write there."""
+"""The paths of stores on a disk: home folders, missing folders, and the write permissions of other users."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def make(request: pytest.FixtureRequest) -> Callable[[Any], Driver]:
 
 
 async def begin(driver: Driver) -> None:
-    """Store a session, and close."""
+    """Store a session and close the driver."""
     await driver.open()
     await driver.create(ID, RECORD)
     await driver.close()
 
 
 async def refused(driver: Driver) -> str:
-    """Return why the driver doesn't open."""
+    """Return the reason why the driver doesn't open."""
     try:
         with pytest.raises(ConfigError) as raised:
             await driver.open()
@@ -55,7 +55,7 @@ async def refused(driver: Driver) -> str:
 
 
 def run_fix(reason: str) -> None:
-    """Run the command that the error names."""
+    """Run the command that the error message contains."""
     subprocess.run(reason.split("`")[1].replace(f"chown {ME}", f"chown {os.geteuid()}"), shell=True, check=True)
 
 
@@ -95,39 +95,41 @@ async def begin_again(driver: Driver) -> None:
     await driver.close()
 
 
-def test_a_tilde_with_a_name_is_that_users_home_folder(make: Callable[[Any], Driver], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_with_a_name_is_the_home_folder_of_that_user(
+    make: Callable[[Any], Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", "/elsewhere")
     driver: Any = make(f"~{NOBODY.pw_name}/sessions")
     path = driver._folder.dir if isinstance(driver, FileDriver) else str(driver._file)
     assert path == f"{NOBODY.pw_dir}/sessions"
 
 
-def test_the_home_folder_of_a_user_that_is_not_there_is_refused(make: Callable[[Any], Driver]) -> None:
+def test_the_home_folder_of_an_unknown_user_is_refused(make: Callable[[Any], Driver]) -> None:
     for path in ("~nobody-such", "~nobody-such/sessions"):
         with pytest.raises(ConfigError, match=r"='~nobody-such.*the home folder '~nobody-such' isn't known"):
             make(path)
 
 
-async def test_a_tilde_elsewhere_is_a_name(make: Callable[[Any], Driver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_tilde_elsewhere_is_part_of_a_name(
+    make: Callable[[Any], Driver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     await begin(make("./~nobody-such"))
     assert (tmp_path / "~nobody-such").exists()
 
 
-# Folders that are missing
+# Missing folders
 
 
 @pytest.mark.parametrize("mask", [0, 0o077, 0o777], ids=oct)
-async def test_one_folder_that_is_missing_is_created_for_this_user_alone(
-    make: Callable[[Any], Driver], mask: int, tmp_path: Path
-) -> None:
+async def test_one_missing_folder_is_created_for_this_user_only(make: Callable[[Any], Driver], mask: int, tmp_path: Path) -> None:
     with umask(mask):
         await begin(make(tmp_path / "new" / "sessions"))
     assert mode(tmp_path / "new") == 0o700
 
 
 @pytest.mark.parametrize("path", ["a/b/sessions", "a/b/c/d/sessions", "there/b/c/sessions", "there/../a/b/sessions"])
-async def test_of_more_folders_the_first_that_is_missing_is_named_and_nothing_is_created(
+async def test_if_several_folders_are_missing_the_first_is_named_and_none_is_created(
     make: Callable[[Any], Driver], path: str, tmp_path: Path
 ) -> None:
     (tmp_path / "there").mkdir()
@@ -139,7 +141,9 @@ async def test_of_more_folders_the_first_that_is_missing_is_named_and_nothing_is
     await begin(make(tmp_path / path))
 
 
-async def test_a_command_is_one_whatever_the_folders_are_called(make: Callable[[Any], Driver], tmp_path: Path) -> None:
+async def test_a_command_is_quoted_correctly_whatever_the_names_of_the_folders(
+    make: Callable[[Any], Driver], tmp_path: Path
+) -> None:
     path = tmp_path / "a b; 'c'" / "$HOME" / "sessions"
     run_fix(await refused(make(path)))
     await begin(make(path))
@@ -148,11 +152,11 @@ async def test_a_command_is_one_whatever_the_folders_are_called(make: Callable[[
     await begin_again(make(path))
 
 
-# Who else may write there
+# Write permissions of other users
 
 
 @pytest.mark.parametrize("open_to", [0o020, 0o002, 0o022], ids=["group", "others", "both"])
-async def test_a_place_that_others_may_write_to_is_refused_with_the_command_to_run(
+async def test_a_path_that_others_may_write_to_is_refused_with_the_command_that_fixes_it(
     make: Callable[[Any], Driver], open_to: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "sessions"
@@ -167,14 +171,14 @@ async def test_a_place_that_others_may_write_to_is_refused_with_the_command_to_r
     await begin_again(make(path))
 
 
-async def test_a_place_that_others_may_read_is_not_refused(make: Callable[[Any], Driver], tmp_path: Path) -> None:
+async def test_a_path_that_others_may_read_is_accepted(make: Callable[[Any], Driver], tmp_path: Path) -> None:
     path = tmp_path / "sessions"
     await begin(make(path))
     path.chmod(mode(path) | 0o055)
     await begin_again(make(path))
 
 
-async def test_the_folder_around_it_may_be_open_to_others(make: Callable[[Any], Driver], tmp_path: Path) -> None:
+async def test_the_parent_folder_may_be_writable_by_others(make: Callable[[Any], Driver], tmp_path: Path) -> None:
     for each in (0o775, 0o777, 0o1777):
         (tmp_path / oct(each)).mkdir()
         (tmp_path / oct(each)).chmod(each)
@@ -182,7 +186,9 @@ async def test_the_folder_around_it_may_be_open_to_others(make: Callable[[Any], 
 
 
 @AS_ROOT
-async def test_a_place_of_another_user_is_refused_with_the_command_to_run(make: Callable[[Any], Driver], tmp_path: Path) -> None:
+async def test_a_path_of_another_user_is_refused_with_the_command_that_fixes_it(
+    make: Callable[[Any], Driver], tmp_path: Path
+) -> None:
     path = tmp_path / "sessions"
     await begin(make(path))
     os.chown(path, NOBODY.pw_uid, -1)
@@ -192,12 +198,12 @@ async def test_a_place_of_another_user_is_refused_with_the_command_to_run(make: 
     )
     run_fix(reason)
     await begin_again(make(path))
-    # A user without a name is told by its number.
+    # A user without a name is identified by its number.
     os.chown(path, 54_321, -1)
     assert "belongs to the user 54321" in await refused(make(path))
 
 
-async def test_a_link_is_judged_by_what_it_leads_to(make: Callable[[Any], Driver], tmp_path: Path) -> None:
+async def test_a_link_is_judged_by_its_target(make: Callable[[Any], Driver], tmp_path: Path) -> None:
     path = tmp_path / "sessions"
     await begin(make(path))
     (tmp_path / "link").symlink_to(path)
@@ -210,7 +216,7 @@ async def test_a_link_is_judged_by_what_it_leads_to(make: Callable[[Any], Driver
 
 
 @pytest.mark.parametrize("inner", ["due", "owners", "owners/00", "ab"])
-async def test_the_folders_in_a_folder_are_looked_at_too(inner: str, tmp_path: Path) -> None:
+async def test_the_subfolders_of_a_folder_are_checked_too(inner: str, tmp_path: Path) -> None:
     path = tmp_path / "sessions"
     await begin(FileDriver(dir=path))
     (path / inner).mkdir(exist_ok=True)
@@ -227,7 +233,7 @@ async def test_the_folders_in_a_folder_are_looked_at_too(inner: str, tmp_path: P
         await begin_again(FileDriver(dir=path))
 
 
-async def test_a_folder_in_a_folder_is_no_link_to_elsewhere(tmp_path: Path) -> None:
+async def test_a_subfolder_that_is_a_link_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "sessions"
     await begin(FileDriver(dir=path))
     shutil.move(path / "ab", tmp_path / "elsewhere")
@@ -237,13 +243,13 @@ async def test_a_folder_in_a_folder_is_no_link_to_elsewhere(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["sessions.db", "sessions.db-wal", "sessions.db-journal"])
 @pytest.mark.parametrize("make_it", [os.mkfifo, os.mkdir])
-async def test_a_database_is_no_pipe_and_no_folder(tmp_path: Path, name: str, make_it: Callable[[Path], None]) -> None:
+async def test_a_database_that_is_a_pipe_or_a_folder_is_refused(tmp_path: Path, name: str, make_it: Callable[[Path], None]) -> None:
     make_it(tmp_path / name)
     reason = await refused(SQLDriver(file=tmp_path / "sessions.db", timeout=1))
     assert f"but '{tmp_path / name}' isn't a file; remove it, or choose another place" in reason
 
 
-async def test_what_others_put_into_a_folder_is_not_the_drivers(tmp_path: Path) -> None:
+async def test_foreign_entries_of_a_folder_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "sessions"
     await begin(FileDriver(dir=path))
     (path / "lost+found").mkdir()
@@ -252,7 +258,7 @@ async def test_what_others_put_into_a_folder_is_not_the_drivers(tmp_path: Path) 
     await begin_again(FileDriver(dir=path))
 
 
-async def test_a_folder_that_is_meant_to_be_shared_stays_so(tmp_path: Path) -> None:
+async def test_a_shared_folder_is_refused_and_stays_unchanged(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     reason = await refused(FileDriver(dir=tmp_path))
     assert f"other users may write to '{tmp_path}'; choose a folder in it, such as '{tmp_path}/sessions'" in reason
@@ -263,7 +269,7 @@ async def test_a_folder_that_is_meant_to_be_shared_stays_so(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("beside", ["-wal", "-shm", "-journal"])
-async def test_the_folder_beside_a_database_are_looked_at_too(beside: str, tmp_path: Path) -> None:
+async def test_the_files_beside_a_database_are_checked_too(beside: str, tmp_path: Path) -> None:
     path = tmp_path / "sessions.db"
     await begin(SQLDriver(file=path))
     other = Path(f"{path}{beside}")
@@ -277,7 +283,7 @@ async def test_the_folder_beside_a_database_are_looked_at_too(beside: str, tmp_p
     await begin_again(SQLDriver(file=path))
 
 
-async def test_what_is_no_file_keeps_its_mode(tmp_path: Path) -> None:
+async def test_a_path_that_is_not_a_file_is_refused_and_keeps_its_mode(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     driver = SQLDriver(file=tmp_path)
     assert "isn't a file" in await refused(driver)

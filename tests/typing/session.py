@@ -71,7 +71,7 @@ async def changes(ctx: Context) -> None:
     await s.delete("user")
     assert_type(await s.pop("user"), Any)
     assert_type(await s.pop("user", "nobody"), Any)
-    # The function says what update() returns.
+    # update() returns the function's type.
     assert_type(await s.update("count", lambda count: int(count) + 1, 0), int)
     assert_type(await s.update("user", rename), User)
     await s.regenerate()

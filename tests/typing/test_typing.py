@@ -1,4 +1,4 @@
-"""What users write passes mypy and pyright at their strictest, in a project of its own; no line of mistakes.py passes either."""
+"""Users' code passes mypy and pyright in strict mode, in a project of its own, and both catch every line of mistakes.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+import gaman_session
+
 FOLDER = Path(__file__).parent
 FILES = ["mistakes.py", "plugins.py", "request.py", "session.py"]
+EXPORTS = "exports.py"
+"""The generated file of a project: it misuses every name of gaman.session, which goes unnoticed only if a name is Any."""
 SETTINGS = """
 [tool.mypy]
 strict = true
@@ -27,16 +31,21 @@ CHECKERS = {"mypy": ("--python-executable", "."), "pyright": ("--pythonpath",)}
 
 
 def make_project(folder: Path) -> Path:
-    """Put what users write into *folder*, with settings of its own, and return it."""
+    """Write users' code and its own settings into *folder*, and return it."""
     folder.mkdir(exist_ok=True)
     (folder / "pyproject.toml").write_text(SETTINGS)
     for name in FILES:
         shutil.copy(FOLDER / name, folder)
+    mistakes = (
+        f"wrong_{name}: str = {name}  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]\n"
+        for name in gaman_session.__all__
+    )
+    (folder / EXPORTS).write_text(f"from gaman.session import {', '.join(gaman_session.__all__)}\n\n{''.join(mistakes)}")
     return folder
 
 
 def check(checker: str, project: Path, python: str | Path = sys.executable) -> str:
-    """Return what *checker* says of a project whose packages are those of *python*."""
+    """Return the output of *checker* for a project that uses the packages of *python*."""
     option, *what = CHECKERS[checker]
     command = [sys.executable, "-m", checker, option, str(python), *what]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, timeout=120)
@@ -44,19 +53,40 @@ def check(checker: str, project: Path, python: str | Path = sys.executable) -> s
     return done.stdout
 
 
-def assert_passes(said: str) -> None:
-    assert re.match(rf"Success: no issues found in {len(FILES)} source files|0 errors, 0 warnings", said), said
+def assert_passes(output: str) -> None:
+    assert re.match(rf"Success: no issues found in {len(FILES) + 1} source files|0 errors, 0 warnings", output), output
 
 
 @pytest.mark.parametrize("checker", CHECKERS)
-def test_what_users_write_passes_and_their_mistakes_do_not(checker: str, tmp_path: Path) -> None:
+def test_users_code_passes_and_their_mistakes_do_not(checker: str, tmp_path: Path) -> None:
     assert_passes(check(checker, make_project(tmp_path)))
 
 
-@pytest.mark.parametrize(("checker", "complaint"), [("mypy", "[unused-ignore]"), ("pyright", "reportUnnecessaryTypeIgnoreComment")])
-def test_a_mistake_that_is_no_longer_caught_is_told_of(checker: str, complaint: str, tmp_path: Path) -> None:
+each_complaint = pytest.mark.parametrize(
+    ("checker", "complaint"), [("mypy", "[unused-ignore]"), ("pyright", "reportUnnecessaryTypeIgnoreComment")]
+)
+
+
+@each_complaint
+def test_a_mistake_that_is_no_longer_caught_is_reported(checker: str, complaint: str, tmp_path: Path) -> None:
     mistakes = make_project(tmp_path) / "mistakes.py"
     mistakes.write_text(mistakes.read_text().replace('same_site="Lax"', 'same_site="lax"'))
+    assert complaint in check(checker, tmp_path)
+
+
+@each_complaint
+def test_a_name_of_the_session_that_is_any_is_reported(checker: str, complaint: str, tmp_path: Path) -> None:
+    exports = make_project(tmp_path) / EXPORTS
+    exports.write_text(
+        "from typing import Any\n\n" + exports.read_text().replace(" SessionClosed,", "") + "SessionClosed: Any = None\n"
+    )
+    assert complaint in check(checker, tmp_path)
+
+
+@pytest.mark.parametrize(("checker", "complaint"), [("mypy", "[attr-defined]"), ("pyright", "reportAttributeAccessIssue")])
+def test_a_name_that_the_session_lacks_is_reported(checker: str, complaint: str, tmp_path: Path) -> None:
+    exports = make_project(tmp_path) / EXPORTS
+    exports.write_text(exports.read_text().replace("SessionClosed", "SessionOpened"))
     assert complaint in check(checker, tmp_path)
 
 

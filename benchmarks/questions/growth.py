@@ -1,8 +1,8 @@
-"""How stores grow: what a session takes, and what a sweep costs, while the store grows to a million sessions.
+"""The size of a session and the cost of a sweep in each store, while the store grows to a million sessions.
 
-A session holds the user of the other benchmarks, sealed. Sessions end at times that are spread over a day. An idle sweep finds
-nothing to remove; a due one removes a minute's worth. Redis and MongoDB sweep by themselves. Each store is filled by a process of
-its own: python -m benchmarks.growth KIND COUNT.
+A session has the sealed user of the other benchmarks. The sessions' deadlines are spread over a day. An idle sweep finds no expired
+session; a due sweep removes those of one minute. Redis and MongoDB sweep by themselves. A process of its own fills each store:
+python -m benchmarks.questions.growth KIND COUNT.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from gaman_session.drivers import find_driver
 SIZES: Final = (10_000, 100_000, 1_000_000)
 DAY: Final = 86_400
 VALUE: Final = 95
-"""Bytes: as many as the user has, sealed."""
+"""Bytes of the sealed user."""
 
 
 class Grown(msgspec.Struct):
-    """What was found in a store of so many sessions: bytes a session, and microseconds; no sweeps where it sweeps by itself."""
+    """Bytes per session, and the microseconds of sweeps; None for a store that sweeps by itself."""
 
     bytes_each: float
     idle_sweep: float | None
@@ -44,7 +44,7 @@ class Grown(msgspec.Struct):
 
 
 def resident() -> int:
-    """Return the bytes of memory that this process takes."""
+    """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -79,12 +79,12 @@ STORES: Final[dict[str, Callable[[Any, str], Awaitable[int]]]] = {
     "redis": memory_of_redis,
     "mongodb": disk_of_mongodb,
 }
-"""For each driver, how to find out how many bytes its sessions take."""
+"""For each driver, the function that returns the bytes of its sessions."""
 
 
 @asynccontextmanager
 async def opened(kind: str) -> AsyncGenerator[tuple[Any, str]]:
-    """Give a driver of that kind on a new store, and the store's place."""
+    """Open a driver of *kind* with a new store; yield it and the store's place."""
     with place_for(kind) as place:
         options = driver_options(kind, place)
         del options["type"]
@@ -97,7 +97,7 @@ async def opened(kind: str) -> AsyncGenerator[tuple[Any, str]]:
 
 
 async def fill(driver: Driver, count: int, now: float) -> None:
-    """Begin so many sessions, whose ends are spread over a day from *now*."""
+    """Create *count* sessions, whose deadlines are spread over the day from *now*."""
 
     async def begin(numbers: range) -> None:
         for number in numbers:
@@ -105,14 +105,14 @@ async def fill(driver: Driver, count: int, now: float) -> None:
             record = Record({"user": os.urandom(VALUE)}, now, deadline, deadline)
             await driver.create(_sealing.handle(_sealing.new_id()), record)
 
-    # Filling is not what is measured, and the disk would take most of an hour for it.
+    # The filling isn't measured, and with fsync it would take most of an hour.
     with patch("os.fsync"):
         await asyncio.gather(*(begin(range(start, count, 256)) for start in range(256)))
     os.sync()
 
 
 async def sweep(driver: Driver, now: float) -> tuple[int, float]:
-    """Remove what is over at *now*; return how much that was, and the microseconds."""
+    """Remove the sessions that have expired at *now*; return their number, and the microseconds."""
     began, removed = time.perf_counter(), 0
     while batch := await driver.purge(now=now, limit=1000):
         removed += batch
@@ -120,7 +120,7 @@ async def sweep(driver: Driver, now: float) -> tuple[int, float]:
 
 
 async def grow(kind: str, count: int) -> Grown:
-    """Fill a new store, and look at it."""
+    """Fill a new store and measure it."""
     async with opened(kind) as (driver, place):
         now, empty = time.time(), await STORES[kind](driver, place)
         await fill(driver, count, now)
@@ -131,9 +131,9 @@ async def grow(kind: str, count: int) -> Grown:
 
 
 def grow_apart(kind: str, count: int) -> Grown:
-    """Do that in a process of its own, whose memory was never another store's."""
-    command = [sys.executable, "-m", "benchmarks.growth", kind, str(count)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    """Call grow() in a new process, whose memory no other store has used."""
+    command = [sys.executable, "-m", "benchmarks.questions.growth", kind, str(count)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
     return msgspec.json.decode(done.stdout, type=Grown)
 
@@ -153,7 +153,7 @@ def cases(plan: Plan) -> Sequence[Case]:
         Case(
             name=kind,
             enter=partial(contenders, *_contenders(kind)),
-            floor="gaman",
+            baseline="gaman",
             unit="bytes a session",
             axis="sessions",
             rounds=1,

@@ -1,6 +1,6 @@
-"""Who takes part over HTTP, and the program that serves one of them: python -m benchmarks.entrants NAME KIND [PLACE].
+"""The contenders over HTTP, and the program that runs one: python -m benchmarks.rivals.servers NAME KIND [PLACE].
 
-A kind is what a server is set up for: `plain`, sessions in `cookies`, or in the store that it names, which is at a place.
+KIND is `plain`, `cookies` for sessions in a cookie, or a store. PLACE is the store's URL or folder.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from unittest.mock import patch
 import uvicorn
 import uvloop
 
-from benchmarks import contenders, http_peers, places
-from benchmarks.contenders import ASGI, Message, Receive, Send
-from benchmarks.in_process import FLOOR, OTHERS
-from benchmarks.peers import PEERS, Peer
-from benchmarks.results import Kind
-from benchmarks.stores import STORES, Floor
+from benchmarks import places
+from benchmarks.report.results import Kind
+from benchmarks.rivals import bare, http_peers, ours
+from benchmarks.rivals.bare import ASGI, BARE, OTHERS, Message, Receive, Send
+from benchmarks.rivals.bare_stores import STORES, BareCallable
+from benchmarks.rivals.peers import PEERS, Peer
 from gaman import App
 from gaman._server import run
 from tests.servers import free_port
@@ -32,10 +32,10 @@ from tests.servers import free_port
 KINDS = ("plain", "cookies", "memory", *places.STORES)
 
 
-class Entrant(NamedTuple):
-    """*serve* serves a kind at a place, in this process, until it is ended, and says on stdout where it listens.
+class Server(NamedTuple):
+    """A contender over HTTP: *serve* runs it in this process until it is terminated, and prints its address.
 
-    *warm_up* is for how many seconds it is asked before the rounds: Node compiles what it has run for a while.
+    *warm_up* is the seconds of load before the rounds: Node compiles code only after it has run for a while.
     """
 
     name: str
@@ -45,10 +45,10 @@ class Entrant(NamedTuple):
     kind: Kind = "peer"
     warm_up: float = 0
     passes: Collection[str] = ()
-    """Paths at which it would show nothing."""
+    """Paths for which it isn't measured."""
 
     def absence(self) -> str | None:
-        """Return why it can't take part on this machine, or None where it can."""
+        """Return the reason why it can't take part on this machine, or None."""
         if self.serve is http_peers.become_express:
             return http_peers.find_node()
         for package in self.packages:
@@ -74,7 +74,7 @@ class Entrant(NamedTuple):
 
 
 def on_uvicorn(build: Callable[[str, str], Awaitable[ASGI]], kind: str, place: str) -> None:
-    """Serve on uvicorn as it comes, without a log of requests."""
+    """Serve on uvicorn with its defaults, without the access log."""
 
     async def serve(listener: socket.socket) -> None:
         app = await build(kind, place)
@@ -89,70 +89,70 @@ def on_uvicorn(build: Callable[[str, str], Awaitable[ASGI]], kind: str, place: s
         runner.run(serve(listener))
 
 
-async def build_floor(kind: str, place: str) -> ASGI:
+async def build_bare(kind: str, place: str) -> ASGI:
     """Return the bare callable."""
     if kind == "plain":
-        return contenders.floor_plain
+        return bare.plain
     if kind == "cookies":
-        return _floor_cookies
-    return Floor(STORES[kind](place))
+        return _bare_cookies
+    return BareCallable(STORES[kind](place))
 
 
-async def _floor_cookies(scope: Message, receive: Receive, send: Send) -> None:
-    answer = contenders.floor_cookie_read if scope["path"] == "/read" else contenders.floor_cookie_write
-    await answer(scope, receive, send)
+async def _bare_cookies(scope: Message, receive: Receive, send: Send) -> None:
+    respond = bare.read_cookie if scope["path"] == "/read" else bare.write_cookie
+    await respond(scope, receive, send)
 
 
 def build_gaman(kind: str, place: str) -> App:
     """Return gaman's App."""
     if kind == "plain":
-        return contenders.gaman_plain(*OTHERS)
-    return contenders.gaman_session(places.driver_options(kind, place))
+        return ours.plain(*OTHERS)
+    return ours.with_session(places.driver_options(kind, place))
 
 
 def serve_gaman(kind: str, place: str) -> None:
-    """Serve as gaman.serve() does."""
+    """Serve gaman as gaman.serve() does."""
     run(build_gaman(kind, place), host="127.0.0.1", port=0, workers=1, reload=False, timeout_graceful_shutdown=1)
 
 
 def serve_gaman_singly(kind: str, place: str) -> None:
-    """Serve gaman with a driver whose batches are of one call each: every write is a commit of its own."""
+    """Serve gaman with a driver whose batches have one call each, so that every write is its own commit."""
     with patch("gaman_session.drivers._sqlite.Batches", _Singly):
         serve_gaman(kind, place)
 
 
 class _Singly:
-    """In the place of Batches: each call by itself, one after the other."""
+    """A replacement for Batches that runs each call by itself, one after the other."""
 
     def __init__(self, run: Callable[[list[Any]], Awaitable[list[Any]]]) -> None:
         self._run = run
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def call(self, call: Any) -> Any:
-        async with self._turn:
+        async with self._lock:
             [result] = await self._run([call])
         if isinstance(result, BaseException):
             raise result
         return result
 
     async def drain(self) -> None:
-        async with self._turn:
+        async with self._lock:
             pass
 
 
 def on_granian(kind: str, place: str) -> None:
-    """Serve gaman's App by Granian, whose worker builds it."""
+    """Serve gaman's App on Granian, whose worker builds it."""
     server: Any = import_module("granian.server")
     constants: Any = import_module("granian.constants")
     os.environ["GAMAN_BENCHMARK"] = f"{kind} {place}"
     port = free_port()
     print(f"listening on http://127.0.0.1:{port}", flush=True)
-    target, interface, loop = "benchmarks.entrants:granian_app", constants.Interfaces.ASGI, constants.Loops.uvloop
+    target, interface, loop = "benchmarks.rivals.servers:granian_app", constants.Interfaces.ASGI, constants.Loops.uvloop
     server.Server(target, port=port, interface=interface, loop=loop, factory=True, log_level="warning").serve()
 
 
 def granian_app() -> App:
-    """Return the App that Granian's worker is to serve."""
+    """Return the App for Granian's worker."""
     kind, _, place = os.environ["GAMAN_BENCHMARK"].partition(" ")
     return build_gaman(kind, place)
 
@@ -161,25 +161,25 @@ async def _build_peer(peer: Peer, kind: str, place: str) -> ASGI:
     return await (peer.plain(*OTHERS) if kind == "plain" else peer.sessions[kind]({}))
 
 
-def _from_peers(peer: Peer) -> Entrant:
-    return Entrant(peer.name, [peer.package], ("plain", *peer.sessions), partial(on_uvicorn, partial(_build_peer, peer)))
+def _from_peers(peer: Peer) -> Server:
+    return Server(peer.name, [peer.package], ("plain", *peer.sessions), partial(on_uvicorn, partial(_build_peer, peer)))
 
 
-ENTRANTS = [
-    Entrant(FLOOR, ["uvicorn"], KINDS, partial(on_uvicorn, build_floor), "floor"),
-    Entrant("gaman", ["gaman"], KINDS, serve_gaman, "ours"),
-    Entrant("gaman, a commit a write", ["gaman"], ("sql",), serve_gaman_singly, "ours", passes=("/read",)),
-    Entrant("gaman on Granian", ["gaman", "granian"], ("plain", "cookies", "memory", "redis"), on_granian, "ours"),
+SERVERS = [
+    Server(BARE, ["uvicorn"], KINDS, partial(on_uvicorn, build_bare), "baseline"),
+    Server("gaman", ["gaman"], KINDS, serve_gaman, "ours"),
+    Server("gaman, a commit a write", ["gaman"], ("sql",), serve_gaman_singly, "ours", passes=("/read",)),
+    Server("gaman on Granian", ["gaman", "granian"], ("plain", "cookies", "memory", "redis"), on_granian, "ours"),
     *map(_from_peers, PEERS),
-    Entrant("Starlette", ["starlette", "starsessions"], ("memory", "redis"), partial(on_uvicorn, http_peers.build_starsessions)),
-    Entrant("Litestar", ["litestar"], ("redis", "file"), partial(on_uvicorn, http_peers.build_litestar)),
-    Entrant("Sanic", ["sanic"], ("plain",), http_peers.serve_sanic),
-    Entrant("Express", ["express"], ("plain",), http_peers.become_express, warm_up=1),
-    Entrant("Express", ["express", "express-session"], ("memory",), http_peers.become_express, warm_up=1),
-    Entrant("Express", ["express", "connect-redis"], ("redis",), http_peers.become_express, warm_up=1),
+    Server("Starlette", ["starlette", "starsessions"], ("memory", "redis"), partial(on_uvicorn, http_peers.build_starsessions)),
+    Server("Litestar", ["litestar"], ("redis", "file"), partial(on_uvicorn, http_peers.build_litestar)),
+    Server("Sanic", ["sanic"], ("plain",), http_peers.serve_sanic),
+    Server("Express", ["express"], ("plain",), http_peers.become_express, warm_up=1),
+    Server("Express", ["express", "express-session"], ("memory",), http_peers.become_express, warm_up=1),
+    Server("Express", ["express", "connect-redis"], ("redis",), http_peers.become_express, warm_up=1),
 ]
 
 
 if __name__ == "__main__":
     _name, _kind, *_place = sys.argv[1:]
-    next(entrant for entrant in ENTRANTS if entrant.name == _name and _kind in entrant.kinds).serve(_kind, "".join(_place))
+    next(server for server in SERVERS if server.name == _name and _kind in server.kinds).serve(_kind, "".join(_place))

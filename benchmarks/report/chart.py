@@ -1,4 +1,4 @@
-"""Charts: a panel a case, in which a person sees who is ahead, by how much, and how sure that is."""
+"""Charts with one panel per case, which show the contenders' order, distances and spreads."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import Interval, best_first, interval, judge, to_floor
-from benchmarks.results import CaseResult, ContenderResult, GoalResult, QuestionResult, Results
-from benchmarks.table import figure, name_of, wanted
+from benchmarks.report.figures import Interval, best_first, interval, judge, to_baseline
+from benchmarks.report.results import CaseResult, ContenderResult, GoalResult, QuestionResult, Results
+from benchmarks.report.table import figure, name_of, wanted
 
-# Okabe and Ito's colours, which those who confuse red and green tell apart too.
-OURS, PEER, FLOOR, GOAL, UNREACHED = "#D55E00", "#56B4E9", "#999999", "#009E73", "#CC79A7"
+# Okabe and Ito's colours, which people with red-green colour blindness can distinguish.
+OURS, PEER, BASELINE, GOAL, UNREACHED = "#D55E00", "#56B4E9", "#999999", "#009E73", "#CC79A7"
 LINES = ("#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#0072B2", "#000000", "#F0E442")
 MARKERS = "ovsD^Px"
 EACH = (6.6, 0.33)
-"""Inches: how wide a panel is, and how high a bar."""
-FAR = 5
-"""How many times as long as gaman's a bar may be, before it is cut."""
+"""Inches: the width of a panel and the height of a bar."""
+MAX_LENGTH = 5
+"""Longer bars are cut; the unit is the length of gaman's."""
 _ONE = Interval(1, 1, 1, 1, 1, is_sure=True)
 
 
 def draw(question: QuestionResult, about: dict[str, str], folder: Path) -> list[Path]:
-    """Draw *question* as SVG and PNG in *folder*; return the files, none where nothing was found."""
+    """Draw *question* as SVG and PNG in *folder*; return the files, none if no case has figures."""
     cases = [case for case in question.cases if case.contenders]
     if not cases:
         return []
@@ -39,7 +39,7 @@ def draw(question: QuestionResult, about: dict[str, str], folder: Path) -> list[
     size = (EACH[0] * columns, sum(heights) + 1.1)
     chart, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", height_ratios=heights)
     panels = [panel for row in grid for panel in row]
-    # Everybody keeps one colour in all panels.
+    # A contender has the same colour in all panels.
     peers = list(dict.fromkeys(each.name for case in cases for each in case.contenders if each.kind == "peer"))
     for panel, case in zip(panels, cases, strict=False):
         if _grows(case):
@@ -52,14 +52,14 @@ def draw(question: QuestionResult, about: dict[str, str], folder: Path) -> list[
     others = "" if all(_grows(case) for case in cases) else " · blue: others · green line: the goal · a bar with a gap is cut"
     _foot(
         chart,
-        f"orange: gaman · grey: the floor, which the others are divided by{others} · whiskers: quartiles of the rounds",
+        f"orange: gaman · grey: the baseline, which the others are divided by{others} · whiskers: quartiles of the rounds",
         about,
     )
     return _save(plt, chart, folder, question.name)
 
 
 def summarize(results: Results, folder: Path) -> list[Path]:
-    """Draw all goals in one picture: how gaman stands against each."""
+    """Draw all goals in one chart, each with gaman's distance from it."""
     found = [(question, case, goal) for question in results.questions for case in question.cases for goal in case.goals]
     found = [each for each in found if judge(each[1], each[2]).ratio is not None]
     if not found:
@@ -70,19 +70,19 @@ def summarize(results: Results, folder: Path) -> list[Path]:
     for place, (question, case, goal) in enumerate(reversed(found)):
         verdict, ratio, against, _ = judge(case, goal)
         assert ratio is not None
-        # To the right of 1 is better than the goal, whatever the goal's sense.
+        # Right of 1 is better than the goal, for both senses.
         by = [goal.limit / each if goal.sense == "at most" else each / goal.limit for each in (ratio.low, ratio.median, ratio.high)]
         low, middle, high = sorted(by)
-        colour = {"met": GOAL, "missed": OURS, "out of reach": UNREACHED, "can't tell": FLOOR}[verdict]
+        colour = {"met": GOAL, "missed": OURS, "out of reach": UNREACHED, "can't tell": BASELINE}[verdict]
         panel.plot([1, middle], [place, place], color=colour, lw=6, alpha=0.35, solid_capstyle="butt")
         panel.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color=colour, capsize=3)
         on_right = middle >= 1
         offset, side = ((7, 0), "left") if on_right else ((-7, 0), "right")
         edge = high if on_right else low
         panel.annotate(f"{ratio.median:.2f}", (edge, place), offset, textcoords="offset points", va="center", ha=side, fontsize=8.5)
-        who = "" if goal.of == "gaman" else f", {goal.of.removeprefix('gaman, ')}"
-        who += "" if goal.at is None else f" at {goal.at:,.0f}"
-        labels.append(f"{question.name}: {case.name}{who}, {wanted(goal, against)}")
+        label = "" if goal.of == "gaman" else f", {goal.of.removeprefix('gaman, ')}"
+        label += "" if goal.at is None else f" at {goal.at:,.0f}"
+        labels.append(f"{question.name}: {case.name}{label}, {wanted(goal, against)}")
     panel.set_yticks(range(len(labels)), labels, fontsize=8.5)
     panel.axvline(1, color="black", lw=1)
     panel.set_xscale("log")
@@ -100,7 +100,7 @@ def summarize(results: Results, folder: Path) -> list[Path]:
     chart.suptitle(f"gaman meets {met} of its {len(found)} goals on this machine\n", fontsize=15, fontweight="bold")
     legend = (
         "right of the line: better than the goal · the number: the ratio that was measured\n"
-        "green: met · orange: missed · pink: the floor itself misses it · grey: can't tell"
+        "green: met · orange: missed · pink: the baseline itself misses it · grey: can't tell"
     )
     _foot(chart, legend, results.about)
     return _save(plt, chart, folder, "summary")
@@ -112,15 +112,15 @@ def _grows(case: CaseResult) -> bool:
 
 def _draw_bars(panel: Any, case: CaseResult) -> None:
     order = best_first(case, case.contenders)
-    by_floor = any(each.name == case.floor for each in order)
-    spreads = [(to_floor(case, each) or _ONE) if by_floor else interval(each.figures) for each in order]
+    is_relative = any(each.name == case.baseline for each in order)
+    spreads = [(to_baseline(case, each) or _ONE) if is_relative else interval(each.figures) for each in order]
     ours = [spread.median for each, spread in zip(order, spreads, strict=True) if each.kind == "ours"]
-    # One that is far behind would squeeze all others to nothing: its bar is cut, and says so.
-    most = max(spread.third for spread in spreads)
-    cut = min(most, FAR * max(ours)) if ours and case.better == "lower" else most
+    # A very long bar would leave no room for the others, so it is cut and drawn with a gap.
+    max_length = max(spread.third for spread in spreads)
+    cut = min(max_length, MAX_LENGTH * max(ours)) if ours and case.better == "lower" else max_length
     unit = f" {case.unit.split()[0]}" if case.unit.split()[0] in ("µs", "ms", "s", "bytes") else ""
     for place, (each, spread) in enumerate(zip(reversed(order), reversed(spreads), strict=True)):
-        colour = {"ours": OURS, "floor": FLOOR, "peer": PEER}[each.kind]
+        colour = {"ours": OURS, "baseline": BASELINE, "peer": PEER}[each.kind]
         is_cut = spread.median > cut * 1.05
         panel.barh(place, min(spread.median, cut), color=colour, height=0.72)
         if is_cut:
@@ -128,14 +128,15 @@ def _draw_bars(panel: Any, case: CaseResult) -> None:
         elif spread is not _ONE:
             error = [[spread.median - spread.first], [spread.third - spread.median]]
             panel.errorbar(spread.median, place, xerr=error, color="black", elinewidth=1.2, capsize=2.5)
-        times = f"{figure(spread.median) if spread.median >= 10 else format(spread.median, '.2f')}x · " if by_floor else ""
+        times = f"{figure(spread.median) if spread.median >= 10 else format(spread.median, '.2f')}x · " if is_relative else ""
         goals = [goal for goal in case.goals if goal.of == each.name]
-        against_floor = [goal for goal in goals if goal.against == case.floor]
+        against_baseline = [goal for goal in goals if goal.against == case.baseline]
         said = "; ".join(
-            f"goal {'≤' if goal.sense == 'at most' else '≥'} {goal.limit:g}: {judge(case, goal).verdict}" for goal in against_floor
+            f"goal {'≤' if goal.sense == 'at most' else '≥'} {goal.limit:g}: {judge(case, goal).verdict}"
+            for goal in against_baseline
         )
-        # Where the bar is to end.
-        limits = [goal.limit if goal.sense == "at most" or case.better == "higher" else 1 / goal.limit for goal in against_floor]
+        # A line marks the goal.
+        limits = [goal.limit if goal.sense == "at most" or case.better == "higher" else 1 / goal.limit for goal in against_baseline]
         for limit in limits:
             panel.plot([limit, limit], [place - 0.45, place + 0.45], color=GOAL, lw=3, solid_capstyle="butt", zorder=5)
         panel.annotate(
@@ -152,9 +153,9 @@ def _draw_bars(panel: Any, case: CaseResult) -> None:
         if each.kind == "ours":
             tick.set_fontweight("bold")
             tick.set_color(OURS)
-    if by_floor:
+    if is_relative:
         panel.axvline(1, color="black", lw=1, ls="--")
-    axis = f"times “{case.floor}”, and {case.unit}" if by_floor else case.unit
+    axis = f"times “{case.baseline}”, and {case.unit}" if is_relative else case.unit
     panel.set_xlabel(f"{axis}; {case.better} is better", fontsize=8.5)
     panel.set_xlim(0, cut * (2.3 if case.goals else 1.45))
     panel.set_xticks([tick for tick in panel.get_xticks() if tick <= cut])
@@ -164,27 +165,27 @@ def _draw_bars(panel: Any, case: CaseResult) -> None:
     _unframe(panel)
 
 
-def _title(panel: Any, name: str, answer: str, left: int) -> None:
-    """Put the case and its answer over *panel*, so many points to the left of its axis."""
-    # They may be longer than the panel is wide, which is to stay so; what is empty keeps their place.
+def _title(panel: Any, name: str, result: str, left: int) -> None:
+    """Write the case and its result above *panel*, *left* points to the left of its axis."""
+    # Both may be wider than the panel and must not stretch it: an empty title reserves their height.
     panel.set_title(" ", fontsize=11, pad=20)
-    for text, height, style in ((name, 21, {"fontsize": 11, "fontweight": "bold"}), (answer, 7, {"fontsize": 9})):
+    for text, height, style in ((name, 21, {"fontsize": 11, "fontweight": "bold"}), (result, 7, {"fontsize": 9})):
         panel.annotate(text, (0, 1), (-left, height), xycoords="axes fraction", textcoords="offset points", **style).set_in_layout(
             False
         )
 
 
 def _in_words(case: CaseResult, order: Sequence[ContenderResult]) -> str:
-    """Return the answer as a person would give it."""
+    """Return the result of *case* in words."""
     mine = [each for each in order if each.kind == "ours"]
-    # Other ways to run it, such as on another server, may be ahead of it.
+    # gaman on another server may have a better figure.
     ours = next((each for each in mine if each.name == "gaman"), next(iter(mine), None))
     peer = next((each for each in order if each.kind == "peer"), None)
     if ours is None:
         return ""
     said: list[str] = []
-    if (by_floor := to_floor(case, ours)) is not None:
-        said.append(f"{by_floor.median:.2f} x the floor")
+    if (ratio := to_baseline(case, ours)) is not None:
+        said.append(f"{ratio.median:.2f} x the baseline")
     if peer is not None:
         _, ratio, *_ = judge(case, GoalResult("at least", 1, ours.name, peer.name, ours.at, peer.at))
         assert ratio is not None
@@ -205,9 +206,9 @@ def _draw_growth(panel: Any, case: CaseResult, peers: Sequence[str]) -> None:
         points = sorted((each for each in case.contenders if each.name == name), key=lambda each: each.at or 0)
         kind = points[0].kind
         if points[0].at is None:
-            panel.axhline(statistics.median(points[0].figures), color=FLOOR, ls="--", lw=1.5, label=name)
+            panel.axhline(statistics.median(points[0].figures), color=BASELINE, ls="--", lw=1.5, label=name)
             continue
-        colour, marker = (OURS, "o") if kind == "ours" else (FLOOR, "None")
+        colour, marker = (OURS, "o") if kind == "ours" else (BASELINE, "None")
         if kind == "peer":
             place = peers.index(name)
             colour, marker = LINES[place % len(LINES)], MARKERS[place % len(MARKERS)]
@@ -222,7 +223,7 @@ def _draw_growth(panel: Any, case: CaseResult, peers: Sequence[str]) -> None:
             marker=marker,
             ms=5,
             lw=3 if kind == "ours" else 1.5,
-            ls="--" if kind == "floor" else "-",
+            ls="--" if kind == "baseline" else "-",
             capsize=2,
             label=name,
             zorder=5 if kind == "ours" else 3,
@@ -232,11 +233,11 @@ def _draw_growth(panel: Any, case: CaseResult, peers: Sequence[str]) -> None:
     ticks = sorted({each.at for each in case.contenders if each.at is not None})
     shown = ticks[:1]
     for tick in ticks[1:]:
-        # Those that would overlap the one before have no label.
+        # A label that would overlap the one before is left out.
         if math.log(tick / shown[-1]) > 0.17 * math.log(ticks[-1] / ticks[0]):
             shown.append(tick)
     panel.set_xticks(shown, [f"{tick:,.0f}" for tick in shown], fontsize=8)
-    # What hardly grows is to look level.
+    # A line that hardly grows should look level.
     figures = [statistics.median(each.figures) for each in case.contenders]
     panel.set_ylim(min(figures) / 1.5, max(figures) * 1.5)
     panel.yaxis.set_major_locator(import_module("matplotlib.ticker").LogLocator(subs=(1, 2, 5)))
@@ -264,7 +265,7 @@ def _tick(value: float, position: int) -> str:
 def _pyplot() -> Any:
     matplotlib: Any = import_module("matplotlib")
     matplotlib.use("agg")
-    # Text stays text in an SVG, and the same results give the same file.
+    # Text stays text in an SVG, and equal results give equal files.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "gaman", "font.family": "DejaVu Sans"})
     return import_module("matplotlib.pyplot")
 
@@ -285,7 +286,7 @@ def _foot(chart: Any, legend: str, about: dict[str, str]) -> None:
 def _save(plt: Any, chart: Any, folder: Path, name: str) -> list[Path]:
     files = [folder / f"{name}.svg", folder / f"{name}.png"]
     chart.savefig(files[0], metadata={"Date": None})
-    # The places of all panels have been found; to find them again takes as long as drawing them.
+    # The panels already have their places; finding them again takes as long as drawing.
     chart.set_layout_engine("none")
     chart.savefig(files[1], dpi=110)
     plt.close(chart)

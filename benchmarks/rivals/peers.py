@@ -1,79 +1,82 @@
-"""The peers: what other frameworks answer in the same cases, each set up the way its own documentation shows.
+"""The peers' applications for the same cases, each set up as its own documentation shows.
 
-Each package is imported where it is used: whoever lacks one gets a ModuleNotFoundError from its builder, and every other figure.
-All have the same routes: `/json` and `/users/42/posts/7` with others before and after them, or those of a session, of which `/fill`
-sets the user and what else is to be kept, `/read` gets the user, `/write` sets the user, and `/size` gets a value's length.
+Each package is imported where it is used, so a missing one costs only its own figures. All peers have the same routes: `/json` and
+`/users/42/posts/7` with others before and after them, or those of a session. `/fill` sets the user and extra values, `/read` gets
+the user, `/write` sets the user, and `/size` gets a value's length.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import msgspec
 
-from benchmarks.contenders import ASGI, SECRET, USER
+from benchmarks.asgi import contend, log_in
+from benchmarks.harness import Contender, Missing, line_of
+from benchmarks.rivals.bare import ASGI, SECRET, USER
 
 Paths = Sequence[str]
-Kept = Mapping[str, object]
+Extra = Mapping[str, object]
 Plain = Callable[[Paths, Paths], Awaitable[ASGI]]
-"""Gives the application of the plain cases, with so many other routes before and after: literal, or with a {name}."""
-WithSession = Callable[[Kept], Awaitable[ASGI]]
-"""Gives the application of the session's cases."""
+"""Builds the application of the plain cases, with other routes before and after: literal, or with a {name}."""
+WithSession = Callable[[Extra], Awaitable[ASGI]]
+"""Builds the application of the session's cases."""
 
 _MAX_AGE = 86_400
 _encode_json = msgspec.json.Encoder().encode
 
 
 class Peer(NamedTuple):
-    """A framework; *sessions* has its own kinds of them, "cookies" and "memory"."""
+    """A framework; *sessions* maps its own kinds of sessions, "cookies" and "memory", to builders."""
 
     name: str
     package: str
     plain: Plain
     sessions: Mapping[str, WithSession]
 
-    def session(self, kind: str, kept: Kept | None = None) -> Awaitable[ASGI] | str:
-        """Return what makes the application, or why there is none."""
+    def session(self, kind: str, extra: Extra | None = None) -> Awaitable[ASGI] | str:
+        """Return an awaitable of the application, or the reason why there is none."""
         build = self.sessions.get(kind)
-        return f"brings no sessions in {'a cookie' if kind == 'cookies' else kind}" if build is None else build(kept or {})
+        return f"has no sessions in {'a cookie' if kind == 'cookies' else kind}" if build is None else build(extra or {})
 
 
 async def blacksheep_plain(before: Paths, after: Paths) -> ASGI:
     blacksheep: Any = import_module("blacksheep")
 
-    async def answer_json(request: Any) -> Any:
+    async def show_json(request: Any) -> Any:
         return blacksheep.json({"message": "hello"})
 
-    async def answer_post(request: Any) -> Any:
+    async def show_post(request: Any) -> Any:
         return blacksheep.json({"user": request.route_values["user"], "post": request.route_values["post"]})
 
     return await _blacksheep(
         [
-            *((path, answer_json) for path in before),
-            ("/json", answer_json),
-            ("/users/{user}/posts/{post}", answer_post),
-            *((path, answer_json) for path in after),
+            *((path, show_json) for path in before),
+            ("/json", show_json),
+            ("/users/{user}/posts/{post}", show_post),
+            *((path, show_json) for path in after),
         ]
     )
 
 
-async def blacksheep_cookies(kept: Kept) -> ASGI:
-    return await _blacksheep_session(kept, SECRET, session_max_age=_MAX_AGE)
+async def blacksheep_cookies(extra: Extra) -> ASGI:
+    return await _blacksheep_session(extra, SECRET, session_max_age=_MAX_AGE)
 
 
-async def blacksheep_memory(kept: Kept) -> ASGI:
+async def blacksheep_memory(extra: Extra) -> ASGI:
     memory: Any = import_module("blacksheep.sessions.memory")
-    return await _blacksheep_session(kept, memory.InMemorySessionStore())
+    return await _blacksheep_session(extra, memory.InMemorySessionStore())
 
 
-async def _blacksheep_session(kept: Kept, *store: Any, **options: Any) -> ASGI:
+async def _blacksheep_session(extra: Extra, *store: Any, **options: Any) -> ASGI:
     blacksheep: Any = import_module("blacksheep")
 
     async def fill(request: Any) -> Any:
         request.session["user"] = USER
-        for key, value in kept.items():
+        for key, value in extra.items():
             request.session[key] = value
         return blacksheep.json({"status": "logged in"})
 
@@ -97,7 +100,7 @@ async def _blacksheep(routes: Sequence[tuple[str, Any]], configure: Callable[[An
     app: Any = blacksheep.Application(router=router)
     configure(app)
     for path, handler in routes:
-        # BlackSheep calls a handler directly, without a wrapper, only where it promises a Response.
+        # BlackSheep calls a handler without a wrapper only if its annotation promises a Response.
         handler.__annotations__["return"] = blacksheep.Response
         router.add_get(path, handler)
     await app.start()
@@ -131,32 +134,32 @@ async def fastapi_plain(before: Paths, after: Paths) -> ASGI:
     fastapi: Any = import_module("fastapi")
     app: Any = fastapi.FastAPI()
 
-    async def answer_json() -> dict[str, Any]:
+    async def show_json() -> dict[str, Any]:
         return {"message": "hello"}
 
-    async def answer_named(name: str) -> dict[str, Any]:
+    async def show_named(name: str) -> dict[str, Any]:
         return {"message": "hello"}
 
-    async def answer_post(user: str, post: str) -> dict[str, Any]:
+    async def show_post(user: str, post: str) -> dict[str, Any]:
         return {"user": user, "post": post}
 
     def add_others(paths: Paths) -> None:
         for path in paths:
-            app.get(path)(answer_named if "{name}" in path else answer_json)
+            app.get(path)(show_named if "{name}" in path else show_json)
 
     add_others(before)
-    app.get("/json")(answer_json)
-    app.get("/users/{user}/posts/{post}")(answer_post)
+    app.get("/json")(show_json)
+    app.get("/users/{user}/posts/{post}")(show_post)
     add_others(after)
     built: ASGI = app
     return built
 
 
-def _session_handlers(kept: Kept, request_class: type) -> Sequence[Any]:
-    """Return handlers for those who look at annotations to know what they are to give: FastAPI and Litestar."""
+def _session_handlers(extra: Extra, request_class: type) -> Sequence[Any]:
+    """Return handlers for FastAPI and Litestar, which read the annotations of parameters."""
 
     async def fill(request: Any) -> dict[str, Any]:
-        request.session.update({"user": USER, **kept})
+        request.session.update({"user": USER, **extra})
         return {"status": "logged in"}
 
     async def read(request: Any) -> dict[str, Any]:
@@ -175,13 +178,13 @@ def _session_handlers(kept: Kept, request_class: type) -> Sequence[Any]:
     return handlers
 
 
-async def fastapi_cookies(kept: Kept) -> ASGI:
+async def fastapi_cookies(extra: Extra) -> ASGI:
     fastapi: Any = import_module("fastapi")
     sessions: Any = import_module("starlette.middleware.sessions")
     app: Any = fastapi.FastAPI()
     app.add_middleware(sessions.SessionMiddleware, secret_key=SECRET, max_age=_MAX_AGE, https_only=True)
 
-    for handler in _session_handlers(kept, fastapi.Request):
+    for handler in _session_handlers(extra, fastapi.Request):
         app.get(f"/{handler.__name__}")(handler)
     built: ASGI = app
     return built
@@ -190,33 +193,33 @@ async def fastapi_cookies(kept: Kept) -> ASGI:
 async def litestar_plain(before: Paths, after: Paths) -> ASGI:
     litestar: Any = import_module("litestar")
 
-    async def answer_json() -> dict[str, Any]:
+    async def show_json() -> dict[str, Any]:
         return {"message": "hello"}
 
-    async def answer_post(request: Any) -> dict[str, Any]:
+    async def show_post(request: Any) -> dict[str, Any]:
         return {"user": request.path_params["user"], "post": request.path_params["post"]}
 
-    answer_post.__annotations__["request"] = litestar.Request
-    asked = [litestar.get("/json")(answer_json), litestar.get("/users/{user:str}/posts/{post:str}")(answer_post)]
-    first, last = ([litestar.get(path.replace("{name}", "{name:str}"))(answer_json) for path in paths] for paths in (before, after))
-    app: ASGI = litestar.Litestar([*first, *asked, *last], openapi_config=None)
+    show_post.__annotations__["request"] = litestar.Request
+    requested = [litestar.get("/json")(show_json), litestar.get("/users/{user:str}/posts/{post:str}")(show_post)]
+    first, last = ([litestar.get(path.replace("{name}", "{name:str}"))(show_json) for path in paths] for paths in (before, after))
+    app: ASGI = litestar.Litestar([*first, *requested, *last], openapi_config=None)
     return app
 
 
-async def litestar_cookies(kept: Kept) -> ASGI:
+async def litestar_cookies(extra: Extra) -> ASGI:
     cookies: Any = import_module("litestar.middleware.session.client_side")
-    return _litestar_session(kept, cookies.CookieBackendConfig(secret=SECRET.encode()[:32], max_age=_MAX_AGE, secure=True))
+    return _litestar_session(extra, cookies.CookieBackendConfig(secret=SECRET.encode()[:32], max_age=_MAX_AGE, secure=True))
 
 
-async def litestar_memory(kept: Kept) -> ASGI:
+async def litestar_memory(extra: Extra) -> ASGI:
     server_side: Any = import_module("litestar.middleware.session.server_side")
-    return _litestar_session(kept, server_side.ServerSideSessionConfig(max_age=_MAX_AGE, secure=True))
+    return _litestar_session(extra, server_side.ServerSideSessionConfig(max_age=_MAX_AGE, secure=True))
 
 
-def _litestar_session(kept: Kept, config: Any) -> ASGI:
+def _litestar_session(extra: Extra, config: Any) -> ASGI:
     litestar: Any = import_module("litestar")
 
-    routes = [litestar.get(f"/{handler.__name__}")(handler) for handler in _session_handlers(kept, litestar.Request)]
+    routes = [litestar.get(f"/{handler.__name__}")(handler) for handler in _session_handlers(extra, litestar.Request)]
     app: ASGI = litestar.Litestar(routes, middleware=[config.middleware], openapi_config=None)
     return app
 
@@ -225,33 +228,33 @@ async def quart_plain(before: Paths, after: Paths) -> ASGI:
     quart: Any = import_module("quart")
     app: Any = quart.Quart(__name__)
 
-    async def answer_json(**params: str) -> dict[str, Any]:
+    async def show_json(**params: str) -> dict[str, Any]:
         return {"message": "hello"}
 
-    async def answer_post(user: str, post: str) -> dict[str, Any]:
+    async def show_post(user: str, post: str) -> dict[str, Any]:
         return {"user": user, "post": post}
 
     def add(path: str, handler: Any) -> None:
         app.add_url_rule(path.replace("{", "<").replace("}", ">"), path, handler)
 
     for path in before:
-        add(path, answer_json)
-    add("/json", answer_json)
-    add("/users/{user}/posts/{post}", answer_post)
+        add(path, show_json)
+    add("/json", show_json)
+    add("/users/{user}/posts/{post}", show_post)
     for path in after:
-        add(path, answer_json)
+        add(path, show_json)
     built: ASGI = app
     return built
 
 
-async def quart_cookies(kept: Kept) -> ASGI:
+async def quart_cookies(extra: Extra) -> ASGI:
     quart: Any = import_module("quart")
     app: Any = quart.Quart(__name__)
     app.secret_key = SECRET
     app.config["SESSION_COOKIE_SECURE"] = True
 
     async def fill() -> dict[str, Any]:
-        quart.session.update({"user": USER, **kept})
+        quart.session.update({"user": USER, **extra})
         return {"status": "logged in"}
 
     async def read() -> dict[str, Any]:
@@ -274,25 +277,25 @@ async def starlette_plain(before: Paths, after: Paths) -> ASGI:
     applications: Any = import_module("starlette.applications")
     routing: Any = import_module("starlette.routing")
 
-    async def answer_json(request: Any) -> Any:
+    async def show_json(request: Any) -> Any:
         return _starlette_json({"message": "hello"})
 
-    async def answer_post(request: Any) -> Any:
+    async def show_post(request: Any) -> Any:
         return _starlette_json({"user": request.path_params["user"], "post": request.path_params["post"]})
 
-    asked = [routing.Route("/json", answer_json), routing.Route("/users/{user}/posts/{post}", answer_post)]
-    first, last = ([routing.Route(path, answer_json) for path in paths] for paths in (before, after))
-    app: ASGI = applications.Starlette(routes=[*first, *asked, *last])
+    requested = [routing.Route("/json", show_json), routing.Route("/users/{user}/posts/{post}", show_post)]
+    first, last = ([routing.Route(path, show_json) for path in paths] for paths in (before, after))
+    app: ASGI = applications.Starlette(routes=[*first, *requested, *last])
     return app
 
 
-async def starlette_cookies(kept: Kept) -> ASGI:
+async def starlette_cookies(extra: Extra) -> ASGI:
     applications: Any = import_module("starlette.applications")
     routing: Any = import_module("starlette.routing")
     sessions: Any = import_module("starlette.middleware.sessions")
 
     async def fill(request: Any) -> Any:
-        request.session.update({"user": USER, **kept})
+        request.session.update({"user": USER, **extra})
         return _starlette_json({"status": "logged in"})
 
     async def read(request: Any) -> Any:
@@ -326,3 +329,28 @@ PEERS = [
     Peer("Quart", "quart", quart_plain, {"cookies": quart_cookies}),
     Peer("Starlette", "starlette", starlette_plain, {"cookies": starlette_cookies}),
 ]
+
+
+async def peers(
+    path: str, build: Callable[[Peer], Awaitable[ASGI] | str], begin: str | None = None, at: float | None = None
+) -> list[Contender | Missing]:
+    """Return a contender for each peer; *build* returns its application, or the reason why there is none.
+
+    If *begin* is a path, a request for it begins the session.
+    """
+    found: list[Contender | Missing] = []
+    for peer in PEERS:
+        building = build(peer)
+        if isinstance(building, str):
+            found.append(Missing(peer.name, building, at))
+            continue
+        try:
+            app = await building
+        except ModuleNotFoundError as error:
+            found.append(Missing(peer.name, f"not installed: {error.name}", at))
+            continue
+        cookies = () if begin is None else (await log_in(app, begin),)
+        found.append(
+            await contend(app, path, *cookies, name=peer.name, version=version(peer.package), source=line_of(peer.plain), at=at)
+        )
+    return found

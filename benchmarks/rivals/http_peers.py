@@ -1,6 +1,6 @@
-"""The peers that take part over HTTP alone: those that keep sessions in a store, and those that bring a server of their own.
+"""The peers that only take part over HTTP: those with sessions in a store, and those with their own server.
 
-Each is set up the way its own documentation shows. Each package is imported where it is used, as in peers.py.
+Each is set up as its own documentation shows. Each package is imported where it is used, as in peers.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from benchmarks.contenders import ASGI, USER
-from benchmarks.in_process import OTHERS
+from benchmarks.rivals.bare import ASGI, OTHERS, USER
 
 _MAX_AGE = 86_400
 _NODE = Path(__file__).with_name("node")
@@ -24,7 +23,7 @@ _encode_json = msgspec.json.Encoder().encode
 
 
 async def build_starsessions(kind: str, place: str) -> ASGI:
-    """Return Starlette with sessions of starsessions, in memory or in Redis."""
+    """Return Starlette with starsessions, in memory or in Redis."""
     applications: Any = import_module("starlette.applications")
     routing: Any = import_module("starlette.routing")
     responses: Any = import_module("starlette.responses")
@@ -50,7 +49,7 @@ async def build_starsessions(kind: str, place: str) -> ASGI:
 
 
 async def build_litestar(kind: str, place: str) -> ASGI:
-    """Return Litestar with sessions in one of its stores: Redis or files."""
+    """Return Litestar with sessions in its Redis store or its file store."""
     litestar: Any = import_module("litestar")
     sessions: Any = import_module("litestar.middleware.session.server_side")
 
@@ -72,21 +71,21 @@ async def build_litestar(kind: str, place: str) -> ASGI:
 
 
 def serve_sanic(kind: str, place: str) -> None:
-    """Serve Sanic on its own server, in one process."""
+    """Serve Sanic on its own server in one process."""
     sanic: Any = import_module("sanic")
     app: Any = sanic.Sanic("benchmark")
 
-    async def answer_json(request: Any) -> Any:
+    async def show_json(request: Any) -> Any:
         return sanic.json({"message": "hello"})
 
-    async def answer_other(request: Any, name: str) -> Any:
+    async def show_other(request: Any, name: str) -> Any:
         return sanic.json({"message": "hello"})
 
-    async def answer_post(request: Any, user: str, post: str) -> Any:
+    async def show_post(request: Any, user: str, post: str) -> Any:
         return sanic.json({"user": user, "post": post})
 
-    routes = [(answer_json, "/json"), (answer_post, "/users/{user}/posts/{post}")]
-    for handler, path in [*((answer_other, path) for path in OTHERS[0]), *routes, *((answer_other, path) for path in OTHERS[1])]:
+    routes = [(show_json, "/json"), (show_post, "/users/{user}/posts/{post}")]
+    for handler, path in [*((show_other, path) for path in OTHERS[0]), *routes, *((show_other, path) for path in OTHERS[1])]:
         app.add_route(handler, path.replace("{", "<").replace("}", ">"), name=f"route {path}")
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
@@ -94,21 +93,21 @@ def serve_sanic(kind: str, place: str) -> None:
 
 
 def find_node() -> str | None:
-    """Return what Express lacks on this machine, or None where it can run."""
+    """Return the reason why Express can't run on this machine, or None."""
     if shutil.which("node") is None:
         return "not installed: node"
     if not (_NODE / "node_modules" / "express").exists():
-        return "not installed: npm install --prefix benchmarks/node"
+        return "not installed: npm install --prefix benchmarks/rivals/node"
     return None
 
 
 def version_in_node(package: str) -> str:
-    """Return the version of a package of Node's that is installed."""
+    """Return the version of an installed npm package."""
     found: str = json.loads((_NODE / "node_modules" / package / "package.json").read_bytes())["version"]
     return found
 
 
 def become_express(kind: str, place: str) -> NoReturn:
-    """Replace this process by Node's, which serves Express."""
+    """Replace this process by Node, which serves Express."""
     os.environ["NODE_ENV"] = "production"
     os.execvp("node", ["node", str(_NODE / "app.js"), kind, place])

@@ -1,6 +1,6 @@
-"""What a login with set_owner(), the list of an owner's thousand sessions, and their end cost, while the store grows to a million.
+"""The cost of a login with set_owner(), and of listing and ending an owner's thousand sessions, while the store grows to a million.
 
-All that the store holds beside them is nobody's. In memory, which waits for nothing, one sees what Python takes.
+The other sessions of the store have no owner. The memory driver waits for no store, so its figures show the cost of Python.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from functools import partial
 from secrets import token_hex
 from unittest.mock import patch
 
-from benchmarks.growth import SIZES, STORES, fill, opened
 from benchmarks.harness import Case, Contender, Missing, Plan, Question, Sample
+from benchmarks.questions.growth import SIZES, STORES, fill, opened
 from gaman.session import OwnerDriver, Ownership, Record
 from gaman_session import _sealing
 
@@ -27,14 +27,14 @@ async def log_in(driver: OwnerDriver, owner: str) -> None:
 
 
 async def timed(work: Awaitable[object]) -> float:
-    """Return how many milliseconds *work* takes."""
+    """Return the milliseconds that *work* takes."""
     began = time.perf_counter()
     await work
     return (time.perf_counter() - began) * 1e3
 
 
 async def measure(driver: OwnerDriver) -> Sample:
-    """Return the milliseconds of a login, and of the list and the end of a new owner's sessions."""
+    """Return the milliseconds of a login, and of listing and ending the sessions of a new owner."""
     owner = token_hex()
     with patch("os.fsync"):
         for _ in range(OWNED):
@@ -48,7 +48,7 @@ async def measure(driver: OwnerDriver) -> Sample:
 
 @asynccontextmanager
 async def enter(kind: str, sizes: Sequence[int]) -> AsyncGenerator[Sequence[Contender | Missing]]:
-    """Fill a store of each size."""
+    """Fill a store for each of *sizes*."""
     async with AsyncExitStack() as stack:
         found: list[Contender | Missing] = []
         for size in sizes:
@@ -63,7 +63,7 @@ def cases(plan: Plan) -> Sequence[Case]:
         Case(
             name=f"{kind}, a login with set_owner()",
             enter=partial(enter, kind, SIZES),
-            floor="gaman",
+            baseline="gaman",
             unit="ms",
             axis="sessions",
             rounds=20,

@@ -1,25 +1,25 @@
-"""The contenders: for each case one ASGI application by hand, the floor, and one of gaman."""
+"""Bare callables: hand-written ASGI callables that do the work of each case and nothing else."""
 
 from __future__ import annotations
 
 import os
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from hashlib import blake2b
 from typing import Any
 
 import msgspec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
-from gaman import App, Context, Response, define_routes
-from gaman.session import Driver, session
-
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGI = Callable[[Message, Receive, Send], Awaitable[None]]
 
+BARE = "bare callable"
+OTHERS = [f"/other/{i}/{{name}}" for i in range(50)], [f"/other/{i}/{{name}}" for i in range(50, 100)]
+"""Paths of other routes, before and after the requested one."""
 SECRET = "a secret for benchmarks, 32 bytes and more"
 USER = {"id": 1, "name": "Angga", "email": "angga@example.com"}
 
@@ -61,35 +61,35 @@ _NOTHING: tuple[bytes, int, int, dict[str, bytes]] = (b"", 0, 0, {})
 NO_STORE = ((b"cache-control", b"no-store"), (b"vary", b"Cookie"))
 
 
-async def _floor_json(scope: Message, send: Send) -> None:
+async def _json(scope: Message, send: Send) -> None:
     await send_json(send, {"message": "hello"})
 
 
-async def _floor_post(send: Send, user: str, post: str) -> None:
+async def _post(send: Send, user: str, post: str) -> None:
     await send_json(send, {"user": user, "post": post})
 
 
-_floor_routes = {("GET", "/json"): _floor_json}
+_routes = {("GET", "/json"): _json}
 
 
-async def floor_plain(scope: Message, receive: Receive, send: Send) -> None:
-    handler = _floor_routes.get((scope["method"], scope["path"]))
+async def plain(scope: Message, receive: Receive, send: Send) -> None:
+    handler = _routes.get((scope["method"], scope["path"]))
     if handler is not None:
         await handler(scope, send)
         return
     _, first, user, posts, post = scope["path"].split("/")
     if first == "users" and posts == "posts" and scope["method"] == "GET":
-        await _floor_post(send, user, post)
+        await _post(send, user, post)
 
 
-async def floor_cookie_read(scope: Message, receive: Receive, send: Send) -> None:
+async def read_cookie(scope: Message, receive: Receive, send: Send) -> None:
     token = find_cookie(scope, b"session")
     _, _, expires, values = _open(token) if token else _NOTHING
     user = decode(values["user"]) if expires > time.time() else None
     await send_json(send, {"user": user}, *NO_STORE)
 
 
-async def floor_cookie_write(scope: Message, receive: Receive, send: Send) -> None:
+async def write_cookie(scope: Message, receive: Receive, send: Send) -> None:
     token = find_cookie(scope, b"session")
     id, created, expires, values = _open(token) if token else _NOTHING
     if (now := time.time()) >= expires:
@@ -99,12 +99,12 @@ async def floor_cookie_write(scope: Message, receive: Receive, send: Send) -> No
     await send_json(send, {"status": "logged in"}, *NO_STORE, (b"set-cookie", cookie))
 
 
-class FloorMemory:
-    """The floor that keeps sessions in memory: each by the hash of its id, with its values encoded; *kept* is what /fill adds."""
+class BareMemory:
+    """Bare callables with sessions in memory: encoded values by the hash of the id; /fill adds the values of *extra*."""
 
-    def __init__(self, kept: Mapping[str, object] = {}) -> None:
+    def __init__(self, extra: Mapping[str, object] = {}) -> None:
         self._sessions: dict[str, dict[str, bytes]] = {}
-        self._kept = kept
+        self._extra = extra
 
     async def read(self, scope: Message, receive: Receive, send: Send) -> None:
         values = self._find(scope)
@@ -122,7 +122,7 @@ class FloorMemory:
     async def fill(self, scope: Message, receive: Receive, send: Send) -> None:
         values, cookie = self._find_or_begin(scope)
         values["user"] = encode(USER)
-        for key, value in self._kept.items():
+        for key, value in self._extra.items():
             values[key] = encode(value)
         await send_json(send, {"status": "logged in"}, *NO_STORE, *cookie)
 
@@ -137,44 +137,3 @@ class FloorMemory:
         id = os.urandom(32).hex().encode()
         values = self._sessions[blake2b(id, digest_size=32).hexdigest()] = {}
         return values, ((b"set-cookie", b"session=" + id + b"; Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"),)
-
-
-async def _json(ctx: Context) -> Response:
-    return Response.json({"message": "hello"})
-
-
-async def _post(ctx: Context) -> Response:
-    return Response.json({"user": ctx.params["user"], "post": ctx.params["post"]})
-
-
-async def read(ctx: Context) -> Response:
-    return Response.json({"user": await ctx.session.get("user")})
-
-
-async def write(ctx: Context) -> Response:
-    await ctx.session.set("user", USER)
-    return Response.json({"status": "logged in"})
-
-
-async def _size(ctx: Context) -> Response:
-    return Response.json({"size": len(await ctx.session.get("value"))})
-
-
-def gaman_plain(before: Sequence[str] = (), after: Sequence[str] = ()) -> App:
-    """Return an application that has the routes of the plain cases, and others *before* and *after* them."""
-    asked = {"/json": {"GET": _json}, "/users/:user/posts/:post": {"GET": _post}}
-    first, last = ({path.replace("{name}", ":name"): {"GET": _json} for path in paths} for paths in (before, after))
-    return App(define_routes({**first, **asked, **last}))
-
-
-def gaman_session(driver: Mapping[str, Any] | Driver, kept: Mapping[str, object] = {}) -> App:
-    """Return an application with a session, of which /fill keeps the user and what is in *kept*."""
-
-    async def fill(ctx: Context) -> Response:
-        await ctx.session.set("user", USER)
-        for key, value in kept.items():
-            await ctx.session.set(key, value)
-        return Response.json({"status": "logged in"})
-
-    routes = {"/read": {"GET": read}, "/write": {"GET": write}, "/size": {"GET": _size}, "/fill": {"GET": fill}}
-    return App(define_routes(routes), integrations=[session(SECRET, driver)])

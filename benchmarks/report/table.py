@@ -1,4 +1,4 @@
-"""The table of a question: each figure with its spread, its ratio to the floor, and the line that it comes from."""
+"""The table of a question: each figure with its spread, its ratio to the baseline, and the line that defines it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.figures import APART, Interval, best_first, interval, judge, to_floor
-from benchmarks.results import CaseResult, ContenderResult, GoalResult, QuestionResult
+from benchmarks.report.figures import APART, Interval, best_first, interval, judge, to_baseline
+from benchmarks.report.results import CaseResult, ContenderResult, GoalResult, QuestionResult
 
 MARKS = {"met": ("✓", "green"), "missed": ("✗", "red"), "out of reach": ("✗", "magenta"), "can't tell": ("?", "yellow")}
 
 
 def figure(value: float) -> str:
-    """Return *value* with three digits that mean something."""
+    """Return *value* with three significant digits."""
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def ratio_text(ratio: Interval) -> Text:
-    """Return a ratio and by how much it may be off; where that is more than 5 %, it says so."""
+    """Return a ratio with its error; an error above 5 % is marked."""
     off = f"±{ratio.width:.0%}" if ratio.width >= 0.01 else "±1%"
     if not ratio.is_sure:
         return Text(f"{ratio.median:.2f} too few rounds", "yellow")
@@ -35,12 +35,12 @@ def ratio_text(ratio: Interval) -> Text:
 
 
 def name_of(contender: ContenderResult) -> str:
-    """Return who it is; of a peer, which version."""
+    """Return the contender's name; a peer's with its version."""
     return f"{contender.name} {contender.version}" if contender.version and contender.kind == "peer" else contender.name
 
 
 def wanted(goal: GoalResult, against: str) -> str:
-    """Return what *goal* asks for, where *against* is who it turned out to be about."""
+    """Return the limit of *goal* in words; *against* is the name of the other contender."""
     than = against if goal.against_at is None else f"{against} at {goal.against_at:,.0f}"
     if goal.sense == "at most":
         return f"at most {goal.limit:g} times the cost of {than}"
@@ -48,16 +48,16 @@ def wanted(goal: GoalResult, against: str) -> str:
 
 
 def goal_text(case: CaseResult, goal: GoalResult) -> Text:
-    verdict, ratio, against, floor = judge(case, goal)
+    verdict, ratio, against, baseline = judge(case, goal)
     mark, colour = MARKS[verdict]
     where = "" if goal.at is None else f" at {goal.at:,.0f}"
-    why = f", for the floor itself is at {floor.median:.2f}" if verdict == "out of reach" and floor is not None else ""
-    found = "somebody is missing" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+    why = f", because the baseline itself is at {baseline.median:.2f}" if verdict == "out of reach" and baseline is not None else ""
+    found = "unknown, as a contender is missing" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
     return Text(f"  {mark} goal of {goal.of}{where}: {wanted(goal, against)}; it is {found}: {verdict}{why}", colour)
 
 
 def show(question: QuestionResult) -> Group:
-    """Return what a terminal shows of *question*."""
+    """Return the tables of *question* for a terminal."""
     title = Text(f"{question.title}  ({question.name}, {question.seconds:.0f} s)", "bold reverse")
     return Group(title, *(part for case in question.cases for part in _show_case(case)))
 
@@ -69,7 +69,7 @@ def _show_case(case: CaseResult) -> Iterator[RenderableType]:
     )
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("", no_wrap=True, min_width=34)
-    for heading in ("" if case.axis is None else case.axis, "median", "quartiles", f"x {case.floor}"):
+    for heading in ("" if case.axis is None else case.axis, "median", "quartiles", f"x {case.baseline}"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("defined in", style="dim", no_wrap=True)
     order = best_first(case, case.contenders)
@@ -77,12 +77,12 @@ def _show_case(case: CaseResult) -> Iterator[RenderableType]:
         names = list(dict.fromkeys(each.name for each in order))
         order.sort(key=lambda each: (names.index(each.name), each.at or 0))
     for each in order:
-        spread, ratio = interval(each.figures), to_floor(case, each)
-        by_floor = Text("") if ratio is None else ratio_text(ratio)
+        spread, ratio = interval(each.figures), to_baseline(case, each)
+        ratio_cell = Text("") if ratio is None else ratio_text(ratio)
         quartiles = f"{figure(spread.first)} to {figure(spread.third)}"
         where = "" if each.at is None else f"{each.at:,.0f}"
-        who = Text(f"  {name_of(each)}", {"ours": "bold cyan", "floor": "dim"}.get(each.kind, ""))
-        table.add_row(who, where, figure(spread.median), quartiles, by_floor, each.source)
+        label = Text(f"  {name_of(each)}", {"ours": "bold cyan", "baseline": "dim"}.get(each.kind, ""))
+        table.add_row(label, where, figure(spread.median), quartiles, ratio_cell, each.source)
         for what, values in each.extra.items():
             table.add_row(Text(f"    {what}", "dim"), "", figure(statistics.median(values)), "", "", "")
     yield table

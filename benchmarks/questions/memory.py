@@ -1,6 +1,6 @@
-"""How much memory sessions take: bytes a session, a million of them, and whether a process grows over a million requests.
+"""The memory of sessions: bytes per session, up to a million of them, and the growth of a process over a million requests.
 
-Each figure comes from a process of its own: python -m benchmarks.memory sessions WAY COUNT, or requests COUNT, prints it.
+Each figure comes from a process of its own: python -m benchmarks.questions.memory sessions SERVICE COUNT, or requests COUNT.
 """
 
 from __future__ import annotations
@@ -21,53 +21,53 @@ from typing import Any, Final
 import uvloop
 
 from benchmarks import places
-from benchmarks.contenders import USER, encode
-from benchmarks.drivers import CalledGaman
-from benchmarks.growth import bytes_each, resident
 from benchmarks.harness import Absent, Case, Contender, Goal, Missing, Plan, Question, Sample, contenders
-from benchmarks.results import Kind
-from benchmarks.storing import Litestar, Starsessions, Way
+from benchmarks.questions.growth import bytes_each, resident
+from benchmarks.report.results import Kind
+from benchmarks.rivals.bare import USER, encode
+from benchmarks.rivals.called import CalledGaman
+from benchmarks.rivals.peer_stores import Litestar, Service, Starsessions
 
 VALUES: Final = len(encode(USER))
-"""Bytes of what a session holds."""
+"""Bytes of a session's values."""
 LIMIT: Final = f"its {VALUES} bytes of values and 1.5 KB"
-WAYS: Final[Mapping[str, Callable[[str, str], Way]]] = {
+SERVICES: Final[Mapping[str, Callable[[str, str], Service]]] = {
     "gaman": partial(CalledGaman, max_sessions=2_000_000),
     "starsessions": Starsessions,
     "Litestar": Litestar,
 }
 SAMPLES: Final = 8
-"""How often the memory is looked at in each tenth of the requests."""
+"""Samples of the memory in each tenth of the requests."""
 TENTHS: Final = (1, 2, 5, 10)
-"""Those that are shown."""
+"""The tenths that are shown."""
 
 
-async def count_sessions(way: Way, count: int) -> int:
-    """Return the bytes by which this process has grown after so many logins."""
+async def count_sessions(service: Service, count: int) -> int:
+    """Return the bytes by which this process grows during *count* logins."""
     gc.collect()
     before = resident()
     for _ in range(count):
-        await way.serve("write", None)
+        await service.serve("write", None)
     gc.collect()
     return resident() - before
 
 
-async def count_requests(way: Way, count: int) -> list[int]:
-    """Return the memory that this process takes, at moments of so many requests that read and write a thousand sessions."""
-    keys = [(await way.serve("write", None))[0] for _ in range(1000)]
+async def count_requests(service: Service, count: int) -> list[int]:
+    """Return samples of this process's memory during *count* requests that read and write a thousand sessions."""
+    keys = [(await service.serve("write", None))[0] for _ in range(1000)]
     found: list[int] = []
     operations = cycle(("load", "write", "read-write", "update"))
     for number in range(1, count + 1):
-        await way.serve(next(operations), keys[number % 997])
+        await service.serve(next(operations), keys[number % 997])
         if number % (count // 10 // SAMPLES) == 0:
             found.append(resident())
     return found
 
 
-def ask_apart(*arguments: str) -> Any:
-    """Return what this program prints, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.memory", *arguments]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+def run_apart(*arguments: str) -> Any:
+    """Return the output of this program in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.questions.memory", *arguments]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     if "ModuleNotFoundError" in done.stderr:
         raise Absent(done.stderr.strip().splitlines()[-1])
     assert not done.returncode, done.stderr
@@ -75,15 +75,15 @@ def ask_apart(*arguments: str) -> Any:
 
 
 def sessions_of(name: str, count: int) -> Sample:
-    grown: int = ask_apart("sessions", name, str(count))
+    grown: int = run_apart("sessions", name, str(count))
     return Sample(grown / count, {"all, MB": grown / 1e6})
 
 
-LIMITED: Final = Contender(name=LIMIT, measure=lambda: VALUES + 1500, kind="floor")
+LIMITED: Final = Contender(name=LIMIT, measure=lambda: VALUES + 1500, kind="baseline")
 IN_LIMIT: Final = Goal(sense="at most", limit=1, against=LIMIT)
 
 
-def of_ways(names: Iterable[str], count: int) -> Sequence[Contender | Missing]:
+def of_services(names: Iterable[str], count: int) -> Sequence[Contender | Missing]:
     found: list[Contender | Missing] = [LIMITED]
     for name in names:
         try:
@@ -108,7 +108,7 @@ def of_sizes(sizes: Sequence[int]) -> Sequence[Contender | Missing]:
         contender
         for size in sizes
         for contender in (
-            Contender(name=LIMIT, measure=lambda: VALUES + 1500, kind="floor", at=size),
+            Contender(name=LIMIT, measure=lambda: VALUES + 1500, kind="baseline", at=size),
             Contender(name="gaman", measure=partial(sessions_of, "gaman", size), kind="ours", at=size, version=version("gaman")),
         )
     ]
@@ -116,8 +116,8 @@ def of_sizes(sizes: Sequence[int]) -> Sequence[Contender | Missing]:
 
 @asynccontextmanager
 async def over_requests(count: int) -> AsyncGenerator[Sequence[Contender | Missing]]:
-    """Let a process serve so many requests, and tell of some tenths of them."""
-    found: list[int] = ask_apart("requests", str(count))
+    """Let a process serve *count* requests, and show its memory in some tenths of them."""
+    found: list[int] = run_apart("requests", str(count))
     tenths = [(each, cycle(size / 1e6 for size in found[(each - 1) * SAMPLES : each * SAMPLES])) for each in TENTHS]
     yield [
         Contender(name="gaman", measure=partial(next, sizes), kind="ours", at=each * count // 10, version=version("gaman"))
@@ -127,21 +127,23 @@ async def over_requests(count: int) -> AsyncGenerator[Sequence[Contender | Missi
 
 def cases(plan: Plan) -> Sequence[Case]:
     requests = 50_000 if plan.quick else 1_000_000
-    names = ("gaman",) if plan.quick else tuple(WAYS)
-    bytes_a_session = partial(Case, unit="bytes a session", floor=LIMIT)
-    # All but the second need their time for what is done once.
+    names = ("gaman",) if plan.quick else tuple(SERVICES)
+    bytes_a_session = partial(Case, unit="bytes a session", baseline=LIMIT)
+    # All cases but the second spend their time on the setup.
     found = [
         Case(
             name=f"a process that serves {requests:,} requests",
             unit="MB of memory",
-            floor="gaman",
+            baseline="gaman",
             enter=lambda: over_requests(requests),
             axis="requests",
             rounds=SAMPLES,
             goals=[Goal(sense="at most", limit=1.02, against="gaman", at=requests, against_at=requests // 10)],
             share=3,
         ),
-        bytes_a_session(name="in memory", enter=lambda: contenders(*of_ways(names, 20_000)), goals=[IN_LIMIT], rounds=7, share=4),
+        bytes_a_session(
+            name="in memory", enter=lambda: contenders(*of_services(names, 20_000)), goals=[IN_LIMIT], rounds=7, share=4
+        ),
     ]
     if not plan.quick:
         sizes, stores = contenders(*of_sizes((10_000, 100_000, 1_000_000))), contenders(*of_stores(10_000))
@@ -157,9 +159,9 @@ QUESTION = Question(name="memory", title="How much memory do sessions take?", ca
 
 async def _main(what: str, *arguments: str) -> None:
     name, count = arguments if what == "sessions" else ("gaman", *arguments)
-    way = WAYS[name]("memory", "")
-    await way.open()
-    found: Any = await (count_sessions if what == "sessions" else count_requests)(way, int(count))
+    service = SERVICES[name]("memory", "")
+    await service.open()
+    found: Any = await (count_sessions if what == "sessions" else count_requests)(service, int(count))
     print(json.dumps(found))
 
 

@@ -1,4 +1,4 @@
-"""What a run has found, as it is kept in a file: every sample of every round, and where each comes from."""
+"""The results of a run as they are stored in a file: every sample of every round, and the code that it measures."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["floor", "ours", "peer"]
+Kind = Literal["baseline", "ours", "peer"]
 Better = Literal["lower", "higher"]
+BEST_PEER = "the best peer"
+"""Stands for the name of a peer in a goal: the peer with the best median."""
 
 
 class ContenderResult(msgspec.Struct):
-    """The figures of one contender, by round; *extra* likewise, such as {"p99, ms": [...]}."""
+    """The figures of one contender, one per round, and *extra* figures, such as {"p99, ms": [...]}."""
 
     name: str
     kind: Kind
@@ -24,7 +26,7 @@ class ContenderResult(msgspec.Struct):
 
 
 class AbsentResult(msgspec.Struct):
-    """Who did not take part, and why."""
+    """A contender that did not take part, and the reason."""
 
     name: str
     reason: str
@@ -48,7 +50,7 @@ class CaseResult(msgspec.Struct):
     name: str
     unit: str
     better: Better
-    floor: str
+    baseline: str
     source: str
     axis: str | None = None
     goals: list[GoalResult] = []
@@ -57,7 +59,7 @@ class CaseResult(msgspec.Struct):
 
 
 class QuestionResult(msgspec.Struct):
-    """See harness.Question; *seconds* is what it took."""
+    """See harness.Question; *seconds* is the time that it took."""
 
     name: str
     title: str
@@ -67,7 +69,7 @@ class QuestionResult(msgspec.Struct):
 
 
 class Results(msgspec.Struct):
-    """A run: *about* is the machine, the versions, the commit, and the method."""
+    """A run; *about* names the machine, the versions, the commit and the method."""
 
     about: dict[str, str]
     quick: bool
@@ -80,4 +82,5 @@ def save(results: Results, file: Path) -> None:
 
 
 def load(file: Path) -> Results:
-    return msgspec.json.decode(file.read_bytes(), type=Results)
+    # Older runs call the baseline "floor".
+    return msgspec.json.decode(file.read_bytes().replace(b'"floor"', b'"baseline"'), type=Results)

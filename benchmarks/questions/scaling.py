@@ -1,4 +1,4 @@
-"""How the cost of a call grows: with the routes, with the keys in a session, with the length of a value."""
+"""The growth of a call's cost with the number of routes, the keys in a session, and the length of a value."""
 
 from __future__ import annotations
 
@@ -7,32 +7,31 @@ from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-from benchmarks import contenders
-from benchmarks.asgi import contend, log_in, peers
-from benchmarks.contenders import ASGI, FloorMemory
+from benchmarks.asgi import contend, log_in
 from benchmarks.harness import Case, Contender, Goal, Missing, Plan, Question, line_of
-from benchmarks.peers import Peer
+from benchmarks.rivals import bare, ours
+from benchmarks.rivals.bare import ASGI, BARE, BareMemory
+from benchmarks.rivals.peers import Peer, peers
 
-FLOOR = "bare callable"
-TOO_MANY = {"Falcon": 2000, "Litestar": 2000}
-"""Adding a route costs these ever more: ten thousand take them a minute or two."""
+MAX_ROUTES = {"Falcon": 2000, "Litestar": 2000}
+"""The cost of adding a route grows with their number: ten thousand take these peers one or two minutes."""
 
 
 def build_plain(before: Sequence[str], after: Sequence[str], peer: Peer) -> Awaitable[ASGI] | str:
-    if len(before) + len(after) >= TOO_MANY.get(peer.name, sys.maxsize):
-        return "takes minutes to be given so many routes"
+    if len(before) + len(after) >= MAX_ROUTES.get(peer.name, sys.maxsize):
+        return "takes minutes to set up so many routes"
     return peer.plain(before, after)
 
 
-def build_session(kept: Mapping[str, object], peer: Peer) -> Awaitable[ASGI] | str:
-    return peer.session("memory", kept)
+def build_session(extra: Mapping[str, object], peer: Peer) -> Awaitable[ASGI] | str:
+    return peer.session("memory", extra)
 
 
 @asynccontextmanager
 async def by_routes(path: str, other: str, counts: Sequence[int]) -> AsyncGenerator[Sequence[Contender | Missing]]:
-    """Ask for *path* among so many others, half of them before it."""
-    floor, gaman = contenders.floor_plain, contenders.gaman_plain
-    entered: list[Contender | Missing] = [await contend(floor, path, name=FLOOR, kind="floor", source=line_of(floor))]
+    """Request *path* among other routes in each of *counts*, half of them before it."""
+    baseline, gaman = bare.plain, ours.plain
+    entered: list[Contender | Missing] = [await contend(baseline, path, name=BARE, kind="baseline", source=line_of(baseline))]
     for count in counts:
         others = [other.format(i) for i in range(count)]
         before, after = others[: count // 2], others[count // 2 :]
@@ -44,21 +43,21 @@ async def by_routes(path: str, other: str, counts: Sequence[int]) -> AsyncGenera
 
 @asynccontextmanager
 async def by_contents(path: str, contents: Mapping[int, Mapping[str, object]]) -> AsyncGenerator[Sequence[Contender | Missing]]:
-    """Ask for *path* in sessions in memory that hold the user and those *contents*."""
+    """Request *path* with sessions in memory that have the user and *contents*."""
     entered: list[Contender | Missing] = []
     async with AsyncExitStack() as stack:
-        for at, kept in contents.items():
-            memory, gaman = FloorMemory(kept), contenders.gaman_session
-            floor: ASGI = getattr(memory, path[1:])
-            app = gaman({"type": "memory"}, kept)
+        for at, extra in contents.items():
+            memory, gaman = BareMemory(extra), ours.with_session
+            baseline: ASGI = getattr(memory, path[1:])
+            app = gaman({"type": "memory"}, extra)
             await app.load()
             stack.push_async_callback(app.shutdown)
             entered += [
                 await contend(
-                    floor, path, await log_in(memory.fill, "/fill"), name=FLOOR, kind="floor", source=line_of(floor), at=at
+                    baseline, path, await log_in(memory.fill, "/fill"), name=BARE, kind="baseline", source=line_of(baseline), at=at
                 ),
                 await contend(app, path, await log_in(app, "/fill"), name="gaman", kind="ours", source=line_of(gaman), at=at),
-                *await peers(path, partial(build_session, kept), "/fill", at),
+                *await peers(path, partial(build_session, extra), "/fill", at),
             ]
         yield entered
 
@@ -71,14 +70,14 @@ def cases(plan: Plan) -> list[Case]:
     values = {length: {"value": "x" * length} for length in lengths}
     with_params = Case(
         name="routes with a param each",
-        floor=FLOOR,
+        baseline=BARE,
         axis="routes",
         enter=lambda: by_routes("/users/42/posts/7", "/other/{}/{{name}}", routes),
         share=4,
     )
     without_params = Case(
         name="routes with no params",
-        floor=FLOOR,
+        baseline=BARE,
         axis="routes",
         enter=lambda: by_routes("/json", "/other/{}", routes),
         goals=[flat],
@@ -86,12 +85,12 @@ def cases(plan: Plan) -> list[Case]:
     )
     of_keys, of_values = "keys in the session", "bytes of the value"
     read = [
-        Case(name="read one of many keys", floor=FLOOR, axis=of_keys, enter=lambda: by_contents("/read", keys)),
-        Case(name="read a long value", floor=FLOOR, axis=of_values, enter=lambda: by_contents("/size", values)),
+        Case(name="read one of many keys", baseline=BARE, axis=of_keys, enter=lambda: by_contents("/read", keys)),
+        Case(name="read a long value", baseline=BARE, axis=of_values, enter=lambda: by_contents("/size", values)),
     ]
     written = [
-        Case(name="write one of many keys", floor=FLOOR, axis=of_keys, enter=lambda: by_contents("/write", keys)),
-        Case(name="write a long value", floor=FLOOR, axis=of_values, enter=lambda: by_contents("/fill", values)),
+        Case(name="write one of many keys", baseline=BARE, axis=of_keys, enter=lambda: by_contents("/write", keys)),
+        Case(name="write a long value", baseline=BARE, axis=of_values, enter=lambda: by_contents("/fill", values)),
     ]
     return [without_params, *read] if plan.quick else [without_params, with_params, *read, *written]
 

@@ -1,6 +1,6 @@
-"""How fast the serializer is: a value to bytes, and back, as the session's core does it.
+"""The speed of the serializer: from a value to bytes and back, as the session calls it.
 
-MessagePack is what sessions are kept in by default, JSON what they can be kept in. The floor is msgspec called directly.
+MessagePack is the session's default format, and JSON is an option. The baseline is msgspec called directly.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from benchmarks.contenders import USER
-from benchmarks.harness import BEST_PEER, Case, Contender, Entered, Goal, Missing, Plan, Question, caller, contenders, timed_code
+from benchmarks.harness import Case, Contender, Entered, Goal, Missing, Plan, Question, caller, contenders, timed_code
+from benchmarks.report.results import BEST_PEER
+from benchmarks.rivals.bare import USER
 from gaman_session._serializer import CODECS
 
-FLOOR = "msgspec, MessagePack"
+BASELINE = "msgspec, MessagePack"
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Payload(NamedTuple):
     value: Any
 
 
-# Each is made anew: of an object that comes again, pickle only writes that it does.
+# Every object is new, because pickle writes only a reference to an object that it has written before.
 def item(number: int) -> dict[str, Any]:
     title = f"Kopi Gayo {number}"
     return {"sku": f"B0-{number:04}-XL", "title": title, "price": 89_000 + number, "quantity": 2, "options": [f"ground {number}"]}
@@ -58,7 +59,7 @@ PAYLOADS = [
 
 @dataclass(frozen=True)
 class Rival:
-    """A serializer that people use; *encode* and *decode* are the code that is timed, with the names that it may use."""
+    """A serializer; *encode* and *decode* are the code that is timed, and *names* its globals."""
 
     name: str
     encode: str
@@ -84,7 +85,7 @@ def rivals() -> list[Rival | Missing]:
 
 
 def ours() -> list[tuple[Rival, Rival]]:
-    """Return gaman's serializers, called as the session does, each with its floor."""
+    """Return gaman's serializers as the session calls them, each with its baseline."""
     return [
         (
             Rival(
@@ -105,7 +106,7 @@ def ours() -> list[tuple[Rival, Rival]]:
 
 
 def contend(rival: Rival, kind: Any, value: Any, code: Callable[[Rival], str]) -> Contender | Missing:
-    """Return *rival*, timed at *code*; one that does not give the value back can't take part."""
+    """Return a contender that times *code* of *rival*; it can't take part if it doesn't return the same value."""
     names = {**rival.names, "value": value}
     try:
         names["data"] = eval(rival.encode, names)
@@ -120,35 +121,35 @@ def contend(rival: Rival, kind: Any, value: Any, code: Callable[[Rival], str]) -
         version=rival.version,
         source=rival.source,
         measure=timed_code(code(rival), names),
-        answer=partial(eval, rival.decode, names),
+        result=partial(eval, rival.decode, names),
     )
 
 
-def everybody(value: Any, code: Callable[[Rival], str]) -> Entered:
+def all_serializers(value: Any, code: Callable[[Rival], str]) -> Entered:
     found: list[Contender | Missing] = []
-    for mine, floor in ours():
-        found += [contend(mine, "ours", value, code), contend(floor, "floor", value, code)]
+    for mine, baseline in ours():
+        found += [contend(mine, "ours", value, code), contend(baseline, "baseline", value, code)]
     return contenders(*found, *(each if isinstance(each, Missing) else contend(each, "peer", value, code) for each in rivals()))
 
 
 def typed() -> Entered:
-    """Decode the user into a dataclass: in one step, or by hand from what comes without a type."""
+    """Decode the user into a dataclass: in one step, or by hand from a dict."""
     found: list[Contender | Missing] = []
 
     def add(name: str, kind: Any, code: str, names: dict[str, Any], version: str | None = None) -> None:
         names = {**names, "User": User}
         found.append(
-            Contender(name=name, kind=kind, version=version, measure=timed_code(code, names), answer=partial(eval, code, names))
+            Contender(name=name, kind=kind, version=version, measure=timed_code(code, names), result=partial(eval, code, names))
         )
 
-    for mine, floor in ours():
+    for mine, baseline in ours():
         protocol = msgspec.msgpack if "MessagePack" in mine.name else msgspec.json
         data = protocol.encode(USER)
         names = {**mine.names, "data": data}
         mine.names["codec"].learn(User)
         add(mine.name, "ours", "codec.decoders[User].decode(data)", names)
         add(f"{mine.name}, untyped", "ours", "User(**codec.decoder.decode(data))", names)
-        add(floor.name, "floor", "decode(data)", {"decode": protocol.Decoder(User).decode, "data": data})
+        add(baseline.name, "baseline", "decode(data)", {"decode": protocol.Decoder(User).decode, "data": data})
     for rival in rivals():
         if isinstance(rival, Missing):
             found.append(rival)
@@ -162,7 +163,9 @@ def typed() -> Entered:
 
 def goals(value: Any) -> list[Goal]:
     mine = [
-        floor.name.replace("msgspec", "gaman") for _, floor in ours() if not (isinstance(value, bytes) and "JSON" in floor.name)
+        baseline.name.replace("msgspec", "gaman")
+        for _, baseline in ours()
+        if not (isinstance(value, bytes) and "JSON" in baseline.name)
     ]
     return [
         *(Goal(sense="at most", limit=1.15, of=name, against=name.replace("gaman", "msgspec")) for name in mine),
@@ -171,7 +174,7 @@ def goals(value: Any) -> list[Goal]:
 
 
 def cases(plan: Plan) -> list[Case]:
-    asked: list[tuple[str, Callable[[Rival], str]]] = [
+    directions: list[tuple[str, Callable[[Rival], str]]] = [
         ("encode", lambda rival: rival.encode),
         ("decode", lambda rival: rival.decode),
     ]
@@ -179,14 +182,14 @@ def cases(plan: Plan) -> list[Case]:
         *(
             Case(
                 name=f"{verb} {payload.name}",
-                floor=FLOOR,
-                enter=partial(everybody, payload.value, code),
+                baseline=BASELINE,
+                enter=partial(all_serializers, payload.value, code),
                 goals=goals(payload.value),
             )
             for payload in PAYLOADS
-            for verb, code in asked
+            for verb, code in directions
         ),
-        Case(name="decode the user into a dataclass", floor=FLOOR, enter=typed, goals=goals(USER)),
+        Case(name="decode the user into a dataclass", baseline=BASELINE, enter=typed, goals=goals(USER)),
     ]
 
 

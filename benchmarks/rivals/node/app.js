@@ -1,4 +1,4 @@
-// Express with express-session, each set up the way its own documentation shows: node app.js plain|memory|redis [url].
+// Express with express-session, set up as their documentation shows: node app.js plain|memory|redis [url].
 import express from "express";
 import session from "express-session";
 import { RedisStore } from "connect-redis";
@@ -9,22 +9,22 @@ const USER = { id: 1, name: "Angga", email: "angga@example.com" };
 const OTHER_ROUTES = 100;
 const app = express();
 
-function answerJson(request, response) {
+function showJson(request, response) {
   response.json({ message: "hello" });
 }
 
 if (kind === "plain") {
-  app.get("/json", answerJson);
+  app.get("/json", showJson);
   for (let i = 0; i < OTHER_ROUTES; i++) {
     if (i === OTHER_ROUTES / 2) {
       app.get("/users/:user/posts/:post", (request, response) => {
         response.json({ user: request.params.user, post: request.params.post });
       });
     }
-    app.get(`/other/${i}/:name`, answerJson);
+    app.get(`/other/${i}/:name`, showJson);
   }
 } else {
-  let store; // express-session's own MemoryStore, where none is named
+  let store; // undefined selects express-session's own MemoryStore
   if (kind === "redis") {
     const client = createClient({ url });
     await client.connect();

@@ -1,9 +1,9 @@
-"""Two runs beside each other: what got slower, what got faster, what is the same, and what can't be told.
+"""A comparison of two runs: which figures got worse, got better, stayed the same, or can't be told apart.
 
-Compared are gaman's ratios to the floor, which a faster machine does not change; where there is no floor, the figures. Something
-is slower where the interval of the new median lies beyond that of the old one, and the medians are 5 % apart: so much may differ
-between two processes that run the same code. The more figures there are, the surer each interval has to be, so that of all of
-them together one in twenty runs cries wolf (Bonferroni's correction).
+It compares gaman's ratios to the baseline, because a faster machine doesn't change them; without a baseline, the figures. A figure
+got worse if the interval of the new median lies beyond the old one's, and the medians are 5 % apart. Two processes that run the
+same code may differ by less than that. The more figures there are, the wider each interval is (Bonferroni's correction), so that at
+most one comparison in twenty raises a false alarm.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Literal, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.figures import APART, CONFIDENCE, Interval, find, interval, ratios
-from benchmarks.results import CaseResult, ContenderResult, Results
-from benchmarks.table import figure
+from benchmarks.report.figures import APART, CONFIDENCE, Interval, find, interval, ratios
+from benchmarks.report.results import CaseResult, ContenderResult, Results
+from benchmarks.report.table import figure
 
 Change = Literal["worse", "better", "same", "can't tell"]
 STYLES = {"worse": "bold red", "better": "green", "same": "dim", "can't tell": "yellow"}
 
 
 class Difference(NamedTuple):
-    """One figure in both runs; *by* is how many times the cost has become, above 1 for the worse."""
+    """One figure in both runs; *by* is the ratio of the new cost to the old one, above 1 if it got worse."""
 
     question: str
     case: str
@@ -37,7 +37,7 @@ class Difference(NamedTuple):
 
 
 def judge(old: Interval, new: Interval, *, lower_is_better: bool) -> tuple[float, Change]:
-    """Return how many times the cost has become, and what that means."""
+    """Return the ratio of the new cost to the old one, and its verdict."""
     if not lower_is_better:
         old, new = _inverse(old), _inverse(new)
     by = new.median / old.median
@@ -57,7 +57,7 @@ def _inverse(each: Interval) -> Interval:
 
 
 def compare(old: Results, new: Results) -> list[Difference]:
-    """Return every figure of gaman's that both runs have."""
+    """Return all figures of gaman that both runs have."""
     before = {(question.name, case.name): case for question in old.questions for case in question.cases}
     pairs: list[tuple[str, CaseResult, CaseResult, ContenderResult, ContenderResult]] = []
     for question in new.questions:
@@ -71,21 +71,21 @@ def compare(old: Results, new: Results) -> list[Difference]:
     confidence = 1 - (1 - CONFIDENCE) / max(1, 2 * len(pairs))
     found: list[Difference] = []
     for name, earlier, case, then, mine in pairs:
-        floors = find(earlier, case.floor, then.at), find(case, case.floor, mine.at)
-        has_floor = floors[0] is not None and floors[1] is not None
+        baselines = find(earlier, case.baseline, then.at), find(case, case.baseline, mine.at)
+        has_baseline = baselines[0] is not None and baselines[1] is not None
         values = [
-            ratios(each, floor) if has_floor and floor is not None else each.figures
-            for each, floor in zip((then, mine), floors, strict=True)
+            ratios(each, baseline) if has_baseline and baseline is not None else each.figures
+            for each, baseline in zip((then, mine), baselines, strict=True)
         ]
         was, now = (interval(each, confidence) for each in values)
-        what = f"times {case.floor}" if has_floor else case.unit
+        what = f"times {case.baseline}" if has_baseline else case.unit
         by, change = judge(was, now, lower_is_better=case.better == "lower")
         found.append(Difference(name, case.name, mine.name, mine.at, mine.source, what, was, now, by, change))
     return found
 
 
 def warnings(old: Results, new: Results) -> list[str]:
-    """Return what else differs between the runs, so that the figures may differ for it."""
+    """Return other differences between the runs that may explain a changed figure."""
     keys = ("machine", "cores", "python", "msgspec", "cryptography", "uvicorn", "uvloop")
     found = [
         f"{key}: {old.about.get(key, 'unknown')} before, {new.about.get(key, 'unknown')} now"
@@ -96,15 +96,15 @@ def warnings(old: Results, new: Results) -> list[str]:
 
 
 def comparison_table(differences: list[Difference]) -> Table:
-    """Return what a terminal shows of *differences*, the worst first."""
+    """Return the table of *differences* for a terminal, the worst first."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("verdict", no_wrap=True)
     for heading in ("cost", "old", "new"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("in", "case, and who", "defined in"):
+    for heading in ("in", "case and contender", "defined in"):
         table.add_column(heading)
     for each in sorted(differences, key=lambda each: (list(STYLES).index(each.change), -abs(each.by - 1))):
-        who = f"{each.question}: {each.case}, {each.name}{'' if each.at is None else f', {each.at:,.0f}'}"
+        label = f"{each.question}: {each.case}, {each.name}{'' if each.at is None else f', {each.at:,.0f}'}"
         figures = [f"{each.by - 1:+.1%}", figure(each.old.median), figure(each.new.median)]
-        table.add_row(Text(each.change, STYLES[each.change]), *figures, each.what, who, Text(each.source, "dim"))
+        table.add_row(Text(each.change, STYLES[each.change]), *figures, each.what, label, Text(each.source, "dim"))
     return table

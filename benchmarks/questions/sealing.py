@@ -1,6 +1,6 @@
-"""What it costs to seal a session, and to open it: so that nobody else can write it, or read it.
+"""The cost of sealing a session and of opening it.
 
-gaman seals with AES-256-GCM-SIV, which a repeated nonce does not break; the floor is AES-256-GCM as it comes, which one does.
+gaman seals with AES-256-GCM-SIV, which tolerates a repeated nonce. The baseline is plain AES-256-GCM, which doesn't.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from typing import Any
 from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
 
-from benchmarks.contenders import SECRET, USER, decode, encode
 from benchmarks.harness import Case, Contender, Entered, Missing, Plan, Question, contenders, line_of, timed_call
+from benchmarks.rivals.bare import SECRET, USER, decode, encode
 from gaman.session import session
 from gaman_session._sealing import Keyring, new_id
 
 AES_GCM = AESGCM(bytes(range(32)))
 AES_GCM_SIV = AESGCMSIV(bytes(range(32)))
 FERNET = Fernet(urlsafe_b64encode(bytes(range(32))))
-FLOOR = "bare AES-GCM"
+BASELINE = "bare AES-GCM"
 SIV = "bare AES-GCM-SIV"
 LENGTHS = (100, 1000, 10_000)
 Call = Callable[[Any], Any]
 
 
 def with_nonce(cipher: AESGCM | AESGCMSIV) -> tuple[Call, Call]:
-    """Return how to seal and how to open with a bare *cipher*."""
+    """Return functions that seal and open with a bare *cipher*."""
 
     def seal(data: bytes) -> bytes:
         nonce = os.urandom(12)
@@ -46,7 +46,7 @@ def with_nonce(cipher: AESGCM | AESGCMSIV) -> tuple[Call, Call]:
 
 
 def in_base64(seal: Call, unseal: Call) -> tuple[Call, Call]:
-    """Return the same for a cookie, which holds text."""
+    """Return the same functions for a cookie, which contains text."""
 
     def seal_text(data: bytes) -> str:
         return urlsafe_b64encode(seal(data)).decode()
@@ -58,7 +58,7 @@ def in_base64(seal: Call, unseal: Call) -> tuple[Call, Call]:
 
 
 def in_msgpack(seal: Call, unseal: Call) -> tuple[Call, Call]:
-    """Return the same for a session: a dict, with the time at which it is over."""
+    """Return the same functions for a session: a dict with its deadline."""
 
     def write(values: dict[str, Any]) -> Any:
         return seal(encode((time.time() + 86_400, values)))
@@ -75,20 +75,20 @@ def fernet() -> tuple[Call, Call]:
 
 
 def signed() -> tuple[Call, Call]:
-    """Return how itsdangerous signs, with the time; nobody else can write it, but everybody can read it."""
+    """Return itsdangerous' functions, which sign with a timestamp; the value stays readable."""
     itsdangerous: Any = import_module("itsdangerous")
     signer = itsdangerous.TimestampSigner(SECRET)
     return signer.sign, signer.unsign
 
 
 def gaman_value() -> tuple[Call, Call]:
-    """Return how a store's values are sealed."""
+    """Return the functions that seal and open values in a store."""
     sealed = Keyring([SECRET], "session").values(new_id())
     return partial(sealed.seal, "user"), partial(sealed.open, "user")
 
 
 def in_json(seal: Call, unseal: Call) -> tuple[Call, Call]:
-    """Return how Starlette keeps a session: as JSON, in base64, signed with its time."""
+    """Return Starlette's format of a session: JSON in base64, signed with a timestamp."""
 
     def write(values: dict[str, Any]) -> Any:
         return seal(b64encode(json.dumps(values).encode()))
@@ -110,7 +110,7 @@ def encrypted_json() -> tuple[Call, Call]:
 
 
 class Request:
-    """What the cookies driver needs of a request."""
+    """The part of a request that the cookies driver uses."""
 
     session: Any
 
@@ -119,13 +119,13 @@ class Request:
 
 
 def cookies_driver() -> tuple[Call, Call]:
-    """Return how the cookies driver writes a new session with one value, and reads it: one request of each."""
+    """Return functions that write a new session with one value, and read it, as one request each with the cookies driver."""
     begin: Any = session(SECRET, {"type": "cookies"}).on_request
 
     def write(values: dict[str, Any]) -> bytes:
         request = Request()
         begin(request)
-        # What Session.set() and on_response do, without the coroutine and the header.
+        # The work of Session.set() and on_response, without the coroutine and the header.
         kept = request.session
         kept._put("user", kept._encode("user", values["user"]))
         token, _ = kept._finish()
@@ -135,7 +135,7 @@ def cookies_driver() -> tuple[Call, Call]:
         request = Request((b"cookie", cookie))
         begin(request)
         kept = request.session
-        # This time as every time, it is the first that is seen of the cookie.
+        # Each call sees the cookie for the first time.
         kept._sessions.keyring._opened.clear()
         kept._load()
         return {key: kept._value(key, None, None) for key in kept._fields}
@@ -146,7 +146,7 @@ def cookies_driver() -> tuple[Call, Call]:
 def contend(
     name: str, kind: Any, make: Callable[[], tuple[Call, Call]], value: Any, writes: bool, package: str | None = None
 ) -> Contender | Missing:
-    """Return a contender that seals *value*, or opens it; its answer is what comes back."""
+    """Return a contender that seals *value* or opens it; its result is the opened value."""
     try:
         write, read = make()
     except ModuleNotFoundError as error:
@@ -158,7 +158,7 @@ def contend(
         source=line_of(make),
         version=package and version(package),
         measure=timed_call(write, value) if writes else timed_call(read, written),
-        answer=partial(read, written),
+        result=partial(read, written),
     )
 
 
@@ -175,8 +175,8 @@ def bare(cipher: AESGCM | AESGCMSIV, *around: Callable[[Call, Call], tuple[Call,
 def of_bytes(length: int, writes: bool) -> Entered:
     data = os.urandom(length)
     return contenders(
-        contend(FLOOR, "floor", bare(AES_GCM), data, writes, "cryptography"),
-        contend(SIV, "floor", bare(AES_GCM_SIV), data, writes, "cryptography"),
+        contend(BASELINE, "baseline", bare(AES_GCM), data, writes, "cryptography"),
+        contend(SIV, "baseline", bare(AES_GCM_SIV), data, writes, "cryptography"),
         contend("gaman, a value", "ours", gaman_value, data, writes),
         contend("Fernet", "peer", fernet, data, writes, "cryptography"),
         contend("itsdangerous", "peer", signed, data, writes, "itsdangerous"),
@@ -186,8 +186,8 @@ def of_bytes(length: int, writes: bool) -> Entered:
 def of_session(writes: bool) -> Entered:
     values = {"user": USER}
     return contenders(
-        contend(FLOOR, "floor", bare(AES_GCM, in_base64, in_msgpack), values, writes, "cryptography"),
-        contend(SIV, "floor", bare(AES_GCM_SIV, in_base64, in_msgpack), values, writes, "cryptography"),
+        contend(BASELINE, "baseline", bare(AES_GCM, in_base64, in_msgpack), values, writes, "cryptography"),
+        contend(SIV, "baseline", bare(AES_GCM_SIV, in_base64, in_msgpack), values, writes, "cryptography"),
         contend("gaman, the cookies driver", "ours", cookies_driver, values, writes),
         contend("Fernet, of JSON", "peer", encrypted_json, values, writes, "cryptography"),
         contend("itsdangerous, of JSON", "peer", lambda: in_json(*signed()), values, writes, "itsdangerous"),
@@ -200,14 +200,14 @@ def cases(plan: Plan) -> list[Case]:
         *(
             Case(
                 name=f"{verb} {length:,} bytes",
-                floor=FLOOR,
+                baseline=BASELINE,
                 enter=partial(of_bytes, length, writes),
             )
             for length in LENGTHS
             for verb, writes in verbs.items()
         ),
-        Case(name="write a session for a cookie", floor=FLOOR, enter=partial(of_session, True)),
-        Case(name="read a session from a cookie", floor=FLOOR, enter=partial(of_session, False)),
+        Case(name="write a session for a cookie", baseline=BASELINE, enter=partial(of_session, True)),
+        Case(name="read a session from a cookie", baseline=BASELINE, enter=partial(of_session, False)),
     ]
 
 

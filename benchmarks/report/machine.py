@@ -1,4 +1,4 @@
-"""What the figures hold for: the machine, the versions, the commit, and how was measured."""
+"""The conditions of a run: the machine, the versions, the commit and the method."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("gaman", "msgspec", "cryptography", "uvicorn", "uvloop", "httptools", "anyio", "redis", "pymongo", "aiosqlite")
-# What pyperf knows of a machine, without what only names it.
+# pyperf's facts about a machine, without those that only identify it.
 _KNOWN = (
     ("machine", "cpu_model_name"),
     ("cores", "cpu_count"),
@@ -25,9 +25,9 @@ _KNOWN = (
 
 
 def commit() -> str:
-    """Return which commit is measured, and whether something has been changed since, or "unknown"."""
+    """Return the commit that is measured, marked if files differ from it, or "unknown"."""
     try:
-        command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
@@ -43,5 +43,5 @@ def about() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     found["commit"] = commit()
-    found["garbage collector"] = f"{'on' if gc.isenabled() else 'off'}; what there is before the rounds is frozen"
+    found["garbage collector"] = f"{'on' if gc.isenabled() else 'off'}; objects from before the rounds are frozen"
     return found

@@ -1,7 +1,7 @@
-"""How peers store a session, without their frameworks: for each request what their own middleware does with serializer and store.
+"""The peers' sessions in stores, without their frameworks: only the work of their middleware with serializer and store.
 
-All three write the whole session back after each request, after one that only reads too, as they do where they are set up by their
-documentation. That costs them a trip, and lets a request undo what another one has written meanwhile.
+All three write the whole session back after each request, even after one that only reads, as their documentation sets them up.
+That costs a round trip, and lets a request undo the changes of a concurrent one.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from benchmarks.contenders import USER
+from benchmarks.rivals.bare import USER
 
 LIFETIME: Final = 86_400
 Session = dict[str, Any]
 
 
 def visit(user: Session) -> Session:
-    """Return the user with one visit more."""
+    """Return the user with one more visit."""
     return {**user, "visits": user.get("visits", 0) + 1}
 
 
@@ -32,53 +32,53 @@ CHANGES: Final[Mapping[str, Callable[[Session], object]]] = {
     "update": lambda session: session.update(user=visit(session["user"])),
     "regenerate": lambda session: session.get("user"),
 }
-"""What a request does, where a session is a dict."""
+"""The work of a request, if a session is a dict."""
 
 
-class Way(ABC):
-    """A way to serve requests in sessions, and what holds these."""
+class Service(ABC):
+    """It serves requests with sessions in a store."""
 
     in_threads: ClassVar[bool] = False
-    """Whether it is made for threads, of which each serves one request at a time."""
+    """Whether it is made for threads, each of which serves one request at a time."""
 
     @abstractmethod
     def serve(self, operation: str, key: Any) -> Any:
-        """Serve a request in the session of that key, or in a new one; return the key that it then has, and an answer."""
+        """Serve a request in the session of *key*, or in a new one; return the session's key and the response."""
 
     @abstractmethod
-    def read(self, answer: Any) -> Any:
-        """Return the user in an answer, or None."""
+    def read(self, response: Any) -> Any:
+        """Return the user in *response*, or None."""
 
     @abstractmethod
     async def open(self) -> None:
-        """Get ready."""
+        """Connect to the store."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of every connection."""
+        """Close all connections."""
 
 
-class Storing(Way):
-    """A peer's way of storing. A key is the session's id, and an answer the session itself."""
+class Storing(Service):
+    """A peer's serializer and store. A key is the session's id; a response is the session itself."""
 
     name: ClassVar[str]
     package: ClassVar[str]
     lacks: ClassVar[Mapping[str, str]] = {}
-    """What it can't do, and why."""
+    """Operations that it lacks, with the reason."""
 
     @abstractmethod
     def __init__(self, kind: str, place: str) -> None:
-        """Connect to the store of that kind at that place."""
+        """Prepare the store of *kind* at *place*."""
 
-    def read(self, answer: Session) -> Any:
-        return answer.get("user")
+    def read(self, response: Session) -> Any:
+        return response.get("user")
 
     async def open(self) -> None:
         pass
 
 
 class Starsessions(Storing):
-    """starsessions: its SessionHandler, and the store of that kind."""
+    """starsessions: its SessionHandler and its store of *kind*."""
 
     name = package = "starsessions"
     lacks: ClassVar = {"regenerate": "leaves the session under its old id too"}
@@ -106,7 +106,7 @@ class Starsessions(Storing):
 
 
 class Litestar(Storing):
-    """Litestar: its ServerSideSessionBackend, and the store of that kind."""
+    """Litestar: its ServerSideSessionBackend and its store of *kind*."""
 
     name, package = "Litestar", "litestar"
     lacks: ClassVar = {"regenerate": "can't change the id of a session"}
@@ -135,13 +135,13 @@ class Litestar(Storing):
 
 
 class FlaskSession(Storing):
-    """Flask-Session: its interface of that kind."""
+    """Flask-Session: its interface for the store of *kind*."""
 
     name, package = "Flask-Session", "flask-session"
     in_threads = True
 
     def __init__(self, kind: str, place: str) -> None:
-        # First, so that who lacks it has opened nothing.
+        # The first import, so that nothing is open if the package is missing.
         import_module("flask_session")
         flask: Any = import_module("flask")
         app: Any = flask.Flask("benchmark")
@@ -184,4 +184,4 @@ PEERS: Final[Mapping[type[Storing], tuple[str, ...]]] = {
     Litestar: ("memory", "redis", "file"),
     FlaskSession: ("redis", "sql", "file", "mongodb"),
 }
-"""The kinds of store that each has."""
+"""The kinds of store that each peer has."""

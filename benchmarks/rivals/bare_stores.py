@@ -1,9 +1,8 @@
-"""Floors over a store: ASGI applications by hand that keep one value a session, with one call of the store's own client a trip.
+"""A bare callable with sessions in a store: one value per session, and one call of the store's own client per round trip.
 
-A floor holds what any session must: it finds the session by a hash of the cookie's id, seals what it stores, opens what it reads,
-and acknowledges a write when the store has it. Outside of memory, a session ends a day after it was last written: Redis sees to
-that, and elsewhere an expiry beside the value is held against the clock on reading. It has no guard against a logout beside it and
-no rotation of keys.
+It does the work of every session: it finds the record by a hash of the cookie's id, seals and opens the value, and acknowledges a
+write when the store has it. Except in memory, a session expires a day after its last write: Redis expires it, and with other stores
+a read compares the deadline beside the value with the clock. It has no guard against a concurrent logout, and no rotation of keys.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from struct import Struct
 from threading import get_ident
 from typing import Any, Final, Protocol
 
-from benchmarks.contenders import NO_STORE, USER, Message, Receive, Send, cipher, decode, encode, find_cookie, send_json
+from benchmarks.rivals.bare import NO_STORE, USER, Message, Receive, Send, cipher, decode, encode, find_cookie, send_json
 
 DAY: Final = 86_400
 _EXPIRES: Final = Struct("d")
 
 
 class Store(Protocol):
-    """What a floor needs of a client."""
+    """The part of a store's client that the bare callable uses."""
 
     async def open(self) -> None: ...
     async def close(self) -> None: ...
@@ -58,7 +57,7 @@ class MemoryStore:
 
 
 class RedisStore:
-    """redis-py, a command a call."""
+    """redis-py, one command per call."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -73,19 +72,19 @@ class RedisStore:
         await self._client.aclose()
 
     async def read(self, id: str) -> bytes | None:
-        found: dict[bytes, bytes] = await self._client.hgetall("floor:" + id)
+        found: dict[bytes, bytes] = await self._client.hgetall("bare:" + id)
         return found.get(b"user")
 
     async def write(self, id: str, value: bytes) -> None:
-        await self._client.hset("floor:" + id, "user", value)
-        await self._client.expire("floor:" + id, DAY)
+        await self._client.hset("bare:" + id, "user", value)
+        await self._client.expire("bare:" + id, DAY)
 
     async def delete(self, id: str) -> None:
-        await self._client.delete("floor:" + id)
+        await self._client.delete("bare:" + id)
 
 
 class MongoDBStore:
-    """pymongo, a command a call, as durable as the driver."""
+    """pymongo, one command per call, as durable as the driver."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -94,7 +93,7 @@ class MongoDBStore:
         from pymongo import AsyncMongoClient
 
         self._client: Any = AsyncMongoClient(self._uri, w="majority", journal=True, tz_aware=True)
-        self._sessions = self._client["gaman_benchmark"]["floor"]
+        self._sessions = self._client["gaman_benchmark"]["bare"]
         await self._sessions.create_index("expires", expireAfterSeconds=0)
 
     async def close(self) -> None:
@@ -113,10 +112,10 @@ class MongoDBStore:
 
 
 class SQLStore:
-    """aiosqlite, a statement a call, each committed by itself and as durable as the driver."""
+    """aiosqlite, one statement and commit per call, as durable as the driver."""
 
     def __init__(self, folder: str) -> None:
-        self._file = Path(folder, "floor.db")
+        self._file = Path(folder, "bare.db")
 
     async def open(self) -> None:
         import aiosqlite
@@ -124,30 +123,30 @@ class SQLStore:
         self._connection = await aiosqlite.connect(self._file, isolation_level=None)
         await self._connection.executescript("""
             PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;
-            CREATE TABLE IF NOT EXISTS floor (id TEXT PRIMARY KEY, user BLOB, expires REAL);
-            CREATE INDEX IF NOT EXISTS floor_expires ON floor (expires);
+            CREATE TABLE IF NOT EXISTS bare (id TEXT PRIMARY KEY, user BLOB, expires REAL);
+            CREATE INDEX IF NOT EXISTS bare_expires ON bare (expires);
         """)
 
     async def close(self) -> None:
         await self._connection.close()
 
     async def read(self, id: str) -> bytes | None:
-        question = "SELECT user FROM floor WHERE id = ? AND expires > ?"
-        rows = [*await self._connection.execute_fetchall(question, (id, time.time()))]
+        query = "SELECT user FROM bare WHERE id = ? AND expires > ?"
+        rows = [*await self._connection.execute_fetchall(query, (id, time.time()))]
         return bytes(rows[0][0]) if rows else None
 
     async def write(self, id: str, value: bytes) -> None:
-        await self._connection.execute_fetchall("INSERT OR REPLACE INTO floor VALUES (?, ?, ?)", (id, value, time.time() + DAY))
+        await self._connection.execute_fetchall("INSERT OR REPLACE INTO bare VALUES (?, ?, ?)", (id, value, time.time() + DAY))
 
     async def delete(self, id: str) -> None:
-        await self._connection.execute_fetchall("DELETE FROM floor WHERE id = ?", (id,))
+        await self._connection.execute_fetchall("DELETE FROM bare WHERE id = ?", (id,))
 
 
 class FileStore:
-    """A file a session, read and replaced in a thread, as durable as the driver."""
+    """One file per session, read and replaced in a thread, as durable as the driver."""
 
     def __init__(self, folder: str) -> None:
-        self._folder = Path(folder, "floor")
+        self._folder = Path(folder, "bare")
 
     async def open(self) -> None:
         self._folder.mkdir(exist_ok=True)
@@ -170,7 +169,7 @@ class FileStore:
         await asyncio.to_thread(self._remove, id)
 
     def _replace(self, id: str, value: bytes) -> None:
-        # Two requests of one session may be here at once.
+        # Two requests of one session may write at the same time.
         temporary = self._folder / f"{id}.{get_ident()}"
         with temporary.open("wb") as file:
             file.write(value)
@@ -189,12 +188,12 @@ class FileStore:
         os.close(folder)
 
 
-class Floor:
+class BareCallable:
     """The ASGI application."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        # In memory the key would lie beside what it seals.
+        # Sealing in memory protects nothing, because the key is in the same process.
         self._seal: Callable[[bytes], bytes] = bytes if isinstance(store, MemoryStore) else _seal
         self._open: Callable[[bytes], bytes] = bytes if isinstance(store, MemoryStore) else _open
 
@@ -215,22 +214,22 @@ class Floor:
                 return
             case "/write":
                 await self._write(id, USER)
-                answer: Any = {"status": "logged in"}
+                response: Any = {"status": "logged in"}
             case "/read-write":
                 await self._write(id, user := await self._read(id))
-                answer = {"user": user}
+                response = {"user": user}
             case "/update":
                 user = await self._read(id)
                 user["visits"] = user.get("visits", 0) + 1
                 await self._write(id, user)
-                answer = {"user": user}
+                response = {"user": user}
             case _:  # "/regenerate"
                 user, old, token, id = await self._read(id), id, None, os.urandom(32).hex().encode()
                 await self._write(id, user)
                 await self._store.delete(_hash(old))
-                answer = {"user": user}
+                response = {"user": user}
         cookie = () if token else ((b"set-cookie", b"session=" + id + b"; Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"),)
-        await send_json(send, answer, *NO_STORE, *cookie)
+        await send_json(send, response, *NO_STORE, *cookie)
 
     async def _read(self, id: bytes) -> Any:
         stored = await self._store.read(_hash(id))

@@ -1,7 +1,7 @@
-"""What samples say: medians, ratios by pairs of rounds, and whether they suffice to say it.
+"""Statistics of samples: medians, ratios within rounds, and their confidence intervals.
 
-Two contenders of one round met the same machine, so their ratio is taken within the round, and the median over the rounds. Its
-interval is the exact one for a median, from scipy: it supposes nothing about how the samples are spread.
+The contenders of one round run under the same conditions. A ratio is therefore taken within each round, and its median over all
+rounds. The interval is scipy's exact interval for a median, which assumes nothing about the distribution of the samples.
 """
 
 from __future__ import annotations
@@ -11,23 +11,22 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
-from benchmarks.harness import BEST_PEER
-from benchmarks.results import CaseResult, ContenderResult, GoalResult
+from benchmarks.report.results import BEST_PEER, CaseResult, ContenderResult, GoalResult
 
 CONFIDENCE = 0.95
 APART = 1.05
-"""What a run is to tell apart: 5 %."""
-FEWEST = 6
-"""Of fewer rounds no interval holds a median with 95 %."""
+"""The smallest ratio that a run should tell from 1: 5 %."""
+MIN_ROUNDS = 6
+"""With fewer rounds no interval contains the median with 95 % confidence."""
 
 Verdict = Literal["met", "missed", "out of reach", "can't tell"]
-"""Out of reach: missed, and the floor would miss it too, so that no code on top of it could meet it."""
+"""Out of reach: the baseline misses the goal as well, so no code that does the same work can meet it."""
 
 
 class Interval(NamedTuple):
-    """A median, between which figures it is with the confidence that was asked for, and the quartiles of the samples.
+    """A median, its confidence interval, and the quartiles of the samples.
 
-    With too few samples, *is_sure* is false, and the least and the greatest stand for the interval.
+    With too few samples, *is_sure* is false, and the interval reaches from the smallest sample to the largest.
     """
 
     low: float
@@ -39,19 +38,19 @@ class Interval(NamedTuple):
 
     @property
     def width(self) -> float:
-        """By what part of it the median may be off, to the farther side."""
+        """The largest relative error of the median within the interval."""
         return max(self.high / self.median, self.median / self.low) - 1 if self.low > 0 else float("inf")
 
     @property
     def tells(self) -> bool:
-        """Whether it tells 5 % apart."""
+        """Whether the interval is narrow enough to tell 5 % apart."""
         return self.is_sure and self.width <= APART - 1
 
 
 def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     stats: Any = import_module("scipy.stats")
     found = stats.quantile_test(values, p=0.5).confidence_interval(confidence)
-    # Where the samples are too few, scipy gives nan, the only float that differs from itself.
+    # With too few samples scipy returns nan, the only float that differs from itself.
     is_sure = bool(found.low == found.low and found.high == found.high)
     low, high = (float(found.low), float(found.high)) if is_sure else (min(values), max(values))
     first, median, third = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
@@ -64,14 +63,14 @@ def ratios(of: ContenderResult, against: ContenderResult) -> list[float]:
 
 
 def find(case: CaseResult, name: str, at: float | None = None) -> ContenderResult | None:
-    """Return the contender of that name, at that place or at all of them, or None where it did not take part."""
+    """Return the contender of that name at that place, or the one that has no place; None if it did not take part."""
     return next((each for each in case.contenders if each.name == name and each.at in (at, None)), None)
 
 
-def to_floor(case: CaseResult, contender: ContenderResult) -> Interval | None:
-    """Return the ratio of *contender* to the floor, or None where there is no floor."""
-    floor = find(case, case.floor, contender.at)
-    return None if floor is None or floor is contender else interval(ratios(contender, floor))
+def to_baseline(case: CaseResult, contender: ContenderResult) -> Interval | None:
+    """Return the ratio of *contender* to the baseline, or None if the baseline did not take part."""
+    baseline = find(case, case.baseline, contender.at)
+    return None if baseline is None or baseline is contender else interval(ratios(contender, baseline))
 
 
 def best_first(case: CaseResult, contenders: Sequence[ContenderResult]) -> list[ContenderResult]:
@@ -84,12 +83,15 @@ def best_peer(case: CaseResult, at: float | None = None) -> ContenderResult | No
 
 
 class Judgement(NamedTuple):
-    """How a goal went: its ratio, None where somebody is missing, and against whom; where a peer is ahead, the floor's too."""
+    """The verdict on a goal: its ratio, None if a contender is missing, and the other contender's name.
+
+    If the goal is against a peer and missed, *baseline* is the ratio of the baseline.
+    """
 
     verdict: Verdict
     ratio: Interval | None
     against: str
-    floor: Interval | None = None
+    baseline: Interval | None = None
 
 
 def judge(case: CaseResult, goal: GoalResult) -> Judgement:
@@ -99,17 +101,17 @@ def judge(case: CaseResult, goal: GoalResult) -> Judgement:
     if of is None or against is None:
         return Judgement("can't tell", None, goal.against)
     verdict, ratio = _judge(case, goal, of, against)
-    floor = find(case, case.floor, goal.at)
-    if verdict != "missed" or floor is None or against.kind != "peer":
+    baseline = find(case, case.baseline, goal.at)
+    if verdict != "missed" or baseline is None or against.kind != "peer":
         return Judgement(verdict, ratio, against.name)
-    at_best, floors = _judge(case, goal, floor, against)
-    # Whoever is ahead of the floor, and by more than chance, is not held back by it.
-    is_ahead = ratio.high < floors.low if goal.sense == "at most" else ratio.low > floors.high
-    return Judgement("out of reach" if at_best == "missed" and not is_ahead else verdict, ratio, against.name, floors)
+    at_best, baselines = _judge(case, goal, baseline, against)
+    # A contender that is clearly ahead of the baseline isn't limited by it.
+    is_ahead = ratio.high < baselines.low if goal.sense == "at most" else ratio.low > baselines.high
+    return Judgement("out of reach" if at_best == "missed" and not is_ahead else verdict, ratio, against.name, baselines)
 
 
 def _judge(case: CaseResult, goal: GoalResult, of: ContenderResult, against: ContenderResult) -> tuple[Verdict, Interval]:
-    # A cost of gaman's is its time by the other's, or the other's rate by its own; an advantage is the inverse.
+    # gaman's cost is its time divided by the other's, or the other's rate divided by gaman's. An advantage is the inverse.
     is_of_first = (goal.sense == "at most") == (case.better == "lower")
     ratio = interval(ratios(of, against) if is_of_first else ratios(against, of))
     if not ratio.is_sure:

@@ -1,0 +1,1 @@
+"""The questions that the benchmarks answer, one file each."""

@@ -1,0 +1,167 @@
+"""Requests per second over HTTP, and their latencies, with sessions in each store.
+
+Each contender of rivals/servers.py runs in a process of its own; load.py sends the requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.harness import Case, Contender, Goal, Missing, Plan, Question, Sample, line_of
+from benchmarks.load import Aim, load
+from benchmarks.places import STORES, place_for
+from benchmarks.report.results import BEST_PEER
+from benchmarks.rivals.bare import BARE
+from benchmarks.rivals.servers import SERVERS, Server
+from tests.serving import Answer, get, running, until
+
+ROOT = Path(__file__).parents[2]
+TURN, QUICK_TURN = 0.15, 0.05
+"""Seconds. wrk takes slightly longer, see load.py."""
+QUICK = (BARE, "gaman", "Starlette", "Express")
+
+
+class Setting(NamedTuple):
+    """A case: a request for *path*, to servers of *kind*, over a number of connections."""
+
+    name: str
+    kind: str
+    path: str
+    connections: int
+    goals: tuple[Goal, ...]
+
+
+def at_least(limit: float, against: str = BARE) -> Goal:
+    return Goal(sense="at least", limit=limit, against=against)
+
+
+LIKE_BARE = at_least(0.9)
+AHEAD = at_least(1.9, BEST_PEER)
+
+SETTINGS = [
+    Setting("JSON", "plain", "/json", 64, (LIKE_BARE,)),
+    Setting("two params, 100 routes", "plain", "/users/42/posts/7", 64, (LIKE_BARE,)),
+    *(
+        Setting(f"{kind}, {path[1:]}", kind, path, 64, (LIKE_BARE, AHEAD))
+        for kind in ("cookies", "memory")
+        for path in ("/read", "/write")
+    ),
+    Setting("redis, read, 64 at once", "redis", "/read", 64, (at_least(1.8), AHEAD, at_least(1, "Express"))),
+    Setting("redis, write, 64 at once", "redis", "/write", 64, (at_least(2.2), AHEAD, at_least(1, "Express"))),
+    Setting("sql, read, 64 at once", "sql", "/read", 64, (LIKE_BARE,)),
+    Setting("sql, write, 64 at once", "sql", "/write", 64, (LIKE_BARE, at_least(4, "gaman, a commit a write"))),
+    *(
+        Setting(f"{kind}, {path[1:]}, 64 at once", kind, path, 64, (LIKE_BARE,))
+        for kind in ("file", "mongodb")
+        for path in ("/read", "/write")
+    ),
+    *(
+        Setting(f"{kind}, {path[1:]}, one at a time", kind, path, 1, (LIKE_BARE,))
+        for kind in STORES
+        for path in ("/read", "/write")
+    ),
+]
+QUICK_SETTINGS = ("cookies, read", "redis, write, 64 at once")
+
+
+class Site:
+    """A running server, and the sessions of its clients."""
+
+    def __init__(self, server: Server, setting: Setting, port: int, turn: float) -> None:
+        self.server = server
+        self._turn = turn
+        self._setting = setting
+        self._port = port
+        self._aim = Aim(port, setting.path, setting.connections, (), b"")
+
+    def request(self, path: str, *fields: str) -> Answer:
+        """Send one request, and wait until the server listens."""
+
+        def respond() -> Answer | None:
+            try:
+                return get(self._port, path, *fields)
+            except ConnectionRefusedError:
+                return None
+
+        found = until(respond, f"{self.server.name} to listen")
+        assert found.status == 200, f"{self.server.name} responds {found.status} to {path}: {found.body!r}"
+        return found
+
+    def log_in(self) -> str:
+        return self.request("/write").headers["set-cookie"].partition(";")[0]
+
+    async def result(self) -> Any:
+        """Return the body of a response, and after a write the body of the read that follows."""
+        path, plain = self._setting.path, self._setting.kind == "plain"
+        # Concurrent logins take a store less time than successive ones.
+        logins = () if plain else (asyncio.to_thread(self.log_in) for _ in range(self._setting.connections))
+        cookies = await asyncio.gather(*logins)
+        found = self.request(path, *(f"Cookie: {cookie}" for cookie in cookies[:1]))
+        self._aim = self._aim._replace(cookies=cookies, body=found.body)
+        if self.server.warm_up:
+            await load(self._aim, self.server.warm_up)
+        bodies = [json.loads(found.body)]
+        if path == "/write":
+            cookie = found.headers.get("set-cookie", cookies[0]).partition(";")[0]
+            bodies.append(json.loads(self.request("/read", f"Cookie: {cookie}").body))
+        return bodies
+
+    async def measure(self) -> Sample:
+        found = await load(self._aim, self._turn)
+        return Sample(found.rate, {"p50, ms": found.p50, "p99, ms": found.p99})
+
+    def contender(self) -> Contender:
+        server = self.server
+        source = line_of(server.defined_by)
+        return Contender(
+            name=server.name, measure=self.measure, result=self.result, kind=server.kind, version=server.version(), source=source
+        )
+
+
+@asynccontextmanager
+async def enter(setting: Setting, plan: Plan) -> AsyncGenerator[Sequence[Contender | Missing]]:
+    """Start a server for each contender."""
+    with ExitStack() as stack:
+        place = stack.enter_context(place_for(setting.kind))
+        found: list[Contender | Missing] = []
+        programs: list[tuple[Server, Any]] = []
+        for server in SERVERS:
+            if (plan.quick and server.name not in QUICK) or setting.kind not in server.kinds or setting.path in server.passes:
+                continue
+            if server.kind == "peer" and not plan.invites(server.name):
+                continue
+            if (reason := server.absence()) is not None:
+                found.append(Missing(server.name, reason))
+                continue
+            arguments = ("-m", "benchmarks.rivals.servers", server.name, setting.kind, place)
+            programs.append((server, stack.enter_context(running(*arguments, cwd=ROOT))))
+        # They start in parallel.
+        turn = QUICK_TURN if plan.quick else TURN
+        yield [*(Site(server, setting, program.port, turn).contender() for server, program in programs), *found]
+
+
+def cases(plan: Plan) -> Sequence[Case]:
+    settings = [each for each in SETTINGS if each.name in QUICK_SETTINGS or not plan.quick]
+    return [
+        Case(
+            name=each.name,
+            enter=partial(enter, each, plan),
+            baseline=BARE,
+            unit="requests a second",
+            better="higher",
+            goals=[goal for goal in each.goals if goal.against in (*QUICK, BEST_PEER) or not plan.quick],
+            share=1 if plan.quick else sum(each.kind in server.kinds and each.path not in server.passes for server in SERVERS),
+        )
+        for each in settings
+    ]
+
+
+QUESTION = Question(
+    name="over_http", title="How many requests a second does a server handle over HTTP?", cases=cases, seconds=240, quick_seconds=18
+)

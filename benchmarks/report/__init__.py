@@ -1,0 +1,1 @@
+"""The results of a run: figures, tables, charts, and the comparison of two runs."""
