@@ -13,7 +13,7 @@ from gaman_session import _sealing
 
 FLOOR = "bare callable"
 STRANGERS = "gaman, each cookie new"
-MANY = 2 * _sealing._REMEMBERED
+MANY = 2 * _sealing._CACHE_SIZE
 """So many cookies that when the first one comes again, gaman has forgotten it."""
 OTHERS: tuple[Paths, Paths] = [f"/other/{i}/{{name}}" for i in range(50)], [f"/other/{i}/{{name}}" for i in range(50, 100)]
 

@@ -43,9 +43,11 @@ ORDER = [
         "gaman_session.drivers._threads",
         "gaman_session.drivers._time_limit",
     ],
-    ["gaman_session._stored", "gaman_session._cookie_session"],
+    ["gaman_session._stored"],
+    ["gaman_session._flush"],
+    ["gaman_session._known", "gaman_session._cookie_session"],
     ["gaman_session._session"],
-    ["gaman_session._awaitable"],
+    ["gaman_session._sessions", "gaman_session._awaitable", "gaman_session._misuse"],
     ["gaman_session._owners"],
     ["gaman_session._serializer", "gaman_session._sealing", "gaman_session._clock"],
     [

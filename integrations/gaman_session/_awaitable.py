@@ -28,7 +28,7 @@ _INTERNAL: Final = ("_", "cr_", "gi_", "ag_")
 class Reporter(Protocol):
     """Has it logged that a call was never awaited; *told* is the line."""
 
-    def _report_forgotten(self, told: str) -> None: ...
+    def _report_unawaited(self, told: str) -> None: ...
 
 
 class SessionCall(Coroutine[Any, Any, T_co]):
@@ -136,7 +136,7 @@ class Due(SessionCall[T_co]):
             self._drop()
             if not _is_finalizing():
                 place = _place(self._code, self._instruction)
-                self._reporter._report_forgotten(f"{self._name}(...) was never awaited: write `await` before it ({place})")
+                self._reporter._report_unawaited(f"{self._name}(...) was never awaited: write `await` before it ({place})")
 
 
 class Reading(SessionCall[T_co]):
@@ -147,7 +147,7 @@ class Reading(SessionCall[T_co]):
     def __await__(self) -> Generator[Any, Any, T_co]:
         self.__class__ = Reading  # pyright: ignore[reportAttributeAccessIssue]
         session, (read, key, default, type) = self._reporter, self._work
-        if not session._is_loaded and (loading := session._load(key)) is not None:
+        if (loading := session._load(key)) is not None:
             yield from loading.__await__()
         result: T_co = read(session, key, default, type)
         return result
@@ -222,6 +222,16 @@ def later(reporter: Reporter, name: str, work: Generator[Any, Any, T]) -> Sessio
     call._code, call._instruction = frame.f_code, frame.f_lasti
     call._name, call._reporter = name, reporter
     call._value, call._work = _PENDING, work
+    return call
+
+
+def ready(session: Any, name: str, value: T) -> SessionCall[T]:
+    """Return the call *name*, made by the caller's caller, whose result is *value*."""
+    frame = _frame(2)
+    call: Due[T] = Due()
+    call._code, call._instruction = frame.f_code, frame.f_lasti
+    call._name, call._reporter = name, session
+    call._value = value
     return call
 
 

@@ -215,8 +215,8 @@ class OwnerDriver(Driver, Protocol):
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         """End every session of *owner* but those in *keep*, and those they are renamed to meanwhile; return how many that were.
 
-        Tags made before *now* are refused from then on; those kept stay as they are. SessionStoreError without a cause: the store
-        works and may have lost some of the owner's sessions from its index; those that it found are ended.
+        Tags made before *now* are refused from then on; those kept stay as they are. SessionStoreError with
+        `is_partial`: the store works, may have lost some of the owner's sessions from its index, and has ended those that it found.
         """
         ...
 

@@ -16,7 +16,7 @@ from gaman_session._driver import Driver
 from gaman_session._errors import SessionUnsupported
 from gaman_session._owners import supports_owners
 from gaman_session._serializer import CODECS, Codec, Serializer, custom
-from gaman_session._session import FOREVER
+from gaman_session._sessions import MAX_LIFETIME
 from gaman_session.drivers import DRIVERS, find_driver
 from gaman_session.drivers._checks import check_whole_number
 
@@ -174,7 +174,7 @@ def _one_of(what: str, kind: type | tuple[type, ...], **values: object) -> None:
 
 def _seconds(name: str, value: object) -> None:
     check_whole_number(
-        value, f"session({name}={value!r}):", "a whole number of seconds above 0, and below a thousand years", most=FOREVER
+        value, f"session({name}={value!r}):", "a whole number of seconds above 0, and below a thousand years", most=MAX_LIFETIME
     )
 
 

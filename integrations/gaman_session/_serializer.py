@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import msgspec
+
+from gaman_session._errors import SessionSerializationError
 
 MAX_DEPTH: Final = 100
 """Levels of containers in a value. Deeper ones might be encoded, and then not be decoded where the stack is higher."""
@@ -25,7 +27,7 @@ _encode_json = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder().decode
 
 # A type that a request makes for itself is not to fill the memory.
-_MOST_TYPES: Final = 1024
+_MAX_TYPES: Final = 1024
 
 
 class Serializer(Protocol):
@@ -69,9 +71,42 @@ class Codec:
     decoders: dict[Any, Decoder] = field(init=False, default_factory=dict[Any, Decoder])
     """What decodes the types that were asked for."""
 
+    def encode(self, key: str, value: Any) -> bytes:
+        """Return *value* as bytes. SessionSerializationError: it can't be encoded; the error names *key* and the type."""
+        try:
+            key.encode()
+            data = self.encoder.encode(value)
+            if data.__class__ is not bytes:
+                raise TypeError(f"the serializer gave a {type(data).__name__}, not bytes")
+            if self.check_depth is not None and len(data) > MAX_DEPTH:
+                self.check_depth(data)
+            return data
+        except MemoryError:
+            raise
+        except Exception as cause:
+            if isinstance(value, Coroutine):
+                name = getattr(cast("object", value), "__qualname__", "?")
+                value.close()
+                raise SessionSerializationError(
+                    f"the session can't keep {key!r}, the coroutine {name!r}: write `await` before that call"
+                ) from None
+            reason = TOO_DEEP if isinstance(cause, RecursionError) else cause
+            raise SessionSerializationError(f"the session can't keep {key!r}, a {type(value).__name__}: {reason}") from cause
+
+    def decoder_of(self, type: Any) -> Decoder:
+        """Return the decoder of *type*; None stands for any type."""
+        if type is None:
+            return self.decoder
+        try:
+            return self.decoders[type]
+        except (KeyError, TypeError):
+            pass
+        # Outside the handler, so that learn()'s errors don't chain to the KeyError.
+        return self.learn(type)
+
     def learn(self, type: Any) -> Decoder:
-        """Make what decodes a *type* that is not among the decoders, and keep it there."""
-        if len(self.decoders) >= _MOST_TYPES:
+        """Make the decoder of a *type* that is new, and keep it."""
+        if len(self.decoders) >= _MAX_TYPES:
             self.decoders.popitem()
         decoder = self.make(type)
         # An Annotated that can't be hashed is a type too.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaman_session._sealing import Keyring, handle, new_id, token_length
+from gaman_session._sealing import Keyring, id_of, new_raw_id, token_length
 
 SECRET = "a secret of the tests that is long enough"
 OTHER = "another secret of the tests, as long as that"
@@ -152,7 +152,7 @@ def test_the_characters_of_urlsafe_base64_are_not_those_of_a_token(own: str, url
     assert keyring.open_token(token, bytes) is not None
     assert keyring.open_token(token.replace(own, urlsafe), bytes) is None
     assert keyring.open_token(token.replace(own, urlsafe, 1), bytes) is None
-    id = _until(lambda: keyring.sign_id(new_id(), False), lambda token: own in token)
+    id = _until(lambda: keyring.sign_id(new_raw_id(), False), lambda token: own in token)
     assert keyring.verify_id(id) is not None
     assert keyring.verify_id(id.replace(own, urlsafe)) is None
 
@@ -320,7 +320,7 @@ def test_values_rotate_as_tokens_do() -> None:
 
 def test_a_value_at_rest_needs_the_id_of_its_session() -> None:
     sealed = keyring.values(ID).seal("field", b"value")
-    for other in (b"", ID[:-1], ID + b"\0", bytes(32), handle(ID).encode(), bytes.fromhex(handle(ID)), new_id()):
+    for other in (b"", ID[:-1], ID + b"\0", bytes(32), id_of(ID).encode(), bytes.fromhex(id_of(ID)), new_raw_id()):
         assert keyring.values(other).open("field", sealed) is None
     assert keyring.values(ID).open("field", sealed) == b"value"
 
@@ -396,7 +396,7 @@ def test_neither_the_secret_nor_the_names_show_in_what_is_sealed() -> None:
         for name in (SECRET, NAME, "a field's name"):
             assert name.encode() not in raw
     assert ID not in value
-    assert bytes.fromhex(handle(ID)) not in value
+    assert bytes.fromhex(id_of(ID)) not in value
 
 
 # Lengths
@@ -407,7 +407,7 @@ def test_the_length_of_a_token_is_known_before_it_is_sealed() -> None:
 
 
 def test_a_token_is_made_of_what_a_cookie_holds_without_quoting() -> None:
-    tokens = [keyring.seal_token(bytes(length)) for length in range(50)] + [keyring.sign_id(new_id(), True) for _ in range(50)]
+    tokens = [keyring.seal_token(bytes(length)) for length in range(50)] + [keyring.sign_id(new_raw_id(), True) for _ in range(50)]
     assert set("".join(tokens)) <= set(ALPHABET)
 
 
@@ -415,22 +415,22 @@ def test_a_token_is_made_of_what_a_cookie_holds_without_quoting() -> None:
 
 
 def test_a_new_id_has_256_bits_and_never_comes_twice() -> None:
-    ids = {new_id() for _ in range(1000)}
+    ids = {new_raw_id() for _ in range(1000)}
     assert len(ids) == 1000
     assert {len(id) for id in ids} == {32}
 
 
 @given(id=st.binary(min_size=16, max_size=32))
 def test_a_handle_is_64_hexadecimal_digits_that_do_not_show_the_id(id: bytes) -> None:
-    assert len(handle(id)) == 64
-    assert set(handle(id)) <= HEX_DIGITS
-    assert id.hex() not in handle(id)
+    assert len(id_of(id)) == 64
+    assert set(id_of(id)) <= HEX_DIGITS
+    assert id.hex() not in id_of(id)
 
 
 def test_a_handle_is_the_same_in_every_process_and_for_every_secret() -> None:
     # A store outlives the process: this value may never change.
-    assert handle(bytes(32)) == "8e1da8b252a4e0ffb5cf8e9758f50bd57d74c17cd85576e0f2734f6814376f2a"
-    assert handle(bytes(32)) != handle(bytes(31) + b"\1")
+    assert id_of(bytes(32)) == "8e1da8b252a4e0ffb5cf8e9758f50bd57d74c17cd85576e0f2734f6814376f2a"
+    assert id_of(bytes(32)) != id_of(bytes(31) + b"\1")
 
 
 def test_what_an_earlier_process_has_sealed_is_opened() -> None:

@@ -721,7 +721,7 @@ async def test_reading_an_idle_session_writes_only_now_and_then(clock: Clock) ->
 
 
 async def test_an_update_that_always_meets_another_change_gives_up_loudly(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gaman_session._stored._ATTEMPTS", 3)
+    monkeypatch.setattr("gaman_session._stored.MAX_ATTEMPTS", 3)
     driver = Sealing()
     async with serving(Site(driver, clock)) as site:
         browser = site.browser()

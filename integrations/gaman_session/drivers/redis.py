@@ -419,7 +419,7 @@ class RedisDriver:
         """Raise SessionStoreError where Redis may have evicted an owner's set."""
         if _evicts_indexes(self._policy):
             reason = f"maxmemory-policy {self._policy} may have evicted the owner's index; set maxmemory-policy noeviction"
-            raise SessionStoreError(self.name, action, reason)
+            raise SessionStoreError(self.name, action, reason, is_partial=True)
 
     async def _look(self, action: Action, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return what load() does, without the fields."""
