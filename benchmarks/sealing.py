@@ -137,7 +137,7 @@ def cookies_driver() -> tuple[Call, Call]:
         kept = request.session
         # This time as every time, it is the first that is seen of the cookie.
         kept._sessions.keyring._opened.clear()
-        kept._load()
+        kept._is_ready()
         return {key: kept._value(key, None, None) for key in kept._fields}
 
     return write, read

@@ -146,11 +146,8 @@ class Reading(SessionCall[T_co]):
 
     def __await__(self) -> Generator[Any, Any, T_co]:
         self.__class__ = Reading  # pyright: ignore[reportAttributeAccessIssue]
-        session, (read, key, default, type) = self._reporter, self._work
-        if (loading := session._load(key)) is not None:
-            yield from loading.__await__()
-        result: T_co = read(session, key, default, type)
-        return result
+        reading: Generator[Any, Any, T_co] = self._reporter._read(*self._work).__await__()
+        return reading
 
     def _drop(self) -> None:
         self.__class__ = Reading  # pyright: ignore[reportAttributeAccessIssue]

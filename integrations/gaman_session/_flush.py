@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final, NoReturn, cast
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from gaman import log_extra
 from gaman_session._driver import Outcome, OwnerDriver, Ownership, Record, size_of
@@ -29,7 +29,7 @@ class Renewal(Struct, frozen=True):
 class Pending(Struct):
     """What a request wants written."""
 
-    changes: dict[str, bytes | None] = field(default_factory=dict[str, "bytes | None"])
+    changes: dict[str, bytes | None] = {}
     """The encoded data to set, by key; None deletes the key."""
     renewal: Renewal | None = None
     is_end: bool = False
@@ -58,43 +58,47 @@ class Pending(Struct):
                 del self.changes[key]
 
 
-class Flush:
-    """One flush of what is *pending* to the session that is *known*."""
+class Flush(Struct):
+    """A flush of what is *pending* to the session that is *known*."""
 
-    def __init__(self, known: Known, pending: Pending) -> None:
-        self._known = known
-        self._pending = pending
-        self._sessions = known.sessions
-        self._driver = known.driver
+    known: Known
+    pending: Pending
 
     async def run(self) -> None:
         """Write everything that is pending. SessionStoreError, SessionConflict or SessionTooLarge: not everything was written."""
-        pending = self._pending
+        pending = self.pending
         if pending.is_end:
             await self._end()
-        if pending.owner is not None and self._sessions.owners.is_revoked(pending.owner):
+        if pending.owner is not None and self.known.sessions.owners.is_revoked(pending.owner):
             self._revoke()
         elif pending.renewal is not None:
             await self._rename()
         elif pending.changes or pending.owner is not None:
-            await self._change()
-        elif is_touch_due(self._known):
-            await self._apply({})
+            state = self.known.identify()
+            if isinstance(state, Ended):
+                pending.discard()
+            elif isinstance(state, Absent):
+                await self._begin()
+            else:
+                await self._apply(state, dict(pending.changes))
+        elif is_touch_due(self.known):
+            await self._apply(cast("Live", self.known.state), {})
 
     async def swap(self, live: Live, key: str, data: bytes) -> bool:
         """Set *key* if its stored value is still the one in *live*; return False if it isn't.
 
         If the session was ended or has expired, the request's changes are dropped.
         """
-        sets, now = self._seal(live.identity, {key: data}), self._sessions.clock()
-        outcome = await self._driver.swap(
+        sessions, now = self.known.sessions, self.known.sessions.clock()
+        sets = self._seal(live.identity, {key: data})
+        outcome = await sessions.store.swap(
             live.identity.id,
             key,
             live.record.fields.get(key),
             sets[key],
             now=now,
-            deadline=self._sessions.idle_deadline(now),
-            max_size=self._sessions.max_size,
+            deadline=sessions.idle_deadline(now),
+            max_size=sessions.max_size,
         )
         if outcome is Outcome.CONFLICT:
             return False
@@ -102,7 +106,7 @@ class Flush:
             await self._refuse_size(live.identity, sets, (), key)
         if outcome is Outcome.WRITTEN:
             self._note_written(live, sets, (), now)
-            self._pending.changes.pop(key, None)
+            self.pending.changes.pop(key, None)
         else:
             self._lose()
         return True
@@ -111,137 +115,129 @@ class Flush:
 
     async def _end(self) -> None:
         """End the session, and every other session that a cookie of this request leads to."""
-        identity = self._known.identify().identity
+        identity = self.known.identify().identity
         if identity is not None:
             # Twins first, so that no request in between finds one of them as the browser's session.
-            await self._end_all_but(identity, self._known.twins())
-            await self._driver.destroy(identity.id, now=self._sessions.clock())
+            await self._end_all_but(identity, self.known.twins())
+            await self.known.sessions.store.destroy(identity.id, now=self.known.sessions.clock())
             self._forget()
-        self._pending.is_end = False
+        self.pending.is_end = False
 
     async def _end_all_but(self, current: Identity, twins: Iterable[Identity]) -> None:
         for twin in twins:
             if twin.id != current.id:
-                await self._driver.destroy(twin.id, now=self._sessions.clock())
+                await self.known.sessions.store.destroy(twin.id, now=self.known.sessions.clock())
 
-    # Changing the session that the cookie leads to
+    # Changing the session that a cookie leads to
 
-    async def _change(self) -> None:
-        state = self._known.identify()
-        if isinstance(state, Ended):
-            self._pending.discard()
-        elif isinstance(state, Absent):
-            await self._begin()
-        else:
-            await self._apply(dict(self._pending.changes))
-
-    async def _apply(self, changes: Mapping[str, bytes | None], *, was_ended: bool = False) -> None:
+    async def _apply(self, state: Unread | Live, changes: dict[str, bytes | None], *, was_ended: bool = False) -> None:
         """Write single fields, the owner, and the idle limit. *was_ended* says that an earlier cookie led to a tombstone."""
-        state = cast("Unread | Live", self._known.state)
-        identity = state.identity
+        sessions, identity, owner = self.known.sessions, state.identity, self.pending.owner
+        now = sessions.clock()
         sets = self._seal(identity, changes)
         deletes = [key for key, data in changes.items() if data is None] if None in changes.values() else ()
-        owner, now = self._pending.owner, self._sessions.clock()
-        outcome = await self._write(state, owner, sets, deletes, now)
+        deadline, max_size = sessions.idle_deadline(now), sessions.max_size
+        ownership = None
+        if owner is None:
+            outcome = await sessions.store.apply(identity.id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+        else:
+            ownership = sessions.owners.ownership(owner, identity.id)
+            driver = cast("OwnerDriver", sessions.store)
+            outcome = await driver.set_owner(identity.id, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is Outcome.WRITTEN:
             self._note_written(state, sets, deletes, now)
-            self._pending.settle(changes)
-            await self._settle_owner(owner)
+            self.pending.settle(changes)
+            if owner is not None:
+                if isinstance(state, Live):
+                    state.record.ownership = ownership
+                await self._settle_owner(owner)
         elif outcome is Outcome.TOO_LARGE:
             await self._refuse_size(identity, sets, deletes)
         elif outcome is Outcome.REVOKED:
             self._revoke()
         elif outcome is Outcome.EMPTIED:
-            await self._end_all_but(identity, self._known.twins())
+            await self._end_all_but(identity, self.known.twins())
             self._forget()
-            self._pending.settle(changes)
+            self.pending.settle(changes)
         elif isinstance(state, Live):
             # This request has read the session, so its changes are for no other one.
             self._lose()
         else:
-            self._known.reject("expired")
+            self.known.reject("expired")
             was_ended = was_ended or outcome is Outcome.ENDED
-            if self._known.next_twin(identity):
-                await self._apply(changes, was_ended=was_ended)
+            if (twin := self.known.next_twin(identity)) is not None:
+                await self._apply(twin, changes, was_ended=was_ended)
             elif was_ended:
                 self._lose()
             else:
                 # The cookie is an old one, so a new session begins.
                 await self._begin()
 
-    async def _write(
-        self, state: Unread | Live, owner: PendingOwner | None, sets: Mapping[str, bytes], deletes: Collection[str], now: float
-    ) -> Outcome:
-        id, deadline, max_size = state.identity.id, self._sessions.idle_deadline(now), self._sessions.max_size
-        if owner is None:
-            return await self._driver.apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
-        ownership = self._sessions.owners.ownership(owner, id)
-        driver = cast("OwnerDriver", self._driver)
-        outcome = await driver.set_owner(id, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size)
-        if outcome is Outcome.WRITTEN and isinstance(state, Live):
-            state.record.ownership = ownership
-        return outcome
-
     # Beginning and renaming
 
     async def _begin(self, lost: tuple[Ownership, str] | None = None) -> None:
         """Store the changes as a new session, unless they set nothing.
 
-        *lost* is the ownership and the id of the session that they were for. The new session inherits it, so that end_all() for that
-        owner revokes the new one too.
+        *lost* is the ownership and the id of the session that they were for. The new session inherits the owner, so that a
+        concurrent end_all() revokes it too.
         """
-        changes, owner = dict(self._pending.changes), self._pending.owner
+        changes, owner = dict(self.pending.changes), self.pending.owner
         if any(data is not None for data in changes.values()):
             identity, record = self._new_session(None, changes)
             self._check_size(record.fields, {})
             if owner is not None:
-                record.ownership = self._sessions.owners.ownership(owner, identity.id)
+                record.ownership = self.known.sessions.owners.ownership(owner, identity.id)
             elif lost is not None:
-                record.ownership = self._sessions.owners.move(*lost, identity.id)
-            if await self._driver.create(identity.id, record) is Outcome.REVOKED:
+                record.ownership = self.known.sessions.owners.move(*lost, identity.id)
+            if await self.known.sessions.store.create(identity.id, record) is Outcome.REVOKED:
                 self._revoke()
                 return
-            self._sessions.counters.created += 1
+            self.known.sessions.counters.created += 1
             self._adopt(identity, record)
-            await self._settle_owner(owner)
-        self._pending.settle(changes)
-        self._pending.renewal = None
+            if owner is not None:
+                await self._settle_owner(owner)
+        self.pending.settle(changes)
+        self.pending.renewal = None
 
     async def _rename(self) -> None:
         """Move the session, as it is in the store at that moment and with the pending changes, to a new id."""
         lost: tuple[Ownership, str] | None = None
         for attempt in range(MAX_ATTEMPTS):
-            await self._known.load(again=attempt > 0)
-            state = self._known.state
+            await self.known.load(again=attempt > 0)
+            state = self.known.state
             if not isinstance(state, Live):
                 # A session that was ended stays ended, but a login beside a logout isn't lost.
                 await self._begin(lost)
                 return
             # The browser may send the cookie of an older session before the new one, and would then be logged out.
-            await self._end_all_but(state.identity, self._known.twins_after(state.identity))
+            await self._end_all_but(state.identity, self.known.twins_after(state.identity))
             if state.record.ownership is not None:
                 lost = state.record.ownership, state.identity.id
             if await self._rename_once(state):
                 return
-        raise SessionConflict(f"regenerate() met other requests' changes {MAX_ATTEMPTS} times; let fewer requests share this session")
+        raise SessionConflict(
+            f"regenerate() met other requests' changes {MAX_ATTEMPTS} times; let fewer requests share this session"
+        )
 
     async def _rename_once(self, live: Live) -> bool:
         """Rename the session if it is still as in *live*; return False if it isn't."""
-        changes, owner = dict(self._pending.changes), self._pending.owner
-        kept = {key: open_field(self._known, live, key) for key in live.record.fields if key not in changes}
+        changes, owner = dict(self.pending.changes), self.pending.owner
+        kept = {key: open_field(self.known, live, key) for key in live.record.fields if key not in changes}
         identity, record = self._new_session(live, {**kept, **changes})
         self._check_size(record.fields, live.record.fields)
         if not record.fields:
             await self._end()
-            self._pending.settle(changes)
+            self.pending.settle(changes)
             return True
         if owner is not None:
-            record.ownership = self._sessions.owners.ownership(owner, identity.id)
+            record.ownership = self.known.sessions.owners.ownership(owner, identity.id)
         elif live.record.ownership is not None:
-            record.ownership = self._sessions.owners.move(live.record.ownership, live.identity.id, identity.id)
-        now = self._sessions.clock()
+            record.ownership = self.known.sessions.owners.move(live.record.ownership, live.identity.id, identity.id)
+        now = self.known.sessions.clock()
         try:
-            outcome = await self._driver.rename(live.identity.id, identity.id, record, version=live.record.version, now=now)
+            outcome = await self.known.sessions.store.rename(
+                live.identity.id, identity.id, record, version=live.record.version, now=now
+            )
         except SessionStoreError as error:
             if error.is_unconfirmed:
                 # The old id is dead, so the browser gets the new one. The changes stay pending: if the handler catches this error,
@@ -249,20 +245,21 @@ class Flush:
                 self._adopt(identity, record)
             raise
         if outcome is Outcome.WRITTEN:
-            self._sessions.counters.written += 1
+            self.known.sessions.counters.written += 1
             self._adopt(identity, record)
-            self._pending.settle(changes)
-            self._pending.renewal = None
-            await self._settle_owner(owner)
+            self.pending.settle(changes)
+            self.pending.renewal = None
+            if owner is not None:
+                await self._settle_owner(owner)
         elif outcome is Outcome.REVOKED:
             self._revoke()
         else:
             return False
         return True
 
-    def _new_session(self, before: Live | None, changes: Mapping[str, bytes | None]) -> tuple[Identity, Record]:
+    def _new_session(self, before: Live | None, changes: dict[str, bytes | None]) -> tuple[Identity, Record]:
         """Return a new identity and its record, with the lifetime of the session *before* unless regenerate() set another one."""
-        sessions, renewal = self._sessions, self._pending.renewal
+        sessions, renewal = self.known.sessions, self.pending.renewal
         lifetime = None if before is None else before.record.expires - before.record.created
         is_transient = before is not None and before.identity.is_transient
         lifetime, is_transient = sessions.terms(None if renewal is None else renewal.max_age, lifetime, is_transient)
@@ -277,27 +274,27 @@ class Flush:
     # What is known and pending afterwards
 
     def _adopt(self, identity: Identity, record: Record) -> None:
-        self._known.state = Live(identity, record)
-        self._known.is_cookie_due = True
+        self.known.state = Live(identity, record)
+        self.known.is_cookie_due = True
 
     def _forget(self) -> None:
         """Note that this request ended the session."""
-        self._sessions.counters.ended += 1
-        self._known.state = Ended(None) if isinstance(self._known.state, Ended) else Absent(None)
-        self._known.is_cookie_due = True
+        self.known.sessions.counters.ended += 1
+        self.known.state = Ended(None) if isinstance(self.known.state, Ended) else Absent(None)
+        self.known.is_cookie_due = True
 
     def _lose(self) -> None:
         """Drop the changes, because the session was ended elsewhere; the cookie is left to the request that ended it."""
-        self._pending.changes.clear()
-        self._pending.owner = None
-        self._known.state = Ended(self._known.identify().identity)
-        self._known.is_cookie_due = False
+        self.pending.changes.clear()
+        self.pending.owner = None
+        self.known.state = Ended(self.known.identify().identity)
+        self.known.is_cookie_due = False
 
     def _revoke(self) -> None:
         """Drop the changes, because end_all() ended the sessions of their owner."""
-        identity = self._known.identify().identity
+        identity = self.known.identify().identity
         id = None if identity is None else identity.id
-        extra = {**log_extra(self._known.scope), "session": id, "driver": self._driver.name}
+        extra = {**log_extra(self.known.scope), "session": id, "driver": self.known.sessions.store.name}
         logger.warning(
             "session %s: what this request changed was dropped, because end_all() ended the sessions of its owner meanwhile; "
             "if it was a login, the user has to log in again",
@@ -305,54 +302,56 @@ class Flush:
             extra=extra,
         )
         if identity is not None:
-            self._known.reject("expired")
-        self._pending.discard()
-        self._known.state = Ended(identity)
+            self.known.reject("expired")
+        self.pending.discard()
+        self.known.state = Ended(identity)
 
     def _note_written(self, state: Unread | Live, sets: Mapping[str, bytes], deletes: Collection[str], now: float) -> None:
         """Update the loaded record, if any, by what was written."""
-        self._sessions.counters.written += 1
+        self.known.sessions.counters.written += 1
         if isinstance(state, Live):
             record = state.record
             record.fields.update(sets)
             for key in deletes:
                 record.fields.pop(key, None)
             record.version += 1
-            record.deadline = self._sessions.deadline(now, record.expires)
+            record.deadline = self.known.sessions.deadline(now, record.expires)
 
-    async def _settle_owner(self, owner: PendingOwner | None) -> None:
-        """Remove the *owner* that was written, unless the handler set another one meanwhile, and end the owner's oldest sessions."""
-        if owner is not None:
-            if self._pending.owner is owner:
-                self._pending.owner = None
-            await self._sessions.owners.trim(owner)
+    async def _settle_owner(self, written: PendingOwner) -> None:
+        """Remove the owner that was *written* from what is pending, and end the owner's sessions beyond the limit."""
+        if self.pending.owner is written:
+            self.pending.owner = None
+        await self.known.sessions.owners.trim(written)
 
     # Size and seal
 
     def _check_size(self, fields: Mapping[str, bytes], before: Mapping[str, bytes]) -> None:
         """Drop the changes, and raise SessionTooLarge, if *fields* are too large, and larger than *before*."""
         size = size_of(fields)
-        if size > self._sessions.max_size and size > size_of(before):
-            self._pending.discard()
-            raise StoredSessionTooLarge(size, self._sessions.max_size)
+        if size > self.known.sessions.max_size and size > size_of(before):
+            self.pending.discard()
+            raise StoredSessionTooLarge(size, self.known.sessions.max_size)
 
     async def _refuse_size(
         self, identity: Identity, sets: Mapping[str, bytes], deletes: Collection[str], key: str | None = None
     ) -> NoReturn:
         """Drop the changes, which the store found too large, and raise SessionTooLarge."""
-        self._pending.discard()
-        found = await self._driver.load(identity.id, now=self._sessions.clock())
+        self.pending.discard()
+        found = await self.known.sessions.store.load(identity.id, now=self.known.sessions.clock())
         stored = found.fields if isinstance(found, Record) else {}
         size = size_of({name: sealed for name, sealed in {**stored, **sets}.items() if name not in deletes})
         # The store may count a little more, and other requests may have written since.
-        raise StoredSessionTooLarge(max(size, self._sessions.max_size + 1), self._sessions.max_size, key)
+        raise StoredSessionTooLarge(max(size, self.known.sessions.max_size + 1), self.known.sessions.max_size, key)
 
-    def _seal(self, identity: Identity, changes: Mapping[str, bytes | None]) -> dict[str, bytes]:
-        """Return the fields that *changes* set, as the store gets them."""
-        if self._sessions.is_sealed:
-            seal = identity.values.seal
-            return {key: seal(key, data) for key, data in changes.items() if data is not None}
-        return {key: data for key, data in changes.items() if data is not None}
+    def _seal(self, identity: Identity, changes: dict[str, bytes | None]) -> dict[str, bytes]:
+        """Return the fields that *changes* set, as the store gets them; maybe *changes* itself."""
+        if None in changes.values():
+            changes = {key: data for key, data in changes.items() if data is not None}
+        sets = cast("dict[str, bytes]", changes)
+        if not self.known.sessions.is_sealed:
+            return sets
+        seal = identity.values.seal
+        return {key: seal(key, data) for key, data in sets.items()}
 
 
 def is_touch_due(known: Known) -> bool:

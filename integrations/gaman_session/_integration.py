@@ -23,7 +23,7 @@ from gaman_session._errors import SessionStoreError, SessionTooLarge, SessionUse
 from gaman_session._owners import OwnedSession, Owners
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
-from gaman_session._session import Session
+from gaman_session._session import CookieValue, Session
 from gaman_session._sessions import Sessions
 from gaman_session._stored import StoredSession
 from gaman_session.drivers import DRIVERS
@@ -52,8 +52,8 @@ class SessionIntegration(Integration):
     def end(self, handle: str) -> Coroutine[Any, Any, bool]:
         """End the session with this handle, its `ctx.session.id`; return whether it existed.
 
-        If the session was renamed within the last minute, this ends it under its new id. If a visitor chose the *handle*, check first
-        that it is one of theirs:
+        If the session was renamed within the last minute, this ends it under its new id. If a visitor chose the *handle*, check
+        first that it is one of theirs:
 
         `if any(each.handle == handle for each in await sessions.list(owner)): await sessions.end(handle)`
         """
@@ -72,8 +72,8 @@ class SessionIntegration(Integration):
     def count(self, owner: str | None = None) -> SessionCall[int]:
         """Return how many live sessions *owner* has, or without an owner, how many are in the store.
 
-        The count of all sessions takes longer the more there are, so use it for a graph and not in each request. The file driver
-        reads each name, SQLite and MongoDB each entry of an index, and a Redis Cluster each key. A single Redis server, or one behind
+        Counting all sessions takes longer the more there are, so do it for a graph and not in each request. The file driver reads
+        each name, SQLite and MongoDB each entry of an index, and a Redis Cluster each key. A single Redis server, or one behind
         Sentinels, reads the number from an index.
         """
         return later(self, "sessions.count", run(self._owners.count, owner))
@@ -155,8 +155,8 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
     store_clock = StoreClock(driver) if clock is None and tells_time(driver) else None
     sessions = Sessions(
         driver=driver,
-        # After a change of the cookie's attributes, browsers keep the old cookie beside the new one. A store can end the old session;
-        # without a store, the slot in the key makes the old cookie invalid.
+        # After a change of the cookie's attributes, browsers keep the old cookie beside the new one. A store can end the old
+        # session; without a store, the slot in the keyring's name makes the old cookie invalid.
         keyring=Keyring(options.secrets, cookie.slot if driver is None else cookie.name),
         codec=options.codec,
         max_age=options.max_age,
@@ -190,7 +190,8 @@ class _Hooks:
         self._sessions = sessions
         self._store_clock = store_clock
         self._log_extra = {"driver": driver_name}
-        self._kind = CookieSession if sessions.driver is None else StoredSession
+        self._has_store = sessions.driver is not None
+        self._kind = StoredSession if self._has_store else CookieSession
         # The line is checked once. Tokens need no check: they are base64.
         self._cookie_name, _, self._cookie_attributes = options.cookie.line(0).decode("ascii").partition("; Max-Age=0")
         self._warnings = options.warnings
@@ -230,20 +231,22 @@ class _Hooks:
     def on_response(self, ctx: Context, response: Response) -> Awaitable[None] | None:
         session = ctx.session
         # There is no session if another integration answered the request first, or failed.
-        if not isinstance(session, self._kind) or not session._close():
+        if session.__class__ is not self._kind or not session._close():
             return None
-        is_plain = len(response.raw_headers) == 1 and response.raw_headers[0][0] == b"content-type"
+        headers = response.raw_headers
+        is_plain = len(headers) == 1 and headers[0][0] == b"content-type"
         if is_plain:
-            response.raw_headers += _PRIVATE
+            headers += _PRIVATE
         else:
             _keep_private(response)
         if response.status >= 500:
             session._discard()
         # The handler may have set how caches treat the response; a plain one says nothing about that.
         checked = None if is_plain else response
-        if session._needs_store():
+        if self._has_store and session._needs_store():
             return self._flush(ctx, session, checked)
-        self._send_cookie(ctx, session, checked)
+        if (cookie := session._cookie()) is not None:
+            self._send_cookie(ctx, session, cookie, checked)
         return None
 
     async def _flush(self, ctx: Context, session: Session, response: Response | None) -> None:
@@ -251,21 +254,20 @@ class _Hooks:
             await session._flush()
         except Exception:
             # The response to the error carries the cookie too, because the old cookie no longer leads to a renamed session.
-            self._send_cookie(ctx, session, None)
+            if (cookie := session._cookie()) is not None:
+                self._send_cookie(ctx, session, cookie, None)
             raise
-        self._send_cookie(ctx, session, response)
+        if (cookie := session._cookie()) is not None:
+            self._send_cookie(ctx, session, cookie, response)
 
     def on_error(self, ctx: Context, error: Exception) -> None:
         session = ctx.session
-        if isinstance(session, self._kind):
+        if session.__class__ is self._kind:
             # The handler raised an HTTPError on purpose, so its changes are kept, as with a Response.
             session._fail(keeps_changes=isinstance(error, HTTPError) and not isinstance(error, SessionTooLarge))
 
-    def _send_cookie(self, ctx: Context, session: Session, response: Response | None) -> None:
-        """Send the session's cookie, if there is one to send, and keep *response* out of caches then."""
-        cookie = session._cookie()
-        if cookie is None:
-            return
+    def _send_cookie(self, ctx: Context, session: Session, cookie: CookieValue, response: Response | None) -> None:
+        """Send the session's cookie, and keep *response* out of caches."""
         token, max_age = cookie
         lifetime = "" if max_age is None else f"; Max-Age={max_age}"
         # Cookies of the request are sent even if another hook replaces the response.

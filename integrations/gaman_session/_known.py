@@ -3,43 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from typing import Any, TypeAlias, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
 
 from msgspec import Struct
 
 from gaman import find_cookie, log_extra
 from gaman_session._counters import Rejection
-from gaman_session._driver import Driver, Record
+from gaman_session._driver import Record
 from gaman_session._sealing import Identity
 from gaman_session._sessions import Sessions
 
 
-class Unread(Struct, frozen=True):
+@dataclass(slots=True, eq=False)
+class Unidentified:
+    """Nothing is known: the request's cookies haven't been looked at."""
+
+    is_read: ClassVar[bool] = False
+
+
+@dataclass(slots=True, eq=False)
+class Unread:
     """A cookie leads to this session, which hasn't been loaded."""
 
+    is_read: ClassVar[bool] = False
     identity: Identity
 
 
-class Live(Struct, frozen=True):
+@dataclass(slots=True, eq=False)
+class Live:
     """The session is in the store, or was when it was loaded or written last."""
 
+    is_read: ClassVar[bool] = True
     identity: Identity
     record: Record
 
 
-class Absent(Struct, frozen=True):
+@dataclass(slots=True, eq=False)
+class Absent:
     """There is no session: the request has no valid cookie, or the session has expired or was lost."""
 
+    is_read: ClassVar[bool] = True
     identity: Identity | None
 
 
-class Ended(Struct, frozen=True):
+@dataclass(slots=True, eq=False)
+class Ended:
     """The session was ended elsewhere, so this request's changes are dropped."""
 
+    is_read: ClassVar[bool] = True
     identity: Identity | None
 
 
-State: TypeAlias = Unread | Live | Absent | Ended
+Identified: TypeAlias = Unread | Live | Absent | Ended
+_UNIDENTIFIED = Unidentified()
 
 
 class Known(Struct):
@@ -47,30 +64,31 @@ class Known(Struct):
 
     sessions: Sessions
     scope: MutableMapping[str, Any]
-    state: State | None = None
-    """None until identify() has looked at the cookies."""
+    state: Unidentified | Identified = _UNIDENTIFIED
     has_cookie: bool = False
     """Whether the request has a cookie of the session's name, valid or not."""
     is_cookie_due: bool = False
     """Whether this request has begun, renamed or ended a session, which the browser has to know."""
     is_rejected: bool = False
 
-    @property
-    def driver(self) -> Driver:
-        """The store's driver."""
-        return cast("Driver", self.sessions.driver)
-
-    def identify(self) -> State:
+    def identify(self) -> Identified:
         """Return the state; the first call finds out from the cookies which session it is, without the store."""
-        if self.state is None:
-            token = find_cookie(self.scope["headers"], self.sessions.cookie_name)
-            self.has_cookie = token is not None
-            identity = None
-            if token is not None and (identity := self.sessions.keyring.identify(token)) is None:
-                self.reject("forged")
-                identity = next(iter(self.twins()), None)
+        if isinstance(self.state, Unidentified):
+            identity = self._first()
             self.state = Absent(None) if identity is None else Unread(identity)
         return self.state
+
+    def _first(self) -> Identity | None:
+        """Return the first session that a cookie of this request leads to."""
+        token = find_cookie(self.scope["headers"], self.sessions.cookie_name)
+        self.has_cookie = token is not None
+        if token is None:
+            return None
+        identity = self.sessions.keyring.identify(token)
+        if identity is None:
+            self.reject("forged")
+            return next(iter(self.twins()), None)
+        return identity
 
     def twins(self) -> list[Identity]:
         """Return every session, live or not, that a cookie of this request leads to, in the order of the cookies."""
@@ -83,45 +101,46 @@ class Known(Struct):
         ids = [twin.id for twin in twins]
         return twins[ids.index(current.id) + 1 :] if current.id in ids else []
 
-    def next_twin(self, dead: Identity) -> bool:
-        """Go on with the twin after a *dead* session; return whether there is one.
+    def next_twin(self, dead: Identity) -> Unread | None:
+        """Go on with the twin after a *dead* session, and return it, or None if there is none.
 
         A browser keeps a dead cookie beside a live one if they differ in domain, path or partition, and may send it first.
         """
-        following = self.twins_after(dead)
-        if following:
-            self.state = Unread(following[0])
-        return bool(following)
+        twins = self.twins_after(dead)
+        if not twins:
+            return None
+        self.state = twin = Unread(twins[0])
+        return twin
 
     async def load(self, *, again: bool = False) -> None:
         """Load the session unless the request has loaded it before, or, with *again*, to see what it is now.
 
         Dead sessions are skipped for their twins, but a session that this request has read isn't replaced by another one.
         """
-        state = self.identify()
-        if not isinstance(state, Unread) and not (again and isinstance(state, Live)):
+        state, sessions, is_ended = self.state, self.sessions, False
+        if state.is_read and not (again and isinstance(state, Live)):
             return
-        identity, is_ended = state.identity, False
-        while True:
-            now = self.sessions.clock()
-            found = await self.driver.load(identity.id, now=now)
+        identity = self._first() if isinstance(state, Unidentified) else state.identity
+        while identity is not None:
+            now = sessions.clock()
+            found = await sessions.store.load(identity.id, now=now)
             if not isinstance(found, Record):
                 self.reject("expired")
                 # One tombstone among several dead sessions is enough to drop the request's changes.
                 is_ended = is_ended or found is not None
             elif now < found.expires and (
-                not self.sessions.is_sealed or identity.values.proves_times(found.seal, found.created, found.expires)
+                not sessions.is_sealed or identity.values.proves_times(found.seal, found.created, found.expires)
             ):
-                self.sessions.counters.loaded += 1
+                sessions.counters.loaded += 1
                 self.state = Live(identity, found)
                 return
             else:
                 self.report_damage(identity, "its lifetime")
-            twins = self.twins_after(identity) if isinstance(state, Unread) else []
+            twins = [] if state.is_read else self.twins_after(identity)
             if not twins:
-                self.state = Ended(identity) if is_ended else Absent(identity)
-                return
+                break
             identity = twins[0]
+        self.state = Ended(identity) if is_ended else Absent(identity)
 
     def reject(self, reason: Rejection) -> None:
         """Count, once a request, that its cookie or session was rejected."""

@@ -160,8 +160,8 @@ class Keyring:
     def seal_note(self, id: str, owner: str, note: bytes) -> bytes:
         """Return *note* sealed for the session *id* and the hash *owner* only.
 
-        The key comes from the secret and the id, because end_all() and list() don't know raw ids. Unlike values, notes can be opened
-        by a thief of both the store and a secret.
+        The key comes from the secret and the id, because list() doesn't know raw ids. So a thief of both the store and a secret can
+        open notes, but not values.
         """
         keys = self._newest
         return _seal(_note_key(keys, id), keys.head, note, self._note_context(owner))

@@ -94,9 +94,7 @@ class Codec:
             raise SessionSerializationError(f"the session can't keep {key!r}, a {type(value).__name__}: {reason}") from cause
 
     def decoder_of(self, type: Any) -> Decoder:
-        """Return the decoder of *type*; None stands for any type."""
-        if type is None:
-            return self.decoder
+        """Return the decoder of *type*."""
         try:
             return self.decoders[type]
         except (KeyError, TypeError):

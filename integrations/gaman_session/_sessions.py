@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from gaman import find_cookies
 from gaman_session._counters import Counters
@@ -47,11 +47,14 @@ class Sessions:
     """Whether values are sealed before they go to the store. In memory they aren't, because the key is in the same process."""
     overhead: int = field(init=False)
     """Bytes that sealing adds to a value."""
+    store: Driver = field(init=False)
+    """The driver, for stored sessions, which have one."""
     owners: Owners = field(init=False)
 
     def __post_init__(self) -> None:
         self.is_sealed = self.encrypt and self.driver is not None and self.driver.shared
         self.overhead = OVERHEAD if self.is_sealed else 0
+        self.store = cast("Driver", self.driver)
         self.owners = Owners(
             self.driver,
             self.keyring,
