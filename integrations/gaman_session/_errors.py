@@ -61,7 +61,7 @@ class SessionUnsupported(SessionError):
 
     def __init__(self, driver: str) -> None:
         super().__init__(
-            f"the {driver} driver can't tell whose sessions are whose; choose one that can: memory, file, sql, redis or mongodb"
+            f"the {driver} driver doesn't know the owners of sessions; choose one that does: memory, file, sql, redis or mongodb"
         )
         self.driver = driver
 

@@ -760,7 +760,7 @@ async def test_values_in_a_store_are_sealed_and_moving_them_makes_them_absent(
 
         for _ in range(2):
             assert await thief.do(work) == ((False, None, None), {"preferences": {"theme": "light"}})
-        unreadable = [record for record in caplog.records if "is not what was written there" in record.message]
+        unreadable = [record for record in caplog.records if "is damaged" in record.message]
         assert len(unreadable) == 2
 
 
@@ -780,7 +780,7 @@ async def test_write_access_to_a_store_prolongs_no_session(clock: Clock, caplog:
         infinite.expires = infinite.deadline = float("inf")
         for _ in range(2):
             assert [await browser.all() for browser in browsers] == [{"a": 1}, {}, {}, {}, {}, {}]
-        told = [record for record in caplog.records if "its lifetime is not what was written there" in record.message]
+        told = [record for record in caplog.records if "its lifetime is damaged" in record.message]
         assert len(told) == 5
         # A visitor begins anew.
         for browser in browsers[1:]:
