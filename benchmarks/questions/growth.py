@@ -103,7 +103,7 @@ async def fill(driver: Driver, count: int, now: float) -> None:
         for number in numbers:
             deadline = now + 1 + DAY * number / count
             record = Record({"user": os.urandom(VALUE)}, now, deadline, deadline)
-            await driver.create(_sealing.handle(_sealing.new_id()), record)
+            await driver.create(_sealing.id_of(_sealing.new_raw_id()), record)
 
     # The filling isn't measured, and with fsync it would take most of an hour.
     with patch("os.fsync"):

@@ -23,7 +23,7 @@ OWNED = 1000
 async def log_in(driver: OwnerDriver, owner: str) -> None:
     now = time.time()
     record = Record({"user": bytes(95)}, now, now + 86_400, now + 86_400, ownership=Ownership(owner, bytes(60), now))
-    await driver.create(_sealing.handle(_sealing.new_id()), record)
+    await driver.create(_sealing.id_of(_sealing.new_raw_id()), record)
 
 
 async def timed(work: Awaitable[object]) -> float:

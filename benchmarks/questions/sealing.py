@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
 from benchmarks.harness import Case, Contender, Entered, Missing, Plan, Question, contenders, line_of, timed_call
 from benchmarks.rivals.bare import SECRET, USER, decode, encode
 from gaman.session import session
-from gaman_session._sealing import Keyring, new_id
+from gaman_session._sealing import Keyring, new_raw_id
 
 AES_GCM = AESGCM(bytes(range(32)))
 AES_GCM_SIV = AESGCMSIV(bytes(range(32)))
@@ -83,7 +83,7 @@ def signed() -> tuple[Call, Call]:
 
 def gaman_value() -> tuple[Call, Call]:
     """Return the functions that seal and open values in a store."""
-    sealed = Keyring([SECRET], "session").values(new_id())
+    sealed = Keyring([SECRET], "session").values(new_raw_id())
     return partial(sealed.seal, "user"), partial(sealed.open, "user")
 
 
@@ -128,7 +128,7 @@ def cookies_driver() -> tuple[Call, Call]:
         # The work of Session.set() and on_response, without the coroutine and the header.
         kept = request.session
         kept._put("user", kept._encode("user", values["user"]))
-        token, _ = kept._finish()
+        token, _ = kept._cookie()
         return b"__Host-Http-gaman=" + bytes(token, "ascii")
 
     def read(cookie: bytes) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def cookies_driver() -> tuple[Call, Call]:
         kept = request.session
         # Each call sees the cookie for the first time.
         kept._sessions.keyring._opened.clear()
-        kept._load()
+        kept._is_ready()
         return {key: kept._value(key, None, None) for key in kept._fields}
 
     return write, read

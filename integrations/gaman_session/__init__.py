@@ -1,4 +1,4 @@
-"""Sessions for gaman: session() is the integration, ctx.session what it gives to handlers."""
+"""Sessions for gaman: session() returns the integration, which gives handlers their ctx.session."""
 
 from gaman_session._counters import Counters
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, ClockDriver, Driver, Outcome, OwnerDriver, Ownership, Record

@@ -1,4 +1,4 @@
-"""SessionCall: what a call of the session returns, which raises where it is taken for its own result."""
+"""SessionCall: what a call of the session returns; using it without `await` raises."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 MYPY: Final = False
-"""mypy takes this for True, and nothing else does."""
+"""True for mypy, and False for everything else."""
 
 _PENDING: Any = object()
 _frame = sys._getframe
 _is_finalizing = sys.is_finalizing
-# What asyncio, inspect and debuggers ask of any coroutine.
+# The names that asyncio, inspect and debuggers look up on any coroutine.
 _INTERNAL: Final = ("_", "cr_", "gi_", "ag_")
 
 
 class Reporter(Protocol):
-    """Has it logged that a call was never awaited; *told* is the line."""
+    """Logs the calls that were never awaited."""
 
-    def _report_forgotten(self, told: str) -> None: ...
+    def _report_unawaited(self, line: str) -> None: ...
 
 
 class SessionCall(Coroutine[Any, Any, T_co]):
-    """One call of the session: `await` gives its result, however often, and any other use of it raises a TypeError.
+    """One call of the session. `await` returns its result, every time; any other use raises SessionUseError, a TypeError.
 
-    A call that reads does so when it is awaited, or before, where that takes no I/O. A call that is never awaited is reported.
+    A call that needs the store reads when it is awaited; the others read at once. A call that is never awaited is logged.
     """
 
     __slots__ = ("_code", "_instruction", "_name", "_reporter", "_running", "_value", "_work")
 
     _code: CodeType
-    """Where the call stands. A frame in its place would hold this object, and live as long as it does."""
+    """Where the call is made. A frame would refer to this object, and so keep it alive."""
     _instruction: int
     _name: str
     _reporter: Any
     _running: Generator[Any, Any, T_co]
-    """What a task that was given this object runs."""
+    """What send() and throw() run."""
     _value: T_co
     _work: Any
-    """What is left to do for the value: a generator or, of a Reading, a function of the session and its further arguments."""
+    """How to get the value: a generator or, in a Reading, the arguments of Session._read()."""
 
     def __await__(self) -> Generator[Any, Any, T_co]:
         self.__class__ = SessionCall  # pyright: ignore[reportAttributeAccessIssue]
@@ -60,10 +60,10 @@ class SessionCall(Coroutine[Any, Any, T_co]):
             self._value = yield from work
         return self._value
 
-    # Most of asyncio takes coroutines only.
+    # asyncio mostly takes only coroutines, so this is one.
 
     def send(self, value: Any, /) -> Any:
-        """Go on; StopIteration has the result."""
+        """Continue; StopIteration has the result."""
         try:
             return self._run().send(value)
         except BaseException:
@@ -71,7 +71,7 @@ class SessionCall(Coroutine[Any, Any, T_co]):
             raise
 
     def throw(self, *error: Any) -> Any:
-        """Raise *error* where the call waits; what has not begun never does."""
+        """Raise *error* where the call waits; a call that has not begun never begins."""
         try:
             return self._run().throw(*error)
         except BaseException:
@@ -79,7 +79,7 @@ class SessionCall(Coroutine[Any, Any, T_co]):
             del self._running
             raise
         finally:
-            # An error whose traceback led back to it would have to wait for the garbage collector, and with it the request.
+            # Otherwise the error's traceback refers to the error, and only the garbage collector frees both and the request.
             del error
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ class SessionCall(Coroutine[Any, Any, T_co]):
         return self._running
 
     def _drop(self) -> None:
-        """Have nothing left to do, and nothing to report."""
+        """Drop the work, and don't log the call."""
         self.__class__ = SessionCall  # pyright: ignore[reportAttributeAccessIssue]
         if self._value is _PENDING:
             self._work = None
@@ -114,16 +114,16 @@ class SessionCall(Coroutine[Any, Any, T_co]):
         __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
 
         def __bool__(self) -> bool:
-            # The repr() of a task asks whether it has a coroutine.
+            # The repr() of a task tests whether it has a coroutine.
             return _is_asyncio(_frame(1)) or self._refuse()
 
         def __hash__(self) -> int:
-            # gather() and as_completed() keep calls in a dict or a set. Anywhere else, a look-up in one is a comparison.
+            # gather() and as_completed() put calls into a dict or a set. Elsewhere, a lookup is a comparison by mistake.
             return object.__hash__(self) if _is_asyncio(_frame(1)) else self._refuse()
 
 
 class Due(SessionCall[T_co]):
-    """A call that is still to be awaited. Then it changes its class, because __getattr__ and __del__ cost what has them."""
+    """A call that has yet to be awaited. `await` changes its class, because __getattr__ and __del__ make objects slow."""
 
     __slots__ = ()
 
@@ -136,34 +136,31 @@ class Due(SessionCall[T_co]):
             self._drop()
             if not _is_finalizing():
                 place = _place(self._code, self._instruction)
-                self._reporter._report_forgotten(f"{self._name}(...) was never awaited: write `await` before it ({place})")
+                self._reporter._report_unawaited(f"{self._name}(...) was never awaited: write `await` before it ({place})")
 
 
 class Reading(SessionCall[T_co]):
-    """A call that reads a session which may have yet to be loaded; it does so as often as it is awaited."""
+    """A call that reads a session that may have to be loaded; it reads each time it is awaited."""
 
     __slots__ = ()
 
     def __await__(self) -> Generator[Any, Any, T_co]:
         self.__class__ = Reading  # pyright: ignore[reportAttributeAccessIssue]
-        session, (read, key, default, type) = self._reporter, self._work
-        if not session._is_loaded and (loading := session._load(key)) is not None:
-            yield from loading.__await__()
-        result: T_co = read(session, key, default, type)
-        return result
+        reading: Generator[Any, Any, T_co] = self._reporter._read(*self._work).__await__()
+        return reading
 
     def _drop(self) -> None:
         self.__class__ = Reading  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class DueReading(Reading[T_co], Due[T_co]):
-    """A call that reads, and is still to be awaited."""
+    """A call that reads, and has yet to be awaited."""
 
     __slots__ = ()
 
 
 class Done(SessionCall[None]):
-    """A call that only noted a change: it has done so already, and awaiting it is a habit that costs little."""
+    """A call that only recorded a change, and is complete: awaiting it does nothing."""
 
     __slots__ = ()
 
@@ -174,7 +171,7 @@ class Done(SessionCall[None]):
         return _NOTHING
 
     def send(self, value: Any, /) -> Any:
-        """Say that it is done."""
+        """Raise StopIteration: the call is complete."""
         raise StopIteration
 
     def throw(self, *error: Any) -> Any:
@@ -194,7 +191,7 @@ class Done(SessionCall[None]):
 
 
 def _find(call: SessionCall[Any], name: str) -> str:
-    """Return the call's name, as a coroutine has one, and refuse an attribute that its result may have."""
+    """Return the call's name, as a coroutine has one; raise for an attribute that its result may have."""
     if name in ("__name__", "__qualname__"):
         return call._name
     if name.startswith(_INTERNAL):
@@ -202,7 +199,7 @@ def _find(call: SessionCall[Any], name: str) -> str:
     return call._refuse()
 
 
-# An exhausted iterator is how an awaitable says that it is done. Nothing else is as cheap.
+# An exhausted iterator is the cheapest way for an awaitable to be complete.
 _NOTHING: Final[Any] = iter(())
 
 
@@ -211,12 +208,12 @@ def _finish() -> Generator[Any, Any, None]:
 
 
 def run(function: Callable[P, Coroutine[Any, Any, T]], *arguments: P.args, **named: P.kwargs) -> Generator[Any, Any, T]:
-    """Await what *function* returns, and return its result: a coroutine that is made only then can't be left without `await`."""
+    """Await `function(...)` and return its result. The coroutine is created only then, so it can't be left without `await`."""
     return (yield from function(*arguments, **named).__await__())
 
 
 def later(reporter: Reporter, name: str, work: Generator[Any, Any, T]) -> SessionCall[T]:
-    """Return the call *name*, made by the caller's caller, whose result is what *work* returns."""
+    """Return the call *name*, made by the caller's caller. Its result is the result of *work*."""
     frame = _frame(2)
     call: Due[T] = Due()
     call._code, call._instruction = frame.f_code, frame.f_lasti
@@ -225,10 +222,20 @@ def later(reporter: Reporter, name: str, work: Generator[Any, Any, T]) -> Sessio
     return call
 
 
+def ready(session: Any, name: str, value: T) -> SessionCall[T]:
+    """Return the call *name*, made by the caller's caller, with the result *value*."""
+    frame = _frame(2)
+    call: Due[T] = Due()
+    call._code, call._instruction = frame.f_code, frame.f_lasti
+    call._name, call._reporter = name, session
+    call._value = value
+    return call
+
+
 def reading(
     session: Any, name: str, read: Callable[..., T], key: str | None, default: Any = None, type: Any = None
 ) -> SessionCall[T]:
-    """Return the call *name*, made by the caller's caller, whose result is what *read* returns of the loaded session."""
+    """Return the call *name*, made by the caller's caller. Its result is what *read* returns once the session is loaded."""
     frame = _frame(2)
     call: DueReading[T] = DueReading()
     call._code, call._instruction = frame.f_code, frame.f_lasti
@@ -242,10 +249,10 @@ def _is_asyncio(frame: FrameType) -> bool:
 
 
 def _place(code: CodeType, instruction: int) -> str:
-    """Return where *instruction*, an offset in bytes, stands in the source."""
+    """Return the place in the source of *instruction*, an offset in bytes."""
     line = next((line for start, end, line in code.co_lines() if start <= instruction < end), None)
     path = code.co_filename
-    # The working directory may be gone.
+    # The working directory may have been removed.
     with suppress(OSError):
         path = os.path.relpath(path) if path.startswith(os.getcwd()) else path
     return f"{path}, line {line or code.co_firstlineno}, in {code.co_name}"

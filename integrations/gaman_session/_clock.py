@@ -1,4 +1,4 @@
-"""StoreClock: the time as a store tells it, so that machines agree on it, whatever their own clocks show."""
+"""StoreClock: the store's time, so that machines with different clocks behave alike."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gaman_session._driver import MAX_SKEW, ClockDriver, Driver
 logger = logging.getLogger("gaman")
 
 _ATTEMPTS: Final = 5
-_ENOUGH: Final = 1.0
-"""Seconds after which a measurement makes no further attempt."""
-_EXACT: Final = 0.05
-"""Seconds of a round trip up to which its answer counts in any case. It is then wrong by at most half of that."""
+_MAX_DURATION: Final = 1.0
+"""Seconds after which a measurement stops."""
+_EXACT_ENOUGH: Final = 0.05
+"""Seconds. A shorter round trip always counts: its result is wrong by at most half of its duration."""
 
 
 def tells_time(driver: Driver | None) -> TypeGuard[ClockDriver]:
@@ -25,15 +25,15 @@ def tells_time(driver: Driver | None) -> TypeGuard[ClockDriver]:
 
 
 class StoreClock:
-    """The time of a driver's store, counted from the last measurement on by a clock that is never set.
+    """The time of a driver's store: the last measurement, continued by the monotonic clock.
 
-    Until the first measurement, it is the time of this machine.
+    Until the first measurement, it is this machine's time.
     """
 
     def __init__(self, driver: ClockDriver) -> None:
         self._driver = driver
         self._base = time.time() - monotonic()
-        """What monotonic() lacks to be the time."""
+        """The difference between the store's time and monotonic()."""
         self._is_off = False
 
     def now(self) -> float:
@@ -41,26 +41,26 @@ class StoreClock:
         return monotonic() + self._base
 
     async def measure(self) -> None:
-        """Ask the store for its time; SessionStoreError: it failed, and the clock goes on as before.
+        """Measure the store's time; SessionStoreError: the store failed, and the clock continues as before.
 
-        The server has read its clock within the round trip, so the shortest of several tells most. The answer of a longer one, as
-        from a slow store or in a busy event loop, counts only where it proves the clock wrong.
+        The server reads its clock during the round trip, so the shortest of several is the most exact. A longer one, due to a slow
+        store or a busy event loop, counts only if it proves the clock wrong.
         """
-        shortest, base, began = math.inf, self._base, monotonic()
+        shortest, base, started = math.inf, self._base, monotonic()
         for _ in range(_ATTEMPTS):
-            asked = monotonic()
+            began = monotonic()
             found = await self._driver.time()
-            answered = monotonic()
-            if answered - asked < shortest:
-                shortest, base = answered - asked, found - (asked + answered) / 2
-            if answered - began > _ENOUGH:
+            ended = monotonic()
+            if ended - began < shortest:
+                shortest, base = ended - began, found - (began + ended) / 2
+            if ended - started > _MAX_DURATION:
                 break
-        if shortest <= _EXACT or abs(base - self._base) > (shortest + _EXACT) / 2:
+        if shortest <= _EXACT_ENOUGH or abs(base - self._base) > (shortest + _EXACT_ENOUGH) / 2:
             self._base = base
         self._compare()
 
     def _compare(self) -> None:
-        """Warn when this machine's clock begins to differ from the store's by more than MAX_SKEW."""
+        """Log a warning when this machine's clock starts to differ from the store's by more than MAX_SKEW."""
         ahead = time.time() - self.now()
         was_off, self._is_off = self._is_off, abs(ahead) > MAX_SKEW
         if self._is_off and not was_off:

@@ -1,4 +1,4 @@
-"""Counters: what has become of sessions in this process, for whoever asks, and for OpenTelemetry where that is installed."""
+"""Counters: how often sessions began, were written, ended and so on in this process; OpenTelemetry exports them if installed."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ Rejection: TypeAlias = Literal["forged", "expired", "unreadable"]
 
 
 class Counters(Struct):
-    """How often something has happened since the process began; each worker counts for itself."""
+    """Totals since the process started; each worker counts for itself."""
 
     created: int = 0
-    """Sessions that began: those that reached the store, or with the cookies driver a browser."""
+    """Sessions that began: they were stored or, with the cookies driver, sent to a browser."""
     loaded: int = 0
-    """Times that a session was found where it is kept."""
+    """Times that a session was loaded."""
     written: int = 0
-    """Times that a session which was there was changed, renamed, or had its idle limit moved on."""
+    """Times that an existing session was changed or renamed, or its idle limit was refreshed."""
     ended: int = 0
-    """Sessions that clear(), the delete() of their last key, end(), end_all() or an owner's limit ended; none that ran out."""
+    """Sessions that clear(), the delete() of their last key, end(), end_all() or an owner's limit ended, but not expired ones."""
     forged: int = 0
-    """Requests whose cookie is none of ours: made up, changed, or sealed with a secret that is not honoured any more."""
+    """Requests with an invalid cookie: forged, changed, or sealed with a secret that is no longer in the list."""
     expired: int = 0
-    """Requests with a cookie of ours whose session is over: past its limit, ended elsewhere, or lost with the store's data."""
+    """Requests with a valid cookie whose session has expired, was ended elsewhere, or was lost with the store's data."""
     unreadable: int = 0
-    """Requests that met a value which can't be unsealed or decoded, or a cookie that another version of this package has sealed."""
+    """Requests with a damaged value, or a cookie that another version of this package sealed."""
     store_errors: int = 0
-    """Calls that ended in a SessionStoreError, whether or not somebody has caught it; those of the background are among them."""
+    """Calls that raised SessionStoreError, whether it was caught or not; background calls count as well."""
 
     def reject(self, reason: Rejection) -> None:
-        """Count a request whose session was turned down."""
+        """Count a request whose cookie or session was rejected."""
         setattr(self, reason, getattr(self, reason) + 1)
 
 
@@ -44,7 +44,7 @@ def export(counters: Counters, driver: str) -> None:
 
 @cache
 def _exported() -> list[tuple[str, Counters]] | None:
-    """Return what the instruments observe; they are made once, for an API that has no way to take one back."""
+    """Return the list that the instruments observe. They are created once, because the API can't remove an instrument."""
     try:
         from opentelemetry.metrics import CallbackOptions, Observation, get_meter  # noqa: PLC0415 - where it is installed
     except ModuleNotFoundError:
@@ -70,9 +70,9 @@ def _exported() -> list[tuple[str, Counters]] | None:
 
 _INSTRUMENTS = (
     ("created", "{session}", "Sessions that began.", ("created",)),
-    ("loaded", "{load}", "Times that a session was found where it is kept.", ("loaded",)),
-    ("written", "{write}", "Times that a session was changed where it is kept.", ("written",)),
+    ("loaded", "{load}", "Times that a session was loaded.", ("loaded",)),
+    ("written", "{write}", "Times that an existing session was changed.", ("written",)),
     ("ended", "{session}", "Sessions that were ended on purpose.", ("ended",)),
-    ("rejected", "{request}", "Requests whose session was turned down.", ("forged", "expired", "unreadable")),
+    ("rejected", "{request}", "Requests whose cookie or session was rejected.", ("forged", "expired", "unreadable")),
     ("store.errors", "{error}", "Calls of the store that failed.", ("store_errors",)),
 )

@@ -213,8 +213,9 @@ class OwnerDriver(Driver, Protocol):
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         """End every session of *owner* except those in *keep* and those they are renamed to meanwhile; return how many were ended.
 
-        Ownerships made before *now* are REVOKED from then on; the sessions to keep are unchanged. A SessionStoreError without a
-        cause means that the store works, but its index may have lost some of the owner's sessions; those that it found are ended.
+        Ownerships made before *now* are REVOKED from then on; the sessions to keep are unchanged. A SessionStoreError with
+        `is_partial` means that the store works, but its index may have lost some of the owner's sessions; those that it found are
+        ended.
         """
         ...
 

@@ -1,37 +1,37 @@
-"""Every error of the session; absence, tampering and expiry are none: they read as an empty session."""
+"""The errors of the session; a session that is absent, forged or expired is not an error: it reads as empty."""
 
 from gaman.errors import GamanError, HTTPError
 
 
 class SessionError(GamanError):
-    """The root of the session's errors."""
+    """The base class of the session's errors."""
 
 
 class SessionSerializationError(SessionError):
-    """A value that the serializer can't keep was given to set() or update()."""
+    """The serializer can't encode a value that was given to set() or update()."""
 
 
 class SessionTypeError(SessionError):
-    """What is stored does not fit the type that get() was asked for."""
+    """The stored value doesn't fit the type that was given to get()."""
 
 
 class SessionUseError(SessionError, TypeError, ValueError):
-    """A session was taken for a dict, a call of it for its result, or a call was given what it doesn't take."""
+    """A session was used as a dict, a call without `await`, or a call with an invalid argument."""
 
 
 class SessionTooLarge(SessionError):
-    """The session would be larger than its cookie or `max_size` allows; what was stored before is intact.
+    """The session would be larger than its cookie or `max_size` allows; what was stored before is unchanged.
 
-    Unless it is caught, the request's changes are dropped. Beyond `max_size`, the response is 413, because the visitor has sent too
-    much. Beyond what a cookie holds, it is 500, because the application has chosen a driver that is too small for it.
+    Unless the error is caught, the request's changes are dropped. Beyond `max_size`, the response is 413, because the visitor sent
+    too much. Beyond the limit of cookies, it is 500, because the application needs a driver that stores more.
     """
 
     def __init__(self, message: str, size: int, max_size: int) -> None:
         super().__init__(message)
         self.size = size
-        """Bytes that it would have."""
+        """Bytes that the session would have."""
         self.max_size = max_size
-        """Bytes that it may have."""
+        """Bytes that it may have at most."""
 
 
 class StoredSessionTooLarge(SessionTooLarge, HTTPError):
@@ -49,34 +49,38 @@ class StoredSessionTooLarge(SessionTooLarge, HTTPError):
 
 
 class SessionClosed(SessionError):
-    """The response has begun, and the change that was asked for could not reach the browser or the store with it."""
+    """The response has begun, so a change would reach neither the browser nor the store."""
 
 
 class SessionConflict(SessionError):
-    """update() or regenerate() gave up, because others changed the same session at every attempt."""
+    """update() or regenerate() gave up, because other requests changed the same session at each attempt."""
 
 
 class SessionUnsupported(SessionError):
-    """The driver can't tell whose sessions are whose; the message names those that can."""
+    """The driver doesn't know owners; the message names the drivers that do."""
 
     def __init__(self, driver: str) -> None:
         super().__init__(
-            f"the {driver} driver can't tell whose sessions are whose; choose one that can: memory, file, sql, redis or mongodb"
+            f"the {driver} driver doesn't know the owners of sessions; choose one that does: memory, file, sql, redis or mongodb"
         )
         self.driver = driver
 
 
 class SessionStoreError(SessionError, HTTPError):
-    """The store failed: the response is 503, and no visitor is logged out. The cause, and *reason* if any, say what happened."""
+    """The store failed: the response is 503, and no visitor is logged out. The cause and *reason* say what happened."""
 
-    def __init__(self, driver: str, action: str, reason: str = "", *, is_unconfirmed: bool = False) -> None:
+    def __init__(
+        self, driver: str, action: str, reason: str = "", *, is_unconfirmed: bool = False, is_partial: bool = False
+    ) -> None:
         HTTPError.__init__(self, 503, headers={"cache-control": "no-store"})
         self.driver = driver
         self.action = action
         self.reason = reason
-        """What the store said, if anything, without values."""
+        """The store's own message, without values, or an empty string."""
         self.is_unconfirmed = is_unconfirmed
-        """Whether the store has made the change, and may yet lose it, because too few replicas have confirmed it."""
+        """Whether the store has made the change and may still lose it, because too few replicas have confirmed it."""
+        self.is_partial = is_partial
+        """Whether the store works and did only a part: it may have evicted some of an owner's sessions."""
 
     def __str__(self) -> str:
         reason = self.reason and f": {self.reason}"

@@ -1,4 +1,4 @@
-"""session(): options in, an Integration out; the only file that touches hooks and cookies."""
+"""session(): makes the integration of sessions; the only file that knows gaman's hooks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, cast
@@ -20,11 +19,12 @@ from gaman_session._cookie_session import CookieSession
 from gaman_session._counters import Counters, export
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
-from gaman_session._errors import SessionStoreError, SessionTooLarge
+from gaman_session._errors import SessionStoreError, SessionTooLarge, SessionUseError
 from gaman_session._owners import OwnedSession, Owners
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
-from gaman_session._session import Answer, Session, Sessions
+from gaman_session._session import CookieValue, Session
+from gaman_session._sessions import Sessions
 from gaman_session._stored import StoredSession
 from gaman_session.drivers import DRIVERS
 
@@ -37,49 +37,61 @@ _SWEEP_BATCH = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class SessionIntegration(Integration):
-    """What session() returns: the integration, what it has counted, and the handle of its sessions from outside a request.
+    """What session() returns: the integration, its counters, and the calls that find sessions from outside of a request.
 
-    `ctx.session.set_owner(owner)` ties a session to an owner. These calls find the sessions of an owner in the store, in every
-    process that shares it, once the application has loaded. What they end is ended at once, for requests in flight too.
+    `ctx.session.set_owner(owner)` sets a session's owner. These calls find the sessions of an owner in the store, in every process
+    that shares it, once the application has loaded. Sessions that they end are ended at once, for requests in flight too.
 
-    They raise SessionUnsupported with a driver that keeps no owners, as the cookies driver, SessionStoreError if the store fails or
-    may have evicted some of them, and SessionUseError for an owner that is empty or not text.
+    They raise SessionUnsupported if the driver has no owners, like the cookies driver; SessionStoreError if the store fails or may
+    have evicted some of the sessions; and SessionUseError for an owner that is empty or isn't text.
     """
 
     counters: Counters
     _owners: Owners
 
     def end(self, handle: str) -> Coroutine[Any, Any, bool]:
-        """End one session, by its `ctx.session.id`, or what it was renamed to within the last minute; return whether it was there.
+        """End the session with this handle, its `ctx.session.id`; return whether it existed.
 
-        Where a visitor has chosen the *handle*, see first whether it is one of theirs: whether list() has it.
+        If the session was renamed within the last minute, this ends it under its new id. If a visitor chose the *handle*, check
+        first that it is one of theirs:
+
+        `if any(each.handle == handle for each in await sessions.list(owner)): await sessions.end(handle)`
         """
         return later(self, "sessions.end", run(self._owners.end, handle))
 
     def end_all(self, owner: str, *, keep: Session | None = None) -> Coroutine[Any, Any, int]:
-        """End every session of *owner*, but the one to *keep*, say `ctx.session`; return how many that were.
+        """End all sessions of *owner*, except the one to *keep*; return how many it ended.
 
-        It takes effect at one instant between call and return, in every process. Sessions that were tied before that instant are
-        ended, and a login in flight, which has called set_owner() before it, keeps nothing of what it changed. A login that calls
-        set_owner() later succeeds.
+        `await sessions.end_all(f"user:{user.id}", keep=ctx.session)` after a change of the password logs out all other devices.
+
+        It takes effect at one instant between call and return, in every process. Sessions that have this owner at that instant are
+        ended. A login in flight that called set_owner() before it loses its changes, and one that calls set_owner() later succeeds.
         """
-        return later(self, "sessions.end_all", run(self._owners.end_all, owner, keep))
+        return later(self, "sessions.end_all", run(self._end_all, owner, keep))
 
     def count(self, owner: str | None = None) -> SessionCall[int]:
-        """Return how many live sessions *owner* has, or without one, how many are in the store.
+        """Return how many live sessions *owner* has, or without an owner, how many are in the store.
 
-        The count of all takes longer the more there are, so ask for a graph, and not in each request. The file driver looks at each
-        name, SQLite and MongoDB at each entry of an index, and a Redis Cluster at each key. A single Redis server, or one behind
+        Counting all sessions takes longer the more there are, so do it for a graph and not in each request. The file driver reads
+        each name, SQLite and MongoDB each entry of an index, and a Redis Cluster each key. A single Redis server, or one behind
         Sentinels, reads the number from an index.
         """
         return later(self, "sessions.count", run(self._owners.count, owner))
 
     def list(self, owner: str) -> SessionCall[list[OwnedSession]]:
-        """Return the live sessions of *owner*, the one that was tied to it first in front."""
+        """Return the live sessions of *owner*, in the order of their set_owner() calls.
+
+        `[(each.note, each.handle == ctx.session.id) for each in await sessions.list(f"user:{user.id}")]`
+        """
         return later(self, "sessions.list", run(self._owners.listed, owner))
 
-    def _report_forgotten(self, told: str) -> None:
-        logger.error("%s", told)
+    async def _end_all(self, owner: str, keep: Session | None) -> int:
+        if keep is not None and not isinstance(keep, Session):
+            raise SessionUseError(f"end_all() keeps a session, not {keep!r}: write keep=ctx.session")
+        return await self._owners.end_all(owner, keep)
+
+    def _report_unawaited(self, line: str) -> None:
+        logger.error("%s", line)
 
 
 def session(
@@ -99,18 +111,20 @@ def session(
     serializer: Literal["msgpack", "json"] | Serializer | None = None,
     max_sessions_per_owner: int | None = None,
 ) -> SessionIntegration:
-    """Return the integration that gives every request its `ctx.session`; ConfigError names what is wrong in the options.
+    """Return the integration that gives every request its `ctx.session`; ConfigError names an invalid option and its fix.
 
-    *secret* seals the sessions: a string, or several with the newest first, of which the older ones still open what they sealed;
-    by default the environment's GAMAN_KEY. *driver* says where sessions are kept: a dict with a `type` (`cookies`, the default,
-    `memory`, `file`, `redis`, `sql` or `mongodb`) and that driver's options, or a Driver object. *max_age* is a session's lifetime
-    in seconds, *idle_timeout* a limit within it that each use moves on. *secure* keeps the cookie to HTTPS and to localhost.
-    *max_size* is how many bytes the keys and the encoded values of a session in a store may have; SessionTooLarge is raised beyond.
+    `gaman.serve(routes, integrations=[session(driver={"type": "redis"}, idle_timeout=1800)])`
+
+    *secret* seals the sessions: a string, or a list with the newest first, of which the older ones still open what they sealed. By
+    default it is GAMAN_KEY in the environment. *driver* says where sessions are stored: a dict with a `type` (`cookies`, the
+    default, `memory`, `file`, `redis`, `sql` or `mongodb`) and that driver's options, or a Driver object. *max_age* is a session's
+    lifetime in seconds, and *idle_timeout* a shorter limit that starts again with each use. *secure* limits the cookie to HTTPS and
+    localhost. *max_size* limits the bytes of the keys and the encoded values of a session in a store (SessionTooLarge).
 
     *cookie_name* is by default `__Host-Http-gaman`; with a domain or another path `__Secure-gaman`, and without *secure* `gaman`.
     *same_site*, *domain*, *path* and *partitioned* are the cookie's attributes (RFC 6265bis). *encrypt* seals the values in a
     store. *serializer* is `"msgpack"`, `"json"` or an object with `encode(value)` and `decode(data, type)`.
-    *max_sessions_per_owner* is how many sessions an owner has at most: the oldest goes when one more is tied to them.
+    *max_sessions_per_owner* limits the sessions of an owner: one more ends the oldest.
     """
     options = _options.check(
         secret,
@@ -132,16 +146,17 @@ def session(
 
 
 def integrate(options: _options.Options, clock: Callable[[], float] | None = None) -> SessionIntegration:
-    """Return the integration for *options*, by the time of *clock*, in seconds since the epoch.
+    """Return the integration for *options*. The *clock* returns seconds since the epoch.
 
-    Without one, it is the store's time, or this machine's where the store doesn't tell it.
+    By default it is the store's clock, or this machine's if the store has none.
     """
     cookie, driver = options.cookie, options.driver
     driver_name = "cookies" if driver is None else driver.name
     store_clock = StoreClock(driver) if clock is None and tells_time(driver) else None
     sessions = Sessions(
         driver=driver,
-        # A browser keeps a cookie of another slot beside the new one. A store can end its session; without one, it is never valid.
+        # After a change of the cookie's attributes, browsers keep the old cookie beside the new one. A store can end the old
+        # session; without a store, the slot in the keyring's name makes the old cookie invalid.
         keyring=Keyring(options.secrets, cookie.slot if driver is None else cookie.name),
         codec=options.codec,
         max_age=options.max_age,
@@ -175,8 +190,9 @@ class _Hooks:
         self._sessions = sessions
         self._store_clock = store_clock
         self._log_extra = {"driver": driver_name}
-        self._kind = CookieSession if sessions.driver is None else StoredSession
-        # Checked once, and then only filled in: a value of ours has no octet that would need checking.
+        self._has_store = sessions.driver is not None
+        self._kind = StoredSession if self._has_store else CookieSession
+        # The line is checked once. Tokens need no check: they are base64.
         self._cookie_name, _, self._cookie_attributes = options.cookie.line(0).decode("ascii").partition("; Max-Age=0")
         self._warnings = options.warnings
         self._sweeper: asyncio.Task[None] | None = None
@@ -213,61 +229,50 @@ class _Hooks:
         ctx.session = self._kind(self._sessions, ctx.scope)
 
     def on_response(self, ctx: Context, response: Response) -> Awaitable[None] | None:
-        try:
-            used = ctx.session
-            used._is_closed = True
-        except ConfigError:
-            # Somebody answered, or failed, before on_request came to this integration.
+        session = ctx.session
+        # There is no session if another integration answered the request first, or failed.
+        if session.__class__ is not self._kind or not session._close():
             return None
-        if not used._is_used:
-            return None
-        if used._forgotten:
-            used._tell_forgotten()
         headers = response.raw_headers
-        own: Response | None = None
-        if len(headers) == 1 and headers[0][0] == b"content-type":
-            # Nearly every response comes this way.
+        is_plain = len(headers) == 1 and headers[0][0] == b"content-type"
+        if is_plain:
             headers += _PRIVATE
         else:
-            own = response
             _keep_private(response)
         if response.status >= 500:
-            used._discard()
-        # Only what has to wait for a store is awaited; a coroutine more would cost a request as much as all of this.
-        answer = used._finish()
-        if answer is not None:
-            if not isinstance(answer, tuple):
-                return self._send_later(answer, used, ctx, own)
-            self._send(answer, used, ctx, own)
+            session._discard()
+        # The handler may have set how caches treat the response; a plain one says nothing about that.
+        checked = None if is_plain else response
+        if self._has_store and session._needs_store():
+            return self._flush(ctx, session, checked)
+        if (cookie := session._cookie()) is not None:
+            self._send_cookie(ctx, session, cookie, checked)
         return None
 
-    async def _send_later(self, coming: Awaitable[Answer | None], used: Session, ctx: Context, own: Response | None) -> None:
+    async def _flush(self, ctx: Context, session: Session, response: Response | None) -> None:
         try:
-            answer = await coming
+            await session._flush()
         except Exception:
-            # The response to the error carries the cookie too, because a session with a new id can't be reached by its old one.
-            if (answer := used._cookie()) is not None:
-                self._send(answer, used, ctx, None)
+            # The response to the error carries the cookie too, because the old cookie no longer leads to a renamed session.
+            if (cookie := session._cookie()) is not None:
+                self._send_cookie(ctx, session, cookie, None)
             raise
-        if answer is not None:
-            self._send(answer, used, ctx, own)
+        if (cookie := session._cookie()) is not None:
+            self._send_cookie(ctx, session, cookie, response)
 
     def on_error(self, ctx: Context, error: Exception) -> None:
-        with suppress(ConfigError):
-            used = ctx.session
-            used._tell_forgotten()
-            used._forgotten = None
-            # An HTTPError is an answer that the handler chose; what it has set before stays, as with a Response.
-            if not isinstance(error, HTTPError) or isinstance(error, SessionTooLarge):
-                used._discard()
+        session = ctx.session
+        if session.__class__ is self._kind:
+            # The handler raised an HTTPError on purpose, so its changes are kept, as with a Response.
+            session._fail(keeps_changes=isinstance(error, HTTPError) and not isinstance(error, SessionTooLarge))
 
-    def _send(self, answer: Answer, used: Session, ctx: Context, own: Response | None) -> None:
-        """Send the session's cookie; *own* is the response where its handler may have said how caches are to treat it."""
-        token, max_age = answer
-        lasts = "" if max_age is None else f"; Max-Age={max_age}"
-        # The cookies of a request go out whatever other hooks make of the response.
-        ctx.send_cookie(f"{self._cookie_name}{token}{lasts}{self._cookie_attributes}".encode("ascii"))
-        if own is not None and (replaced := _keep_from_caches(own)) and not self._has_warned_of_caches:
+    def _send_cookie(self, ctx: Context, session: Session, cookie: CookieValue, response: Response | None) -> None:
+        """Send the session's cookie, and keep *response* out of caches."""
+        token, max_age = cookie
+        lifetime = "" if max_age is None else f"; Max-Age={max_age}"
+        # Cookies of the request are sent even if another hook replaces the response.
+        ctx.send_cookie(f"{self._cookie_name}{token}{lifetime}{self._cookie_attributes}".encode("ascii"))
+        if response is not None and (replaced := _keep_from_caches(response)) and not self._has_warned_of_caches:
             self._has_warned_of_caches = True
             logger.warning(
                 "%s %r answered with %r beside the session's cookie; it was sent as no-store, because a cache would give the "
@@ -275,32 +280,31 @@ class _Hooks:
                 ctx.method,
                 ctx.path,
                 replaced,
-                extra={**ctx.log_extra, **self._log_extra, "session": used.id},
+                extra={**ctx.log_extra, **self._log_extra, "session": session.id},
             )
-        # A browser that brings the cookie keeps it.
-        if token and self._may_be_dropped and not used._has_cookie and not _keeps_secure(ctx):
+        # A browser that sends the cookie keeps it.
+        if token and self._may_be_dropped and not session._has_cookie() and not _keeps_secure(ctx):
             self._may_be_dropped = False
             logger.warning(
                 "the session's cookie is Secure, and %s was asked for over plain HTTP: the browser will not keep it. Serve HTTPS "
                 "(and have the proxy say so in X-Forwarded-Proto), or pass secure=False while developing",
                 ctx.url.partition("?")[0],
-                extra={**ctx.log_extra, **self._log_extra, "session": used.id},
+                extra={**ctx.log_extra, **self._log_extra, "session": session.id},
             )
 
     async def on_purge(self, app: App) -> int:
-        """Remove, a batch at a time, what is over and what the store does not remove by itself; return how much that was."""
+        """Remove expired sessions and tombstones, in batches; return how many. Some stores do that by themselves."""
         removed, driver = 0, cast("Driver", self._sessions.driver)
         while batch := await driver.purge(now=self._sessions.clock(), limit=_SWEEP_BATCH):
             removed += batch
-            # Between two batches, requests have their turn.
+            # Let requests run between two batches.
             await asyncio.sleep(0)
         return removed
 
     async def on_check(self, app: App) -> None:
-        """Ask the store for a session that nobody has."""
-        nobody = _sealing.handle(_sealing.new_id())
+        """Load a session that doesn't exist, to see that the store works."""
         try:
-            await cast("Driver", self._sessions.driver).load(nobody, now=self._sessions.clock())
+            await cast("Driver", self._sessions.driver).load(_sealing.id_of(_sealing.new_raw_id()), now=self._sessions.clock())
         except SessionStoreError:
             self._sessions.counters.store_errors += 1
             raise
@@ -316,7 +320,7 @@ class _Hooks:
             await self._attempt("sweeping expired sessions", self.on_purge(app))
 
     async def _attempt(self, action: str, work: Awaitable[object]) -> None:
-        """Await *work*, and log its failure as that of *action*."""
+        """Await *work*, and log its failure as a failure of *action*."""
         try:
             await work
         except SessionStoreError as error:
@@ -339,14 +343,14 @@ def _keep_private(response: Response) -> None:
 
 
 def _keep_from_caches(response: Response) -> str:
-    """Keep a response that carries the session's cookie out of every cache; return the fields that would have let it in."""
+    """Keep a response with the session's cookie out of every cache; return the fields that allowed caching, or an empty string."""
     allowing = [(name, value) for name, value in response.raw_headers if _is_cache_control(name) and not _is_no_store(value)]
     response.raw_headers[:] = [_PRIVATE[0], *(field for field in response.raw_headers if not _is_cache_control(field[0]))]
     return ", ".join([f"{name}: {value}" for name, value in Headers(allowing).items()])
 
 
 def _is_cache_control(name: bytes) -> bool:
-    """Whether a field tells caches what to store: Cache-Control, or one for a certain kind of cache (RFC 9213)."""
+    """Return whether a field controls caches: Cache-Control, or a targeted field (RFC 9213)."""
     return name.endswith(b"cache-control") or name == b"surrogate-control"
 
 
@@ -355,7 +359,7 @@ def _is_no_store(value: bytes) -> bool:
 
 
 def _keeps_secure(ctx: Context) -> bool:
-    """Whether the browser keeps a Secure cookie from here: over HTTPS, and on this machine itself."""
+    """Return whether the browser keeps a Secure cookie: over HTTPS, and from localhost."""
     return ctx.scope["scheme"] == "https" or ctx.scheme == "https" or _is_local(ctx.host)
 
 

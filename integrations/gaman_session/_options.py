@@ -1,4 +1,4 @@
-"""The options of session(), checked before anything is opened: what is wrong raises ConfigError, which names it and the mend."""
+"""The options of session(), checked before anything is opened; ConfigError names an invalid option and its fix."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from gaman_session._driver import Driver
 from gaman_session._errors import SessionUnsupported
 from gaman_session._owners import supports_owners
 from gaman_session._serializer import CODECS, Codec, Serializer, custom
-from gaman_session._session import FOREVER
+from gaman_session._sessions import MAX_LIFETIME
 from gaman_session.drivers import DRIVERS, find_driver
 from gaman_session.drivers._checks import check_whole_number
 
 # Chromium keeps no cookie longer (RFC 6265bis, section 5.5).
-_LONGEST = 400 * 86_400
-_SHORTEST_SECRET = 32
-# What examples have where a secret goes. A random key holds one of these less than once in a billion.
+_MAX_COOKIE_AGE = 400 * 86_400
+_MIN_SECRET = 32
+# The secrets of examples. Fewer than one random key in a billion contains one of these.
 _find_placeholder = re.compile("change.?(me|this|it)|(your|my|super|top).?secret|password|insecure", re.IGNORECASE).search
 _TYPES = ("cookies", *DRIVERS)
 _CHOICES = {"same_site": ": 'lax', 'strict' or 'none'"}
@@ -43,13 +43,13 @@ class CookieOptions:
 
     @property
     def slot(self) -> str:
-        """What browsers tell this cookie from another by (RFC 6265bis, section 5.7): its name, unless there is more to it."""
+        """What identifies this cookie in a browser (RFC 6265bis, section 5.7): its name, and attributes that aren't the default."""
         domain = "" if self.domain is None else f"; Domain={self.domain.removeprefix('.').lower()}"
         path = "" if self.path == "/" else f"; Path={self.path}"
         return f"{self.name}{domain}{path}{'; Partitioned' if self.partitioned else ''}"
 
     def line(self, max_age: int) -> bytes:
-        """Return the Set-Cookie line of an empty cookie, or raise HeaderError for one that browsers would not keep."""
+        """Return the Set-Cookie line of an empty cookie. HeaderError: browsers would refuse it."""
         cookies = Cookies()
         cookies.set(
             self.name,
@@ -68,11 +68,11 @@ class CookieOptions:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What session() was given, complete and consistent."""
+    """The options of session(), complete and consistent."""
 
     secrets: Sequence[str] = field(repr=False)
     driver: Driver | None
-    """None where the cookie holds the session."""
+    """None if the cookie holds the session."""
     max_age: int
     idle_timeout: int | None
     max_size: int
@@ -81,7 +81,7 @@ class Options:
     max_sessions_per_owner: int | None
     cookie: CookieOptions
     warnings: Sequence[str]
-    """What is allowed and yet unwise, to be logged at start-up."""
+    """About options that are allowed but unwise; logged at start-up."""
 
 
 def check(
@@ -101,7 +101,7 @@ def check(
     max_size: int = 1 << 20,
     max_sessions_per_owner: int | None = None,
 ) -> Options:
-    """Return the options, or raise ConfigError for the first that can't be."""
+    """Return the options, or raise ConfigError for the first invalid one."""
     secrets = _secrets(secret)
     _seconds("max_age", max_age)
     if idle_timeout is not None:
@@ -127,9 +127,9 @@ def check(
     if not encrypt and made is None:
         raise ConfigError("session(encrypt=False): a cookie is always encrypted; leave encrypt out, or choose another driver")
     warnings = [warning for each in secrets if (warning := _weakness(each))]
-    if max_age > _LONGEST:
-        warnings.append(f"session(max_age={max_age}): browsers keep no cookie longer than 400 days, {_LONGEST} seconds")
-    _most(max_sessions_per_owner, made)
+    if max_age > _MAX_COOKIE_AGE:
+        warnings.append(f"session(max_age={max_age}): browsers keep no cookie longer than 400 days, {_MAX_COOKIE_AGE} seconds")
+    _max_sessions(max_sessions_per_owner, made)
     codec = _codec(serializer, encrypt)
     return Options(secrets, made, max_age, idle_timeout, max_size, encrypt, codec, max_sessions_per_owner, cookie, warnings)
 
@@ -153,12 +153,13 @@ def _secrets(secret: str | Sequence[str] | None) -> Sequence[str]:
 
 
 def _weakness(secret: str) -> str | None:
-    """Return why *secret* can be guessed, or None where nothing shows that it can."""
-    if (size := len(secret.encode())) < _SHORTEST_SECRET:
-        return f"a session secret of {size} bytes can be guessed; make one of at least {_SHORTEST_SECRET} with `gaman key`"
+    """Return why *secret* can be guessed, or None if it looks random."""
+    if (size := len(secret.encode())) < _MIN_SECRET:
+        return f"a session secret of {size} bytes can be guessed; make one of at least {_MIN_SECRET} with `gaman key`"
     pairs = set(pairwise(secret))
     steps = {ord(after) - ord(before) for before, after in pairs}
-    # Its pairs come twice, or its characters in their order. A long random one of few characters repeats pairs too, but has many.
+    # Few distinct pairs mean repetition, and few distinct steps a sequence. A long random secret of few characters repeats
+    # pairs too, but has many distinct ones.
     if len(pairs) <= min(len(secret) // 2, 48) or len(steps) < 8:
         return "a session secret that follows a pattern can be guessed; make one with `gaman key`"
     if _find_placeholder(secret):
@@ -174,17 +175,17 @@ def _one_of(what: str, kind: type | tuple[type, ...], **values: object) -> None:
 
 def _seconds(name: str, value: object) -> None:
     check_whole_number(
-        value, f"session({name}={value!r}):", "a whole number of seconds above 0, and below a thousand years", most=FOREVER
+        value, f"session({name}={value!r}):", "a whole number of seconds above 0, and below a thousand years", most=MAX_LIFETIME
     )
 
 
-def _most(most: object, driver: Driver | None) -> None:
-    if most is None:
+def _max_sessions(value: object, driver: Driver | None) -> None:
+    if value is None:
         return
-    check_whole_number(most, f"session(max_sessions_per_owner={most!r}):", "a whole number above 0, or None")
+    check_whole_number(value, f"session(max_sessions_per_owner={value!r}):", "a whole number above 0, or None")
     if not supports_owners(driver):
         raise ConfigError(
-            f"session(max_sessions_per_owner={most}): {SessionUnsupported('cookies' if driver is None else driver.name)}"
+            f"session(max_sessions_per_owner={value}): {SessionUnsupported('cookies' if driver is None else driver.name)}"
         )
 
 
@@ -192,7 +193,7 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
     if driver is None:
         return None
     if isinstance(driver, str):
-        # A text that isn't a driver's name stays out of the message: it may be a URL with a password, or a misplaced secret.
+        # Text that isn't a driver's name stays out of the message, because it may be a URL with a password, or a secret.
         shown = repr(driver) if driver in _TYPES else "..."
         raise ConfigError(
             f"session(driver={shown}): it takes a dict with a type, not text; write driver={{{_options_for(driver)}}}"
@@ -200,7 +201,7 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
     if not isinstance(driver, Mapping):
         missing = [name for name in _DRIVER if not hasattr(driver, name)]
         if missing or isinstance(driver, type):
-            # Its repr stays out of the message, because it may hold a password.
+            # Its repr stays out of the message, because it may contain a password.
             given = f"the class {driver.__name__}" if isinstance(driver, type) else f"a {type(driver).__name__}"
             takes = "it takes a dict with a type, or a Driver object"
             raise ConfigError(f"session(driver=...): {takes}; {given} has no {', '.join(missing) or 'instance'}")
@@ -229,14 +230,14 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
 
 
 def _options_for(text: str) -> str:
-    """Return what a driver's dict holds where *text* was given in its place: the name of a driver, or a URL."""
+    """Return the dict's contents to suggest for *text*, which is the name of a driver, or a URL."""
     if "://" in text:
         return "'type': 'mongodb', 'db_name': ..., 'uri': ..." if text.startswith("mongodb") else "'type': 'redis', 'url': ..."
     return f"'type': {next(iter(get_close_matches(text, _TYPES, 1)), '...')!r}"
 
 
 def _nearest(name: object, known: Iterable[str]) -> str:
-    """Return the question whether *name* was meant to be the one of *known* that looks most like it, if any does."""
+    """Return a suggestion of the *known* name that is most similar to *name*, or an empty string."""
     near = get_close_matches(str(name), known, 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

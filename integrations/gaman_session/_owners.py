@@ -1,4 +1,4 @@
-"""Whose sessions are whose: what a session's tag says, and what can be asked and done about all the sessions of one owner."""
+"""Owners: sets the owner of a session, and lists, counts and ends the sessions of an owner."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 import msgspec
 
@@ -21,24 +21,21 @@ from gaman_session._errors import SessionStoreError, SessionUnsupported, Session
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Codec
 
-if TYPE_CHECKING:
-    from gaman_session._session import Session
-
-_HANDLE: Final = re.compile("[0-9a-f]{64}")
+_is_id: Final = re.compile("[0-9a-f]{64}").fullmatch
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
 
 
-class Wish(NamedTuple):
-    """What a request has asked for by calling set_owner()."""
+class PendingOwner(NamedTuple):
+    """The change of owner that a request wants: what it passed to set_owner(), and when."""
 
     owner: str | None
     note: bytes
-    """Encoded; empty where there is none."""
+    """Encoded; empty for None."""
     since: float
-    """When it was asked for, in seconds since the epoch."""
+    """When set_owner() was called, in seconds since the epoch."""
     moment: float
-    """When it was asked for, by a clock that is never set back."""
+    """The same by the monotonic clock."""
 
 
 class _End(NamedTuple):
@@ -48,21 +45,33 @@ class _End(NamedTuple):
     moment: float
 
 
+class KeptSession(Protocol):
+    """The session that end_all() keeps."""
+
+    @property
+    def id(self) -> str | None: ...
+
+    async def _find(self) -> None:
+        """Find out which of the request's cookies leads to a live session, so that `id` is its id."""
+
+    def _outlive_end(self) -> None:
+        """Date a pending change of owner from now, so that end_all() doesn't revoke it."""
+
+
 @dataclass(frozen=True, slots=True)
 class OwnedSession:
-    """A session of somebody's, as it was when it was listed."""
+    """A session of an owner, as it was when it was listed."""
 
     handle: str
-    """What `ctx.session.id` gives in that session. No cookie can be made of it, and end() takes it."""
+    """The session's `ctx.session.id`, which end() takes. No cookie can be made of it."""
     created_at: datetime
     """When it began or was last regenerated."""
     last_used_at: datetime | None
-    """When it was last used, as the idle limit tells: to a tenth of `idle_timeout`. None where there is no such limit: a read then
-    writes nothing, and what a driver keeps has no place for the time of a write."""
+    """When it was last used, to a tenth of `idle_timeout`. None without an idle limit, because a read then writes nothing."""
     expires_at: datetime
-    """When it is over if nobody comes back to it."""
+    """When it expires unless it is used again."""
     note: Any
-    """What set_owner() was given, or None."""
+    """The note that set_owner() was given, or None."""
 
 
 def supports_owners(driver: Driver | None) -> bool:
@@ -71,7 +80,7 @@ def supports_owners(driver: Driver | None) -> bool:
 
 
 class Owners:
-    """The owners of an application's sessions, by names that the store is not told."""
+    """The owners of an application's sessions. The store only sees a keyed hash of each owner."""
 
     def __init__(
         self,
@@ -84,7 +93,7 @@ class Owners:
         *,
         is_sealed: bool,
         idle_timeout: int | None,
-        most: int | None,
+        max_sessions: int | None,
     ) -> None:
         self._any_driver = driver
         self._keyring = keyring
@@ -94,163 +103,162 @@ class Owners:
         self._clock = clock
         self._is_sealed = is_sealed
         self._idle_timeout = idle_timeout
-        self._most = most
+        self._max_sessions = max_sessions
         self._latest = 0.0
         self._latest_moment = 0.0
-        # What end_all() has ended here within the last TOMBSTONE seconds, by owner, in that order.
+        # The owners whose sessions this process has ended within the last TOMBSTONE seconds, in that order.
         self._ended: dict[str, _End] = {}
 
-    # What a session asks for
+    # For a session
 
-    def wish(self, owner: str | None, note: bytes) -> Wish:
-        """Return what set_owner() is to do, or raise SessionUnsupported, or SessionUseError for what can't be an owner."""
+    def pending(self, owner: str | None, note: bytes) -> PendingOwner:
+        """Return a change of owner from now. SessionUnsupported, or SessionUseError for an invalid owner."""
         self._driver()
         if owner is not None:
             _check(owner)
-        return self.again(Wish(owner, note, 0, 0))
+        return self.dated_now(PendingOwner(owner, note, 0, 0))
 
-    def again(self, wish: Wish) -> Wish:
-        """Return *wish* as if it had been made only now."""
-        return wish._replace(since=self._now(), moment=self._moment())
+    def dated_now(self, pending: PendingOwner) -> PendingOwner:
+        """Return *pending* with the current time."""
+        return pending._replace(since=self._now(), moment=self._moment())
 
-    def is_revoked(self, wish: Wish) -> bool:
-        """Return whether this process has ended the sessions of the owner after *wish* was made.
+    def is_revoked(self, pending: PendingOwner) -> bool:
+        """Return whether this process has ended the owner's sessions after *pending*.
 
-        The store would say so too, unless the clock was set back since.
+        The store revokes it too, unless the clock was set back since.
         """
-        end = self._ended.get(wish.owner or "")
-        return end is not None and end.moment > wish.moment
+        end = self._ended.get(pending.owner or "")
+        return end is not None and end.moment > pending.moment
 
-    def set_owner(self, wish: Wish, handle: str) -> Ownership | None:
-        """Return the tag for the session *handle*, or None for that of nobody."""
-        if wish.owner is None:
+    def ownership(self, pending: PendingOwner, id: str) -> Ownership | None:
+        """Return what the store keeps of *pending* for the session *id*, or None if it is to have no owner."""
+        if pending.owner is None:
             return None
-        name, since = self._names(wish.owner)[0], self._since(wish)
+        name, since = self._names(pending.owner)[0], self._since(pending)
         if not self._is_sealed:
-            return Ownership(name, wish.note, since)
-        # With the owner's own name beside it, it can be hashed again under a newer secret; see move().
-        return Ownership(name, self._keyring.seal_note(handle, name, _encode((wish.owner, wish.note))), since)
+            return Ownership(name, pending.note, since)
+        # The sealed note includes the owner, so that move() can hash the owner again with a newer secret.
+        return Ownership(name, self._keyring.seal_note(id, name, _encode((pending.owner, pending.note))), since)
 
-    def move(self, ownership: Ownership, handle: str, new_handle: str) -> Ownership:
-        """Return *ownership* for what the session *handle* is renamed to, under the newest secret."""
-        opened = self._open(handle, ownership) if self._is_sealed else None
+    def move(self, ownership: Ownership, id: str, new_id: str) -> Ownership:
+        """Return the *ownership* of the session *id* for its new id, sealed with the newest secret."""
+        opened = self._open(id, ownership) if self._is_sealed else None
         if opened is None:
             return ownership
         name = self._names(opened[0])[0]
-        return Ownership(name, self._keyring.seal_note(new_handle, name, _encode(opened)), ownership.since)
+        return Ownership(name, self._keyring.seal_note(new_id, name, _encode(opened)), ownership.since)
 
-    async def trim(self, wish: Wish) -> None:
-        """End the owner's oldest sessions where there are too many. Whoever comes last sees all of those that came at once."""
-        if self._most is None or wish.owner is None:
+    async def trim(self, pending: PendingOwner) -> None:
+        """End the owner's oldest sessions beyond the limit. Of several logins at once, the last one sees them all."""
+        if self._max_sessions is None or pending.owner is None:
             return
-        found = await self._find(wish.owner)
-        oldest = sorted(found, key=lambda handle: _age(handle, found[handle]))[: -self._most]
-        await asyncio.gather(*(self._driver().destroy(handle, now=self._clock()) for handle in oldest))
+        records = await self._records(pending.owner)
+        oldest = _by_age(records)[: -self._max_sessions]
+        await asyncio.gather(*(self._driver().destroy(id, now=self._clock()) for id in oldest))
         self._counters.ended += len(oldest)
 
-    # What an application asks for
+    # For the application
 
     async def listed(self, owner: str) -> list[OwnedSession]:
-        """Return the sessions of *owner*, the one that was tied to it first in front."""
+        """Return the live sessions of *owner*, in the order of their set_owner() calls."""
         with self._noting_failure():
-            found = await self._find(owner)
-        return [self._show(handle, found[handle]) for handle in sorted(found, key=lambda handle: _age(handle, found[handle]))]
+            records = await self._records(owner)
+        return [self._owned_session(id, records[id]) for id in _by_age(records)]
 
-    async def end(self, handle: str) -> bool:
-        """End the session *handle*; return whether it was there."""
+    async def end(self, id: str) -> bool:
+        """End a session; return whether it existed."""
         driver = self._any_driver
         if driver is None:
             raise SessionUnsupported("cookies")
-        # It may come from a form.
-        if not isinstance(handle, str) or not _HANDLE.fullmatch(handle):
+        # The id may come from a form.
+        if not isinstance(id, str) or not _is_id(id):
             return False
         now = self._clock()
         with self._noting_failure():
-            found = await driver.load(handle, now=now)
-            await driver.destroy(handle, now=now)
-        was_there = isinstance(found, Record)
-        self._counters.ended += was_there
-        return was_there
+            found = await driver.load(id, now=now)
+            await driver.destroy(id, now=now)
+        existed = isinstance(found, Record)
+        self._counters.ended += existed
+        return existed
 
-    async def end_all(self, owner: str, keep: Session | None) -> int:
-        """End the sessions of *owner* but *keep*; return how many that were."""
+    async def end_all(self, owner: str, keep: KeptSession | None) -> int:
+        """End the sessions of *owner* except *keep*; return how many it ended."""
         driver, names = self._driver(), self._names(_check(owner))
-        if keep is not None and not hasattr(keep, "_outlive"):
-            raise SessionUseError(f"end_all() keeps a session, not {keep!r}: write keep=ctx.session")
         if keep is not None:
-            await keep._find_out()
+            await keep._find()
         kept = () if keep is None or keep.id is None else (keep.id,)
-        # The instant at which it takes effect. A tag that was made before is refused, by every process.
+        # The instant at which it takes effect: every process revokes an earlier set_owner().
         now = self._now()
         self._remember(owner, now)
         if keep is not None:
-            # It may be about to log in, and has lived to see this.
-            keep._outlive()
-        ended, unsure = 0, None
-        # A session may go from one name to another while they are asked about in turn.
+            keep._outlive_end()
+        ended, partial_failure = 0, None
+        # In both directions, because a rename may move a session from one name to another meanwhile.
         for name in (*names, *names[-2::-1]):
             try:
                 with self._noting_failure():
-                    of_name = await driver.end_owned(name, keep=kept, now=now)
+                    ended_now = await driver.end_owned(name, keep=kept, now=now)
             except SessionStoreError as error:
-                if error.__cause__ is not None:
+                if not error.is_partial:
                     raise
-                # Without a cause, the store works and only may have evicted some of the sessions: end those under the other names.
-                unsure = error
+                # The store works and may have evicted some of the sessions, so end those under the other names too.
+                partial_failure = error
                 continue
-            self._counters.ended += of_name
-            ended += of_name
-        if unsure is not None:
-            raise unsure
+            self._counters.ended += ended_now
+            ended += ended_now
+        if partial_failure is not None:
+            raise partial_failure
         return ended
 
     async def count(self, owner: str | None) -> int:
-        """Return how many sessions *owner* has, or how many there are."""
+        """Return how many live sessions *owner* has, or how many there are in all."""
         with self._noting_failure():
-            return await self._driver().count(now=self._clock()) if owner is None else len(await self._find(owner))
+            return await self._driver().count(now=self._clock()) if owner is None else len(await self._records(owner))
 
     @contextmanager
     def _noting_failure(self) -> Generator[None]:
-        """Count a call of the store that fails."""
+        """Count a failure of the store."""
         try:
             yield
         except SessionStoreError:
             self._counters.store_errors += 1
             raise
 
-    async def _find(self, owner: str) -> dict[str, Record]:
+    async def _records(self, owner: str) -> dict[str, Record]:
+        """Return the sessions of *owner* by id."""
         driver, now = self._driver(), self._clock()
-        found: dict[str, Record] = {}
-        for each in await asyncio.gather(*(driver.owned(name, now=now) for name in self._names(_check(owner)))):
-            found.update(each)
-        return found
+        records: dict[str, Record] = {}
+        for of_name in await asyncio.gather(*(driver.owned(name, now=now) for name in self._names(_check(owner)))):
+            records.update(of_name)
+        return records
 
-    def _show(self, handle: str, record: Record) -> OwnedSession:
+    def _owned_session(self, id: str, record: Record) -> OwnedSession:
         idle, last_used = self._idle_timeout, None
         if idle is not None:
             last_used = datetime.fromtimestamp(max(record.created, min(record.deadline - idle, self._clock())), UTC)
         created, deadline = datetime.fromtimestamp(record.created, UTC), datetime.fromtimestamp(record.deadline, UTC)
-        return OwnedSession(handle, created, last_used, deadline, self._note(handle, cast("Ownership", record.ownership)))
+        return OwnedSession(id, created, last_used, deadline, self._note(id, cast("Ownership", record.ownership)))
 
-    def _note(self, handle: str, ownership: Ownership) -> Any:
+    def _note(self, id: str, ownership: Ownership) -> Any:
+        """Return the decoded note, or None if there is none or it is damaged."""
         try:
-            opened = self._open(handle, ownership) if self._is_sealed else ("", ownership.note)
+            opened = self._open(id, ownership) if self._is_sealed else ("", ownership.note)
             if opened is not None:
                 return self._codec.decoder.decode(opened[1]) if opened[1] else None
         except (RecursionError, MemoryError):
             raise
-        except Exception:  # noqa: S110 - a serializer raises what it likes, and all of it says the same
+        except Exception:  # noqa: S110 - a serializer may raise anything, and it always means damage
             pass
-        self._damage.report(handle, "its note")
+        self._damage.report(id, "its note")
         return None
 
-    def _open(self, handle: str, ownership: Ownership) -> tuple[str, bytes] | None:
-        """Return the name of the owner and the note, or None where they were not sealed for this session."""
-        data = self._keyring.open_note(handle, ownership.owner, ownership.note)
+    def _open(self, id: str, ownership: Ownership) -> tuple[str, bytes] | None:
+        """Return the owner and the encoded note, or None if they weren't sealed for this session."""
+        data = self._keyring.open_note(id, ownership.owner, ownership.note)
         return None if data is None else _decode(data)
 
     def _names(self, owner: str) -> list[str]:
-        """Return the names under which the store may have *owner*; what is new goes under the first."""
+        """Return the names under which the store may have *owner*; new sessions go under the first."""
         return self._keyring.owners(owner) if self._is_sealed else [owner]
 
     def _driver(self) -> OwnerDriver:
@@ -259,20 +267,20 @@ class Owners:
             raise SessionUnsupported("cookies" if driver is None else driver.name)
         return cast("OwnerDriver", driver)
 
-    def _since(self, wish: Wish) -> float:
-        """Return when *wish* was made, by the clock as it goes now."""
-        now, end = self._clock(), self._ended.get(wish.owner or "")
-        since, waited = wish.since, self._moment() - wish.moment
-        if since + waited > now + MAX_SKEW:
-            # The clock was set back meanwhile: what was ended by the new time was ended later than this.
-            since = now - waited
-        if end is not None and end.moment < wish.moment and end.at <= now + MAX_SKEW:
-            # It was set back between the end and this.
+    def _since(self, pending: PendingOwner) -> float:
+        """Return when *pending* was made, by the current setting of the clock."""
+        now, end = self._clock(), self._ended.get(pending.owner or "")
+        since, age = pending.since, self._moment() - pending.moment
+        if since + age > now + MAX_SKEW:
+            # The clock was set back since. By its new time, an end_all() that came first must not look later than this.
+            since = now - age
+        if end is not None and end.moment < pending.moment and end.at <= now + MAX_SKEW:
+            # The clock was set back between end_all() and set_owner().
             since = max(since, end.at)
         return since
 
     def _remember(self, owner: str, now: float) -> None:
-        """Remember that the sessions of *owner* are ended *now*."""
+        """Remember that end_all() ended the sessions of *owner* at *now*."""
         moment = self._moment()
         self._ended.pop(owner, None)
         self._ended[owner] = _End(now, moment)
@@ -280,24 +288,25 @@ class Owners:
             del self._ended[oldest]
 
     def _now(self) -> float:
-        """Return the time, and never the same one twice: what comes before an end_all() is to be told from what comes after."""
+        """Return the time, and never the same one twice, so that set_owner() and end_all() have an order."""
         now = self._clock()
-        # Where the clock was set back, by more than what may be made up for, it is right.
+        # The time doesn't go back unless the clock was set back by more than MAX_SKEW.
         self._latest = math.nextafter(self._latest, math.inf) if 0 <= self._latest - now <= MAX_SKEW else now
         return self._latest
 
     def _moment(self) -> float:
-        """Return the time by a clock that is never set back, and never the same one twice."""
+        """Return the monotonic time, and never the same one twice."""
         self._latest_moment = max(time.monotonic(), math.nextafter(self._latest_moment, math.inf))
         return self._latest_moment
 
 
-def _age(handle: str, record: Record) -> tuple[float, str]:
-    return cast("Ownership", record.ownership).since, handle
+def _by_age(records: Mapping[str, Record]) -> list[str]:
+    """Return the ids in the order of their set_owner() calls."""
+    return sorted(records, key=lambda id: (cast("Ownership", records[id].ownership).since, id))
 
 
 def _check(owner: str) -> str:
-    """Return *owner*, or raise SessionUseError for what can't be one."""
+    """Return *owner*, or raise SessionUseError if it is invalid."""
     if not isinstance(owner, str) or not owner:
         raise SessionUseError(f"an owner is text, and not empty, such as 'user:1'; it can't be {owner!r}")
     try:

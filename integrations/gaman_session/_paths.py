@@ -1,4 +1,4 @@
-"""Paths: the file or folder that a user names for sessions on a disk, the folder around it, and which users may write to it."""
+"""Paths: checks the file or folder that a driver is configured with, its parent folder and its permissions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if sys.platform != "win32":
 
 
 def expand(path: str, setting: str) -> str:
-    """Return *path* with a home folder in place of `~` or `~user`; ConfigError, which begins with *setting*, if none is known."""
+    """Return *path* with `~` or `~user` replaced by a home folder. ConfigError begins with *setting*: the folder is unknown."""
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise ConfigError(f"{setting}, but the home folder {path.partition(os.sep)[0]!r} isn't known; write the whole path")
@@ -23,7 +23,7 @@ def expand(path: str, setting: str) -> str:
 
 
 def make_parent(path: str, setting: str) -> None:
-    """Create the folder of *path* for this user only if it is missing. ConfigError names a missing folder above it.
+    """Create the parent folder of *path* if it is missing, accessible to this user only. ConfigError: its parent is missing too.
 
     More than one missing folder is more likely a typing error, or a disk that isn't mounted.
     """
@@ -31,7 +31,7 @@ def make_parent(path: str, setting: str) -> None:
     try:
         with suppress(FileExistsError):
             os.mkdir(parent, 0o700)
-            # The umask may have taken the owner's own rights.
+            # The umask may have removed the owner's permissions.
             os.chmod(parent, 0o700)
     except FileNotFoundError:
         missing = parent
@@ -42,9 +42,9 @@ def make_parent(path: str, setting: str) -> None:
 
 
 def check_access(path: str, status: os.stat_result, setting: str, *, within: str | None = None) -> None:
-    """Raise ConfigError with the command to run if *path* belongs to another user, or if its group or others may write to it.
+    """Raise ConfigError, with the command that fixes it, if *path* belongs to another user, or its group or others may write to it.
 
-    The command is for all that is *within* a folder, if that is given.
+    With *within*, the command fixes everything in that folder.
     """
     if sys.platform == "win32":
         return
@@ -54,7 +54,7 @@ def check_access(path: str, status: os.stat_result, setting: str, *, within: str
         fix = f"run `chown {option}{own} {target}`, or start as {owner}"
         raise ConfigError(f"{setting}, but {path!r} belongs to the user {owner}, and this process runs as {own}; {fix}")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        # A sticky folder, such as /tmp, is meant to be shared, and others need it as it is.
+        # A sticky folder, such as /tmp, is shared on purpose, so its permissions have to stay.
         is_sticky = status.st_mode & stat.S_ISVTX
         fix = (
             f"choose a folder in it, such as {os.path.join(path, 'sessions')!r}"

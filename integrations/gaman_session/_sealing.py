@@ -1,8 +1,8 @@
-"""Sealing: bytes that only the holder of a secret could have written, or can read.
+"""Sealing: bytes that only the holder of a secret can write or read.
 
-A sealed string begins with a version and the id of the key that sealed it, so that opening costs one attempt however many
-secrets are still honoured. Ciphertexts are AES-256-GCM-SIV (RFC 8452), which a repeated nonce does not break. The keys come from
-each secret by HKDF (RFC 5869), one for each purpose; those of values at rest also need the session's id, which no store holds.
+Sealed bytes begin with a version and the id of the key that sealed them, so opening costs one attempt, not one per secret.
+Ciphertexts are AES-256-GCM-SIV (RFC 8452), which tolerates a repeated nonce. HKDF (RFC 5869) derives the keys from each secret, one
+per purpose. The keys of values at rest also need the session's raw id, which no store has.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _MAC = 16
 _HEAD = len(_VERSION) + _KEY_ID
 _BODY = _HEAD + _NONCE
 OVERHEAD = _BODY + 16
-"""By how many bytes a ciphertext is longer than its plaintext."""
-_LONGEST_TOKEN = 4096
-_ID = 32
-_LONGEST_SIGNED = -(-(_HEAD + 1 + _ID + _MAC) * 4 // 3)
-_REMEMBERED = 1024
+"""Bytes that sealing adds."""
+_MAX_TOKEN = 4096
+_RAW_ID = 32
+_MAX_SIGNED_ID = -(-(_HEAD + 1 + _RAW_ID + _MAC) * 4 // 3)
+_CACHE_SIZE = 1024
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-# By the length of a token, modulo 4: what fills it up, and what it may end in, for of the last of two or three characters, some
-# bits stand for nothing and must be 0.
+# By the length of a token, modulo 4: its padding, and its allowed last characters. The last of two or three characters has unused
+# bits, which must be 0.
 _PADDING = ("", "", "==", "=")
 _LAST = (_ALPHABET, "", _ALPHABET[::16], _ALPHABET[::4])
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Keys:
-    """What one secret gives."""
+    """The keys of one secret."""
 
     head: bytes
     token: AESGCMSIV
@@ -57,23 +57,25 @@ class _Keys:
 
 
 class Identity(NamedTuple):
-    """Which session a cookie leads to, and what the store knows of that."""
+    """Which session a cookie leads to."""
 
-    id: bytes
-    handle: str
+    raw_id: bytes
+    """The secret in the cookie."""
+    id: str
+    """Its hash, under which the store has the session."""
     is_transient: bool
-    """Whether the cookie is to end with the browser."""
+    """Whether the cookie ends with the browser."""
     values: Values
 
     def __repr__(self) -> str:
-        # The id is as good as the cookie.
-        return f"{type(self).__name__}(handle={self.handle!r})"
+        # The raw id is left out: it is as good as the cookie.
+        return f"{type(self).__name__}(id={self.id!r})"
 
 
 class Keyring:
-    """The keys of every honoured secret, for the cookie *name*: the first one seals, and all of them open.
+    """The keys of every secret, for the cookie *name*: the first secret seals, and all of them open.
 
-    A secret may be listed twice. ConfigError: two secrets have the same key id, so what one of them has sealed could not be opened.
+    A secret may be listed twice. ConfigError: two secrets have the same key id, so one of them could not open what it sealed.
     """
 
     def __init__(self, secrets: Iterable[str], name: str) -> None:
@@ -87,90 +89,87 @@ class Keyring:
                 "newer of the two with one that `gaman key` makes"
             )
         self._newest = all_keys[0]
-        # A browser asks several times in a row, and its cookie is the same each time: what it holds, and which session it leads to.
+        # A browser sends the same cookie several times in a row, so what it holds and leads to is cached.
         self._opened: dict[str, object] = {}
-        self._identify = lru_cache(maxsize=_REMEMBERED)(self._identify_once)
+        self._identify = lru_cache(maxsize=_CACHE_SIZE)(self._identify_once)
 
-    def seal_token(self, payload: bytes) -> str:
-        """Return *payload* as the value of a cookie."""
-        # _seal(), unrolled, as _open() is below: every write of a cookie's session comes by here.
-        keys, nonce = self._newest, urandom(_NONCE)
-        return _encode(keys.head + nonce + keys.token.encrypt(nonce, payload, self._token_context))
+    def seal_token(self, data: bytes) -> str:
+        """Return *data* sealed, as the value of a cookie."""
+        keys = self._newest
+        return _encode(_seal(keys.token, keys.head, data, self._token_context))
 
     def open_token(self, token: str, read: Callable[[bytes], T]) -> T | None:
-        """Return what *read* makes of what seal_token() was given, or None if *token* wasn't sealed here for this cookie.
+        """Return `read(data)` of the data that seal_token() sealed, or None if *token* isn't one of this cookie's.
 
         The same object may be returned again, so it must not be changed.
         """
         if (opened := self._opened.get(token)) is not None:
             if isinstance(opened, bytes):
-                # It is read for the second time. What is seen only once stays bytes, which are cheaper to keep.
+                # Decoded objects are cached from the second use on; until then bytes are cheaper to keep.
                 opened = self._opened[token] = read(opened)
             return cast("T", opened)
         sealed = _decode(token)
         if sealed is None or (keys := self._keys.get(sealed[:_HEAD])) is None:
             return None
-        try:
-            # _open(), unrolled.
-            payload = keys.token.decrypt(sealed[_HEAD:_BODY], sealed[_BODY:], self._token_context)
-        except (InvalidTag, ValueError):
+        data = _open(keys.token, sealed, self._token_context)
+        if data is None:
             return None
-        # Unlike identities, these are cheap to drop all at once, and lru_cache would cost a new cookie several times as much.
-        if len(self._opened) >= _REMEMBERED:
+        # An lru_cache would make the first use of a cookie several times as slow, and these are cheap to open again.
+        if len(self._opened) >= _CACHE_SIZE:
             self._opened.clear()
-        self._opened[token] = payload
-        return read(payload)
+        self._opened[token] = data
+        return read(data)
 
-    def sign_id(self, id: bytes, transient: bool) -> str:
-        """Return a session's *id* as the value of a cookie, which remembers whether it is to end with the browser."""
+    def sign_id(self, raw_id: bytes, is_transient: bool) -> str:
+        """Return *raw_id* with its MAC, as the value of a cookie. *is_transient* says that the cookie ends with the browser."""
         keys = self._newest
-        signed = keys.head + bytes((transient,)) + id
+        signed = keys.head + bytes((is_transient,)) + raw_id
         return _encode(signed + self._mac(keys, signed))
 
     def identify(self, token: str) -> Identity | None:
-        """Return which session *token* leads to, or None where it was not us who signed it, for this cookie."""
-        return self._identify(token) if len(token) <= _LONGEST_SIGNED else None
+        """Return the session that *token* leads to, or None if it wasn't signed with our secrets for this cookie."""
+        return self._identify(token) if len(token) <= _MAX_SIGNED_ID else None
 
     def _identify_once(self, token: str) -> Identity | None:
-        known = self.verify_id(token)
-        return None if known is None else self.identity(*known)
+        verified = self.verify_id(token)
+        return None if verified is None else self.identity(*verified)
 
-    def identity(self, id: bytes, is_transient: bool) -> Identity:
-        """Return all that goes with a session's id."""
-        return Identity(id, handle(id), is_transient, self.values(id))
+    def identity(self, raw_id: bytes, is_transient: bool) -> Identity:
+        """Return the identity of the session with that raw id."""
+        return Identity(raw_id, id_of(raw_id), is_transient, self.values(raw_id))
 
     def verify_id(self, token: str) -> tuple[bytes, bool] | None:
-        """Return what sign_id() was given, or None where it was not us who signed *token*, for this cookie."""
-        raw = _decode(token)
-        if raw is None or (keys := self._keys.get(raw[:_HEAD])) is None:
+        """Return the raw id and `is_transient` that sign_id() signed, or None if *token* wasn't signed here for this cookie."""
+        decoded = _decode(token)
+        if decoded is None or (keys := self._keys.get(decoded[:_HEAD])) is None:
             return None
-        signed, mac = raw[:-_MAC], raw[-_MAC:]
+        signed, mac = decoded[:-_MAC], decoded[-_MAC:]
         if not compare_digest(mac, self._mac(keys, signed)):
             return None
         return signed[_HEAD + 1 :], bool(signed[_HEAD])
 
-    def values(self, id: bytes) -> Values:
-        """Return the seal for the values of the session *id*."""
-        return Values(self._keys, self._newest, id, b"value\0" + self._name + b"\0")
+    def values(self, raw_id: bytes) -> Values:
+        """Return the seal for the values of one session."""
+        return Values(self._keys, self._newest, raw_id, b"value\0" + self._name + b"\0")
 
     def owners(self, owner: str) -> list[str]:
-        """Return the hashes under which stores know *owner*: one for each secret that is honoured, the newest first."""
+        """Return the hashes under which stores know *owner*: one for each secret, the newest first."""
         named = self._name + b"\0" + owner.encode()
         return [blake2b(named, digest_size=32, key=keys.owner, person=b"gaman owner").hexdigest() for keys in self._keys.values()]
 
-    def seal_note(self, handle: str, owner: str, note: bytes) -> bytes:
-        """Return *note*, to be opened for that session of that owner alone, both by their hashes.
+    def seal_note(self, id: str, owner: str, note: bytes) -> bytes:
+        """Return *note* sealed for the session *id* and the hash *owner* only.
 
-        The key comes from the secret and the handle, for whoever lists an owner's sessions has not their ids. So a stolen store and
-        a stolen secret together open notes, other than values.
+        The key comes from the secret and the id, because list() doesn't know raw ids. So a thief of both the store and a secret can
+        open notes, but not values.
         """
         keys = self._newest
-        return _seal(_note_key(keys, handle), keys.head, note, self._note_context(owner))
+        return _seal(_note_key(keys, id), keys.head, note, self._note_context(owner))
 
-    def open_note(self, handle: str, owner: str, sealed: bytes) -> bytes | None:
-        """Return what seal_note() was given, or None where *sealed* comes from somewhere else."""
+    def open_note(self, id: str, owner: str, sealed: bytes) -> bytes | None:
+        """Return the note that seal_note() sealed, or None if *sealed* isn't one of this session and owner."""
         keys = self._keys.get(sealed[:_HEAD])
-        return None if keys is None else _open(_note_key(keys, handle), sealed, self._note_context(owner))
+        return None if keys is None else _open(_note_key(keys, id), sealed, self._note_context(owner))
 
     def _note_context(self, owner: str) -> bytes:
         return b"note\0" + self._name + b"\0" + owner.encode()
@@ -182,40 +181,40 @@ class Keyring:
 class Values:
     """Seals the values of one session, each bound to its field."""
 
-    __slots__ = ("_context", "_id", "_keys", "_newest", "_proven", "_subkeys")
+    __slots__ = ("_context", "_keys", "_newest", "_proven", "_raw_id", "_subkeys")
 
-    def __init__(self, keys: dict[bytes, _Keys], newest: _Keys, id: bytes, context: bytes) -> None:
+    def __init__(self, keys: dict[bytes, _Keys], newest: _Keys, raw_id: bytes, context: bytes) -> None:
         self._keys = keys
         self._newest = newest
-        self._id = id
+        self._raw_id = raw_id
         self._context = context
         self._subkeys: dict[bytes, AESGCMSIV] = {}
-        # A session's times are the same at each load, and Values are kept for many requests.
+        # The times that were proven last. They seldom change, and Values are cached across requests.
         self._proven: tuple[bytes, float, float] | None = None
 
     def seal(self, field: str, data: bytes) -> bytes:
-        """Return *data*, to be opened under *field* of this session alone."""
+        """Return *data* sealed for *field* of this session only."""
         keys = self._newest
         return _seal(self._subkey(keys), keys.head, data, self._context + field.encode())
 
     def open(self, field: str, sealed: bytes) -> bytes | None:
-        """Return what seal() was given, or None where *sealed* comes from somewhere else."""
+        """Return the data that seal() sealed, or None if *sealed* isn't one of this field and session."""
         keys = self._keys.get(sealed[:_HEAD])
         return None if keys is None else _open(self._subkey(keys), sealed, self._context + field.encode())
 
     def seal_times(self, created: float, expires: float) -> bytes:
-        """Return what proves the times of this session, which are seconds in whole milliseconds."""
+        """Return the MAC of the session's times, which are seconds in whole milliseconds."""
         return self._newest.head + self._mac_times(self._newest, created, expires)
 
     def proves_times(self, seal: bytes, created: float, expires: float) -> bool:
-        """Return whether *seal* is what seal_times() gave for these times."""
+        """Return whether *seal* is what seal_times() returned for these times."""
         if self._proven == (seal, created, expires):
             return True
         keys = self._keys.get(seal[:_HEAD])
         try:
             is_proven = keys is not None and compare_digest(seal[_HEAD:], self._mac_times(keys, created, expires))
         except (OverflowError, ValueError):
-            # It is infinite, or not a number.
+            # A damaged time may be infinite, or not a number.
             return False
         if is_proven:
             self._proven = seal, created, expires
@@ -223,29 +222,29 @@ class Values:
 
     def _mac_times(self, keys: _Keys, created: float, expires: float) -> bytes:
         times = b"%d %d" % (round(created * 1000), round(expires * 1000))
-        return blake2b(self._id + times, digest_size=_MAC, key=keys.value, person=b"gaman times").digest()
+        return blake2b(self._raw_id + times, digest_size=_MAC, key=keys.value, person=b"gaman times").digest()
 
     def _subkey(self, keys: _Keys) -> AESGCMSIV:
         subkey = self._subkeys.get(keys.head)
         if subkey is None:
-            material = blake2b(self._id, digest_size=32, key=keys.value, person=b"gaman values").digest()
+            material = blake2b(self._raw_id, digest_size=32, key=keys.value, person=b"gaman values").digest()
             subkey = self._subkeys[keys.head] = AESGCMSIV(material)
         return subkey
 
 
-def new_id(length: int = _ID) -> bytes:
-    """Return a session's id: *length* random bytes."""
+def new_raw_id(length: int = _RAW_ID) -> bytes:
+    """Return the raw id of a new session: *length* random bytes."""
     return urandom(length)
 
 
-def handle(id: bytes) -> str:
-    """Return the name under which the store keeps the session *id*: a hash, from which nobody gets back to the cookie."""
-    return blake2b(id, digest_size=32, person=b"gaman handle").hexdigest()
+def id_of(raw_id: bytes) -> str:
+    """Return the id under which the store has a session: a hash, from which the cookie can't be made."""
+    return blake2b(raw_id, digest_size=32, person=b"gaman handle").hexdigest()
 
 
-def token_length(payload: int) -> int:
-    """Return how many characters seal_token() makes of so many bytes."""
-    return -(-(payload + OVERHEAD) * 4 // 3)
+def token_length(size: int) -> int:
+    """Return how many characters seal_token() makes of *size* bytes."""
+    return -(-(size + OVERHEAD) * 4 // 3)
 
 
 def _derive(secret: bytes) -> _Keys:
@@ -256,8 +255,8 @@ def _derive(secret: bytes) -> _Keys:
     return _Keys(head, AESGCMSIV(key(b"token")), key(b"id"), key(b"value"), key(b"owner"), key(b"note"))
 
 
-def _note_key(keys: _Keys, handle: str) -> AESGCMSIV:
-    return AESGCMSIV(blake2b(handle.encode(), digest_size=32, key=keys.note, person=b"gaman note").digest())
+def _note_key(keys: _Keys, id: str) -> AESGCMSIV:
+    return AESGCMSIV(blake2b(id.encode(), digest_size=32, key=keys.note, person=b"gaman note").digest())
 
 
 def _seal(key: AESGCMSIV, head: bytes, data: bytes, context: bytes) -> bytes:
@@ -269,22 +268,22 @@ def _open(key: AESGCMSIV, sealed: bytes, context: bytes) -> bytes | None:
     try:
         return key.decrypt(sealed[_HEAD:_BODY], sealed[_BODY:], context)
     except (InvalidTag, ValueError):
-        # ValueError: it is too short for a nonce.
+        # ValueError: too short for a nonce.
         return None
 
 
-def _encode(raw: bytes) -> str:
-    # Base64 as it is, RFC 4648, section 4: a cookie holds + and / as well as it does - and _.
-    return b2a_base64(raw, newline=False).rstrip(b"=").decode("ascii")
+def _encode(data: bytes) -> str:
+    # Standard base64 (RFC 4648, section 4): a cookie may contain + and /.
+    return b2a_base64(data, newline=False).rstrip(b"=").decode("ascii")
 
 
 def _decode(token: str) -> bytes | None:
-    """Return the bytes of *token* where it is their one spelling, without padding (RFC 4648, section 3.5)."""
+    """Return the bytes of *token*, or None unless it is their only spelling, without padding (RFC 4648, section 3.5)."""
     rest = len(token) % 4
-    if not token or len(token) > _LONGEST_TOKEN or token[-1] not in _LAST[rest]:
+    if not token or len(token) > _MAX_TOKEN or token[-1] not in _LAST[rest]:
         return None
     try:
-        # Strictly, a character that is none of base64's, or padding in the middle, is an error.
+        # Strict mode refuses characters outside of base64, and padding in the middle.
         return a2b_base64(token + _PADDING[rest], strict_mode=True)
     except ValueError:
         return None

@@ -1,22 +1,24 @@
-"""Serializers: a value to bytes and back; never pickle, which runs what a thief has written into the store."""
+"""Serializers: a value to bytes and back; never pickle, which runs code that an attacker has written into the store."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 
+from gaman_session._errors import SessionSerializationError
+
 MAX_DEPTH: Final = 100
-"""Levels of containers in a value. Deeper ones might be encoded, and then not be decoded where the stack is higher."""
+"""Levels of containers in a value. A deeper value might be encoded, and then fail to be decoded on a deeper stack."""
 TOO_DEEP: Final = f"it is nested deeper than {MAX_DEPTH} levels"
 
-# What dicts and lists begin with in MessagePack.
+# The first octets of dicts and lists in MessagePack.
 _CONTAINERS: Final = bytes([*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF])
 _NO_CONTAINERS: Final = bytes({*range(256)} - {*_CONTAINERS})
 _KINDS: Final = frozenset({dict, list, tuple})
@@ -24,57 +26,88 @@ _decode_msgpack = msgspec.msgpack.Decoder().decode
 _encode_json = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder().decode
 
-# A type that a request makes for itself is not to fill the memory.
-_MOST_TYPES: Final = 1024
+# Limits the memory that types take which a request creates for itself.
+_MAX_TYPES: Final = 1024
 
 
 class Serializer(Protocol):
-    """Anything with these two methods; what it can't do, it raises."""
+    """Any object with these two methods. They raise if they can't encode or decode."""
 
     def encode(self, value: Any, /) -> bytes:
         """Return *value* as bytes."""
         ...
 
     def decode(self, data: bytes, type: Any, /) -> Any:
-        """Return the value of *data*, as a *type* where that is not None."""
+        """Return the value of *data*; *type* is the type asked for, or None."""
         ...
 
 
 class Encoder(Protocol):
-    """What encodes values of any type."""
+    """Encodes values of any type."""
 
     def encode(self, value: Any, /) -> bytes: ...
 
 
 class Decoder(Protocol):
-    """What decodes values of one type, or of any."""
+    """Decodes values of one type, or of any type."""
 
     def decode(self, data: bytes, /) -> Any: ...
 
 
 @dataclass(slots=True)
 class Codec:
-    """How values are kept: what encodes them, and what decodes them. msgspec's own objects are called with no step in between."""
+    """Encodes and decodes values. Its encoder and decoders are msgspec's own, or a serializer's."""
 
     encoder: Encoder
     decoder: Decoder
-    """Decodes a value of any type: most are read so."""
+    """Decodes a value of any type, as most reads do."""
     make: Callable[[Any], Decoder]
-    """Makes what decodes a type."""
+    """Makes the decoder of a type."""
     check_depth: Callable[[bytes], None] | None = None
-    """Raises ValueError for an encoded value that is nested deeper than MAX_DEPTH; None where the encoder does so.
+    """Raises ValueError if an encoded value is nested deeper than MAX_DEPTH; None if the encoder does that.
 
-    Only values of more bytes than MAX_DEPTH are given to it.
+    It is only called for data of more bytes than MAX_DEPTH.
     """
     decoders: dict[Any, Decoder] = field(init=False, default_factory=dict[Any, Decoder])
-    """What decodes the types that were asked for."""
+    """The decoders of the types that were asked for."""
+
+    def encode(self, key: str, value: Any) -> bytes:
+        """Return *value* as bytes. SessionSerializationError: it can't be encoded; the error names *key* and the type."""
+        try:
+            key.encode()
+            data = self.encoder.encode(value)
+            if data.__class__ is not bytes:
+                raise TypeError(f"the serializer gave a {type(data).__name__}, not bytes")
+            if self.check_depth is not None and len(data) > MAX_DEPTH:
+                self.check_depth(data)
+            return data
+        except MemoryError:
+            raise
+        except Exception as cause:
+            if isinstance(value, Coroutine):
+                name = getattr(cast("object", value), "__qualname__", "?")
+                value.close()
+                raise SessionSerializationError(
+                    f"the session can't keep {key!r}, the coroutine {name!r}: write `await` before that call"
+                ) from None
+            reason = TOO_DEEP if isinstance(cause, RecursionError) else cause
+            raise SessionSerializationError(f"the session can't keep {key!r}, a {type(value).__name__}: {reason}") from cause
+
+    def decoder_of(self, type: Any) -> Decoder:
+        """Return the decoder of *type*."""
+        try:
+            return self.decoders[type]
+        except (KeyError, TypeError):
+            pass
+        # Outside the handler, so that learn()'s errors don't chain to the KeyError.
+        return self.learn(type)
 
     def learn(self, type: Any) -> Decoder:
-        """Make what decodes a *type* that is not among the decoders, and keep it there."""
-        if len(self.decoders) >= _MOST_TYPES:
+        """Make the decoder of a *type* that is new, and keep it."""
+        if len(self.decoders) >= _MAX_TYPES:
             self.decoders.popitem()
         decoder = self.make(type)
-        # An Annotated that can't be hashed is a type too.
+        # A type may be unhashable, as an Annotated can be.
         with suppress(TypeError):
             self.decoders[type] = decoder
         return decoder
@@ -90,7 +123,7 @@ class _CustomDecoder:
 
 
 def custom(serializer: Serializer) -> Codec:
-    """Return the codec of a serializer that is not one of ours."""
+    """Return the codec of a user's serializer."""
     decoder = _CustomDecoder(serializer, None)
 
     def check_depth(data: bytes) -> None:
@@ -99,7 +132,7 @@ def custom(serializer: Serializer) -> Codec:
         except (RecursionError, MemoryError):
             raise
         except Exception:
-            # It may need a type, and then get() tells of what can't be read.
+            # It may need a type; get() reports a value that can't be decoded.
             return
         if value.__class__ in _KINDS and _is_too_deep(value):
             raise ValueError(TOO_DEEP)
@@ -108,10 +141,10 @@ def custom(serializer: Serializer) -> Codec:
 
 
 def _is_too_deep(value: Any) -> bool:
-    """Return whether a decoded container is nested deeper than MAX_DEPTH, without a recursion of its own."""
+    """Return whether a decoded container is nested deeper than MAX_DEPTH. It doesn't recurse."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
-        # Unrolled, because a visitor may have sent a million of them.
+        # One comprehension without calls, because a visitor may have sent a million containers.
         level = [
             part
             for container in level
@@ -123,13 +156,13 @@ def _is_too_deep(value: Any) -> bool:
 
 
 def _check_msgpack_depth(data: bytes) -> None:
-    # A container begins with one of these octets, so that most values turn out shallow by their number.
+    # Each container begins with one of these octets, so counting them shows that most values are shallow.
     if data[0] in _CONTAINERS and len(data.translate(None, _NO_CONTAINERS)) > MAX_DEPTH and _is_too_deep(_decode_msgpack(data)):
         raise ValueError(TOO_DEEP)
 
 
 class _Json:
-    """msgspec's JSON encoder, made to refuse what would come back as something else, without a word."""
+    """msgspec's JSON encoder, which also refuses values that would silently be decoded as something else."""
 
     def encode(self, value: Any, /) -> bytes:
         data = _encode_json(value)
@@ -137,11 +170,11 @@ class _Json:
             decoded = _decode_json(data)
             if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_too_deep(decoded):
                 raise ValueError(TOO_DEEP)
-            # Most values are told by this to have no key twice, at the cost of a second encoding.
+            # If a second encoding gives the same bytes, no dict has a key twice.
             if _encode_json(decoded) != data:
-                json.loads(data, object_pairs_hook=_refuse_twins)
+                json.loads(data, object_pairs_hook=_refuse_duplicates)
         if b"null" in data:
-            # msgspec writes inf and nan like None.
+            # msgspec encodes inf and nan as null.
             try:
                 json.dumps(msgspec.to_builtins(value, str_keys=True), allow_nan=False)
             except ValueError as cause:
@@ -149,7 +182,7 @@ class _Json:
         return data
 
 
-def _refuse_twins(pairs: list[tuple[str, object]]) -> None:
+def _refuse_duplicates(pairs: list[tuple[str, object]]) -> None:
     if len(dict(pairs)) != len(pairs):
         raise ValueError("two keys of a dict become one in JSON; make each of them text")
 

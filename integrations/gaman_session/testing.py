@@ -63,7 +63,7 @@ def _owner_check(check: OwnerCheck) -> OwnerCheck:
 
 
 def _new_id() -> str:
-    return _sealing.handle(_sealing.new_id())
+    return _sealing.id_of(_sealing.new_raw_id())
 
 
 def _to_milliseconds(seconds: float) -> float:

@@ -102,7 +102,7 @@ def test_a_killed_process_leaves_every_acknowledged_write(driver: dict[str, Any]
         for witness in witnesses:
             witness.port = program.port
             witness.check()
-        assert "is not what was written there" not in program.stderr
+        assert "is damaged" not in program.stderr
 
 
 # Several processes

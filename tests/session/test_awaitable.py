@@ -1,4 +1,4 @@
-"""A forgotten `await` opens no door, loses no change, and is told."""
+"""A forgotten `await` passes no check, loses no change, and is logged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def browsing(kind: str) -> AsyncGenerator[Browser]:
         yield site.browser()
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
 
 
@@ -86,7 +86,7 @@ MISUSES: dict[str, Callable[[Any], object]] = {
 @pytest.mark.parametrize("is_loaded", [True, False], ids=["loaded", "not loaded"])
 @pytest.mark.parametrize("misuse", MISUSES.values(), ids=MISUSES)
 @pytest.mark.parametrize("name", READS)
-async def test_a_call_that_is_taken_for_its_result_raises(
+async def test_a_call_that_is_used_as_its_result_raises(
     name: str, misuse: Callable[[Any], object], is_loaded: bool, browser: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work(session: Session) -> None:
@@ -97,13 +97,13 @@ async def test_a_call_that_is_taken_for_its_result_raises(
         assert str(raised.value) == f"write `await` before ctx.session.{name}(...)"
 
     await browser.do(work)
-    # It has been told already.
-    assert told(caplog) == []
+    # It was logged already.
+    assert logged(caplog) == []
 
 
 @pytest.mark.parametrize("misuse", [name for name in MISUSES if name not in ("attribute", "method")])
 @pytest.mark.parametrize("name", CHANGES)
-async def test_a_change_that_is_taken_for_a_result_raises(name: str, misuse: str, browser: Browser) -> None:
+async def test_a_change_that_is_used_as_a_result_raises(name: str, misuse: str, browser: Browser) -> None:
     async def work(session: Session) -> None:
         with pytest.raises(TypeError) as raised:
             MISUSES[misuse](CHANGES[name](session))
@@ -112,7 +112,7 @@ async def test_a_change_that_is_taken_for_a_result_raises(name: str, misuse: str
     await browser.do(work)
 
 
-async def test_the_open_door_is_shut(browser: Browser) -> None:
+async def test_a_condition_without_await_raises(browser: Browser) -> None:
     async def work(session: Session) -> None:
         if not session.has("isAdmin"):  # type: ignore[truthy-bool, unused-ignore]  # pyright: ignore[reportGeneralTypeIssues]
             raise HTTPError(401)
@@ -123,7 +123,7 @@ async def test_the_open_door_is_shut(browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("name", READS)
-async def test_a_call_gives_the_same_however_often_it_is_awaited(name: str, browser: Browser) -> None:
+async def test_a_call_returns_the_same_result_each_time_it_is_awaited(name: str, browser: Browser) -> None:
     async def work(session: Session) -> list[Any]:
         call = READS[name](session)
         return [await call, await call, await asyncio.create_task(call), await asyncio.create_task(call), await call]
@@ -190,7 +190,7 @@ async def test_a_call_is_awaited_in_every_way_that_a_coroutine_is(
         return await way(READS[name](session))
 
     assert await browser.do(work) == EXPECTED[name]
-    assert told(caplog) == []
+    assert logged(caplog) == []
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
@@ -272,11 +272,11 @@ async def test_a_change_takes_effect_when_it_is_called(
     assert await browser.all() == expected[name]
     await browser.do(after)
     assert (ids[0] == ids[1]) == (name in ("set", "delete"))
-    assert told(caplog) == []
+    assert logged(caplog) == []
     assert [str(each.message) for each in recwarn] == []
 
 
-async def test_an_owner_is_noted_when_tag_is_called() -> None:
+async def test_an_owner_is_recorded_when_set_owner_is_called() -> None:
     async with browsing("memory") as browser:
 
         async def work(session: Session) -> None:
@@ -320,7 +320,7 @@ async def test_a_call_that_is_never_awaited_is_an_error_in_the_log(
         del kept
 
     await browser.do(work)
-    kept, call = sorted(told(caplog), key=lambda line: "session.has" not in line or "in work" not in line)
+    kept, call = sorted(logged(caplog), key=lambda line: "session.has" not in line or "in work" not in line)
     place = f"{HERE}, line {line_of('kept')}, in work"
     assert kept == f"ctx.session.has(...) was never awaited: write `await` before it ({place})"
     assert call.startswith(f"ctx.session.{name}(...) was never awaited: write `await` before it ({HERE}, line ")
@@ -329,28 +329,30 @@ async def test_a_call_that_is_never_awaited_is_an_error_in_the_log(
     assert getattr(record, "path", None) == "/"
 
 
-async def test_a_call_that_a_loop_never_awaits_is_told_once(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_call_that_a_loop_never_awaits_is_logged_once(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
     async def work(session: Session) -> None:
         for _ in range(100):
             session.has("user")
 
     await browser.do(work)
-    [line] = told(caplog)
+    [line] = logged(caplog)
     assert "ctx.session.has(...) was never awaited" in line
 
 
-async def test_a_call_that_lives_as_long_as_its_handler_is_told_as_well(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_call_that_lives_as_long_as_its_handler_is_logged_as_well(
+    browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
     async def work(session: Session) -> str:
         user: Any = session.get("user")  # until the end
         await asyncio.sleep(0)
         return "nobody" if user is None else "somebody"
 
     assert await browser.do(work) == "somebody"
-    [line] = told(caplog)
+    [line] = logged(caplog)
     assert line.endswith(f"({HERE}, line {line_of('until the end')}, in work)")
 
 
-async def test_a_call_of_the_handle_that_is_never_awaited_is_told(
+async def test_a_call_of_the_integration_that_is_never_awaited_is_logged(
     caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     async with browsing("memory") as browser:
@@ -359,7 +361,7 @@ async def test_a_call_of_the_handle_that_is_never_awaited_is_told(
         for name in ("list", "end", "end_all", "count"):
             with pytest.raises(TypeError, match=f"write `await` before sessions.{name}"):
                 assert getattr(sessions, name)("user:1")
-        [line] = told(caplog)
+        [line] = logged(caplog)
         assert line.startswith(f"sessions.end_all(...) was never awaited: write `await` before it ({HERE}, line ")
         assert await sessions.count() == 0
         assert await gathered(sessions.list("user:1")) == []
@@ -367,7 +369,7 @@ async def test_a_call_of_the_handle_that_is_never_awaited_is_told(
 
 
 @pytest.mark.parametrize("name", READS)
-async def test_a_task_that_is_cancelled_before_it_begins_is_not_told_of(
+async def test_a_task_that_is_cancelled_before_it_begins_is_not_logged(
     name: str, browser: Browser, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     async def work(session: Session) -> None:
@@ -378,12 +380,12 @@ async def test_a_task_that_is_cancelled_before_it_begins_is_not_told_of(
         READS[name](session).close()
 
     await browser.do(work)
-    assert told(caplog) == []
+    assert logged(caplog) == []
     assert [str(each.message) for each in recwarn] == []
     assert await browser.all() == {"user": "Angga", "n": 1}
 
 
-async def test_a_task_that_is_cancelled_before_it_begins_leaves_its_request_to_no_garbage_collector(browser: Browser) -> None:
+async def test_a_task_that_is_cancelled_before_it_begins_leaves_nothing_to_the_garbage_collector(browser: Browser) -> None:
     async def work(session: Session) -> None:
         for call in (session.get("user"), session.set("user", 1)):
             task = asyncio.create_task(call)
@@ -401,7 +403,7 @@ async def test_a_task_that_is_cancelled_before_it_begins_leaves_its_request_to_n
         gc.enable()
 
 
-async def test_a_call_is_told_of_where_the_working_directory_is_gone(
+async def test_a_call_is_logged_after_the_working_directory_was_removed(
     browser: Browser, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work(session: Session) -> None:
@@ -412,12 +414,12 @@ async def test_a_call_is_told_of_where_the_working_directory_is_gone(
     monkeypatch.chdir(folder)
     folder.rmdir()
     await browser.do(work)
-    [line] = told(caplog)
+    [line] = logged(caplog)
     assert line.startswith("ctx.session.get(...) was never awaited: write `await` before it (")
 
 
 @pytest.mark.parametrize("failure", [HTTPError(400), ValueError("broken")], ids=repr)
-async def test_a_request_that_fails_before_its_await_is_told_its_failure_alone(
+async def test_a_request_that_fails_before_its_await_logs_only_its_failure(
     failure: Exception, browser: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work(session: Session) -> Any:
@@ -428,10 +430,10 @@ async def test_a_request_that_fails_before_its_await_is_told_its_failure_alone(
 
     await browser.request(work)
     failure.__traceback__ = None
-    assert [line for line in told(caplog) if "never awaited" in line] == []
+    assert [line for line in logged(caplog) if "never awaited" in line] == []
 
 
-async def test_a_request_that_is_cancelled_before_its_await_is_not_told_of(
+async def test_a_request_that_is_cancelled_before_its_await_is_not_logged(
     browser: Browser, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     waiting = asyncio.Event()
@@ -448,7 +450,7 @@ async def test_a_request_that_is_cancelled_before_its_await_is_not_told_of(
     with pytest.raises(asyncio.CancelledError):
         await task
     del task
-    assert told(caplog) == []
+    assert logged(caplog) == []
     assert [str(each.message) for each in recwarn] == []
 
 
@@ -526,7 +528,7 @@ USES: dict[str, tuple[Callable[[Any], object], str]] = {
 
 
 @pytest.mark.parametrize("name", USES)
-async def test_a_session_that_is_taken_for_a_dict_says_what_to_write(name: str, browser: Browser) -> None:
+async def test_a_session_that_is_used_as_a_dict_says_what_to_write(name: str, browser: Browser) -> None:
     use, fix = USES[name]
 
     async def work(session: Session) -> None:
@@ -538,7 +540,7 @@ async def test_a_session_that_is_taken_for_a_dict_says_what_to_write(name: str, 
     await browser.do(work)
 
 
-async def test_a_session_has_no_attributes_but_its_own(browser: Browser) -> None:
+async def test_a_session_takes_no_other_attributes(browser: Browser) -> None:
     async def work(session: Session) -> None:
         assert not hasattr(session, "user")
         assert getattr(session, "user", None) is None
@@ -550,7 +552,7 @@ async def test_a_session_has_no_attributes_but_its_own(browser: Browser) -> None
     await browser.do(work)
 
 
-async def test_nothing_is_told_when_python_ends(tmp_path: Any) -> None:
+async def test_nothing_is_logged_when_python_ends(tmp_path: Any) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         """

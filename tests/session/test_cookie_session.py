@@ -1,4 +1,4 @@
-"""What a session's cookie withstands, and what is special about a session that lives in it."""
+"""The session in a cookie: attacks on it, and how it differs from a stored session."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_no_damage_to_a_cookie_makes_it_a_session(site: Site) -> None:
             assert await _seen(site, f"{NAME}={damaged}") == NOBODY, damaged
 
 
-async def test_a_cookie_of_another_secret_name_or_driver_is_nobodys(site: Site, driver: Any, clock: Clock) -> None:
+async def test_a_cookie_of_another_secret_name_or_driver_opens_no_session(site: Site, driver: Any, clock: Clock) -> None:
     theirs = opened(driver)
     others = [
         Site(theirs, clock, secret="another secret that is just as long as the other"),
@@ -70,7 +70,7 @@ async def test_a_cookie_of_another_secret_name_or_driver_is_nobodys(site: Site, 
         assert await _seen(site, f"{NAME}={token}") == NOBODY
 
 
-async def test_a_cookie_past_its_time_is_nobodys_whatever_the_browsers_clock_says(site: Site, clock: Clock) -> None:
+async def test_an_expired_cookie_opens_no_session_whatever_the_browsers_clock_says(site: Site, clock: Clock) -> None:
     token = await _token(site)
     clock.now += 86_399
     assert (await _seen(site, f"{NAME}={token}"))[1]
@@ -78,13 +78,13 @@ async def test_a_cookie_past_its_time_is_nobodys_whatever_the_browsers_clock_say
     assert (await _seen(site, f"{NAME}={token}"))[:2] == ({}, False)
 
 
-async def test_a_clock_that_is_set_back_a_little_logs_nobody_out(site: Site, clock: Clock) -> None:
+async def test_a_clock_that_is_set_back_a_little_logs_no_visitor_out(site: Site, clock: Clock) -> None:
     token = await _token(site)
     clock.now -= 300
     assert (await _seen(site, f"{NAME}={token}"))[1]
 
 
-async def test_of_two_cookies_alike_the_first_that_is_valid_counts(site: Site) -> None:
+async def test_the_first_valid_cookie_of_several_counts(site: Site) -> None:
     token, other = await _token(site), await _token(site)
     first = await _seen(site, f"{NAME}={token}")
     assert first[1]
@@ -122,7 +122,7 @@ async def test_a_hundred_kilobytes_of_cookies_are_read_in_one_pass(site: Site) -
         assert await _seen(site, hostile) == NOBODY
 
 
-async def test_any_octets_in_a_cookie_are_an_answer_and_no_session(site: Site) -> None:
+async def test_any_octets_in_a_cookie_get_a_response_and_open_no_session(site: Site) -> None:
     octets = random.Random(1)
     for _ in range(200):
         noise = "".join(chr(octets.randrange(256)) for _ in range(octets.randrange(200)))
@@ -145,7 +145,7 @@ async def cookies(clock: Clock) -> Any:
         yield opened
 
 
-async def test_the_plaintext_shows_nowhere_in_the_cookie(cookies: Site) -> None:
+async def test_the_cookie_contains_no_plaintext(cookies: Site) -> None:
     browser = cookies.browser()
     await browser.do(setting(user=USER))
     token = str(browser.token)
@@ -155,7 +155,7 @@ async def test_the_plaintext_shows_nowhere_in_the_cookie(cookies: Site) -> None:
         assert secret.encode() not in raw
 
 
-async def test_a_session_that_would_not_fit_raises_at_set_with_both_sizes(cookies: Site) -> None:
+async def test_a_session_that_is_too_large_for_its_cookie_raises_at_set_with_both_sizes(cookies: Site) -> None:
     browser = cookies.browser()
     await browser.do(setting(kept=1))
 
@@ -188,7 +188,7 @@ async def test_the_largest_cookie_that_is_sent_has_4096_bytes_with_its_attribute
     assert await cookies.browser(token).do(getting("big")) == "x" * fits
 
 
-async def test_reading_sends_no_cookie_and_a_change_that_changes_nothing_neither(cookies: Site) -> None:
+async def test_neither_reading_nor_an_empty_change_sends_a_cookie(cookies: Site) -> None:
     browser = cookies.browser()
     await browser.do(setting(a=1))
 
@@ -199,7 +199,7 @@ async def test_reading_sends_no_cookie_and_a_change_that_changes_nothing_neither
     assert (await browser.request(work)).set_cookie is None
 
 
-async def test_what_one_request_changes_another_with_the_same_cookie_does_not_see(cookies: Site) -> None:
+async def test_requests_with_the_same_cookie_do_not_see_each_others_changes(cookies: Site) -> None:
     browser = cookies.browser()
     await browser.do(setting(a=[1], b=2))
     token = browser.token
@@ -223,7 +223,7 @@ async def test_a_write_does_not_prolong_the_cookie(cookies: Site, clock: Clock) 
     assert "; Max-Age=400;" in str((await browser.request(setting(b=1))).set_cookie)
 
 
-async def test_an_idle_limit_is_moved_on_in_the_cookie_now_and_then(clock: Clock) -> None:
+async def test_an_idle_limit_is_refreshed_in_the_cookie_now_and_then(clock: Clock) -> None:
     async with serving(Site(None, clock, idle_timeout=1000)) as site:
         browser = site.browser()
         await browser.do(setting(a=1))

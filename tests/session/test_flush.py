@@ -1,4 +1,4 @@
-"""What happens where requests overlap: every interleaving of two, many of three, against the promises."""
+"""Overlapping requests keep the promises: every interleaving of two, and many of three."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ current: ContextVar[Run] = ContextVar("current")
 
 
 class Run:
-    """One request that goes on, step by step, when it is told to."""
+    """One request that runs step by step."""
 
     def __init__(self, index: int, kind: str) -> None:
         self.kind = kind
@@ -53,16 +53,16 @@ class Run:
 
 
 def _stepped(base: type[MemoryDriver]) -> MemoryDriver:
-    """A driver each of whose trips waits for its turn."""
+    """Return a driver each of whose calls is a step."""
 
-    # mypy takes no base that is only known at run time.
+    # mypy doesn't allow a base that is only known at run time.
     class Stepped(base):  # type: ignore[valid-type, misc]
         def __getattribute__(self, name: str) -> Any:
             found = super().__getattribute__(name)
             if name not in ("load", "create", "apply", "swap", "rename", "destroy"):
                 return found
 
-            async def trip(*args: Any, **named: Any) -> Any:
+            async def step(*args: Any, **named: Any) -> Any:
                 run = current.get(None)
                 if run is not None:
                     await run.pause()
@@ -71,7 +71,7 @@ def _stepped(base: type[MemoryDriver]) -> MemoryDriver:
                     run.acknowledged = True
                 return outcome
 
-            return trip
+            return step
 
     driver: MemoryDriver = Stepped()
     return driver
@@ -127,7 +127,7 @@ KINDS = {"W": _write, "RW": _read_and_write, "L": _login, "C": _logout, "D": _lo
 
 
 async def _play(kinds: tuple[str, ...], choose: Callable[[int], int], base: type[MemoryDriver]) -> None:
-    """Run requests of *kinds* in the order that *choose* picks, of so many that can go on, and hold the end to the promises."""
+    """Run requests of *kinds*, each step of the one that *choose* picks among those in flight, and check the promises."""
     driver = _stepped(base)
     async with serving(Site(driver, Clock())) as site:
         browser = site.browser()
@@ -160,7 +160,7 @@ async def _check(kinds: tuple[str, ...], runs: list[Run], driver: MemoryDriver, 
 
 
 def _schedules(kinds: tuple[str, ...], base: type[MemoryDriver]) -> Iterator[list[int]]:
-    """Play every schedule, depth first: each run follows a prefix of choices, and takes the first way from there on."""
+    """Play every schedule, depth first: each run follows a prefix of choices, and then always the first way."""
     prefix: list[int] = []
     while True:
         choices: list[tuple[int, int]] = []

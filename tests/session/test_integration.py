@@ -1,4 +1,4 @@
-"""The session among hooks: caches, cookies, start-up and shutdown, failures, and other integrations."""
+"""The session in its hooks: caches, cookies, start-up and shutdown, failures, and other integrations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Handle = Callable[[Context], Awaitable[Any]]
 
 @asynccontextmanager
 async def running(handle: Handle, *others: Integration, first: bool = False, **options: Any) -> AsyncGenerator[App, None]:
-    """An application with sessions and *others*, which come *first* in its list or after the session."""
+    """An application with sessions and *others*, which are *first* in its list or after the session."""
     given: dict[str, Any] = {"secret": SECRET, **options}
     ours = session(**given)
     app = App({"/": handle}, integrations=[*others, ours] if first else [ours, *others])
@@ -40,7 +40,7 @@ async def running(handle: Handle, *others: Integration, first: bool = False, **o
 
 
 def cookie_of(answer: Exchange) -> dict[str, str]:
-    """Return the headers with which a browser comes back."""
+    """Return the headers of a browser's next request."""
     (line,) = answer.headers.getall("set-cookie")
     return {"cookie": line.partition(";")[0], "host": "testserver"}
 
@@ -55,7 +55,7 @@ async def recall(ctx: Context) -> Any:
 
 
 def doing(work: Callable[[Session], Any]) -> Work:
-    """Return *work*, be it an async function or a plain one, as an async function."""
+    """Return *work*, an async or a plain function, as an async function."""
 
     async def done(session: Session) -> Any:
         result = work(session)
@@ -84,7 +84,7 @@ CALLS: dict[str, Callable[[Session], Any]] = {
 
 @pytest.mark.parametrize("visitor", ["a new visitor", "one who comes back"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-async def test_a_response_whose_session_was_used_is_kept_from_shared_caches(
+async def test_a_response_that_used_its_session_is_kept_out_of_shared_caches(
     site: Site, visitor: str, call: Callable[[Session], Any]
 ) -> None:
     browser = site.browser()
@@ -96,14 +96,14 @@ async def test_a_response_whose_session_was_used_is_kept_from_shared_caches(
     assert reply.headers.getall("cache-control") == ["no-store"]
 
 
-async def test_a_response_whose_session_was_left_alone_is_as_the_handler_made_it(site: Site) -> None:
+async def test_a_response_that_did_not_use_its_session_is_not_changed(site: Site) -> None:
     browser = site.browser()
     await browser.do(setting(key="value"))
     reply = await browser.request(doing(lambda session: None))
     assert sorted(reply.headers) == ["content-length", "content-type"]
 
 
-async def test_an_error_that_depends_on_the_session_is_kept_from_shared_caches(driver: Driver | None, ask: Ask) -> None:
+async def test_an_error_that_depends_on_the_session_is_kept_out_of_shared_caches(driver: Driver | None, ask: Ask) -> None:
     async def handle(ctx: Context) -> str:
         if ctx.query.get("use"):
             await ctx.session.get("user")
@@ -158,7 +158,7 @@ async def test_beside_the_sessions_cookie_a_response_is_no_store_whatever_the_ha
 
 
 @pytest.mark.parametrize("own", ["no-store", "private, No-Store, max-age=0"])
-async def test_a_handler_that_says_no_store_itself_is_not_warned(site: Site, own: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_handler_that_sets_no_store_itself_is_not_warned(site: Site, own: str, caplog: pytest.LogCaptureFixture) -> None:
     reply = await site.request(setting(key=1), response=Response("done", headers={"Cache-Control": own}))
     assert "set-cookie" in reply.headers
     assert reply.headers.getall("cache-control") == ["no-store"]
@@ -185,7 +185,7 @@ async def test_a_vary_that_names_something_else_is_kept_and_joined(site: Site, o
     assert names == [*own.split(", "), "Cookie"]
 
 
-async def test_a_response_that_a_handler_keeps_for_all_requests_stays_clean(driver: Driver | None, ask: Ask) -> None:
+async def test_a_response_that_a_handler_returns_to_all_requests_is_not_changed(driver: Driver | None, ask: Ask) -> None:
     kept = Response("always the same")
 
     async def handle(ctx: Context) -> Response:
@@ -201,7 +201,7 @@ async def test_a_response_that_a_handler_keeps_for_all_requests_stays_clean(driv
         assert list((await ask(app)).headers.items()) == list(before.headers.items())
 
 
-async def test_a_response_that_another_hook_keeps_for_all_requests_stays_clean(driver: Driver | None, ask: Ask) -> None:
+async def test_a_response_that_another_hook_returns_to_all_requests_is_not_changed(driver: Driver | None, ask: Ask) -> None:
     kept = Response("always the same")
 
     async def handle(ctx: Context) -> str:
@@ -236,14 +236,14 @@ async def test_a_response_that_another_hook_keeps_for_all_requests_stays_clean(d
     ],
     ids=str,
 )
-async def test_the_cookie_has_the_attributes_that_were_asked_for(
+async def test_the_cookie_has_the_configured_attributes(
     clock: Clock, driver: Any, options: dict[str, Any], name: str, attributes: str
 ) -> None:
     async with serving(Site(driver, clock, **options)) as site:
         browser = site.browser()
         began = (await browser.request(setting(key="value"))).set_cookie
         assert began == f"{name}={browser.token}; {attributes}"
-        # A browser forgets a cookie where the rest of its attributes are the same.
+        # A browser removes a cookie only if its other attributes are the same.
         ended = (await browser.request(doing(lambda session: session.clear()))).set_cookie
         assert ended is not None
         assert ended == f"{name}=; Max-Age=0; {attributes.partition('; ')[2]}"
@@ -268,7 +268,7 @@ async def test_reading_sends_no_cookie(site: Site, call: str) -> None:
 
 
 @pytest.mark.parametrize("call", ["delete", "pop", "clear"])
-async def test_taking_from_a_visitor_who_has_nothing_sends_no_cookie(site: Site, call: str) -> None:
+async def test_deleting_from_an_empty_session_sends_no_cookie(site: Site, call: str) -> None:
     assert (await site.request(doing(CALLS[call]))).set_cookie is None
 
 
@@ -299,7 +299,7 @@ def _asked_over(scheme: str, host: str | None) -> dict[str, Any]:
         "[::2]",
     ],
 )
-async def test_a_secure_cookie_over_plain_http_is_warned_of_exactly_once(
+async def test_a_secure_cookie_over_plain_http_logs_exactly_one_warning(
     driver: Driver | None, ask: Ask, caplog: pytest.LogCaptureFixture, host: str
 ) -> None:
     async with running(remember, driver=driver) as app:
@@ -329,7 +329,7 @@ async def test_a_secure_cookie_over_plain_http_is_warned_of_exactly_once(
         ("https", "192.168.1.5:3431"),
     ],
 )
-async def test_where_browsers_keep_a_secure_cookie_nothing_is_warned_of(
+async def test_a_secure_cookie_that_browsers_keep_logs_no_warning(
     driver: Driver | None, ask: Ask, caplog: pytest.LogCaptureFixture, scheme: str, host: str
 ) -> None:
     async with running(remember, driver=driver) as app:
@@ -338,7 +338,7 @@ async def test_where_browsers_keep_a_secure_cookie_nothing_is_warned_of(
     assert caplog.records == []
 
 
-async def test_of_a_cookie_that_the_browser_brings_nothing_is_warned(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_cookie_that_the_browser_sent_logs_no_warning(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     async with running(remember) as app:
         line = (await ask(app, **_asked_over("https", "example.com"))).headers.getall("set-cookie")[0]
         asked = _asked_over("http", "example.com")
@@ -356,7 +356,7 @@ async def test_a_local_request_does_not_use_up_the_warning(ask: Ask, caplog: pyt
         assert len(caplog.records) == 1
 
 
-async def test_plain_http_is_fine_where_no_secure_cookie_is_sent(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_plain_http_is_fine_if_no_secure_cookie_is_sent(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     async with running(remember, secure=False) as app:
         assert "Secure" not in (await ask(app, **_asked_over("http", "example.com"))).headers.getall("set-cookie")[0]
     async with running(recall) as app:
@@ -368,7 +368,7 @@ async def test_plain_http_is_fine_where_no_secure_cookie_is_sent(ask: Ask, caplo
 
 
 class Recording(Sealing):
-    """Writes down what is asked of it, and fails where it is told to."""
+    """Records its calls, and fails in the ones it is given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -454,7 +454,7 @@ async def test_sessions_in_memory_refuse_to_start_with_two_workers(driver: Any) 
 
 
 @pytest.mark.parametrize("driver", [None, Sealing()], ids=["cookies", "a shared store"])
-async def test_sessions_that_all_workers_see_start_with_two(driver: Any, ask: Ask) -> None:
+async def test_sessions_that_all_workers_share_start_with_two(driver: Any, ask: Ask) -> None:
     app = App({"/": remember}, integrations=[session(SECRET, driver)])
     app.workers = 2
     await app.load()
@@ -470,7 +470,7 @@ async def test_shutdown_leaves_no_task_behind(driver: Driver | None) -> None:
 
 
 class Swept(MemoryDriver):
-    """Tells of each purge, whose results are given beforehand: a number, or an error to raise."""
+    """Records each purge. Its results are given beforehand: a number, or an error to raise."""
 
     def __init__(self, *results: int | Exception) -> None:
         super().__init__()
@@ -503,7 +503,7 @@ async def test_expired_sessions_are_swept_from_the_store(clock: Clock, monkeypat
         assert [record.fields for record in driver._sessions.values()] == [{"key": b"\xa5young"}]
 
 
-async def test_the_sweeper_judges_by_the_clock_and_takes_a_batch_at_a_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_sweeper_uses_the_clock_and_purges_in_batches(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 0)
     driver = Swept()
     async with serving(Site(driver, clock)):
@@ -512,10 +512,10 @@ async def test_the_sweeper_judges_by_the_clock_and_takes_a_batch_at_a_time(clock
     assert driver.purges[0] == (clock.now, _integration._SWEEP_BATCH)
 
 
-async def test_the_sweeper_goes_on_at_once_where_there_is_more(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_sweeper_continues_at_once_if_there_is_more(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(Swept):
         async def purge(self, *, now: float, limit: int) -> int:
-            # From here on, a pause would outlast the test.
+            # From here on, a pause would last longer than the test.
             monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 3600)
             return await super().purge(now=now, limit=limit)
 
@@ -560,7 +560,7 @@ async def test_the_sweeper_survives_a_purge_that_raises(
     ],
     ids=lambda value: f"{type(value).__name__} {value.status}" if hasattr(value, "status") else str(value),
 )
-async def test_an_error_undoes_the_request_and_an_answer_does_not(
+async def test_an_error_undoes_the_request_and_an_http_error_does_not(
     driver: Driver | None, ask: Ask, end: Exception | Response, status: int, is_kept: bool
 ) -> None:
     async def handle(ctx: Context) -> Any:
@@ -582,7 +582,7 @@ async def test_an_error_undoes_the_request_and_an_answer_does_not(
             browser = cookie_of(answer)
         found = (await ask(app, "/?recall=1", headers=browser)).text
         assert found == ('{"key":"new"}' if is_kept else '{"key":"old"}')
-        # For a visitor without a session, nothing begins.
+        # No session begins for a visitor without one.
         assert len((await ask(app, "/?value=new&fail=1")).headers.getall("set-cookie")) == is_kept
 
 
@@ -600,9 +600,9 @@ async def test_an_error_undoes_a_logout_and_a_new_id_too(site: Site, call: str) 
     assert await browser.all() == {"key": "value"}
 
 
-def mending(**settings: Any) -> Integration:
+def answering(**settings: Any) -> Integration:
     """An integration that turns every error into an answer of 200."""
-    return Integration(name="mending", on_error=lambda ctx, error: Response("mended"), **settings)
+    return Integration(name="answering", on_error=lambda ctx, error: Response("answered"), **settings)
 
 
 async def _failing(ctx: Context) -> Any:
@@ -616,23 +616,23 @@ async def _failing(ctx: Context) -> Any:
 
 @pytest.mark.parametrize("priority", ["very-high", "normal", "very-low"])
 @pytest.mark.parametrize("first", [False, True], ids=["listed after the session", "listed before the session"])
-async def test_an_error_that_a_hook_has_mended_still_undoes_what_came_before(
+async def test_an_error_that_a_hook_has_answered_still_undoes_the_request(
     driver: Driver | None, ask: Ask, priority: Any, first: bool
 ) -> None:
-    async with running(_failing, mending(priority=priority), first=first, driver=driver) as app:
+    async with running(_failing, answering(priority=priority), first=first, driver=driver) as app:
         browser = cookie_of(await ask(app, "/?value=old"))
         answer = await ask(app, "/?value=new&fail=1", headers=browser)
-        assert (answer.status, answer.text) == (200, "mended")
+        assert (answer.status, answer.text) == (200, "answered")
         assert answer.headers.getall("set-cookie") == []
         assert (await ask(app, "/?recall=1", headers=browser)).text == '{"key":"old"}'
 
 
-async def test_what_a_mending_hook_sets_after_the_error_is_kept(driver: Driver | None, ask: Ask) -> None:
-    async def mend(ctx: Context, error: Exception) -> Response:
+async def test_changes_of_a_hook_that_answers_the_error_are_kept(driver: Driver | None, ask: Ask) -> None:
+    async def answer_error(ctx: Context, error: Exception) -> Response:
         await ctx.session.set("failed", str(error))
-        return Response("mended")
+        return Response("answered")
 
-    async with running(_failing, Integration(name="mending", on_error=mend), driver=driver) as app:
+    async with running(_failing, Integration(name="answering", on_error=answer_error), driver=driver) as app:
         answer = await ask(app, "/?value=new&fail=1")
         assert answer.status == 200
         assert (await ask(app, "/?recall=1", headers=cookie_of(answer))).text == '{"failed":"it fails"}'
@@ -662,7 +662,7 @@ async def test_the_hooks_of_another_integration_have_the_session(driver: Driver 
                 browser = cookie_of(answer)
 
 
-async def test_another_hook_that_fails_on_the_way_out_undoes_the_request(driver: Driver | None, ask: Ask) -> None:
+async def test_another_hook_that_fails_in_on_response_undoes_the_request(driver: Driver | None, ask: Ask) -> None:
     def fail(ctx: Context, response: Response) -> None:
         if ctx.query.get("fail"):
             raise ValueError("it fails")
@@ -686,7 +686,7 @@ async def test_another_hook_that_fails_on_the_way_out_undoes_the_request(driver:
     [(Response("early"), 200), (HTTPError(403), 403), (ValueError("it fails"), 500)],
     ids=["answers", "refuses", "fails"],
 )
-async def test_a_hook_that_ends_a_request_before_the_session_begins_breaks_nothing(
+async def test_a_hook_that_answers_a_request_before_it_has_a_session_breaks_nothing(
     driver: Driver | None, ask: Ask, caplog: pytest.LogCaptureFixture, early: Response | Exception, status: int
 ) -> None:
     def end(ctx: Context) -> Response:
@@ -700,7 +700,7 @@ async def test_a_hook_that_ends_a_request_before_the_session_begins_breaks_nothi
     assert answer.status == status
     assert answer.headers.getall("set-cookie") == []
     assert "vary" not in answer.headers
-    # The failure itself is logged, and no other on its heels.
+    # Only the failure itself is logged, and no second one.
     assert len(caplog.records) == (status == 500)
 
 
@@ -727,7 +727,7 @@ FAILURES: dict[str, tuple[str, Work]] = {
 
 
 @pytest.mark.parametrize(("failing", "work"), FAILURES.values(), ids=FAILURES)
-async def test_a_store_that_fails_is_503_and_nobody_is_logged_out(
+async def test_a_store_that_fails_is_503_and_logs_no_visitor_out(
     clock: Clock, caplog: pytest.LogCaptureFixture, failing: str, work: Work
 ) -> None:
     driver = Recording()
@@ -753,7 +753,7 @@ async def test_a_session_that_cannot_begin_is_503_and_no_cookie(clock: Clock) ->
 
 
 @pytest.mark.parametrize("failing", ["load", "apply"])
-async def test_the_answer_of_a_store_that_fails_is_kept_from_shared_caches_too(clock: Clock, failing: str) -> None:
+async def test_the_response_to_a_store_that_fails_is_kept_out_of_shared_caches_too(clock: Clock, failing: str) -> None:
     driver = Recording()
     async with serving(Site(driver, clock)) as site:
         browser = site.browser()
@@ -764,7 +764,7 @@ async def test_the_answer_of_a_store_that_fails_is_kept_from_shared_caches_too(c
         assert reply.headers.getall("cache-control") == ["no-store"]
 
 
-async def test_a_store_that_fails_is_no_matter_to_who_leaves_the_session_alone(clock: Clock) -> None:
+async def test_a_request_that_does_not_use_its_session_needs_no_store(clock: Clock) -> None:
     driver = Recording()
     async with serving(Site(driver, clock)) as site:
         browser = site.browser()
@@ -773,7 +773,7 @@ async def test_a_store_that_fails_is_no_matter_to_who_leaves_the_session_alone(c
         assert (await browser.request(doing(lambda session: None))).status == 200
 
 
-async def test_a_handler_may_go_on_without_a_store_that_fails(clock: Clock) -> None:
+async def test_a_handler_may_continue_without_a_store_that_fails(clock: Clock) -> None:
     async def work(session: Session) -> str:
         try:
             return str(await session.get("key"))
@@ -792,9 +792,9 @@ async def test_a_handler_may_go_on_without_a_store_that_fails(clock: Clock) -> N
 # The check
 
 
-async def test_a_check_fails_while_the_store_is_away_and_names_no_password(clock: Clock) -> None:
+async def test_a_check_fails_while_the_store_is_down_and_names_no_password(clock: Clock) -> None:
     with servers.RedisServer() as server:
-        # A user without a password takes any.
+        # A user without a password accepts any.
         url = f"redis://default:hidden@{server.address}"
         async with serving(Site(RedisDriver(url=url, timeout=1), clock)) as site:
             assert await site.app.check() == {"session": None}
@@ -815,7 +815,7 @@ async def test_a_check_waits_no_longer_than_the_driver_does(clock: Clock) -> Non
             server.send_signal(signal.SIGCONT)
 
 
-async def test_a_check_asks_every_kind_of_store_and_leaves_nothing_there(store: Driver, clock: Clock) -> None:
+async def test_a_check_loads_from_every_kind_of_store_and_writes_nothing(store: Driver, clock: Clock) -> None:
     async with serving(Site(store, clock)) as site:
         assert await site.app.check() == {"session": None}
         clock.now += 10 * 365 * 86_400
@@ -827,7 +827,7 @@ async def test_cookies_have_nothing_to_check(clock: Clock) -> None:
         assert await site.app.check() == {}
 
 
-async def test_the_warning_of_a_secure_cookie_carries_what_names_request_session_and_driver(
+async def test_the_warning_of_a_secure_cookie_names_request_session_and_driver(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(Site(None, clock)) as site:

@@ -1,4 +1,4 @@
-"""A session in a store has at most max_size bytes, and what would take it beyond changes nothing."""
+"""A session in a store has at most max_size bytes, and a change that would exceed them changes nothing."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def too_large(size: str = r"\d+") -> Any:
     return pytest.raises(SessionTooLarge, match=rf"would have {size} bytes, and session\(max_size={LIMIT}\)")
 
 
-async def test_a_value_that_is_too_large_raises_at_set_with_both_sizes_and_without_a_trip(clock: Clock) -> None:
+async def test_a_value_that_is_too_large_raises_at_set_with_both_sizes_and_without_a_round_trip(clock: Clock) -> None:
     for store, more in ((MemoryDriver(), 0), (Sealing(), _sealing.OVERHEAD)):
         async with serving(Site(store, clock, max_size=LIMIT)) as site:
-            # MessagePack has three bytes in front of it.
+            # MessagePack adds three bytes before it.
             fits = LIMIT - len("key") - 3 - more
 
             async def work(session: Session, fits: int = fits) -> None:
@@ -54,7 +54,7 @@ async def test_a_value_that_is_too_large_raises_at_set_with_both_sizes_and_witho
             assert await browser.all() == {"key": "y" * fits}
 
 
-async def test_what_was_read_counts_at_set(small: Site) -> None:
+async def test_stored_values_that_were_read_count_at_set(small: Site) -> None:
     browser = small.browser()
     await browser.do(setting(a="x" * 4000, b="y" * 4000))
 
@@ -74,8 +74,8 @@ async def test_what_was_read_counts_at_set(small: Site) -> None:
     assert await browser.all() == {"a": "x" * 3000, "b": "y", "c": "z" * 4000, "d": 1}
 
 
-async def test_what_was_not_read_counts_when_it_is_written_and_all_of_the_request_is_dropped(small: Site) -> None:
-    # Other tests have ended those of other owners, in the same store.
+async def test_stored_values_that_were_not_read_count_at_the_flush_which_drops_all_changes(small: Site) -> None:
+    # Other tests ended the sessions of other owners in the same store.
     browser, owner = small.browser(), f"user:{token_hex(8)}"
     before = {"a": "x" * 4000, "b": "y" * 4000}
     await browser.do(setting(**before))
@@ -115,7 +115,7 @@ async def test_save_and_update_raise_with_both_sizes(small: Site) -> None:
     assert await browser.all() == {"a": "x" * 4000, "b": "y" * 4000, "e": 2, "f": 3}
 
 
-async def test_an_error_that_is_not_caught_is_413_and_drops_all_that_the_request_changed(small: Site) -> None:
+async def test_an_error_that_is_not_caught_is_413_and_drops_all_changes(small: Site) -> None:
     browser = small.browser()
     await browser.do(setting(kept=1))
 
@@ -135,7 +135,7 @@ async def test_an_error_that_is_not_caught_is_413_and_drops_all_that_the_request
         assert (reply.status, reply.set_cookie) == (413, None)
 
 
-async def test_a_session_that_is_too_large_already_is_read_renewed_and_made_smaller(store: Driver, clock: Clock) -> None:
+async def test_a_session_that_is_too_large_already_is_read_regenerated_and_made_smaller(store: Driver, clock: Clock) -> None:
     async with serving(Site(store, clock)) as before:
         browser = before.browser()
         await browser.do(setting(a="x" * 8000, b="y" * 8000))
@@ -176,12 +176,12 @@ async def test_visitors_that_choose_the_keys_fill_a_session_to_its_size_only(sma
 
 
 @pytest.mark.parametrize("max_size", [0, -1, True, 1.5, "1", None])
-async def test_a_size_that_cannot_be_is_an_error_at_start(max_size: Any) -> None:
+async def test_an_invalid_size_is_an_error_at_start(max_size: Any) -> None:
     with pytest.raises(ConfigError, match=r"session\(max_size=.*a whole number of bytes above 0"):
         session(SECRET, {"type": "memory"}, max_size=max_size)
 
 
-async def test_a_cookie_that_is_too_large_is_the_applications_mistake(clock: Clock) -> None:
+async def test_a_cookie_that_is_too_large_is_a_500(clock: Clock) -> None:
     async with serving(Site(None, clock, max_size=10)) as site:
         assert (await site.request(setting(key="x" * 1000))).status == 200
         reply = await site.request(setting(key="x" * 4000))
@@ -202,7 +202,7 @@ STEPS = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(steps=STEPS)
-def test_the_running_size_is_what_summing_up_gives(steps: list[tuple[str, str, bytes | None]]) -> None:
+def test_the_running_size_is_the_sum_of_all_fields(steps: list[tuple[str, str, bytes | None]]) -> None:
     async def work(session: Session) -> None:
         assert isinstance(session, StoredSession)
         for name, key, value in steps:

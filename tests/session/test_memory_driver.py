@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from gaman.session import TOMBSTONE, Outcome, Ownership, Record, Session
-from gaman_session._sealing import Keyring, handle
+from gaman_session import _sealing
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import SECRET, Clock, Site, getting, serving, setting
 
@@ -392,9 +392,9 @@ async def test_the_store_has_the_id_and_never_the_raw_id() -> None:
         browser = site.browser()
         await browser.do(setting(key="value"))
         assert browser.token is not None
-        verified = Keyring([SECRET], site.cookie_name).verify_id(browser.token)
+        verified = _sealing.Keyring([SECRET], site.cookie_name).verify_id(browser.token)
         assert verified is not None
-        assert list(driver._sessions) == [handle(verified[0])]
+        assert list(driver._sessions) == [_sealing.id_of(verified[0])]
 
 
 async def test_values_in_memory_are_not_sealed_because_the_key_is_in_the_same_process() -> None:

@@ -1003,7 +1003,7 @@ async def test_a_damaged_document_is_absent_and_reported_once(
         assert await swap(driver, None, b"1") is Outcome.ABSENT
         assert await driver.rename(ID, NEW_ID, record(), version=0, now=NOW) is Outcome.ABSENT
     assert await document(driver) == before
-    assert warnings_in(caplog) == [f"session {ID}: its document is not what was written there; it counts as absent"]
+    assert warnings_in(caplog) == [f"session {ID}: its document is damaged and counts as absent"]
     await driver.destroy(ID, now=NOW)
     assert not isinstance(await driver.load(ID, now=NOW), Record)
 
@@ -1032,7 +1032,7 @@ async def test_impossible_times_are_damage_and_the_owners_other_sessions_are_lis
     for _ in range(2):
         assert await driver.load(ID, now=NOW) is None
         assert set(await driver.owned("user:1", now=NOW)) == {NEW_ID}
-    assert warnings_in(caplog) == [f"session {ID}: its document is not what was written there; it counts as absent"]
+    assert warnings_in(caplog) == [f"session {ID}: its document is damaged and counts as absent"]
     if "created" not in times:
         assert await apply(driver, {"key": b"1"}) is Outcome.ABSENT
         assert await swap(driver, b"\1value", b"1") is Outcome.ABSENT
@@ -1062,7 +1062,7 @@ async def test_a_value_that_json_cannot_hold_is_left_out_and_can_be_replaced(
         assert await loaded(driver) == {"other": b"2"}
         assert await swap(driver, None, b"3") is Outcome.WRITTEN
         assert await loaded(driver) == {"key": b"3", "other": b"2"}
-    assert warnings_in(caplog) == [f"session {ID}: the value of 'key' is not what was written there; it counts as absent"]
+    assert warnings_in(caplog) == [f"session {ID}: the value of 'key' is damaged and counts as absent"]
 
 
 @pytest.mark.parametrize("name", ["a%", "a%41", "%2e", "$a", "%%"])

@@ -1,4 +1,4 @@
-"""Sessions that belong to somebody are seen and ended from anywhere, and the store is not told whose they are."""
+"""The sessions of an owner are listed and ended from anywhere, and the store doesn't learn the owner."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ OWNER = "user:1"
 
 
 def _alone(kind: str, **options: Any) -> Driver:
-    """A driver that shares its store's sessions with no other test's."""
+    """A driver whose store has only this test's sessions."""
     return find_driver(kind)(**options)
 
 
@@ -100,10 +100,10 @@ async def handles(site: Site, owner: str = OWNER) -> list[str]:
     return [each.handle for each in await site.sessions.list(owner)]
 
 
-# What is listed
+# Listing and counting
 
 
-async def test_a_list_tells_of_each_session_in_the_order_of_the_logins(store: Driver, clock: Clock) -> None:
+async def test_a_list_has_each_session_in_the_order_of_the_logins(store: Driver, clock: Clock) -> None:
     async with serving(Site(store, clock, idle_timeout=600)) as site:
         began = clock.now
         phone, desk = await logged_in(site, note={"device": "a phone"}), await logged_in(site)
@@ -122,12 +122,12 @@ async def test_a_list_tells_of_each_session_in_the_order_of_the_logins(store: Dr
         assert await site.sessions.list("user:3") == []
 
 
-async def test_without_an_idle_limit_nothing_tells_when_a_session_was_used(site: Site) -> None:
+async def test_without_an_idle_limit_the_last_use_is_unknown(site: Site) -> None:
     await logged_in(site)
     assert [each.last_used_at for each in await site.sessions.list(OWNER)] == [None]
 
 
-async def test_what_is_over_is_listed_no_more(site: Site) -> None:
+async def test_expired_and_ended_sessions_are_not_listed(site: Site) -> None:
     browsers = [await logged_in(site) for _ in range(3)]
     assert await site.sessions.count(OWNER) == 3
     await browsers[0].do(log_out)
@@ -136,7 +136,7 @@ async def test_what_is_over_is_listed_no_more(site: Site) -> None:
     assert (await site.sessions.list(OWNER), await site.sessions.count(OWNER)) == ([], 0)
 
 
-async def test_all_sessions_are_counted_whoevers_they_are(site: Site) -> None:
+async def test_all_sessions_are_counted_whether_they_have_an_owner_or_not(site: Site) -> None:
     before = await site.sessions.count()
     browser = await logged_in(site)
     await site.browser().do(setting(key="value"))
@@ -145,10 +145,10 @@ async def test_all_sessions_are_counted_whoevers_they_are(site: Site) -> None:
     assert await site.sessions.count() == before + 1
 
 
-# What set_owner() does
+# Setting an owner
 
 
-async def test_a_tag_survives_a_new_id_with_its_note(site: Site) -> None:
+async def test_an_owner_and_its_note_survive_a_new_id(site: Site) -> None:
     browser = await logged_in(site, note="a phone")
     await browser.do(renew)
     await browser.do(renew)
@@ -158,7 +158,7 @@ async def test_a_tag_survives_a_new_id_with_its_note(site: Site) -> None:
     assert await browser.all() == {}
 
 
-async def test_a_tag_goes_to_a_session_that_is_there_with_or_without_a_new_id(site: Site) -> None:
+async def test_an_existing_session_gets_an_owner_with_or_without_a_new_id(site: Site) -> None:
     async def own(session: Session) -> None:
         await session.set_owner(OWNER, note="noted")
         await session.set("more", 1)
@@ -174,7 +174,7 @@ async def test_a_tag_goes_to_a_session_that_is_there_with_or_without_a_new_id(si
         assert await browser.all() == {}
 
 
-async def test_a_session_is_untied_and_given_to_somebody_else(site: Site) -> None:
+async def test_a_session_loses_its_owner_and_gets_another_one(site: Site) -> None:
     async def own(session: Session) -> None:
         await session.set_owner("user:2")
 
@@ -190,7 +190,7 @@ async def test_a_session_is_untied_and_given_to_somebody_else(site: Site) -> Non
     assert await browser.all() == {"user": 1}
 
 
-async def test_the_last_call_of_a_request_counts_and_a_note_is_kept_as_it_was(site: Site) -> None:
+async def test_the_last_call_of_a_request_counts_and_a_note_is_encoded_at_once(site: Site) -> None:
     note = {"device": "a phone"}
 
     async def log_in(session: Session) -> None:
@@ -205,7 +205,7 @@ async def test_the_last_call_of_a_request_counts_and_a_note_is_kept_as_it_was(si
     assert [each.note for each in await site.sessions.list(OWNER)] == [{"device": "a phone"}]
 
 
-async def test_a_tag_alone_begins_no_session_and_keeps_none(site: Site) -> None:
+async def test_an_owner_without_a_key_begins_no_session_and_keeps_none(site: Site) -> None:
     async def own(session: Session) -> None:
         await session.set_owner(OWNER)
 
@@ -228,7 +228,7 @@ async def test_a_tag_alone_begins_no_session_and_keeps_none(site: Site) -> None:
     assert await handles(site) == []
 
 
-async def test_a_request_that_fails_or_logs_out_ties_nothing(site: Site) -> None:
+async def test_a_request_that_fails_or_logs_out_sets_no_owner(site: Site) -> None:
     async def fail(session: Session) -> None:
         await logging_in()(session)
         raise RuntimeError("on purpose")
@@ -244,7 +244,7 @@ async def test_a_request_that_fails_or_logs_out_ties_nothing(site: Site) -> None
 
 
 @pytest.mark.parametrize("owner", ["", 7, b"user:1", "\ud800"])
-async def test_what_is_no_owner_raises_at_the_line_that_named_it(site: Site, owner: Any) -> None:
+async def test_an_invalid_owner_raises_at_the_line_that_named_it(site: Site, owner: Any) -> None:
     async def own(session: Session) -> None:
         with pytest.raises(ValueError, match=r"owner|surrogates"):
             await session.set_owner(owner)
@@ -255,7 +255,7 @@ async def test_what_is_no_owner_raises_at_the_line_that_named_it(site: Site, own
             await call(owner)
 
 
-async def test_a_note_that_cannot_be_kept_raises(site: Site) -> None:
+async def test_a_note_that_cannot_be_encoded_raises(site: Site) -> None:
     async def own(session: Session) -> None:
         with pytest.raises(SessionSerializationError, match="note"):
             await session.set_owner(OWNER, note=object())
@@ -276,7 +276,7 @@ async def test_a_session_is_ended_by_its_handle_once(site: Site) -> None:
         assert await site.sessions.end(unknown) is False
 
 
-async def test_what_ran_out_after_it_was_renewed_does_not_count_as_ended(store: Driver, clock: Clock) -> None:
+async def test_a_session_that_expired_after_regenerate_does_not_count_as_ended(store: Driver, clock: Clock) -> None:
     async with serving(Site(store, clock, idle_timeout=600)) as site:
         browser = await logged_in(site)
         await browser.do(renew)
@@ -312,7 +312,7 @@ async def test_a_login_that_ends_all_others_is_kept(site: Site) -> None:
     assert [await browser.all() for browser in (*browsers, fresh)] == [{}, {}, {"user": 1}]
 
 
-async def test_requests_under_way_do_not_outlive_the_end_of_all(site: Site) -> None:
+async def test_requests_in_flight_do_not_revive_their_sessions_after_end_all(site: Site) -> None:
     inside, may_go_on = asyncio.Semaphore(0), asyncio.Event()
 
     def held(work: Work) -> Work:
@@ -347,11 +347,11 @@ async def test_requests_under_way_do_not_outlive_the_end_of_all(site: Site) -> N
     assert len(await handles(site)) == 1
 
 
-# The one instant
+# The instant of end_all()
 
 
 class Held:
-    """Logins that have called set_owner(), and are yet to be written."""
+    """Logins that have called set_owner() and have yet to be written."""
 
     def __init__(self) -> None:
         self._inside, self._may_go_on = asyncio.Semaphore(0), asyncio.Event()
@@ -372,12 +372,12 @@ class Held:
         assert [reply.status for reply in await asyncio.gather(*self._requests)] == [200] * len(self._requests)
 
 
-async def test_a_login_right_after_the_end_of_all_succeeds_in_every_process(store: Driver, clock: Clock, site: Site) -> None:
+async def test_a_login_right_after_end_all_succeeds_in_every_process(store: Driver, clock: Clock, site: Site) -> None:
     other = Site(opened(store), clock)
     async with serving(other):
         before = await logged_in(site)
         assert await site.sessions.end_all(OWNER) == 1
-        # Not a moment passes by this clock.
+        # This clock stands still.
         browsers = [site.browser(), other.browser(), site.browser()]
         for browser in browsers:
             await browser.do(logging_in())
@@ -387,7 +387,7 @@ async def test_a_login_right_after_the_end_of_all_succeeds_in_every_process(stor
 
 
 @pytest.mark.parametrize("seconds", [0.3, 1.5, 3600])
-async def test_the_end_of_all_returns_and_logins_succeed_though_the_clock_was_set_back(
+async def test_end_all_returns_and_logins_succeed_after_the_clock_was_set_back(
     store: Driver, clock: Clock, site: Site, seconds: float
 ) -> None:
     other = Site(opened(store), clock)
@@ -395,7 +395,7 @@ async def test_the_end_of_all_returns_and_logins_succeed_though_the_clock_was_se
         before = [await logged_in(site), await logged_in(other)]
         assert await site.sessions.end_all(OWNER, keep=None) == 2
         clock.now -= seconds
-        # A second is what the clocks of two processes may differ by.
+        # The clocks of two processes may differ by a second.
         browsers = [site.browser(), *([other.browser()] if seconds > 1 else [])]
         for browser in browsers:
             await browser.do(logging_in())
@@ -408,7 +408,7 @@ async def test_the_end_of_all_returns_and_logins_succeed_though_the_clock_was_se
 
 @pytest.mark.parametrize("seconds", [0, 0.3, 30, 3600])
 @pytest.mark.parametrize("ends_first", [True, False], ids=["ended and set back", "set back and ended"])
-async def test_a_login_in_flight_keeps_nothing_though_the_clock_is_set_back(
+async def test_a_login_in_flight_loses_its_changes_even_if_the_clock_is_set_back(
     site: Site, seconds: float, ends_first: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     held, visitor, newcomer = Held(), site.browser(), site.browser()
@@ -423,15 +423,17 @@ async def test_a_login_in_flight_keeps_nothing_though_the_clock_is_set_back(
     await held.finish()
     assert (await visitor.all(), await newcomer.all(), newcomer.token) == ({"cart": [1]}, {}, None)
     assert await handles(site) == []
-    told = [record for record in caplog.records if "end_all()" in record.getMessage()]
-    assert {record.__dict__["session"] for record in told} == {handle, None}
-    assert {record.levelname for record in told} == {"WARNING"}
+    logged = [record for record in caplog.records if "end_all()" in record.getMessage()]
+    assert {record.__dict__["session"] for record in logged} == {handle, None}
+    assert {record.levelname for record in logged} == {"WARNING"}
     assert OWNER not in caplog.text
     await newcomer.do(logging_in())
     assert await newcomer.all() == {"user": 1}
 
 
-async def test_a_login_in_flight_keeps_nothing_where_another_process_ends_all(store: Driver, clock: Clock, site: Site) -> None:
+async def test_a_login_in_flight_loses_its_changes_if_another_process_calls_end_all(
+    store: Driver, clock: Clock, site: Site
+) -> None:
     other = Site(opened(store), clock)
     async with serving(other):
         for seconds in (0, 30, 3600):
@@ -460,8 +462,8 @@ async def test_a_login_under_its_old_id_that_another_process_overtakes_is_logged
     async with serving(other):
         await browser.do(work)
         assert await browser.all() == {"cart": [1]}
-    [told] = [record for record in caplog.records if "end_all()" in record.getMessage()]
-    assert told.__dict__["session"] == handle
+    [logged] = [record for record in caplog.records if "end_all()" in record.getMessage()]
+    assert logged.__dict__["session"] == handle
 
 
 @pytest.mark.parametrize("seconds", [0.3, 30, 3600])
@@ -474,7 +476,7 @@ async def test_a_login_that_is_in_flight_while_the_clock_is_set_back_succeeds(si
     assert await browser.all() == {"user": 1}
 
 
-async def test_a_login_succeeds_while_the_clock_comes_near_an_end_before_it_was_set_back(site: Site) -> None:
+async def test_a_login_succeeds_when_a_clock_that_was_set_back_reaches_an_earlier_end_all(site: Site) -> None:
     await site.sessions.end_all(OWNER)
     site.clock.now -= 30
     held, browser = Held(), site.browser()
@@ -487,7 +489,7 @@ async def test_a_login_succeeds_while_the_clock_comes_near_an_end_before_it_was_
     assert await again.all() == {"user": 1}
 
 
-async def test_the_end_of_all_waits_for_no_free_moment_of_the_loop(site: Site) -> None:
+async def test_end_all_does_not_wait_for_an_idle_event_loop(site: Site) -> None:
     is_done = False
 
     async def keep_busy() -> None:
@@ -504,10 +506,10 @@ async def test_the_end_of_all_waits_for_no_free_moment_of_the_loop(site: Site) -
         await busy
 
 
-# How many there may be
+# The limit
 
 
-async def test_the_oldest_login_goes_when_there_are_too_many(store: Driver, clock: Clock) -> None:
+async def test_the_oldest_login_ends_when_there_are_too_many(store: Driver, clock: Clock) -> None:
     async with serving(Site(store, clock, max_sessions_per_owner=2)) as site:
         browsers = [await logged_in(site) for _ in range(2)]
         somebody = await logged_in(site, "user:2")
@@ -515,18 +517,18 @@ async def test_the_oldest_login_goes_when_there_are_too_many(store: Driver, cloc
         browsers += [await logged_in(site)]
         assert [await browser.all() for browser in browsers] == [{}, {"user": 1}, {"user": 1}]
         assert await somebody.all() == {"user": 1}
-        # Whoever logs in once more on the same device is no one more.
+        # Another login on the same device isn't another session.
         await browsers[1].do(logging_in())
         assert [await browser.all() for browser in browsers] == [{}, {"user": 1}, {"user": 1}]
 
 
 @pytest.mark.parametrize("most", [0, -1, True, 1.5, "2"])
-async def test_a_number_of_sessions_that_cannot_be_is_an_error_at_start(most: Any) -> None:
+async def test_an_invalid_number_of_sessions_is_an_error_at_start(most: Any) -> None:
     with pytest.raises(ConfigError, match="max_sessions_per_owner"):
         session(SECRET, {"type": "memory"}, max_sessions_per_owner=most)
 
 
-# What the store is told
+# What the store learns
 
 
 async def test_a_store_knows_neither_owner_nor_note(clock: Clock) -> None:
@@ -557,23 +559,23 @@ async def test_a_note_belongs_to_its_session_and_its_owner(clock: Clock, caplog:
         assert len(await handles(site)) == 2
 
 
-async def test_applications_of_other_cookies_have_other_owners(store: Driver, clock: Clock, site: Site) -> None:
+async def test_applications_with_different_cookies_have_different_owners(store: Driver, clock: Clock, site: Site) -> None:
     async with serving(Site(opened(store), clock, cookie_name="other")) as other:
         await logged_in(site)
         assert await other.sessions.list(OWNER) == ([] if store.shared else await site.sessions.list(OWNER))
 
 
-# Secrets that change
+# Rotation
 
 
-async def test_a_new_secret_finds_what_was_tied_under_the_old_one(store: Driver, clock: Clock, site: Site) -> None:
+async def test_a_new_secret_finds_the_sessions_of_the_old_one(store: Driver, clock: Clock, site: Site) -> None:
     new = "a newer secret of the tests, long enough"
     async with serving(Site(opened(store), clock, secret=[new, SECRET], max_sessions_per_owner=3)) as rotated:
         browsers = [await logged_in(site, note=note) for note in ("a", "b", "c")]
         renewed = Browser(rotated, browsers[0].token)
         await renewed.do(renew)
         assert [each.note for each in await rotated.sessions.list(OWNER)] == ["a", "b", "c"]
-        # A new id comes with the new secret.
+        # The new id is sealed with the new secret.
         async with serving(Site(opened(store), clock, secret=new)) as later:
             if store.shared:
                 assert [each.note for each in await later.sessions.list(OWNER)] == ["a"]
@@ -584,11 +586,11 @@ async def test_a_new_secret_finds_what_was_tied_under_the_old_one(store: Driver,
             assert await later.sessions.list(OWNER) == await site.sessions.list(OWNER) == []
 
 
-# Drivers that can't
+# Drivers without owners
 
 
 class Bare:
-    """A driver that keeps the contract without its part on owners."""
+    """A driver that implements the contract without owners."""
 
     def __init__(self) -> None:
         self._driver = MemoryDriver()
@@ -600,7 +602,7 @@ class Bare:
 
 
 @pytest.mark.parametrize("make", [lambda: None, Bare], ids=["cookies", "a driver without owners"])
-async def test_a_driver_that_knows_no_owners_names_those_that_do(make: Any, clock: Clock) -> None:
+async def test_the_error_of_a_driver_without_owners_names_the_others(make: Any, clock: Clock) -> None:
     driver = make()
     name = "cookies" if driver is None else "memory"
     async with serving(Site(driver, clock)) as site:
@@ -628,7 +630,7 @@ async def test_a_driver_that_knows_no_owners_names_those_that_do(make: Any, cloc
         session(SECRET, make(), max_sessions_per_owner=1)
 
 
-async def test_the_handle_serves_scripts_that_take_no_requests() -> None:
+async def test_the_integration_serves_scripts_that_take_no_requests() -> None:
     from gaman import App, Context
 
     async def log_in(ctx: Context) -> str:
@@ -645,14 +647,14 @@ async def test_the_handle_serves_scripts_that_take_no_requests() -> None:
         assert await sessions.count() == 0
 
 
-# What leaves an index by itself
+# Entries that leave an index by themselves
 
 
 def _record(lasts: float, now: float, owner: str = OWNER) -> Record:
     return Record({"key": b"\1value"}, now, now + lasts, now + lasts, ownership=Ownership(owner, b"", now))
 
 
-async def test_files_of_owners_go_with_their_sessions_and_with_a_purge(clock: Clock) -> None:
+async def test_files_of_owners_are_removed_with_their_sessions_and_by_a_purge(clock: Clock) -> None:
     folder = new_folder()
     driver = FileDriver(dir=folder)
     await driver.open()
@@ -675,7 +677,7 @@ async def test_files_of_owners_go_with_their_sessions_and_with_a_purge(clock: Cl
     await driver.close()
 
 
-async def test_an_entry_that_a_crash_has_left_goes_with_the_next_list(clock: Clock) -> None:
+async def test_an_entry_that_a_crash_has_left_is_removed_by_the_next_list(clock: Clock) -> None:
     folder = new_folder()
     driver = FileDriver(dir=folder)
     await driver.open()
@@ -699,7 +701,7 @@ async def test_an_owners_set_in_redis_loses_expired_sessions_and_has_no_ttl() ->
         assert await driver._client.ttl(key) == -1
         await driver.destroy(ids[0], now=now)
         assert await driver._client.zrange(key, 0, -1) == [ids[2].encode(), ids[1].encode()]
-        # What is over goes when somebody logs in.
+        # A login removes expired entries.
         await driver.create("f" * 64, _record(500, now + 30))
         assert await driver._client.zcard(key) == 2
         await driver.end_owned(OWNER, keep=(), now=now + 40)
@@ -711,7 +713,7 @@ async def test_an_owners_set_in_redis_loses_expired_sessions_and_has_no_ttl() ->
         await driver.close()
 
 
-async def test_a_tag_that_the_end_of_all_overtakes_in_a_cluster_is_refused_and_the_next_one_is_not() -> None:
+async def test_a_set_owner_that_end_all_overtakes_in_a_cluster_is_revoked_and_the_next_one_is_not() -> None:
     class Overtaken(Keyspace):
         async def enter(self, id: str, ownership: Ownership, expires: float, *, now: float, is_carried: bool = False) -> Outcome:
             outcome = await super().enter(id, ownership, expires, now=now, is_carried=is_carried)
@@ -736,7 +738,7 @@ async def test_a_tag_that_the_end_of_all_overtakes_in_a_cluster_is_refused_and_t
         await driver.close()
 
 
-async def test_mongodb_can_be_asked_for_an_owner_by_an_index(clock: Clock) -> None:
+async def test_mongodb_finds_an_owner_by_an_index(clock: Clock) -> None:
     driver: Any = STORES["mongodb"]()
     async with serving(Site(driver, clock, encrypt=False)) as site:
         browser = await logged_in(site, note={"device": "a phone"})

@@ -45,7 +45,7 @@ MAX_SIZE = 1 << 20
 def new_id(*, is_in_first_half: bool | None = None) -> str:
     """Return an id, in the first or the second half of the slots of a Cluster if that matters."""
     while True:
-        id = _sealing.handle(_sealing.new_id())
+        id = _sealing.id_of(_sealing.new_raw_id())
         if is_in_first_half in (None, key_slot(id[:3].encode()) < 8192):
             return id
 

@@ -1,4 +1,4 @@
-"""Nothing opens but what was sealed here, for this purpose, cookie, session and field; and nothing shows through the seal."""
+"""Only bytes that were sealed here, for this purpose, cookie, session and field, are opened; sealed bytes reveal nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaman_session._sealing import Keyring, handle, new_id, token_length
+from gaman_session._sealing import Keyring, id_of, new_raw_id, token_length
 
 SECRET = "a secret of the tests that is long enough"
 OTHER = "another secret of the tests, as long as that"
@@ -19,14 +19,14 @@ NAME = "__Host-gaman"
 ID = bytes(range(32))
 ALPHABET = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
 HEX_DIGITS = set("0123456789abcdef")
-# The bytes of a token before what is random in it.
+# The bytes of a token before its random part.
 HEAD = 5
 
 keyring = Keyring([SECRET], NAME)
 
 
 class Kind(Protocol):
-    """One of the two kinds of token, for tests that hold for both."""
+    """One of the two kinds of token, for tests that are true of both."""
 
     def make(self, keys: Keyring, size: int = 32) -> str: ...
     def open(self, keys: Keyring, token: str) -> object: ...
@@ -67,11 +67,11 @@ def _bits_flipped(raw: bytes) -> Iterator[bytes]:
 
 
 @given(payload=st.binary(max_size=2000))
-def test_what_was_sealed_is_opened(payload: bytes) -> None:
+def test_a_sealed_token_is_opened(payload: bytes) -> None:
     assert keyring.open_token(keyring.seal_token(payload), bytes) == payload
 
 
-def test_of_the_tokens_that_come_only_those_sealed_here_are_remembered_and_never_more_than_a_thousand_or_so() -> None:
+def test_only_valid_tokens_are_cached_and_never_many_more_than_a_thousand() -> None:
     keys = Keyring([SECRET], NAME)
     for payload in (b"%d" % i for i in range(2500)):
         token = keys.seal_token(payload)
@@ -86,12 +86,12 @@ def test_of_the_tokens_that_come_only_those_sealed_here_are_remembered_and_never
 
 
 @given(id=st.binary(min_size=1, max_size=64), transient=st.booleans())
-def test_an_id_that_was_signed_is_verified(id: bytes, transient: bool) -> None:
+def test_a_signed_id_is_verified(id: bytes, transient: bool) -> None:
     assert keyring.verify_id(keyring.sign_id(id, transient)) == (id, transient)
 
 
 @given(field=st.text(st.characters(exclude_categories=["Cs"])), data=st.binary(max_size=2000))
-def test_a_value_that_was_sealed_is_opened_under_its_field(field: str, data: bytes) -> None:
+def test_a_sealed_value_is_opened_under_its_field(field: str, data: bytes) -> None:
     values = keyring.values(ID)
     assert keyring.values(ID).open(field, values.seal(field, data)) == data
 
@@ -122,7 +122,7 @@ def test_no_character_of_a_token_can_be_another(kind: Kind) -> None:
 
 
 @both_kinds
-def test_no_part_of_a_token_is_one(kind: Kind) -> None:
+def test_no_part_of_a_token_is_a_token(kind: Kind) -> None:
     token = kind.make(keyring)
     for length in range(len(token)):
         assert kind.open(keyring, token[:length]) is None
@@ -152,14 +152,14 @@ def test_the_characters_of_urlsafe_base64_are_not_those_of_a_token(own: str, url
     assert keyring.open_token(token, bytes) is not None
     assert keyring.open_token(token.replace(own, urlsafe), bytes) is None
     assert keyring.open_token(token.replace(own, urlsafe, 1), bytes) is None
-    id = _until(lambda: keyring.sign_id(new_id(), False), lambda token: own in token)
+    id = _until(lambda: keyring.sign_id(new_raw_id(), False), lambda token: own in token)
     assert keyring.verify_id(id) is not None
     assert keyring.verify_id(id.replace(own, urlsafe)) is None
 
 
 @both_kinds
 @pytest.mark.parametrize("size", [30, 31, 32])
-def test_the_padding_of_base64_is_no_part_of_a_token(kind: Kind, size: int) -> None:
+def test_the_padding_of_base64_is_not_part_of_a_token(kind: Kind, size: int) -> None:
     token = kind.make(keyring, size)
     padded = token + "=" * (-len(token) % 4)
     assert len(padded) % 4 == 0
@@ -169,7 +169,7 @@ def test_the_padding_of_base64_is_no_part_of_a_token(kind: Kind, size: int) -> N
 
 @both_kinds
 @pytest.mark.parametrize("size", [30, 31, 32])
-def test_the_bits_that_stand_for_nothing_are_zero(kind: Kind, size: int) -> None:
+def test_the_unused_bits_are_zero(kind: Kind, size: int) -> None:
     token = kind.make(keyring, size)
     same = [token[:-1] + last for last in ALPHABET if _decode(token[:-1] + last) == _decode(token)]
     assert len(same) == {0: 1, 2: 16, 3: 4}[len(token) % 4]
@@ -184,7 +184,7 @@ def test_the_bits_that_stand_for_nothing_are_zero(kind: Kind, size: int) -> None
 )
 def test_a_token_holds_no_character_that_a_lenient_decoder_skips(kind: Kind, foreign: str) -> None:
     token = kind.make(keyring)
-    # Four of them leave the length as it was, as far as padding goes.
+    # Four characters don't change the padding.
     for added in (foreign, foreign * 4, foreign * 8):
         for i in (0, 1, 4, 20, len(token) - 1, len(token)):
             assert kind.open(keyring, token[:i] + added + token[i:]) is None
@@ -196,7 +196,7 @@ def test_a_token_holds_no_character_that_a_lenient_decoder_skips(kind: Kind, for
     [Keyring([OTHER], NAME), Keyring([SECRET], "gaman"), Keyring([SECRET], "__host-gaman"), Keyring([SECRET + " "], NAME)],
     ids=["another secret", "another name", "a lookalike name", "a longer secret"],
 )
-def test_a_token_is_of_one_secret_and_one_cookie(kind: Kind, keys: Keyring) -> None:
+def test_a_token_belongs_to_one_secret_and_one_cookie(kind: Kind, keys: Keyring) -> None:
     assert kind.open(keys, kind.make(keyring)) is None
     assert kind.open(keyring, kind.make(keys)) is None
 
@@ -211,7 +211,7 @@ def test_a_token_cannot_be_grafted_onto_the_head_of_another_key(kind: Kind) -> N
 
 
 def test_an_id_cannot_be_stretched_over_the_name_of_another_cookie() -> None:
-    # The cookie's name is signed with the id; where one ends and the other begins must be, too.
+    # The cookie's name is signed with the id, and so is the boundary between them.
     def moved(name: str, id: bytes, to: str, stretched: bytes) -> object:
         signed = _decode(Keyring([SECRET], name).sign_id(id, False))
         return Keyring([SECRET], to).verify_id(_encode(signed[: HEAD + 1] + stretched + signed[-16:]))
@@ -221,14 +221,14 @@ def test_an_id_cannot_be_stretched_over_the_name_of_another_cookie() -> None:
     assert moved("gaman", ID + b"shop-", "shop-gaman", ID) is None
 
 
-def test_a_token_is_no_id_and_an_id_no_token() -> None:
+def test_a_token_is_not_an_id_and_an_id_is_not_a_token() -> None:
     assert keyring.verify_id(keyring.seal_token(ID)) is None
     assert keyring.verify_id(keyring.seal_token(b"\0" + ID)) is None
     assert keyring.open_token(keyring.sign_id(ID, False), bytes) is None
     assert keyring.open_token(keyring.sign_id(ID, True), bytes) is None
 
 
-def test_a_sealed_value_is_no_token_and_a_token_no_value() -> None:
+def test_a_sealed_value_is_not_a_token_and_a_token_is_not_a_value() -> None:
     assert keyring.open_token(_encode(keyring.values(ID).seal("field", b"value")), bytes) is None
     assert keyring.values(ID).open("field", _decode(keyring.seal_token(b"value"))) is None
 
@@ -263,21 +263,21 @@ def test_garbage_is_absent(kind: Kind, garbage: str) -> None:
 @both_kinds
 @settings(max_examples=200)
 @given(garbage=st.one_of(st.text(), st.text(ALPHABET, max_size=200)))
-def test_whatever_text_comes_is_absent(kind: Kind, garbage: str) -> None:
+def test_any_text_is_absent(kind: Kind, garbage: str) -> None:
     assert kind.open(keyring, garbage) is None
 
 
 @both_kinds
 @settings(max_examples=200)
 @given(rest=st.binary(max_size=100))
-def test_what_follows_a_genuine_head_is_not_believed_for_that(kind: Kind, rest: bytes) -> None:
+def test_a_genuine_head_before_garbage_is_absent(kind: Kind, rest: bytes) -> None:
     head = _decode(kind.make(keyring))[:HEAD]
     assert kind.open(keyring, _encode(head + rest)) is None
 
 
 @settings(max_examples=200)
 @given(stored=st.binary(max_size=100))
-def test_whatever_octets_a_store_holds_are_absent(stored: bytes) -> None:
+def test_any_octets_in_a_store_are_absent(stored: bytes) -> None:
     values = keyring.values(ID)
     assert values.open("field", stored) is None
     assert values.open("field", values.seal("field", b"")[:HEAD] + stored) is None
@@ -318,9 +318,9 @@ def test_values_rotate_as_tokens_do() -> None:
 # Values at rest
 
 
-def test_a_value_at_rest_needs_the_id_of_its_session() -> None:
+def test_a_value_at_rest_needs_the_raw_id_of_its_session() -> None:
     sealed = keyring.values(ID).seal("field", b"value")
-    for other in (b"", ID[:-1], ID + b"\0", bytes(32), handle(ID).encode(), bytes.fromhex(handle(ID)), new_id()):
+    for other in (b"", ID[:-1], ID + b"\0", bytes(32), id_of(ID).encode(), bytes.fromhex(id_of(ID)), new_raw_id()):
         assert keyring.values(other).open("field", sealed) is None
     assert keyring.values(ID).open("field", sealed) == b"value"
 
@@ -332,7 +332,7 @@ def test_a_value_cannot_be_moved_to_another_field(field: str) -> None:
     assert values.open("field", values.seal(field, b"value")) is None
 
 
-def test_a_value_is_of_one_secret_and_one_cookie() -> None:
+def test_a_value_belongs_to_one_secret_and_one_cookie() -> None:
     sealed = keyring.values(ID).seal("field", b"value")
     assert Keyring([OTHER], NAME).values(ID).open("field", sealed) is None
     assert Keyring([SECRET], "gaman").values(ID).open("field", sealed) is None
@@ -353,7 +353,7 @@ def test_no_bit_of_a_value_can_be_flipped_and_none_left_out() -> None:
 CREATED, EXPIRES = 1_800_000_000.123, 1_800_086_400.123
 
 
-def test_the_times_of_a_session_are_proven_with_its_id_and_an_honoured_secret_only() -> None:
+def test_the_times_of_a_session_are_proven_only_with_its_raw_id_and_a_listed_secret() -> None:
     values = keyring.values(ID)
     seal = values.seal_times(CREATED, EXPIRES)
     assert values.proves_times(seal, CREATED, EXPIRES)
@@ -372,31 +372,31 @@ def test_no_bit_of_a_seal_can_be_flipped_and_none_left_out_or_added() -> None:
 
 
 @pytest.mark.parametrize("time", [float("nan"), float("inf"), -float("inf"), 1e308, -1e308, 0.0])
-def test_whatever_numbers_a_store_holds_are_no_times(time: float) -> None:
+def test_any_numbers_in_a_store_are_not_times(time: float) -> None:
     values = keyring.values(ID)
     seal = values.seal_times(CREATED, EXPIRES)
     assert not values.proves_times(seal, time, EXPIRES)
     assert not values.proves_times(seal, CREATED, time)
 
 
-# What shows
+# What sealed bytes reveal
 
 
 @given(payload=st.binary(min_size=8, max_size=300))
-def test_the_plaintext_shows_nowhere_in_what_is_sealed(payload: bytes) -> None:
+def test_sealed_bytes_contain_no_plaintext(payload: bytes) -> None:
     token, value = keyring.seal_token(payload), keyring.values(ID).seal("field", payload)
     for sealed in (_decode(token), token.encode(), _urlsafe(token).encode(), value):
         for start in range(len(payload) - 7):
             assert payload[start : start + 8] not in sealed
 
 
-def test_neither_the_secret_nor_the_names_show_in_what_is_sealed() -> None:
+def test_sealed_bytes_contain_neither_the_secret_nor_the_names() -> None:
     token, id, value = keyring.seal_token(b"payload"), keyring.sign_id(ID, False), keyring.values(ID).seal("a field's name", b"v")
     for raw in (_decode(token), _decode(id), value):
         for name in (SECRET, NAME, "a field's name"):
             assert name.encode() not in raw
     assert ID not in value
-    assert bytes.fromhex(handle(ID)) not in value
+    assert bytes.fromhex(id_of(ID)) not in value
 
 
 # Lengths
@@ -406,35 +406,35 @@ def test_the_length_of_a_token_is_known_before_it_is_sealed() -> None:
     assert [token_length(length) for length in range(201)] == [len(keyring.seal_token(bytes(length))) for length in range(201)]
 
 
-def test_a_token_is_made_of_what_a_cookie_holds_without_quoting() -> None:
-    tokens = [keyring.seal_token(bytes(length)) for length in range(50)] + [keyring.sign_id(new_id(), True) for _ in range(50)]
+def test_a_token_needs_no_quoting_in_a_cookie() -> None:
+    tokens = [keyring.seal_token(bytes(length)) for length in range(50)] + [keyring.sign_id(new_raw_id(), True) for _ in range(50)]
     assert set("".join(tokens)) <= set(ALPHABET)
 
 
-# Ids and handles
+# Ids and raw ids
 
 
-def test_a_new_id_has_256_bits_and_never_comes_twice() -> None:
-    ids = {new_id() for _ in range(1000)}
+def test_a_new_raw_id_has_256_bits_and_is_never_repeated() -> None:
+    ids = {new_raw_id() for _ in range(1000)}
     assert len(ids) == 1000
     assert {len(id) for id in ids} == {32}
 
 
 @given(id=st.binary(min_size=16, max_size=32))
-def test_a_handle_is_64_hexadecimal_digits_that_do_not_show_the_id(id: bytes) -> None:
-    assert len(handle(id)) == 64
-    assert set(handle(id)) <= HEX_DIGITS
-    assert id.hex() not in handle(id)
+def test_an_id_is_64_hexadecimal_digits_that_do_not_show_the_raw_id(id: bytes) -> None:
+    assert len(id_of(id)) == 64
+    assert set(id_of(id)) <= HEX_DIGITS
+    assert id.hex() not in id_of(id)
 
 
-def test_a_handle_is_the_same_in_every_process_and_for_every_secret() -> None:
-    # A store outlives the process: this value may never change.
-    assert handle(bytes(32)) == "8e1da8b252a4e0ffb5cf8e9758f50bd57d74c17cd85576e0f2734f6814376f2a"
-    assert handle(bytes(32)) != handle(bytes(31) + b"\1")
+def test_an_id_is_the_same_in_every_process_and_for_every_secret() -> None:
+    # Stores persist: this value may never change.
+    assert id_of(bytes(32)) == "8e1da8b252a4e0ffb5cf8e9758f50bd57d74c17cd85576e0f2734f6814376f2a"
+    assert id_of(bytes(32)) != id_of(bytes(31) + b"\1")
 
 
-def test_what_an_earlier_process_has_sealed_is_opened() -> None:
-    # Cookies outlive the process, and releases: these may never change as long as the version in their head is 1.
+def test_tokens_of_an_earlier_process_are_opened() -> None:
+    # Cookies persist across processes and releases: these may not change while the version in their head is 1.
     assert Keyring([SECRET], NAME).open_token("AUUUNI/lJJ/s/NtJXb856F/vk5OBSddBcxc4osLjhCUrl1H63R9EWw", bytes) == b"payload"
     assert Keyring([SECRET], NAME).verify_id("AUUUNI8BAAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8HqKzDCq5pSCktFjkXAG7o") == (
         ID,

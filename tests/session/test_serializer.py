@@ -1,4 +1,4 @@
-"""Values become bytes and come back; what can't be kept raises at once, and nothing that comes back is run."""
+"""Values become bytes and values again; a value that can't be encoded raises at once, and decoding runs no code."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Place(TypedDict):
 
 
 class Exclaiming:
-    """A serializer of strings alone, which shows in the store that it was here."""
+    """A serializer of strings only, whose mark shows in the store."""
 
     def encode(self, value: Any) -> bytes:
         if not isinstance(value, str):
@@ -72,7 +72,7 @@ def getting_as(key: str, type: Any) -> Work:
     return work
 
 
-# What comes back
+# Decoded values
 
 
 @both
@@ -134,7 +134,7 @@ def test_json_keeps_any_plain_value(value: Any) -> None:
     assert type(found) is type(value)
 
 
-async def test_messagepack_keeps_octets_and_moments() -> None:
+async def test_messagepack_keeps_bytes_and_datetimes() -> None:
     octets = bytes(range(256))
     moment = datetime(2027, 1, 15, 8, 0, 0, 123456, UTC)
     elsewhere = datetime(2027, 1, 15, 8, tzinfo=timezone(timedelta(hours=7)))
@@ -148,7 +148,7 @@ async def test_messagepack_keeps_octets_and_moments() -> None:
         }
 
 
-async def test_json_gives_octets_and_moments_back_where_the_type_says_so() -> None:
+async def test_json_returns_bytes_and_datetimes_if_the_type_says_so() -> None:
     octets, moment = bytes(range(256)), datetime(2027, 1, 15, 8, 0, 0, 123456, UTC)
     async with browsing("json") as browser:
         await browser.do(setting(octets=octets, moment=moment))
@@ -157,7 +157,7 @@ async def test_json_gives_octets_and_moments_back_where_the_type_says_so() -> No
 
 
 @both
-def test_types_without_end_do_not_fill_the_memory(serializer: str) -> None:
+def test_an_endless_number_of_types_does_not_fill_the_memory(serializer: str) -> None:
     codec: Any = CODECS[serializer]
     data = codec.encoder.encode([1])
     for _ in range(2000):
@@ -168,7 +168,7 @@ def test_types_without_end_do_not_fill_the_memory(serializer: str) -> None:
 
 
 @both
-async def test_what_comes_back_is_a_fresh_copy(serializer: str) -> None:
+async def test_get_returns_a_fresh_copy(serializer: str) -> None:
     async def work(session: Session) -> Any:
         (await session.get("list")).append("mine")
         return await session.get("list")
@@ -178,7 +178,7 @@ async def test_what_comes_back_is_a_fresh_copy(serializer: str) -> None:
         assert await browser.do(work) == ["theirs"]
 
 
-async def test_messagepack_is_what_is_stored_unless_json_is_asked_for() -> None:
+async def test_values_are_stored_as_messagepack_by_default() -> None:
     async def stored(**options: Any) -> bytes:
         driver = MemoryDriver()
         async with serving(Site(driver, Clock(), **options)) as site:
@@ -189,11 +189,11 @@ async def test_messagepack_is_what_is_stored_unless_json_is_asked_for() -> None:
     assert await stored() == msgspec.msgpack.encode({"a": 1})
     assert await stored(serializer="msgpack") == msgspec.msgpack.encode({"a": 1})
     assert await stored(serializer="json") == b'{"a":1}'
-    # Who turns sealing off wants to read the store.
+    # A user turns sealing off in order to read the store.
     assert await stored(encrypt=False) == b'{"a":1}'
 
 
-# What can't be kept
+# Values that can't be encoded
 
 
 def _endless() -> list[Any]:
@@ -223,7 +223,7 @@ UNKEEPABLE: dict[str, tuple[Callable[[], Any], str]] = {
 @both
 @pytest.mark.parametrize("stored", [True, False], ids=["memory", "cookies"])
 @pytest.mark.parametrize(("make", "type_name"), UNKEEPABLE.values(), ids=UNKEEPABLE)
-async def test_what_cannot_be_kept_raises_and_names_key_and_type(
+async def test_a_value_that_cannot_be_encoded_raises_and_names_key_and_type(
     serializer: str, stored: bool, make: Callable[[], Any], type_name: str
 ) -> None:
     async with browsing(serializer, stored=stored) as browser:
@@ -252,7 +252,7 @@ async def test_json_keeps_a_number_of_any_size() -> None:
 
 
 @both
-async def test_a_request_goes_on_after_a_value_that_cannot_be_kept(serializer: str) -> None:
+async def test_a_request_continues_after_a_value_that_cannot_be_encoded(serializer: str) -> None:
     async def work(session: Session) -> None:
         await session.set("before", 1)
         with pytest.raises(SessionSerializationError):
@@ -291,7 +291,7 @@ async def test_a_key_is_a_string_that_utf_8_can_encode(key: Any) -> None:
         assert repr(key) in str(reply.error)
 
 
-# Values that would come back as something else, or not at all
+# Values that would be decoded as something else, or not at all
 
 
 def nest(levels: int, of: type = list) -> Any:
@@ -339,7 +339,7 @@ async def test_a_value_nested_deeper_than_100_levels_is_refused(driver: str, ser
 
 @pytest.mark.parametrize("levels", [101, 800, 100_000])
 @pytest.mark.parametrize("serializer", ["msgpack", "json"])
-async def test_a_note_and_a_ring_are_refused_too(serializer: str, levels: int) -> None:
+async def test_a_deep_note_and_a_cycle_are_refused_too(serializer: str, levels: int) -> None:
     ring: list[Any] = []
     ring.append(ring)
 
@@ -355,7 +355,7 @@ async def test_a_note_and_a_ring_are_refused_too(serializer: str, levels: int) -
 
 
 @pytest.mark.parametrize("error", [RecursionError, MemoryError])
-async def test_what_the_process_lacks_is_no_damage(error: type[Exception], caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_exhausted_process_is_not_reported_as_damage(error: type[Exception], caplog: pytest.LogCaptureFixture) -> None:
     class Failing:
         def encode(self, value: Any, /) -> bytes:
             return json.dumps(value).encode()
@@ -379,10 +379,10 @@ async def test_what_the_process_lacks_is_no_damage(error: type[Exception], caplo
         await browser.do(setting(a=1))
         await browser.do(work)
 
-        async def tie(session: Session) -> None:
+        async def set_owner(session: Session) -> None:
             await session.set_owner("user:1", note="a phone")
 
-        await browser.do(tie)
+        await browser.do(set_owner)
         with pytest.raises(error):
             await site.sessions.list("user:1")
     assert "not what was written there" not in caplog.text
@@ -427,7 +427,7 @@ async def test_a_value_that_is_read_from_a_deep_call_is_never_absent() -> None:
     ],
     ids=str,
 )
-async def test_json_refuses_what_would_come_back_as_something_else(value: Any, reason: str) -> None:
+async def test_json_refuses_values_that_would_be_decoded_as_something_else(value: Any, reason: str) -> None:
     async def work(session: Session) -> None:
         with pytest.raises(SessionSerializationError, match=reason):
             session.set("a", value)
@@ -439,7 +439,7 @@ async def test_json_refuses_what_would_come_back_as_something_else(value: Any, r
 @pytest.mark.parametrize(
     "value", [None, [None, "null"], {"1": 1, "2": None}, {1: 2}, 1e300, '\U0001f600"\\', [1.0, -0.0]], ids=repr
 )
-async def test_json_keeps_all_else(value: Any) -> None:
+async def test_json_keeps_all_other_values(value: Any) -> None:
     async with serving(Site({"type": "memory"}, Clock(), serializer="json")) as site:
         browser = site.browser()
         await browser.do(setting(a=value))
@@ -503,7 +503,7 @@ async def test_a_value_is_decoded_into_the_type(serializer: str, stored: bool, v
     ],
     ids=repr,
 )
-async def test_what_does_not_fit_the_type_names_key_and_type(serializer: str, stored: bool, value: Any, type: Any) -> None:
+async def test_a_value_that_does_not_fit_the_type_names_key_and_type(serializer: str, stored: bool, value: Any, type: Any) -> None:
     async with browsing(serializer, stored=stored) as browser:
         await browser.do(setting(basket=value))
         reply = await browser.request(getting_as("basket", type))
@@ -511,12 +511,12 @@ async def test_what_does_not_fit_the_type_names_key_and_type(serializer: str, st
         assert "'basket'" in str(reply.error)
         assert type.__name__ in str(reply.error)
         assert reply.error.__cause__ is not None
-        # Nothing is lost by asking for the wrong type.
+        # Asking for the wrong type loses nothing.
         assert await browser.all() == {"basket": value}
 
 
 @both
-async def test_a_missing_key_is_the_default_whatever_the_type(serializer: str) -> None:
+async def test_a_missing_key_returns_the_default_whatever_the_type(serializer: str) -> None:
     async def work(session: Session) -> Any:
         return await session.get("missing", type=int), await session.get("missing", "nothing", type=int)
 
@@ -525,7 +525,7 @@ async def test_a_missing_key_is_the_default_whatever_the_type(serializer: str) -
         assert await browser.do(work) == (None, "nothing")
 
 
-# A serializer of one's own
+# A user's serializer
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["memory", "cookies"])
@@ -550,9 +550,9 @@ async def test_a_type_need_not_be_hashable(serializer: str) -> None:
         assert isinstance(reply.error, SessionTypeError)
 
 
-async def test_an_own_serializer_may_take_types_that_cannot_be_hashed_either() -> None:
+async def test_a_users_serializer_may_take_unhashable_types_too() -> None:
     class Choosing:
-        """Takes a list of the values that may be."""
+        """A type that is given as a list of its values."""
 
         def encode(self, value: Any) -> bytes:
             return json.dumps(value).encode()
@@ -570,9 +570,9 @@ async def test_an_own_serializer_may_take_types_that_cannot_be_hashed_either() -
         assert isinstance(reply.error, SessionTypeError)
 
 
-async def test_an_own_serializer_keeps_no_value_that_is_nested_deeper_than_100_levels() -> None:
+async def test_a_users_serializer_keeps_no_value_that_is_nested_deeper_than_100_levels() -> None:
     class Lists:
-        """Needs a type for dicts."""
+        """A serializer that needs a type for dicts."""
 
         def encode(self, value: Any) -> bytes:
             return json.dumps(value).encode()
@@ -597,7 +597,7 @@ async def test_an_own_serializer_keeps_no_value_that_is_nested_deeper_than_100_l
         assert "nested deeper than 100 levels" in str(reply.error)
 
 
-async def test_what_an_own_serializer_raises_becomes_an_error_of_the_session() -> None:
+async def test_an_error_of_a_users_serializer_becomes_an_error_of_the_session() -> None:
     async with browsing(Exclaiming()) as browser:
         reply = await browser.request(setting(basket=5))
         assert isinstance(reply.error, SessionSerializationError)
@@ -611,9 +611,9 @@ async def test_what_an_own_serializer_raises_becomes_an_error_of_the_session() -
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["memory", "cookies"])
-async def test_a_serializer_that_gives_no_bytes_is_found_out_at_set(stored: bool) -> None:
+async def test_a_serializer_that_returns_no_bytes_raises_at_set(stored: bool) -> None:
     class Forgetful:
-        """Forgets that json.dumps gives a string."""
+        """A serializer whose author forgot that json.dumps returns a string."""
 
         def encode(self, value: Any) -> Any:
             return json.dumps(value)

@@ -52,7 +52,7 @@ def _alive() -> list[Context | Session]:
 
 async def test_a_request_leaves_nothing_to_the_garbage_collector(site: Site) -> None:
     for _ in range(30):
-        # Until each node of a Redis Cluster knows the scripts: redis-py leaves an error in a circle where one does not.
+        # First let each node of a Redis Cluster load the scripts: redis-py leaves an error in a cycle for each one that has not.
         await site.browser().do(setting(user=USER))
     browser = site.browser()
     gc.collect()
@@ -83,7 +83,7 @@ async def test_a_value_comes_back_as_it_was_set(site: Site) -> None:
 
 
 @pytest.mark.parametrize("value", [0, "", False, None, [], {}], ids=repr)
-async def test_has_asks_for_the_key_and_not_for_its_value(site: Site, value: Any) -> None:
+async def test_has_tests_the_key_and_not_its_value(site: Site, value: Any) -> None:
     browser = site.browser()
     await browser.do(setting(key=value))
 
@@ -93,7 +93,7 @@ async def test_has_asks_for_the_key_and_not_for_its_value(site: Site, value: Any
     assert await browser.do(work) == (True, False, value)
 
 
-async def test_a_missing_key_is_the_default(site: Site) -> None:
+async def test_a_missing_key_returns_the_default(site: Site) -> None:
     async def work(session: Session) -> Any:
         return await session.get("key"), await session.get("key", 5), await session.pop("key"), await session.pop("key", 6)
 
@@ -127,7 +127,7 @@ async def test_a_request_reads_its_own_changes(site: Site) -> None:
     assert await browser.all() == {"a": 10}
 
 
-async def test_deleting_what_is_not_there_is_fine(site: Site) -> None:
+async def test_deleting_a_missing_key_does_nothing(site: Site) -> None:
     async def work(session: Session) -> None:
         await session.delete("key")
         await session.delete("key")
@@ -136,7 +136,7 @@ async def test_deleting_what_is_not_there_is_fine(site: Site) -> None:
     assert (reply.status, reply.set_cookie) == (200, None)
 
 
-async def test_the_session_goes_with_its_last_key(site: Site) -> None:
+async def test_deleting_the_last_key_ends_the_session(site: Site) -> None:
     browser = site.browser()
     await browser.do(setting(a=1, b=2))
 
@@ -153,7 +153,7 @@ async def test_the_session_goes_with_its_last_key(site: Site) -> None:
     assert browser.token is None
 
 
-async def test_nothing_is_sent_for_a_session_that_stays_empty(site: Site) -> None:
+async def test_a_session_that_stays_empty_sends_no_cookie(site: Site) -> None:
     async def work(session: Session) -> None:
         await session.get("key")
         await session.set("key", 1)
@@ -164,7 +164,7 @@ async def test_nothing_is_sent_for_a_session_that_stays_empty(site: Site) -> Non
     assert (await site.request(work)).set_cookie is None
 
 
-async def test_clear_ends_the_session_and_what_is_set_after_it_begins_a_new_one(site: Site) -> None:
+async def test_clear_ends_the_session_and_a_later_set_begins_a_new_one(site: Site) -> None:
     browser = site.browser()
     await browser.do(setting(old=1))
     before = browser.token
@@ -187,7 +187,7 @@ async def test_clear_ends_the_session_and_what_is_set_after_it_begins_a_new_one(
     assert await browser.do(handle) != old
 
 
-async def test_logout_takes_the_cookie_back(site: Site) -> None:
+async def test_logout_removes_the_cookie(site: Site) -> None:
     browser = site.browser()
     await browser.do(setting(a=1))
     reply = await browser.request(_clear)
@@ -279,7 +279,7 @@ async def test_max_age_is_absolute(site: Site, clock: Clock) -> None:
     assert await browser.do(getting("a")) is None
 
 
-async def test_an_idle_session_ends_and_one_in_use_goes_on_within_max_age(driver: Any, clock: Clock) -> None:
+async def test_an_idle_session_expires_and_one_in_use_lasts_until_max_age(driver: Any, clock: Clock) -> None:
     async with serving(Site(driver, clock, idle_timeout=600, max_age=3600)) as site:
         browser = site.browser()
         await browser.do(setting(a=1))
@@ -334,7 +334,7 @@ class User:
 ANGGA = User(1, "Angga", "angga@example.com")
 
 
-async def test_a_value_is_decoded_into_the_type_that_is_asked_for(site: Site) -> None:
+async def test_a_value_is_decoded_into_the_given_type(site: Site) -> None:
     browser = site.browser()
     await browser.do(setting(user=ANGGA, when=datetime(2026, 1, 1, tzinfo=UTC), tags={"a"}))
 
@@ -351,7 +351,7 @@ async def test_a_value_is_decoded_into_the_type_that_is_asked_for(site: Site) ->
     assert await browser.do(work) == (ANGGA, datetime(2026, 1, 1, tzinfo=UTC), {"a"})
 
 
-async def test_what_does_not_fit_the_type_is_an_error_that_names_the_key(site: Site) -> None:
+async def test_a_value_that_does_not_fit_the_type_raises_and_names_the_key(site: Site) -> None:
     async def work(session: Session) -> None:
         await session.set("user", "Angga")
         with pytest.raises(SessionTypeError, match="'user' is no User"):
@@ -378,7 +378,7 @@ async def test_a_key_that_utf_8_cannot_encode_is_in_no_session(site: Site) -> No
     [object(), lambda: None, 2**70, "\ud800", iter(())],
     ids=["object", "function", "2**70", "surrogate", "iterator"],
 )
-async def test_what_cannot_be_kept_raises_where_it_is_set(site: Site, value: Any) -> None:
+async def test_a_value_that_cannot_be_encoded_raises_at_set(site: Site, value: Any) -> None:
     browser = site.browser()
     await browser.do(setting(key="before"))
 
@@ -390,7 +390,7 @@ async def test_what_cannot_be_kept_raises_where_it_is_set(site: Site, value: Any
     assert await browser.all() == {"key": "before"}
 
 
-async def test_update_gives_the_new_value_and_begins_a_session_where_there_is_none(site: Site) -> None:
+async def test_update_returns_the_new_value_and_begins_a_session_if_there_is_none(site: Site) -> None:
     browser = site.browser()
 
     async def count(session: Session) -> Any:
@@ -425,7 +425,7 @@ async def test_an_update_that_raises_changes_nothing(site: Site) -> None:
     assert await browser.all() == {"n": 1}
 
 
-async def test_updates_at_once_in_one_request_lose_nothing(site: Site) -> None:
+async def test_concurrent_updates_in_one_request_lose_nothing(site: Site) -> None:
     browser = site.browser()
 
     async def work(session: Session) -> None:
@@ -456,7 +456,7 @@ async def test_a_handler_that_raises_leaves_the_session_as_it_was(site: Site) ->
         assert await browser.all() == {"a": 1, "b": 2}
 
 
-async def test_an_answer_that_a_handler_raises_keeps_what_it_has_set(site: Site) -> None:
+async def test_an_http_error_that_a_handler_raises_keeps_its_changes(site: Site) -> None:
     browser = site.browser()
 
     async def work(session: Session) -> None:
@@ -468,13 +468,13 @@ async def test_an_answer_that_a_handler_raises_keeps_what_it_has_set(site: Site)
 
 
 @pytest.mark.parametrize("status", [500, 503, 599])
-async def test_an_answer_of_500_and_more_drops_what_was_set(site: Site, status: int) -> None:
+async def test_a_response_of_500_or_more_drops_the_changes(site: Site, status: int) -> None:
     browser = site.browser()
     await browser.request(setting(a=1), response=Response("sorry", status))
     assert browser.token is None
 
 
-async def test_after_the_headers_reads_go_on_and_changes_raise(site: Site) -> None:
+async def test_after_the_headers_reads_still_work_and_changes_raise(site: Site) -> None:
     browser = site.browser()
     await browser.do(setting(a=1))
     seen: list[Any] = []
@@ -510,7 +510,7 @@ async def test_after_the_headers_reads_go_on_and_changes_raise(site: Site) -> No
     assert await browser.all() == {"a": 1, "b": 2}
 
 
-async def test_the_first_read_after_the_headers_raises_since_caches_may_have_the_response(site: Site) -> None:
+async def test_the_first_read_after_the_headers_raises_because_caches_may_have_the_response(site: Site) -> None:
     browser = site.browser()
     await browser.do(setting(a=1))
     sessions: list[Session] = []
@@ -526,7 +526,7 @@ async def test_the_first_read_after_the_headers_raises_since_caches_may_have_the
     assert (await browser.request(work, response=Response.stream(chunks()))).body == b"done"
 
 
-async def test_two_hundred_requests_at_once_keep_all_their_keys(store: Any, clock: Clock) -> None:
+async def test_two_hundred_concurrent_requests_keep_all_their_keys(store: Any, clock: Clock) -> None:
     async with serving(Site(store, clock)) as site:
         browser = site.browser()
         await browser.do(setting(first=0))
@@ -534,7 +534,7 @@ async def test_two_hundred_requests_at_once_keep_all_their_keys(store: Any, cloc
         assert await browser.all() == {"first": 0, **{f"k{i}": i for i in range(200)}}
 
 
-async def test_a_session_ended_elsewhere_is_not_brought_back(store: Any, clock: Clock) -> None:
+async def test_a_session_that_was_ended_elsewhere_is_not_revived(store: Any, clock: Clock) -> None:
     async with serving(Site(store, clock)) as site:
         browser = site.browser()
         await browser.do(setting(a=1))
@@ -561,7 +561,7 @@ async def test_a_write_with_last_weeks_cookie_begins_a_new_session(store: Any, c
         assert await browser.all() == {"b": 2}
 
 
-async def test_saving_brings_changes_to_the_store_before_the_response(store: Any, clock: Clock) -> None:
+async def test_save_writes_the_changes_before_the_response(store: Any, clock: Clock) -> None:
     async with serving(Site(store, clock)) as site:
         browser = site.browser()
         await browser.do(setting(a=1))
@@ -608,15 +608,15 @@ async def test_a_hook_that_fails_after_the_flush_does_not_lose_the_new_cookie(dr
 
 
 class Counting(Sealing):
-    """A store that counts its trips."""
+    """A store that records its calls."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.trips: list[str] = []
+        self.calls: list[str] = []
 
     def __getattribute__(self, name: str) -> Any:
         if name in ("load", "create", "apply", "swap", "rename", "destroy"):
-            self.trips.append(name)
+            self.calls.append(name)
         return super().__getattribute__(name)
 
 
@@ -645,7 +645,7 @@ async def _nothing(session: Session) -> None:
 
 
 @pytest.mark.parametrize(
-    ("work", "trips"),
+    ("work", "calls"),
     [
         (_nothing, []),
         (_ask_for_the_handle, []),
@@ -657,31 +657,31 @@ async def _nothing(session: Session) -> None:
     ],
     ids=["untouched", "handle", "many reads", "sets", "set and read", "read and set", "logout"],
 )
-async def test_a_request_makes_one_trip_in_and_at_most_one_out(clock: Clock, work: Any, trips: list[str]) -> None:
+async def test_a_request_loads_in_one_round_trip_and_writes_in_one(clock: Clock, work: Any, calls: list[str]) -> None:
     driver = Counting()
     async with serving(Site(driver, clock)) as site:
         browser = site.browser()
         await browser.do(setting(a=1))
-        driver.trips.clear()
+        driver.calls.clear()
         await browser.do(work)
-        assert driver.trips == trips
+        assert driver.calls == calls
 
 
 class Slow(Counting):
-    """Loads in the event loop's next turn."""
+    """Loads in the next iteration of the event loop."""
 
     async def load(self, id: str, *, now: float) -> Any:
         await asyncio.sleep(0)
         return await super().load(id, now=now)
 
 
-async def test_of_those_who_read_at_once_whoever_is_cancelled_leaves_alone(clock: Clock) -> None:
+async def test_cancelling_one_of_several_concurrent_reads_leaves_the_others(clock: Clock) -> None:
     driver = Slow()
 
     async def work(session: Session) -> None:
         reads = [asyncio.create_task(session.get("a")) for _ in range(5)]
         await asyncio.sleep(0)
-        # One at the store, and one who waits.
+        # One read is at the store, and one waits for it.
         reads[0].cancel()
         reads[2].cancel()
         await session.set("b", 2)
@@ -691,20 +691,20 @@ async def test_of_those_who_read_at_once_whoever_is_cancelled_leaves_alone(clock
     async with serving(Site(driver, clock)) as site:
         browser = site.browser()
         await browser.do(setting(a=1))
-        driver.trips.clear()
+        driver.calls.clear()
         await browser.do(work)
-        assert driver.trips == ["load", "load", "apply"]
+        assert driver.calls == ["load", "load", "apply"]
         assert await browser.all() == {"a": 1, "b": 2}
 
 
-async def test_a_visitor_without_a_session_costs_no_trip(clock: Clock) -> None:
+async def test_a_visitor_without_a_session_costs_no_round_trip(clock: Clock) -> None:
     driver = Counting()
     async with serving(Site(driver, clock)) as site:
-        driver.trips.clear()
+        driver.calls.clear()
         for cookie in (None, "__Host-Http-gaman=", "__Host-Http-gaman=garbage", "__Host-Http-gaman=" + "A" * 72):
             await site.request(_many_reads, cookie)
             await site.request(_clear, cookie)
-        assert driver.trips == []
+        assert driver.calls == []
 
 
 async def test_reading_an_idle_session_writes_only_now_and_then(clock: Clock) -> None:
@@ -712,16 +712,16 @@ async def test_reading_an_idle_session_writes_only_now_and_then(clock: Clock) ->
     async with serving(Site(driver, clock, idle_timeout=1000)) as site:
         browser = site.browser()
         await browser.do(setting(a=1))
-        driver.trips.clear()
+        driver.calls.clear()
         for _ in range(21):
             clock.now += 10
             await browser.do(getting("a"))
-        assert driver.trips.count("load") == 21
-        assert driver.trips.count("apply") == 2
+        assert driver.calls.count("load") == 21
+        assert driver.calls.count("apply") == 2
 
 
 async def test_an_update_that_always_meets_another_change_gives_up_loudly(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gaman_session._stored._ATTEMPTS", 3)
+    monkeypatch.setattr("gaman_session._stored.MAX_ATTEMPTS", 3)
     driver = Sealing()
     async with serving(Site(driver, clock)) as site:
         browser = site.browser()
@@ -760,7 +760,7 @@ async def test_values_in_a_store_are_sealed_and_moving_them_makes_them_absent(
 
         for _ in range(2):
             assert await thief.do(work) == ((False, None, None), {"preferences": {"theme": "light"}})
-        unreadable = [record for record in caplog.records if "is not what was written there" in record.message]
+        unreadable = [record for record in caplog.records if "is damaged" in record.message]
         assert len(unreadable) == 2
 
 
@@ -780,9 +780,9 @@ async def test_write_access_to_a_store_prolongs_no_session(clock: Clock, caplog:
         infinite.expires = infinite.deadline = float("inf")
         for _ in range(2):
             assert [await browser.all() for browser in browsers] == [{"a": 1}, {}, {}, {}, {}, {}]
-        told = [record for record in caplog.records if "its lifetime is not what was written there" in record.message]
-        assert len(told) == 5
-        # A visitor begins anew.
+        logged = [record for record in caplog.records if "its lifetime is damaged" in record.message]
+        assert len(logged) == 5
+        # The visitor begins a new session.
         for browser in browsers[1:]:
 
             async def log_in(session: Session) -> None:
@@ -791,7 +791,7 @@ async def test_write_access_to_a_store_prolongs_no_session(clock: Clock, caplog:
 
             await browser.do(log_in)
             assert await browser.all() == {"user": 1}
-        # A deadline beyond the absolute limit is worth nothing, and up to there it is what a use would make it.
+        # A deadline beyond the absolute limit has no effect; up to that limit, it is what a use would set.
         kept.deadline = kept.expires + 1000
         clock.now = kept.expires - 0.5
         assert await browsers[0].all() == {"a": 1}
@@ -800,7 +800,7 @@ async def test_write_access_to_a_store_prolongs_no_session(clock: Clock, caplog:
 
 
 @pytest.mark.parametrize("changed", [{"encrypt": False}, {"driver": MemoryDriver()}], ids=["not encrypted", "memory"])
-async def test_where_nothing_is_sealed_times_are_not_either(clock: Clock, changed: dict[str, Any]) -> None:
+async def test_times_are_not_sealed_if_values_are_not(clock: Clock, changed: dict[str, Any]) -> None:
     options: dict[str, Any] = {"driver": Sealing(), **changed}
     async with serving(Site(clock=clock, **options)) as site:
         browser = site.browser()
@@ -812,7 +812,7 @@ async def test_where_nothing_is_sealed_times_are_not_either(clock: Clock, change
         assert await browser.all() == {"a": 1}
 
 
-async def test_times_are_whole_milliseconds_and_renewed_with_the_id(clock: Clock) -> None:
+async def test_times_are_whole_milliseconds_and_new_with_the_id(clock: Clock) -> None:
     store = Sealing()
     clock.now += 0.123_456_7
     async with serving(Site(store, clock, max_age=1000)) as site:
@@ -833,7 +833,7 @@ async def test_times_are_whole_milliseconds_and_renewed_with_the_id(clock: Clock
         assert await browser.all() == {"a": 1}
 
 
-async def test_a_value_that_the_serializer_cannot_read_any_more_is_absent(clock: Clock) -> None:
+async def test_a_value_that_the_serializer_can_no_longer_decode_is_absent(clock: Clock) -> None:
     driver = Sealing()
     async with serving(Site(driver, clock)) as before, serving(Site(driver, clock, serializer="json")) as after:
         browser = before.browser()
@@ -845,7 +845,7 @@ async def test_a_value_that_the_serializer_cannot_read_any_more_is_absent(clock:
 
 @asynccontextmanager
 async def rotation(driver: Any, clock: Clock) -> AsyncGenerator[tuple[Site, Site, Site], None]:
-    """Give the site with an old secret, with a new one besides, and with the new one alone."""
+    """Yield the site with an old secret, with both secrets, and with only the new one."""
     old, new = "the old secret, long enough to be one", "the new secret, long enough to be one"
     same = opened(driver)
     async with (
@@ -865,7 +865,7 @@ async def test_an_old_secret_opens_what_it_sealed(driver: Any, clock: Clock) -> 
         await browser.do(setting(b=2))
         assert await browser.all() == {"a": 1, "b": 2}
         browser.site = after
-        # The write has sealed a cookie's session anew. On a server, the id is still signed with the old secret.
+        # The write has sealed the session in a cookie again. The id of a stored session is still signed with the old secret.
         assert await browser.all() == ({"a": 1, "b": 2} if driver is None else {})
 
 

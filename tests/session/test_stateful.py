@@ -1,4 +1,4 @@
-"""Any sequence of calls, in any number of requests, leaves what a dict would hold: hypothesis looks for one that does not."""
+"""Any sequence of calls, in any number of requests, has the effect that it has on a dict; hypothesis looks for a counterexample."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CALLS: st.SearchStrategy[Call] = st.one_of(
 
 
 def _expect(model: dict[str, Any], call: Call) -> Any:
-    """Do to a dict what *call* does to a session, and return what that returns."""
+    """Apply *call* to a dict as if it were a session, and return the expected result."""
     name, arguments = call
     if name == "set":
         model[arguments[0]] = arguments[1]
@@ -118,7 +118,7 @@ class Sessions(RuleBasedStateMachine):
         assert reply.status == 200
 
     def _disown_the_empty(self) -> None:
-        """A session that is empty when its changes go out is over, and so nobody's."""
+        """A session that is empty at a flush ends, and has no owner then."""
         if not self.model:
             self.owner = None
 
@@ -163,7 +163,7 @@ class Sessions(RuleBasedStateMachine):
             self._forget()
 
     def _forget(self) -> None:
-        """The session was ended from elsewhere, and is for the cookie, too, which the browser then loses."""
+        """Check that a session that was ended elsewhere is empty, and drop its cookie."""
         assert self.runner.run(self.browser.all()) == {}
         self.browser.token, self.model, self.owner = None, {}, None
 
@@ -184,7 +184,7 @@ class Sessions(RuleBasedStateMachine):
             if is_read:
                 await session.all()
             await _work(calls, expected)(session)
-            # Of these, each alone would be allowed.
+            # Either of these would be allowed without the other.
             await session.set("x", "x" * 6000)
             await session.set("y", "y" * 6000)
 

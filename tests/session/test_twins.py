@@ -80,7 +80,7 @@ def _counted(site: Site) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("how", DEAD)
-async def test_a_dead_cookie_before_the_live_one_locks_nobody_out(site: Site, how: str) -> None:
+async def test_a_dead_cookie_before_the_live_one_locks_no_visitor_out(site: Site, how: str) -> None:
     dead = await _dead(site, how)
     live = await _token(site, user="live")
     assert await _user(site, dead, live) == "live"
@@ -89,7 +89,9 @@ async def test_a_dead_cookie_before_the_live_one_locks_nobody_out(site: Site, ho
 
 
 @pytest.mark.parametrize("how", ["ended", "renamed"])
-async def test_a_session_that_was_ended_before_the_live_one_locks_nobody_out(store: Driver, clock: Clock, how: str) -> None:
+async def test_the_cookie_of_an_ended_session_before_the_live_one_locks_no_visitor_out(
+    store: Driver, clock: Clock, how: str
+) -> None:
     async with serving(Site(store, clock)) as site:
         dead = await _dead(site, how)
         live = await _token(site, user="live")
@@ -122,7 +124,7 @@ async def test_a_request_whose_every_cookie_is_dead_begins_a_session(site: Site)
     assert await _user(site, *dead[1:], begun) == "new"
 
 
-async def test_a_rejected_cookie_counts_once_a_request_whatever_comes_after_it(site: Site) -> None:
+async def test_a_rejected_cookie_counts_once_a_request_whatever_follows_it(site: Site) -> None:
     expired, live = await _dead(site, "expired"), await _token(site, user="live")
     assert _counted(site) == (0, 0, 0)
     await _user(site, "forged", "other", expired, live)
@@ -162,7 +164,7 @@ async def test_update_counts_in_the_live_session(site: Site) -> None:
     assert await _result(site, count, dead, live) == 6
 
 
-async def test_an_owner_is_tied_to_the_live_session(store: Driver, clock: Clock) -> None:
+async def test_an_owner_is_set_for_the_live_session(store: Driver, clock: Clock) -> None:
     owner = f"user:{token_hex(8)}"
 
     async def own(session: Session) -> None:
@@ -176,7 +178,7 @@ async def test_an_owner_is_tied_to_the_live_session(store: Driver, clock: Clock)
 
 
 @pytest.mark.parametrize("how", ["made up", "expired", "ended"])
-async def test_the_live_session_is_kept_though_nothing_was_read_of_it(store: Driver, clock: Clock, how: str) -> None:
+async def test_end_all_keeps_the_live_session_even_if_it_was_not_read(store: Driver, clock: Clock, how: str) -> None:
     owner = f"user:{token_hex(8)}"
 
     async def log_in(session: Session) -> None:
@@ -269,7 +271,7 @@ async def test_after_a_logout_a_login_in_the_same_request_is_the_only_session(st
 
 
 @pytest.mark.parametrize("is_dead_first", [True, False])
-async def test_after_a_login_the_new_session_counts_wherever_its_cookie_stands(
+async def test_after_a_login_the_new_session_counts_wherever_its_cookie_is(
     store: Driver, clock: Clock, is_dead_first: bool
 ) -> None:
     async def login(session: Session) -> None:
@@ -291,7 +293,7 @@ async def test_after_a_login_the_new_session_counts_wherever_its_cookie_stands(
 
 
 async def test_a_cookie_of_the_cookies_driver_counts_only_with_the_attributes_that_it_was_sent_with(clock: Clock) -> None:
-    # Nothing could end it: a logout removes the cookie that has the attributes of today.
+    # Nothing could end it: a logout removes only the cookie with the current attributes.
     options: list[dict[str, Any]] = [{}, {"partitioned": True}, {"domain": "example.com"}, {"path": "/app"}]
     async with AsyncExitStack() as stack:
         sites = [await stack.enter_async_context(serving(Site(None, clock, cookie_name="sid", **each))) for each in options]
@@ -303,14 +305,14 @@ async def test_a_cookie_of_the_cookies_driver_counts_only_with_the_attributes_th
         assert await _user(site, tokens[2]) == "2"
 
 
-async def test_a_session_in_a_store_outlives_a_change_of_the_cookies_attributes(store: Driver, clock: Clock) -> None:
+async def test_a_session_in_a_store_survives_a_change_of_the_cookies_attributes(store: Driver, clock: Clock) -> None:
     async with serving(Site(store, clock, cookie_name="sid")) as site:
         token = await _token(site, user="live")
         async with serving(Site(opened(store), clock, cookie_name="sid", domain="example.com")) as changed:
             assert await _user(changed, token) == "live"
 
 
-# What it costs
+# Cost
 
 
 class _Counting(Sealing):
@@ -326,7 +328,7 @@ class _Counting(Sealing):
         return super().__getattribute__(name)
 
 
-async def test_a_request_goes_on_to_another_cookie_only_where_the_first_is_dead(clock: Clock) -> None:
+async def test_a_request_tries_another_cookie_only_if_the_first_is_dead(clock: Clock) -> None:
     driver = _Counting()
     async with serving(Site(driver, clock)) as site:
         first, second = await _token(site, user="first"), await _token(site, user="second")

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Replicated(Sealing):
-    """A store whose replicas may be away: it then makes a change, and raises that no replica has confirmed it."""
+    """A store whose replicas may be down: it then makes a change, and raises because no replica has confirmed it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Replicated(Sealing):
         self.failing: Collection[str] = ()
         """Calls that fail, and change nothing."""
         self.losing: Collection[str] = ()
-        """Calls whose answer is lost."""
+        """Calls that succeed, and whose reply is lost."""
 
     def _before(self, call: str) -> None:
         if call in self.failing:
@@ -159,14 +159,12 @@ async def test_a_handler_that_fails_after_that_error_sends_the_new_id_with_its_5
     reply = await browser.request(work)
     assert reply.status == 500
     assert browser.token not in (old, None)
-    # What was to be saved may be there; what came later is undone.
+    # The saved change may be in the store; the later one is undone.
     assert await browser.all() == {"cart": [1], "user": "Angga"}
 
 
 @pytest.mark.parametrize("work", LOGINS)
-async def test_a_503_whose_session_could_not_be_confirmed_to_have_begun_logs_nobody_in(
-    driver: Replicated, site: Site, work: Work
-) -> None:
+async def test_a_503_for_a_new_session_that_is_unconfirmed_logs_no_visitor_in(driver: Replicated, site: Site, work: Work) -> None:
     driver.is_alone = True
     reply = await site.request(work)
     assert (reply.status, reply.set_cookie) == (503, None)
@@ -233,7 +231,7 @@ async def test_a_login_that_fails_to_end_the_owners_oldest_session_carries_the_n
 
 
 @pytest.mark.parametrize("work", [log_in, save_login])
-async def test_a_503_of_a_redis_whose_replica_stands_still_carries_the_new_id(clock: Clock, work: Work) -> None:
+async def test_a_503_of_a_redis_whose_replica_is_frozen_carries_the_new_id(clock: Clock, work: Work) -> None:
     with servers.RedisServer("--repl-diskless-sync-delay", "0") as master:
         replica = servers.RedisServer("--replicaof", "127.0.0.1", str(master.port))
         with replica, master.client() as client:

@@ -326,8 +326,7 @@ class RedisDriver(Reporter):
             seen.update(ids)
         await self._keyspace.leave(owner, gone, now=now)
         if doubt := self._policy.doubt():
-            # Without a cause: those that were found are ended.
-            raise SessionStoreError(self.name, f"{_END_ALL} for certain", doubt)
+            raise SessionStoreError(self.name, f"{_END_ALL} for certain", doubt, is_partial=True)
         return ended
 
     @reports("count its sessions")

@@ -1,0 +1,371 @@
+"""Flush: writes what a request wants to the store, without undoing what other requests write at the same time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from typing import Final, NoReturn, cast
+
+from msgspec import Struct
+
+from gaman import log_extra
+from gaman_session._driver import Outcome, OwnerDriver, Ownership, Record, size_of
+from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge
+from gaman_session._known import Absent, Ended, Known, Live, Unread
+from gaman_session._owners import PendingOwner
+from gaman_session._sealing import Identity, new_raw_id
+
+logger = logging.getLogger("gaman")
+
+MAX_ATTEMPTS: Final = 100
+
+
+class Renewal(Struct, frozen=True):
+    """A call of regenerate()."""
+
+    max_age: int | None
+
+
+class Pending(Struct):
+    """What a request wants written."""
+
+    changes: dict[str, bytes | None] = {}
+    """The encoded data to set, by key; None deletes the key."""
+    renewal: Renewal | None = None
+    is_end: bool = False
+    """Whether the session is to end. Changes after that begin a new one."""
+    owner: PendingOwner | None = None
+
+    def is_empty(self) -> bool:
+        """Return whether there is nothing to write."""
+        return not self.changes and self.renewal is None and not self.is_end and self.owner is None
+
+    def end(self) -> None:
+        """End the session, with everything that was pending."""
+        self.discard()
+        self.is_end = True
+
+    def discard(self) -> None:
+        """Want nothing."""
+        self.changes.clear()
+        self.renewal = self.owner = None
+        self.is_end = False
+
+    def settle(self, written: Mapping[str, bytes | None]) -> None:
+        """Remove the changes that were *written*, unless the handler changed the key again meanwhile."""
+        for key, data in written.items():
+            if key in self.changes and self.changes[key] is data:
+                del self.changes[key]
+
+
+class Flush(Struct):
+    """A flush of what is *pending* to the session that is *known*."""
+
+    known: Known
+    pending: Pending
+
+    async def run(self) -> None:
+        """Write everything that is pending. SessionStoreError, SessionConflict or SessionTooLarge: not everything was written."""
+        pending = self.pending
+        if pending.is_end:
+            await self._end()
+        if pending.owner is not None and self.known.sessions.owners.is_revoked(pending.owner):
+            self._revoke()
+        elif pending.renewal is not None:
+            await self._rename()
+        elif pending.changes or pending.owner is not None:
+            state = self.known.identify()
+            if isinstance(state, Ended):
+                pending.discard()
+            elif isinstance(state, Absent):
+                await self._begin()
+            else:
+                await self._apply(state, dict(pending.changes))
+        elif is_touch_due(self.known):
+            await self._apply(cast("Live", self.known.state), {})
+
+    async def swap(self, live: Live, key: str, data: bytes) -> bool:
+        """Set *key* if its stored value is still the one in *live*; return False if it isn't.
+
+        If the session was ended or has expired, the request's changes are dropped.
+        """
+        sessions, now = self.known.sessions, self.known.sessions.clock()
+        sets = self._seal(live.identity, {key: data})
+        outcome = await sessions.store.swap(
+            live.identity.id,
+            key,
+            live.record.fields.get(key),
+            sets[key],
+            now=now,
+            deadline=sessions.idle_deadline(now),
+            max_size=sessions.max_size,
+        )
+        if outcome is Outcome.CONFLICT:
+            return False
+        if outcome is Outcome.TOO_LARGE:
+            await self._refuse_size(live.identity, sets, (), key)
+        if outcome is Outcome.WRITTEN:
+            self._note_written(live, sets, (), now)
+            self.pending.changes.pop(key, None)
+        else:
+            self._lose()
+        return True
+
+    # Ending
+
+    async def _end(self) -> None:
+        """End the session, and every other session that a cookie of this request leads to."""
+        identity = self.known.identify().identity
+        if identity is not None:
+            # Twins first, so that no request in between finds one of them as the browser's session.
+            await self._end_all_but(identity, self.known.twins())
+            await self.known.sessions.store.destroy(identity.id, now=self.known.sessions.clock())
+            self._forget()
+        self.pending.is_end = False
+
+    async def _end_all_but(self, current: Identity, twins: Iterable[Identity]) -> None:
+        for twin in twins:
+            if twin.id != current.id:
+                await self.known.sessions.store.destroy(twin.id, now=self.known.sessions.clock())
+
+    # Changing the session that a cookie leads to
+
+    async def _apply(self, state: Unread | Live, changes: dict[str, bytes | None], *, was_ended: bool = False) -> None:
+        """Write single fields, the owner, and the idle limit. *was_ended* says that an earlier cookie led to a tombstone."""
+        sessions, identity, owner = self.known.sessions, state.identity, self.pending.owner
+        now = sessions.clock()
+        sets = self._seal(identity, changes)
+        deletes = [key for key, data in changes.items() if data is None] if None in changes.values() else ()
+        deadline, max_size = sessions.idle_deadline(now), sessions.max_size
+        ownership = None
+        if owner is None:
+            outcome = await sessions.store.apply(identity.id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+        else:
+            ownership = sessions.owners.ownership(owner, identity.id)
+            driver = cast("OwnerDriver", sessions.store)
+            outcome = await driver.set_owner(identity.id, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+        if outcome is Outcome.WRITTEN:
+            self._note_written(state, sets, deletes, now)
+            self.pending.settle(changes)
+            if owner is not None:
+                if isinstance(state, Live):
+                    state.record.ownership = ownership
+                await self._settle_owner(owner)
+        elif outcome is Outcome.TOO_LARGE:
+            await self._refuse_size(identity, sets, deletes)
+        elif outcome is Outcome.REVOKED:
+            self._revoke()
+        elif outcome is Outcome.EMPTIED:
+            await self._end_all_but(identity, self.known.twins())
+            self._forget()
+            self.pending.settle(changes)
+        elif isinstance(state, Live):
+            # This request has read the session, so its changes are for no other one.
+            self._lose()
+        else:
+            self.known.reject("expired")
+            was_ended = was_ended or outcome is Outcome.ENDED
+            if (twin := self.known.next_twin(identity)) is not None:
+                await self._apply(twin, changes, was_ended=was_ended)
+            elif was_ended:
+                self._lose()
+            else:
+                # The cookie is an old one, so a new session begins.
+                await self._begin()
+
+    # Beginning and renaming
+
+    async def _begin(self, lost: tuple[Ownership, str] | None = None) -> None:
+        """Store the changes as a new session, unless they set nothing.
+
+        *lost* is the ownership and the id of the session that they were for. The new session inherits the owner, so that a
+        concurrent end_all() revokes it too.
+        """
+        changes, owner = dict(self.pending.changes), self.pending.owner
+        if any(data is not None for data in changes.values()):
+            identity, record = self._new_session(None, changes)
+            self._check_size(record.fields, {})
+            if owner is not None:
+                record.ownership = self.known.sessions.owners.ownership(owner, identity.id)
+            elif lost is not None:
+                record.ownership = self.known.sessions.owners.move(*lost, identity.id)
+            if await self.known.sessions.store.create(identity.id, record) is Outcome.REVOKED:
+                self._revoke()
+                return
+            self.known.sessions.counters.created += 1
+            self._adopt(identity, record)
+            if owner is not None:
+                await self._settle_owner(owner)
+        self.pending.settle(changes)
+        self.pending.renewal = None
+
+    async def _rename(self) -> None:
+        """Move the session, as it is in the store at that moment and with the pending changes, to a new id."""
+        lost: tuple[Ownership, str] | None = None
+        for attempt in range(MAX_ATTEMPTS):
+            await self.known.load(again=attempt > 0)
+            state = self.known.state
+            if not isinstance(state, Live):
+                # A session that was ended stays ended, but a login beside a logout isn't lost.
+                await self._begin(lost)
+                return
+            # The browser may send the cookie of an older session before the new one, and would then be logged out.
+            await self._end_all_but(state.identity, self.known.twins_after(state.identity))
+            if state.record.ownership is not None:
+                lost = state.record.ownership, state.identity.id
+            if await self._rename_once(state):
+                return
+        raise SessionConflict(
+            f"regenerate() met other requests' changes {MAX_ATTEMPTS} times; let fewer requests share this session"
+        )
+
+    async def _rename_once(self, live: Live) -> bool:
+        """Rename the session if it is still as in *live*; return False if it isn't."""
+        changes, owner = dict(self.pending.changes), self.pending.owner
+        kept = {key: open_field(self.known, live, key) for key in live.record.fields if key not in changes}
+        identity, record = self._new_session(live, {**kept, **changes})
+        self._check_size(record.fields, live.record.fields)
+        if not record.fields:
+            await self._end()
+            self.pending.settle(changes)
+            return True
+        if owner is not None:
+            record.ownership = self.known.sessions.owners.ownership(owner, identity.id)
+        elif live.record.ownership is not None:
+            record.ownership = self.known.sessions.owners.move(live.record.ownership, live.identity.id, identity.id)
+        now = self.known.sessions.clock()
+        try:
+            outcome = await self.known.sessions.store.rename(
+                live.identity.id, identity.id, record, version=live.record.version, now=now
+            )
+        except SessionStoreError as error:
+            if error.is_unconfirmed:
+                # The old id is dead, so the browser gets the new one. The changes stay pending: if the handler catches this error,
+                # its response is below 500 only if the store confirms them then.
+                self._adopt(identity, record)
+            raise
+        if outcome is Outcome.WRITTEN:
+            self.known.sessions.counters.written += 1
+            self._adopt(identity, record)
+            self.pending.settle(changes)
+            self.pending.renewal = None
+            if owner is not None:
+                await self._settle_owner(owner)
+        elif outcome is Outcome.REVOKED:
+            self._revoke()
+        else:
+            return False
+        return True
+
+    def _new_session(self, before: Live | None, changes: dict[str, bytes | None]) -> tuple[Identity, Record]:
+        """Return a new identity and its record, with the lifetime of the session *before* unless regenerate() set another one."""
+        sessions, renewal = self.known.sessions, self.pending.renewal
+        lifetime = None if before is None else before.record.expires - before.record.created
+        is_transient = before is not None and before.identity.is_transient
+        lifetime, is_transient = sessions.terms(None if renewal is None else renewal.max_age, lifetime, is_transient)
+        identity = sessions.keyring.identity(new_raw_id(), is_transient)
+        now = sessions.clock()
+        milliseconds = int(now * 1000)
+        created, expires = milliseconds / 1000, (milliseconds + lifetime * 1000) / 1000
+        seal = identity.values.seal_times(created, expires) if sessions.is_sealed else b""
+        fields = self._seal(identity, changes)
+        return identity, Record(fields, created, expires, sessions.deadline(now, expires), seal=seal)
+
+    # What is known and pending afterwards
+
+    def _adopt(self, identity: Identity, record: Record) -> None:
+        self.known.state = Live(identity, record)
+        self.known.is_cookie_due = True
+
+    def _forget(self) -> None:
+        """Note that this request ended the session."""
+        self.known.sessions.counters.ended += 1
+        self.known.state = Ended(None) if isinstance(self.known.state, Ended) else Absent(None)
+        self.known.is_cookie_due = True
+
+    def _lose(self) -> None:
+        """Drop the changes, because the session was ended elsewhere; the cookie is left to the request that ended it."""
+        self.pending.changes.clear()
+        self.pending.owner = None
+        self.known.state = Ended(self.known.identify().identity)
+        self.known.is_cookie_due = False
+
+    def _revoke(self) -> None:
+        """Drop the changes, because end_all() ended the sessions of their owner."""
+        identity = self.known.identify().identity
+        id = None if identity is None else identity.id
+        extra = {**log_extra(self.known.scope), "session": id, "driver": self.known.sessions.store.name}
+        logger.warning(
+            "session %s: what this request changed was dropped, because end_all() ended the sessions of its owner meanwhile; "
+            "if it was a login, the user has to log in again",
+            id or "(a new one)",
+            extra=extra,
+        )
+        if identity is not None:
+            self.known.reject("expired")
+        self.pending.discard()
+        self.known.state = Ended(identity)
+
+    def _note_written(self, state: Unread | Live, sets: Mapping[str, bytes], deletes: Collection[str], now: float) -> None:
+        """Update the loaded record, if any, by what was written."""
+        self.known.sessions.counters.written += 1
+        if isinstance(state, Live):
+            record = state.record
+            record.fields.update(sets)
+            for key in deletes:
+                record.fields.pop(key, None)
+            record.version += 1
+            record.deadline = self.known.sessions.deadline(now, record.expires)
+
+    async def _settle_owner(self, written: PendingOwner) -> None:
+        """Remove the owner that was *written* from what is pending, and end the owner's sessions beyond the limit."""
+        if self.pending.owner is written:
+            self.pending.owner = None
+        await self.known.sessions.owners.trim(written)
+
+    # Size and seal
+
+    def _check_size(self, fields: Mapping[str, bytes], before: Mapping[str, bytes]) -> None:
+        """Drop the changes, and raise SessionTooLarge, if *fields* are too large, and larger than *before*."""
+        size = size_of(fields)
+        if size > self.known.sessions.max_size and size > size_of(before):
+            self.pending.discard()
+            raise StoredSessionTooLarge(size, self.known.sessions.max_size)
+
+    async def _refuse_size(
+        self, identity: Identity, sets: Mapping[str, bytes], deletes: Collection[str], key: str | None = None
+    ) -> NoReturn:
+        """Drop the changes, which the store found too large, and raise SessionTooLarge."""
+        self.pending.discard()
+        found = await self.known.sessions.store.load(identity.id, now=self.known.sessions.clock())
+        stored = found.fields if isinstance(found, Record) else {}
+        size = size_of({name: sealed for name, sealed in {**stored, **sets}.items() if name not in deletes})
+        # The store may count a little more, and other requests may have written since.
+        raise StoredSessionTooLarge(max(size, self.known.sessions.max_size + 1), self.known.sessions.max_size, key)
+
+    def _seal(self, identity: Identity, changes: dict[str, bytes | None]) -> dict[str, bytes]:
+        """Return the fields that *changes* set, as the store gets them; maybe *changes* itself."""
+        if None in changes.values():
+            changes = {key: data for key, data in changes.items() if data is not None}
+        sets = cast("dict[str, bytes]", changes)
+        if not self.known.sessions.is_sealed:
+            return sets
+        seal = identity.values.seal
+        return {key: seal(key, data) for key, data in sets.items()}
+
+
+def is_touch_due(known: Known) -> bool:
+    """Return whether the idle limit of the session has to move."""
+    state = known.state
+    return isinstance(state, Live) and known.sessions.is_touch_due(state.record.deadline, state.record.expires)
+
+
+def open_field(known: Known, live: Live, key: str) -> bytes | None:
+    """Return the encoded data of *key* in the store, or None if it is missing or damaged."""
+    sealed = live.record.fields.get(key)
+    if sealed is None or not known.sessions.is_sealed:
+        return sealed
+    data = live.identity.values.open(key, sealed)
+    if data is None:
+        known.report_damage(live.identity, f"the value of {key!r}")
+    return data

@@ -1,0 +1,154 @@
+"""Known: which session the cookies of a request lead to, and what the request has learned of it from the store."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+from msgspec import Struct
+
+from gaman import find_cookie, log_extra
+from gaman_session._counters import Rejection
+from gaman_session._driver import Record
+from gaman_session._sealing import Identity
+from gaman_session._sessions import Sessions
+
+
+@dataclass(slots=True, eq=False)
+class Unidentified:
+    """Nothing is known: the request's cookies haven't been looked at."""
+
+    is_read: ClassVar[bool] = False
+
+
+@dataclass(slots=True, eq=False)
+class Unread:
+    """A cookie leads to this session, which hasn't been loaded."""
+
+    is_read: ClassVar[bool] = False
+    identity: Identity
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """The session is in the store, or was when it was loaded or written last."""
+
+    is_read: ClassVar[bool] = True
+    identity: Identity
+    record: Record
+
+
+@dataclass(slots=True, eq=False)
+class Absent:
+    """There is no session: the request has no valid cookie, or the session has expired or was lost."""
+
+    is_read: ClassVar[bool] = True
+    identity: Identity | None
+
+
+@dataclass(slots=True, eq=False)
+class Ended:
+    """The session was ended elsewhere, so this request's changes are dropped."""
+
+    is_read: ClassVar[bool] = True
+    identity: Identity | None
+
+
+Identified: TypeAlias = Unread | Live | Absent | Ended
+_UNIDENTIFIED = Unidentified()
+
+
+class Known(Struct):
+    """What one request knows of its session. Only identify(), load() and the flush change its state."""
+
+    sessions: Sessions
+    scope: MutableMapping[str, Any]
+    state: Unidentified | Identified = _UNIDENTIFIED
+    has_cookie: bool = False
+    """Whether the request has a cookie of the session's name, valid or not."""
+    is_cookie_due: bool = False
+    """Whether this request has begun, renamed or ended a session, which the browser has to know."""
+    is_rejected: bool = False
+
+    def identify(self) -> Identified:
+        """Return the state; the first call finds out from the cookies which session it is, without the store."""
+        if isinstance(self.state, Unidentified):
+            identity = self._first()
+            self.state = Absent(None) if identity is None else Unread(identity)
+        return self.state
+
+    def _first(self) -> Identity | None:
+        """Return the first session that a cookie of this request leads to."""
+        token = find_cookie(self.scope["headers"], self.sessions.cookie_name)
+        self.has_cookie = token is not None
+        if token is None:
+            return None
+        identity = self.sessions.keyring.identify(token)
+        if identity is None:
+            self.reject("forged")
+            return next(iter(self.twins()), None)
+        return identity
+
+    def twins(self) -> list[Identity]:
+        """Return every session, live or not, that a cookie of this request leads to, in the order of the cookies."""
+        identities = map(self.sessions.keyring.identify, self.sessions.tokens(self.scope))
+        return list({identity.id: identity for identity in identities if identity is not None}.values())
+
+    def twins_after(self, current: Identity) -> list[Identity]:
+        """Return the twins after the *current* session; none if it has no cookie, because this request began it."""
+        twins = self.twins()
+        ids = [twin.id for twin in twins]
+        return twins[ids.index(current.id) + 1 :] if current.id in ids else []
+
+    def next_twin(self, dead: Identity) -> Unread | None:
+        """Go on with the twin after a *dead* session, and return it, or None if there is none.
+
+        A browser keeps a dead cookie beside a live one if they differ in domain, path or partition, and may send it first.
+        """
+        twins = self.twins_after(dead)
+        if not twins:
+            return None
+        self.state = twin = Unread(twins[0])
+        return twin
+
+    async def load(self, *, again: bool = False) -> None:
+        """Load the session unless the request has loaded it before, or, with *again*, to see what it is now.
+
+        Dead sessions are skipped for their twins, but a session that this request has read isn't replaced by another one.
+        """
+        state, sessions, is_ended = self.state, self.sessions, False
+        if state.is_read and not (again and isinstance(state, Live)):
+            return
+        identity = self._first() if isinstance(state, Unidentified) else state.identity
+        while identity is not None:
+            now = sessions.clock()
+            found = await sessions.store.load(identity.id, now=now)
+            if not isinstance(found, Record):
+                self.reject("expired")
+                # One tombstone among several dead sessions is enough to drop the request's changes.
+                is_ended = is_ended or found is not None
+            elif now < found.expires and (
+                not sessions.is_sealed or identity.values.proves_times(found.seal, found.created, found.expires)
+            ):
+                sessions.counters.loaded += 1
+                self.state = Live(identity, found)
+                return
+            else:
+                self.report_damage(identity, "its lifetime")
+            twins = [] if state.is_read else self.twins_after(identity)
+            if not twins:
+                break
+            identity = twins[0]
+        self.state = Ended(identity) if is_ended else Absent(identity)
+
+    def reject(self, reason: Rejection) -> None:
+        """Count, once a request, that its cookie or session was rejected."""
+        if not self.is_rejected:
+            self.is_rejected = True
+            self.sessions.counters.reject(reason)
+
+    def report_damage(self, identity: Identity, what: str) -> None:
+        """Log, once a process, that *what* of a session in the store is damaged."""
+        self.reject("unreadable")
+        self.sessions.damage.report(identity.id, what, log_extra(self.scope))

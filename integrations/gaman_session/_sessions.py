@@ -1,0 +1,94 @@
+"""Sessions: what the sessions of one application share, such as the driver, the keys and the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final, cast
+
+from gaman import find_cookies
+from gaman_session._counters import Counters
+from gaman_session._damage import Damage
+from gaman_session._driver import Driver
+from gaman_session._owners import Owners
+from gaman_session._sealing import OVERHEAD, Keyring
+from gaman_session._serializer import Codec
+
+MAX_LIFETIME: Final = 1000 * 365 * 86_400
+"""Seconds. With a longer lifetime, a session would expire after the last date that datetime supports."""
+
+MAX_COOKIES: Final = 4
+"""How many cookies of the session's name a request may have; the rest is ignored."""
+
+# The idle limit moves when a tenth of it has passed, so that not every read is also a write.
+_TOUCH_AFTER: Final = 0.1
+
+
+@dataclass(slots=True)
+class Sessions:
+    """The configuration of an application's sessions, and what they share; times are in seconds."""
+
+    driver: Driver | None
+    keyring: Keyring
+    codec: Codec
+    max_age: int
+    idle_timeout: int | None
+    max_size: int
+    encrypt: bool
+    cookie_overhead: int
+    """Bytes of the Set-Cookie line beside the cookie's value."""
+    cookie_name: str
+    clock: Callable[[], float]
+    damage: Damage
+    max_sessions_per_owner: int | None = None
+    counters: Counters = field(default_factory=Counters)
+    is_sealed: bool = field(init=False)
+    """Whether values are sealed before they go to the store. In memory they aren't, because the key is in the same process."""
+    overhead: int = field(init=False)
+    """Bytes that sealing adds to a value."""
+    store: Driver = field(init=False)
+    """The driver, for stored sessions, which have one."""
+    owners: Owners = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_sealed = self.encrypt and self.driver is not None and self.driver.shared
+        self.overhead = OVERHEAD if self.is_sealed else 0
+        self.store = cast("Driver", self.driver)
+        self.owners = Owners(
+            self.driver,
+            self.keyring,
+            self.codec,
+            self.damage,
+            self.counters,
+            self.clock,
+            is_sealed=self.is_sealed,
+            idle_timeout=self.idle_timeout,
+            max_sessions=self.max_sessions_per_owner,
+        )
+
+    def tokens(self, scope: MutableMapping[str, Any]) -> Iterator[str]:
+        """Return the values of the request's cookies with the session's name, in their order."""
+        return islice(find_cookies(scope["headers"], self.cookie_name), MAX_COOKIES)
+
+    def deadline(self, now: float, expires: float) -> float:
+        """Return when a session that is used *now* expires unless it is used again."""
+        return expires if self.idle_timeout is None else min(expires, now + self.idle_timeout)
+
+    def idle_deadline(self, now: float) -> float | None:
+        """Return the idle limit of a session that is used *now*, or None if sessions have none."""
+        return None if self.idle_timeout is None else now + self.idle_timeout
+
+    def is_touch_due(self, deadline: float, expires: float) -> bool:
+        """Return whether a session's idle limit has to move: a tenth of it has passed."""
+        idle = self.idle_timeout
+        return idle is not None and deadline < expires and self.clock() >= deadline - idle * (1 - _TOUCH_AFTER)
+
+    def terms(self, max_age: int | None, lifetime: float | None, is_transient: bool) -> tuple[int, bool]:
+        """Return the lifetime of a session under a new id, and whether its cookie ends with the browser.
+
+        The *max_age* of regenerate() comes first, then the session's own *lifetime*, and then the server's limit.
+        """
+        if max_age is not None:
+            return max_age or self.max_age, max_age == 0
+        return (self.max_age, False) if lifetime is None else (round(lifetime), is_transient)
