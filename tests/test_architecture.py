@@ -323,8 +323,26 @@ def test_the_declared_dependencies_are_the_imported_packages() -> None:
     assert set(names(project["project"]["dependencies"])) == imported - optional - for_tests - IF_INSTALLED | FOR_UVICORN
 
 
-def test_the_table_for_contributors_names_every_file_of_the_core() -> None:
-    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`(?:gaman/)?(?:_server/)?([\w/]+\.py)`", table))
-    files = {path.name for path in (ROOT / "gaman").rglob("*.py") if path.parent.name in ("gaman", "_server")}
-    assert files - {"__init__.py"} <= named
+def test_the_tables_for_contributors_have_each_file_and_its_first_sentence() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed: dict[str, str] = dict(re.findall(r"^\| \[`[\w/.]+`\]\(([\w/.]+)\) \| (.*) \|$", text, re.MULTILINE))
+    files = [path for folder in ("gaman", "integrations", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
+    # A test file is named after what it tests.
+    sentences = {
+        path: str(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))) for path in files if path.name[:5] != "test_"
+    }
+    [script] = (ROOT / "integrations").rglob("*.lua")
+    sentences[script] = script.read_text(encoding="utf-8").removeprefix("-- ")
+    assert listed == {path.relative_to(ROOT).as_posix(): said.split("\n")[0] for path, said in sentences.items()}
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    files = [
+        path
+        for folder in ("gaman", "integrations", "benchmarks")
+        for path in (ROOT / folder).rglob("*.*")
+        if path.suffix in (".py", ".lua")
+    ]
+    long = {path.name: lines for path in files if (lines := path.read_text(encoding="utf-8").count("\n")) > 400}
+    # The conformance suite reads better as one list.
+    assert long.keys() <= {"testing.py"}

@@ -1,4 +1,4 @@
--- Makes a batch of the driver's calls; each is atomic.
+-- Makes a batch of the driver's calls in Redis; each is atomic.
 --
 -- ARGV[1] holds the calls as MessagePack: for each its operation, its numbers of KEYS and of further ARGV, and its arguments.
 -- Values are in ARGV because a script's MessagePack has no bytes. Stored numbers come as strings, which keep their last digit. The
