@@ -85,11 +85,11 @@ class FileBody:
     async def send(self, status: int, headers: RawHeaders, ctx: Context, send: Send) -> None:
         status, first, length, fields = _file.select(self.file, status, Headers(headers), ctx.scope)
         if status in BODILESS:
-            await _emit_whole(send, status, without_body(status, headers), b"")
+            await _emit_empty(send, status, without_body(status, headers))
             return
         headers = [*(field for field in headers if field[0] != b"content-length"), *fields]
         if not length or ctx.method == "HEAD":
-            await _emit_whole(send, status, headers, b"")
+            await _emit_empty(send, status, headers)
             return
         async with aclosing(_file.read(self.file, first, length)) as chunks:
             await _emit(send, {"type": "http.response.start", "status": status, "headers": headers})
@@ -97,9 +97,9 @@ class FileBody:
         await _emit(send, {"type": "http.response.body", "body": b""})
 
 
-async def _emit_whole(send: Send, status: int, headers: RawHeaders, body: bytes) -> None:
+async def _emit_empty(send: Send, status: int, headers: RawHeaders) -> None:
     await _emit(send, {"type": "http.response.start", "status": status, "headers": headers})
-    await _emit(send, {"type": "http.response.body", "body": body})
+    await _emit(send, {"type": "http.response.body", "body": b""})
 
 
 async def _emit(send: Send, message: dict[str, Any]) -> None:
