@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, MutableMapping
 from datetime import UTC, datetime
 from inspect import iscoroutinefunction
+from sys import _getframe as getframe
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from gaman import log_extra
-from gaman_session._awaitable import Done, SessionCall, later, reading, ready, run
+from gaman_session._awaitable import Done, Due, SessionCall, later, reading, ready, run
 from gaman_session._counters import Rejection
 from gaman_session._errors import SessionClosed, SessionTypeError, SessionUseError
 from gaman_session._misuse import NotADict, key_error
@@ -114,9 +115,24 @@ class Session(NotADict, ABC):
         """
         if not isinstance(key, str):
             raise key_error("get", key)
-        if self._is_ready():
-            return ready(self, "ctx.session.get", self._value(key, default, type))
-        return reading(self, "ctx.session.get", Session._value, key, default, type)
+        if not self._is_ready():
+            return reading(self, "ctx.session.get", Session._value, key, default, type)
+        # _value() and ready() unrolled: this saves 2 % of a request that reads a session in a cookie.
+        if type is not None:
+            value = self._value(key, default, type)
+        elif (data := self._peek(key)) is None:
+            value = default
+        else:
+            try:
+                value = self._sessions.codec.decoder.decode(data)
+            except Exception as cause:
+                value = self._undecodable(key, default, None, cause)
+        call: Due[Any] = Due()
+        frame = getframe(1)
+        call._code, call._instruction = frame.f_code, frame.f_lasti
+        call._name, call._reporter = "ctx.session.get", self
+        call._value = value
+        return call
 
     def has(self, key: str) -> SessionCall[bool]:
         """Return whether *key* exists, whatever its value: 0, "", False and None exist."""
@@ -328,15 +344,19 @@ class Session(NotADict, ABC):
         try:
             codec = self._sessions.codec
             return (codec.decoder if type is None else codec.decoder_of(type)).decode(data)
-        except (RecursionError, MemoryError):
-            # The process is at its limits, and the value isn't at fault.
-            raise
         except Exception as cause:
-            if type is not None:
-                raise SessionTypeError(f"the session's {key!r} is no {getattr(type, '__name__', type)}: {cause}") from cause
-            self._reject("unreadable")
-            self._sessions.damage.report(self.id, f"the value of {key!r}", log_extra(self._scope))
-            return default
+            return self._undecodable(key, default, type, cause)
+
+    def _undecodable(self, key: str, default: Any, type: Any, cause: Exception) -> Any:
+        """Return *default* and report the damage, or raise SessionTypeError if a *type* was asked for."""
+        if isinstance(cause, (RecursionError, MemoryError)):
+            # The process is at its limits, and the value isn't at fault.
+            raise cause
+        if type is not None:
+            raise SessionTypeError(f"the session's {key!r} is no {getattr(type, '__name__', type)}: {cause}") from cause
+        self._reject("unreadable")
+        self._sessions.damage.report(self.id, f"the value of {key!r}", log_extra(self._scope))
+        return default
 
     def _has(self, key: str, *_: object) -> bool:
         return self._peek(key) is not None
