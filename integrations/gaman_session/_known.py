@@ -70,6 +70,7 @@ class Known(Struct):
     is_cookie_due: bool = False
     """Whether this request has begun, renamed or ended a session, which the browser has to know."""
     is_rejected: bool = False
+    """Whether a cookie or a session of this request was counted as rejected."""
 
     def identify(self) -> Identified:
         """Return the state; the first call finds out from the cookies which session it is, without the store."""
@@ -91,7 +92,7 @@ class Known(Struct):
         return identity
 
     def twins(self) -> list[Identity]:
-        """Return every session, live or not, that a cookie of this request leads to, in the order of the cookies."""
+        """Return every session, live or dead, that a cookie of this request leads to, in the order of the cookies."""
         identities = map(self.sessions.keyring.identify, self.sessions.tokens(self.scope))
         return list({identity.id: identity for identity in identities if identity is not None}.values())
 
@@ -113,9 +114,9 @@ class Known(Struct):
         return twin
 
     async def load(self, *, again: bool = False) -> None:
-        """Load the session unless the request has loaded it before, or, with *again*, to see what it is now.
+        """Load the session, unless this request has loaded it and doesn't want it *again*.
 
-        Dead sessions are skipped for their twins, but a session that this request has read isn't replaced by another one.
+        If the session is dead, load its next twin. But a session that this request has read isn't replaced by another one.
         """
         state, sessions, is_ended = self.state, self.sessions, False
         if state.is_read and not (again and isinstance(state, Live)):
