@@ -177,9 +177,9 @@ async def test_sessions_are_evicted_in_the_order_used_once_then_least_recently_u
     driver = await filled(6, 3)
     for number in (3, 4):
         await driver.create(id_of(number), record())
-    tied = record()
-    tied.ownership = Ownership("owner", b"", NOW)
-    await driver.create(id_of(5), tied)
+    owned = record()
+    owned.ownership = Ownership("owner", b"", NOW)
+    await driver.create(id_of(5), owned)
     for number in (1, 0):
         await driver.load(id_of(number), now=NOW)
     expected = [2, 3, 4, 1, 0, 5]

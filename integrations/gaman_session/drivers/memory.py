@@ -53,7 +53,7 @@ class MemoryDriver:
         self._sessions: dict[str, _Session] = {}
         # Each session is in one queue, the least recently used first: it was only created, it was used again, or it has an owner.
         self._queues: tuple[OrderedDict[str, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
-        self._new, self._used, self._tied = self._queues
+        self._new, self._used, self._with_owner = self._queues
         self._tombstones: OrderedDict[str, _Tombstone] = OrderedDict()
         # A heap of deadlines. purge() corrects those whose session has a later deadline by now, or was removed.
         self._deadlines: list[tuple[float, str]] = []
@@ -274,7 +274,7 @@ class MemoryDriver:
     def _queue(self, id: str, record: _Session) -> None:
         """Move a session that was used again to the end of the queue for its kind."""
         del record.queue[id]
-        record.queue = self._used if record.ownership is None else self._tied
+        record.queue = self._used if record.ownership is None else self._with_owner
         record.queue[id] = None
 
     def _add(self, id: str, record: Record) -> None:
@@ -286,8 +286,8 @@ class MemoryDriver:
                     self._max_sessions,
                     extra={"driver": self.name},
                 )
-            self._remove(next(iter(self._new or self._used or self._tied)))
-        queue = self._new if record.ownership is None else self._tied
+            self._remove(next(iter(self._new or self._used or self._with_owner)))
+        queue = self._new if record.ownership is None else self._with_owner
         queue[id] = None
         self._sessions[id] = _Session(
             dict(record.fields),
