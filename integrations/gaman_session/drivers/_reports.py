@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import wraps
-from typing import Any, ClassVar, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ClassVar, Concatenate, TypeVar, cast
 
 from gaman import GamanError
 from gaman_session._errors import SessionStoreError
 from gaman_session.drivers._time_limit import TimeLimit
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Reporter:
@@ -35,16 +32,16 @@ class Reporter:
         return report
 
 
-R = TypeVar("R", bound=Reporter)
-Method: TypeAlias = Callable[Concatenate[R, P], Coroutine[Any, Any, T]]
+# The whole type, because mypy and pyright differ in the type that a method with `async def` returns.
+Method = TypeVar("Method", bound=Callable[Concatenate[Any, ...], Coroutine[Any, Any, Any]])
 
 
-def reports(action: str) -> Callable[[Method[R, P, T]], Method[R, P, T]]:
+def reports(action: str) -> Callable[[Method], Method]:
     """Bound the decorated method, and turn the failures of its store into a SessionStoreError that names *action*."""
 
-    def decorate(method: Method[R, P, T]) -> Method[R, P, T]:
+    def decorate(method: Method) -> Method:
         @wraps(method)
-        async def reporting(self: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        async def reporting(self: Reporter, /, *args: Any, **kwargs: Any) -> Any:
             limit = self._limit
             task = limit.enter()
             try:
@@ -63,6 +60,6 @@ def reports(action: str) -> Callable[[Method[R, P, T]], Method[R, P, T]]:
             report = self._report(action, failure)
             raise report from report.__cause__
 
-        return reporting
+        return cast("Method", reporting)
 
     return decorate
