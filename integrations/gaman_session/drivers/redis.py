@@ -14,7 +14,7 @@ count() looks at every key.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import suppress
 from secrets import token_urlsafe
 from typing import Any, Final, Literal, cast
@@ -127,11 +127,10 @@ class RedisDriver(Reporter):
                 await self._client.aclose()
         self._client, self._watch = None, Watch()
 
-    # A method that returns another coroutine is none itself: that makes each load() and apply() 0.3 µs faster.
     @reports("load a session")
-    def load(self, id: str, *, now: float) -> Coroutine[Any, Any, Record | Literal[Outcome.ENDED] | None]:
+    async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
-        return self._keyspace.load(id, now)
+        return await self._keyspace.load(id, now)
 
     @reports("create a session")
     async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
@@ -144,7 +143,7 @@ class RedisDriver(Reporter):
         return None
 
     @reports("change a session")
-    def apply(
+    async def apply(
         self,
         id: str,
         sets: Mapping[str, bytes],
@@ -153,10 +152,10 @@ class RedisDriver(Reporter):
         now: float,
         deadline: float | None,
         max_size: int,
-    ) -> Coroutine[Any, Any, Outcome]:
+    ) -> Outcome:
         """Set and delete single fields of an existing session."""
         arguments = (now, deadline_argument(deadline), max_size, field_names(sets), field_names(deletes))
-        return self._keyspace.write("apply", id, (), (*sets.values(),), *arguments)
+        return await self._keyspace.write("apply", id, (), (*sets.values(),), *arguments)
 
     @reports("change a session")
     async def swap(
