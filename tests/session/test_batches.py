@@ -9,6 +9,7 @@ import pytest
 
 from gaman_session.drivers import _batches
 from gaman_session.drivers._batches import Batches
+from gaman_session.drivers._time_limit import TimeLimit
 
 pytestmark = pytest.mark.anyio
 
@@ -178,6 +179,20 @@ async def test_drain_waits_for_all_calls_that_are_waiting_or_in_flight() -> None
     await draining
     await settle()
     assert all(task.done() for task in tasks)
+
+
+async def test_a_batch_that_reaches_its_limit_fails_its_calls_and_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_batches, "_LATE", 0)
+    store = Store()
+    store.batches = Batches(store.run, at_once=2, limit=TimeLimit(0.05))
+    by_itself, *others = store.start(1, 2, 3)
+    results = await asyncio.gather(*others, return_exceptions=True)
+    assert [type(result) for result in results] == [TimeoutError] * 2
+    assert not by_itself.done()
+    assert store.in_flight == 1
+    store.gate.set()
+    assert await by_itself == 1
+    assert await asyncio.gather(*store.start(4, 5)) == [4, 5]
 
 
 async def test_calls_that_share_a_batch_time_out_while_they_wait_to_be_sent_and_in_flight() -> None:
