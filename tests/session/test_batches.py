@@ -9,6 +9,7 @@ import pytest
 
 from gaman_session.drivers import _batches
 from gaman_session.drivers._batches import Batches
+from gaman_session.drivers._time_limit import TimeLimit
 
 pytestmark = pytest.mark.anyio
 
@@ -180,15 +181,36 @@ async def test_drain_waits_for_all_calls_that_are_waiting_or_in_flight() -> None
     assert all(task.done() for task in tasks)
 
 
-async def test_calls_that_share_a_batch_time_out_while_they_wait_to_be_sent_and_in_flight() -> None:
-    store = Store(at_once=2)
-    store.batches = Batches(store.run, at_once=2, timeout=0.05)
-    alone, *others = store.start(1, 2, 3)
+async def test_a_batch_that_reaches_its_limit_fails_its_calls_and_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_batches, "_LATE", 0)
+    store = Store()
+    store.batches = Batches(store.run, at_once=2, limit=TimeLimit(0.05))
+    by_itself, *others = store.start(1, 2, 3)
+    results = await asyncio.gather(*others, return_exceptions=True)
+    assert [type(result) for result in results] == [TimeoutError] * 2
+    assert not by_itself.done()
+    assert store.in_flight == 1
+    store.gate.set()
+    assert await by_itself == 1
+    assert await asyncio.gather(*store.start(4, 5)) == [4, 5]
+
+
+async def test_calls_that_share_a_batch_time_out_while_they_wait_to_be_sent_and_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def call_in_time(call: int) -> int:
+        with limit:
+            return await store.batches.call(call)
+
+    monkeypatch.setattr(_batches, "_LATE", 0)
+    store, limit = Store(at_once=2), TimeLimit(0.05)
+    [by_itself] = store.start(1)
     await settle()
-    others += store.start(4, 5)
+    others = [asyncio.create_task(call_in_time(call)) for call in (2, 3)]
+    await settle()
+    others += [asyncio.create_task(call_in_time(call)) for call in (4, 5)]
     results = await asyncio.gather(*others, return_exceptions=True)
     assert [type(result) for result in results] == [TimeoutError] * 4
-    assert not alone.done()
+    assert store.seen == [[1], [2, 3]]
+    assert not by_itself.done()
     store.gate.set()
-    assert await alone == 1
+    assert await by_itself == 1
     assert await asyncio.gather(*store.start(9, 10)) == [9, 10]

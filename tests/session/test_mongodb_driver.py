@@ -652,8 +652,8 @@ async def test_a_swap_loses_no_write_that_comes_after_its_read(driver: MongoDBDr
     class Interrupted(Documents):
         """After each read of the session, another call writes to it."""
 
-        async def find(self, id: str, now: float, *connection: Any) -> Record | Literal[Outcome.ENDED] | None:
-            found = await super().find(id, now, *connection)
+        async def find(self, id: str, now: float, connection: Any = None) -> Record | Literal[Outcome.ENDED] | None:
+            found = await super().find(id, now)
             assert await apply(driver, {"key": b"2"}) is Outcome.WRITTEN
             return found
 

@@ -32,18 +32,15 @@ class Batches(Generic[Call, Result]):
         *,
         at_once: int = 1,
         most: int | None = None,
-        timeout: float | None = None,
         limit: AbstractContextManager[None] | None = None,
     ) -> None:
         self._run = run
         self._at_once = at_once
         self._max_calls = most
-        self._timeout = timeout
         self._limit = limit or nullcontext()
         self._loop: asyncio.AbstractEventLoop
         self._in_flight = 0
         self._waiting: list[tuple[Call, asyncio.Future[Result]]] = []
-        self._timer: asyncio.TimerHandle | None = None
         # The event loop keeps only weak references to tasks.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -57,7 +54,6 @@ class Batches(Generic[Call, Result]):
         future: asyncio.Future[Result] = self._loop.create_future()
         self._waiting.append((call, future))
         if len(self._waiting) == 1:
-            self._time()
             # One large batch costs less than several small ones, so it waits for the one before, but not for long.
             self._loop.call_later(_LATE, self._send)
         return future
@@ -77,33 +73,23 @@ class Batches(Generic[Call, Result]):
             raise result
         return result
 
-    def _time(self) -> None:
-        """Have the waiting calls time out together: one timer is enough, and it starts with the first of them."""
-        if self._timeout is not None:
-            self._timer = self._loop.call_later(self._timeout, _give_up, self._waiting)
-
     def _send(self) -> None:
         batch = [(call, future) for call, future in self._waiting if not future.done()]
         if batch and self._in_flight == self._at_once:
             return
-        timer, self._timer = self._timer, None
         self._waiting = [] if self._max_calls is None else batch[self._max_calls :]
-        if self._waiting:
-            self._time()
         if batch := batch[: self._max_calls]:
             self._in_flight += 1
-            task = asyncio.create_task(self._answer(batch, timer))
+            task = asyncio.create_task(self._answer(batch))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        elif timer is not None:
-            timer.cancel()
 
     def _end(self) -> None:
         self._in_flight -= 1
         if self._waiting:
             self._send()
 
-    async def _answer(self, batch: list[tuple[Call, asyncio.Future[Result]]], timer: asyncio.TimerHandle | None) -> None:
+    async def _answer(self, batch: list[tuple[Call, asyncio.Future[Result]]]) -> None:
         results: Sequence[Result | BaseException]
         try:
             with self._limit:
@@ -116,8 +102,6 @@ class Batches(Generic[Call, Result]):
             raise
         finally:
             self._end()
-            if timer is not None:
-                timer.cancel()
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():
                 continue
@@ -125,9 +109,3 @@ class Batches(Generic[Call, Result]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
-
-
-def _give_up(batch: list[tuple[Call, asyncio.Future[Result]]]) -> None:
-    for _, future in batch:
-        if not future.done():
-            future.set_exception(TimeoutError())

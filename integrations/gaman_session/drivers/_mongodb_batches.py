@@ -25,6 +25,7 @@ MAX_IN_FLIGHT: Final = 4
 _HELD: Final = nullcontext()
 """Stands for a connection that the caller has."""
 _MAX_LARGE: Final = 1000
+"""Sessions that are remembered as large."""
 _NEARLY_LARGE: Final = LARGE - LARGE // 8
 """Bytes of values from which a document may be large, because it has more than its values."""
 

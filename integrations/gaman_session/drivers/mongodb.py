@@ -135,7 +135,7 @@ class MongoDBDriver(Reporter):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Set and delete single fields of a session that is there."""
+        """Set and delete single fields of a live session."""
         change = Change(sets, deletes, now, deadline, max_size)
         if not deletes and await self._documents.set(id, change):
             return Outcome.WRITTEN
@@ -146,7 +146,7 @@ class MongoDBDriver(Reporter):
     async def swap(
         self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        """Set one field if it still is *old*."""
+        """Set one field if its value is still *old*."""
         change = Change({field: new}, (), now, deadline, max_size)
         stored = None if old is None else to_bson(old)
         async with self._connections:
@@ -265,7 +265,7 @@ class MongoDBDriver(Reporter):
 
     @reports("count its sessions")
     async def count(self, *, now: float) -> int:
-        """Return how many sessions there are, by the entries of an index."""
+        """Return how many sessions there are, by counting an index."""
         # A tombstone's deadline is at most a minute ahead, or two by a clock that is a little ahead.
         soon = {"deadline": {"$gt": date(now), "$lte": date(now + 2 * TOMBSTONE)}, "ended": True}
         async with self._connections:
