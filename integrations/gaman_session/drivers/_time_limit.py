@@ -26,29 +26,32 @@ class TimeLimit:
         """When each task is late, in the order of these times, and how many cancellations it had pending when it entered."""
         self._late: dict[asyncio.Task[Any], int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        """The event loop of the latest block."""
+        self._timed_loop: asyncio.AbstractEventLoop | None = None
         """The event loop in which the timer runs."""
 
     def __enter__(self) -> None:
-        loop = get_running_loop()
+        # Up to Python 3.11 this is a system call, which current_task() would make once more.
+        self._loop = loop = get_running_loop()
         task: Any = current_task(loop)
         self._inside[task] = monotonic() + self._seconds, task.cancelling()
-        if self._loop is not loop:
-            self._loop = loop
+        if self._timed_loop is not loop:
+            self._timed_loop = loop
             loop.call_later(self._seconds, self._cancel_late_tasks, loop)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        task: Any = current_task()
+        task: Any = current_task(self._loop)
         if self._inside.pop(task, None) is None and task.uncancel() <= self._late.pop(task) and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
     def left(self) -> float:
         """Return how many seconds the current task has left, or infinity outside a block."""
-        task: Any = current_task()
+        task: Any = current_task(self._loop)
         return self._inside[task][0] - monotonic() if task in self._inside else math.inf
 
     def _cancel_late_tasks(self, loop: asyncio.AbstractEventLoop) -> None:
         """Cancel the tasks that are late, and come back when the next one may be."""
-        if self._loop is not loop:
+        if self._timed_loop is not loop:
             return
         now = monotonic()
         for task, (until, cancelling) in [*self._inside.items()]:
@@ -58,4 +61,4 @@ class TimeLimit:
             del self._inside[task]
             self._late[task] = cancelling
             task.cancel()
-        self._loop = None
+        self._timed_loop = None
