@@ -77,12 +77,12 @@ class Flush(Struct):
             await self._rename()
         elif pending.changes or pending.owner is not None:
             state = self.known.identify()
-            if isinstance(state, Ended):
-                pending.discard()
-            elif isinstance(state, Absent):
-                await self._begin()
-            else:
+            if isinstance(state, (Unread, Live)):
                 await self._apply(state, dict(pending.changes))
+            elif isinstance(state, Ended):
+                pending.discard()
+            else:
+                await self._begin()
         elif is_touch_due(self.known):
             await self._apply(cast("Live", self.known.state), {})
 

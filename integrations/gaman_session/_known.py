@@ -68,10 +68,11 @@ class Known(Struct):
 
     def identify(self) -> Identified:
         """Return the state; the first call finds out from the cookies which session it is, without the store."""
-        if isinstance(self.state, Unidentified):
+        state = self.state
+        if isinstance(state, Unidentified):
             identity = self._first()
-            self.state = Absent(None) if identity is None else Unread(identity)
-        return self.state
+            state = self.state = Absent(None) if identity is None else Unread(identity)
+        return state
 
     def _first(self) -> Identity | None:
         """Return the first session that a cookie of this request leads to."""
