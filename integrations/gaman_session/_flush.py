@@ -28,7 +28,7 @@ class Renewal(Struct, frozen=True):
     max_age: int | None
 
 
-class Pending(Struct):
+class Pending(Struct, gc=False):
     """What a request wants written."""
 
     changes: dict[str, bytes | None] = {}
@@ -60,7 +60,7 @@ class Pending(Struct):
                 del self.changes[key]
 
 
-class Flush(Struct):
+class Flush(Struct, gc=False):
     """A flush of what is *pending* to the session that is *known*."""
 
     known: Known
