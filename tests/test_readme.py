@@ -270,6 +270,19 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in re.findall(r"(?m)^#+ (.*)$", text)}
 
 
+def test_contributors_learn_where_each_promise_of_the_guide_is_kept() -> None:
+    promised = first_column("integrations/gaman_session/README.md", "What you can rely on")
+    assert len(promised) > 5
+    assert promised == first_column("CONTRIBUTING.md", "Where each promise is kept")
+
+
+def first_column(document: str, section: str) -> list[str]:
+    """Return the cells of the first column of the first table in a *section*."""
+    _, _, rest = (ROOT / document).read_text().partition(f"\n## {section}\n")
+    [table] = re.findall(r"\A[^|]*\n((?:\|.*\n)+)", rest)
+    return [row.split(" | ")[0] for row in table.splitlines()[2:]]
+
+
 def test_the_list_of_examples_names_each_one() -> None:
     named = set(re.findall(r"\((\w+\.(?:py|html))\)", (ROOT / "examples/README.md").read_text()))
     assert named == {path.name for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".html")}
