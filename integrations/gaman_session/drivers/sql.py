@@ -1,4 +1,4 @@
-"""Sessions in SQLite: two tables in one file, for all processes of one machine.
+"""Sessions in SQLite: three tables in one file, for all processes of one machine.
 
 The file may be a database with other tables too. The schema says what the columns mean; it is in `_sqlite.py` and in the file.
 With `session(encrypt=False)` values are JSON, so SQL can query them. This query finds the sessions of user 7, and deleting a row of
