@@ -131,7 +131,7 @@ class Owners:
         return end is not None and end.moment > pending.moment
 
     def ownership(self, pending: PendingOwner, id: str) -> Ownership | None:
-        """Return what the store keeps of *pending* for the session *id*, or None if it is to have no owner."""
+        """Return the ownership of *pending* as the store gets it for the session *id*, or None if the owner is to be removed."""
         if pending.owner is None:
             return None
         name, since = self._names(pending.owner)[0], self._since(pending)
@@ -258,8 +258,8 @@ class Owners:
         return None if data is None else _decode(data)
 
     def _names(self, owner: str) -> list[str]:
-        """Return the names under which the store may have *owner*; new sessions go under the first."""
-        return self._keyring.owners(owner) if self._is_sealed else [owner]
+        """Return the names that *owner* may have in the store; new sessions get the first."""
+        return self._keyring.owner_names(owner) if self._is_sealed else [owner]
 
     def _driver(self) -> OwnerDriver:
         driver = self._any_driver
@@ -272,7 +272,7 @@ class Owners:
         now, end = self._clock(), self._ended.get(pending.owner or "")
         since, age = pending.since, self._moment() - pending.moment
         if since + age > now + MAX_SKEW:
-            # The clock was set back since. By its new time, an end_all() that came first must not look later than this.
+            # The clock was set back since. By its new time, an earlier end_all() must not appear to be later than this.
             since = now - age
         if end is not None and end.moment < pending.moment and end.at <= now + MAX_SKEW:
             # The clock was set back between end_all() and set_owner().

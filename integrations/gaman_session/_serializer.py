@@ -26,7 +26,7 @@ _decode_msgpack = msgspec.msgpack.Decoder().decode
 _encode_json = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder().decode
 
-# Limits the memory that types take which a request creates for itself.
+# A request may create types, so the number of their decoders is limited.
 _MAX_TYPES: Final = 1024
 
 
