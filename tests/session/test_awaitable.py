@@ -345,9 +345,9 @@ async def test_a_call_that_lives_as_long_as_its_handler_is_logged_as_well(
     async def work(session: Session) -> str:
         user: Any = session.get("user")  # until the end
         await asyncio.sleep(0)
-        return "nobody" if user is None else "somebody"
+        return "a guest" if user is None else "a user"
 
-    assert await browser.do(work) == "somebody"
+    assert await browser.do(work) == "a user"
     [line] = logged(caplog)
     assert line.endswith(f"({HERE}, line {line_of('until the end')}, in work)")
 

@@ -285,7 +285,7 @@ async def test_a_failed_check_counts_as_a_store_error(clock: Clock) -> None:
 async def test_a_failed_sweep_counts_as_a_store_error(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(MemoryDriver):
         async def purge(self, *, now: float, limit: int) -> int:
-            raise SessionStoreError(self.name, "remove what is over")
+            raise SessionStoreError(self.name, "remove expired sessions")
 
     monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 0)
     async with serving(Site(Full(), clock)) as site:
