@@ -65,16 +65,16 @@ class SessionIntegration(Integration):
         `await sessions.end_all(f"user:{user.id}", keep=ctx.session)` after a change of the password logs out all other devices.
 
         It takes effect at one instant between call and return, in every process. Sessions that have this owner at that instant are
-        ended. A login in flight that called set_owner() before it loses its changes, and one that calls set_owner() later succeeds.
+        ended. A login in flight loses its changes if it called set_owner() before, and succeeds if it calls set_owner() later.
         """
         return later(self, "sessions.end_all", run(self._end_all, owner, keep))
 
     def count(self, owner: str | None = None) -> SessionCall[int]:
-        """Return how many live sessions *owner* has, or without an owner, how many are in the store.
+        """Return how many live sessions *owner* has, or, without an owner, how many are in the store.
 
         Counting all sessions takes longer the more there are, so do it for a graph and not in each request. The file driver reads
-        each name, SQLite and MongoDB each entry of an index, and a Redis Cluster each key. A single Redis server, or one behind
-        Sentinels, reads the number from an index.
+        each file's name, SQLite and MongoDB each entry of an index, and a Redis Cluster each key. A Redis server without a Cluster
+        reads the number from an index.
         """
         return later(self, "sessions.count", run(self._owners.count, owner))
 

@@ -43,7 +43,7 @@ class CookieOptions:
 
     @property
     def slot(self) -> str:
-        """What identifies this cookie in a browser (RFC 6265bis, section 5.7): its name, and attributes that aren't the default."""
+        """The identity of this cookie in a browser (RFC 6265bis, section 5.7): its name, and attributes that aren't the default."""
         domain = "" if self.domain is None else f"; Domain={self.domain.removeprefix('.').lower()}"
         path = "" if self.path == "/" else f"; Path={self.path}"
         return f"{self.name}{domain}{path}{'; Partitioned' if self.partitioned else ''}"

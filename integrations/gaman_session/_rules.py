@@ -1,6 +1,6 @@
 """The contract as code: what each call does to sessions, tombstones and the owners' index, for stores that have locks.
 
-Each method of the contract has a rule of the same name. The driver takes the locks that a call needs, and gives the rule its store.
+The rules have the names of the contract's methods. A driver takes the locks that a call needs, and gives the rule its store.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Keyring:
         data = _open(keys.token, sealed, self._token_context)
         if data is None:
             return None
-        # An lru_cache would make the first use of a cookie several times as slow, and these are cheap to open again.
+        # An lru_cache would make the first use of a cookie several times as slow. A cookie that was cleared is cheap to open again.
         if len(self._opened) >= _CACHE_SIZE:
             self._opened.clear()
         self._opened[token] = data

@@ -77,7 +77,7 @@ class Codec:
             key.encode()
             data = self.encoder.encode(value)
             if data.__class__ is not bytes:
-                raise TypeError(f"the serializer gave a {type(data).__name__}, not bytes")
+                raise TypeError(f"the serializer returned a {type(data).__name__}, not bytes")
             if self.check_depth is not None and len(data) > MAX_DEPTH:
                 self.check_depth(data)
             return data
