@@ -97,7 +97,7 @@ async def test_a_call_that_is_used_as_its_result_raises(
         assert str(raised.value) == f"write `await` before ctx.session.{name}(...)"
 
     await browser.do(work)
-    # It was logged already.
+    # A call that raised isn't logged as well.
     assert logged(caplog) == []
 
 

@@ -37,7 +37,7 @@ def counters(site: Site) -> Counters:
 
 
 class Raised:
-    """The counts that were raised since the last look."""
+    """The counters that requests raise from now on."""
 
     def __init__(self, site: Site) -> None:
         self._counters = counters(site)

@@ -42,16 +42,16 @@ pytestmark = pytest.mark.anyio
 OWNER = "user:1"
 
 
-def _alone(kind: str, **options: Any) -> Driver:
+def _unshared(kind: str, **options: Any) -> Driver:
     """A driver whose store has only this test's sessions."""
     return find_driver(kind)(**options)
 
 
 STORES: dict[str, Callable[[], Driver | None]] = {
     **{name: make for name, make in DRIVERS.items() if name != "cookies"},
-    "redis": lambda: _alone("redis", url=servers.redis_url(), prefix=f"{token_hex(8)}:"),
-    "redis cluster": lambda: _alone("redis", url=servers.redis_cluster_url(), prefix=f"{token_hex(8)}:"),
-    "mongodb": lambda: _alone("mongodb", uri=servers.mongodb_uri(), db_name="gaman_test", collection=f"owners_{token_hex(8)}"),
+    "redis": lambda: _unshared("redis", url=servers.redis_url(), prefix=f"{token_hex(8)}:"),
+    "redis cluster": lambda: _unshared("redis", url=servers.redis_cluster_url(), prefix=f"{token_hex(8)}:"),
+    "mongodb": lambda: _unshared("mongodb", uri=servers.mongodb_uri(), db_name="gaman_test", collection=f"owners_{token_hex(8)}"),
 }
 
 
