@@ -27,7 +27,7 @@ _MIN_SECRET = 32
 _find_placeholder = re.compile("change.?(me|this|it)|(your|my|super|top).?secret|password|insecure", re.IGNORECASE).search
 _TYPES = ("cookies", *DRIVERS)
 _CHOICES = {"same_site": ": 'lax', 'strict' or 'none'"}
-_DRIVER = ("name", "shared", "open", "close", "load", "create", "apply", "swap", "rename", "destroy", "purge")
+_DRIVER_MEMBERS = ("name", "shared", "open", "close", "load", "create", "apply", "swap", "rename", "destroy", "purge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
             f"session(driver={shown}): it takes a dict with a type, not text; write driver={{{_options_for(driver)}}}"
         )
     if not isinstance(driver, Mapping):
-        missing = [name for name in _DRIVER if not hasattr(driver, name)]
+        missing = [name for name in _DRIVER_MEMBERS if not hasattr(driver, name)]
         if missing or isinstance(driver, type):
             # Its repr stays out of the message, because it may contain a password.
             given = f"the class {driver.__name__}" if isinstance(driver, type) else f"a {type(driver).__name__}"

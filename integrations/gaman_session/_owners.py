@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol, TypeGuard, cast
 
 import msgspec
 
@@ -74,7 +74,7 @@ class OwnedSession:
     """The note that set_owner() was given, or None."""
 
 
-def supports_owners(driver: Driver | None) -> bool:
+def supports_owners(driver: Driver | None) -> TypeGuard[OwnerDriver]:
     """Return whether *driver* is an OwnerDriver."""
     return all(callable(getattr(driver, name, None)) for name in OWNER_METHODS)
 
@@ -265,7 +265,7 @@ class Owners:
         driver = self._any_driver
         if not supports_owners(driver):
             raise SessionUnsupported("cookies" if driver is None else driver.name)
-        return cast("OwnerDriver", driver)
+        return driver
 
     def _since(self, pending: PendingOwner) -> float:
         """Return when *pending* was made, by the current setting of the clock."""
