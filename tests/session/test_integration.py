@@ -142,7 +142,7 @@ async def test_the_handlers_own_cache_control_stays(site: Site, own: str) -> Non
     ],
     ids=str,
 )
-async def test_beside_the_sessions_cookie_a_response_is_no_store_whatever_the_handler_said(
+async def test_beside_the_sessions_cookie_a_response_is_no_store_whatever_the_handler_sets(
     site: Site, own: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
@@ -186,12 +186,12 @@ async def test_a_vary_that_names_something_else_is_kept_and_joined(site: Site, o
 
 
 async def test_a_response_that_a_handler_returns_to_all_requests_is_not_changed(driver: Driver | None, ask: Ask) -> None:
-    kept = Response("always the same")
+    shared = Response("always the same")
 
     async def handle(ctx: Context) -> Response:
         if ctx.query.get("use"):
             await ctx.session.set("key", "value")
-        return kept
+        return shared
 
     async with running(handle, driver=driver) as app:
         before = await ask(app)
@@ -202,12 +202,12 @@ async def test_a_response_that_a_handler_returns_to_all_requests_is_not_changed(
 
 
 async def test_a_response_that_another_hook_returns_to_all_requests_is_not_changed(driver: Driver | None, ask: Ask) -> None:
-    kept = Response("always the same")
+    shared = Response("always the same")
 
     async def handle(ctx: Context) -> str:
         return str(await ctx.session.get("key")) if ctx.query.get("use") else ""
 
-    async with running(handle, Integration(name="other", on_response=lambda ctx, response: kept), driver=driver) as app:
+    async with running(handle, Integration(name="other", on_response=lambda ctx, response: shared), driver=driver) as app:
         for _ in range(2):
             used = await ask(app, "/?use=1")
             assert used.headers.getall("vary") == ["Cookie"]
@@ -368,7 +368,7 @@ async def test_plain_http_is_fine_if_no_secure_cookie_is_sent(ask: Ask, caplog: 
 
 
 class Recording(Sealing):
-    """Records its calls, and fails in the ones it is given."""
+    """Records its calls, and fails in those named in *failing*."""
 
     def __init__(self) -> None:
         super().__init__()
