@@ -537,11 +537,11 @@ async def test_a_store_knows_neither_owner_nor_note(clock: Clock) -> None:
         await logged_in(site, note="a telltale phone")
         await site.sessions.end_all("user:2")
         with closing(sqlite3.connect(file)) as db:
-            kept = "\n".join(db.iterdump())
+            stored = "\n".join(db.iterdump())
             assert [note[0] for (note,) in db.execute("SELECT note FROM sessions")] == [1]
         for secret in (OWNER, "user:2", "telltale"):
-            assert secret not in kept
-            assert secret.encode().hex().upper() not in kept
+            assert secret not in stored
+            assert secret.encode().hex().upper() not in stored
 
 
 async def test_a_note_belongs_to_its_session_and_its_owner(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

@@ -771,12 +771,12 @@ async def test_write_access_to_a_store_prolongs_no_session(clock: Clock, caplog:
         for browser in browsers:
             await browser.do(setting(a=1))
             clock.now += 0.001
-        kept, *records = store._sessions.values()
+        unchanged, *records = store._sessions.values()
         longer, younger, unsealed, swapped, infinite = records
         longer.expires = longer.deadline = longer.expires + 1
         younger.created += 1
         unsealed.seal = b""
-        swapped.seal, swapped.created, swapped.expires = kept.seal, kept.created, kept.expires
+        swapped.seal, swapped.created, swapped.expires = unchanged.seal, unchanged.created, unchanged.expires
         infinite.expires = infinite.deadline = float("inf")
         for _ in range(2):
             assert [await browser.all() for browser in browsers] == [{"a": 1}, {}, {}, {}, {}, {}]
@@ -792,10 +792,10 @@ async def test_write_access_to_a_store_prolongs_no_session(clock: Clock, caplog:
             await browser.do(log_in)
             assert await browser.all() == {"user": 1}
         # A deadline beyond the absolute limit has no effect; up to that limit, it is what a use would set.
-        kept.deadline = kept.expires + 1000
-        clock.now = kept.expires - 0.5
+        unchanged.deadline = unchanged.expires + 1000
+        clock.now = unchanged.expires - 0.5
         assert await browsers[0].all() == {"a": 1}
-        clock.now = kept.expires
+        clock.now = unchanged.expires
         assert await browsers[0].all() == {}
 
 
