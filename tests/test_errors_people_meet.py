@@ -58,7 +58,7 @@ STARTS = {
         options="",
         place=HERE,
     ),
-    "empty secret": Start("session(): a secret is empty, or no printable string; run `gaman key` to make one", '""', place=HERE),
+    "empty secret": Start("session(): a secret is empty, or isn't printable text; run `gaman key` to make one", '""', place=HERE),
     "bad driver name": Start(
         "session(driver={'type': 'reddis'}): there is no such driver; the types are cookies, memory, file, redis, sql, mongodb; "
         "did you mean 'redis'?",
@@ -807,7 +807,7 @@ def test_a_read_that_is_never_awaited_is_reported_in_one_line(served: Served) ->
 
 def test_a_secure_cookie_over_plain_http_is_reported_once(served: Served) -> None:
     stderr = served.stderr_of("/secure", status=200)
-    assert stderr.startswith("the session's cookie is Secure, and http://test/secure was asked for over plain HTTP: ")
+    assert stderr.startswith("the session's cookie is Secure, and http://test/secure was requested over plain HTTP: ")
     assert stderr.endswith("or pass secure=False while developing\n")
     assert stderr.count("\n") == 1
     assert served.stderr_of("/secure", status=200) == ""

@@ -129,4 +129,4 @@ def test_an_untrusted_proxy_counts_as_the_client_and_the_cookie_causes_a_warning
         host = client.headers["host"]
         assert client.get("/where").json() == {"ip": "127.0.0.1", "url": f"http://{host}/where", "host": host}
         assert client.get("/login").status_code == 200
-        assert "was asked for over plain HTTP" in program.stderr
+        assert "was requested over plain HTTP" in program.stderr

@@ -21,7 +21,7 @@ MYPY: Final = False
 _PENDING: Any = object()
 _frame = sys._getframe
 _is_finalizing = sys.is_finalizing
-# The names that asyncio, inspect and debuggers look up on any coroutine.
+# The beginnings of names that asyncio, inspect and debuggers look up on any coroutine.
 _INTERNAL: Final = ("_", "cr_", "gi_", "ag_")
 
 

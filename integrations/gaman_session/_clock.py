@@ -19,7 +19,7 @@ _EXACT_ENOUGH: Final = 0.05
 """Seconds. A shorter round trip always counts: its result is wrong by at most half of its duration."""
 
 
-def tells_time(driver: Driver | None) -> TypeGuard[ClockDriver]:
+def has_clock(driver: Driver | None) -> TypeGuard[ClockDriver]:
     """Return whether *driver* is a ClockDriver."""
     return callable(getattr(driver, "time", None))
 
@@ -65,7 +65,7 @@ class StoreClock:
         was_off, self._is_off = self._is_off, abs(ahead) > MAX_SKEW
         if self._is_off and not was_off:
             logger.warning(
-                "the clock of this machine is %.1f s %s that of the %s server; sessions go by the server's. "
+                "the clock of this machine is %.1f s %s that of the %s server; sessions use the server's. "
                 "Keep both right with NTP, such as chrony or systemd-timesyncd",
                 abs(ahead),
                 "ahead of" if ahead > 0 else "behind",

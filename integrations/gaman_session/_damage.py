@@ -8,7 +8,7 @@ from typing import Any, Final
 
 logger = logging.getLogger("gaman")
 
-# An attacker who damages a million sessions doesn't fill the memory with their ids.
+# If an attacker damages a million sessions, their ids don't fill the memory.
 _MAX_REPORTS: Final = 1000
 
 
@@ -20,7 +20,7 @@ class Damage:
         self._reported: set[tuple[str | None, str]] = set()
 
     def report(self, id: str | None, what: str, extra: Mapping[str, Any] | None = None) -> None:
-        """Log, once, that *what* of the session *id* is damaged. *extra* is the log record's, about the request."""
+        """Log, once, that *what* of the session *id* is damaged. *extra* is the request's `log_extra`."""
         damage = (id, what)
         if damage not in self._reported and len(self._reported) < _MAX_REPORTS:
             self._reported.add(damage)

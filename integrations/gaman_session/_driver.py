@@ -12,7 +12,7 @@ TOMBSTONE: Final = 60
 """Seconds for which a store keeps the tombstone of a session, and the time when the sessions of an owner were ended."""
 
 MAX_SKEW: Final = 1
-"""Seconds by which the clocks of processes may differ. A stored time that is further ahead is of a clock that was set back since.
+"""Seconds by which the clocks of processes may differ. A stored time further ahead comes from a clock that was set back since.
 
 With a ClockDriver, they differ by a few milliseconds.
 """
@@ -47,7 +47,7 @@ class Ownership(Struct, frozen=True):
     """The owner of a session."""
 
     owner: str
-    """Text, not empty: a keyed hash of the owner's name, or the name itself if nothing is sealed."""
+    """The owner's name in the store, not empty: a keyed hash of the owner, or the owner itself if nothing is sealed."""
     note: bytes
     """The application's note, as bytes."""
     since: float
@@ -84,10 +84,10 @@ def length_of(name: str) -> int:
 class Driver(Protocol):
     """A store of sessions.
 
-    An id is 64 hexadecimal digits: the hash of the id in the cookie. A field's name is any string that UTF-8 can encode, and its
-    value any bytes. A session expires at its deadline: at `now == deadline` it is absent, even if the store hasn't removed it
-    yet. Each call is atomic against every other call, in all processes that share the store. Absence is a result, never an error.
-    If the store fails, the call raises SessionStoreError from its cause, within the driver's timeout.
+    An id is 64 hexadecimal digits: the hash of the raw id, which only the cookie holds. A field's name is any string that UTF-8
+    can encode, and its value any bytes. A session expires at its deadline: at `now == deadline` it is absent, even if the store
+    hasn't removed it yet. Each call is atomic against every other call, in all processes that share the store. Absence is a
+    result, never an error. If the store fails, the call raises SessionStoreError from its cause, within the driver's timeout.
 
     Ending or renaming a session leaves a tombstone in its place for TOMBSTONE seconds. It holds nothing but the new id, after a
     rename. With it, late writes are ENDED, and a late destroy() ends the renamed session as well.

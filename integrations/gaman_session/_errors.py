@@ -57,12 +57,10 @@ class SessionConflict(SessionError):
 
 
 class SessionUnsupported(SessionError):
-    """The driver doesn't know owners; the message names the drivers that do."""
+    """The driver doesn't support owners; the message names the drivers that do."""
 
     def __init__(self, driver: str) -> None:
-        super().__init__(
-            f"the {driver} driver doesn't know the owners of sessions; choose one that does: memory, file, sql, redis or mongodb"
-        )
+        super().__init__(f"the {driver} driver doesn't support owners; choose one that does: memory, file, sql, redis or mongodb")
         self.driver = driver
 
 

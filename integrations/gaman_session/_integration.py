@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 from gaman import App, ConfigError, Context, Headers, HTTPError, Integration, Response, SameSite
 from gaman_session import _options, _sealing
 from gaman_session._awaitable import SessionCall, later, run
-from gaman_session._clock import StoreClock, tells_time
+from gaman_session._clock import StoreClock, has_clock
 from gaman_session._cookie_session import CookieSession
 from gaman_session._counters import Counters, export
 from gaman_session._damage import Damage
@@ -65,16 +65,16 @@ class SessionIntegration(Integration):
         `await sessions.end_all(f"user:{user.id}", keep=ctx.session)` after a change of the password logs out all other devices.
 
         It takes effect at one instant between call and return, in every process. Sessions that have this owner at that instant are
-        ended. A login in flight that called set_owner() before it loses its changes, and one that calls set_owner() later succeeds.
+        ended. A login in flight loses its changes if it called set_owner() before, and succeeds if it calls set_owner() later.
         """
         return later(self, "sessions.end_all", run(self._end_all, owner, keep))
 
     def count(self, owner: str | None = None) -> SessionCall[int]:
-        """Return how many live sessions *owner* has, or without an owner, how many are in the store.
+        """Return how many live sessions *owner* has, or, without an owner, how many are in the store.
 
         Counting all sessions takes longer the more there are, so do it for a graph and not in each request. The file driver reads
-        each name, SQLite and MongoDB each entry of an index, and a Redis Cluster each key. A single Redis server, or one behind
-        Sentinels, reads the number from an index.
+        each file's name, SQLite and MongoDB each entry of an index, and a Redis Cluster each key. A Redis server without a Cluster
+        reads the number from an index.
         """
         return later(self, "sessions.count", run(self._owners.count, owner))
 
@@ -152,7 +152,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
     """
     cookie, driver = options.cookie, options.driver
     driver_name = "cookies" if driver is None else driver.name
-    store_clock = StoreClock(driver) if clock is None and tells_time(driver) else None
+    store_clock = StoreClock(driver) if clock is None and has_clock(driver) else None
     sessions = Sessions(
         driver=driver,
         # After a change of the cookie's attributes, browsers keep the old cookie beside the new one. A store can end the old
@@ -196,14 +196,14 @@ class _Hooks:
         self._cookie_name, _, self._cookie_attributes = options.cookie.line(0).decode("ascii").partition("; Max-Age=0")
         self._warnings = options.warnings
         self._sweeper: asyncio.Task[None] | None = None
-        self._may_be_dropped = options.cookie.secure
-        self._has_warned_of_caches = False
+        self._warns_of_http = options.cookie.secure
+        self._warns_of_caches = True
 
     async def on_load(self, app: App) -> None:
         driver = self._sessions.driver
         if app.workers > 1 and driver is not None and not driver.shared:
             raise ConfigError(
-                f"the {driver.name} driver keeps sessions in one process, and {app.workers} workers would not see each other's; "
+                f"the {driver.name} driver keeps sessions in one process, and {app.workers} workers would not share them; "
                 f"take {', '.join(['cookies', *(name for name in DRIVERS if name != 'memory')])}, or workers=1"
             )
         for warning in self._warnings:
@@ -254,7 +254,7 @@ class _Hooks:
         try:
             await session._flush()
         except Exception:
-            # The response to the error carries the cookie too, because the old cookie no longer leads to a renamed session.
+            # The flush may have renamed the session before it failed. The error's response then carries the only cookie that works.
             if (cookie := session._cookie()) is not None:
                 self._send_cookie(ctx, session, cookie, None)
             raise
@@ -268,26 +268,26 @@ class _Hooks:
             session._fail(keeps_changes=isinstance(error, HTTPError) and not isinstance(error, SessionTooLarge))
 
     def _send_cookie(self, ctx: Context, session: Session, cookie: CookieValue, response: Response | None) -> None:
-        """Send the session's cookie, and keep *response* out of caches."""
+        """Send the session's cookie, and keep *response*, if any, out of caches."""
         token, max_age = cookie
         lifetime = "" if max_age is None else f"; Max-Age={max_age}"
         # Cookies of the request are sent even if another hook replaces the response.
         ctx.send_cookie(f"{self._cookie_name}{token}{lifetime}{self._cookie_attributes}".encode("ascii"))
-        if response is not None and (replaced := _keep_from_caches(response)) and not self._has_warned_of_caches:
-            self._has_warned_of_caches = True
+        if response is not None and (replaced := _keep_from_caches(response)) and self._warns_of_caches:
+            self._warns_of_caches = False
             logger.warning(
-                "%s %r answered with %r beside the session's cookie; it was sent as no-store, because a cache would give the "
-                "cookie to other visitors. Leave that out where a session begins, ends or gets a new id",
+                "the response to %s %r had %r beside the session's cookie; it was sent as no-store, because a cache would give the "
+                "cookie to other visitors. Leave that field out where a session begins, ends or gets a new id",
                 ctx.method,
                 ctx.path,
                 replaced,
                 extra={**ctx.log_extra, **self._log_extra, "session": session.id},
             )
         # A browser that sends the cookie keeps it.
-        if token and self._may_be_dropped and not session._has_cookie() and not _keeps_secure(ctx):
-            self._may_be_dropped = False
+        if token and self._warns_of_http and not session._has_cookie() and not _keeps_secure(ctx):
+            self._warns_of_http = False
             logger.warning(
-                "the session's cookie is Secure, and %s was asked for over plain HTTP: the browser will not keep it. Serve HTTPS "
+                "the session's cookie is Secure, and %s was requested over plain HTTP: the browser will not keep it. Serve HTTPS "
                 "(and have the proxy say so in X-Forwarded-Proto), or pass secure=False while developing",
                 ctx.url.partition("?")[0],
                 extra={**ctx.log_extra, **self._log_extra, "session": session.id},

@@ -1,4 +1,4 @@
-"""NotADict: what a session answers where it is used as a dict."""
+"""NotADict: the errors of a session that is used as a dict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def key_error(call: str, key: object, more: str = "") -> SessionUseError:
 
 
 class NotADict:
-    """Raises SessionUseError, which names the call to use, for everything that a dict does. Type checkers find it missing."""
+    """Raises SessionUseError, which names the call to use, for everything that a dict does. Type checkers see no such methods."""
 
     __slots__ = ()
 

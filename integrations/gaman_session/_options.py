@@ -27,7 +27,7 @@ _MIN_SECRET = 32
 _find_placeholder = re.compile("change.?(me|this|it)|(your|my|super|top).?secret|password|insecure", re.IGNORECASE).search
 _TYPES = ("cookies", *DRIVERS)
 _CHOICES = {"same_site": ": 'lax', 'strict' or 'none'"}
-_DRIVER = ("name", "shared", "open", "close", "load", "create", "apply", "swap", "rename", "destroy", "purge")
+_DRIVER_MEMBERS = ("name", "shared", "open", "close", "load", "create", "apply", "swap", "rename", "destroy", "purge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class CookieOptions:
 
     @property
     def slot(self) -> str:
-        """What identifies this cookie in a browser (RFC 6265bis, section 5.7): its name, and attributes that aren't the default."""
+        """The identity of this cookie in a browser (RFC 6265bis, section 5.7): its name, and attributes that aren't the default."""
         domain = "" if self.domain is None else f"; Domain={self.domain.removeprefix('.').lower()}"
         path = "" if self.path == "/" else f"; Path={self.path}"
         return f"{self.name}{domain}{path}{'; Partitioned' if self.partitioned else ''}"
@@ -98,23 +98,23 @@ def check(
     partitioned: bool,
     encrypt: bool,
     serializer: str | Serializer | None,
-    max_size: int = 1 << 20,
-    max_sessions_per_owner: int | None = None,
+    max_size: int,
+    max_sessions_per_owner: int | None,
 ) -> Options:
     """Return the options, or raise ConfigError for the first invalid one."""
     secrets = _secrets(secret)
-    _seconds("max_age", max_age)
+    _check_seconds("max_age", max_age)
     if idle_timeout is not None:
-        _seconds("idle_timeout", idle_timeout)
+        _check_seconds("idle_timeout", idle_timeout)
         if idle_timeout > max_age:
             raise ConfigError(
                 f"session(idle_timeout={idle_timeout}): max_age={max_age} ends every session before; "
                 "write a smaller idle_timeout, or leave it out"
             )
     check_whole_number(max_size, f"session(max_size={max_size!r}):", "a whole number of bytes above 0")
-    _one_of("True or False", bool, secure=secure, partitioned=partitioned, encrypt=encrypt)
-    _one_of("text", str, path=path, same_site=same_site)
-    _one_of("text, or None", (str, type(None)), cookie_name=cookie_name, domain=domain)
+    _check_type("True or False", bool, secure=secure, partitioned=partitioned, encrypt=encrypt)
+    _check_type("text", str, path=path, same_site=same_site)
+    _check_type("text, or None", (str, type(None)), cookie_name=cookie_name, domain=domain)
     if cookie_name is None:
         is_host_only = path == "/" and domain is None
         cookie_name = ("__Host-Http-gaman" if is_host_only else "__Secure-gaman") if secure else "gaman"
@@ -129,7 +129,7 @@ def check(
     warnings = [warning for each in secrets if (warning := _weakness(each))]
     if max_age > _MAX_COOKIE_AGE:
         warnings.append(f"session(max_age={max_age}): browsers keep no cookie longer than 400 days, {_MAX_COOKIE_AGE} seconds")
-    _max_sessions(max_sessions_per_owner, made)
+    _check_max_sessions(max_sessions_per_owner, made)
     codec = _codec(serializer, encrypt)
     return Options(secrets, made, max_age, idle_timeout, max_size, encrypt, codec, max_sessions_per_owner, cookie, warnings)
 
@@ -148,7 +148,7 @@ def _secrets(secret: str | Sequence[str] | None) -> Sequence[str]:
         raise ConfigError("session(secret=[]): the list of secrets is empty; put the newest first, `gaman key` makes one")
     for each in secrets:
         if not isinstance(each, str) or not each.strip() or not each.isprintable():
-            raise ConfigError("session(): a secret is empty, or no printable string; run `gaman key` to make one")
+            raise ConfigError("session(): a secret is empty, or isn't printable text; run `gaman key` to make one")
     return secrets
 
 
@@ -167,19 +167,19 @@ def _weakness(secret: str) -> str | None:
     return None
 
 
-def _one_of(what: str, kind: type | tuple[type, ...], **values: object) -> None:
+def _check_type(what: str, kind: type | tuple[type, ...], **values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, kind):
             raise ConfigError(f"session({name}={value!r}): it takes {what}{_CHOICES.get(name, '')}")
 
 
-def _seconds(name: str, value: object) -> None:
+def _check_seconds(name: str, value: object) -> None:
     check_whole_number(
-        value, f"session({name}={value!r}):", "a whole number of seconds above 0, and below a thousand years", most=MAX_LIFETIME
+        value, f"session({name}={value!r}):", "a whole number of seconds above 0, and below a thousand years", maximum=MAX_LIFETIME
     )
 
 
-def _max_sessions(value: object, driver: Driver | None) -> None:
+def _check_max_sessions(value: object, driver: Driver | None) -> None:
     if value is None:
         return
     check_whole_number(value, f"session(max_sessions_per_owner={value!r}):", "a whole number above 0, or None")
@@ -199,7 +199,7 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
             f"session(driver={shown}): it takes a dict with a type, not text; write driver={{{_options_for(driver)}}}"
         )
     if not isinstance(driver, Mapping):
-        missing = [name for name in _DRIVER if not hasattr(driver, name)]
+        missing = [name for name in _DRIVER_MEMBERS if not hasattr(driver, name)]
         if missing or isinstance(driver, type):
             # Its repr stays out of the message, because it may contain a password.
             given = f"the class {driver.__name__}" if isinstance(driver, type) else f"a {type(driver).__name__}"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol, TypeGuard, cast
 
 import msgspec
 
@@ -74,7 +74,7 @@ class OwnedSession:
     """The note that set_owner() was given, or None."""
 
 
-def supports_owners(driver: Driver | None) -> bool:
+def supports_owners(driver: Driver | None) -> TypeGuard[OwnerDriver]:
     """Return whether *driver* is an OwnerDriver."""
     return all(callable(getattr(driver, name, None)) for name in OWNER_METHODS)
 
@@ -131,7 +131,7 @@ class Owners:
         return end is not None and end.moment > pending.moment
 
     def ownership(self, pending: PendingOwner, id: str) -> Ownership | None:
-        """Return what the store keeps of *pending* for the session *id*, or None if it is to have no owner."""
+        """Return the ownership of *pending* as the store gets it for the session *id*, or None if the owner is to be removed."""
         if pending.owner is None:
             return None
         name, since = self._names(pending.owner)[0], self._since(pending)
@@ -258,21 +258,21 @@ class Owners:
         return None if data is None else _decode(data)
 
     def _names(self, owner: str) -> list[str]:
-        """Return the names under which the store may have *owner*; new sessions go under the first."""
-        return self._keyring.owners(owner) if self._is_sealed else [owner]
+        """Return the names that *owner* may have in the store; new sessions get the first."""
+        return self._keyring.owner_names(owner) if self._is_sealed else [owner]
 
     def _driver(self) -> OwnerDriver:
         driver = self._any_driver
         if not supports_owners(driver):
             raise SessionUnsupported("cookies" if driver is None else driver.name)
-        return cast("OwnerDriver", driver)
+        return driver
 
     def _since(self, pending: PendingOwner) -> float:
         """Return when *pending* was made, by the current setting of the clock."""
         now, end = self._clock(), self._ended.get(pending.owner or "")
         since, age = pending.since, self._moment() - pending.moment
         if since + age > now + MAX_SKEW:
-            # The clock was set back since. By its new time, an end_all() that came first must not look later than this.
+            # The clock was set back since. By its new time, an earlier end_all() must not appear to be later than this.
             since = now - age
         if end is not None and end.moment < pending.moment and end.at <= now + MAX_SKEW:
             # The clock was set back between end_all() and set_owner().

@@ -15,7 +15,7 @@ if sys.platform != "win32":
 
 
 def expand(path: str, setting: str) -> str:
-    """Return *path* with `~` or `~user` replaced by a home folder. ConfigError begins with *setting*: the folder is unknown."""
+    """Return *path* with `~` or `~user` replaced by a home folder. ConfigError: the folder is unknown; it begins with *setting*."""
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise ConfigError(f"{setting}, but the home folder {path.partition(os.sep)[0]!r} isn't known; write the whole path")
@@ -23,7 +23,7 @@ def expand(path: str, setting: str) -> str:
 
 
 def make_parent(path: str, setting: str) -> None:
-    """Create the parent folder of *path* if it is missing, accessible to this user only. ConfigError: its parent is missing too.
+    """Create the parent folder of *path* if it is missing, for this user only. ConfigError: its parent is missing too.
 
     More than one missing folder is more likely a typing error, or a disk that isn't mounted.
     """

@@ -1,6 +1,6 @@
 """The contract as code: what each call does to sessions, tombstones and the owners' index, for stores that have locks.
 
-A driver takes the locks that a call needs, and gives the rule its store. It calls the rules in the names of the contract's methods.
+The rules have the names of the contract's methods. A driver takes the locks that a call needs, and gives the rule its store.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Store(Protocol):
 
 
 def find(stored: Stored | None, now: float) -> Record | _Missing:
-    """Return the session, ENDED for a tombstone, or ABSENT for what has expired and for None."""
+    """Return the session, ENDED for a tombstone, or ABSENT if there is neither or it has expired."""
     if stored is None or has_expired(stored, now):
         return Outcome.ABSENT
     return stored if isinstance(stored, Record) else Outcome.ENDED
@@ -67,7 +67,7 @@ def has_expired(stored: Stored, now: float) -> bool:
 
 
 def load(stored: Stored | None, now: float) -> Record | Literal[Outcome.ENDED] | None:
-    """Return the session, ENDED for a tombstone, or None, as the contract wants it."""
+    """Return the session, ENDED for a tombstone, or None, as Driver.load() does."""
     found = find(stored, now)
     return None if found is Outcome.ABSENT else found
 
@@ -188,7 +188,7 @@ def end_owned(store: Store, id: str, owner: str, *, now: float) -> str | bool:
 async def end_all_owned(
     ids: Iterable[str], end: Callable[[list[str]], Awaitable[Iterable[str | bool]]], *, keep: Collection[str]
 ) -> int:
-    """Give *end* the sessions but those in *keep*, and then the ids that they were renamed to; return how many were ended.
+    """Give *end* the sessions except those in *keep*, and then the ids that they were renamed to; return how many were ended.
 
     Store the time for revoked() before you read *ids*. A session that is written later is then REVOKED, or has the index entry of a
     session that is among them.
@@ -209,7 +209,7 @@ def revoked_at(before: float | None, now: float) -> float:
 
 
 def still_counts(revoked: float | None, now: float) -> bool:
-    """Return whether a time that revoked() returned still matters: it may go after TOMBSTONE seconds."""
+    """Return whether a time that revoked() returned still counts. TOMBSTONE seconds later it doesn't, and may be removed."""
     # See revoked_at() for MAX_SKEW.
     return revoked is not None and revoked - MAX_SKEW <= now < revoked + TOMBSTONE
 

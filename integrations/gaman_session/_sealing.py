@@ -68,7 +68,7 @@ class Identity(NamedTuple):
     values: Values
 
     def __repr__(self) -> str:
-        # The raw id is left out: it is as good as the cookie.
+        # The raw id is left out, because it opens the session as the cookie does.
         return f"{type(self).__name__}(id={self.id!r})"
 
 
@@ -89,7 +89,7 @@ class Keyring:
                 "newer of the two with one that `gaman key` makes"
             )
         self._newest = all_keys[0]
-        # A browser sends the same cookie several times in a row, so what it holds and leads to is cached.
+        # Browsers send the same cookie with each request, so its contents and its session are cached.
         self._opened: dict[str, object] = {}
         self._identify = lru_cache(maxsize=_CACHE_SIZE)(self._identify_once)
 
@@ -114,7 +114,7 @@ class Keyring:
         data = _open(keys.token, sealed, self._token_context)
         if data is None:
             return None
-        # An lru_cache would make the first use of a cookie several times as slow, and these are cheap to open again.
+        # An lru_cache would make the first use of a cookie several times as slow. A cookie that was cleared is cheap to open again.
         if len(self._opened) >= _CACHE_SIZE:
             self._opened.clear()
         self._opened[token] = data
@@ -139,7 +139,7 @@ class Keyring:
         return Identity(raw_id, id_of(raw_id), is_transient, self.values(raw_id))
 
     def verify_id(self, token: str) -> tuple[bytes, bool] | None:
-        """Return the raw id and `is_transient` that sign_id() signed, or None if *token* wasn't signed here for this cookie."""
+        """Return the raw id and `is_transient` that sign_id() signed, or None if *token* isn't one of this cookie's."""
         decoded = _decode(token)
         if decoded is None or (keys := self._keys.get(decoded[:_HEAD])) is None:
             return None
@@ -149,30 +149,30 @@ class Keyring:
         return signed[_HEAD + 1 :], bool(signed[_HEAD])
 
     def values(self, raw_id: bytes) -> Values:
-        """Return the seal for the values of one session."""
+        """Return what seals the values of the session with that raw id."""
         return Values(self._keys, self._newest, raw_id, b"value\0" + self._name + b"\0")
 
-    def owners(self, owner: str) -> list[str]:
-        """Return the hashes under which stores know *owner*: one for each secret, the newest first."""
+    def owner_names(self, owner: str) -> list[str]:
+        """Return the names of *owner* in a store: a keyed hash for each secret, the newest first."""
         named = self._name + b"\0" + owner.encode()
         return [blake2b(named, digest_size=32, key=keys.owner, person=b"gaman owner").hexdigest() for keys in self._keys.values()]
 
-    def seal_note(self, id: str, owner: str, note: bytes) -> bytes:
-        """Return *note* sealed for the session *id* and the hash *owner* only.
+    def seal_note(self, id: str, owner_name: str, note: bytes) -> bytes:
+        """Return *note* sealed for the session *id* and the owner of that name only.
 
-        The key comes from the secret and the id, because list() doesn't know raw ids. So a thief of both the store and a secret can
-        open notes, but not values.
+        The key comes from the secret and the id, because list() doesn't know raw ids. So a stolen store and a stolen
+        secret together open notes, but not values.
         """
         keys = self._newest
-        return _seal(_note_key(keys, id), keys.head, note, self._note_context(owner))
+        return _seal(_note_key(keys, id), keys.head, note, self._note_context(owner_name))
 
-    def open_note(self, id: str, owner: str, sealed: bytes) -> bytes | None:
+    def open_note(self, id: str, owner_name: str, sealed: bytes) -> bytes | None:
         """Return the note that seal_note() sealed, or None if *sealed* isn't one of this session and owner."""
         keys = self._keys.get(sealed[:_HEAD])
-        return None if keys is None else _open(_note_key(keys, id), sealed, self._note_context(owner))
+        return None if keys is None else _open(_note_key(keys, id), sealed, self._note_context(owner_name))
 
-    def _note_context(self, owner: str) -> bytes:
-        return b"note\0" + self._name + b"\0" + owner.encode()
+    def _note_context(self, owner_name: str) -> bytes:
+        return b"note\0" + self._name + b"\0" + owner_name.encode()
 
     def _mac(self, keys: _Keys, signed: bytes) -> bytes:
         return blake2b(self._name + b"\0" + signed, digest_size=_MAC, key=keys.id, person=b"gaman id").digest()
@@ -243,7 +243,7 @@ def id_of(raw_id: bytes) -> str:
 
 
 def token_length(size: int) -> int:
-    """Return how many characters seal_token() makes of *size* bytes."""
+    """Return how many characters a token of *size* bytes has."""
     return -(-(size + OVERHEAD) * 4 // 3)
 
 

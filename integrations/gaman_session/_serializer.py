@@ -26,7 +26,7 @@ _decode_msgpack = msgspec.msgpack.Decoder().decode
 _encode_json = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder().decode
 
-# Limits the memory that types take which a request creates for itself.
+# A request may create types, so the number of their decoders is limited.
 _MAX_TYPES: Final = 1024
 
 
@@ -77,7 +77,7 @@ class Codec:
             key.encode()
             data = self.encoder.encode(value)
             if data.__class__ is not bytes:
-                raise TypeError(f"the serializer gave a {type(data).__name__}, not bytes")
+                raise TypeError(f"the serializer returned a {type(data).__name__}, not bytes")
             if self.check_depth is not None and len(data) > MAX_DEPTH:
                 self.check_depth(data)
             return data

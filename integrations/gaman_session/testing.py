@@ -26,7 +26,7 @@ from itertools import pairwise
 from typing import TypeAlias, TypeVar
 
 from gaman_session import _sealing
-from gaman_session._clock import tells_time
+from gaman_session._clock import has_clock
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Driver, Outcome, OwnerDriver, Ownership, Record
 from gaman_session._errors import SessionStoreError
 
@@ -318,13 +318,13 @@ async def an_ended_session_stays_ended(driver: Driver) -> None:
 @_check
 async def ending_an_old_id_ends_the_renamed_session(driver: Driver) -> None:
     id, _ = await _create(driver)
-    names = [id, _new_id(), _new_id()]
-    for old, new in pairwise(names):
+    ids = [id, _new_id(), _new_id()]
+    for old, new in pairwise(ids):
         version = (await _load(driver, old)).version
         assert await driver.rename(old, new, _record(), version=version, now=time.time()) is Outcome.WRITTEN
     await driver.destroy(id, now=time.time())
-    for name in names:
-        assert await driver.load(name, now=time.time()) is Outcome.ENDED
+    for each in ids:
+        assert await driver.load(each, now=time.time()) is Outcome.ENDED
 
 
 @_check
@@ -510,8 +510,8 @@ async def a_large_session_is_loaded_whole_by_itself_and_with_others(driver: Driv
 
 
 @_check
-async def a_store_with_a_clock_tells_the_seconds_since_the_epoch(driver: Driver) -> None:
-    if not tells_time(driver):
+async def a_store_with_a_clock_returns_the_seconds_since_the_epoch(driver: Driver) -> None:
+    if not has_clock(driver):
         return
     started = time.monotonic()
     first = await driver.time()
@@ -814,7 +814,7 @@ async def an_end_owned_further_ahead_than_clocks_differ_is_ignored(driver: Owner
 
 
 @_owner_check
-async def each_end_owned_holds_whatever_the_times_of_earlier_ones(driver: OwnerDriver) -> None:
+async def an_end_owned_revokes_whatever_the_times_of_earlier_ones(driver: OwnerDriver) -> None:
     now = time.time()
     # In the second pair, the second clock is a little behind. In the last pair, the clock was set back in between.
     for first, second in ((-5, 0), (0, -MAX_SKEW / 2), (3600, 0)):

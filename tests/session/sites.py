@@ -62,6 +62,8 @@ class Site:
             "partitioned": False,
             "encrypt": True,
             "serializer": None,
+            "max_size": 1 << 20,
+            "max_sessions_per_owner": None,
             **changed,
         }
         self.clock = clock

@@ -97,7 +97,7 @@ async def test_a_call_that_is_used_as_its_result_raises(
         assert str(raised.value) == f"write `await` before ctx.session.{name}(...)"
 
     await browser.do(work)
-    # It was logged already.
+    # A call that raised isn't logged as well.
     assert logged(caplog) == []
 
 
@@ -345,9 +345,9 @@ async def test_a_call_that_lives_as_long_as_its_handler_is_logged_as_well(
     async def work(session: Session) -> str:
         user: Any = session.get("user")  # until the end
         await asyncio.sleep(0)
-        return "nobody" if user is None else "somebody"
+        return "a guest" if user is None else "a user"
 
-    assert await browser.do(work) == "somebody"
+    assert await browser.do(work) == "a user"
     [line] = logged(caplog)
     assert line.endswith(f"({HERE}, line {line_of('until the end')}, in work)")
 

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.anyio
 class Store:
     """Returns each call itself, batch by batch, once its gate is open; negative numbers fail."""
 
-    def __init__(self, *, at_once: int = 1, most: int | None = None) -> None:
-        self.batches = Batches(self.run, at_once=at_once, most=most)
+    def __init__(self, *, at_once: int = 1, max_calls: int | None = None) -> None:
+        self.batches = Batches(self.run, at_once=at_once, max_calls=max_calls)
         self.seen: list[list[int]] = []
         self.in_flight = self.max_in_flight = 0
         self.error: BaseException | None = None
@@ -57,7 +57,7 @@ async def test_a_call_by_itself_is_sent_at_once() -> None:
 
 
 async def test_a_batch_takes_a_limited_number_of_calls_and_leaves_the_others_to_the_next() -> None:
-    store = Store(most=2)
+    store = Store(max_calls=2)
     tasks = store.start(*range(6))
     await settle()
     store.gate.set()

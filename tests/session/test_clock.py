@@ -17,7 +17,7 @@ import pytest
 from gaman import App, Context
 from gaman.session import MAX_SKEW, Driver, Record, SessionStoreError, session
 from gaman_session import _clock, _integration
-from gaman_session._clock import StoreClock, tells_time
+from gaman_session._clock import StoreClock, has_clock
 from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
@@ -110,7 +110,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 # The clock in use
 
 
-async def test_sessions_use_the_time_of_a_store_that_tells_it(watch: Watch, ask: Ask) -> None:
+async def test_sessions_use_the_time_of_a_store_that_has_a_clock(watch: Watch, ask: Ask) -> None:
     driver = Store(watch, ahead=HOUR)
     async with running(driver) as app:
         assert abs(float((await ask(app)).body) - driver.now) < 0.01
@@ -119,15 +119,15 @@ async def test_sessions_use_the_time_of_a_store_that_tells_it(watch: Watch, ask:
 @pytest.mark.parametrize("name", ["cookies", "memory", "file", "sql"])
 async def test_sessions_on_one_machine_use_its_clock(name: str) -> None:
     driver = DRIVERS[name]()
-    assert not tells_time(driver)
+    assert not has_clock(driver)
     integration = session(SECRET, driver)
     assert integration._owners._clock is time.time
 
 
 @pytest.mark.parametrize("name", ["redis", "redis cluster", "mongodb"])
-async def test_a_store_that_other_machines_share_tells_the_time(name: str) -> None:
+async def test_a_store_that_other_machines_share_has_a_clock(name: str) -> None:
     driver = DRIVERS[name]()
-    assert tells_time(driver)
+    assert has_clock(driver)
     await driver.open()
     try:
         before = time.time()
@@ -158,11 +158,11 @@ async def test_every_process_asks_the_same_server_of_a_cluster() -> None:
             await driver.open()
             await driver.time()
             await driver.close()
-        told = 0
+        asked = 0
         for node in cluster.nodes:
             with node.client() as client:
-                told += "cmdstat_time" in client.info("commandstats")
-    assert told == 1
+                asked += "cmdstat_time" in client.info("commandstats")
+    assert asked == 1
 
 
 async def test_a_clock_that_a_test_sets_overrides_the_stores(clock: Clock) -> None:
@@ -248,15 +248,15 @@ async def test_setting_the_clock_of_the_machine_changes_nothing(watch: Watch, mo
 # What is logged
 
 
-@pytest.mark.parametrize(("ahead", "told"), [(30, "30.0 s behind that of"), (-90, "90.0 s ahead of that of")])
+@pytest.mark.parametrize(("ahead", "difference"), [(30, "30.0 s behind that of"), (-90, "90.0 s ahead of that of")])
 async def test_a_different_clock_is_a_warning_with_the_difference_and_the_fix(
-    watch: Watch, ahead: float, told: str, caplog: pytest.LogCaptureFixture
+    watch: Watch, ahead: float, difference: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver = Store(watch, ahead=ahead)
     async with running(driver):
         pass
     [warning] = warnings(caplog)
-    assert warning == f"the clock of this machine is {told} the memory server; sessions go by the server's. {NTP}"
+    assert warning == f"the clock of this machine is {difference} the memory server; sessions use the server's. {NTP}"
 
 
 async def test_a_different_clock_is_a_warning_each_time_it_begins_to_differ(watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
@@ -271,7 +271,7 @@ async def test_a_different_clock_is_a_warning_each_time_it_begins_to_differ(watc
 # Failures
 
 
-async def test_a_store_that_fails_to_tell_the_time_stops_the_start() -> None:
+async def test_a_store_whose_clock_fails_stops_the_start() -> None:
     driver = Store()
     driver.errors = [SessionStoreError("memory", "tell the time")]
     with pytest.raises(SessionStoreError):
@@ -298,7 +298,7 @@ async def test_a_later_failure_is_logged_and_the_clock_continues(
     assert [record.exc_info is not None for record in failures] == [False, True]
 
 
-async def test_a_redis_that_is_away_fails_to_tell_the_time_within_its_timeout() -> None:
+async def test_the_clock_of_a_redis_that_is_down_fails_within_its_timeout() -> None:
     with servers.RedisServer() as server:
         driver = RedisDriver(url=server.url, timeout=1)
         await driver.open()

@@ -37,7 +37,7 @@ def counters(site: Site) -> Counters:
 
 
 class Raised:
-    """The counts that were raised since the last look."""
+    """The counters that requests raise from now on."""
 
     def __init__(self, site: Site) -> None:
         self._counters = counters(site)
@@ -139,7 +139,7 @@ async def several(session: Session) -> None:
     await session.all()
 
 
-@pytest.mark.parametrize("token", ["", "x", "AAAA" * 20], ids=["empty", "no base64", "another's"])
+@pytest.mark.parametrize("token", ["", "x", "AAAA" * 20], ids=["empty", "not base64", "another's"])
 async def test_a_foreign_cookie_counts_as_forged_once_per_request(site: Site, token: str) -> None:
     raised = Raised(site)
     for _ in range(2):
@@ -204,9 +204,9 @@ async def test_a_value_that_does_not_open_counts_as_unreadable_once_per_request(
         raised.since()
         assert await browser.all() == {}
         assert raised.since() == {"loaded": 1, "unreadable": 1}
-    for kept in map(vars, caplog.records):
-        assert (kept["session"], kept["driver"], kept["method"], kept["path"]) == (id, "memory", "GET", "/")
-        assert kept["request_id"]
+    for entry in map(vars, caplog.records):
+        assert (entry["session"], entry["driver"], entry["method"], entry["path"]) == (id, "memory", "GET", "/")
+        assert entry["request_id"]
     assert len(caplog.records) == 2
 
 
@@ -285,7 +285,7 @@ async def test_a_failed_check_counts_as_a_store_error(clock: Clock) -> None:
 async def test_a_failed_sweep_counts_as_a_store_error(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(MemoryDriver):
         async def purge(self, *, now: float, limit: int) -> int:
-            raise SessionStoreError(self.name, "remove what is over")
+            raise SessionStoreError(self.name, "remove expired sessions")
 
     monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 0)
     async with serving(Site(Full(), clock)) as site:

@@ -28,7 +28,7 @@ class Run:
         self.task: asyncio.Task[Reply] | None = None
         self.gate: asyncio.Future[None] | None = None
         self.acknowledged = False
-        self.is_answered = False
+        self.is_done = False
 
     async def step(self, browser: Browser) -> None:
         if self.task is None:
@@ -38,7 +38,7 @@ class Run:
             self.gate = None
         else:
             browser.take(self.task.result())
-            self.is_answered = True
+            self.is_done = True
             return
         while not self.task.done() and self.gate is None:
             await asyncio.sleep(0)
@@ -53,7 +53,7 @@ class Run:
 
 
 def _stepped(base: type[MemoryDriver]) -> MemoryDriver:
-    """Return a driver each of whose calls is a step."""
+    """Return a driver that pauses before each call, so that each is a step."""
 
     # mypy doesn't allow a base that is only known at run time.
     class Stepped(base):  # type: ignore[valid-type, misc]
@@ -134,8 +134,8 @@ async def _play(kinds: tuple[str, ...], choose: Callable[[int], int], base: type
         await browser.do(_write("x"))
         runs = [Run(i, kind) for i, kind in enumerate(kinds)]
         trace: list[str] = []
-        while open_runs := [run for run in runs if not run.is_answered]:
-            run = open_runs[choose(len(open_runs))]
+        while in_flight := [run for run in runs if not run.is_done]:
+            run = in_flight[choose(len(in_flight))]
             trace.append(run.key)
             await run.step(browser)
         for run in runs:

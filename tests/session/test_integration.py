@@ -39,9 +39,9 @@ async def running(handle: Handle, *others: Integration, first: bool = False, **o
         await app.shutdown()
 
 
-def cookie_of(answer: Exchange) -> dict[str, str]:
+def cookie_of(response: Exchange) -> dict[str, str]:
     """Return the headers of a browser's next request."""
-    (line,) = answer.headers.getall("set-cookie")
+    (line,) = response.headers.getall("set-cookie")
     return {"cookie": line.partition(";")[0], "host": "testserver"}
 
 
@@ -82,13 +82,13 @@ CALLS: dict[str, Callable[[Session], Any]] = {
 }
 
 
-@pytest.mark.parametrize("visitor", ["a new visitor", "one who comes back"])
+@pytest.mark.parametrize("visitor", ["a new visitor", "a returning visitor"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 async def test_a_response_that_used_its_session_is_kept_out_of_shared_caches(
     site: Site, visitor: str, call: Callable[[Session], Any]
 ) -> None:
     browser = site.browser()
-    if visitor == "one who comes back":
+    if visitor == "a returning visitor":
         await browser.do(setting(key="value", other="value"))
     reply = await browser.request(doing(call))
     assert reply.status == 200
@@ -113,14 +113,14 @@ async def test_an_error_that_depends_on_the_session_is_kept_out_of_shared_caches
 
     async with running(handle, driver=driver) as app:
         for target, status in (("/?use=1", 403), ("/?use=1&fail=1", 500)):
-            answer = await ask(app, target)
-            assert answer.status == status
-            assert answer.headers.get("cache-control") == "no-store"
-            assert answer.headers.get("vary") == "Cookie"
-        answer = await ask(app, "/")
-        assert answer.status == 403
-        assert "vary" not in answer.headers
-        assert "cache-control" not in answer.headers
+            response = await ask(app, target)
+            assert response.status == status
+            assert response.headers.get("cache-control") == "no-store"
+            assert response.headers.get("vary") == "Cookie"
+        response = await ask(app, "/")
+        assert response.status == 403
+        assert "vary" not in response.headers
+        assert "cache-control" not in response.headers
 
 
 @pytest.mark.parametrize("own", ["private, max-age=60", "public, max-age=600", "no-cache", ""], ids=repr)
@@ -142,7 +142,7 @@ async def test_the_handlers_own_cache_control_stays(site: Site, own: str) -> Non
     ],
     ids=str,
 )
-async def test_beside_the_sessions_cookie_a_response_is_no_store_whatever_the_handler_said(
+async def test_beside_the_sessions_cookie_a_response_is_no_store_whatever_the_handler_sets(
     site: Site, own: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
@@ -186,12 +186,12 @@ async def test_a_vary_that_names_something_else_is_kept_and_joined(site: Site, o
 
 
 async def test_a_response_that_a_handler_returns_to_all_requests_is_not_changed(driver: Driver | None, ask: Ask) -> None:
-    kept = Response("always the same")
+    shared = Response("always the same")
 
     async def handle(ctx: Context) -> Response:
         if ctx.query.get("use"):
             await ctx.session.set("key", "value")
-        return kept
+        return shared
 
     async with running(handle, driver=driver) as app:
         before = await ask(app)
@@ -202,12 +202,12 @@ async def test_a_response_that_a_handler_returns_to_all_requests_is_not_changed(
 
 
 async def test_a_response_that_another_hook_returns_to_all_requests_is_not_changed(driver: Driver | None, ask: Ask) -> None:
-    kept = Response("always the same")
+    shared = Response("always the same")
 
     async def handle(ctx: Context) -> str:
         return str(await ctx.session.get("key")) if ctx.query.get("use") else ""
 
-    async with running(handle, Integration(name="other", on_response=lambda ctx, response: kept), driver=driver) as app:
+    async with running(handle, Integration(name="other", on_response=lambda ctx, response: shared), driver=driver) as app:
         for _ in range(2):
             used = await ask(app, "/?use=1")
             assert used.headers.getall("vary") == ["Cookie"]
@@ -283,7 +283,7 @@ async def test_the_sessions_cookie_and_the_handlers_own_do_not_disturb_each_othe
     assert sorted(names) == ["__Host-Http-gaman", "theme"]
 
 
-def _asked_over(scheme: str, host: str | None) -> dict[str, Any]:
+def _sent_over(scheme: str, host: str | None) -> dict[str, Any]:
     return {"headers": {} if host is None else {"host": host}, "scope": {"scheme": scheme}}
 
 
@@ -304,7 +304,7 @@ async def test_a_secure_cookie_over_plain_http_logs_exactly_one_warning(
 ) -> None:
     async with running(remember, driver=driver) as app:
         for _ in range(3):
-            assert (await ask(app, **_asked_over("http", host))).status == 200
+            assert (await ask(app, **_sent_over("http", host))).status == 200
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("gaman", logging.WARNING)
     for word in ("Secure", host, "HTTP", "secure=False"):
@@ -333,34 +333,34 @@ async def test_a_secure_cookie_that_browsers_keep_logs_no_warning(
     driver: Driver | None, ask: Ask, caplog: pytest.LogCaptureFixture, scheme: str, host: str
 ) -> None:
     async with running(remember, driver=driver) as app:
-        answer = await ask(app, **_asked_over(scheme, host))
-        assert "; Secure" in answer.headers.getall("set-cookie")[0]
+        response = await ask(app, **_sent_over(scheme, host))
+        assert "; Secure" in response.headers.getall("set-cookie")[0]
     assert caplog.records == []
 
 
 async def test_a_cookie_that_the_browser_sent_logs_no_warning(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     async with running(remember) as app:
-        line = (await ask(app, **_asked_over("https", "example.com"))).headers.getall("set-cookie")[0]
-        asked = _asked_over("http", "example.com")
-        asked["headers"]["cookie"] = line.partition(";")[0]
-        assert (await ask(app, **asked)).headers.getall("set-cookie")
+        line = (await ask(app, **_sent_over("https", "example.com"))).headers.getall("set-cookie")[0]
+        sent = _sent_over("http", "example.com")
+        sent["headers"]["cookie"] = line.partition(";")[0]
+        assert (await ask(app, **sent)).headers.getall("set-cookie")
     assert caplog.records == []
 
 
 async def test_a_local_request_does_not_use_up_the_warning(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     async with running(remember) as app:
-        await ask(app, **_asked_over("http", "localhost"))
-        await ask(app, **_asked_over("https", "example.com"))
+        await ask(app, **_sent_over("http", "localhost"))
+        await ask(app, **_sent_over("https", "example.com"))
         assert caplog.records == []
-        await ask(app, **_asked_over("http", "example.com"))
+        await ask(app, **_sent_over("http", "example.com"))
         assert len(caplog.records) == 1
 
 
 async def test_plain_http_is_fine_if_no_secure_cookie_is_sent(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     async with running(remember, secure=False) as app:
-        assert "Secure" not in (await ask(app, **_asked_over("http", "example.com"))).headers.getall("set-cookie")[0]
+        assert "Secure" not in (await ask(app, **_sent_over("http", "example.com"))).headers.getall("set-cookie")[0]
     async with running(recall) as app:
-        await ask(app, **_asked_over("http", "example.com"))
+        await ask(app, **_sent_over("http", "example.com"))
     assert caplog.records == []
 
 
@@ -368,7 +368,7 @@ async def test_plain_http_is_fine_if_no_secure_cookie_is_sent(ask: Ask, caplog: 
 
 
 class Recording(Sealing):
-    """Records its calls, and fails in the ones it is given."""
+    """Records its calls, and fails in those named in *failing*."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -575,11 +575,11 @@ async def test_an_error_undoes_the_request_and_an_http_error_does_not(
 
     async with running(handle, driver=driver) as app:
         browser = cookie_of(await ask(app, "/?value=old"))
-        answer = await ask(app, "/?value=new&fail=1", headers=browser)
-        assert answer.status == status
-        if answer.headers.getall("set-cookie"):
+        response = await ask(app, "/?value=new&fail=1", headers=browser)
+        assert response.status == status
+        if response.headers.getall("set-cookie"):
             assert is_kept
-            browser = cookie_of(answer)
+            browser = cookie_of(response)
         found = (await ask(app, "/?recall=1", headers=browser)).text
         assert found == ('{"key":"new"}' if is_kept else '{"key":"old"}')
         # No session begins for a visitor without one.
@@ -601,7 +601,7 @@ async def test_an_error_undoes_a_logout_and_a_new_id_too(site: Site, call: str) 
 
 
 def answering(**settings: Any) -> Integration:
-    """An integration that turns every error into an answer of 200."""
+    """An integration that turns every error into a response of 200."""
     return Integration(name="answering", on_error=lambda ctx, error: Response("answered"), **settings)
 
 
@@ -621,9 +621,9 @@ async def test_an_error_that_a_hook_has_answered_still_undoes_the_request(
 ) -> None:
     async with running(_failing, answering(priority=priority), first=first, driver=driver) as app:
         browser = cookie_of(await ask(app, "/?value=old"))
-        answer = await ask(app, "/?value=new&fail=1", headers=browser)
-        assert (answer.status, answer.text) == (200, "answered")
-        assert answer.headers.getall("set-cookie") == []
+        response = await ask(app, "/?value=new&fail=1", headers=browser)
+        assert (response.status, response.text) == (200, "answered")
+        assert response.headers.getall("set-cookie") == []
         assert (await ask(app, "/?recall=1", headers=browser)).text == '{"key":"old"}'
 
 
@@ -633,9 +633,9 @@ async def test_changes_of_a_hook_that_answers_the_error_are_kept(driver: Driver 
         return Response("answered")
 
     async with running(_failing, Integration(name="answering", on_error=answer_error), driver=driver) as app:
-        answer = await ask(app, "/?value=new&fail=1")
-        assert answer.status == 200
-        assert (await ask(app, "/?recall=1", headers=cookie_of(answer))).text == '{"failed":"it fails"}'
+        response = await ask(app, "/?value=new&fail=1")
+        assert response.status == 200
+        assert (await ask(app, "/?recall=1", headers=cookie_of(response))).text == '{"failed":"it fails"}'
 
 
 # Other integrations
@@ -655,11 +655,11 @@ async def test_the_hooks_of_another_integration_have_the_session(driver: Driver 
     async with running(handle, other, first=True, driver=driver) as app:
         browser: dict[str, str] = {}
         for seen in (1, 2, 3) if hook == "on_request" else (0, 1, 2):
-            answer = await ask(app, headers=browser)
-            assert answer.text == str(seen)
-            assert answer.headers.get("cache-control") == "no-store"
-            if answer.headers.getall("set-cookie"):
-                browser = cookie_of(answer)
+            response = await ask(app, headers=browser)
+            assert response.text == str(seen)
+            assert response.headers.get("cache-control") == "no-store"
+            if response.headers.getall("set-cookie"):
+                browser = cookie_of(response)
 
 
 async def test_another_hook_that_fails_in_on_response_undoes_the_request(driver: Driver | None, ask: Ask) -> None:
@@ -675,9 +675,9 @@ async def test_another_hook_that_fails_in_on_response_undoes_the_request(driver:
 
     async with running(handle, Integration(name="other", on_response=fail), driver=driver) as app:
         browser = cookie_of(await ask(app, "/?value=old"))
-        answer = await ask(app, "/?value=new&fail=1", headers=browser)
-        assert answer.status == 500
-        assert answer.headers.getall("set-cookie") == []
+        response = await ask(app, "/?value=new&fail=1", headers=browser)
+        assert response.status == 500
+        assert response.headers.getall("set-cookie") == []
         assert (await ask(app, "/?recall=1", headers=browser)).text == '{"key":"old"}'
 
 
@@ -696,10 +696,10 @@ async def test_a_hook_that_answers_a_request_before_it_has_a_session_breaks_noth
 
     other = Integration(name="other", priority="very-high", on_request=end)
     async with running(remember, other, first=True, driver=driver) as app:
-        answer = await ask(app)
-    assert answer.status == status
-    assert answer.headers.getall("set-cookie") == []
-    assert "vary" not in answer.headers
+        response = await ask(app)
+    assert response.status == status
+    assert response.headers.getall("set-cookie") == []
+    assert "vary" not in response.headers
     # Only the failure itself is logged, and no second one.
     assert len(caplog.records) == (status == 500)
 

@@ -34,6 +34,8 @@ DEFAULTS: dict[str, Any] = {
     "partitioned": False,
     "encrypt": True,
     "serializer": None,
+    "max_size": 1 << 20,
+    "max_sessions_per_owner": None,
 }
 
 
@@ -67,11 +69,11 @@ async def set_cookie(ask: Ask, integration: Integration, cookie: str | None = No
     app = app_with(integration)
     await app.load()
     try:
-        answer = await ask(app, headers={"host": "testserver", **({} if cookie is None else {"cookie": cookie})})
+        response = await ask(app, headers={"host": "testserver", **({} if cookie is None else {"cookie": cookie})})
     finally:
         await app.shutdown()
-    assert answer.status == 200
-    (line,) = answer.headers.getall("set-cookie")
+    assert response.status == 200
+    (line,) = response.headers.getall("set-cookie")
     return line
 
 

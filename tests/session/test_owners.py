@@ -42,16 +42,16 @@ pytestmark = pytest.mark.anyio
 OWNER = "user:1"
 
 
-def _alone(kind: str, **options: Any) -> Driver:
+def _unshared(kind: str, **options: Any) -> Driver:
     """A driver whose store has only this test's sessions."""
     return find_driver(kind)(**options)
 
 
 STORES: dict[str, Callable[[], Driver | None]] = {
     **{name: make for name, make in DRIVERS.items() if name != "cookies"},
-    "redis": lambda: _alone("redis", url=servers.redis_url(), prefix=f"{token_hex(8)}:"),
-    "redis cluster": lambda: _alone("redis", url=servers.redis_cluster_url(), prefix=f"{token_hex(8)}:"),
-    "mongodb": lambda: _alone("mongodb", uri=servers.mongodb_uri(), db_name="gaman_test", collection=f"owners_{token_hex(8)}"),
+    "redis": lambda: _unshared("redis", url=servers.redis_url(), prefix=f"{token_hex(8)}:"),
+    "redis cluster": lambda: _unshared("redis", url=servers.redis_cluster_url(), prefix=f"{token_hex(8)}:"),
+    "mongodb": lambda: _unshared("mongodb", uri=servers.mongodb_uri(), db_name="gaman_test", collection=f"owners_{token_hex(8)}"),
 }
 
 
@@ -288,14 +288,14 @@ async def test_all_but_the_session_to_keep_are_ended_in_every_process(store: Dri
     other = Site(opened(store), clock)
     async with serving(other):
         browsers = [await logged_in(site) for _ in range(3)]
-        somebody = await logged_in(site, "user:2")
+        other_user = await logged_in(site, "user:2")
 
         async def end_others(session: Session) -> int:
             return await other.sessions.end_all(OWNER, keep=session)
 
         assert await Browser(other, browsers[1].token).do(end_others) == 2
         assert [await browser.all() for browser in browsers] == [{}, {"user": 1}, {}]
-        assert await somebody.all() == {"user": 1}
+        assert await other_user.all() == {"user": 1}
         await browsers[1].do(renew)
         assert await browsers[1].all() == {"user": 1}
 
@@ -509,23 +509,23 @@ async def test_end_all_does_not_wait_for_an_idle_event_loop(site: Site) -> None:
 # The limit
 
 
-async def test_the_oldest_login_ends_when_there_are_too_many(store: Driver, clock: Clock) -> None:
+async def test_the_oldest_session_ends_when_there_are_too_many(store: Driver, clock: Clock) -> None:
     async with serving(Site(store, clock, max_sessions_per_owner=2)) as site:
         browsers = [await logged_in(site) for _ in range(2)]
-        somebody = await logged_in(site, "user:2")
+        other_user = await logged_in(site, "user:2")
         await browsers[0].do(renew)
         browsers += [await logged_in(site)]
         assert [await browser.all() for browser in browsers] == [{}, {"user": 1}, {"user": 1}]
-        assert await somebody.all() == {"user": 1}
+        assert await other_user.all() == {"user": 1}
         # Another login on the same device isn't another session.
         await browsers[1].do(logging_in())
         assert [await browser.all() for browser in browsers] == [{}, {"user": 1}, {"user": 1}]
 
 
-@pytest.mark.parametrize("most", [0, -1, True, 1.5, "2"])
-async def test_an_invalid_number_of_sessions_is_an_error_at_start(most: Any) -> None:
+@pytest.mark.parametrize("number", [0, -1, True, 1.5, "2"])
+async def test_an_invalid_number_of_sessions_is_an_error_at_start(number: Any) -> None:
     with pytest.raises(ConfigError, match="max_sessions_per_owner"):
-        session(SECRET, {"type": "memory"}, max_sessions_per_owner=most)
+        session(SECRET, {"type": "memory"}, max_sessions_per_owner=number)
 
 
 # What the store learns
@@ -537,11 +537,11 @@ async def test_a_store_knows_neither_owner_nor_note(clock: Clock) -> None:
         await logged_in(site, note="a telltale phone")
         await site.sessions.end_all("user:2")
         with closing(sqlite3.connect(file)) as db:
-            kept = "\n".join(db.iterdump())
+            stored = "\n".join(db.iterdump())
             assert [note[0] for (note,) in db.execute("SELECT note FROM sessions")] == [1]
         for secret in (OWNER, "user:2", "telltale"):
-            assert secret not in kept
-            assert secret.encode().hex().upper() not in kept
+            assert secret not in stored
+            assert secret.encode().hex().upper() not in stored
 
 
 async def test_a_note_belongs_to_its_session_and_its_owner(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

@@ -372,7 +372,7 @@ def test_no_bit_of_a_seal_can_be_flipped_and_none_left_out_or_added() -> None:
 
 
 @pytest.mark.parametrize("time", [float("nan"), float("inf"), -float("inf"), 1e308, -1e308, 0.0])
-def test_any_numbers_in_a_store_are_not_times(time: float) -> None:
+def test_times_that_were_not_sealed_are_not_proven(time: float) -> None:
     values = keyring.values(ID)
     seal = values.seal_times(CREATED, EXPIRES)
     assert not values.proves_times(seal, time, EXPIRES)

@@ -27,7 +27,7 @@ async def _clear(session: Session) -> None:
     await session.clear()
 
 
-async def test_the_seeds_workflow(site: Site) -> None:
+async def test_the_seeds_workflow_works(site: Site) -> None:
     browser = site.browser()
 
     async def check(session: Session) -> Any:
@@ -295,7 +295,7 @@ async def test_an_idle_session_expires_and_one_in_use_lasts_until_max_age(driver
         assert await browser.do(getting("a")) is None
 
 
-async def test_the_times_of_a_session(driver: Any, clock: Clock) -> None:
+async def test_a_session_has_its_times_once_it_is_read(driver: Any, clock: Clock) -> None:
     async with serving(Site(driver, clock, idle_timeout=600)) as site:
         browser = site.browser()
         began = clock.now
@@ -746,9 +746,9 @@ async def test_values_in_a_store_are_sealed_and_moving_them_makes_them_absent(
 ) -> None:
     driver = Sealing()
     async with serving(Site(driver, clock)) as site:
-        browser, thief = site.browser(), site.browser()
+        browser, attacker = site.browser(), site.browser()
         await browser.do(setting(preferences={"theme": "dark"}, isAuthenticated=True))
-        await thief.do(setting(preferences={"theme": "light"}))
+        await attacker.do(setting(preferences={"theme": "light"}))
         theirs, mine = driver._sessions.values()
         assert not any(b"theme" in value or b"dark" in value for value in (*theirs.fields.values(), *mine.fields.values()))
         mine.fields["isAuthenticated"] = mine.fields["preferences"]
@@ -759,7 +759,7 @@ async def test_values_in_a_store_are_sealed_and_moving_them_makes_them_absent(
             return found, await session.all()
 
         for _ in range(2):
-            assert await thief.do(work) == ((False, None, None), {"preferences": {"theme": "light"}})
+            assert await attacker.do(work) == ((False, None, None), {"preferences": {"theme": "light"}})
         unreadable = [record for record in caplog.records if "is damaged" in record.message]
         assert len(unreadable) == 2
 
@@ -771,12 +771,12 @@ async def test_write_access_to_a_store_prolongs_no_session(clock: Clock, caplog:
         for browser in browsers:
             await browser.do(setting(a=1))
             clock.now += 0.001
-        kept, *records = store._sessions.values()
+        unchanged, *records = store._sessions.values()
         longer, younger, unsealed, swapped, infinite = records
         longer.expires = longer.deadline = longer.expires + 1
         younger.created += 1
         unsealed.seal = b""
-        swapped.seal, swapped.created, swapped.expires = kept.seal, kept.created, kept.expires
+        swapped.seal, swapped.created, swapped.expires = unchanged.seal, unchanged.created, unchanged.expires
         infinite.expires = infinite.deadline = float("inf")
         for _ in range(2):
             assert [await browser.all() for browser in browsers] == [{"a": 1}, {}, {}, {}, {}, {}]
@@ -792,10 +792,10 @@ async def test_write_access_to_a_store_prolongs_no_session(clock: Clock, caplog:
             await browser.do(log_in)
             assert await browser.all() == {"user": 1}
         # A deadline beyond the absolute limit has no effect; up to that limit, it is what a use would set.
-        kept.deadline = kept.expires + 1000
-        clock.now = kept.expires - 0.5
+        unchanged.deadline = unchanged.expires + 1000
+        clock.now = unchanged.expires - 0.5
         assert await browsers[0].all() == {"a": 1}
-        clock.now = kept.expires
+        clock.now = unchanged.expires
         assert await browsers[0].all() == {}
 
 

@@ -221,6 +221,6 @@ class Sessions(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_a_session_is_a_dict(driver: str) -> None:
+def test_any_calls_have_the_effect_that_they_have_on_a_dict(driver: str) -> None:
     machine: Any = type("Machine", (Sessions,), {"driver": driver})
     run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=12, deadline=None))

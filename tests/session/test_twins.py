@@ -110,7 +110,7 @@ async def test_a_live_cookie_in_another_field_is_found(site: Site) -> None:
     assert (await site.request(getting("user"), fields)).result == "live"
 
 
-async def test_the_fifth_cookie_is_not_looked_at(site: Site) -> None:
+async def test_the_fifth_cookie_is_ignored(site: Site) -> None:
     live = await _token(site, user="live")
     assert await _user(site, "a", "b", "c", live) == "live"
     assert await _user(site, "a", "b", "c", "d", live) is None
@@ -148,7 +148,7 @@ async def test_the_handle_is_that_of_the_live_session_once_it_was_read(site: Sit
 
 
 @pytest.mark.parametrize("how", ["made up", "expired", "ended"])
-async def test_a_blind_write_goes_to_the_live_session(store: Driver, clock: Clock, how: str) -> None:
+async def test_a_write_without_a_read_goes_to_the_live_session(store: Driver, clock: Clock, how: str) -> None:
     async with serving(Site(store, clock)) as site:
         dead, live = await _dead(site, how), await _token(site, user="live")
         reply = await _ask(site, setting(cart=1), dead, live)

@@ -22,7 +22,7 @@ class Replicated(Sealing):
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_alone = False
+        self.lacks_replicas = False
         self.failing: Collection[str] = ()
         """Calls that fail, and change nothing."""
         self.losing: Collection[str] = ()
@@ -35,7 +35,7 @@ class Replicated(Sealing):
     def _after(self, call: str) -> None:
         if call in self.losing:
             raise SessionStoreError("replicated", call)
-        if self.is_alone:
+        if self.lacks_replicas:
             raise SessionStoreError("replicated", call, is_unconfirmed=True)
 
     async def create(self, id: str, record: Record) -> Any:
@@ -115,10 +115,10 @@ async def test_a_503_carries_the_new_id_if_the_store_has_renamed_the_session_unc
 ) -> None:
     browser = await begun(site)
     old, failures = browser.token, site.sessions.counters.store_errors
-    driver.is_alone = True
+    driver.lacks_replicas = True
     reply = await browser.request(work)
     assert site.sessions.counters.store_errors == failures + 1
-    driver.is_alone = False
+    driver.lacks_replicas = False
     await assert_carries_the_new_id(reply, browser, old)
     assert (await browser.all())["user"] == "Angga"
     # The visitor tries again.
@@ -135,13 +135,13 @@ async def test_a_handler_that_catches_the_error_answers_200_only_if_the_change_i
             await save_login(session)
         assert await session.all() == {"cart": [1], "user": "Angga"}
         await session.set("later", 1)
-        driver.is_alone = not recovers
+        driver.lacks_replicas = not recovers
 
     browser = await begun(site)
     old = browser.token
-    driver.is_alone = True
+    driver.lacks_replicas = True
     reply = await browser.request(work)
-    driver.is_alone = False
+    driver.lacks_replicas = False
     await assert_carries_the_new_id(reply, browser, old, 200 if recovers else 503)
     assert await browser.all() == {"cart": [1], "user": "Angga", "later": 1}
 
@@ -155,7 +155,7 @@ async def test_a_handler_that_fails_after_that_error_sends_the_new_id_with_its_5
 
     browser = await begun(site)
     old = browser.token
-    driver.is_alone = True
+    driver.lacks_replicas = True
     reply = await browser.request(work)
     assert reply.status == 500
     assert browser.token not in (old, None)
@@ -165,7 +165,7 @@ async def test_a_handler_that_fails_after_that_error_sends_the_new_id_with_its_5
 
 @pytest.mark.parametrize("work", LOGINS)
 async def test_a_503_for_a_new_session_that_is_unconfirmed_logs_no_visitor_in(driver: Replicated, site: Site, work: Work) -> None:
-    driver.is_alone = True
+    driver.lacks_replicas = True
     reply = await site.request(work)
     assert (reply.status, reply.set_cookie) == (503, None)
 

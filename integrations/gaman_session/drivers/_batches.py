@@ -15,7 +15,7 @@ _LATE: Final = 0.002
 
 
 class Batches(Generic[Call, Result]):
-    """Gathers calls and gives them to *run* in their order, with at most *at_once* batches of *most* calls in flight.
+    """Gathers calls and gives them to *run* in their order, with at most *at_once* batches of *max_calls* calls in flight.
 
     A call that finds nothing in flight is sent at once, by itself. Later calls form a batch, which is sent when the earlier one has
     returned. If that is late, the batch is sent beside it, unless *at_once* are in flight.
@@ -31,12 +31,12 @@ class Batches(Generic[Call, Result]):
         run: Callable[[list[Call]], Awaitable[Sequence[Result | BaseException]]],
         *,
         at_once: int = 1,
-        most: int | None = None,
+        max_calls: int | None = None,
         limit: AbstractContextManager[None] | None = None,
     ) -> None:
         self._run = run
         self._at_once = at_once
-        self._max_calls = most
+        self._max_calls = max_calls
         self._limit = limit or nullcontext()
         self._loop: asyncio.AbstractEventLoop
         self._in_flight = 0

@@ -44,7 +44,7 @@ class Server:
         self._reads = Batches[Call, Any](run_here, at_once=at_once)
         # Over a single connection, every call waits for every other.
         self._writes = self._reads if lanes == 1 else Batches[Call, Any](run_here, at_once=at_once)
-        self._large = Batches[Call, Any](run_here, at_once=large, most=1) if large else self._reads
+        self._large = Batches[Call, Any](run_here, at_once=large, max_calls=1) if large else self._reads
 
     def call(self, call: Call, *, is_large: bool) -> Awaitable[Any]:
         """Return an awaitable of the result of *call*; one that loads a large session delays no others."""

@@ -58,7 +58,7 @@ class FileDriver(Reporter):
         # Half of the threads, so that a write always finds one that isn't loading.
         self._loads: Batches[str, Stored | None] = Batches(partial(self._load_each, LARGE), at_once=_THREADS // 2)
         # One at a time, because decoding holds the interpreter's lock.
-        self._large_loads: Batches[str, Stored | None] = Batches(partial(self._load_each, math.inf), most=1)
+        self._large_loads: Batches[str, Stored | None] = Batches(partial(self._load_each, math.inf), max_calls=1)
         self._writes: dict[str, Batches[Call, Any]] = {}
 
     def _explain(self, error: Exception) -> tuple[str, Exception]:
@@ -210,7 +210,7 @@ class FileDriver(Reporter):
     async def _run(self, folders: list[str], change: Callable[[Transaction], T]) -> T:
         """Return the result of *change* as soon as no other process holds the locks of *folders*."""
         if folders[0] not in self._writes:
-            self._writes[folders[0]] = Batches(self._run_each, most=_MAX_CALLS)
+            self._writes[folders[0]] = Batches(self._run_each, max_calls=_MAX_CALLS)
         # The task waits for the lock, and not a thread. So a lock that is stuck blocks no other call, and there is no deadlock.
         pause = 0.001
         while True:
