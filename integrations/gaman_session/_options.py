@@ -175,7 +175,7 @@ def _one_of(what: str, kind: type | tuple[type, ...], **values: object) -> None:
 
 def _seconds(name: str, value: object) -> None:
     check_whole_number(
-        value, f"session({name}={value!r}):", "a whole number of seconds above 0, and below a thousand years", most=MAX_LIFETIME
+        value, f"session({name}={value!r}):", "a whole number of seconds above 0, and below a thousand years", maximum=MAX_LIFETIME
     )
 
 

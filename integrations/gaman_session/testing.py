@@ -318,13 +318,13 @@ async def an_ended_session_stays_ended(driver: Driver) -> None:
 @_check
 async def ending_an_old_id_ends_the_renamed_session(driver: Driver) -> None:
     id, _ = await _create(driver)
-    names = [id, _new_id(), _new_id()]
-    for old, new in pairwise(names):
+    ids = [id, _new_id(), _new_id()]
+    for old, new in pairwise(ids):
         version = (await _load(driver, old)).version
         assert await driver.rename(old, new, _record(), version=version, now=time.time()) is Outcome.WRITTEN
     await driver.destroy(id, now=time.time())
-    for name in names:
-        assert await driver.load(name, now=time.time()) is Outcome.ENDED
+    for each in ids:
+        assert await driver.load(each, now=time.time()) is Outcome.ENDED
 
 
 @_check

@@ -579,7 +579,7 @@ async def test_a_frozen_disk_fails_calls_in_time(folder: Path) -> None:
     driver = FileDriver(dir=folder, timeout=0.1)
     await driver.open()
     answered = threading.Event()
-    stuck = [asyncio.ensure_future(driver._threads.call(answered.wait)) for _ in range(file._THREADS)]
+    stuck = [asyncio.ensure_future(driver._threads.call(answered.wait)) for _ in range(file._MAX_THREADS)]
     await asyncio.sleep(0)
     for call in (driver.load(ID, now=NOW), apply(driver, {"key": b"1"})):
         with pytest.raises(SessionStoreError) as raised:
@@ -600,14 +600,14 @@ async def test_a_small_session_is_loaded_while_large_ones_are_read(driver: FileD
         return (most == LARGE or go_on.wait()) and read_each(ids, most)
 
     monkeypatch.setattr(driver._folder, "load_each", read_when_told)
-    loading = asyncio.gather(*(driver.load(FAR, now=NOW) for _ in range(2 * file._THREADS)))
+    loading = asyncio.gather(*(driver.load(FAR, now=NOW) for _ in range(2 * file._MAX_THREADS)))
     try:
         for _ in range(20):
             assert await driver.load(ID, now=NOW) == record()
         assert not loading.done()
     finally:
         go_on.set()
-    assert await loading == [large] * 2 * file._THREADS
+    assert await loading == [large] * 2 * file._MAX_THREADS
 
 
 async def test_renames_in_both_directions_do_not_deadlock(driver: FileDriver) -> None:

@@ -8,10 +8,10 @@ from gaman.errors import ConfigError
 
 
 def check_whole_number(
-    value: object, found: str, takes: str = "a whole number above 0", *, least: int = 1, most: float = math.inf
+    value: object, found: str, takes: str = "a whole number above 0", *, minimum: int = 1, maximum: float = math.inf
 ) -> None:
     """Raise ConfigError, *found* and what the setting *takes*, unless *value* is an int within the limits."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
         raise ConfigError(f"{found} it takes {takes}")
 
 

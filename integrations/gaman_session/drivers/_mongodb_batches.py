@@ -24,7 +24,7 @@ MAX_IN_FLIGHT: Final = 4
 """Batches of one kind in flight; with so many, a slow one delays few calls."""
 _HELD: Final = nullcontext()
 """Stands for a connection that the caller has."""
-_MAX_LARGE: Final = 1000
+_MAX_LARGE_IDS: Final = 1000
 """Sessions that are remembered as large."""
 _NEARLY_LARGE: Final = LARGE - LARGE // 8
 """Bytes of values from which a document may be large, because it has more than its values."""
@@ -37,8 +37,8 @@ class Documents:
         self._sessions = sessions
         self._damage = damage
         limit = TimeLimit(timeout)
-        self._finds = Batches(self._find_all, at_once=MAX_IN_FLIGHT, limit=limit)
-        self._updates: Batches[tuple[str, Pipeline], bool] = Batches(self._update_all, at_once=MAX_IN_FLIGHT, limit=limit)
+        self._finds = Batches(self._find_all, max_in_flight=MAX_IN_FLIGHT, limit=limit)
+        self._updates: Batches[tuple[str, Pipeline], bool] = Batches(self._update_all, max_in_flight=MAX_IN_FLIGHT, limit=limit)
         self._large: set[str] = set()
         """Sessions that were large when they were last loaded: they don't go into a batch."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -59,7 +59,7 @@ class Documents:
             self._large.discard(id)
         found = to_record(document, now, self._damage)
         if isinstance(found, Record) and sum(map(len, found.fields.values())) > _NEARLY_LARGE:
-            if len(self._large) == _MAX_LARGE:
+            if len(self._large) == _MAX_LARGE_IDS:
                 self._large.clear()
             self._large.add(id)
         return found

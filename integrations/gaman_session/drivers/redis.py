@@ -75,9 +75,9 @@ class RedisDriver(Reporter):
         if not isinstance(prefix, str):
             raise ConfigError(f"the redis driver has prefix={prefix!r}; it takes text")
         check_timeout("redis", timeout)
-        for name, number, least in (("pool_size", pool_size, 1), ("wait_replicas", wait_replicas, 0)):
+        for name, number, minimum in (("pool_size", pool_size, 1), ("wait_replicas", wait_replicas, 0)):
             found = f"the redis driver has {name}={number!r};"
-            check_whole_number(number, found, f"a whole number from {least} up", least=least)
+            check_whole_number(number, found, f"a whole number from {minimum} up", minimum=minimum)
         self._address = parse(url)
         self._is_cluster = self._address.kind == "cluster"
         self._prefix = prefix

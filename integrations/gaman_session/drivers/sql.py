@@ -1,4 +1,4 @@
-"""Sessions in SQLite: two tables in one file, for all processes of one machine.
+"""Sessions in SQLite: three tables in one file, for all processes of one machine.
 
 The file may be a database with other tables too. The schema says what the columns mean; it is in `_sqlite.py` and in the file.
 With `session(encrypt=False)` values are JSON, so SQL can query them. This query finds the sessions of user 7, and deleting a row of
@@ -34,7 +34,7 @@ from gaman_session.drivers._sqlite import COLUMNS, Connection, create_file
 from gaman_session.drivers._sqlite_sessions import IsLarge, Sessions
 
 _MAX_PURGED: Final = 50
-"""Sessions that one purge removes. Other writes wait for it, and so many take two milliseconds."""
+"""Sessions that one purge removes. Other writes wait for it, and fifty take two milliseconds."""
 _DAY: Final = 86_400
 
 
@@ -94,7 +94,7 @@ class SQLDriver(Reporter):
 
     @reports("create a session")
     async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
-        """Store a new session; an id that is taken raises SessionStoreError."""
+        """Store a new session."""
         return await self._writer.call(lambda sessions: sessions.create(id, record))
 
     @reports("change a session")
@@ -108,14 +108,14 @@ class SQLDriver(Reporter):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Set and delete single fields of a live session."""
+        """Set and delete single fields of the session."""
         return await self._writer.call(lambda sessions: sessions.apply(id, sets, deletes, now, deadline, max_size))
 
     @reports("change a session")
     async def swap(
         self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        """Set one field if its value is still *old*."""
+        """Set one field if its bytes are *old*."""
         return await self._writer.call(lambda sessions: sessions.swap(id, field, old, new, now, deadline, max_size))
 
     @reports("rename a session")
@@ -125,7 +125,7 @@ class SQLDriver(Reporter):
 
     @reports("end a session")
     async def destroy(self, id: str, *, now: float) -> None:
-        """End the session, and the one that it was renamed to."""
+        """End the session, and those it was renamed to."""
         await self._writer.call(lambda sessions: sessions.destroy(id, now))
 
     @reports("remove expired sessions")
@@ -146,7 +146,7 @@ class SQLDriver(Reporter):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Do what apply() does, and give the session to the owner of *ownership*, or to no owner."""
+        """Do what apply() does, and set the session's ownership in the same step."""
         return await self._writer.call(lambda sessions: sessions.set_owner(id, ownership, sets, deletes, now, deadline, max_size))
 
     @reports("list the sessions of an owner")
@@ -156,7 +156,7 @@ class SQLDriver(Reporter):
 
     @reports("end the sessions of an owner")
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
-        """End the owner's sessions except those to keep, in one transaction."""
+        """End the owner's sessions except those in *keep*, in one transaction."""
         return await self._writer.call(lambda sessions: sessions.end_owned(owner, keep, now))
 
     @reports("count its sessions")
