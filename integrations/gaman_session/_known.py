@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 from msgspec import Struct
@@ -15,23 +14,20 @@ from gaman_session._sealing import Identity
 from gaman_session._sessions import Sessions
 
 
-@dataclass(slots=True, eq=False)
-class Unidentified:
+class Unidentified(Struct, frozen=True):
     """Nothing is known: the request's cookies haven't been looked at."""
 
     is_read: ClassVar[bool] = False
 
 
-@dataclass(slots=True, eq=False)
-class Unread:
+class Unread(Struct, frozen=True):
     """A cookie leads to this session, which hasn't been loaded."""
 
     is_read: ClassVar[bool] = False
     identity: Identity
 
 
-@dataclass(slots=True, eq=False)
-class Live:
+class Live(Struct, frozen=True):
     """The session is in the store, or was when it was loaded or written last."""
 
     is_read: ClassVar[bool] = True
@@ -39,16 +35,14 @@ class Live:
     record: Record
 
 
-@dataclass(slots=True, eq=False)
-class Absent:
+class Absent(Struct, frozen=True):
     """There is no session: the request has no valid cookie, or the session has expired or was lost."""
 
     is_read: ClassVar[bool] = True
     identity: Identity | None
 
 
-@dataclass(slots=True, eq=False)
-class Ended:
+class Ended(Struct, frozen=True):
     """The session was ended elsewhere, so this request's changes are dropped."""
 
     is_read: ClassVar[bool] = True
@@ -74,10 +68,11 @@ class Known(Struct):
 
     def identify(self) -> Identified:
         """Return the state; the first call finds out from the cookies which session it is, without the store."""
-        if isinstance(self.state, Unidentified):
+        state = self.state
+        if isinstance(state, Unidentified):
             identity = self._first()
-            self.state = Absent(None) if identity is None else Unread(identity)
-        return self.state
+            state = self.state = Absent(None) if identity is None else Unread(identity)
+        return state
 
     def _first(self) -> Identity | None:
         """Return the first session that a cookie of this request leads to."""

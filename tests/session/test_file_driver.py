@@ -247,7 +247,7 @@ async def test_a_truncated_or_damaged_file_is_absent(
     path.write_bytes(whole + b"\0")
     await expect_absent(driver)
     assert path.read_bytes() == whole + b"\0"
-    assert warnings() == [f"session {ID}: its file is not what was written there; it counts as absent"]
+    assert warnings() == [f"session {ID}: its file is damaged and counts as absent"]
     path.write_bytes(whole)
     assert await driver.load(ID, now=NOW) == (record() if kept == "a session" else Outcome.ENDED)
 

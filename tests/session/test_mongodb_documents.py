@@ -116,7 +116,7 @@ def test_a_tombstone_is_ended_until_its_deadline() -> None:
 def test_a_damaged_document_is_no_session_and_is_reported(damage: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     assert read({**to_document(ORDINARY), **damage}) is None
     assert [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING] == [
-        f"session {ID}: its document is not what was written there; it counts as absent"
+        f"session {ID}: its document is damaged and counts as absent"
     ]
 
 

@@ -1958,4 +1958,4 @@ async def test_moved_values_are_absent_without_an_error(clock: Clock, caplog: py
             assert await thief.all() == {"theme": "dark"}
             await thief.do(setting(other=1))
             await thief.do(lambda session: session.delete("other"))
-        assert len([line for line in caplog.messages if "is not what was written there" in line]) == 3
+        assert len([line for line in caplog.messages if "is damaged" in line]) == 3

@@ -727,7 +727,7 @@ async def test_a_damaged_row_is_absent_and_is_reported_once(
         await browser.do(setting(key="new"))
         assert await browser.all() == {"key": "new"}
         (warning,) = caplog.records
-        assert warning.getMessage().startswith(f"session {id}: its row is not what was written there")
+        assert warning.getMessage().startswith(f"session {id}: its row is damaged")
 
 
 VALUES = {
@@ -754,7 +754,7 @@ async def test_a_damaged_value_is_absent_and_the_others_stay(
             assert await browser.do(getting("key")) is None
             assert await browser.all() == {"kept": "kept"}
         (warning,) = caplog.records
-        assert "the value of 'key' is not what was written there" in warning.getMessage()
+        assert "the value of 'key' is damaged" in warning.getMessage()
 
         def more(before: int) -> int:
             return before + 1
