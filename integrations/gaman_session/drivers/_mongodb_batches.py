@@ -13,7 +13,7 @@ from pymongo.errors import BulkWriteError, OperationFailure, WriteError
 from gaman_session._damage import Damage
 from gaman_session._driver import LARGE, Outcome, Record
 from gaman_session.drivers._batches import Batches
-from gaman_session.drivers._mongodb_client import Sessions
+from gaman_session.drivers._mongodb_client import Collection
 from gaman_session.drivers._mongodb_documents import REFUSED, Change, Document, Pipeline, to_record
 from gaman_session.drivers._mongodb_errors import results_of
 from gaman_session.drivers._time_limit import TimeLimit
@@ -33,7 +33,7 @@ _NEARLY_LARGE: Final = LARGE - LARGE // 8
 class Documents:
     """The documents of *sessions*, in batches that take at most *timeout* seconds; the caller bounds what runs in its own task."""
 
-    def __init__(self, sessions: Sessions, timeout: float, damage: Damage) -> None:
+    def __init__(self, sessions: Collection, timeout: float, damage: Damage) -> None:
         self._sessions = sessions
         self._damage = damage
         limit = TimeLimit(timeout)
@@ -48,10 +48,10 @@ class Documents:
         await self._finds.drain()
         await self._updates.drain()
 
-    async def find(
+    async def load(
         self, id: str, now: float, connection: AbstractAsyncContextManager[Any] = _HELD
     ) -> Record | Literal[Outcome.ENDED] | None:
-        """Return the session, ENDED, or None. A session that isn't found in a batch waits for a *connection*."""
+        """Return the session, ENDED, or None. A load that no batch can answer waits for a *connection*."""
         document = _LEFT_OUT if id in self._large else await self._finds.call(id)
         if document is _LEFT_OUT:
             async with connection:

@@ -4,7 +4,7 @@ It is remembered for a minute in a document of its own, the owner's revocation: 
 kept: [{id, since}]}`. Ownerships made before `before` are revoked.
 
 A rename in flight may insert its session too late for the revocation to find it. So the rename looks for a revocation after it has
-inserted the session, and ends the session itself unless the revocation kept the one that it was renamed from. end_all() therefore
+inserted the session, and ends the session itself unless the revocation kept the one that it was renamed from. end_owned() therefore
 needs no search for renames.
 """
 
@@ -19,7 +19,7 @@ from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from gaman_session._driver import MAX_SKEW, TOMBSTONE, Ownership, Record
-from gaman_session.drivers._mongodb_client import Sessions
+from gaman_session.drivers._mongodb_client import Collection
 from gaman_session.drivers._mongodb_documents import Document, date, owned_by, to_document, tombstone
 from gaman_session.drivers._mongodb_errors import unconfirmed_error
 
@@ -36,13 +36,13 @@ class CallTime:
         return self.now + (time.monotonic() - self._began)
 
 
-class Owners:
-    """The owners of *sessions*."""
+class Revocations:
+    """The revocations of the owners of *sessions*, and the writes that they affect."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Collection) -> None:
         self._sessions = sessions
 
-    async def end_all(self, owner: str, keep: list[str], now: float) -> int:
+    async def end_owned(self, owner: str, keep: list[str], now: float) -> int:
         """Revoke the owner's ownerships, and then end the owner's sessions except those in *keep*; return how many were ended."""
         await self._revoke(owner, keep, now)
         ending = {**owned_by(owner, now), "_id": {"$nin": keep}}

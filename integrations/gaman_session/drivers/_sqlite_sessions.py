@@ -88,7 +88,7 @@ class _Head(NamedTuple):
     seal: bytes
 
 
-class Sessions(Database):
+class SessionTables(Database):
     """The sessions, as the thread of a connection sees them; a call that writes is in a transaction."""
 
     def __init__(self, file: Path, timeout: float, damage: Damage) -> None:

@@ -36,7 +36,7 @@ from gaman_session.drivers._mongodb_documents import (
     tombstone,
 )
 from gaman_session.drivers._mongodb_errors import conceal
-from gaman_session.drivers._mongodb_owners import CallTime, Owners
+from gaman_session.drivers._mongodb_owners import CallTime, Revocations
 from gaman_session.drivers._reports import Reporter, reports
 from gaman_session.drivers._time_limit import TimeLimit
 
@@ -108,7 +108,7 @@ class MongoDBDriver(Reporter):
     @reports("load a session")
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
-        return await self._documents.find(id, now, self._connections)
+        return await self._documents.load(id, now, self._connections)
 
     @reports("create a session")
     async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
@@ -118,7 +118,7 @@ class MongoDBDriver(Reporter):
             try:
                 if ownership is None:
                     await self._insert(id, record)
-                elif not await self._owners.insert(id, record, ownership, call):
+                elif not await self._revocations.insert(id, record, ownership, call):
                     return Outcome.REVOKED
             except DuplicateKeyError as error:
                 raise SessionStoreError(self.name, "create a session under an id that is taken") from self._conceal(error)
@@ -157,7 +157,7 @@ class MongoDBDriver(Reporter):
             # To MongoDB, 1 equals 1.0, and a filter by 1 finds [1]. Only the version shows that such a value is unchanged.
             while True:
                 async with self._documents.lock(id):
-                    found = await self._documents.find(id, now)
+                    found = await self._documents.load(id, now)
                     if not isinstance(found, Record):
                         return found or Outcome.ABSENT
                     if found.fields.get(field) != old:
@@ -187,19 +187,19 @@ class MongoDBDriver(Reporter):
             if not is_ended:
                 if unconfirmed is not None:
                     raise unconfirmed
-                found = await self._documents.find(id, now)
+                found = await self._documents.load(id, now)
                 return Outcome.CONFLICT if isinstance(found, Record) else found or Outcome.ABSENT
             try:
                 if ownership is None:
                     await self._insert(new_id, record)
                 elif ownership.since == since:
                     # The session has this owner already: it is never REVOKED, and it has ended if all of the owner's were ended.
-                    if not await self._owners.insert(new_id, record, ownership, call, id):
+                    if not await self._revocations.insert(new_id, record, ownership, call, id):
                         return Outcome.ENDED
-                elif not await self._owners.insert(new_id, record, ownership, call):
+                elif not await self._revocations.insert(new_id, record, ownership, call):
                     return Outcome.REVOKED
             except DuplicateKeyError as error:
-                if await self._documents.find(new_id, now) is Outcome.ENDED:
+                if await self._documents.load(new_id, now) is Outcome.ENDED:
                     return Outcome.ENDED
                 raise SessionStoreError(self.name, "rename a session to an id that is taken") from self._conceal(error)
             except WriteConcernError as error:
@@ -240,10 +240,10 @@ class MongoDBDriver(Reporter):
         """Do what apply() does, and set the session's ownership in the same step; a new owner takes three round trips."""
         call, change = CallTime(now), Change(sets, deletes, now, deadline, max_size, owner_stage(ownership))
         async with self._connections:
-            if ownership is not None and await self._owners.is_revoked(ownership, call):
+            if ownership is not None and await self._revocations.is_revoked(ownership, call):
                 return Outcome.REVOKED
             outcome = await self._apply(id, change)
-            if ownership is None or outcome is not Outcome.WRITTEN or not await self._owners.is_revoked(ownership, call):
+            if ownership is None or outcome is not Outcome.WRITTEN or not await self._revocations.is_revoked(ownership, call):
                 return outcome
             # A revocation made in between may not have found this session.
             await self._sessions.replace_one(live(id, now), tombstone(now))
@@ -261,7 +261,7 @@ class MongoDBDriver(Reporter):
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         """End the owner's sessions except those in *keep*; a rename in flight ends its own."""
         async with self._connections:
-            return await self._owners.end_all(owner, list(keep), now)
+            return await self._revocations.end_owned(owner, list(keep), now)
 
     @reports("count its sessions")
     async def count(self, *, now: float) -> int:
@@ -294,7 +294,7 @@ class MongoDBDriver(Reporter):
         size = int(min(self._client.options.pool_options.max_pool_size, sys.maxsize))
         self._connections = asyncio.Semaphore(max(1, size - 2 * MAX_IN_FLIGHT))
         self._documents = Documents(self._sessions, self._timeout, self._damage)
-        self._owners = Owners(self._sessions)
+        self._revocations = Revocations(self._sessions)
 
     @reports("prepare its collection; see that it runs where the driver's uri says, and lets this user in")
     async def _prepare(self) -> None:
@@ -315,7 +315,7 @@ class MongoDBDriver(Reporter):
         """Find out why the server refused a change, and make it if the session has room and doesn't change meanwhile."""
         while True:
             async with self._documents.lock(id):
-                found = await self._documents.find(id, change.now)
+                found = await self._documents.load(id, change.now)
                 if not isinstance(found, Record):
                     return found or Outcome.ABSENT
                 if change.outgrows(found.fields):
