@@ -365,7 +365,7 @@ async def test_a_purge_removes_a_session_at_its_deadline_and_not_before(driver: 
     assert files(folder) == []
 
 
-async def test_a_purge_reads_no_session_that_is_not_due(
+async def test_a_purge_reads_no_session_whose_marker_has_not_expired(
     driver: FileDriver, folder: Path, warnings: Callable[[], list[str]]
 ) -> None:
     await driver.create(ID, record(100))
@@ -431,7 +431,7 @@ async def test_leftovers_of_a_crash_are_harmless_and_are_removed(driver: FileDri
     assert files(folder) == []
 
 
-async def test_foreign_files_among_the_markers_are_left_alone(driver: FileDriver, folder: Path) -> None:
+async def test_foreign_files_among_the_markers_stay(driver: FileDriver, folder: Path) -> None:
     await driver.create(ID, record(20))
     hour, minute = folder / "due" / "500000", folder / "due" / "500000" / "30000000"
     foreign = [folder / "due" / "README", folder / "due" / "7", hour / "README", hour / "7"]

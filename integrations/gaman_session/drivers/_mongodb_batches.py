@@ -19,7 +19,7 @@ from gaman_session.drivers._mongodb_errors import results_of
 from gaman_session.drivers._time_limit import TimeLimit
 
 _LEFT_OUT: Final[Document] = {}
-"""Stands for a document that is large or absent, because a projection that tells them apart takes the server far longer."""
+"""Stands for a document that is large or absent, because a projection that distinguishes them takes the server far longer."""
 MAX_IN_FLIGHT: Final = 4
 """Batches of one kind in flight; with so many, a slow one delays few calls."""
 _HELD: Final = nullcontext()

@@ -97,7 +97,7 @@ class RedisDriver(Reporter):
 
         ConfigError: the url, or the permissions of its user, have to be fixed. SessionStoreError: the server can't be reached.
         """
-        self._client, self._watch = connect(self._address, pool_size=self._pool_size, patience=self._calls.patience)
+        self._client, self._watch = connect(self._address, pool_size=self._pool_size, step_timeout=self._calls.step_timeout)
         self._calls.open(self._client, self._watch)
         await self._watch.open(None if self._is_cluster else self._client.connection_pool)
         key, is_watched = self._keyspace.special_key("check"), self._watch.answer is not None
@@ -114,7 +114,7 @@ class RedisDriver(Reporter):
             is_cluster=self._is_cluster,
             named=len(self._address.urls),
             wait_replicas=self._wait_replicas,
-            seconds=self._calls.patience,
+            seconds=self._calls.step_timeout,
         )
         await self._learn_policy()
 
