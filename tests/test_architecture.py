@@ -50,8 +50,8 @@ ORDER = [
         "gaman_session.drivers._redis_failures",
         "gaman_session.drivers._redis_policy",
         "gaman_session.drivers._redis_records",
+        "gaman_session.drivers._redis_scan",
         "gaman_session.drivers._redis_script",
-        "gaman_session.drivers._redis_walk",
     ],
     ["gaman_session.drivers._reports"],
     [

@@ -12,20 +12,20 @@ TOMBSTONE: Final = 60
 """Seconds for which a store keeps the tombstone of a session, and the time when the sessions of an owner were ended."""
 
 MAX_SKEW: Final = 1
-"""Seconds by which the clocks of processes may differ. A stored time further ahead comes from a clock that was set back since.
+"""Seconds by which the clocks of processes may differ. A time that is further ahead was stored before the clock was set back.
 
-With a ClockDriver, they differ by a few milliseconds.
+With a ClockDriver, the times of processes differ by a few milliseconds.
 """
 
 LARGE: Final = 64 * 1024
-"""Bytes. A larger session shares its load with no other call."""
+"""Bytes. A larger session is loaded by itself, so that no other call waits for it."""
 
 YEAR_10000: Final = 253_402_300_800
 """Seconds since the epoch: the first time that datetime can't represent."""
 
 
 class Outcome(Enum):
-    """The result of a write. Nothing was written unless it is WRITTEN or EMPTIED."""
+    """The result of a write. Nothing was written unless it is WRITTEN or EMPTIED; rename() has the one exception."""
 
     WRITTEN = auto()
     """The store has the change."""
@@ -97,7 +97,7 @@ class Driver(Protocol):
     atomic write, so that concurrent writes can't exceed the limit together. create() and rename() store a whole record, and their
     caller has checked its size.
 
-    A session of more than LARGE bytes shares its load with no other call, so that no other call waits for it.
+    A session of more than LARGE bytes is loaded by itself, so that no other call waits for it.
 
     Damaged or foreign data in the store counts as absent, and is reported once.
 

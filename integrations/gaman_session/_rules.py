@@ -1,6 +1,6 @@
 """The contract as code: what each call does to sessions, tombstones and the owners' index, for stores that have locks.
 
-The rules have the names of the contract's methods. A driver takes the locks that a call needs, and gives the rule its store.
+Each rule has the name of its method in the contract. A driver takes the locks that a call needs, and passes its store to the rule.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ async def destroy_all(id: str, destroy: Callable[[str], Awaitable[str | None]]) 
     """Call *destroy* for the session, and for each id that it was renamed to."""
     successor: str | None = id
     seen: set[str] = set()
-    # Only damaged tombstones lead in a circle, which must end too.
+    # Damaged tombstones may lead in a circle.
     while successor is not None and successor not in seen:
         seen.add(successor)
         successor = await destroy(successor)
@@ -203,13 +203,13 @@ async def end_all_owned(
 
 
 def revoked_at(before: float | None, now: float) -> float:
-    """Return the time that revoked() is to return after end_owned() at *now*, if it returned *before* until then."""
-    # A time that is further ahead than clocks differ was stored before the clock was set back.
+    """Return the time to store for revoked() when end_owned() is called at *now*; *before* is the time stored so far."""
+    # A time that is further ahead was stored before the clock was set back.
     return now if before is None or before > now + MAX_SKEW else max(before, now)
 
 
 def still_counts(revoked: float | None, now: float) -> bool:
-    """Return whether a time that revoked() returned still counts. TOMBSTONE seconds later it doesn't, and may be removed."""
+    """Return whether the time that is stored for revoked() still counts. Otherwise it may be removed."""
     # See revoked_at() for MAX_SKEW.
     return revoked is not None and revoked - MAX_SKEW <= now < revoked + TOMBSTONE
 

@@ -147,19 +147,19 @@ class Client(ABC):
         target = TARGETS[action](held, key, owner)
         began = time.monotonic()
         try:
-            answer = visitor.get(target)
+            response = visitor.get(target)
         except (ConnectionError, HTTPException):
             ended = time.monotonic()
         else:
-            ended, status = time.monotonic(), answer.status
+            ended, status = time.monotonic(), response.status
             if status == 200 and action in {"put", "count"} and cookie not in {None, visitor.cookie}:
                 # The request began a new session, so the old one was absent.
                 found, key, visitor.cookie = {}, "", cookie
             elif status == 200 and action == "read":
-                found = json.loads(answer.body)
+                found = json.loads(response.body)
                 number = (found or {}).get("count")
             elif status == 200 and action == "count":
-                number = int(answer.body)
+                number = int(response.body)
         held.cookie = visitor.cookie
         key = "user" if action == "login" else key
         return self.common.history.add(

@@ -67,10 +67,10 @@ gaman.serve(routes, integrations=[sessions], port=0)
 """
 
 HANGING = 40.0
-"""Seconds after which a missing answer counts as one that never comes; more than any timeout here."""
+"""Seconds after which a missing response counts as one that never comes; more than any timeout here."""
 
 SLACK = 3.0
-"""Seconds by which an answer may be late on a busy machine."""
+"""Seconds by which a response may be late on a busy machine."""
 
 
 @contextmanager
@@ -91,19 +91,19 @@ class Visitor:
         headers = [] if self.cookie is None else [f"Cookie: {self.cookie}"]
         with Connection(self.port) as connection:
             connection.socket.settimeout(HANGING)
-            answer = connection.ask(request(target, *headers))
-        if (line := answer.headers.get("set-cookie")) is not None:
+            response = connection.ask(request(target, *headers))
+        if (line := response.headers.get("set-cookie")) is not None:
             self.cookie = None if "Max-Age=0" in line else line.partition(";")[0]
-        return answer
+        return response
 
     def put(self, key: str, value: str = "value") -> Answer:
         return self.get(f"/put/{key}/{value}")
 
     def all(self) -> dict[str, Any]:
         """Return the session's values; a status other than 200 fails the test."""
-        answer = self.get("/all")
-        assert answer.status == 200, answer
-        found: dict[str, Any] = json.loads(answer.body)
+        response = self.get("/all")
+        assert response.status == 200, response
+        found: dict[str, Any] = json.loads(response.body)
         return found
 
 
@@ -125,8 +125,8 @@ def assert_unavailable(visitors: Mapping[str, Visitor], timeout: float) -> None:
         asked = [pool.submit(_ask, visitor, use) for use, visitor in visitors.items()]
         _, seconds = _ask(next(iter(visitors.values())), "/plain")
         assert seconds < 1
-    for answer, seconds in [each.result() for each in asked]:
-        assert (answer.status, answer.headers["cache-control"]) == (503, "no-store")
+    for response, seconds in [each.result() for each in asked]:
+        assert (response.status, response.headers["cache-control"]) == (503, "no-store")
         assert seconds < timeout + SLACK, f"it took {seconds:.1f} s"
     assert {use: visitor.cookie for use, visitor in visitors.items()} == cookies
 
@@ -156,7 +156,7 @@ def assert_comes_back(
         assert {visitor.put("key").status for visitor in visitors.values()} == {200}
 
 
-def assert_a_crowd_waits_no_longer(folder: Path, driver: Mapping[str, Any], server: Server) -> None:
+def assert_many_requests_wait_no_longer(folder: Path, driver: Mapping[str, Any], server: Server) -> None:
     """Of many requests to a frozen server at once, none waits longer than a single one."""
     with site(folder, driver) as program:
         visitor = arrive(program.port)["/all"]
@@ -168,8 +168,8 @@ def assert_a_crowd_waits_no_longer(folder: Path, driver: Mapping[str, Any], serv
 
 def _ask(visitor: Visitor, target: str) -> tuple[Answer, float]:
     asked = time.monotonic()
-    answer = visitor.get(target)
-    return answer, time.monotonic() - asked
+    response = visitor.get(target)
+    return response, time.monotonic() - asked
 
 
 class Writer:
@@ -187,22 +187,22 @@ class Writer:
         return self.statuses.total()
 
     def step(self) -> int:
-        """Write once, and return the answer's status."""
+        """Write once, and return the response's status."""
         sent = time.monotonic()
-        answer = self.write()
-        self.statuses[answer.status] += 1
-        if answer.status == 200:
+        response = self.write()
+        self.statuses[response.status] += 1
+        if response.status == 200:
             self.wrote_at = sent
         else:
-            assert "set-cookie" not in answer.headers, answer
-        return answer.status
+            assert "set-cookie" not in response.headers, response
+        return response.status
 
     def write(self) -> Answer:
         key = f"key{self.attempts}"
-        answer = self.visitor.put(key)
-        if answer.status == 200:
+        response = self.visitor.put(key)
+        if response.status == 200:
             self.acknowledged.append(key)
-        return answer
+        return response
 
     def lost(self) -> list[str]:
         """Return the acknowledged keys that are missing."""
@@ -218,10 +218,10 @@ class Newcomers(Writer):
 
     def write(self) -> Answer:
         visitor = Visitor(self.visitor.port)
-        answer = visitor.put("key")
-        if answer.status == 200:
+        response = visitor.put("key")
+        if response.status == 200:
             self.visitors.append(visitor)
-        return answer
+        return response
 
     def lost(self) -> list[str]:
         return [str(visitor.cookie) for visitor in self.visitors if visitor.all() != {"key": "value"}]

@@ -107,9 +107,9 @@ def owner() -> str:
 def holds(visitor: Visitor, port: int) -> bool:
     """Return whether the process at *port* finds the visitor's session."""
     visitor.port = port
-    answer = visitor.get("/all")
-    assert answer.status == 200, answer
-    return answer.body != b"{}"
+    response = visitor.get("/all")
+    assert response.status == 200, response
+    return response.body != b"{}"
 
 
 def test_the_clock_that_is_ahead_is_a_warning_at_start_up(pair: Pair) -> None:

@@ -118,9 +118,9 @@ class Sharing(Writer):
 
     def write(self) -> Answer:
         key = f"{self._name}{self.attempts}"
-        answer = self.visitor.put(key)
+        response = self.visitor.put(key)
         self.acknowledged.append(key)
-        return answer
+        return response
 
 
 @pytest.mark.slow

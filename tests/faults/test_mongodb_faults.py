@@ -16,8 +16,8 @@ from tests.faults.site_under_load import (
     Newcomers,
     Visitor,
     Writer,
-    assert_a_crowd_waits_no_longer,
     assert_comes_back,
+    assert_many_requests_wait_no_longer,
     freeze,
     kill,
     site,
@@ -48,8 +48,8 @@ def test_a_mongodb_that_is_down_is_unavailable_and_not_a_logout(
 
 
 @pytest.mark.slow
-def test_a_crowd_waits_for_a_frozen_mongodb_no_longer_than_one_visitor(server: MongoServer, tmp_path: Path) -> None:
-    assert_a_crowd_waits_no_longer(tmp_path, mongodb(server.uri, timeout=4), server)
+def test_many_requests_wait_for_a_frozen_mongodb_no_longer_than_one(server: MongoServer, tmp_path: Path) -> None:
+    assert_many_requests_wait_no_longer(tmp_path, mongodb(server.uri, timeout=4), server)
 
 
 @pytest.mark.slow

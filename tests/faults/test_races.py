@@ -76,8 +76,8 @@ def test_a_hundred_concurrent_requests_to_two_processes_lose_no_key_and_no_count
         return visitor.get(target)
 
     with ThreadPoolExecutor(100) as pool:
-        answers = [*pool.map(get, [target for number in range(50) for target in (f"/put/key{number}/value", "/count")])]
-    assert {answer.status for answer in answers} == {200}
+        responses = [*pool.map(get, [target for number in range(50) for target in (f"/put/key{number}/value", "/count")])]
+    assert {response.status for response in responses} == {200}
     assert visitor.all() == EVERYTHING
 
 
@@ -155,16 +155,16 @@ def test_no_concurrent_write_in_another_process_undoes_a_logout_or_removes_a_coo
             visitors = [Visitor(program.port) for _ in uses]
             for each in visitors:
                 each.cookie = visitor.cookie
-            answers = [*pool.map(get_soon, visitors, uses)]
+            responses = [*pool.map(get_soon, visitors, uses)]
             assert visitor.all() == {}
             assert visitors[0].cookie is None
-            for use, each, answer in zip(uses[1:], visitors[1:], answers[1:], strict=True):
-                assert answer.status == 200
+            for use, each, response in zip(uses[1:], visitors[1:], responses[1:], strict=True):
+                assert response.status == 200
                 if use == "/renew":
                     assert each.cookie is not None
                     assert each.all() == {}
                 else:
-                    assert "set-cookie" not in answer.headers
+                    assert "set-cookie" not in response.headers
 
 
 def get_soon(visitor: Visitor, target: str) -> Answer:

@@ -28,8 +28,8 @@ from tests.faults.site_under_load import (
     Visitor,
     Writer,
     arrive,
-    assert_a_crowd_waits_no_longer,
     assert_comes_back,
+    assert_many_requests_wait_no_longer,
     freeze,
     kill,
     site,
@@ -66,7 +66,7 @@ def test_a_redis_that_is_away_is_unavailable_and_not_a_logout(
 
 @pytest.mark.slow
 def test_many_requests_wait_for_a_frozen_redis_no_longer_than_one(server: RedisServer, tmp_path: Path) -> None:
-    assert_a_crowd_waits_no_longer(tmp_path, redis(server.url, timeout=4), server)
+    assert_many_requests_wait_no_longer(tmp_path, redis(server.url, timeout=4), server)
 
 
 def test_an_emptied_redis_logs_visitors_out_without_an_error(server: RedisServer, tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_a_full_redis_refuses_writes_and_serves_reads(server: RedisServer, tmp_p
         newcomer = Visitor(program.port)
         for visitor in (visitors["/all"], newcomer):
             for use in ("/put/more/value", "/login/me"):
-                answer = visitor.get(use)
-                assert (answer.status, "set-cookie" in answer.headers) == (503, False)
+                response = visitor.get(use)
+                assert (response.status, "set-cookie" in response.headers) == (503, False)
         for use in ("/count", "/renew"):
             assert visitors[use].get(use).status == 503
             assert visitors[use].all() == {"key": "value"}
@@ -375,10 +375,10 @@ class Logins(Newcomers):
 
     def write(self) -> Answer:
         visitor = Visitor(self.visitor.port)
-        answer = visitor.get("/login/me")
-        if answer.status == 200:
+        response = visitor.get("/login/me")
+        if response.status == 200:
             self.visitors.append(visitor)
-        return answer
+        return response
 
     def lost(self) -> list[str]:
         return [str(visitor.cookie) for visitor in self.visitors if visitor.all() != {"user": "me"}]
@@ -483,13 +483,13 @@ class Leavers(Writer):
 
     def write(self) -> Answer:
         visitor = Visitor(self.visitor.port)
-        answer = visitor.put("key")
-        if answer.status == 200:
+        response = visitor.put("key")
+        if response.status == 200:
             cookie = str(visitor.cookie)
-            answer = visitor.get("/end")
-            if answer.status == 200:
+            response = visitor.get("/end")
+            if response.status == 200:
                 self.ended.append(cookie)
-        return answer
+        return response
 
     def lost(self) -> list[str]:
         return alive(self.ended, self.visitor.port)

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.anyio
 class Store:
     """Returns each call itself, batch by batch, once its gate is open; negative numbers fail."""
 
-    def __init__(self, *, at_once: int = 1, max_calls: int | None = None) -> None:
-        self.batches = Batches(self.run, at_once=at_once, max_calls=max_calls)
+    def __init__(self, *, max_in_flight: int = 1, max_calls: int | None = None) -> None:
+        self.batches = Batches(self.run, max_in_flight=max_in_flight, max_calls=max_calls)
         self.seen: list[list[int]] = []
         self.in_flight = self.max_in_flight = 0
         self.error: BaseException | None = None
@@ -66,7 +66,7 @@ async def test_a_batch_takes_a_limited_number_of_calls_and_leaves_the_others_to_
 
 
 async def test_calls_made_while_another_is_in_flight_share_the_next_batch_in_their_order() -> None:
-    store = Store(at_once=3)
+    store = Store(max_in_flight=3)
     tasks = store.start(1, 2, 3)
     await settle()
     tasks += store.start(4, 5)
@@ -80,7 +80,7 @@ async def test_calls_made_while_another_is_in_flight_share_the_next_batch_in_the
 
 async def test_a_batch_is_sent_beside_a_late_one_up_to_the_number_allowed_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_batches, "_LATE", 0)
-    store = Store(at_once=3)
+    store = Store(max_in_flight=3)
     tasks = store.start(1, 2, 3)
     await settle()
     tasks += store.start(4, 5)
@@ -130,7 +130,7 @@ async def test_a_call_cancelled_in_flight_does_not_affect_the_rest_of_its_batch(
     cancelled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_batches, "_LATE", 0)
-    store = Store(at_once=2)
+    store = Store(max_in_flight=2)
     tasks = store.start(1, 2, 3)
     await settle()
     tasks[cancelled].cancel()
@@ -184,7 +184,7 @@ async def test_drain_waits_for_all_calls_that_are_waiting_or_in_flight() -> None
 async def test_a_batch_that_reaches_its_limit_fails_its_calls_and_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_batches, "_LATE", 0)
     store = Store()
-    store.batches = Batches(store.run, at_once=2, limit=TimeLimit(0.05))
+    store.batches = Batches(store.run, max_in_flight=2, limit=TimeLimit(0.05))
     by_itself, *others = store.start(1, 2, 3)
     results = await asyncio.gather(*others, return_exceptions=True)
     assert [type(result) for result in results] == [TimeoutError] * 2
@@ -201,7 +201,7 @@ async def test_calls_that_share_a_batch_time_out_while_they_wait_to_be_sent_and_
             return await store.batches.call(call)
 
     monkeypatch.setattr(_batches, "_LATE", 0)
-    store, limit = Store(at_once=2), TimeLimit(0.05)
+    store, limit = Store(max_in_flight=2), TimeLimit(0.05)
     [by_itself] = store.start(1)
     await settle()
     others = [asyncio.create_task(call_in_time(call)) for call in (2, 3)]

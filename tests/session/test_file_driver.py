@@ -365,7 +365,7 @@ async def test_a_purge_removes_a_session_at_its_deadline_and_not_before(driver: 
     assert files(folder) == []
 
 
-async def test_a_purge_reads_no_session_that_is_not_due(
+async def test_a_purge_reads_no_session_whose_marker_has_not_expired(
     driver: FileDriver, folder: Path, warnings: Callable[[], list[str]]
 ) -> None:
     await driver.create(ID, record(100))
@@ -431,7 +431,7 @@ async def test_leftovers_of_a_crash_are_harmless_and_are_removed(driver: FileDri
     assert files(folder) == []
 
 
-async def test_foreign_files_among_the_markers_are_left_alone(driver: FileDriver, folder: Path) -> None:
+async def test_foreign_files_among_the_markers_stay(driver: FileDriver, folder: Path) -> None:
     await driver.create(ID, record(20))
     hour, minute = folder / "due" / "500000", folder / "due" / "500000" / "30000000"
     foreign = [folder / "due" / "README", folder / "due" / "7", hour / "README", hour / "7"]
@@ -579,7 +579,7 @@ async def test_a_frozen_disk_fails_calls_in_time(folder: Path) -> None:
     driver = FileDriver(dir=folder, timeout=0.1)
     await driver.open()
     answered = threading.Event()
-    stuck = [asyncio.ensure_future(driver._threads.call(answered.wait)) for _ in range(file._THREADS)]
+    stuck = [asyncio.ensure_future(driver._threads.call(answered.wait)) for _ in range(file._MAX_THREADS)]
     await asyncio.sleep(0)
     for call in (driver.load(ID, now=NOW), apply(driver, {"key": b"1"})):
         with pytest.raises(SessionStoreError) as raised:
@@ -600,14 +600,14 @@ async def test_a_small_session_is_loaded_while_large_ones_are_read(driver: FileD
         return (most == LARGE or go_on.wait()) and read_each(ids, most)
 
     monkeypatch.setattr(driver._folder, "load_each", read_when_told)
-    loading = asyncio.gather(*(driver.load(FAR, now=NOW) for _ in range(2 * file._THREADS)))
+    loading = asyncio.gather(*(driver.load(FAR, now=NOW) for _ in range(2 * file._MAX_THREADS)))
     try:
         for _ in range(20):
             assert await driver.load(ID, now=NOW) == record()
         assert not loading.done()
     finally:
         go_on.set()
-    assert await loading == [large] * 2 * file._THREADS
+    assert await loading == [large] * 2 * file._MAX_THREADS
 
 
 async def test_renames_in_both_directions_do_not_deadlock(driver: FileDriver) -> None:

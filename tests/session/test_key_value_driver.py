@@ -110,7 +110,7 @@ def _from_the_guide(folder: Path) -> KeyValueDriver:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-async def test_each_keeps_the_contract(check: OwnerCheck, driver: KeyValueDriver) -> None:
+async def test_each_driver_keeps_the_contract(check: OwnerCheck, driver: KeyValueDriver) -> None:
     await driver.open()
     try:
         await check(driver)

@@ -17,12 +17,12 @@ from gaman_session._driver import LARGE
 from gaman_session.drivers._mongodb_documents import (
     REFUSED,
     Change,
-    bury,
     date,
     live,
     owned_by,
     owner_stage,
     path,
+    replace_by_tombstone,
     to_bson,
     to_document,
     to_record,
@@ -263,7 +263,7 @@ def test_no_owner_is_set_by_removing_the_owners_fields() -> None:
 
 
 def test_a_tombstone_that_still_counts_is_not_buried_again() -> None:
-    [stage] = bury(NOW)
+    [stage] = replace_by_tombstone(NOW)
     stands, kept, new = stage["$replaceWith"]["$cond"]
     assert stands == {"$and": [{"$eq": ["$ended", True]}, {"$gt": ["$deadline", DatetimeMS(int(NOW) * 1000)]}]}
     assert (kept, new) == ("$$ROOT", {"ended": True, "deadline": DatetimeMS(int(NOW + TOMBSTONE) * 1000)})

@@ -33,7 +33,7 @@ from gaman_session._damage import Damage
 from gaman_session._driver import LARGE
 from gaman_session.drivers import _mongodb_owners
 from gaman_session.drivers._mongodb_batches import Documents
-from gaman_session.drivers._mongodb_owners import CallTime, Owners
+from gaman_session.drivers._mongodb_owners import CallTime, Revocations
 from gaman_session.drivers.mongodb import MongoDBDriver
 from tests.servers import MongoServer, free_port, mongodb_uri
 from tests.serving import until
@@ -637,7 +637,7 @@ SIMILAR = [
 
 
 @pytest.mark.parametrize("stored", [*SIMILAR, None])
-async def test_a_swap_tells_similar_values_apart(driver: MongoDBDriver, stored: bytes | None) -> None:
+async def test_a_swap_distinguishes_similar_values(driver: MongoDBDriver, stored: bytes | None) -> None:
     await driver.create(ID, record({"other": b"1"} | ({} if stored is None else {"key": stored})))
     before = await document(driver)
     for old in (*SIMILAR, None):
@@ -652,8 +652,8 @@ async def test_a_swap_loses_no_write_that_comes_after_its_read(driver: MongoDBDr
     class Interrupted(Documents):
         """After each read of the session, another call writes to it."""
 
-        async def find(self, id: str, now: float, connection: Any = None) -> Record | Literal[Outcome.ENDED] | None:
-            found = await super().find(id, now)
+        async def load(self, id: str, now: float, connection: Any = None) -> Record | Literal[Outcome.ENDED] | None:
+            found = await super().load(id, now)
             assert await apply(driver, {"key": b"2"}) is Outcome.WRITTEN
             return found
 
@@ -854,11 +854,11 @@ async def in_every_order(driver: MongoDBDriver, attempt: Callable[[Schedule, lis
     sessions, choices, count = driver._sessions, list[int](), 0
     while True:
         schedule: Any = Schedule(driver)
-        driver._sessions = driver._documents._sessions = driver._owners._sessions = schedule
+        driver._sessions = driver._documents._sessions = driver._revocations._sessions = schedule
         try:
             widths = await attempt(schedule, choices)
         finally:
-            driver._sessions = driver._documents._sessions = driver._owners._sessions = sessions
+            driver._sessions = driver._documents._sessions = driver._revocations._sessions = sessions
         count += 1
         choices = [*choices, *[0] * (len(widths) - len(choices))]
         while choices and choices[-1] == widths[len(choices) - 1] - 1:
@@ -924,7 +924,7 @@ async def test_a_kept_session_can_be_renamed_repeatedly(driver: MongoDBDriver) -
 
 
 async def test_a_session_that_one_revocation_ends_is_not_kept_by_the_next(driver: MongoDBDriver) -> None:
-    class Between(Owners):
+    class Between(Revocations):
         """Before a rename inserts its session, the owner's sessions are ended twice."""
 
         async def insert(self, id: str, record: Record, ownership: Ownership, call: CallTime, old_id: str | None = None) -> bool:
@@ -934,7 +934,7 @@ async def test_a_session_that_one_revocation_ends_is_not_kept_by_the_next(driver
 
     await driver.create(ID, owned())
     between = MongoDBDriver(db_name=driver._db_name, uri=mongodb_uri())
-    between._owners = Between(between._sessions)
+    between._revocations = Between(between._sessions)
     assert await rename(between, ID, NOW, NEW_ID) == (NEW_ID, Outcome.ENDED)
     await between.close()
     assert not await is_live(driver, NEW_ID)
@@ -943,7 +943,7 @@ async def test_a_session_that_one_revocation_ends_is_not_kept_by_the_next(driver
 async def test_a_slow_call_does_not_mistake_a_revocation_for_one_of_a_clock_that_was_set_back(
     driver: MongoDBDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Late(Owners):
+    class Late(Revocations):
         """Before a rename inserts its session, five seconds pass, and the owner's sessions are ended."""
 
         async def insert(self, id: str, record: Record, ownership: Ownership, call: CallTime, old_id: str | None = None) -> bool:
@@ -954,7 +954,7 @@ async def test_a_slow_call_does_not_mistake_a_revocation_for_one_of_a_clock_that
 
     await driver.create(ID, owned())
     late = MongoDBDriver(db_name=driver._db_name, uri=mongodb_uri())
-    late._owners = Late(late._sessions)
+    late._revocations = Late(late._sessions)
     assert await rename(late, ID, NOW, NEW_ID) == (NEW_ID, Outcome.ENDED)
     monkeypatch.undo()
     await late.close()

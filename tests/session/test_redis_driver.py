@@ -246,33 +246,33 @@ async def test_a_database_that_the_server_does_not_have_is_named() -> None:
     with servers.RedisServer() as server:
         for database in ("99", "999999999999"):
             for url in (f"{server.url}/{database}", f"{server.url}?db={database}"):
-                told = await refused_by(url)
-                assert f"can't use the database in its url at {server.address}" in told
-                assert "out of range" in told
+                message = await refused_by(url)
+                assert f"can't use the database in its url at {server.address}" in message
+                assert "out of range" in message
 
 
-async def test_a_wrong_password_is_told_from_a_missing_server() -> None:
+async def test_a_wrong_password_is_distinguished_from_a_missing_server() -> None:
     with servers.RedisServer() as server, server.client() as client:
         client.config_set("requirepass", "right")
         for credentials in ("", ":hidden@", "user:hidden@"):
-            told = await refused_by(f"redis://{credentials}{server.address}")
-            assert f"can't log in at {server.address}: " in told
-            assert told.endswith("; check the user and the password in its url")
+            message = await refused_by(f"redis://{credentials}{server.address}")
+            assert f"can't log in at {server.address}: " in message
+            assert message.endswith("; check the user and the password in its url")
         await keeps_sessions(f"redis://:right@{server.address}")
 
 
-async def test_a_node_of_a_cluster_is_told_from_a_single_server() -> None:
+async def test_a_node_of_a_cluster_is_distinguished_from_a_single_server() -> None:
     nodes = servers.redis_cluster_url().partition("//")[2].split(",")
     for node in nodes:
         assert "can't use the database" in await refused_by(f"redis://{node}/1")
-    # A node that has the slot of the tried key can't be told from a single server.
+    # A node that has the slot of the tried key can't be distinguished from a single server.
     drivers = [RedisDriver(url=f"redis://{node}") for node in nodes]
     answers = await asyncio.gather(*(driver.open() for driver in drivers), return_exceptions=True)
     await asyncio.gather(*(driver.close() for driver in drivers))
-    told = [str(answer) for answer in answers if answer is not None]
-    assert len(told) == len(nodes) - 1
-    assert all("redis driver found a Cluster at 127.0.0.1:" in each for each in told)
-    assert all(each.endswith("; write redis+cluster:// in its url") for each in told)
+    messages = [str(answer) for answer in answers if answer is not None]
+    assert len(messages) == len(nodes) - 1
+    assert all("redis driver found a Cluster at 127.0.0.1:" in each for each in messages)
+    assert all(each.endswith("; write redis+cluster:// in its url") for each in messages)
 
 
 # Permissions
@@ -288,19 +288,19 @@ async def test_a_user_without_a_needed_permission_is_found_at_start_up() -> None
         for command in _COMMANDS:
             client.script_flush()
             client.execute_command("ACL", "SETUSER", "user", "reset", "on", ">hidden", "~gaman:*", "+@all", f"-{command}")
-            told = (await refused_by(url)).casefold()
-            assert f"lacks a permission at {server.address}: " in told
-            assert re.search(rf"\b{command.casefold()}\b", told)
-            assert told.endswith("; let its user run it, on the keys gaman:*")
+            message = (await refused_by(url)).casefold()
+            assert f"lacks a permission at {server.address}: " in message
+            assert re.search(rf"\b{command.casefold()}\b", message)
+            assert message.endswith("; let its user run it, on the keys gaman:*")
         client.execute_command("ACL", "SETUSER", "user", "reset", "on", ">hidden", "~gaman:*", "+@all", "-@scripting")
         assert "evalsha" in await refused_by(url)
         client.execute_command("ACL", "SETUSER", "user", "reset", "on", ">hidden", "~gaman:*", "+@all", "-wait")
         assert re.search(r"lacks a permission .*\bwait\b", await refused_by(url, wait_replicas=1))
         for prefix in ("other:", "gaman"):
             client.execute_command("ACL", "SETUSER", "user", "reset", "on", ">hidden", f"~{prefix}*", "+@all")
-            told = await refused_by(url, prefix="mine:")
-            assert "access" in told
-            assert told.endswith("on the keys mine:*")
+            message = await refused_by(url, prefix="mine:")
+            assert "access" in message
+            assert message.endswith("on the keys mine:*")
         # If the user may not delete the tried key, it expires within a second.
         assert {*client.keys("*")} <= {"gaman:check"}
 
@@ -400,9 +400,9 @@ async def test_a_failure_names_the_server_and_not_the_password() -> None:
             server.kill()
             with pytest.raises(SessionStoreError) as caught:
                 await driver.load(new_id(), now=NOW)
-            told = str(caught.value)
-            assert told.startswith(f"the session store (redis) could not load a session at {server.address}: ")
-            assert "onnect" in told
+            message = str(caught.value)
+            assert message.startswith(f"the session store (redis) could not load a session at {server.address}: ")
+            assert "onnect" in message
             assert "hidden" not in told_by(caught.value)
     with servers.RedisCluster() as cluster:
         async with opened(url=cluster.url) as driver:
@@ -524,12 +524,12 @@ def is_linked(replica: servers.RedisServer) -> bool:
 # Starting with replicas
 
 
-async def test_a_replica_is_told_from_the_master_at_start_up() -> None:
+async def test_a_replica_is_distinguished_from_the_master_at_start_up() -> None:
     with servers.RedisServer() as master, replica_of(master) as replica:
         for protocol in (2, 3):
-            told = await refused_by(f"{replica.url}?protocol={protocol}", timeout=0.5)
-            assert f"found a replica at {replica.address}, which takes no changes; write the master's address in its url" in told
-        # Its answer tells more than its silence.
+            message = await refused_by(f"{replica.url}?protocol={protocol}", timeout=0.5)
+            assert f"found a replica at {replica.address}, which takes no changes; write the master's address in its url" in message
+        # Its answer says more than its silence.
         refusal = asyncio.create_task(refused_by(replica.url, timeout=1))
         await asyncio.sleep(0.2)
         replica.send_signal(signal.SIGSTOP)
@@ -587,8 +587,8 @@ async def test_a_url_with_only_some_of_the_sentinels_is_a_warning_and_a_wrong_na
     with servers.RedisSentinels() as sentinels:
         assert await warnings_of(sentinels.url, 1, caplog) == []
         url = f"redis+sentinel://{sentinels.sentinels[0].address}/{sentinels.name}"
-        [told] = await warnings_of(url, 0, caplog)
-        assert told.startswith("the url of the redis driver names 1 of 3 Sentinels")
+        [message] = await warnings_of(url, 0, caplog)
+        assert message.startswith("the url of the redis driver names 1 of 3 Sentinels")
         assert "watch no master 'other'" in await refused_by(sentinels.url.replace("sessions", "other"))
 
 
@@ -757,12 +757,12 @@ async def test_a_failure_has_the_words_of_a_server_of_a_cluster() -> None:
                 node.send_signal(signal.SIGCONT)
 
 
-async def test_a_failure_tells_which_server_gave_no_answer_for_how_long() -> None:
+async def test_a_failure_names_the_server_that_gave_no_answer_and_for_how_long() -> None:
     with servers.RedisServer() as server:
         async with opened(url=server.url, timeout=0.5) as driver:
             server.send_signal(signal.SIGSTOP)
-            told = await reason_of(driver.load(new_id(), now=NOW))
-            assert re.fullmatch(rf"{server.address} gave no answer in \d+\.\d s", told)
+            message = await reason_of(driver.load(new_id(), now=NOW))
+            assert re.fullmatch(rf"{server.address} gave no answer in \d+\.\d s", message)
             server.send_signal(signal.SIGCONT)
 
 
@@ -878,7 +878,7 @@ async def test_the_lifetime_of_a_session_does_not_depend_on_the_clock_of_the_ser
 # The index of all
 
 
-async def test_sessions_are_counted_by_an_index_and_in_a_cluster_by_a_look_at_each_key() -> None:
+async def test_sessions_are_counted_by_an_index_and_in_a_cluster_by_reading_each_key() -> None:
     with servers.RedisServer() as server, servers.RedisCluster() as cluster:
         for url in (server.url, cluster.url):
             async with opened(url=url, prefix="a?[b]*:") as driver, opened(url=url, prefix="ax[b]x:") as other:
@@ -1795,7 +1795,7 @@ async def test_a_write_waits_for_wait_replicas_replicas() -> None:
 
 
 @pytest.mark.parametrize("is_cluster", [False, True])
-async def test_a_rename_that_no_replica_has_confirmed_is_told_from_one_that_failed(is_cluster: bool) -> None:
+async def test_a_rename_that_no_replica_has_confirmed_is_distinguished_from_one_that_failed(is_cluster: bool) -> None:
     with servers.RedisCluster(2, 1, node_timeout=60_000) if is_cluster else Replicated() as store:
         async with opened(url=store.url, wait_replicas=1, timeout=3) as driver:
 

@@ -23,7 +23,7 @@ from gaman_session._driver import LARGE
 from gaman_session.drivers import _sqlite_sessions, sql
 from gaman_session.drivers._reports import reports
 from gaman_session.drivers._sqlite import Connection
-from gaman_session.drivers._sqlite_sessions import Sessions
+from gaman_session.drivers._sqlite_sessions import SessionTables
 from gaman_session.drivers.sql import SQLDriver
 from tests.session.sites import Clock, Site, getting, serving, setting
 
@@ -108,7 +108,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
         process.kill()
 
 
-async def traced(connection: Connection[Sessions]) -> list[str]:
+async def traced(connection: Connection[SessionTables]) -> list[str]:
     """Return a list of the statements that are run from now on."""
     statements: list[str] = []
 
@@ -468,7 +468,7 @@ async def test_a_write_gives_up_after_the_timeout_and_says_why(file: Path) -> No
 async def test_calls_of_a_batch_that_waits_for_a_lock_give_up_together(file: Path) -> None:
     tried = 0
 
-    def try_to_lock(sessions: Sessions) -> None:
+    def try_to_lock(sessions: SessionTables) -> None:
         nonlocal tried
         tried += 1
         sessions.execute("BEGIN IMMEDIATE")

@@ -15,10 +15,10 @@ _LATE: Final = 0.002
 
 
 class Batches(Generic[Call, Result]):
-    """Gathers calls and gives them to *run* in their order, with at most *at_once* batches of *max_calls* calls in flight.
+    """Gathers calls and gives them to *run* in their order, in batches of at most *max_calls*.
 
     A call that finds nothing in flight is sent at once, by itself. Later calls form a batch, which is sent when the earlier one has
-    returned. If that is late, the batch is sent beside it, unless *at_once* are in flight.
+    returned. If that is late, the batch is sent beside it, unless *max_in_flight* batches are in flight.
 
     *run* returns a result for each call, and an exception among them is raised to the caller of that call. An exception that *run*
     itself raises is raised to all callers of the batch. Cancelling one call does not affect the rest of its batch.
@@ -30,12 +30,12 @@ class Batches(Generic[Call, Result]):
         self,
         run: Callable[[list[Call]], Awaitable[Sequence[Result | BaseException]]],
         *,
-        at_once: int = 1,
+        max_in_flight: int = 1,
         max_calls: int | None = None,
         limit: AbstractContextManager[None] | None = None,
     ) -> None:
         self._run = run
-        self._at_once = at_once
+        self._max_in_flight = max_in_flight
         self._max_calls = max_calls
         self._limit = limit or nullcontext()
         self._loop: asyncio.AbstractEventLoop
@@ -75,12 +75,12 @@ class Batches(Generic[Call, Result]):
 
     def _send(self) -> None:
         batch = [(call, future) for call, future in self._waiting if not future.done()]
-        if batch and self._in_flight == self._at_once:
+        if batch and self._in_flight == self._max_in_flight:
             return
         self._waiting = [] if self._max_calls is None else batch[self._max_calls :]
         if batch := batch[: self._max_calls]:
             self._in_flight += 1
-            task = asyncio.create_task(self._answer(batch))
+            task = asyncio.create_task(self._run_batch(batch))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -89,7 +89,7 @@ class Batches(Generic[Call, Result]):
         if self._waiting:
             self._send()
 
-    async def _answer(self, batch: list[tuple[Call, asyncio.Future[Result]]]) -> None:
+    async def _run_batch(self, batch: list[tuple[Call, asyncio.Future[Result]]]) -> None:
         results: Sequence[Result | BaseException]
         try:
             with self._limit:

@@ -26,7 +26,7 @@ class Marker(NamedTuple):
     is_owner: bool
 
 
-class DueMarkers:
+class ExpiryMarkers:
     """The markers below one folder."""
 
     def __init__(self, folder: str) -> None:

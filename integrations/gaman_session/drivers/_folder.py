@@ -19,7 +19,7 @@ from gaman_session._driver import TOMBSTONE, Ownership, Record
 from gaman_session._paths import check_access, make_parent
 from gaman_session._rules import Stored, Tombstone, find, has_expired
 from gaman_session.drivers._disk import NOT_A_FILE, make_folder, read_file, remove, sync, temporary, write_file
-from gaman_session.drivers._due import DueMarkers
+from gaman_session.drivers._due import ExpiryMarkers
 from gaman_session.drivers._encoding import decode, encode
 from gaman_session.drivers._owner_folders import ID, OwnerFolders, ids_in, owner_hash
 
@@ -42,14 +42,14 @@ class Call(NamedTuple):
 class Folder:
     """The store. Its failures are raised as OSError; BlockingIOError means that another process holds a lock.
 
-    A session is `<its id's first two digits>/<its id>`. Each session has an expiry marker in `due`, see DueMarkers; if it has an
+    A session is `<its id's first two digits>/<its id>`. Each session has an expiry marker in `due`, see ExpiryMarkers; if it has an
     owner, it has an entry in `owners` as well, see OwnerFolders. Both are written before the session.
     """
 
     def __init__(self, dir: str) -> None:
         self.dir = dir
         self.owners = OwnerFolders(os.path.join(dir, "owners"))
-        self._due = DueMarkers(os.path.join(dir, "due"))
+        self._due = ExpiryMarkers(os.path.join(dir, "due"))
         self._damage = Damage("file")
 
     def prepare(self) -> None:
@@ -125,9 +125,9 @@ class Folder:
         for folder in os.scandir(self.dir):
             if len(folder.name) == 2:
                 names += len(ids_in(folder.path))
-        # Expired sessions and all tombstones are among these, even if a process whose clock is a little ahead has written them.
-        due = {marker.id for marker in self._due.find(now + 2 * TOMBSTONE) if not marker.is_owner}
-        for id in due:
+        # A tombstone's deadline is at most a minute ahead, or two by a clock that is a little ahead.
+        candidates = {marker.id for marker in self._due.find(now + 2 * TOMBSTONE) if not marker.is_owner}
+        for id in candidates:
             content = self.read(id)
             if content is not None and not isinstance(find(decode(id, content), now), Record):
                 names -= 1
@@ -136,7 +136,7 @@ class Folder:
     # Purging
 
     def purge(self, now: float, limit: int) -> tuple[int, int]:
-        """Handle at most *limit* markers that are due; return how many were handled, and how many sessions were removed."""
+        """Handle at most *limit* expired markers; return their number, and that of the sessions and tombstones removed."""
         handled = removed = 0
         for marker in islice(self._due.find(now), limit):
             folder = os.path.dirname(self.owners.path_of(marker.id)) if marker.is_owner else self.folder_of(marker.id)
@@ -191,7 +191,7 @@ class Folder:
             for folder in {self.owners.add(owner, id) for (owner, id), left in transaction.entries.items() if left is None}:
                 sync(folder)
             for (owner, _), left in transaction.entries.items():
-                # Only the holder of the owner's lock can tell whether the owner's folder may go, so a purge looks at it.
+                # Whether the owner's folder may be removed is only known under the owner's lock, which a purge takes.
                 if left is not None:
                     self.mark_owner(owner, left)
             for id, content in transaction.changed.items():
@@ -211,7 +211,7 @@ class Folder:
                 self.owners.remove(owner, id)
 
     def mark_owner(self, owner: str, now: float) -> None:
-        """Let a purge tidy the owner's folder when nothing that happens *now* counts any more."""
+        """Mark the owner's folder, so that a purge tidies it when a time stored *now* no longer counts."""
         self._due.mark(owner_hash(owner), now + TOMBSTONE, is_owner=True)
 
     # Locks
@@ -309,7 +309,7 @@ def _check_folders(folder: str, setting: str, dir: str) -> None:
 
 
 def _attempt(function: Callable[[*Ts], T], *arguments: *Ts) -> T | BaseException:
-    """Return the result of *function* or its error, so that one call that fails leaves the others of its batch alone."""
+    """Return the result of *function* or its error, so that a failed call does not affect the rest of its batch."""
     try:
         return function(*arguments)
     except Exception as error:

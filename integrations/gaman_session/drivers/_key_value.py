@@ -119,7 +119,7 @@ class KeyValueDriver(Reporter, ABC):
 
     @reports("load a session")
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
-        """Return the session, ENDED or None."""
+        """Return the session, ENDED, or None."""
         return _rules.load(await self._get(id), now)
 
     @reports("create a session")
@@ -200,7 +200,7 @@ class KeyValueDriver(Reporter, ABC):
         return found
 
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
-        """Revoke the owner's older ownerships, and end the sessions one by one."""
+        """End the owner's sessions except those in *keep*, one by one."""
 
         async def end(ids: list[str]) -> list[str | bool]:
             return [await self._end_owned(id, owner, now) for id in ids]
@@ -322,7 +322,7 @@ class _Owner(Struct):
     revoked: float | None = None
 
     def expires(self) -> float:
-        """Return when nothing of this matters any more."""
+        """Return when the entry may be removed."""
         return max([*self.sessions.values(), -math.inf if self.revoked is None else self.revoked + TOMBSTONE], default=-math.inf)
 
 

@@ -13,18 +13,18 @@ from pymongo.errors import BulkWriteError, OperationFailure, WriteError
 from gaman_session._damage import Damage
 from gaman_session._driver import LARGE, Outcome, Record
 from gaman_session.drivers._batches import Batches
-from gaman_session.drivers._mongodb_client import Sessions
+from gaman_session.drivers._mongodb_client import Collection
 from gaman_session.drivers._mongodb_documents import REFUSED, Change, Document, Pipeline, to_record
 from gaman_session.drivers._mongodb_errors import results_of
 from gaman_session.drivers._time_limit import TimeLimit
 
 _LEFT_OUT: Final[Document] = {}
-"""Stands for a document that is large or absent, because a projection that tells them apart takes the server far longer."""
+"""Stands for a document that is large or absent, because a projection that distinguishes them takes the server far longer."""
 MAX_IN_FLIGHT: Final = 4
 """Batches of one kind in flight; with so many, a slow one delays few calls."""
 _HELD: Final = nullcontext()
 """Stands for a connection that the caller has."""
-_MAX_LARGE: Final = 1000
+_MAX_LARGE_IDS: Final = 1000
 """Sessions that are remembered as large."""
 _NEARLY_LARGE: Final = LARGE - LARGE // 8
 """Bytes of values from which a document may be large, because it has more than its values."""
@@ -33,12 +33,12 @@ _NEARLY_LARGE: Final = LARGE - LARGE // 8
 class Documents:
     """The documents of *sessions*, in batches that take at most *timeout* seconds; the caller bounds what runs in its own task."""
 
-    def __init__(self, sessions: Sessions, timeout: float, damage: Damage) -> None:
+    def __init__(self, sessions: Collection, timeout: float, damage: Damage) -> None:
         self._sessions = sessions
         self._damage = damage
         limit = TimeLimit(timeout)
-        self._finds = Batches(self._find_all, at_once=MAX_IN_FLIGHT, limit=limit)
-        self._updates: Batches[tuple[str, Pipeline], bool] = Batches(self._update_all, at_once=MAX_IN_FLIGHT, limit=limit)
+        self._finds = Batches(self._find_all, max_in_flight=MAX_IN_FLIGHT, limit=limit)
+        self._updates: Batches[tuple[str, Pipeline], bool] = Batches(self._update_all, max_in_flight=MAX_IN_FLIGHT, limit=limit)
         self._large: set[str] = set()
         """Sessions that were large when they were last loaded: they don't go into a batch."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -48,10 +48,10 @@ class Documents:
         await self._finds.drain()
         await self._updates.drain()
 
-    async def find(
+    async def load(
         self, id: str, now: float, connection: AbstractAsyncContextManager[Any] = _HELD
     ) -> Record | Literal[Outcome.ENDED] | None:
-        """Return the session, ENDED, or None. A session that isn't found in a batch waits for a *connection*."""
+        """Return the session, ENDED, or None. A load that no batch can answer waits for a *connection*."""
         document = _LEFT_OUT if id in self._large else await self._finds.call(id)
         if document is _LEFT_OUT:
             async with connection:
@@ -59,7 +59,7 @@ class Documents:
             self._large.discard(id)
         found = to_record(document, now, self._damage)
         if isinstance(found, Record) and sum(map(len, found.fields.values())) > _NEARLY_LARGE:
-            if len(self._large) == _MAX_LARGE:
+            if len(self._large) == _MAX_LARGE_IDS:
                 self._large.clear()
             self._large.add(id)
         return found

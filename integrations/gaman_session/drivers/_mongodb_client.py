@@ -17,7 +17,7 @@ from pymongo.errors import ConfigurationError, InvalidName, InvalidURI, Operatio
 from gaman.errors import ConfigError
 
 Client: TypeAlias = AsyncMongoClient[dict[str, Any]]
-Sessions: TypeAlias = AsyncCollection[dict[str, Any]]
+Collection: TypeAlias = AsyncCollection[dict[str, Any]]
 
 # Dates beyond the year 9999 and text that isn't UTF-8 must not prevent a document from being read.
 CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
@@ -54,7 +54,7 @@ def make_client(uri: str, *, timeout: float, pool_size: int) -> Client:
         raise ConfigError(f"the mongodb driver can't use the options of its uri: {cause}") from cause
 
 
-def find_collection(client: Client, db_name: str, collection: str) -> Sessions:
+def find_collection(client: Client, db_name: str, collection: str) -> Collection:
     """Return the collection; ConfigError if one of the names isn't allowed."""
     try:
         return client.get_database(db_name).get_collection(collection, codec_options=CODEC)
@@ -62,13 +62,13 @@ def find_collection(client: Client, db_name: str, collection: str) -> Sessions:
         raise ConfigError(f"the mongodb driver has db_name={db_name!r} and collection={collection!r}: {cause}") from cause
 
 
-async def create_indexes(sessions: Sessions) -> None:
+async def create_indexes(sessions: Collection) -> None:
     """Create the indexes; ConfigError if another index is in the way, or this user isn't allowed to."""
     for field, options in _INDEXES.items():
         await _create_index(sessions, field, options)
 
 
-async def _create_index(sessions: Sessions, field: str, options: dict[str, Any]) -> None:
+async def _create_index(sessions: Collection, field: str, options: dict[str, Any]) -> None:
     where, db, collection = sessions.full_name, json.dumps(sessions.database.name), json.dumps(sessions.name)
     try:
         await sessions.create_index(field, **options)

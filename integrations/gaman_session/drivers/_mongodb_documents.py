@@ -48,7 +48,7 @@ _IS_SOUND: Final = {
 # Encoded once, because every update sends it.
 _SENT_IS_SOUND: Final = RawBSONDocument(bson.encode(_IS_SOUND))
 _REFUSAL: Final = {"$toInt": "$_id"}
-"""Fails with the code REFUSED, because an id isn't a number. This tells which updates of a batch found no live session."""
+"""Fails with the code REFUSED, because an id isn't a number. A batch thus reports which updates found no live session."""
 REFUSED: Final = 241
 _IS_EMPTY: Final = {"$eq": ["$fields", {"$literal": dict[str, Any]()}]}
 _GROWTH: Final = 6
@@ -87,7 +87,7 @@ class Change(Struct, frozen=True):
     def sized_update(self) -> Pipeline:
         """Return update(), which also fails where the session may then be larger than allowed.
 
-        A session that is too large and doesn't grow is refused as well: the server can't tell the two apart.
+        A session that is too large and doesn't grow is refused as well: the server doesn't compare the sizes before and after.
         """
         if not self.sets:
             return self.update()
@@ -107,7 +107,7 @@ class Change(Struct, frozen=True):
         return pipeline
 
     def outgrows(self, fields: Mapping[str, bytes]) -> bool:
-        """Return whether a session with these fields becomes larger, and larger than allowed."""
+        """Return whether the change makes a session with these fields larger, and larger than allowed."""
         after = {field: data for field, data in {**fields, **self.sets}.items() if field not in self.deletes}
         return size_of(fields) < size_of(after) > self.max_size
 
@@ -149,7 +149,7 @@ def to_document(record: Record) -> Document:
 
 
 def to_record(document: Document | None, now: float, damage: Damage) -> Record | Literal[Outcome.ENDED] | None:
-    """Return what a document holds: a session, ENDED for a tombstone, or None if it is expired or damaged."""
+    """Return what a document holds: a session, ENDED for a tombstone, or None if it has expired or is damaged."""
     if document is None:
         return None
     # Matching these as a pattern would cost six times as much.
@@ -225,7 +225,7 @@ def tombstone(now: float) -> Document:
     return {"ended": True, "deadline": date(now + TOMBSTONE)}
 
 
-def bury(now: float) -> Pipeline:
+def replace_by_tombstone(now: float) -> Pipeline:
     """Return the update that replaces a document by a tombstone, unless it is one that still counts."""
     stands = {"$and": [{"$eq": ["$ended", True]}, {"$gt": ["$deadline", date(now)]}]}
     return [{"$replaceWith": {"$cond": [stands, "$$ROOT", tombstone(now)]}}]

@@ -1,11 +1,11 @@
 """The end of all sessions of an owner, and how a concurrent login, set_owner() or rename() learns of it.
 
 It is remembered for a minute in a document of its own, the owner's revocation: `{_id: "owner:...", ended: true, deadline, before,
-kept: [{id, since}]}`. The revocation refuses ownerships made before `before`.
+kept: [{id, since}]}`. Ownerships made before `before` are revoked.
 
 A rename in flight may insert its session too late for the revocation to find it. So the rename looks for a revocation after it has
-inserted the session, and ends the session itself unless the revocation kept the one that it was renamed from. Ending all sessions
-thus need not look for renames.
+inserted the session, and ends the session itself unless the revocation kept the one that it was renamed from. end_owned() therefore
+needs no search for renames.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from gaman_session._driver import MAX_SKEW, TOMBSTONE, Ownership, Record
-from gaman_session.drivers._mongodb_client import Sessions
+from gaman_session.drivers._mongodb_client import Collection
 from gaman_session.drivers._mongodb_documents import Document, date, owned_by, to_document, tombstone
 from gaman_session.drivers._mongodb_errors import unconfirmed_error
 
@@ -36,14 +36,14 @@ class CallTime:
         return self.now + (time.monotonic() - self._began)
 
 
-class Owners:
-    """The owners of *sessions*."""
+class Revocations:
+    """The revocations of the owners of *sessions*, and the writes that they affect."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Collection) -> None:
         self._sessions = sessions
 
-    async def end_all(self, owner: str, keep: list[str], now: float) -> int:
-        """Revoke the owner's sessions, and then end those that are there but the ones to keep; return how many."""
+    async def end_owned(self, owner: str, keep: list[str], now: float) -> int:
+        """Revoke the owner's ownerships, and then end the owner's sessions except those in *keep*; return how many were ended."""
         await self._revoke(owner, keep, now)
         ending = {**owned_by(owner, now), "_id": {"$nin": keep}}
         return (await self._sessions.update_many(ending, [{"$replaceWith": tombstone(now)}])).modified_count
@@ -51,7 +51,7 @@ class Owners:
     async def is_revoked(self, ownership: Ownership, call: CallTime) -> bool:
         """Return whether the owner's sessions were ended after *ownership* was made."""
         found = await self._sessions.find_one(_revoking(ownership, call.now), {"_id": False, "before": True})
-        # A revocation from further ahead was made before the clock was set back.
+        # A time that is further ahead was stored before the clock was set back.
         return found is not None and bool(found["before"] <= call.current() + MAX_SKEW)
 
     async def insert(self, id: str, record: Record, ownership: Ownership, call: CallTime, old_id: str | None = None) -> bool:
@@ -82,13 +82,13 @@ class Owners:
         return False
 
     async def _revoke(self, owner: str, keep: list[str], now: float) -> None:
-        """Refuse the owner's ownerships that were made before *now*, and note which of the sessions live on."""
+        """Store that ownerships made before *now* are revoked, and which sessions are kept."""
         since: Document = {}
         if keep:
             kept_ones = self._sessions.find({"_id": {"$in": keep}, "owner": owner, "ended": None}, {"since": True})
             since = {document["_id"]: document.get("since") async for document in kept_ones}
         kept = {"$literal": [{"id": id, "since": since.get(id, -math.inf)} for id in keep]}
-        # A revocation from further ahead was made before the clock was set back.
+        # A time that is further ahead was stored before the clock was set back.
         stands = {"$and": [{"$gt": ["$deadline", date(now)]}, {"$lte": ["$before", now + MAX_SKEW]}]}
         # A session that an earlier revocation ended may be in flight under another id, so a later one doesn't keep it.
         outlived = {"$or": [{"$gte": ["$$this.since", "$before"]}, {"$in": ["$$this.id", "$kept.id"]}]}

@@ -72,10 +72,10 @@ class Calls:
         self._wait = min(2.0, timeout) / 2
         # Short, because a failover takes seconds in which frequent attempts help. Behind Sentinels, it has to bound WAIT as well.
         is_quick = address.kind == "cluster" or (address.kind and not wait_replicas)
-        self.patience = min(0.5 if is_quick else 2.0, timeout)
-        """Seconds that a server has to answer."""
+        self.step_timeout = min(0.5 if is_quick else 2.0, timeout)
+        """Seconds that a server has for each step: to accept a connection, and to answer."""
         # With Sentinels or a Cluster, the server has to be found first, so redis-py times out each step itself.
-        self._attempt_limit = TimeLimit(timeout if address.kind else self.patience)
+        self._attempt_limit = TimeLimit(timeout if address.kind else self.step_timeout)
         self._client: Any = None
         self._watch = Watch()
         self._only = self._serve(address.hosts)
@@ -213,7 +213,7 @@ class Calls:
                     pauses += 1
                     # Only another server is worth a longer wait.
                     is_enough = pauses > len(_PAUSES) and not (self._address.kind and isinstance(failure, FAILURES))
-                    if is_enough or pause + self.patience > self._limit.left():
+                    if is_enough or pause + self.step_timeout > self._limit.left():
                         break
                     await asyncio.sleep(pause)
                 try:
@@ -263,7 +263,7 @@ class Calls:
         try:
             with self._attempt_limit:
                 if watch.is_switching and any(call.operation not in READS for call in calls):
-                    await watch.settle(self.patience)
+                    await watch.settle(self.step_timeout)
                     begun, changes = monotonic(), watch.changes
                 results = await self._send(server, calls, BY_HASH)
                 errors = [i for i, result in enumerate(results) if isinstance(result, Exception)]

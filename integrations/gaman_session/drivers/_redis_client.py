@@ -17,16 +17,16 @@ from gaman_session.drivers._redis_address import Address
 from gaman_session.drivers._redis_master import SentinelWatch, ServerWatch, Watch, greet
 
 
-def connect(address: Address, *, pool_size: int, patience: float) -> tuple[Any, Watch]:
-    """Return a client, and the watch on its master. Both connect later, and wait *patience* seconds for each step.
+def connect(address: Address, *, pool_size: int, step_timeout: float) -> tuple[Any, Watch]:
+    """Return a client, and the watch on its master. Both connect later, and wait *step_timeout* seconds for each step.
 
     ConfigError: an option of TLS can't work, such as a file that isn't there.
     """
     is_single = not address.kind
     settings: dict[str, Any] = {
         # Without Sentinels or a Cluster, Calls times each round trip once; redis-py would time each reply.
-        "socket_timeout": None if is_single else patience,
-        "socket_connect_timeout": patience,
+        "socket_timeout": None if is_single else step_timeout,
+        "socket_connect_timeout": step_timeout,
         "max_connections": pool_size,
         # Only the driver knows which commands it may send twice.
         "retry": Retry(NoBackoff(), 0),
@@ -38,7 +38,7 @@ def connect(address: Address, *, pool_size: int, patience: float) -> tuple[Any, 
     if is_single:
         client: Any = Redis
         settings["redis_connect_func"] = greet
-        watching = client.from_url(address.urls[0], **settings | {"socket_timeout": patience, "max_connections": 1})
+        watching = client.from_url(address.urls[0], **settings | {"socket_timeout": step_timeout, "max_connections": 1})
         return client.from_url(address.urls[0], **settings), ServerWatch(address.hosts, watching)
     nodes = [(each.pop("host", "localhost"), each.pop("port", 6379)) for each in options]
     settings |= options[0]

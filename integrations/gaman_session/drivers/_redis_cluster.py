@@ -1,4 +1,4 @@
-"""Cluster: which server has which slot, as the servers of a Redis Cluster tell."""
+"""Cluster: which server has which slot, as the servers of a Redis Cluster report it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gaman_session.drivers._redis_script import Call
 from gaman_session.drivers._redis_servers import Server
 
 # Servers that are asked for the slots, and seconds that the others have to answer after one that has nothing new.
-_ASKED: Final = 5
+_MAX_ASKED: Final = 5
 _GRACE: Final = 0.1
 # Seconds for which the slots aren't asked for again.
 _FRESH: Final = 0.1
 
 
 class _Slots(NamedTuple):
-    """The owner of each slot, and all servers by name, as one server of a Cluster tells."""
+    """The owner of each slot, and all servers by name, as one server of a Cluster reports them."""
 
     owners: list[Server | None]
     servers: dict[str, Server]
@@ -58,7 +58,7 @@ class Cluster:
         return self._owners[call.slot]
 
     async def masters(self) -> list[Server]:
-        """Return the servers that have slots now; RedisClusterException: no server tells, or a slot has none."""
+        """Return the servers that have slots now; RedisClusterException: no server reports the slots, or a slot has none."""
         await self.learn(0, None)
         masters = [server for server in dict.fromkeys(self._owners) if server is not None]
         if None in self._owners:
@@ -72,17 +72,17 @@ class Cluster:
 
     def named_by(self, error: AskError, server: Server) -> Server:
         """Return the server that *error*, an answer of *server*, names."""
-        told: Any = error
-        return self._server(told.host, told.port, server)
+        redirection: Any = error
+        return self._server(redirection.host, redirection.port, server)
 
     def move(self, slot: int, server: Server) -> None:
         """Note that *server* is the owner of *slot*."""
         self._owners[slot] = server
 
     async def learn(self, slot: int, failed: Server | None) -> None:
-        """Learn the owner of each slot anew, because *failed* did not serve *slot*; RedisClusterException: no server tells.
+        """Learn the owner of each slot anew, because *failed* did not serve *slot*; RedisClusterException: no server knows.
 
-        Calls that ask at almost the same time share one answer.
+        Calls that learn at almost the same time share one answer.
         """
         if self._learning is None or self._learning.done():
             if monotonic() < self._fresh_until:
@@ -100,7 +100,7 @@ class Cluster:
 
     async def _learn(self, slot: int, failed: Server | None) -> Exception | None:
         others = [server for server in self._servers.values() if server is not failed]
-        asked = random.sample(others, min(_ASKED, len(others)))
+        asked = random.sample(others, min(_MAX_ASKED, len(others)))
         waiting = {asyncio.create_task(self._slots_of(server)) for server in asked}
         best: _Slots | None = None
         errors: list[Exception] = []
@@ -113,50 +113,50 @@ class Cluster:
                 if not done:
                     break
                 for task in done:
-                    told = task.result()
-                    if isinstance(told, Exception):
-                        errors.append(told)
+                    found = task.result()
+                    if isinstance(found, Exception):
+                        errors.append(found)
                     elif best is None or best.owners[slot] in (None, failed):
-                        best = told
+                        best = found
         finally:
             for task in waiting:
                 task.cancel()
         if best is not None:
             self._take_over(best)
         elif errors:
-            error = RedisClusterException("no server of the Cluster tells which one has which slot")
+            error = RedisClusterException("no server of the Cluster says which one has which slot")
             # A server's error says more than the silence of another one.
             error.__cause__ = next((each for each in errors if isinstance(each, ResponseError)), errors[-1])
             return error
         return None
 
     async def _slots_of(self, server: Server) -> _Slots | Exception:
-        told = _Slots([None] * REDIS_CLUSTER_HASH_SLOTS, {})
+        slots = _Slots([None] * REDIS_CLUSTER_HASH_SLOTS, {})
         try:
             for start, end, *nodes in await self._ask(server.node, "CLUSTER", "SLOTS"):
                 named = [self._server(host.decode() if host else "", port, server) for host, port, *_ in nodes]
-                told.owners[start : end + 1] = named[:1] * (end + 1 - start)
-                told.servers.update({each.name: each for each in named})
+                slots.owners[start : end + 1] = named[:1] * (end + 1 - start)
+                slots.servers.update({each.name: each for each in named})
         except CallError as error:
             return error.failure or error
         except Exception as error:
             return error
-        return told if told.servers else RedisClusterException(f"{server.name} knows of no slots")
+        return slots if slots.servers else RedisClusterException(f"{server.name} knows of no slots")
 
-    def _take_over(self, told: _Slots) -> None:
-        self._owners = told.owners
+    def _take_over(self, slots: _Slots) -> None:
+        self._owners = slots.owners
         self._fresh_until = monotonic() + _FRESH
-        kept = self._first | told.servers
-        for gone in self._servers.keys() - kept.keys():
+        servers = self._first | slots.servers
+        for gone in self._servers.keys() - servers.keys():
             task = asyncio.create_task(self._servers[gone].close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-        self._servers = kept
+        self._servers = servers
 
-    def _server(self, host: str, port: int, teller: Server | None = None) -> Server:
-        """Return the server at *host* and *port*. *teller*, which named it, leaves out its own host if it doesn't know it."""
-        if teller is not None and teller.node is not None and host in ("", "?"):
-            host = teller.node.host
+    def _server(self, host: str, port: int, source: Server | None = None) -> Server:
+        """Return the server at *host* and *port*. *source*, which named it, leaves out its own host if it doesn't know it."""
+        if source is not None and source.node is not None and host in ("", "?"):
+            host = source.node.host
         name = get_node_name(host, port)
         if (server := self._servers.get(name)) is None:
             server = self._servers[name] = self._serve(ClusterNode(host, port, **self._options))

@@ -60,12 +60,12 @@ def may_pass(error: BaseException | None) -> bool:
         return may_pass(error.__cause__)
     if isinstance(error, RedisError):
         return isinstance(error, _PASSING) and not isinstance(error, AuthenticationError)
-    # redis-py itself may fail, as by an AttributeError, when a server is away.
+    # redis-py itself may fail when a server is away, for example with an AttributeError.
     return isinstance(error, Exception)
 
 
 def without_values(result: Any, server: str, seconds: float) -> Any:
-    """Return *result*. An error is told without values, and a timeout with its *server* and how many *seconds* it took."""
+    """Return *result*. An error is stripped of values, and a timeout names its *server* and how many *seconds* it took."""
     if isinstance(result, (RedisTimeoutError, TimeoutError)):
         error = RedisTimeoutError(no_answer(server, seconds))
         error.__cause__ = result
@@ -82,13 +82,13 @@ def no_answer(server: str, seconds: float) -> str:
 
 def reason(error: Exception) -> str:
     """Return the reason for logs: the server's own words, or those for the connection's failure; never a value."""
-    told, inner = [error], error.__cause__ or error.__context__
+    chain, inner = [error], error.__cause__ or error.__context__
     # redis-py wraps a ReadOnlyError without naming it as the cause.
     if isinstance(inner, (RedisError, RedisClusterException)) and (error.__cause__ or isinstance(inner, ReadOnlyError)):
         while isinstance(inner.__cause__, RedisError):
             inner = inner.__cause__
-        told.append(inner)
-    return ": ".join(dict.fromkeys(map(_words, told)))
+        chain.append(inner)
+    return ": ".join(dict.fromkeys(map(_words, chain)))
 
 
 def _words(error: Exception) -> str:

@@ -25,7 +25,7 @@ class Keyspace:
         self._damage = Damage("redis")
         self._live = prefix + "live"
         self._large: set[str] = set()
-        """Sessions that were large when they were last loaded: loading them by themselves at once saves a round trip."""
+        """Sessions that were large when they were last loaded: a load by themselves, without trying first, saves a round trip."""
 
     def key(self, id: str) -> str:
         """Return the key of a session: in a Cluster, with a hash tag."""

@@ -140,7 +140,7 @@ class ServerWatch(Watch):
         self._drop()
 
     async def _watch(self) -> None:
-        # HELLO tells every user the server's role; ROLE and INFO need permissions.
+        # HELLO shows every user the server's role; ROLE and INFO need permissions.
         protocol = self._client.get_connection_kwargs().get("protocol") or 3
         while True:
             pause = _LONG_PERIOD
@@ -225,7 +225,7 @@ class SentinelWatch(Watch):
         """Keep a Sentinel's answer; its events only say when to ask."""
         sentinel = self._sentinels[i]
         state = await sentinel.sentinel_master(self._name)
-        # From the promotion on, the Sentinel that leads a failover tells the new address here. Its state has it after the failover.
+        # From the promotion on, the Sentinel that leads a failover gives the new address here. Its state has it after the failover.
         host, port = await sentinel.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self._name)
         address = (host.decode() if isinstance(host, bytes) else host, int(port))
         is_promoted = address != (state["ip"], state["port"])
@@ -249,13 +249,13 @@ class SentinelWatch(Watch):
             self._is_silent = True
             return
         self._is_silent = False
-        told = Counter((answer.epoch, answer.address) for answer in answers)
-        latest = max(answers, key=lambda answer: (answer.epoch, told[answer.epoch, answer.address]))
+        counts = Counter((answer.epoch, answer.address) for answer in answers)
+        latest = max(answers, key=lambda answer: (answer.epoch, counts[answer.epoch, answer.address]))
         before = self.answer
         if before is None:
             self.answer = latest
         # A Sentinel that was away, or doesn't know of a failover yet, has a lower epoch. If all agree, they were set up anew.
-        elif latest.epoch > before.epoch or told[latest.epoch, latest.address] == len(self._sentinels):
+        elif latest.epoch > before.epoch or counts[latest.epoch, latest.address] == len(self._sentinels):
             self.answer = latest
             if latest.address != before.address:
                 addresses = before.server, latest.server
@@ -301,5 +301,5 @@ async def _wait_for(events: Any) -> None:
 def _is_replica(hello: Any) -> bool:
     # A map with RESP3, and a list with RESP2.
     is_map = isinstance(hello, dict)
-    told = cast("dict[bytes, Any]", hello if is_map else dict(zip(hello[::2], hello[1::2], strict=False)))
-    return bool(told.get(b"role") == b"replica")
+    fields = cast("dict[bytes, Any]", hello if is_map else dict(zip(hello[::2], hello[1::2], strict=False)))
+    return bool(fields.get(b"role") == b"replica")

@@ -10,12 +10,12 @@ logger = logging.getLogger("gaman")
 
 
 class EvictionPolicy:
-    """The maxmemory-policy by which the servers at *hosts* evict keys, as far as they tell it."""
+    """The maxmemory-policy by which the servers at *hosts* evict keys, as far as the driver's user may read it."""
 
     def __init__(self, hosts: str) -> None:
         self._hosts = hosts
         self._name = ""
-        """Empty if no server evicts keys, or none tells."""
+        """Empty if no server is known to evict keys."""
 
     def learn(self, memories: Iterable[Mapping[str, Any]]) -> None:
         """Note the policy in *memories*, the answers of all servers to INFO memory, and warn of one that is new."""

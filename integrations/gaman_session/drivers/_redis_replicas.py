@@ -17,7 +17,7 @@ logger = logging.getLogger("gaman")
 
 
 async def warn(client: Any, answer: Answer | None, *, is_cluster: bool, named: int, wait_replicas: int, seconds: float) -> None:
-    """Warn of settings that can lose changes or refuse them all, as far as the server tells them to this user within *seconds*.
+    """Warn of settings that can lose changes or refuse them all, as far as this user may read them within *seconds*.
 
     *answer* is the Sentinels' latest one, or None without Sentinels; *named* is how many of them the url has.
     """
@@ -59,8 +59,8 @@ async def _min_replicas(client: Any, master: str, *, is_cluster: bool) -> int:
     """Return how many replicas Redis itself wants before it accepts a change, or 0 if this user may not ask."""
     where = {"target_nodes": client.get_node(node_name=master)} if is_cluster else {}
     with suppress(RedisError):
-        told = await client.config_get("min-replicas-to-write", **where)
-        return int(told.get("min-replicas-to-write", 0))
+        settings = await client.config_get("min-replicas-to-write", **where)
+        return int(settings.get("min-replicas-to-write", 0))
     return 0
 
 

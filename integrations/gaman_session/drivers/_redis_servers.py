@@ -14,9 +14,9 @@ from gaman_session.drivers._batches import Batches
 from gaman_session.drivers._redis_script import READS, Call
 
 # Round trips to a server at a time. More would only carry fewer calls each.
-_AT_ONCE: Final = 4
+_MAX_IN_FLIGHT: Final = 4
 # The same for large sessions, each of which has a round trip and a connection to itself.
-_LARGE_AT_ONCE: Final = 2
+_MAX_LARGE_IN_FLIGHT: Final = 2
 
 
 class Server:
@@ -37,14 +37,14 @@ class Server:
     ) -> None:
         self.name = name
         self.node = node
-        large, run_here = min(_LARGE_AT_ONCE, pool_size // 2), partial(run, self)
+        large, run_here = min(_MAX_LARGE_IN_FLIGHT, pool_size // 2), partial(run, self)
         # Reads don't wait for the replicas that a write waits for.
         lanes = min(2 if waits else 1, pool_size - large)
-        at_once = min(_AT_ONCE, (pool_size - large) // lanes)
-        self._reads = Batches[Call, Any](run_here, at_once=at_once)
+        max_in_flight = min(_MAX_IN_FLIGHT, (pool_size - large) // lanes)
+        self._reads = Batches[Call, Any](run_here, max_in_flight=max_in_flight)
         # Over a single connection, every call waits for every other.
-        self._writes = self._reads if lanes == 1 else Batches[Call, Any](run_here, at_once=at_once)
-        self._large = Batches[Call, Any](run_here, at_once=large, max_calls=1) if large else self._reads
+        self._writes = self._reads if lanes == 1 else Batches[Call, Any](run_here, max_in_flight=max_in_flight)
+        self._large = Batches[Call, Any](run_here, max_in_flight=large, max_calls=1) if large else self._reads
 
     def call(self, call: Call, *, is_large: bool) -> Awaitable[Any]:
         """Return an awaitable of the result of *call*; one that loads a large session delays no others."""

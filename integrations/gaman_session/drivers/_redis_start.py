@@ -48,7 +48,7 @@ async def try_commands(calls: Calls, address: Address, *, prefix: str, key: str,
             async with asyncio.timeout(until - monotonic()):
                 answers = [await calls.attempt(call) for call in attempts]
         except TimeoutError as cause:
-            # The answers to an earlier attempt tell more.
+            # The answers to an earlier attempt say more.
             answers = answers or [cause]
         may_pass = any(isinstance(answer, passing) and not isinstance(answer, AuthenticationError) for answer in answers)
         if not may_pass or monotonic() + PAUSE > until:

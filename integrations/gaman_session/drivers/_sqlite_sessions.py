@@ -10,14 +10,14 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from gaman_session._damage import Damage
-from gaman_session._driver import MAX_SKEW, TOMBSTONE, Outcome, Ownership, Record, size_of
+from gaman_session._driver import MAX_SKEW, TOMBSTONE, YEAR_10000, Outcome, Ownership, Record, size_of
 from gaman_session.drivers._sqlite import Database
 
 _Missing: TypeAlias = Literal[Outcome.ENDED, Outcome.ABSENT]
 
-# Texts and blobs are above all numbers. The last number is the year 10,000, which datetime can't represent.
-_IS_SOUND: Final = """
-created >= 0 AND created <= expires AND deadline >= 0 AND deadline <= expires AND expires < 253402300800
+# SQLite orders texts and blobs above all numbers.
+_IS_SOUND: Final = f"""
+created >= 0 AND created <= expires AND deadline >= 0 AND deadline <= expires AND expires < {YEAR_10000}
 AND version >= 0 AND typeof(version) = 'integer' AND ended IN (0, 1)
 AND size >= 0 AND typeof(size) = 'integer' AND typeof(seal) = 'blob'
 """
@@ -51,8 +51,8 @@ _OWNED: Final = f"""
 SELECT {_COLUMNS_OF_HEAD}, owner, since, note, id
 FROM sessions WHERE owner = ? AND deadline > ?
 """  # noqa: S608
-# An end that is further ahead was noted before the clock was set back.
-_REMEMBER_END: Final = f"""
+# A time that is further ahead was stored before the clock was set back.
+_REVOKE: Final = f"""
 INSERT INTO session_owners_ended VALUES (?, ?) ON CONFLICT (owner) DO UPDATE
 SET ended = iif(ended > excluded.ended + {MAX_SKEW}, excluded.ended, max(ended, excluded.ended))
 """  # noqa: S608
@@ -64,8 +64,8 @@ SELECT (SELECT count(*) FROM sessions WHERE deadline > ?1)
 """
 # UNION, unlike UNION ALL, ends if tombstones lead in a circle.
 _LIVING: Final = """
-WITH RECURSIVE names (id) AS (SELECT ?1 UNION SELECT successor FROM names JOIN sessions USING (id) WHERE ended AND deadline > ?2)
-SELECT id FROM names JOIN sessions USING (id) WHERE NOT ended AND deadline > ?2
+WITH RECURSIVE ids (id) AS (SELECT ?1 UNION SELECT successor FROM ids JOIN sessions USING (id) WHERE ended AND deadline > ?2)
+SELECT id FROM ids JOIN sessions USING (id) WHERE NOT ended AND deadline > ?2
 """
 _PURGE: Final = "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE deadline <= ? ORDER BY deadline LIMIT ?)"
 
@@ -73,7 +73,7 @@ _parse_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class IsLarge(Exception):
-    """The session is large, so a load of its own has to load it."""
+    """The session is large, so it has to be loaded by itself."""
 
 
 class _Head(NamedTuple):
@@ -88,7 +88,7 @@ class _Head(NamedTuple):
     seal: bytes
 
 
-class Sessions(Database):
+class SessionTables(Database):
     """The sessions, as the thread of a connection sees them; a call that writes is in a transaction."""
 
     def __init__(self, file: Path, timeout: float, damage: Damage) -> None:
@@ -200,7 +200,7 @@ class Sessions(Database):
         ending = [id for id in self.owned(owner, now) if id not in keep]
         for id in ending:
             self._end(id, now, None)
-        self.execute(_REMEMBER_END, (owner, now))
+        self.execute(_REVOKE, (owner, now))
         return len(ending)
 
     def count(self, now: float) -> int:
@@ -213,8 +213,8 @@ class Sessions(Database):
 
     def _is_revoked(self, ownership: Ownership, now: float) -> bool:
         """Return whether all sessions of the owner were ended after *ownership* was made, less than a minute ago."""
-        question = "SELECT 1 FROM session_owners_ended WHERE owner = ? AND ended > ? AND ended > ? AND ended <= ?"
-        return self.execute(question, (ownership.owner, ownership.since, now - TOMBSTONE, now + MAX_SKEW)).fetchone() is not None
+        query = "SELECT 1 FROM session_owners_ended WHERE owner = ? AND ended > ? AND ended > ? AND ended <= ?"
+        return self.execute(query, (ownership.owner, ownership.since, now - TOMBSTONE, now + MAX_SKEW)).fetchone() is not None
 
     def _record(self, id: str, fields: dict[str, bytes], head: _Head, row: tuple[Any, ...]) -> Record:
         owner, since, note = row[len(head) : len(head) + 3]

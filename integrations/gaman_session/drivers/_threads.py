@@ -1,4 +1,4 @@
-"""Threads: they run functions that wait for a disk, while the event loop goes on."""
+"""Threads: run functions that wait for a disk, so that the event loop doesn't wait."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Threads:
             except BaseException as raised:
                 error = raised
             if not loop.is_closed():
-                loop.call_soon_threadsafe(self._answer, future, result, error)
+                loop.call_soon_threadsafe(self._settle, future, result, error)
             # Keep nothing alive until the next call.
             del call, future, function, arguments, result, error
 
-    def _answer(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    def _settle(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
         self._in_flight -= 1
         if future.done():
             return

@@ -23,8 +23,9 @@ class TimeLimit:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._inside: dict[asyncio.Task[Any], tuple[float, int]] = {}
-        """When each task is late, in the order of these times, and how many cancellations it had pending when it entered."""
+        """For each task when it is late, earliest first, and how many cancellations it had pending when it entered."""
         self._late: dict[asyncio.Task[Any], int] = {}
+        """The tasks that were cancelled because they were late, with the same number."""
         self._loop: asyncio.AbstractEventLoop | None = None
         """The event loop of the latest block."""
         self._timed_loop: asyncio.AbstractEventLoop | None = None
@@ -50,7 +51,7 @@ class TimeLimit:
         return self._inside[task][0] - monotonic() if task in self._inside else math.inf
 
     def _cancel_late_tasks(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Cancel the tasks that are late, and come back when the next one may be."""
+        """Cancel the tasks that are late, and run again when the next one may be."""
         if self._timed_loop is not loop:
             return
         now = monotonic()

@@ -28,10 +28,10 @@ from gaman_session.drivers._time_limit import TimeLimit
 
 T = TypeVar("T")
 
-_THREADS: Final = 16
+_MAX_THREADS: Final = 16
 """More than there are processors, because the threads wait for the disk."""
 _MAX_CALLS: Final = 100
-"""Calls in a transaction. With more, all of them would wait until the last one's file is on the disk."""
+"""Calls in a transaction. Each of them waits until the files of all are on the disk."""
 _MAX_MARKERS: Final = 100
 """Expiry markers that a purge handles in one step, which the timeout bounds."""
 _MAX_PAUSE: Final = 0.05
@@ -54,9 +54,9 @@ class FileDriver(Reporter):
         self._folder = Folder(os.path.abspath(expand(path, f"the file driver has dir={path!r}")))
         self._timeout = timeout
         self._limit = TimeLimit(timeout)
-        self._threads = Threads(_THREADS, "gaman-session-files")
+        self._threads = Threads(_MAX_THREADS, "gaman-session-files")
         # Half of the threads, so that a write always finds one that isn't loading.
-        self._loads: Batches[str, Stored | None] = Batches(partial(self._load_each, LARGE), at_once=_THREADS // 2)
+        self._loads: Batches[str, Stored | None] = Batches(partial(self._load_each, LARGE), max_in_flight=_MAX_THREADS // 2)
         # One at a time, because decoding holds the interpreter's lock.
         self._large_loads: Batches[str, Stored | None] = Batches(partial(self._load_each, math.inf), max_calls=1)
         self._writes: dict[str, Batches[Call, Any]] = {}
@@ -87,7 +87,7 @@ class FileDriver(Reporter):
 
     @reports("load a session")
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
-        """Return the session as it was last written, ENDED or None. A load waits for no lock."""
+        """Return the session, ENDED, or None. A load waits for no lock."""
         self._folder.folder_of(id)
         try:
             stored = await self._loads.call(id)
@@ -141,7 +141,7 @@ class FileDriver(Reporter):
         await _rules.destroy_all(id, lambda each: self._write(lambda store: _rules.destroy(store, each, now=now), each))
 
     async def purge(self, *, now: float, limit: int) -> int:
-        """Remove expired sessions. A session whose folder is locked at that moment is left to the next purge."""
+        """Remove expired sessions and tombstones. The next purge removes those whose folder is locked now."""
         removed, handled = 0, 1
         while handled and removed < limit:
             handled, of_these = await self._purge_some(now, min(limit - removed, _MAX_MARKERS))
@@ -164,7 +164,7 @@ class FileDriver(Reporter):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Do what apply() does, and set the session's ownership in the same transaction."""
+        """Do what apply() does, and set the session's ownership in the same step."""
         return await self._write(
             lambda store: _rules.set_owner(store, id, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size),
             id,
@@ -177,7 +177,7 @@ class FileDriver(Reporter):
         return await self._threads.call(self._folder.owned, owner, now)
 
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
-        """Revoke the owner's older ownerships, and end the sessions, one transaction for each folder."""
+        """End the owner's sessions except those in *keep*, in a transaction for each folder."""
 
         async def end(ids: list[str]) -> Iterable[str | bool]:
             folders = [list(group) for _, group in groupby(sorted(ids), lambda id: id[:2])]
@@ -196,7 +196,7 @@ class FileDriver(Reporter):
 
     @reports("count its sessions")
     async def count(self, *, now: float) -> int:
-        """Return how many sessions there are, by the names of their files; only those with a due marker are read."""
+        """Return how many sessions there are, by the names of their files; only those whose marker has expired are read."""
         return await self._threads.call(self._folder.count, now)
 
     async def _write(self, change: Callable[[Transaction], T], *ids: str, ownership: Ownership | None = None) -> T:
@@ -211,7 +211,7 @@ class FileDriver(Reporter):
         """Return the result of *change* as soon as no other process holds the locks of *folders*."""
         if folders[0] not in self._writes:
             self._writes[folders[0]] = Batches(self._run_each, max_calls=_MAX_CALLS)
-        # The task waits for the lock, and not a thread. So a lock that is stuck blocks no other call, and there is no deadlock.
+        # The task waits for the lock, not a thread, so that a stuck lock blocks no other call and threads can't deadlock.
         pause = 0.001
         while True:
             with suppress(BlockingIOError):

@@ -24,19 +24,19 @@ from gaman_session.drivers._mongodb_batches import MAX_IN_FLIGHT, Documents
 from gaman_session.drivers._mongodb_client import CODEC, create_indexes, find_collection, make_client
 from gaman_session.drivers._mongodb_documents import (
     Change,
-    bury,
     date,
     live,
     owned_by,
     owner_stage,
     path,
+    replace_by_tombstone,
     to_bson,
     to_document,
     to_record,
     tombstone,
 )
 from gaman_session.drivers._mongodb_errors import conceal
-from gaman_session.drivers._mongodb_owners import CallTime, Owners
+from gaman_session.drivers._mongodb_owners import CallTime, Revocations
 from gaman_session.drivers._reports import Reporter, reports
 from gaman_session.drivers._time_limit import TimeLimit
 
@@ -98,7 +98,7 @@ class MongoDBDriver(Reporter):
             raise
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Finish the calls in flight, and close every connection."""
         if self._loop in (None, asyncio.get_running_loop()):
             await self._documents.drain()
             await self._client.close()
@@ -108,17 +108,17 @@ class MongoDBDriver(Reporter):
     @reports("load a session")
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
-        return await self._documents.find(id, now, self._connections)
+        return await self._documents.load(id, now, self._connections)
 
     @reports("create a session")
     async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
-        """Insert a document, unless the id has one."""
+        """Store a new session."""
         call, ownership = CallTime(record.created), record.ownership
         async with self._connections:
             try:
                 if ownership is None:
                     await self._insert(id, record)
-                elif not await self._owners.insert(id, record, ownership, call):
+                elif not await self._revocations.insert(id, record, ownership, call):
                     return Outcome.REVOKED
             except DuplicateKeyError as error:
                 raise SessionStoreError(self.name, "create a session under an id that is taken") from self._conceal(error)
@@ -135,7 +135,7 @@ class MongoDBDriver(Reporter):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Set and delete single fields of a live session."""
+        """Set and delete single fields of the session."""
         change = Change(sets, deletes, now, deadline, max_size)
         if not deletes and await self._documents.set(id, change):
             return Outcome.WRITTEN
@@ -146,7 +146,7 @@ class MongoDBDriver(Reporter):
     async def swap(
         self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        """Set one field if its value is still *old*."""
+        """Set one field if its bytes are *old*."""
         change = Change({field: new}, (), now, deadline, max_size)
         stored = None if old is None else to_bson(old)
         async with self._connections:
@@ -154,10 +154,10 @@ class MongoDBDriver(Reporter):
                 same = {"$exists": False} if old is None else {"$eq": stored}
                 if await self._documents.update({**live(id, now), path(field): same}, change.sized_update()):
                     return Outcome.WRITTEN
-            # To MongoDB, 1 equals 1.0, and a filter by 1 finds [1]. Only the version tells that its own values are unchanged.
+            # To MongoDB, 1 equals 1.0, and a filter by 1 finds [1]. Only the version shows that such a value is unchanged.
             while True:
                 async with self._documents.lock(id):
-                    found = await self._documents.find(id, now)
+                    found = await self._documents.load(id, now)
                     if not isinstance(found, Record):
                         return found or Outcome.ABSENT
                     if found.fields.get(field) != old:
@@ -169,7 +169,7 @@ class MongoDBDriver(Reporter):
 
     @reports("rename a session")
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-        """End the session if its version is still *version*, and then store *record* under *new_id*."""
+        """Replace the session by *record* under *new_id* if its version is still *version*, in two steps: the old id dies first."""
         call, ownership, unconfirmed = CallTime(now), record.ownership, None
         unchanged, successor = {**live(id, now), "version": version}, {**tombstone(now), "successor": new_id}
         async with self._connections:
@@ -187,19 +187,19 @@ class MongoDBDriver(Reporter):
             if not is_ended:
                 if unconfirmed is not None:
                     raise unconfirmed
-                found = await self._documents.find(id, now)
+                found = await self._documents.load(id, now)
                 return Outcome.CONFLICT if isinstance(found, Record) else found or Outcome.ABSENT
             try:
                 if ownership is None:
                     await self._insert(new_id, record)
                 elif ownership.since == since:
                     # The session has this owner already: it is never REVOKED, and it has ended if all of the owner's were ended.
-                    if not await self._owners.insert(new_id, record, ownership, call, id):
+                    if not await self._revocations.insert(new_id, record, ownership, call, id):
                         return Outcome.ENDED
-                elif not await self._owners.insert(new_id, record, ownership, call):
+                elif not await self._revocations.insert(new_id, record, ownership, call):
                     return Outcome.REVOKED
             except DuplicateKeyError as error:
-                if await self._documents.find(new_id, now) is Outcome.ENDED:
+                if await self._documents.load(new_id, now) is Outcome.ENDED:
                     return Outcome.ENDED
                 raise SessionStoreError(self.name, "rename a session to an id that is taken") from self._conceal(error)
             except WriteConcernError as error:
@@ -210,14 +210,14 @@ class MongoDBDriver(Reporter):
 
     @reports("end a session")
     async def destroy(self, id: str, *, now: float) -> None:
-        """Put a tombstone in the place of the session and of those it was renamed to, even of one that isn't stored yet."""
+        """End the session, and those it was renamed to, even one that isn't stored yet."""
         followed: set[str] = set()
         next_id: object = id
         async with self._connections:
             while isinstance(next_id, str) and next_id not in followed:
                 # The session that a rename leads to may not be stored yet. For the first id, only a stored session is ended.
                 where = {"_id": next_id} if followed else {"_id": next_id, "deadline": {"$gt": date(now)}}
-                found = await self._documents.update_and_find(where, bury(now), upsert=bool(followed))
+                found = await self._documents.update_and_find(where, replace_by_tombstone(now), upsert=bool(followed))
                 followed.add(next_id)
                 next_id = found and found.get("successor")
 
@@ -237,13 +237,13 @@ class MongoDBDriver(Reporter):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Do what apply() does, and give the session to the owner of *ownership*, in three round trips, or to no owner, in one."""
+        """Do what apply() does, and set the session's ownership in the same step; a new owner takes three round trips."""
         call, change = CallTime(now), Change(sets, deletes, now, deadline, max_size, owner_stage(ownership))
         async with self._connections:
-            if ownership is not None and await self._owners.is_revoked(ownership, call):
+            if ownership is not None and await self._revocations.is_revoked(ownership, call):
                 return Outcome.REVOKED
             outcome = await self._apply(id, change)
-            if ownership is None or outcome is not Outcome.WRITTEN or not await self._owners.is_revoked(ownership, call):
+            if ownership is None or outcome is not Outcome.WRITTEN or not await self._revocations.is_revoked(ownership, call):
                 return outcome
             # A revocation made in between may not have found this session.
             await self._sessions.replace_one(live(id, now), tombstone(now))
@@ -259,9 +259,9 @@ class MongoDBDriver(Reporter):
 
     @reports("end the sessions of an owner")
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
-        """Revoke the owner's sessions, and then end those that are there; a rename in flight ends its own."""
+        """End the owner's sessions except those in *keep*; a rename in flight ends its own."""
         async with self._connections:
-            return await self._owners.end_all(owner, list(keep), now)
+            return await self._revocations.end_owned(owner, list(keep), now)
 
     @reports("count its sessions")
     async def count(self, *, now: float) -> int:
@@ -294,7 +294,7 @@ class MongoDBDriver(Reporter):
         size = int(min(self._client.options.pool_options.max_pool_size, sys.maxsize))
         self._connections = asyncio.Semaphore(max(1, size - 2 * MAX_IN_FLIGHT))
         self._documents = Documents(self._sessions, self._timeout, self._damage)
-        self._owners = Owners(self._sessions)
+        self._revocations = Revocations(self._sessions)
 
     @reports("prepare its collection; see that it runs where the driver's uri says, and lets this user in")
     async def _prepare(self) -> None:
@@ -315,7 +315,7 @@ class MongoDBDriver(Reporter):
         """Find out why the server refused a change, and make it if the session has room and doesn't change meanwhile."""
         while True:
             async with self._documents.lock(id):
-                found = await self._documents.find(id, change.now)
+                found = await self._documents.load(id, change.now)
                 if not isinstance(found, Record):
                     return found or Outcome.ABSENT
                 if change.outgrows(found.fields):

@@ -8,8 +8,9 @@
 -- `live`, and touches the set of a former owner, which can't be declared because only the session names it.
 --
 -- The index and the owners' sets have no TTL, so a policy that evicts only keys with one (volatile-*) evicts sessions and no sets.
--- The end of all sessions of an owner is noted in the owner's set, as `ended`, or in a session, as `revoked:`, and goes only with
--- it. A tombstone may be evicted early: an absent id takes no write either, but no longer leads a logout to the session's new id.
+-- The time when all sessions of an owner were ended is in the owner's set, as `ended`, or in a session, as `revoked:<owner>`, and is
+-- evicted only with it. A tombstone may be evicted early: an absent id takes no write either, but no longer leads a logout to the
+-- session's new id.
 
 -- Returns a marker for a large session, which the driver then loads with is_large, by a command of its own.
 local function load(key, is_large)
@@ -90,7 +91,7 @@ local function leave(key, live, owner)
 end
 
 -- Replaces the hash by a tombstone.
-local function bury(key, live, now, successor)
+local function end_session(key, live, now, successor)
     local deadline = string.format('%.17g', now + TOMBSTONE)
     local names = {}
     if live then
@@ -120,11 +121,11 @@ local function resize(key, live, now, size, max_size, names, values, deletes)
     end
     if new > max_size and new > size then return 'TOO_LARGE' end
     if new > 0 then return nil, new end
-    bury(key, live, now)
+    end_session(key, live, now)
     return 'EMPTIED'
 end
 
--- An instant that is further ahead comes from a clock that was set back since.
+-- A time that is further ahead was stored before the clock was set back.
 local function is_recent(instant, now)
     return instant and instant <= now + MAX_SKEW and now < instant + TOMBSTONE
 end
@@ -253,7 +254,7 @@ function operations.rename(keys, values, now, version, new_id, since, ...)
     if redis.call('HGET', key, 'version') ~= version then return 'CONFLICT' end
     refuse_if_full()
     if set and is_revoked(set, now, since) and redis.call('HGET', key, 'since') ~= since then return 'REVOKED' end
-    bury(key, live, now, new_id)
+    end_session(key, live, now, new_id)
     if not new_key then return 'WRITTEN' end
     local _, _, expires = ...
     if set then enter(set, new_id, expires, now) end
@@ -271,7 +272,7 @@ function operations.destroy(keys, values, now, is_successor)
     local key, live = unpack(keys)
     local state = find(key, now)
     if state == 'ENDED' then return redis.call('HGET', key, 'successor') end
-    if not state or is_successor then bury(key, live, now) end
+    if not state or is_successor then end_session(key, live, now) end
     return false
 end
 
@@ -310,13 +311,13 @@ function operations.end_owned(keys, values, now)
     return redis.call('ZRANGE', set, 0, -1, 'WITHSCORES')
 end
 
--- Returns 1 if the session was ended, 0 if it has another owner, its successor if it was renamed, and else false.
+-- Returns 1 if the session was ended, 0 if it has another owner, its successor if it was renamed, and otherwise false.
 -- With is_awaited, an absent session is ended too, because it may be about to be stored.
 function operations.end_one(keys, values, now, owner, is_awaited)
     local key, live = unpack(keys)
     local state = find(key, now)
     if state == 'ENDED' then return redis.call('HGET', key, 'successor') end
-    if state == 'ABSENT' and is_awaited then bury(key, live, now) end
+    if state == 'ABSENT' and is_awaited then end_session(key, live, now) end
     if state then return false end
     if redis.call('HGET', key, 'owner') ~= owner then
         -- In a Cluster, a set_owner() may be in flight that gives it to this owner, because the set has its id first.
@@ -325,7 +326,7 @@ function operations.end_one(keys, values, now, owner, is_awaited)
         redis.call('HSET', key, 'revoked:' .. owner, string.format('%.17g', instant))
         return 0
     end
-    bury(key, live, now)
+    end_session(key, live, now)
     return 1
 end
 

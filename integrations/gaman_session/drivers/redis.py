@@ -1,12 +1,12 @@
 """Sessions in Redis, as a single server, behind Sentinels or in a Cluster: a hash for each, which Redis itself removes.
 
 Beside the session's own fields, whose names begin with a colon, a hash holds `created`, `expires` and their `seal`, `deadline`,
-`version`, the `size` of those fields, and the `token` of the last write that must not happen twice. A tombstone holds `ended`,
-`deadline`, and after a rename the `successor`.
-A session with an owner also has `owner`, `since` (when the owner was set), and `note`. For each owner, the sorted set
-`owner:<owner>` holds the ids of the owner's sessions by `expires`; its member `ended` tells for a minute when all of them were
-ended. The sorted set `live` holds all ids by `deadline`. A Cluster has no `live`, because each write touches one key there, so
-count() looks at every key.
+`version`, the `size` of those fields, and the `token` of the last write that must not happen twice. A session with an owner also
+has `owner`, `since` (when the owner was set), and `note`. A tombstone holds `ended`, `deadline`, and after a rename `successor`.
+
+For each owner, the sorted set `owner:<owner>` holds the ids of the owner's sessions by `expires`. For a minute after all of them
+were ended, its member `ended` has that time. The sorted set `live` holds all ids by `deadline`. A Cluster has no `live`, because
+each write touches one key there, so count() reads every key.
 
 `redis.lua` is the script that makes each call atomic, and `_redis_calls.py` sends it to the server.
 """
@@ -39,9 +39,9 @@ from gaman_session.drivers._redis_records import (
     values_and_arguments,
 )
 from gaman_session.drivers._redis_replicas import warn
+from gaman_session.drivers._redis_scan import Scan
 from gaman_session.drivers._redis_script import Call
 from gaman_session.drivers._redis_start import try_commands
-from gaman_session.drivers._redis_walk import Walk
 from gaman_session.drivers._reports import Reporter, reports
 from gaman_session.drivers._time_limit import TimeLimit
 
@@ -89,7 +89,7 @@ class RedisDriver(Reporter):
         self._client: Any = None
         self._watch = Watch()
         self._keyspace = Keyspace(prefix, self._calls, is_cluster=self._is_cluster)
-        self._walk = Walk(prefix, self._calls.ask)
+        self._scan = Scan(prefix, self._calls.ask)
         self._policy = EvictionPolicy(self._address.hosts)
 
     async def open(self) -> None:
@@ -97,7 +97,7 @@ class RedisDriver(Reporter):
 
         ConfigError: the url, or the permissions of its user, have to be fixed. SessionStoreError: the server can't be reached.
         """
-        self._client, self._watch = connect(self._address, pool_size=self._pool_size, patience=self._calls.patience)
+        self._client, self._watch = connect(self._address, pool_size=self._pool_size, step_timeout=self._calls.step_timeout)
         self._calls.open(self._client, self._watch)
         await self._watch.open(None if self._is_cluster else self._client.connection_pool)
         key, is_watched = self._keyspace.special_key("check"), self._watch.answer is not None
@@ -114,12 +114,12 @@ class RedisDriver(Reporter):
             is_cluster=self._is_cluster,
             named=len(self._address.urls),
             wait_replicas=self._wait_replicas,
-            seconds=self._calls.patience,
+            seconds=self._calls.step_timeout,
         )
         await self._learn_policy()
 
     async def close(self) -> None:
-        """Close every connection, after the calls in flight."""
+        """Finish the calls in flight, and close every connection."""
         await self._calls.close()
         await self._watch.close()
         if self._client is not None:
@@ -153,7 +153,7 @@ class RedisDriver(Reporter):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Set and delete single fields of an existing session."""
+        """Set and delete single fields of the session."""
         arguments = (now, deadline_argument(deadline), max_size, field_names(sets), field_names(deletes))
         return await self._keyspace.write("apply", id, (), (*sets.values(),), *arguments)
 
@@ -161,14 +161,14 @@ class RedisDriver(Reporter):
     async def swap(
         self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        """Set one field if it still is *old*."""
+        """Set one field if its bytes are *old*."""
         values = (new,) if old is None else (new, old)
         arguments = (now, deadline_argument(deadline), max_size, token_urlsafe(12), ":" + field)
         return await self._keyspace.write("swap", id, (), values, *arguments)
 
     @reports("rename a session")
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-        """Replace the session by *record* under *new_id*, if it is still at *version*."""
+        """Replace the session by *record* under *new_id* if its version is still *version*."""
         ownership = record.ownership
         condition = (now, str(version), new_id, ownership is not None and repr(ownership.since))
         if self._is_cluster:
@@ -184,7 +184,7 @@ class RedisDriver(Reporter):
         if ownership is None:
             await room
         elif (await asyncio.gather(self._keyspace.enter(new_id, ownership, record.expires, now=now), room))[0] is Outcome.REVOKED:
-            # An ownership that the session already has is never revoked. It is only looked up within a minute of an end_owned().
+            # An ownership that the session already has is never revoked. Only within a minute of an end_owned() is it read here.
             found = await self._keyspace.look(id, now)
             if not isinstance(found, Record):
                 return found or Outcome.ABSENT
@@ -212,7 +212,7 @@ class RedisDriver(Reporter):
 
     @reports("end a session")
     async def destroy(self, id: str, *, now: float) -> None:
-        """End the session, and those that it was renamed to."""
+        """End the session, and those it was renamed to."""
         seen = set[str]()
         while id not in seen:
             call = Call("destroy", self._keyspace.keys(id), (), (now, bool(seen)))
@@ -225,12 +225,12 @@ class RedisDriver(Reporter):
     async def purge(self, *, now: float, limit: int) -> int:
         """Return 0, because Redis removes sessions by itself; remove expired ids from the indexes, which have no TTL.
 
-        These are the index of all, and the owners' sets, which each call finds among a sixtieth of the server's keys. It takes as
-        long as they need: the timeout is for each step.
+        These are the index of all, and the owners' sets in the next sixtieth of the server's keys. Each step
+        has the whole timeout.
         """
         await self._learn_policy()
         for node in await self._masters():
-            pages = self._walk.expiring(node, now)
+            pages = self._scan.expiring(node, now)
             while (keys := await self._next_page(pages)) is not None:
                 await asyncio.gather(*(self._tidy(key, now) for key in keys))
         if not self._is_cluster:
@@ -265,9 +265,9 @@ class RedisDriver(Reporter):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Do what apply() does, and give the session to the owner of *ownership*, or take it from its owner if that is None.
+        """Do what apply() does, and set the session's ownership in the same step.
 
-        In a Cluster, it takes three round trips.
+        In a Cluster, a new owner takes three round trips.
         """
         names, values, deleted = field_names(sets), (*sets.values(),), field_names(deletes)
         limits = (deadline_argument(deadline), max_size)
@@ -287,9 +287,9 @@ class RedisDriver(Reporter):
 
     @reports(_LIST)
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
-        """Return the owner's sessions by id, without their fields; in two round trips, one for the ids and one for the sessions.
+        """Return the owner's sessions, without their fields; in two round trips, one for the ids and one for the sessions.
 
-        SessionStoreError also if Redis may have evicted the owner's set.
+        SessionStoreError: Redis may have evicted the owner's set.
         """
         if doubt := self._policy.doubt():
             raise SessionStoreError(self.name, _LIST, doubt)
@@ -307,9 +307,9 @@ class RedisDriver(Reporter):
 
     @reports(_END_ALL)
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
-        """Revoke the owner's older sessions from now on, end them, and return how many these were.
+        """End the owner's sessions except those in *keep*.
 
-        SessionStoreError, after the sessions in the owner's set were ended, if Redis may have evicted that set before.
+        SessionStoreError: the sessions in the owner's set were ended, but Redis may have evicted that set before.
         """
         ids = [id for id in await self._keyspace.members("end_owned", owner, now=now) if id not in keep]
         ended, gone, seen = 0, set(ids), {*ids, *keep}
@@ -330,14 +330,14 @@ class RedisDriver(Reporter):
 
     @reports("count its sessions")
     async def count(self, *, now: float) -> int:
-        """Return how many sessions there are, by the index of all, or in a Cluster by a look at each key.
+        """Return how many sessions there are, by the index of all, or in a Cluster by reading each key.
 
         The index counts a session that Redis has evicted, or a person has deleted, up to its deadline.
         """
         if not self._is_cluster:
             return await self._keyspace.count(now=now)
         while True:
-            counts = [self._walk.count(node, now) for node in await self._calls.masters()]
+            counts = [self._scan.count(node, now) for node in await self._calls.masters()]
             results = await asyncio.gather(*counts, return_exceptions=True)
             error = next((each for each in results if isinstance(each, BaseException)), None)
             if error is None:
@@ -360,7 +360,7 @@ class RedisDriver(Reporter):
         return report
 
     async def _learn_policy(self) -> None:
-        # A server that doesn't tell changes nothing: its user may lack the permission.
+        # A user without the permission gets no warning.
         with suppress(CallError, TimeoutError), self._limit:
             self._policy.learn([await self._calls.ask(node, "INFO", "memory") for node in await self._calls.masters()])
 

@@ -31,10 +31,10 @@ from gaman_session._paths import expand
 from gaman_session.drivers._checks import check_timeout
 from gaman_session.drivers._reports import Reporter, reports
 from gaman_session.drivers._sqlite import COLUMNS, Connection, create_file
-from gaman_session.drivers._sqlite_sessions import IsLarge, Sessions
+from gaman_session.drivers._sqlite_sessions import IsLarge, SessionTables
 
 _MAX_PURGED: Final = 50
-"""Sessions that one purge removes. Other writes wait for it, and so many take two milliseconds."""
+"""Sessions that one purge removes. Other writes wait for it, and fifty take two milliseconds."""
 _DAY: Final = 86_400
 
 
@@ -53,9 +53,9 @@ class SQLDriver(Reporter):
     # SQLite itself bounds the only wait, which is for a lock.
     _limit = nullcontext()
 
-    _reader: Connection[Sessions]
-    _large_reader: Connection[Sessions]
-    _writer: Connection[Sessions]
+    _reader: Connection[SessionTables]
+    _large_reader: Connection[SessionTables]
+    _writer: Connection[SessionTables]
 
     def __init__(self, *, file: str | os.PathLike[str] = "sessions.db", timeout: float = 5) -> None:
         path = os.fspath(file) if isinstance(file, (str, os.PathLike)) else None
@@ -65,7 +65,7 @@ class SQLDriver(Reporter):
         self._file = Path(expand(path, f"the sql driver has file={path!r}"))
         self._timeout = timeout
         self._damage = Damage("sql")
-        self._connections: list[Connection[Sessions]] = []
+        self._connections: list[Connection[SessionTables]] = []
 
     async def open(self) -> None:
         """Connect, and create the file and its tables if they are missing.
@@ -94,7 +94,7 @@ class SQLDriver(Reporter):
 
     @reports("create a session")
     async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
-        """Store a new session; an id that is taken raises SessionStoreError."""
+        """Store a new session."""
         return await self._writer.call(lambda sessions: sessions.create(id, record))
 
     @reports("change a session")
@@ -108,14 +108,14 @@ class SQLDriver(Reporter):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Set and delete single fields of a live session."""
+        """Set and delete single fields of the session."""
         return await self._writer.call(lambda sessions: sessions.apply(id, sets, deletes, now, deadline, max_size))
 
     @reports("change a session")
     async def swap(
         self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
-        """Set one field if its value is still *old*."""
+        """Set one field if its bytes are *old*."""
         return await self._writer.call(lambda sessions: sessions.swap(id, field, old, new, now, deadline, max_size))
 
     @reports("rename a session")
@@ -125,7 +125,7 @@ class SQLDriver(Reporter):
 
     @reports("end a session")
     async def destroy(self, id: str, *, now: float) -> None:
-        """End the session, and the one that it was renamed to."""
+        """End the session, and those it was renamed to."""
         await self._writer.call(lambda sessions: sessions.destroy(id, now))
 
     @reports("remove expired sessions")
@@ -146,7 +146,7 @@ class SQLDriver(Reporter):
         deadline: float | None,
         max_size: int,
     ) -> Outcome:
-        """Do what apply() does, and give the session to the owner of *ownership*, or to no owner."""
+        """Do what apply() does, and set the session's ownership in the same step."""
         return await self._writer.call(lambda sessions: sessions.set_owner(id, ownership, sets, deletes, now, deadline, max_size))
 
     @reports("list the sessions of an owner")
@@ -156,7 +156,7 @@ class SQLDriver(Reporter):
 
     @reports("end the sessions of an owner")
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
-        """End the owner's sessions except those to keep, in one transaction."""
+        """End the owner's sessions except those in *keep*, in one transaction."""
         return await self._writer.call(lambda sessions: sessions.end_owned(owner, keep, now))
 
     @reports("count its sessions")
@@ -169,10 +169,10 @@ class SQLDriver(Reporter):
         try:
             create_file(self._file, setting)
             # With a WAL, reads don't wait for writes, unless they share a connection.
-            self._reader = await self._connect(Sessions.read)
-            self._large_reader = await self._connect(Sessions.read)
-            self._writer = await self._connect(Sessions.write)
-            columns = await self._reader.perform(Sessions.columns)
+            self._reader = await self._connect(SessionTables.read)
+            self._large_reader = await self._connect(SessionTables.read)
+            self._writer = await self._connect(SessionTables.write)
+            columns = await self._reader.perform(SessionTables.columns)
         except OSError as cause:
             raise ConfigError(f"{setting}, which can't be created: {cause.strerror}; choose another place") from cause
         except GamanError:
@@ -184,8 +184,10 @@ class SQLDriver(Reporter):
         if columns != COLUMNS:
             raise ConfigError(f"{setting}, which has other tables named sessions or session_values; choose another file")
 
-    async def _connect(self, run: Callable[[Sessions, Sequence[Callable[[Sessions], Any]]], list[Any]]) -> Connection[Sessions]:
-        connection = Connection(partial(Sessions, self._file, self._timeout, self._damage), run)
+    async def _connect(
+        self, run: Callable[[SessionTables, Sequence[Callable[[SessionTables], Any]]], list[Any]]
+    ) -> Connection[SessionTables]:
+        connection = Connection(partial(SessionTables, self._file, self._timeout, self._damage), run)
         await connection.open()
         self._connections.append(connection)
         await connection.perform(lambda sessions: sessions.prepare(self._timeout))

@@ -1,4 +1,4 @@
-"""Walk: scans the keys of a Redis server, a page at a time, to count sessions and to find owners' sets, which no index has."""
+"""Scan: reads the keys of a Redis server, a page at a time, to count sessions and to find owners' sets, which no index has."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
 
-# Keys in a page: they hold up other calls for less than a millisecond.
+# Keys in a page. Other calls wait less than a millisecond for so many.
 _PAGE: Final = 200
 # Calls of expiring() that scan all keys together.
 _PARTS: Final = 60
@@ -19,8 +19,8 @@ local found = redis.call('SCAN', cursor, 'MATCH', pattern, 'COUNT', page, 'TYPE'
 _COUNT: Final = f"""{_LOOK}
 local count = 0
 for _, key in ipairs(found[2]) do
-    local kept = redis.pcall('HMGET', key, 'ended', 'deadline')
-    if kept.err or not kept[1] and (tonumber(kept[2] or '') or 0) > tonumber(now) then count = count + 1 end
+    local state = redis.pcall('HMGET', key, 'ended', 'deadline')
+    if state.err or not state[1] and (tonumber(state[2] or '') or 0) > tonumber(now) then count = count + 1 end
 end
 return {{found[1], count}}
 """
@@ -34,8 +34,8 @@ return {{found[1], expiring}}
 """
 
 
-class Walk:
-    """Scans the keys that begin with *prefix*; *ask* returns a server's answer to a command."""
+class Scan:
+    """Reads the keys that begin with *prefix*; *ask* returns a server's answer to a command."""
 
     def __init__(self, prefix: str, ask: Callable[..., Awaitable[Any]]) -> None:
         self._ask = ask
@@ -56,7 +56,7 @@ class Walk:
                 return count
 
     async def expiring(self, server: Any, now: float) -> AsyncGenerator[list[str]]:
-        """Yield the owners' sets with expired members in each page of *server*'s keys; the pages make up the next sixtieth."""
+        """Yield the owners' sets that have expired members, page by page, from the next sixtieth of *server*'s keys."""
         name = getattr(server, "name", "")
         cursor, part = self._places.get(name, (0, 0))
         # A sixtieth of the keys at the scan's beginning: parts of the remaining keys would be ever smaller, and none the last.
