@@ -165,12 +165,12 @@ def as_json(response: Answer) -> Any:
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_client_that_disconnects_within_its_body_leaves_nothing_behind(served: Served, path: str, reset: bool) -> None:
     with served.leaves_nothing_behind():
-        before = served.log().count("the client left")
+        before = served.log().count("the client disconnected")
         with Connection(served.port) as client:
             client.send(request(path, "Content-Length: 1000", method="POST") + b"x" * 10)
             if reset:
                 client.reset()
-        until(lambda: served.log().count("the client left") > before, "the log line about the client")
+        until(lambda: served.log().count("the client disconnected") > before, "the log line about the client")
 
 
 def test_a_client_that_disconnects_within_an_upload_leaves_no_temporary_file(served: Served) -> None:
