@@ -70,7 +70,9 @@ class Exchange:
         self._body: bytes | bytearray = b""
         self._more_body = True
         self._has_changed = False
+        """Whether anything has arrived since the last message that the application received."""
         self._arrival: asyncio.Event | None = None
+        """Set when something arrives; None until the application first waits for it."""
         self.awaits_continue = False
 
         self.has_started = self.is_complete = False
