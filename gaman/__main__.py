@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gaman._app import App
 from gaman._server import run
-from gaman._tracebacks import explain, own, place
+from gaman._tracebacks import exc_info_of, explain, location_of
 from gaman.errors import ConfigError, GamanError
 
 _has_key = re.compile(rb"^(\xef\xbb\xbf)?\s*(export\s+)?GAMAN_KEY\s*=", re.MULTILINE).search
@@ -125,12 +125,12 @@ def find_app(target: str) -> App:
     try:
         module = import_module(module_name)
     except ConfigError as error:
-        sys.exit(f"gaman: {explain(error)}{place(error)}")
+        sys.exit(f"gaman: {explain(error)}{location_of(error)}")
     except Exception as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{module_name}.".startswith(f"{missing}."):
             sys.exit(f"gaman: there is no module {module_name!r} in {os.getcwd()} or among the installed ones")
-        traceback.print_exception(*own(error))
+        traceback.print_exception(*exc_info_of(error))
         sys.exit(1)
     app = getattr(module, attribute, None)
     if not isinstance(app, App):

@@ -36,14 +36,14 @@ class _LoggedBody:
         self._body = body
 
     async def send(self, status: int, headers: RawHeaders, ctx: Context, send: Send) -> None:
-        async def watch(message: MutableMapping[str, Any]) -> None:
+        async def forward(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             # A file may answer 304.
             status = message.get("status", status)
             await send(message)
 
         try:
-            await self._body.send(status, headers, ctx, watch)
+            await self._body.send(status, headers, ctx, forward)
         finally:
             _log(ctx, status)
 

@@ -19,11 +19,11 @@ from gaman._integration import Integration, in_order
 from gaman._matching import EarlyResponse, Handler, Routes, last_of
 from gaman._payloads import Payload
 from gaman._proxies import NEARBY, TrustedProxies
-from gaman._response import OK, Response, check, open_body
+from gaman._response import OK, Response, check_response, open_body
 from gaman._results import NothingReturned, error_response, to_response
 from gaman._routing import Table, define_routes
 from gaman._target import in_origin_form
-from gaman._tracebacks import explain, own, place
+from gaman._tracebacks import exc_info_of, explain, location_of
 from gaman._trailers import drop_trailers
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, ResultError
 
@@ -74,7 +74,7 @@ class App:
         self.allow(allowed_hosts)
         self.workers = 1
         """How many processes serve this application; gaman.serve() sets it."""
-        # Lists of bare hooks: a hook that an integration doesn't define costs a request nothing.
+        # Only the hooks that are defined, so that the others cost a request nothing.
         self._on_request = [i.on_request for i in self.integrations if i.on_request is not None]
         self._on_response = [i.on_response for i in reversed(self.integrations) if i.on_response is not None]
         self._on_error = [i.on_error for i in self.integrations if i.on_error is not None]
@@ -83,7 +83,7 @@ class App:
             self._on_request.insert(0, _access.begin)
             self._on_response.append(_access.finish)
         self._checked: RawHeaders = []
-        """The header fields that check() passed last. Most responses have the same, so this saves 4 % of a request with hooks."""
+        """The header fields that passed the last check. Most responses have the same, so this saves 4 % of a request with hooks."""
         self._returned_nothing: set[int] = set()
         """The ids of the handlers that the log has already named for returning None."""
         self._loaded: list[Integration] = []
@@ -140,9 +140,9 @@ class App:
                 if response.body.__class__ is not bytes:
                     response = await open_body(response, ctx)
                 headers = response.raw_headers
-                # check() takes 5 % of a small request. It has nothing to do for a 200 with only a content-type.
+                # check_response() takes 5 % of a small request. It has nothing to do for a 200 with only a content-type.
                 if len(headers) != 1 or headers[0][0] is not CONTENT_TYPE or response.status is not OK:
-                    response = check(response, ctx)
+                    response = check_response(response, ctx)
             except ClientDisconnected:
                 raise
             except Exception as error:
@@ -163,7 +163,7 @@ class App:
                         if response.body.__class__ is not bytes:
                             response = await open_body(response, ctx)
                         if response.raw_headers != self._checked or response.status is not OK:
-                            response = check(response, ctx, self._checked)
+                            response = check_response(response, ctx, self._checked)
                     except ClientDisconnected:
                         raise
                     except Exception as error:
@@ -183,7 +183,7 @@ class App:
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": body})
         except ClientDisconnected:
-            logger.debug("the client left during %s %r", ctx.method, ctx.path, extra=ctx.log_extra)
+            logger.debug("the client disconnected during %s %r", ctx.method, ctx.path, extra=ctx.log_extra)
         finally:
             if ctx._open_files is not None:
                 ctx._close_files()
@@ -198,7 +198,7 @@ class App:
             raise
         except GamanError as error:
             # The status is already sent. The server closes the connection of an unfinished response, which the client notices.
-            fault = f"{type(error).__name__}: {explain(error)}{place(error, handler)}"
+            fault = f"{type(error).__name__}: {explain(error)}{location_of(error, handler)}"
             logger.error("%s %r broke off: %s", ctx.method, ctx.path, fault, extra=ctx.log_extra)
 
     async def _recover(self, ctx: Context, error: Exception, handler: object = None) -> Response:
@@ -215,26 +215,28 @@ class App:
                 if result is not None and hasattr(result, "__await__"):
                     result = await result
                 if result is not None:
-                    response = response or check(await open_body(to_response(result), ctx), ctx)
+                    response = response or check_response(await open_body(to_response(result), ctx), ctx)
             except ClientDisconnected:
                 raise
             except Exception as failure:
-                logger.error("an on_error hook failed on %s %r", ctx.method, ctx.path, exc_info=own(failure), extra=ctx.log_extra)
+                logger.error(
+                    "an on_error hook failed on %s %r", ctx.method, ctx.path, exc_info=exc_info_of(failure), extra=ctx.log_extra
+                )
         if response is not None:
             return response
         if isinstance(error, HTTPError):
             try:
-                return check(error_response(error), ctx)
+                return check_response(error_response(error), ctx)
             except (HeaderError, ResultError) as failure:
                 return await self._recover(ctx, failure, handler)
         if self.debug:
-            return Response.text(fault or "".join(traceback.format_exception(*own(error))), 500)
+            return Response.text(fault or "".join(traceback.format_exception(*exc_info_of(error))), 500)
         return error_response(HTTPError(500))
 
     def _warn_of_nothing(self, ctx: Context, error: NothingReturned, handler: Handler) -> None:
         """Name the *handler* that returned None: once in the log, because any visitor can repeat it; with debug also in *error*."""
         fault = f"the handler {name_of(handler)} returned nothing"
-        where = place(error, function_of(handler))
+        where = location_of(error, function_of(handler))
         if id(handler) not in self._returned_nothing:
             self._returned_nothing.add(id(handler))
             logger.warning(
@@ -293,7 +295,7 @@ class App:
                 reason = explain(error)
             else:
                 reason = str(error) or repr(error)
-                logger.error("start-up failed", exc_info=own(error))
+                logger.error("start-up failed", exc_info=exc_info_of(error))
             await send({"type": "lifespan.startup.failed", "message": reason})
             return
         await send({"type": "lifespan.startup.complete"})
@@ -323,7 +325,7 @@ class App:
                 if integration.on_shutdown is not None and (closing := integration.on_shutdown(self)) is not None:
                     await closing
             except Exception as error:
-                logger.error("on_shutdown of the integration %r failed", integration.name, exc_info=own(error))
+                logger.error("on_shutdown of the integration %r failed", integration.name, exc_info=exc_info_of(error))
 
     async def purge(self) -> dict[str, int]:
         """Run every on_purge hook, which removes what has expired; return the number removed, by the integration's name."""

@@ -103,7 +103,7 @@ class RequestBody:
             while True:
                 message = await self._receive()
                 if message["type"] == "http.disconnect":
-                    raise ClientDisconnected("the client left before its body had arrived completely")
+                    raise ClientDisconnected("the client disconnected before its body had arrived completely")
                 chunk = message.get("body", b"")
                 size += len(chunk)
                 if size > limit:

@@ -6,7 +6,7 @@ import logging
 import re
 
 from gaman._context import Context
-from gaman._tracebacks import explain, own, place
+from gaman._tracebacks import exc_info_of, explain, location_of
 from gaman.errors import GamanError, HTTPError
 
 logger = logging.getLogger("gaman")
@@ -23,11 +23,11 @@ def log_failure(ctx: Context, error: Exception, handler: object) -> str:
         return ""
     reason = explain(error) if isinstance(error, GamanError) else _explain_attribute(error, ctx)
     if not reason:
-        logger.error("%s %r failed", ctx.method, ctx.path, exc_info=own(error), extra=ctx.log_extra)
+        logger.error("%s %r failed", ctx.method, ctx.path, exc_info=exc_info_of(error), extra=ctx.log_extra)
         return ""
     # The message and the line of the user's code are enough, so the traceback is shown only at the level DEBUG.
-    fault = f"{type(error).__name__}: {reason}{place(error, handler)}"
-    trace = own(error) if logger.isEnabledFor(logging.DEBUG) else None
+    fault = f"{type(error).__name__}: {reason}{location_of(error, handler)}"
+    trace = exc_info_of(error) if logger.isEnabledFor(logging.DEBUG) else None
     logger.error("%s %r failed: %s", ctx.method, ctx.path, fault, exc_info=trace, extra=ctx.log_extra)
     return fault
 

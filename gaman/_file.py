@@ -161,13 +161,16 @@ def attachment(name: str) -> str:
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{encoded}"
 
 
-def select(file: File, status: int, own: Headers, scope: MutableMapping[str, Any]) -> tuple[int, int, int, RawHeaders]:
-    """Return the status, first byte, length and additional fields of the response about *file* to the request *scope*."""
+def select(file: File, status: int, headers: Headers, scope: MutableMapping[str, Any]) -> tuple[int, int, int, RawHeaders]:
+    """Return the status, first byte, length and further fields of the response to the request *scope*.
+
+    The response has *status* and *headers* until the request's conditions and range are evaluated.
+    """
     whole: RawHeaders = [(b"content-length", b"%d" % file.size)]
     if status != 200 or scope["method"] not in ("GET", "HEAD"):
         return status, 0, file.size, whole
     requested = Headers(scope["headers"])
-    etag, modified = own.get("etag", ""), own.get("last-modified", "")
+    etag, modified = headers.get("etag", ""), headers.get("last-modified", "")
     # In the order of RFC 9110, section 13.2.2.
     if (match := requested.get("if-match")) is not None:
         if match.strip() != "*" and etag not in _tags(requested.getall("if-match"), strong=True):

@@ -1,4 +1,4 @@
-"""Forms: fields and uploaded files, and the parser of urlencoded ones."""
+"""Forms: their fields and uploaded files, and the parser of urlencoded forms."""
 
 from __future__ import annotations
 

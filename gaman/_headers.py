@@ -92,7 +92,7 @@ class MutableHeaders(Headers, MutableMapping[str, str]):
 
     def __delitem__(self, name: str) -> None:
         key = encode_name(name)
-        kept = [field for field in self.raw if field[0] != key]
-        if len(kept) == len(self.raw):
+        others = [field for field in self.raw if field[0] != key]
+        if len(others) == len(self.raw):
             raise KeyError(name)
-        self.raw[:] = kept
+        self.raw[:] = others

@@ -31,7 +31,7 @@ class Host(NamedTuple):
 
 
 def parse_host(text: str) -> Host | None:
-    """Return the parts of a Host value, or None if it is invalid. An empty one is."""
+    """Return the parts of a Host value, or None if it is invalid or empty."""
     # Checked before the cache, which must not store texts of any length.
     return _parse_host(text) if len(text) <= _MAX_HOST else None
 

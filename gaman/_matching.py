@@ -47,7 +47,7 @@ class Layer(NamedTuple):
         return {segment[1:]: index for index, segment in enumerate(self.segments) if segment[:1] == ":" and segment[-1] != "*"}
 
     @property
-    def rest(self) -> str:
+    def catch_all(self) -> str:
         """The name of the catch-all, or an empty string."""
         return self.segments[-1][1:-1] if self.segments and self.segments[-1][-1:] == "*" else ""
 
@@ -136,8 +136,8 @@ class Routes:
         while True:
             # The first search needs no copy, which saves 5 % of a request with a parameter.
             for segment in segments[depth:] if depth else segments:
-                if node.rest is not None and segment:
-                    branches = (*branches, (node.rest, len(segments)))
+                if node.catch_all is not None and segment:
+                    branches = (*branches, (node.catch_all, len(segments)))
                 depth += 1
                 following = node.literals.get(segment)
                 if following is None:
@@ -156,8 +156,8 @@ class Routes:
                 branches = branches[:-1]
             if not branches:
                 # No parameter matches an empty segment, so a path with repeated slashes fails at first, and is collapsed here.
-                if "" in segments and (kept := without_empty(segments, self._strict)) != segments:
-                    return self._search(method, kept)
+                if "" in segments and (collapsed := _target.without_empty(segments, self._strict)) != segments:
+                    return self._search(method, collapsed)
                 return self._unmatched(method, segments, {name for endpoint in endpoints for name in endpoint})
             (node, depth), branches = branches[-1], branches[:-1]
 
@@ -175,8 +175,8 @@ class Routes:
                 node.parameter = node.parameter or _Node()
                 node = node.parameter
             else:
-                node.rest = node.rest or _Node(segment, index)
-                node = node.rest
+                node.catch_all = node.catch_all or _Node(segment, index)
+                node = node.catch_all
                 if node.segment != segment:
                     raise ConfigError(
                         f"{entry.name}: another route has {node.segment!r} in the place of {segment!r}; give both one name"
@@ -185,7 +185,7 @@ class Routes:
             raise ConfigError(f"{entry.name}: this path and method have a route already")
         layers = [*(other for other in self._middleware if other.may_cover(layer.segments)), layer]
         # A catch-all and a parameter have different values, even if both begin at the same segment.
-        indexes: dict[str, int | None] = {layer.rest: None} if layer.rest else {}
+        indexes: dict[str, int | None] = {layer.catch_all: None} if layer.catch_all else {}
         for name, index in [pair for other in layers for pair in other.params.items()]:
             if indexes.setdefault(name, index) != index:
                 raise ConfigError(f"{entry.name}: ':{name}' is at another position here than in the middleware above; rename one")
@@ -195,7 +195,7 @@ class Routes:
 class _Route:
     """The handlers of one path and method: the layers of middleware, and its own layer last."""
 
-    __slots__ = ("_handler", "_layers", "_params", "_rest")
+    __slots__ = ("_catch_all", "_handler", "_layers", "_params")
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         *above, own = layers
@@ -204,7 +204,7 @@ class _Route:
         self._layers = None if is_certain else layers
         self._handler = chain(tuple(handler for layer in layers for handler in layer.handlers))
         self._params = tuple({name: index for layer in layers for name, index in layer.params.items()}.items())
-        self._rest = (own.rest, len(own.segments) - 1) if own.rest else None
+        self._catch_all = (own.catch_all, len(own.segments) - 1) if own.catch_all else None
 
     def match(self, segments: Sequence[str]) -> Match:
         """Return the handler for *segments*, which this route's path matches, and their parameters."""
@@ -216,8 +216,8 @@ class _Route:
         else:
             for name, index in self._params:
                 params[name] = segments[index]
-        if self._rest is not None:
-            name, index = self._rest
+        if self._catch_all is not None:
+            name, index = self._catch_all
             params[name] = "/".join(segments[index:])
         return handler, params
 
@@ -225,12 +225,12 @@ class _Route:
 class _Node:
     """A node in the tree of paths. Its children are literal segments, at most one parameter, and at most one catch-all."""
 
-    __slots__ = ("endpoint", "literals", "parameter", "rest", "segment", "start")
+    __slots__ = ("catch_all", "endpoint", "literals", "parameter", "segment", "start")
 
     def __init__(self, segment: str = "", start: int | None = None) -> None:
         self.literals: dict[str, _Node] = {}
         self.parameter: _Node | None = None
-        self.rest: _Node | None = None
+        self.catch_all: _Node | None = None
         self.endpoint: dict[str, _Route] = {}
         """The routes of this path, by method."""
         self.segment = segment
@@ -256,12 +256,6 @@ class _Node:
 def _match(layers: Sequence[Layer], segments: Sequence[str]) -> tuple[Handler, dict[str, str]]:
     handler = chain(tuple(handler for layer in layers for handler in layer.handlers))
     return handler, {name: segments[index] for layer in layers for name, index in layer.params.items()}
-
-
-def without_empty(segments: Sequence[str], strict: bool) -> list[str]:
-    """Return *segments* without empty ones. If *strict*, the last one stays, because it stands for a trailing slash."""
-    kept = [segment for segment in segments if segment]
-    return [*kept, ""] if strict and kept and not segments[-1] else kept
 
 
 def chain(handlers: tuple[Handler, ...]) -> Handler:
@@ -321,5 +315,5 @@ def _walk(node: _Node, path: Segments = ()) -> Iterator[tuple[Segments, _Node]]:
         yield from _walk(below, (*path, segment))
     if node.parameter is not None:
         yield from _walk(node.parameter, (*path, ":"))
-    if node.rest is not None:
-        yield from _walk(node.rest, (*path, ":"))
+    if node.catch_all is not None:
+        yield from _walk(node.catch_all, (*path, ":"))

@@ -75,7 +75,7 @@ class _Multipart:
         self._value = bytearray()
         self._file: UploadedFile | None = None
         self._unwritten: list[tuple[UploadedFile, list[bytes]]] = []
-        self._complete = False
+        self._is_complete = False
 
     def callbacks(self) -> MultipartCallbacks:
         return {
@@ -97,7 +97,7 @@ class _Multipart:
             await file.append(b"".join(pieces))
 
     def finish(self) -> Form:
-        if not self._complete:
+        if not self._is_complete:
             raise FormParserError("it ends before its last boundary")
         # A browser sends an empty file input as a file without a name and content.
         files = MultiDict((name, file) for name, file in self._files if file.filename or file.size)
@@ -165,7 +165,7 @@ class _Multipart:
             self._fields.add(self._name, self._value.decode(self._encoding, "replace"))
 
     def _on_end(self) -> None:
-        self._complete = True
+        self._is_complete = True
 
 
 class _Parser:

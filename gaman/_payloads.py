@@ -106,25 +106,25 @@ async def _emit(send: Send, message: dict[str, Any]) -> None:
     try:
         await send(message)
     except OSError as cause:
-        # The server reports with an OSError that the client has left (ASGI 2.4).
-        raise ClientDisconnected("the client left before its response was sent completely") from cause
+        # The server reports a disconnected client with an OSError (ASGI 2.4).
+        raise ClientDisconnected("the client disconnected before its response was sent completely") from cause
 
 
 async def _send_while_connected(chunks: AsyncIterator[bytes | str], ctx: Context, send: Send, length: int | None = None) -> None:
-    """Send every chunk. When the client leaves, stop, and cancel the chunk in flight.
+    """Send every chunk. When the client disconnects, stop, and cancel the chunk in flight.
 
     ResultError is raised for a chunk that isn't bytes or str, and HeaderError if the chunks aren't *length* bytes in total.
     """
 
-    async def watch() -> None:
+    async def stop_when_disconnected() -> None:
         await ctx.disconnected()
-        watching.cancel()
+        sending.cancel()
 
     failure: Exception | None = None
     left = length
     async with anyio.create_task_group() as tasks:
-        watching = tasks.cancel_scope
-        tasks.start_soon(watch)
+        sending = tasks.cancel_scope
+        tasks.start_soon(stop_when_disconnected)
         try:
             async for chunk in chunks:
                 data = chunk.encode() if isinstance(chunk, str) else chunk
@@ -133,13 +133,14 @@ async def _send_while_connected(chunks: AsyncIterator[bytes | str], ctx: Context
                 if left is not None and (left := left - len(data)) < 0:
                     raise HeaderError(f"a stream had more bytes than the {length} of its content-length")
                 await _emit(send, {"type": "http.response.body", "body": data, "more_body": True})
-                # Lets watch() run, because neither the iterator nor a server without its client has to wait for anything.
+                # Let the other task run. If the iterator never waits, nothing else does, because sending to a client that
+                # has disconnected returns at once.
                 await anyio.lowlevel.checkpoint()
             if left:
                 raise HeaderError(f"a stream ended {left} bytes before the {length} of its content-length")
         except Exception as error:
             failure = error
-        watching.cancel()
+        sending.cancel()
     if failure is not None:
         raise failure
 

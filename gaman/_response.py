@@ -39,11 +39,13 @@ _is_local_path = re.compile(r"/(?![/\\])[^\x00-\x1f\x7f\\?#]*(?:[?#][^\x00-\x1f\
 def _refuse(value: object) -> object:
     """Raise ResultError for a *value* that msgspec can't encode."""
     if isinstance(value, Coroutine):
-        raise ResultError(f"the result holds the coroutine {close(cast('object', value))!r}: write `await` before that call")
+        raise ResultError(
+            f"the result holds the coroutine {close_coroutine(cast('object', value))!r}: write `await` before that call"
+        )
     raise ResultError(f"JSON can't hold a {type(value).__name__}; give it a dict, list, dataclass or Struct in its place")
 
 
-def close(coroutine: Any) -> str:
+def close_coroutine(coroutine: Any) -> str:
     """Close a coroutine that was never awaited, so that Python adds no warning; return its name."""
     # Read first, because a closed call of the session has no name.
     name: str = getattr(coroutine, "__qualname__", type(coroutine).__name__)
@@ -214,7 +216,7 @@ class Response:
 
             return Response.stream(ticks(), content_type="text/plain")
 
-        When the client leaves, the iterator is cancelled and closed. ResultError is raised for anything but an async iterator.
+        When the client disconnects, the iterator is cancelled and closed. ResultError is raised for anything but an async iterator.
         """
         if not hasattr(type(chunks), "__aiter__"):
             raise ResultError(f"Response.stream() takes an async iterator, not {_describe(chunks)}")
@@ -244,9 +246,9 @@ class Response:
         The file is opened after the handler has returned. If it doesn't exist, the on_error hooks get HTTPError 404. They get
         HTTPError 503 if the system fails to open it, for example without a free file descriptor.
         """
-        for place in (path,) if root is None else (path, root):
-            if not isinstance(place, (str, os.PathLike)):
-                raise ResultError(f"Response.file() takes a path, not {place!r}; give a str or a Path, or raise HTTPError(404)")
+        for each in (path,) if root is None else (path, root):
+            if not isinstance(each, (str, os.PathLike)):
+                raise ResultError(f"Response.file() takes a path, not {each!r}; give a str or a Path, or raise HTTPError(404)")
         field = None if content_type is None else (CONTENT_TYPE, encode_value(content_type))
         response = _make(FileBody(partial(_file.find, os.fspath(path), root, hidden=hidden)), field, status, headers)
         if download is not None:
@@ -294,7 +296,7 @@ def _check_target(location: object, *, local: bool) -> None:
 def _describe(chunks: object) -> str:
     """Return a description of *chunks*, which aren't an async iterator, and what to write instead."""
     if isinstance(chunks, Coroutine):
-        name = close(cast("object", chunks))
+        name = close_coroutine(cast("object", chunks))
         return f"the coroutine {name!r}: write `yield` in it, or `await` before the call if it returns an iterator"
     if callable(chunks):
         return f"{getattr(chunks, '__qualname__', chunks)!r} itself: call it"
@@ -317,7 +319,7 @@ async def open_body(response: Response, ctx: Context) -> Response:
     return response
 
 
-def check(response: Response, ctx: Context, checked: RawHeaders | None = None) -> Response:
+def check_response(response: Response, ctx: Context, checked: RawHeaders | None = None) -> Response:
     """Return *response*, or a copy without its content-length, which gaman adds itself.
 
     ResultError is raised for a status that can't be sent. HeaderError is raised for a framing that doesn't fit the body (RFC 9112,

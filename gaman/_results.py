@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, cast
 
 import msgspec
 
-from gaman._response import Response, close
+from gaman._response import Response, close_coroutine
 from gaman.errors import HTTPError, ResultError
 
 
@@ -42,7 +42,7 @@ def to_response(result: object) -> Response:
     if is_dataclass(result) and not isinstance(result, type):
         return Response.json(result)
     if isinstance(result, Coroutine):
-        name = close(cast("object", result))
+        name = close_coroutine(cast("object", result))
         raise ResultError(f"a handler returned the coroutine {name!r}: write `await` before that call")
     raise ResultError(f"a handler returned {_describe(result)}")
 

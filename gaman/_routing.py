@@ -10,8 +10,9 @@ from urllib.parse import unquote
 
 from gaman._context import Context
 from gaman._handlers import check_handlers, fits, function_of, has_routes, name_of, required, signature_of
-from gaman._matching import METHODS, Entry, Handler, Layer, Routes, chain, complete, without_empty
+from gaman._matching import METHODS, Entry, Handler, Layer, Routes, chain, complete
 from gaman._results import Result
+from gaman._target import without_empty
 from gaman.errors import ConfigError
 
 Table: TypeAlias = "Mapping[str, Handler | Sequence[Handler] | Table]"
@@ -154,7 +155,7 @@ def _fault(segment: str) -> str | None:
     if "*" in segment:
         return "a * is allowed only at the end of a path: as its last segment, or after the name of its last parameter"
     if "?" in segment or "#" in segment:
-        return f"{segment!r} isn't of a path, which ends before ? and #; the query is in ctx.query"
+        return f"{segment!r} isn't part of a path, which ends before ? and #; the query is in ctx.query"
     if _holds_parameter(segment) is not None:
         return f"{segment!r} holds a parameter, which is a whole segment; write :name in its place, and split that in the handler"
     if _is_encoded(segment) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
@@ -33,10 +33,7 @@ def split(path: str, raw_path: bytes | None, root_path: str | None) -> list[str]
     if segments.pop(0) or not (segments or root_path):
         return None
     if "" in segments:
-        last = segments[-1]
-        segments = [segment for segment in segments if segment]
-        if segments and not last:
-            segments.append("")
+        segments = without_empty(segments, strict=True)
     if root_path:
         for root in _roots(root_path):
             if segments[: len(root)] == root:
@@ -44,6 +41,12 @@ def split(path: str, raw_path: bytes | None, root_path: str | None) -> list[str]
                 below = segments[len(root) :]
                 return below if below != [""] else []
     return segments
+
+
+def without_empty(segments: Sequence[str], strict: bool) -> list[str]:
+    """Return *segments* without empty ones. If *strict*, the last one stays, because it stands for a trailing slash."""
+    named = [segment for segment in segments if segment]
+    return [*named, ""] if strict and named and not segments[-1] else named
 
 
 def path_of(scope: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ def explain(error: GamanError) -> str:
     return f"{text}: {reason}" if len(reason) <= 200 else f"{text}: {reason[:200]}..."
 
 
-def place(error: BaseException, handler: object = None) -> str:
+def location_of(error: BaseException, handler: object = None) -> str:
     """Return in brackets the last line of the user's code in *error*, or else the line of their *handler*; "" without either."""
     code, line = getattr(unwrap(handler) if callable(handler) else None, "__code__", None), 0
     for frame, number in traceback.walk_tb(error.__traceback__):
@@ -33,7 +33,7 @@ def place(error: BaseException, handler: object = None) -> str:
     return f" ({path}, line {line or code.co_firstlineno}, in {code.co_name})"
 
 
-def own(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+def exc_info_of(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
     """Return *error* as logging's exc_info, with the traceback from the user's code on; without any, the whole traceback."""
     rest = error.__traceback__
     while rest is not None and _is_ours(rest.tb_frame):
@@ -53,7 +53,7 @@ def _is_ours(frame: FrameType) -> bool:
 
 def _print_error(kind: type[BaseException], error: BaseException, rest: TracebackType | None) -> None:
     if isinstance(error, ConfigError):
-        print(f"gaman: {explain(error)}{place(error)}", file=sys.stderr)
+        print(f"gaman: {explain(error)}{location_of(error)}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, rest)
 

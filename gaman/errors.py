@@ -17,7 +17,7 @@ class MissingDependency(ConfigError, ImportError):
 
 
 class HeaderError(GamanError, ValueError):
-    """A header, cookie or redirect target has a character that RFC 9110, section 5.5, or RFC 6265, section 4.1, forbids."""
+    """A header field, cookie or redirect target can't be sent, or browsers would drop it. The message says why."""
 
 
 class ResultError(GamanError, TypeError, ValueError):
@@ -60,4 +60,4 @@ def _phrase(status: int) -> str:
 
 
 class ClientDisconnected(GamanError):
-    """The client disconnected before the whole body had arrived. The request ends without a response."""
+    """The client disconnected before its whole body had arrived, or before its response was sent. The request ends there."""

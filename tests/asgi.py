@@ -72,19 +72,19 @@ class Channel:
 class Exchange(Channel):
     """One HTTP request and its response, of which *messages* is empty if the application sent none.
 
-    Each chunk of *body* is one message. The client disconnects when the response is complete, when `gone` is set, or, if it
-    *leaves*, after its last chunk and before the end of its body.
+    Each chunk of *body* is one message. The client disconnects when the response is complete, when `disconnected` is set, or, if it
+    *disconnects*, after its last chunk and before the end of its body.
     """
 
-    def __init__(self, body: bytes | Iterable[bytes] = b"", *, leaves: bool = False) -> None:
+    def __init__(self, body: bytes | Iterable[bytes] = b"", *, disconnects: bool = False) -> None:
         chunks = [body] if isinstance(body, bytes) else [*body]
-        if not chunks and not leaves:
+        if not chunks and not disconnects:
             chunks = [b""]
-        last = None if leaves else len(chunks) - 1
+        last = None if disconnects else len(chunks) - 1
         super().__init__(*({"type": "http.request", "body": chunk, "more_body": i != last} for i, chunk in enumerate(chunks)))
-        self.gone = asyncio.Event()
-        if leaves:
-            self.gone.set()
+        self.disconnected = asyncio.Event()
+        if disconnects:
+            self.disconnected.set()
 
     @property
     def status(self) -> int:
@@ -108,13 +108,13 @@ class Exchange(Channel):
         await anyio.lowlevel.checkpoint()
         if self.incoming:
             return await super().receive()
-        await self.gone.wait()
+        await self.disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Any) -> None:
         await super().send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self.gone.set()
+            self.disconnected.set()
 
 
 async def ask(
@@ -124,11 +124,11 @@ async def ask(
     *,
     headers: Fields | None = None,
     body: bytes | Iterable[bytes] = b"",
-    leaves: bool = False,
+    disconnects: bool = False,
     scope: Mapping[str, Any] | None = None,
 ) -> Exchange:
     """Send one request to *app* and return its exchange; *scope* replaces or adds entries of the request's scope."""
-    exchange = Exchange(body, leaves=leaves)
+    exchange = Exchange(body, disconnects=disconnects)
     with anyio.fail_after(TIME_LIMIT):
         await app(http_scope(target, method, headers) | dict(scope or {}), exchange.receive, exchange.send)
     return exchange

@@ -135,7 +135,7 @@ def running_script(
         yield program
 
 
-class Answer(NamedTuple):
+class ParsedResponse(NamedTuple):
     """A complete response; *headers* by their names in lower case."""
 
     status: int
@@ -158,14 +158,14 @@ class Connection:
     def send(self, octets: bytes) -> None:
         self.socket.sendall(octets)
 
-    def read(self, method: str = "GET") -> Answer:
+    def read(self, method: str = "GET") -> ParsedResponse:
         """Read one response to a request of *method*."""
         response = HTTPResponse(self.socket, method=method)
         response.begin()
         body = response.read()
-        return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
+        return ParsedResponse(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
 
-    def ask(self, octets: bytes) -> Answer:
+    def ask(self, octets: bytes) -> ParsedResponse:
         """Send a request and read its response."""
         self.send(octets)
         return self.read(octets.split(b" ", 1)[0].decode("latin-1"))
@@ -199,7 +199,7 @@ def request(target: bytes | str, *headers: bytes | str, method: str = "GET", bod
     return b"\r\n".join([*lines, b"", body])
 
 
-def get(port: int, target: bytes | str, *headers: bytes | str) -> Answer:
+def get(port: int, target: bytes | str, *headers: bytes | str) -> ParsedResponse:
     """GET *target* on a new connection."""
     with Connection(port) as connection:
         return connection.ask(request(target, *headers))

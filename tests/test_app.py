@@ -246,7 +246,9 @@ async def test_a_base_exception_is_not_caught(error: BaseException) -> None:
     assert exchange.messages == []
 
 
-async def test_a_client_that_has_left_gets_no_response_and_no_line_above_debug(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_has_disconnected_gets_no_response_and_no_line_above_debug(
+    ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG, "gaman")
 
     async def on_request(ctx: Context) -> None:
@@ -257,18 +259,18 @@ async def test_a_client_that_has_left_gets_no_response_and_no_line_above_debug(a
         App({"/": handler}, integrations=[define_integration(name="x", on_request=on_request)]),
     ):
         caplog.clear()
-        answer = await ask(app, leaves=True)
+        answer = await ask(app, disconnects=True)
         assert answer.messages == []
         assert [record.levelname for record in caplog.records] == ["DEBUG"]
 
 
-async def test_a_client_that_leaves_while_a_hook_reads_its_body_leaves_no_line_above_debug(
+async def test_a_client_that_disconnects_while_a_hook_reads_its_body_leaves_no_line_above_debug(
     ask: Ask, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def audit(ctx: Context, response: Response) -> None:
         await ctx.body()
 
-    await ask(App({"/": handler}, integrations=[define_integration(name="audit", on_response=audit)]), leaves=True)
+    await ask(App({"/": handler}, integrations=[define_integration(name="audit", on_response=audit)]), disconnects=True)
     assert caplog.records == []
 
 
@@ -476,7 +478,7 @@ async def test_log_records_about_a_request_have_its_id_method_and_path(ask: Ask,
     hooks = [define_integration(name="x", on_error=on_error)]
     for route in (failing, unavailable, asks_for_a_session):
         await ask(App({"/:a": route}, integrations=hooks), "/x", "POST", headers={"X-Request-ID": "r-1"})
-    await ask(App({"/:a": reads}), "/x", "POST", headers={"X-Request-ID": "r-1"}, leaves=True)
+    await ask(App({"/:a": reads}), "/x", "POST", headers={"X-Request-ID": "r-1"}, disconnects=True)
     assert len(caplog.records) == 7
     for record in caplog.records:
         assert record.name == "gaman"

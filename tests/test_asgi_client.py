@@ -68,7 +68,7 @@ async def test_a_request_without_a_body_is_one_empty_message(body: bytes | list[
 
 async def test_a_client_that_leaves_never_ends_its_body() -> None:
     received, app = receiving(2)
-    await ask(app, body=[b"one"], leaves=True)
+    await ask(app, body=[b"one"], disconnects=True)
     assert received[:2] == [{"type": "http.request", "body": b"one", "more_body": True}, {"type": "http.disconnect"}]
 
 
@@ -78,7 +78,7 @@ async def test_a_client_disconnects_when_it_is_told_to() -> None:
     waiting = asyncio.create_task(exchange.receive())
     await asyncio.sleep(0.01)
     assert not waiting.done()
-    exchange.gone.set()
+    exchange.disconnected.set()
     assert await waiting == {"type": "http.disconnect"}
 
 

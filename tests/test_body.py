@@ -871,7 +871,7 @@ async def test_the_files_of_a_form_are_closed_after_every_request(
 
     rest = {"malformed": [b"bad"], "disconnect": []}.get(ending, [END])
     body = [part('form-data; name="f"; filename="f"', "x" * (1 << 19)), *rest]
-    answer = await ask(App({"/": upload}), headers=MULTIPART, body=body, leaves=ending == "disconnect")
+    answer = await ask(App({"/": upload}), headers=MULTIPART, body=body, disconnects=ending == "disconnect")
     assert [message["status"] for message in answer.messages[:1]] == status
     assert [file.closed for file in made] == [True]
 
@@ -891,12 +891,12 @@ async def test_a_form_is_parsed_once(ask: Ask) -> None:
 
 @pytest.mark.parametrize("handler", [echo, text, as_json, form])
 @pytest.mark.parametrize("chunks", [[], [b""], [b"a=1&", b"b="]], ids=["at once", "before a byte", "in the middle"])
-async def test_a_client_that_leaves_during_its_body_leaves_no_trace(
+async def test_a_client_that_disconnects_during_its_body_leaves_no_trace(
     ask: Ask, handler: Any, chunks: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     before = asyncio.all_tasks()
-    answer = await ask(App({"/": handler}), headers=URLENCODED, body=chunks, leaves=True)
+    answer = await ask(App({"/": handler}), headers=URLENCODED, body=chunks, disconnects=True)
     assert answer.messages == []
     assert asyncio.all_tasks() == before
     assert [record.levelname for record in caplog.records if record.name == "gaman"] == ["DEBUG"]
@@ -912,5 +912,5 @@ async def test_a_handler_may_clean_up_after_a_client_that_left(ask: Ask) -> None
             events.append("cleaned")
         return "never sent"
 
-    answer = await ask(App({"/": handler}), body=[b"a"], leaves=True)
+    answer = await ask(App({"/": handler}), body=[b"a"], disconnects=True)
     assert (answer.messages, events) == ([], ["cleaned"])

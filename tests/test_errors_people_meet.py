@@ -248,7 +248,7 @@ CALLS = {
     ),
     "a query in a path": Call(
         'gaman.App({"/search?q=:q": home})',
-        "ALL /search?q=:q: 'search?q=:q' isn't of a path, which ends before ? and #; the query is in ctx.query",
+        "ALL /search?q=:q: 'search?q=:q' isn't part of a path, which ends before ? and #; the query is in ctx.query",
     ),
     "braces": Call(
         'gaman.App({"/users/{id}": home})',

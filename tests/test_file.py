@@ -627,7 +627,7 @@ def test_a_path_of_none_raises_where_the_response_is_made() -> None:
 
 
 async def test_a_client_that_leaves_during_a_file_leaves_no_trace(ask: Ask, app: App, caplog: pytest.LogCaptureFixture) -> None:
-    answer = await ask(app, "/files/data.bin", leaves=True)
+    answer = await ask(app, "/files/data.bin", disconnects=True)
     assert answer.status == 200
     assert caplog.records == []
 

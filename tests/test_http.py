@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import Answer, Connection, Program, get, request, running_script, until
+from tests.serving import Connection, ParsedResponse, Program, get, request, running_script, until
 
 SERVED = """
 import asyncio, logging, resource, sys, time
@@ -83,7 +83,7 @@ async def poll(ctx):
     streams_open += 1
     await ctx.disconnected()
     streams_open -= 1
-    return "left"
+    return "disconnected"
 
 async def large(ctx):
     return bytes(1 << int(ctx.query.get("log", "25")))
@@ -144,7 +144,7 @@ class Served:
         state: dict[str, int] = json.loads(get(self.port, "/state", "Connection: close").body)
         return state
 
-    def exchange(self, *packets: bytes) -> list[Answer]:
+    def exchange(self, *packets: bytes) -> list[ParsedResponse]:
         """Send *packets*, each in its own segment, and return all responses until the server closes."""
         with Connection(self.port) as client:
             client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -154,9 +154,9 @@ class Served:
             return responses(client.read_rest())
 
 
-def responses(octets: bytes) -> list[Answer]:
+def responses(octets: bytes) -> list[ParsedResponse]:
     """Return the responses in *octets*, without interim ones (1xx); AssertionError if one is incomplete."""
-    found: list[Answer] = []
+    found: list[ParsedResponse] = []
     while octets:
         head, end, octets = octets.partition(b"\r\n\r\n")
         assert end, head
@@ -180,7 +180,7 @@ def responses(octets: bytes) -> list[Answer]:
             length = int(headers.get("content-length", len(octets)))
             assert len(octets) >= length
             body, octets = octets[:length], octets[length:]
-        found.append(Answer(status, headers, body))
+        found.append(ParsedResponse(status, headers, body))
     return found
 
 
@@ -467,11 +467,11 @@ def test_a_request_that_the_server_has_paused_does_not_time_out(impatient: Serve
 
 def test_a_client_that_reads_nothing_of_its_response_is_disconnected(impatient: Served) -> None:
     idle = impatient.state()["tasks"]
-    with Connection(impatient.port) as staying, Connection(impatient.port) as leaving:
-        staying.send(request("/large"))
-        leaving.send(last("/large"))
+    with Connection(impatient.port) as open_one, Connection(impatient.port) as closing_one:
+        open_one.send(request("/large"))
+        closing_one.send(last("/large"))
         time.sleep(4)
-        for client in (staying, leaving):
+        for client in (open_one, closing_one):
             # The connection was reset, or ends after what had been sent.
             with suppress(ConnectionResetError):
                 assert len(client.read_rest()) < 1 << 25

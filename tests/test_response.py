@@ -394,7 +394,7 @@ async def test_a_stream_can_have_cookies(ask: Ask) -> None:
     assert (answer.body, answer.headers["set-cookie"][:4]) == (b"x", "a=1;")
 
 
-async def test_a_client_that_leaves_during_a_stream_leaves_no_trace(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_disconnects_during_a_stream_leaves_no_trace(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     source = Chunks([b"one", b"two"], waits=True)
 
@@ -402,14 +402,14 @@ async def test_a_client_that_leaves_during_a_stream_leaves_no_trace(ask: Ask, ca
         return Response.stream(source)
 
     before = asyncio.all_tasks()
-    await ask(App({"/": handler}), leaves=True)
+    await ask(App({"/": handler}), disconnects=True)
     assert source.events in (["cancelled", "closed"], ["closed"])
     assert asyncio.all_tasks() == before
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
 class Line(Exchange):
-    """A connection that takes no more after the first chunk, or refuses it as if the client had left."""
+    """A connection that takes no more after the first chunk, or refuses it as if the client had disconnected."""
 
     def __init__(self, *, full: bool = False, refuses: bool = False) -> None:
         super().__init__()
@@ -418,14 +418,14 @@ class Line(Exchange):
 
     async def send(self, message: Any) -> None:
         if self.refuses and message.get("body"):
-            # ASGI 2.4: servers raise this after the client has left.
-            raise OSError("the client has left")
+            # ASGI 2.4: servers raise this after the client has disconnected.
+            raise OSError("the client has disconnected")
         await super().send(message)
         if self.full and message.get("body"):
             await asyncio.Event().wait()
 
 
-async def test_a_chunk_in_flight_is_cancelled_when_the_client_leaves() -> None:
+async def test_a_chunk_in_flight_is_cancelled_when_the_client_disconnects() -> None:
     line, source = Line(), Chunks([b"one"], waits=True)
 
     async def handler(ctx: Context) -> Response:
@@ -433,14 +433,14 @@ async def test_a_chunk_in_flight_is_cancelled_when_the_client_leaves() -> None:
 
     serving = asyncio.create_task(App({"/": handler})(http_scope(), line.receive, line.send))
     await source.waiting.wait()
-    line.gone.set()
+    line.disconnected.set()
     await serving
     assert source.events == ["cancelled", "closed"]
     assert line.messages[1]["body"] == b"one"
 
 
 @pytest.mark.parametrize("shape", ["generator", "iterable"])
-async def test_a_generator_is_closed_when_the_client_leaves_while_a_chunk_is_sent(shape: str) -> None:
+async def test_a_generator_is_closed_when_the_client_disconnects_while_a_chunk_is_sent(shape: str) -> None:
     line = Line(full=True)
     events: list[str] = []
     yielded = asyncio.Event()
@@ -463,12 +463,12 @@ async def test_a_generator_is_closed_when_the_client_leaves_while_a_chunk_is_sen
 
     serving = asyncio.create_task(App({"/": handler})(http_scope(), line.receive, line.send))
     await yielded.wait()
-    line.gone.set()
+    line.disconnected.set()
     await serving
     assert events == ["closed"]
 
 
-async def test_a_server_may_report_with_an_error_that_the_client_has_left(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_server_may_report_a_disconnected_client_with_an_error(caplog: pytest.LogCaptureFixture) -> None:
     line, source = Line(refuses=True), Chunks([b"one", b"two"])
 
     async def handler(ctx: Context) -> Response:
@@ -541,13 +541,13 @@ async def test_a_request_can_be_streamed_back_while_it_arrives(ask: Ask) -> None
     assert (await ask(App({"/": echo}), body=chunks)).body == b"".join(chunks)
 
 
-async def test_a_client_that_leaves_while_its_request_is_streamed_back_leaves_no_trace(
+async def test_a_client_that_disconnects_while_its_request_is_streamed_back_leaves_no_trace(
     ask: Ask, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def echo(ctx: Context) -> Response:
         return Response.stream(ctx.stream())
 
-    await ask(App({"/": echo}), body=[b"a", b"b"], leaves=True)
+    await ask(App({"/": echo}), body=[b"a", b"b"], disconnects=True)
     assert caplog.records == []
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.servers import RedisServer
-from tests.serving import PATIENCE, Answer, Connection, Program, get, request, running, running_script, until
+from tests.serving import PATIENCE, Connection, ParsedResponse, Program, get, request, running, running_script, until
 
 SERVED = """
 import asyncio, logging, os, resource, sys
@@ -153,7 +153,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
         assert "Traceback" not in program.stderr
 
 
-def as_json(response: Answer) -> Any:
+def as_json(response: ParsedResponse) -> Any:
     assert response.status == 200, response
     return json.loads(response.body)
 
@@ -165,12 +165,12 @@ def as_json(response: Answer) -> Any:
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_client_that_disconnects_within_its_body_leaves_nothing_behind(served: Served, path: str, reset: bool) -> None:
     with served.leaves_nothing_behind():
-        before = served.log().count("the client left")
+        before = served.log().count("the client disconnected")
         with Connection(served.port) as client:
             client.send(request(path, "Content-Length: 1000", method="POST") + b"x" * 10)
             if reset:
                 client.reset()
-        until(lambda: served.log().count("the client left") > before, "the log line about the client")
+        until(lambda: served.log().count("the client disconnected") > before, "the log line about the client")
 
 
 def test_a_client_that_disconnects_within_an_upload_leaves_no_temporary_file(served: Served) -> None:
@@ -511,8 +511,8 @@ def test_a_signal_lets_the_request_in_flight_finish_and_runs_the_hooks(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_server_stops_soon_and_prints_nothing(tmp_path: Path, options: str, number: signal.Signals) -> None:
     source = f"import gaman\nasync def home(ctx): return 'hello'\ngaman.serve({{'/': home}}, port=0, **{options})"
-    with running_script(source, tmp_path) as program, Connection(program.port) as kept, Connection(program.port):
-        assert kept.ask(request("/")).body == b"hello"
+    with running_script(source, tmp_path) as program, Connection(program.port) as idle, Connection(program.port):
+        assert idle.ask(request("/")).body == b"hello"
         start = time.monotonic()
         assert program.stop(number) == 0
         # The keep-alive timeout would be 5 seconds.
@@ -633,13 +633,13 @@ def test_a_stop_answers_every_connection_that_was_established(tmp_path: Path, wo
         assert program.stderr == ""
 
 
-VISITS = """
+CLIENTS = """
 import collections, json, socket, sys, threading, time
 
 counts = collections.Counter()
 deadline = time.monotonic() + 10
 
-def visit():
+def send_requests():
     # Until a connection is refused: after a handshake, everything must succeed.
     while time.monotonic() < deadline:
         with socket.socket() as client:
@@ -657,7 +657,7 @@ def visit():
             else:
                 counts["answered" if response.startswith(b"HTTP/1.1 200 ") else "lost"] += 1
 
-threads = [threading.Thread(target=visit) for _ in range(8)]
+threads = [threading.Thread(target=send_requests) for _ in range(8)]
 for thread in threads:
     thread.start()
 for thread in threads:
@@ -671,8 +671,8 @@ print(json.dumps(counts))
 def test_a_stop_under_load_resets_no_connection(tmp_path: Path, options: str) -> None:
     for _ in range(4):
         with running_script(GUARDED.replace("OPTIONS", options), tmp_path) as program:
-            visits = [sys.executable, "-c", VISITS, str(program.port)]
-            clients = [subprocess.Popen(visits, stdout=subprocess.PIPE) for _ in range(2)]
+            command = [sys.executable, "-c", CLIENTS, str(program.port)]
+            clients = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
             time.sleep(1)
             assert program.stop() == 0
             for client in clients:
@@ -1111,13 +1111,13 @@ def test_sighup_replaces_the_workers_one_by_one_and_no_request_fails(tmp_path: P
 def test_a_retiring_worker_still_answers_on_idle_connections(tmp_path: Path) -> None:
     with running_script(GUARDED.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program, ExitStack() as stack:
         before = pids(program.port, 2)
-        kept = [stack.enter_context(Connection(program.port)) for _ in range(8)]
-        for client in kept[:6]:
+        idle = [stack.enter_context(Connection(program.port)) for _ in range(8)]
+        for client in idle[:6]:
             assert client.ask(request("/")).status == 200
         program.send_signal(signal.SIGHUP)
         until(lambda: len(pids(program.port, 2) - before) == 2, "two new workers")
-        for client in kept:
-            # Successors serve before the old workers are told.
+        for client in idle:
+            # Successors serve before the old workers are told to end.
             while (response := client.ask(request("/"))).headers.get("connection") != "close":
                 assert as_json(response)["pid"] in before
             assert as_json(response)["pid"] in before
@@ -1190,7 +1190,7 @@ import collections, http.client, json, sys, threading, time
 counts = collections.Counter()
 deadline = time.monotonic() + 12
 
-def visit():
+def send_requests():
     while time.monotonic() < deadline:
         client = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=5)
         closes = False
@@ -1205,7 +1205,7 @@ def visit():
                 counts[type(error).__name__] += 1
                 break
 
-threads = [threading.Thread(target=visit) for _ in range(8)]
+threads = [threading.Thread(target=send_requests) for _ in range(8)]
 for thread in threads:
     thread.start()
 for thread in threads:

@@ -19,7 +19,7 @@ from benchmarks.places import STORES, place_for
 from benchmarks.report.results import BEST_PEER
 from benchmarks.rivals.bare import BARE
 from benchmarks.rivals.servers import SERVERS, Server
-from tests.serving import Answer, get, running, until
+from tests.serving import ParsedResponse, get, running, until
 
 ROOT = Path(__file__).parents[2]
 TURN, QUICK_TURN = 0.15, 0.05
@@ -80,10 +80,10 @@ class Site:
         self._port = port
         self._aim = Aim(port, setting.path, setting.connections, (), b"")
 
-    def request(self, path: str, *fields: str) -> Answer:
+    def request(self, path: str, *fields: str) -> ParsedResponse:
         """Send one request, and wait until the server listens."""
 
-        def respond() -> Answer | None:
+        def respond() -> ParsedResponse | None:
             try:
                 return get(self._port, path, *fields)
             except ConnectionRefusedError:

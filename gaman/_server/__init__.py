@@ -118,10 +118,10 @@ def run(
     if (workers > 1 or reload) and not hasattr(sys.modules["__main__"], "__file__"):
         _exit("workers and reload need a script that each process can run; put the call into a file")
     listener = _listen(host, port)
-    where = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
     def announce() -> None:
-        print_line(f"gaman: listening on {where} (Ctrl+C stops it)")
+        print_line(f"gaman: listening on {url} (Ctrl+C stops it)")
 
     if reload or workers > 1:
         Supervisor([listener], workers, announce, Watcher() if reload else None).run()

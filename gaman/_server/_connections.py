@@ -1,4 +1,4 @@
-"""Connections: creates the connections of a server, has what they share, and checks them for silent clients."""
+"""Connections: creates the connections of a server, holds what they share, and checks them for silent clients."""
 
 from __future__ import annotations
 

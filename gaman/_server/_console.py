@@ -1,4 +1,4 @@
-"""The server's words at the terminal: lines on stdout, the log on stderr, and streams that are closed."""
+"""Standard streams of the server: lines on stdout, the log on stderr, and /dev/null for a closed stream."""
 
 from __future__ import annotations
 

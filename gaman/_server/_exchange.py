@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from gaman._asgi import Receive, Scope, Send
 from gaman._context import log_extra
 from gaman._framing import BODILESS
-from gaman._tracebacks import own
+from gaman._tracebacks import exc_info_of
 
 if TYPE_CHECKING:
     from gaman._server._http import Connection
@@ -44,6 +44,7 @@ class Exchange:
     __slots__ = (
         "_arrival",
         "_body",
+        "_body_left",
         "_connection",
         "_has_changed",
         "_is_bodiless",
@@ -54,7 +55,6 @@ class Exchange:
         "_probe_at",
         "_probes",
         "_scope",
-        "_unsent",
         "awaits_continue",
         "has_started",
         "is_complete",
@@ -70,7 +70,9 @@ class Exchange:
         self._body: bytes | bytearray = b""
         self._more_body = True
         self._has_changed = False
+        """Whether anything has arrived since the last message that the application received."""
         self._arrival: asyncio.Event | None = None
+        """Set when something arrives; None until the application first waits for it."""
         self.awaits_continue = False
 
         self.has_started = self.is_complete = False
@@ -79,8 +81,8 @@ class Exchange:
         self._is_bodiless = self._is_chunked = False
         self._probes = 0
         self._probe_at = 0.0
-        self._unsent: int | None = None
-        """Bytes of the announced Content-Length that aren't sent yet."""
+        self._body_left: int | None = None
+        """Bytes of a body with a Content-Length that aren't sent yet."""
 
     # --- the request, as it arrives
 
@@ -118,7 +120,7 @@ class Exchange:
         if self._arrival is not None:
             self._arrival.set()
 
-    # --- what the application calls
+    # --- called by the application
 
     async def receive(self) -> dict[str, Any]:
         if self.awaits_continue:
@@ -174,7 +176,7 @@ class Exchange:
                 status = 503
             else:
                 extra = log_extra(self._scope)
-                logger.error("%s %r broke off", extra["method"], extra["path"], exc_info=own(error), extra=extra)
+                logger.error("%s %r broke off", extra["method"], extra["path"], exc_info=exc_info_of(error), extra=extra)
         if self.is_complete or self._is_disconnected:
             return
         if self.has_started:
@@ -223,7 +225,7 @@ class Exchange:
         count = 1 + len(lines) // 4
         if head.count(b"\n") != count or head.count(b"\r") != count or b"\0" in head:
             raise RuntimeError("a header of the response holds CR, LF or NUL")
-        self._is_bodiless, self._is_chunked, self._unsent = is_bodiless, is_chunked, length
+        self._is_bodiless, self._is_chunked, self._body_left = is_bodiless, is_chunked, length
         return b"%b%b\r\n" % (head, date)
 
     def _frame(self, body: bytes, has_more: bool) -> bytes:
@@ -236,20 +238,20 @@ class Exchange:
                 chunk = b"%x\r\n%b\r\n" % (len(body), body)
                 self._probes = 0
             return chunk if has_more else chunk + b"0\r\n\r\n"
-        if self._unsent is not None:
-            self._unsent -= len(body)
-            if self._unsent < 0 or (self._unsent and not has_more):
+        if self._body_left is not None:
+            self._body_left -= len(body)
+            if self._body_left < 0 or (self._body_left and not has_more):
                 raise RuntimeError("the response's body doesn't have the length of its Content-Length")
         return body
 
-    def probe(self, now: float, *, has_ended: bool) -> None:
+    def probe(self, now: float, *, is_half_closed: bool) -> None:
         """Send something without meaning, at growing intervals: a client that has gone resets the connection."""
         if now < self._probe_at or self._probes >= _MAX_PROBES:
             return
         if self._is_chunked:
             # The size of the next chunk may begin with zeros (RFC 9112, section 7.1).
             self._connection.writer.write(b"0")
-        elif has_ended and not self.has_started and self._is_waiting() and self._scope["http_version"] == "1.1":
+        elif is_half_closed and not self.has_started and self._is_waiting() and self._scope["http_version"] == "1.1":
             # The application is waiting in ctx.disconnected(). A client accepts any number of interim responses (RFC 9110,
             # section 15.2). A proxy might not, but proxies don't half-close.
             self._connection.writer.write(_CONTINUE)

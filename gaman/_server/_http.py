@@ -37,16 +37,16 @@ _LINGER: Final = 1.0
 
 
 class Connection(asyncio.Protocol):
-    """A client's connection: has requests parsed ahead, runs the application for one after another, and decides when to close."""
+    """A client's connection: parses requests ahead, runs the application for one after another, and decides when to close."""
 
     writer: Writer
     _transport: asyncio.Transport
     _parser: RequestParser
 
-    def __init__(self, shared: Connections, config: Config, state: ServerState, user_state: dict[str, Any]) -> None:
+    def __init__(self, shared: Connections, config: Config, state: ServerState, app_state: dict[str, Any]) -> None:
         self._shared = shared
         self._state = state
-        self._user_state = user_state
+        self._app_state = app_state
         self._app = shared.app
         self._idle_timeout = config.timeout_keep_alive
         self._loop = asyncio.get_running_loop()
@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
 
         self._deadline = inf
         """When to end the connection unless the client sends something, by the loop's clock."""
-        self._has_ended = False
+        self._is_half_closed = False
         """Whether the client has closed its side."""
         self._grace: float | None = None
         """Seconds that the client has for one more request; None unless the server is stopping."""
@@ -80,7 +80,7 @@ class Connection(asyncio.Protocol):
         """Bytes that the client hadn't acknowledged at the last check, or -1."""
         self._unsent_since = inf
 
-    # --- what the event loop calls
+    # --- called by the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -120,7 +120,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Keep the connection open while there are responses to send: a client that half-closes may still read."""
-        self._has_ended = True
+        self._is_half_closed = True
         receiving, self._receiving = self._receiving, None
         if receiving is not None:
             # Its request will never be complete. No request is queued, because reading pauses while one is.
@@ -156,7 +156,7 @@ class Connection(asyncio.Protocol):
         if drained is not None:
             drained.set()
 
-    # --- what the server calls
+    # --- called by the server
 
     def shutdown(self, grace: float) -> None:
         """Close after the requests in flight, or one more within *grace* seconds, whose response has `Connection: close`."""
@@ -173,7 +173,7 @@ class Connection(asyncio.Protocol):
         receiving = self._receiving
         if self._is_lingering or self.drained is not None or self.writer.is_closing():
             self._check_reader(now)
-        elif self._exchange is not None and (self._has_ended or self._is_paused):
+        elif self._exchange is not None and (self._is_half_closed or self._is_paused):
             self._check_client(self._exchange, now)
         elif now >= self._deadline and not self._is_paused and (receiving is None or not receiving.awaits_continue):
             self._time_out(now)
@@ -212,7 +212,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         elif state is not None:
             # A client that has gone looks half-closed, but it resets the connection if it is sent anything.
-            exchange.probe(now, has_ended=self._has_ended or state == "half-closed")
+            exchange.probe(now, is_half_closed=self._is_half_closed or state == "half-closed")
 
     @property
     def _timeout(self) -> float:
@@ -222,10 +222,10 @@ class Connection(asyncio.Protocol):
         """Give the client timeout_request seconds to send the next byte."""
         self._deadline = self._loop.time() + self._timeout
 
-    # --- what the parser calls
+    # --- called by the parser
 
     def begin_request(self, scope: Scope, *, keep_alive: bool, awaits_continue: bool) -> None:
-        scope["state"] = self._user_state.copy()
+        scope["state"] = self._app_state.copy()
         self._receiving = exchange = Exchange(self, scope, keep_alive)
         exchange.awaits_continue = awaits_continue
         if self._exchange is None:
@@ -289,7 +289,7 @@ class Connection(asyncio.Protocol):
 
     def is_last(self) -> bool:
         """Return whether the response that begins now is the last one, so that its head has `Connection: close`."""
-        return (self._grace is not None or self._has_ended) and not (self._queue or self._unparsed or self._refusal)
+        return (self._grace is not None or self._is_half_closed) and not (self._queue or self._unparsed or self._refusal)
 
     def finish(self, keep_alive: bool) -> None:
         """Start the next request after a complete response, or close."""
@@ -302,7 +302,7 @@ class Connection(asyncio.Protocol):
         if self._queue:
             self._start(self._queue.popleft())
         if self._unparsed and not self._queue:
-            # They may begin with the rest of this request's body. When the server is stopping, the requests behind it don't start.
+            # These bytes may begin with the rest of this request's body. If the server is stopping, no later request starts.
             data, self._unparsed = self._unparsed, b""
             if self._grace is None or self._receiving is not None:
                 self._parse(data)
@@ -313,7 +313,7 @@ class Connection(asyncio.Protocol):
     def _end_or_idle(self) -> None:
         if self._refusal is not None:
             self._send_refusal(self._refusal)
-        elif self._has_ended:
+        elif self._is_half_closed:
             self.writer.close()
         elif self._grace is not None:
             self.shutdown(self._grace)
@@ -377,7 +377,7 @@ class Connection(asyncio.Protocol):
         self._queue.clear()
         self._unparsed = b""
         self._unsent = -1
-        if self._has_ended:
+        if self._is_half_closed:
             self.writer.close()
             return
         self.writer.flush()

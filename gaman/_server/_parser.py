@@ -104,7 +104,7 @@ class RequestParser:
         self._restart()
         return b"\r\n".join([b" ".join(request_line), *fields, b"", b""])
 
-    # --- what httptools calls
+    # --- called by httptools
 
     def on_message_begin(self) -> None:
         self._unread = 0

@@ -21,7 +21,7 @@ from gaman._server._workers import FORCED_END, Shutdown, Worker, ignore_signal
 logger = logging.getLogger("gaman")
 
 _TICK: Final = 0.25
-"""Seconds between two looks at the workers, at most."""
+"""Seconds between two checks of the workers, at most."""
 _MAX_PAUSE: Final = 30
 """Seconds between two attempts to start a worker, at most."""
 
@@ -46,7 +46,7 @@ class Supervisor:
         """The workers that SIGHUP replaces, one after another."""
         self._successor: Worker | None = None
         """The worker that is starting, to replace the first outdated one."""
-        self._leaving: list[Worker] = []
+        self._ending: list[Worker] = []
         """The workers that have been told to end."""
         self._stopped_at: float | None = None
         self._kill_at = math.inf
@@ -61,7 +61,7 @@ class Supervisor:
                 stack.callback(self._watcher.stop)
                 self._announce_start()
             self._workers = [Worker(self._sockets)]
-            while self._stopped_at is None or self._leaving:
+            while self._stopped_at is None or self._ending:
                 others = [] if self._watcher is None else [self._watcher.changes]
                 running = [worker for worker in self._all() if worker.retry_at is None]
                 wait([arriving, *others, *(each for worker in running for each in worker.waitables)], _TICK)
@@ -78,7 +78,7 @@ class Supervisor:
                 self._remove_ended()
 
     def _all(self) -> list[Worker]:
-        return [*self._workers, *([] if self._successor is None else [self._successor]), *self._leaving]
+        return [*self._workers, *([] if self._successor is None else [self._successor]), *self._ending]
 
     def _handle(self, number: int) -> None:
         # With reload, SIGHUP ends the server: the developer has closed the terminal.
@@ -100,7 +100,7 @@ class Supervisor:
                 self._dismiss(worker, Shutdown.RETIRE)
 
     def _stop(self) -> None:
-        # Before the workers are told, because the last of them closes the socket when no connection is left to accept.
+        # Before the workers end, because the last of them closes the socket when no connection is left to accept.
         stop_handshakes(self._sockets)
         self._stopped_at = time.monotonic()
         for worker in self._all():
@@ -109,8 +109,8 @@ class Supervisor:
             listener.close()
 
     def _force(self) -> None:
-        for worker in self._leaving:
-            worker.shut_down(Shutdown.FORCE)
+        for worker in self._ending:
+            worker.begin_shutdown(Shutdown.FORCE)
         self._kill_at = min(self._kill_at, time.monotonic() + FORCED_END)
 
     def _reload(self, changed: str) -> None:
@@ -140,9 +140,9 @@ class Supervisor:
         if worker is self._successor:
             self._successor = None
         if worker.retry_at is None:
-            worker.shut_down(how)
-            if worker not in self._leaving:
-                self._leaving.append(worker)
+            worker.begin_shutdown(how)
+            if worker not in self._ending:
+                self._ending.append(worker)
 
     def _abandon_successor(self) -> None:
         if self._successor is not None:
@@ -209,14 +209,14 @@ class Supervisor:
     def _remove_ended(self) -> None:
         """Forget the workers that have ended, kill those that hang, and print once how many requests delay the shutdown."""
         now = time.monotonic()
-        for worker in [*self._leaving]:
+        for worker in [*self._ending]:
             if hangs := worker.hangs():
                 logger.error("worker process %s does not answer, and is killed", worker.process.pid)
             if worker.has_ended or hangs or now >= self._kill_at:
-                self._leaving.remove(worker)
+                self._ending.remove(worker)
                 worker.kill()
         if self._stopped_at is not None and not self._has_printed_waiting:
-            counts = [worker.waiting_for for worker in self._leaving if worker.has_started]
+            counts = [worker.waiting_for for worker in self._ending if worker.has_started]
             # A worker that reports nothing for a second is busy with at least one request.
             if None not in counts or now - self._stopped_at > 1:
                 self._has_printed_waiting = print_waiting(sum(1 if count is None else count for count in counts))

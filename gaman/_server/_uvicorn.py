@@ -1,4 +1,4 @@
-"""Server: uvicorn, which serves one App in this process until it is told to stop, and then finishes what is in flight."""
+"""Server: uvicorn, which serves one App in this process until it is told to stop, and then finishes the requests in flight."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def _handling_hangup(self) -> Generator[None]:
-        """Handle SIGHUP, which a closed terminal sends, like SIGTERM, unless the process has another handler, as under nohup."""
+        """Handle SIGHUP like SIGTERM, because a closed terminal sends it. A handler that is already set stays, such as nohup's."""
         number = getattr(signal, "SIGHUP", None)
         if (
             number is None
@@ -96,12 +96,12 @@ class Server(uvicorn.Server):
         gc.collect()
         gc.freeze()
         if _workers.this_worker is not None:
-            _workers.this_worker.report_started(self.shut_down)
+            _workers.this_worker.report_started(self.begin_shutdown)
         self._on_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         state, listeners = self.server_state, sockets or []
-        start = told_at = time.monotonic()
+        start = changed_at = time.monotonic()
         in_flight = {*state.tasks}
         if self._how is Shutdown.STOP:
             if _workers.this_worker is None:
@@ -116,7 +116,7 @@ class Server(uvicorn.Server):
         while state.connections or state.tasks:
             if how is not self._how:
                 if how is not None:
-                    in_flight, told_at = {*state.tasks}, time.monotonic()
+                    in_flight, changed_at = {*state.tasks}, time.monotonic()
                 how = self._how
                 # uvicorn's type lists its own protocols.
                 for connection in cast("list[Connection]", [*state.connections]):
@@ -125,18 +125,19 @@ class Server(uvicorn.Server):
                 break
             if how is Shutdown.STOP and not has_reported:
                 # Requests that began after the stop count only if they last.
-                lasting = state.connections if time.monotonic() - told_at > 2 * _LAST_REQUEST else in_flight & state.tasks
+                lasting = state.connections if time.monotonic() - changed_at > 2 * _LAST_REQUEST else in_flight & state.tasks
                 has_reported = self._report_waiting(len(lasting))
             await asyncio.sleep(0.05)
         await self._cut_off(time.monotonic() - start)
         await self._app.shutdown()
 
-    def shut_down(self, how: Shutdown) -> None:
-        """End in the given way; may be called from any thread."""
+    def begin_shutdown(self, how: Shutdown) -> None:
+        """Begin to end in the given way; may be called from any thread."""
         self._how = max(self._how, how)
         self.should_exit = True
         if how is not Shutdown.STOP:
-            # Other processes accept the waiting connections; after a change of the code, only they may. A closed loop has ended.
+            # The other processes accept the waiting connections. After a change of the code, only they may.
+            # RuntimeError means that the loop is closed, so the server has ended.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._stop_listening)
 
@@ -151,7 +152,7 @@ class Server(uvicorn.Server):
         if not self.started:
             self.should_exit = True
             raise KeyboardInterrupt
-        self.shut_down(Shutdown.FORCE if is_forced else Shutdown.STOP)
+        self.begin_shutdown(Shutdown.FORCE if is_forced else Shutdown.STOP)
 
     def _stop_listening(self) -> None:
         for server in self.servers:

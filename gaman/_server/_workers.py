@@ -47,12 +47,12 @@ class ThisWorker:
     def __init__(self, sockets: list[socket.socket], supervisor: Connection) -> None:
         self.sockets = sockets
         self._supervisor = supervisor
-        self._shut_down: Callable[[Shutdown], None] | None = None
-        threading.Thread(target=self._obey, daemon=True).start()
+        self._begin_shutdown: Callable[[Shutdown], None] | None = None
+        threading.Thread(target=self._read_commands, daemon=True).start()
 
-    def report_started(self, shut_down: Callable[[Shutdown], None]) -> None:
-        """Tell the supervisor that this worker serves. Each of its commands calls *shut_down*, in a thread."""
-        self._shut_down = shut_down
+    def report_started(self, begin_shutdown: Callable[[Shutdown], None]) -> None:
+        """Tell the supervisor that this worker serves. Each of its commands calls *begin_shutdown*, in a thread."""
+        self._begin_shutdown = begin_shutdown
         self._send("started")
 
     def report_waiting(self, requests: int) -> None:
@@ -63,7 +63,7 @@ class ThisWorker:
         with suppress(OSError):
             self._supervisor.send(message)
 
-    def _obey(self) -> None:
+    def _read_commands(self) -> None:
         while True:
             try:
                 command: Shutdown | None = self._supervisor.recv()
@@ -73,8 +73,8 @@ class ThisWorker:
                 return
             if command is None:
                 self._send("pong")
-            elif self._shut_down is not None:
-                self._shut_down(command)
+            elif self._begin_shutdown is not None:
+                self._begin_shutdown(command)
 
 
 this_worker: ThisWorker | None = None
@@ -92,7 +92,7 @@ class Worker:
             self.process.start()
         child_pipe.close()
         self.has_started = False
-        """Whether it has served."""
+        """Whether it has begun to serve."""
         self.failures = 0
         """How many of its predecessors in a row have ended before they served."""
         self.retry_at: float | None = None
@@ -131,7 +131,7 @@ class Worker:
             self._send(None)
         return not self._has_answered and now - self._pinged_at > _MAX_SILENCE
 
-    def shut_down(self, how: Shutdown) -> None:
+    def begin_shutdown(self, how: Shutdown) -> None:
         if self.has_started:
             self._send(how)
         else:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.servers import Server
-from tests.serving import Answer, Connection, Program, request, running_script, until
+from tests.serving import Connection, ParsedResponse, Program, request, running_script, until
 
 SITE = """
 import json, os, time
@@ -87,7 +87,7 @@ class Visitor:
         self.port = port
         self.cookie: str | None = None
 
-    def get(self, target: str) -> Answer:
+    def get(self, target: str) -> ParsedResponse:
         headers = [] if self.cookie is None else [f"Cookie: {self.cookie}"]
         with Connection(self.port) as connection:
             connection.socket.settimeout(HANGING)
@@ -96,7 +96,7 @@ class Visitor:
             self.cookie = None if "Max-Age=0" in line else line.partition(";")[0]
         return response
 
-    def put(self, key: str, value: str = "value") -> Answer:
+    def put(self, key: str, value: str = "value") -> ParsedResponse:
         return self.get(f"/put/{key}/{value}")
 
     def all(self) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def assert_many_requests_wait_no_longer(folder: Path, driver: Mapping[str, Any],
         assert visitor.all() == {"key": "value"}
 
 
-def _ask(visitor: Visitor, target: str) -> tuple[Answer, float]:
+def _ask(visitor: Visitor, target: str) -> tuple[ParsedResponse, float]:
     asked = time.monotonic()
     response = visitor.get(target)
     return response, time.monotonic() - asked
@@ -197,7 +197,7 @@ class Writer:
             assert "set-cookie" not in response.headers, response
         return response.status
 
-    def write(self) -> Answer:
+    def write(self) -> ParsedResponse:
         key = f"key{self.attempts}"
         response = self.visitor.put(key)
         if response.status == 200:
@@ -216,7 +216,7 @@ class Newcomers(Writer):
         super().__init__(port)
         self.visitors: list[Visitor] = []
 
-    def write(self) -> Answer:
+    def write(self) -> ParsedResponse:
         visitor = Visitor(self.visitor.port)
         response = visitor.put("key")
         if response.status == 200:
@@ -234,7 +234,7 @@ class Counting(Writer):
         super().__init__(port)
         self.visitor = visitor or self.visitor
 
-    def write(self) -> Answer:
+    def write(self) -> ParsedResponse:
         return self.visitor.get("/count")
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.faults.crews import crew
 from tests.faults.site_under_load import Counting, Load, Newcomers, Visitor, Writer, arrive, assert_unavailable, site
-from tests.serving import Answer
+from tests.serving import ParsedResponse
 
 TIMEOUT = 5.0
 """Seconds: the drivers' default timeout."""
@@ -116,7 +116,7 @@ class Sharing(Writer):
         self.visitor = visitor
         self._name = name
 
-    def write(self) -> Answer:
+    def write(self) -> ParsedResponse:
         key = f"{self._name}{self.attempts}"
         response = self.visitor.put(key)
         self.acknowledged.append(key)

@@ -17,7 +17,7 @@ from gaman.session import Session
 from tests import servers
 from tests.faults.crews import crew
 from tests.faults.site_under_load import Visitor
-from tests.serving import Answer, Program
+from tests.serving import ParsedResponse, Program
 from tests.session.sites import DRIVERS, Browser, Clock, Reply, Site, Work, serving, setting
 
 ROUNDS = 200
@@ -71,7 +71,7 @@ def test_a_hundred_concurrent_requests_to_two_processes_lose_no_key_and_no_count
     visitor.put("key")
     start = Barrier(100)
 
-    def get(target: str) -> Answer:
+    def get(target: str) -> ParsedResponse:
         start.wait()
         return visitor.get(target)
 
@@ -167,6 +167,6 @@ def test_no_concurrent_write_in_another_process_undoes_a_logout_or_removes_a_coo
                     assert "set-cookie" not in response.headers
 
 
-def get_soon(visitor: Visitor, target: str) -> Answer:
+def get_soon(visitor: Visitor, target: str) -> ParsedResponse:
     time.sleep(random.expovariate(400))
     return visitor.get(target)

@@ -35,7 +35,7 @@ from tests.faults.site_under_load import (
     site,
 )
 from tests.servers import RedisCluster, RedisSentinels, RedisServer, Server, free_port
-from tests.serving import PATIENCE, Answer, until
+from tests.serving import PATIENCE, ParsedResponse, until
 
 PASSWORD = "hunter2"
 FAILOVER = 30.0
@@ -373,7 +373,7 @@ def test_a_cluster_is_resharded_under_load_without_an_error(tmp_path: Path) -> N
 class Logins(Newcomers):
     """Begins a new session of the same owner with each write."""
 
-    def write(self) -> Answer:
+    def write(self) -> ParsedResponse:
         visitor = Visitor(self.visitor.port)
         response = visitor.get("/login/me")
         if response.status == 200:
@@ -481,7 +481,7 @@ class Leavers(Writer):
         super().__init__(port)
         self.ended: list[str] = []
 
-    def write(self) -> Answer:
+    def write(self) -> ParsedResponse:
         visitor = Visitor(self.visitor.port)
         response = visitor.put("key")
         if response.status == 200:
