@@ -305,7 +305,9 @@ class Flush(Struct, gc=False):
         )
         if identity is not None:
             self.known.reject("expired")
-        self.pending.discard()
+        self.pending.changes.clear()
+        # `is_end` stays, because clear() may have been called meanwhile.
+        self.pending.renewal = self.pending.owner = None
         self.known.state = Ended(identity)
 
     def _note_written(self, state: Unread | Live, sets: Mapping[str, bytes], deletes: Collection[str], now: float) -> None:

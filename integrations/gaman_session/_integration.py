@@ -86,7 +86,8 @@ class SessionIntegration(Integration):
         return later(self, "sessions.list", run(self._owners.listed, owner))
 
     async def _end_all(self, owner: str, keep: Session | None) -> int:
-        if keep is not None and not isinstance(keep, Session):
+        # Without the integration, ctx.session raises a ConfigError here that says so.
+        if keep is not None and not hasattr(keep, "_outlive_end"):
             raise SessionUseError(f"end_all() keeps a session, not {keep!r}: write keep=ctx.session")
         return await self._owners.end_all(owner, keep)
 

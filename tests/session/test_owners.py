@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gaman import App, Context
 from gaman.errors import ConfigError
 from gaman.session import (
     TOMBSTONE,
@@ -312,6 +313,16 @@ async def test_a_login_that_ends_all_others_is_kept(site: Site) -> None:
     assert [await browser.all() for browser in (*browsers, fresh)] == [{}, {}, {"user": 1}]
 
 
+async def test_end_all_that_keeps_the_session_of_a_request_without_one_names_the_missing_integration(site: Site) -> None:
+    async def handler(ctx: Context) -> str:
+        with pytest.raises(ConfigError, match="session integration"):
+            await site.sessions.end_all(OWNER, keep=ctx.session)
+        return "done"
+
+    async with TestClient(App({"/": handler})) as client:
+        assert (await client.get("/")).status_code == 200
+
+
 async def test_requests_in_flight_do_not_revive_their_sessions_after_end_all(site: Site) -> None:
     inside, may_go_on = asyncio.Semaphore(0), asyncio.Event()
 
@@ -464,6 +475,34 @@ async def test_a_login_under_its_old_id_that_another_process_overtakes_is_logged
         assert await browser.all() == {"cart": [1]}
     [logged] = [record for record in caplog.records if "end_all()" in record.getMessage()]
     assert logged.__dict__["session"] == handle
+
+
+async def test_a_logout_beside_a_login_that_end_all_revokes_still_ends_the_session(clock: Clock) -> None:
+    is_in_store, may_go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryDriver):
+        async def set_owner(self, *arguments: Any, **options: Any) -> Outcome:
+            is_in_store.set()
+            await may_go_on.wait()
+            return await super().set_owner(*arguments, **options)
+
+    async with serving(Site(Slow(), clock)) as site:
+
+        async def work(session: Session) -> None:
+            await session.set_owner(OWNER)
+            saving = asyncio.ensure_future(session.save())
+            await is_in_store.wait()
+            await site.sessions.end_all(OWNER)
+            await session.clear()
+            may_go_on.set()
+            await saving
+
+        browser = site.browser()
+        await browser.do(setting(cart=[1]))
+        token = browser.token
+        await browser.do(work)
+        assert browser.token is None
+        assert await site.browser(token).all() == {}
 
 
 @pytest.mark.parametrize("seconds", [0.3, 30, 3600])
@@ -631,8 +670,6 @@ async def test_the_error_of_a_driver_without_owners_names_the_others(make: Any, 
 
 
 async def test_the_integration_serves_scripts_that_take_no_requests() -> None:
-    from gaman import App, Context
-
     async def log_in(ctx: Context) -> str:
         await logging_in()(ctx.session)
         return "in"
