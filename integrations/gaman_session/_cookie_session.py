@@ -181,7 +181,7 @@ class CookieSession(Session):
     # Writing
 
     async def _save(self) -> None:
-        # Only the response can bring a cookie to its browser.
+        # Only the response can send a cookie to the browser.
         self._open_for_change()
 
     def _cookie(self) -> CookieValue | None:

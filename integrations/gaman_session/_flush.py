@@ -1,4 +1,4 @@
-"""Flush: writes what a request wants to the store, without undoing what other requests write at the same time."""
+"""Flush: writes a request's pending changes to the store, without undoing what other requests write at the same time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Renewal(Struct, frozen=True):
 
 
 class Pending(Struct, gc=False):
-    """What a request wants written."""
+    """What a request has changed, and not yet written."""
 
     changes: dict[str, bytes | None] = {}
     """The encoded data to set, by key; None deletes the key."""
@@ -48,7 +48,7 @@ class Pending(Struct, gc=False):
         self.is_end = True
 
     def discard(self) -> None:
-        """Want nothing."""
+        """Drop everything that is pending."""
         self.changes.clear()
         self.renewal = self.owner = None
         self.is_end = False
@@ -110,7 +110,7 @@ class Flush(Struct, gc=False):
             self._note_written(live, sets, (), now)
             self.pending.changes.pop(key, None)
         else:
-            self._lose()
+            self._drop_changes()
         return True
 
     # Ending
@@ -163,24 +163,24 @@ class Flush(Struct, gc=False):
             self.pending.settle(changes)
         elif isinstance(state, Live):
             # This request has read the session, so its changes are for no other one.
-            self._lose()
+            self._drop_changes()
         else:
             self.known.reject("expired")
             was_ended = was_ended or outcome is Outcome.ENDED
             if (twin := self.known.next_twin(identity)) is not None:
                 await self._apply(twin, changes, was_ended=was_ended)
             elif was_ended:
-                self._lose()
+                self._drop_changes()
             else:
                 # The cookie is an old one, so a new session begins.
                 await self._begin()
 
     # Beginning and renaming
 
-    async def _begin(self, lost: tuple[Ownership, str] | None = None) -> None:
+    async def _begin(self, former: tuple[Ownership, str] | None = None) -> None:
         """Store the changes as a new session, unless they set nothing.
 
-        *lost* is the ownership and the id of the session that they were for. The new session inherits the owner, so that a
+        *former* is the ownership and the id of the session that they were for. The new session inherits the owner, so that a
         concurrent end_all() revokes it too.
         """
         changes, owner = dict(self.pending.changes), self.pending.owner
@@ -189,8 +189,8 @@ class Flush(Struct, gc=False):
             self._check_size(record.fields, {})
             if owner is not None:
                 record.ownership = self.known.sessions.owners.ownership(owner, identity.id)
-            elif lost is not None:
-                record.ownership = self.known.sessions.owners.move(*lost, identity.id)
+            elif former is not None:
+                record.ownership = self.known.sessions.owners.move(*former, identity.id)
             if await self.known.sessions.store.create(identity.id, record) is Outcome.REVOKED:
                 self._revoke()
                 return
@@ -203,18 +203,18 @@ class Flush(Struct, gc=False):
 
     async def _rename(self) -> None:
         """Move the session, as it is in the store at that moment and with the pending changes, to a new id."""
-        lost: tuple[Ownership, str] | None = None
+        former: tuple[Ownership, str] | None = None
         for attempt in range(MAX_ATTEMPTS):
             await self.known.load(again=attempt > 0)
             state = self.known.state
             if not isinstance(state, Live):
                 # A session that was ended stays ended, but a login beside a logout isn't lost.
-                await self._begin(lost)
+                await self._begin(former)
                 return
             # The browser may send the cookie of an older session before the new one, and would then be logged out.
             await self._end_all_but(state.identity, self.known.twins_after(state.identity))
             if state.record.ownership is not None:
-                lost = state.record.ownership, state.identity.id
+                former = state.record.ownership, state.identity.id
             if await self._rename_once(state):
                 return
         raise SessionConflict(
@@ -285,7 +285,7 @@ class Flush(Struct, gc=False):
         self.known.state = Ended(None) if isinstance(self.known.state, Ended) else Absent(None)
         self.known.is_cookie_due = True
 
-    def _lose(self) -> None:
+    def _drop_changes(self) -> None:
         """Drop the changes, because the session was ended elsewhere; the cookie is left to the request that ended it."""
         self.pending.changes.clear()
         self.pending.owner = None

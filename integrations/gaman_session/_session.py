@@ -353,7 +353,7 @@ class Session(NotADict, ABC):
             # The process is at its limits, and the value isn't at fault.
             raise cause
         if type is not None:
-            raise SessionTypeError(f"the session's {key!r} is no {getattr(type, '__name__', type)}: {cause}") from cause
+            raise SessionTypeError(f"the session's {key!r} doesn't fit {getattr(type, '__name__', type)}: {cause}") from cause
         self._reject("unreadable")
         self._sessions.damage.report(self.id, f"the value of {key!r}", log_extra(self._scope))
         return default

@@ -20,7 +20,7 @@ from gaman_session._sessions import Sessions
 T = TypeVar("T")
 
 _NO_FIELDS: Mapping[str, bytes] = {}
-# Shared by all requests until they want something.
+# Shared by all requests until they change something.
 _NOTHING = Pending()
 
 
@@ -46,7 +46,7 @@ class StoredSession(Session):
 
     @property
     def id(self) -> str | None:
-        """The session's id, which is safe to log, or None if there is no session yet."""
+        """The session's handle, which is safe to log, or None if there is no session yet."""
         self._is_used = True
         identity = self._known.identify().identity
         return None if identity is None else identity.id
@@ -119,7 +119,7 @@ class StoredSession(Session):
 
     # Changing
 
-    def _wanted(self) -> Pending:
+    def _own_pending(self) -> Pending:
         """Return the request's own pending changes, to add to them."""
         if self._pending is _NOTHING:
             self._pending = Pending()
@@ -136,7 +136,7 @@ class StoredSession(Session):
         if size > sessions.max_size and (self._live() is None or size > self._stored_size):
             raise StoredSessionTooLarge(size, sessions.max_size, key)
         self._size = size
-        self._wanted().changes[key] = data
+        self._own_pending().changes[key] = data
 
     def _drop(self, key: str) -> None:
         try:
@@ -146,7 +146,7 @@ class StoredSession(Session):
             return
         if self._size is not None:
             self._size -= self._length(key)
-        self._wanted().changes[key] = None
+        self._own_pending().changes[key] = None
 
     def _measure(self) -> int:
         """Return the session's size with the pending changes, in bytes, as far as is known without the store."""
@@ -166,14 +166,14 @@ class StoredSession(Session):
 
     def _clear(self) -> None:
         self._known.identify()
-        self._wanted().end()
+        self._own_pending().end()
         self._size = None
 
     def _renew(self, max_age: int | None) -> None:
-        self._wanted().renewal = Renewal(max_age)
+        self._own_pending().renewal = Renewal(max_age)
 
     def _set_owner(self, owner: str | None, note: Any) -> None:
-        self._wanted().owner = self._sessions.owners.pending(owner, b"" if note is None else self._encode("note", note))
+        self._own_pending().owner = self._sessions.owners.pending(owner, b"" if note is None else self._encode("note", note))
 
     def _outlive_end(self) -> None:
         if self._pending.owner is not None:
@@ -190,7 +190,7 @@ class StoredSession(Session):
         self._open_for_change()
 
         async def compare_and_swap() -> T:
-            flush = Flush(self._known, self._wanted())
+            flush = Flush(self._known, self._own_pending())
             for attempt in range(MAX_ATTEMPTS):
                 await flush.run()
                 await self._known.load(again=attempt > 0)
@@ -223,7 +223,7 @@ class StoredSession(Session):
         )
 
     async def _flush(self) -> None:
-        await self._exclusively(Flush(self._known, self._wanted()).run)
+        await self._exclusively(Flush(self._known, self._own_pending()).run)
 
     def _cookie(self) -> CookieValue | None:
         known = self._known

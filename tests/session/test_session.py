@@ -354,7 +354,7 @@ async def test_a_value_is_decoded_into_the_given_type(site: Site) -> None:
 async def test_a_value_that_does_not_fit_the_type_raises_and_names_the_key(site: Site) -> None:
     async def work(session: Session) -> None:
         await session.set("user", "Angga")
-        with pytest.raises(SessionTypeError, match="'user' is no User"):
+        with pytest.raises(SessionTypeError, match="'user' doesn't fit User"):
             await session.get("user", type=User)
 
     await site.browser().do(work)

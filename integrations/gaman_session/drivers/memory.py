@@ -188,7 +188,7 @@ class MemoryDriver:
         while self._tombstones and removed < limit and next(iter(self._tombstones.values())).deadline <= now:
             self._tombstones.popitem(last=False)
             removed += 1
-        # A time that is further ahead is of a clock that was set back since.
+        # A time that is further ahead was stored before the clock was set back.
         while self._ended and not now - TOMBSTONE < next(iter(self._ended.values())) <= now + MAX_SKEW:
             self._ended.popitem(last=False)
         checked = 0
@@ -249,7 +249,7 @@ class MemoryDriver:
         for id in ending:
             self._end(id, now, None)
         before = self._ended.pop(owner, now)
-        # A time that is further ahead is of a clock that was set back since.
+        # A time that is further ahead was stored before the clock was set back.
         self._ended[owner] = before if now < before <= now + MAX_SKEW else now
         return len(ending)
 
