@@ -16,6 +16,7 @@ import msgspec
 
 from gaman import find_cookie
 from gaman_session import _sealing
+from gaman_session._counters import Rejection
 from gaman_session._errors import SessionTooLarge, SessionUnsupported
 from gaman_session._session import REMOVED, CookieValue, Session, changed, too_late_to_read
 from gaman_session._sessions import Sessions
@@ -47,7 +48,7 @@ _decode = msgspec.msgpack.Decoder(Contents).decode
 class CookieSession(Session):
     """A session that comes with its request and goes back with the response."""
 
-    __slots__ = ("_contents", "_data", "_fields", "_found_cookie", "_is_loaded", "_received")
+    __slots__ = ("_contents", "_data", "_fields", "_found_cookie", "_is_loaded", "_is_rejected", "_received")
 
     _found_cookie: bool
     _received: Contents | None
@@ -62,7 +63,7 @@ class CookieSession(Session):
         # super().__init__() unrolled: this saves 3 % of a request that doesn't use its session.
         self._sessions = sessions
         self._scope = scope
-        self._is_used = self._is_closed = self._is_loaded = False
+        self._is_used = self._is_closed = self._is_loaded = self._is_rejected = False
         self._unawaited = ()
 
     @property
@@ -79,6 +80,11 @@ class CookieSession(Session):
 
     def _has_cookie(self) -> bool:
         return self._found_cookie
+
+    def _reject(self, reason: Rejection) -> None:
+        if not self._is_rejected:
+            self._is_rejected = True
+            self._sessions.counters.reject(reason)
 
     # Reading
 

@@ -63,9 +63,7 @@ class Session(NotADict, ABC):
     than HTTPError, or its response has a status of 500 or more.
     """
 
-    __slots__ = ("_is_closed", "_is_rejected", "_is_used", "_scope", "_sessions", "_unawaited")
-
-    _is_rejected: bool
+    __slots__ = ("_is_closed", "_is_used", "_scope", "_sessions", "_unawaited")
 
     def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any]) -> None:
         self._sessions = sessions
@@ -326,6 +324,10 @@ class Session(NotADict, ABC):
     @abstractmethod
     async def _save(self) -> None: ...
 
+    @abstractmethod
+    def _reject(self, reason: Rejection) -> None:
+        """Count, once a request, that its cookie or session was rejected."""
+
     # What they share
 
     def _open_for_change(self) -> None:
@@ -370,12 +372,6 @@ class Session(NotADict, ABC):
     def _all(self, *_: object) -> dict[str, Any]:
         values = {key: self._value(key, _MISSING, None) for key in self._keys()}
         return {key: value for key, value in values.items() if value is not _MISSING}
-
-    def _reject(self, reason: Rejection) -> None:
-        """Count, once a request, that its cookie or session was rejected."""
-        if not hasattr(self, "_is_rejected"):
-            self._is_rejected = True
-            self._sessions.counters.reject(reason)
 
     def _report_unawaited(self, line: str) -> None:
         """Log *line*, about a call that was never awaited, when the response begins.
