@@ -58,18 +58,15 @@ def serve(
     that dies or hangs is replaced. SIGHUP replaces the workers one by one; SIGTTIN starts one more, and SIGTTOU stops one.
     """
     _refuse_running_loop()
-    try:
-        app = _app_of(
-            routes,
-            integrations=integrations,
-            deps=deps,
-            debug=debug,
-            max_body_size=max_body_size,
-            trusted_proxies=trusted_proxies,
-            allowed_hosts=allowed_hosts,
-        )
-    except ConfigError as error:
-        _exit(str(error))
+    app = _app_of(
+        routes,
+        integrations=integrations,
+        deps=deps,
+        debug=debug,
+        max_body_size=max_body_size,
+        trusted_proxies=trusted_proxies,
+        allowed_hosts=allowed_hosts,
+    )
     run(
         app,
         host=host,
