@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gaman import ConfigError
@@ -213,6 +214,15 @@ async def test_no_descriptor_stays_open(driver: FileDriver, folder: Path) -> Non
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_file_has_the_names_that_its_fields_had_at_first() -> None:
+    fields = {"fields": {"key": b"value"}, "created": 1.0, "expires": 9.0, "deadline": 9.0}
+    tag = {"owner": "me", "note": b"note", "since": 1.0}
+    stored = Record({"key": b"value"}, 1.0, 9.0, 9.0, ownership=Ownership("me", b"note", 1.0))
+    content = _encoding.protect(ID, b"\x01" + msgspec.msgpack.encode({**fields, "tag": tag}))
+    assert _encoding.decode(ID, content) == stored
+    assert _encoding.encode(ID, stored) == content
+
+
 # Damage
 
 
@@ -247,7 +257,7 @@ async def test_a_truncated_or_damaged_file_is_absent(
     path.write_bytes(whole + b"\0")
     await expect_absent(driver)
     assert path.read_bytes() == whole + b"\0"
-    assert warnings() == [f"session {ID}: its file is not what was written there; it counts as absent"]
+    assert warnings() == [f"session {ID}: its file is damaged and counts as absent"]
     path.write_bytes(whole)
     assert await driver.load(ID, now=NOW) == (record() if kept == "a session" else Outcome.ENDED)
 

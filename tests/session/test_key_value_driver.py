@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sqlite3
 import types
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -155,6 +156,26 @@ async def test_processes_share_the_guides_table(tmp_path: Path) -> None:
     assert (len(found.fields), found.version) == (31, 30)
     for each in drivers:
         await each.close()
+
+
+async def test_a_write_that_is_cancelled_twice_leaves_the_guides_table_to_other_processes(tmp_path: Path) -> None:
+    driver = _from_the_guide(tmp_path)
+    await driver.open()
+    other = sqlite3.connect(tmp_path / "app.db", isolation_level=None, timeout=2)
+    other.execute("BEGIN IMMEDIATE")
+    write = asyncio.create_task(driver.create(ID, record()))
+    # The driver's thread waits for the other process, as when a timeout and the time limit follow each other.
+    for _ in range(2):
+        await asyncio.sleep(0.1)
+        write.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await write
+    other.execute("COMMIT")
+    await asyncio.sleep(0.5)
+    other.execute("BEGIN IMMEDIATE")
+    other.close()
+    assert await driver.load(ID, now=NOW) is None
+    await driver.close()
 
 
 # Failures
