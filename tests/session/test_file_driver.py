@@ -478,6 +478,15 @@ async def test_concurrent_purges_remove_each_session_once(driver: FileDriver, fo
     assert removed == 200
 
 
+async def test_a_session_whose_deadline_an_earlier_call_moves_is_still_its_owners(driver: FileDriver) -> None:
+    expiring = record(deadline=10)
+    expiring.ownership = Ownership("owner", b"", NOW)
+    await driver.create(ID, expiring)
+    assert await driver.owned("owner", now=NOW + 10) == {}
+    assert await driver.apply(ID, {}, (), now=NOW + 9, deadline=NOW + 500, max_size=MAX_SIZE) is Outcome.WRITTEN
+    assert [*await driver.owned("owner", now=NOW + 10)] == [ID]
+
+
 # Faults
 
 

@@ -322,6 +322,14 @@ async def test_a_session_that_comes_back_to_its_owner_meanwhile_stays_in_the_ind
             assert [*await driver.owned("owner", now=NOW)] == [ID]
 
 
+async def test_a_session_whose_deadline_an_earlier_call_moves_stays_in_the_index() -> None:
+    driver = DictDriver()
+    await driver.create(ID, Record({"key": b"value"}, NOW, NOW + 1000, NOW + 10, ownership=Ownership("owner", b"", NOW)))
+    assert await driver.owned("owner", now=NOW + 10) == {}
+    assert await driver.apply(ID, {}, (), now=NOW + 9, deadline=NOW + 500, max_size=1000) is Outcome.WRITTEN
+    assert [*await driver.owned("owner", now=NOW + 10)] == [ID]
+
+
 async def test_a_purge_removes_no_session_whose_deadline_moves_meanwhile() -> None:
     driver = DictDriver()
     await driver.create(ID, Record({"key": b"value"}, NOW, NOW + 1000, NOW + 10))
