@@ -54,7 +54,8 @@ class Ownership(Struct, frozen=True):
     """When set_owner() was called, in seconds since the epoch. It identifies the ownership: a new one has another `since`."""
 
 
-class Record(Struct, omit_defaults=True):
+# Files keep the name that the ownership had when they were written first.
+class Record(Struct, omit_defaults=True, rename={"ownership": "tag"}):
     """A session as a driver stores it. Times are seconds since the epoch; `created` and `expires` are whole milliseconds."""
 
     fields: dict[str, bytes]

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gaman import ConfigError
@@ -211,6 +212,15 @@ async def test_no_descriptor_stays_open(driver: FileDriver, folder: Path) -> Non
         await apply(driver, {"key": b"1"}, OTHER)
         await driver.purge(now=NOW + 9_999, limit=10)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_has_the_names_that_its_fields_had_at_first() -> None:
+    fields = {"fields": {"key": b"value"}, "created": 1.0, "expires": 9.0, "deadline": 9.0}
+    tag = {"owner": "me", "note": b"note", "since": 1.0}
+    stored = Record({"key": b"value"}, 1.0, 9.0, 9.0, ownership=Ownership("me", b"note", 1.0))
+    content = _encoding.protect(ID, b"\x01" + msgspec.msgpack.encode({**fields, "tag": tag}))
+    assert _encoding.decode(ID, content) == stored
+    assert _encoding.encode(ID, stored) == content
 
 
 # Damage
@@ -466,6 +476,15 @@ async def test_concurrent_purges_remove_each_session_once(driver: FileDriver, fo
         removed += sum(await asyncio.gather(*(purge(each, NOW + 7200, 30) for each in (driver, other, driver, other))))
     await other.close()
     assert removed == 200
+
+
+async def test_a_session_whose_deadline_an_earlier_call_moves_is_still_its_owners(driver: FileDriver) -> None:
+    expiring = record(deadline=10)
+    expiring.ownership = Ownership("owner", b"", NOW)
+    await driver.create(ID, expiring)
+    assert await driver.owned("owner", now=NOW + 10) == {}
+    assert await driver.apply(ID, {}, (), now=NOW + 9, deadline=NOW + 500, max_size=MAX_SIZE) is Outcome.WRITTEN
+    assert [*await driver.owned("owner", now=NOW + 10)] == [ID]
 
 
 # Faults

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sqlite3
 import types
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -157,6 +158,26 @@ async def test_processes_share_the_guides_table(tmp_path: Path) -> None:
         await each.close()
 
 
+async def test_a_write_that_is_cancelled_twice_leaves_the_guides_table_to_other_processes(tmp_path: Path) -> None:
+    driver = _from_the_guide(tmp_path)
+    await driver.open()
+    other = sqlite3.connect(tmp_path / "app.db", isolation_level=None, timeout=2)
+    other.execute("BEGIN IMMEDIATE")
+    write = asyncio.create_task(driver.create(ID, record()))
+    # The driver's thread waits for the other process, as when a timeout and the time limit follow each other.
+    for _ in range(2):
+        await asyncio.sleep(0.1)
+        write.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await write
+    other.execute("COMMIT")
+    await asyncio.sleep(0.5)
+    other.execute("BEGIN IMMEDIATE")
+    other.close()
+    assert await driver.load(ID, now=NOW) is None
+    await driver.close()
+
+
 # Failures
 
 
@@ -299,6 +320,14 @@ async def test_a_session_that_comes_back_to_its_owner_meanwhile_stays_in_the_ind
             )
             assert {*outcomes} == {Outcome.WRITTEN}
             assert [*await driver.owned("owner", now=NOW)] == [ID]
+
+
+async def test_a_session_whose_deadline_an_earlier_call_moves_stays_in_the_index() -> None:
+    driver = DictDriver()
+    await driver.create(ID, Record({"key": b"value"}, NOW, NOW + 1000, NOW + 10, ownership=Ownership("owner", b"", NOW)))
+    assert await driver.owned("owner", now=NOW + 10) == {}
+    assert await driver.apply(ID, {}, (), now=NOW + 9, deadline=NOW + 500, max_size=1000) is Outcome.WRITTEN
+    assert [*await driver.owned("owner", now=NOW + 10)] == [ID]
 
 
 async def test_a_purge_removes_no_session_whose_deadline_moves_meanwhile() -> None:

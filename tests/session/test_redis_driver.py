@@ -710,6 +710,25 @@ async def test_calls_that_wait_for_a_frozen_server_have_the_same_timeout() -> No
             server.send_signal(signal.SIGCONT)
 
 
+async def test_nothing_is_left_of_a_call_that_failed_while_another_part_of_it_waited_for_a_frozen_server() -> None:
+    with servers.RedisCluster(2, node_timeout=60_000) as cluster:
+        frozen, full = cluster.masters
+        driver = RedisDriver(url=cluster.url, timeout=2)
+        await driver.open()
+        id, later = [await id_at(driver, full) for _ in range(2)]
+        owner = next(name for name in map(str, range(100)) if key_slot(f"gaman:owner:{name}".encode()) < 8192)
+        await driver.create(id, record())
+        full.ask("CONFIG SET", "maxmemory", 1)
+        frozen.send_signal(signal.SIGSTOP)
+        with pytest.raises(SessionStoreError, match="OOM command not allowed"):
+            await driver.rename(id, later, owned_record(owner), version=0, now=NOW)
+        # Until the first attempt at the frozen server has failed.
+        await asyncio.sleep(driver._calls.patience + 0.2)
+        async with asyncio.timeout(5):
+            await driver.close()
+        frozen.send_signal(signal.SIGCONT)
+
+
 # The reason of a failure
 
 

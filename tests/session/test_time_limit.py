@@ -120,3 +120,20 @@ async def test_a_task_knows_how_much_time_it_has_left() -> None:
     with limit:
         assert 9 < limit.left() <= 10
     assert limit.left() == math.inf
+
+
+def test_a_task_whose_event_loop_was_closed_unbounds_no_other() -> None:
+    async def ended_by_the_limit() -> bool:
+        async with asyncio.timeout(100 * SECONDS) as other:
+            await stay(limit)
+            await stay(limit)
+        return not other.expired()
+
+    limit, loop = TimeLimit(SECONDS), asyncio.new_event_loop()
+    forgotten = loop.create_task(stay(limit))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    time.sleep(SECONDS)
+    assert asyncio.run(ended_by_the_limit())
+    assert not limit._inside
+    forgotten._log_destroy_pending = False  # type: ignore[attr-defined]

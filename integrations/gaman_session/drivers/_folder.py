@@ -112,9 +112,10 @@ class Folder:
         found = {id: record for id in ids if (record := _rules.owned(self._load(id), owner, now)) is not None}
         if len(found) < len(ids):
             with suppress(BlockingIOError), self.locked([self.owners.lock_of(owner)]):
-                # A session that was written meanwhile has its entry, so each one is read again.
+                # A session that was written meanwhile has its entry, so each one is read again. An expired one keeps its entry
+                # until a purge, because a write whose *now* is earlier may still move its deadline.
                 for id in ids:
-                    if id not in found and _rules.owned(self._load(id), owner, now) is None:
+                    if id not in found and _rules.owned(self._load(id), owner, -math.inf) is None:
                         self.owners.remove(owner, id)
                 self.owners.tidy(owner_hash(owner), now)
         return found

@@ -306,8 +306,9 @@ class KeyValueDriver(Reporter, ABC):
             return
         async with self.lock([_key(owner)]):
             sessions = await self._get_owner(owner)
-            # With the owner's lock, no session becomes the owner's between these reads and the write.
-            stale = [id for id in ids if id in sessions.sessions and _rules.owned(await self._get(id), owner, now) is None]
+            # With the owner's lock, no session becomes the owner's between these reads and the write. An expired one keeps its
+            # entry until a purge, because a write whose *now* is earlier may still move its deadline.
+            stale = [id for id in ids if id in sessions.sessions and _rules.owned(await self._get(id), owner, -math.inf) is None]
             for id in stale:
                 del sessions.sessions[id]
             if stale:

@@ -42,7 +42,10 @@ class TimeLimit:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         task: Any = current_task(self._loop)
-        if self._inside.pop(task, None) is None and task.uncancel() <= self._late.pop(task) and kind is asyncio.CancelledError:
+        if self._inside.pop(task, None) is not None or task is None:
+            # Without a task, the garbage collector closes a coroutine whose event loop was closed before it ended.
+            return
+        if task.uncancel() <= self._late.pop(task) and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
     def left(self) -> float:
@@ -56,6 +59,10 @@ class TimeLimit:
             return
         now = monotonic()
         for task, (until, cancelling) in [*self._inside.items()]:
+            if task.get_loop().is_closed():
+                # The task never ended, and cancel() would raise.
+                del self._inside[task]
+                continue
             if until > now:
                 loop.call_later(until - now, self._cancel_late_tasks, loop)
                 return

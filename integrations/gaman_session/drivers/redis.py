@@ -14,10 +14,10 @@ each write touches one key there, so count() reads every key.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Collection, Mapping, Sequence
 from contextlib import suppress
 from secrets import token_urlsafe
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 from gaman import GamanError
 from gaman.errors import ConfigError
@@ -44,6 +44,8 @@ from gaman_session.drivers._redis_script import Call
 from gaman_session.drivers._redis_start import try_commands
 from gaman_session.drivers._reports import Reporter, reports
 from gaman_session.drivers._time_limit import TimeLimit
+
+T = TypeVar("T")
 
 _LIST: Final = "list the sessions of an owner"
 _END_ALL: Final = "end the sessions of an owner"
@@ -183,8 +185,8 @@ class RedisDriver(Reporter):
         room = self._keyspace.write("room", new_id, (), ())
         if ownership is None:
             await room
-        elif (await asyncio.gather(self._keyspace.enter(new_id, ownership, record.expires, now=now), room))[0] is Outcome.REVOKED:
-            # An ownership that the session already has is never revoked. Only within a minute of an end_owned() is it read here.
+        elif (await self._gather(self._keyspace.enter(new_id, ownership, record.expires, now=now), room))[0] is Outcome.REVOKED:
+            # An ownership that the session already has is never revoked. It is only looked up within a minute of an end_owned().
             found = await self._keyspace.look(id, now)
             if not isinstance(found, Record):
                 return found or Outcome.ABSENT
@@ -294,7 +296,7 @@ class RedisDriver(Reporter):
         if doubt := self._policy.doubt():
             raise SessionStoreError(self.name, _LIST, doubt)
         ids = await self._keyspace.members("owned", owner, now=now)
-        found = dict(zip(ids, await asyncio.gather(*(self._keyspace.look(id, now) for id in ids)), strict=True))
+        found = dict(zip(ids, await self._gather(*(self._keyspace.look(id, now) for id in ids)), strict=True))
         # An ended session never comes back. In a Cluster, an absent one may be about to be stored, because its id comes first.
         is_atomic = not self._is_cluster
         gone = [id for id, each in found.items() if each is Outcome.ENDED or (each is None and is_atomic)]
@@ -317,7 +319,7 @@ class RedisDriver(Reporter):
             # In a Cluster a session may be about to be stored, or renamed.
             arguments = (now, owner, self._is_cluster)
             calls = [self._keyspace.call(id, Call("end_one", self._keyspace.keys(id), (), arguments)) for id in ids]
-            answers: list[bytes | int | None] = await asyncio.gather(*calls)
+            answers: list[bytes | int | None] = await self._gather(*calls)
             ended += answers.count(1)
             # A session that has another owner by now may be given back, and then it must not leave the set.
             gone.difference_update(id for id, answer in zip(ids, answers, strict=True) if answer == 0)
@@ -358,6 +360,15 @@ class RedisDriver(Reporter):
         report = SessionStoreError(self.name, f"{action} at {server}", reason, is_unconfirmed=is_unconfirmed)
         report.__cause__ = failure
         return report
+
+    async def _gather(self, *calls: Awaitable[T]) -> list[T]:
+        """Return the results of *calls*. If one fails, the others go on, so each of their tasks has a limit of its own."""
+
+        async def bounded(call: Awaitable[T]) -> T:
+            with self._limit:
+                return await call
+
+        return await asyncio.gather(*map(bounded, calls))
 
     async def _learn_policy(self) -> None:
         # A user without the permission gets no warning.
