@@ -90,11 +90,18 @@ class LockingEachKey(DictDriver):
                 lock.release()
 
 
-@pytest.fixture(params=["the guide's", "one lock", "a lock for each key"])
+class NamingItsOwn(DictDriver):
+    """Has private names that a base class might use itself."""
+
+    _get = _put = _write = _purge = _timeout = _damage = _prune = _key = None
+
+
+@pytest.fixture(params=["the guide's", "one lock", "a lock for each key", "names of its own"])
 def driver(request: pytest.FixtureRequest, tmp_path: Path) -> KeyValueDriver:
     if request.param == "the guide's":
         return _from_the_guide(tmp_path)
-    return DictDriver() if request.param == "one lock" else LockingEachKey()
+    kinds = {"one lock": DictDriver, "a lock for each key": LockingEachKey, "names of its own": NamingItsOwn}
+    return kinds[request.param]()
 
 
 def _guide_code() -> str:

@@ -723,7 +723,7 @@ async def test_nothing_is_left_of_a_call_that_failed_while_another_part_of_it_wa
         with pytest.raises(SessionStoreError, match="OOM command not allowed"):
             await driver.rename(id, later, owned_record(owner), version=0, now=NOW)
         # Until the first attempt at the frozen server has failed.
-        await asyncio.sleep(driver._calls.patience + 0.2)
+        await asyncio.sleep(driver._calls.step_timeout + 0.2)
         async with asyncio.timeout(5):
             await driver.close()
         frozen.send_signal(signal.SIGCONT)

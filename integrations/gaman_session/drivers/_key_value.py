@@ -60,6 +60,8 @@ class KeyValueDriver(Reporter, ABC):
 
     A key has at most 64 characters: ASCII letters, digits and points. It is a session's id, or stands for an owner. A session is
     written as a whole. The store must lose nothing before it expires: if it evicts an owner, end_owned() misses sessions.
+
+    A derived class can use any names of its own, except `_limit`, `_failures`, `_explain` and `_report`.
     """
 
     shared: bool
@@ -68,13 +70,13 @@ class KeyValueDriver(Reporter, ABC):
 
     def __init__(self, *, timeout: float = 5) -> None:
         check_timeout(self.name, timeout)
-        self._timeout = timeout
+        self.__timeout = timeout
         self._limit = TimeLimit(timeout)
-        self._damage = Damage(self.name)
+        self.__damage = Damage(self.name)
 
     def _explain(self, error: Exception) -> tuple[str, Exception]:
         if isinstance(error, TimeoutError) and not error.args:
-            error = TimeoutError(f"the store did not answer for {self._timeout} seconds")
+            error = TimeoutError(f"the store did not answer for {self.__timeout} seconds")
         return "", error
 
     # The store
@@ -120,12 +122,14 @@ class KeyValueDriver(Reporter, ABC):
     @reports("load a session")
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
-        return _rules.load(await self._get(id), now)
+        return _rules.load(await self.__get(id), now)
 
     @reports("create a session")
     async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
         """Store a new session."""
-        return await self._write(lambda store: _rules.create(store, id, record), id, now=record.created, ownership=record.ownership)
+        return await self.__write(
+            lambda store: _rules.create(store, id, record), id, now=record.created, ownership=record.ownership
+        )
 
     @reports("change a session")
     async def apply(
@@ -139,7 +143,7 @@ class KeyValueDriver(Reporter, ABC):
         max_size: int,
     ) -> Outcome:
         """Set and delete single fields of the session."""
-        return await self._write(
+        return await self.__write(
             lambda store: _rules.apply(store, id, sets, deletes, now=now, deadline=deadline, max_size=max_size), id, now=now
         )
 
@@ -148,14 +152,14 @@ class KeyValueDriver(Reporter, ABC):
         self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         """Set one field if its bytes are *old*."""
-        return await self._write(
+        return await self.__write(
             lambda store: _rules.swap(store, id, field, old, new, now=now, deadline=deadline, max_size=max_size), id, now=now
         )
 
     @reports("rename a session")
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """Replace the session by *record* under *new_id* if its version is still *version*."""
-        return await self._write(
+        return await self.__write(
             lambda store: _rules.rename(store, id, new_id, record, version=version, now=now),
             *(id, new_id),
             now=now,
@@ -165,11 +169,11 @@ class KeyValueDriver(Reporter, ABC):
     @reports("end a session")
     async def destroy(self, id: str, *, now: float) -> None:
         """End the session, and those it was renamed to."""
-        await _rules.destroy_all(id, lambda each: self._write(lambda store: _rules.destroy(store, each, now=now), each, now=now))
+        await _rules.destroy_all(id, lambda each: self.__write(lambda store: _rules.destroy(store, each, now=now), each, now=now))
 
     async def purge(self, *, now: float, limit: int) -> int:
         """Remove expired sessions and tombstones."""
-        return sum([await self._purge(key, now) for key in await self._expired(now, limit)])
+        return sum([await self.__purge(key, now) for key in await self.__expired(now, limit)])
 
     @reports("change a session")
     async def set_owner(
@@ -184,7 +188,7 @@ class KeyValueDriver(Reporter, ABC):
         max_size: int,
     ) -> Outcome:
         """Do what apply() does, and set the session's ownership in the same step."""
-        return await self._write(
+        return await self.__write(
             lambda store: _rules.set_owner(store, id, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size),
             id,
             now=now,
@@ -194,29 +198,29 @@ class KeyValueDriver(Reporter, ABC):
     @reports("list the sessions of an owner")
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
         """Return the owner's sessions by their ids."""
-        ids = (await self._get_owner(owner)).sessions
-        found = {id: record for id in ids if (record := _rules.owned(await self._get(id), owner, now)) is not None}
-        await self._prune(owner, ids.keys() - found.keys(), now)
+        ids = (await self.__get_owner(owner)).sessions
+        found = {id: record for id in ids if (record := _rules.owned(await self.__get(id), owner, now)) is not None}
+        await self.__prune(owner, ids.keys() - found.keys(), now)
         return found
 
     async def end_owned(self, owner: str, *, keep: Collection[str], now: float) -> int:
         """End the owner's sessions except those in *keep*, one by one."""
 
         async def end(ids: list[str]) -> list[str | bool]:
-            return [await self._end_owned(id, owner, now) for id in ids]
+            return [await self.__end_owned(id, owner, now) for id in ids]
 
-        return await _rules.end_all_owned(await self._revoke(owner, now), end, keep=keep)
+        return await _rules.end_all_owned(await self.__revoke(owner, now), end, keep=keep)
 
     @reports("count its sessions")
     async def count(self, *, now: float) -> int:
         """Return how many sessions there are; this reads every session."""
         ids = [key async for key in self.keys(math.inf) if not key.startswith(_OWNER)]
-        return sum([isinstance(_rules.find(await self._get(id), now), Record) for id in ids])
+        return sum([isinstance(_rules.find(await self.__get(id), now), Record) for id in ids])
 
     # Each of these steps has the whole timeout, because a purge or an owner may have many.
 
     @reports("remove expired sessions")
-    async def _expired(self, now: float, limit: int) -> list[str]:
+    async def __expired(self, now: float, limit: int) -> list[str]:
         found: list[str] = []
         async for key in self.keys(now):
             found.append(key)
@@ -225,61 +229,61 @@ class KeyValueDriver(Reporter, ABC):
         return found
 
     @reports("remove expired sessions")
-    async def _purge(self, key: str, now: float) -> bool:
+    async def __purge(self, key: str, now: float) -> bool:
         """Remove what is stored under *key* unless its deadline has moved; return whether that was a session or a tombstone."""
         async with self.lock([key]):
             if key.startswith(_OWNER):
-                if (await self._get_owner_at(key)).expires() <= now:
+                if (await self.__get_owner_at(key)).expires() <= now:
                     await self.delete(key)
                 return False
-            stored = await self._get(key)
+            stored = await self.__get(key)
             if stored is not None and not _rules.has_expired(stored, now):
                 return False
             await self.delete(key)
             return True
 
     @reports("end the sessions of an owner")
-    async def _revoke(self, owner: str, now: float) -> list[str]:
+    async def __revoke(self, owner: str, now: float) -> list[str]:
         """Store that the owner's sessions are ended; return the ids of those sessions, and maybe of others."""
         async with self.lock([_key(owner)]):
-            sessions = await self._get_owner(owner)
+            sessions = await self.__get_owner(owner)
             sessions.revoked = _rules.revoked_at(sessions.revoked, now)
-            await self._put_owner(owner, sessions, now)
+            await self.__put_owner(owner, sessions, now)
         return [*sessions.sessions]
 
     @reports("end the sessions of an owner")
-    async def _end_owned(self, id: str, owner: str, now: float) -> str | bool:
-        return await self._write(lambda store: _rules.end_owned(store, id, owner, now=now), id, now=now)
+    async def __end_owned(self, id: str, owner: str, now: float) -> str | bool:
+        return await self.__write(lambda store: _rules.end_owned(store, id, owner, now=now), id, now=now)
 
     # Reading and writing
 
-    async def _write(self, rule: Callable[[_Store], T], *ids: str, now: float, ownership: Ownership | None = None) -> T:
+    async def __write(self, rule: Callable[[_Store], T], *ids: str, now: float, ownership: Ownership | None = None) -> T:
         """Return the result of *rule*, which changes the sessions *ids*, after its changes are stored."""
         async with self.lock(sorted({*ids} if ownership is None else {*ids, _key(ownership.owner)})):
-            owner = _Owner() if ownership is None else await self._get_owner(ownership.owner)
-            store = _Store(self.name, {id: await self._get(id) for id in ids}, owner)
+            owner = _Owner() if ownership is None else await self.__get_owner(ownership.owner)
+            store = _Store(self.name, {id: await self.__get(id) for id in ids}, owner)
             result = rule(store)
             if store.added and ownership is not None:
-                await self._put_owner(ownership.owner, owner, now)
+                await self.__put_owner(ownership.owner, owner, now)
             for id, stored in store.changed.items():
                 await self.put(id, encode(id, stored), stored.deadline)
         # After the lock, because the owner before isn't known when the lock is taken.
         for owner_before, id in store.left:
-            await self._prune(owner_before, [id], now)
+            await self.__prune(owner_before, [id], now)
         return result
 
-    async def _get(self, id: str) -> Stored | None:
+    async def __get(self, id: str) -> Stored | None:
         """Return the session or tombstone. Damaged bytes are reported, and count as absent."""
         data = await self.get(id)
         stored = None if data is None else decode(id, data)
         if data is not None and stored is None:
-            self._damage.report(id, "its record")
+            self.__damage.report(id, "its record")
         return stored
 
-    async def _get_owner(self, owner: str) -> _Owner:
-        return await self._get_owner_at(_key(owner))
+    async def __get_owner(self, owner: str) -> _Owner:
+        return await self.__get_owner_at(_key(owner))
 
-    async def _get_owner_at(self, key: str) -> _Owner:
+    async def __get_owner_at(self, key: str) -> _Owner:
         content = await self.get(key)
         if content is None:
             return _Owner()
@@ -289,10 +293,10 @@ class KeyValueDriver(Reporter, ABC):
                 return _decoder.decode(data)
         except (DecodeError, UnicodeDecodeError, RecursionError):
             pass
-        self._damage.report(None, f"the index entry {key}")
+        self.__damage.report(None, f"the index entry {key}")
         return _Owner()
 
-    async def _put_owner(self, owner: str, sessions: _Owner, now: float) -> None:
+    async def __put_owner(self, owner: str, sessions: _Owner, now: float) -> None:
         key = _key(owner)
         sessions.sessions = {id: expires for id, expires in sessions.sessions.items() if expires > now}
         if sessions.expires() > now:
@@ -300,19 +304,19 @@ class KeyValueDriver(Reporter, ABC):
         else:
             await self.delete(key)
 
-    async def _prune(self, owner: str, ids: Collection[str], now: float) -> None:
+    async def __prune(self, owner: str, ids: Collection[str], now: float) -> None:
         """Remove from the index those of *ids* that aren't sessions of *owner*."""
         if not ids:
             return
         async with self.lock([_key(owner)]):
-            sessions = await self._get_owner(owner)
+            sessions = await self.__get_owner(owner)
             # With the owner's lock, no session becomes the owner's between these reads and the write. An expired one keeps its
             # entry until a purge, because a write whose *now* is earlier may still move its deadline.
-            stale = [id for id in ids if id in sessions.sessions and _rules.owned(await self._get(id), owner, -math.inf) is None]
+            stale = [id for id in ids if id in sessions.sessions and _rules.owned(await self.__get(id), owner, -math.inf) is None]
             for id in stale:
                 del sessions.sessions[id]
             if stale:
-                await self._put_owner(owner, sessions, now)
+                await self.__put_owner(owner, sessions, now)
 
 
 class _Owner(Struct):
