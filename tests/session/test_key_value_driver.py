@@ -100,8 +100,12 @@ class NamingItsOwn(DictDriver):
 def driver(request: pytest.FixtureRequest, tmp_path: Path) -> KeyValueDriver:
     if request.param == "the guide's":
         return _from_the_guide(tmp_path)
-    kinds = {"one lock": DictDriver, "a lock for each key": LockingEachKey, "names of its own": NamingItsOwn}
-    return kinds[request.param]()
+    kinds: dict[str, type[DictDriver]] = {
+        "one lock": DictDriver,
+        "a lock for each key": LockingEachKey,
+        "names of its own": NamingItsOwn,
+    }
+    return kinds[str(request.param)]()
 
 
 def _guide_code() -> str:
