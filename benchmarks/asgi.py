@@ -42,7 +42,7 @@ class EmptyBody:
         return {"type": "http.request", "body": b"", "more_body": False}
 
 
-async def ask(app: ASGI, path: str, cookie: bytes | None = None) -> tuple[int, dict[bytes, bytes], bytes]:
+async def fetch(app: ASGI, path: str, cookie: bytes | None = None) -> tuple[int, dict[bytes, bytes], bytes]:
     """Return the status, headers and body of the response."""
     exchange = Exchange()
     await app(make_scope(path, cookie), exchange.receive, exchange.send)
@@ -51,7 +51,7 @@ async def ask(app: ASGI, path: str, cookie: bytes | None = None) -> tuple[int, d
 
 async def log_in(app: ASGI, path: str) -> bytes:
     """Return the Cookie field of a new session."""
-    _, headers, _ = await ask(app, path)
+    _, headers, _ = await fetch(app, path)
     return headers[b"set-cookie"].partition(b";")[0]
 
 
@@ -73,7 +73,7 @@ async def contend(app: ASGI, path: str, *cookies: bytes, **described: Any) -> Co
     turns = cycle(cookies or (None,))
 
     async def result() -> tuple[int, Any]:
-        status, _, body = await ask(app, path, next(turns))
+        status, _, body = await fetch(app, path, next(turns))
         return status, json.loads(body)
 
     return Contender(measure=timed(partial(time_calls, app, path, turns)), result=result, **described)

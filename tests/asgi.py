@@ -117,7 +117,7 @@ class Exchange(Channel):
             self.disconnected.set()
 
 
-async def ask(
+async def fetch(
     app: ASGI,
     target: str = "/",
     method: str = "GET",
@@ -134,5 +134,5 @@ async def ask(
     return exchange
 
 
-Ask = Callable[..., Coroutine[Any, Any, Exchange]]
+Fetch = Callable[..., Coroutine[Any, Any, Exchange]]
 """The type of ask()."""

@@ -18,5 +18,5 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 
 @pytest.fixture(scope="session")
-def ask() -> asgi.Ask:
-    return asgi.ask
+def fetch() -> asgi.Fetch:
+    return asgi.fetch

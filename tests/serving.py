@@ -165,7 +165,7 @@ class Connection:
         body = response.read()
         return ParsedResponse(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
 
-    def ask(self, octets: bytes) -> ParsedResponse:
+    def fetch(self, octets: bytes) -> ParsedResponse:
         """Send a request and read its response."""
         self.send(octets)
         return self.read(octets.split(b" ", 1)[0].decode("latin-1"))
@@ -202,7 +202,7 @@ def request(target: bytes | str, *headers: bytes | str, method: str = "GET", bod
 def get(port: int, target: bytes | str, *headers: bytes | str) -> ParsedResponse:
     """GET *target* on a new connection."""
     with Connection(port) as connection:
-        return connection.ask(request(target, *headers))
+        return connection.fetch(request(target, *headers))
 
 
 def _octets(text: bytes | str) -> bytes:

@@ -25,7 +25,7 @@ from gaman import (
     define_integration,
     define_routes,
 )
-from tests.asgi import Ask, Channel, Exchange, http_scope
+from tests.asgi import Channel, Exchange, Fetch, http_scope
 
 pytestmark = pytest.mark.anyio
 
@@ -50,43 +50,43 @@ def raising(error: BaseException) -> Any:
 # Errors
 
 
-async def test_an_http_error_becomes_its_response(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
-    answer = await ask(App({"/": raising(HTTPError(429, "slow <b>down</b>", headers={"Retry-After": "5"}))}))
-    assert (answer.status, answer.text, answer.headers["retry-after"]) == (429, "slow <b>down</b>", "5")
-    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+async def test_an_http_error_becomes_its_response(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
+    response = await fetch(App({"/": raising(HTTPError(429, "slow <b>down</b>", headers={"Retry-After": "5"}))}))
+    assert (response.status, response.text, response.headers["retry-after"]) == (429, "slow <b>down</b>", "5")
+    assert response.headers["content-type"] == "text/plain; charset=utf-8"
     assert caplog.records == []
 
 
-async def test_an_http_error_keeps_the_cookies_that_were_set(ask: Ask) -> None:
-    assert "set-cookie" in (await ask(App({"/": raising(HTTPError(403))}))).headers
+async def test_an_http_error_keeps_the_cookies_that_were_set(fetch: Fetch) -> None:
+    assert "set-cookie" in (await fetch(App({"/": raising(HTTPError(403))}))).headers
 
 
-async def test_an_http_error_may_have_a_content_type_of_its_own(ask: Ask) -> None:
+async def test_an_http_error_may_have_a_content_type_of_its_own(fetch: Fetch) -> None:
     error = HTTPError(400, '{"a":1}', headers={"Content-Type": "application/problem+json"})
-    answer = await ask(App({"/": raising(error)}))
-    assert answer.headers.getall("content-type") == ["application/problem+json"]
+    response = await fetch(App({"/": raising(error)}))
+    assert response.headers.getall("content-type") == ["application/problem+json"]
 
 
 @pytest.mark.parametrize(
     "integrations", [[], [define_integration(name="x", on_response=lambda ctx, response: response)]], ids=["bare", "hooked"]
 )
 async def test_any_other_error_gets_500_without_detail_and_is_logged(
-    ask: Ask, integrations: list[Integration], caplog: pytest.LogCaptureFixture
+    fetch: Fetch, integrations: list[Integration], caplog: pytest.LogCaptureFixture
 ) -> None:
-    answer = await ask(App({"/": failing}, integrations=integrations))
-    assert (answer.status, answer.text) == (500, "Internal Server Error")
+    received = await fetch(App({"/": failing}, integrations=integrations))
+    assert (received.status, received.text) == (500, "Internal Server Error")
     (record,) = caplog.records
     assert (record.name, record.levelname, record.getMessage()) == ("gaman", "ERROR", "GET '/' failed")
     assert "Traceback" in caplog.text
     assert "ValueError: a secret detail" in caplog.text
 
 
-async def test_cookies_that_a_failing_handler_has_set_are_dropped(ask: Ask) -> None:
-    assert "set-cookie" not in (await ask(App({"/": failing}))).headers
+async def test_cookies_that_a_failing_handler_has_set_are_dropped(fetch: Fetch) -> None:
+    assert "set-cookie" not in (await fetch(App({"/": failing}))).headers
 
 
 @pytest.mark.parametrize("is_sent_first", [True, False])
-async def test_send_cookie_adds_a_line_to_the_cookies_that_were_set(ask: Ask, is_sent_first: bool) -> None:
+async def test_send_cookie_adds_a_line_to_the_cookies_that_were_set(fetch: Fetch, is_sent_first: bool) -> None:
     async def handler(ctx: Context) -> None:
         if is_sent_first:
             ctx.send_cookie(b"line=1; HttpOnly")
@@ -96,28 +96,28 @@ async def test_send_cookie_adds_a_line_to_the_cookies_that_were_set(ask: Ask, is
         assert ctx.cookies.get("a") == "1"
         assert ctx.cookies.get("line") is None
 
-    answer = await ask(App({"/": handler}))
-    assert sorted(answer.headers.getall("set-cookie")) == ["a=1; Path=/only; Secure; SameSite=Lax", "line=1; HttpOnly"]
+    response = await fetch(App({"/": handler}))
+    assert sorted(response.headers.getall("set-cookie")) == ["a=1; Path=/only; Secure; SameSite=Lax", "line=1; HttpOnly"]
 
 
-async def test_a_cookie_line_of_a_failing_handler_is_dropped(ask: Ask) -> None:
+async def test_a_cookie_line_of_a_failing_handler_is_dropped(fetch: Fetch) -> None:
     async def failing(ctx: Context) -> None:
         ctx.send_cookie(b"line=1")
         raise ValueError
 
-    assert "set-cookie" not in (await ask(App({"/": failing}))).headers
+    assert "set-cookie" not in (await fetch(App({"/": failing}))).headers
 
 
-async def test_cookies_that_are_set_after_a_failure_are_sent(ask: Ask) -> None:
+async def test_cookies_that_are_set_after_a_failure_are_sent(fetch: Fetch) -> None:
     def on_error(ctx: Context, error: Exception) -> None:
         assert not ctx.cookies.has("a")
         ctx.cookies.set("b", "2")
 
-    answer = await ask(App({"/": failing}, integrations=[define_integration(name="x", on_error=on_error)]))
-    assert [line[:4] for line in answer.headers.getall("set-cookie")] == ["b=2;"]
+    response = await fetch(App({"/": failing}, integrations=[define_integration(name="x", on_error=on_error)]))
+    assert [line[:4] for line in response.headers.getall("set-cookie")] == ["b=2;"]
 
 
-async def test_cookies_of_a_handler_survive_an_on_response_hook_that_fails(ask: Ask) -> None:
+async def test_cookies_of_a_handler_survive_an_on_response_hook_that_fails(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> str:
         ctx.cookies.set("a", "1")
         return "ok"
@@ -125,16 +125,16 @@ async def test_cookies_of_a_handler_survive_an_on_response_hook_that_fails(ask: 
     def on_response(ctx: Context, response: Response) -> None:
         raise ValueError
 
-    answer = await ask(App({"/": handler}, integrations=[define_integration(name="x", on_response=on_response)]))
-    assert (answer.status, "set-cookie" in answer.headers) == (500, True)
+    received = await fetch(App({"/": handler}, integrations=[define_integration(name="x", on_response=on_response)]))
+    assert (received.status, "set-cookie" in received.headers) == (500, True)
 
 
-async def test_debug_shows_the_traceback_as_text(ask: Ask) -> None:
-    answer = await ask(App({"/": raising(ValueError("<script>"))}, debug=True))
-    assert (answer.status, answer.headers["content-type"]) == (500, "text/plain; charset=utf-8")
-    assert answer.text.startswith("Traceback")
-    assert "ValueError: <script>" in answer.text
-    assert "in raising" in answer.text
+async def test_debug_shows_the_traceback_as_text(fetch: Fetch) -> None:
+    response = await fetch(App({"/": raising(ValueError("<script>"))}, debug=True))
+    assert (response.status, response.headers["content-type"]) == (500, "text/plain; charset=utf-8")
+    assert response.text.startswith("Traceback")
+    assert "ValueError: <script>" in response.text
+    assert "in raising" in response.text
 
 
 # Handlers that return nothing
@@ -172,67 +172,67 @@ async def nothing_of(_: str, ctx: Context) -> None: ...
 )
 @pytest.mark.parametrize("path", ["/x", "/:id", "/:path*"])
 async def test_the_last_handler_of_a_route_that_returns_nothing_is_named(
-    ask: Ask, silent: Any, name: str, path: str, caplog: pytest.LogCaptureFixture
+    fetch: Fetch, silent: Any, name: str, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     told = rf"the handler {re.escape(name)} returned nothing"
     app = App({"/*": passes, path: silent, "/never": handler})
-    answers = [await ask(app, "/x"), await ask(app, "/x", "POST")]
-    assert [(answer.status, answer.text) for answer in answers] == [(404, "Not Found")] * 2
+    responses = [await fetch(app, "/x"), await fetch(app, "/x", "POST")]
+    assert [(response.status, response.text) for response in responses] == [(404, "Not Found")] * 2
     [record] = caplog.records
     assert (record.levelname, vars(record)["path"]) == ("WARNING", "/x")
     place = rf" \(\S*test_app.py, line \d+, in {name.rsplit('.', maxsplit=1)[-1]}\)$"
     assert re.search(rf"^GET '/x' was answered 404, because {told} \(logged once\); .*{place}", record.getMessage())
     for _ in range(2):
-        answer = await ask(App({path: silent}, debug=True), "/x")
-        assert answer.status == 404
-        assert re.search(rf"^Not Found: {told}{place}", answer.text)
+        response = await fetch(App({path: silent}, debug=True), "/x")
+        assert response.status == 404
+        assert re.search(rf"^Not Found: {told}{place}", response.text)
 
 
-async def test_a_path_without_a_route_has_no_warning_of_a_missing_return(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_path_without_a_route_has_no_warning_of_a_missing_return(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     async def refuse(ctx: Context) -> None:
         raise HTTPError(404)
 
     app = App({"/*": passes, "/x": {"POST": handler}, "/refuses": refuse}, debug=True)
-    answers = [await ask(app, target, method) for target, method in (("/y", "GET"), ("/refuses", "GET"), ("/x", "OPTIONS"))]
-    assert [(answer.status, answer.text) for answer in answers] == [(404, "Not Found"), (404, "Not Found"), (204, "")]
+    responses = [await fetch(app, target, method) for target, method in (("/y", "GET"), ("/refuses", "GET"), ("/x", "OPTIONS"))]
+    assert [(response.status, response.text) for response in responses] == [(404, "Not Found"), (404, "Not Found"), (204, "")]
     assert [record for record in caplog.records if record.levelname == "WARNING"] == []
 
 
-async def test_a_page_for_404_is_also_sent_if_a_handler_returns_nothing(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_page_for_404_is_also_sent_if_a_handler_returns_nothing(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     def page(ctx: Context, error: Exception) -> Response | None:
         return Response.text("gone", 404) if isinstance(error, HTTPError) and error.status == 404 else None
 
     app = App({"/x": nothing}, integrations=[define_integration(name="page", on_error=page)])
-    assert (await ask(app, "/x")).text == "gone"
+    assert (await fetch(app, "/x")).text == "gone"
     assert len(caplog.records) == 1
 
 
-async def test_debug_does_not_change_the_response_to_an_http_error(ask: Ask) -> None:
-    assert (await ask(App({"/": raising(HTTPError(403, "no"))}, debug=True))).text == "no"
+async def test_debug_does_not_change_the_response_to_an_http_error(fetch: Fetch) -> None:
+    assert (await fetch(App({"/": raising(HTTPError(403, "no"))}, debug=True))).text == "no"
 
 
-async def test_an_http_error_of_500_with_a_cause_is_logged_in_one_line(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_http_error_of_500_with_a_cause_is_logged_in_one_line(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(ctx: Context) -> None:
         try:
             raise OSError("store down")
         except OSError as cause:
             raise HTTPError(503, "try again") from cause
 
-    answer = await ask(App({"/": handler}))
-    assert (answer.status, answer.text) == (503, "try again")
+    response = await fetch(App({"/": handler}))
+    assert (response.status, response.text) == (503, "try again")
     (record,) = caplog.records
     assert "store down" in record.message
     assert record.exc_info is None
 
 
-async def test_an_http_error_with_a_header_that_cannot_be_sent_gets_500(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
-    answer = await ask(App({"/": raising(HTTPError(400, headers={"x": "a\r\nb: c"}))}))
-    assert (answer.status, "b" in answer.headers) == (500, False)
+async def test_an_http_error_with_a_header_that_cannot_be_sent_gets_500(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
+    response = await fetch(App({"/": raising(HTTPError(400, headers={"x": "a\r\nb: c"}))}))
+    assert (response.status, "b" in response.headers) == (500, False)
     assert "HeaderError" in caplog.text
 
 
-async def test_the_path_in_the_log_cannot_forge_a_line(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
-    await ask(App({"/:x": failing}), "/a%0AERROR%20forged")
+async def test_the_path_in_the_log_cannot_forge_a_line(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
+    await fetch(App({"/:x": failing}), "/a%0AERROR%20forged")
     assert "\n" not in caplog.records[0].getMessage()
 
 
@@ -247,7 +247,7 @@ async def test_a_base_exception_is_not_caught(error: BaseException) -> None:
 
 
 async def test_a_client_that_has_disconnected_gets_no_response_and_no_line_above_debug(
-    ask: Ask, caplog: pytest.LogCaptureFixture
+    fetch: Fetch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "gaman")
 
@@ -259,18 +259,18 @@ async def test_a_client_that_has_disconnected_gets_no_response_and_no_line_above
         App({"/": handler}, integrations=[define_integration(name="x", on_request=on_request)]),
     ):
         caplog.clear()
-        answer = await ask(app, disconnects=True)
-        assert answer.messages == []
+        response = await fetch(app, disconnects=True)
+        assert response.messages == []
         assert [record.levelname for record in caplog.records] == ["DEBUG"]
 
 
 async def test_a_client_that_disconnects_while_a_hook_reads_its_body_leaves_no_line_above_debug(
-    ask: Ask, caplog: pytest.LogCaptureFixture
+    fetch: Fetch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def audit(ctx: Context, response: Response) -> None:
         await ctx.body()
 
-    await ask(App({"/": handler}, integrations=[define_integration(name="audit", on_response=audit)]), disconnects=True)
+    await fetch(App({"/": handler}, integrations=[define_integration(name="audit", on_response=audit)]), disconnects=True)
     assert caplog.records == []
 
 
@@ -279,7 +279,7 @@ async def test_a_client_that_disconnects_while_a_hook_reads_its_body_leaves_no_l
 
 @settings(max_examples=150, deadline=None)
 @given(path=st.binary(max_size=30), query=st.binary(max_size=30), header=st.binary(max_size=30), body=st.binary(max_size=60))
-async def test_no_octets_in_a_request_cause_a_500(ask: Ask, path: bytes, query: bytes, header: bytes, body: bytes) -> None:
+async def test_no_octets_in_a_request_cause_a_500(fetch: Fetch, path: bytes, query: bytes, header: bytes, body: bytes) -> None:
     async def everything(ctx: Context) -> dict[str, Any]:
         found: list[object] = [
             ctx.url,
@@ -301,10 +301,10 @@ async def test_no_octets_in_a_request_cause_a_500(ask: Ask, path: bytes, query: 
     headers = [(b"cookie", header), (b"host", header), (b"content-type", header), (b"x", header)]
     scope = {"query_string": query}
     for target in (f"/{percent_encoded}", "/" + path.decode("latin-1")):
-        answer = await ask(
+        response = await fetch(
             App({"/:a": everything, "*": everything}), target.partition("?")[0], headers=headers, body=body, scope=scope
         )
-        assert answer.status in (200, 400)
+        assert response.status in (200, 400)
 
 
 # Other scopes
@@ -375,22 +375,22 @@ async def test_a_shutdown_completes_even_if_a_hook_fails(caplog: pytest.LogCaptu
 # The App itself
 
 
-async def test_an_app_takes_routes_or_a_bare_table(ask: Ask) -> None:
+async def test_an_app_takes_routes_or_a_bare_table(fetch: Fetch) -> None:
     for routes in ({"/": handler}, define_routes({"/": handler})):
-        assert (await ask(App(routes))).text == "handled"
+        assert (await fetch(App(routes))).text == "handled"
 
 
-async def test_routes_serve_any_number_of_apps(ask: Ask) -> None:
+async def test_routes_serve_any_number_of_apps(fetch: Fetch) -> None:
     routes = define_routes({"/": handler})
     for app in (App(routes), App(routes, debug=True)):
-        assert (await ask(app)).text == "handled"
+        assert (await fetch(app)).text == "handled"
 
 
-async def test_an_app_without_routes_responds_404(ask: Ask) -> None:
-    assert (await ask(App({}))).status == 404
+async def test_an_app_without_routes_responds_404(fetch: Fetch) -> None:
+    assert (await fetch(App({}))).status == 404
 
 
-async def test_concurrent_requests_are_isolated(ask: Ask) -> None:
+async def test_concurrent_requests_are_isolated(fetch: Fetch) -> None:
     async def slow(ctx: Context) -> str:
         ctx.locals["id"] = ctx.params["id"]
         ctx.cookies.set("id", ctx.params["id"])
@@ -398,9 +398,9 @@ async def test_concurrent_requests_are_isolated(ask: Ask) -> None:
         return str(ctx.locals["id"])
 
     app = App({"/:id": slow})
-    answers = await asyncio.gather(*(ask(app, f"/{i}") for i in range(200)))
-    assert [answer.text for answer in answers] == [str(i) for i in range(200)]
-    assert [answer.headers["set-cookie"].partition(";")[0] for answer in answers] == [f"id={i}" for i in range(200)]
+    responses = await asyncio.gather(*(fetch(app, f"/{i}") for i in range(200)))
+    assert [response.text for response in responses] == [str(i) for i in range(200)]
+    assert [response.headers["set-cookie"].partition(";")[0] for response in responses] == [f"id={i}" for i in range(200)]
 
 
 # The log
@@ -438,9 +438,9 @@ async def passes(ctx: Context) -> None:
     ids=["set", "json", "session", "chain", "chained set"],
 )
 async def test_a_mistake_in_a_handler_is_one_log_line_with_its_location(
-    ask: Ask, handlers: Any, message: str, name: str | None, caplog: pytest.LogCaptureFixture
+    fetch: Fetch, handlers: Any, message: str, name: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await ask(App({"/": handlers}))
+    await fetch(App({"/": handlers}))
     (record,) = caplog.records
     assert record.getMessage().startswith(f"GET '/' failed: {message}")
     assert record.exc_info is None
@@ -448,23 +448,23 @@ async def test_a_mistake_in_a_handler_is_one_log_line_with_its_location(
         assert re.search(rf"\(tests/test_app.py, line \d+, in {name}\)$", record.getMessage()), record.getMessage()
 
 
-async def test_a_mistake_in_a_handler_has_its_traceback_at_the_level_debug(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_mistake_in_a_handler_has_its_traceback_at_the_level_debug(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "gaman")
-    await ask(App({"/": asks_for_a_session}))
+    await fetch(App({"/": asks_for_a_session}))
     assert "await ctx.session.get" in caplog.text
 
 
 @pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
-async def test_a_traceback_begins_with_the_users_code(ask: Ask, debug: bool, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_traceback_begins_with_the_users_code(fetch: Fetch, debug: bool, caplog: pytest.LogCaptureFixture) -> None:
     app = App({"/": [passes, failing]}, integrations=[define_integration(name="x", on_request=lambda ctx: None)], debug=debug)
-    answer = await ask(app)
-    told = answer.text if debug else caplog.text
+    response = await fetch(app)
+    told = response.text if debug else caplog.text
     first = told[told.index("Traceback") :].splitlines()[1]
     assert re.search(r"tests/test_app\.py\", line \d+, in failing$", first), told
     assert "_app.py" not in told.replace("test_app.py", "").replace("gaman:_app.py", "")
 
 
-async def test_log_records_about_a_request_have_its_id_method_and_path(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_records_about_a_request_have_its_id_method_and_path(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     def on_error(ctx: Context, error: Exception) -> None:
         raise ValueError
 
@@ -477,8 +477,8 @@ async def test_log_records_about_a_request_have_its_id_method_and_path(ask: Ask,
     caplog.set_level(logging.DEBUG, "gaman")
     hooks = [define_integration(name="x", on_error=on_error)]
     for route in (failing, unavailable, asks_for_a_session):
-        await ask(App({"/:a": route}, integrations=hooks), "/x", "POST", headers={"X-Request-ID": "r-1"})
-    await ask(App({"/:a": reads}), "/x", "POST", headers={"X-Request-ID": "r-1"}, disconnects=True)
+        await fetch(App({"/:a": route}, integrations=hooks), "/x", "POST", headers={"X-Request-ID": "r-1"})
+    await fetch(App({"/:a": reads}), "/x", "POST", headers={"X-Request-ID": "r-1"}, disconnects=True)
     assert len(caplog.records) == 7
     for record in caplog.records:
         assert record.name == "gaman"
@@ -491,7 +491,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int]]:
     return [(record.getMessage().rpartition(" in ")[0], vars(record)["status"]) for record in records]
 
 
-async def test_debug_logs_a_line_for_each_request(ask: Ask, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+async def test_debug_logs_a_line_for_each_request(fetch: Fetch, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     caplog.set_level(logging.INFO, "gaman")
     (tmp_path / "file").write_text("0123456789")
 
@@ -507,11 +507,11 @@ async def test_debug_logs_a_line_for_each_request(ask: Ask, caplog: pytest.LogCa
         return Response.file(tmp_path / "file")
 
     app = App({"/": handler, "/failing": failing, "/stream": stream, "/file": {"GET": file}}, debug=True)
-    await ask(app, headers={"X-Request-ID": "r-1"})
+    await fetch(app, headers={"X-Request-ID": "r-1"})
     for target in ("/a%0Ab", "/failing", "/stream", "/file"):
-        await ask(app, target)
-    await ask(app, "/file", headers={"Range": "bytes=0-1"})
-    await ask(app, "/file", "POST")
+        await fetch(app, target)
+    await fetch(app, "/file", headers={"Range": "bytes=0-1"})
+    await fetch(app, "/file", "POST")
     assert lines(caplog) == [
         ("GET '/' 200", 200),
         ("GET '/a\\nb' 404", 404),
@@ -527,7 +527,7 @@ async def test_debug_logs_a_line_for_each_request(ask: Ask, caplog: pytest.LogCa
     assert records[3]["milliseconds"] >= 9
 
 
-async def test_the_access_line_has_the_status_that_hooks_have_set(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_access_line_has_the_status_that_hooks_have_set(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gaman")
 
     def on_request(ctx: Context) -> Response | None:
@@ -538,12 +538,12 @@ async def test_the_access_line_has_the_status_that_hooks_have_set(ask: Ask, capl
 
     outermost = define_integration(name="x", priority="very-high", on_request=on_request, on_response=on_response)
     app = App({"/": handler}, integrations=[outermost], debug=True)
-    await ask(app)
-    await ask(app, "/closed")
+    await fetch(app)
+    await fetch(app, "/closed")
     assert lines(caplog) == [("GET '/' 418", 418), ("GET '/closed' 418", 418)]
 
 
-async def test_a_stream_that_breaks_off_has_an_access_line(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_stream_that_breaks_off_has_an_access_line(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gaman")
 
     async def stream(ctx: Context) -> Response:
@@ -554,13 +554,13 @@ async def test_a_stream_that_breaks_off_has_an_access_line(ask: Ask, caplog: pyt
         return Response.stream(chunks())
 
     with pytest.raises(ValueError, match="in the middle"):
-        await ask(App({"/": stream}, debug=True))
+        await fetch(App({"/": stream}, debug=True))
     assert lines(caplog) == [("GET '/' 200", 200)]
 
 
-async def test_without_debug_there_are_no_access_lines(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_without_debug_there_are_no_access_lines(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "gaman")
-    await ask(App({"/": handler}))
+    await fetch(App({"/": handler}))
     assert caplog.records == []
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.asgi import ASGI, Exchange, Message, Receive, Send, ask, http_scope
+from tests.asgi import ASGI, Exchange, Message, Receive, Send, fetch, http_scope
 
 pytestmark = pytest.mark.anyio
 
@@ -38,20 +38,20 @@ def test_headers_stay_as_they_are_and_host_is_added_where_it_is_missing() -> Non
 
 async def test_entries_of_the_scope_can_be_replaced() -> None:
     _, app = receiving(0)
-    exchange = await ask(app, method="GET", scope={"method": "POST"})
+    exchange = await fetch(app, method="GET", scope={"method": "POST"})
     assert exchange.headers["x-method"] == "POST"
 
 
 async def test_a_response_is_read_from_its_messages() -> None:
     _, app = receiving(0)
-    exchange = await ask(app)
+    exchange = await fetch(app)
     assert (exchange.status, exchange.headers["x-method"], exchange.text) == (201, "GET", "caf\xe9")
     assert [message["type"] for message in exchange.messages] == ["http.response.start", *["http.response.body"] * 2]
 
 
 async def test_a_request_ends_and_the_client_disconnects_after_the_response() -> None:
     received, app = receiving(2)
-    await ask(app, body=[b"one", b"two"])
+    await fetch(app, body=[b"one", b"two"])
     assert received == [
         {"type": "http.request", "body": b"one", "more_body": True},
         {"type": "http.request", "body": b"two", "more_body": False},
@@ -62,13 +62,13 @@ async def test_a_request_ends_and_the_client_disconnects_after_the_response() ->
 @pytest.mark.parametrize("body", [b"", []], ids=["bytes", "chunks"])
 async def test_a_request_without_a_body_is_one_empty_message(body: bytes | list[bytes]) -> None:
     received, app = receiving(1)
-    await ask(app, body=body)
+    await fetch(app, body=body)
     assert received[0] == {"type": "http.request", "body": b"", "more_body": False}
 
 
 async def test_a_client_that_leaves_never_ends_its_body() -> None:
     received, app = receiving(2)
-    await ask(app, body=[b"one"], disconnects=True)
+    await fetch(app, body=[b"one"], disconnects=True)
     assert received[:2] == [{"type": "http.request", "body": b"one", "more_body": True}, {"type": "http.disconnect"}]
 
 
@@ -86,4 +86,4 @@ async def test_a_request_that_hangs_fails(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("tests.asgi.TIME_LIMIT", 0.01)
     _, app = receiving(2)
     with pytest.raises(TimeoutError):
-        await ask(app)
+        await fetch(app)

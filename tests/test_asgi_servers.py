@@ -167,14 +167,14 @@ def test_a_request_without_a_proper_host_or_path_is_refused_before_any_hook(name
             (b"OPTIONS * HTTP/1.1\r\n\r\n", 400),
         ]:
             with Connection(port) as connection:
-                assert connection.ask(octets).status == status, octets
+                assert connection.fetch(octets).status == status, octets
         assert client.get("/seen").json() == ["/tell", "/tell", "/seen"]
 
 
 def test_the_host_of_an_absolute_target_replaces_the_field_if_the_server_passes_it(tmp_path: Path) -> None:
     for name, options in [("uvicorn", ["--http", "h11"]), ("hypercorn", [])]:
         with served(name, tmp_path, source=GUARDED, options=options) as client, Connection(client.base_url.port or 0) as connection:
-            response = connection.ask(b"GET http://b.example/tell HTTP/1.1\r\nHost: a\r\n\r\n")
+            response = connection.fetch(b"GET http://b.example/tell HTTP/1.1\r\nHost: a\r\n\r\n")
             assert json.loads(response.body)["url"] == "http://b.example/tell"
 
 
@@ -182,12 +182,12 @@ def test_the_host_of_an_absolute_target_replaces_the_field_if_the_server_passes_
 def test_hooks_and_routes_agree_on_every_spelling_of_a_path(name: str, tmp_path: Path) -> None:
     with served(name, tmp_path, source=GUARDED) as client, Connection(client.base_url.port or 0) as connection:
         for target in ["/admin", "//admin", "///admin//", "/%61dmin", "//%61dmin/", "/admin/"]:
-            assert connection.ask(request(target)).status == 403, target
+            assert connection.fetch(request(target)).status == 403, target
         for target in ["//tell?tag=1&tag=2", "/%74ell?tag=1&tag=2"]:
             expected = {"path": "/tell", "url": f"http://test{target}", "tags": ["1", "2"]}
-            assert json.loads(connection.ask(request(target)).body) == expected
-        assert json.loads(connection.ask(request("/tell")).body)["tags"] == []
-        assert connection.ask(request("/admin%2Fx")).status == 404
+            assert json.loads(connection.fetch(request(target)).body) == expected
+        assert json.loads(connection.fetch(request("/tell")).body)["tags"] == []
+        assert connection.fetch(request("/admin%2Fx")).status == 404
 
 
 @pytest.mark.parametrize(
@@ -201,8 +201,8 @@ def test_a_prefix_of_the_server_is_removed_in_every_spelling(name: str, option: 
         # uvicorn adds the prefix to the path, for a proxy that has removed it.
         prefixes = [""] if name == "uvicorn" else ["/app", "//app", "/%61pp", "/app/"]
         for prefix in prefixes:
-            assert connection.ask(request(f"{prefix}/admin")).status == 403, prefix
-            response = connection.ask(request(f"{prefix}/tell"))
+            assert connection.fetch(request(f"{prefix}/admin")).status == 403, prefix
+            response = connection.fetch(request(f"{prefix}/tell"))
             assert json.loads(response.body)["path"] == "/tell", prefix
 
 
@@ -219,9 +219,9 @@ def test_only_allowed_hosts_are_served(name: str, tmp_path: Path) -> None:
             ("evil.example", 400),
             ("127.0.0.1", 400),
         ]:
-            assert connection.ask(f"GET /tell HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()).status == status, host
+            assert connection.fetch(f"GET /tell HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()).status == status, host
         octets = "GET /tell HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Forwarded-Host: shop.example\r\n\r\n"
-        assert json.loads(connection.ask(octets.encode()).body)["url"] == "http://shop.example/tell"
+        assert json.loads(connection.fetch(octets.encode()).body)["url"] == "http://shop.example/tell"
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no socket for IPv4 and IPv6")
@@ -244,5 +244,5 @@ uvicorn.Server(uvicorn.Config(app, proxy_headers=False)).run([listener])
 
 def test_uvicorn_takes_at_most_256_fields(tmp_path: Path) -> None:
     with served("uvicorn", tmp_path) as client, Connection(client.base_url.port or 0) as connection:
-        assert connection.ask(request("/profile", *["X: 1"] * 255)).status == 200
-        assert connection.ask(request("/profile", *["X: 1"] * 256)).status == 400
+        assert connection.fetch(request("/profile", *["X: 1"] * 255)).status == 200
+        assert connection.fetch(request("/profile", *["X: 1"] * 256)).status == 400

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import harness
-from benchmarks.asgi import ask, log_in
+from benchmarks.asgi import fetch, log_in
 from benchmarks.harness import Absent, Case, Contender, Goal, Missing, Plan, Question
 from benchmarks.places import place_for
 from benchmarks.questions import in_process, scaling, sealing, serializer
@@ -60,9 +60,9 @@ def lack(name: str) -> None:
     ],
 )
 async def test_the_bare_callable_and_gaman_give_the_same_response(path: str, baseline: ASGI, app: Callable[[], App]) -> None:
-    expected = await ask(baseline, path)
+    expected = await fetch(baseline, path)
     assert expected[0] == 200
-    assert await ask(app(), path) == expected
+    assert await fetch(app(), path) == expected
 
 
 @pytest.mark.parametrize("kind", ["cookies", "memory"])
@@ -77,7 +77,7 @@ async def test_the_bare_callable_and_gaman_respond_alike_in_a_session_except_for
         responses: list[object] = []
         for reader, writer in both:
             cookie = await log_in(writer, "/write")
-            status, headers, body = await ask(reader if path == "/read" else writer, path, cookie)
+            status, headers, body = await fetch(reader if path == "/read" else writer, path, cookie)
             headers = {name: value.partition(b"; ")[2] if name == b"set-cookie" else value for name, value in headers.items()}
             responses.append((status, headers, body))
         assert responses[0] == responses[1], path

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gaman import App, Context, Form, HTTPError, UploadedFile
-from tests.asgi import Ask, Exchange, http_scope
+from tests.asgi import Exchange, Fetch, http_scope
 
 pytestmark = pytest.mark.anyio
 
@@ -92,55 +92,55 @@ any_cut = pytest.mark.parametrize("size", [1, 2, 3, 7, 1 << 20])
 
 
 @pytest.mark.parametrize("chunks", [[b"hello"], [b"hel", b"lo"], [b"", b"h", b"", b"ello", b""]], ids=repr)
-async def test_a_body_is_joined_from_its_chunks(ask: Ask, chunks: list[bytes]) -> None:
-    assert (await ask(App({"/": echo}), body=chunks)).body == b"hello"
+async def test_a_body_is_joined_from_its_chunks(fetch: Fetch, chunks: list[bytes]) -> None:
+    assert (await fetch(App({"/": echo}), body=chunks)).body == b"hello"
 
 
-async def test_a_request_without_a_body_has_an_empty_one(ask: Ask) -> None:
-    assert (await ask(App({"/": echo}))).body == b""
+async def test_a_request_without_a_body_has_an_empty_one(fetch: Fetch) -> None:
+    assert (await fetch(App({"/": echo}))).body == b""
 
 
-async def test_a_body_can_be_read_twice(ask: Ask) -> None:
+async def test_a_body_can_be_read_twice(fetch: Fetch) -> None:
     async def twice(ctx: Context) -> bytes:
         return await ctx.body() + await ctx.body() + (await ctx.text()).encode()
 
-    assert (await ask(App({"/": twice}), body=b"ab")).body == b"ababab"
+    assert (await fetch(App({"/": twice}), body=b"ab")).body == b"ababab"
 
 
-async def test_a_form_can_be_read_after_its_body(ask: Ask) -> None:
+async def test_a_form_can_be_read_after_its_body(fetch: Fetch) -> None:
     async def both(ctx: Context) -> list[Any]:
         return [await ctx.text(), await ctx.input("a"), await ctx.input("a")]
 
-    answer = await ask(App({"/": both}), headers=URLENCODED, body=b"a=1")
-    assert answer.text == '["a=1","1","1"]'
+    response = await fetch(App({"/": both}), headers=URLENCODED, body=b"a=1")
+    assert response.text == '["a=1","1","1"]'
 
 
-async def test_reading_a_body_after_its_form_raises_instead_of_waiting(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_reading_a_body_after_its_form_raises_instead_of_waiting(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     async def both(ctx: Context) -> bytes:
         await ctx.form()
         return await ctx.body()
 
-    answer = await ask(App({"/": both}), headers=URLENCODED, body=b"a=1")
-    assert answer.body == b"a=1" or (answer.status == 500 and "body" in caplog.text)
+    response = await fetch(App({"/": both}), headers=URLENCODED, body=b"a=1")
+    assert response.body == b"a=1" or (response.status == 500 and "body" in caplog.text)
 
 
-async def test_two_readers_of_one_body_get_all_of_it(ask: Ask) -> None:
+async def test_two_readers_of_one_body_get_all_of_it(fetch: Fetch) -> None:
     async def twice(ctx: Context) -> list[str]:
         return [*await asyncio.gather(ctx.text(), ctx.text())]
 
-    assert (await ask(App({"/": twice}), body=[b"a", b"b", b"c"])).text == '["abc","abc"]'
+    assert (await fetch(App({"/": twice}), body=[b"a", b"b", b"c"])).text == '["abc","abc"]'
 
 
-async def test_text_that_is_not_utf8_gets_400(ask: Ask) -> None:
-    answer = await ask(App({"/": text}), body=b"caf\xe9")
-    assert (answer.status, answer.text) == (400, "the body is not valid UTF-8")
+async def test_text_that_is_not_utf8_gets_400(fetch: Fetch) -> None:
+    response = await fetch(App({"/": text}), body=b"caf\xe9")
+    assert (response.status, response.text) == (400, "the body is not valid UTF-8")
 
 
-async def test_a_stream_yields_the_chunks_as_they_arrive(ask: Ask) -> None:
+async def test_a_stream_yields_the_chunks_as_they_arrive(fetch: Fetch) -> None:
     async def chunks(ctx: Context) -> list[str]:
         return [chunk.decode() async for chunk in ctx.stream()]
 
-    assert (await ask(App({"/": chunks}), body=[b"a", b"b", b"c"])).text == '["a","b","c"]'
+    assert (await fetch(App({"/": chunks}), body=[b"a", b"b", b"c"])).text == '["a","b","c"]'
 
 
 # Limits
@@ -152,19 +152,19 @@ async def test_a_stream_yields_the_chunks_as_they_arrive(ask: Ask) -> None:
     [({"content-length": "11"}, [b""]), ({}, [b"12345678901"]), ({}, [b"1" * 5] * 3), ({"content-length": "3"}, [b"1" * 11])],
     ids=["announced", "in one chunk", "while streaming", "more than announced"],
 )
-async def test_a_body_beyond_the_limit_gets_413(ask: Ask, handler: Any, headers: dict[str, str], chunks: list[bytes]) -> None:
-    answer = await ask(App({"/": handler}, max_body_size=10), headers={**URLENCODED, **headers}, body=chunks)
-    assert (answer.status, answer.text) == (413, "the body is larger than 10 bytes")
+async def test_a_body_beyond_the_limit_gets_413(fetch: Fetch, handler: Any, headers: dict[str, str], chunks: list[bytes]) -> None:
+    response = await fetch(App({"/": handler}, max_body_size=10), headers={**URLENCODED, **headers}, body=chunks)
+    assert (response.status, response.text) == (413, "the body is larger than 10 bytes")
 
 
-async def test_a_body_at_the_limit_is_read(ask: Ask) -> None:
-    answer = await ask(App({"/": echo}, max_body_size=10), headers={"content-length": "10"}, body=[b"12345", b"67890"])
-    assert answer.body == b"1234567890"
+async def test_a_body_at_the_limit_is_read(fetch: Fetch) -> None:
+    response = await fetch(App({"/": echo}, max_body_size=10), headers={"content-length": "10"}, body=[b"12345", b"67890"])
+    assert response.body == b"1234567890"
 
 
-async def test_the_default_limit_of_a_body_is_one_mebibyte(ask: Ask) -> None:
-    assert (await ask(App({"/": echo}), body=b"1" * (1 << 20))).status == 200
-    assert (await ask(App({"/": echo}), body=b"1" * ((1 << 20) + 1))).status == 413
+async def test_the_default_limit_of_a_body_is_one_mebibyte(fetch: Fetch) -> None:
+    assert (await fetch(App({"/": echo}), body=b"1" * (1 << 20))).status == 200
+    assert (await fetch(App({"/": echo}), body=b"1" * ((1 << 20) + 1))).status == 413
 
 
 async def test_no_more_of_a_body_is_read_than_the_limit_allows() -> None:
@@ -173,7 +173,7 @@ async def test_no_more_of_a_body_is_read_than_the_limit_allows() -> None:
     assert (exchange.status, 10 - len(exchange.incoming)) == (413, 3)
 
 
-async def test_a_handler_may_set_its_own_limit(ask: Ask) -> None:
+async def test_a_handler_may_set_its_own_limit(fetch: Fetch) -> None:
     async def small(ctx: Context) -> bytes:
         return await ctx.body(max_size=2)
 
@@ -181,36 +181,36 @@ async def test_a_handler_may_set_its_own_limit(ask: Ask) -> None:
         return await ctx.body(max_size=20)
 
     app = App({"/small": small, "/large": large}, max_body_size=10)
-    assert (await ask(app, "/small", body=b"123")).status == 413
-    assert (await ask(app, "/large", body=b"1" * 20)).status == 200
-    assert (await ask(app, "/large", body=b"1" * 21)).status == 413
+    assert (await fetch(app, "/small", body=b"123")).status == 413
+    assert (await fetch(app, "/large", body=b"1" * 20)).status == 200
+    assert (await fetch(app, "/large", body=b"1" * 21)).status == 413
 
 
-async def test_the_size_of_a_body_that_is_not_read_is_not_checked(ask: Ask) -> None:
+async def test_the_size_of_a_body_that_is_not_read_is_not_checked(fetch: Fetch) -> None:
     async def lazy(ctx: Context) -> str:
         return "ok"
 
-    answer = await ask(
+    response = await fetch(
         App({"/": lazy}, max_body_size=1), headers={"content-length": "999", "content-encoding": "gzip"}, body=b"1" * 999
     )
-    assert answer.status == 200
+    assert response.status == 200
 
 
 @pytest.mark.parametrize("length", ["", "-1", "x", "1e3", "9" * 5_000, "\xb2", "+5"], ids=ascii)
-async def test_an_invalid_content_length_is_never_a_500(ask: Ask, length: str) -> None:
-    assert (await ask(App({"/": echo}), headers={"content-length": length}, body=b"ok")).status in (200, 413)
+async def test_an_invalid_content_length_is_never_a_500(fetch: Fetch, length: str) -> None:
+    assert (await fetch(App({"/": echo}), headers={"content-length": length}, body=b"ok")).status in (200, 413)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "GZIP", "identity, gzip", "unknown"])
 @pytest.mark.parametrize("handler", [echo, as_json, form])
-async def test_an_encoded_body_gets_415(ask: Ask, handler: Any, encoding: str) -> None:
-    answer = await ask(App({"/": handler}), headers={**URLENCODED, "content-encoding": encoding}, body=b"\x1f\x8b")
-    assert (answer.status, answer.headers["accept-encoding"]) == (415, "identity")
+async def test_an_encoded_body_gets_415(fetch: Fetch, handler: Any, encoding: str) -> None:
+    response = await fetch(App({"/": handler}), headers={**URLENCODED, "content-encoding": encoding}, body=b"\x1f\x8b")
+    assert (response.status, response.headers["accept-encoding"]) == (415, "identity")
 
 
 @pytest.mark.parametrize("encoding", ["identity", "Identity", "", " "])
-async def test_the_identity_encoding_is_accepted(ask: Ask, encoding: str) -> None:
-    assert (await ask(App({"/": echo}), headers={"content-encoding": encoding}, body=b"ok")).body == b"ok"
+async def test_the_identity_encoding_is_accepted(fetch: Fetch, encoding: str) -> None:
+    assert (await fetch(App({"/": echo}), headers={"content-encoding": encoding}, body=b"ok")).body == b"ok"
 
 
 # JSON
@@ -247,11 +247,11 @@ async def test_the_identity_encoding_is_accepted(ask: Ask, encoding: str) -> Non
         "deep object",
     ],
 )
-async def test_malformed_json_gets_400(ask: Ask, body: bytes) -> None:
-    answer = await ask(App({"/": as_json}), body=body)
-    assert answer.status == 400
-    assert answer.text.startswith("malformed JSON: ")
-    assert answer.text.lower().count("malformed") == 1
+async def test_malformed_json_gets_400(fetch: Fetch, body: bytes) -> None:
+    response = await fetch(App({"/": as_json}), body=body)
+    assert response.status == 400
+    assert response.text.startswith("malformed JSON: ")
+    assert response.text.lower().count("malformed") == 1
 
 
 @pytest.mark.parametrize(
@@ -259,9 +259,9 @@ async def test_malformed_json_gets_400(ask: Ask, body: bytes) -> None:
     [b"", b"{", b'{"name":"\xff","age":1}', b'{"name":"A","age":1}x', b'{"x":' * 100_000],
     ids=["empty", "cut", "not utf-8", "trailing", "deep"],
 )
-async def test_malformed_json_gets_400_for_any_type(ask: Ask, body: bytes) -> None:
-    answer = await ask(App({"/": typed(User)}), body=body)
-    assert (answer.status, answer.text[:14]) == (400, "malformed JSON")
+async def test_malformed_json_gets_400_for_any_type(fetch: Fetch, body: bytes) -> None:
+    response = await fetch(App({"/": typed(User)}), body=body)
+    assert (response.status, response.text[:14]) == (400, "malformed JSON")
 
 
 NESTED: dict[str, Callable[[int], bytes]] = {
@@ -281,18 +281,18 @@ NESTED: dict[str, Callable[[int], bytes]] = {
 @pytest.mark.parametrize("type", [None, list[Any], User], ids=["any", "list", "dataclass"])
 @pytest.mark.parametrize("nest", NESTED.values(), ids=NESTED)
 async def test_json_nested_deeper_than_100_levels_is_refused_before_it_is_decoded(
-    ask: Ask, nest: Callable[[int], bytes], type: Any
+    fetch: Fetch, nest: Callable[[int], bytes], type: Any
 ) -> None:
-    answer = await ask(App({"/": typed(type)}), body=nest(101))
-    assert (answer.status, answer.text) == (400, "malformed JSON: nested deeper than 100 levels")
+    response = await fetch(App({"/": typed(type)}), body=nest(101))
+    assert (response.status, response.text) == (400, "malformed JSON: nested deeper than 100 levels")
 
 
 @pytest.mark.parametrize("name", [name for name in NESTED if name != "unclosed"])
-async def test_json_nested_100_levels_deep_is_read(ask: Ask, name: str) -> None:
+async def test_json_nested_100_levels_deep_is_read(fetch: Fetch, name: str) -> None:
     body = NESTED[name](100)
-    answer = await ask(App({"/": as_json}), body=body)
-    assert answer.status == 200
-    assert json.loads(answer.text) == {"got": json.loads(body)}
+    response = await fetch(App({"/": as_json}), body=body)
+    assert response.status == 200
+    assert json.loads(response.text) == {"got": json.loads(body)}
 
 
 @pytest.mark.parametrize(
@@ -300,17 +300,17 @@ async def test_json_nested_100_levels_deep_is_read(ask: Ask, name: str) -> None:
     [["[" * 500, "{" * 500], ['"[' * 200], ["\\[" * 200], [[1]] * 500, [{"a": {"b": [1]}}] * 200],
     ids=["brackets in strings", "and quotes", "and backslashes", "arrays side by side", "objects side by side"],
 )
-async def test_brackets_that_do_not_nest_do_not_count_as_levels(ask: Ask, value: Any) -> None:
+async def test_brackets_that_do_not_nest_do_not_count_as_levels(fetch: Fetch, value: Any) -> None:
     body = json.dumps(value).encode()
-    answer = await ask(App({"/": as_json}), body=body)
-    assert answer.status == 200
-    assert json.loads(answer.text) == {"got": value}
+    response = await fetch(App({"/": as_json}), body=body)
+    assert response.status == 200
+    assert json.loads(response.text) == {"got": value}
 
 
 @pytest.mark.parametrize("body", [b"1e999", b"-1e999", b"[1e999]", b"1" * 5_000], ids=["inf", "-inf", "nested", "long integer"])
-async def test_a_number_beyond_all_limits_is_never_a_500(ask: Ask, body: bytes) -> None:
-    answer = await ask(App({"/": as_json}), body=body)
-    assert answer.status in (200, 400, 422)
+async def test_a_number_beyond_all_limits_is_never_a_500(fetch: Fetch, body: bytes) -> None:
+    response = await fetch(App({"/": as_json}), body=body)
+    assert response.status in (200, 400, 422)
 
 
 def typed(type: Any) -> Any:
@@ -331,8 +331,8 @@ def typed(type: Any) -> Any:
         pytest.param(int | None, "null", '{"type":"NoneType","value":null}', id="union"),
     ],
 )
-async def test_json_is_decoded_into_a_type(ask: Ask, type: Any, body: str, expected: str) -> None:
-    assert (await ask(App({"/": typed(type)}), body=body.encode())).text == expected
+async def test_json_is_decoded_into_a_type(fetch: Fetch, type: Any, body: str, expected: str) -> None:
+    assert (await fetch(App({"/": typed(type)}), body=body.encode())).text == expected
 
 
 @pytest.mark.parametrize(
@@ -347,18 +347,18 @@ async def test_json_is_decoded_into_a_type(ask: Ask, type: Any, body: str, expec
     ],
 )
 async def test_json_that_does_not_fit_gets_422_with_the_location_of_the_error(
-    ask: Ask, type: Any, body: str, places: list[str]
+    fetch: Fetch, type: Any, body: str, places: list[str]
 ) -> None:
-    answer = await ask(App({"/": typed(type)}), body=body.encode())
-    assert answer.status == 422
-    assert all(place in answer.text for place in places)
+    response = await fetch(App({"/": typed(type)}), body=body.encode())
+    assert response.status == 422
+    assert all(place in response.text for place in places)
 
 
-async def test_json_can_be_decoded_into_two_types(ask: Ask) -> None:
+async def test_json_can_be_decoded_into_two_types(fetch: Fetch) -> None:
     async def twice(ctx: Context) -> list[Any]:
         return [await ctx.json(), (await ctx.json(Point)).x]
 
-    assert (await ask(App({"/": twice}), body=b'{"x":1}')).text == '[{"x":1},1]'
+    assert (await fetch(App({"/": twice}), body=b'{"x":1}')).text == '[{"x":1},1]'
 
 
 # Urlencoded forms
@@ -379,14 +379,14 @@ async def test_json_can_be_decoded_into_two_types(ask: Ask) -> None:
         pytest.param(b"", [], id="empty"),
     ],
 )
-async def test_an_urlencoded_form_is_decoded_as_browsers_encode_it(ask: Ask, body: bytes, fields: list[list[str]]) -> None:
-    answer = await ask(App({"/": form}), headers=URLENCODED, body=[bytes([octet]) for octet in body])
-    assert msgspec.json.decode(answer.body) == [fields, []]
+async def test_an_urlencoded_form_is_decoded_as_browsers_encode_it(fetch: Fetch, body: bytes, fields: list[list[str]]) -> None:
+    response = await fetch(App({"/": form}), headers=URLENCODED, body=[bytes([octet]) for octet in body])
+    assert msgspec.json.decode(response.body) == [fields, []]
 
 
 @pytest.mark.parametrize("kind", ["Application/X-WWW-Form-Urlencoded", "application/x-www-form-urlencoded; charset=utf-8"])
-async def test_the_content_type_of_a_form_is_parsed_as_a_media_type(ask: Ask, kind: str) -> None:
-    assert (await ask(App({"/": form}), headers={"content-type": kind}, body=b"a=1")).text == '[[["a","1"]],[]]'
+async def test_the_content_type_of_a_form_is_parsed_as_a_media_type(fetch: Fetch, kind: str) -> None:
+    assert (await fetch(App({"/": form}), headers={"content-type": kind}, body=b"a=1")).text == '[[["a","1"]],[]]'
 
 
 @pytest.mark.parametrize(
@@ -394,12 +394,12 @@ async def test_the_content_type_of_a_form_is_parsed_as_a_media_type(ask: Ask, ki
     [None, "", "application/json", "text/plain", "multipart/mixed; boundary=xx", "multipart", ";;", "\xff; a=\xff"],
     ids=ascii,
 )
-async def test_a_body_that_is_not_a_form_gets_415(ask: Ask, kind: str | None) -> None:
+async def test_a_body_that_is_not_a_form_gets_415(fetch: Fetch, kind: str | None) -> None:
     headers = {} if kind is None else {"content-type": kind}
-    assert (await ask(App({"/": form}), headers=headers, body=b"a=1")).status == 415
+    assert (await fetch(App({"/": form}), headers=headers, body=b"a=1")).status == 415
 
 
-async def test_inputs_are_found_by_name(ask: Ask) -> None:
+async def test_inputs_are_found_by_name(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> list[Any]:
         return [
             await ctx.input("a"),
@@ -410,25 +410,25 @@ async def test_inputs_are_found_by_name(ask: Ask) -> None:
             await ctx.files("a"),
         ]
 
-    answer = await ask(App({"/": handler}), headers=URLENCODED, body=b"a=1&a=2")
-    assert answer.text == '["1",["1","2"],null,[],null,[]]'
+    response = await fetch(App({"/": handler}), headers=URLENCODED, body=b"a=1&a=2")
+    assert response.text == '["1",["1","2"],null,[],null,[]]'
 
 
 @pytest.mark.parametrize("count", [1_000, 1_001])
-async def test_an_urlencoded_form_has_1000_fields_at_most(ask: Ask, count: int) -> None:
-    answer = await ask(App({"/": form}), headers=URLENCODED, body=b"&".join([b"a=1"] * count))
-    assert answer.status == (200 if count == 1_000 else 413)
+async def test_an_urlencoded_form_has_1000_fields_at_most(fetch: Fetch, count: int) -> None:
+    response = await fetch(App({"/": form}), headers=URLENCODED, body=b"&".join([b"a=1"] * count))
+    assert response.status == (200 if count == 1_000 else 413)
 
 
 @pytest.mark.parametrize("size", [1 << 16, (1 << 16) + 1, 1 << 20])
-async def test_a_large_urlencoded_form_is_parsed_like_a_small_one(ask: Ask, size: int) -> None:
+async def test_a_large_urlencoded_form_is_parsed_like_a_small_one(fetch: Fetch, size: int) -> None:
     body = b"a=%C3%A9&b=" + b"%" * (size - 11)
-    answer = await ask(App({"/": form}), headers=URLENCODED, body=in_pieces(body, 100_000))
-    assert msgspec.json.decode(answer.body) == [[["a", "\xe9"], ["b", "%" * (size - 11)]], []]
+    response = await fetch(App({"/": form}), headers=URLENCODED, body=in_pieces(body, 100_000))
+    assert msgspec.json.decode(response.body) == [[["a", "\xe9"], ["b", "%" * (size - 11)]], []]
 
 
 @pytest.mark.parametrize(("size", "status"), [(1_000, 200), (1_001, 413)])
-async def test_a_larger_limit_of_a_route_does_not_apply_to_urlencoded_forms(ask: Ask, size: int, status: int) -> None:
+async def test_a_larger_limit_of_a_route_does_not_apply_to_urlencoded_forms(fetch: Fetch, size: int, status: int) -> None:
     async def upload(ctx: Context) -> int:
         return len((await ctx.form(max_size=1 << 20)).fields)
 
@@ -438,16 +438,18 @@ async def test_a_larger_limit_of_a_route_does_not_apply_to_urlencoded_forms(ask:
 
     for handler in (upload, after_the_body):
 
-        async def answer(ctx: Context, handler: Any = handler) -> str:
+        async def response(ctx: Context, handler: Any = handler) -> str:
             return str(await handler(ctx))
 
         body = b"a=" + b"1" * (size - 2)
-        assert (await ask(App({"/": answer}, max_body_size=1_000), headers=URLENCODED, body=in_pieces(body, 300))).status == status
+        assert (
+            await fetch(App({"/": response}, max_body_size=1_000), headers=URLENCODED, body=in_pieces(body, 300))
+        ).status == status
 
 
-async def test_a_form_of_100_000_keys_gets_413(ask: Ask) -> None:
+async def test_a_form_of_100_000_keys_gets_413(fetch: Fetch) -> None:
     body = b"&".join(b"%d" % i for i in range(100_000))
-    assert (await ask(App({"/": form}), headers=URLENCODED, body=body)).status == 413
+    assert (await fetch(App({"/": form}), headers=URLENCODED, body=body)).status == 413
 
 
 # Multipart forms
@@ -469,15 +471,15 @@ DESCRIBED = [
 ]
 
 
-async def test_a_multipart_form_has_fields_and_files(ask: Ask) -> None:
-    answer = await ask(App({"/": form}), headers=MULTIPART, body=WHOLE)
-    assert msgspec.json.decode(answer.body) == DESCRIBED
+async def test_a_multipart_form_has_fields_and_files(fetch: Fetch) -> None:
+    response = await fetch(App({"/": form}), headers=MULTIPART, body=WHOLE)
+    assert msgspec.json.decode(response.body) == DESCRIBED
 
 
 @any_cut
-async def test_a_multipart_form_may_be_split_into_chunks_anywhere(ask: Ask, size: int) -> None:
-    answer = await ask(App({"/": form}), headers=MULTIPART, body=in_pieces(WHOLE, size))
-    assert msgspec.json.decode(answer.body) == DESCRIBED
+async def test_a_multipart_form_may_be_split_into_chunks_anywhere(fetch: Fetch, size: int) -> None:
+    response = await fetch(App({"/": form}), headers=MULTIPART, body=in_pieces(WHOLE, size))
+    assert msgspec.json.decode(response.body) == DESCRIBED
 
 
 @settings(max_examples=50, deadline=None)
@@ -485,10 +487,10 @@ async def test_a_multipart_form_may_be_split_into_chunks_anywhere(ask: Ask, size
     st.binary(max_size=200).filter(lambda content: b"\r\n--xx" not in b"\r\n" + content),
     st.lists(st.integers(0, 400), max_size=5).map(sorted),
 )
-async def test_the_octets_of_a_file_are_unchanged(ask: Ask, content: bytes, cuts: list[int]) -> None:
+async def test_the_octets_of_a_file_are_unchanged(fetch: Fetch, content: bytes, cuts: list[int]) -> None:
     body = part('form-data; name="f"; filename="f"', content) + END
-    answer = await ask(App({"/": form}), headers=MULTIPART, body=cut(body, cuts))
-    assert msgspec.json.decode(answer.body)[1][0][4].encode("latin-1") == content
+    response = await fetch(App({"/": form}), headers=MULTIPART, body=cut(body, cuts))
+    assert msgspec.json.decode(response.body)[1][0][4].encode("latin-1") == content
 
 
 @settings(max_examples=150, deadline=None)
@@ -500,24 +502,24 @@ async def test_the_octets_of_a_file_are_unchanged(ask: Ask, content: bytes, cuts
         )
     )
 )
-async def test_no_octets_of_a_multipart_body_cause_a_500(ask: Ask, pieces: list[bytes]) -> None:
+async def test_no_octets_of_a_multipart_body_cause_a_500(fetch: Fetch, pieces: list[bytes]) -> None:
     for body in (b"".join(pieces), b"--xx\r\n" + b"".join(pieces)):
-        assert (await ask(App({"/": form}), headers=MULTIPART, body=body)).status in (200, 400)
+        assert (await fetch(App({"/": form}), headers=MULTIPART, body=body)).status in (200, 400)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.text(st.characters(max_codepoint=255)))
-async def test_no_content_type_causes_a_500(ask: Ask, text: str) -> None:
+async def test_no_content_type_causes_a_500(fetch: Fetch, text: str) -> None:
     for kind in (text, f"multipart/form-data;{text}", f"multipart/form-data; boundary={text}"):
-        assert (await ask(App({"/": form}), headers={"content-type": kind}, body=WHOLE)).status in (200, 400, 415)
+        assert (await fetch(App({"/": form}), headers={"content-type": kind}, body=WHOLE)).status in (200, 400, 415)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary())
-async def test_no_content_disposition_causes_a_500(ask: Ask, octets: bytes) -> None:
+async def test_no_content_disposition_causes_a_500(fetch: Fetch, octets: bytes) -> None:
     for value in (octets, b"form-data; " + octets, b'form-data; name="a"; filename=' + octets):
         body = b"--xx\r\nContent-Disposition: " + value + b"\r\n\r\nx\r\n" + END
-        assert (await ask(App({"/": form}), headers=MULTIPART, body=body)).status in (200, 400)
+        assert (await fetch(App({"/": form}), headers=MULTIPART, body=body)).status in (200, 400)
 
 
 @pytest.mark.parametrize(
@@ -542,15 +544,15 @@ async def test_no_content_disposition_causes_a_500(ask: Ask, octets: bytes) -> N
         pytest.param('form-data; name="a"; filename="b" ; x="y"', "a", "b", id="another parameter"),
     ],
 )
-async def test_a_file_has_the_filename_of_its_part(ask: Ask, disposition: str, name: str, filename: str) -> None:
-    answer = await ask(App({"/": form}), headers=MULTIPART, body=part(disposition, "x") + END)
-    assert msgspec.json.decode(answer.body)[1] == [[name, filename, "application/octet-stream", 1, "x"]]
+async def test_a_file_has_the_filename_of_its_part(fetch: Fetch, disposition: str, name: str, filename: str) -> None:
+    response = await fetch(App({"/": form}), headers=MULTIPART, body=part(disposition, "x") + END)
+    assert msgspec.json.decode(response.body)[1] == [[name, filename, "application/octet-stream", 1, "x"]]
 
 
-async def test_octets_that_are_not_utf8_are_replaced_in_names_and_fields(ask: Ask) -> None:
+async def test_octets_that_are_not_utf8_are_replaced_in_names_and_fields(fetch: Fetch) -> None:
     body = b'--xx\r\nContent-Disposition: form-data; name="\xff"\r\n\r\n\xfe\r\n' + END
-    answer = await ask(App({"/": form}), headers=MULTIPART, body=body)
-    assert msgspec.json.decode(answer.body) == [[["\ufffd", "\ufffd"]], []]
+    response = await fetch(App({"/": form}), headers=MULTIPART, body=body)
+    assert msgspec.json.decode(response.body) == [[["\ufffd", "\ufffd"]], []]
 
 
 @pytest.mark.parametrize(
@@ -588,10 +590,12 @@ async def test_octets_that_are_not_utf8_are_replaced_in_names_and_fields(ask: As
     ],
 )
 @pytest.mark.parametrize("bytewise", [False, True], ids=["at once", "byte by byte"])
-async def test_a_malformed_multipart_body_gets_400(ask: Ask, body: bytes, bytewise: bool) -> None:
-    answer = await ask(App({"/": form}), headers=MULTIPART, body=[bytes([octet]) for octet in body[:6_000]] if bytewise else body)
-    assert answer.status == 400
-    assert "malformed multipart body" in answer.text
+async def test_a_malformed_multipart_body_gets_400(fetch: Fetch, body: bytes, bytewise: bool) -> None:
+    response = await fetch(
+        App({"/": form}), headers=MULTIPART, body=[bytes([octet]) for octet in body[:6_000]] if bytewise else body
+    )
+    assert response.status == 400
+    assert "malformed multipart body" in response.text
 
 
 @pytest.mark.parametrize(
@@ -599,26 +603,26 @@ async def test_a_malformed_multipart_body_gets_400(ask: Ask, body: bytes, bytewi
     ["", "; boundary", "; boundary=", '; boundary=""', f"; boundary={'x' * 900}"],
     ids=["none", "no value", "empty", "quotes", "long"],
 )
-async def test_a_multipart_body_without_a_valid_boundary_gets_400(ask: Ask, boundary: str) -> None:
-    answer = await ask(App({"/": form}), headers={"content-type": f"multipart/form-data{boundary}"}, body=WHOLE)
-    assert answer.status == 400
-    assert "malformed multipart body" in answer.text
+async def test_a_multipart_body_without_a_valid_boundary_gets_400(fetch: Fetch, boundary: str) -> None:
+    response = await fetch(App({"/": form}), headers={"content-type": f"multipart/form-data{boundary}"}, body=WHOLE)
+    assert response.status == 400
+    assert "malformed multipart body" in response.text
 
 
 @pytest.mark.parametrize(
     "kind",
     ['multipart/form-data; boundary="xx"', "Multipart/Form-Data; boundary=xx", "multipart/form-data;charset=utf-8;boundary=xx"],
 )
-async def test_a_boundary_is_found_in_any_spelling_of_the_content_type(ask: Ask, kind: str) -> None:
-    assert (await ask(App({"/": form}), headers={"content-type": kind}, body=WHOLE)).status == 200
+async def test_a_boundary_is_found_in_any_spelling_of_the_content_type(fetch: Fetch, kind: str) -> None:
+    assert (await fetch(App({"/": form}), headers={"content-type": kind}, body=WHOLE)).status == 200
 
 
 @pytest.mark.parametrize("kind", ["multipart/form-data; boundary=xx", "application/x-www-form-urlencoded", "text/plain"])
 @pytest.mark.parametrize("over", [0, 1])
-async def test_a_content_type_has_1024_bytes_at_most(ask: Ask, kind: str, over: int) -> None:
+async def test_a_content_type_has_1024_bytes_at_most(fetch: Fetch, kind: str, over: int) -> None:
     padded = kind + "; x=".ljust(1024 + over - len(kind), "y")
-    answer = await ask(App({"/": form}), headers={"content-type": padded}, body=END)
-    assert answer.status == (400 if over else 415 if kind == "text/plain" else 200)
+    response = await fetch(App({"/": form}), headers={"content-type": padded}, body=END)
+    assert response.status == (400 if over else 415 if kind == "text/plain" else 200)
 
 
 @any_cut
@@ -640,19 +644,19 @@ async def test_a_content_type_has_1024_bytes_at_most(ask: Ask, kind: str, over: 
         ),
     ],
 )
-async def test_preambles_epilogues_padding_and_folds_change_nothing(ask: Ask, body: bytes, size: int) -> None:
+async def test_preambles_epilogues_padding_and_folds_change_nothing(fetch: Fetch, body: bytes, size: int) -> None:
     assert body != WHOLE
-    answer = await ask(App({"/": form}), headers=MULTIPART, body=in_pieces(body, size))
-    assert msgspec.json.decode(answer.body) == DESCRIBED
+    response = await fetch(App({"/": form}), headers=MULTIPART, body=in_pieces(body, size))
+    assert msgspec.json.decode(response.body) == DESCRIBED
 
 
 @any_cut
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\r\n ", b"\r\n\t", b"\r\n", b"\r", b"\n", b""])
-async def test_data_that_looks_like_a_head_is_unchanged(ask: Ask, size: int, end: bytes) -> None:
+async def test_data_that_looks_like_a_head_is_unchanged(fetch: Fetch, size: int, end: bytes) -> None:
     content = end + b"\r\n--xxy\r\nA: b\r\n c\r\n\r\n d\r\n--xx-\r\n e" + end
     body = part('form-data; name="f"; filename="f"', content, "X: 1\r\n 2") + part('form-data; name="f"; filename="f"', end) + END
-    answer = await ask(App({"/": form}), headers=MULTIPART, body=in_pieces(body, size))
-    _, files = msgspec.json.decode(answer.body)
+    response = await fetch(App({"/": form}), headers=MULTIPART, body=in_pieces(body, size))
+    _, files = msgspec.json.decode(response.body)
     assert [file[4].encode("latin-1") for file in files] == [content, end]
 
 
@@ -670,54 +674,56 @@ PIECES = [
     st.sets(st.integers(0, 600), max_size=12),
     st.sampled_from([b"", END]),
 )
-async def test_a_multipart_body_is_parsed_the_same_in_any_chunks(ask: Ask, pieces: list[bytes], cuts: set[int], end: bytes) -> None:
+async def test_a_multipart_body_is_parsed_the_same_in_any_chunks(
+    fetch: Fetch, pieces: list[bytes], cuts: set[int], end: bytes
+) -> None:
     rest = b"".join(pieces) + end
     for body in (rest, b"--xx\r\n" + rest, part(NAME) + rest):
-        answers = [
-            await ask(App({"/": form}), headers=MULTIPART, body=chunks)
+        responses = [
+            await fetch(App({"/": form}), headers=MULTIPART, body=chunks)
             for chunks in ([body], cut(body, cuts), in_pieces(body, 1) or [b""])
         ]
-        assert {answer.status for answer in answers} <= {200, 400}
+        assert {response.status for response in responses} <= {200, 400}
         # A detail may contain the fault's offset in its chunk.
-        assert len({(answer.status, answer.status == 200 and answer.body) for answer in answers}) == 1
+        assert len({(response.status, response.status == 200 and response.body) for response in responses}) == 1
 
 
 @settings(max_examples=400, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, len(WHOLE)), st.integers(0, 40), st.sampled_from(PIECES) | st.binary(max_size=3)), max_size=4)
 )
-async def test_no_change_of_a_multipart_body_causes_more_than_a_4xx(ask: Ask, changes: list[tuple[int, int, bytes]]) -> None:
+async def test_no_change_of_a_multipart_body_causes_more_than_a_4xx(fetch: Fetch, changes: list[tuple[int, int, bytes]]) -> None:
     body = WHOLE
     for start, length, piece in changes:
         body = body[:start] + piece + body[start + length :]
-    assert (await ask(App({"/": form}), headers=MULTIPART, body=body)).status in (200, 400)
+    assert (await fetch(App({"/": form}), headers=MULTIPART, body=body)).status in (200, 400)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_characters='"\\' + CONTROLS, exclude_categories=["Cs"]), max_size=20))
-async def test_a_name_is_decoded_the_same_in_the_browsers_form_and_in_any_other(ask: Ask, name: str) -> None:
-    answers = [
-        await ask(App({"/": form}), headers=MULTIPART, body=part(spelling, "x") + END)
+async def test_a_name_is_decoded_the_same_in_the_browsers_form_and_in_any_other(fetch: Fetch, name: str) -> None:
+    responses = [
+        await fetch(App({"/": form}), headers=MULTIPART, body=part(spelling, "x") + END)
         for spelling in (f'form-data; name="{name}"; filename="f"', f'form-data;name="{name}" ;filename="f"')
     ]
-    assert answers[0].status == 200
-    assert answers[0].body == answers[1].body
+    assert responses[0].status == 200
+    assert responses[0].body == responses[1].body
 
 
-async def test_a_file_input_that_was_left_empty_is_not_a_file(ask: Ask) -> None:
+async def test_a_file_input_that_was_left_empty_is_not_a_file(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> list[Any]:
         form = await ctx.form()
         return [await ctx.file("f"), len(await ctx.files("f")), list(form.files), list(form.fields)]
 
     unfilled = part('form-data; name="f"; filename=""', "", "Content-Type: application/octet-stream")
-    assert (await ask(App({"/": handler}), headers=MULTIPART, body=unfilled * 2 + END)).text == "[null,0,[],[]]"
+    assert (await fetch(App({"/": handler}), headers=MULTIPART, body=unfilled * 2 + END)).text == "[null,0,[],[]]"
 
 
 @pytest.mark.parametrize(("name", "content"), [("", "x"), ("f", "")])
-async def test_a_file_has_a_name_or_content(ask: Ask, name: str, content: str) -> None:
+async def test_a_file_has_a_name_or_content(fetch: Fetch, name: str, content: str) -> None:
     body = part(f'form-data; name="f"; filename="{name}"', content) + END
-    answer = await ask(App({"/": form}), headers=MULTIPART, body=body)
-    assert msgspec.json.decode(answer.body)[1] == [["f", name, "application/octet-stream", len(content), content]]
+    response = await fetch(App({"/": form}), headers=MULTIPART, body=body)
+    assert msgspec.json.decode(response.body)[1] == [["f", name, "application/octet-stream", len(content), content]]
 
 
 @pytest.mark.parametrize(
@@ -732,10 +738,10 @@ async def test_a_file_has_a_name_or_content(ask: Ask, name: str, content: str) -
         ("", "\xe9"),
     ],
 )
-async def test_a_field_is_decoded_as_utf8_or_as_iso_8859_1_if_its_part_says_so(ask: Ask, charset: str, value: str) -> None:
+async def test_a_field_is_decoded_as_utf8_or_as_iso_8859_1_if_its_part_says_so(fetch: Fetch, charset: str, value: str) -> None:
     body = part(NAME, "\xe9", f"Content-Type: text/plain; charset={charset}") + part('form-data; name="b"', "\xe9") + END
-    answer = await ask(App({"/": form}), headers=MULTIPART, body=body)
-    assert msgspec.json.decode(answer.body) == [[["a", value], ["b", "\xe9"]], []]
+    response = await fetch(App({"/": form}), headers=MULTIPART, body=body)
+    assert msgspec.json.decode(response.body) == [[["a", value], ["b", "\xe9"]], []]
 
 
 @any_cut
@@ -751,21 +757,21 @@ async def test_a_field_is_decoded_as_utf8_or_as_iso_8859_1_if_its_part_says_so(a
         pytest.param([b"X:"] * 3_000, id="many without a value"),
     ],
 )
-async def test_the_header_fields_of_a_part_have_4_kib_at_most(ask: Ask, lines: list[bytes], size: int) -> None:
-    answer = await ask(App({"/": form}), headers=MULTIPART, body=in_pieces(head(*lines), size))
-    assert (answer.status, answer.text) == (413, "the header fields of a part of the form are larger than 4096 bytes")
+async def test_the_header_fields_of_a_part_have_4_kib_at_most(fetch: Fetch, lines: list[bytes], size: int) -> None:
+    response = await fetch(App({"/": form}), headers=MULTIPART, body=in_pieces(head(*lines), size))
+    assert (response.status, response.text) == (413, "the header fields of a part of the form are larger than 4096 bytes")
 
 
 @any_cut
-async def test_the_limit_of_header_fields_applies_to_each_part(ask: Ask, size: int) -> None:
+async def test_the_limit_of_header_fields_applies_to_each_part(fetch: Fetch, size: int) -> None:
     value = "x" * (4096 - len(f"Content-Disposition: {NAME}\r\nX: \r\n"))
     for more, status in (("", 200), ("x", 413)):
         body = part(NAME, "1", f"X: {value}") + part(NAME, "1", f"X: {value}{more}") + END
-        assert (await ask(App({"/": form}), headers=MULTIPART, body=in_pieces(body, size))).status == status
+        assert (await fetch(App({"/": form}), headers=MULTIPART, body=in_pieces(body, size))).status == status
 
 
 @pytest.mark.parametrize("logger", ["python_multipart.multipart", "root"])
-async def test_a_malformed_body_is_not_logged(ask: Ask, caplog: pytest.LogCaptureFixture, logger: str) -> None:
+async def test_a_malformed_body_is_not_logged(fetch: Fetch, caplog: pytest.LogCaptureFixture, logger: str) -> None:
     caplog.set_level(logging.DEBUG, "" if logger == "root" else logger)
     for body in (
         head(b"\x1b[31m\x07: 1"),
@@ -774,37 +780,37 @@ async def test_a_malformed_body_is_not_logged(ask: Ask, caplog: pytest.LogCaptur
         part("\x1b[31m") + END,
         b"--xx-\x1b" + END,
     ):
-        assert (await ask(App({"/": form}), headers=MULTIPART, body=body)).status == 400
+        assert (await fetch(App({"/": form}), headers=MULTIPART, body=body)).status == 400
     assert "\x1b" not in caplog.text
     assert "[31m" not in caplog.text
 
 
 @pytest.mark.parametrize(("count", "status"), [(1_000, 200), (1_001, 413)])
-async def test_a_multipart_form_has_1000_fields_at_most(ask: Ask, count: int, status: int) -> None:
+async def test_a_multipart_form_has_1000_fields_at_most(fetch: Fetch, count: int, status: int) -> None:
     body = part('form-data; name="a"', "1") * count + END
-    assert (await ask(App({"/": form}), headers=MULTIPART, body=body)).status == status
+    assert (await fetch(App({"/": form}), headers=MULTIPART, body=body)).status == status
 
 
 @pytest.mark.parametrize(("count", "status"), [(100, 200), (101, 413)])
-async def test_a_multipart_form_has_100_files_at_most(ask: Ask, count: int, status: int) -> None:
+async def test_a_multipart_form_has_100_files_at_most(fetch: Fetch, count: int, status: int) -> None:
     body = part('form-data; name="a"; filename="b"', "1") * count + END
-    assert (await ask(App({"/": form}), headers=MULTIPART, body=body)).status == status
+    assert (await fetch(App({"/": form}), headers=MULTIPART, body=body)).status == status
 
 
-async def test_a_route_may_allow_larger_uploads_but_its_fields_stay_small(ask: Ask) -> None:
+async def test_a_route_may_allow_larger_uploads_but_its_fields_stay_small(fetch: Fetch) -> None:
     async def upload(ctx: Context) -> list[Any]:
         return await described(await ctx.form(max_size=10_000))
 
     app = App({"/": upload}, max_body_size=100)
     small = part('form-data; name="a"', "1" * 50)
     file = part('form-data; name="f"; filename="f"', "x" * 5_000)
-    assert (await ask(app, headers=MULTIPART, body=small + file + END)).status == 200
-    refused = await ask(app, headers=MULTIPART, body=small * 3 + END)
+    assert (await fetch(app, headers=MULTIPART, body=small + file + END)).status == 200
+    refused = await fetch(app, headers=MULTIPART, body=small * 3 + END)
     assert (refused.status, refused.text) == (413, "the form's fields are larger than 100 bytes")
-    assert (await ask(app, headers=MULTIPART, body=file * 2 + END)).status == 413
+    assert (await fetch(app, headers=MULTIPART, body=file * 2 + END)).status == 413
 
 
-async def test_an_upload_over_256_kib_can_be_read_and_saved(ask: Ask, tmp_path: Path) -> None:
+async def test_an_upload_over_256_kib_can_be_read_and_saved(fetch: Fetch, tmp_path: Path) -> None:
     content = bytes(range(256)) * 2_000
 
     async def upload(ctx: Context) -> list[Any]:
@@ -816,12 +822,12 @@ async def test_an_upload_over_256_kib_can_be_read_and_saved(ask: Ask, tmp_path: 
 
     body = part('form-data; name="small"; filename="s"', "s" * 1_000) + part('form-data; name="large"; filename="l"', content) + END
     chunks = [body[i : i + 65_536] for i in range(0, len(body), 65_536)]
-    answer = await ask(App({"/": upload}), headers=MULTIPART, body=chunks)
-    assert answer.text == f"[1000,{len(content)},true]"
+    response = await fetch(App({"/": upload}), headers=MULTIPART, body=chunks)
+    assert response.text == f"[1000,{len(content)},true]"
     assert (tmp_path / "saved").read_bytes() == content
 
 
-async def test_only_an_upload_over_256_kib_is_written_to_disk(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_an_upload_over_256_kib_is_written_to_disk(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[int] = []
     temporary_file: Any = tempfile.TemporaryFile
 
@@ -832,11 +838,11 @@ async def test_only_an_upload_over_256_kib_is_written_to_disk(ask: Ask, monkeypa
     monkeypatch.setattr(tempfile, "TemporaryFile", counting)
     for size, files in ((1 << 18, 0), ((1 << 18) + 1, 1)):
         body = part('form-data; name="f"; filename="f"', b"x" * size) + END
-        assert (await ask(App({"/": form}), headers=MULTIPART, body=body)).status == 200
+        assert (await fetch(App({"/": form}), headers=MULTIPART, body=body)).status == 200
         assert len(opened) == files
 
 
-async def test_saving_to_an_impossible_path_raises(ask: Ask, tmp_path: Path) -> None:
+async def test_saving_to_an_impossible_path_raises(fetch: Fetch, tmp_path: Path) -> None:
     async def upload(ctx: Context) -> str:
         file = await ctx.file("f")
         assert file is not None
@@ -845,13 +851,13 @@ async def test_saving_to_an_impossible_path_raises(ask: Ask, tmp_path: Path) -> 
         return "raised"
 
     assert (
-        await ask(App({"/": upload}), headers=MULTIPART, body=part('form-data; name="f"; filename="f"', "x") + END)
+        await fetch(App({"/": upload}), headers=MULTIPART, body=part('form-data; name="f"; filename="f"', "x") + END)
     ).text == "raised"
 
 
 @pytest.mark.parametrize(("ending", "status"), [("answer", [200]), ("refusal", [403]), ("disconnect", []), ("malformed", [400])])
 async def test_the_files_of_a_form_are_closed_after_every_request(
-    ask: Ask, ending: str, status: list[int], monkeypatch: pytest.MonkeyPatch
+    fetch: Fetch, ending: str, status: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Any] = []
     init = UploadedFile.__init__
@@ -871,19 +877,19 @@ async def test_the_files_of_a_form_are_closed_after_every_request(
 
     rest = {"malformed": [b"bad"], "disconnect": []}.get(ending, [END])
     body = [part('form-data; name="f"; filename="f"', "x" * (1 << 19)), *rest]
-    answer = await ask(App({"/": upload}), headers=MULTIPART, body=body, disconnects=ending == "disconnect")
-    assert [message["status"] for message in answer.messages[:1]] == status
+    response = await fetch(App({"/": upload}), headers=MULTIPART, body=body, disconnects=ending == "disconnect")
+    assert [message["status"] for message in response.messages[:1]] == status
     assert [file.closed for file in made] == [True]
 
 
-async def test_a_form_is_parsed_once(ask: Ask) -> None:
+async def test_a_form_is_parsed_once(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> bool:
         return await ctx.form() is await ctx.form()
 
     async def answer_it(ctx: Context) -> str:
         return str(await handler(ctx))
 
-    assert (await ask(App({"/": answer_it}), headers=URLENCODED, body=b"a=1")).text == "True"
+    assert (await fetch(App({"/": answer_it}), headers=URLENCODED, body=b"a=1")).text == "True"
 
 
 # Clients that leave
@@ -892,17 +898,17 @@ async def test_a_form_is_parsed_once(ask: Ask) -> None:
 @pytest.mark.parametrize("handler", [echo, text, as_json, form])
 @pytest.mark.parametrize("chunks", [[], [b""], [b"a=1&", b"b="]], ids=["at once", "before a byte", "in the middle"])
 async def test_a_client_that_disconnects_during_its_body_leaves_no_trace(
-    ask: Ask, handler: Any, chunks: list[bytes], caplog: pytest.LogCaptureFixture
+    fetch: Fetch, handler: Any, chunks: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     before = asyncio.all_tasks()
-    answer = await ask(App({"/": handler}), headers=URLENCODED, body=chunks, disconnects=True)
-    assert answer.messages == []
+    response = await fetch(App({"/": handler}), headers=URLENCODED, body=chunks, disconnects=True)
+    assert response.messages == []
     assert asyncio.all_tasks() == before
     assert [record.levelname for record in caplog.records if record.name == "gaman"] == ["DEBUG"]
 
 
-async def test_a_handler_may_clean_up_after_a_client_that_left(ask: Ask) -> None:
+async def test_a_handler_may_clean_up_after_a_client_that_left(fetch: Fetch) -> None:
     events: list[str] = []
 
     async def handler(ctx: Context) -> str:
@@ -912,5 +918,5 @@ async def test_a_handler_may_clean_up_after_a_client_that_left(ask: Ask) -> None
             events.append("cleaned")
         return "never sent"
 
-    answer = await ask(App({"/": handler}), body=[b"a"], disconnects=True)
-    assert (answer.messages, events) == ([], ["cleaned"])
+    response = await fetch(App({"/": handler}), body=[b"a"], disconnects=True)
+    assert (response.messages, events) == ([], ["cleaned"])

@@ -8,7 +8,7 @@ import pytest
 from gaman import App, ConfigError, Context, Headers, log_extra
 
 if TYPE_CHECKING:
-    from tests.asgi import Ask
+    from tests.asgi import Fetch
 
 pytestmark = pytest.mark.anyio
 
@@ -17,9 +17,9 @@ async def show(ctx: Context) -> dict[str, Any]:
     return {"method": ctx.method, "path": ctx.path, "url": ctx.url, "ip": ctx.ip}
 
 
-async def test_a_context_has_the_method_path_url_and_ip(ask: Ask) -> None:
-    answer = await ask(App({"/a/:b": show}), "/a/b%20c?x=1&y=%20", "POST", headers={"Host": "example.com"})
-    assert answer.text == '{"method":"POST","path":"/a/b c","url":"https://example.com/a/b%20c?x=1&y=%20","ip":"127.0.0.1"}'
+async def test_a_context_has_the_method_path_url_and_ip(fetch: Fetch) -> None:
+    response = await fetch(App({"/a/:b": show}), "/a/b%20c?x=1&y=%20", "POST", headers={"Host": "example.com"})
+    assert response.text == '{"method":"POST","path":"/a/b c","url":"https://example.com/a/b%20c?x=1&y=%20","ip":"127.0.0.1"}'
 
 
 @pytest.mark.parametrize(
@@ -35,45 +35,45 @@ async def test_a_context_has_the_method_path_url_and_ip(ask: Ask) -> None:
         ({"scheme": "http", "query_string": b"a=\xff"}, "http://testserver:443/caf%C3%A9?a=\xff"),
     ],
 )
-async def test_a_url_needs_no_host_header(ask: Ask, scope: dict[str, Any], url: str) -> None:
+async def test_a_url_needs_no_host_header(fetch: Fetch, scope: dict[str, Any], url: str) -> None:
     async def handler(ctx: Context) -> str:
         return ctx.url
 
     bare: dict[str, Any] = {"http_version": "1.0", "headers": []}
-    assert (await ask(App({"/caf\xe9": handler}), "/caf%C3%A9", scope={**bare, **scope})).text == url
+    assert (await fetch(App({"/caf\xe9": handler}), "/caf%C3%A9", scope={**bare, **scope})).text == url
 
 
 @pytest.mark.parametrize(("client", "ip"), [(("::1", 1), "::1"), (None, None)])
-async def test_the_ip_is_the_peers_address_or_none(ask: Ask, client: tuple[str, int] | None, ip: str | None) -> None:
+async def test_the_ip_is_the_peers_address_or_none(fetch: Fetch, client: tuple[str, int] | None, ip: str | None) -> None:
     async def handler(ctx: Context) -> list[str | None]:
         return [ctx.ip]
 
-    assert (await ask(App({"/": handler}), scope={"client": client})).text == ('["::1"]' if ip else "[null]")
+    assert (await fetch(App({"/": handler}), scope={"client": client})).text == ('["::1"]' if ip else "[null]")
 
 
-async def test_header_names_are_case_insensitive(ask: Ask) -> None:
+async def test_header_names_are_case_insensitive(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> list[Any]:
         assert ctx.headers is ctx.headers
         assert isinstance(ctx.headers, Headers)
         return [ctx.header("X-A"), ctx.headers["x-a"], ctx.headers.getall("X-a"), ctx.header("x-missing")]
 
-    answer = await ask(App({"/": handler}), headers=[(b"x-a", b"1"), (b"x-a", b"\xff")])
-    assert answer.text == '["1","1",["1","\xff"],null]'
+    response = await fetch(App({"/": handler}), headers=[(b"x-a", b"1"), (b"x-a", b"\xff")])
+    assert response.text == '["1","1",["1","\xff"],null]'
 
 
-async def test_cookie_returns_the_value_of_the_request(ask: Ask) -> None:
+async def test_cookie_returns_the_value_of_the_request(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> list[Any]:
         ctx.cookies.set("a", "2")
         return [ctx.cookie("a"), ctx.cookies.get("a"), ctx.cookie("missing"), ctx.cookie("\u20ac")]
 
-    assert (await ask(App({"/": handler}), headers={"cookie": "a=1"})).text == '["1","2",null,null]'
+    assert (await fetch(App({"/": handler}), headers={"cookie": "a=1"})).text == '["1","2",null,null]'
 
 
-async def test_params_are_read_by_name(ask: Ask) -> None:
+async def test_params_are_read_by_name(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> list[Any]:
         return [ctx.params["id"], ctx.param("id"), ctx.param("missing")]
 
-    assert (await ask(App({"/:id": handler}), "/%C3%A9")).text == '["\xe9","\xe9",null]'
+    assert (await fetch(App({"/:id": handler}), "/%C3%A9")).text == '["\xe9","\xe9",null]'
 
 
 @pytest.mark.parametrize(
@@ -89,44 +89,44 @@ async def test_params_are_read_by_name(ask: Ask) -> None:
         ("%0D%0A=%00", [["\r\n", "\x00"]]),
     ],
 )
-async def test_a_query_is_decoded_as_browsers_encode_it(ask: Ask, query: str, pairs: list[list[str]]) -> None:
+async def test_a_query_is_decoded_as_browsers_encode_it(fetch: Fetch, query: str, pairs: list[list[str]]) -> None:
     async def handler(ctx: Context) -> dict[str, Any]:
         assert ctx.query is ctx.query
         return {"pairs": [list(pair) for pair in ctx.query.items()]}
 
-    answer = await ask(App({"/": handler}), f"/?{query}")
-    assert msgspec.json.decode(answer.body) == {"pairs": pairs}
+    response = await fetch(App({"/": handler}), f"/?{query}")
+    assert msgspec.json.decode(response.body) == {"pairs": pairs}
 
 
-async def test_a_query_returns_the_first_value_of_a_name_or_all(ask: Ask) -> None:
+async def test_a_query_returns_the_first_value_of_a_name_or_all(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> list[Any]:
         absent = [ctx.query.getall("b"), ctx.query.getall("b", None), ctx.query.getall("b", default=["c"])]
         return [ctx.query["a"], ctx.query.get("b"), ctx.query.getall("a"), *absent]
 
-    assert (await ask(App({"/": handler}), "/?a=1&a=2")).text == '["1",null,["1","2"],[],null,["c"]]'
-    assert (await ask(App({"/": handler}), "/?a=1")).text == '["1",null,["1"],[],null,["c"]]'
+    assert (await fetch(App({"/": handler}), "/?a=1&a=2")).text == '["1",null,["1","2"],[],null,["c"]]'
+    assert (await fetch(App({"/": handler}), "/?a=1")).text == '["1",null,["1"],[],null,["c"]]'
 
 
-async def test_octets_that_are_not_utf8_in_a_query_are_replaced(ask: Ask) -> None:
+async def test_octets_that_are_not_utf8_in_a_query_are_replaced(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> str:
         return ctx.query["a"]
 
-    assert (await ask(App({"/": handler}), scope={"query_string": b"a=\xff\xfe"})).text == "\ufffd\ufffd"
+    assert (await fetch(App({"/": handler}), scope={"query_string": b"a=\xff\xfe"})).text == "\ufffd\ufffd"
 
 
 @pytest.mark.parametrize(("count", "status"), [(1_000, 200), (1_001, 400), (100_000, 400)])
-async def test_a_query_has_1000_fields_at_most(ask: Ask, count: int, status: int) -> None:
+async def test_a_query_has_1000_fields_at_most(fetch: Fetch, count: int, status: int) -> None:
     async def handler(ctx: Context) -> str:
         return str(len(ctx.query))
 
-    assert (await ask(App({"/": handler}), "/?" + "&".join(["a=1"] * count))).status == status
+    assert (await fetch(App({"/": handler}), "/?" + "&".join(["a=1"] * count))).status == status
 
 
-async def test_a_query_that_is_not_read_is_not_parsed(ask: Ask) -> None:
-    assert (await ask(App({"/": show}), "/?" + "&" * 5_000)).status == 200
+async def test_a_query_that_is_not_read_is_not_parsed(fetch: Fetch) -> None:
+    assert (await fetch(App({"/": show}), "/?" + "&" * 5_000)).status == 200
 
 
-async def test_locals_are_shared_by_the_handlers_of_one_request_only(ask: Ask) -> None:
+async def test_locals_are_shared_by_the_handlers_of_one_request_only(fetch: Fetch) -> None:
     async def first(ctx: Context) -> None:
         ctx.locals.setdefault("seen", []).append(ctx.path)
 
@@ -136,28 +136,28 @@ async def test_locals_are_shared_by_the_handlers_of_one_request_only(ask: Ask) -
 
     app = App({"/": [first, second]})
     for _ in range(2):
-        assert (await ask(app)).text == '["/"]'
+        assert (await fetch(app)).text == '["/"]'
 
 
-async def test_a_session_without_the_integration_names_the_line_to_add(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_session_without_the_integration_names_the_line_to_add(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(ctx: Context) -> str:
         return str(ctx.session.id)
 
-    assert (await ask(App({"/": handler}))).status == 500
+    assert (await fetch(App({"/": handler}))).status == 500
     assert "integrations=[session(...)]" in caplog.text
 
 
-async def test_setting_an_attribute_of_a_session_without_the_integration_raises_too(ask: Ask) -> None:
+async def test_setting_an_attribute_of_a_session_without_the_integration_raises_too(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> str:
         anything: Any = ctx.session
         with pytest.raises(ConfigError, match=r"integrations=\[session\(\.\.\.\)\]"):
             anything.user = 1
         return "ok"
 
-    assert (await ask(App({"/": handler}))).text == "ok"
+    assert (await fetch(App({"/": handler}))).text == "ok"
 
 
-async def test_an_unknown_attribute_of_a_context_is_an_attribute_error(ask: Ask) -> None:
+async def test_an_unknown_attribute_of_a_context_is_an_attribute_error(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> str:
         anything: Any = ctx
         with pytest.raises(AttributeError):
@@ -165,38 +165,38 @@ async def test_an_unknown_attribute_of_a_context_is_an_attribute_error(ask: Ask)
         assert not any(hasattr(ctx, name) for name in ("user", "request", "state"))
         return "ok"
 
-    assert (await ask(App({"/": handler}))).text == "ok"
+    assert (await fetch(App({"/": handler}))).text == "ok"
 
 
-async def test_the_error_of_an_unknown_attribute_of_a_context_names_locals(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_error_of_an_unknown_attribute_of_a_context_names_locals(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(ctx: Context) -> Any:
         anything: Any = ctx
         return anything.user
 
-    assert (await ask(App({"/": handler}))).status == 500
+    assert (await fetch(App({"/": handler}))).status == 500
     assert (
         "'Context' object has no attribute 'user'; what you add to a request yourself goes into ctx.locals['user']" in caplog.text
     )
 
 
 async def test_the_error_of_an_unknown_attribute_of_another_object_does_not_name_locals(
-    ask: Ask, caplog: pytest.LogCaptureFixture
+    fetch: Fetch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def handler(ctx: Context) -> Any:
         anything: Any = ctx.path
         return anything.user
 
-    assert (await ask(App({"/": handler}))).status == 500
+    assert (await fetch(App({"/": handler}))).status == 500
     assert "has no attribute 'user'" in caplog.text
     assert "ctx.locals" not in caplog.text
 
 
-async def test_a_context_has_the_scope(ask: Ask) -> None:
+async def test_a_context_has_the_scope(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> str:
         version: str = ctx.scope["http_version"]
         return version
 
-    assert (await ask(App({"/": handler}))).text == "1.1"
+    assert (await fetch(App({"/": handler}))).text == "1.1"
 
 
 # The request's id
@@ -208,30 +208,30 @@ async def tell(ctx: Context) -> str:
 
 
 @pytest.mark.parametrize("given", ["7", "a" * 64, "Ab.9_-z"])
-async def test_the_request_id_is_the_x_request_id(ask: Ask, given: str) -> None:
-    assert (await ask(App({"/": tell}), headers={"X-Request-ID": given})).text == given
+async def test_the_request_id_is_the_x_request_id(fetch: Fetch, given: str) -> None:
+    assert (await fetch(App({"/": tell}), headers={"X-Request-ID": given})).text == given
 
 
 @pytest.mark.parametrize("given", [None, "", "a" * 65, "a b", "a\nb", "a,b", "<b>", "caf\xe9", "%0a", "7\n"])
-async def test_a_request_without_a_valid_x_request_id_gets_a_random_id(ask: Ask, given: str | None) -> None:
+async def test_a_request_without_a_valid_x_request_id_gets_a_random_id(fetch: Fetch, given: str | None) -> None:
     headers = {} if given is None else {"X-Request-ID": given}
-    names = {(await ask(App({"/": tell}), headers=headers)).text for _ in range(3)}
+    names = {(await fetch(App({"/": tell}), headers=headers)).text for _ in range(3)}
     assert len(names) == 3
     assert all(len(name) == 32 and name.isalnum() for name in names)
 
 
-async def test_log_extra_is_one_dict_that_integrations_add_to(ask: Ask) -> None:
+async def test_log_extra_is_one_dict_that_integrations_add_to(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> Any:
         ctx.log_extra["user"] = 7
         return log_extra(ctx.scope)
 
-    answer = await ask(App({"/:id": handler}), "/a%20b?q=1", headers={"X-Request-ID": "7"})
-    assert msgspec.json.decode(answer.body) == {"request_id": "7", "method": "GET", "path": "/a b", "user": 7}
+    response = await fetch(App({"/:id": handler}), "/a%20b?q=1", headers={"X-Request-ID": "7"})
+    assert msgspec.json.decode(response.body) == {"request_id": "7", "method": "GET", "path": "/a b", "user": 7}
 
 
-async def test_a_context_has_the_app_that_serves_it(ask: Ask) -> None:
+async def test_a_context_has_the_app_that_serves_it(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> str:
         return str(ctx.app is app)
 
     app = App({"/": handler})
-    assert (await ask(app)).text == "True"
+    assert (await fetch(app)).text == "True"

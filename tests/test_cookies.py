@@ -11,7 +11,7 @@ from gaman._cookies import parse_cookies
 from gaman.testing import TestClient
 
 if TYPE_CHECKING:
-    from tests.asgi import Ask
+    from tests.asgi import Fetch
 
 anyio = pytest.mark.anyio
 
@@ -321,24 +321,24 @@ def test_deleting_is_secure_if_browsers_require_it(name: str, partitioned: bool)
 
 
 @anyio
-async def test_each_cookie_is_sent_as_its_own_set_cookie_field(ask: Ask) -> None:
+async def test_each_cookie_is_sent_as_its_own_set_cookie_field(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> str:
         ctx.cookies.set("a", "1")
         ctx.cookies.set("b", "2")
         ctx.cookies.delete("c")
         return "ok"
 
-    response = await ask(App({"/": handler}))
+    response = await fetch(App({"/": handler}))
     assert [line.partition(";")[0] for line in response.headers.getall("set-cookie")] == ["a=1", "b=2", "c="]
 
 
 @anyio
-async def test_a_request_over_http_gets_cookies_that_are_not_secure(ask: Ask) -> None:
+async def test_a_request_over_http_gets_cookies_that_are_not_secure(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> str:
         ctx.cookies.set("a", "1")
         return "ok"
 
-    response = await ask(App({"/": handler}), scope={"scheme": "http"})
+    response = await fetch(App({"/": handler}), scope={"scheme": "http"})
     assert response.headers["set-cookie"] == "a=1; Path=/; HttpOnly; SameSite=Lax"
 
 
@@ -363,9 +363,9 @@ async def test_a_browser_sends_back_what_was_set_and_forgets_what_was_deleted() 
 
 
 @anyio
-async def test_cookies_of_two_fields_and_odd_octets_reach_the_handler(ask: Ask) -> None:
+async def test_cookies_of_two_fields_and_odd_octets_reach_the_handler(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> list[str | None]:
         return [ctx.cookies.get("a"), ctx.cookies.get("b"), ctx.cookies.get("\xa0a")]
 
-    response = await ask(App({"/": handler}), headers=[(b"cookie", b"\xa0a=evil; a=1"), (b"cookie", b"a=2; b=\xff")])
+    response = await fetch(App({"/": handler}), headers=[(b"cookie", b"\xa0a=evil; a=1"), (b"cookie", b"a=2; b=\xff")])
     assert response.text == '["1","\xff","evil"]'

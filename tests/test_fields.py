@@ -9,7 +9,7 @@ from gaman import App, Context
 from gaman._fields import Fields
 
 if TYPE_CHECKING:
-    from tests.asgi import Ask
+    from tests.asgi import Fetch
 
 FORMS = {
     "application/x-www-form-urlencoded": b"a=1&a=2",
@@ -37,7 +37,7 @@ def test_each_empty_list_is_a_new_one() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("content_type", FORMS)
-async def test_a_form_returns_an_empty_list_for_a_missing_field(ask: Ask, content_type: str) -> None:
+async def test_a_form_returns_an_empty_list_for_a_missing_field(fetch: Fetch, content_type: str) -> None:
     async def handler(ctx: Context) -> list[Any]:
         form = await ctx.form()
         return [
@@ -48,5 +48,5 @@ async def test_a_form_returns_an_empty_list_for_a_missing_field(ask: Ask, conten
             await ctx.files("b"),
         ]
 
-    response = await ask(App({"/": handler}), "/", "POST", headers={"content-type": content_type}, body=FORMS[content_type])
+    response = await fetch(App({"/": handler}), "/", "POST", headers={"content-type": content_type}, body=FORMS[content_type])
     assert response.text == '[["1","2"],[],[],[],[]]'

@@ -18,7 +18,7 @@ from gaman import App, Context, HTTPError, Response, ResultError, _file, define_
 from tests.serving import SERVES, Connection, Program, get, request, running_script, until
 
 if TYPE_CHECKING:
-    from tests.asgi import Ask, Exchange
+    from tests.asgi import Exchange, Fetch
 
 pytestmark = pytest.mark.anyio
 
@@ -63,42 +63,42 @@ def app(root: Path) -> App:
     return App({"/files/:name": file, "/files": query})
 
 
-async def tag(ask: Ask, app: App) -> str:
-    return (await ask(app, "/files/data.bin")).headers["etag"]
+async def tag(fetch: Fetch, app: App) -> str:
+    return (await fetch(app, "/files/data.bin")).headers["etag"]
 
 
-def partial(answer: Exchange) -> tuple[int, str | None, int]:
-    assert answer.status == 304 or int(answer.headers["content-length"]) == len(answer.body)
-    return answer.status, answer.headers.get("content-range"), len(answer.body)
+def partial(response: Exchange) -> tuple[int, str | None, int]:
+    assert response.status == 304 or int(response.headers["content-length"]) == len(response.body)
+    return response.status, response.headers.get("content-range"), len(response.body)
 
 
 # Found or not
 
 
-async def test_a_file_is_sent_with_the_fields_that_describe_it(ask: Ask, app: App) -> None:
-    answer = await ask(app, "/files/data.bin")
-    assert (answer.status, answer.body) == (200, CONTENT)
-    assert answer.headers["content-type"] == "application/octet-stream"
-    assert answer.headers["content-length"] == str(len(CONTENT))
-    assert answer.headers["accept-ranges"] == "bytes"
-    assert answer.headers["last-modified"] == SAME
-    assert answer.headers["etag"].startswith('"')
+async def test_a_file_is_sent_with_the_fields_that_describe_it(fetch: Fetch, app: App) -> None:
+    response = await fetch(app, "/files/data.bin")
+    assert (response.status, response.body) == (200, CONTENT)
+    assert response.headers["content-type"] == "application/octet-stream"
+    assert response.headers["content-length"] == str(len(CONTENT))
+    assert response.headers["accept-ranges"] == "bytes"
+    assert response.headers["last-modified"] == SAME
+    assert response.headers["etag"].startswith('"')
 
 
-async def test_a_file_comes_in_chunks_of_bounded_size(ask: Ask, app: App) -> None:
-    answer = await ask(app, "/files/data.bin")
-    assert max(len(message["body"]) for message in answer.messages[1:]) <= 65_536
+async def test_a_file_comes_in_chunks_of_bounded_size(fetch: Fetch, app: App) -> None:
+    response = await fetch(app, "/files/data.bin")
+    assert max(len(message["body"]) for message in response.messages[1:]) <= 65_536
 
 
-async def test_head_of_a_file_has_the_same_headers_and_no_body(ask: Ask, app: App) -> None:
-    get, head = await ask(app, "/files/data.bin"), await ask(app, "/files/data.bin", "HEAD")
+async def test_head_of_a_file_has_the_same_headers_and_no_body(fetch: Fetch, app: App) -> None:
+    get, head = await fetch(app, "/files/data.bin"), await fetch(app, "/files/data.bin", "HEAD")
     assert head.body == b""
     assert dict(head.headers) == dict(get.headers)
 
 
-async def test_an_empty_file_is_sent(ask: Ask, app: App) -> None:
-    answer = await ask(app, "/files/empty.txt")
-    assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "0")
+async def test_an_empty_file_is_sent(fetch: Fetch, app: App) -> None:
+    response = await fetch(app, "/files/empty.txt")
+    assert (response.status, response.body, response.headers["content-length"]) == (200, b"", "0")
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,9 @@ async def test_an_empty_file_is_sent(ask: Ask, app: App) -> None:
         ("/files/inside", "inner"),
     ],
 )
-async def test_a_file_below_the_root_is_found(ask: Ask, app: App, target: str, text: str) -> None:
-    answer = await ask(app, target)
-    assert (answer.status, answer.text) == (200, text)
+async def test_a_file_below_the_root_is_found(fetch: Fetch, app: App, target: str, text: str) -> None:
+    response = await fetch(app, target)
+    assert (response.status, response.text) == (200, text)
 
 
 @pytest.mark.parametrize(
@@ -164,42 +164,42 @@ async def test_a_file_below_the_root_is_found(ask: Ask, app: App, target: str, t
     ],
     ids=lambda name: name[:30] or "empty",
 )
-async def test_a_path_that_names_no_file_below_the_root_is_a_404(ask: Ask, app: App, name: str) -> None:
+async def test_a_path_that_names_no_file_below_the_root_is_a_404(fetch: Fetch, app: App, name: str) -> None:
     for target in (f"/files/{name}", f"/files?name={name}"):
-        answer = await ask(app, target)
-        assert (answer.status, answer.text) == (404, "Not Found")
+        response = await fetch(app, target)
+        assert (response.status, response.text) == (404, "Not Found")
 
 
-async def answers(ask: Ask, *args: Any, **options: Any) -> int:
+async def status_of(fetch: Fetch, *args: Any, **options: Any) -> int:
     """Return the status of a response from Response.file() with these arguments."""
 
     async def handler(ctx: Context) -> Response:
         return Response.file(*args, **options)
 
-    return (await ask(App({"/": handler}))).status
+    return (await fetch(App({"/": handler}))).status
 
 
-async def test_a_root_that_is_missing_has_no_files(ask: Ask, tmp_path: Path) -> None:
-    assert await answers(ask, "x", root=tmp_path / "missing") == 404
+async def test_a_root_that_is_missing_has_no_files(fetch: Fetch, tmp_path: Path) -> None:
+    assert await status_of(fetch, "x", root=tmp_path / "missing") == 404
 
 
-async def test_a_root_may_be_a_link_or_relative(ask: Ask, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_root_may_be_a_link_or_relative(fetch: Fetch, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root.parent / "link").symlink_to(root)
     monkeypatch.chdir(root.parent)
     for base in ("link", "root", "./link/../root"):
-        assert await answers(ask, "sub/inner.txt", root=base) == 200
-        assert await answers(ask, "../secret.txt", root=base) == 404
+        assert await status_of(fetch, "sub/inner.txt", root=base) == 200
+        assert await status_of(fetch, "../secret.txt", root=base) == 404
 
 
-async def test_without_a_root_a_path_is_used_unchanged(ask: Ask, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_root_a_path_is_used_unchanged(fetch: Fetch, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     for path in ("../secret.txt", root / "outside", root.parent / "secret.txt", ".hidden/x.txt"):
-        assert await answers(ask, path) == 200
+        assert await status_of(fetch, path) == 200
     for path in ("missing", root, "pipe", "a\x00b", "./" * 2_100 + "page.html"):
-        assert await answers(ask, path) == 404
+        assert await status_of(fetch, path) == 404
 
 
-async def test_a_path_longer_than_4095_bytes_is_not_looked_up(ask: Ask, root: Path) -> None:
+async def test_a_path_longer_than_4095_bytes_is_not_looked_up(fetch: Fetch, root: Path) -> None:
     name = "d" * 255
     folder = os.open(root, os.O_RDONLY)
     for _ in range(15):
@@ -211,11 +211,11 @@ async def test_a_path_longer_than_4095_bytes_is_not_looked_up(ask: Ask, root: Pa
     os.close(folder)
     path = "/".join([name] * 16)
     assert len(path) == 4095
-    assert await answers(ask, path, root=root) == 200
-    assert await answers(ask, "/" + path, root=root) == 404
+    assert await status_of(fetch, path, root=root) == 200
+    assert await status_of(fetch, "/" + path, root=root) == 404
 
 
-async def test_a_guard_on_a_folder_sees_every_spelling_of_a_path_below_it(ask: Ask, root: Path) -> None:
+async def test_a_guard_on_a_folder_sees_every_spelling_of_a_path_below_it(fetch: Fetch, root: Path) -> None:
     async def refuse(ctx: Context) -> None:
         raise HTTPError(403)
 
@@ -226,13 +226,13 @@ async def test_a_guard_on_a_folder_sees_every_spelling_of_a_path_below_it(ask: A
         return Response.file("/".join(ctx.params.values()), root=root)
 
     app = App({"/static": {"/sub/*": refuse, "/:folder/:name": below, "/:a/:b/:c": deep, "/:a/:b/:c/:d": deep}})
-    assert (await ask(app, "/static/sub/inner.txt")).status == 403
+    assert (await fetch(app, "/static/sub/inner.txt")).status == 403
     for target in ("/static/./sub/inner.txt", "/static/x/../sub/inner.txt", "/static/inside/..%2Fsub/inner.txt"):
-        assert (await ask(app, target)).status == 404
+        assert (await fetch(app, target)).status == 404
 
 
 @pytest.mark.parametrize("strict", [False, True])
-async def test_a_folder_that_a_catch_all_serves_keeps_its_guard_and_its_root(ask: Ask, root: Path, strict: bool) -> None:
+async def test_a_folder_that_a_catch_all_serves_keeps_its_guard_and_its_root(fetch: Fetch, root: Path, strict: bool) -> None:
     async def refuse(ctx: Context) -> None:
         raise HTTPError(403)
 
@@ -242,11 +242,11 @@ async def test_a_folder_that_a_catch_all_serves_keeps_its_guard_and_its_root(ask
     app = App(define_routes({"/static": {"/sub/*": refuse, "/:path*": {"GET": show}}}, strict=strict))
     (root / "open").mkdir()
     (root / "open" / "a b.txt").write_text("open")
-    assert (await ask(app, "/static/open/a%20b.txt")).text == "open"
-    assert (await ask(app, "//static//open//a%20b.txt")).text == "open"
-    assert (await ask(app, "/static/open/a%20b.txt/")).status == (404 if strict else 200)
+    assert (await fetch(app, "/static/open/a%20b.txt")).text == "open"
+    assert (await fetch(app, "//static//open//a%20b.txt")).text == "open"
+    assert (await fetch(app, "/static/open/a%20b.txt/")).status == (404 if strict else 200)
     for target in ("/static/sub/inner.txt", "/static//sub/inner.txt", "/static/s%75b/inner.txt", "/static/sub", "/static/sub/"):
-        assert (await ask(app, target)).status == 403
+        assert (await fetch(app, target)).status == 403
     for path in (
         "sub%2Finner.txt",
         "./sub/inner.txt",
@@ -260,12 +260,12 @@ async def test_a_folder_that_a_catch_all_serves_keeps_its_guard_and_its_root(ask
         "a.txt%00",
         "",
     ):
-        assert (await ask(app, f"/static/{path}")).status == 404, path
+        assert (await fetch(app, f"/static/{path}")).status == 404, path
 
 
-async def test_a_backslash_is_a_separator_only_on_systems_where_it_is_one(ask: Ask, root: Path) -> None:
+async def test_a_backslash_is_a_separator_only_on_systems_where_it_is_one(fetch: Fetch, root: Path) -> None:
     (root / "a\\..\\b").write_text("odd")
-    assert await answers(ask, "a\\..\\b", root=root, hidden=True) == (404 if os.sep == "\\" else 200)
+    assert await status_of(fetch, "a\\..\\b", root=root, hidden=True) == (404 if os.sep == "\\" else 200)
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE], ids=errno.errorcode.get)
@@ -275,23 +275,23 @@ def test_an_error_of_the_system_does_not_mean_that_a_file_is_absent(code: int) -
     assert _file.is_absent(ValueError("embedded null byte"))
 
 
-async def test_hidden_files_are_sent_if_hidden_is_true(ask: Ask, root: Path) -> None:
+async def test_hidden_files_are_sent_if_hidden_is_true(fetch: Fetch, root: Path) -> None:
     for path in ("..hidden", ".hidden/x.txt", "sub/.hidden"):
-        assert await answers(ask, path, root=root, hidden=True) == 200
-    assert await answers(ask, "../secret.txt", root=root, hidden=True) == 404
+        assert await status_of(fetch, path, root=root, hidden=True) == 200
+    assert await status_of(fetch, "../secret.txt", root=root, hidden=True) == 404
     # The application chooses the root, and may choose one that is a link.
-    assert await answers(ask, "x.txt", root=root / ".hidden") == 200
+    assert await status_of(fetch, "x.txt", root=root / ".hidden") == 200
     (root / "shown").symlink_to(root / ".hidden")
-    assert await answers(ask, "shown/x.txt", root=root) == 200
+    assert await status_of(fetch, "shown/x.txt", root=root) == 200
 
 
-async def test_a_file_that_is_removed_before_it_is_opened_is_a_404(ask: Ask, root: Path) -> None:
+async def test_a_file_that_is_removed_before_it_is_opened_is_a_404(fetch: Fetch, root: Path) -> None:
     async def handler(ctx: Context) -> Response:
         response = Response.file("page.html", root=root)
         (root / "page.html").unlink()
         return response
 
-    assert (await ask(App({"/": handler}))).status == 404
+    assert (await fetch(App({"/": handler}))).status == 404
 
 
 def changing(root: Path, change: Callable[[Path], None]) -> App:
@@ -307,11 +307,11 @@ def changing(root: Path, change: Callable[[Path], None]) -> App:
 
 
 async def test_a_file_that_became_shorter_breaks_the_response_off_and_is_logged(
-    ask: Ask, root: Path, caplog: pytest.LogCaptureFixture
+    fetch: Fetch, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answer = await ask(changing(root, lambda path: os.truncate(path, 100)))
+    response = await fetch(changing(root, lambda path: os.truncate(path, 100)))
     # Without the last message, the server notices that the response is incomplete.
-    assert answer.messages[-1]["more_body"] is True
+    assert response.messages[-1]["more_body"] is True
     [record] = caplog.records
     assert "broke off: ResultError: " in record.getMessage()
     assert "became shorter" in record.getMessage()
@@ -325,18 +325,18 @@ async def test_a_read_error_of_an_open_file_is_a_result_error(root: Path) -> Non
             await anext(_file.read(file, 0, SIZE))
 
 
-async def test_a_file_that_became_longer_is_sent_with_the_announced_length(ask: Ask, root: Path) -> None:
-    answer = await ask(changing(root, lambda path: os.truncate(path, len(CONTENT) + 10)))
-    assert answer.body == CONTENT
+async def test_a_file_that_became_longer_is_sent_with_the_announced_length(fetch: Fetch, root: Path) -> None:
+    response = await fetch(changing(root, lambda path: os.truncate(path, len(CONTENT) + 10)))
+    assert response.body == CONTENT
 
 
-async def test_the_file_that_was_opened_is_the_one_that_is_sent(ask: Ask, root: Path) -> None:
+async def test_the_file_that_was_opened_is_the_one_that_is_sent(fetch: Fetch, root: Path) -> None:
     def replace(path: Path) -> None:
         (root / "new").write_bytes(b"new")
         os.replace(root / "new", path)
 
-    answer = await ask(changing(root, replace))
-    assert (answer.status, answer.body, answer.headers["last-modified"]) == (200, CONTENT, SAME)
+    response = await fetch(changing(root, replace))
+    assert (response.status, response.body, response.headers["last-modified"]) == (200, CONTENT, SAME)
 
 
 # Content types and names
@@ -360,24 +360,24 @@ async def test_the_file_that_was_opened_is_the_one_that_is_sent(ask: Ask, root: 
         ("data:,.png", "image/png"),
     ],
 )
-async def test_the_content_type_is_guessed_only_from_the_name(ask: Ask, root: Path, name: str, kind: str) -> None:
+async def test_the_content_type_is_guessed_only_from_the_name(fetch: Fetch, root: Path, name: str, kind: str) -> None:
     (root / name).write_text("<script>")
 
     async def hidden(ctx: Context) -> Response:
         return Response.file(ctx.query["name"], root=root, hidden=True)
 
-    assert (await ask(App({"/": hidden}), f"/?name={name}")).headers["content-type"] == kind
+    assert (await fetch(App({"/": hidden}), f"/?name={name}")).headers["content-type"] == kind
 
 
-async def test_a_file_may_have_its_own_content_type_headers_and_status(ask: Ask, root: Path) -> None:
+async def test_a_file_may_have_its_own_content_type_headers_and_status(fetch: Fetch, root: Path) -> None:
     async def handler(ctx: Context) -> Response:
         return Response.file(root / "page.html", 404, {"ETag": '"mine"', "cache-control": "no-cache"}, content_type="text/x")
 
-    answer = await ask(App({"/": handler}), headers={"range": "bytes=0-1", "if-none-match": '"mine"'})
-    assert (answer.status, answer.text) == (404, "<p>caf\xe9")
-    assert answer.headers.getall("etag") == ['"mine"']
-    assert answer.headers.getall("content-type") == ["text/x"]
-    assert answer.headers["cache-control"] == "no-cache"
+    response = await fetch(App({"/": handler}), headers={"range": "bytes=0-1", "if-none-match": '"mine"'})
+    assert (response.status, response.text) == (404, "<p>caf\xe9")
+    assert response.headers.getall("etag") == ['"mine"']
+    assert response.headers.getall("content-type") == ["text/x"]
+    assert response.headers["cache-control"] == "no-cache"
 
 
 @pytest.mark.parametrize(
@@ -422,20 +422,20 @@ SIZE = len(CONTENT)
         ("bytes= 1-2 ", 1, 2),
     ],
 )
-async def test_a_range_of_a_file_is_sent(ask: Ask, app: App, value: str, first: int, last: int) -> None:
-    answer = await ask(app, "/files/data.bin", headers={"range": value})
-    assert partial(answer) == (206, f"bytes {first}-{last}/{SIZE}", last - first + 1)
-    assert answer.body == CONTENT[first : last + 1]
-    assert "etag" in answer.headers
+async def test_a_range_of_a_file_is_sent(fetch: Fetch, app: App, value: str, first: int, last: int) -> None:
+    response = await fetch(app, "/files/data.bin", headers={"range": value})
+    assert partial(response) == (206, f"bytes {first}-{last}/{SIZE}", last - first + 1)
+    assert response.body == CONTENT[first : last + 1]
+    assert "etag" in response.headers
 
 
 @pytest.mark.parametrize("value", [f"bytes={SIZE}-", f"bytes={SIZE}-{SIZE + 5}", "bytes=-0", "bytes=9999999999999999999-"])
-async def test_a_range_beyond_the_end_gets_416(ask: Ask, app: App, value: str) -> None:
-    assert partial(await ask(app, "/files/data.bin", headers={"range": value})) == (416, f"bytes */{SIZE}", 0)
+async def test_a_range_beyond_the_end_gets_416(fetch: Fetch, app: App, value: str) -> None:
+    assert partial(await fetch(app, "/files/data.bin", headers={"range": value})) == (416, f"bytes */{SIZE}", 0)
 
 
-async def test_an_empty_file_has_no_range(ask: Ask, app: App) -> None:
-    assert (await ask(app, "/files/empty.txt", headers={"range": "bytes=0-"})).status == 416
+async def test_an_empty_file_has_no_range(fetch: Fetch, app: App) -> None:
+    assert (await fetch(app, "/files/empty.txt", headers={"range": "bytes=0-"})).status == 416
 
 
 @pytest.mark.parametrize(
@@ -458,14 +458,14 @@ async def test_an_empty_file_has_no_range(ask: Ask, app: App) -> None:
     ],
     ids=lambda value: ascii(value)[:30],
 )
-async def test_an_invalid_range_or_several_ranges_send_the_whole_file(ask: Ask, app: App, value: str) -> None:
-    assert partial(await ask(app, "/files/data.bin", headers={"range": value})) == (200, None, SIZE)
+async def test_an_invalid_range_or_several_ranges_send_the_whole_file(fetch: Fetch, app: App, value: str) -> None:
+    assert partial(await fetch(app, "/files/data.bin", headers={"range": value})) == (200, None, SIZE)
 
 
 @pytest.mark.parametrize("method", ["HEAD", "POST"])
-async def test_only_get_has_ranges(ask: Ask, app: App, method: str) -> None:
-    answer = await ask(app, "/files/data.bin", method, headers={"range": "bytes=0-9"})
-    assert (answer.status, answer.headers["content-length"]) == (200, str(SIZE))
+async def test_only_get_has_ranges(fetch: Fetch, app: App, method: str) -> None:
+    response = await fetch(app, "/files/data.bin", method, headers={"range": "bytes=0-9"})
+    assert (response.status, response.headers["content-length"]) == (200, str(SIZE))
 
 
 @pytest.mark.parametrize(
@@ -482,21 +482,21 @@ async def test_only_get_has_ranges(ask: Ask, app: App, method: str) -> None:
         ("*", 200),
     ],
 )
-async def test_a_range_of_another_version_sends_the_whole_file(ask: Ask, app: App, condition: str, status: int) -> None:
-    condition = condition.replace("the etag", await tag(ask, app))
-    answer = await ask(app, "/files/data.bin", headers={"range": "bytes=0-9", "if-range": condition})
-    assert answer.status == status
+async def test_a_range_of_another_version_sends_the_whole_file(fetch: Fetch, app: App, condition: str, status: int) -> None:
+    condition = condition.replace("the etag", await tag(fetch, app))
+    response = await fetch(app, "/files/data.bin", headers={"range": "bytes=0-9", "if-range": condition})
+    assert response.status == status
 
 
-async def test_a_weak_etag_does_not_match_if_range(ask: Ask, root: Path) -> None:
+async def test_a_weak_etag_does_not_match_if_range(fetch: Fetch, root: Path) -> None:
     async def handler(ctx: Context) -> Response:
         return Response.file(root / "data.bin", headers={"etag": 'W/"x"'})
 
     app = App({"/": handler})
     for condition in ('W/"x"', '"x"'):
-        assert (await ask(app, headers={"range": "bytes=0-9", "if-range": condition})).status == 200
-    assert (await ask(app, headers={"if-match": 'W/"x"'})).status == 412
-    assert (await ask(app, headers={"if-none-match": '"x"'})).status == 304
+        assert (await fetch(app, headers={"range": "bytes=0-9", "if-range": condition})).status == 200
+    assert (await fetch(app, headers={"if-match": 'W/"x"'})).status == 412
+    assert (await fetch(app, headers={"if-none-match": '"x"'})).status == 304
 
 
 # Conditions
@@ -546,51 +546,51 @@ async def test_a_weak_etag_does_not_match_if_range(ask: Ask, root: Path) -> None
     ],
 )
 async def test_conditions_decide_in_the_order_of_rfc_9110(
-    ask: Ask, app: App, headers: dict[str, str], status: int, method: str
+    fetch: Fetch, app: App, headers: dict[str, str], status: int, method: str
 ) -> None:
-    etag = await tag(ask, app)
-    answer = await ask(
+    etag = await tag(fetch, app)
+    response = await fetch(
         app, "/files/data.bin", method, headers={name: value.replace("TAG", etag) for name, value in headers.items()}
     )
-    assert answer.status == status
-    assert answer.headers["etag"] == etag
+    assert response.status == status
+    assert response.headers["etag"] == etag
     if status != 200:
-        assert answer.body == b""
-        assert answer.headers.get("content-length") == (None if status == 304 else "0")
+        assert response.body == b""
+        assert response.headers.get("content-length") == (None if status == 304 else "0")
 
 
-async def test_tags_of_several_fields_are_one_list(ask: Ask, app: App) -> None:
-    etag = (await tag(ask, app)).encode()
+async def test_tags_of_several_fields_are_one_list(fetch: Fetch, app: App) -> None:
+    etag = (await tag(fetch, app)).encode()
     for name, status in ((b"if-none-match", 304), (b"if-match", 200)):
-        answer = await ask(app, "/files/data.bin", headers=[(name, b'"a"'), (name, etag)])
-        assert answer.status == status
+        response = await fetch(app, "/files/data.bin", headers=[(name, b'"a"'), (name, etag)])
+        assert response.status == status
 
 
-async def test_a_range_applies_if_its_condition_matches(ask: Ask, app: App) -> None:
-    headers = {"if-match": await tag(ask, app), "range": "bytes=1-3", "if-none-match": '"other"'}
-    assert (await ask(app, "/files/data.bin", headers=headers)).body == CONTENT[1:4]
+async def test_a_range_applies_if_its_condition_matches(fetch: Fetch, app: App) -> None:
+    headers = {"if-match": await tag(fetch, app), "range": "bytes=1-3", "if-none-match": '"other"'}
+    assert (await fetch(app, "/files/data.bin", headers=headers)).body == CONTENT[1:4]
 
 
-async def test_a_changed_content_has_a_changed_etag(ask: Ask, app: App, root: Path) -> None:
-    seen = {await tag(ask, app)}
+async def test_a_changed_content_has_a_changed_etag(fetch: Fetch, app: App, root: Path) -> None:
+    seen = {await tag(fetch, app)}
     os.utime(root / "data.bin", ns=(MODIFIED * 10**9, MODIFIED * 10**9 + 1))
-    seen.add(await tag(ask, app))
+    seen.add(await tag(fetch, app))
     (root / "data.bin").write_bytes(b"x")
     os.utime(root / "data.bin", (MODIFIED, MODIFIED))
-    seen.add(await tag(ask, app))
+    seen.add(await tag(fetch, app))
     assert len(seen) == 3
 
 
-async def test_a_file_can_have_cookies(ask: Ask, root: Path) -> None:
+async def test_a_file_can_have_cookies(fetch: Fetch, root: Path) -> None:
     async def handler(ctx: Context) -> Response:
         ctx.cookies.set("a", "1")
         return Response.file(root / "page.html")
 
-    answer = await ask(App({"/": handler}))
-    assert (answer.text, answer.headers["set-cookie"][:4]) == ("<p>caf\xe9", "a=1;")
+    response = await fetch(App({"/": handler}))
+    assert (response.text, response.headers["set-cookie"][:4]) == ("<p>caf\xe9", "a=1;")
 
 
-async def test_a_file_response_that_a_handler_keeps_is_opened_for_each_request(ask: Ask, root: Path) -> None:
+async def test_a_file_response_that_a_handler_keeps_is_opened_for_each_request(fetch: Fetch, root: Path) -> None:
     kept = Response.file(root / "data.bin")
 
     async def handler(ctx: Context) -> Response:
@@ -599,13 +599,13 @@ async def test_a_file_response_that_a_handler_keeps_is_opened_for_each_request(a
     app = App({"/": handler})
     before: Any = list(kept.headers.raw)
     for first in (0, 5):
-        answer = await ask(app, headers={"range": f"bytes={first}-9"})
-        assert answer.body == CONTENT[first:10]
-        assert len(answer.headers.getall("content-range")) == 1
+        response = await fetch(app, headers={"range": f"bytes={first}-9"})
+        assert response.body == CONTENT[first:10]
+        assert len(response.headers.getall("content-range")) == 1
     assert kept.headers.raw == before
 
 
-async def test_a_file_response_that_a_hook_keeps_is_opened_for_each_request(ask: Ask, root: Path) -> None:
+async def test_a_file_response_that_a_hook_keeps_is_opened_for_each_request(fetch: Fetch, root: Path) -> None:
     kept: list[Response] = []
 
     async def handler(ctx: Context) -> Response:
@@ -616,8 +616,8 @@ async def test_a_file_response_that_a_hook_keeps_is_opened_for_each_request(ask:
         return kept[0]
 
     app = App({"/": handler}, integrations=[define_integration(name="keep", on_response=keep)])
-    for answer in [await ask(app), *await asyncio.gather(*(ask(app) for _ in range(5)))]:
-        assert answer.body == CONTENT
+    for received in [await fetch(app), *await asyncio.gather(*(fetch(app) for _ in range(5)))]:
+        assert received.body == CONTENT
 
 
 def test_a_path_of_none_raises_where_the_response_is_made() -> None:
@@ -626,9 +626,9 @@ def test_a_path_of_none_raises_where_the_response_is_made() -> None:
         Response.file(path)
 
 
-async def test_a_client_that_leaves_during_a_file_leaves_no_trace(ask: Ask, app: App, caplog: pytest.LogCaptureFixture) -> None:
-    answer = await ask(app, "/files/data.bin", disconnects=True)
-    assert answer.status == 200
+async def test_a_client_that_leaves_during_a_file_leaves_no_trace(fetch: Fetch, app: App, caplog: pytest.LogCaptureFixture) -> None:
+    response = await fetch(app, "/files/data.bin", disconnects=True)
+    assert response.status == 200
     assert caplog.records == []
 
 
@@ -806,18 +806,18 @@ def test_a_file_that_cannot_be_opened_is_a_404_for_every_method_and_condition(
     served: Served, target: str, method: str, field: str
 ) -> None:
     with Connection(served.port) as connection:
-        answer = connection.ask(request(target, *([field] if field else []), method=method))
-        assert answer.status == 404
+        response = connection.fetch(request(target, *([field] if field else []), method=method))
+        assert response.status == 404
         # Hooks see the status that is sent.
-        assert answer.headers["x-seen"] == "404 None"
+        assert response.headers["x-seen"] == "404 None"
 
 
 @pytest.mark.parametrize(("method", "field"), ASKS)
 def test_a_file_without_a_free_descriptor_is_a_503_and_its_reason_is_logged(served: Served, method: str, field: str) -> None:
     before = served.log().count("Too many open files")
     with Connection(served.port) as connection:
-        answer = connection.ask(request("/limited", *([field] if field else []), method=method))
-        assert (answer.status, answer.headers["x-seen"]) == (503, "503 None")
+        response = connection.fetch(request("/limited", *([field] if field else []), method=method))
+        assert (response.status, response.headers["x-seen"]) == (503, "503 None")
     until(lambda: served.log().count("Too many open files") > before, "the line that says why")
     [*_, line] = [line for line in served.log().splitlines() if "Too many open files" in line]
     assert f"{method} '/limited' answered 503: 503 Service Unavailable: OSError(" in line
@@ -827,11 +827,11 @@ def test_a_file_without_a_free_descriptor_is_a_503_and_its_reason_is_logged(serv
 @pytest.mark.parametrize("target", ["/removed", "/file?session=1&name=missing"])
 def test_a_404_in_place_of_a_file_keeps_the_session(served: Served, target: str, method: str) -> None:
     with Connection(served.port) as connection:
-        answer = connection.ask(request(target, method=method))
-    assert answer.status == 404
-    assert answer.headers["set-cookie"].startswith("gaman=")
-    assert "cookie" in answer.headers["vary"].lower()
-    assert answer.headers["cache-control"] == "no-store"
+        response = connection.fetch(request(target, method=method))
+    assert response.status == 404
+    assert response.headers["set-cookie"].startswith("gaman=")
+    assert "cookie" in response.headers["vary"].lower()
+    assert response.headers["cache-control"] == "no-store"
 
 
 @pytest.mark.parametrize(
@@ -841,22 +841,22 @@ def test_a_404_in_place_of_a_file_keeps_the_session(served: Served, target: str,
 def test_a_404_in_place_of_a_file_keeps_the_limits_on_caches_and_drops_the_lifetime(
     served: Served, cache: str, kept: str | None
 ) -> None:
-    answer = get(served.port, f"/mine?cache={cache.replace(' ', '+')}")
-    assert (answer.status, answer.headers.get("cache-control")) == (404, kept)
-    assert answer.headers["vary"] == "accept-language"
+    response = get(served.port, f"/mine?cache={cache.replace(' ', '+')}")
+    assert (response.status, response.headers.get("cache-control")) == (404, kept)
+    assert response.headers["vary"] == "accept-language"
 
 
 def test_an_on_error_hook_can_show_a_page_in_place_of_a_file(served: Served) -> None:
-    answer = get(served.port, "/file?name=missing&page=own")
-    assert (answer.status, answer.body) == (404, b"other")
-    answer = get(served.port, "/file?name=missing&page=missing")
-    assert (answer.status, answer.body) == (404, b"Not Found")
+    response = get(served.port, "/file?name=missing&page=own")
+    assert (response.status, response.body) == (404, b"other")
+    response = get(served.port, "/file?name=missing&page=missing")
+    assert (response.status, response.body) == (404, b"Not Found")
     until(lambda: "an on_error hook failed on GET '/file'" in served.log(), "the line that says that the hook failed")
 
 
 def test_hooks_see_the_fields_that_describe_a_file(served: Served) -> None:
-    answer = get(served.port, "/file?name=page.html")
-    assert answer.headers["x-seen"] == f"200 {answer.headers['etag']}"
+    response = get(served.port, "/file?name=page.html")
+    assert response.headers["x-seen"] == f"200 {response.headers['etag']}"
 
 
 def test_a_hook_may_return_a_file(served: Served) -> None:
@@ -876,7 +876,7 @@ def test_every_file_that_was_opened_is_closed(served: Served) -> None:
         *(("GET", f"/file?name=page.html&hook={hook}", "") for hook in ("fail", "replace", "another", "missing")),
     ]:
         with Connection(served.port) as connection:
-            connection.ask(request(target, *([field] if field else []), "Connection: close", method=method))
+            connection.fetch(request(target, *([field] if field else []), "Connection: close", method=method))
     for _ in range(5):
         with Connection(served.port) as connection:
             connection.send(request("/file?name=big"))
@@ -901,9 +901,9 @@ def test_the_date_of_a_reproducible_build_is_not_sent(served: Served, modified: 
     for content in ("one", "two"):
         built.write_text(content)
         os.utime(built, (modified, modified))
-        answer = get(served.port, "/file?name=built.txt")
-        assert "last-modified" not in answer.headers
-        tags.add(answer.headers["etag"])
+        response = get(served.port, "/file?name=built.txt")
+        assert "last-modified" not in response.headers
+        tags.add(response.headers["etag"])
         for field in ("If-Modified-Since: " + AFTER, "If-Modified-Since: Thu, 01 Jan 1970 00:00:00 GMT"):
             assert get(served.port, "/file?name=built.txt", field).body == content.encode()
         assert get(served.port, "/file?name=built.txt", "If-Unmodified-Since: Thu, 01 Jan 1970 00:00:00 GMT").status == 200
@@ -918,8 +918,8 @@ def test_last_modified_is_never_later_than_the_date_of_the_response(served: Serv
         if ahead:
             then = tomorrow.stat().st_mtime + ahead
             os.utime(tomorrow, (then, then))
-        answer = get(served.port, "/file?name=tomorrow.txt")
-        assert parsedate_to_datetime(answer.headers["last-modified"]) <= parsedate_to_datetime(answer.headers["date"])
+        response = get(served.port, "/file?name=tomorrow.txt")
+        assert parsedate_to_datetime(response.headers["last-modified"]) <= parsedate_to_datetime(response.headers["date"])
 
 
 # 1,700,000,000 is Tuesday, 14 November 2023, 22:13:20.
@@ -968,16 +968,16 @@ def test_two_dates_are_ignored(served: Served) -> None:
 
 
 def test_a_304_has_no_fields_about_a_body(served: Served) -> None:
-    answer = get(served.port, "/file?name=page.html", "If-None-Match: *")
-    assert answer.status == 304
-    assert not {"content-type", "content-length", "transfer-encoding"} & answer.headers.keys()
-    assert "etag" in answer.headers
+    response = get(served.port, "/file?name=page.html", "If-None-Match: *")
+    assert response.status == 304
+    assert not {"content-type", "content-length", "transfer-encoding"} & response.headers.keys()
+    assert "etag" in response.headers
 
 
 def test_a_file_name_that_is_not_utf_8_works_in_downloads_and_redirects(served: Served) -> None:
-    answer = get(served.port, "/renamed")
-    assert (answer.status, answer.body) == (200, b"a name in ISO-8859-1")
-    assert answer.headers["content-disposition"] == "attachment; filename=\"caf_.txt\"; filename*=UTF-8''caf%EF%BF%BD.txt"
+    response = get(served.port, "/renamed")
+    assert (response.status, response.body) == (200, b"a name in ISO-8859-1")
+    assert response.headers["content-disposition"] == "attachment; filename=\"caf_.txt\"; filename*=UTF-8''caf%EF%BF%BD.txt"
     assert get(served.port, "/moved").headers["location"] == "/files/caf%E9.txt"
 
 
@@ -1006,9 +1006,9 @@ def test_a_link_that_is_swapped_in_during_a_request_is_not_followed(served: Serv
     try:
         with Connection(served.port) as connection:
             for _ in range(2_000):
-                answer = connection.ask(request(f"/file?name=inside-{swapped}/page"))
-                assert answer.status in (200, 404)
-                seen.add(answer.body)
+                response = connection.fetch(request(f"/file?name=inside-{swapped}/page"))
+                assert response.status in (200, 404)
+                seen.add(response.body)
     finally:
         over.set()
         swapping.join()

@@ -7,7 +7,7 @@ import pytest
 from gaman import App, ConfigError, Context, _hosts, define_integration
 
 if TYPE_CHECKING:
-    from tests.asgi import Ask
+    from tests.asgi import Fetch
 
 VALID = [
     "example.com",
@@ -69,29 +69,29 @@ async def show(ctx: Context) -> list[str]:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("version", ["1.0", "1.1", "2"])
-async def test_one_valid_host_stays_unchanged(ask: Ask, version: str) -> None:
+async def test_one_valid_host_stays_unchanged(fetch: Fetch, version: str) -> None:
     app = App({"/": show})
     for host in [*VALID, *VALID]:
-        response = await ask(app, headers={"host": host}, scope={"http_version": version})
+        response = await fetch(app, headers={"host": host}, scope={"http_version": version})
         assert (response.status, response.text) == (200, f'["{host}"]')
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("version", ["1.0", "1.1", "2"])
 @pytest.mark.parametrize("host", INVALID)
-async def test_an_invalid_host_gets_400(ask: Ask, host: str, version: str) -> None:
+async def test_an_invalid_host_gets_400(fetch: Fetch, host: str, version: str) -> None:
     app = App({"/": show})
     for _ in range(2):
-        assert (await ask(app, headers={"host": host}, scope={"http_version": version})).status == 400
-        assert (await ask(app, headers={"host": "example.com"})).status == 200
+        assert (await fetch(app, headers={"host": host}, scope={"http_version": version})).status == 400
+        assert (await fetch(app, headers={"host": "example.com"})).status == 200
 
 
 @pytest.mark.anyio
-async def test_an_empty_host_counts_as_none(ask: Ask) -> None:
+async def test_an_empty_host_counts_as_none(fetch: Fetch) -> None:
     app = App({"/": show})
     for _ in range(2):
         for version, status in [("1.0", 200), ("1.1", 400), ("2", 200)]:
-            response = await ask(app, headers={"host": ""}, scope={"http_version": version})
+            response = await fetch(app, headers={"host": ""}, scope={"http_version": version})
             assert (response.status, response.text) == (
                 status,
                 "the request has no Host" if status == 400 else '["testserver:443"]',
@@ -100,25 +100,25 @@ async def test_an_empty_host_counts_as_none(ask: Ask) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("hosts", [[b"a", b"a"], [b"a", b"b"], [b"", b"a"], [b"a", b""], [b"a", b"b", b"a"]])
-async def test_two_hosts_get_400_even_if_they_are_equal(ask: Ask, hosts: list[bytes]) -> None:
+async def test_two_hosts_get_400_even_if_they_are_equal(fetch: Fetch, hosts: list[bytes]) -> None:
     app = App({"/": show})
     headers = [(b"accept", b"*/*"), *((b"host", host) for host in hosts), (b"x", b"y")]
     for _ in range(2):
-        assert (await ask(app, headers=headers)).status == 400
-        assert (await ask(app, headers={"host": "a"})).status == 200
+        assert (await fetch(app, headers=headers)).status == 400
+        assert (await fetch(app, headers={"host": "a"})).status == 200
 
 
 @pytest.mark.anyio
-async def test_only_http_1_1_needs_a_host(ask: Ask) -> None:
+async def test_only_http_1_1_needs_a_host(fetch: Fetch) -> None:
     app = App({"/": show})
     for _ in range(2):
         for version, status in [("1.0", 200), ("1.1", 400), ("2", 200), ("1.1", 400)]:
-            assert (await ask(app, scope={"http_version": version, "headers": []})).status == status
+            assert (await fetch(app, scope={"http_version": version, "headers": []})).status == status
 
 
 @pytest.mark.anyio
-async def test_a_refusal_has_a_body_and_a_head_of_the_same_length(ask: Ask) -> None:
-    refused, head = [await ask(App({"/": show}), "/", method, headers={"host": "a b"}) for method in ("GET", "HEAD")]
+async def test_a_refusal_has_a_body_and_a_head_of_the_same_length(fetch: Fetch) -> None:
+    refused, head = [await fetch(App({"/": show}), "/", method, headers={"host": "a b"}) for method in ("GET", "HEAD")]
     assert refused.text == "the request has an invalid Host, or two"
     assert refused.headers["content-length"] == head.headers["content-length"] == str(len(refused.body))
     assert head.body == b""
@@ -165,14 +165,14 @@ async def test_a_refusal_has_a_body_and_a_head_of_the_same_length(ask: Ask) -> N
         (["a.example", "*"], "b.example", 200),
     ],
 )
-async def test_the_listed_hosts_are_allowed(ask: Ask, allowed: str | list[str], host: str, status: int) -> None:
+async def test_the_listed_hosts_are_allowed(fetch: Fetch, allowed: str | list[str], host: str, status: int) -> None:
     app = App({"/": show}, allowed_hosts=allowed)
     for _ in range(2):
-        assert (await ask(app, headers={"host": host})).status == status
+        assert (await fetch(app, headers={"host": host})).status == status
 
 
 @pytest.mark.anyio
-async def test_the_host_from_a_trusted_proxy_must_be_allowed(ask: Ask) -> None:
+async def test_the_host_from_a_trusted_proxy_must_be_allowed(fetch: Fetch) -> None:
     app = App({"/": show}, allowed_hosts=["shop.example"])
     for host, forwarded, status in [
         ("127.0.0.1:3431", "shop.example", 200),
@@ -180,25 +180,25 @@ async def test_the_host_from_a_trusted_proxy_must_be_allowed(ask: Ask) -> None:
         ("evil.example", "not a host", 400),
     ]:
         for field, value in [("x-forwarded-host", forwarded), ("forwarded", f'host="{forwarded}"')]:
-            assert (await ask(app, headers={"host": host, field: value})).status == status
+            assert (await fetch(app, headers={"host": host, field: value})).status == status
             stranger = {"client": ("203.0.113.5", 1)}
             expected = 200 if host == "shop.example" else 400
-            assert (await ask(app, headers={"host": host, field: value}, scope=stranger)).status == expected
+            assert (await fetch(app, headers={"host": host, field: value}, scope=stranger)).status == expected
 
 
 @pytest.mark.anyio
-async def test_without_a_host_the_servers_own_must_be_allowed(ask: Ask) -> None:
+async def test_without_a_host_the_servers_own_must_be_allowed(fetch: Fetch) -> None:
     bare: dict[str, Any] = {"http_version": "1.0", "headers": [], "server": ("::1", 8000)}
-    assert (await ask(App({"/": show}, allowed_hosts=["shop.example"]), scope=bare)).status == 400
-    assert (await ask(App({"/": show}, allowed_hosts=["[::1]:8000"]), scope=bare)).status == 200
+    assert (await fetch(App({"/": show}, allowed_hosts=["shop.example"]), scope=bare)).status == 400
+    assert (await fetch(App({"/": show}, allowed_hosts=["[::1]:8000"]), scope=bare)).status == 200
 
 
 @pytest.mark.anyio
-async def test_a_refusal_logs_a_line_only_with_debug(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_refusal_logs_a_line_only_with_debug(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "gaman")
     for debug in (False, True):
         app = App({"/": show}, debug=debug, integrations=[define_integration(name="none")])
-        assert (await ask(app, "/x%0Ay", headers={"host": "a b"})).status == 400
+        assert (await fetch(app, "/x%0Ay", headers={"host": "a b"})).status == 400
         assert len(caplog.records) == debug
     [record] = caplog.records
     assert "GET '/x\\\\ny' 400 before any hook" in record.getMessage()
@@ -252,10 +252,10 @@ def test_a_host_that_is_too_long_is_not_cached() -> None:
 
 
 @pytest.mark.anyio
-async def test_the_first_refused_host_is_logged(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_first_refused_host_is_logged(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     app = App({"/": show}, allowed_hosts=["shop.example"])
     for host in ("one.example", "two.example"):
-        assert (await ask(app, "/", headers={"host": host})).status == 400
+        assert (await fetch(app, "/", headers={"host": host})).status == 400
     [record] = caplog.records
     assert "'one.example'" in record.getMessage()
     assert "allowed_hosts" in record.getMessage()

@@ -665,7 +665,7 @@ def test_a_client_that_still_reads_the_last_response_is_not_idle(tmp_path: Path,
     with running_script(SERVED.replace("OPTIONS", ""), tmp_path) as program, Connection(program.port) as client:
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
         if how == "stopped, and asked again":
-            client.ask(request("/ignore"))
+            client.fetch(request("/ignore"))
             program.send_signal(signal.SIGTERM)
             time.sleep(0.3)
         client.send(request("/large?log=23"))
@@ -769,7 +769,7 @@ def test_a_client_that_expects_100_continue_gets_it(served: Served) -> None:
         client.read_until(b"HTTP/1.1 100 Continue\r\n\r\n")
         client.send(b"hello")
         assert json.loads(client.read("POST").body)["body"] == "hello"
-        assert client.ask(request("/ignore")).body == b"not read"
+        assert client.fetch(request("/ignore")).body == b"not read"
 
 
 def test_a_response_without_100_continue_ends_the_connection(served: Served) -> None:

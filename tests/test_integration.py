@@ -11,7 +11,7 @@ from gaman import App, ConfigError, Context, HTTPError, Integration, Priority, R
 from gaman.session import session
 
 if TYPE_CHECKING:
-    from tests.asgi import Ask
+    from tests.asgi import Fetch
 
 pytestmark = pytest.mark.anyio
 
@@ -81,7 +81,7 @@ def test_an_integration_is_immutable() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_request_hooks_run_by_priority_and_response_hooks_in_reverse(ask: Ask, kind: str) -> None:
+async def test_request_hooks_run_by_priority_and_response_hooks_in_reverse(fetch: Fetch, kind: str) -> None:
     events: list[str] = []
 
     async def handler(ctx: Context) -> str:
@@ -91,7 +91,7 @@ async def test_request_hooks_run_by_priority_and_response_hooks_in_reverse(ask: 
     names: list[Priority] = [PRIORITIES[i] for i in (3, 0, 4, 2, 1)]
     app = App({"/": handler}, integrations=[integration(events, name, priority=name, kind=kind) for name in names])
     await app.load()
-    assert (await ask(app)).text == "handled"
+    assert (await fetch(app)).text == "handled"
     await app.shutdown()
     inwards, outwards = PRIORITIES, PRIORITIES[::-1]
     assert events == [
@@ -103,11 +103,11 @@ async def test_request_hooks_run_by_priority_and_response_hooks_in_reverse(ask: 
     ]
 
 
-async def test_integrations_of_one_priority_keep_the_order_of_their_list(ask: Ask) -> None:
+async def test_integrations_of_one_priority_keep_the_order_of_their_list(fetch: Fetch) -> None:
     events: list[str] = []
     app = App({"/": failing}, integrations=(integration(events, name) for name in "abc"))
     await app.load()
-    await ask(app)
+    await fetch(app)
     assert [event for event in events if "on_request" in event] == ["on_request a", "on_request b", "on_request c"]
     assert [event for event in events if "on_error" in event] == ["on_error a", "on_error b", "on_error c"]
     assert [event for event in events if "on_response" in event] == ["on_response c", "on_response b", "on_response a"]
@@ -143,27 +143,27 @@ def test_integrations_may_come_from_a_generator() -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-async def test_an_integration_may_have_only_one_hook(ask: Ask, hook: str) -> None:
+async def test_an_integration_may_have_only_one_hook(fetch: Fetch, hook: str) -> None:
     events: list[str] = []
     options: dict[str, Any] = {hook: noting(events, hook, result=0 if hook == "on_purge" else None)}
     app = App({"/": failing}, integrations=[define_integration(name="x", **options)])
     await app.load()
-    assert (await ask(app)).status == 500
+    assert (await fetch(app)).status == 500
     await app.purge()
     await app.shutdown()
     assert events == [hook]
 
 
-async def test_an_integration_without_hooks_changes_nothing(ask: Ask) -> None:
+async def test_an_integration_without_hooks_changes_nothing(fetch: Fetch) -> None:
     app = App({"/": handler}, integrations=[define_integration(name="x")])
-    assert (await ask(app)).text == "handled"
+    assert (await fetch(app)).text == "handled"
 
 
 # on_request
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_a_response_of_on_request_is_sent_instead_of_calling_the_handler(ask: Ask, kind: str) -> None:
+async def test_a_response_of_on_request_is_sent_instead_of_calling_the_handler(fetch: Fetch, kind: str) -> None:
     events: list[str] = []
     app = App(
         {"/": failing},
@@ -176,15 +176,15 @@ async def test_a_response_of_on_request_is_sent_instead_of_calling_the_handler(a
             define_integration(name="b", on_request=noting(events, "b"), on_response=noting(events, "response b")),
         ],
     )
-    answer = await ask(app)
-    assert (answer.status, answer.text) == (202, "early")
+    response = await fetch(app)
+    assert (response.status, response.text) == (202, "early")
     assert events == ["a", "response b", "response a"]
 
 
-async def test_on_request_also_runs_if_no_route_matches(ask: Ask) -> None:
+async def test_on_request_also_runs_if_no_route_matches(fetch: Fetch) -> None:
     events: list[str] = []
     app = App({"/x": {"GET": handler}}, integrations=[define_integration(name="a", on_request=noting(events, "asked"))])
-    assert [(await ask(app, "/y")).status, (await ask(app, "/x", "PUT")).status] == [404, 405]
+    assert [(await fetch(app, "/y")).status, (await fetch(app, "/x", "PUT")).status] == [404, 405]
     assert events == ["asked"] * 2
 
 
@@ -203,7 +203,7 @@ async def test_on_request_also_runs_if_no_route_matches(ask: Ask) -> None:
     ],
 )
 async def test_no_hook_runs_for_a_request_without_a_path_or_a_host(
-    ask: Ask, target: str, headers: list[tuple[bytes, bytes]], status: int
+    fetch: Fetch, target: str, headers: list[tuple[bytes, bytes]], status: int
 ) -> None:
     events: list[str] = []
 
@@ -215,23 +215,23 @@ async def test_no_hook_runs_for_a_request_without_a_path_or_a_host(
 
     hooks = define_integration(name="a", on_request=noting(events, "asked"), on_response=on_response, on_error=on_error)
     app = App({"/": handler}, integrations=[hooks], allowed_hosts=["a"])
-    answer = await ask(app, target, "OPTIONS", scope={"headers": headers})
-    assert (answer.status, events) == (status, [])
-    assert (await ask(app, "/", headers={"host": "a"})).status == 200
+    received = await fetch(app, target, "OPTIONS", scope={"headers": headers})
+    assert (received.status, events) == (status, [])
+    assert (await fetch(app, "/", headers={"host": "a"})).status == 200
     assert events == ["asked", "response"]
 
 
-async def test_on_request_sees_the_parameters_of_the_path(ask: Ask) -> None:
+async def test_on_request_sees_the_parameters_of_the_path(fetch: Fetch) -> None:
     def on_request(ctx: Context) -> Response:
         return Response.json(dict(ctx.params))
 
     app = App({"/:id": handler}, integrations=[define_integration(name="a", on_request=on_request)])
-    assert (await ask(app, "/7")).text == '{"id":"7"}'
+    assert (await fetch(app, "/7")).text == '{"id":"7"}'
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize(("error", "status"), [(HTTPError(403), 403), (ValueError("no"), 500)], ids=["refusal", "fault"])
-async def test_on_request_may_fail(ask: Ask, kind: str, error: Exception, status: int) -> None:
+async def test_on_request_may_fail(fetch: Fetch, kind: str, error: Exception, status: int) -> None:
     events: list[str] = []
     app = App(
         {"/": handler},
@@ -244,7 +244,7 @@ async def test_on_request_may_fail(ask: Ask, kind: str, error: Exception, status
             )
         ],
     )
-    assert (await ask(app)).status == status
+    assert (await fetch(app)).status == status
     assert events == ["request", "error", "response"]
 
 
@@ -252,7 +252,7 @@ async def test_on_request_may_fail(ask: Ask, kind: str, error: Exception, status
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_on_response_may_replace_the_response(ask: Ask, kind: str) -> None:
+async def test_on_response_may_replace_the_response(fetch: Fetch, kind: str) -> None:
     def wrap(name: str) -> Callable[[Context, Response], Any]:
         def hook(ctx: Context, response: Response) -> Response:
             return Response(f"{name}({bytes_of(response)})", response.status)
@@ -263,7 +263,7 @@ async def test_on_response_may_replace_the_response(ask: Ask, kind: str) -> None
         return hook if kind == "sync" else async_hook
 
     app = App({"/": handler}, integrations=[define_integration(name=name, on_response=wrap(name)) for name in "ab"])
-    assert (await ask(app)).text == "a(b(handled))"
+    assert (await fetch(app)).text == "a(b(handled))"
 
 
 def bytes_of(response: Response) -> str:
@@ -272,7 +272,7 @@ def bytes_of(response: Response) -> str:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_on_response_may_change_the_response_and_return_nothing(ask: Ask, kind: str) -> None:
+async def test_on_response_may_change_the_response_and_return_nothing(fetch: Fetch, kind: str) -> None:
     def hook(ctx: Context, response: Response) -> None:
         response.headers["x-seen"] = str(response.status)
         response.status = 299
@@ -281,8 +281,8 @@ async def test_on_response_may_change_the_response_and_return_nothing(ask: Ask, 
         hook(ctx, response)
 
     app = App({"/": handler}, integrations=[define_integration(name="a", on_response=hook if kind == "sync" else async_hook)])
-    answer = await ask(app)
-    assert (answer.status, answer.headers["x-seen"]) == (299, "200")
+    received = await fetch(app)
+    assert (received.status, received.headers["x-seen"]) == (299, "200")
 
 
 @pytest.mark.parametrize(
@@ -295,20 +295,20 @@ async def test_on_response_may_change_the_response_and_return_nothing(ask: Ask, 
         ("/", "OPTIONS", 204),
     ],
 )
-async def test_on_response_runs_for_every_response(ask: Ask, target: str, method: str, status: int) -> None:
+async def test_on_response_runs_for_every_response(fetch: Fetch, target: str, method: str, status: int) -> None:
     statuses: list[int] = []
 
     def hook(ctx: Context, response: Response) -> None:
         statuses.append(response.status)
 
     app = App({"/": {"GET": handler}, "/fails": failing}, integrations=[define_integration(name="a", on_response=hook)])
-    assert (await ask(app, target, method)).status == status
+    assert (await fetch(app, target, method)).status == status
     assert statuses == [status]
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize(("error", "status"), [(HTTPError(503), 503), (ValueError("no"), 500)], ids=["refusal", "fault"])
-async def test_every_on_response_hook_runs_even_if_one_raises(ask: Ask, kind: str, error: Exception, status: int) -> None:
+async def test_every_on_response_hook_runs_even_if_one_raises(fetch: Fetch, kind: str, error: Exception, status: int) -> None:
     events: list[str] = []
 
     def last(ctx: Context, response: Response) -> None:
@@ -323,12 +323,12 @@ async def test_every_on_response_hook_runs_even_if_one_raises(ask: Ask, kind: st
             define_integration(name="c", on_response=noting(events, "first")),
         ],
     )
-    answer = await ask(app)
-    assert (answer.status, answer.headers["x-last"]) == (status, "1")
+    received = await fetch(app)
+    assert (received.status, received.headers["x-last"]) == (status, "1")
     assert events == ["first", "middle", f"last {status}"]
 
 
-async def test_cookies_of_an_on_response_hook_are_sent(ask: Ask) -> None:
+async def test_cookies_of_an_on_response_hook_are_sent(fetch: Fetch) -> None:
     def hook(ctx: Context, response: Response) -> None:
         ctx.cookies.set("b", "2")
 
@@ -336,15 +336,17 @@ async def test_cookies_of_an_on_response_hook_are_sent(ask: Ask) -> None:
         ctx.cookies.set("a", "1")
         return "ok"
 
-    answer = await ask(App({"/": handler}, integrations=[define_integration(name="a", on_response=hook)]))
-    assert [line[:4] for line in answer.headers.getall("set-cookie")] == ["a=1;", "b=2;"]
+    received = await fetch(App({"/": handler}, integrations=[define_integration(name="a", on_response=hook)]))
+    assert [line[:4] for line in received.headers.getall("set-cookie")] == ["a=1;", "b=2;"]
 
 
 @pytest.mark.parametrize("hook", ["on_request", "on_response"])
-async def test_a_hook_that_returns_an_invalid_response_causes_a_500(ask: Ask, hook: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_hook_that_returns_an_invalid_response_causes_a_500(
+    fetch: Fetch, hook: str, caplog: pytest.LogCaptureFixture
+) -> None:
     options: dict[str, Any] = {hook: noting([], hook, result=42)}
-    answer = await ask(App({"/": handler}, integrations=[define_integration(name="a", **options)]))
-    assert answer.status == 500
+    response = await fetch(App({"/": handler}, integrations=[define_integration(name="a", **options)]))
+    assert response.status == 500
     assert "int" in caplog.text
 
 
@@ -352,7 +354,7 @@ async def test_a_hook_that_returns_an_invalid_response_causes_a_500(ask: Ask, ho
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_the_first_response_of_an_on_error_hook_is_sent_and_every_hook_sees_the_error(ask: Ask, kind: str) -> None:
+async def test_the_first_response_of_an_on_error_hook_is_sent_and_every_hook_sees_the_error(fetch: Fetch, kind: str) -> None:
     events: list[str] = []
     results = {"a": None, "b": Response("sorry", 503), "c": Response("never", 500)}
     app = App(
@@ -362,22 +364,22 @@ async def test_the_first_response_of_an_on_error_hook_is_sent_and_every_hook_see
             for name, result in results.items()
         ],
     )
-    answer = await ask(app)
-    assert (answer.status, answer.text, events) == (503, "sorry", ["a", "b", "c"])
+    response = await fetch(app)
+    assert (response.status, response.text, events) == (503, "sorry", ["a", "b", "c"])
 
 
-async def test_on_error_sees_every_error_including_http_errors(ask: Ask) -> None:
+async def test_on_error_sees_every_error_including_http_errors(fetch: Fetch) -> None:
     seen: list[Exception] = []
 
     def on_error(ctx: Context, error: Exception) -> None:
         seen.append(error)
 
     app = App({"/": failing}, integrations=[define_integration(name="a", on_error=on_error)])
-    assert [(await ask(app)).status, (await ask(app, "/nowhere")).status] == [500, 404]
+    assert [(await fetch(app)).status, (await fetch(app, "/nowhere")).status] == [500, 404]
     assert [str(error) for error in seen] == ["no more", "404 Not Found"]
 
 
-async def test_on_error_sees_the_failure_of_an_on_response_hook(ask: Ask) -> None:
+async def test_on_error_sees_the_failure_of_an_on_response_hook(fetch: Fetch) -> None:
     events: list[str] = []
     app = App(
         {"/": handler},
@@ -389,12 +391,12 @@ async def test_on_error_sees_the_failure_of_an_on_response_hook(ask: Ask) -> Non
             )
         ],
     )
-    assert ((await ask(app)).status, events) == (503, ["response", "error"])
+    assert ((await fetch(app)).status, events) == (503, ["response", "error"])
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_an_on_error_hook_that_fails_is_logged_and_the_next_one_runs(
-    ask: Ask, kind: str, caplog: pytest.LogCaptureFixture
+    fetch: Fetch, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     events: list[str] = []
     app = App(
@@ -405,19 +407,19 @@ async def test_an_on_error_hook_that_fails_is_logged_and_the_next_one_runs(
             define_integration(name="c", on_error=noting(events, "c", kind=kind)),
         ],
     )
-    answer = await ask(app)
-    assert (answer.status, answer.text, events) == (500, "Internal Server Error", ["a", "b", "c"])
+    response = await fetch(app)
+    assert (response.status, response.text, events) == (500, "Internal Server Error", ["a", "b", "c"])
     assert "worse" in caplog.text
     assert "no more" in caplog.text
 
 
-async def test_a_custom_page_for_404_is_an_on_error_hook(ask: Ask) -> None:
+async def test_a_custom_page_for_404_is_an_on_error_hook(fetch: Fetch) -> None:
     def on_error(ctx: Context, error: Exception) -> Response | None:
         return Response.html("<h1>Gone</h1>", 404) if isinstance(error, HTTPError) and error.status == 404 else None
 
     app = App({"/": failing}, integrations=[define_integration(name="a", on_error=on_error)])
-    assert (await ask(app, "/nowhere")).text == "<h1>Gone</h1>"
-    assert (await ask(app)).text == "Internal Server Error"
+    assert (await fetch(app, "/nowhere")).text == "<h1>Gone</h1>"
+    assert (await fetch(app)).text == "Internal Server Error"
 
 
 # Load and shutdown
@@ -479,7 +481,7 @@ async def test_an_app_can_be_loaded_again() -> None:
     assert events == ["on_load a", "on_shutdown a"] * 2
 
 
-async def test_no_request_is_served_before_every_load_is_done(ask: Ask) -> None:
+async def test_no_request_is_served_before_every_load_is_done(fetch: Fetch) -> None:
     loading, go_on = asyncio.Event(), asyncio.Event()
 
     async def on_load(app: App) -> None:
@@ -488,35 +490,35 @@ async def test_no_request_is_served_before_every_load_is_done(ask: Ask) -> None:
 
     app = App({"/": handler}, integrations=[define_integration(name="a", on_load=on_load)])
     with pytest.raises(ConfigError, match="lifespan"):
-        await ask(app)
+        await fetch(app)
     load = asyncio.create_task(app.load())
     await loading.wait()
     with pytest.raises(ConfigError, match="lifespan"):
-        await ask(app)
+        await fetch(app)
     go_on.set()
     await load
-    assert (await ask(app)).text == "handled"
+    assert (await fetch(app)).text == "handled"
 
 
-async def test_no_request_is_served_after_shutdown(ask: Ask) -> None:
+async def test_no_request_is_served_after_shutdown(fetch: Fetch) -> None:
     app = App({"/": handler}, integrations=[integration([], "a")])
     await app.load()
     await app.shutdown()
     with pytest.raises(ConfigError):
-        await ask(app)
+        await fetch(app)
 
 
-async def test_no_request_is_served_after_a_failed_load(ask: Ask) -> None:
+async def test_no_request_is_served_after_a_failed_load(fetch: Fetch) -> None:
     app = App({"/": handler}, integrations=[define_integration(name="a", on_load=noting([], "a", error=ValueError()))])
     with pytest.raises(ValueError):  # noqa: PT011
         await app.load()
     with pytest.raises(ConfigError):
-        await ask(app)
+        await fetch(app)
 
 
-async def test_an_app_without_on_load_hooks_needs_no_lifespan(ask: Ask) -> None:
+async def test_an_app_without_on_load_hooks_needs_no_lifespan(fetch: Fetch) -> None:
     app = App({"/": handler}, integrations=[define_integration(name="a", on_request=noting([], "a"))])
-    assert (await ask(app)).text == "handled"
+    assert (await fetch(app)).text == "handled"
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])

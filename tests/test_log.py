@@ -9,7 +9,7 @@ import pytest
 from gaman import App, Context, HTTPError
 
 if TYPE_CHECKING:
-    from tests.asgi import Ask
+    from tests.asgi import Fetch
 
 pytestmark = pytest.mark.anyio
 
@@ -21,11 +21,11 @@ def is_raw(text: str) -> bool:
     return not "".join(text.split("\n")).isprintable()
 
 
-async def lines(app: App, ask: Ask, caplog: pytest.LogCaptureFixture, target: str, **asked: Any) -> str:
+async def lines(app: App, fetch: Fetch, caplog: pytest.LogCaptureFixture, target: str, **asked: Any) -> str:
     """Return all records of one request as a logging handler formats them."""
     caplog.set_level("DEBUG", "gaman")
     caplog.clear()
-    await ask(app, target, **asked)
+    await fetch(app, target, **asked)
     assert caplog.records
     return "\n".join(FORMAT.format(record) for record in caplog.records)
 
@@ -33,7 +33,7 @@ async def lines(app: App, ask: Ask, caplog: pytest.LogCaptureFixture, target: st
 @pytest.mark.parametrize("what", [HOSTILE, "a\nERROR forged", "\r\nERROR forged"], ids=repr)
 @pytest.mark.parametrize("kind", ["detail", "cause", "fault", "chained", "group", "note", "gaman"])
 async def test_control_characters_of_a_client_are_escaped_in_the_log(
-    ask: Ask, caplog: pytest.LogCaptureFixture, kind: str, what: str
+    fetch: Fetch, caplog: pytest.LogCaptureFixture, kind: str, what: str
 ) -> None:
     async def handler(ctx: Context) -> str:
         text = ctx.query["a"]
@@ -59,33 +59,33 @@ async def test_control_characters_of_a_client_are_escaped_in_the_log(
 
     target = f"/x{quote(what)}?a={quote(what)}"
     app = App({"/:x": handler}, debug=True)
-    logged = await lines(app, ask, caplog, target, scope={"method": f"GE{HOSTILE}T"})
+    logged = await lines(app, fetch, caplog, target, scope={"method": f"GE{HOSTILE}T"})
     assert not is_raw(logged)
     assert "\nERROR forged" not in logged
     assert "\\x1b[31m" in logged
 
 
-async def test_a_disconnect_is_logged_without_control_characters(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_disconnect_is_logged_without_control_characters(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(ctx: Context) -> bytes:
         return await ctx.body()
 
-    logged = await lines(App({"/:x": handler}), ask, caplog, f"/{quote(HOSTILE)}", disconnects=True)
+    logged = await lines(App({"/:x": handler}), fetch, caplog, f"/{quote(HOSTILE)}", disconnects=True)
     assert "the client disconnected" in logged
     assert not is_raw(logged)
 
 
-async def test_a_message_without_control_characters_keeps_its_arguments(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_message_without_control_characters_keeps_its_arguments(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(ctx: Context) -> str:
         raise ValueError("caf\xe9\nof two lines")
 
-    logged = await lines(App({"/:x": handler}), ask, caplog, "/caf%C3%A9")
+    logged = await lines(App({"/:x": handler}), fetch, caplog, "/caf%C3%A9")
     [record] = caplog.records
     assert record.args == ("GET", "/caf\xe9")
     assert logged.endswith("ValueError: caf\xe9\n    of two lines")
 
 
 @pytest.mark.parametrize("kind", ["cause", "context", "group", "group in a cause", "note", "syntax", "syntax message"])
-async def test_no_text_in_a_traceback_looks_like_a_record(ask: Ask, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+async def test_no_text_in_a_traceback_looks_like_a_record(fetch: Fetch, caplog: pytest.LogCaptureFixture, kind: str) -> None:
     forged = "\ngaman: FORGED"
     short, long = "can't parse x\ny", f"can't parse x\ny{forged}"
 
@@ -111,20 +111,20 @@ async def test_no_text_in_a_traceback_looks_like_a_record(ask: Ask, caplog: pyte
             case _:
                 raise SyntaxError(long, (long, 1, 1, "x"))
 
-    logged = await lines(App({"/": handler}), ask, caplog, "/")
+    logged = await lines(App({"/": handler}), fetch, caplog, "/")
     assert "gaman: FORGED" in logged
     assert not any(line.startswith("gaman: FORGED") for line in logged.split("\n"))
     assert "    gaman: FORGED" in logged
 
 
-async def test_the_notes_of_an_error_stay_unchanged(ask: Ask) -> None:
+async def test_the_notes_of_an_error_stay_unchanged(fetch: Fetch) -> None:
     error = ValueError("a\nb")
     error.add_note("c\nd")
 
     async def handler(ctx: Context) -> str:
         raise error
 
-    assert (await ask(App({"/": handler}))).status == 500
+    assert (await fetch(App({"/": handler}))).status == 500
     assert (str(error), error.__notes__) == ("a\nb", ["c\nd"])
 
 
@@ -135,7 +135,7 @@ class BrokenStrError(ValueError):
     __repr__ = __str__
 
 
-async def test_an_error_whose_str_fails_is_logged_and_answered(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_whose_str_fails_is_logged_and_answered(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     async def fail(ctx: Context) -> str:
         raise BrokenStrError
 
@@ -143,11 +143,11 @@ async def test_an_error_whose_str_fails_is_logged_and_answered(ask: Ask, caplog:
         raise HTTPError(503) from BrokenStrError()
 
     app = App({"/fail": fail, "/refuse": refuse})
-    assert (await ask(app, "/fail")).status == 500
+    assert (await fetch(app, "/fail")).status == 500
     assert "GET '/fail' failed" in caplog.text
     # pytest's handler raises the error, which a real handler would print.
     logging.getLogger("gaman").propagate = False
     try:
-        assert (await ask(app, "/refuse")).status == 503
+        assert (await fetch(app, "/refuse")).status == 503
     finally:
         logging.getLogger("gaman").propagate = True

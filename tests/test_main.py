@@ -123,11 +123,11 @@ def test_serve_runs_the_given_number_of_workers(tmp_path: Path) -> None:
     with running("-m", "gaman", "serve", "main:app", "--workers", "2", "--port", "0", cwd=tmp_path) as program:
         found: set[bytes] = set()
 
-        def ask() -> bool:
+        def fetch() -> bool:
             found.add(get(program.port, "/").body)
             return len(found) == 2
 
-        until(ask, "responses of two workers")
+        until(fetch, "responses of two workers")
         assert program.stop() == 0
         assert program.stdout.count("listening") == 1
         assert program.stderr == ""
@@ -145,7 +145,7 @@ def test_serve_allows_the_given_hosts(tmp_path: Path, hosts: str, status: int) -
     (tmp_path / "main.py").write_text(APP)
     arguments = ("-m", "gaman", "serve", "main:app", "--allowed-hosts", hosts, "--port", "0")
     with running(*arguments, cwd=tmp_path) as program, Connection(program.port) as client:
-        assert client.ask(b"GET / HTTP/1.1\r\nHost: www.example\r\n\r\n").status == status
+        assert client.fetch(b"GET / HTTP/1.1\r\nHost: www.example\r\n\r\n").status == status
 
 
 def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from gaman import App, ConfigError, Context
 from gaman._proxies import TrustedProxies
 
 if TYPE_CHECKING:
-    from tests.asgi import Ask
+    from tests.asgi import Fetch
 
 NAMES = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded"]
 
@@ -265,15 +265,15 @@ def test_an_entry_that_is_not_an_address_or_network_is_named(bad: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_context_has_what_a_trusted_proxy_says(ask: Ask) -> None:
+async def test_a_context_has_what_a_trusted_proxy_says(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> list[Any]:
         ctx.cookies.set("a", "1")
         return [ctx.ip, ctx.scheme, ctx.host, ctx.url]
 
     headers = {"x-forwarded-for": "1.1.1.1", "x-forwarded-proto": "https", "x-forwarded-host": "example.com", "host": "inner:80"}
-    response = await ask(App({"/": handler}), "/?q", headers=headers, scope={"scheme": "http"})
+    response = await fetch(App({"/": handler}), "/?q", headers=headers, scope={"scheme": "http"})
     assert msgspec.json.decode(response.body) == ["1.1.1.1", "https", "example.com", "https://example.com/?q"]
     assert "; Secure" in response.headers["set-cookie"]
-    kept = await ask(App({"/": handler}, trusted_proxies=[]), "/?q", headers=headers, scope={"scheme": "http"})
+    kept = await fetch(App({"/": handler}, trusted_proxies=[]), "/?q", headers=headers, scope={"scheme": "http"})
     assert msgspec.json.decode(kept.body) == ["127.0.0.1", "http", "inner:80", "http://inner:80/?q"]
     assert "; Secure" not in kept.headers["set-cookie"]

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from gaman import App, Context, Handler, HeaderError, HTTPError, Response, ResultError, define_integration
-from tests.asgi import Ask, Exchange, http_scope
+from tests.asgi import Exchange, Fetch, http_scope
 from tests.serving import SERVES, Connection, Program, request, running_script, until
 
 pytestmark = pytest.mark.anyio
@@ -70,40 +70,40 @@ def returning(result: Any) -> Handler:
         ),
     ],
 )
-async def test_a_result_becomes_a_response_by_its_type(ask: Ask, result: object, kind: str, body: bytes) -> None:
-    answer = await ask(App({"/": returning(result)}))
-    assert (answer.status, answer.headers["content-type"], answer.body) == (200, kind, body)
-    assert answer.headers["content-length"] == str(len(body))
+async def test_a_result_becomes_a_response_by_its_type(fetch: Fetch, result: object, kind: str, body: bytes) -> None:
+    response = await fetch(App({"/": returning(result)}))
+    assert (response.status, response.headers["content-type"], response.body) == (200, kind, body)
+    assert response.headers["content-length"] == str(len(body))
 
 
 @pytest.mark.parametrize("result", [1, 1.5, True, (1, 2), {1}, object(), ("body", 201)], ids=lambda r: str(type(r).__name__))
 async def test_an_invalid_result_gets_500_and_the_log_names_its_type(
-    ask: Ask, result: object, caplog: pytest.LogCaptureFixture
+    fetch: Fetch, result: object, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answer = await ask(App({"/": returning(result)}))
-    assert (answer.status, answer.text) == (500, "Internal Server Error")
+    response = await fetch(App({"/": returning(result)}))
+    assert (response.status, response.text) == (500, "Internal Server Error")
     assert f"returned a {type(result).__name__}" in caplog.text
 
 
-async def test_a_missing_await_is_named(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_missing_await_is_named(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(ctx: Context) -> dict[str, object]:
         return {"body": ctx.body()}
 
-    assert (await ask(App({"/": handler}))).status == 500
+    assert (await fetch(App({"/": handler}))).status == 500
     assert "Context.body" in caplog.text
     assert "await" in caplog.text
 
 
-async def test_a_value_that_json_cannot_hold_is_named(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
-    assert (await ask(App({"/": returning({"a": object()})}))).status == 500
+async def test_a_value_that_json_cannot_hold_is_named(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
+    assert (await fetch(App({"/": returning({"a": object()})}))).status == 500
     assert "JSON can't hold a object" in caplog.text
 
 
-async def test_a_response_is_sent_with_its_status_and_headers(ask: Ask) -> None:
+async def test_a_response_is_sent_with_its_status_and_headers(fetch: Fetch) -> None:
     response = Response("made", 201, {"X-A": "1", "location": "/x"})
-    answer = await ask(App({"/": returning(response)}))
-    assert (answer.status, answer.text) == (201, "made")
-    assert dict(answer.headers) == {
+    received = await fetch(App({"/": returning(response)}))
+    assert (received.status, received.text) == (201, "made")
+    assert dict(received.headers) == {
         "content-type": "text/plain; charset=utf-8",
         "x-a": "1",
         "location": "/x",
@@ -130,21 +130,21 @@ async def test_a_response_is_sent_with_its_status_and_headers(ask: Ask) -> None:
         (Response(content_type="text/css"), "text/css", b""),
     ],
 )
-async def test_a_response_has_one_content_type(ask: Ask, response: Response, kind: str | None, body: bytes) -> None:
-    answer = await ask(App({"/": returning(response)}))
-    assert answer.headers.getall("content-type") == ([] if kind is None else [kind])
-    assert answer.body == body
+async def test_a_response_has_one_content_type(fetch: Fetch, response: Response, kind: str | None, body: bytes) -> None:
+    received = await fetch(App({"/": returning(response)}))
+    assert received.headers.getall("content-type") == ([] if kind is None else [kind])
+    assert received.body == body
 
 
 @pytest.mark.parametrize("make", [Response.text, Response.html, Response.json, Response])
-async def test_every_kind_of_response_takes_a_status_and_headers(ask: Ask, make: Callable[..., Response]) -> None:
-    answer = await ask(App({"/": returning(make("x", 418, {"x-a": "1"}))}))
-    assert (answer.status, answer.headers["x-a"]) == (418, "1")
+async def test_every_kind_of_response_takes_a_status_and_headers(fetch: Fetch, make: Callable[..., Response]) -> None:
+    response = await fetch(App({"/": returning(make("x", 418, {"x-a": "1"}))}))
+    assert (response.status, response.headers["x-a"]) == (418, "1")
 
 
-async def test_headers_may_be_pairs_with_a_repeated_name(ask: Ask) -> None:
+async def test_headers_may_be_pairs_with_a_repeated_name(fetch: Fetch) -> None:
     response = Response("x", headers=[("link", "</a>"), ("Link", "</b>")])
-    assert (await ask(App({"/": returning(response)}))).headers.getall("link") == ["</a>", "</b>"]
+    assert (await fetch(App({"/": returning(response)}))).headers.getall("link") == ["</a>", "</b>"]
 
 
 @pytest.mark.parametrize("body", [{"a": 1}, 1, ["a"], bytearray(b"a")], ids=lambda b: str(type(b).__name__))
@@ -179,10 +179,10 @@ def test_no_way_to_make_a_response_lets_a_header_be_injected(value: str) -> None
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_has_its_status_and_location(ask: Ask, status: int) -> None:
-    answer = await ask(App({"/": returning(Response.redirect("/next?a=b#c", status))}))
-    assert (answer.status, answer.headers["location"], answer.body) == (status, "/next?a=b#c", b"")
-    assert "content-type" not in answer.headers
+async def test_a_redirect_has_its_status_and_location(fetch: Fetch, status: int) -> None:
+    response = await fetch(App({"/": returning(Response.redirect("/next?a=b#c", status))}))
+    assert (response.status, response.headers["location"], response.body) == (status, "/next?a=b#c", b"")
+    assert "content-type" not in response.headers
 
 
 def test_the_default_status_of_a_redirect_is_302() -> None:
@@ -229,34 +229,34 @@ def test_a_copy_of_a_response_has_its_own_headers() -> None:
 # Responses without a body
 
 
-async def test_a_response_to_head_has_the_length_and_no_body(ask: Ask) -> None:
-    answer = await ask(App({"/": returning("hello")}), method="HEAD")
-    assert (answer.body, answer.headers["content-length"]) == (b"", "5")
+async def test_a_response_to_head_has_the_length_and_no_body(fetch: Fetch) -> None:
+    response = await fetch(App({"/": returning("hello")}), method="HEAD")
+    assert (response.body, response.headers["content-length"]) == (b"", "5")
 
 
 @pytest.mark.parametrize("status", [204, 304])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_a_status_without_a_body_has_no_body_and_no_length(ask: Ask, status: int, method: str) -> None:
-    answer = await ask(App({"/": returning(Response("x", status))}), method=method)
-    assert (answer.status, answer.body, "content-length" in answer.headers) == (status, b"", False)
+async def test_a_status_without_a_body_has_no_body_and_no_length(fetch: Fetch, status: int, method: str) -> None:
+    response = await fetch(App({"/": returning(Response("x", status))}), method=method)
+    assert (response.status, response.body, "content-length" in response.headers) == (status, b"", False)
 
 
 @pytest.mark.parametrize("status", [204, 304])
-async def test_a_stream_with_a_status_without_a_body_sends_no_body(ask: Ask, status: int) -> None:
+async def test_a_stream_with_a_status_without_a_body_sends_no_body(fetch: Fetch, status: int) -> None:
     async def handler(ctx: Context) -> Response:
         return Response.stream(Chunks([b"x"]), status)
 
-    assert (await ask(App({"/": handler}))).body == b""
+    assert (await fetch(App({"/": handler}))).body == b""
 
 
-async def test_an_empty_response_has_the_length_zero(ask: Ask) -> None:
-    assert (await ask(App({"/": returning(Response())}))).headers["content-length"] == "0"
+async def test_an_empty_response_has_the_length_zero(fetch: Fetch) -> None:
+    assert (await fetch(App({"/": returning(Response())}))).headers["content-length"] == "0"
 
 
 # A response that is returned again
 
 
-async def test_a_response_that_a_handler_keeps_never_accumulates_cookies_or_headers(ask: Ask) -> None:
+async def test_a_response_that_a_handler_keeps_never_accumulates_cookies_or_headers(fetch: Fetch) -> None:
     kept = Response("kept", headers={"x-own": "1"})
 
     async def handler(ctx: Context) -> Response:
@@ -269,15 +269,15 @@ async def test_a_response_that_a_handler_keeps_never_accumulates_cookies_or_head
     for integrations in ([], [define_integration(name="stamp", on_response=stamp)]):
         app = App({"/": handler}, integrations=integrations)
         for value in "123":
-            answer = await ask(app, f"/?v={value}")
-            assert [line[:3] for line in answer.headers.getall("set-cookie")] == [f"a={value}"]
-            assert len(answer.headers.getall("x-stamp")) == len(integrations)
-            assert answer.headers.getall("content-length") == ["4"]
+            received = await fetch(app, f"/?v={value}")
+            assert [line[:3] for line in received.headers.getall("set-cookie")] == [f"a={value}"]
+            assert len(received.headers.getall("x-stamp")) == len(integrations)
+            assert received.headers.getall("content-length") == ["4"]
     assert kept.headers.raw == [(b"content-type", b"text/plain; charset=utf-8"), (b"x-own", b"1")]
 
 
 @pytest.mark.parametrize("source", ["on_request", "on_response", "on_error", "on_error of on_response"])
-async def test_a_response_that_a_hook_keeps_never_accumulates_cookies_or_headers(ask: Ask, source: str) -> None:
+async def test_a_response_that_a_hook_keeps_never_accumulates_cookies_or_headers(fetch: Fetch, source: str) -> None:
     kept = Response("kept")
 
     async def handler(ctx: Context) -> str:
@@ -307,10 +307,10 @@ async def test_a_response_that_a_hook_keeps_never_accumulates_cookies_or_headers
         ],
     )
     for _ in range(3):
-        answer = await ask(app)
-        assert answer.text == "kept"
-        assert len(answer.headers.getall("x-stamp")) == 1
-        assert len(answer.headers.getall("set-cookie")) <= 1
+        received = await fetch(app)
+        assert received.text == "kept"
+        assert len(received.headers.getall("x-stamp")) == 1
+        assert len(received.headers.getall("set-cookie")) <= 1
     assert kept.headers.raw == [(b"content-type", b"text/plain; charset=utf-8")]
 
 
@@ -361,40 +361,40 @@ class Chunks:
 
 
 @pytest.mark.parametrize("chunks", [["caf\xe9", b"\xff"], [], [b""], ["a"] * 1_000], ids=["two kinds", "none", "empty", "many"])
-async def test_a_stream_sends_each_chunk_when_it_is_ready(ask: Ask, chunks: list[bytes | str]) -> None:
+async def test_a_stream_sends_each_chunk_when_it_is_ready(fetch: Fetch, chunks: list[bytes | str]) -> None:
     source = Chunks([*chunks])
 
     async def handler(ctx: Context) -> Response:
         return Response.stream(source, 201, {"x-a": "1"}, content_type="text/csv")
 
-    answer = await ask(App({"/": handler}))
-    assert (answer.status, answer.headers["content-type"], answer.headers["x-a"]) == (201, "text/csv", "1")
-    assert "content-length" not in answer.headers
+    response = await fetch(App({"/": handler}))
+    assert (response.status, response.headers["content-type"], response.headers["x-a"]) == (201, "text/csv", "1")
+    assert "content-length" not in response.headers
     expected = [chunk.encode() if isinstance(chunk, str) else chunk for chunk in chunks]
-    assert [message["body"] for message in answer.messages[1:]] == [*expected, b""]
+    assert [message["body"] for message in response.messages[1:]] == [*expected, b""]
     assert source.events == ["closed"]
 
 
-async def test_head_of_a_stream_reads_no_chunk_and_closes_it(ask: Ask) -> None:
+async def test_head_of_a_stream_reads_no_chunk_and_closes_it(fetch: Fetch) -> None:
     source = Chunks([b"x"])
 
     async def handler(ctx: Context) -> Response:
         return Response.stream(source)
 
-    answer = await ask(App({"/": handler}), method="HEAD")
-    assert (answer.status, answer.body, source.chunks, source.events) == (200, b"", [b"x"], ["closed"])
+    response = await fetch(App({"/": handler}), method="HEAD")
+    assert (response.status, response.body, source.chunks, source.events) == (200, b"", [b"x"], ["closed"])
 
 
-async def test_a_stream_can_have_cookies(ask: Ask) -> None:
+async def test_a_stream_can_have_cookies(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> Response:
         ctx.cookies.set("a", "1")
         return Response.stream(Chunks([b"x"]))
 
-    answer = await ask(App({"/": handler}))
-    assert (answer.body, answer.headers["set-cookie"][:4]) == (b"x", "a=1;")
+    response = await fetch(App({"/": handler}))
+    assert (response.body, response.headers["set-cookie"][:4]) == (b"x", "a=1;")
 
 
-async def test_a_client_that_disconnects_during_a_stream_leaves_no_trace(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_disconnects_during_a_stream_leaves_no_trace(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     source = Chunks([b"one", b"two"], waits=True)
 
@@ -402,7 +402,7 @@ async def test_a_client_that_disconnects_during_a_stream_leaves_no_trace(ask: As
         return Response.stream(source)
 
     before = asyncio.all_tasks()
-    await ask(App({"/": handler}), disconnects=True)
+    await fetch(App({"/": handler}), disconnects=True)
     assert source.events in (["cancelled", "closed"], ["closed"])
     assert asyncio.all_tasks() == before
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
@@ -480,7 +480,7 @@ async def test_a_server_may_report_a_disconnected_client_with_an_error(caplog: p
 
 
 @pytest.mark.parametrize("chunks", [[], [b"one"]], ids=["at first", "later"])
-async def test_an_iterator_that_raises_breaks_the_response_off(ask: Ask, chunks: list[bytes | str]) -> None:
+async def test_an_iterator_that_raises_breaks_the_response_off(fetch: Fetch, chunks: list[bytes | str]) -> None:
     source = Chunks([*chunks], then=RuntimeError("no more"))
     messages: list[Any] = []
 
@@ -513,7 +513,7 @@ async def test_a_cancelled_server_closes_the_iterator() -> None:
     assert source.events == ["cancelled", "closed"]
 
 
-async def test_an_iterator_needs_no_aclose(ask: Ask) -> None:
+async def test_an_iterator_needs_no_aclose(fetch: Fetch) -> None:
     class Bare:
         def __init__(self) -> None:
             self.left = 3
@@ -530,24 +530,24 @@ async def test_an_iterator_needs_no_aclose(ask: Ask) -> None:
     async def handler(ctx: Context) -> Response:
         return Response.stream(Bare())
 
-    assert (await ask(App({"/": handler}))).text == "xxx"
+    assert (await fetch(App({"/": handler}))).text == "xxx"
 
 
-async def test_a_request_can_be_streamed_back_while_it_arrives(ask: Ask) -> None:
+async def test_a_request_can_be_streamed_back_while_it_arrives(fetch: Fetch) -> None:
     async def echo(ctx: Context) -> Response:
         return Response.stream(ctx.stream())
 
     chunks = [b"%d," % i for i in range(50)]
-    assert (await ask(App({"/": echo}), body=chunks)).body == b"".join(chunks)
+    assert (await fetch(App({"/": echo}), body=chunks)).body == b"".join(chunks)
 
 
 async def test_a_client_that_disconnects_while_its_request_is_streamed_back_leaves_no_trace(
-    ask: Ask, caplog: pytest.LogCaptureFixture
+    fetch: Fetch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def echo(ctx: Context) -> Response:
         return Response.stream(ctx.stream())
 
-    await ask(App({"/": echo}), body=[b"a", b"b"], disconnects=True)
+    await fetch(App({"/": echo}), body=[b"a", b"b"], disconnects=True)
     assert caplog.records == []
 
 
@@ -569,16 +569,16 @@ async def forgotten() -> int:
     ids=["result", "dict", "nested", "list"],
 )
 async def test_a_coroutine_in_a_result_is_one_error_that_says_await(
-    ask: Ask, make: Callable[[], Any], caplog: pytest.LogCaptureFixture
+    fetch: Fetch, make: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def handler(ctx: Context) -> Any:
         return make()
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        answer = await ask(App({"/": handler}))
+        response = await fetch(App({"/": handler}))
         gc.collect()
-    assert answer.status == 500
+    assert response.status == 500
     [record] = caplog.records
     assert re.search(r"the coroutine 'forgotten': write `await` before that call \(tests/test_response.py", record.getMessage())
     assert [str(warning.message) for warning in caught] == []
@@ -888,8 +888,8 @@ def test_a_hook_with_a_wrong_framing_causes_a_500(served: Served) -> None:
 def redirected(served: Served, to: str, query: str = "") -> str | int:
     """Return the location of a redirect to *to*, or the status of another response."""
     with Connection(served.port) as connection:
-        answer = connection.ask(request(f"/redirect{query}", method="POST", body=json.dumps({"to": to}).encode()))
-        return answer.headers["location"] if answer.status == 302 else answer.status
+        response = connection.fetch(request(f"/redirect{query}", method="POST", body=json.dumps({"to": to}).encode()))
+        return response.headers["location"] if response.status == 302 else response.status
 
 
 @pytest.mark.parametrize(
@@ -1008,7 +1008,7 @@ def test_a_redirect_to_anything_but_a_str_is_a_400_if_local_and_otherwise_an_err
 
 @pytest.mark.parametrize("read", ["body", "stream"])
 async def test_reading_the_body_too_late_in_a_stream_raises_instead_of_hanging(
-    ask: Ask, caplog: pytest.LogCaptureFixture, read: str
+    fetch: Fetch, caplog: pytest.LogCaptureFixture, read: str
 ) -> None:
     async def stream(ctx: Context) -> Response:
         async def chunks() -> AsyncIterator[bytes]:
@@ -1023,5 +1023,5 @@ async def test_reading_the_body_too_late_in_a_stream_raises_instead_of_hanging(
 
     for body in (b"", b"body"):
         caplog.clear()
-        assert (await ask(App({"/": stream}), "/", "POST", body=body)).messages[-1]["more_body"]
+        assert (await fetch(App({"/": stream}), "/", "POST", body=body)).messages[-1]["more_body"]
         assert "read it before the response begins" in caplog.text

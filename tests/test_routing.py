@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gaman import App, ConfigError, Context, Handler, HTTPError, Response, Table, define_routes
 
 if TYPE_CHECKING:
-    from tests.asgi import Ask, Exchange
+    from tests.asgi import Exchange, Fetch
 
 pytestmark = pytest.mark.anyio
 
@@ -63,9 +63,9 @@ class SyncCallable:
         return "ok"
 
 
-def text_or_status(answer: Exchange) -> str | int:
+def text_or_status(response: Exchange) -> str | int:
     """Return the text of a 200 response, or the status of another one."""
-    return answer.text if answer.status == 200 else answer.status
+    return response.text if response.status == 200 else response.status
 
 
 # Paths
@@ -90,7 +90,7 @@ def text_or_status(answer: Exchange) -> str | int:
         ("/nothing", 404),
     ],
 )
-async def test_a_path_is_literal(ask: Ask, target: str, expected: str | int) -> None:
+async def test_a_path_is_literal(fetch: Fetch, target: str, expected: str | int) -> None:
     routes = define_routes(
         {
             "/": answering("home"),
@@ -101,20 +101,20 @@ async def test_a_path_is_literal(ask: Ask, target: str, expected: str | int) -> 
             "/caf\xe9": answering("unicode"),
         }
     )
-    assert text_or_status(await ask(App(routes), target)) == expected
+    assert text_or_status(await fetch(App(routes), target)) == expected
 
 
 @pytest.mark.parametrize("target", ["/users/me", "/users/me/", "//users/me", "/users//me", "/users///me//", "//users//me//"])
-async def test_a_trailing_slash_is_ignored_and_slashes_collapse(ask: Ask, target: str) -> None:
-    assert text_or_status(await ask(App({"/users/me": answering("me")}), target)) == "me"
-    assert text_or_status(await ask(App({"/users/:id": answering("user")}), target)) == "user id=me"
-    assert text_or_status(await ask(App({"/users/me/": answering("me")}), target)) == "me"
+async def test_a_trailing_slash_is_ignored_and_slashes_collapse(fetch: Fetch, target: str) -> None:
+    assert text_or_status(await fetch(App({"/users/me": answering("me")}), target)) == "me"
+    assert text_or_status(await fetch(App({"/users/:id": answering("user")}), target)) == "user id=me"
+    assert text_or_status(await fetch(App({"/users/me/": answering("me")}), target)) == "me"
 
 
 @pytest.mark.parametrize("target", ["/", "//", "///"])
-async def test_the_root_matches_any_number_of_slashes(ask: Ask, target: str) -> None:
-    assert text_or_status(await ask(App({"/": answering("home")}), target)) == "home"
-    assert text_or_status(await ask(App(define_routes({"/": answering("home")}, strict=True)), target)) == "home"
+async def test_the_root_matches_any_number_of_slashes(fetch: Fetch, target: str) -> None:
+    assert text_or_status(await fetch(App({"/": answering("home")}), target)) == "home"
+    assert text_or_status(await fetch(App(define_routes({"/": answering("home")}, strict=True)), target)) == "home"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ async def test_the_root_matches_any_number_of_slashes(ask: Ask, target: str) -> 
         ("/u", 404),
     ],
 )
-async def test_strict_routes_distinguish_a_trailing_slash(ask: Ask, target: str, expected: str | int) -> None:
+async def test_strict_routes_distinguish_a_trailing_slash(fetch: Fetch, target: str, expected: str | int) -> None:
     table = {
         "/a": answering("without"),
         "/a/": answering("with"),
@@ -145,13 +145,13 @@ async def test_strict_routes_distinguish_a_trailing_slash(ask: Ask, target: str,
         "/u/:id": answering("user"),
         "/v/:id/": answering("slash"),
     }
-    assert text_or_status(await ask(App(define_routes(table, strict=True)), target)) == expected
+    assert text_or_status(await fetch(App(define_routes(table, strict=True)), target)) == expected
 
 
-async def test_strict_also_applies_to_routes_of_a_function(ask: Ask) -> None:
+async def test_strict_also_applies_to_routes_of_a_function(fetch: Fetch) -> None:
     app = App(define_routes(of_deps, strict=True), deps="given")
-    assert text_or_status(await ask(app, "/a")) == "'given'"
-    assert text_or_status(await ask(app, "/a/")) == 404
+    assert text_or_status(await fetch(app, "/a")) == "'given'"
+    assert text_or_status(await fetch(app, "/a/")) == 404
 
 
 @pytest.mark.parametrize(
@@ -180,15 +180,15 @@ async def test_strict_also_applies_to_routes_of_a_function(ask: Ask) -> None:
         ("/users/a%2Fposts%2F2", "user id=a/posts/2"),
     ],
 )
-async def test_a_parameter_binds_one_decoded_segment(ask: Ask, target: str, expected: str | int) -> None:
+async def test_a_parameter_binds_one_decoded_segment(fetch: Fetch, target: str, expected: str | int) -> None:
     app = App({"/users/:id": answering("user"), "/users/:id/posts/:post": answering("post")})
-    assert text_or_status(await ask(app, target)) == expected
+    assert text_or_status(await fetch(app, target)) == expected
 
 
 @pytest.mark.parametrize("target", ["/users/%FF", "/users/%C3", "/users/%ED%A0%80", "/%C0%AF", "/nowhere/%FF", "/users/a%2F%FF"])
-async def test_a_path_that_is_not_utf8_gets_400(ask: Ask, target: str) -> None:
-    answer = await ask(App({"/users/:id": answering("user")}), target)
-    assert (answer.status, answer.text) == (400, "the path does not begin with a slash, or is not valid UTF-8")
+async def test_a_path_that_is_not_utf8_gets_400(fetch: Fetch, target: str) -> None:
+    response = await fetch(App({"/users/:id": answering("user")}), target)
+    assert (response.status, response.text) == (400, "the path does not begin with a slash, or is not valid UTF-8")
 
 
 @pytest.mark.parametrize(
@@ -206,32 +206,32 @@ async def test_a_path_that_is_not_utf8_gets_400(ask: Ask, target: str) -> None:
         "evil.example:443",
     ],
 )
-async def test_a_target_that_is_not_a_path_gets_400(ask: Ask, target: str) -> None:
-    assert (await ask(App({"/users/:id": answering("user"), "/": answering("home")}), target)).status == 400
+async def test_a_target_that_is_not_a_path_gets_400(fetch: Fetch, target: str) -> None:
+    assert (await fetch(App({"/users/:id": answering("user"), "/": answering("home")}), target)).status == 400
 
 
-async def test_octets_beyond_ascii_in_a_raw_path_get_400(ask: Ask) -> None:
-    answer = await ask(App({"/:a": answering("a")}), scope={"raw_path": b"/\xc3\xa9%20", "path": "/\xe9 "})
-    assert answer.status == 400
+async def test_octets_beyond_ascii_in_a_raw_path_get_400(fetch: Fetch) -> None:
+    response = await fetch(App({"/:a": answering("a")}), scope={"raw_path": b"/\xc3\xa9%20", "path": "/\xe9 "})
+    assert response.status == 400
 
 
-async def test_without_a_raw_path_the_decoded_one_is_used(ask: Ask) -> None:
+async def test_without_a_raw_path_the_decoded_one_is_used(fetch: Fetch) -> None:
     scope = {"raw_path": None, "path": "/users/caf\xe9 %41"}
-    assert text_or_status(await ask(App({"/users/:id": answering("user")}), scope=scope)) == "user id=caf\xe9 %41"
+    assert text_or_status(await fetch(App({"/users/:id": answering("user")}), scope=scope)) == "user id=caf\xe9 %41"
 
 
 @pytest.mark.parametrize(("target", "root"), [("/app/users/1", "/app"), ("/app/users/%31", "/app"), ("/a%20b/users/%31", "/a b")])
-async def test_the_root_path_of_the_server_is_not_matched(ask: Ask, target: str, root: str) -> None:
+async def test_the_root_path_of_the_server_is_not_matched(fetch: Fetch, target: str, root: str) -> None:
     app = App({"/users/:id": answering("user"), "/": answering("home")})
-    assert text_or_status(await ask(app, target, scope={"root_path": root})) == "user id=1"
-    assert text_or_status(await ask(app, target.partition("/users")[0], scope={"root_path": root})) == "home"
+    assert text_or_status(await fetch(app, target, scope={"root_path": root})) == "user id=1"
+    assert text_or_status(await fetch(app, target.partition("/users")[0], scope={"root_path": root})) == "home"
 
 
-async def test_routes_may_name_the_same_parameter_differently(ask: Ask) -> None:
+async def test_routes_may_name_the_same_parameter_differently(fetch: Fetch) -> None:
     app = App({"/:a": answering("one"), "/:b/x": {"GET": answering("two")}, "/:c": {"/:d": {"POST": answering("three")}}})
-    assert text_or_status(await ask(app, "/1")) == "one a=1"
-    assert text_or_status(await ask(app, "/1/x")) == "two b=1"
-    assert text_or_status(await ask(app, "/1/x", "POST")) == "three c=1 d=x"
+    assert text_or_status(await fetch(app, "/1")) == "one a=1"
+    assert text_or_status(await fetch(app, "/1/x")) == "two b=1"
+    assert text_or_status(await fetch(app, "/1/x", "POST")) == "three c=1 d=x"
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ async def test_routes_may_name_the_same_parameter_differently(ask: Ask) -> None:
         ("/a/b/e", "deep p=a q=b r=e"),
     ],
 )
-async def test_a_literal_has_precedence_over_a_parameter_and_never_hides_it(ask: Ask, target: str, expected: str | int) -> None:
+async def test_a_literal_has_precedence_over_a_parameter_and_never_hides_it(fetch: Fetch, target: str, expected: str | int) -> None:
     app = App(
         {
             "/users/:id": answering("user"),
@@ -264,47 +264,47 @@ async def test_a_literal_has_precedence_over_a_parameter_and_never_hides_it(ask:
     # Paths such as /users/you/photos also match the deepest fallback.
     if expected == 404 and target.count("/") == 3:
         expected = "deep " + " ".join(f"{k}={v}" for k, v in zip("pqr", target.split("/")[1:], strict=True))
-    assert text_or_status(await ask(app, target)) == expected
+    assert text_or_status(await fetch(app, target)) == expected
 
 
-async def test_a_table_of_10000_routes_matches_each_of_them(ask: Ask) -> None:
+async def test_a_table_of_10000_routes_matches_each_of_them(fetch: Fetch) -> None:
     app = App({f"/r{i}": {"/": answering(f"r{i}"), "/:id/x": answering(f"x{i}")} for i in range(5_000)})
     for i in (0, 1, 2_500, 4_999):
-        assert text_or_status(await ask(app, f"/r{i}")) == f"r{i}"
-        assert text_or_status(await ask(app, f"/r{i}/7/x")) == f"x{i} id=7"
-    assert text_or_status(await ask(app, "/r5000")) == 404
+        assert text_or_status(await fetch(app, f"/r{i}")) == f"r{i}"
+        assert text_or_status(await fetch(app, f"/r{i}/7/x")) == f"x{i} id=7"
+    assert text_or_status(await fetch(app, "/r5000")) == 404
 
 
-async def test_a_path_of_a_thousand_segments_is_a_404(ask: Ask) -> None:
+async def test_a_path_of_a_thousand_segments_is_a_404(fetch: Fetch) -> None:
     app = App({"/:a/:b": answering("two"), "/a/:b/c": answering("three")})
-    assert text_or_status(await ask(app, "/a" * 1_000)) == 404
+    assert text_or_status(await fetch(app, "/a" * 1_000)) == 404
 
 
-async def test_a_route_of_a_hundred_segments_is_found(ask: Ask) -> None:
-    assert text_or_status(await ask(App({"/a" * 100: answering("deep")}), "/a" * 100)) == "deep"
+async def test_a_route_of_a_hundred_segments_is_found(fetch: Fetch) -> None:
+    assert text_or_status(await fetch(App({"/a" * 100: answering("deep")}), "/a" * 100)) == "deep"
 
 
 # Methods
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_each_method_may_have_its_own_handler(ask: Ask, method: str) -> None:
+async def test_each_method_may_have_its_own_handler(fetch: Fetch, method: str) -> None:
     app = App({"/": {name: answering(name.lower()) for name in METHODS}})
-    answer = await ask(app, "/", method)
-    assert answer.text == ("" if method == "HEAD" else method.lower())
+    response = await fetch(app, "/", method)
+    assert response.text == ("" if method == "HEAD" else method.lower())
 
 
 @pytest.mark.parametrize("method", [*METHODS, "PROPFIND", "BREW"])
-async def test_all_matches_every_method(ask: Ask, method: str) -> None:
+async def test_all_matches_every_method(fetch: Fetch, method: str) -> None:
     for table in ({"/x": {"ALL": answering("all")}}, {"/x": answering("all")}, {"/:x": answering("all")}):
-        answer = await ask(App(table), "/x", method)
-        assert answer.status == 200
-        assert method == "HEAD" or answer.text.startswith("all")
+        response = await fetch(App(table), "/x", method)
+        assert response.status == 200
+        assert method == "HEAD" or response.text.startswith("all")
 
 
-async def test_a_method_has_precedence_over_all(ask: Ask) -> None:
+async def test_a_method_has_precedence_over_all(fetch: Fetch) -> None:
     app = App({"/": {"ALL": answering("all"), "POST": answering("post"), "GET": answering("get")}})
-    assert [text_or_status(await ask(app, "/", method)) for method in ("GET", "POST", "PUT", "OPTIONS")] == [
+    assert [text_or_status(await fetch(app, "/", method)) for method in ("GET", "POST", "PUT", "OPTIONS")] == [
         "get",
         "post",
         "all",
@@ -313,17 +313,17 @@ async def test_a_method_has_precedence_over_all(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("path", ["/x", "/:id"])
-async def test_get_serves_head_without_the_body(ask: Ask, path: str) -> None:
-    answer = await ask(App({path: {"GET": handler}}), "/x", "HEAD")
-    assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "2")
+async def test_get_serves_head_without_the_body(fetch: Fetch, path: str) -> None:
+    response = await fetch(App({path: {"GET": handler}}), "/x", "HEAD")
+    assert (response.status, response.body, response.headers["content-length"]) == (200, b"", "2")
 
 
-async def test_head_may_have_its_own_handler(ask: Ask) -> None:
+async def test_head_may_have_its_own_handler(fetch: Fetch) -> None:
     async def head(ctx: Context) -> str:
         return "longer"
 
-    answer = await ask(App({"/": {"GET": handler, "HEAD": head}}), "/", "HEAD")
-    assert answer.headers["content-length"] == "6"
+    response = await fetch(App({"/": {"GET": handler, "HEAD": head}}), "/", "HEAD")
+    assert response.headers["content-length"] == "6"
 
 
 @pytest.mark.parametrize(
@@ -339,75 +339,75 @@ async def test_head_may_have_its_own_handler(ask: Ask) -> None:
         pytest.param({"/x": {"GET": handler}}, "PROPFIND", "GET, HEAD, OPTIONS", id="a method that no table can name"),
     ],
 )
-async def test_a_known_path_with_an_unknown_method_gets_405(ask: Ask, table: Any, method: str, allow: str) -> None:
-    answer = await ask(App(table), "/x", method)
-    assert (answer.status, answer.headers["allow"]) == (405, allow)
+async def test_a_known_path_with_an_unknown_method_gets_405(fetch: Fetch, table: Any, method: str, allow: str) -> None:
+    response = await fetch(App(table), "/x", method)
+    assert (response.status, response.headers["allow"]) == (405, allow)
 
 
-async def test_an_unknown_path_gets_404_for_every_method(ask: Ask) -> None:
+async def test_an_unknown_path_gets_404_for_every_method(fetch: Fetch) -> None:
     for method in [*METHODS, "PROPFIND"]:
-        answer = await ask(App({"/x": {"GET": handler}}), "/y", method)
-        assert (answer.status, "allow" in answer.headers) == (404, False)
+        response = await fetch(App({"/x": {"GET": handler}}), "/y", method)
+        assert (response.status, "allow" in response.headers) == (404, False)
 
 
-async def test_options_returns_the_allowed_methods(ask: Ask) -> None:
-    answer = await ask(App({"/x": {"GET": handler, "POST": handler}}), "/x", "OPTIONS")
-    assert (answer.status, answer.headers["allow"], answer.body) == (204, "GET, HEAD, POST, OPTIONS", b"")
+async def test_options_returns_the_allowed_methods(fetch: Fetch) -> None:
+    response = await fetch(App({"/x": {"GET": handler, "POST": handler}}), "/x", "OPTIONS")
+    assert (response.status, response.headers["allow"], response.body) == (204, "GET, HEAD, POST, OPTIONS", b"")
 
 
-async def test_routes_may_define_options(ask: Ask) -> None:
-    assert text_or_status(await ask(App({"/x": {"GET": handler, "OPTIONS": answering("mine")}}), "/x", "OPTIONS")) == "mine"
+async def test_routes_may_define_options(fetch: Fetch) -> None:
+    assert text_or_status(await fetch(App({"/x": {"GET": handler, "OPTIONS": answering("mine")}}), "/x", "OPTIONS")) == "mine"
 
 
-async def test_a_literal_path_without_the_method_falls_back_to_the_parameter(ask: Ask) -> None:
+async def test_a_literal_path_without_the_method_falls_back_to_the_parameter(fetch: Fetch) -> None:
     app = App({"/users/me": {"GET": answering("me")}, "/users/:id": {"POST": answering("user")}})
-    assert text_or_status(await ask(app, "/users/me")) == "me"
-    assert text_or_status(await ask(app, "/users/me", "POST")) == "user id=me"
-    assert text_or_status(await ask(app, "/users/x")) == 405
+    assert text_or_status(await fetch(app, "/users/me")) == "me"
+    assert text_or_status(await fetch(app, "/users/me", "POST")) == "user id=me"
+    assert text_or_status(await fetch(app, "/users/x")) == 405
 
 
 @pytest.mark.parametrize("segment", [*METHODS, "ALL"])
-async def test_a_method_name_in_a_path_is_a_segment(ask: Ask, segment: str) -> None:
+async def test_a_method_name_in_a_path_is_a_segment(fetch: Fetch, segment: str) -> None:
     app = App({"/x": {segment: answering("method")}, "/y": {f"/{segment}": answering("path")}})
-    assert text_or_status(await ask(app, f"/x/{segment}")) == 404
-    assert text_or_status(await ask(app, f"/y/{segment}")) == "path"
-    assert text_or_status(await ask(app, "/y")) == 404
+    assert text_or_status(await fetch(app, f"/x/{segment}")) == 404
+    assert text_or_status(await fetch(app, f"/y/{segment}")) == "path"
+    assert text_or_status(await fetch(app, "/y")) == 404
 
 
-async def test_a_method_at_the_top_is_for_the_root(ask: Ask) -> None:
+async def test_a_method_at_the_top_is_for_the_root(fetch: Fetch) -> None:
     app = App({"GET": answering("get"), "POST": answering("post")})
-    assert text_or_status(await ask(app, "/", "POST")) == "post"
+    assert text_or_status(await fetch(app, "/", "POST")) == "post"
 
 
 # Handlers
 
 
-async def test_the_handlers_of_a_list_run_until_one_returns_a_result(ask: Ask) -> None:
+async def test_the_handlers_of_a_list_run_until_one_returns_a_result(fetch: Fetch) -> None:
     app = App({"/": [passing("one"), passing("two"), answering("three"), answering("four")]})
-    assert text_or_status(await ask(app)) == "one two three"
+    assert text_or_status(await fetch(app)) == "one two three"
 
 
 @pytest.mark.parametrize("value", [passing("one"), [passing("one"), passing("two")], {"GET": passing("one")}])
-async def test_the_response_is_404_if_no_handler_returns_a_result(ask: Ask, value: Any) -> None:
-    assert text_or_status(await ask(App({"/": value}))) == 404
+async def test_the_response_is_404_if_no_handler_returns_a_result(fetch: Fetch, value: Any) -> None:
+    assert text_or_status(await fetch(App({"/": value}))) == 404
 
 
 @pytest.mark.parametrize("result", ["", b"", {}, [], 0], ids=repr)
-async def test_only_none_passes_the_request_on(ask: Ask, result: Any) -> None:
+async def test_only_none_passes_the_request_on(fetch: Fetch, result: Any) -> None:
     async def empty(ctx: Context) -> Any:
         return result
 
-    answer = await ask(App({"/": [empty, handler]}))
-    assert answer.text != "ok"
+    response = await fetch(App({"/": [empty, handler]}))
+    assert response.text != "ok"
 
 
 @pytest.mark.parametrize("callable_", [AsyncCallable(), functools.partial(handler)], ids=["object", "partial"])
-async def test_any_async_callable_can_be_a_handler(ask: Ask, callable_: Handler) -> None:
-    assert text_or_status(await ask(App({"/": callable_}))) == "ok"
+async def test_any_async_callable_can_be_a_handler(fetch: Fetch, callable_: Handler) -> None:
+    assert text_or_status(await fetch(App({"/": callable_}))) == "ok"
 
 
-async def test_a_bound_method_can_be_a_handler(ask: Ask) -> None:
-    assert text_or_status(await ask(App({"/": AsyncCallable().__call__}))) == "ok"
+async def test_a_bound_method_can_be_a_handler(fetch: Fetch) -> None:
+    assert text_or_status(await fetch(App({"/": AsyncCallable().__call__}))) == "ok"
 
 
 # Middleware
@@ -428,7 +428,7 @@ async def test_a_bound_method_can_be_a_handler(ask: Ask) -> None:
         ("/administrators", "top others"),
     ],
 )
-async def test_middleware_runs_for_its_prefix_and_every_path_below_it(ask: Ask, target: str, expected: str) -> None:
+async def test_middleware_runs_for_its_prefix_and_every_path_below_it(fetch: Fetch, target: str, expected: str) -> None:
     app = App(
         {
             "/admin/users": {"/": answering("users"), "/:id": answering("user")},
@@ -439,13 +439,13 @@ async def test_middleware_runs_for_its_prefix_and_every_path_below_it(ask: Ask, 
             "/administrators": answering("others"),
         }
     )
-    assert text_or_status(await ask(app, target)) == expected
+    assert text_or_status(await fetch(app, target)) == expected
 
 
 @pytest.mark.parametrize("key", ["*", "/*"])
-async def test_a_star_at_the_top_includes_the_root(ask: Ask, key: str) -> None:
+async def test_a_star_at_the_top_includes_the_root(fetch: Fetch, key: str) -> None:
     app = App({key: passing("mw"), "/": answering("home"), "/x": answering("x")})
-    assert (text_or_status(await ask(app, "/")), text_or_status(await ask(app, "/x"))) == ("mw home", "mw x")
+    assert (text_or_status(await fetch(app, "/")), text_or_status(await fetch(app, "/x"))) == ("mw home", "mw x")
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -463,7 +463,7 @@ async def test_a_star_at_the_top_includes_the_root(ask: Ask, key: str) -> None:
 )
 @pytest.mark.parametrize("method", [*METHODS, "PROPFIND"])
 async def test_a_guard_covers_its_root_in_every_spelling_and_method(
-    ask: Ask, table: dict[str, Any], strict: bool, method: str
+    fetch: Fetch, table: dict[str, Any], strict: bool, method: str
 ) -> None:
     async def guard(ctx: Context) -> None:
         raise HTTPError(403)
@@ -474,9 +474,9 @@ async def test_a_guard_covers_its_root_in_every_spelling_and_method(
     handlers = {"guard": guard, "show": handler}
     app = App(define_routes(named(table), strict=strict))
     for target in ("/admin", "/admin/", "//admin", "/admin//", "/%61dmin", "/admin/x", "/admin//x/", "/admin/%2F"):
-        assert (await ask(app, target, method)).status == 403, target
+        assert (await fetch(app, target, method)).status == 403, target
     for target in ("/adminx", "/admi", "/ADMIN", "/", "/x/admin"):
-        assert (await ask(app, target, method)).status != 403, target
+        assert (await fetch(app, target, method)).status != 403, target
 
 
 @pytest.mark.parametrize(
@@ -489,7 +489,7 @@ async def test_a_guard_covers_its_root_in_every_spelling_and_method(
         ("/users/", "users"),
     ],
 )
-async def test_a_guard_binds_the_parameters_of_its_prefix_at_the_prefix_too(ask: Ask, target: str, expected: str) -> None:
+async def test_a_guard_binds_the_parameters_of_its_prefix_at_the_prefix_too(fetch: Fetch, target: str, expected: str) -> None:
     seen: list[dict[str, str]] = []
 
     async def note(ctx: Context) -> None:
@@ -497,74 +497,74 @@ async def test_a_guard_binds_the_parameters_of_its_prefix_at_the_prefix_too(ask:
 
     table: dict[str, Any] = {"/users/:id/*": [note, passing("mw")], "/users": answering("users"), "/users/:id": answering("user")}
     app = App({**table, "/users/:id/posts": answering("posts")})
-    assert text_or_status(await ask(app, target)) == expected
+    assert text_or_status(await fetch(app, target)) == expected
     assert seen == ([{"id": "7"}] if "7" in target else [])
 
 
-async def test_a_trailing_slash_is_not_a_value_of_a_guards_parameter(ask: Ask) -> None:
+async def test_a_trailing_slash_is_not_a_value_of_a_guards_parameter(fetch: Fetch) -> None:
     table = {"/users/:id/*": passing("mw"), "/users/": answering("slash"), "/users": answering("bare")}
     app = App(define_routes(table, strict=True))
-    assert (text_or_status(await ask(app, "/users/")), text_or_status(await ask(app, "/users"))) == ("slash", "bare")
-    assert (await ask(app, "/users/x/")).status == 404
+    assert (text_or_status(await fetch(app, "/users/")), text_or_status(await fetch(app, "/users"))) == ("slash", "bare")
+    assert (await fetch(app, "/users/x/")).status == 404
 
 
-async def test_a_guard_of_some_methods_covers_its_root_for_them(ask: Ask) -> None:
+async def test_a_guard_of_some_methods_covers_its_root_for_them(fetch: Fetch) -> None:
     app = App({"/a": {"*": {"POST": answering("guard")}, "GET": answering("get"), "POST": answering("post")}})
-    assert (text_or_status(await ask(app, "/a")), text_or_status(await ask(app, "/a", "POST"))) == ("get", "guard")
+    assert (text_or_status(await fetch(app, "/a")), text_or_status(await fetch(app, "/a", "POST"))) == ("get", "guard")
 
 
-async def test_middleware_runs_in_the_order_it_was_declared(ask: Ask) -> None:
+async def test_middleware_runs_in_the_order_it_was_declared(fetch: Fetch) -> None:
     app = App({"/a/b/*": passing("1"), "*": passing("2"), "/a/*": passing("3"), "/a/b/c": answering("end")})
-    assert text_or_status(await ask(app, "/a/b/c")) == "1 2 3 end"
+    assert text_or_status(await fetch(app, "/a/b/c")) == "1 2 3 end"
 
 
-async def test_middleware_may_respond_instead_of_the_route(ask: Ask) -> None:
+async def test_middleware_may_respond_instead_of_the_route(fetch: Fetch) -> None:
     app = App({"/a/*": answering("stop"), "/a/b": answering("never")})
-    assert text_or_status(await ask(app, "/a/b")) == "stop"
+    assert text_or_status(await fetch(app, "/a/b")) == "stop"
 
 
-async def test_middleware_may_refuse(ask: Ask) -> None:
+async def test_middleware_may_refuse(fetch: Fetch) -> None:
     async def guard(ctx: Context) -> None:
         if ctx.header("authorization") is None:
             raise HTTPError(401)
 
     app = App({"/admin/*": guard, "/admin/x": answering("secret")})
-    assert text_or_status(await ask(app, "/admin/x")) == 401
-    assert text_or_status(await ask(app, "/admin/x", headers={"authorization": "me"})) == "secret"
-    assert text_or_status(await ask(app, "/admin/%78")) == 401
-    assert text_or_status(await ask(app, "//admin///x/")) == 401
+    assert text_or_status(await fetch(app, "/admin/x")) == 401
+    assert text_or_status(await fetch(app, "/admin/x", headers={"authorization": "me"})) == "secret"
+    assert text_or_status(await fetch(app, "/admin/%78")) == 401
+    assert text_or_status(await fetch(app, "//admin///x/")) == 401
 
 
-async def test_middleware_also_runs_if_no_route_matches(ask: Ask) -> None:
+async def test_middleware_also_runs_if_no_route_matches(fetch: Fetch) -> None:
     seen: list[str] = []
 
     async def note(ctx: Context) -> None:
         seen.append(ctx.path)
 
     app = App({"/api/*": note, "/api/x": {"GET": handler}})
-    assert text_or_status(await ask(app, "/api/y")) == 404
-    assert text_or_status(await ask(app, "/api/x", "POST")) == 405
-    assert text_or_status(await ask(app, "/other")) == 404
+    assert text_or_status(await fetch(app, "/api/y")) == 404
+    assert text_or_status(await fetch(app, "/api/x", "POST")) == 405
+    assert text_or_status(await fetch(app, "/other")) == 404
     assert seen == ["/api/y", "/api/x"]
 
 
 @pytest.mark.parametrize("key", ["*", "/*"])
-async def test_middleware_may_respond_if_no_route_matches(ask: Ask, key: str) -> None:
+async def test_middleware_may_respond_if_no_route_matches(fetch: Fetch, key: str) -> None:
     app = App({key: answering("caught")})
-    assert text_or_status(await ask(app, "/anything/at/all")) == "caught"
-    assert text_or_status(await ask(app, "/")) == "caught"
+    assert text_or_status(await fetch(app, "/anything/at/all")) == "caught"
+    assert text_or_status(await fetch(app, "/")) == "caught"
 
 
-async def test_options_of_a_known_path_passes_the_middleware(ask: Ask) -> None:
+async def test_options_of_a_known_path_passes_the_middleware(fetch: Fetch) -> None:
     app = App({"*": answering("cors"), "/x": {"GET": handler}})
-    assert text_or_status(await ask(app, "/x", "OPTIONS")) == "cors"
+    assert text_or_status(await fetch(app, "/x", "OPTIONS")) == "cors"
 
 
 @pytest.mark.parametrize(
     ("target", "method", "expected"),
     [("/a/x", "GET", "get x"), ("/a/x", "HEAD", 200), ("/a/x", "POST", "all x"), ("/a/x", "BREW", "all x"), ("/b/x", "POST", "x")],
 )
-async def test_middleware_may_be_for_some_methods(ask: Ask, target: str, method: str, expected: str | int) -> None:
+async def test_middleware_may_be_for_some_methods(fetch: Fetch, target: str, method: str, expected: str | int) -> None:
     app = App(
         {
             "/a/*": {"GET": [passing("get")], "ALL": passing("all")},
@@ -573,32 +573,32 @@ async def test_middleware_may_be_for_some_methods(ask: Ask, target: str, method:
             "/b/x": answering("x"),
         }
     )
-    answer = await ask(app, target, method)
-    assert (answer.status if isinstance(expected, int) else answer.text) == expected
+    response = await fetch(app, target, method)
+    assert (response.status if isinstance(expected, int) else response.text) == expected
 
 
-async def test_get_middleware_guards_head_as_well(ask: Ask) -> None:
+async def test_get_middleware_guards_head_as_well(fetch: Fetch) -> None:
     async def guard(ctx: Context) -> None:
         raise HTTPError(403)
 
-    assert text_or_status(await ask(App({"*": {"GET": guard}, "/x": handler}), "/x", "HEAD")) == 403
+    assert text_or_status(await fetch(App({"*": {"GET": guard}, "/x": handler}), "/x", "HEAD")) == 403
 
 
-async def test_the_handlers_of_method_middleware_stop_at_the_first_result(ask: Ask) -> None:
+async def test_the_handlers_of_method_middleware_stop_at_the_first_result(fetch: Fetch) -> None:
     app = App({"*": {"GET": [passing("one"), answering("two"), answering("never")]}, "/": handler})
-    assert text_or_status(await ask(app)) == "one two"
+    assert text_or_status(await fetch(app)) == "one two"
 
 
-async def test_middleware_sees_the_parameters_of_its_prefix_and_of_the_route(ask: Ask) -> None:
+async def test_middleware_sees_the_parameters_of_its_prefix_and_of_the_route(fetch: Fetch) -> None:
     seen: list[dict[str, str]] = []
 
     async def note(ctx: Context) -> None:
         seen.append(dict(ctx.params))
 
     app = App({"/:lang/*": note, "/:lang/users/:id": handler, "/en/about": answering("about")})
-    await ask(app, "/de/users/7")
-    assert text_or_status(await ask(app, "/en/about")) == "about lang=en"
-    assert text_or_status(await ask(app, "/fr/unknown")) == 404
+    await fetch(app, "/de/users/7")
+    assert text_or_status(await fetch(app, "/en/about")) == "about lang=en"
+    assert text_or_status(await fetch(app, "/fr/unknown")) == 404
     assert seen == [{"lang": "de", "id": "7"}, {"lang": "en"}, {"lang": "fr"}]
 
 
@@ -614,7 +614,7 @@ async def test_middleware_sees_the_parameters_of_its_prefix_and_of_the_route(ask
     ],
 )
 async def test_middleware_with_a_literal_where_the_route_has_a_parameter_is_conditional(
-    ask: Ask, target: str, expected: str | int
+    fetch: Fetch, target: str, expected: str | int
 ) -> None:
     app = App(
         {
@@ -624,25 +624,25 @@ async def test_middleware_with_a_literal_where_the_route_has_a_parameter_is_cond
             "/users/me/drafts": answering("drafts"),
         }
     )
-    assert text_or_status(await ask(app, target)) == expected
+    assert text_or_status(await fetch(app, target)) == expected
 
 
-async def test_parameters_of_middleware_that_does_not_apply_are_not_bound(ask: Ask) -> None:
+async def test_parameters_of_middleware_that_does_not_apply_are_not_bound(fetch: Fetch) -> None:
     app = App({"/me/:own/*": passing("mine"), "/:who/:what/x": answering("x")})
-    assert text_or_status(await ask(app, "/me/1/x")) == "mine x own=1 what=1 who=me"
-    assert text_or_status(await ask(app, "/you/1/x")) == "x what=1 who=you"
+    assert text_or_status(await fetch(app, "/me/1/x")) == "mine x own=1 what=1 who=me"
+    assert text_or_status(await fetch(app, "/you/1/x")) == "x what=1 who=you"
 
 
-async def test_middleware_below_a_parameter_covers_every_value_of_it(ask: Ask) -> None:
+async def test_middleware_below_a_parameter_covers_every_value_of_it(fetch: Fetch) -> None:
     app = App({"/users/:id": {"*": passing("below"), "/": answering("user"), "/posts": answering("posts")}})
-    assert text_or_status(await ask(app, "/users/1")) == "below user id=1"
-    assert text_or_status(await ask(app, "/users/1/posts")) == "below posts id=1"
+    assert text_or_status(await fetch(app, "/users/1")) == "below user id=1"
+    assert text_or_status(await fetch(app, "/users/1/posts")) == "below posts id=1"
 
 
-async def test_strict_middleware_guards_the_path_with_and_without_the_slash(ask: Ask) -> None:
+async def test_strict_middleware_guards_the_path_with_and_without_the_slash(fetch: Fetch) -> None:
     app = App(define_routes({"/a/*": passing("mw"), "/a/": answering("slash"), "/a": answering("bare")}, strict=True))
-    assert text_or_status(await ask(app, "/a/")) == "mw slash"
-    assert text_or_status(await ask(app, "/a")) == "mw bare"
+    assert text_or_status(await fetch(app, "/a/")) == "mw slash"
+    assert text_or_status(await fetch(app, "/a")) == "mw bare"
 
 
 # Catch-alls
@@ -683,17 +683,17 @@ async def test_strict_middleware_guards_the_path_with_and_without_the_slash(ask:
         ("/files/a/%FF", 400),
     ],
 )
-async def test_a_catch_all_binds_the_rest_of_the_path(ask: Ask, target: str, expected: str | int) -> None:
+async def test_a_catch_all_binds_the_rest_of_the_path(fetch: Fetch, target: str, expected: str | int) -> None:
     app = App({"/files/:path*": answering("file")})
-    assert text_or_status(await ask(app, target)) == expected
+    assert text_or_status(await fetch(app, target)) == expected
 
 
 @pytest.mark.parametrize(
     ("target", "expected"),
     [("/files/a", "file path=a"), ("/files/a/", "file path=a/"), ("/files//a//b//", "file path=a/b/"), ("/files/", 404)],
 )
-async def test_a_strict_catch_all_keeps_the_trailing_slash(ask: Ask, target: str, expected: str | int) -> None:
-    assert text_or_status(await ask(App(define_routes({"/files/:path*": answering("file")}, strict=True)), target)) == expected
+async def test_a_strict_catch_all_keeps_the_trailing_slash(fetch: Fetch, target: str, expected: str | int) -> None:
+    assert text_or_status(await fetch(App(define_routes({"/files/:path*": answering("file")}, strict=True)), target)) == expected
 
 
 @pytest.mark.parametrize(
@@ -713,7 +713,7 @@ async def test_a_strict_catch_all_keeps_the_trailing_slash(ask: Ask, target: str
     ],
 )
 async def test_a_literal_has_precedence_over_a_parameter_and_a_parameter_over_a_catch_all(
-    ask: Ask, target: str, expected: str | int
+    fetch: Fetch, target: str, expected: str | int
 ) -> None:
     app = App(
         {
@@ -726,22 +726,26 @@ async def test_a_literal_has_precedence_over_a_parameter_and_a_parameter_over_a_
             "/a/b/only/post": {"POST": answering("post")},
         }
     )
-    assert text_or_status(await ask(app, target)) == expected
+    assert text_or_status(await fetch(app, target)) == expected
 
 
-async def test_a_catch_all_has_its_own_methods_and_405(ask: Ask) -> None:
+async def test_a_catch_all_has_its_own_methods_and_405(fetch: Fetch) -> None:
     app = App(
         {"/files/:path*": {"GET": answering("get"), "PUT": [passing("one"), answering("put")]}, "/files/x": {"POST": handler}}
     )
-    assert text_or_status(await ask(app, "/files/a/b")) == "get path=a/b"
-    assert text_or_status(await ask(app, "/files/a/b", "PUT")) == "one put path=a/b"
-    assert (await ask(app, "/files/a/b", "HEAD")).status == 200
-    answers = [await ask(app, target, "DELETE") for target in ("/files/a/b", "/files/x", "/files/a/../b")]
-    assert [answer.status for answer in answers] == [405, 405, 404]
-    assert [answer.headers.get("allow") for answer in answers] == ["GET, HEAD, PUT, OPTIONS", "GET, HEAD, POST, PUT, OPTIONS", None]
+    assert text_or_status(await fetch(app, "/files/a/b")) == "get path=a/b"
+    assert text_or_status(await fetch(app, "/files/a/b", "PUT")) == "one put path=a/b"
+    assert (await fetch(app, "/files/a/b", "HEAD")).status == 200
+    responses = [await fetch(app, target, "DELETE") for target in ("/files/a/b", "/files/x", "/files/a/../b")]
+    assert [response.status for response in responses] == [405, 405, 404]
+    assert [response.headers.get("allow") for response in responses] == [
+        "GET, HEAD, PUT, OPTIONS",
+        "GET, HEAD, POST, PUT, OPTIONS",
+        None,
+    ]
 
 
-async def test_middleware_beside_a_catch_all_runs_for_the_paths_that_it_covers(ask: Ask) -> None:
+async def test_middleware_beside_a_catch_all_runs_for_the_paths_that_it_covers(fetch: Fetch) -> None:
     app = App(
         {
             "/files/*": passing("all"),
@@ -750,10 +754,10 @@ async def test_middleware_beside_a_catch_all_runs_for_the_paths_that_it_covers(a
             "/files/:path*": answering("file"),
         }
     )
-    assert text_or_status(await ask(app, "/files/a")) == "all below file first=a path=a"
-    assert text_or_status(await ask(app, "/files/private/x")) == "all below file first=private path=private/x"
+    assert text_or_status(await fetch(app, "/files/a")) == "all below file first=a path=a"
+    assert text_or_status(await fetch(app, "/files/private/x")) == "all below file first=private path=private/x"
     for target in ("/files/private/deep/x", "//files//private///deep/x", "/files/privat%65/deep/x/"):
-        assert text_or_status(await ask(app, target)) == "all deep below file first=private path=private/deep/x"
+        assert text_or_status(await fetch(app, target)) == "all deep below file first=private path=private/deep/x"
 
 
 @pytest.mark.parametrize(
@@ -772,32 +776,32 @@ async def test_middleware_beside_a_catch_all_runs_for_the_paths_that_it_covers(a
         "/files/private/",
     ],
 )
-async def test_no_spelling_of_a_path_leads_a_catch_all_past_a_guard(ask: Ask, target: str) -> None:
+async def test_no_spelling_of_a_path_leads_a_catch_all_past_a_guard(fetch: Fetch, target: str) -> None:
     async def guard(ctx: Context) -> None:
         raise HTTPError(403)
 
     app = App({"/files": {"/private/*": guard, "/:path*": answering("file")}})
-    assert text_or_status(await ask(app, target)) in (403, 404)
+    assert text_or_status(await fetch(app, target)) in (403, 404)
 
 
-async def test_hooks_see_the_same_path_that_a_catch_all_binds(ask: Ask) -> None:
+async def test_hooks_see_the_same_path_that_a_catch_all_binds(fetch: Fetch) -> None:
     async def show(ctx: Context) -> str:
         return f"{ctx.path} {ctx.params['path']}"
 
     app = App({"/f/:path*": show})
     for target in ("/f/a/b%20c", "//f//a//b%20c"):
-        assert text_or_status(await ask(app, target)) == "/f/a/b c a/b c"
+        assert text_or_status(await fetch(app, target)) == "/f/a/b c a/b c"
 
 
-async def test_a_catch_all_whose_handlers_return_none_gets_404(ask: Ask) -> None:
+async def test_a_catch_all_whose_handlers_return_none_gets_404(fetch: Fetch) -> None:
     app = App({"/:path*": [passing("one"), passing("two")], "/x": answering("x")})
-    assert (text_or_status(await ask(app, "/y/z")), text_or_status(await ask(app, "/x"))) == (404, "x")
+    assert (text_or_status(await fetch(app, "/y/z")), text_or_status(await fetch(app, "/x"))) == (404, "x")
 
 
-async def test_the_cost_of_a_catch_all_is_proportional_to_the_paths_length(ask: Ask) -> None:
+async def test_the_cost_of_a_catch_all_is_proportional_to_the_paths_length(fetch: Fetch) -> None:
     app = App({f"{'/a' * depth}/:rest*": {"POST": handler} for depth in range(50)})
-    assert (await ask(app, "/a" * 30_000 + "/..")).status == 404
-    assert (await ask(app, "/a" * 30_000)).status == 405
+    assert (await fetch(app, "/a" * 30_000 + "/..")).status == 404
+    assert (await fetch(app, "/a" * 30_000)).status == 405
 
 
 # Definitions
@@ -916,11 +920,11 @@ def test_a_parameter_in_another_frameworks_syntax_is_refused_with_a_fix(path: st
 
 
 @pytest.mark.parametrize("segment", ["{", "}", "<", ">", "{}", "<>", "a{b", "a<b", "a>b", "}a{", "{1}", "a:b", "[a]"])
-async def test_a_brace_without_a_name_is_literal(ask: Ask, segment: str) -> None:
+async def test_a_brace_without_a_name_is_literal(fetch: Fetch, segment: str) -> None:
     app = App({f"/x/{segment}": answering("literal")})
-    assert text_or_status(await ask(app, f"/x/{segment}")) == "literal"
-    assert text_or_status(await ask(app, f"/x/{quote(segment)}")) == "literal"
-    assert text_or_status(await ask(app, "/x/y")) == 404
+    assert text_or_status(await fetch(app, f"/x/{segment}")) == "literal"
+    assert text_or_status(await fetch(app, f"/x/{quote(segment)}")) == "literal"
+    assert text_or_status(await fetch(app, "/x/y")) == 404
 
 
 # Callables that can and can't be called as handler(ctx)
@@ -1016,8 +1020,8 @@ class Generating:
         (unittest.mock.AsyncMock(return_value="mocked"), "mocked"),
     ],
 )
-async def test_any_async_callable_of_one_argument_can_be_a_handler(ask: Ask, handler: Any, text: str) -> None:
-    assert text_or_status(await ask(App({"/": [handler]}))) == text
+async def test_any_async_callable_of_one_argument_can_be_a_handler(fetch: Fetch, handler: Any, text: str) -> None:
+    assert text_or_status(await fetch(App({"/": [handler]}))) == text
 
 
 @pytest.mark.parametrize(
@@ -1103,38 +1107,38 @@ def test_a_bare_table_is_checked_by_the_app() -> None:
         App({"users": handler})
 
 
-async def test_the_same_path_for_another_method_does_not_conflict(ask: Ask) -> None:
+async def test_the_same_path_for_another_method_does_not_conflict(fetch: Fetch) -> None:
     app = App({"/x": {"GET": answering("get")}, "/x/": {"POST": answering("post")}})
-    assert (text_or_status(await ask(app, "/x")), text_or_status(await ask(app, "/x", "POST"))) == ("get", "post")
+    assert (text_or_status(await fetch(app, "/x")), text_or_status(await fetch(app, "/x", "POST"))) == ("get", "post")
 
 
-async def test_a_function_without_an_argument_defines_routes(ask: Ask) -> None:
+async def test_a_function_without_an_argument_defines_routes(fetch: Fetch) -> None:
     routes = define_routes(lambda: {"/": answering("made")})
-    assert text_or_status(await ask(App(routes))) == "made"
+    assert text_or_status(await fetch(App(routes))) == "made"
 
 
-async def test_a_function_with_an_argument_gets_the_deps_of_each_app(ask: Ask) -> None:
+async def test_a_function_with_an_argument_gets_the_deps_of_each_app(fetch: Fetch) -> None:
     routes = define_routes(of_deps)
-    assert text_or_status(await ask(App(routes, deps="one"), "/a")) == "'one'"
-    assert text_or_status(await ask(App(routes, deps="two"), "/a")) == "'two'"
+    assert text_or_status(await fetch(App(routes, deps="one"), "/a")) == "'one'"
+    assert text_or_status(await fetch(App(routes, deps="two"), "/a")) == "'two'"
 
 
-async def test_deps_are_none_if_the_app_has_none(ask: Ask) -> None:
-    assert text_or_status(await ask(App(define_routes(of_deps)), "/a")) == "None"
+async def test_deps_are_none_if_the_app_has_none(fetch: Fetch) -> None:
+    assert text_or_status(await fetch(App(define_routes(of_deps)), "/a")) == "None"
 
 
-async def test_changing_a_table_later_does_not_change_the_routes(ask: Ask) -> None:
+async def test_changing_a_table_later_does_not_change_the_routes(fetch: Fetch) -> None:
     handlers = [answering("before")]
     table: dict[str, Any] = {"/x": handlers}
     app = App(define_routes(table))
     handlers[:] = [answering("after")]
     table["/y"] = handler
-    assert text_or_status(await ask(app, "/x")) == "before"
-    assert text_or_status(await ask(app, "/y")) == 404
+    assert text_or_status(await fetch(app, "/x")) == "before"
+    assert text_or_status(await fetch(app, "/y")) == 404
 
 
 @pytest.mark.parametrize("target", ["/en/x", "/de/x", "/plain"])
-async def test_one_request_cannot_change_the_parameters_of_the_next(ask: Ask, target: str) -> None:
+async def test_one_request_cannot_change_the_parameters_of_the_next(fetch: Fetch, target: str) -> None:
     async def change(ctx: Context) -> str:
         before = repr(dict(ctx.params))
         params: Any = ctx.params
@@ -1143,9 +1147,9 @@ async def test_one_request_cannot_change_the_parameters_of_the_next(ask: Ask, ta
         return before
 
     app = App({"/:lang/*": passing("mw"), "/en/x": change, "/:lang/x": change, "/plain": change})
-    first = text_or_status(await ask(app, target))
+    first = text_or_status(await fetch(app, target))
     assert "changed" not in str(first)
-    assert text_or_status(await ask(app, target)) == first
+    assert text_or_status(await fetch(app, target)) == first
 
 
 # Against a reference
@@ -1209,7 +1213,7 @@ def reference(middleware: list[Pattern], routes: list[tuple[str, Pattern]], meth
     ),
 )
 async def test_any_table_matches_like_a_search_through_all_routes(
-    ask: Ask, middleware: list[Pattern], routes: list[tuple[str, Pattern]], requests: list[tuple[str, Pattern]]
+    fetch: Fetch, middleware: list[Pattern], routes: list[tuple[str, Pattern]], requests: list[tuple[str, Pattern]]
 ) -> None:
     table: dict[str, Any] = {}
     for prefix in middleware:
@@ -1218,9 +1222,9 @@ async def test_any_table_matches_like_a_search_through_all_routes(
         table.setdefault("/" + "/".join(pattern), {})[method] = recording(f"{method}/{'/'.join(pattern)}")
     app = App(table)
     for method, path in requests:
-        answer = await ask(app, "/" + "/".join(path), method)
-        seen = answer.headers.get("x-seen") or answer.headers.get("allow", "")
-        assert (str(answer.status), seen) == reference(middleware, routes, method, path)
+        response = await fetch(app, "/" + "/".join(path), method)
+        seen = response.headers.get("x-seen") or response.headers.get("allow", "")
+        assert (str(response.status), seen) == reference(middleware, routes, method, path)
 
 
 def recording(name: str) -> Handler:

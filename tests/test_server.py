@@ -252,7 +252,7 @@ gaman.serve({"/": {"POST": form}}, port=0)
             FIELD + b"\r\nX: 1\r?",
             b"--b\r\n: 1",
         ):
-            assert client.ask(request("/", kind, method="POST", body=body)).status == (200 if body == b"--b--" else 400)
+            assert client.fetch(request("/", kind, method="POST", body=body)).status == (200 if body == b"--b--" else 400)
         assert program.stop() == 0
         assert program.stderr == ""
 
@@ -351,11 +351,11 @@ def test_an_odd_target_causes_neither_a_server_error_nor_a_hang(served: Served, 
     before = served.log()
     for odd in ODD:
         with Connection(served.port) as client:
-            response = client.ask(request(base + odd))
+            response = client.fetch(request(base + odd))
             assert response.status in (200, 400, 404, 414), (base + odd, response)
             # The connection stays usable, unless the response closes it.
             if response.headers.get("connection") != "close":
-                assert client.ask(request("/static")).status == 200
+                assert client.fetch(request("/static")).status == 200
             else:
                 assert client.read_rest() == b""
     assert not {line.split()[0] for line in served.log().removeprefix(before).splitlines()} & {"ERROR", "CRITICAL", "Traceback"}
@@ -374,10 +374,10 @@ def test_an_odd_target_causes_neither_a_server_error_nor_a_hang(served: Served, 
 )
 def test_odd_octets_in_a_header_are_read_unchanged(served: Served, path: str, header: bytes) -> None:
     with Connection(served.port) as client:
-        shown = as_json(client.ask(request(path, header)))
+        shown = as_json(client.fetch(request(path, header)))
         if header.startswith(b"X-Test"):
             assert shown["x"] == header.removeprefix(b"X-Test: ").decode("latin-1")
-        assert client.ask(request("/static")).status == 200
+        assert client.fetch(request("/static")).status == 200
 
 
 @pytest.mark.parametrize("path", ["/static", "/users/1"])
@@ -405,7 +405,7 @@ def test_a_cookie_header_of_100_kb_is_read_to_its_end(served: Served, path: str)
 )
 def test_a_malformed_request_gets_a_4xx(served: Served, octets: bytes) -> None:
     with Connection(served.port) as client:
-        assert 400 <= client.ask(octets).status < 500
+        assert 400 <= client.fetch(octets).status < 500
     assert get(served.port, "/static").status == 200
 
 
@@ -424,8 +424,8 @@ def test_a_connection_stays_usable_after_each_4xx(served: Served) -> None:
             (request("/form", json_type, method="POST", body=b"{}"), 415),
             (request("/form", "Content-Type: multipart/form-data; boundary=b", method="POST", body=b"--x"), 400),
         ]:
-            assert client.ask(octets).status == status, octets[:100]
-            assert client.ask(request("/static")).status == 200, octets[:100]
+            assert client.fetch(octets).status == status, octets[:100]
+            assert client.fetch(request("/static")).status == 200, octets[:100]
 
 
 @pytest.mark.parametrize("path", ["/static", "/users/1", "/file", "/flood", "/nowhere", "/refuse"])
@@ -448,7 +448,7 @@ def test_a_websocket_is_refused_without_a_hang_or_a_log_line(served: Served) -> 
             "Sec-WebSocket-Version: 13",
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
         )
-        assert client.ask(request("/static", *upgrade)).status != 101
+        assert client.fetch(request("/static", *upgrade)).status != 101
     assert get(served.port, "/static").status == 200
 
 
@@ -512,7 +512,7 @@ def test_a_signal_lets_the_request_in_flight_finish_and_runs_the_hooks(
 def test_an_idle_server_stops_soon_and_prints_nothing(tmp_path: Path, options: str, number: signal.Signals) -> None:
     source = f"import gaman\nasync def home(ctx): return 'hello'\ngaman.serve({{'/': home}}, port=0, **{options})"
     with running_script(source, tmp_path) as program, Connection(program.port) as idle, Connection(program.port):
-        assert idle.ask(request("/")).body == b"hello"
+        assert idle.fetch(request("/")).body == b"hello"
         start = time.monotonic()
         assert program.stop(number) == 0
         # The keep-alive timeout would be 5 seconds.
@@ -1007,11 +1007,11 @@ def pids(port: int, count: int) -> set[int]:
     """Return the process ids of the workers once *count* of them have answered."""
     found: set[int] = set()
 
-    def ask() -> bool:
+    def fetch() -> bool:
         found.add(as_json(get(port, "/", "Connection: close"))["pid"])
         return len(found) >= count
 
-    until(ask, f"responses of {count} workers")
+    until(fetch, f"responses of {count} workers")
     return found
 
 
@@ -1023,7 +1023,7 @@ def test_two_workers_serve_a_plain_script(tmp_path: Path, source: str) -> None:
         shown = as_json(get(program.port, "/"))
         assert (shown["workers"], shown["main"]) == (2, True)
         with Connection(program.port) as client:
-            assert as_json(client.ask(request("/user", method="POST", body=b'{"friend": {"friend": null}}'))) == {"friend": True}
+            assert as_json(client.fetch(request("/user", method="POST", body=b'{"friend": {"friend": null}}'))) == {"friend": True}
         assert program.stop() == 0
         # Each process ran the script once, and only the first continued after serve().
         assert program.stdout.count("run\n") == 3
@@ -1113,12 +1113,12 @@ def test_a_retiring_worker_still_answers_on_idle_connections(tmp_path: Path) -> 
         before = pids(program.port, 2)
         idle = [stack.enter_context(Connection(program.port)) for _ in range(8)]
         for client in idle[:6]:
-            assert client.ask(request("/")).status == 200
+            assert client.fetch(request("/")).status == 200
         program.send_signal(signal.SIGHUP)
         until(lambda: len(pids(program.port, 2) - before) == 2, "two new workers")
         for client in idle:
             # Successors serve before the old workers are told to end.
-            while (response := client.ask(request("/"))).headers.get("connection") != "close":
+            while (response := client.fetch(request("/"))).headers.get("connection") != "close":
                 assert as_json(response)["pid"] in before
             assert as_json(response)["pid"] in before
             assert client.read_rest() == b""
@@ -1490,8 +1490,8 @@ def stderr_of(source: str, folder: Path) -> str:
     """Return the lines on stderr about one request that succeeds and one that fails."""
     with running_script(source, folder) as program:
         with Connection(program.port) as connection:
-            connection.ask(request("/"))
-            connection.ask(request("/broken"))
+            connection.fetch(request("/"))
+            connection.fetch(request("/broken"))
         assert program.stop() == 0
         return program.stderr
 

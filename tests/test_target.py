@@ -11,7 +11,7 @@ from gaman import App, Context, HTTPError, define_integration, define_routes
 from gaman._target import path_of, split
 
 if TYPE_CHECKING:
-    from tests.asgi import Ask
+    from tests.asgi import Fetch
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,7 @@ SPELLINGS = ["/admin", "//admin", "///admin", "/%61dmin", "//%61%64min", "/admin
 
 @pytest.mark.parametrize("root", ["", "/app", "/app/", "/a b", "/a%20b", "/app/v1", "/caf\xe9"])
 @pytest.mark.parametrize("target", SPELLINGS)
-async def test_routes_and_hooks_see_one_path_for_every_spelling(ask: Ask, target: str, root: str) -> None:
+async def test_routes_and_hooks_see_one_path_for_every_spelling(fetch: Fetch, target: str, root: str) -> None:
     app = App({"/admin": show})
     prefixes = {
         "": [""],
@@ -37,7 +37,7 @@ async def test_routes_and_hooks_see_one_path_for_every_spelling(ask: Ask, target
         "/caf\xe9": ["/caf%C3%A9", "/c%61f%c3%a9"],
     }
     for prefix in prefixes[root]:
-        response = await ask(app, prefix + target, scope={"root_path": root})
+        response = await fetch(app, prefix + target, scope={"root_path": root})
         expected = "/admin/" if target.endswith("/") else "/admin"
         assert response.status == 200, prefix
         shown = msgspec.json.decode(response.body)
@@ -46,15 +46,15 @@ async def test_routes_and_hooks_see_one_path_for_every_spelling(ask: Ask, target
 
 
 @pytest.mark.parametrize("target", SPELLINGS)
-async def test_no_spelling_bypasses_a_hook_that_guards_a_prefix(ask: Ask, target: str) -> None:
+async def test_no_spelling_bypasses_a_hook_that_guards_a_prefix(fetch: Fetch, target: str) -> None:
     def guard(ctx: Context) -> None:
         if ctx.path == "/admin" or ctx.path.startswith("/admin/"):
             raise HTTPError(403)
 
     for strict in (False, True):
         routes = define_routes({"/admin": show, "/admin/": show} if strict else {"/admin": show}, strict=strict)
-        assert (await ask(App(routes), target)).status == 200
-        assert (await ask(App(routes, integrations=[define_integration(name="guard", on_request=guard)]), target)).status == 403
+        assert (await fetch(App(routes), target)).status == 200
+        assert (await fetch(App(routes, integrations=[define_integration(name="guard", on_request=guard)]), target)).status == 403
 
 
 @pytest.mark.parametrize(
@@ -77,14 +77,14 @@ async def test_no_spelling_bypasses_a_hook_that_guards_a_prefix(ask: Ask, target
         ("/ap%2Fp", "/ap/p", "/ap%2Fp"),
     ],
 )
-async def test_a_path_is_decoded_and_below_the_root_path(ask: Ask, target: str, root: str, path: str) -> None:
-    response = await ask(App({"*": show}), target, scope={"root_path": root})
+async def test_a_path_is_decoded_and_below_the_root_path(fetch: Fetch, target: str, root: str, path: str) -> None:
+    response = await fetch(App({"*": show}), target, scope={"root_path": root})
     assert msgspec.json.decode(response.body)["path"] == path
 
 
-async def test_a_slash_within_a_segment_does_not_split_it(ask: Ask) -> None:
+async def test_a_slash_within_a_segment_does_not_split_it(fetch: Fetch) -> None:
     app = App({"/:page": show, "/static/:file": show})
-    shown = msgspec.json.decode((await ask(app, "/static%2Fx")).body)
+    shown = msgspec.json.decode((await fetch(app, "/static%2Fx")).body)
     assert shown == {
         "path": "/static%2Fx",
         "log": "/static%2Fx",
@@ -93,11 +93,11 @@ async def test_a_slash_within_a_segment_does_not_split_it(ask: Ask) -> None:
     }
 
 
-async def test_options_of_an_asterisk_gets_an_empty_response(ask: Ask) -> None:
-    response = await ask(App({"/": show}), "*", "OPTIONS")
+async def test_options_of_an_asterisk_gets_an_empty_response(fetch: Fetch) -> None:
+    response = await fetch(App({"/": show}), "*", "OPTIONS")
     assert (response.status, dict(response.headers), response.body) == (204, {}, b"")
-    assert (await ask(App({"/": show}), "*", "GET")).status == 400
-    assert (await ask(App({"/": show}), "/*", "OPTIONS")).status == 404
+    assert (await fetch(App({"/": show}), "*", "GET")).status == 400
+    assert (await fetch(App({"/": show}), "/*", "OPTIONS")).status == 404
 
 
 @pytest.mark.parametrize(
@@ -114,11 +114,13 @@ async def test_options_of_an_asterisk_gets_an_empty_response(ask: Ask) -> None:
         ("http://http://shop.example/admin", "shop.example", 404, ""),
     ],
 )
-async def test_the_host_of_an_absolute_target_replaces_the_field(ask: Ask, target: str, host: str, status: int, url: str) -> None:
+async def test_the_host_of_an_absolute_target_replaces_the_field(
+    fetch: Fetch, target: str, host: str, status: int, url: str
+) -> None:
     seen: list[str] = []
     hook = define_integration(name="hook", on_request=lambda ctx: seen.append(ctx.host))
     app = App({"/admin": show}, integrations=[hook], allowed_hosts=["shop.example", "http"])
-    response = await ask(app, target, headers={"host": host})
+    response = await fetch(app, target, headers={"host": host})
     assert response.status == status
     assert len(seen) == (status != 400)
     if status == 200:

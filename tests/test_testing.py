@@ -18,8 +18,8 @@ async def show(ctx: Context) -> dict[str, object]:
 
 async def test_the_client_sends_requests_to_the_app_over_https() -> None:
     async with TestClient(App({"/x": show})) as client:
-        answer = await client.post("/x?a=1", content="hello")
-    assert answer.json() == {"method": "POST", "url": "https://testserver/x?a=1", "body": "hello"}
+        response = await client.post("/x?a=1", content="hello")
+    assert response.json() == {"method": "POST", "url": "https://testserver/x?a=1", "body": "hello"}
 
 
 async def test_the_client_accepts_the_options_of_an_httpx_client() -> None:
@@ -91,8 +91,8 @@ async def test_a_file_can_be_uploaded() -> None:
         return [await ctx.input("a"), file.filename, file.content_type, (await file.read()).decode()]
 
     async with TestClient(App({"/": upload})) as client:
-        answer = await client.post("/", data={"a": "1"}, files={"f": ("x.txt", b"content", "text/plain")})
-    assert answer.json() == ["1", "x.txt", "text/plain", "content"]
+        response = await client.post("/", data={"a": "1"}, files={"f": ("x.txt", b"content", "text/plain")})
+    assert response.json() == ["1", "x.txt", "text/plain", "content"]
 
 
 async def test_without_httpx_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

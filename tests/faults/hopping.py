@@ -137,7 +137,7 @@ class Client(ABC):
         """Return a session whose name is unique, and not the beginning of another name."""
         return Held(f"{self.name}-{next(self._numbers)}.")
 
-    def ask(self, held: Held, action: str, key: str = "", owner: str = "") -> Request:
+    def fetch(self, held: Held, action: str, key: str = "", owner: str = "") -> Request:
         """Send a request, and note it in the history."""
         port = self.random.choice(self.ports)
         visitor = Visitor(port)
@@ -168,7 +168,7 @@ class Client(ABC):
 
     def insist(self, held: Held, action: str, key: str = "", owner: str = "", seconds: float = STUCK) -> Request:
         """Repeat a request until it is acknowledged, or raise Stuck."""
-        return self._repeat(lambda: self.ask(held, action, key, owner), seconds)
+        return self._repeat(lambda: self.fetch(held, action, key, owner), seconds)
 
     def begin(self) -> Held:
         """Return an acknowledged session: no client has the cookie of any other."""
@@ -181,7 +181,7 @@ class Client(ABC):
         def attempt() -> Request:
             nonlocal held
             held = name()
-            return self.ask(held, action, key, owner)
+            return self.fetch(held, action, key, owner)
 
         self._repeat(attempt)
         return held
@@ -209,7 +209,7 @@ class Filling(Client):
         if self._held is None or self._keys == KEYS:
             self._held, self._keys = self.begin(), 0
         self._keys += 1
-        self.ask(self._held, "put", f"key{self._keys}")
+        self.fetch(self._held, "put", f"key{self._keys}")
         return self._held
 
 
@@ -217,7 +217,7 @@ class Writing(Filling):
     """Reads its writes."""
 
     def step(self) -> None:
-        read = self.ask(self.fill(), "read")
+        read = self.fetch(self.fill(), "read")
         if read.is_acknowledged and not read.found:
             self._held = None
 
@@ -234,8 +234,8 @@ class Counting(Client):
         if self._held is None:
             self._held = self.begin()
         browsers = [Held(self._held.name, self._held.cookie) for _ in range(2)]
-        requests = [each.result() for each in [self._pool.submit(self.ask, browser, "count") for browser in browsers]]
-        read = self.ask(self._held, "read")
+        requests = [each.result() for each in [self._pool.submit(self.fetch, browser, "count") for browser in browsers]]
+        read = self.fetch(self._held, "read")
         if not all(request.is_acknowledged for request in requests) or not read.found or (read.count or 0) >= KEYS:
             self._held = None
 
@@ -253,7 +253,7 @@ class Renewing(Filling):
     def step(self) -> None:
         held = self.fill()
         before = Held(held.name, held.cookie)
-        renewed = self.ask(held, "renew")
+        renewed = self.fetch(held, "renew")
         read = self.insist(held, "read")
         if renewed.is_acknowledged:
             self.common.ended.append(before)
@@ -268,7 +268,7 @@ class Leaving(Client):
         held = self.begin()
         left = Held(held.name, held.cookie)
         self.insist(held, "end")
-        self.ask(left, "read")
+        self.fetch(left, "read")
         self.common.ended.append(left)
 
 
@@ -281,9 +281,9 @@ class Owning(Client):
         self.insist(Held(owner), "end_all", owner=owner)
         self.common.ended += sessions
         for held in sessions:
-            self.ask(held, "read")
+            self.fetch(held, "read")
         again = self._log_in(f"{owner}again.", owner)
-        self.ask(again, "read")
+        self.fetch(again, "read")
         self.common.alive.append(again)
 
     def _log_in(self, name: str, owner: str) -> Held:
@@ -298,7 +298,7 @@ class Reading(Client):
         for sessions in (self.common.ended[-20:], self.common.ended, self.common.alive):
             if sessions:
                 held = self.random.choice(sessions)
-                self.ask(Held(held.name, held.cookie), "read")
+                self.fetch(Held(held.name, held.cookie), "read")
 
 
 class Returning(Client):
@@ -324,7 +324,7 @@ class Returning(Client):
     def _read(self, sessions: list[Held]) -> None:
         if sessions:
             held = self.random.choice(sessions)
-            self.ask(Held(held.name, held.cookie), "read")
+            self.fetch(Held(held.name, held.cookie), "read")
 
 
 CREW: Mapping[type[Client], int] = {

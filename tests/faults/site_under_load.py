@@ -91,7 +91,7 @@ class Visitor:
         headers = [] if self.cookie is None else [f"Cookie: {self.cookie}"]
         with Connection(self.port) as connection:
             connection.socket.settimeout(HANGING)
-            response = connection.ask(request(target, *headers))
+            response = connection.fetch(request(target, *headers))
         if (line := response.headers.get("set-cookie")) is not None:
             self.cookie = None if "Max-Age=0" in line else line.partition(";")[0]
         return response

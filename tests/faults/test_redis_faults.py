@@ -386,7 +386,7 @@ class Logins(Newcomers):
 
 def reshard(giver: RedisServer, taker: RedisServer, slots: int) -> None:
     """Move so many slots, with their keys, from *giver* to *taker*."""
-    names = [node.ask("CLUSTER MYID") for node in (giver, taker)]
+    names = [node.fetch("CLUSTER MYID") for node in (giver, taker)]
     options = ("--cluster-from", names[0], "--cluster-to", names[1], "--cluster-slots", str(slots), "--cluster-yes")
     redis_cli("--cluster", "reshard", giver.address, *options)
 

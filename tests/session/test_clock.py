@@ -21,7 +21,7 @@ from gaman_session._clock import StoreClock, has_clock
 from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
-from tests.asgi import Ask
+from tests.asgi import Fetch
 from tests.session.sites import DRIVERS, SECRET, Clock, Site, serving, setting
 
 pytestmark = pytest.mark.anyio
@@ -110,10 +110,10 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 # The clock in use
 
 
-async def test_sessions_use_the_time_of_a_store_that_has_a_clock(watch: Watch, ask: Ask) -> None:
+async def test_sessions_use_the_time_of_a_store_that_has_a_clock(watch: Watch, fetch: Fetch) -> None:
     driver = Store(watch, ahead=HOUR)
     async with running(driver) as app:
-        assert abs(float((await ask(app)).body) - driver.now) < 0.01
+        assert abs(float((await fetch(app)).body) - driver.now) < 0.01
 
 
 @pytest.mark.parametrize("name", ["cookies", "memory", "file", "sql"])
@@ -281,7 +281,7 @@ async def test_a_store_whose_clock_fails_stops_the_start() -> None:
 
 
 async def test_a_later_failure_is_logged_and_the_clock_continues(
-    watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ask: Ask
+    watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fetch: Fetch
 ) -> None:
     monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 0)
     driver = Store(watch, ahead=HOUR)
@@ -292,7 +292,7 @@ async def test_a_later_failure_is_logged_and_the_clock_continues(
         with anyio.fail_after(5):
             while driver.asked < asked + 8:
                 await anyio.sleep(0)
-        assert abs(float((await ask(app)).body) - driver.now) < 0.1
+        assert abs(float((await fetch(app)).body) - driver.now) < 0.1
     failures = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert ["asking the store for its time failed" in record.message for record in failures] == [True, True]
     assert [record.exc_info is not None for record in failures] == [False, True]

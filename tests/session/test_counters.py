@@ -23,7 +23,7 @@ from gaman_session._sealing import Keyring
 from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
-from tests.asgi import Ask
+from tests.asgi import Fetch
 from tests.session.sites import SECRET, Browser, Clock, Sealing, Site, Work, getting, serving, setting
 
 pytestmark = pytest.mark.anyio
@@ -381,13 +381,13 @@ async def test_each_failed_call_for_an_owner_counts_as_a_store_error(clock: Cloc
 # Reading the counters
 
 
-async def test_a_handler_may_return_the_counters(ask: Ask, clock: Clock) -> None:
+async def test_a_handler_may_return_the_counters(fetch: Fetch, clock: Clock) -> None:
     async def show(ctx: Context) -> Counters:
         return counters(site)
 
     async with serving(Site(None, clock)) as site:
         await site.browser().do(setting(a=1))
-        assert json.loads((await ask(App({"/": show}))).body)["created"] == 1
+        assert json.loads((await fetch(App({"/": show}))).body)["created"] == 1
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from gaman_session import _integration
 from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
-from tests.asgi import Ask, Exchange
+from tests.asgi import Exchange, Fetch
 from tests.session.sites import SECRET, Browser, Clock, Sealing, Site, Work, getting, serving, setting
 
 pytestmark = pytest.mark.anyio
@@ -103,7 +103,7 @@ async def test_a_response_that_did_not_use_its_session_is_not_changed(site: Site
     assert sorted(reply.headers) == ["content-length", "content-type"]
 
 
-async def test_an_error_that_depends_on_the_session_is_kept_out_of_shared_caches(driver: Driver | None, ask: Ask) -> None:
+async def test_an_error_that_depends_on_the_session_is_kept_out_of_shared_caches(driver: Driver | None, fetch: Fetch) -> None:
     async def handle(ctx: Context) -> str:
         if ctx.query.get("use"):
             await ctx.session.get("user")
@@ -113,11 +113,11 @@ async def test_an_error_that_depends_on_the_session_is_kept_out_of_shared_caches
 
     async with running(handle, driver=driver) as app:
         for target, status in (("/?use=1", 403), ("/?use=1&fail=1", 500)):
-            response = await ask(app, target)
+            response = await fetch(app, target)
             assert response.status == status
             assert response.headers.get("cache-control") == "no-store"
             assert response.headers.get("vary") == "Cookie"
-        response = await ask(app, "/")
+        response = await fetch(app, "/")
         assert response.status == 403
         assert "vary" not in response.headers
         assert "cache-control" not in response.headers
@@ -185,7 +185,7 @@ async def test_a_vary_that_names_something_else_is_kept_and_joined(site: Site, o
     assert names == [*own.split(", "), "Cookie"]
 
 
-async def test_a_response_that_a_handler_returns_to_all_requests_is_not_changed(driver: Driver | None, ask: Ask) -> None:
+async def test_a_response_that_a_handler_returns_to_all_requests_is_not_changed(driver: Driver | None, fetch: Fetch) -> None:
     shared = Response("always the same")
 
     async def handle(ctx: Context) -> Response:
@@ -194,14 +194,14 @@ async def test_a_response_that_a_handler_returns_to_all_requests_is_not_changed(
         return shared
 
     async with running(handle, driver=driver) as app:
-        before = await ask(app)
+        before = await fetch(app)
         for _ in range(2):
-            used = await ask(app, "/?use=1")
+            used = await fetch(app, "/?use=1")
             assert used.headers.getall("vary") == ["Cookie"]
-        assert list((await ask(app)).headers.items()) == list(before.headers.items())
+        assert list((await fetch(app)).headers.items()) == list(before.headers.items())
 
 
-async def test_a_response_that_another_hook_returns_to_all_requests_is_not_changed(driver: Driver | None, ask: Ask) -> None:
+async def test_a_response_that_another_hook_returns_to_all_requests_is_not_changed(driver: Driver | None, fetch: Fetch) -> None:
     shared = Response("always the same")
 
     async def handle(ctx: Context) -> str:
@@ -209,10 +209,10 @@ async def test_a_response_that_another_hook_returns_to_all_requests_is_not_chang
 
     async with running(handle, Integration(name="other", on_response=lambda ctx, response: shared), driver=driver) as app:
         for _ in range(2):
-            used = await ask(app, "/?use=1")
+            used = await fetch(app, "/?use=1")
             assert used.headers.getall("vary") == ["Cookie"]
             assert used.headers.getall("cache-control") == ["no-store"]
-        assert "vary" not in (await ask(app)).headers
+        assert "vary" not in (await fetch(app)).headers
 
 
 # The cookie
@@ -272,14 +272,14 @@ async def test_deleting_from_an_empty_session_sends_no_cookie(site: Site, call: 
     assert (await site.request(doing(CALLS[call]))).set_cookie is None
 
 
-async def test_the_sessions_cookie_and_the_handlers_own_do_not_disturb_each_other(driver: Driver | None, ask: Ask) -> None:
+async def test_the_sessions_cookie_and_the_handlers_own_do_not_disturb_each_other(driver: Driver | None, fetch: Fetch) -> None:
     async def handle(ctx: Context) -> str:
         ctx.cookies.set("theme", "dark")
         await ctx.session.set("key", "value")
         return "done"
 
     async with running(handle, driver=driver) as app:
-        names = [line.partition("=")[0] for line in (await ask(app)).headers.getall("set-cookie")]
+        names = [line.partition("=")[0] for line in (await fetch(app)).headers.getall("set-cookie")]
     assert sorted(names) == ["__Host-Http-gaman", "theme"]
 
 
@@ -300,11 +300,11 @@ def _sent_over(scheme: str, host: str | None) -> dict[str, Any]:
     ],
 )
 async def test_a_secure_cookie_over_plain_http_logs_exactly_one_warning(
-    driver: Driver | None, ask: Ask, caplog: pytest.LogCaptureFixture, host: str
+    driver: Driver | None, fetch: Fetch, caplog: pytest.LogCaptureFixture, host: str
 ) -> None:
     async with running(remember, driver=driver) as app:
         for _ in range(3):
-            assert (await ask(app, **_sent_over("http", host))).status == 200
+            assert (await fetch(app, **_sent_over("http", host))).status == 200
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("gaman", logging.WARNING)
     for word in ("Secure", host, "HTTP", "secure=False"):
@@ -330,37 +330,37 @@ async def test_a_secure_cookie_over_plain_http_logs_exactly_one_warning(
     ],
 )
 async def test_a_secure_cookie_that_browsers_keep_logs_no_warning(
-    driver: Driver | None, ask: Ask, caplog: pytest.LogCaptureFixture, scheme: str, host: str
+    driver: Driver | None, fetch: Fetch, caplog: pytest.LogCaptureFixture, scheme: str, host: str
 ) -> None:
     async with running(remember, driver=driver) as app:
-        response = await ask(app, **_sent_over(scheme, host))
+        response = await fetch(app, **_sent_over(scheme, host))
         assert "; Secure" in response.headers.getall("set-cookie")[0]
     assert caplog.records == []
 
 
-async def test_a_cookie_that_the_browser_sent_logs_no_warning(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_cookie_that_the_browser_sent_logs_no_warning(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     async with running(remember) as app:
-        line = (await ask(app, **_sent_over("https", "example.com"))).headers.getall("set-cookie")[0]
+        line = (await fetch(app, **_sent_over("https", "example.com"))).headers.getall("set-cookie")[0]
         sent = _sent_over("http", "example.com")
         sent["headers"]["cookie"] = line.partition(";")[0]
-        assert (await ask(app, **sent)).headers.getall("set-cookie")
+        assert (await fetch(app, **sent)).headers.getall("set-cookie")
     assert caplog.records == []
 
 
-async def test_a_local_request_does_not_use_up_the_warning(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_local_request_does_not_use_up_the_warning(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     async with running(remember) as app:
-        await ask(app, **_sent_over("http", "localhost"))
-        await ask(app, **_sent_over("https", "example.com"))
+        await fetch(app, **_sent_over("http", "localhost"))
+        await fetch(app, **_sent_over("https", "example.com"))
         assert caplog.records == []
-        await ask(app, **_sent_over("http", "example.com"))
+        await fetch(app, **_sent_over("http", "example.com"))
         assert len(caplog.records) == 1
 
 
-async def test_plain_http_is_fine_if_no_secure_cookie_is_sent(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_plain_http_is_fine_if_no_secure_cookie_is_sent(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     async with running(remember, secure=False) as app:
-        assert "Secure" not in (await ask(app, **_sent_over("http", "example.com"))).headers.getall("set-cookie")[0]
+        assert "Secure" not in (await fetch(app, **_sent_over("http", "example.com"))).headers.getall("set-cookie")[0]
     async with running(recall) as app:
-        await ask(app, **_sent_over("http", "example.com"))
+        await fetch(app, **_sent_over("http", "example.com"))
     assert caplog.records == []
 
 
@@ -421,7 +421,7 @@ class Recording(Sealing):
         return await super().purge(now=now, limit=limit)
 
 
-async def test_the_driver_is_open_before_the_first_request_and_closed_after_the_last(ask: Ask) -> None:
+async def test_the_driver_is_open_before_the_first_request_and_closed_after_the_last(fetch: Fetch) -> None:
     driver = Recording()
     other = Integration(
         name="other",
@@ -430,7 +430,7 @@ async def test_the_driver_is_open_before_the_first_request_and_closed_after_the_
     )
     async with running(remember, other, first=True, driver=driver) as app:
         driver.events.append("first request")
-        await ask(app)
+        await fetch(app)
     assert driver.events == ["open", "other loads", "first request", "create", "other shuts down", "close"]
 
 
@@ -454,11 +454,11 @@ async def test_sessions_in_memory_refuse_to_start_with_two_workers(driver: Any) 
 
 
 @pytest.mark.parametrize("driver", [None, Sealing()], ids=["cookies", "a shared store"])
-async def test_sessions_that_all_workers_share_start_with_two(driver: Any, ask: Ask) -> None:
+async def test_sessions_that_all_workers_share_start_with_two(driver: Any, fetch: Fetch) -> None:
     app = App({"/": remember}, integrations=[session(SECRET, driver)])
     app.workers = 2
     await app.load()
-    assert (await ask(app)).status == 200
+    assert (await fetch(app)).status == 200
     await app.shutdown()
 
 
@@ -561,7 +561,7 @@ async def test_the_sweeper_survives_a_purge_that_raises(
     ids=lambda value: f"{type(value).__name__} {value.status}" if hasattr(value, "status") else str(value),
 )
 async def test_an_error_undoes_the_request_and_an_http_error_does_not(
-    driver: Driver | None, ask: Ask, end: Exception | Response, status: int, is_kept: bool
+    driver: Driver | None, fetch: Fetch, end: Exception | Response, status: int, is_kept: bool
 ) -> None:
     async def handle(ctx: Context) -> Any:
         if ctx.query.get("recall"):
@@ -574,16 +574,16 @@ async def test_an_error_undoes_the_request_and_an_http_error_does_not(
         return end
 
     async with running(handle, driver=driver) as app:
-        browser = cookie_of(await ask(app, "/?value=old"))
-        response = await ask(app, "/?value=new&fail=1", headers=browser)
+        browser = cookie_of(await fetch(app, "/?value=old"))
+        response = await fetch(app, "/?value=new&fail=1", headers=browser)
         assert response.status == status
         if response.headers.getall("set-cookie"):
             assert is_kept
             browser = cookie_of(response)
-        found = (await ask(app, "/?recall=1", headers=browser)).text
+        found = (await fetch(app, "/?recall=1", headers=browser)).text
         assert found == ('{"key":"new"}' if is_kept else '{"key":"old"}')
         # No session begins for a visitor without one.
-        assert len((await ask(app, "/?value=new&fail=1")).headers.getall("set-cookie")) == is_kept
+        assert len((await fetch(app, "/?value=new&fail=1")).headers.getall("set-cookie")) == is_kept
 
 
 @pytest.mark.parametrize("call", ["clear", "regenerate", "delete"])
@@ -617,25 +617,25 @@ async def _failing(ctx: Context) -> Any:
 @pytest.mark.parametrize("priority", ["very-high", "normal", "very-low"])
 @pytest.mark.parametrize("first", [False, True], ids=["listed after the session", "listed before the session"])
 async def test_an_error_that_a_hook_has_answered_still_undoes_the_request(
-    driver: Driver | None, ask: Ask, priority: Any, first: bool
+    driver: Driver | None, fetch: Fetch, priority: Any, first: bool
 ) -> None:
     async with running(_failing, answering(priority=priority), first=first, driver=driver) as app:
-        browser = cookie_of(await ask(app, "/?value=old"))
-        response = await ask(app, "/?value=new&fail=1", headers=browser)
+        browser = cookie_of(await fetch(app, "/?value=old"))
+        response = await fetch(app, "/?value=new&fail=1", headers=browser)
         assert (response.status, response.text) == (200, "answered")
         assert response.headers.getall("set-cookie") == []
-        assert (await ask(app, "/?recall=1", headers=browser)).text == '{"key":"old"}'
+        assert (await fetch(app, "/?recall=1", headers=browser)).text == '{"key":"old"}'
 
 
-async def test_changes_of_a_hook_that_answers_the_error_are_kept(driver: Driver | None, ask: Ask) -> None:
+async def test_changes_of_a_hook_that_answers_the_error_are_kept(driver: Driver | None, fetch: Fetch) -> None:
     async def answer_error(ctx: Context, error: Exception) -> Response:
         await ctx.session.set("failed", str(error))
         return Response("answered")
 
     async with running(_failing, Integration(name="answering", on_error=answer_error), driver=driver) as app:
-        response = await ask(app, "/?value=new&fail=1")
+        response = await fetch(app, "/?value=new&fail=1")
         assert response.status == 200
-        assert (await ask(app, "/?recall=1", headers=cookie_of(response))).text == '{"failed":"it fails"}'
+        assert (await fetch(app, "/?recall=1", headers=cookie_of(response))).text == '{"failed":"it fails"}'
 
 
 # Other integrations
@@ -643,7 +643,9 @@ async def test_changes_of_a_hook_that_answers_the_error_are_kept(driver: Driver 
 
 @pytest.mark.parametrize("priority", ["high", "normal", "very-low"])
 @pytest.mark.parametrize("hook", ["on_request", "on_response"])
-async def test_the_hooks_of_another_integration_have_the_session(driver: Driver | None, ask: Ask, priority: Any, hook: str) -> None:
+async def test_the_hooks_of_another_integration_have_the_session(
+    driver: Driver | None, fetch: Fetch, priority: Any, hook: str
+) -> None:
     async def count(ctx: Context, *_: Response) -> None:
         await ctx.session.set("count", await ctx.session.get("count", 0) + 1)
 
@@ -655,14 +657,14 @@ async def test_the_hooks_of_another_integration_have_the_session(driver: Driver 
     async with running(handle, other, first=True, driver=driver) as app:
         browser: dict[str, str] = {}
         for seen in (1, 2, 3) if hook == "on_request" else (0, 1, 2):
-            response = await ask(app, headers=browser)
+            response = await fetch(app, headers=browser)
             assert response.text == str(seen)
             assert response.headers.get("cache-control") == "no-store"
             if response.headers.getall("set-cookie"):
                 browser = cookie_of(response)
 
 
-async def test_another_hook_that_fails_in_on_response_undoes_the_request(driver: Driver | None, ask: Ask) -> None:
+async def test_another_hook_that_fails_in_on_response_undoes_the_request(driver: Driver | None, fetch: Fetch) -> None:
     def fail(ctx: Context, response: Response) -> None:
         if ctx.query.get("fail"):
             raise ValueError("it fails")
@@ -674,11 +676,11 @@ async def test_another_hook_that_fails_in_on_response_undoes_the_request(driver:
         return "done"
 
     async with running(handle, Integration(name="other", on_response=fail), driver=driver) as app:
-        browser = cookie_of(await ask(app, "/?value=old"))
-        response = await ask(app, "/?value=new&fail=1", headers=browser)
+        browser = cookie_of(await fetch(app, "/?value=old"))
+        response = await fetch(app, "/?value=new&fail=1", headers=browser)
         assert response.status == 500
         assert response.headers.getall("set-cookie") == []
-        assert (await ask(app, "/?recall=1", headers=browser)).text == '{"key":"old"}'
+        assert (await fetch(app, "/?recall=1", headers=browser)).text == '{"key":"old"}'
 
 
 @pytest.mark.parametrize(
@@ -687,7 +689,7 @@ async def test_another_hook_that_fails_in_on_response_undoes_the_request(driver:
     ids=["answers", "refuses", "fails"],
 )
 async def test_a_hook_that_answers_a_request_before_it_has_a_session_breaks_nothing(
-    driver: Driver | None, ask: Ask, caplog: pytest.LogCaptureFixture, early: Response | Exception, status: int
+    driver: Driver | None, fetch: Fetch, caplog: pytest.LogCaptureFixture, early: Response | Exception, status: int
 ) -> None:
     def end(ctx: Context) -> Response:
         if isinstance(early, Exception):
@@ -696,7 +698,7 @@ async def test_a_hook_that_answers_a_request_before_it_has_a_session_breaks_noth
 
     other = Integration(name="other", priority="very-high", on_request=end)
     async with running(remember, other, first=True, driver=driver) as app:
-        response = await ask(app)
+        response = await fetch(app)
     assert response.status == status
     assert response.headers.getall("set-cookie") == []
     assert "vary" not in response.headers
@@ -704,8 +706,8 @@ async def test_a_hook_that_answers_a_request_before_it_has_a_session_breaks_noth
     assert len(caplog.records) == (status == 500)
 
 
-async def test_without_the_integration_the_error_names_the_line_to_add(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
-    assert (await ask(App({"/": remember}))).status == 500
+async def test_without_the_integration_the_error_names_the_line_to_add(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
+    assert (await fetch(App({"/": remember}))).status == 500
     (record,) = caplog.records
     assert "integrations=[session(...)]" in record.getMessage()
 

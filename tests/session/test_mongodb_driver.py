@@ -470,9 +470,9 @@ async def test_a_large_load_shares_no_round_trip(driver: MongoDBDriver) -> None:
         found = await asyncio.gather(*(loaded(driver, id) for id in ids))
         assert [number for number, fields in enumerate(found) if len(fields["key"]) > LARGE] == [20, 30]
         await driver._sessions.database.command("profile", 0)
-        answers = [(each["nreturned"], each["responseLength"]) async for each in profile.find({"op": "query"})]
-        assert max(answers)[0] > 40
-        assert [returned for returned, length in answers if length > LARGE] == [1, 1]
+        responses = [(each["nreturned"], each["responseLength"]) async for each in profile.find({"op": "query"})]
+        assert max(responses)[0] > 40
+        assert [returned for returned, length in responses if length > LARGE] == [1, 1]
 
 
 async def is_large(driver: MongoDBDriver) -> Any:

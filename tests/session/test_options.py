@@ -16,7 +16,7 @@ from gaman_session import _options
 from gaman_session._integration import integrate as integrate_options
 from gaman_session._sealing import Keyring
 from gaman_session.drivers.memory import MemoryDriver
-from tests.asgi import Ask
+from tests.asgi import Fetch
 from tests.session.sites import SECRET
 
 pytestmark = pytest.mark.anyio
@@ -64,12 +64,12 @@ def app_with(*integrations: Integration) -> App:
     return App({"/": handle}, integrations=integrations)
 
 
-async def set_cookie(ask: Ask, integration: Integration, cookie: str | None = None) -> str:
+async def set_cookie(fetch: Fetch, integration: Integration, cookie: str | None = None) -> str:
     """Return the Set-Cookie line of a request that changes its session."""
     app = app_with(integration)
     await app.load()
     try:
-        response = await ask(app, headers={"host": "testserver", **({} if cookie is None else {"cookie": cookie})})
+        response = await fetch(app, headers={"host": "testserver", **({} if cookie is None else {"cookie": cookie})})
     finally:
         await app.shutdown()
     assert response.status == 200
@@ -167,26 +167,26 @@ def test_a_lifetime_beyond_every_clock_is_refused() -> None:
 # The secret
 
 
-async def test_without_a_secret_option_the_secret_comes_from_the_environment(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_secret_option_the_secret_comes_from_the_environment(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAMAN_KEY", SECRET)
-    line = await set_cookie(ask, session())
-    assert await _count(ask, session(secret=SECRET), line) == 2
+    line = await set_cookie(fetch, session())
+    assert await _count(fetch, session(secret=SECRET), line) == 2
 
 
-async def test_the_secret_option_takes_precedence_over_the_environment(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_secret_option_takes_precedence_over_the_environment(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAMAN_KEY", OTHER)
-    line = await set_cookie(ask, session(secret=SECRET))
-    assert await _count(ask, session(), line) == 1
+    line = await set_cookie(fetch, session(secret=SECRET))
+    assert await _count(fetch, session(), line) == 1
     monkeypatch.delenv("GAMAN_KEY")
-    assert await _count(ask, session(secret=SECRET), line) == 2
+    assert await _count(fetch, session(secret=SECRET), line) == 2
 
 
-async def _count(ask: Ask, integration: Integration, line: str) -> int:
+async def _count(fetch: Fetch, integration: Integration, line: str) -> int:
     """Return the count in the session of a Set-Cookie line, as the handler of app_with() counts it."""
     app = app_with(integration)
     await app.load()
     try:
-        return int((await ask(app, headers={"cookie": line.partition(";")[0]})).text)
+        return int((await fetch(app, headers={"cookie": line.partition(";")[0]})).text)
     finally:
         await app.shutdown()
 
@@ -234,16 +234,16 @@ def test_unordered_secrets_are_refused_because_none_is_the_newest() -> None:
     assert "secret" in refusal(secret={SECRET, OTHER})
 
 
-async def test_the_newest_secret_seals_and_every_secret_opens(ask: Ask) -> None:
-    old = await set_cookie(ask, integrate(secret=SECRET))
-    rotated = await set_cookie(ask, integrate(secret=[OTHER, SECRET]))
-    assert await _count(ask, integrate(secret=(OTHER, SECRET)), old) == 2
-    assert await _count(ask, integrate(secret=OTHER), rotated) == 2
-    assert await _count(ask, integrate(secret=SECRET), rotated) == 1
-    assert await _count(ask, integrate(secret=OTHER), old) == 1
+async def test_the_newest_secret_seals_and_every_secret_opens(fetch: Fetch) -> None:
+    old = await set_cookie(fetch, integrate(secret=SECRET))
+    rotated = await set_cookie(fetch, integrate(secret=[OTHER, SECRET]))
+    assert await _count(fetch, integrate(secret=(OTHER, SECRET)), old) == 2
+    assert await _count(fetch, integrate(secret=OTHER), rotated) == 2
+    assert await _count(fetch, integrate(secret=SECRET), rotated) == 1
+    assert await _count(fetch, integrate(secret=OTHER), old) == 1
 
 
-async def test_a_short_secret_causes_one_warning_at_start_up(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_short_secret_causes_one_warning_at_start_up(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     integration = integrate(secret=SHORT)
     assert caplog.records == []
     (warning,) = await warnings_at_start(integration, caplog)
@@ -254,7 +254,7 @@ async def test_a_short_secret_causes_one_warning_at_start_up(ask: Ask, caplog: p
     app = app_with(integrate(secret=SHORT))
     await app.load()
     for _ in range(3):
-        assert (await ask(app)).status == 200
+        assert (await fetch(app)).status == 200
     await app.shutdown()
     assert len(caplog.records) == 1
 
@@ -314,11 +314,11 @@ def test_two_secrets_with_the_same_key_id_are_refused() -> None:
         integrate(secret=[secret, SECRET])
 
 
-async def test_a_secret_may_be_listed_twice(ask: Ask) -> None:
-    old = await set_cookie(ask, integrate(secret=OTHER))
-    line = await set_cookie(ask, integrate(secret=[SECRET, OTHER, SECRET]))
-    assert await _count(ask, integrate(secret=[SECRET, SECRET]), line) == 2
-    assert await _count(ask, integrate(secret=[SECRET, OTHER, OTHER]), old) == 2
+async def test_a_secret_may_be_listed_twice(fetch: Fetch) -> None:
+    old = await set_cookie(fetch, integrate(secret=OTHER))
+    line = await set_cookie(fetch, integrate(secret=[SECRET, OTHER, SECRET]))
+    assert await _count(fetch, integrate(secret=[SECRET, SECRET]), line) == 2
+    assert await _count(fetch, integrate(secret=[SECRET, OTHER, OTHER]), old) == 2
 
 
 @pytest.mark.parametrize(
@@ -437,11 +437,11 @@ class Driverlike(MemoryDriver):
     name = "mine"
 
 
-async def test_a_users_driver_object_is_a_driver(ask: Ask) -> None:
+async def test_a_users_driver_object_is_a_driver(fetch: Fetch) -> None:
     driver = Driverlike(max_sessions=5)
     app = app_with(integrate(driver=driver))
     await app.load()
-    assert (await ask(app)).status == 200
+    assert (await fetch(app)).status == 200
     assert len(driver) == 1
     await app.shutdown()
 
@@ -511,9 +511,9 @@ def test_a_driver_that_lacks_a_member_is_refused_with_its_name(missing: str) -> 
     ids=str,
 )
 async def test_the_name_of_the_cookie_is_the_option_or_follows_from_its_attributes(
-    ask: Ask, options: dict[str, Any], name: str
+    fetch: Fetch, options: dict[str, Any], name: str
 ) -> None:
-    assert (await set_cookie(ask, integrate(**options))).partition("=")[0] == name
+    assert (await set_cookie(fetch, integrate(**options))).partition("=")[0] == name
 
 
 @pytest.mark.parametrize(
@@ -548,17 +548,17 @@ def test_a_cookie_is_always_encrypted() -> None:
     integrate(driver={"type": "memory"}, encrypt=False)
 
 
-async def test_the_options_can_be_given_by_position_in_the_seeds_order(ask: Ask) -> None:
-    line = await set_cookie(ask, session(SECRET, {"type": "cookies"}, 60, False))
+async def test_the_options_can_be_given_by_position_in_the_seeds_order(fetch: Fetch) -> None:
+    line = await set_cookie(fetch, session(SECRET, {"type": "cookies"}, 60, False))
     assert line.endswith("; Max-Age=60; Path=/; HttpOnly; SameSite=Lax")
     assert line.startswith("gaman=")
 
 
-async def test_ctx_session_is_a_session(ask: Ask) -> None:
+async def test_ctx_session_is_a_session(fetch: Fetch) -> None:
     async def handle(ctx: Context) -> str:
         return str(isinstance(ctx.session, Session))
 
     app = App({"/": handle}, integrations=[integrate()])
     await app.load()
-    assert (await ask(app)).text == "True"
+    assert (await fetch(app)).text == "True"
     await app.shutdown()

@@ -267,9 +267,9 @@ async def test_a_node_of_a_cluster_is_distinguished_from_a_single_server() -> No
         assert "can't use the database" in await refused_by(f"redis://{node}/1")
     # A node that has the slot of the tried key can't be distinguished from a single server.
     drivers = [RedisDriver(url=f"redis://{node}") for node in nodes]
-    answers = await asyncio.gather(*(driver.open() for driver in drivers), return_exceptions=True)
+    responses = await asyncio.gather(*(driver.open() for driver in drivers), return_exceptions=True)
     await asyncio.gather(*(driver.close() for driver in drivers))
-    messages = [str(answer) for answer in answers if answer is not None]
+    messages = [str(response) for response in responses if response is not None]
     assert len(messages) == len(nodes) - 1
     assert all("redis driver found a Cluster at 127.0.0.1:" in each for each in messages)
     assert all(each.endswith("; write redis+cluster:// in its url") for each in messages)
@@ -468,8 +468,8 @@ async def test_the_driver_leaves_a_demoted_server_for_the_one_that_has_its_name_
 
 def promote(new: servers.RedisServer, old: servers.RedisServer) -> None:
     """Make *new* the master, and *old* its replica."""
-    new.ask("REPLICAOF", "NO", "ONE")
-    old.ask("REPLICAOF", "127.0.0.1", new.port)
+    new.fetch("REPLICAOF", "NO", "ONE")
+    old.fetch("REPLICAOF", "127.0.0.1", new.port)
 
 
 async def test_the_driver_leaves_a_demoted_server_also_when_it_waits_for_replicas() -> None:
@@ -718,7 +718,7 @@ async def test_nothing_is_left_of_a_call_that_failed_while_another_part_of_it_wa
         id, later = [await id_at(driver, full) for _ in range(2)]
         owner = next(name for name in map(str, range(100)) if key_slot(f"gaman:owner:{name}".encode()) < 8192)
         await driver.create(id, record())
-        full.ask("CONFIG SET", "maxmemory", 1)
+        full.fetch("CONFIG SET", "maxmemory", 1)
         frozen.send_signal(signal.SIGSTOP)
         with pytest.raises(SessionStoreError, match="OOM command not allowed"):
             await driver.rename(id, later, owned_record(owner), version=0, now=NOW)
@@ -1227,8 +1227,8 @@ async def id_at(driver: RedisDriver, server: servers.RedisServer) -> str:
 
 
 def begin_to_move(source: servers.RedisServer, target: servers.RedisServer, slot: int) -> None:
-    target.ask("CLUSTER SETSLOT", slot, "IMPORTING", source.ask("CLUSTER MYID"))
-    source.ask("CLUSTER SETSLOT", slot, "MIGRATING", target.ask("CLUSTER MYID"))
+    target.fetch("CLUSTER SETSLOT", slot, "IMPORTING", source.fetch("CLUSTER MYID"))
+    source.fetch("CLUSTER SETSLOT", slot, "MIGRATING", target.fetch("CLUSTER MYID"))
 
 
 def move_slot(cluster: servers.RedisCluster, source: servers.RedisServer, target: servers.RedisServer, slot: int) -> None:
@@ -1238,10 +1238,10 @@ def move_slot(cluster: servers.RedisCluster, source: servers.RedisServer, target
 
 
 def finish_move(cluster: servers.RedisCluster, source: servers.RedisServer, target: servers.RedisServer, slot: int) -> None:
-    if keys := source.ask("CLUSTER GETKEYSINSLOT", slot, 1000):
-        assert source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys) == "OK"
+    if keys := source.fetch("CLUSTER GETKEYSINSLOT", slot, 1000):
+        assert source.fetch("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys) == "OK"
     for node in (target, source, *cluster.masters):
-        node.ask("CLUSTER SETSLOT", slot, "NODE", target.ask("CLUSTER MYID"))
+        node.fetch("CLUSTER SETSLOT", slot, "NODE", target.fetch("CLUSTER MYID"))
 
 
 async def test_each_call_of_the_script_touches_the_one_key_that_it_declares_in_a_cluster() -> None:
@@ -1704,7 +1704,7 @@ class Moving:
 
     def move(self, *keys: str) -> None:
         for key in keys:
-            self.source.ask("MIGRATE", "127.0.0.1", self._target.port, key, 0, 5000)
+            self.source.fetch("MIGRATE", "127.0.0.1", self._target.port, key, 0, 5000)
 
     def end(self) -> None:
         finish_move(self._cluster, self.source, self._target, self.slot)
@@ -1762,14 +1762,14 @@ async def test_the_driver_leaves_a_server_that_left_its_cluster() -> None:
     with servers.RedisCluster(3) as cluster:
         leaving, *others = cluster.masters
         async with opened(url=f"redis+cluster://{leaving.address}", timeout=5) as driver:
-            heir = others[0].ask("CLUSTER MYID")
+            heir = others[0].fetch("CLUSTER MYID")
             for slot in range(16384 // 3):
                 for node in cluster.masters:
-                    node.ask("CLUSTER SETSLOT", slot, "NODE", heir)
-            gone = leaving.ask("CLUSTER MYID")
-            leaving.ask("CLUSTER RESET", "HARD")
+                    node.fetch("CLUSTER SETSLOT", slot, "NODE", heir)
+            gone = leaving.fetch("CLUSTER MYID")
+            leaving.fetch("CLUSTER RESET", "HARD")
             for node in others:
-                node.ask("CLUSTER FORGET", gone)
+                node.fetch("CLUSTER FORGET", gone)
             ids = [new_id() for _ in range(50)]
             await asyncio.gather(*(driver.create(id, record()) for id in ids))
             leaving.kill()
@@ -1782,7 +1782,7 @@ async def test_a_start_follows_a_server_that_names_the_wrong_owner_of_a_slot() -
         owner = cluster.masters[slot * 3 // 16384]
         wrong, supposed = (node for node in cluster.masters if node is not owner)
         # For a moment, the first names the second, which names the owner of the slot.
-        wrong.ask("CLUSTER SETSLOT", slot, "NODE", supposed.ask("CLUSTER MYID"))
+        wrong.fetch("CLUSTER SETSLOT", slot, "NODE", supposed.fetch("CLUSTER MYID"))
         async with opened(url=f"redis+cluster://{wrong.address}") as driver:
             await driver.time()
 

@@ -29,8 +29,8 @@ def test_a_load_is_the_plainest_command_that_will_do() -> None:
 def test_each_call_gets_its_part_of_the_answer() -> None:
     calls = [Call("apply", ("a",)), Call("load", ("b",)), Call("load", ("c",)), Call("destroy", ("d",)), Call("count", ("e",))]
     error = ResponseError("OOM")
-    answer = [1, b"WRITTEN", 4, b"x", b"1", b"y", b"2", 0, 1, None, 1, error]
-    assert decode(calls, answer) == [b"WRITTEN", {b"x": b"1", b"y": b"2"}, {}, None, error]
+    response = [1, b"WRITTEN", 4, b"x", b"1", b"y", b"2", 0, 1, None, 1, error]
+    assert decode(calls, response) == [b"WRITTEN", {b"x": b"1", b"y": b"2"}, {}, None, error]
     assert decode(calls[:2], error) == [error, error]
 
 

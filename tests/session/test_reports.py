@@ -55,13 +55,13 @@ def raising(error: BaseException) -> Callable[[], Awaitable[str]]:
     return work
 
 
-async def answer() -> str:
+async def response() -> str:
     return "done"
 
 
 async def test_the_method_keeps_its_result_its_parameters_and_its_docstring() -> None:
-    assert await Store().do(answer) == "done"
-    assert await Store().do(answer, then="!") == "done!"
+    assert await Store().do(response) == "done"
+    assert await Store().do(response, then="!") == "done!"
     assert (Store.do.__name__, Store.do.__doc__) == ("do", "Return what *work* returns.")
 
 
@@ -75,7 +75,7 @@ async def test_a_call_that_takes_too_long_ends_in_time_and_is_reported() -> None
 
 async def test_each_concurrent_call_is_bounded() -> None:
     store = Store()
-    results = await asyncio.gather(*(store.do(wait_for_ever) for _ in range(10)), store.do(answer), return_exceptions=True)
+    results = await asyncio.gather(*(store.do(wait_for_ever) for _ in range(10)), store.do(response), return_exceptions=True)
     assert [type(result) for result in results] == [SessionStoreError] * 10 + [str]
 
 
@@ -121,4 +121,4 @@ async def test_cancellation_passes_through() -> None:
         await task
     # The time limit has forgotten the call.
     await asyncio.sleep(2 * SECONDS)
-    assert await store.do(answer) == "done"
+    assert await store.do(response) == "done"
