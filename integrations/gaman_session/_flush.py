@@ -38,10 +38,6 @@ class Pending(Struct, gc=False):
     """Whether the session is to end. Changes after that begin a new one."""
     owner: PendingOwner | None = None
 
-    def is_empty(self) -> bool:
-        """Return whether there is nothing to write."""
-        return not self.changes and self.renewal is None and not self.is_end and self.owner is None
-
     def end(self) -> None:
         """End the session, with everything that was pending."""
         self.discard()
@@ -313,7 +309,8 @@ class Flush(Struct, gc=False):
     def _note_written(self, state: Unread | Live, sets: Mapping[str, bytes], deletes: Collection[str], now: float) -> None:
         """Update the loaded record, if any, by what was written."""
         self.known.sessions.counters.written += 1
-        if isinstance(state, Live):
+        # isinstance() takes 0.1 µs to find that a Struct is of another class.
+        if type(state) is Live:
             record = state.record
             record.fields.update(sets)
             for key in deletes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 from typing import Any, TypeVar
 
 from gaman import log_extra
@@ -93,8 +93,8 @@ class StoredSession(Session):
         return state if isinstance(state, Live) and not self._pending.is_end else None
 
     def _fields(self) -> Mapping[str, bytes]:
-        live = self._live()
-        return _NO_FIELDS if live is None else live.record.fields
+        state = self._known.state
+        return state.record.fields if isinstance(state, Live) and not self._pending.is_end else _NO_FIELDS
 
     def _keys(self) -> Iterable[str]:
         return {**self._fields(), **self._pending.changes}
@@ -217,13 +217,13 @@ class StoredSession(Session):
 
     def _needs_store(self) -> bool:
         return (
-            (self._pending is not _NOTHING and not self._pending.is_empty())
+            self._pending is not _NOTHING
             or self._is_busy
             or (self._sessions.idle_timeout is not None and is_touch_due(self._known))
         )
 
-    async def _flush(self) -> None:
-        await self._exclusively(Flush(self._known, self._own_pending()).run)
+    def _flush(self) -> Coroutine[Any, Any, None]:
+        return self._exclusively(Flush(self._known, self._own_pending()).run)
 
     def _cookie(self) -> CookieValue | None:
         known = self._known
