@@ -1,4 +1,4 @@
-"""gaman: a minimal async web framework whose sessions lose no update and whose logout is final."""
+"""gaman: a minimal async web framework with encrypted sessions."""
 
 from gaman._app import App
 from gaman._context import Context, log_extra
