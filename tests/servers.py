@@ -149,13 +149,13 @@ class RedisServer(Server):
         """A client for the tests, with short timeouts."""
         return redis.Redis(port=self.port, socket_timeout=5, decode_responses=True)
 
-    def fetch(self, command: str, *arguments: object) -> Any:
+    def execute(self, command: str, *arguments: object) -> Any:
         """Return the answer to *command*, such as `CLUSTER MYID`, with *arguments*."""
         with self.client() as client:
             return client.execute_command(*command.split(), *arguments)
 
     def is_ready(self) -> bool:
-        return bool(self.fetch("PING"))
+        return bool(self.execute("PING"))
 
 
 class RedisCluster:
@@ -180,14 +180,14 @@ class RedisCluster:
         first, *others = self.nodes
         slots = [16384 * i // len(self.masters) for i in range(len(self.masters) + 1)]
         for node, start, end in zip(self.masters, slots, slots[1:], strict=False):
-            node.fetch("CLUSTER ADDSLOTS", *range(start, end))
+            node.execute("CLUSTER ADDSLOTS", *range(start, end))
         for epoch, node in enumerate(self.nodes, 1):
-            node.fetch("CLUSTER SET-CONFIG-EPOCH", epoch)
+            node.execute("CLUSTER SET-CONFIG-EPOCH", epoch)
         for node in others:
-            first.fetch("CLUSTER MEET", "127.0.0.1", node.port)
+            first.execute("CLUSTER MEET", "127.0.0.1", node.port)
         until(lambda: all(self._knows_all(node) for node in self.nodes), "the nodes to meet", seconds=_STARTING)
         for i, node in enumerate(self.replicas):
-            node.fetch("CLUSTER REPLICATE", self.masters[i % len(self.masters)].fetch("CLUSTER MYID"))
+            node.execute("CLUSTER REPLICATE", self.masters[i % len(self.masters)].execute("CLUSTER MYID"))
         until(lambda: all(self._is_settled(node) for node in self.nodes), "the cluster to be complete", seconds=_STARTING)
         return self
 
@@ -197,7 +197,7 @@ class RedisCluster:
 
     def _knows_all(self, node: RedisServer) -> bool:
         # During a handshake, a node has no name by which others could announce it.
-        known = str(node.fetch("CLUSTER NODES"))
+        known = str(node.execute("CLUSTER NODES"))
         return known.count(" connected") == len(self.nodes) and "handshake" not in known
 
     def _is_settled(self, node: RedisServer) -> bool:

@@ -130,13 +130,13 @@ class Cluster(_Redis):
         masters = [role for role in roles if role[0] == "master"]
         if len(masters) != len(roles) // 2 or not all(_is_in_step(role, 1) for role in roles):
             return False
-        return all("cluster_state:ok" in str(server.fetch("CLUSTER INFO")) for server in self.servers)
+        return all("cluster_state:ok" in str(server.execute("CLUSTER INFO")) for server in self.servers)
 
     def successors(self, master: RedisServer) -> list[RedisServer]:
         return [each for each in self.servers if _master_of(each) == master.port]
 
     def fail_over(self, master: RedisServer) -> None:
-        self.successors(master)[0].fetch("CLUSTER FAILOVER")
+        self.successors(master)[0].execute("CLUSTER FAILOVER")
 
     def faults(self) -> list[Fault]:
         return [*super().faults(), Fault("move slots", self._move_slots, "master")]
@@ -144,7 +144,7 @@ class Cluster(_Redis):
     def _move_slots(self, source: RedisServer) -> None:
         """Give some of a master's slots to another, as redis-cli does."""
         target = next(master for master in self.masters(self.servers) if master is not source)
-        held = [range(first, last + 1) for first, last, (_, port, *_), *_ in source.fetch("CLUSTER SLOTS") if port == source.port]
+        held = [range(first, last + 1) for first, last, (_, port, *_), *_ in source.execute("CLUSTER SLOTS") if port == source.port]
         with source.client() as here, target.client() as there:
             old, new = (client.execute_command("CLUSTER", "MYID") for client in (here, there))
             for slot in [slot for slots in held for slot in slots][:SLOTS]:
@@ -181,7 +181,7 @@ class Sentinels(_Redis):
         del master
         # Sentinels refuse it shortly after another failover.
         with suppress(redis.ResponseError):
-            self._sentinels.sentinels[0].fetch("SENTINEL FAILOVER", self._sentinels.name)
+            self._sentinels.sentinels[0].execute("SENTINEL FAILOVER", self._sentinels.name)
 
 
 class ReplicaSet(Store[MongoServer]):
@@ -317,7 +317,7 @@ def run(store: Store[Any], folder: Path, *, seed: int = SEED, seconds: float = S
 
 
 def _role(server: RedisServer) -> list[Any]:
-    found: list[Any] = server.fetch("ROLE")
+    found: list[Any] = server.execute("ROLE")
     return found
 
 

@@ -386,20 +386,26 @@ class Logins(Newcomers):
 
 def reshard(giver: RedisServer, taker: RedisServer, slots: int) -> None:
     """Move so many slots, with their keys, from *giver* to *taker*."""
-    names = [node.fetch("CLUSTER MYID") for node in (giver, taker)]
+    # After another move, the nodes need a moment to agree on the slots, and redis-cli refuses until then.
+    until(lambda: run_redis_cli("--cluster", "check", giver.address).returncode == 0, "the nodes to agree on the slots")
+    names = [node.execute("CLUSTER MYID") for node in (giver, taker)]
     options = ("--cluster-from", names[0], "--cluster-to", names[1], "--cluster-slots", str(slots), "--cluster-yes")
     redis_cli("--cluster", "reshard", giver.address, *options)
 
 
 def redis_cli(*arguments: str) -> str:
     """Return the output of redis-cli, whose failure fails the test."""
+    done = run_redis_cli(*arguments)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    return done.stdout
+
+
+def run_redis_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     program = shutil.which("redis-cli")
     if program is None and not os.environ.get("CI"):
         pytest.skip("there is no redis-cli: apt-get install redis-tools")
     assert program, "there is no redis-cli: .ci/run installs it"
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
-    return done.stdout
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.slow

@@ -468,8 +468,8 @@ async def test_the_driver_leaves_a_demoted_server_for_the_one_that_has_its_name_
 
 def promote(new: servers.RedisServer, old: servers.RedisServer) -> None:
     """Make *new* the master, and *old* its replica."""
-    new.fetch("REPLICAOF", "NO", "ONE")
-    old.fetch("REPLICAOF", "127.0.0.1", new.port)
+    new.execute("REPLICAOF", "NO", "ONE")
+    old.execute("REPLICAOF", "127.0.0.1", new.port)
 
 
 async def test_the_driver_leaves_a_demoted_server_also_when_it_waits_for_replicas() -> None:
@@ -718,7 +718,7 @@ async def test_nothing_is_left_of_a_call_that_failed_while_another_part_of_it_wa
         id, later = [await id_at(driver, full) for _ in range(2)]
         owner = next(name for name in map(str, range(100)) if key_slot(f"gaman:owner:{name}".encode()) < 8192)
         await driver.create(id, record())
-        full.fetch("CONFIG SET", "maxmemory", 1)
+        full.execute("CONFIG SET", "maxmemory", 1)
         frozen.send_signal(signal.SIGSTOP)
         with pytest.raises(SessionStoreError, match="OOM command not allowed"):
             await driver.rename(id, later, owned_record(owner), version=0, now=NOW)
@@ -1227,8 +1227,8 @@ async def id_at(driver: RedisDriver, server: servers.RedisServer) -> str:
 
 
 def begin_to_move(source: servers.RedisServer, target: servers.RedisServer, slot: int) -> None:
-    target.fetch("CLUSTER SETSLOT", slot, "IMPORTING", source.fetch("CLUSTER MYID"))
-    source.fetch("CLUSTER SETSLOT", slot, "MIGRATING", target.fetch("CLUSTER MYID"))
+    target.execute("CLUSTER SETSLOT", slot, "IMPORTING", source.execute("CLUSTER MYID"))
+    source.execute("CLUSTER SETSLOT", slot, "MIGRATING", target.execute("CLUSTER MYID"))
 
 
 def move_slot(cluster: servers.RedisCluster, source: servers.RedisServer, target: servers.RedisServer, slot: int) -> None:
@@ -1238,10 +1238,10 @@ def move_slot(cluster: servers.RedisCluster, source: servers.RedisServer, target
 
 
 def finish_move(cluster: servers.RedisCluster, source: servers.RedisServer, target: servers.RedisServer, slot: int) -> None:
-    if keys := source.fetch("CLUSTER GETKEYSINSLOT", slot, 1000):
-        assert source.fetch("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys) == "OK"
+    if keys := source.execute("CLUSTER GETKEYSINSLOT", slot, 1000):
+        assert source.execute("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys) == "OK"
     for node in (target, source, *cluster.masters):
-        node.fetch("CLUSTER SETSLOT", slot, "NODE", target.fetch("CLUSTER MYID"))
+        node.execute("CLUSTER SETSLOT", slot, "NODE", target.execute("CLUSTER MYID"))
 
 
 async def test_each_call_of_the_script_touches_the_one_key_that_it_declares_in_a_cluster() -> None:
@@ -1704,7 +1704,7 @@ class Moving:
 
     def move(self, *keys: str) -> None:
         for key in keys:
-            self.source.fetch("MIGRATE", "127.0.0.1", self._target.port, key, 0, 5000)
+            self.source.execute("MIGRATE", "127.0.0.1", self._target.port, key, 0, 5000)
 
     def end(self) -> None:
         finish_move(self._cluster, self.source, self._target, self.slot)
@@ -1762,14 +1762,14 @@ async def test_the_driver_leaves_a_server_that_left_its_cluster() -> None:
     with servers.RedisCluster(3) as cluster:
         leaving, *others = cluster.masters
         async with opened(url=f"redis+cluster://{leaving.address}", timeout=5) as driver:
-            heir = others[0].fetch("CLUSTER MYID")
+            heir = others[0].execute("CLUSTER MYID")
             for slot in range(16384 // 3):
                 for node in cluster.masters:
-                    node.fetch("CLUSTER SETSLOT", slot, "NODE", heir)
-            gone = leaving.fetch("CLUSTER MYID")
-            leaving.fetch("CLUSTER RESET", "HARD")
+                    node.execute("CLUSTER SETSLOT", slot, "NODE", heir)
+            gone = leaving.execute("CLUSTER MYID")
+            leaving.execute("CLUSTER RESET", "HARD")
             for node in others:
-                node.fetch("CLUSTER FORGET", gone)
+                node.execute("CLUSTER FORGET", gone)
             ids = [new_id() for _ in range(50)]
             await asyncio.gather(*(driver.create(id, record()) for id in ids))
             leaving.kill()
@@ -1782,7 +1782,7 @@ async def test_a_start_follows_a_server_that_names_the_wrong_owner_of_a_slot() -
         owner = cluster.masters[slot * 3 // 16384]
         wrong, supposed = (node for node in cluster.masters if node is not owner)
         # For a moment, the first names the second, which names the owner of the slot.
-        wrong.fetch("CLUSTER SETSLOT", slot, "NODE", supposed.fetch("CLUSTER MYID"))
+        wrong.execute("CLUSTER SETSLOT", slot, "NODE", supposed.execute("CLUSTER MYID"))
         async with opened(url=f"redis+cluster://{wrong.address}") as driver:
             await driver.time()
 
