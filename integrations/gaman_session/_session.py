@@ -256,12 +256,15 @@ class Session(NotADict, ABC):
         if not keeps_changes:
             self._discard()
 
-    def _needs_store(self) -> bool:
-        """Return whether _flush() has something to do; only asked of stored sessions."""
-        return False
+    # The next two are only called on a session in a store.
 
-    async def _flush(self) -> None:
+    def _needs_store(self) -> bool:
+        """Return whether _flush() has something to do."""
+        raise NotImplementedError
+
+    def _flush(self) -> Coroutine[Any, Any, None]:
         """Write the pending changes."""
+        raise NotImplementedError
 
     @abstractmethod
     def _cookie(self) -> CookieValue | None:
