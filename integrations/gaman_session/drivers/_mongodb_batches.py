@@ -102,9 +102,9 @@ class Documents:
 
     async def update_and_find(self, where: Document, pipeline: Pipeline, *, upsert: bool = False) -> Document | None:
         """Return the part of a tombstone that the changed document has, or None if there was no document to change."""
-        fields = {"_id": False, "ended": True, "successor": True}
+        projection = {"_id": False, "ended": True, "successor": True}
         return await self._sessions.find_one_and_update(
-            where, pipeline, fields, upsert=upsert, return_document=ReturnDocument.AFTER
+            where, pipeline, projection, upsert=upsert, return_document=ReturnDocument.AFTER
         )
 
     async def _find_all(self, ids: list[str]) -> list[Document | None]:
