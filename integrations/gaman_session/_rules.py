@@ -214,12 +214,20 @@ def still_counts(revoked: float | None, now: float) -> bool:
     return revoked is not None and revoked - MAX_SKEW <= now < revoked + TOMBSTONE
 
 
-def _is_revoked(store: Store, ownership: Ownership | None, before: Ownership | None, now: float) -> bool:
-    """Return whether *ownership* is new, and was made before the sessions of its owner were ended."""
-    if ownership is None or (before is not None and before.since == ownership.since):
-        return False
-    revoked = store.revoked(ownership.owner)
+def is_revoked(ownership: Ownership, revoked: float | None, now: float) -> bool:
+    """Return whether *ownership* was made before the sessions of its owner were ended, at the time stored for revoked()."""
     return revoked is not None and ownership.since < revoked and still_counts(revoked, now)
+
+
+def is_carried(ownership: Ownership, before: Ownership | None) -> bool:
+    """Return whether the session already has this ownership, which is then never revoked."""
+    return before is not None and before.since == ownership.since
+
+
+def _is_revoked(store: Store, ownership: Ownership | None, before: Ownership | None, now: float) -> bool:
+    if ownership is None or is_carried(ownership, before):
+        return False
+    return is_revoked(ownership, store.revoked(ownership.owner), now)
 
 
 def _changed(record: Record, sets: Mapping[str, bytes], deletes: Collection[str]) -> dict[str, bytes]:
