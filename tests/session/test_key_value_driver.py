@@ -267,7 +267,7 @@ async def test_a_write_that_is_interrupted_leaves_one_session_at_most_and_the_in
             driver.steps.append((kind, key))
 
         driver.steps.clear()
-        driver._step = step  # type: ignore[method-assign]
+        driver._step = step  # type: ignore[method-assign] # the step that fails
         try:
             await write(driver)
         except SessionStoreError as error:

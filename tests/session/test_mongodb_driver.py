@@ -827,7 +827,7 @@ class Schedule:
         return method if name == "find" else partial(self._send, method)
 
     async def _send(self, method: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
-        if (go := self._waiting.get(asyncio.current_task())) is not None:  # type: ignore[arg-type]
+        if (go := self._waiting.get(asyncio.current_task())) is not None:  # type: ignore[arg-type] # always called by a task
             go.clear()
             await go.wait()
         return await method(*arguments, **options)

@@ -136,4 +136,4 @@ def test_a_task_whose_event_loop_was_closed_unbounds_no_other() -> None:
     time.sleep(SECONDS)
     assert asyncio.run(ended_by_the_limit())
     assert not limit._inside
-    forgotten._log_destroy_pending = False  # type: ignore[attr-defined]
+    forgotten._log_destroy_pending = False  # type: ignore[attr-defined] # asyncio has no public name for it
