@@ -11,7 +11,6 @@ from gaman._asgi import Send
 from gaman._context import Context
 from gaman._headers import RawHeaders
 from gaman._payloads import Payload
-from gaman._response import Response
 
 logger = logging.getLogger("gaman")
 
@@ -21,12 +20,12 @@ def begin(ctx: Context) -> None:
     ctx.began = perf_counter()
 
 
-def finish(ctx: Context, response: Response) -> None:
-    """Log the response; a streamed one is logged when it has been sent, because only its body knows the final status."""
-    if isinstance(response.body, bytes):
-        _log(ctx, response.status)
-    else:
-        response.body = _LoggedBody(response.body)
+def finish(ctx: Context, status: int, body: bytes | Payload) -> bytes | Payload:
+    """Log the response, and return its *body*. One that sends itself is logged afterwards, when its status is known."""
+    if not isinstance(body, bytes):
+        return _LoggedBody(body)
+    _log(ctx, status)
+    return body
 
 
 class _LoggedBody:

@@ -15,7 +15,7 @@ from gaman._framing import BODILESS, CONTENT_TYPE, content_length, without_body
 from gaman._handlers import function_of, name_of
 from gaman._headers import RawHeaders
 from gaman._hosts import AllowedHosts, parse_host
-from gaman._integration import Integration, in_order
+from gaman._integration import Integration, ResponseHook, in_order
 from gaman._matching import EarlyResponse, Handler, Routes, last_of
 from gaman._payloads import Payload
 from gaman._proxies import NEARBY, TrustedProxies
@@ -76,12 +76,18 @@ class App:
         """How many processes serve this application; gaman.serve() sets it."""
         # Only the hooks that are defined, so that the others cost a request nothing.
         self._on_request = [i.on_request for i in self.integrations if i.on_request is not None]
-        self._on_response = [i.on_response for i in reversed(self.integrations) if i.on_response is not None]
         self._on_error = [i.on_error for i in self.integrations if i.on_error is not None]
         if debug:
-            # The hooks of the access line run around those of all integrations.
             self._on_request.insert(0, _access.begin)
-            self._on_response.append(_access.finish)
+        maker = next((each for each in self.integrations if each.make_session is not None), None)
+        self.make_session = (maker and maker.make_session) or _no_session
+        self._close_session = (maker and maker.close_session) or _no_session
+        # The session is closed when its integration has its turn. Hooks further out can no longer change it.
+        outwards = self.integrations[::-1]
+        turn = 0 if maker is None else outwards.index(maker)
+        inside, outside = (outwards, ()) if maker is None else (outwards[:turn], outwards[turn:])
+        self._on_response = [i.on_response for i in inside if i.on_response is not None]
+        self._on_response_outside = [i.on_response for i in outside if i.on_response is not None]
         self._checked: RawHeaders = []
         """The header fields that passed the last check. Most responses have the same, so this saves 4 % of a request with hooks."""
         self._returned_nothing: set[int] = set()
@@ -151,27 +157,29 @@ class App:
                     ctx.forget_cookies()
                 response = await self._recover(ctx, error, handler)
             if self._on_response:
-                # Copied because a handler may return the same Response for every request.
+                response = await self._run_hooks(self._on_response, ctx, response)
+            headers = response.raw_headers
+            ctx.is_responding = True
+            if ctx._session is not None:
+                try:
+                    closed = self._close_session(ctx, ctx._session, response)
+                    headers = closed if closed.__class__ is list else await closed
+                except ClientDisconnected:
+                    raise
+                except Exception as error:
+                    response = await self._recover(ctx, error)
+                    headers = response.raw_headers
+            if self._on_response_outside:
                 response = response.__copy__()
-                for on_response in self._on_response:
-                    try:
-                        result = on_response(ctx, response)
-                        if result is not None and hasattr(result, "__await__"):
-                            result = await result
-                        if result is not None and result is not response:
-                            response = to_response(result).__copy__()
-                        if response.body.__class__ is not bytes:
-                            response = await open_body(response, ctx)
-                        if response.raw_headers != self._checked or response.status is not OK:
-                            response = check_response(response, ctx, self._checked)
-                    except ClientDisconnected:
-                        raise
-                    except Exception as error:
-                        response = (await self._recover(ctx, error)).__copy__()
-            status, body, headers = response.status, response.body, response.raw_headers
+                response.raw_headers = headers
+                response = await self._run_hooks(self._on_response_outside, ctx, response)
+                headers = response.raw_headers
+            status, body = response.status, response.body
+            if self.debug:
+                body = _access.finish(ctx, status, body)
             if ctx.set_cookies is not None:
                 headers = [*headers, *ctx.set_cookies.values()]
-            if not isinstance(body, bytes):
+            if body.__class__ is not bytes and not isinstance(body, bytes):
                 await self._send_payload(body, status, [*headers], ctx, send, handler)
             elif (status is not OK and status in BODILESS) or scope["method"] == "HEAD":
                 headers = without_body(status, headers, len(body))
@@ -187,6 +195,27 @@ class App:
         finally:
             if ctx._open_files is not None:
                 ctx._close_files()
+
+    async def _run_hooks(self, hooks: Iterable[ResponseHook], ctx: Context, response: Response) -> Response:
+        """Return a copy of *response* after the on_response *hooks*, each of which may change it or replace it."""
+        # Copied because a handler may return the same Response for every request.
+        response = response.__copy__()
+        for on_response in hooks:
+            try:
+                result: Any = on_response(ctx, response)
+                if result is not None and hasattr(result, "__await__"):
+                    result = await result
+                if result is not None and result is not response:
+                    response = to_response(result).__copy__()
+                if response.body.__class__ is not bytes:
+                    response = await open_body(response, ctx)
+                if response.raw_headers != self._checked or response.status is not OK:
+                    response = check_response(response, ctx, self._checked)
+            except ClientDisconnected:
+                raise
+            except Exception as error:
+                response = (await self._recover(ctx, error)).__copy__()
+        return response
 
     async def _send_payload(
         self, body: Payload, status: int, headers: RawHeaders, ctx: Context, send: Send, handler: object
@@ -372,6 +401,10 @@ def _host_fault(scope: Scope) -> str | None:
         return "the request has no Host" if scope.get("http_version") == "1.1" else None
     is_valid = len(hosts) == 1 and parse_host(hosts[0].decode("latin-1")) is not None
     return None if is_valid else "the request has an invalid Host, or two"
+
+
+def _no_session(*_: object) -> NoReturn:
+    raise ConfigError("ctx.session needs the session integration: pass integrations=[session(...)], from gaman.session")
 
 
 class _NotLoaded:

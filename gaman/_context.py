@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from io import FileIO
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 from urllib.parse import quote
 
 from gaman import _target
@@ -18,7 +18,6 @@ from gaman._forms import Form, UploadedFile, parse_pairs
 from gaman._headers import Headers
 from gaman._log import printable
 from gaman._proxies import Origin
-from gaman.errors import ConfigError
 
 if TYPE_CHECKING:
     from gaman._app import App
@@ -42,11 +41,12 @@ class Context:
         "_origin",
         "_query",
         "_receive",
+        "_session",
         "app",
         "began",
+        "is_responding",
         "params",
         "scope",
-        "session",
         "set_cookies",
     )
 
@@ -55,7 +55,6 @@ class Context:
     _query: Fields[str]
     began: float
     """When the request began, by time.perf_counter(); set only if there is an access line."""
-    session: Session
 
     def __init__(
         self,
@@ -79,7 +78,9 @@ class Context:
         """The Set-Cookie fields of the response, or None if no cookie was used."""
         self._open_files: list[FileIO] | None = None
         """The files that responses have opened, or None."""
-        self.session = _NO_SESSION
+        self._session: Session | None = None
+        self.is_responding = False
+        """Whether the session has had its turn among the on_response hooks, so that it takes no more changes."""
 
     @property
     def method(self) -> str:
@@ -214,6 +215,13 @@ class Context:
         return log_extra(self.scope)
 
     @property
+    def session(self) -> Session:
+        """The request's session. It is made on first use; ConfigError is raised if no integration makes one."""
+        if self._session is None:
+            self._session = self.app.make_session(self.scope, self.is_responding)
+        return self._session
+
+    @property
     def _request_body(self) -> RequestBody:
         if not hasattr(self, "_body"):
             self._body = RequestBody(self._receive, self.headers, self.app.max_body_size)
@@ -293,22 +301,6 @@ class Context:
     async def files(self, name: str) -> list[UploadedFile]:
         """Return every file of that name, in a list that may be empty. Inputs that were left empty aren't in it."""
         return (await self.form()).files.getall(name)
-
-
-class _NoSession:
-    """Takes the place of the session if no integration provides one: every attribute raises ConfigError."""
-
-    __slots__ = ()
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise ConfigError("ctx.session needs the session integration: pass integrations=[session(...)], from gaman.session")
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        self.__getattr__(name)
-
-
-# An object of its own, because a __getattr__ of Context would run for every empty slot.
-_NO_SESSION: Any = _NoSession()
 
 
 def log_extra(scope: Scope) -> dict[str, Any]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, fields
 from inspect import ismodule
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from gaman._asgi import Scope
 from gaman._context import Context
+from gaman._headers import RawHeaders
 from gaman._response import Response
 from gaman.errors import ConfigError
 
 if TYPE_CHECKING:
     from gaman._app import App
+    from gaman.session import Session
 
+ResponseHook: TypeAlias = Callable[[Context, Response], Awaitable[Response | None] | Response | None]
 Priority = Literal["very-high", "high", "normal", "low", "very-low"]
 
 _ORDER: tuple[Priority, ...] = ("very-high", "high", "normal", "low", "very-low")
@@ -40,10 +44,20 @@ class Integration:
     """Runs after the last request, if this integration's on_load has succeeded."""
     on_request: Callable[[Context], Awaitable[Response | None] | Response | None] | None = None
     """Runs before the handlers. A Response is sent instead of calling them."""
-    on_response: Callable[[Context, Response], Awaitable[Response | None] | Response | None] | None = None
+    on_response: ResponseHook | None = None
     """Runs before any response is sent. It may return another Response; None keeps the same one."""
     on_error: Callable[[Context, Exception], Awaitable[Response | None] | Response | None] | None = None
     """Runs for every error, including HTTPError. The first Response that an on_error hook returns is sent."""
+    make_session: Callable[[Scope, bool], Session] | None = None
+    """Makes the `ctx.session` of a request with this ASGI scope, when the request first uses it.
+
+    The flag says that the response is on its way, so the session refuses changes. Only one integration makes sessions.
+    """
+    close_session: Callable[[Context, Session, Response], Awaitable[RawHeaders] | RawHeaders] | None = None
+    """Takes the turn of on_response for each session that was made: writes it, and returns the response's header fields.
+
+    It leaves the Response unchanged, because a handler may return it again.
+    """
     on_purge: Callable[[App], Awaitable[int] | int] | None = None
     """Removes what has expired from the integration's store, and returns the number removed; called by `gaman purge`."""
     on_check: Callable[[App], Awaitable[None] | None] | None = None
@@ -56,8 +70,12 @@ class Integration:
             raise ConfigError(f"the integration {self.name!r} has priority={self.priority!r}; it takes one of {', '.join(_ORDER)}")
         for field in fields(self):
             hook = getattr(self, field.name)
-            if field.name.startswith("on_") and hook is not None and not callable(hook):
+            if field.name.startswith(("on_", "make_", "close_")) and hook is not None and not callable(hook):
                 raise ConfigError(f"{field.name} of the integration {self.name!r} is a {type(hook).__name__}, not a function")
+        if (self.make_session is None) != (self.close_session is None):
+            raise ConfigError(
+                f"the integration {self.name!r} has only one of make_session and close_session; give it both, or none"
+            )
 
 
 define_integration = Integration
@@ -68,13 +86,17 @@ def in_order(integrations: Iterable[Integration]) -> list[Integration]:
     """Return *integrations* by priority, then in the order of the list; ConfigError names an entry that isn't an integration."""
     if isinstance(integrations, str) or not isinstance(integrations, Iterable):
         raise ConfigError(f"integrations is a list, not {_describe(integrations)}")
-    integrations, names = tuple(integrations), set[str]()
+    integrations, names, maker = tuple(integrations), set[str](), ""
     for integration in integrations:
         if not isinstance(integration, Integration):
             raise ConfigError(f"integrations holds {_describe(integration)}")
         if integration.name in names:
             raise ConfigError(f"integrations holds two named {integration.name!r}, which would conflict; remove one")
         names.add(integration.name)
+        if integration.make_session is not None:
+            if maker:
+                raise ConfigError(f"the integrations {maker!r} and {integration.name!r} both make ctx.session; remove one")
+            maker = integration.name
     return sorted(integrations, key=lambda integration: _ORDER.index(integration.priority))
 
 

@@ -65,11 +65,11 @@ class Session(NotADict, ABC):
 
     __slots__ = ("_is_closed", "_is_used", "_scope", "_sessions", "_unawaited")
 
-    def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any]) -> None:
+    def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any], is_closed: bool = False) -> None:
         self._sessions = sessions
         # The scope and not the context, which refers to the session: only the garbage collector would free such a cycle.
         self._scope = scope
-        self._is_used = self._is_closed = False
+        self._is_used, self._is_closed = False, is_closed
         # The lines to log about calls that were never awaited; None once the request has failed.
         self._unawaited: tuple[str, ...] | None = ()
 
