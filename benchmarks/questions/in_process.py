@@ -14,7 +14,7 @@ from benchmarks.rivals.peers import Paths, peers
 from gaman_session import _sealing
 
 NEW_COOKIES = "gaman, each cookie new"
-COOKIE_COUNT = 2 * _sealing._CACHE_SIZE
+COOKIE_COUNT = 2 * _sealing.CACHE_SIZE
 """So many cookies that gaman has dropped the first one from its cache when it is sent again."""
 
 

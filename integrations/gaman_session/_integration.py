@@ -238,8 +238,8 @@ class _Hooks:
         headers = [*headers, *_PRIVATE] if is_plain else _keep_private(headers)
         if response.status >= 500:
             session._discard()
-        if self._has_store and session._needs_store():
-            return self._flush(ctx, session, headers, is_plain)
+        if self._has_store:
+            return self._flush(ctx, session, headers, is_plain) if session._needs_store() else headers
         return self._add_cookie(ctx, session, headers, is_plain)
 
     async def _flush(self, ctx: Context, session: Session, headers: RawHeaders, is_plain: bool) -> RawHeaders:

@@ -79,15 +79,24 @@ class Known(Struct):
 
     def _first(self) -> Identity | None:
         """Return the first session that a cookie of this request leads to."""
-        token = find_cookie(self.scope["headers"], self.sessions.cookie_name)
-        self.has_cookie = token is not None
-        if token is None:
-            return None
-        identity = self.sessions.keyring.identify(token)
-        if identity is None:
-            self.reject("forged")
-            return next(iter(self.twins()), None)
-        return identity
+        sessions = self.sessions
+        for name, field in self.scope["headers"]:
+            if name != b"cookie":
+                continue
+            identity = sessions.identities.get(field)
+            if identity is None:
+                token = find_cookie([(name, field)], sessions.cookie_name)
+                if token is None:
+                    continue
+                self.has_cookie = True
+                identity = sessions.keyring.identify(token)
+                if identity is None:
+                    self.reject("forged")
+                    return next(iter(self.twins()), None)
+                sessions.remember(field, identity)
+            self.has_cookie = True
+            return identity
+        return None
 
     def twins(self) -> list[Identity]:
         """Return every session, live or dead, that a cookie of this request leads to, in the order of the cookies."""

@@ -36,7 +36,7 @@ OVERHEAD = _BODY + 16
 _MAX_TOKEN = 4096
 _RAW_ID = 32
 _MAX_SIGNED_ID = -(-(_HEAD + 1 + _RAW_ID + _MAC) * 4 // 3)
-_CACHE_SIZE = 1024
+CACHE_SIZE = 1024
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 # By the length of a token, modulo 4: its padding, and its allowed last characters. The last of two or three characters has unused
 # bits, which must be 0.
@@ -91,7 +91,7 @@ class Keyring:
         self._newest = all_keys[0]
         # Browsers send the same cookie with each request, so its contents and its session are cached.
         self._opened: dict[str, object] = {}
-        self._identify = lru_cache(maxsize=_CACHE_SIZE)(self._identify_once)
+        self._identify = lru_cache(maxsize=CACHE_SIZE)(self._identify_once)
 
     def seal_token(self, data: bytes) -> str:
         """Return *data* sealed, as the value of a cookie."""
@@ -115,7 +115,7 @@ class Keyring:
         if data is None:
             return None
         # An lru_cache would make the first use of a cookie several times as slow. A cookie that was cleared is cheap to open again.
-        if len(self._opened) >= _CACHE_SIZE:
+        if len(self._opened) >= CACHE_SIZE:
             self._opened.clear()
         self._opened[token] = data
         return read(data)
