@@ -27,7 +27,8 @@ _MAX_COOKIE: Final = 4096
 """Bytes that browsers must keep of a cookie, attributes included (RFC 6265, section 6.1)."""
 _SMALL: Final = 1024
 """Bytes of data that fit into a cookie with any attributes."""
-_UNENCODED: Final = b""
+_MAX_FRAME: Final = 64
+"""Bytes that MessagePack adds to the values at most: the id and the times, or a key's and a value's lengths."""
 
 
 class Contents(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -48,16 +49,18 @@ _decode = msgspec.msgpack.Decoder(Contents).decode
 class CookieSession(Session):
     """A session that comes with its request and goes back with the response."""
 
-    __slots__ = ("_contents", "_data", "_fields", "_found_cookie", "_is_loaded", "_is_rejected", "_received")
+    __slots__ = ("_contents", "_fields", "_found_cookie", "_is_changed", "_is_loaded", "_is_rejected", "_max_size", "_received")
 
     _found_cookie: bool
     _received: Contents | None
     """The session that the request came with."""
     _contents: Contents | None
-    """The session's id and times; its values are in `_fields`."""
+    """The session's id and times; its values are in `_fields`. None until a new session needs them."""
     _fields: dict[str, bytes]
-    _data: bytes | None
-    """The encoded contents to send: None without a change, _UNENCODED if they have yet to be encoded."""
+    """The values. They belong to the received session until the first change, and are copied then."""
+    _is_changed: bool
+    _max_size: int
+    """A bound of the encoded contents' bytes, once there is a change. A sum saves encoding them after each change."""
 
     def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any], is_closed: bool = False) -> None:
         # super().__init__() unrolled: this saves 3 % of a request that doesn't use its session.
@@ -71,7 +74,7 @@ class CookieSession(Session):
     def id(self) -> str | None:
         """The session's handle, or None if there is no session yet."""
         self._is_ready()
-        return None if self._contents is None or not self._fields else _sealing.id_of(self._contents.raw_id)
+        return _sealing.id_of(self._begun().raw_id) if self._fields else None
 
     @property
     def is_new(self) -> bool:
@@ -96,7 +99,7 @@ class CookieSession(Session):
         if self._is_closed:
             raise too_late_to_read()
         self._is_loaded = self._is_used = True
-        self._data = None
+        self._is_changed = False
         sessions = self._sessions
         token = find_cookie(self._scope["headers"], sessions.cookie_name)
         self._found_cookie = token is not None
@@ -136,39 +139,55 @@ class CookieSession(Session):
         return self._fields
 
     def _times(self) -> tuple[float, float] | None:
-        contents = self._contents if self._is_loaded else None
-        return None if contents is None or not self._fields else (contents.created, contents.deadline)
+        if not self._is_loaded or not self._fields:
+            return None
+        contents = self._begun()
+        return contents.created, contents.deadline
 
     # Changing
 
     def _put(self, key: str, data: bytes) -> None:
+        self._own_fields()
+        size = self._max_size + 4 * len(key) + len(data) + _MAX_FRAME
+        if size > _SMALL:
+            size = self._measure({**self._fields, key: data}, key)
+        self._max_size = size
+        self._fields[key] = data
+
+    def _own_fields(self) -> None:
+        """Copy the received values before the first change, because other requests with the same cookie have them as well."""
         self._is_ready()
-        fields = {**self._fields, key: data}
-        encoded = self._encode_contents(fields)
-        size = len(encoded)
-        if size > _SMALL and (size := self._sessions.cookie_overhead + _sealing.token_length(size)) > _MAX_COOKIE:
+        if not self._is_changed:
+            self._is_changed = True
+            fields = self._fields = {**self._fields}
+            self._max_size = _MAX_FRAME + (len(_encode(fields)) if fields else 0)
+
+    def _measure(self, fields: dict[str, bytes], key: str) -> int:
+        """Return the exact size of the contents with *fields*, in bytes; SessionTooLarge if *key* makes the cookie too large."""
+        size = len(self._encode_contents(self._begun(), fields, self._sessions.clock()))
+        cookie_size = self._sessions.cookie_overhead + _sealing.token_length(size)
+        if cookie_size > _MAX_COOKIE:
             raise SessionTooLarge(
-                f"with {key!r} the session's cookie would have {size} bytes, attributes included, and browsers keep {_MAX_COOKIE}; "
-                "store less, or choose a driver that keeps sessions on the server",
-                size,
+                f"with {key!r} the session's cookie would have {cookie_size} bytes, attributes included, and browsers keep "
+                f"{_MAX_COOKIE}; store less, or choose a driver that keeps sessions on the server",
+                cookie_size,
                 _MAX_COOKIE,
             )
-        self._fields, self._data = fields, encoded
+        return size
 
     def _drop(self, key: str) -> None:
         self._is_ready()
         if key in self._fields:
-            self._fields = {other: data for other, data in self._fields.items() if other != key}
-            self._data = _UNENCODED
+            self._own_fields()
+            del self._fields[key]
 
     def _clear(self) -> None:
-        self._is_ready()
-        self._contents, self._fields, self._data = None, {}, _UNENCODED
+        self._own_fields()
+        self._contents, self._fields, self._max_size = None, {}, _MAX_FRAME
 
     def _renew(self, max_age: int | None) -> None:
-        self._is_ready()
-        self._contents = self._begin(max_age)
-        self._data = _UNENCODED
+        self._own_fields()
+        self._contents = self._begin(max_age, self._sessions.clock())
 
     async def _update(self, key: str, fn: Callable[[Any], T], default: Any) -> T:
         """Replace the value of *key* by `fn(value)`; other requests neither see this nor are seen."""
@@ -194,35 +213,42 @@ class CookieSession(Session):
     def _cookie(self) -> CookieValue | None:
         if not self._is_loaded:
             return None
-        contents, data, sessions = self._contents, self._data, self._sessions
-        if contents is None or not self._fields:
+        contents, sessions = self._contents, self._sessions
+        if not self._fields:
             if self._received is None:
                 return None
             sessions.counters.ended += 1
             return REMOVED
-        if data is None and (sessions.idle_timeout is None or not sessions.is_touch_due(contents.deadline, contents.expires)):
+        if not self._is_changed and sessions.idle_timeout is None:
+            return None
+        now = sessions.clock()
+        if contents is None:
+            contents = self._begin(None, now)
+        elif not self._is_changed and not sessions.is_touch_due(contents.deadline, contents.expires, now):
             return None
         if self._received is None:
             sessions.counters.created += 1
         else:
             sessions.counters.written += 1
-        token = sessions.keyring.seal_token(data or self._encode_contents(self._fields))
-        return token, None if contents.is_transient else math.ceil(contents.expires - sessions.clock())
+        token = sessions.keyring.seal_token(self._encode_contents(contents, self._fields, now))
+        return token, None if contents.is_transient else math.ceil(contents.expires - now)
 
-    def _begin(self, max_age: int | None) -> Contents:
+    def _begun(self) -> Contents:
+        """Return the session's id and times. A new session begins now."""
+        if self._contents is None:
+            self._contents = self._begin(None, self._sessions.clock())
+        return self._contents
+
+    def _begin(self, max_age: int | None, now: float) -> Contents:
         """Return the id and the times of a session under a new id."""
-        before, now = self._contents, int(self._sessions.clock())
+        before, created = self._contents, int(now)
         lifetime = None if before is None else before.expires - before.created
         lifetime, is_transient = self._sessions.terms(max_age, lifetime, before is not None and before.is_transient)
-        expires = now + lifetime
-        return Contents(_sealing.new_raw_id(16), is_transient, now, expires, int(self._sessions.deadline(now, expires)), {})
+        expires = created + lifetime
+        deadline = int(self._sessions.deadline(created, expires))
+        return Contents(_sealing.new_raw_id(16), is_transient, created, expires, deadline, {})
 
-    def _encode_contents(self, fields: dict[str, bytes]) -> bytes:
-        """Return the session with *fields* as bytes; it begins if there is none yet."""
-        contents = self._contents
-        if contents is None:
-            contents = self._contents = self._begin(None)
-        sessions, deadline = self._sessions, contents.expires
-        if sessions.idle_timeout is not None:
-            deadline = int(sessions.deadline(sessions.clock(), deadline))
+    def _encode_contents(self, contents: Contents, fields: dict[str, bytes], now: float) -> bytes:
+        """Return the session with *fields* as bytes, with the idle limit of a session that is used *now*."""
+        deadline = int(self._sessions.deadline(now, contents.expires))
         return _encode((contents.raw_id, contents.is_transient, contents.created, contents.expires, deadline, fields))

@@ -92,10 +92,10 @@ class Sessions:
         """Return the idle limit of a session that is used *now*, or None if sessions have none."""
         return None if self.idle_timeout is None else now + self.idle_timeout
 
-    def is_touch_due(self, deadline: float, expires: float) -> bool:
-        """Return whether a session's idle limit has to move: a tenth of it has passed."""
+    def is_touch_due(self, deadline: float, expires: float, now: float) -> bool:
+        """Return whether the idle limit of a session that is used *now* has to move: a tenth of it has passed."""
         idle = self.idle_timeout
-        return idle is not None and deadline < expires and self.clock() >= deadline - idle * (1 - _TOUCH_AFTER)
+        return idle is not None and deadline < expires and now >= deadline - idle * (1 - _TOUCH_AFTER)
 
     def terms(self, max_age: int | None, lifetime: float | None, is_transient: bool) -> tuple[int, bool]:
         """Return the lifetime of a session under a new id, and whether its cookie ends with the browser.
