@@ -147,7 +147,8 @@ class CookieSession(Session):
     # Changing
 
     def _put(self, key: str, data: bytes) -> None:
-        self._own_fields()
+        if not (self._is_loaded and self._is_changed):
+            self._own_fields()
         size = self._max_size + 4 * len(key) + len(data) + _MAX_FRAME
         if size > _SMALL:
             size = self._measure({**self._fields, key: data}, key)

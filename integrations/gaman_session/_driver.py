@@ -82,6 +82,12 @@ def length_of(name: str) -> int:
     return len(name) if name.isascii() else len(name.encode())
 
 
+class LoadAtOnce(Protocol):
+    """Driver.load() of a driver in this process, without `await`."""
+
+    def __call__(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None: ...
+
+
 class Driver(Protocol):
     """A store of sessions.
 

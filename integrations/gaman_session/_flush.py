@@ -128,8 +128,8 @@ class Flush(Struct, gc=False):
 
     # Changing the session that a cookie leads to
 
-    async def _apply(self, state: Unread | Live, changes: dict[str, bytes | None], *, was_ended: bool = False) -> None:
-        """Write single fields, the owner, and the idle limit. *was_ended* says that an earlier cookie led to a tombstone."""
+    async def _apply(self, state: Unread | Live, changes: dict[str, bytes | None]) -> None:
+        """Write single fields, the owner, and the idle limit."""
         sessions, identity, owner = self.known.sessions, state.identity, self.pending.owner
         now = sessions.clock()
         sets = self._seal(identity, changes)
@@ -162,9 +162,9 @@ class Flush(Struct, gc=False):
             self._drop_changes()
         else:
             self.known.reject("expired")
-            was_ended = was_ended or outcome is Outcome.ENDED
-            if (twin := self.known.next_twin(identity)) is not None:
-                await self._apply(twin, changes, was_ended=was_ended)
+            was_ended = state.was_ended or outcome is Outcome.ENDED
+            if (twin := self.known.next_twin(identity, was_ended)) is not None:
+                await self._apply(twin, changes)
             elif was_ended:
                 self._drop_changes()
             else:

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from gaman import find_cookie, log_extra
 from gaman_session._counters import Rejection
-from gaman_session._driver import Record
+from gaman_session._driver import LoadAtOnce, Outcome, Record
 from gaman_session._sealing import Identity
 from gaman_session._sessions import Sessions
 
@@ -28,6 +28,8 @@ class Unread(Struct, frozen=True, gc=False):
 
     is_read: ClassVar[bool] = False
     identity: Identity
+    was_ended: bool = False
+    """Whether an earlier cookie of the request led to a tombstone: one is enough to drop the request's changes."""
 
 
 class Live(Struct, frozen=True, gc=False):
@@ -109,7 +111,7 @@ class Known(Struct):
         ids = [twin.id for twin in twins]
         return twins[ids.index(current.id) + 1 :] if current.id in ids else []
 
-    def next_twin(self, dead: Identity) -> Unread | None:
+    def next_twin(self, dead: Identity, was_ended: bool) -> Unread | None:
         """Go on with the twin after a *dead* session, and return it, or None if there is none.
 
         A browser keeps a dead cookie beside a live one if they differ in domain, path or partition, and may send it first.
@@ -117,7 +119,7 @@ class Known(Struct):
         twins = self.twins_after(dead)
         if not twins:
             return None
-        self.state = twin = Unread(twins[0])
+        self.state = twin = Unread(twins[0], was_ended)
         return twin
 
     async def load(self, *, again: bool = False) -> None:
@@ -125,30 +127,37 @@ class Known(Struct):
 
         If the session is dead, load its next twin. But a session that this request has read isn't replaced by another one.
         """
-        state, sessions, is_ended = self.state, self.sessions, False
-        if state.is_read and not (again and isinstance(state, Live)):
-            return
-        identity = self._first() if isinstance(state, Unidentified) else state.identity
-        while identity is not None:
-            now = sessions.clock()
-            found = await sessions.store.load(identity.id, now=now)
-            if not isinstance(found, Record):
-                self.reject("expired")
-                # One tombstone among several dead sessions is enough to drop the request's changes.
-                is_ended = is_ended or found is not None
-            elif now < found.expires and (
-                not sessions.is_sealed or identity.values.proves_times(found.seal, found.created, found.expires)
-            ):
-                sessions.counters.loaded += 1
-                self.state = Live(identity, found)
-                return
-            else:
-                self.report_damage(identity, "its lifetime")
-            twins = [] if state.is_read else self.twins_after(identity)
-            if not twins:
-                break
-            identity = twins[0]
-        self.state = Ended(identity) if is_ended else Absent(identity)
+        state = self.identify()
+        while isinstance(state, Unread) or (again and isinstance(state, Live)):
+            again, now = False, self.sessions.clock()
+            found = await self.sessions.store.load(state.identity.id, now=now)
+            state = self.learn(state, found, now)
+
+    def load_at_once(self, load: LoadAtOnce) -> None:
+        """Do what load() does, with a *load* that needs no `await`."""
+        state = self.identify()
+        while isinstance(state, Unread):
+            now = self.sessions.clock()
+            state = self.learn(state, load(state.identity.id, now=now), now)
+
+    def learn(self, state: Unread | Live, found: Record | Outcome | None, now: float) -> Identified:
+        """Return the state after the store had *found* for the one before."""
+        sessions, identity = self.sessions, state.identity
+        if not isinstance(found, Record):
+            self.reject("expired")
+        elif now < found.expires and (
+            not sessions.is_sealed or identity.values.proves_times(found.seal, found.created, found.expires)
+        ):
+            sessions.counters.loaded += 1
+            live = self.state = Live(identity, found)
+            return live
+        else:
+            self.report_damage(identity, "its lifetime")
+        was_ended = found is Outcome.ENDED or (isinstance(state, Unread) and state.was_ended)
+        if isinstance(state, Unread) and (twin := self.next_twin(identity, was_ended)) is not None:
+            return twin
+        self.state = dead = Ended(identity) if was_ended else Absent(identity)
+        return dead
 
     def reject(self, reason: Rejection) -> None:
         """Count, once a request, that its cookie or session was rejected."""

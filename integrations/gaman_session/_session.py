@@ -152,7 +152,9 @@ class Session(NotADict, ABC):
         """
         if not isinstance(key, str):
             raise key_error("set", key, ", ...")
-        self._open_for_change()
+        if self._is_closed:
+            raise too_late_to_change()
+        self._is_used = True
         self._put(key, self._sessions.codec.encode(key, value))
         return _SET
 

@@ -64,7 +64,14 @@ class StoredSession(Session):
     # Reading
 
     def _is_ready(self) -> bool:
-        return self._known.state.is_read or self._pending.is_end
+        if self._known.state.is_read or self._pending.is_end:
+            return True
+        load = self._sessions.load_at_once
+        if load is None or self._is_busy or self._is_closed:
+            return False
+        self._is_used, self._size = True, None
+        self._known.load_at_once(load)
+        return True
 
     async def _read(self, read: Callable[..., T], key: str | None, default: Any = None, type: Any = None) -> T:
         known, pending = self._known, self._pending
@@ -72,20 +79,7 @@ class StoredSession(Session):
             if self._is_closed:
                 raise too_late_to_read()
             self._is_used = True
-            if self._is_busy or self._lock is not None:
-                await self._exclusively(known.load)
-            else:
-                # _exclusively() unrolled: a coroutine less saves 4 % of a request that reads a session in memory.
-                self._is_busy = True
-                try:
-                    await known.load()
-                except SessionStoreError:
-                    self._note_failure()
-                    raise
-                finally:
-                    self._is_busy, self._size = False, None
-                    if self._lock is not None:
-                        self._lock.release()
+            await self._exclusively(known.load)
         return read(self, key, default, type)
 
     def _live(self) -> Live | None:
