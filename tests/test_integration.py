@@ -55,7 +55,7 @@ def integration(events: list[str], name: str, *, priority: Priority = "normal", 
     [
         ({"name": ""}, "needs a name"),
         ({"name": "x", "priority": "urgent"}, "'x'.*'urgent'.*very-high"),
-        *(({"name": "x", hook: "not callable"}, f"{hook}.*'x'.*str") for hook in HOOKS),
+        *(({"name": "x", hook: "not callable"}, f"{hook}.*'x'.*str") for hook in [*HOOKS, "make_session", "close_session"]),
     ],
 )
 def test_a_mistake_in_an_integration_is_named(options: dict[str, Any], message: str) -> None:
@@ -246,6 +246,79 @@ async def test_on_request_may_fail(fetch: Fetch, kind: str, error: Exception, st
     )
     assert (await fetch(app)).status == status
     assert events == ["request", "error", "response"]
+
+
+# make_session and close_session
+
+
+class Visit:
+    """What an integration may make as the session of a request."""
+
+
+def visits(events: list[str], name: str = "visits", **hooks: Any) -> Integration:
+    def make(scope: Any, is_closed: bool) -> Any:
+        events.append(f"make {is_closed}")
+        return Visit()
+
+    def close(ctx: Context, session: Any, response: Response) -> Any:
+        events.append(f"close {type(session).__name__}")
+        return [*response.raw_headers, (b"x-visit", b"1")]
+
+    return define_integration(name=name, make_session=make, close_session=close, **hooks)
+
+
+async def test_a_session_is_made_on_first_use_and_closed_at_the_turn_of_its_integration(fetch: Fetch) -> None:
+    events: list[str] = []
+
+    def inside(ctx: Context, response: Response) -> None:
+        events.append(f"inside {dict(response.headers)}")
+
+    def outside(ctx: Context, response: Response) -> None:
+        events.append(f"outside {dict(response.headers)}")
+
+    async def use(ctx: Context) -> Response:
+        assert ctx.session is ctx.session
+        return shared
+
+    shared = Response(None, 200, {"x-own": "1"})
+    integrations = [
+        define_integration(name="outside", on_response=outside),
+        visits(events),
+        define_integration(name="inside", on_response=inside),
+    ]
+    app = App({"/": use, "/unused": handler}, integrations=integrations)
+    for _ in range(2):
+        received = await fetch(app)
+        assert received.headers["x-visit"] == "1"
+    assert dict(shared.headers) == {"x-own": "1"}
+    once = ["make False", "inside {'x-own': '1'}", "close Visit", "outside {'x-own': '1', 'x-visit': '1'}"]
+    assert events == once * 2
+    events.clear()
+    await fetch(app, "/unused")
+    assert [event.partition(" ")[0] for event in events] == ["inside", "outside"]
+
+
+async def test_a_session_that_can_not_be_closed_fails_the_request(fetch: Fetch) -> None:
+    def close(*_: object) -> Any:
+        raise HTTPError(409)
+
+    async def use(ctx: Context) -> str:
+        return type(ctx.session).__name__
+
+    maker = define_integration(name="visits", make_session=visits([]).make_session, close_session=close)
+    assert (await fetch(App({"/": use}, integrations=[maker]))).status == 409
+
+
+def test_two_integrations_that_make_sessions_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'a' and 'b' both make"):
+        App({"/": handler}, integrations=[visits([], "a"), visits([], "b")])
+
+
+@pytest.mark.parametrize("hook", ["make_session", "close_session"])
+def test_only_one_half_of_what_makes_sessions_is_refused(hook: str) -> None:
+    half: dict[str, Any] = {hook: noting([], hook)}
+    with pytest.raises(ConfigError, match="only one of make_session and close_session"):
+        define_integration(name="x", **half)
 
 
 # on_response

@@ -19,16 +19,14 @@ from gaman_session import _sealing
 from gaman_session._counters import Rejection
 from gaman_session._errors import SessionTooLarge, SessionUnsupported
 from gaman_session._session import REMOVED, CookieValue, Session, changed, too_late_to_read
-from gaman_session._sessions import Sessions
+from gaman_session._sessions import MAX_COOKIE, Sessions
 
 T = TypeVar("T")
 
-_MAX_COOKIE: Final = 4096
-"""Bytes that browsers must keep of a cookie, attributes included (RFC 6265, section 6.1)."""
-_SMALL: Final = 1024
-"""Bytes of data that fit into a cookie with any attributes."""
 _MAX_FRAME: Final = 64
-"""Bytes that MessagePack adds to the values at most: the id and the times, or a key's and a value's lengths."""
+"""Bytes that the id, the times and the length of the fields take at most."""
+_MAX_LENGTHS: Final = 10
+"""Bytes that MessagePack takes at most for the lengths of a key and of its value."""
 
 
 class Contents(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -149,8 +147,8 @@ class CookieSession(Session):
     def _put(self, key: str, data: bytes) -> None:
         if not (self._is_loaded and self._is_changed):
             self._own_fields()
-        size = self._max_size + 4 * len(key) + len(data) + _MAX_FRAME
-        if size > _SMALL:
+        size = self._max_size + 4 * len(key) + len(data) + _MAX_LENGTHS
+        if size > self._sessions.max_contents:
             size = self._measure({**self._fields, key: data}, key)
         self._max_size = size
         self._fields[key] = data
@@ -161,18 +159,19 @@ class CookieSession(Session):
         if not self._is_changed:
             self._is_changed = True
             fields = self._fields = {**self._fields}
-            self._max_size = _MAX_FRAME + (len(_encode(fields)) if fields else 0)
+            lengths = [4 * len(key) + len(data) + _MAX_LENGTHS for key, data in fields.items()]
+            self._max_size = _MAX_FRAME + sum(lengths)
 
     def _measure(self, fields: dict[str, bytes], key: str) -> int:
         """Return the exact size of the contents with *fields*, in bytes; SessionTooLarge if *key* makes the cookie too large."""
         size = len(self._encode_contents(self._begun(), fields, self._sessions.clock()))
         cookie_size = self._sessions.cookie_overhead + _sealing.token_length(size)
-        if cookie_size > _MAX_COOKIE:
+        if cookie_size > MAX_COOKIE:
             raise SessionTooLarge(
                 f"with {key!r} the session's cookie would have {cookie_size} bytes, attributes included, and browsers keep "
-                f"{_MAX_COOKIE}; store less, or choose a driver that keeps sessions on the server",
+                f"{MAX_COOKIE}; store less, or choose a driver that keeps sessions on the server",
                 cookie_size,
-                _MAX_COOKIE,
+                MAX_COOKIE,
             )
         return size
 

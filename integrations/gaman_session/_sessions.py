@@ -18,6 +18,9 @@ from gaman_session._serializer import Codec
 MAX_LIFETIME: Final = 1000 * 365 * 86_400
 """Seconds. With a longer lifetime, a session would expire after the last date that datetime supports."""
 
+MAX_COOKIE: Final = 4096
+"""Bytes that browsers must keep of a cookie, attributes included (RFC 6265, section 6.1)."""
+
 MAX_COOKIES: Final = 4
 """How many cookies of the session's name a request may have; the rest is ignored."""
 
@@ -50,6 +53,8 @@ class Sessions:
     """Whether values are sealed before they go to the store. In memory they aren't, because the key is in the same process."""
     overhead: int = field(init=False)
     """Bytes that sealing adds to a value."""
+    max_contents: int = field(init=False)
+    """Bytes of contents that fit into a cookie."""
     store: Driver = field(init=False)
     """The driver, for stored sessions, which have one."""
     owners: Owners = field(init=False)
@@ -64,6 +69,7 @@ class Sessions:
     def __post_init__(self) -> None:
         self.is_sealed = self.encrypt and self.driver is not None and self.driver.shared
         self.overhead = OVERHEAD if self.is_sealed else 0
+        self.max_contents = (MAX_COOKIE - self.cookie_overhead) * 3 // 4 - OVERHEAD
         self.store = cast("Driver", self.driver)
         # Not an inherited one, because a subclass may have a load() of its own.
         self.load_at_once = getattr(self.driver, "load_at_once", None) if "load_at_once" in vars(type(self.driver)) else None

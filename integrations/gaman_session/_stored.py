@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 from typing import Any, TypeVar
@@ -228,7 +227,8 @@ class StoredSession(Session):
             return REMOVED
         identity = live.identity
         token = self._sessions.keyring.sign_id(identity.raw_id, identity.is_transient)
-        return token, None if identity.is_transient else math.ceil(live.record.expires - self._sessions.clock())
+        # This request has begun or renamed the session, so its whole lifetime is left.
+        return token, None if identity.is_transient else round(live.record.expires - live.record.created)
 
     async def _exclusively(self, work: Callable[[], Awaitable[T]]) -> T:
         """Return what *work* returns. A request has at most one call to the store in flight."""

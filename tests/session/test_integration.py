@@ -7,14 +7,15 @@ import logging
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import anyio
 import pytest
 
 from gaman import App, ConfigError, Context, HTTPError, Integration, Response
-from gaman.session import Driver, Outcome, Record, Session, SessionStoreError, session
-from gaman_session import _integration
+from gaman.session import Driver, Outcome, Record, Session, SessionClosed, SessionStoreError, session
+from gaman_session import _cookie_session, _integration, _sealing
 from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
@@ -636,6 +637,131 @@ async def test_changes_of_a_hook_that_answers_the_error_are_kept(driver: Driver 
         response = await fetch(app, "/?value=new&fail=1")
         assert response.status == 200
         assert (await fetch(app, "/?recall=1", headers=cookie_of(response))).text == '{"failed":"it fails"}'
+
+
+# The session of a request is made when the request first uses it
+
+
+async def test_a_request_that_does_not_use_its_session_makes_none(driver: Driver | None, fetch: Fetch) -> None:
+    made: list[str] = []
+    ours: Any = session(SECRET, driver)
+
+    def make(scope: Any, is_closed: bool) -> Session:
+        made.append(scope["query_string"].decode())
+        made_session: Session = ours.make_session(scope, is_closed)
+        return made_session
+
+    async def handle(ctx: Context) -> str:
+        for _ in range(int(ctx.query["uses"])):
+            await ctx.session.get("key")
+        return "done"
+
+    app = App({"/": handle}, integrations=[replace(ours, make_session=make)])
+    await app.load()
+    try:
+        for uses in range(3):
+            assert (await fetch(app, f"/?uses={uses}")).text == "done"
+    finally:
+        await app.shutdown()
+    assert made == ["uses=1", "uses=2"]
+
+
+async def test_a_session_alone_copies_no_response(fetch: Fetch, driver: Driver | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy(response: Response) -> Response:
+        raise AssertionError("a response was copied")
+
+    async def handle(ctx: Context) -> Response:
+        if ctx.query.get("use"):
+            await ctx.session.set("key", "value")
+        return Response("done", headers={"etag": '"1"'})
+
+    monkeypatch.setattr(Response, "__copy__", copy)
+    async with running(handle, driver=driver) as app:
+        assert (await fetch(app)).text == "done"
+        assert (await fetch(app, "/?use=1")).headers.getall("vary") == ["Cookie"]
+
+
+async def test_a_session_that_is_first_used_after_its_turn_refuses_changes(driver: Driver | None, fetch: Fetch) -> None:
+    async def use(ctx: Context, *_: object) -> None:
+        with pytest.raises(SessionClosed, match="make it before"):
+            await ctx.session.set("key", "value")
+        with pytest.raises(SessionClosed, match="read it before"):
+            await ctx.session.get("key")
+
+    async def handle(ctx: Context) -> Any:
+        async def chunks() -> AsyncGenerator[str, None]:
+            await use(ctx)
+            yield "done"
+
+        return Response.stream(chunks()) if ctx.query.get("stream") else "done"
+
+    outer = Integration(name="outer", priority="very-high", on_response=use)
+    async with running(handle, outer, first=True, driver=driver) as app:
+        assert (await fetch(app)).text == "done"
+    async with running(handle, driver=driver) as app:
+        assert (await fetch(app, "/?stream=1")).text == "done"
+
+
+async def test_a_task_that_outlives_its_request_can_not_change_the_session(driver: Driver | None, fetch: Fetch) -> None:
+    left: list[Context] = []
+
+    async def handle(ctx: Context) -> str:
+        left.append(ctx)
+        return "done"
+
+    async with running(handle, driver=driver) as app:
+        await fetch(app)
+        with pytest.raises(SessionClosed):
+            await left[0].session.set("key", "value")
+
+
+# One packing, one seal and one look at the clock
+
+
+@pytest.mark.parametrize("count", [1, 2, 50])
+async def test_a_session_in_a_cookie_is_encoded_and_sealed_once_however_many_keys_were_set(
+    fetch: Fetch, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            calls.append(name)
+            return function(*args)
+
+        return call
+
+    async def handle(ctx: Context) -> str:
+        for key in range(count):
+            await ctx.session.set(str(key), key)
+        return "done"
+
+    monkeypatch.setattr(_cookie_session, "_encode", counting("encode", _cookie_session._encode))
+    monkeypatch.setattr(_sealing, "_seal", counting("seal", _sealing._seal))
+    async with running(handle) as app:
+        assert (await fetch(app)).headers.getall("set-cookie") != []
+    assert calls == ["encode", "seal"]
+
+
+class CountingClock(Clock):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __call__(self) -> float:
+        self.count += 1
+        return super().__call__()
+
+
+@pytest.mark.parametrize("kind", ["cookies", "memory"])
+async def test_a_request_that_begins_a_session_reads_the_clock_once(kind: str) -> None:
+    clock = CountingClock()
+    async with serving(Site({"type": kind}, clock)) as site:
+        browser = site.browser()
+        clock.count = 0
+        await browser.do(setting(a=1, b=2))
+        assert clock.count == 1
+        assert browser.token is not None
 
 
 # Other integrations
