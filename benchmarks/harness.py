@@ -71,6 +71,7 @@ class Contender:
     """One participant of a case: *measure* takes one turn, and *result* must return the same as the baseline's.
 
     *at* is its place on the case's axis. *kind* decides how charts show it: "ours" stands out, "baseline" is the dashed line.
+    *session* is one of `SESSIONS`, or empty if the case has no session.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Contender:
     kind: Kind = "peer"
     at: float | None = None
     version: str | None = None
+    session: str = ""
     source: str = field(default_factory=caller)
 
 
@@ -248,7 +250,9 @@ async def run_case(
         turns = samples[each.name, each.at]
         extra = {name: [turn.extra[name] for turn in turns] for name in turns[0].extra}
         figures = [turn.figure for turn in turns]
-        result.contenders.append(ContenderResult(each.name, each.kind, each.source, figures, each.version, each.at, extra))
+        result.contenders.append(
+            ContenderResult(each.name, each.kind, each.source, figures, each.version, each.at, extra, each.session)
+        )
     return result
 
 

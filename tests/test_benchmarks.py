@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -57,12 +58,16 @@ def lack(name: str) -> None:
     [
         ("/json", bare.plain, ours.plain),
         ("/users/42/posts/7", bare.plain, lambda: ours.plain(*bare.OTHERS)),
+        ("/json", bare.plain, ours.unused_session),
     ],
 )
 async def test_the_bare_callable_and_gaman_give_the_same_response(path: str, baseline: ASGI, app: Callable[[], App]) -> None:
     expected = await fetch(baseline, path)
     assert expected[0] == 200
-    assert await fetch(app(), path) == expected
+    built = app()
+    await built.load()
+    assert await fetch(built, path) == expected
+    await built.shutdown()
 
 
 @pytest.mark.parametrize("kind", ["cookies", "memory"])
@@ -81,6 +86,22 @@ async def test_the_bare_callable_and_gaman_respond_alike_in_a_session_except_for
             headers = {name: value.partition(b"; ")[2] if name == b"set-cookie" else value for name, value in headers.items()}
             responses.append((status, headers, body))
         assert responses[0] == responses[1], path
+    await app.shutdown()
+
+
+async def test_the_bare_callable_and_gaman_begin_a_session_with_the_same_two_keys() -> None:
+    app = ours.with_session({"type": "cookies"}, bare.SECOND_KEY)
+    await app.load()
+    (status, headers, body), (expected_status, expected, expected_body) = [
+        await fetch(each, "/fill") for each in (app, bare.begin_cookie)
+    ]
+    assert (status, body) == (expected_status, expected_body)
+    assert headers.keys() == expected.keys()
+    token = expected[b"set-cookie"].partition(b";")[0].partition(b"=")[2]
+    *_, values = bare._open(token)
+    assert {key: bare.decode(value) for key, value in values.items()} == {"user": bare.USER, **bare.SECOND_KEY}
+    cookie = headers[b"set-cookie"].partition(b";")[0]
+    assert [json.loads((await fetch(app, path, cookie))[2]) for path in ("/read", "/size")] == [{"user": bare.USER}, {"size": 4}]
     await app.shutdown()
 
 
@@ -121,7 +142,7 @@ async def test_a_peer_that_is_not_installed_is_a_row_with_the_reason(monkeypatch
         enter=lambda: in_process.plain("/json") if kind == "plain" else in_process.in_session(kind, "/read"),
     )
     found = await harness.run(question_of(case), QUICK, nothing)
-    ours = ["gaman"] if kind == "plain" else ["gaman", in_process.NEW_COOKIES]
+    ours = ["gaman", in_process.UNUSED if kind == "plain" else in_process.NEW_COOKIES]
     assert [each.name for each in found.cases[0].contenders] == ["bare callable", *ours]
     reasons = {each.name: each.reason for each in found.cases[0].absent}
     assert list(reasons) == [peer.name for peer in peers.PEERS]

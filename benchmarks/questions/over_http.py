@@ -18,6 +18,7 @@ from benchmarks.load import Aim, load
 from benchmarks.places import STORES, place_for
 from benchmarks.report.results import BEST_PEER
 from benchmarks.rivals.bare import BARE
+from benchmarks.rivals.peers import session_in
 from benchmarks.rivals.servers import SERVERS, Server
 from tests.serving import ParsedResponse, get, running, until
 
@@ -120,7 +121,13 @@ class Site:
         server = self.server
         source = line_of(server.defined_by)
         return Contender(
-            name=server.name, measure=self.measure, result=self.result, kind=server.kind, version=server.version(), source=source
+            name=server.name,
+            measure=self.measure,
+            result=self.result,
+            kind=server.kind,
+            version=server.version(),
+            session=session_in(self._setting.kind, server.session),
+            source=source,
         )
 
 

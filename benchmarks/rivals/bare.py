@@ -22,6 +22,8 @@ OTHERS = [f"/other/{i}/{{name}}" for i in range(50)], [f"/other/{i}/{{name}}" fo
 """Paths of other routes, before and after the requested one."""
 SECRET = "a secret for benchmarks, 32 bytes and more"
 USER = {"id": 1, "name": "Angga", "email": "angga@example.com"}
+SECOND_KEY = {"value": "dark"}
+"""What a new visitor's session has beside the user."""
 
 encode_json = msgspec.json.Encoder().encode
 encode = msgspec.msgpack.Encoder().encode
@@ -95,8 +97,20 @@ async def write_cookie(scope: Message, receive: Receive, send: Send) -> None:
     if (now := time.time()) >= expires:
         id, created, expires, values = os.urandom(16), int(now), int(now) + _MAX_AGE, {}
     values["user"] = encode(USER)
-    cookie = b"session=" + _seal((id, created, expires, values)) + b"; Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"
+    await _send_cookie(send, (id, created, expires, values))
+
+
+async def _send_cookie(send: Send, payload: object) -> None:
+    cookie = b"session=" + _seal(payload) + b"; Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"
     await send_json(send, {"status": "logged in"}, *NO_STORE, (b"set-cookie", cookie))
+
+
+async def begin_cookie(scope: Message, receive: Receive, send: Send) -> None:
+    """Begin a session with two keys."""
+    now = int(time.time())
+    values = {"user": encode(USER)}
+    values |= {key: encode(value) for key, value in SECOND_KEY.items()}
+    await _send_cookie(send, (os.urandom(16), now, now + _MAX_AGE, values))
 
 
 class BareMemory:
