@@ -119,6 +119,7 @@ class Case:
 
     *baseline* is the name of the contender that the others are divided by. *axis* names the quantity that grows, if contenders have
     an *at*. *rounds* is an upper limit, for tasks that are slow or exact. *share* is the case's share of the question's time.
+    *summary* is the heading of its column on the summary page, empty if it has none.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Case:
     axis: str | None = None
     rounds: int = 1000
     share: float = 1.0
+    summary: str = ""
     source: str = field(default_factory=caller)
 
 
@@ -148,13 +150,17 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question and the cases that answer it; *seconds* limits all of it, including the setup."""
+    """A question and the cases that answer it; *seconds* limits all of it, including the setup.
+
+    *notes* are sentences that a reader of its charts needs.
+    """
 
     name: str
     title: str
     cases: Callable[[Plan], Sequence[Case]]
     seconds: float
     quick_seconds: float
+    notes: Sequence[str] = ()
     source: str = field(default_factory=caller)
 
     def budget(self, plan: Plan) -> float:
@@ -226,7 +232,7 @@ async def run(
             # The figures of the other cases are kept.
             traceback.print_exc()
             found.append(_describe(case, AbsentResult("all contenders", f"{FAILED}: {error!r}")))
-    return QuestionResult(question.name, question.title, question.source, clock() - began, found)
+    return QuestionResult(question.name, question.title, question.source, clock() - began, found, list(question.notes))
 
 
 async def run_case(
@@ -258,7 +264,8 @@ async def run_case(
 
 def _describe(case: Case, *absent: AbsentResult) -> CaseResult:
     goals = [GoalResult(goal.sense, goal.limit, goal.of, goal.against, goal.at, goal.against_at) for goal in case.goals]
-    return CaseResult(case.name, case.unit, case.better, case.baseline, case.source, case.axis, goals, absent=list(absent))
+    described = (case.name, case.unit, case.better, case.baseline, case.source, case.axis, goals)
+    return CaseResult(*described, absent=list(absent), summary=case.summary)
 
 
 def _takes_part(contender: Contender, plan: Plan) -> bool:

@@ -16,7 +16,7 @@ from benchmarks.asgi import fetch, log_in
 from benchmarks.harness import Absent, Case, Contender, Goal, Missing, Plan, Question
 from benchmarks.places import place_for
 from benchmarks.questions import in_process, scaling, sealing, serializer
-from benchmarks.report import chart
+from benchmarks.report import chart, goals, summary
 from benchmarks.report import compare as comparing
 from benchmarks.report.figures import interval, judge, ratios, to_baseline
 from benchmarks.report.results import (
@@ -395,6 +395,7 @@ def make_question() -> Question:
 
     bars = Case(
         name="bars",
+        summary="In the summary",
         baseline="baseline",
         goals=[Goal(sense="at most", limit=1.8, against="baseline"), Goal(sense="at least", limit=2, against=BEST_PEER)],
         enter=lambda: harness.contenders(
@@ -424,17 +425,33 @@ async def test_a_run_is_shown_drawn_and_saved(tmp_path: Path) -> None:
     ticks = count()
     found = await harness.run(make_question(), QUICK, nothing, lambda: next(ticks) / 100)
     table = shown(found)
-    for expected in ("Lost: gone", "Peer, 10,000 routes: too slow", "at most 1.8 times", ": met", "tests/test_benchmarks.py:"):
+    for expected in (
+        "Lost: gone",
+        "Peer at 10,000 routes: too slow",
+        "≤ 1.8 × the cost of baseline",
+        ": met",
+        "tests/test_benchmarks.py:",
+    ):
         assert expected in table
     run = Results({"machine": "made up", "commit": "abc"}, True, [found])
     save(run, tmp_path / "results.json")
     assert load(tmp_path / "results.json") == run
-    for file in [*chart.draw(found, run.about, tmp_path), *chart.summarize(run, tmp_path)]:
+    for file in [*chart.draw(found, run.about, tmp_path), *goals.draw(run, tmp_path), *summary.draw(run, tmp_path)]:
         assert file.stat().st_size > 1000
     drawn = (tmp_path / "question.svg").read_text()
-    for expected in ("What?", "bars", "growth", "gaman", "Slow", "lower is better", "goal ≤ 1.8: met"):
+    for expected in (
+        "What?",
+        "bars",
+        "growth",
+        "gaman",
+        "Slow",
+        "lower is better",
+        "goal: gaman ≤ 1.8 × the cost of baseline: 1.",
+        "Lost",
+    ):
         assert expected in drawn
-    assert "gaman meets 3 of its 3 goals" in (tmp_path / "summary.svg").read_text()
+    assert "3 of 3 goals met" in (tmp_path / "goals.svg").read_text()
+    assert "In the summary" in (tmp_path / "summary.svg").read_text()
 
 
 def test_the_command_measures_the_named_question_and_prints_the_folder_of_its_results(
@@ -446,16 +463,44 @@ def test_the_command_measures_the_named_question_and_prints_the_folder_of_its_re
     assert str(tmp_path) in said
     assert "event loop: uvloop" in said
     assert "There is no contender 'Pear'" in said
+    # The page has the same count.
+    assert (found := re.search(r"\d of 3 goals met", said)) is not None
+    assert found[0] in (tmp_path / "goals.svg").read_text()
     assert "Slow" not in said
     about = load(tmp_path / "results.json").about
     assert about.keys() >= {"machine", "cores", "python", "commit", "msgspec", "event loop", "garbage collector"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "question.png",
-        "question.svg",
-        "results.json",
-        "summary.png",
-        "summary.svg",
+    pages = [f"{name}.{format}" for name in ("goals", "question", "summary") for format in ("png", "svg")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*pages, "results.json"])
+
+
+@pytest.mark.parametrize(("limit", "arguments", "status"), [(1.8, ["--check"], 0), (1.1, [], 0), (1.1, ["--check"], 1)])
+def test_only_check_fails_on_a_missed_goal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: float, arguments: Sequence[str], status: int
+) -> None:
+    def enter() -> harness.Entered:
+        return harness.contenders(constant("baseline", 1.0, "baseline"), constant("gaman", 1.5, "ours"))
+
+    goal = Goal(sense="at most", limit=limit, against="baseline")
+    case = Case(name="case", baseline="baseline", goals=[goal], enter=enter, rounds=10)
+    monkeypatch.setattr(serializer, "QUESTION", question_of(case, seconds=60))
+    assert command.main(["serializer", "--to", str(tmp_path), *arguments]) == status
+
+
+@pytest.mark.parametrize(("failing", "arguments", "status"), [(1, [], 0), (1, ["--check"], 1), (2, [], 1)])
+def test_a_run_in_which_a_case_fails_has_measured_unless_all_fail(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failing: int, arguments: Sequence[str], status: int
+) -> None:
+    def enter() -> harness.Entered:
+        return harness.contenders(constant("baseline", 1.0, "baseline"))
+
+    def fail() -> harness.Entered:
+        raise AssertionError("there was no response")
+
+    cases = [
+        Case(name=f"case {number}", baseline="baseline", enter=fail if number < failing else enter, rounds=1) for number in (0, 1)
     ]
+    monkeypatch.setattr(serializer, "QUESTION", question_of(*cases, seconds=60))
+    assert command.main(["serializer", "--to", str(tmp_path), *arguments]) == status
 
 
 def test_the_command_knows_its_questions(capsys: pytest.CaptureFixture[str]) -> None:

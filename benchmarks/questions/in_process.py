@@ -10,7 +10,7 @@ from benchmarks.asgi import contend, log_in
 from benchmarks.harness import Case, Contender, Goal, Missing, Plan, Question, line_of
 from benchmarks.report.results import BEST_PEER
 from benchmarks.rivals import bare, ours
-from benchmarks.rivals.bare import BARE, OTHERS, SECOND_KEY
+from benchmarks.rivals.bare import BARE, BARE_NOTE, OTHERS, SECOND_KEY
 from benchmarks.rivals.peers import Paths, peers
 from gaman_session import _sealing
 
@@ -89,6 +89,7 @@ def cases(plan: Plan) -> list[Case]:
     return [
         Case(
             name="JSON",
+            summary="JSON",
             baseline=BARE,
             enter=lambda: plain("/json"),
             goals=[at_most(1.8, UNUSED), at_most(1.05, UNUSED, "gaman"), faster(2.5)],
@@ -96,23 +97,32 @@ def cases(plan: Plan) -> list[Case]:
         ),
         Case(
             name="two params, among 100 routes",
+            summary="two params, 100 routes",
             baseline=BARE,
             enter=lambda: plain("/users/42/posts/7", OTHERS),
             goals=[at_most(2.3, UNUSED)],
         ),
         Case(
             name="read a session in a cookie",
+            summary="read a session in a cookie",
             baseline=BARE,
             enter=lambda: in_session("cookies", "/read"),
             goals=[at_most(1.4, NEW_COOKIES), faster(5)],
         ),
         Case(
             name="write a session in a cookie",
+            summary="write a session in a cookie",
             baseline=BARE,
             enter=lambda: in_session("cookies", "/write"),
             goals=[at_most(1.55, NEW_COOKIES), faster(5)],
         ),
-        Case(name="begin a session in a cookie, two keys", baseline=BARE, enter=new_visitor, goals=[at_most(1.8)]),
+        Case(
+            name="begin a session in a cookie, two keys",
+            summary="begin a session in a cookie",
+            baseline=BARE,
+            enter=new_visitor,
+            goals=[at_most(1.8)],
+        ),
         Case(name="read a session in memory", baseline=BARE, enter=lambda: in_session("memory", "/read"), goals=[at_most(1.8)]),
         Case(name="write a session in memory", baseline=BARE, enter=lambda: in_session("memory", "/write"), goals=[at_most(2.4)]),
     ]
@@ -124,4 +134,10 @@ QUESTION = Question(
     cases=cases,
     seconds=90,
     quick_seconds=9,
+    notes=[
+        BARE_NOTE,
+        "gaman remembers the cookies that it opened last. “gaman”, like the peers, gets the same cookie again. “Each cookie new”: "
+        f"{COOKIE_COUNT:,} cookies in turn, so gaman opens every one, as it does at a visitor's first request.",
+        "“Session unused”: the App has session(), but the handler doesn't use it.",
+    ],
 )

@@ -64,6 +64,7 @@ class CaseResult(msgspec.Struct):
     goals: list[GoalResult] = []
     contenders: list[ContenderResult] = []
     absent: list[AbsentResult] = []
+    summary: str = ""
 
 
 class QuestionResult(msgspec.Struct):
@@ -74,6 +75,7 @@ class QuestionResult(msgspec.Struct):
     source: str
     seconds: float
     cases: list[CaseResult]
+    notes: list[str] = []
 
 
 class Results(msgspec.Struct):

@@ -44,7 +44,7 @@ class Peer(NamedTuple):
     def with_session(self, kind: str, extra: Extra | None = None) -> Awaitable[ASGI] | str:
         """Return an awaitable of the application, or the reason why there is none."""
         build = self.sessions.get(kind)
-        return f"has no sessions in {'a cookie' if kind == 'cookies' else kind}" if build is None else build(extra or {})
+        return f"no sessions in {'a cookie' if kind == 'cookies' else kind}" if build is None else build(extra or {})
 
 
 async def blacksheep_plain(before: Paths, after: Paths) -> ASGI:
