@@ -6,6 +6,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks import __main__ as command
 from benchmarks.harness import Plan
 from benchmarks.report import chart, goals, summary
@@ -15,6 +17,7 @@ from benchmarks.report.results import (
     BEST_PEER,
     SESSIONS,
     AbsentResult,
+    Better,
     CaseResult,
     ContenderResult,
     GoalResult,
@@ -178,3 +181,24 @@ def test_the_title_of_the_page_of_goals_is_their_count() -> None:
     said = tally(run)
     assert text_of(goals.page_of(run)).startswith(said)
     assert f" of {sum(len(case.goals) for case in run.questions[0].cases)} goals met" in said
+
+
+@pytest.mark.parametrize(
+    ("better", "mine", "other", "expected"),
+    [
+        ("higher", 3.0, 2.0, "JSON: gaman serves 1.5 × the requests of the best other framework here, Hono (signs)."),
+        ("higher", 1.0, 2.0, "JSON: gaman serves 0.5 × the requests of the best other framework here, Hono (signs)."),
+        ("lower", 2.0, 3.0, "JSON: the best other framework here, Hono (signs), takes 1.5 × the time of gaman."),
+        ("lower", 2.0, 2.0, "JSON: gaman can't be told from the best other framework here, Hono (signs)."),
+    ],
+)
+def test_the_summary_says_how_gaman_does_beside_the_best_peer(better: Better, mine: float, other: float, expected: str) -> None:
+    found = [
+        ContenderResult("gaman", "ours", "a.py:1", [mine] * 9),
+        ContenderResult("Hono", "peer", "a.py:1", [other] * 9, session="signs"),
+        ContenderResult("worse", "peer", "a.py:1", [other * (0.5 if better == "higher" else 2)] * 9),
+    ]
+    case = CaseResult("case", "µs", better, "baseline", "a.py:1", contenders=found, summary="JSON")
+    page = summary.page_of(Results(ABOUT, False, [QuestionResult("question", "What?", "a.py:1", 1.0, [case])]))
+    assert page is not None
+    assert expected in text_of(page)

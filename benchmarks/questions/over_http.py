@@ -185,7 +185,8 @@ QUESTION = Question(
     seconds=240,
     quick_seconds=18,
     notes=[
-        "Each contender is one process. Peers in Python run on uvicorn, except Sanic; gaman runs as gaman.serve() runs it.",
+        "A contender is one process unless its workers are counted. Peers in Python run on uvicorn, except Sanic; gaman runs as "
+        "gaman.serve() runs it.",
         BARE_NOTE,
         "gaman remembers the cookies that it opened last: over HTTP, it opens each of the 64 visitors' cookies once.",
     ],

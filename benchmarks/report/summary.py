@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.report.figures import best_first, best_peer, find, ratios
+from benchmarks.report.figures import best_first, best_peer, find, interval, ratios
 from benchmarks.report.page import BODY, GREY, HEADING, INK, LINE, MARGIN, OURS, RULE, SMALL, WIDTH, Page
 from benchmarks.report.panels import cut_at, draw_bar
 from benchmarks.report.results import SESSIONS, CaseResult, ContenderResult, QuestionResult, Results
@@ -148,12 +148,14 @@ def _has_session(case: CaseResult) -> bool:
 def _compared(case: CaseResult) -> str:
     mine, peer = best_first(case, [each for each in case.contenders if each.kind == "ours"])[0], best_peer(case)
     assert peer is not None
-    ratio = statistics.median(ratios(mine, peer) if case.better == "higher" else ratios(peer, mine))
+    ratio = interval(ratios(mine, peer) if case.better == "higher" else ratios(peer, mine))
     names = [f"{each.name} ({each.session})" if each.session else each.name for each in (mine, peer)]
     task = f"{case.summary[:1].upper()}{case.summary[1:]}"
+    if ratio.low <= 1 <= ratio.high:
+        return f"{task}: {names[0]} can't be told from the best other framework here, {names[1]}."
     if case.better == "higher":
-        return f"{task}: {names[0]} serves {ratio:.1f} × the requests of the best other framework here, {names[1]}."
-    return f"{task}: the best other framework here, {names[1]}, takes {ratio:.1f} × the time of {names[0]}."
+        return f"{task}: {names[0]} serves {ratio.median:.1f} × the requests of the best other framework here, {names[1]}."
+    return f"{task}: the best other framework here, {names[1]}, takes {ratio.median:.1f} × the time of {names[0]}."
 
 
 def _to_gaman(case: CaseResult, each: ContenderResult) -> float:
