@@ -10,7 +10,7 @@ help:
 	@echo "make faults  run the tests that take minutes: servers killed, disks full"
 	@echo "make e2e     run the tests that drive a browser, the Chromium of this machine"
 	@echo "make check   run ruff, mypy and pyright"
-	@echo "make bench   measure gaman beside other frameworks: ten minutes; make bench-quick: one"
+	@echo "make bench   measure gaman beside other frameworks: ten minutes; make bench-quick: one; both draw benchmarks/runs/*/summary.png"
 	@echo "PYTHON=python3.13 VENV=.venv-3.13 uses another Python, beside the first."
 
 demo: $(VENV)/installed

@@ -17,11 +17,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from benchmarks import harness
 from benchmarks.harness import Plan, Question
-from benchmarks.report import chart, machine
+from benchmarks.report import chart, goals, machine, summary
 from benchmarks.report.compare import compare, comparison_table, warnings
-from benchmarks.report.figures import judge
+from benchmarks.report.figures import tally, verdicts
 from benchmarks.report.results import Results, load, save
-from benchmarks.report.table import MARKS, show
+from benchmarks.report.table import show
 
 HERE = Path(__file__).parent
 QUESTIONS = ("serializer", "sealing", "in_process", "scaling", "over_http", "drivers", "memory")
@@ -86,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--to", type=Path, metavar="FOLDER", help="the folder for results and charts; by default a new one in benchmarks/runs/"
     )
+    parser.add_argument("--check", action="store_true", help="end with status 1 if a goal is missed or a case fails")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.questions if name not in QUESTIONS + LONG_QUESTIONS]:
         parser.error(f"there is no question {unknown[0]!r}; there are {', '.join(QUESTIONS + LONG_QUESTIONS)}")
@@ -95,16 +96,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     save(results, folder / "results.json")
     for question in results.questions:
         chart.draw(question, results.about, folder)
-    chart.summarize(results, folder)
+    goals.draw(results, folder)
+    summary.draw(results, folder)
     cases = [case for question in results.questions for case in question.cases]
-    verdicts: list[str] = [judge(case, goal).verdict for case in cases for goal in case.goals]
-    console.print("Goals:", ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in MARKS))
+    console.print(f"{tally(results)}.")
     known = {each.name for case in cases for each in case.contenders} | {each.name for case in cases for each in case.absent}
     for name in (options.against or "").split(","):
         if name and name.strip().lower() not in {each.lower() for each in known}:
             console.print(f"There is no contender {name!r}.", style="yellow")
     console.print(f"Figures and charts: {folder}", soft_wrap=True)
-    return int(any(each.reason.startswith(harness.FAILED) for case in cases for each in case.absent))
+    # A run that has measured is a success, whatever it found.
+    has_failed = any(each.reason.startswith(harness.FAILED) for case in cases for each in case.absent)
+    is_bad = has_failed or "missed" in verdicts(results) if options.check else not any(case.contenders for case in cases)
+    return int(is_bad)
 
 
 def compare_runs(arguments: Sequence[str], console: Console) -> int:

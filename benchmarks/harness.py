@@ -71,6 +71,7 @@ class Contender:
     """One participant of a case: *measure* takes one turn, and *result* must return the same as the baseline's.
 
     *at* is its place on the case's axis. *kind* decides how charts show it: "ours" stands out, "baseline" is the dashed line.
+    *session* is one of `SESSIONS`, or empty if the case has no session.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Contender:
     kind: Kind = "peer"
     at: float | None = None
     version: str | None = None
+    session: str = ""
     source: str = field(default_factory=caller)
 
 
@@ -117,6 +119,7 @@ class Case:
 
     *baseline* is the name of the contender that the others are divided by. *axis* names the quantity that grows, if contenders have
     an *at*. *rounds* is an upper limit, for tasks that are slow or exact. *share* is the case's share of the question's time.
+    *summary* is the heading of its column on the summary page, empty if it has none.
     """
 
     name: str
@@ -128,6 +131,7 @@ class Case:
     axis: str | None = None
     rounds: int = 1000
     share: float = 1.0
+    summary: str = ""
     source: str = field(default_factory=caller)
 
 
@@ -146,13 +150,17 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question and the cases that answer it; *seconds* limits all of it, including the setup."""
+    """A question and the cases that answer it; *seconds* limits all of it, including the setup.
+
+    *notes* are sentences that a reader of its charts needs.
+    """
 
     name: str
     title: str
     cases: Callable[[Plan], Sequence[Case]]
     seconds: float
     quick_seconds: float
+    notes: Sequence[str] = ()
     source: str = field(default_factory=caller)
 
     def budget(self, plan: Plan) -> float:
@@ -224,7 +232,7 @@ async def run(
             # The figures of the other cases are kept.
             traceback.print_exc()
             found.append(_describe(case, AbsentResult("all contenders", f"{FAILED}: {error!r}")))
-    return QuestionResult(question.name, question.title, question.source, clock() - began, found)
+    return QuestionResult(question.name, question.title, question.source, clock() - began, found, list(question.notes))
 
 
 async def run_case(
@@ -248,13 +256,16 @@ async def run_case(
         turns = samples[each.name, each.at]
         extra = {name: [turn.extra[name] for turn in turns] for name in turns[0].extra}
         figures = [turn.figure for turn in turns]
-        result.contenders.append(ContenderResult(each.name, each.kind, each.source, figures, each.version, each.at, extra))
+        result.contenders.append(
+            ContenderResult(each.name, each.kind, each.source, figures, each.version, each.at, extra, each.session)
+        )
     return result
 
 
 def _describe(case: Case, *absent: AbsentResult) -> CaseResult:
     goals = [GoalResult(goal.sense, goal.limit, goal.of, goal.against, goal.at, goal.against_at) for goal in case.goals]
-    return CaseResult(case.name, case.unit, case.better, case.baseline, case.source, case.axis, goals, absent=list(absent))
+    described = (case.name, case.unit, case.better, case.baseline, case.source, case.axis, goals)
+    return CaseResult(*described, absent=list(absent), summary=case.summary)
 
 
 def _takes_part(contender: Contender, plan: Plan) -> bool:

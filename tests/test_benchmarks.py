@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -15,7 +16,7 @@ from benchmarks.asgi import fetch, log_in
 from benchmarks.harness import Absent, Case, Contender, Goal, Missing, Plan, Question
 from benchmarks.places import place_for
 from benchmarks.questions import in_process, scaling, sealing, serializer
-from benchmarks.report import chart
+from benchmarks.report import chart, goals, summary
 from benchmarks.report import compare as comparing
 from benchmarks.report.figures import interval, judge, ratios, to_baseline
 from benchmarks.report.results import (
@@ -57,12 +58,16 @@ def lack(name: str) -> None:
     [
         ("/json", bare.plain, ours.plain),
         ("/users/42/posts/7", bare.plain, lambda: ours.plain(*bare.OTHERS)),
+        ("/json", bare.plain, ours.unused_session),
     ],
 )
 async def test_the_bare_callable_and_gaman_give_the_same_response(path: str, baseline: ASGI, app: Callable[[], App]) -> None:
     expected = await fetch(baseline, path)
     assert expected[0] == 200
-    assert await fetch(app(), path) == expected
+    built = app()
+    await built.load()
+    assert await fetch(built, path) == expected
+    await built.shutdown()
 
 
 @pytest.mark.parametrize("kind", ["cookies", "memory"])
@@ -81,6 +86,22 @@ async def test_the_bare_callable_and_gaman_respond_alike_in_a_session_except_for
             headers = {name: value.partition(b"; ")[2] if name == b"set-cookie" else value for name, value in headers.items()}
             responses.append((status, headers, body))
         assert responses[0] == responses[1], path
+    await app.shutdown()
+
+
+async def test_the_bare_callable_and_gaman_begin_a_session_with_the_same_two_keys() -> None:
+    app = ours.with_session({"type": "cookies"}, bare.SECOND_KEY)
+    await app.load()
+    (status, headers, body), (expected_status, expected, expected_body) = [
+        await fetch(each, "/fill") for each in (app, bare.begin_cookie)
+    ]
+    assert (status, body) == (expected_status, expected_body)
+    assert headers.keys() == expected.keys()
+    token = expected[b"set-cookie"].partition(b";")[0].partition(b"=")[2]
+    *_, values = bare._open(token)
+    assert {key: bare.decode(value) for key, value in values.items()} == {"user": bare.USER, **bare.SECOND_KEY}
+    cookie = headers[b"set-cookie"].partition(b";")[0]
+    assert [json.loads((await fetch(app, path, cookie))[2]) for path in ("/read", "/size")] == [{"user": bare.USER}, {"size": 4}]
     await app.shutdown()
 
 
@@ -121,7 +142,7 @@ async def test_a_peer_that_is_not_installed_is_a_row_with_the_reason(monkeypatch
         enter=lambda: in_process.plain("/json") if kind == "plain" else in_process.in_session(kind, "/read"),
     )
     found = await harness.run(question_of(case), QUICK, nothing)
-    ours = ["gaman"] if kind == "plain" else ["gaman", in_process.NEW_COOKIES]
+    ours = ["gaman", in_process.UNUSED if kind == "plain" else in_process.NEW_COOKIES]
     assert [each.name for each in found.cases[0].contenders] == ["bare callable", *ours]
     reasons = {each.name: each.reason for each in found.cases[0].absent}
     assert list(reasons) == [peer.name for peer in peers.PEERS]
@@ -374,6 +395,7 @@ def make_question() -> Question:
 
     bars = Case(
         name="bars",
+        summary="In the summary",
         baseline="baseline",
         goals=[Goal(sense="at most", limit=1.8, against="baseline"), Goal(sense="at least", limit=2, against=BEST_PEER)],
         enter=lambda: harness.contenders(
@@ -403,17 +425,33 @@ async def test_a_run_is_shown_drawn_and_saved(tmp_path: Path) -> None:
     ticks = count()
     found = await harness.run(make_question(), QUICK, nothing, lambda: next(ticks) / 100)
     table = shown(found)
-    for expected in ("Lost: gone", "Peer, 10,000 routes: too slow", "at most 1.8 times", ": met", "tests/test_benchmarks.py:"):
+    for expected in (
+        "Lost: gone",
+        "Peer at 10,000 routes: too slow",
+        "≤ 1.8 × the cost of baseline",
+        ": met",
+        "tests/test_benchmarks.py:",
+    ):
         assert expected in table
     run = Results({"machine": "made up", "commit": "abc"}, True, [found])
     save(run, tmp_path / "results.json")
     assert load(tmp_path / "results.json") == run
-    for file in [*chart.draw(found, run.about, tmp_path), *chart.summarize(run, tmp_path)]:
+    for file in [*chart.draw(found, run.about, tmp_path), *goals.draw(run, tmp_path), *summary.draw(run, tmp_path)]:
         assert file.stat().st_size > 1000
     drawn = (tmp_path / "question.svg").read_text()
-    for expected in ("What?", "bars", "growth", "gaman", "Slow", "lower is better", "goal ≤ 1.8: met"):
+    for expected in (
+        "What?",
+        "bars",
+        "growth",
+        "gaman",
+        "Slow",
+        "lower is better",
+        "goal: gaman ≤ 1.8 × the cost of baseline: 1.",
+        "Lost",
+    ):
         assert expected in drawn
-    assert "gaman meets 3 of its 3 goals" in (tmp_path / "summary.svg").read_text()
+    assert "3 of 3 goals met" in (tmp_path / "goals.svg").read_text()
+    assert "In the summary" in (tmp_path / "summary.svg").read_text()
 
 
 def test_the_command_measures_the_named_question_and_prints_the_folder_of_its_results(
@@ -425,16 +463,44 @@ def test_the_command_measures_the_named_question_and_prints_the_folder_of_its_re
     assert str(tmp_path) in said
     assert "event loop: uvloop" in said
     assert "There is no contender 'Pear'" in said
+    # The page has the same count.
+    assert (found := re.search(r"\d of 3 goals met", said)) is not None
+    assert found[0] in (tmp_path / "goals.svg").read_text()
     assert "Slow" not in said
     about = load(tmp_path / "results.json").about
     assert about.keys() >= {"machine", "cores", "python", "commit", "msgspec", "event loop", "garbage collector"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "question.png",
-        "question.svg",
-        "results.json",
-        "summary.png",
-        "summary.svg",
+    pages = [f"{name}.{format}" for name in ("goals", "question", "summary") for format in ("png", "svg")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*pages, "results.json"])
+
+
+@pytest.mark.parametrize(("limit", "arguments", "status"), [(1.8, ["--check"], 0), (1.1, [], 0), (1.1, ["--check"], 1)])
+def test_only_check_fails_on_a_missed_goal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: float, arguments: Sequence[str], status: int
+) -> None:
+    def enter() -> harness.Entered:
+        return harness.contenders(constant("baseline", 1.0, "baseline"), constant("gaman", 1.5, "ours"))
+
+    goal = Goal(sense="at most", limit=limit, against="baseline")
+    case = Case(name="case", baseline="baseline", goals=[goal], enter=enter, rounds=10)
+    monkeypatch.setattr(serializer, "QUESTION", question_of(case, seconds=60))
+    assert command.main(["serializer", "--to", str(tmp_path), *arguments]) == status
+
+
+@pytest.mark.parametrize(("failing", "arguments", "status"), [(1, [], 0), (1, ["--check"], 1), (2, [], 1)])
+def test_a_run_in_which_a_case_fails_has_measured_unless_all_fail(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failing: int, arguments: Sequence[str], status: int
+) -> None:
+    def enter() -> harness.Entered:
+        return harness.contenders(constant("baseline", 1.0, "baseline"))
+
+    def fail() -> harness.Entered:
+        raise AssertionError("there was no response")
+
+    cases = [
+        Case(name=f"case {number}", baseline="baseline", enter=fail if number < failing else enter, rounds=1) for number in (0, 1)
     ]
+    monkeypatch.setattr(serializer, "QUESTION", question_of(*cases, seconds=60))
+    assert command.main(["serializer", "--to", str(tmp_path), *arguments]) == status
 
 
 def test_the_command_knows_its_questions(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ from benchmarks.harness import Case, Contender, Goal, Missing, Plan, Question, S
 from benchmarks.load import Aim, load
 from benchmarks.places import STORES, place_for
 from benchmarks.report.results import BEST_PEER
-from benchmarks.rivals.bare import BARE
+from benchmarks.rivals.bare import BARE, BARE_NOTE
+from benchmarks.rivals.peers import session_in
 from benchmarks.rivals.servers import SERVERS, Server
 from tests.serving import ParsedResponse, get, running, until
 
@@ -67,6 +68,14 @@ SETTINGS = [
         for path in ("/read", "/write")
     ),
 ]
+SUMMARY = {
+    "JSON": "JSON",
+    "cookies, read": "read a session in a cookie",
+    "cookies, write": "write a session in a cookie",
+    "redis, read, 64 at once": "read a session in Redis",
+    "redis, write, 64 at once": "write a session in Redis",
+}
+"""The headings of cases on the summary page."""
 QUICK_SETTINGS = ("cookies, read", "redis, write, 64 at once")
 
 
@@ -120,7 +129,13 @@ class Site:
         server = self.server
         source = line_of(server.defined_by)
         return Contender(
-            name=server.name, measure=self.measure, result=self.result, kind=server.kind, version=server.version(), source=source
+            name=server.name,
+            measure=self.measure,
+            result=self.result,
+            kind=server.kind,
+            version=server.version(),
+            session=session_in(self._setting.kind, server.session),
+            source=source,
         )
 
 
@@ -153,6 +168,7 @@ def cases(plan: Plan) -> Sequence[Case]:
             name=each.name,
             enter=partial(enter, each, plan),
             baseline=BARE,
+            summary=SUMMARY.get(each.name, ""),
             unit="requests a second",
             better="higher",
             goals=[goal for goal in each.goals if goal.against in (*QUICK, BEST_PEER) or not plan.quick],
@@ -163,5 +179,15 @@ def cases(plan: Plan) -> Sequence[Case]:
 
 
 QUESTION = Question(
-    name="over_http", title="How many requests a second does a server handle over HTTP?", cases=cases, seconds=240, quick_seconds=18
+    name="over_http",
+    title="How many requests a second does a server handle over HTTP?",
+    cases=cases,
+    seconds=240,
+    quick_seconds=18,
+    notes=[
+        "A contender is one process unless its workers are counted. Peers in Python run on uvicorn, except Sanic; gaman runs as "
+        "gaman.serve() runs it.",
+        BARE_NOTE,
+        "gaman remembers the cookies that it opened last: over HTTP, it opens each of the 64 visitors' cookies once.",
+    ],
 )

@@ -24,7 +24,7 @@ def build_plain(before: Sequence[str], after: Sequence[str], peer: Peer) -> Awai
 
 
 def build_session(extra: Mapping[str, object], peer: Peer) -> Awaitable[ASGI] | str:
-    return peer.session("memory", extra)
+    return peer.with_session("memory", extra)
 
 
 @asynccontextmanager
@@ -57,7 +57,7 @@ async def by_contents(path: str, contents: Mapping[int, Mapping[str, object]]) -
                     baseline, path, await log_in(memory.fill, "/fill"), name=BARE, kind="baseline", source=line_of(baseline), at=at
                 ),
                 await contend(app, path, await log_in(app, "/fill"), name="gaman", kind="ours", source=line_of(gaman), at=at),
-                *await peers(path, partial(build_session, extra), "/fill", at),
+                *await peers(path, partial(build_session, extra), "/fill", at, "memory"),
             ]
         yield entered
 

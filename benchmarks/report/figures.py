@@ -9,9 +9,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-from benchmarks.report.results import BEST_PEER, CaseResult, ContenderResult, GoalResult
+from benchmarks.report.results import BEST_PEER, CaseResult, ContenderResult, GoalResult, Results
 
 CONFIDENCE = 0.95
 APART = 1.05
@@ -20,7 +20,7 @@ MIN_ROUNDS = 6
 """With fewer rounds no interval contains the median with 95 % confidence."""
 
 Verdict = Literal["met", "missed", "out of reach", "can't tell"]
-"""Out of reach: the baseline misses the goal as well, so no code that does the same work can meet it."""
+"""Out of reach: the baseline misses the goal as well, and gaman isn't ahead of the baseline."""
 
 
 class Interval(NamedTuple):
@@ -121,3 +121,15 @@ def _judge(case: CaseResult, goal: GoalResult, of: ContenderResult, against: Con
     else:
         is_met, is_missed = ratio.low >= goal.limit, ratio.high < goal.limit
     return "met" if is_met else "missed" if is_missed else "can't tell", ratio
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """Return the verdicts on all goals of a run."""
+    return [judge(case, goal).verdict for question in results.questions for case in question.cases for goal in case.goals]
+
+
+def tally(results: Results) -> str:
+    """Return the count of a run's goals in words, such as "31 of 39 goals met; 6 missed, 2 can't tell"."""
+    found = verdicts(results)
+    others = [f"{found.count(verdict)} {verdict}" for verdict in get_args(Verdict)[1:] if verdict in found]
+    return f"{found.count('met')} of {len(found)} goals met{'; ' if others else ''}{', '.join(others)}"

@@ -9,12 +9,19 @@ import msgspec
 
 Kind = Literal["baseline", "ours", "peer"]
 Better = Literal["lower", "higher"]
+SESSIONS = {
+    "encrypts": "only the server can read the values",
+    "signs": "the cookie's values can be read, and not be changed",
+    "stores the values themselves": "the store's values can be read",
+    "in memory": "the values stay in the process",
+}
+"""What a contender's session does with its values, and what this means."""
 BEST_PEER = "the best peer"
 """Stands for the name of a peer in a goal: the peer with the best median."""
 
 
 class ContenderResult(msgspec.Struct):
-    """The figures of one contender, one per round, and *extra* figures, such as {"p99, ms": [...]}."""
+    """The figures of one contender, one per round, and *extra* figures, such as {"p99, ms": [...]}; see harness.Contender."""
 
     name: str
     kind: Kind
@@ -23,6 +30,7 @@ class ContenderResult(msgspec.Struct):
     version: str | None = None
     at: float | None = None
     extra: dict[str, list[float]] = {}
+    session: str = ""
 
 
 class AbsentResult(msgspec.Struct):
@@ -56,6 +64,7 @@ class CaseResult(msgspec.Struct):
     goals: list[GoalResult] = []
     contenders: list[ContenderResult] = []
     absent: list[AbsentResult] = []
+    summary: str = ""
 
 
 class QuestionResult(msgspec.Struct):
@@ -66,6 +75,7 @@ class QuestionResult(msgspec.Struct):
     source: str
     seconds: float
     cases: list[CaseResult]
+    notes: list[str] = []
 
 
 class Results(msgspec.Struct):

@@ -39,12 +39,25 @@ def name_of(contender: ContenderResult) -> str:
     return f"{contender.name} {contender.version}" if contender.version and contender.kind == "peer" else contender.name
 
 
-def wanted(goal: GoalResult, against: str) -> str:
-    """Return the limit of *goal* in words; *against* is the name of the other contender."""
+def limit_of(goal: GoalResult, against: str) -> str:
+    """Return the limit of *goal*; *against* is the name of the other contender."""
     than = against if goal.against_at is None else f"{against} at {goal.against_at:,.0f}"
     if goal.sense == "at most":
-        return f"at most {goal.limit:g} times the cost of {than}"
-    return f"ahead of {than}" if goal.limit == 1 else f"at least {goal.limit:g} times as good as {than}"
+        return f"≤ {goal.limit:g} × the cost of {than}"
+    return f"ahead of {than}" if goal.limit == 1 else f"≥ {goal.limit:g} × as good as {than}"
+
+
+def missing(case: CaseResult) -> list[str]:
+    """Return the contenders that did not take part, in lines by reason."""
+    places: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for absent in case.absent:
+        places[absent.reason, absent.name] += [] if absent.at is None else [absent.at]
+    names: dict[str, list[str]] = defaultdict(list)
+    for (reason, name), ats in places.items():
+        takes_part_elsewhere = any(each.name == name for each in case.contenders)
+        elsewhere = f" at {' and '.join(f'{at:,.0f}' for at in ats)} {case.axis}" if takes_part_elsewhere else ""
+        names[reason].append(f"{name}{elsewhere}")
+    return [f"{'; '.join(found)}: {reason}" for reason, found in names.items()]
 
 
 def goal_text(case: CaseResult, goal: GoalResult) -> Text:
@@ -53,13 +66,14 @@ def goal_text(case: CaseResult, goal: GoalResult) -> Text:
     where = "" if goal.at is None else f" at {goal.at:,.0f}"
     why = f", because the baseline itself is at {baseline.median:.2f}" if verdict == "out of reach" and baseline is not None else ""
     found = "unknown, as a contender is missing" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
-    return Text(f"  {mark} goal of {goal.of}{where}: {wanted(goal, against)}; it is {found}: {verdict}{why}", colour)
+    return Text(f"  {mark} goal of {goal.of}{where}: {limit_of(goal, against)}; it is {found}: {verdict}{why}", colour)
 
 
 def show(question: QuestionResult) -> Group:
     """Return the tables of *question* for a terminal."""
     title = Text(f"{question.title}  ({question.name}, {question.seconds:.0f} s)", "bold reverse")
-    return Group(title, *(part for case in question.cases for part in _show_case(case)))
+    notes = [Text(f"\n{note}" if number == 0 else note, "dim") for number, note in enumerate(question.notes)]
+    return Group(title, *(part for case in question.cases for part in _show_case(case)), *notes)
 
 
 def _show_case(case: CaseResult) -> Iterator[RenderableType]:
@@ -86,12 +100,7 @@ def _show_case(case: CaseResult) -> Iterator[RenderableType]:
         for what, values in each.extra.items():
             table.add_row(Text(f"    {what}", "dim"), "", figure(statistics.median(values)), "", "", "")
     yield table
-    places: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for absent in case.absent:
-        places[absent.name, absent.reason] += [] if absent.at is None else [absent.at]
-    for (name, reason), ats in places.items():
-        takes_part_elsewhere = any(each.name == name for each in case.contenders)
-        elsewhere = f", {' and '.join(f'{at:,.0f}' for at in ats)} {case.axis}" if takes_part_elsewhere else ""
-        yield Text(f"  {name}{elsewhere}: {reason}", "dim")
+    for line in missing(case):
+        yield Text(f"  {line}", "dim")
     for goal in case.goals:
         yield goal_text(case, goal)

@@ -18,10 +18,13 @@ Send = Callable[[Message], Awaitable[None]]
 ASGI = Callable[[Message, Receive, Send], Awaitable[None]]
 
 BARE = "bare callable"
+BARE_NOTE = "Bare callable: written by hand for the task, without a framework. It opens each cookie, and so do the peers."
 OTHERS = [f"/other/{i}/{{name}}" for i in range(50)], [f"/other/{i}/{{name}}" for i in range(50, 100)]
 """Paths of other routes, before and after the requested one."""
 SECRET = "a secret for benchmarks, 32 bytes and more"
 USER = {"id": 1, "name": "Angga", "email": "angga@example.com"}
+SECOND_KEY = {"value": "dark"}
+"""What a new visitor's session has beside the user."""
 
 encode_json = msgspec.json.Encoder().encode
 encode = msgspec.msgpack.Encoder().encode
@@ -95,8 +98,20 @@ async def write_cookie(scope: Message, receive: Receive, send: Send) -> None:
     if (now := time.time()) >= expires:
         id, created, expires, values = os.urandom(16), int(now), int(now) + _MAX_AGE, {}
     values["user"] = encode(USER)
-    cookie = b"session=" + _seal((id, created, expires, values)) + b"; Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"
+    await _send_cookie(send, (id, created, expires, values))
+
+
+async def _send_cookie(send: Send, payload: object) -> None:
+    cookie = b"session=" + _seal(payload) + b"; Max-Age=86400; Path=/; Secure; HttpOnly; SameSite=Lax"
     await send_json(send, {"status": "logged in"}, *NO_STORE, (b"set-cookie", cookie))
+
+
+async def begin_cookie(scope: Message, receive: Receive, send: Send) -> None:
+    """Begin a session with two keys."""
+    now = int(time.time())
+    values = {"user": encode(USER)}
+    values |= {key: encode(value) for key, value in SECOND_KEY.items()}
+    await _send_cookie(send, (os.urandom(16), now, now + _MAX_AGE, values))
 
 
 class BareMemory:

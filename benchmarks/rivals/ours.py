@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.rivals.bare import SECRET, USER
-from gaman import App, Context, Response, define_routes
+from gaman import App, Context, Integration, Response, define_routes
 from gaman.session import Driver, session
 
 
-async def _json(ctx: Context) -> Response:
-    return Response.json({"message": "hello"})
+async def _json(ctx: Context) -> dict[str, str]:
+    return {"message": "hello"}
 
 
-async def _post(ctx: Context) -> Response:
-    return Response.json({"user": ctx.params["user"], "post": ctx.params["post"]})
+async def _post(ctx: Context) -> dict[str, str]:
+    return {"user": ctx.params["user"], "post": ctx.params["post"]}
 
 
 async def read(ctx: Context) -> Response:
@@ -31,11 +31,16 @@ async def _size(ctx: Context) -> Response:
     return Response.json({"size": len(await ctx.session.get("value"))})
 
 
-def plain(before: Sequence[str] = (), after: Sequence[str] = ()) -> App:
+def plain(before: Sequence[str] = (), after: Sequence[str] = (), *integrations: Integration) -> App:
     """Return an application with the routes of the plain cases, and other routes *before* and *after* them."""
     requested = {"/json": {"GET": _json}, "/users/:user/posts/:post": {"GET": _post}}
     first, last = ({path.replace("{name}", ":name"): {"GET": _json} for path in paths} for paths in (before, after))
-    return App(define_routes({**first, **requested, **last}))
+    return App(define_routes({**first, **requested, **last}), integrations=integrations)
+
+
+def unused_session(before: Sequence[str] = (), after: Sequence[str] = ()) -> App:
+    """Return the same application with session(), which no handler uses."""
+    return plain(before, after, session(SECRET, {"type": "cookies"}))
 
 
 def with_session(driver: Mapping[str, Any] | Driver, extra: Mapping[str, object] = {}) -> App:

@@ -30,17 +30,21 @@ _encode_json = msgspec.json.Encoder().encode
 
 
 class Peer(NamedTuple):
-    """A framework; *sessions* maps its own kinds of sessions, "cookies" and "memory", to builders."""
+    """A framework; *sessions* maps its own kinds of sessions, "cookies" and "memory", to builders.
+
+    *session* says what a session in a cookie does with its values, see `SESSIONS`.
+    """
 
     name: str
     package: str
     plain: Plain
     sessions: Mapping[str, WithSession]
+    session: str = ""
 
-    def session(self, kind: str, extra: Extra | None = None) -> Awaitable[ASGI] | str:
+    def with_session(self, kind: str, extra: Extra | None = None) -> Awaitable[ASGI] | str:
         """Return an awaitable of the application, or the reason why there is none."""
         build = self.sessions.get(kind)
-        return f"has no sessions in {'a cookie' if kind == 'cookies' else kind}" if build is None else build(extra or {})
+        return f"no sessions in {'a cookie' if kind == 'cookies' else kind}" if build is None else build(extra or {})
 
 
 async def blacksheep_plain(before: Paths, after: Paths) -> ASGI:
@@ -322,21 +326,26 @@ def _starlette_json(data: object) -> Any:
 
 
 PEERS = [
-    Peer("BlackSheep", "blacksheep", blacksheep_plain, {"cookies": blacksheep_cookies, "memory": blacksheep_memory}),
+    Peer("BlackSheep", "blacksheep", blacksheep_plain, {"cookies": blacksheep_cookies, "memory": blacksheep_memory}, "signs"),
     Peer("Falcon", "falcon", falcon_plain, {}),
-    Peer("FastAPI", "fastapi", fastapi_plain, {"cookies": fastapi_cookies}),
-    Peer("Litestar", "litestar", litestar_plain, {"cookies": litestar_cookies, "memory": litestar_memory}),
-    Peer("Quart", "quart", quart_plain, {"cookies": quart_cookies}),
-    Peer("Starlette", "starlette", starlette_plain, {"cookies": starlette_cookies}),
+    Peer("FastAPI", "fastapi", fastapi_plain, {"cookies": fastapi_cookies}, "signs"),
+    Peer("Litestar", "litestar", litestar_plain, {"cookies": litestar_cookies, "memory": litestar_memory}, "encrypts"),
+    Peer("Quart", "quart", quart_plain, {"cookies": quart_cookies}, "signs"),
+    Peer("Starlette", "starlette", starlette_plain, {"cookies": starlette_cookies}, "signs"),
 ]
 
 
+def session_in(kind: str, of_values: str) -> str:
+    """Return what a session of *kind* does with its values; *of_values* is true of all kinds outside the process."""
+    return {"": "", "plain": "", "memory": "in memory"}.get(kind, of_values)
+
+
 async def peers(
-    path: str, build: Callable[[Peer], Awaitable[ASGI] | str], begin: str | None = None, at: float | None = None
+    path: str, build: Callable[[Peer], Awaitable[ASGI] | str], begin: str | None = None, at: float | None = None, kind: str = ""
 ) -> list[Contender | Missing]:
     """Return a contender for each peer; *build* returns its application, or the reason why there is none.
 
-    If *begin* is a path, a request for it begins the session.
+    If *begin* is a path, a request for it begins the session. *kind* is the kind of the session, empty if there is none.
     """
     found: list[Contender | Missing] = []
     for peer in PEERS:
@@ -350,7 +359,6 @@ async def peers(
             found.append(Missing(peer.name, f"not installed: {error.name}", at))
             continue
         cookies = () if begin is None else (await log_in(app, begin),)
-        found.append(
-            await contend(app, path, *cookies, name=peer.name, version=version(peer.package), source=line_of(peer.plain), at=at)
-        )
+        described = {"name": peer.name, "version": version(peer.package), "source": line_of(peer.plain), "at": at}
+        found.append(await contend(app, path, *cookies, **described, session=session_in(kind, peer.session)))
     return found

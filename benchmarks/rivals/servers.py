@@ -46,6 +46,8 @@ class Server(NamedTuple):
     warm_up: float = 0
     passes: Collection[str] = ()
     """Paths for which it isn't measured."""
+    session: str = ""
+    """What a session in a cookie or in a store does with its values, see `SESSIONS`."""
 
     def absence(self) -> str | None:
         """Return the reason why it can't take part on this machine, or None."""
@@ -162,21 +164,44 @@ async def _build_peer(peer: Peer, kind: str, place: str) -> ASGI:
 
 
 def _from_peers(peer: Peer) -> Server:
-    return Server(peer.name, [peer.package], ("plain", *peer.sessions), partial(on_uvicorn, partial(_build_peer, peer)))
+    return Server(
+        peer.name, [peer.package], ("plain", *peer.sessions), partial(on_uvicorn, partial(_build_peer, peer)), session=peer.session
+    )
 
 
 SERVERS = [
-    Server(BARE, ["uvicorn"], KINDS, partial(on_uvicorn, build_bare), "baseline"),
-    Server("gaman", ["gaman"], KINDS, serve_gaman, "ours"),
-    Server("gaman, a commit a write", ["gaman"], ("sql",), serve_gaman_singly, "ours", passes=("/read",)),
-    Server("gaman on Granian", ["gaman", "granian"], ("plain", "cookies", "memory", "redis"), on_granian, "ours"),
+    Server(BARE, ["uvicorn"], KINDS, partial(on_uvicorn, build_bare), "baseline", session="encrypts"),
+    Server("gaman", ["gaman"], KINDS, serve_gaman, "ours", session="encrypts"),
+    Server("gaman, a commit a write", ["gaman"], ("sql",), serve_gaman_singly, "ours", passes=("/read",), session="encrypts"),
+    Server(
+        "gaman on Granian", ["gaman", "granian"], ("plain", "cookies", "memory", "redis"), on_granian, "ours", session="encrypts"
+    ),
     *map(_from_peers, PEERS),
-    Server("Starlette", ["starlette", "starsessions"], ("memory", "redis"), partial(on_uvicorn, http_peers.build_starsessions)),
-    Server("Litestar", ["litestar"], ("redis", "file"), partial(on_uvicorn, http_peers.build_litestar)),
+    Server(
+        "Starlette",
+        ["starlette", "starsessions"],
+        ("memory", "redis"),
+        partial(on_uvicorn, http_peers.build_starsessions),
+        session="stores the values themselves",
+    ),
+    Server(
+        "Litestar",
+        ["litestar"],
+        ("redis", "file"),
+        partial(on_uvicorn, http_peers.build_litestar),
+        session="stores the values themselves",
+    ),
     Server("Sanic", ["sanic"], ("plain",), http_peers.serve_sanic),
     Server("Express", ["express"], ("plain",), http_peers.become_express, warm_up=1),
     Server("Express", ["express", "express-session"], ("memory",), http_peers.become_express, warm_up=1),
-    Server("Express", ["express", "connect-redis"], ("redis",), http_peers.become_express, warm_up=1),
+    Server(
+        "Express",
+        ["express", "connect-redis"],
+        ("redis",),
+        http_peers.become_express,
+        warm_up=1,
+        session="stores the values themselves",
+    ),
 ]
 
 
