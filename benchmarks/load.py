@@ -69,12 +69,21 @@ def _run_wrk(aim: Aim, seconds: float) -> str:
         try:
             time.sleep(seconds)
         finally:
-            # wrk only takes whole seconds. When interrupted, it stops within a tenth of a second, and reports its duration.
-            process.send_signal(signal.SIGINT)
-            output, _ = process.communicate()
+            output = _interrupt(process)
     if process.returncode == -signal.SIGINT:
         raise NoResponse("wrk was interrupted before it started")
     return output
+
+
+def _interrupt(process: subprocess.Popen[str]) -> str:
+    """End wrk, which only takes whole seconds, and return its output; it stops within a tenth of a second."""
+    while True:
+        process.send_signal(signal.SIGINT)
+        try:
+            return process.communicate(timeout=0.5)[0]
+        except subprocess.TimeoutExpired:
+            # wrk forgets an interrupt that arrives shortly before it begins to wait, so it gets another.
+            continue
 
 
 def read_wrk(output: str) -> Load:
