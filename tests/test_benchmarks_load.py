@@ -96,9 +96,19 @@ async def test_a_wrong_response_fails_however_fast_it_is(load: Generator, wrong:
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="there is no wrk")
-async def test_wrk_gets_more_time_if_it_has_not_started_in_its_turn() -> None:
-    async with server(RIGHT, 0) as port:
-        assert (await by_wrk(Aim(port, "/read", 2, [], BODY), 0)).rate > 0
+async def test_wrk_gets_more_time_if_there_was_no_response_in_its_turn() -> None:
+    now = asyncio.get_running_loop().time
+    ready_at = now() + 0.6
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                await asyncio.sleep(max(0, ready_at - now()))
+                writer.write(RIGHT)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
+        assert (await by_wrk(Aim(listener.sockets[0].getsockname()[1], "/read", 2, [], BODY), 0.05)).rate > 0
 
 
 @each_generator
