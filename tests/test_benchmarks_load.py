@@ -263,7 +263,7 @@ async def test_each_worker_of_a_server_serves(server: servers.Server, workers: i
 async def test_the_curve_over_workers_has_a_point_for_each_number_and_its_row_says_what_shares_the_cores() -> None:
     case = setting(f"JSON, {over_http.SHARED}", Plan())
     assert case.axis == "workers"
-    assert "share the machine's cores" in case.name
+    assert "shared with the load" in case.name
     async with case.enter() as entered:
         present = [each for each in entered if isinstance(each, Contender)]
         await check(case, present)

@@ -62,7 +62,7 @@ AHEAD_IN_COOKIES = (
     *(at_least(1, peer, ON_GRANIAN) for peer in ("Hono on Bun", "Elysia on Bun")),
 )
 NO_START = "doesn't start"
-SHARED = "load and servers share the machine's cores"
+SHARED = "cores shared with the load"
 
 SETTINGS = [
     # gaman's advantage over the bare callable on uvicorn should stay as large as it was when these limits were set.

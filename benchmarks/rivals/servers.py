@@ -70,7 +70,9 @@ class Server(NamedTuple):
         """Return the versions of its packages."""
         find = self.serve.version if isinstance(self.serve, Script) else version
         framework = self.name.partition(" ")[0].lower()
-        return ", ".join(find(each) if each == framework else f"{each} {find(each)}" for each in self.packages)
+        # npm's scopes would make the label too long.
+        named = ("" if each == framework else f"{each.rpartition('/')[2]} " for each in self.packages)
+        return ", ".join(name + find(each) for name, each in zip(named, self.packages, strict=True))
 
     @property
     def source(self) -> str:
@@ -203,7 +205,7 @@ def _from_peers(peer: Peer) -> Server:
     return Server(peer.name, [peer.package], ("plain", *peer.sessions), partial(on_uvicorn, partial(_build_peer, peer)))
 
 
-EXPRESS = Script("node", "express.js")
+EXPRESS, FASTIFY = Script("node", "express.js"), Script("node", "fastify.js")
 _COOKIES = ("plain", "cookies")
 _KEEPS = "keeps it in a store"
 
@@ -230,9 +232,8 @@ SERVERS = [
     Server("Express", ["express"], ("plain",), EXPRESS, warm_up=1),
     Server("Express", ["express", "express-session"], ("memory",), EXPRESS, session=_KEEPS, warm_up=1),
     Server("Express", ["express", "connect-redis"], ("redis",), EXPRESS, session=_KEEPS, warm_up=1),
-    Server(
-        "Fastify", ["fastify", "@fastify/secure-session"], _COOKIES, Script("node", "fastify.js"), session="encrypts", warm_up=1
-    ),
+    Server("Fastify", ["fastify"], ("plain",), FASTIFY, warm_up=1),
+    Server("Fastify", ["fastify", "@fastify/secure-session"], ("cookies",), FASTIFY, session="encrypts", warm_up=1),
     Server("Hono on Bun", ["hono", "bun"], _COOKIES, Script("bun", "hono.js"), session="signs", warm_up=1),
     Server("Elysia on Bun", ["elysia", "bun"], _COOKIES, Script("bun", "elysia.js"), session="signs", warm_up=1),
 ]
