@@ -2,17 +2,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+import time
+from base64 import urlsafe_b64decode
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+from rich.console import Console
 
+from benchmarks.cores import on_load_cores, on_server_core
 from benchmarks.harness import Case, Contender, Missing, Plan, _turn, check
 from benchmarks.load import Aim, Load, load_by_wrk, load_from_here, read_wrk
 from benchmarks.questions import drivers, growth, memory, over_http, owners
-from benchmarks.rivals import called, servers
+from benchmarks.report.results import BEST_PEER, CaseResult, ContenderResult, QuestionResult
+from benchmarks.report.table import show
+from benchmarks.rivals import called, javascript, servers
+from tests.serving import PATIENCE, get, running
 
 pytestmark = pytest.mark.anyio
 
@@ -81,6 +95,22 @@ async def test_a_wrong_response_fails_however_fast_it_is(load: Generator, wrong:
             await load(Aim(port, "/read", 2, [], BODY), 0.15)
 
 
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="there is no wrk")
+async def test_wrk_gets_more_time_if_there_was_no_response_in_its_turn() -> None:
+    now = asyncio.get_running_loop().time
+    ready_at = now() + 0.6
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                await asyncio.sleep(max(0, ready_at - now()))
+                writer.write(RIGHT)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
+        assert (await by_wrk(Aim(listener.sockets[0].getsockname()[1], "/read", 2, [], BODY), 0.05)).rate > 0
+
+
 @each_generator
 async def test_a_server_that_closes_its_connection_fails(load: Generator) -> None:
     async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -113,6 +143,20 @@ def test_an_error_of_wrk_is_raised(output: str, error: str) -> None:
         read_wrk(output)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets Python choose the cores")
+def test_a_server_and_its_load_run_on_different_cores() -> None:
+    before = os.sched_getaffinity(0)
+    shown = [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"]
+    cores: list[set[str]] = []
+    for chosen in (on_server_core, on_load_cores):
+        with chosen():
+            cores.append({*subprocess.run(shown, capture_output=True, text=True, check=True).stdout.split()})
+        assert os.sched_getaffinity(0) == before
+    of_server, of_load = cores
+    assert len(of_server) == 1
+    assert of_load == ({str(core) for core in before} - of_server or of_server)
+
+
 async def taking_part(case: Case) -> tuple[dict[str, str | None], dict[str, str]]:
     """Check the contenders of *case*; return the versions of those present, and the reasons of those absent."""
     async with case.enter() as entered:
@@ -123,6 +167,9 @@ async def taking_part(case: Case) -> tuple[dict[str, str | None], dict[str, str]
         }
 
 
+SEALING = [each for each in servers.SERVERS if "cookies" in each.kinds and each.session in ("encrypts", "signs")]
+
+
 def setting(name: str, plan: Plan) -> Case:
     return next(case for case in over_http.cases(plan) if case.name == name)
 
@@ -130,7 +177,9 @@ def setting(name: str, plan: Plan) -> Case:
 @pytest.mark.parametrize(
     "name",
     [
+        "JSON",
         "two params, 100 routes",
+        "cookies, read",
         "cookies, write",
         "memory, read",
         "redis, write, one at a time",
@@ -141,8 +190,100 @@ def setting(name: str, plan: Plan) -> Case:
 )
 async def test_all_installed_servers_respond_alike(name: str) -> None:
     present, absent = await taking_part(setting(name, Plan()))
-    assert {"bare callable", "gaman"} <= {*present}
+    kind = next(each.kind for each in over_http.SETTINGS if each.name == name)
+    assert {"bare callable", "gaman", *expected_here(kind)} <= {*present}
     assert all(reason.startswith("not installed: ") for reason in absent.values())
+
+
+def expected_here(kind: str) -> set[str]:
+    """Return the rivals that this machine can run, found without the code that reports an absent one."""
+    modules = javascript.FOLDER / "node_modules"
+    found = {servers.BARE_ON_GRANIAN, servers.ON_GRANIAN} if find_spec("granian") else set[str]()
+    if shutil.which("node") and (modules / "fastify").exists():
+        found |= {"Express", "Fastify"}
+    if (modules / "@oven").exists():
+        found |= {"Hono on Bun", "Elysia on Bun"}
+    return {server.name for server in servers.SERVERS if server.name in found and kind in server.kinds}
+
+
+def decoded(cookie: str) -> bytes:
+    """Return the value of *cookie*, and what its parts are in base64."""
+    value = unquote(cookie.partition("=")[2]).replace("+", "-").replace("/", "_")
+    found = value.encode()
+    for part in re.split(r"[^\w-]", value):
+        with suppress(ValueError):
+            found += urlsafe_b64decode(part + "==")
+    return found
+
+
+@pytest.mark.parametrize("server", SEALING, ids=lambda server: server.name)
+async def test_the_cookie_of_a_server_is_encrypted_or_signed_as_its_row_says(server: servers.Server) -> None:
+    if (reason := server.absence()) is not None:
+        pytest.skip(reason)
+    with running("-m", "benchmarks.rivals.servers", server.name, "cookies", "", cwd=over_http.ROOT) as program:
+        site = over_http.Site(server, over_http.Setting("", "cookies", "/read", 1), None, program.port, 0.1)
+        cookie = site.log_in()
+        assert (b"Angga" in decoded(cookie)) == (server.session == "signs")
+        assert b"Angga" in site.request("/read", f"Cookie: {cookie}").body
+        middle = len(cookie) - 10
+        forged = cookie[:middle] + ("A" if cookie[middle] != "A" else "B") + cookie[middle + 1 :]
+        assert b"Angga" not in get(program.port, "/read", f"Cookie: {forged}").body
+
+
+def cpu_of(group: int) -> dict[int, int]:
+    """Return the CPU time of each process of a process group, in clock ticks."""
+    found: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group:
+                found[int(path.parent.name)] = int(fields[11]) + int(fields[12])
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("server", [each for each in servers.SERVERS if each.has_workers], ids=lambda server: server.name)
+async def test_each_worker_of_a_server_serves(server: servers.Server, workers: int) -> None:
+    if (reason := server.absence()) is not None:
+        pytest.skip(reason)
+    with running("-m", "benchmarks.rivals.servers", server.name, "plain", "", str(workers), cwd=over_http.ROOT) as program:
+        site = over_http.Site(server, over_http.Setting("", "plain", "/json", 64, workers=(workers,)), workers, program.port, 0.3)
+        assert await site.result() == [{"message": "hello"}]
+        deadline = time.monotonic() + PATIENCE
+        busy: list[int] = []
+        # A worker may start later than another.
+        while len(busy) < workers and time.monotonic() < deadline:
+            before = cpu_of(program.pid)
+            await site.measure()
+            busy = [pid for pid, ticks in cpu_of(program.pid).items() if ticks - before.get(pid, ticks) > 1]
+        assert len(busy) == workers
+
+
+async def test_the_curve_over_workers_has_a_point_for_each_number_and_its_row_says_what_shares_the_cores() -> None:
+    case = setting(f"JSON, {over_http.SHARED}", Plan())
+    assert case.axis == "workers"
+    assert "shared with the load" in case.name
+    async with case.enter() as entered:
+        present = [each for each in entered if isinstance(each, Contender)]
+        await check(case, present)
+        assert {(each.name, each.at) for each in present} >= {(name, at) for name in ("bare callable", "gaman") for at in (1, 2)}
+    assert not any(each.axis for each in over_http.cases(Plan(quick=True)))
+
+
+def test_each_goal_is_about_contenders_of_its_case() -> None:
+    for each in over_http.SETTINGS:
+        names = {server.name for server in servers.SERVERS if each.invites(server)} | {BEST_PEER}
+        assert {name for goal in each.goals for name in (goal.of, goal.against)} <= names, each.name
+
+
+def test_the_median_latency_and_the_99th_percentile_are_beside_each_other() -> None:
+    gaman = ContenderResult("gaman", "ours", "a.py:1", [1.0], extra={"p50, ms": [1.5], "p99, ms": [4.25]})
+    case = CaseResult("case", "requests a second", "higher", "gaman", "a.py:1", contenders=[gaman])
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(show(QuestionResult("question", "What?", "a.py:1", 1.0, [case])))
+    assert re.search(r"p50, ms · p99, ms +1\.5 · 4\.25", capture.get())
 
 
 async def test_the_load_on_a_server_uses_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +313,39 @@ async def test_a_server_that_is_not_installed_is_a_row_with_the_reason(monkeypat
     assert absent["Litestar"] == "not installed: litestar"
     assert absent["gaman on Granian"] == "not installed: granian"
     assert absent["Express"] == "not installed: node"
+
+
+@pytest.mark.parametrize("has_packages", [False, True])
+async def test_a_peer_that_npm_has_not_installed_is_a_row_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has_packages: bool
+) -> None:
+    if has_packages:
+        # Without its install script, npm's package of Bun has a placeholder for the program.
+        program = tmp_path / "node_modules" / ".bin" / "bun"
+        program.parent.mkdir(parents=True)
+        program.write_text("#!/bin/sh\nexit 1\n")
+        program.chmod(0o755)
+        for package in ("hono", "elysia", "bun", "fastify"):
+            (tmp_path / "node_modules" / package).mkdir()
+            (tmp_path / "node_modules" / package / "package.json").write_text("{}")
+    monkeypatch.setattr(javascript, "FOLDER", tmp_path)
+    monkeypatch.setattr(
+        over_http, "SERVERS", [each for each in servers.SERVERS if each.kind != "peer" or "Script" in repr(each.serve)]
+    )
+    present, absent = await taking_part(setting("cookies, read", Plan()))
+    assert {"bare callable", "gaman"} <= {*present}
+    assert absent["Hono on Bun"] == absent["Elysia on Bun"] == "not installed: bun"
+    lacking = "@fastify/secure-session" if has_packages else "fastify"
+    node = f"{lacking} (npm install --prefix benchmarks/rivals/node)" if shutil.which("node") else "node"
+    assert absent["Fastify"] == f"not installed: {node}"
+
+
+async def test_a_peer_that_does_not_start_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = servers.Server("Unknown", [], ("plain",), servers.serve_bare)
+    monkeypatch.setattr(over_http, "SERVERS", [*(each for each in servers.SERVERS if each.kind != "peer"), unknown])
+    present, absent = await taking_part(setting("JSON", Plan()))
+    assert {"bare callable", "gaman"} <= {*present}
+    assert absent["Unknown"] == "doesn't start: StopIteration"
 
 
 async def test_each_write_is_a_commit_if_each_call_is_a_batch() -> None:

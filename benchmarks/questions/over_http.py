@@ -8,51 +8,72 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.harness import Case, Contender, Goal, Missing, Plan, Question, Sample, line_of
-from benchmarks.load import Aim, load
+from benchmarks.cores import on_load_cores, on_server_core
+from benchmarks.harness import Case, Contender, Goal, Missing, Plan, Question, Sample
+from benchmarks.load import Aim, Load, load
 from benchmarks.places import STORES, place_for
 from benchmarks.report.results import BEST_PEER
 from benchmarks.rivals.bare import BARE, BARE_NOTE
 from benchmarks.rivals.peers import session_in
-from benchmarks.rivals.servers import SERVERS, Server
-from tests.serving import ParsedResponse, get, running, until
+from benchmarks.rivals.servers import BARE_ON_GRANIAN, ON_GRANIAN, SERVERS, Server
+from tests.serving import ParsedResponse, Program, get, running, until
 
 ROOT = Path(__file__).parents[2]
 TURN, QUICK_TURN = 0.15, 0.05
 """Seconds. wrk takes slightly longer, see load.py."""
-QUICK = (BARE, "gaman", "Starlette", "Express")
+QUICK = (BARE, "gaman", ON_GRANIAN, "Starlette", "Express", "Hono on Bun")
 
 
 class Setting(NamedTuple):
-    """A case: a request for *path*, to servers of *kind*, over a number of connections."""
+    """A case: a request for *path*, to servers of *kind*, over a number of connections.
+
+    With *workers*, servers that can run several processes take part with each of these numbers of them.
+    """
 
     name: str
     kind: str
     path: str
     connections: int
-    goals: tuple[Goal, ...]
+    goals: tuple[Goal, ...] = ()
+    workers: tuple[int, ...] = ()
+
+    def invites(self, server: Server) -> bool:
+        return self.kind in server.kinds and self.path not in server.passes and (server.has_workers or not self.workers)
 
 
-def at_least(limit: float, against: str = BARE) -> Goal:
-    return Goal(sense="at least", limit=limit, against=against)
+def at_least(limit: float, against: str = BARE, of: str = "gaman") -> Goal:
+    return Goal(sense="at least", limit=limit, against=against, of=of)
+
+
+def on_granian(limit: float) -> Goal:
+    return at_least(limit, BARE_ON_GRANIAN, ON_GRANIAN)
 
 
 LIKE_BARE = at_least(0.9)
 AHEAD = at_least(1.9, BEST_PEER)
+# gaman.serve competes with servers in Python and on Node, and gaman on Granian with those on Bun.
+AHEAD_IN_COOKIES = (
+    at_least(1.9, "BlackSheep"),
+    at_least(1, "Fastify"),
+    *(at_least(1, peer, ON_GRANIAN) for peer in ("Hono on Bun", "Elysia on Bun")),
+)
+NO_START = "doesn't start"
+SHARED = "cores shared with the load"
 
 SETTINGS = [
-    Setting("JSON", "plain", "/json", 64, (LIKE_BARE,)),
+    # gaman's advantage over the bare callable on uvicorn should stay as large as it was when these limits were set.
+    Setting("JSON", "plain", "/json", 64, (at_least(1.41), on_granian(0.95))),
     Setting("two params, 100 routes", "plain", "/users/42/posts/7", 64, (LIKE_BARE,)),
-    *(
-        Setting(f"{kind}, {path[1:]}", kind, path, 64, (LIKE_BARE, AHEAD))
-        for kind in ("cookies", "memory")
-        for path in ("/read", "/write")
-    ),
+    Setting("cookies, read", "cookies", "/read", 64, (at_least(1.52), on_granian(1), *AHEAD_IN_COOKIES)),
+    Setting("cookies, write", "cookies", "/write", 64, (at_least(1.19), on_granian(0.85), *AHEAD_IN_COOKIES)),
+    *(Setting(f"memory, {path[1:]}", "memory", path, 64, (LIKE_BARE, AHEAD)) for path in ("/read", "/write")),
+    Setting(f"JSON, {SHARED}", "plain", "/json", 64, workers=(1, 2)),
+    Setting(f"cookies, read, {SHARED}", "cookies", "/read", 64, workers=(1, 2)),
     Setting("redis, read, 64 at once", "redis", "/read", 64, (at_least(1.8), AHEAD, at_least(1, "Express"))),
     Setting("redis, write, 64 at once", "redis", "/write", 64, (at_least(2.2), AHEAD, at_least(1, "Express"))),
     Setting("sql, read, 64 at once", "sql", "/read", 64, (LIKE_BARE,)),
@@ -82,10 +103,11 @@ QUICK_SETTINGS = ("cookies, read", "redis, write, 64 at once")
 class Site:
     """A running server, and the sessions of its clients."""
 
-    def __init__(self, server: Server, setting: Setting, port: int, turn: float) -> None:
+    def __init__(self, server: Server, setting: Setting, workers: int | None, port: int, turn: float) -> None:
         self.server = server
         self._turn = turn
         self._setting = setting
+        self._workers = workers
         self._port = port
         self._aim = Aim(port, setting.path, setting.connections, (), b"")
 
@@ -114,7 +136,7 @@ class Site:
         found = self.request(path, *(f"Cookie: {cookie}" for cookie in cookies[:1]))
         self._aim = self._aim._replace(cookies=cookies, body=found.body)
         if self.server.warm_up:
-            await load(self._aim, self.server.warm_up)
+            await self._load(self.server.warm_up)
         bodies = [json.loads(found.body)]
         if path == "/write":
             cookie = found.headers.get("set-cookie", cookies[0]).partition(";")[0]
@@ -122,20 +144,24 @@ class Site:
         return bodies
 
     async def measure(self) -> Sample:
-        found = await load(self._aim, self._turn)
+        found = await self._load(self._turn)
         return Sample(found.rate, {"p50, ms": found.p50, "p99, ms": found.p99})
+
+    async def _load(self, seconds: float) -> Load:
+        with nullcontext() if self._setting.workers else on_load_cores():
+            return await load(self._aim, seconds)
 
     def contender(self) -> Contender:
         server = self.server
-        source = line_of(server.defined_by)
         return Contender(
             name=server.name,
             measure=self.measure,
             result=self.result,
             kind=server.kind,
+            at=self._workers,
             version=server.version(),
             session=session_in(self._setting.kind, server.session),
-            source=source,
+            source=server.source,
         )
 
 
@@ -145,20 +171,32 @@ async def enter(setting: Setting, plan: Plan) -> AsyncGenerator[Sequence[Contend
     with ExitStack() as stack:
         place = stack.enter_context(place_for(setting.kind))
         found: list[Contender | Missing] = []
-        programs: list[tuple[Server, Any]] = []
-        for server in SERVERS:
-            if (plan.quick and server.name not in QUICK) or setting.kind not in server.kinds or setting.path in server.passes:
+        started: list[tuple[Server, int | None, Program]] = []
+        for server in filter(setting.invites, SERVERS):
+            if plan.quick and server.name not in QUICK:
                 continue
             if server.kind == "peer" and not plan.invites(server.name):
                 continue
             if (reason := server.absence()) is not None:
                 found.append(Missing(server.name, reason))
                 continue
-            arguments = ("-m", "benchmarks.rivals.servers", server.name, setting.kind, place)
-            programs.append((server, stack.enter_context(running(*arguments, cwd=ROOT))))
+            command = ("-m", "benchmarks.rivals.servers", server.name, setting.kind, place)
+            for workers in setting.workers or (None,):
+                more = () if workers is None else (str(workers),)
+                with on_server_core() if workers is None else nullcontext():
+                    program = stack.enter_context(running(*command, *more, cwd=ROOT))
+                started.append((server, workers, program))
         # They start in parallel.
         turn = QUICK_TURN if plan.quick else TURN
-        yield [*(Site(server, setting, program.port, turn).contender() for server, program in programs), *found]
+        for server, workers, program in started:
+            try:
+                found.append(Site(server, setting, workers, program.port, turn).contender())
+            except AssertionError as error:
+                # The peer may need another version of Node, and the others are measured without it.
+                if server.kind != "peer":
+                    raise
+                found.append(Missing(server.name, f"{NO_START}: {str(error).strip().splitlines()[-1]}", workers))
+        yield found
 
 
 def cases(plan: Plan) -> Sequence[Case]:
@@ -169,10 +207,11 @@ def cases(plan: Plan) -> Sequence[Case]:
             enter=partial(enter, each, plan),
             baseline=BARE,
             summary=SUMMARY.get(each.name, ""),
+            axis="workers" if each.workers else None,
             unit="requests a second",
             better="higher",
-            goals=[goal for goal in each.goals if goal.against in (*QUICK, BEST_PEER) or not plan.quick],
-            share=1 if plan.quick else sum(each.kind in server.kinds and each.path not in server.passes for server in SERVERS),
+            goals=[goal for goal in each.goals if {goal.of, goal.against} <= {*QUICK, BEST_PEER} or not plan.quick],
+            share=1 if plan.quick else sum(map(each.invites, SERVERS)) * max(1, len(each.workers)),
         )
         for each in settings
     ]
@@ -182,8 +221,8 @@ QUESTION = Question(
     name="over_http",
     title="How many requests a second does a server handle over HTTP?",
     cases=cases,
-    seconds=240,
-    quick_seconds=18,
+    seconds=360,
+    quick_seconds=24,
     notes=[
         "A contender is one process unless its workers are counted. Peers in Python run on uvicorn, except Sanic; gaman runs as "
         "gaman.serve() runs it.",

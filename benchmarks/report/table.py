@@ -97,8 +97,9 @@ def _show_case(case: CaseResult) -> Iterator[RenderableType]:
         where = "" if each.at is None else f"{each.at:,.0f}"
         label = Text(f"  {name_of(each)}", {"ours": "bold cyan", "baseline": "dim"}.get(each.kind, ""))
         table.add_row(label, where, figure(spread.median), quartiles, ratio_cell, each.source)
-        for what, values in each.extra.items():
-            table.add_row(Text(f"    {what}", "dim"), "", figure(statistics.median(values)), "", "", "")
+        if each.extra:
+            medians = " · ".join(figure(statistics.median(values)) for values in each.extra.values())
+            table.add_row(Text(f"    {' · '.join(each.extra)}", "dim"), "", medians, "", "", "")
     yield table
     for line in missing(case):
         yield Text(f"  {line}", "dim")

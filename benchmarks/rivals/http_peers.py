@@ -1,24 +1,20 @@
-"""The peers that only take part over HTTP: those with sessions in a store, and those with their own server.
+"""The peers in Python that only take part over HTTP: those with sessions in a store, and those with their own server.
 
 Each is set up as its own documentation shows. Each package is imported where it is used, as in peers.py.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import socket
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 from benchmarks.rivals.bare import ASGI, OTHERS, USER
 
 _MAX_AGE = 86_400
-_NODE = Path(__file__).with_name("node")
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -90,24 +86,3 @@ def serve_sanic(kind: str, place: str) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
         app.run(sock=listener, single_process=True, access_log=False, motd=False)
-
-
-def find_node() -> str | None:
-    """Return the reason why Express can't run on this machine, or None."""
-    if shutil.which("node") is None:
-        return "not installed: node"
-    if not (_NODE / "node_modules" / "express").exists():
-        return "not installed: npm install --prefix benchmarks/rivals/node"
-    return None
-
-
-def version_in_node(package: str) -> str:
-    """Return the version of an installed npm package."""
-    found: str = json.loads((_NODE / "node_modules" / package / "package.json").read_bytes())["version"]
-    return found
-
-
-def become_express(kind: str, place: str) -> NoReturn:
-    """Replace this process by Node, which serves Express."""
-    os.environ["NODE_ENV"] = "production"
-    os.execvp("node", ["node", str(_NODE / "app.js"), kind, place])

@@ -1,6 +1,6 @@
-"""The contenders over HTTP, and the program that runs one: python -m benchmarks.rivals.servers NAME KIND [PLACE].
+"""The contenders over HTTP, and the program that runs one: python -m benchmarks.rivals.servers NAME KIND [PLACE [WORKERS]].
 
-KIND is `plain`, `cookies` for sessions in a cookie, or a store. PLACE is the store's URL or folder.
+KIND is `plain`, `cookies` for sessions in a cookie, or a store. PLACE is the store's URL or folder. Some can run several WORKERS.
 """
 
 from __future__ import annotations
@@ -19,40 +19,46 @@ from unittest.mock import patch
 import uvicorn
 import uvloop
 
+import gaman
 from benchmarks import places
+from benchmarks.harness import line_of
 from benchmarks.report.results import Kind
-from benchmarks.rivals import bare, http_peers, ours
+from benchmarks.rivals import bare, ours
 from benchmarks.rivals.bare import ASGI, BARE, OTHERS, Message, Receive, Send
 from benchmarks.rivals.bare_stores import STORES, BareCallable
+from benchmarks.rivals.http_peers import build_litestar, build_starsessions, serve_sanic
+from benchmarks.rivals.javascript import Script
 from benchmarks.rivals.peers import PEERS, Peer
 from gaman import App
-from gaman._server import run
 from tests.servers import free_port
 
+ON_GRANIAN, BARE_ON_GRANIAN = "gaman on Granian", "bare callable on Granian"
 KINDS = ("plain", "cookies", "memory", *places.STORES)
 
 
 class Server(NamedTuple):
     """A contender over HTTP: *serve* runs it in this process until it is terminated, and prints its address.
 
-    *warm_up* is the seconds of load before the rounds: Node compiles code only after it has run for a while.
+    It takes the kind and the place, and the number of processes if *has_workers*. *warm_up* is the seconds of load before the
+    rounds: Node and Bun compile code only after it has run for a while. *session* says what becomes of the values of a session:
+    its cookie encrypts or signs them, or a store keeps them.
     """
 
     name: str
     packages: Sequence[str]
     kinds: Collection[str]
-    serve: Callable[[str, str], None]
+    serve: Callable[..., None]
     kind: Kind = "peer"
+    session: str = ""
     warm_up: float = 0
     passes: Collection[str] = ()
     """Paths for which it isn't measured."""
-    session: str = ""
-    """What a session in a cookie or in a store does with its values, see `SESSIONS`."""
+    has_workers: bool = False
 
     def absence(self) -> str | None:
         """Return the reason why it can't take part on this machine, or None."""
-        if self.serve is http_peers.become_express:
-            return http_peers.find_node()
+        if isinstance(self.serve, Script):
+            return self.serve.absence(self.packages)
         for package in self.packages:
             try:
                 version(package)
@@ -62,17 +68,19 @@ class Server(NamedTuple):
 
     def version(self) -> str:
         """Return the versions of its packages."""
-        find = http_peers.version_in_node if self.serve is http_peers.become_express else version
-        return ", ".join(find(each) if each == self.name.lower() else f"{each} {find(each)}" for each in self.packages)
+        find = self.serve.version if isinstance(self.serve, Script) else version
+        framework = self.name.partition(" ")[0].lower()
+        # npm's scopes would make the label too long.
+        named = ("" if each == framework else f"{each.rpartition('/')[2]} " for each in self.packages)
+        return ", ".join(name + find(each) for name, each in zip(named, self.packages, strict=True))
 
     @property
-    def defined_by(self) -> Callable[..., Any]:
-        """The function that sets it up."""
-        function: Any = self.serve
-        while isinstance(function, partial):
-            function = function.args[0].plain if isinstance(function.args[0], Peer) else function.args[0]
-        found: Callable[..., Any] = function
-        return found
+    def source(self) -> str:
+        """The line that defines the function or the program that sets it up."""
+        found: Any = self.serve
+        while isinstance(found, partial):
+            found = found.args[0].plain if isinstance(found.args[0], Peer) else found.args[0]
+        return found.source if isinstance(found, Script) else line_of(found)
 
 
 def on_uvicorn(build: Callable[[str, str], Awaitable[ASGI]], kind: str, place: str) -> None:
@@ -91,7 +99,25 @@ def on_uvicorn(build: Callable[[str, str], Awaitable[ASGI]], kind: str, place: s
         runner.run(serve(listener))
 
 
-async def build_bare(kind: str, place: str) -> ASGI:
+def on_granian(build: Callable[[str, str], ASGI], kind: str, place: str, workers: int = 1) -> None:
+    """Serve on Granian with its defaults, on uvloop; each worker builds the application."""
+    server: Any = import_module("granian.server")
+    constants: Any = import_module("granian.constants")
+    _to_build(build, kind, place)
+    port = free_port()
+    print(f"listening on http://127.0.0.1:{port}", flush=True)
+    server.Server(
+        "benchmarks.rivals.servers:build_here",
+        port=port,
+        interface=constants.Interfaces.ASGI,
+        workers=workers,
+        loop=constants.Loops.uvloop,
+        factory=True,
+        log_level="warning",
+    ).serve()
+
+
+def build_bare(kind: str, place: str) -> ASGI:
     """Return the bare callable."""
     if kind == "plain":
         return bare.plain
@@ -112,9 +138,38 @@ def build_gaman(kind: str, place: str) -> App:
     return ours.with_session(places.driver_options(kind, place))
 
 
-def serve_gaman(kind: str, place: str) -> None:
-    """Serve gaman as gaman.serve() does."""
-    run(build_gaman(kind, place), host="127.0.0.1", port=0, workers=1, reload=False, timeout_graceful_shutdown=1)
+def _to_build(build: Callable[[str, str], ASGI], kind: str, place: str) -> None:
+    """Tell the workers of a server what to build."""
+    os.environ["GAMAN_BENCHMARK"] = f"{build.__name__} {kind} {place}"
+
+
+def build_here() -> ASGI:
+    """Return the application in a worker."""
+    build, kind, place = os.environ["GAMAN_BENCHMARK"].split(" ", 2)
+    app: ASGI = globals()[build](kind, place)
+    return app
+
+
+def serve_bare(kind: str, place: str, workers: int = 1) -> None:
+    """Serve the bare callable on uvicorn with its defaults, without the access log."""
+    _to_build(build_bare, kind, place)
+    port = free_port()
+    print(f"listening on http://127.0.0.1:{port}", flush=True)
+    uvicorn.run(
+        "benchmarks.rivals.servers:build_here",
+        factory=True,
+        port=port,
+        workers=workers,
+        loop="uvloop",
+        http="httptools",
+        log_level="warning",
+        access_log=False,
+    )
+
+
+def serve_gaman(kind: str, place: str, workers: int = 1) -> None:
+    """Serve gaman's App."""
+    gaman.serve(build_gaman(kind, place), port=0, workers=workers, timeout_graceful_shutdown=1)
 
 
 def serve_gaman_singly(kind: str, place: str) -> None:
@@ -142,23 +197,6 @@ class _Singly:
             pass
 
 
-def on_granian(kind: str, place: str) -> None:
-    """Serve gaman's App on Granian, whose worker builds it."""
-    server: Any = import_module("granian.server")
-    constants: Any = import_module("granian.constants")
-    os.environ["GAMAN_BENCHMARK"] = f"{kind} {place}"
-    port = free_port()
-    print(f"listening on http://127.0.0.1:{port}", flush=True)
-    target, interface, loop = "benchmarks.rivals.servers:granian_app", constants.Interfaces.ASGI, constants.Loops.uvloop
-    server.Server(target, port=port, interface=interface, loop=loop, factory=True, log_level="warning").serve()
-
-
-def granian_app() -> App:
-    """Return the App for Granian's worker."""
-    kind, _, place = os.environ["GAMAN_BENCHMARK"].partition(" ")
-    return build_gaman(kind, place)
-
-
 async def _build_peer(peer: Peer, kind: str, place: str) -> ASGI:
     return await (peer.plain(*OTHERS) if kind == "plain" else peer.sessions[kind]({}))
 
@@ -169,42 +207,41 @@ def _from_peers(peer: Peer) -> Server:
     )
 
 
+EXPRESS, FASTIFY = Script("node", "express.js"), Script("node", "fastify.js")
+_COOKIES = ("plain", "cookies")
+_KEEPS = "stores the values themselves"
+
 SERVERS = [
-    Server(BARE, ["uvicorn"], KINDS, partial(on_uvicorn, build_bare), "baseline", session="encrypts"),
-    Server("gaman", ["gaman"], KINDS, serve_gaman, "ours", session="encrypts"),
-    Server("gaman, a commit a write", ["gaman"], ("sql",), serve_gaman_singly, "ours", passes=("/read",), session="encrypts"),
+    Server(BARE, ["uvicorn"], KINDS, serve_bare, "baseline", "encrypts", has_workers=True),
+    Server(BARE_ON_GRANIAN, ["granian"], _COOKIES, partial(on_granian, build_bare), "baseline", "encrypts"),
+    Server("gaman", ["gaman"], KINDS, serve_gaman, "ours", "encrypts", has_workers=True),
+    Server("gaman, a commit a write", ["gaman"], ("sql",), serve_gaman_singly, "ours", "encrypts", passes=("/read",)),
     Server(
-        "gaman on Granian", ["gaman", "granian"], ("plain", "cookies", "memory", "redis"), on_granian, "ours", session="encrypts"
+        ON_GRANIAN,
+        ["gaman", "granian"],
+        ("plain", "cookies", "memory", "redis"),
+        partial(on_granian, build_gaman),
+        "ours",
+        "encrypts",
+        has_workers=True,
     ),
     *map(_from_peers, PEERS),
     Server(
-        "Starlette",
-        ["starlette", "starsessions"],
-        ("memory", "redis"),
-        partial(on_uvicorn, http_peers.build_starsessions),
-        session="stores the values themselves",
+        "Starlette", ["starlette", "starsessions"], ("memory", "redis"), partial(on_uvicorn, build_starsessions), session=_KEEPS
     ),
-    Server(
-        "Litestar",
-        ["litestar"],
-        ("redis", "file"),
-        partial(on_uvicorn, http_peers.build_litestar),
-        session="stores the values themselves",
-    ),
-    Server("Sanic", ["sanic"], ("plain",), http_peers.serve_sanic),
-    Server("Express", ["express"], ("plain",), http_peers.become_express, warm_up=1),
-    Server("Express", ["express", "express-session"], ("memory",), http_peers.become_express, warm_up=1),
-    Server(
-        "Express",
-        ["express", "connect-redis"],
-        ("redis",),
-        http_peers.become_express,
-        warm_up=1,
-        session="stores the values themselves",
-    ),
+    Server("Litestar", ["litestar"], ("redis", "file"), partial(on_uvicorn, build_litestar), session=_KEEPS),
+    Server("Sanic", ["sanic"], ("plain",), serve_sanic),
+    Server("Express", ["express"], ("plain",), EXPRESS, warm_up=1),
+    Server("Express", ["express", "express-session"], ("memory",), EXPRESS, session=_KEEPS, warm_up=1),
+    Server("Express", ["express", "connect-redis"], ("redis",), EXPRESS, session=_KEEPS, warm_up=1),
+    Server("Fastify", ["fastify"], ("plain",), FASTIFY, warm_up=1),
+    Server("Fastify", ["fastify", "@fastify/secure-session"], ("cookies",), FASTIFY, session="encrypts", warm_up=1),
+    Server("Hono on Bun", ["hono", "bun"], _COOKIES, Script("bun", "hono.js"), session="signs", warm_up=1),
+    Server("Elysia on Bun", ["elysia", "bun"], _COOKIES, Script("bun", "elysia.js"), session="signs", warm_up=1),
 ]
 
 
 if __name__ == "__main__":
-    _name, _kind, *_place = sys.argv[1:]
-    next(server for server in SERVERS if server.name == _name and _kind in server.kinds).serve(_kind, "".join(_place))
+    _name, _kind, *_more = sys.argv[1:]
+    _place, *_workers = _more or [""]
+    next(server for server in SERVERS if server.name == _name and _kind in server.kinds).serve(_kind, _place, *map(int, _workers))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from typing import Final, NoReturn, cast
+from typing import Any, Final, NoReturn, cast
 
 from msgspec import Struct
 
