@@ -1,4 +1,4 @@
-"""serve(): serve routes or an App with gaman's own server, which is only loaded when serve() is called."""
+"""serve(): serves routes or an App with gaman's own server, which is loaded when serve() is called."""
 
 from __future__ import annotations
 
@@ -54,8 +54,7 @@ def serve(
         trusted_proxies=trusted_proxies,
         allowed_hosts=allowed_hosts,
     )
-    # Loading the server and uvicorn takes as long as loading the rest of gaman, which another ASGI server doesn't need.
-    from gaman._server import run  # noqa: PLC0415
+    from gaman._server import run  # noqa: PLC0415 - with uvicorn it takes as long to load as the rest of gaman
 
     run(
         app,
