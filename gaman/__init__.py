@@ -11,7 +11,7 @@ from gaman._matching import Handler, Routes
 from gaman._response import Response
 from gaman._results import Result
 from gaman._routing import Table, define_routes
-from gaman._server import serve
+from gaman._serve import serve
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, MissingDependency, ResultError
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Mapping
 from io import FileIO
-from secrets import token_hex
+from os import urandom
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from urllib.parse import quote
 
@@ -307,7 +307,7 @@ def log_extra(scope: Scope) -> dict[str, Any]:
     """Return `ctx.log_extra` of the request with this ASGI *scope*, where there is no Context."""
     if _LOG_EXTRA not in scope:
         given = Headers(scope["headers"]).get("x-request-id")
-        request_id = token_hex(16) if given is None or _is_id(given) is None else given
+        request_id = urandom(16).hex() if given is None or _is_id(given) is None else given
         method, path = printable(scope["method"]), printable(_target.path_of(scope))
         scope[_LOG_EXTRA] = {"request_id": request_id, "method": method, "path": path}
     extra: dict[str, Any] = scope[_LOG_EXTRA]

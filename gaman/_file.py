@@ -9,7 +9,6 @@ import stat
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
-from email.utils import formatdate
 from io import FileIO
 from mimetypes import guess_type
 from pathlib import Path
@@ -77,6 +76,8 @@ class File(NamedTuple):
             "x-content-type-options": "nosniff",
         }
         if self.modified:
+            from email.utils import formatdate  # noqa: PLC0415 - takes 4 ms to load, and only files need it
+
             # Must not be later than Date (RFC 9110, section 8.8.2.1).
             fields["last-modified"] = formatdate(min(self.modified, int(time.time()) - _MAX_DATE_AGE), usegmt=True)
         return fields

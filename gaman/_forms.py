@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator
-from pathlib import Path
-from tempfile import SpooledTemporaryFile
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 
+import anyio
 import anyio.to_thread
-from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 from multidict import MultiDict
 
 from gaman._fields import Fields
 from gaman.errors import HTTPError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from tempfile import SpooledTemporaryFile
 
 MAX_FIELDS = 1000
 MAX_FILES = 100
@@ -25,7 +26,7 @@ _MAX_IN_MEMORY = 1 << 18
 """In bytes; a larger file is written to disk."""
 
 # One thread, because more would only compete with the event loop for the interpreter.
-_limiter = RunVar[CapacityLimiter]("gaman_form")
+_limiter: RunVar[anyio.CapacityLimiter] = RunVar("gaman_form")
 
 
 class UploadedFile:
@@ -37,11 +38,13 @@ class UploadedFile:
     __slots__ = ("content_type", "file", "filename", "size")
 
     def __init__(self, filename: str, content_type: str) -> None:
+        from tempfile import SpooledTemporaryFile  # noqa: PLC0415 - takes 4 ms to load, and only files need it
+
         self.filename = filename
         self.content_type = content_type
         self.size = 0
         """In bytes."""
-        self.file = SpooledTemporaryFile[bytes](max_size=_MAX_IN_MEMORY)
+        self.file: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(max_size=_MAX_IN_MEMORY)  # noqa: SIM115
         """The content: in memory up to 256 KiB, above that on disk. It is closed with the last reference to this object."""
 
     def __del__(self) -> None:
@@ -62,7 +65,8 @@ class UploadedFile:
         def copy() -> None:
             self.file.seek(0)
             with open(path, "wb") as target:
-                shutil.copyfileobj(self.file, target)
+                while chunk := self.file.read(SLICE):
+                    target.write(chunk)
 
         await anyio.to_thread.run_sync(copy)
 
@@ -92,7 +96,7 @@ async def read_urlencoded(chunks: AsyncIterator[bytes], limit: int) -> Fields[st
     if len(body) > SLICE:
         limiter = _limiter.get(None)
         if limiter is None:
-            _limiter.set(limiter := CapacityLimiter(1))
+            _limiter.set(limiter := anyio.CapacityLimiter(1))
         return await anyio.to_thread.run_sync(parse_pairs, body, "form", 413, limiter=limiter)
     return parse_pairs(body, "form", 413)
 

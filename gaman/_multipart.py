@@ -36,14 +36,11 @@ _match_disposition = re.compile(rb'form-data; name="([^"\\]*)"(?:; filename="([^
 logging.getLogger("python_multipart").addHandler(logging.NullHandler())
 
 
-def parse_content_type(content_type: str) -> tuple[bytes, bytes | None]:
-    """Return the media type in lower case, and its boundary if it has one."""
-    kind, options = parse_options_header(content_type)
-    return kind, options.get(b"boundary")
-
-
-async def read_multipart(chunks: AsyncIterator[bytes], boundary: bytes, field_limit: int) -> Form:
+async def read_multipart(chunks: AsyncIterator[bytes], content_type: str, field_limit: int) -> Form:
     """Return the form in *chunks*; HTTPError 400 if it is malformed, 413 beyond a limit."""
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        raise HTTPError(400, "malformed multipart body: its Content-Type names no boundary")
     reader = _Multipart(field_limit)
     try:
         # The reader doesn't refer to its parser, because in a reference cycle the files would outlive the request.

@@ -77,6 +77,7 @@ ORDER = [
     ["gaman_session._errors"],
     ["gaman.testing", "gaman.__main__"],
     ["gaman"],
+    ["gaman._serve"],
     ["gaman._server"],
     ["gaman._server._supervisor", "gaman._server._uvicorn"],
     ["gaman._server._workers", "gaman._server._connections"],

@@ -1,4 +1,4 @@
-"""serve() and run(): check the settings, open the port, and serve an App in one process or in several."""
+"""run(): check the settings, open the port, and serve an App in one process or in several."""
 
 from __future__ import annotations
 
@@ -7,14 +7,9 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Iterable
-from typing import Any, NoReturn, cast
+from typing import NoReturn
 
 from gaman._app import App
-from gaman._integration import Integration
-from gaman._matching import Routes
-from gaman._proxies import NEARBY
-from gaman._routing import Table
 from gaman._server import _workers
 from gaman._server._connections import Connections
 from gaman._server._console import open_standard_streams, print_line, show_log
@@ -23,60 +18,6 @@ from gaman._server._supervisor import Supervisor
 from gaman._server._uvicorn import Server
 from gaman._tracebacks import explain
 from gaman.errors import ConfigError, GamanError
-
-
-def serve(
-    routes: App | Routes | Table,
-    *,
-    integrations: Iterable[Integration] = (),
-    deps: Any = None,
-    debug: bool = False,
-    max_body_size: int = 1 << 20,
-    trusted_proxies: str | Iterable[str] = NEARBY,
-    allowed_hosts: str | Iterable[str] = "*",
-    host: str = "127.0.0.1",
-    port: int = 3431,
-    workers: int = 1,
-    reload: bool = False,
-    timeout_request: float = 30,
-    max_connections: int | None = None,
-    timeout_graceful_shutdown: int = 30,
-) -> None:
-    """Serve *routes*, or an App, until SIGINT or SIGTERM.
-
-        gaman.serve({"/": index}, port=8000, workers=4)
-
-    The options before *host* are App's, and raise ConfigError if *routes* is an App. Port 0 takes a free port. A client that sends
-    nothing within a request for *timeout_request* seconds gets 408, and one that reads nothing of a response for as long is
-    disconnected. Each process answers 503 to connections beyond *max_connections*. On a stop, requests in flight have
-    *timeout_graceful_shutdown* seconds.
-
-    If the server can't start, the process exits with status 1 and prints the reason on stderr. In a running event loop,
-    ConfigError is raised.
-
-    With *workers* or *reload*, each worker process runs the script again as far as this call, which never returns there. A worker
-    that dies or hangs is replaced. SIGHUP replaces the workers one by one; SIGTTIN starts one more, and SIGTTOU stops one.
-    """
-    _refuse_running_loop()
-    app = _app_of(
-        routes,
-        integrations=integrations,
-        deps=deps,
-        debug=debug,
-        max_body_size=max_body_size,
-        trusted_proxies=trusted_proxies,
-        allowed_hosts=allowed_hosts,
-    )
-    run(
-        app,
-        host=host,
-        port=port,
-        workers=workers,
-        reload=reload,
-        timeout_request=timeout_request,
-        max_connections=max_connections,
-        timeout_graceful_shutdown=timeout_graceful_shutdown,
-    )
 
 
 def run(
@@ -91,6 +32,7 @@ def run(
     timeout_graceful_shutdown: int = 30,
 ) -> None:
     """Serve *app* as serve() does, in this process or in workers; never returns in a worker."""
+    _refuse_running_loop()
     if not _is_number(timeout_request) or not timeout_request > 0:
         _exit(f"timeout_request={timeout_request!r} isn't a time for clients; give seconds, such as 30")
     if not _is_number(timeout_graceful_shutdown) or not timeout_graceful_shutdown >= 0:
@@ -142,16 +84,6 @@ def _refuse_running_loop() -> None:
         "gaman.serve() runs its own event loop, and one is already running here; call it outside `async def`, or write "
         "`await uvicorn.Server(uvicorn.Config(gaman.App(...), proxy_headers=False)).serve()`"
     )
-
-
-def _app_of(routes: App | Routes | Table, **options: Any) -> App:
-    if not isinstance(routes, App):
-        return App(routes, **options)
-    defaults = cast("dict[str, Any]", serve.__kwdefaults__)
-    # By identity, because deps may be any object, with any `==`.
-    if given := [name for name, value in options.items() if value is not defaults[name]]:
-        raise ConfigError(f"gaman.serve() got an App, so pass {given[0]}= where the App is created: gaman.App(..., {given[0]}=...)")
-    return routes
 
 
 def _is_number(value: object, kind: type = float) -> bool:

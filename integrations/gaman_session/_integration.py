@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+
+import anyio
+import anyio.lowlevel
 
 from gaman import App, ConfigError, Context, Headers, HTTPError, Integration, Response, SameSite
 from gaman_session import _options, _sealing
@@ -27,6 +29,9 @@ from gaman_session._session import Session
 from gaman_session._sessions import Sessions
 from gaman_session._stored import StoredSession
 from gaman_session.drivers import DRIVERS
+
+if TYPE_CHECKING:
+    from asyncio import Task
 
 logger = logging.getLogger("gaman")
 
@@ -198,7 +203,7 @@ class _Hooks:
         # The line is checked once. Tokens need no check: they are base64.
         self._cookie_name, _, self._cookie_attributes = options.cookie.line(0).decode("ascii").partition("; Max-Age=0")
         self._warnings = options.warnings
-        self._sweeper: asyncio.Task[None] | None = None
+        self._sweeper: Task[None] | None = None
         self._warns_of_http = options.cookie.secure
         self._warns_of_caches = True
 
@@ -219,12 +224,16 @@ class _Hooks:
             except BaseException:
                 await driver.close()
                 raise
-            self._sweeper = asyncio.create_task(self._sweep(app))
+            from asyncio import create_task  # noqa: PLC0415 - the server has loaded it
+
+            self._sweeper = create_task(self._sweep(app))
 
     async def on_shutdown(self, app: App) -> None:
         if self._sweeper is not None:
+            from asyncio import wait  # noqa: PLC0415 - the server has loaded it
+
             self._sweeper.cancel()
-            await asyncio.wait([self._sweeper])
+            await wait([self._sweeper])
         if self._sessions.driver is not None:
             await self._sessions.driver.close()
 
@@ -295,7 +304,7 @@ class _Hooks:
         while batch := await driver.purge(now=self._sessions.clock(), limit=_SWEEP_BATCH):
             removed += batch
             # Let requests run between two batches.
-            await asyncio.sleep(0)
+            await anyio.lowlevel.checkpoint()
         return removed
 
     async def on_check(self, app: App) -> None:
@@ -312,7 +321,7 @@ class _Hooks:
 
     async def _sweep(self, app: App) -> None:
         while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
+            await anyio.sleep(_SWEEP_SECONDS)
             await self._attempt("asking the store for its time", self._measure())
             await self._attempt("sweeping expired sessions", self.on_purge(app))
 

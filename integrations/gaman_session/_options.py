@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from inspect import Parameter, signature
 from itertools import pairwise
 from typing import Any
+
+from msgspec import Struct
 
 from gaman import ConfigError, Cookies, HeaderError, SameSite
 from gaman_session._driver import Driver
@@ -30,8 +31,7 @@ _CHOICES = {"same_site": ": 'lax', 'strict' or 'none'"}
 _DRIVER_MEMBERS = ("name", "shared", "open", "close", "load", "create", "apply", "swap", "rename", "destroy", "purge")
 
 
-@dataclass(frozen=True, slots=True)
-class CookieOptions:
+class CookieOptions(Struct, frozen=True):
     """The cookie's name and attributes."""
 
     name: str
@@ -66,11 +66,10 @@ class CookieOptions:
         return line
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Struct, frozen=True):
     """The options of session(), complete and consistent."""
 
-    secrets: Sequence[str] = field(repr=False)
+    secrets: Sequence[str]
     driver: Driver | None
     """None if the cookie holds the session."""
     max_age: int
@@ -82,6 +81,10 @@ class Options:
     cookie: CookieOptions
     warnings: Sequence[str]
     """About options that are allowed but unwise; logged at start-up."""
+
+    def __repr__(self) -> str:
+        # Leaves out the secrets.
+        return f"{type(self).__name__}(cookie={self.cookie!r})"
 
 
 def check(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from hmac import compare_digest
@@ -20,6 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from msgspec import Struct
 
 from gaman import ConfigError
 
@@ -44,9 +44,11 @@ _PADDING = ("", "", "==", "=")
 _LAST = (_ALPHABET, "", _ALPHABET[::16], _ALPHABET[::4])
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class _Keys:
+class _Keys(Struct, frozen=True):
     """The keys of one secret."""
+
+    # Struct's would show the keys.
+    __repr__ = object.__repr__
 
     head: bytes
     token: AESGCMSIV

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Any, Final, Protocol, cast
@@ -54,8 +53,7 @@ class Decoder(Protocol):
     def decode(self, data: bytes, /) -> Any: ...
 
 
-@dataclass(slots=True)
-class Codec:
+class Codec(msgspec.Struct):
     """Encodes and decodes values. Its encoder and decoders are msgspec's own, or a serializer's."""
 
     encoder: Encoder
@@ -68,7 +66,7 @@ class Codec:
 
     It is only called for data of more bytes than MAX_DEPTH.
     """
-    decoders: dict[Any, Decoder] = field(init=False, default_factory=dict[Any, Decoder])
+    decoders: dict[Any, Decoder] = {}
     """The decoders of the types that were asked for."""
 
     def encode(self, key: str, value: Any) -> bytes:
@@ -113,8 +111,7 @@ class Codec:
         return decoder
 
 
-@dataclass(frozen=True, slots=True)
-class _CustomDecoder:
+class _CustomDecoder(msgspec.Struct, frozen=True):
     serializer: Serializer
     type: Any
 

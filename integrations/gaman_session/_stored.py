@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
 
 from gaman import log_extra
 from gaman_session._counters import Rejection
@@ -15,6 +16,9 @@ from gaman_session._flush import MAX_ATTEMPTS, Flush, Pending, Renewal, is_touch
 from gaman_session._known import Absent, Ended, Known, Live, Unread
 from gaman_session._session import REMOVED, CookieValue, Session, changed, too_late_to_read
 from gaman_session._sessions import Sessions
+
+if TYPE_CHECKING:
+    from asyncio import Lock
 
 T = TypeVar("T")
 
@@ -42,7 +46,7 @@ class StoredSession(Session):
         self._pending = _NOTHING
         self._size: int | None = None
         """The session's bytes with the pending changes; None until they are measured."""
-        self._lock: asyncio.Lock | None = None
+        self._lock: Lock | None = None
 
     @property
     def id(self) -> str | None:
@@ -198,7 +202,7 @@ class StoredSession(Session):
                     return value
                 if await flush.swap(live, key, data):
                     return value
-                await asyncio.sleep(random.random() * min(attempt, 20) / 1000)  # noqa: S311
+                await anyio.sleep(random.random() * min(attempt, 20) / 1000)  # noqa: S311
             raise SessionConflict(
                 f"update({key!r}) met another request's change {MAX_ATTEMPTS} times; let fewer requests share this key"
             )
@@ -233,8 +237,10 @@ class StoredSession(Session):
     async def _exclusively(self, work: Callable[[], Awaitable[T]]) -> T:
         """Return what *work* returns. A request has at most one call to the store in flight."""
         if self._is_busy and self._lock is None:
+            from asyncio import Lock  # noqa: PLC0415 - the server has loaded it
+
             # Most requests need no lock: it is created under contention and held on behalf of the first call.
-            self._lock = asyncio.Lock()
+            self._lock = Lock()
             await self._lock.acquire()
         if self._lock is not None:
             await self._lock.acquire()

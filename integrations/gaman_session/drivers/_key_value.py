@@ -19,7 +19,6 @@ from gaman_session._rules import Stored
 from gaman_session.drivers._checks import check_timeout
 from gaman_session.drivers._encoding import decode, encode, protect, verify
 from gaman_session.drivers._reports import Reporter, reports
-from gaman_session.drivers._time_limit import TimeLimit
 
 T = TypeVar("T")
 
@@ -69,6 +68,8 @@ class KeyValueDriver(Reporter, ABC):
     _failures = (Exception,)
 
     def __init__(self, *, timeout: float = 5) -> None:
+        from gaman_session.drivers._time_limit import TimeLimit  # noqa: PLC0415 - loads asyncio
+
         check_timeout(self.name, timeout)
         self.__timeout = timeout
         self._limit = TimeLimit(timeout)
