@@ -25,6 +25,7 @@ from gaman._routing import Table, define_routes
 from gaman._target import in_origin_form
 from gaman._tracebacks import exc_info_of, explain, location_of
 from gaman._trailers import drop_trailers
+from gaman._worker_count import count_workers
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, ResultError
 
 logger = logging.getLogger("gaman")
@@ -73,7 +74,7 @@ class App:
         self.trust(trusted_proxies)
         self.allow(allowed_hosts)
         self.workers = 1
-        """How many processes serve this application; gaman.serve() sets it."""
+        """How many processes serve this application, as far as it is known; set by gaman.serve() and by load()."""
         # Only the hooks that are defined, so that the others cost a request nothing.
         self._on_request = [i.on_request for i in self.integrations if i.on_request is not None]
         self._on_response = [i.on_response for i in reversed(self.integrations) if i.on_response is not None]
@@ -305,6 +306,7 @@ class App:
 
     async def load(self) -> None:
         """Run every on_load hook. If one fails, shut down the integrations that are loaded, and raise its error."""
+        self.workers = max(self.workers, count_workers())
         for integration in self.integrations:
             try:
                 if integration.on_load is not None and (loading := integration.on_load(self)) is not None:

@@ -105,7 +105,7 @@ ORDER = [
     ["gaman._trailers"],
     ["gaman._framing"],
     ["gaman._headers", "gaman._hosts", "gaman._tracebacks"],
-    ["gaman._asgi", "gaman._fields", "gaman._log", "gaman._target"],
+    ["gaman._asgi", "gaman._fields", "gaman._log", "gaman._target", "gaman._worker_count"],
     ["gaman.errors"],
 ]
 LEVELS = {name: level for level, row in enumerate(ORDER) for name in row}
