@@ -189,6 +189,10 @@ class App:
             if ctx._open_files is not None:
                 ctx._close_files()
 
+    def __rsgi_init__(self, loop: object) -> NoReturn:
+        """Refuse to start under Granian's own interface, which is its default."""
+        raise SystemExit("gaman: an App speaks ASGI, and this is another interface; run `granian --interface asgi ...`")
+
     async def _send_payload(
         self, body: Payload, status: int, headers: RawHeaders, ctx: Context, send: Send, handler: object
     ) -> None:

@@ -258,6 +258,30 @@ def test_uvicorn_takes_at_most_256_fields(tmp_path: Path) -> None:
         assert connection.fetch(request("/profile", *["X: 1"] * 256)).status == 400
 
 
+def test_granian_without_its_option_for_asgi_ends_with_the_fix(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(APP)
+    with running(program_of("granian"), "main:app", "--port", str(free_port()), cwd=tmp_path) as program:
+        assert program.wait() == 1
+        assert "gaman: an App speaks ASGI" in program.stderr
+        assert "`granian --interface asgi ...`" in program.stderr
+        assert "Traceback" not in program.stderr
+
+
+@pytest.mark.parametrize("name", ["granian", "hypercorn"])
+def test_a_session_over_http2_is_found_in_each_of_several_cookie_fields(name: str, tmp_path: Path) -> None:
+    with served(name, tmp_path) as first, httpx.Client(base_url=first.base_url, http1=False, http2=True) as client:
+        response = client.post("/login")
+        assert response.http_version == "HTTP/2"
+        assert response.json() == {"ip": "127.0.0.1", "url": f"{first.base_url}/login"}
+        cookie = response.headers["set-cookie"].partition(";")[0]
+        client.cookies.clear()
+        for fields in (["a=1", cookie], [cookie, "a=1"]):
+            # Browsers send each cookie in a field of its own (RFC 9113, section 8.2.3).
+            headers = [("cookie", field) for field in fields]
+            assert client.get("/profile", headers=headers).json() == {"user": "Angga"}
+        assert client.head("/profile").content == b""
+
+
 # --- workers
 
 IN_MEMORY = APP.replace('"sql"', '"memory"')
