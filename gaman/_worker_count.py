@@ -19,17 +19,17 @@ def count_workers() -> int:
     multiprocessing = sys.modules.get("multiprocessing")
     if multiprocessing is None:
         return 1
-    # A child keeps its call in attributes that multiprocessing doesn't document.
     process: Any = multiprocessing.current_process()
-    target, args, kwargs = (getattr(process, name, None) for name in ("_target", "_args", "_kwargs"))
+    # A child keeps its call in attributes that multiprocessing doesn't document. The main process has none.
+    target: Any = getattr(process, "_target", None)
+    server = str(getattr(target, "__module__", "")).partition(".")[0]
     counts: list[object] = []
-    match getattr(target, "__module__", "").partition(".")[0]:
-        case "granian" if callable(target) and next(iter(signature(target).parameters), "") == "worker_id":
-            counts = [*(args or ())[:1], _read_command_line()]
-        case "uvicorn" | "hypercorn":
-            config = (kwargs or {}).get("config")
-            # uvicorn ignores the number while it reloads.
-            counts = [] if getattr(config, "should_reload", False) else [getattr(config, "workers", None)]
+    if server == "granian" and next(iter(signature(target).parameters), "") == "worker_id":
+        counts = [*process._args[:1], _read_command_line()]
+    elif server in ("uvicorn", "hypercorn"):
+        config = process._kwargs.get("config")
+        # uvicorn ignores the number while it reloads.
+        counts = [] if getattr(config, "should_reload", False) else [getattr(config, "workers", None)]
     return max([1, *(count for count in counts if isinstance(count, int))])
 
 
