@@ -27,6 +27,7 @@ from gaman._routing import Table, define_routes
 from gaman._target import in_origin_form
 from gaman._tracebacks import exc_info_of, explain, location_of
 from gaman._trailers import drop_trailers
+from gaman._worker_count import count_workers
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, ResultError
 
 logger = logging.getLogger("gaman")
@@ -75,7 +76,7 @@ class App:
         self.trust(trusted_proxies)
         self.allow(allowed_hosts)
         self.workers = 1
-        """How many processes serve this application; gaman.serve() sets it."""
+        """How many processes serve this application, as far as it is known; set by gaman.serve() and by load()."""
         # Only the hooks that are defined, so that the others cost a request nothing.
         self._on_request = [i.on_request for i in self.integrations if i.on_request is not None]
         self._on_error = [i.on_error for i in self.integrations if i.on_error is not None]
@@ -219,6 +220,10 @@ class App:
                 response = (await self._recover(ctx, error)).__copy__()
         return response
 
+    def __rsgi_init__(self, loop: object) -> NoReturn:
+        """Refuse to start under Granian's own interface, which is its default."""
+        raise SystemExit("gaman: an App speaks ASGI, and this is another interface; run `granian --interface asgi ...`")
+
     async def _send_payload(
         self, body: Payload, status: int, headers: RawHeaders, ctx: Context, send: Send, handler: object
     ) -> None:
@@ -338,6 +343,8 @@ class App:
         """Run every on_load hook. If one fails, shut down the integrations that are loaded, and raise its error."""
         # Makes anyio load its backend, for which the first request with a body would otherwise wait 40 ms.
         anyio.Event()
+=======
+        self.workers = max(self.workers, count_workers())
         for integration in self.integrations:
             try:
                 if integration.on_load is not None and (loading := integration.on_load(self)) is not None:

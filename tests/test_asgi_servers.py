@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,9 +74,19 @@ app = gaman.App(
 """
 
 
+def program_of(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
 @contextmanager
 def served(
-    name: str, folder: Path, *where: str, uds: str | None = None, source: str = APP, options: Sequence[str] = ()
+    name: str,
+    folder: Path,
+    *where: str,
+    uds: str | None = None,
+    source: str = APP,
+    options: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
 ) -> Generator[httpx.Client]:
     """Run the command *name*, at *where* or on a free port, with the App of *source*; yield a client that keeps cookies."""
     (folder / "main.py").write_text(source)
@@ -85,7 +95,7 @@ def served(
         where = ("--bind", f"127.0.0.1:{port}") if name == "hypercorn" else ("--port", str(port))
     transport = httpx.HTTPTransport(uds=uds)
     with (
-        running(str(Path(sys.executable).with_name(name)), *(SERVERS | OURS)[name], *where, *options, cwd=folder) as program,
+        running(program_of(name), *(SERVERS | OURS)[name], *where, *options, cwd=folder, env=env) as program,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=transport) as client,
     ):
 
@@ -246,3 +256,100 @@ def test_uvicorn_takes_at_most_256_fields(tmp_path: Path) -> None:
     with served("uvicorn", tmp_path) as client, Connection(client.base_url.port or 0) as connection:
         assert connection.fetch(request("/profile", *["X: 1"] * 255)).status == 200
         assert connection.fetch(request("/profile", *["X: 1"] * 256)).status == 400
+
+
+def test_granian_without_its_option_for_asgi_ends_with_the_fix(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(APP)
+    with running(program_of("granian"), "main:app", "--port", str(free_port()), cwd=tmp_path) as program:
+        assert program.wait() == 1
+        assert "gaman: an App speaks ASGI" in program.stderr
+        assert "`granian --interface asgi ...`" in program.stderr
+        assert "Traceback" not in program.stderr
+
+
+@pytest.mark.parametrize("name", ["granian", "hypercorn"])
+def test_a_session_over_http2_is_found_in_each_of_several_cookie_fields(name: str, tmp_path: Path) -> None:
+    with served(name, tmp_path) as first, httpx.Client(base_url=first.base_url, http1=False, http2=True) as client:
+        response = client.post("/login")
+        assert response.http_version == "HTTP/2"
+        assert response.json() == {"ip": "127.0.0.1", "url": f"{first.base_url}/login"}
+        cookie = response.headers["set-cookie"].partition(";")[0]
+        client.cookies.clear()
+        for fields in (["a=1", cookie], [cookie, "a=1"]):
+            # Browsers send each cookie in a field of its own (RFC 9113, section 8.2.3).
+            headers = [("cookie", field) for field in fields]
+            assert client.get("/profile", headers=headers).json() == {"user": "Angga"}
+        assert client.head("/profile").content == b""
+
+
+# --- workers
+
+IN_MEMORY = APP.replace('"sql"', '"memory"')
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "env"),
+    [
+        ("uvicorn", ["--workers", "2"], {}),
+        ("uvicorn", [], {"WEB_CONCURRENCY": "2"}),
+        ("hypercorn", ["--workers", "2"], {}),
+        ("granian", ["--workers", "2"], {}),
+        ("granian", [], {"GRANIAN_WORKERS": "2"}),
+        ("granian", ["--workers", "2", "--respawn-failed-workers"], {}),
+    ],
+)
+def test_sessions_in_memory_refuse_two_workers(name: str, options: list[str], env: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(IN_MEMORY)
+    where = ("--bind", "127.0.0.1:0") if name == "hypercorn" else ("--port", str(free_port()))
+    with running(program_of(name), *SERVERS[name], *where, *options, cwd=tmp_path, env=env) as program:
+        program.wait()
+        assert (
+            "the memory driver keeps sessions in one process, and 2 workers would not share them" in program.stdout + program.stderr
+        )
+
+
+def test_sessions_in_memory_refuse_two_workers_of_a_script_that_runs_granian(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(IN_MEMORY)
+    source = f"""
+from granian import Granian
+from granian.constants import Interfaces
+
+if __name__ == "__main__":
+    # Without the limit, Granian waits forever for a worker that it stops while the worker starts.
+    Granian("main:app", port={free_port()}, interface=Interfaces.ASGI, workers=2, workers_kill_timeout=1).serve()
+"""
+    with running_script(source, tmp_path) as program:
+        assert program.wait() == 1
+        assert "the memory driver keeps sessions in one process, and 2 workers" in program.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "env"),
+    [
+        ("uvicorn", [], {}),
+        # uvicorn runs one worker while it reloads.
+        ("uvicorn", ["--reload"], {"WEB_CONCURRENCY": "2"}),
+        ("hypercorn", ["--workers", "1"], {}),
+        ("granian", ["--workers", "1"], {}),
+        # Another server's variable.
+        ("granian", [], {"WEB_CONCURRENCY": "2"}),
+    ],
+)
+def test_sessions_in_memory_start_with_one_worker(name: str, options: list[str], env: dict[str, str], tmp_path: Path) -> None:
+    with served(name, tmp_path, source=IN_MEMORY, options=options, env=env) as client:
+        assert client.post("/login").status_code == 200
+        assert client.get("/profile").json() == {"user": "Angga"}
+
+
+def test_sessions_in_memory_start_in_the_worker_that_replaces_granians_only_one(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(IN_MEMORY)
+    port = free_port()
+    options = ("--port", str(port), "--respawn-interval", "0.5")
+    with running(program_of("granian"), *SERVERS["granian"], *options, cwd=tmp_path) as program:
+        until(lambda: "Started worker-1" in program.stdout, "the first worker")
+        program.send_signal(signal.SIGHUP)
+        # Granian stops the old worker after the interval, whether or not the new one serves.
+        until(lambda: "Stopped old worker-1" in program.stdout, "the first worker to stop")
+        until(lambda: program.stdout.count("Started worker-1") == 2, "the second worker")
+        assert get(port, "/profile").status == 200
+        assert program.stop() == 0

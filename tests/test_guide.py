@@ -33,7 +33,7 @@ BINARIES = Path(sys.executable).parent
 
 def file(path: str, language: str) -> str:
     """Return the block of the guide whose first line names the file *path*."""
-    [text] = [block.code for block in blocks(DOCUMENT, language) if block.code.startswith(f"# {path}")]
+    [text] = [block.code for block in blocks(DOCUMENT, language) if re.match(rf"# {re.escape(path)}[,\n]", block.code)]
     return text
 
 
@@ -70,6 +70,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def granian_unit() -> configparser.SectionProxy:
+    """Return the settings of a service with Granian's drop-in, whose empty line removes the first command."""
+    service = unit("shop@.service")
+    drop_in = unit("shop@.service.d/granian.conf")
+    assert file("/etc/systemd/system/shop@.service.d/granian.conf", "ini").count("ExecStart=") == 2
+    service.update(drop_in)
+    return service
+
+
+SERVICES = {"gaman": lambda: unit("shop@.service"), "granian": granian_unit}
+
+
 def environment(folder: Path) -> dict[str, str]:
     """Return the environment that systemd gives the service."""
     name, _, value = unit("shop@.service")["Environment"].partition("=")
@@ -78,18 +90,19 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def instance(folder: Path, port: int) -> Generator[Program]:
+def instance(folder: Path, port: int, server: str = "gaman") -> Generator[Program]:
     """Serve as the unit does; the server has started when ExecStartPost returns."""
-    service = unit("shop@.service")
+    service = SERVICES[server]()
     program, *arguments = shlex.split(service["ExecStart"].replace("%i", str(port)))
-    assert program == "/srv/shop/.venv/bin/gaman"
-    with running("-m", "gaman", *arguments, cwd=folder, env=environment(folder)) as served:
+    assert program == f"/srv/shop/.venv/bin/{server}"
+    with running("-m", server, *arguments, cwd=folder, env=environment(folder)) as served:
         curl, *options = shlex.split(service["ExecStartPost"].replace("%i", str(port)))
         subprocess.run([tool(Path(curl).name, "curl"), *options], check=True, timeout=60)
         yield served
 
 
-def test_systemd_accepts_the_units(folder: Path) -> None:
+@pytest.mark.parametrize("drop_ins", [[], ["granian.conf"]], ids=["", "with the drop-in"])
+def test_systemd_accepts_the_units(drop_ins: list[str], folder: Path) -> None:
     analyze = tool("systemd-analyze", "systemd")
     names = ["shop@.service", "shop-purge.service", "shop-purge.timer"]
     for name in names:
@@ -97,18 +110,25 @@ def test_systemd_accepts_the_units(folder: Path) -> None:
         (folder / name).write_text(text)
     units = [str(folder / name.replace("@", "@8000")) for name in names]
     shutil.copy(folder / names[0], units[0])
+    for drop_in in drop_ins:
+        place = folder / f"shop@8000.service.d/{drop_in}"
+        place.parent.mkdir()
+        place.write_text(
+            file(f"/etc/systemd/system/shop@.service.d/{drop_in}", "ini").replace("/srv/shop/.venv/bin/", f"{BINARIES}/")
+        )
     verified = subprocess.run([analyze, "verify", "--man=no", *units], capture_output=True, text=True, check=False, timeout=60)
     assert (verified.returncode, verified.stderr) == (0, "")
 
 
-def test_an_instance_serves_and_stops_without_an_error_and_the_next_has_its_sessions(folder: Path) -> None:
+@pytest.mark.parametrize("server", SERVICES)
+def test_an_instance_serves_and_stops_without_an_error_and_the_next_has_its_sessions(server: str, folder: Path) -> None:
     port = free_port()
-    with instance(folder, port) as served:
+    with instance(folder, port, server) as served:
         first = httpx.get(f"http://127.0.0.1:{port}/")
         assert served.stop() == 0
         assert "Traceback" not in served.stderr
     name, _, value = first.headers["set-cookie"].partition(";")[0].partition("=")
-    with instance(folder, port):
+    with instance(folder, port, server):
         again = httpx.get(f"http://127.0.0.1:{port}/", headers={"cookie": f"{name}={value}"})
     assert [first.json(), again.json()] == [{"visits": 1}, {"visits": 2}]
     program, *arguments = shlex.split(unit("shop-purge.service")["ExecStart"])
@@ -125,6 +145,14 @@ def test_an_instance_serves_and_stops_without_an_error_and_the_next_has_its_sess
     assert purged.stdout == "gaman: session: 0 removed\n"
 
 
+def issue_certificate(folder: Path) -> tuple[Path, Path]:
+    """Return the files of a new certificate for localhost, which it signs itself, and of its key."""
+    pem, key = folder / "shop.pem", folder / "shop.key"
+    issue = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    subprocess.run([*issue.split(), "-out", str(pem), "-keyout", str(key)], check=True, capture_output=True, timeout=60)
+    return pem, key
+
+
 class Proxy(NamedTuple):
     """An nginx with the guide's configuration; *client* connects to it by name, and trusts its certificate."""
 
@@ -137,9 +165,7 @@ class Proxy(NamedTuple):
 def nginx(folder: Path, without: str = "") -> Generator[Proxy]:
     """Run nginx with the guide's file on free ports; lines that contain *without* are removed."""
     program = tool("nginx", "nginx-light")
-    pem, key = folder / "shop.pem", folder / "shop.key"
-    issue = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-    subprocess.run([*issue.split(), "-out", str(pem), "-keyout", str(key)], check=True, capture_output=True, timeout=60)
+    pem, key = issue_certificate(folder)
     plain, secure, *backends = (free_port() for _ in range(4))
     text = file("/etc/nginx/conf.d/shop.conf", "nginx")
     places = {
@@ -232,9 +258,10 @@ def test_a_full_cookie_passes_through_nginx_only_with_the_guides_buffer(folder: 
 
 
 @pytest.mark.slow
-def test_restarting_one_instance_after_the_other_loses_no_request(folder: Path) -> None:
+@pytest.mark.parametrize("server", SERVICES)
+def test_restarting_one_instance_after_the_other_loses_no_request(server: str, folder: Path) -> None:
     with nginx(folder) as proxy, ExitStack() as stack:
-        serving = {port: stack.enter_context(instance(folder, port)) for port in proxy.backends}
+        serving = {port: stack.enter_context(instance(folder, port, server)) for port in proxy.backends}
         [script] = [block.code for block in blocks(DOCUMENT, "sh") if block.code.startswith("for port")]
         # There may be no systemd, so the script asks this test to restart the instance.
         for old, new in {
@@ -253,7 +280,7 @@ def test_restarting_one_instance_after_the_other_loses_no_request(folder: Path) 
             assert shell.stdout is not None
             for line in shell.stdout:
                 assert serving[int(line)].stop() == 0
-                stack.enter_context(instance(folder, int(line)))
+                stack.enter_context(instance(folder, int(line), server))
                 shell.stdin.write("\n")
                 shell.stdin.flush()
             assert shell.wait(60) == 0
@@ -331,6 +358,32 @@ def test_the_parts_of_the_image_exist_and_its_command_serves(folder: Path) -> No
     words[words.index("0.0.0.0")] = "127.0.0.1"
     with running("-m", *words, cwd=folder, env=environment(folder)) as served:
         assert httpx.get(f"{served.url}/").json() == {"visits": 1}
+        assert served.stop() == 0
+
+
+def test_the_script_that_runs_granian_serves(folder: Path) -> None:
+    port = free_port()
+    (folder / "serve.py").write_text(file("serve.py", "python").replace("port=8000", f"port={port}"))
+    with running("serve.py", cwd=folder, env=environment(folder)) as served:
+        until(lambda: served.stdout.count("Started worker-") >= 2, "both workers")
+        assert httpx.get(f"http://127.0.0.1:{port}/").json() == {"visits": 1}
+        assert served.stop() == 0
+
+
+def test_granian_serves_https_and_http2(folder: Path) -> None:
+    certificate, key = issue_certificate(folder)
+    words = command("granian main:app")
+    port = free_port()
+    own = {"0.0.0.0": "127.0.0.1", "443": str(port), "/etc/ssl/shop.pem": str(certificate), "/etc/ssl/shop.key": str(key)}
+    assert own.keys() <= set(words)
+    with running("-m", *(own.get(word, word) for word in words), cwd=folder, env=environment(folder)) as served:
+        until(lambda: "Started worker-1" in served.stdout, "the worker")
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        with httpx.Client(base_url=f"https://localhost:{port}", verify=trusting, http2=True) as client:
+            responses = [client.get("/") for _ in range(2)]
+        assert [response.json() for response in responses] == [{"visits": 1}, {"visits": 2}]
+        assert responses[0].http_version == "HTTP/2"
+        assert "Secure" in responses[0].headers["set-cookie"]
         assert served.stop() == 0
 
 

@@ -176,7 +176,9 @@ def test_a_shell_block_names_only_what_exists(document: str) -> None:
             if command == "make":
                 assert {name for name in arguments if "=" not in name} <= set(targets), line
             elif command == "gaman":
-                check_options(arguments, line)
+                check_options(command, arguments[:1], arguments, line)
+            elif command == "granian" and document in GUIDE:
+                check_options(command, [], arguments, line)
             elif command == ".ci/run":
                 assert (ROOT / ".ci/run").stat().st_mode & 0o111, ".ci/run can't be executed"
             elif command == "curl":
@@ -190,9 +192,9 @@ def test_a_shell_block_names_only_what_exists(document: str) -> None:
                 assert (command, *arguments) in {*installs, *servers, ("python", "main.py")}, line
 
 
-def check_options(arguments: list[str], line: str) -> None:
+def check_options(program: str, subcommand: list[str], arguments: list[str], line: str) -> None:
     described = subprocess.run(
-        [sys.executable, "-m", "gaman", arguments[0], "--help"], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", program, *subcommand, "--help"], capture_output=True, text=True, check=False, timeout=60
     )
     assert described.returncode == 0, line
     for argument in arguments:

@@ -1,0 +1,45 @@
+"""Worker count: how many processes uvicorn, hypercorn or Granian serves with, as far as one of them can know."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from inspect import signature
+from pathlib import PurePath
+from typing import Any
+
+
+def count_workers() -> int:
+    """Return the number of workers, this process included; 1 if it can't be known, and in any process that isn't a worker.
+
+    uvicorn and hypercorn tell each worker the number. Granian tells it only its own place, and its command line has the number. A
+    script that runs Granian may have it from anywhere. There, the first worker returns 1, and the others return their places.
+    """
+    # Their workers are child processes of multiprocessing, so where nothing has imported it, there are none.
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing is None:
+        return 1
+    process: Any = multiprocessing.current_process()
+    # A child keeps its call in attributes that multiprocessing doesn't document. The main process has none.
+    target: Any = getattr(process, "_target", None)
+    server = str(getattr(target, "__module__", "")).partition(".")[0]
+    counts: list[object] = []
+    if server == "granian" and next(iter(signature(target).parameters), "") == "worker_id":
+        counts = [*process._args[:1], _read_command_line()]
+    elif server in ("uvicorn", "hypercorn"):
+        config = process._kwargs.get("config")
+        # uvicorn ignores the number while it reloads.
+        counts = [] if getattr(config, "should_reload", False) else [getattr(config, "workers", None)]
+    return max([1, *(count for count in counts if isinstance(count, int))])
+
+
+def _read_command_line() -> object:
+    """Return the number of workers that the command `granian` was given, or None if a script runs Granian."""
+    cli: Any = getattr(sys.modules.get("granian.cli"), "cli", None)
+    # Another version may have no such parser, which must not keep a server from starting.
+    with suppress(Exception):
+        if cli is not None and PurePath(sys.argv[0]).stem in ("granian", "__main__"):
+            parsed = cli.make_context("granian", sys.argv[1:], auto_envvar_prefix="GRANIAN", resilient_parsing=True).params
+            # The command has read GRANIAN_WORKERS before it loads these files, which may set it for its workers only.
+            return None if parsed["env_files"] else parsed["workers"]
+    return None
