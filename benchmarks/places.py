@@ -6,15 +6,27 @@ import shutil
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from benchmarks.harness import Absent
+from gaman_session.drivers import find_driver
 from tests import servers
 
 STORES = ("redis", "sql", "file", "mongodb")
-_SERVERS: dict[str, Callable[[], str]] = {"redis": servers.redis_url, "mongodb": servers.mongodb_uri}
+_COMPACT = ("--hash-max-ziplist-value", "1024")
+"""A setting with which Redis stores a small hash in one piece; newer versions also call it hash-max-listpack-value."""
+_SERVERS: dict[str, Callable[[], str]] = {
+    "redis": servers.redis_url,
+    "redis, compact": cache(lambda: servers.RedisServer(*_COMPACT).__enter__().url),
+    "redis cluster": servers.redis_cluster_url,
+    "redis cluster, compact": cache(lambda: servers.RedisCluster(3, 0, *_COMPACT, node_timeout=60_000).__enter__().url),
+    "mongodb": servers.mongodb_uri,
+}
 _OPTIONS = {
     "redis": {"url": "{}"},
+    "redis, compact": {"url": "{}"},
+    "redis cluster": {"url": "{}"},
     "sql": {"file": "{}/sessions.db"},
     "file": {"dir": "{}/sessions"},
     "mongodb": {"uri": "{}", "db_name": "gaman_benchmark"},
@@ -42,4 +54,10 @@ def place_for(kind: str) -> Generator[str]:
 
 def driver_options(kind: str, place: str) -> dict[str, Any]:
     """Return the `driver` option of session()."""
-    return {"type": kind, **{name: value.format(place) for name, value in _OPTIONS.get(kind, {}).items()}}
+    return {"type": kind.split(maxsplit=1)[0].rstrip(","), **{name: value.format(place) for name, value in _OPTIONS.get(kind, {}).items()}}
+
+
+def make_driver(kind: str, place: str, **more: Any) -> Any:
+    """Return gaman's driver for a place, which isn't open yet; *more* are further options."""
+    options = driver_options(kind, place)
+    return find_driver(options.pop("type"))(**options, **more)
