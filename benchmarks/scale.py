@@ -26,6 +26,28 @@ POINTER: Final = 8
 GB: Final = 10**9
 
 
+TOLERANCE: Final = 0.1
+"""How far a measured store may be from its formula."""
+SMALL: Final = 100_000
+BLOCK: Final = 4096
+"""The least that a file or a folder takes on a disk."""
+FULL: Final = 0.65
+"""The part of a large folder's blocks that entries fill."""
+
+
+class Folders(NamedTuple):
+    """Folders of the file driver that share the entries of all sessions: 256 for ids, and one for each minute of a day."""
+
+    count: int
+    entry: float
+    """Bytes of a session's entry."""
+    has_owners: bool = False
+    """Whether they are only there if sessions have owners."""
+
+    def bytes_for(self, sessions: float) -> float:
+        return BLOCK * self.count * max(1, sessions / self.count * self.entry / (FULL * BLOCK))
+
+
 class Store(NamedTuple):
     """What sessions take in a store, in bytes."""
 
@@ -36,22 +58,30 @@ class Store(NamedTuple):
     owner: float
     """What an owner adds to each session, if an owner has PER_OWNER sessions."""
     fixed: float = 0
-    """What the store takes however many sessions it has."""
+    """What the store takes however many sessions it has; with sql, its write-ahead log."""
     tables: int = 0
     """Redis's hash tables that have a pointer for each session. Each table grows in powers of two."""
-    tolerance: float = 0.1
-    """How far a measured store may be from the formula."""
+    folders: tuple[Folders, ...] = ()
+    while_small: float = 1
+    """The part of it that a store of at most SMALL sessions takes."""
 
 
 STORES: Final = {
     "memory": Store("`memory`", "memory of the process", 753, 316),
-    "file": Store("`file`", "disk, in blocks of 4 KiB", 4_358, 2_000, fixed=3.9e6),
-    "sql": Store("`sql`", "disk", 992, 430),
+    "file": Store(
+        "`file`",
+        "disk",
+        BLOCK,
+        BLOCK / PER_OWNER,
+        folders=(Folders(256, 72), Folders(24 * 61, 88), Folders(256, 72 / PER_OWNER, has_owners=True)),
+    ),
+    "sql": Store("`sql`", "disk", 487, 430, fixed=5.05e6),
     "redis": Store("`redis`", "memory of one Redis", 1_152, 621, tables=3),
     "redis, compact": Store("`redis`, compact", "memory of one Redis", 566, 335, tables=3),
     "redis cluster": Store("`redis`, in a Cluster", "memory of all masters", 1_200, 675, tables=2),
-    # Below a million sessions MongoDB's cache holds everything, and it writes fuller pages.
-    "mongodb": Store("`mongodb`", "disk", 360, 212, tolerance=0.3),
+    "redis cluster, compact": Store("`redis`, in a Cluster, compact", "memory of all masters", 560, 425, tables=2),
+    # Pages are full until the cache, here of 256 MB, no longer holds everything: then they are split at random ids.
+    "mongodb": Store("`mongodb`", "disk", 360, 213, while_small=0.78),
 }
 """The formulas' constants, from a measured run of `growth`. A session has one value of 73 bytes."""
 
@@ -62,7 +92,9 @@ def bytes_of(kind: str, sessions: float, *, with_owners: bool = False, servers: 
     here = sessions / servers
     keys = here + (here / PER_OWNER if with_owners else 0)
     tables = POINTER * (_table_size(keys) + (store.tables - 1) * _table_size(here)) if store.tables else 0
-    return servers * (here * (store.each + (store.owner if with_owners else 0)) + store.fixed + tables)
+    folders = sum(each.bytes_for(here) for each in store.folders if with_owners or not each.has_owners)
+    density = store.while_small if here <= SMALL else 1
+    return servers * (here * density * (store.each + (store.owner if with_owners else 0)) + store.fixed + folders + tables)
 
 
 def _table_size(keys: float) -> int:
@@ -179,7 +211,7 @@ def sizes() -> str:
 def machines() -> str:
     """Return the table of servers on paper."""
     rows: list[list[str]] = []
-    for name, kind in (("Redis Cluster", "redis cluster"), ("Redis Cluster, compact", "redis, compact")):
+    for name, kind in (("Redis Cluster", "redis cluster"), ("Redis Cluster, compact", "redis cluster, compact")):
         cells: list[str] = []
         for sessions in ON_PAPER:
             count = masters(kind, sessions)
@@ -212,7 +244,7 @@ class Point(NamedTuple):
 
     @property
     def predicted(self) -> float:
-        servers = 3 if self.kind == "redis cluster" else 1
+        servers = 3 if self.kind.startswith("redis cluster") else 1
         return bytes_of(self.kind, self.sessions, with_owners=self.with_owners, servers=servers) / self.sessions
 
     @property
@@ -221,7 +253,7 @@ class Point(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        return abs(self.error) <= STORES[self.kind].tolerance
+        return abs(self.error) <= TOLERANCE
 
 
 def points(results: Results) -> Iterator[Point]:

@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -85,7 +86,7 @@ async def disk_of_mongodb(driver: Any, place: str) -> int:
 async def disks_of_mongodb(driver: Any) -> tuple[int, int]:
     """Return the bytes of the documents, and those of the indexes."""
     await driver._client.admin.command("fsync")
-    found = await driver._client["gaman_benchmark"].command("collStats", "sessions")
+    found = await driver._sessions.database.command("collStats", driver._sessions.name)
     return int(found["storageSize"]), int(found["totalIndexSize"])
 
 
@@ -106,8 +107,13 @@ STORES: Final[dict[str, Callable[[Any, str], Awaitable[int]]]] = {
 async def opened(kind: str) -> AsyncGenerator[tuple[Any, str]]:
     """Open a driver of *kind* with a new store; yield it and the store's place."""
     with place_for(kind) as place:
-        # Nothing times out, however busy this machine is.
-        driver: OwnerDriver = make_driver(kind, place, **({"max_sessions": 2 * SIZES[-1]} if kind == "memory" else {"timeout": 600}))
+        # Nothing times out, however busy this machine is. The store's keys or collection are its own.
+        options: dict[str, Any] = {"max_sessions": 2 * SIZES[-1]} if kind == "memory" else {"timeout": 600}
+        if kind.startswith("redis"):
+            options["prefix"] = token_hex(3)
+        elif kind == "mongodb":
+            options["collection"] = token_hex(4)
+        driver: OwnerDriver = make_driver(kind, place, **options)
         await driver.open()
         try:
             yield driver, place
@@ -188,12 +194,18 @@ async def time_calls(driver: OwnerDriver, kind: str, now: float, with_owners: bo
     return statistics.median(reads), statistics.median(logins), statistics.median(ends) if ends else None
 
 
+async def fill_and_weigh(driver: OwnerDriver, place: str, kind: str, count: int, now: float, *, with_owners: bool = False) -> float:
+    """Fill a new store, and return the bytes that each session takes."""
+    empty = await STORES[kind](driver, place)
+    await fill(driver, kind, count, now, with_owners=with_owners)
+    return (await STORES[kind](driver, place) - empty) / count
+
+
 async def grow(kind: str, count: int, *, with_owners: bool = False) -> Grown:
     """Fill a new store and measure it."""
     async with opened(kind) as (driver, place):
-        now, empty = time.time(), await STORES[kind](driver, place)
-        await fill(driver, kind, count, now, with_owners=with_owners)
-        size = (await STORES[kind](driver, place) - empty) / count
+        now = time.time()
+        size = await fill_and_weigh(driver, place, kind, count, now, with_owners=with_owners)
         counted = min([await timed(driver.count(now=now)) for _ in range(3)])
         assert await driver.count(now=now) == count
         _, idle = await sweep(driver, now)
