@@ -11,6 +11,7 @@ import sys
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -35,20 +36,22 @@ FULL: Final = 0.65
 """The part of a large folder's blocks that entries fill."""
 
 
-class Folders(NamedTuple):
+@dataclass(frozen=True)
+class Folders:
     """Folders of the file driver that share the entries of all sessions: 256 for ids, and one for each minute of a day."""
 
-    count: int
+    number: int
     entry: float
     """Bytes of a session's entry."""
     has_owners: bool = False
     """Whether they are only there if sessions have owners."""
 
     def bytes_for(self, sessions: float) -> float:
-        return BLOCK * self.count * max(1, sessions / self.count * self.entry / (FULL * BLOCK))
+        return BLOCK * self.number * max(1, sessions / self.number * self.entry / (FULL * BLOCK))
 
 
-class Store(NamedTuple):
+@dataclass(frozen=True)
+class Store:
     """What sessions take in a store, in bytes."""
 
     title: str
@@ -164,16 +167,42 @@ ROUND_TRIPS: Final[dict[str, tuple[int, ...]]] = {
 """Syncs with sql and file, and round trips with redis, redis cluster and mongodb. The number of sessions changes none of them."""
 
 
-# Sweeps of Redis
+# Calls whose cost grows with the number of sessions
 
+COUNTED: Final = {"sql": 0.05, "file": 4.8, "redis cluster": 4.3, "mongodb": 0.7}
+"""Microseconds of count() for each session; in a Cluster for each key, owners' sets included, on all masters at once."""
+SWEPT: Final = {"sql": 100, "file": 340}
+"""Microseconds of a sweep for each session that has expired."""
 SCANNED: Final = 2.3
-"""Microseconds of Redis's CPU for each key that a sweep of the owners' sets looks at."""
+"""Microseconds of a master's CPU for each key that a sweep of the owners' sets looks at."""
+MINUTES: Final = 24 * 60
+"""Minutes that a session lasts."""
 
 
-def sweep_share(kind: str, sessions: float, processes: int) -> float:
-    """Return the part of a master's core that the sweeps of *processes* take: each looks at all keys once an hour."""
-    keys = sessions / masters(kind, sessions) * (1 + 1 / PER_OWNER)
-    return processes * keys * SCANNED / 3600e6
+def keys_of_master(sessions: float) -> float:
+    """Return the keys of a master of a Cluster with owners."""
+    return sessions * (1 + 1 / PER_OWNER) / masters("redis cluster", sessions)
+
+
+def count_seconds(kind: str, sessions: float) -> float:
+    """Return how long count() takes."""
+    return COUNTED[kind] * (keys_of_master(sessions) if kind == "redis cluster" else sessions) / 1e6
+
+
+def sweep_seconds(kind: str, sessions: float) -> float:
+    """Return how long the sweep of each minute takes, by one process for all."""
+    return SWEPT[kind] * sessions / MINUTES / 1e6
+
+
+def sweep_share(sessions: float) -> float:
+    """Return the part of a master's core that the sweeps of one process take: each looks at all keys once an hour."""
+    return keys_of_master(sessions) * SCANNED / 3600e6
+
+
+def most(kind: str, room: float) -> float:
+    """Return how many sessions with owners have room, in millions."""
+    found = room / bytes_of(kind, MILLION, with_owners=True) * MILLION
+    return room / bytes_of(kind, found, with_owners=True) * found / MILLION
 
 
 # The chapter's tables
@@ -219,7 +248,7 @@ def machines() -> str:
             cells.append(f"+{fullest(count) - 1:.0%}")
         rows.append([name, f"{MACHINE // GB} GB", *cells])
     found = [shards(sessions) for sessions in ON_PAPER]
-    cells = [cell for count in found for cell in (f"{count} × 3 servers" if count > 1 else "one replica set of 3", "–")]
+    cells = [cell for count in found for cell in (f"{count} shards of 3 servers" if count > 1 else "one replica set of 3", "")]
     rows.append(["MongoDB", f"{MONGODB_MACHINE // GB} GB", *cells])
     return table(["", "memory of each", "100 million", "the fullest", "a billion", "the fullest"], rows)
 
@@ -228,6 +257,32 @@ def calls() -> str:
     """Return the table of round trips and syncs."""
     head = ["request", "`sql`, syncs", "`file`, syncs", "`redis`", "in a Cluster", "`mongodb`"]
     return table(head, [[name, *map(str, counts)] for name, counts in ROUND_TRIPS.items()])
+
+
+def growing() -> str:
+    """Return the table of the calls that take longer in a larger store."""
+    sizes_ = (MILLION, *ON_PAPER)
+    rows = [[f"`count()`, {STORES[kind].title}", *(seconds(count_seconds(kind, size)) for size in sizes_)] for kind in COUNTED]
+    rows += [
+        [f"sweep of a minute, {STORES[kind].title}", *(seconds(sweep_seconds(kind, size)) for size in sizes_)] for kind in SWEPT
+    ]
+    rows.append(["sweeps of one process, of a master's core in a Cluster", *(f"{sweep_share(size):.2%}" for size in sizes_)])
+    return table(["", "a million", "100 million", "a billion"], rows)
+
+
+def seconds(number: float) -> str:
+    """Return a time with two significant digits."""
+    return f"{number:,.0f} s" if number >= 9.95 else f"{number:.1f} s" if number >= 0.995 else f"{number * 1000:.0f} ms"
+
+
+def sentences() -> list[str]:
+    """Return the chapter's sentences that have a number of these formulas."""
+    room, slots = USABLE * MACHINE, len(set(_slots()))
+    return [
+        f"One Redis of {MACHINE // GB} GB holds {most('redis', room):.0f} million sessions with an owner, "
+        f"or {most('redis, compact', room):.0f} million compact ones",
+        f"{len(TAGS):,} hash tags, which lie in {slots:,} of the {REDIS_CLUSTER_HASH_SLOTS:,} slots",
+    ]
 
 
 # Measured runs
@@ -268,7 +323,7 @@ def points(results: Results) -> Iterator[Point]:
 def main(arguments: Sequence[str]) -> int:
     """Print the tables, or compare the run in a folder with the formulas; return 1 if a formula doesn't hold."""
     if not arguments:
-        print(*(make() for make in (sizes, machines, calls)), sep="\n\n")
+        print(*(make() for make in (sizes, calls, machines, growing)), sep="\n\n")
         return 0
     found = list(points(load(Path(arguments[0]) / "results.json")))
     if not found:

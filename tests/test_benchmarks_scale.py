@@ -13,13 +13,17 @@ from redis.crc import key_slot
 
 from benchmarks import __main__ as command
 from benchmarks import places, scale
+from benchmarks.asgi import log_in
 from benchmarks.harness import Contender
 from benchmarks.places import make_driver, place_for
 from benchmarks.questions import capacity, growth, round_trips
-from benchmarks.report.results import CaseResult, ContenderResult, QuestionResult, Results, save
+from benchmarks.report.results import CaseResult, ContenderResult, QuestionResult, Results, load, save
+from benchmarks.rivals.bare import SECRET
 from benchmarks.scale import MILLION, STORES, Point
+from gaman.session import Record, session
 from tests import servers
-from tests.test_readme import ROOT, blocks
+from tests.test_examples import ROOT
+from tests.test_readme import blocks
 
 pytestmark = pytest.mark.anyio
 
@@ -114,17 +118,17 @@ async def test_a_filled_session_has_the_bytes_of_a_real_login() -> None:
     """The formulas are for these bytes, so the sizes in the question `growth` have to be those of a login."""
     with place_for("file") as place:
         driver = make_driver("file", place)
-        stored = []
+        stored: list[Record] = []
         create = driver.create
 
-        async def note(id: str, record: growth.Record) -> object:
+        async def note(id: str, record: Record) -> object:
             stored.append(record)
             return await create(id, record)
 
         driver.create = note
-        site = round_trips.Site(round_trips.session(round_trips.SECRET, driver), iter([round_trips.OWNER]))
+        site = round_trips.Site(session(SECRET, driver), iter([round_trips.OWNER]))
         await site.app.load()
-        await round_trips.log_in(site.app, "/log_in")
+        await log_in(site.app, "/log_in")
         await site.app.shutdown()
     [real] = stored
     filled = growth.make_record("file", 0, 1, growth.owner_name("file", 1))
@@ -157,10 +161,12 @@ def run_of(*points: Point) -> Results:
 @pytest.mark.parametrize(("factor", "status"), [(1.0, 0), (1.05, 0), (1.5, 1)])
 def test_a_run_is_held_against_the_formulas(tmp_path: Path, capsys: pytest.CaptureFixture[str], factor: float, status: int) -> None:
     found = [
-        Point(kind, MILLION, owners, factor * Point(kind, MILLION, owners, 1).predicted) for kind in STORES for owners in (False, True)
+        Point(kind, MILLION, owners, factor * Point(kind, MILLION, owners, 1).predicted)
+        for kind in STORES
+        for owners in (False, True)
     ]
     save(run_of(*found), tmp_path / "results.json")
-    assert [*scale.points(scale.load(tmp_path / "results.json"))] == found
+    assert [*scale.points(load(tmp_path / "results.json"))] == found
     assert scale.main([str(tmp_path)]) == status
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(found)

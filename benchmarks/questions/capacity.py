@@ -15,8 +15,8 @@ from benchmarks.asgi import fetch, log_in
 from benchmarks.harness import Case, Contender, Missing, Plan, Question, Sample
 from benchmarks.places import make_driver, place_for
 from benchmarks.questions.round_trips import Site
-from gaman.session import session
 from benchmarks.rivals.bare import SECRET
+from gaman.session import session
 
 STORES: Final = ("cookies", "memory", "sql", "file", "redis", "redis, compact", "redis cluster", "mongodb")
 CLIENTS: Final = 64
@@ -77,9 +77,7 @@ async def enter(kind: str) -> AsyncGenerator[Sequence[Contender | Missing]]:
 
 
 def cases(plan: Plan) -> Sequence[Case]:
-    return [
-        Case(name=kind, enter=partial(enter, kind), baseline="read", unit="µs of CPU a request", rounds=20) for kind in STORES
-    ]
+    return [Case(name=kind, enter=partial(enter, kind), baseline="read", unit="µs of CPU a request", rounds=20) for kind in STORES]
 
 
 QUESTION = Question(

@@ -1,9 +1,10 @@
 """The size of a session and the cost of calls in each store, while the store grows to a million sessions.
 
-A session is what a login stores: one sealed value, and with owners a sealed note. Each owner has two sessions. The sessions' deadlines
-are spread over a day that begins when the store is filled. An idle sweep finds no expired session; a due sweep removes those of one
-minute. Redis and MongoDB remove sessions by themselves. A process of its own fills each store: python -m benchmarks.questions.growth
-KIND COUNT [owners].
+A session is what a login stores: one sealed value, and with owners a sealed note. Each owner has two sessions. Deadlines are spread
+over a day that begins when the store is filled. An idle sweep finds no expired session; a due sweep removes those of one minute.
+Redis and MongoDB remove sessions by themselves.
+
+A process of its own fills each store: python -m benchmarks.questions.growth KIND COUNT [owners].
 """
 
 from __future__ import annotations

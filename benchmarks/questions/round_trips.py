@@ -1,4 +1,4 @@
-"""The round trips of a request in each store, and on a disk its syncs: counts, which no machine and no number of sessions changes."""
+"""The round trips of a request in each store, or its syncs of the disk: counts, which are the same on every machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from itertools import repeat
-from typing import Any, Final
+from typing import Final
 from unittest.mock import patch
 from urllib.parse import urlsplit
 
@@ -111,7 +111,7 @@ async def counted_on_wire(kind: str, place: str) -> AsyncGenerator[tuple[Site, C
 
 @asynccontextmanager
 async def counted_on_disk(kind: str, place: str) -> AsyncGenerator[tuple[Site, Callable[[], int]]]:
-    """Yield a site, and the number of syncs of its driver so far: the file driver's fsync() calls, or SQLite's commits of a write."""
+    """Yield a site, and the number of syncs of its driver so far: its fsync() calls, or SQLite's commits of a write."""
     statements: list[str] = []
     driver = make_driver(kind, place)
     site = Site(session(SECRET, driver), repeat(OWNER))
