@@ -70,7 +70,7 @@ class Store:
 
 
 STORES: Final = {
-    "memory": Store("`memory`", "memory of the process", 753, 316),
+    "memory": Store("`memory`", "memory of the process", 762, 320),
     "file": Store(
         "`file`",
         "disk",
@@ -78,7 +78,7 @@ STORES: Final = {
         BLOCK / PER_OWNER,
         folders=(Folders(256, 72), Folders(24 * 61, 88), Folders(256, 72 / PER_OWNER, has_owners=True)),
     ),
-    "sql": Store("`sql`", "disk", 487, 430, fixed=5.05e6),
+    "sql": Store("`sql`", "disk", 487, 334, fixed=5.5e6),
     "redis": Store("`redis`", "memory of one Redis", 1_152, 621, tables=3),
     "redis, compact": Store("`redis`, compact", "memory of one Redis", 566, 335, tables=3),
     "redis cluster": Store("`redis`, in a Cluster", "memory of all masters", 1_200, 675, tables=2),

@@ -67,7 +67,8 @@ async def test_the_fullest_master_of_a_cluster_has_the_share_that_the_formula_sa
     driver = make_driver("redis cluster", "redis+cluster://127.0.0.1:1")
     ends = [16_384 * number // masters for number in range(1, masters)]
     sessions = 100_000
-    keys = (driver._keyspace.key(growth.new_id()) for _ in range(sessions))
+    keys = [driver._keyspace.key(growth.new_id()) for _ in range(sessions)]
+    assert {key.partition("{")[2].partition("}")[0] for key in keys} == {*scale.TAGS}
     fullest = max(Counter(bisect_right(ends, key_slot(key.encode())) for key in keys).values())
     assert fullest * masters / sessions == pytest.approx(scale.fullest(masters), rel=0.06)
 
