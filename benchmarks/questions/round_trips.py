@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from itertools import repeat
+from sqlite3 import Connection
 from typing import Final
 from unittest.mock import patch
 from urllib.parse import urlsplit
@@ -118,7 +119,11 @@ async def counted_on_disk(kind: str, place: str) -> AsyncGenerator[tuple[Site, C
     await site.app.load()
     try:
         if kind == "sql":
-            await driver._writer.perform(lambda database: database.set_trace_callback(statements.append))
+
+            def note_statements(database: Connection) -> None:
+                database.set_trace_callback(statements.append)
+
+            await driver._writer.perform(note_statements)
             yield site, lambda: statements.count("COMMIT")
         else:
             with patch("os.fsync", wraps=os.fsync) as fsync:
