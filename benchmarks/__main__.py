@@ -25,8 +25,8 @@ from benchmarks.report.table import show
 
 HERE = Path(__file__).parent
 QUESTIONS = ("serializer", "sealing", "in_process", "scaling", "over_http", "drivers", "memory", "imports")
-LONG_QUESTIONS = ("growth", "owners")
-"""Questions that only run by name, because they take half an hour."""
+LONG_QUESTIONS = ("growth", "owners", "round_trips", "capacity")
+"""Questions that only run by name, because they take an hour, or compare gaman with nothing else."""
 MAX_SECONDS, MAX_QUICK_SECONDS = 560.0, 40.0
 """Seconds for all questions together. The rest of ten minutes, or of one, is for the start and the charts."""
 

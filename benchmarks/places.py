@@ -6,13 +6,23 @@ import shutil
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from benchmarks.harness import Absent
+from gaman_session.drivers import find_driver
 from tests import servers
 
 STORES = ("redis", "sql", "file", "mongodb")
-_SERVERS: dict[str, Callable[[], str]] = {"redis": servers.redis_url, "mongodb": servers.mongodb_uri}
+COMPACT = ("--hash-max-ziplist-value", "1024")
+"""A setting with which Redis stores a small hash in one piece; newer versions also call it hash-max-listpack-value."""
+SERVERS: dict[str, Callable[[], str]] = {
+    "redis": servers.redis_url,
+    "redis, compact": cache(lambda: servers.RedisServer(*COMPACT).__enter__().url),
+    "redis cluster": servers.redis_cluster_url,
+    "redis cluster, compact": cache(lambda: servers.RedisCluster(3, 0, *COMPACT, node_timeout=60_000).__enter__().url),
+    "mongodb": servers.mongodb_uri,
+}
 _OPTIONS = {
     "redis": {"url": "{}"},
     "sql": {"file": "{}/sessions.db"},
@@ -24,9 +34,9 @@ _OPTIONS = {
 @contextmanager
 def place_for(kind: str) -> Generator[str]:
     """Yield the place of a store, empty if that kind needs none; raise Absent if its server is missing."""
-    if kind in _SERVERS:
+    if kind in SERVERS:
         try:
-            place = _SERVERS[kind]()
+            place = SERVERS[kind]()
         except AssertionError as error:
             raise Absent(str(error)) from error
         yield place
@@ -42,4 +52,12 @@ def place_for(kind: str) -> Generator[str]:
 
 def driver_options(kind: str, place: str) -> dict[str, Any]:
     """Return the `driver` option of session()."""
-    return {"type": kind, **{name: value.format(place) for name, value in _OPTIONS.get(kind, {}).items()}}
+    # What follows the driver's name says how its server runs.
+    name = kind.partition(" ")[0].rstrip(",")
+    return {"type": name, **{option: value.format(place) for option, value in _OPTIONS.get(name, {}).items()}}
+
+
+def make_driver(kind: str, place: str, **more: Any) -> Any:
+    """Return gaman's driver for a place, which isn't open yet; *more* are further options."""
+    options = driver_options(kind, place)
+    return find_driver(options.pop("type"))(**options, **more)

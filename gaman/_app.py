@@ -12,11 +12,10 @@ import anyio
 from gaman import _access
 from gaman._asgi import Receive, Scope, Send
 from gaman._context import Context, log_extra
-from gaman._failures import log_failure
+from gaman._failures import log_failure, warn_of_nothing
 from gaman._framing import BODILESS, CONTENT_TYPE, content_length, without_body
-from gaman._handlers import function_of, name_of
 from gaman._headers import RawHeaders
-from gaman._hosts import AllowedHosts, parse_host
+from gaman._hosts import AllowedHosts, host_fault
 from gaman._integration import Integration, ResponseHook, in_order
 from gaman._matching import EarlyResponse, Handler, Routes, last_of
 from gaman._payloads import Payload
@@ -125,7 +124,7 @@ class App:
                 self._check_host(scope, receive)
             handler, params = self._matcher.match(scope)
         except EarlyResponse as early:
-            if _host_fault(scope) is None and (rewritten := in_origin_form(scope)) is not None:
+            if host_fault(scope) is None and (rewritten := in_origin_form(scope)) is not None:
                 await self(rewritten, receive, send)
             else:
                 # No hook runs, because hooks rely on a path and a host.
@@ -165,7 +164,7 @@ class App:
             ctx.is_responding = True
             if ctx._session is not None:
                 try:
-                    closed = self._close_session(ctx, ctx._session, response)
+                    closed: Any = self._close_session(ctx, ctx._session, response)
                     headers = closed if closed.__class__ is list else await closed
                 except ClientDisconnected:
                     raise
@@ -241,7 +240,7 @@ class App:
         """Return the response to *error*: the first one of an on_error hook, or the error's own. Unexpected errors are logged."""
         fault = ""
         if isinstance(error, NothingReturned):
-            self._warn_of_nothing(ctx, error, last_of(cast("Handler", handler)))
+            warn_of_nothing(ctx, error, last_of(cast("Handler", handler)), self._returned_nothing)
         else:
             fault = log_failure(ctx, error, handler)
         response: Response | None = None
@@ -269,27 +268,9 @@ class App:
             return Response.text(fault or "".join(traceback.format_exception(*exc_info_of(error))), 500)
         return error_response(HTTPError(500))
 
-    def _warn_of_nothing(self, ctx: Context, error: NothingReturned, handler: Handler) -> None:
-        """Name the *handler* that returned None: once in the log, because any visitor can repeat it; with debug also in *error*."""
-        fault = f"the handler {name_of(handler)} returned nothing"
-        where = location_of(error, function_of(handler))
-        if id(handler) not in self._returned_nothing:
-            self._returned_nothing.add(id(handler))
-            logger.warning(
-                "%s %r was answered 404, because %s (logged once); %s%s",
-                ctx.method,
-                ctx.path,
-                fault,
-                "write `return` before its result, or raise HTTPError(404) where that is meant",
-                where,
-                extra=ctx.log_extra,
-            )
-        if self.debug:
-            error.detail = f"{error.detail}: {fault}{where}"
-
     def _check_host(self, scope: Scope, receive: Receive) -> None:
         """Raise EarlyResponse for an invalid Host field, and for a host that isn't allowed."""
-        if (fault := _host_fault(scope)) is not None:
+        if (fault := host_fault(scope)) is not None:
             raise EarlyResponse(HTTPError(400, fault))
         if self._allowed_hosts.allows_any:
             self._known_host = next((field for field in scope["headers"] if field[0] == b"host" and field[1]), None)
@@ -343,7 +324,6 @@ class App:
         """Run every on_load hook. If one fails, shut down the integrations that are loaded, and raise its error."""
         # Makes anyio load its backend, for which the first request with a body would otherwise wait 40 ms.
         anyio.Event()
-=======
         self.workers = max(self.workers, count_workers())
         for integration in self.integrations:
             try:
@@ -402,16 +382,6 @@ class App:
 def _check_list(option: str, value: object) -> None:
     if not isinstance(value, Iterable):
         raise ConfigError(f"{option}={value!r} isn't a list of str; write {option}=[...], or leave it out")
-
-
-def _host_fault(scope: Scope) -> str | None:
-    """Return what is wrong with a request's Host field (RFC 9112, section 3.2), or None."""
-    hosts = [value for name, value in scope["headers"] if name == b"host"]
-    if hosts in ([], [b""]):
-        # An empty field counts as absent, because some servers add one to a request without Host.
-        return "the request has no Host" if scope.get("http_version") == "1.1" else None
-    is_valid = len(hosts) == 1 and parse_host(hosts[0].decode("latin-1")) is not None
-    return None if is_valid else "the request has an invalid Host, or two"
 
 
 def _no_session(*_: object) -> NoReturn:

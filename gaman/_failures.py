@@ -6,6 +6,9 @@ import logging
 import re
 
 from gaman._context import Context
+from gaman._handlers import function_of, name_of
+from gaman._matching import Handler
+from gaman._results import NothingReturned
 from gaman._tracebacks import exc_info_of, explain, location_of
 from gaman.errors import GamanError, HTTPError
 
@@ -30,6 +33,28 @@ def log_failure(ctx: Context, error: Exception, handler: object) -> str:
     trace = exc_info_of(error) if logger.isEnabledFor(logging.DEBUG) else None
     logger.error("%s %r failed: %s", ctx.method, ctx.path, fault, exc_info=trace, extra=ctx.log_extra)
     return fault
+
+
+def warn_of_nothing(ctx: Context, error: NothingReturned, handler: Handler, named: set[int]) -> None:
+    """Name the *handler* that returned None: once in the log, because any visitor can repeat it; with debug also in *error*.
+
+    *named* has the ids of the handlers that the log has named.
+    """
+    fault = f"the handler {name_of(handler)} returned nothing"
+    where = location_of(error, function_of(handler))
+    if id(handler) not in named:
+        named.add(id(handler))
+        logger.warning(
+            "%s %r was answered 404, because %s (logged once); %s%s",
+            ctx.method,
+            ctx.path,
+            fault,
+            "write `return` before its result, or raise HTTPError(404) where that is meant",
+            where,
+            extra=ctx.log_extra,
+        )
+    if ctx.app.debug:
+        error.detail = f"{error.detail}: {fault}{where}"
 
 
 def _explain_attribute(error: Exception, ctx: Context) -> str:

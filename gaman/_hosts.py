@@ -8,6 +8,7 @@ from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import NamedTuple
 
+from gaman._asgi import Scope
 from gaman.errors import ConfigError
 
 # RFC 3986, section 3.2.2, without the comma, which would separate two hosts. RFC 9110, section 4.2.1, rejects an empty host.
@@ -100,3 +101,13 @@ def _patterns(name: str) -> Iterator[str]:
     if _is_domain(name):
         while name := name.partition(".")[2]:
             yield f"*.{name}"
+
+
+def host_fault(scope: Scope) -> str | None:
+    """Return what is wrong with a request's Host field (RFC 9112, section 3.2), or None."""
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    if hosts in ([], [b""]):
+        # An empty field counts as absent, because some servers add one to a request without Host.
+        return "the request has no Host" if scope.get("http_version") == "1.1" else None
+    is_valid = len(hosts) == 1 and parse_host(hosts[0].decode("latin-1")) is not None
+    return None if is_valid else "the request has an invalid Host, or two"

@@ -259,7 +259,10 @@ async def test_the_health_check_names_the_integration_whose_store_is_down_and_no
             assert await health(browser) == (200, {"failed": []})
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "examples/README.md"])
+@pytest.mark.parametrize(
+    "document",
+    [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "examples/README.md", "examples/guide/scale.md"],
+)
 def test_a_link_leads_to_an_existing_target(document: str) -> None:
     for target in re.findall(r"\]\((?!https?:)(.*?)\)", (ROOT / document).read_text()):
         path, _, anchor = target.partition("#")

@@ -1,8 +1,10 @@
-"""The size of a session and the cost of a sweep in each store, while the store grows to a million sessions.
+"""The size of a session and the cost of calls in each store, while the store grows to a million sessions.
 
-A session has the sealed user of the other benchmarks. The sessions' deadlines are spread over a day. An idle sweep finds no expired
-session; a due sweep removes those of one minute. Redis and MongoDB sweep by themselves. A process of its own fills each store:
-python -m benchmarks.questions.growth KIND COUNT.
+A session is what a login stores: one sealed value, and with owners a sealed note. Each owner has two sessions. Deadlines are spread
+over a day that begins when the store is filled. An idle sweep finds no expired session; a due sweep removes those of one minute.
+Redis and MongoDB remove sessions by themselves.
+
+A process of its own fills each store: python -m benchmarks.questions.growth KIND COUNT [owners].
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -17,6 +20,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -24,21 +28,31 @@ import msgspec
 import uvloop
 
 from benchmarks.harness import Case, Contender, Missing, Plan, Question, Sample, contenders
-from benchmarks.places import driver_options, place_for
-from gaman.session import Driver, Record
+from benchmarks.places import make_driver, place_for
+from gaman.session import OwnerDriver, Ownership, Record
 from gaman_session import _sealing
-from gaman_session.drivers import find_driver
+from gaman_session.drivers._mongodb_documents import to_document
 
 SIZES: Final = (10_000, 100_000, 1_000_000)
+HOUR: Final = 3_600
 DAY: Final = 86_400
-VALUE: Final = 95
-"""Bytes of the sealed user."""
+PLAIN: Final = {"value": 40, "seal": 0, "note": 35}
+SEALED: Final = {"value": 73, "seal": 21, "note": 68}
+"""Bytes of what a login of the user stores, as the memory driver gets them and as the others do."""
+PER_OWNER: Final = 2
+"""Sessions of an owner."""
+CALLS: Final = 200
+"""Calls whose median is taken."""
 
 
 class Grown(msgspec.Struct):
-    """Bytes per session, and the microseconds of sweeps; None for a store that sweeps by itself."""
+    """The bytes of a session, and the microseconds of calls; None for what a store or a session doesn't have."""
 
     bytes_each: float
+    read: float
+    login: float
+    end_all: float | None
+    count: float
     idle_sweep: float | None
     due_sweep_each: float | None
 
@@ -48,12 +62,12 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-async def memory_of_process(driver: Driver, place: str) -> int:
+async def memory_of_process(driver: OwnerDriver, place: str) -> int:
     gc.collect()
     return resident()
 
 
-async def disk(driver: Driver, place: str) -> int:
+async def disk(driver: OwnerDriver, place: str) -> int:
     return sum(
         os.lstat(os.path.join(where, name)).st_blocks * 512
         for where, folders, files in os.walk(place)
@@ -62,14 +76,19 @@ async def disk(driver: Driver, place: str) -> int:
 
 
 async def memory_of_redis(driver: Any, place: str) -> int:
-    found: int = (await driver._client.info("memory"))["used_memory"]
-    return found
+    found: list[int] = [(await driver._calls.ask(node, "INFO", "memory"))["used_memory"] for node in await driver._calls.masters()]
+    return sum(found)
 
 
 async def disk_of_mongodb(driver: Any, place: str) -> int:
+    return sum(await disks_of_mongodb(driver))
+
+
+async def disks_of_mongodb(driver: Any) -> tuple[int, int]:
+    """Return the bytes of the documents, and those of the indexes."""
     await driver._client.admin.command("fsync")
-    found = await driver._client["gaman_benchmark"].command("collStats", "sessions")
-    return int(found["storageSize"] + found["totalIndexSize"])
+    found = await driver._sessions.database.command("collStats", driver._sessions.name)
+    return int(found["storageSize"]), int(found["totalIndexSize"])
 
 
 STORES: Final[dict[str, Callable[[Any, str], Awaitable[int]]]] = {
@@ -77,18 +96,25 @@ STORES: Final[dict[str, Callable[[Any, str], Awaitable[int]]]] = {
     "sql": disk,
     "file": disk,
     "redis": memory_of_redis,
+    "redis, compact": memory_of_redis,
+    "redis cluster": memory_of_redis,
+    "redis cluster, compact": memory_of_redis,
     "mongodb": disk_of_mongodb,
 }
-"""For each driver, the function that returns the bytes of its sessions."""
+"""For each store, the function that returns the bytes of its sessions."""
 
 
 @asynccontextmanager
 async def opened(kind: str) -> AsyncGenerator[tuple[Any, str]]:
     """Open a driver of *kind* with a new store; yield it and the store's place."""
     with place_for(kind) as place:
-        options = driver_options(kind, place)
-        del options["type"]
-        driver: Driver = find_driver(kind)(**options, **({"max_sessions": 2 * SIZES[-1]} if kind == "memory" else {}))
+        # Nothing times out, however busy this machine is. The store's keys or collection are its own.
+        options: dict[str, Any] = {"max_sessions": 2 * SIZES[-1]} if kind == "memory" else {"timeout": 600}
+        if kind.startswith("redis"):
+            options["prefix"] = token_hex(3)
+        elif kind == "mongodb":
+            options["collection"] = token_hex(4)
+        driver: OwnerDriver = make_driver(kind, place, **options)
         await driver.open()
         try:
             yield driver, place
@@ -96,22 +122,51 @@ async def opened(kind: str) -> AsyncGenerator[tuple[Any, str]]:
             await driver.close()
 
 
-async def fill(driver: Driver, count: int, now: float) -> None:
-    """Create *count* sessions, whose deadlines are spread over the day from *now*."""
+def new_id() -> str:
+    return _sealing.id_of(_sealing.new_raw_id())
+
+
+def make_record(kind: str, now: float, deadline: float, owner: str | None) -> Record:
+    """Return what a login stores in a store of *kind*."""
+    sizes = PLAIN if kind == "memory" else SEALED
+    now, deadline = round(now, 3), round(deadline, 3)
+    # A sealed value begins with the version of the seal, which no JSON does.
+    value, seal, note = (b"\x01" + os.urandom(size - 1) if size else b"" for size in sizes.values())
+    ownership = None if owner is None else Ownership(owner, note, now)
+    return Record({"user": value}, now, deadline, deadline, ownership=ownership, seal=seal)
+
+
+def owner_name(kind: str, number: int) -> str:
+    """Return the name of an owner in a store of *kind*."""
+    # Elsewhere it is a hash of 64 hexadecimal digits.
+    return f"user:{number}" if kind == "memory" else _sealing.id_of(number.to_bytes(32))
+
+
+async def fill(driver: Any, kind: str, count: int, now: float, *, with_owners: bool = False) -> None:
+    """Create *count* sessions, whose deadlines are spread over a day that begins an hour after *now*."""
+
+    def make(number: int) -> Record:
+        owner = owner_name(kind, number // PER_OWNER) if with_owners else None
+        return make_record(kind, now, now + HOUR + DAY * number / count, owner)
 
     async def begin(numbers: range) -> None:
         for number in numbers:
-            deadline = now + 1 + DAY * number / count
-            record = Record({"user": os.urandom(VALUE)}, now, deadline, deadline)
-            await driver.create(_sealing.id_of(_sealing.new_raw_id()), record)
+            await driver.create(new_id(), make(number))
 
-    # The filling isn't measured, and with fsync it would take most of an hour.
-    with patch("os.fsync"):
-        await asyncio.gather(*(begin(range(start, count, 256)) for start in range(256)))
+    if kind == "mongodb":
+        # A million insertions with one round trip each would take most of an hour.
+        for start in range(0, count, 1000):
+            numbers = range(start, min(start + 1000, count))
+            await driver._sessions.insert_many([{"_id": new_id(), **to_document(make(number))} for number in numbers])
+        return
+    # The filling isn't measured, and with fsync it would take most of an hour. Files share a transaction for each of 256 folders.
+    at_once = 5_000 if kind == "file" else 256
+    with patch("os.fsync", int):
+        await asyncio.gather(*(begin(range(start, count, at_once)) for start in range(at_once)))
     os.sync()
 
 
-async def sweep(driver: Driver, now: float) -> tuple[int, float]:
+async def sweep(driver: OwnerDriver, now: float) -> tuple[int, float]:
     """Remove the sessions that have expired at *now*; return their number, and the microseconds."""
     began, removed = time.perf_counter(), 0
     while batch := await driver.purge(now=now, limit=1000):
@@ -119,52 +174,93 @@ async def sweep(driver: Driver, now: float) -> tuple[int, float]:
     return removed, (time.perf_counter() - began) * 1e6
 
 
-async def grow(kind: str, count: int) -> Grown:
+async def timed(work: Awaitable[object]) -> float:
+    """Return the microseconds that *work* takes."""
+    began = time.perf_counter()
+    await work
+    return (time.perf_counter() - began) * 1e6
+
+
+async def time_calls(driver: OwnerDriver, kind: str, now: float, with_owners: bool) -> tuple[float, float, float | None]:
+    """Return the medians of the microseconds of a read, a login, and the end of an owner's sessions, one call at a time."""
+    reads, logins, ends = list[float](), list[float](), list[float]()
+    for number in range(CALLS):
+        owner = owner_name(kind, 2**64 + number) if with_owners else None
+        for _ in range(PER_OWNER):
+            id = new_id()
+            logins.append(await timed(driver.create(id, make_record(kind, now, now + DAY, owner))))
+            reads.append(await timed(driver.load(id, now=now)))
+        if owner is not None:
+            ends.append(await timed(driver.end_owned(owner, keep=(), now=now)))
+    return statistics.median(reads), statistics.median(logins), statistics.median(ends) if ends else None
+
+
+async def fill_and_weigh(driver: OwnerDriver, place: str, kind: str, count: int, now: float, *, with_owners: bool = False) -> float:
+    """Fill a new store, and return the bytes that each session takes."""
+    empty = await STORES[kind](driver, place)
+    await fill(driver, kind, count, now, with_owners=with_owners)
+    return (await STORES[kind](driver, place) - empty) / count
+
+
+async def grow(kind: str, count: int, *, with_owners: bool = False) -> Grown:
     """Fill a new store and measure it."""
     async with opened(kind) as (driver, place):
-        now, empty = time.time(), await STORES[kind](driver, place)
-        await fill(driver, count, now)
-        size = (await STORES[kind](driver, place) - empty) / count
+        now = time.time()
+        size = await fill_and_weigh(driver, place, kind, count, now, with_owners=with_owners)
+        counted = min([await timed(driver.count(now=now)) for _ in range(3)])
+        assert await driver.count(now=now) == count
         _, idle = await sweep(driver, now)
-        removed, due = await sweep(driver, now + 61)
-        return Grown(size, idle if removed else None, due / removed if removed else None)
+        removed, due = await sweep(driver, now + HOUR + 60)
+        read, login, end_all = await time_calls(driver, kind, now, with_owners)
+        return Grown(size, read, login, end_all, counted, None if kind == "mongodb" else idle, due / removed if removed else None)
 
 
-def grow_apart(kind: str, count: int) -> Grown:
+def grow_apart(kind: str, count: int, *, with_owners: bool = False) -> Grown:
     """Call grow() in a new process, whose memory no other store has used."""
-    command = [sys.executable, "-m", "benchmarks.questions.growth", kind, str(count)]
+    command = [sys.executable, "-m", "benchmarks.questions.growth", kind, str(count), *(["owners"] if with_owners else [])]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
     return msgspec.json.decode(done.stdout, type=Grown)
 
 
-def bytes_each(kind: str, count: int) -> Sample:
-    found = grow_apart(kind, count)
-    sweeps = {"idle sweep, µs": found.idle_sweep, "due sweep, µs a session": found.due_sweep_each}
-    return Sample(found.bytes_each, {name: value for name, value in sweeps.items() if value is not None})
+def bytes_each(kind: str, count: int, *, with_owners: bool = False) -> Sample:
+    found = grow_apart(kind, count, with_owners=with_owners)
+    calls = {
+        "read, µs": found.read,
+        "login, µs": found.login,
+        f"end_all of {PER_OWNER}, µs": found.end_all,
+        "count, µs": found.count,
+        "idle sweep, µs": found.idle_sweep,
+        "due sweep, µs a session": found.due_sweep_each,
+    }
+    return Sample(found.bytes_each, {name: value for name, value in calls.items() if value is not None})
 
 
-def _contenders(kind: str) -> Sequence[Contender | Missing]:
-    return [Contender(name="gaman", measure=partial(bytes_each, kind, size), kind="ours", at=size) for size in SIZES]
+def _contenders(kind: str, *, with_owners: bool) -> Sequence[Contender | Missing]:
+    return [
+        Contender(name="gaman", measure=partial(bytes_each, kind, size, with_owners=with_owners), kind="ours", at=size)
+        for size in SIZES
+    ]
 
 
 def cases(plan: Plan) -> Sequence[Case]:
     return [
         Case(
-            name=kind,
-            enter=partial(contenders, *_contenders(kind)),
+            name=f"{kind}, with owners" if with_owners else kind,
+            enter=partial(contenders, *_contenders(kind, with_owners=with_owners)),
             baseline="gaman",
             unit="bytes a session",
             axis="sessions",
             rounds=1,
         )
         for kind in STORES
+        for with_owners in (False, True)
     ]
 
 
 QUESTION = Question(
     name="growth",
-    title="What does a session take in each store, and what does a sweep cost, while the store grows?",
+    title="What does a session take in each store, and what do calls cost, while the store grows?",
     cases=cases,
     seconds=3600,
     quick_seconds=3600,
@@ -173,4 +269,5 @@ QUESTION = Question(
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        print(msgspec.json.encode(runner.run(grow(sys.argv[1], int(sys.argv[2])))).decode())
+        grown = runner.run(grow(sys.argv[1], int(sys.argv[2]), with_owners=sys.argv[3:] == ["owners"]))
+        print(msgspec.json.encode(grown).decode())

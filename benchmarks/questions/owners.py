@@ -13,17 +13,15 @@ from secrets import token_hex
 from unittest.mock import patch
 
 from benchmarks.harness import Case, Contender, Missing, Plan, Question, Sample
-from benchmarks.questions.growth import SIZES, STORES, fill, opened
-from gaman.session import OwnerDriver, Ownership, Record
-from gaman_session import _sealing
+from benchmarks.questions.growth import DAY, SIZES, STORES, fill, make_record, new_id, opened
+from gaman.session import OwnerDriver
 
 OWNED = 1000
 
 
-async def log_in(driver: OwnerDriver, owner: str) -> None:
+async def log_in(driver: OwnerDriver, kind: str, owner: str) -> None:
     now = time.time()
-    record = Record({"user": bytes(95)}, now, now + 86_400, now + 86_400, ownership=Ownership(owner, bytes(60), now))
-    await driver.create(_sealing.id_of(_sealing.new_raw_id()), record)
+    await driver.create(new_id(), make_record(kind, now, now + DAY, owner))
 
 
 async def timed(work: Awaitable[object]) -> float:
@@ -33,13 +31,13 @@ async def timed(work: Awaitable[object]) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-async def measure(driver: OwnerDriver) -> Sample:
+async def measure(driver: OwnerDriver, kind: str) -> Sample:
     """Return the milliseconds of a login, and of listing and ending the sessions of a new owner."""
     owner = token_hex()
     with patch("os.fsync"):
         for _ in range(OWNED):
-            await log_in(driver, owner)
-    login = await timed(log_in(driver, token_hex()))
+            await log_in(driver, kind, owner)
+    login = await timed(log_in(driver, kind, token_hex()))
     listing = await timed(driver.owned(owner, now=time.time()))
     now = time.time()
     ending = await timed(driver.end_owned(owner, keep=(), now=now))
@@ -53,8 +51,8 @@ async def enter(kind: str, sizes: Sequence[int]) -> AsyncGenerator[Sequence[Cont
         found: list[Contender | Missing] = []
         for size in sizes:
             driver, _ = await stack.enter_async_context(opened(kind))
-            await fill(driver, size, time.time())
-            found.append(Contender(name="gaman", measure=partial(measure, driver), kind="ours", at=size))
+            await fill(driver, kind, size, time.time())
+            found.append(Contender(name="gaman", measure=partial(measure, driver, kind), kind="ours", at=size))
         yield found
 
 

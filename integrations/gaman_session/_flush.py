@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final, NoReturn, cast
+from typing import Final, NoReturn, cast
 
 from msgspec import Struct
 
@@ -348,7 +348,7 @@ class Flush(Struct, gc=False):
         """Return the fields that *changes* set, as the store gets them; maybe *changes* itself."""
         if None in changes.values():
             changes = {key: data for key, data in changes.items() if data is not None}
-        sets: Any = changes
+        sets = cast("dict[str, bytes]", changes)
         if not self.known.sessions.is_sealed:
             return sets
         seal = identity.values.seal
