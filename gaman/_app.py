@@ -81,15 +81,14 @@ class App:
         self._on_error = [i.on_error for i in self.integrations if i.on_error is not None]
         if debug:
             self._on_request.insert(0, _access.begin)
-        maker = next((each for each in self.integrations if each.make_session is not None), None)
+        outwards = self.integrations[::-1]
+        maker = next((each for each in outwards if each.make_session is not None), None)
         self.make_session = (maker and maker.make_session) or _no_session
         self._close_session = (maker and maker.close_session) or _no_session
-        # The session is closed when its integration has its turn. Hooks further out can no longer change it.
-        outwards = self.integrations[::-1]
-        turn = 0 if maker is None else outwards.index(maker)
-        inside, outside = (outwards, ()) if maker is None else (outwards[:turn], outwards[turn:])
-        self._on_response = [i.on_response for i in inside if i.on_response is not None]
-        self._on_response_outside = [i.on_response for i in outside if i.on_response is not None]
+        # The session is closed when its integration has its turn. Hooks further out can't change it any more.
+        turn = len(outwards) if maker is None else outwards.index(maker)
+        self._on_response = [i.on_response for i in outwards[:turn] if i.on_response is not None]
+        self._on_response_outside = [i.on_response for i in outwards[turn:] if i.on_response is not None]
         self._checked: RawHeaders = []
         """The header fields that passed the last check. Most responses have the same, so this saves 4 % of a request with hooks."""
         self._returned_nothing: set[int] = set()
@@ -159,7 +158,7 @@ class App:
                     ctx.forget_cookies()
                 response = await self._recover(ctx, error, handler)
             if self._on_response:
-                response = await self._run_hooks(self._on_response, ctx, response)
+                response = await self._run_hooks(self._on_response, ctx, response, response.raw_headers)
             headers = response.raw_headers
             ctx.is_responding = True
             if ctx._session is not None:
@@ -172,9 +171,7 @@ class App:
                     response = await self._recover(ctx, error)
                     headers = response.raw_headers
             if self._on_response_outside:
-                response = response.__copy__()
-                response.raw_headers = headers
-                response = await self._run_hooks(self._on_response_outside, ctx, response)
+                response = await self._run_hooks(self._on_response_outside, ctx, response, headers)
                 headers = response.raw_headers
             status, body = response.status, response.body
             if self.debug:
@@ -198,10 +195,11 @@ class App:
             if ctx._open_files is not None:
                 ctx._close_files()
 
-    async def _run_hooks(self, hooks: Iterable[ResponseHook], ctx: Context, response: Response) -> Response:
-        """Return a copy of *response* after the on_response *hooks*, each of which may change it or replace it."""
+    async def _run_hooks(self, hooks: Iterable[ResponseHook], ctx: Context, response: Response, headers: RawHeaders) -> Response:
+        """Return what the on_response *hooks* make of *response* with these *headers*."""
         # Copied because a handler may return the same Response for every request.
         response = response.__copy__()
+        response.raw_headers = [*headers]
         for on_response in hooks:
             try:
                 result: Any = on_response(ctx, response)
