@@ -1,7 +1,8 @@
 """The formulas of the guide's chapter on scale, and what measured runs say of them: python -m benchmarks.scale [RUN].
 
 Without a run it prints the chapter's tables, which are made of these formulas. With the folder of a run that measured `growth`, it
-compares each measured point with its formula, and its exit status is 1 if one is further off than the formula's tolerance.
+compares each measured point with its formula, and its exit status is 1 if one is further off than TOLERANCE. The formulas are for
+10,000 sessions or more.
 """
 
 from __future__ import annotations

@@ -403,7 +403,8 @@ async def test_memory_is_sampled_in_some_tenths_of_the_requests() -> None:
 async def test_a_filled_store_is_measured_and_swept(kind: str) -> None:
     # Of two thousand sessions in a day, one expires in a minute.
     found = await growth.grow(kind, 2000)
-    assert (found.idle_sweep is not None) == (kind in ("memory", "sql", "file"))
+    assert (found.due_sweep_each is not None) == (kind in ("memory", "sql", "file"))
+    assert (found.idle_sweep is None) == (kind == "mongodb")
     if kind != "memory":
         assert found.bytes_each > 95
 
