@@ -18,13 +18,13 @@ import pytest
 
 from gaman import HTTPError
 from gaman.session import Session, SessionClosed, SessionSerializationError, SessionTypeError, SessionUseError
-from tests.session.sites import Browser, Clock, Site, serving, setting
+from tests.session.sites import DRIVERS, Browser, Clock, Site, serving, setting
 
 pytestmark = pytest.mark.anyio
 HERE = "tests/session/test_awaitable.py"
 
 
-@pytest.fixture(params=["cookies", "memory"])
+@pytest.fixture(params=["cookies", "memory", "sealed"])
 async def browser(request: pytest.FixtureRequest) -> AsyncGenerator[Browser]:
     async with browsing(request.param) as browser:
         await browser.do(setting(user="Angga", n=1))
@@ -33,7 +33,8 @@ async def browser(request: pytest.FixtureRequest) -> AsyncGenerator[Browser]:
 
 @asynccontextmanager
 async def browsing(kind: str) -> AsyncGenerator[Browser]:
-    async with serving(Site({"type": kind}, Clock())) as site:
+    """A visitor of sessions that are readable at once, in "cookies" and "memory", or only by `await`: "sealed"."""
+    async with serving(Site(DRIVERS[kind](), Clock())) as site:
         yield site.browser()
 
 
@@ -215,7 +216,7 @@ async def test_gather_takes_many_calls(browser: Browser) -> None:
 
 @pytest.mark.parametrize("is_read", [True, False])
 async def test_one_call_that_two_tasks_await_at_once_works_or_says_what_to_do(is_read: bool) -> None:
-    async with browsing("memory") as browser:
+    async with browsing("sealed") as browser:
         await browser.do(setting(user="Angga"))
 
         async def work(session: Session) -> list[Any]:
@@ -277,7 +278,7 @@ async def test_a_change_takes_effect_when_it_is_called(
 
 
 async def test_an_owner_is_recorded_when_set_owner_is_called() -> None:
-    async with browsing("memory") as browser:
+    async with browsing("sealed") as browser:
 
         async def work(session: Session) -> None:
             session.set("a", 1)
@@ -355,7 +356,7 @@ async def test_a_call_that_lives_as_long_as_its_handler_is_logged_as_well(
 async def test_a_call_of_the_integration_that_is_never_awaited_is_logged(
     caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
-    async with browsing("memory") as browser:
+    async with browsing("sealed") as browser:
         sessions: Any = browser.site.sessions
         sessions.end_all("user:1")
         for name in ("list", "end", "end_all", "count"):
@@ -455,7 +456,7 @@ async def test_a_request_that_is_cancelled_before_its_await_is_not_logged(
 
 
 async def test_cancelling_a_read_ends_it() -> None:
-    async with browsing("memory") as browser:
+    async with browsing("sealed") as browser:
         await browser.do(setting(user="Angga"))
 
         async def work(session: Session) -> Any:
@@ -486,7 +487,7 @@ async def test_cancelling_a_read_ends_it() -> None:
 
 
 async def test_a_read_that_fails_raises_where_it_is_awaited() -> None:
-    async with browsing("memory") as browser:
+    async with browsing("sealed") as browser:
         await browser.do(setting(user="Angga"))
 
         async def work(session: Session) -> Any:

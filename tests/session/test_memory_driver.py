@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import anyio
 import pytest
@@ -402,3 +403,18 @@ async def test_values_in_memory_are_not_sealed_because_the_key_is_in_the_same_pr
     async with serving(Site(driver, Clock())) as site:
         await site.browser().do(setting(key="value"))
         assert [kept.fields for kept in driver._sessions.values()] == [{"key": b"\xa5value"}]
+
+
+async def test_a_subclass_with_a_load_of_its_own_loads_every_session(clock: Clock) -> None:
+    loads: list[str] = []
+
+    class Recording(MemoryDriver):
+        async def load(self, id: str, *, now: float) -> Any:
+            loads.append(id)
+            return await super().load(id, now=now)
+
+    async with serving(Site(Recording(), clock)) as site:
+        browser = site.browser()
+        await browser.do(setting(a=1))
+        assert await browser.all() == {"a": 1}
+    assert len(loads) == 1
