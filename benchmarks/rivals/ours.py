@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.rivals.bare import SECRET, USER
-from gaman import App, Context, Integration, Response, define_routes
+from gaman import App, Context, Integration, define_routes
 from gaman.session import Driver, session
 
 
@@ -18,17 +18,17 @@ async def _post(ctx: Context) -> dict[str, str]:
     return {"user": ctx.params["user"], "post": ctx.params["post"]}
 
 
-async def read(ctx: Context) -> Response:
-    return Response.json({"user": await ctx.session.get("user")})
+async def read(ctx: Context) -> dict[str, Any]:
+    return {"user": await ctx.session.get("user")}
 
 
-async def write(ctx: Context) -> Response:
+async def write(ctx: Context) -> dict[str, str]:
     await ctx.session.set("user", USER)
-    return Response.json({"status": "logged in"})
+    return {"status": "logged in"}
 
 
-async def _size(ctx: Context) -> Response:
-    return Response.json({"size": len(await ctx.session.get("value"))})
+async def _size(ctx: Context) -> dict[str, int]:
+    return {"size": len(await ctx.session.get("value"))}
 
 
 def plain(before: Sequence[str] = (), after: Sequence[str] = (), *integrations: Integration) -> App:
@@ -46,11 +46,11 @@ def unused_session(before: Sequence[str] = (), after: Sequence[str] = ()) -> App
 def with_session(driver: Mapping[str, Any] | Driver, extra: Mapping[str, object] = {}) -> App:
     """Return an application with a session, in which /fill sets the user and the values of *extra*."""
 
-    async def fill(ctx: Context) -> Response:
+    async def fill(ctx: Context) -> dict[str, str]:
         await ctx.session.set("user", USER)
         for key, value in extra.items():
             await ctx.session.set(key, value)
-        return Response.json({"status": "logged in"})
+        return {"status": "logged in"}
 
     routes = {"/read": {"GET": read}, "/write": {"GET": write}, "/size": {"GET": _size}, "/fill": {"GET": fill}}
     return App(define_routes(routes), integrations=[session(SECRET, driver)])
