@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 from benchmarks.asgi import EmptyBody, make_scope
@@ -11,7 +12,7 @@ from benchmarks.rivals.bare import ASGI, SECRET, Message
 from benchmarks.rivals.bare_stores import STORES, BareCallable
 from benchmarks.rivals.ours import read, write
 from benchmarks.rivals.peer_stores import Service, visit
-from gaman import App, Context, Response, define_routes
+from gaman import App, Context, Handler, Response, define_routes
 from gaman.session import session
 
 
@@ -31,7 +32,13 @@ async def _regenerate(ctx: Context) -> Response:
     return Response.json({"user": user})
 
 
-HANDLERS: Final = {"load": read, "write": write, "read-write": _read_write, "update": _update, "regenerate": _regenerate}
+HANDLERS: Final[Mapping[str, Handler]] = {
+    "load": read,
+    "write": write,
+    "read-write": _read_write,
+    "update": _update,
+    "regenerate": _regenerate,
+}
 
 
 class Called(Service):

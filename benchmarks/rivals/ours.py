@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.rivals.bare import SECRET, USER
-from gaman import App, Context, Integration, define_routes
+from gaman import App, Context, Integration, Table, define_routes
 from gaman.session import Driver, session
 
 
@@ -52,5 +52,5 @@ def with_session(driver: Mapping[str, Any] | Driver, extra: Mapping[str, object]
             await ctx.session.set(key, value)
         return {"status": "logged in"}
 
-    routes = {"/read": {"GET": read}, "/write": {"GET": write}, "/size": {"GET": _size}, "/fill": {"GET": fill}}
+    routes: Table = {"/read": {"GET": read}, "/write": {"GET": write}, "/size": {"GET": _size}, "/fill": {"GET": fill}}
     return App(define_routes(routes), integrations=[session(SECRET, driver)])

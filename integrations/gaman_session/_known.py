@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, final
 
 from msgspec import Struct
 
@@ -17,12 +17,14 @@ from gaman_session._sessions import Sessions
 # them, so they need no garbage collector.
 
 
+@final
 class Unidentified(Struct, frozen=True, gc=False):
     """Nothing is known: the request's cookies haven't been looked at."""
 
     is_read: ClassVar[bool] = False
 
 
+@final
 class Unread(Struct, frozen=True, gc=False):
     """A cookie leads to this session, which hasn't been loaded."""
 
@@ -74,7 +76,8 @@ class Known(Struct):
     def identify(self) -> Identified:
         """Return the state; the first call finds out from the cookies which session it is, without the store."""
         state = self.state
-        if isinstance(state, Unidentified):
+        # isinstance() takes 0.1 µs to find that a Struct is of another class.
+        if type(state) is Unidentified:
             identity = self._first()
             state = self.state = Absent(None) if identity is None else Unread(identity)
         return state
@@ -136,7 +139,7 @@ class Known(Struct):
     def load_at_once(self, load: LoadAtOnce) -> None:
         """Do what load() does, with a *load* that needs no `await`."""
         state = self.identify()
-        while isinstance(state, Unread):
+        while type(state) is Unread:
             now = self.sessions.clock()
             state = self.learn(state, load(state.identity.id, now=now), now)
 
