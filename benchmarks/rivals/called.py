@@ -39,12 +39,6 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "update": _update,
     "regenerate": _regenerate,
 }
-    "load": read,
-    "write": write,
-    "read-write": _read_write,
-    "update": _update,
-    "regenerate": _regenerate,
-}
 
 
 class Called(Service):
