@@ -1263,7 +1263,8 @@ def test_workers_go_on_when_the_system_refuses_another_process(tmp_path: Path) -
         "def main():",
         """def shrink():
     import resource, time
-    time.sleep(1.5)
+    while not os.path.exists("shrink"):
+        time.sleep(0.05)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")),) * 2)
     print("shrunk", flush=True)
 
@@ -1274,6 +1275,7 @@ def main():
     )
     with running_script(source, tmp_path) as program:
         workers = pids(program.port, 2)
+        (tmp_path / "shrink").touch()
         until(lambda: "shrunk" in program.stdout, "the limit")
         program.send_signal(signal.SIGTTIN)
         until(lambda: "can't be started" in program.stderr, "the log line")

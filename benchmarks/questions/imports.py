@@ -56,7 +56,7 @@ def _seconds_of_children() -> float:
 
 
 def importing(imports: Sequence[Import], first: str = "") -> Sequence[Contender | Missing]:
-    """Return the contenders, whose processes begin with the code *first*."""
+    """Return the contenders. Each process runs the code *first* before its import."""
     found: list[Contender | Missing] = []
     for each in imports:
         try:
@@ -78,7 +78,7 @@ def cases(plan: Plan) -> Sequence[Case]:
         goals=[Goal(sense="at most", limit=1.1, of=SESSION, against=BASELINE)],
         share=3,
     )
-    # Servers load asyncio and more before the application, and gaman alone loads it later.
+    # uvicorn loads asyncio, among others, before the application. Starlette loads it in any case; gaman does when it serves.
     served = of_process(name="after uvicorn", enter=lambda: contenders(*importing(imports, "import uvicorn; ")))
     return [alone] if plan.quick else [alone, served]
 

@@ -147,12 +147,12 @@ class Owners:
 
     async def trim(self, pending: PendingOwner) -> None:
         """End the owner's oldest sessions beyond the limit. Of several logins at once, the last one sees them all."""
+        from asyncio import gather  # noqa: PLC0415 - the server has loaded it
+
         if self._max_sessions is None or pending.owner is None:
             return
         records = await self._records(pending.owner)
         oldest = _by_age(records)[: -self._max_sessions]
-        from asyncio import gather  # noqa: PLC0415 - the server has loaded it
-
         await gather(*(self._driver().destroy(id, now=self._clock()) for id in oldest))
         self._counters.ended += len(oldest)
 
