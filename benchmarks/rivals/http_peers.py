@@ -62,7 +62,9 @@ async def build_litestar(kind: str, place: str) -> ASGI:
     store: Any = stores.RedisStore.with_client(place) if kind == "redis" else stores.FileStore(Path(place, "litestar"))
     config: Any = sessions.ServerSideSessionConfig(max_age=_MAX_AGE, secure=True)
     handlers = [litestar.get("/read")(read), litestar.get("/write")(write)]
-    app: ASGI = litestar.Litestar(handlers, middleware=[config.middleware], stores={"sessions": store}, openapi_config=None)
+    app: ASGI = litestar.Litestar(
+        handlers, middleware=[config.middleware], stores={"sessions": store}, openapi_config=None, logging_config=None
+    )
     return app
 
 

@@ -206,7 +206,7 @@ async def litestar_plain(before: Paths, after: Paths) -> ASGI:
     show_post.__annotations__["request"] = litestar.Request
     requested = [litestar.get("/json")(show_json), litestar.get("/users/{user:str}/posts/{post:str}")(show_post)]
     first, last = ([litestar.get(path.replace("{name}", "{name:str}"))(show_json) for path in paths] for paths in (before, after))
-    app: ASGI = litestar.Litestar([*first, *requested, *last], openapi_config=None)
+    app: ASGI = litestar.Litestar([*first, *requested, *last], openapi_config=None, logging_config=None)
     return app
 
 
@@ -224,7 +224,7 @@ def _litestar_session(extra: Extra, config: Any) -> ASGI:
     litestar: Any = import_module("litestar")
 
     routes = [litestar.get(f"/{handler.__name__}")(handler) for handler in _session_handlers(extra, litestar.Request)]
-    app: ASGI = litestar.Litestar(routes, middleware=[config.middleware], openapi_config=None)
+    app: ASGI = litestar.Litestar(routes, middleware=[config.middleware], openapi_config=None, logging_config=None)
     return app
 
 
