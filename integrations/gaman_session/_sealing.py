@@ -13,7 +13,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from hmac import compare_digest
 from os import urandom
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
@@ -92,7 +92,7 @@ class Keyring:
             )
         self._newest = all_keys[0]
         # Browsers send the same cookie with each request, so its contents and its session are cached.
-        self._opened: dict[str, object] = {}
+        self._opened: dict[str, Any] = {}
         self._identify = lru_cache(maxsize=CACHE_SIZE)(self._identify_once)
 
     def seal_token(self, data: bytes) -> str:
@@ -109,7 +109,8 @@ class Keyring:
             if isinstance(opened, bytes):
                 # Decoded objects are cached from the second use on; until then bytes are cheaper to keep.
                 opened = self._opened[token] = read(opened)
-            return cast("T", opened)
+            kept: T = opened
+            return kept
         sealed = _decode(token)
         if sealed is None or (keys := self._keys.get(sealed[:_HEAD])) is None:
             return None
