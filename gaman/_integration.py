@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ResponseHook: TypeAlias = Callable[[Context, Response], Awaitable[Response | None] | Response | None]
 Priority = Literal["very-high", "high", "normal", "low", "very-low"]
 
+_SESSION_HOOKS = ("make_session", "close_session")
 _ORDER: tuple[Priority, ...] = ("very-high", "high", "normal", "low", "very-low")
 
 
@@ -69,8 +70,8 @@ class Integration:
         if self.priority not in _ORDER:
             raise ConfigError(f"the integration {self.name!r} has priority={self.priority!r}; it takes one of {', '.join(_ORDER)}")
         for field in fields(self):
-            hook = getattr(self, field.name)
-            if field.name.startswith(("on_", "make_", "close_")) and hook is not None and not callable(hook):
+            hook, is_hook = getattr(self, field.name), field.name.startswith("on_") or field.name in _SESSION_HOOKS
+            if is_hook and hook is not None and not callable(hook):
                 raise ConfigError(f"{field.name} of the integration {self.name!r} is a {type(hook).__name__}, not a function")
         if (self.make_session is None) != (self.close_session is None):
             raise ConfigError(

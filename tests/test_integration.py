@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -307,6 +308,15 @@ async def test_a_session_that_can_not_be_closed_fails_the_request(fetch: Fetch) 
 
     maker = define_integration(name="visits", make_session=visits([]).make_session, close_session=close)
     assert (await fetch(App({"/": use}, integrations=[maker]))).status == 409
+
+
+def test_an_integration_of_another_class_may_have_options_that_are_named_like_a_hook() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Pool(Integration):
+        close_after: float = 5
+        make_at_start: bool = True
+
+    assert Pool(name="pool").close_after == 5
 
 
 def test_two_integrations_that_make_sessions_are_refused() -> None:

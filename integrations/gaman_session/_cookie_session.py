@@ -47,7 +47,17 @@ _decode = msgspec.msgpack.Decoder(Contents).decode
 class CookieSession(Session):
     """A session that comes with its request and goes back with the response."""
 
-    __slots__ = ("_contents", "_fields", "_found_cookie", "_is_changed", "_is_loaded", "_is_rejected", "_max_size", "_received")
+    __slots__ = (
+        "_contents",
+        "_fields",
+        "_found_cookie",
+        "_is_changed",
+        "_is_loaded",
+        "_is_new",
+        "_is_rejected",
+        "_max_size",
+        "_received",
+    )
 
     _found_cookie: bool
     _received: Contents | None
@@ -55,10 +65,11 @@ class CookieSession(Session):
     _contents: Contents | None
     """The session's id and times; its values are in `_fields`. None until a new session needs them."""
     _fields: dict[str, bytes]
-    """The values. They belong to the received session until the first change, and are copied then."""
+    """The values. They belong to the received session until the first change of a value, and are copied then."""
     _is_changed: bool
+    _is_new: bool
     _max_size: int
-    """A bound of the encoded contents' bytes, once there is a change. A sum saves encoding them after each change."""
+    """A bound of the encoded contents' bytes; 0 until the values are copied. A sum saves encoding them after each change."""
 
     def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any], is_closed: bool = False) -> None:
         # super().__init__() unrolled: this saves 3 % of a request that doesn't use its session.
@@ -76,9 +87,9 @@ class CookieSession(Session):
 
     @property
     def is_new(self) -> bool:
-        """Whether the request came without a session."""
+        """Whether the request came without a session, or has ended it."""
         self._is_ready()
-        return self._received is None or self._contents is None
+        return self._is_new
 
     def _has_cookie(self) -> bool:
         return self._found_cookie
@@ -97,7 +108,8 @@ class CookieSession(Session):
         if self._is_closed:
             raise too_late_to_read()
         self._is_loaded = self._is_used = True
-        self._is_changed = False
+        self._is_changed = self._is_new = False
+        self._max_size = 0
         sessions = self._sessions
         token = find_cookie(self._scope["headers"], sessions.cookie_name)
         self._found_cookie = token is not None
@@ -124,6 +136,7 @@ class CookieSession(Session):
             token = next(others, None)
         self._received = self._contents = None
         self._fields = {}
+        self._is_new = True
         return True
 
     async def _read(self, read: Callable[..., T], key: str | None, default: Any = None, type: Any = None) -> T:
@@ -145,19 +158,19 @@ class CookieSession(Session):
     # Changing
 
     def _put(self, key: str, data: bytes) -> None:
-        if not (self._is_loaded and self._is_changed):
+        if not (self._is_loaded and self._max_size):
             self._own_fields()
         size = self._max_size + 4 * len(key) + len(data) + _MAX_LENGTHS
         if size > self._sessions.max_contents:
             size = self._measure({**self._fields, key: data}, key)
         self._max_size = size
         self._fields[key] = data
+        self._is_changed = True
 
     def _own_fields(self) -> None:
         """Copy the received values before the first change, because other requests with the same cookie have them as well."""
         self._is_ready()
-        if not self._is_changed:
-            self._is_changed = True
+        if not self._max_size:
             fields = self._fields = {**self._fields}
             lengths = [4 * len(key) + len(data) + _MAX_LENGTHS for key, data in fields.items()]
             self._max_size = _MAX_FRAME + sum(lengths)
@@ -180,13 +193,16 @@ class CookieSession(Session):
         if key in self._fields:
             self._own_fields()
             del self._fields[key]
+            self._is_changed = True
 
     def _clear(self) -> None:
-        self._own_fields()
+        self._is_ready()
         self._contents, self._fields, self._max_size = None, {}, _MAX_FRAME
+        self._is_changed = self._is_new = True
 
     def _renew(self, max_age: int | None) -> None:
-        self._own_fields()
+        self._is_ready()
+        self._is_changed = True
         self._contents = self._begin(max_age, self._sessions.clock())
 
     async def _update(self, key: str, fn: Callable[[Any], T], default: Any) -> T:
@@ -223,7 +239,7 @@ class CookieSession(Session):
             return None
         now = sessions.clock()
         if contents is None:
-            contents = self._begin(None, now)
+            contents = self._contents = self._begin(None, now)
         elif not self._is_changed and not sessions.is_touch_due(contents.deadline, contents.expires, now):
             return None
         if self._received is None:

@@ -70,7 +70,8 @@ class StoredSession(Session):
         if self._known.state.is_read or self._pending.is_end:
             return True
         load = self._sessions.load_at_once
-        if load is None or self._is_busy or self._is_closed:
+        # A request that reads only what it has set loads nothing, so _read() looks at the key.
+        if load is None or self._pending.changes or self._is_busy or self._is_closed:
             return False
         self._is_used, self._size = True, None
         self._known.load_at_once(load)

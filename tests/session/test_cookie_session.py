@@ -233,3 +233,34 @@ async def test_an_idle_limit_is_refreshed_in_the_cookie_now_and_then(clock: Cloc
         assert (await browser.request(getting("a"))).set_cookie is not None
         clock.now += 999
         assert await browser.do(getting("a")) == 1
+
+
+async def test_the_id_after_the_response_has_begun_is_the_id_in_the_cookie(clock: Clock) -> None:
+    sessions: list[Session] = []
+
+    async def begin(session: Session) -> None:
+        sessions.append(session)
+        await session.set("key", "value")
+
+    async def ask(session: Session) -> str | None:
+        return session.id
+
+    async with serving(Site(None, clock)) as site:
+        browser = site.browser()
+        await browser.do(begin)
+        assert sessions[0].id == await browser.do(ask)
+
+
+@pytest.mark.parametrize("before", [{}, {"key": "value"}])
+async def test_a_value_that_is_too_large_changes_nothing(clock: Clock, before: dict[str, Any]) -> None:
+    async def attempt(session: Session) -> Any:
+        with pytest.raises(SessionTooLarge):
+            await session.set("large", "x" * 4000)
+        return await session.all()
+
+    async with serving(Site(None, clock)) as site:
+        browser = site.browser()
+        await browser.do(setting(**before))
+        reply = await browser.request(attempt)
+        assert (reply.status, reply.result, reply.set_cookie) == (200, before, None)
+        assert site.sessions.counters.written == 0

@@ -418,3 +418,16 @@ async def test_a_subclass_with_a_load_of_its_own_loads_every_session(clock: Cloc
         await browser.do(setting(a=1))
         assert await browser.all() == {"a": 1}
     assert len(loads) == 1
+
+
+async def test_a_request_that_reads_only_what_it_has_set_loads_nothing(clock: Clock) -> None:
+    async def set_and_read(session: Session) -> Any:
+        await session.set("a", 2)
+        return await session.get("a"), await session.has("a")
+
+    async with serving(Site(MemoryDriver(), clock)) as site:
+        browser = site.browser()
+        await browser.do(setting(a=1))
+        assert await browser.do(set_and_read) == (2, True)
+        assert site.sessions.counters.loaded == 0
+        assert await browser.all() == {"a": 2}

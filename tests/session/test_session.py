@@ -310,6 +310,19 @@ async def test_a_session_has_its_times_once_it_is_read(driver: Any, clock: Clock
         assert await browser.do(times) == (datetime.fromtimestamp(began, UTC), datetime.fromtimestamp(began + 600, UTC), False)
 
 
+async def test_a_session_that_begins_after_clear_is_new_whatever_was_read_before(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(old=1))
+
+    async def work(session: Session) -> Any:
+        await session.clear()
+        await session.set("new", 2)
+        before, _, _ = session.is_new, session.id, session.created_at
+        return before, session.is_new
+
+    assert await browser.do(work) == (True, True)
+
+
 async def test_the_handle_of_a_session_is_the_same_each_time_and_opens_nothing(site: Site) -> None:
     browser = site.browser()
 
