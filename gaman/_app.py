@@ -83,7 +83,7 @@ class App:
             self._on_request.insert(0, _access.begin)
         outwards = self.integrations[::-1]
         maker = next((each for each in outwards if each.make_session is not None), None)
-        self.make_session = (maker and maker.make_session) or _no_session
+        self._make_session = (maker and maker.make_session) or _no_session
         self._close_session = (maker and maker.close_session) or _no_session
         # The session is closed when its integration has its turn. Hooks further out can't change it any more.
         turn = len(outwards) if maker is None else outwards.index(maker)

@@ -218,7 +218,7 @@ class Context:
     def session(self) -> Session:
         """The request's session. It is made on first use; ConfigError is raised if no integration makes one."""
         if self._session is None:
-            self._session = self.app.make_session(self.scope, self.is_responding)
+            self._session = self.app._make_session(self.scope, self.is_responding)
         return self._session
 
     @property
