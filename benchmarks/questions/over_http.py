@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, asynccontextmanager, nullcontext
 from functools import partial
@@ -27,8 +26,6 @@ from tests.serving import ParsedResponse, Program, get, running, until
 ROOT = Path(__file__).parents[2]
 TURN, QUICK_TURN = 0.15, 0.05
 """Seconds. wrk takes slightly longer, see load.py."""
-QUICK_WARM_UP = 0.3
-"""The longest warm-up of a quick run, in seconds."""
 QUICK = (BARE, "gaman", ON_GRANIAN, "FastAPI", "Litestar", "Fastify", "Hono on Bun")
 
 
@@ -106,12 +103,9 @@ QUICK_SETTINGS = ("JSON", "cookies, read", "cookies, write")
 class Site:
     """A running server, and the sessions of its clients."""
 
-    def __init__(
-        self, server: Server, setting: Setting, workers: int | None, port: int, turn: float, max_warm_up: float = math.inf
-    ) -> None:
+    def __init__(self, server: Server, setting: Setting, workers: int | None, port: int, turn: float) -> None:
         self.server = server
         self._turn = turn
-        self._warm_up = min(server.warm_up, max_warm_up)
         self._setting = setting
         self._workers = workers
         self._port = port
@@ -141,8 +135,8 @@ class Site:
         cookies = await asyncio.gather(*logins)
         found = self.request(path, *(f"Cookie: {cookie}" for cookie in cookies[:1]))
         self._aim = self._aim._replace(cookies=cookies, body=found.body)
-        if self._warm_up:
-            await self._load(self._warm_up)
+        if self.server.warm_up:
+            await self._load(self.server.warm_up)
         bodies = [json.loads(found.body)]
         if path == "/write":
             cookie = found.headers.get("set-cookie", cookies[0]).partition(";")[0]
@@ -193,10 +187,10 @@ async def enter(setting: Setting, plan: Plan) -> AsyncGenerator[Sequence[Contend
                     program = stack.enter_context(running(*command, *more, cwd=ROOT))
                 started.append((server, workers, program))
         # They start in parallel.
-        turn, max_warm_up = (QUICK_TURN, QUICK_WARM_UP) if plan.quick else (TURN, math.inf)
+        turn = QUICK_TURN if plan.quick else TURN
         for server, workers, program in started:
             try:
-                found.append(Site(server, setting, workers, program.port, turn, max_warm_up).contender())
+                found.append(Site(server, setting, workers, program.port, turn).contender())
             except AssertionError as error:
                 # The peer may need another version of Node, and the others are measured without it.
                 if server.kind != "peer":

@@ -43,7 +43,11 @@ def page_of(results: Results) -> Page | None:
     if any(block.has_blanks for block in blocks):
         notes += ["Not measured: the framework has no such session, or the benchmarks don't set it up."]
     notes += ["A bar with a gap is cut. The charts of the questions have the spreads."]
-    notes += ["A quick run has few rounds, and fewer frameworks over HTTP. “make bench” measures all."] if results.quick else []
+    notes += (
+        ["A quick run has few rounds, fewer frameworks, and JavaScript that may not be warm yet. “make bench” has more."]
+        if results.quick
+        else []
+    )
     page.foot(notes, results.about)
     return page
 
