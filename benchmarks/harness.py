@@ -19,11 +19,14 @@ from pathlib import Path
 from timeit import Timer
 from typing import Any, Literal, NamedTuple
 
+from benchmarks.report.figures import MIN_ROUNDS
 from benchmarks.report.results import AbsentResult, Better, CaseResult, ContenderResult, GoalResult, Kind, QuestionResult
 
 HERE = Path(__file__).parent
 SLICE = 0.002
 """Seconds of a turn, if the harness chooses the number of calls. It is short so that a disturbance affects all contenders."""
+GRACE = 0.5
+"""Seconds beyond its budget that a case may take, until it has enough rounds for an interval."""
 FAILED = "failed"
 """The reason begins with this if a case failed."""
 
@@ -238,7 +241,7 @@ async def run(
 async def run_case(
     case: Case, plan: Plan, until: float, progress: Callable[[str], None], clock: Callable[[], float] = time.monotonic
 ) -> CaseResult:
-    """Measure *case* in rounds until the *clock* reaches *until*; at least one round."""
+    """Measure *case* in rounds until the *clock* reaches *until*; at least one round, and `MIN_ROUNDS` if they are short."""
     progress(case.name)
     result = _describe(case)
     try:
@@ -294,15 +297,17 @@ async def _rounds(
     order, shuffle = list(present), random.Random(0).shuffle
     gc.collect()
     gc.freeze()
+    latest = clock() + GRACE
     try:
-        for _ in range(case.rounds):
+        for number in range(1, case.rounds + 1):
             began = clock()
             shuffle(order)
             for each in order:
                 samples[each.name, each.at].append(await _turn(each))
             progress(case.name)
             now = clock()
-            if now + (now - began) > until:
+            # The setup may have taken all of the budget.
+            if now + (now - began) > (until if number >= MIN_ROUNDS else max(until, latest)):
                 break
     finally:
         gc.unfreeze()

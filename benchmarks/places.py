@@ -7,21 +7,28 @@ import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 from benchmarks.harness import Absent
 from gaman_session.drivers import find_driver
-from tests import servers
 
 STORES = ("redis", "sql", "file", "mongodb")
 COMPACT = ("--hash-max-ziplist-value", "1024")
 """A setting with which Redis stores a small hash in one piece; newer versions also call it hash-max-listpack-value."""
+
+
+def _servers() -> Any:
+    # It imports pytest and the stores' clients, for which a contender over HTTP, in its own process, would wait as well.
+    return import_module("tests.servers")
+
+
 SERVERS: dict[str, Callable[[], str]] = {
-    "redis": servers.redis_url,
-    "redis, compact": cache(lambda: servers.RedisServer(*COMPACT).__enter__().url),
-    "redis cluster": servers.redis_cluster_url,
-    "redis cluster, compact": cache(lambda: servers.RedisCluster(3, 0, *COMPACT, node_timeout=60_000).__enter__().url),
-    "mongodb": servers.mongodb_uri,
+    "redis": lambda: _servers().redis_url(),
+    "redis, compact": cache(lambda: _servers().RedisServer(*COMPACT).__enter__().url),
+    "redis cluster": lambda: _servers().redis_cluster_url(),
+    "redis cluster, compact": cache(lambda: _servers().RedisCluster(3, 0, *COMPACT, node_timeout=60_000).__enter__().url),
+    "mongodb": lambda: _servers().mongodb_uri(),
 }
 _OPTIONS = {
     "redis": {"url": "{}"},

@@ -18,7 +18,7 @@ from benchmarks.places import place_for
 from benchmarks.questions import in_process, scaling, sealing, serializer
 from benchmarks.report import chart, goals, summary
 from benchmarks.report import compare as comparing
-from benchmarks.report.figures import interval, judge, ratios, to_baseline
+from benchmarks.report.figures import MIN_ROUNDS, interval, judge, ratios, to_baseline
 from benchmarks.report.results import (
     BEST_PEER,
     AbsentResult,
@@ -419,6 +419,14 @@ def make_question() -> Question:
         ),
     )
     return question_of(bars, growth, seconds=0.6)
+
+
+@pytest.mark.parametrize(("tick", "rounds"), [(0.01, MIN_ROUNDS), (1, 1)])
+async def test_a_case_whose_setup_took_its_time_gets_only_short_rounds_beyond_it(tick: float, rounds: int) -> None:
+    ticks = count()
+    case = Case(name="case", baseline="a", enter=lambda: harness.contenders(Contender(name="a", measure=lambda: 1.0)))
+    found = await harness.run_case(case, QUICK, 0, lambda name: None, lambda: tick * next(ticks))
+    assert [len(each.figures) for each in found.contenders] == [rounds]
 
 
 async def test_a_run_is_shown_drawn_and_saved(tmp_path: Path) -> None:

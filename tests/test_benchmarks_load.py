@@ -271,6 +271,19 @@ async def test_the_curve_over_workers_has_a_point_for_each_number_and_its_row_sa
     assert not any(each.axis for each in over_http.cases(Plan(quick=True)))
 
 
+def test_a_quick_run_has_each_of_its_contenders_in_each_of_its_cases() -> None:
+    for each in over_http.SETTINGS:
+        if each.name in over_http.QUICK_SETTINGS:
+            assert {*over_http.QUICK} <= {server.name for server in servers.SERVERS if each.invites(server)}, each.name
+    assert {*over_http.QUICK_SETTINGS} == {case.name for case in over_http.cases(Plan(quick=True))}
+
+
+def test_a_server_imports_neither_pytest_nor_the_clients_of_stores_before_it_needs_them() -> None:
+    code = "import sys, benchmarks.rivals.servers; print(*{'pytest', 'redis', 'pymongo'} & {*sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], cwd=over_http.ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.split() == []
+
+
 def test_each_goal_is_about_contenders_of_its_case() -> None:
     for each in over_http.SETTINGS:
         names = {server.name for server in servers.SERVERS if each.invites(server)} | {BEST_PEER}
@@ -334,7 +347,7 @@ async def test_a_peer_that_npm_has_not_installed_is_a_row_with_the_reason(
     )
     present, absent = await taking_part(setting("cookies, read", Plan()))
     assert {"bare callable", "gaman"} <= {*present}
-    assert absent["Hono on Bun"] == absent["Elysia on Bun"] == "not installed: bun"
+    assert absent["Hono on Bun"] == absent["Elysia on Bun"] == "not installed: bun (npm install --prefix benchmarks/rivals/node)"
     lacking = "@fastify/secure-session" if has_packages else "fastify"
     node = f"{lacking} (npm install --prefix benchmarks/rivals/node)" if shutil.which("node") else "node"
     assert absent["Fastify"] == f"not installed: {node}"

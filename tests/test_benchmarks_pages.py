@@ -167,8 +167,30 @@ def test_the_summary_has_columns_for_json_and_for_sessions_in_process_and_over_h
     for question in command.find_questions(["in_process", "over_http"]):
         for plan in (Plan(), Plan(quick=True)):
             headings = [case.summary for case in question.cases(plan) if case.summary]
-            assert "read a session in a cookie" in headings
-        assert {"JSON", "write a session in a cookie"} <= {case.summary for case in question.cases(Plan())}
+            assert {"JSON", "read a session in a cookie", "write a session in a cookie"} <= {*headings}
+
+
+def test_the_summary_says_where_a_peer_is_not_measured_and_which_figures_come_from_too_few_rounds() -> None:
+    def case(rounds: int, *names: str) -> CaseResult:
+        kinds: dict[str, Kind] = {"gaman": "ours", "gaman on Granian": "ours"}
+        found = [ContenderResult(name, kinds.get(name, "peer"), "a.py:1", [1.0 + len(name)] * rounds) for name in names]
+        return CaseResult("case", "µs", "lower", "baseline", "a.py:1", contenders=found, summary="a column")
+
+    def said_of(*cases: CaseResult, quick: bool = False) -> str:
+        page = summary.page_of(Results(ABOUT, quick, [QuestionResult("question", "What?", "a.py:1", 1.0, [*cases])]))
+        assert page is not None
+        return text_of(page)
+
+    said = said_of(case(9, "gaman", "gaman on Granian", "Hono"), case(9, "gaman", "Falcon"))
+    # Once for each peer; gaman's own rows have blanks.
+    assert said.count("not measured") == 2
+    assert said.count("Not measured:") == 1
+    assert "too few rounds" not in said
+    assert "quick run" not in said
+    said = said_of(case(9, "gaman", "Hono"), case(2, "gaman", "Hono"), quick=True)
+    assert "not measured" not in said.lower()
+    assert "too few rounds to be sure: 2, instead of 6 or more" in said
+    assert "A quick run has few rounds" in said
 
 
 def test_a_run_without_columns_has_no_summary_and_one_without_goals_no_page_of_goals(tmp_path: Path) -> None:

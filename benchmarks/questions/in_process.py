@@ -136,8 +136,8 @@ QUESTION = Question(
     quick_seconds=9,
     notes=[
         BARE_NOTE,
-        "gaman remembers the cookies that it opened last. “gaman”, like the peers, gets the same cookie again. “Each cookie new”: "
-        f"{COOKIE_COUNT:,} cookies in turn, so gaman opens every one, as it does at a visitor's first request.",
+        "gaman remembers the cookies that it opened last. “gaman”, like the other frameworks, gets the same cookie again. “Each "
+        f"cookie new”: {COOKIE_COUNT:,} cookies in turn, so gaman opens every one, as it does at a visitor's first request.",
         "“Session unused”: the App has session(), but the handler doesn't use it.",
     ],
 )

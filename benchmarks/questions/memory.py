@@ -154,7 +154,7 @@ def cases(plan: Plan) -> Sequence[Case]:
     return found
 
 
-QUESTION = Question(name="memory", title="How much memory do sessions take?", cases=cases, seconds=90, quick_seconds=8)
+QUESTION = Question(name="memory", title="How much memory do sessions take?", cases=cases, seconds=90, quick_seconds=6)
 
 
 async def _main(what: str, *arguments: str) -> None:

@@ -26,7 +26,7 @@ from tests.serving import ParsedResponse, Program, get, running, until
 ROOT = Path(__file__).parents[2]
 TURN, QUICK_TURN = 0.15, 0.05
 """Seconds. wrk takes slightly longer, see load.py."""
-QUICK = (BARE, "gaman", ON_GRANIAN, "Starlette", "Express", "Hono on Bun")
+QUICK = (BARE, "gaman", ON_GRANIAN, "FastAPI", "Litestar", "Fastify", "Hono on Bun")
 
 
 class Setting(NamedTuple):
@@ -97,7 +97,7 @@ SUMMARY = {
     "redis, write, 64 at once": "write a session in Redis",
 }
 """The headings of cases on the summary page."""
-QUICK_SETTINGS = ("cookies, read", "redis, write, 64 at once")
+QUICK_SETTINGS = ("JSON", "cookies, read", "cookies, write")
 
 
 class Site:
@@ -222,11 +222,11 @@ QUESTION = Question(
     title="How many requests a second does a server handle over HTTP?",
     cases=cases,
     seconds=360,
-    quick_seconds=24,
+    quick_seconds=36,
     notes=[
-        "A contender is one process unless its workers are counted. Peers in Python run on uvicorn, except Sanic; gaman runs as "
-        "gaman.serve() runs it.",
+        "Over HTTP, each server is one process, except where workers are counted. gaman runs on its own server, and on Granian, a "
+        "server that is written in Rust. Other frameworks in Python run on uvicorn, except Sanic.",
         BARE_NOTE,
-        "gaman remembers the cookies that it opened last: over HTTP, it opens each of the 64 visitors' cookies once.",
+        "Over HTTP, 64 visitors send their cookies again and again, and gaman opens each of these cookies once.",
     ],
 )

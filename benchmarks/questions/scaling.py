@@ -100,5 +100,5 @@ QUESTION = Question(
     title="How does the cost of a call grow?",
     cases=cases,
     seconds=90,
-    quick_seconds=9,
+    quick_seconds=6,
 )

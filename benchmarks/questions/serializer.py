@@ -198,5 +198,5 @@ QUESTION = Question(
     title="How fast is the serializer?",
     cases=cases,
     seconds=60,
-    quick_seconds=7,
+    quick_seconds=5,
 )

@@ -41,6 +41,7 @@ def page_of(results: Results) -> Page:
         "Cost: time, or the inverse of a rate. Bars to the right of the line are better than the goal; they end at "
         f"{MAX_TIMES} times. Whiskers: 95 % confidence.",
     ]
+    notes += ["A quick run has few rounds, so it can't tell much. “make bench” has more."] if results.quick else []
     page.foot(notes, results.about)
     return page
 

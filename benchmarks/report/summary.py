@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.report.figures import best_first, best_peer, find, interval, ratios
+from benchmarks.report.figures import MIN_ROUNDS, best_first, best_peer, find, interval, ratios
 from benchmarks.report.page import BODY, GREY, HEADING, INK, LINE, MARGIN, OURS, RULE, SMALL, WIDTH, Page
 from benchmarks.report.panels import cut_at, draw_bar
 from benchmarks.report.results import SESSIONS, CaseResult, ContenderResult, QuestionResult, Results
@@ -16,6 +16,8 @@ from benchmarks.report.table import figure
 NAME = 172
 """The width of the column with names."""
 BAR = 11
+SUBTITLE = "gaman is a minimal async web framework for Python. All frameworks do the same tasks, on one machine, in turns."
+NOT_MEASURED = "not measured"
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
@@ -30,7 +32,7 @@ def page_of(results: Results) -> Page | None:
     blocks = sorted((block for block in blocks if block.columns), key=lambda block: block.columns[0].better != "higher")
     if not blocks:
         return None
-    page = Page("How does gaman compare with other frameworks?", "Each contender does the same tasks, on one machine, in turns.")
+    page = Page("How does gaman compare with other frameworks?", SUBTITLE)
     for block in blocks:
         block.draw(page)
         page.end += 16
@@ -38,7 +40,15 @@ def page_of(results: Results) -> Page | None:
     meanings = "; ".join(f"{name}: {meaning}" for name, meaning in SESSIONS.items() if name in shown)
     notes = [f"What a session does with its values. {meanings[:1].upper()}{meanings[1:]}."] if meanings else []
     notes += list(dict.fromkeys(note for block in blocks for note in block.question.notes))
-    page.foot([*notes, "A bar with a gap is cut. The charts of the questions have the spreads."], results.about)
+    if any(block.has_blanks for block in blocks):
+        notes += ["Not measured: the framework has no such session, or the benchmarks don't set it up."]
+    notes += ["A bar with a gap is cut. The charts of the questions have the spreads."]
+    notes += (
+        ["A quick run has few rounds, fewer frameworks, and JavaScript that may not be warm yet. “make bench” has more."]
+        if results.quick
+        else []
+    )
+    page.foot(notes, results.about)
     return page
 
 
@@ -89,6 +99,9 @@ class Block(NamedTuple):
         cases = [case for case in self.columns if find(case, "gaman") and best_peer(case)]
         for case in dict.fromkeys(map(self.columns.index, cases[:1] + [case for case in cases if _has_session(case)][:1])):
             yield _compared(self.columns[case])
+        rounds = min((len(each.figures) for case in cases for each in case.contenders), default=MIN_ROUNDS)
+        if rounds < MIN_ROUNDS:
+            yield f"Some of these figures come from too few rounds to be sure: {rounds}, instead of {MIN_ROUNDS} or more."
 
     def _rows(self) -> Iterator[Row]:
         """Return gaman first, then the peers, the best first, and the bare callables last."""
@@ -110,6 +123,16 @@ class Block(NamedTuple):
         absent = {number: each.reason for number, case in enumerate(self.columns) for each in case.absent if each.name == name}
         versions = [each.version or "" for each in found.values() if each.kind == "peer"]
         return Row(name, versions[0].partition(",")[0] if versions else "", found, absent)
+
+    def _blanks(self, row: Row) -> list[int]:
+        """Return the columns in which a peer has neither a figure nor a reason."""
+        if row.kind != "peer" or not row.found:
+            return []
+        return [column for column in range(len(self.columns)) if column not in row.found and column not in row.absent]
+
+    @property
+    def has_blanks(self) -> bool:
+        return any(map(self._blanks, self._rows()))
 
     def _draw_row(self, page: Page, row: Row, lefts: Sequence[float], width: float, divisor: float) -> None:
         is_ours = row.kind == "ours"
@@ -136,6 +159,8 @@ class Block(NamedTuple):
             draw_bar(page, lefts[column], middle, length, BAR, each.kind, is_cut=median > cut)
             page.text(figure(median / divisor), lefts[column] + length + 5, middle, is_bold=is_ours)
             page.paragraph(notes.get(column, ()), lefts[column], top + BODY * LINE, size=SMALL, colour=GREY)
+        for column in self._blanks(row):
+            page.paragraph(NOT_MEASURED, lefts[column], top, size=SMALL, colour=GREY)
         for column, lines in reasons.items():
             page.paragraph(lines, lefts[column], top, size=SMALL, colour=GREY)
         page.end += height

@@ -18,7 +18,10 @@ Send = Callable[[Message], Awaitable[None]]
 ASGI = Callable[[Message, Receive, Send], Awaitable[None]]
 
 BARE = "bare callable"
-BARE_NOTE = "Bare callable: written by hand for the task, without a framework. It opens each cookie, and so do the peers."
+BARE_NOTE = (
+    "Bare callable: written by hand for the task, without a framework. Like the other frameworks, it opens the cookie of every "
+    "request."
+)
 OTHERS = [f"/other/{i}/{{name}}" for i in range(50)], [f"/other/{i}/{{name}}" for i in range(50, 100)]
 """Paths of other routes, before and after the requested one."""
 SECRET = "a secret for benchmarks, 32 bytes and more"

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).with_name("node")
+BY_NPM = " (npm install --prefix benchmarks/rivals/node)"
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Script:
     def absence(self, packages: Sequence[str]) -> str | None:
         """Return the reason why it can't run on this machine, or None."""
         if not _runs(_find_runtime(self.runtime)):
-            return f"not installed: {self.runtime}"
+            return f"not installed: {self.runtime}{'' if self.runtime == 'node' else BY_NPM}"
         for package in packages:
             if not _manifest(package).exists():
-                return f"not installed: {package} (npm install --prefix benchmarks/rivals/node)"
+                return f"not installed: {package}{BY_NPM}"
         return None
 
     def version(self, package: str) -> str:

@@ -30,7 +30,6 @@ from benchmarks.rivals.http_peers import build_litestar, build_starsessions, ser
 from benchmarks.rivals.javascript import Script
 from benchmarks.rivals.peers import PEERS, Peer
 from gaman import App
-from tests.servers import free_port
 
 ON_GRANIAN, BARE_ON_GRANIAN = "gaman on Granian", "bare callable on Granian"
 KINDS = ("plain", "cookies", "memory", *places.STORES)
@@ -104,7 +103,7 @@ def on_granian(build: Callable[[str, str], ASGI], kind: str, place: str, workers
     server: Any = import_module("granian.server")
     constants: Any = import_module("granian.constants")
     _to_build(build, kind, place)
-    port = free_port()
+    port = _free_port()
     print(f"listening on http://127.0.0.1:{port}", flush=True)
     server.Server(
         "benchmarks.rivals.servers:build_here",
@@ -115,6 +114,13 @@ def on_granian(build: Callable[[str, str], ASGI], kind: str, place: str, workers
         factory=True,
         log_level="warning",
     ).serve()
+
+
+def _free_port() -> int:
+    # Imported here, because the other servers would start more slowly: it imports pytest and the stores' clients.
+    from tests.servers import free_port
+
+    return free_port()
 
 
 def build_bare(kind: str, place: str) -> ASGI:
@@ -153,7 +159,7 @@ def build_here() -> ASGI:
 def serve_bare(kind: str, place: str, workers: int = 1) -> None:
     """Serve the bare callable on uvicorn with its defaults, without the access log."""
     _to_build(build_bare, kind, place)
-    port = free_port()
+    port = _free_port()
     print(f"listening on http://127.0.0.1:{port}", flush=True)
     uvicorn.run(
         "benchmarks.rivals.servers:build_here",
