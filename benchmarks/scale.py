@@ -286,8 +286,8 @@ def sentences() -> list[str]:
     """Return the chapter's sentences that have a number of these formulas."""
     room, slots = USABLE * MACHINE, len(set(_slots()))
     return [
-        f"One Redis of {MACHINE // GB} GB holds {most('redis', room):.0f} million sessions with an owner, "
-        f"or {most('redis, compact', room):.0f} million compact ones",
+        f"One Redis of {MACHINE // GB} GB holds {int(most('redis', room))} million sessions with an owner, "
+        f"or {int(most('redis, compact', room))} million compact ones",
         f"{len(TAGS):,} hash tags, which lie in {slots:,} of the {REDIS_CLUSTER_HASH_SLOTS:,} slots",
     ]
 
