@@ -109,32 +109,19 @@ def encrypted_json() -> tuple[Call, Call]:
     return write, read
 
 
-class Request:
-    """The part of a request that the cookies driver uses."""
-
-    session: Any
-
-    def __init__(self, *headers: tuple[bytes, bytes]) -> None:
-        self.scope = {"headers": headers}
-
-
 def cookies_driver() -> tuple[Call, Call]:
     """Return functions that write a new session with one value, and read it, as one request each with the cookies driver."""
-    begin: Any = session(SECRET, {"type": "cookies"}).on_request
+    make_session: Any = session(SECRET, {"type": "cookies"}).make_session
 
     def write(values: dict[str, Any]) -> bytes:
-        request = Request()
-        begin(request)
-        # The work of Session.set() and on_response, without the coroutine and the header.
-        kept = request.session
+        # The work of Session.set() and close_session, without the call's object and the header.
+        kept = make_session({"headers": []})
         kept._put("user", kept._encode("user", values["user"]))
         token, _ = kept._cookie()
         return b"__Host-Http-gaman=" + bytes(token, "ascii")
 
     def read(cookie: bytes) -> dict[str, Any]:
-        request = Request((b"cookie", cookie))
-        begin(request)
-        kept = request.session
+        kept = make_session({"headers": [(b"cookie", cookie)]})
         # Each call sees the cookie for the first time.
         kept._sessions.keyring._opened.clear()
         kept._is_ready()
