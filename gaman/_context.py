@@ -44,7 +44,7 @@ class Context:
         "_session",
         "app",
         "began",
-        "is_responding",
+        "is_session_closed",
         "params",
         "scope",
         "set_cookies",
@@ -79,8 +79,8 @@ class Context:
         self._open_files: list[FileIO] | None = None
         """The files that responses have opened, or None."""
         self._session: Session | None = None
-        self.is_responding = False
-        """Whether the session has had its turn among the on_response hooks, so that it takes no more changes."""
+        self.is_session_closed = False
+        """Whether the session's turn on the way out is over: it is written, and one that is made later refuses changes."""
 
     @property
     def method(self) -> str:
@@ -218,7 +218,7 @@ class Context:
     def session(self) -> Session:
         """The request's session. It is made on first use; ConfigError is raised if no integration makes one."""
         if self._session is None:
-            self._session = self.app.make_session(self.scope, self.is_responding)
+            self._session = self.app.make_session(self.scope, self.is_session_closed)
         return self._session
 
     @property
