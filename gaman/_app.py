@@ -183,7 +183,7 @@ class App:
                 body = _access.finish(ctx, status, body)
             if ctx.set_cookies is not None:
                 headers = [*headers, *ctx.set_cookies.values()]
-            if body.__class__ is not bytes and not isinstance(body, bytes):
+            if not isinstance(body, bytes):
                 await self._send_payload(body, status, [*headers], ctx, send, handler)
             elif (status is not OK and status in BODILESS) or scope["method"] == "HEAD":
                 headers = without_body(status, headers, len(body))
