@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from io import FileIO
 from os import urandom
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 from urllib.parse import quote
 
 from gaman import _target
@@ -18,6 +18,7 @@ from gaman._forms import Form, UploadedFile, parse_pairs
 from gaman._headers import Headers
 from gaman._log import printable
 from gaman._proxies import Origin
+from gaman.errors import ConfigError
 
 if TYPE_CHECKING:
     from gaman._app import App
@@ -44,7 +45,7 @@ class Context:
         "_session",
         "app",
         "began",
-        "is_responding",
+        "is_session_closed",
         "params",
         "scope",
         "set_cookies",
@@ -79,8 +80,8 @@ class Context:
         self._open_files: list[FileIO] | None = None
         """The files that responses have opened, or None."""
         self._session: Session | None = None
-        self.is_responding = False
-        """Whether the session has had its turn among the on_response hooks, so that it takes no more changes."""
+        self.is_session_closed = False
+        """Whether the session's turn on the way out is over: it is written, and one that is made later refuses changes."""
 
     @property
     def method(self) -> str:
@@ -218,7 +219,7 @@ class Context:
     def session(self) -> Session:
         """The request's session. It is made on first use; ConfigError is raised if no integration makes one."""
         if self._session is None:
-            self._session = self.app._make_session(self.scope, self.is_responding)
+            self._session = self.app._make_session(self.scope, self.is_session_closed)
         return self._session
 
     @property
@@ -301,6 +302,11 @@ class Context:
     async def files(self, name: str) -> list[UploadedFile]:
         """Return every file of that name, in a list that may be empty. Inputs that were left empty aren't in it."""
         return (await self.form()).files.getall(name)
+
+
+def no_session(*_: object) -> NoReturn:
+    """Raise ConfigError in the place of an integration that makes sessions."""
+    raise ConfigError("ctx.session needs the session integration: pass integrations=[session(...)], from gaman.session")
 
 
 def log_extra(scope: Scope) -> dict[str, Any]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from gaman.session import Session
 
 ResponseHook: TypeAlias = Callable[[Context, Response], Awaitable[Response | None] | Response | None]
+SessionMaker: TypeAlias = "Callable[[Scope, bool], Session]"
+SessionCloser: TypeAlias = "Callable[[Context, Session, Response], Awaitable[RawHeaders] | RawHeaders]"
 Priority = Literal["very-high", "high", "normal", "low", "very-low"]
 
 _SESSION_HOOKS = ("make_session", "close_session")
@@ -49,15 +51,16 @@ class Integration:
     """Runs before any response is sent. It may return another Response; None keeps the same one."""
     on_error: Callable[[Context, Exception], Awaitable[Response | None] | Response | None] | None = None
     """Runs for every error, including HTTPError. The first Response that an on_error hook returns is sent."""
-    make_session: Callable[[Scope, bool], Session] | None = None
+    make_session: SessionMaker | None = None
     """Makes the `ctx.session` of a request with this ASGI scope, when the request first uses it.
 
-    The flag says that the response is on its way, so the session refuses changes. Only one integration makes sessions.
+    If the flag is true, the turn of close_session is over, so the session has to refuse changes. Only one integration of an App
+    makes sessions.
     """
-    close_session: Callable[[Context, Session, Response], Awaitable[RawHeaders] | RawHeaders] | None = None
+    close_session: SessionCloser | None = None
     """Takes the turn of on_response for each session that was made: writes it, and returns the response's header fields.
 
-    It leaves the Response unchanged, because a handler may return it again.
+    It leaves the Response unchanged, because a handler may return it again. The fields that it adds aren't checked.
     """
     on_purge: Callable[[App], Awaitable[int] | int] | None = None
     """Removes what has expired from the integration's store, and returns the number removed; called by `gaman purge`."""

@@ -152,7 +152,7 @@ class Response:
             raise ResultError("JSON can't hold data that is nested this deep, or within itself; give it less") from None
         if headers is not None or status is not OK:
             return _make(body, _JSON, status, headers)
-        # _make() unrolled: this saves 4 % of a small request.
+        # _make() unrolled: this saves 2 % of a small request.
         response = object.__new__(Response)
         response.status, response.body, response.raw_headers = OK, body, [_JSON]
         return response

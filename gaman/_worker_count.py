@@ -20,26 +20,29 @@ def count_workers() -> int:
     if multiprocessing is None:
         return 1
     process: Any = multiprocessing.current_process()
-    # A child keeps its call in attributes that multiprocessing doesn't document. The main process has none.
-    target: Any = getattr(process, "_target", None)
-    server = str(getattr(target, "__module__", "")).partition(".")[0]
+    # None of this is documented. Where another version differs, the number is unknown, and the server must start all the same.
     counts: list[object] = []
-    if server == "granian" and next(iter(signature(target).parameters), "") == "worker_id":
-        counts = [*process._args[:1], _read_command_line()]
-    elif server in ("uvicorn", "hypercorn"):
-        config = process._kwargs.get("config")
-        # uvicorn ignores the number while it reloads.
-        counts = [] if getattr(config, "should_reload", False) else [getattr(config, "workers", None)]
+    with suppress(Exception):
+        # A child process keeps the call that it runs. The main process has none.
+        target = process._target
+        server = target.__module__.partition(".")[0]
+        if server == "granian" and next(iter(signature(target).parameters)) == "worker_id":
+            counts.append(process._args[0])
+            counts.append(_read_command_line())
+        elif server in ("uvicorn", "hypercorn"):
+            config = process._kwargs["config"]
+            # uvicorn ignores the number while it reloads.
+            if not getattr(config, "should_reload", False):
+                counts.append(config.workers)
     return max([1, *(count for count in counts if isinstance(count, int))])
 
 
 def _read_command_line() -> object:
     """Return the number of workers that the command `granian` was given, or None if a script runs Granian."""
-    cli: Any = getattr(sys.modules.get("granian.cli"), "cli", None)
-    # Another version may have no such parser, which must not keep a server from starting.
-    with suppress(Exception):
-        if cli is not None and PurePath(sys.argv[0]).stem in ("granian", "__main__"):
-            parsed = cli.make_context("granian", sys.argv[1:], auto_envvar_prefix="GRANIAN", resilient_parsing=True).params
-            # The command has read GRANIAN_WORKERS before it loads these files, which may set it for its workers only.
-            return None if parsed["env_files"] else parsed["workers"]
-    return None
+    program = PurePath(sys.argv[0])
+    if program.stem != "granian" and program.parts[-2:] != ("granian", "__main__.py"):
+        return None
+    cli: Any = sys.modules["granian.cli"]
+    parsed = cli.cli.make_context("granian", sys.argv[1:], auto_envvar_prefix="GRANIAN", resilient_parsing=True).params
+    # The command has read GRANIAN_WORKERS before it loads these files, which may set it for its workers only.
+    return None if parsed["env_files"] else parsed["workers"]

@@ -93,8 +93,7 @@ class SessionIntegration(Integration):
         return later(self, "sessions.list", run(self._owners.listed, owner))
 
     async def _end_all(self, owner: str, keep: Session | None) -> int:
-        # Without the integration, ctx.session raises a ConfigError here that says so.
-        if keep is not None and not hasattr(keep, "_outlive_end"):
+        if keep is not None and not isinstance(keep, Session):
             raise SessionUseError(f"end_all() keeps a session, not {keep!r}: write keep=ctx.session")
         return await self._owners.end_all(owner, keep)
 
@@ -183,8 +182,8 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         priority="very-high",
         on_load=hooks.on_load,
         on_shutdown=hooks.on_shutdown,
-        make_session=hooks.make,
-        close_session=hooks.close,
+        make_session=hooks.make_session,
+        close_session=hooks.close_session,
         on_error=hooks.on_error,
         on_purge=None if driver is None else hooks.on_purge,
         on_check=None if driver is None else hooks.on_check,
@@ -199,7 +198,7 @@ class _Hooks:
         self._store_clock = store_clock
         self._log_extra = {"driver": driver_name}
         self._has_store = sessions.driver is not None
-        self.make = partial(StoredSession if self._has_store else CookieSession, sessions)
+        self.make_session = partial(StoredSession if self._has_store else CookieSession, sessions)
         # The line is checked once. Tokens need no check: they are base64.
         self._cookie_name, _, self._cookie_attributes = options.cookie.line(0).decode("ascii").partition("; Max-Age=0")
         self._warnings = options.warnings
@@ -224,20 +223,20 @@ class _Hooks:
             except BaseException:
                 await driver.close()
                 raise
-            from asyncio import create_task  # noqa: PLC0415 - the server has loaded it
+            from asyncio import create_task  # noqa: PLC0415 - takes 20 ms to load, which a server has done
 
             self._sweeper = create_task(self._sweep(app))
 
     async def on_shutdown(self, app: App) -> None:
         if self._sweeper is not None:
-            from asyncio import wait  # noqa: PLC0415 - the server has loaded it
+            from asyncio import wait  # noqa: PLC0415 - takes 20 ms to load, which a server has done
 
             self._sweeper.cancel()
             await wait([self._sweeper])
         if self._sessions.driver is not None:
             await self._sessions.driver.close()
 
-    def close(self, ctx: Context, session: Session, response: Response) -> RawHeaders | Awaitable[RawHeaders]:
+    def close_session(self, ctx: Context, session: Session, response: Response) -> RawHeaders | Awaitable[RawHeaders]:
         """Write the session, and return the header fields of the response."""
         headers = response.raw_headers
         if not session._close():
@@ -338,10 +337,7 @@ class _Hooks:
 
 
 def _keep_private(headers: RawHeaders) -> RawHeaders:
-    """Return *headers* that keep a response which depends on a session out of shared caches.
-
-    (RFC 9111, section 3, and RFC 9110, section 12.5.5.)
-    """
+    """Return *headers* that keep the response out of shared caches (RFC 9111, section 3, and RFC 9110, section 12.5.5)."""
     no_store, vary_by_cookie = _PRIVATE
     kept = [*headers]
     if b"cache-control" not in dict(headers):

@@ -144,7 +144,7 @@ class Known(Struct):
             state = self.learn(state, load(state.identity.id, now=now), now)
 
     def learn(self, state: Unread | Live, found: Record | Outcome | None, now: float) -> Identified:
-        """Return the state after the store had *found* for the one before."""
+        """Return the state that follows from what the store has *found* for this one."""
         sessions, identity = self.sessions, state.identity
         if not isinstance(found, Record):
             self.reject("expired")

