@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from base64 import urlsafe_b64decode
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
@@ -207,13 +207,19 @@ def expected_here(kind: str) -> set[str]:
 
 
 def decoded(cookie: str) -> bytes:
-    """Return the value of *cookie*, and what its parts are in base64."""
-    value = unquote(cookie.partition("=")[2]).replace("+", "-").replace("/", "_")
-    found = value.encode()
-    for part in re.split(r"[^\w-]", value):
-        with suppress(ValueError):
-            found += urlsafe_b64decode(part + "==")
+    """Return the value of *cookie*, its parts decoded from base64, and their parts decoded again: BlackSheep encodes twice."""
+    found = layer = unquote(cookie.partition("=")[2]).encode()
+    for _ in range(2):
+        layer = b" ".join(decoded_parts(layer))
+        found += layer
     return found
+
+
+def decoded_parts(value: bytes) -> Iterator[bytes]:
+    """Yield the parts of *value* that are base64, decoded."""
+    for part in re.split(rb"[^\w-]", value.replace(b"+", b"-").replace(b"/", b"_")):
+        with suppress(ValueError):
+            yield urlsafe_b64decode(part + b"==")
 
 
 @pytest.mark.parametrize("server", SEALING, ids=lambda server: server.name)
