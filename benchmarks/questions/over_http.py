@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import ExitStack, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -165,20 +165,24 @@ class Site:
         )
 
 
-@asynccontextmanager
-async def enter(setting: Setting, plan: Plan) -> AsyncGenerator[Sequence[Contender | Missing]]:
-    """Start a server for each contender."""
+Started = Sequence[tuple[Server, int | None, Program]]
+"""Servers that have been started, and the numbers of their workers."""
+
+
+@contextmanager
+def running_servers(setting: Setting, plan: Plan) -> Generator[tuple[Started, Sequence[Missing]]]:
+    """Start a server for each contender; yield the servers, and those that this machine lacks."""
     with ExitStack() as stack:
         place = stack.enter_context(place_for(setting.kind))
-        found: list[Contender | Missing] = []
         started: list[tuple[Server, int | None, Program]] = []
+        missing: list[Missing] = []
         for server in filter(setting.invites, SERVERS):
             if plan.quick and server.name not in QUICK:
                 continue
             if server.kind == "peer" and not plan.invites(server.name):
                 continue
             if (reason := server.absence()) is not None:
-                found.append(Missing(server.name, reason))
+                missing.append(Missing(server.name, reason))
                 continue
             command = ("-m", "benchmarks.rivals.servers", server.name, setting.kind, place)
             for workers in setting.workers or (None,):
@@ -186,17 +190,29 @@ async def enter(setting: Setting, plan: Plan) -> AsyncGenerator[Sequence[Contend
                 with on_server_core() if workers is None else nullcontext():
                     program = stack.enter_context(running(*command, *more, cwd=ROOT))
                 started.append((server, workers, program))
-        # They start in parallel.
-        turn = QUICK_TURN if plan.quick else TURN
-        for server, workers, program in started:
-            try:
-                found.append(Site(server, setting, workers, program.port, turn).contender())
-            except AssertionError as error:
-                # The peer may need another version of Node, and the others are measured without it.
-                if server.kind != "peer":
-                    raise
-                found.append(Missing(server.name, f"{NO_START}: {str(error).strip().splitlines()[-1]}", workers))
-        yield found
+        yield started, missing
+
+
+def contenders_at(started: Started, setting: Setting, plan: Plan) -> Sequence[Contender | Missing]:
+    """Return the contenders at servers that start in parallel, and those that don't start."""
+    turn = QUICK_TURN if plan.quick else TURN
+    found: list[Contender | Missing] = []
+    for server, workers, program in started:
+        try:
+            found.append(Site(server, setting, workers, program.port, turn).contender())
+        except AssertionError as error:
+            # The peer may need another version of Node, and the others are measured without it.
+            if server.kind != "peer":
+                raise
+            found.append(Missing(server.name, f"{NO_START}: {str(error).strip().splitlines()[-1]}", workers))
+    return found
+
+
+@asynccontextmanager
+async def enter(setting: Setting, plan: Plan) -> AsyncGenerator[Sequence[Contender | Missing]]:
+    """Start a server for each contender."""
+    with running_servers(setting, plan) as (started, missing):
+        yield [*missing, *contenders_at(started, setting, plan)]
 
 
 def cases(plan: Plan) -> Sequence[Case]:
