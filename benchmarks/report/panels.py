@@ -190,13 +190,20 @@ def _draw_growth(page: Page, case: CaseResult, place: Place, peers: Sequence[str
             free = middle + half
     page.text(case.axis or "", (left + right) / 2, bottom + 25, size=SMALL, colour=GREY, align="center")
     y = place.y
+    # gaman's own lines have one colour, and the second and further ones are dotted.
+    ours = [name for name in names if any(each.name == name and each.kind == "ours" for each in case.contenders)]
     for name in names:
         points = sorted((each for each in case.contenders if each.name == name), key=lambda each: each.at or 0)
         kind = points[0].kind
         colour, marker = (OURS, "o") if kind == "ours" else (BASELINE, "None")
         if kind == "peer":
             colour, marker = LINES[peers.index(name) % len(LINES)], MARKERS[peers.index(name) % len(MARKERS)]
-        style = {"ls": "--" if kind == "baseline" else "-", "marker": marker, "ms": 4, "zorder": 5 if kind == "ours" else 3}
+        style = {
+            "ls": "--" if kind == "baseline" else ":" if name in ours[1:] else "-",
+            "marker": marker,
+            "ms": 4,
+            "zorder": 5 if kind == "ours" else 3,
+        }
         thick = 3 if kind == "ours" else 1.5
         medians = [y_of(statistics.median(each.figures)) for each in points]
         if points[0].at is None:
