@@ -150,8 +150,10 @@ async def test_a_filled_session_has_the_bytes_of_a_real_login() -> None:
     filled = growth.make_record("file", 0, 1, growth.owner_name("file", 1))
     assert {name: len(value) for name, value in real.fields.items()} == {name: len(value) for name, value in filled.fields.items()}
     assert len(real.seal) == len(filled.seal)
-    assert len(real.ownership.owner) == len(filled.ownership.owner)  # type: ignore[union-attr]
-    assert len(real.ownership.note) == len(filled.ownership.note)  # type: ignore[union-attr]
+    assert real.ownership is not None
+    assert filled.ownership is not None
+    assert len(real.ownership.owner) == len(filled.ownership.owner)
+    assert len(real.ownership.note) == len(filled.ownership.note)
 
 
 # The command

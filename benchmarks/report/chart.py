@@ -16,7 +16,7 @@ GROWTH = "Orange: gaman. Dashed: the baseline. Whiskers: quartiles of the rounds
 
 
 def draw(question: QuestionResult, about: dict[str, str], folder: Path) -> list[Path]:
-    """Draw *question* as SVG and PNG in *folder*; return the files, none if there is no case."""
+    """Draw *question* as SVG and PNG in *folder*; return the files, or an empty list without a case."""
     return page_of(question, about).save(folder, question.name) if question.cases else []
 
 

@@ -17,7 +17,7 @@ MAX_TIMES = 4
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """Draw all goals of a run as SVG and PNG in *folder*; return the files, none if there is no goal."""
+    """Draw all goals of a run as SVG and PNG in *folder*; return the files, or an empty list without a goal."""
     has_goals = any(case.goals for question in results.questions for case in question.cases)
     return page_of(results).save(folder, "goals") if has_goals else []
 

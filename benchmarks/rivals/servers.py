@@ -102,9 +102,7 @@ def on_granian(build: Callable[[str, str], ASGI], kind: str, place: str, workers
     """Serve on Granian with its defaults, on uvloop; each worker builds the application."""
     server: Any = import_module("granian.server")
     constants: Any = import_module("granian.constants")
-    _to_build(build, kind, place)
-    port = _free_port()
-    print(f"listening on http://127.0.0.1:{port}", flush=True)
+    port = _announce(build, kind, place)
     server.Server(
         "benchmarks.rivals.servers:build_here",
         port=port,
@@ -114,13 +112,6 @@ def on_granian(build: Callable[[str, str], ASGI], kind: str, place: str, workers
         factory=True,
         log_level="warning",
     ).serve()
-
-
-def _free_port() -> int:
-    # Imported here, because the other servers would start more slowly: it imports pytest and the stores' clients.
-    from tests.servers import free_port
-
-    return free_port()
 
 
 def build_bare(kind: str, place: str) -> ASGI:
@@ -144,9 +135,15 @@ def build_gaman(kind: str, place: str) -> App:
     return ours.with_session(places.driver_options(kind, place))
 
 
-def _to_build(build: Callable[[str, str], ASGI], kind: str, place: str) -> None:
-    """Tell the workers of a server what to build."""
+def _announce(build: Callable[[str, str], ASGI], kind: str, place: str) -> int:
+    """Tell the workers of a server what to build; print the address, and return its port."""
+    # Imported here, because the other servers would start more slowly: it imports pytest and the stores' clients.
+    from tests.servers import free_port
+
     os.environ["GAMAN_BENCHMARK"] = f"{build.__name__} {kind} {place}"
+    port = free_port()
+    print(f"listening on http://127.0.0.1:{port}", flush=True)
+    return port
 
 
 def build_here() -> ASGI:
@@ -158,9 +155,7 @@ def build_here() -> ASGI:
 
 def serve_bare(kind: str, place: str, workers: int = 1) -> None:
     """Serve the bare callable on uvicorn with its defaults, without the access log."""
-    _to_build(build_bare, kind, place)
-    port = _free_port()
-    print(f"listening on http://127.0.0.1:{port}", flush=True)
+    port = _announce(build_bare, kind, place)
     uvicorn.run(
         "benchmarks.rivals.servers:build_here",
         factory=True,
