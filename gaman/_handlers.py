@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from inspect import Parameter, Signature, isasyncgenfunction, isclass, iscoroutinefunction, isroutine, signature
@@ -45,7 +46,7 @@ def _check_handler(where: str, handler: object) -> None:
         return
     first = next(iter(takes.parameters), "ctx")
     # `async def show(id)` for `/users/:id` would get the context as its id.
-    if not fits(takes) or first == "self" or (first != "ctx" and f":{first}" in where.replace("*", "").split("/")):
+    if not fits(takes) or first == "self" or (first != "ctx" and f":{first}" in re.split("[/<*]", where)):
         fix = "give the method of an object, not of its class" if first == "self" else "path parameters are in ctx.params"
         raise ConfigError(f"{where}: the handler {name} takes {required(takes)}, but is called as {name}(ctx); {fix}")
 

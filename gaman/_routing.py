@@ -8,6 +8,7 @@ from inspect import iscoroutinefunction
 from typing import Any, NamedTuple, TypeAlias, TypeGuard, cast
 from urllib.parse import unquote
 
+from gaman import _params
 from gaman._context import Context
 from gaman._handlers import check_handlers, fits, function_of, has_routes, name_of, required, signature_of
 from gaman._matching import METHODS, Entry, Handler, Layer, Routes, chain, complete
@@ -17,11 +18,12 @@ from gaman.errors import ConfigError
 
 Table: TypeAlias = "Mapping[str, Handler | Sequence[Handler] | Table]"
 
-_parameter = re.compile(r":[A-Za-z_][A-Za-z0-9_]*\*?").fullmatch
 # A parameter in the syntax of another framework: `{id}`, `{id:int}`, `<int:id>`, `{path...}` or `*path`.
 _foreign = re.compile(r"[^{<]*[{<](.*[A-Za-z_].*)[}>].*|(\*+[A-Za-z_].*)").fullmatch
 # `user-:id`, but not `items:batch`.
 _holds_parameter = re.compile(r".*[^\w:]:[A-Za-z_].*").fullmatch
+# `user-:id<int>`, also in our own syntax.
+_holds_typed = re.compile(r"[^{<]*:[A-Za-z_]\w*<.*").fullmatch
 _is_encoded = re.compile(r"%[0-9A-Fa-f]{2}").search
 _is_converter = re.compile(r"str|string|int|float|path|slug|uuid|any").fullmatch
 _names = re.compile(r"[A-Za-z_]\w*").findall
@@ -39,8 +41,9 @@ def define_routes(table: Table | Callable[[], Table] | Callable[[Any], Table], *
 
     A key is a path, a path that ends in `/*`, or an HTTP method, including `ALL`. A value is an async handler, a list of them, or
     a nested table. `/admin/*` is middleware for `/admin` and every path below it. `:id` binds one segment, and `:path*` binds the
-    rest of the path. *table* may also be a function that returns the dict; it may take one argument, the `deps` of the App. With
-    *strict*, a trailing slash makes a different path.
+    rest of the path. `:id<int>`, `:id<float>` and `:id<uuid>` match only a segment that fits the type. *table* may also be a
+    function that returns the dict; it may take one argument, the `deps` of the App. With *strict*, a trailing slash makes a
+    different path.
     """
     if callable(table) and not has_routes(table):
         if iscoroutinefunction(table) or iscoroutinefunction(function_of(table)):
@@ -86,18 +89,18 @@ def _layer(row: _Row, strict: bool) -> Layer:
     segments = tuple(without_empty(parts, strict and not is_middleware))
     names: set[str] = set()
     for number, segment in enumerate(segments, 1):
-        if _foreign(segment) is not None:
+        if _is_foreign(segment):
             path = "/".join(map(_translate, parts)) + "/*" * is_middleware
             raise ConfigError(f"{row}: {segment!r} isn't a parameter, which is a whole segment with a colon; write {path}")
         if segment[:1] != ":":
             if (fault := _fault(segment)) is not None:
                 raise ConfigError(f"{row}: {fault}")
             continue
-        if _parameter(segment) is None:
-            raise ConfigError(f"{row}: {segment!r} isn't a parameter; after the colon comes a name of letters, digits and _")
-        if segment[-1] == "*" and (is_middleware or number < len(segments)):
+        if (parameter := _params.parse(segment)) is None:
+            raise ConfigError(f"{row}: {_params.mistake(segment)}")
+        if parameter.is_catch_all and (is_middleware or number < len(segments)):
             raise ConfigError(f"{row}: nothing comes after {segment!r}, because it takes the rest of the path")
-        if (name := segment.strip(":*")) in names:
+        if (name := parameter.name) in names:
             raise ConfigError(f"{row}: the path has the parameter ':{name}' twice")
         names.add(name)
     return Layer(segments, row.handlers, is_middleware)
@@ -134,10 +137,15 @@ def _join(prefix: str, key: object) -> str:
     raise ConfigError(f"{where}: a path begins with '/', and a method is one of {', '.join(METHODS)}, ALL")
 
 
+def _is_foreign(segment: str) -> bool:
+    """Return whether *segment* is a parameter in another framework's syntax."""
+    return segment[:1] != ":" and _holds_typed(segment) is None and _foreign(segment) is not None
+
+
 def _translate(segment: str) -> str:
     """Return *segment* with a colon if it is a parameter in another framework's syntax, otherwise unchanged."""
     found = _foreign(segment)
-    if found is None:
+    if found is None or not _is_foreign(segment):
         return segment
     inner = found[1] or found[2]
     if "<" in segment:
@@ -147,7 +155,9 @@ def _translate(segment: str) -> str:
     else:
         name, _, kind = inner.partition(":")
     [found_name, *_] = _names(name) or _names(inner)
-    return f":{found_name}{'*' if kind == 'path' or '*' in name or '...' in name else ''}"
+    if kind == "path" or "*" in name or "..." in name:
+        return f":{found_name}*"
+    return f":{found_name}<{kind}>" if kind in _params.TYPES else f":{found_name}"
 
 
 def _fault(segment: str) -> str | None:

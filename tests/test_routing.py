@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -265,6 +266,119 @@ async def test_a_literal_has_precedence_over_a_parameter_and_never_hides_it(fetc
     if expected == 404 and target.count("/") == 3:
         expected = "deep " + " ".join(f"{k}={v}" for k, v in zip("pqr", target.split("/")[1:], strict=True))
     assert text_or_status(await fetch(app, target)) == expected
+
+
+# Typed parameters
+
+INTS = ["0", "1", "42", "-7", "9223372036854775807", "-9223372036854775807"]
+NOT_INTS = [
+    "",
+    "007",
+    "+7",
+    "-0",
+    "4.0",
+    "1e3",
+    "1_000",
+    " 7",
+    "7 ",
+    "\u0663",
+    "\uff17",
+    "abc",
+    "-",
+    "7\n",
+    "0x7",
+    "9223372036854775808",
+]
+FLOATS = ["0", "1", "-33.87", "151.21", "0.5", "1.50"]
+NOT_FLOATS = ["", ".5", "5.", "+1", "01", "1e3", "nan", "inf", "-inf", "1_0.0", "1,5", " 1.5", "\u0661", "9" * 400, "-"]
+UUID_TEXT = "0198c0de-7a5e-7e1f-8a3b-0123456789ab"
+NOT_UUIDS = ["", UUID_TEXT.upper(), UUID_TEXT.replace("-", ""), f"{{{UUID_TEXT}}}", f"urn:uuid:{UUID_TEXT}", UUID_TEXT + "0", "42"]
+
+
+@pytest.mark.parametrize(
+    ("type_", "value", "matches"),
+    [
+        *(("int", value, True) for value in INTS),
+        *(("int", value, False) for value in [*NOT_INTS, "9" * 5000, "1" * 20, "-9223372036854775808"]),
+        *(("float", value, True) for value in FLOATS),
+        *(("float", value, False) for value in NOT_FLOATS),
+        ("uuid", UUID_TEXT, True),
+        *(("uuid", value, False) for value in NOT_UUIDS),
+    ],
+)
+async def test_a_typed_parameter_matches_only_a_segment_that_fits(fetch: Fetch, type_: str, value: str, matches: bool) -> None:
+    app = App({f"/x/:v<{type_}>": answering("typed")})
+    assert text_or_status(await fetch(app, f"/x/{quote(value)}")) == (f"typed v={value}" if matches else 404)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/7", "seven"),
+        ("/8", "int i=8"),
+        ("/8.5", "float f=8.5"),
+        (f"/{UUID_TEXT}", f"uuid u={UUID_TEXT}"),
+        ("/me", "name n=me"),
+        ("/007", "name n=007"),
+        ("/a/b", "rest r=a/b"),
+        ("/7/x", "int x i=7"),
+        ("/8.5/x", "rest r=8.5/x"),
+        ("/7/y", "name y n=7"),
+    ],
+)
+@pytest.mark.parametrize("is_reversed", [False, True])
+async def test_a_literal_has_precedence_over_types_and_types_over_a_plain_parameter_and_a_catch_all(
+    fetch: Fetch, target: str, expected: str, is_reversed: bool
+) -> None:
+    rows = [
+        ("/7", answering("seven")),
+        ("/:i<int>", answering("int")),
+        ("/:u<uuid>", answering("uuid")),
+        ("/:f<float>", answering("float")),
+        ("/:n", answering("name")),
+        ("/:r*", answering("rest")),
+        ("/:i<int>/x", answering("int x")),
+        ("/:n/y", answering("name y")),
+    ]
+    assert text_or_status(await fetch(App(dict(rows[::-1] if is_reversed else rows)), target)) == expected
+
+
+async def test_a_segment_that_does_not_fit_is_404_for_every_method(fetch: Fetch) -> None:
+    app = App({"/users/:id<int>": {"GET": answering("user")}})
+    assert [(await fetch(app, "/users/me", method)).status for method in ("GET", "PUT", "OPTIONS")] == [404, 404, 404]
+    refused = await fetch(app, "/users/7", "PUT")
+    assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+
+
+async def test_a_method_that_a_typed_route_lacks_falls_back_to_the_plain_one(fetch: Fetch) -> None:
+    app = App({"/:id<int>": {"GET": answering("number")}, "/:name": {"PUT": answering("name")}})
+    assert text_or_status(await fetch(app, "/7", "PUT")) == "name name=7"
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/users/7", "guard user id=7"),
+        ("/users/7/", "guard user id=7"),
+        ("/users//7", "guard user id=7"),
+        ("/users/%37", "guard user id=7"),
+        ("/users/me", "user id=me"),
+        ("/users/007", "user id=007"),
+        ("/users/7/edit", "guard edit id=7 name=7"),
+        ("/users/me/edit", "edit name=me"),
+        ("/users/7/a/b", "guard rest id=7 path=7/a/b"),
+        ("/users/:id<int>/edit", "edit name=:id<int>"),
+        ("/users/7/edit/more/", "guard rest id=7 path=7/edit/more"),
+    ],
+)
+async def test_typed_middleware_covers_the_paths_that_fit(fetch: Fetch, target: str, expected: str) -> None:
+    table = {
+        "/users/:id<int>/*": passing("guard"),
+        "/users/:id": answering("user"),
+        "/users/:name/edit": answering("edit"),
+        "/users/:path*": answering("rest"),
+    }
+    assert text_or_status(await fetch(App(table), target)) == expected
 
 
 async def test_a_table_of_10000_routes_matches_each_of_them(fetch: Fetch) -> None:
@@ -872,6 +986,38 @@ async def test_the_cost_of_a_catch_all_is_proportional_to_the_paths_length(fetch
         pytest.param({"/:1": handler}, "/:1", id="parameter that begins with a digit"),
         pytest.param({"/:a-b": handler}, "/:a-b", id="parameter with a dash"),
         pytest.param({"/:id.json": handler}, "/:id.json", id="parameter with a suffix"),
+        pytest.param(
+            {"/u/:id<slug>": handler},
+            "ALL /u/:id<slug>: ':id<slug>' has the type 'slug', and the types are int, uuid, float; write :id, and check it in",
+            id="unknown type",
+        ),
+        pytest.param({"/:id<Int>": handler}, "':id<Int>' has the type 'Int'", id="type in capitals"),
+        pytest.param({"/:id<>": handler}, "':id<>' has the type ''", id="empty type"),
+        pytest.param(
+            {"/:int<id>": handler}, "in ':int<id>', the type comes before the name; write :id<int>", id="type before name"
+        ),
+        pytest.param(
+            {"/u/:id<int": handler}, "/u/:id<int: ':id<int' has no '>' after its type; write :id<int>", id="type not closed"
+        ),
+        pytest.param(
+            {"/:id<int>.json": handler}, "':id<int>.json' isn't a parameter; .* a type: :id<int>", id="typed with a suffix"
+        ),
+        pytest.param({"/:<int>": handler}, "':<int>' isn't a parameter; after the colon comes a name", id="type without a name"),
+        pytest.param(
+            {"/f/:p*<int>": handler},
+            r"':p\*<int>' has a type, and a parameter that takes the rest of the path has none; write :p\*",
+            id="typed catch-all",
+        ),
+        pytest.param({"/f/:p<int>*": handler}, r"has a type, .*; write :p\*", id="typed catch-all, star last"),
+        pytest.param(
+            {"/u-:id<int>": handler}, "'u-:id<int>' holds a parameter, which is a whole segment", id="typed with a prefix"
+        ),
+        pytest.param(
+            {"/u/:id<int>": handler, "/u/:n<int>": handler}, "/u/:n<int>: this path and method have a route", id="typed twice"
+        ),
+        pytest.param({"/:id<int>/:id": handler}, "has the parameter ':id' twice", id="typed and plain of one name"),
+        pytest.param({"/:id<int>/*": handler, "/7/:id": handler}, "/7/:id.*':id' is at another position", id="typed at two places"),
+        pytest.param({"/:id<int>": takes_an_id}, r"takes \(id\), but is called", id="typed parameter as argument"),
         pytest.param({"/:id/x/:id": handler}, "/:id/x/:id", id="parameter twice"),
         pytest.param({"/:id/*": handler, "/users/:id": handler}, "/users/:id.*':id'", id="parameter at two places"),
     ],
@@ -888,9 +1034,13 @@ def test_a_bad_table_fails_when_it_is_defined_and_the_error_names_the_path(table
         ("/users/{id}/", "/users/:id/"),
         ("/users/<id>", "/users/:id"),
         ("/users/{id}/posts/{post_id}", "/users/:id/posts/:post_id"),
-        ("/users/{id:int}", "/users/:id"),
-        ("/users/<int:id>", "/users/:id"),
-        ("/users/<id:int>", "/users/:id"),
+        ("/users/{id:int}", "/users/:id<int>"),
+        ("/users/<int:id>", "/users/:id<int>"),
+        ("/users/<id:int>", "/users/:id<int>"),
+        ("/users/{id:float}", "/users/:id<float>"),
+        ("/users/<uuid:id>", "/users/:id<uuid>"),
+        ("/users/<slug:id>", "/users/:id"),
+        ("/users/:id<int>/{name}", "/users/:id<int>/:name"),
         ("/users/{id:[0-9]{3}}", "/users/:id"),
         ("/users/<regex('[a-z]'):id>", "/users/:id"),
         ("/users/{id?}", "/users/:id"),
@@ -1154,28 +1304,59 @@ async def test_one_request_cannot_change_the_parameters_of_the_next(fetch: Fetch
 
 # Against a reference
 
-SEGMENTS = ["a", "b", ":p", ":q"]
+SEGMENTS = ["a", "7", ":p", ":q", ":i<int>", ":j<int>", ":f<float>", ":u<uuid>"]
+VALUES = ["a", "b", "7", "8", "-7", "007", "1.5", "1e3", UUID_TEXT, UUID_TEXT.upper(), ":i<int>"]
 # A parameter's name contains its depth, because a path can't have the same name twice.
 patterns = st.lists(st.sampled_from(SEGMENTS), max_size=3).map(
-    lambda p: tuple(s if s[0] != ":" else f"{s}{i}" for i, s in enumerate(p))
+    lambda p: tuple(s if s[0] != ":" else f"{s[:2]}{i}{s[2:]}" for i, s in enumerate(p))
 )
 route_patterns = st.tuples(patterns, st.sampled_from([(), (), (":rest*",)])).map(lambda parts: parts[0] + parts[1])
 methods = st.sampled_from(["GET", "POST", "HEAD", "OPTIONS", "ALL"])
 Pattern = tuple[str, ...]
 
 
+def is_int(text: str) -> bool:
+    with suppress(ValueError):
+        return text.isascii() and str(int(text)) == text
+    return False
+
+
+def is_float(text: str) -> bool:
+    return is_int(text) or re.fullmatch(r"-?\d+\.\d+", text) is not None
+
+
+def is_uuid(text: str) -> bool:
+    with suppress(ValueError):
+        return str(UUID(text)) == text
+    return False
+
+
+CHECKS = {"<int>": is_int, "<uuid>": is_uuid, "<float>": is_float}
+
+
+def type_of(segment: str) -> str:
+    return segment[2 + segment[2:].find("<") :] if "<" in segment else ""
+
+
 def fits(pattern: Pattern, path: Pattern) -> bool:
     if len(pattern) > len(path):
         return False
-    return all(mine[0] == ":" or mine == its for mine, its in zip(pattern, path, strict=False))
+    return all(
+        CHECKS.get(type_of(mine), bool)(its) if mine[0] == ":" else mine == its for mine, its in zip(pattern, path, strict=False)
+    )
 
 
 def shape(pattern: Pattern) -> Pattern:
-    return tuple(segment[-1] if segment[-1] == "*" else ":" if segment[0] == ":" else segment for segment in pattern)
+    return tuple(
+        segment[-1] if segment[-1] == "*" else f":{type_of(segment)}" if segment[0] == ":" else segment for segment in pattern
+    )
 
 
 def ranks(pattern: Pattern) -> list[int]:
-    return [2 if segment[-1] == "*" else segment[0] == ":" for segment in pattern]
+    return [
+        5 if segment[-1] == "*" else ["<int>", "<uuid>", "<float>", ""].index(type_of(segment)) + 1 if segment[0] == ":" else 0
+        for segment in pattern
+    ]
 
 
 def reference(middleware: list[Pattern], routes: list[tuple[str, Pattern]], method: str, path: Pattern) -> tuple[str, str]:
@@ -1206,7 +1387,7 @@ def reference(middleware: list[Pattern], routes: list[tuple[str, Pattern]], meth
     routes=st.lists(st.tuples(methods, route_patterns), max_size=8, unique_by=lambda route: (route[0], shape(route[1]))),
     requests=st.lists(
         st.tuples(
-            st.sampled_from(["GET", "POST", "HEAD", "OPTIONS", "PUT"]), st.lists(st.sampled_from("abc"), max_size=4).map(tuple)
+            st.sampled_from(["GET", "POST", "HEAD", "OPTIONS", "PUT"]), st.lists(st.sampled_from(VALUES), max_size=4).map(tuple)
         ),
         min_size=1,
         max_size=8,
@@ -1234,7 +1415,7 @@ def recording(name: str) -> Handler:
             pattern.pop()
             assert ctx.params["rest"] == "/".join(path[len(pattern) :])
         for segment, value in zip(pattern, path, strict=False):
-            assert segment[:1] != ":" or ctx.params[segment[1:]] == value
+            assert segment[:1] != ":" or ctx.params[segment[1:].partition("<")[0]] == value
         return Response(None, headers={"x-seen": " ".join([*ctx.locals.get("seen", []), name])})
 
     return recording
