@@ -12,7 +12,16 @@ from gaman._response import Response
 from gaman._results import Result
 from gaman._routing import Table, define_routes
 from gaman._serve import serve
-from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, MissingDependency, ResultError
+from gaman.errors import (
+    ClientDisconnected,
+    ConfigError,
+    GamanError,
+    HeaderError,
+    HTTPError,
+    InvalidInput,
+    MissingDependency,
+    ResultError,
+)
 
 __all__ = [
     "App",
@@ -28,6 +37,7 @@ __all__ = [
     "HeaderError",
     "Headers",
     "Integration",
+    "InvalidInput",
     "MissingDependency",
     "MutableHeaders",
     "Priority",

@@ -39,7 +39,7 @@ _LENGTHS = [content_length(size) for size in range(_SMALL)]
 class App:
     """Routes and integrations as an ASGI 3 application, for gaman.serve() or any other ASGI server.
 
-    - *deps* is passed to routes that are defined by a function.
+    - *deps* is passed to routes that are defined by a function. Handlers and hooks have it as `ctx.app.deps`.
     - *debug* shows tracebacks to the client and logs each request.
     - *max_body_size*, in bytes, limits the request bodies that handlers read.
     - *trusted_proxies* may tell the client's address, scheme and host, with X-Forwarded-For, -Proto and -Host or with Forwarded
@@ -68,6 +68,7 @@ class App:
             raise ConfigError(f"debug={debug!r} is neither True nor False, and any text counts as true; write debug=text == '1'")
         if not isinstance(max_body_size, int) or isinstance(max_body_size, bool) or max_body_size < 0:
             raise ConfigError(f"max_body_size={max_body_size!r} isn't a number of bytes; give an int, such as 1 << 20 for 1 MiB")
+        self.deps = deps
         self.routes = (routes if isinstance(routes, Routes) else define_routes(routes)).bind(deps)
         self.integrations = tuple(in_order(integrations))
         self.debug = debug
@@ -264,7 +265,7 @@ class App:
             return response
         if isinstance(error, HTTPError):
             try:
-                return check_response(error_response(error), ctx)
+                return check_response(error_response(error, ctx.headers), ctx)
             except (HeaderError, ResultError) as failure:
                 return await self._recover(ctx, failure, handler)
         if self.debug:

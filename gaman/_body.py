@@ -121,7 +121,11 @@ class RequestBody:
         if kind == "application/x-www-form-urlencoded":
             return Form(await read_urlencoded(chunks, self._max_size), Fields(MultiDict[UploadedFile]()))
         if kind != "multipart/form-data":
-            raise HTTPError(415, "expected a form: application/x-www-form-urlencoded or multipart/form-data")
+            async for chunk in chunks:
+                if chunk:
+                    raise HTTPError(415, "expected a form: application/x-www-form-urlencoded or multipart/form-data")
+            # Clients that send nothing have no reason to name a type.
+            return Form(Fields(MultiDict[str]()), Fields(MultiDict[UploadedFile]()))
         from gaman._multipart import read_multipart  # noqa: PLC0415 - takes 3 ms to load, and most applications never need it
 
         return await read_multipart(chunks, content_type, self._max_size)

@@ -13,11 +13,13 @@ from gaman import _target
 from gaman._asgi import Receive, Scope
 from gaman._body import RequestBody
 from gaman._cookies import Cookies, SetCookies, find_cookie
+from gaman._decoding import decode_fields
 from gaman._fields import Fields
 from gaman._forms import Form, UploadedFile, parse_pairs
 from gaman._headers import Headers
 from gaman._log import printable
 from gaman._proxies import Origin
+from gaman._texts import decode_text
 from gaman.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -147,9 +149,25 @@ class Context:
         """Return the first value of a header field, or None if the request doesn't have it."""
         return self.headers.get(name)
 
-    def param(self, name: str) -> str | None:
-        """Return a parameter of the path, or None if the route doesn't have it."""
-        return self.params.get(name)
+    @overload
+    def param(self, name: str) -> str | None: ...
+    @overload
+    def param(self, name: str, type: type[T]) -> T: ...
+    def param(self, name: str, type: Any = None) -> Any:
+        """Return a parameter of the path, or None if the route doesn't have it; with *type*, the value of that type.
+
+            user_id = ctx.param("id", int)
+
+        *type* is int, float, UUID, date, an Enum, or another type that a text can become. HTTPError 404 is raised for a text that
+        doesn't fit: an int, float or UUID has the same spellings as in `:id<int>`. With *type*, ConfigError is raised if the route
+        doesn't have the parameter, and ResultError for a type that no text becomes.
+        """
+        if type is None:
+            return self.params.get(name)
+        if (text := self.params.get(name)) is None:
+            known = ", ".join(f":{known}" for known in self.params) or "none"
+            raise ConfigError(f"ctx.param({name!r}, ...): the route has no parameter :{name}; its parameters are: {known}")
+        return decode_text(text, type)
 
     @property
     def query(self) -> Fields[str]:
@@ -157,6 +175,23 @@ class Context:
         if not hasattr(self, "_query"):
             self._query = parse_pairs(self.scope["query_string"], "query")
         return self._query
+
+    def query_as(self, type: type[T]) -> T:
+        """Return the query, decoded into *type*: a dataclass, Struct or TypedDict.
+
+            @dataclass
+            class Search:
+                q: str
+                page: int = 1
+                tags: list[str] = field(default_factory=list)
+
+            search = ctx.query_as(Search)
+
+        Texts become numbers, bools, dates, UUIDs and Enums, and repeated fields become lists. InvalidInput, a 422, is raised for a
+        query that doesn't fit, and ResultError for a *type* that can't hold fields.
+        """
+        decoded: T = decode_fields(type, "ctx.query_as()", self.query)
+        return decoded
 
     @property
     def cookies(self) -> Cookies:
@@ -270,13 +305,13 @@ class Context:
 
             user = await ctx.json(User)
 
-        HTTPError 422 is raised for a body that doesn't fit the type, and names the location. HTTPError 400 is raised for malformed
-        JSON and for more than 100 nested levels, and ResultError for a *type* that isn't one.
+        InvalidInput, a 422, is raised for a body that doesn't fit the type, and has the path of the fault. HTTPError 400 is raised
+        for malformed JSON and for more than 100 nested levels, and ResultError for a *type* that isn't one.
         """
         return await self._request_body.json(type)
 
     async def form(self, max_size: int | None = None) -> Form:
-        """Return the fields and files of an urlencoded or multipart form.
+        """Return the fields and files of an urlencoded or multipart form. An empty body is an empty form.
 
             form = await ctx.form(max_size=20 << 20)
             title, photo = form.fields["title"], form.files.get("photo")
@@ -286,6 +321,25 @@ class Context:
         4 KiB of header fields in a part. The fields together may not exceed max_body_size, even if *max_size* is larger.
         """
         return await self._request_body.form(max_size)
+
+    async def form_as(self, type: type[T], max_size: int | None = None) -> T:
+        """Return the form, decoded into *type*: a dataclass, Struct or TypedDict. Its files are UploadedFile.
+
+            @dataclass
+            class Cat:
+                name: str
+                age: int | None = None
+                is_tame: bool = False
+                photo: UploadedFile | None = None
+
+            cat = await ctx.form_as(Cat, max_size=20 << 20)
+
+        Texts become values as in `query_as`. An unchecked checkbox isn't sent, so a bool needs a default. InvalidInput, a 422, is
+        raised for a form that doesn't fit, ResultError for a *type* that can't hold fields, and HTTPError as by `form`.
+        """
+        fields, files = await self.form(max_size)
+        decoded: T = decode_fields(type, "ctx.form_as()", fields, files)
+        return decoded
 
     async def input(self, name: str) -> str | None:
         """Return the form's first field of that name, or None."""

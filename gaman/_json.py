@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gaman.errors import HTTPError, ResultError
+from gaman._decoding import split_place
+from gaman._texts import unresolved
+from gaman.errors import HTTPError, InvalidInput, ResultError
 
 T = TypeVar("T")
 
@@ -26,14 +28,14 @@ _decode_any = msgspec.json.Decoder().decode
 def decode(body: bytes, type: Any = None) -> Any:
     """Return the value of a JSON *body*, decoded into *type* if one is given.
 
-    HTTPError 400 is raised for malformed JSON, 422 for a body that doesn't fit the type, and ResultError for a *type* that isn't
-    one.
+    HTTPError 400 is raised for malformed JSON, InvalidInput for a body that doesn't fit the type, and ResultError for a *type* that
+    isn't one.
     """
     _check_depth(body)
     try:
         return _decode_any(body) if type is None else _decoder_of(type).decode(body)
     except msgspec.ValidationError as cause:
-        raise HTTPError(422, str(cause)) from cause
+        raise InvalidInput(*split_place(cause)) from cause
     except (msgspec.DecodeError, UnicodeDecodeError) as cause:
         raise HTTPError(400, f"malformed JSON: {str(cause).removeprefix('JSON is malformed: ')}") from cause
 
@@ -41,6 +43,8 @@ def decode(body: bytes, type: Any = None) -> Any:
 def _decoder_of(type: Any) -> msgspec.json.Decoder[Any]:
     try:
         return _json_decoder(type)
+    except NameError as error:
+        raise unresolved(type, "ctx.json()", error) from None
     except TypeError:
         given = type.__class__.__name__
         raise ResultError(

@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Protocol, TypeAlias, cast
 
 import msgspec
 
+from gaman._accept import prefers_json
+from gaman._headers import Headers
 from gaman._response import Response, close_coroutine
-from gaman.errors import HTTPError, ResultError
+from gaman.errors import HTTPError, InvalidInput, ResultError
 
 
 class _Dataclass(Protocol):
@@ -66,6 +68,17 @@ class NothingReturned(HTTPError):
         super().__init__(404)
 
 
-def error_response(error: HTTPError) -> Response:
-    """Return the plain-text response to *error*."""
-    return Response.text(error.detail, error.status, error.headers)
+def error_response(error: HTTPError, headers: Headers | None = None) -> Response:
+    """Return the response to *error*: its detail as plain text, or as JSON if it isn't text.
+
+    InvalidInput becomes JSON with its path, or else a sentence, as the request's *headers* prefer.
+    """
+    if not isinstance(error, InvalidInput):
+        send = Response.text if isinstance(error.detail, str) else Response.json
+        return send(error.detail, error.status, error.headers)
+    if headers is None or prefers_json(headers.getall("accept")):
+        response = Response.json({"detail": error.detail, "path": error.path}, error.status, error.headers)
+    else:
+        response = Response.text(error.sentence, error.status, error.headers)
+    response.headers.add("vary", "Accept")
+    return response

@@ -97,7 +97,8 @@ ORDER = [
     ["gaman._context"],
     ["gaman._body"],
     ["gaman._multipart", "gaman._json"],
-    ["gaman._forms"],
+    ["gaman._decoding"],
+    ["gaman._forms", "gaman._texts"],
     ["gaman._results"],
     ["gaman._response"],
     ["gaman._payloads"],
@@ -106,7 +107,15 @@ ORDER = [
     ["gaman._trailers"],
     ["gaman._framing"],
     ["gaman._headers", "gaman._hosts", "gaman._tracebacks"],
-    ["gaman._asgi", "gaman._fields", "gaman._log", "gaman._target", "gaman._worker_count"],
+    [
+        "gaman._accept",
+        "gaman._asgi",
+        "gaman._fields",
+        "gaman._log",
+        "gaman._params",
+        "gaman._target",
+        "gaman._worker_count",
+    ],
     ["gaman.errors"],
 ]
 LEVELS = {name: level for level, row in enumerate(ORDER) for name in row}
