@@ -142,8 +142,6 @@ def _field(name: str, node: Type, is_required: bool, where: str) -> _Field:
     if all(isinstance(item, inspect.CustomType) and item.cls is UploadedFile for item in items):
         return _Field(name, as_text, True, is_list, is_nullable, is_required)
     if (read := reader(members)) is None:
-        raise ResultError(
-            f"{where} has a type that no text becomes; take str, int, float, bool, date, UUID, an Enum, a Literal or UploadedFile, or "
-            "a list of one of them"
-        )
+        takes = "str, int, float, bool, date, UUID, an Enum, a Literal, UploadedFile, or a list of one of them"
+        raise ResultError(f"{where} has a type that no text becomes; take {takes}")
     return _Field(name, read, False, is_list, is_nullable, is_required)

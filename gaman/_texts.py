@@ -75,10 +75,10 @@ def unresolved(type: Any, call: str, error: NameError) -> ResultError:
 
 
 def describe(type: Any) -> str:
-    """Return the name of *type* for messages, or `a dict` for what isn't a type."""
+    """Return the name of *type* for messages; for what isn't a type, the name of its class."""
     if isinstance(type, _TYPE):
         return type.__qualname__
-    return repr(type) if hasattr(type, "__args__") else f"a {type.__class__.__name__}"
+    return repr(type) if hasattr(type, "__args__") else f"an object of {type.__class__.__name__}"
 
 
 def as_text(text: str) -> str:

@@ -389,6 +389,26 @@ async def test_the_content_type_of_a_form_is_parsed_as_a_media_type(fetch: Fetch
     assert (await fetch(App({"/": form}), headers={"content-type": kind}, body=b"a=1")).text == '[[["a","1"]],[]]'
 
 
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "application/json"])
+@pytest.mark.parametrize("chunks", [[b""], [b"", b""]], ids=repr)
+async def test_an_empty_body_is_an_empty_form(fetch: Fetch, kind: str | None, chunks: list[bytes]) -> None:
+    async def handler(ctx: Context) -> list[Any]:
+        return [
+            await described(await ctx.form()),
+            await ctx.input("a"),
+            await ctx.inputs("a"),
+            await ctx.file("a"),
+            await ctx.files("a"),
+        ]
+
+    response = await fetch(App({"/": handler}), "/", "POST", headers={"content-type": kind} if kind else {}, body=chunks)
+    assert (response.status, response.text) == (200, "[[[],[]],null,[],null,[]]")
+
+
+async def test_a_body_after_an_empty_chunk_is_not_an_empty_form(fetch: Fetch) -> None:
+    assert (await fetch(App({"/": form}), "/", "POST", body=[b"", b"a=1"])).status == 415
+
+
 @pytest.mark.parametrize(
     "kind",
     [None, "", "application/json", "text/plain", "multipart/mixed; boundary=xx", "multipart", ";;", "\xff; a=\xff"],

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from datetime import date
+from decimal import Decimal
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
+from uuid import UUID
 
 import msgspec
 import pytest
 
-from gaman import App, ConfigError, Context, Headers, log_extra
+from gaman import App, ConfigError, Context, Headers, define_integration, define_routes, log_extra
 
 if TYPE_CHECKING:
     from tests.asgi import Fetch
@@ -235,3 +240,112 @@ async def test_a_context_has_the_app_that_serves_it(fetch: Fetch) -> None:
 
     app = App({"/": handler})
     assert (await fetch(app)).text == "True"
+
+
+# Typed parameters
+
+AN_ID = UUID("0198c0de-7a5e-7e1f-8a3b-0123456789ab")
+
+
+class Color(Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    ("type_", "text", "value"),
+    [
+        (str, " a ", " a "),
+        (int, "42", 42),
+        (int, "-7", -7),
+        (float, "1.50", 1.5),
+        (float, "2", 2.0),
+        (UUID, str(AN_ID), AN_ID),
+        (date, "2026-02-28", date(2026, 2, 28)),
+        (Decimal, "1.5", Decimal("1.5")),
+        (bool, "true", True),
+        (Color, "red", Color.RED),
+        (Literal["new", 1], "new", "new"),
+        (Literal["new", 1], "1", 1),
+    ],
+)
+async def test_a_parameter_may_have_a_type(fetch: Fetch, type_: Any, text: str, value: object) -> None:
+    async def handler(ctx: Context) -> str:
+        found = ctx.param("v", type_)
+        assert (type(found), found) == (type(value), value)
+        return "ok"
+
+    assert (await fetch(App({"/:v": handler}), f"/{quote(text)}")).text == "ok"
+
+
+@pytest.mark.parametrize(
+    ("type_", "texts"),
+    [
+        (int, ["x", "007", "+7", "-0", "1.0", "1e3", "1_0", " 7", "\u0667", "9" * 5000, "9223372036854775808", "7\0"]),
+        (float, ["x", "nan", "inf", ".5", "1e3", "9" * 5000, " 1.5"]),
+        (UUID, ["x", str(AN_ID).upper(), AN_ID.hex]),
+        (date, ["x", "2026-02-30", " 2026-02-28", "5"]),
+        (Decimal, ["NaN", "1e99999999"]),
+        (bool, ["x", "2", " "]),
+        (Color, ["RED", "green"]),
+        (Literal["new", 1], ["old", "2"]),
+    ],
+)
+async def test_a_parameter_that_does_not_fit_its_type_is_404(fetch: Fetch, type_: Any, texts: list[str]) -> None:
+    async def handler(ctx: Context) -> str:
+        return repr(ctx.param("v", type_))
+
+    for text in texts:
+        assert (await fetch(App({"/:v": handler}), f"/{quote(text)}")).status == 404, text
+
+
+async def test_a_surrogate_in_a_path_is_404(fetch: Fetch) -> None:
+    async def handler(ctx: Context) -> str:
+        return repr(ctx.param("v", date))
+
+    assert (await fetch(App({"/:v": handler}), scope={"path": "/\ud800", "raw_path": None})).status == 404
+
+
+async def test_a_typed_parameter_that_the_route_lacks_is_an_error_that_names_the_ones_it_has(
+    fetch: Fetch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(ctx: Context) -> str:
+        assert ctx.param("idd") is None
+        return repr(ctx.param("idd", int))
+
+    app = App({"/:id<int>/:name": handler, "/": handler})
+    assert [(await fetch(app, "/7/a")).status, (await fetch(app, "/")).status] == [500, 500]
+    assert "ctx.param('idd', ...): the route has no parameter :idd; its parameters are: :id, :name" in caplog.text
+    assert "the route has no parameter :idd; its parameters are: none" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("type_", "name"),
+    [(dict[str, int], "dict[str, int]"), ({"a": 1}, "an object of dict"), (5, "an object of int"), (object, "object")],
+)
+async def test_a_type_that_no_parameter_becomes_is_an_error_for_the_developer(
+    fetch: Fetch, type_: Any, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(ctx: Context) -> str:
+        return repr(ctx.param("v", type_))
+
+    assert (await fetch(App({"/:v": handler}), "/7")).status == 500
+    assert f"ctx.param() takes a type that a text can become, such as int, UUID, date or an Enum, not {name}" in caplog.text
+
+
+@pytest.mark.parametrize("is_function", [False, True])
+async def test_handlers_and_hooks_have_the_deps_of_the_app(fetch: Fetch, is_function: bool) -> None:
+    seen: list[object] = []
+
+    async def handler(ctx: Context) -> str:
+        seen.append(ctx.app.deps)
+        return "ok"
+
+    def on_request(ctx: Context) -> None:
+        seen.append(ctx.app.deps)
+
+    deps = {"greeting": "hello"}
+    routes = define_routes((lambda given: {"/": handler}) if is_function else {"/": handler})
+    app = App(routes, deps=deps, integrations=[define_integration(name="x", on_request=on_request)])
+    await fetch(app)
+    assert [found is deps for found in seen] == [True, True]
+    assert App(routes).deps is None
