@@ -181,9 +181,9 @@ class Context:
 
             @dataclass
             class Search:
-                q: str
+                tags: list[str]
+                q: str = ""
                 page: int = 1
-                tags: list[str] = field(default_factory=list)
 
             search = ctx.query_as(Search)
 

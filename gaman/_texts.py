@@ -121,7 +121,9 @@ def reader(members: Sequence[Type]) -> Reader | None:
         if isinstance(member, choices)
         for value in (member.values if isinstance(member, i.LiteralType) else [choice.value for choice in member.cls])
     ]
-    kinds = {type(member) for member in members} | ({i.IntType} if any(isinstance(value, int) for value in values) else set())
+    kinds: set[object] = {member.__class__ for member in members}
+    if any(isinstance(value, int) for value in values):
+        kinds.add(i.IntType)
     empty = None if i.NoneType in kinds or None in values else EMPTY
     has_int, has_float, has_decimal, has_bool = (kind in kinds for kind in (i.IntType, i.FloatType, i.DecimalType, i.BoolType))
     has_time = bool(kinds & {i.DateTimeType, i.TimeType})

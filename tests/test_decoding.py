@@ -74,8 +74,8 @@ class One:
     maybe_text: str | None = None
     bounded: Annotated[int, Meta(ge=1, le=9, description="a digit")] = 1
     numbers: list[int] = field(default_factory=lambda: [7])
-    words: list[str] = field(default_factory=list)
-    some: set[int] = field(default_factory=set)
+    words: list[str] = field(default_factory=list[str])
+    some: set[int] = field(default_factory=set[int])
     frozen: frozenset[str] = frozenset()
     row: tuple[int, ...] = ()
     perhaps: list[int] | None = None
@@ -239,7 +239,7 @@ class Base(Struct, rename="camel"):
 
 class Renamed(Base, rename="camel", kw_only=True):
     last_name: str = "none"
-    tag_list: list[int] = struct_field(name="tags[]", default_factory=list)
+    tag_list: list[int] = struct_field(name="tags[]", default_factory=list[int])
 
 
 async def test_a_struct_may_rename_and_inherit_its_fields(fetch: Fetch) -> None:
@@ -394,7 +394,7 @@ class Cat:
     photo: UploadedFile
     age: int | None = None
     is_tame: bool = False
-    more: list[UploadedFile] = field(default_factory=list)
+    more: list[UploadedFile] = field(default_factory=list[UploadedFile])
     icon: UploadedFile | None = None
 
 
@@ -406,7 +406,7 @@ class Album:
 
 def multipart(*parts: tuple[str, str | None, str]) -> bytes:
     """Return a form of parts, each a name, a filename or None, and its content."""
-    lines = []
+    lines: list[str] = []
     for name, filename, content in parts:
         file = "" if filename is None else f'; filename="{filename}"'
         lines.append(f'--xx\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n{content}\r\n')
@@ -455,7 +455,7 @@ async def test_a_file_in_the_place_of_a_text_is_a_missing_field(fetch: Fetch) ->
 
 async def test_form_as_has_a_limit_of_its_own(fetch: Fetch) -> None:
     body = multipart(("photo", "a", "A" * 2000))
-    statuses = []
+    statuses: list[int] = []
     for options in ({}, {"max_size": 4000}):
         app = App({"/": from_form(WithFile, **options)}, max_body_size=1000)
         statuses.append((await fetch(app, "/", "POST", headers=MULTIPART, body=body)).status)

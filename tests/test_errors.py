@@ -1,10 +1,28 @@
+from __future__ import annotations
+
 import copy
 import pickle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gaman import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, InvalidInput, MissingDependency, ResultError
+from gaman import (
+    App,
+    ClientDisconnected,
+    ConfigError,
+    Context,
+    GamanError,
+    HeaderError,
+    HTTPError,
+    InvalidInput,
+    MissingDependency,
+    Response,
+    ResultError,
+    define_integration,
+)
+
+if TYPE_CHECKING:
+    from tests.asgi import Fetch
 
 CIRCLE: list[Any] = []
 CIRCLE.append(CIRCLE)
@@ -116,3 +134,54 @@ def test_an_http_error_can_be_pickled_and_copied(error: HTTPError) -> None:
     for other in (copy.copy(error), copy.deepcopy(error), pickle.loads(pickle.dumps(error))):
         assert type(other) is type(error)
         assert (vars(other), str(other), other.args) == (vars(error), str(error), error.args)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("detail", "kind", "body"),
+    [
+        ("no", "text/plain; charset=utf-8", "no"),
+        ("", "text/plain; charset=utf-8", ""),
+        (None, "text/plain; charset=utf-8", "Unprocessable Entity"),
+        ({"email": "is taken"}, "application/json", '{"email":"is taken"}'),
+        ([1, None], "application/json", "[1,null]"),
+        (0, "application/json", "0"),
+        (False, "application/json", "false"),
+    ],
+)
+async def test_a_detail_is_answered_as_text_if_it_is_text_and_otherwise_as_json(
+    fetch: Fetch, detail: Any, kind: str, body: str
+) -> None:
+    async def handler(ctx: Context) -> None:
+        raise HTTPError(422, detail, headers={"x-a": "1"})
+
+    response = await fetch(App({"/": handler}), headers={"accept": "text/html"})
+    headers = response.headers
+    assert (response.status, headers["content-type"], headers["x-a"], headers.get("vary")) == (422, kind, "1", None)
+    # Python 3.13 has the phrase of RFC 9110, "Unprocessable Content".
+    assert response.text.replace("Content", "Entity") == body
+
+
+@pytest.mark.anyio
+async def test_a_hook_can_read_and_replace_the_detail_and_path_of_invalid_input(fetch: Fetch) -> None:
+    async def handler(ctx: Context) -> None:
+        raise InvalidInput("Expected a future date", "$.day", "day")
+
+    def on_error(ctx: Context, error: Exception) -> Response | None:
+        assert isinstance(error, InvalidInput)
+        return Response.json({"errors": {error.path: error.detail}}, error.status) if ctx.query else None
+
+    app = App({"/": handler}, integrations=[define_integration(name="errors", on_error=on_error)])
+    assert (await fetch(app, "/?a=1")).text == '{"errors":{"$.day":"Expected a future date"}}'
+    assert (await fetch(app)).text == '{"detail":"Expected a future date","path":"$.day"}'
+    assert (await fetch(app, headers={"accept": "text/plain"})).text == "the field 'day': Expected a future date"
+
+
+@pytest.mark.anyio
+async def test_vary_is_added_to_the_headers_of_the_error(fetch: Fetch) -> None:
+    async def handler(ctx: Context) -> None:
+        error = InvalidInput("no")
+        error.headers["vary"] = "Cookie"
+        raise error
+
+    assert (await fetch(App({"/": handler}))).headers.getall("vary") == ["Cookie", "Accept"]

@@ -243,6 +243,27 @@ async def health(browser: TestClient) -> tuple[int, object]:
 
 
 @pytest.mark.anyio
+async def test_the_examples_of_typed_input_decode_it_and_show_a_fault() -> None:
+    names: dict[str, Any] = {}
+    for block in PYTHON:
+        if block.document == "README.md" and re.search(r"ctx\.(param\(.*int|query_as|form_as)\b", block.code):
+            source = "from gaman import Context, Response, define_routes\n" + block.code
+            # Without this file's `from __future__ import annotations`, whose strings need a module.
+            exec(compile(source, "README.md", "exec", dont_inherit=True), names)
+    async with TestClient(gaman.App(names["order_routes"])) as browser:
+        assert [(await browser.get(f"/orders/{number}")).status_code for number in ("7", "007")] == [200, 404]
+    async with TestClient(gaman.App({"/search": names["search"], "/cats": names["new_cat"], "/add": names["add"]})) as browser:
+        found = await browser.get("/search?q=cat&page=2&tags=a&tags=b")
+        assert found.json() == {"q": "cat", "page": 2, "tags": ["a", "b"]}
+        fault = await browser.get("/search?page=x")
+        assert (fault.status_code, fault.json()) == (422, {"detail": "Expected `int`, got `str`", "path": "$.page"})
+        form = {"name": "Tom", "born": "", "is_tame": "on"}
+        assert (await browser.post("/cats", data=form, files={"photos": b"JPEG"})).text == "Tom has 1 photos"
+        assert (await browser.post("/add", data=form)).text == "welcome, Tom"
+        assert (await browser.post("/add", data={"name": "Tom", "born": "x"})).text == "born: Invalid RFC3339 encoded date"
+
+
+@pytest.mark.anyio
 async def test_the_health_check_names_the_integration_whose_store_is_down_and_no_secret() -> None:
     block = next(block for block in PYTHON if block.document == "README.md" and "ctx.app.check()" in block.code)
     names: dict[str, Any] = {}

@@ -111,6 +111,12 @@ async def context(ctx: Context) -> None:
     (await ctx.input("name")).strip()  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
     # User has no such attribute.
     name = (await ctx.json(User)).nmae  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+    # A parameter, a query and a form have the type that they are decoded into.
+    label: str = ctx.param("id", int)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    ctx.param("id", "int")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    ctx.param("id").strip()  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
+    label = ctx.query_as(User).nmae  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+    label = ctx.form_as(User).name  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
     # The default is a str, so the result may be one.
     count: int = await ctx.session.get("count", "none", type=int)  # type: ignore[arg-type]  # pyright: ignore[reportAssignmentType]
     # These attributes don't exist.
@@ -121,7 +127,7 @@ async def context(ctx: Context) -> None:
     ctx.session.id = "mine"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     ctx.method = "GET"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     # A key is a str.
-    await ctx.session.set(1, (name, sessions, count))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await ctx.session.set(1, (name, sessions, count, label))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     # max_age is a keyword argument, and a number of seconds.
     await ctx.session.regenerate(3600)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await ctx.session.regenerate(max_age="1 day")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -2,8 +2,10 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial, wraps
 from typing import Any, TypedDict, assert_type
+from uuid import UUID
 
 from msgspec import Struct
 
@@ -15,6 +17,7 @@ from gaman import (
     Handler,
     Headers,
     HTTPError,
+    InvalidInput,
     Response,
     Result,
     Routes,
@@ -38,6 +41,16 @@ class Dog(TypedDict):
     name: str
 
 
+class Color(Enum):
+    RED = "red"
+
+
+@dataclass
+class Upload:
+    photo: UploadedFile
+    more: list[UploadedFile]
+
+
 @dataclass
 class Deps:
     greeting: str
@@ -58,7 +71,13 @@ async def request(ctx: Context) -> str:
     assert_type(ctx.headers, Headers)
     assert_type(ctx.header("accept"), str | None)
     assert_type(ctx.param("id"), str | None)
+    assert_type(ctx.param("id", int), int)
+    assert_type(ctx.param("id", UUID), UUID)
+    assert_type(ctx.param("color", type=Color), Color)
     assert_type(ctx.params["id"], str)
+    assert_type(ctx.query_as(User), User)
+    assert_type(ctx.query_as(Cat), Cat)
+    assert_type(ctx.query_as(Dog), Dog)
     assert_type(ctx.query.get("a"), str | None)
     assert_type(ctx.query.getall("a"), list[str])
     assert_type(ctx.query.getall("a", None), list[str] | None)
@@ -71,6 +90,8 @@ async def request(ctx: Context) -> str:
 
 async def form(ctx: Context) -> None:
     assert_type(await ctx.form(), Form)
+    assert_type(await ctx.form_as(Upload), Upload)
+    assert_type(await ctx.form_as(Cat, max_size=1 << 20), Cat)
     assert_type(await ctx.input("a"), str | None)
     assert_type(await ctx.inputs("a"), list[str])
     assert_type(await ctx.file("photo"), UploadedFile | None)
@@ -121,6 +142,21 @@ async def refuse(ctx: Context) -> None:
     raise HTTPError(403, "no")
 
 
+async def refuse_with_data(ctx: Context) -> None:
+    raise HTTPError(422, {"email": ["is taken"]})
+
+
+async def refuse_a_field(ctx: Context) -> str:
+    try:
+        ctx.query_as(User)
+    except InvalidInput as error:
+        assert_type(error.detail, str)
+        assert_type(error.path, str)
+        assert_type(error.field, str | None)
+        assert_type(error.sentence, str)
+    raise InvalidInput("is taken", "$.email", "email")
+
+
 class Greeter:
     async def __call__(self, ctx: Context) -> dict[str, str]:
         return {"hello": ctx.params["name"]}
@@ -165,6 +201,7 @@ routes = define_routes(
         "/dict": in_a_dict,
         "/typed": in_a_typed_dict,
         "/hello/:name": Greeter(),
+        "/refuse/:id<int>": [refuse_with_data, refuse_a_field],
         "/controller": Controller(Deps("Hello")).show,
         "/partial": partial(greet, "Hello"),
         "/lambda": [guard, partial(greet, "Hello"), Greeter()],
