@@ -483,7 +483,7 @@ async def status_of_success(ctx):
     raise gaman.HTTPError(200)
 
 async def detail(ctx):
-    raise gaman.HTTPError(404, {{"error": "no such cat"}})
+    raise gaman.HTTPError(404, {{"error": ctx}})
 
 async def header_of_an_int(ctx):
     return Response("hello", headers={{"x-count": 1}})
@@ -667,7 +667,8 @@ REQUESTS = {
         "ResultError: HTTPError takes a status from 400 to 599, not 200; return a Response instead", "HTTPError(200)"
     ),
     "detail": Request(
-        "ResultError: HTTPError takes a str as its detail, not {'error': 'no such cat'}; return Response.json(..., 404) for JSON",
+        "ResultError: HTTPError takes text or JSON data as its detail, and JSON can't hold this dict: Encoding objects of type "
+        "Context is unsupported",
         "HTTPError(404, {",
     ),
     "header_of_an_int": Request("HeaderError: a header's value is a str, not 1; write '1'", 'headers={"x-count": 1}'),
