@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import httpx
 import pytest
 
 from tests import servers
-from tests.serving import Connection, request
+from tests.serving import Connection, request, running, until
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -311,6 +312,19 @@ def test_each_driver_counts_visits(driver: str, tmp_path: Path) -> None:
         browser.cookies = cookies
         # Only sessions in memory end with the server.
         assert browser.get("/").json() == {"visits": 1 if driver == "memory" else 4}
+
+
+@pytest.mark.parametrize(("driver", "variable"), [("redis", "REDIS_URL"), ("mongodb", "MONGODB_URI")])
+def test_a_start_that_waits_for_its_store_says_how_long_that_may_take(driver: str, variable: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = {"PORT": "0", variable: f"{driver}://127.0.0.1:{silent.getsockname()[1]}"}
+        with running(str(EXAMPLES / f"{driver}_driver.py"), cwd=tmp_path, env=environment) as program:
+            until(lambda: "\n" in program.stderr, "a line about the store")
+            assert program.stderr == (
+                f"waiting for the session store ({driver}); without an answer, the start fails within half a minute, "
+                "or later if the driver has a longer timeout\n"
+            )
+            assert not program.has_ended()
 
 
 def test_every_example_has_a_test() -> None:

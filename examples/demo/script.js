@@ -86,7 +86,7 @@ async function follow() {
 
 document.addEventListener("visibilitychange", () => document.hidden || showState());
 
-// The promises: each panel's button runs an experiment, whose result says whether the promise was kept.
+// The promises: each panel's button runs an experiment, and the result says whether the promise was kept.
 
 async function json(method, path) {
   const response = await fetch(path, { method });
