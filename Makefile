@@ -14,7 +14,7 @@ help:
 	@echo "PYTHON=python3.13 VENV=.venv-3.13 uses another Python, beside the first."
 
 demo: $(VENV)/installed
-	@$(VENV)/bin/python examples/workflow.py
+	@$(VENV)/bin/python examples/demo.py
 
 test: $(VENV)/developed
 	$(VENV)/bin/python -m pytest $(AT_ONCE)

@@ -39,7 +39,13 @@ async def delete_values(ctx: Context) -> Response:
     return Response.json({"status": "deleted"})
 
 
-routes = define_routes({"/set": set_values, "/get": get_values, "/has": has_user, "/delete": delete_values})
+async def home(ctx: Context) -> Response:
+    return Response.html("".join(f'<p><a href="{path}">{path}</a></p>' for path in PATHS))
+
+
+# Each path takes any method, so that you can try it in an address bar. In your application, let only POST change things.
+PATHS = {"/set": set_values, "/get": get_values, "/has": has_user, "/delete": delete_values}
+routes = define_routes({"/": home, **PATHS})
 
 if __name__ == "__main__":
     gaman.serve(

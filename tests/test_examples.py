@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import httpx
 import pytest
 
 from tests import servers
+from tests.serving import Connection, request, running, until
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -36,6 +39,9 @@ class Browser:
 
     def post(self, path: str, **form: str) -> httpx.Response:
         return self._request("POST", path, data=form)
+
+    def delete(self, path: str) -> httpx.Response:
+        return self._request("DELETE", path)
 
     def _request(self, method: str, path: str, **content: Any) -> httpx.Response:
         cookie = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
@@ -122,24 +128,125 @@ def test_the_workflow_runs_from_any_folder_and_with_a_key_its_sessions_survive_a
         assert browser.get("/profile").status_code == 200
 
 
-def test_the_page_has_a_button_for_each_route_and_loads_nothing_from_other_hosts() -> None:
-    with serving(str(EXAMPLES / "workflow.py")) as browser:
-        page = browser.get("/")
-        assert page.headers["content-type"] == "text/html; charset=utf-8"
-        asked = re.findall(r'data-method="(.*?)" data-path="(.*?)"', page.text)
-        assert asked == [("POST", "/login"), ("GET", "/profile"), ("GET", "/check"), ("POST", "/logout")]
-        assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(""", page.text)
+@pytest.fixture(scope="module")
+def demo_url() -> Generator[str]:
+    with serving(str(EXAMPLES / "demo.py")) as browser:
+        yield str(browser.client.base_url)
 
 
-def test_the_page_shows_the_cookies_attributes_and_never_its_value() -> None:
-    with serving(str(EXAMPLES / "workflow.py")) as browser:
-        login = browser.post("/login")
-        assert login.headers["x-cookie-came"] == "no"
-        assert login.headers["x-cookie-set"] == f"__Host-Http-gaman=...; {ATTRIBUTES}"
-        check = browser.get("/check")
-        assert check.headers["x-cookie-came"] == "yes"
-        assert "x-cookie-set" not in check.headers
-        assert "Max-Age=0" in browser.post("/logout").headers["x-cookie-set"]
+@pytest.fixture
+def demo(demo_url: str) -> Generator[Browser]:
+    """A new browser on the demo with its default driver."""
+    browser = Browser(demo_url, **{"user-agent": "Mozilla/5.0 Firefox/140.0"})
+    with browser.client:
+        yield browser
+
+
+def at_once(browser: Browser, *paths: str) -> list[dict[str, Any]]:
+    """POST to all *paths* at once with the browser's cookies; the cookie of the last response stays."""
+    with ThreadPoolExecutor(len(paths)) as pool:
+        return [response.json() for response in pool.map(browser.post, paths)]
+
+
+def test_the_demo_serves_the_workflow(demo: Browser) -> None:
+    walk_through(demo)
+
+
+def test_the_page_has_a_button_for_each_route_and_loads_nothing_from_other_hosts(demo: Browser) -> None:
+    page = demo.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    asked = re.findall(r'data-method="(.*?)" data-path="(.*?)"', page.text)
+    assert asked == [("POST", "/login"), ("GET", "/profile"), ("GET", "/check"), ("POST", "/logout")]
+    loaded = [path for path in re.findall(r"""(?:src|href)=["'](.*?)["']""", page.text) if path != "data:,"]
+    assert {"/page/style.css", "/page/script.js"} < set(loaded)
+    assert [demo.get(path).status_code for path in loaded if path.startswith("/")] == [200] * len(loaded)
+    assert not re.search(r"@import|url\(", demo.get("/page/style.css").text)
+    # Inline styles, scripts and handlers would need an exception in the policy.
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert not re.search(r"<style|<script>|\sstyle=|\son\w+=", page.text)
+
+
+def test_the_page_links_each_chapter_of_the_guide_which_is_readable_text(demo: Browser) -> None:
+    linked = re.findall(r'href="/guide/(.*?)"', demo.get("/").text)
+    titles = {demo.get(f"/guide/{chapter}").text.partition("\n")[0] for chapter in linked}
+    documents = [ROOT / "README.md", *(ROOT / "integrations").rglob("README.md"), *(EXAMPLES / "guide").glob("*.md")]
+    assert titles <= {document.read_text().partition("\n")[0] for document in documents}
+    assert len(titles) == len(linked) > 5
+    assert demo.get("/guide/sessions").headers["content-type"] == "text/plain; charset=utf-8"
+    assert demo.get("/guide/nothing").status_code == demo.get("/guide/..%2Fdemo.py").status_code == 404
+
+
+def test_the_page_shows_the_cookies_attributes_and_never_its_value(demo: Browser) -> None:
+    login = demo.post("/login")
+    assert login.headers["x-cookie-came"] == "no"
+    assert login.headers["x-cookie-set"] == f"__Host-Http-gaman=...; {ATTRIBUTES}"
+    check = demo.get("/check")
+    assert check.headers["x-cookie-came"] == "yes"
+    assert "x-cookie-set" not in check.headers
+    assert "Max-Age=0" in demo.post("/logout").headers["x-cookie-set"]
+
+
+def test_two_concurrent_requests_both_keep_their_item_and_ten_are_counted(demo: Browser) -> None:
+    assert demo.delete("/cart").json() == {"items": [], "count": 0}
+    assert at_once(demo, "/cart/tea", "/cart/bread") == [{"saw": []}] * 2
+    assert sorted(answer["count"] for answer in at_once(demo, *["/count"] * 10)) == [*range(1, 11)]
+    assert demo.get("/cart").json() == {"items": ["bread", "tea"], "count": 10}
+    assert demo.delete("/cart").json() == {"items": [], "count": 0}
+
+
+def test_a_logout_ends_the_session_although_a_request_writes_later(demo: Browser) -> None:
+    demo.post("/login")
+    [(name, token)] = demo.cookies.items()
+    with Connection(demo.client.base_url.port or 0) as late:
+        late.fetch(request("/check"))
+        late.send(request("/late", f"Cookie: {name}={token}", method="POST"))
+        # Once this is answered, the server has read the request before it, because that connection is accepted.
+        demo.get("/check")
+        demo.post("/logout")
+        written = late.read()
+    assert b"Angga" in written.body
+    assert "set-cookie" not in written.headers
+    demo.cookies[name] = token
+    assert demo.get("/status").json() == {"driver": "memory", "loggedIn": False, "devices": []}
+
+
+def test_a_logout_everywhere_ends_the_sessions_of_all_devices(demo: Browser, demo_url: str) -> None:
+    other = Browser(demo_url, **{"user-agent": "something"})
+    with other.client:
+        assert demo.post("/logout-everywhere").status_code == 401
+        demo.post("/login")
+        other.post("/login")
+        host = demo_url.rpartition("/")[2]
+        assert demo.get("/status").json()["devices"] == [
+            {"name": f"Firefox at {host}", "here": True},
+            {"name": f"Another browser at {host}", "here": False},
+        ]
+        assert other.post("/logout-everywhere").json() == {"ended": 2}
+        assert not other.cookies
+        for browser in (demo, other):
+            assert browser.get("/status").json()["loggedIn"] is False
+
+
+def test_the_demo_without_a_store_loses_an_item_and_says_why_it_ends_no_other_session() -> None:
+    with serving(str(EXAMPLES / "demo.py"), environment={"DRIVER": "cookies"}) as browser:
+        browser.delete("/cart")
+        at_once(browser, "/cart/tea", "/cart/bread")
+        assert len(browser.get("/cart").json()["items"]) == 1
+        browser.post("/login")
+        refused = browser.post("/logout-everywhere")
+        assert (refused.status_code, "has no store" in refused.text) == (501, True)
+        assert browser.get("/status").json() == {"driver": "cookies", "loggedIn": True, "devices": []}
+
+
+@pytest.mark.parametrize("example", ["workflow.py", "session_api.py"])
+def test_an_example_without_a_page_lists_its_routes(example: str) -> None:
+    with serving(str(EXAMPLES / example)) as browser:
+        home = browser.get("/")
+        assert home.headers["content-type"] == "text/html; charset=utf-8"
+        linked = re.findall(r'<a href="(.*?)">', home.text)
+        assert len(linked) == 4
+        for path in linked:
+            assert browser.get(path).status_code != 404
 
 
 def test_the_session_api_sets_gets_has_and_deletes() -> None:
@@ -205,6 +312,19 @@ def test_each_driver_counts_visits(driver: str, tmp_path: Path) -> None:
         browser.cookies = cookies
         # Only sessions in memory end with the server.
         assert browser.get("/").json() == {"visits": 1 if driver == "memory" else 4}
+
+
+@pytest.mark.parametrize(("driver", "variable"), [("redis", "REDIS_URL"), ("mongodb", "MONGODB_URI")])
+def test_a_start_that_waits_for_its_store_says_how_long_that_may_take(driver: str, variable: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = {"PORT": "0", variable: f"{driver}://127.0.0.1:{silent.getsockname()[1]}"}
+        with running(str(EXAMPLES / f"{driver}_driver.py"), cwd=tmp_path, env=environment) as program:
+            until(lambda: "\n" in program.stderr, "a line about the store")
+            assert program.stderr == (
+                f"waiting for the session store ({driver}); without an answer, the start fails within half a minute, "
+                "or later if the driver has a longer timeout\n"
+            )
+            assert not program.has_ended()
 
 
 def test_every_example_has_a_test() -> None:

@@ -38,6 +38,8 @@ logger = logging.getLogger("gaman")
 RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
 
 _PRIVATE = ((b"cache-control", b"no-store"), (b"vary", b"Cookie"))
+_QUIET_START = 1.0
+"""Seconds after which the start reports that it waits for the store."""
 _SWEEP_SECONDS = 60
 _SWEEP_BATCH = 1000
 
@@ -217,15 +219,27 @@ class _Hooks:
             logger.warning("%s", warning, extra=self._log_extra)
         export(self._sessions.counters, self._log_extra["driver"])
         if driver is not None:
-            await driver.open()
-            try:
-                await self._measure()
-            except BaseException:
-                await driver.close()
-                raise
-            from asyncio import create_task  # noqa: PLC0415 - takes 20 ms to load, which a server has done
+            from asyncio import create_task, get_running_loop  # noqa: PLC0415 - takes 20 ms to load, which a server has done
 
+            report = get_running_loop().call_later(_QUIET_START, self._report_waiting, driver.name)
+            try:
+                await driver.open()
+                try:
+                    await self._measure()
+                except BaseException:
+                    await driver.close()
+                    raise
+            finally:
+                report.cancel()
             self._sweeper = create_task(self._sweep(app))
+
+    def _report_waiting(self, driver: str) -> None:
+        logger.warning(
+            "waiting for the session store (%s); without an answer, the start fails within half a minute, "
+            "or later if the driver has a longer timeout",
+            driver,
+            extra=self._log_extra,
+        )
 
     async def on_shutdown(self, app: App) -> None:
         if self._sweeper is not None:
