@@ -71,12 +71,22 @@ def _read(file: Path) -> bytes:
         sys.exit(f"gaman: can't read {file}: {error.strerror}; give the path of a file of NAME=value lines")
 
 
-def _parse(file: Path, text: bytes) -> dict[str, str]:
-    from dotenv import dotenv_values  # noqa: PLC0415 - most commands read no file
+def _parse(file: Path, data: bytes) -> dict[str, str]:
+    """Return the values that *data* gives to names. SystemExit names a line that can't be read."""
+    from dotenv.parser import parse_stream  # noqa: PLC0415 - most commands read no file
 
     try:
-        values = dotenv_values(stream=StringIO(text.decode("utf-8-sig")), interpolate=False)
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = text.count(b"\n", 0, error.start) + 1
-        sys.exit(f"gaman: {file} isn't UTF-8 text in line {line}; save it as UTF-8")
-    return {name: value for name, value in values.items() if value is not None}
+        line = data.count(b"\n", 0, error.start) + 1
+        sys.exit(f"gaman: line {line} of {file} isn't UTF-8; save the file as UTF-8")
+    values: dict[str, str] = {}
+    # dotenv_values() would skip a line that it can't read.
+    for binding in parse_stream(StringIO(text)):
+        if binding.error:
+            blank = binding.original.string.partition(binding.original.string.lstrip())[0]
+            line = binding.original.line + blank.count("\n")
+            sys.exit(f"gaman: line {line} of {file} isn't NAME=value, or its quote isn't closed; correct that line")
+        if binding.key is not None and binding.value is not None:
+            values[binding.key] = binding.value
+    return values
