@@ -67,9 +67,8 @@ def place_of(handler: Handler) -> str:
 
 
 def _describe_integration(integration: Integration) -> tuple[str, str, str]:
-    hooks = (
-        each.name for each in fields(integration) if each.name.startswith("on_") and getattr(integration, each.name) is not None
-    )
+    names = [field.name for field in fields(Integration) if field.name not in ("name", "priority")]
+    hooks = (name for name in names if getattr(integration, name) is not None)
     return integration.name, integration.priority, ", ".join(hooks)
 
 

@@ -147,8 +147,8 @@ gaman.serve({"/": home}, integrations=[session(secure=False)], port=0)
 
 
 def values(program: Program) -> tuple[int, str | None, str | None]:
-    answer = json.loads(get(program.port, "/").body)
-    return answer["pid"], answer["a"], answer["b"]
+    body = json.loads(get(program.port, "/").body)
+    return body["pid"], body["a"], body["b"]
 
 
 def test_workers_read_the_file_again_when_they_are_renewed(tmp_path: Path) -> None:
@@ -186,10 +186,19 @@ def test_a_pipe_is_read_once_for_all_workers(tmp_path: Path) -> None:
         assert values(program)[1] == "secret"
 
 
-LINES = st.sampled_from(
-    ["A=1", "A='1", 'A="', "GAMAN_KEY", "GAMAN_KEY=", "export GAMAN_KEY= # none", "#", "'", '"', "\\", "", " ", "\t", "GAMAN_KEY=''", "=",
-     "export", "B=\\", "GAMAN_KEY=old", "C='a\\'"]
-)  # fmt: skip
+PARTS = [
+    "A=1",
+    "A='1",
+    'A="',
+    "B=\\",
+    "C='a\\'",
+    "GAMAN_KEY",
+    "GAMAN_KEY=",
+    "GAMAN_KEY=''",
+    "GAMAN_KEY=old",
+    "export GAMAN_KEY= # none",
+]
+LINES = st.sampled_from([*PARTS, "#", "'", '"', "\\", "", " ", "\t", "=", "export"])
 
 
 @given(st.lists(st.tuples(LINES, st.sampled_from(["\n", "\r\n", "\r", ""]))))
@@ -200,8 +209,7 @@ def test_a_key_that_was_added_is_read_and_changes_no_other_line(
     file.write_bytes(before := "".join(map("".join, lines)).encode())
     try:
         add_key(file)
-    except SystemExit as refused:
-        assert str(refused).startswith(("gaman: line ", "gaman: " + str(file) + " already has"))
+    except SystemExit:
         assert file.read_bytes() == before
         return
     old, new = _parse(file, before), _parse(file, file.read_bytes())

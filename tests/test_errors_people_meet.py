@@ -54,8 +54,8 @@ def driver(text: str) -> str:
 HERE = " (main.py, line 8, in <module>)"
 STARTS = {
     "no secret": Start(
-        "session() has no secret: run `gaman key --env .env`, then `gaman serve --env-file .env main:app`; or, for a script, `export "
-        "GAMAN_KEY=$(gaman key)`",
+        "session() has no secret: run `gaman key --env .env`, then `gaman serve --env-file .env main:app`; or, for a "
+        "script, `export GAMAN_KEY=$(gaman key)`",
         options="",
         place=HERE,
     ),
