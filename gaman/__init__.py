@@ -12,6 +12,7 @@ from gaman._response import Response
 from gaman._results import Result
 from gaman._routing import Table, define_routes
 from gaman._serve import serve
+from gaman._version import __version__ as __version__
 from gaman.errors import (
     ClientDisconnected,
     ConfigError,

@@ -1,103 +1,138 @@
-"""The `gaman` command: create a key, serve an application, remove expired data."""
+"""The `gaman` command: create a project, a key, serve an application, list its routes, remove expired data."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
-import re
+import platform
 import secrets
-import shlex
-import stat
 import sys
 import traceback
-from collections.abc import Sequence
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from gaman._app import App
+from gaman._command_new import create_project
+from gaman._command_routes import describe
+from gaman._command_settings import add_key, load_settings, warn_of_readers
 from gaman._server import run
 from gaman._tracebacks import exc_info_of, explain, location_of
+from gaman._version import __version__
 from gaman.errors import ConfigError, GamanError
 
-_has_key = re.compile(rb"^(\xef\xbb\xbf)?\s*(export\s+)?GAMAN_KEY\s*=", re.MULTILINE).search
+_FOR_APP = ("debug", "trusted_proxies", "allowed_hosts")
+"""The options of `gaman serve` that change the App; the others are arguments of run()."""
+_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. SystemExit has its status, and the message if it failed."""
-    parser = argparse.ArgumentParser(prog="gaman", description="A minimal async web framework.")
-    commands = parser.add_subparsers(required=True, metavar="command")
-
-    key = commands.add_parser("key", help="print a new secret for sessions, or add it to a file of settings")
-    key.add_argument("--env", type=Path, metavar="FILE", help="add GAMAN_KEY= to FILE instead of printing")
-    key.set_defaults(run=_key)
-
-    serve = commands.add_parser("serve", help="serve an App")
-    serve.add_argument("app", help="the App, such as main:app")
-    serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=int, default=3431)
-    serve.add_argument("--workers", type=int, default=1, help="number of processes")
-    serve.add_argument("--reload", action="store_true", help="restart when a source file changes")
-    serve.add_argument("--trusted-proxies", metavar="LIST", help="addresses and networks, with commas")
-    serve.add_argument("--allowed-hosts", metavar="LIST", help="the hosts that the App answers, with commas")
-    serve.add_argument("--timeout-request", type=float, default=30, metavar="SECONDS", help="how long a client may be silent")
-    serve.add_argument("--max-connections", type=int, metavar="COUNT", help="limit of each process; further connections get 503")
-    serve.add_argument("--timeout-graceful-shutdown", type=int, default=30, metavar="SECONDS")
-    serve.set_defaults(run=_serve)
-
-    purge = commands.add_parser("purge", help="remove expired sessions and other expired data of integrations")
-    purge.add_argument("app", help="the App, such as main:app")
-    purge.set_defaults(run=_purge)
-
+    parser = make_parser()
     options = parser.parse_args(arguments)
+    if "run" not in options:
+        parser.print_help(sys.stderr)
+        sys.exit(2)
+    if (file := getattr(options, "env_file", None)) is not None:
+        load_settings(file)
     options.run(options)
 
 
-def _key(options: argparse.Namespace) -> None:
-    file: Path | None = options.env
-    secret = secrets.token_urlsafe(32)
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command's arguments."""
+    parser = ArgumentParser(prog="gaman", description="A minimal async web framework with encrypted sessions.")
+    version = f"gaman {__version__} ({platform.python_implementation()} {platform.python_version()})"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(metavar="command")
+
+    def add(name: str, run: Callable[[Namespace], None], about: str, *, takes_app: bool = True) -> ArgumentParser:
+        # An option that isn't given keeps the default of run().
+        command = commands.add_parser(name, help=about, description=about, argument_default=SUPPRESS)
+        command.set_defaults(run=run)
+        if takes_app:
+            command.add_argument("app", metavar="main:app", help="the module, and the name of the App in it")
+            command.add_argument(
+                "--env-file", type=Path, metavar="FILE", help="read settings such as GAMAN_KEY; the environment has precedence"
+            )
+        return command
+
+    new = add("new", _new, "write a small project to start from: a login, a test, settings", takes_app=False)
+    new.add_argument("folder", metavar="NAME", type=Path, help="the new folder, or . for the working directory")
+
+    serve = add("serve", _serve, "serve an application")
+    serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=3431, help="its port; 0 takes a free one (default: 3431)")
+    serve.add_argument("--uds", metavar="PATH", help="listen on a Unix socket instead")
+    serve.add_argument("--ssl-certfile", metavar="FILE", help="serve HTTPS with this certificate and those that it depends on")
+    serve.add_argument("--ssl-keyfile", metavar="FILE", help="the certificate's private key, if it is in another file")
+    serve.add_argument("--workers", type=int, metavar="COUNT", help="number of processes (default: 1)")
+    serve.add_argument("--reload", action="store_true", help="restart when a source file changes")
+    serve.add_argument("--debug", action="store_true", help="show tracebacks to the client, and log each request")
+    serve.add_argument("--access-log", action="store_true", help="log each request")
+    serve.add_argument("--log-level", choices=_LEVELS, help="show the log from this level on: %(choices)s", metavar="LEVEL")
+    serve.add_argument("--trusted-proxies", metavar="LIST", help="addresses and networks, with commas")
+    serve.add_argument("--allowed-hosts", metavar="LIST", help="the hosts that the App answers, with commas")
+    serve.add_argument("--timeout-request", type=float, metavar="SECONDS", help="how long a client may be silent (default: 30)")
+    serve.add_argument(
+        "--max-connections", type=int, metavar="COUNT", help="limit of each process; further connections get 503 (default: none)"
+    )
+    serve.add_argument(
+        "--timeout-graceful-shutdown", type=int, metavar="SECONDS", help="how long requests may take at a stop (default: 30)"
+    )
+
+    add("routes", _routes, "list the routes of an App: methods, path, middleware, handler with its line")
+
+    key = add("key", _key, "print a new secret for sessions, or add it to a file of settings", takes_app=False)
+    key.add_argument("--env", type=Path, metavar="FILE", help="add GAMAN_KEY= to FILE instead of printing")
+
+    add("purge", _purge, "remove expired sessions and other expired data of integrations")
+    return parser
+
+
+def _new(options: Namespace) -> None:
+    for line in create_project(options.folder):
+        print(line)
+
+
+def _key(options: Namespace) -> None:
+    file: Path | None = getattr(options, "env", None)
     if file is None:
-        print(secret)
+        print(secrets.token_urlsafe(32))
         return
-    try:
-        before = file.read_bytes() if file.exists() else b""
-        if _has_key(before):
-            sys.exit(f"gaman: {file} already has a GAMAN_KEY; sessions sealed with it would be lost, so remove it yourself first")
-        newline = "" if not before or before.endswith(b"\n") else "\n"
-        # Only its owner can read a new file; an existing file keeps its mode.
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as opened:
-            opened.write(f"{newline}GAMAN_KEY={secret}\n".encode())
-            mode = os.fstat(opened.fileno()).st_mode
-    except OSError as error:
-        sys.exit(f"gaman: can't write {file}: {error.strerror}")
+    add_key(file)
     print(f"gaman: GAMAN_KEY is in {file}; keep it out of version control")
-    if mode & (stat.S_IRGRP | stat.S_IROTH):
-        print(f"gaman: other users of this machine may read it; run `chmod 600 {shlex.quote(str(file))}`", file=sys.stderr)
+    warn_of_readers(file)
 
 
-def _serve(options: argparse.Namespace) -> None:
+def _serve(options: Namespace) -> None:
     app = find_app(options.app)
+    given = vars(options)
+    for_app = [name for name in _FOR_APP if name in given]
+    if for_app:
+        _configure(_need_app(app, options.app, f"--{for_app[0].replace('_', '-')}"), options)
+    run(app, **{name: value for name, value in given.items() if name not in (*_FOR_APP, "run", "app", "env_file")})
+
+
+def _configure(app: App, options: Namespace) -> None:
+    """Change *app* as *options* say."""
     try:
-        if options.trusted_proxies is not None:
+        if "debug" in options:
+            app.debug = True
+        if "trusted_proxies" in options:
             app.trust(options.trusted_proxies)
-        if options.allowed_hosts is not None:
+        if "allowed_hosts" in options:
             app.allow(options.allowed_hosts)
     except ConfigError as error:
         sys.exit(f"gaman: {error}")
-    run(
-        app,
-        host=options.host,
-        port=options.port,
-        workers=options.workers,
-        reload=options.reload,
-        timeout_request=options.timeout_request,
-        max_connections=options.max_connections,
-        timeout_graceful_shutdown=options.timeout_graceful_shutdown,
-    )
 
 
-def _purge(options: argparse.Namespace) -> None:
-    app = find_app(options.app)
+def _routes(options: Namespace) -> None:
+    print("\n".join(describe(_need_app(find_app(options.app), options.app, "gaman routes"))))
+
+
+def _purge(options: Namespace) -> None:
+    app = _need_app(find_app(options.app), options.app, "gaman purge")
 
     async def purge() -> dict[str, int]:
         await app.load()
@@ -114,6 +149,13 @@ def _purge(options: argparse.Namespace) -> None:
         print(f"gaman: {name}: {count} removed")
     if not removed:
         print(f"gaman: nothing in {options.app} is stored on this server")
+
+
+def _need_app(app: object, target: str, what: str) -> App:
+    """Return *app* if it is an App; else exit, because *what* works with no other ASGI application."""
+    if not isinstance(app, App):
+        sys.exit(f"gaman: {what} needs a gaman.App, and {target} is another ASGI application, a {type(app).__name__}")
+    return app
 
 
 def find_app(target: str) -> App:

@@ -175,7 +175,8 @@ def _fault(segment: str) -> str | None:
 
 def _by_method(path: str, table: Table) -> Handler:
     """Return middleware that runs the handlers of *table* for the request's method."""
-    by_method = {row.method: chain(row.handlers) for row in _flatten(table, path)}
+    rows = list(_flatten(table, path))
+    by_method = {row.method: chain(row.handlers) for row in rows}
     for key in table:
         if key not in by_method:
             raise ConfigError(f"{path}: a path that ends in * has only methods below it, not {key!r}")
@@ -185,4 +186,5 @@ def _by_method(path: str, table: Table) -> Handler:
         handler = by_method.get(ctx.method) or by_method.get("ALL")
         return None if handler is None else await handler(ctx)
 
+    middleware.__qualname__ = ", ".join(f"{row.method} {name_of(handler)}" for row in rows for handler in row.handlers)
     return middleware

@@ -78,6 +78,8 @@ ORDER = [
     ["gaman.testing", "gaman.__main__"],
     ["gaman"],
     ["gaman._serve"],
+    ["gaman._command_new", "gaman._command_routes"],
+    ["gaman._command_settings"],
     ["gaman._server"],
     ["gaman._server._supervisor", "gaman._server._uvicorn"],
     ["gaman._server._workers", "gaman._server._connections"],
@@ -114,6 +116,7 @@ ORDER = [
         "gaman._log",
         "gaman._params",
         "gaman._target",
+        "gaman._version",
         "gaman._worker_count",
     ],
     ["gaman.errors"],
@@ -126,6 +129,7 @@ PARTS = {"file": ["_folder", "_due", "_owner_folders", "_disk"], "sql": ["_sqlit
 # Packages that only one file or one package imports.
 OWNERS = {
     "uvicorn": "gaman._server",
+    "dotenv": "gaman._command_settings",
     "python_multipart": "gaman._multipart",
     "httpx": "gaman.testing",
     "redis": "gaman_session.drivers.redis",
@@ -137,6 +141,8 @@ OWNERS = {
 OPTIONAL = {"redis": ["redis"], "sql": ["aiosqlite"], "mongodb": ["pymongo"]}
 # uvicorn uses it if it is installed; gaman doesn't import it.
 FOR_UVICORN = {"uvloop"}
+# Packages whose name isn't the one that they are imported by.
+PACKAGES = {"dotenv": "python-dotenv"}
 # Optional: gaman uses these packages if the user has installed them.
 IF_INSTALLED = {"opentelemetry", "watchfiles"}
 
@@ -158,6 +164,9 @@ class Import(NamedTuple):
 def find_modules() -> Iterator[Module]:
     for root in SOURCES:
         for path in sorted(root.glob("gaman*/**/*.py")):
+            if path.parent.name == "_project":
+                # A user's code, which `gaman new` copies.
+                continue
             parts = path.relative_to(root).with_suffix("").parts
             yield Module(".".join(parts).removesuffix(".__init__"), path.read_text(encoding="utf-8"))
 
@@ -207,7 +216,8 @@ def exported(text: str) -> list[str]:
     assert isinstance(last, ast.Assign), ast.unparse(last)
     assert ast.unparse(last.targets[0]) == "__all__"
     exports: list[str] = ast.literal_eval(last.value)
-    assert sorted(names) == sorted(exports)
+    # A star import must not replace the importing module's own version.
+    assert sorted(names) == sorted([*exports, *({"__version__"} & {*names})])
     return exports
 
 
@@ -323,7 +333,7 @@ def test_the_declared_dependencies_are_the_imported_packages() -> None:
     def names(requirements: list[str]) -> list[str]:
         return [re.split(r"[^\w-]", requirement)[0] for requirement in requirements]
 
-    imported = {name.replace("_", "-") for module in MODULES for name in third_party(module.text)}
+    imported = {PACKAGES.get(name, name.replace("_", "-")) for module in MODULES for name in third_party(module.text)}
     extras = {extra: names(packages) for extra, packages in project["project"]["optional-dependencies"].items()}
     # An App runs on Granian, and nothing imports it.
     assert extras == OPTIONAL | {"granian": ["granian"], "all": ["gaman"]}

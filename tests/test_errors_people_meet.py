@@ -54,7 +54,8 @@ def driver(text: str) -> str:
 HERE = " (main.py, line 8, in <module>)"
 STARTS = {
     "no secret": Start(
-        "session() has no secret: run `gaman key`, and pass what it prints as secret= or in the environment's GAMAN_KEY",
+        "session() has no secret: run `gaman key --env .env`, then `gaman serve --env-file .env main:app`; or, for a "
+        "script, `export GAMAN_KEY=$(gaman key)`",
         options="",
         place=HERE,
     ),
@@ -110,6 +111,12 @@ STARTS = {
         'the redis driver needs the package redis: pip install "gaman[redis]"',
         driver("{'type': 'redis'}"),
         before="sys.modules['redis'] = None",
+        place=HERE,
+    ),
+    "missing part of an extra": Start(
+        'the mongodb driver needs the package pymongo: pip install "gaman[mongodb]"',
+        driver("{'type': 'mongodb', 'db_name': 'x'}"),
+        before="sys.modules['bson'] = None",
         place=HERE,
     ),
     "Redis not running": Start(

@@ -57,7 +57,13 @@ def test_key_creates_a_file_that_only_its_owner_can_read(tmp_path: Path) -> None
         (b"A=1\r\nB=2\r\n", b""),
         (b"# GAMAN_KEY=old\n", b""),
         (b"OTHER_GAMAN_KEY=1\nGAMAN_KEY_2=1\n", b""),
-        (b"\xff\xfe=\xe9\r\n\r\n\tx = 'y'  ", b"\n"),
+        (b"\xef\xbb\xbfA=1", b"\n"),
+        (b"GAMAN_KEY=\n", b""),
+        (b"GAMAN_KEY", b"\n"),
+        (b"export GAMAN_KEY='' # none yet\r\n", b""),
+        (b"GAMAN_KEY=old\nGAMAN_KEY=\n", b""),
+        (b"NOTE='\nGAMAN_KEY=quoted\n'\n", b""),
+        ("PLACE=Århus\r\n\r\n\tx = 'y'  ".encode(), b"\n"),
     ],
 )
 def test_key_keeps_the_other_lines_of_a_file_byte_for_byte(tmp_path: Path, before: bytes, added: bytes) -> None:
@@ -77,7 +83,7 @@ def test_key_says_how_to_hide_a_file_that_others_may_read(tmp_path: Path, mode: 
     file.touch()
     file.chmod(mode)
     _, stderr = gaman("key", "--env", "my settings", cwd=tmp_path)
-    warning = "gaman: other users of this machine may read it; run `chmod 600 'my settings'`\n"
+    warning = "gaman: other users of this machine may read my settings; run `chmod 600 'my settings'`\n"
     assert stderr == (warning if mode & 0o044 else "")
     assert stat.S_IMODE(file.stat().st_mode) == mode
 
@@ -88,9 +94,10 @@ def test_key_says_how_to_hide_a_file_that_others_may_read(tmp_path: Path, mode: 
         b"GAMAN_KEY=old",
         b"export GAMAN_KEY=old",
         b"  GAMAN_KEY = old",
-        b"GAMAN_KEY=",
         b"\xef\xbb\xbfGAMAN_KEY=old",
-        b"\xff\nGAMAN_KEY=x",
+        b"A=1\r\nGAMAN_KEY='old'\r\n",
+        b"'GAMAN_KEY'=\"old\" # the key",
+        b"GAMAN_KEY=\nGAMAN_KEY=old\n",
     ],
 )
 def test_key_refuses_to_replace_a_key(tmp_path: Path, line: bytes) -> None:
@@ -102,10 +109,10 @@ def test_key_refuses_to_replace_a_key(tmp_path: Path, line: bytes) -> None:
     assert file.read_bytes() == line
 
 
-@pytest.mark.parametrize("path", [".", "no/such/folder/.env"])
-def test_key_says_in_one_line_why_a_file_cannot_be_written(tmp_path: Path, path: str) -> None:
+@pytest.mark.parametrize(("path", "what"), [(".", "read"), ("no/such/folder/.env", "write")])
+def test_key_says_in_one_line_why_a_file_cannot_be_written(tmp_path: Path, path: str, what: str) -> None:
     _, stderr = gaman("key", "--env", path, cwd=tmp_path, status=1)
-    assert stderr.startswith(f"gaman: can't write {path}: ")
+    assert stderr.startswith(f"gaman: can't {what} {path}: ")
     assert len(stderr.splitlines()) == 1
 
 

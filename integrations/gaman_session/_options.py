@@ -142,7 +142,8 @@ def _secrets(secret: str | Sequence[str] | None) -> Sequence[str]:
         secret = os.environ.get("GAMAN_KEY")
     if secret is None:
         raise ConfigError(
-            "session() has no secret: run `gaman key`, and pass what it prints as secret= or in the environment's GAMAN_KEY"
+            "session() has no secret: run `gaman key --env .env`, then `gaman serve --env-file .env main:app`; "
+            "or, for a script, `export GAMAN_KEY=$(gaman key)`"
         )
     if not isinstance(secret, (str, list, tuple)):
         raise ConfigError("session(): a secret is a string, or a list of them with the newest first; `gaman key` makes one")

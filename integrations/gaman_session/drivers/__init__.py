@@ -27,5 +27,7 @@ def find_driver(name: str) -> Callable[..., Driver]:
         if cause.name is None or cause.name.startswith("gaman"):
             raise
         package = cause.name.partition(".")[0]
+        # pymongo installs bson, and the package of that name is another one.
+        package = "pymongo" if package == "bson" else package
         raise MissingDependency(f'the {name} driver needs the package {package}: pip install "gaman[{name}]"') from cause
     return cast("Callable[..., Driver]", getattr(found, attribute))

@@ -1,0 +1,78 @@
+"""`gaman routes`: an App's table as text, with the middleware and the line of each handler."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from inspect import unwrap
+from types import CodeType
+from typing import NamedTuple
+
+from gaman._app import App
+from gaman._handlers import function_of, name_of
+from gaman._integration import Integration
+from gaman._matching import Entry, Handler, Layer
+
+_GAMAN = os.path.dirname(__file__) + os.sep
+
+
+def describe(app: App) -> Iterator[str]:
+    """Yield the lines that show the routes of *app* as they were written, and its integrations in the order in which they run."""
+    rows: dict[tuple[object, ...], _Row] = {}
+    guards = [entry for entry in app.routes.entries if entry.layer.is_middleware]
+    for entry in app.routes.entries:
+        # By identity, because an object that is a handler may have no hash.
+        key = (_path_of(entry), *map(id, entry.layer.handlers))
+        if (row := rows.get(key)) is None:
+            rows[key] = _Row(entry.method, _path_of(entry), _names_before(entry.layer, guards), entry.layer.handlers[-1])
+        else:
+            rows[key] = row._replace(methods=f"{row.methods}, {entry.method}")
+    cells = [(row.methods, row.path, row.middleware, name_of(row.handler), place_of(row.handler)) for row in rows.values()]
+    yield from _align([("methods", "path", "middleware", "handler", "line"), *cells])
+    if app.integrations:
+        yield ""
+        yield from _align([("integration", "priority", "hooks"), *map(_describe_integration, app.integrations)])
+
+
+class _Row(NamedTuple):
+    methods: str
+    path: str
+    middleware: str
+    handler: Handler
+
+
+def _path_of(entry: Entry) -> str:
+    return entry.name.removeprefix(f"{entry.method} ")
+
+
+def _names_before(layer: Layer, guards: Iterable[Entry]) -> str:
+    """Return the names of what runs before the last handler of *layer*, each with its path if it runs for some requests only."""
+    names: list[str] = []
+    for guard in guards:
+        if not layer.is_middleware and guard.layer.may_cover(layer.segments):
+            where = "" if guard.layer.covers(layer.segments) else f" ({_path_of(guard)})"
+            names += [f"{name_of(handler)}{where}" for handler in guard.layer.handlers]
+    return ", ".join([*names, *map(name_of, layer.handlers[:-1])])
+
+
+def place_of(handler: Handler) -> str:
+    """Return the file of *handler*, relative to the working directory if it is below it, and its line; "" for gaman's own."""
+    function = function_of(handler)
+    code = getattr(unwrap(function) if callable(function) else None, "__code__", None)
+    if not isinstance(code, CodeType) or code.co_filename.startswith(_GAMAN):
+        return ""
+    path = os.path.relpath(code.co_filename) if code.co_filename.startswith(os.getcwd() + os.sep) else code.co_filename
+    return f"{path}:{code.co_firstlineno}"
+
+
+def _describe_integration(integration: Integration) -> tuple[str, str, str]:
+    names = [field.name for field in fields(Integration) if field.name not in ("name", "priority")]
+    hooks = (name for name in names if getattr(integration, name) is not None)
+    return integration.name, integration.priority, ", ".join(hooks)
+
+
+def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

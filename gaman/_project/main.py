@@ -1,0 +1,127 @@
+"""The site: an account for each user, and the forms that lead to it."""
+
+from __future__ import annotations
+
+from html import escape
+from urllib.parse import quote
+
+import gaman
+from dotenv import load_dotenv
+from gaman import Context, Response
+from gaman.session import session
+
+import users
+
+REMEMBERED = 30 * 86_400
+"""Seconds for which a browser stays logged in if the user asks for it."""
+
+load_dotenv(interpolate=False)  # GAMAN_KEY and other settings, from the file .env
+
+
+async def home(ctx: Context) -> Response:
+    """Show the front page."""
+    return await page(ctx, "Welcome", '<p><a href="/account">Your account</a> · <a href="/signup">Sign up</a></p>')
+
+
+async def require_login(ctx: Context) -> Response | None:
+    """Send visitors to the login, and back from there."""
+    if await ctx.session.has("user"):
+        return None
+    return Response.redirect(f"/login?next={quote(ctx.path)}", status=303)
+
+
+async def account(ctx: Context) -> Response:
+    """Show a page that only a user sees."""
+    user = await ctx.session.get("user", "", type=str)
+    logout_form = '<form method="post" action="/logout"><button>Log out</button></form>'
+    return await page(ctx, "Your account", f"<p>You are {escape(user)}.</p>{logout_form}")
+
+
+async def login_form(ctx: Context, notice: str = "") -> Response:
+    """Show the form of the login."""
+    return await page(ctx, "Log in", FORM.format(autocomplete="current-password", more=REMEMBER, button="Log in"), notice)
+
+
+async def login(ctx: Context) -> Response:
+    """Log a user in."""
+    name, password = await ctx.input("name") or "", await ctx.input("password") or ""
+    if not await users.check(name, password):
+        return await login_form(ctx, "There is no user with this name and password.")
+    return await enter(ctx, name)
+
+
+async def signup_form(ctx: Context, notice: str = "") -> Response:
+    """Show the form for new users."""
+    return await page(ctx, "Sign up", FORM.format(autocomplete="new-password", more="", button="Sign up"), notice)
+
+
+async def signup(ctx: Context) -> Response:
+    """Create a user, and log them in."""
+    name, password = await ctx.input("name") or "", await ctx.input("password") or ""
+    if not 1 <= len(name) <= 64 or not name.isprintable() or not 8 <= len(password) <= 1024:
+        return await signup_form(ctx, "A name has up to 64 characters, and a password at least 8.")
+    if not await users.create(name, password):
+        return await signup_form(ctx, "This name is taken.")
+    return await enter(ctx, name)
+
+
+async def enter(ctx: Context, name: str) -> Response:
+    """Begin the session of a user, and send them to the page that they came for."""
+    # Checked first: a `next` that leads to another site is a 400, and changes nothing.
+    response = Response.redirect(ctx.query.get("next") or "/account", status=303, local=True)
+    # A new id, so that a session from before the login doesn't become the user's.
+    await ctx.session.regenerate(max_age=REMEMBERED if await ctx.input("remember") else 0)
+    await ctx.session.set("user", name)
+    await ctx.session.set("notice", f"Hello {name}!")
+    return response
+
+
+async def logout(ctx: Context) -> Response:
+    """End the session."""
+    await ctx.session.clear()
+    return Response.redirect("/", status=303)
+
+
+async def page(ctx: Context, title: str, body: str, notice: str = "") -> Response:
+    """Return a page of HTML, with its *notice* or the one that an earlier request left."""
+    notice = notice or await ctx.session.pop("notice", "")
+    return Response.html(PAGE.format(title=escape(title), notice=escape(notice), body=body))
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 1.1rem/1.5 system-ui; max-width: 30rem; margin: 2rem auto; padding: 0 1rem }}
+label {{ display: block }}
+</style>
+<h1>{title}</h1>
+<p role="status">{notice}</p>
+{body}
+"""
+# Without an action, a form is sent to its own URL, with its query.
+FORM = """<form method="post">
+<label>Name <input name="name" autocomplete="username" maxlength="64" required></label>
+<label>Password <input name="password" type="password" autocomplete="{autocomplete}" minlength="8" required></label>
+{more}
+<button>{button}</button>
+</form>
+"""
+REMEMBER = '<label><input name="remember" type="checkbox"> Remember me for 30 days</label>'
+
+app = gaman.App(
+    {
+        "/": {"GET": home},
+        "/account/*": require_login,
+        "/account": {"GET": account},
+        "/login": {"GET": login_form, "POST": login},
+        "/signup": {"GET": signup_form, "POST": signup},
+        "/logout": {"POST": logout},
+    },
+    integrations=[session()],
+)
+
+if __name__ == "__main__":
+    gaman.serve(app)
