@@ -136,7 +136,7 @@ class _Exchange(httpx.AsyncByteStream):
                 return httpx.Response(500)
             self._has_begun = True
             if self._raises_errors and (error := self._failures.hidden_by(start["status"])) is not None:
-                async for _ in self:
+                while await self._next() is not None:
                     pass
                 raise error
         except BaseException:
