@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from gaman import App, ConfigError, Context, HTTPError, MissingDependency, Response, define_integration, define_routes
-from gaman.testing import SyncTestClient, TestClient
+from gaman.testing import SyncTestClient, TestClient, _transport
 from tests.test_readme import blocks
 
 anyio = pytest.mark.anyio
@@ -289,6 +289,19 @@ def test_errors_are_not_raised_if_the_test_says_so() -> None:
             client.get("/stream")
 
 
+def test_a_request_whose_error_is_raised_ends_in_the_application_as_any_other() -> None:
+    events: list[str] = []
+    app = App({"/": fail})
+
+    async def middleware(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope, receive, send)
+        events.append(scope["type"])
+
+    with TestClient(middleware) as client, pytest.raises(ValueError, match="the handler"):
+        client.get("/")
+    assert events == ["http", "lifespan"]
+
+
 def test_an_http_error_is_a_response_even_at_500() -> None:
     async def unavailable(ctx: Context) -> Response:
         raise HTTPError(503, "later")
@@ -386,6 +399,8 @@ async def test_an_endless_stream_runs_as_fast_as_the_test_reads_and_ends_with_th
         async with client.stream("GET", "/") as response:
             lines = response.aiter_lines()
             assert [await anext(lines) for _ in range(3)] == ["1", "2", "3"]
+            for _ in range(50):
+                await asyncio.sleep(0)
             assert ticks.count < 6
         assert ticks.has_ended
 
@@ -399,19 +414,69 @@ def test_an_endless_stream_can_be_read_without_await() -> None:
         assert ticks.has_ended
 
 
-def test_a_response_that_stays_open_is_closed_with_the_client() -> None:
+@anyio
+async def test_a_response_that_stays_open_is_closed_with_the_client() -> None:
     ticks = Ticks()
-    with TestClient(App({"/": ticks.handle})) as client:
-        response = client.send(client.build_request("GET", "/"), stream=True)
+    async with TestClient(App({"/": ticks.handle})) as client:
+        response = await client.send(client.build_request("GET", "/"), stream=True)
         assert response.status_code == 200
     assert ticks.has_ended
 
 
-def test_a_head_request_gets_no_body() -> None:
-    with TestClient(App({"/": show})) as client:
+class Sleeper:
+    """A handler that sleeps for an hour, before its response or after the first chunk, and tells if it is cancelled."""
+
+    def __init__(self) -> None:
+        self.is_cancelled = False
+
+    async def sleep(self) -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            self.is_cancelled = True
+            raise
+
+    async def handle(self, ctx: Context) -> str:
+        await self.sleep()
+        return "late"
+
+    async def send(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        await self.sleep()
+
+
+@anyio
+async def test_a_request_that_the_test_cancels_is_cancelled_in_the_application() -> None:
+    sleeper = Sleeper()
+    async with TestClient(App({"/": sleeper.handle, "/x": show})) as client:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.get("/"), 0.05)
+        assert sleeper.is_cancelled
+        assert (await client.get("/x")).status_code == 200
+
+
+@anyio
+async def test_an_application_that_ignores_the_disconnect_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_transport, "_GRACE", 0.05)
+    sleeper = Sleeper()
+    async with TestClient(sleeper.send) as client, client.stream("GET", "/") as response:
+        assert await anext(response.aiter_bytes()) == b"first"
+    assert sleeper.is_cancelled
+
+
+async def send_greeting(scope: Any, receive: Any, send: Any) -> None:
+    """Send a body whatever the method: dropping it is the server's part (ASGI, HTTP)."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+    await send({"type": "http.response.body", "body": b"Hello"})
+
+
+@pytest.mark.parametrize("application", [App({"/": show}), send_greeting], ids=["App", "ASGI"])
+def test_a_head_request_gets_no_body(application: Any) -> None:
+    with TestClient(application) as client:
         response = client.head("/")
     assert (response.status_code, response.content) == (200, b"")
-    assert int(response.headers["content-length"]) > 10
+    assert int(response.headers["content-length"]) >= 5
 
 
 # Outside of `with`

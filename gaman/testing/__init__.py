@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-try:
-    import httpx  # noqa: F401 - the files below need it
-except ImportError as cause:
-    from gaman.errors import MissingDependency
+from importlib.util import find_spec
 
-    raise MissingDependency('gaman.testing needs httpx: pip install "gaman[test]"') from cause
+from gaman.errors import MissingDependency
+
+if find_spec("httpx") is None:
+    raise MissingDependency('gaman.testing needs httpx: pip install "gaman[test]"')
 
 from gaman.testing._client import SyncTestClient, TestClient
 from gaman.testing._session import SyncSession

@@ -52,7 +52,7 @@ class TestClient(httpx.AsyncClient):
     def __init__(self, app: Application, *, base_url: str = _BASE_URL, raise_errors: bool = True, **options: Any) -> None:
         check_application(app)
         self._app = app
-        self._options = {"base_url": base_url, "raise_errors": raise_errors, **options}
+        self._options: dict[str, Any] = {"base_url": base_url, "raise_errors": raise_errors, **options}
         self._sync: SyncTestClient | None = None
         self._stack = AsyncExitStack()
         self._app_transport = Transport(app, raises_errors=raise_errors)

@@ -76,7 +76,13 @@ async def _run(app: Application, state: State) -> AsyncGenerator[None]:
     """Run the lifespan of *app*, if it has one (ASGI, Lifespan Protocol)."""
     incoming, outgoing = asyncio.Queue[dict[str, Any]](), asyncio.Queue[dict[str, Any] | None]()
     scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": state}
-    task = asyncio.ensure_future(app(scope, incoming.get, outgoing.put))
+
+    async def send(message: dict[str, Any]) -> None:
+        if not message["type"].startswith("lifespan."):
+            raise RuntimeError("a lifespan has no HTTP response; this application doesn't look at its scope's type")
+        outgoing.put_nowait(message)
+
+    task = asyncio.ensure_future(app(scope, incoming.get, send))
     task.add_done_callback(lambda _: outgoing.put_nowait(None))
 
     async def ask(event: str) -> bool:

@@ -16,7 +16,7 @@ from gaman.testing._portal import call
 Message: TypeAlias = MutableMapping[str, Any]
 
 _GRACE = 5
-"""Seconds that an application gets to end a request after the client has disconnected."""
+"""Seconds that an application has to end a request after the test has closed its response."""
 
 
 def scope_of(request: httpx.Request) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class _Exchange(httpx.AsyncByteStream):
                     pass
                 raise error
         except BaseException:
-            await self._end()
+            await self._end(grace=0)
             raise
         return httpx.Response(start["status"], headers=[*start.get("headers", ())], stream=self)
 
@@ -153,16 +153,17 @@ class _Exchange(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         """Disconnect, unless the application has ended the request."""
         if not self._task.done():
-            await self._end()
+            await self._end(_GRACE)
             if (error := self._error()) is not None and not isinstance(error, _Disconnected):
                 raise error
 
-    async def _end(self) -> None:
+    async def _end(self, grace: float) -> None:
+        """Disconnect, and cancel the application's call if it takes longer than *grace* seconds to end."""
         self._has_disconnected = True
         self._over.set()
         while not self._messages.empty():
             await self._next()
-        await asyncio.wait([self._task], timeout=_GRACE)
+        await asyncio.wait([self._task], timeout=grace)
         self._task.cancel()
         await asyncio.wait([self._task])
 
