@@ -12,7 +12,7 @@ import anyio
 from gaman import _access
 from gaman._asgi import Receive, Scope, Send
 from gaman._context import Context, log_extra, no_session
-from gaman._failures import log_failure, warn_of_nothing
+from gaman._failures import log_break, log_failure, log_hook_failure, warn_of_nothing
 from gaman._framing import BODILESS, CONTENT_TYPE, content_length, without_body
 from gaman._headers import RawHeaders
 from gaman._hosts import AllowedHosts, host_fault
@@ -24,7 +24,7 @@ from gaman._response import OK, Response, check_response, open_body
 from gaman._results import NothingReturned, error_response, to_response
 from gaman._routing import Table, define_routes
 from gaman._target import in_origin_form
-from gaman._tracebacks import exc_info_of, explain, location_of
+from gaman._tracebacks import exc_info_of, explain
 from gaman._trailers import drop_trailers
 from gaman._worker_count import count_workers
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, ResultError
@@ -237,8 +237,7 @@ class App:
             raise
         except GamanError as error:
             # The status is already sent. The server closes the connection of an unfinished response, which the client notices.
-            fault = f"{type(error).__name__}: {explain(error)}{location_of(error, handler)}"
-            logger.error("%s %r broke off: %s", ctx.method, ctx.path, fault, extra=ctx.log_extra)
+            log_break(ctx, error, handler)
 
     async def _recover(self, ctx: Context, error: Exception, handler: object = None) -> Response:
         """Return the response to *error*: the first one of an on_error hook, or the error's own. Unexpected errors are logged."""
@@ -258,9 +257,7 @@ class App:
             except ClientDisconnected:
                 raise
             except Exception as failure:
-                logger.error(
-                    "an on_error hook failed on %s %r", ctx.method, ctx.path, exc_info=exc_info_of(failure), extra=ctx.log_extra
-                )
+                log_hook_failure(ctx, failure)
         if response is not None:
             return response
         if isinstance(error, HTTPError):

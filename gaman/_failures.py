@@ -1,4 +1,4 @@
-"""Failures: the log lines about errors of handlers and hooks."""
+"""Failures: the errors of handlers and hooks, as the log and a test client see them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,27 @@ from gaman.errors import GamanError, HTTPError
 
 logger = logging.getLogger("gaman")
 
+FAILURES = "gaman.failures"
+"""The key of an ASGI scope under which a test client puts the Failures of the request."""
+
 _lacks_attribute = re.compile(r"'(\w+)' object has no attribute '(\w+)'").match
+
+
+class Failures:
+    """The errors of one request that its response doesn't tell."""
+
+    def __init__(self) -> None:
+        self.lost: Exception | None = None
+        """The first error that no response can answer: of an on_error hook, or of a stream that has begun."""
+        self._error: Exception | None = None
+
+    def add(self, error: Exception) -> None:
+        """Add an error of a handler or a hook, which an on_error hook may yet answer."""
+        self._error = self._error or error
+
+    def hidden_by(self, status: int) -> Exception | None:
+        """Return the error behind a response of this *status*, or None; a status below 500 is the answer to the error."""
+        return self._error if self._error is not None and status >= 500 else self.lost
 
 
 def log_failure(ctx: Context, error: Exception, handler: object) -> str:
@@ -24,6 +44,8 @@ def log_failure(ctx: Context, error: Exception, handler: object) -> str:
             # One line, because with a store that is down every request that needs it is logged.
             logger.error("%s %r answered %d: %s: %r", ctx.method, ctx.path, error.status, error, cause, extra=ctx.log_extra)
         return ""
+    if (failures := _failures_of(ctx)) is not None:
+        failures.add(error)
     reason = explain(error) if isinstance(error, GamanError) else _explain_attribute(error, ctx)
     if not reason:
         logger.error("%s %r failed", ctx.method, ctx.path, exc_info=exc_info_of(error), extra=ctx.log_extra)
@@ -33,6 +55,19 @@ def log_failure(ctx: Context, error: Exception, handler: object) -> str:
     trace = exc_info_of(error) if logger.isEnabledFor(logging.DEBUG) else None
     logger.error("%s %r failed: %s", ctx.method, ctx.path, fault, exc_info=trace, extra=ctx.log_extra)
     return fault
+
+
+def log_hook_failure(ctx: Context, error: Exception) -> None:
+    """Log the *error* of an on_error hook."""
+    _lose(ctx, error)
+    logger.error("an on_error hook failed on %s %r", ctx.method, ctx.path, exc_info=exc_info_of(error), extra=ctx.log_extra)
+
+
+def log_break(ctx: Context, error: GamanError, handler: object) -> None:
+    """Log the *error* that ended a response early."""
+    _lose(ctx, error)
+    fault = f"{type(error).__name__}: {explain(error)}{location_of(error, handler)}"
+    logger.error("%s %r broke off: %s", ctx.method, ctx.path, fault, extra=ctx.log_extra)
 
 
 def warn_of_nothing(ctx: Context, error: NothingReturned, handler: Handler, named: set[int]) -> None:
@@ -55,6 +90,16 @@ def warn_of_nothing(ctx: Context, error: NothingReturned, handler: Handler, name
         )
     if ctx.app.debug:
         error.detail = f"{error.detail}: {fault}{where}"
+
+
+def _failures_of(ctx: Context) -> Failures | None:
+    failures: Failures | None = ctx.scope.get(FAILURES)
+    return failures
+
+
+def _lose(ctx: Context, error: Exception) -> None:
+    if (failures := _failures_of(ctx)) is not None:
+        failures.lost = failures.lost or error
 
 
 def _explain_attribute(error: Exception, ctx: Context) -> str:

@@ -1,8 +1,7 @@
 """A client that calls an ASGI application in the same process, message by message.
 
 Most tests of users need only `gaman.testing.TestClient`. This client exists beside it because httpx normalizes targets and header
-fields, joins the chunks of a body, returns a response only when it is complete, and never disconnects. These tests are about raw
-scopes, the order of messages, and disconnects.
+fields, and hides messages. These tests are about raw scopes, the order of messages, and disconnects.
 """
 
 from __future__ import annotations

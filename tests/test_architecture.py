@@ -75,7 +75,12 @@ ORDER = [
         "gaman_session._counters",
     ],
     ["gaman_session._errors"],
-    ["gaman.testing", "gaman.__main__"],
+    ["gaman.testing"],
+    ["gaman.testing._client"],
+    ["gaman.testing._session"],
+    ["gaman.testing._transport"],
+    ["gaman.testing._lifespan", "gaman.testing._portal"],
+    ["gaman.__main__"],
     ["gaman"],
     ["gaman._serve"],
     ["gaman._command_new", "gaman._command_routes"],
@@ -336,7 +341,7 @@ def test_the_declared_dependencies_are_the_imported_packages() -> None:
     imported = {PACKAGES.get(name, name.replace("_", "-")) for module in MODULES for name in third_party(module.text)}
     extras = {extra: names(packages) for extra, packages in project["project"]["optional-dependencies"].items()}
     # An App runs on Granian, and nothing imports it.
-    assert extras == OPTIONAL | {"granian": ["granian"], "all": ["gaman"]}
+    assert extras == OPTIONAL | {"granian": ["granian"], "test": ["httpx", "pytest"], "all": ["gaman"]}
     for_tests = {"httpx"}
     # An included group is a table.
     assert for_tests <= {*names([each for each in project["dependency-groups"]["dev"] if isinstance(each, str)])}

@@ -103,9 +103,15 @@ def test_the_wheel_has_its_licence(built: Built, metadata: Message) -> None:
 
 def test_the_metadata_name_required_and_optional_packages(metadata: Message) -> None:
     assert (metadata["Name"], metadata["Requires-Python"]) == ("gaman", ">=3.11")
-    assert set(metadata.get_all("Provides-Extra", [])) == {"redis", "sql", "mongodb", "granian", "all"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"redis", "sql", "mongodb", "granian", "test", "all"}
     needed = metadata.get_all("Requires-Dist", [])
-    for extra, package in {"redis": "redis", "sql": "aiosqlite", "mongodb": "pymongo", "granian": "granian"}.items():
+    for extra, package in {
+        "redis": "redis",
+        "sql": "aiosqlite",
+        "mongodb": "pymongo",
+        "granian": "granian",
+        "test": "httpx",
+    }.items():
         assert [need for need in needed if need.startswith(package) and need.endswith(f"extra == '{extra}'")]
     assert [need for need in needed if need.startswith("uvicorn") and "extra" not in need]
 

@@ -27,12 +27,14 @@ from tests import servers
 from tests.test_asgi_servers import SERVERS
 from tests.test_examples import ROOT, serving, walk_through
 
-GUIDE = ["examples/guide/deployment.md", "examples/guide/security.md", "examples/guide/moving.md"]
+TESTING = "examples/guide/testing.md"
+GUIDE = ["examples/guide/deployment.md", "examples/guide/security.md", "examples/guide/moving.md", TESTING]
 DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md", *GUIDE]
 # The programs that the guide uses; tests/test_guide.py runs the commands that need neither systemd nor Docker.
 HOST = set(
     shlex.split(
-        "chmod cp docker done export for journalctl mkdir nginx openssl python3 redis-cli sed sleep sqlite3 systemctl useradd"
+        "chmod cp docker done export for journalctl mkdir nginx openssl pytest python3 redis-cli sed sleep sqlite3 systemctl"
+        " useradd"
     )
 )
 FILES = {"conf", "dockerfile", "ini", "nginx", "yaml"}
@@ -68,6 +70,7 @@ def blocks(document: str, language: str) -> list[Block]:
     return found
 
 
+# tests/test_testing.py runs the files of the chapter on testing with pytest.
 PYTHON = [block for document in DOCUMENTS for block in blocks(document, "python")]
 
 
@@ -86,7 +89,7 @@ def name_of(block: Block) -> str:
     return f"{block.document}:{block.line}"
 
 
-@pytest.mark.parametrize("block", [block for block in PYTHON if not block.serves], ids=name_of)
+@pytest.mark.parametrize("block", [block for block in PYTHON if not block.serves and block.document != TESTING], ids=name_of)
 def test_a_python_block_runs(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -125,6 +128,9 @@ async def exercise(fresh: list[object]) -> None:
             elif parameters == ["check"]:
                 for check in CONTRACT:
                     await value(check)
+        elif isinstance(value, types.FunctionType) and value.__name__.startswith("test_"):
+            # A synchronous test runs where there is no event loop.
+            await asyncio.to_thread(value)
 
 
 async def visit(app: gaman.App) -> None:
@@ -144,7 +150,7 @@ async def touch(ctx: gaman.Context) -> str:
     return str(count)
 
 
-@pytest.mark.parametrize("block", [block for block in PYTHON if block.serves], ids=name_of)
+@pytest.mark.parametrize("block", [block for block in PYTHON if block.serves and block.document != TESTING], ids=name_of)
 def test_a_python_block_that_serves_handles_requests(block: Block, tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(re.sub(r"(?m)^    gaman\.serve\(.*\n", "    pass\n", block.above) + block.code)
     with serving("-c", RUN, "main.py", folder=tmp_path, environment=environment(block)) as browser:
@@ -322,6 +328,6 @@ def test_the_contents_of_the_readme_name_each_section() -> None:
 
 
 def test_the_readme_tells_the_size_of_the_core() -> None:
-    lines = sum(path.read_text().count("\n") for path in (ROOT / "gaman").rglob("*.py"))
+    lines = sum(path.read_text().count("\n") for path in (ROOT / "gaman").rglob("*.py") if "testing" not in path.parts)
     [told] = re.findall(r"The core is about ([\d,]+) lines", (ROOT / "README.md").read_text())
     assert 0.95 < int(told.replace(",", "")) / lines < 1.05

@@ -10,6 +10,7 @@ from functools import partial
 import gaman
 from gaman import App, Context, Response, Table, define_integration, define_routes
 from gaman.session import Driver, session
+from gaman.testing import TestClient
 from gaman_session.drivers.memory import MemoryDriver
 
 
@@ -206,3 +207,7 @@ incomplete: Driver = Incomplete()  # type: ignore[assignment]  # pyright: ignore
 session(driver=Incomplete())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 sync_driver: Driver = SyncPurge(MemoryDriver())  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 session(driver=MemoryDriver)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+# A test client takes an App, not its class or its routes.
+TestClient(App)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+TestClient({"/": good})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

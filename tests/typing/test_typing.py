@@ -13,7 +13,7 @@ import pytest
 import gaman_session
 
 FOLDER = Path(__file__).parent
-FILES = ["mistakes.py", "plugins.py", "request.py", "session.py"]
+FILES = ["mistakes.py", "plugins.py", "request.py", "session.py", "testing.py"]
 EXPORTS = "exports.py"
 """The generated file of a project: it misuses every name of gaman.session, which goes unnoticed only if a name is Any."""
 SETTINGS = """
