@@ -128,11 +128,11 @@ def _configure(app: App, options: Namespace) -> None:
 
 
 def _routes(options: Namespace) -> None:
-    print("\n".join(describe(_need_app(find_app(options.app), options.app, "gaman routes"))))
+    print("\n".join(describe(_need_app(find_app(options.app), options.app, "`gaman routes`"))))
 
 
 def _purge(options: Namespace) -> None:
-    app = _need_app(find_app(options.app), options.app, "gaman purge")
+    app = _need_app(find_app(options.app), options.app, "`gaman purge`")
 
     async def purge() -> dict[str, int]:
         await app.load()
