@@ -123,11 +123,11 @@ def fails(*arguments: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("option", [("--debug",), ("--trusted-proxies", "10.0.0.0/8"), ("--allowed-hosts", "shop.example")])
 def test_an_option_of_an_app_is_refused_for_another_application(folder: Path, option: tuple[str, ...]) -> None:
-    expected = f"gaman: {option[0]} needs a gaman.App, and main:other is another ASGI application, a function\n"
+    expected = f"gaman: {option[0]} needs a gaman.App, and main:other is the application other\n"
     assert fails("serve", "main:other", *option, folder=folder) == expected
 
 
 @pytest.mark.parametrize("command", ["routes", "purge"])
 def test_a_command_that_needs_an_app_refuses_another_application(folder: Path, command: str) -> None:
-    expected = f"gaman: `gaman {command}` needs a gaman.App, and main:other is another ASGI application, a function\n"
+    expected = f"gaman: gaman {command} needs a gaman.App, and main:other is the application other\n"
     assert fails(command, "main:other", folder=folder) == expected
