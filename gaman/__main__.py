@@ -110,7 +110,7 @@ def _serve(options: Namespace) -> None:
     given = vars(options)
     for_app = [name for name in _FOR_APP if name in given]
     if for_app:
-        _configure(_need_app(app, options.app, f"--{for_app[0].replace('_', '-')}"), options)
+        _configure(_only_app(app, options.app, f"--{for_app[0].replace('_', '-')}"), options)
     run(app, **{name: value for name, value in given.items() if name not in (*_FOR_APP, "run", "app", "env_file")})
 
 
@@ -128,11 +128,11 @@ def _configure(app: App, options: Namespace) -> None:
 
 
 def _routes(options: Namespace) -> None:
-    print("\n".join(describe(_need_app(find_app(options.app), options.app, "gaman routes"))))
+    print("\n".join(describe(_only_app(find_app(options.app), options.app, "gaman routes"))))
 
 
 def _purge(options: Namespace) -> None:
-    app = _need_app(find_app(options.app), options.app, "gaman purge")
+    app = _only_app(find_app(options.app), options.app, "gaman purge")
 
     async def purge() -> dict[str, int]:
         await app.load()
@@ -149,13 +149,6 @@ def _purge(options: Namespace) -> None:
         print(f"gaman: {name}: {count} removed")
     if not removed:
         print(f"gaman: nothing in {options.app} is stored on this server")
-
-
-def _need_app(app: object, target: str, what: str) -> App:
-    """Return *app* if it is an App; else exit, because *what* works with no other ASGI application."""
-    if not isinstance(app, App):
-        sys.exit(f"gaman: {what} needs a gaman.App, and {target} is another ASGI application, a {type(app).__name__}")
-    return app
 
 
 def find_app(target: str) -> App:
@@ -178,6 +171,13 @@ def find_app(target: str) -> App:
     if not isinstance(app, App):
         what = "missing" if app is None else "not a gaman.App"
         sys.exit(f"gaman: {target} is {what}; write {attribute} = gaman.App(...) in {module_name}")
+    return app
+
+
+def _only_app(app: object, target: str, purpose: str) -> App:
+    """Return *app* if it is an App; else exit and say that *purpose* needs one."""
+    if not isinstance(app, App):
+        sys.exit(f"gaman: {purpose} needs a gaman.App, and {target} is the application {type(app).__name__}")
     return app
 
 

@@ -7,11 +7,15 @@ import re
 import socket
 import sqlite3
 import stat
+from argparse import ArgumentParser, _SubParsersAction
 from contextlib import closing
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
+import gaman as package
+from gaman.__main__ import make_parser
 from tests.serving import Connection, get, running, until
 
 APP = """
@@ -224,10 +228,73 @@ def test_a_module_that_fails_shows_its_own_traceback(tmp_path: Path, cause: str)
     assert stderr.splitlines()[-1].split(": ")[1] in ("No module named 'absent_package'", "half installed", "lost")
 
 
-@pytest.mark.parametrize("arguments", [[], ["unknown"], ["serve"], ["serve", "main:app", "--port", "x"]])
-def test_an_invalid_command_shows_the_usage(tmp_path: Path, arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "remove expired sessions"),
+        (["unknown"], "invalid choice: 'unknown'"),
+        (["serve"], "the following arguments are required: main:app"),
+        (["routes"], "the following arguments are required: main:app"),
+        (["new"], "the following arguments are required: NAME"),
+        (["serve", "main:app", "--port", "x"], "argument --port: invalid int value: 'x'"),
+        (["serve", "main:app", "--log-level", "loud"], "argument --log-level: invalid choice: 'loud'"),
+    ],
+)
+def test_an_invalid_command_shows_the_usage(tmp_path: Path, arguments: list[str], message: str) -> None:
     _, stderr = gaman(*arguments, cwd=tmp_path, status=2)
     assert stderr.startswith("usage: gaman ")
+    assert message in stderr
+
+
+def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
+    [line] = gaman("--version", cwd=tmp_path)[0].splitlines()
+    assert line.startswith(f"gaman {package.__version__} (")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", package.__version__)
+
+
+def options_of(parser: ArgumentParser) -> dict[str, str]:
+    """Return the help of each option except --help, by its name and the name of its value."""
+    return {
+        action.option_strings[0] + (f" {action.metavar or action.dest.upper()}" if action.nargs is None else ""): str(action.help)
+        for action in parser._actions
+        if action.option_strings and action.dest != "help"
+    }
+
+
+def parsers() -> dict[str, ArgumentParser]:
+    """Return the parser of each command, by its name; `gaman` has that of the options before a command."""
+    parser = make_parser()
+    [commands] = [action for action in parser._actions if isinstance(action, _SubParsersAction)]
+    return {"gaman": parser, **commands.choices}
+
+
+def test_the_help_names_the_default_of_each_option_of_the_server() -> None:
+    helped = {name.partition(" ")[0]: text for name, text in options_of(parsers()["serve"]).items()}
+    for name, parameter in signature(package.serve).parameters.items():
+        if name in ("host", "port", "workers", "timeout_request", "max_connections", "timeout_graceful_shutdown"):
+            default = "none" if parameter.default is None else parameter.default
+            assert helped[f"--{name.replace('_', '-')}"].endswith(f"(default: {default})"), name
+
+
+def test_the_readme_lists_each_command_and_each_of_its_options() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = text.partition("\n### The command\n")[2].partition("\n### ")[0]
+    commands, options = section.split("|---|---|\n")[1], section.split("|---|---|---|\n")[1]
+    real = parsers()
+    assert {*re.findall(r"^\| `gaman (\w+)", commands, re.MULTILINE)} == real.keys() - {"gaman"}
+    listed: dict[str, set[str]] = {name: set() for name in real}
+    for cells in re.findall(r"^\| (.*?) \| (.*?) \|", options, re.MULTILINE):
+        for command in re.findall(r"`(\w+)`", cells[1]):
+            listed[command].update(re.findall(r"`(.*?)`", cells[0]))
+    assert listed == {name: {*options_of(parser)} for name, parser in real.items()}
+
+
+@pytest.mark.parametrize("command", ["routes", "purge"])
+def test_a_command_names_what_is_not_an_app(tmp_path: Path, command: str) -> None:
+    (tmp_path / "main.py").write_text(APP)
+    _, stderr = gaman(command, "main:other", cwd=tmp_path, status=1)
+    assert stderr.startswith("gaman: main:other")
+    assert len(stderr.splitlines()) == 1
 
 
 def test_purge_removes_expired_sessions_and_prints_their_number(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import site
 import subprocess
 import sys
+import tarfile
 import venv
 from collections.abc import Sequence
 from configparser import ConfigParser
@@ -18,17 +19,21 @@ from zipfile import ZipFile
 
 import pytest
 
+import gaman
 from tests.typing.test_typing import CHECKERS, assert_passes, check, make_project
 
 ROOT = Path(__file__).parent.parent
-IGNORED = shutil.ignore_patterns(".*", "__pycache__", "dist", "build", "node_modules")
+IGNORED = shutil.ignore_patterns(
+    ".git", ".env", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "dist", "build", "node_modules", "runs"
+)
 
 
 class Built(NamedTuple):
-    """The wheel of a copy of the tree, and the wheel of its source distribution."""
+    """The wheel of a copy of the tree, its source distribution unpacked, and the wheel of that."""
 
     tree: Path
     wheel: Path
+    sdist: Path
     wheel_of_sdist: Path
 
 
@@ -55,7 +60,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         return wheel
 
     # Without an argument, the wheel is built from the source distribution.
-    return Built(tree, build(folder / "a", "--wheel"), build(folder / "b"))
+    wheel, wheel_of_sdist = build(folder / "a", "--wheel"), build(folder / "b")
+    [archive] = (folder / "b").glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        opened.extractall(folder / "sdist", filter="data")
+    [sdist] = (folder / "sdist").iterdir()
+    return Built(tree, wheel, sdist, wheel_of_sdist)
 
 
 def names(wheel: Path) -> Sequence[str]:
@@ -88,7 +98,8 @@ def test_the_wheel_has_every_module_and_no_stray_file(built: Built) -> None:
     }
     packed = {name for name in names(built.wheel) if ".dist-info/" not in name}
     assert {name for name in packed if name.endswith(".py")} == modules
-    assert {Path(name).name for name in packed - modules} == {"py.typed", "README.md", "redis.lua"}
+    assert {Path(name).name for name in packed - modules} == {"py.typed", "README.md", "redis.lua", "gitignore", "requirements.txt"}
+    assert {"gaman_session/README.md", "gaman/_project/README.md"} <= packed
 
 
 def test_both_packages_are_marked_as_typed(built: Built) -> None:
@@ -129,6 +140,33 @@ def test_the_source_distribution_builds_the_same_wheel(built: Built) -> None:
         assert {info.filename: info.CRC for info in one.infolist()} == {info.filename: info.CRC for info in other.infolist()}
 
 
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_source_distribution_has_all_that_builds_and_tests_it(built: Built) -> None:
+    assert files(built.sdist) == files(built.tree) - {"stray.py"} | {"PKG-INFO"}
+    assert {"Makefile", ".ci/run", ".gitignore", "LICENSE", "tests/conftest.py", "examples/README.md"} <= files(built.sdist)
+    assert os.access(built.sdist / ".ci" / "run", os.X_OK)
+
+
+def test_the_source_distribution_passes_its_own_structural_tests(built: Built) -> None:
+    folder = built.sdist.with_name("without stray files")
+    shutil.copytree(built.sdist, folder, ignore=shutil.ignore_patterns("stray.py"))
+    checks = ["tests/test_architecture.py", "tests/test_readme.py", "-k", "tables or declared or link or size"]
+    assert " passed" in run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *checks, cwd=folder)
+
+
+def test_the_version_has_one_source(built: Built, metadata: Message) -> None:
+    assert metadata["Version"] == gaman.__version__
+    assert built.wheel.name.startswith(f"gaman-{gaman.__version__}-")
+
+
+def test_the_classifiers_name_the_pythons_that_ci_may_test(metadata: Message) -> None:
+    named = {line.removeprefix("Programming Language :: Python :: ") for line in metadata.get_all("Classifier", [])}
+    assert {"3.11", "3.12", "3.13"} <= named
+
+
 @pytest.fixture(scope="module")
 def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a new environment in which the wheel is installed."""
@@ -151,6 +189,8 @@ def test_an_installed_wheel_works_in_a_new_environment(installed: Path, tmp_path
     for file in run(installed / "bin" / "python", "-W", "error", "-c", code, cwd=tmp_path).split():
         assert Path(file).is_relative_to(packages_of(installed))
     assert len(run(installed / "bin" / "gaman", "key", cwd=tmp_path).strip()) >= 43
+    run(installed / "bin" / "gaman", "new", "site", cwd=tmp_path)
+    assert "require_login" in run(installed / "bin" / "gaman", "routes", "main:app", cwd=tmp_path / "site")
 
 
 @pytest.mark.parametrize("checker", CHECKERS)
