@@ -16,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 
 from gaman._app import App
+from gaman._application import check_application, kind_of
+from gaman._asgi import Application
 from gaman._server import run
 from gaman._tracebacks import exc_info_of, explain, location_of
 from gaman.errors import ConfigError, GamanError
@@ -79,9 +81,9 @@ def _serve(options: argparse.Namespace) -> None:
     app = find_app(options.app)
     try:
         if options.trusted_proxies is not None:
-            app.trust(options.trusted_proxies)
+            _only_app(app, options.app, "--trusted-proxies").trust(options.trusted_proxies)
         if options.allowed_hosts is not None:
-            app.allow(options.allowed_hosts)
+            _only_app(app, options.app, "--allowed-hosts").allow(options.allowed_hosts)
     except ConfigError as error:
         sys.exit(f"gaman: {error}")
     run(
@@ -97,7 +99,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _purge(options: argparse.Namespace) -> None:
-    app = find_app(options.app)
+    app = _only_app(find_app(options.app), options.app, "gaman purge")
 
     async def purge() -> dict[str, int]:
         await app.load()
@@ -116,11 +118,11 @@ def _purge(options: argparse.Namespace) -> None:
         print(f"gaman: nothing in {options.app} is stored on this server")
 
 
-def find_app(target: str) -> App:
-    """Return the App that *target* names, such as `main:app`, imported from the working directory; else exit with the reason."""
+def find_app(target: str) -> App | Application:
+    """Return the application that *target* names, such as `main:app`, from the working directory; else exit with the reason."""
     module_name, _, attribute = target.partition(":")
     if not module_name or module_name.startswith(".") or not attribute:
-        sys.exit(f"gaman: {target!r} doesn't name an App; write it as module:app")
+        sys.exit(f"gaman: {target!r} doesn't name an application; write it as module:app")
     sys.path.insert(0, os.getcwd())
     try:
         module = import_module(module_name)
@@ -133,9 +135,18 @@ def find_app(target: str) -> App:
         traceback.print_exception(*exc_info_of(error))
         sys.exit(1)
     app = getattr(module, attribute, None)
+    if app is None:
+        sys.exit(f"gaman: {target} is missing; write {attribute} = gaman.App(...) in {module_name}")
+    try:
+        return check_application(f"gaman serve {target}", app)
+    except ConfigError as error:
+        sys.exit(f"gaman: {error}")
+
+
+def _only_app(app: App | Application, target: str, purpose: str) -> App:
+    """Return *app* if it is an App; else exit and say that *purpose* needs one."""
     if not isinstance(app, App):
-        what = "missing" if app is None else "not a gaman.App"
-        sys.exit(f"gaman: {target} is {what}; write {attribute} = gaman.App(...) in {module_name}")
+        sys.exit(f"gaman: {purpose} needs a gaman.App, and {target} is the application {kind_of(app)}")
     return app
 
 
