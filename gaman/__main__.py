@@ -138,7 +138,7 @@ def find_app(target: str) -> App | Application:
     if app is None:
         sys.exit(f"gaman: {target} is missing; write {attribute} = gaman.App(...) in {module_name}")
     try:
-        return check_application(f"gaman serve {target}", app)
+        return check_application(target, app)
     except ConfigError as error:
         sys.exit(f"gaman: {error}")
 

@@ -13,9 +13,9 @@ from gaman.errors import ConfigError
 
 
 def check_application(where: str, value: object) -> Application:
-    """Return *value* if it is an ASGI 3 application; ConfigError says *where* it isn't, and what to write."""
+    """Return *value* if it is an ASGI 3 application; ConfigError begins with *where* it isn't, and says what to write."""
     if (fault := _fault(value)) is not None:
-        raise ConfigError(f"{where} takes an ASGI application, and {fault}")
+        raise ConfigError(f"{where}: {fault}")
     return cast("Application", value)
 
 
@@ -47,9 +47,10 @@ def _fault(value: object) -> str | None:
     if isclass(value):
         return f"{value.__name__} is a class; make an application of it first, such as {value.__name__}()"
     if isinstance(value, dict) or (has_routes(value) and not callable(value)):
-        return "these are routes; make an App of them first: gaman.App(routes)"
+        return "routes aren't an application; make an App of them first: gaman.App(routes)"
     if not callable(value):
-        return f"a {type(value).__name__} isn't one; give an object such as gaman.App(routes) or Starlette(...)"
+        kind = "None" if value is None else f"a value of the type {type(value).__name__}"
+        return f"{kind} isn't an ASGI application; give an object such as gaman.App(routes) or Starlette(...)"
     if takes(value, 3):
         return None
     name = kind_of(value)
@@ -67,4 +68,4 @@ def _fault(value: object) -> str | None:
         )
     if takes(value, 0):
         return f"{name} takes no arguments; if it makes the application, call it: {name}()"
-    return f"{name} isn't called with scope, receive and send"
+    return f"{name} isn't an ASGI application, because it isn't called with scope, receive and send"

@@ -76,8 +76,11 @@ class _Mounted:
         segments = _target.split(given["path"], given.get("raw_path"), given.get("root_path")) or []
         if not _target.has_one_spelling(segments[:-1] if segments[-1:] == [""] else segments):
             raise HTTPError(404)
+        if not segments and given["path"].endswith("/"):
+            # Directly below root_path, split() drops the slash.
+            segments = [""]
         outer: str = (given.get("root_path") or "").rstrip("/")
-        root, path = "/".join([outer, *segments[: self._depth]]), "/".join([outer, *segments]) or "/"
+        root, path = "/".join([outer, *segments[: self._depth]]), "/".join([outer, *segments])
         origin = ctx._find_origin()
         client, headers = given.get("client"), given["headers"]
         if origin.ip != (client and client[0]):
