@@ -18,7 +18,7 @@ logger = logging.getLogger("gaman")
 RAISES = "gaman.raises"
 """A key of the scope: an App puts its exception at this key of lifespan.startup.failed, because load() raises it."""
 
-_LAST_STEPS = 1
+_LAST_STEPS = 0.5
 """Seconds that an application has to return after it has reported that it failed or has ended."""
 
 

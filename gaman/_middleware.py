@@ -121,10 +121,14 @@ class Wrapped(Base):
             self._outermost = LoggedApplication(self._outermost)
 
     async def load(self) -> None:
-        await self._lifespan.load()
-        # Middleware may keep the lifespan from the App.
-        if not self._lifecycle.is_loaded:
-            await self._load()
+        try:
+            await self._lifespan.load()
+            # Middleware may keep the lifespan from the App.
+            if not self._lifecycle.is_loaded:
+                await self._load()
+        except BaseException:
+            await self.shutdown()
+            raise
 
     async def shutdown(self) -> None:
         await self._lifespan.shutdown()
