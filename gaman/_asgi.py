@@ -6,4 +6,5 @@ from typing import Any, TypeAlias
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+# Any, because libraries have their own types of scopes and messages.
+Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[Any]]
