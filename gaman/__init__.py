@@ -8,6 +8,8 @@ from gaman._forms import Form, UploadedFile
 from gaman._headers import Headers, MutableHeaders
 from gaman._integration import Integration, Priority, define_integration
 from gaman._matching import Handler, Routes
+from gaman._middleware import Middleware
+from gaman._mount import mount
 from gaman._response import Response
 from gaman._results import Result
 from gaman._routing import Table, define_routes
@@ -39,6 +41,7 @@ __all__ = [
     "Headers",
     "Integration",
     "InvalidInput",
+    "Middleware",
     "MissingDependency",
     "MutableHeaders",
     "Priority",
@@ -54,5 +57,6 @@ __all__ = [
     "find_cookie",
     "find_cookies",
     "log_extra",
+    "mount",
     "serve",
 ]

@@ -14,6 +14,8 @@ from importlib import import_module
 from pathlib import Path
 
 from gaman._app import App
+from gaman._application import check_application, kind_of
+from gaman._asgi import Application
 from gaman._command_new import create_project
 from gaman._command_routes import describe
 from gaman._command_settings import add_key, load_settings, warn_of_readers
@@ -151,11 +153,11 @@ def _purge(options: Namespace) -> None:
         print(f"gaman: nothing in {options.app} is stored on this server")
 
 
-def find_app(target: str) -> App:
-    """Return the App that *target* names, such as `main:app`, imported from the working directory; else exit with the reason."""
+def find_app(target: str) -> App | Application:
+    """Return the application that *target* names, such as `main:app`, from the working directory; else exit with the reason."""
     module_name, _, attribute = target.partition(":")
     if not module_name or module_name.startswith(".") or not attribute:
-        sys.exit(f"gaman: {target!r} doesn't name an App; write it as module:app")
+        sys.exit(f"gaman: {target!r} doesn't name an application; write it as module:app")
     sys.path.insert(0, os.getcwd())
     try:
         module = import_module(module_name)
@@ -168,16 +170,18 @@ def find_app(target: str) -> App:
         traceback.print_exception(*exc_info_of(error))
         sys.exit(1)
     app = getattr(module, attribute, None)
-    if not isinstance(app, App):
-        what = "missing" if app is None else "not a gaman.App"
-        sys.exit(f"gaman: {target} is {what}; write {attribute} = gaman.App(...) in {module_name}")
-    return app
+    if app is None:
+        sys.exit(f"gaman: {target} is missing; write {attribute} = gaman.App(...) in {module_name}")
+    try:
+        return check_application(target, app)
+    except ConfigError as error:
+        sys.exit(f"gaman: {error}")
 
 
-def _only_app(app: object, target: str, purpose: str) -> App:
+def _only_app(app: App | Application, target: str, purpose: str) -> App:
     """Return *app* if it is an App; else exit and say that *purpose* needs one."""
     if not isinstance(app, App):
-        sys.exit(f"gaman: {purpose} needs a gaman.App, and {target} is the application {type(app).__name__}")
+        sys.exit(f"gaman: {purpose} needs a gaman.App, and {target} is the application {kind_of(app)}")
     return app
 
 

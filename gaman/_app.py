@@ -5,28 +5,26 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Iterable
-from typing import Any, NoReturn, cast
-
-import anyio
+from typing import Any, NoReturn, Self, cast
 
 from gaman import _access
-from gaman._asgi import Receive, Scope, Send
+from gaman._asgi import Application, Receive, Scope, Send
 from gaman._context import Context, log_extra, no_session
 from gaman._failures import log_break, log_failure, log_hook_failure, warn_of_nothing
 from gaman._framing import BODILESS, CONTENT_TYPE, content_length, without_body
 from gaman._headers import RawHeaders
 from gaman._hosts import AllowedHosts, host_fault
 from gaman._integration import Integration, ResponseHook, SessionCloser, SessionMaker, in_order
+from gaman._lifecycle import Lifecycle, answer_lifespan
 from gaman._matching import EarlyResponse, Handler, Routes, last_of
+from gaman._middleware import Wrapped, Wrapper, wrapped_class
 from gaman._payloads import Payload
 from gaman._proxies import NEARBY, TrustedProxies
 from gaman._response import OK, Response, check_response, open_body
 from gaman._results import NothingReturned, error_response, to_response
 from gaman._routing import Table, define_routes
 from gaman._target import in_origin_form
-from gaman._tracebacks import exc_info_of, explain
-from gaman._trailers import drop_trailers
-from gaman._worker_count import count_workers
+from gaman._tracebacks import exc_info_of
 from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, ResultError
 
 logger = logging.getLogger("gaman")
@@ -39,6 +37,7 @@ _LENGTHS = [content_length(size) for size in range(_SMALL)]
 class App:
     """Routes and integrations as an ASGI 3 application, for gaman.serve() or any other ASGI server.
 
+    - *middleware* is ASGI middleware, the outermost first: callables that take the application, or `Middleware(Class, **options)`.
     - *deps* is passed to routes that are defined by a function. Handlers and hooks have it as `ctx.app.deps`.
     - *debug* shows tracebacks to the client and logs each request.
     - *max_body_size*, in bytes, limits the request bodies that handlers read.
@@ -49,11 +48,16 @@ class App:
       `*`, which is the default. An entry without a port allows every port.
     """
 
+    def __new__(cls, *_: object, middleware: Iterable[Wrapper] = (), **__: object) -> Self:
+        """Return an instance of a subclass if there is *middleware*, so that an App without it doesn't look for it."""
+        return super().__new__(wrapped_class(cls) if middleware else cls)
+
     def __init__(
         self,
         routes: Routes | Table,
         *,
         integrations: Iterable[Integration] = (),
+        middleware: Iterable[Wrapper] = (),
         deps: Any = None,
         debug: bool = False,
         max_body_size: int = 1 << 20,
@@ -64,14 +68,11 @@ class App:
             raise ConfigError("App is a class; make an App of routes first: gaman.App(routes)")
         if isinstance(routes, App):
             raise ConfigError("App() takes routes, not an App; serve an App with gaman.serve(app), or by `gaman serve main:app`")
-        if not isinstance(debug, bool):
-            raise ConfigError(f"debug={debug!r} is neither True nor False, and any text counts as true; write debug=text == '1'")
         if not isinstance(max_body_size, int) or isinstance(max_body_size, bool) or max_body_size < 0:
             raise ConfigError(f"max_body_size={max_body_size!r} isn't a number of bytes; give an int, such as 1 << 20 for 1 MiB")
         self.deps = deps
         self.routes = (routes if isinstance(routes, Routes) else define_routes(routes)).bind(deps)
         self.integrations = tuple(in_order(integrations))
-        self.debug = debug
         self.max_body_size = max_body_size
         self.trust(trusted_proxies)
         self.allow(allowed_hosts)
@@ -79,9 +80,8 @@ class App:
         """How many processes serve this application, as far as it is known; set by gaman.serve() and by load()."""
         # Only the hooks that are defined, so that the others cost a request nothing.
         self._on_request = [i.on_request for i in self.integrations if i.on_request is not None]
+        self._logs_requests = False
         self._on_error = [i.on_error for i in self.integrations if i.on_error is not None]
-        if debug:
-            self._on_request.insert(0, _access.begin)
         self._make_session: SessionMaker = no_session
         self._close_session: SessionCloser = no_session
         # The session is closed when its integration has its turn. Hooks further out can't change it any more.
@@ -98,9 +98,30 @@ class App:
         """The header fields that passed the last check. Most responses have the same, so this saves 4 % of a request with hooks."""
         self._returned_nothing: set[int] = set()
         """The ids of the handlers that the log has already named for returning None."""
-        self._loaded: list[Integration] = []
-        self._must_load = any(integration.on_load is not None for integration in self.integrations)
-        self._matcher: Routes | _NotLoaded = _NotLoaded() if self._must_load else self.routes
+        self._lifecycle = Lifecycle(self, self.integrations, self.routes.mounted)
+        self._matcher: Routes | _NotLoaded = _NotLoaded() if self._lifecycle.is_needed else self.routes
+        if isinstance(self, Wrapped):
+            self.wrap(middleware)
+        self.debug = debug
+
+    @property
+    def debug(self) -> bool:
+        """Whether tracebacks are shown to the client and each request is logged; may be set until the App serves."""
+        return self._debug
+
+    @debug.setter
+    def debug(self, debug: bool) -> None:
+        if not isinstance(debug, bool):
+            raise ConfigError(f"debug={debug!r} is neither True nor False, and any text counts as true; write debug=text == '1'")
+        self._debug = debug
+        if debug:
+            self.log_requests()
+
+    def log_requests(self) -> None:
+        """Log each request in a line at INFO: its method and path, the status of its response, and the milliseconds it took."""
+        if not self._logs_requests:
+            self._logs_requests = True
+            self._on_request.insert(0, _access.begin)
 
     def trust(self, proxies: str | Iterable[str]) -> None:
         """Replace trusted_proxies; ConfigError names an entry that isn't an address or a network."""
@@ -184,7 +205,7 @@ class App:
                 response = await self._run_hooks(self._on_response_outside, ctx, response, headers)
                 headers = response.raw_headers
             status, body = response.status, response.body
-            if self.debug:
+            if self._logs_requests:
                 body = _access.finish(ctx, status, body)
             if ctx.set_cookies is not None:
                 headers = [*headers, *ctx.set_cookies.values()]
@@ -202,8 +223,8 @@ class App:
         except ClientDisconnected:
             logger.debug("the client disconnected during %s %r", ctx.method, ctx.path, extra=ctx.log_extra)
         finally:
-            if ctx._open_files is not None:
-                ctx._close_files()
+            if ctx._open is not None:
+                await ctx._close()
 
     async def _run_hooks(self, hooks: Iterable[ResponseHook], ctx: Context, response: Response, headers: RawHeaders) -> Response:
         """Return what the on_response *hooks* make of a copy of *response* with these *headers*."""
@@ -285,7 +306,7 @@ class App:
             raise EarlyResponse(HTTPError(400, "this host isn't among the application's allowed_hosts"))
 
     async def _send_early(self, response: Response, scope: Scope, send: Send) -> None:
-        if self.debug:
+        if self._logs_requests:
             extra = log_extra(scope)
             logger.info("%s %r %d before any hook: %s", extra["method"], extra["path"], response.status, response.body, extra=extra)
         body = response.body if isinstance(response.body, bytes) else b""
@@ -299,7 +320,7 @@ class App:
 
     async def _call_other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
+            await answer_lifespan(self._load, self._shutdown, scope, receive, send)
         elif scope["type"] == "websocket":
             await receive()
             # Closing before accepting refuses the connection with 403 (ASGI, WebSocket, Close).
@@ -307,59 +328,35 @@ class App:
         else:
             raise GamanError(f"gaman serves http and lifespan, not the ASGI scope {scope['type']!r}")
 
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        await receive()
-        drop_trailers()
-        try:
-            await self.load()
-        except Exception as error:
-            if isinstance(error, GamanError):
-                reason = explain(error)
-            else:
-                reason = str(error) or repr(error)
-                logger.error("start-up failed", exc_info=exc_info_of(error))
-            await send({"type": "lifespan.startup.failed", "message": reason})
-            return
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self.shutdown()
-        await send({"type": "lifespan.shutdown.complete"})
+    @property
+    def lifespan_state(self) -> dict[str, Any]:
+        """What the middleware's lifespan has put into the scope's `state`."""
+        return {}
+
+    def state_of(self, mounted: Application) -> dict[str, Any]:
+        """Return what the lifespan of a *mounted* application has put into the scope's `state`."""
+        return self._lifecycle.lifespans[id(mounted)].lifespan_state
 
     async def load(self) -> None:
-        """Run every on_load hook. If one fails, shut down the integrations that are loaded, and raise its error."""
-        # Makes anyio load its backend, for which the first request with a body would otherwise wait 40 ms.
-        anyio.Event()
-        self.workers = max(self.workers, count_workers())
-        for integration in self.integrations:
-            try:
-                if integration.on_load is not None and (loading := integration.on_load(self)) is not None:
-                    await loading
-            except BaseException:
-                await self.shutdown()
-                raise
-            self._loaded.append(integration)
-        self._matcher = self.routes
+        """Run every on_load hook, and start mounted applications. If one fails, shut down the others, and raise its error."""
+        await self._load()
 
     async def shutdown(self) -> None:
-        """Run the on_shutdown hook of every integration that is loaded. A hook that fails is logged, and the others still run."""
-        if self._must_load:
+        """End mounted applications, and run the on_shutdown hook of every integration that is loaded. Failures are logged."""
+        await self._shutdown()
+
+    async def _load(self) -> None:
+        await self._lifecycle.load()
+        self._matcher = self.routes
+
+    async def _shutdown(self) -> None:
+        if self._lifecycle.is_needed:
             self._matcher = _NotLoaded()
-        while self._loaded:
-            integration = self._loaded.pop()
-            try:
-                if integration.on_shutdown is not None and (closing := integration.on_shutdown(self)) is not None:
-                    await closing
-            except Exception as error:
-                logger.error("on_shutdown of the integration %r failed", integration.name, exc_info=exc_info_of(error))
+        await self._lifecycle.shutdown()
 
     async def purge(self) -> dict[str, int]:
         """Run every on_purge hook, which removes what has expired; return the number removed, by the integration's name."""
-        removed: dict[str, int] = {}
-        for integration in self._loaded:
-            if integration.on_purge is not None:
-                count = integration.on_purge(self)
-                removed[integration.name] = count if isinstance(count, int) else await count
-        return removed
+        return await self._lifecycle.purge()
 
     async def check(self) -> dict[str, Exception | None]:
         """Run every on_check hook; return None or its error, by the integration's name. Errors are logged.
@@ -370,18 +367,7 @@ class App:
                 failed = [name for name, error in (await ctx.app.check()).items() if error is not None]
                 return Response.json({"failed": failed}, status=503 if failed else 200)
         """
-        found: dict[str, Exception | None] = {}
-        for integration in self.integrations:
-            if integration.on_check is not None:
-                try:
-                    if (checking := integration.on_check(self)) is not None:
-                        await checking
-                    found[integration.name] = None
-                except Exception as error:
-                    found[integration.name] = error
-                    reason = explain(error) if isinstance(error, GamanError) else repr(error)
-                    logger.error("the check of the integration %r failed: %s", integration.name, reason)
-        return found
+        return await self._lifecycle.check()
 
 
 def _check_list(option: str, value: object) -> None:
@@ -393,4 +379,6 @@ class _NotLoaded:
     """Takes the place of the routes until every integration is loaded."""
 
     def match(self, scope: Scope) -> NoReturn:
-        raise ConfigError("the server runs no ASGI lifespan, so no integration is loaded; turn its lifespan support on")
+        raise ConfigError(
+            "the server runs no ASGI lifespan, so no integration and no mounted application is loaded; turn its lifespan support on"
+        )

@@ -1,8 +1,10 @@
 """The types of ASGI 3."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, TypeAlias
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+# Any, because libraries have their own types of scopes and messages.
+Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[Any]]

@@ -43,6 +43,21 @@ class RequestBody:
         self._ended = anyio.Event()
         return self._chunks(self._max_size if max_size is None else max_size, self._ended)
 
+    def take(self) -> bytes | None:
+        """Return the body if it is read and kept, or None if it isn't read, and leave the messages that follow to the caller.
+
+        GamanError is raised if it is read and not kept.
+        """
+        if self._body is None and self._ended is not None:
+            raise GamanError(
+                "a mounted application gets the body, and a handler or hook before it has read it with form() or stream(), which "
+                "don't keep it; call await ctx.body() first"
+            )
+        if self._ended is None:
+            self._ended = anyio.Event()
+            self._ended.set()
+        return self._body
+
     async def disconnected(self) -> None:
         """Return when the client has disconnected. A body that isn't read by then is discarded."""
         if self._ended is not None:

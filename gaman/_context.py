@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
-from io import FileIO
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from os import urandom
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
 from urllib.parse import quote
 
 from gaman import _target
@@ -32,6 +31,12 @@ _LOG_EXTRA = "gaman.log_extra"
 _is_id = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 
 
+class Open(Protocol):
+    """Something that a request has opened."""
+
+    def close(self) -> Awaitable[None] | None: ...
+
+
 class Context:
     """One request. Integrations provide objects for handlers in `locals`."""
 
@@ -40,7 +45,7 @@ class Context:
         "_cookies",
         "_headers",
         "_locals",
-        "_open_files",
+        "_open",
         "_origin",
         "_query",
         "_receive",
@@ -79,8 +84,8 @@ class Context:
         self._cookies: Cookies | None = None
         self.set_cookies: SetCookies | None = None
         """The Set-Cookie fields of the response, or None if no cookie was used."""
-        self._open_files: list[FileIO] | None = None
-        """The files that responses have opened, or None."""
+        self._open: list[Open] | None = None
+        """What has to be closed after the request, or None: files of responses, calls of mounted applications."""
         self._session: Session | None = None
         self.is_session_closed = False
         """Whether the session's turn on the way out is over: it is written, and one that is made later refuses changes."""
@@ -219,10 +224,17 @@ class Context:
         """Drop every change of a cookie."""
         self._cookies = self.set_cookies = None
 
-    def _close_files(self) -> None:
-        """Close the files that responses have opened."""
-        for file in self._open_files or ():
-            file.close()
+    def _close_later(self, opened: Open) -> None:
+        """Close *opened* after the request."""
+        if self._open is None:
+            self._open = []
+        self._open.append(opened)
+
+    async def _close(self) -> None:
+        """Close everything that has to be closed after the request."""
+        for opened in self._open or ():
+            if (closing := opened.close()) is not None:
+                await closing
 
     @property
     def locals(self) -> dict[str, Any]:
@@ -262,6 +274,10 @@ class Context:
         if not hasattr(self, "_body"):
             self._body = RequestBody(self._receive, self.headers, self.app.max_body_size)
         return self._body
+
+    def take_body(self) -> bytes | None:
+        """Leave the body to a mounted application: return it if it is read and kept, None if it isn't read; else GamanError."""
+        return self._request_body.take()
 
     def stream(self, max_size: int | None = None) -> AsyncIterator[bytes]:
         """Yield the body's chunks as they arrive, once; HTTPError 413 beyond *max_size* bytes, by default the App's max_body_size.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from gaman import _params, _target
-from gaman._asgi import Scope
+from gaman._asgi import Application, Scope
 from gaman._context import Context
 from gaman._params import TYPES, Test
 from gaman._response import Response
@@ -24,8 +23,6 @@ Match: TypeAlias = tuple[Handler, Mapping[str, str]]
 # RFC 9110, section 9.3, and RFC 5789. CONNECT is missing because it asks for a tunnel.
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 _PERCENT = ord("%")
-# Empty segments, `.` and `..` are other spellings of a path, which a guard would miss. No file name has a NUL.
-_is_ambiguous = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)|\0").search
 
 
 class EarlyResponse(Exception):
@@ -97,12 +94,14 @@ class Entry(NamedTuple):
     name: str
     method: str
     layer: Layer
+    mounted: Application | None = None
+    """The application that the layer calls, if it is mounted. Such a row is used where no other matches."""
 
 
 class Routes:
     """The result of define_routes(): immutable, for any number of Apps."""
 
-    __slots__ = ("_factory", "_middleware", "_root", "_static", "_strict", "entries")
+    __slots__ = ("_factory", "_middleware", "_root", "_static", "_strict", "entries", "mounted")
 
     def __init__(
         self, entries: Iterable[Entry] = (), *, strict: bool = False, factory: Callable[[Any], Routes] | None = None
@@ -115,7 +114,10 @@ class Routes:
         self.entries = tuple(entries)
         """The checked rows of the table, in its order; none before bind() has called the table's function."""
         self._middleware = tuple(entry.layer for entry in self.entries if entry.layer.is_middleware)
-        for entry in self.entries:
+        applications = {id(entry.mounted): entry.mounted for entry in self.entries if entry.mounted is not None}
+        self.mounted = tuple(applications.values())
+        """The mounted applications, each once."""
+        for entry in sorted(self.entries, key=lambda entry: entry.mounted is not None):
             if not entry.layer.is_middleware:
                 self._add(entry)
         for path, node in _walk(self._root):
@@ -201,13 +203,18 @@ class Routes:
             elif not parameter.is_catch_all:
                 node = node.parameters.setdefault(parameter.type, _Node())
             else:
-                node.catch_all = node.catch_all or _Node(segment, index)
+                # Below a mount, the prefix has one spelling too.
+                node.catch_all = node.catch_all or _Node(segment, index if entry.mounted is None else 0)
                 node = node.catch_all
+                if node.segment != segment and entry.mounted is not None:
+                    raise ConfigError(f"{entry.name}: {node.segment!r} of another route takes every path of the mount; remove one")
                 if node.segment != segment:
                     raise ConfigError(
                         f"{entry.name}: another route has {node.segment!r} in the place of {segment!r}; give both one name"
                     )
         if entry.method in node.endpoint:
+            if entry.mounted is not None and not node.segment:
+                return
             raise ConfigError(f"{entry.name}: this path and method have a route already")
         layers = [*(other for other in self._middleware if other.may_cover(layer.segments)), layer]
         # A catch-all and a parameter have different values, even if both begin at the same segment.
@@ -299,12 +306,7 @@ class _Node:
         if self.start is None:
             return True
         rest = segments[self.start :]
-        path = "/".join(rest)
-        if strict and not rest[-1]:
-            path = path[:-1]
-            rest = rest[:-1]
-        # A segment with an encoded slash adds one to the count.
-        return path.count("/") < len(rest) and _is_ambiguous(path) is None
+        return _target.has_one_spelling(rest[:-1] if strict and not rest[-1] else rest)
 
 
 def _match(layers: Sequence[Layer], segments: Sequence[str]) -> tuple[Handler, dict[str, str]]:

@@ -64,16 +64,14 @@ class FileBody:
 
         HTTPError 404 is raised if the file doesn't exist, HTTPError 503 if the system fails to open it.
         """
-        if hasattr(self, "file") and self.file.opened in (ctx._open_files or ()):
+        if hasattr(self, "file") and self.file.opened in (ctx._open or ()):
             return response
         try:
             file = await anyio.to_thread.run_sync(self._find)
         except (OSError, ValueError) as cause:
             status = 404 if _file.is_absent(cause) else 503
             raise HTTPError(status, headers=_cache_limits(response.headers)) from cause
-        if ctx._open_files is None:
-            ctx._open_files = []
-        ctx._open_files.append(file.opened)
+        ctx._close_later(file.opened)
         # Copied because a handler may return the same Response for every request.
         response = response.__copy__()
         response.body = body = FileBody(self._find)

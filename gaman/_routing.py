@@ -12,6 +12,7 @@ from gaman import _params
 from gaman._context import Context
 from gaman._handlers import check_handlers, fits, function_of, has_routes, name_of, required, signature_of
 from gaman._matching import METHODS, Entry, Handler, Layer, Routes, chain, complete
+from gaman._mount import Mount
 from gaman._results import Result
 from gaman._target import without_empty
 from gaman.errors import ConfigError
@@ -66,7 +67,36 @@ def _read(table: object, strict: bool) -> list[Entry]:
         raise ConfigError("define_routes() takes a dict of paths and handlers, and these routes are defined already; pass the dict")
     if not _is_table(table):
         raise ConfigError(f"routes are a dict of paths and handlers, or a function that returns one, not a {type(table).__name__}")
-    return [Entry(str(row), row.method, _layer(row, strict)) for row in _flatten(table, "")]
+    return [entry for row in _flatten(table, "") for entry in _entries(row, strict)]
+
+
+def _entries(row: _Row, strict: bool) -> Iterator[Entry]:
+    """Yield the entry of *row*, or those of a mounted application: its guards, the prefix, and every path below."""
+    *guards, last = row.handlers
+    mount: object = last
+    if not isinstance(mount, Mount):
+        yield Entry(str(row), row.method, _layer(row, strict))
+        return
+    if guards:
+        yield Entry(str(row), row.method, _layer(row._replace(handlers=tuple(guards)), strict))
+    segments = _layer(row, strict).segments
+    for end in ((), ("",), (":*",)) if strict and segments else ((), (":*",)):
+        yield Entry(str(row), row.method, Layer((*segments, *end), (mount.at(len(segments)),)), mount.application)
+
+
+def _check_mounts(row: _Row, method: str = "") -> _Row:
+    """Return *row*; ConfigError is raised for a mount() below a *method*, at a path without `*`, or before other handlers."""
+    mounts: list[bool] = [isinstance(cast("object", handler), Mount) for handler in row.handlers]
+    if not any(mounts):
+        return row
+    if method:
+        raise ConfigError(f"{row}: mount() takes every method; give it to the path, without {method!r}")
+    if row.path.rsplit("/", 1)[-1] != "*":
+        below = re.sub(r"/(:\w+\*)?\Z", "", row.path)
+        raise ConfigError(f"{row}: mount() takes every path below its own; write {below + '/*'!r}")
+    if any(mounts[:-1]):
+        raise ConfigError(f"{row}: mount() answers every request, so nothing runs after it; make it the last of the list")
+    return row
 
 
 class _Row(NamedTuple):
@@ -109,11 +139,11 @@ def _layer(row: _Row, strict: bool) -> Layer:
 def _flatten(table: Table, prefix: str) -> Iterator[_Row]:
     for key, value in table.items():
         if key in METHODS or key == "ALL":
-            yield _Row(key, prefix or "/", check_handlers(f"{key} {prefix or '/'}", value))
+            yield _check_mounts(_Row(key, prefix or "/", check_handlers(f"{key} {prefix or '/'}", value)), key)
             continue
         path = _join(prefix, key)
         if not _is_table(value):
-            yield _Row("ALL", path, check_handlers(path, value))
+            yield _check_mounts(_Row("ALL", path, check_handlers(path, value)))
         elif path.endswith("/*") or path == "*":
             yield _Row("ALL", path, (_by_method(path, value),))
         else:

@@ -11,6 +11,8 @@ from urllib.parse import unquote
 _PERCENT = ord("%")
 _MAX_SEGMENTS = 1000
 """Segments of a path that is percent-encoded. More would take too long to decode."""
+# Empty segments, `.` and `..`. No file name has a NUL.
+_is_ambiguous = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)|\0").search
 _absolute = re.compile(rb"https?://([^/?#]*)(/.*)?", re.IGNORECASE | re.DOTALL).fullmatch
 
 
@@ -47,6 +49,16 @@ def without_empty(segments: Sequence[str], strict: bool) -> list[str]:
     """Return *segments* without empty ones. If *strict*, the last one stays, because it stands for a trailing slash."""
     named = [segment for segment in segments if segment]
     return [*named, ""] if strict and named and not segments[-1] else named
+
+
+def has_one_spelling(segments: Sequence[str]) -> bool:
+    """Return whether *segments* spell a path in the only way, without `.`, `..`, empty segments, slashes within one, and NUL.
+
+    A guard would miss another spelling.
+    """
+    path = "/".join(segments)
+    # A segment with an encoded slash adds one to the count.
+    return not segments or (path.count("/") < len(segments) and _is_ambiguous(path) is None)
 
 
 def path_of(scope: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Worker count: how many processes uvicorn, hypercorn or Granian serves with, as far as one of them can know."""
+"""Worker count: how many processes gaman's server, uvicorn, hypercorn or Granian serves with, as far as one of them can know."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from inspect import signature
 from pathlib import PurePath
 from typing import Any
 
+serving = 1
+"""How many processes gaman's own server serves with; it sets this."""
+
 
 def count_workers() -> int:
-    """Return the number of workers, this process included; 1 if it can't be known, and in any process that isn't a worker.
+    """Return the number of workers, this process included; 1 if it can't be known, and in any other server's process but a worker.
 
     uvicorn and hypercorn tell each worker the number. Granian tells it only its own place, and its command line has the number. A
     script that runs Granian may have it from anywhere. There, the first worker returns 1, and the others return their places.
@@ -18,7 +21,7 @@ def count_workers() -> int:
     # Their workers are child processes of multiprocessing, so where nothing has imported it, there are none.
     multiprocessing = sys.modules.get("multiprocessing")
     if multiprocessing is None:
-        return 1
+        return serving
     process: Any = multiprocessing.current_process()
     # None of this is documented. Where another version differs, the number is unknown, and the server must start all the same.
     counts: list[object] = []
@@ -34,7 +37,7 @@ def count_workers() -> int:
             # uvicorn ignores the number while it reloads.
             if not getattr(config, "should_reload", False):
                 counts.append(config.workers)
-    return max([1, *(count for count in counts if isinstance(count, int))])
+    return max([serving, *(count for count in counts if isinstance(count, int))])
 
 
 def _read_command_line() -> object:

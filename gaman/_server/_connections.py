@@ -11,7 +11,7 @@ from typing import Any, Final
 import uvicorn
 from uvicorn.server import ServerState
 
-from gaman._server._exchange import Application
+from gaman._asgi import Application
 from gaman._server._http import Connection
 from gaman._server._outbox import Outbox
 

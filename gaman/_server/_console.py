@@ -8,6 +8,9 @@ from contextlib import suppress
 
 logger = logging.getLogger("gaman")
 
+LEVELS = ("debug", "info", "warning", "error", "critical")
+"""The names of log levels."""
+
 
 def print_line(line: str) -> None:
     """Print *line* at once. A stdout that is closed doesn't stop the server."""
@@ -26,12 +29,21 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def show_log() -> None:
-    """Write gaman's log to stderr, unless the user has configured logging."""
-    if not logger.hasHandlers():
+def set_log(level: str | None, *, is_chatty: bool, is_explicit: bool) -> None:
+    """Set the level of gaman's log, and write it to stderr unless the user has configured logging.
+
+    If the server *is_chatty*, the level is INFO or lower; where the user has configured logging, only if that *is_explicit*.
+    """
+    if level is None and not is_chatty:
+        return
+    has_handlers = logger.hasHandlers()
+    if not has_handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("gaman: %(message)s"))
         logger.addHandler(handler)
+    if level is not None:
+        logger.setLevel(level.upper())
+    if is_chatty and (is_explicit or not has_handlers) and not logger.isEnabledFor(logging.INFO):
         logger.setLevel(logging.INFO)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
+from gaman._server._listeners import remove_path
+
 _HANDSHAKE: Final = 0.1
 """Seconds for the TCP handshakes that have begun. Those of most clients take less."""
 _MAX_DRAIN: Final = 1.0
@@ -33,6 +35,7 @@ def stop_handshakes(listeners: Sequence[socket.socket]) -> None:
         # A struct sock_fprog, which the kernel copies.
         filter_ = struct.pack("HP", len(_DROP_SYN), program.buffer_info()[0])
         for listener in listeners:
+            remove_path(listener)
             with suppress(OSError):
                 listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)
 

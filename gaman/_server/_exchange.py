@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
-from gaman._asgi import Receive, Scope, Send
+from gaman._asgi import Application, Scope
 from gaman._context import log_extra
 from gaman._framing import BODILESS
 from gaman._tracebacks import exc_info_of
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from gaman._server._http import Connection
 
 logger = logging.getLogger("gaman")
-
-Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _MAX_PROBES: Final = 8

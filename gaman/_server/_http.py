@@ -89,7 +89,7 @@ class Connection(asyncio.Protocol):
             "type": "http",
             "server": _tcp.address(transport.get_extra_info("sockname")),
             "client": _tcp.address(transport.get_extra_info("peername")),
-            "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
+            "scheme": "https" if _tcp.is_secure(self._transport) else "http",
             "root_path": "",
         }
         self._parser = RequestParser(self, base_scope)
@@ -128,7 +128,8 @@ class Connection(asyncio.Protocol):
             self._exchange = None
             if receiving.has_started and not receiving.is_complete:
                 self.break_off(is_delimited=receiving.is_delimited)
-        if self._exchange is not None:
+        # With TLS, the event loop closes the connection whatever this returns.
+        if self._exchange is not None and not _tcp.is_secure(self._transport):
             return True
         # The last response may still be in the outbox.
         self.writer.flush()
@@ -377,7 +378,8 @@ class Connection(asyncio.Protocol):
         self._queue.clear()
         self._unparsed = b""
         self._unsent = -1
-        if self._is_half_closed:
+        # With TLS, close() sends an alert, and reads until the client has sent its own (RFC 8446, section 6.1).
+        if self._is_half_closed or _tcp.is_secure(self._transport):
             self.writer.close()
             return
         self.writer.flush()

@@ -58,6 +58,11 @@ def client_state(transport: asyncio.Transport) -> Literal["open", "half-closed",
     return "half-closed" if events else "open"
 
 
+def is_secure(transport: asyncio.Transport) -> bool:
+    """Return whether the connection has TLS, in which neither side can close only its own."""
+    return transport.get_extra_info("sslcontext") is not None
+
+
 def reset(transport: asyncio.Transport) -> None:
     """Close the connection with a reset, which discards what the client hasn't received."""
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

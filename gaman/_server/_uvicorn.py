@@ -1,4 +1,4 @@
-"""Server: uvicorn, which serves one App in this process until it is told to stop, and then finishes the requests in flight."""
+"""Server: uvicorn, which serves an application in this process until it is told to stop, and finishes the requests in flight."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -18,6 +19,8 @@ from typing import Any, Final, cast
 import uvicorn
 
 from gaman._app import App
+from gaman._asgi import Application
+from gaman._lifespan import Lifespan
 from gaman._server import _workers
 from gaman._server._connections import Connections
 from gaman._server._console import plural, print_waiting
@@ -34,10 +37,16 @@ _RELOAD: Final = 1
 
 
 class Server(uvicorn.Server):
-    """Serves *app*, which it loads itself: uvicorn would only log why a load fails. *on_start* is called once it listens."""
+    """Serves *app*, whose *lifespan* it runs itself: uvicorn would only log why it fails. *on_start* is called once it listens."""
 
     def __init__(
-        self, app: App, connections: Connections, timeout_graceful_shutdown: int, on_start: Callable[[], None] = lambda: None
+        self,
+        app: Application,
+        lifespan: App | Lifespan,
+        connections: Connections,
+        timeout_graceful_shutdown: int,
+        tls: ssl.SSLContext | None = None,
+        on_start: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -53,7 +62,10 @@ class Server(uvicorn.Server):
                 log_config=None,
             )
         )
-        self._app = app
+        # uvicorn would load the certificate by itself, and ask the terminal for the password of a key.
+        self.config.load()
+        self.config.ssl = tls
+        self._lifespan = lifespan
         self._on_start = on_start
         self._loop: asyncio.AbstractEventLoop
         self._how = Shutdown.RETIRE
@@ -90,7 +102,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        await self._app.load()
+        await self._lifespan.load()
+        self.lifespan.state.update(self._lifespan.lifespan_state)
         await super().startup(sockets=sockets)
         # Exempt everything loaded so far from garbage collection.
         gc.collect()
@@ -129,7 +142,7 @@ class Server(uvicorn.Server):
                 has_reported = self._report_waiting(len(lasting))
             await asyncio.sleep(0.05)
         await self._cut_off(time.monotonic() - start)
-        await self._app.shutdown()
+        await self._lifespan.shutdown()
 
     def begin_shutdown(self, how: Shutdown) -> None:
         """Begin to end in the given way; may be called from any thread."""

@@ -1,0 +1,136 @@
+"""Middleware: ASGI middleware around an App, and the checks of the list that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import isclass, iscoroutinefunction, signature
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+from gaman._access import LoggedApplication
+from gaman._application import check_application, kind_of, takes
+from gaman._asgi import Application, Receive, Scope, Send
+from gaman._handlers import name_of
+from gaman._integration import Integration
+from gaman._lifespan import Lifespan
+from gaman.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gaman._app import App as Base
+else:
+    # App is made later, and wrapped_class() adds it.
+    Base = object
+
+T = TypeVar("T")
+
+Wrapper: TypeAlias = Callable[[Any], Any]
+"""Middleware: a callable that takes an ASGI application and returns another one around it."""
+
+
+class Middleware:
+    """A class of ASGI middleware and its options, as Starlette's users write it.
+
+    app = App(routes, middleware=[Middleware(GZipMiddleware, minimum_size=500)])
+    """
+
+    def __init__(self, cls: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        if not callable(cls):
+            raise ConfigError(f"Middleware() takes a class of ASGI middleware and its options, not {cls!r}")
+        self.cls, self.args, self.kwargs = cls, args, kwargs
+        try:
+            signature(cls).bind(None, *args, **kwargs)
+        except ValueError:
+            # A C function may have no signature.
+            return
+        except TypeError as cause:
+            raise ConfigError(f"Middleware({name_of(cls)}): {cause}; it is called with the application and these options") from None
+
+    def __call__(self, app: Application) -> Any:
+        return self.cls(app, *self.args, **self.kwargs)
+
+
+def apply(middleware: Iterable[Wrapper], app: Application) -> Application:
+    """Return *app* within each entry of *middleware*, of which the first is the outermost; ConfigError names a mistake."""
+    for wrapper in reversed(_check(middleware)):
+        app = check_application(f"the result of the middleware {_name(wrapper)}", wrapper(app))
+    return app
+
+
+def _check(middleware: object) -> list[Wrapper]:
+    if isinstance(middleware, (str, Mapping)) or not isinstance(middleware, Iterable):
+        raise ConfigError(f"middleware is a list, not {middleware!r}; write middleware=[...]")
+    return [_check_entry(entry) for entry in cast("Iterable[object]", middleware)]
+
+
+def _check_entry(entry: object) -> Wrapper:
+    """Return *entry* as a callable that takes the application; ConfigError says what to write in its place."""
+    if isinstance(entry, Integration):
+        raise ConfigError(f"middleware holds the integration {entry.name!r}; write integrations=[{entry.name}(...)]")
+    if not callable(entry) and isinstance(entry, Iterable):
+        # Starlette's own Middleware is a class, a sequence and a dict.
+        parts: Sequence[Any] = [*cast("Iterable[object]", entry)]
+        if len(parts) == 3 and isinstance(parts[1], (list, tuple)) and isinstance(parts[2], dict):
+            return Middleware(parts[0], *cast("Sequence[Any]", parts[1]), **cast("dict[str, Any]", parts[2]))
+    if not callable(entry):
+        raise ConfigError(
+            f"middleware holds {entry!r}; write Middleware(Class, **options), or a function that takes the application"
+        )
+    name = _name(entry)
+    if iscoroutinefunction(entry):
+        raise ConfigError(
+            f"middleware holds the async function {name}; one for every request goes into the routes, as {{'*': {name}}}, "
+            f"and one for Starlette's call_next is written Middleware(BaseHTTPMiddleware, dispatch={name})"
+        )
+    if not takes(entry, 1):
+        if takes(entry, 3):
+            raise ConfigError(f"middleware holds {name}, which is an application itself; serve it, or mount() it in the routes")
+        fix = f"write Middleware({name}, ...) with its options" if isclass(entry) else "it is called with the application only"
+        raise ConfigError(f"middleware holds {name}, which isn't called as {name}(app); {fix}")
+    return cast("Wrapper", entry)
+
+
+def _name(wrapper: object) -> str:
+    return name_of(wrapper.cls) if isinstance(wrapper, Middleware) else name_of(wrapper) if isclass(wrapper) else kind_of(wrapper)
+
+
+def wrapped_class(cls: type[T]) -> type[T]:
+    """Return a subclass of App, which is *cls* or its base, whose instances have middleware."""
+    return cls if issubclass(cls, Wrapped) else cast("type[T]", type(cls.__name__, (Wrapped, cls), {}))
+
+
+class Wrapped(Base):
+    """An App within middleware: requests, the start and the end go through it."""
+
+    def wrap(self, middleware: Iterable[Wrapper]) -> None:
+        """Put *middleware* around this App."""
+        self._outermost = apply(middleware, super().__call__)
+        self._lifespan = Lifespan(self._outermost)
+
+    @property
+    def lifespan_state(self) -> dict[str, Any]:
+        return self._lifespan.lifespan_state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # httpx's transport, among others, has no state.
+        if self._lifespan.lifespan_state and "state" not in scope:
+            scope = {**scope, "state": self._lifespan.lifespan_state.copy()}
+        await self._outermost(scope, receive, send)
+
+    def log_requests(self) -> None:
+        # Outermost, because middleware may answer by itself.
+        if not isinstance(self._outermost, LoggedApplication):
+            self._outermost = LoggedApplication(self._outermost)
+
+    async def load(self) -> None:
+        try:
+            await self._lifespan.load()
+            # Middleware may keep the lifespan from the App.
+            if not self._lifecycle.is_loaded:
+                await self._load()
+        except BaseException:
+            await self.shutdown()
+            raise
+
+    async def shutdown(self) -> None:
+        await self._lifespan.shutdown()
+        if self._lifecycle.is_loaded:
+            await self._shutdown()

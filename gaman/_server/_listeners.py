@@ -1,0 +1,129 @@
+"""Listening sockets: a TCP port, or a Unix socket with its file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from os import PathLike
+
+from gaman.errors import ConfigError
+
+_BACKLOG = 2048
+_files: dict[str, tuple[int, int]] = {}
+"""The files of the Unix sockets that this process has bound, by their paths. Workers have none, so they remove none."""
+
+
+def is_number(value: object, kind: type = float) -> bool:
+    """Return whether *value* is a number of this kind, and not a bool."""
+    return isinstance(value, (int, kind)) and not isinstance(value, bool)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on a TCP port; ConfigError says why it can't."""
+    if not is_number(port, int) or not 0 <= port <= 65535:
+        raise ConfigError(f"port={port!r} isn't a port; give a number from 0 to 65535")
+    try:
+        # min() prefers IPv4, where a name such as localhost has both.
+        family, _, _, _, address = min(socket.getaddrinfo(host or " ", port, type=socket.SOCK_STREAM))
+        return socket.create_server(address, family=family, backlog=_BACKLOG)
+    except (socket.gaierror, UnicodeError, TypeError):
+        raise ConfigError(
+            f"host={host!r} isn't an address of this machine; 127.0.0.1 serves only this machine, 0.0.0.0 every network"
+        ) from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"port {port} on {host} is taken; stop what listens there, or take another port") from None
+        raise ConfigError(f"can't listen on {host}, port {port}: {os.strerror(error.errno or 0)}") from None
+
+
+def listen_unix(path: str | PathLike[str]) -> socket.socket:
+    """Return a socket that listens on *path*, where it replaces the socket of a server that has ended.
+
+    Every user of the machine may connect, as to a port of 127.0.0.1; the permissions of the folder can limit that. ConfigError says
+    why it can't listen, also for a *path* where a server listens or another kind of file is.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        raise ConfigError("uds= needs a system with Unix sockets, such as Linux or macOS")
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path) or "\0" in os.fspath(path):
+        raise ConfigError(f"uds={path!r} isn't a path; give one such as '/run/shop/shop.sock'")
+    # Absolute, because the program may change its working directory.
+    path = os.path.abspath(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        listener.bind(path)
+        os.chmod(path, 0o666)  # noqa: S103 - as above
+        listener.listen(_BACKLOG)
+        _files[path] = _identify(path)
+    except (OSError, ConfigError) as error:
+        listener.close()
+        if isinstance(error, OSError):
+            # Python's own message about a long path has no number.
+            raise ConfigError(f"can't listen on {path}: {error.strerror or error}") from None
+        raise
+    return listener
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket at *path* if no server listens on it; ConfigError is raised if one does, and for another kind of file."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"uds={path!r} is a file, not a socket; take another path, or remove the file")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        # A server whose queue is full makes a client wait.
+        client.settimeout(1)
+        try:
+            client.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            return
+        except OSError as error:
+            if isinstance(error, PermissionError):
+                raise
+    raise ConfigError(f"a server listens on {path}; stop it, or take another path")
+
+
+def name_of(listener: socket.socket, host: str, *, is_secure: bool) -> str:
+    """Return where *listener* listens: a URL, or the path of a Unix socket after `unix:`."""
+    name = listener.getsockname()
+    if isinstance(name, str):
+        return f"unix:{name}"
+    return f"{'https' if is_secure else 'http'}://{f'[{host}]' if ':' in host else host}:{name[1]}"
+
+
+def remove_path(listener: socket.socket) -> None:
+    """Remove the file of a Unix socket, so that no client connects any more; do nothing for another socket."""
+    if listener.fileno() >= 0:
+        _remove(listener.getsockname())
+
+
+@contextmanager
+def removing(listener: socket.socket) -> Generator[None]:
+    """Remove the file of a Unix socket after the block, if it is still there."""
+    path = listener.getsockname()
+    try:
+        yield
+    finally:
+        _remove(path)
+
+
+def _remove(path: object) -> None:
+    if not isinstance(path, str) or (file := _files.pop(path, None)) is None:
+        return
+    with suppress(OSError):
+        # Another server may listen there by now.
+        if _identify(path) == file:
+            os.unlink(path)
+
+
+def _identify(path: str) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
