@@ -52,7 +52,7 @@ def create_project(folder: Path) -> Iterator[str]:
 
 
 def _refuse_occupied(folder: Path) -> None:
-    """Exit if *folder* has files; those whose names begin with a dot, such as .git, and a virtual environment may be there."""
+    """Exit if *folder* has files. Names that begin with a dot, such as .git, and a virtual environment may be there."""
     for path in sorted(folder.iterdir()):
         is_harmless = path.name.startswith(".") or (path / "pyvenv.cfg").exists()
         if not is_harmless or path.name in (*_FILES, ".env"):

@@ -19,24 +19,26 @@ _GAMAN = os.path.dirname(__file__) + os.sep
 
 def describe(app: App) -> Iterator[str]:
     """Yield the lines that show the routes of *app* as they were written, and its integrations in the order in which they run."""
-    rows: dict[tuple[object, ...], _Row] = {}
     guards = [entry for entry in app.routes.entries if entry.layer.is_middleware]
+    rows: dict[tuple[object, ...], _Row] = {}
     for entry in app.routes.entries:
         # By identity, because an object that is a handler may have no hash.
         key = (_path_of(entry), *map(id, entry.layer.handlers))
-        if (row := rows.get(key)) is None:
-            rows[key] = _Row(entry.method, _path_of(entry), _names_before(entry.layer, guards), entry.layer.handlers[-1])
-        else:
-            rows[key] = row._replace(methods=f"{row.methods}, {entry.method}")
-    cells = [(row.methods, row.path, row.middleware, name_of(row.handler), place_of(row.handler)) for row in rows.values()]
-    yield from _align([("methods", "path", "middleware", "handler", "line"), *cells])
+        row = rows.setdefault(key, _Row([], _path_of(entry), _names_before(entry.layer, guards), entry.layer.handlers[-1]))
+        if entry.method not in row.methods:
+            row.methods.append(entry.method)
+    cells = [
+        (", ".join(row.methods), row.path, row.middleware, name_of(row.handler), place_of(row.handler)) for row in rows.values()
+    ]
+    # A mounted application has an entry for its prefix and one for what is below.
+    yield from _align([("methods", "path", "middleware", "handler", "line"), *dict.fromkeys(cells)])
     if app.integrations:
         yield ""
         yield from _align([("integration", "priority", "hooks"), *map(_describe_integration, app.integrations)])
 
 
 class _Row(NamedTuple):
-    methods: str
+    methods: list[str]
     path: str
     middleware: str
     handler: Handler

@@ -115,6 +115,14 @@ def test_a_row_names_the_middleware_that_runs_before_its_handler_in_order() -> N
     ]
 
 
+def test_middleware_that_is_written_twice_has_one_row() -> None:
+    table: Table = {"/admin/*": guard, "/admin": {"/*": guard, "/users": home}}
+    assert [row[:4] for row in rows(gaman.App(table))] == [
+        ["ALL", "/admin/*", "", "guard"],
+        ["ALL", "/admin/users", "guard, guard", "home"],
+    ]
+
+
 def test_middleware_that_runs_for_some_requests_of_a_route_has_its_path() -> None:
     table: Table = {"/files/private/*": guard, "/users/:id/*": audit, "/files/:path*": home, "/users/:name/posts": home}
     assert [(path, middleware) for _, path, middleware, *_ in rows(gaman.App(table))][2:] == [

@@ -114,6 +114,19 @@ def test_any_asgi_application_is_served(folder: Path) -> None:
         assert program.stop() == 0
 
 
+def test_a_mounted_application_has_one_row_in_the_table_of_routes(folder: Path) -> None:
+    mounted = "\nasync def guard(ctx):\n    pass\n\nsite = gaman.App({'/': home, '/blog/*': [guard, gaman.mount(other)]})\n"
+    (folder / "main.py").write_text(APP + mounted, encoding="utf-8")
+    with running("-m", "gaman", "routes", "main:site", cwd=folder) as program:
+        assert program.wait() == 0, program.stderr
+        assert program.stdout == (
+            "methods  path     middleware  handler       line\n"
+            "ALL      /                    home          main.py:4\n"
+            "ALL      /blog/*              guard         main.py:15\n"
+            "ALL      /blog/*  guard       mount(other)\n"
+        )
+
+
 def fails(*arguments: str, folder: Path) -> str:
     program: Program
     with running("-m", "gaman", *arguments, cwd=folder) as program:

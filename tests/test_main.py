@@ -7,10 +7,11 @@ import re
 import socket
 import sqlite3
 import stat
-from argparse import ArgumentParser, _SubParsersAction
+from argparse import ArgumentParser
 from contextlib import closing
 from inspect import signature
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -264,8 +265,8 @@ def options_of(parser: ArgumentParser) -> dict[str, str]:
 def parsers() -> dict[str, ArgumentParser]:
     """Return the parser of each command, by its name; `gaman` has that of the options before a command."""
     parser = make_parser()
-    [commands] = [action for action in parser._actions if isinstance(action, _SubParsersAction)]
-    return {"gaman": parser, **commands.choices}
+    [choices] = [action.choices for action in parser._actions if action.metavar == "command"]
+    return {"gaman": parser, **cast("dict[str, ArgumentParser]", choices)}
 
 
 def test_the_help_names_the_default_of_each_option_of_the_server() -> None:

@@ -193,7 +193,7 @@ async def _count(fetch: Fetch, integration: Integration, line: str) -> int:
 
 def test_a_missing_secret_is_an_error_that_says_how_to_create_one() -> None:
     reason = refusal(secret=None)
-    for word in ("`gaman key`", "secret", "GAMAN_KEY"):
+    for word in ("`gaman key --env .env`", "`gaman serve --env-file .env main:app`", "secret", "export GAMAN_KEY"):
         assert word in reason
 
 
