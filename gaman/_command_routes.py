@@ -53,7 +53,7 @@ def _names_before(layer: Layer, guards: Iterable[Entry]) -> str:
     names: list[str] = []
     for guard in guards:
         if not layer.is_middleware and guard.layer.may_cover(layer.segments):
-            where = "" if guard.layer.covers(layer.segments) else f" ({_path_of(guard)})"
+            where = "" if guard.layer.covers_all(layer.segments) else f" ({_path_of(guard)})"
             names += [f"{name_of(handler)}{where}" for handler in guard.layer.handlers]
     return ", ".join([*names, *map(name_of, layer.handlers[:-1])])
 
