@@ -27,7 +27,7 @@ from tests import servers
 from tests.test_asgi_servers import SERVERS
 from tests.test_examples import ROOT, serving, walk_through
 
-GUIDE = ["examples/guide/deployment.md", "examples/guide/security.md", "examples/guide/moving.md"]
+GUIDE = ["examples/guide/deployment.md", "examples/guide/security.md", "examples/guide/moving.md", "examples/guide/asgi.md"]
 DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md", *GUIDE]
 # The programs that the guide uses; tests/test_guide.py runs the commands that need neither systemd nor Docker.
 HOST = set(
