@@ -48,9 +48,9 @@ class App:
       `*`, which is the default. An entry without a port allows every port.
     """
 
-    def __new__(cls, *_: object, middleware: Iterable[Wrapper] = (), **__: object) -> Self:
-        """Return an instance of a subclass if there is *middleware*, so that an App without it doesn't look for it."""
-        return super().__new__(wrapped_class(cls) if middleware else cls)
+    def __new__(cls, *_: Any, **options: Any) -> Self:
+        """Return an instance of a subclass if there is middleware, so that an App without it doesn't look for it."""
+        return super().__new__(wrapped_class(cls) if options.get("middleware") else cls)
 
     def __init__(
         self,

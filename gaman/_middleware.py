@@ -65,12 +65,11 @@ def _check_entry(entry: object) -> Wrapper:
     """Return *entry* as a callable that takes the application; ConfigError says what to write in its place."""
     if isinstance(entry, Integration):
         raise ConfigError(f"middleware holds the integration {entry.name!r}; write integrations=[{entry.name}(...)]")
-    if not callable(entry) and isinstance(entry, Iterable):
+    if not callable(entry):
         # Starlette's own Middleware is a class, a sequence and a dict.
-        parts: Sequence[Any] = [*cast("Iterable[object]", entry)]
+        parts: list[Any] = [*cast("Iterable[object]", entry)] if isinstance(entry, Iterable) else []
         if len(parts) == 3 and isinstance(parts[1], (list, tuple)) and isinstance(parts[2], dict):
             return Middleware(parts[0], *cast("Sequence[Any]", parts[1]), **cast("dict[str, Any]", parts[2]))
-    if not callable(entry):
         raise ConfigError(
             f"middleware holds {entry!r}; write Middleware(Class, **options), or a function that takes the application"
         )

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import signal
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -402,14 +402,14 @@ async def test_an_exception_before_the_response_goes_to_on_error() -> None:
     assert [repr(error) for error in seen] == ["ValueError('no table')"]
 
 
-@pytest.mark.parametrize(
-    ("messages", "text"),
-    [
-        ([], "mount(sending) returned without a response"),
-        ([{"type": "http.response.body", "body": b""}], "the application sent 'http.response.body' before 'http.response.start'"),
-        ([{"type": "http.response.start", "status": 99, "headers": []}], "a response's status is an int from 200 to 599, not 99"),
-    ],
-)
+BEGINNINGS: list[tuple[list[dict[str, Any]], str]] = [
+    ([], "mount(sending) returned without a response"),
+    ([{"type": "http.response.body", "body": b""}], "the application sent 'http.response.body' before 'http.response.start'"),
+    ([{"type": "http.response.start", "status": 99, "headers": []}], "a response's status is an int from 200 to 599, not 99"),
+]
+
+
+@pytest.mark.parametrize(("messages", "text"), BEGINNINGS)
 async def test_a_wrong_beginning_is_500(messages: list[Any], text: str, caplog: pytest.LogCaptureFixture) -> None:
     async def sending(scope: Any, receive: Any, send: Any) -> None:
         for message in messages:
@@ -459,7 +459,7 @@ async def test_an_exception_after_the_response_is_logged(caplog: pytest.LogCaptu
 
 def recording(events: list[str], name: str, *, fails: bool = False) -> Starlette:
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, str]]:
+    async def lifespan(app: Starlette) -> AsyncGenerator[dict[str, str]]:
         events.append(f"{name} starts")
         if fails:
             raise ValueError("no database")

@@ -28,7 +28,7 @@ from tests.test_asgi_servers import SERVERS
 from tests.test_examples import ROOT, serving, walk_through
 
 TESTING = "examples/guide/testing.md"
-GUIDE = ["examples/guide/deployment.md", "examples/guide/security.md", "examples/guide/moving.md", TESTING]
+GUIDE = [*(f"examples/guide/{chapter}.md" for chapter in ("deployment", "security", "moving", "asgi")), TESTING]
 DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md", *GUIDE]
 # The programs that the guide uses; tests/test_guide.py runs the commands that need neither systemd nor Docker.
 HOST = set(

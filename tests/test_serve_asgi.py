@@ -177,18 +177,22 @@ def test_what_is_no_asgi_3_application_is_an_error(call: Any, value: Any, messag
     assert str(raised.value).startswith(f"{call.__name__.replace('serve', 'gaman.serve')}(): {message}")
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (None, "None isn't an ASGI application; give an object such as gaman.App(routes) or Starlette(...)"),
-        ("main:app", "a value of the type str isn't an ASGI application; "),
-        ({"/": handler}, "routes aren't an application; make an App of them first: gaman.App(routes)"),
-        (gaman.define_routes({}), "routes aren't an application; make an App of them first: gaman.App(routes)"),
-        (handler, "handler is a handler; give gaman.App({'/': handler}) in its place"),
-        (factory, "factory takes no arguments; if it makes the application, call it: factory()"),
-        (lambda a, b, c, d: None, "<lambda> isn't an ASGI application, because it isn't called with scope, receive and send"),
-    ],
-)
+def four(a: int, b: int, c: int, d: int) -> None:
+    """A function with too many arguments."""
+
+
+UNMOUNTABLE: list[tuple[Any, str]] = [
+    (None, "None isn't an ASGI application; give an object such as gaman.App(routes) or Starlette(...)"),
+    ("main:app", "a value of the type str isn't an ASGI application; "),
+    ({"/": handler}, "routes aren't an application; make an App of them first: gaman.App(routes)"),
+    (gaman.define_routes({}), "routes aren't an application; make an App of them first: gaman.App(routes)"),
+    (handler, "handler is a handler; give gaman.App({'/': handler}) in its place"),
+    (factory, "factory takes no arguments; if it makes the application, call it: factory()"),
+    (four, "four isn't an ASGI application, because it isn't called with scope, receive and send"),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), UNMOUNTABLE)
 def test_what_is_no_application_cannot_be_mounted(value: Any, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         mount(value)
