@@ -80,7 +80,7 @@ def _entries(row: _Row, strict: bool) -> Iterator[Entry]:
     if guards:
         yield Entry(str(row), row.method, _layer(row._replace(handlers=tuple(guards)), strict))
     segments = _layer(row, strict).segments
-    for end in ((), ("",), (":*",)) if strict and segments else ((), (":*",)):
+    for end in ((), ("",), (_params.REST,)) if strict and segments else ((), (_params.REST,)):
         yield Entry(str(row), row.method, Layer((*segments, *end), (mount.at(len(segments)),)), mount.application)
 
 
@@ -126,7 +126,7 @@ def _layer(row: _Row, strict: bool) -> Layer:
             if (fault := _fault(segment)) is not None:
                 raise ConfigError(f"{row}: {fault}")
             continue
-        if (parameter := _params.parse(segment)) is None:
+        if segment == _params.REST or (parameter := _params.parse(segment)) is None:
             raise ConfigError(f"{row}: {_params.mistake(segment)}")
         if parameter.is_catch_all and (is_middleware or number < len(segments)):
             raise ConfigError(f"{row}: nothing comes after {segment!r}, because it takes the rest of the path")
