@@ -16,6 +16,7 @@ from gaman._target import without_empty
 from gaman.errors import ConfigError
 
 Table: TypeAlias = "Mapping[str, Handler | Sequence[Handler] | Table]"
+"""Paths, methods and middleware, each with a handler, a list of handlers, or a table whose paths continue this one."""
 
 _parameter = re.compile(r":[A-Za-z_][A-Za-z0-9_]*\*?").fullmatch
 # A parameter in the syntax of another framework: `{id}`, `{id:int}`, `<int:id>`, `{path...}` or `*path`.
