@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 test: $(VENV)/developed
 	$(VENV)/bin/python -m pytest $(AT_ONCE)
 
-faults: $(VENV)/developed
+faults: $(VENV)/developed $(VENV)/documented
 	$(VENV)/bin/python -m pytest $(AT_ONCE) -m slow tests
 
 e2e: $(VENV)/developed

@@ -16,13 +16,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
+from string import Template
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
-BUILD = ROOT / "build/docs"
-SITE = BUILD / "site"
 
 # Each section of these documents is a page.
 CUT = {"README.md", "integrations/gaman_session/README.md"}
@@ -94,7 +94,7 @@ def assemble() -> Site:
                 name = document.removesuffix("/README.md").removesuffix(".md").lower()
                 pages += add(site, "Project", document, f"project/{name.replace('/', '-')}.md")
     for page in pages:
-        page.text = _LINK.sub(lambda link, page=page: lead(site, page, link), page.text)
+        page.text = _LINK.sub(partial(lead, site, page), page.text)
     site.parts["Reference"] = reference()
     return site
 
@@ -155,7 +155,7 @@ def slug(title: str) -> str:
 def linked(page: Page) -> list[str]:
     """Return the documents that a *page* links to."""
     targets = [resolve(page, link["target"]) for link in _LINK.finditer(page.text) if link["target"]]
-    return [document for document, _ in targets if document.endswith(".md")]
+    return [document for document, _ in targets if document.endswith(".md") and (ROOT / document).exists()]
 
 
 def resolve(page: Page, target: str) -> tuple[str, str]:
@@ -182,7 +182,7 @@ def lead(site: Site, page: Page, link: re.Match[str]) -> str:
 
 
 def public_modules() -> dict[str, list[str]]:
-    """Return the public modules of gaman, each with the public names that no module before it has."""
+    """Return the public names of each public module of gaman, unless the modules before it have them all."""
     modules: dict[str, list[str]] = {}
     known: list[object] = []
     for file in sorted((ROOT / "gaman").rglob("*.py"), key=lambda file: (file.parent, file.name)):
@@ -200,9 +200,9 @@ def public_modules() -> dict[str, list[str]]:
 
 
 def public_names(module: Any) -> list[str]:
+    """Return `__all__` of a *module*, or of the one that it re-exports; without either, the names that it defines."""
     if hasattr(module, "__all__"):
         return list(module.__all__)
-    # A module that only re-exports has the names of another one.
     [other, *_] = re.findall(r"^from (\S+) import \*$", inspect.getsource(module), re.MULTILINE) or [module.__name__]
     if other != module.__name__:
         return public_names(importlib.import_module(other))
@@ -210,35 +210,37 @@ def public_names(module: Any) -> list[str]:
 
 
 def reference() -> list[Page]:
-    """Return the pages about the public names: one for each module, and one for each class that isn't an error."""
+    """Return the pages of the public modules, each with the pages of its classes below it; errors are on the module's page."""
     pages: list[Page] = []
     for module, names in public_modules().items():
-        values = {name: getattr(importlib.import_module(module), name) for name in names}
-        errors = [name for name, value in values.items() if inspect.isclass(value) and issubclass(value, BaseException)]
-        classes = [
-            name for name, value in values.items() if inspect.isclass(value) and name not in errors and name == value.__name__
-        ]
-        functions = [
-            name
-            for name, value in values.items()
-            if inspect.isroutine(value) or (inspect.isclass(value) and name != value.__name__)
-        ]
-        others = [name for name in names if name not in {*errors, *classes, *functions}]
-        text = (
+        groups: dict[str, list[str]] = {"Classes": [], "Functions": [], "Errors": [], "Types and constants": []}
+        values = vars(importlib.import_module(module))
+        for name in names:
+            groups[kind(name, values[name])].append(name)
+        classes = groups.pop("Classes")
+        page = Page(f"reference/{module}/index.md", module)
+        page.text = (
             f"# {module}\n\n::: {module}\n    options: {{members: false, show_root_heading: false, show_root_toc_entry: false}}\n"
         )
         if classes:
-            rows = [f"| [`{name}`]({name}.md) | {summary(values[name])} |\n" for name in classes]
-            text += f"\n## Classes\n\n| class | |\n|---|---|\n{''.join(rows)}"
-        for title, group in {"Functions": functions, "Errors": errors, "Types and constants": others}.items():
+            page.text += "\n## Classes\n\n| class | |\n|---|---|\n"
+            page.text += "".join(f"| [`{name}`]({name}.md) | {summary(values[name])} |\n" for name in classes)
+        for title, group in groups.items():
             if group:
-                text += f"\n## {title}\n\n" + "".join(f"::: {module}.{name}\n\n" for name in group)
-        below = [
-            Page(f"reference/{module}/{name}.md", name, text=f"::: {module}.{name}\n    options: {{heading_level: 1}}\n")
-            for name in classes
-        ]
-        pages.append(Page(f"reference/{module}/index.md", module, text=text, below=below))
+                page.text += f"\n## {title}\n\n" + "".join(f"::: {module}.{name}\n\n" for name in group)
+        for name in classes:
+            text = f"::: {module}.{name}\n    options: {{heading_level: 1}}\n"
+            page.below.append(Page(f"reference/{module}/{name}.md", name, text=text))
+        pages.append(page)
     return pages
+
+
+def kind(name: str, value: object) -> str:
+    """Return the group of a public name."""
+    if inspect.isclass(value) and value.__name__ == name:
+        return "Errors" if issubclass(value, BaseException) else "Classes"
+    # A class by another name is called like a function.
+    return "Functions" if inspect.isroutine(value) or inspect.isclass(value) else "Types and constants"
 
 
 def summary(value: object) -> str:
@@ -247,31 +249,34 @@ def summary(value: object) -> str:
     return re.split(r"(?<=\.) (?=[A-Z`])", text)[0].replace("|", "\\|")
 
 
-def write(site: Site) -> Path:
-    """Write the pages of a *site* and its settings; return the path of the settings."""
-    shutil.rmtree(BUILD, ignore_errors=True)
-    shutil.copytree(Path(__file__).parent / "assets", BUILD / "pages/assets")
+def write(site: Site, folder: Path) -> Path:
+    """Write the pages of a *site* and its settings to a *folder*, whose content is lost; return the path of the settings."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(Path(__file__).parent / "assets", folder / "pages/assets")
     for page in site.pages:
-        file = BUILD / "pages" / page.path
+        file = folder / "pages" / page.path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(page.text)
     nav = [{part: [page.entry for page in pages]} for part, pages in site.parts.items()]
-    settings = BUILD / "mkdocs.yml"
+    integrations = [file.parent.name for file in ROOT.glob("integrations/*/__init__.py")]
+    settings = folder / "mkdocs.yml"
+    template = Template((Path(__file__).parent / "mkdocs.yml").read_text())
     # YAML contains JSON.
-    settings.write_text((Path(__file__).parent / "mkdocs.yml").read_text() + f"\nnav: {json.dumps(nav)}\n")
+    settings.write_text(template.substitute(nav=json.dumps(nav), integrations=json.dumps(integrations)))
     return settings
 
 
-def main() -> int:
-    try:
-        settings = write(assemble())
-    except SiteError as error:
-        return f"{error}"
-    built = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict", "--config-file", settings], check=False)
-    if built.returncode == 0:
-        print(f"The site: {SITE / 'index.html'}")
-    return built.returncode
+def build(folder: Path) -> Path:
+    """Build the site in a *folder*, whose content is lost; return the path of the home page."""
+    settings = write(assemble(), folder)
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(settings)]
+    if subprocess.run(command, check=False).returncode:
+        raise SiteError("Zensical has built no site; its reason is above")
+    return folder / "site/index.html"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        print(f"The site is ready: {build(ROOT / 'build/docs').as_uri()}")
+    except SiteError as error:
+        sys.exit(str(error))
