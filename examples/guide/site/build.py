@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 from string import Template
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -199,14 +200,15 @@ def public_modules() -> dict[str, list[str]]:
     return modules
 
 
-def public_names(module: Any) -> list[str]:
+def public_names(module: ModuleType) -> list[str]:
     """Return `__all__` of a *module*, or of the one that it re-exports; without either, the names that it defines."""
     if hasattr(module, "__all__"):
         return list(module.__all__)
     [other, *_] = re.findall(r"^from (\S+) import \*$", inspect.getsource(module), re.MULTILINE) or [module.__name__]
     if other != module.__name__:
         return public_names(importlib.import_module(other))
-    return [name for name, value in vars(module).items() if name[0] != "_" and getattr(value, "__module__", "") == other]
+    members: dict[str, object] = vars(module)
+    return [name for name, value in members.items() if name[0] != "_" and getattr(value, "__module__", "") == other]
 
 
 def reference() -> list[Page]:
