@@ -23,7 +23,7 @@ test: $(VENV)/developed
 faults: $(VENV)/developed $(VENV)/documented
 	$(VENV)/bin/python -m pytest $(AT_ONCE) -m slow tests
 
-e2e: $(VENV)/developed
+e2e: $(VENV)/developed $(VENV)/documented
 	$(VENV)/bin/python -m pytest $(AT_ONCE) -m e2e tests/e2e
 
 check: $(VENV)/developed
