@@ -10,6 +10,7 @@ help:
 	@echo "make faults  run the tests that take minutes: servers killed, disks full"
 	@echo "make e2e     run the tests that drive a browser, the Chromium of this machine"
 	@echo "make check   run ruff, mypy and pyright"
+	@echo "make docs    build the documentation site, in build/docs/site"
 	@echo "make bench   measure gaman beside other frameworks: ten minutes; make bench-quick: one; both draw benchmarks/runs/*/summary.png"
 	@echo "PYTHON=python3.13 VENV=.venv-3.13 uses another Python, beside the first."
 
@@ -19,10 +20,10 @@ demo: $(VENV)/installed
 test: $(VENV)/developed
 	$(VENV)/bin/python -m pytest $(AT_ONCE)
 
-faults: $(VENV)/developed
+faults: $(VENV)/developed $(VENV)/documented
 	$(VENV)/bin/python -m pytest $(AT_ONCE) -m slow tests
 
-e2e: $(VENV)/developed
+e2e: $(VENV)/developed $(VENV)/documented
 	$(VENV)/bin/python -m pytest $(AT_ONCE) -m e2e tests/e2e
 
 check: $(VENV)/developed
@@ -30,6 +31,9 @@ check: $(VENV)/developed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+docs: $(VENV)/documented
+	$(VENV)/bin/python examples/guide/site/build.py
 
 bench: $(VENV)/benched
 	$(VENV)/bin/python -m benchmarks
@@ -49,9 +53,13 @@ $(VENV)/developed: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --group servers --target $(VENV)/servers --upgrade --no-deps --only-binary :all: --python-version 3.12
 	@touch $@
 
+$(VENV)/documented: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --group docs
+	@touch $@
+
 $(VENV)/benched: $(VENV)/developed benchmarks/rivals/node/package.json
 	$(VENV)/bin/python -m pip install --quiet --group bench
 	-if command -v npm >/dev/null; then npm install --prefix benchmarks/rivals/node --silent --no-package-lock; fi
 	@touch $@
 
-.PHONY: help demo test faults e2e check bench bench-quick
+.PHONY: help demo test faults e2e check docs bench bench-quick

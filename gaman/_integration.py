@@ -21,6 +21,7 @@ ResponseHook: TypeAlias = Callable[[Context, Response], Awaitable[Response | Non
 SessionMaker: TypeAlias = "Callable[[Scope, bool], Session]"
 SessionCloser: TypeAlias = "Callable[[Context, Session, Response], Awaitable[RawHeaders] | RawHeaders]"
 Priority = Literal["very-high", "high", "normal", "low", "very-low"]
+"""How far out an integration lies around the handlers: `"very-high"` runs first on the way in, and last on the way out."""
 
 _SESSION_HOOKS = ("make_session", "close_session")
 _ORDER: tuple[Priority, ...] = ("very-high", "high", "normal", "low", "very-low")

@@ -16,6 +16,7 @@ from gaman._results import Result, error_response
 from gaman.errors import ConfigError, HTTPError
 
 Handler: TypeAlias = Callable[[Context], Awaitable[Result]]
+"""An async function of the request. Its result is the response, or None to pass the request on."""
 Segments: TypeAlias = tuple[str, ...]
 Match: TypeAlias = tuple[Handler, Mapping[str, str]]
 """The handler of a request, which may be a chain of several, and the path's parameters."""
