@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from examples.guide.site import build
+from guide.site import build
 
 pytestmark = pytest.mark.e2e
 
