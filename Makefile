@@ -64,7 +64,8 @@ $(VENV)/browsed: $(VENV)/developed
 	@touch $@
 
 $(VENV)/documented: $(VENV)/installed
-	$(VENV)/bin/python -m pip install --quiet --group docs
+	@echo "gaman: installing the site's tools into $(VENV): about 110 MB, half a minute; later runs skip this"
+	@$(VENV)/bin/python -m pip install --quiet --group docs
 	@touch $@
 
 $(VENV)/benched: $(VENV)/developed benchmarks/rivals/node/package.json
