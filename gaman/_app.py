@@ -79,6 +79,7 @@ class App:
         """How many processes serve this application, as far as it is known; set by gaman.serve() and by load()."""
         # Only the hooks that are defined, so that the others cost a request nothing.
         self._on_request = [i.on_request for i in self.integrations if i.on_request is not None]
+        self._on_unmatched = [i.on_unmatched for i in self.integrations if i.on_unmatched is not None]
         self._on_error = [i.on_error for i in self.integrations if i.on_error is not None]
         if debug:
             self._on_request.insert(0, _access.begin)
