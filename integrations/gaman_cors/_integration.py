@@ -9,7 +9,8 @@ from gaman import App, ConfigError, Context, Integration, Response
 from gaman_cors._origins import Origins
 
 _ORIGIN = "access-control-allow-origin"
-_REQUEST = ("access-control-request-method", "access-control-request-headers", "access-control-request-private-network")
+_METHOD, _NETWORK = "access-control-request-method", "access-control-request-private-network"
+_VARY = "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"
 _is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 
 
@@ -45,7 +46,7 @@ def cors(
         "access-control-allow-methods": _join("methods", methods, credentials).upper(),
         "access-control-allow-headers": _join("headers", headers, credentials),
         "access-control-max-age": str(max_age),
-        "vary": ", ".join(_REQUEST if private_network else _REQUEST[:2]),
+        "vary": f"{_VARY}, Access-Control-Request-Private-Network" if private_network else _VARY,
     }
     if preflight["access-control-allow-headers"] == "*":
         # The wildcard doesn't include Authorization (WHATWG Fetch, section 3.3.3).
@@ -70,14 +71,15 @@ def cors(
         if not allowed.allows(ctx.headers["origin"]):
             return Response(None, 204, {"vary": preflight["vary"]})
         response = Response(None, 204, preflight)
-        if private_network and ctx.header(_REQUEST[2]) == "true":
+        if private_network and ctx.header(_NETWORK) == "true":
             response.headers["access-control-allow-private-network"] = "true"
         return response
 
     def on_response(ctx: Context, response: Response) -> None:
         fields = response.headers
-        if not allowed.allows_any and not {"origin", "*"} & {name.strip() for name in ",".join(fields.getall("vary")).lower().split(",")}:
-            fields.add("vary", "Origin")
+        varies = [name.strip() for name in ",".join(fields.getall("vary")).split(",") if name.strip()]
+        if not allowed.allows_any and not {"origin", "*"} & {name.lower() for name in varies}:
+            fields["vary"] = ", ".join([*varies, "Origin"])
         origins = ctx.headers.getall("origin")
         # A handler that has set its own field knows better.
         if _ORIGIN in fields or not (allowed.allows_any or (len(origins) == 1 and allowed.allows(origins[0]))):
@@ -93,7 +95,7 @@ def cors(
 
 
 def _is_preflight(ctx: Context) -> bool:
-    return ctx.method == "OPTIONS" and "origin" in ctx.headers and _REQUEST[0] in ctx.headers
+    return ctx.method == "OPTIONS" and "origin" in ctx.headers and _METHOD in ctx.headers
 
 
 def _join(option: str, names: str | Iterable[str], credentials: bool) -> str:

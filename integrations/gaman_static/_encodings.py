@@ -23,8 +23,7 @@ def choose(available: Iterable[str], fields: Iterable[str]) -> str:
     """
     elements = [found.groups() for element in ",".join(fields).split(",") if (found := _element(element))]
     qualities = {name.lower(): 1.0 if quality is None else float(quality) for name, quality in elements}
-    any_other = qualities.get("*", 0.0)
-    unsaid = {IDENTITY: qualities.get("*", _LEAST)}
-    ranked = {coding: qualities.get(coding, unsaid.get(coding, any_other)) for coding in available}
+    unsaid = qualities.get("*", 0.0)
+    ranked = {coding: qualities.get(coding, unsaid or _LEAST * (coding == IDENTITY)) for coding in available}
     best = max(ranked, key=ranked.__getitem__)
     return best if ranked[best] else IDENTITY

@@ -6,35 +6,18 @@ import errno
 import mimetypes
 import os
 import stat
-from collections.abc import Mapping
-from typing import NamedTuple
 
 from gaman import ConfigError, HTTPError
 from gaman_static._encodings import IDENTITY
 
-_CODINGS = {"br": ".br", "gzip": ".gz"}
-"""The content codings, the preferred one first, and the endings of their files."""
+_CODINGS = {"gzip": ".gz", "br": ".br"}
+"""The content codings, the preferred one last, and the endings of their files."""
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ}
 
 # Python's own table. The system's is empty in small containers, and on Windows it can have .js as text/plain.
 _TYPES = mimetypes.MimeTypes()
-for _kind, _ending in (
-    ("text/javascript", ".js"),
-    ("text/javascript", ".mjs"),
-    ("application/json", ".map"),
-    ("image/webp", ".webp"),
-    ("font/woff", ".woff"),
-    ("font/woff2", ".woff2"),
-    ("font/ttf", ".ttf"),
-):
-    _TYPES.add_type(_kind, _ending)
-
-
-class Found(NamedTuple):
-    """A file: its name, and the names of its variants by content coding. A folder with an index has no variants."""
-
-    name: str
-    variants: Mapping[str, str]
+_TYPES.types_map[True].update({".js": "text/javascript", ".mjs": "text/javascript", ".map": "application/json"})
+_TYPES.types_map[True].update({".webp": "image/webp", ".woff": "font/woff", ".woff2": "font/woff2", ".ttf": "font/ttf"})
 
 
 class Folder:
@@ -50,51 +33,45 @@ class Folder:
     def open(self, fallback: str | None) -> None:
         """Resolve the folder; ConfigError unless it exists and has the file *fallback*, if one is named."""
         self.root = os.path.realpath(self._folder)
-        if not os.path.exists(self.root):
-            raise ConfigError(f"static: there is no folder {self.root!r}; create it, or start where {self._folder!r} is")
         if not os.path.isdir(self.root):
-            raise ConfigError(f"static: {self.root!r} is a file; name the folder that it is in")
-        if fallback is not None and ((found := self.find(f"/{fallback}")) is None or not found.variants):
-            raise ConfigError(f"static: the fallback {fallback!r} isn't a file in {self.root!r}; build the site first, or rename it")
+            fix = "is a file; name its folder" if os.path.exists(self.root) else "doesn't exist; create it, or start elsewhere"
+            raise ConfigError(f"static: the folder {self._folder!r}, which is {self.root!r}, {fix}")
+        if fallback is not None and not self.find(f"/{fallback}"):
+            raise ConfigError(f"static: the fallback {fallback!r} isn't a file in {self.root!r}; build it first, or name another")
 
-    def find(self, path: str) -> Found | None:
-        """Return the file at *path*, such as `/a/b.js`; the index of a folder, for a slash at its end; or the folder, without one.
+    def find(self, path: str) -> dict[str, str] | None:
+        """Return the names of the variants of the file at *path*, such as `/a/b.js`, by content coding, the preferred one first.
 
-        None is returned if there is none of them, and HTTPError 503 is raised if the disk fails.
+        A path with a slash at its end is that of the index below it. The dict is empty for a folder that has an index, and None is
+        returned if there is none of them. HTTPError 503 is raised if the disk fails.
         """
         name = f"{path}index.html"[1:] if path.endswith("/") else path[1:]
-        status = None if self.is_hidden(path) else self._stat(name)
-        if status is None:
+        if self.is_hidden(path):
             return None
-        if stat.S_ISDIR(status.st_mode):
-            index = self._stat(os.path.join(name, "index.html"))
-            has_index = index is not None and stat.S_ISREG(index.st_mode)
-            return Found(name, {}) if has_index and not path.endswith("/") else None
-        variants: dict[str, str] = {}
-        sizes = {status.st_size}
+        if (status := self._stat(name)) is None:
+            return {} if not path.endswith("/") and self._stat(os.path.join(name, "index.html")) else None
+        # By size, because variants of one size could share an ETag. A variant from before the file's last change is stale.
+        variants = {status.st_size: (IDENTITY, name)}
         for coding, ending in _CODINGS.items():
             other = self._stat(name + ending)
-            # A variant from before the file's last change is stale. Variants of one size could share an ETag.
-            if other and int(other.st_mtime) >= int(status.st_mtime) and other.st_size not in sizes:
-                variants[coding] = name + ending
-                sizes.add(other.st_size)
-        return Found(name, {**variants, IDENTITY: name})
+            if other is not None and int(other.st_mtime) >= int(status.st_mtime):
+                variants.setdefault(other.st_size, (coding, name + ending))
+        return dict(reversed(variants.values()))
 
     def is_hidden(self, path: str) -> bool:
         """Return whether a segment of *path* begins with a dot, holds a backslash, or is empty and not the last."""
         segments = path.split("/")[1:]
         if self._at_root and segments[:1] == [".well-known"]:
-            del segments[0]
+            segments = segments[1:]
         return not all(segments[:-1]) or any(segment[:1] == "." or "\\" in segment for segment in segments)
 
     def _stat(self, name: str) -> os.stat_result | None:
-        """Return the status of the file or folder *name*, or None if it is absent, unreadable or outside this folder."""
+        """Return the status of the regular file *name*, or None if it is absent, unreadable or outside the folder."""
         try:
             path = os.path.realpath(os.path.join(self.root, name))
             status = os.stat(path)
-            is_inside = os.path.join(path, "").startswith(os.path.join(self.root, ""))
-            is_sendable = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
-            return status if is_inside and is_sendable and os.access(path, os.R_OK) else None
+            is_inside = path.startswith(os.path.join(self.root, ""))
+            return status if is_inside and stat.S_ISREG(status.st_mode) and os.access(path, os.R_OK) else None
         except (OSError, ValueError) as cause:
             if isinstance(cause, OSError) and cause.errno not in _ABSENT:
                 raise HTTPError(503) from cause

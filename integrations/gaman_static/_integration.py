@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from functools import partial
 from urllib.parse import quote
 
 from anyio import to_thread
 
-from gaman import App, ConfigError, Context, HTTPError, Integration, Response
+from gaman import ConfigError, Context, HTTPError, Integration, Response
 from gaman_static._encodings import IDENTITY, choose
 from gaman_static._folder import Folder, content_type, may_be_page
 
@@ -20,6 +19,7 @@ HASHED = (
 """The names of files that never change, as bundlers write them: `app.3f9a1c2b.js`, `index-BwX9zQ1k.js`. UUIDs aren't among them."""
 
 _IMMUTABLE = "public, max-age=31536000, immutable"
+_METHODS = ("GET", "HEAD")
 _ALLOW = {"allow": "GET, HEAD, OPTIONS"}
 _is_path = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[^/:*?#%{}<>\\\x00-\x20]+)*/?").fullmatch
 _accepts_html = re.compile(r"\s*text/html\s*(?!.*;\s*q=0(?:\.0*)?\s*(?:;|\Z))(?:;.*)?", re.IGNORECASE | re.DOTALL).fullmatch
@@ -44,16 +44,13 @@ def static(
 
     ConfigError is raised for an invalid option, and at the start for a folder or a fallback that doesn't exist.
     """
-    _check(path, folder, fallback, cache_control)
+    _check(path, folder, cache_control)
     prefix = path.rstrip("/")
     files = Folder(folder, at_root=not prefix)
     try:
         is_hashed = re.compile(hashed).search if hashed is not None else lambda _: None
     except (re.error, TypeError) as cause:
         raise ConfigError(f"static(hashed={hashed!r}) isn't a regular expression: {cause}; give one, or None") from None
-
-    async def on_load(app: App) -> None:
-        await to_thread.run_sync(partial(files.open, fallback))
 
     async def send(ctx: Context, path: str, *vary: str) -> Response | None:
         """Return the response of the file at *path*, or None if there is none."""
@@ -62,24 +59,20 @@ def static(
             return None
         if ctx.method == "OPTIONS":
             return Response(None, 204, _ALLOW)
-        if ctx.method not in ("GET", "HEAD"):
+        if ctx.method not in _METHODS:
             raise HTTPError(405, headers=_ALLOW)
-        if not found.variants:
+        if not found:
             # Relative, because a proxy may have removed the beginning of the path.
             query = ctx.scope["query_string"].decode("latin-1")
             return Response.redirect(f"./{quote(ctx.path.rpartition('/')[2], safe='')}/{query and '?'}{query}")
-        coding = choose(found.variants, ctx.headers.getall("accept-encoding"))
-        headers = {"cache-control": _IMMUTABLE if is_hashed(found.name) else cache_control}
-        if coding != IDENTITY:
+        name = found[IDENTITY]
+        headers = {"content-type": content_type(name), "cache-control": _IMMUTABLE if is_hashed(name) else cache_control}
+        if (coding := choose(found, ctx.headers.getall("accept-encoding"))) != IDENTITY:
             headers["content-encoding"] = coding
-        if len(found.variants) > 1:
-            vary = (*vary, "Accept-Encoding")
-        if vary:
+        if vary := (*vary, "Accept-Encoding") if len(found) > 1 else vary:
             headers["vary"] = ", ".join(vary)
         # Folder has refused hidden names already, except .well-known.
-        return Response.file(
-            found.variants[coding], headers=headers, root=files.root, hidden=True, content_type=content_type(found.name)
-        )
+        return Response.file(found[coding], headers=headers, root=files.root, hidden=True)
 
     async def on_unmatched(ctx: Context) -> Response | None:
         path = ctx.path.removeprefix(prefix)
@@ -91,22 +84,24 @@ def static(
         return response
 
     # A fallback answers where no other folder has the file.
-    priority = "normal" if fallback is None else "low"
-    return Integration(name=f"static {prefix or '/'}", priority=priority, on_load=on_load, on_unmatched=on_unmatched)
+    return Integration(
+        name=f"static {prefix or '/'}",
+        priority="normal" if fallback is None else "low",
+        on_load=lambda app: to_thread.run_sync(files.open, fallback),
+        on_unmatched=on_unmatched,
+    )
 
 
 def _is_navigation(ctx: Context) -> bool:
     """Return whether the browser opens a page: it accepts HTML by name, and the path doesn't end like another kind of file."""
     accepted = ",".join(ctx.headers.getall("accept")).split(",")
-    return ctx.method in ("GET", "HEAD") and may_be_page(ctx.path) and any(map(_accepts_html, accepted))
+    return ctx.method in _METHODS and may_be_page(ctx.path) and any(map(_accepts_html, accepted))
 
 
-def _check(path: object, folder: object, fallback: object, cache_control: object) -> None:
+def _check(path: object, folder: object, cache_control: object) -> None:
     if not isinstance(path, str) or not path.startswith("/") or _is_path(path) is None:
         raise ConfigError(f"static({path!r}, ...): the path is '/' or literal segments such as '/assets', without a parameter or *")
     if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
         raise ConfigError(f"static({path!r}, {folder!r}): the folder is a str or a Path, such as 'public'")
-    if fallback is not None and not isinstance(fallback, str):
-        raise ConfigError(f"static(fallback={fallback!r}) isn't the name of a file in the folder, such as 'index.html'")
     if not isinstance(cache_control, str) or not cache_control.isascii() or not cache_control.isprintable():
         raise ConfigError(f"static(cache_control={cache_control!r}) isn't the value of a header; write one such as 'no-cache'")
