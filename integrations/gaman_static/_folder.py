@@ -68,10 +68,9 @@ class Folder:
     def _stat(self, name: str) -> os.stat_result | None:
         """Return the status of the regular file *name*, or None if it is absent, unreadable or outside the folder."""
         try:
-            path = os.path.realpath(os.path.join(self.root, name))
-            status = os.stat(path)
-            is_inside = path.startswith(os.path.join(self.root, ""))
-            return status if is_inside and stat.S_ISREG(status.st_mode) and os.access(path, os.R_OK) else None
+            status = os.stat(path := os.path.realpath(os.path.join(self.root, name)))
+            is_file = path.startswith(os.path.join(self.root, "")) and stat.S_ISREG(status.st_mode)
+            return status if is_file and os.access(path, os.R_OK) else None
         except (OSError, ValueError) as cause:
             if isinstance(cause, OSError) and cause.errno not in _ABSENT:
                 raise HTTPError(503) from cause
@@ -82,9 +81,8 @@ def content_type(name: str) -> str:
     """Return the content type of the file *name*, by its ending."""
     # The slash keeps guess_type from reading a name such as `data:text/html,.png` as a URL.
     path = "/" + os.path.basename(name)
-    kind, encoding = _TYPES.guess_type(path)
-    if kind is None and encoding is None:
-        kind, encoding = mimetypes.guess_type(path)
+    guess = _TYPES.guess_type(path)
+    kind, encoding = guess if any(guess) else mimetypes.guess_type(path)
     if kind is None or encoding is not None:
         return "application/octet-stream"
     return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind

@@ -19,7 +19,6 @@ HASHED = (
 """The names of files that never change, as bundlers write them: `app.3f9a1c2b.js`, `index-BwX9zQ1k.js`. UUIDs aren't among them."""
 
 _IMMUTABLE = "public, max-age=31536000, immutable"
-_METHODS = ("GET", "HEAD")
 _ALLOW = {"allow": "GET, HEAD, OPTIONS"}
 _is_path = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[^/:*?#%{}<>\\\x00-\x20]+)*/?").fullmatch
 _accepts_html = re.compile(r"\s*text/html\s*(?!.*;\s*q=0(?:\.0*)?\s*(?:;|\Z))(?:;.*)?", re.IGNORECASE | re.DOTALL).fullmatch
@@ -59,7 +58,7 @@ def static(
             return None
         if ctx.method == "OPTIONS":
             return Response(None, 204, _ALLOW)
-        if ctx.method not in _METHODS:
+        if ctx.method not in ("GET", "HEAD"):
             raise HTTPError(405, headers=_ALLOW)
         if not found:
             # Relative, because a proxy may have removed the beginning of the path.
@@ -94,8 +93,8 @@ def static(
 
 def _is_navigation(ctx: Context) -> bool:
     """Return whether the browser opens a page: it accepts HTML by name, and the path doesn't end like another kind of file."""
-    accepted = ",".join(ctx.headers.getall("accept")).split(",")
-    return ctx.method in _METHODS and may_be_page(ctx.path) and any(map(_accepts_html, accepted))
+    is_read = ctx.method in ("GET", "HEAD")
+    return is_read and may_be_page(ctx.path) and any(map(_accepts_html, ",".join(ctx.headers.getall("accept")).split(",")))
 
 
 def _check(path: object, folder: object, cache_control: object) -> None:
