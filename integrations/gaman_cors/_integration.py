@@ -50,7 +50,7 @@ def cors(
     }
     if preflight["access-control-allow-headers"] == "*":
         # The wildcard doesn't include Authorization (WHATWG Fetch, section 3.3.3).
-        preflight["access-control-allow-headers"] = "*, authorization"
+        preflight["access-control-allow-headers"] = "*, Authorization"
     exposed = _join("expose", expose, credentials)
     preflight = {name: value for name, value in preflight.items() if value}
 
@@ -61,7 +61,7 @@ def cors(
             if outer.make_session is not None:
                 # It would answer 503 without our fields if its store failed, and scripts couldn't read the error.
                 raise ConfigError(
-                    f"cors() comes before {outer.name}(), so that its errors can be read, too; "
+                    f"cors() comes before {outer.name}(), so that scripts can read its errors, too; "
                     f"write integrations=[cors(...), {outer.name}(...)]"
                 )
 
@@ -101,9 +101,10 @@ def _is_preflight(ctx: Context) -> bool:
 def _join(option: str, names: str | Iterable[str], credentials: bool) -> str:
     """Return *names* as the value of a header; ConfigError names one that isn't a token (RFC 9110, section 5.6.2)."""
     texts = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    example = "PURGE" if option == "methods" else "X-Total"
     for name in texts:
         if not isinstance(name, str) or _is_token(name) is None:
-            raise ConfigError(f"cors({option}=...): {name!r} isn't a name; give a list of names, such as {option}=['X-Total']")
+            raise ConfigError(f"cors({option}=...): {name!r} isn't a name; give a list of names, such as {option}=[{example!r}]")
     if "*" in texts and credentials:
-        raise ConfigError(f"cors({option}='*') means nothing to browsers with credentials=True; name the {option}")
+        raise ConfigError(f"cors({option}='*') means nothing to browsers with credentials=True; name each")
     return "*" if "*" in texts else ", ".join(texts)

@@ -16,14 +16,18 @@ _split = re.compile(
     r"([a-z][a-z0-9+.-]*)://(\*\.)?((?:[a-z0-9_-]+\.)*[a-z0-9_-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?", re.ASCII
 ).fullmatch
 # What users write in the place of an origin: one without a scheme, or a whole URL.
-_near = re.compile(r"(?:([A-Za-z][\w+.-]*):)?/*((?:\*\.)?[\w.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(?:[/?#].*)?", re.ASCII).fullmatch
+_near = re.compile(
+    r"(?:([A-Za-z][\w+.-]*):(?![0-9]))?/*((?:\*\.)?[\w.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(?:[/?#].*)?", re.ASCII
+).fullmatch
 
 
 class Origins:
     """The origins of cors(origins=...). ConfigError names the entry that isn't an origin."""
 
     def __init__(self, origins: str | Iterable[str]) -> None:
-        texts = [text.strip() for text in origins.split(",")] if isinstance(origins, str) else list(origins or ())
+        if not isinstance(origins, Iterable):
+            raise ConfigError(f"cors(origins={origins!r}) isn't a list of origins; write origins=['https://app.example.com']")
+        texts = [text.strip() for text in origins.split(",")] if isinstance(origins, str) else list(origins)
         if not texts:
             raise ConfigError("cors(origins=[]) allows no origin; name some, such as 'https://app.example.com', or remove cors()")
         self.allows_any = "*" in texts
@@ -57,9 +61,11 @@ def _parse(text: object) -> str:
         scheme, wildcard, name, port = found.groups("")
         return f"{scheme}://{wildcard}{name}{_without_default(scheme, port)}"
     near = _near(text) if isinstance(text, str) else None
-    fix = f"{near[1] or 'https'}://{near[2]}{near[3] or ''}" if near else "https://app.example.com"
+    fix = "https://app.example.com"
+    if near is not None:
+        fix = f"{near[1] or ('http' if near[2] == 'localhost' else 'https')}://{near[2]}{near[3] or ''}".lower()
     raise ConfigError(
-        f"cors: {text!r} isn't an origin, which is scheme://host or scheme://host:port, without a path; write {fix.lower()!r}"
+        f"cors: {text!r} isn't an origin, which is scheme://host or scheme://host:port, without a path; write {fix!r}"
     )
 
 
