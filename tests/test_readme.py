@@ -29,7 +29,8 @@ from tests.test_examples import ROOT, serving, walk_through
 
 TESTING = "examples/guide/testing.md"
 GUIDE = ["examples/guide/deployment.md", "examples/guide/security.md", "examples/guide/moving.md", TESTING]
-DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md", *GUIDE]
+INTEGRATIONS = ["integrations/gaman_static/README.md", "integrations/gaman_cors/README.md"]
+DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md", *INTEGRATIONS, *GUIDE]
 # The programs that the guide uses; tests/test_guide.py runs the commands that need neither systemd nor Docker.
 HOST = set(
     shlex.split(
