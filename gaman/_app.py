@@ -81,6 +81,7 @@ class App:
         # Only the hooks that are defined, so that the others cost a request nothing.
         self._on_request = [i.on_request for i in self.integrations if i.on_request is not None]
         self._logs_requests = False
+        self._on_unmatched = [i.on_unmatched for i in self.integrations if i.on_unmatched is not None]
         self._on_error = [i.on_error for i in self.integrations if i.on_error is not None]
         self._make_session: SessionMaker = no_session
         self._close_session: SessionCloser = no_session
