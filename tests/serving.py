@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 PATIENCE = 25.0
 """Seconds after which a test gives up: less than the server's own timeouts of 30 seconds, which would hide a failure."""
+STARTING = 60.0
+"""Seconds that a server or a program may take to start, because the machine may be loaded."""
 
 SERVES = {
     "gaman": "gaman.serve(routes, integrations=integrations, port=0)",
@@ -82,7 +84,7 @@ class Program:
             assert match or self._process.poll() is None, f"it ended before it listened:\n{self.stdout}{self.stderr}"
             return match
 
-        return int(until(announced, "the line that says where it listens")[1])
+        return int(until(announced, "the line that says where it listens", seconds=STARTING)[1])
 
     @property
     def url(self) -> str:

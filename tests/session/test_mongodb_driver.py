@@ -1211,7 +1211,7 @@ async def test_a_server_that_does_not_answer_fails_every_call_within_the_timeout
         calls = [call for _ in range(5) async for call in calls_of(driver)]
         results = await asyncio.gather(*calls, return_exceptions=True)
         # One after the other, they would take more than a minute.
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
     finally:
         server.send_signal(signal.SIGCONT)
     await driver.close()
