@@ -435,7 +435,7 @@ async def test_an_application_that_exits_does_not_end_the_server(error: BaseExce
 
 async def test_it_may_use_its_message_again() -> None:
     async def thrifty(scope: Any, receive: Any, send: Any) -> None:
-        message = {"type": "http.response.start", "status": 201, "headers": [(b"x-a", b"1")]}
+        message: dict[str, Any] = {"type": "http.response.start", "status": 201, "headers": [(b"x-a", b"1")]}
         await send(message)
         message["headers"].clear()
         message.clear()
