@@ -124,6 +124,23 @@ gaman.serve(app, port=0)
         assert program.stderr == ""
 
 
+def test_a_response_has_one_framing_whatever_the_application_sends(tmp_path: Path) -> None:
+    fields = [(b"content-length ", b"3"), (b"transfer-encoding: chunked\x0b", b"1"), (b"", b"1"), (b"content-length", b"-5")]
+    source = f"""
+import gaman
+async def app(scope, receive, send):
+    field = {fields!r}[int(scope["path"][1:])]
+    await send({{"type": "http.response.start", "status": 200, "headers": [field]}})
+    await send({{"type": "http.response.body", "body": b"x"}})
+gaman.serve(app, port=0)
+"""
+    with running_script(source, tmp_path) as program:
+        for number in range(len(fields)):
+            assert get(program.port, f"/{number}").status == 500
+        assert program.stop() == 0
+        assert program.stderr.count("RuntimeError: the application sent ") == len(fields)
+
+
 def test_an_app_within_another_applications_middleware_knows_its_workers(tmp_path: Path) -> None:
     source = """
 import gaman
