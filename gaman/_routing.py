@@ -18,7 +18,6 @@ from gaman._target import without_empty
 from gaman.errors import ConfigError
 
 Table: TypeAlias = "Mapping[str, Handler | Sequence[Handler] | Table]"
-"""Paths, methods and middleware, each with a handler, a list of handlers, or a table whose paths continue this one."""
 
 # A parameter in the syntax of another framework: `{id}`, `{id:int}`, `<int:id>`, `{path...}` or `*path`.
 _foreign = re.compile(r"[^{<]*[{<](.*[A-Za-z_].*)[}>].*|(\*+[A-Za-z_].*)").fullmatch
@@ -81,7 +80,8 @@ def _entries(row: _Row, strict: bool) -> Iterator[Entry]:
     if guards:
         yield Entry(str(row), row.method, _layer(row._replace(handlers=tuple(guards)), strict))
     segments = _layer(row, strict).segments
-    for end in ((), ("",), (_params.REST,)) if strict and segments else ((), (_params.REST,)):
+    below = (_params.BELOW_MOUNT,)
+    for end in ((), ("",), below) if strict and segments else ((), below):
         yield Entry(str(row), row.method, Layer((*segments, *end), (mount.at(len(segments)),)), mount.application)
 
 
@@ -127,7 +127,7 @@ def _layer(row: _Row, strict: bool) -> Layer:
             if (fault := _fault(segment)) is not None:
                 raise ConfigError(f"{row}: {fault}")
             continue
-        if segment == _params.REST or (parameter := _params.parse(segment)) is None:
+        if (parameter := _params.parse(segment)) is None or not parameter.name:
             raise ConfigError(f"{row}: {_params.mistake(segment)}")
         if parameter.is_catch_all and (is_middleware or number < len(segments)):
             raise ConfigError(f"{row}: nothing comes after {segment!r}, because it takes the rest of the path")
