@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import isclass, iscoroutinefunction, signature
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from gaman._access import LoggedApplication
 from gaman._application import check_application, kind_of, takes
@@ -17,10 +17,8 @@ from gaman.errors import ConfigError
 if TYPE_CHECKING:
     from gaman._app import App as Base
 else:
-    # App is made later, and wrapped_class() adds it.
+    # App is made later, and wrap() adds it.
     Base = object
-
-T = TypeVar("T")
 
 Wrapper: TypeAlias = Callable[[Any], Any]
 """Middleware: a callable that takes an ASGI application and returns another one around it."""
@@ -91,12 +89,14 @@ def _name(wrapper: object) -> str:
     return name_of(wrapper.cls) if isinstance(wrapper, Middleware) else name_of(wrapper) if isclass(wrapper) else kind_of(wrapper)
 
 
-def wrapped_class(cls: type[T]) -> type[T]:
-    """Return a subclass of App, which is *cls* or its base, whose instances have middleware."""
-    return cls if issubclass(cls, Wrapped) else cast("type[T]", type(cls.__name__, (Wrapped, cls), {}))
+def wrap(app: Base, middleware: Iterable[Wrapper]) -> None:
+    """Put *middleware* around *app*, by a subclass of its class: an App without middleware then never looks for it."""
+    cls = type(app)
+    app.__class__ = cast("type[Base]", type(cls.__name__, (_Wrapped, cls), {}))
+    cast("_Wrapped", app).wrap(middleware)
 
 
-class Wrapped(Base):
+class _Wrapped(Base):
     """An App within middleware: requests, the start and the end go through it."""
 
     def wrap(self, middleware: Iterable[Wrapper]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -207,13 +207,22 @@ async def test_purge_finds_the_integrations_below_middleware() -> None:
     await app.shutdown()
 
 
-async def test_a_subclass_of_app_may_have_middleware() -> None:
-    class Shop(App):
-        pass
+class Shop(App):
+    pass
 
-    app = Shop({"/": home}, middleware=[GZipMiddleware])
-    assert isinstance(app, Shop)
-    assert type(app).__name__ == "Shop"
+
+class Gzipped(App):
+    __slots__ = ("size",)
+
+    def __init__(self) -> None:
+        super().__init__({"/": home}, middleware=[GZipMiddleware])
+
+
+@pytest.mark.parametrize("make", [lambda: Shop({"/": home}, middleware=[GZipMiddleware]), Gzipped])
+async def test_a_subclass_of_app_may_have_middleware(make: Callable[[], App]) -> None:
+    app = make()
+    assert isinstance(app, (Shop, Gzipped))
+    assert type(app).__name__ in ("Shop", "Gzipped")
     assert (await fetch(app, headers={"accept-encoding": "gzip"})).headers["content-encoding"] == "gzip"
 
 
