@@ -351,5 +351,5 @@ def test_a_database_is_opened_checked_and_closed(load: Load) -> None:
     with TestClient(recipe.app) as client:
         assert visits(client) == 3
         opened = recipe.app.deps.database
-    with pytest.raises(ValueError, match="Connection closed"):
+    with pytest.raises(ValueError, match="no active connection"):
         asyncio.run(opened.execute("SELECT 1"))
