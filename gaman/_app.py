@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Iterable
-from typing import Any, NoReturn, Self, cast
+from typing import Any, NoReturn, cast
 
 from gaman import _access
 from gaman._asgi import Application, Receive, Scope, Send
@@ -17,7 +17,7 @@ from gaman._hosts import AllowedHosts, host_fault
 from gaman._integration import Integration, ResponseHook, SessionCloser, SessionMaker, in_order
 from gaman._lifecycle import Lifecycle, answer_lifespan
 from gaman._matching import EarlyResponse, Handler, Routes, last_of
-from gaman._middleware import Wrapped, Wrapper, wrapped_class
+from gaman._middleware import Wrapper, wrap
 from gaman._payloads import Payload
 from gaman._proxies import NEARBY, TrustedProxies
 from gaman._response import OK, Response, check_response, open_body
@@ -48,10 +48,6 @@ class App:
       `*`, which is the default. An entry without a port allows every port.
     """
 
-    def __new__(cls, *_: object, middleware: Iterable[Wrapper] = (), **__: object) -> Self:
-        """Return an instance of a subclass if there is *middleware*, so that an App without it doesn't look for it."""
-        return super().__new__(wrapped_class(cls) if middleware else cls)
-
     def __init__(
         self,
         routes: Routes | Table,
@@ -81,6 +77,7 @@ class App:
         # Only the hooks that are defined, so that the others cost a request nothing.
         self._on_request = [i.on_request for i in self.integrations if i.on_request is not None]
         self._logs_requests = False
+        self._on_unmatched = [i.on_unmatched for i in self.integrations if i.on_unmatched is not None]
         self._on_error = [i.on_error for i in self.integrations if i.on_error is not None]
         self._make_session: SessionMaker = no_session
         self._close_session: SessionCloser = no_session
@@ -100,8 +97,8 @@ class App:
         """The ids of the handlers that the log has already named for returning None."""
         self._lifecycle = Lifecycle(self, self.integrations, self.routes.mounted)
         self._matcher: Routes | _NotLoaded = _NotLoaded() if self._lifecycle.is_needed else self.routes
-        if isinstance(self, Wrapped):
-            self.wrap(middleware)
+        if middleware:
+            wrap(self, middleware)
         self.debug = debug
 
     @property

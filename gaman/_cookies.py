@@ -13,6 +13,7 @@ SetCookies = dict[object, tuple[bytes, bytes]]
 
 _NONE: RawHeaders = []
 SameSite = Literal["lax", "strict", "none"]
+"""Whether requests from other sites carry a cookie (RFC 6265bis, section 5.6.7)."""
 
 _token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 # cookie-octet (RFC 6265, section 4.1.1)

@@ -16,7 +16,6 @@ from gaman.errors import InvalidInput, ResultError
 if TYPE_CHECKING:
     from msgspec.inspect import Type
 
-_split = re.compile(r"(.*) - at (`key` in )?`(\$.*)`", re.DOTALL).fullmatch
 _name_in = re.compile(r"\$\.(.+?)(?:\[[0-9]+\])?", re.DOTALL).fullmatch
 
 
@@ -82,11 +81,12 @@ def decode_fields(type: Any, call: str, fields: Fields[str], files: Fields[Uploa
 
 def split_place(error: msgspec.ValidationError) -> tuple[str, str]:
     """Return what is wrong according to msgspec, and the path of the value: `$` for the whole, or such as `$.items[2].price`."""
-    found = _split(str(error))
-    if found is None:
+    # The text may hold a value of the client, so a pattern that tries every place could take quadratic time.
+    detail, _, place = str(error).rpartition(" - at `")
+    path = place.removeprefix("key` in `")
+    if not detail or path[:1] != "$" or path[-1:] != "`":
         return str(error), "$"
-    detail, of_a_key, path = found.groups()
-    return (f"{detail} as a key" if of_a_key else detail), path
+    return (f"{detail} as a key" if path != place else detail), path[:-1]
 
 
 def _invalid(detail: str, name: str) -> InvalidInput:

@@ -21,6 +21,7 @@ ResponseHook: TypeAlias = Callable[[Context, Response], Awaitable[Response | Non
 SessionMaker: TypeAlias = "Callable[[Scope, bool], Session]"
 SessionCloser: TypeAlias = "Callable[[Context, Session, Response], Awaitable[RawHeaders] | RawHeaders]"
 Priority = Literal["very-high", "high", "normal", "low", "very-low"]
+"""How far out an integration lies around the handlers: `"very-high"` runs first on the way in, and last on the way out."""
 
 _SESSION_HOOKS = ("make_session", "close_session")
 _ORDER: tuple[Priority, ...] = ("very-high", "high", "normal", "low", "very-low")
@@ -35,8 +36,8 @@ class Integration:
 
         app = App(routes, integrations=[Integration(name="frames", on_response=add_header)])
 
-    Hooks with a higher priority run first on the way to the handlers (`on_load`, `on_request`, `on_error`) and last on the way
-    back (`on_response`, `on_shutdown`).
+    Hooks with a higher priority run first on the way to the handlers (`on_load`, `on_request`, `on_unmatched`, `on_error`) and last
+    on the way back (`on_response`, `on_shutdown`).
     """
 
     name: str
@@ -49,6 +50,8 @@ class Integration:
     """Runs before the handlers. A Response is sent instead of calling them."""
     on_response: ResponseHook | None = None
     """Runs before any response is sent. It may return another Response; None keeps the same one."""
+    on_unmatched: Callable[[Context], Awaitable[Response | None] | Response | None] | None = None
+    """Runs after middleware, where no route has the request's path and method. A Response is sent instead of a 404 or 405."""
     on_error: Callable[[Context, Exception], Awaitable[Response | None] | Response | None] | None = None
     """Runs for every error, including HTTPError. The first Response that an on_error hook returns is sent."""
     make_session: SessionMaker | None = None

@@ -16,6 +16,7 @@ from gaman._results import Result, error_response
 from gaman.errors import ConfigError, HTTPError
 
 Handler: TypeAlias = Callable[[Context], Awaitable[Result]]
+"""An async function of the request. Its result is the response, or None to pass the request on."""
 Segments: TypeAlias = tuple[str, ...]
 Match: TypeAlias = tuple[Handler, Mapping[str, str]]
 """The handler of a request, which may be a chain of several, and the path's parameters."""
@@ -342,7 +343,20 @@ def complete(endpoint: dict[str, Any]) -> None:
             endpoint.setdefault(method, endpoint["ALL"])
 
 
+async def _find_unmatched(ctx: Context) -> Response | None:
+    """Return the first response of the on_unmatched hooks, or None."""
+    for on_unmatched in ctx.app._on_unmatched:
+        result: Any = on_unmatched(ctx)
+        if result is not None and hasattr(result, "__await__"):
+            result = await result
+        if result is not None:
+            return cast("Response", result)
+    return None
+
+
 async def _not_found(ctx: Context) -> Result:
+    if (response := await _find_unmatched(ctx)) is not None:
+        return response
     raise HTTPError(404)
 
 
@@ -358,6 +372,8 @@ def _other_method(method: str, known_methods: set[str]) -> Handler:
         return Response(None, 204, allow)
 
     async def refuse(ctx: Context) -> Response:
+        if (response := await _find_unmatched(ctx)) is not None:
+            return response
         raise HTTPError(405, headers=allow)
 
     return options if method == "OPTIONS" else refuse

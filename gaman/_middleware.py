@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import isclass, iscoroutinefunction, signature
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from gaman._access import LoggedApplication
 from gaman._application import check_application, kind_of, takes
@@ -17,10 +17,8 @@ from gaman.errors import ConfigError
 if TYPE_CHECKING:
     from gaman._app import App as Base
 else:
-    # App is made later, and wrapped_class() adds it.
+    # App is made later, and wrap() adds it.
     Base = object
-
-T = TypeVar("T")
 
 Wrapper: TypeAlias = Callable[[Any], Any]
 """Middleware: a callable that takes an ASGI application and returns another one around it."""
@@ -65,12 +63,11 @@ def _check_entry(entry: object) -> Wrapper:
     """Return *entry* as a callable that takes the application; ConfigError says what to write in its place."""
     if isinstance(entry, Integration):
         raise ConfigError(f"middleware holds the integration {entry.name!r}; write integrations=[{entry.name}(...)]")
-    if not callable(entry) and isinstance(entry, Iterable):
+    if not callable(entry):
         # Starlette's own Middleware is a class, a sequence and a dict.
-        parts: Sequence[Any] = [*cast("Iterable[object]", entry)]
+        parts: list[Any] = [*cast("Iterable[object]", entry)] if isinstance(entry, Iterable) else []
         if len(parts) == 3 and isinstance(parts[1], (list, tuple)) and isinstance(parts[2], dict):
             return Middleware(parts[0], *cast("Sequence[Any]", parts[1]), **cast("dict[str, Any]", parts[2]))
-    if not callable(entry):
         raise ConfigError(
             f"middleware holds {entry!r}; write Middleware(Class, **options), or a function that takes the application"
         )
@@ -92,12 +89,14 @@ def _name(wrapper: object) -> str:
     return name_of(wrapper.cls) if isinstance(wrapper, Middleware) else name_of(wrapper) if isclass(wrapper) else kind_of(wrapper)
 
 
-def wrapped_class(cls: type[T]) -> type[T]:
-    """Return a subclass of App, which is *cls* or its base, whose instances have middleware."""
-    return cls if issubclass(cls, Wrapped) else cast("type[T]", type(cls.__name__, (Wrapped, cls), {}))
+def wrap(app: Base, middleware: Iterable[Wrapper]) -> None:
+    """Put *middleware* around *app*, by a subclass of its class: an App without middleware then never looks for it."""
+    cls = type(app)
+    app.__class__ = cast("type[Base]", type(cls.__name__, (_Wrapped, cls), {}))
+    cast("_Wrapped", app).wrap(middleware)
 
 
-class Wrapped(Base):
+class _Wrapped(Base):
     """An App within middleware: requests, the start and the end go through it."""
 
     def wrap(self, middleware: Iterable[Wrapper]) -> None:

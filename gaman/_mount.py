@@ -14,7 +14,7 @@ from gaman._application import check_application, kind_of
 from gaman._asgi import Application, Scope, Send
 from gaman._context import Context
 from gaman._framing import BODILESS, without_body
-from gaman._headers import RawHeaders
+from gaman._headers import RawHeaders, encode_name, encode_value
 from gaman._matching import Handler
 from gaman._response import Response
 from gaman._results import Result
@@ -143,7 +143,11 @@ class _Call:
         from asyncio import FIRST_COMPLETED, Event, get_running_loop, wait  # noqa: PLC0415 - importing gaman doesn't load asyncio
 
         async def call() -> None:
-            await application(scope, self.receive, self.send)
+            try:
+                await application(scope, self.receive, self.send)
+            except (SystemExit, KeyboardInterrupt) as cause:
+                # A task passes these on to the event loop, which would end the server.
+                raise GamanError(f"{self._name} raised {cause!r}") from cause
 
         loop = get_running_loop()
         self._arrived, self._consumed, self._sending, self._start = Event(), Event(), Event(), loop.create_future()
@@ -162,8 +166,10 @@ class _Call:
         response = Response(None, message["status"])
         response.body = _Body(self)
         # The server frames the body.
-        fields = [(bytes(name).lower(), bytes(value)) for name, value in message.get("headers", ())]
-        response.raw_headers = [field for field in fields if field[0] != b"transfer-encoding"]
+        fields = [(bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in message["headers"]]
+        response.raw_headers = [
+            (encode_name(name), encode_value(value)) for name, value in fields if name.lower() != "transfer-encoding"
+        ]
         return response
 
     # --- called by the application
@@ -172,6 +178,9 @@ class _Call:
         self._receivers += 1
         try:
             while not self._messages and not self._is_disconnected:
+                if self._reader is not None and self._reader.done():
+                    # Raises its error: middleware around the App may refuse a body.
+                    self._reader.result()
                 self._read_ahead()
                 self._arrived.clear()
                 await self._arrived.wait()
@@ -190,7 +199,8 @@ class _Call:
         if not self._start.done():
             if kind != "http.response.start":
                 raise RuntimeError(f"the application sent {kind!r} before 'http.response.start'")
-            self._start.set_result(message)
+            # Copied, because the application may use its message again.
+            self._start.set_result({**message, "headers": [*message.get("headers", ())]})
             return
         await self._sending.wait()
         if self._is_disconnected and not self._is_complete:
@@ -243,6 +253,9 @@ class _Call:
                 task.cancel()
             with anyio.CancelScope(shield=True):
                 await wait(running)
+        if self._reader is not None and not self._reader.cancelled():
+            # Read, because asyncio would log an error that the application hasn't received.
+            self._reader.exception()
         if tasks and not self._is_reported and not self._task.cancelled() and (error := self._task.exception()) is not None:
             ctx = self._ctx
             logger.error(
@@ -261,7 +274,8 @@ class _Call:
         from asyncio import get_running_loop  # noqa: PLC0415 - as above
 
         if self._reader is None:
-            self._reader = get_running_loop().create_task(self._read())
+            self._reader = reader = get_running_loop().create_task(self._read())
+            reader.add_done_callback(lambda _: self._arrived.set())
 
     async def _read(self) -> None:
         while True:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 Test = Callable[[str], object]
 """Returns something true for a segment that fits."""
 
+BELOW_MOUNT = ":*"
+"""The catch-all of a mounted application. It has no name, so no table can have it."""
 _MAX_INT = str((1 << 63) - 1)
 
 # One spelling for each value: no `007`, `+7` or `-0`, which caches and guards would take for other paths. ASCII digits only.
@@ -43,6 +45,8 @@ class Parameter(NamedTuple):
 
 def parse(segment: str) -> Parameter | None:
     """Return the parameter that *segment* of a route's path is; None for a literal one, and for a mistake."""
+    if segment == BELOW_MOUNT:
+        return Parameter("", "", is_catch_all=True)
     if segment[:1] != ":" or (found := _parse(segment)) is None or (found[2] or "int") not in TYPES:
         return None
     return Parameter(found[1], found[2] or "", bool(found[3]))

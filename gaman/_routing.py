@@ -80,7 +80,8 @@ def _entries(row: _Row, strict: bool) -> Iterator[Entry]:
     if guards:
         yield Entry(str(row), row.method, _layer(row._replace(handlers=tuple(guards)), strict))
     segments = _layer(row, strict).segments
-    for end in ((), ("",), (":*",)) if strict and segments else ((), (":*",)):
+    below = (_params.BELOW_MOUNT,)
+    for end in ((), ("",), below) if strict and segments else ((), below):
         yield Entry(str(row), row.method, Layer((*segments, *end), (mount.at(len(segments)),)), mount.application)
 
 
@@ -126,7 +127,7 @@ def _layer(row: _Row, strict: bool) -> Layer:
             if (fault := _fault(segment)) is not None:
                 raise ConfigError(f"{row}: {fault}")
             continue
-        if (parameter := _params.parse(segment)) is None:
+        if (parameter := _params.parse(segment)) is None or not parameter.name:
             raise ConfigError(f"{row}: {_params.mistake(segment)}")
         if parameter.is_catch_all and (is_middleware or number < len(segments)):
             raise ConfigError(f"{row}: nothing comes after {segment!r}, because it takes the rest of the path")

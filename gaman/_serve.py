@@ -116,9 +116,7 @@ def _is_application(value: object) -> bool:
     """Return whether *value* is, or seems to be meant as, an application and not as routes."""
     if isinstance(value, Routes) or (isclass(value) and issubclass(value, App)):
         return False
-    # A function may return the table; App explains what is wrong with another one.
-    return (
-        takes(value, 3)
-        if isroutine(value) or isinstance(value, partial)
-        else callable(value) or ismodule(value) or isinstance(value, Coroutine)
-    )
+    if isroutine(value) or isinstance(value, partial):
+        # A function may return the table; App explains what is wrong with another one.
+        return takes(cast("object", value), 3)
+    return callable(value) or ismodule(value) or isinstance(value, Coroutine)

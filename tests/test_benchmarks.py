@@ -279,6 +279,12 @@ def test_the_interval_contains_the_median_as_often_as_its_confidence_says() -> N
     assert 0.93 <= held / 400 <= 1
 
 
+@pytest.mark.parametrize(("count", "low", "high"), [(6, 1, 6), (10, 2, 9), (20, 6, 15), (50, 18, 33)])
+def test_the_interval_lies_between_the_samples_that_statistical_tables_name(count: int, low: int, high: int) -> None:
+    found = interval([float(rank) for rank in range(count, 0, -1)])
+    assert (found.low, found.high, found.is_sure) == (low, high, True)
+
+
 def test_an_interval_of_few_rounds_or_a_wide_spread_tells_nothing() -> None:
     assert not interval([1.0] * 5).is_sure
     assert interval([1.0] * 6).tells

@@ -102,10 +102,15 @@ def faults(page: Page) -> list[str]:
     renderer = page.figure.canvas.get_renderer()
     [axes] = page.figure.axes
     boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in axes.texts]
+    corners = [(said, box.extents.tolist()) for said, box in boxes]
     edge = page.figure.bbox
     cut = [said for said, box in boxes if min(box.x0, box.y0) < 0 or box.x1 > edge.x1 or box.y1 > edge.y1]
     found = [f"{said!r} is cut off" for said in cut]
-    found += [f"{one!r} overlaps {other!r}" for (one, box), (other, second) in combinations(boxes, 2) if box.overlaps(second)]
+    found += [
+        f"{one!r} overlaps {other!r}"
+        for (one, (left, bottom, right, top)), (other, second) in combinations(corners, 2)
+        if left <= second[2] and second[0] <= right and bottom <= second[3] and second[1] <= top
+    ]
     drawn: list[Any] = [line.get_path().transformed(line.get_transform()) for line in axes.lines]
     drawn += [patch.get_path().transformed(patch.get_transform()) for patch in axes.patches]
     extents = [(path, path.get_extents()) for path in drawn]

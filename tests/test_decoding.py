@@ -518,6 +518,17 @@ async def test_a_client_that_prefers_json_gets_it_and_others_get_a_sentence(
     assert response.headers["content-type"] == ("application/json" if is_json else "text/plain; charset=utf-8")
 
 
+async def test_an_accept_is_read_to_its_4096th_octet(fetch: Fetch) -> None:
+    headers = {"accept": "text/plain;q=0.5," + "a/b," * 1100 + "application/json"}
+    assert (await fetch(App({"/": from_json(Cart)}), "/", "POST", headers=headers, body=BAD_CART)).text == AS_TEXT
+
+
+async def test_a_value_that_looks_like_a_path_takes_no_quadratic_time(fetch: Fetch) -> None:
+    value = " - at `$" * 60_000
+    response = await fetch(App({"/": from_json(Color)}), "/", "POST", body=json.dumps(value).encode())
+    assert json.loads(response.body) == {"detail": f"Invalid enum value '{value}'", "path": "$"}
+
+
 async def test_several_fields_of_accept_count_as_one(fetch: Fetch) -> None:
     headers = [(b"accept", b"text/html"), (b"accept", b"application/json;q=0.9")]
     assert (await fetch(App({"/": from_json(Cart)}), "/", "POST", headers=headers, body=BAD_CART)).text == AS_TEXT

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import Connection, ParsedResponse, Program, get, request, running_script, until
+from tests.serving import PATIENCE, Connection, ParsedResponse, Program, get, request, running_script, until
 
 SERVED = """
 import asyncio, logging, resource, sys, time
@@ -588,10 +588,7 @@ def test_a_stream_whose_client_has_disconnected_does_not_delay_the_stop(tmp_path
         with Connection(program.port) as client:
             client.send(request("/endless") + request("/ignore"))
             client.read_until(b"tick 0;")
-        start = time.monotonic()
-        program.send_signal(signal.SIGTERM)
-        assert program.wait() == 0
-        assert time.monotonic() - start < 10
+        assert program.stop() == 0
         assert "Traceback" not in program.stderr
 
 
@@ -743,7 +740,7 @@ def test_a_client_that_keeps_sending_requests_does_not_delay_the_stop(tmp_path: 
             with suppress(OSError):
                 received += client.socket.recv(1 << 16)
             time.sleep(0.005)
-            assert time.monotonic() - start < 10
+            assert time.monotonic() - start < PATIENCE
         with suppress(OSError):
             received += client.socket.recv(1 << 16)
         *others, final = responses(received)

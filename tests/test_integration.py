@@ -654,3 +654,60 @@ async def test_a_check_returns_the_error_of_each_integration_by_name(kind: str, 
 
 async def test_a_check_of_an_app_without_on_check_hooks_is_empty() -> None:
     assert await App({"/": handler}).check() == {}
+
+
+# Where no route matches
+
+
+async def test_on_unmatched_answers_after_middleware_where_no_route_matches(fetch: Fetch) -> None:
+    events: list[str] = []
+
+    async def middleware(ctx: Context) -> None:
+        events.append(f"middleware {ctx.path}")
+        if "authorization" not in ctx.headers:
+            raise HTTPError(401)
+
+    async def refuse(ctx: Context) -> str:
+        raise HTTPError(404, "no such user")
+
+    async def silent(ctx: Context) -> None:
+        return None
+
+    def nothing(ctx: Context) -> None:
+        events.append("first")
+
+    async def page(ctx: Context) -> Response | None:
+        events.append("second")
+        return Response.text(f"{ctx.method} {ctx.path}") if ctx.path.startswith("/pages/") else None
+
+    table = {"/pages/*": middleware, "/users": refuse, "/silent": silent, "/pages/form": {"POST": handler}}
+    integrations = [
+        define_integration(name="second", on_unmatched=page),
+        define_integration(name="first", priority="high", on_unmatched=nothing),
+    ]
+    app = App(table, integrations=integrations)
+    authorized = {"authorization": "yes"}
+    assert (await fetch(app, "/pages/a", "DELETE", headers=authorized)).text == "DELETE /pages/a"
+    assert events == ["middleware /pages/a", "first", "second"]
+    # The path has a route, but not for this method.
+    assert (await fetch(app, "/pages/form", headers=authorized)).text == "GET /pages/form"
+    assert (await fetch(app, "/pages/form", "POST", headers=authorized)).text == "handled"
+    assert (await fetch(app, "/nowhere")).status == 404
+    events.clear()
+    # A route's own answer stays, and so does a guard's.
+    assert (await fetch(app, "/pages/a")).status == 401
+    assert (await fetch(app, "/users")).text == "no such user"
+    assert (await fetch(app, "/silent")).status == 404
+    assert events == ["middleware /pages/a"]
+
+
+async def test_on_unmatched_may_raise_and_the_routes_405_stays_without_a_response(fetch: Fetch) -> None:
+    def refuse(ctx: Context) -> None:
+        if ctx.path == "/gone":
+            raise HTTPError(410)
+
+    app = App({"/form": {"POST": handler}}, integrations=[define_integration(name="x", on_unmatched=refuse)])
+    assert (await fetch(app, "/gone")).status == 410
+    refused = await fetch(app, "/form")
+    assert (refused.status, refused.headers["allow"]) == (405, "POST, OPTIONS")
+    assert (await fetch(app, "/form", "OPTIONS")).status == 204

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,19 @@ async def test_the_first_is_the_outermost_and_all_see_every_scope() -> None:
     assert [message["type"] for message in refused.messages] == ["websocket.close"]
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
-        Middleware(GZipMiddleware, minimum_size=500),
-        StarletteMiddleware(GZipMiddleware, minimum_size=500),
-        lambda app: GZipMiddleware(app, minimum_size=500),
-        GZipMiddleware,
-    ],
-    ids=["Middleware", "Starlette's Middleware", "function", "class"],
-)
+def compress(app: Any) -> Any:
+    return GZipMiddleware(app, minimum_size=500)
+
+
+ENTRIES: dict[str, Any] = {
+    "Middleware": Middleware(GZipMiddleware, minimum_size=500),
+    "Starlette's Middleware": StarletteMiddleware(GZipMiddleware, minimum_size=500),
+    "function": compress,
+    "class": GZipMiddleware,
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
 async def test_each_way_to_write_it_works(entry: Any) -> None:
     exchange = await fetch(App({"/": home}, middleware=[entry]), headers={"accept-encoding": "gzip"})
     assert exchange.headers["content-encoding"] == "gzip"
@@ -91,7 +95,7 @@ async def test_starlettes_base_http_middleware_works_with_sessions_streams_and_b
     async def stream(ctx: Context) -> Response:
         await ctx.session.set("size", len(await ctx.body()))
 
-        async def chunks() -> Any:
+        async def chunks() -> AsyncIterator[str]:
             yield "a"
             yield "b"
 
@@ -203,13 +207,22 @@ async def test_purge_finds_the_integrations_below_middleware() -> None:
     await app.shutdown()
 
 
-async def test_a_subclass_of_app_may_have_middleware() -> None:
-    class Shop(App):
-        pass
+class Shop(App):
+    pass
 
-    app = Shop({"/": home}, middleware=[GZipMiddleware])
-    assert isinstance(app, Shop)
-    assert type(app).__name__ == "Shop"
+
+class Gzipped(App):
+    __slots__ = ("size",)
+
+    def __init__(self) -> None:
+        super().__init__({"/": home}, middleware=[GZipMiddleware])
+
+
+@pytest.mark.parametrize("make", [lambda: Shop({"/": home}, middleware=[GZipMiddleware]), Gzipped])
+async def test_a_subclass_of_app_may_have_middleware(make: Callable[[], App]) -> None:
+    app = make()
+    assert isinstance(app, (Shop, Gzipped))
+    assert type(app).__name__ in ("Shop", "Gzipped")
     assert (await fetch(app, headers={"accept-encoding": "gzip"})).headers["content-encoding"] == "gzip"
 
 

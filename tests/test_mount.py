@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import signal
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -402,14 +402,17 @@ async def test_an_exception_before_the_response_goes_to_on_error() -> None:
     assert [repr(error) for error in seen] == ["ValueError('no table')"]
 
 
-@pytest.mark.parametrize(
-    ("messages", "text"),
-    [
-        ([], "mount(sending) returned without a response"),
-        ([{"type": "http.response.body", "body": b""}], "the application sent 'http.response.body' before 'http.response.start'"),
-        ([{"type": "http.response.start", "status": 99, "headers": []}], "a response's status is an int from 200 to 599, not 99"),
-    ],
-)
+BEGINNINGS: list[tuple[list[dict[str, Any]], str]] = [
+    ([], "mount(sending) returned without a response"),
+    ([{"type": "http.response.body", "body": b""}], "the application sent 'http.response.body' before 'http.response.start'"),
+    ([{"type": "http.response.start", "status": 200, "headers": [(b"content-length ", b"3")]}], "is not a header name"),
+    ([{"type": "http.response.start", "status": 200, "headers": [(b"a: b\r\nc", b"d")]}], "is not a header name"),
+    ([{"type": "http.response.start", "status": 200, "headers": [(b"a", b"b\r\nc: d")]}], "holds a control character"),
+    ([{"type": "http.response.start", "status": 99, "headers": []}], "a response's status is an int from 200 to 599, not 99"),
+]
+
+
+@pytest.mark.parametrize(("messages", "text"), BEGINNINGS)
 async def test_a_wrong_beginning_is_500(messages: list[Any], text: str, caplog: pytest.LogCaptureFixture) -> None:
     async def sending(scope: Any, receive: Any, send: Any) -> None:
         for message in messages:
@@ -418,6 +421,55 @@ async def test_a_wrong_beginning_is_500(messages: list[Any], text: str, caplog: 
     sending.__qualname__ = "sending"
     assert (await fetch(app_of({"/a/*": mount(sending)}), "/a/x")).status == 500
     assert text in caplog.text
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+async def test_an_application_that_exits_does_not_end_the_server(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    async def leaving(scope: Any, receive: Any, send: Any) -> None:
+        raise error
+
+    leaving.__qualname__ = "leaving"
+    assert (await fetch(app_of({"/a/*": mount(leaving)}), "/a/x")).status == 500
+    assert f"GamanError: mount(leaving) raised {error!r}" in caplog.text
+
+
+async def test_it_may_use_its_message_again() -> None:
+    async def thrifty(scope: Any, receive: Any, send: Any) -> None:
+        message: dict[str, Any] = {"type": "http.response.start", "status": 201, "headers": [(b"x-a", b"1")]}
+        await send(message)
+        message["headers"].clear()
+        message.clear()
+        message |= {"type": "http.response.body", "body": b"ok"}
+        await send(message)
+
+    exchange = await fetch(app_of({"/a/*": mount(thrifty)}), "/a/x")
+    assert (exchange.status, exchange.headers["x-a"], exchange.text) == (201, "1", "ok")
+
+
+async def test_an_error_of_middleware_that_reads_the_body_reaches_it() -> None:
+    def limit(app: Any) -> Any:
+        async def limited(scope: Any, receive: Any, send: Any) -> None:
+            async def receive_some() -> Any:
+                if len((message := await receive()).get("body", b"")) > 3:
+                    raise ValueError("too large")
+                return message
+
+            await app(scope, receive_some, send)
+
+        return limited
+
+    seen: list[str] = []
+
+    async def reading(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await receive()
+        except ValueError as error:
+            seen.append(str(error))
+        await PlainTextResponse("refused", 413)(scope, receive, send)
+
+    app = app_of({"/a/*": mount(reading)}, middleware=[limit])
+    assert (await fetch(app, "/a/x", "POST", body=b"long")).status == 413
+    assert seen == ["too large"]
 
 
 async def test_a_response_that_stops_early_is_logged_and_not_completed(caplog: pytest.LogCaptureFixture) -> None:
@@ -459,7 +511,7 @@ async def test_an_exception_after_the_response_is_logged(caplog: pytest.LogCaptu
 
 def recording(events: list[str], name: str, *, fails: bool = False) -> Starlette:
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, str]]:
+    async def lifespan(app: Starlette) -> AsyncGenerator[dict[str, str]]:
         events.append(f"{name} starts")
         if fails:
             raise ValueError("no database")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 import types
+from collections.abc import Callable
 from inspect import Parameter, iscoroutinefunction, signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +20,10 @@ from urllib.parse import urlsplit
 import pytest
 
 import gaman
+from gaman.cors import cors
 from gaman.session import Counters, Session, session
 from gaman.session.testing import CONTRACT
+from gaman.static import static
 from gaman.testing import TestClient
 from gaman_session._counters import _INSTRUMENTS
 from tests import servers
@@ -28,9 +31,10 @@ from tests.test_asgi_servers import SERVERS
 from tests.test_examples import ROOT, serving, walk_through
 
 # Chapters of whole files, which tests/test_testing.py, test_tutorial.py and test_recipes.py run.
-OF_FILES = ["examples/guide/testing.md", "examples/guide/tutorial.md", "examples/guide/recipes.md"]
-GUIDE = ["examples/guide/deployment.md", "examples/guide/security.md", "examples/guide/moving.md", *OF_FILES]
-DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md", *GUIDE]
+OF_FILES = [f"examples/guide/{chapter}.md" for chapter in ("testing", "tutorial", "recipes")]
+GUIDE = [*(f"examples/guide/{chapter}.md" for chapter in ("deployment", "security", "moving", "asgi")), *OF_FILES]
+INTEGRATIONS = ["integrations/gaman_static/README.md", "integrations/gaman_cors/README.md"]
+DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md", *INTEGRATIONS, *GUIDE]
 # The programs that the guide uses; tests/test_guide.py runs the commands that need neither systemd nor Docker.
 HOST = set(
     shlex.split(
@@ -53,6 +57,10 @@ import functools, runpy, sys, gaman
 gaman.serve = functools.partial(gaman.serve, port=0)
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
+
+
+FOLDERS = ["public", "dist"]
+"""The folders that the documents serve."""
 
 
 class Block(NamedTuple):
@@ -92,6 +100,12 @@ def replicated_redis_url() -> str:
     return servers.RedisCluster(masters=1, replicas=1).__enter__().url
 
 
+def make_folders(parent: Path) -> None:
+    for name in FOLDERS:
+        (parent / name).mkdir()
+        (parent / name / "index.html").write_text("<title>hello</title>")
+
+
 def name_of(block: Block) -> str:
     return f"{block.document}:{block.line}"
 
@@ -101,6 +115,7 @@ def test_a_python_block_runs(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    make_folders(tmp_path)
     for name, value in environment(block).items():
         monkeypatch.setenv(name, value)
     module = types.ModuleType("main")
@@ -159,6 +174,7 @@ async def touch(ctx: gaman.Context) -> str:
 
 @pytest.mark.parametrize("block", [block for block in PYTHON if block.serves and block.document not in OF_FILES], ids=name_of)
 def test_a_python_block_that_serves_handles_requests(block: Block, tmp_path: Path) -> None:
+    make_folders(tmp_path)
     (tmp_path / "main.py").write_text(re.sub(r"(?m)^    gaman\.serve\(.*\n", "    pass\n", block.above) + block.code)
     with serving("-c", RUN, "main.py", folder=tmp_path, environment=environment(block)) as browser:
         if '"/logout"' in block.code:
@@ -225,6 +241,16 @@ def test_the_table_of_options_has_each_option_with_its_default(document: str) ->
     in_words = {"secret": "`GAMAN_KEY`", "driver": '`{"type": "cookies"}`'}
     for name, default in listed.items():
         assert in_words.get(name, f"`{quoted(real[name])}`") in default, name
+
+
+@pytest.mark.parametrize(("document", "function"), [*zip(INTEGRATIONS, [static, cors], strict=True)], ids=["static", "cors"])
+def test_the_table_of_an_integration_has_each_option_with_its_default(document: str, function: Callable[..., object]) -> None:
+    listed = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", (ROOT / document).read_text(), re.MULTILINE)
+    in_words = {"hashed": "`HASHED`", Parameter.empty: "required"}
+    assert dict(listed) == {
+        name: in_words.get(name) or in_words.get(each.default) or f"`{quoted(each).replace(chr(39), chr(34))}`"
+        for name, each in signature(function).parameters.items()
+    }
 
 
 def quoted(parameter: Parameter) -> str:

@@ -124,6 +124,23 @@ gaman.serve(app, port=0)
         assert program.stderr == ""
 
 
+def test_a_response_has_one_framing_whatever_the_application_sends(tmp_path: Path) -> None:
+    fields = [(b"content-length ", b"3"), (b"transfer-encoding: chunked\x0b", b"1"), (b"", b"1"), (b"content-length", b"-5")]
+    source = f"""
+import gaman
+async def app(scope, receive, send):
+    field = {fields!r}[int(scope["path"][1:])]
+    await send({{"type": "http.response.start", "status": 200, "headers": [field]}})
+    await send({{"type": "http.response.body", "body": b"x"}})
+gaman.serve(app, port=0)
+"""
+    with running_script(source, tmp_path) as program:
+        for number in range(len(fields)):
+            assert get(program.port, f"/{number}").status == 500
+        assert program.stop() == 0
+        assert program.stderr.count("RuntimeError: the application sent ") == len(fields)
+
+
 def test_an_app_within_another_applications_middleware_knows_its_workers(tmp_path: Path) -> None:
     source = """
 import gaman
@@ -177,18 +194,22 @@ def test_what_is_no_asgi_3_application_is_an_error(call: Any, value: Any, messag
     assert str(raised.value).startswith(f"{call.__name__.replace('serve', 'gaman.serve')}(): {message}")
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (None, "None isn't an ASGI application; give an object such as gaman.App(routes) or Starlette(...)"),
-        ("main:app", "a value of the type str isn't an ASGI application; "),
-        ({"/": handler}, "routes aren't an application; make an App of them first: gaman.App(routes)"),
-        (gaman.define_routes({}), "routes aren't an application; make an App of them first: gaman.App(routes)"),
-        (handler, "handler is a handler; give gaman.App({'/': handler}) in its place"),
-        (factory, "factory takes no arguments; if it makes the application, call it: factory()"),
-        (lambda a, b, c, d: None, "<lambda> isn't an ASGI application, because it isn't called with scope, receive and send"),
-    ],
-)
+def four(a: int, b: int, c: int, d: int) -> None:
+    """A function with too many arguments."""
+
+
+UNMOUNTABLE: list[tuple[Any, str]] = [
+    (None, "None isn't an ASGI application; give an object such as gaman.App(routes) or Starlette(...)"),
+    ("main:app", "a value of the type str isn't an ASGI application; "),
+    ({"/": handler}, "routes aren't an application; make an App of them first: gaman.App(routes)"),
+    (gaman.define_routes({}), "routes aren't an application; make an App of them first: gaman.App(routes)"),
+    (handler, "handler is a handler; give gaman.App({'/': handler}) in its place"),
+    (factory, "factory takes no arguments; if it makes the application, call it: factory()"),
+    (four, "four isn't an ASGI application, because it isn't called with scope, receive and send"),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), UNMOUNTABLE)
 def test_what_is_no_application_cannot_be_mounted(value: Any, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         mount(value)
@@ -407,6 +428,13 @@ def secure(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Gene
         assert program.stderr == ""
 
 
+@pytest.fixture(scope="module")
+def impatient(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Program]:
+    with running_script(tls_script(certificates, f"{TLS}, timeout_request=0.5"), tmp_path_factory.mktemp("impatient")) as program:
+        yield program
+        assert program.stop() == 0
+
+
 def test_tls_serves_https(secure: Program, certificates: Path) -> None:
     port = secure.port
     assert f"listening on https://127.0.0.1:{port}" in secure.stdout
@@ -464,6 +492,13 @@ def test_an_error_over_tls_and_octets_without_tls_leave_the_server_serving(secur
         assert b"HTTP/1.1 200" not in plain.recv(100)
     with connect_tls(secure.port, certificates / "shop.pem") as client:
         assert ask(client, request("/where"))[0] == 200
+
+
+@pytest.mark.parametrize("octets", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["nothing", "half of a record"])
+def test_a_client_that_is_silent_in_its_tls_handshake_is_disconnected(impatient: Program, octets: bytes) -> None:
+    with closing(socket.create_connection(("127.0.0.1", impatient.port), timeout=PATIENCE)) as client:
+        client.sendall(octets)
+        assert client.recv(100) == b""
 
 
 def test_a_stop_waits_for_a_request_over_tls(certificates: Path, tmp_path: Path) -> None:

@@ -1,15 +1,16 @@
 """Statistics of samples: medians, ratios within rounds, and their confidence intervals.
 
 The contenders of one round run under the same conditions. A ratio is therefore taken within each round, and its median over all
-rounds. The interval is scipy's exact interval for a median, which assumes nothing about the distribution of the samples.
+rounds. The interval is the exact one for a median, and assumes nothing about the distribution of the samples.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Any, Literal, NamedTuple, get_args
+from itertools import accumulate
+from typing import Literal, NamedTuple, get_args
 
 from benchmarks.report.results import BEST_PEER, CaseResult, ContenderResult, GoalResult, Results
 
@@ -48,13 +49,13 @@ class Interval(NamedTuple):
 
 
 def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    stats: Any = import_module("scipy.stats")
-    found = stats.quantile_test(values, p=0.5).confidence_interval(confidence)
-    # With too few samples scipy returns nan, the only float that differs from itself.
-    is_sure = bool(found.low == found.low and found.high == found.high)
-    low, high = (float(found.low), float(found.high)) if is_sure else (min(values), max(values))
-    first, median, third = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
-    return Interval(low, median, high, first, third, is_sure)
+    ordered, count = sorted(values), len(values)
+    # How many samples lie below the true median has the binomial distribution of a fair coin.
+    below = accumulate(math.comb(count, number) / 2**count for number in range(count + 1))
+    cut = next(number for number, chance in enumerate(below) if chance >= (1 - confidence) / 2)
+    low, high = (ordered[cut - 1], ordered[count - cut]) if cut else (ordered[0], ordered[-1])
+    first, median, third = statistics.quantiles(values, n=4, method="inclusive") if count > 1 else [values[0]] * 3
+    return Interval(low, median, high, first, third, is_sure=cut > 0)
 
 
 def ratios(of: ContenderResult, against: ContenderResult) -> list[float]:

@@ -36,6 +36,8 @@ _POINTS = 72 / _DPI
 """Points per pixel."""
 _SHARPNESS = 2
 """Pixels of the PNG per pixel of the README."""
+_widths: dict[tuple[str, float, bool], float] = {}
+"""Measured texts, most of which the pages repeat: halves the time of drawing."""
 
 
 class Page:
@@ -63,8 +65,11 @@ class Page:
 
     def width(self, text: str, size: float = BODY, *, is_bold: bool = False) -> float:
         """Return the width of *text*."""
-        font = self._font(size=size * _POINTS, weight="bold" if is_bold else "normal")
-        return float(self._renderer.get_text_width_height_descent(text, font, ismath=False)[0]) / _SHARPNESS
+        measured = (text, size, is_bold)
+        if measured not in _widths:
+            font = self._font(size=size * _POINTS, weight="bold" if is_bold else "normal")
+            _widths[measured] = float(self._renderer.get_text_width_height_descent(text, font, ismath=False)[0]) / _SHARPNESS
+        return _widths[measured]
 
     def wrap(self, text: str, width: float, size: float = BODY, *, is_bold: bool = False) -> list[str]:
         """Return *text* in lines that are at most *width* wide, unless a word is wider."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterable, MutableMapping
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,6 +33,18 @@ def _status_line(status: int) -> bytes:
     except ValueError:
         phrase = ""
     return f"HTTP/1.1 {status} {phrase}\r\n".encode("ascii")
+
+
+_is_token = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+
+
+# Responses repeat few names, so the check takes no longer than lower() does.
+@lru_cache(maxsize=1024)
+def _lower(name: bytes) -> bytes:
+    """Return the *name* of a field in lower case. Clients may take another name than a token for a framing field."""
+    if _is_token(name) is None:
+        raise RuntimeError(f"the application sent {name!r} as the name of a header (RFC 9110, section 5.6.2)")
+    return name.lower()
 
 
 STATUS_LINES: Final = {status: _status_line(status) for status in range(200, 600)}
@@ -196,9 +210,11 @@ class Exchange:
         lines = [line]
         date = connection.date_line()
         for field, value in fields:
-            name = field.lower()
+            name = _lower(field)
             if name in _FRAMING:
                 if name == b"content-length":
+                    if not value.isdigit():
+                        raise RuntimeError(f"the application sent the content-length {value!r}; it must be digits")
                     length = int(value)
                 elif name == b"connection" and b"close" in value.lower():
                     self._keep_alive = False

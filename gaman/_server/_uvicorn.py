@@ -62,9 +62,9 @@ class Server(uvicorn.Server):
                 log_config=None,
             )
         )
-        # uvicorn would load the certificate by itself, and ask the terminal for the password of a key.
         self.config.load()
-        self.config.ssl = tls
+        self._connections = connections
+        self._tls = tls
         self._lifespan = lifespan
         self._on_start = on_start
         self._loop: asyncio.AbstractEventLoop
@@ -104,13 +104,28 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await self._lifespan.load()
         self.lifespan.state.update(self._lifespan.lifespan_state)
-        await super().startup(sockets=sockets)
+        await self._listen(sockets or [])
         # Exempt everything loaded so far from garbage collection.
         gc.collect()
         gc.freeze()
         if _workers.this_worker is not None:
             _workers.this_worker.report_started(self.begin_shutdown)
         self._on_start()
+
+    async def _listen(self, listeners: list[socket.socket]) -> None:
+        """Listen as uvicorn's startup() does, which sets no limit for a TLS handshake; the event loop's is 60 seconds."""
+
+        def connect() -> Connection:
+            return self._connections(self.config, self.server_state, self.lifespan.state)
+
+        limit = None if self._tls is None else self._connections.timeout_request
+        self.servers = [
+            await self._loop.create_server(
+                connect, sock=listener, ssl=self._tls, ssl_handshake_timeout=limit, backlog=self.config.backlog
+            )
+            for listener in listeners
+        ]
+        self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         state, listeners = self.server_state, sockets or []

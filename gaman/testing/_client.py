@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar
 import httpx
 from anyio.from_thread import BlockingPortal, BlockingPortalProvider
 
-from gaman.testing._lifespan import Application, check_application, started
+from gaman._application import check_application
+from gaman._asgi import Application
+from gaman.testing._lifespan import started
 from gaman.testing._portal import call
 from gaman.testing._session import SyncSession, opened
 from gaman.testing._transport import SyncTransport, Transport
@@ -50,8 +52,7 @@ class TestClient(httpx.AsyncClient):
     _was_entered = False
 
     def __init__(self, app: Application, *, base_url: str = _BASE_URL, raise_errors: bool = True, **options: Any) -> None:
-        check_application(app)
-        self._app = app
+        self._app = check_application("TestClient()", app)
         self._options: dict[str, Any] = {"base_url": base_url, "raise_errors": raise_errors, **options}
         self._sync: SyncTestClient | None = None
         self._stack = AsyncExitStack()
@@ -127,8 +128,7 @@ class SyncTestClient(httpx.Client):
     _portal: BlockingPortal
 
     def __init__(self, app: Application, *, base_url: str = _BASE_URL, raise_errors: bool = True, **options: Any) -> None:
-        check_application(app)
-        self._app = app
+        self._app = check_application("TestClient()", app)
         self._stack = ExitStack()
         self._app_transport = Transport(app, raises_errors=raise_errors)
         self._portal_transport = SyncTransport(self._app_transport)

@@ -11,7 +11,7 @@ import httpx
 from anyio.from_thread import BlockingPortal
 
 from gaman import App, ConfigError, Context, Integration, Response
-from gaman.testing._lifespan import Application
+from gaman._asgi import Application
 from gaman.testing._portal import call
 from gaman.testing._transport import scope_of
 

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias, cast
 import httpx
 from anyio.from_thread import BlockingPortal
 
+from gaman._asgi import Application
 from gaman._failures import FAILURES, Failures
-from gaman.testing._lifespan import Application, State
 from gaman.testing._portal import call
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -42,7 +42,7 @@ class Transport(httpx.AsyncBaseTransport):
     """Calls *app* for each request. With *raises_errors*, a request that fails raises its error instead of returning a response."""
 
     def __init__(self, app: Application, *, raises_errors: bool) -> None:
-        self.state: State = {}
+        self.state: dict[str, Any] = {}
         self._app = app
         self._raises_errors = raises_errors
         self._open: set[_Exchange] = set()
@@ -107,7 +107,7 @@ class _Disconnected(OSError):
 class _Exchange(httpx.AsyncByteStream):
     """One request and its response, whose chunks it yields."""
 
-    def __init__(self, app: Application, request: httpx.Request, state: State, *, raises_errors: bool) -> None:
+    def __init__(self, app: Application, request: httpx.Request, state: dict[str, Any], *, raises_errors: bool) -> None:
         self._request = request
         self._raises_errors = raises_errors
         self._failures = Failures()

@@ -34,7 +34,9 @@ __all__ = ["CONTRACT", "OWNER_CONTRACT", "Check", "OwnerCheck"]
 
 T = TypeVar("T")
 Check: TypeAlias = Callable[[Driver], Awaitable[None]]
+"""A check of an open driver; AssertionError is raised if the driver breaks a promise."""
 OwnerCheck: TypeAlias = Callable[[OwnerDriver], Awaitable[None]]
+"""A check of an open driver with owners."""
 
 CONTRACT: list[Check] = []
 """Every check of `Driver`; each name is a sentence."""

@@ -127,7 +127,7 @@ def test_a_login_after_the_end_of_all_by_the_other_process_works_at_once(pair: P
             visitor.port = port
             return visitor.get(f"/login/{owner}").status == 200 and holds(visitor, port)
 
-        until(logs_in, "a login to work", seconds=5)
+        until(logs_in, "a login to work")
         assert holds(visitor, here.port)
         # Earlier logins are ended, in whichever process they happened.
         assert get(there.port, f"/end_all/{owner}").status == 200

@@ -33,7 +33,7 @@ from gaman_session.drivers._redis_keyspace import Keyspace
 from gaman_session.drivers._redis_script import READS, Call
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
-from tests.serving import until
+from tests.serving import STARTING, until
 from tests.session.sites import SECRET, Clock, Site, getting, serving, setting
 
 pytestmark = pytest.mark.anyio
@@ -512,7 +512,7 @@ async def test_a_driver_that_only_reads_leaves_a_demoted_server(
 @contextmanager
 def replica_of(master: servers.RedisServer) -> Generator[servers.RedisServer]:
     with servers.RedisServer("--replicaof", "127.0.0.1", str(master.port), "--repl-diskless-sync-delay", "0") as replica:
-        until(lambda: is_linked(replica), "the replica to follow its master")
+        until(lambda: is_linked(replica), "the replica to follow its master", seconds=STARTING)
         yield replica
 
 
@@ -662,7 +662,11 @@ async def test_all_round_trips_of_a_method_have_one_timeout_together(method: str
             if is_cluster:
                 with server.client() as client:
                     client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
-                    until(lambda: "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO")), "the Cluster")
+                    until(
+                        lambda: "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO")),
+                        "the Cluster",
+                        seconds=STARTING,
+                    )
             url = f"redis+cluster://{relay.address}" if is_cluster else relay.url
             async with opened(url=url, timeout=0.75) as driver:
                 id, new = new_id(), new_id()
@@ -921,7 +925,7 @@ async def test_a_count_in_a_cluster_includes_a_server_that_has_just_joined() -> 
             source = cluster.masters[0]
             with joined.client() as new:
                 new.execute_command("CLUSTER", "MEET", "127.0.0.1", source.port)
-                until(lambda: "cluster_state:ok" in str(new.execute_command("CLUSTER", "INFO")), "it to join")
+                until(lambda: "cluster_state:ok" in str(new.execute_command("CLUSTER", "INFO")), "it to join", seconds=STARTING)
             id = await id_at(driver, source)
             await driver.create(id, record())
             move_slot(cluster, source, joined, key_slot(id[:3].encode()))
@@ -1763,9 +1767,11 @@ async def test_the_driver_leaves_a_server_that_left_its_cluster() -> None:
         leaving, *others = cluster.masters
         async with opened(url=f"redis+cluster://{leaving.address}", timeout=5) as driver:
             heir = others[0].execute("CLUSTER MYID")
-            for slot in range(16384 // 3):
-                for node in cluster.masters:
-                    node.execute("CLUSTER SETSLOT", slot, "NODE", heir)
+            for node in cluster.masters:
+                with node.client() as client, client.pipeline(transaction=False) as commands:
+                    for slot in range(16384 // 3):
+                        commands.execute_command("CLUSTER", "SETSLOT", slot, "NODE", heir)
+                    commands.execute()
             gone = leaving.execute("CLUSTER MYID")
             leaving.execute("CLUSTER RESET", "HARD")
             for node in others:
@@ -1816,7 +1822,7 @@ async def test_a_write_waits_for_wait_replicas_replicas() -> None:
 @pytest.mark.parametrize("is_cluster", [False, True])
 async def test_a_rename_that_no_replica_has_confirmed_is_distinguished_from_one_that_failed(is_cluster: bool) -> None:
     with servers.RedisCluster(2, 1, node_timeout=60_000) if is_cluster else Replicated() as store:
-        async with opened(url=store.url, wait_replicas=1, timeout=3) as driver:
+        async with opened(url=store.url, wait_replicas=1, timeout=2) as driver:
 
             async def rename(old: str, new: str, *, version: int = 0) -> SessionStoreError:
                 with pytest.raises(SessionStoreError) as caught:
@@ -1854,7 +1860,7 @@ class Replicated:
     def __enter__(self) -> Self:
         servers.start_all(self.masters + self.replicas)
         with self.masters[0].client() as client:
-            until(lambda: client.wait(1, 100) == 1, "the replica to follow")
+            until(lambda: client.wait(1, 100) == 1, "the replica to follow", seconds=STARTING)
         return self
 
     def __exit__(self, *_: object) -> None:

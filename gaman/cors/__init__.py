@@ -1,0 +1,3 @@
+"""The public names of gaman_cors, the package that answers requests of other origins."""
+
+from gaman_cors import *

@@ -1,0 +1,3 @@
+"""The public names of gaman_static, the package that serves folders."""
+
+from gaman_static import *
