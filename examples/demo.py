@@ -103,7 +103,9 @@ HERE = Path(__file__).parent
 PAGE = HERE / "demo"
 GUIDE = {
     "first-steps": "README.md",
+    "tutorial": "examples/guide/tutorial.md",
     "sessions": "integrations/gaman_session/README.md",
+    "recipes": "examples/guide/recipes.md",
     "security": "examples/guide/security.md",
     "deployment": "examples/guide/deployment.md",
     "moving": "examples/guide/moving.md",

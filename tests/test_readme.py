@@ -30,18 +30,26 @@ from tests import servers
 from tests.test_asgi_servers import SERVERS
 from tests.test_examples import ROOT, serving, walk_through
 
-TESTING = "examples/guide/testing.md"
-GUIDE = [*(f"examples/guide/{chapter}.md" for chapter in ("deployment", "security", "moving", "asgi")), TESTING]
+# Chapters of whole files, which tests/test_testing.py, test_tutorial.py and test_recipes.py run.
+OF_FILES = [f"examples/guide/{chapter}.md" for chapter in ("testing", "tutorial", "recipes")]
+GUIDE = [*(f"examples/guide/{chapter}.md" for chapter in ("deployment", "security", "moving", "asgi")), *OF_FILES]
 INTEGRATIONS = ["integrations/gaman_static/README.md", "integrations/gaman_cors/README.md"]
 DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md", *INTEGRATIONS, *GUIDE]
 # The programs that the guide uses; tests/test_guide.py runs the commands that need neither systemd nor Docker.
 HOST = set(
     shlex.split(
-        "chmod cp docker done export for journalctl mkdir nginx openssl pytest python3 redis-cli sed sleep sqlite3 systemctl"
-        " useradd"
+        ". cd chmod cp docker done export for journalctl mkdir nginx openssl pytest python python3 redis-cli sed sleep sqlite3"
+        " systemctl useradd"
     )
 )
-FILES = {"conf", "dockerfile", "ini", "nginx", "yaml"}
+LANGUAGES = {
+    "examples/guide/deployment.md": {"conf", "dockerfile", "ini", "yaml"},
+    "examples/guide/tutorial.md": {"css", "html", "js", "text"},
+    "examples/guide/recipes.md": {"html", "text"},
+}
+"""The languages of a chapter's blocks, beside those of all."""
+PACKAGES = {"jinja2", "starlette"}
+"""What the recipes install."""
 SECRET = "a secret for the documents' examples"
 # A block runs unchanged, but on a free port.
 RUN = """
@@ -78,7 +86,6 @@ def blocks(document: str, language: str) -> list[Block]:
     return found
 
 
-# tests/test_testing.py runs the files of the chapter on testing with pytest.
 PYTHON = [block for document in DOCUMENTS for block in blocks(document, "python")]
 
 
@@ -103,7 +110,7 @@ def name_of(block: Block) -> str:
     return f"{block.document}:{block.line}"
 
 
-@pytest.mark.parametrize("block", [block for block in PYTHON if not block.serves and block.document != TESTING], ids=name_of)
+@pytest.mark.parametrize("block", [block for block in PYTHON if not block.serves and block.document not in OF_FILES], ids=name_of)
 def test_a_python_block_runs(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -165,7 +172,7 @@ async def touch(ctx: gaman.Context) -> str:
     return str(count)
 
 
-@pytest.mark.parametrize("block", [block for block in PYTHON if block.serves and block.document != TESTING], ids=name_of)
+@pytest.mark.parametrize("block", [block for block in PYTHON if block.serves and block.document not in OF_FILES], ids=name_of)
 def test_a_python_block_that_serves_handles_requests(block: Block, tmp_path: Path) -> None:
     make_folders(tmp_path)
     (tmp_path / "main.py").write_text(re.sub(r"(?m)^    gaman\.serve\(.*\n", "    pass\n", block.above) + block.code)
@@ -182,7 +189,7 @@ def test_the_blocks_are_found() -> None:
     )
     for document in DOCUMENTS:
         languages = re.findall(r"^```(\S+)$", (ROOT / document).read_text(), re.MULTILINE)
-        tested = {"python", "sh", "nginx"} if document != "examples/guide/deployment.md" else {"python", "sh", *FILES}
+        tested = {"python", "sh", "nginx"} | LANGUAGES.get(document, set())
         assert set(languages) <= tested, f"{document} has blocks that nothing tests"
 
 
@@ -209,7 +216,8 @@ def test_a_shell_block_names_only_what_exists(document: str) -> None:
                 assert "gaman key" in line
             else:
                 extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-                installs = {("pip", "install", name) for name in ("gaman", *(f"gaman[{extra}]" for extra in extras))}
+                names = {"gaman", *(f"gaman[{extra}]" for extra in extras), *PACKAGES}
+                installs = {("pip", "install", name) for name in names} | {("pip", "install", "gaman[sql,test]", "jinja2")}
                 servers = {(name, *rest) for name, rest in SERVERS.items()}
                 assert (command, *arguments) in {*installs, *servers, ("python", "main.py")}, line
 
