@@ -41,7 +41,7 @@ async def cached(ctx: Context) -> Response:
     return Response.text("cached", headers={"vary": "Accept"})
 
 
-ROUTES = {"/": hello, "/fail": fail, "/guarded/*": guard, "/post": {"POST": hello}, "/own": own, "/cached": cached}
+ROUTES: dict[str, Any] = {"/": hello, "/fail": fail, "/guarded/*": guard, "/post": {"POST": hello}, "/own": own, "/cached": cached}
 
 
 async def make(origins: Any = (ORIGIN,), **options: Any) -> App:

@@ -206,6 +206,7 @@ async def test_only_paths_below_its_own_are_served(fetch: Fetch, folder: Path) -
         ("/site", "./site/"),
         ("/site/docs", "./docs/"),
         ("/site/docs?a=1&b=//x", "./docs/?a=1&b=//x"),
+        ("/site/docs?\xe9=a%20b\t[]", "./docs/?%C3%A9=a%20b%09%5B%5D"),
         ("/site/docs/a%20b", "./a%20b/"),
         ("//site//docs", "./docs/"),
     ],

@@ -62,7 +62,7 @@ def static(
             raise HTTPError(405, headers=_ALLOW)
         if not found:
             # Relative, because a proxy may have removed the beginning of the path.
-            query = ctx.scope["query_string"].decode("latin-1")
+            query = quote(ctx.scope["query_string"], safe="!$&'()*+,;=:@/?%")
             return Response.redirect(f"./{quote(ctx.path.rpartition('/')[2], safe='')}/{query and '?'}{query}")
         name = found[IDENTITY]
         headers = {"content-type": content_type(name), "cache-control": _IMMUTABLE if is_hashed(name) else cache_control}
