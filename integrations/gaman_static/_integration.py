@@ -47,7 +47,7 @@ def static(
     prefix = path.rstrip("/")
     files = Folder(folder, at_root=not prefix)
     try:
-        is_hashed = re.compile(hashed).search if hashed is not None else lambda _: None
+        is_hashed = re.compile(r"(?!)" if hashed is None else hashed).search
     except (re.error, TypeError) as cause:
         raise ConfigError(f"static(hashed={hashed!r}) isn't a regular expression: {cause}; give one, or None") from None
 
