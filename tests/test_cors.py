@@ -41,7 +41,7 @@ async def cached(ctx: Context) -> Response:
     return Response.text("cached", headers={"vary": "Accept"})
 
 
-ROUTES = {"/": hello, "/fail": fail, "/guarded/*": guard, "/post": {"POST": hello}, "/own": own, "/cached": cached}
+ROUTES: dict[str, Any] = {"/": hello, "/fail": fail, "/guarded/*": guard, "/post": {"POST": hello}, "/own": own, "/cached": cached}
 
 
 async def make(origins: Any = (ORIGIN,), **options: Any) -> App:
@@ -85,6 +85,7 @@ def fields(response: Exchange) -> dict[str, str]:
                 "",
                 "*",
                 "https://*.example.com",
+                "https://*.app.example.com",
                 f"{ORIGIN} {ORIGIN}",
                 f"{ORIGIN},{ORIGIN}",
                 "https://app.example.com" + "x" * 400,
@@ -164,10 +165,16 @@ async def test_an_error_of_a_hook_or_of_a_store_has_the_fields(fetch: Fetch) -> 
     def broken(ctx: Context, *_: object) -> None:
         raise HTTPError(503, "the store is down")
 
+    def begin(ctx: Context) -> None:
+        assert ctx.session is not None
+
+    def make_session(scope: Any, is_closed: bool) -> Any:
+        return object()
+
     hooks: list[dict[str, Any]] = [
         {"on_request": broken},
         {"on_response": broken},
-        {"on_request": lambda ctx: ctx.session and None, "make_session": lambda *_: object(), "close_session": broken},
+        {"on_request": begin, "make_session": make_session, "close_session": broken},
     ]
     for options in hooks:
         for priority in ("very-high", "normal", "very-low"):

@@ -680,7 +680,7 @@ async def test_on_unmatched_answers_after_middleware_where_no_route_matches(fetc
         events.append("second")
         return Response.text(f"{ctx.method} {ctx.path}") if ctx.path.startswith("/pages/") else None
 
-    table = {"/pages/*": middleware, "/users": refuse, "/silent": silent, "/pages/form": {"POST": handler}}
+    table: dict[str, Any] = {"/pages/*": middleware, "/users": refuse, "/silent": silent, "/pages/form": {"POST": handler}}
     integrations = [
         define_integration(name="second", on_unmatched=page),
         define_integration(name="first", priority="high", on_unmatched=nothing),

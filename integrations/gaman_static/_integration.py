@@ -47,7 +47,7 @@ def static(
     prefix = path.rstrip("/")
     files = Folder(folder, at_root=not prefix)
     try:
-        is_hashed = re.compile(hashed).search if hashed is not None else lambda _: None
+        is_hashed = re.compile(r"(?!)" if hashed is None else hashed).search
     except (re.error, TypeError) as cause:
         raise ConfigError(f"static(hashed={hashed!r}) isn't a regular expression: {cause}; give one, or None") from None
 
@@ -62,7 +62,7 @@ def static(
             raise HTTPError(405, headers=_ALLOW)
         if not found:
             # Relative, because a proxy may have removed the beginning of the path.
-            query = ctx.scope["query_string"].decode("latin-1")
+            query = quote(ctx.scope["query_string"], safe="!$&'()*+,;=:@/?%")
             return Response.redirect(f"./{quote(ctx.path.rpartition('/')[2], safe='')}/{query and '?'}{query}")
         name = found[IDENTITY]
         headers = {"content-type": content_type(name), "cache-control": _IMMUTABLE if is_hashed(name) else cache_control}

@@ -49,6 +49,7 @@ later = define_integration(
     on_shutdown=on_load_later,
     on_request=on_request_later,
     on_response=on_response_later,
+    on_unmatched=on_request_later,
     on_error=on_error,
     on_purge=on_purge,
 )
