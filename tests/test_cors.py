@@ -166,7 +166,7 @@ async def test_an_error_of_a_hook_or_of_a_store_has_the_fields(fetch: Fetch) -> 
         raise HTTPError(503, "the store is down")
 
     def begin(ctx: Context) -> None:
-        assert ctx.session is not None
+        ctx.locals["session"] = ctx.session
 
     def make_session(scope: Any, is_closed: bool) -> Any:
         return object()
@@ -350,6 +350,17 @@ def test_an_entry_that_is_no_origin_is_refused_with_its_fix(origin: Any, fix: st
             ORIGIN,
             {"expose": ["a\r\nb"]},
             "cors(expose=...): 'a\\r\\nb' isn't a name; give a list of names, such as expose=['X-Total']",
+        ),
+        (ORIGIN, {"headers": None}, "cors(headers=...): None isn't a name; give a list of names, such as headers=['X-Total']"),
+        (
+            ORIGIN,
+            {"credentials": "no"},
+            "cors(credentials='no') is neither True nor False, and any text counts as true; write a bool",
+        ),
+        (
+            ORIGIN,
+            {"private_network": 1},
+            "cors(private_network=1) is neither True nor False, and any text counts as true; write a bool",
         ),
         (ORIGIN, {"max_age": "600"}, "cors(max_age='600') isn't a number of seconds; give an int, such as 600"),
         (ORIGIN, {"max_age": True}, "cors(max_age=True) isn't a number of seconds; give an int, such as 600"),

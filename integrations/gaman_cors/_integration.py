@@ -37,6 +37,9 @@ def cors(
     ConfigError is raised for an invalid option, and at the start if an integration that makes sessions is listed before this one.
     """
     allowed = Origins(origins)
+    for option, value in {"credentials": credentials, "private_network": private_network}.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"cors({option}={value!r}) is neither True nor False, and any text counts as true; write a bool")
     if credentials and (allowed.allows_any or allowed.allows_null):
         what = "'*'" if allowed.allows_any else "'null', which any site can have,"
         raise ConfigError(f"cors: {what} with credentials=True would let every site act as the user; name the origins")
@@ -100,7 +103,11 @@ def _is_preflight(ctx: Context) -> bool:
 
 def _join(option: str, names: str | Iterable[str], credentials: bool) -> str:
     """Return *names* as the value of a header; ConfigError names one that isn't a token (RFC 9110, section 5.6.2)."""
-    texts = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    texts = (
+        [name.strip() for name in names.split(",")]
+        if isinstance(names, str)
+        else list(names if isinstance(names, Iterable) else [names])
+    )
     example = "PURGE" if option == "methods" else "X-Total"
     for name in texts:
         if not isinstance(name, str) or _is_token(name) is None:
