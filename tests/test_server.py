@@ -510,9 +510,7 @@ def test_a_signal_lets_the_request_in_flight_finish_and_runs_the_hooks(
 @pytest.mark.parametrize("options", ["{}", "{'workers': 2}", "{'reload': True}"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_server_stops_soon_and_prints_nothing(tmp_path: Path, options: str, number: signal.Signals) -> None:
-    source = (
-        f"import gaman\nasync def home(ctx): return 'hello'\ngaman.serve({{'/': home}}, port=0, **{options})"
-    )
+    source = f"import gaman\nasync def home(ctx): return 'hello'\ngaman.serve({{'/': home}}, port=0, **{options})"
     with running_script(source, tmp_path) as program, Connection(program.port) as idle, Connection(program.port):
         assert idle.fetch(request("/")).body == b"hello"
         start = time.monotonic()
