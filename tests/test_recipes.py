@@ -26,17 +26,19 @@ CHAPTER = "examples/guide/recipes.md"
 
 def section(title: str) -> str:
     """Return the text of a recipe."""
+    text: str
     [text] = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", (ROOT / CHAPTER).read_text(), re.MULTILINE | re.DOTALL)
     return text
 
 
 def code(title: str, language: str = "python") -> str:
     """Return the block of a recipe in that *language*."""
+    block: str
     [block] = re.findall(rf"^```{language}\n(.*?)^```$", section(title), re.MULTILINE | re.DOTALL)
     return block
 
 
-Load = Callable[[str], types.ModuleType]
+Load = Callable[[str], Any]
 
 
 @pytest.fixture
@@ -85,7 +87,8 @@ def test_only_public_paths_are_compressed(load: Load) -> None:
     with TestClient(recipe.app, base_url="https://testserver") as client:
 
         def encoding(path: str, accepted: str = "gzip") -> str | None:
-            return client.get(path, headers={"accept-encoding": accepted}).headers.get("content-encoding")
+            encoding: str | None = client.get(path, headers={"accept-encoding": accepted}).headers.get("content-encoding")
+            return encoding
 
         assert (encoding("/articles/1"), encoding("/articles/1", "identity"), encoding("/account")) == ("gzip", None, None)
         response = client.get("/articles/1", headers={"accept-encoding": "gzip"})
@@ -96,7 +99,7 @@ def test_only_public_paths_are_compressed(load: Load) -> None:
 
 def test_with_compression_streams_flow_and_events_parts_and_encoded_responses_stay_unchanged(load: Load, tmp_path: Path) -> None:
     recipe = load("Compressed responses")
-    gaman, context = recipe.gaman, recipe.Context
+    gaman = recipe.gaman
     (tmp_path / "file.txt").write_bytes(b"x" * 5000)
 
     async def chunks(ctx: Any) -> Any:
@@ -112,7 +115,6 @@ def test_with_compression_streams_flow_and_events_parts_and_encoded_responses_st
     async def encoded(ctx: Any) -> Any:
         return gaman.Response(gzip.compress(b"x" * 5000), headers={"content-encoding": "gzip", "content-type": "text/plain"})
 
-    assert context is gaman.Context
     routes = {"/assets/chunks": chunks, "/assets/file": file, "/assets/encoded": encoded}
     with TestClient(gaman.App(routes, middleware=[recipe.gzip])) as client:
         for kind, expected in [("text/plain", "gzip"), ("text/event-stream", None)]:
@@ -219,7 +221,7 @@ class Events:
 
 @pytest.fixture(scope="module")
 def feed(tmp_path_factory: pytest.TempPathFactory) -> Generator[Program]:
-    """The recipe of events, whose heartbeat is short, and which prints how many listeners are left."""
+    """The recipe of events, with a short heartbeat; it prints a line when a listener has left."""
     folder = tmp_path_factory.mktemp("events")
     source = code("Server-sent events").replace("HEARTBEAT = 15", "HEARTBEAT = 0.2")
     source = source.replace(
@@ -230,11 +232,11 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Generator[Program]:
     with running(*serve, cwd=folder) as program:
         yield program
         with httpx.stream("GET", f"{program.url}/events") as stream:
-            source = Events(stream)
+            events = Events(stream)
             # An open stream delays the stop for one second, and is cut off.
             assert program.stop() == 0
             with pytest.raises(httpx.RemoteProtocolError):
-                list(source.lines)
+                list(events.lines)
         assert "Traceback" not in program.stderr
 
 
@@ -262,7 +264,7 @@ def test_events_arrive_and_a_browser_that_reconnects_gets_what_it_has_missed(fee
 
 @pytest.mark.parametrize("seen", ["", "x", "²", "-1", "9" * 5000])
 def test_an_id_that_no_event_had_is_ignored(feed: Program, seen: str) -> None:
-    with httpx.stream("GET", f"{feed.url}/events", headers={"last-event-id": seen.encode("latin-1")}) as stream:
+    with httpx.stream("GET", f"{feed.url}/events", headers={b"last-event-id": seen.encode("latin-1")}) as stream:
         Events(stream)
 
 
@@ -333,7 +335,7 @@ def test_any_other_authorization_is_401(load: Load, monkeypatch: pytest.MonkeyPa
     recipe = load("Basic authentication")
     with TestClient(recipe.app) as client:
         sent = authorization.format(base64.b64encode(b"angga:horse").decode()).encode("latin-1")
-        assert client.get("/metrics", headers={"authorization": sent}).status_code == 401
+        assert client.get("/metrics", headers={b"authorization": sent}).status_code == 401
 
 
 def visits(client: SyncTestClient) -> int:

@@ -115,6 +115,13 @@ def test_its_own_tests_pass(shop: Path) -> None:
     assert re.search(r"\d passed", run(shop, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"))
 
 
+@pytest.mark.slow
+def test_mypy_and_ruff_find_no_fault(shop: Path) -> None:
+    assert "Success" in run(shop, "-m", "mypy", "--strict", ".")
+    run(shop, "-m", "ruff", "check", "--isolated", "--select", "ASYNC,B,E,F,I,RET,SIM,UP", "--line-length", "132", ".")
+    run(shop, "-m", "ruff", "format", "--isolated", "--check", "--line-length", "132", ".")
+
+
 def test_its_routes_are_listed(shop: Path) -> None:
     listed = run(shop, "-m", *command("gaman routes main:app"))
     assert re.search(r"/admin/orders/events .*require_login", listed), listed
