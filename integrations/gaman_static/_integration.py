@@ -13,8 +13,11 @@ from gaman_static._encodings import IDENTITY, choose
 from gaman_static._folder import Folder, content_type, may_be_page
 
 HASHED = (
-    r"[.-](?<!-[0-9a-f]{4}-)(?=[a-f]*[0-9])(?=[0-9]*[a-f])[0-9a-f]{8,64}(\.\w+)+\Z"
-    r"|-(?=[\w-]*[A-Z])(?=[\w-]*[0-9][\w-]*[A-Za-z])[\w-]{8}\.(js|mjs|css)(\.map)?\Z"
+    # Eight hexadecimal digits or more, with a letter and a figure, which a date lacks: app.3f9a1c2b.js. Not the end of a UUID.
+    r"(?:[.-](?<!-[0-9a-f]{4}-)(?=[a-f]*[0-9])(?=[0-9]*[a-f])[0-9a-f]{8,64}"
+    # Eight letters and figures: index-BwX9zQ1k.js. Not words and numbers, as in demo-Html5App.js.
+    r"|-(?!(?:[A-Z]?[a-z]{2,}|[A-Z]{2,}|[0-9]+|[_-])+\.)(?=[\w-]*[a-z]|[0-9A-Z]{8}\.)(?=[\w-]*[A-Z])(?=[\w-]*[0-9][\w-]*[A-Za-z])[\w-]{8})"
+    r"(?:\.chunk|\.min)?\.(?:avif|css|gif|ico|jpe?g|js|mjs|mp4|otf|png|svg|ttf|wasm|webm|webp|woff2?)(?:\.map)?\Z"
 )
 """The names of files that never change, as bundlers write them: `app.3f9a1c2b.js`, `index-BwX9zQ1k.js`. UUIDs aren't among them."""
 
