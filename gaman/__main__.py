@@ -20,13 +20,13 @@ from gaman._command_new import create_project
 from gaman._command_routes import describe
 from gaman._command_settings import add_key, load_settings, warn_of_readers
 from gaman._server import run
+from gaman._server._console import LEVELS
 from gaman._tracebacks import exc_info_of, explain, location_of
 from gaman._version import __version__
 from gaman.errors import ConfigError, GamanError
 
 _FOR_APP = ("debug", "trusted_proxies", "allowed_hosts")
 """The options of `gaman serve` that change the App; the others are arguments of run()."""
-_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,7 +72,7 @@ def make_parser() -> ArgumentParser:
     serve.add_argument("--reload", action="store_true", help="restart when a source file changes")
     serve.add_argument("--debug", action="store_true", help="show tracebacks to the client, and log each request")
     serve.add_argument("--access-log", action="store_true", help="log each request")
-    serve.add_argument("--log-level", choices=_LEVELS, help="show the log from this level on: %(choices)s", metavar="LEVEL")
+    serve.add_argument("--log-level", choices=LEVELS, help="show the log from this level on: %(choices)s", metavar="LEVEL")
     serve.add_argument("--trusted-proxies", metavar="LIST", help="addresses and networks, with commas")
     serve.add_argument("--allowed-hosts", metavar="LIST", help="the hosts that the App answers, with commas")
     serve.add_argument("--timeout-request", type=float, metavar="SECONDS", help="how long a client may be silent (default: 30)")

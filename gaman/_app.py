@@ -330,7 +330,7 @@ class App:
         """What the middleware's lifespan has put into the scope's `state`."""
         return {}
 
-    def state_of(self, mounted: Application) -> dict[str, Any]:
+    def _state_of(self, mounted: Application) -> dict[str, Any]:
         """Return what the lifespan of a *mounted* application has put into the scope's `state`."""
         return self._lifecycle.lifespans[id(mounted)].lifespan_state
 

@@ -94,7 +94,7 @@ class _Mounted:
             "client": client,
             "scheme": origin.scheme,
             "headers": headers,
-            "state": {**given.get("state", {}), **ctx.app.state_of(self._application)},
+            "state": {**given.get("state", {}), **ctx.app._state_of(self._application)},
             # Starlette's name for them.
             "path_params": {**given.get("path_params", {}), **ctx.params},
         }

@@ -51,12 +51,11 @@ def serve(
     speaks TLS.
 
     *access_log* logs each request at INFO to the logger `gaman`, and *log_level* sets that logger's level: `debug`, `info`,
-    `warning`, `error` or `critical`. *access_log* and App's *debug* lower it to `info`. None leaves logging alone.
+    `warning`, `error` or `critical`. *access_log* and App's *debug* lower it to `info`. None leaves the level unchanged.
 
-    A client that sends
-    nothing within a request for *timeout_request* seconds gets 408, and one that reads nothing of a response for as long is
-    disconnected. Each process answers 503 to connections beyond *max_connections*. On a stop, requests in flight have
-    *timeout_graceful_shutdown* seconds.
+    A client that sends nothing within a request for *timeout_request* seconds gets 408, and one that reads nothing of a response
+    for as long is disconnected. Each process answers 503 to connections beyond *max_connections*. On a stop, requests in flight
+    have *timeout_graceful_shutdown* seconds.
 
     If the server can't start, the process exits with status 1 and prints the reason on stderr. In a running event loop,
     ConfigError is raised.
