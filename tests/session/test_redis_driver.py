@@ -1822,7 +1822,7 @@ async def test_a_write_waits_for_wait_replicas_replicas() -> None:
 @pytest.mark.parametrize("is_cluster", [False, True])
 async def test_a_rename_that_no_replica_has_confirmed_is_distinguished_from_one_that_failed(is_cluster: bool) -> None:
     with servers.RedisCluster(2, 1, node_timeout=60_000) if is_cluster else Replicated() as store:
-        async with opened(url=store.url, wait_replicas=1, timeout=2) as driver:
+        async with opened(url=store.url, wait_replicas=1, timeout=3) as driver:
 
             async def rename(old: str, new: str, *, version: int = 0) -> SessionStoreError:
                 with pytest.raises(SessionStoreError) as caught:
