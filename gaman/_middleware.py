@@ -27,7 +27,7 @@ Wrapper: TypeAlias = Callable[[Any], Any]
 class Middleware:
     """A class of ASGI middleware and its options, as Starlette's users write it.
 
-    app = App(routes, middleware=[Middleware(GZipMiddleware, minimum_size=500)])
+        app = App(routes, middleware=[Middleware(GZipMiddleware, minimum_size=500)])
     """
 
     def __init__(self, cls: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
