@@ -4,6 +4,9 @@ VENV ?= .venv
 # Four processes on two cores, because tests spend half of their time waiting.
 AT_ONCE = -n 4 --dist worksteal
 
+# Tests start hundreds of processes, which would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
+
 help:
 	@echo "make demo    start the example on http://localhost:3431"
 	@echo "make test    run the tests, in about five minutes; make test-quick: those that start no server, in less than one"
