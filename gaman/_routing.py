@@ -18,6 +18,7 @@ from gaman._target import without_empty
 from gaman.errors import ConfigError
 
 Table: TypeAlias = "Mapping[str, Handler | Sequence[Handler] | Table]"
+"""Paths, methods and middleware, each with a handler, a list of handlers, or a table whose paths continue this one."""
 
 # A parameter in the syntax of another framework: `{id}`, `{id:int}`, `<int:id>`, `{path...}` or `*path`.
 _foreign = re.compile(r"[^{<]*[{<](.*[A-Za-z_].*)[}>].*|(\*+[A-Za-z_].*)").fullmatch
