@@ -28,6 +28,8 @@ class Middleware:
     """A class of ASGI middleware and its options, as Starlette's users write it.
 
         app = App(routes, middleware=[Middleware(GZipMiddleware, minimum_size=500)])
+
+    ConfigError is raised for options that the class doesn't take.
     """
 
     def __init__(self, cls: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
