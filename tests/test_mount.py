@@ -602,11 +602,11 @@ async def test_a_mount_outside_a_table_is_an_error(caplog: pytest.LogCaptureFixt
 async def test_flask_works_below_a_guard_with_urls_that_lead_to_it() -> None:
     site: Any = flask.Flask("site")
 
-    @site.route("/")  # type: ignore[untyped-decorator]
+    @site.route("/")  # type: ignore[untyped-decorator]  # Flask's own
     def root() -> str:
         return flask.url_for("form")
 
-    @site.route("/form", methods=["POST"])  # type: ignore[untyped-decorator]
+    @site.route("/form", methods=["POST"])  # type: ignore[untyped-decorator]  # as above
     def form() -> tuple[str, int]:
         return flask.request.form["name"], 201
 

@@ -480,6 +480,7 @@ def test_a_client_of_tls_that_goes_away_ends_its_stream(secure: Program, certifi
             with pytest.raises((ssl.SSLError, TimeoutError)):
                 client.unwrap()
         client.close()
+        # mypy can't infer a lambda with a default, which binds this round's count.
         until(lambda before=before: secure.stdout.count("stream ended") > before, "the end of the stream")  # type: ignore[misc]
 
 
@@ -639,7 +640,7 @@ gaman.serve(app, port=0)
 def test_debug_takes_only_true_and_false() -> None:
     app = gaman.App({})
     with pytest.raises(ConfigError, match="debug='no' is neither True nor False"):
-        app.debug = "no"  # type: ignore[assignment]
+        app.debug = "no"  # type: ignore[assignment]  # the mistake
 
 
 @pytest.mark.parametrize(

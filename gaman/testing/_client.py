@@ -165,9 +165,11 @@ class SyncTestClient(httpx.Client):
     def session(self, url: str = "/") -> Generator[SyncSession]:
         """Open the session of this client, as TestClient.session() does, with calls that need no `await`.
 
-        with client.session() as session:
-            session.set("user", 1)
-        assert client.get("/profile").status_code == 200
+            with client.session() as session:
+                session.set("user", 1)
+            assert client.get("/profile").status_code == 200
+
+        ConfigError: the application has no session integration.
         """
         opening = opened(self._app, self.build_request("GET", url), self.cookies)
         with self._portal.wrap_async_context_manager(opening) as session:

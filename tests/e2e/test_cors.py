@@ -43,7 +43,7 @@ FETCH = """async ([url, options]) => {
         return [response.status, await response.text(), response.headers.get("x-total")]
     } catch { return null }
 }"""
-JSON = {"method": "PUT", "body": '{"a":1}', "headers": {"content-type": "application/json"}}
+JSON: dict[str, Any] = {"method": "PUT", "body": '{"a":1}', "headers": {"content-type": "application/json"}}
 
 Call = Callable[..., Any]
 """Return the status, text and X-Total that a script of *origin* can read of *path*, or None if the browser refuses it."""
@@ -76,7 +76,7 @@ def test_a_script_of_an_allowed_origin_sends_and_reads_and_another_does_neither(
     assert call("/fail") == [500, "Internal Server Error", None]
     assert call("/missing", **JSON) == [404, "Not Found", None]
     assert call("/guarded/echo", **JSON) == [401, "log in", None]
-    authorized = {**JSON, "headers": {**JSON["headers"], "authorization": "Bearer x"}}  # type: ignore[dict-item]
+    authorized = {**JSON, "headers": {**JSON["headers"], "authorization": "Bearer x"}}
     assert call("/guarded/echo", **authorized) == [200, '{"a":1}', "7"]
 
 

@@ -47,7 +47,7 @@ def test_without_await(client: SyncTestClient) -> None:
         assert_type(opened, SyncSession)
         assert_type(opened.get("user"), Any)
         assert_type(opened.get("user", type=User), User | None)
-        assert_type(opened.get("user", User("nobody"), type=User), User)
+        assert_type(opened.get("user", User("visitor"), type=User), User)
         assert_type(opened.has("user"), bool)
         assert_type(opened.all(), dict[str, Any])
         assert_type(opened.update("n", lambda _: 1, 0), int)
