@@ -10,7 +10,7 @@ import signal
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from secrets import token_hex
 from types import SimpleNamespace
@@ -1194,6 +1194,72 @@ async def test_an_unexpected_error_of_the_library_is_a_store_error(
 def server() -> Iterator[MongoServer]:
     with MongoServer() as server:
         yield server
+
+
+class Losing:
+    """A proxy for the server, which closes the new connections whose numbers are in `lost`."""
+
+    def __init__(self) -> None:
+        self.lost = set[int]()
+        self.connections = 0
+        self._tasks = list[asyncio.Task[None]]()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1")
+        self.uri = "mongodb://127.0.0.1:{1}".format(*self._server.sockets[0].getsockname())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        if self.connections in self.lost:
+            writer.close()
+            return
+        host, _, port = mongodb_uri().removeprefix("mongodb://").partition(":")
+        theirs, ours = await asyncio.open_connection(host, int(port))
+        self._tasks += (asyncio.create_task(self._forward(*pair)) for pair in ((reader, ours), (theirs, writer)))
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer), suppress(ConnectionError):
+            while octets := await reader.read(65536):
+                writer.write(octets)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_call_to_a_standalone_server_survives_a_lost_connection(number: int) -> None:
+    first, second, third = (token_hex(32) for _ in range(3))
+    async with Losing() as proxy:
+        # Each round trip needs a new connection.
+        driver = MongoDBDriver(db_name=f"gaman_test_{token_hex(8)}", uri=f"{proxy.uri}/?maxIdleTimeMS=1")
+        await driver.open()
+
+        async def call(result: Awaitable[Any]) -> Any:
+            await asyncio.sleep(0.002)
+            proxy.lost = {proxy.connections + number}
+            return await result
+
+        assert await call(driver.create(first, record({"a": b"\1a", "b": b"\1b"}))) is None
+        assert await call(apply(driver, {"a": b"\1A"}, id=first)) is Outcome.WRITTEN
+        both = asyncio.gather(apply(driver, {"c": b"\1c"}, id=first), apply(driver, {"d": b"\1d"}, id=first))
+        assert await call(both) == [Outcome.WRITTEN] * 2
+        assert await call(apply(driver, {"large": b"\1" + b"x" * LARGE}, id=first)) is Outcome.WRITTEN
+        assert await call(apply(driver, {}, "large", id=first)) is Outcome.WRITTEN
+        assert await call(driver.rename(first, second, record(), version=5, now=NOW)) is Outcome.WRITTEN
+        owning = driver.set_owner(second, Ownership(OWNER, b"", NOW), {}, (), now=NOW, deadline=None, max_size=MAX_SIZE)
+        assert await call(owning) is Outcome.WRITTEN
+        assert await call(driver.rename(second, third, owned(), version=1, now=NOW)) is Outcome.WRITTEN
+        assert await call(driver.load(second, now=NOW)) is Outcome.ENDED
+        assert set(await call(driver.owned(OWNER, now=NOW))) == {third}
+        assert await call(driver.end_owned(OWNER, keep=[third], now=NOW)) == 0
+        assert await call(driver.destroy(third, now=NOW)) is None
+        assert await call(driver.load(third, now=NOW)) is Outcome.ENDED
+        await driver._client.drop_database(driver._db_name)
+        await driver.close()
 
 
 # pymongo leaves a socket that is cancelled while it connects to the garbage collector.

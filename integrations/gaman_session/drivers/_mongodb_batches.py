@@ -13,7 +13,7 @@ from pymongo.errors import BulkWriteError, OperationFailure, WriteError
 from gaman_session._damage import Damage
 from gaman_session._driver import LARGE, Outcome, Record
 from gaman_session.drivers._batches import Batches
-from gaman_session.drivers._mongodb_client import Collection
+from gaman_session.drivers._mongodb_client import Collection, write
 from gaman_session.drivers._mongodb_documents import REFUSED, Change, Document, Pipeline, to_record
 from gaman_session.drivers._mongodb_errors import results_of
 from gaman_session.drivers._time_limit import TimeLimit
@@ -84,7 +84,7 @@ class Documents:
     async def update(self, where: Document, pipeline: Pipeline) -> bool:
         """Make a change, and return whether it found a session that has room for it."""
         try:
-            return (await self._sessions.update_one(where, pipeline)).matched_count > 0
+            return (await write(lambda: self._sessions.update_one(where, pipeline))).matched_count > 0
         except WriteError as error:
             if error.code != REFUSED:
                 raise
@@ -103,9 +103,8 @@ class Documents:
     async def update_and_find(self, where: Document, pipeline: Pipeline, *, upsert: bool = False) -> Document | None:
         """Return the part of a tombstone that the changed document has, or None if there was no document to change."""
         projection = {"_id": False, "ended": True, "successor": True}
-        return await self._sessions.find_one_and_update(
-            where, pipeline, projection, upsert=upsert, return_document=ReturnDocument.AFTER
-        )
+        options: dict[str, Any] = {"projection": projection, "upsert": upsert, "return_document": ReturnDocument.AFTER}
+        return await write(lambda: self._sessions.find_one_and_update(where, pipeline, **options))
 
     async def _find_all(self, ids: list[str]) -> list[Document | None]:
         if len(ids) == 1:
@@ -122,9 +121,10 @@ class Documents:
         try:
             if len(requests) == 1:
                 # A single update is a little faster than a bulk write of one.
-                await self._sessions.update_one(*requests[0], upsert=True)
+                await write(lambda: self._sessions.update_one(*requests[0], upsert=True))
             else:
-                await self._sessions.bulk_write([UpdateOne(*each, upsert=True) for each in requests], ordered=False)
+                many = [UpdateOne(*each, upsert=True) for each in requests]
+                await write(lambda: self._sessions.bulk_write(many, ordered=False))
         except WriteError as error:
             if error.code != REFUSED:
                 raise

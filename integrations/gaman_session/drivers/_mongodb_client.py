@@ -6,7 +6,8 @@ import json
 import math
 import re
 import warnings
-from typing import Any, Final, TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeAlias, TypeVar
 
 from bson import CodecOptions
 from bson.codec_options import DatetimeConversion
@@ -18,6 +19,7 @@ from gaman.errors import ConfigError
 
 Client: TypeAlias = AsyncMongoClient[dict[str, Any]]
 Collection: TypeAlias = AsyncCollection[dict[str, Any]]
+Result = TypeVar("Result")
 
 # Dates beyond the year 9999 and text that isn't UTF-8 must not prevent a document from being read.
 CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
@@ -25,6 +27,7 @@ CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
 )
 _INDEXES: Final[dict[str, dict[str, Any]]] = {"deadline": {"expireAfterSeconds": 0}, "owner": {"sparse": True}}
 _UNAUTHORIZED: Final = 13
+_ILLEGAL_OPERATION: Final = 20
 _INDEX_CONFLICTS: Final = (85, 86)
 
 
@@ -60,6 +63,19 @@ def find_collection(client: Client, db_name: str, collection: str) -> Collection
         return client.get_database(db_name).get_collection(collection, codec_options=CODEC)
     except InvalidName as cause:
         raise ConfigError(f"the mongodb driver has db_name={db_name!r} and collection={collection!r}: {cause}") from cause
+
+
+async def write(send: Callable[[], Awaitable[Result]]) -> Result:
+    """Return the result of *send*, which makes one write, and call it again if a standalone server refused to retry that write.
+
+    pymongo retries a write that found no connection. It adds a transaction number, which only replica sets accept.
+    """
+    try:
+        return await send()
+    except OperationFailure as error:
+        if error.code != _ILLEGAL_OPERATION:
+            raise
+    return await send()
 
 
 async def create_indexes(sessions: Collection) -> None:

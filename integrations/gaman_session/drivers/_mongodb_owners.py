@@ -19,7 +19,7 @@ from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from gaman_session._driver import MAX_SKEW, TOMBSTONE, Ownership, Record
-from gaman_session.drivers._mongodb_client import Collection
+from gaman_session.drivers._mongodb_client import Collection, write
 from gaman_session.drivers._mongodb_documents import Document, date, owned_by, to_document, tombstone
 from gaman_session.drivers._mongodb_errors import unconfirmed_error
 
@@ -64,7 +64,7 @@ class Revocations:
         search = UpdateOne(_revoking(ownership, call.now), {"$min": {"before": math.inf}})
         result: Mapping[str, Any]
         try:
-            result = (await self._sessions.bulk_write([insert, search])).bulk_api_result
+            result = (await write(lambda: self._sessions.bulk_write([insert, search]))).bulk_api_result
         except BulkWriteError as error:
             if error.details["writeErrors"]:
                 raise
@@ -78,7 +78,7 @@ class Revocations:
             return True
         if old_id is not None and await self._keep(ownership.owner, old_id, id):
             return True
-        await self._sessions.replace_one({"_id": id}, tombstone(call.now))
+        await write(lambda: self._sessions.replace_one({"_id": id}, tombstone(call.now)))
         return False
 
     async def _revoke(self, owner: str, keep: list[str], now: float) -> None:
@@ -99,12 +99,13 @@ class Revocations:
             "deadline": {"$cond": [stands, {"$max": ["$deadline", deadline]}, deadline]},
             "kept": {"$cond": [stands, {"$filter": {"input": kept, "cond": outlived}}, kept]},
         }
-        await self._sessions.update_one({"_id": _revocation_id(owner)}, [{"$set": revocation}], upsert=True)
+        where = {"_id": _revocation_id(owner)}
+        await write(lambda: self._sessions.update_one(where, [{"$set": revocation}], upsert=True))
 
     async def _keep(self, owner: str, id: str, new_id: str) -> bool:
         """Return whether the revocation kept the session, and have it keep *new_id* instead."""
         kept = {"_id": _revocation_id(owner), "kept.id": id}
-        return (await self._sessions.update_one(kept, {"$set": {"kept.$.id": new_id}})).matched_count > 0
+        return (await write(lambda: self._sessions.update_one(kept, {"$set": {"kept.$.id": new_id}}))).matched_count > 0
 
 
 def _revocation_id(owner: str) -> str:

@@ -21,7 +21,7 @@ from gaman_session._driver import TOMBSTONE, Outcome, Ownership, Record
 from gaman_session._errors import SessionStoreError
 from gaman_session.drivers._checks import check_timeout, check_whole_number
 from gaman_session.drivers._mongodb_batches import MAX_IN_FLIGHT, Documents
-from gaman_session.drivers._mongodb_client import CODEC, create_indexes, find_collection, make_client
+from gaman_session.drivers._mongodb_client import CODEC, create_indexes, find_collection, make_client, write
 from gaman_session.drivers._mongodb_documents import (
     Change,
     date,
@@ -176,9 +176,11 @@ class MongoDBDriver(Reporter):
             since = None
             try:
                 if ownership is None:
-                    is_ended = (await self._sessions.replace_one(unchanged, successor)).matched_count > 0
+                    is_ended = (await write(lambda: self._sessions.replace_one(unchanged, successor))).matched_count > 0
                 else:
-                    before = await self._sessions.find_one_and_replace(unchanged, successor, {"_id": False, "since": True})
+                    before = await write(
+                        lambda: self._sessions.find_one_and_replace(unchanged, successor, {"_id": False, "since": True})
+                    )
                     is_ended, since = before is not None, before and before.get("since")
             except WriteConcernError as error:
                 # If the primary has ended the session, it must have the new one too.
@@ -246,7 +248,7 @@ class MongoDBDriver(Reporter):
             if ownership is None or outcome is not Outcome.WRITTEN or not await self._revocations.is_revoked(ownership, call):
                 return outcome
             # A revocation made in between may not have found this session.
-            await self._sessions.replace_one(live(id, now), tombstone(now))
+            await write(lambda: self._sessions.replace_one(live(id, now), tombstone(now)))
             return Outcome.ENDED
 
     @reports("list the sessions of an owner")
@@ -329,4 +331,5 @@ class MongoDBDriver(Reporter):
                     return Outcome.WRITTEN
 
     async def _insert(self, id: str, record: Record) -> None:
-        await self._sessions.insert_one({"_id": id, **to_document(record)})
+        document = {"_id": id, **to_document(record)}
+        await write(lambda: self._sessions.insert_one(document))
