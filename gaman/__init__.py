@@ -15,6 +15,7 @@ from gaman._results import Result
 from gaman._routing import Table, define_routes
 from gaman._serve import serve
 from gaman._version import __version__ as __version__
+from gaman._worker_count import count_workers
 from gaman.errors import (
     ClientDisconnected,
     ConfigError,
@@ -52,6 +53,7 @@ __all__ = [
     "SameSite",
     "Table",
     "UploadedFile",
+    "count_workers",
     "define_integration",
     "define_routes",
     "find_cookie",

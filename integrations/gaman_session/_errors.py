@@ -52,6 +52,13 @@ class SessionClosed(SessionError):
     """The response has begun, so a change would reach neither the browser nor the store."""
 
 
+def too_late_for_cookie() -> SessionClosed:
+    """Return the error for a new session or a new id after the handshake of a WebSocket, which alone can carry the cookie."""
+    return SessionClosed(
+        "the WebSocket is accepted, so the browser can't get the cookie of a new id; begin sessions before accept()"
+    )
+
+
 class SessionConflict(SessionError):
     """update() or regenerate() gave up, because other requests changed the same session at each attempt."""
 

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from gaman import log_extra
 from gaman_session._driver import Outcome, OwnerDriver, Ownership, Record, size_of
-from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge
+from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge, too_late_for_cookie
 from gaman_session._known import Absent, Ended, Known, Live, Unread
 from gaman_session._owners import PendingOwner
 from gaman_session._sealing import Identity, new_raw_id
@@ -181,6 +181,9 @@ class Flush(Struct, gc=False):
         """
         changes, owner = dict(self.pending.changes), self.pending.owner
         if any(data is not None for data in changes.values()):
+            if not self.known.can_send_cookie:
+                self.pending.discard()
+                raise too_late_for_cookie()
             identity, record = self._new_session(None, changes)
             self._check_size(record.fields, {})
             if owner is not None:

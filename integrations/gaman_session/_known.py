@@ -70,6 +70,8 @@ class Known(Struct):
     """Whether the request has a cookie of the session's name, valid or not."""
     is_cookie_due: bool = False
     """Whether this request has begun, renamed or ended a session, which the browser has to know."""
+    can_send_cookie: bool = True
+    """Whether the browser can still get a cookie; after the handshake of a WebSocket, it can't."""
     is_rejected: bool = False
     """Whether a cookie or a session of this request was counted as rejected."""
 

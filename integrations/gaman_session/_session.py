@@ -10,7 +10,7 @@ from inspect import iscoroutinefunction
 from sys import _getframe as getframe
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
-from gaman import log_extra
+from gaman import HTTPError, log_extra
 from gaman_session._awaitable import Done, Due, SessionCall, later, reading, ready, run
 from gaman_session._counters import Rejection
 from gaman_session._errors import SessionClosed, SessionTypeError, SessionUseError
@@ -63,7 +63,10 @@ class Session(NotADict, ABC):
     than HTTPError, or its response has a status of 500 or more.
     """
 
-    __slots__ = ("_is_closed", "_is_used", "_scope", "_sessions", "_unawaited")
+    __slots__ = ("_failure", "_is_closed", "_is_used", "_scope", "_sessions", "_unawaited")
+
+    _failure: HTTPError
+    """The last error of a call that should be the response."""
 
     def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any], is_closed: bool = False) -> None:
         self._sessions = sessions
@@ -259,6 +262,19 @@ class Session(NotADict, ABC):
         self._unawaited = None
         if not keeps_changes:
             self._discard()
+
+    def _brings_cookie(self) -> bool:
+        """Return whether the request has a cookie of the session's name."""
+        return next(self._sessions.tokens(self._scope), None) is not None
+
+    def _end_handshake(self) -> None:
+        """Allow only what needs no cookie from now on, because a WebSocket was accepted."""
+        self._is_ready()
+        self._is_closed = True
+
+    def _has_changes(self) -> bool:
+        """Return whether there are changes that weren't written."""
+        return False
 
     # The next two are only called on a session in a store.
 

@@ -11,7 +11,7 @@ import anyio
 from gaman import log_extra
 from gaman_session._counters import Rejection
 from gaman_session._driver import length_of, size_of
-from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge
+from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge, too_late_for_cookie
 from gaman_session._flush import MAX_ATTEMPTS, Flush, Pending, Renewal, is_touch_due, open_field
 from gaman_session._known import Absent, Ended, Known, Live, Unread
 from gaman_session._session import REMOVED, CookieValue, Session, changed, too_late_to_read
@@ -133,7 +133,8 @@ class StoredSession(Session):
             size -= self._length(key)
         size += length_of(key) + len(data) + sessions.overhead
         if size > sessions.max_size and (self._live() is None or size > self._stored_size):
-            raise StoredSessionTooLarge(size, sessions.max_size, key)
+            self._failure = StoredSessionTooLarge(size, sessions.max_size, key)
+            raise self._failure
         self._size = size
         self._own_pending().changes[key] = data
 
@@ -169,6 +170,8 @@ class StoredSession(Session):
         self._size = None
 
     def _renew(self, max_age: int | None) -> None:
+        if not self._known.can_send_cookie:
+            raise too_late_for_cookie()
         self._own_pending().renewal = Renewal(max_age)
 
     def _set_owner(self, owner: str | None, note: Any) -> None:
@@ -221,6 +224,13 @@ class StoredSession(Session):
             or (self._sessions.idle_timeout is not None and is_touch_due(self._known))
         )
 
+    def _end_handshake(self) -> None:
+        self._is_closed = self._known.can_send_cookie = False
+
+    def _has_changes(self) -> bool:
+        pending = self._pending
+        return bool(pending.changes or pending.is_end or pending.renewal or pending.owner)
+
     def _flush(self) -> Coroutine[Any, Any, None]:
         return self._exclusively(Flush(self._known, self._own_pending()).run)
 
@@ -248,7 +258,8 @@ class StoredSession(Session):
         self._is_busy = True
         try:
             return await work()
-        except SessionStoreError:
+        except SessionStoreError as error:
+            self._failure = error
             self._sessions.counters.store_errors += 1
             log_extra(self._scope).update(session=self.id, driver=self._sessions.store.name)
             raise

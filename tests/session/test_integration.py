@@ -15,7 +15,7 @@ import pytest
 
 from gaman import App, ConfigError, Context, HTTPError, Integration, Response
 from gaman.session import Driver, Outcome, Record, Session, SessionClosed, SessionStoreError, session
-from gaman_session import _cookie_session, _integration, _sealing
+from gaman_session import _cookie_session, _sealing, _upkeep
 from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
@@ -491,7 +491,7 @@ class Swept(MemoryDriver):
 
 
 async def test_expired_sessions_are_swept_from_the_store(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 0)
+    monkeypatch.setattr(_upkeep, "_SWEEP_SECONDS", 0)
     driver = MemoryDriver()
     async with serving(Site(driver, clock, max_age=100)) as site:
         await site.browser().do(setting(key="old"))
@@ -505,22 +505,22 @@ async def test_expired_sessions_are_swept_from_the_store(clock: Clock, monkeypat
 
 
 async def test_the_sweeper_uses_the_clock_and_purges_in_batches(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 0)
+    monkeypatch.setattr(_upkeep, "_SWEEP_SECONDS", 0)
     driver = Swept()
     async with serving(Site(driver, clock)):
         with anyio.fail_after(5):
             await driver.is_done.wait()
-    assert driver.purges[0] == (clock.now, _integration._SWEEP_BATCH)
+    assert driver.purges[0] == (clock.now, _upkeep._SWEEP_BATCH)
 
 
 async def test_the_sweeper_continues_at_once_if_there_is_more(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(Swept):
         async def purge(self, *, now: float, limit: int) -> int:
             # From here on, a pause would last longer than the test.
-            monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 3600)
+            monkeypatch.setattr(_upkeep, "_SWEEP_SECONDS", 3600)
             return await super().purge(now=now, limit=limit)
 
-    monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 0)
+    monkeypatch.setattr(_upkeep, "_SWEEP_SECONDS", 0)
     driver = Full(1000, 1000, 3)
     async with serving(Site(driver, clock)):
         with anyio.fail_after(5):
@@ -531,7 +531,7 @@ async def test_the_sweeper_continues_at_once_if_there_is_more(clock: Clock, monk
 async def test_the_sweeper_survives_a_purge_that_raises(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 0)
+    monkeypatch.setattr(_upkeep, "_SWEEP_SECONDS", 0)
     driver = Swept(RuntimeError("a bug"), SessionStoreError("swept", "purge"), 5)
     async with serving(Site(driver, clock)):
         with anyio.fail_after(5):

@@ -1,0 +1,292 @@
+"""SessionMiddleware: the sessions of gaman in FastAPI, Starlette, Litestar, and any other ASGI application."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from inspect import Parameter, Signature
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
+
+from gaman import ConfigError, HTTPError, Response, log_extra
+from gaman_session._closing import RawHeaders, fail
+from gaman_session._integration import SessionIntegration
+from gaman_session._session import Session
+from gaman_session._session_dict import SessionDict
+
+__all__ = ["Session", "SessionMiddleware", "get_session"]
+
+logger = logging.getLogger("gaman")
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_KEY: Final = "gaman.session"
+"""The key of an ASGI scope under which SessionMiddleware puts the Connection."""
+_BEGINNINGS: Final = ("http.response.start", "websocket.accept", "websocket.http.response.start")
+_INTERNAL_ERROR: Final = 1011
+_TRY_AGAIN_LATER: Final = 1013
+"""Codes with which a WebSocket is closed (RFC 6455, section 7.4.1, and the IANA's registry)."""
+
+
+class HasScope(Protocol):
+    """A request or a WebSocket of a framework."""
+
+    @property
+    def scope(self) -> Any:
+        """The ASGI scope."""
+        ...
+
+
+class SessionMiddleware:
+    """Gives each request and WebSocket of *app* a session, which is written before the response's header fields.
+
+        app.add_middleware(SessionMiddleware, sessions=session(driver={"type": "redis"}))
+
+    Handlers get the session from `get_session(request)`. Nothing is read before that. With *as_dict*, `request.session` is a dict
+    too, as with Starlette's middleware: it is loaded before the handler, and its changed keys are written with the response.
+
+    The store is opened and closed with the application's lifespan. A framework that keeps the lifespan from middleware, like
+    Litestar, has `async with sessions.running()` in its own; without either, the first use opens the store. ConfigError is raised
+    if *sessions* isn't what `session()` returns.
+    """
+
+    def __init__(self, app: Application, *, sessions: SessionIntegration, as_dict: bool = False) -> None:
+        if not isinstance(sessions, SessionIntegration):
+            raise ConfigError(f"SessionMiddleware has sessions={sessions!r}; write sessions=session(...), from gaman.session")
+        self.app = app
+        self._sessions = sessions
+        self._as_dict = as_dict
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run *app* with a session in the scope (ASGI 3)."""
+        if scope["type"] == "lifespan":
+            await self._run_lifespan(scope, receive, send)
+            return
+        connection = scope[_KEY] = Connection(self._sessions, scope, send)
+        try:
+            if self._as_dict:
+                await connection.load_dict()
+            await self.app(scope, receive, connection.send)
+        except HTTPError as error:
+            # The framework knows no error of gaman's.
+            if not await connection.answer(error):
+                raise
+        except BaseException as error:
+            connection.fail(error)
+            raise
+        else:
+            connection.end()
+
+    async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        upkeep = self._sessions._upkeep()
+        is_open = False
+
+        async def receive_open() -> Message:
+            nonlocal is_open
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                try:
+                    await upkeep.open()
+                except Exception as error:
+                    raise _StartFailed from error
+                is_open = True
+            return message
+
+        async def send_closed(message: Message) -> None:
+            # The application may use its sessions until it has shut down.
+            if message["type"] != "lifespan.startup.complete":
+                await close()
+            await send(message)
+
+        async def close() -> None:
+            nonlocal is_open
+            if is_open:
+                is_open = False
+                await upkeep.close()
+
+        try:
+            await self.app(scope, receive_open, send_closed)
+        except _StartFailed as failed:
+            logger.error("the sessions can't start: %s", failed.__cause__)
+            await send({"type": "lifespan.startup.failed", "message": str(failed.__cause__)})
+        finally:
+            await close()
+
+
+class _StartFailed(Exception):
+    """The store can't be opened; the cause says why."""
+
+
+class Connection:
+    """A request or a WebSocket, with its session and what its response carries."""
+
+    __slots__ = ("_cookies", "_dict", "_has_begun", "_is_answered", "_send", "_session", "_sessions", "scope")
+
+    def __init__(self, sessions: SessionIntegration, scope: Scope, send: Send) -> None:
+        self.scope = scope
+        self._sessions = sessions
+        self._send = send
+        self._session: Session | None = None
+        self._dict: SessionDict | None = None
+        self._cookies: RawHeaders = []
+        self._has_begun = False
+        """Whether the response has begun, or the WebSocket was accepted."""
+        self._is_answered = False
+        """Whether the middleware has answered in the place of the application."""
+
+    @property
+    def scheme(self) -> str:
+        """`https` or `http`."""
+        return "https" if self.scope["scheme"] in ("https", "wss") else "http"
+
+    @property
+    def host(self) -> str:
+        """The request's Host field, or an empty text."""
+        return next((value.decode("latin-1") for name, value in self.scope["headers"] if name == b"host"), "")
+
+    def send_cookie(self, line: bytes) -> None:
+        """Send *line* as the value of a Set-Cookie field, whatever becomes of the response."""
+        self._cookies.append((b"set-cookie", line))
+
+    async def find_session(self) -> Session:
+        """Return the session, which the first call makes. The store is opened if neither the lifespan nor running() did."""
+        if self._session is None:
+            upkeep = self._sessions._upkeep()
+            if not upkeep.is_open:
+                await upkeep.open_for_loop()
+            is_socket = self.scope["type"] == "websocket"
+            self._session = cast("Any", self._sessions.make_session)(self.scope, self._has_begun and not is_socket)
+            if self._has_begun and is_socket:
+                self._session._end_handshake()
+        return self._session
+
+    async def load_dict(self) -> None:
+        """Put the session as a dict into the scope, where Starlette's requests look for it."""
+        self._dict = self.scope["session"] = await SessionDict.load(await self.find_session())
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Send *message*; before the first one that has header fields, write the session."""
+        # Not a coroutine, so that a request that doesn't use its session has none more.
+        if not self._has_begun:
+            if message["type"] in _BEGINNINGS:
+                self._has_begun = True
+                if self._session is not None:
+                    return self._begin(message, self._session)
+        elif self._is_answered:
+            return self._drop(message)
+        return self._send(message)
+
+    async def _begin(self, message: Message, session: Session) -> None:
+        is_accepted = message["type"] == "websocket.accept"
+        head = Head(
+            101 if is_accepted else message["status"], [(name.lower(), value) for name, value in message.get("headers", ())]
+        )
+        try:
+            if head.status == 500 and (failure := getattr(session, "_failure", None)) is not None:
+                # The framework has made this response of an error that isn't its own.
+                raise failure
+            if self._dict is not None and head.status < 500:
+                self._dict.write()
+            closing = self._sessions._closing.close(self, session, head)
+            headers = closing if isinstance(closing, list) else await closing
+        except BaseException as error:
+            self._has_begun = False
+            if isinstance(error, HTTPError) and await self.answer(error):
+                return
+            raise
+        if is_accepted:
+            # Nothing but the browser keeps the response to a handshake.
+            headers = head.raw_headers
+            session._end_handshake()
+        await self._send({**message, "headers": [*headers, *self._cookies]})
+
+    async def _drop(self, message: Message) -> None:
+        if message.get("more_body", False):
+            # As to a client that has disconnected (ASGI, Disconnected Client), so that an endless response ends.
+            raise OSError("the response was replaced, because the session could not be written")
+
+    async def answer(self, error: HTTPError) -> bool:
+        """Answer *error* in the place of the application; return False if its response has begun."""
+        if self._session is not None:
+            fail(self._session, error)
+        is_socket = self.scope["type"] == "websocket"
+        if self._is_answered or (self._has_begun and not is_socket):
+            return False
+        if error.status >= 500:
+            extra = log_extra(self.scope)
+            logger.error(
+                "%s %r answered %d: %s: %r", extra["method"], extra["path"], error.status, error, error.__cause__, extra=extra
+            )
+        has_begun, self._has_begun, self._is_answered = self._has_begun, True, True
+        if has_begun or (is_socket and "websocket.http.response" not in self.scope.get("extensions", {})):
+            # Before the WebSocket is accepted, this refuses it with 403 (ASGI, WebSocket, Close).
+            await self._send({"type": "websocket.close", "code": _TRY_AGAIN_LATER if error.status == 503 else _INTERNAL_ERROR})
+            return True
+        detail = error.detail
+        response = (Response.text if isinstance(detail, str) else Response.json)(detail, error.status, error.headers)
+        body = cast("bytes", response.body)
+        length = (b"content-length", b"%d" % len(body))
+        prefix = "websocket.http" if is_socket else "http"
+        headers = [*response.raw_headers, length, *self._cookies]
+        await self._send({"type": f"{prefix}.response.start", "status": error.status, "headers": headers})
+        await self._send({"type": f"{prefix}.response.body", "body": b"" if self.scope.get("method") == "HEAD" else body})
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """Drop the changes of a request that failed."""
+        if self._session is not None:
+            fail(self._session, error)
+
+    def end(self) -> None:
+        """Log changes that were made through a WebSocket and not saved."""
+        if self._session is not None and self.scope["type"] == "websocket" and self._session._has_changes():
+            extra = log_extra(self.scope)
+            logger.error("%r lost changes of its session; write `await session.save()` after them", extra["path"], extra=extra)
+
+
+class Head(NamedTuple):
+    """The beginning of a response."""
+
+    status: int
+    raw_headers: RawHeaders
+
+
+class _GetSession:
+    """`get_session`, an object because FastAPI has to see the class of Starlette's connections in its signature."""
+
+    async def __call__(self, connection: HasScope) -> Session:
+        """Return the session of a request or a WebSocket; ConfigError if SessionMiddleware isn't in use.
+
+            CurrentSession = Annotated[Session, Depends(get_session)]
+
+            @app.get("/")
+            async def home(current: CurrentSession) -> str:
+                return await current.get("user", "")
+
+        Without FastAPI: `current = await get_session(request)`.
+        """
+        scope = getattr(connection, "scope", None)
+        if not isinstance(scope, MutableMapping):
+            raise ConfigError(f"get_session() takes a request or a WebSocket, not {connection!r}")
+        found: Connection | None = scope.get(_KEY)
+        if found is None:
+            raise ConfigError(
+                "get_session() needs SessionMiddleware: write app.add_middleware(SessionMiddleware, sessions=session(...))"
+            )
+        return await found.find_session()
+
+    @property
+    def __signature__(self) -> Signature:
+        # Without Starlette, nothing takes the connection from it.
+        requests = sys.modules.get("starlette.requests")
+        connection: Any = HasScope if requests is None else requests.HTTPConnection
+        return Signature(
+            [Parameter("connection", Parameter.POSITIONAL_OR_KEYWORD, annotation=connection)], return_annotation=Session
+        )
+
+
+get_session: Final = _GetSession()
