@@ -384,7 +384,8 @@ def log_extra(scope: Scope) -> dict[str, Any]:
     if _LOG_EXTRA not in scope:
         given = Headers(scope["headers"]).get("x-request-id")
         request_id = urandom(16).hex() if given is None or _is_id(given) is None else given
-        method, path = printable(scope["method"]), printable(_target.path_of(scope))
+        # A WebSocket's scope has no method, and its handshake is a GET (RFC 6455, section 4.1).
+        method, path = printable(scope.get("method", "GET")), printable(_target.path_of(scope))
         scope[_LOG_EXTRA] = {"request_id": request_id, "method": method, "path": path}
     extra: dict[str, Any] = scope[_LOG_EXTRA]
     return extra
