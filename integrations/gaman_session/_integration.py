@@ -100,6 +100,14 @@ class SessionIntegration(Integration):
         """
         return later(self, "sessions.list", run(self._owners.listed, owner))
 
+    async def purge(self) -> int:
+        """Remove expired sessions from the store, and return how many; the running application does so each minute by itself."""
+        return await self._upkeep().purge()
+
+    async def check(self) -> None:
+        """Return if the store works; SessionStoreError says why it doesn't."""
+        await self._upkeep().check()
+
     async def _end_all(self, owner: str, keep: Session | None) -> int:
         if keep is not None and not isinstance(keep, Session):
             raise SessionUseError(f"end_all() keeps a session, not {keep!r}: write keep=ctx.session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from asyncio import AbstractEventLoop, Lock, Task, create_task, get_running_loop, wait
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from typing import cast
 
 import anyio
 import anyio.lowlevel
@@ -14,7 +13,6 @@ from gaman import ConfigError, count_workers
 from gaman_session import _sealing
 from gaman_session._clock import StoreClock
 from gaman_session._counters import export
-from gaman_session._driver import Driver
 from gaman_session._errors import SessionStoreError
 from gaman_session._sessions import Sessions
 from gaman_session.drivers import DRIVERS
@@ -124,8 +122,8 @@ class Upkeep:
 
     async def purge(self) -> int:
         """Remove expired sessions and tombstones, in batches; return how many. Some stores do that by themselves."""
-        removed, driver = 0, cast("Driver", self._sessions.driver)
-        while batch := await driver.purge(now=self._sessions.clock(), limit=_SWEEP_BATCH):
+        removed, driver = 0, self._sessions.driver
+        while driver is not None and (batch := await driver.purge(now=self._sessions.clock(), limit=_SWEEP_BATCH)):
             removed += batch
             # Let requests run between two batches.
             await anyio.lowlevel.checkpoint()
@@ -133,8 +131,11 @@ class Upkeep:
 
     async def check(self) -> None:
         """Load a session that doesn't exist, to see that the store works."""
+        driver = self._sessions.driver
+        if driver is None:
+            return
         try:
-            await cast("Driver", self._sessions.driver).load(_sealing.id_of(_sealing.new_raw_id()), now=self._sessions.clock())
+            await driver.load(_sealing.id_of(_sealing.new_raw_id()), now=self._sessions.clock())
         except SessionStoreError:
             self._sessions.counters.store_errors += 1
             raise

@@ -76,10 +76,13 @@ class SessionMiddleware:
             if not await connection.answer(error):
                 raise
         except BaseException as error:
-            connection.fail(error)
+            await connection.fail(error)
             raise
         else:
             connection.end()
+        finally:
+            # Otherwise only the garbage collector would free the scope, the session and what they hold.
+            connection.release()
 
     async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         upkeep = self._sessions._upkeep()
@@ -124,7 +127,7 @@ class _StartFailed(Exception):
 class Connection:
     """A request or a WebSocket, with its session and what its response carries."""
 
-    __slots__ = ("_cookies", "_dict", "_has_begun", "_is_answered", "_send", "_session", "_sessions", "scope")
+    __slots__ = ("_cookies", "_dict", "_has_begun", "_is_answered", "_is_closed", "_send", "_session", "_sessions", "scope")
 
     def __init__(self, sessions: SessionIntegration, scope: Scope, send: Send) -> None:
         self.scope = scope
@@ -135,6 +138,8 @@ class Connection:
         self._cookies: RawHeaders = []
         self._has_begun = False
         """Whether the response has begun, or the WebSocket was accepted."""
+        self._is_closed = False
+        """Whether the session was written, as far as it could be."""
         self._is_answered = False
         """Whether the middleware has answered in the place of the application."""
 
@@ -191,18 +196,25 @@ class Connection:
                 raise failure
             if self._dict is not None and head.status < 500:
                 self._dict.write()
-            closing = self._sessions._closing.close(self, session, head)
-            headers = closing if isinstance(closing, list) else await closing
+            headers = await self._close(session, head)
         except BaseException as error:
             self._has_begun = False
             if isinstance(error, HTTPError) and await self.answer(error):
                 return
             raise
         if is_accepted:
-            # Nothing but the browser keeps the response to a handshake.
+            # No cache keeps the response to a handshake.
             headers = head.raw_headers
             session._end_handshake()
         await self._send({**message, "headers": [*headers, *self._cookies]})
+
+    async def _close(self, session: Session, head: Head) -> RawHeaders:
+        """Write the session, unless that was tried before, and return the header fields of the response."""
+        if self._is_closed:
+            return head.raw_headers
+        self._is_closed = True
+        closing = self._sessions._closing.close(self, session, head)
+        return closing if isinstance(closing, list) else await closing
 
     async def _drop(self, message: Message) -> None:
         if message.get("more_body", False):
@@ -216,7 +228,7 @@ class Connection:
         is_socket = self.scope["type"] == "websocket"
         if self._is_answered or (self._has_begun and not is_socket):
             return False
-        if error.status >= 500:
+        if error.status >= 500 and error.__cause__ is not None:
             extra = log_extra(self.scope)
             logger.error(
                 "%s %r answered %d: %s: %r", extra["method"], extra["path"], error.status, error, error.__cause__, extra=extra
@@ -228,18 +240,32 @@ class Connection:
             return True
         detail = error.detail
         response = (Response.text if isinstance(detail, str) else Response.json)(detail, error.status, error.headers)
+        headers = response.raw_headers
+        if self._session is not None:
+            headers = await self._close(self._session, Head(error.status, headers))
         body = cast("bytes", response.body)
-        length = (b"content-length", b"%d" % len(body))
+        headers = [*headers, (b"content-length", b"%d" % len(body)), *self._cookies]
         prefix = "websocket.http" if is_socket else "http"
-        headers = [*response.raw_headers, length, *self._cookies]
         await self._send({"type": f"{prefix}.response.start", "status": error.status, "headers": headers})
         await self._send({"type": f"{prefix}.response.body", "body": b"" if self.scope.get("method") == "HEAD" else body})
         return True
 
-    def fail(self, error: BaseException) -> None:
-        """Drop the changes of a request that failed."""
-        if self._session is not None:
-            fail(self._session, error)
+    async def fail(self, error: BaseException) -> None:
+        """Drop the changes of a request that failed, and see that the browser gets the cookie of what was saved before."""
+        if (session := self._session) is None:
+            return
+        fail(session, error)
+        if isinstance(error, Exception) and not self._has_begun and self.scope["type"] == "http":
+            await self._close(session, Head(500, []))
+            if self._cookies:
+                # Starlette answers errors outside of its middleware, where this cookie would be lost.
+                await self.answer(HTTPError(500))
+
+    def release(self) -> None:
+        """Remove what refers to the scope from it."""
+        del self.scope[_KEY]
+        if self._dict is not None:
+            del self.scope["session"]
 
     def end(self) -> None:
         """Log changes that were made through a WebSocket and not saved."""

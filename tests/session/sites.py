@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
-from gaman import App, Context, Response
-from gaman.session import Driver, Session
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response as StarletteResponse
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+
+from gaman import App, Context, HTTPError, Response
+from gaman.session import Driver, Session, SessionError, SessionIntegration, SessionStoreError
+from gaman.session.asgi import SessionMiddleware, get_session
 from gaman_session import _options
 from gaman_session._integration import integrate
 from gaman_session.drivers import find_driver
@@ -17,6 +28,8 @@ from gaman_session.drivers.memory import MemoryDriver
 from tests import servers
 from tests.asgi import Exchange, http_scope
 
+FRAMEWORK = os.environ.get("FRAMEWORK", "gaman")
+"""The framework that the sites of the tests are applications of."""
 SECRET = "a secret of the tests that is long enough"
 Work = Callable[[Session], Awaitable[Any]]
 
@@ -45,6 +58,55 @@ class Reply(Exchange):
         return lines[0] if lines else None
 
 
+class InStarlette:
+    """The site's application in Starlette, with the methods of an App that tests call."""
+
+    workers = 1
+
+    def __init__(self, handle: Callable[[Any], Awaitable[Response]], sessions: SessionIntegration) -> None:
+        self.integrations = (sessions,)
+        self._handle = handle
+        middleware = [Middleware(SessionMiddleware, sessions=sessions)]
+        self._app = Starlette(routes=[Route("/", self._answer)], middleware=middleware)
+
+    async def _answer(self, request: Request) -> StarletteResponse:
+        ctx = SimpleNamespace(scope=request.scope, session=await get_session(request))
+        try:
+            response = await self._handle(ctx)
+        except HTTPError as error:
+            if isinstance(error, SessionError):
+                raise
+            raise HTTPException(error.status, error.detail) from error
+        body = response.body
+        made = StarletteResponse(body) if isinstance(body, bytes) else StreamingResponse(cast("Any", body))
+        made.status_code = response.status
+        made.raw_headers = [*response.raw_headers, *(field for field in made.raw_headers if field[0] == b"content-length")]
+        return made
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            # Starlette has answered it, and raises it for the server's log.
+            assert scope["reply"].messages, error
+
+    async def load(self) -> None:
+        await self.integrations[0]._upkeep().open(self.workers)
+
+    async def shutdown(self) -> None:
+        await self.integrations[0]._upkeep().close()
+
+    async def check(self) -> dict[str, Exception | None]:
+        try:
+            await self.integrations[0].check()
+        except SessionStoreError as error:
+            return {"session": error}
+        return {"session": None}
+
+    async def purge(self) -> dict[str, int]:
+        return {"session": await self.integrations[0].purge()}
+
+
 class Site:
     """An application with sessions; each request runs the work that it is sent with."""
 
@@ -71,7 +133,9 @@ class Site:
         checked = _options.check(**options)
         self.cookie_name = checked.cookie.name
         self.sessions = integrate(checked, clock)
-        self.app = App({"/": self._handle}, integrations=[self.sessions], debug=True)
+        self.app: Any = App({"/": self._handle}, integrations=[self.sessions], debug=True)
+        if FRAMEWORK == "starlette":
+            self.app = InStarlette(self._handle, self.sessions)
 
     async def _handle(self, ctx: Context) -> Response:
         reply: Reply = ctx.scope["reply"]
