@@ -6,10 +6,12 @@ import functools
 import os
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -30,6 +32,7 @@ from tests.asgi import Exchange, http_scope
 
 FRAMEWORK = os.environ.get("FRAMEWORK", "gaman")
 """The framework that the sites of the tests are applications of."""
+gaman_only = pytest.mark.skipif(FRAMEWORK != "gaman", reason="the test is about gaman's hooks or errors")
 SECRET = "a secret of the tests that is long enough"
 Work = Callable[[Session], Awaitable[Any]]
 
@@ -78,17 +81,16 @@ class InStarlette:
                 raise
             raise HTTPException(error.status, error.detail) from error
         body = response.body
-        made = StarletteResponse(body) if isinstance(body, bytes) else StreamingResponse(cast("Any", body))
+        made = StarletteResponse(body) if isinstance(body, bytes) else StreamingResponse(cast("Any", body)._chunks)
         made.status_code = response.status
         made.raw_headers = [*response.raw_headers, *(field for field in made.raw_headers if field[0] == b"content-length")]
         return made
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
+        with suppress(Exception):
+            # Starlette answers an error, and then raises it for the server's log.
             await self._app(scope, receive, send)
-        except Exception as error:
-            # Starlette has answered it, and raises it for the server's log.
-            assert scope["reply"].messages, error
+        assert scope["reply"].messages
 
     async def load(self) -> None:
         await self.integrations[0]._upkeep().open(self.workers)

@@ -18,7 +18,7 @@ import pytest
 
 from gaman import HTTPError
 from gaman.session import Session, SessionClosed, SessionSerializationError, SessionTypeError, SessionUseError
-from tests.session.sites import DRIVERS, Browser, Clock, Site, serving, setting
+from tests.session.sites import DRIVERS, Browser, Clock, Site, gaman_only, serving, setting
 
 pytestmark = pytest.mark.anyio
 HERE = "tests/session/test_awaitable.py"
@@ -419,6 +419,7 @@ async def test_a_call_is_logged_after_the_working_directory_was_removed(
     assert line.startswith("ctx.session.get(...) was never awaited: write `await` before it (")
 
 
+@gaman_only
 @pytest.mark.parametrize("failure", [HTTPError(400), ValueError("broken")], ids=repr)
 async def test_a_request_that_fails_before_its_await_logs_only_its_failure(
     failure: Exception, browser: Browser, caplog: pytest.LogCaptureFixture

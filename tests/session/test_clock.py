@@ -16,7 +16,7 @@ import pytest
 
 from gaman import App, Context
 from gaman.session import MAX_SKEW, Driver, Record, SessionStoreError, session
-from gaman_session import _clock, _integration
+from gaman_session import _clock, _upkeep
 from gaman_session._clock import StoreClock, has_clock
 from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
@@ -283,7 +283,7 @@ async def test_a_store_whose_clock_fails_stops_the_start() -> None:
 async def test_a_later_failure_is_logged_and_the_clock_continues(
     watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fetch: Fetch
 ) -> None:
-    monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 0)
+    monkeypatch.setattr(_upkeep, "_SWEEP_SECONDS", 0)
     driver = Store(watch, ahead=HOUR)
     async with running(driver) as app:
         driver.errors = [SessionStoreError("memory", "tell the time"), RuntimeError("a bug")]

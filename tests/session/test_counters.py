@@ -18,7 +18,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from gaman import App, Context
 from gaman.session import Counters, Driver, Session, SessionIntegration, SessionStoreError
-from gaman_session import _counters, _integration
+from gaman_session import _counters, _upkeep
 from gaman_session._sealing import Keyring
 from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
@@ -287,7 +287,7 @@ async def test_a_failed_sweep_counts_as_a_store_error(clock: Clock, monkeypatch:
         async def purge(self, *, now: float, limit: int) -> int:
             raise SessionStoreError(self.name, "remove expired sessions")
 
-    monkeypatch.setattr(_integration, "_SWEEP_SECONDS", 0)
+    monkeypatch.setattr(_upkeep, "_SWEEP_SECONDS", 0)
     async with serving(Site(Full(), clock)) as site:
         with anyio.fail_after(5):
             while counters(site).store_errors < 2:

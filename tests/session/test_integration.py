@@ -20,7 +20,7 @@ from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
 from tests.asgi import Exchange, Fetch
-from tests.session.sites import SECRET, Browser, Clock, Sealing, Site, Work, getting, serving, setting
+from tests.session.sites import SECRET, Browser, Clock, Sealing, Site, Work, gaman_only, getting, serving, setting
 
 pytestmark = pytest.mark.anyio
 
@@ -950,6 +950,7 @@ async def test_a_check_loads_from_every_kind_of_store_and_writes_nothing(store: 
         assert await store.purge(now=clock.now, limit=10) == 0
 
 
+@gaman_only
 async def test_cookies_have_nothing_to_check(clock: Clock) -> None:
     async with serving(Site(None, clock)) as site:
         assert await site.app.check() == {}

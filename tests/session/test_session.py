@@ -16,7 +16,7 @@ from gaman import App, Context, HTTPError, Response, define_integration
 from gaman.session import Session, SessionClosed, SessionConflict, SessionSerializationError, SessionTypeError
 from gaman_session._stored import StoredSession
 from gaman_session.drivers.memory import MemoryDriver
-from tests.session.sites import Browser, Clock, Sealing, Site, getting, opened, serving, setting
+from tests.session.sites import Browser, Clock, Sealing, Site, gaman_only, getting, opened, serving, setting
 
 pytestmark = pytest.mark.anyio
 
@@ -620,6 +620,7 @@ async def test_a_session_that_was_saved_reaches_the_browser_even_if_the_handler_
         assert await browser.all() == {"a": 1}
 
 
+@gaman_only
 async def test_a_hook_that_fails_after_the_flush_does_not_lose_the_new_cookie(driver: Any, clock: Clock) -> None:
     def fail(ctx: Context, response: Response) -> None:
         raise RuntimeError("too late to matter")
