@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import msgspec
 
@@ -113,10 +113,10 @@ def _large_integers(value: Any, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, int) and not -_BEYOND <= value < _BEYOND:
         yield "is too large" if value > 0 else "is too small", path
     elif isinstance(value, dict):
-        for key, item in value.items():
+        for key, item in cast("Mapping[Any, Any]", value).items():
             for fault, _ in _large_integers(key, path):
                 yield f"has a key that {fault}", path
             yield from _large_integers(item, f"{path}.{key}")
     elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
+        for index, item in enumerate(cast("Sequence[Any]", value)):
             yield from _large_integers(item, f"{path}[{index}]")

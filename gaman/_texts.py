@@ -46,7 +46,8 @@ def decode_text(text: str, type: Any) -> Any:
     if (fits is not None and not fits(text)) or (read is not as_text and text != text.strip()):
         raise HTTPError(404)
     value = read(text)
-    if large_integer(value) is not None:
+    # The spelling of an int has at most 64 bits.
+    if fits is None and large_integer(value) is not None:
         raise HTTPError(404)
     try:
         return msgspec.convert(value, type)
@@ -67,7 +68,7 @@ def _reader_of(type: Any) -> tuple[Reader, Test | None]:
     if read is None:
         raise _unsuitable(type)
     kinds = {member.__class__ for member in members} - {i.NoneType}
-    tests = {i.IntType: TYPES["int"], i.FloatType: TYPES["float"], i.UUIDType: TYPES["uuid"]}
+    tests: dict[type[i.Type], Test] = {i.IntType: TYPES["int"], i.FloatType: TYPES["float"], i.UUIDType: TYPES["uuid"]}
     return read, tests.get(kinds.pop()) if len(kinds) == 1 else None
 
 
