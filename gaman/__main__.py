@@ -170,6 +170,12 @@ def find_app(target: str) -> App | Application:
         traceback.print_exception(*exc_info_of(error))
         sys.exit(1)
     app = getattr(module, attribute, None)
+    if app is None and getattr(module, "__file__", None) is None and hasattr(module, "__path__"):
+        # A folder without __init__.py.
+        [folder, *_] = module.__path__
+        sys.exit(
+            f"gaman: {module_name!r} is a folder; `cd {os.path.relpath(folder)}`, and name a module in it, such as main:{attribute}"
+        )
     if app is None:
         sys.exit(f"gaman: {target} is missing; write {attribute} = gaman.App(...) in {module_name}")
     try:

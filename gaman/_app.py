@@ -48,6 +48,9 @@ class App:
       `*`, which is the default. An entry without a port allows every port.
     """
 
+    middleware: tuple[Wrapper, ...] = ()
+    """The ASGI middleware around this App, the outermost first."""
+
     def __init__(
         self,
         routes: Routes | Table,

@@ -193,7 +193,7 @@ class Context:
             search = ctx.query_as(Search)
 
         Texts become numbers, bools, dates, UUIDs and Enums, and repeated fields become lists. InvalidInput, a 422, is raised for a
-        query that doesn't fit, and ResultError for a *type* that can't hold fields.
+        query that doesn't fit or has an integer beyond 64 bits, and ResultError for a *type* that can't hold fields.
         """
         decoded: T = decode_fields(type, "ctx.query_as()", self.query)
         return decoded
@@ -321,8 +321,9 @@ class Context:
 
             user = await ctx.json(User)
 
-        InvalidInput, a 422, is raised for a body that doesn't fit the type, and has the path of the fault. HTTPError 400 is raised
-        for malformed JSON and for more than 100 nested levels, and ResultError for a *type* that isn't one.
+        InvalidInput, a 422, is raised for a body that doesn't fit the type or has an integer beyond 64 bits, and has the path of
+        the fault. HTTPError 400 is raised for malformed JSON and for more than 100 nested levels, and ResultError for a *type* that
+        isn't one.
         """
         return await self._request_body.json(type)
 

@@ -48,17 +48,17 @@ class Middleware:
         return self.cls(app, *self.args, **self.kwargs)
 
 
-def apply(middleware: Iterable[Wrapper], app: Application) -> Application:
+def apply(middleware: Sequence[Wrapper], app: Application) -> Application:
     """Return *app* within each entry of *middleware*, of which the first is the outermost; ConfigError names a mistake."""
-    for wrapper in reversed(_check(middleware)):
-        app = check_application(f"the result of the middleware {_name(wrapper)}", wrapper(app))
+    for wrapper in reversed(middleware):
+        app = check_application(f"the result of the middleware {wrapper_name(wrapper)}", wrapper(app))
     return app
 
 
-def _check(middleware: object) -> list[Wrapper]:
+def _check(middleware: object) -> tuple[Wrapper, ...]:
     if isinstance(middleware, (str, Mapping)) or not isinstance(middleware, Iterable):
         raise ConfigError(f"middleware is a list, not {middleware!r}; write middleware=[...]")
-    return [_check_entry(entry) for entry in cast("Iterable[object]", middleware)]
+    return tuple(_check_entry(entry) for entry in cast("Iterable[object]", middleware))
 
 
 def _check_entry(entry: object) -> Wrapper:
@@ -73,7 +73,7 @@ def _check_entry(entry: object) -> Wrapper:
         raise ConfigError(
             f"middleware holds {entry!r}; write Middleware(Class, **options), or a function that takes the application"
         )
-    name = _name(entry)
+    name = wrapper_name(entry)
     if iscoroutinefunction(entry):
         raise ConfigError(
             f"middleware holds the async function {name}; one for every request goes into the routes, as {{'*': {name}}}, "
@@ -87,7 +87,8 @@ def _check_entry(entry: object) -> Wrapper:
     return cast("Wrapper", entry)
 
 
-def _name(wrapper: object) -> str:
+def wrapper_name(wrapper: object) -> str:
+    """Return what messages call an entry of *middleware*: its class, or its function."""
     return name_of(wrapper.cls) if isinstance(wrapper, Middleware) else name_of(wrapper) if isclass(wrapper) else kind_of(wrapper)
 
 
@@ -103,7 +104,8 @@ class _Wrapped(Base):
 
     def wrap(self, middleware: Iterable[Wrapper]) -> None:
         """Put *middleware* around this App."""
-        self._outermost = apply(middleware, super().__call__)
+        self.middleware = _check(middleware)
+        self._outermost = apply(self.middleware, super().__call__)
         self._lifespan = Lifespan(self._outermost)
 
     @property

@@ -3,12 +3,13 @@ from __future__ import annotations
 from datetime import date
 from decimal import Decimal
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 from uuid import UUID
 
 import msgspec
 import pytest
+from msgspec import Meta
 
 from gaman import App, ConfigError, Context, Headers, define_integration, define_routes, log_extra
 
@@ -285,6 +286,9 @@ async def test_a_parameter_may_have_a_type(fetch: Fetch, type_: Any, text: str, 
         (UUID, ["x", str(AN_ID).upper(), AN_ID.hex]),
         (date, ["x", "2026-02-30", " 2026-02-28", "5"]),
         (Decimal, ["NaN", "1e99999999"]),
+        (Annotated[int, Meta(ge=1)], ["0", "007", "9223372036854775808"]),
+        (int | None, ["007", "9223372036854775808"]),
+        (int | float, ["9223372036854775808"]),
         (bool, ["x", "2", " "]),
         (Color, ["RED", "green"]),
         (Literal["new", 1], ["old", "2"]),
