@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from http.client import HTTPResponse
 from pathlib import Path
 from types import ModuleType
@@ -139,6 +139,31 @@ gaman.serve(app, port=0)
             assert get(program.port, f"/{number}").status == 500
         assert program.stop() == 0
         assert program.stderr.count("RuntimeError: the application sent ") == len(fields)
+
+
+def test_sending_to_a_client_that_has_disconnected_raises_an_error_that_is_not_logged(tmp_path: Path) -> None:
+    source = """
+import gaman
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    try:
+        while True:
+            await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
+    except OSError as error:
+        print("raised", type(error).__mro__, flush=True)
+        if scope["path"] == "/wrapped":
+            raise ValueError("can't send") from error
+        raise
+gaman.serve(app, port=0)
+"""
+    with running_script(source, tmp_path) as program:
+        for count, path in enumerate(("/", "/wrapped")):
+            with closing(socket.create_connection(("127.0.0.1", program.port), timeout=PATIENCE)) as client:
+                client.sendall(request(path))
+                client.recv(100)
+            until(lambda count=count: program.stdout.count("raised") > count, "the error")  # type: ignore[misc]
+        assert program.stop() == 0
+        assert program.stderr == ""
 
 
 def test_an_app_within_another_applications_middleware_knows_its_workers(tmp_path: Path) -> None:
@@ -500,6 +525,42 @@ def test_a_client_that_is_silent_in_its_tls_handshake_is_disconnected(impatient:
     with closing(socket.create_connection(("127.0.0.1", impatient.port), timeout=PATIENCE)) as client:
         client.sendall(octets)
         assert client.recv(100) == b""
+
+
+def test_connections_in_their_tls_handshake_count(certificates: Path, tmp_path: Path) -> None:
+    # Without the garbage collector, so that each handshake is forgotten at its end.
+    source = "import gc\ngc.disable()\n" + tls_script(certificates, f"{TLS}, max_connections=1")
+    with running_script(source, tmp_path) as program:
+        port = program.port
+
+        def connect() -> socket.socket:
+            return socket.create_connection(("127.0.0.1", port), timeout=5)
+
+        for _ in range(2):
+            with ExitStack() as stack:
+                silent = [stack.enter_context(closing(connect())) for _ in range(1 + 32)]
+                with closing(connect()) as another, suppress(ConnectionResetError):
+                    assert another.recv(100) == b""
+                for client in silent:
+                    client.setblocking(False)
+                    with pytest.raises(BlockingIOError):
+                        client.recv(100)
+            for _ in range(40):
+                with closing(connect()) as client, suppress(ConnectionResetError):
+                    client.sendall(b"nonsense" * 10)
+                    while client.recv(100):
+                        pass
+
+            def answers() -> bool:
+                try:
+                    with connect_tls(port, certificates / "shop.pem") as client:
+                        return ask(client, request("/where"))[0] == 200
+                except OSError:
+                    return False
+
+            until(answers, "the end of the handshakes", seconds=5)
+        assert program.stop() == 0
+        assert program.stderr == "max_connections=1 and 32 more are open, so a new connection is closed (logged once)\n"
 
 
 def test_a_stop_waits_for_a_request_over_tls(certificates: Path, tmp_path: Path) -> None:
