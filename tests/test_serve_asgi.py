@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 import socket
 import ssl
@@ -11,9 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from http.client import HTTPResponse
 from pathlib import Path
+from threading import Barrier
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +28,7 @@ from starlette.applications import Starlette
 import gaman
 from gaman import ConfigError, mount
 from gaman.__main__ import main
+from gaman._server._listeners import listen_unix
 from tests.serving import PATIENCE, Program, get, request, running, running_script, until
 
 STARLETTE = """
@@ -388,6 +393,8 @@ def test_a_socket_of_a_dead_server_is_replaced(tmp_path: Path) -> None:
         ("'x' * 200", "can't listen on {folder}/" + "x" * 200 + ": AF_UNIX path too long"),
         ("''", "uds='' isn't a path; give one such as '/run/shop/shop.sock'"),
         ("8000", "uds=8000 isn't a path; give one such as '/run/shop/shop.sock'"),
+        ("'a', port=0", "uds='a' and port=0 are two addresses, and the server has one; give only one of them"),
+        ("'a', host='::'", "uds='a' and host='::' are two addresses, and the server has one; give only one of them"),
     ],
 )
 def test_a_path_that_cannot_be_served_is_reported_in_one_line(tmp_path: Path, uds: str, message: str) -> None:
@@ -397,6 +404,48 @@ def test_a_path_that_cannot_be_served_is_reported_in_one_line(tmp_path: Path, ud
         live.listen()
         assert fails_to_start(WHERE.replace("OPTIONS", f"uds={uds}"), tmp_path) == [f"gaman: {message.format(folder=tmp_path)}"]
     assert (tmp_path / "a file").read_text() == "kept"
+
+
+def test_of_servers_that_start_at_once_exactly_one_gets_the_path(tmp_path: Path) -> None:
+    path = tmp_path / "app.sock"
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(20):
+            barrier = Barrier(8)
+
+            def start(barrier: Barrier = barrier) -> socket.socket | str:
+                barrier.wait()
+                try:
+                    return listen_unix(path)
+                except ConfigError as error:
+                    return str(error)
+
+            results = [each.result() for each in [threads.submit(start) for _ in range(8)]]
+            [listener] = [each for each in results if isinstance(each, socket.socket)]
+            assert results.count(f"a server listens on {path}; stop it, or take another path") == 7
+            # Its file stays, as that of a killed server does.
+            listener.close()
+
+
+def test_the_mode_of_the_socket_is_set_without_following_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.chmod")
+    umask = os.umask(0o077)
+    try:
+        listen_unix(tmp_path / "app.sock").close()
+        assert stat.S_IMODE((tmp_path / "app.sock").stat().st_mode) == 0o666
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(umask)
+
+
+def test_a_folder_that_stays_locked_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gaman._server._listeners._MAX_WAIT", 0.1)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match=f"another process locks the folder {tmp_path}; stop it"):
+            listen_unix(tmp_path / "app.sock")
+    finally:
+        os.close(folder)
 
 
 def test_a_start_that_fails_removes_the_socket(tmp_path: Path) -> None:
