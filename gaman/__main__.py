@@ -63,8 +63,8 @@ def make_parser() -> ArgumentParser:
     new.add_argument("folder", metavar="NAME", type=Path, help="the new folder, or . for the working directory")
 
     serve = add("serve", _serve, "serve an application")
-    serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", type=int, default=3431, help="its port; 0 takes a free one (default: 3431)")
+    serve.add_argument("--host", help="the address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="its port; 0 takes a free one (default: 3431)")
     serve.add_argument("--uds", metavar="PATH", help="listen on a Unix socket instead")
     serve.add_argument("--ssl-certfile", metavar="FILE", help="serve HTTPS with this certificate and those that it depends on")
     serve.add_argument("--ssl-keyfile", metavar="FILE", help="the certificate's private key, if it is in another file")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from os import urandom
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
 from urllib.parse import quote
@@ -51,7 +51,6 @@ class Context:
         "_receive",
         "_session",
         "app",
-        "began",
         "is_session_closed",
         "params",
         "scope",
@@ -61,8 +60,6 @@ class Context:
     _body: RequestBody
     _locals: dict[str, Any]
     _query: Fields[str]
-    began: float
-    """When the request began, by time.perf_counter(); set only if there is an access line."""
 
     def __init__(
         self,
@@ -230,11 +227,14 @@ class Context:
             self._open = []
         self._open.append(opened)
 
-    async def _close(self) -> None:
-        """Close everything that has to be closed after the request."""
+    async def _close(self, report: Callable[[Context, Exception], None]) -> None:
+        """Close everything that has to be closed after the request, and *report* each failure."""
         for opened in self._open or ():
-            if (closing := opened.close()) is not None:
-                await closing
+            try:
+                if (closing := opened.close()) is not None:
+                    await closing
+            except Exception as error:
+                report(self, error)
 
     @property
     def locals(self) -> dict[str, Any]:

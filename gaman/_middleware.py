@@ -94,9 +94,30 @@ def wrapper_name(wrapper: object) -> str:
 
 def wrap(app: Base, middleware: Iterable[Wrapper]) -> None:
     """Put *middleware* around *app*, by a subclass of its class: an App without middleware then never looks for it."""
-    cls = type(app)
-    app.__class__ = cast("type[Base]", type(cls.__name__, (_Wrapped, cls), {}))
+    _extend(app, _Wrapped)
     cast("_Wrapped", app).wrap(middleware)
+
+
+def log_requests(app: Base) -> None:
+    """Put the access line around *app*, once, and around its middleware, which may answer by itself."""
+    if not isinstance(app, _Logged):
+        application = app.__call__
+        _extend(app, _Logged)
+        cast("_Logged", app).logged = LoggedApplication(application)
+
+
+def _extend(app: Base, extension: type[Base]) -> None:
+    cls = type(app)
+    app.__class__ = cast("type[Base]", type(cls.__name__, (extension, cls), {}))
+
+
+class _Logged(Base):
+    """An App with an access line for each request."""
+
+    logged: LoggedApplication
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.logged(scope, receive, send)
 
 
 class _Wrapped(Base):
@@ -118,17 +139,12 @@ class _Wrapped(Base):
             scope = {**scope, "state": self._lifespan.lifespan_state.copy()}
         await self._outermost(scope, receive, send)
 
-    def log_requests(self) -> None:
-        # Outermost, because middleware may answer by itself.
-        if not isinstance(self._outermost, LoggedApplication):
-            self._outermost = LoggedApplication(self._outermost)
-
     async def load(self) -> None:
         try:
             await self._lifespan.load()
             # Middleware may keep the lifespan from the App.
             if not self._lifecycle.is_loaded:
-                await self._load()
+                await super().load()
         except BaseException:
             await self.shutdown()
             raise
@@ -136,4 +152,4 @@ class _Wrapped(Base):
     async def shutdown(self) -> None:
         await self._lifespan.shutdown()
         if self._lifecycle.is_loaded:
-            await self._shutdown()
+            await super().shutdown()

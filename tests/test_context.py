@@ -12,6 +12,7 @@ import pytest
 from msgspec import Meta
 
 from gaman import App, ConfigError, Context, Headers, define_integration, define_routes, log_extra
+from gaman.testing import TestClient
 
 if TYPE_CHECKING:
     from tests.asgi import Fetch
@@ -353,3 +354,32 @@ async def test_handlers_and_hooks_have_the_deps_of_the_app(fetch: Fetch, is_func
     await fetch(app)
     assert [found is deps for found in seen] == [True, True]
     assert App(routes).deps is None
+
+
+async def test_a_close_that_fails_is_logged_and_the_others_still_run(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
+    class Opened:
+        is_closed = False
+
+        def __init__(self, error: Exception | None) -> None:
+            self.error = error
+
+        async def close(self) -> None:
+            self.is_closed = True
+            if self.error is not None:
+                raise self.error
+
+    opened = [Opened(OSError("stale handle")), Opened(None), Opened(ValueError("other"))]
+
+    async def handler(ctx: Context) -> str:
+        for each in opened:
+            ctx._close_later(each)
+        return "sent"
+
+    app = App({"/": handler})
+    assert (await fetch(app)).text == "sent"
+    assert all(each.is_closed for each in opened)
+    assert [record.getMessage() for record in caplog.records] == ["a close failed after GET '/'"] * 2
+    # A test client raises the first one, as any error that no response tells.
+    async with TestClient(app) as client:
+        with pytest.raises(OSError, match="stale handle"):
+            await client.get("/")
