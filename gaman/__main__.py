@@ -63,8 +63,8 @@ def make_parser() -> ArgumentParser:
     new.add_argument("folder", metavar="NAME", type=Path, help="the new folder, or . for the working directory")
 
     serve = add("serve", _serve, "serve an application")
-    serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", type=int, default=3431, help="its port; 0 takes a free one (default: 3431)")
+    serve.add_argument("--host", help="the address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="its port; 0 takes a free one (default: 3431)")
     serve.add_argument("--uds", metavar="PATH", help="listen on a Unix socket instead")
     serve.add_argument("--ssl-certfile", metavar="FILE", help="serve HTTPS with this certificate and those that it depends on")
     serve.add_argument("--ssl-keyfile", metavar="FILE", help="the certificate's private key, if it is in another file")
@@ -170,6 +170,12 @@ def find_app(target: str) -> App | Application:
         traceback.print_exception(*exc_info_of(error))
         sys.exit(1)
     app = getattr(module, attribute, None)
+    if app is None and getattr(module, "__file__", None) is None and hasattr(module, "__path__"):
+        # A folder without __init__.py.
+        [folder, *_] = module.__path__
+        sys.exit(
+            f"gaman: {module_name!r} is a folder; `cd {os.path.relpath(folder)}`, and name a module in it, such as main:{attribute}"
+        )
     if app is None:
         sys.exit(f"gaman: {target} is missing; write {attribute} = gaman.App(...) in {module_name}")
     try:

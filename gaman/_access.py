@@ -9,47 +9,13 @@ from typing import Any
 
 from gaman import _target
 from gaman._asgi import Application, Receive, Scope, Send
-from gaman._context import Context, log_extra
-from gaman._headers import RawHeaders
-from gaman._payloads import Payload
+from gaman._context import log_extra
 
 logger = logging.getLogger("gaman")
 
 
-def begin(ctx: Context) -> None:
-    """Start the clock."""
-    ctx.began = perf_counter()
-
-
-def finish(ctx: Context, status: int, body: bytes | Payload) -> bytes | Payload:
-    """Log the response, and return its *body*. One that sends itself is logged afterwards, when its status is known."""
-    if not isinstance(body, bytes):
-        return _LoggedBody(body)
-    _log(ctx.method, ctx.path, status, ctx.began, ctx.log_extra)
-    return body
-
-
-class _LoggedBody:
-    """A body that logs its response when it has been sent or has broken off."""
-
-    def __init__(self, body: Payload) -> None:
-        self._body = body
-
-    async def send(self, status: int, headers: RawHeaders, ctx: Context, send: Send) -> None:
-        async def forward(message: MutableMapping[str, Any]) -> None:
-            nonlocal status
-            # A file may answer 304.
-            status = message.get("status", status)
-            await send(message)
-
-        try:
-            await self._body.send(status, headers, ctx, forward)
-        finally:
-            _log(ctx.method, ctx.path, status, ctx.began, ctx.log_extra)
-
-
 class LoggedApplication:
-    """Any ASGI application, with a line about each response when it is complete or has broken off."""
+    """Any ASGI application, with a line about each response when it is complete or has broken off; no line without one."""
 
     def __init__(self, application: Application) -> None:
         self._application = application
@@ -59,16 +25,18 @@ class LoggedApplication:
             await self._application(scope, receive, send)
             return
         began = perf_counter()
-        # The server answers 500 for an application that fails before its response.
-        status, is_logged = 500, False
+        status: int | None = None
+        is_logged = False
         # Read now, because the application may change its scope.
         method, path, extra = scope["method"], _target.path_of(scope), log_extra(scope)
 
         def log_once() -> None:
             nonlocal is_logged
-            if not is_logged:
+            if status is not None and not is_logged:
                 is_logged = True
-                _log(method, path, status, began, extra)
+                milliseconds = (perf_counter() - began) * 1000
+                fields = {**extra, "status": status, "milliseconds": round(milliseconds, 3)}
+                logger.info("%s %r %d in %.1f ms", method, path, status, milliseconds, extra=fields)
 
         async def forward(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -79,11 +47,9 @@ class LoggedApplication:
 
         try:
             await self._application(scope, receive, forward)
+        except Exception:
+            # The server answers 500 for an application that fails before its response.
+            status = status or 500
+            raise
         finally:
             log_once()
-
-
-def _log(method: str, path: str, status: int, began: float, extra: dict[str, Any]) -> None:
-    milliseconds = (perf_counter() - began) * 1000
-    extra = {**extra, "status": status, "milliseconds": round(milliseconds, 3)}
-    logger.info("%s %r %d in %.1f ms", method, path, status, milliseconds, extra=extra)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NoReturn, cast
 
-from gaman import _access
+from gaman import _middleware
 from gaman._asgi import Application, Receive, Scope, Send
 from gaman._context import Context, log_extra, no_session
-from gaman._failures import log_break, log_failure, log_hook_failure, warn_of_nothing
+from gaman._failures import log_break, log_close_failure, log_failure, log_hook_failure, warn_of_nothing
 from gaman._framing import BODILESS, CONTENT_TYPE, content_length, without_body
 from gaman._headers import RawHeaders
 from gaman._hosts import AllowedHosts, host_fault
 from gaman._integration import Integration, ResponseHook, SessionCloser, SessionMaker, in_order
 from gaman._lifecycle import Lifecycle, answer_lifespan
 from gaman._matching import EarlyResponse, Handler, Routes, last_of
-from gaman._middleware import Wrapper, wrap
+from gaman._middleware import Wrapper
 from gaman._payloads import Payload
 from gaman._proxies import NEARBY, TrustedProxies
 from gaman._response import OK, Response, check_response, open_body
@@ -48,6 +49,9 @@ class App:
       `*`, which is the default. An entry without a port allows every port.
     """
 
+    middleware: tuple[Wrapper, ...] = ()
+    """The ASGI middleware around this App, the outermost first."""
+
     def __init__(
         self,
         routes: Routes | Table,
@@ -76,7 +80,6 @@ class App:
         """How many processes serve this application, as far as it is known; set by gaman.serve() and by load()."""
         # Only the hooks that are defined, so that the others cost a request nothing.
         self._on_request = [i.on_request for i in self.integrations if i.on_request is not None]
-        self._logs_requests = False
         self._on_unmatched = [i.on_unmatched for i in self.integrations if i.on_unmatched is not None]
         self._on_error = [i.on_error for i in self.integrations if i.on_error is not None]
         self._make_session: SessionMaker = no_session
@@ -98,7 +101,7 @@ class App:
         self._lifecycle = Lifecycle(self, self.integrations, self.routes.mounted)
         self._matcher: Routes | _NotLoaded = _NotLoaded() if self._lifecycle.is_needed else self.routes
         if middleware:
-            wrap(self, middleware)
+            _middleware.wrap(self, middleware)
         self.debug = debug
 
     @property
@@ -116,9 +119,7 @@ class App:
 
     def log_requests(self) -> None:
         """Log each request in a line at INFO: its method and path, the status of its response, and the milliseconds it took."""
-        if not self._logs_requests:
-            self._logs_requests = True
-            self._on_request.insert(0, _access.begin)
+        _middleware.log_requests(self)
 
     def trust(self, proxies: str | Iterable[str]) -> None:
         """Replace trusted_proxies; ConfigError names an entry that isn't an address or a network."""
@@ -147,7 +148,8 @@ class App:
             handler, params = self._matcher.match(scope)
         except EarlyResponse as early:
             if host_fault(scope) is None and (rewritten := in_origin_form(scope)) is not None:
-                await self(rewritten, receive, send)
+                # Not self(), which is within middleware already.
+                await App.__call__(self, rewritten, receive, send)
             else:
                 # No hook runs, because hooks rely on a path and a host.
                 await self._send_early(early.response, scope, send)
@@ -202,8 +204,6 @@ class App:
                 response = await self._run_hooks(self._on_response_outside, ctx, response, headers)
                 headers = response.raw_headers
             status, body = response.status, response.body
-            if self._logs_requests:
-                body = _access.finish(ctx, status, body)
             if ctx.set_cookies is not None:
                 headers = [*headers, *ctx.set_cookies.values()]
             if not isinstance(body, bytes):
@@ -221,7 +221,7 @@ class App:
             logger.debug("the client disconnected during %s %r", ctx.method, ctx.path, extra=ctx.log_extra)
         finally:
             if ctx._open is not None:
-                await ctx._close()
+                await ctx._close(log_close_failure)
 
     async def _run_hooks(self, hooks: Iterable[ResponseHook], ctx: Context, response: Response, headers: RawHeaders) -> Response:
         """Return what the on_response *hooks* make of a copy of *response* with these *headers*."""
@@ -303,7 +303,7 @@ class App:
             raise EarlyResponse(HTTPError(400, "this host isn't among the application's allowed_hosts"))
 
     async def _send_early(self, response: Response, scope: Scope, send: Send) -> None:
-        if self._logs_requests:
+        if self.debug:
             extra = log_extra(scope)
             logger.info("%s %r %d before any hook: %s", extra["method"], extra["path"], response.status, response.body, extra=extra)
         body = response.body if isinstance(response.body, bytes) else b""
@@ -317,7 +317,8 @@ class App:
 
     async def _call_other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await answer_lifespan(self._load, self._shutdown, scope, receive, send)
+            # Not self.load(), which starts the middleware around this App.
+            await answer_lifespan(partial(App.load, self), partial(App.shutdown, self), scope, receive, send)
         elif scope["type"] == "websocket":
             await receive()
             # Closing before accepting refuses the connection with 403 (ASGI, WebSocket, Close).
@@ -336,17 +337,11 @@ class App:
 
     async def load(self) -> None:
         """Run every on_load hook, and start mounted applications. If one fails, shut down the others, and raise its error."""
-        await self._load()
-
-    async def shutdown(self) -> None:
-        """End mounted applications, and run the on_shutdown hook of every integration that is loaded. Failures are logged."""
-        await self._shutdown()
-
-    async def _load(self) -> None:
         await self._lifecycle.load()
         self._matcher = self.routes
 
-    async def _shutdown(self) -> None:
+    async def shutdown(self) -> None:
+        """End mounted applications, and run the on_shutdown hook of every integration that is loaded. Failures are logged."""
         if self._lifecycle.is_needed:
             self._matcher = _NotLoaded()
         await self._lifecycle.shutdown()

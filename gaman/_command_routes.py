@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from inspect import unwrap
+from inspect import isclass, unwrap
 from types import CodeType
 from typing import NamedTuple
 
@@ -13,12 +13,13 @@ from gaman._app import App
 from gaman._handlers import function_of, name_of
 from gaman._integration import Integration
 from gaman._matching import Entry, Handler, Layer
+from gaman._middleware import Middleware, Wrapper, wrapper_name
 
 _GAMAN = os.path.dirname(__file__) + os.sep
 
 
 def describe(app: App) -> Iterator[str]:
-    """Yield the lines that show the routes of *app* as they were written, and its integrations in the order in which they run."""
+    """Yield the lines that show the routes of *app* as they were written, then its ASGI middleware and integrations in order."""
     guards = [entry for entry in app.routes.entries if entry.layer.is_middleware]
     rows: dict[tuple[object, ...], _Row] = {}
     for entry in app.routes.entries:
@@ -32,6 +33,9 @@ def describe(app: App) -> Iterator[str]:
     ]
     # A mounted application has an entry for its prefix and one for what is below.
     yield from _align([("methods", "path", "middleware", "handler", "line"), *dict.fromkeys(cells)])
+    if app.middleware:
+        yield ""
+        yield from _align([("ASGI middleware", "line"), *((wrapper_name(entry), _place_around(entry)) for entry in app.middleware)])
     if app.integrations:
         yield ""
         yield from _align([("integration", "priority", "hooks"), *map(_describe_integration, app.integrations)])
@@ -58,7 +62,7 @@ def _names_before(layer: Layer, guards: Iterable[Entry]) -> str:
     return ", ".join([*names, *map(name_of, layer.handlers[:-1])])
 
 
-def place_of(handler: Handler) -> str:
+def place_of(handler: object) -> str:
     """Return the file of *handler*, relative to the working directory if it is below it, and its line; "" for gaman's own."""
     function = function_of(handler)
     code = getattr(unwrap(function) if callable(function) else None, "__code__", None)
@@ -66,6 +70,12 @@ def place_of(handler: Handler) -> str:
         return ""
     path = os.path.relpath(code.co_filename) if code.co_filename.startswith(os.getcwd() + os.sep) else code.co_filename
     return f"{path}:{code.co_firstlineno}"
+
+
+def _place_around(wrapper: Wrapper) -> str:
+    """Return the place of the function that an entry of *middleware* is; of a class, that of its `__call__`."""
+    wrapper = wrapper.cls if isinstance(wrapper, Middleware) else wrapper
+    return place_of(vars(wrapper).get("__call__") if isclass(wrapper) else wrapper)
 
 
 def _describe_integration(integration: Integration) -> tuple[str, str, str]:

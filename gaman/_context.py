@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from os import urandom
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
 from urllib.parse import quote
@@ -51,7 +51,6 @@ class Context:
         "_receive",
         "_session",
         "app",
-        "began",
         "is_session_closed",
         "params",
         "scope",
@@ -61,8 +60,6 @@ class Context:
     _body: RequestBody
     _locals: dict[str, Any]
     _query: Fields[str]
-    began: float
-    """When the request began, by time.perf_counter(); set only if there is an access line."""
 
     def __init__(
         self,
@@ -193,7 +190,7 @@ class Context:
             search = ctx.query_as(Search)
 
         Texts become numbers, bools, dates, UUIDs and Enums, and repeated fields become lists. InvalidInput, a 422, is raised for a
-        query that doesn't fit, and ResultError for a *type* that can't hold fields.
+        query that doesn't fit or has an integer beyond 64 bits, and ResultError for a *type* that can't hold fields.
         """
         decoded: T = decode_fields(type, "ctx.query_as()", self.query)
         return decoded
@@ -230,11 +227,14 @@ class Context:
             self._open = []
         self._open.append(opened)
 
-    async def _close(self) -> None:
-        """Close everything that has to be closed after the request."""
+    async def _close(self, report: Callable[[Context, Exception], None]) -> None:
+        """Close everything that has to be closed after the request, and *report* each failure."""
         for opened in self._open or ():
-            if (closing := opened.close()) is not None:
-                await closing
+            try:
+                if (closing := opened.close()) is not None:
+                    await closing
+            except Exception as error:
+                report(self, error)
 
     @property
     def locals(self) -> dict[str, Any]:
@@ -321,8 +321,9 @@ class Context:
 
             user = await ctx.json(User)
 
-        InvalidInput, a 422, is raised for a body that doesn't fit the type, and has the path of the fault. HTTPError 400 is raised
-        for malformed JSON and for more than 100 nested levels, and ResultError for a *type* that isn't one.
+        InvalidInput, a 422, is raised for a body that doesn't fit the type or has an integer beyond 64 bits, and has the path of
+        the fault. HTTPError 400 is raised for malformed JSON and for more than 100 nested levels, and ResultError for a *type* that
+        isn't one.
         """
         return await self._request_body.json(type)
 

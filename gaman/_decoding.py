@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from gaman._faults import fault_of, large_integer
 from gaman._fields import Fields
 from gaman._forms import UploadedFile
 from gaman._texts import EMPTY, Reader, as_text, describe, members_of, reader, unresolved
@@ -57,36 +58,29 @@ def decode_fields(type: Any, call: str, fields: Fields[str], files: Fields[Uploa
         if field.is_file:
             given = files.getall(name) if files is not None else []
             if not given and any(texts):
-                raise _invalid("Expected a file, got text; send the form as multipart/form-data", name)
+                raise _invalid("isn't a file; send the form as multipart/form-data", name)
         # Two parsers of one request may differ in which value counts, so none does.
         if len(given) > 1 and not field.is_list:
-            raise _invalid(f"Expected one value, got {len(given)}", name)
+            raise _invalid("has more than one value", name)
         found = given if field.is_file else [value for text in given if (value := field.read(text)) is not EMPTY]
         if found:
             values[name] = found if field.is_list else found[0]
         elif field.is_required:
             if not field.is_nullable and not field.is_list:
-                raise _invalid("Missing required field", name)
+                raise _invalid("is required", name)
             values[name] = None if field.is_nullable else []
     if plan.forbids_unknown:
         # msgspec's error names the first one.
         values = dict.fromkeys((*fields, *(files or ()))) | values
-    try:
-        return msgspec.convert(values, type)
-    except msgspec.ValidationError as cause:
-        detail, path = split_place(cause)
-        named = _name_in(path)
-        raise InvalidInput(detail, path, None if named is None else named[1]) from cause
-
-
-def split_place(error: msgspec.ValidationError) -> tuple[str, str]:
-    """Return what is wrong according to msgspec, and the path of the value: `$` for the whole, or such as `$.items[2].price`."""
-    # The text may hold a value of the client, so a pattern that tries every place could take quadratic time.
-    detail, _, place = str(error).rpartition(" - at `")
-    path = place.removeprefix("key` in `")
-    if not detail or path[:1] != "$" or path[-1:] != "`":
-        return str(error), "$"
-    return (f"{detail} as a key" if path != place else detail), path[:-1]
+    cause = None
+    if (fault := large_integer(values)) is None:
+        try:
+            return msgspec.convert(values, type)
+        except msgspec.ValidationError as error:
+            fault, cause = fault_of(error), error
+    detail, path = fault
+    named = _name_in(path)
+    raise InvalidInput(detail, path, None if named is None else named[1]) from cause
 
 
 def _invalid(detail: str, name: str) -> InvalidInput:

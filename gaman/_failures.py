@@ -63,6 +63,12 @@ def log_hook_failure(ctx: Context, error: Exception) -> None:
     logger.error("an on_error hook failed on %s %r", ctx.method, ctx.path, exc_info=exc_info_of(error), extra=ctx.log_extra)
 
 
+def log_close_failure(ctx: Context, error: Exception) -> None:
+    """Log the *error* of closing what a request has opened, such as a file."""
+    _lose(ctx, error)
+    logger.error("a close failed after %s %r", ctx.method, ctx.path, exc_info=exc_info_of(error), extra=ctx.log_extra)
+
+
 def log_break(ctx: Context, error: GamanError, handler: object) -> None:
     """Log the *error* that ended a response early."""
     _lose(ctx, error)

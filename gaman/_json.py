@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gaman._decoding import split_place
+from gaman._faults import fault_of, large_integer
 from gaman._texts import unresolved
 from gaman.errors import HTTPError, InvalidInput, ResultError
 
@@ -22,6 +22,9 @@ _ALIKE = bytes.maketrans(b"{}", b"[]")
 _STEPS = bytes.maketrans(b"[]", b"\x01\xff")
 _NO_BRACKETS = bytes({*range(256)} - {*b"[{]}"})
 
+_AS_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG_INTEGER = b"0" * 19
+
 _decode_any = msgspec.json.Decoder().decode
 
 
@@ -33,11 +36,19 @@ def decode(body: bytes, type: Any = None) -> Any:
     """
     _check_depth(body)
     try:
-        return _decode_any(body) if type is None else _decoder_of(type).decode(body)
+        if type is None:
+            return _decode_any(body)
+        value = _decoder_of(type).decode(body)
     except msgspec.ValidationError as cause:
-        raise InvalidInput(*split_place(cause)) from cause
+        raise InvalidInput(*fault_of(cause)) from cause
     except (msgspec.DecodeError, UnicodeDecodeError) as cause:
         raise HTTPError(400, f"malformed JSON: {str(cause).removeprefix('JSON is malformed: ')}") from cause
+    # Few bodies hold so many digits, and the check takes several times as long as decoding.
+    if _LONG_INTEGER in body.translate(_AS_ZEROS):
+        builtins = msgspec.to_builtins(value, enc_hook=lambda _: None)
+        if (fault := large_integer(builtins)) is not None:
+            raise InvalidInput(*fault)
+    return value
 
 
 def _decoder_of(type: Any) -> msgspec.json.Decoder[Any]:

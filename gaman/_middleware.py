@@ -48,17 +48,17 @@ class Middleware:
         return self.cls(app, *self.args, **self.kwargs)
 
 
-def apply(middleware: Iterable[Wrapper], app: Application) -> Application:
+def apply(middleware: Sequence[Wrapper], app: Application) -> Application:
     """Return *app* within each entry of *middleware*, of which the first is the outermost; ConfigError names a mistake."""
-    for wrapper in reversed(_check(middleware)):
-        app = check_application(f"the result of the middleware {_name(wrapper)}", wrapper(app))
+    for wrapper in reversed(middleware):
+        app = check_application(f"the result of the middleware {wrapper_name(wrapper)}", wrapper(app))
     return app
 
 
-def _check(middleware: object) -> list[Wrapper]:
+def _check(middleware: object) -> tuple[Wrapper, ...]:
     if isinstance(middleware, (str, Mapping)) or not isinstance(middleware, Iterable):
         raise ConfigError(f"middleware is a list, not {middleware!r}; write middleware=[...]")
-    return [_check_entry(entry) for entry in cast("Iterable[object]", middleware)]
+    return tuple(_check_entry(entry) for entry in cast("Iterable[object]", middleware))
 
 
 def _check_entry(entry: object) -> Wrapper:
@@ -73,7 +73,7 @@ def _check_entry(entry: object) -> Wrapper:
         raise ConfigError(
             f"middleware holds {entry!r}; write Middleware(Class, **options), or a function that takes the application"
         )
-    name = _name(entry)
+    name = wrapper_name(entry)
     if iscoroutinefunction(entry):
         raise ConfigError(
             f"middleware holds the async function {name}; one for every request goes into the routes, as {{'*': {name}}}, "
@@ -87,15 +87,37 @@ def _check_entry(entry: object) -> Wrapper:
     return cast("Wrapper", entry)
 
 
-def _name(wrapper: object) -> str:
+def wrapper_name(wrapper: object) -> str:
+    """Return what messages call an entry of *middleware*: its class, or its function."""
     return name_of(wrapper.cls) if isinstance(wrapper, Middleware) else name_of(wrapper) if isclass(wrapper) else kind_of(wrapper)
 
 
 def wrap(app: Base, middleware: Iterable[Wrapper]) -> None:
     """Put *middleware* around *app*, by a subclass of its class: an App without middleware then never looks for it."""
-    cls = type(app)
-    app.__class__ = cast("type[Base]", type(cls.__name__, (_Wrapped, cls), {}))
+    _extend(app, _Wrapped)
     cast("_Wrapped", app).wrap(middleware)
+
+
+def log_requests(app: Base) -> None:
+    """Put the access line around *app*, once, and around its middleware, which may answer by itself."""
+    if not isinstance(app, _Logged):
+        application = app.__call__
+        _extend(app, _Logged)
+        cast("_Logged", app).logged = LoggedApplication(application)
+
+
+def _extend(app: Base, extension: type[Base]) -> None:
+    cls = type(app)
+    app.__class__ = cast("type[Base]", type(cls.__name__, (extension, cls), {}))
+
+
+class _Logged(Base):
+    """An App with an access line for each request."""
+
+    logged: LoggedApplication
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.logged(scope, receive, send)
 
 
 class _Wrapped(Base):
@@ -103,7 +125,8 @@ class _Wrapped(Base):
 
     def wrap(self, middleware: Iterable[Wrapper]) -> None:
         """Put *middleware* around this App."""
-        self._outermost = apply(middleware, super().__call__)
+        self.middleware = _check(middleware)
+        self._outermost = apply(self.middleware, super().__call__)
         self._lifespan = Lifespan(self._outermost)
 
     @property
@@ -116,17 +139,12 @@ class _Wrapped(Base):
             scope = {**scope, "state": self._lifespan.lifespan_state.copy()}
         await self._outermost(scope, receive, send)
 
-    def log_requests(self) -> None:
-        # Outermost, because middleware may answer by itself.
-        if not isinstance(self._outermost, LoggedApplication):
-            self._outermost = LoggedApplication(self._outermost)
-
     async def load(self) -> None:
         try:
             await self._lifespan.load()
             # Middleware may keep the lifespan from the App.
             if not self._lifecycle.is_loaded:
-                await self._load()
+                await super().load()
         except BaseException:
             await self.shutdown()
             raise
@@ -134,4 +152,4 @@ class _Wrapped(Base):
     async def shutdown(self) -> None:
         await self._lifespan.shutdown()
         if self._lifecycle.is_loaded:
-            await self._shutdown()
+            await super().shutdown()

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 import msgspec
 
+from gaman._faults import large_integer
 from gaman._params import TYPES, Test
 from gaman.errors import HTTPError, ResultError
 
@@ -23,7 +23,6 @@ Reader = Callable[[str], object]
 EMPTY: Any = object()
 _TYPE = type
 
-_SPELLINGS: dict[Any, Test] = {int: TYPES["int"], float: TYPES["float"], UUID: TYPES["uuid"]}
 _BOOLS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 # More digits would cost noticeable time. ASCII only.
 _is_integer = re.compile(r"[+-]?[0-9]{1,300}").fullmatch
@@ -37,7 +36,7 @@ _lacks_seconds = re.compile(r"(?:[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ])?[0-9]{2}:[0-9]
 def decode_text(text: str, type: Any) -> Any:
     """Return the parameter *text* of a path as *type*; HTTPError 404 if it doesn't fit, ResultError for an unsuitable type."""
     try:
-        read, fits = _reader_of(type), _SPELLINGS.get(type)
+        read, fits = _reader_of(type)
     except ResultError:
         raise
     except TypeError:
@@ -46,23 +45,31 @@ def decode_text(text: str, type: Any) -> Any:
     # One spelling for each value, as in typed parameters.
     if (fits is not None and not fits(text)) or (read is not as_text and text != text.strip()):
         raise HTTPError(404)
+    value = read(text)
+    # The spelling of an int has at most 64 bits.
+    if fits is None and large_integer(value) is not None:
+        raise HTTPError(404)
     try:
-        return msgspec.convert(read(text), type)
+        return msgspec.convert(value, type)
     except (msgspec.ValidationError, UnicodeEncodeError) as cause:
         raise HTTPError(404) from cause
 
 
 @lru_cache(maxsize=1024)
-def _reader_of(type: Any) -> Reader:
-    from msgspec import inspect  # noqa: PLC0415 - takes a millisecond to load, and many applications never need it
+def _reader_of(type: Any) -> tuple[Reader, Test | None]:
+    """Return the reader of *type*, and the test of its spellings if it is an int, a float or a UUID, also an Annotated one."""
+    from msgspec import inspect as i  # noqa: PLC0415 - takes a millisecond to load, and many applications never need it
 
     try:
-        read = reader(members_of(inspect.type_info(type)))
+        members = members_of(i.type_info(type))
+        read = reader(members)
     except TypeError:
-        read = None
+        raise _unsuitable(type) from None
     if read is None:
         raise _unsuitable(type)
-    return read
+    kinds = {member.__class__ for member in members} - {i.NoneType}
+    tests: dict[type[i.Type], Test] = {i.IntType: TYPES["int"], i.FloatType: TYPES["float"], i.UUIDType: TYPES["uuid"]}
+    return read, tests.get(kinds.pop()) if len(kinds) == 1 else None
 
 
 def _unsuitable(type: Any) -> ResultError:

@@ -79,8 +79,8 @@ class InvalidInput(HTTPError):
         except InvalidInput as error:
             return render("order.html", faults={error.field: error.detail})
 
-    The client gets `{"detail": ..., "path": ...}` if it accepts JSON, otherwise a sentence. A handler may raise it for a check of
-    its own: `raise InvalidInput("Expected a future date", "$.day", "day")`.
+    The client gets `{"detail": ..., "path": ...}` if it accepts JSON, otherwise a sentence. *detail* completes a sentence that
+    begins with the field. A handler may raise it for a check of its own: `raise InvalidInput("is in the past", "$.day", "day")`.
     """
 
     detail: str
@@ -97,7 +97,7 @@ class InvalidInput(HTTPError):
     def sentence(self) -> str:
         """The detail and the place of the fault, as text."""
         if self.field is not None:
-            return f"the field {self.field!r}: {self.detail}"
+            return f"the field {self.field!r} {self.detail}"
         return self.detail if self.path == "$" else f"{self.detail} - at `{self.path}`"
 
     def __str__(self) -> str:

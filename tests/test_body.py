@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaman import App, Context, Form, HTTPError, UploadedFile
+from gaman import App, Context, Form, HTTPError, Response, UploadedFile
 from tests.asgi import Exchange, Fetch, http_scope
 
 pytestmark = pytest.mark.anyio
@@ -338,12 +338,12 @@ async def test_json_is_decoded_into_a_type(fetch: Fetch, type: Any, body: str, e
 @pytest.mark.parametrize(
     ("type", "body", "places"),
     [
-        pytest.param(User, '{"name":"A","age":"old"}', ["int", "$.age"], id="dataclass"),
-        pytest.param(User, '{"name":"A"}', ["age"], id="missing field"),
-        pytest.param(Point, '{"x":1.5}', ["int", "$.x"], id="Struct"),
+        pytest.param(User, '{"name":"A","age":"old"}', ["isn't an integer", "$.age"], id="dataclass"),
+        pytest.param(User, '{"name":"A"}', ["is required", "$.age"], id="missing field"),
+        pytest.param(Point, '{"x":1.5}', ["isn't an integer", "$.x"], id="Struct"),
         pytest.param(list[Point], '[{"x":1},{"x":"1"}]', ["$[1].x"], id="nested"),
         pytest.param(Movie, '{"title":null}', ["$.title"], id="TypedDict"),
-        pytest.param(User, "[]", ["object", "array"], id="another kind"),
+        pytest.param(User, "[]", ["the input isn't an object"], id="another kind"),
     ],
 )
 async def test_json_that_does_not_fit_gets_422_with_the_location_of_the_error(
@@ -352,6 +352,39 @@ async def test_json_that_does_not_fit_gets_422_with_the_location_of_the_error(
     response = await fetch(App({"/": typed(type)}), body=body.encode())
     assert response.status == 422
     assert all(place in response.text for place in places)
+
+
+@pytest.mark.parametrize(
+    ("type", "body", "path", "detail"),
+    [
+        (User, '{"name":"A","age":9223372036854775808}', "$.age", "is too large"),
+        (list[Point], '[{"x":1},{"x":-9223372036854775809}]', "$[1].x", "is too small"),
+        (dict[int, str], '{"9223372036854775808":""}', "$", "the input has a key that is too large"),
+        (set[int], "[99999999999999999999]", "$[0]", "is too large"),
+        (int, "99999999999999999999", "$", "the input is too large"),
+    ],
+)
+async def test_an_integer_beyond_64_bits_gets_422(fetch: Fetch, type: Any, body: str, path: str, detail: str) -> None:
+    response = await fetch(App({"/": typed(type)}), body=body.encode())
+    assert (response.status, json.loads(response.text)) == (422, {"detail": detail, "path": path})
+
+
+async def test_long_digits_that_are_no_integer_beyond_64_bits_are_read(fetch: Fetch) -> None:
+    class Kept(msgspec.Struct):
+        low: int
+        high: int
+        real: float
+        text: str
+        raw: msgspec.Raw
+
+    numbers = {"low": -(1 << 63), "high": (1 << 63) - 1, "real": 10**20, "text": "9" * 30}
+
+    async def handler(ctx: Context) -> Response:
+        kept = await ctx.json(Kept)
+        return Response.json([kept.low, kept.high, kept.real, kept.text] == [*numbers.values()])
+
+    body = json.dumps(numbers | {"raw": 10**20}).encode()
+    assert (await fetch(App({"/": handler}), body=body)).text == "true"
 
 
 async def test_json_can_be_decoded_into_two_types(fetch: Fetch) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from pathlib import Path
 
 import pytest
 
 from gaman import __version__
+from gaman.__main__ import make_parser
 from gaman._command_new import create_project
 from tests.serving import running
 
@@ -47,6 +49,18 @@ def test_a_project_has_its_files_and_the_commands_to_go_on_with(tmp_path: Path) 
     # A new secret for each project.
     list(create_project(tmp_path / "other"))
     assert (tmp_path / "other" / ".env").read_text() != (folder / ".env").read_text()
+
+
+def test_its_readme_says_how_to_install_run_test_and_deploy(tmp_path: Path) -> None:
+    list(create_project(tmp_path / "site"))
+    text = (tmp_path / "site" / "README.md").read_text()
+    install, *others = [line.partition(" #")[0].strip() for line in text.splitlines() if line.startswith("    ")]
+    assert install.endswith("pip install -r requirements.txt")
+    develop, test, deploy = (shlex.split(line) for line in others)
+    assert test == ["pytest"]
+    parse = make_parser().parse_args
+    assert (parse(develop[1:]).debug, parse(develop[1:]).reload, parse(deploy[1:]).workers) == (True, True, 2)
+    assert len(text.splitlines()) <= 12
 
 
 def test_the_working_directory_may_hold_a_virtual_environment_and_hidden_files(

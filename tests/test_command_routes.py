@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import gaman
-from gaman import Context, Integration, Table, define_routes
+from gaman import Context, Integration, Middleware, Table, define_routes
 from gaman._command_routes import describe
 from tests.serving import running
 
@@ -51,6 +52,18 @@ def traced(handler: Callable[[Context], Awaitable[str]]) -> Callable[[Context], 
     return wrapper
 
 
+def around(app: Any) -> Any:
+    return app
+
+
+class Around:
+    def __init__(self, app: Any, header: str = "") -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+
 @traced
 async def decorated(ctx: Context) -> str:
     return "decorated"
@@ -80,7 +93,7 @@ def test_each_kind_of_handler_has_its_name_and_its_line(monkeypatch: pytest.Monk
         ("/", "home", line_of("async def home")),
         ("/partial", "show", line_of("async def show")),
         ("/method", "Users.list", line_of("async def list")),
-        ("/object", "Users.__call__", line_of("async def __call__")),
+        ("/object", "Users.__call__", line_of("async def __call__(self, ctx")),
         ("/decorated", "decorated", line_of("@traced")),
     ]
 
@@ -150,6 +163,17 @@ def test_the_integrations_follow_in_the_order_in_which_they_run() -> None:
         "integration  priority  hooks",
         "first        normal    on_request, on_response",
         "late         low       on_shutdown",
+    ]
+
+
+def test_asgi_middleware_is_listed_the_outermost_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(HERE.parent)
+    app = gaman.App({"/": home}, middleware=[around, Middleware(Around, header="x"), Around])
+    assert [line.split() for line in list(describe(app))[-4:]] == [
+        ["ASGI", "middleware", "line"],
+        ["around", line_of("def around")],
+        ["Around", line_of("async def __call__(self, scope")],
+        ["Around", line_of("async def __call__(self, scope")],
     ]
 
 

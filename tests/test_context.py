@@ -3,14 +3,16 @@ from __future__ import annotations
 from datetime import date
 from decimal import Decimal
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 from uuid import UUID
 
 import msgspec
 import pytest
+from msgspec import Meta
 
 from gaman import App, ConfigError, Context, Headers, define_integration, define_routes, log_extra
+from gaman.testing import TestClient
 
 if TYPE_CHECKING:
     from tests.asgi import Fetch
@@ -285,6 +287,9 @@ async def test_a_parameter_may_have_a_type(fetch: Fetch, type_: Any, text: str, 
         (UUID, ["x", str(AN_ID).upper(), AN_ID.hex]),
         (date, ["x", "2026-02-30", " 2026-02-28", "5"]),
         (Decimal, ["NaN", "1e99999999"]),
+        (Annotated[int, Meta(ge=1)], ["0", "007", "9223372036854775808"]),
+        (int | None, ["007", "9223372036854775808"]),
+        (int | float, ["9223372036854775808"]),
         (bool, ["x", "2", " "]),
         (Color, ["RED", "green"]),
         (Literal["new", 1], ["old", "2"]),
@@ -349,3 +354,32 @@ async def test_handlers_and_hooks_have_the_deps_of_the_app(fetch: Fetch, is_func
     await fetch(app)
     assert [found is deps for found in seen] == [True, True]
     assert App(routes).deps is None
+
+
+async def test_a_close_that_fails_is_logged_and_the_others_still_run(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
+    class Opened:
+        is_closed = False
+
+        def __init__(self, error: Exception | None) -> None:
+            self.error = error
+
+        async def close(self) -> None:
+            self.is_closed = True
+            if self.error is not None:
+                raise self.error
+
+    opened = [Opened(OSError("stale handle")), Opened(None), Opened(ValueError("other"))]
+
+    async def handler(ctx: Context) -> str:
+        for each in opened:
+            ctx._close_later(each)
+        return "sent"
+
+    app = App({"/": handler})
+    assert (await fetch(app)).text == "sent"
+    assert all(each.is_closed for each in opened)
+    assert [record.getMessage() for record in caplog.records] == ["a close failed after GET '/'"] * 2
+    # A test client raises the first one, as any error that no response tells.
+    async with TestClient(app) as client:
+        with pytest.raises(OSError, match="stale handle"):
+            await client.get("/")

@@ -130,7 +130,7 @@ async def decoded(fetch: Fetch, type_: type[Any], query: str) -> Any:
     [
         ("text", {"": "", " a ": " a ", "null": "null", "\0": "\0", "5": "5"}),
         ("any", {"5": "5"}),
-        ("number", {"5": 5, "-5": -5, "+5": 5, "05": 5, " 5 ": 5, "5.0": 5, "1e3": 1000, "9" * 30: int("9" * 30)}),
+        ("number", {"5": 5, "-5": -5, "+5": 5, "05": 5, " 5 ": 5, "5.0": 5, "1e3": 1000, "9223372036854775807": (1 << 63) - 1}),
         ("decimal", {"1.50": Decimal("1.50"), "-3": Decimal(-3), " 2 ": Decimal(2)}),
         ("real", {"1.5": 1.5, "5": 5.0, ".5": 0.5, "5.": 5.0, "-1e-3": -0.001}),
         ("either", {"5": 5, "5.5": 5.5}),
@@ -160,26 +160,35 @@ async def test_a_text_becomes_a_value_of_the_fields_type(fetch: Fetch, name: str
 @pytest.mark.parametrize(
     ("name", "texts", "detail"),
     [
-        ("number", ["x", "5.5", "1_0", "0x5", "\u0665", "nan", "inf", "9" * 5000, "1e400", "true", "\0", "5\0"], "Expected `int`"),
-        ("real", ["x", "nan", "inf", "-Infinity", "1e999", "9" * 5000, "1,5", "\u0665"], "Expected `float`, got `str`"),
-        ("decimal", ["x", "NaN", "Infinity", "sNaN", "1e99999999", "9" * 5000], "Invalid decimal string"),
-        ("truth", ["x", "2", "t", "null"], "Expected `bool`, got `str`"),
-        ("day", ["2026-02-30", "5", "today"], "Invalid RFC3339 encoded date"),
-        ("moment", ["5", "2026-02-28", "2026-02-28T25:00"], "Invalid RFC3339 encoded datetime"),
-        ("id", ["x", str(AN_ID)[:-1]], "Invalid UUID"),
-        ("color", ["green", "RED"], "Invalid enum value"),
-        ("size", ["3"], "Invalid enum value 3"),
-        ("size", ["x"], "Expected `int`, got `str`"),
-        ("choice", ["b"], "Invalid enum value 'b'"),
-        ("maybe", ["null", "x"], "Expected `int | null`, got `str`"),
-        ("bounded", ["10"], "Expected `int` <= 9"),
+        (
+            "number",
+            ["x", "5.5", "1_0", "0x5", "\u0665", "nan", "inf", "9" * 5000, "1e400", "true", "\0", "5\0"],
+            "isn't an integer",
+        ),
+        ("real", ["x", "nan", "inf", "-Infinity", "1e999", "9" * 5000, "1,5", "\u0665"], "isn't a number"),
+        ("decimal", ["x", "NaN", "Infinity", "sNaN", "1e99999999", "9" * 5000], "isn't a number"),
+        ("truth", ["x", "2", "t", "null"], "isn't true or false"),
+        ("day", ["2026-02-30", "5", "today"], "isn't a date"),
+        ("moment", ["5", "2026-02-28", "2026-02-28T25:00"], "isn't a date and time"),
+        ("id", ["x", str(AN_ID)[:-1]], "isn't a UUID"),
+        ("color", ["green", "RED"], "isn't one of the choices"),
+        ("size", ["3"], "isn't one of the choices"),
+        ("size", ["x"], "isn't an integer"),
+        ("choice", ["b"], "isn't one of the choices"),
+        ("maybe", ["null", "x"], "isn't an integer"),
+        ("bounded", ["10"], "is more than 9"),
+        ("bounded", ["0"], "is less than 1"),
+        ("number", ["9223372036854775808", "9" * 300], "is too large"),
+        ("number", ["-9223372036854775809"], "is too small"),
+        ("maybe", ["9223372036854775808"], "is too large"),
+        ("either", ["9223372036854775808"], "is too large"),
     ],
 )
 async def test_a_text_that_does_not_fit_gets_422_with_the_field(fetch: Fetch, name: str, texts: list[str], detail: str) -> None:
     for text in texts:
         path, told = await decoded(fetch, One, urlencode({name: text}))
         assert path == f"$.{name}"
-        assert told.startswith(detail)
+        assert told == detail
 
 
 @pytest.mark.parametrize("name", ["number", "real", "truth", "color", "size", "choice", "bounded", "day", "either"])
@@ -208,12 +217,12 @@ async def test_repeated_fields_become_a_list(fetch: Fetch, query: str, name: str
 
 
 async def test_an_element_that_does_not_fit_is_named_by_its_index(fetch: Fetch) -> None:
-    assert await decoded(fetch, One, "numbers=1&numbers=x") == ("$.numbers[1]", "Expected `int`, got `str`")
+    assert await decoded(fetch, One, "numbers=1&numbers=x") == ("$.numbers[1]", "isn't an integer")
 
 
 @pytest.mark.parametrize("query", ["text=a&text=b", "number=1&number=1", "maybe=&maybe=2"])
 async def test_a_single_value_that_is_sent_twice_gets_422(fetch: Fetch, query: str) -> None:
-    assert await decoded(fetch, One, query) == (f"$.{query.partition('=')[0]}", "Expected one value, got 2")
+    assert await decoded(fetch, One, query) == (f"$.{query.partition('=')[0]}", "has more than one value")
 
 
 # Types
@@ -229,8 +238,8 @@ class Needs:
 
 async def test_a_missing_field_gets_422_a_missing_list_is_empty_and_a_missing_optional_one_is_none(fetch: Fetch) -> None:
     assert await decoded(fetch, Needs, "name=a&least=1") == Needs("a", [], None, [1])
-    assert await decoded(fetch, Needs, "least=1") == ("$.name", "Missing required field")
-    assert await decoded(fetch, Needs, "name=a") == ("$.least", "Expected `array` of length >= 1")
+    assert await decoded(fetch, Needs, "least=1") == ("$.name", "is required")
+    assert await decoded(fetch, Needs, "name=a") == ("$.least", "is empty")
 
 
 class Base(Struct, rename="camel"):
@@ -244,8 +253,8 @@ class Renamed(Base, rename="camel", kw_only=True):
 
 async def test_a_struct_may_rename_and_inherit_its_fields(fetch: Fetch) -> None:
     assert await decoded(fetch, Renamed, "firstName=a&tags[]=1&tags[]=2&first_name=x") == Renamed(first_name="a", tag_list=[1, 2])
-    assert await decoded(fetch, Renamed, "first_name=a") == ("$.firstName", "Missing required field")
-    assert await decoded(fetch, Renamed, "firstName=a&tags[]=x") == ("$.tags[][0]", "Expected `int`, got `str`")
+    assert await decoded(fetch, Renamed, "first_name=a") == ("$.firstName", "is required")
+    assert await decoded(fetch, Renamed, "firstName=a&tags[]=x") == ("$.tags[][0]", "isn't an integer")
 
 
 class Strict(Struct, forbid_unknown_fields=True):
@@ -255,7 +264,7 @@ class Strict(Struct, forbid_unknown_fields=True):
 async def test_unknown_fields_are_ignored_unless_the_struct_forbids_them(fetch: Fetch) -> None:
     assert await decoded(fetch, One, "unknown=1") == One()
     assert await decoded(fetch, Strict, "a=1") == Strict(1)
-    assert await decoded(fetch, Strict, "a=1&b=2") == ("$", "Object contains unknown field `b`")
+    assert await decoded(fetch, Strict, "a=1&b=2") == ("$.b", "isn't a known field")
 
 
 class Movie(TypedDict):
@@ -274,7 +283,7 @@ class Tagged(Struct, tag="cat"):
 
 async def test_a_tagged_struct_checks_its_tag_if_it_is_sent(fetch: Fetch) -> None:
     assert await decoded(fetch, Tagged, "type=cat&a=1") == Tagged(1)
-    assert await decoded(fetch, Tagged, "type=dog") == ("$.type", "Invalid value 'dog'")
+    assert await decoded(fetch, Tagged, "type=dog") == ("$.type", "isn't one of the choices")
 
 
 T = TypeVar("T")
@@ -437,20 +446,20 @@ async def test_a_file_input_that_was_left_empty_is_absent(fetch: Fetch) -> None:
 
 async def test_two_files_for_one_get_422(fetch: Fetch) -> None:
     response = await post(fetch, WithFile, ("photo", "a", "A"), ("photo", "b", "B"))
-    assert json.loads(response.text) == {"detail": "Expected one value, got 2", "path": "$.photo"}
+    assert json.loads(response.text) == {"detail": "has more than one value", "path": "$.photo"}
 
 
 @pytest.mark.parametrize("kind", [MULTIPART, URLENCODED])
 async def test_a_text_in_the_place_of_a_file_gets_422_that_names_the_encoding(fetch: Fetch, kind: dict[str, str]) -> None:
     body = multipart(("photo", None, "a.png")) if kind is MULTIPART else b"photo=a.png"
     response = await fetch(App({"/": from_form(WithFile)}), "/", "POST", headers=kind, body=body)
-    fault = {"detail": "Expected a file, got text; send the form as multipart/form-data", "path": "$.photo"}
+    fault = {"detail": "isn't a file; send the form as multipart/form-data", "path": "$.photo"}
     assert (response.status, json.loads(response.text)) == (422, fault)
 
 
 async def test_a_file_in_the_place_of_a_text_is_a_missing_field(fetch: Fetch) -> None:
     response = await post(fetch, Needs, ("name", "a.txt", "A"), ("least", None, "1"))
-    assert json.loads(response.text) == {"detail": "Missing required field", "path": "$.name"}
+    assert json.loads(response.text) == {"detail": "is required", "path": "$.name"}
 
 
 async def test_form_as_has_a_limit_of_its_own(fetch: Fetch) -> None:
@@ -476,8 +485,8 @@ class Cart:
 
 
 BAD_CART = b'{"items":[{"price":1},{"price":2},{"price":"x"}]}'
-AS_JSON = '{"detail":"Expected `int`, got `str`","path":"$.items[2].price"}'
-AS_TEXT = "Expected `int`, got `str` - at `$.items[2].price`"
+AS_JSON = '{"detail":"isn\'t an integer","path":"$.items[2].price"}'
+AS_TEXT = "isn't an integer - at `$.items[2].price`"
 
 
 @pytest.mark.parametrize(
@@ -526,7 +535,7 @@ async def test_an_accept_is_read_to_its_4096th_octet(fetch: Fetch) -> None:
 async def test_a_value_that_looks_like_a_path_takes_no_quadratic_time(fetch: Fetch) -> None:
     value = " - at `$" * 60_000
     response = await fetch(App({"/": from_json(Color)}), "/", "POST", body=json.dumps(value).encode())
-    assert json.loads(response.body) == {"detail": f"Invalid enum value '{value}'", "path": "$"}
+    assert json.loads(response.body) == {"detail": "the input isn't one of the choices", "path": "$"}
 
 
 async def test_several_fields_of_accept_count_as_one(fetch: Fetch) -> None:
@@ -537,9 +546,9 @@ async def test_several_fields_of_accept_count_as_one(fetch: Fetch) -> None:
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
-        ("number=x", "the field 'number': Expected `int`, got `str`"),
-        ("numbers=x", "the field 'numbers': Expected `int`, got `str`"),
-        ("text=a&text=b", "the field 'text': Expected one value, got 2"),
+        ("number=x", "the field 'number' isn't an integer"),
+        ("numbers=x", "the field 'numbers' isn't an integer"),
+        ("text=a&text=b", "the field 'text' has more than one value"),
     ],
 )
 async def test_the_sentence_of_a_form_names_the_field(fetch: Fetch, query: str, sentence: str) -> None:
@@ -549,7 +558,7 @@ async def test_the_sentence_of_a_form_names_the_field(fetch: Fetch, query: str, 
 
 async def test_the_key_of_a_dict_is_named_as_a_key(fetch: Fetch) -> None:
     response = await fetch(App({"/": from_json(dict[str, dict[int, int]])}), "/", "POST", body=b'{"a":{"x":1}}')
-    assert json.loads(response.text) == {"detail": "Expected `int`, got `str` as a key", "path": "$[...]"}
+    assert json.loads(response.text) == {"detail": "has a key that isn't an integer", "path": "$[...]"}
 
 
 async def test_a_handler_may_render_the_form_again(fetch: Fetch) -> None:
@@ -560,7 +569,7 @@ async def test_a_handler_may_render_the_form_again(fetch: Fetch) -> None:
             return Response.json({error.field: error.detail})
         return Response("ok")
 
-    assert (await fetch(App({"/": handler}), "/?number=x")).text == '{"number":"Expected `int`, got `str`"}'
+    assert (await fetch(App({"/": handler}), "/?number=x")).text == '{"number":"isn\'t an integer"}'
 
 
 # Hostile input

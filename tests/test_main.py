@@ -7,6 +7,7 @@ import re
 import socket
 import sqlite3
 import stat
+import sys
 from argparse import ArgumentParser
 from contextlib import closing
 from inspect import signature
@@ -16,7 +17,7 @@ from typing import cast
 import pytest
 
 import gaman as package
-from gaman.__main__ import make_parser
+from gaman.__main__ import find_app, make_parser
 from tests.serving import Connection, get, running, until
 
 APP = """
@@ -218,6 +219,20 @@ def test_a_wrong_argument_of_serve_is_reported_in_one_line(tmp_path: Path, argum
     _, stderr = gaman("serve", *arguments, cwd=tmp_path, status=1)
     assert stderr.startswith(f"gaman: {message}")
     assert len(stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("target", ["shop:app", "sites.shop:app"])
+def test_a_folder_in_place_of_a_module_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    folder = tmp_path.joinpath(*target.partition(":")[0].split("."))
+    folder.mkdir(parents=True)
+    (folder / "main.py").write_text(APP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "modules", {**sys.modules})
+    with pytest.raises(SystemExit) as exited:
+        find_app(target)
+    name, path = target.removesuffix(":app"), folder.relative_to(tmp_path)
+    assert str(exited.value) == f"gaman: {name!r} is a folder; `cd {path}`, and name a module in it, such as main:app"
 
 
 @pytest.mark.parametrize("cause", ["import absent_package", "raise ImportError('half installed')", "raise LookupError('lost')"])

@@ -226,6 +226,25 @@ async def test_a_subclass_of_app_may_have_middleware(make: Callable[[], App]) ->
     assert (await fetch(app, headers={"accept-encoding": "gzip"})).headers["content-encoding"] == "gzip"
 
 
+async def test_a_request_with_an_absolute_target_passes_through_middleware_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gaman")
+    events: list[str] = []
+    app = App({"/": home}, middleware=[Middleware(Named, name="a", events=events)], debug=True)
+    exchange = await fetch(app, scope={"path": "http://shop.example/", "raw_path": b"http://shop.example/"})
+    assert (exchange.status, events, len(caplog.records)) == (200, ["a http"], 1)
+
+
+@pytest.mark.parametrize("middleware", [[], [compress]])
+async def test_a_request_that_gets_no_response_has_no_access_line(middleware: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gaman")
+
+    async def read(ctx: Context) -> bytes:
+        return await ctx.body()
+
+    exchange = await fetch(App({"/": read}, middleware=middleware, debug=True), body=b"x", disconnects=True)
+    assert (exchange.messages, caplog.records) == ([], [])
+
+
 async def test_the_access_line_has_what_middleware_answers_by_itself(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gaman")
 

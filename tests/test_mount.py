@@ -693,6 +693,16 @@ def test_a_stream_ends_when_its_client_disconnects(served: Program, path: str, n
     until(lambda: served.stdout.count(f"{name} ended") > before, f"the end of the {name}")
 
 
+def test_a_stream_that_never_reads_its_upload_ends_when_its_client_disconnects(served: Program) -> None:
+    before, log = served.stdout.count("flood ended"), served.stderr
+    with Connection(served.port) as client:
+        client.send(request("/flood/x", "Content-Length: 1000000", method="POST") + bytes(500_000))
+        client.read_until(b"\r\n\r\n")
+    until(lambda: served.stdout.count("flood ended") > before, "the end of the flood")
+    assert get(served.port, "/a/missing").status == 404
+    assert served.stderr == log
+
+
 def test_the_connection_serves_on_while_background_work_lasts(served: Program) -> None:
     with Connection(served.port) as client:
         assert client.fetch(request("/a/begin")).status == 202

@@ -26,6 +26,7 @@ from gaman.session.testing import CONTRACT
 from gaman.static import static
 from gaman.testing import TestClient
 from gaman_session._counters import _INSTRUMENTS
+from gaman_session.drivers import DRIVERS, find_driver
 from tests import servers
 from tests.test_asgi_servers import SERVERS
 from tests.test_examples import ROOT, serving, walk_through
@@ -295,12 +296,48 @@ async def test_the_examples_of_typed_input_decode_it_and_show_a_fault() -> None:
     async with TestClient(gaman.App({"/search": names["search"], "/cats": names["new_cat"], "/add": names["add"]})) as browser:
         found = await browser.get("/search?q=cat&page=2&tags=a&tags=b")
         assert found.json() == {"q": "cat", "page": 2, "tags": ["a", "b"]}
-        fault = await browser.get("/search?page=x")
-        assert (fault.status_code, fault.json()) == (422, {"detail": "Expected `int`, got `str`", "path": "$.page"})
+        for page, detail in [("x", "isn't an integer"), ("100", "is more than 99"), ("9" * 20, "is too large")]:
+            fault = await browser.get(f"/search?page={page}")
+            assert (fault.status_code, fault.json()) == (422, {"detail": detail, "path": "$.page"})
         form = {"name": "Tom", "born": "", "is_tame": "on"}
         assert (await browser.post("/cats", data=form, files={"photos": b"JPEG"})).text == "Tom has 1 photos"
         assert (await browser.post("/add", data=form)).text == "welcome, Tom"
-        assert (await browser.post("/add", data={"name": "Tom", "born": "x"})).text == "born: Invalid RFC3339 encoded date"
+        assert (await browser.post("/add", data={"name": "Tom", "born": "x"})).text == "born isn't a date"
+
+
+def test_each_driver_is_listed_with_its_options() -> None:
+    table = (ROOT / "README.md").read_text().partition("### Which driver")[2].partition("\n## ")[0]
+    listed = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", table, re.MULTILINE))
+    assert {name: set(re.findall(r"`(\w+)`", options)) for name, options in listed.items()} == {
+        "cookies": set(),
+        **{name: {*signature(find_driver(name)).parameters} for name in DRIVERS},
+    }
+
+
+@pytest.mark.anyio
+async def test_the_site_of_the_cors_guide_opens_only_its_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAMAN_KEY", SECRET)
+    [block] = [block for block in PYTHON if block.document.endswith("gaman_cors/README.md") and "mount(api)" in block.code]
+    names: dict[str, Any] = {}
+    exec(block.above + block.code, names)
+    origin = {"origin": "https://app.example.com"}
+    async with TestClient(names["site"]) as browser:
+        for path, status, is_open in [("/", 200, False), ("/api/hello", 200, True), ("/api/no", 404, True), ("/no", 404, False)]:
+            response = await browser.get(path, headers=origin)
+            assert (response.status_code, "access-control-allow-origin" in response.headers) == (status, is_open), path
+        preflight = await browser.options("/api/hello", headers=origin | {"access-control-request-method": "PUT"})
+        assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (204, origin["origin"])
+
+
+@pytest.mark.anyio
+async def test_a_mounted_app_of_the_guide_shares_the_session_and_matches_below_its_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAMAN_KEY", SECRET)
+    [block] = [block for block in PYTHON if block.document.endswith("asgi.md") and "whole = " in block.code]
+    names: dict[str, Any] = {}
+    exec(block.above + block.code, names)
+    async with TestClient(names["whole"]) as browser:
+        found = [(await browser.get(path)).text for path in ("/count", "/api/count", "/count", "/api/api/count")]
+    assert found == ['{"visits":1}', '{"visits":2}', '{"visits":3}', "Not Found"]
 
 
 @pytest.mark.anyio

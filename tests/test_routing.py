@@ -527,6 +527,33 @@ async def test_a_bound_method_can_be_a_handler(fetch: Fetch) -> None:
 # Middleware
 
 
+SHOP: Table = {"/": {"GET": answering("shop")}, "*": passing("guard"), "/:id<int>": answering("item")}
+ADMIN: Table = {"/users": {"/:id": {"GET": answering("user")}}}
+
+
+@pytest.mark.parametrize(
+    ("table", "answers"),
+    [
+        ({**SHOP, **ADMIN}, {"/": "guard shop", "/7": "guard item id=7", "/users/7": "guard user id=7"}),
+        (
+            {"/": answering("home"), "/shop": SHOP, "/admin": ADMIN},
+            {
+                "/": "home",
+                "/shop": "guard shop",
+                "/shop/": "guard shop",
+                "/shop/7": "guard item id=7",
+                "/admin/users/7": "user id=7",
+            },
+        ),
+        ({"/v1": {"/shop": SHOP, **ADMIN}}, {"/v1/shop/7": "guard item id=7", "/v1/users/7": "user id=7"}),
+    ],
+    ids=["merged", "nested", "nested twice"],
+)
+async def test_the_tables_of_several_modules_make_one(fetch: Fetch, table: Table, answers: dict[str, str]) -> None:
+    app = App(table)
+    assert {path: (await fetch(app, path)).text for path in answers} == answers
+
+
 @pytest.mark.parametrize(
     ("target", "expected"),
     [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 import socket
 import ssl
@@ -11,9 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from http.client import HTTPResponse
 from pathlib import Path
+from threading import Barrier
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +28,7 @@ from starlette.applications import Starlette
 import gaman
 from gaman import ConfigError, mount
 from gaman.__main__ import main
+from gaman._server._listeners import listen_unix
 from tests.serving import PATIENCE, Program, get, request, running, running_script, until
 
 STARLETTE = """
@@ -139,6 +144,31 @@ gaman.serve(app, port=0)
             assert get(program.port, f"/{number}").status == 500
         assert program.stop() == 0
         assert program.stderr.count("RuntimeError: the application sent ") == len(fields)
+
+
+def test_sending_to_a_client_that_has_disconnected_raises_an_error_that_is_not_logged(tmp_path: Path) -> None:
+    source = """
+import gaman
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    try:
+        while True:
+            await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
+    except OSError as error:
+        print("raised", type(error).__mro__, flush=True)
+        if scope["path"] == "/wrapped":
+            raise ValueError("can't send") from error
+        raise
+gaman.serve(app, port=0)
+"""
+    with running_script(source, tmp_path) as program:
+        for count, path in enumerate(("/", "/wrapped")):
+            with closing(socket.create_connection(("127.0.0.1", program.port), timeout=PATIENCE)) as client:
+                client.sendall(request(path))
+                client.recv(100)
+            until(lambda count=count: program.stdout.count("raised") > count, "the error")  # type: ignore[misc]
+        assert program.stop() == 0
+        assert program.stderr == ""
 
 
 def test_an_app_within_another_applications_middleware_knows_its_workers(tmp_path: Path) -> None:
@@ -363,6 +393,8 @@ def test_a_socket_of_a_dead_server_is_replaced(tmp_path: Path) -> None:
         ("'x' * 200", "can't listen on {folder}/" + "x" * 200 + ": AF_UNIX path too long"),
         ("''", "uds='' isn't a path; give one such as '/run/shop/shop.sock'"),
         ("8000", "uds=8000 isn't a path; give one such as '/run/shop/shop.sock'"),
+        ("'a', port=0", "uds='a' and port=0 are two addresses, and the server has one; give only one of them"),
+        ("'a', host='::'", "uds='a' and host='::' are two addresses, and the server has one; give only one of them"),
     ],
 )
 def test_a_path_that_cannot_be_served_is_reported_in_one_line(tmp_path: Path, uds: str, message: str) -> None:
@@ -372,6 +404,48 @@ def test_a_path_that_cannot_be_served_is_reported_in_one_line(tmp_path: Path, ud
         live.listen()
         assert fails_to_start(WHERE.replace("OPTIONS", f"uds={uds}"), tmp_path) == [f"gaman: {message.format(folder=tmp_path)}"]
     assert (tmp_path / "a file").read_text() == "kept"
+
+
+def test_of_servers_that_start_at_once_exactly_one_gets_the_path(tmp_path: Path) -> None:
+    path = tmp_path / "app.sock"
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(20):
+            barrier = Barrier(8)
+
+            def start(barrier: Barrier = barrier) -> socket.socket | str:
+                barrier.wait()
+                try:
+                    return listen_unix(path)
+                except ConfigError as error:
+                    return str(error)
+
+            results = [each.result() for each in [threads.submit(start) for _ in range(8)]]
+            [listener] = [each for each in results if isinstance(each, socket.socket)]
+            assert results.count(f"a server listens on {path}; stop it, or take another path") == 7
+            # Its file stays, as that of a killed server does.
+            listener.close()
+
+
+def test_the_mode_of_the_socket_is_set_without_following_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.chmod")
+    umask = os.umask(0o077)
+    try:
+        listen_unix(tmp_path / "app.sock").close()
+        assert stat.S_IMODE((tmp_path / "app.sock").stat().st_mode) == 0o666
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(umask)
+
+
+def test_a_folder_that_stays_locked_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gaman._server._listeners._MAX_WAIT", 0.1)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match=f"another process locks the folder {tmp_path}; stop it"):
+            listen_unix(tmp_path / "app.sock")
+    finally:
+        os.close(folder)
 
 
 def test_a_start_that_fails_removes_the_socket(tmp_path: Path) -> None:
@@ -500,6 +574,42 @@ def test_a_client_that_is_silent_in_its_tls_handshake_is_disconnected(impatient:
     with closing(socket.create_connection(("127.0.0.1", impatient.port), timeout=PATIENCE)) as client:
         client.sendall(octets)
         assert client.recv(100) == b""
+
+
+def test_connections_in_their_tls_handshake_count(certificates: Path, tmp_path: Path) -> None:
+    # Without the garbage collector, so that each handshake is forgotten at its end.
+    source = "import gc\ngc.disable()\n" + tls_script(certificates, f"{TLS}, max_connections=1")
+    with running_script(source, tmp_path) as program:
+        port = program.port
+
+        def connect() -> socket.socket:
+            return socket.create_connection(("127.0.0.1", port), timeout=5)
+
+        for _ in range(2):
+            with ExitStack() as stack:
+                silent = [stack.enter_context(closing(connect())) for _ in range(1 + 32)]
+                with closing(connect()) as another, suppress(ConnectionResetError):
+                    assert another.recv(100) == b""
+                for client in silent:
+                    client.setblocking(False)
+                    with pytest.raises(BlockingIOError):
+                        client.recv(100)
+            for _ in range(40):
+                with closing(connect()) as client, suppress(ConnectionResetError):
+                    client.sendall(b"nonsense" * 10)
+                    while client.recv(100):
+                        pass
+
+            def answers() -> bool:
+                try:
+                    with connect_tls(port, certificates / "shop.pem") as client:
+                        return ask(client, request("/where"))[0] == 200
+                except OSError:
+                    return False
+
+            until(answers, "the end of the handshakes", seconds=5)
+        assert program.stop() == 0
+        assert program.stderr == "max_connections=1 and 32 more are open, so a new connection is closed (logged once)\n"
 
 
 def test_a_stop_waits_for_a_request_over_tls(certificates: Path, tmp_path: Path) -> None:

@@ -166,6 +166,12 @@ async def test_every_other_path_is_404_and_reveals_nothing(
     assert b"secret" not in response.body
 
 
+@pytest.mark.parametrize("target", ["/a%00", "/%00/a", "/app.js%00"])
+async def test_a_path_with_nul_is_404_also_with_a_fallback(fetch: Fetch, folder: Path, target: str) -> None:
+    response = await fetch(await make(folder, fallback="index.html"), target, headers=PAGE)
+    assert response.status == 404
+
+
 @pytest.mark.parametrize("server", SERVES)
 def test_a_raw_target_over_a_socket_leaves_no_folder(folder: Path, server: str) -> None:
     script = f"""
@@ -307,12 +313,23 @@ async def test_several_folders_of_one_app_complement_each_other(fetch: Fetch, fo
     (uploads / "LICENSE").write_text("a licence")
     app = App({}, integrations=[static("/", folder, fallback="index.html"), static("/uploads", uploads)])
     await app.load()
-    assert [integration.name for integration in app.integrations] == ["static /uploads", "static /"]
+    assert [integration.name for integration in app.integrations] == [f"static /uploads from {uploads}", f"static / from {folder}"]
     # The browser opens it as a page, and it isn't the fallback.
     assert (await fetch(app, "/uploads/LICENSE", headers=PAGE)).text == "a licence"
     assert (await fetch(app, "/app.js")).text == SCRIPT
-    with pytest.raises(ConfigError, match=r"two named 'static /'.*remove one"):
-        App({}, integrations=[static("/", folder), static("/", uploads)])
+
+
+async def test_of_several_folders_below_one_path_the_first_that_has_the_file_counts(
+    fetch: Fetch, folder: Path, tmp_path: Path
+) -> None:
+    theme = tmp_path / "theme"
+    theme.mkdir()
+    (theme / "app.js").write_text("themed")
+    app = App({}, integrations=[static("/assets", theme), static("/assets", folder)])
+    await app.load()
+    assert [(await fetch(app, f"/assets/{name}")).text for name in ("app.js", "notes")] == ["themed", "no ending"]
+    with pytest.raises(ConfigError, match=r"two named 'static /assets from .*theme'.*remove one"):
+        App({}, integrations=[static("/assets", theme), static("/assets", theme)])
 
 
 async def test_a_file_has_no_field_of_the_session(fetch: Fetch, folder: Path) -> None:

@@ -16,7 +16,7 @@ from gaman._lifespan import Lifespan
 from gaman._server import _workers
 from gaman._server._connections import Connections
 from gaman._server._console import LEVELS, open_standard_streams, print_line, set_log
-from gaman._server._listeners import is_number, listen, listen_unix, name_of, removing
+from gaman._server._listeners import listen, listen_unix, name_of, removing
 from gaman._server._reload import Watcher
 from gaman._server._supervisor import Supervisor
 from gaman._server._tls import load_certificate
@@ -24,12 +24,14 @@ from gaman._server._uvicorn import Server
 from gaman._tracebacks import explain
 from gaman.errors import ConfigError, GamanError
 
+HOST, PORT = "127.0.0.1", 3431
+
 
 def run(
     app: Application,
     *,
-    host: str,
-    port: int,
+    host: str = HOST,
+    port: int = PORT,
     uds: str | PathLike[str] | None = None,
     ssl_certfile: str | PathLike[str] | None = None,
     ssl_keyfile: str | PathLike[str] | None = None,
@@ -43,13 +45,18 @@ def run(
 ) -> None:
     """Serve *app* as serve() does, in this process or in workers; never returns in a worker."""
     _refuse_running_loop()
-    if not is_number(timeout_request) or not timeout_request > 0:
+    for name, value, default in (("host", host, HOST), ("port", port, PORT)):
+        if uds is not None and value != default:
+            _exit(f"uds={uds!r} and {name}={value!r} are two addresses, and the server has one; give only one of them")
+    if not _is_number(port, int) or not 0 <= port <= 65535:
+        _exit(f"port={port!r} isn't a port; give a number from 0 to 65535")
+    if not _is_number(timeout_request) or not timeout_request > 0:
         _exit(f"timeout_request={timeout_request!r} isn't a time for clients; give seconds, such as 30")
-    if not is_number(timeout_graceful_shutdown) or not timeout_graceful_shutdown >= 0:
+    if not _is_number(timeout_graceful_shutdown) or not timeout_graceful_shutdown >= 0:
         _exit(f"timeout_graceful_shutdown={timeout_graceful_shutdown!r} isn't a time for requests; give seconds, such as 30")
-    if max_connections is not None and (not is_number(max_connections, int) or max_connections < 1):
+    if max_connections is not None and (not _is_number(max_connections, int) or max_connections < 1):
         _exit(f"max_connections={max_connections!r} isn't a number of clients; give 1 or more, or None for no limit")
-    if not is_number(workers, int) or workers < 1:
+    if not _is_number(workers, int) or workers < 1:
         _exit(f"workers={workers!r} isn't a number of processes; give 1 or more")
     for name, value in (("reload", reload), ("access_log", access_log)):
         if not isinstance(value, bool):
@@ -112,6 +119,11 @@ def _refuse_running_loop() -> None:
         "gaman.serve() runs its own event loop, and one is already running here; call it outside `async def`, or write "
         "`await uvicorn.Server(uvicorn.Config(gaman.App(...), proxy_headers=False)).serve()`"
     )
+
+
+def _is_number(value: object, kind: type = float) -> bool:
+    """Return whether *value* is a number of this kind, and not a bool."""
+    return isinstance(value, (int, kind)) and not isinstance(value, bool)
 
 
 def _exit(message: str) -> NoReturn:

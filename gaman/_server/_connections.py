@@ -12,7 +12,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from gaman._asgi import Application
-from gaman._server._http import Connection
+from gaman._server._http import MAX_REFUSED, Connection
 from gaman._server._outbox import Outbox
 
 logger = logging.getLogger("gaman")
@@ -24,7 +24,7 @@ _CHECK_INTERVAL: Final = 1.0
 class Connections:
     """What the connections of a server share. uvicorn calls it as it calls a protocol class, to create a connection.
 
-    *timeout_request* is in seconds. A connection beyond *max_connections* gets 503; None sets no limit.
+    *timeout_request* is in seconds. A connection beyond *max_connections* gets 503 or is closed; None sets no limit.
     """
 
     def __init__(self, app: Application, timeout_request: float, max_connections: int | None) -> None:
@@ -48,6 +48,14 @@ class Connections:
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> Connection:
         return Connection(self, config, server_state, app_state)
+
+    def has_room(self, connections: int) -> bool:
+        """Return whether one more may begin its TLS handshake, beside as many *connections*, with those in their handshake."""
+        limit = self.max_connections
+        if limit is None or connections < limit + MAX_REFUSED:
+            return True
+        self.log_once("max_connections=%d and %d more are open, so a new connection is closed (logged once)", limit, MAX_REFUSED)
+        return False
 
     def date_line(self) -> bytes:
         """Return the Date field of a response (RFC 9110, section 6.6.1) as a line, which is formatted once a second."""

@@ -14,6 +14,7 @@ from gaman._asgi import Application, Scope
 from gaman._context import log_extra
 from gaman._framing import BODILESS
 from gaman._tracebacks import exc_info_of
+from gaman.errors import ClientDisconnected
 
 if TYPE_CHECKING:
     from gaman._server._http import Connection
@@ -50,6 +51,10 @@ def _lower(name: bytes) -> bytes:
 STATUS_LINES: Final = {status: _status_line(status) for status in range(200, 600)}
 
 
+class _Disconnected(ClientDisconnected, ConnectionResetError):
+    """Raised in an application that sends to a client which has disconnected: an OSError (ASGI 2.4), which an App understands."""
+
+
 class Exchange:
     """A request and its response, which the application gets as a scope, receive and send."""
 
@@ -59,6 +64,7 @@ class Exchange:
         "_body_left",
         "_connection",
         "_has_changed",
+        "_has_raised",
         "_is_bodiless",
         "_is_chunked",
         "_is_disconnected",
@@ -78,6 +84,8 @@ class Exchange:
         self._scope = scope
         self._keep_alive = keep_alive
         self._is_disconnected = False
+        self._has_raised = False
+        """Whether send() has raised, because the client has disconnected."""
 
         self._body: bytes | bytearray = b""
         self._more_body = True
@@ -156,8 +164,10 @@ class Exchange:
         connection = self._connection
         if connection.drained is not None:
             await connection.drained.wait()
-        if self._is_disconnected:
-            return
+        # The transport knows of a disconnect one turn of the loop earlier. An application that only sends would prevent that turn.
+        if self._is_disconnected or (message.get("more_body") and connection.writer.is_closing()):
+            self._has_raised = True
+            raise _Disconnected("the client disconnected before its response was sent completely")
         kind = message["type"]
         if not self.has_started:
             if kind != "http.response.start":
@@ -188,7 +198,9 @@ class Exchange:
                 status = 503
             else:
                 extra = log_extra(self._scope)
-                logger.error("%s %r broke off", extra["method"], extra["path"], exc_info=exc_info_of(error), extra=extra)
+                # An application may wrap the error of send() in its own.
+                level = logging.DEBUG if self._has_raised else logging.ERROR
+                logger.log(level, "%s %r broke off", extra["method"], extra["path"], exc_info=exc_info_of(error), extra=extra)
         if self.is_complete or self._is_disconnected:
             return
         if self.has_started:

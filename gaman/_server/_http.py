@@ -30,7 +30,7 @@ _MAX_BUFFERED: Final = 1 << 16
 """Bytes of a body that the application hasn't received. Beyond them, reading pauses."""
 _MAX_SEGMENT: Final = 1 << 16
 """Bytes received at once after which reading pauses for one turn of the loop, so that other connections have theirs."""
-_MAX_REFUSED: Final = 32
+MAX_REFUSED: Final = 32
 """Connections beyond max_connections that get a graceful close. Further ones are closed at once."""
 _LINGER: Final = 1.0
 """Seconds that a client has, after it received the last response, to close the connection itself."""
@@ -104,7 +104,7 @@ class Connection(asyncio.Protocol):
                 self._shared.log_once("max_connections=%d are open, so a new connection is answered 503 (logged once)", limit)
                 refused.add(self)
                 self._refuse(503)
-                if len(refused) > _MAX_REFUSED:
+                if len(refused) > MAX_REFUSED:
                     self._transport.close()
 
     def data_received(self, data: bytes) -> None:

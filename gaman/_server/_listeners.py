@@ -6,26 +6,26 @@ import errno
 import os
 import socket
 import stat
+import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from os import PathLike
 
 from gaman.errors import ConfigError
 
+if sys.platform != "win32":
+    import fcntl
+
 _BACKLOG = 2048
+_MAX_WAIT = 5.0
+"""Seconds for which another process may lock the folder of a Unix socket."""
 _files: dict[str, tuple[int, int]] = {}
 """The files of the Unix sockets that this process has bound, by their paths. Workers have none, so they remove none."""
 
 
-def is_number(value: object, kind: type = float) -> bool:
-    """Return whether *value* is a number of this kind, and not a bool."""
-    return isinstance(value, (int, kind)) and not isinstance(value, bool)
-
-
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens on a TCP port; ConfigError says why it can't."""
-    if not is_number(port, int) or not 0 <= port <= 65535:
-        raise ConfigError(f"port={port!r} isn't a port; give a number from 0 to 65535")
     try:
         # min() prefers IPv4, where a name such as localhost has both.
         family, _, _, _, address = min(socket.getaddrinfo(host or " ", port, type=socket.SOCK_STREAM))
@@ -46,7 +46,7 @@ def listen_unix(path: str | PathLike[str]) -> socket.socket:
     Every user of the machine may connect, as to a port of 127.0.0.1; the permissions of the folder can limit that. ConfigError says
     why it can't listen, also for a *path* where a server listens or another kind of file is.
     """
-    if not hasattr(socket, "AF_UNIX"):
+    if sys.platform == "win32":
         raise ConfigError("uds= needs a system with Unix sockets, such as Linux or macOS")
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path) or "\0" in os.fspath(path):
         raise ConfigError(f"uds={path!r} isn't a path; give one such as '/run/shop/shop.sock'")
@@ -54,11 +54,16 @@ def listen_unix(path: str | PathLike[str]) -> socket.socket:
     path = os.path.abspath(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _remove_stale(path)
-        listener.bind(path)
-        os.chmod(path, 0o666)  # noqa: S103 - as above
-        listener.listen(_BACKLOG)
-        _files[path] = _identify(path)
+        with _locking(os.path.dirname(path)):
+            _remove_stale(path)
+            # By the umask, because chmod() would follow a link that has replaced the socket.
+            umask = os.umask(0o111)
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(umask)
+            listener.listen(_BACKLOG)
+            _files[path] = _identify(path)
     except (OSError, ConfigError) as error:
         listener.close()
         if isinstance(error, OSError):
@@ -66,6 +71,25 @@ def listen_unix(path: str | PathLike[str]) -> socket.socket:
             raise ConfigError(f"can't listen on {path}: {error.strerror or error}") from None
         raise
     return listener
+
+
+@contextmanager
+def _locking(folder: str) -> Generator[None]:
+    """Inside, no other server starts in *folder*: it would take a socket that is bound and doesn't listen yet for a stale one."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + _MAX_WAIT
+        while True:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ConfigError(f"another process locks the folder {folder}; stop it, or take another folder") from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(opened)
 
 
 def _remove_stale(path: str) -> None:

@@ -160,6 +160,7 @@ class RequestParser:
         is_1_1 = version == "1.1"
         scope = {
             **self._base_scope,
+            # Not 2.4, for which Starlette notices a disconnect only when it sends; send() raises as 2.4 wants.
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": version,
             "method": method.decode("ascii"),

@@ -180,9 +180,11 @@ class Supervisor:
             logger.error("worker process %s %s; another takes its place", worker.process.pid, what)
         elif self._watcher is not None:
             pause = math.inf
-            # A worker that ends with status 1 has printed the reason.
-            if status != 1:
-                logger.error("worker process %s %s before it served; the next change starts another", worker.process.pid, what)
+            logger.error(
+                "worker process %s %s before it served; requests wait until the next change starts another",
+                worker.process.pid,
+                what,
+            )
         elif not self._has_started:
             sys.exit(1 if status == 1 else f"gaman: a worker process ended with status {status} before it served")
         else:
@@ -200,6 +202,8 @@ class Supervisor:
             self._workers[self._workers.index(old)] = self._successor
             self._successor = None
             self._dismiss(old, Shutdown.RETIRE)
+            if not self._outdated:
+                logger.info("new processes have replaced all workers (SIGHUP)")
         elif self._successor.has_ended:
             self._successor.kill()
             logger.error("worker process %s ended before it served; those that serve go on", self._successor.process.pid)

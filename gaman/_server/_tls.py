@@ -1,9 +1,11 @@
-"""TLS: the certificate that the server presents, loaded when a process starts."""
+"""TLS: the certificate that the server presents, loaded when a process starts, and a limit for handshakes."""
 
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from os import PathLike, fspath
+from weakref import WeakSet
 
 from gaman.errors import ConfigError
 
@@ -40,6 +42,24 @@ def load_certificate(certfile: Path | None, keyfile: Path | None) -> ssl.SSLCont
     except (ssl.SSLError, OSError) as error:
         raise ConfigError(_explain(error, fspath(certfile), key, has_password=has_password)) from None
     return context
+
+
+def limit_handshakes(context: ssl.SSLContext, has_room: Callable[[int], bool]) -> None:
+    """Close a connection before its handshake unless *has_room*, which is called with the number of unfinished handshakes."""
+    # Weak, because event loops don't tell when a client breaks its handshake off. asyncio's, before Python 3.13, leaves the object
+    # to the garbage collector.
+    unfinished = WeakSet[ssl.SSLObject]()
+
+    class Handshake(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            if self not in unfinished:
+                if not has_room(len(unfinished)):
+                    raise ssl.SSLError("max_connections is reached")
+                unfinished.add(self)
+            super().do_handshake()
+            unfinished.discard(self)
+
+    context.sslobject_class = Handshake
 
 
 def _check_readable(name: str, path: Path) -> None:

@@ -26,6 +26,7 @@ from gaman._server._connections import Connections
 from gaman._server._console import plural, print_waiting
 from gaman._server._draining import drain, stop_handshakes
 from gaman._server._http import Connection
+from gaman._server._tls import limit_handshakes
 from gaman._server._workers import FORCED_END, Shutdown
 
 logger = logging.getLogger("gaman")
@@ -118,7 +119,10 @@ class Server(uvicorn.Server):
         def connect() -> Connection:
             return self._connections(self.config, self.server_state, self.lifespan.state)
 
-        limit = None if self._tls is None else self._connections.timeout_request
+        limit = None
+        if self._tls is not None:
+            limit, open_ = self._connections.timeout_request, self.server_state.connections
+            limit_handshakes(self._tls, lambda unfinished: self._connections.has_room(len(open_) + unfinished))
         self.servers = [
             await self._loop.create_server(
                 connect, sock=listener, ssl=self._tls, ssl_handshake_timeout=limit, backlog=self.config.backlog

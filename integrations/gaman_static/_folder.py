@@ -59,11 +59,11 @@ class Folder:
         return dict(reversed(variants.values()))
 
     def is_hidden(self, path: str) -> bool:
-        """Return whether a segment of *path* begins with a dot, holds a backslash, or is empty and not the last."""
+        """Return whether a segment of *path* begins with a dot, holds a backslash or NUL, or is empty and not the last."""
         segments = path.split("/")[1:]
         if self._at_root and segments[:1] == [".well-known"]:
             segments = segments[1:]
-        return not all(segments[:-1]) or any(segment[:1] == "." or "\\" in segment for segment in segments)
+        return not all(segments[:-1]) or any(segment[:1] == "." or {"\\", "\0"} & {*segment} for segment in segments)
 
     def _stat(self, name: str) -> os.stat_result | None:
         """Return the status of the regular file *name*, or None if it is absent, unreadable or outside the folder."""

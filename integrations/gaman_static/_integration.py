@@ -87,7 +87,7 @@ def static(
 
     # A fallback answers where no other folder has the file.
     return Integration(
-        name=f"static {prefix or '/'}",
+        name=f"static {prefix or '/'} from {os.fspath(folder)}",
         priority="normal" if fallback is None else "low",
         on_load=lambda app: to_thread.run_sync(files.open, fallback),
         on_unmatched=on_unmatched,
