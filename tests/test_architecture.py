@@ -22,11 +22,13 @@ ORDER = [
     ["gaman_cors._integration", "gaman_static._integration"],
     ["gaman_cors._origins", "gaman_static._folder"],
     ["gaman_static._encodings"],
-    ["gaman.session.testing"],
+    ["gaman.session.testing", "gaman.session.asgi"],
     ["gaman.session"],
     ["gaman_session.testing"],
+    ["gaman_session.asgi"],
     ["gaman_session"],
     ["gaman_session._integration"],
+    ["gaman_session._closing", "gaman_session._session_dict", "gaman_session._upkeep"],
     ["gaman_session._options"],
     ["gaman_session.drivers"],
     [
@@ -318,7 +320,7 @@ def test_the_public_names_are_imported_and_listed_without_logic(name: str) -> No
     assert not [each for each in exports if each.startswith("_")]
 
 
-@pytest.mark.parametrize("name", ["cors", "session", "session.testing", "static"])
+@pytest.mark.parametrize("name", ["cors", "session", "session.asgi", "session.testing", "static"])
 def test_an_integration_is_re_exported_completely(name: str) -> None:
     [text] = [module.text for module in MODULES if module.name == f"gaman.{name}"]
     [_, line] = ast.parse(text).body

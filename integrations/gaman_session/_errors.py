@@ -52,6 +52,16 @@ class SessionClosed(SessionError):
     """The response has begun, so a change would reach neither the browser nor the store."""
 
 
+def too_late_to_read() -> SessionClosed:
+    """Return the error for a first read after the headers, which can no longer tell caches that the response depends on it."""
+    return SessionClosed("the session is read for the first time after the response has begun; read it before")
+
+
+def too_late_to_change() -> SessionClosed:
+    """Return the error for a change after the headers, which would reach neither the browser nor the store."""
+    return SessionClosed("the response has begun, so a change of the session would be lost; make it before")
+
+
 def too_late_for_cookie() -> SessionClosed:
     """Return the error for a new session or a new id after the handshake of a WebSocket, which alone can carry the cookie."""
     return SessionClosed(

@@ -1,10 +1,13 @@
-"""NotADict: the errors of a session that is used as a dict."""
+"""The errors of a session that is used as a dict, of a key that isn't text, and of a function for update() that returns nothing."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from gaman_session._errors import SessionUseError
+
+T = TypeVar("T")
 
 
 def key_error(call: str, key: object, more: str = "") -> SessionUseError:
@@ -39,3 +42,14 @@ class NotADict:
 
         def __bool__(self) -> NoReturn:
             raise SessionUseError("a session is there for every visitor: write `await ctx.session.has(...)`")
+
+
+def changed(key: str, fn: Callable[[Any], T], value: Any) -> T:
+    """Return `fn(value)`; SessionUseError if *fn* changed a list or a dict in place and returned nothing."""
+    result = fn(value)
+    if result is None and isinstance(value, (list, dict)):
+        raise SessionUseError(
+            f"update({key!r}): the function returned None for a {type(value).__name__}: have it return the new value, as in "  # pyright: ignore[reportUnknownArgumentType]
+            "`lambda cart: [*cart, item]`"
+        )
+    return result

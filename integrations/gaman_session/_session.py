@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias, TypeVar, overload
 from gaman import HTTPError, log_extra
 from gaman_session._awaitable import Done, Due, SessionCall, later, reading, ready, run
 from gaman_session._counters import Rejection
-from gaman_session._errors import SessionClosed, SessionTypeError, SessionUseError
+from gaman_session._errors import SessionTypeError, SessionUseError, too_late_to_change
 from gaman_session._misuse import NotADict, key_error
 from gaman_session._sessions import MAX_LIFETIME, Sessions
 
@@ -32,27 +32,6 @@ REMOVED: Final[CookieValue] = ("", 0)
 
 _SET, _DELETED, _CLEARED = Done("ctx.session.set"), Done("ctx.session.delete"), Done("ctx.session.clear")
 _REGENERATED, _SET_OWNER = Done("ctx.session.regenerate"), Done("ctx.session.set_owner")
-
-
-def too_late_to_read() -> SessionClosed:
-    """Return the error for a first read after the headers, which can no longer tell caches that the response depends on it."""
-    return SessionClosed("the session is read for the first time after the response has begun; read it before")
-
-
-def too_late_to_change() -> SessionClosed:
-    """Return the error for a change after the headers, which would reach neither the browser nor the store."""
-    return SessionClosed("the response has begun, so a change of the session would be lost; make it before")
-
-
-def changed(key: str, fn: Callable[[Any], T], value: Any) -> T:
-    """Return `fn(value)`; SessionUseError if *fn* changed a list or a dict in place and returned nothing."""
-    result = fn(value)
-    if result is None and isinstance(value, (list, dict)):
-        raise SessionUseError(
-            f"update({key!r}): the function returned None for a {type(value).__name__}: have it return the new value, as in "  # pyright: ignore[reportUnknownArgumentType]
-            "`lambda cart: [*cart, item]`"
-        )
-    return result
 
 
 class Session(NotADict, ABC):
