@@ -11,6 +11,7 @@ from urllib.parse import quote
 from gaman import _target
 from gaman._asgi import Receive, Scope
 from gaman._body import RequestBody
+from gaman._calls import awaited
 from gaman._cookies import Cookies, SetCookies, find_cookie
 from gaman._decoding import decode_fields
 from gaman._fields import Fields
@@ -176,7 +177,7 @@ class Context:
 
     @property
     def query(self) -> Fields[str]:
-        """The query's fields: `query["a"]` is the first value of a name, and `query.getall("a")` is a list of all, maybe empty."""
+        """The query's fields: `query["a"]` is the first of a name, or else InvalidInput; `query.getall("a")` is a list of all."""
         if not hasattr(self, "_query"):
             self._query = parse_pairs(self.scope["query_string"], "query")
         return self._query
@@ -289,6 +290,7 @@ class Context:
         """
         return self._request_body.stream(max_size)
 
+    @awaited
     async def disconnected(self) -> None:
         """Return when the client has disconnected. A body that isn't read by then is discarded.
 
@@ -299,10 +301,12 @@ class Context:
         """
         await self._request_body.disconnected()
 
+    @awaited
     async def body(self, max_size: int | None = None) -> bytes:
         """Return the whole body; HTTPError 413 beyond *max_size* bytes, by default the App's max_body_size."""
         return await self._request_body.read(max_size)
 
+    @awaited
     async def text(self) -> str:
         """Return the body as text; HTTPError 400 if it isn't UTF-8."""
         return await self._request_body.text()
@@ -311,6 +315,7 @@ class Context:
     async def json(self) -> Any: ...
     @overload
     async def json(self, type: type[T]) -> T: ...
+    @awaited
     async def json(self, type: Any = None) -> Any:
         """Return the JSON body, decoded into *type*: a dataclass, Struct, TypedDict or another type that msgspec supports.
 
@@ -326,6 +331,7 @@ class Context:
         """
         return await self._request_body.json(type)
 
+    @awaited
     async def form(self, max_size: int | None = None) -> Form:
         """Return the fields and files of an urlencoded or multipart form. An empty body is an empty form.
 
@@ -338,6 +344,7 @@ class Context:
         """
         return await self._request_body.form(max_size)
 
+    @awaited
     async def form_as(self, type: type[T], max_size: int | None = None) -> T:
         """Return the form, decoded into *type*: a dataclass, Struct or TypedDict. Its files are UploadedFile.
 
@@ -353,25 +360,28 @@ class Context:
         Texts become values as in `query_as`. An unchecked checkbox isn't sent, so a bool needs a default. InvalidInput, a 422, is
         raised for a form that doesn't fit, ResultError for a *type* that can't hold fields, and HTTPError as by `form`.
         """
-        fields, files = await self.form(max_size)
-        decoded: T = decode_fields(type, "ctx.form_as()", fields, files)
+        decoded: T = decode_fields(type, "ctx.form_as()", *await self._request_body.form(max_size))
         return decoded
 
+    @awaited
     async def input(self, name: str) -> str | None:
         """Return the form's first field of that name, or None."""
-        return (await self.form()).fields.get(name)
+        return (await self._request_body.form()).fields.get(name)
 
+    @awaited
     async def inputs(self, name: str) -> list[str]:
         """Return every field of that name, in a list that may be empty."""
-        return (await self.form()).fields.getall(name)
+        return (await self._request_body.form()).fields.getall(name)
 
+    @awaited
     async def file(self, name: str) -> UploadedFile | None:
         """Return the form's first file of that name, or None, also for an input that was left empty."""
-        return (await self.form()).files.get(name)
+        return (await self._request_body.form()).files.get(name)
 
+    @awaited
     async def files(self, name: str) -> list[UploadedFile]:
         """Return every file of that name, in a list that may be empty. Inputs that were left empty aren't in it."""
-        return (await self.form()).files.getall(name)
+        return (await self._request_body.form()).files.getall(name)
 
 
 def no_session(*_: object) -> NoReturn:
