@@ -12,6 +12,10 @@ _lacks_attribute = re.compile(r"'(\w+)' object has no attribute '(\w+)'").match
 _is_called = re.compile(r"'(\w+)' object is not callable").match
 _subscribes_method = re.compile(r"\.(form|json|body|text|stream|param|header|cookie|input|inputs|file|files)\s*\[").search
 
+_awaits = re.compile(
+    r"await\s+\w+\.(query_as|query|param|params|header|headers|cookie|cookies|locals|stream|method|path|url|ip)\b"
+).search
+
 _INSTEAD = {
     name: instead
     for names, instead in (
@@ -52,12 +56,17 @@ def hint_of(error: Exception, ctx: Context) -> str:
         return ""
     if (called := _is_called(message)) is not None and called[1] in _CALLS:
         return f"{message}; write {_CALLS[called[1]]}"
-    if message == "'method' object is not subscriptable":
-        line = extract_tb(error.__traceback__)[-1].line
-        if (used := _subscribes_method(line or "")) is not None:
-            name = used[1]
-            fix = "`(await ctx.form()).fields[...]`" if name == "form" else f"ctx.{name}(...), with `await` if it is async"
-            return f"ctx.{name} is a method; write {fix}"
+    if message.startswith("'Context' object "):
+        return f"{message}; what the hooks and handlers of a request share is in ctx.locals[...]"
+    line = extract_tb(error.__traceback__)[-1].line or ""
+    if message == "'method' object is not subscriptable" and (used := _subscribes_method(line)) is not None:
+        name = used[1]
+        fix = "`(await ctx.form()).fields[...]`" if name == "form" else f"ctx.{name}(...), with `await` if it is async"
+        return f"ctx.{name} is a method; write {fix}"
+    if "await" in message and (used := _awaits(line)) is not None:
+        return f"ctx.{used[1]} isn't async; write it without `await`"
+    if message == "'async_generator' object is not iterable" and ".stream(" in line:
+        return "ctx.stream() is asynchronous; write `async for`"
     return ""
 
 

@@ -144,11 +144,12 @@ def checks_arguments(function: C) -> C:
 
     A class is returned itself, with this check of its `__init__`. Calls without a mistake cost nothing more.
     """
-    if isinstance(function, type):
-        cls: Any = function
-        cls.__init__ = _checking(cls.__init__, function.__name__)
-        return function
-    return cast("C", _checking(function, function.__name__))
+    target: Any = function
+    if not isinstance(target, type):
+        return cast("C", _checking(target, target.__name__))
+    cls: Any = target
+    cls.__init__ = _checking(cls.__init__, cls.__name__)
+    return function
 
 
 def _checking(function: Callable[..., Any], name: str) -> Callable[..., Any]:
