@@ -69,7 +69,7 @@ def place_of(handler: Handler) -> str:
 
 
 def _describe_integration(integration: Integration) -> tuple[str, str, str]:
-    names = [field.name for field in fields(Integration) if field.name not in ("name", "priority")]
+    names = [field.name for field in fields(Integration) if field.init and field.name not in ("name", "priority")]
     hooks = (name for name in names if getattr(integration, name) is not None)
     return integration.name, integration.priority, ", ".join(hooks)
 
