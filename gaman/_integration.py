@@ -95,7 +95,7 @@ class Integration:
         if self.priority not in _ORDER:
             raise ConfigError(f"the integration {self.name!r} has priority={self.priority!r}; it takes one of {', '.join(_ORDER)}")
         for option, arguments in _ARGUMENTS.items():
-            if (hook := getattr(self, option)) is not None and (fault := _fault(option, hook, arguments)):
+            if (hook := getattr(self, option)) is not None and (fault := _fault(hook, arguments)):
                 raise ConfigError(f"{option} of the integration {self.name!r}: {fault}")
         if (self.make_session is None) != (self.close_session is None):
             raise ConfigError(
@@ -103,7 +103,7 @@ class Integration:
             )
 
 
-def _fault(option: str, hook: object, arguments: list[str]) -> str | None:
+def _fault(hook: object, arguments: list[str]) -> str | None:
     """Return why *hook* can't be called with these *arguments*, or None if it can, as far as its signature tells."""
     if isinstance(hook, Coroutine):
         name = close_coroutine(cast("object", hook))
