@@ -18,7 +18,8 @@ from gaman import find_cookie
 from gaman_session import _sealing
 from gaman_session._counters import Rejection
 from gaman_session._errors import SessionTooLarge, SessionUnsupported
-from gaman_session._session import REMOVED, CookieValue, Session, changed, too_late_to_read
+from gaman_session._misuse import changed
+from gaman_session._session import REMOVED, CookieValue, Session, too_late_to_read
 from gaman_session._sessions import MAX_COOKIE, Sessions
 
 T = TypeVar("T")

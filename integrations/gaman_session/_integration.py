@@ -14,6 +14,7 @@ import anyio
 import anyio.lowlevel
 
 from gaman import App, ConfigError, Context, Headers, HTTPError, Integration, Response, SameSite
+from gaman.errors import checks_arguments
 from gaman_session import _options, _sealing
 from gaman_session._awaitable import SessionCall, later, run
 from gaman_session._clock import StoreClock, has_clock
@@ -103,6 +104,7 @@ class SessionIntegration(Integration):
         logger.error("%s", line)
 
 
+@checks_arguments
 def session(
     secret: str | Sequence[str] | None = None,
     driver: Mapping[str, Any] | Driver | None = None,
@@ -215,8 +217,9 @@ class _Hooks:
                 f"the {driver.name} driver keeps sessions in one process, and {app.workers} workers would not share them; "
                 f"take {', '.join(['cookies', *(name for name in DRIVERS if name != 'memory')])}, or workers=1"
             )
+        place = next((each.place for each in app.integrations if each.on_load == self.on_load), "")
         for warning in self._warnings:
-            logger.warning("%s", warning, extra=self._log_extra)
+            logger.warning("%s%s", warning, place, extra=self._log_extra)
         export(self._sessions.counters, self._log_extra["driver"])
         if driver is not None:
             from asyncio import create_task, get_running_loop  # noqa: PLC0415 - takes 20 ms to load, which a server has done

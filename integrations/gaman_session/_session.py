@@ -11,6 +11,7 @@ from sys import _getframe as getframe
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from gaman import log_extra
+from gaman.errors import a_type
 from gaman_session._awaitable import Done, Due, SessionCall, later, reading, ready, run
 from gaman_session._counters import Rejection
 from gaman_session._errors import SessionClosed, SessionTypeError, SessionUseError
@@ -42,17 +43,6 @@ def too_late_to_read() -> SessionClosed:
 def too_late_to_change() -> SessionClosed:
     """Return the error for a change after the headers, which would reach neither the browser nor the store."""
     return SessionClosed("the response has begun, so a change of the session would be lost; make it before")
-
-
-def changed(key: str, fn: Callable[[Any], T], value: Any) -> T:
-    """Return `fn(value)`; SessionUseError if *fn* changed a list or a dict in place and returned nothing."""
-    result = fn(value)
-    if result is None and isinstance(value, (list, dict)):
-        raise SessionUseError(
-            f"update({key!r}): the function returned None for a {type(value).__name__}: have it return the new value, as in "  # pyright: ignore[reportUnknownArgumentType]
-            "`lambda cart: [*cart, item]`"
-        )
-    return result
 
 
 class Session(NotADict, ABC):
@@ -202,7 +192,7 @@ class Session(NotADict, ABC):
         if not isinstance(key, str):
             raise key_error("update", key, ", ...")
         if not callable(fn) or iscoroutinefunction(fn):
-            given = "an async function" if callable(fn) else f"a {type(fn).__name__}"
+            given = "an async function" if callable(fn) else a_type(fn)
             raise SessionUseError(
                 f"update() takes a plain function, not {given}: write `await ctx.session.update({key!r}, lambda value: ..., 0)`"
             )

@@ -14,7 +14,8 @@ from gaman_session._driver import length_of, size_of
 from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge
 from gaman_session._flush import MAX_ATTEMPTS, Flush, Pending, Renewal, is_touch_due, open_field
 from gaman_session._known import Absent, Ended, Known, Live, Unread
-from gaman_session._session import REMOVED, CookieValue, Session, changed, too_late_to_read
+from gaman_session._misuse import changed
+from gaman_session._session import REMOVED, CookieValue, Session, too_late_to_read
 from gaman_session._sessions import Sessions
 
 if TYPE_CHECKING:
