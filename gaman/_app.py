@@ -26,7 +26,7 @@ from gaman._results import NothingReturned, error_response, to_response
 from gaman._routing import Table, define_routes
 from gaman._target import in_origin_form
 from gaman._tracebacks import exc_info_of
-from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, ResultError
+from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, ResultError, checks_arguments
 
 logger = logging.getLogger("gaman")
 
@@ -35,6 +35,7 @@ _LENGTHS = [content_length(size) for size in range(_SMALL)]
 """The content-length fields of small bodies, by size in bytes."""
 
 
+@checks_arguments
 class App:
     """Routes and integrations as an ASGI 3 application, for gaman.serve() or any other ASGI server.
 

@@ -7,7 +7,7 @@ from inspect import isclass, iscoroutinefunction, ismodule, isroutine
 from typing import cast
 
 from gaman._asgi import Application
-from gaman._handlers import function_of, has_routes, name_of, signature_of
+from gaman._handlers import fits, function_of, has_routes, name_of, signature_of
 from gaman._response import close_coroutine
 from gaman.errors import ConfigError
 
@@ -24,13 +24,7 @@ def takes(value: object, count: int) -> bool:
     if not callable(value):
         return False
     signature = signature_of(value)
-    if signature is None:
-        return True
-    try:
-        signature.bind(*[None] * count)
-    except TypeError:
-        return False
-    return True
+    return signature is None or fits(signature, count)
 
 
 def kind_of(value: object) -> str:

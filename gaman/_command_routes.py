@@ -79,7 +79,7 @@ def _place_around(wrapper: Wrapper) -> str:
 
 
 def _describe_integration(integration: Integration) -> tuple[str, str, str]:
-    names = [field.name for field in fields(Integration) if field.name not in ("name", "priority")]
+    names = [field.name for field in fields(Integration) if field.init and field.name not in ("name", "priority")]
     hooks = (name for name in names if getattr(integration, name) is not None)
     return integration.name, integration.priority, ", ".join(hooks)
 

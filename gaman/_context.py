@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from os import urandom
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
 from urllib.parse import quote
@@ -11,6 +11,7 @@ from urllib.parse import quote
 from gaman import _target
 from gaman._asgi import Receive, Scope
 from gaman._body import RequestBody
+from gaman._calls import Call, awaited
 from gaman._cookies import Cookies, SetCookies, find_cookie
 from gaman._decoding import decode_fields
 from gaman._fields import Fields
@@ -173,7 +174,7 @@ class Context:
 
     @property
     def query(self) -> Fields[str]:
-        """The query's fields: `query["a"]` is the first value of a name, and `query.getall("a")` is a list of all, maybe empty."""
+        """The query's fields: `query["a"]` is the first of a name, or else InvalidInput; `query.getall("a")` is a list of all."""
         if not hasattr(self, "_query"):
             self._query = parse_pairs(self.scope["query_string"], "query")
         return self._query
@@ -289,7 +290,7 @@ class Context:
         """
         return self._request_body.stream(max_size)
 
-    async def disconnected(self) -> None:
+    def disconnected(self) -> Coroutine[Any, Any, None]:
         """Return when the client has disconnected. A body that isn't read by then is discarded.
 
         It can end work that only this client waits for:
@@ -297,21 +298,21 @@ class Context:
             disconnected = asyncio.create_task(ctx.disconnected())
             await asyncio.wait({work, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         """
-        await self._request_body.disconnected()
+        return Call("ctx.disconnected", self._request_body.disconnected())
 
-    async def body(self, max_size: int | None = None) -> bytes:
+    def body(self, max_size: int | None = None) -> Coroutine[Any, Any, bytes]:
         """Return the whole body; HTTPError 413 beyond *max_size* bytes, by default the App's max_body_size."""
-        return await self._request_body.read(max_size)
+        return Call("ctx.body", self._request_body.read(max_size))
 
-    async def text(self) -> str:
+    def text(self) -> Coroutine[Any, Any, str]:
         """Return the body as text; HTTPError 400 if it isn't UTF-8."""
-        return await self._request_body.text()
+        return Call("ctx.text", self._request_body.text())
 
     @overload
     async def json(self) -> Any: ...
     @overload
     async def json(self, type: type[T]) -> T: ...
-    async def json(self, type: Any = None) -> Any:
+    def json(self, type: Any = None) -> Coroutine[Any, Any, Any]:
         """Return the JSON body, decoded into *type*: a dataclass, Struct, TypedDict or another type that msgspec supports.
 
             @dataclass
@@ -325,9 +326,9 @@ class Context:
         the fault. HTTPError 400 is raised for malformed JSON and for more than 100 nested levels, and ResultError for a *type* that
         isn't one.
         """
-        return await self._request_body.json(type)
+        return Call("ctx.json", self._request_body.json(type))
 
-    async def form(self, max_size: int | None = None) -> Form:
+    def form(self, max_size: int | None = None) -> Coroutine[Any, Any, Form]:
         """Return the fields and files of an urlencoded or multipart form. An empty body is an empty form.
 
             form = await ctx.form(max_size=20 << 20)
@@ -337,8 +338,9 @@ class Context:
         HTTPError 413 is raised beyond *max_size* bytes, by default the App's max_body_size, and beyond 1,000 fields, 100 files, or
         4 KiB of header fields in a part. The fields together may not exceed max_body_size, even if *max_size* is larger.
         """
-        return await self._request_body.form(max_size)
+        return Call("ctx.form", self._request_body.form(max_size))
 
+    @awaited
     async def form_as(self, type: type[T], max_size: int | None = None) -> T:
         """Return the form, decoded into *type*: a dataclass, Struct or TypedDict. Its files are UploadedFile.
 
@@ -354,25 +356,28 @@ class Context:
         Texts become values as in `query_as`. An unchecked checkbox isn't sent, so a bool needs a default. InvalidInput, a 422, is
         raised for a form that doesn't fit, ResultError for a *type* that can't hold fields, and HTTPError as by `form`.
         """
-        fields, files = await self.form(max_size)
-        decoded: T = decode_fields(type, "ctx.form_as()", fields, files)
+        decoded: T = decode_fields(type, "ctx.form_as()", *await self._request_body.form(max_size))
         return decoded
 
+    @awaited
     async def input(self, name: str) -> str | None:
         """Return the form's first field of that name, or None."""
-        return (await self.form()).fields.get(name)
+        return (await self._request_body.form()).fields.get(name)
 
+    @awaited
     async def inputs(self, name: str) -> list[str]:
         """Return every field of that name, in a list that may be empty."""
-        return (await self.form()).fields.getall(name)
+        return (await self._request_body.form()).fields.getall(name)
 
+    @awaited
     async def file(self, name: str) -> UploadedFile | None:
         """Return the form's first file of that name, or None, also for an input that was left empty."""
-        return (await self.form()).files.get(name)
+        return (await self._request_body.form()).files.get(name)
 
+    @awaited
     async def files(self, name: str) -> list[UploadedFile]:
         """Return every file of that name, in a list that may be empty. Inputs that were left empty aren't in it."""
-        return (await self.form()).files.getall(name)
+        return (await self._request_body.form()).files.getall(name)
 
 
 def no_session(*_: object) -> NoReturn:

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from gaman._headers import RawHeaders, as_text
-from gaman.errors import HeaderError
+from gaman.errors import HeaderError, ResultError
 
 SetCookies = dict[object, tuple[bytes, bytes]]
 """Set-Cookie fields by name, domain, path and partitioned, which together identify a cookie."""
@@ -151,6 +151,23 @@ class Cookies:
         secure = partitioned or self._is_secure() or name.lower().startswith(_SECURE_PREFIXES)
         self.set(name, "", max_age=0, path=path, domain=domain, secure=secure, partitioned=partitioned)
         self._written[name] = None
+
+    if not TYPE_CHECKING:
+
+        def __getitem__(self, name: object) -> NoReturn:
+            raise ResultError(f"cookies aren't a dict: write ctx.cookies.get({name!r})")
+
+        def __setitem__(self, name: object, value: object) -> NoReturn:
+            raise ResultError(f"cookies aren't a dict: write ctx.cookies.set({name!r}, ...)")
+
+        def __delitem__(self, name: object) -> NoReturn:
+            raise ResultError(f"cookies aren't a dict: write ctx.cookies.delete({name!r})")
+
+        def __contains__(self, name: object) -> NoReturn:
+            raise ResultError(f"cookies aren't a dict: write ctx.cookies.has({name!r})")
+
+        # Without this, Python would iterate by index.
+        __iter__ = None
 
 
 # Saves a microsecond a cookie, because an application has few cookies.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
 
 from gaman._context import Context
 from gaman._handlers import function_of, name_of
+from gaman._hints import hint_of
 from gaman._matching import Handler
 from gaman._results import NothingReturned
 from gaman._tracebacks import exc_info_of, explain, location_of
@@ -16,8 +16,6 @@ logger = logging.getLogger("gaman")
 
 FAILURES = "gaman.failures"
 """The key of an ASGI scope under which a test client puts the Failures of the request."""
-
-_lacks_attribute = re.compile(r"'(\w+)' object has no attribute '(\w+)'").match
 
 
 class Failures:
@@ -46,7 +44,7 @@ def log_failure(ctx: Context, error: Exception, handler: object) -> str:
         return ""
     if (failures := _failures_of(ctx)) is not None:
         failures.add(error)
-    reason = explain(error) if isinstance(error, GamanError) else _explain_attribute(error, ctx)
+    reason = explain(error) if isinstance(error, GamanError) else hint_of(error, ctx)
     if not reason:
         logger.error("%s %r failed", ctx.method, ctx.path, exc_info=exc_info_of(error), extra=ctx.log_extra)
         return ""
@@ -106,16 +104,3 @@ def _failures_of(ctx: Context) -> Failures | None:
 def _lose(ctx: Context, error: Exception) -> None:
     if (failures := _failures_of(ctx)) is not None:
         failures.lost = failures.lost or error
-
-
-def _explain_attribute(error: Exception, ctx: Context) -> str:
-    """Return what to write instead of an attribute that a context or a session doesn't have; "" for any other *error*."""
-    # Its text is parsed because before Python 3.12 the error of setting an attribute has no object.
-    if not isinstance(error, AttributeError) or (found := _lacks_attribute(str(error))) is None:
-        return ""
-    message, kind, name = found[0], found[1], found[2]
-    if kind == type(ctx).__name__ and (error.obj is ctx or error.obj is None):
-        return f"{message}; what you add to a request yourself goes into ctx.locals[{name!r}]"
-    if ctx._session is not None and kind == type(ctx._session).__name__:
-        return f"{message}; write `await ctx.session.get({name!r})`, or `await ctx.session.set({name!r}, ...)`"
-    return ""

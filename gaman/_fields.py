@@ -6,16 +6,34 @@ from typing import Any, TypeVar, overload
 
 from multidict import MultiDictProxy
 
+from gaman.errors import InvalidInput
+
 T = TypeVar("T")
 D = TypeVar("D")
 
 _EMPTY_LIST: Any = object()
 
 
+class _MissingField(InvalidInput, KeyError):
+    """A field that the request lacks, as query_as() and form_as() report it; a KeyError too, because it is that of a mapping."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("is required", f"$.{name}", name)
+
+
 class Fields(MultiDictProxy[T]):
-    """The values by name, in the order of the request; read-only. `[name]` is the first of that name, or raises KeyError."""
+    """The values by name, in the order of the request; read-only.
+
+    `[name]` is the first of that name. Without one, it raises InvalidInput, a 422 that is also a KeyError, and `get` returns None.
+    """
 
     __slots__ = ()
+
+    def __getitem__(self, key: str) -> T:
+        try:
+            return super().__getitem__(key)
+        except KeyError:
+            raise _MissingField(key) from None
 
     @overload
     def getall(self, key: str) -> list[T]: ...

@@ -11,8 +11,9 @@ import anyio.to_thread
 from anyio.lowlevel import RunVar
 from multidict import MultiDict
 
+from gaman._calls import awaited
 from gaman._fields import Fields
-from gaman.errors import HTTPError
+from gaman.errors import HTTPError, ResultError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +51,7 @@ class UploadedFile:
     def __del__(self) -> None:
         self.file.close()
 
+    @awaited
     async def read(self) -> bytes:
         """Return the whole content."""
 
@@ -59,6 +61,7 @@ class UploadedFile:
 
         return await anyio.to_thread.run_sync(read)
 
+    @awaited
     async def save(self, path: str | Path) -> None:
         """Write the content to *path*, and replace a file there; OSError if that fails."""
 
@@ -84,6 +87,17 @@ class Form(NamedTuple):
 
     fields: Fields[str]
     files: Fields[UploadedFile]
+
+
+if not TYPE_CHECKING:
+    _item = Form.__getitem__
+
+    def _refuse_names(form: Form, key: object) -> object:
+        if isinstance(key, str):
+            raise ResultError(f"a form isn't a dict: write form.fields[{key!r}], or form.files[{key!r}]")
+        return _item(form, key)
+
+    Form.__getitem__ = _refuse_names
 
 
 async def read_urlencoded(chunks: AsyncIterator[bytes], limit: int) -> Fields[str]:

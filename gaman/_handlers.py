@@ -9,7 +9,7 @@ from inspect import Parameter, Signature, isasyncgenfunction, isclass, iscorouti
 from typing import cast
 
 from gaman._matching import Handler, Routes
-from gaman.errors import ConfigError
+from gaman.errors import ConfigError, a_type
 
 
 def check_handlers(where: str, value: object) -> tuple[Handler, ...]:
@@ -29,8 +29,10 @@ def _check_handler(where: str, handler: object) -> None:
         name = name_of(cast("object", handler))
         handler.close()
         raise ConfigError(f"{where}: {name} is called here; write {name} by itself, because each request calls it")
+    if hasattr(type(handler), "on_unmatched"):
+        raise ConfigError(f"{where}: an integration isn't a handler; write App(..., integrations=[...])")
     if not callable(handler):
-        raise ConfigError(f"{where}: a {type(handler).__name__} isn't a handler; give an async function, or a list of them")
+        raise ConfigError(f"{where}: {a_type(handler)} isn't a handler; give an async function, or a list of them")
     called, name = function_of(handler), name_of(handler)
     if isclass(handler):
         raise ConfigError(f"{where}: {name} is a class, not a handler; give an async function, or a method of an object")
@@ -44,6 +46,8 @@ def _check_handler(where: str, handler: object) -> None:
     takes = signature_of(handler)
     if takes is None:
         return
+    if fits(takes, 3) and not fits(takes):
+        raise ConfigError(f"{where}: {name} is an ASGI application, not a handler; write {{'/path/*': mount({name})}}")
     first = next(iter(takes.parameters), "ctx")
     # `async def show(id)` for `/users/:id` would get the context as its id.
     if not fits(takes) or first == "self" or (first != "ctx" and f":{first}" in re.split("[/<*]", where)):
@@ -65,10 +69,10 @@ def signature_of(function: Callable[..., object]) -> Signature | None:
         return None
 
 
-def fits(takes: Signature) -> bool:
-    """Return whether a function with this signature can be called with one argument."""
+def fits(takes: Signature, count: int = 1) -> bool:
+    """Return whether a function with this signature can be called with *count* arguments."""
     try:
-        takes.bind(None)
+        takes.bind(*[None] * count)
     except TypeError:
         return False
     return True

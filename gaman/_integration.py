@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, fields
-from inspect import ismodule
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from inspect import isasyncgenfunction, isclass, iscoroutinefunction, ismodule
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
+from gaman._application import kind_of, takes
 from gaman._asgi import Scope
 from gaman._context import Context
+from gaman._handlers import function_of, name_of, required, signature_of
 from gaman._headers import RawHeaders
-from gaman._response import Response
-from gaman.errors import ConfigError
+from gaman._response import Response, close_coroutine
+from gaman._tracebacks import place_of_caller
+from gaman.errors import ConfigError, a_type, checks_arguments
 
 if TYPE_CHECKING:
     from gaman._app import App
@@ -23,10 +26,23 @@ SessionCloser: TypeAlias = "Callable[[Context, Session, Response], Awaitable[Raw
 Priority = Literal["very-high", "high", "normal", "low", "very-low"]
 """How far out an integration lies around the handlers: `"very-high"` runs first on the way in, and last on the way out."""
 
-_SESSION_HOOKS = ("make_session", "close_session")
+_ARGUMENTS = {
+    "on_load": ["app"],
+    "on_shutdown": ["app"],
+    "on_request": ["ctx"],
+    "on_response": ["ctx", "response"],
+    "on_unmatched": ["ctx"],
+    "on_error": ["ctx", "error"],
+    "make_session": ["scope", "is_closed"],
+    "close_session": ["ctx", "session", "response"],
+    "on_purge": ["app"],
+    "on_check": ["app"],
+}
+"""What each hook is called with."""
 _ORDER: tuple[Priority, ...] = ("very-high", "high", "normal", "low", "very-low")
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class Integration:
     """A name, a priority, and optional hooks, which are sync or async functions.
@@ -69,20 +85,40 @@ class Integration:
     """Removes what has expired from the integration's store, and returns the number removed; called by `gaman purge`."""
     on_check: Callable[[App], Awaitable[None] | None] | None = None
     """Raises an error if the integration can't work at the moment; called by `app.check()`."""
+    place: str = field(init=False, repr=False, compare=False, default="")
+    """The line that made the integration, for messages: ` (main.py, line 8, in <module>)`."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "place", place_of_caller())
         if not self.name:
             raise ConfigError("an integration needs a name, for the errors and logs that it appears in")
         if self.priority not in _ORDER:
             raise ConfigError(f"the integration {self.name!r} has priority={self.priority!r}; it takes one of {', '.join(_ORDER)}")
-        for field in fields(self):
-            hook, is_hook = getattr(self, field.name), field.name.startswith("on_") or field.name in _SESSION_HOOKS
-            if is_hook and hook is not None and not callable(hook):
-                raise ConfigError(f"{field.name} of the integration {self.name!r} is a {type(hook).__name__}, not a function")
+        for option, arguments in _ARGUMENTS.items():
+            if (hook := getattr(self, option)) is not None and (fault := _fault(hook, arguments)):
+                raise ConfigError(f"{option} of the integration {self.name!r}: {fault}")
         if (self.make_session is None) != (self.close_session is None):
             raise ConfigError(
                 f"the integration {self.name!r} has only one of make_session and close_session; give it both, or none"
             )
+
+
+def _fault(hook: object, arguments: list[str]) -> str | None:
+    """Return why *hook* can't be called with these *arguments*, or None if it can, as far as its signature tells."""
+    if isinstance(hook, Coroutine):
+        name = close_coroutine(cast("object", hook))
+        return f"{name} is called here; write {name} by itself, because it is called later"
+    if not callable(hook):
+        return f"{a_type(hook)} isn't a function"
+    name = name_of(hook)
+    if isasyncgenfunction(function_of(hook)):
+        return f"{name} is an async generator, because it holds `yield`; write a function that returns"
+    signature = signature_of(hook)
+    given = [*signature.parameters] if signature is not None else []
+    is_swapped = len(arguments) > 1 and given[: len(arguments)] == arguments[::-1]
+    if signature is not None and (is_swapped or not takes(hook, len(arguments))):
+        return f"{name} takes {required(signature)}, but is called as {name}({', '.join(arguments)})"
+    return None
 
 
 define_integration = Integration
@@ -107,12 +143,25 @@ def in_order(integrations: Iterable[Integration]) -> list[Integration]:
     return sorted(integrations, key=lambda integration: _ORDER.index(integration.priority))
 
 
+def _middleware_in(value: object) -> object:
+    """Return the class of ASGI middleware that *value* is or, as a Middleware, names; None for anything else."""
+    # Starlette's own Middleware has this attribute too.
+    cls: object = getattr(value, "cls", value)
+    return cls if cls is not value or (isclass(cls) and takes(getattr(cls, "__call__", None), 4)) else None  # noqa: B004
+
+
 def _describe(value: object) -> str:
     """Return a description of *value*, which should be a list of integrations or one of them, and what to write instead."""
     if isinstance(value, Integration):
         return f"the integration {value.name!r} by itself; write integrations=[{value.name}(...)]"
     if isinstance(value, (list, tuple)):
         return "a list; write integrations=[session()], without another list in it"
+    if (middleware := _middleware_in(value)) is not None:
+        return f"the ASGI middleware {name_of(middleware)}; write middleware=[Middleware({name_of(middleware)}, ...)]"
+    if iscoroutinefunction(value) and takes(value, 1):
+        return f"the async function {name_of(value)}; one for every request goes into the routes, as {{'*': {name_of(value)}}}"
+    if iscoroutinefunction(function_of(value)) and takes(value, 3):
+        return f"the application {kind_of(value)}; put it into the routes, as {{'/path/*': mount(...)}}"
     if ismodule(value):
         return f"the module {value.__name__}; import the integration from it"
     if callable(value):

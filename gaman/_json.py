@@ -10,7 +10,7 @@ import msgspec
 
 from gaman._faults import fault_of, large_integer
 from gaman._texts import unresolved
-from gaman.errors import HTTPError, InvalidInput, ResultError
+from gaman.errors import HTTPError, InvalidInput, ResultError, a_type
 
 T = TypeVar("T")
 
@@ -57,9 +57,8 @@ def _decoder_of(type: Any) -> msgspec.json.Decoder[Any]:
     except NameError as error:
         raise unresolved(type, "ctx.json()", error) from None
     except TypeError:
-        given = type.__class__.__name__
         raise ResultError(
-            f"ctx.json() takes a type to decode the body into, not a {given}; return Response.json() to answer"
+            f"ctx.json() takes a type to decode the body into, not {a_type(type)}; return Response.json() to answer"
         ) from None
 
 

@@ -43,8 +43,7 @@ class Lifecycle:
         self._app.workers = max(self._app.workers, count_workers())
         try:
             for integration in self._integrations:
-                if integration.on_load is not None and (loading := integration.on_load(self._app)) is not None:
-                    await loading
+                await self._load(integration)
                 self._loaded.append(integration)
             # Last, because handlers and hooks of the App run before those of a mounted application.
             for lifespan in self.lifespans.values():
@@ -54,6 +53,15 @@ class Lifecycle:
             await self.shutdown()
             raise
         self.is_loaded = True
+
+    async def _load(self, integration: Integration) -> None:
+        """Call the on_load hook; its error gets the line that made the integration."""
+        try:
+            if integration.on_load is not None and (loading := integration.on_load(self._app)) is not None:
+                await loading
+        except GamanError as error:
+            error.add_note(integration.place)
+            raise
 
     async def shutdown(self) -> None:
         """End everything that has started. A failure is logged, and the others still end."""

@@ -74,6 +74,8 @@ def _check_entry(entry: object) -> Wrapper:
             f"middleware holds {entry!r}; write Middleware(Class, **options), or a function that takes the application"
         )
     name = wrapper_name(entry)
+    if "Integration" in str(getattr(entry, "__annotations__", {}).get("return")):
+        raise ConfigError(f"middleware holds {name}, which makes an integration; write integrations=[{name}(...)]")
     if iscoroutinefunction(entry):
         raise ConfigError(
             f"middleware holds the async function {name}; one for every request goes into the routes, as {{'*': {name}}}, "

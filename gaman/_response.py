@@ -16,7 +16,7 @@ from gaman import _file
 from gaman._framing import CONTENT_TYPE, FRAMING, check_framing
 from gaman._headers import MutableHeaders, RawHeaders, as_text, encode_name, encode_value
 from gaman._payloads import FileBody, Payload, Stream
-from gaman.errors import HeaderError, HTTPError, ResultError
+from gaman.errors import HeaderError, HTTPError, ResultError, a_type
 
 if TYPE_CHECKING:
     from gaman._context import Context
@@ -42,7 +42,7 @@ def _refuse(value: object) -> object:
         raise ResultError(
             f"the result holds the coroutine {close_coroutine(cast('object', value))!r}: write `await` before that call"
         )
-    raise ResultError(f"JSON can't hold a {type(value).__name__}; give it a dict, list, dataclass or Struct in its place")
+    raise ResultError(f"JSON can't hold {a_type(value)}; give it a dict, list, dataclass or Struct in its place")
 
 
 def close_coroutine(coroutine: Any) -> str:
@@ -307,7 +307,7 @@ def _describe(chunks: object) -> str:
         return f"{getattr(chunks, '__qualname__', chunks)!r} itself: call it"
     if isgenerator(chunks):
         return f"the generator {chunks.__qualname__!r}: write `async def` in place of its `def`"
-    return f"a {type(chunks).__name__}; write an `async def` that yields its chunks, or pass all of them to Response()"
+    return f"{a_type(chunks)}; write an `async def` that yields its chunks, or pass all of them to Response()"
 
 
 async def open_body(response: Response, ctx: Context) -> Response:

@@ -15,7 +15,7 @@ from gaman._matching import METHODS, Entry, Handler, Layer, Routes, chain, compl
 from gaman._mount import Mount
 from gaman._results import Result
 from gaman._target import without_empty
-from gaman.errors import ConfigError
+from gaman.errors import ConfigError, a_type, checks_arguments
 
 Table: TypeAlias = "Mapping[str, Handler | Sequence[Handler] | Table]"
 """Paths, methods and middleware, each with a handler, a list of handlers, or a table whose paths continue this one."""
@@ -31,6 +31,7 @@ _is_converter = re.compile(r"str|string|int|float|path|slug|uuid|any").fullmatch
 _names = re.compile(r"[A-Za-z_]\w*").findall
 
 
+@checks_arguments
 def define_routes(table: Table | Callable[[], Table] | Callable[[Any], Table], *, strict: bool = False) -> Routes:
     """Return the routes of *table*; ConfigError names the path of a mistake.
 
@@ -67,7 +68,7 @@ def _read(table: object, strict: bool) -> list[Entry]:
     if has_routes(table):
         raise ConfigError("define_routes() takes a dict of paths and handlers, and these routes are defined already; pass the dict")
     if not _is_table(table):
-        raise ConfigError(f"routes are a dict of paths and handlers, or a function that returns one, not a {type(table).__name__}")
+        raise ConfigError(f"routes are a dict of paths and handlers, or a function that returns one, not {a_type(table)}")
     return [entry for row in _flatten(table, "") for entry in _entries(row, strict)]
 
 
@@ -159,7 +160,7 @@ def _is_table(value: object) -> TypeGuard[Table]:
 def _join(prefix: str, key: object) -> str:
     where = f"{key!r} below {prefix!r}" if prefix else repr(key)
     if not isinstance(key, str):
-        raise ConfigError(f"{where}: a key is a path or a method, not a {type(key).__name__}")
+        raise ConfigError(f"{where}: a key is a path or a method, not {a_type(key)}")
     if key.startswith("/"):
         return (prefix + key).removesuffix("/") if key == "/" and prefix else prefix + key
     if key == "*":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Iterable
 from functools import partial
-from inspect import isclass, ismodule, isroutine
+from inspect import isclass, ismodule, isroutine, signature
 from os import PathLike
 from typing import Any, cast
 
@@ -16,9 +16,10 @@ from gaman._matching import Routes
 from gaman._middleware import Wrapper
 from gaman._proxies import NEARBY
 from gaman._routing import Table
-from gaman.errors import ConfigError
+from gaman.errors import ConfigError, checks_arguments
 
 
+@checks_arguments
 def serve(
     routes: App | Routes | Table | Application,
     *,
@@ -98,9 +99,9 @@ def _application_of(routes: App | Routes | Table | Application, **options: Any) 
         return App(cast("Routes | Table", routes), **options)
     if not isinstance(routes, App):
         check_application("gaman.serve()", routes)
-    defaults = cast("dict[str, Any]", serve.__kwdefaults__)
+    defaults = signature(serve).parameters
     # By identity, because deps may be any object, with any `==`.
-    given = [name for name, value in options.items() if value is not defaults[name]]
+    given = [name for name, value in options.items() if value is not defaults[name].default]
     if given and isinstance(routes, App):
         raise ConfigError(f"gaman.serve() got an App, so pass {given[0]}= where the App is created: gaman.App(..., {given[0]}=...)")
     if given:

@@ -12,13 +12,13 @@ from gaman.errors import ConfigError, GamanError
 
 
 def explain(error: GamanError) -> str:
-    """Return the message of *error* and of its cause, on one line. A ConfigError's message is complete without the cause."""
+    """Return the message of *error*, its cause and its notes, on one line; a ConfigError's is complete without the cause."""
     text, cause = str(error), error.__cause__
     reason = "" if cause is None or isinstance(error, ConfigError) else " ".join(str(cause).split()) or type(cause).__name__
-    if reason in text:
-        return text
-    # Some database clients add the state of a whole cluster.
-    return f"{text}: {reason}" if len(reason) <= 200 else f"{text}: {reason[:200]}..."
+    if reason not in text:
+        # Some database clients add the state of a whole cluster.
+        text = f"{text}: {reason}" if len(reason) <= 200 else f"{text}: {reason[:200]}..."
+    return text + "".join(getattr(error, "__notes__", ()))
 
 
 def location_of(error: BaseException, handler: object = None) -> str:
@@ -29,8 +29,20 @@ def location_of(error: BaseException, handler: object = None) -> str:
             code, line = frame.f_code, number
     if not isinstance(code, CodeType) or code.co_filename.startswith(_HERE):
         return ""
+    return _location(code, line or code.co_firstlineno)
+
+
+def place_of_caller() -> str:
+    """Return in brackets the line of the user's code that is calling; "" if all callers are gaman's."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _is_ours(frame):
+        frame = frame.f_back
+    return "" if frame is None else _location(frame.f_code, frame.f_lineno)
+
+
+def _location(code: CodeType, line: int) -> str:
     path = os.path.relpath(code.co_filename) if code.co_filename.startswith(os.getcwd()) else code.co_filename
-    return f" ({path}, line {line or code.co_firstlineno}, in {code.co_name})"
+    return f" ({path}, line {line}, in {code.co_name})"
 
 
 def exc_info_of(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:

@@ -1,10 +1,17 @@
-"""Every error of the core, in one tree; imports nothing of gaman."""
+"""Every error of the core, in one tree, and what messages share; imports nothing of gaman."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import msgspec
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+# Of names in capitals, the first letter is spoken: an HTTPError, a UUID.
+_takes_an = re.compile(r"[AEFHILMNORSX][A-Z0-9]|[AEIOaeio](?![A-Z])|[Uu]p").match
 
 
 class GamanError(Exception):
@@ -113,3 +120,67 @@ def _phrase(status: int) -> str:
 
 class ClientDisconnected(GamanError):
     """The client disconnected before its whole body had arrived, or before its response was sent. The request ends there."""
+
+
+def a_type(value: object) -> str:
+    """Return the type of *value* for a message, with its article: `an int`, `a str`; `None` for None."""
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if _takes_an(name) else 'a'} {name}"
+
+
+def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return `; did you mean 'max_age'?` with the *known* name that is most similar to *name*, or "" if none is."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only mistakes need it
+
+    near = get_close_matches(str(name), known, 1, cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def checks_arguments(function: C) -> C:
+    """Return *function*, which raises ConfigError in place of TypeError for arguments that it doesn't take; for integrations.
+
+        @checks_arguments
+        def cors(origins: str, *, max_age: int = 600) -> Integration: ...
+
+    A class is returned itself, with this check of its `__init__`. Calls without a mistake cost nothing more.
+    """
+    target: Any = function
+    if not isinstance(target, type):
+        return cast("C", _checking(target, target.__name__))
+    cls: Any = target
+    cls.__init__ = _checking(cls.__init__, cls.__name__)
+    return function
+
+
+def _checking(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except TypeError:
+            fault = _fault(function, name, args, kwargs)
+            if fault is None:
+                raise
+        raise ConfigError(fault)
+
+    return call
+
+
+def _fault(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Return what is wrong with the arguments of a call, or None if the signature fits."""
+    from inspect import Parameter, signature  # noqa: PLC0415 - only mistakes need it
+
+    takes = signature(function)
+    try:
+        takes.bind(*args, **kwargs)
+    except TypeError as error:
+        known = {each: parameter for each, parameter in takes.parameters.items() if each != "self"}
+        for given in kwargs:
+            if given not in known:
+                return f"{name}() has no option {given!r}" + (nearest(given, known) or f"; it takes {', '.join(known)}")
+        named = [each for each, parameter in known.items() if parameter.kind is Parameter.KEYWORD_ONLY]
+        if len(args) > len(takes.parameters) - len(named):
+            unnamed = ", ".join(each for each in known if each not in named) or "no option"
+            return f"{name}() takes {unnamed} without a name; name the other options, as in {named[0] if named else 'name'}=..."
+        return f"{name}(): {error}; it takes {', '.join(known)}"
+    return None

@@ -112,7 +112,7 @@ ORDER = [
     ["gaman._routing", "gaman._integration", "gaman._access", "gaman._failures", "gaman._lifespan"],
     ["gaman._mount"],
     ["gaman._application"],
-    ["gaman._handlers"],
+    ["gaman._handlers", "gaman._hints"],
     ["gaman._matching"],
     ["gaman._context"],
     ["gaman._body"],
@@ -131,6 +131,7 @@ ORDER = [
     [
         "gaman._accept",
         "gaman._asgi",
+        "gaman._calls",
         "gaman._fields",
         "gaman._log",
         "gaman._params",

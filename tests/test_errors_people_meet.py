@@ -199,6 +199,7 @@ class Call(NamedTuple):
 
 TWO_NAMED = "integrations holds two named 'session', which would conflict; remove one"
 CALLS = {
+    "an unknown option": Call("session(max_agee=3)", "session() has no option 'max_agee'; did you mean 'max_age'?"),
     "an App in an App": Call(
         "gaman.App(app)", "App() takes routes, not an App; serve an App with gaman.serve(app), or by `gaman serve main:app`"
     ),
@@ -352,7 +353,9 @@ def test_an_obstacle_to_the_start_is_reported_in_one_line(name: str, arguments: 
     assert status == 1
     assert stderr.count("\n") == 1, stderr
     assert stderr.startswith(f"gaman: {row.message}"), stderr
-    assert stderr.endswith(f"{row.place}\n"), stderr
+    # A store is opened later, and the line is that of its session(): of the App, or of serve().
+    place = re.escape(row.place) or r" \(main\.py, line (8|10), in <module>\)"
+    assert re.search(rf"{place}\n$", stderr), stderr
     assert "hidden" not in stderr
 
 
@@ -375,11 +378,11 @@ def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [SCRIPT, COMMAND], ids=["script", "command"])
 def test_an_error_of_the_user_at_import_shows_only_their_frames(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    (tmp_path / "main.py").write_text(Start("", options=driver("max_agee=5")).source())
+    (tmp_path / "main.py").write_text(Start("", options=driver("max_age=1 / 0")).source())
     with running(*arguments, cwd=tmp_path) as program:
         assert program.wait() == 1
         assert re.findall(r'File "(.*?)", line (\d+)', program.stderr) == [(str(tmp_path / "main.py"), "8")]
-        assert "session() got an unexpected keyword argument 'max_agee'" in program.stderr
+        assert "ZeroDivisionError: division by zero" in program.stderr
 
 
 def test_a_syntax_error_shows_only_its_own_line(tmp_path: Path) -> None:
@@ -733,7 +736,7 @@ REQUESTS = {
     "keep": Request("SessionUseError: end_all() keeps a session, not 'the handle': write keep=ctx.session", 'keep="the handle'),
     "lifetime": Request("SessionUseError: max_age is a whole number of seconds, 0 or more", 'max_age="1 day"'),
     "update_by_a_value": Request(
-        "SessionUseError: update() takes a plain function, not a int: write `await ctx.session.update('n', lambda value: ..., ",
+        "SessionUseError: update() takes a plain function, not an int: write `await ctx.session.update('n', lambda value: ..., ",
         'update("n", 5)',
     ),
     "update_by_a_coroutine": Request(

@@ -66,7 +66,7 @@ def test_a_mistake_in_an_integration_is_named(options: dict[str, Any], message: 
 
 def test_an_unknown_hook_is_refused() -> None:
     options: dict[str, Any] = {"on_reqest": handler}
-    with pytest.raises(TypeError, match="on_reqest"):
+    with pytest.raises(ConfigError, match="has no option 'on_reqest'; did you mean 'on_request'"):
         define_integration(name="x", **options)
 
 

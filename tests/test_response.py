@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from gaman import App, Context, Handler, HeaderError, HTTPError, Response, ResultError, define_integration
+from gaman.errors import a_type
 from tests.asgi import Exchange, Fetch, http_scope
 from tests.serving import SERVES, Connection, Program, request, running_script, until
 
@@ -82,7 +83,7 @@ async def test_an_invalid_result_gets_500_and_the_log_names_its_type(
 ) -> None:
     response = await fetch(App({"/": returning(result)}))
     assert (response.status, response.text) == (500, "Internal Server Error")
-    assert f"returned a {type(result).__name__}" in caplog.text
+    assert f"returned {a_type(result)}" in caplog.text
 
 
 async def test_a_missing_await_is_named(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
@@ -90,13 +91,13 @@ async def test_a_missing_await_is_named(fetch: Fetch, caplog: pytest.LogCaptureF
         return {"body": ctx.body()}
 
     assert (await fetch(App({"/": handler}))).status == 500
-    assert "Context.body" in caplog.text
+    assert "ctx.body" in caplog.text
     assert "await" in caplog.text
 
 
 async def test_a_value_that_json_cannot_hold_is_named(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     assert (await fetch(App({"/": returning({"a": object()})}))).status == 500
-    assert "JSON can't hold a object" in caplog.text
+    assert "JSON can't hold an object" in caplog.text
 
 
 async def test_a_response_is_sent_with_its_status_and_headers(fetch: Fetch) -> None:

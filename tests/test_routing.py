@@ -962,7 +962,7 @@ async def test_the_cost_of_a_catch_all_is_proportional_to_the_paths_length(fetch
         pytest.param({"/x": AsyncCallable}, "/x.*AsyncCallable", id="a class in the place of its object"),
         pytest.param({"/x/*": sync_handler}, r"/x/\*.*sync_handler", id="sync middleware"),
         pytest.param({"/x": "handler"}, "/x.*str", id="string"),
-        pytest.param({"/x": None}, "/x.*NoneType", id="none"),
+        pytest.param({"/x": None}, "/x: None isn.t a handler", id="none"),
         pytest.param({"/x": 404}, "/x.*int", id="number"),
         pytest.param({"/x": [handler, "handler"]}, "/x.*str", id="string in a list"),
         pytest.param({"/x": []}, "/x.*empty", id="empty list"),
@@ -1215,7 +1215,7 @@ async def test_any_async_callable_of_one_argument_can_be_a_handler(fetch: Fetch,
         (Controller.static_in_all_but_name, "Controller.static_in_all_but_name takes (self), but is called as"),
         (AsyncCallable, "AsyncCallable is a class, not a handler; give an async function, or a method of an object"),
         (Response("hello"), "a Response isn't a handler; give an async function, or a list of them"),
-        (None, "a NoneType isn't a handler; give"),
+        (None, "None isn't a handler; give"),
         (define_routes({"/": handler}), "routes aren't a handler; give the dict that they are made of in their place"),
         (App({"/": handler}), "routes aren't a handler; give the dict that they are made of in their place"),
         (NeedsMore(), "NeedsMore.__call__ takes (ctx, id), but"),
@@ -1243,7 +1243,7 @@ def test_a_handler_instead_of_a_table_is_refused(table: Any) -> None:
 
 @pytest.mark.parametrize(
     ("table", "name"),
-    [(None, "NoneType"), ([handler], "list"), (lambda: None, "NoneType"), (lambda: [("/", handler)], "list")],
+    [(None, "not None"), ([handler], "not a list"), (lambda: None, "not None"), (lambda: [("/", handler)], "list")],
     ids=["none", "list", "function of none", "function of list"],
 )
 def test_anything_but_a_table_is_refused(table: Any, name: str) -> None:

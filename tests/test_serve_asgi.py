@@ -455,7 +455,7 @@ async def fail(app):
     raise gaman.ConfigError("no store")
 gaman.serve({}, integrations=[gaman.define_integration(name="x", on_load=fail)], uds="app.sock")
 """
-    assert fails_to_start(source, tmp_path) == ["gaman: no store"]
+    assert fails_to_start(source, tmp_path) == ["gaman: no store (script.py, line 5, in <module>)"]
     assert not (tmp_path / "app.sock").exists()
 
 

@@ -1339,7 +1339,7 @@ gaman.serve({{}}, integrations=[session("{"s" * 32}", {{"type": "memory"}})], po
 """
     [line] = fails_to_start(source, tmp_path)
     assert line.startswith("gaman: the memory driver keeps sessions in one process, and 2 workers")
-    assert line.endswith("take cookies, file, redis, sql, mongodb, or workers=1")
+    assert line.endswith("take cookies, file, redis, sql, mongodb, or workers=1 (script.py, line 4, in <module>)")
 
 
 def test_a_script_that_fails_only_in_its_workers_stops_without_a_loop(tmp_path: Path) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar, cast
 
 import httpx
 from anyio.from_thread import BlockingPortal, BlockingPortalProvider
 
 from gaman._application import check_application
 from gaman._asgi import Application
+from gaman._response import close_coroutine
 from gaman.testing._lifespan import started
 from gaman.testing._portal import call
-from gaman.testing._session import SyncSession, opened
+from gaman.testing._session import AsyncBlock, SyncBlock, SyncSession, opened
 from gaman.testing._transport import SyncTransport, Transport
 
 if TYPE_CHECKING:
@@ -102,8 +103,7 @@ class TestClient(httpx.AsyncClient):
         if self._sync is not None:
             self._sync.__exit__(exc_type, exc_value, traceback)
 
-    @asynccontextmanager
-    async def session(self, url: str = "/") -> AsyncGenerator[Session]:
+    def session(self, url: str = "/") -> AbstractAsyncContextManager[Session]:
         """Open the session of this client, as a handler of *url* would see it; the block's changes are written at its end.
 
             async with client.session() as session:
@@ -113,8 +113,12 @@ class TestClient(httpx.AsyncClient):
         It runs no route and no hook, and the client keeps the cookie. An exception drops the changes. *url* matters only if the
         session's cookie has a path or a domain. ConfigError: the application has no session integration.
         """
-        async with opened(self._app, self.build_request("GET", url), self.cookies) as session:
-            yield session
+        return AsyncBlock(opened(self._app, self.build_request("GET", url), self.cookies))
+
+    if not TYPE_CHECKING:
+
+        def call(self, *_: object, **__: object) -> NoReturn:
+            raise RuntimeError("this client is async: write `await` before the call itself, as in `await sessions.count(owner)`")
 
 
 class SyncTestClient(httpx.Client):
@@ -161,8 +165,7 @@ class SyncTestClient(httpx.Client):
         _refuse_calls(self)
         self._stack.__exit__(exc_type, exc_value, traceback)
 
-    @contextmanager
-    def session(self, url: str = "/") -> Generator[SyncSession]:
+    def session(self, url: str = "/") -> AbstractContextManager[SyncSession]:
         """Open the session of this client, as TestClient.session() does, with calls that need no `await`.
 
             with client.session() as session:
@@ -171,15 +174,16 @@ class SyncTestClient(httpx.Client):
 
         ConfigError: the application has no session integration.
         """
-        opening = opened(self._app, self.build_request("GET", url), self.cookies)
-        with self._portal.wrap_async_context_manager(opening) as session:
-            yield SyncSession(self._portal, session)
+        return SyncBlock(self._portal, opened(self._app, self.build_request("GET", url), self.cookies))
 
     def call(self, function: Callable[P, Awaitable[T]], *arguments: P.args, **named: P.kwargs) -> T:
         """Call an async function in the application's event loop, and return its result.
 
         `assert client.call(sessions.count, "user:1") == 1`
         """
+        if isinstance(function, Coroutine):
+            name = close_coroutine(cast("object", function))
+            raise TypeError(f"client.call() takes the function and its arguments: write client.call({name}, ...)")
         return call(self._portal, function, *arguments, **named)
 
 

@@ -17,7 +17,11 @@ def call(portal: BlockingPortal, function: Callable[P, Awaitable[T]], *arguments
 
     async def run() -> tuple[T] | BaseException:
         try:
-            return (await function(*arguments, **named),)
+            made = function(*arguments, **named)
+            if not isinstance(made, Awaitable):
+                name = getattr(function, "__qualname__", "the function")
+                raise TypeError(f"client.call() takes an async function, and {name} isn't one; call it without the client")
+            return (await made,)
         except CancelledError:
             raise
         except BaseException as error:

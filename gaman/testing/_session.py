@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, overload
 
 import httpx
 from anyio.from_thread import BlockingPortal
@@ -41,6 +41,58 @@ async def opened(app: Application, request: httpx.Request, cookies: httpx.Cookie
         await _close(integration, ctx, Response.text("", 500), request, cookies)
         raise
     await _close(integration, ctx, Response.text(""), request, cookies)
+
+
+class _Block:
+    """What client.session() returns. Any other use than entering it explains how to."""
+
+    _write = ""
+
+    if not TYPE_CHECKING:
+
+        def _refuse(self, *_: object) -> NoReturn:
+            raise RuntimeError(f"write `{self._write}`, and use `session` inside the block")
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            self._refuse()
+
+        __getitem__ = __setitem__ = __enter__ = __exit__ = __aenter__ = __aexit__ = __await__ = _refuse
+
+
+class AsyncBlock(_Block, AbstractAsyncContextManager["Session"]):
+    """The session of an async client, in an `async with` block."""
+
+    _write = "async with client.session() as session:"
+
+    def __init__(self, opening: AbstractAsyncContextManager[Session]) -> None:
+        self._opening: Any = opening
+
+    async def __aenter__(self) -> Session:
+        session: Session = await self._opening.__aenter__()
+        return session
+
+    async def __aexit__(self, *error: object) -> bool | None:
+        is_handled: bool | None = await self._opening.__aexit__(*error)
+        return is_handled
+
+
+class SyncBlock(_Block, AbstractContextManager["SyncSession"]):
+    """The session of a SyncTestClient, in a `with` block."""
+
+    _write = "with client.session() as session:"
+
+    def __init__(self, portal: BlockingPortal, opening: AbstractAsyncContextManager[Session]) -> None:
+        self._portal = portal
+        self._opening: Any = portal.wrap_async_context_manager(opening)
+
+    def __enter__(self) -> SyncSession:
+        return SyncSession(self._portal, self._opening.__enter__())
+
+    def __exit__(self, *error: object) -> bool | None:
+        is_handled: bool | None = self._opening.__exit__(*error)
+        return is_handled
 
 
 async def _close(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from gaman import App, ConfigError, Context, Integration, Response
+from gaman.errors import checks_arguments
 from gaman_cors._origins import Origins
 
 _ORIGIN = "access-control-allow-origin"
@@ -14,6 +15,7 @@ _VARY = "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"
 _is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 
 
+@checks_arguments
 def cors(
     origins: str | Iterable[str],
     *,

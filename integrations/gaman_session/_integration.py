@@ -11,6 +11,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from gaman import Context, Integration, SameSite
+from gaman.errors import checks_arguments
 from gaman_session import _options
 from gaman_session._awaitable import SessionCall, later, run
 from gaman_session._clock import StoreClock, has_clock
@@ -117,6 +118,7 @@ class SessionIntegration(Integration):
         logger.error("%s", line)
 
 
+@checks_arguments
 def session(
     secret: str | Sequence[str] | None = None,
     driver: Mapping[str, Any] | Driver | None = None,
@@ -199,9 +201,9 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
     def upkeep() -> Upkeep:
         from gaman_session._upkeep import Upkeep  # noqa: PLC0415 - loads asyncio, which takes 20 ms, and which a server has loaded
 
-        return Upkeep(sessions, driver_name, store_clock, options.warnings)
+        return Upkeep(sessions, driver_name, store_clock, [f"{warning}{integration.place}" for warning in options.warnings])
 
-    return SessionIntegration(
+    integration = SessionIntegration(
         name="session",
         priority="very-high",
         on_load=lambda app: upkeep().open(app.workers),
@@ -216,6 +218,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         _upkeep=upkeep,
         _closing=closing,
     )
+    return integration
 
 
 def _fail(ctx: Context, error: Exception) -> None:

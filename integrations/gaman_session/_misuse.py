@@ -1,10 +1,11 @@
-"""The errors of a session that is used as a dict, of a key that isn't text, and of a function for update() that returns nothing."""
+"""The errors of a session that is used as a dict, and of an update() that can't work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from gaman.errors import a_type
 from gaman_session._errors import SessionUseError
 
 T = TypeVar("T")
@@ -13,6 +14,26 @@ T = TypeVar("T")
 def key_error(call: str, key: object, more: str = "") -> SessionUseError:
     """Return the error for a key that isn't text."""
     return SessionUseError(f"a session's key is a str, not {key!r}: write `await ctx.session.{call}({str(key)!r}{more})`")
+
+
+def changed(key: str, fn: Callable[[Any], T], value: Any) -> T:
+    """Return `fn(value)`; SessionUseError if *fn* can't take None, or changed a list or a dict in place and returned nothing."""
+    try:
+        result = fn(value)
+    except (TypeError, AttributeError) as cause:
+        if value is not None or "NoneType" not in str(cause):
+            raise
+        raise SessionUseError(
+            f"update({key!r}): the key is missing, so the function got None: give a default, as in "
+            f"`await ctx.session.update({key!r}, lambda value: ..., 0)`"
+        ) from cause
+    if result is None and isinstance(value, (list, dict)):
+        kind = a_type(value)  # pyright: ignore[reportUnknownArgumentType]
+        raise SessionUseError(
+            f"update({key!r}): the function returned None for {kind}: have it return the new value, as in "
+            "`lambda cart: [*cart, item]`"
+        )
+    return result
 
 
 class NotADict:
@@ -42,14 +63,3 @@ class NotADict:
 
         def __bool__(self) -> NoReturn:
             raise SessionUseError("a session is there for every visitor: write `await ctx.session.has(...)`")
-
-
-def changed(key: str, fn: Callable[[Any], T], value: Any) -> T:
-    """Return `fn(value)`; SessionUseError if *fn* changed a list or a dict in place and returned nothing."""
-    result = fn(value)
-    if result is None and isinstance(value, (list, dict)):
-        raise SessionUseError(
-            f"update({key!r}): the function returned None for a {type(value).__name__}: have it return the new value, as in "  # pyright: ignore[reportUnknownArgumentType]
-            "`lambda cart: [*cart, item]`"
-        )
-    return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import Parameter, signature
 from itertools import pairwise
@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from gaman import ConfigError, Cookies, HeaderError, SameSite
+from gaman.errors import a_type, nearest
 from gaman_session._driver import Driver
 from gaman_session._errors import SessionUnsupported
 from gaman_session._owners import supports_owners
@@ -206,7 +207,7 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
         missing = [name for name in _DRIVER_MEMBERS if not hasattr(driver, name)]
         if missing or isinstance(driver, type):
             # Its repr stays out of the message, because it may contain a password.
-            given = f"the class {driver.__name__}" if isinstance(driver, type) else f"a {type(driver).__name__}"
+            given = f"the class {driver.__name__}" if isinstance(driver, type) else a_type(driver)
             takes = "it takes a dict with a type, or a Driver object"
             raise ConfigError(f"session(driver=...): {takes}; {given} has no {', '.join(missing) or 'instance'}")
         return driver
@@ -222,11 +223,11 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
         if "type" not in driver:
             raise ConfigError(f"session(driver=...): the dict has no 'type'; {takes}")
         shown = "..." if "://" in str(kind) else repr(kind)
-        raise ConfigError(f"session(driver={{'type': {shown}}}): there is no such driver; {takes}{_nearest(kind, _TYPES)}")
+        raise ConfigError(f"session(driver={{'type': {shown}}}): there is no such driver; {takes}{nearest(kind, _TYPES)}")
     for name in settings:
         if name not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise ConfigError(f"the {kind} driver has no option {name!r}; {takes}{_nearest(name, known)}")
+            raise ConfigError(f"the {kind} driver has no option {name!r}; {takes}{nearest(name, known)}")
     for name, parameter in known.items():
         if parameter.default is Parameter.empty and name not in settings:
             raise ConfigError(f"the {kind} driver needs {name}; write driver={{'type': {kind!r}, {name!r}: ...}}")
@@ -240,19 +241,13 @@ def _options_for(text: str) -> str:
     return f"'type': {next(iter(get_close_matches(text, _TYPES, 1)), '...')!r}"
 
 
-def _nearest(name: object, known: Iterable[str]) -> str:
-    """Return a suggestion of the *known* name that is most similar to *name*, or an empty string."""
-    near = get_close_matches(str(name), known, 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def _codec(serializer: str | Serializer | None, encrypt: bool) -> Codec:
     if serializer is None:
         return CODECS["msgpack" if encrypt else "json"]
     if isinstance(serializer, str):
         if serializer not in CODECS:
             takes = f"it takes {', '.join(CODECS)}, or an object"
-            raise ConfigError(f"session(serializer={serializer!r}): {takes}{_nearest(serializer, CODECS)}")
+            raise ConfigError(f"session(serializer={serializer!r}): {takes}{nearest(serializer, CODECS)}")
         return CODECS[serializer]
     if not callable(getattr(serializer, "encode", None)) or not callable(getattr(serializer, "decode", None)):
         raise ConfigError(f"session(serializer={serializer!r}): it needs the methods encode(value) and decode(data, type)")

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, cast
 
 import msgspec
 
+from gaman.errors import a_type
 from gaman_session._errors import SessionSerializationError
 
 MAX_DEPTH: Final = 100
@@ -75,7 +76,7 @@ class Codec(msgspec.Struct):
             key.encode()
             data = self.encoder.encode(value)
             if data.__class__ is not bytes:
-                raise TypeError(f"the serializer returned a {type(data).__name__}, not bytes")
+                raise TypeError(f"the serializer returned {a_type(data)}, not bytes")
             if self.check_depth is not None and len(data) > MAX_DEPTH:
                 self.check_depth(data)
             return data
@@ -89,7 +90,7 @@ class Codec(msgspec.Struct):
                     f"the session can't keep {key!r}, the coroutine {name!r}: write `await` before that call"
                 ) from None
             reason = TOO_DEEP if isinstance(cause, RecursionError) else cause
-            raise SessionSerializationError(f"the session can't keep {key!r}, a {type(value).__name__}: {reason}") from cause
+            raise SessionSerializationError(f"the session can't keep {key!r}, {a_type(value)}: {reason}") from cause
 
     def decoder_of(self, type: Any) -> Decoder:
         """Return the decoder of *type*."""

@@ -11,6 +11,7 @@ from sys import _getframe as getframe
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from gaman import HTTPError, log_extra
+from gaman.errors import a_type
 from gaman_session._awaitable import Done, Due, SessionCall, later, reading, ready, run
 from gaman_session._counters import Rejection
 from gaman_session._errors import SessionTypeError, SessionUseError, too_late_to_change
@@ -184,7 +185,7 @@ class Session(NotADict, ABC):
         if not isinstance(key, str):
             raise key_error("update", key, ", ...")
         if not callable(fn) or iscoroutinefunction(fn):
-            given = "an async function" if callable(fn) else f"a {type(fn).__name__}"
+            given = "an async function" if callable(fn) else a_type(fn)
             raise SessionUseError(
                 f"update() takes a plain function, not {given}: write `await ctx.session.update({key!r}, lambda value: ..., 0)`"
             )

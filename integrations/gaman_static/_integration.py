@@ -9,6 +9,7 @@ from urllib.parse import quote
 from anyio import to_thread
 
 from gaman import ConfigError, Context, HTTPError, Integration, Response
+from gaman.errors import checks_arguments
 from gaman_static._encodings import IDENTITY, choose
 from gaman_static._folder import Folder, content_type, may_be_page
 
@@ -27,6 +28,7 @@ _is_path = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[^/:*?#%{}<>\\\x00-\x20]+)*/?").f
 _accepts_html = re.compile(r"\s*text/html\s*(?!.*;\s*q=0(?:\.0*)?\s*(?:;|\Z))(?:;.*)?", re.IGNORECASE | re.DOTALL).fullmatch
 
 
+@checks_arguments
 def static(
     path: str,
     folder: str | os.PathLike[str],

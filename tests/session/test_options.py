@@ -155,7 +155,7 @@ def test_a_refused_option_raises_an_error_of_gaman() -> None:
 
 
 def test_an_option_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(TypeError, match="max_agee"):
+    with pytest.raises(ConfigError, match="session\\(\\) has no option 'max_agee'; did you mean 'max_age'"):
         integrate(max_agee=5)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gaman import App, Context, HTTPError, Response, define_integration
+from gaman.errors import a_type
 from gaman.session import Session, SessionClosed, SessionConflict, SessionSerializationError, SessionTypeError
 from gaman_session._stored import StoredSession
 from gaman_session.drivers.memory import MemoryDriver
@@ -414,7 +415,7 @@ async def test_a_value_that_cannot_be_encoded_raises_at_set(site: Site, value: A
     await browser.do(setting(key="before"))
 
     async def work(session: Session) -> None:
-        with pytest.raises(SessionSerializationError, match=f"can't keep 'key', a {type(value).__name__}"):
+        with pytest.raises(SessionSerializationError, match=f"can't keep 'key', {a_type(value)}"):
             await session.set("key", value)
 
     await browser.do(work)

@@ -9,7 +9,9 @@ from functools import partial
 
 import gaman
 from gaman import App, Context, Response, Table, define_integration, define_routes
+from gaman.cors import cors
 from gaman.session import Driver, session
+from gaman.static import static
 from gaman.testing import TestClient
 from gaman_session.drivers.memory import MemoryDriver
 
@@ -159,6 +161,12 @@ define_integration(name="a", on_purge=hook_of_an_app)  # type: ignore[arg-type] 
 define_integration(name="a", on_requests=hook_of_a_request)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 define_integration(name="a", priority="highest")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 define_integration()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+# The options have other names.
+App({}, integration=[])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+gaman.serve({}, worker=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+define_routes({}, strct=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+cors("*", path="/")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+static("/a", dirr="public")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 # The list holds integrations, which session() returns.
 App({}, integrations=[session])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 App({}, integrations=session())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pymongo.errors import DuplicateKeyError, WriteConcernError
 
-from gaman.errors import ConfigError
+from gaman.errors import ConfigError, a_type
 from gaman_session._damage import Damage
 from gaman_session._driver import TOMBSTONE, Outcome, Ownership, Record
 from gaman_session._errors import SessionStoreError
@@ -66,7 +66,7 @@ class MongoDBDriver(Reporter):
     ) -> None:
         # No error shows a wrong uri, because it may hold a password.
         if not isinstance(uri, str):
-            raise ConfigError(f"the mongodb driver has a uri that is a {type(uri).__name__}; it takes text")
+            raise ConfigError(f"the mongodb driver has a uri that is {a_type(uri)}; it takes text")
         for option, name in (("db_name", db_name), ("collection", collection)):
             if not isinstance(name, str) or not name:
                 raise ConfigError(f"the mongodb driver has {option}={name!r}; it takes a name")
