@@ -26,7 +26,7 @@ test: $(VENV)/developed
 
 test-quick: $(VENV)/developed
 	@echo "gaman: running the tests that start no process, for less than a minute"
-	$(VENV)/bin/python -m pytest $(AT_ONCE) --quick --ignore-glob='*/test_benchmarks*'
+	$(VENV)/bin/python -m pytest $(AT_ONCE) --quick --ignore=tests/faults --ignore-glob='*/test_benchmarks*'
 
 faults: $(VENV)/developed $(VENV)/documented
 	$(VENV)/bin/python -m pytest $(AT_ONCE) -m slow tests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Generator
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from tests import asgi
 
 # Beside other tests, an example may take long without a fault. CI uses the same profile, so its examples are the same.
 settings.register_profile("beside others", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("beside others"), max_examples=10)
 settings.load_profile("beside others")
 
 # `make e2e` installs it.
@@ -30,12 +32,24 @@ def fetch() -> asgi.Fetch:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="skip each test that starts a process, such as a server")
+    parser.addoption("--quick", action="store_true", help="try few examples, and skip each test that starts a process")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--quick"):
+        settings.load_profile("quick")
         config.pluginmanager.register(Quick())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Exempt the collected tests, half a million objects, from garbage collection."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 class Quick:

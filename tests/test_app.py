@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gaman import (
@@ -277,7 +277,6 @@ async def test_a_client_that_disconnects_while_a_hook_reads_its_body_leaves_no_l
 # Hostile requests
 
 
-@settings(max_examples=150, deadline=None)
 @given(path=st.binary(max_size=30), query=st.binary(max_size=30), header=st.binary(max_size=30), body=st.binary(max_size=60))
 async def test_no_octets_in_a_request_cause_a_500(fetch: Fetch, path: bytes, query: bytes, header: bytes, body: bytes) -> None:
     async def everything(ctx: Context) -> dict[str, Any]:

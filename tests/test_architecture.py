@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -199,10 +200,14 @@ NAMES = {module.name for module in MODULES}
 each_module = pytest.mark.parametrize("module", MODULES, ids=[module.name for module in MODULES])
 
 
+parse = functools.cache(ast.parse)
+
+
+@functools.cache
 def imports(text: str) -> list[Import]:
     """Return all imports of *text*, also those inside functions, except those for type checkers."""
     found: list[Import] = []
-    waiting: list[ast.AST] = [ast.parse(text)]
+    waiting: list[ast.AST] = [parse(text)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Import):
@@ -230,7 +235,7 @@ def third_party(text: str) -> set[str]:
 
 def exported(text: str) -> list[str]:
     """Return __all__ of a module; AssertionError names code that is neither its docstring, nor an import, nor __all__."""
-    docstring, *body, last = ast.parse(text).body
+    docstring, *body, last = parse(text).body
     assert isinstance(docstring, ast.Expr)
     names: list[str] = []
     for node in body:
@@ -324,13 +329,13 @@ def test_the_public_names_are_imported_and_listed_without_logic(name: str) -> No
 @pytest.mark.parametrize("name", ["cors", "session", "session.asgi", "session.testing", "static"])
 def test_an_integration_is_re_exported_completely(name: str) -> None:
     [text] = [module.text for module in MODULES if module.name == f"gaman.{name}"]
-    [_, line] = ast.parse(text).body
+    [_, line] = parse(text).body
     assert ast.unparse(line) == f"from gaman_{name} import *"
 
 
 @each_module
 def test_a_module_begins_with_one_sentence_about_itself(module: Module) -> None:
-    tree = ast.parse(module.text)
+    tree = parse(module.text)
     assert tree.body[0].lineno == 1
     first, *rest = (ast.get_docstring(tree) or "").splitlines()
     assert re.fullmatch(r"\S.*[^.]\.", first), first
@@ -373,7 +378,7 @@ def test_the_tables_for_contributors_have_each_file_and_its_first_sentence() -> 
     files = [path for folder in ("gaman", "integrations", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
     # A test file is named after what it tests.
     sentences = {
-        path: str(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))) for path in files if path.name[:5] != "test_"
+        path: str(ast.get_docstring(parse(path.read_text(encoding="utf-8")))) for path in files if path.name[:5] != "test_"
     }
     [script] = (ROOT / "integrations").rglob("*.lua")
     sentences[script] = script.read_text(encoding="utf-8").removeprefix("-- ")

@@ -535,7 +535,6 @@ async def test_a_multipart_form_may_be_split_into_chunks_anywhere(fetch: Fetch, 
     assert msgspec.json.decode(response.body) == DESCRIBED
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     st.binary(max_size=200).filter(lambda content: b"\r\n--xx" not in b"\r\n" + content),
     st.lists(st.integers(0, 400), max_size=5).map(sorted),
@@ -546,7 +545,6 @@ async def test_the_octets_of_a_file_are_unchanged(fetch: Fetch, content: bytes, 
     assert msgspec.json.decode(response.body)[1][0][4].encode("latin-1") == content
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.lists(
         st.one_of(
@@ -560,14 +558,12 @@ async def test_no_octets_of_a_multipart_body_cause_a_500(fetch: Fetch, pieces: l
         assert (await fetch(App({"/": form}), headers=MULTIPART, body=body)).status in (200, 400)
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.text(st.characters(max_codepoint=255)))
 async def test_no_content_type_causes_a_500(fetch: Fetch, text: str) -> None:
     for kind in (text, f"multipart/form-data;{text}", f"multipart/form-data; boundary={text}"):
         assert (await fetch(App({"/": form}), headers={"content-type": kind}, body=WHOLE)).status in (200, 400, 415)
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.binary())
 async def test_no_content_disposition_causes_a_500(fetch: Fetch, octets: bytes) -> None:
     for value in (octets, b"form-data; " + octets, b'form-data; name="a"; filename=' + octets):
@@ -721,7 +717,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=4 * settings().max_examples)
 @given(
     st.lists(st.sampled_from(PIECES) | st.binary(max_size=3), max_size=12),
     st.sets(st.integers(0, 600), max_size=12),
@@ -741,7 +737,7 @@ async def test_a_multipart_body_is_parsed_the_same_in_any_chunks(
         assert len({(response.status, response.status == 200 and response.body) for response in responses}) == 1
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=4 * settings().max_examples)
 @given(
     st.lists(st.tuples(st.integers(0, len(WHOLE)), st.integers(0, 40), st.sampled_from(PIECES) | st.binary(max_size=3)), max_size=4)
 )
@@ -752,7 +748,6 @@ async def test_no_change_of_a_multipart_body_causes_more_than_a_4xx(fetch: Fetch
     assert (await fetch(App({"/": form}), headers=MULTIPART, body=body)).status in (200, 400)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_characters='"\\' + CONTROLS, exclude_categories=["Cs"]), max_size=20))
 async def test_a_name_is_decoded_the_same_in_the_browsers_form_and_in_any_other(fetch: Fetch, name: str) -> None:
     responses = [

@@ -1,4 +1,4 @@
-"""The option --quick: a test that starts a process is skipped there, and every other test runs."""
+"""The option --quick: a test that starts a process is skipped there, and every other test runs, with few examples."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 TESTS = """
 import os, subprocess, sys
 import pytest
+from hypothesis import given, strategies as st
 from tests import servers, serving
 
 @pytest.fixture
@@ -27,10 +28,16 @@ def test_with_a_command():
         raise AssertionError
 def test_with_a_fork(): os.fork(); raise AssertionError
 def test_without_a_process(): pass
+
+examples = []
+
+@given(st.integers())
+def test_with_examples(number): examples.append(number)
+def test_the_examples(): assert 0 < len(examples) <= 20
 """
 
 
-def test_a_test_is_skipped_at_the_first_process_that_it_starts(tmp_path: Path) -> None:
+def test_a_test_is_skipped_at_the_first_process_that_it_starts_and_tries_few_examples(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(TESTS)
     root = Path(__file__).parents[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("GAMAN_", "PYTEST_"))}
@@ -44,4 +51,4 @@ def test_a_test_is_skipped_at_the_first_process_that_it_starts(tmp_path: Path) -
         check=False,
         timeout=120,
     )
-    assert "1 passed, 5 skipped" in done.stdout, done.stdout + done.stderr
+    assert "3 passed, 5 skipped" in done.stdout, done.stdout + done.stderr

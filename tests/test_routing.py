@@ -11,7 +11,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gaman import App, ConfigError, Context, Handler, HTTPError, Response, Table, define_routes
@@ -1408,7 +1408,7 @@ def reference(middleware: list[Pattern], routes: list[tuple[str, Pattern]], meth
     return ("204" if method == "OPTIONS" else "405"), ", ".join(name for name in METHODS if name in allowed)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=3 * settings().max_examples)
 @given(
     middleware=st.lists(patterns, max_size=3, unique=True),
     routes=st.lists(st.tuples(methods, route_patterns), max_size=8, unique_by=lambda route: (route[0], shape(route[1]))),

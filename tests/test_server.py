@@ -643,7 +643,7 @@ def send_requests():
     # Until a connection is refused: after a handshake, everything must succeed.
     while time.monotonic() < deadline:
         with socket.socket() as client:
-            client.settimeout(5)
+            client.settimeout(25)
             try:
                 client.connect(("127.0.0.1", int(sys.argv[1])))
             except ConnectionRefusedError:
@@ -1192,7 +1192,7 @@ deadline = time.monotonic() + 12
 
 def send_requests():
     while time.monotonic() < deadline:
-        client = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=5)
+        client = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=25)
         closes = False
         while not closes and time.monotonic() < deadline:
             try:

@@ -427,9 +427,11 @@ class Sleeper:
     """A handler that sleeps for an hour, before its response or after the first chunk, and tells if it is cancelled."""
 
     def __init__(self) -> None:
+        self.is_asleep = asyncio.Event()
         self.is_cancelled = False
 
     async def sleep(self) -> None:
+        self.is_asleep.set()
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
@@ -450,8 +452,11 @@ class Sleeper:
 async def test_a_request_that_the_test_cancels_is_cancelled_in_the_application() -> None:
     sleeper = Sleeper()
     async with TestClient(App({"/": sleeper.handle, "/x": show})) as client:
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(client.get("/"), 0.05)
+        request = asyncio.create_task(client.get("/"))
+        await sleeper.is_asleep.wait()
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
         assert sleeper.is_cancelled
         assert (await client.get("/x")).status_code == 200
 

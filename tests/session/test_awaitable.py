@@ -7,6 +7,7 @@ import copy
 import gc
 import json
 import logging
+import subprocess
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -84,31 +85,37 @@ MISUSES: dict[str, Callable[[Any], object]] = {
 }
 
 
+def error_of(misuse: Callable[[Any], object], call: Any) -> str | None:
+    try:
+        misuse(call)
+    except TypeError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize("is_loaded", [True, False], ids=["loaded", "not loaded"])
-@pytest.mark.parametrize("misuse", MISUSES.values(), ids=MISUSES)
 @pytest.mark.parametrize("name", READS)
 async def test_a_call_that_is_used_as_its_result_raises(
-    name: str, misuse: Callable[[Any], object], is_loaded: bool, browser: Browser, caplog: pytest.LogCaptureFixture
+    name: str, is_loaded: bool, browser: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work(session: Session) -> None:
         if is_loaded:
             await session.has("user")
-        with pytest.raises(TypeError) as raised:
-            misuse(READS[name](session))
-        assert str(raised.value) == f"write `await` before ctx.session.{name}(...)"
+        errors = {misuse: error_of(use, READS[name](session)) for misuse, use in MISUSES.items()}
+        assert errors == dict.fromkeys(MISUSES, f"write `await` before ctx.session.{name}(...)")
 
     await browser.do(work)
     # A call that raised isn't logged as well.
     assert logged(caplog) == []
 
 
-@pytest.mark.parametrize("misuse", [name for name in MISUSES if name not in ("attribute", "method")])
 @pytest.mark.parametrize("name", CHANGES)
-async def test_a_change_that_is_used_as_a_result_raises(name: str, misuse: str, browser: Browser) -> None:
+async def test_a_change_that_is_used_as_a_result_raises(name: str, browser: Browser) -> None:
+    misuses = MISUSES.keys() - {"attribute", "method"}
+
     async def work(session: Session) -> None:
-        with pytest.raises(TypeError) as raised:
-            MISUSES[misuse](CHANGES[name](session))
-        assert str(raised.value) == f"write `await` before ctx.session.{name}(...)"
+        errors = {misuse: error_of(MISUSES[misuse], CHANGES[name](session)) for misuse in misuses}
+        assert errors == dict.fromkeys(misuses, f"write `await` before ctx.session.{name}(...)")
 
     await browser.do(work)
 
@@ -396,10 +403,10 @@ async def test_a_task_that_is_cancelled_before_it_begins_leaves_nothing_to_the_g
     gc.collect()
     gc.disable()
     try:
-        before = len([each for each in gc.get_objects() if isinstance(each, Session)])
+        before = len([each for each in gc.get_objects() if Session in type(each).__mro__])
         for _ in range(10):
             await browser.do(work)
-        assert len([each for each in gc.get_objects() if isinstance(each, Session)]) < before + 5
+        assert len([each for each in gc.get_objects() if Session in type(each).__mro__]) < before + 5
     finally:
         gc.enable()
 
@@ -477,8 +484,8 @@ async def test_cancelling_a_read_ends_it() -> None:
             try:
                 for is_task, call in enumerate(calls):
                     with pytest.raises(TimeoutError):
-                        await asyncio.wait_for(asyncio.create_task(call) if is_task else call, 0.01)
-                with anyio.move_on_after(0.01):
+                        await asyncio.wait_for(asyncio.create_task(call) if is_task else call, 0.1)
+                with anyio.move_on_after(0.1):
                     await session.get("user")
             finally:
                 driver.load = load
@@ -554,7 +561,7 @@ async def test_a_session_takes_no_other_attributes(browser: Browser) -> None:
     await browser.do(work)
 
 
-async def test_nothing_is_logged_when_python_ends(tmp_path: Any) -> None:
+def test_nothing_is_logged_when_python_ends(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         """
@@ -573,8 +580,5 @@ async def main():
 asyncio.run(main())
 """
     )
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(script), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    out, err = await process.communicate()
-    assert (process.returncode, out, err) == (0, b"", b"")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

@@ -289,7 +289,7 @@ async def test_a_later_failure_is_logged_and_the_clock_continues(
         driver.errors = [SessionStoreError("memory", "tell the time"), RuntimeError("a bug")]
         driver.take((0, 0))
         asked = driver.asked
-        with anyio.fail_after(5):
+        with anyio.fail_after(25):
             while driver.asked < asked + 8:
                 await anyio.sleep(0)
         assert abs(float((await fetch(app)).body) - driver.now) < 0.1
@@ -303,6 +303,6 @@ async def test_the_clock_of_a_redis_that_is_down_fails_within_its_timeout() -> N
         driver = RedisDriver(url=server.url, timeout=1)
         await driver.open()
         server.kill()
-        with anyio.fail_after(10), pytest.raises(SessionStoreError, match="could not tell the time"):
+        with anyio.fail_after(25), pytest.raises(SessionStoreError, match="could not tell the time"):
             await driver.time()
         await driver.close()

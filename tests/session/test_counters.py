@@ -289,7 +289,7 @@ async def test_a_failed_sweep_counts_as_a_store_error(clock: Clock, monkeypatch:
 
     monkeypatch.setattr(_upkeep, "_SWEEP_SECONDS", 0)
     async with serving(Site(Full(), clock)) as site:
-        with anyio.fail_after(5):
+        with anyio.fail_after(25):
             while counters(site).store_errors < 2:
                 await asyncio.sleep(0)
 

@@ -542,7 +542,7 @@ async def test_a_held_lock_fails_writes_in_time_and_nothing_else(folder: Path) -
     for id in (ID, OTHER, FAR):
         await patient.create(id, record())
     await patient.close()
-    driver = FileDriver(dir=folder, timeout=0.2)
+    driver = FileDriver(dir=folder, timeout=0.5)
     await driver.open()
     with holding_lock(folder / "ab"):
         writes = [

@@ -185,7 +185,7 @@ def test_two_requests_keep_the_promises_in_every_interleaving(kinds: tuple[str, 
     assert sum(1 for _ in _schedules(kinds, base)) > 1
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=15 * settings().max_examples)
 @given(kinds=st.tuples(*[st.sampled_from(sorted(KINDS))] * 3), picks=st.lists(st.integers(0, 2), max_size=40))
 def test_three_requests_keep_the_promises_in_any_interleaving(kinds: tuple[str, ...], picks: list[int]) -> None:
     left = iter(picks)

@@ -9,7 +9,7 @@ from secrets import token_hex
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gaman import HTTPError
@@ -200,7 +200,6 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
 @given(steps=STEPS)
 def test_the_running_size_is_the_sum_of_all_fields(steps: list[tuple[str, str, bytes | None]]) -> None:
     async def work(session: Session) -> None:

@@ -49,10 +49,10 @@ def maxima(first: tuple[int, int, int], second: tuple[int, int, int]) -> tuple[i
 # The limit
 
 
-async def test_the_limit_holds_for_a_million_new_sessions() -> None:
+async def test_the_limit_holds_for_a_hundred_thousand_new_sessions() -> None:
     driver, most = MemoryDriver(max_sessions=100), 0
     one = record()
-    for number in range(1_000_000):
+    for number in range(100_000):
         await driver.create(id_of(number), one)
         most = max(most, len(driver._deadlines))
         assert len(driver) <= 100
@@ -266,7 +266,7 @@ async def test_a_purge_with_a_small_limit_terminates(limit: int) -> None:
     driver = MemoryDriver()
     for number in range(5):
         await driver.create(id_of(number), record(10))
-    with anyio.fail_after(5):
+    with anyio.fail_after(25):
         assert await _purge_all(driver, NOW + 10, limit) == 5
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gaman_session._sealing import Keyring, id_of, new_raw_id, token_length
@@ -261,21 +261,18 @@ def test_garbage_is_absent(kind: Kind, garbage: str) -> None:
 
 
 @both_kinds
-@settings(max_examples=200)
 @given(garbage=st.one_of(st.text(), st.text(ALPHABET, max_size=200)))
 def test_any_text_is_absent(kind: Kind, garbage: str) -> None:
     assert kind.open(keyring, garbage) is None
 
 
 @both_kinds
-@settings(max_examples=200)
 @given(rest=st.binary(max_size=100))
 def test_a_genuine_head_before_garbage_is_absent(kind: Kind, rest: bytes) -> None:
     head = _decode(kind.make(keyring))[:HEAD]
     assert kind.open(keyring, _encode(head + rest)) is None
 
 
-@settings(max_examples=200)
 @given(stored=st.binary(max_size=100))
 def test_any_octets_in_a_store_are_absent(stored: bytes) -> None:
     values = keyring.values(ID)

@@ -48,7 +48,7 @@ async def test_a_cancelled_call_stops_waiting_and_is_not_made_if_it_has_not_star
     await asyncio.sleep(0)
     for call in (stuck[0], calls[1]):
         call.cancel()
-    done, _ = await asyncio.wait((stuck[0], calls[1]), timeout=1)
+    done, _ = await asyncio.wait((stuck[0], calls[1]), timeout=25)
     assert len(done) == 2
     go.set()
     assert await stuck[1] is True
