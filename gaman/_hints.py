@@ -49,11 +49,12 @@ _CALLS = {
 
 def hint_of(error: Exception, ctx: Context) -> str:
     """Return what to write instead of what raised *error*, an error of Python's own; "" for any other error."""
+    # Not a subclass, whose str() may fail.
+    if type(error) not in (AttributeError, TypeError):
+        return ""
     message = str(error)
     if isinstance(error, AttributeError):
         return _hint_of_attribute(error, message, ctx)
-    if not isinstance(error, TypeError):
-        return ""
     if (called := _is_called(message)) is not None and called[1] in _CALLS:
         return f"{message}; write {_CALLS[called[1]]}"
     if message.startswith("'Context' object "):

@@ -392,6 +392,4 @@ def redis_cluster_url() -> str:
 @functools.cache
 def mongodb_uri() -> str:
     """The MongoDB that tests share."""
-    # On a machine under load, a connection may take longer than the driver's limit of a second. pymongo then repeats the write as a
-    # retryable one, which a standalone server refuses.
-    return os.environ.get("GAMAN_TEST_MONGODB_URI") or f"{MongoServer().__enter__().uri}/?connectTimeoutMS=25000"
+    return os.environ.get("GAMAN_TEST_MONGODB_URI") or MongoServer().__enter__().uri
