@@ -22,7 +22,8 @@ Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
-Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+"""An ASGI 3 application. Frameworks have types of their own for the scope and the messages, which don't fit each other."""
 
 _KEY: Final = "gaman.session"
 """The key of an ASGI scope under which SessionMiddleware puts the Connection."""
@@ -61,7 +62,7 @@ class SessionMiddleware:
         self._sessions = sessions
         self._as_dict = as_dict
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Run *app* with a session in the scope (ASGI 3)."""
         if scope["type"] == "lifespan":
             await self._run_lifespan(scope, receive, send)
