@@ -313,16 +313,7 @@ class _GetSession:
     """`get_session`, an object because FastAPI has to see the class of Starlette's connections in its signature."""
 
     async def __call__(self, connection: HasScope) -> Session:
-        """Return the session of a request or a WebSocket; ConfigError if SessionMiddleware isn't in use.
-
-            CurrentSession = Annotated[Session, Depends(get_session)]
-
-            @app.get("/")
-            async def home(current: CurrentSession) -> str:
-                return await current.get("user", "")
-
-        Without FastAPI: `current = await get_session(request)`.
-        """
+        """Return the session of a request or a WebSocket; ConfigError if SessionMiddleware isn't in use."""
         scope = getattr(connection, "scope", None)
         if not isinstance(scope, MutableMapping):
             raise ConfigError(f"get_session() takes a request or a WebSocket, not {connection!r}")
@@ -347,3 +338,13 @@ class _GetSession:
 
 
 get_session: Final = _GetSession()
+"""`await get_session(request)` returns the session of a request or a WebSocket; ConfigError if SessionMiddleware isn't in use.
+
+It is a dependency of FastAPI as well:
+
+    CurrentSession = Annotated[Session, Depends(get_session)]
+
+    @app.get("/")
+    async def home(current: CurrentSession) -> str:
+        return await current.get("user", "")
+"""
