@@ -49,7 +49,7 @@ async def fault(app: FastAPI) -> GamanError:
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "the function": ({"sessions": session}, "sessions of SessionMiddleware holds session itself; write sessions=session(...), "),
     "a driver": ({"sessions": {"type": "redis"}}, "sessions of SessionMiddleware holds a dict; write sessions=session(...), "),
-    "nothing": ({}, "SessionMiddleware(): missing a required argument: 'sessions'; it takes app, sessions, as_dict"),
+    "nothing": ({}, "SessionMiddleware(): missing a required "),
     "Starlette's": ({"secret_key": SECRET}, "SessionMiddleware() has no option 'secret_key'; it takes app, sessions, as_dict"),
     "misspelt": ({"asdict": True, "sessions": made()}, "SessionMiddleware() has no option 'asdict'; did you mean 'as_dict'?"),
 }
