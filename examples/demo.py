@@ -109,6 +109,7 @@ GUIDE = {
     "testing": "examples/guide/testing.md",
     "security": "examples/guide/security.md",
     "deployment": "examples/guide/deployment.md",
+    "frameworks": "examples/guide/frameworks.md",
     "asgi": "examples/guide/asgi.md",
     "moving": "examples/guide/moving.md",
     "scale": "examples/guide/scale.md",

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-C = TypeVar("C", bound=Callable[..., Any])
+_C = TypeVar("_C", bound=Callable[..., Any])
 
 # Of names in capitals, the first letter is spoken: an HTTPError, a UUID.
 _takes_an = re.compile(r"[AEFHILMNORSX][A-Z0-9]|[AEIOaeio](?![A-Z])|[Uu]p").match
@@ -136,7 +136,7 @@ def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def checks_arguments(function: C) -> C:
+def checks_arguments(function: _C) -> _C:
     """Return *function*, which raises ConfigError in place of TypeError for arguments that it doesn't take; for integrations.
 
         @checks_arguments
@@ -146,7 +146,7 @@ def checks_arguments(function: C) -> C:
     """
     target: Any = function
     if not isinstance(target, type):
-        return cast("C", _checking(target, target.__name__))
+        return cast("_C", _checking(target, target.__name__))
     cls: Any = target
     cls.__init__ = _checking(cls.__init__, cls.__name__)
     return function

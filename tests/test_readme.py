@@ -33,7 +33,7 @@ from tests.test_examples import ROOT, serving, walk_through
 
 # Chapters of whole files, which tests/test_testing.py, test_tutorial.py and test_recipes.py run.
 OF_FILES = [f"examples/guide/{chapter}.md" for chapter in ("testing", "tutorial", "recipes")]
-GUIDE = [*(f"examples/guide/{chapter}.md" for chapter in ("deployment", "security", "moving", "asgi")), *OF_FILES]
+GUIDE = [*(f"examples/guide/{chapter}.md" for chapter in ("deployment", "security", "moving", "frameworks", "asgi")), *OF_FILES]
 INTEGRATIONS = ["integrations/gaman_static/README.md", "integrations/gaman_cors/README.md"]
 DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md", *INTEGRATIONS, *GUIDE]
 # The programs that the guide uses; tests/test_guide.py runs the commands that need neither systemd nor Docker.
@@ -315,6 +315,45 @@ def test_each_driver_is_listed_with_its_options() -> None:
 
 
 @pytest.mark.anyio
+async def test_the_fastapi_application_of_the_readme_logs_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = next(block for block in PYTHON if block.document == "README.md" and "SessionMiddleware" in block.code)
+    for name, value in environment(block).items():
+        monkeypatch.setenv(name, value)
+    names: dict[str, Any] = {"__name__": "main"}
+    exec(compile(block.code, "README.md", "exec", dont_inherit=True), names)
+    async with TestClient(names["api"]) as browser:
+        assert (await browser.post("/login")).json() == {"status": "logged in"}
+        assert [*browser.cookies] == ["__Host-Http-gaman"]
+        assert names["sessions"].counters.created == 1
+
+
+@pytest.mark.anyio
+async def test_the_fastapi_application_of_the_guide_does_as_its_chapter_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GAMAN_KEY", SECRET)
+    [block] = [block for block in PYTHON if block.document.endswith("frameworks.md") and "sessions.running()" in block.code]
+    module = types.ModuleType("main")
+    monkeypatch.setitem(sys.modules, "main", module)
+    exec(compile(block.above + block.code, block.document, "exec", dont_inherit=True), module.__dict__)
+    async with TestClient(module.site) as browser:
+        assert (await browser.get("/shop/healthz")).status_code == 200
+        assert (await browser.get("/shop/profile")).status_code == 401
+        await browser.post("/shop/login?name=ada")
+        carts = [browser.post(f"/shop/cart/{item}") for item in ("tea", "bread", "jam")]
+        assert sorted(len(cart.json()) for cart in await asyncio.gather(*carts)) == [1, 2, 3]
+        assert (await browser.get("/shop/profile")).json() == {"user": "ada"}
+        assert (await browser.get("/shop/devices")).json() == [True]
+        assert (await browser.post("/shop/logout-everywhere")).json() == {"ended": 0}
+        await browser.post("/shop/logout")
+        assert not browser.cookies
+    async with TestClient(module.old_style) as browser:
+        found = [(await browser.get("/visit")).json() for _ in range(2)]
+    assert found == [{"visits": 1, "pages": ["/visit"]}, {"visits": 2, "pages": ["/visit", "/visit"]}]
+
+
+@pytest.mark.anyio
 async def test_the_site_of_the_cors_guide_opens_only_its_api(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAMAN_KEY", SECRET)
     [block] = [block for block in PYTHON if block.document.endswith("gaman_cors/README.md") and "mount(api)" in block.code]
@@ -387,8 +426,9 @@ def first_column(document: str, section: str) -> list[str]:
 
 
 def test_the_list_of_examples_names_each_one() -> None:
-    named = set(re.findall(r"\((\w+\.(?:py|html))\)", (ROOT / "examples/README.md").read_text()))
-    assert named == {path.name for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".html")}
+    named = set(re.findall(r"\(([\w/]+\.(?:py|html))\)", (ROOT / "examples/README.md").read_text()))
+    listed = [path for folder in ("", "asgi") for path in (ROOT / "examples" / folder).iterdir()]
+    assert named == {path.relative_to(ROOT / "examples").as_posix() for path in listed if path.suffix in (".py", ".html")}
 
 
 def test_the_contents_of_the_readme_name_each_section() -> None:

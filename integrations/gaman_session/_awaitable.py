@@ -26,9 +26,10 @@ _INTERNAL: Final = ("_", "cr_", "gi_", "ag_")
 
 
 class Reporter(Protocol):
-    """Logs the calls that were never awaited."""
+    """What calls are made on: it logs those that were never awaited, and knows their names in the user's framework."""
 
     def _report_unawaited(self, line: str) -> None: ...
+    def _spelled(self, text: str) -> str: ...
 
 
 class SessionCall(Coroutine[Any, Any, T_co]):
@@ -56,7 +57,7 @@ class SessionCall(Coroutine[Any, Any, T_co]):
             work: Generator[Any, Any, T_co] | None = self._work
             self._work = None
             if work is None:
-                raise RuntimeError(f"{self._name}(...) has failed, or another task is awaiting it; call it once more")
+                raise RuntimeError(f"{self._spelled()}(...) has failed, or another task is awaiting it; call it once more")
             self._value = yield from work
         return self._value
 
@@ -94,6 +95,11 @@ class SessionCall(Coroutine[Any, Any, T_co]):
             self._running = self.__await__()
         return self._running
 
+    def _spelled(self) -> str:
+        """Return the call's name, as the user's framework has it."""
+        name: str = self._reporter._spelled(self._name)
+        return name
+
     def _drop(self) -> None:
         """Drop the work, and don't log the call."""
         self.__class__ = SessionCall  # pyright: ignore[reportAttributeAccessIssue]
@@ -102,7 +108,7 @@ class SessionCall(Coroutine[Any, Any, T_co]):
 
     def _refuse(self, *_: object) -> NoReturn:
         self._drop()
-        raise SessionUseError(f"write `await` before {self._name}(...)")
+        raise SessionUseError(f"write `await` before {self._spelled()}(...)")
 
     if not MYPY:
         # pyright reports a condition if this returns no bool, and mypy's truthy-bool if there is none.
@@ -136,7 +142,7 @@ class Due(SessionCall[T_co]):
             self._drop()
             if not _is_finalizing():
                 place = _place(self._code, self._instruction)
-                self._reporter._report_unawaited(f"{self._name}(...) was never awaited: write `await` before it ({place})")
+                self._reporter._report_unawaited(f"{self._spelled()}(...) was never awaited: write `await` before it ({place})")
 
 
 class Reading(SessionCall[T_co]):
@@ -181,6 +187,9 @@ class Done(SessionCall[None]):
         finally:
             del error
 
+    def _spelled(self) -> str:
+        return self._name
+
     def _drop(self) -> None:
         pass
 
@@ -193,7 +202,7 @@ class Done(SessionCall[None]):
 def _find(call: SessionCall[Any], name: str) -> str:
     """Return the call's name, as a coroutine has one; raise for an attribute that its result may have."""
     if name in ("__name__", "__qualname__"):
-        return call._name
+        return call._spelled()
     if name.startswith(_INTERNAL):
         raise AttributeError(f"{type(call).__name__!r} object has no attribute {name!r}")
     return call._refuse()

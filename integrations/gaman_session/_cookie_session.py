@@ -211,7 +211,7 @@ class CookieSession(Session):
         """Replace the value of *key* by `fn(value)`; other requests neither see this nor are seen."""
         self._open_for_change()
         self._is_ready()
-        value = changed(key, fn, self._value(key, default, None))
+        value = changed(self, key, fn, self._value(key, default, None))
         self._put(key, self._encode(key, value))
         return value
 

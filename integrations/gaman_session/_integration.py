@@ -111,11 +111,16 @@ class SessionIntegration(Integration):
 
     async def _end_all(self, owner: str, keep: Session | None) -> int:
         if keep is not None and not isinstance(keep, Session):
-            raise SessionUseError(f"end_all() keeps a session, not {keep!r}: write keep=ctx.session")
+            raise SessionUseError(
+                f"end_all() keeps a session, not {keep!r}: write keep=ctx.session, or keep=await get_session(request)"
+            )
         return await self._owners.end_all(owner, keep)
 
     def _report_unawaited(self, line: str) -> None:
         logger.error("%s", line)
+
+    def _spelled(self, text: str) -> str:
+        return text
 
 
 @checks_arguments

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from gaman_session._misuse import key_error
+from gaman_session._errors import SessionUseError
 from gaman_session._session import Session
 
 
@@ -49,7 +49,7 @@ class SessionDict(dict[str, Any]):
             session._drop(key)
         for key, value in dict.items(self):
             if not isinstance(key, str):
-                raise key_error("set", key, ", ...")
+                raise SessionUseError(f"a session's key is a str, not {key!r}: write `request.session[{str(key)!r}] = ...`")
             if (data := session._encode(key, value)) != self._loaded.get(key):
                 session._put(key, data)
 

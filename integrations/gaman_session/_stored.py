@@ -197,7 +197,7 @@ class StoredSession(Session):
             for attempt in range(MAX_ATTEMPTS):
                 await flush.run()
                 await self._known.load(again=attempt > 0)
-                value = changed(key, fn, self._value(key, default, None))
+                value = changed(self, key, fn, self._value(key, default, None))
                 data = self._encode(key, value)
                 live = self._live()
                 if live is None:

@@ -9,8 +9,10 @@ from inspect import Parameter, Signature
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 from gaman import ConfigError, HTTPError, Response, log_extra
+from gaman.errors import a_type, checks_arguments
 from gaman_session._closing import RawHeaders, fail
-from gaman_session._integration import SessionIntegration
+from gaman_session._integration import SessionIntegration, session
+from gaman_session._misuse import IN_SCOPE
 from gaman_session._session import Session
 from gaman_session._session_dict import SessionDict
 
@@ -22,10 +24,9 @@ Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
-Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+"""An ASGI 3 application. Frameworks have types of their own for the scope and the messages, which don't fit each other."""
 
-_KEY: Final = "gaman.session"
-"""The key of an ASGI scope under which SessionMiddleware puts the Connection."""
 _BEGINNINGS: Final = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _INTERNAL_ERROR: Final = 1011
 _TRY_AGAIN_LATER: Final = 1013
@@ -41,6 +42,7 @@ class HasScope(Protocol):
         ...
 
 
+@checks_arguments
 class SessionMiddleware:
     """Gives each request and WebSocket of *app* a session, which is written before the response's header fields.
 
@@ -56,17 +58,18 @@ class SessionMiddleware:
 
     def __init__(self, app: Application, *, sessions: SessionIntegration, as_dict: bool = False) -> None:
         if not isinstance(sessions, SessionIntegration):
-            raise ConfigError(f"SessionMiddleware has sessions={sessions!r}; write sessions=session(...), from gaman.session")
+            given = "session itself" if sessions is session else a_type(sessions)
+            raise ConfigError(f"sessions of SessionMiddleware holds {given}; write sessions=session(...), from gaman.session")
         self.app = app
         self._sessions = sessions
         self._as_dict = as_dict
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Run *app* with a session in the scope (ASGI 3)."""
         if scope["type"] == "lifespan":
             await self._run_lifespan(scope, receive, send)
             return
-        connection = scope[_KEY] = Connection(self._sessions, scope, send)
+        connection = scope[IN_SCOPE] = Connection(self._sessions, scope, send)
         try:
             if self._as_dict:
                 await connection.load_dict()
@@ -127,7 +130,18 @@ class _StartFailed(Exception):
 class Connection:
     """A request or a WebSocket, with its session and what its response carries."""
 
-    __slots__ = ("_cookies", "_dict", "_has_begun", "_is_answered", "_is_closed", "_send", "_session", "_sessions", "scope")
+    __slots__ = (
+        "_cookies",
+        "_dict",
+        "_has_begun",
+        "_is_answered",
+        "_is_closed",
+        "_root_path",
+        "_send",
+        "_session",
+        "_sessions",
+        "scope",
+    )
 
     def __init__(self, sessions: SessionIntegration, scope: Scope, send: Send) -> None:
         self.scope = scope
@@ -171,6 +185,9 @@ class Connection:
 
     async def load_dict(self) -> None:
         """Put the session as a dict into the scope, where Starlette's requests look for it."""
+        if "session" in self.scope:
+            self._check_dict()
+        self._root_path = self.scope.get("root_path")
         self._dict = self.scope["session"] = await SessionDict.load(await self.find_session())
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -195,6 +212,9 @@ class Connection:
                 # The framework has made this response of an error that isn't its own.
                 raise failure
             if self._dict is not None and head.status < 500:
+                # A mounted application may have another session.
+                if self.scope.get("root_path") == self._root_path:
+                    self._check_dict()
                 self._dict.write()
             headers = await self._close(session, head)
         except BaseException as error:
@@ -207,6 +227,14 @@ class Connection:
             headers = head.raw_headers
             session._end_handshake()
         await self._send({**message, "headers": [*headers, *self._cookies]})
+
+    def _check_dict(self) -> None:
+        """Raise ConfigError if handlers have the session of another middleware."""
+        if not isinstance(self.scope.get("session"), SessionDict):
+            raise ConfigError(
+                "request.session is the session of another middleware: remove Starlette's SessionMiddleware, which "
+                "SessionMiddleware(as_dict=True) of gaman.session.asgi replaces"
+            )
 
     async def _close(self, session: Session, head: Head) -> RawHeaders:
         """Write the session, unless that was tried before, and return the header fields of the response."""
@@ -263,7 +291,7 @@ class Connection:
 
     def release(self) -> None:
         """Remove what refers to the scope from it."""
-        del self.scope[_KEY]
+        del self.scope[IN_SCOPE]
         if self._dict is not None:
             del self.scope["session"]
 
@@ -285,25 +313,19 @@ class _GetSession:
     """`get_session`, an object because FastAPI has to see the class of Starlette's connections in its signature."""
 
     async def __call__(self, connection: HasScope) -> Session:
-        """Return the session of a request or a WebSocket; ConfigError if SessionMiddleware isn't in use.
-
-            CurrentSession = Annotated[Session, Depends(get_session)]
-
-            @app.get("/")
-            async def home(current: CurrentSession) -> str:
-                return await current.get("user", "")
-
-        Without FastAPI: `current = await get_session(request)`.
-        """
+        """Return the session of a request or a WebSocket; ConfigError if SessionMiddleware isn't in use."""
         scope = getattr(connection, "scope", None)
         if not isinstance(scope, MutableMapping):
             raise ConfigError(f"get_session() takes a request or a WebSocket, not {connection!r}")
-        found: Connection | None = scope.get(_KEY)
+        found: Connection | None = scope.get(IN_SCOPE)
         if found is None:
             raise ConfigError(
                 "get_session() needs SessionMiddleware: write app.add_middleware(SessionMiddleware, sessions=session(...))"
             )
         return await found.find_session()
+
+    # Python's own errors name the coroutine.
+    __call__.__qualname__ = "get_session"
 
     @property
     def __signature__(self) -> Signature:
@@ -316,3 +338,13 @@ class _GetSession:
 
 
 get_session: Final = _GetSession()
+"""`await get_session(request)` returns the session of a request or a WebSocket; ConfigError if SessionMiddleware isn't in use.
+
+It is a dependency of FastAPI as well:
+
+    CurrentSession = Annotated[Session, Depends(get_session)]
+
+    @app.get("/")
+    async def home(current: CurrentSession) -> str:
+        return await current.get("user", "")
+"""

@@ -32,6 +32,8 @@ from tests.asgi import Exchange, http_scope
 
 FRAMEWORK = os.environ.get("FRAMEWORK", "gaman")
 """The framework that the sites of the tests are applications of."""
+SESSION = "ctx.session" if FRAMEWORK == "gaman" else "session"
+"""The session's name in messages: only gaman has a `ctx`."""
 gaman_only = pytest.mark.skipif(FRAMEWORK != "gaman", reason="the test is about gaman's hooks or errors")
 SECRET = "a secret of the tests that is long enough"
 Work = Callable[[Session], Awaitable[Any]]

@@ -19,7 +19,7 @@ import pytest
 
 from gaman import HTTPError
 from gaman.session import Session, SessionClosed, SessionSerializationError, SessionTypeError, SessionUseError
-from tests.session.sites import DRIVERS, Browser, Clock, Site, gaman_only, serving, setting
+from tests.session.sites import DRIVERS, SESSION, Browser, Clock, Site, gaman_only, serving, setting
 
 pytestmark = pytest.mark.anyio
 HERE = "tests/session/test_awaitable.py"
@@ -102,7 +102,7 @@ async def test_a_call_that_is_used_as_its_result_raises(
         if is_loaded:
             await session.has("user")
         errors = {misuse: error_of(use, READS[name](session)) for misuse, use in MISUSES.items()}
-        assert errors == dict.fromkeys(MISUSES, f"write `await` before ctx.session.{name}(...)")
+        assert errors == dict.fromkeys(MISUSES, f"write `await` before {SESSION}.{name}(...)")
 
     await browser.do(work)
     # A call that raised isn't logged as well.
@@ -115,7 +115,7 @@ async def test_a_change_that_is_used_as_a_result_raises(name: str, browser: Brow
 
     async def work(session: Session) -> None:
         errors = {misuse: error_of(MISUSES[misuse], CHANGES[name](session)) for misuse in misuses}
-        assert errors == dict.fromkeys(misuses, f"write `await` before ctx.session.{name}(...)")
+        assert errors == dict.fromkeys(misuses, f"write `await` before session.{name}(...)")
 
     await browser.do(work)
 
@@ -330,8 +330,8 @@ async def test_a_call_that_is_never_awaited_is_an_error_in_the_log(
     await browser.do(work)
     kept, call = sorted(logged(caplog), key=lambda line: "session.has" not in line or "in work" not in line)
     place = f"{HERE}, line {line_of('kept')}, in work"
-    assert kept == f"ctx.session.has(...) was never awaited: write `await` before it ({place})"
-    assert call.startswith(f"ctx.session.{name}(...) was never awaited: write `await` before it ({HERE}, line ")
+    assert kept == f"{SESSION}.has(...) was never awaited: write `await` before it ({place})"
+    assert call.startswith(f"{SESSION}.{name}(...) was never awaited: write `await` before it ({HERE}, line ")
     assert [str(each.message) for each in recwarn] == []
     record = next(record for record in caplog.records if record.levelno == logging.ERROR)
     assert getattr(record, "path", None) == "/"
@@ -344,7 +344,7 @@ async def test_a_call_that_a_loop_never_awaits_is_logged_once(browser: Browser, 
 
     await browser.do(work)
     [line] = logged(caplog)
-    assert "ctx.session.has(...) was never awaited" in line
+    assert f"{SESSION}.has(...) was never awaited" in line
 
 
 async def test_a_call_that_lives_as_long_as_its_handler_is_logged_as_well(
@@ -423,7 +423,7 @@ async def test_a_call_is_logged_after_the_working_directory_was_removed(
     folder.rmdir()
     await browser.do(work)
     [line] = logged(caplog)
-    assert line.startswith("ctx.session.get(...) was never awaited: write `await` before it (")
+    assert line.startswith(f"{SESSION}.get(...) was never awaited: write `await` before it (")
 
 
 @gaman_only
@@ -511,28 +511,28 @@ async def test_tools_can_look_at_a_call(browser: Browser) -> None:
         call: Any = session.get("user")
         assert not hasattr(call, "__wrapped__")
         assert not hasattr(call, "cr_frame")
-        assert call.__qualname__ == "ctx.session.get"
+        assert call.__qualname__ == f"{SESSION}.get"
         task = asyncio.create_task(call)
-        assert "ctx.session.get" in repr(task)
+        assert f"{SESSION}.get" in repr(task)
         await task
 
     await browser.do(work)
 
 
 USES: dict[str, tuple[Callable[[Any], object], str]] = {
-    "read": (lambda session: session["user"], "write `await ctx.session.get('user')`"),
-    "write": (lambda session: session.__setitem__("user", 1), "write `await ctx.session.set('user', ...)`"),
-    "delete": (lambda session: session.__delitem__("user"), "write `await ctx.session.delete('user')`"),
-    "in": (lambda session: "user" in session, "write `await ctx.session.has('user')`"),
-    "for": (list, "write `await ctx.session.all()`"),
-    "len": (len, "write `len(await ctx.session.all())`"),
-    "if": (bool, "write `await ctx.session.has(...)`"),
-    "get": (lambda session: session.get(1), "write `await ctx.session.get('1')`"),
-    "has": (lambda session: session.has(1), "write `await ctx.session.has('1')`"),
-    "set": (lambda session: session.set(1, "a"), "write `await ctx.session.set('1', ...)`"),
-    "delete a number": (lambda session: session.delete(1), "write `await ctx.session.delete('1')`"),
-    "pop": (lambda session: session.pop(1), "write `await ctx.session.pop('1')`"),
-    "update": (lambda session: session.update(1, str), "write `await ctx.session.update('1', ...)`"),
+    "read": (lambda session: session["user"], f"write `await {SESSION}.get('user')`"),
+    "write": (lambda session: session.__setitem__("user", 1), f"write `await {SESSION}.set('user', ...)`"),
+    "delete": (lambda session: session.__delitem__("user"), f"write `await {SESSION}.delete('user')`"),
+    "in": (lambda session: "user" in session, f"write `await {SESSION}.has('user')`"),
+    "for": (list, f"write `await {SESSION}.all()`"),
+    "len": (len, f"write `len(await {SESSION}.all())`"),
+    "if": (bool, f"write `await {SESSION}.has(...)`"),
+    "get": (lambda session: session.get(1), f"write `await {SESSION}.get('1')`"),
+    "has": (lambda session: session.has(1), f"write `await {SESSION}.has('1')`"),
+    "set": (lambda session: session.set(1, "a"), f"write `await {SESSION}.set('1', ...)`"),
+    "delete a number": (lambda session: session.delete(1), f"write `await {SESSION}.delete('1')`"),
+    "pop": (lambda session: session.pop(1), f"write `await {SESSION}.pop('1')`"),
+    "update": (lambda session: session.update(1, str), f"write `await {SESSION}.update('1', ...)`"),
 }
 
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[3]
 # Each section of these documents is a page.
 CUT = {"README.md", "integrations/gaman_session/README.md"}
 # These sections of the README stay on the home page.
-HOME = {"Install", "A first application"}
+HOME = {"In FastAPI, Starlette or Litestar", "Install", "A first application"}
 # These pages of the README begin a part of the navigation.
 FIRST = {"The guide": "Guide", "How to work here": "Project"}
 

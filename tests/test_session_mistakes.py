@@ -1,0 +1,205 @@
+"""Mistakes with the session in FastAPI and Starlette, each with one message that says what to write."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import pytest
+from fastapi import Depends, FastAPI, Request
+from starlette.middleware.sessions import SessionMiddleware as StarletteMiddleware
+
+from gaman import ConfigError, GamanError
+from gaman.session import SessionIntegration, SessionUseError, session
+from gaman.session.asgi import Session, SessionMiddleware, get_session
+from gaman.testing import TestClient
+
+SECRET = "a sentence of the tests which has 32 bytes or more"
+CurrentSession = Annotated[Session, Depends(get_session)]
+
+
+def made() -> SessionIntegration:
+    return session(SECRET, {"type": "memory"})
+
+
+def application(work: Callable[[Session], Any]) -> FastAPI:
+    """Return an application whose handler calls *work* with the session."""
+    app = FastAPI()
+    app.add_middleware(SessionMiddleware, sessions=made())
+
+    @app.get("/")
+    async def use(current: CurrentSession) -> None:
+        result = work(current)
+        if hasattr(result, "__await__"):
+            await result
+
+    return app
+
+
+async def fault(app: FastAPI) -> GamanError:
+    """Return the error that a request ends with."""
+    async with TestClient(app) as client:
+        with pytest.raises(GamanError) as raised:
+            await client.get("/")
+    return raised.value
+
+
+OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "the function": ({"sessions": session}, "sessions of SessionMiddleware holds session itself; write sessions=session(...), "),
+    "a driver": ({"sessions": {"type": "redis"}}, "sessions of SessionMiddleware holds a dict; write sessions=session(...), "),
+    "nothing": ({}, "SessionMiddleware(): missing a required "),
+    "Starlette's": ({"secret_key": SECRET}, "SessionMiddleware() has no option 'secret_key'; it takes app, sessions, as_dict"),
+    "misspelt": ({"asdict": True, "sessions": made()}, "SessionMiddleware() has no option 'asdict'; did you mean 'as_dict'?"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_wrong_options_are_errors_at_the_start_without_the_secret(name: str) -> None:
+    options, message = OPTIONS[name]
+    app = FastAPI()
+    app.add_middleware(SessionMiddleware, **options)
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}") as raised:
+        app.build_middleware_stack()
+    assert SECRET not in str(raised.value)
+
+
+USES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "if": (lambda current: bool(current.has("user")), "write `await` before session.has(...)"),
+    "a comparison": (lambda current: current.get("user") == 1, "write `await` before session.get(...)"),
+    "a change": (lambda current: bool(current.set("user", 1)), "write `await` before session.set(...)"),
+    "an item": (lambda current: current["user"], "a session isn't a dict: write `await session.get('user')`"),
+    "an item to set": (
+        lambda current: current.__setitem__("user", 1),
+        "a session isn't a dict: write `await session.set('user', ...)`",
+    ),
+    "in": (lambda current: "user" in current, "a session isn't a dict: write `await session.has('user')`"),
+    "a key": (lambda current: current.set(1, 2), "a session's key is a str, not 1: write `await session.set('1', ...)`"),
+    "a coroutine function": (
+        lambda current: current.update("n", coroutine, 0),
+        "update() takes a plain function, not an async function: write `await session.update('n', lambda value: ..., 0)`",
+    ),
+    "no default": (
+        lambda current: current.update("n", double),
+        "update('n'): the key is missing, so the function got None: give a default, as in "
+        "`await session.update('n', lambda value: ..., 0)`",
+    ),
+    "keep": (
+        lambda _: made().end_all("user:1", keep=1),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        "end_all() keeps a session, not 1: write keep=ctx.session, or keep=await get_session(request)",
+    ),
+}
+
+
+async def coroutine(value: int) -> int:
+    return value + 1
+
+
+def double(value: Any) -> Any:
+    return value + value
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", USES)
+async def test_a_wrong_use_says_what_to_write_where_there_is_no_ctx(name: str) -> None:
+    work, message = USES[name]
+    error = await fault(application(work))
+    assert (type(error), str(error)) == (SessionUseError, message)
+
+
+@pytest.mark.anyio
+async def test_a_call_that_is_never_awaited_is_logged_by_the_name_that_the_user_knows(caplog: pytest.LogCaptureFixture) -> None:
+    async with TestClient(application(lambda current: [current.update("n", lambda n: n + 1, 0)])) as client:
+        await client.get("/")
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert line.startswith("session.update(...) was never awaited: write `await` before it (")
+    assert line.endswith("in <lambda>)")
+
+
+@pytest.mark.anyio
+async def test_the_missing_middleware_is_named() -> None:
+    app = FastAPI()
+
+    @app.get("/")
+    async def use(current: CurrentSession) -> None: ...
+
+    error = await fault(app)
+    expected = "get_session() needs SessionMiddleware: write app.add_middleware(SessionMiddleware, sessions=session(...))"
+    assert (type(error), str(error)) == (ConfigError, expected)
+
+
+@pytest.mark.anyio
+async def test_get_session_takes_a_request_only() -> None:
+    with pytest.raises(ConfigError, match=r"^get_session\(\) takes a request or a WebSocket, not 1$"):
+        await get_session(1)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.anyio
+async def test_get_session_without_await_is_named_by_python() -> None:
+    call = get_session(Request({"type": "http"}))
+    assert "coroutine object get_session at" in repr(call)
+    call.close()
+
+
+def with_both(first: Callable[[FastAPI], None], second: Callable[[FastAPI], None]) -> FastAPI:
+    app = FastAPI()
+    first(app)
+    second(app)
+
+    @app.get("/")
+    async def use(request: Request) -> Any:
+        request.session["user"] = 1
+        return request.session
+
+    return app
+
+
+def add_ours(app: FastAPI) -> None:
+    app.add_middleware(SessionMiddleware, sessions=made(), as_dict=True)
+
+
+def add_starlettes(app: FastAPI) -> None:
+    app.add_middleware(StarletteMiddleware, secret_key=SECRET)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("order", [(add_ours, add_starlettes), (add_starlettes, add_ours)], ids=["inside", "outside"])
+async def test_starlettes_middleware_beside_ours_is_an_error(order: tuple[Any, Any]) -> None:
+    error = await fault(with_both(*order))
+    assert isinstance(error, ConfigError)
+    assert str(error) == (
+        "request.session is the session of another middleware: remove Starlette's SessionMiddleware, which "
+        "SessionMiddleware(as_dict=True) of gaman.session.asgi replaces"
+    )
+
+
+@pytest.mark.anyio
+async def test_a_mounted_application_may_have_starlettes_session() -> None:
+    app = FastAPI()
+    add_ours(app)
+    admin = with_both(add_starlettes, lambda app: None)
+    app.mount("/admin", admin)
+
+    @app.get("/")
+    async def use(request: Request) -> Any:
+        request.session["visits"] = request.session.get("visits", 0) + 1
+        return request.session
+
+    async with TestClient(app) as client:
+        found = [(await client.get(path)).json() for path in ("/", "/admin/", "/", "/admin/")]
+        assert set(client.cookies) == {"session", "__Host-Http-gaman"}
+    assert found == [{"visits": 1}, {"user": 1}, {"visits": 2}, {"user": 1}]
+
+
+@pytest.mark.anyio
+async def test_a_key_of_the_dict_that_is_not_text_is_an_error() -> None:
+    app = FastAPI()
+    add_ours(app)
+
+    @app.get("/")
+    async def use(request: Request) -> None:
+        request.session[1] = 1  # type: ignore[index] # pyright: ignore[reportArgumentType]
+
+    error = await fault(app)
+    assert (type(error), str(error)) == (SessionUseError, "a session's key is a str, not 1: write `request.session['1'] = ...`")
