@@ -25,7 +25,7 @@ def location_of(error: BaseException, handler: object = None) -> str:
     """Return in brackets the last line of the user's code in *error*, or else the line of their *handler*; "" without either."""
     code, line = getattr(unwrap(handler) if callable(handler) else None, "__code__", None), 0
     for frame, number in traceback.walk_tb(error.__traceback__):
-        if not _is_ours(frame):
+        if not _is_ours(frame) and not _is_pythons(frame.f_code):
             code, line = frame.f_code, number
     if not isinstance(code, CodeType) or code.co_filename.startswith(_HERE):
         return ""
@@ -55,12 +55,19 @@ def exc_info_of(error: BaseException) -> tuple[type[BaseException], BaseExceptio
 
 
 _HERE = os.path.dirname(__file__) + os.sep
+_STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 
 
 def _is_ours(frame: FrameType) -> bool:
     """Whether *frame* runs code of gaman, of an integration that ships with it, or of importlib, which imports the user's code."""
     package = str(frame.f_globals.get("__package__")).partition(".")[0]
     return package in ("gaman", "importlib") or package.startswith("gaman_")
+
+
+def _is_pythons(code: CodeType) -> bool:
+    """Whether *code* is of the standard library, whose folder may hold the installed packages too."""
+    path = code.co_filename
+    return path.startswith(_STANDARD_LIBRARY) and not path.startswith(f"{_STANDARD_LIBRARY}site-packages")
 
 
 def _print_error(kind: type[BaseException], error: BaseException, rest: TracebackType | None) -> None:

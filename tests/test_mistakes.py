@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -284,6 +287,31 @@ async def stream_without_async_for(ctx: Any) -> Any:
     return list(ctx.stream())
 
 
+async def body_parsed(ctx: Any) -> Any:
+    return json.loads(ctx.body())
+
+
+async def body_variable_parsed(ctx: Any) -> Any:
+    body = ctx.body()
+    return json.loads(body)
+
+
+async def text_joined(ctx: Any) -> Any:
+    return ",".join([ctx.text()])
+
+
+async def query_of_another_name(request: Any) -> Any:
+    return request.query("x")
+
+
+async def item_of_another_name(request: Any) -> Any:
+    return request["x"]
+
+
+async def user_set(request: Any) -> Any:
+    request.user = "Tom"
+
+
 async def update_without_default(ctx: Any) -> Any:
     def add(n: int) -> int:
         return n + 1
@@ -325,6 +353,9 @@ REQUESTS: dict[Handle, str] = {
     item_set_on_the_context: "TypeError: 'Context' object does not support item assignment; what the hooks and handlers of ",
     query_awaited: "TypeError: ctx.query isn't async; write it without `await`",
     stream_without_async_for: "TypeError: ctx.stream() is asynchronous; write `async for`",
+    query_of_another_name: "TypeError: 'Fields' object is not callable; write ctx.query.get(...)",
+    item_of_another_name: "TypeError: 'Context' object is not subscriptable; what the hooks and handlers of a request share is in ",
+    user_set: f"{LACKS} 'user'; what you add to a request yourself goes into ctx.locals['user']",
     update_without_default: "SessionUseError: update('n'): the key is missing, so the function got None: give a default, as in "
     "`await ctx.session.update('n', lambda value: ..., 0)`: unsupported operand type(s) for +: 'NoneType' and 'int'",
 }
@@ -350,6 +381,66 @@ def test_a_mistake_of_a_handler_is_one_line_of_the_log(handler: Handle, client: 
     assert caplog.records[-1].exc_info is None
 
 
+class Elsewhere:
+    """A class of the user, with the names of the context."""
+
+    path = "x"
+
+    def query(self, *_: object) -> list[int]:
+        return [1]
+
+    def json(self) -> None: ...
+
+    async def stream(self) -> AsyncIterator[int]:
+        yield 1
+
+
+def foreign(name: str) -> Any:
+    """Return an object of the user, whose class has the *name* of one of the framework's."""
+    return type(name, (), {"__slots__": ()})()
+
+
+FOREIGN: list[Callable[[Any], Any]] = [
+    lambda _: Elsewhere().json["x"],  # type: ignore[index]
+    lambda _: list(Elsewhere().stream()),  # type: ignore[call-overload]
+    lambda ctx: Elsewhere().json[ctx.path],  # type: ignore[index]
+    lambda _: foreign("Fields")("x"),
+    lambda ctx: foreign("Fields")(ctx.path),
+    lambda ctx: foreign("Context")[ctx.path],
+    lambda _: json.loads(foreign("Call")),
+    *(
+        lambda _, name=name: foreign(name).emial  # type: ignore[misc]
+        for name in ("Form", "Headers", "Fields", "Cookies", "mappingproxy", "Context", "Session", "CookieSession")
+    ),
+    lambda _: setattr(foreign("Context"), "user", 1),
+    lambda _: MappingProxyType({}).id,  # type: ignore[attr-defined]
+]
+
+
+@pytest.mark.parametrize("use", FOREIGN)
+def test_an_error_of_an_object_of_the_user_has_no_hint_and_keeps_its_traceback(
+    use: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(ctx: Context) -> str:
+        await ctx.session.get("x")
+        return f"{use(ctx)}"
+
+    with TestClient(App({"/": handler}, integrations=[session(SECRET)]), raise_errors=False) as client:
+        assert client.get("/").status_code == 500
+    [line] = [record for record in caplog.records if record.name == "gaman" and record.levelname == "ERROR"]
+    assert (line.getMessage(), line.exc_info is None) == ("GET '/' failed", False)
+
+
+def test_an_await_of_another_object_has_no_hint(caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(ctx: Context) -> Any:
+        database: Any = Elsewhere()
+        return await database.query(ctx.path)
+
+    with TestClient(App({"/": handler}), raise_errors=False) as client:
+        assert client.get("/").status_code == 500
+    assert "GET '/' failed" in [record.getMessage() for record in caplog.records]
+
+
 def test_the_calls_of_a_context_are_still_coroutines() -> None:
     async def handler(ctx: Context) -> list[Any]:
         task = asyncio.create_task(ctx.text())
@@ -362,6 +453,32 @@ def test_the_calls_of_a_context_are_still_coroutines() -> None:
     with TestClient(App({"/": handler})) as client, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert client.post("/", content="hello").json() == ["hello"] * 3 + ["<gaman._c"]
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("handler", [body_parsed, body_variable_parsed, text_joined])
+def test_a_function_of_python_that_refuses_a_call_is_explained(handler: Handle, caplog: pytest.LogCaptureFixture) -> None:
+    with TestClient(App({"/": handler}), raise_errors=False) as client:
+        assert client.post("/").status_code == 500
+    gc.collect()
+    [line] = [record.getMessage() for record in caplog.records if record.name == "gaman"]
+    assert re.search(
+        rf"\bCall\b.*; write `await` before the call of ctx \(\S*test_mistakes.py, line \d+, in {handler.__name__}\)$", line
+    )
+
+
+def test_a_call_that_is_never_awaited_is_named_by_the_warning_of_python() -> None:
+    async def handler(ctx: Context) -> str:
+        ctx.body()
+        ctx.form_as(dict)
+        return "hello"
+
+    with TestClient(App({"/": handler})) as client, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert client.post("/").text == "hello"
+        gc.collect()
+    names = {f"coroutine '{name}' was never awaited" for name in ("ctx.body", "ctx.form_as")}
+    assert names <= {str(warning.message).partition("\n")[0] for warning in caught}
 
 
 def test_an_uploaded_file_that_is_used_without_await_names_the_call() -> None:
