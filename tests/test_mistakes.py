@@ -297,7 +297,7 @@ async def body_variable_parsed(ctx: Any) -> Any:
 
 
 async def text_joined(ctx: Any) -> Any:
-    return ",".join([ctx.text()])
+    return ",".join([ctx.text()])  # noqa: FLY002 - the mistake
 
 
 async def query_of_another_name(request: Any) -> Any:
