@@ -25,6 +25,7 @@ from gaman import (
     define_integration,
     define_routes,
 )
+from gaman._disconnects import Disconnected
 from tests.asgi import Channel, Exchange, Fetch, http_scope
 
 pytestmark = pytest.mark.anyio
@@ -558,6 +559,32 @@ async def test_a_stream_that_breaks_off_has_an_access_line(fetch: Fetch, caplog:
     with pytest.raises(ValueError, match="in the middle"):
         await fetch(App({"/": stream}, debug=True))
     assert lines(caplog) == [("GET '/' 200", 200)]
+
+
+async def test_a_client_that_has_left_has_no_access_line(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gaman")
+
+    async def body(ctx: Context) -> bytes:
+        return await ctx.body()
+
+    await fetch(App({"/": body}, debug=True), "/", "POST", disconnects=True)
+
+    async def leave(message: Any) -> None:
+        raise Disconnected
+
+    await App({"/": handler}, debug=True)(http_scope(), Exchange().receive, leave)
+    assert lines(caplog) == []
+
+
+async def test_an_absolute_target_has_the_path_in_both_lines(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gaman")
+    scope = {"path": "http://a/failing", "raw_path": b"http://a/failing"}
+    await fetch(App({"/failing": failing}, debug=True), scope=scope)
+    assert [record.getMessage().partition(" in ")[0] for record in caplog.records] == [
+        "GET '/failing' failed",
+        "GET '/failing' 500",
+    ]
+    assert [vars(record)["path"] for record in caplog.records] == ["/failing"] * 2
 
 
 async def test_without_debug_there_are_no_access_lines(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
