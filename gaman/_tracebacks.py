@@ -12,13 +12,13 @@ from gaman.errors import ConfigError, GamanError
 
 
 def explain(error: GamanError) -> str:
-    """Return the message of *error*, its cause and its notes, on one line; a ConfigError's is complete without the cause."""
+    """Return the message of *error*, its cause and its place, on one line; a ConfigError's is complete without the cause."""
     text, cause = str(error), error.__cause__
     reason = "" if cause is None or isinstance(error, ConfigError) else " ".join(str(cause).split()) or type(cause).__name__
     if reason not in text:
         # Some database clients add the state of a whole cluster.
         text = f"{text}: {reason}" if len(reason) <= 200 else f"{text}: {reason[:200]}..."
-    return text + "".join(getattr(error, "__notes__", ()))
+    return text + error._place
 
 
 def location_of(error: BaseException, handler: object = None) -> str:
@@ -35,7 +35,7 @@ def location_of(error: BaseException, handler: object = None) -> str:
 def place_of_caller() -> str:
     """Return in brackets the line of the user's code that is calling; "" if all callers are gaman's."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _is_ours(frame):
+    while frame is not None and (_is_ours(frame) or _is_pythons(frame.f_code)):
         frame = frame.f_back
     return "" if frame is None else _location(frame.f_code, frame.f_lineno)
 

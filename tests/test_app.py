@@ -359,7 +359,7 @@ async def test_a_failed_start_up_gives_the_server_its_reason(
     app = App({"/": handler}, integrations=[define_integration(name="x", on_load=on_load)])
     await app({"type": "lifespan"}, server.receive, server.send)
     # Only an error of gaman's explains itself, and so gets the line that made the integration.
-    place = app.integrations[0].place if isinstance(error, GamanError) else ""
+    place = app.integrations[0]._place if isinstance(error, GamanError) else ""
     assert server.messages == [{"type": "lifespan.startup.failed", "message": message + place}]
     assert len(caplog.records) == logged
 
@@ -601,5 +601,5 @@ async def test_a_failed_start_up_gives_its_cause_in_one_line(caplog: pytest.LogC
     app = App({"/": handler}, integrations=[define_integration(name="x", on_load=on_load)])
     await app({"type": "lifespan"}, server.receive, server.send)
     [message] = server.messages
-    assert message["message"] == f"the store can't be reached: refused by the host{app.integrations[0].place}"
+    assert message["message"] == f"the store can't be reached: refused by the host{app.integrations[0]._place}"
     assert caplog.records == []

@@ -9,13 +9,14 @@ import logging
 import re
 import warnings
 from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pytest
 
-from gaman import App, ConfigError, Context, Response, ResultError
+from gaman import App, ConfigError, Context, Integration, Response, ResultError
 from gaman._tracebacks import explain, location_of
 from gaman.errors import a_type
 from gaman.session import session
@@ -35,6 +36,8 @@ async def asgi(scope, receive, send): ...
 def no_arguments(): ...
 def of_ctx(ctx): ...
 def swapped(response, ctx): ...
+async def show(ctx, user_id, post_id): ...
+async def show_user(request, user_id, post_id): ...
 async def chunks(ctx): yield "chunk"
 class GZipMiddleware:
     def __init__(self, app, minimum_size=500): self.app = app
@@ -115,6 +118,7 @@ STARTS = [
     ),
     ("define_integration(name='x', on_load=1)", "on_load of the integration 'x': an int isn't a function"),
     # Values of routes
+    ("App({'/scope/*': asgi})", "/scope/*: asgi is an ASGI application, not a handler; write {'/path/*': mount(asgi)}"),
     ("App({'/a/*': asgi})", "/a/*: asgi is an ASGI application, not a handler; write {'/path/*': mount(asgi)}"),
     (
         "App({'/a/*': GZipMiddleware(None)})",
@@ -124,6 +128,11 @@ STARTS = [
         "App({'/a': static('/a', 'public')})",
         "/a: an integration isn't a handler; write App(..., integrations=[...])",
     ),
+    (
+        "App({'/users/:user_id/posts/:post_id<int>': show})",
+        "/users/:user_id/posts/:post_id<int>: the handler show takes (ctx, user_id, post_id), but is called as show(ctx); path ",
+    ),
+    ("App({'/users/:user_id/*': show_user})", "/users/:user_id/*: the handler show_user takes (request, user_id, post_id), but "),
     ("App({'/': 1})", "/: an int isn't a handler; "),
     ("App({'/': None})", "/: None isn't a handler; "),
 ]
@@ -521,6 +530,39 @@ def test_an_error_of_the_start_names_the_line_that_made_the_integration(tmp_path
     line = test_an_error_of_the_start_names_the_line_that_made_the_integration.__code__.co_firstlineno + 1
     name = "test_an_error_of_the_start_names_the_line_that_made_the_integration"
     assert explain(raised.value).endswith(f"test_mistakes.py, line {line}, in {name})")
+
+
+def test_the_place_of_an_error_is_the_same_at_each_start_and_no_note_is_part_of_it() -> None:
+    error = ConfigError("no store")
+    error.add_note("a note of the user")
+
+    def fail(app: App) -> None:
+        raise error
+
+    app = App({}, integrations=[replace(Integration(name="x", on_load=fail), name="y")])
+    for _ in range(2):
+        with pytest.raises(ConfigError):
+            asyncio.run(app.load())
+    assert re.fullmatch(r"no store \(\S*test_mistakes.py, line \d+, in test_the_place_of_an_error\w+\)", explain(error))
+    assert error.__notes__ == ["a note of the user"]
+
+
+def test_middleware_whose_annotation_speaks_of_an_integration_is_middleware() -> None:
+    class IntegrationTracer:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await self.app(scope, receive, send)
+
+    def trace(app: Any) -> IntegrationTracer:
+        return IntegrationTracer(app)
+
+    async def home(ctx: Context) -> str:
+        return "hello"
+
+    with TestClient(App({"/": home}, middleware=[trace])) as client:
+        assert client.get("/").text == "hello"
 
 
 def test_the_warning_of_a_weak_secret_names_the_line_that_made_the_session(caplog: pytest.LogCaptureFixture) -> None:
