@@ -16,15 +16,16 @@ C = TypeVar("C", bound=Callable[..., Coroutine[Any, Any, Any]])
 class Call(Coroutine[Any, Any, T_co]):
     """A coroutine whose operators, conversions and attributes raise ResultError, a TypeError, that names the call, and end it.
 
-    Python gives `is` and `match` no such hook. asyncio mostly takes only coroutines, so this is one.
+    Python gives `is` and `match` no such hook. asyncio mostly takes only coroutines, so this is one. A call of the session may be
+    awaited again and logs its own warning, so that has a class of its own, SessionCall.
     """
 
     __slots__ = ("_coroutine",)
 
     def __init__(self, name: str, coroutine: Coroutine[Any, Any, T_co]) -> None:
+        self._coroutine: Any = coroutine
         # Python's warning about a coroutine that was never awaited has this name.
-        coroutine.__qualname__ = name
-        self._coroutine = coroutine
+        self._coroutine.__qualname__ = name
 
     def __await__(self) -> Generator[Any, Any, T_co]:
         return self._coroutine.__await__()

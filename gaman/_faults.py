@@ -35,7 +35,8 @@ _missing = re.compile(r"Object (?:missing required|contains unknown) field `(.*)
 
 def _not_kind(found: re.Match[str]) -> str:
     names = [name for name in found[1].split(" | ") if name != "null"] or ["null"]
-    return f"isn't {' or '.join(dict.fromkeys(_KINDS.get(name, name) for name in names))}"
+    *others, last = dict.fromkeys(kind for name in names for kind in _KINDS.get(name, name).split(" or "))
+    return f"isn't {', '.join(others)}{' or ' if others else ''}{last}"
 
 
 def _length(found: re.Match[str]) -> str:

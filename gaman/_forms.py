@@ -88,16 +88,13 @@ class Form(NamedTuple):
     fields: Fields[str]
     files: Fields[UploadedFile]
 
+    # Type checkers know a tuple, and report names themselves.
+    if not TYPE_CHECKING:
 
-if not TYPE_CHECKING:
-    _item = Form.__getitem__
-
-    def _refuse_names(form: Form, key: object) -> object:
-        if isinstance(key, str):
-            raise ResultError(f"a form isn't a dict: write form.fields[{key!r}], or form.files[{key!r}]")
-        return _item(form, key)
-
-    Form.__getitem__ = _refuse_names
+        def __getitem__(self, key: object) -> object:
+            if isinstance(key, str):
+                raise ResultError(f"a form isn't a dict: write form.fields[{key!r}], or form.files[{key!r}]")
+            return tuple.__getitem__(self, key)
 
 
 async def read_urlencoded(chunks: AsyncIterator[bytes], limit: int) -> Fields[str]:

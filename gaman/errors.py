@@ -11,7 +11,7 @@ import msgspec
 C = TypeVar("C", bound=Callable[..., Any])
 
 # Of names in capitals, the first letter is spoken: an HTTPError, a UUID.
-_takes_an = re.compile(r"[AEFHILMNORSX][A-Z0-9]|[AEIOaeio](?![A-Z])|[Uu]p").match
+_takes_an = re.compile(r"[AEIOaeio]|[FHLMNRSX][A-Z0-9]|[Uu]p").match
 
 
 class GamanError(Exception):

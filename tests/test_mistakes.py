@@ -478,8 +478,9 @@ def test_a_function_of_python_that_refuses_a_call_is_explained(handler: Handle, 
 
 def test_a_call_that_is_never_awaited_is_named_by_the_warning_of_python() -> None:
     async def handler(ctx: Context) -> str:
-        ctx.body()
-        ctx.form_as(dict)
+        call: Any = ctx
+        call.body()
+        call.form_as(dict)
         return "hello"
 
     with TestClient(App({"/": handler})) as client, warnings.catch_warnings(record=True) as caught:
@@ -636,6 +637,8 @@ def test_a_call_through_the_client_takes_an_async_function() -> None:
         (session(SECRET), "a SessionIntegration"),
         (type("HTTPThing", (), {})(), "an HTTPThing"),
         (type("UUID", (), {})(), "a UUID"),
+        (type("ORM", (), {})(), "an ORM"),
+        (type("RLock", (), {})(), "an RLock"),
         (type("UploadedFile", (), {})(), "an UploadedFile"),
         (type("Integration", (), {})(), "an Integration"),
     ],

@@ -206,7 +206,8 @@ import asyncio, gaman
 async def home(ctx): return "hello"
 async def slow(ctx):
     print("slow", flush=True)
-    await asyncio.sleep(1)
+    # Longer than the server waits for a last request on an idle connection.
+    await asyncio.sleep(0.8)
     return "slow"
 gaman.serve({"/": home, "/slow": slow}, port=0)
 """
