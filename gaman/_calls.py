@@ -23,9 +23,9 @@ class Call(Coroutine[Any, Any, T_co]):
     __slots__ = ("_coroutine",)
 
     def __init__(self, name: str, coroutine: Coroutine[Any, Any, T_co]) -> None:
-        self._coroutine: Any = coroutine
         # Python's warning about a coroutine that was never awaited has this name.
-        self._coroutine.__qualname__ = name
+        cast("Any", coroutine).__qualname__ = name
+        self._coroutine = coroutine
 
     def __await__(self) -> Generator[Any, Any, T_co]:
         return self._coroutine.__await__()
@@ -41,7 +41,7 @@ class Call(Coroutine[Any, Any, T_co]):
 
     def _refuse(self, *_: object) -> NoReturn:
         self._coroutine.close()
-        raise ResultError(f"write `await` before {self._coroutine.__qualname__}(...)")
+        raise ResultError(f"write `await` before {cast('Any', self._coroutine).__qualname__}(...)")
 
     # Type checkers see a coroutine, and report these uses themselves.
     if not TYPE_CHECKING:

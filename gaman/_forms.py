@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import anyio
@@ -88,13 +88,16 @@ class Form(NamedTuple):
     fields: Fields[str]
     files: Fields[UploadedFile]
 
-    # Type checkers know a tuple, and report names themselves.
-    if not TYPE_CHECKING:
 
-        def __getitem__(self, key: object) -> object:
-            if isinstance(key, str):
-                raise ResultError(f"a form isn't a dict: write form.fields[{key!r}], or form.files[{key!r}]")
-            return tuple.__getitem__(self, key)
+def _item_of(form: Form, key: Any) -> Any:
+    if isinstance(key, str):
+        raise ResultError(f"a form isn't a dict: write form.fields[{key!r}], or form.files[{key!r}]")
+    return tuple.__getitem__(form, key)
+
+
+# Not in the class, because type checkers report a name as the index of a tuple only without it.
+if not TYPE_CHECKING:
+    Form.__getitem__ = _item_of
 
 
 async def read_urlencoded(chunks: AsyncIterator[bytes], limit: int) -> Fields[str]:

@@ -88,8 +88,9 @@ def _hint_of_attribute(error: AttributeError, message: str, ctx: Context) -> str
     if (found := _lacks_attribute(message)) is None:
         return ""
     message, name, thing = found[0], found[2], error.obj
-    if thing is None and re.search(rf"\bctx\.{name}\b", _line_of(error, ctx)) is not None:
-        thing = ctx
+    if thing is None:
+        used = re.search(rf"\bctx\.(?:(session|query|headers|cookies|params)\.)?{name}\b", _line_of(error, ctx))
+        thing = None if used is None else getattr(ctx, used[1]) if used[1] else ctx
     if thing is ctx:
         known = [each for each in dir(ctx) if each[0] != "_"]
         if name in _INSTEAD:

@@ -418,7 +418,7 @@ FOREIGN: list[Callable[[Any], Any]] = [
     lambda ctx: foreign("Context")[ctx.path],
     lambda _: json.loads(foreign("Call")),
     *(
-        lambda _, name=name: foreign(name).emial  # type: ignore[misc]
+        lambda _, name=name: foreign(name).emial
         for name in ("Form", "Headers", "Fields", "Cookies", "mappingproxy", "Context", "Session", "CookieSession")
     ),
     lambda _: setattr(foreign("Context"), "user", 1),
