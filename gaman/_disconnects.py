@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from gaman.errors import ClientDisconnected
 
 
@@ -17,6 +19,7 @@ def is_of_disconnect(error: BaseException | None, seen: frozenset[int] = frozens
             return True
         seen |= {id(error)}
         if isinstance(error, BaseExceptionGroup):
-            return all(is_of_disconnect(each, seen) for each in error.exceptions)
+            group = cast("BaseExceptionGroup[BaseException]", error)
+            return all(is_of_disconnect(each, seen) for each in group.exceptions)
         error = error.__cause__ or error.__context__
     return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import parse_qsl
 
 import anyio
@@ -92,7 +92,7 @@ class Form(NamedTuple):
 def _item_of(form: Form, key: Any) -> Any:
     if isinstance(key, str):
         raise ResultError(f"a form isn't a dict: write form.fields[{key!r}], or form.files[{key!r}]")
-    return tuple.__getitem__(form, key)
+    return cast("tuple[Any, ...]", super(Form, form)).__getitem__(key)
 
 
 # Not in the class, because type checkers report a name as the index of a tuple only without it.

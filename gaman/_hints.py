@@ -58,11 +58,12 @@ def hint_of(error: Exception, ctx: Context) -> str:
 
     Objects of the user's classes may have the same names, so an error without its object needs a line that names the context.
     """
-    message = str(error)
-    if isinstance(error, AttributeError):
-        return _hint_of_attribute(error, message, ctx)
-    if not isinstance(error, TypeError):
+    # A class of the user may fail in str().
+    if type(error) is AttributeError:
+        return _hint_of_attribute(error, str(error), ctx)
+    if type(error) is not TypeError:
         return ""
+    message = str(error)
     line = _line_of(error, ctx)
     if _names_call(message) is not None and (line or _has_call(error)):
         return f"{message}; write `await` before the call of ctx"
