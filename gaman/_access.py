@@ -15,7 +15,10 @@ logger = logging.getLogger("gaman")
 
 
 class LoggedApplication:
-    """Any ASGI application, with a line about each response when it is complete or has broken off; no line without one."""
+    """Any ASGI application, with a line about each response when it is complete or has broken off.
+
+    A request without a response has no line. The server responds for an application that doesn't.
+    """
 
     def __init__(self, application: Application) -> None:
         self._application = application
@@ -26,7 +29,8 @@ class LoggedApplication:
             return
         began = perf_counter()
         status: int | None = None
-        is_logged = False
+        substitute = 500
+        has_disconnected = is_logged = False
         # Read now, because the application may change its scope.
         method, path, extra = scope["method"], _target.path_of(scope), log_extra(scope)
 
@@ -39,17 +43,34 @@ class LoggedApplication:
                 logger.info("%s %r %d in %.1f ms", method, path, status, milliseconds, extra=fields)
 
         async def forward(message: MutableMapping[str, Any]) -> None:
-            nonlocal status
+            nonlocal has_disconnected, status
+            try:
+                await send(message)
+            except OSError:
+                # The server reports a disconnected client (ASGI 2.4).
+                has_disconnected = True
+                raise
             status = message.get("status", status)
-            await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 log_once()
 
+        async def watch() -> MutableMapping[str, Any]:
+            nonlocal has_disconnected
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                has_disconnected = True
+            return message
+
         try:
-            await self._application(scope, receive, forward)
-        except Exception:
-            # The server answers 500 for an application that fails before its response.
-            status = status or 500
+            await self._application(scope, watch, forward)
+        except BaseException as error:
+            from asyncio import CancelledError, current_task  # noqa: PLC0415 - importing gaman doesn't load asyncio
+
+            if isinstance(error, CancelledError) and (task := current_task()) is not None and task.cancelling():
+                # The server is stopping.
+                substitute = 503
             raise
         finally:
+            if not has_disconnected:
+                status = status or substitute
             log_once()

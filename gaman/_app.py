@@ -304,9 +304,11 @@ class App:
             raise EarlyResponse(HTTPError(400, "this host isn't among the application's allowed_hosts"))
 
     async def _send_early(self, response: Response, scope: Scope, send: Send) -> None:
-        if self.debug:
+        if logger.isEnabledFor(logging.DEBUG):
             extra = log_extra(scope)
-            logger.info("%s %r %d before any hook: %s", extra["method"], extra["path"], response.status, response.body, extra=extra)
+            logger.debug(
+                "%s %r %d before any hook: %s", extra["method"], extra["path"], response.status, response.body, extra=extra
+            )
         body = response.body if isinstance(response.body, bytes) else b""
         length = [] if response.status in BODILESS else [content_length(len(body))]
         await send({"type": "http.response.start", "status": response.status, "headers": [*response.raw_headers, *length]})

@@ -14,18 +14,21 @@ C = TypeVar("C", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
 class Call(Coroutine[Any, Any, T_co]):
-    """A coroutine of which any use but `await` raises ResultError, a TypeError, that names the call."""
+    """A coroutine whose operators, conversions and attributes raise ResultError, a TypeError, that names the call, and end it.
 
-    __slots__ = ("_coroutine", "_name")
+    Python gives `is` and `match` no such hook. asyncio mostly takes only coroutines, so this is one. A call of the session may be
+    awaited again and logs its own warning, so that has a class of its own, SessionCall.
+    """
+
+    __slots__ = ("_coroutine",)
 
     def __init__(self, name: str, coroutine: Coroutine[Any, Any, T_co]) -> None:
-        self._name = name
+        # Python's warning about a coroutine that was never awaited has this name.
+        cast("Any", coroutine).__qualname__ = name
         self._coroutine = coroutine
 
     def __await__(self) -> Generator[Any, Any, T_co]:
         return self._coroutine.__await__()
-
-    # asyncio mostly takes only coroutines, so this is one.
 
     def send(self, value: Any, /) -> Any:
         return self._coroutine.send(value)
@@ -38,7 +41,7 @@ class Call(Coroutine[Any, Any, T_co]):
 
     def _refuse(self, *_: object) -> NoReturn:
         self._coroutine.close()
-        raise ResultError(f"write `await` before {self._name}(...)")
+        raise ResultError(f"write `await` before {cast('Any', self._coroutine).__qualname__}(...)")
 
     # Type checkers see a coroutine, and report these uses themselves.
     if not TYPE_CHECKING:
@@ -54,14 +57,14 @@ class Call(Coroutine[Any, Any, T_co]):
             return object.__hash__(self) if _is_asyncio() else self._refuse()
 
         def __getattr__(self, name: str) -> Any:
-            if name in ("__name__", "__qualname__"):
-                return self._name
+            if name == "__name__":
+                return self._coroutine.__qualname__
             # asyncio, inspect and debuggers look up names like these on any coroutine.
             return getattr(self._coroutine, name) if name.startswith(("_", "cr_", "gi_", "ag_")) else self._refuse()
 
 
 def awaited(function: C) -> C:
-    """Return the async *function*, which returns a Call."""
+    """Return the async *function*, which returns a Call; a function that only passes on a coroutine makes the Call itself."""
     name = function.__qualname__.replace("Context.", "ctx.")
 
     @wraps(function)

@@ -15,7 +15,7 @@ _EMPTY_LIST: Any = object()
 
 
 class _MissingField(InvalidInput, KeyError):
-    """A field that the request lacks, as query_as() and form_as() report it; a KeyError too, because it is that of a mapping."""
+    """A field that the request lacks, as query_as() and form_as() report it. It is also a KeyError, which a mapping raises."""
 
     def __init__(self, name: str) -> None:
         super().__init__("is required", f"$.{name}", name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import parse_qsl
 
 import anyio
@@ -89,15 +89,15 @@ class Form(NamedTuple):
     files: Fields[UploadedFile]
 
 
+def _item_of(form: Form, key: Any) -> Any:
+    if isinstance(key, str):
+        raise ResultError(f"a form isn't a dict: write form.fields[{key!r}], or form.files[{key!r}]")
+    return cast("tuple[Any, ...]", super(Form, form)).__getitem__(key)
+
+
+# Not in the class, because type checkers report a name as the index of a tuple only without it.
 if not TYPE_CHECKING:
-    _item = Form.__getitem__
-
-    def _refuse_names(form: Form, key: object) -> object:
-        if isinstance(key, str):
-            raise ResultError(f"a form isn't a dict: write form.fields[{key!r}], or form.files[{key!r}]")
-        return _item(form, key)
-
-    Form.__getitem__ = _refuse_names
+    Form.__getitem__ = _item_of
 
 
 async def read_urlencoded(chunks: AsyncIterator[bytes], limit: int) -> Fields[str]:

@@ -46,11 +46,13 @@ def _check_handler(where: str, handler: object) -> None:
     takes = signature_of(handler)
     if takes is None:
         return
-    if fits(takes, 3) and not fits(takes):
-        raise ConfigError(f"{where}: {name} is an ASGI application, not a handler; write {{'/path/*': mount({name})}}")
     first = next(iter(takes.parameters), "ctx")
+    # `async def show(ctx, user_id, post_id)` wants the parameters of the path.
+    names = {segment[1:] for segment in re.split("[/<*]", where) if segment.startswith(":")}
+    if fits(takes, 3) and not fits(takes) and first != "ctx" and names.isdisjoint(takes.parameters):
+        raise ConfigError(f"{where}: {name} is an ASGI application, not a handler; write {{'/path/*': mount({name})}}")
     # `async def show(id)` for `/users/:id` would get the context as its id.
-    if not fits(takes) or first == "self" or (first != "ctx" and f":{first}" in re.split("[/<*]", where)):
+    if not fits(takes) or first == "self" or (first != "ctx" and first in names):
         fix = "give the method of an object, not of its class" if first == "self" else "path parameters are in ctx.params"
         raise ConfigError(f"{where}: the handler {name} takes {required(takes)}, but is called as {name}(ctx); {fix}")
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
-from traceback import extract_tb
+from traceback import extract_tb, walk_tb
 
+from gaman._calls import Call
 from gaman._context import Context
+from gaman._cookies import Cookies
+from gaman._fields import Fields
+from gaman._forms import Form
+from gaman._headers import Headers
 from gaman.errors import nearest
 
 _lacks_attribute = re.compile(r"'(\w+)' object has no attribute '(\w+)'").match
-_is_called = re.compile(r"'(\w+)' object is not callable").match
-_subscribes_method = re.compile(r"\.(form|json|body|text|stream|param|header|cookie|input|inputs|file|files)\s*\[").search
+_names_call = re.compile(r"\bCall\b").search
+_calls = re.compile(r"\bctx\.(query|headers|cookies|params)\s*\(").search
+_subscribes_method = re.compile(r"\bctx\.(form|json|body|text|stream|param|header|cookie|input|inputs|file|files)\s*\[").search
 
 _awaits = re.compile(
-    r"await\s+\w+\.(query_as|query|param|params|header|headers|cookie|cookies|locals|stream|method|path|url|ip)\b"
+    r"await\s+ctx\.(query_as|query|param|params|header|headers|cookie|cookies|locals|stream|method|path|url|ip)\b"
 ).search
 
 _INSTEAD = {
@@ -39,34 +45,41 @@ _INSTEAD = {
 }
 """What other frameworks call an attribute of their request, and what to write here."""
 _CALLS = {
-    "Fields": "ctx.query.get(...)",
-    "Headers": "ctx.header(...)",
-    "Cookies": "ctx.cookie(...)",
-    "mappingproxy": "ctx.param(...)",
+    "query": "ctx.query.get(...)",
+    "headers": "ctx.header(...)",
+    "cookies": "ctx.cookie(...)",
+    "params": "ctx.param(...)",
 }
-"""What to write in place of a call, by the type of what is called."""
+"""What to write in place of a call of these attributes."""
 
 
 def hint_of(error: Exception, ctx: Context) -> str:
-    """Return what to write instead of what raised *error*, an error of Python's own; "" for any other error."""
-    # Not a subclass, whose str() may fail.
-    if type(error) not in (AttributeError, TypeError):
+    """Return what to write instead of what raised *error*, an error of Python's own; "" for any other error.
+
+    Objects of the user's classes may have the same names, so an error without its object needs a line that names the context.
+    """
+    # A class of the user may fail in str().
+    if type(error) is AttributeError:
+        return _hint_of_attribute(error, str(error), ctx)
+    if type(error) is not TypeError:
         return ""
     message = str(error)
-    if isinstance(error, AttributeError):
-        return _hint_of_attribute(error, message, ctx)
-    if (called := _is_called(message)) is not None and called[1] in _CALLS:
-        return f"{message}; write {_CALLS[called[1]]}"
-    if message.startswith("'Context' object "):
+    line = _line_of(error, ctx)
+    if _names_call(message) is not None and (line or _has_call(error)):
+        return f"{message}; write `await` before the call of ctx"
+    if not line:
+        return ""
+    if message.endswith("' object is not callable") and (used := _calls(line)) is not None:
+        return f"{message}; write {_CALLS[used[1]]}"
+    if message.startswith("'Context' object ") and "ctx[" in line:
         return f"{message}; what the hooks and handlers of a request share is in ctx.locals[...]"
-    line = extract_tb(error.__traceback__)[-1].line or ""
     if message == "'method' object is not subscriptable" and (used := _subscribes_method(line)) is not None:
         name = used[1]
         fix = "`(await ctx.form()).fields[...]`" if name == "form" else f"ctx.{name}(...), with `await` if it is async"
         return f"ctx.{name} is a method; write {fix}"
     if "await" in message and (used := _awaits(line)) is not None:
         return f"ctx.{used[1]} isn't async; write it without `await`"
-    if message == "'async_generator' object is not iterable" and ".stream(" in line:
+    if message == "'async_generator' object is not iterable" and "ctx.stream(" in line:
         return "ctx.stream() is asynchronous; write `async for`"
     return ""
 
@@ -75,17 +88,36 @@ def _hint_of_attribute(error: AttributeError, message: str, ctx: Context) -> str
     # The text is parsed because before Python 3.12 the error of setting an attribute has no object.
     if (found := _lacks_attribute(message)) is None:
         return ""
-    message, kind, name = found[0], found[1], found[2]
-    if kind == type(ctx).__name__ and (error.obj is ctx or error.obj is None):
+    message, name, thing = found[0], found[2], error.obj
+    if thing is None:
+        used = re.search(rf"\bctx\.(?:(session|query|headers|cookies|params)\.)?{name}\b", _line_of(error, ctx))
+        thing = None if used is None else getattr(ctx, used[1]) if used[1] else ctx
+    if thing is ctx:
         known = [each for each in dir(ctx) if each[0] != "_"]
         if name in _INSTEAD:
             return f"{message}; {_INSTEAD[name]}"
         near = nearest(name, known, 0.75)
         return f"{message}{near or f'; what you add to a request yourself goes into ctx.locals[{name!r}]'}"
-    if ctx._session is not None and kind == type(ctx._session).__name__:
+    if thing is not None and thing is ctx._session:
         return f"{message}; write `await ctx.session.get({name!r})`, or `await ctx.session.set({name!r}, ...)`"
-    if kind == "Form":
+    if isinstance(thing, Form):
         return f"{message}; its fields are in form.fields, and its files in form.files"
-    if kind in _CALLS and (kind != "mappingproxy" or error.obj is ctx.params):
+    if isinstance(thing, (Fields, Headers, Cookies)) or thing is ctx.params:
         return f"{message}; write .get({name!r})"
     return ""
+
+
+def _line_of(error: Exception, ctx: Context) -> str:
+    """Return the last line of the traceback if it names *ctx*, which is called `ctx` in it whatever its name is; "" otherwise."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    line = extract_tb(error.__traceback__)[-1].line or ""
+    for name, value in frame.f_locals.items():
+        if value is ctx and (renamed := re.sub(rf"\b{name}\b", "ctx", line)) != re.sub(rf"\b{name}\b", "", line):
+            return renamed
+    return ""
+
+
+def _has_call(error: Exception) -> bool:
+    """Return whether the function that raised *error* has a Call, as `json.loads(body)` has one without `await`."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return any(type(value) is Call for value in frame.f_locals.values())

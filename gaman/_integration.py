@@ -85,11 +85,11 @@ class Integration:
     """Removes what has expired from the integration's store, and returns the number removed; called by `gaman purge`."""
     on_check: Callable[[App], Awaitable[None] | None] | None = None
     """Raises an error if the integration can't work at the moment; called by `app.check()`."""
-    place: str = field(init=False, repr=False, compare=False, default="")
+    _place: str = field(init=False, repr=False, compare=False, default="")
     """The line that made the integration, for messages: ` (main.py, line 8, in <module>)`."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "place", place_of_caller())
+        object.__setattr__(self, "_place", place_of_caller())
         if not self.name:
             raise ConfigError("an integration needs a name, for the errors and logs that it appears in")
         if self.priority not in _ORDER:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ _NO_BRACKETS = bytes({*range(256)} - {*b"[{]}"})
 
 _AS_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_INTEGER = b"0" * 19
+_long_integers = re.compile(rb"[1-9][0-9]{18,}").findall
 
 _decode_any = msgspec.json.Decoder().decode
 
@@ -46,7 +48,8 @@ def decode(body: bytes, type: Any = None) -> Any:
     # Few bodies hold so many digits, and the check takes several times as long as decoding.
     if _LONG_INTEGER in body.translate(_AS_ZEROS):
         builtins = msgspec.to_builtins(value, enc_hook=lambda _: None)
-        if (fault := large_integer(builtins)) is not None:
+        # A default of the type, or a value that it derives, may be larger.
+        if (fault := large_integer(builtins, {*_long_integers(body)})) is not None:
             raise InvalidInput(*fault)
     return value
 

@@ -60,7 +60,7 @@ class Lifecycle:
             if integration.on_load is not None and (loading := integration.on_load(self._app)) is not None:
                 await loading
         except GamanError as error:
-            error.add_note(integration.place)
+            error._place = integration._place
             raise
 
     async def shutdown(self) -> None:

@@ -20,6 +20,8 @@ else:
     # App is made later, and wrap() adds it.
     Base = object
 
+_INTEGRATIONS = ("Integration", "SessionIntegration")
+"""The annotations of the functions that make integrations."""
 Wrapper: TypeAlias = Callable[[Any], Any]
 """Middleware: a callable that takes an ASGI application and returns another one around it."""
 
@@ -74,19 +76,27 @@ def _check_entry(entry: object) -> Wrapper:
             f"middleware holds {entry!r}; write Middleware(Class, **options), or a function that takes the application"
         )
     name = wrapper_name(entry)
-    if "Integration" in str(getattr(entry, "__annotations__", {}).get("return")):
-        raise ConfigError(f"middleware holds {name}, which makes an integration; write integrations=[{name}(...)]")
     if iscoroutinefunction(entry):
         raise ConfigError(
             f"middleware holds the async function {name}; one for every request goes into the routes, as {{'*': {name}}}, "
             f"and one for Starlette's call_next is written Middleware(BaseHTTPMiddleware, dispatch={name})"
         )
+    if _makes_integration(entry):
+        raise ConfigError(f"middleware holds {name}, which makes an integration; write integrations=[{name}(...)]")
     if not takes(entry, 1):
         if takes(entry, 3):
             raise ConfigError(f"middleware holds {name}, which is an application itself; serve it, or mount() it in the routes")
         fix = f"write Middleware({name}, ...) with its options" if isclass(entry) else "it is called with the application only"
         raise ConfigError(f"middleware holds {name}, which isn't called as {name}(app); {fix}")
     return cast("Wrapper", entry)
+
+
+def _makes_integration(entry: object) -> bool:
+    """Return whether *entry* is a function such as session(), as far as its annotation tells."""
+    made: object = getattr(entry, "__annotations__", {}).get("return")
+    return (
+        isclass(made) and issubclass(made, Integration) if not isinstance(made, str) else made.rpartition(".")[2] in _INTEGRATIONS
+    )
 
 
 def wrapper_name(wrapper: object) -> str:

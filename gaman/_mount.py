@@ -13,6 +13,7 @@ from gaman import _target
 from gaman._application import check_application, kind_of
 from gaman._asgi import Application, Scope, Send
 from gaman._context import Context
+from gaman._disconnects import Disconnected, is_of_disconnect
 from gaman._framing import BODILESS, without_body
 from gaman._headers import RawHeaders, encode_name, encode_value
 from gaman._matching import Handler
@@ -204,15 +205,15 @@ class _Call:
             return
         await self._sending.wait()
         if self._is_disconnected and not self._is_complete:
-            raise ConnectionResetError("the client disconnected")
+            raise Disconnected("the client disconnected")
         if self._is_bodiless and message.get("body"):
             message = {**message, "body": b""}
         try:
             await self._send(message)
-        except OSError:
+        except OSError as cause:
             # The server reports a disconnected client (ASGI 2.4).
             self._is_disconnected = True
-            raise
+            raise Disconnected("the client disconnected") from cause
         if kind == "http.response.body" and not message.get("more_body", False):
             self._is_complete = True
         else:
@@ -235,9 +236,9 @@ class _Call:
         self._read_ahead()
         await wait({self._task})
         if not self._is_complete:
-            self._is_reported = True
             if self._is_disconnected:
                 raise ClientDisconnected("the client disconnected before its response was sent completely")
+            self._is_reported = True
             if self._task.cancelled():
                 raise GamanError(f"{self._name} was cancelled within its response")
             self._task.result()
@@ -256,7 +257,9 @@ class _Call:
         if self._reader is not None and not self._reader.cancelled():
             # Read, because asyncio would log an error that the application hasn't received.
             self._reader.exception()
-        if tasks and not self._is_reported and not self._task.cancelled() and (error := self._task.exception()) is not None:
+        # Read in any case, as above.
+        error = None if not tasks or self._task.cancelled() else self._task.exception()
+        if error is not None and not self._is_reported and not is_of_disconnect(error):
             ctx = self._ctx
             logger.error(
                 "%s %r: %s failed after its response",

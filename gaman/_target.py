@@ -64,7 +64,7 @@ def has_one_spelling(segments: Sequence[str]) -> bool:
 def path_of(scope: Mapping[str, Any]) -> str:
     """Return the path of an ASGI *scope* as routes see it: decoded, below root_path, with repeated slashes as one.
 
-    A slash within a segment stays `%2F`, because it separates nothing. A target that isn't a path is returned unchanged.
+    A slash within a segment stays `%2F`, because it separates nothing. A target without a path is returned unchanged.
     """
     path: str = scope["path"]
     raw_path: bytes | None = scope.get("raw_path")
@@ -73,10 +73,13 @@ def path_of(scope: Mapping[str, Any]) -> str:
     if not root_path and "//" not in path and (raw_path is None or _PERCENT not in raw_path):
         return path
     segments = split(path, raw_path, root_path)
-    return path if segments is None else "/" + "/".join([segment.replace("/", "%2F") for segment in segments])
+    if segments is not None:
+        return "/" + "/".join([segment.replace("/", "%2F") for segment in segments])
+    rewritten = in_origin_form(scope)
+    return path if rewritten is None else path_of(rewritten)
 
 
-def in_origin_form(scope: MutableMapping[str, Any]) -> MutableMapping[str, Any] | None:
+def in_origin_form(scope: Mapping[str, Any]) -> MutableMapping[str, Any] | None:
     """Return *scope* with the path and the host of its target, if that is in absolute-form; None for another target.
 
     Most servers do this themselves (RFC 9112, section 3.2.2).

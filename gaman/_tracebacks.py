@@ -12,20 +12,20 @@ from gaman.errors import ConfigError, GamanError
 
 
 def explain(error: GamanError) -> str:
-    """Return the message of *error*, its cause and its notes, on one line; a ConfigError's is complete without the cause."""
+    """Return the message of *error*, its cause and its place, on one line; a ConfigError's is complete without the cause."""
     text, cause = str(error), error.__cause__
     reason = "" if cause is None or isinstance(error, ConfigError) else " ".join(str(cause).split()) or type(cause).__name__
     if reason not in text:
         # Some database clients add the state of a whole cluster.
         text = f"{text}: {reason}" if len(reason) <= 200 else f"{text}: {reason[:200]}..."
-    return text + "".join(getattr(error, "__notes__", ()))
+    return text + error._place
 
 
 def location_of(error: BaseException, handler: object = None) -> str:
     """Return in brackets the last line of the user's code in *error*, or else the line of their *handler*; "" without either."""
     code, line = getattr(unwrap(handler) if callable(handler) else None, "__code__", None), 0
     for frame, number in traceback.walk_tb(error.__traceback__):
-        if not _is_ours(frame):
+        if not _is_ours(frame) and not _is_pythons(frame.f_code):
             code, line = frame.f_code, number
     if not isinstance(code, CodeType) or code.co_filename.startswith(_HERE):
         return ""
@@ -35,7 +35,7 @@ def location_of(error: BaseException, handler: object = None) -> str:
 def place_of_caller() -> str:
     """Return in brackets the line of the user's code that is calling; "" if all callers are gaman's."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _is_ours(frame):
+    while frame is not None and (_is_ours(frame) or _is_pythons(frame.f_code)):
         frame = frame.f_back
     return "" if frame is None else _location(frame.f_code, frame.f_lineno)
 
@@ -55,12 +55,19 @@ def exc_info_of(error: BaseException) -> tuple[type[BaseException], BaseExceptio
 
 
 _HERE = os.path.dirname(__file__) + os.sep
+_STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 
 
 def _is_ours(frame: FrameType) -> bool:
     """Whether *frame* runs code of gaman, of an integration that ships with it, or of importlib, which imports the user's code."""
     package = str(frame.f_globals.get("__package__")).partition(".")[0]
     return package in ("gaman", "importlib") or package.startswith("gaman_")
+
+
+def _is_pythons(code: CodeType) -> bool:
+    """Whether *code* is of the standard library, whose folder may hold the installed packages too."""
+    path = code.co_filename
+    return path.startswith(_STANDARD_LIBRARY) and not path.startswith(f"{_STANDARD_LIBRARY}site-packages")
 
 
 def _print_error(kind: type[BaseException], error: BaseException, rest: TracebackType | None) -> None:

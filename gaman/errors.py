@@ -11,11 +11,14 @@ import msgspec
 _C = TypeVar("_C", bound=Callable[..., Any])
 
 # Of names in capitals, the first letter is spoken: an HTTPError, a UUID.
-_takes_an = re.compile(r"[AEFHILMNORSX][A-Z0-9]|[AEIOaeio](?![A-Z])|[Uu]p").match
+_takes_an = re.compile(r"[AEIOaeio]|[FHLMNRSX][A-Z0-9]|[Uu]p").match
 
 
 class GamanError(Exception):
     """The root of everything that gaman raises on purpose."""
+
+    _place = ""
+    """The line of the user's code that made what raised the error, for messages; "" without one."""
 
 
 class ConfigError(GamanError):
@@ -181,6 +184,7 @@ def _fault(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwarg
         named = [each for each, parameter in known.items() if parameter.kind is Parameter.KEYWORD_ONLY]
         if len(args) > len(takes.parameters) - len(named):
             unnamed = ", ".join(each for each in known if each not in named) or "no option"
-            return f"{name}() takes {unnamed} without a name; name the other options, as in {named[0] if named else 'name'}=..."
+            others = f"; name the other options, as in {named[0]}=..." if named else ""
+            return f"{name}() takes {unnamed} without a name{others}"
         return f"{name}(): {error}; it takes {', '.join(known)}"
     return None

@@ -25,6 +25,7 @@ from gaman import (
     define_integration,
     define_routes,
 )
+from gaman._disconnects import Disconnected
 from tests.asgi import Channel, Exchange, Fetch, http_scope
 
 pytestmark = pytest.mark.anyio
@@ -357,7 +358,7 @@ async def test_a_failed_start_up_gives_the_server_its_reason(
     app = App({"/": handler}, integrations=[define_integration(name="x", on_load=on_load)])
     await app({"type": "lifespan"}, server.receive, server.send)
     # Only an error of gaman's explains itself, and so gets the line that made the integration.
-    place = app.integrations[0].place if isinstance(error, GamanError) else ""
+    place = app.integrations[0]._place if isinstance(error, GamanError) else ""
     assert server.messages == [{"type": "lifespan.startup.failed", "message": message + place}]
     assert len(caplog.records) == logged
 
@@ -559,6 +560,32 @@ async def test_a_stream_that_breaks_off_has_an_access_line(fetch: Fetch, caplog:
     assert lines(caplog) == [("GET '/' 200", 200)]
 
 
+async def test_a_client_that_has_left_has_no_access_line(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gaman")
+
+    async def body(ctx: Context) -> bytes:
+        return await ctx.body()
+
+    await fetch(App({"/": body}, debug=True), "/", "POST", disconnects=True)
+
+    async def leave(message: Any) -> None:
+        raise Disconnected
+
+    await App({"/": handler}, debug=True)(http_scope(), Exchange().receive, leave)
+    assert lines(caplog) == []
+
+
+async def test_an_absolute_target_has_the_path_in_both_lines(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gaman")
+    scope = {"path": "http://a/failing", "raw_path": b"http://a/failing"}
+    await fetch(App({"/failing": failing}, debug=True), scope=scope)
+    assert [record.getMessage().partition(" in ")[0] for record in caplog.records] == [
+        "GET '/failing' failed",
+        "GET '/failing' 500",
+    ]
+    assert [vars(record)["path"] for record in caplog.records] == ["/failing"] * 2
+
+
 async def test_without_debug_there_are_no_access_lines(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "gaman")
     await fetch(App({"/": handler}))
@@ -573,5 +600,5 @@ async def test_a_failed_start_up_gives_its_cause_in_one_line(caplog: pytest.LogC
     app = App({"/": handler}, integrations=[define_integration(name="x", on_load=on_load)])
     await app({"type": "lifespan"}, server.receive, server.send)
     [message] = server.messages
-    assert message["message"] == f"the store can't be reached: refused by the host{app.integrations[0].place}"
+    assert message["message"] == f"the store can't be reached: refused by the host{app.integrations[0]._place}"
     assert caplog.records == []

@@ -133,6 +133,7 @@ ORDER = [
         "gaman._accept",
         "gaman._asgi",
         "gaman._calls",
+        "gaman._disconnects",
         "gaman._fields",
         "gaman._log",
         "gaman._params",

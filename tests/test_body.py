@@ -387,6 +387,25 @@ async def test_long_digits_that_are_no_integer_beyond_64_bits_are_read(fetch: Fe
     assert (await fetch(App({"/": handler}), body=body)).text == "true"
 
 
+async def test_an_integer_that_the_type_itself_adds_may_exceed_64_bits(fetch: Fetch) -> None:
+    class Card(msgspec.Struct):
+        number: str
+        limit: int = 1 << 70
+        reversed: int = 0
+
+        def __post_init__(self) -> None:
+            self.reversed = int(self.number[::-1])
+
+    async def handler(ctx: Context) -> str:
+        card = await ctx.json(Card)
+        return f"{card.limit} {card.reversed}"
+
+    app = App({"/": handler})
+    assert (await fetch(app, body=b'{"number":"41111111111111111112"}')).text == f"{1 << 70} 21111111111111111114"
+    refused = await fetch(app, body=b'{"number":"41111111111111111112","limit":99999999999999999999}')
+    assert json.loads(refused.text) == {"detail": "is too large", "path": "$.limit"}
+
+
 async def test_json_can_be_decoded_into_two_types(fetch: Fetch) -> None:
     async def twice(ctx: Context) -> list[Any]:
         return [await ctx.json(), (await ctx.json(Point)).x]

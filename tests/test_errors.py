@@ -20,6 +20,7 @@ from gaman import (
     ResultError,
     define_integration,
 )
+from gaman.errors import checks_arguments
 
 if TYPE_CHECKING:
     from tests.asgi import Fetch
@@ -84,6 +85,15 @@ def test_an_unregistered_status_has_a_phrase_as_well() -> None:
 def test_an_http_error_that_cannot_be_sent_is_a_result_error(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ResultError, match=message):
         HTTPError(*arguments)
+
+
+def test_an_argument_too_many_names_only_options_that_there_are() -> None:
+    @checks_arguments
+    def one(a: int) -> None: ...
+
+    call: Any = one
+    with pytest.raises(ConfigError, match=r"^one\(\) takes a without a name$"):
+        call(1, 2)
 
 
 @pytest.mark.parametrize("headers", ["a: b", 5, [5]], ids=repr)

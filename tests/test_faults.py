@@ -48,7 +48,7 @@ class Row(Struct, array_like=True):
     [
         (int, '"x"', "isn't an integer"),
         (int | None, '"x"', "isn't an integer"),
-        (int | float | bool, '"x"', "isn't true or false or an integer or a number"),
+        (int | float | bool, '"x"', "isn't true, false, an integer or a number"),
         (float, "[]", "isn't a number"),
         (Decimal, "[]", "isn't a number"),
         (Decimal, '"x"', "isn't a number"),
@@ -118,9 +118,11 @@ def test_the_path_of_a_fault_is_that_of_its_value(type_: Any, value: str, detail
     "type_", [int, float, Decimal, bool, date, time, datetime, timedelta, UUID, Color, Literal["a"], list[int], Item]
 )
 def test_no_message_speaks_of_types_in_python(type_: Any) -> None:
+    details: list[str] = []
     for value in (None, "x", 1.5, True, [], ["x"], {}, {"price": "x"}, {"x": 1}):
         try:
             msgspec.convert(value, type_)
         except msgspec.ValidationError as error:
-            detail, _ = fault_of(error)
-            assert re.search(r"`|Expected|Invalid|Object", detail) is None
+            details.append(fault_of(error)[0])
+    assert details
+    assert [detail for detail in details if re.search(r"`|Expected|Invalid|Object", detail)] == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -194,13 +195,18 @@ async def test_without_a_host_the_servers_own_must_be_allowed(fetch: Fetch) -> N
 
 
 @pytest.mark.anyio
-async def test_a_refusal_logs_a_line_only_with_debug(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "gaman")
-    for debug in (False, True):
-        app = App({"/": show}, debug=debug, integrations=[define_integration(name="none")])
+async def test_the_log_has_the_reason_of_a_refusal_at_debug(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:
+    app, debugged = (App({"/": show}, debug=debug, integrations=[define_integration(name="none")]) for debug in (False, True))
+
+    async def lines(app: App, level: str) -> list[logging.LogRecord]:
+        caplog.set_level(level, "gaman")
+        caplog.clear()
         assert (await fetch(app, "/x%0Ay", headers={"host": "a b"})).status == 400
-        assert len(caplog.records) == (2 if debug else 0)
-    record, line = caplog.records
+        return [*caplog.records]
+
+    assert await lines(app, "INFO") == []
+    [record] = await lines(app, "DEBUG")
+    [line] = await lines(debugged, "INFO")
     assert line.getMessage().startswith("GET '/x\\ny' 400 in ")
     assert "GET '/x\\\\ny' 400 before any hook" in record.getMessage()
     assert "invalid Host" in record.getMessage()

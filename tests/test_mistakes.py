@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
-from gaman import App, ConfigError, Context, Response, ResultError
+from gaman import App, ConfigError, Context, Integration, Response, ResultError
 from gaman._tracebacks import explain, location_of
 from gaman.errors import a_type
 from gaman.session import session
@@ -32,6 +36,8 @@ async def asgi(scope, receive, send): ...
 def no_arguments(): ...
 def of_ctx(ctx): ...
 def swapped(response, ctx): ...
+async def show(ctx, user_id, post_id): ...
+async def show_user(request, user_id, post_id): ...
 async def chunks(ctx): yield "chunk"
 class GZipMiddleware:
     def __init__(self, app, minimum_size=500): self.app = app
@@ -112,6 +118,7 @@ STARTS = [
     ),
     ("define_integration(name='x', on_load=1)", "on_load of the integration 'x': an int isn't a function"),
     # Values of routes
+    ("App({'/scope/*': asgi})", "/scope/*: asgi is an ASGI application, not a handler; write {'/path/*': mount(asgi)}"),
     ("App({'/a/*': asgi})", "/a/*: asgi is an ASGI application, not a handler; write {'/path/*': mount(asgi)}"),
     (
         "App({'/a/*': GZipMiddleware(None)})",
@@ -121,6 +128,11 @@ STARTS = [
         "App({'/a': static('/a', 'public')})",
         "/a: an integration isn't a handler; write App(..., integrations=[...])",
     ),
+    (
+        "App({'/users/:user_id/posts/:post_id<int>': show})",
+        "/users/:user_id/posts/:post_id<int>: the handler show takes (ctx, user_id, post_id), but is called as show(ctx); path ",
+    ),
+    ("App({'/users/:user_id/*': show_user})", "/users/:user_id/*: the handler show_user takes (request, user_id, post_id), but "),
     ("App({'/': 1})", "/: an int isn't a handler; "),
     ("App({'/': None})", "/: None isn't a handler; "),
 ]
@@ -284,6 +296,31 @@ async def stream_without_async_for(ctx: Any) -> Any:
     return list(ctx.stream())
 
 
+async def body_parsed(ctx: Any) -> Any:
+    return json.loads(ctx.body())
+
+
+async def body_variable_parsed(ctx: Any) -> Any:
+    body = ctx.body()
+    return json.loads(body)
+
+
+async def text_joined(ctx: Any) -> Any:
+    return ",".join([ctx.text()])  # noqa: FLY002 - the mistake
+
+
+async def query_of_another_name(request: Any) -> Any:
+    return request.query("x")
+
+
+async def item_of_another_name(request: Any) -> Any:
+    return request["x"]
+
+
+async def user_set(request: Any) -> Any:
+    request.user = "Tom"
+
+
 async def update_without_default(ctx: Any) -> Any:
     def add(n: int) -> int:
         return n + 1
@@ -325,6 +362,9 @@ REQUESTS: dict[Handle, str] = {
     item_set_on_the_context: "TypeError: 'Context' object does not support item assignment; what the hooks and handlers of ",
     query_awaited: "TypeError: ctx.query isn't async; write it without `await`",
     stream_without_async_for: "TypeError: ctx.stream() is asynchronous; write `async for`",
+    query_of_another_name: "TypeError: 'Fields' object is not callable; write ctx.query.get(...)",
+    item_of_another_name: "TypeError: 'Context' object is not subscriptable; what the hooks and handlers of a request share is in ",
+    user_set: f"{LACKS} 'user'; what you add to a request yourself goes into ctx.locals['user']",
     update_without_default: "SessionUseError: update('n'): the key is missing, so the function got None: give a default, as in "
     "`await ctx.session.update('n', lambda value: ..., 0)`: unsupported operand type(s) for +: 'NoneType' and 'int'",
 }
@@ -350,6 +390,66 @@ def test_a_mistake_of_a_handler_is_one_line_of_the_log(handler: Handle, client: 
     assert caplog.records[-1].exc_info is None
 
 
+class Elsewhere:
+    """A class of the user, with the names of the context."""
+
+    path = "x"
+
+    def query(self, *_: object) -> list[int]:
+        return [1]
+
+    def json(self) -> None: ...
+
+    async def stream(self) -> AsyncIterator[int]:
+        yield 1
+
+
+def foreign(name: str) -> Any:
+    """Return an object of the user, whose class has the *name* of one of the framework's."""
+    return type(name, (), {"__slots__": ()})()
+
+
+FOREIGN: list[Callable[[Any], Any]] = [
+    lambda _: Elsewhere().json["x"],  # type: ignore[index]
+    lambda _: list(Elsewhere().stream()),  # type: ignore[call-overload]
+    lambda ctx: Elsewhere().json[ctx.path],  # type: ignore[index]
+    lambda _: foreign("Fields")("x"),
+    lambda ctx: foreign("Fields")(ctx.path),
+    lambda ctx: foreign("Context")[ctx.path],
+    lambda _: json.loads(foreign("Call")),
+    *(
+        lambda _, name=name: foreign(name).emial
+        for name in ("Form", "Headers", "Fields", "Cookies", "mappingproxy", "Context", "Session", "CookieSession")
+    ),
+    lambda _: setattr(foreign("Context"), "user", 1),
+    lambda _: MappingProxyType({}).id,  # type: ignore[attr-defined]
+]
+
+
+@pytest.mark.parametrize("use", FOREIGN)
+def test_an_error_of_an_object_of_the_user_has_no_hint_and_keeps_its_traceback(
+    use: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(ctx: Context) -> str:
+        await ctx.session.get("x")
+        return f"{use(ctx)}"
+
+    with TestClient(App({"/": handler}, integrations=[session(SECRET)]), raise_errors=False) as client:
+        assert client.get("/").status_code == 500
+    [line] = [record for record in caplog.records if record.name == "gaman" and record.levelname == "ERROR"]
+    assert (line.getMessage(), line.exc_info is None) == ("GET '/' failed", False)
+
+
+def test_an_await_of_another_object_has_no_hint(caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(ctx: Context) -> Any:
+        database: Any = Elsewhere()
+        return await database.query(ctx.path)
+
+    with TestClient(App({"/": handler}), raise_errors=False) as client:
+        assert client.get("/").status_code == 500
+    assert "GET '/' failed" in [record.getMessage() for record in caplog.records]
+
+
 def test_the_calls_of_a_context_are_still_coroutines() -> None:
     async def handler(ctx: Context) -> list[Any]:
         task = asyncio.create_task(ctx.text())
@@ -362,6 +462,33 @@ def test_the_calls_of_a_context_are_still_coroutines() -> None:
     with TestClient(App({"/": handler})) as client, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert client.post("/", content="hello").json() == ["hello"] * 3 + ["<gaman._c"]
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("handler", [body_parsed, body_variable_parsed, text_joined])
+def test_a_function_of_python_that_refuses_a_call_is_explained(handler: Handle, caplog: pytest.LogCaptureFixture) -> None:
+    with TestClient(App({"/": handler}), raise_errors=False) as client:
+        assert client.post("/").status_code == 500
+    gc.collect()
+    [line] = [record.getMessage() for record in caplog.records if record.name == "gaman"]
+    assert re.search(
+        rf"\bCall\b.*; write `await` before the call of ctx \(\S*test_mistakes.py, line \d+, in {handler.__name__}\)$", line
+    )
+
+
+def test_a_call_that_is_never_awaited_is_named_by_the_warning_of_python() -> None:
+    async def handler(ctx: Context) -> str:
+        call: Any = ctx
+        call.body()
+        call.form_as(dict)
+        return "hello"
+
+    with TestClient(App({"/": handler})) as client, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert client.post("/").text == "hello"
+        gc.collect()
+    names = {f"coroutine '{name}' was never awaited" for name in ("ctx.body", "ctx.form_as")}
+    assert names <= {str(warning.message).partition("\n")[0] for warning in caught}
 
 
 def test_an_uploaded_file_that_is_used_without_await_names_the_call() -> None:
@@ -404,6 +531,39 @@ def test_an_error_of_the_start_names_the_line_that_made_the_integration(tmp_path
     line = test_an_error_of_the_start_names_the_line_that_made_the_integration.__code__.co_firstlineno + 1
     name = "test_an_error_of_the_start_names_the_line_that_made_the_integration"
     assert explain(raised.value).endswith(f"test_mistakes.py, line {line}, in {name})")
+
+
+def test_the_place_of_an_error_is_the_same_at_each_start_and_no_note_is_part_of_it() -> None:
+    error = ConfigError("no store")
+    error.add_note("a note of the user")
+
+    def fail(app: App) -> None:
+        raise error
+
+    app = App({}, integrations=[replace(Integration(name="x", on_load=fail), name="y")])
+    for _ in range(2):
+        with pytest.raises(ConfigError):
+            asyncio.run(app.load())
+    assert re.fullmatch(r"no store \(\S*test_mistakes.py, line \d+, in test_the_place_of_an_error\w+\)", explain(error))
+    assert error.__notes__ == ["a note of the user"]
+
+
+def test_middleware_whose_annotation_speaks_of_an_integration_is_middleware() -> None:
+    class IntegrationTracer:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await self.app(scope, receive, send)
+
+    def trace(app: Any) -> IntegrationTracer:
+        return IntegrationTracer(app)
+
+    async def home(ctx: Context) -> str:
+        return "hello"
+
+    with TestClient(App({"/": home}, middleware=[trace])) as client:
+        assert client.get("/").text == "hello"
 
 
 def test_the_warning_of_a_weak_secret_names_the_line_that_made_the_session(caplog: pytest.LogCaptureFixture) -> None:
@@ -477,6 +637,8 @@ def test_a_call_through_the_client_takes_an_async_function() -> None:
         (session(SECRET), "a SessionIntegration"),
         (type("HTTPThing", (), {})(), "an HTTPThing"),
         (type("UUID", (), {})(), "a UUID"),
+        (type("ORM", (), {})(), "an ORM"),
+        (type("RLock", (), {})(), "an RLock"),
         (type("UploadedFile", (), {})(), "an UploadedFile"),
         (type("Integration", (), {})(), "an Integration"),
     ],

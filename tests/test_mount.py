@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import signal
@@ -346,6 +347,61 @@ async def test_it_is_cancelled_when_the_client_disconnects(pause: float, caplog:
     await asyncio.wait_for(running, 20)
     assert endless.events in (["cancelled"], ["OSError"])
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+async def lets_through(cause: OSError) -> None:
+    raise cause
+
+
+async def wraps(cause: OSError) -> None:
+    raise RuntimeError("wrapped") from cause
+
+
+async def groups(cause: OSError) -> None:
+    raise ExceptionGroup("of tasks", [cause, cause])
+
+
+async def raises_again(cause: OSError) -> None:
+    try:
+        raise ExceptionGroup("of tasks", [ValueError("a bug")])
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from group
+
+
+async def groups_a_bug(cause: OSError) -> None:
+    raise ExceptionGroup("of tasks", [cause, ValueError("a bug")])
+
+
+async def catches(cause: OSError) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("clean_up", "is_logged"),
+    [(lets_through, False), (wraps, False), (groups, False), (groups_a_bug, True), (raises_again, True), (catches, True)],
+)
+async def test_of_the_errors_after_a_disconnect_only_a_bug_is_logged(
+    clean_up: Any, is_logged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while True:
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        except OSError as cause:
+            await clean_up(cause)
+        raise ValueError("a bug")
+
+    async def leave(message: Any) -> None:
+        if message.get("body"):
+            raise BrokenPipeError
+        await exchange.send(message)
+
+    exchange = Exchange()
+    await app_of({"/a/*": mount(application)})(http_scope("/a/x"), exchange.receive, leave)
+    # asyncio reports an error that was never read.
+    gc.collect()
+    lines = [record.getMessage() for record in caplog.records if record.levelno > logging.DEBUG]
+    assert [line.rpartition(".")[2] for line in lines] == ["application) failed after its response"] * is_logged
 
 
 async def test_an_application_that_waits_for_the_disconnect_ends_by_itself() -> None:

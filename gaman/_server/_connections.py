@@ -50,7 +50,7 @@ class Connections:
         return Connection(self, config, server_state, app_state)
 
     def has_room(self, connections: int) -> bool:
-        """Return whether one more may begin its TLS handshake, beside as many *connections*, with those in their handshake."""
+        """Return whether a new TLS handshake may begin. *connections* counts open connections and unfinished handshakes."""
         limit = self.max_connections
         if limit is None or connections < limit + MAX_REFUSED:
             return True

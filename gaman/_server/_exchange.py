@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gaman._asgi import Application, Scope
 from gaman._context import log_extra
+from gaman._disconnects import Disconnected, is_of_disconnect
 from gaman._framing import BODILESS
 from gaman._tracebacks import exc_info_of
-from gaman.errors import ClientDisconnected
 
 if TYPE_CHECKING:
     from gaman._server._http import Connection
@@ -51,10 +51,6 @@ def _lower(name: bytes) -> bytes:
 STATUS_LINES: Final = {status: _status_line(status) for status in range(200, 600)}
 
 
-class _Disconnected(ClientDisconnected, ConnectionResetError):
-    """Raised in an application that sends to a client which has disconnected: an OSError (ASGI 2.4), which an App understands."""
-
-
 class Exchange:
     """A request and its response, which the application gets as a scope, receive and send."""
 
@@ -64,7 +60,6 @@ class Exchange:
         "_body_left",
         "_connection",
         "_has_changed",
-        "_has_raised",
         "_is_bodiless",
         "_is_chunked",
         "_is_disconnected",
@@ -84,8 +79,6 @@ class Exchange:
         self._scope = scope
         self._keep_alive = keep_alive
         self._is_disconnected = False
-        self._has_raised = False
-        """Whether send() has raised, because the client has disconnected."""
 
         self._body: bytes | bytearray = b""
         self._more_body = True
@@ -166,8 +159,7 @@ class Exchange:
             await connection.drained.wait()
         # The transport knows of a disconnect one turn of the loop earlier. An application that only sends would prevent that turn.
         if self._is_disconnected or (message.get("more_body") and connection.writer.is_closing()):
-            self._has_raised = True
-            raise _Disconnected("the client disconnected before its response was sent completely")
+            raise Disconnected("the client disconnected before its response was sent completely")
         kind = message["type"]
         if not self.has_started:
             if kind != "http.response.start":
@@ -190,7 +182,8 @@ class Exchange:
         try:
             await application(self._scope, self.receive, self.send)
             if not self.has_started and not self._is_disconnected:
-                logger.error("the application returned without a response")
+                extra = log_extra(self._scope)
+                logger.error("%s %r: the application returned without a response", extra["method"], extra["path"], extra=extra)
         except BaseException as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
@@ -198,8 +191,7 @@ class Exchange:
                 status = 503
             else:
                 extra = log_extra(self._scope)
-                # An application may wrap the error of send() in its own.
-                level = logging.DEBUG if self._has_raised else logging.ERROR
+                level = logging.DEBUG if is_of_disconnect(error) else logging.ERROR
                 logger.log(level, "%s %r broke off", extra["method"], extra["path"], exc_info=exc_info_of(error), extra=extra)
         if self.is_complete or self._is_disconnected:
             return

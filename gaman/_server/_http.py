@@ -166,6 +166,8 @@ class Connection(asyncio.Protocol):
             self._loop.call_later(grace, self._close_idle)
 
     def _close_idle(self) -> None:
+        if self.writer.is_closing():
+            return
         if self._grace == 0 or (self._exchange is None and not self._is_lingering):
             self._close() if _tcp.count_unsent(self._transport) else self.writer.close()
 

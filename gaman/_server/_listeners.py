@@ -9,7 +9,7 @@ import stat
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from os import PathLike
 
 from gaman.errors import ConfigError
@@ -18,8 +18,8 @@ if sys.platform != "win32":
     import fcntl
 
 _BACKLOG = 2048
-_MAX_WAIT = 5.0
-"""Seconds for which another process may lock the folder of a Unix socket."""
+_MAX_WAIT = 1.0
+"""Seconds for which the start waits for another process that locks the folder of a Unix socket."""
 _files: dict[str, tuple[int, int]] = {}
 """The files of the Unix sockets that this process has bound, by their paths. Workers have none, so they remove none."""
 
@@ -75,21 +75,23 @@ def listen_unix(path: str | PathLike[str]) -> socket.socket:
 
 @contextmanager
 def _locking(folder: str) -> Generator[None]:
-    """Inside, no other server starts in *folder*: it would take a socket that is bound and doesn't listen yet for a stale one."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        deadline = time.monotonic() + _MAX_WAIT
-        while True:
-            try:
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ConfigError(f"another process locks the folder {folder}; stop it, or take another folder") from None
-                time.sleep(0.05)
+    """Inside, no other server starts in *folder*: it would take a socket that is bound and doesn't listen yet for a stale one.
+
+    Without the lock, two servers must start within microseconds for that. Where the folder can't be locked, the block runs without.
+    """
+    with ExitStack() as opened:
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            opened.callback(os.close, descriptor)
+            deadline = time.monotonic() + _MAX_WAIT
+            while time.monotonic() < deadline:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    # A server that starts, or another program, which may keep the lock.
+                    time.sleep(0.05)
         yield
-    finally:
-        os.close(opened)
 
 
 def _remove_stale(path: str) -> None:

@@ -206,7 +206,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
     def upkeep() -> Upkeep:
         from gaman_session._upkeep import Upkeep  # noqa: PLC0415 - loads asyncio, which takes 20 ms, and which a server has loaded
 
-        return Upkeep(sessions, driver_name, store_clock, [f"{warning}{integration.place}" for warning in options.warnings])
+        return Upkeep(sessions, driver_name, store_clock, [f"{warning}{integration._place}" for warning in options.warnings])
 
     integration = SessionIntegration(
         name="session",

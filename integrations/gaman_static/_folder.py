@@ -63,7 +63,7 @@ class Folder:
         segments = path.split("/")[1:]
         if self._at_root and segments[:1] == [".well-known"]:
             segments = segments[1:]
-        return not all(segments[:-1]) or any(segment[:1] == "." or {"\\", "\0"} & {*segment} for segment in segments)
+        return not all(segments[:-1]) or any(segment[:1] == "." or "\\" in segment or "\0" in segment for segment in segments)
 
     def _stat(self, name: str) -> os.stat_result | None:
         """Return the status of the regular file *name*, or None if it is absent, unreadable or outside the folder."""
