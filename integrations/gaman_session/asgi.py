@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 from gaman import ConfigError, HTTPError, Response, log_extra
 from gaman_session._closing import RawHeaders, fail
+from gaman_session._errors import SessionUseError
 from gaman_session._integration import SessionIntegration
 from gaman_session._session import Session
 from gaman_session._session_dict import SessionDict
@@ -213,7 +214,11 @@ class Connection:
         if self._is_closed:
             return head.raw_headers
         self._is_closed = True
-        closing = self._sessions._closing.close(self, session, head)
+        try:
+            closing = self._sessions._closing.close(self, session, head)
+        except SessionUseError as error:
+            # Answered here, because some frameworks don't log the errors of their send().
+            raise HTTPError(500) from error
         return closing if isinstance(closing, list) else await closing
 
     async def _drop(self, message: Message) -> None:
