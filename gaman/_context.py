@@ -380,8 +380,14 @@ class Context:
         return (await self._request_body.form()).files.getall(name)
 
 
-def no_session(*_: object) -> NoReturn:
+def no_session(scope: Scope, _is_closed: bool = False) -> NoReturn:
     """Raise ConfigError in the place of an integration that makes sessions."""
+    # mount() adds them.
+    if "path_params" in scope:
+        raise ConfigError(
+            "ctx.session needs the session integration in a mounted App too: sessions = session(...), from gaman.session, and pass "
+            "the same integrations=[sessions] to both Apps"
+        )
     raise ConfigError("ctx.session needs the session integration: pass integrations=[session(...)], from gaman.session")
 
 

@@ -48,7 +48,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def reported(browser: Browser, work: Work, caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Run *work* in a request, which must fail because it never awaits a call; return what the log's only line says of each call."""
+    """Run *work*, whose request must fail because it never awaits a call; return what the log's only line says of each call."""
     reply = await browser.request(work)
     assert (reply.status, reply.error, reply.set_cookie) == (500, None, None)
     [line] = logged(caplog)
