@@ -380,15 +380,13 @@ class Context:
         return (await self._request_body.form()).files.getall(name)
 
 
-def no_session(scope: Scope, _is_closed: bool = False) -> NoReturn:
+def no_session(scope: Any, *_: object) -> NoReturn:
     """Raise ConfigError in the place of an integration that makes sessions."""
+    place, fix = "", "pass integrations=[session(...)]"
     # mount() adds them.
     if "path_params" in scope:
-        raise ConfigError(
-            "ctx.session needs the session integration in a mounted App too: sessions = session(...), from gaman.session, and pass "
-            "the same integrations=[sessions] to both Apps"
-        )
-    raise ConfigError("ctx.session needs the session integration: pass integrations=[session(...)], from gaman.session")
+        place, fix = " in a mounted App too", "pass both Apps the same integrations=[sessions], where sessions = session(...)"
+    raise ConfigError(f"ctx.session needs the session integration{place}: {fix}, from gaman.session")
 
 
 def log_extra(scope: Scope) -> dict[str, Any]:

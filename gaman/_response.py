@@ -42,7 +42,14 @@ def _refuse(value: object) -> object:
         raise ResultError(
             f"the result holds the coroutine {close_coroutine(cast('object', value))!r}: write `await` before that call"
         )
-    raise ResultError(f"JSON can't hold {a_type(value)}; give it a dict, list, dataclass or Struct in its place")
+    raise ResultError(
+        f"JSON can't hold {a_type(value)}; {dumped(value) or 'give it a dict, list, dataclass or Struct in its place'}"
+    )
+
+
+def dumped(value: object) -> str:
+    """Return what to write for a model of pydantic, and "" for anything else."""
+    return "for a model of pydantic, write `.model_dump()` after it" if hasattr(value, "model_dump") else ""
 
 
 def close_coroutine(coroutine: Any) -> str:

@@ -119,7 +119,7 @@ ORDER = [
     ["gaman._multipart", "gaman._json"],
     ["gaman._decoding"],
     ["gaman._forms", "gaman._texts"],
-    ["gaman._faults"],
+    ["gaman._faults", "gaman._types"],
     ["gaman._results"],
     ["gaman._response"],
     ["gaman._payloads"],

@@ -232,8 +232,11 @@ def _check_mounted(app: App, own: SessionIntegration) -> None:
     for mounted in app.routes.mounted:
         if isinstance(mounted, App):
             for other in mounted.integrations:
-                is_other = isinstance(other, SessionIntegration) and other.counters is not own.counters
-                if is_other and other._cookie_name == own._cookie_name:
+                if (
+                    isinstance(other, SessionIntegration)
+                    and other.counters is not own.counters
+                    and other._cookie_name == own._cookie_name
+                ):
                     raise ConfigError(
                         f"a mounted App has another session() with the cookie {own._cookie_name!r}{other.place}, and one would log "
                         "out the visitors of the other; pass the same session() object to both Apps, or give one a cookie_name"
