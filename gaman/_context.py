@@ -381,9 +381,8 @@ class Context:
 
 
 def no_session(scope: Any, *_: object) -> NoReturn:
-    """Raise ConfigError in the place of an integration that makes sessions."""
+    """Raise ConfigError in the place of an integration that makes sessions. mount() puts path_params into its *scope*."""
     place, fix = "", "pass integrations=[session(...)]"
-    # mount() adds them.
     if "path_params" in scope:
         place, fix = " in a mounted App too", "pass both Apps the same integrations=[sessions], where sessions = session(...)"
     raise ConfigError(f"ctx.session needs the session integration{place}: {fix}, from gaman.session")

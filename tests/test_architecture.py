@@ -132,6 +132,7 @@ ORDER = [
         "gaman._accept",
         "gaman._asgi",
         "gaman._calls",
+        "gaman._environment",
         "gaman._fields",
         "gaman._log",
         "gaman._params",
