@@ -140,8 +140,10 @@ def _search(container: Any) -> tuple[str, str] | None:
 
 def is_beyond_utc(time: datetime) -> bool:
     """Return whether *time* has a time zone in which UTC's year isn't one from 1 to 9999."""
+    if time.tzinfo is None:
+        return False
     try:
-        time.tzinfo and time.astimezone(UTC)
+        time.astimezone(UTC)
     except OverflowError:
         return True
     return False

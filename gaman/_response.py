@@ -253,7 +253,7 @@ class Response:
 
         Then the response is 404 unless *path* names a file below *root*, also through links. A leading slash is ignored. A path
         with another empty segment, with `.` or with `..` gets 404. So does a path with a part that begins with a dot, unless
-        *hidden* is true. A *root* that is missing is logged once. The content type is guessed from the name. With *download*, the browser saves the file under that name.
+        *hidden* is true. The content type is guessed from the name. With *download*, the browser saves the file under that name.
 
         The file is opened after the handler has returned. If it doesn't exist, the on_error hooks get HTTPError 404. They get
         HTTPError 503 if the system fails to open it, for example without a free file descriptor.

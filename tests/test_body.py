@@ -423,8 +423,8 @@ class Leaf:
 @dataclass
 class Tree:
     leaves: list[Leaf]
-    by_name: dict[str, tuple[int, Leaf]] = field(default_factory=dict)
-    children: list[Tree] = field(default_factory=list)
+    by_name: dict[str, tuple[int, Leaf]] = field(default_factory=dict[str, tuple[int, Leaf]])
+    children: list[Tree] = field(default_factory=list["Tree"])
     top: Leaf | None = None
     name: str = "oak"
 
@@ -448,18 +448,17 @@ LEAF = {"color": "green", "n": 1}
 TREE: dict[str, Any] = {"leaves": [], "by_name": {}, "children": [], "top": None, "name": "oak"}
 
 
-@pytest.mark.parametrize(
-    ("type", "body", "expected"),
-    [
-        (Leaf, {"n": 2}, LEAF | {"n": 2}),
-        (Tree, {"leaves": [{}]}, TREE | {"leaves": [LEAF]}),
-        (Tree, {"leaves": [], "by_name": {"a": [1, {}]}, "top": {}}, TREE | {"by_name": {"a": [1, LEAF]}, "top": LEAF}),
-        (Forest, {"trees": [{"leaves": [], "children": [{"leaves": []}]}]}, {"trees": [TREE | {"children": [TREE]}]}),
-        (Slotted, {}, {"a": 1}),
-        (list[Frozen[int] | None], [{"key": 2}, None], [{"key": 2, "a": 1}, None]),
-    ],
-    ids=str,
-)
+DEFAULTS: list[tuple[Any, Any, Any]] = [
+    (Leaf, {"n": 2}, LEAF | {"n": 2}),
+    (Tree, {"leaves": [{}]}, TREE | {"leaves": [LEAF]}),
+    (Tree, {"leaves": [], "by_name": {"a": [1, {}]}, "top": {}}, TREE | {"by_name": {"a": [1, LEAF]}, "top": LEAF}),
+    (Forest, {"trees": [{"leaves": [], "children": [{"leaves": []}]}]}, {"trees": [TREE | {"children": [TREE]}]}),
+    (Slotted, {}, {"a": 1}),
+    (list[Frozen[int] | None], [{"key": 2}, None], [{"key": 2, "a": 1}, None]),
+]
+
+
+@pytest.mark.parametrize(("type", "body", "expected"), DEFAULTS, ids=str)
 async def test_a_dataclass_has_its_defaults(fetch: Fetch, type: Any, body: Any, expected: Any) -> None:
     response = await fetch(App({"/": typed(type)}), body=json.dumps(body).encode())
     assert json.loads(response.text)["value"] == expected

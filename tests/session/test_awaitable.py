@@ -657,7 +657,8 @@ asyncio.run(main())
 async def test_a_forgotten_await_fails_behind_the_middleware_too(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     async def application(scope: Any, receive: Any, send: Any) -> None:
         async def guard() -> bool:
-            user: Any = (await get_session(SimpleNamespace(scope=scope))).get("user")
+            request: Any = SimpleNamespace(scope=scope)
+            user: Any = (await get_session(request)).get("user")
             return user is None
 
         assert not await guard()
