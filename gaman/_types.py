@@ -50,7 +50,12 @@ def _parts(node: Type, *, required: bool = False) -> Iterator[Type]:
 def defaults_setter(type: Any) -> Callable[[Any], None] | None:
     """Return a function that sets the missing defaults of the dataclasses in a decoded value of *type*; None if there are none.
 
-    msgspec decodes a dataclass without setting the defaults of its class, and then encodes it without them.
+        value = msgspec.json.decode(body, type=Search)
+        if (set_defaults := gaman.defaults_setter(Search)) is not None:
+            set_defaults(value)
+
+    msgspec decodes a dataclass without setting the defaults of its class, and then encodes it without them. Keep the function,
+    because making it takes far longer than calling it.
     """
     from msgspec import inspect  # noqa: PLC0415
 
