@@ -14,6 +14,7 @@ from gaman._response import Response
 from gaman._results import Result
 from gaman._routing import Table, define_routes
 from gaman._serve import serve
+from gaman._types import defaults_setter
 from gaman._version import __version__ as __version__
 from gaman._worker_count import count_workers
 from gaman.errors import (
@@ -54,6 +55,7 @@ __all__ = [
     "Table",
     "UploadedFile",
     "count_workers",
+    "defaults_setter",
     "define_integration",
     "define_routes",
     "find_cookie",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from gaman import _environment
 from gaman._app import App
 from gaman._application import check_application, kind_of
 from gaman._asgi import Application
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     if (file := getattr(options, "env_file", None)) is not None:
         load_settings(file)
+        # A worker inherits what was read from the file, because a pipe can be read only once.
+        _environment.remember()
     options.run(options)
 
 

@@ -380,9 +380,12 @@ class Context:
         return (await self._request_body.form()).files.getall(name)
 
 
-def no_session(*_: object) -> NoReturn:
-    """Raise ConfigError in the place of an integration that makes sessions."""
-    raise ConfigError("ctx.session needs the session integration: pass integrations=[session(...)], from gaman.session")
+def no_session(scope: Any, *_: object) -> NoReturn:
+    """Raise ConfigError in the place of an integration that makes sessions. mount() puts path_params into its *scope*."""
+    place, fix = "", "pass integrations=[session(...)]"
+    if "path_params" in scope:
+        place, fix = " in a mounted App too", "pass both Apps the same integrations=[sessions], where sessions = session(...)"
+    raise ConfigError(f"ctx.session needs the session integration{place}: {fix}, from gaman.session")
 
 
 def log_extra(scope: Scope) -> dict[str, Any]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from gaman._faults import fault_of, large_integer
+from gaman._faults import fault_of, out_of_range
 from gaman._fields import Fields
 from gaman._forms import UploadedFile
 from gaman._texts import EMPTY, Reader, as_text, describe, members_of, reader, unresolved
+from gaman._types import defaults_setter
 from gaman.errors import InvalidInput, ResultError
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ class _Plan(NamedTuple):
     """How to decode into a type."""
 
     fields: tuple[_Field, ...]
-    forbids_unknown: bool
+    forbids_unknown: bool = False
+    set_defaults: Callable[[Any], None] | None = None
 
 
 def decode_fields(type: Any, call: str, fields: Fields[str], files: Fields[UploadedFile] | None = None) -> Any:
@@ -73,11 +76,15 @@ def decode_fields(type: Any, call: str, fields: Fields[str], files: Fields[Uploa
         # msgspec's error names the first one.
         values = dict.fromkeys((*fields, *(files or ()))) | values
     cause = None
-    if (fault := large_integer(values)) is None:
+    if (fault := out_of_range(values)) is None:
         try:
-            return msgspec.convert(values, type)
+            decoded = msgspec.convert(values, type)
         except msgspec.ValidationError as error:
             fault, cause = fault_of(error), error
+        else:
+            if plan.set_defaults is not None:
+                plan.set_defaults(decoded)
+            return decoded
     detail, path = fault
     named = _name_in(path)
     raise InvalidInput(detail, path, None if named is None else named[1]) from cause
@@ -114,7 +121,7 @@ def _plan_of(type: Any, call: str, has_files: bool) -> _Plan:
     if not has_files and any(field.is_file for field in fields):
         raise ResultError(f"{call}: {describe(type)} has a file, which a query can't hold; write `await ctx.form_as(...)`")
     if not isinstance(node, inspect.StructType):
-        return _Plan(tuple(fields), forbids_unknown=False)
+        return _Plan(tuple(fields), set_defaults=defaults_setter(type))
     if node.array_like:
         raise ResultError(f"{takes} that is array_like, because fields have names")
     if node.tag_field is not None:

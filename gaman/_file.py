@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import stat
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from io import FileIO
 from mimetypes import guess_type
 from pathlib import Path
@@ -18,7 +20,10 @@ from urllib.parse import quote
 import anyio
 
 from gaman._headers import Headers, RawHeaders, encode_value
+from gaman._tracebacks import place_of_caller
 from gaman.errors import ResultError
+
+logger = logging.getLogger("gaman")
 
 _CHUNK = 1 << 16
 _MAX_PATH = 4095
@@ -106,6 +111,18 @@ def find(name: str, root: str | os.PathLike[str] | None, *, hidden: bool) -> Fil
         # Reproducible builds date every file 0 or 1. Only the time of the last inode change distinguishes their versions.
         modified, stamp = 0, status.st_ctime_ns
     return File(opened, status.st_size, modified, f'"{stamp:x}-{status.st_size:x}"', _guess(name))
+
+
+@lru_cache(maxsize=1024)
+def warn_of_missing(root: str) -> None:
+    """Log once that there is no folder *root*, with the line of the user's code that is calling."""
+    if not os.path.isdir(root):
+        logger.warning(
+            "Response.file(root=%r): there is no folder %r, so every path is 404 (logged once)%s",
+            root,
+            os.path.abspath(root),
+            place_of_caller(),
+        )
 
 
 def is_absent(error: OSError | ValueError) -> bool:

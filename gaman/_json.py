@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from datetime import datetime
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 
-from gaman._faults import fault_of, large_integer
-from gaman._texts import unresolved
+from gaman._faults import fault_of, out_of_range
+from gaman._texts import describe, unresolved
+from gaman._types import defaults_setter, parts_of
 from gaman.errors import HTTPError, InvalidInput, ResultError, a_type
-
-T = TypeVar("T")
 
 _MAX_DEPTH = 100
 """In nested arrays and objects."""
@@ -27,7 +28,22 @@ _AS_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_INTEGER = b"0" * 19
 _long_integers = re.compile(rb"[1-9][0-9]{18,}").findall
 
-_decode_any = msgspec.json.Decoder().decode
+# The years in which a time can be beyond the range of UTC. The digits may be escaped.
+_holds_edge = re.compile(rb"0001-|9999-|\\u00").search
+
+_VALUES = (dict, list, str, int, float, bool, type(None))
+"""The types of JSON."""
+
+
+class _Decoder(NamedTuple):
+    """What decodes JSON into a type."""
+
+    decode: Callable[[bytes], Any]
+    has_times: bool = False
+    set_defaults: Callable[[Any], None] | None = None
+
+
+_any = _Decoder(msgspec.json.Decoder().decode)
 
 
 def decode(body: bytes, type: Any = None) -> Any:
@@ -38,27 +54,30 @@ def decode(body: bytes, type: Any = None) -> Any:
     """
     _check_depth(body)
     try:
-        if type is None:
-            return _decode_any(body)
-        value = _decoder_of(type).decode(body)
+        decode, has_times, set_defaults = _any if type is None else _decoder_of(type)
+        value = decode(body)
     except msgspec.ValidationError as cause:
         raise InvalidInput(*fault_of(cause)) from cause
     except (msgspec.DecodeError, UnicodeDecodeError) as cause:
         raise HTTPError(400, f"malformed JSON: {str(cause).removeprefix('JSON is malformed: ')}") from cause
     # Few bodies hold so many digits, and the check takes several times as long as decoding.
-    if _LONG_INTEGER in body.translate(_AS_ZEROS):
-        builtins = msgspec.to_builtins(value, enc_hook=lambda _: None)
+    if _LONG_INTEGER in body.translate(_AS_ZEROS) or (has_times and _holds_edge(body) is not None):
+        builtins = msgspec.to_builtins(value, builtin_types=(datetime,), enc_hook=lambda _: None)
         # A default of the type, or a value that it derives, may be larger.
-        if (fault := large_integer(builtins, {*_long_integers(body)})) is not None:
+        if (fault := out_of_range(builtins, {*_long_integers(body)})) is not None:
             raise InvalidInput(*fault)
+    if set_defaults is not None:
+        set_defaults(value)
     return value
 
 
-def _decoder_of(type: Any) -> msgspec.json.Decoder[Any]:
+def _decoder_of(type: Any) -> _Decoder:
     try:
         return _json_decoder(type)
     except NameError as error:
         raise unresolved(type, "ctx.json()", error) from None
+    except ResultError:
+        raise
     except TypeError:
         raise ResultError(
             f"ctx.json() takes a type to decode the body into, not {a_type(type)}; return Response.json() to answer"
@@ -67,8 +86,26 @@ def _decoder_of(type: Any) -> msgspec.json.Decoder[Any]:
 
 # Saves 2 microseconds a body, because handlers decode into few types.
 @lru_cache(maxsize=1024)
-def _json_decoder(type: type[T]) -> msgspec.json.Decoder[T]:
-    return msgspec.json.Decoder(type)
+def _json_decoder(type: Any) -> _Decoder:
+    from msgspec import inspect  # noqa: PLC0415 - takes a millisecond to load, and many applications never need it
+
+    decode = msgspec.json.Decoder(type).decode
+    # A field with a default may have any type, because no client needs to send it.
+    for part in parts_of(type, required=True):
+        # An abstract class may be one of a JSON value.
+        if isinstance(part, inspect.CustomType) and not any(issubclass(kind, part.cls) for kind in _VALUES):
+            raise _foreign(part.cls)
+    has_times = any(isinstance(part, inspect.DateTimeType) for part in parts_of(type))
+    return _Decoder(decode, has_times, defaults_setter(type))
+
+
+def _foreign(cls: type[Any]) -> ResultError:
+    """Return the error for a class that no JSON becomes."""
+    if hasattr(cls, "model_validate"):
+        fix = f"for this model of pydantic, write `{cls.__name__}.model_validate(await ctx.json())`"
+    else:
+        fix = "make it a dataclass, a Struct or a TypedDict"
+    return ResultError(f"ctx.json() can't decode into {describe(cls)}; {fix}")
 
 
 def _check_depth(body: bytes) -> None:

@@ -42,7 +42,14 @@ def _refuse(value: object) -> object:
         raise ResultError(
             f"the result holds the coroutine {close_coroutine(cast('object', value))!r}: write `await` before that call"
         )
-    raise ResultError(f"JSON can't hold {a_type(value)}; give it a dict, list, dataclass or Struct in its place")
+    raise ResultError(
+        f"JSON can't hold {a_type(value)}; {dumped(value) or 'give it a dict, list, dataclass or Struct in its place'}"
+    )
+
+
+def dumped(value: object) -> str:
+    """Return what to write for a model of pydantic, and "" for anything else."""
+    return "for a model of pydantic, write `.model_dump()` after it" if hasattr(value, "model_dump") else ""
 
 
 def close_coroutine(coroutine: Any) -> str:
@@ -254,6 +261,8 @@ class Response:
         for each in (path,) if root is None else (path, root):
             if not isinstance(each, (str, os.PathLike)):
                 raise ResultError(f"Response.file() takes a path, not {each!r}; give a str or a Path, or raise HTTPError(404)")
+        if root is not None:
+            _file.warn_of_missing(os.fspath(root))
         field = None if content_type is None else (CONTENT_TYPE, encode_value(content_type))
         response = _make(FileBody(partial(_file.find, os.fspath(path), root, hidden=hidden)), field, status, headers)
         if download is not None:

@@ -11,7 +11,7 @@ import msgspec
 
 from gaman._accept import prefers_json
 from gaman._headers import Headers
-from gaman._response import Response, close_coroutine
+from gaman._response import Response, close_coroutine, dumped
 from gaman.errors import HTTPError, InvalidInput, ResultError, a_type
 
 
@@ -58,7 +58,7 @@ def _describe(result: object) -> str:
         return f"the error HTTPError({result.status}); write `raise` in the place of `return`"
     if isroutine(result) or isclass(result):
         return f"{result.__qualname__} itself; call it, with `await` if it is async"
-    return f"{a_type(result)}; return a Response, str, bytes, dict, list, dataclass, Struct or None"
+    return f"{a_type(result)}; {dumped(result) or 'return a Response, str, bytes, dict, list, dataclass, Struct or None'}"
 
 
 class NothingReturned(HTTPError):

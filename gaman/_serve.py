@@ -8,6 +8,8 @@ from inspect import isclass, ismodule, isroutine, signature
 from os import PathLike
 from typing import Any, cast
 
+# Loaded with gaman, before the application changes the environment.
+from gaman import _environment  # noqa: F401 # pyright: ignore[reportUnusedImport]
 from gaman._app import App
 from gaman._application import check_application, kind_of, takes
 from gaman._asgi import Application

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import lru_cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gaman._faults import large_integer
+from gaman._faults import is_beyond_utc, out_of_range
 from gaman._params import TYPES, Test
 from gaman.errors import HTTPError, ResultError
 
@@ -47,7 +48,7 @@ def decode_text(text: str, type: Any) -> Any:
         raise HTTPError(404)
     value = read(text)
     # The spelling of an int has at most 64 bits.
-    if fits is None and large_integer(value) is not None:
+    if fits is None and out_of_range(value) is not None:
         raise HTTPError(404)
     try:
         return msgspec.convert(value, type)
@@ -86,6 +87,13 @@ def describe(type: Any) -> str:
     if isinstance(type, _TYPE):
         return type.__qualname__
     return repr(type) if hasattr(type, "__args__") else f"an object of {type.__class__.__name__}"
+
+
+def _is_beyond_utc(text: str) -> bool:
+    try:
+        return is_beyond_utc(msgspec.convert(text, datetime))
+    except msgspec.ValidationError:
+        return False
 
 
 def as_text(text: str) -> str:
@@ -146,6 +154,8 @@ def reader(members: Sequence[Type]) -> Reader | None:
             return number if has_float else int(number) if number.is_integer() and abs(number) <= _MAX_EXACT else text
         if has_time and _lacks_seconds(text) is not None:
             return f"{text}:00"
+        if i.DateTimeType in kinds and text.startswith(("0001-", "9999-")) and _is_beyond_utc(text):
+            return ""
         # msgspec takes NaN and Infinity as a Decimal, and refuses an empty text.
         return "" if has_decimal and _is_number(text) is None else text
 

@@ -4,17 +4,21 @@ import asyncio
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Generic, TypedDict, TypeVar
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Struct
+from pydantic import BaseModel
 
-from gaman import App, Context, Form, HTTPError, Response, UploadedFile
+from gaman import App, Context, Form, HTTPError, Response, ResultError, UploadedFile
+from gaman.testing import TestClient
 from tests.asgi import Exchange, Fetch, http_scope
 
 pytestmark = pytest.mark.anyio
@@ -313,6 +317,9 @@ async def test_a_number_beyond_all_limits_is_never_a_500(fetch: Fetch, body: byt
     assert response.status in (200, 400, 422)
 
 
+T = TypeVar("T")
+
+
 def typed(type: Any) -> Any:
     async def typed(ctx: Context) -> dict[str, Any]:
         value = await ctx.json(type)
@@ -362,11 +369,31 @@ async def test_json_that_does_not_fit_gets_422_with_the_location_of_the_error(
         (dict[int, str], '{"9223372036854775808":""}', "$", "the input has a key that is too large"),
         (set[int], "[99999999999999999999]", "$[0]", "is too large"),
         (int, "99999999999999999999", "$", "the input is too large"),
+        (None, '{"ages":[1,9223372036854775808]}', "$.ages[1]", "is too large"),
     ],
 )
 async def test_an_integer_beyond_64_bits_gets_422(fetch: Fetch, type: Any, body: str, path: str, detail: str) -> None:
     response = await fetch(App({"/": typed(type)}), body=body.encode())
     assert (response.status, json.loads(response.text)) == (422, {"detail": detail, "path": path})
+
+
+@pytest.mark.parametrize(
+    ("type", "body", "path", "detail"),
+    [
+        (list[datetime], '["2026-01-01T00:00:00Z","0001-01-01T00:00:00+23:59"]', "$[1]", "is out of range"),
+        (datetime, r'"\u0039999-12-31T23:59:59-23:59"', "$", "the input is out of range"),
+        (dict[datetime, int], '{"9999-12-31T23:59:59-00:01":1}', "$", "the input has a key that is out of range"),
+    ],
+)
+async def test_a_time_beyond_the_range_of_utc_gets_422(fetch: Fetch, type: Any, body: str, path: str, detail: str) -> None:
+    response = await fetch(App({"/": typed(type)}), body=body.encode())
+    assert (response.status, json.loads(response.text)) == (422, {"detail": detail, "path": path})
+
+
+async def test_the_first_and_the_last_time_of_utc_are_read(fetch: Fetch) -> None:
+    times = ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00", "9999-12-31T23:59:59+23:59"]
+    response = await fetch(App({"/": typed(list[datetime])}), body=json.dumps(times).encode())
+    assert json.loads(response.text)["value"] == times
 
 
 async def test_long_digits_that_are_no_integer_beyond_64_bits_are_read(fetch: Fetch) -> None:
@@ -404,6 +431,128 @@ async def test_an_integer_that_the_type_itself_adds_may_exceed_64_bits(fetch: Fe
     assert (await fetch(app, body=b'{"number":"41111111111111111112"}')).text == f"{1 << 70} 21111111111111111114"
     refused = await fetch(app, body=b'{"number":"41111111111111111112","limit":99999999999999999999}')
     assert json.loads(refused.text) == {"detail": "is too large", "path": "$.limit"}
+
+
+@dataclass
+class Leaf:
+    color: str = "green"
+    n: int = 1
+
+
+@dataclass
+class Tree:
+    leaves: list[Leaf]
+    by_name: dict[str, tuple[int, Leaf]] = field(default_factory=dict[str, tuple[int, Leaf]])
+    children: list[Tree] = field(default_factory=list["Tree"])
+    top: Leaf | None = None
+    name: str = "oak"
+
+
+class Forest(Struct):
+    trees: list[Tree]
+
+
+@dataclass(slots=True)
+class Slotted:
+    a: int = 1
+
+
+@dataclass(frozen=True)
+class Frozen(Generic[T]):
+    key: T
+    a: int = 1
+
+
+LEAF = {"color": "green", "n": 1}
+TREE: dict[str, Any] = {"leaves": [], "by_name": {}, "children": [], "top": None, "name": "oak"}
+
+
+DEFAULTS: list[tuple[Any, Any, Any]] = [
+    (Leaf, {"n": 2}, LEAF | {"n": 2}),
+    (Tree, {"leaves": [{}]}, TREE | {"leaves": [LEAF]}),
+    (Tree, {"leaves": [], "by_name": {"a": [1, {}]}, "top": {}}, TREE | {"by_name": {"a": [1, LEAF]}, "top": LEAF}),
+    (Forest, {"trees": [{"leaves": [], "children": [{"leaves": []}]}]}, {"trees": [TREE | {"children": [TREE]}]}),
+    (Slotted, {}, {"a": 1}),
+    (list[Frozen[int] | None], [{"key": 2}, None], [{"key": 2, "a": 1}, None]),
+]
+
+
+@pytest.mark.parametrize(("type", "body", "expected"), DEFAULTS, ids=str)
+async def test_a_dataclass_has_its_defaults(fetch: Fetch, type: Any, body: Any, expected: Any) -> None:
+    response = await fetch(App({"/": typed(type)}), body=json.dumps(body).encode())
+    assert json.loads(response.text)["value"] == expected
+
+
+async def test_vars_of_a_dataclass_have_its_defaults(fetch: Fetch) -> None:
+    async def handler(ctx: Context) -> dict[str, Any]:
+        return {"json": vars(await ctx.json(Leaf)), "query": vars(ctx.query_as(Leaf)), "own": vars(Leaf(n=3))}
+
+    response = await fetch(App({"/": handler}), target="/?n=3", body=b'{"n":3}')
+    found = json.loads(response.text)
+    assert found["json"] == found["query"] == found["own"] == LEAF | {"n": 3}
+
+
+class Plain:
+    pass
+
+
+class Model(BaseModel):
+    a: int = 1
+
+
+@dataclass
+class HoldsPlain:
+    plain: Plain
+
+
+@dataclass
+class MayHoldPlain:
+    a: int
+    plain: Plain | None = None
+
+
+PLAIN = "ctx.json() can't decode into Plain; make it a dataclass, a Struct or a TypedDict"
+MODEL = "ctx.json() can't decode into Model; for this model of pydantic, write `Model.model_validate(await ctx.json())`"
+
+
+@pytest.mark.parametrize(
+    ("type", "said"),
+    [(Model, MODEL), (dict[str, Model], MODEL), (Plain, PLAIN), (list[Plain | None], PLAIN), (HoldsPlain, PLAIN)],
+    ids=str,
+)
+async def test_a_class_that_no_json_becomes_is_an_error_for_the_developer(type: Any, said: str) -> None:
+    async with TestClient(App({"/": {"POST": typed(type)}})) as client:
+        with pytest.raises(ResultError) as raised:
+            await client.post("/", json={"a": 1})
+    assert str(raised.value) == said
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (Model(), "a handler returned a Model; for a model of pydantic, write `.model_dump()` after it"),
+        ({"model": Model()}, "JSON can't hold a Model; for a model of pydantic, write `.model_dump()` after it"),
+    ],
+    ids=["itself", "in a dict"],
+)
+async def test_a_model_of_pydantic_as_a_result_is_an_error_with_its_fix(result: Any, said: str) -> None:
+    async def handler(ctx: Context) -> Any:
+        return result
+
+    async with TestClient(App({"/": handler})) as client:
+        with pytest.raises(ResultError) as raised:
+            await client.get("/")
+    assert str(raised.value) == said
+
+
+@pytest.mark.parametrize(
+    ("type", "body"), [(MayHoldPlain, '{"a":1}'), (object, "1"), (Sized, "[]"), (dict[str, Iterable[int]], '{"a":[]}')], ids=str
+)
+async def test_a_class_that_json_may_lack_or_that_is_abstract_is_no_error(fetch: Fetch, type: Any, body: str) -> None:
+    async def handler(ctx: Context) -> str:
+        return str(await ctx.json(type) is not None)
+
+    assert (await fetch(App({"/": handler}), body=body.encode())).text == "True"
 
 
 async def test_json_can_be_decoded_into_two_types(fetch: Fetch) -> None:

@@ -176,6 +176,28 @@ def test_workers_read_the_file_again_when_they_are_renewed(tmp_path: Path) -> No
         assert program.stderr == ""
 
 
+@pytest.mark.parametrize(("way", "renewed_by"), [("script", "SIGHUP"), ("command", "a reload")])
+def test_workers_call_load_dotenv_again_when_they_are_renewed(way: str, renewed_by: str, tmp_path: Path) -> None:
+    is_reload = renewed_by == "a reload"
+    options = ["reload=True"] if is_reload else ["workers=2"]
+    load = '\nfrom dotenv import load_dotenv\n\nload_dotenv(".env")\n'
+    source = APP.replace("\nasync def", f"{load}\nasync def")
+    script = source + f'\nif __name__ == "__main__":\n    gaman.serve(app, port=0, {", ".join(options)})\n'
+    (tmp_path / "main.py").write_text(script)
+    file = tmp_path / ".env"
+    file.write_text("A=1\nB=1\n")
+    flags = ["--reload"] if is_reload else ["--workers", "2"]
+    arguments = ["main.py"] if way == "script" else ["-m", "gaman", "serve", "main:app", "--port", "0", *flags]
+    with running(*arguments, cwd=tmp_path) as program:
+        assert values(program)[1:] == ("1", "1")
+        file.write_text("A=2\n")
+        if is_reload:
+            (tmp_path / "main.py").write_text(f"{script}\n")
+        else:
+            program.send_signal(signal.SIGHUP)
+        until(lambda: {values(program)[1:] for _ in range(10)} == {("2", None)}, "the new values")
+
+
 def test_a_pipe_is_read_once_for_all_workers(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(APP)
     pipe = tmp_path / "pipe"

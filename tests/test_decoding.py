@@ -286,6 +286,16 @@ async def test_a_tagged_struct_checks_its_tag_if_it_is_sent(fetch: Fetch) -> Non
     assert await decoded(fetch, Tagged, "type=dog") == ("$.type", "isn't one of the choices")
 
 
+@dataclass
+class At:
+    at: datetime
+
+
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00%2B23:59", "9999-12-31T23:59:59-23:59", "9999-12-31T23:59-23:59"])
+async def test_a_time_beyond_the_range_of_utc_is_a_422(fetch: Fetch, at: str) -> None:
+    assert await decoded(fetch, At, f"at={at}") == ("$.at", "isn't a date and time")
+
+
 T = TypeVar("T")
 
 

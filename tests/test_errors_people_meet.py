@@ -810,10 +810,11 @@ def test_a_path_without_a_route_is_not_reported(served: Served, path: str) -> No
 
 
 def test_a_read_that_is_never_awaited_is_reported_in_one_line(served: Served) -> None:
-    stderr = served.stderr_of("/no_await_of_pop", status=200)
+    stderr = served.stderr_of("/no_await_of_pop", status=500)
     number = next(number for number, line in enumerate(REQUESTS_SOURCE.splitlines(), 1) if 'ctx.session.pop("cat")' in line)
     place = f"script.py, line {number}, in no_await_of_pop"
-    assert stderr == f"ctx.session.pop(...) was never awaited: write `await` before it ({place})\n"
+    said = f"ctx.session.pop(...) was never awaited: write `await` before it ({place})"
+    assert stderr == f"GET '/no_await_of_pop' failed: SessionUseError: {said}\n"
 
 
 def test_a_secure_cookie_over_plain_http_is_reported_once(served: Served) -> None:

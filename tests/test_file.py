@@ -183,6 +183,22 @@ async def test_a_root_that_is_missing_has_no_files(fetch: Fetch, tmp_path: Path)
     assert await status_of(fetch, "x", root=tmp_path / "missing") == 404
 
 
+async def test_a_root_that_is_missing_is_named_once_with_the_line(
+    fetch: Fetch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(ctx: Context) -> Response:
+        return Response.file("a.txt", root=tmp_path / ctx.path[1:])
+
+    for target in ("/pubic", "/pubic", "/uplaods", "/"):
+        assert (await fetch(App({"/*": handler}), target=target)).status == 404
+    line = handler.__code__.co_firstlineno + 1
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Response.file(root={str(root)!r}): there is no folder {str(root)!r}, so every path is 404 (logged once) "
+        f"(tests/test_file.py, line {line}, in handler)"
+        for root in (tmp_path / "pubic", tmp_path / "uplaods")
+    ]
+
+
 async def test_a_root_may_be_a_link_or_relative(fetch: Fetch, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root.parent / "link").symlink_to(root)
     monkeypatch.chdir(root.parent)

@@ -31,7 +31,7 @@ def run(*arguments: str, cwd: Path) -> str:
 
 
 def test_its_own_tests_pass(project: Path) -> None:
-    assert "3 passed" in run("-m", "pytest", "-W", "error", cwd=project)
+    assert "4 passed" in run("-m", "pytest", "-W", "error", cwd=project)
     assert not (project / "users.db").exists()
 
 

@@ -60,7 +60,7 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 """
 
 
-FOLDERS = ["public", "dist"]
+FOLDERS = ["public", "dist", "static"]
 """The folders that the documents serve."""
 
 

@@ -113,7 +113,9 @@ async def test_a_call_that_is_never_awaited_is_logged_by_the_name_that_the_user_
     async with TestClient(application(lambda current: [current.update("n", lambda n: n + 1, 0)])) as client:
         await client.get("/")
     [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert line.startswith("session.update(...) was never awaited: write `await` before it (")
+    assert line.startswith(
+        "GET '/' answered 500: SessionUseError: session.update(...) was never awaited: write `await` before it ("
+    )
     assert line.endswith("in <lambda>)")
 
 

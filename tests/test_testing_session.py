@@ -198,13 +198,13 @@ def test_an_exception_in_a_synchronous_block_drops_the_changes(kind: type[BaseEx
     assert client.get("/profile").json()["user"] is None
 
 
-def test_a_forgotten_await_in_the_block_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_forgotten_await_in_the_block_raises() -> None:
     async def forgetting(client: TestClient) -> None:
         async with client, client.session() as opened:
             opened.has("user")  # pyright: ignore[reportUnusedCoroutine]
 
-    asyncio.run(forgetting(TestClient(shop())))
-    assert "ctx.session.has(...) was never awaited" in caplog.text
+    with pytest.raises(SessionUseError, match=re.escape("ctx.session.has(...) was never awaited")):
+        asyncio.run(forgetting(TestClient(shop())))
 
 
 def test_without_the_integration_the_usual_error_is_raised() -> None:

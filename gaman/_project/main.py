@@ -44,10 +44,12 @@ async def login_form(ctx: Context, notice: str = "") -> Response:
 
 async def login(ctx: Context) -> Response:
     """Log a user in."""
+    response = redirect(ctx)
     name, password = await ctx.input("name") or "", await ctx.input("password") or ""
     if not await users.check(name, password):
         return await login_form(ctx, "There is no user with this name and password.")
-    return await enter(ctx, name)
+    await enter(ctx, name)
+    return response
 
 
 async def signup_form(ctx: Context, notice: str = "") -> Response:
@@ -57,23 +59,27 @@ async def signup_form(ctx: Context, notice: str = "") -> Response:
 
 async def signup(ctx: Context) -> Response:
     """Create a user, and log them in."""
+    response = redirect(ctx)
     name, password = await ctx.input("name") or "", await ctx.input("password") or ""
     if not 1 <= len(name) <= 64 or not name.isprintable() or not 8 <= len(password) <= 1024:
         return await signup_form(ctx, "A name has up to 64 characters, and a password at least 8.")
     if not await users.create(name, password):
         return await signup_form(ctx, "This name is taken.")
-    return await enter(ctx, name)
+    await enter(ctx, name)
+    return response
 
 
-async def enter(ctx: Context, name: str) -> Response:
-    """Begin the session of a user, and send them to the page that they came for."""
-    # Checked first: a `next` that leads to another site is a 400, and changes nothing.
-    response = Response.redirect(ctx.query.get("next") or "/account", status=303, local=True)
+def redirect(ctx: Context) -> Response:
+    """Return the redirect to the page that a user came for. Call it first: a `next` that leads to another site is a 400."""
+    return Response.redirect(ctx.query.get("next") or "/account", status=303, local=True)
+
+
+async def enter(ctx: Context, name: str) -> None:
+    """Begin the session of a user."""
     # A new id, so that a session from before the login doesn't become the user's.
     await ctx.session.regenerate(max_age=REMEMBERED if await ctx.input("remember") else 0)
     await ctx.session.set("user", name)
     await ctx.session.set("notice", f"Hello {name}!")
-    return response
 
 
 async def logout(ctx: Context) -> Response:

@@ -29,6 +29,11 @@ def test_a_user_signs_up_logs_out_and_logs_in_again(client: SyncTestClient) -> N
     assert "You are Angga." in client.post("/login?next=/account", data=ANGGA).text
 
 
+def test_a_sign_up_that_would_lead_to_another_site_creates_no_user(client: SyncTestClient) -> None:
+    assert client.post("/signup?next=//evil.example", data=ANGGA).status_code == 400
+    assert "You are Angga." in client.post("/signup", data=ANGGA).text
+
+
 def test_a_wrong_password_opens_nothing(client: SyncTestClient) -> None:
     client.post("/signup", data=ANGGA)
     client.post("/logout")

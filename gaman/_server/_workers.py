@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection, Pipe
 from types import FrameType, ModuleType
 from typing import Final
 
+from gaman._environment import restored
+
 _PING_INTERVAL: Final = 0.5
 """Seconds between two pings to a worker."""
 _MAX_SILENCE: Final = 10
@@ -184,7 +186,8 @@ def _spawning() -> Generator[None]:
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
-        yield
+        with restored():
+            yield
     finally:
         sys.modules["__main__"] = main
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Protocol, TypeAlias
 
 from gaman import Headers, HTTPError, log_extra
-from gaman_session._errors import SessionTooLarge
+from gaman_session._errors import SessionTooLarge, SessionUseError
 from gaman_session._options import Options
 from gaman_session._session import Session
 from gaman_session._sessions import Sessions
@@ -64,9 +64,15 @@ class Closing:
         self._warns_of_caches = True
 
     def close(self, exchange: Exchange, session: Session, head: Head) -> RawHeaders | Awaitable[RawHeaders]:
-        """Write the session, and return the header fields of the response."""
+        """Write the session, and return the header fields of the response. SessionUseError names calls that were never awaited."""
         headers = head.raw_headers
-        if not session._close():
+        try:
+            is_used = session._close()
+        except SessionUseError:
+            # save() may have renamed the session. The error's response then carries the only cookie that works.
+            self._add_cookie(exchange, session, [], is_plain=True)
+            raise
+        if not is_used:
             return headers
         # Most responses have only a content type. Not searching their fields saves 10 % of a request that uses its session.
         is_plain = len(headers) == 1 and headers[0][0] == b"content-type"

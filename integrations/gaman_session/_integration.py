@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from gaman import Context, Integration, SameSite
+from gaman import App, ConfigError, Context, Integration, SameSite
 from gaman.errors import checks_arguments
 from gaman_session import _options
 from gaman_session._awaitable import SessionCall, later, run
@@ -46,6 +46,7 @@ class SessionIntegration(Integration):
     """
 
     counters: Counters
+    _cookie_name: str
     _owners: Owners
     _closing: Closing
     _upkeep: Callable[[], Upkeep]
@@ -208,10 +209,14 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
 
         return Upkeep(sessions, driver_name, store_clock, [f"{warning}{integration._place}" for warning in options.warnings])
 
+    def load(app: App) -> Coroutine[Any, Any, None]:
+        _check_mounted(app, integration)
+        return upkeep().open(app.workers)
+
     integration = SessionIntegration(
         name="session",
         priority="very-high",
-        on_load=lambda app: upkeep().open(app.workers),
+        on_load=load,
         on_shutdown=lambda app: upkeep().close(),
         make_session=partial(StoredSession if has_store else CookieSession, sessions),
         close_session=closing.close,
@@ -219,11 +224,29 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         on_purge=(lambda app: upkeep().purge()) if has_store else None,
         on_check=(lambda app: upkeep().check()) if has_store else None,
         counters=sessions.counters,
+        _cookie_name=cookie.name,
         _owners=sessions.owners,
         _upkeep=upkeep,
         _closing=closing,
     )
     return integration
+
+
+def _check_mounted(app: App, own: SessionIntegration) -> None:
+    """Raise ConfigError if an App that is mounted in *app*, at any depth, has another session with the same cookie."""
+    for mounted in app.routes.mounted:
+        if isinstance(mounted, App):
+            for other in mounted.integrations:
+                if (
+                    isinstance(other, SessionIntegration)
+                    and other.counters is not own.counters
+                    and other._cookie_name == own._cookie_name
+                ):
+                    raise ConfigError(
+                        f"a mounted App has another session() with the cookie {own._cookie_name!r}{other.place}, and one would log "
+                        "out the visitors of the other; pass the same session() object to both Apps, or give one a cookie_name"
+                    )
+            _check_mounted(mounted, own)
 
 
 def _fail(ctx: Context, error: Exception) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 from contextlib import suppress
@@ -14,11 +15,23 @@ if sys.platform != "win32":
     from pwd import getpwuid
 
 
+# A drive of Windows has one letter.
+_is_url = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|(file|sqlite):").match
+
+
 def expand(path: str, setting: str) -> str:
-    """Return *path* with `~` or `~user` replaced by a home folder. ConfigError: the folder is unknown; it begins with *setting*."""
+    """Return *path* with `~` or `~user` replaced by a home folder.
+
+    ConfigError, which begins with *setting*: it is a URL, or the home folder is unknown.
+    """
+    if _is_url(path):
+        # A URL may hold a password.
+        raise ConfigError(f"{setting}=..., which is a URL; write a path on this machine, such as './sessions'")
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
-        raise ConfigError(f"{setting}, but the home folder {path.partition(os.sep)[0]!r} isn't known; write the whole path")
+        raise ConfigError(
+            f"{setting}={path!r}, but the home folder {path.partition(os.sep)[0]!r} isn't known; write the whole path"
+        )
     return expanded
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, cast
 
 import msgspec
 
+from gaman import defaults_setter
 from gaman.errors import a_type
 from gaman_session._errors import SessionSerializationError
 
@@ -185,7 +186,27 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> None:
         raise ValueError("two keys of a dict become one in JSON; make each of them text")
 
 
+class _SettingDecoder(msgspec.Struct, frozen=True):
+    """A decoder of dataclasses that sets their defaults, which msgspec leaves to the class."""
+
+    decoder: Decoder
+    set_defaults: Callable[[Any], None]
+
+    def decode(self, data: bytes, /) -> Any:
+        value = self.decoder.decode(data)
+        self.set_defaults(value)
+        return value
+
+
+def _make(make: Callable[[Any], Decoder], type: Any) -> Decoder:
+    decoder = make(type)
+    set_defaults = defaults_setter(type)
+    return decoder if set_defaults is None else _SettingDecoder(decoder, set_defaults)
+
+
 CODECS = {
-    "msgpack": Codec(msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(), msgspec.msgpack.Decoder, _check_msgpack_depth),
-    "json": Codec(_Json(), msgspec.json.Decoder(), msgspec.json.Decoder),
+    "msgpack": Codec(
+        msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(), partial(_make, msgspec.msgpack.Decoder), _check_msgpack_depth
+    ),
+    "json": Codec(_Json(), msgspec.json.Decoder(), partial(_make, msgspec.json.Decoder)),
 }

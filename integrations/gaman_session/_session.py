@@ -54,7 +54,7 @@ class Session(NotADict, ABC):
         self._scope = scope
         self._is_used = False
         self._is_closed = is_closed
-        # The lines to log about calls that were never awaited; None once the request has failed.
+        # What to report of calls that were never awaited; None once the request has failed.
         self._unawaited: tuple[str, ...] | None = ()
 
     @property
@@ -230,10 +230,15 @@ class Session(NotADict, ABC):
     # What the integration calls
 
     def _close(self) -> bool:
-        """Refuse changes from now on, and return whether the request has used the session."""
+        """Refuse changes from now on, and return whether the request has used the session.
+
+        SessionUseError names the calls that were never awaited; the changes are dropped.
+        """
         self._is_closed = True
-        if self._unawaited:
-            self._log_unawaited()
+        if lines := self._unawaited:
+            self._unawaited = None
+            self._discard()
+            raise SessionUseError("; ".join(lines))
         return self._is_used
 
     def _fail(self, *, keeps_changes: bool) -> None:
@@ -377,11 +382,11 @@ class Session(NotADict, ABC):
         return {key: value for key, value in values.items() if value is not _MISSING}
 
     def _report_unawaited(self, line: str) -> None:
-        """Log *line*, about a call that was never awaited, when the response begins.
+        """Report *line*, about a call that was never awaited: before the response begins in _close(), and afterwards in the log.
 
         A request that fails or is cancelled before that may have been about to await it.
         """
-        # Each line is logged once, because a loop may repeat it as often as the visitor likes.
+        # Each line is reported once, because a loop may repeat it as often as the visitor likes.
         if self._unawaited is not None and line not in self._unawaited:
             self._is_used = True
             self._unawaited = (*self._unawaited, line)

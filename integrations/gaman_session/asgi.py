@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 from gaman import ConfigError, HTTPError, Response, log_extra
 from gaman.errors import a_type, checks_arguments
 from gaman_session._closing import RawHeaders, fail
+from gaman_session._errors import SessionError, SessionUseError
 from gaman_session._integration import SessionIntegration, session
 from gaman_session._misuse import IN_SCOPE
 from gaman_session._session import Session
@@ -241,7 +242,11 @@ class Connection:
         if self._is_closed:
             return head.raw_headers
         self._is_closed = True
-        closing = self._sessions._closing.close(self, session, head)
+        try:
+            closing = self._sessions._closing.close(self, session, head)
+        except SessionUseError as error:
+            # Answered here, because some frameworks don't log the errors of their send().
+            raise HTTPError(500) from error
         return closing if isinstance(closing, list) else await closing
 
     async def _drop(self, message: Message) -> None:
@@ -256,11 +261,10 @@ class Connection:
         is_socket = self.scope["type"] == "websocket"
         if self._is_answered or (self._has_begun and not is_socket):
             return False
-        if error.status >= 500 and error.__cause__ is not None:
+        if error.status >= 500 and (cause := error.__cause__) is not None:
             extra = log_extra(self.scope)
-            logger.error(
-                "%s %r answered %d: %s: %r", extra["method"], extra["path"], error.status, error, error.__cause__, extra=extra
-            )
+            reason = f"{error}: {cause!r}" if isinstance(error, SessionError) else f"{type(cause).__name__}: {cause}"
+            logger.error("%s %r answered %d: %s", extra["method"], extra["path"], error.status, reason, extra=extra)
         has_begun, self._has_begun, self._is_answered = self._has_begun, True, True
         if has_begun or (is_socket and "websocket.http.response" not in self.scope.get("extensions", {})):
             # Before the WebSocket is accepted, this refuses it with 403 (ASGI, WebSocket, Close).

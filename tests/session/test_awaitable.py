@@ -1,4 +1,4 @@
-"""A forgotten `await` passes no check, loses no change, and is logged."""
+"""A forgotten `await` passes no check, makes the request fail, and is logged."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ import copy
 import gc
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
 
-from gaman import HTTPError
-from gaman.session import Session, SessionClosed, SessionSerializationError, SessionTypeError, SessionUseError
-from tests.session.sites import DRIVERS, SESSION, Browser, Clock, Site, gaman_only, serving, setting
+from gaman import App, Context, HTTPError
+from gaman.session import Session, SessionClosed, SessionSerializationError, SessionTypeError, SessionUseError, session
+from gaman.session.asgi import SessionMiddleware, get_session
+from gaman.testing import TestClient
+from tests.asgi import Exchange, http_scope
+from tests.session.sites import DRIVERS, SECRET, SESSION, Browser, Clock, Site, Work, gaman_only, serving, setting
 
 pytestmark = pytest.mark.anyio
 HERE = "tests/session/test_awaitable.py"
@@ -41,6 +46,14 @@ async def browsing(kind: str) -> AsyncGenerator[Browser]:
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+
+
+async def reported(browser: Browser, work: Work, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Run *work*, whose request must fail because it never awaits a call; return what the log's only line says of each call."""
+    reply = await browser.request(work)
+    assert (reply.status, reply.error, reply.set_cookie) == (500, None, None)
+    [line] = logged(caplog)
+    return re.findall(r"[a-z.]+\(\.\.\.\) was never awaited: write `await` before it \(.*?\)", line)
 
 
 READS: dict[str, Callable[[Session], Any]] = {
@@ -327,14 +340,77 @@ async def test_a_call_that_is_never_awaited_is_an_error_in_the_log(
         READS[name](session)
         del kept
 
-    await browser.do(work)
-    kept, call = sorted(logged(caplog), key=lambda line: "session.has" not in line or "in work" not in line)
+    calls = await reported(browser, work, caplog)
+    kept, call = sorted(calls, key=lambda line: "session.has" not in line or "in work" not in line)
     place = f"{HERE}, line {line_of('kept')}, in work"
     assert kept == f"{SESSION}.has(...) was never awaited: write `await` before it ({place})"
     assert call.startswith(f"{SESSION}.{name}(...) was never awaited: write `await` before it ({HERE}, line ")
     assert [str(each.message) for each in recwarn] == []
     record = next(record for record in caplog.records if record.levelno == logging.ERROR)
     assert getattr(record, "path", None) == "/"
+    assert await browser.all() == {"user": "Angga", "n": 1}
+
+
+async def test_a_guard_that_compares_a_call_with_none_lets_nobody_in(browser: Browser) -> None:
+    async def guard(session: Session) -> None:
+        user: Any = session.get("user")
+        if user is None:
+            raise HTTPError(401)
+
+    for visitor in (browser, browser.site.browser()):
+        reply = await visitor.request(guard)
+        assert reply.status == 500
+        assert b"done" not in reply.body
+
+
+async def test_a_forgotten_await_is_500_without_debug_too() -> None:
+    async def home(ctx: Context) -> str:
+        ctx.session.get("user")  # pyright: ignore[reportUnusedCoroutine]
+        return "the secret"
+
+    async with TestClient(App({"/": home}, integrations=[session(SECRET)]), raise_errors=False) as client:
+        response = await client.get("/")
+    assert (response.status_code, response.text) == (500, "Internal Server Error")
+
+
+async def test_a_test_client_raises_the_error_of_a_forgotten_await() -> None:
+    async def home(ctx: Context) -> str:
+        ctx.session.get("user")  # pyright: ignore[reportUnusedCoroutine]
+        return "the secret"
+
+    said = "ctx.session.get(...) was never awaited: write `await` before it"
+    async with TestClient(App({"/": home}, integrations=[session(SECRET)])) as client:
+        with pytest.raises(SessionUseError, match=re.escape(said)):
+            await client.get("/")
+
+
+async def test_the_cookie_of_a_saved_session_is_sent_after_a_forgotten_await() -> None:
+    async with browsing("sealed") as browser:
+        await browser.do(setting(user="Angga"))
+
+        async def work(session: Session) -> None:
+            await session.regenerate()
+            await session.save()
+            await session.set("user", "Budi")
+            session.has("user")
+
+        assert (await browser.request(work)).status == 500
+        assert await browser.all() == {"user": "Angga"}
+
+
+async def test_a_call_that_outlives_the_beginning_of_its_response_is_only_logged(
+    browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept: list[Any] = []
+
+    async def work(session: Session) -> None:
+        kept.append(session.get("user"))
+
+    await browser.do(work)
+    assert logged(caplog) == []
+    kept.clear()
+    [line] = logged(caplog)
+    assert line.startswith("ctx.session.get(...) was never awaited")
 
 
 async def test_a_call_that_a_loop_never_awaits_is_logged_once(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
@@ -342,9 +418,8 @@ async def test_a_call_that_a_loop_never_awaits_is_logged_once(browser: Browser, 
         for _ in range(100):
             session.has("user")
 
-    await browser.do(work)
-    [line] = logged(caplog)
-    assert f"{SESSION}.has(...) was never awaited" in line
+    [line] = await reported(browser, work, caplog)
+    assert line.startswith(f"{SESSION}.has(...) was never awaited")
 
 
 async def test_a_call_that_lives_as_long_as_its_handler_is_logged_as_well(
@@ -355,8 +430,7 @@ async def test_a_call_that_lives_as_long_as_its_handler_is_logged_as_well(
         await asyncio.sleep(0)
         return "a guest" if user is None else "a user"
 
-    assert await browser.do(work) == "a user"
-    [line] = logged(caplog)
+    [line] = await reported(browser, work, caplog)
     assert line.endswith(f"({HERE}, line {line_of('until the end')}, in work)")
 
 
@@ -421,8 +495,7 @@ async def test_a_call_is_logged_after_the_working_directory_was_removed(
     folder.mkdir()
     monkeypatch.chdir(folder)
     folder.rmdir()
-    await browser.do(work)
-    [line] = logged(caplog)
+    [line] = await reported(browser, work, caplog)
     assert line.startswith(f"{SESSION}.get(...) was never awaited: write `await` before it (")
 
 
@@ -582,3 +655,30 @@ asyncio.run(main())
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+async def test_a_forgotten_await_fails_behind_the_middleware_too(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        async def guard() -> bool:
+            request: Any = SimpleNamespace(scope=scope)
+            user: Any = (await get_session(request)).get("user")
+            return user is None
+
+        assert not await guard()
+        if kind == "websocket":
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.send", "text": "the secret"})
+        else:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"the secret"})
+
+    exchange = Exchange()
+    scope = http_scope(type=kind, scheme="https" if kind == "http" else "wss")
+    await SessionMiddleware(application, sessions=session(SECRET))(scope, exchange.receive, exchange.send)
+    if kind == "websocket":
+        assert exchange.messages == [{"type": "websocket.close", "code": 1011}]
+    else:
+        assert (exchange.status, exchange.body) == (500, b"Internal Server Error")
+    [line] = logged(caplog)
+    assert "session.get(...) was never awaited: write `await` before it" in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,8 +14,10 @@ from typing import Any, Literal
 import anyio
 import pytest
 
-from gaman import App, ConfigError, Context, HTTPError, Integration, Response
+from gaman import App, ConfigError, Context, HTTPError, Integration, Response, mount
+from gaman._tracebacks import explain
 from gaman.session import Driver, Outcome, Record, Session, SessionClosed, SessionStoreError, session
+from gaman.testing import TestClient
 from gaman_session import _cookie_session, _sealing, _upkeep
 from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
@@ -44,6 +47,39 @@ def cookie_of(response: Exchange) -> dict[str, str]:
     """Return the headers of a browser's next request."""
     (line,) = response.headers.getall("set-cookie")
     return {"cookie": line.partition(";")[0], "host": "testserver"}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+async def test_two_sessions_with_one_cookie_in_an_app_and_a_mounted_one_stop_the_start(depth: int) -> None:
+    app = App({"/": remember}, integrations=[session(SECRET)])
+    for _ in range(depth - 1):
+        app = App({"/*": mount(app)})
+    outer = App({"/": remember, "/api/*": mount(app)}, integrations=[session(SECRET)])
+    here = r" \(tests/session/test_integration.py, line [0-9]+, in test_two_sessions\w+\)"
+    with pytest.raises(ConfigError) as raised:
+        await outer.load()
+    cookie, fix = "the cookie '__Host-Http-gaman'", "pass the same session() object to both Apps, or give one a cookie_name"
+    said = f"a mounted App has another session() with {cookie}@, and one would log out the visitors of the other; {fix}@"
+    assert re.fullmatch(re.escape(said).replace("@", here), explain(raised.value))
+
+
+async def test_an_app_and_a_mounted_one_may_share_a_session_or_have_two_cookies() -> None:
+    shared = replace(session(SECRET), priority="high")
+    for integration in (shared, session(SECRET, cookie_name="__Host-api")):
+        api = App({"/": remember}, integrations=[integration])
+        outer = App({"/api/*": mount(api)}, integrations=[shared])
+        await outer.load()
+        await outer.shutdown()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+async def test_without_the_integration_a_mounted_app_says_to_pass_the_same_object(depth: int) -> None:
+    app = App({"/": remember})
+    for _ in range(depth):
+        app = App({"/*": mount(app)}, integrations=[session(SECRET)] if depth == 1 else ())
+    async with TestClient(app) as client:
+        with pytest.raises(ConfigError, match=r"in a mounted App too: pass both Apps the same integrations=\[sessions\]"):
+            await client.get("/")
 
 
 async def remember(ctx: Context) -> str:

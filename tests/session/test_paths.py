@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import stat
 import subprocess
@@ -287,3 +288,28 @@ async def test_a_path_that_is_not_a_file_is_refused_and_keeps_its_mode(tmp_path:
     tmp_path.chmod(0o777)
     driver = SQLDriver(file=tmp_path)
     assert "isn't a file" in await refused(driver)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:///sessions.db",
+        "sqlite:sessions.db",
+        "file:sessions?mode=rwc",
+        "postgresql://shop:hunter2@db/shop",
+        Path("redis://db"),
+    ],
+)
+def test_a_url_in_the_place_of_a_path_is_refused_without_its_password(make: Callable[[Any], Driver], url: Any) -> None:
+    with pytest.raises(ConfigError) as raised:
+        make(url)
+    said = str(raised.value)
+    assert re.fullmatch(
+        r"the (file driver has dir|sql driver has file)=\.\.\., which is a URL; write a path on this machine, such as './sessions'",
+        said,
+    )
+
+
+@pytest.mark.parametrize("path", ["C:/sessions", "a:b", "sessions:2", "~/sqlite:/a"])
+def test_a_colon_alone_makes_no_url(make: Callable[[Any], Driver], path: str) -> None:
+    make(path)

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 import gaman
 import gaman_session
-from gaman.session import Session, SessionSerializationError, SessionTypeError, SessionUseError
+from gaman.session import Session, SessionSerializationError, SessionTypeError, SessionUseError, session
+from gaman.testing import TestClient
 from gaman_session._serializer import CODECS
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import Browser, Clock, Site, Work, getting, serving, setting
@@ -43,6 +44,17 @@ class Cart(msgspec.Struct):
 class Place(TypedDict):
     town: str
     zip: int
+
+
+@dataclass
+class Choice:
+    size: str = "M"
+
+
+@dataclass
+class Basket:
+    choices: list[Choice]
+    note: str = ""
 
 
 class Exclaiming:
@@ -666,3 +678,18 @@ def test_a_pickle_in_the_store_is_not_run() -> None:
     for codec in CODECS.values():
         with pytest.raises(msgspec.DecodeError):
             codec.decoder.decode(exploit)
+
+
+@both
+async def test_a_dataclass_has_the_defaults_that_were_added_after_it_was_set(serializer: Any) -> None:
+    async def handler(ctx: gaman.Context) -> gaman.Response:
+        # As an earlier version of the class would have been stored.
+        await ctx.session.set("basket", {"choices": [{}]})
+        basket = await ctx.session.get("basket", type=Basket)
+        await ctx.session.set("again", basket)
+        return gaman.Response.json([basket, await ctx.session.get("again")])
+
+    app = gaman.App({"/": handler}, integrations=[session("0123456789abcdefghijklmnopqrstuv", serializer=serializer)])
+    async with TestClient(app) as client:
+        expected = {"choices": [{"size": "M"}], "note": ""}
+        assert (await client.get("/")).json() == [expected, expected]

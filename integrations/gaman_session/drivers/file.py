@@ -51,7 +51,7 @@ class FileDriver(Reporter):
         if not isinstance(path, str) or not path or "\0" in path:
             raise ConfigError(f"the file driver has dir={dir!r}; it takes the path of a folder")
         check_timeout("file", timeout)
-        self._folder = Folder(os.path.abspath(expand(path, f"the file driver has dir={path!r}")))
+        self._folder = Folder(os.path.abspath(expand(path, "the file driver has dir")))
         self._timeout = timeout
         self._limit = TimeLimit(timeout)
         self._threads = Threads(_MAX_THREADS, "gaman-session-files")

@@ -62,7 +62,7 @@ class SQLDriver(Reporter):
         if not isinstance(path, str) or path in ("", ":memory:") or "\0" in path:
             raise ConfigError(f"the sql driver has file={file!r}; it takes the path of a file on a disk")
         check_timeout("sql", timeout, "a number of seconds above 0, and below a day", below=_DAY)
-        self._file = Path(expand(path, f"the sql driver has file={path!r}"))
+        self._file = Path(expand(path, "the sql driver has file"))
         self._timeout = timeout
         self._damage = Damage("sql")
         self._connections: list[Connection[SessionTables]] = []
