@@ -1,12 +1,19 @@
-"""Hints: what to write in place of an attribute or a use that the context doesn't have."""
+"""Hints: what to write in place of an attribute, an argument or a use that the App or the context doesn't have."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from traceback import extract_tb
 
 from gaman._context import Context
-from gaman.errors import nearest
+from gaman._cookies import Cookies
+from gaman._fields import Fields
+from gaman._forms import Form, UploadedFile
+from gaman._handlers import signature_of
+from gaman._headers import Headers
+from gaman._response import Response
+from gaman.errors import HTTPError, InvalidInput, nearest
 
 _lacks_attribute = re.compile(r"'(\w+)' object has no attribute '(\w+)'").match
 _is_called = re.compile(r"'(\w+)' object is not callable").match
@@ -34,6 +41,7 @@ _INSTEAD = {
         ("user_agent content_type content_length referrer", "write ctx.header(...)"),
         ("state g store", "what you add to a request yourself goes into ctx.locals"),
         ("deps", "write ctx.app.deps"),
+        ("next call_next", "a handler that returns None passes the request on"),
     )
     for name in names.split()
 }
@@ -47,13 +55,63 @@ _CALLS = {
 """What to write in place of a call, by the type of what is called."""
 
 
+_APP = {
+    name: instead
+    for names, instead in (
+        (
+            "get post put patch delete options head route add_route add_url_rule add_api_route api_route",
+            "routes are a table: App({'/path': {'GET': handler}})",
+        ),
+        ("include_router register_blueprint", "write a table below a prefix: App({'/prefix': {'/path': handler}})"),
+        ("mount add_asgi", "write App({'/path/*': mount(application)})"),
+        ("run serve listen", "write gaman.serve(app), or run `gaman serve main:app`"),
+        ("test_client test_request_context", "write gaman.testing.TestClient(app)"),
+        ("add_middleware", "write App(..., middleware=[Middleware(Class, ...)])"),
+        ("use wsgi_app before_request after_request", "one handler for all requests is {'*': handler} in the routes"),
+        ("teardown_request teardown_appcontext", "write define_integration(name=..., on_response=...)"),
+        ("add_integration add_plugin register plugin", "write App(..., integrations=[...])"),
+        (
+            "exception_handler add_exception_handler errorhandler register_error_handler",
+            "write define_integration(name=..., on_error=...)",
+        ),
+        (
+            "on_event add_event_handler lifespan on_startup on_shutdown",
+            "write define_integration(name=..., on_load=..., on_shutdown=...)",
+        ),
+        ("state config extra settings db", "what handlers share is App(..., deps=...), which they have as ctx.app.deps"),
+        ("session sessions secret_key", "write App(..., integrations=[session()]), and ctx.session in a handler"),
+        ("add_cors", "write App(..., integrations=[cors(...)])"),
+        ("websocket websocket_route", "WebSockets are served by another ASGI application, beside this one"),
+        ("url_for url_path_for", "write the path as text"),
+        ("logger", "write logging.getLogger(...)"),
+    )
+    for name in names.split()
+}
+"""What other frameworks call an attribute of their application, and what to write here."""
+
+_unfit_call = re.compile(
+    r"(?P<cls>\w+)\.(?P<name>\w+)\(\) (?:got an unexpected keyword argument '(?P<given>\w+)'|takes |missing |got )"
+).match
+_CALLED: dict[str, type] = {
+    cls.__name__: cls for cls in (Context, Cookies, Fields, Form, Headers, HTTPError, InvalidInput, Response, UploadedFile)
+}
+"""The classes whose parameters are explained, besides the session's."""
+
+
+def hint_of_app(name: str, known: Iterable[str]) -> str:
+    """Return what to write in place of the attribute *name*, which an App doesn't have; *known* are those that it has."""
+    return f"; {_APP[name]}" if name in _APP else nearest(name, [each for each in known if each[0] != "_"])
+
+
 def hint_of(error: Exception, ctx: Context) -> str:
     """Return what to write instead of what raised *error*, an error of Python's own; "" for any other error."""
+    if not isinstance(error, (AttributeError, TypeError)):
+        return ""
     message = str(error)
     if isinstance(error, AttributeError):
         return _hint_of_attribute(error, message, ctx)
-    if not isinstance(error, TypeError):
-        return ""
+    if (unfit := _unfit_call(message)) is not None:
+        return _hint_of_call(message, unfit, ctx)
     if (called := _is_called(message)) is not None and called[1] in _CALLS:
         return f"{message}; write {_CALLS[called[1]]}"
     if message.startswith("'Context' object "):
@@ -68,6 +126,20 @@ def hint_of(error: Exception, ctx: Context) -> str:
     if message == "'async_generator' object is not iterable" and ".stream(" in line:
         return "ctx.stream() is asynchronous; write `async for`"
     return ""
+
+
+def _hint_of_call(message: str, unfit: re.Match[str], ctx: Context) -> str:
+    """Return the *message* of a call whose arguments don't fit, and the parameter that was meant, or else all of them."""
+    cls = type(ctx._session) if unfit["cls"] == type(ctx._session).__name__ else _CALLED.get(unfit["cls"])
+    function = getattr(cls, unfit["name"], None)
+    if cls is None or not callable(function) or (takes := signature_of(function)) is None:
+        return ""
+    known = [name for name, each in takes.parameters.items() if name != "self" and each.kind is not each.VAR_POSITIONAL]
+    given = unfit["given"]
+    if given == "type" or (unfit["name"] in ("input", "get") and "takes" in message and cls in (Context, Fields)):
+        return f"{message}; for a value of a type, write ctx.query_as(Class) or `await ctx.form_as(Class)`"
+    near = "" if given is None else nearest(given, known)
+    return message + (near or "; it takes " + (", ".join(known) or "no argument"))
 
 
 def _hint_of_attribute(error: AttributeError, message: str, ctx: Context) -> str:

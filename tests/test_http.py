@@ -844,6 +844,6 @@ def test_a_mistake_of_the_application_gets_500_in_one_framing(tmp_path: Path) ->
                 [response] = responses(client.read_rest())
             assert (response.status, response.body) == (500, b"500 Internal Server Error")
         assert program.stop() == 0
-        assert program.stderr.startswith("GET '/cancelled' broke off\nTraceback (most recent call last):\n")
+        assert program.stderr.startswith("GET '/cancelled' failed\nTraceback (most recent call last):\n")
         assert program.stderr.count("CancelledError") == 1
         assert "a header of the response holds CR, LF or NUL" in program.stderr

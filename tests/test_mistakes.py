@@ -104,7 +104,7 @@ STARTS = [
     ),
     (
         "define_integration(name='x', on_request=chunks)",
-        "on_request of the integration 'x': chunks is an async generator, because it holds `yield`; ",
+        "on_request of the integration 'x': chunks is a generator, because it holds `yield`; ",
     ),
     (
         "define_integration(name='x', on_load=home(None))",
@@ -112,10 +112,10 @@ STARTS = [
     ),
     ("define_integration(name='x', on_load=1)", "on_load of the integration 'x': an int isn't a function"),
     # Values of routes
-    ("App({'/a/*': asgi})", "/a/*: asgi is an ASGI application, not a handler; write {'/path/*': mount(asgi)}"),
+    ("App({'/a/*': asgi})", "/a/*: asgi is an ASGI application, not a handler; write {'/a/*': mount(asgi)}"),
     (
         "App({'/a/*': GZipMiddleware(None)})",
-        "/a/*: GZipMiddleware.__call__ is an ASGI application, not a handler; write {'/path/*': mount(",
+        "/a/*: GZipMiddleware is an ASGI application, not a handler; write {'/a/*': mount(app)}",
     ),
     (
         "App({'/a': static('/a', 'public')})",

@@ -10,6 +10,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+from gaman._application import kind_of
 from gaman._asgi import Application, Scope
 from gaman._context import log_extra
 from gaman._framing import BODILESS
@@ -190,7 +191,9 @@ class Exchange:
         try:
             await application(self._scope, self.receive, self.send)
             if not self.has_started and not self._is_disconnected:
-                logger.error("the application returned without a response")
+                extra = log_extra(self._scope)
+                name = kind_of(application)
+                logger.error("%s %r: %s returned without a response", extra["method"], extra["path"], name, extra=extra)
         except BaseException as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
@@ -200,7 +203,8 @@ class Exchange:
                 extra = log_extra(self._scope)
                 # An application may wrap the error of send() in its own.
                 level = logging.DEBUG if self._has_raised else logging.ERROR
-                logger.log(level, "%s %r broke off", extra["method"], extra["path"], exc_info=exc_info_of(error), extra=extra)
+                what = "failed after its response" if self.is_complete else "broke off" if self.has_started else "failed"
+                logger.log(level, "%s %r %s", extra["method"], extra["path"], what, exc_info=exc_info_of(error), extra=extra)
         if self.is_complete or self._is_disconnected:
             return
         if self.has_started:
