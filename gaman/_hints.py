@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from traceback import extract_tb
+from inspect import signature
+from traceback import extract_tb, walk_tb
 
 from gaman._context import Context
 from gaman._cookies import Cookies
 from gaman._fields import Fields
 from gaman._forms import Form, UploadedFile
-from gaman._handlers import signature_of
 from gaman._headers import Headers
 from gaman._response import Response
 from gaman.errors import HTTPError, InvalidInput, nearest
@@ -92,10 +92,10 @@ _APP = {
 _unfit_call = re.compile(
     r"(?P<cls>\w+)\.(?P<name>\w+)\(\) (?:got an unexpected keyword argument '(?P<given>\w+)'|takes |missing |got )"
 ).match
-_CALLED: dict[str, type] = {
-    cls.__name__: cls for cls in (Context, Cookies, Fields, Form, Headers, HTTPError, InvalidInput, Response, UploadedFile)
-}
+_CALLED: tuple[type, ...] = (Context, Cookies, Fields, Form, Headers, HTTPError, InvalidInput, Response, UploadedFile)
 """The classes whose parameters are explained, besides the session's."""
+_gets_field = re.compile(r"\.(query|fields)\.get\(").search
+_TYPED = "for values of a type, write ctx.query_as(Class) or `await ctx.form_as(Class)`"
 
 
 def hint_of_app(name: str, known: Iterable[str]) -> str:
@@ -111,7 +111,7 @@ def hint_of(error: Exception, ctx: Context) -> str:
     if isinstance(error, AttributeError):
         return _hint_of_attribute(error, message, ctx)
     if (unfit := _unfit_call(message)) is not None:
-        return _hint_of_call(message, unfit, ctx)
+        return _hint_of_call(error, message, unfit, ctx)
     if (called := _is_called(message)) is not None and called[1] in _CALLS:
         return f"{message}; write {_CALLS[called[1]]}"
     if message.startswith("'Context' object "):
@@ -121,6 +121,8 @@ def hint_of(error: Exception, ctx: Context) -> str:
         name = used[1]
         fix = "`(await ctx.form()).fields[...]`" if name == "form" else f"ctx.{name}(...), with `await` if it is async"
         return f"ctx.{name} is a method; write {fix}"
+    if message.startswith("get() ") and _gets_field(line) is not None:
+        return f"{message}; {_TYPED}"
     if "await" in message and (used := _awaits(line)) is not None:
         return f"ctx.{used[1]} isn't async; write it without `await`"
     if message == "'async_generator' object is not iterable" and ".stream(" in line:
@@ -128,16 +130,19 @@ def hint_of(error: Exception, ctx: Context) -> str:
     return ""
 
 
-def _hint_of_call(message: str, unfit: re.Match[str], ctx: Context) -> str:
+def _hint_of_call(error: TypeError, message: str, unfit: re.Match[str], ctx: Context) -> str:
     """Return the *message* of a call whose arguments don't fit, and the parameter that was meant, or else all of them."""
-    cls = type(ctx._session) if unfit["cls"] == type(ctx._session).__name__ else _CALLED.get(unfit["cls"])
+    kinds = {cls.__name__: cls for cls in (*_CALLED, *type(ctx._session).__mro__)}
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    cls = kinds.get(unfit["cls"])
+    # A class of the user may have the same name.
     function = getattr(cls, unfit["name"], None)
-    if cls is None or not callable(function) or (takes := signature_of(function)) is None:
+    if function is None or {**frame.f_globals, **frame.f_locals}.get(unfit["cls"], cls) is not cls:
         return ""
-    known = [name for name, each in takes.parameters.items() if name != "self" and each.kind is not each.VAR_POSITIONAL]
+    known = [name for name in signature(function).parameters if name != "self"]
     given = unfit["given"]
-    if given == "type" or (unfit["name"] in ("input", "get") and "takes" in message and cls in (Context, Fields)):
-        return f"{message}; for a value of a type, write ctx.query_as(Class) or `await ctx.form_as(Class)`"
+    if cls is Context and unfit["name"] == "input" and (given == "type" or "takes" in message):
+        return f"{message}; {_TYPED}"
     near = "" if given is None else nearest(given, known)
     return message + (near or "; it takes " + (", ".join(known) or "no argument"))
 
@@ -157,6 +162,8 @@ def _hint_of_attribute(error: AttributeError, message: str, ctx: Context) -> str
         return f"{message}; write `await ctx.session.get({name!r})`, or `await ctx.session.set({name!r}, ...)`"
     if kind == "Form":
         return f"{message}; its fields are in form.fields, and its files in form.files"
+    if kind == "Fields" and name == "getlist":
+        return f"{message}; write .getall(...)"
     if kind in _CALLS and (kind != "mappingproxy" or error.obj is ctx.params):
         return f"{message}; write .get({name!r})"
     return ""

@@ -64,7 +64,7 @@ def exit_with(error: BaseException) -> NoReturn:
 
 
 _HERE = os.path.dirname(__file__) + os.sep
-_CALLERS = ("gaman", "importlib", "asyncio", "uvicorn")
+_CALLERS = ("gaman", "importlib", "asyncio", "uvicorn", "uvloop")
 """The packages that call the user's code."""
 
 

@@ -380,6 +380,27 @@ def test_an_error_of_the_user_at_import_shows_only_their_frames(arguments: tuple
         assert "ZeroDivisionError: division by zero" in program.stderr
 
 
+ON_LOAD = """
+import gaman
+def fail(app):
+    raise LookupError("no database")
+app = gaman.App({}, integrations=[gaman.Integration(name="db", on_load=fail)])
+if __name__ == "__main__":
+    gaman.serve(app, port=0, workers=1)
+"""
+
+
+@pytest.mark.parametrize("arguments", [SCRIPT, COMMAND, (*COMMAND, "--workers", "2")], ids=["script", "command", "workers"])
+def test_an_error_of_on_load_shows_only_the_users_frames(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(ON_LOAD)
+    with running(*arguments, cwd=tmp_path) as program:
+        assert program.wait() == 1
+        assert re.findall(r'File "(.*?)", line (\d+)', program.stderr) == [(str(tmp_path / "main.py"), "4")]
+        assert program.stderr.endswith(
+            "LookupError: no database\non_load of the integration 'db' failed (main.py, line 5, in <module>)\n"
+        )
+
+
 def test_a_syntax_error_shows_only_its_own_line(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text("app = (\n")
     with running(*COMMAND, cwd=tmp_path) as program:
