@@ -7,10 +7,10 @@ import os
 import platform
 import secrets
 import sys
-import traceback
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from multiprocessing import parent_process
 from pathlib import Path
 
 from gaman import _environment
@@ -22,9 +22,9 @@ from gaman._command_routes import describe
 from gaman._command_settings import add_key, load_settings, warn_of_readers
 from gaman._server import run
 from gaman._server._console import LEVELS
-from gaman._tracebacks import exc_info_of, explain, location_of
+from gaman._tracebacks import exit_with, explain, location_of
 from gaman._version import __version__
-from gaman.errors import ConfigError, GamanError
+from gaman.errors import ConfigError
 
 _FOR_APP = ("debug", "trusted_proxies", "allowed_hosts")
 """The options of `gaman serve` that change the App; the others are arguments of run()."""
@@ -111,7 +111,9 @@ def _key(options: Namespace) -> None:
 
 
 def _serve(options: Namespace) -> None:
-    app = find_app(options.app)
+    # With --reload, only workers import the application. If that fails, they wait for the next change.
+    waits = "reload" in options and parent_process() is None
+    app = App({}) if waits else find_app(options.app)
     given = vars(options)
     for_app = [name for name in _FOR_APP if name in given]
     if for_app:
@@ -148,8 +150,8 @@ def _purge(options: Namespace) -> None:
 
     try:
         removed = asyncio.run(purge())
-    except GamanError as error:
-        sys.exit(f"gaman: {explain(error)}")
+    except Exception as error:
+        exit_with(error)
     for name, count in removed.items():
         print(f"gaman: {name}: {count} removed")
     if not removed:
@@ -161,6 +163,12 @@ def find_app(target: str) -> App | Application:
     module_name, _, attribute = target.partition(":")
     if not module_name or module_name.startswith(".") or not attribute:
         sys.exit(f"gaman: {target!r} doesn't name an application; write it as module:app")
+    if module_name.endswith(".py"):
+        sys.exit(f"gaman: {target!r} has the name of a file; write {module_name[:-3].replace('/', '.')}:{attribute}")
+    if attribute.endswith("()"):
+        sys.exit(
+            f"gaman: {target!r} is a call; write application = {attribute} in {module_name}, and name {module_name}:application"
+        )
     sys.path.insert(0, os.getcwd())
     try:
         module = import_module(module_name)
@@ -170,8 +178,7 @@ def find_app(target: str) -> App | Application:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{module_name}.".startswith(f"{missing}."):
             sys.exit(f"gaman: there is no module {module_name!r} in {os.getcwd()} or among the installed ones")
-        traceback.print_exception(*exc_info_of(error))
-        sys.exit(1)
+        exit_with(error)
     app = getattr(module, attribute, None)
     if app is None and getattr(module, "__file__", None) is None and hasattr(module, "__path__"):
         # A folder without __init__.py.
@@ -179,12 +186,15 @@ def find_app(target: str) -> App | Application:
         sys.exit(
             f"gaman: {module_name!r} is a folder; `cd {os.path.relpath(folder)}`, and name a module in it, such as main:{attribute}"
         )
+    others = [name for name, value in vars(module).items() if isinstance(value, App)]
+    meant = f"; did you mean {module_name}:{others[0]}?" if others else ""
     if app is None:
-        sys.exit(f"gaman: {target} is missing; write {attribute} = gaman.App(...) in {module_name}")
+        what = "is None" if hasattr(module, attribute) else "is missing"
+        sys.exit(f"gaman: {target} {what}{meant or f'; write {attribute} = gaman.App(...) in {module_name}'}")
     try:
         return check_application(target, app)
     except ConfigError as error:
-        sys.exit(f"gaman: {error}")
+        sys.exit(f"gaman: {error}{meant}")
 
 
 def _only_app(app: App | Application, target: str, purpose: str) -> App:

@@ -6,7 +6,7 @@ import logging
 import traceback
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from gaman import _middleware
 from gaman._asgi import Application, Receive, Scope, Send
@@ -14,6 +14,7 @@ from gaman._context import Context, log_extra, no_session
 from gaman._failures import log_break, log_close_failure, log_failure, log_hook_failure, warn_of_nothing
 from gaman._framing import BODILESS, CONTENT_TYPE, content_length, without_body
 from gaman._headers import RawHeaders
+from gaman._hints import hint_of_app
 from gaman._hosts import AllowedHosts, host_fault
 from gaman._integration import Integration, ResponseHook, SessionCloser, SessionMaker, in_order
 from gaman._lifecycle import Lifecycle, answer_lifespan
@@ -26,7 +27,16 @@ from gaman._results import NothingReturned, error_response, to_response
 from gaman._routing import Table, define_routes
 from gaman._target import in_origin_form
 from gaman._tracebacks import exc_info_of
-from gaman.errors import ClientDisconnected, ConfigError, GamanError, HeaderError, HTTPError, ResultError, checks_arguments
+from gaman.errors import (
+    ClientDisconnected,
+    ConfigError,
+    GamanError,
+    HeaderError,
+    HTTPError,
+    ResultError,
+    check_bool,
+    checks_arguments,
+)
 
 logger = logging.getLogger("gaman")
 
@@ -69,6 +79,8 @@ class App:
             raise ConfigError("App is a class; make an App of routes first: gaman.App(routes)")
         if isinstance(routes, App):
             raise ConfigError("App() takes routes, not an App; serve an App with gaman.serve(app), or by `gaman serve main:app`")
+        if isinstance(routes, str):
+            raise ConfigError(f"App() takes routes, not text; give the table or App itself, or run `gaman serve {routes}`")
         if not isinstance(max_body_size, int) or isinstance(max_body_size, bool) or max_body_size < 0:
             raise ConfigError(f"max_body_size={max_body_size!r} isn't a number of bytes; give an int, such as 1 << 20 for 1 MiB")
         self.deps = deps
@@ -105,6 +117,12 @@ class App:
             _middleware.wrap(self, middleware)
         self.debug = debug
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            hint = "" if name[:1] == "_" else hint_of_app(name, dir(self))
+            raise AttributeError(f"'App' object has no attribute {name!r}{hint}", name=name, obj=self)
+
     @property
     def debug(self) -> bool:
         """Whether tracebacks are shown to the client and each request is logged; may be set until the App serves."""
@@ -112,8 +130,7 @@ class App:
 
     @debug.setter
     def debug(self, debug: bool) -> None:
-        if not isinstance(debug, bool):
-            raise ConfigError(f"debug={debug!r} is neither True nor False, and any text counts as true; write debug=text == '1'")
+        check_bool("debug", debug)
         self._debug = debug
         if debug:
             self.log_requests()
@@ -166,6 +183,7 @@ class App:
                         if result is not None and hasattr(result, "__await__"):
                             result = await result
                         if result is not None:
+                            result = to_response(result, on_request)
                             break
                 if result is None:
                     result = await handler(ctx)
@@ -235,7 +253,7 @@ class App:
                 if result is not None and hasattr(result, "__await__"):
                     result = await result
                 if result is not None and result is not response:
-                    response = to_response(result).__copy__()
+                    response = to_response(result, on_response).__copy__()
                 if response.body.__class__ is not bytes:
                     response = await open_body(response, ctx)
                 if response.raw_headers != self._checked or response.status is not OK:
@@ -272,11 +290,11 @@ class App:
                 if result is not None and hasattr(result, "__await__"):
                     result = await result
                 if result is not None:
-                    response = response or check_response(await open_body(to_response(result), ctx), ctx)
+                    response = response or check_response(await open_body(to_response(result, on_error), ctx), ctx)
             except ClientDisconnected:
                 raise
             except Exception as failure:
-                log_hook_failure(ctx, failure)
+                log_hook_failure(ctx, failure, on_error)
         if response is not None:
             return response
         if isinstance(error, HTTPError):
@@ -375,5 +393,6 @@ class _NotLoaded:
 
     def match(self, scope: Scope) -> NoReturn:
         raise ConfigError(
-            "the server runs no ASGI lifespan, so no integration and no mounted application is loaded; turn its lifespan support on"
+            "the server runs no ASGI lifespan, so no integration and no mounted application is loaded; turn its lifespan support "
+            "on, or in a test use gaman.testing.TestClient(app), in a `with` block"
         )

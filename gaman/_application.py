@@ -45,21 +45,23 @@ def _fault(value: object) -> str | None:
     if not callable(value):
         kind = "None" if value is None else f"a value of the type {type(value).__name__}"
         return f"{kind} isn't an ASGI application; give an object such as gaman.App(routes) or Starlette(...)"
-    if takes(value, 3):
+    name, signature = kind_of(value), signature_of(value)
+    is_async = iscoroutinefunction(value) or iscoroutinefunction(function_of(value))
+    is_handler = signature is not None and next(iter(signature.parameters), "") == "ctx"
+    if takes(value, 3) and not is_handler:
         return None
-    name = kind_of(value)
+    if is_handler or (takes(value, 1) and is_async):
+        return f"{name} is a handler; give gaman.App({{'/': {name}}}) in its place"
     if takes(value, 2):
         return (
             f"{name} is called with two arguments, as a WSGI application is; "
             "`pip install a2wsgi`, and give a2wsgi.WSGIMiddleware(app)"
         )
-    if takes(value, 1) and (iscoroutinefunction(value) or iscoroutinefunction(function_of(value))):
-        return f"{name} is a handler; give gaman.App({{'/': {name}}}) in its place"
     if takes(value, 1):
         return (
             f"{name} is called with one argument, as an ASGI 2 application is; "
             "`pip install asgiref`, and give asgiref.compatibility.guarantee_single_callable(app)"
         )
     if takes(value, 0):
-        return f"{name} takes no arguments; if it makes the application, call it: {name}()"
+        return f"{name} takes no arguments; if it makes the application, write application = {name}(), and give that"
     return f"{name} isn't an ASGI application, because it isn't called with scope, receive and send"

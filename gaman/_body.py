@@ -13,7 +13,7 @@ from gaman._asgi import Receive
 from gaman._fields import Fields
 from gaman._forms import Form, UploadedFile, read_urlencoded
 from gaman._headers import Headers
-from gaman.errors import ClientDisconnected, GamanError, HTTPError
+from gaman.errors import ClientDisconnected, GamanError, HTTPError, ResultError
 
 _MAX_CONTENT_TYPE = 1 << 10
 
@@ -40,6 +40,8 @@ class RequestBody:
                 "the body can be read once, and body(), form(), stream() or the response has begun to; "
                 "read it before the response begins, and keep the result"
             )
+        if max_size is not None and not isinstance(max_size, int):
+            raise ResultError(f"max_size={max_size!r} isn't a number of bytes; give an int, such as 5 << 20 for 5 MiB")
         self._ended = anyio.Event()
         return self._chunks(self._max_size if max_size is None else max_size, self._ended)
 

@@ -10,6 +10,7 @@ from types import CodeType
 from typing import NamedTuple
 
 from gaman._app import App
+from gaman._asgi import Application
 from gaman._handlers import function_of, name_of
 from gaman._integration import Integration
 from gaman._matching import Entry, Handler, Layer
@@ -20,19 +21,8 @@ _GAMAN = os.path.dirname(__file__) + os.sep
 
 def describe(app: App) -> Iterator[str]:
     """Yield the lines that show the routes of *app* as they were written, then its ASGI middleware and integrations in order."""
-    guards = [entry for entry in app.routes.entries if entry.layer.is_middleware]
-    rows: dict[tuple[object, ...], _Row] = {}
-    for entry in app.routes.entries:
-        # By identity, because an object that is a handler may have no hash.
-        key = (_path_of(entry), *map(id, entry.layer.handlers))
-        row = rows.setdefault(key, _Row([], _path_of(entry), _names_before(entry.layer, guards), entry.layer.handlers[-1]))
-        if entry.method not in row.methods:
-            row.methods.append(entry.method)
-    cells = [
-        (", ".join(row.methods), row.path, row.middleware, name_of(row.handler), place_of(row.handler)) for row in rows.values()
-    ]
     # A mounted application has an entry for its prefix and one for what is below.
-    yield from _align([("methods", "path", "middleware", "handler", "line"), *dict.fromkeys(cells)])
+    yield from _align([("methods", "path", "middleware", "handler", "line"), *dict.fromkeys(_cells(app))])
     if app.middleware:
         yield ""
         yield from _align([("ASGI middleware", "line"), *((wrapper_name(entry), _place_around(entry)) for entry in app.middleware)])
@@ -46,6 +36,25 @@ class _Row(NamedTuple):
     path: str
     middleware: str
     handler: Handler
+    mounted: Application | None
+
+
+def _cells(app: App, prefix: str = "", before: str = "") -> Iterator[tuple[str, ...]]:
+    """Yield the rows of *app*, and below each mounted App its own, with the *prefix* and with the middleware *before* it."""
+    guards = [entry for entry in app.routes.entries if entry.layer.is_middleware]
+    rows: dict[tuple[object, ...], _Row] = {}
+    for entry in app.routes.entries:
+        # By identity, because an object that is a handler may have no hash.
+        path, middleware = _path_of(entry), ", ".join(filter(None, (before, _names_before(entry.layer, guards))))
+        key = (path, *map(id, entry.layer.handlers))
+        row = rows.setdefault(key, _Row([], path, middleware, entry.layer.handlers[-1], entry.mounted))
+        if entry.method not in row.methods:
+            row.methods.append(entry.method)
+    for row in rows.values():
+        path = f"{prefix}/*" if prefix and row.path == "*" else prefix + row.path
+        yield ", ".join(row.methods), path, row.middleware, name_of(row.handler), place_of(row.handler)
+        if isinstance(row.mounted, App):
+            yield from _cells(row.mounted, path.removesuffix("*").rstrip("/"), row.middleware)
 
 
 def _path_of(entry: Entry) -> str:

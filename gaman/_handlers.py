@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from inspect import Parameter, Signature, isasyncgenfunction, isclass, iscoroutinefunction, isroutine, signature
-from typing import cast
+from typing import Any, cast
 
 from gaman._matching import Handler, Routes
 from gaman.errors import ConfigError, a_type
@@ -34,6 +34,9 @@ def _check_handler(where: str, handler: object) -> None:
     if not callable(handler):
         raise ConfigError(f"{where}: {a_type(handler)} isn't a handler; give an async function, or a list of them")
     called, name = function_of(handler), name_of(handler)
+    if isclass(handler) and (middleware := middleware_in(handler)) is not None:
+        name = name_of(middleware)
+        raise ConfigError(f"{where}: {name} is ASGI middleware; write App(..., middleware=[Middleware({name}, ...)])")
     if isclass(handler):
         raise ConfigError(f"{where}: {name} is a class, not a handler; give an async function, or a method of an object")
     if isasyncgenfunction(called):
@@ -50,11 +53,25 @@ def _check_handler(where: str, handler: object) -> None:
     # `async def show(ctx, user_id, post_id)` wants the parameters of the path.
     names = {segment[1:] for segment in re.split("[/<*]", where) if segment.startswith(":")}
     if fits(takes, 3) and not fits(takes) and first != "ctx" and names.isdisjoint(takes.parameters):
-        raise ConfigError(f"{where}: {name} is an ASGI application, not a handler; write {{'/path/*': mount({name})}}")
+        path, value = where.rpartition(" ")[2], name if isroutine(handler) else "app"
+        path = path if path.endswith("*") else f"{path.rstrip('/')}/*"
+        kind = name if isroutine(handler) else type(handler).__name__
+        raise ConfigError(f"{where}: {kind} is an ASGI application, not a handler; write {{{path!r}: mount({value})}}")
     # `async def show(id)` for `/users/:id` would get the context as its id.
     if not fits(takes) or first == "self" or (first != "ctx" and first in names):
         fix = "give the method of an object, not of its class" if first == "self" else "path parameters are in ctx.params"
         raise ConfigError(f"{where}: the handler {name} takes {required(takes)}, but is called as {name}(ctx); {fix}")
+
+
+def middleware_in(value: object) -> object:
+    """Return the class of ASGI middleware that *value* is or, as a Middleware, names; None for anything else."""
+    # Starlette's own Middleware has this attribute too.
+    cls: Any = getattr(value, "cls", value)
+    if cls is not value:
+        return cls
+    # The class is called with the application, and its objects with self, scope, receive and send.
+    takes = signature_of(cls.__call__) if isclass(cls) and callable(getattr(cls, "__call__", None)) else None  # noqa: B004
+    return cls if takes is not None and fits(takes, 4) else None
 
 
 def has_routes(value: object) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from inspect import isasyncgenfunction, isclass, iscoroutinefunction, ismodule
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, ismodule, unwrap
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from gaman._application import kind_of, takes
 from gaman._asgi import Scope
 from gaman._context import Context
-from gaman._handlers import function_of, name_of, required, signature_of
+from gaman._handlers import function_of, middleware_in, name_of, required, signature_of
 from gaman._headers import RawHeaders
 from gaman._response import Response, close_coroutine
 from gaman._tracebacks import place_of_caller
@@ -110,9 +110,12 @@ def _fault(hook: object, arguments: list[str]) -> str | None:
         return f"{name} is called here; write {name} by itself, because it is called later"
     if not callable(hook):
         return f"{a_type(hook)} isn't a function"
-    name = name_of(hook)
-    if isasyncgenfunction(function_of(hook)):
-        return f"{name} is an async generator, because it holds `yield`; write a function that returns"
+    name, function = name_of(hook), cast("Any", function_of(hook))
+    # Functions of @asynccontextmanager and @contextmanager make a generator as well.
+    made = unwrap(function) if getattr(function, "__globals__", {}).get("__name__") == "contextlib" else function
+    if isasyncgenfunction(made) or isgeneratorfunction(made):
+        fix = "write what follows it as on_shutdown" if arguments == ["app"] else "write a function that returns"
+        return f"{name} is a generator, because it holds `yield`; {fix}"
     signature = signature_of(hook)
     given = [*signature.parameters] if signature is not None else []
     is_swapped = len(arguments) > 1 and given[: len(arguments)] == arguments[::-1]
@@ -143,20 +146,13 @@ def in_order(integrations: Iterable[Integration]) -> list[Integration]:
     return sorted(integrations, key=lambda integration: _ORDER.index(integration.priority))
 
 
-def _middleware_in(value: object) -> object:
-    """Return the class of ASGI middleware that *value* is or, as a Middleware, names; None for anything else."""
-    # Starlette's own Middleware has this attribute too.
-    cls: object = getattr(value, "cls", value)
-    return cls if cls is not value or (isclass(cls) and takes(getattr(cls, "__call__", None), 4)) else None  # noqa: B004
-
-
 def _describe(value: object) -> str:
     """Return a description of *value*, which should be a list of integrations or one of them, and what to write instead."""
     if isinstance(value, Integration):
         return f"the integration {value.name!r} by itself; write integrations=[{value.name}(...)]"
     if isinstance(value, (list, tuple)):
         return "a list; write integrations=[session()], without another list in it"
-    if (middleware := _middleware_in(value)) is not None:
+    if (middleware := middleware_in(value)) is not None:
         return f"the ASGI middleware {name_of(middleware)}; write middleware=[Middleware({name_of(middleware)}, ...)]"
     if iscoroutinefunction(value) and takes(value, 1):
         return f"the async function {name_of(value)}; one for every request goes into the routes, as {{'*': {name_of(value)}}}"
@@ -167,4 +163,6 @@ def _describe(value: object) -> str:
     if callable(value):
         name = getattr(value, "__name__", type(value).__name__)
         return f"{name} itself; write integrations=[{name}()]"
+    if type(value).__module__ != "builtins":
+        return f"{a_type(value)}; make an integration of its methods: define_integration(name=..., on_request=...)"
     return f"{value!r}; write integrations=[session()], for example, or leave it out"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -57,11 +57,18 @@ class Lifecycle:
     async def _load(self, integration: Integration) -> None:
         """Call the on_load hook; its error gets the line that made the integration."""
         try:
-            if integration.on_load is not None and (loading := integration.on_load(self._app)) is not None:
-                await loading
+            await self._call(integration.on_load)
         except GamanError as error:
             error._place = integration._place
             raise
+        except Exception as error:
+            error.add_note(f"on_load of the integration {integration.name!r} failed{integration._place}")
+            raise
+
+    async def _call(self, hook: Callable[[App], Any] | None) -> Any:
+        """Return the result of *hook*, which may be sync; None without a hook."""
+        result: Any = None if hook is None else hook(self._app)
+        return await result if hasattr(result, "__await__") else result
 
     async def shutdown(self) -> None:
         """End everything that has started. A failure is logged, and the others still end."""
@@ -71,8 +78,7 @@ class Lifecycle:
         while self._loaded:
             integration = self._loaded.pop()
             try:
-                if integration.on_shutdown is not None and (closing := integration.on_shutdown(self._app)) is not None:
-                    await closing
+                await self._call(integration.on_shutdown)
             except Exception as error:
                 logger.error("on_shutdown of the integration %r failed", integration.name, exc_info=exc_info_of(error))
 
@@ -80,8 +86,7 @@ class Lifecycle:
         removed: dict[str, int] = {}
         for integration in self._loaded:
             if integration.on_purge is not None:
-                count = integration.on_purge(self._app)
-                removed[integration.name] = count if isinstance(count, int) else await count
+                removed[integration.name] = await self._call(integration.on_purge)
         return removed
 
     async def check(self) -> dict[str, Exception | None]:
@@ -89,8 +94,7 @@ class Lifecycle:
         for integration in self._integrations:
             if integration.on_check is not None:
                 try:
-                    if (checking := integration.on_check(self._app)) is not None:
-                        await checking
+                    await self._call(integration.on_check)
                     found[integration.name] = None
                 except Exception as error:
                     found[integration.name] = error

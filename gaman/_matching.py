@@ -12,7 +12,7 @@ from gaman._asgi import Application, Scope
 from gaman._context import Context
 from gaman._params import TYPES, Test
 from gaman._response import Response
-from gaman._results import Result, error_response
+from gaman._results import Result, error_response, to_response
 from gaman.errors import ConfigError, HTTPError
 
 Handler: TypeAlias = Callable[[Context], Awaitable[Result]]
@@ -323,7 +323,8 @@ def chain(handlers: tuple[Handler, ...]) -> Handler:
 async def _call_in_turn(handlers: tuple[Handler, ...], ctx: Context) -> Result:
     for handler in handlers:
         if (result := await handler(ctx)) is not None:
-            return result
+            # Made into a Response here, where an error can name the guard.
+            return result if handler is handlers[-1] else to_response(result, handler)
     return None
 
 
@@ -350,7 +351,7 @@ async def _find_unmatched(ctx: Context) -> Response | None:
         if result is not None and hasattr(result, "__await__"):
             result = await result
         if result is not None:
-            return cast("Response", result)
+            return to_response(result, on_unmatched)
     return None
 
 

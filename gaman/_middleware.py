@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from inspect import isclass, iscoroutinefunction, signature
+from inspect import isclass, iscoroutinefunction, isroutine, signature
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from gaman._access import LoggedApplication
 from gaman._application import check_application, kind_of, takes
 from gaman._asgi import Application, Receive, Scope, Send
-from gaman._handlers import name_of
+from gaman._handlers import name_of, required, signature_of
 from gaman._integration import Integration
 from gaman._lifespan import Lifespan
 from gaman.errors import ConfigError
@@ -53,7 +53,11 @@ class Middleware:
 def apply(middleware: Sequence[Wrapper], app: Application) -> Application:
     """Return *app* within each entry of *middleware*, of which the first is the outermost; ConfigError names a mistake."""
     for wrapper in reversed(middleware):
-        app = check_application(f"the result of the middleware {wrapper_name(wrapper)}", wrapper(app))
+        name, result = wrapper_name(wrapper), cast("object", wrapper(app))
+        if callable(result) and not isroutine(result) and not isclass(result) and not takes(result, 3):
+            given = required(signature(result))
+            raise ConfigError(f"the middleware {name}: its __call__ takes {given}, but is called with scope, receive and send")
+        app = check_application(f"the result of the middleware {name}", result)
     return app
 
 
@@ -84,6 +88,11 @@ def _check_entry(entry: object) -> Wrapper:
     if _makes_integration(entry):
         raise ConfigError(f"middleware holds {name}, which makes an integration; write integrations=[{name}(...)]")
     if not takes(entry, 1):
+        made = type(entry)
+        if takes(entry, 3) and "app" in (getattr(signature_of(made), "parameters", ())):
+            raise ConfigError(
+                f"middleware holds an object of {made.__name__}; write Middleware({made.__name__}, ...), with its options"
+            )
         if takes(entry, 3):
             raise ConfigError(f"middleware holds {name}, which is an application itself; serve it, or mount() it in the routes")
         fix = f"write Middleware({name}, ...) with its options" if isclass(entry) else "it is called with the application only"

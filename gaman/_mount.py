@@ -12,7 +12,7 @@ import anyio
 from gaman import _target
 from gaman._application import check_application, kind_of
 from gaman._asgi import Application, Scope, Send
-from gaman._context import Context
+from gaman._context import Context, log_extra
 from gaman._disconnects import Disconnected, is_of_disconnect
 from gaman._framing import BODILESS, without_body
 from gaman._headers import RawHeaders, encode_name, encode_value
@@ -74,6 +74,8 @@ class _Mounted:
     def _scope(self, ctx: Context) -> Scope:
         """Return the application's scope, with the path that the guards saw; HTTPError 404 for a path with other spellings."""
         given = ctx.scope
+        # The application's lines of the log have the same id and path.
+        log_extra(given)
         segments = _target.split(given["path"], given.get("raw_path"), given.get("root_path")) or []
         if not _target.has_one_spelling(segments[:-1] if segments[-1:] == [""] else segments):
             raise HTTPError(404)

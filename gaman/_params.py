@@ -35,6 +35,17 @@ TYPES: dict[str, Test] = {"int": _is_int, "uuid": _is_uuid, "float": _is_number}
 """The test of each type. Of two types at one place, the first that a segment fits has precedence."""
 
 
+_OTHER_TYPES = {
+    "integer": "<int>",
+    "number": "<float>",
+    "decimal": "<float>",
+    "guid": "<uuid>",
+    **dict.fromkeys(("str", "string", "text"), ", because a parameter without a type takes any text"),
+    "path": "*, which takes the rest of the path",
+}
+"""What other frameworks call a type, and what follows the name here."""
+
+
 class Parameter(NamedTuple):
     """A parameter of a path; its *type* is an empty string for `:name` and for the catch-all `:name*`."""
 
@@ -62,6 +73,8 @@ def mistake(segment: str) -> str:
         return f"{segment!r} has a type, and a parameter that takes the rest of the path has none; write :{name}*"
     if type_ not in TYPES and name in TYPES and type_.isidentifier():
         return f"in {segment!r}, the type comes before the name; write :{type_}<{name}>"
+    if (meant := _OTHER_TYPES.get(type_)) is not None:
+        return f"{segment!r} has the type {type_!r}; write :{name}{meant}"
     if type_ not in TYPES:
         return (
             f"{segment!r} has the type {type_!r}, and the types are {', '.join(TYPES)}; write :{name}, and check it in the handler"

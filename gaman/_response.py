@@ -283,7 +283,8 @@ def _make(body: bytes | Payload, field: tuple[bytes, bytes] | None, status: int,
 
 
 def _not_text(method: str, value: object) -> ResultError:
-    return ResultError(f"Response.{method}() takes a str, not {value!r}; write {as_text(value)!r}")
+    fix = "" if value is None else f"; write {as_text(value)!r}"
+    return ResultError(f"Response.{method}() takes a str, not {value!r}{fix}")
 
 
 def _not_utf8(cause: UnicodeEncodeError) -> ResultError:

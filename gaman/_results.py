@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping
 from dataclasses import is_dataclass
-from inspect import isclass, isroutine
+from inspect import isasyncgen, isclass, isgenerator, isroutine
 from typing import Any, ClassVar, Protocol, TypeAlias, cast
 
 import msgspec
@@ -24,8 +24,8 @@ Result: TypeAlias = Response | str | bytes | Mapping[Any, Any] | list[Any] | msg
 """What a handler may return. None passes the request to the next handler."""
 
 
-def to_response(result: object) -> Response:
-    """Return the Response that a handler's *result* becomes.
+def to_response(result: object, function: object = None) -> Response:
+    """Return the Response that the *result* of a handler, or of another *function*, becomes.
 
     HTTPError 404 is raised for None, and ResultError for a result that can't be sent. A str is always sent as text/plain, because
     a visitor's text must not become a page.
@@ -45,8 +45,13 @@ def to_response(result: object) -> Response:
         return Response.json(result)
     if isinstance(result, Coroutine):
         name = close_coroutine(cast("object", result))
-        raise ResultError(f"a handler returned the coroutine {name!r}: write `await` before that call")
-    raise ResultError(f"a handler returned {_describe(result)}")
+        fault = f"the coroutine {name!r}: write `await` before that call"
+    else:
+        fault = _describe(result)
+    name = "a handler" if function is None else getattr(function, "__qualname__", type(function).__name__)
+    error = ResultError(f"{name} returned {fault}")
+    error.function = function
+    raise error
 
 
 def _describe(result: object) -> str:
@@ -58,6 +63,10 @@ def _describe(result: object) -> str:
         return f"the error HTTPError({result.status}); write `raise` in the place of `return`"
     if isroutine(result) or isclass(result):
         return f"{result.__qualname__} itself; call it, with `await` if it is async"
+    if isasyncgen(result) or isgenerator(result):
+        return f"{a_type(result)}; write Response.stream({result.__name__}(...))"
+    if hasattr(result, "status_code"):
+        return f"{a_type(result)} of another framework; return gaman's Response, such as Response.json(...), in its place"
     return f"{a_type(result)}; {dumped(result) or 'return a Response, str, bytes, dict, list, dataclass, Struct or None'}"
 
 

@@ -18,6 +18,7 @@ from gaman._matching import Routes
 from gaman._middleware import Wrapper
 from gaman._proxies import NEARBY
 from gaman._routing import Table
+from gaman._tracebacks import place_of_caller
 from gaman.errors import ConfigError, checks_arguments
 
 
@@ -92,6 +93,7 @@ def serve(
         timeout_graceful_shutdown=timeout_graceful_shutdown,
         access_log=access_log,
         log_level=log_level,
+        place=place_of_caller(),
     )
 
 

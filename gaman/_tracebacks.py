@@ -7,6 +7,7 @@ import sys
 import traceback
 from inspect import unwrap
 from types import CodeType, FrameType, TracebackType
+from typing import NoReturn
 
 from gaman.errors import ConfigError, GamanError
 
@@ -54,14 +55,24 @@ def exc_info_of(error: BaseException) -> tuple[type[BaseException], BaseExceptio
     return type(error), error, rest if rest or isinstance(error, SyntaxError) else error.__traceback__
 
 
+def exit_with(error: BaseException) -> NoReturn:
+    """End the process with status 1: print the message of a GamanError, or else the traceback from the user's code on."""
+    if isinstance(error, GamanError):
+        sys.exit(f"gaman: {explain(error)}")
+    traceback.print_exception(*exc_info_of(error))
+    sys.exit(1)
+
+
 _HERE = os.path.dirname(__file__) + os.sep
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
+_CALLERS = ("gaman", "importlib", "asyncio", "uvicorn", "uvloop")
+"""The packages that call the user's code."""
 
 
 def _is_ours(frame: FrameType) -> bool:
-    """Whether *frame* runs code of gaman, of an integration that ships with it, or of importlib, which imports the user's code."""
+    """Whether *frame* runs code of gaman, of an integration that ships with it, or of a package that calls the user's code."""
     package = str(frame.f_globals.get("__package__")).partition(".")[0]
-    return package in ("gaman", "importlib") or package.startswith("gaman_")
+    return package in _CALLERS or package.startswith("gaman_")
 
 
 def _is_pythons(code: CodeType) -> bool:

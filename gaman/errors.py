@@ -36,6 +36,9 @@ class HeaderError(GamanError, ValueError):
 class ResultError(GamanError, TypeError, ValueError):
     """A handler's result, or an argument of Response, can't be sent. The message names it."""
 
+    function: object = None
+    """The hook or guard that returned the result; None for a route's last handler."""
+
 
 class HTTPError(GamanError):
     """Answers the request with *status* and *detail*; may be raised anywhere in a request.
@@ -123,6 +126,13 @@ def _phrase(status: int) -> str:
 
 class ClientDisconnected(GamanError):
     """The client disconnected before its whole body had arrived, or before its response was sent. The request ends there."""
+
+
+def check_bool(option: str, value: object) -> None:
+    """Raise ConfigError for a *value* that isn't a bool; *option* is its name in the message, such as `debug`."""
+    if not isinstance(value, bool):
+        fix = f"write {option}={bool(value)}" if isinstance(value, int) else "compare a text, as in os.environ.get('NAME') == '1'"
+        raise ConfigError(f"{option}={value!r} is neither True nor False, and any text counts as true; {fix}")
 
 
 def a_type(value: object) -> str:

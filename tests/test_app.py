@@ -435,7 +435,7 @@ async def passes(ctx: Context) -> None:
         (returns_json_of_an_object, "ResultError: JSON can't hold a Kept", "returns_json_of_an_object"),
         (asks_for_a_session, "ConfigError: ctx.session needs the session integration", "asks_for_a_session"),
         ([passes, asks_for_a_session], "ConfigError: ctx.session needs", "asks_for_a_session"),
-        ([passes, returns_a_set], "ResultError: a handler returned a set", None),
+        ([passes, returns_a_set], "ResultError: a handler returned a set", "returns_a_set"),
     ],
     ids=["set", "json", "session", "chain", "chained set"],
 )

@@ -60,7 +60,7 @@ def test_its_readme_says_how_to_install_run_test_and_deploy(tmp_path: Path) -> N
     assert test == ["pytest"]
     parse = make_parser().parse_args
     assert (parse(develop[1:]).debug, parse(develop[1:]).reload, parse(deploy[1:]).workers) == (True, True, 2)
-    assert len(text.splitlines()) <= 12
+    assert len(text.splitlines()) <= 13
 
 
 def test_the_working_directory_may_hold_a_virtual_environment_and_hidden_files(

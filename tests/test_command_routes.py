@@ -215,3 +215,17 @@ app = gaman.App(
             "session      very-high  on_load, on_shutdown, on_error, make_session, close_session, on_purge, on_check\n"
         )
         assert program.stderr == ""
+
+
+def test_a_mounted_app_shows_its_own_routes_below_its_prefix() -> None:
+    inner = gaman.App({"*": audit, "/": home, "/deep/*": gaman.mount(gaman.App({"/end": {"GET": home}}))})
+    app = gaman.App({"*": guard, "/in/*": gaman.mount(inner), "/": home})
+    assert [row[:4] for row in rows(app)] == [
+        ["ALL", "*", "", "guard"],
+        ["ALL", "/in/*", "guard", "mount(App)"],
+        ["ALL", "/in/*", "guard", "audit"],
+        ["ALL", "/in/", "guard, audit", "home"],
+        ["ALL", "/in/deep/*", "guard, audit", "mount(App)"],
+        ["GET", "/in/deep/end", "guard, audit", "home"],
+        ["ALL", "/", "guard", "home"],
+    ]

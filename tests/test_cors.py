@@ -355,12 +355,13 @@ def test_an_entry_that_is_no_origin_is_refused_with_its_fix(origin: Any, fix: st
         (
             ORIGIN,
             {"credentials": "no"},
-            "cors(credentials='no') is neither True nor False, and any text counts as true; write a bool",
+            "credentials='no' is neither True nor False, and any text counts as true; compare a text, as in "
+            "os.environ.get('NAME') == '1'",
         ),
         (
             ORIGIN,
             {"private_network": 1},
-            "cors(private_network=1) is neither True nor False, and any text counts as true; write a bool",
+            "private_network=1 is neither True nor False, and any text counts as true; write private_network=True",
         ),
         (ORIGIN, {"max_age": "600"}, "cors(max_age='600') isn't a number of seconds; give an int, such as 600"),
         (ORIGIN, {"max_age": True}, "cors(max_age=True) isn't a number of seconds; give an int, such as 600"),

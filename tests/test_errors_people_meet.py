@@ -190,11 +190,10 @@ app = gaman.App(routes)
 
 
 class Call(NamedTuple):
-    """A line of a script that doesn't start, and its message, which ends with the number of the line if *is_placed*."""
+    """A line of a script that doesn't start, and its message, which ends with the number of the line."""
 
     call: str
     message: str
-    is_placed: bool = True
 
 
 TWO_NAMED = "integrations holds two named 'session', which would conflict; remove one"
@@ -204,11 +203,10 @@ CALLS = {
         "gaman.App(app)", "App() takes routes, not an App; serve an App with gaman.serve(app), or by `gaman serve main:app`"
     ),
     "the class in an App": Call("gaman.App(gaman.App)", "App is a class; make an App of routes first: gaman.App(routes)"),
-    "the class served": Call("gaman.serve(gaman.App)", "App is a class; make an App of routes first: gaman.App(routes)", False),
+    "the class served": Call("gaman.serve(gaman.App)", "App is a class; make an App of routes first: gaman.App(routes)"),
     "an App and integrations": Call(
         "gaman.serve(app, integrations=[session(**options)])",
         "gaman.serve() got an App, so pass integrations= where the App is created: gaman.App(..., integrations=...)",
-        False,
     ),
     "a handler alone": Call("gaman.App(home)", "routes are a dict of paths and handlers, not a handler; write {'/': home}"),
     "one integration": Call(
@@ -291,26 +289,22 @@ CALLS = {
     ),
     "debug": Call(
         "gaman.App(routes, debug='0')",
-        "debug='0' is neither True nor False, and any text counts as true; write debug=text == '1'",
+        "debug='0' is neither True nor False, and any text counts as true; compare a text, as in os.environ.get('NAME') == '1'",
     ),
-    "reload": Call(
-        "gaman.serve(routes, reload='no')", "reload='no' is neither True nor False, and any text counts as true; ", False
-    ),
-    "port": Call("gaman.serve(app, port='80')", "port='80' isn't a port; give a number from 0 to 65535", False),
-    "host": Call("gaman.serve(app, host=80)", "host=80 isn't an address of this machine; ", False),
-    "workers": Call("gaman.serve(app, workers='2')", "workers='2' isn't a number of processes; give 1 or more", False),
+    "reload": Call("gaman.serve(routes, reload='no')", "reload='no' is neither True nor False, and any text counts as true; "),
+    "port": Call("gaman.serve(app, port='80')", "port='80' isn't a port; write port=int('80')"),
+    "host": Call("gaman.serve(app, host=80)", "host=80 isn't an address of this machine; "),
+    "workers": Call("gaman.serve(app, workers='2')", "workers='2' isn't a number of processes; give 1 or more"),
     "timeout_request": Call(
-        "gaman.serve(app, timeout_request='30')", "timeout_request='30' isn't a time for clients; give seconds, such as 30", False
+        "gaman.serve(app, timeout_request='30')", "timeout_request='30' isn't a time for clients; give seconds, such as 30"
     ),
     "timeout_graceful_shutdown": Call(
         "gaman.serve(app, timeout_graceful_shutdown='30')",
         "timeout_graceful_shutdown='30' isn't a time for requests; give seconds, such as 30",
-        False,
     ),
     "max_connections": Call(
         "gaman.serve(app, max_connections='9')",
         "max_connections='9' isn't a number of clients; give 1 or more, or None for no limit",
-        False,
     ),
     "a loop that runs": Call(
         "async def main(): gaman.serve(app, port=0)\nasyncio.run(main())",
@@ -328,7 +322,7 @@ def test_a_call_that_cannot_work_is_reported_in_one_line(name: str, tmp_path: Pa
     assert status == 1
     assert stderr.count("\n") == 1, stderr
     assert stderr.startswith(f"gaman: {row.message}"), stderr
-    assert re.search(r" \(script.py, line 1[56], in \S+\)\n$", stderr) or not row.is_placed, stderr
+    assert re.search(r" \(script.py, line 1[56], in \S+\)\n$", stderr), stderr
 
 
 SCRIPT = ("main.py",)
@@ -373,7 +367,8 @@ def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with running_script(Start("", port=str(port)).source(), tmp_path) as program:
             assert program.wait() == 1
-            assert program.stderr == f"gaman: port {port} on 127.0.0.1 is taken; stop what listens there, or take another port\n"
+            fault = f"gaman: port {port} on 127.0.0.1 is taken; stop what listens there, or take another port"
+            assert program.stderr == f"{fault} (script.py, line 10, in <module>)\n"
 
 
 @pytest.mark.parametrize("arguments", [SCRIPT, COMMAND], ids=["script", "command"])
@@ -383,6 +378,27 @@ def test_an_error_of_the_user_at_import_shows_only_their_frames(arguments: tuple
         assert program.wait() == 1
         assert re.findall(r'File "(.*?)", line (\d+)', program.stderr) == [(str(tmp_path / "main.py"), "8")]
         assert "ZeroDivisionError: division by zero" in program.stderr
+
+
+ON_LOAD = """
+import gaman
+def fail(app):
+    raise LookupError("no database")
+app = gaman.App({}, integrations=[gaman.Integration(name="db", on_load=fail)])
+if __name__ == "__main__":
+    gaman.serve(app, port=0, workers=1)
+"""
+
+
+@pytest.mark.parametrize("arguments", [SCRIPT, COMMAND, (*COMMAND, "--workers", "2")], ids=["script", "command", "workers"])
+def test_an_error_of_on_load_shows_only_the_users_frames(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(ON_LOAD)
+    with running(*arguments, cwd=tmp_path) as program:
+        assert program.wait() == 1
+        assert re.findall(r'File "(.*?)", line (\d+)', program.stderr) == [(str(tmp_path / "main.py"), "4")]
+        assert program.stderr.endswith(
+            "LookupError: no database\non_load of the integration 'db' failed (main.py, line 5, in <module>)\n"
+        )
 
 
 def test_a_syntax_error_shows_only_its_own_line(tmp_path: Path) -> None:

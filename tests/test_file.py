@@ -867,7 +867,7 @@ def test_an_on_error_hook_can_show_a_page_in_place_of_a_file(served: Served) -> 
     assert (response.status, response.body) == (404, b"other")
     response = get(served.port, "/file?name=missing&page=missing")
     assert (response.status, response.body) == (404, b"Not Found")
-    until(lambda: "an on_error hook failed on GET '/file'" in served.log(), "the line that says that the hook failed")
+    until(lambda: "the on_error hook on_error failed on GET '/file'" in served.log(), "the line that says that the hook failed")
 
 
 def test_hooks_see_the_fields_that_describe_a_file(served: Served) -> None:

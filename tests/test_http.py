@@ -836,6 +836,31 @@ def test_a_date_of_the_handler_replaces_the_servers(served: Served) -> None:
     assert response.headers["date"] == date
 
 
+def test_an_application_that_fails_after_its_response_or_sends_none_is_logged_with_the_request(tmp_path: Path) -> None:
+    source = """
+import gaman
+async def app(scope, receive, send):
+    if scope["path"] == "/none":
+        return
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body", "body": b"done", "more_body": scope["path"] == "/half"})
+    raise LookupError("late")
+gaman.serve(app, port=0)
+"""
+    with running_script(source, tmp_path) as program:
+        for target in ("/none", "/done", "/half"):
+            with Connection(program.port) as client:
+                client.send(last(target))
+                client.read_rest()
+        assert program.stop() == 0
+        titles = [line for line in program.stderr.splitlines() if line.startswith("GET")]
+    assert titles == [
+        "GET '/none': app returned without a response",
+        "GET '/done' failed after its response",
+        "GET '/half' broke off",
+    ]
+
+
 def test_a_mistake_of_the_application_gets_500_in_one_framing(tmp_path: Path) -> None:
     with running_script(SERVED.replace("OPTIONS", ""), tmp_path) as program:
         for target in ("/cancelled", "/injected"):
@@ -844,6 +869,6 @@ def test_a_mistake_of_the_application_gets_500_in_one_framing(tmp_path: Path) ->
                 [response] = responses(client.read_rest())
             assert (response.status, response.body) == (500, b"500 Internal Server Error")
         assert program.stop() == 0
-        assert program.stderr.startswith("GET '/cancelled' broke off\nTraceback (most recent call last):\n")
+        assert program.stderr.startswith("GET '/cancelled' failed\nTraceback (most recent call last):\n")
         assert program.stderr.count("CancelledError") == 1
         assert "a header of the response holds CR, LF or NUL" in program.stderr

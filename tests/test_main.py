@@ -29,6 +29,15 @@ async def home(ctx):
 
 app = gaman.App({"/": home})
 other = 1
+nothing = None
+
+async def page(ctx, first, second):
+    return "page"
+
+table = {"/": page}
+
+async def greet(ctx, name=""):
+    return "hello"
 """
 
 
@@ -196,6 +205,17 @@ def test_serve_with_reload_serves_the_current_code(tmp_path: Path) -> None:
         assert program.stop() == 0
 
 
+def test_serve_with_reload_waits_for_a_file_without_its_first_mistake(tmp_path: Path) -> None:
+    main = tmp_path / "main.py"
+    main.write_text("app = (\n")
+    with running("-m", "gaman", "serve", "main:app", "--reload", "--port", "0", cwd=tmp_path) as program:
+        until(lambda: "requests wait until the next change" in program.stderr, "the line that says that it waits")
+        assert program.stderr.count("SyntaxError") == 1
+        main.write_text(APP)
+        assert b"pid" in get(program.port, "/").body
+        assert program.stop() == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -205,9 +225,14 @@ def test_serve_with_reload_serves_the_current_code(tmp_path: Path) -> None:
         ([".main:app"], "'.main:app' doesn't name an application; write it as module:app"),
         (["absent:app"], "there is no module 'absent' in "),
         (["main.absent:app"], "there is no module 'main.absent' in "),
-        (["main.py:app"], "there is no module 'main.py' in "),
-        (["main:absent"], "main:absent is missing; write absent = gaman.App(...) in main"),
+        (["main.py:app"], "'main.py:app' has the name of a file; write main:app"),
+        (["main:application()"], "'main:application()' is a call; write application = application() in main, and name "),
+        (["main:absent"], "main:absent is missing; did you mean main:app?"),
         (["main:other"], "main:other: a value of the type int isn't an ASGI application; give "),
+        (["main:nothing"], "main:nothing is None; did you mean main:app?"),
+        (["main:table"], "main:table: routes aren't an application; make an App of them first: gaman.App(routes); did you mean "),
+        (["main:page"], "main:page: page is a handler; give gaman.App({'/': page}) in its place; did you mean main:app?"),
+        (["main:greet"], "main:greet: greet is a handler; give gaman.App({'/': greet}) in its place; did you mean main:app?"),
         (["main:app", "--port", "70000"], "port=70000 isn't a port"),
         (["main:app", "--trusted-proxies", "nginx"], "trusted_proxies: 'nginx' does not appear to be an IPv4 or IPv6 network"),
         (["main:app", "--allowed-hosts", "https://shop.example"], "allowed_hosts: 'https://shop.example' isn't a host"),

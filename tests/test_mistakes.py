@@ -8,25 +8,30 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pytest
+from starlette.responses import JSONResponse
 
-from gaman import App, ConfigError, Context, Integration, Response, ResultError
+from gaman import App, ConfigError, Context, HTTPError, Integration, Response, ResultError, _hints, mount
 from gaman._tracebacks import explain, location_of
 from gaman.errors import a_type
 from gaman.session import session
 from gaman.static import static
 from gaman.testing import TestClient
+from tests.asgi import Fetch
 
 SECRET = "a secret of the tests, long enough"
 
 IMPORTS = f"""
 import gaman
+from contextlib import asynccontextmanager
+from gaman.testing import TestClient
+from starlette.applications import Starlette
 from gaman import App, Middleware, define_integration, define_routes, mount
 from gaman.cors import cors
 from gaman.session import session
@@ -42,6 +47,12 @@ async def chunks(ctx): yield "chunk"
 class GZipMiddleware:
     def __init__(self, app, minimum_size=500): self.app = app
     async def __call__(self, scope, receive, send): await self.app(scope, receive, send)
+class Lazy:
+    def __init__(self, app): ...
+    async def __call__(self, request): ...
+@asynccontextmanager
+async def lifespan(app): yield
+class Mine: ...
 routes, options = {{"/": home}}, {{"secret": {SECRET!r}}}
 """
 
@@ -110,19 +121,23 @@ STARTS = [
     ),
     (
         "define_integration(name='x', on_request=chunks)",
-        "on_request of the integration 'x': chunks is an async generator, because it holds `yield`; ",
+        "on_request of the integration 'x': chunks is a generator, because it holds `yield`; ",
     ),
     (
         "define_integration(name='x', on_load=home(None))",
         "on_load of the integration 'x': home is called here; write home by itself, ",
     ),
+    (
+        "define_integration(name='x', on_load=lifespan)",
+        "on_load of the integration 'x': lifespan is a generator, because it holds `yield`; write what follows it as on_shutdown",
+    ),
     ("define_integration(name='x', on_load=1)", "on_load of the integration 'x': an int isn't a function"),
     # Values of routes
-    ("App({'/scope/*': asgi})", "/scope/*: asgi is an ASGI application, not a handler; write {'/path/*': mount(asgi)}"),
-    ("App({'/a/*': asgi})", "/a/*: asgi is an ASGI application, not a handler; write {'/path/*': mount(asgi)}"),
+    ("App({'/scope/*': asgi})", "/scope/*: asgi is an ASGI application, not a handler; write {'/scope/*': mount(asgi)}"),
+    ("App({'/a/*': asgi})", "/a/*: asgi is an ASGI application, not a handler; write {'/a/*': mount(asgi)}"),
     (
         "App({'/a/*': GZipMiddleware(None)})",
-        "/a/*: GZipMiddleware.__call__ is an ASGI application, not a handler; write {'/path/*': mount(",
+        "/a/*: GZipMiddleware is an ASGI application, not a handler; write {'/a/*': mount(app)}",
     ),
     (
         "App({'/a': static('/a', 'public')})",
@@ -133,6 +148,40 @@ STARTS = [
         "/users/:user_id/posts/:post_id<int>: the handler show takes (ctx, user_id, post_id), but is called as show(ctx); path ",
     ),
     ("App({'/users/:user_id/*': show_user})", "/users/:user_id/*: the handler show_user takes (request, user_id, post_id), but "),
+    (
+        "App({'/api/*': Starlette()})",
+        "/api/*: Starlette is an ASGI application, not a handler; write {'/api/*': mount(app)}",
+    ),
+    (
+        "App({'/api': {'GET': asgi}})",
+        "GET /api: asgi is an ASGI application, not a handler; write {'/api/*': mount(asgi)}",
+    ),
+    (
+        "App({'*': GZipMiddleware})",
+        "*: GZipMiddleware is ASGI middleware; write App(..., middleware=[Middleware(GZipMiddleware, ...)])",
+    ),
+    (
+        "App(routes, middleware=[GZipMiddleware(None)])",
+        "middleware holds an object of GZipMiddleware; write Middleware(GZipMiddleware, ...), with its options",
+    ),
+    (
+        "App(routes, middleware=[Lazy])",
+        "the middleware Lazy: its __call__ takes (request), but is called with scope, receive and send",
+    ),
+    (
+        "App(routes, integrations=[Mine()])",
+        "integrations holds a Mine; make an integration of its methods: define_integration(name=..., on_request=...)",
+    ),
+    ("gaman.serve('main:app')", "App() takes routes, not text; give the table or App itself, or run `gaman serve main:app`"),
+    ("session({'type': 'sql'})", "session(): the first argument is the secret; write session(driver={...})"),
+    ("cors('*', methods=['GTE'])", "cors(methods=...): 'GTE' isn't a method; did you mean 'GET'?"),
+    ("TestClient(App({}), raise_error=False)", "TestClient() has no option 'raise_error'; did you mean 'raise_errors'?"),
+    (
+        "TestClient(App({}), raise_server_exceptions=False)",
+        "TestClient() has no option 'raise_server_exceptions'; did you mean 'raise_errors'?",
+    ),
+    ("App({'/:id<integer>': home})", "ALL /:id<integer>: ':id<integer>' has the type 'integer'; write :id<int>"),
+    ("App({'/:id<path>': home})", "ALL /:id<path>: ':id<path>' has the type 'path'; write :id*, which takes the rest"),
     ("App({'/': 1})", "/: an int isn't a handler; "),
     ("App({'/': None})", "/: None isn't a handler; "),
 ]
@@ -141,7 +190,7 @@ STARTS = [
 @pytest.mark.parametrize(("call", "message"), STARTS, ids=[call for call, _ in STARTS])
 def test_a_call_that_cannot_work_raises_an_error_with_its_line_and_the_fix(call: str, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        exec(compile(IMPORTS + call, "script.py", "exec"), {})
+        exec(compile(IMPORTS + call, "script.py", "exec"), {"__name__": "script"})
     assert explain(raised.value).startswith(message)
     assert location_of(raised.value) == f" (script.py, line {IMPORTS.count(chr(10)) + 1}, in <module>)"
 
@@ -328,8 +377,65 @@ async def update_without_default(ctx: Any) -> Any:
     return await ctx.session.update("n", add)
 
 
+async def context_next(ctx: Any) -> Any:
+    return await ctx.next()
+
+
+async def json_with_status_code(ctx: Any) -> Any:
+    return Response.json({}, status_code=201)  # type: ignore[call-arg]  # the mistake
+
+
+async def error_with_status_code(ctx: Any) -> Any:
+    raise HTTPError(status_code=404)  # type: ignore[call-arg]  # the mistake
+
+
+async def error_without_status(ctx: Any) -> Any:
+    raise HTTPError  # type: ignore[call-arg,unused-ignore]  # the mistake
+
+
+async def cookie_with_samesite(ctx: Any) -> Any:
+    ctx.cookies.set("a", "b", samesite="lax")
+
+
+async def input_of_a_type(ctx: Any) -> Any:
+    return await ctx.input("x", int)
+
+
+async def query_of_a_type(ctx: Any) -> Any:
+    return ctx.query.get("x", type=int)
+
+
+async def session_updated_with_a_dict(ctx: Any) -> Any:
+    await ctx.session.update({"a": 1})
+
+
+async def form_with_a_size_in_words(ctx: Any) -> Any:
+    await ctx.form(max_size="5MB")
+
+
+async def form_getlist(ctx: Any) -> Any:
+    return (await ctx.form()).fields.getlist("x")
+
+
+async def html_of_nothing(ctx: Any) -> Any:
+    return Response.html(None)  # type: ignore[arg-type]  # the mistake
+
+
+async def pages() -> AsyncGenerator[str]:
+    yield "page"
+
+
+async def returned_generator(ctx: Any) -> Any:
+    return pages()
+
+
+async def returned_response_of_starlette(ctx: Any) -> Any:
+    return JSONResponse({})
+
+
 Handle = Callable[[Any], Any]
 LACKS = "AttributeError: 'Context' object has no attribute"
+UNFIT = "TypeError: HTTPError.__init__()"
 REQUESTS: dict[Handle, str] = {
     **dict.fromkeys([form_item, form_variable, form_attribute, form_unpacked], "ResultError: write `await` before ctx.form(...)"),
     form_as_attribute: "ResultError: write `await` before ctx.form_as(...)",
@@ -365,6 +471,19 @@ REQUESTS: dict[Handle, str] = {
     query_of_another_name: "TypeError: 'Fields' object is not callable; write ctx.query.get(...)",
     item_of_another_name: "TypeError: 'Context' object is not subscriptable; what the hooks and handlers of a request share is in ",
     user_set: f"{LACKS} 'user'; what you add to a request yourself goes into ctx.locals['user']",
+    context_next: f"{LACKS} 'next'; a handler that returns None passes the request on",
+    json_with_status_code: "TypeError: Response.json() got an unexpected keyword argument 'status_code'; did you mean 'status'?",
+    error_with_status_code: f"{UNFIT} got an unexpected keyword argument 'status_code'; did you mean 'status'?",
+    error_without_status: f"{UNFIT} missing 1 required positional argument: 'status'; it takes status, detail, headers",
+    cookie_with_samesite: "TypeError: Cookies.set() got an unexpected keyword argument 'samesite'; did you mean 'same_site'?",
+    input_of_a_type: "TypeError: Context.input() takes 2 positional arguments but 3 were given; for values of a type, write ctx.q",
+    query_of_a_type: "TypeError: get() got an unexpected keyword argument 'type'; for values of a type, write ctx.query_as(Class) ",
+    session_updated_with_a_dict: "TypeError: Session.update() missing 1 required positional argument: 'fn'; it takes key, fn, def",
+    form_with_a_size_in_words: "ResultError: max_size='5MB' isn't a number of bytes; give an int, such as 5 << 20 for 5 MiB",
+    form_getlist: "AttributeError: 'Fields' object has no attribute 'getlist'; write .getall(...)",
+    html_of_nothing: "ResultError: Response.html() takes a str, not None (",
+    returned_generator: "ResultError: a handler returned an async_generator; write Response.stream(pages(...))",
+    returned_response_of_starlette: "ResultError: a handler returned a JSONResponse of another framework; return gaman's Response",
     update_without_default: "SessionUseError: update('n'): the key is missing, so the function got None: give a default, as in "
     "`await ctx.session.update('n', lambda value: ..., 0)`: unsupported operand type(s) for +: 'NoneType' and 'int'",
 }
@@ -448,6 +567,131 @@ def test_an_await_of_another_object_has_no_hint(caplog: pytest.LogCaptureFixture
     with TestClient(App({"/": handler}), raise_errors=False) as client:
         assert client.get("/").status_code == 500
     assert "GET '/' failed" in [record.getMessage() for record in caplog.records]
+
+
+async def home(ctx: Context) -> str:
+    return "home"
+
+
+async def lost(ctx: Context) -> str:
+    raise LookupError("lost")
+
+
+async def passes(ctx: Context) -> None:
+    pass
+
+
+def true(*_: object) -> Any:
+    return True
+
+
+async def true_guard(ctx: Context) -> Any:
+    return True
+
+
+BLAMED: dict[str, App] = {
+    "on_request": App({"/": home}, integrations=[Integration(name="x", on_request=true)]),
+    "on_response": App({"/": home}, integrations=[Integration(name="x", on_response=true)]),
+    "on_unmatched": App({}, integrations=[Integration(name="x", on_unmatched=true)]),
+    "guard": App({"*": true_guard, "/": home}),
+    "guard in a list": App({"/": [true_guard, home]}),
+    "last in a list": App({"/": [passes, true_guard]}),
+}
+
+
+@pytest.mark.parametrize("case", BLAMED)
+def test_a_result_that_cannot_be_sent_names_the_hook_or_guard_that_returned_it(case: str, caplog: pytest.LogCaptureFixture) -> None:
+    with TestClient(BLAMED[case], raise_errors=False) as client:
+        assert client.get("/").status_code == 500
+    name = "true" if case.startswith("on_") else "true_guard"
+    subject = "a handler" if case == "last in a list" else name
+    [line] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert line.startswith(f"GET '/' failed: ResultError: {subject} returned a bool; return a Response, str, ")
+    assert re.search(rf" \(\S*test_mistakes.py, line \d+, in {name}\)$", line)
+
+
+def test_an_on_error_hook_that_fails_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(ctx: Context, error: Exception) -> None:
+        raise KeyError("broken")
+
+    hooks = [Integration(name="a", on_error=true), Integration(name="b", on_error=broken)]
+    with TestClient(App({"/": lost}, integrations=hooks), raise_errors=False) as client:
+        assert client.get("/").status_code == 500
+    _, first, second = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert first.startswith("the on_error hook true failed on GET '/': ResultError: true returned a bool; ")
+    assert re.search(r" \(\S*test_mistakes.py, line \d+, in true\)$", first)
+    assert re.fullmatch(r"the on_error hook \S*broken failed on GET '/'", second)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_mounted_app_logs_the_path_and_the_id_that_the_client_sent(depth: int, caplog: pytest.LogCaptureFixture) -> None:
+    app, path = App({"/x": lost}), "/x"
+    for _ in range(depth):
+        app, path = App({"/api/*": mount(app)}), f"/api{path}"
+    with TestClient(app, raise_errors=False) as client:
+        assert client.get(path, headers={"x-request-id": "one"}).status_code == 500
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage() == f"GET {path!r} failed"
+    assert (vars(record)["request_id"], vars(record)["path"]) == ("one", path)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("get", "routes are a table: App({'/path': {'GET': handler}})"),
+        ("route", "routes are a table: App({'/path': {'GET': handler}})"),
+        ("run", "write gaman.serve(app), or run `gaman serve main:app`"),
+        ("test_client", "write gaman.testing.TestClient(app)"),
+        ("add_middleware", "write App(..., middleware=[Middleware(Class, ...)])"),
+        ("state", "what handlers share is App(..., deps=...), which they have as ctx.app.deps"),
+        ("shutdwon", "did you mean 'shutdown'?"),
+    ],
+)
+def test_an_attribute_that_an_app_lacks_says_what_to_write(name: str, hint: str) -> None:
+    app = App({})
+    with pytest.raises(AttributeError) as raised:
+        getattr(app, name)
+    assert str(raised.value) == f"'App' object has no attribute {name!r}; {hint}"
+    assert not hasattr(app, "__wrapped__")
+
+
+def test_every_hint_of_an_app_is_for_a_name_that_it_lacks() -> None:
+    assert [name for name in _hints._APP if hasattr(App({}), name)] == []
+    assert [name for name in _hints._INSTEAD if hasattr(Context, name)] == []
+
+
+def test_a_class_of_the_user_with_the_name_of_ours_gets_no_hint_of_ours() -> None:
+    class Response:
+        def __init__(self, body: str) -> None: ...
+
+    with pytest.raises(TypeError) as raised:
+        Response("x", status_code=3)  # type: ignore[call-arg]  # the mistake
+    assert _hints.hint_of(raised.value, Context({}, None, {}, App({}))) == ""  # type: ignore[arg-type]  # never received
+
+
+@pytest.mark.anyio
+async def test_without_a_lifespan_the_message_names_the_client_for_tests(fetch: Fetch) -> None:
+    app = App({"/": home}, integrations=[session(SECRET)])
+    with pytest.raises(ConfigError, match=r"lifespan support on, or in a test use gaman.testing.TestClient\(app\), in a `with` "):
+        await fetch(app, "/")
+
+
+@pytest.mark.anyio
+async def test_the_result_of_an_on_load_hook_is_ignored() -> None:
+    app = App({"/": home}, integrations=[Integration(name="x", on_load=true, on_shutdown=true)])
+    await app.load()
+    await app.shutdown()
+
+
+@pytest.mark.anyio
+async def test_an_error_of_on_load_names_the_integration() -> None:
+    def fail(app: App) -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no") as raised:
+        await App({}, integrations=[Integration(name="x", on_load=fail)]).load()
+    [note] = raised.value.__notes__
+    assert re.fullmatch(r"on_load of the integration 'x' failed \(\S*test_mistakes.py, line \d+, in test_\w+\)", note)
 
 
 def test_the_calls_of_a_context_are_still_coroutines() -> None:

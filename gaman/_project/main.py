@@ -38,8 +38,9 @@ async def account(ctx: Context) -> Response:
 
 
 async def login_form(ctx: Context, notice: str = "") -> Response:
-    """Show the form of the login."""
-    return await page(ctx, "Log in", FORM.format(autocomplete="current-password", more=REMEMBER, button="Log in"), notice)
+    """Show the form of the login, with 403 after a wrong password."""
+    form = FORM.format(autocomplete="current-password", more=REMEMBER, button="Log in")
+    return await page(ctx, "Log in", form, notice, 403 if notice else 200)
 
 
 async def login(ctx: Context) -> Response:
@@ -53,8 +54,9 @@ async def login(ctx: Context) -> Response:
 
 
 async def signup_form(ctx: Context, notice: str = "") -> Response:
-    """Show the form for new users."""
-    return await page(ctx, "Sign up", FORM.format(autocomplete="new-password", more="", button="Sign up"), notice)
+    """Show the form for new users, with 422 after a fault."""
+    form = FORM.format(autocomplete="new-password", more="", button="Sign up")
+    return await page(ctx, "Sign up", form, notice, 422 if notice else 200)
 
 
 async def signup(ctx: Context) -> Response:
@@ -88,10 +90,10 @@ async def logout(ctx: Context) -> Response:
     return Response.redirect("/", status=303)
 
 
-async def page(ctx: Context, title: str, body: str, notice: str = "") -> Response:
+async def page(ctx: Context, title: str, body: str, notice: str = "", status: int = 200) -> Response:
     """Return a page of HTML, with its *notice* or the one that an earlier request left."""
     notice = notice or await ctx.session.pop("notice", "")
-    return Response.html(PAGE.format(title=escape(title), notice=escape(notice), body=body))
+    return Response.html(PAGE.format(title=escape(title), notice=escape(notice), body=body), status)
 
 
 PAGE = """<!doctype html>

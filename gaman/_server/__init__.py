@@ -21,8 +21,8 @@ from gaman._server._reload import Watcher
 from gaman._server._supervisor import Supervisor
 from gaman._server._tls import load_certificate
 from gaman._server._uvicorn import Server
-from gaman._tracebacks import explain
-from gaman.errors import ConfigError, GamanError
+from gaman._tracebacks import exit_with
+from gaman.errors import ConfigError, check_bool
 
 HOST, PORT = "127.0.0.1", 3431
 
@@ -42,14 +42,20 @@ def run(
     timeout_graceful_shutdown: int = 30,
     access_log: bool = False,
     log_level: str | None = None,
+    place: str = "",
 ) -> None:
-    """Serve *app* as serve() does, in this process or in workers; never returns in a worker."""
+    """Serve *app* as serve() does, in this process or in workers; never returns in a worker. *place* ends messages of options."""
+
+    def _exit(message: str) -> NoReturn:
+        raise SystemExit(f"gaman: {message}{place}")
+
     _refuse_running_loop()
     for name, value, default in (("host", host, HOST), ("port", port, PORT)):
         if uds is not None and value != default:
             _exit(f"uds={uds!r} and {name}={value!r} are two addresses, and the server has one; give only one of them")
     if not _is_number(port, int) or not 0 <= port <= 65535:
-        _exit(f"port={port!r} isn't a port; give a number from 0 to 65535")
+        fix = f"write port=int({port!r})" if isinstance(port, str) and port.isdigit() else "give a number from 0 to 65535"
+        _exit(f"port={port!r} isn't a port; {fix}")
     if not _is_number(timeout_request) or not timeout_request > 0:
         _exit(f"timeout_request={timeout_request!r} isn't a time for clients; give seconds, such as 30")
     if not _is_number(timeout_graceful_shutdown) or not timeout_graceful_shutdown >= 0:
@@ -58,12 +64,11 @@ def run(
         _exit(f"max_connections={max_connections!r} isn't a number of clients; give 1 or more, or None for no limit")
     if not _is_number(workers, int) or workers < 1:
         _exit(f"workers={workers!r} isn't a number of processes; give 1 or more")
-    for name, value in (("reload", reload), ("access_log", access_log)):
-        if not isinstance(value, bool):
-            _exit(f"{name}={value!r} is neither True nor False, and any text counts as true; write {name}=text == '1'")
     if log_level is not None and log_level not in LEVELS:
         _exit(f"log_level={log_level!r} isn't a level; give {', '.join(LEVELS)}")
     try:
+        check_bool("reload", reload)
+        check_bool("access_log", access_log)
         tls = load_certificate(ssl_certfile, ssl_keyfile)
     except ConfigError as error:
         _exit(str(error))
@@ -106,8 +111,8 @@ def run(
 def _serve_here(server: Server, sockets: list[socket.socket]) -> None:
     try:
         server.serve_until_stopped(sockets)
-    except GamanError as error:
-        _exit(explain(error))
+    except Exception as error:
+        exit_with(error)
 
 
 def _refuse_running_loop() -> None:
@@ -124,7 +129,3 @@ def _refuse_running_loop() -> None:
 def _is_number(value: object, kind: type = float) -> bool:
     """Return whether *value* is a number of this kind, and not a bool."""
     return isinstance(value, (int, kind)) and not isinstance(value, bool)
-
-
-def _exit(message: str) -> NoReturn:
-    raise SystemExit(f"gaman: {message}")

@@ -192,7 +192,8 @@ class Exchange:
             else:
                 extra = log_extra(self._scope)
                 level = logging.DEBUG if is_of_disconnect(error) else logging.ERROR
-                logger.log(level, "%s %r broke off", extra["method"], extra["path"], exc_info=exc_info_of(error), extra=extra)
+                what = "failed after its response" if self.is_complete else "broke off" if self.has_started else "failed"
+                logger.log(level, "%s %r %s", extra["method"], extra["path"], what, exc_info=exc_info_of(error), extra=extra)
         if self.is_complete or self._is_disconnected:
             return
         if self.has_started:

@@ -80,7 +80,7 @@ class Server(uvicorn.Server):
         self._watchdog.daemon = True
 
     def serve_until_stopped(self, sockets: list[socket.socket]) -> None:
-        """Serve on *sockets* until a signal or the supervisor ends it; GamanError if *app* can't be loaded."""
+        """Serve on *sockets* until a signal or the supervisor ends it; an error of loading *app* is raised."""
         with suppress(KeyboardInterrupt), self._handling_hangup():
             self.run(sockets=sockets)
 

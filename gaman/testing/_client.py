@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, ExitStack
+from inspect import signature
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar, cast
 
@@ -14,6 +15,7 @@ from anyio.from_thread import BlockingPortal, BlockingPortalProvider
 from gaman._application import check_application
 from gaman._asgi import Application
 from gaman._response import close_coroutine
+from gaman.errors import ConfigError, nearest
 from gaman.testing._lifespan import started
 from gaman.testing._portal import call
 from gaman.testing._session import AsyncBlock, SyncBlock, SyncSession, opened
@@ -54,6 +56,7 @@ class TestClient(httpx.AsyncClient):
 
     def __init__(self, app: Application, *, base_url: str = _BASE_URL, raise_errors: bool = True, **options: Any) -> None:
         self._app = check_application("TestClient()", app)
+        _check_options(options)
         self._options: dict[str, Any] = {"base_url": base_url, "raise_errors": raise_errors, **options}
         self._sync: SyncTestClient | None = None
         self._stack = AsyncExitStack()
@@ -185,6 +188,15 @@ class SyncTestClient(httpx.Client):
             name = close_coroutine(cast("object", function))
             raise TypeError(f"client.call() takes the function and its arguments: write client.call({name}, ...)")
         return call(self._portal, function, *arguments, **named)
+
+
+def _check_options(options: Iterable[str]) -> None:
+    """Raise ConfigError for an option that httpx's clients don't take."""
+    known = {*signature(httpx.Client).parameters, "raise_errors"}
+    for name in options:
+        if name not in known:
+            near = "; did you mean 'raise_errors'?" if name.startswith("raise_") else nearest(name, known)
+            raise ConfigError(f"TestClient() has no option {name!r}{near}")
 
 
 def _refuse(*_: object, **__: object) -> NoReturn:

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable
 
 from gaman import App, ConfigError, Context, Integration, Response
-from gaman.errors import checks_arguments
+from gaman.errors import check_bool, checks_arguments, nearest
 from gaman_cors._origins import Origins
 
 _ORIGIN = "access-control-allow-origin"
 _METHOD, _NETWORK = "access-control-request-method", "access-control-request-private-network"
 _VARY = "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 _is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 
 
@@ -39,9 +40,8 @@ def cors(
     ConfigError is raised for an invalid option, and at the start if an integration that makes sessions is listed before this one.
     """
     allowed = Origins(origins)
-    for option, value in {"credentials": credentials, "private_network": private_network}.items():
-        if not isinstance(value, bool):
-            raise ConfigError(f"cors({option}={value!r}) is neither True nor False, and any text counts as true; write a bool")
+    check_bool("credentials", credentials)
+    check_bool("private_network", private_network)
     if credentials and (allowed.allows_any or allowed.allows_null):
         what = "'*'" if allowed.allows_any else "'null', which any site can have,"
         raise ConfigError(f"cors: {what} with credentials=True would let every site act as the user; name the origins")
@@ -114,6 +114,9 @@ def _join(option: str, names: str | Iterable[str], credentials: bool) -> str:
     for name in texts:
         if not isinstance(name, str) or _is_token(name) is None:
             raise ConfigError(f"cors({option}=...): {name!r} isn't a name; give a list of names, such as {option}=[{example!r}]")
+        # Other methods exist, but a misspelt one would be refused by browsers only.
+        if option == "methods" and name.upper() not in _METHODS and (near := nearest(name.upper(), _METHODS, 0.65)):
+            raise ConfigError(f"cors(methods=...): {name!r} isn't a method{near}")
     if "*" in texts and credentials:
         raise ConfigError(f"cors({option}='*') means nothing to browsers with credentials=True; name each")
     return "*" if "*" in texts else ", ".join(texts)

@@ -243,8 +243,8 @@ def _check_mounted(app: App, own: SessionIntegration) -> None:
                     and other._cookie_name == own._cookie_name
                 ):
                     raise ConfigError(
-                        f"a mounted App has another session() with the cookie {own._cookie_name!r}{other.place}, and one would log "
-                        "out the visitors of the other; pass the same session() object to both Apps, or give one a cookie_name"
+                        f"a mounted App has another session() with the cookie {own._cookie_name!r}{other._place}, and one would "
+                        "log out the visitors of the other; pass the same session() object to both Apps, or give one a cookie_name"
                     )
             _check_mounted(mounted, own)
 

@@ -146,6 +146,8 @@ def _secrets(secret: str | Sequence[str] | None) -> Sequence[str]:
             "session() has no secret: run `gaman key --env .env`, then `gaman serve --env-file .env main:app`; "
             "or, for a script, `export GAMAN_KEY=$(gaman key)`"
         )
+    if isinstance(secret, Mapping):
+        raise ConfigError("session(): the first argument is the secret; write session(driver={...})")
     if not isinstance(secret, (str, list, tuple)):
         raise ConfigError("session(): a secret is a string, or a list of them with the newest first; `gaman key` makes one")
     secrets = [secret] if isinstance(secret, str) else list(secret)
