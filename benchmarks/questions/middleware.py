@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from benchmarks.asgi import fetch, log_in, time_calls
 from benchmarks.harness import Case, Contender, Goal, Measure, Missing, Plan, Question, line_of
-from benchmarks.report.results import Kind
 from benchmarks.questions.in_process import COOKIE_COUNT
+from benchmarks.report.results import Kind
 from benchmarks.rivals import middleware
 from benchmarks.rivals.bare import ASGI
 from benchmarks.rivals.middleware import COOKIE, COOKIE_DICT, MEMORY, MEMORY_DICT, OWN, RIVALS, Rival
