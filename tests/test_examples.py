@@ -72,7 +72,7 @@ def serving(*command: str, folder: Path = ROOT, environment: dict[str, str] | No
             assert process.stdout is not None
             for line in process.stdout:
                 printed.append(line)
-                if found := re.match(r"gaman: listening on (\S+)", line):
+                if found := re.search(r"(?:gaman: listening|Uvicorn running) on (\S+)", line):
                     break
             else:
                 pytest.fail(f"{command} does not serve: {''.join(printed)}")
@@ -286,6 +286,43 @@ def test_the_devices_of_an_account_are_listed_and_logged_out() -> None:
             each.client.close()
 
 
+FRAMEWORKS = sorted(path.stem.removesuffix("_app") for path in (EXAMPLES / "asgi").glob("*_app.py"))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_an_application_of_another_framework_has_a_login_a_cart_and_a_logout_on_all_devices(framework: str) -> None:
+    with serving(str(EXAMPLES / f"asgi/{framework}_app.py")) as phone:
+        phone.headers = {"user-agent": "a phone"}
+        desk = Browser(str(phone.client.base_url), **{"user-agent": "a desk"})
+        for browser in (phone, desk):
+            refused = browser.get("/profile")
+            assert (refused.status_code, browser.cookies) == (401, {})
+            login = browser.post("/login?name=ada")
+            assert login.json() == {"status": "logged in"}
+            assert login.headers["set-cookie"].endswith(f"; {ATTRIBUTES}")
+            assert (login.headers["cache-control"], "Cookie" in login.headers["vary"]) == ("no-store", True)
+            profile = browser.get("/profile")
+            assert (profile.json(), "set-cookie" in profile.headers) == ({"user": "ada"}, False)
+        items = [f"tea{number}" for number in range(8)]
+        carts = at_once(phone, *(f"/cart/{item}" for item in items))
+        assert sorted(map(len, carts)) == [*range(1, 9)]
+        assert sorted(phone.post("/cart/bread").json()) == ["bread", *items]
+        assert phone.get("/devices").json() == [{"device": "a phone", "here": True}, {"device": "a desk", "here": False}]
+
+        old = dict(desk.cookies)
+        desk.post("/logout")
+        assert (desk.cookies, desk.get("/profile").status_code) == ({}, 401)
+        desk.cookies.update(old)
+        assert desk.get("/profile").status_code == 401
+        desk.cookies.clear()
+
+        desk.post("/login?name=ada")
+        assert desk.post("/logout-everywhere").json() == {"ended": 2}
+        assert not desk.cookies
+        assert phone.get("/profile").status_code == 401
+        desk.client.close()
+
+
 DRIVERS: dict[str, Callable[[], dict[str, str]]] = {
     "cookies": dict,
     "memory": dict,
@@ -331,3 +368,5 @@ def test_every_example_has_a_test() -> None:
     tested = Path(__file__).read_text()
     for example in EXAMPLES.glob("*.py"):
         assert f'"{example.name}"' in tested or example.stem.removesuffix("_driver") in DRIVERS
+    assert FRAMEWORKS == ["falcon", "fastapi", "litestar", "quart", "starlette"]
+    assert len(FRAMEWORKS) == len([*(EXAMPLES / "asgi").glob("*.py")])

@@ -387,8 +387,9 @@ def first_column(document: str, section: str) -> list[str]:
 
 
 def test_the_list_of_examples_names_each_one() -> None:
-    named = set(re.findall(r"\((\w+\.(?:py|html))\)", (ROOT / "examples/README.md").read_text()))
-    assert named == {path.name for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".html")}
+    named = set(re.findall(r"\(([\w/]+\.(?:py|html))\)", (ROOT / "examples/README.md").read_text()))
+    listed = [path for folder in ("", "asgi") for path in (ROOT / "examples" / folder).iterdir()]
+    assert named == {path.relative_to(ROOT / "examples").as_posix() for path in listed if path.suffix in (".py", ".html")}
 
 
 def test_the_contents_of_the_readme_name_each_section() -> None:

@@ -341,6 +341,9 @@ class Session(NotADict, ABC):
     def _encode(self, key: str, value: Any) -> bytes:
         return self._sessions.codec.encode(key, value)
 
+    def _decode(self, data: bytes) -> Any:
+        return self._sessions.codec.decoder.decode(data)
+
     def _value(self, key: str, default: Any, type: Any) -> Any:
         """Return the value of *key*, once it is readable; *default* if it is missing or damaged."""
         data = self._peek(key)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from gaman_session._errors import SessionError
 from gaman_session._misuse import key_error
 from gaman_session._session import Session
 
@@ -39,19 +40,52 @@ class SessionDict(dict[str, Any]):
 
     def write(self) -> None:
         """Make the changes of the dict those of the session. SessionSerializationError: a value can't be encoded."""
-        session = self._session
-        if not session._is_used:
-            return
-        if self._loaded and not dict.__len__(self):
+        session, changes = self._session, self._find_changes()
+        if changes and not dict.__len__(self) and not session._has_changes():
+            # A request in flight can't write to a session that has ended, as it can to one whose keys were deleted.
             session._clear()
-            return
-        for key in self._loaded.keys() - dict.keys(self):
-            session._drop(key)
+        else:
+            for key, data in changes.items():
+                session._drop(key) if data is None else session._put(key, data)
+        self._loaded = {key: data for key, data in {**self._loaded, **changes}.items() if data is not None}
+
+    def is_changed(self) -> bool:
+        """Return whether write() has something to do."""
+        try:
+            return bool(self._find_changes())
+        except SessionError:
+            return True
+
+    def _find_changes(self) -> dict[str, bytes | None]:
+        """Return the encoded values that aren't the session's, and None for each key that was removed."""
+        session, loaded = self._session, self._loaded
+        if not session._is_used:
+            return {}
+        changes: dict[str, bytes | None] = dict.fromkeys(loaded.keys() - dict.keys(self))
         for key, value in dict.items(self):
             if not isinstance(key, str):
                 raise key_error("set", key, ", ...")
-            if (data := session._encode(key, value)) != self._loaded.get(key):
-                session._put(key, data)
+            data, before = session._encode(key, value), loaded.get(key)
+            # A newer version of a serializer may encode the same value as other bytes.
+            if data != before and (before is None or data != session._encode(key, session._decode(before))):
+                changes[key] = data
+        return changes
+
+    def clear(self) -> None:
+        """End the session; what is set afterwards begins a new one."""
+        self._session._open_for_change()
+        self._session._clear()
+        self._loaded = {}
+        dict.clear(self)
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        """Let copies and pickles be plain dicts."""
+        return dict, (self.copy(),)
+
+    @classmethod
+    def fromkeys(cls, *args: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return a plain dict."""
+        return dict.fromkeys(*args)
 
 
 def _reads(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,5 +110,5 @@ for name in ("copy", "get", "items", "keys", "values"):
     setattr(SessionDict, name, _reads(getattr(dict, name)))
 for name in ("contains", "eq", "getitem", "iter", "len", "ne", "or", "repr", "reversed", "ror"):
     setattr(SessionDict, f"__{name}__", _reads(getattr(dict, f"__{name}__")))
-for name in ("clear", "pop", "popitem", "setdefault", "update", "__delitem__", "__ior__", "__setitem__"):
+for name in ("pop", "popitem", "setdefault", "update", "__delitem__", "__ior__", "__setitem__"):
     setattr(SessionDict, name, _changes(getattr(dict, name)))

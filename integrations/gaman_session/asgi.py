@@ -22,7 +22,8 @@ Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
-Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+"""An ASGI 3 application. Frameworks have types of their own for the scope and the messages, which don't fit each other."""
 
 _KEY: Final = "gaman.session"
 """The key of an ASGI scope under which SessionMiddleware puts the Connection."""
@@ -61,15 +62,22 @@ class SessionMiddleware:
         self._sessions = sessions
         self._as_dict = as_dict
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Run *app* with a session in the scope (ASGI 3)."""
         if scope["type"] == "lifespan":
             await self._run_lifespan(scope, receive, send)
             return
+        outer: Connection | None = scope.get(_KEY)
+        if outer is not None and outer.sessions is self._sessions:
+            # A mounted application has the middleware of its own. One session writes the request's changes.
+            if self._as_dict:
+                await outer.load_dict(scope)
+            await self.app(scope, receive, send)
+            return
         connection = scope[_KEY] = Connection(self._sessions, scope, send)
         try:
             if self._as_dict:
-                await connection.load_dict()
+                await connection.load_dict(scope)
             await self.app(scope, receive, connection.send)
         except HTTPError as error:
             # The framework knows no error of gaman's.
@@ -82,7 +90,7 @@ class SessionMiddleware:
             connection.end()
         finally:
             # Otherwise only the garbage collector would free the scope, the session and what they hold.
-            connection.release()
+            connection.release(outer)
 
     async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         upkeep = self._sessions._upkeep()
@@ -127,11 +135,11 @@ class _StartFailed(Exception):
 class Connection:
     """A request or a WebSocket, with its session and what its response carries."""
 
-    __slots__ = ("_cookies", "_dict", "_has_begun", "_is_answered", "_is_closed", "_send", "_session", "_sessions", "scope")
+    __slots__ = ("_cookies", "_dict", "_has_begun", "_is_answered", "_is_closed", "_send", "_session", "scope", "sessions")
 
     def __init__(self, sessions: SessionIntegration, scope: Scope, send: Send) -> None:
         self.scope = scope
-        self._sessions = sessions
+        self.sessions = sessions
         self._send = send
         self._session: Session | None = None
         self._dict: SessionDict | None = None
@@ -160,18 +168,20 @@ class Connection:
     async def find_session(self) -> Session:
         """Return the session, which the first call makes. The store is opened if neither the lifespan nor running() did."""
         if self._session is None:
-            upkeep = self._sessions._upkeep()
+            upkeep = self.sessions._upkeep()
             if not upkeep.is_open:
                 await upkeep.open_for_loop()
             is_socket = self.scope["type"] == "websocket"
-            self._session = cast("Any", self._sessions.make_session)(self.scope, self._has_begun and not is_socket)
+            self._session = cast("Any", self.sessions.make_session)(self.scope, self._has_begun and not is_socket)
             if self._has_begun and is_socket:
                 self._session._end_handshake()
         return self._session
 
-    async def load_dict(self) -> None:
-        """Put the session as a dict into the scope, where Starlette's requests look for it."""
-        self._dict = self.scope["session"] = await SessionDict.load(await self.find_session())
+    async def load_dict(self, scope: Scope) -> None:
+        """Put the session as a dict into the *scope*, where Starlette's requests look for it."""
+        if self._dict is None:
+            self._dict = await SessionDict.load(await self.find_session())
+        scope["session"] = self._dict
 
     def send(self, message: Message) -> Awaitable[None]:
         """Send *message*; before the first one that has header fields, write the session."""
@@ -213,7 +223,7 @@ class Connection:
         if self._is_closed:
             return head.raw_headers
         self._is_closed = True
-        closing = self._sessions._closing.close(self, session, head)
+        closing = self.sessions._closing.close(self, session, head)
         return closing if isinstance(closing, list) else await closing
 
     async def _drop(self, message: Message) -> None:
@@ -254,6 +264,8 @@ class Connection:
         """Drop the changes of a request that failed, and see that the browser gets the cookie of what was saved before."""
         if (session := self._session) is None:
             return
+        # A handler that waits for messages ends by an error, when the client has gone.
+        self.end()
         fail(session, error)
         if isinstance(error, Exception) and not self._has_begun and self.scope["type"] == "http":
             await self._close(session, Head(500, []))
@@ -261,17 +273,27 @@ class Connection:
                 # Starlette answers errors outside of its middleware, where this cookie would be lost.
                 await self.answer(HTTPError(500))
 
-    def release(self) -> None:
-        """Remove what refers to the scope from it."""
+    def release(self, outer: Connection | None) -> None:
+        """Remove what refers to the scope from it, and put the *outer* middleware's connection back."""
         del self.scope[_KEY]
         if self._dict is not None:
-            del self.scope["session"]
+            self.scope.pop("session", None)
+        if outer is not None:
+            self.scope[_KEY] = outer
+            if outer._dict is not None:
+                self.scope["session"] = outer._dict
 
     def end(self) -> None:
         """Log changes that were made through a WebSocket and not saved."""
-        if self._session is not None and self.scope["type"] == "websocket" and self._session._has_changes():
-            extra = log_extra(self.scope)
-            logger.error("%r lost changes of its session; write `await session.save()` after them", extra["path"], extra=extra)
+        if self._session is None or self.scope["type"] != "websocket":
+            return
+        fix = "write `await session.save()` after them"
+        if self._dict is not None and self._dict.is_changed():
+            fix = "`websocket.session` is written by accept() only, so change it before, or take `await get_session(websocket)`"
+        elif not self._session._has_changes():
+            return
+        extra = log_extra(self.scope)
+        logger.error("%r lost changes of its session; %s", extra["path"], fix, extra=extra)
 
 
 class Head(NamedTuple):
