@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from inspect import Parameter, Signature
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
@@ -87,10 +87,13 @@ class SessionMiddleware:
             await connection.fail(error)
             raise
         else:
-            connection.end()
+            if connection._session is not None:
+                connection.end()
         finally:
             # Otherwise only the garbage collector would free the scope, the session and what they hold.
-            connection.release(outer)
+            del scope[_KEY]
+            if outer is not None or connection._session is not None:
+                connection.release(outer)
 
     async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         upkeep = self._sessions._upkeep()
@@ -143,7 +146,7 @@ class Connection:
         self._send = send
         self._session: Session | None = None
         self._dict: SessionDict | None = None
-        self._cookies: RawHeaders = []
+        self._cookies: Sequence[tuple[bytes, bytes]] = ()
         self._has_begun = False
         """Whether the response has begun, or the WebSocket was accepted."""
         self._is_closed = False
@@ -163,7 +166,7 @@ class Connection:
 
     def send_cookie(self, line: bytes) -> None:
         """Send *line* as the value of a Set-Cookie field, whatever becomes of the response."""
-        self._cookies.append((b"set-cookie", line))
+        self._cookies = [*self._cookies, (b"set-cookie", line)]
 
     async def find_session(self) -> Session:
         """Return the session, which the first call makes. The store is opened if neither the lifespan nor running() did."""
@@ -275,7 +278,6 @@ class Connection:
 
     def release(self, outer: Connection | None) -> None:
         """Remove what refers to the scope from it, and put the *outer* middleware's connection back."""
-        del self.scope[_KEY]
         if self._dict is not None:
             self.scope.pop("session", None)
         if outer is not None:
