@@ -243,10 +243,6 @@ class Session(NotADict, ABC):
         if not keeps_changes:
             self._discard()
 
-    def _brings_cookie(self) -> bool:
-        """Return whether the request has a cookie of the session's name."""
-        return next(self._sessions.tokens(self._scope), None) is not None
-
     def _end_handshake(self) -> None:
         """Allow only what needs no cookie from now on, because a WebSocket was accepted."""
         self._is_ready()
