@@ -45,8 +45,8 @@ class Session(NotADict, ABC):
 
     __slots__ = ("_failure", "_is_closed", "_is_used", "_scope", "_sessions", "_unawaited")
 
-    _failure: HTTPError
-    """The last error of a call that should be the response."""
+    _failure: HTTPError | None
+    """The last error of a call that should be the response, until the response begins. Its traceback refers to the session."""
 
     def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any], is_closed: bool = False) -> None:
         self._sessions = sessions
@@ -232,6 +232,7 @@ class Session(NotADict, ABC):
     def _close(self) -> bool:
         """Refuse changes from now on, and return whether the request has used the session."""
         self._is_closed = True
+        self._failure = None
         if self._unawaited:
             self._log_unawaited()
         return self._is_used
@@ -239,7 +240,7 @@ class Session(NotADict, ABC):
     def _fail(self, *, keeps_changes: bool) -> None:
         """Drop the changes of a request that failed, unless it *keeps_changes*, and report no further calls without `await`."""
         self._log_unawaited()
-        self._unawaited = None
+        self._unawaited = self._failure = None
         if not keeps_changes:
             self._discard()
 
