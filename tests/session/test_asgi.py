@@ -263,6 +263,22 @@ async def test_two_middlewares_with_the_same_sessions_share_one_session() -> Non
     assert (await visitor.get("/inner/both")).json == [1, 1]
 
 
+async def test_a_dict_that_is_loaded_later_keeps_the_changes_before_it() -> None:
+    async def dispatch(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        await (await get_session(request)).set("user", request.query_params["user"])
+        return await call_next(request)
+
+    sessions = sessions_in()
+    app = starlette(sessions, user=answering(_user))
+    app.router.routes.append(Mount("/inner", starlette(sessions, as_dict=True, plain=answering(_plain))))
+    app.user_middleware.append(app.user_middleware[0].__class__(BaseHTTPMiddleware, dispatch=dispatch))
+    visitor = Visitor(app)
+    await visitor.get("/inner/plain?user=1")
+    await visitor.get("/inner/plain?user=2")
+    app = starlette(sessions, user=answering(_user))
+    assert (await Visitor(app, visitor.cookies).get("/user")).json == "2"
+
+
 async def test_two_middlewares_with_other_sessions_each_have_their_own() -> None:
     inner = starlette(sessions_in(cookie_name="inner"), as_dict=True, login=answering(_login), user=answering(_user))
 
