@@ -15,7 +15,7 @@ from benchmarks import harness
 from benchmarks.asgi import fetch, log_in
 from benchmarks.harness import Absent, Case, Contender, Goal, Missing, Plan, Question
 from benchmarks.places import place_for
-from benchmarks.questions import in_process, scaling, sealing, serializer
+from benchmarks.questions import in_process, middleware, scaling, sealing, serializer
 from benchmarks.report import chart, goals, summary
 from benchmarks.report import compare as comparing
 from benchmarks.report.figures import MIN_ROUNDS, interval, judge, ratios, to_baseline
@@ -39,7 +39,7 @@ from gaman import App
 pytestmark = pytest.mark.anyio
 
 QUICK = Plan(quick=True)
-QUESTIONS = [serializer.QUESTION, sealing.QUESTION, in_process.QUESTION, scaling.QUESTION]
+QUESTIONS = [serializer.QUESTION, sealing.QUESTION, in_process.QUESTION, middleware.QUESTION, scaling.QUESTION]
 
 
 def nothing(case: str, seconds: float) -> None:
