@@ -302,7 +302,7 @@ class Connection:
         if self._session is None or self.scope["type"] != "websocket":
             return
         fix = "write `await session.save()` after them"
-        if self._dict is not None and self._dict.is_changed():
+        if self._dict is not None and self._dict.modified:
             fix = "`websocket.session` is written by accept() only, so change it before, or take `await get_session(websocket)`"
         elif not self._session._has_changes():
             return
