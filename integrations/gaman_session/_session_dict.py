@@ -65,7 +65,7 @@ class SessionDict(dict[str, Any]):
             return True
 
     def mark_accessed(self) -> None:
-        """Make the response depend on the session."""
+        """Make the response depend on the session; Starlette calls this for `request.session`."""
         self._session._is_used = True
 
     def mark_modified(self) -> None:
