@@ -60,12 +60,28 @@ class SessionDict(dict[str, Any]):
                 session._drop(key) if data is None else session._put(key, data)
         self._loaded = {key: data for key, data in {**self._loaded, **changes}.items() if data is not None}
 
-    def is_changed(self) -> bool:
-        """Return whether write() has something to do."""
+    # The names that Starlette's own session has beside a dict's
+
+    @property
+    def accessed(self) -> bool:
+        """Whether the request has used its session."""
+        return self._session._is_used
+
+    @property
+    def modified(self) -> bool:
+        """Whether write() has something to do."""
         try:
             return bool(self._find_changes())
         except SessionError:
             return True
+
+    def mark_accessed(self) -> None:
+        """Make the response depend on the session; Starlette calls this for `request.session`."""
+        self._session._is_used = True
+
+    def mark_modified(self) -> None:
+        """Raise SessionClosed if the response has begun. Nested changes are found without this."""
+        self._session._open_for_change()
 
     def _find_changes(self) -> dict[str, bytes | None]:
         """Return the encoded values that aren't the session's, and None for each key that was removed."""

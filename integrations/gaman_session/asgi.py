@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 from gaman import ConfigError, HTTPError, Response, log_extra
 from gaman_session._closing import RawHeaders, fail
+from gaman_session._errors import SessionError
 from gaman_session._integration import SessionIntegration
 from gaman_session._session import Session
 from gaman_session._session_dict import SessionDict
@@ -85,7 +86,8 @@ class SessionMiddleware:
                 raise
         except BaseException as error:
             await connection.fail(error)
-            raise
+            if not _is_replaced(error):
+                raise
         else:
             if connection._session is not None:
                 connection.end()
@@ -133,6 +135,17 @@ class SessionMiddleware:
 
 class _StartFailed(Exception):
     """The store can't be opened; the cause says why."""
+
+
+class _Replaced(OSError):
+    """The rest of a response was dropped, because another one was sent in its place."""
+
+
+def _is_replaced(error: BaseException | None) -> bool:
+    """Return whether *error* is what the application made of _Replaced."""
+    while error is not None and not isinstance(error, _Replaced):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 class Connection:
@@ -233,7 +246,7 @@ class Connection:
     async def _drop(self, message: Message) -> None:
         if message.get("more_body", False):
             # As to a client that has disconnected (ASGI, Disconnected Client), so that an endless response ends.
-            raise OSError("the response was replaced, because the session could not be written")
+            raise _Replaced("the response was replaced, because the session could not be written")
 
     async def answer(self, error: HTTPError) -> bool:
         """Answer *error* in the place of the application; return False if its response has begun."""
@@ -242,6 +255,8 @@ class Connection:
         is_socket = self.scope["type"] == "websocket"
         if self._is_answered or (self._has_begun and not is_socket):
             return False
+        if self._dict is not None and not self._is_closed and error.status < 500 and not isinstance(error, SessionError):
+            self._dict.write()
         if error.status >= 500 and error.__cause__ is not None:
             extra = log_extra(self.scope)
             logger.error(
@@ -291,7 +306,7 @@ class Connection:
         if self._session is None or self.scope["type"] != "websocket":
             return
         fix = "write `await session.save()` after them"
-        if self._dict is not None and self._dict.is_changed():
+        if self._dict is not None and self._dict.modified:
             fix = "`websocket.session` is written by accept() only, so change it before, or take `await get_session(websocket)`"
         elif not self._session._has_changes():
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import anyio
 from starlette.applications import Starlette
@@ -77,7 +77,7 @@ class Visitor:
         with anyio.fail_after(TIME_LIMIT):
             try:
                 await self.app(http_scope(target, headers=self.fields, **{"scheme": "http", **scope}), reply.receive, reply.send)
-            except Exception as error:  # noqa: BLE001 - servers log it
+            except Exception as error:
                 # Its traceback would keep the request's frames.
                 reply.error = error.with_traceback(None)
         if reply.messages:
@@ -116,7 +116,7 @@ class Socket(Channel):
         self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
         self.error: BaseException | None = None
 
-    async def __aenter__(self) -> Socket:
+    async def __aenter__(self) -> Self:
         self._incoming.put_nowait({"type": "websocket.connect"})
         self._task = asyncio.create_task(self._run())
         return self
@@ -129,7 +129,7 @@ class Socket(Channel):
     async def _run(self) -> None:
         try:
             await self._visitor.app(self._scope, self.receive, self.send)
-        except Exception as error:  # noqa: BLE001 - servers log it
+        except Exception as error:
             self.error = error.with_traceback(None)
         await self.send({"type": "end"})
 
