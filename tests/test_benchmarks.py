@@ -5,8 +5,10 @@ import random
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from itertools import count
+from importlib import import_module
+from itertools import count, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,6 +150,34 @@ async def test_a_peer_that_is_not_installed_is_a_row_with_the_reason(monkeypatch
     assert list(reasons) == [peer.name for peer in peers.PEERS]
     assert reasons["Litestar"].startswith("not installed: litestar")
     assert shown(found).count("not installed") == sum(reason.startswith("not installed") for reason in reasons.values())
+
+
+@pytest.mark.parametrize("package", ["starsessions", "starlette.applications"])
+async def test_a_middleware_or_a_framework_that_is_not_installed_is_a_row_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    find = import_module
+    monkeypatch.setattr("benchmarks.rivals.middleware.import_module", lambda name: lack(name) if name == package else find(name))
+    [unused, *_] = middleware.cases(QUICK)
+    found = await harness.run(question_of(unused), QUICK, nothing)
+    names = ["starsessions, in a cookie", "starsessions, in memory"] if package == "starsessions" else ["all contenders"]
+    assert found.cases[0].absent == [AbsentResult(name, f"not installed: {package}") for name in names]
+
+
+async def test_the_cost_of_a_session_is_the_time_beyond_the_application_without_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    async def time_calls(app: object, path: str, cookies: object, count: int) -> float:
+        assert (path, next(cookies), count) == ("/read", b"a=1", middleware.CALLS)  # type: ignore[call-overload]
+        calls.append(str(app))
+        return count * (5e-6 if app == "with" else 3e-6)
+
+    monkeypatch.setattr(middleware, "time_calls", time_calls)
+    measure: Any = middleware.added("with", "without", "/read", repeat(b"a=1"))  # type: ignore[arg-type]
+    for _ in range(20):
+        assert await measure() == pytest.approx(2.0)
+    turns = {tuple(calls[at : at + 2]) for at in range(0, len(calls), 2)}
+    assert turns == {("with", "without"), ("without", "with")}
 
 
 async def test_a_serializer_that_does_not_keep_a_value_is_a_row_with_the_reason() -> None:

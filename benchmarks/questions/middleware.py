@@ -12,7 +12,7 @@ from itertools import cycle
 from typing import Any, Final
 
 from benchmarks.asgi import fetch, log_in, time_calls
-from benchmarks.harness import Case, Contender, Goal, Measure, Missing, Plan, Question, line_of
+from benchmarks.harness import Absent, Case, Contender, Goal, Measure, Missing, Plan, Question, line_of
 from benchmarks.questions.in_process import COOKIE_COUNT
 from benchmarks.report.results import Kind
 from benchmarks.rivals import middleware
@@ -65,7 +65,10 @@ async def in_framework(name: str, path: str) -> AsyncGenerator[Sequence[Contende
     """Request *path* of an application of the framework *name*, with the cookie of a session."""
     framework, found = FRAMEWORKS[name], list[Contender | Missing]()
     async with AsyncExitStack() as stack:
-        without = await stack.enter_async_context(middleware.without(framework))
+        try:
+            without = await stack.enter_async_context(middleware.without(framework))
+        except ModuleNotFoundError as error:
+            raise Absent(f"not installed: {error.name}") from error
         for rival in _rivals(name, path):
             try:
                 app = await stack.enter_async_context(rival.enter(framework))
