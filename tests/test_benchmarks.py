@@ -156,8 +156,10 @@ async def test_a_peer_that_is_not_installed_is_a_row_with_the_reason(monkeypatch
 async def test_a_middleware_or_a_framework_that_is_not_installed_is_a_row_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    find = import_module
-    monkeypatch.setattr("benchmarks.rivals.middleware.import_module", lambda name: lack(name) if name == package else find(name))
+    def find(name: str) -> Any:
+        return lack(name) if name == package else import_module(name)
+
+    monkeypatch.setattr("benchmarks.rivals.middleware.import_module", find)
     [unused, *_] = middleware.cases(QUICK)
     found = await harness.run(question_of(unused), QUICK, nothing)
     names = ["starsessions, in a cookie", "starsessions, in memory"] if package == "starsessions" else ["all contenders"]
