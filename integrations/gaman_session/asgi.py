@@ -123,7 +123,7 @@ class SessionMiddleware:
         try:
             await self.app(scope, receive_open, send_closed)
         except _StartFailed as failed:
-            logger.error("the sessions can't start: %s", failed.__cause__)
+            # The server logs the message.
             await send({"type": "lifespan.startup.failed", "message": str(failed.__cause__)})
         finally:
             await close()
