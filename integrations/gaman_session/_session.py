@@ -246,6 +246,8 @@ class Session(NotADict, ABC):
 
     def _end_handshake(self) -> None:
         """Allow only what needs no cookie from now on, because a WebSocket was accepted."""
+        # What the handshake hasn't read can still be read afterwards.
+        self._is_closed = False
         self._is_ready()
         self._is_closed = True
 

@@ -127,7 +127,7 @@ class SessionMiddleware:
         try:
             await self.app(scope, receive_open, send_closed)
         except _StartFailed as failed:
-            logger.error("the sessions can't start: %s", failed.__cause__)
+            # The server logs the message.
             await send({"type": "lifespan.startup.failed", "message": str(failed.__cause__)})
         finally:
             await close()
@@ -139,6 +139,9 @@ class _StartFailed(Exception):
 
 class _Replaced(OSError):
     """The rest of a response was dropped, because another one was sent in its place."""
+
+    def __init__(self) -> None:
+        super().__init__("the response was replaced, because the session could not be written")
 
 
 def _is_replaced(error: BaseException | None) -> bool:
@@ -176,6 +179,11 @@ class Connection:
     def host(self) -> str:
         """The request's Host field, or an empty text."""
         return next((value.decode("latin-1") for name, value in self.scope["headers"] if name == b"host"), "")
+
+    @property
+    def _failure(self) -> HTTPError | None:
+        """The last error of a call of the session that should be the response."""
+        return getattr(self._session, "_failure", None)
 
     def send_cookie(self, line: bytes) -> None:
         """Send *line* as the value of a Set-Cookie field, whatever becomes of the response."""
@@ -218,15 +226,18 @@ class Connection:
             101 if is_accepted else message["status"], [(name.lower(), value) for name, value in message.get("headers", ())]
         )
         try:
-            if head.status == 500 and (failure := getattr(session, "_failure", None)) is not None:
+            if head.status == 500 and self._failure is not None:
                 # The framework has made this response of an error that isn't its own.
-                raise failure
+                raise self._failure
             if self._dict is not None and head.status < 500:
                 self._dict.write()
             headers = await self._close(session, head)
         except BaseException as error:
             self._has_begun = False
             if isinstance(error, HTTPError) and await self.answer(error):
+                if is_accepted:
+                    # The handler must not go on as if the WebSocket were open.
+                    raise _Replaced from error
                 return
             raise
         if is_accepted:
@@ -244,9 +255,9 @@ class Connection:
         return closing if isinstance(closing, list) else await closing
 
     async def _drop(self, message: Message) -> None:
-        if message.get("more_body", False):
+        if message.get("more_body", False) or message["type"] == "websocket.send":
             # As to a client that has disconnected (ASGI, Disconnected Client), so that an endless response ends.
-            raise _Replaced("the response was replaced, because the session could not be written")
+            raise _Replaced
 
     async def answer(self, error: HTTPError) -> bool:
         """Answer *error* in the place of the application; return False if its response has begun."""
@@ -265,7 +276,11 @@ class Connection:
         has_begun, self._has_begun, self._is_answered = self._has_begun, True, True
         if has_begun or (is_socket and "websocket.http.response" not in self.scope.get("extensions", {})):
             # Before the WebSocket is accepted, this refuses it with 403 (ASGI, WebSocket, Close).
-            await self._send({"type": "websocket.close", "code": _TRY_AGAIN_LATER if error.status == 503 else _INTERNAL_ERROR})
+            try:
+                await self._send({"type": "websocket.close", "code": _TRY_AGAIN_LATER if error.status == 503 else _INTERNAL_ERROR})
+            except Exception:
+                # The application or the client has closed it before.
+                return False
             return True
         detail = error.detail
         response = (Response.text if isinstance(detail, str) else Response.json)(detail, error.status, error.headers)
@@ -303,7 +318,7 @@ class Connection:
 
     def end(self) -> None:
         """Log changes that were made through a WebSocket and not saved."""
-        if self._session is None or self.scope["type"] != "websocket":
+        if self._session is None or self.scope["type"] != "websocket" or self._failure is not None:
             return
         fix = "write `await session.save()` after them"
         if self._dict is not None and self._dict.modified:

@@ -142,15 +142,21 @@ class Socket(Channel):
             raise RuntimeError(f"Unexpected ASGI message {message['type']!r}")
         await super().send(message)
         self._outgoing.put_nowait(message)
+        if message["type"] in {"websocket.close", "websocket.http.response.body"}:
+            self._incoming.put_nowait({"type": "websocket.disconnect", "code": 1006})
 
     async def next(self) -> Message:
         """Return the next message of the application."""
-        with anyio.fail_after(TIME_LIMIT):
+        with anyio.fail_after(5):
             return await self._outgoing.get()
+
+    def tell(self, text: str) -> None:
+        """Send *text*."""
+        self._incoming.put_nowait({"type": "websocket.receive", "text": text})
 
     async def ask(self, text: str) -> str:
         """Send *text*, and return the text that comes back."""
-        self._incoming.put_nowait({"type": "websocket.receive", "text": text})
+        self.tell(text)
         message = await self.next()
         assert message["type"] == "websocket.send", message
         return str(message["text"])
