@@ -76,7 +76,7 @@ class Visitor:
         reply = reply or Reply(body)
         with anyio.fail_after(TIME_LIMIT):
             try:
-                await self.app(http_scope(target, headers=self.fields, **{"scheme": "http", **scope}), reply.receive, reply.send)
+                await self.app(http_scope(target, **{"scheme": "http", "headers": self.fields, **scope}), reply.receive, reply.send)
             except Exception as error:
                 # Its traceback would keep the request's frames.
                 reply.error = error.with_traceback(None)
@@ -84,8 +84,9 @@ class Visitor:
             self.take(reply.cookies)
         return reply
 
-    async def post(self, target: str, body: bytes = b"") -> Reply:
-        return await self.get(target, method="POST", body=body)
+    async def post(self, target: str, form: bytes = b"") -> Reply:
+        fields = [*self.fields, (b"content-type", b"application/x-www-form-urlencoded")]
+        return await self.get(target, method="POST", body=form, headers=fields)
 
     def take(self, lines: Iterable[str]) -> None:
         """Apply Set-Cookie fields."""
