@@ -32,7 +32,7 @@ class SessionDict(dict[str, Any]):
         self._loaded = {}
         if session._brings_cookie():
             await session._read(Session._all, None)
-            dict.update(self, session._all())
+            super(SessionDict, self).update(session._all())
             self._loaded = {key: data for key in self if (data := session._peek(key)) is not None}
             # The load itself doesn't make the response depend on the session.
             session._is_used = False
@@ -41,7 +41,7 @@ class SessionDict(dict[str, Any]):
     def write(self) -> None:
         """Make the changes of the dict those of the session. SessionSerializationError: a value can't be encoded."""
         session, changes = self._session, self._find_changes()
-        if changes and not dict.__len__(self) and not session._has_changes():
+        if changes and not super().__len__() and not session._has_changes():
             # A request in flight can't write to a session that has ended, as it can to one whose keys were deleted.
             session._clear()
         else:
@@ -77,8 +77,8 @@ class SessionDict(dict[str, Any]):
         session, loaded = self._session, self._loaded
         if not session._is_used:
             return {}
-        changes: dict[str, bytes | None] = dict.fromkeys(loaded.keys() - dict.keys(self))
-        for key, value in dict.items(self):
+        changes: dict[str, bytes | None] = dict.fromkeys(loaded.keys() - super().keys())
+        for key, value in super().items():
             if not isinstance(key, str):
                 raise key_error("set", key, ", ...")
             data, before = session._encode(key, value), loaded.get(key)
@@ -92,7 +92,7 @@ class SessionDict(dict[str, Any]):
         self._session._open_for_change()
         self._session._clear()
         self._loaded = {}
-        dict.clear(self)
+        super().clear()
 
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
         """Let copies and pickles be plain dicts."""

@@ -23,7 +23,8 @@ Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
-Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+"""An ASGI application. Each framework has its own types of messages."""
 
 _KEY: Final = "gaman.session"
 """The key of an ASGI scope under which SessionMiddleware puts the Connection."""
@@ -62,7 +63,7 @@ class SessionMiddleware:
         self._sessions = sessions
         self._as_dict = as_dict
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Run *app* with a session in the scope (ASGI 3)."""
         if scope["type"] == "lifespan":
             await self._run_lifespan(scope, receive, send)
@@ -192,9 +193,10 @@ class Connection:
             if not upkeep.is_open:
                 await upkeep.open_for_loop()
             is_socket = self.scope["type"] == "websocket"
-            self._session = cast("Any", self.sessions.make_session)(self.scope, self._has_begun and not is_socket)
+            session: Session = cast("Any", self.sessions.make_session)(self.scope, self._has_begun and not is_socket)
             if self._has_begun and is_socket:
-                self._session._end_handshake()
+                session._end_handshake()
+            self._session = session
         return self._session
 
     async def load_dict(self, scope: Scope) -> None:
@@ -346,15 +348,15 @@ class _GetSession:
 
         Without FastAPI: `current = await get_session(request)`.
         """
-        scope = getattr(connection, "scope", None)
+        scope: Any = getattr(connection, "scope", None)
         if not isinstance(scope, MutableMapping):
             raise ConfigError(f"get_session() takes a request or a WebSocket, not {connection!r}")
-        found: Connection | None = scope.get(_KEY)
+        found = cast("Scope", scope).get(_KEY)
         if found is None:
             raise ConfigError(
                 "get_session() needs SessionMiddleware: write app.add_middleware(SessionMiddleware, sessions=session(...))"
             )
-        return await found.find_session()
+        return await cast("Connection", found).find_session()
 
     @property
     def __signature__(self) -> Signature:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Thread
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import httpx
@@ -181,7 +181,7 @@ def provider() -> Generator[str]:
 def _load(source: str) -> Any:
     module = ModuleType("site_of_a_test")
     exec(compile(source, "site.py", "exec"), module.__dict__)
-    return module.app  # type: ignore[attr-defined]
+    return module.app
 
 
 async def _log_in(visitor: Visitor) -> None:
@@ -335,7 +335,11 @@ def test_the_moved_site_logs_in_across_two_workers(site: Moved) -> None:
 def test_the_moved_site_loses_no_concurrent_write(site: Moved) -> None:
     with site.user() as user, ThreadPoolExecutor(8) as pool:
         keys = [f"key {number}" for number in range(8)]
-        replies = pool.map(lambda key: httpx.post(f"{site.base_url}/slow/{key}", cookies=dict(user.cookies), timeout=25), keys)
+
+        def write(key: str) -> httpx.Response:
+            return httpx.post(f"{site.base_url}/slow/{key}", cookies=dict(user.cookies), timeout=25)
+
+        replies = pool.map(write, keys)
         assert [(reply.status_code, reply.headers.get("set-cookie")) for reply in replies] == [(200, None)] * 8
         assert {*user.get("/all").json()} == {"user", *keys}
 
@@ -372,8 +376,8 @@ def test_the_store_of_the_moved_site_is_worthless_to_a_thief(site: Moved) -> Non
     with site.user() as user:
         (cookie,) = dict(user.cookies).values()
         with redis.Redis(port=site.redis.port) as client:
-            keys: Any = client.keys()
-            stored = [*keys]
+            keys: Any = cast("Any", client).keys()
+            stored: list[bytes] = [*keys]
             for key in keys:
                 if client.type(key) == b"hash":
                     values: Any = client.hgetall(key)

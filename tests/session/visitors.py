@@ -9,6 +9,8 @@ from typing import Any, Self
 
 import anyio
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, DispatchFunction
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 
@@ -37,6 +39,11 @@ def starlette(
     app = Starlette(routes=routes)
     app.add_middleware(SessionMiddleware, sessions=sessions, as_dict=as_dict)
     return app
+
+
+def add_inside(app: Starlette, dispatch: DispatchFunction) -> None:
+    """Add a BaseHTTPMiddleware between SessionMiddleware and the routes."""
+    app.user_middleware.append(Middleware(BaseHTTPMiddleware, dispatch=dispatch))
 
 
 class Reply(Exchange):
