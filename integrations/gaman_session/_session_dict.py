@@ -31,20 +31,21 @@ class SessionDict(dict[str, Any]):
         # Not awaiting what needs no `await` saves 4 % of a request that reads a session in a cookie, and 9 % in memory.
         if not session._is_ready():
             await session._read(Session._has, None)
-        self = cls()
-        self._session, self._loaded = session, {}
+        values: dict[str, Any] = {}
+        loaded: dict[str, bytes] = {}
         for key in session._keys():
             # A value is opened once.
             data = session._peek(key)
             if data is None:
                 continue
             try:
-                value = session._decode(data)
+                values[key] = session._decode(data)
             except Exception as cause:
                 session._undecodable(key, None, None, cause)
             else:
-                dict.__setitem__(self, key, value)
-                self._loaded[key] = data
+                loaded[key] = data
+        self = cls(values)
+        self._session, self._loaded = session, loaded
         # The load itself doesn't make the response depend on the session.
         session._is_used = was_used
         return self
@@ -52,7 +53,7 @@ class SessionDict(dict[str, Any]):
     def write(self) -> None:
         """Make the changes of the dict those of the session. SessionSerializationError: a value can't be encoded."""
         session, changes = self._session, self._find_changes()
-        if changes and not dict.__len__(self) and not session._has_changes():
+        if changes and not super().__len__() and not session._has_changes():
             # A request in flight can't write to a session that has ended, as it can to one whose keys were deleted.
             session._clear()
         else:
@@ -88,8 +89,8 @@ class SessionDict(dict[str, Any]):
         session, loaded = self._session, self._loaded
         if not session._is_used:
             return {}
-        changes: dict[str, bytes | None] = dict.fromkeys(loaded.keys() - dict.keys(self))
-        for key, value in dict.items(self):
+        changes: dict[str, bytes | None] = dict.fromkeys(loaded.keys() - super().keys())
+        for key, value in super().items():
             if not isinstance(key, str):
                 raise key_error("set", key, ", ...")
             data, before = session._encode(key, value), loaded.get(key)
@@ -103,7 +104,7 @@ class SessionDict(dict[str, Any]):
         self._session._open_for_change()
         self._session._clear()
         self._loaded = {}
-        dict.clear(self)
+        super().clear()
 
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
         """Let copies and pickles be plain dicts."""

@@ -198,9 +198,10 @@ class Connection:
                 await upkeep.open_for_loop()
             is_socket = self.scope["type"] == "websocket"
             make_session: Any = self.sessions.make_session
-            self._session = make_session(self.scope, self._has_begun and not is_socket)
+            session: Session = make_session(self.scope, self._has_begun and not is_socket)
             if self._has_begun and is_socket:
-                self._session._end_handshake()
+                session._end_handshake()
+            self._session = session
         return self._session
 
     async def load_dict(self, scope: Scope) -> None:
@@ -351,16 +352,16 @@ class _GetSession:
 
         Without FastAPI: `current = await get_session(request)`.
         """
-        scope = getattr(connection, "scope", None)
+        scope: Any = getattr(connection, "scope", None)
         # An abstract class takes 0.25 µs to know a dict, 3 % of a request that reads its session.
         if not isinstance(scope, (dict, MutableMapping)):
             raise ConfigError(f"get_session() takes a request or a WebSocket, not {connection!r}")
-        found: Connection | None = scope.get(_KEY)
+        found = cast("Scope", scope).get(_KEY)
         if found is None:
             raise ConfigError(
                 "get_session() needs SessionMiddleware: write app.add_middleware(SessionMiddleware, sessions=session(...))"
             )
-        return await found.find_session()
+        return await cast("Connection", found).find_session()
 
     @property
     def __signature__(self) -> Signature:

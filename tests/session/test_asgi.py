@@ -20,7 +20,7 @@ from gaman.session import SessionClosed
 from gaman.session.asgi import Session, SessionMiddleware, get_session
 from gaman_session.asgi import Connection
 from tests.session.sites import Recording
-from tests.session.visitors import NAME, Visitor, answering, sessions_in, starlette
+from tests.session.visitors import NAME, Visitor, add_inside, answering, sessions_in, starlette
 
 pytestmark = pytest.mark.anyio
 
@@ -159,21 +159,15 @@ async def test_a_session_that_is_only_handed_out_costs_nothing() -> None:
 # --- beside other middleware
 
 
-class Reading(BaseHTTPMiddleware):
-    """Reads the session before the request and, if it may, after the response has been made."""
-
-    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+async def test_a_middleware_inside_shares_the_handlers_session() -> None:
+    async def dispatch(request: Request, call_next: RequestResponseEndpoint) -> Response:
         before = await (await get_session(request)).get("user")
         response = await call_next(request)
         response.headers["x-user"] = f"{before} {await (await get_session(request)).get('user')}"
         return response
 
-
-async def test_a_middleware_inside_shares_the_handlers_session() -> None:
     app = starlette(sessions_in(), login=answering(_login), user=answering(_user))
-    app.add_middleware(BaseHTTPMiddleware, dispatch=_pass)
-    # The middleware that is added first is the innermost one.
-    app.user_middleware.append(app.user_middleware[0].__class__(Reading))
+    add_inside(app, dispatch)
     visitor = Visitor(app)
     assert (await visitor.get("/login")).headers["x-user"] == "None 1"
     reply = await visitor.get("/user")
@@ -195,7 +189,7 @@ async def test_a_change_in_a_middleware_inside_is_written_until_the_response_beg
         return await (await get_session(request)).get("path")
 
     app = starlette(sessions_in(), as_dict=as_dict, plain=answering(_plain), path=answering(path))
-    app.user_middleware.append(app.user_middleware[0].__class__(BaseHTTPMiddleware, dispatch=dispatch))
+    add_inside(app, dispatch)
     visitor = Visitor(app)
     await visitor.get("/plain")
     assert (await visitor.get("/path")).json == "/plain"
@@ -290,7 +284,7 @@ async def test_two_middlewares_with_other_sessions_each_have_their_own() -> None
 
     app = starlette(sessions_in(), as_dict=True, login=answering(_login), user=answering(_user))
     app.router.routes.append(Mount("/inner", inner))
-    app.user_middleware.append(app.user_middleware[0].__class__(BaseHTTPMiddleware, dispatch=dispatch))
+    add_inside(app, dispatch)
     visitor = Visitor(app)
     await visitor.get("/inner/login")
     assert {*visitor.cookies} == {"inner"}

@@ -7,7 +7,8 @@ import copy
 import json
 import operator
 import pickle
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
+from inspect import isawaitable
 from typing import Any
 
 import msgspec
@@ -40,8 +41,8 @@ class Site:
 
     @staticmethod
     async def _run(request: Request) -> Response:
-        result = request.scope["work"](request.session)
-        if isinstance(result, Awaitable):
+        result: Any = request.scope["work"](request.session)
+        if isawaitable(result):
             result = await result
         response: Response = request.scope.get("response") or PlainTextResponse("done")
         request.scope["results"].append(result)
@@ -105,16 +106,15 @@ async def test_concurrent_requests_keep_the_changes_of_different_keys(store: Dri
         assert await everything(visitor) == {"start": 0, **{f"key {number}": number for number in range(8)}}
 
 
-@pytest.mark.parametrize(
-    "logout",
-    [
-        lambda session: session.clear(),
-        lambda session: session.pop("user"),
-        lambda session: session.popitem(),
-        lambda session: session.__delitem__("user"),
-    ],
-    ids=["clear", "pop", "popitem", "del"],
-)
+LOGOUTS: dict[str, Work] = {
+    "clear": lambda session: session.clear(),
+    "pop": lambda session: session.pop("user"),
+    "popitem": lambda session: session.popitem(),
+    "del": lambda session: session.__delitem__("user"),
+}
+
+
+@pytest.mark.parametrize("logout", LOGOUTS.values(), ids=LOGOUTS)
 @pytest.mark.parametrize("make", [MemoryDriver, Sealing], ids=["memory", "sealed"])
 async def test_deleting_all_keys_ends_the_session_finally(make: Callable[[], Driver], logout: Work) -> None:
     site = Site(make())
@@ -197,8 +197,8 @@ def _collect(**values: Any) -> dict[str, Any]:
     return values
 
 
-def _match(value: object) -> Any:
-    match value:
+def _match(session: dict[str, Any]) -> Any:
+    match session:
         case {"a": found}:
             return found
         case _:
@@ -236,7 +236,7 @@ READS: dict[str, Work] = {
     "pickle": lambda session: pickle.loads(pickle.dumps(session)),
     "match": _match,
     "sorted": sorted,
-    "update of another dict": lambda session: operator.ior({}, session),
+    "update of another dict": lambda session: _collect() | session,
 }
 
 
@@ -458,7 +458,13 @@ async def test_a_response_of_500_writes_nothing() -> None:
 async def test_an_empty_session_is_neither_begun_nor_ended() -> None:
     driver = Recording()
     visitor = Site(driver).visitor()
-    for work in (dict, lambda session: session.clear(), lambda session: session.pop("x", None), lambda session: session.update()):
+    works: list[Work] = [
+        dict,
+        lambda session: session.clear(),
+        lambda session: session.pop("x", None),
+        lambda session: session.update(),
+    ]
+    for work in works:
         _, reply = await run(visitor, work)
         assert reply.cookies == []
     assert driver.events == ["open"]

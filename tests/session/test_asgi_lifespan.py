@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ async def test_the_store_is_open_while_the_applications_own_lifespan_runs(kind: 
     sessions = sessions_in(driver)
 
     @asynccontextmanager
-    async def lifespan(_: Any) -> AsyncIterator[None]:
+    async def lifespan(_: Any) -> AsyncGenerator[None, None]:
         driver.events.append(f"up with {await sessions.end_all('user:1')}")
         yield
         driver.events.append(f"down with {await sessions.end_all('user:1')}")
@@ -98,7 +98,7 @@ async def test_a_store_that_cannot_be_opened_fails_the_start_with_its_reason(kin
 @pytest.mark.parametrize("when", ["up", "down"])
 async def test_an_application_that_fails_in_its_own_lifespan_leaves_no_store_open(when: str) -> None:
     @asynccontextmanager
-    async def lifespan(_: Any) -> AsyncIterator[None]:
+    async def lifespan(_: Any) -> AsyncGenerator[None, None]:
         if when == "up":
             raise ValueError("no database")
         yield

@@ -18,7 +18,6 @@ from litestar.middleware import DefineMiddleware
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
-from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
@@ -26,7 +25,7 @@ from gaman import HTTPError
 from gaman.session import SessionClosed, SessionTooLarge
 from gaman.session.asgi import Session, SessionMiddleware, get_session
 from tests.session.sites import Recording
-from tests.session.visitors import Reply, Visitor, answering, sessions_in, starlette
+from tests.session.visitors import Reply, Visitor, add_inside, answering, sessions_in, starlette
 
 pytestmark = pytest.mark.anyio
 
@@ -79,15 +78,17 @@ async def test_a_stream_reads_the_session_and_its_changes_raise(as_dict: bool) -
         current = await get_session(request)
         await _set(current)
 
+        changes: list[Callable[[], object]] = [
+            lambda: current.set("user", 2),
+            lambda: current.delete("user"),
+            current.clear,
+            current.regenerate,
+            lambda: request.session.update(user=2) if as_dict else current.set("user", 2),
+        ]
+
         async def chunks() -> AsyncIterator[str]:
             yield f"{await current.get('user')} "
-            for change in (
-                lambda: current.set("user", 2),
-                lambda: current.delete("user"),
-                current.clear,
-                current.regenerate,
-                lambda: request.session.update(user=2) if as_dict else current.set("user", 2),
-            ):
+            for change in changes:
                 try:
                     change()
                 except SessionClosed:
@@ -320,13 +321,13 @@ async def _litestar(driver: Recording, work: Work, as_dict: bool) -> Any:
 
 
 async def _quart(driver: Recording, work: Work, as_dict: bool) -> Any:
-    app = quart.Quart(__name__)
-    app.asgi_app = SessionMiddleware(app.asgi_app, sessions=sessions_in(driver), as_dict=as_dict)  # type: ignore[method-assign,arg-type,assignment]
+    app: Any = quart.Quart(__name__)
+    app.asgi_app = SessionMiddleware(app.asgi_app, sessions=sessions_in(driver), as_dict=as_dict)
 
-    @app.get("/work")
     async def answer() -> Any:
         return quart.jsonify(await work(await get_session(quart.request)))
 
+    app.add_url_rule("/work", "work", answer)
     return app
 
 
@@ -461,7 +462,7 @@ async def test_an_endless_stream_ends_when_its_response_is_replaced(
             response: Response = await call_next(request)
             return response
 
-        app.user_middleware.append(app.user_middleware[0].__class__(BaseHTTPMiddleware, dispatch=dispatch))
+        add_inside(app, dispatch)
     driver.failing = {"create"}
     caplog.set_level(logging.ERROR)
     reply = await Visitor(app).get("/stream", asgi={"version": "3.0", "spec_version": spec_version})

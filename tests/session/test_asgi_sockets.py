@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import fastapi
 import litestar
@@ -116,41 +116,44 @@ def fastapi_app(sessions: SessionIntegration, as_dict: bool = False) -> Any:
     return app
 
 
+Socket: TypeAlias = litestar.WebSocket[Any, Any, Any]
+Sent: TypeAlias = litestar.Request[Any, Any, Any]
+
+
+@litestar.websocket("/socket")
+async def _litestar_socket(socket: Socket) -> None:
+    session = await get_session(socket)
+    await socket.accept()
+    while True:
+        await socket.send_text(await obey(session, await socket.receive_text()))
+
+
+@litestar.websocket("/new")
+async def _litestar_new(socket: Socket) -> None:
+    session = await get_session(socket)
+    await session.set("user", "new")
+    await socket.accept(headers={"x-own": "1"})
+    while True:
+        await socket.send_text(await obey(session, await socket.receive_text()))
+
+
+@litestar.get("/login")
+async def _litestar_login(request: Sent) -> str:
+    return await _set(request)
+
+
+@litestar.get("/user")
+async def _litestar_user(request: Sent) -> str:
+    return json.dumps(await _get(request))
+
+
+@litestar.get("/logout")
+async def _litestar_logout(request: Sent) -> None:
+    await _clear(request)
+
+
 def litestar_app(sessions: SessionIntegration, as_dict: bool = False) -> Any:
-    Socket = litestar.WebSocket[Any, Any, Any]  # noqa: N806
-    Sent = litestar.Request[Any, Any, Any]  # noqa: N806
-
-    async def socket(socket: Socket) -> None:
-        session = await get_session(socket)
-        await socket.accept()
-        while True:
-            await socket.send_text(await obey(session, await socket.receive_text()))
-
-    async def new(socket: Socket) -> None:
-        session = await get_session(socket)
-        await session.set("user", "new")
-        await socket.accept(headers={"x-own": "1"})
-        while True:
-            await socket.send_text(await obey(session, await socket.receive_text()))
-
-    async def login(request: Sent) -> str:
-        return await _set(request)
-
-    async def user(request: Sent) -> Any:
-        # Litestar sends text as it is.
-        return json.dumps(await _get(request))
-
-    async def logout(request: Sent) -> None:
-        await _clear(request)
-
-    for handler in (socket, new, login, user, logout):
-        # The names in the annotations are this function's, and Litestar looks for them in the module.
-        handler.__annotations__ |= {
-            name: {"socket": Socket, "request": Sent}[name] for name in handler.__annotations__ if name != "return"
-        }
-        handler.__annotations__["return"] = None if handler in (socket, new) else Any
-    handlers: list[Any] = [litestar.websocket("/socket")(socket), litestar.websocket("/new")(new)]
-    handlers += [litestar.get(f"/{work.__name__}", media_type=litestar.MediaType.JSON)(work) for work in (login, user, logout)]
+    handlers: list[Any] = [_litestar_socket, _litestar_new, _litestar_login, _litestar_user, _litestar_logout]
     middleware = DefineMiddleware(SessionMiddleware, sessions=sessions, as_dict=as_dict)
     return litestar.Litestar(handlers, middleware=[middleware], openapi_config=None, logging_config=None)
 
@@ -160,14 +163,12 @@ def quart_app(sessions: SessionIntegration, as_dict: bool = False) -> Any:
     app.asgi_app = SessionMiddleware(app.asgi_app, sessions=sessions, as_dict=as_dict)
     ws: Any = quart.websocket
 
-    @app.websocket("/socket")
     async def socket() -> None:
         session = await get_session(ws)
         await ws.accept()
         while True:
             await ws.send(await obey(session, await ws.receive()))
 
-    @app.websocket("/new")
     async def new() -> None:
         session = await get_session(ws)
         await session.set("user", "new")
@@ -175,6 +176,8 @@ def quart_app(sessions: SessionIntegration, as_dict: bool = False) -> Any:
         while True:
             await ws.send(await obey(session, await ws.receive()))
 
+    app.add_websocket("/socket", "socket", socket)
+    app.add_websocket("/new", "new", new)
     for name, work in {"login": _set, "user": _get, "logout": _clear}.items():
 
         async def answer(work: Any = work) -> Any:

@@ -9,6 +9,8 @@ from typing import Any, Self
 
 import anyio
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, DispatchFunction
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 
@@ -37,6 +39,11 @@ def starlette(
     app = Starlette(routes=routes)
     app.add_middleware(SessionMiddleware, sessions=sessions, as_dict=as_dict)
     return app
+
+
+def add_inside(app: Starlette, dispatch: DispatchFunction) -> None:
+    """Add a BaseHTTPMiddleware between SessionMiddleware and the routes."""
+    app.user_middleware.append(Middleware(BaseHTTPMiddleware, dispatch=dispatch))
 
 
 class Reply(Exchange):
@@ -76,7 +83,7 @@ class Visitor:
         reply = reply or Reply(body)
         with anyio.fail_after(TIME_LIMIT):
             try:
-                await self.app(http_scope(target, headers=self.fields, **{"scheme": "http", **scope}), reply.receive, reply.send)
+                await self.app(http_scope(target, **{"scheme": "http", "headers": self.fields, **scope}), reply.receive, reply.send)
             except Exception as error:
                 # Its traceback would keep the request's frames.
                 reply.error = error.with_traceback(None)
@@ -84,8 +91,9 @@ class Visitor:
             self.take(reply.cookies)
         return reply
 
-    async def post(self, target: str, body: bytes = b"") -> Reply:
-        return await self.get(target, method="POST", body=body)
+    async def post(self, target: str, form: bytes = b"") -> Reply:
+        fields = [*self.fields, (b"content-type", b"application/x-www-form-urlencoded")]
+        return await self.get(target, method="POST", body=form, headers=fields)
 
     def take(self, lines: Iterable[str]) -> None:
         """Apply Set-Cookie fields."""
