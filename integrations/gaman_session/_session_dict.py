@@ -31,11 +31,12 @@ class SessionDict(dict[str, Any]):
         self._session = session
         self._loaded = {}
         if session._brings_cookie():
+            was_used = session._is_used
             await session._read(Session._all, None)
             super(SessionDict, self).update(session._all())
             self._loaded = {key: data for key in self if (data := session._peek(key)) is not None}
             # The load itself doesn't make the response depend on the session.
-            session._is_used = False
+            session._is_used = was_used
         return self
 
     def write(self) -> None:
