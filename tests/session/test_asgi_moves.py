@@ -141,7 +141,7 @@ def moved(driver: Mapping[str, Any]) -> str:
 
 
 def _provider() -> Starlette:
-    """Return a provider of OAuth 2.0 (RFC 6749) with PKCE (RFC 7636), where everybody is Angga."""
+    """Return a provider of OAuth 2.0 (RFC 6749) with PKCE (RFC 7636), which knows one user, Angga."""
     granted: dict[str, str] = {}
 
     async def authorize(request: Request) -> Response:
@@ -414,7 +414,7 @@ def test_a_request_to_the_moved_site_that_fails_changes_nothing(site: Moved) -> 
         assert user.get("/").json()["cart"] == ["apple"]
 
 
-def test_without_its_redis_the_moved_site_answers_503_and_logs_nobody_out(site: Moved) -> None:
+def test_without_its_redis_the_moved_site_answers_503_and_logs_no_visitor_out(site: Moved) -> None:
     with site.user() as user:
         before = dict(user.cookies)
         site.redis.kill()
