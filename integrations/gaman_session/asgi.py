@@ -70,7 +70,7 @@ class SessionMiddleware:
             return
         outer: Connection | None = scope.get(_KEY)
         if outer is not None and outer.sessions is self._sessions:
-            # A mounted application has the middleware of its own. One session writes the request's changes.
+            # An application and one that is mounted in it share these sessions, and the request has one of them.
             if self._as_dict:
                 await outer.load_dict(scope)
             await self.app(scope, receive, send)
@@ -196,6 +196,9 @@ class Connection:
             upkeep = self.sessions._upkeep()
             if not upkeep.is_open:
                 await upkeep.open_for_loop()
+                if self._session is not None:
+                    # A concurrent call of this request has made it.
+                    return self._session
             is_socket = self.scope["type"] == "websocket"
             make_session: Any = self.sessions.make_session
             session: Session = make_session(self.scope, self._has_begun and not is_socket)

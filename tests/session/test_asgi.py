@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 from typing import Annotated, Any
@@ -257,21 +258,37 @@ async def test_two_middlewares_with_the_same_sessions_share_one_session() -> Non
     assert (await visitor.get("/inner/both")).json == [1, 1]
 
 
-async def test_a_dict_that_is_loaded_later_keeps_the_changes_before_it() -> None:
+async def test_a_dict_that_a_mounted_application_loads_forgets_no_change_that_was_made_before() -> None:
+    sessions = sessions_in()
+
     async def dispatch(request: Request, call_next: RequestResponseEndpoint) -> Response:
-        if "user" in request.query_params:
-            await (await get_session(request)).set("user", request.query_params["user"])
+        current = await get_session(request)
+        await current.set("visits", await current.get("visits", 0) + 1)
         return await call_next(request)
 
-    sessions = sessions_in()
-    inner = starlette(sessions, as_dict=True, plain=answering(_plain))
-    app = Starlette(routes=[Mount("/inner", inner), Route("/user", answering(_user))])
+    async def visits(request: Request) -> Any:
+        return await (await get_session(request)).get("visits")
+
+    inner = starlette(sessions, as_dict=True, plain=answering(_plain), visits=answering(visits))
+    app = Starlette(routes=[Mount("/inner", inner)])
     app.add_middleware(BaseHTTPMiddleware, dispatch=dispatch)
     app.add_middleware(SessionMiddleware, sessions=sessions)
     visitor = Visitor(app)
-    await visitor.get("/inner/plain?user=1")
-    await visitor.get("/inner/plain?user=2")
-    assert (await visitor.get("/user")).json == "2"
+    for _ in range(2):
+        assert (await visitor.get("/inner/plain")).headers["vary"] == "Cookie"
+    assert (await visitor.get("/inner/visits")).json == 3
+
+
+async def test_concurrent_calls_of_get_session_return_one_session() -> None:
+    class Slow(Recording):
+        async def open(self) -> None:
+            await asyncio.sleep(0.01)
+
+    async def compare(request: Request) -> Any:
+        first, second = await asyncio.gather(get_session(request), get_session(request))
+        return first is second
+
+    assert (await Visitor(starlette(sessions_in(Slow()), compare=answering(compare))).get("/compare")).json is True
 
 
 async def test_two_middlewares_with_other_sessions_each_have_their_own() -> None:

@@ -371,13 +371,15 @@ async def test_nested_changes_are_written_and_other_keys_are_not() -> None:
     assert await everything(visitor) == {"cart": {"items": []}, "other": [{"deep": [1]}]}
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, True), (0, False), (1, 1.0), ("1", 1), (None, False), ([1], (1, 1))], ids=repr)
+ALMOST_EQUAL: list[tuple[Any, Any]] = [(1, True), (0, False), (1, 1.0), ("1", 1), (None, False), ([1], [1.0])]
+
+
+@pytest.mark.parametrize(("before", "after"), ALMOST_EQUAL, ids=repr)
 async def test_a_value_that_is_equal_and_of_another_type_is_a_change(before: Any, after: Any) -> None:
     visitor = Site().visitor()
     await do(visitor, lambda session: session.update(key=before))
     await do(visitor, lambda session: session.update(key=after))
-    found = (await everything(visitor))["key"]
-    assert (found, type(found)) == (list(after), list) if isinstance(after, tuple) else (after, type(after))
+    assert repr((await everything(visitor))["key"]) == repr(after)
 
 
 class Versioned:

@@ -282,7 +282,7 @@ def write_site(folder: Path, driver: dict[str, Any], *, is_lazy: bool = False) -
     (folder / "main.py").write_text(SITE.replace("DRIVER", repr(driver)).replace("IS_LAZY", repr(is_lazy)))
 
 
-@pytest.mark.parametrize("name", ["uvicorn", "hypercorn", "granian"])
+@pytest.mark.parametrize("name", ["uvicorn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hypercorn", "granian"))])
 def test_a_store_that_first_use_has_opened_is_closed_without_a_warning(name: str, tmp_path: Path) -> None:
     write_site(tmp_path, {"type": "sql", "file": str(tmp_path / "sessions.db")}, is_lazy=True)
     port = free_port()
@@ -340,7 +340,8 @@ def test_sessions_in_memory_refuse_two_workers(name: str, options: Sequence[str]
         assert REFUSED in program.stdout + program.stderr
 
 
-@pytest.mark.parametrize("worker", ["uvicorn_worker.UvicornWorker", pytest.param("asgi", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("worker", ["uvicorn_worker.UvicornWorker", "asgi"])
 def test_sessions_in_memory_start_with_one_worker_of_gunicorn(worker: str, tmp_path: Path) -> None:
     write_site(tmp_path, {"type": "memory"})
     port = free_port()
@@ -350,6 +351,7 @@ def test_sessions_in_memory_start_with_one_worker_of_gunicorn(worker: str, tmp_p
         assert "memory" not in program.stdout + program.stderr
 
 
+@pytest.mark.slow
 def test_of_two_workers_that_open_the_store_at_first_use_each_refuses_its_requests(tmp_path: Path) -> None:
     write_site(tmp_path, {"type": "memory"}, is_lazy=True)
     port = free_port()

@@ -365,7 +365,7 @@ async def test_the_session_works(make: Any) -> None:
     [("load", True), ("load", False), ("apply", False), ("apply", True)],
     ids=["before the handler", "in the handler", "at the flush", "at the flush, with as_dict"],
 )
-async def test_a_store_that_is_down_is_503_and_logs_nobody_out(
+async def test_a_store_that_is_down_is_503_and_logs_no_visitor_out(
     make: Any, failing: str, as_dict: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver, calls = Recording(), 0

@@ -83,7 +83,7 @@ class Visitor:
         reply = reply or Reply(body)
         with anyio.fail_after(TIME_LIMIT):
             try:
-                await self.app(http_scope(target, **{"scheme": "http", "headers": self.fields, **scope}), reply.receive, reply.send)
+                await self.app({**http_scope(target, headers=self.fields, scheme="http"), **scope}, reply.receive, reply.send)
             except Exception as error:
                 # Its traceback would keep the request's frames.
                 reply.error = error.with_traceback(None)
