@@ -30,6 +30,8 @@ test-quick: $(VENV)/developed
 
 faults: $(VENV)/developed $(VENV)/documented
 	$(VENV)/bin/python -m pytest $(AT_ONCE) -m slow tests
+	@echo "gaman: running the session's tests once more, in Starlette through SessionMiddleware, for about three minutes"
+	FRAMEWORK=starlette $(VENV)/bin/python -m pytest $(AT_ONCE) tests/session
 
 e2e: $(VENV)/browsed $(VENV)/documented
 	$(VENV)/bin/python -m pytest $(AT_ONCE) -m e2e tests/e2e

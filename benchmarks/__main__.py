@@ -24,7 +24,7 @@ from benchmarks.report.results import Results, load, save
 from benchmarks.report.table import show
 
 HERE = Path(__file__).parent
-QUESTIONS = ("serializer", "sealing", "in_process", "scaling", "over_http", "drivers", "memory", "imports")
+QUESTIONS = ("serializer", "sealing", "in_process", "middleware", "scaling", "over_http", "drivers", "memory", "imports")
 LONG_QUESTIONS = ("growth", "owners", "round_trips", "capacity")
 """Questions that only run by name, because they take an hour, or compare gaman with nothing else."""
 MAX_SECONDS, MAX_QUICK_SECONDS = 560.0, 40.0

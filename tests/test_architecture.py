@@ -27,6 +27,7 @@ ORDER = [
     ["gaman.session"],
     ["gaman_session.testing"],
     ["gaman_session.asgi"],
+    ["gaman_session._connection"],
     ["gaman_session"],
     ["gaman_session._integration"],
     ["gaman_session._closing", "gaman_session._session_dict", "gaman_session._upkeep"],

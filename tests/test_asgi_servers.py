@@ -308,6 +308,14 @@ def test_sessions_in_memory_refuse_two_workers(name: str, options: list[str], en
         )
 
 
+def test_sessions_in_memory_refuse_two_workers_of_gunicorn(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(IN_MEMORY)
+    options = ("-k", "uvicorn_worker.UvicornWorker", "--no-control-socket", "--bind", "127.0.0.1:0", "--workers", "2")
+    with running(program_of("gunicorn"), *options, "main:app", cwd=tmp_path) as program:
+        assert program.wait() != 0
+        assert "the memory driver keeps sessions in one process, and 2 workers" in program.stdout + program.stderr
+
+
 def test_sessions_in_memory_refuse_two_workers_of_a_script_that_runs_granian(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(IN_MEMORY)
     source = f"""

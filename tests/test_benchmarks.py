@@ -5,8 +5,10 @@ import random
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from itertools import count
+from importlib import import_module
+from itertools import count, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from benchmarks import harness
 from benchmarks.asgi import fetch, log_in
 from benchmarks.harness import Absent, Case, Contender, Goal, Missing, Plan, Question
 from benchmarks.places import place_for
-from benchmarks.questions import in_process, scaling, sealing, serializer
+from benchmarks.questions import in_process, middleware, scaling, sealing, serializer
 from benchmarks.report import chart, goals, summary
 from benchmarks.report import compare as comparing
 from benchmarks.report.figures import MIN_ROUNDS, interval, judge, ratios, to_baseline
@@ -39,7 +41,7 @@ from gaman import App
 pytestmark = pytest.mark.anyio
 
 QUICK = Plan(quick=True)
-QUESTIONS = [serializer.QUESTION, sealing.QUESTION, in_process.QUESTION, scaling.QUESTION]
+QUESTIONS = [serializer.QUESTION, sealing.QUESTION, in_process.QUESTION, middleware.QUESTION, scaling.QUESTION]
 
 
 def nothing(case: str, seconds: float) -> None:
@@ -148,6 +150,36 @@ async def test_a_peer_that_is_not_installed_is_a_row_with_the_reason(monkeypatch
     assert list(reasons) == [peer.name for peer in peers.PEERS]
     assert reasons["Litestar"].startswith("not installed: litestar")
     assert shown(found).count("not installed") == sum(reason.startswith("not installed") for reason in reasons.values())
+
+
+@pytest.mark.parametrize("package", ["starsessions", "starlette.applications"])
+async def test_a_middleware_or_a_framework_that_is_not_installed_is_a_row_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    def find(name: str) -> Any:
+        return lack(name) if name == package else import_module(name)
+
+    monkeypatch.setattr("benchmarks.rivals.middleware.import_module", find)
+    [unused, *_] = middleware.cases(QUICK)
+    found = await harness.run(question_of(unused), QUICK, nothing)
+    names = ["starsessions, in a cookie", "starsessions, in memory"] if package == "starsessions" else ["all contenders"]
+    assert found.cases[0].absent == [AbsentResult(name, f"not installed: {package}") for name in names]
+
+
+async def test_the_cost_of_a_session_is_the_time_beyond_the_application_without_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    async def time_calls(app: object, path: str, cookies: object, count: int) -> float:
+        assert (path, next(cookies), count) == ("/read", b"a=1", middleware.CALLS)  # type: ignore[call-overload]
+        calls.append(str(app))
+        return count * (5e-6 if app == "with" else 3e-6)
+
+    monkeypatch.setattr(middleware, "time_calls", time_calls)
+    measure: Any = middleware.added("with", "without", "/read", repeat(b"a=1"))  # type: ignore[arg-type]
+    for _ in range(20):
+        assert await measure() == pytest.approx(2.0)
+    turns = {tuple(calls[at : at + 2]) for at in range(0, len(calls), 2)}
+    assert turns == {("with", "without"), ("without", "with")}
 
 
 async def test_a_serializer_that_does_not_keep_a_value_is_a_row_with_the_reason() -> None:

@@ -855,7 +855,7 @@ gaman.serve(app, port=0)
         assert program.stop() == 0
         titles = [line for line in program.stderr.splitlines() if line.startswith("GET")]
     assert titles == [
-        "GET '/none': app returned without a response",
+        "GET '/none': the application returned without a response",
         "GET '/done' failed after its response",
         "GET '/half' broke off",
     ]

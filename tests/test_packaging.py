@@ -185,7 +185,8 @@ def packages_of(environment: Path) -> Path:
 
 
 def test_an_installed_wheel_works_in_a_new_environment(installed: Path, tmp_path: Path) -> None:
-    code = "import gaman, gaman_session, gaman.session as door; print(gaman.__file__, gaman_session.__file__, door.__file__)"
+    modules = ("gaman", "gaman_session", "gaman.session", "gaman.session.asgi", "gaman.session.testing")
+    code = f"import sys, {', '.join(modules)}; print(*(sys.modules[name].__file__ for name in {modules}))"
     for file in run(installed / "bin" / "python", "-W", "error", "-c", code, cwd=tmp_path).split():
         assert Path(file).is_relative_to(packages_of(installed))
     assert len(run(installed / "bin" / "gaman", "key", cwd=tmp_path).strip()) >= 43

@@ -45,8 +45,8 @@ class Session(NotADict, ABC):
 
     __slots__ = ("_failure", "_is_closed", "_is_used", "_sessions", "_unawaited")
 
-    _failure: HTTPError
-    """The last error of a call that should be the response."""
+    _failure: HTTPError | None
+    """The last error of a call that should be the response, until the response begins. Its traceback refers to the session."""
 
     def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any], is_closed: bool = False) -> None:
         self._sessions = sessions
@@ -234,7 +234,7 @@ class Session(NotADict, ABC):
 
         SessionUseError names the calls that were never awaited; the changes are dropped.
         """
-        self._is_closed = True
+        self._is_closed, self._failure = True, None
         if lines := self._unawaited:
             self._unawaited = None
             self._discard()
@@ -244,16 +244,14 @@ class Session(NotADict, ABC):
     def _fail(self, *, keeps_changes: bool) -> None:
         """Drop the changes of a request that failed, unless it *keeps_changes*, and report no further calls without `await`."""
         self._log_unawaited()
-        self._unawaited = None
+        self._unawaited = self._failure = None
         if not keeps_changes:
             self._discard()
 
-    def _brings_cookie(self) -> bool:
-        """Return whether the request has a cookie of the session's name."""
-        return next(self._sessions.tokens(self._scope), None) is not None
-
     def _end_handshake(self) -> None:
         """Allow only what needs no cookie from now on, because a WebSocket was accepted."""
+        # What the handshake hasn't read can still be read afterwards.
+        self._is_closed = False
         self._is_ready()
         self._is_closed = True
 
@@ -345,6 +343,9 @@ class Session(NotADict, ABC):
 
     def _encode(self, key: str, value: Any) -> bytes:
         return self._sessions.codec.encode(key, value)
+
+    def _decode(self, data: bytes) -> Any:
+        return self._sessions.codec.decoder.decode(data)
 
     def _value(self, key: str, default: Any, type: Any) -> Any:
         """Return the value of *key*, once it is readable; *default* if it is missing or damaged."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from asyncio import AbstractEventLoop, Lock, Task, create_task, get_running_loop, wait
+from asyncio import AbstractEventLoop, Lock, Task, create_task, get_running_loop, shield, wait
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 
 import anyio
@@ -34,6 +34,7 @@ class Upkeep:
         self._log_extra = {"driver": driver_name}
         self._warnings = warnings
         self._sweeper: Task[None] | None = None
+        self._opening: Task[None] | None = None
         self._users = 0
         self._loop: AbstractEventLoop | None = None
         """The event loop of the users."""
@@ -61,7 +62,14 @@ class Upkeep:
                     await self._close()
 
     async def open_for_loop(self) -> None:
-        """Open the store, unless it is open, until the event loop ends."""
+        """Open the store, unless it is open, until the event loop ends. Concurrent calls share one attempt and its failure."""
+        opening = self._opening
+        if opening is None or opening.done() or opening.get_loop() is not get_running_loop():
+            opening = self._opening = create_task(self._open_for_loop())
+        # A request that is cancelled leaves the attempt to the others.
+        await shield(opening)
+
+    async def _open_for_loop(self) -> None:
         async with self._exclusively():
             if not self._users:
                 await self._open(count_workers())
@@ -84,10 +92,13 @@ class Upkeep:
 
     async def _open(self, workers: int) -> None:
         driver = self._sessions.driver
-        if workers > 1 and driver is not None and not driver.shared:
-            raise ConfigError(
-                f"the {driver.name} driver keeps sessions in one process, and {workers} workers would not share them; "
-                f"take {', '.join(['cookies', *(name for name in DRIVERS if name != 'memory')])}, or workers=1"
+        if workers != 1 and driver is not None and not driver.shared:
+            fix = f"take {', '.join(['cookies', *(name for name in DRIVERS if name != 'memory')])}, or workers=1"
+            rule = f"the {driver.name} driver keeps sessions in one process, and"
+            if workers:
+                raise ConfigError(f"{rule} {workers} workers would not share them; {fix}")
+            logger.warning(
+                "%s this server's workers, if it has several, would not share them; %s", rule, fix, extra=self._log_extra
             )
         for warning in self._warnings:
             logger.warning("%s", warning, extra=self._log_extra)

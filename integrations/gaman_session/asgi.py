@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from inspect import Parameter, Signature
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
+from typing import Any, Final, Protocol, TypeAlias, cast
 
-from gaman import ConfigError, HTTPError, Response, log_extra
+from gaman import ConfigError, HTTPError
 from gaman.errors import a_type, checks_arguments
-from gaman_session._closing import RawHeaders, fail
-from gaman_session._errors import SessionError, SessionUseError
+from gaman_session._connection import Connection, Message, Receive, Scope, Send, is_replaced
 from gaman_session._integration import SessionIntegration, session
 from gaman_session._misuse import IN_SCOPE
 from gaman_session._session import Session
-from gaman_session._session_dict import SessionDict
 
 __all__ = ["Session", "SessionMiddleware", "get_session"]
 
-logger = logging.getLogger("gaman")
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI 3 application. Frameworks have types of their own for the scope and the messages, which don't fit each other."""
-
-_BEGINNINGS: Final = ("http.response.start", "websocket.accept", "websocket.http.response.start")
-_INTERNAL_ERROR: Final = 1011
-_TRY_AGAIN_LATER: Final = 1013
-"""Codes with which a WebSocket is closed (RFC 6455, section 7.4.1, and the IANA's registry)."""
 
 
 class HasScope(Protocol):
@@ -70,10 +56,17 @@ class SessionMiddleware:
         if scope["type"] == "lifespan":
             await self._run_lifespan(scope, receive, send)
             return
+        outer: Connection | None = scope.get(IN_SCOPE)
+        if outer is not None and outer.sessions is self._sessions:
+            # An application and one that is mounted in it share these sessions, and the request has one of them.
+            if self._as_dict:
+                await outer.load_dict(scope)
+            await self.app(scope, receive, send)
+            return
         connection = scope[IN_SCOPE] = Connection(self._sessions, scope, send)
         try:
             if self._as_dict:
-                await connection.load_dict()
+                await connection.load_dict(scope)
             await self.app(scope, receive, connection.send)
         except HTTPError as error:
             # The framework knows no error of gaman's.
@@ -81,12 +74,17 @@ class SessionMiddleware:
                 raise
         except BaseException as error:
             await connection.fail(error)
-            raise
+            if not is_replaced(error):
+                raise
         else:
-            connection.end()
+            if connection._session is not None:
+                connection.end()
         finally:
-            # Otherwise only the garbage collector would free the scope, the session and what they hold.
-            connection.release()
+            # Otherwise only the garbage collector would free the scope, the session and what they hold. Not calling end() and
+            # release() without a session saves 11 % of what a request costs that doesn't use it.
+            del scope[IN_SCOPE]
+            if outer is not None or connection._session is not None:
+                connection.release(outer)
 
     async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         upkeep = self._sessions._upkeep()
@@ -118,7 +116,7 @@ class SessionMiddleware:
         try:
             await self.app(scope, receive_open, send_closed)
         except _StartFailed as failed:
-            logger.error("the sessions can't start: %s", failed.__cause__)
+            # The server logs the message.
             await send({"type": "lifespan.startup.failed", "message": str(failed.__cause__)})
         finally:
             await close()
@@ -128,205 +126,21 @@ class _StartFailed(Exception):
     """The store can't be opened; the cause says why."""
 
 
-class Connection:
-    """A request or a WebSocket, with its session and what its response carries."""
-
-    __slots__ = (
-        "_cookies",
-        "_dict",
-        "_has_begun",
-        "_is_answered",
-        "_is_closed",
-        "_root_path",
-        "_send",
-        "_session",
-        "_sessions",
-        "scope",
-    )
-
-    def __init__(self, sessions: SessionIntegration, scope: Scope, send: Send) -> None:
-        self.scope = scope
-        self._sessions = sessions
-        self._send = send
-        self._session: Session | None = None
-        self._dict: SessionDict | None = None
-        self._cookies: RawHeaders = []
-        self._has_begun = False
-        """Whether the response has begun, or the WebSocket was accepted."""
-        self._is_closed = False
-        """Whether the session was written, as far as it could be."""
-        self._is_answered = False
-        """Whether the middleware has answered in the place of the application."""
-
-    @property
-    def scheme(self) -> str:
-        """`https` or `http`."""
-        return "https" if self.scope["scheme"] in ("https", "wss") else "http"
-
-    @property
-    def host(self) -> str:
-        """The request's Host field, or an empty text."""
-        return next((value.decode("latin-1") for name, value in self.scope["headers"] if name == b"host"), "")
-
-    def send_cookie(self, line: bytes) -> None:
-        """Send *line* as the value of a Set-Cookie field, whatever becomes of the response."""
-        self._cookies.append((b"set-cookie", line))
-
-    async def find_session(self) -> Session:
-        """Return the session, which the first call makes. The store is opened if neither the lifespan nor running() did."""
-        if self._session is None:
-            upkeep = self._sessions._upkeep()
-            if not upkeep.is_open:
-                await upkeep.open_for_loop()
-            is_socket = self.scope["type"] == "websocket"
-            self._session = cast("Any", self._sessions.make_session)(self.scope, self._has_begun and not is_socket)
-            if self._has_begun and is_socket:
-                self._session._end_handshake()
-        return self._session
-
-    async def load_dict(self) -> None:
-        """Put the session as a dict into the scope, where Starlette's requests look for it."""
-        if "session" in self.scope:
-            self._check_dict()
-        self._root_path = self.scope.get("root_path")
-        self._dict = self.scope["session"] = await SessionDict.load(await self.find_session())
-
-    def send(self, message: Message) -> Awaitable[None]:
-        """Send *message*; before the first one that has header fields, write the session."""
-        # Not a coroutine, so that a request that doesn't use its session has none more.
-        if not self._has_begun:
-            if message["type"] in _BEGINNINGS:
-                self._has_begun = True
-                if self._session is not None:
-                    return self._begin(message, self._session)
-        elif self._is_answered:
-            return self._drop(message)
-        return self._send(message)
-
-    async def _begin(self, message: Message, session: Session) -> None:
-        is_accepted = message["type"] == "websocket.accept"
-        head = Head(
-            101 if is_accepted else message["status"], [(name.lower(), value) for name, value in message.get("headers", ())]
-        )
-        try:
-            if head.status == 500 and (failure := getattr(session, "_failure", None)) is not None:
-                # The framework has made this response of an error that isn't its own.
-                raise failure
-            if self._dict is not None and head.status < 500:
-                # A mounted application may have another session.
-                if self.scope.get("root_path") == self._root_path:
-                    self._check_dict()
-                self._dict.write()
-            headers = await self._close(session, head)
-        except BaseException as error:
-            self._has_begun = False
-            if isinstance(error, HTTPError) and await self.answer(error):
-                return
-            raise
-        if is_accepted:
-            # No cache keeps the response to a handshake.
-            headers = head.raw_headers
-            session._end_handshake()
-        await self._send({**message, "headers": [*headers, *self._cookies]})
-
-    def _check_dict(self) -> None:
-        """Raise ConfigError if handlers have the session of another middleware."""
-        if not isinstance(self.scope.get("session"), SessionDict):
-            raise ConfigError(
-                "request.session is the session of another middleware: remove Starlette's SessionMiddleware, which "
-                "SessionMiddleware(as_dict=True) of gaman.session.asgi replaces"
-            )
-
-    async def _close(self, session: Session, head: Head) -> RawHeaders:
-        """Write the session, unless that was tried before, and return the header fields of the response."""
-        if self._is_closed:
-            return head.raw_headers
-        self._is_closed = True
-        try:
-            closing = self._sessions._closing.close(self, session, head)
-        except SessionUseError as error:
-            # Answered here, because some frameworks don't log the errors of their send().
-            raise HTTPError(500) from error
-        return closing if isinstance(closing, list) else await closing
-
-    async def _drop(self, message: Message) -> None:
-        if message.get("more_body", False):
-            # As to a client that has disconnected (ASGI, Disconnected Client), so that an endless response ends.
-            raise OSError("the response was replaced, because the session could not be written")
-
-    async def answer(self, error: HTTPError) -> bool:
-        """Answer *error* in the place of the application; return False if its response has begun."""
-        if self._session is not None:
-            fail(self._session, error)
-        is_socket = self.scope["type"] == "websocket"
-        if self._is_answered or (self._has_begun and not is_socket):
-            return False
-        if error.status >= 500 and (cause := error.__cause__) is not None:
-            extra = log_extra(self.scope)
-            reason = f"{error}: {cause!r}" if isinstance(error, SessionError) else f"{type(cause).__name__}: {cause}"
-            logger.error("%s %r answered %d: %s", extra["method"], extra["path"], error.status, reason, extra=extra)
-        has_begun, self._has_begun, self._is_answered = self._has_begun, True, True
-        if has_begun or (is_socket and "websocket.http.response" not in self.scope.get("extensions", {})):
-            # Before the WebSocket is accepted, this refuses it with 403 (ASGI, WebSocket, Close).
-            await self._send({"type": "websocket.close", "code": _TRY_AGAIN_LATER if error.status == 503 else _INTERNAL_ERROR})
-            return True
-        detail = error.detail
-        response = (Response.text if isinstance(detail, str) else Response.json)(detail, error.status, error.headers)
-        headers = response.raw_headers
-        if self._session is not None:
-            headers = await self._close(self._session, Head(error.status, headers))
-        body = cast("bytes", response.body)
-        headers = [*headers, (b"content-length", b"%d" % len(body)), *self._cookies]
-        prefix = "websocket.http" if is_socket else "http"
-        await self._send({"type": f"{prefix}.response.start", "status": error.status, "headers": headers})
-        await self._send({"type": f"{prefix}.response.body", "body": b"" if self.scope.get("method") == "HEAD" else body})
-        return True
-
-    async def fail(self, error: BaseException) -> None:
-        """Drop the changes of a request that failed, and see that the browser gets the cookie of what was saved before."""
-        if (session := self._session) is None:
-            return
-        fail(session, error)
-        if isinstance(error, Exception) and not self._has_begun and self.scope["type"] == "http":
-            await self._close(session, Head(500, []))
-            if self._cookies:
-                # Starlette answers errors outside of its middleware, where this cookie would be lost.
-                await self.answer(HTTPError(500))
-
-    def release(self) -> None:
-        """Remove what refers to the scope from it."""
-        del self.scope[IN_SCOPE]
-        if self._dict is not None:
-            del self.scope["session"]
-
-    def end(self) -> None:
-        """Log changes that were made through a WebSocket and not saved."""
-        if self._session is not None and self.scope["type"] == "websocket" and self._session._has_changes():
-            extra = log_extra(self.scope)
-            logger.error("%r lost changes of its session; write `await session.save()` after them", extra["path"], extra=extra)
-
-
-class Head(NamedTuple):
-    """The beginning of a response."""
-
-    status: int
-    raw_headers: RawHeaders
-
-
 class _GetSession:
     """`get_session`, an object because FastAPI has to see the class of Starlette's connections in its signature."""
 
     async def __call__(self, connection: HasScope) -> Session:
         """Return the session of a request or a WebSocket; ConfigError if SessionMiddleware isn't in use."""
-        scope = getattr(connection, "scope", None)
-        if not isinstance(scope, MutableMapping):
+        scope: Any = getattr(connection, "scope", None)
+        # An abstract class takes 0.25 µs to know a dict, 3 % of a request that reads its session.
+        if not isinstance(scope, (dict, MutableMapping)):
             raise ConfigError(f"get_session() takes a request or a WebSocket, not {connection!r}")
-        found: Connection | None = scope.get(IN_SCOPE)
+        found = cast("Scope", scope).get(IN_SCOPE)
         if found is None:
             raise ConfigError(
                 "get_session() needs SessionMiddleware: write app.add_middleware(SessionMiddleware, sessions=session(...))"
             )
-        return await found.find_session()
+        return await cast("Connection", found).find_session()
 
     # Python's own errors name the coroutine.
     __call__.__qualname__ = "get_session"

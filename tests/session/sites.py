@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 from starlette.applications import Starlette
@@ -21,7 +21,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from gaman import App, Context, HTTPError, Response
-from gaman.session import Driver, Session, SessionError, SessionIntegration, SessionStoreError
+from gaman.session import Driver, Outcome, Record, Session, SessionError, SessionIntegration, SessionStoreError
 from gaman.session.asgi import SessionMiddleware, get_session
 from gaman_session import _options
 from gaman_session._integration import integrate
@@ -209,6 +209,60 @@ class Sealing(MemoryDriver):
     """Memory that counts as a shared store, so that its values are sealed."""
 
     shared = True
+
+
+class Recording(Sealing):
+    """Records its calls, and fails in those named in *failing*."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+        self.failing: set[str] = set()
+
+    def _note(self, event: str) -> None:
+        self.events.append(event)
+        if event in self.failing:
+            try:
+                raise OSError("the store is out of reach")
+            except OSError as cause:
+                raise SessionStoreError("recording", event) from cause
+
+    async def open(self) -> None:
+        self._note("open")
+        await super().open()
+
+    async def close(self) -> None:
+        self._note("close")
+
+    async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
+        self._note("load")
+        return await super().load(id, now=now)
+
+    async def create(self, id: str, record: Record) -> None:
+        self._note("create")
+        await super().create(id, record)
+
+    async def apply(self, id: str, sets: Any, deletes: Any, *, now: float, deadline: float | None, max_size: int) -> Outcome:
+        self._note("apply")
+        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
+
+    async def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        self._note("swap")
+        return await super().swap(id, field, old, new, now=now, deadline=deadline, max_size=max_size)
+
+    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        self._note("rename")
+        return await super().rename(id, new_id, record, version=version, now=now)
+
+    async def destroy(self, id: str, *, now: float) -> None:
+        self._note("destroy")
+        await super().destroy(id, now=now)
+
+    async def purge(self, *, now: float, limit: int) -> int:
+        self._note("purge")
+        return await super().purge(now=now, limit=limit)
 
 
 class _Opened:

@@ -9,21 +9,21 @@ import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 import pytest
 
 from gaman import App, ConfigError, Context, HTTPError, Integration, Response, mount
 from gaman._tracebacks import explain
-from gaman.session import Driver, Outcome, Record, Session, SessionClosed, SessionStoreError, session
+from gaman.session import Driver, Session, SessionClosed, SessionStoreError, session
 from gaman.testing import TestClient
 from gaman_session import _cookie_session, _sealing, _upkeep
 from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
 from tests.asgi import Exchange, Fetch
-from tests.session.sites import SECRET, Browser, Clock, Sealing, Site, Work, gaman_only, getting, serving, setting
+from tests.session.sites import SECRET, Browser, Clock, Recording, Sealing, Site, Work, gaman_only, getting, serving, setting
 
 pytestmark = pytest.mark.anyio
 
@@ -402,60 +402,6 @@ async def test_plain_http_is_fine_if_no_secure_cookie_is_sent(fetch: Fetch, capl
 
 
 # Start-up and shutdown
-
-
-class Recording(Sealing):
-    """Records its calls, and fails in those named in *failing*."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.events: list[str] = []
-        self.failing: set[str] = set()
-
-    def _note(self, event: str) -> None:
-        self.events.append(event)
-        if event in self.failing:
-            try:
-                raise OSError("the store is out of reach")
-            except OSError as cause:
-                raise SessionStoreError("recording", event) from cause
-
-    async def open(self) -> None:
-        self._note("open")
-        await super().open()
-
-    async def close(self) -> None:
-        self._note("close")
-
-    async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
-        self._note("load")
-        return await super().load(id, now=now)
-
-    async def create(self, id: str, record: Record) -> None:
-        self._note("create")
-        await super().create(id, record)
-
-    async def apply(self, id: str, sets: Any, deletes: Any, *, now: float, deadline: float | None, max_size: int) -> Outcome:
-        self._note("apply")
-        return await super().apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
-
-    async def swap(
-        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
-    ) -> Outcome:
-        self._note("swap")
-        return await super().swap(id, field, old, new, now=now, deadline=deadline, max_size=max_size)
-
-    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-        self._note("rename")
-        return await super().rename(id, new_id, record, version=version, now=now)
-
-    async def destroy(self, id: str, *, now: float) -> None:
-        self._note("destroy")
-        await super().destroy(id, now=now)
-
-    async def purge(self, *, now: float, limit: int) -> int:
-        self._note("purge")
-        return await super().purge(now=now, limit=limit)
 
 
 async def test_the_driver_is_open_before_the_first_request_and_closed_after_the_last(fetch: Fetch) -> None:

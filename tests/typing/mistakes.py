@@ -6,11 +6,17 @@ as well. The comment above a line, or at its end, says what is wrong.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Request
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
 
 import gaman
 from gaman import App, Context, Response, Table, define_integration, define_routes
 from gaman.cors import cors
 from gaman.session import Driver, session
+from gaman.session.asgi import Session, SessionMiddleware, get_session
 from gaman.static import static
 from gaman.testing import TestClient
 from gaman_session.drivers.memory import MemoryDriver
@@ -219,3 +225,62 @@ session(driver=MemoryDriver)  # type: ignore[arg-type]  # pyright: ignore[report
 # A test client takes an App, not its class or its routes.
 TestClient(App)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 TestClient({"/": good})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# Sessions in other frameworks
+
+api = FastAPI()
+# The middleware needs sessions=, which session() returns.
+api.add_middleware(SessionMiddleware)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+api.add_middleware(SessionMiddleware, session=sessions_of_all)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+api.add_middleware(SessionMiddleware, sessions=session)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+api.add_middleware(SessionMiddleware, sessions={"type": "memory"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+api.add_middleware(SessionMiddleware, secret_key="a secret")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+Starlette(middleware=[Middleware(SessionMiddleware)])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+Starlette(middleware=[Middleware(SessionMiddleware, sessions="memory")])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+SessionMiddleware(api)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+SessionMiddleware(api, sessions_of_all)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+SessionMiddleware(sessions=sessions_of_all)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+SessionMiddleware("main:app", sessions=sessions_of_all)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+# The option is as_dict, a bool.
+SessionMiddleware(api, sessions=sessions_of_all, as_dict="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+SessionMiddleware(api, sessions=sessions_of_all, dict=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+api.add_middleware(SessionMiddleware, sessions=sessions_of_all, as_dict="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@api.get("/")
+async def in_fastapi(current: Annotated[Session, Depends(get_session)], request: Request) -> str:
+    # A session's calls must be awaited.
+    if current.get("user"):  # type: ignore[truthy-bool]  # pyright: ignore[reportGeneralTypeIssues]
+        return "logged in"
+    if not current.has("user"):  # type: ignore[truthy-bool]  # pyright: ignore[reportGeneralTypeIssues]
+        return "logged out"
+    current.save()  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    user: User | None = current.get("user", type=User)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    name = (await current.get("user", type=User)).name  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
+    # A session isn't a dict.
+    current["user"] = "Angga"  # type: ignore[index]  # pyright: ignore[reportIndexIssue]
+    # get_session() must be awaited, and takes a request.
+    get_session(request)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    if get_session(request):  # type: ignore[truthy-bool]  # pyright: ignore[reportUnnecessaryComparison]
+        return "has a session"
+    await get_session(request).get("user")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    await get_session()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await get_session(request.scope)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await get_session("request")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    # update() returns the function's type.
+    label: str = await current.update("count", lambda count: int(count) + 1, 0)  # type: ignore[arg-type, return-value]  # pyright: ignore[reportAssignmentType]
+    return f"{user}{name}{label}"
+
+
+def sync_lifespan() -> None:
+    with sessions_of_all.running():  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]
+        pass
+
+
+async def lifespan() -> None:
+    # running() must be called.
+    async with sessions_of_all.running:  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]
+        pass
+    # It is a context manager.
+    await sessions_of_all.running()  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]

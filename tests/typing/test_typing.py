@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-import gaman_session
+import gaman_session.asgi
 
 FOLDER = Path(__file__).parent
-FILES = ["mistakes.py", "plugins.py", "request.py", "session.py", "testing.py"]
+FILES = ["frameworks.py", "mistakes.py", "plugins.py", "request.py", "session.py", "testing.py"]
 EXPORTS = "exports.py"
-"""The generated file of a project: it misuses every name of gaman.session, which goes unnoticed only if a name is Any."""
+"""The generated file of a project: it misuses every name of the modules below, which goes unnoticed only if a name is Any."""
+MODULES = {"gaman.session": gaman_session.__all__, "gaman.session.asgi": gaman_session.asgi.__all__}
 SETTINGS = """
 [tool.mypy]
 strict = true
@@ -36,11 +37,12 @@ def make_project(folder: Path) -> Path:
     (folder / "pyproject.toml").write_text(SETTINGS)
     for name in FILES:
         shutil.copy(FOLDER / name, folder)
-    mistakes = (
-        f"wrong_{name}: str = {name}  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]\n"
-        for name in gaman_session.__all__
-    )
-    (folder / EXPORTS).write_text(f"from gaman.session import {', '.join(gaman_session.__all__)}\n\n{''.join(mistakes)}")
+    imports = [f"from {module} import {', '.join(names)}" for module, names in MODULES.items()]
+    mistakes = [
+        f"wrong_{name}: str = {name}  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]"
+        for name in {name: None for names in MODULES.values() for name in names}
+    ]
+    (folder / EXPORTS).write_text("\n".join([*imports, "", *mistakes, ""]))
     return folder
 
 

@@ -1,0 +1,262 @@
+"""Connection: a request or a WebSocket of any ASGI application, with its session and what its response carries."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias, cast
+
+from gaman import ConfigError, HTTPError, Response, log_extra
+from gaman_session._closing import RawHeaders, fail
+from gaman_session._errors import SessionError, SessionUseError
+from gaman_session._integration import SessionIntegration
+from gaman_session._misuse import IN_SCOPE
+from gaman_session._session import Session
+from gaman_session._session_dict import SessionDict
+
+logger = logging.getLogger("gaman")
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+
+_BEGINNINGS: Final = ("http.response.start", "websocket.accept", "websocket.http.response.start")
+_INTERNAL_ERROR: Final = 1011
+_TRY_AGAIN_LATER: Final = 1013
+"""Codes with which a WebSocket is closed (RFC 6455, section 7.4.1, and the IANA's registry)."""
+
+
+class _Replaced(OSError):
+    """The rest of a response was dropped, because another one was sent in its place."""
+
+    def __init__(self) -> None:
+        super().__init__("the response was replaced, because the session could not be written")
+
+
+def is_replaced(error: BaseException | None) -> bool:
+    """Return whether *error* is what the application made of _Replaced."""
+    while error is not None and not isinstance(error, _Replaced):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+class Connection:
+    """A request or a WebSocket, with its session and what its response carries."""
+
+    __slots__ = (
+        "_cookies",
+        "_dict",
+        "_dict_scope",
+        "_has_begun",
+        "_is_answered",
+        "_is_closed",
+        "_root_path",
+        "_send",
+        "_session",
+        "scope",
+        "sessions",
+    )
+
+    def __init__(self, sessions: SessionIntegration, scope: Scope, send: Send) -> None:
+        self.scope = scope
+        self.sessions = sessions
+        self._send = send
+        self._session: Session | None = None
+        self._dict: SessionDict | None = None
+        self._cookies: Sequence[tuple[bytes, bytes]] = ()
+        self._has_begun = False
+        """Whether the response has begun, or the WebSocket was accepted."""
+        self._is_closed = False
+        """Whether the session was written, as far as it could be."""
+        self._is_answered = False
+        """Whether the middleware has answered in the place of the application."""
+
+    @property
+    def scheme(self) -> str:
+        """`https` or `http`."""
+        return "https" if self.scope["scheme"] in ("https", "wss") else "http"
+
+    @property
+    def host(self) -> str:
+        """The request's Host field, or an empty text."""
+        return next((value.decode("latin-1") for name, value in self.scope["headers"] if name == b"host"), "")
+
+    @property
+    def _failure(self) -> HTTPError | None:
+        """The last error of a call of the session that should be the response."""
+        return getattr(self._session, "_failure", None)
+
+    def send_cookie(self, line: bytes) -> None:
+        """Send *line* as the value of a Set-Cookie field, whatever becomes of the response."""
+        self._cookies = [*self._cookies, (b"set-cookie", line)]
+
+    async def find_session(self) -> Session:
+        """Return the session, which the first call makes. The store is opened if neither the lifespan nor running() did."""
+        if self._session is None:
+            upkeep = self.sessions._upkeep()
+            if not upkeep.is_open:
+                await upkeep.open_for_loop()
+                if self._session is not None:
+                    # A concurrent call of this request has made it.
+                    return self._session
+            is_socket = self.scope["type"] == "websocket"
+            make_session: Any = self.sessions.make_session
+            session: Session = make_session(self.scope, self._has_begun and not is_socket)
+            if self._has_begun and is_socket:
+                session._end_handshake()
+            self._session = session
+        return self._session
+
+    async def load_dict(self, scope: Scope) -> None:
+        """Put the session as a dict into the *scope*, where Starlette's requests look for it."""
+        if "session" in scope:
+            _check_dict(scope)
+        if self._dict is None:
+            self._dict = await SessionDict.load(await self.find_session())
+            self._dict_scope, self._root_path = scope, scope.get("root_path")
+        scope["session"] = self._dict
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Send *message*; before the first one that has header fields, write the session."""
+        # Not a coroutine, so that a request that doesn't use its session has none more.
+        if not self._has_begun:
+            if message["type"] in _BEGINNINGS:
+                self._has_begun = True
+                if self._session is not None:
+                    return self._begin(message, self._session)
+        elif self._is_answered:
+            return self._drop(message)
+        return self._send(message)
+
+    async def _begin(self, message: Message, session: Session) -> None:
+        is_accepted = message["type"] == "websocket.accept"
+        head = Head(
+            101 if is_accepted else message["status"], [(name.lower(), value) for name, value in message.get("headers", ())]
+        )
+        try:
+            if head.status == 500 and self._failure is not None:
+                # The framework has made this response of an error that isn't its own.
+                raise self._failure
+            if self._dict is not None and head.status < 500:
+                # A mounted application may have another session.
+                if self._dict_scope.get("root_path") == self._root_path:
+                    _check_dict(self._dict_scope)
+                self._dict.write()
+            headers = await self._close(session, head)
+        except BaseException as error:
+            self._has_begun = False
+            if isinstance(error, HTTPError) and await self.answer(error):
+                if is_accepted:
+                    # The handler must not go on as if the WebSocket were open.
+                    raise _Replaced from error
+                return
+            raise
+        if is_accepted:
+            # No cache keeps the response to a handshake.
+            headers = head.raw_headers
+            session._end_handshake()
+        await self._send({**message, "headers": [*headers, *self._cookies]})
+
+    async def _close(self, session: Session, head: Head) -> RawHeaders:
+        """Write the session, unless that was tried before, and return the header fields of the response."""
+        if self._is_closed:
+            return head.raw_headers
+        self._is_closed = True
+        try:
+            closing = self.sessions._closing.close(self, session, head)
+        except SessionUseError as error:
+            # Answered here, because some frameworks don't log the errors of their send().
+            raise HTTPError(500) from error
+        return closing if isinstance(closing, list) else await closing
+
+    async def _drop(self, message: Message) -> None:
+        if message.get("more_body", False) or message["type"] == "websocket.send":
+            # As to a client that has disconnected (ASGI, Disconnected Client), so that an endless response ends.
+            raise _Replaced
+
+    async def answer(self, error: HTTPError) -> bool:
+        """Answer *error* in the place of the application; return False if its response has begun."""
+        if self._session is not None:
+            fail(self._session, error)
+        is_socket = self.scope["type"] == "websocket"
+        if self._is_answered or (self._has_begun and not is_socket):
+            return False
+        if self._dict is not None and not self._is_closed and error.status < 500 and not isinstance(error, SessionError):
+            self._dict.write()
+        if error.status >= 500 and (cause := error.__cause__) is not None:
+            extra = log_extra(self.scope)
+            reason = f"{error}: {cause!r}" if isinstance(error, SessionError) else f"{type(cause).__name__}: {cause}"
+            logger.error("%s %r answered %d: %s", extra["method"], extra["path"], error.status, reason, extra=extra)
+        has_begun, self._has_begun, self._is_answered = self._has_begun, True, True
+        if has_begun or (is_socket and "websocket.http.response" not in self.scope.get("extensions", {})):
+            # Before the WebSocket is accepted, this refuses it with 403 (ASGI, WebSocket, Close).
+            try:
+                await self._send({"type": "websocket.close", "code": _TRY_AGAIN_LATER if error.status == 503 else _INTERNAL_ERROR})
+            except Exception:
+                # The application or the client has closed it before.
+                return False
+            return True
+        detail = error.detail
+        response = (Response.text if isinstance(detail, str) else Response.json)(detail, error.status, error.headers)
+        headers = response.raw_headers
+        if self._session is not None:
+            headers = await self._close(self._session, Head(error.status, headers))
+        body = cast("bytes", response.body)
+        headers = [*headers, (b"content-length", b"%d" % len(body)), *self._cookies]
+        prefix = "websocket.http" if is_socket else "http"
+        await self._send({"type": f"{prefix}.response.start", "status": error.status, "headers": headers})
+        await self._send({"type": f"{prefix}.response.body", "body": b"" if self.scope.get("method") == "HEAD" else body})
+        return True
+
+    async def fail(self, error: BaseException) -> None:
+        """Drop the changes of a request that failed, and see that the browser gets the cookie of what was saved before."""
+        if (session := self._session) is None:
+            return
+        # A handler that waits for messages ends by an error, when the client has gone.
+        self.end()
+        fail(session, error)
+        if isinstance(error, Exception) and not self._has_begun and self.scope["type"] == "http":
+            await self._close(session, Head(500, []))
+            if self._cookies:
+                # Starlette answers errors outside of its middleware, where this cookie would be lost.
+                await self.answer(HTTPError(500))
+
+    def release(self, outer: Connection | None) -> None:
+        """Remove what refers to the scope from it, and put the *outer* middleware's connection back."""
+        if self._dict is not None:
+            self._dict_scope.pop("session", None)
+            # It may be a copy of the scope, which refers to this connection.
+            del self._dict_scope
+        if outer is not None:
+            self.scope[IN_SCOPE] = outer
+            if outer._dict is not None:
+                self.scope["session"] = outer._dict
+
+    def end(self) -> None:
+        """Log changes that were made through a WebSocket and not saved."""
+        if self._session is None or self.scope["type"] != "websocket" or self._failure is not None:
+            return
+        fix = "write `await session.save()` after them"
+        if self._dict is not None and self._dict.modified:
+            fix = "`websocket.session` is written by accept() only, so change it before, or take `await get_session(websocket)`"
+        elif not self._session._has_changes():
+            return
+        extra = log_extra(self.scope)
+        logger.error("%r lost changes of its session; %s", extra["path"], fix, extra=extra)
+
+
+def _check_dict(scope: Scope) -> None:
+    """Raise ConfigError if handlers have the session of another middleware."""
+    if not isinstance(scope.get("session"), SessionDict):
+        raise ConfigError(
+            "request.session is the session of another middleware: remove Starlette's SessionMiddleware, which "
+            "SessionMiddleware(as_dict=True) of gaman.session.asgi replaces"
+        )
+
+
+class Head(NamedTuple):
+    """The beginning of a response."""
+
+    status: int
+    raw_headers: RawHeaders

@@ -1,0 +1,486 @@
+"""The promises of the session in other frameworks: when it is written, what undoes it, and what a store that is down does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import anyio
+import falcon
+import falcon.asgi
+import litestar
+import pytest
+import quart
+from fastapi import BackgroundTasks, Depends, FastAPI
+from litestar.middleware import DefineMiddleware
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from gaman import HTTPError
+from gaman.session import SessionClosed, SessionTooLarge
+from gaman.session.asgi import Session, SessionMiddleware, get_session
+from tests.session.sites import Recording
+from tests.session.visitors import Reply, Visitor, add_inside, answering, sessions_in, starlette
+
+pytestmark = pytest.mark.anyio
+
+Work = Callable[[Session], Any]
+
+
+def _with_session(work: Work) -> Any:
+    async def answer(request: Request) -> Any:
+        return await work(await get_session(request))
+
+    return answering(answer)
+
+
+async def _set(session: Session) -> str:
+    await session.set("user", 1)
+    return "set"
+
+
+async def _get(session: Session) -> Any:
+    return await session.get("user")
+
+
+# --- the flush
+
+
+@pytest.mark.parametrize("as_dict", [False, True], ids=["session", "as_dict"])
+async def test_the_session_is_in_the_store_before_the_response_begins(as_dict: bool) -> None:
+    driver = Recording()
+
+    class Telling(Reply):
+        async def send(self, message: Any) -> None:
+            driver.events.append(message["type"])
+            await super().send(message)
+
+    async def write(request: Request) -> str:
+        if as_dict:
+            request.session["user"] = 1
+        else:
+            await _set(await get_session(request))
+        return "written"
+
+    app = starlette(sessions_in(driver), as_dict=as_dict, write=answering(write))
+    await Visitor(app).get("/write", reply=Telling())
+    assert driver.events == ["open", "create", "http.response.start", "http.response.body"]
+
+
+@pytest.mark.parametrize("as_dict", [False, True], ids=["session", "as_dict"])
+async def test_a_stream_reads_the_session_and_its_changes_raise(as_dict: bool) -> None:
+    async def stream(request: Request) -> Response:
+        current = await get_session(request)
+        await _set(current)
+
+        changes: list[Callable[[], object]] = [
+            lambda: current.set("user", 2),
+            lambda: current.delete("user"),
+            current.clear,
+            current.regenerate,
+            lambda: request.session.update(user=2) if as_dict else current.set("user", 2),
+        ]
+
+        async def chunks() -> AsyncIterator[str]:
+            yield f"{await current.get('user')} "
+            for change in changes:
+                try:
+                    change()
+                except SessionClosed:
+                    yield "closed "
+
+        return StreamingResponse(chunks())
+
+    visitor = Visitor(starlette(sessions_in(), as_dict=as_dict, stream=answering(stream), user=_with_session(_get)))
+    assert (await visitor.get("/stream")).text == "1 " + 5 * "closed "
+    assert (await visitor.get("/user")).json == 1
+
+
+async def test_a_stream_that_is_the_first_to_use_the_session_is_refused() -> None:
+    errors: list[str] = []
+
+    async def stream(request: Request) -> Response:
+        async def chunks() -> AsyncIterator[str]:
+            for use in (_get, _set):
+                try:
+                    await use(await get_session(request))
+                except SessionClosed as error:
+                    errors.append(str(error))
+            yield "end"
+
+        return StreamingResponse(chunks())
+
+    visitor = Visitor(starlette(sessions_in(), login=_with_session(_set), stream=answering(stream), user=_with_session(_get)))
+    await visitor.get("/login")
+    assert (await visitor.get("/stream")).text == "end"
+    assert errors == [
+        "the session is read for the first time after the response has begun; read it before",
+        "the response has begun, so a change of the session would be lost; make it before",
+    ]
+
+
+@pytest.mark.parametrize("as_dict", [False, True], ids=["session", "as_dict"])
+async def test_a_background_task_that_changes_the_session_fails_loudly(as_dict: bool) -> None:
+    async def run(request: Request) -> Response:
+        current = await get_session(request)
+        await _set(current)
+
+        async def change() -> None:
+            if as_dict:
+                request.session["user"] = 2
+            else:
+                await current.set("user", 2)
+
+        return PlainTextResponse("begun", background=BackgroundTask(change))
+
+    visitor = Visitor(starlette(sessions_in(), as_dict=as_dict, run=answering(run), user=_with_session(_get)))
+    reply = await visitor.get("/run")
+    assert (reply.status, reply.text, type(reply.error)) == (200, "begun", SessionClosed)
+    assert (await visitor.get("/user")).json == 1
+
+
+async def test_a_background_task_of_fastapi_that_changes_the_session_fails_loudly() -> None:
+    app = FastAPI()
+    app.add_middleware(SessionMiddleware, sessions=sessions_in())
+
+    @app.get("/run")
+    async def run(tasks: BackgroundTasks, current: Session = Depends(get_session)) -> None:  # noqa: B008
+        await current.set("user", 1)
+        tasks.add_task(current.set, "user", 2)
+
+    reply = await Visitor(app).get("/run")
+    assert (reply.status, type(reply.error)) == (200, SessionClosed)
+
+
+async def test_a_dependency_of_fastapi_that_ends_after_the_response_is_refused() -> None:
+    app = FastAPI()
+    app.add_middleware(SessionMiddleware, sessions=sessions_in())
+
+    async def visiting(current: Session = Depends(get_session)) -> AsyncIterator[None]:  # noqa: B008
+        await current.set("before", 1)
+        yield
+        await current.set("after", 1)
+
+    @app.get("/", dependencies=[Depends(visiting)])
+    async def visit() -> None: ...
+
+    @app.get("/all")
+    async def read(current: Session = Depends(get_session)) -> Any:  # noqa: B008
+        return await current.all()
+
+    visitor = Visitor(app)
+    reply = await visitor.get("/")
+    assert (reply.status, type(reply.error)) == (200, SessionClosed)
+    assert (await visitor.get("/all")).json == {"before": 1}
+
+
+# --- what undoes the request
+
+
+class Abort(BaseException):
+    """As a server raises it to end a request."""
+
+
+@pytest.mark.parametrize("as_dict", [False, True], ids=["session", "as_dict"])
+@pytest.mark.parametrize(
+    ("raised", "status", "is_kept"),
+    [
+        (HTTPException(403), 403, True),
+        (HTTPException(302, headers={"location": "/"}), 302, True),
+        (HTTPException(500), 500, False),
+        (HTTPException(503), 503, False),
+        (HTTPError(403), 403, True),
+        (HTTPError(503), 503, False),
+        (ValueError("a bug"), 500, False),
+        (ExceptionGroup("bugs", [ValueError("a bug")]), 500, False),
+        (OSError("the disk is full"), 500, False),
+        (asyncio.CancelledError(), None, False),
+        (Abort(), None, False),
+        (BaseExceptionGroup("ends", [Abort()]), None, False),
+    ],
+    ids=repr,
+)
+async def test_only_a_response_below_500_keeps_the_changes(
+    raised: BaseException, status: int | None, is_kept: bool, as_dict: bool
+) -> None:
+    async def fail(request: Request) -> None:
+        if as_dict:
+            request.session["user"] = 2
+        else:
+            await (await get_session(request)).set("user", 2)
+        raise raised
+
+    app = starlette(sessions_in(), as_dict=as_dict, login=_with_session(_set), fail=answering(fail), user=_with_session(_get))
+    visitor = Visitor(app)
+    await visitor.get("/login")
+    reply = Reply()
+    if status is None:
+        with pytest.raises(type(raised)):
+            await visitor.get("/fail", reply=reply)
+    else:
+        await visitor.get("/fail", reply=reply)
+        assert reply.status == status
+    assert (await visitor.get("/user")).json == (2 if is_kept else 1)
+
+
+async def test_a_new_session_of_a_request_that_fails_has_no_cookie() -> None:
+    async def fail(session: Session) -> None:
+        await _set(session)
+        raise ValueError("a bug")
+
+    reply = await Visitor(starlette(sessions_in(), fail=_with_session(fail))).get("/fail")
+    assert (reply.status, reply.cookies) == (500, [])
+
+
+async def test_a_failing_request_sends_the_cookie_of_what_it_has_saved() -> None:
+    async def fail(session: Session) -> None:
+        await session.set("user", 1)
+        await session.save()
+        await session.set("user", 2)
+        raise ValueError("a bug")
+
+    visitor = Visitor(starlette(sessions_in(), fail=_with_session(fail), user=_with_session(_get)))
+    reply = await visitor.get("/fail")
+    assert (reply.status, len(reply.cookies), type(reply.error)) == (500, 1, ValueError)
+    assert (await visitor.get("/user")).json == 1
+
+
+async def test_a_handler_of_errors_decides_by_the_status_of_its_response() -> None:
+    app = starlette(sessions_in(), login=_with_session(_set), user=_with_session(_get))
+
+    async def fail(session: Session) -> None:
+        await session.set("user", 2)
+        raise KeyError("a fault of the client")
+
+    async def answer(_: Request, error: Exception) -> Response:
+        return PlainTextResponse(str(error), 400)
+
+    app.add_route("/fail", _with_session(fail))
+    app.add_exception_handler(KeyError, answer)
+    visitor = Visitor(app)
+    await visitor.get("/login")
+    assert (await visitor.get("/fail")).status == 400
+    assert (await visitor.get("/user")).json == 2
+
+
+# --- caches
+
+
+async def test_a_response_that_used_its_session_is_kept_out_of_caches() -> None:
+    async def cached(request: Request) -> Response:
+        await _get(await get_session(request))
+        return PlainTextResponse("cached", headers={"Cache-Control": "private, max-age=60", "Vary": "Accept"})
+
+    visitor = Visitor(starlette(sessions_in(), login=_with_session(_set), user=_with_session(_get), cached=answering(cached)))
+    for target in ("/login", "/user"):
+        reply = await visitor.get(target)
+        assert (reply.headers.getall("cache-control"), reply.headers.getall("vary")) == (["no-store"], ["Cookie"])
+    reply = await visitor.get("/cached")
+    assert reply.headers.getall("cache-control") == ["private, max-age=60"]
+    assert reply.headers.getall("vary") == ["Accept", "Cookie"]
+
+
+# --- a store that is down
+
+
+async def _starlette(driver: Recording, work: Work, as_dict: bool) -> Any:
+    return starlette(sessions_in(driver), as_dict=as_dict, work=_with_session(work))
+
+
+async def _fastapi(driver: Recording, work: Work, as_dict: bool) -> Any:
+    app = FastAPI()
+    app.add_middleware(SessionMiddleware, sessions=sessions_in(driver), as_dict=as_dict)
+
+    @app.get("/work")
+    async def answer(current: Session = Depends(get_session)) -> Any:  # noqa: B008
+        return await work(current)
+
+    @app.exception_handler(Exception)
+    async def swallow(request: Request, error: Exception) -> Response:
+        return JSONResponse({"swallowed": str(error)}, 500)
+
+    return app
+
+
+async def _litestar(driver: Recording, work: Work, as_dict: bool) -> Any:
+    @litestar.get("/work")
+    async def answer(request: litestar.Request[Any, Any, Any]) -> Any:
+        return await work(await get_session(request))
+
+    return litestar.Litestar(
+        [answer],
+        middleware=[DefineMiddleware(SessionMiddleware, sessions=sessions_in(driver), as_dict=as_dict)],
+        openapi_config=None,
+        logging_config=None,
+    )
+
+
+async def _quart(driver: Recording, work: Work, as_dict: bool) -> Any:
+    app: Any = quart.Quart(__name__)
+    app.asgi_app = SessionMiddleware(app.asgi_app, sessions=sessions_in(driver), as_dict=as_dict)
+
+    async def answer() -> Any:
+        return quart.jsonify(await work(await get_session(quart.request)))
+
+    app.add_url_rule("/work", "work", answer)
+    return app
+
+
+async def _falcon(driver: Recording, work: Work, as_dict: bool) -> Any:
+    class Worker:
+        async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+            resp.media = await work(await get_session(req))
+
+    app = falcon.asgi.App()
+    app.add_route("/work", Worker())
+    return SessionMiddleware(app, sessions=sessions_in(driver), as_dict=as_dict)
+
+
+each_framework = pytest.mark.parametrize(
+    "make", [_starlette, _fastapi, _litestar, _quart, _falcon], ids=["starlette", "fastapi", "litestar", "quart", "falcon"]
+)
+
+
+async def _work(session: Session) -> Any:
+    """Count the session's uses: it reads in the handler, and writes at the flush."""
+    uses = await session.get("uses", 0) + 1
+    await session.set("uses", uses)
+    return uses
+
+
+@each_framework
+async def test_the_session_works(make: Any) -> None:
+    visitor = Visitor(await make(Recording(), _work, False))
+    assert [(await visitor.get("/work")).json for _ in range(3)] == [1, 2, 3]
+
+
+@each_framework
+@pytest.mark.parametrize(
+    ("failing", "as_dict"),
+    [("load", True), ("load", False), ("apply", False), ("apply", True)],
+    ids=["before the handler", "in the handler", "at the flush", "at the flush, with as_dict"],
+)
+async def test_a_store_that_is_down_is_503_and_logs_no_visitor_out(
+    make: Any, failing: str, as_dict: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver, calls = Recording(), 0
+
+    async def work(session: Session) -> Any:
+        nonlocal calls
+        calls += 1
+        return await _work(session)
+
+    app = await make(driver, work, as_dict)
+    visitor = Visitor(app)
+    await visitor.get("/work")
+    driver.failing = {failing}
+    caplog.clear()
+    reply = await visitor.get("/work")
+    assert (reply.status, reply.text, reply.cookies) == (503, "Service Unavailable", [])
+    assert reply.headers.getall("content-length") == ["19"]
+    assert reply.headers.getall("cache-control") == ["no-store"]
+    assert [message["type"] for message in reply.messages] == ["http.response.start", "http.response.body"]
+    assert calls == (1 if failing == "load" and as_dict else 2)
+    line = f"GET '/work' answered 503: the session store (recording) could not {failing}: OSError('the store is out of reach')"
+    assert [record.getMessage() for record in caplog.records if record.name == "gaman"] == [line]
+    driver.failing = set()
+    assert (await visitor.get("/work")).json == 2
+
+
+@pytest.mark.parametrize("failing", ["load", "apply"])
+async def test_the_503_to_a_head_request_has_no_body(failing: str) -> None:
+    driver = Recording()
+    visitor = Visitor(await _starlette(driver, _work, False))
+    await visitor.get("/work")
+    driver.failing = {failing}
+    reply = await visitor.get("/work", method="HEAD")
+    assert (reply.status, reply.body, reply.headers["content-length"]) == (503, b"", "19")
+
+
+async def test_an_error_that_the_handler_catches_is_its_own_affair() -> None:
+    driver = Recording()
+
+    async def work(session: Session) -> str:
+        try:
+            await session.get("user")
+        except HTTPError:
+            return "without a session"
+        return "with a session"
+
+    visitor = Visitor(starlette(sessions_in(driver), login=_with_session(_set), work=_with_session(work)))
+    await visitor.get("/login")
+    driver.failing = {"load"}
+    reply = await visitor.get("/work")
+    assert (reply.status, reply.json) == (200, "without a session")
+
+
+async def test_a_session_that_is_too_large_is_413() -> None:
+    async def grow(session: Session) -> None:
+        await session.set("key", "x" * 200)
+
+    reply = await Visitor(starlette(sessions_in(max_size=100), grow=_with_session(grow))).get("/grow")
+    assert (reply.status, reply.text, reply.cookies) == (413, "the session would be larger than 100 bytes", [])
+
+
+async def test_a_session_that_is_too_large_for_a_cookie_is_500() -> None:
+    async def grow(session: Session) -> None:
+        await session.set("key", "x" * 5000)
+
+    reply = await Visitor(starlette(sessions_in({"type": "cookies"}), grow=_with_session(grow))).get("/grow")
+    assert (reply.status, type(reply.error)) == (500, SessionTooLarge)
+
+
+# --- a response that was replaced
+
+
+@pytest.mark.parametrize("inside", [None, "BaseHTTPMiddleware"])
+@pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
+async def test_an_endless_stream_ends_when_its_response_is_replaced(
+    spec_version: str, inside: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = Recording()
+
+    async def stream(request: Request) -> Response:
+        await _set(await get_session(request))
+
+        async def chunks() -> AsyncIterator[bytes]:
+            while True:
+                yield b"x"
+                await anyio.sleep(0)
+
+        return StreamingResponse(chunks())
+
+    app: Starlette = starlette(sessions_in(driver), stream=answering(stream))
+    if inside:
+
+        async def dispatch(request: Request, call_next: Any) -> Response:
+            response: Response = await call_next(request)
+            return response
+
+        add_inside(app, dispatch)
+    driver.failing = {"create"}
+    caplog.set_level(logging.ERROR)
+    reply = await Visitor(app).get("/stream", asgi={"version": "3.0", "spec_version": spec_version})
+    assert (reply.status, reply.text, reply.error) == (503, "Service Unavailable", None)
+    assert len(caplog.records) == 1
+
+
+async def test_a_bug_after_a_replaced_response_is_still_raised() -> None:
+    driver = Recording()
+
+    async def run(request: Request) -> Response:
+        await _set(await get_session(request))
+
+        async def fail() -> None:
+            raise ValueError("a bug")
+
+        return PlainTextResponse("begun", background=BackgroundTask(fail))
+
+    driver.failing = {"create"}
+    reply = await Visitor(starlette(sessions_in(driver), run=answering(run))).get("/run")
+    assert (reply.status, type(reply.error)) == (503, ValueError)
