@@ -891,7 +891,7 @@ def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path, options: str) -> 
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
         [line] = fails_to_start(f"import gaman\ngaman.serve({{}}, port={port}{options})", tmp_path)
-    assert line == f"gaman: port {port} on 127.0.0.1 is taken; stop what listens there, or take another port"
+    assert line.startswith(f"gaman: port {port} on 127.0.0.1 is taken; stop what listens there, or take another port (")
 
 
 @pytest.mark.parametrize(
@@ -944,7 +944,8 @@ first = gaman.define_integration(name="first", priority="high", on_shutdown=bye)
 gaman.serve({{}}, integrations=[first, gaman.define_integration(name="x", on_load=connect)], port=0{options})
 """
     lines = fails_to_start(source, tmp_path)
-    assert lines[-1] == "OSError: the store is down"
+    assert lines[-2] == "OSError: the store is down"
+    assert lines[-1].startswith("on_load of the integration 'x' failed (")
     assert lines.count("OSError: the store is down") == 1
 
 
