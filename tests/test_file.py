@@ -927,7 +927,9 @@ def test_the_date_of_a_reproducible_build_is_not_sent(served: Served, modified: 
     assert len(tags) == 2
 
 
-def test_last_modified_is_never_later_than_the_date_of_the_response(served: Served) -> None:
+def test_last_modified_is_never_later_than_the_date_of_the_response(served: Served, request: pytest.FixtureRequest) -> None:
+    # uvicorn renews its Date each second, so under load it may be older.
+    slack = timedelta(seconds=5 if "uvicorn" in request.node.name else 0)
     tomorrow = served.site / "tomorrow.txt"
     tomorrow.write_text("x")
     for ahead in (0.0, 1.0, 86_400.0, 1e12):
@@ -935,7 +937,8 @@ def test_last_modified_is_never_later_than_the_date_of_the_response(served: Serv
             then = tomorrow.stat().st_mtime + ahead
             os.utime(tomorrow, (then, then))
         response = get(served.port, "/file?name=tomorrow.txt")
-        assert parsedate_to_datetime(response.headers["last-modified"]) <= parsedate_to_datetime(response.headers["date"])
+        date = parsedate_to_datetime(response.headers["date"])
+        assert parsedate_to_datetime(response.headers["last-modified"]) <= date + slack
 
 
 # 1,700,000,000 is Tuesday, 14 November 2023, 22:13:20.
