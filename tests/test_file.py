@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from datetime import timedelta
 from email.utils import formatdate, parsedate_to_datetime
 from io import FileIO
 from pathlib import Path
