@@ -178,14 +178,20 @@ def setting(name: str, plan: Plan) -> Case:
 @pytest.mark.parametrize(
     "names",
     [
-        # Those of one kind share the servers, whose starts take most of the time.
-        ("JSON", "two params, 100 routes"),
-        ("cookies, read", "cookies, write"),
         ("memory, read",),
-        ("redis, write, one at a time",),
-        ("sql, read, one at a time",),
-        ("file, write, one at a time",),
-        ("mongodb, read, one at a time",),
+        *(
+            # Each starts every server.
+            pytest.param(names, marks=pytest.mark.slow)
+            for names in (
+                # Those of one kind share the servers, whose starts take most of the time.
+                ("JSON", "two params, 100 routes"),
+                ("cookies, read", "cookies, write"),
+                ("redis, write, one at a time",),
+                ("sql, read, one at a time",),
+                ("file, write, one at a time",),
+                ("mongodb, read, one at a time",),
+            )
+        ),
     ],
     ids=" and ".join,
 )

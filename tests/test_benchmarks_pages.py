@@ -123,6 +123,7 @@ def faults(page: Page) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_text_of_a_page_is_cut_off_or_covered() -> None:
     for name, page in pages(1):
         assert faults(page) == [], name
