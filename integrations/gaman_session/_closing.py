@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Awaitable, MutableMapping
 from functools import lru_cache
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from gaman import Headers, HTTPError, log_extra
 from gaman_session._errors import SessionTooLarge, SessionUseError
@@ -19,7 +19,8 @@ logger = logging.getLogger("gaman")
 RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
 
 _CONTENT = frozenset((b"content-length", b"content-type"))
-_PRIVATE = ((b"cache-control", b"no-store"), (b"vary", b"Cookie"))
+NO_STORE: Final = (b"cache-control", b"no-store")
+_PRIVATE: Final = (NO_STORE, (b"vary", b"Cookie"))
 
 
 class Exchange(Protocol):
@@ -128,7 +129,7 @@ class Closing:
                 ", ".join([f"{name}: {value}" for name, value in Headers(allowing).items()]),
                 extra=extra,
             )
-        return [_PRIVATE[0], *(field for field in headers if not _is_cache_control(field[0]))]
+        return [NO_STORE, *(field for field in headers if not _is_cache_control(field[0]))]
 
     def _extra(self, exchange: Exchange, session: Session) -> dict[str, Any]:
         return {**log_extra(exchange.scope), **self._log_extra, "session": session.id}
@@ -165,7 +166,7 @@ def _is_no_store(value: bytes) -> bool:
 
 def _keeps_secure(exchange: Exchange) -> bool:
     """Return whether the browser keeps a Secure cookie: over HTTPS, and from localhost."""
-    return exchange.scope["scheme"] == "https" or exchange.scheme == "https" or _is_local(exchange.host)
+    return exchange.scope.get("scheme") == "https" or exchange.scheme == "https" or _is_local(exchange.host)
 
 
 @lru_cache(maxsize=64)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from gaman import ConfigError, HTTPError, Response, log_extra
-from gaman_session._closing import RawHeaders, fail
+from gaman_session._closing import NO_STORE, RawHeaders, fail
 from gaman_session._errors import SessionError, SessionUseError
 from gaman_session._integration import SessionIntegration
 from gaman_session._misuse import IN_SCOPE
@@ -34,11 +34,17 @@ class _Replaced(OSError):
         super().__init__("the response was replaced, because the session could not be written")
 
 
-def is_replaced(error: BaseException | None) -> bool:
-    """Return whether *error* is what the application made of _Replaced."""
-    while error is not None and not isinstance(error, _Replaced):
-        error = error.__cause__ or error.__context__
-    return error is not None
+def is_replaced(error: BaseException) -> bool:
+    """Return whether *error* is _Replaced, or an exception of the application that came of it."""
+    each: BaseException | None = error
+    # An application can make a cycle of its errors.
+    seen = set[int]()
+    while isinstance(each, Exception) and id(each) not in seen:
+        if isinstance(each, _Replaced):
+            return True
+        seen.add(id(each))
+        each = each.__cause__ or each.__context__
+    return False
 
 
 class Connection:
@@ -75,7 +81,7 @@ class Connection:
     @property
     def scheme(self) -> str:
         """`https` or `http`."""
-        return "https" if self.scope["scheme"] in ("https", "wss") else "http"
+        return "https" if self.scope.get("scheme") in ("https", "wss") else "http"
 
     @property
     def host(self) -> str:
@@ -202,6 +208,8 @@ class Connection:
         headers = response.raw_headers
         if self._session is not None:
             headers = await self._close(self._session, Head(error.status, headers))
+        if self._cookies and all(name != b"cache-control" for name, _ in headers):
+            headers = [*headers, NO_STORE]
         body = cast("bytes", response.body)
         headers = [*headers, (b"content-length", b"%d" % len(body)), *self._cookies]
         prefix = "websocket.http" if is_socket else "http"

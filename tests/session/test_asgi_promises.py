@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -24,6 +25,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from gaman import HTTPError
 from gaman.session import SessionClosed, SessionTooLarge
 from gaman.session.asgi import Session, SessionMiddleware, get_session
+from tests.asgi import Exchange, http_scope
 from tests.session.sites import Recording
 from tests.session.visitors import Reply, Visitor, add_inside, answering, sessions_in, starlette
 
@@ -484,3 +486,46 @@ async def test_a_bug_after_a_replaced_response_is_still_raised() -> None:
     driver.failing = {"create"}
     reply = await Visitor(starlette(sessions_in(driver), run=answering(run))).get("/run")
     assert (reply.status, type(reply.error)) == (503, ValueError)
+
+
+async def raw_call(application: Any, **changes: Any) -> Exchange:
+    """Send one request to a bare ASGI *application* within the middleware."""
+    exchange = Exchange()
+    scope = {**http_scope(), **changes}
+    scope = {key: value for key, value in scope.items() if value is not None}
+    await SessionMiddleware(application, sessions=sessions_in())(scope, exchange.receive, exchange.send)
+    return exchange
+
+
+async def test_errors_that_refer_to_each_other_end_the_request() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        first, second = ValueError("first"), ValueError("second")
+        first.__context__, second.__context__ = second, first
+        raise first
+
+    with pytest.raises(ValueError, match="first"):
+        await raw_call(application)
+
+
+@pytest.mark.parametrize("scheme", [None, "http", "https"])
+async def test_a_scope_may_lack_its_scheme(scheme: str | None) -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await (await get_session(SimpleNamespace(scope=scope))).set("user", 1)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    assert "set-cookie" in (await raw_call(application, scheme=scheme)).headers
+
+
+async def test_a_500_with_the_cookie_of_a_saved_session_is_kept_from_caches() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        current = await get_session(SimpleNamespace(scope=scope))
+        await current.set("user", 1)
+        await current.save()
+        raise ValueError("broken")
+
+    exchange = Exchange()
+    with pytest.raises(ValueError, match="broken"):
+        await SessionMiddleware(application, sessions=sessions_in(Recording()))(http_scope(), exchange.receive, exchange.send)
+    assert (exchange.status, exchange.headers["cache-control"]) == (500, "no-store")
+    assert "set-cookie" in exchange.headers
