@@ -510,7 +510,8 @@ async def test_errors_that_refer_to_each_other_end_the_request() -> None:
 @pytest.mark.parametrize("scheme", [None, "http", "https"])
 async def test_a_scope_may_lack_its_scheme(scheme: str | None) -> None:
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        await (await get_session(SimpleNamespace(scope=scope))).set("user", 1)
+        request: Any = SimpleNamespace(scope=scope)
+        await (await get_session(request)).set("user", 1)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
@@ -519,7 +520,8 @@ async def test_a_scope_may_lack_its_scheme(scheme: str | None) -> None:
 
 async def test_a_500_with_the_cookie_of_a_saved_session_is_kept_from_caches() -> None:
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        current = await get_session(SimpleNamespace(scope=scope))
+        request: Any = SimpleNamespace(scope=scope)
+        current = await get_session(request)
         await current.set("user", 1)
         await current.save()
         raise ValueError("broken")
