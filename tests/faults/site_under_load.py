@@ -41,16 +41,17 @@ async def end(ctx):
     return "ended"
 
 async def login(ctx):
-    at = time.time()
+    began = time.time()
     await ctx.session.set_owner(ctx.params["owner"])
+    owned = time.time()
     await ctx.session.set("user", ctx.params["owner"])
     await ctx.session.save()
-    return {"by": os.getpid(), "at": at, "handle": ctx.session.id}
+    return {"by": os.getpid(), "began": began, "owned": owned, "handle": ctx.session.id}
 
 async def end_all(ctx):
     called = time.time()
     await sessions.end_all(ctx.params["owner"])
-    return {"by": os.getpid(), "called": called, "at": time.time()}
+    return {"by": os.getpid(), "called": called, "returned": time.time()}
 
 async def handles(ctx):
     return [each.handle for each in await sessions.list(ctx.params["owner"])]
