@@ -117,7 +117,8 @@ def hint_of(error: Exception, ctx: Context) -> str:
         return ""
     message = str(error)
     if (unfit := _unfit_call(message)) is not None:
-        return _hint_of_call(error, message, unfit, ctx)
+        # Python 3.13 adds a suggestion of its own.
+        return _hint_of_call(error, message.partition(". Did you mean")[0], unfit, ctx)
     line = _line_of(error, ctx)
     if _names_call(message) is not None and (line or _has_call(error)):
         return f"{message}; write `await` before the call of ctx"
