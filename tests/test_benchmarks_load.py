@@ -260,6 +260,7 @@ def cpu_of(group: int) -> dict[int, int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("server", [each for each in servers.SERVERS if each.has_workers], ids=lambda server: server.name)
 async def test_each_worker_of_a_server_serves(server: servers.Server, workers: int) -> None:
@@ -278,6 +279,7 @@ async def test_each_worker_of_a_server_serves(server: servers.Server, workers: i
         assert len(busy) == workers
 
 
+@pytest.mark.slow
 async def test_the_curve_over_workers_has_a_point_for_each_number_and_its_row_says_what_shares_the_cores() -> None:
     case = setting(f"JSON, {over_http.SHARED}", Plan())
     assert case.axis == "workers"
@@ -317,6 +319,7 @@ def test_the_median_latency_and_the_99th_percentile_are_beside_each_other() -> N
     assert re.search(r"p50, ms · p99, ms +1\.5 · 4\.25", capture.get())
 
 
+@pytest.mark.slow
 async def test_the_load_on_a_server_uses_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(over_http, "TURN", 0.5)  # wrk must have started before it is interrupted
     async with setting("memory, read", Plan(against=frozenset({"blacksheep"}))).enter() as entered:
@@ -331,6 +334,7 @@ async def test_the_load_on_a_server_uses_its_sessions(monkeypatch: pytest.Monkey
             assert [*sample.extra] == ["p50, ms", "p99, ms"]
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_not_installed_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def lack(package: str) -> str:
         if package not in ("gaman", "uvicorn"):
