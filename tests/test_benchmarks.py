@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import import_module
 from itertools import count, repeat
@@ -169,13 +169,13 @@ async def test_a_middleware_or_a_framework_that_is_not_installed_is_a_row_with_t
 async def test_the_cost_of_a_session_is_the_time_beyond_the_application_without_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
-    async def time_calls(app: object, path: str, cookies: object, count: int) -> float:
-        assert (path, next(cookies), count) == ("/read", b"a=1", middleware.CALLS)  # type: ignore[call-overload]
+    async def time_calls(app: object, path: str, cookies: Iterator[bytes], count: int) -> float:
+        assert (path, next(cookies), count) == ("/read", b"a=1", middleware.CALLS)
         calls.append(str(app))
         return count * (5e-6 if app == "with" else 3e-6)
 
     monkeypatch.setattr(middleware, "time_calls", time_calls)
-    measure: Any = middleware.added("with", "without", "/read", repeat(b"a=1"))  # type: ignore[arg-type]
+    measure: Any = middleware.added("with", "without", "/read", repeat(b"a=1"))  # type: ignore[arg-type]  # names of applications
     for _ in range(20):
         assert await measure() == pytest.approx(2.0)
     turns = {tuple(calls[at : at + 2]) for at in range(0, len(calls), 2)}

@@ -353,12 +353,18 @@ async def test_the_fastapi_application_of_the_guide_does_as_its_chapter_says(
     assert found == [{"visits": 1, "pages": ["/visit"]}, {"visits": 2, "pages": ["/visit", "/visit"]}]
 
 
+def names_in(document: str, text: str) -> dict[str, Any]:
+    """Run the only block of the *document* that has the *text*, after those above it, and return what they define."""
+    [block] = [block for block in PYTHON if block.document.endswith(document) and text in block.code]
+    names: dict[str, Any] = {}
+    exec(block.above + block.code, names)
+    return names
+
+
 @pytest.mark.anyio
 async def test_the_site_of_the_cors_guide_opens_only_its_api(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAMAN_KEY", SECRET)
-    [block] = [block for block in PYTHON if block.document.endswith("gaman_cors/README.md") and "mount(api)" in block.code]
-    names: dict[str, Any] = {}
-    exec(block.above + block.code, names)
+    names = names_in("gaman_cors/README.md", "mount(api)")
     origin = {"origin": "https://app.example.com"}
     async with TestClient(names["site"]) as browser:
         for path, status, is_open in [("/", 200, False), ("/api/hello", 200, True), ("/api/no", 404, True), ("/no", 404, False)]:
@@ -371,9 +377,7 @@ async def test_the_site_of_the_cors_guide_opens_only_its_api(monkeypatch: pytest
 @pytest.mark.anyio
 async def test_a_mounted_app_of_the_guide_shares_the_session_and_matches_below_its_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAMAN_KEY", SECRET)
-    [block] = [block for block in PYTHON if block.document.endswith("asgi.md") and "whole = " in block.code]
-    names: dict[str, Any] = {}
-    exec(block.above + block.code, names)
+    names = names_in("asgi.md", "whole = ")
     async with TestClient(names["whole"]) as browser:
         found = [(await browser.get(path)).text for path in ("/count", "/api/count", "/count", "/api/api/count")]
     assert found == ['{"visits":1}', '{"visits":2}', '{"visits":3}', "Not Found"]

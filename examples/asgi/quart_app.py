@@ -14,7 +14,7 @@ sessions = session(secret=os.environ.get("GAMAN_KEY") or secrets.token_urlsafe(3
 
 app = Quart(__name__)
 # It opens the store when the application starts, and closes it at the end.
-app.asgi_app = SessionMiddleware(app.asgi_app, sessions=sessions)  # type: ignore[method-assign]
+app.asgi_app = SessionMiddleware(app.asgi_app, sessions=sessions)  # type: ignore[method-assign]  # as Quart documents
 
 
 async def find_user() -> str:

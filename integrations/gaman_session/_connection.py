@@ -172,7 +172,7 @@ class Connection:
         try:
             closing = self.sessions._closing.close(self, session, head)
         except SessionUseError as error:
-            # Answered here, because some frameworks don't log the errors of their send().
+            # An HTTPError, because answer() logs it. Some frameworks don't log the errors of their send().
             raise HTTPError(500) from error
         return closing if isinstance(closing, list) else await closing
 

@@ -42,7 +42,7 @@ class NotADict:
     _scope: MutableMapping[str, Any]
 
     def _spelled(self, text: str) -> str:
-        """Return *text*, which names `ctx.session`, for the user's framework: only gaman has a `ctx`."""
+        """Return *text* with `session` in place of `ctx.session` if SessionMiddleware made the session; only gaman has a `ctx`."""
         return text.replace("ctx.session", "session") if IN_SCOPE in self._scope else text
 
     def _misused(self, text: str) -> SessionUseError:

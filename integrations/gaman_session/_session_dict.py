@@ -110,7 +110,7 @@ class SessionDict(dict[str, Any]):
         return dict, (self.copy(),)
 
     @classmethod
-    def fromkeys(cls, *args: Any) -> dict[str, Any]:  # type: ignore[override]
+    def fromkeys(cls, *args: Any) -> dict[str, Any]:  # type: ignore[override]  # dict has overloads
         """Return a plain dict."""
         return dict.fromkeys(*args)
 
@@ -133,6 +133,7 @@ def _changes(method: Callable[..., Any]) -> Callable[..., Any]:
     return changing
 
 
+# A handler uses the session by any method of the dict, except where code in C reads a dict without its methods.
 for name in ("copy", "get", "items", "keys", "values"):
     setattr(SessionDict, name, _reads(getattr(dict, name)))
 for name in ("contains", "eq", "getitem", "iter", "len", "ne", "or", "repr", "reversed", "ror"):

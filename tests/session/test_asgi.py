@@ -392,7 +392,7 @@ async def test_the_scope_is_as_before_when_the_request_has_ended() -> None:
     seen: list[dict[str, Any]] = []
 
     async def keep(request: Request) -> str:
-        seen.append(request.scope)  # type: ignore[arg-type]
+        seen.append(request.scope)  # type: ignore[arg-type]  # a MutableMapping
         return str(request.session)
 
     app = starlette(sessions_in(), as_dict=True, keep=answering(keep))

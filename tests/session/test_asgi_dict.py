@@ -102,6 +102,7 @@ async def test_concurrent_requests_keep_the_changes_of_different_keys(store: Dri
             await gate.wait()
             session[f"key {number}"] = number
 
+        # mypy infers no type for a lambda with a default.
         await asyncio.gather(*(do(visitor.again(), lambda session, n=n: write(session, n)) for n in range(8)))  # type: ignore[misc]
         assert await everything(visitor) == {"start": 0, **{f"key {number}": number for number in range(8)}}
 
@@ -360,7 +361,7 @@ async def test_nested_changes_are_written_and_other_keys_are_not() -> None:
         writes.append((sorted(sets), sorted(deletes)))
         return await apply(id, sets, deletes, **options)
 
-    driver.apply = noting  # type: ignore[method-assign]
+    driver.apply = noting  # type: ignore[method-assign]  # calls are noted
     visitor = Site(driver).visitor()
     await do(visitor, lambda session: session.update(cart={"items": []}, user=1, other=[{}]))
     await do(visitor, lambda session: session["cart"]["items"].append("apple"))
@@ -524,6 +525,7 @@ async def test_of_eight_parallel_writes_only_ours_keeps_all(middleware: Any) -> 
 
     browsers = [visitor.again() for _ in range(8)]
     replies = await asyncio.gather(
+        # mypy infers no type for a lambda with a default.
         *(run(browser, lambda session, n=n: write(session, n)) for n, browser in enumerate(browsers))  # type: ignore[misc]
     )
     for _, reply in replies:
