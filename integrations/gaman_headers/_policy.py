@@ -100,7 +100,11 @@ def _read(where: str, name: str, sources: object) -> list[str]:
         # Spaces separate sources, so a text may hold several, as in the field itself.
         words += text.split()
     for word in words:
-        if fault := "it can't be sent; percent-encode it" if _is_word(word) is None else name in _WITH_SOURCES and _fault(word):
+        if (
+            fault := "a comma, a semicolon or a character beyond ASCII can't be in it; percent-encode that"
+            if _is_word(word) is None
+            else name in _WITH_SOURCES and _fault(word)
+        ):
             raise ConfigError(f"{where} has {word!r}: {fault}")
     if not words:
         raise ConfigError(f"{where} is empty; write [\"'none'\"] to allow nothing, or None to leave it out")
