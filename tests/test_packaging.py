@@ -103,7 +103,9 @@ def test_the_wheel_has_every_module_and_no_stray_file(built: Built) -> None:
 
 
 def test_every_package_is_marked_as_typed(built: Built) -> None:
-    assert {f"{name}/py.typed" for name in ("gaman", "gaman_cors", "gaman_headers", "gaman_session", "gaman_static")} <= set(names(built.wheel))
+    assert {f"{name}/py.typed" for name in ("gaman", "gaman_cors", "gaman_headers", "gaman_session", "gaman_static")} <= set(
+        names(built.wheel)
+    )
 
 
 def test_the_wheel_has_its_licence(built: Built, metadata: Message) -> None:

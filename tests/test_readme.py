@@ -245,12 +245,16 @@ def test_the_table_of_options_has_each_option_with_its_default(document: str) ->
         assert in_words.get(name, f"`{quoted(real[name])}`") in default, name
 
 
-@pytest.mark.parametrize(("document", "function"), [*zip(INTEGRATIONS, [static, cors, headers], strict=True)], ids=["static", "cors", "headers"])
+@pytest.mark.parametrize(
+    ("document", "function"), [*zip(INTEGRATIONS, [static, cors, headers], strict=True)], ids=["static", "cors", "headers"]
+)
 def test_the_table_of_an_integration_has_each_option_with_its_default(document: str, function: Callable[..., object]) -> None:
     listed = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", (ROOT / document).read_text(), re.MULTILINE)
     in_words = {"hashed": "`HASHED`", "csp": "`STRICT`"}
     assert dict(listed) == {
-        name: in_words.get(name) or ("required" if each.default is Parameter.empty else None) or f"`{quoted(each).replace(chr(39), chr(34))}`"
+        name: in_words.get(name)
+        or ("required" if each.default is Parameter.empty else None)
+        or f"`{quoted(each).replace(chr(39), chr(34))}`"
         for name, each in signature(function).parameters.items()
     }
 

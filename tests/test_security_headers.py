@@ -38,6 +38,7 @@ OVER_HTTP = {
 }
 OVER_HTTPS = {**OVER_HTTP, HSTS: "max-age=31536000; includeSubDomains"}
 NO_SECONDS = "isn't a number of seconds; give an int, such as 31_536_000 for a year, or None for no field"
+EMPTY = "csp=...): img-src is empty; write [\"'none'\"] to allow nothing, or None to leave it out"
 NO_SOURCE = "which isn't a source; give a list of str, or None to leave it out"
 UNSENDABLE = "a comma, a semicolon or a character beyond ASCII can't be in it; percent-encode that"
 NAMES = {*OVER_HTTPS, REPORT_ONLY}
@@ -430,100 +431,98 @@ async def test_an_error_page_may_use_the_nonce(fetch: Fetch) -> None:
 # The options
 
 
-@pytest.mark.parametrize(
-    ("options", "fault"),
-    [
-        ({"hsts": "1 year"}, f"hsts='1 year') {NO_SECONDS}"),
-        ({"hsts": True}, f"hsts=True) {NO_SECONDS}"),
-        ({"hsts": -1}, f"hsts=-1) {NO_SECONDS}"),
-        *(
-            (
-                {"hsts_preload": True, **options},
-                "hsts_preload=True) needs hsts_subdomains=True and hsts=31_536_000 or more, as browsers' lists do",
-            )
-            for options in ({"hsts_subdomains": False}, {"hsts": 300}, {"hsts": None})
-        ),
+INVALID: list[tuple[dict[str, Any], str]] = [
+    ({"hsts": "1 year"}, f"hsts='1 year') {NO_SECONDS}"),
+    ({"hsts": True}, f"hsts=True) {NO_SECONDS}"),
+    ({"hsts": -1}, f"hsts=-1) {NO_SECONDS}"),
+    *(
         (
-            {"referrer_policy": "same-orign"},
-            "referrer_policy='same-orign') isn't a policy that browsers know; did you mean 'same-origin'?",
-        ),
-        (
-            {"referrer_policy": "same-origin\r\nx: y"},
-            "referrer_policy='same-origin\\r\\nx: y') isn't a policy that browsers know; did you mean 'same-origin'?",
-        ),
-        (
-            {"referrer_policy": 7},
-            "referrer_policy=7) isn't a policy that browsers know; give one of no-referrer, same-origin, origin, strict-origin, "
-            "origin-when-cross-origin, strict-origin-when-cross-origin, no-referrer-when-downgrade, unsafe-url, or None to leave "
-            "the field out",
-        ),
-        (
-            {"coop": False},
-            "coop=False) isn't a policy that browsers know; give one of same-origin, same-origin-allow-popups, "
-            "noopener-allow-popups, unsafe-none, or None to leave the field out",
-        ),
-        ({"csp": False}, "csp=False) isn't a policy; give a dict of directives, a str, or None to leave it out"),
-        ({"csp": ["'self'"]}, "csp=[\"'self'\"]) isn't a policy; give a dict of directives, a str, or None to leave it out"),
-        ({"csp": " ; "}, "csp=' ; ') has no directive; write csp=None to leave the field out"),
-        ({"csp": {"scrip_src": "'self'"}}, "csp=...): 'scrip_src' isn't a directive; did you mean 'script-src'?"),
-        ({"csp": {7: "'self'"}}, "csp=...): 7 isn't a directive; remove it"),
-        (
-            {"csp_report_only": "scrip-src 'self'"},
-            "csp_report_only=...): 'scrip-src' isn't a directive; did you mean 'script-src'?",
-        ),
-        (
-            {"csp": {"img_src": "*", "img-src": "'self'"}},
-            "csp=...) has img-src twice, and browsers ignore the second; write it once",
-        ),
-        (
-            {"csp": {"img_src": ["self"]}},
-            "csp=...): img-src has 'self': browsers take it for a host; write \"'self'\", with quotes",
-        ),
-        (
-            {"csp": "script-src sha256-47DEQpj8="},
-            "csp=...): script-src has 'sha256-47DEQpj8=': browsers take it for a host; write \"'sha256-47DEQpj8='\", with quotes",
-        ),
-        ({"csp": {"img_src": "data"}}, "csp=...): img-src has 'data': browsers take it for a host; write 'data:', with a colon"),
-        (
-            {"csp": {"script_src": "'unsafe-inlin'"}},
-            "csp=...): script-src has \"'unsafe-inlin'\": it isn't a keyword; did you mean 'unsafe-inline'?",
-        ),
-        (
-            {"csp": {"script_src": "'cdn.example'"}},
-            "csp=...): script-src has \"'cdn.example'\": it isn't a keyword; remove its quotes",
-        ),
-        ({"csp": {"script_src": '"cdn.example"'}}, "csp=...): script-src has '\"cdn.example\"': remove its quotes"),
-        (
-            {"csp": {"script_src": "'nonce-1'"}},
-            "csp=...): script-src has \"'nonce-1'\": a fixed nonce protects nothing; write NONCE, which differs for each response",
-        ),
-        (
-            {"csp": {"script_src": "https://a.example; img-src"}},
-            f"csp=...): script-src has 'https://a.example;': {UNSENDABLE}",
-        ),
-        ({"csp": {"report_uri": "/a,b"}}, f"csp=...): report-uri has '/a,b': {UNSENDABLE}"),
-        ({"csp": {"img_src": "b\xfccher.example"}}, f"csp=...): img-src has 'b\xfccher.example': {UNSENDABLE}"),
-        ({"csp": {"img_src": "a\0b"}}, f"csp=...): img-src has 'a\\x00b': {UNSENDABLE}"),
-        *(({"csp": {"img_src": sources}}, f"csp=...): img-src is {sources!r}, {NO_SOURCE}") for sources in (7, True, False)),
-        (
-            {"csp": {"img_src": [None]}},
-            f"csp=...): img-src is None, {NO_SOURCE}",
-        ),
-        *(
-            ({"csp": csp}, "csp=...): img-src is empty; write [\"'none'\"] to allow nothing, or None to leave it out")
-            for csp in ({"img_src": []}, {"img_src": ""}, "img-src")
-        ),
-        (
-            {"csp": "script-src 'none' 'self'"},
-            "csp=...): script-src has 'none' beside other sources, and browsers ignore it; remove it, or the others",
-        ),
-        (
-            {"csp": {"script_src": [NONCE, "'unsafe-inline'"]}},
-            "csp=...): script-src has 'unsafe-inline' beside NONCE, and browsers ignore it; remove one of them",
-        ),
-    ],
-    ids=lambda value: str(value)[:60],
-)
+            {"hsts_preload": True, **options},
+            "hsts_preload=True) needs hsts_subdomains=True and hsts=31_536_000 or more, as browsers' lists do",
+        )
+        for options in ({"hsts_subdomains": False}, {"hsts": 300}, {"hsts": None})
+    ),
+    (
+        {"referrer_policy": "same-orign"},
+        "referrer_policy='same-orign') isn't a policy that browsers know; did you mean 'same-origin'?",
+    ),
+    (
+        {"referrer_policy": "same-origin\r\nx: y"},
+        "referrer_policy='same-origin\\r\\nx: y') isn't a policy that browsers know; did you mean 'same-origin'?",
+    ),
+    (
+        {"referrer_policy": 7},
+        "referrer_policy=7) isn't a policy that browsers know; give one of no-referrer, same-origin, origin, strict-origin, "
+        "origin-when-cross-origin, strict-origin-when-cross-origin, no-referrer-when-downgrade, unsafe-url, or None to leave "
+        "the field out",
+    ),
+    (
+        {"coop": False},
+        "coop=False) isn't a policy that browsers know; give one of same-origin, same-origin-allow-popups, "
+        "noopener-allow-popups, unsafe-none, or None to leave the field out",
+    ),
+    ({"csp": False}, "csp=False) isn't a policy; give a dict of directives, a str, or None to leave it out"),
+    ({"csp": ["'self'"]}, "csp=[\"'self'\"]) isn't a policy; give a dict of directives, a str, or None to leave it out"),
+    ({"csp": " ; "}, "csp=' ; ') has no directive; write csp=None to leave the field out"),
+    ({"csp": {"scrip_src": "'self'"}}, "csp=...): 'scrip_src' isn't a directive; did you mean 'script-src'?"),
+    ({"csp": {7: "'self'"}}, "csp=...): 7 isn't a directive; remove it"),
+    (
+        {"csp_report_only": "scrip-src 'self'"},
+        "csp_report_only=...): 'scrip-src' isn't a directive; did you mean 'script-src'?",
+    ),
+    (
+        {"csp": {"img_src": "*", "img-src": "'self'"}},
+        "csp=...) has img-src twice, and browsers ignore the second; write it once",
+    ),
+    (
+        {"csp": {"img_src": ["self"]}},
+        "csp=...): img-src has 'self': browsers take it for a host; write \"'self'\", with quotes",
+    ),
+    (
+        {"csp": "script-src sha256-47DEQpj8="},
+        "csp=...): script-src has 'sha256-47DEQpj8=': browsers take it for a host; write \"'sha256-47DEQpj8='\", with quotes",
+    ),
+    ({"csp": {"img_src": "data"}}, "csp=...): img-src has 'data': browsers take it for a host; write 'data:', with a colon"),
+    (
+        {"csp": {"script_src": "'unsafe-inlin'"}},
+        "csp=...): script-src has \"'unsafe-inlin'\": it isn't a keyword; did you mean 'unsafe-inline'?",
+    ),
+    (
+        {"csp": {"script_src": "'cdn.example'"}},
+        "csp=...): script-src has \"'cdn.example'\": it isn't a keyword; remove its quotes",
+    ),
+    ({"csp": {"script_src": '"cdn.example"'}}, "csp=...): script-src has '\"cdn.example\"': remove its quotes"),
+    (
+        {"csp": {"script_src": "'nonce-1'"}},
+        "csp=...): script-src has \"'nonce-1'\": a fixed nonce protects nothing; write NONCE, which differs for each response",
+    ),
+    (
+        {"csp": {"script_src": "https://a.example; img-src"}},
+        f"csp=...): script-src has 'https://a.example;': {UNSENDABLE}",
+    ),
+    ({"csp": {"report_uri": "/a,b"}}, f"csp=...): report-uri has '/a,b': {UNSENDABLE}"),
+    ({"csp": {"img_src": "b\xfccher.example"}}, f"csp=...): img-src has 'b\xfccher.example': {UNSENDABLE}"),
+    ({"csp": {"img_src": "a\0b"}}, f"csp=...): img-src has 'a\\x00b': {UNSENDABLE}"),
+    *(({"csp": {"img_src": sources}}, f"csp=...): img-src is {sources!r}, {NO_SOURCE}") for sources in (7, True, False)),
+    (
+        {"csp": {"img_src": [None]}},
+        f"csp=...): img-src is None, {NO_SOURCE}",
+    ),
+    ({"csp": {"img_src": []}}, EMPTY),
+    ({"csp": {"img_src": ""}}, EMPTY),
+    ({"csp": "img-src"}, EMPTY),
+    (
+        {"csp": "script-src 'none' 'self'"},
+        "csp=...): script-src has 'none' beside other sources, and browsers ignore it; remove it, or the others",
+    ),
+    (
+        {"csp": {"script_src": [NONCE, "'unsafe-inline'"]}},
+        "csp=...): script-src has 'unsafe-inline' beside NONCE, and browsers ignore it; remove one of them",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "fault"), INVALID, ids=lambda value: str(value)[:60])
 def test_an_invalid_option_is_refused_with_its_fix(options: dict[str, Any], fault: str) -> None:
     with pytest.raises(ConfigError) as raised:
         headers(**options)
@@ -532,8 +531,8 @@ def test_an_invalid_option_is_refused_with_its_fix(options: dict[str, Any], faul
 
 @pytest.mark.parametrize("option", ["hsts_subdomains", "hsts_preload", "nosniff"])
 def test_a_switch_takes_only_a_bool(option: str) -> None:
+    switch: dict[str, Any] = {option: None}
     with pytest.raises(ConfigError, match=f"^{option}=None is neither True nor False"):
-        switch: dict[str, Any] = {option: None}
         headers(**switch)
 
 

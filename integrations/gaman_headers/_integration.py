@@ -39,7 +39,7 @@ def headers(
     - *csp_report_only* is a second policy, which browsers report on and don't enforce.
     - *hsts* is how many seconds browsers use only HTTPS for this host, and with *hsts_subdomains* for its subdomains (RFC 6797). It
       is sent over HTTPS only. *hsts_preload* allows browsers to be shipped with it.
-    - *nosniff* forbids browsers to guess a response's type. *referrer_policy* limits what other sites see of a page's URL.
+    - *nosniff* keeps browsers from guessing a response's type. *referrer_policy* limits what other sites see of a page's URL.
     - *coop* is the Cross-Origin-Opener-Policy, which separates a page from windows of other sites.
 
     None leaves a field out. ConfigError is raised for an invalid option, and at the start if an integration that makes sessions is

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -81,9 +80,10 @@ def test_inline_code_runs_only_with_the_nonce_and_scripts_come_only_from_the_sit
         "style-src",
         "script-src",
     }
-    page.get_by_role("button").click()
+    # Not a click, after which Playwright waits for the page that the form leads to.
+    with page.expect_console_message(lambda message: "form-action" in message.text):
+        page.evaluate("document.forms[0].requestSubmit()")
     assert page.url == served.url()
-    assert any("form-action" in text for text in refused)
 
 
 def test_another_site_cannot_frame_a_page_and_an_upload_is_no_script(served: Site, page: Page) -> None:
