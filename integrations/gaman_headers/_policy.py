@@ -77,14 +77,10 @@ def _parse(option: str, given: object) -> dict[str, list[str]]:
         if name in seen:
             raise ConfigError(f"headers({option}=...) has {name} twice, and browsers ignore the second; write it once")
         seen.add(name)
-        if sources is None:
+        if sources is None or sources is False:
             directives.pop(name, None)
         else:
-            directives[name] = (
-                []
-                if name in _FLAGS and (sources is True or not sources)
-                else _read(f"headers({option}=...): {name}", name, sources)
-            )
+            directives[name] = _read(f"headers({option}=...): {name}", name, sources)
     if not directives:
         raise ConfigError(f"headers({option}={given!r}) has no directive; write {option}=None to leave the field out")
     return directives
@@ -92,6 +88,8 @@ def _parse(option: str, given: object) -> dict[str, list[str]]:
 
 def _read(where: str, name: str, sources: object) -> list[str]:
     """Return the words of a directive; ConfigError for what browsers would ignore, or take for something else."""
+    if name in _FLAGS and (sources is True or not sources):
+        return []
     given = cast("Iterable[object]", sources) if isinstance(sources, Iterable) and not isinstance(sources, str) else [sources]
     words: list[str] = []
     for text in given:
@@ -100,11 +98,7 @@ def _read(where: str, name: str, sources: object) -> list[str]:
         # Spaces separate sources, so a text may hold several, as in the field itself.
         words += text.split()
     for word in words:
-        if (
-            fault := "a comma, a semicolon or a character beyond ASCII can't be in it; percent-encode that"
-            if _is_word(word) is None
-            else name in _WITH_SOURCES and _fault(word)
-        ):
+        if fault := _fault(name, word):
             raise ConfigError(f"{where} has {word!r}: {fault}")
     if not words:
         raise ConfigError(f"{where} is empty; write [\"'none'\"] to allow nothing, or None to leave it out")
@@ -115,20 +109,20 @@ def _read(where: str, name: str, sources: object) -> list[str]:
     return words
 
 
-def _fault(word: str) -> str | None:
-    """Return why a source doesn't mean what it seems to, and the fix; None for a valid one."""
+def _fault(name: str, word: str) -> str | None:
+    """Return why a word of the directive *name* doesn't mean what it seems to, and the fix; None for a valid one."""
+    if _is_word(word) is None:
+        return "a comma, a semicolon or a character beyond ASCII can't be in it; percent-encode that"
     bare = word.strip("'\"")
-    is_keyword = bare.lower() in _KEYWORDS or _is_hash(bare)
-    if bare.lower().startswith("nonce-"):
+    lower = bare.lower()
+    if name not in _WITH_SOURCES or (word == f"'{bare}'" and (bare in _KEYWORDS or _is_hash(bare))):
+        return None
+    if lower.startswith("nonce-"):
         return "a fixed nonce protects nothing; write NONCE, which differs for each response"
     if word == f"'{bare}'":
-        return (
-            None
-            if bare in _KEYWORDS or _is_hash(bare)
-            else f"it isn't a keyword{nearest(bare, _KEYWORDS) or '; remove its quotes'}"
-        )
-    if is_keyword:
+        return f"it isn't a keyword{nearest(bare, _KEYWORDS) or '; remove its quotes'}"
+    if lower in _KEYWORDS or _is_hash(bare):
         return f"browsers take it for a host; write \"'{bare}'\", with quotes"
-    if bare.lower() in _SCHEMES:
+    if lower in _SCHEMES:
         return f"browsers take it for a host; write '{bare}:', with a colon"
     return None if bare == word else "remove its quotes"
