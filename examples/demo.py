@@ -10,6 +10,7 @@ from typing import Any
 
 import gaman
 from gaman import Context, HTTPError, Response, define_integration, define_routes
+from gaman.headers import headers
 from gaman.session import session
 from workflow import check, login, logout, profile, secret
 
@@ -118,9 +119,7 @@ GUIDE = {
 
 
 async def page(ctx: Context) -> Response:
-    # Scripts and styles come only from this server, and no other site may frame the page.
-    policy = "default-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    return Response.file(PAGE / "index.html", headers={"content-security-policy": policy})
+    return Response.file(PAGE / "index.html")
 
 
 async def page_file(ctx: Context) -> Response:
@@ -144,6 +143,9 @@ def reveal(ctx: Context, response: Response) -> None:
 # It is listed before the sessions, so its on_response runs after they have set their cookie.
 page_helper = define_integration(name="page helper", priority="very-high", on_response=reveal)
 
+# Scripts and styles come only from this server, and no other site may frame the page. Its icon is empty, and written in the page.
+security = headers(csp={"img_src": ["data:"]})
+
 routes = define_routes(
     {
         "/": page,
@@ -164,4 +166,4 @@ routes = define_routes(
 if __name__ == "__main__":
     port = int(os.environ.get("PORT", "3431"))
     print(f"\n  Open http://localhost:{port} in a browser. Sessions are kept by the {DRIVER} driver. Ctrl+C ends it.\n")
-    gaman.serve(routes, integrations=[page_helper, sessions], port=port)
+    gaman.serve(routes, integrations=[security, page_helper, sessions], port=port)

@@ -18,6 +18,10 @@ SOURCES = (ROOT, ROOT / "integrations")
 
 # A module imports only from lower rows.
 ORDER = [
+    ["gaman.headers"],
+    ["gaman_headers"],
+    ["gaman_headers._integration"],
+    ["gaman_headers._nonce", "gaman_headers._policy"],
     ["gaman.cors", "gaman.static"],
     ["gaman_cors", "gaman_static"],
     ["gaman_cors._integration", "gaman_static._integration"],
@@ -172,7 +176,7 @@ PACKAGES = {"dotenv": "python-dotenv"}
 IF_INSTALLED = {"opentelemetry", "watchfiles"}
 
 
-INTEGRATIONS = ("gaman_cors", "gaman_session", "gaman_static")
+INTEGRATIONS = ("gaman_cors", "gaman_headers", "gaman_session", "gaman_static")
 
 
 class Module(NamedTuple):
@@ -330,7 +334,7 @@ def test_the_public_names_are_imported_and_listed_without_logic(name: str) -> No
     assert not [each for each in exports if each.startswith("_")]
 
 
-@pytest.mark.parametrize("name", ["cors", "session", "session.asgi", "session.testing", "static"])
+@pytest.mark.parametrize("name", ["cors", "headers", "session", "session.asgi", "session.testing", "static"])
 def test_an_integration_is_re_exported_completely(name: str) -> None:
     [text] = [module.text for module in MODULES if module.name == f"gaman.{name}"]
     [_, line] = parse(text).body

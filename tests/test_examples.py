@@ -166,6 +166,16 @@ def test_the_page_has_a_button_for_each_route_and_loads_nothing_from_other_hosts
     assert not re.search(r"<style|<script>|\sstyle=|\son\w+=", page.text)
 
 
+def test_every_response_of_the_demo_has_the_security_header_fields(demo: Browser) -> None:
+    responses = [demo.get(path) for path in ("/", "/page/script.js", "/check", "/guide/security", "/missing", "/profile")]
+    assert [response.status_code for response in responses] == [200, 200, 200, 200, 404, 401]
+    for response in responses:
+        assert "script-src 'self';" in response.headers["content-security-policy"]
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["referrer-policy"] == response.headers["cross-origin-opener-policy"] == "same-origin"
+        assert "strict-transport-security" not in response.headers
+
+
 def test_the_page_links_each_chapter_of_the_guide_which_is_readable_text(demo: Browser) -> None:
     linked = re.findall(r'href="/guide/(.*?)"', demo.get("/").text)
     titles = {demo.get(f"/guide/{chapter}").text.partition("\n")[0] for chapter in linked}

@@ -34,6 +34,7 @@ from gaman.testing import TestClient
 from starlette.applications import Starlette
 from gaman import App, Middleware, define_integration, define_routes, mount
 from gaman.cors import cors
+from gaman.headers import headers
 from gaman.session import session
 from gaman.static import static
 async def home(ctx): return "hello"
@@ -84,7 +85,7 @@ STARTS = [
             f"App(routes, middleware=[{name}])",
             f"middleware holds {name}, which makes an integration; write integrations=[{name}(...)]",
         )
-        for name in ("session", "static", "cors")
+        for name in ("session", "static", "cors", "headers")
     ),
     (
         "App(routes, middleware=[home])",
@@ -95,6 +96,8 @@ STARTS = [
     ("App(routes, integration=[])", "App() has no option 'integration'; did you mean 'integrations'?"),
     ("gaman.serve(routes, worker=2)", "serve() has no option 'worker'; did you mean 'workers'?"),
     ("cors('*', path='/')", "cors() has no option 'path'; it takes origins, methods, headers, "),
+    ("headers(hst=0)", "headers() has no option 'hst'; did you mean 'hsts'?"),
+    ("headers(csp={'scrip_src': []})", "headers(csp=...): 'scrip_src' isn't a directive; did you mean 'script-src'?"),
     ("static('/a', dirr='public')", "static() has no option 'dirr'; it takes path, folder, fallback, "),
     ("static('/a')", "static(): missing a required argument: 'folder'; it takes path, folder, "),
     (

@@ -84,10 +84,10 @@ def metadata(built: Built) -> Message:
     return Parser().parsestr(read(built.wheel, ".dist-info/METADATA"))
 
 
-def test_the_wheel_puts_four_packages_and_nothing_else_into_site_packages(built: Built) -> None:
+def test_the_wheel_puts_five_packages_and_nothing_else_into_site_packages(built: Built) -> None:
     tops = {name.split("/")[0] for name in names(built.wheel)}
     [info] = [top for top in tops if top.endswith(".dist-info")]
-    assert tops == {"gaman", "gaman_cors", "gaman_session", "gaman_static", info}
+    assert tops == {"gaman", "gaman_cors", "gaman_headers", "gaman_session", "gaman_static", info}
 
 
 def test_the_wheel_has_every_module_and_no_stray_file(built: Built) -> None:
@@ -103,7 +103,9 @@ def test_the_wheel_has_every_module_and_no_stray_file(built: Built) -> None:
 
 
 def test_every_package_is_marked_as_typed(built: Built) -> None:
-    assert {f"{name}/py.typed" for name in ("gaman", "gaman_cors", "gaman_session", "gaman_static")} <= set(names(built.wheel))
+    assert {f"{name}/py.typed" for name in ("gaman", "gaman_cors", "gaman_headers", "gaman_session", "gaman_static")} <= set(
+        names(built.wheel)
+    )
 
 
 def test_the_wheel_has_its_licence(built: Built, metadata: Message) -> None:

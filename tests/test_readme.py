@@ -21,6 +21,7 @@ import pytest
 
 import gaman
 from gaman.cors import cors
+from gaman.headers import headers
 from gaman.session import Counters, Session, session
 from gaman.session.testing import CONTRACT
 from gaman.static import static
@@ -34,7 +35,7 @@ from tests.test_examples import ROOT, serving, walk_through
 # Chapters of whole files, which tests/test_testing.py, test_tutorial.py and test_recipes.py run.
 OF_FILES = [f"examples/guide/{chapter}.md" for chapter in ("testing", "tutorial", "recipes")]
 GUIDE = [*(f"examples/guide/{chapter}.md" for chapter in ("deployment", "security", "moving", "frameworks", "asgi")), *OF_FILES]
-INTEGRATIONS = ["integrations/gaman_static/README.md", "integrations/gaman_cors/README.md"]
+INTEGRATIONS = [f"integrations/gaman_{name}/README.md" for name in ("static", "cors", "headers")]
 DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md", *INTEGRATIONS, *GUIDE]
 # The programs that the guide uses; tests/test_guide.py runs the commands that need neither systemd nor Docker.
 HOST = set(
@@ -244,12 +245,16 @@ def test_the_table_of_options_has_each_option_with_its_default(document: str) ->
         assert in_words.get(name, f"`{quoted(real[name])}`") in default, name
 
 
-@pytest.mark.parametrize(("document", "function"), [*zip(INTEGRATIONS, [static, cors], strict=True)], ids=["static", "cors"])
+@pytest.mark.parametrize(
+    ("document", "function"), [*zip(INTEGRATIONS, [static, cors, headers], strict=True)], ids=["static", "cors", "headers"]
+)
 def test_the_table_of_an_integration_has_each_option_with_its_default(document: str, function: Callable[..., object]) -> None:
     listed = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", (ROOT / document).read_text(), re.MULTILINE)
-    in_words = {"hashed": "`HASHED`", Parameter.empty: "required"}
+    in_words = {"hashed": "`HASHED`", "csp": "`STRICT`"}
     assert dict(listed) == {
-        name: in_words.get(name) or in_words.get(each.default) or f"`{quoted(each).replace(chr(39), chr(34))}`"
+        name: in_words.get(name)
+        or ("required" if each.default is Parameter.empty else None)
+        or f"`{quoted(each).replace(chr(39), chr(34))}`"
         for name, each in signature(function).parameters.items()
     }
 

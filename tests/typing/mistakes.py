@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 import gaman
 from gaman import App, Context, Response, Table, define_integration, define_routes
 from gaman.cors import cors
+from gaman.headers import headers
 from gaman.session import Driver, session
 from gaman.session.asgi import Session, SessionMiddleware, get_session
 from gaman.static import static
@@ -172,6 +173,9 @@ App({}, integration=[])  # type: ignore[call-arg]  # pyright: ignore[reportCallI
 gaman.serve({}, worker=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 define_routes({}, strct=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 cors("*", path="/")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+headers(hst=0)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+headers(hsts="1 year")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+headers(csp=["'self'"])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 static("/a", dirr="public")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 # The list holds integrations, which session() returns.
 App({}, integrations=[session])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
