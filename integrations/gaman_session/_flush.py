@@ -23,9 +23,11 @@ MAX_ATTEMPTS: Final = 100
 
 
 class Renewal(Struct, frozen=True):
-    """A call of regenerate()."""
+    """A new id, as regenerate(), login() and confirm() ask for it."""
 
-    max_age: int | None
+    max_age: int | None = None
+    begins: bool = True
+    """Whether a new session begins if this one ends meanwhile. It doesn't for confirm(), which would undo a logout."""
 
 
 class Pending(Struct, gc=False):
@@ -207,6 +209,10 @@ class Flush(Struct, gc=False):
             await self.known.load(again=attempt > 0)
             state = self.known.state
             if not isinstance(state, Live):
+                if self.pending.renewal is not None and not self.pending.renewal.begins:
+                    self._drop_changes()
+                    self.pending.renewal = None
+                    return
                 # A session that was ended stays ended, but a login beside a logout isn't lost.
                 await self._begin(former)
                 return

@@ -112,7 +112,7 @@ class Owners:
         """Return a change of owner from now. SessionUnsupported, or SessionUseError for an invalid owner."""
         self._driver()
         if owner is not None:
-            _check(owner)
+            check_owner(owner)
         return self.dated_now(PendingOwner(owner, note, 0, 0))
 
     def dated_now(self, pending: PendingOwner) -> PendingOwner:
@@ -182,7 +182,7 @@ class Owners:
 
     async def end_all(self, owner: str, keep: KeptSession | None) -> int:
         """End the sessions of *owner* except *keep*; return how many it ended."""
-        driver, names = self._driver(), self._names(_check(owner))
+        driver, names = self._driver(), self._names(check_owner(owner))
         if keep is not None:
             await keep._find()
         kept = () if keep is None or keep.id is None else (keep.id,)
@@ -229,7 +229,7 @@ class Owners:
 
         driver, now = self._driver(), self._clock()
         records: dict[str, Record] = {}
-        for of_name in await gather(*(driver.owned(name, now=now) for name in self._names(_check(owner)))):
+        for of_name in await gather(*(driver.owned(name, now=now) for name in self._names(check_owner(owner)))):
             records.update(of_name)
         return records
 
@@ -306,7 +306,7 @@ def _by_age(records: Mapping[str, Record]) -> list[str]:
     return sorted(records, key=lambda id: (cast("Ownership", records[id].ownership).since, id))
 
 
-def _check(owner: str) -> str:
+def check_owner(owner: str) -> str:
     """Return *owner*, or raise SessionUseError if it is invalid."""
     if not isinstance(owner, str) or not owner:
         raise SessionUseError(f"an owner is text, and not empty, such as 'user:1'; it can't be {owner!r}")
