@@ -1,5 +1,6 @@
 """Sessions for gaman: session() returns the integration, which gives handlers their ctx.session."""
 
+from gaman_session._check_csrf import check_csrf
 from gaman_session._counters import Counters
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, ClockDriver, Driver, Outcome, OwnerDriver, Ownership, Record
 from gaman_session._errors import (
@@ -16,6 +17,7 @@ from gaman_session._errors import (
 )
 from gaman_session._integration import SessionIntegration, session
 from gaman_session._owners import OwnedSession
+from gaman_session._require_fresh import require_fresh
 from gaman_session._serializer import Serializer
 from gaman_session._session import Session
 from gaman_session.drivers._key_value import KeyValueDriver
@@ -46,5 +48,7 @@ __all__ = [
     "SessionTypeError",
     "SessionUnsupported",
     "SessionUseError",
+    "check_csrf",
+    "require_fresh",
     "session",
 ]

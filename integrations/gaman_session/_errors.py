@@ -73,7 +73,7 @@ class SessionLoginRequired(SessionError, HTTPError):
     """Nobody is logged in to the session, or not recently enough: the response is 401."""
 
     def __init__(self) -> None:
-        HTTPError.__init__(self, 401, "log in first", headers={"cache-control": "no-store"})
+        HTTPError.__init__(self, 401, "log in, or confirm the login", headers={"cache-control": "no-store"})
 
 
 class SessionConflict(SessionError):

@@ -142,6 +142,8 @@ class Flush(Struct, gc=False):
             outcome = await sessions.store.apply(identity.id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         else:
             ownership = sessions.owners.ownership(owner, identity.id)
+            before = state.record.ownership if isinstance(state, Live) else None
+            sessions.owners.warn_of_old_id(owner, before, {**log_extra(self.known.scope), "driver": sessions.store.name})
             driver = cast("OwnerDriver", sessions.store)
             outcome = await driver.set_owner(identity.id, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is _WRITTEN:

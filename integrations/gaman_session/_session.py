@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
 from collections.abc import Callable, Coroutine, MutableMapping
 from datetime import UTC, datetime
 from inspect import iscoroutinefunction
@@ -49,19 +48,6 @@ class Session(Logins):
         self._is_closed = is_closed
         # What to report of calls that were never awaited; None once the request has failed.
         self._unawaited: tuple[str, ...] | None = ()
-
-    @property
-    @abstractmethod
-    def id(self) -> str | None:
-        """The session's handle, or None if there is no session yet. It is safe to log: no cookie can be made of it."""
-
-    @property
-    @abstractmethod
-    def is_new(self) -> bool:
-        """Whether the request came without a session, or has cleared it.
-
-        Until the first read, a valid cookie counts as a session.
-        """
 
     @property
     def created_at(self) -> datetime | None:

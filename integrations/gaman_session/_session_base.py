@@ -29,6 +29,19 @@ class SessionBase(NotADict, ABC):
     _is_used: bool
     _is_closed: bool
 
+    @property
+    @abstractmethod
+    def id(self) -> str | None:
+        """The session's handle, or None if there is no session yet. It is safe to log: no cookie can be made of it."""
+
+    @property
+    @abstractmethod
+    def is_new(self) -> bool:
+        """Whether the request came without a session, or has cleared it.
+
+        Until the first read, a valid cookie counts as a session.
+        """
+
     @abstractmethod
     def _is_ready(self) -> bool:
         """Return whether reads need no `await`. This opens a session in a cookie, and loads one in memory."""
