@@ -141,6 +141,11 @@ class SyncSession:
         """When the session expires unless it is used again; None before the first read, and if there is no session."""
         return self._session.expires_at
 
+    @property
+    def authenticated_at(self) -> datetime | None:
+        """When login() or confirm() was called last; None before the first read, and if nobody is logged in."""
+        return self._session.authenticated_at
+
     @overload
     def get(self, key: str, default: None = None, *, type: None = None) -> Any: ...
     @overload
@@ -180,6 +185,34 @@ class SyncSession:
     def clear(self) -> None:
         """End the session."""
         call(self._portal, self._session.clear)
+
+    def login(self, owner: str, *, max_age: int | None = None, note: Any = None, fresh: bool = False) -> None:
+        """Log in *owner*, such as "user:1"."""
+        call(self._portal, self._session.login, owner, max_age=max_age, note=note, fresh=fresh)
+
+    def confirm(self, level: int | None = None) -> None:
+        """Note that the user has proved again who they are."""
+        call(self._portal, self._session.confirm, level)
+
+    def logout(self) -> None:
+        """End the session."""
+        call(self._portal, self._session.logout)
+
+    def owner(self) -> str | None:
+        """Return the owner that is logged in, or None."""
+        return call(self._portal, self._session.owner)
+
+    def is_fresh(self, seconds: float, *, level: int = 1) -> bool:
+        """Return whether the login, or its last confirm() at *level*, is at most that many *seconds* ago."""
+        return call(self._portal, self._session.is_fresh, seconds, level=level)
+
+    def csrf_token(self) -> str:
+        """Return a token for a form of the client."""
+        return call(self._portal, self._session.csrf_token)
+
+    def is_csrf_token(self, token: str) -> bool:
+        """Return whether *token* is one that csrf_token() returned for this session."""
+        return call(self._portal, self._session.is_csrf_token, token)
 
     def regenerate(self, *, max_age: int | None = None) -> None:
         """Give the session a new id, and *max_age* seconds as its lifetime if given."""

@@ -1,11 +1,13 @@
 """Sessions for gaman: session() returns the integration, which gives handlers their ctx.session."""
 
+from gaman_session._check_csrf import check_csrf
 from gaman_session._counters import Counters
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, ClockDriver, Driver, Outcome, OwnerDriver, Ownership, Record
 from gaman_session._errors import (
     SessionClosed,
     SessionConflict,
     SessionError,
+    SessionLoginRequired,
     SessionSerializationError,
     SessionStoreError,
     SessionTooLarge,
@@ -15,6 +17,7 @@ from gaman_session._errors import (
 )
 from gaman_session._integration import SessionIntegration, session
 from gaman_session._owners import OwnedSession
+from gaman_session._require_fresh import require_fresh
 from gaman_session._serializer import Serializer
 from gaman_session._session import Session
 from gaman_session.drivers._key_value import KeyValueDriver
@@ -38,11 +41,14 @@ __all__ = [
     "SessionConflict",
     "SessionError",
     "SessionIntegration",
+    "SessionLoginRequired",
     "SessionSerializationError",
     "SessionStoreError",
     "SessionTooLarge",
     "SessionTypeError",
     "SessionUnsupported",
     "SessionUseError",
+    "check_csrf",
+    "require_fresh",
     "session",
 ]

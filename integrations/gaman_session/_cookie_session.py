@@ -19,7 +19,8 @@ from gaman_session import _sealing
 from gaman_session._counters import Rejection
 from gaman_session._errors import SessionTooLarge, SessionUnsupported, too_late_to_read
 from gaman_session._misuse import changed
-from gaman_session._session import REMOVED, CookieValue, Session
+from gaman_session._session import Session
+from gaman_session._session_base import REMOVED, CookieValue
 from gaman_session._sessions import MAX_COOKIE, Sessions
 
 T = TypeVar("T")
@@ -202,7 +203,15 @@ class CookieSession(Session):
         self._contents, self._fields, self._max_size = None, {}, _MAX_FRAME
         self._is_changed = self._is_new = True
 
-    def _renew(self, max_age: int | None) -> None:
+    def _restart(self) -> None:
+        self._is_ready()
+        received = {} if self._received is None else self._received.fields
+        changes = {key: data for key, data in self._fields.items() if received.get(key) is not data}
+        self._clear()
+        for key, data in changes.items():
+            self._put(key, data)
+
+    def _renew(self, max_age: int | None, begins: bool | None = None) -> None:
         self._is_ready()
         self._is_changed = True
         self._contents = self._begin(max_age, self._sessions.clock())

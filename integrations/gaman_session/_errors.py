@@ -69,8 +69,15 @@ def too_late_for_cookie() -> SessionClosed:
     )
 
 
+class SessionLoginRequired(SessionError, HTTPError):
+    """Nobody is logged in to the session, or not recently enough: the response is 401."""
+
+    def __init__(self) -> None:
+        HTTPError.__init__(self, 401, "log in, or confirm the login", headers={"cache-control": "no-store"})
+
+
 class SessionConflict(SessionError):
-    """update() or regenerate() gave up, because other requests changed the same session at each attempt."""
+    """update(), regenerate() or login() gave up, because other requests changed the same session at each attempt."""
 
 
 class SessionUnsupported(SessionError):

@@ -23,9 +23,11 @@ MAX_ATTEMPTS: Final = 100
 
 
 class Renewal(Struct, frozen=True):
-    """A call of regenerate()."""
+    """A new id, as regenerate(), login() and confirm() ask for it."""
 
-    max_age: int | None
+    max_age: int | None = None
+    begins: bool = True
+    """Whether a new session begins if this one ends meanwhile. It doesn't for confirm(), which would undo a logout."""
 
 
 class Pending(Struct, gc=False):
@@ -140,6 +142,8 @@ class Flush(Struct, gc=False):
             outcome = await sessions.store.apply(identity.id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         else:
             ownership = sessions.owners.ownership(owner, identity.id)
+            before = state.record.ownership if isinstance(state, Live) else None
+            sessions.owners.warn_of_old_id(owner, before, {**log_extra(self.known.scope), "driver": sessions.store.name})
             driver = cast("OwnerDriver", sessions.store)
             outcome = await driver.set_owner(identity.id, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is _WRITTEN:
@@ -207,6 +211,10 @@ class Flush(Struct, gc=False):
             await self.known.load(again=attempt > 0)
             state = self.known.state
             if not isinstance(state, Live):
+                if self.pending.renewal is not None and not self.pending.renewal.begins:
+                    self._drop_changes()
+                    self.pending.renewal = None
+                    return
                 # A session that was ended stays ended, but a login beside a logout isn't lost.
                 await self._begin(former)
                 return

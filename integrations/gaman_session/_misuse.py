@@ -49,7 +49,9 @@ class NotADict:
         return SessionUseError(self._spelled(text))
 
     def _key_error(self, call: str, key: object, more: str = "") -> SessionUseError:
-        """Return the error for a key that isn't text."""
+        """Return the error for a key that isn't text, or that only gaman may use."""
+        if isinstance(key, str):
+            return self._misused(f"only login() writes {key!r}, and `await ctx.session.owner()` reads it; choose another key")
         return self._misused(f"a session's key is a str, not {key!r}: write `await ctx.session.{call}({str(key)!r}{more})`")
 
     if not TYPE_CHECKING:

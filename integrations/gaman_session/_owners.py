@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import time
@@ -18,6 +19,8 @@ from gaman_session._driver import MAX_SKEW, OWNER_METHODS, TOMBSTONE, Driver, Ow
 from gaman_session._errors import SessionStoreError, SessionUnsupported, SessionUseError
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Codec
+
+logger = logging.getLogger("gaman")
 
 _is_id: Final = re.compile("[0-9a-f]{64}").fullmatch
 _encode = msgspec.msgpack.Encoder().encode
@@ -101,6 +104,7 @@ class Owners:
         self._is_sealed = is_sealed
         self._idle_timeout = idle_timeout
         self._max_sessions = max_sessions
+        self._warns_of_old_id = True
         self._latest = 0.0
         self._latest_moment = 0.0
         # The owners whose sessions this process has ended within the last TOMBSTONE seconds, in that order.
@@ -112,7 +116,7 @@ class Owners:
         """Return a change of owner from now. SessionUnsupported, or SessionUseError for an invalid owner."""
         self._driver()
         if owner is not None:
-            _check(owner)
+            check_owner(owner)
         return self.dated_now(PendingOwner(owner, note, 0, 0))
 
     def dated_now(self, pending: PendingOwner) -> PendingOwner:
@@ -144,6 +148,18 @@ class Owners:
             return ownership
         name = self._names(opened[0])[0]
         return Ownership(name, self._keyring.seal_note(new_id, name, _encode(opened)), ownership.since)
+
+    def warn_of_old_id(self, pending: PendingOwner, before: Ownership | None, extra: dict[str, Any]) -> None:
+        """Warn once if a session gets an owner, other than the one it had *before*, under its old id."""
+        if self._warns_of_old_id and pending.owner is not None:
+            if before is not None and before.owner in self._names(pending.owner):
+                return
+            self._warns_of_old_id = False
+            logger.warning(
+                "set_owner() gave a session its owner under its old id, so an id that was known before the login opens it (session "
+                "fixation): write `await session.login(owner)`, or call regenerate() in the same request",
+                extra=extra,
+            )
 
     async def trim(self, pending: PendingOwner) -> None:
         """End the owner's oldest sessions beyond the limit. Of several logins at once, the last one sees them all."""
@@ -182,7 +198,7 @@ class Owners:
 
     async def end_all(self, owner: str, keep: KeptSession | None) -> int:
         """End the sessions of *owner* except *keep*; return how many it ended."""
-        driver, names = self._driver(), self._names(_check(owner))
+        driver, names = self._driver(), self._names(check_owner(owner))
         if keep is not None:
             await keep._find()
         kept = () if keep is None or keep.id is None else (keep.id,)
@@ -229,7 +245,7 @@ class Owners:
 
         driver, now = self._driver(), self._clock()
         records: dict[str, Record] = {}
-        for of_name in await gather(*(driver.owned(name, now=now) for name in self._names(_check(owner)))):
+        for of_name in await gather(*(driver.owned(name, now=now) for name in self._names(check_owner(owner)))):
             records.update(of_name)
         return records
 
@@ -306,7 +322,7 @@ def _by_age(records: Mapping[str, Record]) -> list[str]:
     return sorted(records, key=lambda id: (cast("Ownership", records[id].ownership).since, id))
 
 
-def _check(owner: str) -> str:
+def check_owner(owner: str) -> str:
     """Return *owner*, or raise SessionUseError if it is invalid."""
     if not isinstance(owner, str) or not owner:
         raise SessionUseError(f"an owner is text, and not empty, such as 'user:1'; it can't be {owner!r}")

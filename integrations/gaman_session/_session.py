@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable, MutableMapping
+from collections.abc import Callable, Coroutine, MutableMapping
 from datetime import UTC, datetime
 from inspect import iscoroutinefunction
 from sys import _getframe as getframe
-from typing import Any, Final, TypeAlias, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 
 from gaman import HTTPError, log_extra
 from gaman.errors import a_type
 from gaman_session._awaitable import Done, Due, SessionCall, later, reading, ready, run
-from gaman_session._counters import Rejection
-from gaman_session._errors import SessionTypeError, SessionUseError, too_late_to_change
-from gaman_session._misuse import NotADict
-from gaman_session._sessions import MAX_LIFETIME, Sessions
-
-CookieValue: TypeAlias = tuple[str, int | None]
-"""The value of the cookie to send, and its Max-Age in seconds; None for a cookie that ends with the browser."""
+from gaman_session._errors import SessionTypeError, SessionUseError
+from gaman_session._login import LOGIN, Logins, check_max_age
+from gaman_session._sessions import Sessions
 
 logger = logging.getLogger("gaman")
 
@@ -28,14 +23,11 @@ D = TypeVar("D")
 
 _MISSING: Final = object()
 
-REMOVED: Final[CookieValue] = ("", 0)
-"""Removes the cookie from the browser."""
-
 _SET, _DELETED, _CLEARED = Done("session.set"), Done("session.delete"), Done("session.clear")
 _REGENERATED, _SET_OWNER = Done("session.regenerate"), Done("session.set_owner")
 
 
-class Session(NotADict, ABC):
+class Session(Logins):
     """The session of one request. Reading it costs at most one round trip to the store, and writing it at most one more.
 
     A key is a string. A value is anything that the serializer supports; get() returns a fresh copy each time. Changes are pending
@@ -43,7 +35,7 @@ class Session(NotADict, ABC):
     than HTTPError, or its response has a status of 500 or more.
     """
 
-    __slots__ = ("_failure", "_is_closed", "_is_used", "_sessions", "_unawaited")
+    __slots__ = ("_failure", "_unawaited")
 
     _failure: HTTPError | None
     """The last error of a call that should be the response, until the response begins. Its traceback refers to the session."""
@@ -56,19 +48,6 @@ class Session(NotADict, ABC):
         self._is_closed = is_closed
         # What to report of calls that were never awaited; None once the request has failed.
         self._unawaited: tuple[str, ...] | None = ()
-
-    @property
-    @abstractmethod
-    def id(self) -> str | None:
-        """The session's handle, or None if there is no session yet. It is safe to log: no cookie can be made of it."""
-
-    @property
-    @abstractmethod
-    def is_new(self) -> bool:
-        """Whether the request came without a session, or has cleared it.
-
-        Until the first read, a valid cookie counts as a session.
-        """
 
     @property
     def created_at(self) -> datetime | None:
@@ -98,7 +77,7 @@ class Session(NotADict, ABC):
 
         `user = await ctx.session.get("user", type=User)`
         """
-        if not isinstance(key, str):
+        if not isinstance(key, str) or key == LOGIN:
             raise self._key_error("get", key)
         if not self._is_ready():
             return reading(self, "ctx.session.get", Session._value, key, default, type)
@@ -121,7 +100,7 @@ class Session(NotADict, ABC):
 
     def has(self, key: str) -> SessionCall[bool]:
         """Return whether *key* exists, whatever its value: 0, "", False and None exist."""
-        if not isinstance(key, str):
+        if not isinstance(key, str) or key == LOGIN:
             raise self._key_error("has", key)
         if self._is_ready():
             return ready(self, "ctx.session.has", self._peek(key) is not None)
@@ -137,7 +116,7 @@ class Session(NotADict, ABC):
         SessionTooLarge: the session would be too large; if this request hasn't read it, the flush may raise this instead.
         SessionClosed: the response has begun.
         """
-        if not isinstance(key, str):
+        if not isinstance(key, str) or key == LOGIN:
             raise self._key_error("set", key, ", ...")
         self._open_for_change()
         self._put(key, self._sessions.codec.encode(key, value))
@@ -145,7 +124,7 @@ class Session(NotADict, ABC):
 
     def delete(self, key: str) -> SessionCall[None]:
         """Remove *key*, if it exists. Removing the last key ends the session and removes its cookie."""
-        if not isinstance(key, str):
+        if not isinstance(key, str) or key == LOGIN:
             raise self._key_error("delete", key)
         self._open_for_change()
         self._drop(key)
@@ -153,7 +132,7 @@ class Session(NotADict, ABC):
 
     def pop(self, key: str, default: Any = None) -> Coroutine[Any, Any, Any]:
         """Remove *key* and return its value, or *default* if it is missing."""
-        if not isinstance(key, str):
+        if not isinstance(key, str) or key == LOGIN:
             raise self._key_error("pop", key)
         return later(self, "ctx.session.pop", run(self._pop, key, default))
 
@@ -182,7 +161,7 @@ class Session(NotADict, ABC):
         SessionConflict: the key was still contended after many attempts. SessionUseError: *fn* isn't a plain function, or returned
         None for a list or a dict, as `append` does.
         """
-        if not isinstance(key, str):
+        if not isinstance(key, str) or key == LOGIN:
             raise self._key_error("update", key, ", ...")
         if not callable(fn) or iscoroutinefunction(fn):
             given = "an async function" if callable(fn) else a_type(fn)
@@ -192,25 +171,22 @@ class Session(NotADict, ABC):
         return later(self, "ctx.session.update", run(self._update, key, fn, default))
 
     def regenerate(self, *, max_age: int | None = None) -> SessionCall[None]:
-        """Give the session a new id and keep its data; the old id is dead at once. Call it at login.
+        """Give the session a new id and keep its data; the old id is dead at once. login() does so by itself.
 
-        `await ctx.session.regenerate(max_age=30 * 86_400)` logs the user in for 30 days.
+        `await ctx.session.regenerate()` belongs where rights change.
 
         *max_age* is the session's own lifetime from now, in seconds; without it, the session keeps its lifetime. 0 means the
         server's limit, and a cookie that ends with the browser.
         """
         self._open_for_change()
-        if max_age is not None and (not isinstance(max_age, int) or not 0 <= max_age <= MAX_LIFETIME):
-            raise SessionUseError(
-                f"max_age is a whole number of seconds, 0 or more, below a thousand years; it can't be {max_age!r}"
-            )
+        check_max_age(max_age)
         self._renew(max_age)
         return _REGENERATED
 
     def set_owner(self, owner: str | None, *, note: Any = None) -> SessionCall[None]:
-        """Set the session's owner, such as "user:1", and a *note* for lists of sessions; None removes the owner. Call it at login.
+        """Set the session's owner, such as "user:1", and a *note* for lists of sessions; None removes the owner.
 
-        `await ctx.session.set_owner(f"user:{user.id}", note="Firefox on Linux")`
+        login() does so by itself. `await ctx.session.set_owner(f"user:{user.id}", note="Firefox on Linux")` changes the note.
 
         `sessions = session(...)` then finds the session: `sessions.list(owner)`, `sessions.end_all(owner)`. Like any change, the
         owner is written before the response's headers. It survives regenerate(), and needs a session with at least one key. The
@@ -259,93 +235,7 @@ class Session(NotADict, ABC):
         """Return whether there are changes that weren't written."""
         return False
 
-    # The next two are only called on a session in a store.
-
-    def _needs_store(self) -> bool:
-        """Return whether _flush() has something to do."""
-        raise NotImplementedError
-
-    def _flush(self) -> Coroutine[Any, Any, None]:
-        """Write the pending changes."""
-        raise NotImplementedError
-
-    @abstractmethod
-    def _cookie(self) -> CookieValue | None:
-        """Return the cookie to send, or None; also after a failed _flush(), if it began, renamed or ended a session."""
-
-    @abstractmethod
-    def _discard(self) -> None:
-        """Drop the changes that aren't saved."""
-
-    @abstractmethod
-    def _has_cookie(self) -> bool:
-        """Return whether the request came with a cookie of the session's name, once the session was used."""
-
-    # What end_all() calls, for the session that it keeps
-
-    async def _find(self) -> None:
-        """Find out which of the request's cookies leads to a live session, so that `id` is its id."""
-
-    def _outlive_end(self) -> None:
-        """Date a pending change of owner from now, so that end_all() doesn't revoke it."""
-
-    # What each kind of session does its own way
-
-    @abstractmethod
-    def _is_ready(self) -> bool:
-        """Return whether reads need no `await`. This opens a session in a cookie, and loads one in memory."""
-
-    @abstractmethod
-    async def _read(self, read: Callable[..., T], key: str | None, default: Any = None, type: Any = None) -> T:
-        """Make *key* readable, or everything for None, and return `read(self, key, default, type)`."""
-
-    @abstractmethod
-    def _peek(self, key: str) -> bytes | None:
-        """Return the encoded data of *key* as this request sees it, once it is readable."""
-
-    @abstractmethod
-    def _keys(self) -> Iterable[str]: ...
-
-    @abstractmethod
-    def _times(self) -> tuple[float, float] | None: ...
-
-    @abstractmethod
-    def _put(self, key: str, data: bytes) -> None: ...
-
-    @abstractmethod
-    def _drop(self, key: str) -> None: ...
-
-    @abstractmethod
-    def _clear(self) -> None: ...
-
-    @abstractmethod
-    def _renew(self, max_age: int | None) -> None: ...
-
-    @abstractmethod
-    async def _update(self, key: str, fn: Callable[[Any], T], default: Any) -> T: ...
-
-    @abstractmethod
-    def _set_owner(self, owner: str | None, note: Any) -> None: ...
-
-    @abstractmethod
-    async def _save(self) -> None: ...
-
-    @abstractmethod
-    def _reject(self, reason: Rejection) -> None:
-        """Count, once a request, that its cookie or session was rejected."""
-
     # What they share
-
-    def _open_for_change(self) -> None:
-        self._is_used = True
-        if self._is_closed:
-            raise too_late_to_change()
-
-    def _encode(self, key: str, value: Any) -> bytes:
-        return self._sessions.codec.encode(key, value)
-
-    def _decode(self, data: bytes) -> Any:
-        return self._sessions.codec.decoder.decode(data)
 
     def _value(self, key: str, default: Any, type: Any) -> Any:
         """Return the value of *key*, once it is readable; *default* if it is missing or damaged."""
@@ -379,7 +269,7 @@ class Session(NotADict, ABC):
         return value
 
     def _all(self, *_: object) -> dict[str, Any]:
-        values = {key: self._value(key, _MISSING, None) for key in self._keys()}
+        values = {key: self._value(key, _MISSING, None) for key in self._keys() if key != LOGIN}
         return {key: value for key, value in values.items() if value is not _MISSING}
 
     def _report_unawaited(self, line: str) -> None:

@@ -15,7 +15,8 @@ from gaman_session._errors import SessionConflict, SessionStoreError, StoredSess
 from gaman_session._flush import MAX_ATTEMPTS, Flush, Pending, Renewal, is_touch_due, open_field
 from gaman_session._known import Absent, Ended, Known, Live, Unread
 from gaman_session._misuse import changed
-from gaman_session._session import REMOVED, CookieValue, Session
+from gaman_session._session import Session
+from gaman_session._session_base import REMOVED, CookieValue
 from gaman_session._sessions import Sessions
 
 if TYPE_CHECKING:
@@ -170,10 +171,17 @@ class StoredSession(Session):
         self._own_pending().end()
         self._size = None
 
-    def _renew(self, max_age: int | None) -> None:
+    def _restart(self) -> None:
+        changes = {key: data for key, data in self._pending.changes.items() if data is not None}
+        self._clear()
+        self._own_pending().changes.update(changes)
+
+    def _renew(self, max_age: int | None, begins: bool | None = None) -> None:
         if not self._known.can_send_cookie:
             raise too_late_for_cookie()
-        self._own_pending().renewal = Renewal(max_age)
+        pending = self._own_pending()
+        before = Renewal() if pending.renewal is None else pending.renewal
+        pending.renewal = Renewal(before.max_age if max_age is None else max_age, before.begins if begins is None else begins)
 
     def _set_owner(self, owner: str | None, note: Any) -> None:
         self._own_pending().owner = self._sessions.owners.pending(owner, b"" if note is None else self._encode("note", note))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from contextvars import ContextVar
 from itertools import combinations_with_replacement
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaman.session import Outcome, Session
+from gaman.session import Outcome, Session, SessionLoginRequired
+from gaman_session._login import LOGIN
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import Browser, Clock, Reply, Sealing, Site, serving
 
@@ -92,11 +94,28 @@ def _read_and_write(key: str) -> Callable[[Session], Awaitable[None]]:
     return work
 
 
-def _login(key: str) -> Callable[[Session], Awaitable[None]]:
+def _regenerate(key: str) -> Callable[[Session], Awaitable[None]]:
     async def work(session: Session) -> None:
         await session.get("x")
         await session.set("user", 1)
         await session.regenerate()
+
+    return work
+
+
+def _login(key: str) -> Callable[[Session], Awaitable[None]]:
+    async def work(session: Session) -> None:
+        await session.login("user:1")
+        await session.set("user", 1)
+
+    return work
+
+
+def _confirm(key: str) -> Callable[[Session], Awaitable[None]]:
+    async def work(session: Session) -> None:
+        # A logout came first.
+        with suppress(SessionLoginRequired):
+            await session.confirm()
 
     return work
 
@@ -123,7 +142,16 @@ def _count(key: str) -> Callable[[Session], Awaitable[None]]:
     return work
 
 
-KINDS = {"W": _write, "RW": _read_and_write, "L": _login, "C": _logout, "D": _logout_by_deleting, "U": _count}
+KINDS = {
+    "W": _write,
+    "RW": _read_and_write,
+    "R": _regenerate,
+    "L": _login,
+    "F": _confirm,
+    "C": _logout,
+    "D": _logout_by_deleting,
+    "U": _count,
+}
 
 
 async def _play(kinds: tuple[str, ...], choose: Callable[[int], int], base: type[MemoryDriver]) -> None:
@@ -131,6 +159,8 @@ async def _play(kinds: tuple[str, ...], choose: Callable[[int], int], base: type
     driver = _stepped(base)
     async with serving(Site(driver, Clock())) as site:
         browser = site.browser()
+        if "F" in kinds:
+            await browser.do(_login(""))
         await browser.do(_write("x"))
         runs = [Run(i, kind) for i, kind in enumerate(kinds)]
         trace: list[str] = []
@@ -147,12 +177,15 @@ async def _play(kinds: tuple[str, ...], choose: Callable[[int], int], base: type
 async def _check(kinds: tuple[str, ...], runs: list[Run], driver: MemoryDriver, browser: Browser, trace: list[str]) -> None:
     data = await browser.all()
     alive = [record.fields for record in driver._sessions.values()]
-    logins, logouts = kinds.count("L"), kinds.count("C") + kinds.count("D")
+    confirmed, logouts = kinds.count("F"), kinds.count("C") + kinds.count("D")
+    logins = kinds.count("R") + kinds.count("L") + confirmed
     if not logins and not logouts:
         assert {run.key for run in runs if run.kind in ("W", "RW")} <= set(data), ("a key is lost", trace)
         assert data.get("count", 0) == kinds.count("U"), ("a count is lost", trace)
     if kinds.count("C") and logins <= 1 and not kinds.count("D"):
         assert not any("x" in fields for fields in alive), ("an ended session is back", trace)
+        if confirmed:
+            assert not any(LOGIN in fields for fields in alive), ("a confirmation undid a logout", trace)
     if logins and not logouts:
         assert "user" in data, ("the login is lost", trace)
     if logins == 1 and not logouts:

@@ -1,0 +1,197 @@
+"""Logins: login(), confirm() and logout() of a session, and what it knows of its login."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from os import urandom
+from typing import Any, Final
+
+import msgspec
+
+from gaman_session._awaitable import Done, SessionCall, later, reading, run
+from gaman_session._errors import SessionLoginRequired, SessionUseError
+from gaman_session._owners import check_owner, supports_owners
+from gaman_session._session_base import SessionBase
+from gaman_session._sessions import MAX_LIFETIME
+
+LOGIN: Final = "gaman.login"
+"""The key of the login among the values of a session. The application can neither read nor set it."""
+
+_MAX_LEVEL: Final = 9
+_NONCE: Final = 16
+_LOGGED_OUT: Final = Done("session.logout")
+
+
+class Login(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A login, as the session stores it. Times are seconds since the epoch."""
+
+    owner: str
+    """Empty in a session that began for a csrf_token()."""
+    since: float
+    """When login() was called."""
+    confirmed: dict[int, float]
+    """When each level was confirmed last; the login itself is level 1."""
+    nonce: bytes
+    """What the tokens of csrf_token() are bound to. A login has a new one; confirm() and regenerate() keep it."""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Login).decode
+
+
+class Logins(SessionBase):
+    """The calls of a session that have to do with its login."""
+
+    __slots__ = ()
+
+    def login(self, owner: str, *, max_age: int | None = None, note: Any = None, fresh: bool = False) -> Coroutine[Any, Any, None]:
+        """Log in *owner*, such as "user:1": the session gets a new id, the owner, and a new `authenticated_at`.
+
+            await ctx.session.login(f"user:{user.id}", note="Firefox on Linux", max_age=30 * 86_400)
+
+        The old id is dead at once. The session keeps its data, such as a cart, unless another owner was logged in, or *fresh* asks
+        for an empty one. *max_age* is its lifetime from now, in seconds; 0 means the server's limit, and a cookie that ends with
+        the browser. *note* is shown in `sessions.list(owner)`. SessionUseError: the owner isn't text, or is empty.
+        """
+        return later(self, "ctx.session.login", run(self._log_in, owner, max_age, note, fresh))
+
+    def logout(self) -> SessionCall[None]:
+        """End the session: for this request at once, in the store and the browser with the response. The same as clear()."""
+        self._open_for_change()
+        self._clear()
+        return _LOGGED_OUT
+
+    def confirm(self, level: int | None = None) -> Coroutine[Any, Any, None]:
+        """Note that the user has proved again who they are: a new id, and a new `authenticated_at`.
+
+            if verify(await ctx.input("password"), user.password_hash):
+                await ctx.session.confirm()
+
+        *level* says what was given, from 1, the default; the application defines it, such as 2 for a second factor. A level
+        includes those below it. Unlike after a login, the forms of other tabs still work. A logout meanwhile wins.
+        SessionLoginRequired, which is answered with 401: nobody is logged in.
+        """
+        return later(self, "ctx.session.confirm", run(self._confirm, level))
+
+    def csrf_token(self) -> Coroutine[Any, Any, str]:
+        """Return a token for forms of browsers that send neither `Sec-Fetch-Site` nor `Origin`; see check_csrf().
+
+            f'<input type="hidden" name="csrf_token" value="{await ctx.session.csrf_token()}">'
+
+        Each token is another text, and is valid until the next login or logout of this session, whatever its id. A visitor without
+        a session gets one.
+        """
+        return later(self, "ctx.session.csrf_token", run(self._csrf_token))
+
+    def is_csrf_token(self, token: str) -> SessionCall[bool]:
+        """Return whether *token* is one that csrf_token() returned for this session."""
+        return reading(self, "ctx.session.is_csrf_token", Logins._is_csrf_token, LOGIN, token)
+
+    def owner(self) -> SessionCall[str | None]:
+        """Return the owner that login() was given, or None if nobody is logged in."""
+        return reading(self, "ctx.session.owner", Logins._owner, LOGIN)
+
+    def is_fresh(self, seconds: float, *, level: int = 1) -> SessionCall[bool]:
+        """Return whether the login or its last confirm(), at *level* or above, is at most that many *seconds* ago.
+
+        `if not await ctx.session.is_fresh(300): return Response.redirect("/confirm")`
+        """
+        check_age(seconds)
+        check_level(level)
+        return reading(self, "ctx.session.is_fresh", Logins._is_fresh, LOGIN, seconds, level)
+
+    @property
+    def authenticated_at(self) -> datetime | None:
+        """When login() or confirm() was called last; None before the first read, and if nobody is logged in."""
+        self._is_ready()
+        login = self._login()
+        return None if login is None else datetime.fromtimestamp(max(login.confirmed.values()), UTC)
+
+    async def _log_in(self, owner: str, max_age: int | None, note: Any, fresh: bool) -> None:
+        check_owner(owner)
+        check_max_age(max_age)
+        self._encode("note", note)
+        self._open_for_change()
+        login = await self._read(Logins._login, LOGIN)
+        # Data of one user must not become another's.
+        if fresh or (login is not None and login.owner != owner):
+            self._restart()
+        now = self._sessions.clock()
+        self._renew(max_age, begins=True)
+        self._put(LOGIN, _encode(Login(owner, now, {1: now}, urandom(_NONCE))))
+        if supports_owners(self._sessions.driver):
+            self._set_owner(owner, note)
+
+    async def _confirm(self, level: int | None) -> None:
+        check_level(level := 1 if level is None else level)
+        self._open_for_change()
+        login = await self._read(Logins._login, LOGIN)
+        if login is None:
+            raise SessionLoginRequired
+        now = self._sessions.clock()
+        self._renew(None, begins=False)
+        confirmed = {**login.confirmed, **dict.fromkeys(range(1, level + 1), now)}
+        self._put(LOGIN, _encode(Login(login.owner, login.since, confirmed, login.nonce)))
+
+    async def _csrf_token(self) -> str:
+        binding = await self._read(Logins._csrf_binding, LOGIN)
+        if binding is None:
+            self._open_for_change()
+            binding = urandom(_NONCE)
+            self._put(LOGIN, _encode(Login("", 0, {}, binding)))
+        return self._sessions.keyring.seal_csrf(binding)
+
+    def _is_csrf_token(self, key: str, token: str, _: object) -> bool:
+        binding = self._csrf_binding()
+        return binding is not None and isinstance(token, str) and self._sessions.keyring.proves_csrf(token, binding)
+
+    def _csrf_binding(self, *_: object) -> bytes | None:
+        """Return what tokens are bound to: the login or, before one, the session's id. None without a session."""
+        visit = self._visit()
+        if visit is not None:
+            return visit.nonce
+        return None if self.is_new or self.id is None else self.id.encode()
+
+    def _login(self, *_: object) -> Login | None:
+        """Return the session's login, once it is readable; None for a visitor."""
+        login = self._visit()
+        return login if login is not None and login.owner else None
+
+    def _visit(self, *_: object) -> Login | None:
+        data = self._peek(LOGIN)
+        if data is None:
+            return None
+        try:
+            return _decode(data)
+        except msgspec.DecodeError:
+            # Written by another version of this package.
+            self._reject("unreadable")
+            return None
+
+    def _owner(self, *_: object) -> str | None:
+        login = self._login()
+        return None if login is None else login.owner
+
+    def _is_fresh(self, key: str, seconds: float, level: int) -> bool:
+        login = self._login()
+        times = () if login is None else (time for each, time in login.confirmed.items() if each >= level)
+        return max(times, default=0.0) > self._sessions.clock() - seconds
+
+
+def check_max_age(max_age: object) -> None:
+    """Raise SessionUseError if *max_age* is neither None nor a lifetime of a session."""
+    if max_age is not None and (not isinstance(max_age, int) or not 0 <= max_age <= MAX_LIFETIME):
+        raise SessionUseError(f"max_age is a whole number of seconds, 0 or more, below a thousand years; it can't be {max_age!r}")
+
+
+def check_age(seconds: object) -> None:
+    """Raise SessionUseError if *seconds* can't be the age of a login."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise SessionUseError(f"the age of a login is a number of seconds above 0, such as 300; it can't be {seconds!r}")
+
+
+def check_level(level: object) -> None:
+    """Raise SessionUseError if *level* can't be the level of a confirmation."""
+    if isinstance(level, bool) or not isinstance(level, int) or not 1 <= level <= _MAX_LEVEL:
+        raise SessionUseError(f"a level is 1 for a password, 2 for a second factor, up to {_MAX_LEVEL}; it can't be {level!r}")

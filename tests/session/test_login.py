@@ -1,0 +1,411 @@
+"""login(), confirm() and logout() on every driver."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from gaman import App, ConfigError, Context, HTTPError
+from gaman.session import (
+    Driver,
+    Session,
+    SessionClosed,
+    SessionLoginRequired,
+    SessionSerializationError,
+    SessionUseError,
+    require_fresh,
+    session,
+)
+from gaman.testing import TestClient
+from gaman_session._login import LOGIN
+from tests.session.sites import SECRET, Browser, Clock, Recording, Site, gaman_only, opened, serving, setting
+
+pytestmark = pytest.mark.anyio
+
+
+def logging_in(owner: str = "user:1", **options: Any) -> Callable[[Session], Awaitable[None]]:
+    async def work(session: Session) -> None:
+        await session.login(owner, **options)
+
+    return work
+
+
+def confirming(level: int | None = None) -> Callable[[Session], Awaitable[None]]:
+    async def work(session: Session) -> None:
+        await session.confirm(level)
+
+    return work
+
+
+async def log_out(session: Session) -> None:
+    await session.logout()
+
+
+async def owner_of(session: Session) -> str | None:
+    return await session.owner()
+
+
+async def login_time(session: Session) -> datetime | None:
+    await session.owner()
+    return session.authenticated_at
+
+
+async def regenerate(session: Session) -> None:
+    await session.regenerate()
+
+
+def is_fresh(browser: Browser, seconds: float = 300, level: int = 1) -> Awaitable[bool]:
+    async def work(session: Session) -> bool:
+        return await session.is_fresh(seconds, level=level)
+
+    return browser.do(work)
+
+
+async def test_a_login_gives_the_session_an_owner_and_a_new_id(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(cart=[1]))
+    old = site.browser(browser.token)
+    await browser.do(logging_in())
+    assert await browser.do(owner_of) == "user:1"
+    assert await browser.all() == {"cart": [1]}
+    assert browser.token != old.token
+    if site.sessions._owners._any_driver is not None:
+        assert await old.all() == {}
+        assert await old.do(owner_of) is None
+
+
+async def test_a_login_needs_no_other_value_to_begin_a_session(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(logging_in())
+    assert browser.token is not None
+    assert await browser.all() == {}
+    assert await browser.do(owner_of) == "user:1"
+
+
+async def test_a_login_keeps_values_that_its_request_has_set(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(logging_in("user:1"))
+    await browser.do(setting(cart=[1]))
+
+    async def work(session: Session) -> tuple[str | None, dict[str, Any]]:
+        await session.set("theme", "dark")
+        await session.login("user:2")
+        await session.set("name", "Budi")
+        return await session.owner(), await session.all()
+
+    expected = {"theme": "dark", "name": "Budi"}
+    assert await browser.do(work) == ("user:2", expected)
+    assert await browser.all() == expected
+
+
+async def test_a_login_of_another_owner_sees_nothing_of_the_one_before(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(logging_in("user:1"))
+    await browser.do(setting(address="secret"))
+    before = site.browser(browser.token)
+    await browser.do(logging_in("user:2"))
+    assert await browser.all() == {}
+    assert await browser.do(owner_of) == "user:2"
+    if site.sessions._owners._any_driver is not None:
+        assert await before.do(owner_of) is None
+
+
+async def test_a_second_login_of_the_same_owner_keeps_the_data(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(logging_in())
+    await browser.do(setting(cart=[1]))
+    await browser.do(logging_in())
+    assert await browser.all() == {"cart": [1]}
+
+
+async def test_a_fresh_login_drops_the_data(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(cart=[1]))
+    await browser.do(logging_in(fresh=True))
+    assert await browser.all() == {}
+    assert await browser.do(owner_of) == "user:1"
+
+
+async def test_a_login_has_a_lifetime_of_its_own(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(logging_in(max_age=60))
+    site.clock.now += 59
+    assert await browser.do(owner_of) == "user:1"
+    site.clock.now += 1
+    assert await browser.do(owner_of) is None
+    reply = await browser.request(logging_in(max_age=0))
+    assert reply.set_cookie is not None
+    assert "Max-Age" not in reply.set_cookie
+
+
+async def test_a_logout_ends_the_session(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(logging_in())
+    before = site.browser(browser.token)
+    await browser.do(log_out)
+    assert browser.token is None
+    if site.sessions._owners._any_driver is not None:
+        assert await before.do(owner_of) is None
+
+
+async def test_a_visitor_is_not_logged_in(site: Site) -> None:
+    browser = site.browser()
+    assert await browser.do(owner_of) is None
+    assert await browser.do(login_time) is None
+    assert not await is_fresh(browser)
+    await browser.do(setting(cart=[1]))
+    assert await browser.do(owner_of) is None
+    assert not await is_fresh(browser)
+
+
+async def test_the_login_survives_regenerate(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(logging_in())
+    logged_in_at = await browser.do(login_time)
+    assert logged_in_at == datetime.fromtimestamp(site.clock.now, UTC)
+    site.clock.now += 100
+    await browser.do(regenerate)
+    assert await browser.do(login_time) == logged_in_at
+    assert await browser.do(owner_of) == "user:1"
+
+
+async def test_a_login_is_fresh_for_a_while(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(logging_in())
+    site.clock.now += 299
+    assert await is_fresh(browser, 300)
+    site.clock.now += 1
+    assert not await is_fresh(browser, 300)
+
+
+async def test_a_confirmation_makes_the_login_fresh_under_a_new_id(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(logging_in())
+    await browser.do(setting(cart=[1]))
+    site.clock.now += 1000
+    before = browser.token
+    await browser.do(confirming())
+    assert browser.token != before
+    assert await browser.do(login_time) == datetime.fromtimestamp(site.clock.now, UTC)
+    assert await is_fresh(browser)
+    assert await browser.all() == {"cart": [1]}
+    assert await browser.do(owner_of) == "user:1"
+
+
+async def test_a_second_factor_is_fresh_by_itself(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(logging_in())
+    assert not await is_fresh(browser, level=2)
+    await browser.do(confirming(2))
+    assert await is_fresh(browser, level=2)
+    site.clock.now += 1000
+    await browser.do(confirming())
+    assert await is_fresh(browser)
+    assert not await is_fresh(browser, level=2)
+    await browser.do(confirming(3))
+    assert await is_fresh(browser, level=2)
+    await browser.do(logging_in())
+    assert not await is_fresh(browser, level=2)
+
+
+async def test_a_visitor_has_nothing_to_confirm(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(cart=[1]))
+    reply = await browser.request(confirming())
+    assert reply.status == 401
+    assert isinstance(reply.error, SessionLoginRequired)
+    assert reply.body == b"log in, or confirm the login"
+    assert await browser.all() == {"cart": [1]}
+
+
+async def test_a_failed_request_does_not_log_in(site: Site) -> None:
+    browser = site.browser()
+
+    async def fail(session: Session) -> None:
+        await session.login("user:1")
+        raise RuntimeError("failed on purpose")
+
+    await browser.request(fail)
+    assert browser.token is None
+
+
+async def test_a_login_and_a_confirmation_in_one_request_are_one_rename(clock: Clock) -> None:
+    driver = Recording()
+    async with serving(Site(driver, clock)) as site:
+        browser = site.browser()
+        await browser.do(setting(cart=[1]))
+        driver.events.clear()
+
+        async def work(session: Session) -> None:
+            await session.login("user:1")
+            await session.confirm(2)
+
+        await browser.do(work)
+        assert driver.events == ["load", "rename"]
+        assert await is_fresh(browser, level=2)
+
+
+async def test_the_store_lists_the_sessions_of_a_login(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site:
+        owner = f"user:{id(site)}"
+        await site.browser().do(logging_in(owner, note="a phone"))
+        [session] = await site.sessions.list(owner)
+        assert session.note == "a phone"
+        assert await site.sessions.end_all(owner) == 1
+
+
+@pytest.mark.parametrize("key", ["get", "has", "delete", "pop"])
+async def test_the_login_is_not_a_value_of_the_application(site: Site, key: str) -> None:
+    async def work(session: Session) -> None:
+        with pytest.raises(SessionUseError, match="only login"):
+            await getattr(session, key)(LOGIN)
+        with pytest.raises(SessionUseError, match="choose another key"):
+            await session.set(LOGIN, "user:2")
+        with pytest.raises(SessionUseError, match="choose another key"):
+            await session.update(LOGIN, lambda value: value, 0)
+
+    await site.browser().do(work)
+
+
+@pytest.mark.parametrize("owner", ["", None, 1, "\ud800"])
+async def test_an_owner_is_text(site: Site, owner: Any) -> None:
+    reply = await site.browser().request(logging_in(owner))
+    assert isinstance(reply.error, SessionUseError)
+    assert "an owner is text" in str(reply.error)
+
+
+async def test_invalid_arguments_are_named(site: Site) -> None:
+    browser = site.browser()
+
+    async def work(session: Session) -> None:
+        with pytest.raises(SessionUseError, match="max_age is a whole number of seconds"):
+            await session.login("user:1", max_age=-1)
+        with pytest.raises(SessionUseError, match="a level is 1 for a password"):
+            await session.confirm(0)
+        with pytest.raises(SessionUseError, match="a level is 1 for a password"):
+            await session.is_fresh(300, level=10)
+        for seconds in (0, -1, "300", True, float("nan")):
+            with pytest.raises(SessionUseError, match="the age of a login is a number of seconds"):
+                await session.is_fresh(seconds)  # type: ignore[arg-type]  # on purpose
+
+    await browser.do(work)
+    assert browser.token is None
+
+
+async def test_a_note_that_cannot_be_encoded_logs_nobody_in(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site:
+        reply = await site.browser().request(logging_in(note=object()))
+        assert isinstance(reply.error, SessionSerializationError)
+        assert reply.set_cookie is None
+
+
+async def test_a_login_after_the_response_has_begun_is_an_error(site: Site) -> None:
+    sessions: list[Session] = []
+
+    async def work(session: Session) -> None:
+        await session.owner()
+        sessions.append(session)
+
+    await site.browser().do(work)
+    for call in (sessions[0].login("user:1"), sessions[0].confirm()):
+        with pytest.raises(SessionClosed):
+            await call
+    with pytest.raises(SessionClosed):
+        sessions[0].logout()
+
+
+async def test_an_owner_under_an_old_id_is_warned_of_once(store: Driver, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    async def set_owner(session: Session) -> None:
+        await session.set_owner("user:1")
+
+    async def set_both(session: Session) -> None:
+        await session.regenerate()
+        await session.set_owner("user:1")
+
+    async def set_note(session: Session) -> None:
+        await session.get("cart")
+        await session.set_owner("user:1", note="a phone")
+
+    async with serving(Site(store, clock)) as site:
+        for work in (set_both, set_note):
+            browser = site.browser()
+            await browser.do(setting(cart=[1]))
+            await browser.do(set_both)
+            await browser.do(work)
+            assert caplog.messages == []
+        for _ in range(2):
+            browser = site.browser()
+            await browser.do(setting(cart=[1]))
+            await browser.do(set_owner)
+        [message] = [each for each in caplog.messages if "old id" in each]
+        assert "write `await session.login(owner)`" in message
+
+
+async def test_a_logout_beside_a_confirmation_wins(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site, serving(Site(opened(store), clock)) as other:
+        browser = site.browser()
+        await browser.do(logging_in())
+        same = other.browser(browser.token)
+
+        async def work(session: Session) -> None:
+            await session.confirm()
+            await same.do(log_out)
+
+        reply = await browser.request(work)
+        assert reply.set_cookie is None
+        assert await browser.do(owner_of) is None
+
+
+@gaman_only
+async def test_a_route_can_require_a_fresh_login(clock: Clock) -> None:
+    async def log_in(ctx: Context) -> str:
+        await ctx.session.login("user:1")
+        return "logged in"
+
+    async def confirm(ctx: Context) -> str:
+        await ctx.session.confirm(2)
+        return "confirmed"
+
+    async def change(ctx: Context) -> str:
+        return "changed"
+
+    routes: Any = {
+        "/login": log_in,
+        "/confirm": confirm,
+        "/password": [require_fresh(300, redirect="/confirm"), change],
+        "/keys": [require_fresh(300, level=2), change],
+    }
+    async with TestClient(App(routes, integrations=[session(SECRET, {"type": "memory"}, secure=False)])) as client:
+        refused = await client.get("/password", follow_redirects=False)
+        assert (refused.status_code, refused.headers["location"]) == (303, "/confirm")
+        await client.get("/login")
+        assert (await client.get("/password")).text == "changed"
+        refused = await client.get("/keys")
+        assert (refused.status_code, refused.text) == (401, "log in, or confirm the login")
+        assert refused.headers["cache-control"] == "no-store"
+        await client.get("/confirm")
+        assert (await client.get("/keys")).text == "changed"
+
+
+def test_an_invalid_require_fresh_is_named_at_once() -> None:
+    with pytest.raises(ConfigError, match="the age of a login"):
+        require_fresh(0)
+    with pytest.raises(ConfigError, match="a level is 1"):
+        require_fresh(300, level=0)
+    with pytest.raises((ConfigError, HTTPError, ValueError)):
+        require_fresh(300, redirect="/confirm\r\nx: y")
+
+
+async def test_two_logins_at_once_leave_one_live_session_in_the_browser(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site:
+        browser = site.browser()
+        await browser.do(setting(cart=[1]))
+        replies = await asyncio.gather(*(site.request(logging_in(f"user:{n}"), browser.cookie) for n in range(3)))
+        for reply in replies:
+            assert reply.error is None
+            browser.take(reply)
+        assert await browser.do(owner_of) == "user:2"
