@@ -84,6 +84,7 @@ ORDER = [
     ["gaman_session._serializer", "gaman_session._sealing", "gaman_session._clock"],
     ["gaman_session._rules"],
     [
+        "gaman_session._audit",
         "gaman_session._driver",
         "gaman_session._paths",
         "gaman_session._damage",

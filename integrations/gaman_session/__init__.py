@@ -1,5 +1,6 @@
 """Sessions for gaman: session() returns the integration, which gives handlers their ctx.session."""
 
+from gaman_session._audit import SessionEvent
 from gaman_session._check_csrf import check_csrf
 from gaman_session._counters import Counters
 from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, ClockDriver, Driver, Outcome, OwnerDriver, Ownership, Record
@@ -40,6 +41,7 @@ __all__ = [
     "SessionClosed",
     "SessionConflict",
     "SessionError",
+    "SessionEvent",
     "SessionIntegration",
     "SessionLoginRequired",
     "SessionSerializationError",

@@ -18,6 +18,7 @@ from gaman import find_cookie
 from gaman_session import _sealing
 from gaman_session._counters import Rejection
 from gaman_session._errors import SessionTooLarge, SessionUnsupported, too_late_to_read
+from gaman_session._login import LOGIN, kind_of_renewal, owner_in
 from gaman_session._misuse import changed
 from gaman_session._session import Session
 from gaman_session._session_base import REMOVED, CookieValue
@@ -99,7 +100,7 @@ class CookieSession(Session):
     def _reject(self, reason: Rejection) -> None:
         if not self._is_rejected:
             self._is_rejected = True
-            self._sessions.counters.reject(reason)
+            self._sessions.reject(reason, self._scope)
 
     # Reading
 
@@ -245,6 +246,7 @@ class CookieSession(Session):
             if self._received is None:
                 return None
             sessions.counters.ended += 1
+            self._note_end(self._received)
             return REMOVED
         if not self._is_changed and sessions.idle_timeout is None:
             return None
@@ -257,8 +259,32 @@ class CookieSession(Session):
             sessions.counters.created += 1
         else:
             sessions.counters.written += 1
+        if sessions.audit.is_on:
+            self._note_events(contents)
         token = sessions.keyring.seal_token(self._encode_contents(contents, self._fields, now))
         return token, None if contents.is_transient else math.ceil(contents.expires - now)
+
+    def _note_events(self, contents: Contents) -> None:
+        """Note what the request has done to the session, which now has these *contents*."""
+        note, received, login = self._sessions.audit.note, self._received, self._fields.get(LOGIN)
+        id, owner = _sealing.id_of(contents.raw_id), self._owner_in(login)
+        former = None if received is None else _sealing.id_of(received.raw_id)
+        if self._is_new:
+            if received is not None:
+                self._note_end(received)
+            note("began", self._scope, handle=id, owner=owner)
+        if former != id:
+            kind = kind_of_renewal(None if received is None else received.fields.get(LOGIN), login)
+            if kind != "renewed" or not self._is_new:
+                note(kind, self._scope, handle=id, former=former, owner=owner)
+
+    def _note_end(self, received: Contents) -> None:
+        owner = self._owner_in(received.fields.get(LOGIN))
+        self._sessions.audit.note("ended", self._scope, handle=_sealing.id_of(received.raw_id), owner=owner, reason="logout")
+
+    def _owner_in(self, login: bytes | None) -> str | None:
+        owner = owner_in(login)
+        return None if owner is None else self._sessions.owners.hash_of(owner)
 
     def _begun(self) -> Contents:
         """Return the session's id and times. A new session begins now."""

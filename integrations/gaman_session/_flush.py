@@ -12,6 +12,7 @@ from gaman import log_extra
 from gaman_session._driver import Outcome, OwnerDriver, Ownership, Record, size_of
 from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge, too_late_for_cookie
 from gaman_session._known import Absent, Ended, Known, Live, Unread
+from gaman_session._login import LOGIN, kind_of_renewal
 from gaman_session._owners import PendingOwner
 from gaman_session._sealing import Identity, new_raw_id
 
@@ -198,6 +199,7 @@ class Flush(Struct, gc=False):
                 self._revoke()
                 return
             self.known.sessions.counters.created += 1
+            self._note_renewal(None, identity.id, record, None)
             self._adopt(identity, record)
             if owner is not None:
                 await self._settle_owner(owner)
@@ -211,12 +213,11 @@ class Flush(Struct, gc=False):
             await self.known.load(again=attempt > 0)
             state = self.known.state
             if not isinstance(state, Live):
-                if self.pending.renewal is not None and not self.pending.renewal.begins:
-                    self._drop_changes()
-                    self.pending.renewal = None
-                    return
                 # A session that was ended stays ended, but a login beside a logout isn't lost.
-                await self._begin(former)
+                if self.pending.renewal is None or self.pending.renewal.begins:
+                    await self._begin(former)
+                else:
+                    self._drop_changes()
                 return
             # The browser may send the cookie of an older session before the new one, and would then be logged out.
             await self._end_all_but(state.identity, self.known.twins_after(state.identity))
@@ -255,6 +256,7 @@ class Flush(Struct, gc=False):
             raise
         if outcome is _WRITTEN:
             self.known.sessions.counters.written += 1
+            self._note_renewal(live.identity.id, identity.id, record, open_field(self.known, live, LOGIN))
             self._adopt(identity, record)
             self.pending.settle(changes)
             self.pending.renewal = None
@@ -286,16 +288,31 @@ class Flush(Struct, gc=False):
         self.known.state = Live(identity, record)
         self.known.is_cookie_due = True
 
+    def _note_renewal(self, former: str | None, id: str, record: Record, login: bytes | None) -> None:
+        """Note that the session *former*, which had this *login*, has a new id; for None, that it began."""
+        audit, scope = self.known.sessions.audit, self.known.scope
+        if audit.is_on:
+            owner = self.known.sessions.owners.hash_in(record.ownership)
+            if former is None:
+                audit.note("began", scope, handle=id, owner=owner)
+            kind = kind_of_renewal(login, self.pending.changes.get(LOGIN, login))
+            if kind != "renewed" or former is not None:
+                audit.note(kind, scope, handle=id, former=former, owner=owner)
+
     def _forget(self) -> None:
         """Note that this request ended the session."""
         self.known.sessions.counters.ended += 1
+        state, sessions = self.known.state, self.known.sessions
+        if sessions.audit.is_on and isinstance(state, (Unread, Live)):
+            owner = sessions.owners.hash_in(state.record.ownership) if isinstance(state, Live) else None
+            sessions.audit.note("ended", self.known.scope, handle=state.identity.id, owner=owner, reason="logout")
         self.known.state = Ended(None) if isinstance(self.known.state, Ended) else Absent(None)
         self.known.is_cookie_due = True
 
     def _drop_changes(self) -> None:
         """Drop the changes, because the session was ended elsewhere; the cookie is left to the request that ended it."""
         self.pending.changes.clear()
-        self.pending.owner = None
+        self.pending.renewal = self.pending.owner = None
         self.known.state = Ended(self.known.identify().identity)
         self.known.is_cookie_due = False
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from gaman import App, ConfigError, Context, Integration, SameSite
 from gaman.errors import checks_arguments
 from gaman_session import _options
+from gaman_session._audit import OnEvent
 from gaman_session._awaitable import SessionCall, later, run
 from gaman_session._clock import StoreClock, has_clock
 from gaman_session._closing import Closing, fail
@@ -141,6 +142,8 @@ def session(
     encrypt: bool = True,
     serializer: Literal["msgpack", "json"] | Serializer | None = None,
     max_sessions_per_owner: int | None = None,
+    browser_session: bool = False,
+    on_event: OnEvent | None = None,
 ) -> SessionIntegration:
     """Return the integration that gives every request its `ctx.session`; ConfigError names an invalid option and its fix.
 
@@ -155,7 +158,9 @@ def session(
     *cookie_name* is by default `__Host-Http-gaman`; with a domain or another path `__Secure-gaman`, and without *secure* `gaman`.
     *same_site*, *domain*, *path* and *partitioned* are the cookie's attributes (RFC 6265bis). *encrypt* seals the values in a
     store. *serializer* is `"msgpack"`, `"json"` or an object with `encode(value)` and `decode(data, type)`.
-    *max_sessions_per_owner* limits the sessions of an owner: one more ends the oldest.
+    *max_sessions_per_owner* limits the sessions of an owner: one more ends the oldest. *browser_session* makes every cookie end
+    with the browser, except after a login with a *max_age* of its own. *on_event* is called with each SessionEvent, such as a login
+    or a logout, without delaying a request.
     """
     options = _options.check(
         secret,
@@ -172,6 +177,8 @@ def session(
         encrypt=encrypt,
         serializer=serializer,
         max_sessions_per_owner=max_sessions_per_owner,
+        browser_session=browser_session,
+        on_event=on_event,
     )
     return integrate(options)
 
@@ -199,6 +206,8 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         clock=clock or (time.time if store_clock is None else store_clock.now),
         damage=Damage(driver_name),
         max_sessions_per_owner=options.max_sessions_per_owner,
+        browser_session=options.browser_session,
+        on_event=options.on_event,
     )
     closing = Closing(options, sessions, driver_name)
     has_store = driver is not None

@@ -168,7 +168,7 @@ class Known(Struct):
         """Count, once a request, that its cookie or session was rejected."""
         if not self.is_rejected:
             self.is_rejected = True
-            self.sessions.counters.reject(reason)
+            self.sessions.reject(reason, self.scope)
 
     def report_damage(self, identity: Identity, what: str) -> None:
         """Log, once a process, that *what* of a session in the store is damaged."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 from os import urandom
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -177,6 +177,19 @@ class Logins(SessionBase):
         login = self._login()
         times = () if login is None else (time for each, time in login.confirmed.items() if each >= level)
         return max(times, default=0.0) > self._sessions.clock() - seconds
+
+
+def kind_of_renewal(before: bytes | None, after: bytes | None) -> Literal["logged in", "confirmed", "renewed"]:
+    """Return what gave a session its new id, by its LOGIN *before* and *after*."""
+    old, new = (None if data is None else _decode(data) for data in (before, after))
+    if new is None or not new.owner or before == after:
+        return "renewed"
+    return "confirmed" if old is not None and old.nonce == new.nonce else "logged in"
+
+
+def owner_in(login: bytes | None) -> str | None:
+    """Return the owner of an encoded *login*, or None if it is a visitor's."""
+    return None if login is None else _decode(login).owner or None
 
 
 def check_max_age(max_age: object) -> None:

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from gaman import ConfigError, Cookies, HeaderError, SameSite
 from gaman.errors import a_type, nearest
+from gaman_session._audit import OnEvent
 from gaman_session._driver import Driver
 from gaman_session._errors import SessionUnsupported
 from gaman_session._owners import supports_owners
@@ -79,6 +80,8 @@ class Options(Struct, frozen=True):
     encrypt: bool
     codec: Codec
     max_sessions_per_owner: int | None
+    browser_session: bool
+    on_event: OnEvent | None
     cookie: CookieOptions
     warnings: Sequence[str]
     """About options that are allowed but unwise; logged at start-up."""
@@ -104,6 +107,8 @@ def check(
     serializer: str | Serializer | None,
     max_size: int,
     max_sessions_per_owner: int | None,
+    browser_session: bool = False,
+    on_event: OnEvent | None = None,
 ) -> Options:
     """Return the options, or raise ConfigError for the first invalid one."""
     secrets = _secrets(secret)
@@ -116,7 +121,9 @@ def check(
                 "write a smaller idle_timeout, or leave it out"
             )
     check_whole_number(max_size, f"session(max_size={max_size!r}):", "a whole number of bytes above 0")
-    _check_type("True or False", bool, secure=secure, partitioned=partitioned, encrypt=encrypt)
+    _check_type("True or False", bool, secure=secure, partitioned=partitioned, encrypt=encrypt, browser_session=browser_session)
+    if on_event is not None and not callable(on_event):
+        raise ConfigError(f"session(on_event={on_event!r}): it takes a function of one event, plain or async, or None")
     _check_type("text", str, path=path, same_site=same_site)
     _check_type("text, or None", (str, type(None)), cookie_name=cookie_name, domain=domain)
     if cookie_name is None:
@@ -135,7 +142,20 @@ def check(
         warnings.append(f"session(max_age={max_age}): browsers keep no cookie longer than 400 days, {_MAX_COOKIE_AGE} seconds")
     _check_max_sessions(max_sessions_per_owner, made)
     codec = _codec(serializer, encrypt)
-    return Options(secrets, made, max_age, idle_timeout, max_size, encrypt, codec, max_sessions_per_owner, cookie, warnings)
+    return Options(
+        secrets,
+        made,
+        max_age,
+        idle_timeout,
+        max_size,
+        encrypt,
+        codec,
+        max_sessions_per_owner,
+        browser_session,
+        on_event,
+        cookie,
+        warnings,
+    )
 
 
 def _secrets(secret: str | Sequence[str] | None) -> Sequence[str]:

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeGuard, cast
 
 import msgspec
 
+from gaman_session._audit import Audit
 from gaman_session._counters import Counters
 from gaman_session._damage import Damage
 from gaman_session._driver import MAX_SKEW, OWNER_METHODS, TOMBSTONE, Driver, OwnerDriver, Ownership, Record
@@ -89,6 +90,7 @@ class Owners:
         codec: Codec,
         damage: Damage,
         counters: Counters,
+        audit: Audit,
         clock: Callable[[], float],
         *,
         is_sealed: bool,
@@ -100,6 +102,7 @@ class Owners:
         self._codec = codec
         self._damage = damage
         self._counters = counters
+        self._audit = audit
         self._clock = clock
         self._is_sealed = is_sealed
         self._idle_timeout = idle_timeout
@@ -111,6 +114,16 @@ class Owners:
         self._ended: dict[str, _End] = {}
 
     # For a session
+
+    def hash_of(self, owner: str) -> str:
+        """Return the keyed hash of *owner*, which is safe to log."""
+        return self._keyring.owner_names(owner)[0]
+
+    def hash_in(self, ownership: Ownership | None) -> str | None:
+        """Return the keyed hash of the owner in *ownership*."""
+        if ownership is None:
+            return None
+        return ownership.owner if self._is_sealed else self.hash_of(ownership.owner)
 
     def pending(self, owner: str | None, note: bytes) -> PendingOwner:
         """Return a change of owner from now. SessionUnsupported, or SessionUseError for an invalid owner."""
@@ -171,6 +184,8 @@ class Owners:
         oldest = _by_age(records)[: -self._max_sessions]
         await gather(*(self._driver().destroy(id, now=self._clock()) for id in oldest))
         self._counters.ended += len(oldest)
+        for id in oldest:
+            self._audit.note("ended", handle=id, owner=self.hash_of(pending.owner), reason="limit")
 
     # For the application
 
@@ -192,9 +207,10 @@ class Owners:
         with self._noting_failure():
             found = await driver.load(id, now=now)
             await driver.destroy(id, now=now)
-        existed = isinstance(found, Record)
-        self._counters.ended += existed
-        return existed
+        if isinstance(found, Record):
+            self._counters.ended += 1
+            self._audit.note("ended", handle=id, owner=self.hash_in(found.ownership), reason="end")
+        return isinstance(found, Record)
 
     async def end_all(self, owner: str, keep: KeptSession | None) -> int:
         """End the sessions of *owner* except *keep*; return how many it ended."""
@@ -221,6 +237,8 @@ class Owners:
                 continue
             self._counters.ended += ended_now
             ended += ended_now
+        if ended:
+            self._audit.note("ended", owner=self.hash_of(owner), reason="end_all", count=ended)
         if partial_failure is not None:
             raise partial_failure
         return ended

@@ -21,6 +21,8 @@ logger = logging.getLogger("gaman")
 
 _QUIET_START = 1.0
 """Seconds after which the start reports that it waits for the store."""
+_MAX_DELIVERY = 5
+"""Seconds that the shutdown waits for the audit's events to be delivered."""
 _SWEEP_SECONDS = 60
 _SWEEP_BATCH = 1000
 
@@ -34,6 +36,7 @@ class Upkeep:
         self._log_extra = {"driver": driver_name}
         self._warnings = warnings
         self._sweeper: Task[None] | None = None
+        self._delivery: Task[None] | None = None
         self._opening: Task[None] | None = None
         self._users = 0
         self._loop: AbstractEventLoop | None = None
@@ -115,11 +118,19 @@ class Upkeep:
             finally:
                 report.cancel()
             self._sweeper = create_task(self._sweep())
+        if self._sessions.audit.has_function:
+            self._delivery = create_task(self._sessions.audit.deliver())
 
     async def _close(self) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await wait([self._sweeper])
+        if self._delivery is not None:
+            self._sessions.audit.stop()
+            await wait([self._delivery], timeout=_MAX_DELIVERY)
+            self._delivery.cancel()
+            await wait([self._delivery])
+            self._sessions.audit.abandon()
         if self._sessions.driver is not None:
             await self._sessions.driver.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Final, Literal, NamedTuple
 
@@ -64,6 +64,8 @@ class MemoryDriver:
         # When all sessions of an owner were ended, the earliest first.
         self._ended: OrderedDict[str, float] = OrderedDict()
         self._has_warned = False
+        self.on_evict: Callable[[str], None] | None = None
+        """Called with the id of each session that is evicted."""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -291,7 +293,10 @@ class MemoryDriver:
                     self._max_sessions,
                     extra={"driver": self.name},
                 )
-            self._remove(next(iter(self._new or self._used or self._with_owner)))
+            evicted = next(iter(self._new or self._used or self._with_owner))
+            self._remove(evicted)
+            if self.on_evict is not None:
+                self.on_evict(evicted)
         queue = self._new if record.ownership is None else self._with_owner
         queue[id] = None
         self._sessions[id] = _Session(
