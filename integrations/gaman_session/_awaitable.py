@@ -16,7 +16,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 Place: TypeAlias = tuple[str, CodeType, int]
-"""A call's name and where it is made: the code, and the offset of the instruction in bytes."""
+"""A call's name, and where it was made: the code, and the offset of the instruction in bytes."""
 
 MYPY: Final = False
 """True for mypy, and False for everything else."""
@@ -31,19 +31,19 @@ _INTERNAL: Final = ("_", "cr_", "gi_", "ag_")
 class MakesCalls:
     """Makes calls, and has the places of those that are due: nothing has begun to await them."""
 
-    # Places and not calls: a call refers to this object, and the frame that made it to the call.
+    # A place can't be part of a reference cycle: a call refers to this object, and the frame that made it may refer to the call.
     __slots__ = ("_due", "_more_due", "_name")
 
     def __init__(self, name: str) -> None:
         self._name = name
         """The name in the user's code, such as `ctx.session`."""
         self._due: Place | tuple[()] | None = None
-        """The place of the Ready call; empty if that may be dropped unawaited."""
+        """The place of the Ready call; empty once it needs no `await` any more."""
         self._more_due: dict[object, Place] | None = None
-        """The place of each other due call by its id(), and the place of a call that was dropped by itself."""
+        """The places of the other due calls, by their id(), and of the dropped ones, by themselves."""
 
     def _report(self, place: Place) -> None:
-        """Report a call, made in this *place*, that was dropped without `await`."""
+        """Report the call that was made in this *place* and dropped without `await`."""
         raise NotImplementedError
 
     def _remember(self, key: object, place: Place) -> None:
@@ -57,7 +57,7 @@ class MakesCalls:
         self._more_due = {key: place for key, place in (self._more_due or {}).items() if key is place}
 
     def _take_lines(self) -> list[str]:
-        """Forget all calls, and return what to report of them: each place once, because a loop may make many calls."""
+        """Forget all calls, and return a line about each place. A loop may have made many calls in one place."""
         lines = [self._line(place) for place in (self._due, *(self._more_due or {}).values()) if place]
         self._due, self._more_due = self._due and (), None
         return [*dict.fromkeys(lines)]
@@ -171,9 +171,6 @@ class Reading(SessionCall[T_co]):
         reading: Generator[Any, Any, T_co] = self._maker._read(*self._work).__await__()
         return reading
 
-    def _drop(self) -> None:
-        self._begin()
-
 
 class Due(SessionCall[T_co]):
     """A call that has yet to be awaited. `await` changes its class, because __getattr__ and __del__ make objects slow."""
@@ -211,7 +208,7 @@ class DueReading(Due[T_co], Reading[T_co]):
 
 
 class Ready(Due[T_co]):
-    """A due call that has its value, while no other has. Most reads are one, and cost 3 % of a request less than with a dict."""
+    """A due call that has its value, one at a time. Most reads are one. Having its place in a dict would cost a request 3 %."""
 
     __slots__ = ()
 
@@ -219,7 +216,7 @@ class Ready(Due[T_co]):
         self.__class__ = SessionCall  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
         self._maker._due = None
         return self._value
-        yield
+        yield  # makes this a generator
 
     def _begin(self) -> Place | None:
         self.__class__ = SessionCall  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
@@ -297,7 +294,7 @@ def reading(
 ) -> SessionCall[T]:
     """Return the call *name*, made by the caller's caller. Its result is what *read* returns once the session is loaded."""
     call: DueReading[T] = DueReading()
-    call._work = read, key, default, type
+    call._value, call._work = default, (read, key, default, type)
     _make(call, session, name, _frame(2))
     return call
 
@@ -305,7 +302,7 @@ def reading(
 def ready(maker: MakesCalls, name: str, value: T, frame: FrameType) -> SessionCall[T]:
     """Return the call *name* of *maker*, made in *frame*, with the result *value*."""
     call: Due[T]
-    # Threads may share a session. CPython doesn't change threads between this test and the next statement, which call nothing.
+    # Threads may share a session. CPython doesn't switch between this test and the assignment, because neither calls a function.
     if maker._due is None:
         maker._due = name, frame.f_code, frame.f_lasti
         call = Ready()

@@ -69,6 +69,7 @@ class Closing:
         """Write the session, and return the header fields of the response. SessionUseError names calls that were never awaited."""
         headers = head.raw_headers
         if head.status >= 500:
+            # The framework may have made this response of an error, which ended the handler before an `await`.
             session._fail(keeps_changes=False)
         try:
             is_used = session._close()

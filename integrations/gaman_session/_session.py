@@ -383,7 +383,6 @@ class Session(NotADict, MakesCalls, ABC):
         return {key: value for key, value in values.items() if value is not _MISSING}
 
     def _report(self, place: Place) -> None:
-        # _close() reports what was dropped before the response.
         if self._is_closed:
             logger.error("%s", self._line(place), extra=log_extra(self._scope))
         else:

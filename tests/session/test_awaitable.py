@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -550,9 +550,9 @@ async def test_an_error_hook_that_forgets_an_await_fails_too(caplog: pytest.LogC
         KEPT.append(ctx.session.has("a"))
         raise HTTPError(404)
 
-    def show(ctx: Context, error: Exception) -> str:
+    def show(ctx: Context, error: Exception) -> Response:
         ctx.session.get("user")  # pyright: ignore[reportUnusedCoroutine]  # in the hook
-        return "the secret"
+        return Response.text("the secret")
 
     hooks = define_integration(name="errors", on_error=show)
     app = App({"/": home}, integrations=[session(SECRET), hooks])
@@ -897,3 +897,29 @@ async def test_a_forgotten_await_fails_behind_the_middleware_too(kind: str, capl
         assert (exchange.status, exchange.body) == (500, b"Internal Server Error")
     [line] = logged(caplog)
     assert "session.get(...) was never awaited: write `await` before it" in line
+
+
+@pytest.mark.parametrize("end", ["kept", "awaited", "failed"])
+async def test_a_call_of_an_open_websocket_is_logged_at_the_end_unless_the_handler_fails(
+    end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        request: Any = SimpleNamespace(scope=scope)
+        current = await get_session(request)
+        await current.has("user")
+        await send({"type": "websocket.accept"})
+        KEPT.extend([current.get("user"), current.has("user")])
+        if end == "failed":
+            raise ConnectionError("the client has gone")
+        if end == "awaited":
+            assert await asyncio.gather(*KEPT) == [None, False]
+
+    exchange = Exchange()
+    handled = SessionMiddleware(application, sessions=session(SECRET))
+    with suppress(ConnectionError):
+        await handled(http_scope(type="websocket", scheme="wss"), exchange.receive, exchange.send)
+    KEPT.clear()
+    assert exchange.messages == [{"type": "websocket.accept", "headers": []}]
+    lines = logged(caplog)
+    names = [line.partition("(...) was never awaited: write `await` before it (")[0] for line in lines]
+    assert names == (["session.get", "session.has"] if end == "kept" else [])
