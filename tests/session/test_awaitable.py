@@ -920,8 +920,9 @@ async def test_a_call_of_an_open_websocket_is_logged_at_the_end_unless_the_handl
     handled = SessionMiddleware(application, sessions=session(SECRET))
     with suppress(ConnectionError):
         await handled(http_scope(type="websocket", scheme="wss"), exchange.receive, exchange.send)
-    KEPT.clear()
     assert exchange.messages == [{"type": "websocket.accept", "headers": []}]
     lines = logged(caplog)
+    KEPT.clear()
+    assert logged(caplog) == lines
     names = [line.partition("(...) was never awaited: write `await` before it (")[0] for line in lines]
     assert names == (["session.get", "session.has"] if end == "kept" else [])
