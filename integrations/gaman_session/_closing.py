@@ -68,6 +68,9 @@ class Closing:
     def close(self, exchange: Exchange, session: Session, head: Head) -> RawHeaders | Awaitable[RawHeaders]:
         """Write the session, and return the header fields of the response. SessionUseError names calls that were never awaited."""
         headers = head.raw_headers
+        if head.status >= 500:
+            # The framework may have made this response of an error, which ended the handler before an `await`.
+            session._fail(keeps_changes=False)
         try:
             is_used = session._close()
         except SessionUseError:
@@ -80,8 +83,6 @@ class Closing:
         # request that reads its session, and 20 % of one that writes it to a cookie. The first test saves gaman's own 0.1 µs.
         is_plain = (len(headers) == 1 and headers[0][0] == b"content-type") or _CONTENT.issuperset(dict(headers))
         headers = [*headers, *_PRIVATE] if is_plain else _keep_private(headers)
-        if head.status >= 500:
-            session._discard()
         if self._has_store:
             return self._flush(exchange, session, headers, is_plain) if session._needs_store() else headers
         return self._add_cookie(exchange, session, headers, is_plain)

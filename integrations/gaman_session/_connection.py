@@ -10,7 +10,6 @@ from gaman import ConfigError, HTTPError, Response, log_extra
 from gaman_session._closing import NO_STORE, RawHeaders, fail
 from gaman_session._errors import SessionError, SessionUseError
 from gaman_session._integration import SessionIntegration
-from gaman_session._misuse import IN_SCOPE
 from gaman_session._session import Session
 from gaman_session._session_dict import SessionDict
 
@@ -20,6 +19,9 @@ Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
+
+IN_SCOPE: Final = "gaman.session"
+"""The key of an ASGI scope under which SessionMiddleware puts the request's connection."""
 
 _BEGINNINGS: Final = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _INTERNAL_ERROR: Final = 1011
@@ -109,6 +111,7 @@ class Connection:
             is_socket = self.scope["type"] == "websocket"
             make_session: Any = self.sessions.make_session
             session: Session = make_session(self.scope, self._has_begun and not is_socket)
+            session._name = "session"
             if self._has_begun and is_socket:
                 session._end_handshake()
             self._session = session
@@ -222,6 +225,7 @@ class Connection:
         if (session := self._session) is None:
             return
         # A handler that waits for messages ends by an error, when the client has gone.
+        session._forget_due()
         self.end()
         fail(session, error)
         if isinstance(error, Exception) and not self._has_begun and self.scope["type"] == "http":
@@ -242,9 +246,10 @@ class Connection:
                 self.scope["session"] = outer._dict
 
     def end(self) -> None:
-        """Log changes that were made through a WebSocket and not saved."""
+        """Log changes that were made through a WebSocket and not saved, and calls that were never awaited."""
         if self._session is None or self.scope["type"] != "websocket" or self._failure is not None:
             return
+        self._session._log_unawaited()
         fix = "write `await session.save()` after them"
         if self._dict is not None and self._dict.modified:
             fix = "`websocket.session` is written by accept() only, so change it before, or take `await get_session(websocket)`"

@@ -80,7 +80,8 @@ class CookieSession(Session):
         self._scope = scope
         self._is_closed = is_closed
         self._is_used = self._is_loaded = self._is_rejected = False
-        self._unawaited = ()
+        self._name = "ctx.session"
+        self._due = self._more_due = None
 
     @property
     def id(self) -> str | None:

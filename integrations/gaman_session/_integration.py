@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,7 @@ from gaman import App, ConfigError, Context, Integration, SameSite
 from gaman.errors import checks_arguments
 from gaman_session import _options
 from gaman_session._audit import OnEvent
-from gaman_session._awaitable import SessionCall, later, run
+from gaman_session._awaitable import MakesCalls, Place, SessionCall, later, run
 from gaman_session._clock import StoreClock, has_clock
 from gaman_session._closing import Closing, fail
 from gaman_session._cookie_session import CookieSession
@@ -35,6 +35,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("gaman")
 
 
+class _Calls(MakesCalls):
+    """The calls of a SessionIntegration, which is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__("sessions")
+
+    def _report(self, place: Place) -> None:
+        logger.error("%s", self._line(place))
+
+
 @dataclass(frozen=True, kw_only=True)
 class SessionIntegration(Integration):
     """What session() returns: the integration, its counters, and the calls that find sessions from outside of a request.
@@ -51,6 +61,7 @@ class SessionIntegration(Integration):
     _owners: Owners
     _closing: Closing
     _upkeep: Callable[[], Upkeep]
+    _calls: _Calls = field(default_factory=_Calls)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -75,7 +86,7 @@ class SessionIntegration(Integration):
 
         `if any(each.handle == handle for each in await sessions.list(owner)): await sessions.end(handle)`
         """
-        return later(self, "sessions.end", run(self._owners.end, handle))
+        return later(self._calls, "end", run(self._owners.end, handle))
 
     def end_all(self, owner: str, *, keep: Session | None = None) -> Coroutine[Any, Any, int]:
         """End all sessions of *owner*, except the one to *keep*; return how many it ended.
@@ -85,7 +96,7 @@ class SessionIntegration(Integration):
         It takes effect at one instant between call and return, in every process. Sessions that have this owner at that instant are
         ended. A login in flight loses its changes if it called set_owner() before, and succeeds if it calls set_owner() later.
         """
-        return later(self, "sessions.end_all", run(self._end_all, owner, keep))
+        return later(self._calls, "end_all", run(self._end_all, owner, keep))
 
     def count(self, owner: str | None = None) -> SessionCall[int]:
         """Return how many live sessions *owner* has, or, without an owner, how many are in the store.
@@ -94,14 +105,14 @@ class SessionIntegration(Integration):
         each file's name, SQLite and MongoDB each entry of an index, and a Redis Cluster each key. A Redis server without a Cluster
         reads the number from an index.
         """
-        return later(self, "sessions.count", run(self._owners.count, owner))
+        return later(self._calls, "count", run(self._owners.count, owner))
 
     def list(self, owner: str) -> SessionCall[list[OwnedSession]]:
         """Return the live sessions of *owner*, in the order of their set_owner() calls.
 
         `[(each.note, each.handle == ctx.session.id) for each in await sessions.list(f"user:{user.id}")]`
         """
-        return later(self, "sessions.list", run(self._owners.listed, owner))
+        return later(self._calls, "list", run(self._owners.listed, owner))
 
     async def purge(self) -> int:
         """Remove expired sessions from the store, and return how many; the running application does so each minute by itself."""
@@ -117,12 +128,6 @@ class SessionIntegration(Integration):
                 f"end_all() keeps a session, not {keep!r}: write keep=ctx.session, or keep=await get_session(request)"
             )
         return await self._owners.end_all(owner, keep)
-
-    def _report_unawaited(self, line: str) -> None:
-        logger.error("%s", line)
-
-    def _spelled(self, text: str) -> str:
-        return text
 
 
 @checks_arguments

@@ -54,7 +54,7 @@ class Logins(SessionBase):
         for an empty one. *max_age* is its lifetime from now, in seconds; 0 means the server's limit, and a cookie that ends with
         the browser. *note* is shown in `sessions.list(owner)`. SessionUseError: the owner isn't text, or is empty.
         """
-        return later(self, "ctx.session.login", run(self._log_in, owner, max_age, note, fresh))
+        return later(self, "login", run(self._log_in, owner, max_age, note, fresh))
 
     def logout(self) -> SessionCall[None]:
         """End the session: for this request at once, in the store and the browser with the response. The same as clear()."""
@@ -72,7 +72,7 @@ class Logins(SessionBase):
         includes those below it. Unlike after a login, the forms of other tabs still work. A logout meanwhile wins.
         SessionLoginRequired, which is answered with 401: nobody is logged in.
         """
-        return later(self, "ctx.session.confirm", run(self._confirm, level))
+        return later(self, "confirm", run(self._confirm, level))
 
     def csrf_token(self) -> Coroutine[Any, Any, str]:
         """Return a token for forms of browsers that send neither `Sec-Fetch-Site` nor `Origin`; see check_csrf().
@@ -82,15 +82,15 @@ class Logins(SessionBase):
         Each token is another text, and is valid until the next login or logout of this session, whatever its id. A visitor without
         a session gets one.
         """
-        return later(self, "ctx.session.csrf_token", run(self._csrf_token))
+        return later(self, "csrf_token", run(self._csrf_token))
 
     def is_csrf_token(self, token: str) -> SessionCall[bool]:
         """Return whether *token* is one that csrf_token() returned for this session."""
-        return reading(self, "ctx.session.is_csrf_token", Logins._is_csrf_token, LOGIN, token)
+        return reading(self, "is_csrf_token", Logins._is_csrf_token, LOGIN, token)
 
     def owner(self) -> SessionCall[str | None]:
         """Return the owner that login() was given, or None if nobody is logged in."""
-        return reading(self, "ctx.session.owner", Logins._owner, LOGIN)
+        return reading(self, "owner", Logins._owner, LOGIN)
 
     def is_fresh(self, seconds: float, *, level: int = 1) -> SessionCall[bool]:
         """Return whether the login or its last confirm(), at *level* or above, is at most that many *seconds* ago.
@@ -99,7 +99,7 @@ class Logins(SessionBase):
         """
         check_age(seconds)
         check_level(level)
-        return reading(self, "ctx.session.is_fresh", Logins._is_fresh, LOGIN, seconds, level)
+        return reading(self, "is_fresh", Logins._is_fresh, LOGIN, seconds, level)
 
     @property
     def authenticated_at(self) -> datetime | None:

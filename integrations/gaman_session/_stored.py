@@ -43,7 +43,8 @@ class StoredSession(Session):
         self._scope = scope
         self._is_closed = is_closed
         self._is_used = self._is_busy = False
-        self._unawaited = ()
+        self._name = "ctx.session"
+        self._due = self._more_due = None
         self._known = Known(sessions, scope)
         self._pending = _NOTHING
         self._size: int | None = None

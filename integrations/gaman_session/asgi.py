@@ -9,9 +9,8 @@ from typing import Any, Final, Protocol, TypeAlias, cast
 
 from gaman import ConfigError, HTTPError
 from gaman.errors import a_type, checks_arguments
-from gaman_session._connection import Connection, Message, Receive, Scope, Send, is_replaced
+from gaman_session._connection import IN_SCOPE, Connection, Message, Receive, Scope, Send, is_replaced
 from gaman_session._integration import SessionIntegration, session
-from gaman_session._misuse import IN_SCOPE
 from gaman_session._session import Session
 
 __all__ = ["Session", "SessionMiddleware", "get_session"]
