@@ -13,6 +13,7 @@ from gaman_session._errors import (
     SessionUnsupported,
     SessionUseError,
 )
+from gaman_session._guard import allow_cross_site
 from gaman_session._integration import SessionIntegration, session
 from gaman_session._owners import OwnedSession
 from gaman_session._serializer import Serializer
@@ -44,5 +45,6 @@ __all__ = [
     "SessionTypeError",
     "SessionUnsupported",
     "SessionUseError",
+    "allow_cross_site",
     "session",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -21,6 +21,7 @@ from gaman_session._counters import Counters
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
 from gaman_session._errors import SessionUseError
+from gaman_session._guard import Guard
 from gaman_session._owners import OwnedSession, Owners
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
@@ -49,6 +50,7 @@ class SessionIntegration(Integration):
     _cookie_name: str
     _owners: Owners
     _closing: Closing
+    _guard: Guard | None
     _upkeep: Callable[[], Upkeep]
 
     @asynccontextmanager
@@ -141,6 +143,8 @@ def session(
     encrypt: bool = True,
     serializer: Literal["msgpack", "json"] | Serializer | None = None,
     max_sessions_per_owner: int | None = None,
+    csrf: bool = True,
+    trusted_origins: str | Iterable[str] = (),
 ) -> SessionIntegration:
     """Return the integration that gives every request its `ctx.session`; ConfigError names an invalid option and its fix.
 
@@ -156,6 +160,9 @@ def session(
     *same_site*, *domain*, *path* and *partitioned* are the cookie's attributes (RFC 6265bis). *encrypt* seals the values in a
     store. *serializer* is `"msgpack"`, `"json"` or an object with `encode(value)` and `decode(data, type)`.
     *max_sessions_per_owner* limits the sessions of an owner: one more ends the oldest.
+
+    With *csrf*, requests that pages of other origins send are answered 403, unless their method is GET, HEAD or OPTIONS.
+    *trusted_origins* may send them, such as `["https://app.example.com"]`, and so may every page to routes with `allow_cross_site`.
     """
     options = _options.check(
         secret,
@@ -172,6 +179,8 @@ def session(
         encrypt=encrypt,
         serializer=serializer,
         max_sessions_per_owner=max_sessions_per_owner,
+        csrf=csrf,
+        trusted_origins=trusted_origins,
     )
     return integrate(options)
 
@@ -201,6 +210,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         max_sessions_per_owner=options.max_sessions_per_owner,
     )
     closing = Closing(options, sessions, driver_name)
+    guard = None if options.trusted_origins is None else Guard(options.trusted_origins, sessions.counters)
     has_store = driver is not None
 
     @cache
@@ -217,6 +227,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         name="session",
         priority="very-high",
         on_load=load,
+        on_route=None if guard is None else guard.choose,
         on_shutdown=lambda app: upkeep().close(),
         make_session=partial(StoredSession if has_store else CookieSession, sessions),
         close_session=closing.close,
@@ -228,6 +239,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         _owners=sessions.owners,
         _upkeep=upkeep,
         _closing=closing,
+        _guard=guard,
     )
     return integration
 

@@ -130,6 +130,8 @@ class Site:
             "serializer": None,
             "max_size": 1 << 20,
             "max_sessions_per_owner": None,
+            "csrf": True,
+            "trusted_origins": (),
             **changed,
         }
         self.clock = clock

@@ -36,6 +36,8 @@ DEFAULTS: dict[str, Any] = {
     "serializer": None,
     "max_size": 1 << 20,
     "max_sessions_per_owner": None,
+    "csrf": True,
+    "trusted_origins": (),
 }
 
 
