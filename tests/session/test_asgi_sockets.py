@@ -575,6 +575,7 @@ def test_it_works_over_real_sockets(serve: str, tmp_path: Path) -> None:
         with pytest.raises(InvalidStatus) as refused:
             connect(f"ws://127.0.0.1:{port}/socket", origin=Origin("http://evil.example"))
         assert refused.value.response.status_code == 403
-        connect(f"ws://127.0.0.1:{port}/socket", origin=Origin(f"http://127.0.0.1:{port}")).close()
+        with connect(f"ws://127.0.0.1:{port}/socket", origin=Origin(f"http://127.0.0.1:{port}")):
+            pass
         program.stop()
         assert "Traceback" not in program.stderr
