@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
@@ -420,6 +421,14 @@ async def test_the_middleware_refuses_cross_site_requests_before_the_application
     ):
         assert await status(app, "/buy", headers=headers) == 200
     assert await status(in_starlette(csrf=False), "/buy") == 200
+
+
+async def test_a_script_can_read_the_refusal_if_starlettes_cors_is_outside() -> None:
+    app = in_starlette(trusted_origins=["https://app.example"])
+    app.add_middleware(CORSMiddleware, allow_origins=["https://app.example", "https://b.example"], allow_credentials=True)
+    for origin, status in (("https://app.example", 200), ("https://b.example", 403)):
+        response = await fetch(app, "/buy", "POST", headers={"origin": origin, "sec-fetch-site": "cross-site"})
+        assert (response.status, response.headers["access-control-allow-origin"]) == (status, origin)
 
 
 async def test_paths_of_the_middleware_are_exempt_in_one_spelling_only() -> None:
