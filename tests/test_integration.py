@@ -237,7 +237,7 @@ async def test_on_route_chooses_a_hook_for_each_route(fetch: Fetch) -> None:
 
         return hook if first in handlers else None
 
-    table = {"/a": handler, "/b/*": {"POST": first, "ALL": [first, first]}, "/b": {"GET": handler, "POST": handler}}
+    table: Any = {"/a": handler, "/b/*": {"POST": first, "ALL": [first, first]}, "/b": {"GET": handler, "POST": handler}}
     app = App(table, integrations=[define_integration(name="x", on_route=choose)])
     at_start = len(seen)
     assert ("POST", ["first", "handler"]) in seen

@@ -47,7 +47,7 @@ class Guard:
                 integration.trusts_origin(origin) for integration in ctx.app.integrations if integration.trusts_origin is not None
             )
 
-        if is_cross_site(ctx.headers.raw, lambda: ctx.host, is_trusted):
+        if is_cross_site(ctx.scope["headers"], lambda: ctx.host, is_trusted):
             error, fix = self._refuse(ctx.scope, ctx.host, "put allow_cross_site before the handlers of its route")
             if ctx.app.debug:
                 error.detail = f"{error.detail}; {fix}"

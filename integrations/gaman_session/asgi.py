@@ -62,8 +62,7 @@ class SessionMiddleware:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Run *app* with a session in the scope (ASGI 3)."""
-        # The lifespan and WebSockets have no method, so one test finds all that isn't the usual request.
-        if scope.get("method") not in SAFE_METHODS:
+        if scope["type"] != "http" or scope["method"] not in SAFE_METHODS:
             if scope["type"] == "lifespan":
                 await self._run_lifespan(scope, receive, send)
                 return

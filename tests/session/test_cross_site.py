@@ -257,7 +257,7 @@ async def test_a_mounted_app_checks_by_itself() -> None:
 
     sessions = sessions_with()
     shop = mount(App({"/buy": enter, "/hook": [allow_cross_site, enter]}, integrations=[sessions]))
-    table = {"/shop/*": shop, "/open/*": [allow_cross_site, shop], "/plain/*": mount(App({"/": plain}))}
+    table: Any = {"/shop/*": shop, "/open/*": [allow_cross_site, shop], "/plain/*": mount(App({"/": plain}))}
     app = App(table, integrations=[sessions])
     await app.load()
     for target, status in {"/shop/buy": 403, "/shop/hook": 403, "/open/buy": 403, "/open/hook": 200, "/plain": 403}.items():
