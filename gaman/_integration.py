@@ -71,8 +71,9 @@ class Integration:
     on_route: Callable[[str, Sequence[Handler]], RequestHook | None] | None = None
     """Chooses an on_request hook for the requests that have this method and meet these handlers, or None for no hook.
 
-    It is called for each route when the App is made, and for each request that no route matches. The method is `ALL` for methods
-    that HTTP doesn't define. Middleware counts among the handlers, in the order of the table.
+    It is called for each route when the App is made. It is called for each request that no route matches, and where middleware
+    covers only some paths of a route. The method is `ALL` for methods that HTTP doesn't define. Middleware counts among the
+    handlers, in the order of the table.
     """
     on_response: ResponseHook | None = None
     """Runs before any response is sent. It may return another Response; None keeps the same one."""

@@ -258,11 +258,20 @@ async def test_on_route_chooses_a_hook_for_each_route(fetch: Fetch) -> None:
     assert (await fetch(app, "/b/c", "GET")).status == 404
 
 
+def always(hook: Any) -> Any:
+    """Return an on_route that chooses *hook* for every route."""
+
+    def choose(method: str, handlers: Sequence[Handler]) -> Any:
+        return hook
+
+    return choose
+
+
 async def test_the_hook_of_on_route_runs_at_the_turn_of_its_integration(fetch: Fetch) -> None:
     events: list[str] = []
 
     def hooks(name: str) -> Any:
-        return {"on_request": noting(events, f"on_request {name}"), "on_route": lambda *_: noting(events, f"route of {name}")}
+        return {"on_request": noting(events, f"on_request {name}"), "on_route": always(noting(events, f"route of {name}"))}
 
     integrations = [define_integration(name=name, priority=name, **hooks(name)) for name in ("low", "high")]
     await fetch(App({"/": handler}, integrations=integrations))
@@ -273,7 +282,7 @@ async def test_the_hook_of_on_route_runs_at_the_turn_of_its_integration(fetch: F
 async def test_the_hook_of_on_route_may_fail(fetch: Fetch, error: Exception) -> None:
     noted: list[str] = []
     hook = noting(noted, "hook", kind="async", error=error)
-    app = App({"/:id": handler}, integrations=[define_integration(name="x", on_route=lambda *_: hook)])
+    app = App({"/:id": handler}, integrations=[define_integration(name="x", on_route=always(hook))])
     assert (await fetch(app, "/1")).status == (403 if isinstance(error, HTTPError) else 500)
     assert noted == ["hook"]
 

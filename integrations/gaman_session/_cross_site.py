@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, cast
 
 from gaman import ConfigError
 
@@ -66,8 +66,9 @@ def check_origins(value: object) -> frozenset[str]:
         raise ConfigError(
             f"session(trusted_origins={value!r}): it takes a list of origins; write trusted_origins=['https://app.example.com']"
         )
-    texts = [text.strip() for text in value.split(",") if text.strip()] if isinstance(value, str) else [*value]
-    return frozenset(map(_check, texts))
+    if isinstance(value, str):
+        return frozenset(_check(text.strip()) for text in value.split(",") if text.strip())
+    return frozenset(map(_check, cast("Iterable[object]", value)))
 
 
 def _check(text: object) -> str:

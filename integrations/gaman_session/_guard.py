@@ -21,7 +21,7 @@ async def allow_cross_site(ctx: Context) -> None:
             "/api/*": allow_cross_site,
         })
 
-    It counts anywhere before the last handler of a route, and as middleware. An App that is mounted checks by itself.
+    It counts anywhere in the list of a route's handlers, and as middleware. An App that is mounted checks by itself.
     """
 
 
