@@ -13,7 +13,8 @@ from gaman._app import App
 from gaman._asgi import Application
 from gaman._handlers import function_of, name_of
 from gaman._integration import Integration
-from gaman._matching import Entry, Handler, Layer
+from gaman._layers import Handler, Layer
+from gaman._matching import Entry
 from gaman._middleware import Middleware, Wrapper, wrapper_name
 
 _GAMAN = os.path.dirname(__file__) + os.sep

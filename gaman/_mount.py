@@ -16,7 +16,7 @@ from gaman._context import Context, log_extra
 from gaman._disconnects import Disconnected, is_of_disconnect
 from gaman._framing import BODILESS, without_body
 from gaman._headers import RawHeaders, encode_name, encode_value
-from gaman._matching import Handler
+from gaman._layers import Handler
 from gaman._response import Response
 from gaman._results import Result
 from gaman._tracebacks import exc_info_of

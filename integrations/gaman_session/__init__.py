@@ -16,6 +16,7 @@ from gaman_session._errors import (
     SessionUnsupported,
     SessionUseError,
 )
+from gaman_session._guard import allow_cross_site
 from gaman_session._integration import SessionIntegration, session
 from gaman_session._owners import OwnedSession
 from gaman_session._require_fresh import require_fresh
@@ -50,6 +51,7 @@ __all__ = [
     "SessionTypeError",
     "SessionUnsupported",
     "SessionUseError",
+    "allow_cross_site",
     "check_csrf",
     "require_fresh",
     "session",

@@ -99,7 +99,7 @@ class Audit:
             count=count,
             request_id=extra.get("request_id"),
         )
-        fields = {name: value for name, value in msgspec.structs.asdict(event).items() if value is not None}
+        fields = {name: value for name, value in msgspec.structs.asdict(event).items() if value not in (None, 1)}
         text = ", ".join([f"{name}={value}" for name, value in fields.items() if name not in ("kind", "at")])
         logger.info("session %s: %s", kind, text, extra={**extra, "event": fields})
         if self._on_event is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -22,6 +22,7 @@ from gaman_session._counters import Counters
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
 from gaman_session._errors import SessionUseError
+from gaman_session._guard import Guard
 from gaman_session._owners import OwnedSession, Owners
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
@@ -60,6 +61,7 @@ class SessionIntegration(Integration):
     _cookie_name: str
     _owners: Owners
     _closing: Closing
+    _guard: Guard | None
     _upkeep: Callable[[], Upkeep]
     _calls: _Calls = field(default_factory=_Calls)
 
@@ -149,6 +151,8 @@ def session(
     max_sessions_per_owner: int | None = None,
     browser_session: bool = False,
     on_event: OnEvent | None = None,
+    csrf: bool = True,
+    trusted_origins: str | Iterable[str] = (),
 ) -> SessionIntegration:
     """Return the integration that gives every request its `ctx.session`; ConfigError names an invalid option and its fix.
 
@@ -166,6 +170,9 @@ def session(
     *max_sessions_per_owner* limits the sessions of an owner: one more ends the oldest. *browser_session* makes every cookie end
     with the browser, except after a login with a *max_age* of its own. *on_event* is called with each SessionEvent, such as a login
     or a logout, without delaying a request.
+
+    With *csrf*, requests that pages of other origins send are answered 403, unless their method is GET, HEAD or OPTIONS.
+    *trusted_origins* may send them, such as `["https://app.example.com"]`, and so may every page to routes with `allow_cross_site`.
     """
     options = _options.check(
         secret,
@@ -184,6 +191,8 @@ def session(
         max_sessions_per_owner=max_sessions_per_owner,
         browser_session=browser_session,
         on_event=on_event,
+        csrf=csrf,
+        trusted_origins=trusted_origins,
     )
     return integrate(options)
 
@@ -215,6 +224,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         on_event=options.on_event,
     )
     closing = Closing(options, sessions, driver_name)
+    guard = None if options.trusted_origins is None else Guard(options.trusted_origins, sessions.counters, sessions.audit)
     has_store = driver is not None
 
     @cache
@@ -231,6 +241,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         name="session",
         priority="very-high",
         on_load=load,
+        on_route=None if guard is None else guard.choose,
         on_shutdown=lambda app: upkeep().close(),
         make_session=partial(StoredSession if has_store else CookieSession, sessions),
         close_session=closing.close,
@@ -242,6 +253,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         _owners=sessions.owners,
         _upkeep=upkeep,
         _closing=closing,
+        _guard=guard,
     )
     return integration
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from inspect import Parameter, Signature
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 from gaman import ConfigError, HTTPError
 from gaman.errors import a_type, checks_arguments
 from gaman_session._connection import IN_SCOPE, Connection, Message, Receive, Scope, Send, is_replaced
+from gaman_session._cross_site import SAFE_METHODS
+from gaman_session._exempt import ExemptPaths
 from gaman_session._integration import SessionIntegration, session
 from gaman_session._session import Session
 
@@ -37,24 +39,38 @@ class SessionMiddleware:
     Handlers get the session from `get_session(request)`. Nothing is read before that. With *as_dict*, `request.session` is a dict
     too, as with Starlette's middleware: it is loaded before the handler, and its changed keys are written with the response.
 
+    Requests and WebSockets that pages of other origins send are answered 403, unless their method is GET, HEAD or OPTIONS.
+    *allow_cross_site* lists the paths that take them from every page, such as `["/webhook", "/api/*"]`, as the application's routes
+    write them. `session(trusted_origins=...)` lists the origins that may send them to every path.
+
     The store is opened and closed with the application's lifespan. A framework that keeps the lifespan from middleware, like
     Litestar, has `async with sessions.running()` in its own; without either, the first use opens the store. ConfigError is raised
     if *sessions* isn't what `session()` returns.
     """
 
-    def __init__(self, app: Application, *, sessions: SessionIntegration, as_dict: bool = False) -> None:
+    def __init__(
+        self, app: Application, *, sessions: SessionIntegration, as_dict: bool = False, allow_cross_site: Iterable[str] = ()
+    ) -> None:
         if not isinstance(sessions, SessionIntegration):
             given = "session itself" if sessions is session else a_type(sessions)
             raise ConfigError(f"sessions of SessionMiddleware holds {given}; write sessions=session(...), from gaman.session")
         self.app = app
         self._sessions = sessions
         self._as_dict = as_dict
+        self._exempt = ExemptPaths(allow_cross_site)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Run *app* with a session in the scope (ASGI 3)."""
-        if scope["type"] == "lifespan":
-            await self._run_lifespan(scope, receive, send)
-            return
+        if scope["type"] != "http" or scope["method"] not in SAFE_METHODS:
+            if scope["type"] == "lifespan":
+                await self._run_lifespan(scope, receive, send)
+                return
+            guard = self._sessions._guard
+            if guard is not None and not self._exempt.cover(scope) and (refusal := guard.find_refusal(scope)) is not None:
+                if scope["type"] == "websocket":
+                    await receive()
+                await Connection(self._sessions, scope, send).answer(refusal)
+                return
         outer: Connection | None = scope.get(IN_SCOPE)
         if outer is not None and outer.sessions is self._sessions:
             # An application and one that is mounted in it share these sessions, and the request has one of them.

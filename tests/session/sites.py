@@ -130,6 +130,10 @@ class Site:
             "serializer": None,
             "max_size": 1 << 20,
             "max_sessions_per_owner": None,
+            "browser_session": False,
+            "on_event": None,
+            "csrf": True,
+            "trusted_origins": (),
             **changed,
         }
         self.clock = clock

@@ -18,6 +18,7 @@ from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from gaman import HTTPError
 from gaman.session import SessionClosed, SessionIntegration
@@ -571,5 +572,10 @@ def test_it_works_over_real_sockets(serve: str, tmp_path: Path) -> None:
         response = refused.value.response
         assert response.status_code == 401
         assert response.headers["set-cookie"].startswith("gaman=")
+        with pytest.raises(InvalidStatus) as refused:
+            connect(f"ws://127.0.0.1:{port}/socket", origin=Origin("http://evil.example"))
+        assert refused.value.response.status_code == 403
+        with connect(f"ws://127.0.0.1:{port}/socket", origin=Origin(f"http://127.0.0.1:{port}")):
+            pass
         program.stop()
         assert "Traceback" not in program.stderr

@@ -15,7 +15,8 @@ import pytest
 from gaman import ConfigError
 from gaman.session import Driver, Session, SessionEvent, session
 from gaman_session.drivers.memory import MemoryDriver
-from tests.session.sites import SECRET, Browser, Clock, Site, serving, setting
+from tests.asgi import http_scope
+from tests.session.sites import SECRET, Browser, Clock, Reply, Site, serving, setting
 
 pytestmark = pytest.mark.anyio
 
@@ -119,6 +120,17 @@ async def test_a_forged_cookie_is_told_with_its_request(site: Site, events: Even
     assert event.handle is None
 
 
+async def test_a_cross_site_request_is_told(clock: Clock, events: Events) -> None:
+    async with serving(Site(MemoryDriver(), clock, on_event=events.append)) as site:
+        reply = Reply()
+        headers = [(b"host", b"shop.example"), (b"sec-fetch-site", b"cross-site")]
+        await site.app(http_scope("/", "POST", headers=headers, reply=reply), reply.receive, reply.send)
+        assert reply.status == 403
+        [event] = await told(events, 1)
+        assert event.kind == "refused"
+        assert event.request_id
+
+
 async def test_ends_from_elsewhere_are_told(store: Driver, clock: Clock, events: Events) -> None:
     async with serving(Site(store, clock, on_event=events.append, max_sessions_per_owner=2)) as site:
         owner = f"user:{id(site)}"
@@ -178,7 +190,7 @@ async def test_the_log_has_each_event(site: Site, caplog: pytest.LogCaptureFixtu
     [_, record] = [record for record in caplog.records if record.name == "gaman.session.audit"]
     event = record.__dict__["event"]
     assert record.getMessage() == (
-        f"session logged in: handle={event['handle']}, owner={event['owner']}, count=1, request_id={event['request_id']}"
+        f"session logged in: handle={event['handle']}, owner={event['owner']}, request_id={event['request_id']}"
     )
     assert record.__dict__["request_id"] == event["request_id"]
 

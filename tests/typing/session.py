@@ -100,6 +100,8 @@ integrations: list[Integration] = [
     session(secret=["new", "old"], max_age=3600, secure=False, idle_timeout=60, same_site="strict", serializer="json"),
     session(driver={"type": "memory", "max_sessions": 5}, cookie_name="id", path="/app", encrypt=False),
     session(driver={"type": "redis", "url": "redis://localhost"}, domain="example.com", partitioned=True),
+    session(trusted_origins=["https://app.example.com"]),
+    session(trusted_origins="https://app.example.com", csrf=True),
 ]
 
 
