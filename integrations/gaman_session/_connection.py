@@ -6,9 +6,9 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
-from gaman import ConfigError, HTTPError, Response, log_extra
+from gaman import ConfigError, GamanError, HTTPError, Response, log_extra
 from gaman_session._closing import NO_STORE, RawHeaders, fail
-from gaman_session._errors import SessionError, SessionUseError
+from gaman_session._errors import SessionError
 from gaman_session._integration import SessionIntegration
 from gaman_session._misuse import IN_SCOPE
 from gaman_session._session import Session
@@ -23,8 +23,9 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 _BEGINNINGS: Final = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _INTERNAL_ERROR: Final = 1011
+"""Closes a WebSocket after an error of the server (RFC 6455, section 7.4.1)."""
 _TRY_AGAIN_LATER: Final = 1013
-"""Codes with which a WebSocket is closed (RFC 6455, section 7.4.1, and the IANA's registry)."""
+"""Closes a WebSocket while the store is down (IANA's registry of close codes)."""
 
 
 class _Replaced(OSError):
@@ -56,7 +57,6 @@ class Connection:
         "_dict_scope",
         "_has_begun",
         "_is_answered",
-        "_is_closed",
         "_root_path",
         "_send",
         "_session",
@@ -73,8 +73,6 @@ class Connection:
         self._cookies: Sequence[tuple[bytes, bytes]] = ()
         self._has_begun = False
         """Whether the response has begun, or the WebSocket was accepted."""
-        self._is_closed = False
-        """Whether the session was written, as far as it could be."""
         self._is_answered = False
         """Whether the middleware has answered in the place of the application."""
 
@@ -95,7 +93,7 @@ class Connection:
 
     def send_cookie(self, line: bytes) -> None:
         """Send *line* as the value of a Set-Cookie field, whatever becomes of the response."""
-        self._cookies = [*self._cookies, (b"set-cookie", line)]
+        self._cookies = ((b"set-cookie", line),)
 
     async def find_session(self) -> Session:
         """Return the session, which the first call makes. The store is opened if neither the lifespan nor running() did."""
@@ -141,8 +139,8 @@ class Connection:
             101 if is_accepted else message["status"], [(name.lower(), value) for name, value in message.get("headers", ())]
         )
         try:
-            if head.status == 500 and self._failure is not None:
-                # The framework has made this response of an error that isn't its own.
+            if self._failure is not None and (head.status == 500 or session._is_closed):
+                # The framework has made a 500 of an error that isn't its own, or the flush has failed in a cancelled request.
                 raise self._failure
             if self._dict is not None and head.status < 500:
                 # A mounted application may have another session.
@@ -150,13 +148,17 @@ class Connection:
                     _check_dict(self._dict_scope)
                 self._dict.write()
             headers = await self._close(session, head)
-        except BaseException as error:
+        except Exception as error:
+            # Answered here, because some frameworks neither answer nor log the errors of their send().
             self._has_begun = False
-            if isinstance(error, HTTPError) and await self.answer(error):
-                if is_accepted:
-                    # The handler must not go on as if the WebSocket were open.
-                    raise _Replaced from error
-                return
+            await self.respond(_as_http_error(error))
+            if is_accepted:
+                # The handler must not go on as if the WebSocket were open.
+                raise _Replaced from error
+            return
+        except BaseException:
+            # A request that is cancelled may have a response of its own yet, which carries the cookie and what wasn't written.
+            self._has_begun = False
             raise
         if is_accepted:
             # No cache keeps the response to a handshake.
@@ -165,15 +167,8 @@ class Connection:
         await self._send({**message, "headers": [*headers, *self._cookies]})
 
     async def _close(self, session: Session, head: Head) -> RawHeaders:
-        """Write the session, unless that was tried before, and return the header fields of the response."""
-        if self._is_closed:
-            return head.raw_headers
-        self._is_closed = True
-        try:
-            closing = self.sessions._closing.close(self, session, head)
-        except SessionUseError as error:
-            # An HTTPError, because answer() logs it. Some frameworks don't log the errors of their send().
-            raise HTTPError(500) from error
+        """Write the session, as far as that is left to do, and return the header fields of the response."""
+        closing = self.sessions._closing.close(self, session, head)
         return closing if isinstance(closing, list) else await closing
 
     async def _drop(self, message: Message) -> None:
@@ -181,33 +176,29 @@ class Connection:
             # As to a client that has disconnected (ASGI, Disconnected Client), so that an endless response ends.
             raise _Replaced
 
-    async def answer(self, error: HTTPError) -> bool:
-        """Answer *error* in the place of the application; return False if its response has begun."""
-        if self._session is not None:
-            fail(self._session, error)
+    async def respond(self, error: HTTPError) -> bool:
+        """Respond to *error* in the place of the application; return False if its response has begun."""
+        if (session := self._session) is not None:
+            fail(session, error)
         is_socket = self.scope["type"] == "websocket"
         if self._is_answered or (self._has_begun and not is_socket):
             return False
-        if self._dict is not None and not self._is_closed and error.status < 500 and not isinstance(error, SessionError):
-            self._dict.write()
-        if error.status >= 500 and (cause := error.__cause__) is not None:
-            extra = log_extra(self.scope)
-            reason = f"{error}: {cause!r}" if isinstance(error, SessionError) else f"{type(cause).__name__}: {cause}"
-            logger.error("%s %r answered %d: %s", extra["method"], extra["path"], error.status, reason, extra=extra)
-        has_begun, self._has_begun, self._is_answered = self._has_begun, True, True
-        if has_begun or (is_socket and "websocket.http.response" not in self.scope.get("extensions", {})):
-            # Before the WebSocket is accepted, this refuses it with 403 (ASGI, WebSocket, Close).
-            try:
-                await self._send({"type": "websocket.close", "code": _TRY_AGAIN_LATER if error.status == 503 else _INTERNAL_ERROR})
-            except Exception:
-                # The application or the client has closed it before.
-                return False
-            return True
-        detail = error.detail
-        response = (Response.text if isinstance(detail, str) else Response.json)(detail, error.status, error.headers)
+        if self._has_begun or (is_socket and "websocket.http.response" not in self.scope.get("extensions", {})):
+            return await self._close_socket(error)
+        response = _response_to(error)
         headers = response.raw_headers
-        if self._session is not None:
-            headers = await self._close(self._session, Head(error.status, headers))
+        if session is not None:
+            try:
+                if self._dict is not None and not session._is_closed and error.status < 500 and not isinstance(error, SessionError):
+                    self._dict.write()
+                headers = await self._close(session, Head(error.status, headers))
+            except Exception as failure:
+                if error.status >= 500:
+                    raise
+                # An error below 500 keeps the changes, which couldn't be written.
+                return await self.respond(_as_http_error(failure))
+        self._log(error)
+        self._has_begun = self._is_answered = True
         if self._cookies and all(name != b"cache-control" for name, _ in headers):
             headers = [*headers, NO_STORE]
         body = cast("bytes", response.body)
@@ -217,18 +208,40 @@ class Connection:
         await self._send({"type": f"{prefix}.response.body", "body": b"" if self.scope.get("method") == "HEAD" else body})
         return True
 
+    async def _close_socket(self, error: HTTPError) -> bool:
+        """Close the WebSocket because of *error*; return False if it is closed. Before accept(), this refuses it with 403."""
+        self._log(error)
+        self._has_begun = self._is_answered = True
+        try:
+            await self._send({"type": "websocket.close", "code": _TRY_AGAIN_LATER if error.status == 503 else _INTERNAL_ERROR})
+        except Exception:
+            # The application or the client has closed it before.
+            return False
+        return True
+
+    def _log(self, error: HTTPError) -> None:
+        """Log why the response to *error* is 500 or more."""
+        cause = error.__cause__
+        if error.status < 500 or cause is None:
+            return
+        extra = log_extra(self.scope)
+        reason = f"{error}: {cause!r}" if isinstance(error, SessionError) else f"{type(cause).__name__}: {cause}"
+        # A message of gaman's explains itself.
+        trace = None if isinstance(error, SessionError) or isinstance(cause, GamanError) else cause
+        logger.error("%s %r answered %d: %s", extra["method"], extra["path"], error.status, reason, extra=extra, exc_info=trace)
+
     async def fail(self, error: BaseException) -> None:
         """Drop the changes of a request that failed, and see that the browser gets the cookie of what was saved before."""
         if (session := self._session) is None:
             return
         # A handler that waits for messages ends by an error, when the client has gone.
-        self.end()
+        self.log_unsaved()
         fail(session, error)
         if isinstance(error, Exception) and not self._has_begun and self.scope["type"] == "http":
             await self._close(session, Head(500, []))
             if self._cookies:
                 # Starlette answers errors outside of its middleware, where this cookie would be lost.
-                await self.answer(HTTPError(500))
+                await self.respond(HTTPError(500))
 
     def release(self, outer: Connection | None) -> None:
         """Remove what refers to the scope from it, and put the *outer* middleware's connection back."""
@@ -241,14 +254,14 @@ class Connection:
             if outer._dict is not None:
                 self.scope["session"] = outer._dict
 
-    def end(self) -> None:
+    def log_unsaved(self) -> None:
         """Log changes that were made through a WebSocket and not saved."""
-        if self._session is None or self.scope["type"] != "websocket" or self._failure is not None:
+        if self.scope["type"] != "websocket" or self._failure is not None:
             return
         fix = "write `await session.save()` after them"
         if self._dict is not None and self._dict.modified:
             fix = "`websocket.session` is written by accept() only, so change it before, or take `await get_session(websocket)`"
-        elif not self._session._has_changes():
+        elif self._session is None or not self._session._has_changes():
             return
         extra = log_extra(self.scope)
         logger.error("%r lost changes of its session; %s", extra["path"], fix, extra=extra)
@@ -261,6 +274,20 @@ def _check_dict(scope: Scope) -> None:
             "request.session is the session of another middleware: remove Starlette's SessionMiddleware, which "
             "SessionMiddleware(as_dict=True) of gaman.session.asgi replaces"
         )
+
+
+def _as_http_error(error: Exception) -> HTTPError:
+    """Return *error*, or a 500 that came of it."""
+    if isinstance(error, HTTPError):
+        return error
+    failure = HTTPError(500)
+    failure.__cause__ = error
+    return failure
+
+
+def _response_to(error: HTTPError) -> Response:
+    make = Response.text if isinstance(error.detail, str) else Response.json
+    return make(error.detail, error.status, error.headers)
 
 
 class Head(NamedTuple):
