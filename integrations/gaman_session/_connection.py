@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 from gaman import ConfigError, GamanError, HTTPError, Response, log_extra
 from gaman_session._closing import NO_STORE, RawHeaders, fail
 from gaman_session._errors import SessionError
-from gaman_session._integration import SessionIntegration
+from gaman_session._integration import Outer, SessionIntegration
 from gaman_session._misuse import IN_SCOPE
 from gaman_session._session import Session
 from gaman_session._session_dict import SessionDict
@@ -57,16 +57,24 @@ class Connection:
         "_dict_scope",
         "_has_begun",
         "_is_answered",
+        "_lender",
         "_root_path",
         "_send",
         "_session",
+        "outer",
         "scope",
         "sessions",
     )
 
-    def __init__(self, sessions: SessionIntegration, scope: Scope, send: Send) -> None:
+    def __init__(
+        self, sessions: SessionIntegration, scope: Scope, send: Send, outer: Connection | None = None, lender: Outer | None = None
+    ) -> None:
         self.scope = scope
         self.sessions = sessions
+        self.outer = outer
+        """The connection of the next SessionMiddleware around this one."""
+        self._lender = lender
+        """An App or a SessionMiddleware around this application with the same sessions, which then makes and writes the session."""
         self._send = send
         self._session: Session | None = None
         self._dict: SessionDict | None = None
@@ -101,19 +109,26 @@ class Connection:
             upkeep = self.sessions._upkeep()
             if not upkeep.is_open:
                 await upkeep.open_for_loop()
-                if self._session is not None:
-                    # A concurrent call of this request has made it.
-                    return self._session
+        return self.session
+
+    @property
+    def session(self) -> Session:
+        """The session, which the first use makes."""
+        if self._session is None:
+            if self._lender is not None:
+                self._session = self._lender.session
+                return self._session
             is_socket = self.scope["type"] == "websocket"
-            make_session: Any = self.sessions.make_session
-            session: Session = make_session(self.scope, self._has_begun and not is_socket)
+            self._session = self.sessions._make(self.scope, self._has_begun and not is_socket)
             if self._has_begun and is_socket:
-                session._end_handshake()
-            self._session = session
+                self._session._end_handshake()
         return self._session
 
     async def load_dict(self, scope: Scope) -> None:
         """Put the session as a dict into the *scope*, where Starlette's requests look for it."""
+        if isinstance(self._lender, Connection):
+            await self._lender.load_dict(scope)
+            return
         if "session" in scope:
             _check_dict(scope)
         if self._dict is None:
@@ -163,11 +178,14 @@ class Connection:
         if is_accepted:
             # No cache keeps the response to a handshake.
             headers = head.raw_headers
-            session._end_handshake()
+            if self._lender is None:
+                session._end_handshake()
         await self._send({**message, "headers": [*headers, *self._cookies]})
 
     async def _close(self, session: Session, head: Head) -> RawHeaders:
         """Write the session, as far as that is left to do, and return the header fields of the response."""
+        if self._lender is not None:
+            return head.raw_headers
         closing = self.sessions._closing.close(self, session, head)
         return closing if isinstance(closing, list) else await closing
 
@@ -243,20 +261,24 @@ class Connection:
                 # Starlette answers errors outside of its middleware, where this cookie would be lost.
                 await self.respond(HTTPError(500))
 
-    def release(self, outer: Connection | None) -> None:
-        """Remove what refers to the scope from it, and put the *outer* middleware's connection back."""
+    def release(self) -> None:
+        """Remove what refers to the scope from it, and put the outer middleware's connection back."""
         if self._dict is not None:
             self._dict_scope.pop("session", None)
             # It may be a copy of the scope, which refers to this connection.
             del self._dict_scope
-        if outer is not None:
-            self.scope[IN_SCOPE] = outer
-            if outer._dict is not None:
-                self.scope["session"] = outer._dict
+        if self.outer is not None:
+            self.outer.put_into(self.scope)
+
+    def put_into(self, scope: Scope) -> None:
+        """Put this connection, and its dict if it has one, into a *scope* from which an inner one was removed."""
+        scope[IN_SCOPE] = self
+        if self._dict is not None:
+            scope["session"] = self._dict
 
     def log_unsaved(self) -> None:
         """Log changes that were made through a WebSocket and not saved."""
-        if self.scope["type"] != "websocket" or self._failure is not None:
+        if self.scope["type"] != "websocket" or self._failure is not None or self._lender is not None:
             return
         fix = "write `await session.save()` after them"
         if self._dict is not None and self._dict.modified:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
-from gaman import App, ConfigError, Context, Integration, SameSite
+from gaman import App, ConfigError, Context, Integration, Response, SameSite
 from gaman.errors import checks_arguments
 from gaman_session import _options
 from gaman_session._awaitable import SessionCall, later, run
 from gaman_session._clock import StoreClock, has_clock
-from gaman_session._closing import Closing, fail
+from gaman_session._closing import Closing, RawHeaders, fail
 from gaman_session._cookie_session import CookieSession
 from gaman_session._counters import Counters
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
 from gaman_session._errors import SessionUseError
+from gaman_session._misuse import IN_SCOPE
 from gaman_session._owners import OwnedSession, Owners
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
@@ -32,6 +33,29 @@ if TYPE_CHECKING:
     from gaman_session._upkeep import Upkeep
 
 logger = logging.getLogger("gaman")
+
+MOUNTED: Final = "gaman.outer"
+"""The key of an ASGI scope under which a mounted application has the Context of the App around it."""
+
+
+class Outer(Protocol):
+    """What has the session of a request for the applications inside: a Context, or the connection of a SessionMiddleware."""
+
+    @property
+    def session(self) -> Session:
+        """The session, which the first use makes."""
+        ...
+
+
+class OuterConnection(Outer, Protocol):
+    """The connection of a SessionMiddleware."""
+
+    @property
+    def sessions(self) -> SessionIntegration | None: ...
+    @property
+    def outer(self) -> OuterConnection | None:
+        """The connection of the next SessionMiddleware around it."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +74,8 @@ class SessionIntegration(Integration):
     _owners: Owners
     _closing: Closing
     _upkeep: Callable[[], Upkeep]
+    _make: Callable[[MutableMapping[str, Any], bool], Session]
+    """Makes the session of a request that no application around this one has one for."""
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -117,11 +143,38 @@ class SessionIntegration(Integration):
             )
         return await self._owners.end_all(owner, keep)
 
+    def _find_outer(self, scope: MutableMapping[str, Any]) -> Outer | None:
+        """Return what has a session of these for the request already: an App or a SessionMiddleware around this application.
+
+        Two sessions of one request would not see each other's changes, and send two cookies of one name. ConfigError is raised if
+        the middleware has other sessions with the same cookie.
+        """
+        connection: OuterConnection | None = scope.get(IN_SCOPE)
+        while connection is not None:
+            other = connection.sessions
+            if other is not None and other.counters is self.counters:
+                return connection
+            if other is not None and other._cookie_name == self._cookie_name:
+                raise ConfigError(
+                    f"a SessionMiddleware around this application has another session() with the cookie {self._cookie_name!r}"
+                    f"{other._place}, and {_CONFLICT}; pass the same session() object to both, or give one a cookie_name"
+                )
+            connection = connection.outer
+        ctx: Context | None = scope.get(MOUNTED)
+        while ctx is not None:
+            if any(isinstance(each, SessionIntegration) and each.counters is self.counters for each in ctx.app.integrations):
+                return ctx
+            ctx = ctx.scope.get(MOUNTED)
+        return None
+
     def _report_unawaited(self, line: str) -> None:
         logger.error("%s", line)
 
     def _spelled(self, text: str) -> str:
         return text
+
+
+_CONFLICT: Final = "one would log out the visitors of the other"
 
 
 @checks_arguments
@@ -213,13 +266,25 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         _check_mounted(app, integration)
         return upkeep().open(app.workers)
 
+    make = StoredSession if has_store else CookieSession
+
+    def make_session(scope: MutableMapping[str, Any], is_closed: bool) -> Session:
+        outer = integration._find_outer(scope) if MOUNTED in scope or IN_SCOPE in scope else None
+        return make(sessions, scope, is_closed) if outer is None else outer.session
+
+    def close_session(ctx: Context, session: Session, response: Response) -> RawHeaders | Awaitable[RawHeaders]:
+        if (MOUNTED in ctx.scope or IN_SCOPE in ctx.scope) and integration._find_outer(ctx.scope) is not None:
+            # The application around this one closes it.
+            return response.raw_headers
+        return closing.close(ctx, session, response)
+
     integration = SessionIntegration(
         name="session",
         priority="very-high",
         on_load=load,
         on_shutdown=lambda app: upkeep().close(),
-        make_session=partial(StoredSession if has_store else CookieSession, sessions),
-        close_session=closing.close,
+        make_session=make_session,
+        close_session=close_session,
         on_error=_fail,
         on_purge=(lambda app: upkeep().purge()) if has_store else None,
         on_check=(lambda app: upkeep().check()) if has_store else None,
@@ -228,6 +293,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         _owners=sessions.owners,
         _upkeep=upkeep,
         _closing=closing,
+        _make=partial(make, sessions),
     )
     return integration
 
@@ -243,8 +309,8 @@ def _check_mounted(app: App, own: SessionIntegration) -> None:
                     and other._cookie_name == own._cookie_name
                 ):
                     raise ConfigError(
-                        f"a mounted App has another session() with the cookie {own._cookie_name!r}{other._place}, and one would "
-                        "log out the visitors of the other; pass the same session() object to both Apps, or give one a cookie_name"
+                        f"a mounted App has another session() with the cookie {own._cookie_name!r}{other._place}, and {_CONFLICT}; "
+                        "pass the same session() object to both Apps, or give one a cookie_name"
                     )
             _check_mounted(mounted, own)
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol, TypeAlias, cast
 from gaman import ConfigError, HTTPError
 from gaman.errors import a_type, checks_arguments
 from gaman_session._connection import Connection, Message, Receive, Scope, Send, is_replaced
-from gaman_session._integration import SessionIntegration, session
+from gaman_session._integration import MOUNTED, SessionIntegration, session
 from gaman_session._misuse import IN_SCOPE
 from gaman_session._session import Session
 
@@ -57,13 +57,9 @@ class SessionMiddleware:
             await self._run_lifespan(scope, receive, send)
             return
         outer: Connection | None = scope.get(IN_SCOPE)
-        if outer is not None and outer.sessions is self._sessions:
-            # An application and one that is mounted in it share these sessions, and the request has one of them.
-            if self._as_dict:
-                await outer.load_dict(scope)
-            await self.app(scope, receive, send)
-            return
-        connection = scope[IN_SCOPE] = Connection(self._sessions, scope, send)
+        # The test saves 0.1 µs where nothing is around this application.
+        lender = self._sessions._find_outer(scope) if outer is not None or MOUNTED in scope else None
+        connection = scope[IN_SCOPE] = Connection(self._sessions, scope, send, outer, lender)
         try:
             if self._as_dict:
                 await connection.load_dict(scope)
@@ -84,7 +80,7 @@ class SessionMiddleware:
             # calling log_unsaved() and release() saves 11 % of what a request costs that doesn't use it.
             del scope[IN_SCOPE]
             if outer is not None or connection._session is not None:
-                connection.release(outer)
+                connection.release()
 
     async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         upkeep = self._sessions._upkeep()
