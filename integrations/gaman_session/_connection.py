@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from gaman import ConfigError, GamanError, HTTPError, Response, log_extra
 from gaman_session._closing import NO_STORE, RawHeaders, fail
-from gaman_session._errors import SessionError
+from gaman_session._errors import SessionClosed, SessionError
 from gaman_session._integration import Outer, SessionIntegration
 from gaman_session._misuse import IN_SCOPE
 from gaman_session._session import Session
@@ -67,7 +67,12 @@ class Connection:
     )
 
     def __init__(
-        self, sessions: SessionIntegration, scope: Scope, send: Send, outer: Connection | None = None, lender: Outer | None = None
+        self,
+        sessions: SessionIntegration,
+        scope: Scope,
+        send: Send,
+        outer: Connection | Ended | None = None,
+        lender: Outer | None = None,
     ) -> None:
         self.scope = scope
         self.sessions = sessions
@@ -107,8 +112,9 @@ class Connection:
         """Return the session, which the first call makes. The store is opened if neither the lifespan nor running() did."""
         if self._session is None:
             upkeep = self.sessions._upkeep()
+            # The test saves a coroutine for each request.
             if not upkeep.is_open:
-                await upkeep.open_for_loop()
+                await upkeep.ensure_open()
         return self.session
 
     @property
@@ -262,7 +268,7 @@ class Connection:
                 await self.respond(HTTPError(500))
 
     def release(self) -> None:
-        """Remove what refers to the scope from it, and put the outer middleware's connection back."""
+        """Remove from the scope what refers to it, and put the outer middleware's connection back."""
         if self._dict is not None:
             self._dict_scope.pop("session", None)
             # It may be a copy of the scope, which refers to this connection.
@@ -287,6 +293,25 @@ class Connection:
             return
         extra = log_extra(self.scope)
         logger.error("%r lost changes of its session; %s", extra["path"], fix, extra=extra)
+
+
+class Ended:
+    """Takes the place of a connection in the scope of a request that has ended."""
+
+    sessions = outer = _dict = None
+
+    async def find_session(self) -> Session:
+        """Raise SessionClosed."""
+        raise SessionClosed(
+            "get_session() was called after its request has ended: call it in the handler, and give what the task needs to the task"
+        )
+
+    def put_into(self, scope: Scope) -> None:
+        """Put this into a *scope* from which a connection was removed."""
+        scope[IN_SCOPE] = self
+
+
+ENDED: Final = Ended()
 
 
 def _check_dict(scope: Scope) -> None:

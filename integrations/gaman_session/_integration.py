@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapp
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar
 
 from gaman import App, ConfigError, Context, Integration, Response, SameSite
 from gaman.errors import checks_arguments
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from gaman_session._upkeep import Upkeep
 
 logger = logging.getLogger("gaman")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MOUNTED: Final = "gaman.outer"
 """The key of an ASGI scope under which a mounted application has the Context of the App around it."""
@@ -63,7 +66,8 @@ class SessionIntegration(Integration):
     """What session() returns: the integration, its counters, and the calls that find sessions from outside of a request.
 
     `ctx.session.set_owner(owner)` sets a session's owner. These calls find the sessions of an owner in the store, in every process
-    that shares it, once the application has loaded. Sessions that they end are ended at once, for requests in flight too.
+    that shares it. Sessions that they end are ended at once, for requests in flight too. Unless an application or running() has
+    opened the store, the first call does, and the end of the event loop closes it.
 
     They raise SessionUnsupported if the driver has no owners, like the cookies driver; SessionStoreError if the store fails or may
     have evicted some of the sessions; and SessionUseError for an owner that is empty or isn't text.
@@ -100,7 +104,7 @@ class SessionIntegration(Integration):
 
         `if any(each.handle == handle for each in await sessions.list(owner)): await sessions.end(handle)`
         """
-        return later(self, "sessions.end", run(self._owners.end, handle))
+        return later(self, "sessions.end", run(self._opened, self._owners.end, handle))
 
     def end_all(self, owner: str, *, keep: Session | None = None) -> Coroutine[Any, Any, int]:
         """End all sessions of *owner*, except the one to *keep*; return how many it ended.
@@ -119,29 +123,34 @@ class SessionIntegration(Integration):
         each file's name, SQLite and MongoDB each entry of an index, and a Redis Cluster each key. A Redis server without a Cluster
         reads the number from an index.
         """
-        return later(self, "sessions.count", run(self._owners.count, owner))
+        return later(self, "sessions.count", run(self._opened, self._owners.count, owner))
 
     def list(self, owner: str) -> SessionCall[list[OwnedSession]]:
         """Return the live sessions of *owner*, in the order of their set_owner() calls.
 
         `[(each.note, each.handle == ctx.session.id) for each in await sessions.list(f"user:{user.id}")]`
         """
-        return later(self, "sessions.list", run(self._owners.listed, owner))
+        return later(self, "sessions.list", run(self._opened, self._owners.listed, owner))
 
     async def purge(self) -> int:
         """Remove expired sessions from the store, and return how many; the running application does so each minute by itself."""
-        return await self._upkeep().purge()
+        return await self._opened(self._upkeep().purge)
 
     async def check(self) -> None:
         """Return if the store works; SessionStoreError says why it doesn't."""
-        await self._upkeep().check()
+        await self._opened(self._upkeep().check)
 
     async def _end_all(self, owner: str, keep: Session | None) -> int:
         if keep is not None and not isinstance(keep, Session):
             raise SessionUseError(
                 f"end_all() keeps a session, not {keep!r}: write keep=ctx.session, or keep=await get_session(request)"
             )
-        return await self._owners.end_all(owner, keep)
+        return await self._opened(self._owners.end_all, owner, keep)
+
+    async def _opened(self, call: Callable[P, Coroutine[Any, Any, T]], *arguments: P.args, **named: P.kwargs) -> T:
+        """Return the result of *call*, for which the store is opened if nothing has opened it."""
+        await self._upkeep().ensure_open()
+        return await call(*arguments, **named)
 
     def _find_outer(self, scope: MutableMapping[str, Any]) -> Outer | None:
         """Return what has a session of these for the request already: an App or a SessionMiddleware around this application.

@@ -245,6 +245,55 @@ def test_first_use_closes_the_store_with_its_event_loop() -> None:
         assert (driver.events[0], driver.events[-1]) == ("open", "close")
 
 
+async def _ask(sessions: Any, call: str) -> Any:
+    return await {
+        "list": lambda: sessions.list("user:1"),
+        "count": lambda: sessions.count("user:1"),
+        "count of all": sessions.count,
+        "end": lambda: sessions.end("0" * 64),
+        "end_all": lambda: sessions.end_all("user:1"),
+        "check": sessions.check,
+        "purge": sessions.purge,
+    }[call]()
+
+
+each_call = pytest.mark.parametrize(
+    ("call", "result"),
+    [("list", []), ("count", 0), ("count of all", 0), ("end", False), ("end_all", 0), ("check", None), ("purge", 0)],
+)
+
+
+@each_call
+@pytest.mark.parametrize("kind", ["memory", "file", "sql", "redis"])
+def test_a_call_opens_the_store_if_nothing_else_has(call: str, result: Any, kind: str, tmp_path: Path) -> None:
+    from tests import servers
+
+    options: dict[str, Any] = {
+        "file": {"dir": str(tmp_path)},
+        "sql": {"file": str(tmp_path / "sessions.db")},
+    }.get(kind, {})
+    if kind == "redis":
+        options = {"url": servers.redis_url()}
+    sessions = sessions_in({"type": kind, **options})
+    if kind == "redis" and call == "count of all":
+        assert asyncio.run(_ask(sessions, call)) >= 0
+        return
+    # The end of an event loop closes the store.
+    assert [asyncio.run(_ask(sessions, call)) for _ in range(2)] == [result] * 2
+
+
+@each_call
+async def test_a_call_opens_the_store_once_and_says_why_it_cannot(call: str, result: Any) -> None:
+    driver = Slow()
+    driver.failing = {"open"}
+    sessions = sessions_in(driver)
+    with pytest.raises(SessionStoreError, match="could not open"):
+        await _ask(sessions, call)
+    driver.failing = set()
+    assert await asyncio.gather(*(_ask(sessions, call) for _ in range(5))) == [result] * 5
+    assert driver.events.count("open") == 2
+
+
 # --- servers
 
 SITE = """
