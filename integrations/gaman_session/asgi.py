@@ -84,20 +84,25 @@ class SessionMiddleware:
 
     async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         upkeep = self._sessions._upkeep()
-        is_open = False
+        is_open = has_failed = False
 
         async def receive_open() -> Message:
-            nonlocal is_open
+            nonlocal is_open, has_failed
             message = await receive()
             if message["type"] == "lifespan.startup":
                 try:
                     await upkeep.open()
                 except Exception as error:
-                    raise _StartFailed from error
+                    # Sent at once, because the application may catch the error, or wrap it in an ExceptionGroup.
+                    has_failed = True
+                    await send({"type": "lifespan.startup.failed", "message": str(error) or repr(error)})
+                    raise
                 is_open = True
             return message
 
         async def send_closed(message: Message) -> None:
+            if has_failed:
+                return
             # The application may use its sessions until it has shut down.
             if message["type"] != "lifespan.startup.complete":
                 await close()
@@ -111,15 +116,12 @@ class SessionMiddleware:
 
         try:
             await self.app(scope, receive_open, send_closed)
-        except _StartFailed as failed:
-            # The server logs the message.
-            await send({"type": "lifespan.startup.failed", "message": str(failed.__cause__)})
+        except Exception:
+            # The server logs the message that it has got.
+            if not has_failed:
+                raise
         finally:
             await close()
-
-
-class _StartFailed(Exception):
-    """The store can't be opened; the cause says why."""
 
 
 class _GetSession:

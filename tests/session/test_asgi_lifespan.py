@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class Lifespan:
         """Send the message *name*, and return the application's."""
         self._incoming.put_nowait({"type": f"lifespan.{name}"})
         return await asyncio.wait_for(self._outgoing.get(), 5)
+
+    def is_silent(self) -> bool:
+        """Return whether the application has sent nothing more."""
+        return self._outgoing.empty()
 
 
 # --- through the middleware
@@ -93,6 +97,45 @@ async def test_a_store_that_cannot_be_opened_fails_the_start_with_its_reason(kin
     # The server logs it.
     assert caplog.records == []
     assert driver.events == ["open"]
+
+
+async def _in_a_group(scope: Any, receive: Any, send: Any) -> None:
+    async with asyncio.TaskGroup() as group:
+        await group.create_task(receive())
+
+
+async def _reporting_itself(scope: Any, receive: Any, send: Any) -> None:
+    try:
+        await receive()
+    except Exception as error:
+        await send({"type": "lifespan.startup.failed", "message": f"the framework's own message: {error}"})
+        raise ValueError("the framework's own error") from error
+
+
+async def _going_on(scope: Any, receive: Any, send: Any) -> None:
+    with suppress(SessionStoreError):
+        await receive()
+    await send({"type": "lifespan.startup.complete"})
+
+
+@pytest.mark.parametrize("app", [_in_a_group, _reporting_itself, _going_on])
+async def test_the_server_gets_the_stores_reason_whatever_the_application_does_with_the_error(app: Any) -> None:
+    driver = Recording()
+    driver.failing = {"open"}
+    server = Lifespan(SessionMiddleware(app, sessions=sessions_in(driver)))
+    message = await server.send("startup")
+    assert message == {"type": "lifespan.startup.failed", "message": "the session store (recording) could not open"}
+    await server.task
+    assert server.is_silent()
+
+
+async def test_a_start_that_fails_without_a_message_has_one() -> None:
+    class Broken(Recording):
+        async def open(self) -> None:
+            raise NotImplementedError
+
+    server = Lifespan(SessionMiddleware(_going_on, sessions=sessions_in(Broken())))
+    assert await server.send("startup") == {"type": "lifespan.startup.failed", "message": "NotImplementedError()"}
 
 
 @pytest.mark.parametrize("when", ["up", "down"])
