@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from gaman import ConfigError, GamanError, HTTPError, Response, log_extra
+from gaman.errors import comes_of
 from gaman_session._closing import NO_STORE, RawHeaders, fail
 from gaman_session._errors import SessionClosed, SessionError
 from gaman_session._integration import Outer, SessionIntegration
@@ -37,15 +38,7 @@ class _Replaced(OSError):
 
 def is_replaced(error: BaseException) -> bool:
     """Return whether *error* is _Replaced, or an exception of the application that came of it."""
-    each: BaseException | None = error
-    # An application can make a cycle of its errors.
-    seen = set[int]()
-    while isinstance(each, Exception) and id(each) not in seen:
-        if isinstance(each, _Replaced):
-            return True
-        seen.add(id(each))
-        each = each.__cause__ or each.__context__
-    return False
+    return isinstance(error, Exception) and comes_of(error, _Replaced)
 
 
 class Connection:

@@ -473,6 +473,25 @@ async def test_an_endless_stream_ends_when_its_response_is_replaced(
     assert len(caplog.records) == 1
 
 
+async def test_a_stream_in_a_task_group_ends_when_its_response_is_replaced() -> None:
+    driver = Recording()
+    driver.failing = {"create"}
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await _set(await get_session(Request(scope)))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def stream() -> None:
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(stream())
+            group.create_task(stream())
+
+    reply = await Visitor(SessionMiddleware(application, sessions=sessions_in(driver))).get()
+    assert (reply.status, reply.error) == (503, None)
+
+
 async def test_a_bug_after_a_replaced_response_is_still_raised() -> None:
     driver = Recording()
 
