@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.testclient import TestClient as StarletteClient
 
 from gaman.session import SessionStoreError
 from gaman.session.asgi import SessionMiddleware, get_session
@@ -93,7 +94,8 @@ async def test_a_store_that_cannot_be_opened_fails_the_start_with_its_reason(kin
     server = Lifespan(app)
     message = await server.send("startup")
     assert message == {"type": "lifespan.startup.failed", "message": "the session store (recording) could not open"}
-    await server.task
+    with pytest.raises(SessionStoreError):
+        await server.task
     # The server logs it.
     assert caplog.records == []
     assert driver.events == ["open"]
@@ -125,8 +127,16 @@ async def test_the_server_gets_the_stores_reason_whatever_the_application_does_w
     server = Lifespan(SessionMiddleware(app, sessions=sessions_in(driver)))
     message = await server.send("startup")
     assert message == {"type": "lifespan.startup.failed", "message": "the session store (recording) could not open"}
-    await server.task
+    with pytest.raises(SessionStoreError):
+        await server.task
     assert server.is_silent()
+
+
+def test_starlettes_client_raises_that_the_store_cannot_be_opened() -> None:
+    driver = Recording()
+    driver.failing = {"open"}
+    with pytest.raises(SessionStoreError), StarletteClient(starlette(sessions_in(driver))):
+        raise AssertionError
 
 
 async def test_a_start_that_fails_without_a_message_has_one() -> None:
@@ -136,6 +146,8 @@ async def test_a_start_that_fails_without_a_message_has_one() -> None:
 
     server = Lifespan(SessionMiddleware(_going_on, sessions=sessions_in(Broken())))
     assert await server.send("startup") == {"type": "lifespan.startup.failed", "message": "NotImplementedError()"}
+    with pytest.raises(NotImplementedError):
+        await server.task
 
 
 @pytest.mark.parametrize("when", ["up", "down"])
