@@ -27,6 +27,8 @@ _INTERNAL_ERROR: Final = 1011
 """Closes a WebSocket after an error of the server (RFC 6455, section 7.4.1)."""
 _TRY_AGAIN_LATER: Final = 1013
 """Closes a WebSocket while the store is down (IANA's registry of close codes)."""
+_ERRORS: Final = (_INTERNAL_ERROR, 4500)
+"""Codes with which frameworks close a WebSocket whose handler raises an error; Litestar adds 4000 to the status."""
 
 
 class _Replaced(OSError):
@@ -145,7 +147,17 @@ class Connection:
                     return self._begin(message, self._session)
         elif self._is_answered:
             return self._drop(message)
+        elif self._session is not None and message["type"] == "websocket.close":
+            message = self._explain(message)
         return self._send(message)
+
+    def _explain(self, message: Message) -> Message:
+        """Return the *message* that closes a WebSocket; with the code for a store that is down, if that is the reason."""
+        failure = self._failure
+        if failure is None or failure.status != 503 or message.get("code") not in _ERRORS:
+            return message
+        self._log(failure)
+        return {**message, "code": _TRY_AGAIN_LATER}
 
     async def _begin(self, message: Message, session: Session) -> None:
         is_accepted = message["type"] == "websocket.accept"
