@@ -180,6 +180,9 @@ class Connection:
             if is_accepted:
                 # The handler must not go on as if the WebSocket were open.
                 raise _Replaced from error
+            if isinstance(error, ConfigError):
+                # A test client shows it.
+                raise
             return
         except BaseException:
             # A request that is cancelled may have a response of its own yet, which carries the cookie and what wasn't written.
