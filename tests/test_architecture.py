@@ -80,7 +80,7 @@ ORDER = [
     ["gaman_session._session", "gaman_session._check_csrf", "gaman_session._require_fresh"],
     ["gaman_session._login"],
     ["gaman_session._session_base"],
-    ["gaman_session._sessions", "gaman_session._awaitable", "gaman_session._misuse"],
+    ["gaman_session._sessions", "gaman_session._awaitable", "gaman_session._misuse", "gaman_session._uncancelled"],
     ["gaman_session._owners"],
     ["gaman_session._serializer", "gaman_session._sealing", "gaman_session._clock"],
     ["gaman_session._rules"],

@@ -8,15 +8,12 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import UTC, datetime
 from functools import partial
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import anyio.to_thread
 import msgspec
 
 from gaman import log_extra
-
-if TYPE_CHECKING:
-    from asyncio import Event
 
 logger = logging.getLogger("gaman.session.audit")
 
@@ -61,13 +58,14 @@ class Audit:
         self._clock = clock
         self._waiting = deque[SessionEvent]()
         self._dropped = 0
-        self._wake: Event | None = None
+        self._wake: Callable[[], object] | None = None
+        """Wakes deliver() while it runs, from any thread."""
         self._is_stopping = False
 
     @property
-    def has_function(self) -> bool:
-        """Whether deliver() has something to do."""
-        return self._on_event is not None
+    def is_due(self) -> bool:
+        """Whether deliver() has something to do, and doesn't run."""
+        return self._on_event is not None and self._wake is None
 
     @property
     def is_on(self) -> bool:
@@ -109,15 +107,16 @@ class Audit:
             return
         self._waiting.append(event)
         if self._wake is not None:
-            self._wake.set()
+            self._wake()
 
     async def deliver(self) -> None:
         """Call `on_event` with each event, until stop() is called and no event is left."""
-        from asyncio import Event  # noqa: PLC0415 - takes 20 ms to load, which a server has done
+        from asyncio import Event, get_running_loop  # noqa: PLC0415 - takes 20 ms to load, which a server has done
 
         on_event: Any = self._on_event
         call = on_event if iscoroutinefunction(on_event) else partial(anyio.to_thread.run_sync, on_event)
-        self._wake, self._is_stopping = Event(), False
+        event_came, self._is_stopping = Event(), False
+        self._wake = partial(get_running_loop().call_soon_threadsafe, event_came.set)
         while self._waiting or not self._is_stopping:
             while self._waiting:
                 event = self._waiting.popleft()
@@ -126,18 +125,19 @@ class Audit:
                 except Exception:
                     logger.exception("on_event failed for %r", event)
                 self._report_dropped()
-            self._wake.clear()
-            if not self._is_stopping:
-                await self._wake.wait()
+            event_came.clear()
+            if not self._waiting and not self._is_stopping:
+                await event_came.wait()
 
     def stop(self) -> None:
         """Let deliver() end."""
         self._is_stopping = True
         if self._wake is not None:
-            self._wake.set()
+            self._wake()
 
     def abandon(self) -> None:
-        """Drop the events that are left."""
+        """Drop the events that are left, after deliver() has ended."""
+        self._wake = None
         if self._waiting:
             logger.error("%d events were dropped, because the server has stopped", len(self._waiting))
             self._waiting.clear()

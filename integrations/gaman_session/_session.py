@@ -38,7 +38,7 @@ class Session(Logins):
     __slots__ = ("_failure",)
 
     _failure: HTTPError | None
-    """The last error of a call that should be the response, until the response begins. Its traceback refers to the session."""
+    """The error of the last call, if it should be the response, until the response begins. Its traceback refers to the session."""
 
     def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any], is_closed: bool = False) -> None:
         super().__init__("ctx.session")
