@@ -46,6 +46,16 @@ async def fault(app: FastAPI) -> GamanError:
     return raised.value
 
 
+async def answered(app: FastAPI, caplog: pytest.LogCaptureFixture) -> str:
+    """Return the error of a request that the middleware answers with 500, as it is logged."""
+    async with TestClient(app) as client:
+        assert (await client.get("/")).status_code == 500
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    prefix, _, error = line.partition(": ")
+    assert prefix == "GET '/' answered 500"
+    return error
+
+
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "the function": ({"sessions": session}, "sessions of SessionMiddleware holds session itself; write sessions=session(...), "),
     "a driver": ({"sessions": {"type": "redis"}}, "sessions of SessionMiddleware holds a dict; write sessions=session(...), "),
@@ -167,13 +177,16 @@ def add_starlettes(app: FastAPI) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("order", [(add_ours, add_starlettes), (add_starlettes, add_ours)], ids=["inside", "outside"])
-async def test_starlettes_middleware_beside_ours_is_an_error(order: tuple[Any, Any]) -> None:
-    error = await fault(with_both(*order))
-    assert isinstance(error, ConfigError)
-    assert str(error) == (
-        "request.session is the session of another middleware: remove Starlette's SessionMiddleware, which "
+async def test_starlettes_middleware_beside_ours_is_an_error(order: tuple[Any, Any], caplog: pytest.LogCaptureFixture) -> None:
+    message = (
+        "request.session is the session of another middleware: remove that one, such as Starlette's SessionMiddleware, which "
         "SessionMiddleware(as_dict=True) of gaman.session.asgi replaces"
     )
+    if order[0] is add_ours:
+        error = await fault(with_both(*order))
+        assert (type(error), str(error)) == (ConfigError, message)
+    else:
+        assert await answered(with_both(*order), caplog) == f"ConfigError: {message}"
 
 
 @pytest.mark.anyio
@@ -195,7 +208,7 @@ async def test_a_mounted_application_may_have_starlettes_session() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_key_of_the_dict_that_is_not_text_is_an_error() -> None:
+async def test_a_key_of_the_dict_that_is_not_text_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
     app = FastAPI()
     add_ours(app)
 
@@ -203,5 +216,4 @@ async def test_a_key_of_the_dict_that_is_not_text_is_an_error() -> None:
     async def use(request: Request) -> None:
         request.session[1] = 1  # type: ignore[index] # pyright: ignore[reportArgumentType]
 
-    error = await fault(app)
-    assert (type(error), str(error)) == (SessionUseError, "a session's key is a str, not 1: write `request.session['1'] = ...`")
+    assert await answered(app, caplog) == "SessionUseError: a session's key is a str, not 1: write `request.session['1'] = ...`"

@@ -8,9 +8,10 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from gaman import ConfigError, HTTPError, Response, log_extra
 from gaman_session._closing import NO_STORE, RawHeaders, fail
-from gaman_session._errors import SessionError, SessionUseError
+from gaman_session._errors import SessionError
 from gaman_session._integration import SessionIntegration
 from gaman_session._misuse import IN_SCOPE
+from gaman_session._scope_session import another_session, tells_of_use, values_of
 from gaman_session._session import Session
 from gaman_session._session_dict import SessionDict
 
@@ -53,6 +54,7 @@ class Connection:
     __slots__ = (
         "_cookies",
         "_dict",
+        "_dict_apps",
         "_dict_scope",
         "_has_begun",
         "_is_answered",
@@ -114,13 +116,13 @@ class Connection:
             self._session = session
         return self._session
 
-    async def load_dict(self, scope: Scope) -> None:
-        """Put the session as a dict into the *scope*, where Starlette's requests look for it."""
-        if "session" in scope:
-            _check_dict(scope)
+    async def load_dict(self, scope: Scope, app: Any) -> None:
+        """Put the session as a dict into the *scope* of *app*, where Starlette's requests look for it."""
+        if "session" in scope and not isinstance(scope["session"], SessionDict):
+            raise another_session()
         if self._dict is None:
             self._dict = await SessionDict.load(await self.find_session())
-            self._dict_scope, self._root_path = scope, scope.get("root_path")
+            self._dict_scope, self._dict_apps, self._root_path = scope, (app, scope.get("app")), scope.get("root_path")
         scope["session"] = self._dict
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -144,11 +146,8 @@ class Connection:
             if head.status == 500 and self._failure is not None:
                 # The framework has made this response of an error that isn't its own.
                 raise self._failure
-            if self._dict is not None and head.status < 500:
-                # A mounted application may have another session.
-                if self._dict_scope.get("root_path") == self._root_path:
-                    _check_dict(self._dict_scope)
-                self._dict.write()
+            if self._dict is not None:
+                self._settle_dict(self._dict, session, head.status)
             headers = await self._close(session, head)
         except BaseException as error:
             self._has_begun = False
@@ -164,6 +163,32 @@ class Connection:
             session._end_handshake()
         await self._send({**message, "headers": [*headers, *self._cookies]})
 
+    def _settle_dict(self, values: SessionDict, session: Session, status: int) -> None:
+        """Make the changes of the dict those of the session, unless the request failed. HTTPError(500): that can't be done."""
+        scope = self._dict_scope
+        try:
+            if not tells_of_use(scope):
+                values.mark_if_filled()
+            if status < 500:
+                if self._is_replaced(values):
+                    values.replace(values_of(scope.get("session"), session, self._dict_apps[0]))
+                    scope["session"] = values
+                values.write()
+        except (ConfigError, SessionError) as error:
+            if isinstance(error, HTTPError):
+                raise
+            # For the same reason as in _close().
+            raise HTTPError(500) from error
+
+    def _is_replaced(self, values: SessionDict) -> bool:
+        """Return whether the application has put something else in the place of the dict."""
+        scope, (_, framework) = self._dict_scope, self._dict_apps
+        found = scope.get("session")
+        if found is values or isinstance(found, SessionDict):
+            return False
+        # A mounted application may have another session.
+        return scope.get("root_path") == self._root_path if framework is None else scope.get("app") is framework
+
     async def _close(self, session: Session, head: Head) -> RawHeaders:
         """Write the session, unless that was tried before, and return the header fields of the response."""
         if self._is_closed:
@@ -171,10 +196,12 @@ class Connection:
         self._is_closed = True
         try:
             closing = self.sessions._closing.close(self, session, head)
-        except SessionUseError as error:
-            # An HTTPError, because answer() logs it. Some frameworks don't log the errors of their send().
+            return closing if isinstance(closing, list) else await closing
+        except SessionError as error:
+            if isinstance(error, HTTPError):
+                raise
+            # An HTTPError, because answer() logs it. Some frameworks neither answer nor log the errors of their send().
             raise HTTPError(500) from error
-        return closing if isinstance(closing, list) else await closing
 
     async def _drop(self, message: Message) -> None:
         if message.get("more_body", False) or message["type"] == "websocket.send":
@@ -189,7 +216,10 @@ class Connection:
         if self._is_answered or (self._has_begun and not is_socket):
             return False
         if self._dict is not None and not self._is_closed and error.status < 500 and not isinstance(error, SessionError):
-            self._dict.write()
+            try:
+                self._settle_dict(self._dict, cast("Session", self._session), error.status)
+            except HTTPError as failure:
+                return await self.answer(failure)
         if error.status >= 500 and (cause := error.__cause__) is not None:
             extra = log_extra(self.scope)
             reason = f"{error}: {cause!r}" if isinstance(error, SessionError) else f"{type(cause).__name__}: {cause}"
@@ -234,6 +264,7 @@ class Connection:
         """Remove what refers to the scope from it, and put the *outer* middleware's connection back."""
         if self._dict is not None:
             self._dict_scope.pop("session", None)
+            cast("Session", self._session)._dict = None
             # It may be a copy of the scope, which refers to this connection.
             del self._dict_scope
         if outer is not None:
@@ -242,25 +273,25 @@ class Connection:
                 self.scope["session"] = outer._dict
 
     def end(self) -> None:
-        """Log changes that were made through a WebSocket and not saved."""
-        if self._session is None or self.scope["type"] != "websocket" or self._failure is not None:
+        """Log the changes that nothing has written: those of the dict after the response began, and those of a WebSocket."""
+        if self._session is None or self._failure is not None:
             return
-        fix = "write `await session.save()` after them"
-        if self._dict is not None and self._dict.modified:
-            fix = "`websocket.session` is written by accept() only, so change it before, or take `await get_session(websocket)`"
-        elif not self._session._has_changes():
+        is_socket = self.scope["type"] == "websocket"
+        if self._dict is not None and self._has_lost(self._dict, is_socket):
+            fix = "change `request.session` before the response begins"
+            if is_socket:
+                fix = "`websocket.session` is written by accept() only, so change it before, or take `await get_session(websocket)`"
+        elif is_socket and self._session._has_changes():
+            fix = "write `await session.save()` after them"
+        else:
             return
         extra = log_extra(self.scope)
         logger.error("%r lost changes of its session; %s", extra["path"], fix, extra=extra)
 
-
-def _check_dict(scope: Scope) -> None:
-    """Raise ConfigError if handlers have the session of another middleware."""
-    if not isinstance(scope.get("session"), SessionDict):
-        raise ConfigError(
-            "request.session is the session of another middleware: remove Starlette's SessionMiddleware, which "
-            "SessionMiddleware(as_dict=True) of gaman.session.asgi replaces"
-        )
+    def _has_lost(self, values: SessionDict, is_socket: bool) -> bool:
+        if is_socket and values.modified:
+            return True
+        return values.is_written and (self._is_replaced(values) or values.has_lost())
 
 
 class Head(NamedTuple):

@@ -79,6 +79,7 @@ class CookieSession(Session):
         self._is_closed = is_closed
         self._is_used = self._is_loaded = self._is_rejected = False
         self._unawaited = ()
+        self._dict = None
 
     @property
     def id(self) -> str | None:
@@ -168,6 +169,8 @@ class CookieSession(Session):
         self._max_size = size
         self._fields[key] = data
         self._is_changed = True
+        if self._dict is not None:
+            self._dict.show(key, data)
 
     def _own_fields(self) -> None:
         """Copy the received values before the first change, because other requests with the same cookie have them as well."""
@@ -196,11 +199,15 @@ class CookieSession(Session):
             self._own_fields()
             del self._fields[key]
             self._is_changed = True
+        if self._dict is not None:
+            self._dict.show(key, None)
 
     def _clear(self) -> None:
         self._is_ready()
         self._contents, self._fields, self._max_size = None, {}, _MAX_FRAME
         self._is_changed = self._is_new = True
+        if self._dict is not None:
+            self._dict.show_end()
 
     def _renew(self, max_age: int | None) -> None:
         self._is_ready()

@@ -43,7 +43,7 @@ class Session(NotADict, ABC):
     than HTTPError, or its response has a status of 500 or more.
     """
 
-    __slots__ = ("_failure", "_is_closed", "_is_used", "_sessions", "_unawaited")
+    __slots__ = ("_dict", "_failure", "_is_closed", "_is_used", "_sessions", "_unawaited")
 
     _failure: HTTPError | None
     """The last error of a call that should be the response, until the response begins. Its traceback refers to the session."""
@@ -52,8 +52,9 @@ class Session(NotADict, ABC):
         self._sessions = sessions
         # The scope and not the context, which refers to the session: only the garbage collector would free such a cycle.
         self._scope = scope
-        self._is_used = False
-        self._is_closed = is_closed
+        self._is_used, self._is_closed = False, is_closed
+        # The SessionDict that shows the session's changes, until it is written itself.
+        self._dict: Any = None
         # What to report of calls that were never awaited; None once the request has failed.
         self._unawaited: tuple[str, ...] | None = ()
 
@@ -65,10 +66,7 @@ class Session(NotADict, ABC):
     @property
     @abstractmethod
     def is_new(self) -> bool:
-        """Whether the request came without a session, or has cleared it.
-
-        Until the first read, a valid cookie counts as a session.
-        """
+        """Whether the request came without a session, or has cleared it. Until the first read, a valid cookie counts as one."""
 
     @property
     def created_at(self) -> datetime | None:

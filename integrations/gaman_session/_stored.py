@@ -43,6 +43,7 @@ class StoredSession(Session):
         self._is_closed = is_closed
         self._is_used = self._is_busy = False
         self._unawaited = ()
+        self._dict = None
         self._known = Known(sessions, scope)
         self._pending = _NOTHING
         self._size: int | None = None
@@ -138,6 +139,8 @@ class StoredSession(Session):
             raise self._failure
         self._size = size
         self._own_pending().changes[key] = data
+        if self._dict is not None:
+            self._dict.show(key, data)
 
     def _drop(self, key: str) -> None:
         try:
@@ -148,6 +151,8 @@ class StoredSession(Session):
         if self._size is not None:
             self._size -= self._length(key)
         self._own_pending().changes[key] = None
+        if self._dict is not None:
+            self._dict.show(key, None)
 
     def _measure(self) -> int:
         """Return the session's size with the pending changes, in bytes, as far as is known without the store."""
@@ -169,6 +174,8 @@ class StoredSession(Session):
         self._known.identify()
         self._own_pending().end()
         self._size = None
+        if self._dict is not None:
+            self._dict.show_end()
 
     def _renew(self, max_age: int | None) -> None:
         if not self._known.can_send_cookie:
@@ -206,6 +213,8 @@ class StoredSession(Session):
                         await flush.run()
                     return value
                 if await flush.swap(live, key, data):
+                    if self._dict is not None:
+                        self._dict.show(key, data)
                     return value
                 await anyio.sleep(random.random() * min(attempt, 20) / 1000)  # noqa: S311
             raise SessionConflict(

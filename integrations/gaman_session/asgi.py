@@ -60,13 +60,13 @@ class SessionMiddleware:
         if outer is not None and outer.sessions is self._sessions:
             # An application and one that is mounted in it share these sessions, and the request has one of them.
             if self._as_dict:
-                await outer.load_dict(scope)
+                await outer.load_dict(scope, self.app)
             await self.app(scope, receive, send)
             return
         connection = scope[IN_SCOPE] = Connection(self._sessions, scope, send)
         try:
             if self._as_dict:
-                await connection.load_dict(scope)
+                await connection.load_dict(scope, self.app)
             await self.app(scope, receive, connection.send)
         except HTTPError as error:
             # The framework knows no error of gaman's.
