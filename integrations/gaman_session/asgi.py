@@ -14,7 +14,7 @@ from gaman_session._integration import SessionIntegration, session
 from gaman_session._misuse import IN_SCOPE
 from gaman_session._session import Session
 
-__all__ = ["Session", "SessionMiddleware", "get_session"]
+__all__ = ["Session", "SessionMiddleware", "get_session", "session"]
 
 Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI 3 application. Frameworks have types of their own for the scope and the messages, which don't fit each other."""
@@ -46,7 +46,7 @@ class SessionMiddleware:
     def __init__(self, app: Application, *, sessions: SessionIntegration, as_dict: bool = False) -> None:
         if not isinstance(sessions, SessionIntegration):
             given = "session itself" if sessions is session else a_type(sessions)
-            raise ConfigError(f"sessions of SessionMiddleware holds {given}; write sessions=session(...), from gaman.session")
+            raise ConfigError(f"sessions of SessionMiddleware holds {given}; write sessions=session(...), from gaman.session.asgi")
         self.app = app
         self._sessions = sessions
         self._as_dict = as_dict
