@@ -167,10 +167,10 @@ class Connection:
         """Make the changes of the dict those of the session, unless the request failed. HTTPError(500): that can't be done."""
         scope = self._dict_scope
         try:
-            if not tells_of_use(scope):
+            if not session._is_used and not tells_of_use(scope):
                 values.mark_if_filled()
             if status < 500:
-                if self._is_replaced(values):
+                if scope.get("session") is not values and self._is_replaced():
                     values.replace(values_of(scope.get("session"), session, self._dict_apps[0]))
                     scope["session"] = values
                 values.write()
@@ -180,11 +180,10 @@ class Connection:
             # For the same reason as in _close().
             raise HTTPError(500) from error
 
-    def _is_replaced(self, values: SessionDict) -> bool:
+    def _is_replaced(self) -> bool:
         """Return whether the application has put something else in the place of the dict."""
         scope, (_, framework) = self._dict_scope, self._dict_apps
-        found = scope.get("session")
-        if found is values or isinstance(found, SessionDict):
+        if isinstance(scope.get("session"), SessionDict):
             return False
         # A mounted application may have another session.
         return scope.get("root_path") == self._root_path if framework is None else scope.get("app") is framework
@@ -274,24 +273,24 @@ class Connection:
 
     def end(self) -> None:
         """Log the changes that nothing has written: those of the dict after the response began, and those of a WebSocket."""
-        if self._session is None or self._failure is not None:
-            return
         is_socket = self.scope["type"] == "websocket"
         if self._dict is not None and self._has_lost(self._dict, is_socket):
             fix = "change `request.session` before the response begins"
             if is_socket:
                 fix = "`websocket.session` is written by accept() only, so change it before, or take `await get_session(websocket)`"
-        elif is_socket and self._session._has_changes():
+        elif is_socket and self._session is not None and self._session._has_changes():
             fix = "write `await session.save()` after them"
         else:
+            return
+        if self._failure is not None:
             return
         extra = log_extra(self.scope)
         logger.error("%r lost changes of its session; %s", extra["path"], fix, extra=extra)
 
     def _has_lost(self, values: SessionDict, is_socket: bool) -> bool:
-        if is_socket and values.modified:
+        if values.is_written and self._dict_scope.get("session") is not values and self._is_replaced():
             return True
-        return values.is_written and (self._is_replaced(values) or values.has_lost())
+        return values.modified if is_socket else values.has_lost()
 
 
 class Head(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, Final
 
@@ -37,12 +37,21 @@ class SessionDict(dict[str, Any]):
         # Not awaiting what needs no `await` saves 4 % of a request that reads a session in a cookie, and 9 % in memory.
         if not session._is_ready():
             await session._read(Session._has, None)
-        self = cls()
-        self._session, self._loaded, self.is_written = session, {}, False
+        values: dict[str, Any] = {}
+        loaded: dict[str, bytes] = {}
         for key in session._keys():
             # A value is opened once.
-            if (data := session._peek(key)) is not None:
-                self.show(key, data)
+            data = session._peek(key)
+            if data is None:
+                continue
+            try:
+                values[key] = session._decode(data)
+            except Exception as cause:
+                session._undecodable(key, None, None, cause)
+            else:
+                loaded[key] = data
+        self = cls(values)
+        self._session, self._loaded, self.is_written = session, loaded, False
         session._dict = self
         # The load itself doesn't make the response depend on the session.
         session._is_used = was_used
@@ -86,9 +95,9 @@ class SessionDict(dict[str, Any]):
         SessionSerializationError: a value can't be encoded. SessionUseError: a key isn't text. SessionTooLarge: there is too much.
         """
         session = self._session
-        # The session has the dict's own changes from here on, so it needn't show them.
+        # The session gets the dict's own changes now, which it needn't show.
         session._dict = None
-        changes = self._find_changes(super().items())
+        changes = self._find_changes()
         for key, data in changes.items():
             session._drop(key) if data is None else session._put(key, data)
         if changes:
@@ -96,12 +105,18 @@ class SessionDict(dict[str, Any]):
         self.is_written = True
 
     def has_lost(self) -> bool:
-        """Return whether a value was changed after write(), which nothing writes any more."""
-        if not self.is_written or not self._session._is_used:
+        """Return whether a value was changed inside after write(), which nothing writes any more."""
+        session, loaded = self._session, self._loaded
+        if not self.is_written or not session._is_used:
             return False
-        # Most values can't be changed, so an unchanged session is seldom encoded again.
-        mutable = [(key, value) for key, value in super().items() if type(value) not in _IMMUTABLE]
-        return bool(mutable) and self._differs(mutable)
+        try:
+            for key, value in super().items():
+                # Encoding only what can be changed inside saves 6 % of a request that reads one such value.
+                if type(value) not in _IMMUTABLE and session._encode(key, value) != loaded.get(key):
+                    return self.modified
+        except SessionError:
+            return True
+        return False
 
     # The names that Starlette's own session has beside a dict's
 
@@ -113,7 +128,10 @@ class SessionDict(dict[str, Any]):
     @property
     def modified(self) -> bool:
         """Whether write() has something to do."""
-        return self._differs(super().items())
+        try:
+            return bool(self._find_changes())
+        except SessionError:
+            return True
 
     def mark_accessed(self) -> None:
         """Make the response depend on the session; Starlette calls this for `request.session`."""
@@ -123,20 +141,13 @@ class SessionDict(dict[str, Any]):
         """Raise SessionClosed if the response has begun. Nested changes are found without this."""
         self._session._open_for_change()
 
-    def _differs(self, items: Iterable[tuple[str, Any]]) -> bool:
-        """Return whether _find_changes() finds some, or a value that can't be encoded."""
-        try:
-            return bool(self._find_changes(items))
-        except SessionError:
-            return True
-
-    def _find_changes(self, items: Iterable[tuple[str, Any]]) -> dict[str, bytes | None]:
-        """Return the encoded values of *items* that aren't the session's, and None for each key that was removed."""
+    def _find_changes(self) -> dict[str, bytes | None]:
+        """Return the encoded values that aren't the session's, and None for each key that was removed."""
         session, loaded = self._session, self._loaded
         if not session._is_used:
             return {}
         changes: dict[str, bytes | None] = dict.fromkeys(loaded.keys() - super().keys())
-        for key, value in items:
+        for key, value in super().items():
             if not isinstance(key, str):
                 raise SessionUseError(f"a session's key is a str, not {key!r}: write `request.session[{str(key)!r}] = ...`")
             data, before = session._encode(key, value), loaded.get(key)

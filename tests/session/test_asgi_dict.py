@@ -8,7 +8,7 @@ import json
 import logging
 import operator
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from inspect import isawaitable
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.middleware.sessions import SessionMiddleware as StarlettesMiddleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starsessions import InMemoryStore, SessionAutoloadMiddleware
 from starsessions import SessionMiddleware as StarsessionsMiddleware
@@ -634,6 +634,52 @@ async def test_a_response_of_500_writes_nothing() -> None:
         _, reply = await run(visitor, lambda session: session.update(a=object()), response=Response(status_code=status))
         assert (reply.status, reply.error, reply.cookies) == (status, None, [])
     assert await everything(visitor) == {"a": 1}
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+async def test_a_change_inside_a_value_in_a_stream_is_logged_as_lost(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    def stream(session: dict[str, Any]) -> AsyncIterator[str]:
+        async def chunks() -> AsyncIterator[str]:
+            yield "begun"
+            session["cart"].append("late")
+
+        return chunks()
+
+    async def handle(request: Request) -> Response:
+        return StreamingResponse(stream(request.session), status)
+
+    async def begin(request: Request) -> str:
+        request.session["cart"] = []
+        return "begun"
+
+    async def read(request: Request) -> Any:
+        return request.session
+
+    handlers = {"begin": answering(begin), "stream": handle, "read": answering(read)}
+    visitor = Visitor(starlette(sessions_in(), as_dict=True, **handlers))
+    await visitor.get("/begin")
+    assert (await visitor.get("/stream")).text == "begun"
+    # A response of 500 writes no changes of its request at all.
+    lost = "'/stream' lost changes of its session; change `request.session` before the response begins"
+    assert _logged(caplog) == ([] if status == 500 else [lost])
+    assert (await visitor.get("/read")).json == {"cart": []}
+
+
+async def test_no_change_is_logged_as_lost_where_none_is(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(session: dict[str, Any]) -> None:
+        session["cart"].append(1)
+        raise ValueError("a bug")
+
+    serializer = Versioned()
+    visitor = Site(serializer=serializer).visitor()
+    await do(visitor, lambda session: session.update(cart=[1], user=1))
+    serializer.version = b"2"
+    await everything(visitor)
+    await do(visitor, lambda session: session["cart"].append(2))
+    await run(visitor, fail)
+    await run(visitor, lambda session: session["cart"].append(3), response=Response(status_code=503))
+    await do(visitor, lambda session: session.clear())
+    assert _logged(caplog) == []
 
 
 async def test_an_empty_session_is_neither_begun_nor_ended() -> None:

@@ -445,8 +445,9 @@ async def test_what_replaces_the_dict_after_the_response_is_logged_as_lost(
 
 
 @pytest.mark.parametrize("framework", ["litestar", *OF_STARLETTE])
+@pytest.mark.parametrize("late", ["late", object()], ids=["a value", "an object"])
 async def test_a_change_inside_a_value_after_the_response_is_logged_as_lost(
-    framework: str, caplog: pytest.LogCaptureFixture
+    framework: str, late: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     visitor = Visitor(_with_background(framework, sessions_in()))
     await _begin(visitor, user=1, cart=["apple"])
@@ -458,7 +459,7 @@ async def test_a_change_inside_a_value_after_the_response_is_logged_as_lost(
 
     reply = await visitor.get("/background", work=lambda request: work(request, list.copy))
     assert (reply.error, _errors(caplog)) == (None, [])
-    reply = await visitor.get("/background", work=lambda request: work(request, lambda cart: cart.append("late")))
+    reply = await visitor.get("/background", work=lambda request: work(request, lambda cart: cart.append(late)))
     assert (reply.error, _errors(caplog)) == (None, [LOST])
     assert await _everything(visitor) == {"user": 1, "cart": ["apple", "pear", "pear"]}
 
