@@ -27,13 +27,14 @@ from starlette.middleware.sessions import SessionMiddleware as StarlettesMiddlew
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
+from starlette.websockets import WebSocket
 from starsessions import InMemoryStore, SessionAutoloadMiddleware
 from starsessions import SessionMiddleware as StarsessionsMiddleware
 
 from gaman.session import SessionIntegration
 from gaman.session.asgi import SessionMiddleware
 from gaman_session._scope_session import _tells_of_use
-from tests.session.visitors import Reply, Visitor, answering, sessions_in
+from tests.session.visitors import Reply, Visitor, answering, sessions_in, starlette
 
 pytestmark = pytest.mark.anyio
 
@@ -497,3 +498,54 @@ def _with_background(framework: str, sessions: SessionIntegration) -> Any:
 
         app.add_route("/background", respond)
     return app
+
+
+# --- WebSockets
+
+
+def _with_socket(before: Work, after: Work) -> Starlette:
+    """Return an application whose WebSocket runs *before* until it is accepted, and then *after*."""
+
+    async def socket(websocket: WebSocket) -> None:
+        before(websocket)
+        await websocket.accept()
+        after(websocket)
+        await websocket.send_text("end")
+
+    return starlette(sessions_in(), as_dict=True, sockets={"socket": socket}, run=answering(_run))
+
+
+def _nothing(connection: Any) -> None: ...
+
+
+async def test_what_replaces_the_dict_before_accept_is_written() -> None:
+    visitor = Visitor(_with_socket(_replace({}), _nothing))
+    await _begin(visitor, user=1)
+    async with visitor.connect("/socket") as opened:
+        await opened.accepted()
+    assert visitor.cookies == {}
+
+
+async def test_what_replaces_the_dict_after_accept_is_logged_as_lost(caplog: pytest.LogCaptureFixture) -> None:
+    visitor = Visitor(_with_socket(_nothing, _replace({})))
+    await _begin(visitor, user=1)
+    async with visitor.connect("/socket") as opened:
+        await opened.accepted()
+        await opened.next()
+    assert _errors(caplog) == [
+        "'/socket' lost changes of its session; `websocket.session` is written by accept() only, so change it before, or take "
+        "`await get_session(websocket)`"
+    ]
+    assert await _everything(visitor) == {"user": 1}
+
+
+@pytest.mark.parametrize("can_deny", [False, True])
+async def test_a_change_that_cannot_be_written_refuses_the_handshake(can_deny: bool, caplog: pytest.LogCaptureFixture) -> None:
+    visitor = Visitor(_with_socket(lambda websocket: websocket.session.update(user=object()), _nothing))
+    await _begin(visitor, user=1)
+    async with visitor.connect("/socket", can_deny=can_deny) as opened:
+        refused = await opened.next()
+    assert refused["type"] == ("websocket.http.response.start" if can_deny else "websocket.close")
+    assert refused.get("status", 500) == 500
+    assert any("answered 500: SessionSerializationError: the session can't keep 'user'" in line for line in _errors(caplog))
+    assert await _everything(visitor) == {"user": 1}
