@@ -49,17 +49,18 @@ def values_of(found: Any, session: Session, app: Any) -> Mapping[str, Any]:
     litestar = sys.modules.get("litestar.types")
     if not found or (litestar is not None and found is litestar.Empty):
         return {}
-    values = found if isinstance(found, Mapping) else session._decode(session._encode("session", found))
-    if not isinstance(values, Mapping):
+    if isinstance(found, Mapping):
+        return cast("Mapping[str, Any]", found)
+    values = session._decode(session._encode("session", found))
+    if not isinstance(values, dict):
         raise SessionUseError(f"request.session was replaced by {a_type(found)}: replace it by a dict, or call its clear()")
-    return cast("Mapping[str, Any]", values)
+    return cast("dict[str, Any]", values)
 
 
 def _has_session_middleware(app: Any) -> bool:
     """Return whether *app*, or an application inside of it, is the SessionMiddleware of Starlette, Litestar or another package."""
     for _ in range(_MAX_MIDDLEWARE):
-        kind = type(app)
-        if kind.__name__ == "SessionMiddleware" and kind.__module__ != "gaman_session.asgi":
+        if type(app).__name__ == "SessionMiddleware" and type(app).__module__ != "gaman_session.asgi":
             return True
         app = getattr(app, "app", None)
     return False

@@ -655,8 +655,8 @@ async def test_a_change_inside_a_value_in_a_stream_is_logged_as_lost(status: int
     async def read(request: Request) -> Any:
         return request.session
 
-    handlers = {"begin": answering(begin), "stream": handle, "read": answering(read)}
-    visitor = Visitor(starlette(sessions_in(), as_dict=True, **handlers))
+    app = starlette(sessions_in(), as_dict=True, begin=answering(begin), stream=handle, read=answering(read))
+    visitor = Visitor(app)
     await visitor.get("/begin")
     assert (await visitor.get("/stream")).text == "begun"
     # A response of 500 writes no changes of its request at all.

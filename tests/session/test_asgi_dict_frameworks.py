@@ -125,7 +125,7 @@ each_framework = pytest.mark.parametrize("framework", FRAMEWORKS)
 
 def _dict_of(request: Any) -> Any:
     """Return the session as the framework's users take it."""
-    return request.session if hasattr(type(request), "session") else request.scope["session"]
+    return request.session if isinstance(request, (Request, litestar.Request)) else request.scope["session"]
 
 
 async def run(visitor: Visitor, work: Work) -> Reply:
@@ -138,6 +138,9 @@ async def do(visitor: Visitor, work: Work) -> Any:
     reply = await run(visitor, work)
     assert (reply.status, reply.error) == (200, None), reply.text
     return reply.json
+
+
+def _nothing(connection: Any) -> None: ...
 
 
 def _begin(visitor: Visitor, **values: Any) -> Any:
@@ -181,8 +184,9 @@ async def test_a_change_inside_a_value_that_no_method_of_the_dict_tells_of_is_wr
     await _begin(visitor, cart=[])
 
     def work(request: Any) -> None:
-        # C code reads a dict like this.
-        dict.__getitem__(_dict_of(request), "cart").append("apple")
+        # Code in C reads a dict like this.
+        values: dict[str, Any] = _dict_of(request)
+        dict[str, Any].__getitem__(values, "cart").append("apple")
 
     await do(visitor, work)
     assert await _everything(visitor) == {"cart": ["apple"]}
@@ -305,7 +309,7 @@ async def test_a_session_that_a_replaced_dict_ends_is_not_written_by_a_request_i
     visitor = Visitor(app)
     await _begin(visitor, user=1)
     thief, late = visitor.again(), visitor.again()
-    writer = asyncio.create_task(late.get("/run?late=1", work=lambda request: None))
+    writer = asyncio.create_task(late.get("/run?late=1", work=_nothing))
     await entered.wait()
     await do(visitor, _replace({}))
     leave.set()
@@ -453,14 +457,17 @@ async def test_a_change_inside_a_value_after_the_response_is_logged_as_lost(
     visitor = Visitor(_with_background(framework, sessions_in()))
     await _begin(visitor, user=1, cart=["apple"])
 
-    def work(request: Any, change: Callable[[list[str]], Any]) -> Any:
-        cart = _dict_of(request)["cart"]
-        cart.append("pear")
-        return _background(framework, lambda: change(cart))
+    def changing(*values: Any) -> Work:
+        def work(request: Any) -> Any:
+            cart = _dict_of(request)["cart"]
+            cart.append("pear")
+            return _background(framework, lambda: cart.extend(values))
 
-    reply = await visitor.get("/background", work=lambda request: work(request, list.copy))
+        return work
+
+    reply = await visitor.get("/background", work=changing())
     assert (reply.error, _errors(caplog)) == (None, [])
-    reply = await visitor.get("/background", work=lambda request: work(request, lambda cart: cart.append(late)))
+    reply = await visitor.get("/background", work=changing(late))
     assert (reply.error, _errors(caplog)) == (None, [LOST])
     assert await _everything(visitor) == {"user": 1, "cart": ["apple", "pear", "pear"]}
 
@@ -513,9 +520,6 @@ def _with_socket(before: Work, after: Work) -> Starlette:
         await websocket.send_text("end")
 
     return starlette(sessions_in(), as_dict=True, sockets={"socket": socket}, run=answering(_run))
-
-
-def _nothing(connection: Any) -> None: ...
 
 
 async def test_what_replaces_the_dict_before_accept_is_written() -> None:
