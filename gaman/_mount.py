@@ -31,6 +31,10 @@ _PATH_CHARACTERS = "/:@!$&'()*+,;=~"
 """What a path may hold unescaped (RFC 3986, section 3.3)."""
 
 
+OUTER = "gaman.outer"
+"""The key of an ASGI scope under which a mounted application has the Context of the App around it."""
+
+
 def mount(application: Application) -> Mount:
     """Return *application* as the value of a path that ends in `/*`, where it gets the requests that no route of the table matches.
 
@@ -92,6 +96,7 @@ class _Mounted:
             headers = [(b"host", origin.host.encode("latin-1")), *(field for field in headers if field[0] != b"host")]
         scope = {
             **given,
+            OUTER: ctx,
             "path": path,
             "root_path": root,
             "client": client,

@@ -73,7 +73,7 @@ ORDER = [
     ["gaman_session._flush"],
     ["gaman_session._known", "gaman_session._cookie_session"],
     ["gaman_session._session"],
-    ["gaman_session._sessions", "gaman_session._awaitable", "gaman_session._misuse"],
+    ["gaman_session._sessions", "gaman_session._awaitable", "gaman_session._misuse", "gaman_session._uncancelled"],
     ["gaman_session._owners"],
     ["gaman_session._serializer", "gaman_session._sealing", "gaman_session._clock"],
     ["gaman_session._rules"],

@@ -89,7 +89,7 @@ class Closing:
     async def _flush(self, exchange: Exchange, session: Session, headers: RawHeaders, is_plain: bool) -> RawHeaders:
         try:
             await session._flush()
-        except Exception:
+        except BaseException:
             # The flush may have renamed the session before it failed. The error's response then carries the only cookie that works.
             self._add_cookie(exchange, session, [], is_plain=True)
             raise

@@ -6,10 +6,11 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
-from gaman import ConfigError, HTTPError, Response, log_extra
+from gaman import GamanError, HTTPError, Response, log_extra
+from gaman.errors import comes_of
 from gaman_session._closing import NO_STORE, RawHeaders, fail
-from gaman_session._errors import SessionError
-from gaman_session._integration import SessionIntegration
+from gaman_session._errors import SessionClosed, SessionError
+from gaman_session._integration import Outer, SessionIntegration
 from gaman_session._misuse import IN_SCOPE
 from gaman_session._scope_session import another_session, tells_of_use, values_of
 from gaman_session._session import Session
@@ -24,8 +25,9 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 _BEGINNINGS: Final = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _INTERNAL_ERROR: Final = 1011
+"""Closes a WebSocket after an error of the server (RFC 6455, section 7.4.1)."""
 _TRY_AGAIN_LATER: Final = 1013
-"""Codes with which a WebSocket is closed (RFC 6455, section 7.4.1, and the IANA's registry)."""
+"""Closes a WebSocket while the store is down (IANA's registry of close codes)."""
 
 
 class _Replaced(OSError):
@@ -37,15 +39,7 @@ class _Replaced(OSError):
 
 def is_replaced(error: BaseException) -> bool:
     """Return whether *error* is _Replaced, or an exception of the application that came of it."""
-    each: BaseException | None = error
-    # An application can make a cycle of its errors.
-    seen = set[int]()
-    while isinstance(each, Exception) and id(each) not in seen:
-        if isinstance(each, _Replaced):
-            return True
-        seen.add(id(each))
-        each = each.__cause__ or each.__context__
-    return False
+    return isinstance(error, Exception) and comes_of(error, _Replaced)
 
 
 class Connection:
@@ -58,25 +52,35 @@ class Connection:
         "_dict_scope",
         "_has_begun",
         "_is_answered",
-        "_is_closed",
+        "_lender",
         "_root_path",
         "_send",
         "_session",
+        "outer",
         "scope",
         "sessions",
     )
 
-    def __init__(self, sessions: SessionIntegration, scope: Scope, send: Send) -> None:
+    def __init__(
+        self,
+        sessions: SessionIntegration,
+        scope: Scope,
+        send: Send,
+        outer: Connection | Ended | None = None,
+        lender: Outer | None = None,
+    ) -> None:
         self.scope = scope
         self.sessions = sessions
+        self.outer = outer
+        """The connection of the next SessionMiddleware around this one."""
+        self._lender = lender
+        """An App or a SessionMiddleware around this application with the same sessions, which then makes and writes the session."""
         self._send = send
         self._session: Session | None = None
         self._dict: SessionDict | None = None
         self._cookies: Sequence[tuple[bytes, bytes]] = ()
         self._has_begun = False
         """Whether the response has begun, or the WebSocket was accepted."""
-        self._is_closed = False
-        """Whether the session was written, as far as it could be."""
         self._is_answered = False
         """Whether the middleware has answered in the place of the application."""
 
@@ -97,27 +101,35 @@ class Connection:
 
     def send_cookie(self, line: bytes) -> None:
         """Send *line* as the value of a Set-Cookie field, whatever becomes of the response."""
-        self._cookies = [*self._cookies, (b"set-cookie", line)]
+        self._cookies = ((b"set-cookie", line),)
 
     async def find_session(self) -> Session:
         """Return the session, which the first call makes. The store is opened if neither the lifespan nor running() did."""
         if self._session is None:
             upkeep = self.sessions._upkeep()
+            # The test saves a coroutine for each request.
             if not upkeep.is_open:
-                await upkeep.open_for_loop()
-                if self._session is not None:
-                    # A concurrent call of this request has made it.
-                    return self._session
+                await upkeep.ensure_open()
+        return self.session
+
+    @property
+    def session(self) -> Session:
+        """The session, which the first use makes."""
+        if self._session is None:
+            if self._lender is not None:
+                self._session = self._lender.session
+                return self._session
             is_socket = self.scope["type"] == "websocket"
-            make_session: Any = self.sessions.make_session
-            session: Session = make_session(self.scope, self._has_begun and not is_socket)
+            self._session = self.sessions._make(self.scope, self._has_begun and not is_socket)
             if self._has_begun and is_socket:
-                session._end_handshake()
-            self._session = session
+                self._session._end_handshake()
         return self._session
 
     async def load_dict(self, scope: Scope, app: Any) -> None:
         """Put the session as a dict into the *scope* of *app*, where Starlette's requests look for it."""
+        if isinstance(self._lender, Connection):
+            await self._lender.load_dict(scope, app)
+            return
         if "session" in scope and not isinstance(scope["session"], SessionDict):
             raise another_session()
         if self._dict is None:
@@ -143,42 +155,41 @@ class Connection:
             101 if is_accepted else message["status"], [(name.lower(), value) for name, value in message.get("headers", ())]
         )
         try:
-            if head.status == 500 and self._failure is not None:
-                # The framework has made this response of an error that isn't its own.
+            if self._failure is not None and (head.status == 500 or session._is_closed):
+                # The framework has made a 500 of an error that isn't its own, or the flush has failed in a cancelled request.
                 raise self._failure
             if self._dict is not None:
                 self._settle_dict(self._dict, session, head.status)
             headers = await self._close(session, head)
-        except BaseException as error:
+        except Exception as error:
+            # Answered here, because some frameworks neither answer nor log the errors of their send().
             self._has_begun = False
-            if isinstance(error, HTTPError) and await self.answer(error):
-                if is_accepted:
-                    # The handler must not go on as if the WebSocket were open.
-                    raise _Replaced from error
-                return
+            await self.respond(_as_http_error(error))
+            if is_accepted:
+                # The handler must not go on as if the WebSocket were open.
+                raise _Replaced from error
+            return
+        except BaseException:
+            # A request that is cancelled may have a response of its own yet, which carries the cookie and what wasn't written.
+            self._has_begun = False
             raise
         if is_accepted:
             # No cache keeps the response to a handshake.
             headers = head.raw_headers
-            session._end_handshake()
+            if self._lender is None:
+                session._end_handshake()
         await self._send({**message, "headers": [*headers, *self._cookies]})
 
     def _settle_dict(self, values: SessionDict, session: Session, status: int) -> None:
-        """Make the changes of the dict those of the session, unless the request failed. HTTPError(500): that can't be done."""
+        """Make the changes of the dict those of the session, unless the request failed."""
         scope = self._dict_scope
-        try:
-            if not session._is_used and not tells_of_use(scope):
-                values.mark_if_filled()
-            if status < 500:
-                if scope.get("session") is not values and self._is_replaced():
-                    values.replace(values_of(scope.get("session"), session, self._dict_apps[0]))
-                    scope["session"] = values
-                values.write()
-        except (ConfigError, SessionError) as error:
-            if isinstance(error, HTTPError):
-                raise
-            # For the same reason as in _close().
-            raise HTTPError(500) from error
+        if not session._is_used and not tells_of_use(scope):
+            values.mark_if_filled()
+        if status < 500:
+            if scope.get("session") is not values and self._is_replaced():
+                values.replace(values_of(scope.get("session"), session, self._dict_apps[0]))
+                scope["session"] = values
+            values.write()
 
     def _is_replaced(self) -> bool:
         """Return whether the application has put something else in the place of the dict."""
@@ -189,54 +200,40 @@ class Connection:
         return scope.get("root_path") == self._root_path if framework is None else scope.get("app") is framework
 
     async def _close(self, session: Session, head: Head) -> RawHeaders:
-        """Write the session, unless that was tried before, and return the header fields of the response."""
-        if self._is_closed:
+        """Write the session, as far as that is left to do, and return the header fields of the response."""
+        if self._lender is not None:
             return head.raw_headers
-        self._is_closed = True
-        try:
-            closing = self.sessions._closing.close(self, session, head)
-            return closing if isinstance(closing, list) else await closing
-        except SessionError as error:
-            if isinstance(error, HTTPError):
-                raise
-            # An HTTPError, because answer() logs it. Some frameworks neither answer nor log the errors of their send().
-            raise HTTPError(500) from error
+        closing = self.sessions._closing.close(self, session, head)
+        return closing if isinstance(closing, list) else await closing
 
     async def _drop(self, message: Message) -> None:
         if message.get("more_body", False) or message["type"] == "websocket.send":
             # As to a client that has disconnected (ASGI, Disconnected Client), so that an endless response ends.
             raise _Replaced
 
-    async def answer(self, error: HTTPError) -> bool:
-        """Answer *error* in the place of the application; return False if its response has begun."""
-        if self._session is not None:
-            fail(self._session, error)
+    async def respond(self, error: HTTPError) -> bool:
+        """Respond to *error* in the place of the application; return False if its response has begun."""
+        if (session := self._session) is not None:
+            fail(session, error)
         is_socket = self.scope["type"] == "websocket"
         if self._is_answered or (self._has_begun and not is_socket):
             return False
-        if self._dict is not None and not self._is_closed and error.status < 500 and not isinstance(error, SessionError):
-            try:
-                self._settle_dict(self._dict, cast("Session", self._session), error.status)
-            except HTTPError as failure:
-                return await self.answer(failure)
-        if error.status >= 500 and (cause := error.__cause__) is not None:
-            extra = log_extra(self.scope)
-            reason = f"{error}: {cause!r}" if isinstance(error, SessionError) else f"{type(cause).__name__}: {cause}"
-            logger.error("%s %r answered %d: %s", extra["method"], extra["path"], error.status, reason, extra=extra)
-        has_begun, self._has_begun, self._is_answered = self._has_begun, True, True
-        if has_begun or (is_socket and "websocket.http.response" not in self.scope.get("extensions", {})):
-            # Before the WebSocket is accepted, this refuses it with 403 (ASGI, WebSocket, Close).
-            try:
-                await self._send({"type": "websocket.close", "code": _TRY_AGAIN_LATER if error.status == 503 else _INTERNAL_ERROR})
-            except Exception:
-                # The application or the client has closed it before.
-                return False
-            return True
-        detail = error.detail
-        response = (Response.text if isinstance(detail, str) else Response.json)(detail, error.status, error.headers)
+        if self._has_begun or (is_socket and "websocket.http.response" not in self.scope.get("extensions", {})):
+            return await self._close_socket(error)
+        response = _response_to(error)
         headers = response.raw_headers
-        if self._session is not None:
-            headers = await self._close(self._session, Head(error.status, headers))
+        if session is not None:
+            try:
+                if self._dict is not None and not session._is_closed and error.status < 500 and not isinstance(error, SessionError):
+                    self._settle_dict(self._dict, session, error.status)
+                headers = await self._close(session, Head(error.status, headers))
+            except Exception as failure:
+                if error.status >= 500:
+                    raise
+                # An error below 500 keeps the changes, which couldn't be written.
+                return await self.respond(_as_http_error(failure))
+        self._log(error)
+        self._has_begun = self._is_answered = True
         if self._cookies and all(name != b"cache-control" for name, _ in headers):
             headers = [*headers, NO_STORE]
         body = cast("bytes", response.body)
@@ -246,32 +243,58 @@ class Connection:
         await self._send({"type": f"{prefix}.response.body", "body": b"" if self.scope.get("method") == "HEAD" else body})
         return True
 
+    async def _close_socket(self, error: HTTPError) -> bool:
+        """Close the WebSocket because of *error*; return False if it is closed. Before accept(), this refuses it with 403."""
+        self._log(error)
+        self._has_begun = self._is_answered = True
+        try:
+            await self._send({"type": "websocket.close", "code": _TRY_AGAIN_LATER if error.status == 503 else _INTERNAL_ERROR})
+        except Exception:
+            # The application or the client has closed it before.
+            return False
+        return True
+
+    def _log(self, error: HTTPError) -> None:
+        """Log why the response to *error* is 500 or more."""
+        cause = error.__cause__
+        if error.status < 500 or cause is None:
+            return
+        extra = log_extra(self.scope)
+        reason = f"{error}: {cause!r}" if isinstance(error, SessionError) else f"{type(cause).__name__}: {cause}"
+        # A message of gaman's explains itself.
+        trace = None if isinstance(error, SessionError) or isinstance(cause, GamanError) else cause
+        logger.error("%s %r answered %d: %s", extra["method"], extra["path"], error.status, reason, extra=extra, exc_info=trace)
+
     async def fail(self, error: BaseException) -> None:
         """Drop the changes of a request that failed, and see that the browser gets the cookie of what was saved before."""
         if (session := self._session) is None:
             return
         # A handler that waits for messages ends by an error, when the client has gone.
-        self.end()
+        self.log_unsaved()
         fail(session, error)
         if isinstance(error, Exception) and not self._has_begun and self.scope["type"] == "http":
             await self._close(session, Head(500, []))
             if self._cookies:
                 # Starlette answers errors outside of its middleware, where this cookie would be lost.
-                await self.answer(HTTPError(500))
+                await self.respond(HTTPError(500))
 
-    def release(self, outer: Connection | None) -> None:
-        """Remove what refers to the scope from it, and put the *outer* middleware's connection back."""
+    def release(self) -> None:
+        """Remove from the scope what refers to it, and put the outer middleware's connection back."""
         if self._dict is not None:
             self._dict_scope.pop("session", None)
-            cast("Session", self._session)._dict = None
+            self.session._dict = None
             # It may be a copy of the scope, which refers to this connection.
             del self._dict_scope
-        if outer is not None:
-            self.scope[IN_SCOPE] = outer
-            if outer._dict is not None:
-                self.scope["session"] = outer._dict
+        if self.outer is not None:
+            self.outer.put_into(self.scope)
 
-    def end(self) -> None:
+    def put_into(self, scope: Scope) -> None:
+        """Put this connection, and its dict if it has one, into a *scope* from which an inner one was removed."""
+        scope[IN_SCOPE] = self
+        if self._dict is not None:
+            scope["session"] = self._dict
+
+    def log_unsaved(self) -> None:
         """Log the changes that nothing has written: those of the dict after the response began, and those of a WebSocket."""
         is_socket = self.scope["type"] == "websocket"
         if self._dict is not None and self._has_lost(self._dict, is_socket):
@@ -282,7 +305,7 @@ class Connection:
             fix = "write `await session.save()` after them"
         else:
             return
-        if self._failure is not None:
+        if self._failure is not None or self._lender is not None:
             return
         extra = log_extra(self.scope)
         logger.error("%r lost changes of its session; %s", extra["path"], fix, extra=extra)
@@ -291,6 +314,39 @@ class Connection:
         if values.is_written and self._dict_scope.get("session") is not values and self._is_replaced():
             return True
         return values.modified if is_socket else values.has_lost()
+
+
+class Ended:
+    """Takes the place of a connection in the scope of a request that has ended."""
+
+    sessions = outer = _dict = None
+
+    async def find_session(self) -> Session:
+        """Raise SessionClosed."""
+        raise SessionClosed(
+            "get_session() was called after its request has ended: call it in the handler, and give what the task needs to the task"
+        )
+
+    def put_into(self, scope: Scope) -> None:
+        """Put this into a *scope* from which a connection was removed."""
+        scope[IN_SCOPE] = self
+
+
+ENDED: Final = Ended()
+
+
+def _as_http_error(error: Exception) -> HTTPError:
+    """Return *error*, or a 500 that came of it."""
+    if isinstance(error, HTTPError):
+        return error
+    failure = HTTPError(500)
+    failure.__cause__ = error
+    return failure
+
+
+def _response_to(error: HTTPError) -> Response:
+    make = Response.text if isinstance(error.detail, str) else Response.json
+    return make(error.detail, error.status, error.headers)
 
 
 class Head(NamedTuple):

@@ -361,7 +361,11 @@ class Flush(Struct, gc=False):
 def is_touch_due(known: Known) -> bool:
     """Return whether the idle limit of the session has to move."""
     state, sessions = known.state, known.sessions
-    return isinstance(state, Live) and sessions.is_touch_due(state.record.deadline, state.record.expires, sessions.clock())
+    return (
+        known.can_touch
+        and isinstance(state, Live)
+        and sessions.is_touch_due(state.record.deadline, state.record.expires, sessions.clock())
+    )
 
 
 def open_field(known: Known, live: Live, key: str) -> bytes | None:

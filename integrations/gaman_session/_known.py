@@ -72,6 +72,8 @@ class Known(Struct):
     """Whether this request has begun, renamed or ended a session, which the browser has to know."""
     can_send_cookie: bool = True
     """Whether the browser can still get a cookie; after the handshake of a WebSocket, it can't."""
+    can_touch: bool = True
+    """Whether the request moves the idle limit; one that failed doesn't, because the store may be why."""
     is_rejected: bool = False
     """Whether a cookie or a session of this request was counted as rejected."""
 

@@ -46,7 +46,7 @@ class Session(NotADict, ABC):
     __slots__ = ("_dict", "_failure", "_is_closed", "_is_used", "_sessions", "_unawaited")
 
     _failure: HTTPError | None
-    """The last error of a call that should be the response, until the response begins. Its traceback refers to the session."""
+    """The error of the last call, if it should be the response, until the response begins. Its traceback refers to the session."""
 
     def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any], is_closed: bool = False) -> None:
         self._sessions = sessions

@@ -61,8 +61,10 @@ class Upkeep:
                 if not self._users:
                     await self._close()
 
-    async def open_for_loop(self) -> None:
+    async def ensure_open(self) -> None:
         """Open the store, unless it is open, until the event loop ends. Concurrent calls share one attempt and its failure."""
+        if self.is_open:
+            return
         opening = self._opening
         if opening is None or opening.done() or opening.get_loop() is not get_running_loop():
             opening = self._opening = create_task(self._open_for_loop())

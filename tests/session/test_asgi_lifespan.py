@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class Lifespan:
         """Send the message *name*, and return the application's."""
         self._incoming.put_nowait({"type": f"lifespan.{name}"})
         return await asyncio.wait_for(self._outgoing.get(), 5)
+
+    def is_silent(self) -> bool:
+        """Return whether the application has sent nothing more."""
+        return self._outgoing.empty()
 
 
 # --- through the middleware
@@ -93,6 +97,45 @@ async def test_a_store_that_cannot_be_opened_fails_the_start_with_its_reason(kin
     # The server logs it.
     assert caplog.records == []
     assert driver.events == ["open"]
+
+
+async def _in_a_group(scope: Any, receive: Any, send: Any) -> None:
+    async with asyncio.TaskGroup() as group:
+        await group.create_task(receive())
+
+
+async def _reporting_itself(scope: Any, receive: Any, send: Any) -> None:
+    try:
+        await receive()
+    except Exception as error:
+        await send({"type": "lifespan.startup.failed", "message": f"the framework's own message: {error}"})
+        raise ValueError("the framework's own error") from error
+
+
+async def _going_on(scope: Any, receive: Any, send: Any) -> None:
+    with suppress(SessionStoreError):
+        await receive()
+    await send({"type": "lifespan.startup.complete"})
+
+
+@pytest.mark.parametrize("app", [_in_a_group, _reporting_itself, _going_on])
+async def test_the_server_gets_the_stores_reason_whatever_the_application_does_with_the_error(app: Any) -> None:
+    driver = Recording()
+    driver.failing = {"open"}
+    server = Lifespan(SessionMiddleware(app, sessions=sessions_in(driver)))
+    message = await server.send("startup")
+    assert message == {"type": "lifespan.startup.failed", "message": "the session store (recording) could not open"}
+    await server.task
+    assert server.is_silent()
+
+
+async def test_a_start_that_fails_without_a_message_has_one() -> None:
+    class Broken(Recording):
+        async def open(self) -> None:
+            raise NotImplementedError
+
+    server = Lifespan(SessionMiddleware(_going_on, sessions=sessions_in(Broken())))
+    assert await server.send("startup") == {"type": "lifespan.startup.failed", "message": "NotImplementedError()"}
 
 
 @pytest.mark.parametrize("when", ["up", "down"])
@@ -243,6 +286,55 @@ def test_first_use_closes_the_store_with_its_event_loop() -> None:
         driver.events.clear()
         asyncio.run(visitor.get("/count"))
         assert (driver.events[0], driver.events[-1]) == ("open", "close")
+
+
+async def _ask(sessions: Any, call: str) -> Any:
+    return await {
+        "list": lambda: sessions.list("user:1"),
+        "count": lambda: sessions.count("user:1"),
+        "count of all": sessions.count,
+        "end": lambda: sessions.end("0" * 64),
+        "end_all": lambda: sessions.end_all("user:1"),
+        "check": sessions.check,
+        "purge": sessions.purge,
+    }[call]()
+
+
+each_call = pytest.mark.parametrize(
+    ("call", "result"),
+    [("list", []), ("count", 0), ("count of all", 0), ("end", False), ("end_all", 0), ("check", None), ("purge", 0)],
+)
+
+
+@each_call
+@pytest.mark.parametrize("kind", ["memory", "file", "sql", "redis"])
+def test_a_call_opens_the_store_if_nothing_else_has(call: str, result: Any, kind: str, tmp_path: Path) -> None:
+    from tests import servers
+
+    options: dict[str, Any] = {
+        "file": {"dir": str(tmp_path)},
+        "sql": {"file": str(tmp_path / "sessions.db")},
+    }.get(kind, {})
+    if kind == "redis":
+        options = {"url": servers.redis_url()}
+    sessions = sessions_in({"type": kind, **options})
+    if kind == "redis" and call == "count of all":
+        assert asyncio.run(_ask(sessions, call)) >= 0
+        return
+    # The end of an event loop closes the store.
+    assert [asyncio.run(_ask(sessions, call)) for _ in range(2)] == [result] * 2
+
+
+@each_call
+async def test_a_call_opens_the_store_once_and_says_why_it_cannot(call: str, result: Any) -> None:
+    driver = Slow()
+    driver.failing = {"open"}
+    sessions = sessions_in(driver)
+    with pytest.raises(SessionStoreError, match="could not open"):
+        await _ask(sessions, call)
+    driver.failing = set()
+    assert await asyncio.gather(*(_ask(sessions, call) for _ in range(5))) == [result] * 5
+    assert driver.events.count("open") == 2
 
 
 # --- servers

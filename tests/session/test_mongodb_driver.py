@@ -33,6 +33,7 @@ from gaman_session._damage import Damage
 from gaman_session._driver import LARGE
 from gaman_session.drivers import _mongodb_owners
 from gaman_session.drivers._mongodb_batches import Documents
+from gaman_session.drivers._mongodb_errors import conceal
 from gaman_session.drivers._mongodb_owners import CallTime, Revocations
 from gaman_session.drivers.mongodb import MongoDBDriver
 from tests.servers import MongoServer, free_port, mongodb_uri
@@ -1430,3 +1431,9 @@ async def test_a_write_that_is_not_confirmed_is_a_failure(tested: MongoDBDriver)
         with pytest.raises(SessionStoreError) as caught:
             await make()
         assert "WriteConcernFailed 64" in repr(caught.value.__cause__)
+
+
+def test_errors_that_refer_to_each_other_are_concealed() -> None:
+    error, cause = OperationFailure("secret"), OperationFailure("another secret")
+    error.__cause__, cause.__cause__ = cause, error
+    assert "secret" not in f"{conceal(error, 1)!r} {cause!r}"
