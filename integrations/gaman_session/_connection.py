@@ -282,7 +282,8 @@ class Connection:
         """Remove from the scope what refers to it, and put the outer middleware's connection back."""
         if self._dict is not None:
             self._dict_scope.pop("session", None)
-            self.session._dict = None
+            if self._session is not None:
+                self._session._dict = None
             # It may be a copy of the scope, which refers to this connection.
             del self._dict_scope
         if self.outer is not None:
@@ -296,8 +297,11 @@ class Connection:
 
     def log_unsaved(self) -> None:
         """Log the changes that nothing has written: those of the dict after the response began, and those of a WebSocket."""
-        is_socket = self.scope["type"] == "websocket"
-        if self._dict is not None and self._has_lost(self._dict, is_socket):
+        is_socket, values = self.scope["type"] == "websocket", self._dict
+        if values is not None and (
+            (values.modified if is_socket else values.has_lost())
+            or (values.is_written and self._dict_scope.get("session") is not values and self._is_replaced())
+        ):
             fix = "change `request.session` before the response begins"
             if is_socket:
                 fix = "`websocket.session` is written by accept() only, so change it before, or take `await get_session(websocket)`"
@@ -309,11 +313,6 @@ class Connection:
             return
         extra = log_extra(self.scope)
         logger.error("%r lost changes of its session; %s", extra["path"], fix, extra=extra)
-
-    def _has_lost(self, values: SessionDict, is_socket: bool) -> bool:
-        if values.is_written and self._dict_scope.get("session") is not values and self._is_replaced():
-            return True
-        return values.modified if is_socket else values.has_lost()
 
 
 class Ended:

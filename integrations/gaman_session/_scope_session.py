@@ -18,7 +18,8 @@ _MAX_MIDDLEWARE: Final = 100
 
 def tells_of_use(scope: MutableMapping[str, Any]) -> bool:
     """Return whether the framework calls mark_accessed() when a handler takes its session, as Starlette does."""
-    return _tells_of_use(cast("type", type(scope.get("app"))))
+    framework: Any = type(scope.get("app"))
+    return _tells_of_use(framework)
 
 
 class _Probe:
