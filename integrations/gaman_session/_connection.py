@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 from gaman import GamanError, HTTPError, Response, log_extra
 from gaman.errors import comes_of
@@ -28,6 +28,8 @@ _INTERNAL_ERROR: Final = 1011
 """Closes a WebSocket after an error of the server (RFC 6455, section 7.4.1)."""
 _TRY_AGAIN_LATER: Final = 1013
 """Closes a WebSocket while the store is down (IANA's registry of close codes)."""
+_ERRORS: Final = (_INTERNAL_ERROR, 4500)
+"""Codes with which frameworks close a WebSocket whose handler raises an error; Litestar adds 4000 to the status."""
 
 
 class _Replaced(OSError):
@@ -147,20 +149,29 @@ class Connection:
                     return self._begin(message, self._session)
         elif self._is_answered:
             return self._drop(message)
+        elif self._session is not None and message["type"] == "websocket.close":
+            message = self._explain(message)
         return self._send(message)
+
+    def _explain(self, message: Message) -> Message:
+        """Return the *message* that closes a WebSocket; with the code for a store that is down, if that is the reason."""
+        failure = self._failure
+        if failure is None or failure.status != 503 or message.get("code") not in _ERRORS:
+            return message
+        self._log(failure)
+        return {**message, "code": _TRY_AGAIN_LATER}
 
     async def _begin(self, message: Message, session: Session) -> None:
         is_accepted = message["type"] == "websocket.accept"
-        head = Head(
-            101 if is_accepted else message["status"], [(name.lower(), value) for name, value in message.get("headers", ())]
-        )
+        status: int = 101 if is_accepted else message["status"]
+        fields = [(name.lower(), value) for name, value in message.get("headers", ())]
         try:
-            if self._failure is not None and (head.status == 500 or session._is_closed):
+            if self._failure is not None and (status == 500 or session._is_closed):
                 # The framework has made a 500 of an error that isn't its own, or the flush has failed in a cancelled request.
                 raise self._failure
             if self._dict is not None:
-                self._settle_dict(self._dict, session, head.status)
-            headers = await self._close(session, head)
+                self._settle_dict(self._dict, session, status)
+            headers = await self._close(session, status, fields)
         except Exception as error:
             # Answered here, because some frameworks neither answer nor log the errors of their send().
             self._has_begun = False
@@ -175,7 +186,7 @@ class Connection:
             raise
         if is_accepted:
             # No cache keeps the response to a handshake.
-            headers = head.raw_headers
+            headers = fields
             if self._lender is None:
                 session._end_handshake()
         await self._send({**message, "headers": [*headers, *self._cookies]})
@@ -199,11 +210,11 @@ class Connection:
         # A mounted application may have another session.
         return scope.get("root_path") == self._root_path if framework is None else scope.get("app") is framework
 
-    async def _close(self, session: Session, head: Head) -> RawHeaders:
-        """Write the session, as far as that is left to do, and return the header fields of the response."""
+    async def _close(self, session: Session, status: int, headers: RawHeaders) -> RawHeaders:
+        """Write the session, as far as that is left to do, and return *headers* with those that the response needs for it."""
         if self._lender is not None:
-            return head.raw_headers
-        closing = self.sessions._closing.close(self, session, head)
+            return headers
+        closing = self.sessions._closing.close(self, session, status, headers)
         return closing if isinstance(closing, list) else await closing
 
     async def _drop(self, message: Message) -> None:
@@ -226,7 +237,7 @@ class Connection:
             try:
                 if self._dict is not None and not session._is_closed and error.status < 500 and not isinstance(error, SessionError):
                     self._settle_dict(self._dict, session, error.status)
-                headers = await self._close(session, Head(error.status, headers))
+                headers = await self._close(session, error.status, headers)
             except Exception as failure:
                 if error.status >= 500:
                     raise
@@ -273,7 +284,7 @@ class Connection:
         self.log_unsaved()
         fail(session, error)
         if isinstance(error, Exception) and not self._has_begun and self.scope["type"] == "http":
-            await self._close(session, Head(500, []))
+            await self._close(session, 500, [])
             if self._cookies:
                 # Starlette answers errors outside of its middleware, where this cookie would be lost.
                 await self.respond(HTTPError(500))
@@ -346,10 +357,3 @@ def _as_http_error(error: Exception) -> HTTPError:
 def _response_to(error: HTTPError) -> Response:
     make = Response.text if isinstance(error.detail, str) else Response.json
     return make(error.detail, error.status, error.headers)
-
-
-class Head(NamedTuple):
-    """The beginning of a response."""
-
-    status: int
-    raw_headers: RawHeaders

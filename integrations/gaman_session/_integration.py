@@ -285,7 +285,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         if (MOUNTED in ctx.scope or IN_SCOPE in ctx.scope) and integration._find_outer(ctx.scope) is not None:
             # The application around this one closes it.
             return response.raw_headers
-        return closing.close(ctx, session, response)
+        return closing.close(ctx, session, response.status, response.raw_headers)
 
     integration = SessionIntegration(
         name="session",

@@ -84,29 +84,38 @@ class SessionMiddleware:
 
     async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         upkeep = self._sessions._upkeep()
-        is_open = has_failed = False
+        is_open = False
+        failure: Exception | None = None
 
         async def receive_open() -> Message:
-            nonlocal is_open, has_failed
+            nonlocal is_open, failure
             message = await receive()
             if message["type"] == "lifespan.startup":
                 try:
                     await upkeep.open()
                 except Exception as error:
                     # Sent at once, because the application may catch the error, or wrap it in an ExceptionGroup.
-                    has_failed = True
-                    await send({"type": "lifespan.startup.failed", "message": str(error) or repr(error)})
+                    failure = error
+                    await report(str(error) or repr(error))
                     raise
                 is_open = True
             return message
 
         async def send_closed(message: Message) -> None:
-            if has_failed:
+            if failure is not None:
                 return
             # The application may use its sessions until it has shut down.
             if message["type"] != "lifespan.startup.complete":
                 await close()
             await send(message)
+
+        async def report(reason: str) -> None:
+            nonlocal failure
+            try:
+                await send({"type": "lifespan.startup.failed", "message": reason})
+            except Exception as error:
+                # hypercorn expects its own error to be raised.
+                failure = error
 
         async def close() -> None:
             nonlocal is_open
@@ -117,11 +126,13 @@ class SessionMiddleware:
         try:
             await self.app(scope, receive_open, send_closed)
         except Exception:
-            # The server logs the message that it has got.
-            if not has_failed:
+            if failure is None:
                 raise
         finally:
             await close()
+        if failure is not None:
+            # Servers log the message. Starlette's test client raises the error.
+            raise failure
 
 
 class _GetSession:
