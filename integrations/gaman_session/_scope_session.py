@@ -18,8 +18,8 @@ _MAX_MIDDLEWARE: Final = 100
 
 def tells_of_use(scope: MutableMapping[str, Any]) -> bool:
     """Return whether the framework calls mark_accessed() when a handler takes its session, as Starlette does."""
-    framework: Any = type(scope.get("app"))
-    return _tells_of_use(framework)
+    app: Any = scope.get("app")
+    return _tells_of_use(app.__class__)
 
 
 class _Probe:
