@@ -49,6 +49,16 @@ async def fault(app: FastAPI) -> GamanError:
     return raised.value
 
 
+async def answered(app: FastAPI, caplog: pytest.LogCaptureFixture) -> str:
+    """Return the error of a request that the middleware answers with 500, as it is logged."""
+    async with TestClient(app) as client:
+        assert (await client.get("/")).status_code == 500
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    prefix, _, error = line.partition(": ")
+    assert prefix == "GET '/' answered 500"
+    return error
+
+
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "the function": ({"sessions": session}, "sessions of SessionMiddleware holds session itself; write sessions=session(...), "),
     "a driver": ({"sessions": {"type": "redis"}}, "sessions of SessionMiddleware holds a dict; write sessions=session(...), "),
@@ -287,12 +297,12 @@ def add_starlettes(app: FastAPI) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("order", [(add_ours, add_starlettes), (add_starlettes, add_ours)], ids=["inside", "outside"])
 async def test_starlettes_middleware_beside_ours_is_an_error(order: tuple[Any, Any]) -> None:
-    error = await fault(with_both(*order))
-    assert isinstance(error, ConfigError)
-    assert str(error) == (
-        "request.session is the session of another middleware: remove Starlette's SessionMiddleware, which "
+    message = (
+        "request.session is the session of another middleware: remove that one, such as Starlette's SessionMiddleware, which "
         "SessionMiddleware(as_dict=True) of gaman.session.asgi replaces"
     )
+    error = await fault(with_both(*order))
+    assert (type(error), str(error)) == (ConfigError, message)
 
 
 @pytest.mark.anyio
@@ -322,6 +332,4 @@ async def test_a_key_of_the_dict_that_is_not_text_is_an_error(caplog: pytest.Log
     async def use(request: Request) -> None:
         request.session[1] = 1  # type: ignore[index] # pyright: ignore[reportArgumentType]
 
-    async with TestClient(app) as client:
-        assert (await client.get("/")).status_code == 500
-    assert "SessionUseError: a session's key is a str, not 1: write `request.session['1'] = ...`" in caplog.text
+    assert await answered(app, caplog) == "SessionUseError: a session's key is a str, not 1: write `request.session['1'] = ...`"

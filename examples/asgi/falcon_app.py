@@ -7,8 +7,7 @@ import uvicorn
 from falcon import HTTPUnauthorized
 from falcon.asgi import App, Request, Response
 
-from gaman.session import session
-from gaman.session.asgi import SessionMiddleware, get_session
+from gaman.session.asgi import SessionMiddleware, get_session, session
 
 sessions = session(secret=os.environ.get("GAMAN_KEY") or secrets.token_urlsafe(32), driver={"type": "memory"})
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request
 
-from gaman.session import session
-from gaman.session.asgi import Session, SessionMiddleware, get_session
+from gaman.session.asgi import Session, SessionMiddleware, get_session, session
 
 sessions = session(secret=os.environ.get("GAMAN_KEY") or secrets.token_urlsafe(32), driver={"type": "memory"})
 

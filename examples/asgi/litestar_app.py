@@ -10,8 +10,7 @@ from litestar.di import Provide
 from litestar.exceptions import NotAuthorizedException
 from litestar.middleware import DefineMiddleware
 
-from gaman.session import session
-from gaman.session.asgi import Session, SessionMiddleware, get_session
+from gaman.session.asgi import Session, SessionMiddleware, get_session, session
 
 sessions = session(secret=os.environ.get("GAMAN_KEY") or secrets.token_urlsafe(32), driver={"type": "memory"})
 

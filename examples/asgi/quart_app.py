@@ -7,8 +7,7 @@ from typing import Any
 import uvicorn
 from quart import Quart, abort, request
 
-from gaman.session import session
-from gaman.session.asgi import SessionMiddleware, get_session
+from gaman.session.asgi import SessionMiddleware, get_session, session
 
 sessions = session(secret=os.environ.get("GAMAN_KEY") or secrets.token_urlsafe(32), driver={"type": "memory"})
 

@@ -11,6 +11,7 @@ from gaman.errors import comes_of
 from gaman_session._closing import NO_STORE, RawHeaders, fail
 from gaman_session._errors import SessionClosed, SessionError
 from gaman_session._integration import IN_SCOPE, Outer, SessionIntegration
+from gaman_session._scope_session import another_session, tells_of_use, values_of
 from gaman_session._session import Session
 from gaman_session._session_dict import SessionDict
 
@@ -48,6 +49,7 @@ class Connection:
     __slots__ = (
         "_cookies",
         "_dict",
+        "_dict_apps",
         "_dict_scope",
         "_has_begun",
         "_is_answered",
@@ -125,16 +127,16 @@ class Connection:
                 self._session._end_handshake()
         return self._session
 
-    async def load_dict(self, scope: Scope) -> None:
-        """Put the session as a dict into the *scope*, where Starlette's requests look for it."""
+    async def load_dict(self, scope: Scope, app: Any) -> None:
+        """Put the session as a dict into the *scope* of *app*, where Starlette's requests look for it."""
         if isinstance(self._lender, Connection):
-            await self._lender.load_dict(scope)
+            await self._lender.load_dict(scope, app)
             return
-        if "session" in scope:
-            _check_dict(scope)
+        if "session" in scope and not isinstance(scope["session"], SessionDict):
+            raise another_session()
         if self._dict is None:
             self._dict = await SessionDict.load(await self.find_session())
-            self._dict_scope, self._root_path = scope, scope.get("root_path")
+            self._dict_scope, self._dict_apps, self._root_path = scope, (app, scope.get("app")), scope.get("root_path")
         scope["session"] = self._dict
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -167,11 +169,8 @@ class Connection:
             if self._failure is not None and (status == 500 or session._is_closed):
                 # The framework has made a 500 of an error that isn't its own, or the flush has failed in a cancelled request.
                 raise self._failure
-            if self._dict is not None and status < 500:
-                # A mounted application may have another session.
-                if self._dict_scope.get("root_path") == self._root_path:
-                    _check_dict(self._dict_scope)
-                self._dict.write()
+            if self._dict is not None:
+                self._settle_dict(self._dict, session, status)
             headers = await self._close(session, status, fields)
         except Exception as error:
             # Answered here, because some frameworks neither answer nor log the errors of their send().
@@ -194,6 +193,25 @@ class Connection:
             if self._lender is None:
                 session._end_handshake()
         await self._send({**message, "headers": [*headers, *self._cookies]})
+
+    def _settle_dict(self, values: SessionDict, session: Session, status: int) -> None:
+        """Make the changes of the dict those of the session, unless the request failed."""
+        scope = self._dict_scope
+        if not session._is_used and not tells_of_use(scope):
+            values.mark_if_filled()
+        if status < 500:
+            if scope.get("session") is not values and self._is_replaced():
+                values.replace(values_of(scope.get("session"), session, self._dict_apps[0]))
+                scope["session"] = values
+            values.write()
+
+    def _is_replaced(self) -> bool:
+        """Return whether the application has put something else in the place of the dict."""
+        scope, (_, framework) = self._dict_scope, self._dict_apps
+        if isinstance(scope.get("session"), SessionDict):
+            return False
+        # A mounted application may have another session.
+        return scope.get("root_path") == self._root_path if framework is None else scope.get("app") is framework
 
     async def _close(self, session: Session, status: int, headers: RawHeaders) -> RawHeaders:
         """Write the session, as far as that is left to do, and return *headers* with those that the response needs for it."""
@@ -221,7 +239,7 @@ class Connection:
         if session is not None:
             try:
                 if self._dict is not None and not session._is_closed and error.status < 500 and not isinstance(error, SessionError):
-                    self._dict.write()
+                    self._settle_dict(self._dict, session, error.status)
                 headers = await self._close(session, error.status, headers)
             except Exception as failure:
                 if error.status >= 500:
@@ -279,6 +297,8 @@ class Connection:
         """Remove from the scope what refers to it, and put the outer middleware's connection back."""
         if self._dict is not None:
             self._dict_scope.pop("session", None)
+            if self._session is not None:
+                self._session._dict = None
             # It may be a copy of the scope, which refers to this connection.
             del self._dict_scope
         if self.outer is not None:
@@ -291,15 +311,25 @@ class Connection:
             scope["session"] = self._dict
 
     def log_unsaved(self) -> None:
-        """Log changes that were made through a WebSocket and not saved, and calls that were never awaited."""
-        session = self._session
-        if session is None or self.scope["type"] != "websocket" or self._failure is not None or self._lender is not None:
+        """Log the changes that nothing has written, and the calls of a WebSocket that were never awaited.
+
+        Nothing writes changes of the dict after the response has begun, and those of a WebSocket without save().
+        """
+        if (session := self._session) is None or self._failure is not None or self._lender is not None:
             return
-        session._log_unawaited()
-        fix = "write `await session.save()` after them"
-        if self._dict is not None and self._dict.modified:
-            fix = "`websocket.session` is written by accept() only, so change it before, or take `await get_session(websocket)`"
-        elif not session._has_changes():
+        is_socket, values = self.scope["type"] == "websocket", self._dict
+        if is_socket:
+            session._log_unawaited()
+        if values is not None and (
+            (values.modified if is_socket else values.has_lost())
+            or (values.is_written and self._dict_scope.get("session") is not values and self._is_replaced())
+        ):
+            fix = "change `request.session` before the response begins"
+            if is_socket:
+                fix = "`websocket.session` is written by accept() only, so change it before, or take `await get_session(websocket)`"
+        elif is_socket and session._has_changes():
+            fix = "write `await session.save()` after them"
+        else:
             return
         extra = log_extra(self.scope)
         logger.error("%r lost changes of its session; %s", extra["path"], fix, extra=extra)
@@ -322,15 +352,6 @@ class Ended:
 
 
 ENDED: Final = Ended()
-
-
-def _check_dict(scope: Scope) -> None:
-    """Raise ConfigError if handlers have the session of another middleware."""
-    if not isinstance(scope.get("session"), SessionDict):
-        raise ConfigError(
-            "request.session is the session of another middleware: remove Starlette's SessionMiddleware, which "
-            "SessionMiddleware(as_dict=True) of gaman.session.asgi replaces"
-        )
 
 
 def _as_http_error(error: Exception) -> HTTPError:

@@ -82,6 +82,7 @@ class CookieSession(Session):
         self._is_used = self._is_loaded = self._is_rejected = False
         self._name = "ctx.session"
         self._due = self._more_due = None
+        self._dict = None
 
     @property
     def id(self) -> str | None:
@@ -171,6 +172,8 @@ class CookieSession(Session):
         self._max_size = size
         self._fields[key] = data
         self._is_changed = True
+        if self._dict is not None:
+            self._dict.show(key, data)
 
     def _own_fields(self) -> None:
         """Copy the received values before the first change, because other requests with the same cookie have them as well."""
@@ -199,11 +202,15 @@ class CookieSession(Session):
             self._own_fields()
             del self._fields[key]
             self._is_changed = True
+        if self._dict is not None:
+            self._dict.show(key, None)
 
     def _clear(self) -> None:
         self._is_ready()
         self._contents, self._fields, self._max_size = None, {}, _MAX_FRAME
         self._is_changed = self._is_new = True
+        if self._dict is not None:
+            self._dict.show_end()
 
     def _restart(self) -> None:
         self._is_ready()

@@ -49,6 +49,7 @@ class StoredSession(Session):
         self._is_used = self._is_busy = False
         self._name = "ctx.session"
         self._due = self._more_due = None
+        self._dict = None
         self._known = Known(sessions, scope)
         self._pending = _NOTHING
         self._size: int | None = None
@@ -144,6 +145,8 @@ class StoredSession(Session):
             raise self._failure
         self._size, self._failure = size, None
         self._own_pending().changes[key] = data
+        if self._dict is not None:
+            self._dict.show(key, data)
 
     def _drop(self, key: str) -> None:
         try:
@@ -154,6 +157,8 @@ class StoredSession(Session):
         if self._size is not None:
             self._size -= self._length(key)
         self._own_pending().changes[key] = None
+        if self._dict is not None:
+            self._dict.show(key, None)
 
     def _measure(self) -> int:
         """Return the session's size with the pending changes, in bytes, as far as is known without the store."""
@@ -175,11 +180,14 @@ class StoredSession(Session):
         self._known.identify()
         self._own_pending().end()
         self._size = None
+        if self._dict is not None:
+            self._dict.show_end()
 
     def _restart(self) -> None:
         changes = {key: data for key, data in self._pending.changes.items() if data is not None}
         self._clear()
-        self._own_pending().changes.update(changes)
+        for key, data in changes.items():
+            self._put(key, data)
 
     def _renew(self, max_age: int | None, begins: bool | None = None) -> None:
         if not self._known.can_send_cookie:
@@ -219,6 +227,8 @@ class StoredSession(Session):
                         await flush.run()
                     return value
                 if await flush.swap(live, key, data):
+                    if self._dict is not None:
+                        self._dict.show(key, data)
                     return value
                 await anyio.sleep(random.random() * min(attempt, 20) / 1000)  # noqa: S311
             raise SessionConflict(

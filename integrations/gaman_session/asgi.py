@@ -15,7 +15,7 @@ from gaman_session._exempt import ExemptPaths
 from gaman_session._integration import IN_SCOPE, MOUNTED, SessionIntegration, session
 from gaman_session._session import Session
 
-__all__ = ["Session", "SessionMiddleware", "get_session"]
+__all__ = ["Session", "SessionMiddleware", "get_session", "session"]
 
 Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI 3 application. Frameworks have types of their own for the scope and the messages, which don't fit each other."""
@@ -53,7 +53,7 @@ class SessionMiddleware:
     ) -> None:
         if not isinstance(sessions, SessionIntegration):
             given = "session itself" if sessions is session else a_type(sessions)
-            raise ConfigError(f"sessions of SessionMiddleware holds {given}; write sessions=session(...), from gaman.session")
+            raise ConfigError(f"sessions of SessionMiddleware holds {given}; write sessions=session(...), from gaman.session.asgi")
         self.app = app
         self._sessions = sessions
         self._as_dict = as_dict
@@ -77,7 +77,7 @@ class SessionMiddleware:
         connection = scope[IN_SCOPE] = Connection(self._sessions, scope, send, outer, lender)
         try:
             if self._as_dict:
-                await connection.load_dict(scope)
+                await connection.load_dict(scope, self.app)
             await self.app(scope, receive, connection.send)
         except HTTPError as error:
             # The framework can't answer gaman's errors.

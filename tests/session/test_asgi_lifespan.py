@@ -456,8 +456,7 @@ import os
 from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from gaman.session import session
-from gaman.session.asgi import Session, SessionMiddleware, get_session
+from gaman.session.asgi import Session, SessionMiddleware, get_session, session
 
 sessions = session("a secret of the tests that is long enough", DRIVER, secure=False)
 inner = FastAPI()

@@ -526,8 +526,7 @@ SITE = """
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
-from gaman.session import session
-from gaman.session.asgi import SessionMiddleware, get_session
+from gaman.session.asgi import SessionMiddleware, get_session, session
 
 async def user(request):
     return PlainTextResponse(str(await (await get_session(request)).get("user")))

@@ -463,7 +463,7 @@ async def test_paths_of_the_middleware_leave_out_the_root_path() -> None:
 
 
 async def test_middleware_that_is_mounted_in_another_checks_by_itself() -> None:
-    inner = in_starlette()
+    inner = in_starlette(cookie_name="inner")
     outer = in_starlette("/shop/*", routes=[Mount("/shop", inner)])
     assert await status(outer, "/shop/buy") == 403
     assert await status(outer, "/shop/buy", headers={}) == 200

@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket as StarletteWebSocket
 
-from gaman.session import OwnedSession, SessionIntegration, session
-from gaman.session.asgi import Session, SessionMiddleware, get_session
+from gaman.session import OwnedSession, SessionIntegration
+from gaman.session.asgi import Session, SessionMiddleware, get_session, session
 
 sessions = session(driver={"type": "redis", "url": "redis://localhost"}, idle_timeout=1800)
 assert_type(sessions, SessionIntegration)

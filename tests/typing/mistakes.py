@@ -16,8 +16,8 @@ import gaman
 from gaman import App, Context, Response, Table, define_integration, define_routes
 from gaman.cors import cors
 from gaman.headers import headers
-from gaman.session import Driver, session
-from gaman.session.asgi import Session, SessionMiddleware, get_session
+from gaman.session import Driver
+from gaman.session.asgi import Session, SessionMiddleware, get_session, session
 from gaman.static import static
 from gaman.testing import TestClient
 from gaman_session.drivers.memory import MemoryDriver
