@@ -1,7 +1,18 @@
 """Sessions for gaman: session() returns the integration, which gives handlers their ctx.session."""
 
 from gaman_session._counters import Counters
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, ClockDriver, Driver, Outcome, OwnerDriver, Ownership, Record
+from gaman_session._driver import (
+    LARGE,
+    MAX_SKEW,
+    TOMBSTONE,
+    ClockDriver,
+    Driver,
+    EveryoneDriver,
+    Outcome,
+    OwnerDriver,
+    Ownership,
+    Record,
+)
 from gaman_session._errors import (
     SessionClosed,
     SessionConflict,
@@ -26,6 +37,7 @@ __all__ = [
     "ClockDriver",
     "Counters",
     "Driver",
+    "EveryoneDriver",
     "KeyValueDriver",
     "Outcome",
     "OwnedSession",
