@@ -213,7 +213,7 @@ class Flush(Struct, gc=False):
             state = self.known.state
             if not isinstance(state, Live):
                 # A session that was ended stays ended, but a login beside a logout isn't lost.
-                await self._begin(former, began)
+                await self._begin(former, began if isinstance(state, Ended) else None)
                 return
             # The browser may send the cookie of an older session before the new one, and would then be logged out.
             await self._end_all_but(state.identity, self.known.twins_after(state.identity))

@@ -36,7 +36,7 @@ def decode(id: str, content: bytes) -> Stored | None:
     except (DecodeError, UnicodeDecodeError, RecursionError):
         return None
     times = [stored.created, stored.expires, stored.deadline] if isinstance(stored, Record) else [stored.deadline]
-    is_sound = all(0 <= time < YEAR_10000 for time in times) and (isinstance(stored, Tombstone) or stored.version >= 0)
+    is_sound = all(0 <= time < YEAR_10000 for time in times) and (isinstance(stored, Tombstone) or 0 <= stored.version < 1 << 63)
     return stored if is_sound else None
 
 
