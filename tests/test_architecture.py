@@ -52,7 +52,7 @@ ORDER = [
     ["gaman_session.drivers._sqlite_sessions"],
     ["gaman_session.drivers._sqlite"],
     ["gaman_session.drivers._mongodb_batches", "gaman_session.drivers._mongodb_owners"],
-    ["gaman_session.drivers._mongodb_errors"],
+    ["gaman_session.drivers._mongodb_errors", "gaman_session.drivers._mongodb_ending"],
     ["gaman_session.drivers._mongodb_documents", "gaman_session.drivers._mongodb_client"],
     ["gaman_session.drivers._redis_calls"],
     ["gaman_session.drivers._redis_cluster"],
@@ -61,12 +61,12 @@ ORDER = [
     ["gaman_session.drivers._redis_master"],
     [
         "gaman_session.drivers._redis_address",
-        "gaman_session.drivers._redis_failures",
         "gaman_session.drivers._redis_policy",
         "gaman_session.drivers._redis_records",
         "gaman_session.drivers._redis_scan",
         "gaman_session.drivers._redis_script",
     ],
+    ["gaman_session.drivers._redis_failures"],
     ["gaman_session.drivers._reports"],
     [
         "gaman_session.drivers._batches",
@@ -81,6 +81,7 @@ ORDER = [
     ["gaman_session._login"],
     ["gaman_session._session_base"],
     ["gaman_session._sessions", "gaman_session._awaitable", "gaman_session._misuse", "gaman_session._uncancelled"],
+    ["gaman_session._pending"],
     ["gaman_session._owners"],
     ["gaman_session._serializer", "gaman_session._sealing", "gaman_session._clock"],
     ["gaman_session._rules"],
@@ -101,6 +102,7 @@ ORDER = [
     ["gaman.__main__"],
     ["gaman"],
     ["gaman._serve"],
+    ["gaman._command_sessions"],
     ["gaman._command_new", "gaman._command_routes"],
     ["gaman._command_settings"],
     ["gaman._server"],
@@ -394,8 +396,8 @@ def test_the_tables_for_contributors_have_each_file_and_its_first_sentence() -> 
     sentences = {
         path: str(ast.get_docstring(parse(path.read_text(encoding="utf-8")))) for path in files if path.name[:5] != "test_"
     }
-    [script] = (ROOT / "integrations").rglob("*.lua")
-    sentences[script] = script.read_text(encoding="utf-8").removeprefix("-- ")
+    for script in (ROOT / "integrations").rglob("*.lua"):
+        sentences[script] = script.read_text(encoding="utf-8").removeprefix("-- ")
     assert listed == {path.relative_to(ROOT).as_posix(): said.split("\n")[0] for path, said in sentences.items()}
 
 

@@ -3,7 +3,18 @@
 from gaman_session._audit import SessionEvent
 from gaman_session._check_csrf import check_csrf
 from gaman_session._counters import Counters
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, ClockDriver, Driver, Outcome, OwnerDriver, Ownership, Record
+from gaman_session._driver import (
+    LARGE,
+    MAX_SKEW,
+    TOMBSTONE,
+    ClockDriver,
+    Driver,
+    EveryoneDriver,
+    Outcome,
+    OwnerDriver,
+    Ownership,
+    Record,
+)
 from gaman_session._errors import (
     SessionClosed,
     SessionConflict,
@@ -31,6 +42,7 @@ __all__ = [
     "ClockDriver",
     "Counters",
     "Driver",
+    "EveryoneDriver",
     "KeyValueDriver",
     "Outcome",
     "OwnedSession",

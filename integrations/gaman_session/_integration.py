@@ -87,6 +87,8 @@ class SessionIntegration(Integration):
     """
 
     counters: Counters
+    shared: bool
+    """Whether other processes see the same sessions, which is so for every driver but memory."""
     _cookie_name: str
     _owners: Owners
     _closing: Closing
@@ -130,6 +132,19 @@ class SessionIntegration(Integration):
         ended. A login in flight loses its changes if it called set_owner() before, and succeeds if it calls set_owner() later.
         """
         return later(self._calls, "end_all", run(self._end_all, owner, keep))
+
+    def end_everyone(self) -> Coroutine[Any, Any, None]:
+        """End all sessions of all users, for example after an intrusion (OWASP ASVS 5, 7.4.5).
+
+        `await sessions.end_everyone()` logs out every visitor, in every process, with the caller.
+
+        It takes effect at one instant between call and return, however many sessions there are. Requests in flight lose their
+        changes, and so does a login that called set_owner() before; sessions that begin later live. Sessions of another session()
+        with its own prefix, folder, file or collection stay. To know how many it ends, call count() before.
+
+        SessionUnsupported is raised for the cookies driver, where a new secret does the same, and for a driver without this call.
+        """
+        return later(self._calls, "end_everyone", run(self._opened, self._owners.end_everyone))
 
     def count(self, owner: str | None = None) -> SessionCall[int]:
         """Return how many live sessions *owner* has, or, without an owner, how many are in the store.
@@ -324,6 +339,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         on_purge=(lambda app: upkeep().purge()) if has_store else None,
         on_check=(lambda app: upkeep().check()) if has_store else None,
         counters=sessions.counters,
+        shared=driver is None or driver.shared,
         _cookie_name=cookie.name,
         _owners=sessions.owners,
         _upkeep=upkeep,

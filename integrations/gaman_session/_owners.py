@@ -16,7 +16,16 @@ import msgspec
 from gaman_session._audit import Audit
 from gaman_session._counters import Counters
 from gaman_session._damage import Damage
-from gaman_session._driver import MAX_SKEW, OWNER_METHODS, TOMBSTONE, Driver, OwnerDriver, Ownership, Record
+from gaman_session._driver import (
+    MAX_SKEW,
+    OWNER_METHODS,
+    TOMBSTONE,
+    Driver,
+    EveryoneDriver,
+    OwnerDriver,
+    Ownership,
+    Record,
+)
 from gaman_session._errors import SessionStoreError, SessionUnsupported, SessionUseError
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Codec
@@ -41,7 +50,7 @@ class PendingOwner(NamedTuple):
 
 
 class _End(NamedTuple):
-    """When all sessions of an owner were ended, by both clocks."""
+    """When all sessions of an owner, or of everyone, were ended, by both clocks."""
 
     at: float
     moment: float
@@ -80,6 +89,11 @@ def supports_owners(driver: Driver | None) -> TypeGuard[OwnerDriver]:
     return all(callable(getattr(driver, name, None)) for name in OWNER_METHODS)
 
 
+def ends_everyone(driver: Driver | None) -> TypeGuard[EveryoneDriver]:
+    """Return whether *driver* is an EveryoneDriver."""
+    return callable(getattr(driver, "end_everyone", None))
+
+
 class Owners:
     """The owners of an application's sessions. The store only sees a keyed hash of each owner."""
 
@@ -112,6 +126,8 @@ class Owners:
         self._latest_moment = 0.0
         # The owners whose sessions this process has ended within the last TOMBSTONE seconds, in that order.
         self._ended: dict[str, _End] = {}
+        # When this process has last ended the sessions of everyone.
+        self._everyone: _End | None = None
 
     # For a session
 
@@ -137,12 +153,11 @@ class Owners:
         return pending._replace(since=self._now(), moment=self._moment())
 
     def is_revoked(self, pending: PendingOwner) -> bool:
-        """Return whether this process has ended the owner's sessions after *pending*.
+        """Return whether this process has ended the owner's sessions, or everyone's, after *pending*.
 
         The store revokes it too, unless the clock was set back since.
         """
-        end = self._ended.get(pending.owner or "")
-        return end is not None and end.moment > pending.moment
+        return any(end.moment > pending.moment for end in self._ends(pending))
 
     def ownership(self, pending: PendingOwner, id: str) -> Ownership | None:
         """Return the ownership of *pending* as the store gets it for the session *id*, or None if the owner is to be removed."""
@@ -243,6 +258,22 @@ class Owners:
             raise partial_failure
         return ended
 
+    async def end_everyone(self) -> None:
+        """End all sessions in the store."""
+        driver = self._any_driver
+        if driver is None:
+            raise SessionUnsupported(
+                "cookies", "end_everyone()", "take a new secret and remove the old one, which ends all sessions in cookies"
+            )
+        if not ends_everyone(driver):
+            raise SessionUnsupported(driver.name, "end_everyone()", "add it to the driver as EveryoneDriver says")
+        # The instant at which it takes effect, as in end_all().
+        now = self._now()
+        self._everyone = _End(now, self._moment())
+        with self._noting_failure():
+            await driver.end_everyone(now=now)
+        self._audit.note("ended", reason="end_everyone")
+
     async def count(self, owner: str | None) -> int:
         """Return how many live sessions *owner* has, or how many there are in all."""
         with self._noting_failure():
@@ -304,15 +335,20 @@ class Owners:
 
     def _since(self, pending: PendingOwner) -> float:
         """Return when *pending* was made, by the current setting of the clock."""
-        now, end = self._clock(), self._ended.get(pending.owner or "")
+        now = self._clock()
         since, age = pending.since, self._moment() - pending.moment
         if since + age > now + MAX_SKEW:
             # The clock was set back since. By its new time, an earlier end_all() must not appear to be later than this.
             since = now - age
-        if end is not None and end.moment < pending.moment and end.at <= now + MAX_SKEW:
-            # The clock was set back between end_all() and set_owner().
-            since = max(since, end.at)
+        for end in self._ends(pending):
+            if end.moment < pending.moment and end.at <= now + MAX_SKEW:
+                # The clock was set back between end_all() and set_owner().
+                since = max(since, end.at)
         return since
+
+    def _ends(self, pending: PendingOwner) -> list[_End]:
+        """Return when this process has ended the sessions of the owner, and of everyone, if it has."""
+        return [end for end in (self._ended.get(pending.owner or ""), self._everyone) if end is not None]
 
     def _remember(self, owner: str, now: float) -> None:
         """Remember that end_all() ended the sessions of *owner* at *now*."""

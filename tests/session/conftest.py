@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gaman.session import Driver
-from tests.session.sites import DRIVERS, Clock, Site, serving
+from tests.session.sites import DRIVERS, Clock, Site, of_its_own, serving
 
 
 @pytest.fixture
@@ -26,6 +26,12 @@ def store(request: pytest.FixtureRequest) -> Driver:
     driver = DRIVERS[request.param]()
     assert driver is not None
     return driver
+
+
+@pytest.fixture(params=[name for name in DRIVERS if name != "cookies"])
+def own_store(request: pytest.FixtureRequest) -> Driver:
+    """Return each driver that keeps sessions in a store, with sessions that no other test has."""
+    return of_its_own(request.param)
 
 
 @pytest.fixture

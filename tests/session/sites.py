@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 from types import SimpleNamespace
 from typing import Any, Literal, cast
 
@@ -329,6 +330,19 @@ def new_folder() -> Path:
 @functools.cache
 def _folders() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="gaman-test-")
+
+
+def of_its_own(kind: str) -> Driver:
+    """Return a driver of this kind whose sessions no other test has."""
+    name = f"own-{token_hex(8)}"
+    if kind == "mongodb":
+        return _make("mongodb", uri=servers.mongodb_uri(), db_name="gaman_test", collection=name)
+    if kind.startswith("redis"):
+        url = servers.redis_cluster_url() if kind == "redis cluster" else servers.redis_url()
+        return _make("redis", url=url, prefix=f"{name}:")
+    driver = DRIVERS[kind]()
+    assert driver is not None
+    return driver
 
 
 def _make(kind: str, **options: Any) -> Driver:
