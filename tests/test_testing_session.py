@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -213,7 +213,8 @@ def test_the_errors_of_a_session_are_its_own(client: SyncTestClient) -> None:
             opened.login("")
         with pytest.raises(SessionLoginRequired):
             opened.confirm()
-    for change in (lambda: opened.set("user", 2), lambda: opened.login("user:1"), opened.logout):
+    changes: list[Callable[[], None]] = [lambda: opened.set("user", 2), lambda: opened.login("user:1"), opened.logout]
+    for change in changes:
         with pytest.raises(SessionClosed):
             change()
     with TestClient(shop({"type": "cookies"})) as other, other.session() as opened, pytest.raises(SessionUnsupported):

@@ -18,6 +18,7 @@ from gaman import find_cookie
 from gaman_session import _sealing
 from gaman_session._counters import Rejection
 from gaman_session._errors import SessionTooLarge, SessionUnsupported, too_late_to_read
+from gaman_session._login import LOGIN
 from gaman_session._misuse import changed
 from gaman_session._session import Session
 from gaman_session._session_base import REMOVED, CookieValue
@@ -150,7 +151,7 @@ class CookieSession(Session):
         return self._fields.get(key)
 
     def _keys(self) -> Iterable[str]:
-        return self._fields
+        return [key for key in self._fields if key != LOGIN]
 
     def _times(self) -> tuple[float, float] | None:
         if not self._is_loaded or not self._fields:

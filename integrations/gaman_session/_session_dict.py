@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any
 
 from gaman_session._errors import SessionError, SessionUseError
+from gaman_session._login import LOGIN
 from gaman_session._session import Session
 
 
@@ -52,7 +53,7 @@ class SessionDict(dict[str, Any]):
     def write(self) -> None:
         """Make the changes of the dict those of the session. SessionSerializationError: a value can't be encoded."""
         session, changes = self._session, self._find_changes()
-        if changes and not super().__len__() and not session._has_changes():
+        if changes and not super().__len__() and not session._has_changes() and session._peek(LOGIN) is None:
             # A request in flight can't write to a session that has ended, as it can to one whose keys were deleted.
             session._clear()
         else:
@@ -92,6 +93,8 @@ class SessionDict(dict[str, Any]):
         for key, value in super().items():
             if not isinstance(key, str):
                 raise SessionUseError(f"a session's key is a str, not {key!r}: write `request.session[{str(key)!r}] = ...`")
+            if key == LOGIN:
+                raise session._key_error("set", key)
             data, before = session._encode(key, value), loaded.get(key)
             # A newer version of a serializer may encode the same value as other bytes.
             if data != before and (before is None or data != session._encode(key, session._decode(before))):
