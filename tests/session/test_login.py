@@ -409,3 +409,31 @@ async def test_two_logins_at_once_leave_one_live_session_in_the_browser(store: D
             assert reply.error is None
             browser.take(reply)
         assert await browser.do(owner_of) == "user:2"
+
+
+async def test_a_login_begins_a_session_if_the_old_one_ends_meanwhile(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site, serving(Site(opened(store), clock)) as other:
+        for owner in ("user:1", "user:2"):
+            browser = site.browser()
+            await browser.do(logging_in("user:1"))
+            await browser.do(setting(cart=[1]))
+            same = other.browser(browser.token)
+
+            async def work(session: Session, owner: str = owner, same: Browser = same) -> None:
+                await session.login(owner)
+                await same.do(log_out)
+
+            await browser.do(work)
+            assert await browser.do(owner_of) == owner
+            assert await browser.all() == {}
+
+
+async def test_a_logout_under_the_old_id_ends_the_new_session_of_the_same_owner_only(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site:
+        for owner, left in (("user:1", None), ("user:2", "user:2")):
+            browser = site.browser()
+            await browser.do(logging_in("user:1"))
+            old = site.browser(browser.token)
+            await browser.do(logging_in(owner))
+            await old.do(log_out)
+            assert await browser.do(owner_of) == left
