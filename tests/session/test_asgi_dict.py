@@ -462,7 +462,7 @@ async def test_a_login_is_not_in_the_dict_and_outlives_its_keys(
     handlers = {"login": log_in, "read": read, "empty": empty, "logout": log_out}
     sessions = sessions_in({"type": driver}, serializer=serializer)
     visitor = Visitor(starlette(sessions, as_dict=True, **{name: answering(work) for name, work in handlers.items()}))
-    found = []
+    found: list[Any] = []
     for target in ("/login", "/empty", "/logout"):
         await visitor.get(target)
         found.append((await visitor.get("/read")).json)

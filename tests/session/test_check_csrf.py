@@ -153,6 +153,8 @@ async def client() -> AsyncIterator[TestClient]:
 @gaman_only
 async def test_a_form_needs_its_token(client: TestClient) -> None:
     token = (await client.get("/form")).text
+    accepted: dict[str, Any]
+    refused: dict[str, Any]
     for accepted in (
         {"data": {"csrf_token": token}},
         {"files": {"file": b"x"}, "data": {"csrf_token": token}},
