@@ -276,6 +276,17 @@ def test_a_table_names_only_existing_attributes(start: str, kind: type) -> None:
             assert hasattr(kind, name), name
 
 
+def test_each_call_of_a_session_has_its_place_in_the_table_and_in_the_reference() -> None:
+    calls = {name for name in dir(Session) if not name.startswith("_")}
+    text = (ROOT / "README.md").read_text()
+    table = text[text.index("| call |") :].split("\n\n")[0]
+    assert calls - set(re.findall(r"`(?:await )?s\.([a-z_]+)", table)) == set()
+    _, _, text = (ROOT / "integrations/gaman_session/README.md").read_text().partition("\n## API reference\n")
+    titles = "\n".join(re.findall(r"(?m)^### (.*)$", text.partition("\n## Integration setup\n")[0]))
+    # The chapter on owners has the other call.
+    assert calls - set(re.findall(r"\.([a-z_]+)", titles)) == {"set_owner"}
+
+
 def test_the_table_of_counters_has_each_counter_with_its_instrument() -> None:
     text = (ROOT / "README.md").read_text()
     table = text[text.index("| counter |") :].split("\n\n")[0]

@@ -18,7 +18,7 @@ from gaman import find_cookie
 from gaman_session import _sealing
 from gaman_session._counters import Rejection
 from gaman_session._errors import SessionTooLarge, SessionUnsupported, too_late_to_read
-from gaman_session._login import LOGIN, kind_of_renewal, owner_in
+from gaman_session._login import LOGIN, Login, kind_of_renewal, login_in
 from gaman_session._misuse import changed
 from gaman_session._session import Session
 from gaman_session._session_base import REMOVED, CookieValue
@@ -153,7 +153,7 @@ class CookieSession(Session):
         return self._fields.get(key)
 
     def _keys(self) -> Iterable[str]:
-        return self._fields
+        return [key for key in self._fields if key != LOGIN]
 
     def _times(self) -> tuple[float, float] | None:
         if not self._is_loaded or not self._fields:
@@ -274,25 +274,25 @@ class CookieSession(Session):
 
     def _note_events(self, contents: Contents) -> None:
         """Note what the request has done to the session, which now has these *contents*."""
-        note, received, login = self._sessions.audit.note, self._received, self._fields.get(LOGIN)
-        id, owner = _sealing.id_of(contents.raw_id), self._owner_in(login)
+        note, received, login = self._sessions.audit.note, self._received, self._login()
+        id, owner = _sealing.id_of(contents.raw_id), self._hash_of(login)
         former = None if received is None else _sealing.id_of(received.raw_id)
         if self._is_new:
             if received is not None:
                 self._note_end(received)
             note("began", self._scope, handle=id, owner=owner)
         if former != id:
-            kind = kind_of_renewal(None if received is None else received.fields.get(LOGIN), login)
+            before = None if received is None else login_in(received.fields.get(LOGIN), self._sessions.codec)
+            kind = kind_of_renewal(before, login)
             if kind != "renewed" or not self._is_new:
                 note(kind, self._scope, handle=id, former=former, owner=owner)
 
     def _note_end(self, received: Contents) -> None:
-        owner = self._owner_in(received.fields.get(LOGIN))
+        owner = self._hash_of(login_in(received.fields.get(LOGIN), self._sessions.codec))
         self._sessions.audit.note("ended", self._scope, handle=_sealing.id_of(received.raw_id), owner=owner, reason="logout")
 
-    def _owner_in(self, login: bytes | None) -> str | None:
-        owner = owner_in(login)
-        return None if owner is None else self._sessions.owners.hash_of(owner)
+    def _hash_of(self, login: Login | None) -> str | None:
+        return self._sessions.owners.hash_of(login.owner) if login is not None and login.owner else None
 
     def _begun(self) -> Contents:
         """Return the session's id and times. A new session begins now."""

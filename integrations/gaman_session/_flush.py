@@ -13,7 +13,7 @@ from gaman import log_extra
 from gaman_session._driver import Outcome, OwnerDriver, Ownership, Record, size_of
 from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge, too_late_for_cookie
 from gaman_session._known import Absent, Ended, Known, Live, Unread
-from gaman_session._login import LOGIN, kind_of_renewal
+from gaman_session._login import LOGIN, kind_of_renewal, login_in
 from gaman_session._owners import PendingOwner
 from gaman_session._pending import Pending
 from gaman_session._sealing import Identity, new_raw_id
@@ -265,7 +265,8 @@ class Flush(Struct, gc=False):
             owner = self.known.sessions.owners.hash_in(record.ownership)
             if former is None:
                 audit.note("began", scope, handle=id, owner=owner)
-            kind = kind_of_renewal(login, self.pending.changes.get(LOGIN, login))
+            codec = self.known.sessions.codec
+            kind = kind_of_renewal(login_in(login, codec), login_in(self.pending.changes.get(LOGIN, login), codec))
             if kind != "renewed" or former is not None:
                 audit.note(kind, scope, handle=id, former=former, owner=owner)
 

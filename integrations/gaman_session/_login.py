@@ -12,6 +12,7 @@ import msgspec
 from gaman_session._awaitable import Done, SessionCall, later, reading, run
 from gaman_session._errors import SessionLoginRequired, SessionUseError
 from gaman_session._owners import check_owner, supports_owners
+from gaman_session._serializer import Codec
 from gaman_session._session_base import SessionBase
 from gaman_session._sessions import MAX_LIFETIME
 
@@ -30,14 +31,10 @@ class Login(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Empty in a session that began for a csrf_token()."""
     since: float
     """When login() was called."""
-    confirmed: dict[int, float]
-    """When each level was confirmed last; the login itself is level 1."""
-    nonce: bytes
+    confirmed: list[float]
+    """When each level was confirmed last, from level 1, which is the login itself."""
+    nonce: str
     """What the tokens of csrf_token() are bound to. A login has a new one; confirm() and regenerate() keep it."""
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Login).decode
 
 
 class Logins(SessionBase):
@@ -106,7 +103,7 @@ class Logins(SessionBase):
         """When login() or confirm() was called last; None before the first read, and if nobody is logged in."""
         self._is_ready()
         login = self._login()
-        return None if login is None else datetime.fromtimestamp(max(login.confirmed.values()), UTC)
+        return None if login is None else datetime.fromtimestamp(login.confirmed[0], UTC)
 
     async def _log_in(self, owner: str, max_age: int | None, note: Any, fresh: bool) -> None:
         check_owner(owner)
@@ -119,7 +116,7 @@ class Logins(SessionBase):
             self._restart()
         now = self._sessions.clock()
         self._renew(max_age, begins=True)
-        self._put(LOGIN, _encode(Login(owner, now, {1: now}, urandom(_NONCE))))
+        self._put_login(Login(owner, now, [now], urandom(_NONCE).hex()))
         if supports_owners(self._sessions.driver):
             self._set_owner(owner, note)
 
@@ -131,27 +128,26 @@ class Logins(SessionBase):
             raise SessionLoginRequired
         now = self._sessions.clock()
         self._renew(None, begins=False)
-        confirmed = {**login.confirmed, **dict.fromkeys(range(1, level + 1), now)}
-        self._put(LOGIN, _encode(Login(login.owner, login.since, confirmed, login.nonce)))
+        self._put_login(Login(login.owner, login.since, [now] * level + login.confirmed[level:], login.nonce))
 
     async def _csrf_token(self) -> str:
         binding = await self._read(Logins._csrf_binding, LOGIN)
         if binding is None:
             self._open_for_change()
-            binding = urandom(_NONCE)
-            self._put(LOGIN, _encode(Login("", 0, {}, binding)))
+            binding = urandom(_NONCE).hex()
+            self._put_login(Login("", 0, [], binding))
         return self._sessions.keyring.seal_csrf(binding)
 
     def _is_csrf_token(self, key: str, token: str, _: object) -> bool:
         binding = self._csrf_binding()
         return binding is not None and isinstance(token, str) and self._sessions.keyring.proves_csrf(token, binding)
 
-    def _csrf_binding(self, *_: object) -> bytes | None:
+    def _csrf_binding(self, *_: object) -> str | None:
         """Return what tokens are bound to: the login or, before one, the session's id. None without a session."""
         visit = self._visit()
         if visit is not None:
             return visit.nonce
-        return None if self.is_new or self.id is None else self.id.encode()
+        return None if self.is_new else self.id
 
     def _login(self, *_: object) -> Login | None:
         """Return the session's login, once it is readable; None for a visitor."""
@@ -162,12 +158,15 @@ class Logins(SessionBase):
         data = self._peek(LOGIN)
         if data is None:
             return None
-        try:
-            return _decode(data)
-        except msgspec.DecodeError:
+        login = login_in(data, self._sessions.codec)
+        if login is None:
             # Written by another version of this package.
             self._reject("unreadable")
-            return None
+        return login
+
+    def _put_login(self, login: Login) -> None:
+        # A list is what every serializer can encode, so that a store without encryption has one kind of values.
+        self._put(LOGIN, self._encode(LOGIN, [login.owner, login.since, login.confirmed, login.nonce]))
 
     def _owner(self, *_: object) -> str | None:
         login = self._login()
@@ -175,21 +174,29 @@ class Logins(SessionBase):
 
     def _is_fresh(self, key: str, seconds: float, level: int) -> bool:
         login = self._login()
-        times = () if login is None else (time for each, time in login.confirmed.items() if each >= level)
+        times = [] if login is None else login.confirmed[level - 1 :]
         return max(times, default=0.0) > self._sessions.clock() - seconds
 
 
-def kind_of_renewal(before: bytes | None, after: bytes | None) -> Literal["logged in", "confirmed", "renewed"]:
-    """Return what gave a session its new id, by its LOGIN *before* and *after*."""
-    old, new = (None if data is None else _decode(data) for data in (before, after))
-    if new is None or not new.owner or before == after:
+def login_in(data: bytes | None, codec: Codec) -> Login | None:
+    """Return the login that *data* holds, or None if there is none or it is unreadable."""
+    if data is None:
+        return None
+    try:
+        return msgspec.convert(codec.decoder.decode(data), Login)
+    except (RecursionError, MemoryError):
+        # The process is at its limits, and the login isn't at fault.
+        raise
+    except Exception:
+        # A serializer may raise anything.
+        return None
+
+
+def kind_of_renewal(before: Login | None, after: Login | None) -> Literal["logged in", "confirmed", "renewed"]:
+    """Return what gave a session its new id, by its login *before* and *after*."""
+    if after is None or not after.owner or before == after:
         return "renewed"
-    return "confirmed" if old is not None and old.nonce == new.nonce else "logged in"
-
-
-def owner_in(login: bytes | None) -> str | None:
-    """Return the owner of an encoded *login*, or None if it is a visitor's."""
-    return None if login is None else _decode(login).owner or None
+    return "confirmed" if before is not None and before.nonce == after.nonce else "logged in"
 
 
 def check_max_age(max_age: object) -> None:

@@ -270,7 +270,7 @@ class Session(Logins):
         return value
 
     def _all(self, *_: object) -> dict[str, Any]:
-        values = {key: self._value(key, _MISSING, None) for key in self._keys() if key != LOGIN}
+        values = {key: self._value(key, _MISSING, None) for key in self._keys()}
         return {key: value for key, value in values.items() if value is not _MISSING}
 
     def _report(self, place: Place) -> None:

@@ -57,7 +57,8 @@ class SessionBase(NotADict, MakesCalls, ABC):
         """Return the encoded data of *key* as this request sees it, once it is readable."""
 
     @abstractmethod
-    def _keys(self) -> Iterable[str]: ...
+    def _keys(self) -> Iterable[str]:
+        """Return the application's keys, and maybe some that were deleted; the login isn't one of them."""
 
     @abstractmethod
     def _times(self) -> tuple[float, float] | None: ...

@@ -44,7 +44,7 @@ class SessionDict(dict[str, Any]):
         for key in session._keys():
             # A value is opened once.
             data = session._peek(key)
-            if data is None or key == LOGIN:
+            if data is None:
                 continue
             try:
                 values[key] = decode(data)
@@ -163,7 +163,7 @@ class SessionDict(dict[str, Any]):
             if not isinstance(key, str):
                 raise SessionUseError(f"a session's key is a str, not {key!r}: write `request.session[{str(key)!r}] = ...`")
             if key == LOGIN:
-                raise session._key_error("login", key)
+                raise session._key_error("set", key)
             data, before = encode(key, value), loaded.get(key)
             # A newer version of a serializer may encode the same value as other bytes.
             if data != before and (before is None or data != encode(key, session._decode(before))):

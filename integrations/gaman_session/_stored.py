@@ -15,6 +15,7 @@ from gaman_session._driver import length_of, size_of
 from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge, too_late_for_cookie, too_late_to_read
 from gaman_session._flush import MAX_ATTEMPTS, Flush, is_touch_due, open_field
 from gaman_session._known import Absent, Ended, Known, Live, Unread
+from gaman_session._login import LOGIN
 from gaman_session._misuse import changed
 from gaman_session._pending import Pending, Renewal
 from gaman_session._session import Session
@@ -105,7 +106,7 @@ class StoredSession(Session):
         return state.record.fields if isinstance(state, Live) and not self._pending.is_end else _NO_FIELDS
 
     def _keys(self) -> Iterable[str]:
-        return {**self._fields(), **self._pending.changes}
+        return [key for key in {**self._fields(), **self._pending.changes} if key != LOGIN]
 
     def _peek(self, key: str) -> bytes | None:
         pending, state = self._pending, self._known.state

@@ -25,6 +25,7 @@ from starsessions import SessionMiddleware as StarsessionsMiddleware
 from gaman import HTTPError
 from gaman.session import Driver, Outcome, Session, SessionClosed, SessionIntegration
 from gaman.session.asgi import get_session
+from gaman_session._login import LOGIN
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import Recording, Sealing
 from tests.session.visitors import Reply, Visitor, answering, sessions_in, starlette
@@ -604,6 +605,47 @@ async def test_a_regenerate_that_gives_up_is_500(monkeypatch: pytest.MonkeyPatch
 
 def _logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "gaman" and record.levelno == logging.ERROR]
+
+
+async def test_a_login_cannot_be_set_in_the_dict(caplog: pytest.LogCaptureFixture) -> None:
+    visitor = Site().visitor()
+    await do(visitor, lambda session: session.update(a=1))
+    _, reply = await run(visitor, lambda session: session.update({LOGIN: "user:1", "b": 2}))
+    assert (reply.status, reply.error, reply.cookies) == (500, None, [])
+    assert "only login() writes 'gaman.login'" in _logged(caplog)[0]
+    assert await everything(visitor) == {"a": 1}
+
+
+@pytest.mark.parametrize("serializer", ["msgpack", "json"])
+@pytest.mark.parametrize("driver", ["cookies", "memory"])
+async def test_a_login_is_not_in_the_dict_and_outlives_its_keys(
+    driver: str, serializer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def log_in(request: Request) -> str:
+        request.session["cart"] = ["tea"]
+        await (await get_session(request)).login("user:1")
+        return "in"
+
+    async def read(request: Request) -> Any:
+        return [dict(request.session), await (await get_session(request)).owner()]
+
+    async def empty(request: Request) -> str:
+        request.session.pop("cart")
+        return "emptied"
+
+    async def log_out(request: Request) -> str:
+        request.session.clear()
+        return "out"
+
+    handlers = {"login": log_in, "read": read, "empty": empty, "logout": log_out}
+    sessions = sessions_in({"type": driver}, serializer=serializer)
+    visitor = Visitor(starlette(sessions, as_dict=True, **{name: answering(work) for name, work in handlers.items()}))
+    found: list[Any] = []
+    for target in ("/login", "/empty", "/logout"):
+        await visitor.get(target)
+        found.append((await visitor.get("/read")).json)
+    assert found == [[{"cart": ["tea"]}, "user:1"], [{}, "user:1"], [{}, None]]
+    assert caplog.messages == []
 
 
 async def test_a_dict_that_is_too_large_is_413_and_changes_nothing() -> None:
