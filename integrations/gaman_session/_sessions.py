@@ -80,7 +80,7 @@ class Sessions:
             self.load_at_once = cast("Any", self.driver).load_at_once
         self.audit = Audit(self.on_event, self.clock)
         if hasattr(self.driver, "on_evict"):
-            cast("Any", self.driver).on_evict = lambda id: self.audit.note("ended", handle=id, reason="eviction")
+            cast("Any", self.driver).on_evict = self._note_eviction
         self.owners = Owners(
             self.driver,
             self.keyring,
@@ -93,6 +93,9 @@ class Sessions:
             idle_timeout=self.idle_timeout,
             max_sessions=self.max_sessions_per_owner,
         )
+
+    def _note_eviction(self, id: str) -> None:
+        self.audit.note("ended", handle=id, reason="eviction")
 
     def reject(self, reason: Rejection, scope: MutableMapping[str, Any]) -> None:
         """Count a request whose cookie or session was rejected, and note a forged one."""
