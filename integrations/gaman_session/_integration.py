@@ -20,6 +20,7 @@ from gaman_session._cookie_session import CookieSession
 from gaman_session._counters import Counters
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
+from gaman_session._endable_cookie_session import EndableCookieSession
 from gaman_session._errors import SessionUseError
 from gaman_session._owners import OwnedSession, Owners
 from gaman_session._sealing import Keyring
@@ -41,8 +42,9 @@ class SessionIntegration(Integration):
     `ctx.session.set_owner(owner)` sets a session's owner. These calls find the sessions of an owner in the store, in every process
     that shares it, once the application has loaded. Sessions that they end are ended at once, for requests in flight too.
 
-    They raise SessionUnsupported if the driver has no owners, like the cookies driver; SessionStoreError if the store fails or may
-    have evicted some of the sessions; and SessionUseError for an owner that is empty or isn't text.
+    They raise SessionUnsupported if the driver has no owners, like the cookies driver (with `ended`, it has end() and end_all());
+    SessionStoreError if the store fails or may have evicted some of the sessions; and SessionUseError for an owner that is empty or
+    isn't text.
     """
 
     counters: Counters
@@ -69,8 +71,8 @@ class SessionIntegration(Integration):
     def end(self, handle: str) -> Coroutine[Any, Any, bool]:
         """End the session with this handle, its `ctx.session.id`; return whether it existed.
 
-        If the session was renamed within the last minute, this ends it under its new id. If a visitor chose the *handle*, check
-        first that it is one of theirs:
+        If the session was renamed within the last minute, this ends it under its new id. With the cookies driver and `ended`, this
+        returns False only if the session has ended before. If a visitor chose the *handle*, check first that it is one of theirs:
 
         `if any(each.handle == handle for each in await sessions.list(owner)): await sessions.end(handle)`
         """
@@ -80,6 +82,8 @@ class SessionIntegration(Integration):
         """End all sessions of *owner*, except the one to *keep*; return how many it ended.
 
         `await sessions.end_all(f"user:{user.id}", keep=ctx.session)` after a change of the password logs out all other devices.
+
+        It returns 0 with the cookies driver and `ended`, because the number isn't known.
 
         It takes effect at one instant between call and return, in every process. Sessions that have this owner at that instant are
         ended. A login in flight loses its changes if it called set_owner() before, and succeeds if it calls set_owner() later.
@@ -148,9 +152,14 @@ def session(
 
     *secret* seals the sessions: a string, or a list with the newest first, of which the older ones still open what they sealed. By
     default it is GAMAN_KEY in the environment. *driver* says where sessions are stored: a dict with a `type` (`cookies`, the
-    default, `memory`, `file`, `redis`, `sql` or `mongodb`) and that driver's options, or a Driver object. *max_age* is a session's
-    lifetime in seconds, and *idle_timeout* a shorter limit that starts again with each use. *secure* limits the cookie to HTTPS and
-    localhost. *max_size* limits the bytes of the keys and the encoded values of a session in a store (SessionTooLarge).
+    default, `memory`, `file`, `redis`, `sql` or `mongodb`) and that driver's options, or a Driver object. With `ended`, another
+    driver remembers which sessions in cookies have ended, so that a logout is final:
+
+    `session(driver={"type": "cookies", "ended": {"type": "sql"}})`
+
+    *max_age* is a session's lifetime in seconds, and *idle_timeout* a shorter limit that starts again with each use. *secure*
+    limits the cookie to HTTPS and localhost. *max_size* limits the bytes of the keys and the encoded values of a session in a store
+    (SessionTooLarge).
 
     *cookie_name* is by default `__Host-Http-gaman`; with a domain or another path `__Secure-gaman`, and without *secure* `gaman`.
     *same_site*, *domain*, *path* and *partitioned* are the cookie's attributes (RFC 6265bis). *encrypt* seals the values in a
@@ -183,7 +192,8 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
     """
     cookie, driver = options.cookie, options.driver
     driver_name = "cookies" if driver is None else driver.name
-    store_clock = StoreClock(driver) if clock is None and has_clock(driver) else None
+    store = options.ended if driver is None else driver
+    store_clock = StoreClock(store) if clock is None and has_clock(store) else None
     sessions = Sessions(
         driver=driver,
         # After a change of the cookie's attributes, browsers keep the old cookie beside the new one. A store can end the old
@@ -199,9 +209,10 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         clock=clock or (time.time if store_clock is None else store_clock.now),
         damage=Damage(driver_name),
         max_sessions_per_owner=options.max_sessions_per_owner,
+        ended=options.ended,
     )
     closing = Closing(options, sessions, driver_name)
-    has_store = driver is not None
+    cookie_session = CookieSession if options.ended is None else EndableCookieSession
 
     @cache
     def upkeep() -> Upkeep:
@@ -218,11 +229,11 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         priority="very-high",
         on_load=load,
         on_shutdown=lambda app: upkeep().close(),
-        make_session=partial(StoredSession if has_store else CookieSession, sessions),
+        make_session=partial(cookie_session if driver is None else StoredSession, sessions),
         close_session=closing.close,
         on_error=_fail,
-        on_purge=(lambda app: upkeep().purge()) if has_store else None,
-        on_check=(lambda app: upkeep().check()) if has_store else None,
+        on_purge=(lambda app: upkeep().purge()) if store is not None else None,
+        on_check=(lambda app: upkeep().check()) if store is not None else None,
         counters=sessions.counters,
         _cookie_name=cookie.name,
         _owners=sessions.owners,

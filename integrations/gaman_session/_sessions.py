@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Final, cast
 
@@ -11,6 +12,7 @@ from gaman import find_cookies
 from gaman_session._counters import Counters
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver, LoadAtOnce
+from gaman_session._ended import EndedSessions
 from gaman_session._owners import Owners
 from gaman_session._sealing import CACHE_SIZE, OVERHEAD, Identity, Keyring
 from gaman_session._serializer import Codec
@@ -48,6 +50,8 @@ class Sessions:
     clock: Callable[[], float]
     damage: Damage
     max_sessions_per_owner: int | None = None
+    ended: Driver | None = None
+    """The store of ended sessions, if sessions are in cookies and there is one."""
     counters: Counters = field(default_factory=Counters)
     is_sealed: bool = field(init=False)
     """Whether values are sealed before they go to the store. In memory they aren't, because the key is in the same process."""
@@ -74,7 +78,8 @@ class Sessions:
         # Not an inherited one, because a subclass may have a load() of its own.
         if "load_at_once" in vars(type(self.driver)):
             self.load_at_once = cast("Any", self.driver).load_at_once
-        self.owners = Owners(
+        make_owners = Owners if self.ended is None else partial(EndedSessions, self.ended)
+        self.owners = make_owners(
             self.driver,
             self.keyring,
             self.codec,

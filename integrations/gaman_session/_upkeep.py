@@ -30,6 +30,7 @@ class Upkeep:
 
     def __init__(self, sessions: Sessions, driver_name: str, store_clock: StoreClock | None, warnings: Sequence[str]) -> None:
         self._sessions = sessions
+        self._store = sessions.ended if sessions.driver is None else sessions.driver
         self._store_clock = store_clock
         self._log_extra = {"driver": driver_name}
         self._warnings = warnings
@@ -91,10 +92,12 @@ class Upkeep:
         return self._lock
 
     async def _open(self, workers: int) -> None:
-        driver = self._sessions.driver
+        driver = self._store
         if workers != 1 and driver is not None and not driver.shared:
-            fix = f"take {', '.join(['cookies', *(name for name in DRIVERS if name != 'memory')])}, or workers=1"
-            rule = f"the {driver.name} driver keeps sessions in one process, and"
+            holds_sessions = self._sessions.driver is not None
+            shared = (*(["cookies"] if holds_sessions else []), *(name for name in DRIVERS if name != "memory"))
+            fix = f"take {', '.join(shared)}, or workers=1"
+            rule = f"the {driver.name} driver keeps {'' if holds_sessions else 'ended '}sessions in one process, and"
             if workers:
                 raise ConfigError(f"{rule} {workers} workers would not share them; {fix}")
             logger.warning(
@@ -120,8 +123,8 @@ class Upkeep:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await wait([self._sweeper])
-        if self._sessions.driver is not None:
-            await self._sessions.driver.close()
+        if self._store is not None:
+            await self._store.close()
 
     def _report_waiting(self, driver: str) -> None:
         logger.warning(
@@ -133,7 +136,7 @@ class Upkeep:
 
     async def purge(self) -> int:
         """Remove expired sessions and tombstones, in batches; return how many. Some stores do that by themselves."""
-        removed, driver = 0, self._sessions.driver
+        removed, driver = 0, self._store
         while driver is not None and (batch := await driver.purge(now=self._sessions.clock(), limit=_SWEEP_BATCH)):
             removed += batch
             # Let requests run between two batches.
@@ -142,7 +145,7 @@ class Upkeep:
 
     async def check(self) -> None:
         """Load a session that doesn't exist, to see that the store works."""
-        driver = self._sessions.driver
+        driver = self._store
         if driver is None:
             return
         try:

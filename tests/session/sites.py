@@ -281,8 +281,10 @@ class _Opened:
         pass
 
 
-def opened(driver: Driver | None) -> Any:
+def opened(driver: Driver | dict[str, Any] | None) -> Any:
     """Return *driver* for a second site, which neither opens nor closes it."""
+    if isinstance(driver, dict):
+        return {**driver, "ended": _Opened(driver["ended"])}
     return driver and _Opened(driver)
 
 
@@ -331,8 +333,9 @@ def _make(kind: str, **options: Any) -> Driver:
     return find_driver(kind)(**options)
 
 
-DRIVERS: dict[str, Callable[[], Driver | None]] = {
+DRIVERS: dict[str, Callable[[], Any]] = {
     "cookies": lambda: None,
+    "cookies with ended": lambda: {"type": "cookies", "ended": Sealing()},
     "memory": MemoryDriver,
     "sealed": Sealing,
     "file": lambda: _make("file", dir=new_folder() / "sessions"),
