@@ -29,35 +29,32 @@ PAGE = """<!doctype html>
 
 
 async def home(ctx: Context) -> Response:
-    user = await ctx.session.get("user", type=str)
+    user = await ctx.session.owner()
     if user is None:
         return page('<form method="post" action="/login"><input name="user" value="angga"> <button>Log in</button></form>')
-    devices = "".join(row(device, ctx.session.id) for device in await sessions.list(f"user:{user}"))
+    devices = "".join(row(device, ctx.session.id) for device in await sessions.list(user))
     others = '<form method="post" action="/end-others"><button>Log out all others</button></form>'
     return page(f"<h1>Devices of {escape(user)}</h1><ul>{devices}</ul>{others}")
 
 
 async def login(ctx: Context) -> Response:
     # Simulate login: a real one checks a password first.
-    user = await ctx.input("user") or "angga"
-    await ctx.session.regenerate()
-    await ctx.session.set("user", user)
-    await ctx.session.set_owner(f"user:{user}", note=ctx.header("user-agent"))
+    await ctx.session.login(await ctx.input("user") or "angga", note=ctx.header("user-agent"))
     return Response.redirect("/", status=303)
 
 
 async def end(ctx: Context) -> Response:
-    user, handle = await ctx.session.get("user", type=str), await ctx.input("handle")
+    user, handle = await ctx.session.owner(), await ctx.input("handle")
     # The handle comes from a form, so it must be one of this user's.
-    if user is not None and any(device.handle == handle for device in await sessions.list(f"user:{user}")):
+    if user is not None and any(device.handle == handle for device in await sessions.list(user)):
         await sessions.end(str(handle))
     return Response.redirect("/", status=303)
 
 
 async def end_others(ctx: Context) -> Response:
-    user = await ctx.session.get("user", type=str)
+    user = await ctx.session.owner()
     if user is not None:
-        await sessions.end_all(f"user:{user}", keep=ctx.session)
+        await sessions.end_all(user, keep=ctx.session)
     return Response.redirect("/", status=303)
 
 

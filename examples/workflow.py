@@ -12,7 +12,7 @@ async def login(ctx: Context) -> Response:
     # Simulate login: a real one checks a password first.
     user = {"id": 1, "name": "Angga", "email": "angga@example.com"}
 
-    await ctx.session.regenerate()  # a new id at login, so that an id known before opens nothing
+    await ctx.session.login("user:1")  # a new id, so that an id known before opens nothing, and an owner
     await ctx.session.set("user", user)
     await ctx.session.set("isAuthenticated", True)
 
@@ -35,7 +35,7 @@ async def check(ctx: Context) -> Response:
 
 
 async def logout(ctx: Context) -> Response:
-    await ctx.session.clear()  # ends the session and removes its cookie
+    await ctx.session.logout()  # ends the session and removes its cookie
 
     return Response.json({"status": "logged out"})
 

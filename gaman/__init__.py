@@ -7,7 +7,8 @@ from gaman._fields import Fields
 from gaman._forms import Form, UploadedFile
 from gaman._headers import Headers, MutableHeaders
 from gaman._integration import Integration, Priority, define_integration
-from gaman._matching import Handler, Routes
+from gaman._layers import Handler
+from gaman._matching import Routes
 from gaman._middleware import Middleware
 from gaman._mount import mount
 from gaman._response import Response

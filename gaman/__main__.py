@@ -1,4 +1,4 @@
-"""The `gaman` command: create a project, a key, serve an application, list its routes, remove expired data."""
+"""The `gaman` command: create a project, a key, serve an application, list its routes, end sessions, remove expired data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from importlib import import_module
 from multiprocessing import parent_process
 from pathlib import Path
 
-from gaman import _environment
+from gaman import _command_sessions, _environment
 from gaman._app import App
 from gaman._application import check_application, kind_of
 from gaman._asgi import Application
@@ -56,11 +56,14 @@ def make_parser() -> ArgumentParser:
         command = commands.add_parser(name, help=about, description=about, argument_default=SUPPRESS)
         command.set_defaults(run=run)
         if takes_app:
-            command.add_argument("app", metavar="main:app", help="the module, and the name of the App in it")
-            command.add_argument(
-                "--env-file", type=Path, metavar="FILE", help="read settings such as GAMAN_KEY; the environment has precedence"
-            )
+            add_app(command)
         return command
+
+    def add_app(command: ArgumentParser) -> None:
+        command.add_argument("app", metavar="main:app", help="the module, and the name of the App in it")
+        command.add_argument(
+            "--env-file", type=Path, metavar="FILE", help="read settings such as GAMAN_KEY; the environment has precedence"
+        )
 
     new = add("new", _new, "write a small project to start from: a login, a test, settings", takes_app=False)
     new.add_argument("folder", metavar="NAME", type=Path, help="the new folder, or . for the working directory")
@@ -90,6 +93,14 @@ def make_parser() -> ArgumentParser:
 
     key = add("key", _key, "print a new secret for sessions, or add it to a file of settings", takes_app=False)
     key.add_argument("--env", type=Path, metavar="FILE", help="add GAMAN_KEY= to FILE instead of printing")
+
+    sessions = add("sessions", _sessions, "count, list and end the sessions of an App, or of its session()", takes_app=False)
+    sessions.add_argument("action", choices=_command_sessions.ACTIONS, help="one of %(choices)s", metavar="ACTION")
+    add_app(sessions)
+    about = "the owner, as set_owner() got it; for `end`, the handle of a session"
+    sessions.add_argument("name", nargs="?", help=about, metavar="OWNER")
+    sessions.add_argument("--yes", action="store_true", help="end sessions without asking first")
+    sessions.add_argument("--json", action="store_true", help="print the result as JSON")
 
     add("purge", _purge, "remove expired sessions and other expired data of integrations")
     return parser
@@ -138,6 +149,13 @@ def _routes(options: Namespace) -> None:
     print("\n".join(describe(_only_app(find_app(options.app), options.app, "gaman routes"))))
 
 
+def _sessions(options: Namespace) -> None:
+    request = _command_sessions.Request(
+        options.action, options.app, getattr(options, "name", None), "yes" in options, "json" in options
+    )
+    _command_sessions.run(request, _find_value(options.app)[0])
+
+
 def _purge(options: Namespace) -> None:
     app = _only_app(find_app(options.app), options.app, "gaman purge")
 
@@ -160,6 +178,15 @@ def _purge(options: Namespace) -> None:
 
 def find_app(target: str) -> App | Application:
     """Return the application that *target* names, such as `main:app`, from the working directory; else exit with the reason."""
+    value, meant = _find_value(target)
+    try:
+        return check_application(target, value)
+    except ConfigError as error:
+        sys.exit(f"gaman: {error}{meant}")
+
+
+def _find_value(target: str) -> tuple[object, str]:
+    """Return what *target* names, and a question for messages if another name was meant; else exit with the reason."""
     module_name, _, attribute = target.partition(":")
     if not module_name or module_name.startswith(".") or not attribute:
         sys.exit(f"gaman: {target!r} doesn't name an application; write it as module:app")
@@ -191,10 +218,7 @@ def find_app(target: str) -> App | Application:
     if app is None:
         what = "is None" if hasattr(module, attribute) else "is missing"
         sys.exit(f"gaman: {target} {what}{meant or f'; write {attribute} = gaman.App(...) in {module_name}'}")
-    try:
-        return check_application(target, app)
-    except ConfigError as error:
-        sys.exit(f"gaman: {error}{meant}")
+    return app, meant
 
 
 def _only_app(app: App | Application, target: str, purpose: str) -> App:

@@ -16,9 +16,10 @@ from gaman._framing import BODILESS, CONTENT_TYPE, content_length, without_body
 from gaman._headers import RawHeaders
 from gaman._hints import hint_of_app
 from gaman._hosts import AllowedHosts, host_fault
-from gaman._integration import Integration, ResponseHook, SessionCloser, SessionMaker, in_order
+from gaman._integration import Integration, ResponseHook, SessionCloser, SessionMaker, hook_finder, in_order
+from gaman._layers import Handler
 from gaman._lifecycle import Lifecycle, answer_lifespan
-from gaman._matching import EarlyResponse, Handler, Routes, last_of
+from gaman._matching import EarlyResponse, Routes, last_of
 from gaman._middleware import Wrapper
 from gaman._payloads import Payload
 from gaman._proxies import NEARBY, TrustedProxies
@@ -84,15 +85,15 @@ class App:
         if not isinstance(max_body_size, int) or isinstance(max_body_size, bool) or max_body_size < 0:
             raise ConfigError(f"max_body_size={max_body_size!r} isn't a number of bytes; give an int, such as 1 << 20 for 1 MiB")
         self.deps = deps
-        self.routes = (routes if isinstance(routes, Routes) else define_routes(routes)).bind(deps)
         self.integrations = tuple(in_order(integrations))
+        routes = routes if isinstance(routes, Routes) else define_routes(routes)
+        self.routes = routes.bind(deps, hook_finder(self.integrations))
         self.max_body_size = max_body_size
         self.trust(trusted_proxies)
         self.allow(allowed_hosts)
         self.workers = 1
         """How many processes serve this application, as far as it is known; set by gaman.serve() and by load()."""
-        # Only the hooks that are defined, so that the others cost a request nothing.
-        self._on_request = [i.on_request for i in self.integrations if i.on_request is not None]
+        # Only the hooks that are defined, so that the others cost a request nothing. The routes have those of on_request.
         self._on_unmatched = [i.on_unmatched for i in self.integrations if i.on_unmatched is not None]
         self._on_error = [i.on_error for i in self.integrations if i.on_error is not None]
         self._make_session: SessionMaker = no_session
@@ -163,7 +164,7 @@ class App:
             # Most clients send Host first. Servers refuse a second Host, among them gaman's and those that build on h11.
             if not fields or fields[0] != self._known_host:
                 self._check_host(scope, receive)
-            handler, params = self._matcher.match(scope)
+            handler, params, hooks = self._matcher.match(scope)
         except EarlyResponse as early:
             if host_fault(scope) is None and (rewritten := in_origin_form(scope)) is not None:
                 # Not self(), which is within middleware already.
@@ -177,8 +178,8 @@ class App:
         try:
             try:
                 # Hooks are awaited in place: a function around the call would take 0.2 microseconds per hook.
-                if self._on_request:
-                    for on_request in self._on_request:
+                if hooks:
+                    for on_request in hooks:
                         result = on_request(ctx)
                         if result is not None and hasattr(result, "__await__"):
                             result = await result

@@ -13,7 +13,8 @@ from gaman._app import App
 from gaman._asgi import Application
 from gaman._handlers import function_of, name_of
 from gaman._integration import Integration
-from gaman._matching import Entry, Handler, Layer
+from gaman._layers import Handler, Layer
+from gaman._matching import Entry
 from gaman._middleware import Middleware, Wrapper, wrapper_name
 
 _GAMAN = os.path.dirname(__file__) + os.sep
@@ -22,13 +23,13 @@ _GAMAN = os.path.dirname(__file__) + os.sep
 def describe(app: App) -> Iterator[str]:
     """Yield the lines that show the routes of *app* as they were written, then its ASGI middleware and integrations in order."""
     # A mounted application has an entry for its prefix and one for what is below.
-    yield from _align([("methods", "path", "middleware", "handler", "line"), *dict.fromkeys(_cells(app))])
+    yield from align([("methods", "path", "middleware", "handler", "line"), *dict.fromkeys(_cells(app))])
     if app.middleware:
         yield ""
-        yield from _align([("ASGI middleware", "line"), *((wrapper_name(entry), _place_around(entry)) for entry in app.middleware)])
+        yield from align([("ASGI middleware", "line"), *((wrapper_name(entry), _place_around(entry)) for entry in app.middleware)])
     if app.integrations:
         yield ""
-        yield from _align([("integration", "priority", "hooks"), *map(_describe_integration, app.integrations)])
+        yield from align([("integration", "priority", "hooks"), *map(_describe_integration, app.integrations)])
 
 
 class _Row(NamedTuple):
@@ -93,7 +94,8 @@ def _describe_integration(integration: Integration) -> tuple[str, str, str]:
     return integration.name, integration.priority, ", ".join(hooks)
 
 
-def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield a line for each of *rows*, with its cells in columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -8,7 +8,8 @@ from typing import cast
 from gaman._context import Context
 from gaman._handlers import function_of, name_of
 from gaman._hints import hint_of
-from gaman._matching import Handler, last_of
+from gaman._layers import Handler
+from gaman._matching import last_of
 from gaman._results import NothingReturned
 from gaman._tracebacks import exc_info_of, explain, location_of
 from gaman.errors import GamanError, HTTPError, ResultError

@@ -8,7 +8,8 @@ from functools import partial
 from inspect import Parameter, Signature, isasyncgenfunction, isclass, iscoroutinefunction, isroutine, signature
 from typing import Any, cast
 
-from gaman._matching import Handler, Routes
+from gaman._layers import Handler
+from gaman._matching import Routes
 from gaman.errors import ConfigError, a_type
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, ismodule, unwrap
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
@@ -12,6 +12,8 @@ from gaman._asgi import Scope
 from gaman._context import Context
 from gaman._handlers import function_of, middleware_in, name_of, required, signature_of
 from gaman._headers import RawHeaders
+from gaman._layers import Handler
+from gaman._matching import ByMethod, FindHooks, Hooks, RequestHook
 from gaman._response import Response, close_coroutine
 from gaman._tracebacks import place_of_caller
 from gaman.errors import ConfigError, a_type, checks_arguments
@@ -30,6 +32,7 @@ _ARGUMENTS = {
     "on_load": ["app"],
     "on_shutdown": ["app"],
     "on_request": ["ctx"],
+    "on_route": ["method", "handlers"],
     "on_response": ["ctx", "response"],
     "on_unmatched": ["ctx"],
     "on_error": ["ctx", "error"],
@@ -37,6 +40,7 @@ _ARGUMENTS = {
     "close_session": ["ctx", "session", "response"],
     "on_purge": ["app"],
     "on_check": ["app"],
+    "trusts_origin": ["origin"],
 }
 """What each hook is called with."""
 _ORDER: tuple[Priority, ...] = ("very-high", "high", "normal", "low", "very-low")
@@ -62,8 +66,15 @@ class Integration:
     """Runs before the first request. An error stops the start-up."""
     on_shutdown: Callable[[App], Awaitable[None] | None] | None = None
     """Runs after the last request, if this integration's on_load has succeeded."""
-    on_request: Callable[[Context], Awaitable[Response | None] | Response | None] | None = None
+    on_request: RequestHook | None = None
     """Runs before the handlers. A Response is sent instead of calling them."""
+    on_route: Callable[[str, Sequence[Handler]], RequestHook | None] | None = None
+    """Chooses an on_request hook for the requests that have this method and meet these handlers, or None for no hook.
+
+    It is called for each route when the App is made. It is called for each request that no route matches, and where middleware
+    covers only some paths of a route. The method is `ALL` for methods that HTTP doesn't define. Middleware counts among the
+    handlers, in the order of the table.
+    """
     on_response: ResponseHook | None = None
     """Runs before any response is sent. It may return another Response; None keeps the same one."""
     on_unmatched: Callable[[Context], Awaitable[Response | None] | Response | None] | None = None
@@ -85,6 +96,11 @@ class Integration:
     """Removes what has expired from the integration's store, and returns the number removed; called by `gaman purge`."""
     on_check: Callable[[App], Awaitable[None] | None] | None = None
     """Raises an error if the integration can't work at the moment; called by `app.check()`."""
+    trusts_origin: Callable[[str], bool] | None = None
+    """Returns whether pages of this origin may send requests in the name of a user, as those of cors(credentials=True) may.
+
+    An integration that refuses requests of other origins asks it.
+    """
     _place: str = field(init=False, repr=False, compare=False, default="")
     """The line that made the integration, for messages: ` (main.py, line 8, in <module>)`."""
 
@@ -144,6 +160,27 @@ def in_order(integrations: Iterable[Integration]) -> list[Integration]:
                 raise ConfigError(f"the integrations {maker!r} and {integration.name!r} both make ctx.session; remove one")
             maker = integration.name
     return sorted(integrations, key=lambda integration: _ORDER.index(integration.priority))
+
+
+def hook_finder(integrations: Sequence[Integration]) -> FindHooks | None:
+    """Return what finds the hooks that run before the handlers of a route, or None if there are no such hooks."""
+    integrations = [i for i in integrations if i.on_request is not None or i.on_route is not None]
+
+    def find_hooks(method: str, handlers: tuple[Handler, ...]) -> Hooks:
+        hooks: list[RequestHook] = []
+        for integration in integrations:
+            if integration.on_request is not None:
+                hooks.append(integration.on_request)
+            if integration.on_route is not None and (hook := integration.on_route(method, _flat(method, handlers))) is not None:
+                hooks.append(hook)
+        return tuple(hooks)
+
+    return find_hooks if integrations else None
+
+
+def _flat(method: str, handlers: Iterable[Handler]) -> list[Handler]:
+    """Return *handlers* with those of *method* in the place of middleware that has others for each method."""
+    return [each for handler in handlers for each in (handler.handlers_for(method) if isinstance(handler, ByMethod) else [handler])]
 
 
 def _describe(value: object) -> str:

@@ -16,7 +16,7 @@ from gaman._context import Context, log_extra
 from gaman._disconnects import Disconnected, is_of_disconnect
 from gaman._framing import BODILESS, without_body
 from gaman._headers import RawHeaders, encode_name, encode_value
-from gaman._matching import Handler
+from gaman._layers import Handler
 from gaman._response import Response
 from gaman._results import Result
 from gaman._tracebacks import exc_info_of
@@ -29,6 +29,10 @@ logger = logging.getLogger("gaman")
 
 _PATH_CHARACTERS = "/:@!$&'()*+,;=~"
 """What a path may hold unescaped (RFC 3986, section 3.3)."""
+
+
+OUTER = "gaman.outer"
+"""The key of an ASGI scope under which a mounted application has the Context of the App around it."""
 
 
 def mount(application: Application) -> Mount:
@@ -92,6 +96,7 @@ class _Mounted:
             headers = [(b"host", origin.host.encode("latin-1")), *(field for field in headers if field[0] != b"host")]
         scope = {
             **given,
+            OUTER: ctx,
             "path": path,
             "root_path": root,
             "client": client,

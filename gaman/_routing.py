@@ -9,11 +9,10 @@ from typing import Any, NamedTuple, TypeAlias, TypeGuard, cast
 from urllib.parse import unquote
 
 from gaman import _params
-from gaman._context import Context
 from gaman._handlers import check_handlers, fits, function_of, has_routes, name_of, required, signature_of
-from gaman._matching import METHODS, Entry, Handler, Layer, Routes, chain, complete
+from gaman._layers import Handler, Layer
+from gaman._matching import METHODS, ByMethod, Entry, Routes
 from gaman._mount import Mount
-from gaman._results import Result
 from gaman._target import without_empty
 from gaman.errors import ConfigError, a_type, checks_arguments
 
@@ -209,15 +208,8 @@ def _fault(segment: str) -> str | None:
 def _by_method(path: str, table: Table) -> Handler:
     """Return middleware that runs the handlers of *table* for the request's method."""
     rows = list(_flatten(table, path))
-    by_method = {row.method: chain(row.handlers) for row in rows}
+    by_method = {row.method: row.handlers for row in rows}
     for key in table:
         if key not in by_method:
             raise ConfigError(f"{path}: a path that ends in * has only methods below it, not {key!r}")
-    complete(by_method)
-
-    async def middleware(ctx: Context) -> Result:
-        handler = by_method.get(ctx.method) or by_method.get("ALL")
-        return None if handler is None else await handler(ctx)
-
-    middleware.__qualname__ = ", ".join(f"{row.method} {name_of(handler)}" for row in rows for handler in row.handlers)
-    return middleware
+    return ByMethod(by_method, ", ".join(f"{row.method} {name_of(handler)}" for row in rows for handler in row.handlers))

@@ -1,7 +1,7 @@
-"""Every error of the core, in one tree, and what messages share; imports nothing of gaman."""
+"""Every error of the core, in one tree, and what handlers of errors and messages share; imports nothing of gaman."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from http import HTTPStatus
 from typing import Any, TypeVar, cast
@@ -126,6 +126,30 @@ def _phrase(status: int) -> str:
 
 class ClientDisconnected(GamanError):
     """The client disconnected before its whole body had arrived, or before its response was sent. The request ends there."""
+
+
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield *error*, its cause, the cause of that, and so on, each once: an application can make a cycle of its errors."""
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def comes_of(error: BaseException | None, kind: type[BaseException], seen: frozenset[int] = frozenset()) -> bool:
+    """Return whether *error* or a cause of it is a *kind*, or, of a group, each of its errors. *seen* are ids of errors."""
+    for each in causes_of(error):
+        # An error that is raised again out of its group is in a cycle.
+        if id(each) in seen:
+            return False
+        if isinstance(each, kind):
+            return True
+        seen |= {id(each)}
+        if isinstance(each, BaseExceptionGroup):
+            group = cast("BaseExceptionGroup[BaseException]", each)
+            return all(comes_of(inner, kind, seen) for inner in group.exceptions)
+    return False
 
 
 def check_bool(option: str, value: object) -> None:

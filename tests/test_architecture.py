@@ -33,8 +33,9 @@ ORDER = [
     ["gaman_session.asgi"],
     ["gaman_session._connection"],
     ["gaman_session"],
-    ["gaman_session._integration"],
-    ["gaman_session._closing", "gaman_session._session_dict", "gaman_session._upkeep"],
+    ["gaman_session._integration", "gaman_session._exempt"],
+    ["gaman_session._guard"],
+    ["gaman_session._closing", "gaman_session._scope_session", "gaman_session._session_dict", "gaman_session._upkeep"],
     ["gaman_session._options"],
     ["gaman_session.drivers"],
     [
@@ -51,7 +52,7 @@ ORDER = [
     ["gaman_session.drivers._sqlite_sessions"],
     ["gaman_session.drivers._sqlite"],
     ["gaman_session.drivers._mongodb_batches", "gaman_session.drivers._mongodb_owners"],
-    ["gaman_session.drivers._mongodb_errors"],
+    ["gaman_session.drivers._mongodb_errors", "gaman_session.drivers._mongodb_ending"],
     ["gaman_session.drivers._mongodb_documents", "gaman_session.drivers._mongodb_client"],
     ["gaman_session.drivers._redis_calls"],
     ["gaman_session.drivers._redis_cluster"],
@@ -60,12 +61,12 @@ ORDER = [
     ["gaman_session.drivers._redis_master"],
     [
         "gaman_session.drivers._redis_address",
-        "gaman_session.drivers._redis_failures",
         "gaman_session.drivers._redis_policy",
         "gaman_session.drivers._redis_records",
         "gaman_session.drivers._redis_scan",
         "gaman_session.drivers._redis_script",
     ],
+    ["gaman_session.drivers._redis_failures"],
     ["gaman_session.drivers._reports"],
     [
         "gaman_session.drivers._batches",
@@ -80,16 +81,19 @@ ORDER = [
     ["gaman_session._session", "gaman_session._check_csrf", "gaman_session._require_fresh"],
     ["gaman_session._login"],
     ["gaman_session._session_base"],
-    ["gaman_session._sessions", "gaman_session._awaitable", "gaman_session._misuse"],
+    ["gaman_session._sessions", "gaman_session._awaitable", "gaman_session._misuse", "gaman_session._uncancelled"],
+    ["gaman_session._pending"],
     ["gaman_session._ended"],
     ["gaman_session._owners"],
     ["gaman_session._serializer", "gaman_session._sealing", "gaman_session._clock"],
     ["gaman_session._rules"],
     [
+        "gaman_session._audit",
         "gaman_session._driver",
         "gaman_session._paths",
         "gaman_session._damage",
         "gaman_session._counters",
+        "gaman_session._cross_site",
     ],
     ["gaman_session._errors"],
     ["gaman.testing"],
@@ -100,6 +104,7 @@ ORDER = [
     ["gaman.__main__"],
     ["gaman"],
     ["gaman._serve"],
+    ["gaman._command_sessions"],
     ["gaman._command_new", "gaman._command_routes"],
     ["gaman._command_settings"],
     ["gaman._server"],
@@ -125,6 +130,7 @@ ORDER = [
     ["gaman._hints"],
     ["gaman._handlers"],
     ["gaman._matching"],
+    ["gaman._layers"],
     ["gaman._context"],
     ["gaman._body"],
     ["gaman._multipart", "gaman._json"],
@@ -392,8 +398,8 @@ def test_the_tables_for_contributors_have_each_file_and_its_first_sentence() -> 
     sentences = {
         path: str(ast.get_docstring(parse(path.read_text(encoding="utf-8")))) for path in files if path.name[:5] != "test_"
     }
-    [script] = (ROOT / "integrations").rglob("*.lua")
-    sentences[script] = script.read_text(encoding="utf-8").removeprefix("-- ")
+    for script in (ROOT / "integrations").rglob("*.lua"):
+        sentences[script] = script.read_text(encoding="utf-8").removeprefix("-- ")
     assert listed == {path.relative_to(ROOT).as_posix(): said.split("\n")[0] for path, said in sentences.items()}
 
 

@@ -212,7 +212,7 @@ app = gaman.App(
             "GET      /admin    check       front    main.py:5\n"
             "\n"
             "integration  priority   hooks\n"
-            "session      very-high  on_load, on_shutdown, on_error, make_session, close_session, on_purge, on_check\n"
+            "session      very-high  on_load, on_shutdown, on_route, on_error, make_session, close_session, on_purge, on_check\n"
         )
         assert program.stderr == ""
 

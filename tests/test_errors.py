@@ -20,7 +20,7 @@ from gaman import (
     ResultError,
     define_integration,
 )
-from gaman.errors import checks_arguments
+from gaman.errors import causes_of, checks_arguments, comes_of
 
 if TYPE_CHECKING:
     from tests.asgi import Fetch
@@ -195,3 +195,52 @@ async def test_vary_is_added_to_the_headers_of_the_error(fetch: Fetch) -> None:
         raise error
 
     assert (await fetch(App({"/": handler}))).headers.getall("vary") == ["Cookie", "Accept"]
+
+
+# --- causes
+
+
+def _caused(error: Exception, *causes: Exception) -> Exception:
+    """Return *error*, whose causes are *causes*, each of the one before."""
+    for effect, cause in zip((error, *causes), causes, strict=False):
+        effect.__cause__ = cause
+    return error
+
+
+def test_the_causes_of_an_error_end_at_a_cycle() -> None:
+    first, second, third = ValueError("first"), KeyError("second"), OSError("third")
+    _caused(first, second, third, first)
+    assert list(causes_of(first)) == [first, second, third]
+    assert list(causes_of(None)) == []
+
+
+def test_a_context_counts_as_a_cause() -> None:
+    error = ValueError("effect")
+    error.__context__ = OSError("cause")
+    assert [type(each) for each in causes_of(error)] == [ValueError, OSError]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (_caused(ValueError(), KeyError(), OSError()), True),
+        (_caused(ValueError(), KeyError()), False),
+        (ExceptionGroup("both", [OSError(), _caused(ValueError(), OSError())]), True),
+        (ExceptionGroup("one", [OSError(), ValueError()]), False),
+        (_caused(ValueError(), ExceptionGroup("nested", [ExceptionGroup("inner", [OSError()])])), True),
+    ],
+    ids=repr,
+)
+def test_an_error_comes_of_another_if_all_of_a_group_do(error: Exception, expected: bool) -> None:
+    assert comes_of(error, OSError) is expected
+
+
+def test_an_error_that_is_raised_again_out_of_its_group_ends_the_search() -> None:
+    error = ValueError("in a group")
+    error.__context__ = ExceptionGroup("the group", [error])
+    assert comes_of(error, OSError) is False
+
+
+def test_two_errors_of_a_group_may_have_one_cause() -> None:
+    cause = OSError("shared")
+    assert comes_of(ExceptionGroup("both", [_caused(ValueError(), cause), _caused(KeyError(), cause)]), OSError)

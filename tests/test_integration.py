@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import gaman.session
-from gaman import App, ConfigError, Context, HTTPError, Integration, Priority, Response, define_integration
+from gaman import App, ConfigError, Context, Handler, HTTPError, Integration, Priority, Response, define_integration
+from gaman._handlers import name_of
 from gaman.session import session
 
 if TYPE_CHECKING:
@@ -220,6 +221,70 @@ async def test_no_hook_runs_for_a_request_without_a_path_or_a_host(
     assert (received.status, events) == (status, [])
     assert (await fetch(app, "/", headers={"host": "a"})).status == 200
     assert events == ["asked", "response"]
+
+
+async def test_on_route_chooses_a_hook_for_each_route(fetch: Fetch) -> None:
+    seen: list[tuple[str, list[str]]] = []
+
+    async def first(ctx: Context) -> None:
+        pass
+
+    def choose(method: str, handlers: Sequence[Handler]) -> Any:
+        seen.append((method, [name_of(each).rpartition(".")[2] for each in handlers]))
+
+        def hook(ctx: Context) -> str | None:
+            return f"{method} is refused" if method in ("POST", "ALL", "DELETE") else None
+
+        return hook if first in handlers else None
+
+    table: Any = {"/a": handler, "/b/*": {"POST": first, "ALL": [first, first]}, "/b": {"GET": handler, "POST": handler}}
+    app = App(table, integrations=[define_integration(name="x", on_route=choose)])
+    at_start = len(seen)
+    assert ("POST", ["first", "handler"]) in seen
+    assert ("GET", ["first", "first", "handler"]) in seen
+    assert ("HEAD", ["first", "first", "handler"]) in seen
+    assert ("ALL", ["handler"]) in seen
+    for method, target, text in [
+        ("GET", "/a", "handled"),
+        ("POST", "/a", "handled"),
+        ("GET", "/b", "handled"),
+        ("POST", "/b", "POST is refused"),
+    ]:
+        assert (await fetch(app, target, method)).text == text
+    assert len(seen) == at_start
+    # Without a route, it is asked for each request.
+    assert (await fetch(app, "/b", "DELETE")).text == "DELETE is refused"
+    assert seen[-1][0] == "DELETE"
+    assert (await fetch(app, "/b/c", "GET")).status == 404
+
+
+def always(hook: Any) -> Any:
+    """Return an on_route that chooses *hook* for every route."""
+
+    def choose(method: str, handlers: Sequence[Handler]) -> Any:
+        return hook
+
+    return choose
+
+
+async def test_the_hook_of_on_route_runs_at_the_turn_of_its_integration(fetch: Fetch) -> None:
+    events: list[str] = []
+
+    def hooks(name: str) -> Any:
+        return {"on_request": noting(events, f"on_request {name}"), "on_route": always(noting(events, f"route of {name}"))}
+
+    integrations = [define_integration(name=name, priority=name, **hooks(name)) for name in ("low", "high")]
+    await fetch(App({"/": handler}, integrations=integrations))
+    assert events == ["on_request high", "route of high", "on_request low", "route of low"]
+
+
+@pytest.mark.parametrize("error", [HTTPError(403, "no"), ValueError("no more")], ids=["HTTPError", "other"])
+async def test_the_hook_of_on_route_may_fail(fetch: Fetch, error: Exception) -> None:
+    noted: list[str] = []
+    hook = noting(noted, "hook", kind="async", error=error)
+    app = App({"/:id": handler}, integrations=[define_integration(name="x", on_route=always(hook))])
+    assert (await fetch(app, "/1")).status == (403 if isinstance(error, HTTPError) else 500)
+    assert noted == ["hook"]
 
 
 async def test_on_request_sees_the_parameters_of_the_path(fetch: Fetch) -> None:

@@ -98,7 +98,9 @@ def test_the_wheel_has_every_module_and_no_stray_file(built: Built) -> None:
     }
     packed = {name for name in names(built.wheel) if ".dist-info/" not in name}
     assert {name for name in packed if name.endswith(".py")} == modules
-    assert {Path(name).name for name in packed - modules} == {"py.typed", "README.md", "redis.lua", "gitignore", "requirements.txt"}
+    assert {Path(name).name for name in packed - modules} == {
+        *("py.typed", "README.md", "redis.lua", "redis_session.lua", "gitignore", "requirements.txt")
+    }
     assert {"gaman_session/README.md", "gaman/_project/README.md"} <= packed
 
 

@@ -338,6 +338,24 @@ def test_any_other_authorization_is_401(load: Load, monkeypatch: pytest.MonkeyPa
         assert client.get("/metrics", headers={b"authorization": sent}).status_code == 401
 
 
+def test_a_form_is_sent_with_the_token_of_its_session(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAMAN_KEY", "a secret of this test, long enough for it")
+    app = load("Forms with a CSRF token").app
+    with TestClient(app) as client, TestClient(app) as other:
+
+        def token(browser: SyncTestClient) -> str:
+            return browser.get("/transfer").text.partition('name="csrf_token" value="')[2].partition('"')[0]
+
+        form = {"amount": "7", "csrf_token": token(client)}
+        assert client.post("/transfer", data=form).text == "transferred 7"
+        assert client.post("/transfer", data=form, headers={"x-csrf-token": token(client)}).text == "transferred 7"
+        for refused in ({"amount": "7"}, form | {"csrf_token": token(other)}):
+            assert client.post("/transfer", data=refused).status_code == 403
+        with client.session() as session:
+            session.login("angga")
+        assert client.post("/transfer", data=form).status_code == 403
+
+
 def visits(client: SyncTestClient) -> int:
     count: int = client.get("/").json()["visits"]
     return count

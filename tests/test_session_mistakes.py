@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
+import anyio.from_thread
 import pytest
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, HTTPException, Request
 from starlette.middleware.sessions import SessionMiddleware as StarletteMiddleware
 
 from gaman import ConfigError, GamanError
@@ -44,6 +47,16 @@ async def fault(app: FastAPI) -> GamanError:
         with pytest.raises(GamanError) as raised:
             await client.get("/")
     return raised.value
+
+
+async def answered(app: FastAPI, caplog: pytest.LogCaptureFixture) -> str:
+    """Return the error of a request that the middleware answers with 500, as it is logged."""
+    async with TestClient(app) as client:
+        assert (await client.get("/")).status_code == 500
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    prefix, _, error = line.partition(": ")
+    assert prefix == "GET '/' answered 500"
+    return error
 
 
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -119,6 +132,122 @@ async def test_a_call_that_is_never_awaited_is_logged_by_the_name_that_the_user_
     assert line.endswith("in <lambda>)")
 
 
+def in_a_thread(current: CurrentSession) -> Any:
+    return current.get("user")
+
+
+def in_a_generator(current: CurrentSession) -> Iterator[Any]:
+    yield current.get("user")
+
+
+async def in_an_async_generator(current: CurrentSession) -> AsyncIterator[Any]:
+    yield current.get("user")
+
+
+async def in_the_state(request: Request, current: CurrentSession) -> Any:
+    request.state.user = current.get("user")
+    return request.state.user
+
+
+def in_a_thread_awaited(current: CurrentSession) -> Any:
+    return anyio.from_thread.run(current.get, "user")
+
+
+class InAVariable:
+    """ASGI middleware that keeps a call in a variable while the application responds."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            user: Any = (await get_session(Request(scope))).get("user")
+            if user is None:
+                raise HTTPException(401)
+        await self.app(scope, receive, send)
+
+
+def guarded(dependency: Callable[..., Any] | None) -> FastAPI:
+    """Return an application with a secret behind a guard that gets the user from *dependency*, or behind InAVariable."""
+    app = FastAPI()
+    if dependency is None:
+        app.add_middleware(InAVariable)
+    app.add_middleware(SessionMiddleware, sessions=made())
+
+    @app.get("/")
+    async def home(user: Any = Depends(dependency or in_a_thread_awaited)) -> str:  # noqa: B008
+        if user is None and dependency is not None:
+            raise HTTPException(401)
+        return "the secret"
+
+    return app
+
+
+GUARDS = {
+    **{each.__name__: each for each in (in_a_thread, in_a_generator, in_an_async_generator, in_the_state)},
+    "__call__": None,
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", GUARDS)
+async def test_a_guard_whose_call_is_never_awaited_lets_no_visitor_in(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with TestClient(guarded(GUARDS[name]), raise_errors=False) as client:
+        response = await client.get("/")
+    assert (response.status_code, response.text) == (500, "Internal Server Error")
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert re.fullmatch(
+        r"GET '/' answered 500: SessionUseError: session\.get\(\.\.\.\) was never awaited: "
+        rf"write `await` before it \(tests/test_session_mistakes\.py, line \d+, in {name}\)",
+        line,
+    )
+
+
+@pytest.mark.anyio
+async def test_a_dependency_in_a_thread_that_awaits_its_call_is_fine(caplog: pytest.LogCaptureFixture) -> None:
+    async with TestClient(guarded(in_a_thread_awaited)) as client:
+        assert (await client.get("/")).status_code == 401
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.anyio
+async def test_calls_of_two_threads_at_once_are_due_until_they_are_awaited() -> None:
+    app = FastAPI()
+    app.add_middleware(SessionMiddleware, sessions=made())
+
+    async def running_loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    @app.get("/")
+    def home(current: CurrentSession) -> int:
+        loop = anyio.from_thread.run(running_loop)
+
+        def read() -> int:
+            value: int = asyncio.run_coroutine_threadsafe(current.get("n", 1), loop).result()
+            return value
+
+        with ThreadPoolExecutor(4) as threads:
+            return sum([call.result() for call in [threads.submit(read) for _ in range(50)]])
+
+    async with TestClient(app) as client:
+        assert (await client.get("/")).json() == 50
+
+
+@pytest.mark.anyio
+async def test_a_call_that_is_dropped_after_the_middleware_has_returned_is_logged_by_its_name_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kept: list[Any] = []
+    async with TestClient(application(kept.append)) as client:
+        await client.get("/")
+    [current] = kept
+    current.has("user")
+    with pytest.raises(SessionUseError, match=re.escape("write `await session.get('user')`")):
+        current["user"]
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert line.startswith("session.has(...) was never awaited: write `await` before it (")
+
+
 @pytest.mark.anyio
 async def test_the_missing_middleware_is_named() -> None:
     app = FastAPI()
@@ -168,12 +297,12 @@ def add_starlettes(app: FastAPI) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("order", [(add_ours, add_starlettes), (add_starlettes, add_ours)], ids=["inside", "outside"])
 async def test_starlettes_middleware_beside_ours_is_an_error(order: tuple[Any, Any]) -> None:
-    error = await fault(with_both(*order))
-    assert isinstance(error, ConfigError)
-    assert str(error) == (
-        "request.session is the session of another middleware: remove Starlette's SessionMiddleware, which "
+    message = (
+        "request.session is the session of another middleware: remove that one, such as Starlette's SessionMiddleware, which "
         "SessionMiddleware(as_dict=True) of gaman.session.asgi replaces"
     )
+    error = await fault(with_both(*order))
+    assert (type(error), str(error)) == (ConfigError, message)
 
 
 @pytest.mark.anyio
@@ -195,7 +324,7 @@ async def test_a_mounted_application_may_have_starlettes_session() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_key_of_the_dict_that_is_not_text_is_an_error() -> None:
+async def test_a_key_of_the_dict_that_is_not_text_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
     app = FastAPI()
     add_ours(app)
 
@@ -203,5 +332,4 @@ async def test_a_key_of_the_dict_that_is_not_text_is_an_error() -> None:
     async def use(request: Request) -> None:
         request.session[1] = 1  # type: ignore[index] # pyright: ignore[reportArgumentType]
 
-    error = await fault(app)
-    assert (type(error), str(error)) == (SessionUseError, "a session's key is a str, not 1: write `request.session['1'] = ...`")
+    assert await answered(app, caplog) == "SessionUseError: a session's key is a str, not 1: write `request.session['1'] = ...`"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -13,11 +13,13 @@ from gaman import App, ConfigError, Context, HTTPError, Integration, Response
 from gaman.session import (
     Driver,
     SessionClosed,
+    SessionLoginRequired,
     SessionSerializationError,
     SessionStoreError,
     SessionTypeError,
     SessionUnsupported,
     SessionUseError,
+    check_csrf,
     session,
 )
 from gaman.testing import SyncTestClient, TestClient
@@ -91,6 +93,89 @@ def test_a_synchronous_test_does_the_same_with_each_driver(driver: Any) -> None:
         assert client.get("/profile").json() == {"user": None, "id": None}
 
 
+async def account(ctx: Context) -> dict[str, Any]:
+    return {"owner": await ctx.session.owner(), "is_fresh": await ctx.session.is_fresh(300, level=2)}
+
+
+async def transfer(ctx: Context) -> str:
+    return "transferred"
+
+
+def bank(driver: Driver | dict[str, Any]) -> App:
+    routes: Any = {"/account": account, "/transfer": [check_csrf, transfer]}
+    return App(routes, integrations=[session(SECRET, driver)])
+
+
+@anyio
+async def test_a_test_logs_in_confirms_and_logs_out_with_each_driver(driver: Any) -> None:
+    async with TestClient(bank(driver)) as client:
+        async with client.session() as opened:
+            assert (await opened.owner(), opened.authenticated_at) == (None, None)
+            await opened.login("user:1", max_age=60, note="a phone")
+        assert (await client.get("/account")).json() == {"owner": "user:1", "is_fresh": False}
+
+        before = dict(client.cookies)
+        async with client.session() as opened:
+            await opened.confirm(level=2)
+            token = await opened.csrf_token()
+            assert await opened.is_csrf_token(token)
+        assert dict(client.cookies) != before
+        assert (await client.get("/account")).json() == {"owner": "user:1", "is_fresh": True}
+        assert (await client.post("/transfer", data={"csrf_token": token})).text == "transferred"
+
+        async with client.session() as opened:
+            await opened.logout()
+        assert not client.cookies
+        assert (await client.get("/account")).json() == {"owner": None, "is_fresh": False}
+        assert (await client.post("/transfer", data={"csrf_token": token})).status_code == 403
+
+
+def test_a_synchronous_test_logs_in_confirms_and_logs_out_with_each_driver(driver: Any) -> None:
+    with TestClient(bank(driver)) as client:
+        with client.session() as opened:
+            assert (opened.owner(), opened.authenticated_at, opened.is_fresh(300)) == (None, None, False)
+            opened.login("user:1", max_age=60, note="a phone")
+            opened.set("cart", ["tea"])
+        assert client.get("/account").json() == {"owner": "user:1", "is_fresh": False}
+
+        before = dict(client.cookies)
+        with client.session() as opened:
+            assert (opened.owner(), opened.is_fresh(300), opened.is_fresh(300, level=2)) == ("user:1", True, False)
+            assert opened.created_at is not None
+            assert opened.expires_at == opened.created_at + timedelta(seconds=60)
+            logged_in_at = opened.authenticated_at
+            opened.confirm(2)
+            assert opened.is_fresh(300, level=2)
+            assert logged_in_at is not None
+            assert opened.authenticated_at is not None
+            assert opened.authenticated_at > logged_in_at
+            token = opened.csrf_token()
+            assert (opened.is_csrf_token(token), opened.is_csrf_token("another")) == (True, False)
+        assert dict(client.cookies) != before
+        assert client.get("/account").json() == {"owner": "user:1", "is_fresh": True}
+        assert client.post("/transfer", data={"csrf_token": token}).text == "transferred"
+
+        with client.session() as opened:
+            opened.login("user:1", fresh=True)
+            assert opened.all() == {}
+        with client.session() as opened:
+            opened.logout()
+        assert not client.cookies
+        assert client.get("/account").json() == {"owner": None, "is_fresh": False}
+
+
+def test_a_login_is_listed_with_its_note_and_ended_by_its_owner() -> None:
+    sessions = session(SECRET, {"type": "memory"})
+    app = App({"/account": account}, integrations=[sessions])
+    with TestClient(app) as phone, TestClient(app) as laptop:
+        for device in (phone, laptop):
+            with device.session() as opened:
+                opened.login("user:1", note="a device")
+        assert [each.note for each in phone.call(sessions.list, "user:1")] == ["a device"] * 2
+        assert phone.call(sessions.end_all, "user:1") == 2
+        assert laptop.get("/account").json()["owner"] is None
+
+
 class User(msgspec.Struct):
     name: str
 
@@ -124,8 +209,14 @@ def test_the_errors_of_a_session_are_its_own(client: SyncTestClient) -> None:
         opened.set("user", 1)
         with pytest.raises(SessionTypeError):
             opened.get("user", type=User)
-    with pytest.raises(SessionClosed):
-        opened.set("user", 2)
+        with pytest.raises(SessionUseError, match="an owner is text"):
+            opened.login("")
+        with pytest.raises(SessionLoginRequired):
+            opened.confirm()
+    changes: list[Callable[[], None]] = [lambda: opened.set("user", 2), lambda: opened.login("user:1"), opened.logout]
+    for change in changes:
+        with pytest.raises(SessionClosed):
+            change()
     with TestClient(shop({"type": "cookies"})) as other, other.session() as opened, pytest.raises(SessionUnsupported):
         opened.set_owner("user:1")
 
@@ -204,6 +295,15 @@ def test_a_forgotten_await_in_the_block_raises() -> None:
             opened.has("user")  # pyright: ignore[reportUnusedCoroutine]
 
     with pytest.raises(SessionUseError, match=re.escape("ctx.session.has(...) was never awaited")):
+        asyncio.run(forgetting(TestClient(shop())))
+
+
+def test_a_login_without_await_in_the_block_raises() -> None:
+    async def forgetting(client: TestClient) -> None:
+        async with client, client.session() as opened:
+            opened.login("user:1")  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+
+    with pytest.raises(SessionUseError, match=re.escape("ctx.session.login(...) was never awaited")):
         asyncio.run(forgetting(TestClient(shop())))
 
 

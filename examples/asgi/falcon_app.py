@@ -7,14 +7,13 @@ import uvicorn
 from falcon import HTTPUnauthorized
 from falcon.asgi import App, Request, Response
 
-from gaman.session import session
-from gaman.session.asgi import SessionMiddleware, get_session
+from gaman.session.asgi import SessionMiddleware, get_session, session
 
 sessions = session(secret=os.environ.get("GAMAN_KEY") or secrets.token_urlsafe(32), driver={"type": "memory"})
 
 
 async def find_user(request: Request) -> str:
-    user = await (await get_session(request)).get("user", type=str)
+    user = await (await get_session(request)).owner()
     if user is None:
         raise HTTPUnauthorized(description="log in first")
     return user
@@ -25,9 +24,7 @@ class Login:
         # Simulate login: a real one checks a password first.
         name = request.get_param("name", default="angga")
         current = await get_session(request)
-        await current.regenerate()  # a new id at login, so that an id known before opens nothing
-        await current.set("user", name)
-        await current.set_owner(f"user:{name}", note=request.user_agent)
+        await current.login(name, note=request.user_agent)
         response.media = {"status": "logged in"}
 
 
@@ -45,20 +42,20 @@ class Cart:
 
 class Devices:
     async def on_get(self, request: Request, response: Response) -> None:
-        listed = await sessions.list(f"user:{await find_user(request)}")
+        listed = await sessions.list(await find_user(request))
         here = (await get_session(request)).id
         response.media = [{"device": each.note, "here": each.handle == here} for each in listed]
 
 
 class LogoutEverywhere:
     async def on_post(self, request: Request, response: Response) -> None:
-        response.media = {"ended": await sessions.end_all(f"user:{await find_user(request)}")}
-        await (await get_session(request)).clear()  # removes the cookie as well
+        response.media = {"ended": await sessions.end_all(await find_user(request))}
+        await (await get_session(request)).logout()  # removes the cookie as well
 
 
 class Logout:
     async def on_post(self, request: Request, response: Response) -> None:
-        await (await get_session(request)).clear()
+        await (await get_session(request)).logout()
         response.media = {"status": "logged out"}
 
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request
 
-from gaman.session import session
-from gaman.session.asgi import Session, SessionMiddleware, get_session
+from gaman.session.asgi import Session, SessionMiddleware, get_session, session
 
 sessions = session(secret=os.environ.get("GAMAN_KEY") or secrets.token_urlsafe(32), driver={"type": "memory"})
 
@@ -20,7 +19,7 @@ CurrentSession = Annotated[Session, Depends(get_session)]
 
 
 async def find_user(current: CurrentSession) -> str:
-    user = await current.get("user", type=str)
+    user = await current.owner()
     if user is None:
         raise HTTPException(401, "log in first")
     return user
@@ -32,9 +31,7 @@ CurrentUser = Annotated[str, Depends(find_user)]
 @app.post("/login")
 async def login(request: Request, current: CurrentSession, name: str = "angga") -> dict[str, str]:
     # Simulate login: a real one checks a password first.
-    await current.regenerate()  # a new id at login, so that an id known before opens nothing
-    await current.set("user", name)
-    await current.set_owner(f"user:{name}", note=request.headers.get("user-agent"))
+    await current.login(name, note=request.headers.get("user-agent"))
     return {"status": "logged in"}
 
 
@@ -52,20 +49,20 @@ async def add_to_cart(item: str, current: CurrentSession) -> list[str]:
 
 @app.get("/devices")
 async def devices(user: CurrentUser, current: CurrentSession) -> list[dict[str, Any]]:
-    listed = await sessions.list(f"user:{user}")
+    listed = await sessions.list(user)
     return [{"device": each.note, "here": each.handle == current.id} for each in listed]
 
 
 @app.post("/logout-everywhere")
 async def log_out_everywhere(user: CurrentUser, current: CurrentSession) -> dict[str, int]:
-    ended = await sessions.end_all(f"user:{user}")
-    await current.clear()  # removes the cookie as well
+    ended = await sessions.end_all(user)
+    await current.logout()  # removes the cookie as well
     return {"ended": ended}
 
 
 @app.post("/logout")
 async def logout(current: CurrentSession) -> dict[str, str]:
-    await current.clear()
+    await current.logout()
     return {"status": "logged out"}
 
 

@@ -10,8 +10,7 @@ from litestar.di import Provide
 from litestar.exceptions import NotAuthorizedException
 from litestar.middleware import DefineMiddleware
 
-from gaman.session import session
-from gaman.session.asgi import Session, SessionMiddleware, get_session
+from gaman.session.asgi import Session, SessionMiddleware, get_session, session
 
 sessions = session(secret=os.environ.get("GAMAN_KEY") or secrets.token_urlsafe(32), driver={"type": "memory"})
 
@@ -21,7 +20,7 @@ async def find_session(request: Request[Any, Any, Any]) -> Session:
 
 
 async def find_user(current: Session) -> str:
-    user = await current.get("user", type=str)
+    user = await current.owner()
     if user is None:
         raise NotAuthorizedException("log in first")
     return user
@@ -30,9 +29,7 @@ async def find_user(current: Session) -> str:
 @post("/login")
 async def login(request: Request[Any, Any, Any], current: Session, name: str = "angga") -> dict[str, str]:
     # Simulate login: a real one checks a password first.
-    await current.regenerate()  # a new id at login, so that an id known before opens nothing
-    await current.set("user", name)
-    await current.set_owner(f"user:{name}", note=request.headers.get("user-agent"))
+    await current.login(name, note=request.headers.get("user-agent"))
     return {"status": "logged in"}
 
 
@@ -49,20 +46,20 @@ async def add_to_cart(item: str, current: Session) -> list[str]:
 
 @get("/devices")
 async def devices(user: str, current: Session) -> list[dict[str, Any]]:
-    listed = await sessions.list(f"user:{user}")
+    listed = await sessions.list(user)
     return [{"device": each.note, "here": each.handle == current.id} for each in listed]
 
 
 @post("/logout-everywhere")
 async def log_out_everywhere(user: str, current: Session) -> dict[str, int]:
-    ended = await sessions.end_all(f"user:{user}")
-    await current.clear()  # removes the cookie as well
+    ended = await sessions.end_all(user)
+    await current.logout()  # removes the cookie as well
     return {"ended": ended}
 
 
 @post("/logout")
 async def logout(current: Session) -> dict[str, str]:
-    await current.clear()
+    await current.logout()
     return {"status": "logged out"}
 
 

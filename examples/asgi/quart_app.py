@@ -7,8 +7,7 @@ from typing import Any
 import uvicorn
 from quart import Quart, abort, request
 
-from gaman.session import session
-from gaman.session.asgi import SessionMiddleware, get_session
+from gaman.session.asgi import SessionMiddleware, get_session, session
 
 sessions = session(secret=os.environ.get("GAMAN_KEY") or secrets.token_urlsafe(32), driver={"type": "memory"})
 
@@ -18,7 +17,7 @@ app.asgi_app = SessionMiddleware(app.asgi_app, sessions=sessions)  # type: ignor
 
 
 async def find_user() -> str:
-    user = await (await get_session(request)).get("user", type=str)
+    user = await (await get_session(request)).owner()
     if user is None:
         abort(401)
     return user
@@ -29,9 +28,7 @@ async def login() -> dict[str, str]:
     # Simulate login: a real one checks a password first.
     name = request.args.get("name", "angga")
     current = await get_session(request)
-    await current.regenerate()  # a new id at login, so that an id known before opens nothing
-    await current.set("user", name)
-    await current.set_owner(f"user:{name}", note=request.headers.get("user-agent"))
+    await current.login(name, note=request.headers.get("user-agent"))
     return {"status": "logged in"}
 
 
@@ -49,21 +46,21 @@ async def add_to_cart(item: str) -> list[str]:
 
 @app.get("/devices")
 async def devices() -> list[dict[str, Any]]:
-    listed = await sessions.list(f"user:{await find_user()}")
+    listed = await sessions.list(await find_user())
     here = (await get_session(request)).id
     return [{"device": each.note, "here": each.handle == here} for each in listed]
 
 
 @app.post("/logout-everywhere")
 async def log_out_everywhere() -> dict[str, int]:
-    ended = await sessions.end_all(f"user:{await find_user()}")
-    await (await get_session(request)).clear()  # removes the cookie as well
+    ended = await sessions.end_all(await find_user())
+    await (await get_session(request)).logout()  # removes the cookie as well
     return {"ended": ended}
 
 
 @app.post("/logout")
 async def logout() -> dict[str, str]:
-    await (await get_session(request)).clear()
+    await (await get_session(request)).logout()
     return {"status": "logged out"}
 
 

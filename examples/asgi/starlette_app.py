@@ -11,14 +11,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from gaman.session import session
-from gaman.session.asgi import SessionMiddleware, get_session
+from gaman.session.asgi import SessionMiddleware, get_session, session
 
 sessions = session(secret=os.environ.get("GAMAN_KEY") or secrets.token_urlsafe(32), driver={"type": "memory"})
 
 
 async def find_user(request: Request) -> str:
-    user = await (await get_session(request)).get("user", type=str)
+    user = await (await get_session(request)).owner()
     if user is None:
         raise HTTPException(401, "log in first")
     return user
@@ -28,9 +27,7 @@ async def login(request: Request) -> JSONResponse:
     # Simulate login: a real one checks a password first.
     name = request.query_params.get("name", "angga")
     current = await get_session(request)
-    await current.regenerate()  # a new id at login, so that an id known before opens nothing
-    await current.set("user", name)
-    await current.set_owner(f"user:{name}", note=request.headers.get("user-agent"))
+    await current.login(name, note=request.headers.get("user-agent"))
     return JSONResponse({"status": "logged in"})
 
 
@@ -46,19 +43,19 @@ async def add_to_cart(request: Request) -> JSONResponse:
 
 
 async def devices(request: Request) -> JSONResponse:
-    listed = await sessions.list(f"user:{await find_user(request)}")
+    listed = await sessions.list(await find_user(request))
     here = (await get_session(request)).id
     return JSONResponse([{"device": each.note, "here": each.handle == here} for each in listed])
 
 
 async def log_out_everywhere(request: Request) -> JSONResponse:
-    ended = await sessions.end_all(f"user:{await find_user(request)}")
-    await (await get_session(request)).clear()  # removes the cookie as well
+    ended = await sessions.end_all(await find_user(request))
+    await (await get_session(request)).logout()  # removes the cookie as well
     return JSONResponse({"ended": ended})
 
 
 async def logout(request: Request) -> JSONResponse:
-    await (await get_session(request)).clear()
+    await (await get_session(request)).logout()
     return JSONResponse({"status": "logged out"})
 
 

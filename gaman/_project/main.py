@@ -25,14 +25,14 @@ async def home(ctx: Context) -> Response:
 
 async def require_login(ctx: Context) -> Response | None:
     """Send visitors to the login, and back from there."""
-    if await ctx.session.has("user"):
+    if await ctx.session.owner() is not None:
         return None
     return Response.redirect(f"/login?next={quote(ctx.path)}", status=303)
 
 
 async def account(ctx: Context) -> Response:
     """Show a page that only a user sees."""
-    user = await ctx.session.get("user", "", type=str)
+    user = await ctx.session.owner() or ""
     logout_form = '<form method="post" action="/logout"><button>Log out</button></form>'
     return await page(ctx, "Your account", f"<p>You are {escape(user)}.</p>{logout_form}")
 
@@ -78,15 +78,14 @@ def redirect(ctx: Context) -> Response:
 
 async def enter(ctx: Context, name: str) -> None:
     """Begin the session of a user."""
-    # A new id, so that a session from before the login doesn't become the user's.
-    await ctx.session.regenerate(max_age=REMEMBERED if await ctx.input("remember") else 0)
-    await ctx.session.set("user", name)
+    # With 0, the cookie ends with the browser.
+    await ctx.session.login(name, max_age=REMEMBERED if await ctx.input("remember") else 0)
     await ctx.session.set("notice", f"Hello {name}!")
 
 
 async def logout(ctx: Context) -> Response:
     """End the session."""
-    await ctx.session.clear()
+    await ctx.session.logout()
     return Response.redirect("/", status=303)
 
 

@@ -110,7 +110,7 @@ class TestClient(httpx.AsyncClient):
         """Open the session of this client, as a handler of *url* would see it; the block's changes are written at its end.
 
             async with client.session() as session:
-                await session.set("user", 1)
+                await session.login("user:1")
             assert (await client.get("/profile")).status_code == 200
 
         It runs no route and no hook, and the client keeps the cookie. An exception drops the changes. *url* matters only if the
@@ -172,7 +172,7 @@ class SyncTestClient(httpx.Client):
         """Open the session of this client, as TestClient.session() does, with calls that need no `await`.
 
             with client.session() as session:
-                session.set("user", 1)
+                session.login("user:1")
             assert client.get("/profile").status_code == 200
 
         ConfigError: the application has no session integration.

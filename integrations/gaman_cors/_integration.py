@@ -96,7 +96,14 @@ def cors(
             fields.setdefault("access-control-expose-headers", exposed)
 
     # The outermost integration, so that every response has the fields, and a preflight meets no guard.
-    return Integration(name="cors", priority="very-high", on_load=on_load, on_request=on_request, on_response=on_response)
+    return Integration(
+        name="cors",
+        priority="very-high",
+        on_load=on_load,
+        on_request=on_request,
+        on_response=on_response,
+        trusts_origin=allowed.allows if credentials else None,
+    )
 
 
 def _is_preflight(ctx: Context) -> bool:

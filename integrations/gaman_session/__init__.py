@@ -1,8 +1,20 @@
 """Sessions for gaman: session() returns the integration, which gives handlers their ctx.session."""
 
+from gaman_session._audit import SessionEvent
 from gaman_session._check_csrf import check_csrf
 from gaman_session._counters import Counters
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, ClockDriver, Driver, Outcome, OwnerDriver, Ownership, Record
+from gaman_session._driver import (
+    LARGE,
+    MAX_SKEW,
+    TOMBSTONE,
+    ClockDriver,
+    Driver,
+    EveryoneDriver,
+    Outcome,
+    OwnerDriver,
+    Ownership,
+    Record,
+)
 from gaman_session._errors import (
     SessionClosed,
     SessionConflict,
@@ -15,6 +27,7 @@ from gaman_session._errors import (
     SessionUnsupported,
     SessionUseError,
 )
+from gaman_session._guard import allow_cross_site
 from gaman_session._integration import SessionIntegration, session
 from gaman_session._owners import OwnedSession
 from gaman_session._require_fresh import require_fresh
@@ -29,6 +42,7 @@ __all__ = [
     "ClockDriver",
     "Counters",
     "Driver",
+    "EveryoneDriver",
     "KeyValueDriver",
     "Outcome",
     "OwnedSession",
@@ -40,6 +54,7 @@ __all__ = [
     "SessionClosed",
     "SessionConflict",
     "SessionError",
+    "SessionEvent",
     "SessionIntegration",
     "SessionLoginRequired",
     "SessionSerializationError",
@@ -48,6 +63,7 @@ __all__ = [
     "SessionTypeError",
     "SessionUnsupported",
     "SessionUseError",
+    "allow_cross_site",
     "check_csrf",
     "require_fresh",
     "session",

@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, ParamSpec, TypeAlias, TypeVar
 
 from gaman_session._errors import SessionUseError
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 P = ParamSpec("P")
+
+Place: TypeAlias = tuple[str, CodeType, int]
+"""A call's name, and where it was made: the code, and the offset of the instruction in bytes."""
 
 MYPY: Final = False
 """True for mypy, and False for everything else."""
@@ -25,26 +28,56 @@ _is_finalizing = sys.is_finalizing
 _INTERNAL: Final = ("_", "cr_", "gi_", "ag_")
 
 
-class Reporter(Protocol):
-    """What calls are made on: it logs those that were never awaited, and knows their names in the user's framework."""
+class MakesCalls:
+    """Makes calls, and has the places of those that are due: nothing has begun to await them."""
 
-    def _report_unawaited(self, line: str) -> None: ...
-    def _spelled(self, text: str) -> str: ...
+    # A place can't be part of a reference cycle: a call refers to this object, and the frame that made it may refer to the call.
+    __slots__ = ("_due", "_more_due", "_name")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        """The name in the user's code, such as `ctx.session`."""
+        self._due: Place | tuple[()] | None = None
+        """The place of the Ready call; empty once it needs no `await` any more."""
+        self._more_due: dict[object, Place] | None = None
+        """The places of the other due calls, by their id(), and of the dropped ones, by themselves."""
+
+    def _report(self, place: Place) -> None:
+        """Report the call that was made in this *place* and dropped without `await`."""
+        raise NotImplementedError
+
+    def _remember(self, key: object, place: Place) -> None:
+        if self._more_due is None:
+            self._more_due = {}
+        self._more_due[key] = place
+
+    def _forget_due(self) -> None:
+        """Forget the due calls, but not those that were dropped."""
+        self._due = self._due and ()
+        self._more_due = {key: place for key, place in (self._more_due or {}).items() if key is place}
+
+    def _take_lines(self) -> list[str]:
+        """Forget all calls, and return a line about each place. A loop may have made many calls in one place."""
+        lines = [self._line(place) for place in (self._due, *(self._more_due or {}).values()) if place]
+        self._due, self._more_due = self._due and (), None
+        return [*dict.fromkeys(lines)]
+
+    def _line(self, place: Place) -> str:
+        name, code, instruction = place
+        return f"{self._name}.{name}(...) was never awaited: write `await` before it ({_line_of(code, instruction)})"
 
 
 class SessionCall(Coroutine[Any, Any, T_co]):
     """One call of the session. `await` returns its result, every time; any other use raises SessionUseError, a TypeError.
 
-    A call that needs the store reads when it is awaited; the others read at once. A call that is never awaited is logged.
+    A call that needs the store reads when it is awaited; the others read at once. A call that is never awaited is reported.
     """
 
-    __slots__ = ("_code", "_instruction", "_name", "_reporter", "_running", "_value", "_work")
+    __slots__ = ("_maker", "_name", "_running", "_value", "_work")
 
-    _code: CodeType
-    """Where the call is made. A frame would refer to this object, and so keep it alive."""
-    _instruction: int
+    _maker: Any
+    """What the call is made on."""
     _name: str
-    _reporter: Any
     _running: Generator[Any, Any, T_co]
     """What send() and throw() run."""
     _value: T_co
@@ -52,7 +85,6 @@ class SessionCall(Coroutine[Any, Any, T_co]):
     """How to get the value: a generator or, in a Reading, the arguments of Session._read()."""
 
     def __await__(self) -> Generator[Any, Any, T_co]:
-        self.__class__ = SessionCall  # pyright: ignore[reportAttributeAccessIssue]
         if self._value is _PENDING:
             work: Generator[Any, Any, T_co] | None = self._work
             self._work = None
@@ -97,12 +129,14 @@ class SessionCall(Coroutine[Any, Any, T_co]):
 
     def _spelled(self) -> str:
         """Return the call's name, as the user's framework has it."""
-        name: str = self._reporter._spelled(self._name)
-        return name
+        return f"{self._maker._name}.{self._name}"
+
+    def _begin(self) -> Place | None:
+        """Note that the call is awaited or dropped. If it was due, return its place."""
 
     def _drop(self) -> None:
-        """Drop the work, and don't log the call."""
-        self.__class__ = SessionCall  # pyright: ignore[reportAttributeAccessIssue]
+        """Drop the work, and don't report the call."""
+        self._begin()
         if self._value is _PENDING:
             self._work = None
 
@@ -117,7 +151,7 @@ class SessionCall(Coroutine[Any, Any, T_co]):
 
     if not TYPE_CHECKING:
         __contains__ = __iter__ = __len__ = __getitem__ = __setitem__ = __delitem__ = __format__ = __str__ = _refuse
-        __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+        __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __add__ = __radd__ = __int__ = __float__ = __bytes__ = _refuse
 
         def __bool__(self) -> bool:
             # The repr() of a task tests whether it has a coroutine.
@@ -128,10 +162,32 @@ class SessionCall(Coroutine[Any, Any, T_co]):
             return object.__hash__(self) if _is_asyncio(_frame(1)) else self._refuse()
 
 
+class Reading(SessionCall[T_co]):
+    """A call that reads a session that may have to be loaded; it reads each time it is awaited."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, Any, T_co]:
+        reading: Generator[Any, Any, T_co] = self._maker._read(*self._work).__await__()
+        return reading
+
+
 class Due(SessionCall[T_co]):
     """A call that has yet to be awaited. `await` changes its class, because __getattr__ and __del__ make objects slow."""
 
     __slots__ = ()
+
+    _class: ClassVar[type[SessionCall[Any]]] = SessionCall
+    """The class of the call once it is awaited."""
+
+    def __await__(self) -> Generator[Any, Any, T_co]:
+        self._begin()
+        return self.__await__()
+
+    def _begin(self) -> Place | None:
+        self.__class__ = self._class  # type: ignore[assignment] # pyright: ignore[reportAttributeAccessIssue]
+        places: dict[object, Place] = self._maker._more_due or {}
+        return places.pop(id(self), None)
 
     if not TYPE_CHECKING:
 
@@ -139,30 +195,34 @@ class Due(SessionCall[T_co]):
             return _find(self, name)
 
         def __del__(self) -> None:
-            self._drop()
-            if not _is_finalizing():
-                place = _place(self._code, self._instruction)
-                self._reporter._report_unawaited(f"{self._spelled()}(...) was never awaited: write `await` before it ({place})")
+            if not _is_finalizing() and (place := self._begin()):
+                self._maker._report(place)
 
 
-class Reading(SessionCall[T_co]):
-    """A call that reads a session that may have to be loaded; it reads each time it is awaited."""
+class DueReading(Due[T_co], Reading[T_co]):
+    """A call that reads, and has yet to be awaited."""
+
+    __slots__ = ()
+
+    _class = Reading
+
+
+class Ready(Due[T_co]):
+    """A due call that has its value, one at a time. Most reads are one. Having its place in a dict would cost a request 3 %."""
 
     __slots__ = ()
 
     def __await__(self) -> Generator[Any, Any, T_co]:
-        self.__class__ = Reading  # pyright: ignore[reportAttributeAccessIssue]
-        reading: Generator[Any, Any, T_co] = self._reporter._read(*self._work).__await__()
-        return reading
+        self.__class__ = SessionCall  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+        self._maker._due = None
+        return self._value
+        yield  # makes this a generator
 
-    def _drop(self) -> None:
-        self.__class__ = Reading  # pyright: ignore[reportAttributeAccessIssue]
-
-
-class DueReading(Reading[T_co], Due[T_co]):
-    """A call that reads, and has yet to be awaited."""
-
-    __slots__ = ()
+    def _begin(self) -> Place | None:
+        self.__class__ = SessionCall  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+        place: Place | None = self._maker._due
+        self._maker._due = None
+        return place
 
 
 class Done(SessionCall[None]):
@@ -221,23 +281,11 @@ def run(function: Callable[P, Coroutine[Any, Any, T]], *arguments: P.args, **nam
     return (yield from function(*arguments, **named).__await__())
 
 
-def later(reporter: Reporter, name: str, work: Generator[Any, Any, T]) -> SessionCall[T]:
-    """Return the call *name*, made by the caller's caller. Its result is the result of *work*."""
-    frame = _frame(2)
+def later(maker: MakesCalls, name: str, work: Generator[Any, Any, T]) -> SessionCall[T]:
+    """Return the call *name* of *maker*, made by the caller's caller. Its result is the result of *work*."""
     call: Due[T] = Due()
-    call._code, call._instruction = frame.f_code, frame.f_lasti
-    call._name, call._reporter = name, reporter
     call._value, call._work = _PENDING, work
-    return call
-
-
-def ready(session: Any, name: str, value: T) -> SessionCall[T]:
-    """Return the call *name*, made by the caller's caller, with the result *value*."""
-    frame = _frame(2)
-    call: Due[T] = Due()
-    call._code, call._instruction = frame.f_code, frame.f_lasti
-    call._name, call._reporter = name, session
-    call._value = value
+    _make(call, maker, name, _frame(2))
     return call
 
 
@@ -245,20 +293,39 @@ def reading(
     session: Any, name: str, read: Callable[..., T], key: str | None, default: Any = None, type: Any = None
 ) -> SessionCall[T]:
     """Return the call *name*, made by the caller's caller. Its result is what *read* returns once the session is loaded."""
-    frame = _frame(2)
     call: DueReading[T] = DueReading()
-    call._code, call._instruction = frame.f_code, frame.f_lasti
-    call._name, call._reporter = name, session
-    call._work = read, key, default, type
+    call._value, call._work = default, (read, key, default, type)
+    _make(call, session, name, _frame(2))
     return call
+
+
+def ready(maker: MakesCalls, name: str, value: T, frame: FrameType) -> SessionCall[T]:
+    """Return the call *name* of *maker*, made in *frame*, with the result *value*."""
+    call: Due[T]
+    # Threads may share a session. CPython doesn't switch between this test and the assignment, because neither calls a function.
+    if maker._due is None:
+        maker._due = name, frame.f_code, frame.f_lasti
+        call = Ready()
+        call._maker, call._name = maker, name
+    else:
+        call = Due()
+        _make(call, maker, name, frame)
+    call._value = value
+    return call
+
+
+def _make(call: Due[Any], maker: MakesCalls, name: str, frame: FrameType) -> None:
+    """Make *call* a due call of *maker*, made in *frame*."""
+    call._maker, call._name = maker, name
+    maker._remember(id(call), (name, frame.f_code, frame.f_lasti))
 
 
 def _is_asyncio(frame: FrameType) -> bool:
     return frame.f_globals.get("__package__") == "asyncio"
 
 
-def _place(code: CodeType, instruction: int) -> str:
-    """Return the place in the source of *instruction*, an offset in bytes."""
+def _line_of(code: CodeType, instruction: int) -> str:
+    """Return the line in the source of *instruction*, an offset in bytes."""
     line = next((line for start, end, line in code.co_lines() if start <= instruction < end), None)
     path = code.co_filename
     # The working directory may have been removed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from gaman import Context, HTTPError
+from gaman_session._cross_site import SAFE_METHODS
 
 _FORMS: Final = ("application/x-www-form-urlencoded", "multipart/form-data")
 
@@ -15,8 +16,10 @@ async def check_csrf(ctx: Context) -> None:
         "/transfer": {"POST": [check_csrf, transfer]}
 
     A request that another site's page sends can't have one (OWASP's synchronizer token). It is an addition to what session()
-    refuses by itself, and needed only for browsers from before 2020.
+    refuses by itself, and needed only for browsers from before 2020. GET, HEAD and OPTIONS pass.
     """
+    if ctx.method in SAFE_METHODS:
+        return
     token = ctx.header("x-csrf-token")
     if token is None and (ctx.header("content-type") or "").lower().startswith(_FORMS):
         token = await ctx.input("csrf_token")

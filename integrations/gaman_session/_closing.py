@@ -45,15 +45,6 @@ class Exchange(Protocol):
         """Send *line* as the value of a Set-Cookie field, whatever becomes of the response."""
 
 
-class Head(Protocol):
-    """The beginning of a response."""
-
-    @property
-    def status(self) -> int: ...
-    @property
-    def raw_headers(self) -> RawHeaders: ...
-
-
 class Closing:
     """Closes the sessions of an application's requests."""
 
@@ -65,9 +56,14 @@ class Closing:
         self._warns_of_http = options.cookie.secure
         self._warns_of_caches = True
 
-    def close(self, exchange: Exchange, session: Session, head: Head) -> RawHeaders | Awaitable[RawHeaders]:
-        """Write the session, and return the header fields of the response. SessionUseError names calls that were never awaited."""
-        headers = head.raw_headers
+    def close(self, exchange: Exchange, session: Session, status: int, headers: RawHeaders) -> RawHeaders | Awaitable[RawHeaders]:
+        """Write the session, and return *headers* with those that the response needs because of it.
+
+        SessionUseError names calls that were never awaited.
+        """
+        if status >= 500:
+            # The framework may have made this response of an error, which ended the handler before an `await`.
+            session._fail(keeps_changes=False)
         try:
             is_used = session._close()
         except SessionUseError:
@@ -80,8 +76,6 @@ class Closing:
         # request that reads its session, and 20 % of one that writes it to a cookie. The first test saves gaman's own 0.1 µs.
         is_plain = (len(headers) == 1 and headers[0][0] == b"content-type") or _CONTENT.issuperset(dict(headers))
         headers = [*headers, *_PRIVATE] if is_plain else _keep_private(headers)
-        if head.status >= 500:
-            session._discard()
         if self._has_store:
             return self._flush(exchange, session, headers, is_plain) if session._needs_store() else headers
         return self._add_cookie(exchange, session, headers, is_plain)
@@ -89,7 +83,7 @@ class Closing:
     async def _flush(self, exchange: Exchange, session: Session, headers: RawHeaders, is_plain: bool) -> RawHeaders:
         try:
             await session._flush()
-        except Exception:
+        except BaseException:
             # The flush may have renamed the session before it failed. The error's response then carries the only cookie that works.
             self._add_cookie(exchange, session, [], is_plain=True)
             raise

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
-from gaman import ConfigError, HTTPError, Response, log_extra
+from gaman import ConfigError, GamanError, HTTPError, Response, log_extra
+from gaman.errors import comes_of
 from gaman_session._closing import NO_STORE, RawHeaders, fail
-from gaman_session._errors import SessionError, SessionUseError
-from gaman_session._integration import SessionIntegration
-from gaman_session._misuse import IN_SCOPE
+from gaman_session._errors import SessionClosed, SessionError
+from gaman_session._integration import IN_SCOPE, Outer, SessionIntegration
+from gaman_session._scope_session import another_session, tells_of_use, values_of
 from gaman_session._session import Session
 from gaman_session._session_dict import SessionDict
 
@@ -23,8 +24,11 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 _BEGINNINGS: Final = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _INTERNAL_ERROR: Final = 1011
+"""Closes a WebSocket after an error of the server (RFC 6455, section 7.4.1)."""
 _TRY_AGAIN_LATER: Final = 1013
-"""Codes with which a WebSocket is closed (RFC 6455, section 7.4.1, and the IANA's registry)."""
+"""Closes a WebSocket while the store is down (IANA's registry of close codes)."""
+_ERRORS: Final = (_INTERNAL_ERROR, 4500)
+"""Codes with which frameworks close a WebSocket whose handler raises an error; Litestar adds 4000 to the status."""
 
 
 class _Replaced(OSError):
@@ -36,15 +40,7 @@ class _Replaced(OSError):
 
 def is_replaced(error: BaseException) -> bool:
     """Return whether *error* is _Replaced, or an exception of the application that came of it."""
-    each: BaseException | None = error
-    # An application can make a cycle of its errors.
-    seen = set[int]()
-    while isinstance(each, Exception) and id(each) not in seen:
-        if isinstance(each, _Replaced):
-            return True
-        seen.add(id(each))
-        each = each.__cause__ or each.__context__
-    return False
+    return isinstance(error, Exception) and comes_of(error, _Replaced)
 
 
 class Connection:
@@ -53,28 +49,39 @@ class Connection:
     __slots__ = (
         "_cookies",
         "_dict",
+        "_dict_apps",
         "_dict_scope",
         "_has_begun",
         "_is_answered",
-        "_is_closed",
+        "_lender",
         "_root_path",
         "_send",
         "_session",
+        "outer",
         "scope",
         "sessions",
     )
 
-    def __init__(self, sessions: SessionIntegration, scope: Scope, send: Send) -> None:
+    def __init__(
+        self,
+        sessions: SessionIntegration,
+        scope: Scope,
+        send: Send,
+        outer: Connection | Ended | None = None,
+        lender: Outer | None = None,
+    ) -> None:
         self.scope = scope
         self.sessions = sessions
+        self.outer = outer
+        """The connection of the next SessionMiddleware around this one."""
+        self._lender = lender
+        """An App or a SessionMiddleware around this application with the same sessions, which then makes and writes the session."""
         self._send = send
         self._session: Session | None = None
         self._dict: SessionDict | None = None
         self._cookies: Sequence[tuple[bytes, bytes]] = ()
         self._has_begun = False
         """Whether the response has begun, or the WebSocket was accepted."""
-        self._is_closed = False
-        """Whether the session was written, as far as it could be."""
         self._is_answered = False
         """Whether the middleware has answered in the place of the application."""
 
@@ -95,32 +102,41 @@ class Connection:
 
     def send_cookie(self, line: bytes) -> None:
         """Send *line* as the value of a Set-Cookie field, whatever becomes of the response."""
-        self._cookies = [*self._cookies, (b"set-cookie", line)]
+        self._cookies = ((b"set-cookie", line),)
 
     async def find_session(self) -> Session:
         """Return the session, which the first call makes. The store is opened if neither the lifespan nor running() did."""
         if self._session is None:
             upkeep = self.sessions._upkeep()
+            # The test saves a coroutine for each request.
             if not upkeep.is_open:
-                await upkeep.open_for_loop()
-                if self._session is not None:
-                    # A concurrent call of this request has made it.
-                    return self._session
+                await upkeep.ensure_open()
+        return self.session
+
+    @property
+    def session(self) -> Session:
+        """The session, which the first use makes."""
+        if self._session is None:
+            if self._lender is not None:
+                self._session = self._lender.session
+                return self._session
             is_socket = self.scope["type"] == "websocket"
-            make_session: Any = self.sessions.make_session
-            session: Session = make_session(self.scope, self._has_begun and not is_socket)
+            self._session = self.sessions._make(self.scope, self._has_begun and not is_socket)
+            self._session._name = "session"
             if self._has_begun and is_socket:
-                session._end_handshake()
-            self._session = session
+                self._session._end_handshake()
         return self._session
 
-    async def load_dict(self, scope: Scope) -> None:
-        """Put the session as a dict into the *scope*, where Starlette's requests look for it."""
-        if "session" in scope:
-            _check_dict(scope)
+    async def load_dict(self, scope: Scope, app: Any) -> None:
+        """Put the session as a dict into the *scope* of *app*, where Starlette's requests look for it."""
+        if isinstance(self._lender, Connection):
+            await self._lender.load_dict(scope, app)
+            return
+        if "session" in scope and not isinstance(scope["session"], SessionDict):
+            raise another_session()
         if self._dict is None:
             self._dict = await SessionDict.load(await self.find_session())
-            self._dict_scope, self._root_path = scope, scope.get("root_path")
+            self._dict_scope, self._dict_apps, self._root_path = scope, (app, scope.get("app")), scope.get("root_path")
         scope["session"] = self._dict
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -133,47 +149,75 @@ class Connection:
                     return self._begin(message, self._session)
         elif self._is_answered:
             return self._drop(message)
+        elif self._session is not None and message["type"] == "websocket.close":
+            message = self._explain(message)
         return self._send(message)
+
+    def _explain(self, message: Message) -> Message:
+        """Return the *message* that closes a WebSocket; with the code for a store that is down, if that is the reason."""
+        failure = self._failure
+        if failure is None or failure.status != 503 or message.get("code") not in _ERRORS:
+            return message
+        self._log(failure)
+        return {**message, "code": _TRY_AGAIN_LATER}
 
     async def _begin(self, message: Message, session: Session) -> None:
         is_accepted = message["type"] == "websocket.accept"
-        head = Head(
-            101 if is_accepted else message["status"], [(name.lower(), value) for name, value in message.get("headers", ())]
-        )
+        status: int = 101 if is_accepted else message["status"]
+        fields = [(name.lower(), value) for name, value in message.get("headers", ())]
         try:
-            if head.status == 500 and self._failure is not None:
-                # The framework has made this response of an error that isn't its own.
+            if self._failure is not None and (status == 500 or session._is_closed):
+                # The framework has made a 500 of an error that isn't its own, or the flush has failed in a cancelled request.
                 raise self._failure
-            if self._dict is not None and head.status < 500:
-                # A mounted application may have another session.
-                if self._dict_scope.get("root_path") == self._root_path:
-                    _check_dict(self._dict_scope)
-                self._dict.write()
-            headers = await self._close(session, head)
-        except BaseException as error:
+            if self._dict is not None:
+                self._settle_dict(self._dict, session, status)
+            headers = await self._close(session, status, fields)
+        except Exception as error:
+            # Answered here, because some frameworks neither answer nor log the errors of their send().
             self._has_begun = False
-            if isinstance(error, HTTPError) and await self.answer(error):
-                if is_accepted:
-                    # The handler must not go on as if the WebSocket were open.
-                    raise _Replaced from error
-                return
+            await self.respond(_as_http_error(error))
+            if is_accepted:
+                # The handler must not go on as if the WebSocket were open.
+                raise _Replaced from error
+            if isinstance(error, ConfigError):
+                # A test client shows it.
+                raise
+            return
+        except BaseException:
+            # A request that is cancelled may have a response of its own yet, which carries the cookie and what wasn't written.
+            self._has_begun = False
             raise
         if is_accepted:
             # No cache keeps the response to a handshake.
-            headers = head.raw_headers
-            session._end_handshake()
+            headers = fields
+            if self._lender is None:
+                session._end_handshake()
         await self._send({**message, "headers": [*headers, *self._cookies]})
 
-    async def _close(self, session: Session, head: Head) -> RawHeaders:
-        """Write the session, unless that was tried before, and return the header fields of the response."""
-        if self._is_closed:
-            return head.raw_headers
-        self._is_closed = True
-        try:
-            closing = self.sessions._closing.close(self, session, head)
-        except SessionUseError as error:
-            # An HTTPError, because answer() logs it. Some frameworks don't log the errors of their send().
-            raise HTTPError(500) from error
+    def _settle_dict(self, values: SessionDict, session: Session, status: int) -> None:
+        """Make the changes of the dict those of the session, unless the request failed."""
+        scope = self._dict_scope
+        if not session._is_used and not tells_of_use(scope):
+            values.mark_if_filled()
+        if status < 500:
+            if scope.get("session") is not values and self._is_replaced():
+                values.replace(values_of(scope.get("session"), session, self._dict_apps[0]))
+                scope["session"] = values
+            values.write()
+
+    def _is_replaced(self) -> bool:
+        """Return whether the application has put something else in the place of the dict."""
+        scope, (_, framework) = self._dict_scope, self._dict_apps
+        if isinstance(scope.get("session"), SessionDict):
+            return False
+        # A mounted application may have another session.
+        return scope.get("root_path") == self._root_path if framework is None else scope.get("app") is framework
+
+    async def _close(self, session: Session, status: int, headers: RawHeaders) -> RawHeaders:
+        """Write the session, as far as that is left to do, and return *headers* with those that the response needs for it."""
+        if self._lender is not None:
+            return headers
+        closing = self.sessions._closing.close(self, session, status, headers)
         return closing if isinstance(closing, list) else await closing
 
     async def _drop(self, message: Message) -> None:
@@ -181,33 +225,29 @@ class Connection:
             # As to a client that has disconnected (ASGI, Disconnected Client), so that an endless response ends.
             raise _Replaced
 
-    async def answer(self, error: HTTPError) -> bool:
-        """Answer *error* in the place of the application; return False if its response has begun."""
-        if self._session is not None:
-            fail(self._session, error)
+    async def respond(self, error: HTTPError) -> bool:
+        """Respond to *error* in the place of the application; return False if its response has begun."""
+        if (session := self._session) is not None:
+            fail(session, error)
         is_socket = self.scope["type"] == "websocket"
         if self._is_answered or (self._has_begun and not is_socket):
             return False
-        if self._dict is not None and not self._is_closed and error.status < 500 and not isinstance(error, SessionError):
-            self._dict.write()
-        if error.status >= 500 and (cause := error.__cause__) is not None:
-            extra = log_extra(self.scope)
-            reason = f"{error}: {cause!r}" if isinstance(error, SessionError) else f"{type(cause).__name__}: {cause}"
-            logger.error("%s %r answered %d: %s", extra["method"], extra["path"], error.status, reason, extra=extra)
-        has_begun, self._has_begun, self._is_answered = self._has_begun, True, True
-        if has_begun or (is_socket and "websocket.http.response" not in self.scope.get("extensions", {})):
-            # Before the WebSocket is accepted, this refuses it with 403 (ASGI, WebSocket, Close).
-            try:
-                await self._send({"type": "websocket.close", "code": _TRY_AGAIN_LATER if error.status == 503 else _INTERNAL_ERROR})
-            except Exception:
-                # The application or the client has closed it before.
-                return False
-            return True
-        detail = error.detail
-        response = (Response.text if isinstance(detail, str) else Response.json)(detail, error.status, error.headers)
+        if self._has_begun or (is_socket and "websocket.http.response" not in self.scope.get("extensions", {})):
+            return await self._close_socket(error)
+        response = _response_to(error)
         headers = response.raw_headers
-        if self._session is not None:
-            headers = await self._close(self._session, Head(error.status, headers))
+        if session is not None:
+            try:
+                if self._dict is not None and not session._is_closed and error.status < 500 and not isinstance(error, SessionError):
+                    self._settle_dict(self._dict, session, error.status)
+                headers = await self._close(session, error.status, headers)
+            except Exception as failure:
+                if error.status >= 500:
+                    raise
+                # An error below 500 keeps the changes, which couldn't be written.
+                return await self.respond(_as_http_error(failure))
+        self._log(error)
+        self._has_begun = self._is_answered = True
         if self._cookies and all(name != b"cache-control" for name, _ in headers):
             headers = [*headers, NO_STORE]
         body = cast("bytes", response.body)
@@ -217,54 +257,112 @@ class Connection:
         await self._send({"type": f"{prefix}.response.body", "body": b"" if self.scope.get("method") == "HEAD" else body})
         return True
 
+    async def _close_socket(self, error: HTTPError) -> bool:
+        """Close the WebSocket because of *error*; return False if it is closed. Before accept(), this refuses it with 403."""
+        self._log(error)
+        self._has_begun = self._is_answered = True
+        try:
+            await self._send({"type": "websocket.close", "code": _TRY_AGAIN_LATER if error.status == 503 else _INTERNAL_ERROR})
+        except Exception:
+            # The application or the client has closed it before.
+            return False
+        return True
+
+    def _log(self, error: HTTPError) -> None:
+        """Log why the response to *error* is 500 or more."""
+        cause = error.__cause__
+        if error.status < 500 or cause is None:
+            return
+        extra = log_extra(self.scope)
+        reason = f"{error}: {cause!r}" if isinstance(error, SessionError) else f"{type(cause).__name__}: {cause}"
+        # A message of gaman's explains itself.
+        trace = None if isinstance(error, SessionError) or isinstance(cause, GamanError) else cause
+        logger.error("%s %r answered %d: %s", extra["method"], extra["path"], error.status, reason, extra=extra, exc_info=trace)
+
     async def fail(self, error: BaseException) -> None:
         """Drop the changes of a request that failed, and see that the browser gets the cookie of what was saved before."""
         if (session := self._session) is None:
             return
         # A handler that waits for messages ends by an error, when the client has gone.
-        self.end()
+        session._forget_due()
+        self.log_unsaved()
         fail(session, error)
         if isinstance(error, Exception) and not self._has_begun and self.scope["type"] == "http":
-            await self._close(session, Head(500, []))
+            await self._close(session, 500, [])
             if self._cookies:
                 # Starlette answers errors outside of its middleware, where this cookie would be lost.
-                await self.answer(HTTPError(500))
+                await self.respond(HTTPError(500))
 
-    def release(self, outer: Connection | None) -> None:
-        """Remove what refers to the scope from it, and put the *outer* middleware's connection back."""
+    def release(self) -> None:
+        """Remove from the scope what refers to it, and put the outer middleware's connection back."""
         if self._dict is not None:
             self._dict_scope.pop("session", None)
+            if self._session is not None:
+                self._session._dict = None
             # It may be a copy of the scope, which refers to this connection.
             del self._dict_scope
-        if outer is not None:
-            self.scope[IN_SCOPE] = outer
-            if outer._dict is not None:
-                self.scope["session"] = outer._dict
+        if self.outer is not None:
+            self.outer.put_into(self.scope)
 
-    def end(self) -> None:
-        """Log changes that were made through a WebSocket and not saved."""
-        if self._session is None or self.scope["type"] != "websocket" or self._failure is not None:
+    def put_into(self, scope: Scope) -> None:
+        """Put this connection, and its dict if it has one, into a *scope* from which an inner one was removed."""
+        scope[IN_SCOPE] = self
+        if self._dict is not None:
+            scope["session"] = self._dict
+
+    def log_unsaved(self) -> None:
+        """Log the changes that nothing has written, and the calls of a WebSocket that were never awaited.
+
+        Nothing writes changes of the dict after the response has begun, and those of a WebSocket without save().
+        """
+        if (session := self._session) is None or self._failure is not None or self._lender is not None:
             return
-        fix = "write `await session.save()` after them"
-        if self._dict is not None and self._dict.modified:
-            fix = "`websocket.session` is written by accept() only, so change it before, or take `await get_session(websocket)`"
-        elif not self._session._has_changes():
+        is_socket, values = self.scope["type"] == "websocket", self._dict
+        if is_socket:
+            session._log_unawaited()
+        if values is not None and (
+            (values.modified if is_socket else values.has_lost())
+            or (values.is_written and self._dict_scope.get("session") is not values and self._is_replaced())
+        ):
+            fix = "change `request.session` before the response begins"
+            if is_socket:
+                fix = "`websocket.session` is written by accept() only, so change it before, or take `await get_session(websocket)`"
+        elif is_socket and session._has_changes():
+            fix = "write `await session.save()` after them"
+        else:
             return
         extra = log_extra(self.scope)
         logger.error("%r lost changes of its session; %s", extra["path"], fix, extra=extra)
 
 
-def _check_dict(scope: Scope) -> None:
-    """Raise ConfigError if handlers have the session of another middleware."""
-    if not isinstance(scope.get("session"), SessionDict):
-        raise ConfigError(
-            "request.session is the session of another middleware: remove Starlette's SessionMiddleware, which "
-            "SessionMiddleware(as_dict=True) of gaman.session.asgi replaces"
+class Ended:
+    """Takes the place of a connection in the scope of a request that has ended."""
+
+    sessions = outer = _dict = None
+
+    async def find_session(self) -> Session:
+        """Raise SessionClosed."""
+        raise SessionClosed(
+            "get_session() was called after its request has ended: call it in the handler, and give what the task needs to the task"
         )
 
+    def put_into(self, scope: Scope) -> None:
+        """Put this into a *scope* from which a connection was removed."""
+        scope[IN_SCOPE] = self
 
-class Head(NamedTuple):
-    """The beginning of a response."""
 
-    status: int
-    raw_headers: RawHeaders
+ENDED: Final = Ended()
+
+
+def _as_http_error(error: Exception) -> HTTPError:
+    """Return *error*, or a 500 that came of it."""
+    if isinstance(error, HTTPError):
+        return error
+    failure = HTTPError(500)
+    failure.__cause__ = error
+    return failure
+
+
+def _response_to(error: HTTPError) -> Response:
+    make = Response.text if isinstance(error.detail, str) else Response.json
+    return make(error.detail, error.status, error.headers)

@@ -19,6 +19,7 @@ from gaman import find_cookie
 from gaman_session import _sealing
 from gaman_session._counters import Rejection
 from gaman_session._errors import SessionTooLarge, SessionUnsupported, too_late_to_read
+from gaman_session._login import LOGIN, Login, kind_of_renewal, login_in
 from gaman_session._misuse import changed
 from gaman_session._session import Session
 from gaman_session._session_base import REMOVED, CookieValue
@@ -80,7 +81,9 @@ class CookieSession(Session):
         self._scope = scope
         self._is_closed = is_closed
         self._is_used = self._is_loaded = self._is_rejected = False
-        self._unawaited = ()
+        self._name = "ctx.session"
+        self._due = self._more_due = None
+        self._dict = None
 
     @property
     def id(self) -> str | None:
@@ -100,7 +103,7 @@ class CookieSession(Session):
     def _reject(self, reason: Rejection) -> None:
         if not self._is_rejected:
             self._is_rejected = True
-            self._sessions.counters.reject(reason)
+            self._sessions.reject(reason, self._scope)
 
     # Reading
 
@@ -151,7 +154,7 @@ class CookieSession(Session):
         return self._fields.get(key)
 
     def _keys(self) -> Iterable[str]:
-        return self._fields
+        return [key for key in self._fields if key != LOGIN]
 
     def _times(self) -> tuple[float, float] | None:
         if not self._is_loaded or not self._fields:
@@ -170,6 +173,8 @@ class CookieSession(Session):
         self._max_size = size
         self._fields[key] = data
         self._is_changed = True
+        if self._dict is not None:
+            self._dict.show(key, data)
 
     def _own_fields(self) -> None:
         """Copy the received values before the first change, because other requests with the same cookie have them as well."""
@@ -198,11 +203,15 @@ class CookieSession(Session):
             self._own_fields()
             del self._fields[key]
             self._is_changed = True
+        if self._dict is not None:
+            self._dict.show(key, None)
 
     def _clear(self) -> None:
         self._is_ready()
         self._contents, self._fields, self._max_size = None, {}, _MAX_FRAME
         self._is_changed = self._is_new = True
+        if self._dict is not None:
+            self._dict.show_end()
 
     def _restart(self) -> None:
         self._is_ready()
@@ -246,6 +255,7 @@ class CookieSession(Session):
             if self._received is None:
                 return None
             sessions.counters.ended += 1
+            self._note_end(self._received)
             return REMOVED
         if not self._is_changed and sessions.idle_timeout is None:
             return None
@@ -258,8 +268,32 @@ class CookieSession(Session):
             sessions.counters.created += 1
         else:
             sessions.counters.written += 1
+        if sessions.audit.is_on:
+            self._note_events(contents)
         token = sessions.keyring.seal_token(self._encode_contents(contents, self._fields, now))
         return token, None if contents.is_transient else math.ceil(contents.expires - now)
+
+    def _note_events(self, contents: Contents) -> None:
+        """Note what the request has done to the session, which now has these *contents*."""
+        note, received, login = self._sessions.audit.note, self._received, self._login()
+        id, owner = _sealing.id_of(contents.raw_id), self._hash_of(login)
+        former = None if received is None else _sealing.id_of(received.raw_id)
+        if self._is_new:
+            if received is not None:
+                self._note_end(received)
+            note("began", self._scope, handle=id, owner=owner)
+        if former != id:
+            before = None if received is None else login_in(received.fields.get(LOGIN), self._sessions.codec)
+            kind = kind_of_renewal(before, login)
+            if kind != "renewed" or not self._is_new:
+                note(kind, self._scope, handle=id, former=former, owner=owner)
+
+    def _note_end(self, received: Contents) -> None:
+        owner = self._hash_of(login_in(received.fields.get(LOGIN), self._sessions.codec))
+        self._sessions.audit.note("ended", self._scope, handle=_sealing.id_of(received.raw_id), owner=owner, reason="logout")
+
+    def _hash_of(self, login: Login | None) -> str | None:
+        return self._sessions.owners.hash_of(login.owner) if login is not None and login.owner else None
 
     def _begun(self) -> Contents:
         """Return the session's id and times. A new session begins now."""

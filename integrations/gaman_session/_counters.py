@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-Rejection: TypeAlias = Literal["forged", "expired", "unreadable"]
+Rejection: TypeAlias = Literal["forged", "expired", "unreadable", "cross_site"]
 
 
 class Counters(Struct):
@@ -28,11 +28,13 @@ class Counters(Struct):
     """Requests with a valid cookie whose session has expired, was ended elsewhere, or was lost with the store's data."""
     unreadable: int = 0
     """Requests with a damaged value, or a cookie that another version of this package sealed."""
+    cross_site: int = 0
+    """Requests that were answered 403, because a page of another origin sent them."""
     store_errors: int = 0
     """Calls that raised SessionStoreError, whether it was caught or not; background calls count as well."""
 
     def reject(self, reason: Rejection) -> None:
-        """Count a request whose cookie or session was rejected."""
+        """Count a request that was rejected, or whose cookie or session was."""
         setattr(self, reason, getattr(self, reason) + 1)
 
 
@@ -73,6 +75,11 @@ _INSTRUMENTS = (
     ("loaded", "{load}", "Times that a session was loaded.", ("loaded",)),
     ("written", "{write}", "Times that an existing session was changed.", ("written",)),
     ("ended", "{session}", "Sessions that were ended on purpose.", ("ended",)),
-    ("rejected", "{request}", "Requests whose cookie or session was rejected.", ("forged", "expired", "unreadable")),
+    (
+        "rejected",
+        "{request}",
+        "Requests that were rejected, or whose cookie or session was.",
+        ("forged", "expired", "unreadable", "cross_site"),
+    ),
     ("store.errors", "{error}", "Calls of the store that failed.", ("store_errors",)),
 )

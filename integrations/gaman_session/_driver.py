@@ -17,6 +17,9 @@ MAX_SKEW: Final = 1
 With a ClockDriver, the times of processes differ by a few milliseconds.
 """
 
+MAX_FLIGHT: Final = 10
+"""Seconds that a call may be in flight and still be dropped by end_everyone()."""
+
 LARGE: Final = 64 * 1024
 """Bytes. A larger session is loaded by itself, so that no other call waits for it."""
 
@@ -38,7 +41,7 @@ class Outcome(Enum):
     ABSENT = auto()
     """There is no such session: it never existed, has expired, or was lost with the store's data."""
     REVOKED = auto()
-    """The sessions of the owner were ended after the new ownership was made. See OwnerDriver."""
+    """The sessions of the owner, or of everyone, were ended after the change began. See OwnerDriver and EveryoneDriver."""
     TOO_LARGE = auto()
     """The session would grow beyond *max_size*."""
 
@@ -134,7 +137,8 @@ class Driver(Protocol):
     async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
         """Store a new session. Creating never overwrites: an id that is taken raises SessionStoreError.
 
-        Only an OwnerDriver returns REVOKED, if the sessions of the owner were ended after the ownership was made.
+        An OwnerDriver returns REVOKED if the sessions of the owner were ended after the ownership was made, and an EveryoneDriver
+        if all sessions were ended after `created`. No other driver returns it.
         """
 
     async def apply(
@@ -229,6 +233,27 @@ class OwnerDriver(Driver, Protocol):
     async def count(self, *, now: float) -> int:
         """Return how many sessions the store has. This may read all of them."""
         ...
+
+
+class EveryoneDriver(Driver, Protocol):
+    """The optional part of the contract for ending all sessions of all users. A driver with this method is an EveryoneDriver.
+
+    end_everyone() takes effect at one instant between call and return, however many sessions the store has. Each session that the
+    store had before is dead from then on, in every process and for every call of the contract: it is ENDED for TOMBSTONE seconds,
+    and then ABSENT. Its data may stay in the store until it would have expired, but no call returns or counts it.
+
+    A session that begins later lives. Calls in flight at that instant are dropped: for TOMBSTONE seconds, a create() whose
+    `created` is before the instant is REVOKED, and so is an ownership made before. An instant more than MAX_FLIGHT seconds ahead of
+    a call is ignored, because the clock was set back since. For the sessions that were stored, clocks don't matter.
+
+    A store that stamps each session with a number can do this in one write: see Ending in `_rules.py`.
+    """
+
+    async def end_everyone(self, *, now: float) -> None:
+        """End every session in the store, at *now* or, if that takes several steps, at a time between *now* and the return.
+
+        A SessionStoreError means that some sessions may be ended, and others not.
+        """
 
 
 class ClockDriver(Driver, Protocol):

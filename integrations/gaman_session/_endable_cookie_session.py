@@ -21,9 +21,10 @@ from gaman_session._cookie_session import Contents, CookieSession, decode_conten
 from gaman_session._driver import MAX_SKEW, TOMBSTONE
 from gaman_session._ended import MAX_COOKIE_AGE, EndedSessions, Ending, Found
 from gaman_session._errors import SessionStoreError
-from gaman_session._login import LOGIN, Login
+from gaman_session._login import LOGIN, Login, login_in
 from gaman_session._session_base import CookieValue
 from gaman_session._sessions import Sessions
+from gaman_session._uncancelled import uncancelled
 
 if TYPE_CHECKING:
     from asyncio import Lock
@@ -33,8 +34,6 @@ logger = logging.getLogger("gaman")
 T = TypeVar("T")
 
 _LIVE: Final = Found(None, 0)
-_encode_login = msgspec.msgpack.Encoder().encode
-_decode_login = msgspec.msgpack.Decoder(Login).decode
 
 
 class EndableCookieSession(CookieSession):
@@ -113,7 +112,7 @@ class EndableCookieSession(CookieSession):
         """Return what the store knows of a session."""
         if (oldest := self._sessions.clock() - MAX_COOKIE_AGE) >= contents.created:
             return Found(oldest, 0)
-        login = _login_in(contents.fields)
+        login = self._login_in(contents.fields)
         owner, since = (None, contents.created) if login is None else (login.owner, login.since)
         return await self._ended.find(_sealing.id_of(contents.raw_id), owner, since)
 
@@ -166,12 +165,22 @@ class EndableCookieSession(CookieSession):
         return self._is_checked and base is not None and sessions.is_touch_due(base.deadline, base.expires, sessions.clock())
 
     async def _flush(self) -> None:
+        work = self._exclusively(self._write)
         try:
-            await self._exclusively(self._write)
+            if self._is_end or self._begins is not None or not self._fields:
+                # A cancellation doesn't interrupt a login or a logout.
+                await uncancelled(work, self._report_unwritten)
+            else:
+                await work
         except BaseException:
             if self._is_saved:
                 self._discard()
             raise
+
+    def _report_unwritten(self, error: Exception) -> None:
+        extra = log_extra(self._scope)
+        message = "%s %r was cancelled, and its session could not be written: %s: %s"
+        logger.error(message, extra["method"], extra["path"], type(error).__name__, error, extra=extra)
 
     async def _write(self) -> None:
         """Note that the session ends or gets a new id, before the browser gets the cookie."""
@@ -186,7 +195,8 @@ class EndableCookieSession(CookieSession):
             self._fields, self._base = {}, None
             if not self._is_end:
                 self._received = None
-        self._is_end, self._begins, self._is_cookie_due = False, None, True
+        self._is_end, self._begins = False, None
+        self._is_checked = self._is_cookie_due = True
 
     async def _end(self) -> None:
         """End every session that a cookie of this request holds."""
@@ -206,7 +216,7 @@ class EndableCookieSession(CookieSession):
         successor = None
         if self._fields:
             successor = _ending(self._begun())
-            login = _login_in(self._fields)
+            login = self._login_in(self._fields)
             if login is not None and login.since <= found.kept_at:
                 # end_all() has kept the session, under its old id only.
                 self._date_login(login, found.kept_at)
@@ -226,8 +236,8 @@ class EndableCookieSession(CookieSession):
 
     def _new_login(self) -> Login | None:
         """Return the login that this request has made, if any."""
-        login = _login_in(self._fields)
-        before = None if self._base is None else _login_in(self._base.fields)
+        login = self._login_in(self._fields)
+        before = None if self._base is None else self._login_in(self._base.fields)
         return None if login is None or (before is not None and before.since == login.since) else login
 
     async def _look_up_login(self, reading: Awaitable[Found] | None, login: Login | None) -> Found | None:
@@ -249,15 +259,14 @@ class EndableCookieSession(CookieSession):
 
     def _date_login(self, login: Login, ended_at: float) -> None:
         """Date the login from the first instant after *ended_at*, so that only a later end_all() ends it."""
-        self._own_fields()
-        self._fields[LOGIN] = _encode_login(msgspec.structs.replace(login, since=math.nextafter(ended_at, math.inf)))
+        self._put_login(msgspec.structs.replace(login, since=math.nextafter(ended_at, math.inf)))
 
     def _report_revoked(self) -> None:
         self._reject("expired")
         extra = {**log_extra(self._scope), "session": self.id, "driver": self._ended.store.name}
         logger.warning(
-            "session %s: what this request changed was dropped, because end_all() ended the sessions of its owner meanwhile; "
-            "if it was a login, the user has to log in again",
+            "session %s: what this request changed was dropped, because end_all() ended the sessions of its owner, or "
+            "end_everyone() all, meanwhile; if it was a login, the user has to log in again",
             self.id,
             extra=extra,
         )
@@ -277,6 +286,11 @@ class EndableCookieSession(CookieSession):
                     opened.append(contents)
         return opened
 
+    def _login_in(self, fields: dict[str, bytes]) -> Login | None:
+        """Return the login among the values of a session, or None if nobody is logged in."""
+        login = login_in(fields.get(LOGIN), self._sessions.codec)
+        return login if login is not None and login.owner else None
+
     async def _exclusively(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do the *work*. A request has at most one in flight, so that concurrent reads look up its session once."""
         if self._lock is None:
@@ -291,19 +305,6 @@ class EndableCookieSession(CookieSession):
                 self._sessions.counters.store_errors += 1
                 log_extra(self._scope).update(session=self.id, driver=self._ended.store.name)
                 raise
-
-
-def _login_in(fields: dict[str, bytes]) -> Login | None:
-    """Return the login among the values of a session, or None if nobody is logged in."""
-    data = fields.get(LOGIN)
-    if data is None:
-        return None
-    try:
-        login = _decode_login(data)
-    except msgspec.DecodeError:
-        # Written by another version of this package; it reads as no login as well.
-        return None
-    return login if login.owner else None
 
 
 def _ending(contents: Contents) -> Ending:

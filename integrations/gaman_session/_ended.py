@@ -133,7 +133,9 @@ class EndedSessions(Owners):
             return False
         with self._noting_failure():
             was_live = await self.end_to_last(Ending(id, math.inf))
-        self._counters.ended += was_live
+        if was_live:
+            self._counters.ended += 1
+            self._audit.note("ended", handle=id, reason="end")
         return was_live
 
     async def end_all(self, owner: str, keep: KeptSession | None) -> int:
@@ -142,11 +144,13 @@ class EndedSessions(Owners):
         if keep is not None:
             await keep._find()
         await self._end_before(names, _Limit(self.instant(), None if keep is None else keep.id))
+        self._audit.note("ended", owner=self.hash_of(owner), reason="end_all")
         return 0
 
     async def end_everyone(self) -> None:
         """End all sessions. Those that aren't logged in began in a whole second, so they end if it isn't over."""
         await self._end_before(self._names_of_everyone, _Limit(self.instant(), None))
+        self._audit.note("ended", reason="end_everyone")
 
     async def _end_before(self, names: Sequence[str], limit: _Limit) -> None:
         from asyncio import gather  # noqa: PLC0415 - takes 20 ms to load, which a server has done

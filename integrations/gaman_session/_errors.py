@@ -81,10 +81,12 @@ class SessionConflict(SessionError):
 
 
 class SessionUnsupported(SessionError):
-    """The driver doesn't support owners; the message names the drivers that do."""
+    """The driver doesn't support owners, or end_everyone(); the message names the fix."""
 
-    def __init__(self, driver: str) -> None:
-        super().__init__(f"the {driver} driver doesn't support owners; choose one that does: memory, file, sql, redis or mongodb")
+    def __init__(
+        self, driver: str, what: str = "owners", fix: str = "choose one that does: memory, file, sql, redis or mongodb"
+    ) -> None:
+        super().__init__(f"the {driver} driver doesn't support {what}; {fix}")
         self.driver = driver
 
 

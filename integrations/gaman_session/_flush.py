@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
+from time import monotonic
 from typing import Final, NoReturn, cast
 
 from msgspec import Struct
@@ -12,7 +13,9 @@ from gaman import log_extra
 from gaman_session._driver import Outcome, OwnerDriver, Ownership, Record, size_of
 from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge, too_late_for_cookie
 from gaman_session._known import Absent, Ended, Known, Live, Unread
+from gaman_session._login import LOGIN, kind_of_renewal, login_in
 from gaman_session._owners import PendingOwner
+from gaman_session._pending import Pending
 from gaman_session._sealing import Identity, new_raw_id
 
 logger = logging.getLogger("gaman")
@@ -20,42 +23,6 @@ logger = logging.getLogger("gaman")
 # Python 3.11 takes 0.2 µs to look up a member of an enum, 2 % of a request that writes a session in memory.
 _WRITTEN: Final = Outcome.WRITTEN
 MAX_ATTEMPTS: Final = 100
-
-
-class Renewal(Struct, frozen=True):
-    """A new id, as regenerate(), login() and confirm() ask for it."""
-
-    max_age: int | None = None
-    begins: bool = True
-    """Whether a new session begins if this one ends meanwhile. It doesn't for confirm(), which would undo a logout."""
-
-
-class Pending(Struct, gc=False):
-    """What a request has changed, and not yet written."""
-
-    changes: dict[str, bytes | None] = {}
-    """The encoded data to set, by key; None deletes the key."""
-    renewal: Renewal | None = None
-    is_end: bool = False
-    """Whether the session is to end. Changes after that begin a new one."""
-    owner: PendingOwner | None = None
-
-    def end(self) -> None:
-        """End the session, with everything that was pending."""
-        self.discard()
-        self.is_end = True
-
-    def discard(self) -> None:
-        """Drop everything that is pending."""
-        self.changes.clear()
-        self.renewal = self.owner = None
-        self.is_end = False
-
-    def settle(self, written: Mapping[str, bytes | None]) -> None:
-        """Remove the changes that were *written*, unless the handler changed the key again meanwhile."""
-        for key, data in written.items():
-            if key in self.changes and self.changes[key] is data:
-                del self.changes[key]
 
 
 class Flush(Struct, gc=False):
@@ -177,18 +144,18 @@ class Flush(Struct, gc=False):
 
     # Beginning and renaming
 
-    async def _begin(self, former: tuple[Ownership, str] | None = None) -> None:
+    async def _begin(self, former: tuple[Ownership, str] | None = None, began: float | None = None) -> None:
         """Store the changes as a new session, unless they set nothing.
 
         *former* is the ownership and the id of the session that they were for. The new session inherits the owner, so that a
-        concurrent end_all() revokes it too.
+        concurrent end_all() revokes it too. It has begun at *began*, if that is given, for a concurrent end_everyone().
         """
         changes, owner = dict(self.pending.changes), self.pending.owner
         if any(data is not None for data in changes.values()):
             if not self.known.can_send_cookie:
                 self.pending.discard()
                 raise too_late_for_cookie()
-            identity, record = self._new_session(None, changes)
+            identity, record = self._new_session(None, changes, began)
             self._check_size(record.fields, {})
             if owner is not None:
                 record.ownership = self.known.sessions.owners.ownership(owner, identity.id)
@@ -198,6 +165,7 @@ class Flush(Struct, gc=False):
                 self._revoke()
                 return
             self.known.sessions.counters.created += 1
+            self._note_renewal(None, identity.id, record, None)
             self._adopt(identity, record)
             if owner is not None:
                 await self._settle_owner(owner)
@@ -207,16 +175,17 @@ class Flush(Struct, gc=False):
     async def _rename(self) -> None:
         """Move the session, as it is in the store at that moment and with the pending changes, to a new id."""
         former: tuple[Ownership, str] | None = None
+        age = 0.0 if self.pending.renewal is None else monotonic() - self.pending.renewal.moment
+        began = self.known.sessions.clock() - age
         for attempt in range(MAX_ATTEMPTS):
             await self.known.load(again=attempt > 0)
             state = self.known.state
             if not isinstance(state, Live):
-                if self.pending.renewal is not None and not self.pending.renewal.begins:
-                    self._drop_changes()
-                    self.pending.renewal = None
-                    return
                 # A session that was ended stays ended, but a login beside a logout isn't lost.
-                await self._begin(former)
+                if self.pending.renewal is None or self.pending.renewal.begins:
+                    await self._begin(former, began if isinstance(state, Ended) else None)
+                else:
+                    self._drop_changes()
                 return
             # The browser may send the cookie of an older session before the new one, and would then be logged out.
             await self._end_all_but(state.identity, self.known.twins_after(state.identity))
@@ -255,6 +224,7 @@ class Flush(Struct, gc=False):
             raise
         if outcome is _WRITTEN:
             self.known.sessions.counters.written += 1
+            self._note_renewal(live.identity.id, identity.id, record, open_field(self.known, live, LOGIN))
             self._adopt(identity, record)
             self.pending.settle(changes)
             self.pending.renewal = None
@@ -266,14 +236,16 @@ class Flush(Struct, gc=False):
             return False
         return True
 
-    def _new_session(self, before: Live | None, changes: dict[str, bytes | None]) -> tuple[Identity, Record]:
+    def _new_session(
+        self, before: Live | None, changes: dict[str, bytes | None], began: float | None = None
+    ) -> tuple[Identity, Record]:
         """Return a new identity and its record, with the lifetime of the session *before* unless regenerate() set another one."""
         sessions, renewal = self.known.sessions, self.pending.renewal
         lifetime = None if before is None else before.record.expires - before.record.created
         is_transient = before is not None and before.identity.is_transient
         lifetime, is_transient = sessions.terms(None if renewal is None else renewal.max_age, lifetime, is_transient)
         identity = sessions.keyring.identity(new_raw_id(), is_transient)
-        now = sessions.clock()
+        now = sessions.clock() if began is None else began
         milliseconds = int(now * 1000)
         created, expires = milliseconds / 1000, (milliseconds + lifetime * 1000) / 1000
         seal = identity.values.seal_times(created, expires) if sessions.is_sealed else b""
@@ -286,26 +258,43 @@ class Flush(Struct, gc=False):
         self.known.state = Live(identity, record)
         self.known.is_cookie_due = True
 
+    def _note_renewal(self, former: str | None, id: str, record: Record, login: bytes | None) -> None:
+        """Note that the session *former*, which had this *login*, has a new id; for None, that it began."""
+        audit, scope = self.known.sessions.audit, self.known.scope
+        if audit.is_on:
+            owner = self.known.sessions.owners.hash_in(record.ownership)
+            if former is None:
+                audit.note("began", scope, handle=id, owner=owner)
+            codec = self.known.sessions.codec
+            kind = kind_of_renewal(login_in(login, codec), login_in(self.pending.changes.get(LOGIN, login), codec))
+            if kind != "renewed" or former is not None:
+                audit.note(kind, scope, handle=id, former=former, owner=owner)
+
     def _forget(self) -> None:
         """Note that this request ended the session."""
         self.known.sessions.counters.ended += 1
+        state, sessions = self.known.state, self.known.sessions
+        if sessions.audit.is_on and isinstance(state, (Unread, Live)):
+            owner = sessions.owners.hash_in(state.record.ownership) if isinstance(state, Live) else None
+            sessions.audit.note("ended", self.known.scope, handle=state.identity.id, owner=owner, reason="logout")
         self.known.state = Ended(None) if isinstance(self.known.state, Ended) else Absent(None)
         self.known.is_cookie_due = True
 
     def _drop_changes(self) -> None:
         """Drop the changes, because the session was ended elsewhere; the cookie is left to the request that ended it."""
         self.pending.changes.clear()
-        self.pending.owner = None
+        self.pending.renewal = self.pending.owner = None
         self.known.state = Ended(self.known.identify().identity)
         self.known.is_cookie_due = False
 
     def _revoke(self) -> None:
-        """Drop the changes, because end_all() ended the sessions of their owner."""
+        """Drop the changes, because end_all() ended the sessions of their owner, or end_everyone() all sessions."""
         identity = self.known.identify().identity
         id = None if identity is None else identity.id
         extra = {**log_extra(self.known.scope), "session": id, "driver": self.known.sessions.store.name}
         logger.warning(
-            "session %s: what this request changed was dropped, because end_all() ended the sessions of its owner meanwhile; "
+            "session %s: what this request changed was dropped, because end_all() ended the sessions of its owner, "
+            "or end_everyone() all, meanwhile; "
             "if it was a login, the user has to log in again",
             id or "(a new one)",
             extra=extra,
@@ -369,7 +358,11 @@ class Flush(Struct, gc=False):
 def is_touch_due(known: Known) -> bool:
     """Return whether the idle limit of the session has to move."""
     state, sessions = known.state, known.sessions
-    return isinstance(state, Live) and sessions.is_touch_due(state.record.deadline, state.record.expires, sessions.clock())
+    return (
+        known.can_touch
+        and isinstance(state, Live)
+        and sessions.is_touch_due(state.record.deadline, state.record.expires, sessions.clock())
+    )
 
 
 def open_field(known: Known, live: Live, key: str) -> bytes | None:

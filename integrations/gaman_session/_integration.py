@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar
 
-from gaman import App, ConfigError, Context, Integration, SameSite
+from gaman import App, ConfigError, Context, Integration, Response, SameSite
 from gaman.errors import checks_arguments
 from gaman_session import _options
-from gaman_session._awaitable import SessionCall, later, run
+from gaman_session._audit import OnEvent
+from gaman_session._awaitable import MakesCalls, Place, SessionCall, later, run
 from gaman_session._clock import StoreClock, has_clock
-from gaman_session._closing import Closing, fail
+from gaman_session._closing import Closing, RawHeaders, fail
 from gaman_session._cookie_session import CookieSession
 from gaman_session._counters import Counters
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
 from gaman_session._endable_cookie_session import EndableCookieSession
 from gaman_session._errors import SessionUseError
+from gaman_session._guard import Guard
 from gaman_session._owners import OwnedSession, Owners
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
@@ -34,13 +36,52 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("gaman")
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+IN_SCOPE: Final = "gaman.session"
+"""The key of an ASGI scope under which SessionMiddleware puts the request's connection."""
+MOUNTED: Final = "gaman.outer"
+"""The key of an ASGI scope under which a mounted application has the Context of the App around it."""
+
+
+class Outer(Protocol):
+    """What has the session of a request for the applications inside: a Context, or the connection of a SessionMiddleware."""
+
+    @property
+    def session(self) -> Session:
+        """The session, which the first use makes."""
+        ...
+
+
+class OuterConnection(Outer, Protocol):
+    """The connection of a SessionMiddleware."""
+
+    @property
+    def sessions(self) -> SessionIntegration | None: ...
+    @property
+    def outer(self) -> OuterConnection | None:
+        """The connection of the next SessionMiddleware around it."""
+        ...
+
+
+class _Calls(MakesCalls):
+    """The calls of a SessionIntegration, which is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__("sessions")
+
+    def _report(self, place: Place) -> None:
+        logger.error("%s", self._line(place))
+
 
 @dataclass(frozen=True, kw_only=True)
 class SessionIntegration(Integration):
     """What session() returns: the integration, its counters, and the calls that find sessions from outside of a request.
 
     `ctx.session.set_owner(owner)` sets a session's owner. These calls find the sessions of an owner in the store, in every process
-    that shares it, once the application has loaded. Sessions that they end are ended at once, for requests in flight too.
+    that shares it. Sessions that they end are ended at once, for requests in flight too. Unless an application or running() has
+    opened the store, the first call does, and the end of the event loop closes it.
 
     They raise SessionUnsupported if the driver has no owners, like the cookies driver (with `ended`, it has end() and end_all());
     SessionStoreError if the store fails or may have evicted some of the sessions; and SessionUseError for an owner that is empty or
@@ -48,10 +89,16 @@ class SessionIntegration(Integration):
     """
 
     counters: Counters
+    shared: bool
+    """Whether other processes see the same sessions, which is so for every driver but memory."""
     _cookie_name: str
     _owners: Owners
     _closing: Closing
+    _guard: Guard | None
     _upkeep: Callable[[], Upkeep]
+    _make: Callable[[MutableMapping[str, Any], bool], Session]
+    """Makes the session of a request that no application around this one has one for."""
+    _calls: _Calls = field(default_factory=_Calls)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -76,7 +123,7 @@ class SessionIntegration(Integration):
 
         `if any(each.handle == handle for each in await sessions.list(owner)): await sessions.end(handle)`
         """
-        return later(self, "sessions.end", run(self._owners.end, handle))
+        return later(self._calls, "end", run(self._opened, self._owners.end, handle))
 
     def end_all(self, owner: str, *, keep: Session | None = None) -> Coroutine[Any, Any, int]:
         """End all sessions of *owner*, except the one to *keep*; return how many it ended.
@@ -88,7 +135,20 @@ class SessionIntegration(Integration):
         It takes effect at one instant between call and return, in every process. Sessions that have this owner at that instant are
         ended. A login in flight loses its changes if it called set_owner() before, and succeeds if it calls set_owner() later.
         """
-        return later(self, "sessions.end_all", run(self._end_all, owner, keep))
+        return later(self._calls, "end_all", run(self._end_all, owner, keep))
+
+    def end_everyone(self) -> Coroutine[Any, Any, None]:
+        """End all sessions of all users, for example after an intrusion (OWASP ASVS 5, 7.4.5).
+
+        `await sessions.end_everyone()` logs out every visitor, in every process, with the caller.
+
+        It takes effect at one instant between call and return, however many sessions there are. Requests in flight lose their
+        changes, and so does a login that called set_owner() before; sessions that begin later live. Sessions of another session()
+        with its own prefix, folder, file or collection stay. To know how many it ends, call count() before.
+
+        SessionUnsupported is raised for the cookies driver, where a new secret does the same, and for a driver without this call.
+        """
+        return later(self._calls, "end_everyone", run(self._opened, self._owners.end_everyone))
 
     def count(self, owner: str | None = None) -> SessionCall[int]:
         """Return how many live sessions *owner* has, or, without an owner, how many are in the store.
@@ -97,35 +157,61 @@ class SessionIntegration(Integration):
         each file's name, SQLite and MongoDB each entry of an index, and a Redis Cluster each key. A Redis server without a Cluster
         reads the number from an index.
         """
-        return later(self, "sessions.count", run(self._owners.count, owner))
+        return later(self._calls, "count", run(self._opened, self._owners.count, owner))
 
     def list(self, owner: str) -> SessionCall[list[OwnedSession]]:
         """Return the live sessions of *owner*, in the order of their set_owner() calls.
 
         `[(each.note, each.handle == ctx.session.id) for each in await sessions.list(f"user:{user.id}")]`
         """
-        return later(self, "sessions.list", run(self._owners.listed, owner))
+        return later(self._calls, "list", run(self._opened, self._owners.listed, owner))
 
     async def purge(self) -> int:
         """Remove expired sessions from the store, and return how many; the running application does so each minute by itself."""
-        return await self._upkeep().purge()
+        return await self._opened(self._upkeep().purge)
 
     async def check(self) -> None:
         """Return if the store works; SessionStoreError says why it doesn't."""
-        await self._upkeep().check()
+        await self._opened(self._upkeep().check)
 
     async def _end_all(self, owner: str, keep: Session | None) -> int:
         if keep is not None and not isinstance(keep, Session):
             raise SessionUseError(
                 f"end_all() keeps a session, not {keep!r}: write keep=ctx.session, or keep=await get_session(request)"
             )
-        return await self._owners.end_all(owner, keep)
+        return await self._opened(self._owners.end_all, owner, keep)
 
-    def _report_unawaited(self, line: str) -> None:
-        logger.error("%s", line)
+    async def _opened(self, call: Callable[P, Coroutine[Any, Any, T]], *arguments: P.args, **named: P.kwargs) -> T:
+        """Return the result of *call*, for which the store is opened if nothing has opened it."""
+        await self._upkeep().ensure_open()
+        return await call(*arguments, **named)
 
-    def _spelled(self, text: str) -> str:
-        return text
+    def _find_outer(self, scope: MutableMapping[str, Any]) -> Outer | None:
+        """Return what has a session of these for the request already: an App or a SessionMiddleware around this application.
+
+        Two sessions of one request would not see each other's changes, and send two cookies of one name. ConfigError is raised if
+        the middleware has other sessions with the same cookie.
+        """
+        connection: OuterConnection | None = scope.get(IN_SCOPE)
+        while connection is not None:
+            other = connection.sessions
+            if other is not None and other.counters is self.counters:
+                return connection
+            if other is not None and other._cookie_name == self._cookie_name:
+                raise ConfigError(
+                    f"a SessionMiddleware around this application has another session() with the cookie {self._cookie_name!r}"
+                    f"{other._place}, and {_CONFLICT}; pass the same session() object to both, or give one a cookie_name"
+                )
+            connection = connection.outer
+        ctx: Context | None = scope.get(MOUNTED)
+        while ctx is not None:
+            if any(isinstance(each, SessionIntegration) and each.counters is self.counters for each in ctx.app.integrations):
+                return ctx
+            ctx = ctx.scope.get(MOUNTED)
+        return None
+
+
+_CONFLICT: Final = "one would log out the visitors of the other"
 
 
 @checks_arguments
@@ -145,6 +231,10 @@ def session(
     encrypt: bool = True,
     serializer: Literal["msgpack", "json"] | Serializer | None = None,
     max_sessions_per_owner: int | None = None,
+    browser_session: bool = False,
+    on_event: OnEvent | None = None,
+    csrf: bool = True,
+    trusted_origins: str | Iterable[str] = (),
 ) -> SessionIntegration:
     """Return the integration that gives every request its `ctx.session`; ConfigError names an invalid option and its fix.
 
@@ -164,7 +254,12 @@ def session(
     *cookie_name* is by default `__Host-Http-gaman`; with a domain or another path `__Secure-gaman`, and without *secure* `gaman`.
     *same_site*, *domain*, *path* and *partitioned* are the cookie's attributes (RFC 6265bis). *encrypt* seals the values in a
     store. *serializer* is `"msgpack"`, `"json"` or an object with `encode(value)` and `decode(data, type)`.
-    *max_sessions_per_owner* limits the sessions of an owner: one more ends the oldest.
+    *max_sessions_per_owner* limits the sessions of an owner: one more ends the oldest. *browser_session* makes every cookie end
+    with the browser, except after a login with a *max_age* of its own. *on_event* is called with each SessionEvent, such as a login
+    or a logout, without delaying a request.
+
+    With *csrf*, requests that pages of other origins send are answered 403, unless their method is GET, HEAD or OPTIONS.
+    *trusted_origins* may send them, such as `["https://app.example.com"]`, and so may every page to routes with `allow_cross_site`.
     """
     options = _options.check(
         secret,
@@ -181,6 +276,10 @@ def session(
         encrypt=encrypt,
         serializer=serializer,
         max_sessions_per_owner=max_sessions_per_owner,
+        browser_session=browser_session,
+        on_event=on_event,
+        csrf=csrf,
+        trusted_origins=trusted_origins,
     )
     return integrate(options)
 
@@ -210,9 +309,11 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         damage=Damage(driver_name),
         max_sessions_per_owner=options.max_sessions_per_owner,
         ended=options.ended,
+        browser_session=options.browser_session,
+        on_event=options.on_event,
     )
     closing = Closing(options, sessions, driver_name)
-    cookie_session = CookieSession if options.ended is None else EndableCookieSession
+    guard = None if options.trusted_origins is None else Guard(options.trusted_origins, sessions.counters, sessions.audit)
 
     @cache
     def upkeep() -> Upkeep:
@@ -224,21 +325,37 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         _check_mounted(app, integration)
         return upkeep().open(app.workers)
 
+    make = StoredSession if driver is not None else CookieSession if options.ended is None else EndableCookieSession
+
+    def make_session(scope: MutableMapping[str, Any], is_closed: bool) -> Session:
+        outer = integration._find_outer(scope) if MOUNTED in scope or IN_SCOPE in scope else None
+        return make(sessions, scope, is_closed) if outer is None else outer.session
+
+    def close_session(ctx: Context, session: Session, response: Response) -> RawHeaders | Awaitable[RawHeaders]:
+        if (MOUNTED in ctx.scope or IN_SCOPE in ctx.scope) and integration._find_outer(ctx.scope) is not None:
+            # The application around this one closes it.
+            return response.raw_headers
+        return closing.close(ctx, session, response.status, response.raw_headers)
+
     integration = SessionIntegration(
         name="session",
         priority="very-high",
         on_load=load,
+        on_route=None if guard is None else guard.choose,
         on_shutdown=lambda app: upkeep().close(),
-        make_session=partial(cookie_session if driver is None else StoredSession, sessions),
-        close_session=closing.close,
+        make_session=make_session,
+        close_session=close_session,
         on_error=_fail,
         on_purge=(lambda app: upkeep().purge()) if store is not None else None,
         on_check=(lambda app: upkeep().check()) if store is not None else None,
         counters=sessions.counters,
+        shared=store is None or store.shared,
         _cookie_name=cookie.name,
         _owners=sessions.owners,
         _upkeep=upkeep,
         _closing=closing,
+        _guard=guard,
+        _make=partial(make, sessions),
     )
     return integration
 
@@ -254,8 +371,8 @@ def _check_mounted(app: App, own: SessionIntegration) -> None:
                     and other._cookie_name == own._cookie_name
                 ):
                     raise ConfigError(
-                        f"a mounted App has another session() with the cookie {own._cookie_name!r}{other._place}, and one would "
-                        "log out the visitors of the other; pass the same session() object to both Apps, or give one a cookie_name"
+                        f"a mounted App has another session() with the cookie {own._cookie_name!r}{other._place}, and {_CONFLICT}; "
+                        "pass the same session() object to both Apps, or give one a cookie_name"
                     )
             _check_mounted(mounted, own)
 

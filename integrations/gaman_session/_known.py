@@ -72,6 +72,8 @@ class Known(Struct):
     """Whether this request has begun, renamed or ended a session, which the browser has to know."""
     can_send_cookie: bool = True
     """Whether the browser can still get a cookie; after the handshake of a WebSocket, it can't."""
+    can_touch: bool = True
+    """Whether the request moves the idle limit; one that failed doesn't, because the store may be why."""
     is_rejected: bool = False
     """Whether a cookie or a session of this request was counted as rejected."""
 
@@ -168,7 +170,7 @@ class Known(Struct):
         """Count, once a request, that its cookie or session was rejected."""
         if not self.is_rejected:
             self.is_rejected = True
-            self.sessions.counters.reject(reason)
+            self.sessions.reject(reason, self.scope)
 
     def report_damage(self, identity: Identity, what: str) -> None:
         """Log, once a process, that *what* of a session in the store is damaged."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 from os import urandom
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
 from gaman_session._awaitable import Done, SessionCall, later, reading, run
 from gaman_session._errors import SessionLoginRequired, SessionUseError
 from gaman_session._owners import check_owner, supports_owners
+from gaman_session._serializer import Codec
 from gaman_session._session_base import SessionBase
 from gaman_session._sessions import MAX_LIFETIME
 
@@ -30,14 +31,10 @@ class Login(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Empty in a session that began for a csrf_token()."""
     since: float
     """When login() was called."""
-    confirmed: dict[int, float]
-    """When each level was confirmed last; the login itself is level 1."""
-    nonce: bytes
+    confirmed: list[float]
+    """When each level was confirmed last, from level 1, which is the login itself."""
+    nonce: str
     """What the tokens of csrf_token() are bound to. A login has a new one; confirm() and regenerate() keep it."""
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Login).decode
 
 
 class Logins(SessionBase):
@@ -54,7 +51,7 @@ class Logins(SessionBase):
         for an empty one. *max_age* is its lifetime from now, in seconds; 0 means the server's limit, and a cookie that ends with
         the browser. *note* is shown in `sessions.list(owner)`. SessionUseError: the owner isn't text, or is empty.
         """
-        return later(self, "ctx.session.login", run(self._log_in, owner, max_age, note, fresh))
+        return later(self, "login", run(self._log_in, owner, max_age, note, fresh))
 
     def logout(self) -> SessionCall[None]:
         """End the session: for this request at once, in the store and the browser with the response. The same as clear()."""
@@ -72,7 +69,7 @@ class Logins(SessionBase):
         includes those below it. Unlike after a login, the forms of other tabs still work. A logout meanwhile wins.
         SessionLoginRequired, which is answered with 401: nobody is logged in.
         """
-        return later(self, "ctx.session.confirm", run(self._confirm, level))
+        return later(self, "confirm", run(self._confirm, level))
 
     def csrf_token(self) -> Coroutine[Any, Any, str]:
         """Return a token for forms of browsers that send neither `Sec-Fetch-Site` nor `Origin`; see check_csrf().
@@ -82,15 +79,15 @@ class Logins(SessionBase):
         Each token is another text, and is valid until the next login or logout of this session, whatever its id. A visitor without
         a session gets one.
         """
-        return later(self, "ctx.session.csrf_token", run(self._csrf_token))
+        return later(self, "csrf_token", run(self._csrf_token))
 
     def is_csrf_token(self, token: str) -> SessionCall[bool]:
         """Return whether *token* is one that csrf_token() returned for this session."""
-        return reading(self, "ctx.session.is_csrf_token", Logins._is_csrf_token, LOGIN, token)
+        return reading(self, "is_csrf_token", Logins._is_csrf_token, LOGIN, token)
 
     def owner(self) -> SessionCall[str | None]:
         """Return the owner that login() was given, or None if nobody is logged in."""
-        return reading(self, "ctx.session.owner", Logins._owner, LOGIN)
+        return reading(self, "owner", Logins._owner, LOGIN)
 
     def is_fresh(self, seconds: float, *, level: int = 1) -> SessionCall[bool]:
         """Return whether the login or its last confirm(), at *level* or above, is at most that many *seconds* ago.
@@ -99,14 +96,14 @@ class Logins(SessionBase):
         """
         check_age(seconds)
         check_level(level)
-        return reading(self, "ctx.session.is_fresh", Logins._is_fresh, LOGIN, seconds, level)
+        return reading(self, "is_fresh", Logins._is_fresh, LOGIN, seconds, level)
 
     @property
     def authenticated_at(self) -> datetime | None:
         """When login() or confirm() was called last; None before the first read, and if nobody is logged in."""
         self._is_ready()
         login = self._login()
-        return None if login is None else datetime.fromtimestamp(max(login.confirmed.values()), UTC)
+        return None if login is None else datetime.fromtimestamp(login.confirmed[0], UTC)
 
     async def _log_in(self, owner: str, max_age: int | None, note: Any, fresh: bool) -> None:
         check_owner(owner)
@@ -120,7 +117,7 @@ class Logins(SessionBase):
         self._renew(max_age, begins=True)
         # `since` differs from the time of each end_all(), so that one of the two was first.
         since = self._sessions.owners.instant()
-        self._put(LOGIN, _encode(Login(owner, since, {1: self._sessions.clock()}, urandom(_NONCE))))
+        self._put_login(Login(owner, since, [self._sessions.clock()], urandom(_NONCE).hex()))
         if supports_owners(self._sessions.driver):
             self._set_owner(owner, note)
 
@@ -132,27 +129,26 @@ class Logins(SessionBase):
             raise SessionLoginRequired
         now = self._sessions.clock()
         self._renew(None, begins=False)
-        confirmed = {**login.confirmed, **dict.fromkeys(range(1, level + 1), now)}
-        self._put(LOGIN, _encode(Login(login.owner, login.since, confirmed, login.nonce)))
+        self._put_login(Login(login.owner, login.since, [now] * level + login.confirmed[level:], login.nonce))
 
     async def _csrf_token(self) -> str:
         binding = await self._read(Logins._csrf_binding, LOGIN)
         if binding is None:
             self._open_for_change()
-            binding = urandom(_NONCE)
-            self._put(LOGIN, _encode(Login("", 0, {}, binding)))
+            binding = urandom(_NONCE).hex()
+            self._put_login(Login("", 0, [], binding))
         return self._sessions.keyring.seal_csrf(binding)
 
     def _is_csrf_token(self, key: str, token: str, _: object) -> bool:
         binding = self._csrf_binding()
         return binding is not None and isinstance(token, str) and self._sessions.keyring.proves_csrf(token, binding)
 
-    def _csrf_binding(self, *_: object) -> bytes | None:
+    def _csrf_binding(self, *_: object) -> str | None:
         """Return what tokens are bound to: the login or, before one, the session's id. None without a session."""
         visit = self._visit()
         if visit is not None:
             return visit.nonce
-        return None if self.is_new or self.id is None else self.id.encode()
+        return None if self.is_new else self.id
 
     def _login(self, *_: object) -> Login | None:
         """Return the session's login, once it is readable; None for a visitor."""
@@ -163,12 +159,15 @@ class Logins(SessionBase):
         data = self._peek(LOGIN)
         if data is None:
             return None
-        try:
-            return _decode(data)
-        except msgspec.DecodeError:
+        login = login_in(data, self._sessions.codec)
+        if login is None:
             # Written by another version of this package.
             self._reject("unreadable")
-            return None
+        return login
+
+    def _put_login(self, login: Login) -> None:
+        # A list is what every serializer can encode, so that a store without encryption has one kind of values.
+        self._put(LOGIN, self._encode(LOGIN, [login.owner, login.since, login.confirmed, login.nonce]))
 
     def _owner(self, *_: object) -> str | None:
         login = self._login()
@@ -176,8 +175,29 @@ class Logins(SessionBase):
 
     def _is_fresh(self, key: str, seconds: float, level: int) -> bool:
         login = self._login()
-        times = () if login is None else (time for each, time in login.confirmed.items() if each >= level)
+        times = [] if login is None else login.confirmed[level - 1 :]
         return max(times, default=0.0) > self._sessions.clock() - seconds
+
+
+def login_in(data: bytes | None, codec: Codec) -> Login | None:
+    """Return the login that *data* holds, or None if there is none or it is unreadable."""
+    if data is None:
+        return None
+    try:
+        return msgspec.convert(codec.decoder.decode(data), Login)
+    except (RecursionError, MemoryError):
+        # The process is at its limits, and the login isn't at fault.
+        raise
+    except Exception:
+        # A serializer may raise anything.
+        return None
+
+
+def kind_of_renewal(before: Login | None, after: Login | None) -> Literal["logged in", "confirmed", "renewed"]:
+    """Return what gave a session its new id, by its login *before* and *after*."""
+    if after is None or not after.owner or before == after:
+        return "renewed"
+    return "confirmed" if before is not None and before.nonce == after.nonce else "logged in"
 
 
 def check_max_age(max_age: object) -> None:

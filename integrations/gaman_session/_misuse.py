@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from gaman.errors import a_type
 from gaman_session._errors import SessionUseError
 
 T = TypeVar("T")
-
-IN_SCOPE: Final = "gaman.session"
-"""The key of an ASGI scope under which SessionMiddleware puts the request's connection."""
 
 
 def changed(session: NotADict, key: str, fn: Callable[[Any], T], value: Any) -> T:
@@ -21,9 +18,9 @@ def changed(session: NotADict, key: str, fn: Callable[[Any], T], value: Any) -> 
     except (TypeError, AttributeError) as cause:
         if value is not None or "NoneType" not in str(cause):
             raise
-        raise session._misused(
+        raise SessionUseError(
             f"update({key!r}): the key is missing, so the function got None: give a default, as in "
-            f"`await ctx.session.update({key!r}, lambda value: ..., 0)`"
+            f"`await {session._name}.update({key!r}, lambda value: ..., 0)`"
         ) from cause
     if result is None and isinstance(value, (list, dict)):
         kind = a_type(value)  # pyright: ignore[reportUnknownArgumentType]
@@ -37,42 +34,35 @@ def changed(session: NotADict, key: str, fn: Callable[[Any], T], value: Any) -> 
 class NotADict:
     """Raises SessionUseError, which names the call to use, for everything that a dict does. Type checkers see no such methods."""
 
-    __slots__ = ("_scope",)
+    __slots__ = ()
 
-    _scope: MutableMapping[str, Any]
-
-    def _spelled(self, text: str) -> str:
-        """Return *text* with `session` in place of `ctx.session` if SessionMiddleware made the session; only gaman has a `ctx`."""
-        return text.replace("ctx.session", "session") if IN_SCOPE in self._scope else text
-
-    def _misused(self, text: str) -> SessionUseError:
-        return SessionUseError(self._spelled(text))
+    _name: str
 
     def _key_error(self, call: str, key: object, more: str = "") -> SessionUseError:
         """Return the error for a key that isn't text, or that only gaman may use."""
         if isinstance(key, str):
-            return self._misused(f"only login() writes {key!r}, and `await ctx.session.owner()` reads it; choose another key")
-        return self._misused(f"a session's key is a str, not {key!r}: write `await ctx.session.{call}({str(key)!r}{more})`")
+            return SessionUseError(f"only login() writes {key!r}, and `await {self._name}.owner()` reads it; choose another key")
+        return SessionUseError(f"a session's key is a str, not {key!r}: write `await {self._name}.{call}({str(key)!r}{more})`")
 
     if not TYPE_CHECKING:
 
         def __getitem__(self, key: object) -> NoReturn:
-            raise self._misused(f"a session isn't a dict: write `await ctx.session.get({key!r})`")
+            raise SessionUseError(f"a session isn't a dict: write `await {self._name}.get({key!r})`")
 
         def __setitem__(self, key: object, value: object) -> NoReturn:
-            raise self._misused(f"a session isn't a dict: write `await ctx.session.set({key!r}, ...)`")
+            raise SessionUseError(f"a session isn't a dict: write `await {self._name}.set({key!r}, ...)`")
 
         def __delitem__(self, key: object) -> NoReturn:
-            raise self._misused(f"a session isn't a dict: write `await ctx.session.delete({key!r})`")
+            raise SessionUseError(f"a session isn't a dict: write `await {self._name}.delete({key!r})`")
 
         def __contains__(self, key: object) -> NoReturn:
-            raise self._misused(f"a session isn't a dict: write `await ctx.session.has({key!r})`")
+            raise SessionUseError(f"a session isn't a dict: write `await {self._name}.has({key!r})`")
 
         def __iter__(self) -> NoReturn:
-            raise self._misused("a session isn't a dict: write `await ctx.session.all()`")
+            raise SessionUseError(f"a session isn't a dict: write `await {self._name}.all()`")
 
         def __len__(self) -> NoReturn:
-            raise self._misused("a session isn't a dict: write `len(await ctx.session.all())`")
+            raise SessionUseError(f"a session isn't a dict: write `len(await {self._name}.all())`")
 
         def __bool__(self) -> NoReturn:
-            raise self._misused("a session is there for every visitor: write `await ctx.session.has(...)`")
+            raise SessionUseError(f"a session is there for every visitor: write `await {self._name}.has(...)`")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import Parameter, signature
 from itertools import pairwise
@@ -14,6 +14,8 @@ from msgspec import Struct
 
 from gaman import ConfigError, Cookies, HeaderError, SameSite
 from gaman.errors import a_type, nearest
+from gaman_session._audit import OnEvent
+from gaman_session._cross_site import check_origins
 from gaman_session._driver import Driver
 from gaman_session._ended import MAX_COOKIE_AGE
 from gaman_session._errors import SessionUnsupported
@@ -80,6 +82,10 @@ class Options(Struct, frozen=True):
     encrypt: bool
     codec: Codec
     max_sessions_per_owner: int | None
+    browser_session: bool
+    on_event: OnEvent | None
+    trusted_origins: frozenset[str] | None
+    """Normalized; None with csrf=False."""
     cookie: CookieOptions
     warnings: Sequence[str]
     """About options that are allowed but unwise; logged at start-up."""
@@ -105,6 +111,10 @@ def check(
     serializer: str | Serializer | None,
     max_size: int,
     max_sessions_per_owner: int | None,
+    browser_session: bool,
+    on_event: OnEvent | None,
+    csrf: bool,
+    trusted_origins: str | Iterable[str],
 ) -> Options:
     """Return the options, or raise ConfigError for the first invalid one."""
     secrets = _secrets(secret)
@@ -117,7 +127,17 @@ def check(
                 "write a smaller idle_timeout, or leave it out"
             )
     check_whole_number(max_size, f"session(max_size={max_size!r}):", "a whole number of bytes above 0")
-    _check_type("True or False", bool, secure=secure, partitioned=partitioned, encrypt=encrypt)
+    _check_type(
+        "True or False",
+        bool,
+        secure=secure,
+        partitioned=partitioned,
+        encrypt=encrypt,
+        browser_session=browser_session,
+        csrf=csrf,
+    )
+    if on_event is not None and not callable(on_event):
+        raise ConfigError(f"session(on_event={on_event!r}): it takes a function of one event, plain or async, or None")
     _check_type("text", str, path=path, same_site=same_site)
     _check_type("text, or None", (str, type(None)), cookie_name=cookie_name, domain=domain)
     if cookie_name is None:
@@ -142,7 +162,25 @@ def check(
         )
     _check_max_sessions(max_sessions_per_owner, made)
     codec = _codec(serializer, encrypt)
-    return Options(secrets, made, ended, max_age, idle_timeout, max_size, encrypt, codec, max_sessions_per_owner, cookie, warnings)
+    origins = check_origins(trusted_origins)
+    if origins and not csrf:
+        raise ConfigError("session(csrf=False): without the check, every origin is trusted; remove trusted_origins, or csrf=False")
+    return Options(
+        secrets,
+        made,
+        ended,
+        max_age,
+        idle_timeout,
+        max_size,
+        encrypt,
+        codec,
+        max_sessions_per_owner,
+        browser_session,
+        on_event,
+        origins if csrf else None,
+        cookie,
+        warnings,
+    )
 
 
 def _secrets(secret: str | Sequence[str] | None) -> Sequence[str]:

@@ -13,9 +13,19 @@ from typing import Any, Final, NamedTuple, Protocol, TypeGuard, cast
 
 import msgspec
 
+from gaman_session._audit import Audit
 from gaman_session._counters import Counters
 from gaman_session._damage import Damage
-from gaman_session._driver import MAX_SKEW, OWNER_METHODS, TOMBSTONE, Driver, OwnerDriver, Ownership, Record
+from gaman_session._driver import (
+    MAX_SKEW,
+    OWNER_METHODS,
+    TOMBSTONE,
+    Driver,
+    EveryoneDriver,
+    OwnerDriver,
+    Ownership,
+    Record,
+)
 from gaman_session._errors import SessionStoreError, SessionUnsupported, SessionUseError
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Codec
@@ -40,7 +50,7 @@ class PendingOwner(NamedTuple):
 
 
 class _End(NamedTuple):
-    """When all sessions of an owner were ended, by both clocks."""
+    """When all sessions of an owner, or of everyone, were ended, by both clocks."""
 
     at: float
     moment: float
@@ -79,6 +89,11 @@ def supports_owners(driver: Driver | None) -> TypeGuard[OwnerDriver]:
     return all(callable(getattr(driver, name, None)) for name in OWNER_METHODS)
 
 
+def ends_everyone(driver: Driver | None) -> TypeGuard[EveryoneDriver]:
+    """Return whether *driver* is an EveryoneDriver."""
+    return callable(getattr(driver, "end_everyone", None))
+
+
 class Owners:
     """The owners of an application's sessions. The store only sees a keyed hash of each owner."""
 
@@ -89,6 +104,7 @@ class Owners:
         codec: Codec,
         damage: Damage,
         counters: Counters,
+        audit: Audit,
         clock: Callable[[], float],
         *,
         is_sealed: bool,
@@ -100,6 +116,7 @@ class Owners:
         self._codec = codec
         self._damage = damage
         self._counters = counters
+        self._audit = audit
         self._clock = clock
         self._is_sealed = is_sealed
         self._idle_timeout = idle_timeout
@@ -109,8 +126,20 @@ class Owners:
         self._latest_moment = 0.0
         # The owners whose sessions this process has ended within the last TOMBSTONE seconds, in that order.
         self._ended: dict[str, _End] = {}
+        # When this process has last ended the sessions of everyone.
+        self._everyone: _End | None = None
 
     # For a session
+
+    def hash_of(self, owner: str) -> str:
+        """Return the keyed hash of *owner*, which is safe to log."""
+        return self._keyring.owner_names(owner)[0]
+
+    def hash_in(self, ownership: Ownership | None) -> str | None:
+        """Return the keyed hash of the owner in *ownership*."""
+        if ownership is None:
+            return None
+        return ownership.owner if self._is_sealed else self.hash_of(ownership.owner)
 
     def pending(self, owner: str | None, note: bytes) -> PendingOwner:
         """Return a change of owner from now. SessionUnsupported, or SessionUseError for an invalid owner."""
@@ -124,12 +153,11 @@ class Owners:
         return pending._replace(since=self.instant(), moment=self._moment())
 
     def is_revoked(self, pending: PendingOwner) -> bool:
-        """Return whether this process has ended the owner's sessions after *pending*.
+        """Return whether this process has ended the owner's sessions, or everyone's, after *pending*.
 
         The store revokes it too, unless the clock was set back since.
         """
-        end = self._ended.get(pending.owner or "")
-        return end is not None and end.moment > pending.moment
+        return any(end.moment > pending.moment for end in self._ends(pending))
 
     def ownership(self, pending: PendingOwner, id: str) -> Ownership | None:
         """Return the ownership of *pending* as the store gets it for the session *id*, or None if the owner is to be removed."""
@@ -171,6 +199,8 @@ class Owners:
         oldest = _by_age(records)[: -self._max_sessions]
         await gather(*(self._driver().destroy(id, now=self._clock()) for id in oldest))
         self._counters.ended += len(oldest)
+        for id in oldest:
+            self._audit.note("ended", handle=id, owner=self.hash_of(pending.owner), reason="limit")
 
     # For the application
 
@@ -192,9 +222,10 @@ class Owners:
         with self._noting_failure():
             found = await driver.load(id, now=now)
             await driver.destroy(id, now=now)
-        existed = isinstance(found, Record)
-        self._counters.ended += existed
-        return existed
+        if isinstance(found, Record):
+            self._counters.ended += 1
+            self._audit.note("ended", handle=id, owner=self.hash_in(found.ownership), reason="end")
+        return isinstance(found, Record)
 
     async def end_all(self, owner: str, keep: KeptSession | None) -> int:
         """End the sessions of *owner* except *keep*; return how many it ended."""
@@ -221,9 +252,27 @@ class Owners:
                 continue
             self._counters.ended += ended_now
             ended += ended_now
+        if ended:
+            self._audit.note("ended", owner=self.hash_of(owner), reason="end_all", count=ended)
         if partial_failure is not None:
             raise partial_failure
         return ended
+
+    async def end_everyone(self) -> None:
+        """End all sessions in the store."""
+        driver = self._any_driver
+        if driver is None:
+            raise SessionUnsupported(
+                "cookies", "end_everyone()", "take a new secret and remove the old one, which ends all sessions in cookies"
+            )
+        if not ends_everyone(driver):
+            raise SessionUnsupported(driver.name, "end_everyone()", "add it to the driver as EveryoneDriver says")
+        # The instant at which it takes effect, as in end_all().
+        now = self.instant()
+        self._everyone = _End(now, self._moment())
+        with self._noting_failure():
+            await driver.end_everyone(now=now)
+        self._audit.note("ended", reason="end_everyone")
 
     async def count(self, owner: str | None) -> int:
         """Return how many live sessions *owner* has, or how many there are in all."""
@@ -286,15 +335,20 @@ class Owners:
 
     def _since(self, pending: PendingOwner) -> float:
         """Return when *pending* was made, by the current setting of the clock."""
-        now, end = self._clock(), self._ended.get(pending.owner or "")
+        now = self._clock()
         since, age = pending.since, self._moment() - pending.moment
         if since + age > now + MAX_SKEW:
             # The clock was set back since. By its new time, an earlier end_all() must not appear to be later than this.
             since = now - age
-        if end is not None and end.moment < pending.moment and end.at <= now + MAX_SKEW:
-            # The clock was set back between end_all() and set_owner().
-            since = max(since, end.at)
+        for end in self._ends(pending):
+            if end.moment < pending.moment and end.at <= now + MAX_SKEW:
+                # The clock was set back between end_all() and set_owner().
+                since = max(since, end.at)
         return since
+
+    def _ends(self, pending: PendingOwner) -> list[_End]:
+        """Return when this process has ended the sessions of the owner, and of everyone, if it has."""
+        return [end for end in (self._ended.get(pending.owner or ""), self._everyone) if end is not None]
 
     def _remember(self, owner: str, now: float) -> None:
         """Remember that end_all() ended the sessions of *owner* at *now*."""

@@ -6,11 +6,12 @@ Each rule has the name of its method in the contract. A driver takes the locks t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from typing import Annotated, Literal, Protocol, TypeAlias
+from math import floor, inf
+from typing import Annotated, Final, Literal, Protocol, TypeAlias
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
-from gaman_session._driver import MAX_SKEW, TOMBSTONE, Outcome, Ownership, Record, size_of
+from gaman_session._driver import MAX_FLIGHT, MAX_SKEW, TOMBSTONE, Outcome, Ownership, Record, size_of
 from gaman_session._errors import SessionStoreError
 
 
@@ -21,6 +22,24 @@ class Tombstone(Struct):
     """When the tombstone expires."""
     successor: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")] | None
 
+
+class Ending(Struct, frozen=True):
+    """The last end_everyone() of a store.
+
+    A new session gets this `min_version` as its version, and one with a smaller version was ended. So a single number ends any
+    number of sessions at one instant. A call has to read it at any time between its beginning and its write: a session that is
+    stored with an earlier number is dead from the start.
+    """
+
+    min_version: int = 0
+    at: float = -inf
+    """The call's *now*."""
+
+
+NEVER: Final = Ending()
+"""The Ending of a store without an end_everyone()."""
+MAX_WRITES: Final = 1 << 32
+"""More writes than a session gets: each end_everyone() raises the version of new sessions by so much."""
 
 Stored: TypeAlias = Record | Tombstone
 _Missing: TypeAlias = Literal[Outcome.ENDED, Outcome.ABSENT]
@@ -50,15 +69,27 @@ class Store(Protocol):
         """Return when the owner's sessions were ended, or None if that isn't stored."""
         ...
 
+    @property
+    def ending(self) -> Ending:
+        """The last end_everyone(), or NEVER."""
+        ...
+
 
 # Reading
 
 
-def find(stored: Stored | None, now: float) -> Record | _Missing:
-    """Return the session, ENDED for a tombstone, or ABSENT if there is neither or it has expired."""
+def find(stored: Stored | None, now: float, ending: Ending = NEVER) -> Record | _Missing:
+    """Return the session, ENDED for a tombstone, or ABSENT if there is neither or it has expired.
+
+    A session that *ending* ended is ENDED for a minute, and then ABSENT.
+    """
     if stored is None or has_expired(stored, now):
         return Outcome.ABSENT
-    return stored if isinstance(stored, Record) else Outcome.ENDED
+    if isinstance(stored, Tombstone):
+        return Outcome.ENDED
+    if stored.version >= ending.min_version:
+        return stored
+    return Outcome.ENDED if still_counts(ending.at, now) else Outcome.ABSENT
 
 
 def has_expired(stored: Stored, now: float) -> bool:
@@ -66,15 +97,15 @@ def has_expired(stored: Stored, now: float) -> bool:
     return stored.deadline <= now
 
 
-def load(stored: Stored | None, now: float) -> Record | Literal[Outcome.ENDED] | None:
+def load(stored: Stored | None, now: float, ending: Ending = NEVER) -> Record | Literal[Outcome.ENDED] | None:
     """Return the session, ENDED for a tombstone, or None, as Driver.load() does."""
-    found = find(stored, now)
+    found = find(stored, now, ending)
     return None if found is Outcome.ABSENT else found
 
 
-def owned(stored: Stored | None, owner: str, now: float) -> Record | None:
+def owned(stored: Stored | None, owner: str, now: float, ending: Ending = NEVER) -> Record | None:
     """Return the session if it is one of *owner*, otherwise None."""
-    record = find(stored, now)
+    record = find(stored, now, ending)
     return record if isinstance(record, Record) and record.ownership is not None and record.ownership.owner == owner else None
 
 
@@ -85,9 +116,9 @@ def create(store: Store, id: str, record: Record) -> Literal[Outcome.REVOKED] | 
     """Store a new session, or raise SessionStoreError for an id that is taken."""
     if store.get(id) is not None:
         raise SessionStoreError(store.name, "create a session under an id that is taken")
-    if _is_revoked(store, record.ownership, None, record.created):
+    if began_before(record.created, store.ending) or _is_revoked(store, record.ownership, None, record.created):
         return Outcome.REVOKED
-    store.put({id: record})
+    store.put({id: _begin(store, record)})
     store.move(id, None, record.ownership, now=record.created)
     return None
 
@@ -96,7 +127,7 @@ def apply(
     store: Store, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
 ) -> Outcome:
     """Set and delete fields of the session."""
-    record = find(store.get(id), now)
+    record = find(store.get(id), now, store.ending)
     if not isinstance(record, Record):
         return record
     fields = _changed(record, sets, deletes)
@@ -107,7 +138,7 @@ def swap(
     store: Store, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
 ) -> Outcome:
     """Set one field of the session if its bytes are *old*."""
-    record = find(store.get(id), now)
+    record = find(store.get(id), now, store.ending)
     if not isinstance(record, Record):
         return record
     if record.fields.get(field) != old:
@@ -128,7 +159,7 @@ def set_owner(
     max_size: int,
 ) -> Outcome:
     """Set and delete fields of the session, and change its ownership."""
-    record = find(store.get(id), now)
+    record = find(store.get(id), now, store.ending)
     if not isinstance(record, Record):
         return record
     if _is_revoked(store, ownership, record.ownership, now):
@@ -139,7 +170,7 @@ def set_owner(
 
 def rename(store: Store, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
     """Replace the session by *record* under *new_id*, or raise SessionStoreError if that id is taken."""
-    old = find(store.get(id), now)
+    old = find(store.get(id), now, store.ending)
     if not isinstance(old, Record):
         return old
     if old.version != version:
@@ -149,7 +180,7 @@ def rename(store: Store, id: str, new_id: str, record: Record, *, version: int, 
     if _is_revoked(store, record.ownership, old.ownership, now):
         return Outcome.REVOKED
     # In this order, the old id is dead when the new one lives.
-    store.put({id: Tombstone(now + TOMBSTONE, new_id), new_id: record})
+    store.put({id: Tombstone(now + TOMBSTONE, new_id), new_id: _begin(store, record)})
     store.move(id, old.ownership, None, now=now)
     store.move(new_id, None, record.ownership, now=now)
     return Outcome.WRITTEN
@@ -158,7 +189,7 @@ def rename(store: Store, id: str, new_id: str, record: Record, *, version: int, 
 def destroy(store: Store, id: str, *, now: float) -> str | None:
     """End the session; return the id that it was renamed to, if any. See destroy_all()."""
     stored = store.get(id)
-    found = find(stored, now)
+    found = find(stored, now, store.ending)
     if isinstance(found, Record):
         _end(store, id, found, now)
     return stored.successor if isinstance(stored, Tombstone) and found is Outcome.ENDED else None
@@ -177,7 +208,7 @@ async def destroy_all(id: str, destroy: Callable[[str], Awaitable[str | None]]) 
 def end_owned(store: Store, id: str, owner: str, *, now: float) -> str | bool:
     """End the session if it is one of *owner*; return whether it was, or the id that it was renamed to. See end_all_owned()."""
     stored = store.get(id)
-    record = owned(stored, owner, now)
+    record = owned(stored, owner, now, store.ending)
     if record is not None:
         _end(store, id, record, now)
     elif isinstance(stored, Tombstone) and stored.successor is not None and not has_expired(stored, now):
@@ -219,6 +250,22 @@ def is_revoked(ownership: Ownership, revoked: float | None, now: float) -> bool:
     return revoked is not None and ownership.since < revoked and still_counts(revoked, now)
 
 
+def next_ending(before: Ending, now: float) -> Ending:
+    """Return the Ending to store when end_everyone() is called at *now*; *before* is the one stored so far."""
+    return Ending(before.min_version + MAX_WRITES, revoked_at(before.at, now))
+
+
+def began_before(created: float, ending: Ending) -> bool:
+    """Return whether a create() with this `created` began before *ending*, which still counts."""
+    # `created` is in whole milliseconds, rounded down.
+    return ending.at - MAX_FLIGHT <= created < ending.at and created < floor(ending.at * 1000) / 1000
+
+
+def is_outdated(ownership: Ownership, ending: Ending, now: float) -> bool:
+    """Return whether *ownership* was made before *ending*, which still counts."""
+    return ownership.since < ending.at and ending.at - MAX_FLIGHT <= now < ending.at + TOMBSTONE
+
+
 def is_carried(ownership: Ownership, before: Ownership | None) -> bool:
     """Return whether the session already has this ownership, which is then never revoked."""
     return before is not None and before.since == ownership.since
@@ -227,7 +274,13 @@ def is_carried(ownership: Ownership, before: Ownership | None) -> bool:
 def _is_revoked(store: Store, ownership: Ownership | None, before: Ownership | None, now: float) -> bool:
     if ownership is None or is_carried(ownership, before):
         return False
-    return is_revoked(ownership, store.revoked(ownership.owner), now)
+    return is_revoked(ownership, store.revoked(ownership.owner), now) or is_outdated(ownership, store.ending, now)
+
+
+def _begin(store: Store, record: Record) -> Record:
+    """Return *record* as a session that begins now is stored."""
+    ending = store.ending
+    return structs.replace(record, version=record.version + ending.min_version) if ending.min_version else record
 
 
 def _changed(record: Record, sets: Mapping[str, bytes], deletes: Collection[str]) -> dict[str, bytes]:

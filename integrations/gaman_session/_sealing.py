@@ -174,17 +174,17 @@ class Keyring:
         keys = self._keys.get(sealed[:_HEAD])
         return None if keys is None else _open(_note_key(keys, id), sealed, self._note_context(owner_name))
 
-    def seal_csrf(self, binding: bytes) -> str:
+    def seal_csrf(self, binding: str) -> str:
         """Return a token that proves *binding*. Each one is different, so that compressed pages don't give it away (BREACH)."""
         keys = self._newest
-        return _encode(_seal(keys.token, keys.head, b"", b"csrf\0" + self._name + b"\0" + binding))
+        return _encode(_seal(keys.token, keys.head, b"", b"csrf\0" + self._name + b"\0" + binding.encode()))
 
-    def proves_csrf(self, token: str, binding: bytes) -> bool:
+    def proves_csrf(self, token: str, binding: str) -> bool:
         """Return whether *token* is one that seal_csrf() returned for *binding*."""
         sealed = _decode(token)
         if sealed is None or (keys := self._keys.get(sealed[:_HEAD])) is None:
             return False
-        return _open(keys.token, sealed, b"csrf\0" + self._name + b"\0" + binding) is not None
+        return _open(keys.token, sealed, b"csrf\0" + self._name + b"\0" + binding.encode()) is not None
 
     def _note_context(self, owner_name: str) -> bytes:
         return b"note\0" + self._name + b"\0" + owner_name.encode()

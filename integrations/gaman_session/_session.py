@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, overload
 
 from gaman import HTTPError, log_extra
 from gaman.errors import a_type
-from gaman_session._awaitable import Done, Due, SessionCall, later, reading, ready, run
+from gaman_session._awaitable import Done, Place, Ready, SessionCall, later, reading, ready, run
 from gaman_session._errors import SessionTypeError, SessionUseError
 from gaman_session._login import LOGIN, Logins, check_max_age
 from gaman_session._sessions import Sessions
@@ -35,19 +35,19 @@ class Session(Logins):
     than HTTPError, or its response has a status of 500 or more.
     """
 
-    __slots__ = ("_failure", "_unawaited")
+    __slots__ = ("_dict", "_failure")
 
     _failure: HTTPError | None
-    """The last error of a call that should be the response, until the response begins. Its traceback refers to the session."""
+    """The error of the last call, if it should be the response, until the response begins. Its traceback refers to the session."""
 
     def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any], is_closed: bool = False) -> None:
+        super().__init__("ctx.session")
         self._sessions = sessions
         # The scope and not the context, which refers to the session: only the garbage collector would free such a cycle.
         self._scope = scope
-        self._is_used = False
-        self._is_closed = is_closed
-        # What to report of calls that were never awaited; None once the request has failed.
-        self._unawaited: tuple[str, ...] | None = ()
+        self._is_used, self._is_closed = False, is_closed
+        # The SessionDict that shows the session's changes, until it is written itself.
+        self._dict: Any = None
 
     @property
     def created_at(self) -> datetime | None:
@@ -80,7 +80,7 @@ class Session(Logins):
         if not isinstance(key, str) or key == LOGIN:
             raise self._key_error("get", key)
         if not self._is_ready():
-            return reading(self, "ctx.session.get", Session._value, key, default, type)
+            return reading(self, "get", Session._value, key, default, type)
         # _value() and ready() unrolled: this saves 2 % of a request that reads a session in a cookie.
         if type is not None:
             value = self._value(key, default, type)
@@ -91,11 +91,12 @@ class Session(Logins):
                 value = self._sessions.codec.decoder.decode(data)
             except Exception as cause:
                 value = self._undecodable(key, default, None, cause)
-        call: Due[Any] = Due()
         frame = getframe(1)
-        call._code, call._instruction = frame.f_code, frame.f_lasti
-        call._name, call._reporter = "ctx.session.get", self
-        call._value = value
+        if self._due is not None:
+            return ready(self, "get", value, frame)
+        self._due = "get", frame.f_code, frame.f_lasti
+        call: Ready[Any] = Ready()
+        call._maker, call._name, call._value = self, "get", value
         return call
 
     def has(self, key: str) -> SessionCall[bool]:
@@ -103,8 +104,8 @@ class Session(Logins):
         if not isinstance(key, str) or key == LOGIN:
             raise self._key_error("has", key)
         if self._is_ready():
-            return ready(self, "ctx.session.has", self._peek(key) is not None)
-        return reading(self, "ctx.session.has", Session._has, key)
+            return ready(self, "has", self._peek(key) is not None, getframe(1))
+        return reading(self, "has", Session._has, key)
 
     def set(self, key: str, value: Any) -> SessionCall[None]:
         """Set *key* to *value*, which is encoded at once: later changes to the object have no effect.
@@ -134,11 +135,11 @@ class Session(Logins):
         """Remove *key* and return its value, or *default* if it is missing."""
         if not isinstance(key, str) or key == LOGIN:
             raise self._key_error("pop", key)
-        return later(self, "ctx.session.pop", run(self._pop, key, default))
+        return later(self, "pop", run(self._pop, key, default))
 
     def all(self) -> SessionCall[dict[str, Any]]:
         """Return all keys with their values."""
-        return reading(self, "ctx.session.all", Session._all, None)
+        return reading(self, "all", Session._all, None)
 
     def clear(self) -> SessionCall[None]:
         """End the session: for this request at once, in the store and the browser with the response.
@@ -165,10 +166,10 @@ class Session(Logins):
             raise self._key_error("update", key, ", ...")
         if not callable(fn) or iscoroutinefunction(fn):
             given = "an async function" if callable(fn) else a_type(fn)
-            raise self._misused(
-                f"update() takes a plain function, not {given}: write `await ctx.session.update({key!r}, lambda value: ..., 0)`"
+            raise SessionUseError(
+                f"update() takes a plain function, not {given}: write `await {self._name}.update({key!r}, lambda value: ..., 0)`"
             )
-        return later(self, "ctx.session.update", run(self._update, key, fn, default))
+        return later(self, "update", run(self._update, key, fn, default))
 
     def regenerate(self, *, max_age: int | None = None) -> SessionCall[None]:
         """Give the session a new id and keep its data; the old id is dead at once. login() does so by itself.
@@ -201,7 +202,7 @@ class Session(Logins):
 
     def save(self) -> Coroutine[Any, Any, None]:
         """Write the pending changes now. SessionStoreError: they aren't written. SessionTooLarge: they are dropped."""
-        return later(self, "ctx.session.save", run(self._save))
+        return later(self, "save", run(self._save))
 
     # What the integration calls
 
@@ -211,16 +212,16 @@ class Session(Logins):
         SessionUseError names the calls that were never awaited; the changes are dropped.
         """
         self._is_closed, self._failure = True, None
-        if lines := self._unawaited:
-            self._unawaited = None
+        if self._due or self._more_due:
             self._discard()
-            raise SessionUseError("; ".join(lines))
+            raise SessionUseError("; ".join(self._take_lines()))
         return self._is_used
 
     def _fail(self, *, keeps_changes: bool) -> None:
-        """Drop the changes of a request that failed, unless it *keeps_changes*, and report no further calls without `await`."""
+        """Drop the changes of a request that failed, unless it *keeps_changes*. It may have been about to await its due calls."""
+        self._failure = None
+        self._forget_due()
         self._log_unawaited()
-        self._unawaited = self._failure = None
         if not keeps_changes:
             self._discard()
 
@@ -269,22 +270,16 @@ class Session(Logins):
         return value
 
     def _all(self, *_: object) -> dict[str, Any]:
-        values = {key: self._value(key, _MISSING, None) for key in self._keys() if key != LOGIN}
+        values = {key: self._value(key, _MISSING, None) for key in self._keys()}
         return {key: value for key, value in values.items() if value is not _MISSING}
 
-    def _report_unawaited(self, line: str) -> None:
-        """Report *line*, about a call that was never awaited: before the response begins in _close(), and afterwards in the log.
-
-        A request that fails or is cancelled before that may have been about to await it.
-        """
-        # Each line is reported once, because a loop may repeat it as often as the visitor likes.
-        if self._unawaited is not None and line not in self._unawaited:
-            self._is_used = True
-            self._unawaited = (*self._unawaited, line)
-            if self._is_closed:
-                self._log_unawaited()
+    def _report(self, place: Place) -> None:
+        if self._is_closed:
+            logger.error("%s", self._line(place), extra=log_extra(self._scope))
+        else:
+            # _close() reports it.
+            self._remember(place, place)
 
     def _log_unawaited(self) -> None:
-        lines, self._unawaited = self._unawaited, ()
-        for line in lines or ():
+        for line in self._take_lines():
             logger.error("%s", line, extra=log_extra(self._scope))

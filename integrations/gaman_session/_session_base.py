@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, MutableMapping
 from typing import Any, Final, TypeAlias, TypeVar
 
+from gaman_session._awaitable import MakesCalls
 from gaman_session._counters import Rejection
 from gaman_session._errors import too_late_to_change
 from gaman_session._misuse import NotADict
@@ -20,11 +21,12 @@ REMOVED: Final[CookieValue] = ("", 0)
 T = TypeVar("T")
 
 
-class SessionBase(NotADict, ABC):
+class SessionBase(NotADict, MakesCalls, ABC):
     """What the calls of a session are made of."""
 
-    __slots__ = ("_is_closed", "_is_used", "_sessions")
+    __slots__ = ("_is_closed", "_is_used", "_scope", "_sessions")
 
+    _scope: MutableMapping[str, Any]
     _sessions: Sessions
     _is_used: bool
     _is_closed: bool
@@ -55,7 +57,8 @@ class SessionBase(NotADict, ABC):
         """Return the encoded data of *key* as this request sees it, once it is readable."""
 
     @abstractmethod
-    def _keys(self) -> Iterable[str]: ...
+    def _keys(self) -> Iterable[str]:
+        """Return the application's keys, and maybe some that were deleted; the login isn't one of them."""
 
     @abstractmethod
     def _times(self) -> tuple[float, float] | None: ...
@@ -122,10 +125,6 @@ class SessionBase(NotADict, ABC):
     def _flush(self) -> Coroutine[Any, Any, None]:
         """Write the pending changes."""
         raise NotImplementedError
-
-    @abstractmethod
-    def _report_unawaited(self, line: str) -> None:
-        """Report *line*, about a call that was never awaited."""
 
     # What they share
 

@@ -9,7 +9,8 @@ from itertools import islice
 from typing import Any, Final, cast
 
 from gaman import find_cookies
-from gaman_session._counters import Counters
+from gaman_session._audit import Audit, OnEvent
+from gaman_session._counters import Counters, Rejection
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver, LoadAtOnce
 from gaman_session._ended import EndedSessions
@@ -50,9 +51,12 @@ class Sessions:
     clock: Callable[[], float]
     damage: Damage
     max_sessions_per_owner: int | None = None
+    browser_session: bool = False
+    on_event: OnEvent | None = None
     ended: Driver | None = None
     """The store of ended sessions, if sessions are in cookies and there is one."""
     counters: Counters = field(default_factory=Counters)
+    audit: Audit = field(init=False)
     is_sealed: bool = field(init=False)
     """Whether values are sealed before they go to the store. In memory they aren't, because the key is in the same process."""
     overhead: int = field(init=False)
@@ -78,6 +82,9 @@ class Sessions:
         # Not an inherited one, because a subclass may have a load() of its own.
         if "load_at_once" in vars(type(self.driver)):
             self.load_at_once = cast("Any", self.driver).load_at_once
+        self.audit = Audit(self.on_event, self.clock)
+        if hasattr(self.driver, "on_evict"):
+            cast("Any", self.driver).on_evict = lambda id: self.audit.note("ended", handle=id, reason="eviction")
         make_owners = Owners if self.ended is None else partial(EndedSessions, self.ended)
         self.owners = make_owners(
             self.driver,
@@ -85,11 +92,18 @@ class Sessions:
             self.codec,
             self.damage,
             self.counters,
+            self.audit,
             self.clock,
             is_sealed=self.is_sealed,
             idle_timeout=self.idle_timeout,
             max_sessions=self.max_sessions_per_owner,
         )
+
+    def reject(self, reason: Rejection, scope: MutableMapping[str, Any]) -> None:
+        """Count a request whose cookie or session was rejected, and note a forged one."""
+        self.counters.reject(reason)
+        if reason == "forged":
+            self.audit.note("forged", scope)
 
     def tokens(self, scope: MutableMapping[str, Any]) -> Iterator[str]:
         """Return the values of the request's cookies with the session's name, in their order."""
@@ -122,4 +136,4 @@ class Sessions:
         """
         if max_age is not None:
             return max_age or self.max_age, max_age == 0
-        return (self.max_age, False) if lifetime is None else (round(lifetime), is_transient)
+        return (self.max_age, self.browser_session) if lifetime is None else (round(lifetime), is_transient)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from asyncio import AbstractEventLoop, Lock, Task, create_task, get_running_loop, shield, wait
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 
@@ -21,8 +22,26 @@ logger = logging.getLogger("gaman")
 
 _QUIET_START = 1.0
 """Seconds after which the start reports that it waits for the store."""
+_MAX_DELIVERY = 5
+"""Seconds that the shutdown waits for the audit's events to be delivered."""
 _SWEEP_SECONDS = 60
 _SWEEP_BATCH = 1000
+
+
+class _InLoop:
+    """The store in one event loop."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.users = 0
+        """How many have opened the store, or are about to."""
+        self.is_open = False
+        self.sweeper: Task[None] | None = None
+        self.delivery: Task[None] | None = None
+        """Delivers the events of the audit, in one event loop for all."""
+        self.opening: Task[None] | None = None
+        self.keeper: AsyncGenerator[None] | None = None
+        """Closes the store with the event loop; held here, because the loop holds it weakly."""
 
 
 class Upkeep:
@@ -34,62 +53,108 @@ class Upkeep:
         self._store_clock = store_clock
         self._log_extra = {"driver": driver_name}
         self._warnings = warnings
-        self._sweeper: Task[None] | None = None
-        self._opening: Task[None] | None = None
-        self._users = 0
-        self._loop: AbstractEventLoop | None = None
-        """The event loop of the users."""
-        self._lock: Lock
+        self._is_in_process = self._store is None or not self._store.shared
+        """Whether sessions are in this process only: such a store has no connections, so every event loop can use it."""
+        self._loops: dict[AbstractEventLoop, _InLoop] = {}
+        self._is_driver_open = False
+        # Threads may have an event loop each.
+        self._threads = threading.Lock()
 
     @property
     def is_open(self) -> bool:
         """Whether the store is open in this event loop."""
-        return self._users > 0 and self._loop is get_running_loop()
+        here = self._loops.get(get_running_loop())
+        return here is not None and here.is_open
 
     async def open(self, workers: int | None = None) -> None:
-        """Open the store for one more user, unless it is open; ConfigError if that many *workers* would not share it."""
-        async with self._exclusively():
-            if not self._users:
-                await self._open(count_workers() if workers is None else workers)
-            self._users += 1
+        """Open the store for one more user, unless it is open.
 
-    async def close(self) -> None:
-        """Close the store, unless it has another user."""
-        async with self._exclusively():
-            # A user of an event loop that has ended isn't counted any more.
-            if self._users:
-                self._users -= 1
-                if not self._users:
-                    await self._close()
+        ConfigError is raised if that many *workers* would not share it, or if another event loop uses it.
+        """
+        here = self._enter()
+        try:
+            async with here.lock:
+                if not here.is_open:
+                    await self._open(count_workers() if workers is None else workers)
+                    if self._store is not None:
+                        here.sweeper = create_task(self._sweep())
+                    if self._sessions.audit.is_due:
+                        here.delivery = create_task(self._sessions.audit.deliver())
+                    here.is_open = True
+        except BaseException:
+            here.users -= 1
+            raise
 
-    async def open_for_loop(self) -> None:
+    async def close(self, *, ends_loop: bool = False) -> None:
+        """Close the store, unless it has another user. One in this process keeps its sessions if only its event loop ends."""
+        here = self._loops.get(get_running_loop())
+        if here is None:
+            # The event loop was stopped, and another one has opened the store since.
+            return
+        async with here.lock:
+            here.users -= 1
+            if here.users:
+                return
+            here.is_open = False
+            if here.sweeper is not None:
+                here.sweeper.cancel()
+                await wait([here.sweeper])
+            if here.delivery is not None:
+                self._sessions.audit.stop()
+                await wait([here.delivery], timeout=_MAX_DELIVERY)
+                here.delivery.cancel()
+                await wait([here.delivery])
+                self._sessions.audit.abandon()
+            driver = self._store
+            if driver is not None and not self._is_used_elsewhere() and not (ends_loop and self._is_in_process):
+                self._is_driver_open = False
+                await driver.close()
+
+    async def ensure_open(self) -> None:
         """Open the store, unless it is open, until the event loop ends. Concurrent calls share one attempt and its failure."""
-        opening = self._opening
-        if opening is None or opening.done() or opening.get_loop() is not get_running_loop():
-            opening = self._opening = create_task(self._open_for_loop())
+        if self.is_open:
+            return
+        here = self._enter(0)
+        opening = here.opening
+        if opening is None or opening.done():
+            opening = here.opening = create_task(self._open_for_loop(here))
         # A request that is cancelled leaves the attempt to the others.
         await shield(opening)
 
-    async def _open_for_loop(self) -> None:
-        async with self._exclusively():
-            if not self._users:
-                await self._open(count_workers())
-                self._users += 1
-                self._keeper = self._close_with_loop()
-                await anext(self._keeper)
+    async def _open_for_loop(self, here: _InLoop) -> None:
+        async with here.lock:
+            # A start of the application may be opening it.
+            is_open = here.is_open
+        if not is_open:
+            await self.open()
+            here.keeper = self._close_with_loop()
+            await anext(here.keeper)
 
     async def _close_with_loop(self) -> AsyncGenerator[None]:
         # asyncio.run() and the servers' runners close the asynchronous generators of their loop before they close it.
         try:
             yield
         finally:
-            await self.close()
+            await self.close(ends_loop=True)
 
-    def _exclusively(self) -> Lock:
+    def _enter(self, users: int = 1) -> _InLoop:
+        """Return the store in this event loop, with that many more *users*; ConfigError if another event loop uses it."""
+        with self._threads:
+            if not self._is_in_process and self._is_used_elsewhere():
+                raise ConfigError(
+                    f"the session store ({self._log_extra['driver']}) is open in another event loop, and its connections work only "
+                    "there; call session() for each event loop, open one TestClient at a time, or take the memory driver in tests"
+                )
+            here = self._loops.setdefault(get_running_loop(), _InLoop())
+            here.users += users
+            return here
+
+    def _is_used_elsewhere(self) -> bool:
+        """Return whether another event loop uses the store."""
         loop = get_running_loop()
-        if self._loop is not loop:
-            self._loop, self._lock, self._users = loop, Lock(), 0
-        return self._lock
+        # One that was stopped without closing the store isn't counted any more.
+        self._loops = {each: there for each, there in self._loops.items() if each is loop or each.is_running()}
+        return any(there.users for each, there in self._loops.items() if each is not loop)
 
     async def _open(self, workers: int) -> None:
         driver = self._store
@@ -106,7 +171,7 @@ class Upkeep:
         for warning in self._warnings:
             logger.warning("%s", warning, extra=self._log_extra)
         export(self._sessions.counters, self._log_extra["driver"])
-        if driver is not None:
+        if driver is not None and not (self._is_in_process and self._is_driver_open):
             report = get_running_loop().call_later(_QUIET_START, self._report_waiting, driver.name)
             try:
                 await driver.open()
@@ -117,14 +182,7 @@ class Upkeep:
                     raise
             finally:
                 report.cancel()
-            self._sweeper = create_task(self._sweep())
-
-    async def _close(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await wait([self._sweeper])
-        if self._store is not None:
-            await self._store.close()
+            self._is_driver_open = True
 
     def _report_waiting(self, driver: str) -> None:
         logger.warning(

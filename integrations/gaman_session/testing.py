@@ -12,7 +12,8 @@ Each check takes an open driver. It uses its own ids, so checks may share a stor
         finally:
             await driver.close()
 
-OWNER_CONTRACT has the checks for the optional part of the contract, `OwnerDriver`.
+OWNER_CONTRACT has the checks for the optional part of the contract, `OwnerDriver`, and EVERYONE_CONTRACT those for
+`EveryoneDriver`, which is an OwnerDriver here. They end all sessions in the store, so they run one after another.
 """
 
 from __future__ import annotations
@@ -23,14 +24,26 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from itertools import pairwise
-from typing import TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from gaman_session import _sealing
 from gaman_session._clock import has_clock
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000, Driver, Outcome, OwnerDriver, Ownership, Record
+from gaman_session._driver import (
+    LARGE,
+    MAX_FLIGHT,
+    MAX_SKEW,
+    TOMBSTONE,
+    YEAR_10000,
+    Driver,
+    EveryoneDriver,
+    Outcome,
+    OwnerDriver,
+    Ownership,
+    Record,
+)
 from gaman_session._errors import SessionStoreError
 
-__all__ = ["CONTRACT", "OWNER_CONTRACT", "Check", "OwnerCheck"]
+__all__ = ["CONTRACT", "EVERYONE_CONTRACT", "OWNER_CONTRACT", "Check", "EveryoneCheck", "OwnerCheck"]
 
 T = TypeVar("T")
 Check: TypeAlias = Callable[[Driver], Awaitable[None]]
@@ -38,11 +51,22 @@ Check: TypeAlias = Callable[[Driver], Awaitable[None]]
 OwnerCheck: TypeAlias = Callable[[OwnerDriver], Awaitable[None]]
 """A check of an open driver with owners."""
 
+
+class _EveryoneDriver(OwnerDriver, EveryoneDriver, Protocol):
+    """A driver with owners that can end all sessions."""
+
+
+EveryoneCheck: TypeAlias = Callable[[_EveryoneDriver], Awaitable[None]]
+"""A check of an open driver with owners and end_everyone()."""
+
 CONTRACT: list[Check] = []
 """Every check of `Driver`; each name is a sentence."""
 
 OWNER_CONTRACT: list[OwnerCheck] = []
 """Every check of `OwnerDriver`."""
+
+EVERYONE_CONTRACT: list[EveryoneCheck] = []
+"""Every check of `EveryoneDriver`."""
 
 _HOSTILE_NAMES = (
     *("", " ", "a", "A", "\u00e9", "e\u0301", ".", "..", "a.b", "$", "$set", "_id", "__proto__", "../../etc/passwd"),
@@ -61,6 +85,11 @@ def _check(check: Check) -> Check:
 
 def _owner_check(check: OwnerCheck) -> OwnerCheck:
     OWNER_CONTRACT.append(check)
+    return check
+
+
+def _everyone_check(check: EveryoneCheck) -> EveryoneCheck:
+    EVERYONE_CONTRACT.append(check)
     return check
 
 
@@ -901,3 +930,212 @@ async def count_returns_how_many_sessions_are_live(driver: OwnerDriver) -> None:
     await _rename(driver, renamed, ownership)
     assert await driver.count(now=later) == before + 3
     assert await driver.count(now=expiring[1].deadline) <= before + 2
+
+
+# All sessions of all users
+
+
+async def _end_everyone(driver: _EveryoneDriver, now: float) -> float:
+    """End all sessions at *now*; return the time after that, when sessions begin that live."""
+    began = time.monotonic()
+    assert await driver.end_everyone(now=now) is None  # type: ignore[func-returns-value]  # another driver's may return anything
+    # In whole milliseconds, and beyond the one in which a store may have finished.
+    return math.ceil((now + time.monotonic() - began) * 1000 + 2) / 1000
+
+
+async def _is_gone(driver: _EveryoneDriver, id: str, now: float) -> None:
+    """See that the session is ENDED at *now* for every call, and that none of them revives it."""
+    assert await driver.load(id, now=now) is Outcome.ENDED
+    assert await _apply(driver, id, {"a": b"3"}, now=now) is Outcome.ENDED
+    assert await _apply(driver, id, {}, "a", "b", now=now) is Outcome.ENDED
+    assert await _swap(driver, id, None, b"1", now=now) is Outcome.ENDED
+    assert await _set_owner(driver, id, _new_ownership(since=now), {"a": b"3"}, now=now) is Outcome.ENDED
+    assert await driver.rename(id, new_id := _new_id(), _record(), version=0, now=now) is Outcome.ENDED
+    await driver.destroy(id, now=now)
+    assert await driver.load(id, now=now) is Outcome.ENDED
+    assert await driver.load(new_id, now=now) is None
+
+
+@_everyone_check
+async def end_everyone_ends_every_session_and_those_that_begin_later_live(driver: _EveryoneDriver) -> None:
+    ownerships = [_new_ownership() for _ in range(3)]
+    ids = [await _create_owned(driver, ownership) for ownership in ownerships]
+    ids.append((await _create(driver))[0])
+    renamed, _ = await _rename(driver, ids[0], ownerships[0])
+    written, _ = await _create(driver)
+    assert await _apply(driver, written, {"a": b"3"}) is Outcome.WRITTEN
+    now = await _end_everyone(driver, time.time())
+    assert await driver.count(now=now) == 0
+    for ownership in ownerships:
+        assert await _owned(driver, ownership.owner, now) == set()
+        assert await _end_owned(driver, ownership.owner, now=now) == 0
+    for id in (*ids[1:], renamed, written):
+        await _is_gone(driver, id, now)
+    later = _new_ownership(ownerships[1].owner, since=now)
+    record = _record_with(later)
+    record.created = _to_milliseconds(now)
+    new, _ = await _create(driver, record)
+    assert (await _load(driver, new)).fields == record.fields
+    assert await _apply(driver, new, {"a": b"3"}) is Outcome.WRITTEN
+    assert await _swap(driver, new, None, b"1") is Outcome.WRITTEN
+    assert await _owned(driver, later.owner) == {new}
+    assert await driver.count(now=time.time()) == 1
+    moved, outcome = _new_id(), await driver.rename(new, _new_id(), _record(), version=0, now=time.time())
+    assert outcome is Outcome.CONFLICT
+    found = await _load(driver, new)
+    assert await driver.rename(new, moved, _record_with(later), version=found.version, now=time.time()) is Outcome.WRITTEN
+    assert await _owned(driver, later.owner) == {moved}
+    assert await driver.count(now=time.time()) == 1
+    await driver.destroy(new, now=time.time())
+    assert await driver.load(moved, now=time.time()) is Outcome.ENDED
+    assert await driver.count(now=time.time()) == 0
+
+
+@_everyone_check
+async def end_everyone_can_be_called_again(driver: _EveryoneDriver) -> None:
+    after = time.time()
+    # The clock is set back a little in between.
+    for back in (0, MAX_SKEW / 2, 0):
+        record = _record()
+        record.created = _to_milliseconds(after)
+        id, _ = await _create(driver, record)
+        assert isinstance(await driver.load(id, now=after), Record)
+        after = max(after, await _end_everyone(driver, after - back))
+        await _is_gone(driver, id, after)
+        assert await driver.count(now=after) == 0
+
+
+@_everyone_check
+async def what_began_before_end_everyone_is_revoked(driver: _EveryoneDriver) -> None:
+    old, record = _new_ownership(since=time.time()), _record(lasts=2000)
+    now = await _end_everyone(driver, record.created + 0.5)
+    later = _new_ownership(since=now)
+    for each in (record, _record_with(old), _record_with(later)):
+        each.created = record.created
+        assert await driver.create(id := _new_id(), each) is Outcome.REVOKED
+        assert await driver.load(id, now=now) in (None, Outcome.ENDED)
+    new = _record()
+    new.created = now
+    id, _ = await _create(driver, new)
+    assert await _set_owner(driver, id, old, {"a": b"3"}, now=now) is Outcome.REVOKED
+    assert (await _load(driver, id, now)).fields["a"] == b"1"
+    assert await _set_owner(driver, id, later, now=now) is Outcome.WRITTEN
+    found = await _load(driver, id, now)
+    _, other = _new_id(), _record_with(_new_ownership(since=old.since))
+    assert await driver.rename(id, _new_id(), other, version=found.version, now=now) is Outcome.REVOKED
+    assert await _owned(driver, old.owner, now) == set()
+
+
+@_everyone_check
+async def a_session_that_end_everyone_ended_is_absent_after_a_minute(driver: _EveryoneDriver) -> None:
+    id, _ = await _create(driver)
+    now = time.time()
+    after = await _end_everyone(driver, now)
+    assert await driver.load(id, now=now + TOMBSTONE - 1) is Outcome.ENDED
+    later = after + TOMBSTONE
+    assert await driver.load(id, now=later) is None
+    assert await _apply(driver, id, {"a": b"3"}, now=later) is Outcome.ABSENT
+    assert await _swap(driver, id, None, b"1", now=later) is Outcome.ABSENT
+    assert await driver.rename(id, _new_id(), _record(), version=0, now=later) is Outcome.ABSENT
+    for _ in range(3):
+        await driver.purge(now=later, limit=1000)
+        assert await driver.load(id, now=later) is None
+        assert await driver.count(now=later) == 0
+    record = _record()
+    record.created = after
+    new, _ = await _create(driver, record)
+    assert await driver.count(now=later) == 1
+    await driver.purge(now=later, limit=1000)
+    assert isinstance(await driver.load(new, now=later), Record)
+
+
+@_everyone_check
+async def end_everyone_ends_sessions_of_a_clock_that_was_ahead(driver: _EveryoneDriver) -> None:
+    now = time.time()
+    for ahead in (MAX_SKEW / 2, 3600):
+        record = _record(lasts=10_000)
+        record.created = _to_milliseconds(now + ahead)
+        id, _ = await _create(driver, record)
+        after = await _end_everyone(driver, now)
+        assert await driver.load(id, now=after) is Outcome.ENDED
+        assert await driver.load(id, now=after + ahead + TOMBSTONE) is None
+
+
+@_everyone_check
+async def an_end_everyone_further_ahead_than_clocks_differ_revokes_nothing(driver: _EveryoneDriver) -> None:
+    record = _record()
+    for ahead, is_ignored in ((MAX_FLIGHT / 2, False), (MAX_FLIGHT * 1.5, True), (3600, True)):
+        await _end_everyone(driver, record.created + ahead)
+        assert await driver.create(_new_id(), record) is (None if is_ignored else Outcome.REVOKED)
+    # The clock was set back in between.
+    await _end_everyone(driver, record.created + 0.5 * MAX_SKEW)
+    assert await driver.create(_new_id(), record) is Outcome.REVOKED
+
+
+@_everyone_check
+async def an_expired_session_stays_absent_after_end_everyone(driver: _EveryoneDriver) -> None:
+    id, record = await _create(driver, _record(lasts=1000, deadline=20))
+    after = await _end_everyone(driver, record.created + 10)
+    assert await driver.load(id, now=after) is Outcome.ENDED
+    assert await driver.load(id, now=record.created + 20) is None
+
+
+@_everyone_check
+async def a_large_session_is_ended_by_end_everyone(driver: _EveryoneDriver) -> None:
+    id, _ = await _create(driver, _record({"a": b"1" * (2 * LARGE)}))
+    for _ in range(2):
+        await _load(driver, id)
+    now = await _end_everyone(driver, time.time())
+    assert await driver.load(id, now=now) is Outcome.ENDED
+    assert set(await asyncio.gather(*(driver.load(id, now=now) for _ in range(4)))) == {Outcome.ENDED}
+    assert await _apply(driver, id, {"b": b"1" * LARGE}, now=now) is Outcome.ENDED
+    record = _record({"a": b"1" * (2 * LARGE)})
+    record.created = now
+    new, _ = await _create(driver, record)
+    assert (await _load(driver, new)).fields == {"a": b"1" * (2 * LARGE)}
+
+
+@_everyone_check
+async def nothing_in_flight_survives_end_everyone(driver: _EveryoneDriver) -> None:
+    for _ in range(6):
+        ownership = _new_ownership()
+        present = [await _create_owned(driver, ownership) for _ in range(6)]
+        created_ids = [_new_id() for _ in range(6)]
+        creations = [driver.create(id, _record_with(ownership)) for id in created_ids[:3]]
+        creations += [driver.create(id, _record()) for id in created_ids[3:]]
+        now = time.time() + 0.002
+        moves = [_rename(driver, id, ownership) for id in present[:3]]
+        _, *rest = await asyncio.gather(
+            _after_a_moment(driver.end_everyone(now=now)),
+            *map(_after_a_moment, creations),
+            *(_after_a_moment(_set_owner(driver, id, ownership)) for id in present[2:5]),
+            *(_after_a_moment(_apply(driver, id, {"a": b"3"})) for id in present),
+            *map(_after_a_moment, moves),
+            return_exceptions=True,
+        )
+        assert not [error for error in rest if isinstance(error, Exception) and not isinstance(error, AssertionError)], rest
+        renamed = [result[0] for result in rest if isinstance(result, tuple)]
+        for id in (*present, *created_ids, *renamed):
+            assert not isinstance(await driver.load(id, now=time.time()), Record)
+        assert await _owned(driver, ownership.owner) == set()
+        assert await driver.count(now=time.time()) == 0
+
+
+@_everyone_check
+async def end_everyone_is_the_same_instant_for_concurrent_reads(driver: _EveryoneDriver) -> None:
+    ids = [(await _create(driver))[0] for _ in range(20)]
+    is_ended = False
+
+    async def read() -> None:
+        while not is_ended:
+            await asyncio.gather(*(driver.load(id, now=time.time()) for id in ids))
+
+    async def end() -> None:
+        nonlocal is_ended
+        await asyncio.sleep(0.005)
+        await driver.end_everyone(now=time.time())
+        found = await asyncio.gather(*(driver.load(id, now=time.time()) for id in ids))
+        is_ended = True
+        assert set(found) == {Outcome.ENDED}
+
+    await asyncio.gather(read(), read(), end())

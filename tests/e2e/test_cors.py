@@ -24,7 +24,7 @@ API = """
 import json, os, gaman
 from gaman import HTTPError, Response
 from gaman.cors import cors
-from gaman.session import session
+from gaman.session import allow_cross_site, session
 
 async def echo(ctx): return Response.json(await ctx.json(), headers={"x-total": "7"})
 async def count(ctx): return str(await ctx.session.update("visits", lambda visits: visits + 1, 0))
@@ -33,7 +33,8 @@ async def guard(ctx):
         raise HTTPError(401, "log in")
 async def fail(ctx): raise ValueError("no more")
 
-routes = {"/echo": {"PUT": echo}, "/count": count, "/guarded/*": guard, "/guarded/echo": {"PUT": echo}, "/fail": fail}
+put = {"PUT": [allow_cross_site, echo]}
+routes = {"/echo": put, "/count": count, "/guarded/*": guard, "/guarded/echo": put, "/fail": fail}
 sessions = session("a secret of the tests that is long enough", secure=False)
 gaman.serve(routes, integrations=[cors(**json.loads(os.environ["CORS"])), sessions], port=0)
 """
@@ -74,7 +75,9 @@ def test_a_script_of_an_allowed_origin_sends_and_reads_and_another_does_neither(
     assert call("/count", "b.test") is None
     # The script can read the errors too, and the preflight meets no guard.
     assert call("/fail") == [500, "Internal Server Error", None]
-    assert call("/missing", **JSON) == [404, "Not Found", None]
+    assert call("/missing") == [404, "Not Found", None]
+    # Without credentials, cors() doesn't let the origin act for users.
+    assert call("/missing", **JSON) == [403, "cross-site request refused", None]
     assert call("/guarded/echo", **JSON) == [401, "log in", None]
     authorized = {**JSON, "headers": {**JSON["headers"], "authorization": "Bearer x"}}
     assert call("/guarded/echo", **authorized) == [200, '{"a":1}', "7"]
@@ -100,3 +103,7 @@ def test_a_session_counts_across_origins_only_with_credentials(call: Call) -> No
     assert call("/count", "shop.a.test", credentials="include") == [200, "3", None]
     assert call("/count") == [200, "1", None]
     assert call("/count", "b.test", credentials="include") is None
+    # Such origins may also change things, and the requests of others don't reach the handler.
+    assert call("/count", credentials="include", method="POST") == [200, "4", None]
+    assert call("/count", "b.test", credentials="include", method="POST", mode="no-cors") == [0, "", None]
+    assert call("/count", credentials="include") == [200, "5", None]

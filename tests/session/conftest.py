@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gaman.session import Driver
-from tests.session.sites import DRIVERS, Clock, Site, serving
+from tests.session.sites import DRIVERS, Clock, Site, of_its_own, serving
 
 
 @pytest.fixture
@@ -27,6 +27,12 @@ def store(request: pytest.FixtureRequest) -> Driver:
     """Return each driver that keeps sessions in a store."""
     driver: Driver = DRIVERS[request.param]()
     return driver
+
+
+@pytest.fixture(params=[name for name in DRIVERS if "cookies" not in name])
+def own_store(request: pytest.FixtureRequest) -> Driver:
+    """Return each driver that keeps sessions in a store, with sessions that no other test has."""
+    return of_its_own(request.param)
 
 
 @pytest.fixture

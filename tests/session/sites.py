@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 from types import SimpleNamespace
 from typing import Any, Literal, cast
 
@@ -130,6 +131,10 @@ class Site:
             "serializer": None,
             "max_size": 1 << 20,
             "max_sessions_per_owner": None,
+            "browser_session": False,
+            "on_event": None,
+            "csrf": True,
+            "trusted_origins": (),
             **changed,
         }
         self.clock = clock
@@ -327,6 +332,18 @@ def new_folder() -> Path:
 @functools.cache
 def _folders() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="gaman-test-")
+
+
+def of_its_own(kind: str) -> Driver:
+    """Return a driver of this kind whose sessions no other test has."""
+    name = f"own-{token_hex(8)}"
+    if kind == "mongodb":
+        return _make("mongodb", uri=servers.mongodb_uri(), db_name="gaman_test", collection=name)
+    if kind.startswith("redis"):
+        url = servers.redis_cluster_url() if kind == "redis cluster" else servers.redis_url()
+        return _make("redis", url=url, prefix=f"{name}:")
+    driver: Driver = DRIVERS[kind]()
+    return driver
 
 
 def _make(kind: str, **options: Any) -> Driver:

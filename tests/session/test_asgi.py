@@ -19,7 +19,7 @@ from starlette.routing import Mount, Route
 from gaman import ConfigError
 from gaman.session import SessionClosed
 from gaman.session.asgi import Session, SessionMiddleware, get_session
-from gaman_session._connection import Connection
+from gaman_session._connection import ENDED, Connection
 from tests.session.sites import Recording
 from tests.session.visitors import NAME, Visitor, add_inside, answering, sessions_in, starlette
 
@@ -397,7 +397,52 @@ async def test_the_scope_is_as_before_when_the_request_has_ended() -> None:
 
     app = starlette(sessions_in(), as_dict=True, keep=answering(keep))
     await Visitor(app).get("/keep")
-    assert {"session", "gaman.session"} & {*seen[0]} == set()
+    assert "session" not in seen[0]
+    # It refers to nothing of the request.
+    assert seen[0]["gaman.session"] is ENDED
+
+
+@pytest.mark.parametrize("uses_session", [True, False])
+async def test_after_the_request_get_session_says_that_it_has_ended(uses_session: bool) -> None:
+    async def spawn(request: Request) -> str:
+        if uses_session:
+            await _login(request)
+        tasks.append(asyncio.create_task(late(request)))
+        return "spawned"
+
+    async def late(request: Request) -> None:
+        await ended.wait()
+        await get_session(request)
+
+    tasks: list[asyncio.Task[None]] = []
+    ended = asyncio.Event()
+    await Visitor(starlette(sessions_in(), spawn=answering(spawn))).get("/spawn")
+    ended.set()
+    with pytest.raises(SessionClosed, match="was called after its request has ended: call it in the handler"):
+        await tasks[0]
+
+
+async def test_a_scope_may_be_used_for_a_second_request() -> None:
+    """An application may try another one after a 404."""
+    sessions = sessions_in()
+    apps = [starlette(sessions, login=answering(_login)), starlette(sessions, user=answering(_user))]
+
+    async def either(scope: Any, receive: Any, send: Any) -> None:
+        await apps[0]({**scope, "path": "/user"}, receive, _drop)
+        await apps[0](scope, receive, send)
+
+    async def both(scope: Any, receive: Any, send: Any) -> None:
+        await apps[0](scope, receive, _drop)
+        await apps[1](scope, receive, send)
+
+    visitor = Visitor(either)
+    await visitor.get("/login")
+    visitor.app = both
+    assert (await visitor.get("/user")).json == 1
+
+
+async def _drop(message: Any) -> None:
+    pass
 
 
 async def test_after_the_request_its_session_still_reads_what_it_has_read_and_refuses_changes() -> None:

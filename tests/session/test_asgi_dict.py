@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import logging
 import operator
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from inspect import isawaitable
 from typing import Any
 
@@ -16,13 +17,15 @@ import pytest
 from starlette.applications import Starlette
 from starlette.middleware.sessions import SessionMiddleware as StarlettesMiddleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starsessions import InMemoryStore, SessionAutoloadMiddleware
 from starsessions import SessionMiddleware as StarsessionsMiddleware
 
-from gaman.session import Driver, SessionClosed, SessionIntegration, SessionSerializationError, SessionUseError
+from gaman import HTTPError
+from gaman.session import Driver, Outcome, Session, SessionClosed, SessionIntegration
 from gaman.session.asgi import get_session
+from gaman_session._login import LOGIN
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import Recording, Sealing
 from tests.session.visitors import Reply, Visitor, answering, sessions_in, starlette
@@ -116,26 +119,26 @@ LOGOUTS: dict[str, Work] = {
 
 
 @pytest.mark.parametrize("logout", LOGOUTS.values(), ids=LOGOUTS)
-@pytest.mark.parametrize("make", [MemoryDriver, Sealing], ids=["memory", "sealed"])
-async def test_deleting_all_keys_ends_the_session_finally(make: Callable[[], Driver], logout: Work) -> None:
-    site = Site(make())
-    visitor = site.visitor()
-    await do(visitor, lambda session: session.update(user=1))
-    late, entered, leave = visitor.again(), asyncio.Event(), asyncio.Event()
+async def test_deleting_all_keys_ends_the_session_finally(store: Driver, logout: Work) -> None:
+    site = Site(store)
+    async with site.sessions.running():
+        visitor = site.visitor()
+        await do(visitor, lambda session: session.update(user=1))
+        late, entered, leave = visitor.again(), asyncio.Event(), asyncio.Event()
 
-    async def write(session: dict[str, Any]) -> None:
-        session["late"] = 1
-        entered.set()
-        await leave.wait()
+        async def write(session: dict[str, Any]) -> None:
+            session["late"] = 1
+            entered.set()
+            await leave.wait()
 
-    writer = asyncio.create_task(do(late, write))
-    await entered.wait()
-    thief = visitor.again()
-    await do(visitor, logout)
-    assert visitor.cookies == {}
-    leave.set()
-    await writer
-    assert await everything(thief) == await everything(late) == {}
+        writer = asyncio.create_task(do(late, write))
+        await entered.wait()
+        thief = visitor.again()
+        await do(visitor, logout)
+        assert visitor.cookies == {}
+        leave.set()
+        await writer
+        assert await everything(thief) == await everything(late) == {}
 
 
 async def test_after_clear_a_new_session_begins_under_a_new_id() -> None:
@@ -153,42 +156,182 @@ async def test_after_clear_a_new_session_begins_under_a_new_id() -> None:
     assert await everything(thief) == {}
 
 
-async def test_clear_and_a_login_by_the_session_itself_are_written_in_their_order() -> None:
-    async def login(request: Request) -> str:
-        request.session.clear()
-        current = await get_session(request)
-        await current.set("user", 2)
-        return "in"
+@pytest.mark.parametrize("logout", [each for each in LOGOUTS if each != "clear"])
+async def test_deleting_the_last_key_keeps_the_key_of_a_concurrent_request(store: Driver, logout: str) -> None:
+    site = Site(store)
+    async with site.sessions.running():
+        visitor = site.visitor()
+        await do(visitor, lambda session: session.update(user=1))
+        other, entered, leave = visitor.again(), asyncio.Event(), asyncio.Event()
 
-    async def read(request: Request) -> Any:
-        return request.session
+        async def delete(session: dict[str, Any]) -> None:
+            LOGOUTS[logout](session)
+            entered.set()
+            await leave.wait()
 
-    app = starlette(sessions_in(), as_dict=True, login=answering(login), read=answering(read))
-    visitor = Visitor(app)
-    await visitor.get("/login")
-    old = visitor.again()
-    await visitor.get("/login")
-    assert ((await visitor.get("/read")).json, (await old.get("/read")).json) == ({"user": 2}, {})
+        deleting = asyncio.create_task(do(visitor, delete))
+        await entered.wait()
+        await do(other, lambda session: session.update(cart=["apple"]))
+        leave.set()
+        await deleting
+        assert await everything(other) == await everything(visitor) == {"cart": ["apple"]}
 
 
-async def test_a_key_that_the_session_itself_has_set_survives_the_deletion_of_all_others() -> None:
-    async def login(request: Request) -> str:
-        request.session.pop("user", None)
-        await (await get_session(request)).set("flash", 1)
-        return "in"
+# --- beside the session itself
 
-    async def begin(request: Request) -> str:
-        request.session["user"] = 1
-        return "begun"
 
-    async def read(request: Request) -> Any:
-        return request.session
+STORES: dict[str, Callable[[], Any]] = {"memory": MemoryDriver, "sealed": Sealing, "cookies": lambda: {"type": "cookies"}}
+each_store = pytest.mark.parametrize("make", STORES.values(), ids=STORES)
+Both = Callable[[dict[str, Any], Session], Any]
+"""What a handler does with the dict and the session of its request. It may be a coroutine function."""
 
-    handlers = {"begin": begin, "login": login, "read": read}
-    visitor = Visitor(starlette(sessions_in(), as_dict=True, **{name: answering(work) for name, work in handlers.items()}))
-    for target in ("/begin", "/login"):
-        await visitor.get(target)
-    assert (await visitor.get("/read")).json == {"flash": 1}
+
+async def _beside(visitor: Visitor, work: Both) -> Any:
+    """Return the result of *work*."""
+    reply = await visitor.get("/beside", both=work)
+    assert (reply.status, reply.error) == (200, None), reply.text
+    return reply.json
+
+
+async def _answer_beside(request: Request) -> Any:
+    result = request.scope["both"](request.session, await get_session(request))
+    return await result if isawaitable(result) else result
+
+
+async def _add(session: dict[str, Any], current: Session) -> None:
+    session["n"] = 5
+    await current.update("n", lambda n: n + 1, 0)
+
+
+async def _add_first(session: dict[str, Any], current: Session) -> None:
+    await current.update("n", lambda n: n + 1, 0)
+    session["n"] *= 10
+
+
+async def _save(session: dict[str, Any], current: Session) -> None:
+    current.set("a", 2)
+    await current.save()
+    session["a"] += 1
+
+
+async def _hold(session: dict[str, Any], current: Session) -> None:
+    held = session["list"]
+    await current.clear()
+    held.append(2)
+
+
+async def _pop(session: dict[str, Any], current: Session) -> None:
+    session["a"] = 2
+    await current.pop("a")
+
+
+BESIDE: dict[str, tuple[Both, dict[str, Any]]] = {
+    "set, then the dict": (lambda session, current: (current.set("a", 2), session.update(a=3)), {"a": 3}),
+    "the dict, then set": (lambda session, current: (session.update(a=3), current.set("a", 2)), {"a": 2}),
+    "set of a new key, then the dict": (lambda session, current: (current.set("b", 2), session.update(b=3)), {"b": 3}),
+    "the dict, then set of a new key": (lambda session, current: (session.update(b=3), current.set("b", 2)), {"b": 2}),
+    "set, then a nested change": (lambda session, current: (current.set("list", [2]), session["list"].append(3)), {"list": [2, 3]}),
+    "a nested change, then set": (lambda session, current: (session["list"].append(3), current.set("list", [2])), {"list": [2]}),
+    "set of another key": (lambda session, current: (current.set("b", 2), session.update(a=3)), {"a": 3, "b": 2}),
+    "delete, then the dict": (lambda session, current: (current.delete("a"), session.update(a=3)), {"a": 3}),
+    "the dict, then delete": (lambda session, current: (session.update(a=3), current.delete("a")), {"a": None}),
+    "a nested change, then delete": (lambda session, current: (session["list"].append(3), current.delete("list")), {"list": None}),
+    "a deletion, then set": (lambda session, current: (session.pop("a"), current.set("a", 2)), {"a": 2}),
+    "set, then a deletion": (lambda session, current: (current.set("a", 2), session.pop("a")), {"a": None}),
+    "the dict, then pop": (_pop, {"a": None}),
+    # update() reads what is stored, not the dict.
+    "the dict, then update": (_add, {"n": 1}),
+    "update, then the dict": (_add_first, {"n": 10}),
+    "save, then the dict": (_save, {"a": 3}),
+    "regenerate": (lambda session, current: (session.update(a=2), current.regenerate(), session.update(b=3)), {"a": 2, "b": 3}),
+    "nothing but set": (lambda session, current: current.set("a", 2), {"a": 2}),
+    "nothing but delete": (lambda session, current: current.delete("a"), {"a": None}),
+}
+ENDS: dict[str, tuple[Both, dict[str, Any]]] = {
+    "clear": (lambda session, current: current.clear(), {}),
+    "the dict, then clear": (lambda session, current: (session.update(a=2, b=3), current.clear()), {}),
+    "a nested change, then clear": (lambda session, current: (session["list"].append(2), current.clear()), {}),
+    "clear, then a change of a value from before": (_hold, {}),
+    "clear, then the dict": (lambda session, current: (current.clear(), session.update(a=2)), {"a": 2}),
+    "the dict's clear, then set": (lambda session, current: [LOGOUTS["clear"](session), current.set("a", 2)], {"a": 2}),
+    "set, then the dict's clear": (lambda session, current: [current.set("b", 2), LOGOUTS["clear"](session)], {}),
+}
+
+
+def _site_beside(make: Callable[[], Any]) -> Visitor:
+    return Visitor(starlette(sessions_in(make()), as_dict=True, beside=answering(_answer_beside)))
+
+
+@each_store
+@pytest.mark.parametrize("name", BESIDE)
+async def test_the_last_change_of_a_key_wins_by_the_dict_or_by_the_session(make: Callable[[], Any], name: str) -> None:
+    visitor = _site_beside(make)
+    await _beside(visitor, lambda session, current: session.update(a=1, list=[1]))
+    work, changes = BESIDE[name]
+
+    async def compare(session: dict[str, Any], current: Session) -> dict[str, Any]:
+        result = work(session, current)
+        if isawaitable(result):
+            await result
+        return dict(session)
+
+    expected = {key: value for key, value in {"a": 1, "list": [1], **changes}.items() if value is not None}
+    assert await _beside(visitor, compare) == expected
+    assert await _beside(visitor, lambda session, current: session) == expected
+
+
+@each_store
+@pytest.mark.parametrize("name", ENDS)
+async def test_what_was_before_clear_does_not_come_back(make: Callable[[], Any], name: str) -> None:
+    visitor = _site_beside(make)
+    await _beside(visitor, lambda session, current: session.update(a=1, list=[1]))
+    thief = visitor.again()
+    work, expected = ENDS[name]
+
+    async def compare(session: dict[str, Any], current: Session) -> dict[str, Any]:
+        result = work(session, current)
+        if isawaitable(result):
+            await result
+        return dict(session)
+
+    assert await _beside(visitor, compare) == expected
+    assert await _beside(visitor, lambda session, current: session) == expected
+    if make is not STORES["cookies"]:
+        assert await _beside(thief, lambda session, current: session) == {}
+
+
+@each_store
+async def test_a_key_that_the_session_itself_has_set_survives_the_deletion_of_all_others(make: Callable[[], Any]) -> None:
+    visitor = _site_beside(make)
+    await _beside(visitor, lambda session, current: session.update(user=1))
+    await _beside(visitor, lambda session, current: (session.pop("user", None), current.set("flash", 1))[0])
+    assert await _beside(visitor, lambda session, current: session) == {"flash": 1}
+    await _beside(visitor, lambda session, current: (current.set("more", 1), session.pop("flash"))[1])
+    assert await _beside(visitor, lambda session, current: session) == {"more": 1}
+
+
+async def test_the_session_itself_sees_the_changes_of_the_dict_once_they_are_written() -> None:
+    visitor = _site_beside(MemoryDriver)
+
+    async def read(session: dict[str, Any], current: Session) -> Any:
+        session["a"] = session.get("a", 0) + 1
+        return await current.get("a")
+
+    assert [await _beside(visitor, read) for _ in range(3)] == [None, 1, 2]
+
+
+async def test_a_value_that_the_serializer_cannot_decode_is_left_out_of_the_dict() -> None:
+    class OneWay(Versioned):
+        def decode(self, data: bytes, type: Any) -> Any:
+            value = super().decode(data, type)
+            if value == "one way":
+                raise ValueError(value)
+            return value
+
+    sessions = sessions_in(MemoryDriver(), serializer=OneWay())
+    visitor = Visitor(starlette(sessions, as_dict=True, beside=answering(_answer_beside)))
+    shown = await _beside(visitor, lambda session, current: (session.update(a=1), current.set("a", "one way"), dict(session))[2])
+    assert shown == {}
 
 
 # --- every method of dict
@@ -409,23 +552,100 @@ async def test_values_of_an_older_serializer_are_not_written_again() -> None:
 
 
 @pytest.mark.parametrize("value", [object(), {1, object()}, lambda: None, float], ids=["object", "set", "function", "class"])
-async def test_a_value_that_cannot_be_encoded_is_500_and_changes_nothing(value: Any) -> None:
+async def test_a_value_that_cannot_be_encoded_is_500_and_changes_nothing(value: Any, caplog: pytest.LogCaptureFixture) -> None:
     visitor = Site().visitor()
     await do(visitor, lambda session: session.update(a=1))
     _, reply = await run(visitor, lambda session: session.update(a=2, b=value))
-    assert (reply.status, type(reply.error), reply.cookies) == (500, SessionSerializationError, [])
-    assert "the session can't keep 'b'" in str(reply.error)
+    assert (reply.status, reply.text, reply.error, reply.cookies) == (500, "Internal Server Error", None, [])
+    [line] = _logged(caplog)
+    assert line.startswith("GET '/run' answered 500: SessionSerializationError: the session can't keep 'b'")
     assert await everything(visitor) == {"a": 1}
 
 
 @pytest.mark.parametrize("key", [1, None, b"key", ("a", "b")], ids=repr)
-async def test_a_key_that_is_not_text_is_500_and_the_error_names_it(key: Any) -> None:
+async def test_a_key_that_is_not_text_is_500_and_the_error_names_it(key: Any, caplog: pytest.LogCaptureFixture) -> None:
     visitor = Site().visitor()
     await do(visitor, lambda session: session.update(a=1))
     _, reply = await run(visitor, lambda session: session.update({key: 1, "b": 2}))
-    assert (reply.status, type(reply.error), reply.cookies) == (500, SessionUseError, [])
-    assert repr(key) in str(reply.error)
+    assert (reply.status, reply.text, reply.error, reply.cookies) == (500, "Internal Server Error", None, [])
+    [line] = _logged(caplog)
+    assert line.startswith(f"GET '/run' answered 500: SessionUseError: a session's key is a str, not {key!r}")
     assert await everything(visitor) == {"a": 1}
+
+
+async def test_a_deliberate_error_with_changes_that_cannot_be_encoded_is_500(caplog: pytest.LogCaptureFixture) -> None:
+    def work(session: dict[str, Any]) -> None:
+        session["a"] = object()
+        raise HTTPError(403)
+
+    visitor = Site().visitor()
+    await do(visitor, lambda session: session.update(a=1))
+    _, reply = await run(visitor, work)
+    assert (reply.status, reply.error) == (500, None)
+    assert _logged(caplog)[0].startswith("GET '/run' answered 500: SessionSerializationError: the session can't keep 'a'")
+    assert await everything(visitor) == {"a": 1}
+
+
+async def test_a_regenerate_that_gives_up_is_500(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    class Contended(MemoryDriver):
+        async def rename(self, *_: Any, **__: Any) -> Outcome:
+            return Outcome.CONFLICT
+
+    async def work(request: Request) -> str:
+        request.session["a"] = 1
+        await (await get_session(request)).regenerate()
+        return "renamed"
+
+    visitor = Visitor(starlette(sessions_in(Contended()), as_dict=True, work=answering(work)))
+    assert (await visitor.get("/work")).status == 200
+    reply = await visitor.get("/work")
+    assert (reply.status, reply.text, reply.error) == (500, "Internal Server Error", None)
+    assert _logged(caplog)[0].startswith("GET '/work' answered 500: SessionConflict: regenerate() met other requests' changes")
+
+
+def _logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "gaman" and record.levelno == logging.ERROR]
+
+
+async def test_a_login_cannot_be_set_in_the_dict(caplog: pytest.LogCaptureFixture) -> None:
+    visitor = Site().visitor()
+    await do(visitor, lambda session: session.update(a=1))
+    _, reply = await run(visitor, lambda session: session.update({LOGIN: "user:1", "b": 2}))
+    assert (reply.status, reply.error, reply.cookies) == (500, None, [])
+    assert "only login() writes 'gaman.login'" in _logged(caplog)[0]
+    assert await everything(visitor) == {"a": 1}
+
+
+@pytest.mark.parametrize("serializer", ["msgpack", "json"])
+@pytest.mark.parametrize("driver", ["cookies", "memory"])
+async def test_a_login_is_not_in_the_dict_and_outlives_its_keys(
+    driver: str, serializer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def log_in(request: Request) -> str:
+        request.session["cart"] = ["tea"]
+        await (await get_session(request)).login("user:1")
+        return "in"
+
+    async def read(request: Request) -> Any:
+        return [dict(request.session), await (await get_session(request)).owner()]
+
+    async def empty(request: Request) -> str:
+        request.session.pop("cart")
+        return "emptied"
+
+    async def log_out(request: Request) -> str:
+        request.session.clear()
+        return "out"
+
+    handlers = {"login": log_in, "read": read, "empty": empty, "logout": log_out}
+    sessions = sessions_in({"type": driver}, serializer=serializer)
+    visitor = Visitor(starlette(sessions, as_dict=True, **{name: answering(work) for name, work in handlers.items()}))
+    found: list[Any] = []
+    for target in ("/login", "/empty", "/logout"):
+        await visitor.get(target)
+        found.append((await visitor.get("/read")).json)
+    assert found == [[{"cart": ["tea"]}, "user:1"], [{}, "user:1"], [{}, None]]
+    assert caplog.messages == []
 
 
 async def test_a_dict_that_is_too_large_is_413_and_changes_nothing() -> None:
@@ -456,6 +676,52 @@ async def test_a_response_of_500_writes_nothing() -> None:
         _, reply = await run(visitor, lambda session: session.update(a=object()), response=Response(status_code=status))
         assert (reply.status, reply.error, reply.cookies) == (status, None, [])
     assert await everything(visitor) == {"a": 1}
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+async def test_a_change_inside_a_value_in_a_stream_is_logged_as_lost(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    def stream(session: dict[str, Any]) -> AsyncIterator[str]:
+        async def chunks() -> AsyncIterator[str]:
+            yield "begun"
+            session["cart"].append("late")
+
+        return chunks()
+
+    async def handle(request: Request) -> Response:
+        return StreamingResponse(stream(request.session), status)
+
+    async def begin(request: Request) -> str:
+        request.session["cart"] = []
+        return "begun"
+
+    async def read(request: Request) -> Any:
+        return request.session
+
+    app = starlette(sessions_in(), as_dict=True, begin=answering(begin), stream=handle, read=answering(read))
+    visitor = Visitor(app)
+    await visitor.get("/begin")
+    assert (await visitor.get("/stream")).text == "begun"
+    # A response of 500 writes no changes of its request at all.
+    lost = "'/stream' lost changes of its session; change `request.session` before the response begins"
+    assert _logged(caplog) == ([] if status == 500 else [lost])
+    assert (await visitor.get("/read")).json == {"cart": []}
+
+
+async def test_no_change_is_logged_as_lost_where_none_is(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(session: dict[str, Any]) -> None:
+        session["cart"].append(1)
+        raise ValueError("a bug")
+
+    serializer = Versioned()
+    visitor = Site(serializer=serializer).visitor()
+    await do(visitor, lambda session: session.update(cart=[1], user=1))
+    serializer.version = b"2"
+    await everything(visitor)
+    await do(visitor, lambda session: session["cart"].append(2))
+    await run(visitor, fail)
+    await run(visitor, lambda session: session["cart"].append(3), response=Response(status_code=503))
+    await do(visitor, lambda session: session.clear())
+    assert _logged(caplog) == []
 
 
 async def test_an_empty_session_is_neither_begun_nor_ended() -> None:

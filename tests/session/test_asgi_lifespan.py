@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
+import threading
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.testclient import TestClient as StarletteClient
 
+from gaman import ConfigError
 from gaman.session import SessionStoreError
 from gaman.session.asgi import SessionMiddleware, get_session
 from tests.servers import free_port
@@ -42,6 +47,10 @@ class Lifespan:
         """Send the message *name*, and return the application's."""
         self._incoming.put_nowait({"type": f"lifespan.{name}"})
         return await asyncio.wait_for(self._outgoing.get(), 5)
+
+    def is_silent(self) -> bool:
+        """Return whether the application has sent nothing more."""
+        return self._outgoing.empty()
 
 
 # --- through the middleware
@@ -89,10 +98,60 @@ async def test_a_store_that_cannot_be_opened_fails_the_start_with_its_reason(kin
     server = Lifespan(app)
     message = await server.send("startup")
     assert message == {"type": "lifespan.startup.failed", "message": "the session store (recording) could not open"}
-    await server.task
+    with pytest.raises(SessionStoreError):
+        await server.task
     # The server logs it.
     assert caplog.records == []
     assert driver.events == ["open"]
+
+
+async def _in_a_group(scope: Any, receive: Any, send: Any) -> None:
+    async with asyncio.TaskGroup() as group:
+        await group.create_task(receive())
+
+
+async def _reporting_itself(scope: Any, receive: Any, send: Any) -> None:
+    try:
+        await receive()
+    except Exception as error:
+        await send({"type": "lifespan.startup.failed", "message": f"the framework's own message: {error}"})
+        raise ValueError("the framework's own error") from error
+
+
+async def _going_on(scope: Any, receive: Any, send: Any) -> None:
+    with suppress(SessionStoreError):
+        await receive()
+    await send({"type": "lifespan.startup.complete"})
+
+
+@pytest.mark.parametrize("app", [_in_a_group, _reporting_itself, _going_on])
+async def test_the_server_gets_the_stores_reason_whatever_the_application_does_with_the_error(app: Any) -> None:
+    driver = Recording()
+    driver.failing = {"open"}
+    server = Lifespan(SessionMiddleware(app, sessions=sessions_in(driver)))
+    message = await server.send("startup")
+    assert message == {"type": "lifespan.startup.failed", "message": "the session store (recording) could not open"}
+    with pytest.raises(SessionStoreError):
+        await server.task
+    assert server.is_silent()
+
+
+def test_starlettes_client_raises_that_the_store_cannot_be_opened() -> None:
+    driver = Recording()
+    driver.failing = {"open"}
+    with pytest.raises(SessionStoreError), StarletteClient(starlette(sessions_in(driver))):
+        raise AssertionError
+
+
+async def test_a_start_that_fails_without_a_message_has_one() -> None:
+    class Broken(Recording):
+        async def open(self) -> None:
+            raise NotImplementedError
+
+    server = Lifespan(SessionMiddleware(_going_on, sessions=sessions_in(Broken())))
+    assert await server.send("startup") == {"type": "lifespan.startup.failed", "message": "NotImplementedError()"}
+    with pytest.raises(NotImplementedError):
+        await server.task
 
 
 @pytest.mark.parametrize("when", ["up", "down"])
@@ -231,9 +290,7 @@ def test_first_use_works_in_one_event_loop_after_the_other(kind: str, tmp_path: 
     async def visit() -> list[int]:
         return [(await visitor.get("/count")).json for _ in range(2)]
 
-    # The end of the loop closes the store, and memory is empty then.
-    expected = [[1, 2]] * 3 if kind == "memory" else [[1, 2], [3, 4], [5, 6]]
-    assert [asyncio.run(visit()) for _ in range(3)] == expected
+    assert [asyncio.run(visit()) for _ in range(3)] == [[1, 2], [3, 4], [5, 6]]
 
 
 def test_first_use_closes_the_store_with_its_event_loop() -> None:
@@ -245,6 +302,153 @@ def test_first_use_closes_the_store_with_its_event_loop() -> None:
         assert (driver.events[0], driver.events[-1]) == ("open", "close")
 
 
+# --- several event loops
+
+
+@pytest.mark.parametrize("kind", ["memory", "cookies"])
+def test_two_of_starlettes_clients_may_be_open_at_once_if_sessions_have_no_store(kind: str) -> None:
+    sessions = sessions_in({"type": kind})
+    app = starlette(sessions, count=answering(_count))
+    with StarletteClient(app) as first:
+        assert first.get("/count").json() == 1
+        with StarletteClient(app) as second:
+            assert [client.get("/count").json() for client in (second, first, second)] == [1, 2, 2]
+        assert first.get("/count").json() == 3
+    with StarletteClient(app) as third:
+        assert third.get("/count").json() == 1
+
+
+@pytest.mark.parametrize("kind", ["memory", "cookies", "file", "sql"])
+def test_starlettes_client_keeps_its_session_without_a_with_block(kind: str, tmp_path: Path) -> None:
+    options = {"file": {"dir": str(tmp_path)}, "sql": {"file": str(tmp_path / "sessions.db")}}.get(kind, {})
+    client = StarletteClient(starlette(sessions_in({"type": kind, **options}), count=answering(_count)))
+    # Each request has an event loop of its own.
+    assert [client.get("/count").json() for _ in range(3)] == [1, 2, 3]
+
+
+# Recording counts as a store that several processes share, and is named after memory.
+IN_USE = (
+    "the session store (memory) is open in another event loop, and its connections work only there; call session() for each "
+    "event loop, open one TestClient at a time, or take the memory driver in tests"
+)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_store_refuses_a_second_event_loop_while_the_first_one_uses_it() -> None:
+    driver = Recording()
+    app = starlette(sessions_in(driver), count=answering(_count))
+    with StarletteClient(app) as first:
+        assert first.get("/count").json() == 1
+        with pytest.raises(ConfigError, match=re.escape(IN_USE)), StarletteClient(app):
+            raise AssertionError
+        with pytest.raises(ConfigError, match=re.escape(IN_USE)):
+            asyncio.run(_raising(Visitor(app)))
+        assert first.get("/count").json() == 2
+    assert driver.events.count("open") == driver.events.count("close") == 1
+    with StarletteClient(app) as second:
+        second.get("/count")
+    assert driver.events.count("open") == driver.events.count("close") == 2
+
+
+async def _raising(visitor: Visitor) -> None:
+    reply = await visitor.get("/count")
+    assert reply.error is not None
+    raise reply.error
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["memory", "recording"])
+def test_of_several_threads_that_open_the_store_at_once_one_uses_it_or_all_do(kind: str) -> None:
+    driver = Slow() if kind == "recording" else None
+    app = starlette(sessions_in(driver), count=answering(_count))
+    start = threading.Barrier(4)
+
+    async def visit() -> list[Any]:
+        visitor = Visitor(app)
+        start.wait()
+        replies = [await visitor.get("/count") for _ in range(2)]
+        await asyncio.sleep(0.1)
+        return [type(reply.error) if reply.error else reply.json for reply in replies]
+
+    with ThreadPoolExecutor(4) as threads:
+        found = [each.result() for each in [threads.submit(asyncio.run, visit()) for _ in range(4)]]
+    if driver is None:
+        assert found == [[1, 2]] * 4
+    else:
+        assert sorted(found, key=str) == sorted([[1, 2], *[[ConfigError] * 2] * 3], key=str)
+        assert (driver.events.count("open"), driver.events.count("close")) == (1, 1)
+
+
+def test_an_event_loop_that_was_stopped_leaves_the_store_to_the_next() -> None:
+    driver = Recording()
+    visitor = Visitor(starlette(sessions_in(driver), count=answering(_count)))
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    try:
+        assert first.run_until_complete(visitor.get("/count")).json == 1
+        assert second.run_until_complete(visitor.get("/count")).json == 2
+        # It isn't the store's event loop any more, so its end closes nothing.
+        closed = driver.events.count("close")
+        first.run_until_complete(first.shutdown_asyncgens())
+        assert driver.events.count("close") == closed
+        second.run_until_complete(second.shutdown_asyncgens())
+        assert driver.events[-1] == "close"
+    finally:
+        for loop in (first, second):
+            for task in asyncio.all_tasks(loop):
+                task.cancel()
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.close()
+
+
+async def _ask(sessions: Any, call: str) -> Any:
+    return await {
+        "list": lambda: sessions.list("user:1"),
+        "count": lambda: sessions.count("user:1"),
+        "count of all": sessions.count,
+        "end": lambda: sessions.end("0" * 64),
+        "end_all": lambda: sessions.end_all("user:1"),
+        "check": sessions.check,
+        "purge": sessions.purge,
+    }[call]()
+
+
+each_call = pytest.mark.parametrize(
+    ("call", "result"),
+    [("list", []), ("count", 0), ("count of all", 0), ("end", False), ("end_all", 0), ("check", None), ("purge", 0)],
+)
+
+
+@each_call
+@pytest.mark.parametrize("kind", ["memory", "file", "sql", "redis"])
+def test_a_call_opens_the_store_if_nothing_else_has(call: str, result: Any, kind: str, tmp_path: Path) -> None:
+    from tests import servers
+
+    options: dict[str, Any] = {
+        "file": {"dir": str(tmp_path)},
+        "sql": {"file": str(tmp_path / "sessions.db")},
+    }.get(kind, {})
+    if kind == "redis":
+        options = {"url": servers.redis_url()}
+    sessions = sessions_in({"type": kind, **options})
+    if kind == "redis" and call == "count of all":
+        assert asyncio.run(_ask(sessions, call)) >= 0
+        return
+    # The end of an event loop closes the store.
+    assert [asyncio.run(_ask(sessions, call)) for _ in range(2)] == [result] * 2
+
+
+@each_call
+async def test_a_call_opens_the_store_once_and_says_why_it_cannot(call: str, result: Any) -> None:
+    driver = Slow()
+    driver.failing = {"open"}
+    sessions = sessions_in(driver)
+    with pytest.raises(SessionStoreError, match="could not open"):
+        await _ask(sessions, call)
+    driver.failing = set()
+    assert await asyncio.gather(*(_ask(sessions, call) for _ in range(5))) == [result] * 5
+    assert driver.events.count("open") == 2
+
+
 # --- servers
 
 SITE = """
@@ -252,8 +456,7 @@ import os
 from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from gaman.session import session
-from gaman.session.asgi import Session, SessionMiddleware, get_session
+from gaman.session.asgi import Session, SessionMiddleware, get_session, session
 
 sessions = session("a secret of the tests that is long enough", DRIVER, secure=False)
 inner = FastAPI()

@@ -122,11 +122,10 @@ async def logout(request: Request):
 """
 MOVE = {
     "from starlette.middleware.sessions import SessionMiddleware\n": (
-        "from gaman.session import session\nfrom gaman.session.asgi import SessionMiddleware\n"
+        "from gaman.session.asgi import SessionMiddleware, session\n"
     ),
     'app.add_middleware(SessionMiddleware, secret_key="a secret of the tests that is long enough")\n': (
-        "sessions = session('a secret of the tests that is long enough', DRIVER, secure=False)\n"
-        "app.add_middleware(SessionMiddleware, sessions=sessions, as_dict=True)\n"
+        "app.add_middleware(SessionMiddleware, sessions=session(SECRET, DRIVER, secure=False), as_dict=True)\n"
     ),
 }
 
@@ -137,7 +136,8 @@ def moved(driver: Mapping[str, Any]) -> str:
     for old, new in MOVE.items():
         assert source.count(old) == 1
         source = source.replace(old, new)
-    return source.replace("DRIVER", repr(driver))
+    assert len(source.splitlines()) == len(SITE.splitlines())
+    return source.replace("SECRET", '"a secret of the tests that is long enough"').replace("DRIVER", repr(driver))
 
 
 def _provider() -> Starlette:

@@ -22,11 +22,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from gaman import HTTPError
-from gaman.session import SessionClosed, SessionTooLarge
+from gaman import App, Context, HTTPError
+from gaman import Response as GamanResponse
+from gaman.session import Outcome, Record, SessionClosed, SessionConflict, SessionStoreError, SessionTooLarge
 from gaman.session.asgi import Session, SessionMiddleware, get_session
 from tests.asgi import Exchange, http_scope
-from tests.session.sites import Recording
+from tests.session.sites import Clock, Recording, Site
 from tests.session.visitors import Reply, Visitor, add_inside, answering, sessions_in, starlette
 
 pytestmark = pytest.mark.anyio
@@ -472,6 +473,25 @@ async def test_an_endless_stream_ends_when_its_response_is_replaced(
     assert len(caplog.records) == 1
 
 
+async def test_a_stream_in_a_task_group_ends_when_its_response_is_replaced() -> None:
+    driver = Recording()
+    driver.failing = {"create"}
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await _set(await get_session(Request(scope)))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def stream() -> None:
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(stream())
+            group.create_task(stream())
+
+    reply = await Visitor(SessionMiddleware(application, sessions=sessions_in(driver))).get()
+    assert (reply.status, reply.error) == (503, None)
+
+
 async def test_a_bug_after_a_replaced_response_is_still_raised() -> None:
     driver = Recording()
 
@@ -531,3 +551,164 @@ async def test_a_500_with_the_cookie_of_a_saved_session_is_kept_from_caches() ->
         await SessionMiddleware(application, sessions=sessions_in(Recording()))(http_scope(), exchange.receive, exchange.send)
     assert (exchange.status, exchange.headers["cache-control"]) == (500, "no-store")
     assert "set-cookie" in exchange.headers
+
+
+# --- a flush that fails in other ways
+
+
+class Broken(Recording):
+    """Raises *error* where a session begins."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    async def create(self, id: str, record: Record) -> None:
+        self._note("create")
+        raise self.error
+
+
+@each_framework
+@pytest.mark.parametrize(
+    "error", [SessionConflict("another request was first"), RuntimeError("a bug of a driver")], ids=["SessionConflict", "a bug"]
+)
+async def test_any_error_of_the_flush_is_answered_500_and_logged(
+    make: Any, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    reply = await Visitor(await make(Broken(error), _work, False)).get("/work")
+    assert (reply.status, reply.text, reply.cookies, reply.error) == (500, "Internal Server Error", [], None)
+    (record,) = [record for record in caplog.records if record.name == "gaman"]
+    assert record.getMessage() == f"GET '/work' answered 500: {type(error).__name__}: {error}"
+    # A message of gaman's explains itself.
+    assert (record.exc_info is None) == isinstance(error, SessionConflict)
+
+
+async def test_a_second_start_after_a_flush_that_failed_is_not_sent() -> None:
+    """An application may catch the error of its send()."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        request: Any = SimpleNamespace(scope=scope)
+        await (await get_session(request)).set("user", 1)
+        for _ in range(2):
+            try:
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b"done"})
+            except Exception:
+                continue
+            break
+
+    exchange = Exchange()
+    sessions = sessions_in(Broken(RuntimeError("a bug")))
+    await SessionMiddleware(application, sessions=sessions)(http_scope(), exchange.receive, exchange.send)
+    assert [message.get("status") for message in exchange.messages] == [500, None]
+
+
+@each_framework
+async def test_a_session_that_is_too_large_when_it_is_saved_is_413(make: Any) -> None:
+    async def grow(session: Session) -> None:
+        await session.set("other", "x" * 1000)
+        await session.save()
+
+    class Full(Recording):
+        async def apply(self, *arguments: Any, **named: Any) -> Outcome:
+            return Outcome.TOO_LARGE
+
+    site = Visitor(await make(Full(), _work, False))
+    await site.get("/work")
+    site.app = await make(Full(), grow, False)
+    reply = await site.get("/work")
+    assert (reply.status, reply.text) == (413, "the session would be larger than 1048576 bytes")
+
+
+@each_framework
+async def test_a_500_is_the_handlers_own_after_a_call_that_works_again(make: Any) -> None:
+    driver = Recording()
+
+    async def retry(session: Session) -> Any:
+        await session.set("user", 1)
+        driver.failing = {"create"}
+        with pytest.raises(SessionStoreError):
+            await session.save()
+        driver.failing = set()
+        await session.save()
+        raise ValueError("a bug")
+
+    reply = await Visitor(await make(driver, retry, False)).get("/work")
+    assert reply.status == 500
+
+
+async def test_a_500_is_the_handlers_own_after_a_smaller_value() -> None:
+    async def retry(session: Session) -> Response:
+        with pytest.raises(SessionTooLarge):
+            await session.set("key", "x" * 200)
+        await session.set("key", "x")
+        return PlainTextResponse("my own", 500)
+
+    reply = await Visitor(starlette(sessions_in(max_size=100), retry=_with_session(retry))).get("/retry")
+    assert (reply.status, reply.text) == (500, "my own")
+
+
+# --- the idle limit of a session whose request fails
+
+
+async def _read_and_return_500(session: Session) -> Response:
+    await session.get("user")
+    return PlainTextResponse("my own", 500)
+
+
+async def _read_and_fail_to_save(session: Session) -> None:
+    await session.get("user")
+    await session.update("user", lambda user: user + 1)
+
+
+async def _read_and_grow(session: Session) -> None:
+    await session.get("user")
+    await session.set("user", "x" * 2000)
+
+
+async def _read_and_refuse(session: Session) -> None:
+    await session.get("user")
+    raise HTTPError(404)
+
+
+async def _read_write_and_refuse(session: Session) -> None:
+    await session.get("user")
+    await session.set("user", 2)
+    raise HTTPError(404)
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "writes"),
+    [
+        (_read_and_return_500, 500, 0),
+        (_read_and_fail_to_save, 503, 1),
+        (_read_and_grow, 413, 0),
+        (_read_and_refuse, 503, 1),
+        (_read_write_and_refuse, 503, 1),
+    ],
+)
+@pytest.mark.parametrize("is_app", [True, False], ids=["gaman", "starlette"])
+async def test_a_second_failure_of_the_store_does_not_replace_the_response_to_the_first(
+    is_app: bool, work: Work, status: int, writes: int
+) -> None:
+    driver, clock = Recording(), Clock()
+    site = Site(driver, clock, idle_timeout=600, max_size=1000)
+    app: Any = starlette(site.sessions, login=_with_session(_set), work=_with_session(work))
+    if is_app:
+        app = App({"/login": _in_gaman(_set), "/work": _in_gaman(work)}, integrations=[site.sessions])
+        await app.load()
+    visitor = Visitor(app)
+    await visitor.get("/login")
+    clock.now += 300
+    driver.failing = {"apply", "swap"}
+    reply = await visitor.get("/work")
+    assert (reply.status, reply.error) == (status, None)
+    assert driver.events.count("apply") == writes
+
+
+def _in_gaman(work: Work) -> Any:
+    async def handler(ctx: Context) -> Any:
+        result = await work(ctx.session)
+        return GamanResponse.text("my own", 500) if isinstance(result, Response) else result
+
+    return handler

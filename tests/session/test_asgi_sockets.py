@@ -18,9 +18,10 @@ from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from gaman import HTTPError
-from gaman.session import SessionClosed, SessionIntegration
+from gaman.session import SessionClosed, SessionIntegration, SessionStoreError
 from gaman.session.asgi import Session, SessionMiddleware, get_session
 from tests.servers import free_port
 from tests.serving import Connection, request, running_script, until
@@ -343,14 +344,37 @@ async def test_a_store_that_is_down_after_accept_closes_the_socket(
         socket.tell({"load": "get", "apply": "save"}[failing])
         message = await socket.next()
         assert message["type"] == "websocket.close"
-        # Litestar and Quart close it themselves, as at every error of a handler.
-        assert message["code"] == {litestar_app: 4500, quart_app: 1000}.get(make, 1013)
-    if make is not litestar_app:
-        assert f"the session store (recording) could not {failing}" in caplog.text
+        # Quart closes it with the same code as at the end of a handler.
+        assert message["code"] == (1000 if make is quart_app else 1013)
+    assert f"the session store (recording) could not {failing}" in caplog.text
     assert "lost changes" not in caplog.text
 
 
 # --- handshakes that the application refuses
+
+
+async def test_a_handler_that_closes_the_socket_for_another_reason_chooses_the_code() -> None:
+    driver = Recording()
+
+    async def close(socket: WebSocket) -> None:
+        current = await get_session(socket)
+        await socket.accept()
+        driver.failing = {"load"}
+        with pytest.raises(SessionStoreError):
+            await current.get("user")
+        await socket.close(int(socket.query_params["code"]))
+
+    async def login(request: Request) -> str:
+        await (await get_session(request)).set("user", 1)
+        return "in"
+
+    visitor = Visitor(starlette(sessions_in(driver), sockets={"close": close}, login=answering(login)))
+    await visitor.get("/login")
+    for given, sent in (("1011", 1013), ("4001", 4001), ("1000", 1000)):
+        driver.failing = set()
+        async with visitor.connect(f"/close?code={given}") as socket:
+            await socket.accepted()
+            assert (await socket.next())["code"] == sent
 
 
 async def test_a_denied_handshake_sends_the_cookie_with_its_response() -> None:
@@ -502,8 +526,7 @@ SITE = """
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
-from gaman.session import session
-from gaman.session.asgi import SessionMiddleware, get_session
+from gaman.session.asgi import SessionMiddleware, get_session, session
 
 async def user(request):
     return PlainTextResponse(str(await (await get_session(request)).get("user")))
@@ -571,5 +594,10 @@ def test_it_works_over_real_sockets(serve: str, tmp_path: Path) -> None:
         response = refused.value.response
         assert response.status_code == 401
         assert response.headers["set-cookie"].startswith("gaman=")
+        with pytest.raises(InvalidStatus) as refused:
+            connect(f"ws://127.0.0.1:{port}/socket", origin=Origin("http://evil.example"))
+        assert refused.value.response.status_code == 403
+        with connect(f"ws://127.0.0.1:{port}/socket", origin=Origin(f"http://127.0.0.1:{port}")):
+            pass
         program.stop()
         assert "Traceback" not in program.stderr

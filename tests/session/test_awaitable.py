@@ -10,8 +10,9 @@ import logging
 import re
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import anyio
 import pytest
 
-from gaman import App, Context, HTTPError
+from gaman import App, Context, HTTPError, Response, define_integration
 from gaman.session import Session, SessionClosed, SessionSerializationError, SessionTypeError, SessionUseError, session
 from gaman.session.asgi import SessionMiddleware, get_session
 from gaman.testing import TestClient
@@ -87,6 +88,11 @@ MISUSES: dict[str, Callable[[Any], object]] = {
     "in a dict": lambda call: call in {"Angga": 1},
     "[...]": lambda call: call["user"],
     "[...] =": lambda call: call.__setitem__("user", 1),
+    "+": lambda call: call + 1,
+    "+ on the right": lambda call: 1 + call,
+    "int": int,
+    "float": float,
+    "bytes": bytes,
     "len": len,
     "for": list,
     "attribute": lambda call: call.name,
@@ -398,19 +404,202 @@ async def test_the_cookie_of_a_saved_session_is_sent_after_a_forgotten_await() -
         assert await browser.all() == {"user": "Angga"}
 
 
-async def test_a_call_that_outlives_the_beginning_of_its_response_is_only_logged(
+KEPT: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def forget_kept() -> Iterator[None]:
+    yield
+    KEPT.clear()
+
+
+HOLDERS: dict[str, Callable[[Any], object]] = {
+    "a list": KEPT.append,
+    "a closure": lambda call: KEPT.append(lambda: call),
+    "a future": lambda call: asyncio.get_running_loop().create_future().set_result(call),
+    "a thread's future": lambda call: KEPT.append(asyncio.get_running_loop().run_in_executor(None, lambda: call)),
+    "a cycle": lambda call: (cycle := [call]).append(cycle),
+}
+
+
+def names_of(lines: list[str]) -> list[str]:
+    """Return the names of the calls that *lines* are about."""
+    said = r"([a-z.]+)\(\.\.\.\) was never awaited: write `await` before it \(.*, line \d+, in .*\)"
+    return sorted([match[1] for line in lines if (match := re.fullmatch(said, line))])
+
+
+ALL_READS = sorted([f"{SESSION}.{name}" for name in READS])
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+async def test_calls_that_something_holds_when_the_response_begins_fail_their_request(
+    holder: str, browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(session: Session) -> None:
+        await session.set("other", 1)
+        for read in READS.values():
+            HOLDERS[holder](read(session))
+
+    assert names_of(await reported(browser, work, caplog)) == ALL_READS
+    KEPT.clear()
+    assert await browser.all() == {"user": "Angga", "n": 1}
+    # They are reported once.
+    gc.collect()
+    assert len(logged(caplog)) == 1
+
+
+async def test_calls_whose_tasks_have_not_begun_when_the_response_begins_fail_their_request(
     browser: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept: list[Any] = []
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def start(session: Session) -> None:
+        tasks.extend(asyncio.create_task(read(session)) for read in READS.values())
+
+    async def start_and_wait(session: Session) -> None:
+        await start(session)
+        await asyncio.sleep(0)
+
+    assert names_of(await reported(browser, start, caplog)) == ALL_READS
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await browser.do(start_and_wait)
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@gaman_only
+async def test_a_call_in_the_locals_of_the_context_opens_no_guard(caplog: pytest.LogCaptureFixture) -> None:
+    async def guard(ctx: Context) -> None:
+        user: Any = ctx.session.get("user")  # in the locals
+        ctx.locals["user"] = user
+        if user is None:
+            raise HTTPError(401)
+
+    async def home(ctx: Context) -> str:
+        return "the secret"
+
+    async with TestClient(App({"/": [guard, home]}, integrations=[session(SECRET)]), raise_errors=False) as client:
+        response = await client.get("/")
+    assert (response.status_code, response.text) == (500, "Internal Server Error")
+    [line] = logged(caplog)
+    said = "ctx.session.get(...) was never awaited: write `await` before it"
+    assert f"{said} ({HERE}, line {line_of('in the locals')}, in guard)" in line
+
+
+async def test_each_of_several_calls_is_named_once(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(session: Session) -> None:
+        KEPT.append(session.get("user"))  # the first
+        KEPT.extend(session.has(key) for key in ("user", "n"))  # the others
+        awaited = [session.get("user"), session.has("n")]
+        session.has("x")  # the last
+        assert await asyncio.gather(*awaited) == ["Angga", True]
+
+    lines = await reported(browser, work, caplog)
+    where = [re.sub(r".*line (\d+), in .*", r"\1", line) for line in lines]
+    assert sorted(where) == sorted(str(line_of(f"the {which}")) for which in ("first", "others", "last"))
+
+
+async def test_a_call_that_is_awaited_just_before_the_response_is_fine(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(session: Session) -> Any:
+        calls = [session.get("user"), session.has("user"), session.get("n"), session.all()]
+        KEPT.extend(calls)
+        task = asyncio.create_task(calls[2])
+        await asyncio.sleep(0)
+        found = [await call for call in (calls[3], calls[1], calls[0], calls[1])]
+        return [*found, await task]
+
+    assert await browser.do(work) == [{"user": "Angga", "n": 1}, True, "Angga", True, 1]
+    assert logged(caplog) == []
+
+
+@pytest.mark.parametrize("status", [200, 404, 500, 503])
+async def test_a_response_that_says_that_the_request_failed_is_sent(
+    status: int, browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(session: Session) -> None:
+        await session.set("user", "Budi")
+        KEPT.append(session.has("user"))
+
+    reply = await browser.request(work, response=Response("sorry", status))
+    KEPT.clear()
+    is_replaced = status < 500
+    assert (reply.status, b"sorry" not in reply.body) == (500 if is_replaced else status, is_replaced)
+    assert len(logged(caplog)) == is_replaced
+    assert await browser.all() == {"user": "Angga", "n": 1}
+
+
+async def test_a_call_that_a_failed_request_leaves_to_others_is_not_reported(
+    browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(session: Session) -> None:
+        await session.has("user")
+        KEPT.extend([session.get("user"), session.has("user"), session.pop("user")])
+        raise ValueError("a bug")
+
+    assert (await browser.request(work)).status == 500
+    assert [line for line in logged(caplog) if "never awaited" in line] == []
+    ready, other, change = KEPT
+    assert (await ready, await other) == ("Angga", True)
+    with pytest.raises(SessionClosed):
+        await change
+    del ready, other, change
+    KEPT.clear()
+    assert [line for line in logged(caplog) if "never awaited" in line] == []
+
+
+async def test_an_error_hook_that_forgets_an_await_fails_too(caplog: pytest.LogCaptureFixture) -> None:
+    async def home(ctx: Context) -> str:
+        KEPT.append(ctx.session.has("a"))
+        raise HTTPError(404)
+
+    def show(ctx: Context, error: Exception) -> Response:
+        ctx.session.get("user")  # pyright: ignore[reportUnusedCoroutine]  # in the hook
+        return Response.text("the secret")
+
+    hooks = define_integration(name="errors", on_error=show)
+    app = App({"/": home}, integrations=[session(SECRET), hooks])
+    async with TestClient(app, raise_errors=False) as client:
+        assert (await client.get("/")).text != "the secret"
+    [line] = [line for line in logged(caplog) if "never awaited" in line]
+    assert f"line {line_of('in the hook')}, in show" in line
+
+
+async def test_a_call_after_the_response_has_begun_is_logged_when_it_is_dropped(
+    browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    sessions: list[Session] = []
 
     async def work(session: Session) -> None:
-        kept.append(session.get("user"))
+        await session.get("user")
+        sessions.append(session)
 
     await browser.do(work)
+    [session] = sessions
+    awaited = session.get("user")
+    KEPT.extend([session.get("user"), session.has("user")])
     assert logged(caplog) == []
-    kept.clear()
-    [line] = logged(caplog)
-    assert line.startswith("ctx.session.get(...) was never awaited")
+    KEPT.clear()
+    names = [line.partition("(")[0] for line in logged(caplog)]
+    assert sorted(names) == [f"{SESSION}.get", f"{SESSION}.has"]
+    assert await awaited == "Angga"
+    assert len(logged(caplog)) == 2
+
+
+async def test_calls_that_threads_make_are_due_until_they_end(browser: Browser) -> None:
+    async def work(session: Session) -> int:
+        await session.has("user")
+
+        def make() -> int:
+            count = 0
+            for _ in range(300):
+                for call in (session.get("user"), session.has("n"), session.pop("x"), session.all()):
+                    call.close()
+                    count += 1
+            return count
+
+        with ThreadPoolExecutor(4) as threads:
+            return sum([future.result() for future in [threads.submit(make) for _ in range(4)]])
+
+    assert await browser.do(work) == 4800
 
 
 async def test_a_call_that_a_loop_never_awaits_is_logged_once(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
@@ -534,6 +723,34 @@ async def test_a_request_that_is_cancelled_before_its_await_is_not_logged(
     del task
     assert logged(caplog) == []
     assert [str(each.message) for each in recwarn] == []
+
+
+async def test_a_cancelled_request_leaves_no_due_call_to_the_garbage_collector() -> None:
+    async def home(ctx: Context) -> str:
+        calls = ctx.session.get("user"), ctx.session.has("n"), ctx.session.pop("x")
+        await asyncio.sleep(60)
+        await asyncio.gather(*calls)
+        return "done"
+
+    app = App({"/": home}, integrations=[session(SECRET)])
+
+    async def cancel() -> None:
+        exchange = Exchange()
+        task = asyncio.create_task(app(http_scope(), exchange.receive, exchange.send))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+
+    await app.load()
+    await cancel()
+    gc.collect()
+    gc.disable()
+    try:
+        before = len([each for each in gc.get_objects() if Session in type(each).__mro__])
+        await cancel()
+        assert len([each for each in gc.get_objects() if Session in type(each).__mro__]) == before
+    finally:
+        gc.enable()
 
 
 async def test_cancelling_a_read_ends_it() -> None:
@@ -682,3 +899,30 @@ async def test_a_forgotten_await_fails_behind_the_middleware_too(kind: str, capl
         assert (exchange.status, exchange.body) == (500, b"Internal Server Error")
     [line] = logged(caplog)
     assert "session.get(...) was never awaited: write `await` before it" in line
+
+
+@pytest.mark.parametrize("end", ["kept", "awaited", "failed"])
+async def test_a_call_of_an_open_websocket_is_logged_at_the_end_unless_the_handler_fails(
+    end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        request: Any = SimpleNamespace(scope=scope)
+        current = await get_session(request)
+        await current.has("user")
+        await send({"type": "websocket.accept"})
+        KEPT.extend([current.get("user"), current.has("user")])
+        if end == "failed":
+            raise ConnectionError("the client has gone")
+        if end == "awaited":
+            assert await asyncio.gather(*KEPT) == [None, False]
+
+    exchange = Exchange()
+    handled = SessionMiddleware(application, sessions=session(SECRET))
+    with suppress(ConnectionError):
+        await handled(http_scope(type="websocket", scheme="wss"), exchange.receive, exchange.send)
+    assert exchange.messages == [{"type": "websocket.accept", "headers": []}]
+    lines = logged(caplog)
+    KEPT.clear()
+    assert logged(caplog) == lines
+    names = [line.partition("(...) was never awaited: write `await` before it (")[0] for line in lines]
+    assert names == (["session.get", "session.has"] if end == "kept" else [])

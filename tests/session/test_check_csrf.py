@@ -153,6 +153,8 @@ async def client() -> AsyncIterator[TestClient]:
 @gaman_only
 async def test_a_form_needs_its_token(client: TestClient) -> None:
     token = (await client.get("/form")).text
+    accepted: dict[str, Any]
+    refused: dict[str, Any]
     for accepted in (
         {"data": {"csrf_token": token}},
         {"files": {"file": b"x"}, "data": {"csrf_token": token}},
@@ -170,6 +172,18 @@ async def test_a_form_needs_its_token(client: TestClient) -> None:
         response = await client.post("/transfer", **refused)
         assert response.status_code == 403
         assert response.text == "the form is too old: reload its page, and send it again"
+
+
+@gaman_only
+async def test_a_page_needs_no_token() -> None:
+    async def page(ctx: Context) -> str:
+        return "page"
+
+    routes: Any = {"*": check_csrf, "/": {"GET": page, "POST": page}}
+    async with TestClient(App(routes, integrations=[session(SECRET, {"type": "memory"}, secure=False)])) as client:
+        assert (await client.get("/")).text == "page"
+        assert (await client.head("/")).status_code == 200
+        assert (await client.post("/")).status_code == 403
 
 
 @gaman_only

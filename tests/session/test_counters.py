@@ -420,8 +420,8 @@ async def test_opentelemetry_reads_the_counters(clock: Clock, metrics: Metrics) 
         await browser.do(setting(a=2))
         await other.browser("forged").do(setting(a=1))
         found = metrics()
-    # Each driver has six instruments, one of which has three reasons.
-    assert len(found) == 16
+    # Each driver has six instruments, one of which has four reasons.
+    assert len(found) == 18
     assert {point: count for point, count in found.items() if count} == {
         ("gaman.session.created", "cookies"): 1,
         ("gaman.session.created", "memory"): 1,

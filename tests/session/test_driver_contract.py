@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import pytest
 
 from gaman.session import LARGE, TOMBSTONE, Driver, Outcome, OwnerDriver, Ownership, Record
-from gaman.session.testing import CONTRACT, OWNER_CONTRACT, Check, OwnerCheck
+from gaman.session.testing import CONTRACT, EVERYONE_CONTRACT, OWNER_CONTRACT, Check, EveryoneCheck, OwnerCheck
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import Sealing
 
@@ -39,10 +39,15 @@ async def test_each_driver_keeps_the_contract_of_owners(check: OwnerCheck, store
     await _run(check, store)
 
 
-@pytest.mark.parametrize("checks", [CONTRACT, OWNER_CONTRACT], ids=["sessions", "owners"])
+@pytest.mark.parametrize("check", EVERYONE_CONTRACT, ids=lambda check: check.__name__)
+async def test_each_driver_keeps_the_contract_of_end_everyone(check: EveryoneCheck, own_store: Any) -> None:
+    await _run(check, own_store)
+
+
+@pytest.mark.parametrize("checks", [CONTRACT, OWNER_CONTRACT, EVERYONE_CONTRACT], ids=["sessions", "owners", "everyone"])
 def test_the_names_of_the_checks_are_unique(checks: list[Callable[..., object]]) -> None:
     names = [check.__name__ for check in checks]
-    assert len(set(names)) == len(names) > 15
+    assert len(set(names)) == len(names) > 8
 
 
 @pytest.mark.parametrize("checks", [CONTRACT, OWNER_CONTRACT], ids=["sessions", "owners"])

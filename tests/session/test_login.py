@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sqlite3
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +25,7 @@ from gaman.session import (
 )
 from gaman.testing import TestClient
 from gaman_session._login import LOGIN
-from tests.session.sites import SECRET, Browser, Clock, Recording, Site, gaman_only, opened, serving, setting
+from tests.session.sites import SECRET, Browser, Clock, Recording, Site, gaman_only, new_folder, opened, serving, setting
 
 pytestmark = pytest.mark.anyio
 
@@ -258,6 +261,19 @@ async def test_the_store_lists_the_sessions_of_a_login(store: Driver, clock: Clo
         assert await site.sessions.end_all(owner) == 1
 
 
+async def test_a_login_is_json_in_a_store_that_is_not_encrypted(clock: Clock) -> None:
+    folder = new_folder()
+    async with serving(Site({"type": "sql", "file": folder / "sessions.db"}, clock, encrypt=False)) as site:
+        browser = site.browser()
+        await browser.do(logging_in())
+        await browser.do(confirming(2))
+        assert await browser.do(owner_of) == "user:1"
+        assert await is_fresh(browser, level=2)
+        with closing(sqlite3.connect(folder / "sessions.db")) as database:
+            [(value,)] = database.execute("SELECT json(value) FROM session_values").fetchall()
+    assert json.loads(value)[0] == "user:1"
+
+
 @pytest.mark.parametrize("key", ["get", "has", "delete", "pop"])
 async def test_the_login_is_not_a_value_of_the_application(site: Site, key: str) -> None:
     async def work(session: Session) -> None:
@@ -409,3 +425,31 @@ async def test_two_logins_at_once_leave_one_live_session_in_the_browser(store: D
             assert reply.error is None
             browser.take(reply)
         assert await browser.do(owner_of) == "user:2"
+
+
+async def test_a_login_begins_a_session_if_the_old_one_ends_meanwhile(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site, serving(Site(opened(store), clock)) as other:
+        for owner in ("user:1", "user:2"):
+            browser = site.browser()
+            await browser.do(logging_in("user:1"))
+            await browser.do(setting(cart=[1]))
+            same = other.browser(browser.token)
+
+            async def work(session: Session, owner: str = owner, same: Browser = same) -> None:
+                await session.login(owner)
+                await same.do(log_out)
+
+            await browser.do(work)
+            assert await browser.do(owner_of) == owner
+            assert await browser.all() == {}
+
+
+async def test_a_logout_under_the_old_id_ends_the_new_session_of_the_same_owner_only(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site:
+        for owner, left in (("user:1", None), ("user:2", "user:2")):
+            browser = site.browser()
+            await browser.do(logging_in("user:1"))
+            old = site.browser(browser.token)
+            await browser.do(logging_in(owner))
+            await old.do(log_out)
+            assert await browser.do(owner_of) == left

@@ -231,7 +231,7 @@ def test_an_update_sets_the_owner_and_deletes_fields_before_it_judges_the_sessio
     assert owner == {"$set": {"owner": {"$literal": "user:1"}, "since": {"$literal": NOW}, "note": {"$literal": "a phone"}}}
     assert unset == {"$unset": ["fields.other", "fields.a%2Eb"]}
     assert list(large["$set"]) == ["large"]
-    assert end["$replaceWith"]["$cond"][1:] == [tombstone(NOW), "$$ROOT"]
+    assert end["$replaceWith"]["$cond"][1:] == [{"$mergeObjects": [tombstone(NOW), {"version": "$version"}]}, "$$ROOT"]
 
 
 def test_a_sized_update_checks_the_size_only_if_it_sets_a_field() -> None:

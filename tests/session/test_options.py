@@ -36,6 +36,10 @@ DEFAULTS: dict[str, Any] = {
     "serializer": None,
     "max_size": 1 << 20,
     "max_sessions_per_owner": None,
+    "csrf": True,
+    "browser_session": False,
+    "on_event": None,
+    "trusted_origins": (),
 }
 
 

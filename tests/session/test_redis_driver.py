@@ -277,8 +277,8 @@ async def test_a_node_of_a_cluster_is_distinguished_from_a_single_server() -> No
 
 # Permissions
 
-_SCRIPT = files("gaman_session.drivers").joinpath("redis.lua").read_text()
-_COMMANDS = sorted({*re.findall(r"redis\.p?call\('([A-Z]+)'", _SCRIPT), "EVALSHA", "EVAL", "HGETALL", "SCAN", "DBSIZE"})
+_SCRIPT = "".join(files("gaman_session.drivers").joinpath(name).read_text() for name in ("redis_session.lua", "redis.lua"))
+_COMMANDS = sorted({*re.findall(r"redis\.p?call\('([A-Z]+)'", _SCRIPT), "EVALSHA", "EVAL", "SCAN", "DBSIZE"})
 
 
 async def test_a_user_without_a_needed_permission_is_found_at_start_up() -> None:
@@ -800,8 +800,8 @@ async def test_a_failure_hides_the_arguments_of_a_command_that_the_server_does_n
                 "ERR unknown command 'EVALSHA'",
             )
             assert (await reason_of(driver.load(new_id(), now=NOW))) in (
-                "ERR unknown command `HGETALL`",
-                "ERR unknown command 'HGETALL'",
+                "ERR unknown command `EVALSHA`",
+                "ERR unknown command 'EVALSHA'",
             )
 
 
@@ -1267,7 +1267,8 @@ async def test_each_call_of_the_script_touches_the_one_key_that_it_declares_in_a
                         declared = words[2 : 2 + int(words[1])] if name == "EVALSHA" else None
                         calls += name == "EVALSHA"
                     elif declared is not None and name not in ("SCAN", "DBSIZE", "TIME"):
-                        assert [words[0]] == declared
+                        # The hash `ending` of the same hash tag isn't declared; see redis_session.lua.
+                        assert [words[0]] == declared or [words[0][:-7]] == [each[:-65] for each in declared]
             assert calls > 1000
 
 
@@ -1486,11 +1487,11 @@ async def test_each_request_makes_as_few_round_trips_as_possible(watched: tuple[
         (visitor, logout, []),
         (browser, setting(a=1, b=2), ["EVALSHA"]),
         (browser, nothing, []),
-        (browser, read_all, ["HGETALL"]),
+        (browser, read_all, ["EVALSHA"]),
         (browser, setting(a=3, d=4), ["EVALSHA"]),
-        (browser, read_and_write, ["HGETALL", "EVALSHA"]),
-        (browser, count, ["HGETALL", "EVALSHA"]),
-        (browser, login, ["HGETALL", "EVALSHA"]),
+        (browser, read_and_write, ["EVALSHA", "EVALSHA"]),
+        (browser, count, ["EVALSHA", "EVALSHA"]),
+        (browser, login, ["EVALSHA", "EVALSHA"]),
         (browser, logout, ["EVALSHA"]),
     ):
         await each.do(work)
@@ -1515,7 +1516,7 @@ async def test_reading_an_idle_session_moves_it_on_once_a_tenth_has_passed(
     browser = site.browser()
     await browser.do(setting(a=1))
     await monitor.seen(client)
-    for seconds, expected in ((99, ["HGETALL"]), (1, ["HGETALL", "EVALSHA"]), (1, ["HGETALL"])):
+    for seconds, expected in ((99, ["EVALSHA"]), (1, ["EVALSHA", "EVALSHA"]), (1, ["EVALSHA"])):
         clock.now += seconds
         await browser.do(getting("a"))
         assert await monitor.seen(client) == expected

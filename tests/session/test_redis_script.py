@@ -8,12 +8,12 @@ from redis.exceptions import ResponseError
 
 from gaman.session import Outcome, Ownership, Record
 from gaman_session.drivers._redis_records import read_outcome, read_record, values_and_arguments
-from gaman_session.drivers._redis_script import BY_HASH, BY_TEXT, Call, changes_session, decode, encode
+from gaman_session.drivers._redis_script import BY_HASH, BY_TEXT, Call, changes_session, decode, encode, ending_call
 
 
 def test_a_batch_is_one_command_with_the_keys_and_values_of_its_calls() -> None:
     calls = [Call("apply", ("a", "live"), (b"1", b"2"), (5.0, False)), Call("destroy", ("b",), (), (6.0, True))]
-    name, script, number, *rest = encode(calls, BY_HASH, is_only=False)
+    name, script, number, *rest = encode(calls, BY_HASH)
     assert (name, script) == BY_HASH
     assert (number, rest[:3], rest[4:]) == (3, ["a", "live", "b"], [b"1", b"2"])
     assert msgpack.decode(rest[3]) == [["apply", 2, 2, 5.0, False], ["destroy", 1, 0, 6.0, True]]
@@ -21,9 +21,18 @@ def test_a_batch_is_one_command_with_the_keys_and_values_of_its_calls() -> None:
 
 def test_a_load_is_the_plainest_command_that_will_do() -> None:
     load, large = Call("load", ("a",)), Call("load", ("a",), (), (True,))
-    assert encode([load], BY_HASH, is_only=True) == ("HGETALL", "a")
-    assert encode([large], BY_HASH, is_only=False) == ("HGETALL", "a")
-    assert encode([load], BY_TEXT, is_only=False) == (*BY_TEXT, 1, "a")
+    assert encode([load], BY_HASH) == (*BY_HASH, 1, "a")
+    assert encode([load], BY_TEXT) == (*BY_TEXT, 1, "a")
+    *command, operations = encode([large], BY_HASH)
+    assert command == [*BY_HASH, 1, "a"]
+    assert msgpack.decode(operations) == [["load", 1, 0, True]]
+
+
+def test_a_call_has_its_ending_if_its_server_may_lack_it() -> None:
+    key = "gaman:{abc}" + 64 * "a"
+    assert ending_call(key) == Call("ending", ("gaman:{abc}ending",))
+    *_, operations = encode([Call("load", (key,), ending=(b"8", b"5.5"))], BY_HASH)
+    assert msgpack.decode(operations) == [[["load", "8", "5.5"], 1, 0]]
 
 
 def test_each_call_gets_its_part_of_the_answer() -> None:

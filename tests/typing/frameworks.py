@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, assert_type
 
 from fastapi import Depends, FastAPI, HTTPException, WebSocket
@@ -17,8 +18,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket as StarletteWebSocket
 
-from gaman.session import OwnedSession, SessionIntegration, session
-from gaman.session.asgi import Session, SessionMiddleware, get_session
+from gaman.session import OwnedSession, SessionIntegration
+from gaman.session.asgi import Session, SessionMiddleware, get_session, session
 
 sessions = session(driver={"type": "redis", "url": "redis://localhost"}, idle_timeout=1800)
 assert_type(sessions, SessionIntegration)
@@ -61,10 +62,27 @@ api.add_middleware(SessionMiddleware, sessions=sessions, as_dict=True)
 @api.post("/login")
 async def login(current: CurrentSession) -> dict[str, str]:
     assert_type(current, Session)
-    await current.regenerate(max_age=3600)
+    await current.login("user:1", max_age=3600, note="Firefox")
     await current.set("user", User(1, "Angga"))
-    await current.set_owner("user:1", note="Firefox")
     return {"status": "logged in"}
+
+
+async def is_recent(current: CurrentSession) -> None:
+    assert_type(await current.owner(), str | None)
+    if not await current.is_fresh(300, level=2):
+        raise HTTPException(303, headers={"location": "/confirm"})
+
+
+@api.post("/confirm")
+async def confirm(current: CurrentSession) -> str:
+    await current.confirm(2)
+    assert_type(current.authenticated_at, datetime | None)
+    return await current.csrf_token()
+
+
+@api.post("/logout", dependencies=[Depends(is_recent)])
+async def logout(current: CurrentSession) -> None:
+    await current.logout()
 
 
 @api.get("/profile")

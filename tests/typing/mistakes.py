@@ -16,8 +16,8 @@ import gaman
 from gaman import App, Context, Response, Table, define_integration, define_routes
 from gaman.cors import cors
 from gaman.headers import headers
-from gaman.session import Driver, session
-from gaman.session.asgi import Session, SessionMiddleware, get_session
+from gaman.session import Driver, require_fresh
+from gaman.session.asgi import Session, SessionMiddleware, get_session, session
 from gaman.static import static
 from gaman.testing import TestClient
 from gaman_session.drivers.memory import MemoryDriver
@@ -110,6 +110,24 @@ async def context(ctx: Context) -> None:
     ctx.session.pop("user")  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     ctx.session.update("count", lambda count: 1)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     ctx.session.save()  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    if not ctx.session.owner():  # type: ignore[truthy-bool]  # pyright: ignore[reportGeneralTypeIssues]
+        return
+    if ctx.session.owner() is None:  # type: ignore[comparison-overlap]  # pyright: ignore[reportUnnecessaryComparison]
+        return
+    if ctx.session.is_fresh(300):  # type: ignore[truthy-bool]  # pyright: ignore[reportGeneralTypeIssues]
+        return
+    if not ctx.session.is_csrf_token("a token"):  # type: ignore[truthy-bool]  # pyright: ignore[reportGeneralTypeIssues]
+        return
+    ctx.session.login("user:1")  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    ctx.session.confirm()  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    csrf_token: str = ctx.session.csrf_token()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    # The owner is text, and the rest are keyword arguments. A level is a number.
+    await ctx.session.login(1, note=csrf_token)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await ctx.session.login("user:1", 3600)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await ctx.session.confirm("password")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await ctx.session.is_fresh(300, 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    require_fresh("300")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    require_fresh(300, "/confirm")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     sessions_of_all.end_all("user:1")  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     if sessions_of_all.list("user:1"):  # type: ignore[truthy-bool]  # pyright: ignore[reportGeneralTypeIssues]
         return
@@ -260,6 +278,9 @@ async def in_fastapi(current: Annotated[Session, Depends(get_session)], request:
     if not current.has("user"):  # type: ignore[truthy-bool]  # pyright: ignore[reportGeneralTypeIssues]
         return "logged out"
     current.save()  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    if current.owner() is None:  # type: ignore[comparison-overlap]  # pyright: ignore[reportUnnecessaryComparison]
+        return "logged out"
+    current.login("user:1")  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     user: User | None = current.get("user", type=User)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     name = (await current.get("user", type=User)).name  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
     # A session isn't a dict.

@@ -7,7 +7,7 @@ from typing import Any, TypedDict, assert_type
 from msgspec import Struct
 
 import gaman
-from gaman import Context, Integration, Response
+from gaman import Context, Integration, Response, Table
 from gaman.session import (
     OwnedSession,
     OwnerDriver,
@@ -15,7 +15,10 @@ from gaman.session import (
     SessionConflict,
     SessionError,
     SessionIntegration,
+    SessionLoginRequired,
     SessionStoreError,
+    check_csrf,
+    require_fresh,
     session,
 )
 from gaman_session.drivers.memory import MemoryDriver
@@ -61,6 +64,12 @@ async def reads(ctx: Context) -> Response:
     assert_type(ctx.session.is_new, bool)
     assert_type(ctx.session.created_at, datetime | None)
     assert_type(ctx.session.expires_at, datetime | None)
+    assert_type(ctx.session.authenticated_at, datetime | None)
+    assert_type(await ctx.session.owner(), str | None)
+    assert_type(await ctx.session.is_fresh(300), bool)
+    assert_type(await ctx.session.is_fresh(0.5, level=2), bool)
+    assert_type(await ctx.session.csrf_token(), str)
+    assert_type(await ctx.session.is_csrf_token("a token"), bool)
     user = await ctx.session.get("user", type=User)
     return Response.json({"name": user.name if user is not None else "nobody"})
 
@@ -76,8 +85,28 @@ async def changes(ctx: Context) -> None:
     assert_type(await s.update("user", rename), User)
     await s.regenerate()
     await s.regenerate(max_age=0)
+    await s.login("user:1")
+    await s.login("user:1", max_age=3600, note={"device": "a phone"}, fresh=True)
+    await s.confirm()
+    await s.confirm(level=2)
     await s.save()
+    await s.logout()
     await s.clear()
+
+
+async def confirm(ctx: Context) -> Response | None:
+    try:
+        await ctx.session.confirm()
+    except SessionLoginRequired as refused:
+        assert_type(refused, SessionLoginRequired)
+        return Response.text("log in first", refused.status)
+    return None
+
+
+guarded: Table = {
+    "/password": [require_fresh(300, redirect="/confirm"), confirm],
+    "/keys": {"POST": [check_csrf, require_fresh(300, level=2), confirm]},
+}
 
 
 async def count_failures(ctx: Context) -> int:
@@ -100,6 +129,8 @@ integrations: list[Integration] = [
     session(secret=["new", "old"], max_age=3600, secure=False, idle_timeout=60, same_site="strict", serializer="json"),
     session(driver={"type": "memory", "max_sessions": 5}, cookie_name="id", path="/app", encrypt=False),
     session(driver={"type": "redis", "url": "redis://localhost"}, domain="example.com", partitioned=True),
+    session(trusted_origins=["https://app.example.com"]),
+    session(trusted_origins="https://app.example.com", csrf=True),
 ]
 
 

@@ -10,10 +10,12 @@ from msgspec import DecodeError
 from msgspec.msgpack import Decoder, Encoder
 
 from gaman_session._driver import YEAR_10000, Record
-from gaman_session._rules import Stored, Tombstone
+from gaman_session._rules import Ending, Stored, Tombstone
 
 _encoder = Encoder()
 _RECORD, _TOMBSTONE = b"\x01", b"\x02"
+_ENDING: Final = "ending"
+_decode_ending: Final = Decoder(Ending).decode
 _CHECKSUM_SIZE: Final = 16
 _DECODERS: Final[Mapping[bytes, Decoder[Any]]] = {_RECORD: Decoder(Record), _TOMBSTONE: Decoder(Tombstone)}
 
@@ -33,8 +35,23 @@ def decode(id: str, content: bytes) -> Stored | None:
         stored: Stored = _DECODERS[data[:1]].decode(data[1:])
     except (DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    numbers = [stored.created, stored.expires, stored.deadline, stored.version] if isinstance(stored, Record) else [stored.deadline]
-    return stored if all(0 <= number < YEAR_10000 for number in numbers) else None
+    times = [stored.created, stored.expires, stored.deadline] if isinstance(stored, Record) else [stored.deadline]
+    is_sound = all(0 <= time < YEAR_10000 for time in times) and (isinstance(stored, Tombstone) or 0 <= stored.version < 1 << 63)
+    return stored if is_sound else None
+
+
+def encode_ending(ending: Ending) -> bytes:
+    """Return the bytes of *ending*, for decode_ending()."""
+    return protect(_ENDING, _encoder.encode(ending))
+
+
+def decode_ending(content: bytes) -> Ending | None:
+    """Return the Ending that encode_ending() was given, or None for damaged bytes."""
+    data = verify(_ENDING, content)
+    try:
+        return None if data is None else _decode_ending(data)
+    except DecodeError:
+        return None
 
 
 def protect(key: str, data: bytes) -> bytes:

@@ -17,10 +17,10 @@ from gaman_session import _rules
 from gaman_session._damage import Damage
 from gaman_session._driver import TOMBSTONE, Ownership, Record
 from gaman_session._paths import check_access, make_parent
-from gaman_session._rules import Stored, Tombstone, find, has_expired
+from gaman_session._rules import NEVER, Ending, Stored, Tombstone, find, has_expired, next_ending
 from gaman_session.drivers._disk import NOT_A_FILE, make_folder, read_file, remove, sync, temporary, write_file
 from gaman_session.drivers._due import ExpiryMarkers
-from gaman_session.drivers._encoding import decode, encode
+from gaman_session.drivers._encoding import decode, decode_ending, encode, encode_ending
 from gaman_session.drivers._owner_folders import ID, OwnerFolders, ids_in, owner_hash
 
 if sys.platform != "win32":
@@ -44,12 +44,14 @@ class Folder:
 
     A session is `<its id's first two digits>/<its id>`. Each session has an expiry marker in `due`, see ExpiryMarkers; if it has an
     owner, it has an entry in `owners` as well, see OwnerFolders. Both are written before the session.
+    The file `ending` has the last end_everyone(), see Ending.
     """
 
     def __init__(self, dir: str) -> None:
         self.dir = dir
         self.owners = OwnerFolders(os.path.join(dir, "owners"))
         self._due = ExpiryMarkers(os.path.join(dir, "due"))
+        self._ending = os.path.join(dir, "ending")
         self._damage = Damage("file")
 
     def prepare(self) -> None:
@@ -79,9 +81,28 @@ class Folder:
 
     # Reading
 
-    def load_each(self, ids: list[str], max_size: float) -> list[Stored | BaseException | None]:
-        """Return what is stored under each id, or the error: FileTooLarge for a file of more bytes than *max_size*."""
-        return [_attempt(self._load, id, max_size) for id in ids]
+    def load_each(self, ids: list[str], max_size: float) -> list[tuple[Stored | None, Ending] | BaseException]:
+        """Return what is stored under each id, or the error: FileTooLarge for a file of more bytes than *max_size*.
+
+        Beside it is the last end_everyone(), which may have ended the session.
+        """
+        ending = self.ending()
+
+        def load(id: str) -> tuple[Stored | None, Ending]:
+            return self._load(id, max_size), ending
+
+        return [_attempt(load, id) for id in ids]
+
+    def ending(self) -> Ending:
+        """Return the last end_everyone(), or NEVER."""
+        try:
+            content = read_file(self._ending)
+        except FileNotFoundError:
+            return NEVER
+        if (ending := decode_ending(content)) is None:
+            # Without it, no session is known to live.
+            raise OSError(f"{self._ending!r} is damaged; remove it with the sessions, or restore it")
+        return ending
 
     def _load(self, id: str, max_size: float = math.inf) -> Stored | None:
         return self.decode(id, self.read(id, max_size))
@@ -108,8 +129,8 @@ class Folder:
 
     def owned(self, owner: str, now: float) -> dict[str, Record]:
         """Return the sessions of *owner*; remove other entries from the owner's folder unless its lock is held."""
-        ids = self.owners.ids(owner)
-        found = {id: record for id in ids if (record := _rules.owned(self._load(id), owner, now)) is not None}
+        ids, ending = self.owners.ids(owner), self.ending()
+        found = {id: record for id in ids if (record := _rules.owned(self._load(id), owner, now, ending)) is not None}
         if len(found) < len(ids):
             with suppress(BlockingIOError), self.locked([self.owners.lock_of(owner)]):
                 # A session that was written meanwhile has its entry, so each one is read again. An expired one keeps its entry
@@ -121,11 +142,16 @@ class Folder:
         return found
 
     def count(self, now: float) -> int:
-        """Return how many sessions there are."""
-        names = 0
+        """Return how many sessions there are. After an end_everyone(), this reads each."""
+        names, ending = 0, self.ending()
         for folder in os.scandir(self.dir):
             if len(folder.name) == 2:
-                names += len(ids_in(folder.path))
+                ids = ids_in(folder.path)
+                if ending is not NEVER:
+                    ids = [id for id in ids if isinstance(find(self._load(id), now, ending), Record)]
+                names += len(ids)
+        if ending is not NEVER:
+            return names
         # A tombstone's deadline is at most a minute ahead, or two by a clock that is a little ahead.
         candidates = {marker.id for marker in self._due.find(now + 2 * TOMBSTONE) if not marker.is_owner}
         for id in candidates:
@@ -211,6 +237,12 @@ class Folder:
             if left is not None:
                 self.owners.remove(owner, id)
 
+    def end_everyone(self, now: float) -> None:
+        """Store that all sessions are ended *now*."""
+        write_file(temporary(self._ending), encode_ending(next_ending(self.ending(), now)))
+        os.replace(temporary(self._ending), self._ending)
+        sync(self.dir)
+
     def mark_owner(self, owner: str, now: float) -> None:
         """Mark the owner's folder, so that a purge tidies it when a time stored *now* no longer counts."""
         self._due.mark(owner_hash(owner), now + TOMBSTONE, is_owner=True)
@@ -254,6 +286,7 @@ class Transaction:
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._contents: dict[str, bytes | None] = {}
+        self._ending: Ending | None = None
         self.changed: dict[str, bytes] = {}
         """The new contents of files, in the order in which they are written."""
         self.new: list[tuple[str, float]] = []
@@ -286,6 +319,13 @@ class Transaction:
     def revoked(self, owner: str) -> float | None:
         """Return when all of the owner's sessions were ended, or None if that isn't stored."""
         return self._folder.owners.revoked(owner)
+
+    @property
+    def ending(self) -> Ending:
+        """The last end_everyone(), or NEVER, when the transaction first needs it."""
+        if self._ending is None:
+            self._ending = self._folder.ending()
+        return self._ending
 
     def revoke(self, owner: str, now: float) -> list[str]:
         """Store that all of the owner's sessions are ended *now*; return the ids of those sessions, and maybe of others."""

@@ -15,7 +15,7 @@ from msgspec.msgpack import Decoder, Encoder
 from gaman_session import _rules
 from gaman_session._damage import Damage
 from gaman_session._driver import TOMBSTONE, Outcome, Ownership, Record
-from gaman_session._rules import Stored
+from gaman_session._rules import NEVER, Ending, Stored
 from gaman_session.drivers._checks import check_timeout
 from gaman_session.drivers._encoding import decode, encode, protect, verify
 from gaman_session.drivers._reports import Reporter, reports
@@ -365,6 +365,11 @@ class _Store:
 
     def revoked(self, owner: str) -> float | None:
         return self._owner.revoked
+
+    @property
+    def ending(self) -> Ending:
+        # end_everyone() would make each load two reads, so this driver doesn't have it.
+        return NEVER
 
 
 def _key(owner: str) -> str:

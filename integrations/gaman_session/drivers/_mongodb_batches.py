@@ -8,13 +8,14 @@ from typing import Any, Final, Literal
 from weakref import WeakValueDictionary
 
 from pymongo import ReturnDocument, UpdateOne
-from pymongo.errors import BulkWriteError, OperationFailure, WriteError
+from pymongo.errors import BulkWriteError, OperationFailure
 
 from gaman_session._damage import Damage
 from gaman_session._driver import LARGE, Outcome, Record
 from gaman_session.drivers._batches import Batches
 from gaman_session.drivers._mongodb_client import Collection, write
 from gaman_session.drivers._mongodb_documents import REFUSED, Change, Document, Pipeline, to_record
+from gaman_session.drivers._mongodb_ending import ENDING, Endings
 from gaman_session.drivers._mongodb_errors import results_of
 from gaman_session.drivers._time_limit import TimeLimit
 
@@ -36,6 +37,7 @@ class Documents:
     def __init__(self, sessions: Collection, timeout: float, damage: Damage) -> None:
         self._sessions = sessions
         self._damage = damage
+        self.endings = Endings(sessions)
         limit = TimeLimit(timeout)
         self._finds = Batches(self._find_all, max_in_flight=MAX_IN_FLIGHT, limit=limit)
         self._updates: Batches[tuple[str, Pipeline], bool] = Batches(self._update_all, max_in_flight=MAX_IN_FLIGHT, limit=limit)
@@ -55,14 +57,14 @@ class Documents:
         document = _LEFT_OUT if id in self._large else await self._finds.call(id)
         if document is _LEFT_OUT:
             async with connection:
-                document = await self._sessions.find_one({"_id": id})
+                document = (await self._find_with_ending([id], {})).get(id)
             self._large.discard(id)
         found = to_record(document, now, self._damage)
         if isinstance(found, Record) and sum(map(len, found.fields.values())) > _NEARLY_LARGE:
             if len(self._large) == _MAX_LARGE_IDS:
                 self._large.clear()
             self._large.add(id)
-        return found
+        return self.endings.find(found, now)
 
     def lock(self, id: str) -> AbstractAsyncContextManager[Any]:
         """Return a lock for writes that read a large session first: each write makes the others read it again."""
@@ -83,52 +85,61 @@ class Documents:
 
     async def update(self, where: Document, pipeline: Pipeline) -> bool:
         """Make a change, and return whether it found a session that has room for it."""
-        try:
-            return (await write(lambda: self._sessions.update_one(where, pipeline))).matched_count > 0
-        except WriteError as error:
-            if error.code != REFUSED:
-                raise
-            return False
+        matched, [result] = await self._write_all([where["_id"]], [UpdateOne(where, pipeline)])
+        if isinstance(result, BaseException):
+            raise result
+        return result and matched > 0
 
     async def update_or_end(self, where: Document, pipeline: Pipeline) -> Literal[Outcome.WRITTEN, Outcome.EMPTIED] | None:
         """Make a change that may end the session, and return its outcome, or None if it found none that has room for it."""
         try:
-            left = await self.update_and_find(where, pipeline)
+            left = await self.endings.learn_during(self.update_and_find(where, pipeline))
         except OperationFailure as error:
             if error.code != REFUSED:
                 raise
+            return None
+        if left is not None and left["version"] <= self.endings.known.min_version:
+            # It was ended before: the change has raised its version by one.
             return None
         return None if left is None else Outcome.EMPTIED if "ended" in left else Outcome.WRITTEN
 
     async def update_and_find(self, where: Document, pipeline: Pipeline, *, upsert: bool = False) -> Document | None:
         """Return the part of a tombstone that the changed document has, or None if there was no document to change."""
-        projection = {"_id": False, "ended": True, "successor": True}
+        projection = {"_id": False, "ended": True, "successor": True, "version": True}
         options: dict[str, Any] = {"projection": projection, "upsert": upsert, "return_document": ReturnDocument.AFTER}
         return await write(lambda: self._sessions.find_one_and_update(where, pipeline, **options))
 
     async def _find_all(self, ids: list[str]) -> list[Document | None]:
-        if len(ids) == 1:
-            # A filter by the _id only is a little faster.
-            return [await self._sessions.find_one({"_id": ids[0]})]
-        small = self._sessions.find({"_id": {"$in": ids}, "large": None})
-        found = {document["_id"]: document async for document in small}
-        return [found.get(id, _LEFT_OUT) for id in ids]
+        is_only = len(ids) == 1
+        found = await self._find_with_ending(ids, {} if is_only else {"large": None})
+        return [found.get(id, None if is_only else _LEFT_OUT) for id in ids]
+
+    async def _find_with_ending(self, ids: list[str], where: Document) -> dict[str, Document]:
+        """Return the documents of *ids* that fit *where*, and note the ending."""
+        before = self.endings.known
+        found = {each["_id"]: each async for each in self._sessions.find({"_id": {"$in": [*ids, ENDING]}, **where})}
+        self.endings.note(found.pop(ENDING, None), before)
+        return found
 
     async def _update_all(self, updates: list[tuple[str, Pipeline]]) -> list[bool | BaseException]:
         """Make the updates in one round trip; return for each whether it found a live session, or its error."""
         # An upsert of a missing document is refused too, so it inserts nothing.
-        requests = [({"_id": id}, pipeline) for id, pipeline in updates]
+        requests = [UpdateOne({"_id": id}, pipeline, upsert=True) for id, pipeline in updates]
+        _, results = await self._write_all([id for id, _ in updates], requests)
+        return results
+
+    async def _write_all(self, ids: list[str], updates: list[UpdateOne]) -> tuple[int, list[bool | BaseException]]:
+        """Make the updates of *ids*; return how many documents they matched, and whether each was refused, or its error."""
+        requests = [*updates, self.endings.search()]
         try:
-            if len(requests) == 1:
-                # A single update is a little faster than a bulk write of one.
-                await write(lambda: self._sessions.update_one(*requests[0], upsert=True))
-            else:
-                many = [UpdateOne(*each, upsert=True) for each in requests]
-                await write(lambda: self._sessions.bulk_write(many, ordered=False))
-        except WriteError as error:
-            if error.code != REFUSED:
-                raise
-            return [False]
+            return (await write(lambda: self._sessions.bulk_write(requests, ordered=False))).matched_count, [True] * len(updates)
         except BulkWriteError as error:
-            return results_of(len(requests), error.details)
-        return [True] * len(requests)
+            *results, is_known = results_of(len(requests), error.details)
+            matched = int(error.details["nMatched"])
+        if isinstance(is_known, BaseException):
+            raise is_known
+        if not is_known:
+            await self.endings.learn()
+            dead = await self.endings.dead(ids)
+            results = [False if id in dead else result for id, result in zip(ids, results, strict=True)]
+        return matched, results

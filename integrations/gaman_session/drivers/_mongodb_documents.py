@@ -47,7 +47,7 @@ _IS_SOUND: Final = {
 }
 # Encoded once, because every update sends it.
 _SENT_IS_SOUND: Final = RawBSONDocument(bson.encode(_IS_SOUND))
-_REFUSAL: Final = {"$toInt": "$_id"}
+REFUSAL: Final = {"$toInt": "$_id"}
 """Fails with the code REFUSED, because an id isn't a number. A batch thus reports which updates found no live session."""
 REFUSED: Final = 241
 _IS_EMPTY: Final = {"$eq": ["$fields", {"$literal": dict[str, Any]()}]}
@@ -71,6 +71,8 @@ class Change(Struct, frozen=True):
     deadline: float | None
     max_size: int
     owner: Document | None = None
+    min_version: int = 0
+    """The version of a live session at least, see Ending."""
 
     def small_update(self) -> Pipeline | None:
         """Return the update of a live session that stays well within LARGE and the size allowed; it fails for any other document.
@@ -92,7 +94,7 @@ class Change(Struct, frozen=True):
         if not self.sets:
             return self.update()
         has_room = {"$lte": [{"$bsonSize": "$fields"}, {"$cond": ["$native", self.max_size // _GROWTH, self.max_size]}]}
-        return self.update({"$set": {"version": {"$cond": [has_room, "$version", _REFUSAL]}}})
+        return self.update({"$set": {"version": {"$cond": [has_room, "$version", REFUSAL]}}})
 
     def update(self, *checks: Document) -> Pipeline:
         """Return the update of a live session, which fails for any other document and leaves it unchanged."""
@@ -103,7 +105,9 @@ class Change(Struct, frozen=True):
             pipeline.append({"$unset": [path(field) for field in self.deletes]})
         pipeline += [*checks, {"$set": {"large": _IS_LARGE}}]
         if self.deletes:
-            pipeline.append({"$replaceWith": {"$cond": [_IS_EMPTY, tombstone(self.now), "$$ROOT"]}})
+            # With its version, which shows whether end_everyone() has ended it before.
+            ended = {"$mergeObjects": [tombstone(self.now), {"version": "$version"}]}
+            pipeline.append({"$replaceWith": {"$cond": [_IS_EMPTY, ended, "$$ROOT"]}})
         return pipeline
 
     def outgrows(self, fields: Mapping[str, bytes]) -> bool:
@@ -120,8 +124,10 @@ class Change(Struct, frozen=True):
             else:
                 changed[path(field)] = {"$literal": value}
                 changed["native"] = True
+        if self.min_version:
+            conditions += ({"$gte": ["$version", Int64(self.min_version)]},)
         is_live = {"$and": [{"$gt": ["$deadline", date(self.now)]}, _SENT_IS_SOUND, *conditions]}
-        changed["version"] = {"$cond": [is_live, {"$add": ["$version", 1]}, _REFUSAL]}
+        changed["version"] = {"$cond": [is_live, {"$add": ["$version", 1]}, REFUSAL]}
         if self.deadline is not None:
             changed["deadline"] = {"$min": [date(self.deadline), "$expires"]}
         return changed

@@ -8,6 +8,7 @@ from typing import Any
 from bson.errors import BSONError
 from pymongo.errors import DocumentTooLarge, NotPrimaryError, OperationFailure, WriteConcernError, WriteError
 
+from gaman.errors import causes_of
 from gaman_session.drivers._mongodb_documents import REFUSED
 
 
@@ -28,15 +29,13 @@ def unconfirmed_error(details: Mapping[str, Any]) -> WriteConcernError | None:
 
 def conceal(error: Exception, timeout: float) -> Exception:
     """Return *error* without documents, ids and values in its message and those of its causes, because logs show them."""
-    each: BaseException | None = error
-    while each is not None:
+    for each in causes_of(error):
         if isinstance(each, (OperationFailure, NotPrimaryError)):
             each.args = (_codes(each),)
         elif isinstance(each, BSONError) and not isinstance(each, DocumentTooLarge):
             each.args = ()
         elif isinstance(each, TimeoutError) and not each.args:
             each.args = (f"MongoDB did not answer within {timeout} seconds",)
-        each = each.__cause__ or each.__context__
     return error
 
 

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from gaman_session._driver import MAX_SKEW, TOMBSTONE, Ownership, Record
 from gaman_session.drivers._mongodb_client import Collection, write
-from gaman_session.drivers._mongodb_documents import Document, date, owned_by, to_document, tombstone
+from gaman_session.drivers._mongodb_documents import REFUSED, Document, date, owned_by, to_document, tombstone
+from gaman_session.drivers._mongodb_ending import Endings
 from gaman_session.drivers._mongodb_errors import unconfirmed_error
+
+_DUPLICATE_KEY: Final = 11000
 
 
 class CallTime:
@@ -39,13 +42,14 @@ class CallTime:
 class Revocations:
     """The revocations of the owners of *sessions*, and the writes that they affect."""
 
-    def __init__(self, sessions: Collection) -> None:
+    def __init__(self, sessions: Collection, endings: Endings) -> None:
         self._sessions = sessions
+        self._endings = endings
 
     async def end_owned(self, owner: str, keep: list[str], now: float) -> int:
         """Revoke the owner's ownerships, and then end the owner's sessions except those in *keep*; return how many were ended."""
-        await self._revoke(owner, keep, now)
-        ending = {**owned_by(owner, now), "_id": {"$nin": keep}}
+        await self._endings.learn_during(self._revoke(owner, keep, now))
+        ending = {**owned_by(owner, now), "_id": {"$nin": keep}, **self._endings.live()}
         return (await self._sessions.update_many(ending, [{"$replaceWith": tombstone(now)}])).modified_count
 
     async def is_revoked(self, ownership: Ownership, call: CallTime) -> bool:
@@ -54,25 +58,39 @@ class Revocations:
         # A time that is further ahead was stored before the clock was set back.
         return found is not None and bool(found["before"] <= call.current() + MAX_SKEW)
 
-    async def insert(self, id: str, record: Record, ownership: Ownership, call: CallTime, old_id: str | None = None) -> bool:
+    async def insert(
+        self, id: str, record: Record, call: CallTime, is_live: Callable[[], bool], *, old_id: str | None = None
+    ) -> bool:
         """Insert a session, and return whether it isn't revoked; *old_id* is the one that it had with the same ownership.
 
-        The search for a revocation follows the insertion in the same round trip. A revocation that it misses finds the session.
+        The search for a revocation follows the insertion in the same round trip. A revocation that it misses finds the session. The
+        same holds for the end of all sessions, after which *is_live* says whether this one has begun later.
         """
+        ownership = record.ownership
         # Neither update changes a document that is there. After an insertion, only a revocation can be matched.
-        insert = UpdateOne({"_id": id}, {"$setOnInsert": to_document(record)}, upsert=True)
-        search = UpdateOne(_revoking(ownership, call.now), {"$min": {"before": math.inf}})
+        # Without an await between this and begun(), so that both see the same ending.
+        if not is_live():
+            return False
+        document = self._endings.begun(to_document(record))
+        insert = UpdateOne({"_id": id}, {"$setOnInsert": document}, upsert=True)
+        requests = [insert, self._endings.search()]
+        if ownership is not None:
+            requests.insert(1, UpdateOne(_revoking(ownership, call.now), {"$min": {"before": math.inf}}))
         result: Mapping[str, Any]
+        is_later = False
         try:
-            result = (await write(lambda: self._sessions.bulk_write([insert, search]))).bulk_api_result
+            result = (await write(lambda: self._sessions.bulk_write(requests))).bulk_api_result
         except BulkWriteError as error:
-            if error.details["writeErrors"]:
-                raise
             result = error.details
+            is_later = [(each["index"], each["code"]) for each in result["writeErrors"]] == [(len(requests) - 1, REFUSED)]
+            if result["writeErrors"] and not is_later:
+                raise
         unconfirmed = unconfirmed_error(result)
         if not any(upserted["index"] == 0 for upserted in result["upserted"]):
-            raise unconfirmed or DuplicateKeyError("the id is taken")
-        if not result["nMatched"] or not await self.is_revoked(ownership, call):
+            raise unconfirmed or DuplicateKeyError("the id is taken", _DUPLICATE_KEY)
+        if is_later and not await self._endings.settle(id, is_live):
+            return False
+        if not result["nMatched"] or ownership is None or not await self.is_revoked(ownership, call):
             if unconfirmed is not None:
                 raise unconfirmed
             return True

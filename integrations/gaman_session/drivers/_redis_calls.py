@@ -33,22 +33,33 @@ from gaman_session.drivers._redis_cluster import Cluster
 from gaman_session.drivers._redis_failures import (
     DEMOTED,
     FAILURES,
+    PAUSE,
     WITHOUT_EFFECT,
     CallError,
     ElsewhereError,
     Unconfirmed,
+    is_ending_elsewhere,
     may_pass,
     no_answer,
     reason,
     without_values,
 )
 from gaman_session.drivers._redis_master import Watch
-from gaman_session.drivers._redis_script import BY_HASH, BY_TEXT, READS, Call, changes_session, decode, encode
+from gaman_session.drivers._redis_script import (
+    BY_HASH,
+    BY_TEXT,
+    OF_SESSIONS,
+    READS,
+    Call,
+    changes_session,
+    decode,
+    encode,
+    ending_call,
+)
 from gaman_session.drivers._redis_servers import Server
 from gaman_session.drivers._time_limit import TimeLimit
 
 # Seconds before the next attempts. If another server may take over, the last pause is repeated.
-PAUSE: Final = 0.4
 _PAUSES: Final = (0.05, 0.1, 0.2, PAUSE)
 # How often a call goes on to another server of a Cluster at once. Then it pauses, because two servers may each name the other.
 _MAX_JUMPS: Final = 8
@@ -111,6 +122,8 @@ class Calls:
             raise cancelled from CallError(self.server(call), None)
         except Exception as error:
             failure = error
+        if is_ending_elsewhere(failure) and call.ending is None:
+            return await self.call(await self._with_ending(call), is_large=is_large)
         if self._may_pass(failure):
             self._retrying += 1
             try:
@@ -118,6 +131,11 @@ class Calls:
             finally:
                 self._retrying -= 1
         raise CallError(self.server(call), failure) from failure
+
+    async def _with_ending(self, call: Call) -> Call:
+        """Return *call* with the ending, which the server of a moving slot may lack."""
+        found = await self.call(ending_call(call.keys[0]))
+        return structs.replace(call, ending=next(iter(found.items())))
 
     async def attempt(self, call: Call) -> Any:
         """Make *call* once, and return its result or its error."""
@@ -219,10 +237,14 @@ class Calls:
                 try:
                     if server is None:
                         raise _no_owner(call)
+                    if asked.is_asking and asked.operation in OF_SESSIONS:
+                        asked = await self._with_ending(asked)
                     result = await server.call(asked, is_large=is_large)
                 except Exception as error:
                     failure = error
-                    if not self._may_pass(error):
+                    if is_ending_elsewhere(error) and call.ending is None:
+                        call = await self._with_ending(call)
+                    elif not self._may_pass(error):
                         break
                     continue
                 # An earlier attempt may have succeeded, before the write of another client that has caused this conflict.
@@ -290,7 +312,7 @@ class Calls:
         if len(calls) <= max_calls and not is_write and server.node is None:
             # A pipeline costs half as much again for a single command.
             try:
-                return decode(calls, await self._client.execute_command(*encode(calls, script, is_only=True)))
+                return decode(calls, await self._client.execute_command(*encode(calls, script)))
             except ResponseError as error:
                 return [error] * len(calls)
         groups = [calls[i : i + max_calls] for i in range(0, len(calls), max_calls)]
@@ -298,7 +320,7 @@ class Calls:
         for group in groups:
             if group[0].is_asking:
                 commands.append(_ASKING)
-            commands.append(encode(group, script, is_only=len(calls) == 1))
+            commands.append(encode(group, script))
         if is_write:
             commands.append(("WAIT", self._wait_replicas, math.ceil(self._wait * 1000)))
         answers = await (self._pipe(commands) if server.node is None else server.send(commands, wait=self._wait))

@@ -46,6 +46,8 @@ class CallError(Exception):
 
 FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 CONNECTION_FAILURES = (ConnectionError, RedisTimeoutError, RedisClusterException, OSError)
+PAUSE: Final = 0.4
+"""Seconds before a further attempt, while another server may take over."""
 DEMOTED = (MasterDownError, ReadOnlyError)
 WITHOUT_EFFECT = (AskError, BusyLoadingError, ClusterDownError, ReadOnlyError, SlotNotCoveredError, TryAgainError, ElsewhereError)
 """After these, a write has certainly not happened."""
@@ -62,6 +64,11 @@ def may_pass(error: BaseException | None) -> bool:
         return isinstance(error, _PASSING) and not isinstance(error, AuthenticationError)
     # redis-py itself may fail when a server is away, for example with an AttributeError.
     return isinstance(error, Exception)
+
+
+def is_ending_elsewhere(error: Exception) -> bool:
+    """Return whether the script could not read the ending, because its key may be on the server to which the slot moves."""
+    return isinstance(error, ResponseError) and str(error).startswith("ENDING ") and "non local key" in str(error)
 
 
 def without_values(result: Any, server: str, seconds: float) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Final, Literal, cast
 
 from gaman_session._damage import Damage
@@ -13,6 +13,8 @@ from gaman_session.drivers._redis_records import read_outcome, read_record
 from gaman_session.drivers._redis_script import Call
 
 _MAX_LARGE_IDS: Final = 1000
+_TAG_LENGTH: Final = 3
+"""Digits of a session's id that are its hash tag."""
 
 
 class Keyspace:
@@ -29,7 +31,7 @@ class Keyspace:
 
     def key(self, id: str) -> str:
         """Return the key of a session: in a Cluster, with a hash tag."""
-        return f"{self._prefix}{{{id[:3]}}}{id}" if self._is_cluster else self._prefix + id
+        return f"{self._prefix}{{{id[:_TAG_LENGTH]}}}{id}" if self._is_cluster else self._prefix + id
 
     def special_key(self, name: str) -> str:
         """Return a key that is no session's, always in the same slot."""
@@ -86,6 +88,14 @@ class Keyspace:
         found: dict[bytes, bytes] = await self._calls.call(Call(operation, (self._owner_key(owner),), (), (now,))) or {}
         return [member.decode() for member in found if member != b"ended"]
 
+    def ends(self, *, now: float) -> Iterator[Awaitable[Any]]:
+        """Yield the calls that end all sessions: one, or in a Cluster one for each hash tag."""
+        keys: Iterable[Sequence[str]] = [(f"{self._prefix}ending", self._live)]
+        if self._is_cluster:
+            keys = ((f"{self._prefix}{{{tag:03x}}}ending",) for tag in range(16**_TAG_LENGTH))
+        for each in keys:
+            yield self._calls.call(Call("end_everyone", each, (), (now,)))
+
     async def count(self, *, now: float) -> int:
         """Return how many ids the index of all has."""
         return cast("int", await self._calls.call(Call("count", (self._live,), (), (now,))))
@@ -116,7 +126,8 @@ class Keyspace:
 
     def _check_type(self, id: str, error: CallError) -> None:
         """Report a key that holds no hash, or raise any other *error*."""
-        if "WRONGTYPE" not in str(error.failure):
+        text = str(error.failure)
+        if "WRONGTYPE" not in text or text.startswith("ENDING "):
             raise error
         self._damage.report(id, "its hash")
 

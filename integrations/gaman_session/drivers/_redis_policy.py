@@ -38,6 +38,12 @@ class EvictionPolicy:
             return ""
         return f"maxmemory-policy {self._name} may have evicted the owner's index; set maxmemory-policy noeviction"
 
+    def doubt_of_ending(self) -> str:
+        """Return why the time of an end_everyone() may be lost, or an empty text."""
+        if not _evicts_indexes(self._name):
+            return ""
+        return f"maxmemory-policy {self._name} may evict the key that says so; set maxmemory-policy noeviction"
+
 
 def _evicts_indexes(policy: str) -> bool:
     # volatile-* evicts only keys with a TTL.

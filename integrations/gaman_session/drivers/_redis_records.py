@@ -54,6 +54,11 @@ def ownership_values(ownership: Ownership) -> Sequence[bytes]:
     return (ownership.owner.encode(), repr(ownership.since).encode(), ownership.note)
 
 
+def since_argument(ownership: Ownership | None) -> str | Literal[False]:
+    """Return when the ownership was made, as the script takes it."""
+    return ownership is not None and repr(ownership.since)
+
+
 def field_names(fields: Iterable[str]) -> list[str]:
     """Return the names that the hash has for a session's own *fields*."""
     return [":" + field for field in fields]

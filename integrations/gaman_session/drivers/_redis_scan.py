@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, cast
+
+from gaman_session.drivers._redis_failures import CONNECTION_FAILURES, PAUSE, CallError
 
 # Keys in a page. Other calls wait less than a millisecond for so many.
 _PAGE: Final = 200
@@ -17,10 +20,22 @@ local found = redis.call('SCAN', cursor, 'MATCH', pattern, 'COUNT', page, 'TYPE'
 """
 # A server that is importing a slot lists its keys, but refuses a script that reads them: such a key counts as a session.
 _COUNT: Final = f"""{_LOOK}
-local count = 0
+local count, endings = 0, {{}}
+local function min_version(key)
+    local name = string.sub(key, 1, -65) .. 'ending'
+    if not endings[name] then
+        local found = redis.pcall('HMGET', name, 'min_version')
+        endings[name] = tonumber(found[1] or '') or 0
+    end
+    return endings[name]
+end
 for _, key in ipairs(found[2]) do
-    local state = redis.pcall('HMGET', key, 'ended', 'deadline')
-    if state.err or not state[1] and (tonumber(state[2] or '') or 0) > tonumber(now) then count = count + 1 end
+    local state = redis.pcall('HMGET', key, 'ended', 'deadline', 'version')
+    if state.err then
+        count = count + 1
+    elseif not state[1] and (tonumber(state[2] or '') or 0) > tonumber(now) then
+        if (tonumber(state[3] or '') or 0) >= min_version(key) then count = count + 1 end
+    end
 end
 return {{found[1], count}}
 """
@@ -45,6 +60,18 @@ class Scan:
         # The cursor at which expiring() continues, by server, and the number of keys in each part. Any cursor is valid on any
         # server: at worst it skips some keys.
         self._places: dict[str, tuple[int, int]] = {}
+
+    async def count_all(self, masters: Callable[[], Awaitable[list[Any]]], now: float) -> int:
+        """Return how many live sessions all of *masters* have. If one is lost, count again where another takes over."""
+        while True:
+            results = await asyncio.gather(*(self.count(server, now) for server in await masters()), return_exceptions=True)
+            error = next((each for each in results if isinstance(each, BaseException)), None)
+            if error is None:
+                return sum(cast("list[int]", results))
+            if not (isinstance(error, CallError) and isinstance(error.failure, CONNECTION_FAILURES)):
+                raise error
+            # From the start, because a cursor means nothing to the server that takes over.
+            await asyncio.sleep(PAUSE)
 
     async def count(self, server: Any, now: float) -> int:
         """Return how many live sessions *server* has at *now*; the number is approximate while sessions come and go."""

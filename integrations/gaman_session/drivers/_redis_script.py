@@ -11,19 +11,25 @@ from typing import Any, Final, cast
 from msgspec import Struct
 from msgspec.msgpack import Encoder
 
-from gaman_session._driver import LARGE, MAX_SKEW, TOMBSTONE, YEAR_10000
+from gaman_session._driver import LARGE, MAX_FLIGHT, MAX_SKEW, TOMBSTONE, YEAR_10000
+from gaman_session._rules import MAX_WRITES
 
 _pack = Encoder().encode
 
-READS: Final = frozenset({"load", "look", "owned", "count", "room", "time"})
+OF_SESSIONS: Final = frozenset({"load", "look", "create", "apply", "swap", "rename", "destroy", "set_owner", "end_one"})
+"""Operations whose first key is a session's, which look at the ending as well."""
+READS: Final = frozenset({"load", "look", "owned", "count", "room", "time", "ending"})
 """Operations that change nothing."""
+ID_LENGTH: Final = 64
+"""Characters of a session's id, which its key ends with."""
 # Operations that make the whole change of a driver's method, and results that say that nothing was changed.
 _CHANGES: Final = ("create", "apply", "swap", "rename", "set_owner")
 _UNCHANGED: Final = (b"ABSENT", b"CONFLICT", b"ENDED", b"REVOKED", b"TOO_LARGE")
 
 _TEXT = (
-    f"local TOMBSTONE, MAX_SKEW, LARGE, YEAR_10000 = {TOMBSTONE}, {MAX_SKEW}, {LARGE}, {YEAR_10000}\n"
-    + files("gaman_session.drivers").joinpath("redis.lua").read_text()
+    f"local TOMBSTONE, MAX_SKEW, LARGE = {TOMBSTONE}, {MAX_SKEW}, {LARGE}\n"
+    f"local YEAR_10000, MAX_WRITES, MAX_FLIGHT = {YEAR_10000}, {MAX_WRITES}, {MAX_FLIGHT}\n"
+    + "".join(files("gaman_session.drivers").joinpath(f"{name}.lua").read_text() for name in ("redis_session", "redis"))
 )
 BY_TEXT: Final = ("EVAL", _TEXT)
 """The beginning of a command that has the whole script, which the server keeps."""
@@ -42,15 +48,16 @@ class Call(Struct):
     """The slot of the first key, or -1 until a Cluster needs it."""
     is_asking: bool = False
     """Whether it is sent after ASKING, to the server that is importing its slot."""
+    ending: tuple[bytes, bytes] | None = None
+    """The result of the operation `ending`, if this call's slot moves, because the server may then lack it."""
 
 
-def encode(calls: Sequence[Call], script: Sequence[str], *, is_only: bool) -> Sequence[Any]:
-    """Return the command that makes *calls*: one of *script*, or HGETALL for a load that is the *only* call of its round trip."""
+def encode(calls: Sequence[Call], script: Sequence[str]) -> Sequence[Any]:
+    """Return the command of *script* that makes *calls*."""
     if _is_load(calls):
-        # Without arguments, the script loads a session only if it isn't large.
-        return ("HGETALL", *calls[0].keys) if is_only or calls[0].arguments else (*script, 1, *calls[0].keys)
+        return (*script, 1, *calls[0].keys)
     keys = [key for call in calls for key in call.keys]
-    operations = [(call.operation, len(call.keys), len(call.values), *call.arguments) for call in calls]
+    operations = [(_operation(call), len(call.keys), len(call.values), *call.arguments) for call in calls]
     # One argument is cheaper for redis-py to send than its parts.
     return (*script, len(keys), *keys, _pack(operations), *(value for call in calls for value in call.values))
 
@@ -69,8 +76,18 @@ def changes_session(call: Call, result: Any) -> bool:
     return call.operation in _CHANGES and result not in _UNCHANGED
 
 
+def ending_call(key: str) -> Call:
+    """Return the call that reads the ending for the session at *key*; its result is a dict of one item."""
+    return Call("ending", (f"{key[:-ID_LENGTH]}ending",))
+
+
 def _is_load(calls: Sequence[Call]) -> bool:
-    return len(calls) == 1 and calls[0].operation == "load"
+    """Return whether this is one load of a session that isn't known to be large, which is the most frequent command."""
+    return len(calls) == 1 and calls[0].operation == "load" and not calls[0].arguments and calls[0].ending is None
+
+
+def _operation(call: Call) -> str | list[str]:
+    return call.operation if call.ending is None else [call.operation, *(each.decode() for each in call.ending)]
 
 
 def _pairs(parts: Iterable[Any]) -> dict[Any, Any]:

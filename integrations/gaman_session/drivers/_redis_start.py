@@ -19,8 +19,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from gaman.errors import ConfigError
 from gaman_session._errors import SessionStoreError
 from gaman_session.drivers._redis_address import Address
-from gaman_session.drivers._redis_calls import PAUSE, Calls
-from gaman_session.drivers._redis_failures import CONNECTION_FAILURES, DEMOTED, FAILURES, Unconfirmed
+from gaman_session.drivers._redis_calls import Calls
+from gaman_session.drivers._redis_failures import CONNECTION_FAILURES, DEMOTED, FAILURES, PAUSE, Unconfirmed
 from gaman_session.drivers._redis_master import NotMasterError
 from gaman_session.drivers._redis_script import Call
 
@@ -34,7 +34,7 @@ async def try_commands(calls: Calls, address: Address, *, prefix: str, key: str,
     *is_watched* is whether a Sentinel has answered. ConfigError: the url, or the permissions of its user, have to be fixed.
     SessionStoreError: the server can't be reached.
     """
-    # The first needs only HGETALL. The second teaches the server the script, so that the third waits for replicas only once.
+    # The first teaches the server the script, so that the others wait for replicas only once.
     attempts = [Call(operation, (key,)) for operation in ("load", "look", "check")]
     until, answers = monotonic() + seconds, list[Any]()
     # A failover may be in progress. If neither a Sentinel nor a Cluster answers, another attempt would fail as well.

@@ -55,6 +55,14 @@ CREATE TRIGGER IF NOT EXISTS delete_session_values AFTER DELETE ON sessions
     BEGIN DELETE FROM session_values WHERE session_id = OLD.id; END;
 COMMIT;
 """
+# Not in the schema above, because files of earlier versions lack it.
+_SCHEMA_OF_ENDING: Final = """
+CREATE TABLE IF NOT EXISTS session_ending (
+    min_version INTEGER NOT NULL,  -- a session of a smaller version was ended by end_everyone(), and so was everyone's
+    at REAL NOT NULL,              -- when
+    swept TEXT                     -- such rows are removed up to this id; NULL: there are none
+)
+"""
 COLUMNS: Final = b"id created expires deadline version ended successor owner since note size seal session_id key value".split()
 
 _CHECK_INTERVAL: Final = 0.01
@@ -126,6 +134,7 @@ class Database(sqlite3.Connection):
         self.execute("PRAGMA synchronous = FULL")
         if not self.columns():
             self.executescript(_SCHEMA)
+        self.execute(_SCHEMA_OF_ENDING)
 
     def columns(self) -> list[bytes]:
         """Return the names of the tables' columns."""

@@ -11,6 +11,7 @@ import msgspec
 
 from gaman_session._damage import Damage
 from gaman_session._driver import MAX_SKEW, TOMBSTONE, YEAR_10000, Outcome, Ownership, Record, size_of
+from gaman_session._rules import NEVER, Ending, began_before, is_outdated, next_ending, still_counts
 from gaman_session.drivers._sqlite import Database
 
 _Missing: TypeAlias = Literal[Outcome.ENDED, Outcome.ABSENT]
@@ -21,7 +22,9 @@ created >= 0 AND created <= expires AND deadline >= 0 AND deadline <= expires AN
 AND version >= 0 AND typeof(version) = 'integer' AND ended IN (0, 1)
 AND size >= 0 AND typeof(size) = 'integer' AND typeof(seal) = 'blob'
 """
-_COLUMNS_OF_HEAD: Final = f"created, expires, deadline, version, ended, {_IS_SOUND}, seal"
+# See Ending in _rules.py. SQLite evaluates it once for each statement.
+_MIN_VERSION: Final = "ifnull((SELECT min_version FROM session_ending), 0)"
+_COLUMNS_OF_HEAD: Final = f"created, expires, deadline, version, ended, {_IS_SOUND}, seal, version < {_MIN_VERSION}"
 _HEAD: Final = f"SELECT {_COLUMNS_OF_HEAD} FROM sessions WHERE id = ?"  # noqa: S608 - a constant
 # For a session beyond a size, it returns the head only and reads no page of the values.
 _LOAD: Final = f"""
@@ -36,10 +39,10 @@ FROM session_values WHERE session_id = ?2 AND key = ?3
 # ?1 is by how many bytes the session grows if the field ?3 is new, and ?5 is its maximum size.
 _TOUCH: Final = f"""
 UPDATE sessions SET version = version + 1, size = max(0, size + ?1 - ifnull(({_BYTES}), 0))
-WHERE id = ?2 AND deadline > ?4 AND NOT ended AND {_IS_SOUND} AND size + ?1 <= ?5
+WHERE id = ?2 AND deadline > ?4 AND NOT ended AND {_IS_SOUND} AND size + ?1 <= ?5 AND version >= {_MIN_VERSION}
 """  # noqa: S608
 _MOVE: Final = _TOUCH.replace("\nWHERE id", ", deadline = min(?6, expires)\nWHERE id")
-_CREATE: Final = "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, 0, NULL, ?, ?, ?, ?, ?)"
+_CREATE: Final = f"INSERT INTO sessions VALUES (?, ?, ?, ?, ? + {_MIN_VERSION}, 0, NULL, ?, ?, ?, ?, ?)"  # noqa: S608
 _SET: Final = "INSERT INTO session_values VALUES (?, ?, ?) ON CONFLICT (session_id, key) DO UPDATE SET value = excluded.value"
 _END: Final = """
 UPDATE sessions SET created = ?1, expires = ?1, deadline = ?1, version = 0, ended = 1, successor = ?2,
@@ -62,6 +65,8 @@ _COUNT: Final = """
 SELECT (SELECT count(*) FROM sessions WHERE deadline > ?1)
     - (SELECT count(*) FROM sessions WHERE deadline > ?1 AND deadline <= ?2 AND ended)
 """
+# Until a purge has removed all that end_everyone() ended, the index isn't enough.
+_COUNT_SINCE: Final = "SELECT count(*) FROM sessions WHERE deadline > ? AND NOT ended AND version >= ?"
 # UNION, unlike UNION ALL, ends if tombstones lead in a circle.
 _LIVING: Final = """
 WITH RECURSIVE ids (id) AS (SELECT ?1 UNION SELECT successor FROM ids JOIN sessions USING (id) WHERE ended AND deadline > ?2)
@@ -69,7 +74,13 @@ SELECT id FROM ids JOIN sessions USING (id) WHERE NOT ended AND deadline > ?2
 """
 _PURGE: Final = "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE deadline <= ? ORDER BY deadline LIMIT ?)"
 
+_END_EVERYONE: Final = "INSERT INTO session_ending VALUES (?, ?, '')"
+_NEXT_ROWS: Final = "SELECT id, version < ? AND NOT ended FROM sessions WHERE id > ? ORDER BY id LIMIT ?"
+
 _parse_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
+
+_MAX_STEPS: Final = 20
+"""How many times a purge looks at its limit of rows for one that end_everyone() ended."""
 
 
 class IsLarge(Exception):
@@ -86,6 +97,8 @@ class _Head(NamedTuple):
     ended: int
     is_sound: int
     seal: bytes
+    is_outlived: int
+    """Whether end_everyone() has ended it."""
 
 
 class SessionTables(Database):
@@ -116,6 +129,8 @@ class SessionTables(Database):
 
     def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
         ownership = record.ownership
+        if began_before(record.created, self._ending()):
+            return Outcome.REVOKED
         if ownership is not None and self._is_revoked(ownership, record.created):
             return Outcome.REVOKED
         self._insert(id, record)
@@ -167,7 +182,7 @@ class SessionTables(Database):
 
     def purge(self, now: float, limit: int) -> int:
         self.execute("DELETE FROM session_owners_ended WHERE ended <= ?", (now - TOMBSTONE,))
-        return self.execute(_PURGE, (now, limit)).rowcount
+        return self.execute(_PURGE, (now, limit)).rowcount or self._sweep(now, limit)
 
     def set_owner(
         self,
@@ -203,16 +218,50 @@ class SessionTables(Database):
         self.execute(_REVOKE, (owner, now))
         return len(ending)
 
+    def end_everyone(self, now: float) -> None:
+        ending = next_ending(self._ending(), now)
+        self.execute("DELETE FROM session_ending")
+        self.execute(_END_EVERYONE, (ending.min_version, ending.at))
+
     def count(self, now: float) -> int:
-        [(count,)] = self.execute(_COUNT, (now, now + 2 * TOMBSTONE))
+        ending, swept = self._ending(), self._swept()
+        if swept is None:
+            [(count,)] = self.execute(_COUNT, (now, now + 2 * TOMBSTONE))
+        else:
+            [(count,)] = self.execute(_COUNT_SINCE, (now, ending.min_version))
         found: int = count
         return found
+
+    def _ending(self) -> Ending:
+        return next((Ending(*row) for row in self.execute("SELECT min_version, at FROM session_ending")), NEVER)
+
+    def _swept(self) -> str | None:
+        """Return the id up to which a purge has removed the rows that end_everyone() ended, or None if there are none."""
+        rows = self.execute("SELECT swept FROM session_ending WHERE swept IS NOT NULL").fetchall()
+        return next((swept.decode(errors="replace") for (swept,) in rows), None)
+
+    def _sweep(self, now: float, limit: int) -> int:
+        """Remove up to *limit* rows that end_everyone() ended; return how many. They stay for a minute, like tombstones."""
+        ending, swept = self._ending(), self._swept()
+        if swept is None or still_counts(ending.at, now):
+            return 0
+        for _ in range(_MAX_STEPS):
+            rows = self.execute(_NEXT_ROWS, (ending.min_version, swept, limit)).fetchall()
+            swept = rows[-1][0].decode(errors="replace") if rows else None
+            self.execute("UPDATE session_ending SET swept = ?", (swept,))
+            gone = [(id.decode(errors="replace"),) for id, is_outlived in rows if is_outlived]
+            self.executemany("DELETE FROM sessions WHERE id = ?", gone)
+            if gone or swept is None:
+                return len(gone)
+        return 0
 
     def _is_new(self, id: str, ownership: Ownership) -> bool:
         return self.execute("SELECT 1 FROM sessions WHERE id = ? AND since = ?", (id, ownership.since)).fetchone() is None
 
     def _is_revoked(self, ownership: Ownership, now: float) -> bool:
         """Return whether all sessions of the owner were ended after *ownership* was made, less than a minute ago."""
+        if is_outdated(ownership, self._ending(), now):
+            return True
         query = "SELECT 1 FROM session_owners_ended WHERE owner = ? AND ended > ? AND ended > ? AND ended <= ?"
         return self.execute(query, (ownership.owner, ownership.since, now - TOMBSTONE, now + MAX_SKEW)).fetchone() is not None
 
@@ -232,12 +281,14 @@ class SessionTables(Database):
     def _check(self, id: str, rows: list[tuple[Any, ...]], now: float) -> _Head | _Missing:
         if not rows:
             return Outcome.ABSENT
-        head = _Head(*rows[0][:7])
+        head = _Head(*rows[0][:8])
         if not head.is_sound:
             self._damage.report(id, "its row")
             return Outcome.ABSENT
         if head.deadline <= now:
             return Outcome.ABSENT
+        if head.is_outlived and not head.ended:
+            return Outcome.ENDED if still_counts(self._ending().at, now) else Outcome.ABSENT
         return Outcome.ENDED if head.ended else head
 
     def _insert(self, id: str, record: Record) -> None:

@@ -17,7 +17,7 @@ from gaman.errors import ConfigError
 from gaman_session import _rules
 from gaman_session._driver import LARGE, Outcome, Ownership, Record
 from gaman_session._paths import expand
-from gaman_session._rules import Stored
+from gaman_session._rules import Ending, Stored
 from gaman_session.drivers._batches import Batches
 from gaman_session.drivers._checks import check_timeout
 from gaman_session.drivers._disk import FileTooLarge
@@ -56,9 +56,11 @@ class FileDriver(Reporter):
         self._limit = TimeLimit(timeout)
         self._threads = Threads(_MAX_THREADS, "gaman-session-files")
         # Half of the threads, so that a write always finds one that isn't loading.
-        self._loads: Batches[str, Stored | None] = Batches(partial(self._load_each, LARGE), max_in_flight=_MAX_THREADS // 2)
+        self._loads: Batches[str, tuple[Stored | None, Ending]] = Batches(
+            partial(self._load_each, LARGE), max_in_flight=_MAX_THREADS // 2
+        )
         # One at a time, because decoding holds the interpreter's lock.
-        self._large_loads: Batches[str, Stored | None] = Batches(partial(self._load_each, math.inf), max_calls=1)
+        self._large_loads: Batches[str, tuple[Stored | None, Ending]] = Batches(partial(self._load_each, math.inf), max_calls=1)
         self._writes: dict[str, Batches[Call, Any]] = {}
 
     def _explain(self, error: Exception) -> tuple[str, Exception]:
@@ -90,10 +92,10 @@ class FileDriver(Reporter):
         """Return the session, ENDED, or None. A load waits for no lock."""
         self._folder.folder_of(id)
         try:
-            stored = await self._loads.call(id)
+            stored, ending = await self._loads.call(id)
         except FileTooLarge:
-            stored = await self._large_loads.call(id)
-        return _rules.load(stored, now)
+            stored, ending = await self._large_loads.call(id)
+        return _rules.load(stored, now, ending)
 
     @reports("create a session")
     async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
@@ -194,9 +196,17 @@ class FileDriver(Reporter):
     async def _end_in_folder(self, owner: str, ids: list[str], now: float) -> list[str | bool]:
         return await self._write(lambda store: [_rules.end_owned(store, id, owner, now=now) for id in ids], ids[0])
 
+    @reports("end all sessions")
+    async def end_everyone(self, *, now: float) -> None:
+        """End every session, by writing one file."""
+        await self._run([self._folder.owners.folder], lambda transaction: self._folder.end_everyone(now))
+
     @reports("count its sessions")
     async def count(self, *, now: float) -> int:
-        """Return how many sessions there are, by the names of their files; only those whose marker has expired are read."""
+        """Return how many sessions there are, by the names of their files; only those whose marker has expired are read.
+
+        After end_everyone(), each file is read.
+        """
         return await self._threads.call(self._folder.count, now)
 
     async def _write(self, change: Callable[[Transaction], T], *ids: str, ownership: Ownership | None = None) -> T:
@@ -223,5 +233,5 @@ class FileDriver(Reporter):
     async def _run_each(self, calls: list[Call]) -> list[Any]:
         return await self._threads.call(self._folder.run, calls)
 
-    async def _load_each(self, max_size: float, ids: list[str]) -> list[Stored | BaseException | None]:
+    async def _load_each(self, max_size: float, ids: list[str]) -> list[tuple[Stored | None, Ending] | BaseException]:
         return await self._threads.call(self._folder.load_each, ids, max_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Final, Literal, NamedTuple
 
@@ -13,7 +13,7 @@ import msgspec
 
 from gaman_session._driver import TOMBSTONE, Outcome, Ownership, Record, length_of, size_of
 from gaman_session._errors import SessionStoreError
-from gaman_session._rules import is_carried, is_revoked, revoked_at, still_counts
+from gaman_session._rules import NEVER, began_before, is_carried, is_outdated, is_revoked, next_ending, revoked_at, still_counts
 from gaman_session.drivers._checks import check_whole_number
 
 logger = logging.getLogger("gaman")
@@ -63,7 +63,12 @@ class MemoryDriver:
         self._owned: dict[str, dict[str, None]] = {}
         # When all sessions of an owner were ended, the earliest first.
         self._ended: OrderedDict[str, float] = OrderedDict()
+        # The last end_everyone(), and the sessions that it and earlier ones ended, with the time until which they are ENDED.
+        self._ending = NEVER
+        self._ended_sessions: list[tuple[float, dict[str, _Session]]] = []
         self._has_warned = False
+        self.on_evict: Callable[[str], None] | None = None
+        """Called with the id of each session that is evicted."""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -80,6 +85,7 @@ class MemoryDriver:
         self._deadlines.clear()
         self._owned.clear()
         self._ended.clear()
+        self._ended_sessions.clear()
 
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return a copy of the session, ENDED, or None."""
@@ -89,7 +95,7 @@ class MemoryDriver:
         """Return what load() returns."""
         record = self._find(id, now)
         if record is None:
-            return Outcome.ENDED if self._tombstone(id, now) else None
+            return Outcome.ENDED if self._is_ended(id, now) else None
         if record.queue is self._new:
             self._queue(id, record)
         return Record(
@@ -100,6 +106,8 @@ class MemoryDriver:
         """Store a new session, and evict another one if the driver is full."""
         if id in self._sessions:
             raise SessionStoreError(self.name, "create a session under an id that is taken")
+        if began_before(record.created, self._ending):
+            return Outcome.REVOKED
         if record.ownership is not None and self._is_revoked(record.ownership, record.created):
             return Outcome.REVOKED
         self._add(id, record)
@@ -193,6 +201,13 @@ class MemoryDriver:
         while self._tombstones and removed < limit and next(iter(self._tombstones.values())).deadline <= now:
             self._tombstones.popitem(last=False)
             removed += 1
+        while self._ended_sessions and removed < limit and self._ended_sessions[0][0] <= now:
+            sessions = self._ended_sessions[0][1]
+            while sessions and removed < limit:
+                sessions.popitem()
+                removed += 1
+            if not sessions:
+                del self._ended_sessions[0]
         while self._ended and not still_counts(next(iter(self._ended.values())), now):
             self._ended.popitem(last=False)
         checked = 0
@@ -256,6 +271,17 @@ class MemoryDriver:
         self._ended[owner] = revoked_at(self._ended.pop(owner, None), now)
         return len(ending)
 
+    async def end_everyone(self, *, now: float) -> None:
+        """End every session, in one step."""
+        self._ending = next_ending(self._ending, now)
+        # Removing each would hold up other requests, so a purge does that.
+        self._ended_sessions.append((now + TOMBSTONE, self._sessions))
+        self._sessions = {}
+        for queue in self._queues:
+            queue.clear()
+        self._deadlines.clear()
+        self._owned.clear()
+
     async def count(self, *, now: float) -> int:
         """Remove all expired sessions, and return how many are left."""
         removed = 1
@@ -291,7 +317,10 @@ class MemoryDriver:
                     self._max_sessions,
                     extra={"driver": self.name},
                 )
-            self._remove(next(iter(self._new or self._used or self._with_owner)))
+            evicted = next(iter(self._new or self._used or self._with_owner))
+            self._remove(evicted)
+            if self.on_evict is not None:
+                self.on_evict(evicted)
         queue = self._new if record.ownership is None else self._with_owner
         queue[id] = None
         self._sessions[id] = _Session(
@@ -335,11 +364,16 @@ class MemoryDriver:
                 del self._owned[record.ownership.owner]
 
     def _is_revoked(self, ownership: Ownership, now: float) -> bool:
-        return is_revoked(ownership, self._ended.get(ownership.owner), now)
+        return is_revoked(ownership, self._ended.get(ownership.owner), now) or is_outdated(ownership, self._ending, now)
 
     def _tombstone(self, id: str, now: float) -> _Tombstone | None:
         tombstone = self._tombstones.get(id)
         return tombstone if tombstone is not None and tombstone.deadline > now else None
 
+    def _is_ended(self, id: str, now: float) -> bool:
+        if self._tombstone(id, now):
+            return True
+        return any(now < until and id in sessions and now < sessions[id].deadline for until, sessions in self._ended_sessions)
+
     def _missing(self, id: str, now: float) -> Outcome:
-        return Outcome.ENDED if self._tombstone(id, now) else Outcome.ABSENT
+        return Outcome.ENDED if self._is_ended(id, now) else Outcome.ABSENT

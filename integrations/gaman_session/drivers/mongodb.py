@@ -24,6 +24,7 @@ from gaman_session.drivers._mongodb_batches import MAX_IN_FLIGHT, Documents
 from gaman_session.drivers._mongodb_client import CODEC, create_indexes, find_collection, make_client, write
 from gaman_session.drivers._mongodb_documents import (
     Change,
+    Document,
     date,
     live,
     owned_by,
@@ -31,7 +32,6 @@ from gaman_session.drivers._mongodb_documents import (
     path,
     replace_by_tombstone,
     to_bson,
-    to_document,
     to_record,
     tombstone,
 )
@@ -113,12 +113,10 @@ class MongoDBDriver(Reporter):
     @reports("create a session")
     async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
         """Store a new session."""
-        call, ownership = CallTime(record.created), record.ownership
+        endings = self._documents.endings
         async with self._connections:
             try:
-                if ownership is None:
-                    await self._insert(id, record)
-                elif not await self._revocations.insert(id, record, ownership, call):
+                if not await self._revocations.insert(id, record, CallTime(record.created), lambda: not endings.is_late(record)):
                     return Outcome.REVOKED
             except DuplicateKeyError as error:
                 raise SessionStoreError(self.name, "create a session under an id that is taken") from self._conceal(error)
@@ -136,7 +134,7 @@ class MongoDBDriver(Reporter):
         max_size: int,
     ) -> Outcome:
         """Set and delete single fields of the session."""
-        change = Change(sets, deletes, now, deadline, max_size)
+        change = self._change(sets, deletes, now, deadline, max_size)
         if not deletes and await self._documents.set(id, change):
             return Outcome.WRITTEN
         async with self._connections:
@@ -147,7 +145,7 @@ class MongoDBDriver(Reporter):
         self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         """Set one field if its bytes are *old*."""
-        change = Change({field: new}, (), now, deadline, max_size)
+        change = self._change({field: new}, (), now, deadline, max_size)
         stored = None if old is None else to_bson(old)
         async with self._connections:
             if old is None or isinstance(stored, bytes):
@@ -170,12 +168,18 @@ class MongoDBDriver(Reporter):
     @reports("rename a session")
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """Replace the session by *record* under *new_id* if its version is still *version*, in two steps: the old id dies first."""
-        call, ownership, unconfirmed = CallTime(now), record.ownership, None
+        call, ownership, unconfirmed, endings = CallTime(now), record.ownership, None, self._documents.endings
+
+        def is_live() -> bool:
+            return version >= endings.known.min_version
+
         unchanged, successor = {**live(id, now), "version": version}, {**tombstone(now), "successor": new_id}
         async with self._connections:
             since = None
             try:
-                if ownership is None:
+                if not is_live():
+                    is_ended = False
+                elif ownership is None:
                     is_ended = (await write(lambda: self._sessions.replace_one(unchanged, successor))).matched_count > 0
                 else:
                     before = await write(
@@ -192,13 +196,11 @@ class MongoDBDriver(Reporter):
                 found = await self._documents.load(id, now)
                 return Outcome.CONFLICT if isinstance(found, Record) else found or Outcome.ABSENT
             try:
-                if ownership is None:
-                    await self._insert(new_id, record)
-                elif ownership.since == since:
+                if ownership is None or ownership.since == since:
                     # The session has this owner already: it is never REVOKED, and it has ended if all of the owner's were ended.
-                    if not await self._revocations.insert(new_id, record, ownership, call, id):
+                    if not await self._revocations.insert(new_id, record, call, is_live, old_id=id):
                         return Outcome.ENDED
-                elif not await self._revocations.insert(new_id, record, ownership, call):
+                elif endings.is_outdated(ownership, now) or not await self._revocations.insert(new_id, record, call, is_live):
                     return Outcome.REVOKED
             except DuplicateKeyError as error:
                 if await self._documents.load(new_id, now) is Outcome.ENDED:
@@ -240,12 +242,18 @@ class MongoDBDriver(Reporter):
         max_size: int,
     ) -> Outcome:
         """Do what apply() does, and set the session's ownership in the same step; a new owner takes three round trips."""
-        call, change = CallTime(now), Change(sets, deletes, now, deadline, max_size, owner_stage(ownership))
+        call, endings = CallTime(now), self._documents.endings
         async with self._connections:
-            if ownership is not None and await self._revocations.is_revoked(ownership, call):
-                return Outcome.REVOKED
-            outcome = await self._apply(id, change)
-            if ownership is None or outcome is not Outcome.WRITTEN or not await self._revocations.is_revoked(ownership, call):
+            if ownership is not None:
+                is_revoked = await endings.learn_during(self._revocations.is_revoked(ownership, call))
+                if is_revoked or endings.is_outdated(ownership, now):
+                    return Outcome.REVOKED
+            ending = endings.known
+            outcome = await self._apply(id, self._change(sets, deletes, now, deadline, max_size, owner_stage(ownership)))
+            if ownership is None or outcome is not Outcome.WRITTEN:
+                return outcome
+            is_revoked = await endings.learn_during(self._revocations.is_revoked(ownership, call))
+            if not is_revoked and (endings.known is ending or not await endings.dead([id])):
                 return outcome
             # A revocation made in between may not have found this session.
             await write(lambda: self._sessions.replace_one(live(id, now), tombstone(now)))
@@ -255,8 +263,10 @@ class MongoDBDriver(Reporter):
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
         """Return the owner's sessions, without their fields."""
         async with self._connections:
-            documents = [document async for document in self._sessions.find(owned_by(owner, now), {"fields": False})]
-        found = {document["_id"]: to_record({**document, "fields": {}}, now, self._damage) for document in documents}
+            find = self._sessions.find(owned_by(owner, now), {"fields": False})
+            documents, _ = await asyncio.gather(find.to_list(), self._documents.endings.learn())
+        endings, damage = self._documents.endings, self._damage
+        found = {each["_id"]: endings.find(to_record({**each, "fields": {}}, now, damage), now) for each in documents}
         return {id: record for id, record in found.items() if isinstance(record, Record) and record.ownership is not None}
 
     @reports("end the sessions of an owner")
@@ -265,12 +275,21 @@ class MongoDBDriver(Reporter):
         async with self._connections:
             return await self._revocations.end_owned(owner, list(keep), now)
 
+    @reports("end all sessions")
+    async def end_everyone(self, *, now: float) -> None:
+        """End every session, by writing one document."""
+        async with self._connections:
+            await self._documents.endings.end_everyone(now)
+
     @reports("count its sessions")
     async def count(self, *, now: float) -> int:
-        """Return how many sessions there are, by counting an index."""
+        """Return how many sessions there are, by counting an index, or after end_everyone() by reading each document."""
         # A tombstone's deadline is at most a minute ahead, or two by a clock that is a little ahead.
         soon = {"deadline": {"$gt": date(now), "$lte": date(now + 2 * TOMBSTONE)}, "ended": True}
         async with self._connections:
+            if (await self._documents.endings.learn()).min_version:
+                live = {"deadline": {"$gt": date(now)}, "ended": None, **self._documents.endings.live()}
+                return await self._sessions.count_documents(live)
             there = await self._sessions.count_documents({"deadline": {"$gt": date(now)}})
             return there - await self._sessions.count_documents(soon)
 
@@ -296,7 +315,7 @@ class MongoDBDriver(Reporter):
         size = int(min(self._client.options.pool_options.max_pool_size, sys.maxsize))
         self._connections = asyncio.Semaphore(max(1, size - 2 * MAX_IN_FLIGHT))
         self._documents = Documents(self._sessions, self._timeout, self._damage)
-        self._revocations = Revocations(self._sessions)
+        self._revocations = Revocations(self._sessions, self._documents.endings)
 
     @reports("prepare its collection; see that it runs where the driver's uri says, and lets this user in")
     async def _prepare(self) -> None:
@@ -330,6 +349,13 @@ class MongoDBDriver(Reporter):
                 elif await self._documents.update(unchanged, change.update()):
                     return Outcome.WRITTEN
 
-    async def _insert(self, id: str, record: Record) -> None:
-        document = {"_id": id, **to_document(record)}
-        await write(lambda: self._sessions.insert_one(document))
+    def _change(
+        self,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        now: float,
+        deadline: float | None,
+        max_size: int,
+        owner: Document | None = None,
+    ) -> Change:
+        return Change(sets, deletes, now, deadline, max_size, owner, self._documents.endings.known.min_version)

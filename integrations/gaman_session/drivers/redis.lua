@@ -12,183 +12,7 @@
 -- evicted only with it. A tombstone may be evicted early: an absent id takes no write either, but no longer leads a logout to the
 -- session's new id.
 
--- Returns a marker for a large session, which the driver then loads with is_large, by a command of its own.
-local function load(key, is_large)
-    local size = not is_large and tonumber(redis.call('HGET', key, 'size') or '')
-    if size and size > LARGE then return 'LARGE' end
-    return redis.call('HGETALL', key)
-end
-
--- In a Cluster each load is a command.
-if not ARGV[1] then return load(KEYS[1]) end
-
--- Writes a value that is there already, so that WAIT covers it. Since Redis 7.2, WAIT covers only the writes of its own connection,
--- and a call that finds its change made has lost the connection that made it.
-local function confirm(key, name, value)
-    redis.call('HSET', key, name, value)
-end
-
--- Returns why the session isn't there, or nil, its size, version and expiry.
-local function find(key, now)
-    local found = redis.call('HMGET', key, 'ended', 'deadline', 'expires', 'version', 'size')
-    local deadline, version, size = tonumber(found[2] or ''), tonumber(found[4] or ''), tonumber(found[5] or '')
-    if not deadline or deadline <= now then return 'ABSENT' end
-    if found[1] then
-        confirm(key, 'ended', found[1])
-        return 'ENDED'
-    end
-    local expires = tonumber(found[3] or '')
-    if not expires or not (deadline <= expires and expires < YEAR_10000) then return 'ABSENT' end
-    -- Neither infinity nor NaN is whole.
-    if not version or version % 1 ~= 0 or not size or size % 1 ~= 0 then return 'ABSENT' end
-    return nil, size, version, found[3]
-end
-
--- The error of a full server, or false; nil until a call of the batch may write.
-local refusal
-
--- A full Redis checks only the first write of a script, and accepts one that can't take memory. So a batch first tries one that
--- could, and changes nothing. If it is refused, one that can't lets logouts pass, and calls that store something raise the refusal.
-local function find_room(key)
-    local answer = redis.pcall('SET', key, '', redis.call('EXISTS', key) == 1 and 'NX' or 'XX')
-    refusal = type(answer) == 'table' and answer.err and string.match(answer.err, '%u%u%u+ .*') or false
-    if refusal then redis.pcall('HDEL', key, '') end
-end
-
-local function refuse_if_full()
-    if refusal then error({err = refusal}) end
-end
-
-local function id_of(key) return string.sub(key, -64) end
-
--- Redis refuses a time that is too far ahead.
-local function expire(key, now, deadline)
-    redis.call('PEXPIRE', key, math.ceil((math.min(tonumber(deadline), YEAR_10000) - now) * 1000))
-end
-
--- Sets *names* to *values*, and the fields that follow in pairs.
-local function set_fields(key, names, values, ...)
-    for i = 2, #names do redis.call('HSET', key, names[i], values[i]) end
-    if names[1] then
-        redis.call('HSET', key, names[1], values[1], ...)
-    else
-        redis.call('HSET', key, ...)
-    end
-end
-
--- The names of the session's own fields begin with a colon, and only these count.
-local function is_own(name) return string.byte(name) == 58 end
-
-local function stored_size(key, name)
-    local length = redis.call('HSTRLEN', key, name)
-    -- The length is 0 for a missing field, too.
-    return (length > 0 or redis.call('HEXISTS', key, name) == 1) and #name + length or 0
-end
-
--- In a Cluster the owner's set is on another server, and owned() removes the member.
-local function leave(key, live, owner)
-    if live and owner then redis.pcall('ZREM', string.sub(key, 1, -65) .. 'owner:' .. owner, id_of(key)) end
-end
-
--- Replaces the hash by a tombstone.
-local function end_session(key, live, now, successor)
-    local deadline = string.format('%.17g', now + TOMBSTONE)
-    local names = {}
-    if live then
-        leave(key, live, redis.call('HGET', key, 'owner'))
-        redis.pcall('ZREM', live, id_of(key))
-        redis.call('DEL', key)
-    else
-        -- While its slot moves, Redis would look for a key that is absent for an instant on the other server.
-        names = redis.call('HKEYS', key)
-    end
-    redis.call('HSET', key, 'ended', 1, 'deadline', deadline)
-    if successor then redis.call('HSET', key, 'successor', successor) end
-    for _, name in ipairs(names) do
-        if name ~= 'ended' and name ~= 'deadline' and name ~= 'successor' then redis.call('HDEL', key, name) end
-    end
-    expire(key, now, deadline)
-end
-
--- Returns why a change isn't made, or nil and the size of the session after it. A session without fields is ended.
-local function resize(key, live, now, size, max_size, names, values, deletes)
-    local new = size
-    for i, name in ipairs(names) do
-        if is_own(name) then new = new + #name + #values[i] - stored_size(key, name) end
-    end
-    for _, name in ipairs(deletes) do
-        if is_own(name) then new = new - stored_size(key, name) end
-    end
-    if new > max_size and new > size then return 'TOO_LARGE' end
-    if new > 0 then return nil, new end
-    end_session(key, live, now)
-    return 'EMPTIED'
-end
-
--- A time that is further ahead was stored before the clock was set back.
-local function is_recent(instant, now)
-    return instant and instant <= now + MAX_SKEW and now < instant + TOMBSTONE
-end
-
--- Returns when all sessions of the owner were ended, or false if that is a minute ago. Raises an error if the key holds no set,
--- before anything is changed: a session that isn't in its owner's set can't be found there.
-local function last_end(set, now)
-    local score = redis.pcall('ZSCORE', set, 'ended')
-    if type(score) == 'table' then error({err = "ERR the key of an owner's set holds something else"}) end
-    local instant = score and tonumber(score) - TOMBSTONE
-    return is_recent(instant, now) and instant
-end
-
-local function is_revoked(set, now, since)
-    local instant = last_end(set, now)
-    return instant and tonumber(since) < instant
-end
-
--- Expired members leave afterwards, so that the set is never absent for an instant. A set of an earlier version has a TTL.
-local function enter(set, id, score, now)
-    if redis.call('ZADD', set, 'CH', score, id) == 0 then
-        -- WAIT covers only changes; see confirm().
-        redis.call('ZADD', set, 0, id)
-        redis.call('ZADD', set, score, id)
-    end
-    redis.call('PERSIST', set)
-    redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
-end
-
-local function keep_live(key, live, now, deadline)
-    expire(key, now, deadline)
-    -- A broken index costs a wrong count, and no session.
-    if live then redis.pcall('ZADD', live, deadline, id_of(key)) end
-end
-
-local function store(key, live, values, token, created, expires, deadline, names)
-    if redis.call('EXISTS', key) == 1 then
-        if redis.call('HGET', key, 'token') ~= token then return 'CONFLICT' end
-        confirm(key, 'token', token)
-        return 'WRITTEN'
-    end
-    refuse_if_full()
-    local size = 0
-    for i, name in ipairs(names) do
-        if is_own(name) then size = size + #name + #values[i] end
-    end
-    local times = {'created', created, 'expires', expires, 'deadline', deadline}
-    set_fields(key, names, values, 'token', token, 'version', 0, 'size', size, unpack(times))
-    keep_live(key, live, tonumber(created), deadline)
-    return 'WRITTEN'
-end
-
-local function change(key, live, values, now, size, version, expires, deadline, names, deletes)
-    if deadline and tonumber(deadline) > tonumber(expires) then deadline = expires end
-    if deadline then
-        set_fields(key, names, values, 'version', version + 1, 'size', size, 'deadline', deadline)
-        keep_live(key, live, now, deadline)
-    else
-        set_fields(key, names, values, 'version', version + 1, 'size', size)
-    end
-    for _, name in ipairs(deletes) do redis.call('HDEL', key, name) end
-    return 'WRITTEN'
-end
+-- `redis_session.lua` comes before it, and has the functions that read and write one session.
 
 local operations = {}
 
@@ -198,6 +22,8 @@ end
 
 -- Returns what load() does, without the session's own fields.
 function operations.look(keys)
+    local tombstone = ended_by_everyone(keys[1])
+    if tombstone then return tombstone end
     local names = {'ended', 'created', 'expires', 'deadline', 'version', 'size', 'seal', 'owner', 'since', 'note'}
     local found = {}
     for i, value in ipairs(redis.call('HMGET', keys[1], unpack(names))) do
@@ -213,6 +39,7 @@ end
 function operations.create(keys, values, since, token, created, expires, ...)
     local key, live, set = unpack(keys)
     local now = tonumber(created)
+    if redis.call('EXISTS', key) == 0 and precedes_ending(key, now, since, now) then return 'REVOKED' end
     if set and redis.call('EXISTS', key) == 0 then
         refuse_if_full()
         if is_revoked(set, now, since) then return 'REVOKED' end
@@ -253,7 +80,8 @@ function operations.rename(keys, values, now, version, new_id, since, ...)
     if state then return state end
     if redis.call('HGET', key, 'version') ~= version then return 'CONFLICT' end
     refuse_if_full()
-    if set and is_revoked(set, now, since) and redis.call('HGET', key, 'since') ~= since then return 'REVOKED' end
+    local is_late = set and is_revoked(set, now, since) or precedes_ending(key, now, since)
+    if is_late and redis.call('HGET', key, 'since') ~= since then return 'REVOKED' end
     end_session(key, live, now, new_id)
     if not new_key then return 'WRITTEN' end
     local _, _, expires = ...
@@ -284,7 +112,8 @@ function operations.set_owner(keys, values, now, since, owner, deadline, max_siz
     local before = redis.call('HMGET', key, 'owner', 'since', 'revoked:' .. (owner or ''))
     local revoked = tonumber(before[3] or '')
     if owner and is_recent(revoked, now) and tonumber(since) < revoked then return 'REVOKED' end
-    if set and is_revoked(set, now, since) and before[2] ~= since then return 'REVOKED' end
+    local is_late = set and is_revoked(set, now, since) or owner and precedes_ending(key, now, since)
+    if is_late and before[2] ~= since then return 'REVOKED' end
     local failed, new_size = resize(key, live, now, size, max_size, names, values, deletes)
     if failed then return failed end
     if set then enter(set, id_of(key), expires, now) end
@@ -343,6 +172,22 @@ function operations.tidy(keys, values, now)
     return math.max(expired - 1000, 0)
 end
 
+-- The first key is the hash `ending`, and the second one, outside a Cluster, is the index of all.
+function operations.end_everyone(keys, values, now)
+    local before = redis.call('HMGET', keys[1], 'min_version', 'at')
+    local at = tonumber(before[2] or '')
+    if not at or at > now + MAX_SKEW or at < now then at = now end
+    local min_version = (tonumber(before[1] or '') or 0) + MAX_WRITES
+    redis.call('HSET', keys[1], 'min_version', min_version, 'at', string.format('%.17g', at))
+    if keys[2] then redis.pcall('UNLINK', keys[2]) end
+    return 'WRITTEN'
+end
+
+function operations.ending(keys)
+    local found = redis.call('HMGET', keys[1], 'min_version', 'at')
+    return {found[1] or '0', found[2] or ''}
+end
+
 function operations.count(keys, values, now)
     return redis.call('ZCOUNT', keys[1], string.format('(%.17g', now), '+inf')
 end
@@ -358,7 +203,7 @@ function operations.check(keys)
     local commands = {
         {'DEL', key}, {'HSET', key, 'field', 1}, {'PEXPIRE', key, 1000}, {'EXISTS', key}, {'HGET', key, 'field'},
         {'HMGET', key, 'field'}, {'HGETALL', key}, {'HKEYS', key}, {'HSTRLEN', key, 'field'}, {'HEXISTS', key, 'field'},
-        {'HDEL', key, 'field'}, {'DEL', key},
+        {'HDEL', key, 'field'}, {'DEL', key}, {'UNLINK', key},
         {'ZADD', key, 1, 'member'}, {'PEXPIRE', key, 1000}, {'ZSCORE', key, 'member'}, {'ZCOUNT', key, 0, 1},
         {'PERSIST', key}, {'ZRANGE', key, 0, 0}, {'ZRANGEBYSCORE', key, 0, 1}, {'ZREMRANGEBYSCORE', key, 0, 0},
         {'ZREMRANGEBYRANK', key, 1, 1}, {'ZREM', key, 'member'}, {'SET', key, '', 'XX'},
@@ -375,7 +220,7 @@ function operations.check(keys)
 end
 
 -- Before check(), there is no find_room(): check() tries its commands as well, and names a refused one.
-local IS_READ = {load = true, look = true, owned = true, count = true, time = true, check = true}
+local IS_READ = {load = true, look = true, owned = true, count = true, time = true, check = true, ending = true}
 local answers, last = {}, 0
 local key, value = 0, 1
 for _, call in ipairs(cmsgpack.unpack(ARGV[1])) do
@@ -383,12 +228,13 @@ for _, call in ipairs(cmsgpack.unpack(ARGV[1])) do
     for i = 1, call[2] do keys[i] = KEYS[key + i] end
     for i = 1, call[3] do values[i] = ARGV[value + i] end
     key, value = key + call[2], value + call[3]
-    if refusal == nil and not IS_READ[call[1]] then find_room(keys[1]) end
-    local is_done, answer = pcall(operations[call[1]], keys, values, unpack(call, 4))
+    local operation = call[1]
+    -- In a Cluster, a command has one call.
+    if type(operation) == 'table' then operation, given = operation[1], {operation[2], operation[3]} end
+    if refusal == nil and not IS_READ[operation] then find_room(keys[1]) end
+    local is_done, answer = pcall(operations[operation], keys, values, unpack(call, 4))
     if not is_done then
-        -- The code has to come first, where the client looks for it.
-        local text = type(answer) == 'table' and answer.err or answer
-        answer = {err = string.match(text, '%u%u%u+ .*') or text}
+        answer = failure(answer)
     end
     local parts = (type(answer) ~= 'table' or answer.err) and {answer} or answer
     answers[last + 1] = #parts

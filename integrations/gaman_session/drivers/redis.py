@@ -6,7 +6,8 @@ has `owner`, `since` (when the owner was set), and `note`. A tombstone holds `en
 
 For each owner, the sorted set `owner:<owner>` holds the ids of the owner's sessions by `expires`. For a minute after all of them
 were ended, its member `ended` has that time. The sorted set `live` holds all ids by `deadline`. A Cluster has no `live`, because
-each write touches one key there, so count() reads every key.
+each write touches one key there, so count() reads every key. The hash `ending` has the last end_everyone(), see Ending in
+`_rules.py`; in a Cluster each hash tag has one.
 
 `redis.lua` is the script that makes each call atomic, and `_redis_calls.py` sends it to the server.
 """
@@ -17,7 +18,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Collection, Mapping, Sequence
 from contextlib import suppress
 from secrets import token_urlsafe
-from typing import Any, Final, Literal, TypeVar, cast
+from time import monotonic
+from typing import Any, Final, Literal, TypeVar
 
 from gaman import GamanError
 from gaman.errors import ConfigError
@@ -25,9 +27,9 @@ from gaman_session._driver import Outcome, Ownership, Record
 from gaman_session._errors import SessionStoreError
 from gaman_session.drivers._checks import check_timeout, check_whole_number
 from gaman_session.drivers._redis_address import parse
-from gaman_session.drivers._redis_calls import PAUSE, Calls
+from gaman_session.drivers._redis_calls import Calls
 from gaman_session.drivers._redis_client import connect
-from gaman_session.drivers._redis_failures import CONNECTION_FAILURES, FAILURES, CallError, Unconfirmed
+from gaman_session.drivers._redis_failures import FAILURES, CallError, Unconfirmed
 from gaman_session.drivers._redis_keyspace import Keyspace, owner_key
 from gaman_session.drivers._redis_master import Watch
 from gaman_session.drivers._redis_policy import EvictionPolicy
@@ -36,6 +38,7 @@ from gaman_session.drivers._redis_records import (
     deadline_argument,
     field_names,
     ownership_values,
+    since_argument,
     values_and_arguments,
 )
 from gaman_session.drivers._redis_replicas import warn
@@ -102,7 +105,8 @@ class RedisDriver(Reporter):
         self._client, self._watch = connect(self._address, pool_size=self._pool_size, step_timeout=self._calls.step_timeout)
         self._calls.open(self._client, self._watch)
         await self._watch.open(None if self._is_cluster else self._client.connection_pool)
-        key, is_watched = self._keyspace.special_key("check"), self._watch.answer is not None
+        # As long as a session's key, from which the script gets the prefix.
+        key, is_watched = self._keyspace.key("check".rjust(64, "0")), self._watch.answer is not None
         try:
             await try_commands(
                 self._calls, self._address, prefix=self._prefix, key=key, is_watched=is_watched, seconds=self._timeout
@@ -172,7 +176,7 @@ class RedisDriver(Reporter):
     async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         """Replace the session by *record* under *new_id* if its version is still *version*."""
         ownership = record.ownership
-        condition = (now, str(version), new_id, ownership is not None and repr(ownership.since))
+        condition = (now, str(version), new_id, since_argument(ownership))
         if self._is_cluster:
             return await self._rename_in_cluster(id, new_id, record, condition)
         values, rest = values_and_arguments(record)
@@ -206,7 +210,8 @@ class RedisDriver(Reporter):
         if outcome is not Outcome.WRITTEN:
             return outcome
         values, rest = values_and_arguments(record)
-        if await self._keyspace.write("create", new_id, (), values, False, *rest) is not Outcome.WRITTEN:
+        since = since_argument(ownership)
+        if await self._keyspace.write("create", new_id, (), values, since, *rest) is not Outcome.WRITTEN:
             return Outcome.ENDED
         if unconfirmed is not None:
             raise unconfirmed
@@ -330,6 +335,18 @@ class RedisDriver(Reporter):
             raise SessionStoreError(self.name, f"{_END_ALL} for certain", doubt, is_partial=True)
         return ended
 
+    @reports("end all sessions")
+    async def end_everyone(self, *, now: float) -> None:
+        """End every session, by writing one key, or in a Cluster one for each hash tag; an error may say that Redis evicts it."""
+        began = monotonic()
+        await self._gather(*self._keyspace.ends(now=now))
+        if self._is_cluster:
+            # A rename may have left a slot before its turn, and come to another one after its turn. By this second instant, at
+            # least a millisecond later than its `created`, it is ended or REVOKED there.
+            await self._gather(*self._keyspace.ends(now=now + monotonic() - began + 0.001))
+        if doubt := self._policy.doubt_of_ending():
+            raise SessionStoreError(self.name, "end all sessions for certain", doubt, is_partial=True)
+
     @reports("count its sessions")
     async def count(self, *, now: float) -> int:
         """Return how many sessions there are, by the index of all, or in a Cluster by reading each key.
@@ -338,16 +355,7 @@ class RedisDriver(Reporter):
         """
         if not self._is_cluster:
             return await self._keyspace.count(now=now)
-        while True:
-            counts = [self._scan.count(node, now) for node in await self._calls.masters()]
-            results = await asyncio.gather(*counts, return_exceptions=True)
-            error = next((each for each in results if isinstance(each, BaseException)), None)
-            if error is None:
-                return sum(cast("list[int]", results))
-            if not (isinstance(error, CallError) and isinstance(error.failure, CONNECTION_FAILURES)):
-                raise error
-            # From the start, because a cursor means nothing to the server that takes over.
-            await asyncio.sleep(PAUSE)
+        return await self._scan.count_all(self._calls.masters, now)
 
     @reports("tell the time")
     async def time(self) -> float:
@@ -377,13 +385,14 @@ class RedisDriver(Reporter):
 
     async def _create(self, id: str, record: Record) -> Outcome:
         (values, rest), ownership = values_and_arguments(record), record.ownership
+        since = since_argument(ownership)
         if ownership is None:
-            return await self._keyspace.write("create", id, (), values, False, *rest)
+            return await self._keyspace.write("create", id, (), values, since, *rest)
         if not self._is_cluster:
-            return await self._keyspace.write("create", id, (owner_key(ownership.owner),), values, repr(ownership.since), *rest)
+            return await self._keyspace.write("create", id, (owner_key(ownership.owner),), values, since, *rest)
         if await self._keyspace.enter(id, ownership, record.expires, now=record.created) is Outcome.REVOKED:
             return Outcome.REVOKED
-        outcome = await self._keyspace.write("create", id, (), values, False, *rest)
+        outcome = await self._keyspace.write("create", id, (), values, since, *rest)
         if outcome is Outcome.CONFLICT and await self._keyspace.look(id, record.created) is Outcome.ENDED:
             # All of the owner's sessions were ended after the set had this id, and before the session was stored.
             return Outcome.REVOKED

@@ -1,4 +1,4 @@
-"""Sessions in SQLite: three tables in one file, for all processes of one machine.
+"""Sessions in SQLite: four tables in one file, for all processes of one machine.
 
 The file may be a database with other tables too. The schema says what the columns mean; it is in `_sqlite.py` and in the file.
 With `session(encrypt=False)` values are JSON, so SQL can query them. This query finds the sessions of user 7, and deleting a row of
@@ -159,9 +159,14 @@ class SQLDriver(Reporter):
         """End the owner's sessions except those in *keep*, in one transaction."""
         return await self._writer.call(lambda sessions: sessions.end_owned(owner, keep, now))
 
+    @reports("end all sessions")
+    async def end_everyone(self, *, now: float) -> None:
+        """End every session, by writing one row."""
+        await self._writer.call(lambda sessions: sessions.end_everyone(now))
+
     @reports("count its sessions")
     async def count(self, *, now: float) -> int:
-        """Return how many sessions there are, by counting an index."""
+        """Return how many sessions there are, by counting an index, or after end_everyone() all rows until they are purged."""
         return await self._reader.call(lambda sessions: sessions.count(now))
 
     async def _open(self) -> None:

@@ -1,0 +1,181 @@
+"""`gaman sessions`: counts, lists and ends the sessions of an application from the shell."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol, TypeVar
+
+from gaman._app import App
+from gaman._application import kind_of
+from gaman._command_routes import align
+from gaman._tracebacks import exit_with
+
+T = TypeVar("T")
+
+ACTIONS: Final = {
+    "count": "[OWNER]",
+    "list": "OWNER",
+    "end": "HANDLE",
+    "end-all": "OWNER",
+    "end-everyone": "",
+}
+"""What each action takes after `main:app`, as messages write it."""
+
+
+class Session(Protocol):
+    """A session of an owner."""
+
+    handle: str
+    created_at: datetime
+    last_used_at: datetime | None
+    expires_at: datetime
+    note: Any
+
+
+class Sessions(Protocol):
+    """The integration that makes sessions, or another object with its calls."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes see the same sessions."""
+        ...
+
+    def running(self) -> AbstractAsyncContextManager[None]: ...
+    def count(self, owner: str | None = None) -> Awaitable[int]: ...
+    def list(self, owner: str) -> Awaitable[Sequence[Session]]: ...
+    def end(self, handle: str) -> Awaitable[bool]: ...
+    def end_all(self, owner: str) -> Awaitable[int]: ...
+    def end_everyone(self) -> Awaitable[None]: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run of the command: what it does, in which application, and to whose sessions."""
+
+    action: str
+    target: str
+    name: str | None
+    """The owner or the handle."""
+    is_confirmed: bool
+    as_json: bool
+
+
+def run(request: Request, value: object) -> None:
+    """Do what *request* says with the sessions of *value*, and print the result. SystemExit has the reason why not."""
+    action, name = request.action, request.name
+    if (name is not None and not ACTIONS[action]) or (name is None and ACTIONS[action][:1] not in ("", "[")):
+        sys.exit(f"gaman: write gaman sessions {action} {request.target} {ACTIONS[action]}".rstrip())
+    sessions = _find(request, value)
+    # Only the calls of `list` and `end` have a name here.
+    owner = name or ""
+    if action == "count":
+        count = _call(sessions, lambda: sessions.count(name))
+        _print(request, {"count": count}, str(count))
+    elif action == "list":
+        found = _call(sessions, lambda: sessions.list(owner))
+        _print(request, [_as_json(each) for each in found], *_table(found))
+    elif action == "end":
+        _confirm(request, f"End the session {owner}?")
+        existed = _call(sessions, lambda: sessions.end(owner))
+        _print(request, {"ended": existed}, "gaman: ended" if existed else f"gaman: no live session has the handle {owner}")
+    elif action == "end-all":
+        _confirm(request, f"End all sessions of {owner}?")
+        ended = _call(sessions, lambda: sessions.end_all(owner))
+        _print(request, {"ended": ended}, f"gaman: {ended} ended")
+    else:
+        _confirm(request, f"End all sessions of all users of {request.target}?")
+        _call(sessions, sessions.end_everyone)
+        _print(request, {"ended": True}, "gaman: all sessions of all users are ended")
+
+
+def _find(request: Request, value: object) -> Sessions:
+    """Return the sessions that *value* is or has; else exit."""
+    found: Any = value
+    if isinstance(value, App):
+        found = next((each for each in value.integrations if each.make_session is not None), None)
+        if found is None:
+            sys.exit(f"gaman: {request.target} has no session(); add it to integrations=[...], or name another App")
+    if not all(callable(getattr(found, name, None)) for name in ("running", request.action.replace("-", "_"))):
+        module = request.target.partition(":")[0]
+        what = f"{request.target} is {kind_of(value)}" if found is value else f"that of {request.target} is {kind_of(found)}"
+        sys.exit(
+            f"gaman: gaman sessions needs a gaman.App with session(), or the session() object itself, and {what}; "
+            f"write sessions = session(...) in {module}, and name {module}:sessions"
+        )
+    sessions: Sessions = found
+    if not sessions.shared:
+        sys.exit(
+            f"gaman: {request.target} keeps its sessions in its own memory, where no other process sees them; "
+            "choose another driver, such as sql, or call sessions.end_everyone() in a handler"
+        )
+    return sessions
+
+
+def _call(sessions: Sessions, call: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of *call* while the store is open; exit with the reason of a failure."""
+
+    async def work() -> T:
+        async with sessions.running():
+            return await call()
+
+    try:
+        return asyncio.run(work())
+    except Exception as error:
+        exit_with(error)
+
+
+def _confirm(request: Request, question: str) -> None:
+    """Ask the *question* unless --yes was given; exit unless the answer is yes."""
+    if request.is_confirmed:
+        return
+    if not sys.stdin.isatty():
+        sys.exit(f"gaman: gaman sessions {request.action} can't be undone, and no terminal is there to confirm it; add --yes")
+    # stdout is for the result.
+    print(f"{question} This can't be undone. [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        sys.exit("gaman: nothing is ended")
+
+
+def _print(request: Request, value: object, *lines: str) -> None:
+    """Print the *value* as JSON, or the *lines* for people."""
+    if request.as_json:
+        print(json.dumps(value, default=str))
+    else:
+        print("\n".join(lines))
+
+
+def _as_json(session: Session) -> dict[str, Any]:
+    return {
+        "handle": session.handle,
+        "created_at": _iso(session.created_at),
+        "last_used_at": session.last_used_at and _iso(session.last_used_at),
+        "expires_at": _iso(session.expires_at),
+        "note": session.note,
+    }
+
+
+def _table(found: Sequence[Session]) -> Iterator[str]:
+    if not found:
+        yield "gaman: no live session has this owner"
+        return
+    rows = [("handle", "created", "last used", "expires", "note")]
+    for each in found:
+        used = "" if each.last_used_at is None else _iso(each.last_used_at)
+        rows.append((each.handle, _iso(each.created_at), used, _iso(each.expires_at), _text(each.note)))
+    yield from align(rows)
+
+
+def _iso(time: datetime) -> str:
+    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _text(note: object) -> str:
+    """Return the *note* on one line, without the characters that control a terminal, because visitors may have chosen it."""
+    text = "" if note is None else note if isinstance(note, str) else json.dumps(note, default=str, ensure_ascii=False)
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
