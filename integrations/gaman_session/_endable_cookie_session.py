@@ -39,7 +39,7 @@ _LIVE: Final = Found(None, 0)
 class EndableCookieSession(CookieSession):
     """A session in a cookie, with a store of ended sessions."""
 
-    __slots__ = ("_base", "_begins", "_ended", "_is_checked", "_is_cookie_due", "_is_end", "_is_lost", "_is_saved", "_lock")
+    __slots__ = ("_base", "_begins", "_ended", "_is_checked", "_is_cookie_due", "_is_end", "_is_lost", "_lock", "_saved")
 
     _base: Contents | None
     """The session that this request goes on with: that of its cookie or, after save(), the one that was saved."""
@@ -58,7 +58,9 @@ class EndableCookieSession(CookieSession):
         super().__init__(sessions, scope, is_closed)
         self._ended = cast("EndedSessions", sessions.owners)
         self._lock: Lock | None = None
-        self._is_checked = self._is_saved = False
+        self._is_checked = False
+        self._saved: dict[str, bytes] | None = None
+        """The values that save() was called with, if it has noted an end; the browser has to get them."""
 
     # Reading
 
@@ -139,13 +141,10 @@ class EndableCookieSession(CookieSession):
         self._begins = self._begins is not False if begins is None else begins
 
     def _discard(self) -> None:
-        if not self._is_saved:
+        if self._saved is None:
             super()._discard()
             return
-        # The store has noted an end, which the browser has to know.
-        self._contents = self._base
-        self._fields = {} if self._base is None else self._base.fields
-        self._max_size = 0
+        self._contents, self._fields, self._max_size = self._base, self._saved, 0
         self._is_end, self._begins = False, None
 
     # Writing
@@ -154,8 +153,10 @@ class EndableCookieSession(CookieSession):
         self._open_for_change()
         if self._is_loaded and (self._is_end or self._begins is not None):
             await self._flush()
-            self._is_saved = True
-            self._base = msgspec.structs.replace(self._begun(), fields={**self._fields}) if self._fields else None
+            self._saved = self._fields = {**self._fields}
+            # Values that are set later belong to a copy.
+            self._max_size = 0
+            self._base = msgspec.structs.replace(self._begun(), fields=self._saved) if self._saved else None
 
     def _needs_store(self) -> bool:
         return self._is_loaded and (self._is_changed or self._is_touch_due())
@@ -173,7 +174,7 @@ class EndableCookieSession(CookieSession):
             else:
                 await work
         except BaseException:
-            if self._is_saved:
+            if self._saved is not None:
                 self._discard()
             raise
 
@@ -184,6 +185,8 @@ class EndableCookieSession(CookieSession):
 
     async def _write(self) -> None:
         """Note that the session ends or gets a new id, before the browser gets the cookie."""
+        if self._fields is self._saved and not self._is_end and self._begins is None:
+            return
         base, login = self._base, self._new_login()
         reading = None if base is None or self._is_end else self._look_up(base)
         found = _LIVE if reading is None and login is None else await self._look_up_login(reading, login)

@@ -447,7 +447,7 @@ async def test_a_login_during_the_call_that_comes_later_lives(ending: Site) -> N
 
 
 async def test_concurrent_calls_end_what_was_there_before_the_last(ending: Site) -> None:
-    browsers = []
+    browsers = list[Browser]()
     for _ in range(3):
         browsers.append(await logged_in(ending))
         await asyncio.gather(*(ending.sessions.end_all(OWNER) for _ in range(3)))
