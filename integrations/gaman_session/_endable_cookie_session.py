@@ -290,7 +290,7 @@ class EndableCookieSession(CookieSession):
         return opened
 
     def _login_in(self, fields: dict[str, bytes]) -> Login | None:
-        """Return the login among the values of a session, or None if nobody is logged in."""
+        """Return the login among the values of a session, or None for a visitor."""
         login = login_in(fields.get(LOGIN), self._sessions.codec)
         return login if login is not None and login.owner else None
 

@@ -1,7 +1,7 @@
 """EndedSessions: which sessions in cookies were ended, in a store that remembers each for as long as its cookie could live.
 
-A session that was ended has a record under its handle. An owner whose sessions were ended has one under their hashed name: it holds
-a time, and sessions with an earlier login are ended. The empty owner stands for everyone. No record can open or make a session.
+A session that was ended has a record under its handle. After end_all(), the owner has one under a keyed hash: it holds a time, and
+sessions with an earlier login are ended. The empty owner stands for everyone. No record can open or make a session.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class EndedSessions(Owners):
     async def find(self, handle: str, owner: str | None, since: float) -> Found:
         """Return whether a session has ended. *since* is the time of its login or, without an owner, of its beginning.
 
-        Drivers load several records in one round trip.
+        The records are loaded concurrently, so that drivers share round trips.
         """
         from asyncio import gather  # noqa: PLC0415 - takes 20 ms to load, which a server has done
 

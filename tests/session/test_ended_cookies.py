@@ -144,7 +144,7 @@ async def test_a_copy_of_the_cookie_is_dead_after_it_was_replaced(ending: Site, 
     await browser.do(work)
     assert await copy.all() == {}
     assert await copy.do(owner_of) is None
-    # Neither a refresh nor a change brings it back.
+    # A change doesn't revive it.
     await copy.request(setting(a=1))
     assert await copy.do(owner_of) is None
     if work is log_out:
@@ -397,7 +397,7 @@ async def test_one_session_of_the_owner_is_kept(ending: Site) -> None:
 
     mine, other = await logged_in(ending, a=1), await logged_in(ending)
     before = mine.token
-    # The kept session needs no new cookie, so a response that is lost logs nobody out.
+    # The kept session needs no new cookie, so a response that is lost logs no user out.
     assert (await mine.request(end_others)).set_cookie is None
     assert mine.token == before
     assert await mine.do(owner_of) == OWNER
@@ -579,7 +579,7 @@ async def test_a_request_looks_up_its_session_at_most_once_before_the_response(e
     assert store.events == ["create"]
 
 
-async def test_a_store_that_is_down_is_503_and_logs_nobody_out(ending_at: Site, store: Recording) -> None:
+async def test_a_store_that_is_down_is_503_and_logs_no_user_out(ending_at: Site, store: Recording) -> None:
     browser = await logged_in(ending_at)
     store.failing = {"load"}
     for work in (owner_of, setting(a=1), confirm, regenerate):
@@ -664,6 +664,27 @@ async def test_what_was_saved_is_sent_if_the_rest_can_not_be_written(ending_at: 
     store.failing = set()
     assert await browser.do(owner_of) == OWNER
     assert await browser.all() == {"a": 1, "saved": 1}
+
+
+async def test_a_logout_whose_request_is_cancelled_is_noted(clock: Clock) -> None:
+    class Slow(Sealing):
+        is_reached, goes_on = asyncio.Event(), asyncio.Event()
+
+        async def create(self, id: str, record: Any) -> Any:
+            self.is_reached.set()
+            await self.goes_on.wait()
+            return await super().create(id, record)
+
+    store = Slow()
+    async with serving(Site(in_cookies(store), clock)) as site:
+        browser = await logged_in(site)
+        request = asyncio.create_task(site.request(log_out, browser.cookie))
+        await store.is_reached.wait()
+        request.cancel()
+        await asyncio.sleep(0)
+        store.goes_on.set()
+        await asyncio.wait([request])
+        assert await browser.do(owner_of) is None
 
 
 async def test_end_all_fails_if_the_store_does(ending_at: Site, store: Recording) -> None:
