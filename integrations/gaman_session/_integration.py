@@ -146,7 +146,8 @@ class SessionIntegration(Integration):
         changes, and so does a login that called set_owner() before; sessions that begin later live. Sessions of another session()
         with its own prefix, folder, file or collection stay. To know how many it ends, call count() before.
 
-        SessionUnsupported is raised for the cookies driver, where a new secret does the same, and for a driver without this call.
+        SessionUnsupported is raised for the cookies driver without `ended`, where a new secret does the same, and for a driver
+        without this call.
         """
         return later(self._calls, "end_everyone", run(self._opened, self._owners.end_everyone))
 
