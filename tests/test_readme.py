@@ -127,6 +127,8 @@ def test_a_python_block_runs(
     exec(compile("\n" * (block.line - 1) + block.code, ROOT / block.document, "exec"), module.__dict__)
     fresh = [value for name, value in module.__dict__.items() if before.get(name) is not value]
     caplog.set_level(logging.WARNING)
+    # Restored after the test, because a block sets it.
+    caplog.set_level(logging.WARNING, "gaman.session.audit")
     asyncio.run(exercise(fresh))
     # Some blocks show a refused host, or a refused request of another site.
     messages = [record.getMessage() for record in caplog.records]
