@@ -128,8 +128,8 @@ def test_a_python_block_runs(
     before = dict(module.__dict__)
     exec(compile("\n" * (block.line - 1) + block.code, ROOT / block.document, "exec"), module.__dict__)
     fresh = [value for name, value in module.__dict__.items() if before.get(name) is not value]
-    for name in (None, "gaman.session.audit"):
-        caplog.set_level(logging.WARNING, name)
+    for logger in (None, "gaman.session.audit"):
+        caplog.set_level(logging.WARNING, logger)
     asyncio.run(exercise(fresh))
     # Some blocks show a refused host, or a refused request of another site.
     messages = [record.getMessage() for record in caplog.records]
