@@ -213,10 +213,13 @@ class CookieSession(Session):
         if self._dict is not None:
             self._dict.show_end()
 
+    def _has_set(self, key: str) -> bool:
+        received = {} if self._received is None else self._received.fields
+        return key in self._fields and self._fields[key] is not received.get(key)
+
     def _restart(self) -> None:
         self._is_ready()
-        received = {} if self._received is None else self._received.fields
-        changes = {key: data for key, data in self._fields.items() if received.get(key) is not data}
+        changes = {key: data for key, data in self._fields.items() if self._has_set(key)}
         self._clear()
         for key, data in changes.items():
             self._put(key, data)

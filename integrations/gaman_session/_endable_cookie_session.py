@@ -131,6 +131,10 @@ class EndableCookieSession(CookieSession):
 
     # Changing
 
+    def _has_set(self, key: str) -> bool:
+        written = {} if self._base is None else self._base.fields
+        return key in self._fields and self._fields[key] is not written.get(key)
+
     def _clear(self) -> None:
         super()._clear()
         self._is_end = self._is_checked = True

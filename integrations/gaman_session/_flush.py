@@ -11,9 +11,9 @@ from msgspec import Struct
 
 from gaman import log_extra
 from gaman_session._driver import Outcome, OwnerDriver, Ownership, Record, size_of
-from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge, too_late_for_cookie
+from gaman_session._errors import SessionConflict, SessionStoreError, SessionUseError, StoredSessionTooLarge, too_late_for_cookie
 from gaman_session._known import Absent, Ended, Known, Live, Unread
-from gaman_session._login import LOGIN, kind_of_renewal, login_in
+from gaman_session._login import LOGIN, check_change, kind_of_renewal, login_in
 from gaman_session._owners import PendingOwner
 from gaman_session._pending import Pending
 from gaman_session._sealing import Identity, new_raw_id
@@ -42,6 +42,10 @@ class Flush(Struct, gc=False):
             await self._rename()
         elif pending.changes or pending.owner is not None:
             state = self.known.identify()
+            if pending.owner is not None and isinstance(state, Unread):
+                # Its login has to be known.
+                await self.known.load()
+                state = self.known.identify()
             if isinstance(state, (Unread, Live)):
                 await self._apply(state, dict(pending.changes))
             elif isinstance(state, Ended):
@@ -99,6 +103,7 @@ class Flush(Struct, gc=False):
 
     async def _apply(self, state: Unread | Live, changes: dict[str, bytes | None]) -> None:
         """Write single fields, the owner, and the idle limit."""
+        self._check_owner(state)
         sessions, identity, owner = self.known.sessions, state.identity, self.pending.owner
         now = sessions.clock()
         sets = self._seal(identity, changes)
@@ -141,6 +146,16 @@ class Flush(Struct, gc=False):
             else:
                 # The cookie is an old one, so a new session begins.
                 await self._begin()
+
+    def _check_owner(self, state: Unread | Live) -> None:
+        """Raise SessionUseError, and drop the changes, if set_owner() contradicts the login of the session."""
+        owner = self.pending.owner
+        if owner is not None and LOGIN not in self.pending.changes and isinstance(state, Live):
+            try:
+                check_change(login_in(open_field(self.known, state, LOGIN), self.known.sessions.codec), owner.owner)
+            except SessionUseError:
+                self.pending.discard()
+                raise
 
     # Beginning and renaming
 
@@ -199,6 +214,7 @@ class Flush(Struct, gc=False):
 
     async def _rename_once(self, live: Live) -> bool:
         """Rename the session if it is still as in *live*; return False if it isn't."""
+        self._check_owner(live)
         changes, owner = dict(self.pending.changes), self.pending.owner
         kept = {key: open_field(self.known, live, key) for key in live.record.fields if key not in changes}
         identity, record = self._new_session(live, {**kept, **changes})

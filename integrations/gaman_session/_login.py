@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Coroutine
 from datetime import UTC, datetime
+from math import inf
 from os import urandom
 from typing import Any, Final, Literal
 
 import msgspec
 
 from gaman_session._awaitable import Done, SessionCall, later, reading, run
+from gaman_session._driver import MAX_SKEW
 from gaman_session._errors import SessionLoginRequired, SessionUseError
 from gaman_session._owners import check_owner, supports_owners
 from gaman_session._serializer import Codec
@@ -47,9 +49,11 @@ class Logins(SessionBase):
 
             await ctx.session.login(f"user:{user.id}", note="Firefox on Linux", max_age=30 * 86_400)
 
-        The old id is dead at once. The session keeps its data, such as a cart, unless another owner was logged in, or *fresh* asks
-        for an empty one. *max_age* is its lifetime from now, in seconds; 0 means the server's limit, and a cookie that ends with
-        the browser. *note* is shown in `sessions.list(owner)`. SessionUseError: the owner isn't text, or is empty.
+        The old id is dead at once. The session keeps its data, such as a cart. With *fresh* it keeps only what this request has
+        set, and if another owner was logged in, nothing from before this call. *max_age* is its lifetime from now, in seconds; 0
+        means the server's limit, and a cookie that ends with the browser. `sessions.list(owner)` shows the *note*.
+
+        SessionUseError: the owner isn't text, or is empty.
         """
         return later(self, "login", run(self._log_in, owner, max_age, note, fresh))
 
@@ -76,8 +80,8 @@ class Logins(SessionBase):
 
             f'<input type="hidden" name="csrf_token" value="{await ctx.session.csrf_token()}">'
 
-        Each token is another text, and is valid until the next login or logout of this session, whatever its id. A visitor without
-        a session gets one.
+        Each token is another text, and is valid until the session's next login or logout. confirm() and regenerate() keep those of
+        a user who is logged in; for a visitor, a new id makes them invalid. A visitor without a session gets one.
         """
         return later(self, "csrf_token", run(self._csrf_token))
 
@@ -111,10 +115,15 @@ class Logins(SessionBase):
         self._encode("note", note)
         self._open_for_change()
         login = await self._read(Logins._login, LOGIN)
-        # Data of one user must not become another's.
-        if fresh or (login is not None and login.owner != owner):
-            self._restart()
+        # First, because it raises if the browser can't get a new id any more.
         self._renew(max_age, begins=True)
+        if login is not None and login.owner != owner:
+            # Data of one user must not become another's.
+            self._clear()
+            self._renew(max_age)
+        elif fresh:
+            self._restart()
+            self._renew(max_age)
         # `since` differs from the time of each end_all(), so that one of the two was first.
         since = self._sessions.owners.instant()
         self._put_login(Login(owner, since, [self._sessions.clock()], urandom(_NONCE).hex()))
@@ -128,12 +137,13 @@ class Logins(SessionBase):
         if login is None:
             raise SessionLoginRequired
         now = self._sessions.clock()
-        self._renew(None, begins=False)
+        # A login of this request stays one.
+        self._renew(None, begins=None if self._has_set(LOGIN) else False)
         self._put_login(Login(login.owner, login.since, [now] * level + login.confirmed[level:], login.nonce))
 
     async def _csrf_token(self) -> str:
         binding = await self._read(Logins._csrf_binding, LOGIN)
-        if binding is None:
+        if binding is None or (binding == self.id and self._is_renewing()):
             self._open_for_change()
             binding = urandom(_NONCE).hex()
             self._put_login(Login("", 0, [], binding))
@@ -176,7 +186,8 @@ class Logins(SessionBase):
     def _is_fresh(self, key: str, seconds: float, level: int) -> bool:
         login = self._login()
         times = [] if login is None else login.confirmed[level - 1 :]
-        return max(times, default=0.0) > self._sessions.clock() - seconds
+        # A later time is one from before the clock was set back, and may be old.
+        return -MAX_SKEW <= self._sessions.clock() - max(times, default=-inf) < seconds
 
 
 def login_in(data: bytes | None, codec: Codec) -> Login | None:
@@ -198,6 +209,15 @@ def kind_of_renewal(before: Login | None, after: Login | None) -> Literal["logge
     if after is None or not after.owner or before == after:
         return "renewed"
     return "confirmed" if before is not None and before.nonce == after.nonce else "logged in"
+
+
+def check_change(login: Login | None, owner: str | None) -> None:
+    """Raise SessionUseError if set_owner() gives a session with this *login* another *owner*, so that the two would disagree."""
+    if login is not None and login.owner not in ("", owner):
+        raise SessionUseError(
+            f"set_owner({owner!r}): {login.owner!r} is logged in; write `await session.login(...)` for another owner, or "
+            "`await session.logout()`"
+        )
 
 
 def check_max_age(max_age: object) -> None:

@@ -13,7 +13,7 @@ from gaman import HTTPError, log_extra
 from gaman.errors import a_type
 from gaman_session._awaitable import Done, Place, Ready, SessionCall, later, reading, ready, run
 from gaman_session._errors import SessionTypeError, SessionUseError
-from gaman_session._login import LOGIN, Logins, check_max_age
+from gaman_session._login import LOGIN, Logins, check_change, check_max_age
 from gaman_session._sessions import Sessions
 
 logger = logging.getLogger("gaman")
@@ -187,16 +187,20 @@ class Session(Logins):
     def set_owner(self, owner: str | None, *, note: Any = None) -> SessionCall[None]:
         """Set the session's owner, such as "user:1", and a *note* for lists of sessions; None removes the owner.
 
-        login() does so by itself. `await ctx.session.set_owner(f"user:{user.id}", note="Firefox on Linux")` changes the note.
+        login() does so by itself, and a session that is logged in keeps its owner. There,
+        `await ctx.session.set_owner(f"user:{user.id}", note="Firefox on Linux")` changes the note.
 
         `sessions = session(...)` then finds the session: `sessions.list(owner)`, `sessions.end_all(owner)`. Like any change, the
         owner is written before the response's headers. It survives regenerate(), and needs a session with at least one key. The
         store sees only a keyed hash of the owner; *note* is any value that the serializer supports, and is sealed.
 
         If end_all() ends the owner's sessions between this call and the response, this request's changes are dropped and logged.
-        SessionUseError: the owner isn't text, or is empty. SessionUnsupported: the driver has no owners, like the cookies driver.
+        SessionUseError: the owner isn't text, is empty, or isn't the one that is logged in; the flush raises this if the request
+        hasn't read the session. SessionUnsupported: the driver has no owners, like the cookies driver.
         """
         self._open_for_change()
+        if self._is_ready():
+            check_change(self._login(), owner)
         self._set_owner(owner, note)
         return _SET_OWNER
 

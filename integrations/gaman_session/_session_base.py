@@ -73,6 +73,14 @@ class SessionBase(NotADict, MakesCalls, ABC):
     def _clear(self) -> None: ...
 
     @abstractmethod
+    def _has_set(self, key: str) -> bool:
+        """Return whether this request has set *key*, and nothing has written it."""
+
+    def _is_renewing(self) -> bool:
+        """Return whether the session gets a new id that `id` doesn't show yet."""
+        return False
+
+    @abstractmethod
     def _restart(self) -> None:
         """End the session, and begin a new one with the values that this request has set."""
 

@@ -185,6 +185,12 @@ class StoredSession(Session):
         if self._dict is not None:
             self._dict.show_end()
 
+    def _has_set(self, key: str) -> bool:
+        return self._pending.changes.get(key) is not None
+
+    def _is_renewing(self) -> bool:
+        return self._pending.renewal is not None
+
     def _restart(self) -> None:
         changes = {key: data for key, data in self._pending.changes.items() if data is not None}
         self._clear()

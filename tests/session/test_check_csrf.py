@@ -113,6 +113,17 @@ async def test_a_session_with_values_stores_nothing_for_its_tokens(clock: Clock)
         assert driver.events == ["load"]
 
 
+async def test_the_token_of_a_visitor_with_a_new_id_in_the_same_request_is_valid(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(setting(cart=[1]))
+
+    async def work(session: Session) -> str:
+        await session.regenerate()
+        return await session.csrf_token()
+
+    assert await is_valid(browser, await browser.do(work))
+
+
 async def test_a_visitors_token_is_no_login(site: Site) -> None:
     browser = site.browser()
     await browser.do(token_of)

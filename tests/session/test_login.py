@@ -61,7 +61,7 @@ async def regenerate(session: Session) -> None:
     await session.regenerate()
 
 
-def is_fresh(browser: Browser, seconds: float = 300, level: int = 1) -> Awaitable[bool]:
+def freshness(browser: Browser, seconds: float = 300, level: int = 1) -> Awaitable[bool]:
     async def work(session: Session) -> bool:
         return await session.is_fresh(seconds, level=level)
 
@@ -89,20 +89,39 @@ async def test_a_login_needs_no_other_value_to_begin_a_session(site: Site) -> No
     assert await browser.do(owner_of) == "user:1"
 
 
-async def test_a_login_keeps_values_that_its_request_has_set(site: Site) -> None:
+async def test_a_fresh_login_keeps_values_that_its_request_has_set(site: Site) -> None:
     browser = site.browser()
     await browser.do(logging_in("user:1"))
     await browser.do(setting(cart=[1]))
 
     async def work(session: Session) -> tuple[str | None, dict[str, Any]]:
         await session.set("theme", "dark")
-        await session.login("user:2")
+        await session.login("user:1", fresh=True)
         await session.set("name", "Budi")
         return await session.owner(), await session.all()
 
     expected = {"theme": "dark", "name": "Budi"}
-    assert await browser.do(work) == ("user:2", expected)
+    assert await browser.do(work) == ("user:1", expected)
     assert await browser.all() == expected
+
+
+@pytest.mark.parametrize("is_fresh", [False, True])
+async def test_a_login_of_another_owner_keeps_nothing_from_before_it(site: Site, is_fresh: bool) -> None:
+    browser = site.browser()
+    await browser.do(logging_in("user:1"))
+    await browser.do(setting(cart=[1], secret=1))
+
+    async def work(session: Session) -> None:
+        await session.update("cart", lambda cart: [*cart, 2])
+        await session.set("secret", 2)
+        await session.save()
+        await session.set("theme", "dark")
+        await session.login("user:2", fresh=is_fresh)
+        await session.set("name", "Budi")
+
+    await browser.do(work)
+    assert await browser.all() == {"name": "Budi"}
+    assert await browser.do(owner_of) == "user:2"
 
 
 async def test_a_login_of_another_owner_sees_nothing_of_the_one_before(site: Site) -> None:
@@ -159,10 +178,10 @@ async def test_a_visitor_is_not_logged_in(site: Site) -> None:
     browser = site.browser()
     assert await browser.do(owner_of) is None
     assert await browser.do(login_time) is None
-    assert not await is_fresh(browser)
+    assert not await freshness(browser)
     await browser.do(setting(cart=[1]))
     assert await browser.do(owner_of) is None
-    assert not await is_fresh(browser)
+    assert not await freshness(browser)
 
 
 async def test_the_login_survives_regenerate(site: Site) -> None:
@@ -180,9 +199,9 @@ async def test_a_login_is_fresh_for_a_while(site: Site) -> None:
     browser = site.browser()
     await browser.do(logging_in())
     site.clock.now += 299
-    assert await is_fresh(browser, 300)
+    assert await freshness(browser, 300)
     site.clock.now += 1
-    assert not await is_fresh(browser, 300)
+    assert not await freshness(browser, 300)
 
 
 async def test_a_confirmation_makes_the_login_fresh_under_a_new_id(site: Site) -> None:
@@ -194,7 +213,7 @@ async def test_a_confirmation_makes_the_login_fresh_under_a_new_id(site: Site) -
     await browser.do(confirming())
     assert browser.token != before
     assert await browser.do(login_time) == datetime.fromtimestamp(site.clock.now, UTC)
-    assert await is_fresh(browser)
+    assert await freshness(browser)
     assert await browser.all() == {"cart": [1]}
     assert await browser.do(owner_of) == "user:1"
 
@@ -202,17 +221,17 @@ async def test_a_confirmation_makes_the_login_fresh_under_a_new_id(site: Site) -
 async def test_a_second_factor_is_fresh_by_itself(site: Site) -> None:
     browser = site.browser()
     await browser.do(logging_in())
-    assert not await is_fresh(browser, level=2)
+    assert not await freshness(browser, level=2)
     await browser.do(confirming(2))
-    assert await is_fresh(browser, level=2)
+    assert await freshness(browser, level=2)
     site.clock.now += 1000
     await browser.do(confirming())
-    assert await is_fresh(browser)
-    assert not await is_fresh(browser, level=2)
+    assert await freshness(browser)
+    assert not await freshness(browser, level=2)
     await browser.do(confirming(3))
-    assert await is_fresh(browser, level=2)
+    assert await freshness(browser, level=2)
     await browser.do(logging_in())
-    assert not await is_fresh(browser, level=2)
+    assert not await freshness(browser, level=2)
 
 
 async def test_a_visitor_has_nothing_to_confirm(site: Site) -> None:
@@ -249,7 +268,110 @@ async def test_a_login_and_a_confirmation_in_one_request_are_one_rename(clock: C
 
         await browser.do(work)
         assert driver.events == ["load", "rename"]
-        assert await is_fresh(browser, level=2)
+        assert await freshness(browser, level=2)
+
+
+@pytest.mark.parametrize("before", ["nothing", "a visitor", "another owner", "the same owner", "a dead cookie"])
+@pytest.mark.parametrize("is_fresh", [False, True])
+async def test_a_login_with_a_second_factor_in_one_request_is_kept(site: Site, before: str, is_fresh: bool) -> None:
+    browser = site.browser()
+    if before == "a visitor":
+        await browser.do(setting(cart=[1]))
+    elif before == "another owner":
+        await browser.do(logging_in("user:2"))
+    elif before != "nothing":
+        await browser.do(logging_in())
+    if before == "a dead cookie":
+        dead = browser.token
+        await browser.do(log_out)
+        browser.token = dead
+
+    async def work(session: Session) -> None:
+        await session.login("user:1", fresh=is_fresh)
+        await session.regenerate()
+        await session.confirm(2)
+
+    await browser.do(work)
+    assert await browser.do(owner_of) == "user:1"
+    assert await freshness(browser, level=2)
+
+
+async def test_a_confirmation_of_a_session_that_ends_meanwhile_stays_none_after_regenerate(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site, serving(Site(opened(store), clock)) as other:
+        browser = site.browser()
+        await browser.do(logging_in())
+        same = other.browser(browser.token)
+
+        async def work(session: Session) -> None:
+            await session.confirm()
+            await session.regenerate()
+            await same.do(log_out)
+
+        await browser.request(work)
+        assert await browser.do(owner_of) is None
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("owner", ["user:2", None])
+async def test_set_owner_cannot_contradict_the_login(store: Driver, clock: Clock, owner: str | None, reads: bool) -> None:
+    async with serving(Site(store, clock)) as site:
+        browser, logged_in = site.browser(), f"user:{id(site)}"
+        await browser.do(logging_in(logged_in))
+
+        async def work(session: Session) -> None:
+            if reads:
+                await session.owner()
+            await session.set("cart", [1])
+            await session.set_owner(owner)
+            await session.save()
+
+        reply = await browser.request(work)
+        assert isinstance(reply.error, SessionUseError)
+        assert str(reply.error) == (
+            f"set_owner({owner!r}): {logged_in!r} is logged in; write `await session.login(...)` for another owner, or "
+            "`await session.logout()`"
+        )
+        assert await browser.all() == {}
+        assert await site.sessions.end_all(logged_in) >= 1
+        assert await browser.do(owner_of) is None
+
+
+async def test_set_owner_changes_the_note_of_a_login(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site:
+        owner = f"user:{id(site)}"
+
+        async def work(session: Session) -> None:
+            await session.set_owner(owner, note="a tablet")
+
+        browser = site.browser()
+        await browser.do(logging_in(owner, note="a phone"))
+        await browser.do(work)
+        assert [each.note for each in await site.sessions.list(owner)] == ["a tablet"]
+
+
+async def test_a_login_is_not_fresh_for_longer_when_the_clock_is_set_back(site: Site) -> None:
+    browser = site.browser()
+    await browser.do(logging_in())
+    site.clock.now -= 0.5
+    assert await freshness(browser)
+    site.clock.now -= 3600
+    assert not await freshness(browser)
+
+
+async def test_a_login_after_accept_leaves_the_session_as_it_is(store: Driver, clock: Clock) -> None:
+    async with serving(Site(store, clock)) as site:
+        browser = site.browser()
+        await browser.do(logging_in())
+
+        async def work(session: Session) -> None:
+            session._end_handshake()
+            for options in ({"owner": "user:2"}, {"owner": "user:1", "fresh": True}):
+                with pytest.raises(SessionClosed):
+                    await session.login(**options)
+            await session.save()
+
+        await browser.request(work)
+        assert await browser.do(owner_of) == "user:1"
 
 
 async def test_the_store_lists_the_sessions_of_a_login(store: Driver, clock: Clock) -> None:
@@ -268,7 +390,7 @@ async def test_a_login_is_json_in_a_store_that_is_not_encrypted(clock: Clock) ->
         await browser.do(logging_in())
         await browser.do(confirming(2))
         assert await browser.do(owner_of) == "user:1"
-        assert await is_fresh(browser, level=2)
+        assert await freshness(browser, level=2)
         with closing(sqlite3.connect(folder / "sessions.db")) as database:
             [(value,)] = database.execute("SELECT json(value) FROM session_values").fetchall()
     assert json.loads(value)[0] == "user:1"
