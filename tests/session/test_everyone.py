@@ -25,7 +25,7 @@ from gaman_session.drivers._sqlite_sessions import SessionTables
 from gaman_session.drivers.memory import MemoryDriver
 from tests import servers
 from tests.session.sites import SECRET, Clock, Site, Work, gaman_only, new_folder, of_its_own, serving, setting
-from tests.session.test_redis_driver import Moving, opened, record
+from tests.session.test_redis_driver import NOW, Moving, new_id, opened, record
 
 pytestmark = pytest.mark.anyio
 
@@ -237,6 +237,19 @@ async def test_a_damaged_ending_of_the_file_driver_is_a_failure_of_the_store() -
         await driver.load("a" * 64, now=1002.0)
     assert "is damaged; remove it with the sessions, or restore it" in str(raised.value.__cause__)
     await driver.close()
+
+
+async def test_a_redis_whose_ending_is_no_hash_is_a_failure_of_the_store() -> None:
+    async with opened(prefix=f"{new_id()}:") as driver:
+        id = new_id()
+        await driver.create(id, record(n=b"1"))
+        await driver._client.set(f"{driver._prefix}ending", "no hash")
+        # A load by itself, and loads that share a command.
+        for loads in (1, 3):
+            results = await asyncio.gather(*(driver.load(id, now=NOW) for _ in range(loads)), return_exceptions=True)
+            assert all(isinstance(each, SessionStoreError) and "WRONGTYPE" in str(each.__cause__) for each in results)
+        await driver._client.delete(f"{driver._prefix}ending")
+        assert isinstance(await driver.load(id, now=NOW), Record)
 
 
 @pytest.mark.parametrize("is_ending_moved", [False, True])

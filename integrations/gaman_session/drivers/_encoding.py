@@ -35,8 +35,11 @@ def decode(id: str, content: bytes) -> Stored | None:
         stored: Stored = _DECODERS[data[:1]].decode(data[1:])
     except (DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    times = [stored.created, stored.expires, stored.deadline] if isinstance(stored, Record) else [stored.deadline]
-    is_sound = all(0 <= time < YEAR_10000 for time in times) and (isinstance(stored, Tombstone) or 0 <= stored.version < 1 << 63)
+    is_sound = 0 <= stored.deadline < YEAR_10000
+    if isinstance(stored, Record):
+        is_sound = (
+            is_sound and 0 <= stored.created < YEAR_10000 and 0 <= stored.expires < YEAR_10000 and 0 <= stored.version < 1 << 63
+        )
     return stored if is_sound else None
 
 

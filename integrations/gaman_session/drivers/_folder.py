@@ -29,6 +29,8 @@ if sys.platform != "win32":
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+# Windows can't.
+_CAN_TEST_EFFECTIVE_IDS: Final = os.access in os.supports_effective_ids
 _FOLDER: Final = re.compile(r"[0-9a-f]{2}|due|owners")
 
 
@@ -87,19 +89,16 @@ class Folder:
         Beside it is the last end_everyone(), which may have ended the session.
         """
         ending = self.ending()
-
-        def load(id: str) -> tuple[Stored | None, Ending]:
-            return self._load(id, max_size), ending
-
-        return [_attempt(load, id) for id in ids]
+        found = [_attempt(self._load, id, max_size) for id in ids]
+        return [each if isinstance(each, BaseException) else (each, ending) for each in found]
 
     def ending(self) -> Ending:
         """Return the last end_everyone(), or NEVER."""
-        try:
-            content = read_file(self._ending)
-        except FileNotFoundError:
+        # Most stores have none, and opening a missing file costs twice as much as this. A process that may not search the
+        # folder gets False as well, but it can't read a session either.
+        if not os.access(self._ending, os.F_OK, effective_ids=_CAN_TEST_EFFECTIVE_IDS):
             return NEVER
-        if (ending := decode_ending(content)) is None:
+        if (ending := decode_ending(read_file(self._ending))) is None:
             # Without it, no session is known to live.
             raise OSError(f"{self._ending!r} is damaged; remove it with the sessions, or restore it")
         return ending

@@ -117,7 +117,9 @@ class Documents:
     async def _find_with_ending(self, ids: list[str], where: Document) -> dict[str, Document]:
         """Return the documents of *ids* that fit *where*, and note the ending."""
         before = self.endings.known
-        found = {each["_id"]: each async for each in self._sessions.find({"_id": {"$in": [*ids, ENDING]}, **where})}
+        # A filter by one _id is a twentieth faster, but a second command or $unionWith costs more than this one.
+        documents = await self._sessions.find({"_id": {"$in": [*ids, ENDING]}, **where}).to_list()
+        found = {each["_id"]: each for each in documents}
         self.endings.note(found.pop(ENDING, None), before)
         return found
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import compress
 from time import monotonic
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from msgspec import structs
 from redis.exceptions import (
@@ -55,6 +55,9 @@ from gaman_session.drivers._redis_script import (
     decode,
     encode,
     ending_call,
+    is_load,
+    load_commands,
+    loaded,
 )
 from gaman_session.drivers._redis_servers import Server
 from gaman_session.drivers._time_limit import TimeLimit
@@ -307,10 +310,11 @@ class Calls:
 
     async def _send(self, server: Server, calls: Sequence[Call], script: Sequence[str]) -> list[Any]:
         """Make *calls* in one round trip, in as few commands of *script* as possible; return for each its result or its error."""
+        if is_load(calls):
+            return [loaded(*await self._exchange(server, load_commands(calls[0])))]
         max_calls = _MAX_CALLS if server.node is None else 1
         is_write = self._wait_replicas > 0 and any(call.operation not in READS for call in calls)
         if len(calls) <= max_calls and not is_write and server.node is None:
-            # A pipeline costs half as much again for a single command.
             try:
                 return decode(calls, await self._client.execute_command(*encode(calls, script)))
             except ResponseError as error:
@@ -323,7 +327,7 @@ class Calls:
             commands.append(encode(group, script))
         if is_write:
             commands.append(("WAIT", self._wait_replicas, math.ceil(self._wait * 1000)))
-        answers = await (self._pipe(commands) if server.node is None else server.send(commands, wait=self._wait))
+        answers = await self._exchange(server, commands)
         count = answers.pop() if is_write else 0
         answers = [answer for command, answer in zip(commands, answers, strict=False) if command is not _ASKING]
         results = [result for group, answer in zip(groups, answers, strict=True) for result in decode(group, answer)]
@@ -343,11 +347,25 @@ class Calls:
         error.__cause__ = cause
         return error
 
-    async def _pipe(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        return cast("list[Any]", await pipeline.execute(raise_on_error=False))
+    async def _exchange(self, server: Server, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Send *commands* in one round trip, and return for each its answer or its error."""
+        if server.node is not None:
+            return await server.send(commands, wait=self._wait)
+        # A pipeline of redis-py costs half as much again. A connection disconnects itself after any error but the server's.
+        pool = self._client.connection_pool
+        connection = await pool.get_connection()
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands))
+            return [await _answer(connection) for _ in commands]
+        finally:
+            await pool.release(connection)
+
+
+async def _answer(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
 
 
 def _no_owner(call: Call) -> RedisClusterException:

@@ -48,6 +48,8 @@ FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 CONNECTION_FAILURES = (ConnectionError, RedisTimeoutError, RedisClusterException, OSError)
 PAUSE: Final = 0.4
 """Seconds before a further attempt, while another server may take over."""
+ENDING_ELSEWHERE: Final = "ENDING elsewhere"
+"""The beginning of a load's error if the key of the ending may be on the server to which the slot moves."""
 DEMOTED = (MasterDownError, ReadOnlyError)
 WITHOUT_EFFECT = (AskError, BusyLoadingError, ClusterDownError, ReadOnlyError, SlotNotCoveredError, TryAgainError, ElsewhereError)
 """After these, a write has certainly not happened."""
@@ -67,8 +69,9 @@ def may_pass(error: BaseException | None) -> bool:
 
 
 def is_ending_elsewhere(error: Exception) -> bool:
-    """Return whether the script could not read the ending, because its key may be on the server to which the slot moves."""
-    return isinstance(error, ResponseError) and str(error).startswith("ENDING ") and "non local key" in str(error)
+    """Return whether a call could not read the ending, because its key may be on the server to which the slot moves."""
+    text = str(error) if isinstance(error, ResponseError) else ""
+    return text.startswith(ENDING_ELSEWHERE) or (text.startswith("ENDING ") and "non local key" in text)
 
 
 def without_values(result: Any, server: str, seconds: float) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from hashlib import sha1
 from importlib.resources import files
 from itertools import islice
@@ -10,9 +11,11 @@ from typing import Any, Final, cast
 
 from msgspec import Struct
 from msgspec.msgpack import Encoder
+from redis.exceptions import AskError, MovedError, ResponseError
 
 from gaman_session._driver import LARGE, MAX_FLIGHT, MAX_SKEW, TOMBSTONE, YEAR_10000
 from gaman_session._rules import MAX_WRITES
+from gaman_session.drivers._redis_failures import ENDING_ELSEWHERE
 
 _pack = Encoder().encode
 
@@ -54,7 +57,7 @@ class Call(Struct):
 
 def encode(calls: Sequence[Call], script: Sequence[str]) -> Sequence[Any]:
     """Return the command of *script* that makes *calls*."""
-    if _is_load(calls):
+    if _is_plain(calls):
         return (*script, 1, *calls[0].keys)
     keys = [key for call in calls for key in call.keys]
     operations = [(_operation(call), len(call.keys), len(call.values), *call.arguments) for call in calls]
@@ -66,9 +69,39 @@ def decode(calls: Sequence[Call], answer: Any) -> list[Any]:
     """Return for each of *calls* its part of *answer*: a dict, a word, a number, None, or an error."""
     if isinstance(answer, Exception):
         return [answer] * len(calls)
-    if _is_load(calls):
-        return [_pairs(cast("Iterable[Any]", answer)) if isinstance(answer, list) else answer]
+    if _is_plain(calls):
+        return [_hash(answer)]
     return [*_parts(answer)]
+
+
+def load_commands(load: Call) -> Sequence[Sequence[str]]:
+    """Return the commands of a load that has a round trip to itself, whose answers are for loaded().
+
+    A script would cost a load a quarter more. The two commands aren't atomic together, so their order matters. The ending comes
+    first. If an end_everyone() comes in between, the load counts as earlier: an ended session is never written again, so the hash
+    is that of the instant before. A session that begins after it has a version above both endings. In the other order, an ended
+    session would live again if it were read, and then its ending were lost to FLUSHALL or an eviction.
+    """
+    [key] = load.keys
+    return (("HGETALL", _ending_key(key)), ("HGETALL", key))
+
+
+def loaded(ending: Any, session: Any) -> Any:
+    """Return the result of a load: the hash, a tombstone in place of a session that the ending ended, or an error."""
+    if isinstance(ending, AskError) and not isinstance(ending, MovedError):
+        return ResponseError(f"{ENDING_ELSEWHERE}: {ending}")
+    if isinstance(ending, Exception):
+        # Marked like the script's: a session whose own key holds no hash is only absent.
+        return ResponseError(f"ENDING {ending}") if "WRONGTYPE" in str(ending) else ending
+    found = _hash(session)
+    if not ending or isinstance(found, Exception) or b"ended" in found:
+        return found
+    known = _hash(ending)
+    version, deadline = _number(found.get(b"version")), _number(found.get(b"deadline"))
+    min_version = _number(known.get(b"min_version")) or 0
+    if version is None or deadline is None or version >= min_version:
+        return found
+    return {b"ended": b"1", b"deadline": repr(min(deadline, float(known[b"at"]) + TOMBSTONE)).encode()}
 
 
 def changes_session(call: Call, result: Any) -> bool:
@@ -78,16 +111,37 @@ def changes_session(call: Call, result: Any) -> bool:
 
 def ending_call(key: str) -> Call:
     """Return the call that reads the ending for the session at *key*; its result is a dict of one item."""
-    return Call("ending", (f"{key[:-ID_LENGTH]}ending",))
+    return Call("ending", (_ending_key(key),))
 
 
-def _is_load(calls: Sequence[Call]) -> bool:
-    """Return whether this is one load of a session that isn't known to be large, which is the most frequent command."""
-    return len(calls) == 1 and calls[0].operation == "load" and not calls[0].arguments and calls[0].ending is None
+def is_load(calls: Sequence[Call]) -> bool:
+    """Return whether this is one load, whose slot doesn't move."""
+    return len(calls) == 1 and calls[0].operation == "load" and calls[0].ending is None
+
+
+def _is_plain(calls: Sequence[Call]) -> bool:
+    """Return whether this is one load of a session that isn't known to be large, which the script takes without arguments."""
+    return is_load(calls) and not calls[0].arguments
+
+
+def _ending_key(key: str) -> str:
+    """Return the key of the ending for the session at *key*."""
+    return f"{key[:-ID_LENGTH]}ending"
 
 
 def _operation(call: Call) -> str | list[str]:
     return call.operation if call.ending is None else [call.operation, *(each.decode() for each in call.ending)]
+
+
+def _hash(answer: Any) -> Any:
+    """Return a hash as a dict, although it comes as a list from a script or with RESP2."""
+    return _pairs(cast("Iterable[Any]", answer)) if isinstance(answer, list) else answer
+
+
+def _number(digits: bytes | None) -> float | None:
+    with suppress(TypeError, ValueError):
+        return float(cast("bytes", digits))
+    return None
 
 
 def _pairs(parts: Iterable[Any]) -> dict[Any, Any]:

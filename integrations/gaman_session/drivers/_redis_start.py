@@ -34,7 +34,7 @@ async def try_commands(calls: Calls, address: Address, *, prefix: str, key: str,
     *is_watched* is whether a Sentinel has answered. ConfigError: the url, or the permissions of its user, have to be fixed.
     SessionStoreError: the server can't be reached.
     """
-    # The first teaches the server the script, so that the others wait for replicas only once.
+    # The second teaches the server the script, so that the check waits for replicas only once.
     attempts = [Call(operation, (key,)) for operation in ("load", "look", "check")]
     until, answers = monotonic() + seconds, list[Any]()
     # A failover may be in progress. If neither a Sentinel nor a Cluster answers, another attempt would fail as well.

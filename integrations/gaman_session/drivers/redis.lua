@@ -178,6 +178,7 @@ function operations.end_everyone(keys, values, now)
     local at = tonumber(before[2] or '')
     if not at or at > now + MAX_SKEW or at < now then at = now end
     local min_version = (tonumber(before[1] or '') or 0) + MAX_WRITES
+    known = nil
     redis.call('HSET', keys[1], 'min_version', min_version, 'at', string.format('%.17g', at))
     if keys[2] then redis.pcall('UNLINK', keys[2]) end
     return 'WRITTEN'

@@ -9,7 +9,8 @@ were ended, its member `ended` has that time. The sorted set `live` holds all id
 each write touches one key there, so count() reads every key. The hash `ending` has the last end_everyone(), see Ending in
 `_rules.py`; in a Cluster each hash tag has one.
 
-`redis.lua` is the script that makes each call atomic, and `_redis_calls.py` sends it to the server.
+`redis.lua` is the script that makes each call atomic, and `_redis_calls.py` sends it to the server. A load that has a round trip
+to itself needs no script.
 """
 
 from __future__ import annotations
