@@ -214,12 +214,15 @@ class CookieSession(Session):
             self._dict.show_end()
 
     def _restart(self) -> None:
+        of_dict: dict[str, Any] = {} if self._dict is None else self._dict.find_set()
         self._is_ready()
         received = {} if self._received is None else self._received.fields
         changes = {key: data for key, data in self._fields.items() if received.get(key) is not data}
         self._clear()
         for key, data in changes.items():
             self._put(key, data)
+        if self._dict is not None:
+            self._dict.update(of_dict)
 
     def _renew(self, max_age: int | None, begins: bool | None = None) -> None:
         self._is_ready()

@@ -111,10 +111,15 @@ class Logins(SessionBase):
         self._encode("note", note)
         self._open_for_change()
         login = await self._read(Logins._login, LOGIN)
-        # Data of one user must not become another's.
-        if fresh or (login is not None and login.owner != owner):
-            self._restart()
+        # First, because it raises if the browser can't get a new id any more.
         self._renew(max_age, begins=True)
+        if login is not None and login.owner != owner:
+            # Data of one user must not become another's.
+            self._clear()
+            self._renew(max_age)
+        elif fresh:
+            self._restart()
+            self._renew(max_age)
         # `since` differs from the time of each end_all(), so that one of the two was first.
         since = self._sessions.owners.instant()
         self._put_login(Login(owner, since, [self._sessions.clock()], urandom(_NONCE).hex()))
@@ -156,6 +161,9 @@ class Logins(SessionBase):
         return login if login is not None and login.owner else None
 
     def _visit(self, *_: object) -> Login | None:
+        if self._dict is not None and not self._is_closed:
+            # The application may have replaced the dict by an empty one, which ends the session.
+            self._dict.take_over()
         data = self._peek(LOGIN)
         if data is None:
             return None

@@ -89,20 +89,39 @@ async def test_a_login_needs_no_other_value_to_begin_a_session(site: Site) -> No
     assert await browser.do(owner_of) == "user:1"
 
 
-async def test_a_login_keeps_values_that_its_request_has_set(site: Site) -> None:
+async def test_a_fresh_login_keeps_values_that_its_request_has_set(site: Site) -> None:
     browser = site.browser()
     await browser.do(logging_in("user:1"))
     await browser.do(setting(cart=[1]))
 
     async def work(session: Session) -> tuple[str | None, dict[str, Any]]:
         await session.set("theme", "dark")
-        await session.login("user:2")
+        await session.login("user:1", fresh=True)
         await session.set("name", "Budi")
         return await session.owner(), await session.all()
 
     expected = {"theme": "dark", "name": "Budi"}
-    assert await browser.do(work) == ("user:2", expected)
+    assert await browser.do(work) == ("user:1", expected)
     assert await browser.all() == expected
+
+
+@pytest.mark.parametrize("is_fresh", [False, True])
+async def test_a_login_of_another_owner_keeps_nothing_from_before_it(site: Site, is_fresh: bool) -> None:
+    browser = site.browser()
+    await browser.do(logging_in("user:1"))
+    await browser.do(setting(cart=[1], secret=1))
+
+    async def work(session: Session) -> None:
+        await session.update("cart", lambda cart: [*cart, 2])
+        await session.set("secret", 2)
+        await session.save()
+        await session.set("theme", "dark")
+        await session.login("user:2", fresh=is_fresh)
+        await session.set("name", "Budi")
+
+    await browser.do(work)
+    assert await browser.all() == {"name": "Budi"}
+    assert await browser.do(owner_of) == "user:2"
 
 
 async def test_a_login_of_another_owner_sees_nothing_of_the_one_before(site: Site) -> None:
