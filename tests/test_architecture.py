@@ -35,7 +35,8 @@ ORDER = [
     ["gaman_session"],
     ["gaman_session._integration", "gaman_session._exempt"],
     ["gaman_session._guard"],
-    ["gaman_session._closing", "gaman_session._scope_session", "gaman_session._session_dict", "gaman_session._upkeep"],
+    ["gaman_session._closing", "gaman_session._session_dict", "gaman_session._upkeep"],
+    ["gaman_session._scope_session"],
     ["gaman_session._options"],
     ["gaman_session.drivers"],
     [

@@ -11,7 +11,7 @@ from gaman.errors import comes_of
 from gaman_session._closing import NO_STORE, RawHeaders, fail
 from gaman_session._errors import SessionClosed, SessionError
 from gaman_session._integration import IN_SCOPE, Outer, SessionIntegration
-from gaman_session._scope_session import another_session, tells_of_use, values_of
+from gaman_session._scope_session import another_session
 from gaman_session._session import Session
 from gaman_session._session_dict import SessionDict
 
@@ -49,12 +49,9 @@ class Connection:
     __slots__ = (
         "_cookies",
         "_dict",
-        "_dict_apps",
-        "_dict_scope",
         "_has_begun",
         "_is_answered",
         "_lender",
-        "_root_path",
         "_send",
         "_session",
         "outer",
@@ -106,12 +103,17 @@ class Connection:
 
     async def find_session(self) -> Session:
         """Return the session, which the first call makes. The store is opened if neither the lifespan nor running() did."""
-        if self._session is None:
+        session = self._session
+        if session is None:
             upkeep = self.sessions._upkeep()
             # The test saves a coroutine for each request.
             if not upkeep.is_open:
                 await upkeep.ensure_open()
-        return self.session
+            return self.session
+        if session._dict is not None and not session._is_closed:
+            # The application may have replaced the dict by an empty one, which ends the session.
+            session._dict.take_over()
+        return session
 
     @property
     def session(self) -> Session:
@@ -135,8 +137,7 @@ class Connection:
         if "session" in scope and not isinstance(scope["session"], SessionDict):
             raise another_session()
         if self._dict is None:
-            self._dict = await SessionDict.load(await self.find_session())
-            self._dict_scope, self._dict_apps, self._root_path = scope, (app, scope.get("app")), scope.get("root_path")
+            self._dict = await SessionDict.load(await self.find_session(), scope, app)
         scope["session"] = self._dict
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -170,7 +171,7 @@ class Connection:
                 # The framework has made a 500 of an error that isn't its own, or the flush has failed in a cancelled request.
                 raise self._failure
             if self._dict is not None:
-                self._settle_dict(self._dict, session, status)
+                self._dict.settle(status)
             headers = await self._close(session, status, fields)
         except Exception as error:
             # Answered here, because some frameworks neither answer nor log the errors of their send().
@@ -193,25 +194,6 @@ class Connection:
             if self._lender is None:
                 session._end_handshake()
         await self._send({**message, "headers": [*headers, *self._cookies]})
-
-    def _settle_dict(self, values: SessionDict, session: Session, status: int) -> None:
-        """Make the changes of the dict those of the session, unless the request failed."""
-        scope = self._dict_scope
-        if not session._is_used and not tells_of_use(scope):
-            values.mark_if_filled()
-        if status < 500:
-            if scope.get("session") is not values and self._is_replaced():
-                values.replace(values_of(scope.get("session"), session, self._dict_apps[0]))
-                scope["session"] = values
-            values.write()
-
-    def _is_replaced(self) -> bool:
-        """Return whether the application has put something else in the place of the dict."""
-        scope, (_, framework) = self._dict_scope, self._dict_apps
-        if isinstance(scope.get("session"), SessionDict):
-            return False
-        # A mounted application may have another session.
-        return scope.get("root_path") == self._root_path if framework is None else scope.get("app") is framework
 
     async def _close(self, session: Session, status: int, headers: RawHeaders) -> RawHeaders:
         """Write the session, as far as that is left to do, and return *headers* with those that the response needs for it."""
@@ -239,7 +221,7 @@ class Connection:
         if session is not None:
             try:
                 if self._dict is not None and not session._is_closed and error.status < 500 and not isinstance(error, SessionError):
-                    self._settle_dict(self._dict, session, error.status)
+                    self._dict.settle(error.status)
                 headers = await self._close(session, error.status, headers)
             except Exception as failure:
                 if error.status >= 500:
@@ -296,11 +278,7 @@ class Connection:
     def release(self) -> None:
         """Remove from the scope what refers to it, and put the outer middleware's connection back."""
         if self._dict is not None:
-            self._dict_scope.pop("session", None)
-            if self._session is not None:
-                self._session._dict = None
-            # It may be a copy of the scope, which refers to this connection.
-            del self._dict_scope
+            self._dict.release()
         if self.outer is not None:
             self.outer.put_into(self.scope)
 
@@ -320,10 +298,7 @@ class Connection:
         is_socket, values = self.scope["type"] == "websocket", self._dict
         if is_socket:
             session._log_unawaited()
-        if values is not None and (
-            (values.modified if is_socket else values.has_lost())
-            or (values.is_written and self._dict_scope.get("session") is not values and self._is_replaced())
-        ):
+        if values is not None and ((values.modified if is_socket else values.has_lost()) or values.is_replaced_late()):
             fix = "change `request.session` before the response begins"
             if is_socket:
                 fix = "`websocket.session` is written by accept() only, so change it before, or take `await get_session(websocket)`"

@@ -166,6 +166,9 @@ class Logins(SessionBase):
         return login if login is not None and login.owner else None
 
     def _visit(self, *_: object) -> Login | None:
+        if self._dict is not None and not self._is_closed:
+            # The application may have replaced the dict by an empty one, which ends the session.
+            self._dict.take_over()
         data = self._peek(LOGIN)
         if data is None:
             return None

@@ -35,7 +35,7 @@ class Session(Logins):
     than HTTPError, or its response has a status of 500 or more.
     """
 
-    __slots__ = ("_dict", "_failure")
+    __slots__ = ("_failure",)
 
     _failure: HTTPError | None
     """The error of the last call, if it should be the response, until the response begins. Its traceback refers to the session."""
@@ -46,8 +46,7 @@ class Session(Logins):
         # The scope and not the context, which refers to the session: only the garbage collector would free such a cycle.
         self._scope = scope
         self._is_used, self._is_closed = False, is_closed
-        # The SessionDict that shows the session's changes, until it is written itself.
-        self._dict: Any = None
+        self._dict = None
 
     @property
     def created_at(self) -> datetime | None:

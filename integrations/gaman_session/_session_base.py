@@ -24,8 +24,10 @@ T = TypeVar("T")
 class SessionBase(NotADict, MakesCalls, ABC):
     """What the calls of a session are made of."""
 
-    __slots__ = ("_is_closed", "_is_used", "_scope", "_sessions")
+    __slots__ = ("_dict", "_is_closed", "_is_used", "_scope", "_sessions")
 
+    _dict: Any
+    """The SessionDict that shows the session's changes, until it is written itself, or None."""
     _scope: MutableMapping[str, Any]
     _sessions: Sessions
     _is_used: bool
@@ -140,6 +142,8 @@ class SessionBase(NotADict, MakesCalls, ABC):
         self._is_used = True
         if self._is_closed:
             raise too_late_to_change()
+        if self._dict is not None:
+            self._dict.take_over()
 
     def _encode(self, key: str, value: Any) -> bytes:
         return self._sessions.codec.encode(key, value)
