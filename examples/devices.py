@@ -108,7 +108,7 @@ async def end_all(ctx: Context) -> Response:
 
 
 async def elsewhere(ctx: Context) -> Response:
-    """Show a page whose forms post to the account; to a browser, localhost and 127.0.0.1 are two sites."""
+    """Show a page with forms that post to the account; to a browser, localhost and 127.0.0.1 are two sites."""
     html = ELSEWHERE.format(account=escape(other_site(ctx)))
     return Response.html(html, headers={"content-security-policy": "default-src 'none'"})  # headers() allows no such form
 
