@@ -124,13 +124,16 @@ def test_a_python_block_runs(
     make_folders(tmp_path)
     for name, value in environment(block).items():
         monkeypatch.setenv(name, value)
+    # A block sets this level, which is restored after the test.
+    caplog.set_level(logging.NOTSET, "gaman.session.audit")
     module = types.ModuleType("main")
     monkeypatch.setitem(sys.modules, "main", module)
     exec(compile(block.above, ROOT / block.document, "exec"), module.__dict__)
     before = dict(module.__dict__)
     exec(compile("\n" * (block.line - 1) + block.code, ROOT / block.document, "exec"), module.__dict__)
     fresh = [value for name, value in module.__dict__.items() if before.get(name) is not value]
-    caplog.set_level(logging.WARNING)
+    for logger in (None, "gaman.session.audit"):
+        caplog.set_level(logging.WARNING, logger)
     asyncio.run(exercise(fresh))
     # Some blocks show a refused host, or a refused request of another site.
     messages = [record.getMessage() for record in caplog.records]

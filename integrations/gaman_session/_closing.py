@@ -50,7 +50,7 @@ class Closing:
 
     def __init__(self, options: Options, sessions: Sessions, driver_name: str) -> None:
         self._log_extra = {"driver": driver_name}
-        self._has_store = sessions.driver is not None
+        self._has_store = sessions.driver is not None or sessions.ended is not None
         # The line is checked once. Tokens need no check: they are base64.
         self._cookie_name, _, self._cookie_attributes = options.cookie.line(0).decode("ascii").partition("; Max-Age=0")
         self._warns_of_http = options.cookie.secure

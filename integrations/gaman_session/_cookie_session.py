@@ -2,7 +2,8 @@
 
 Three promises need a store, so this driver can't keep them. Concurrent requests each send their own copy of the session, and the
 last response to arrive wins; update() is atomic only within its own request. A logout removes the cookie from the browser, but a
-copy of it opens the session until it expires. Each change and each refresh of an idle limit sends the cookie again.
+copy of it opens the session until it expires; EndableCookieSession has a store for that. Each change and each refresh of an idle
+limit sends the cookie again.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Contents(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Contents).decode
+decode_contents: Final = msgspec.msgpack.Decoder(Contents).decode
 
 
 class CookieSession(Session):
@@ -121,7 +122,7 @@ class CookieSession(Session):
         others: Iterator[str] | None = None
         while token is not None:
             try:
-                contents = sessions.keyring.open_token(token, _decode)
+                contents = sessions.keyring.open_token(token, decode_contents)
             except msgspec.DecodeError:
                 # Sealed by another version of this package.
                 self._reject("unreadable")

@@ -21,6 +21,7 @@ from gaman_session._cookie_session import CookieSession
 from gaman_session._counters import Counters
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver
+from gaman_session._endable_cookie_session import EndableCookieSession
 from gaman_session._errors import SessionUseError
 from gaman_session._guard import Guard
 from gaman_session._owners import OwnedSession, Owners
@@ -82,8 +83,9 @@ class SessionIntegration(Integration):
     that shares it. Sessions that they end are ended at once, for requests in flight too. Unless an application or running() has
     opened the store, the first call does, and the end of the event loop closes it.
 
-    They raise SessionUnsupported if the driver has no owners, like the cookies driver; SessionStoreError if the store fails or may
-    have evicted some of the sessions; and SessionUseError for an owner that is empty or isn't text.
+    They raise SessionUnsupported if the driver has no owners, like the cookies driver (with `ended`, it has end() and end_all());
+    SessionStoreError if the store fails or may have evicted some of the sessions; and SessionUseError for an owner that is empty or
+    isn't text.
     """
 
     counters: Counters
@@ -116,8 +118,8 @@ class SessionIntegration(Integration):
     def end(self, handle: str) -> Coroutine[Any, Any, bool]:
         """End the session with this handle, its `ctx.session.id`; return whether it existed.
 
-        If the session was renamed within the last minute, this ends it under its new id. If a visitor chose the *handle*, check
-        first that it is one of theirs:
+        If the session was renamed within the last minute, this ends it under its new id. With the cookies driver and `ended`, this
+        returns False only if the session has ended before. If a visitor chose the *handle*, check first that it is one of theirs:
 
         `if any(each.handle == handle for each in await sessions.list(owner)): await sessions.end(handle)`
         """
@@ -127,6 +129,8 @@ class SessionIntegration(Integration):
         """End all sessions of *owner*, except the one to *keep*; return how many it ended.
 
         `await sessions.end_all(f"user:{user.id}", keep=ctx.session)` after a change of the password logs out all other devices.
+
+        It returns 0 with the cookies driver and `ended`, because the number isn't known.
 
         It takes effect at one instant between call and return, in every process. Sessions that have this owner at that instant are
         ended. A login in flight loses its changes if it called set_owner() before, and succeeds if it calls set_owner() later.
@@ -142,7 +146,8 @@ class SessionIntegration(Integration):
         changes, and so does a login that called set_owner() before; sessions that begin later live. Sessions of another session()
         with its own prefix, folder, file or collection stay. To know how many it ends, call count() before.
 
-        SessionUnsupported is raised for the cookies driver, where a new secret does the same, and for a driver without this call.
+        SessionUnsupported is raised for the cookies driver without `ended`, where a new secret does the same, and for a driver
+        without this call.
         """
         return later(self._calls, "end_everyone", run(self._opened, self._owners.end_everyone))
 
@@ -238,9 +243,14 @@ def session(
 
     *secret* seals the sessions: a string, or a list with the newest first, of which the older ones still open what they sealed. By
     default it is GAMAN_KEY in the environment. *driver* says where sessions are stored: a dict with a `type` (`cookies`, the
-    default, `memory`, `file`, `redis`, `sql` or `mongodb`) and that driver's options, or a Driver object. *max_age* is a session's
-    lifetime in seconds, and *idle_timeout* a shorter limit that starts again with each use. *secure* limits the cookie to HTTPS and
-    localhost. *max_size* limits the bytes of the keys and the encoded values of a session in a store (SessionTooLarge).
+    default, `memory`, `file`, `redis`, `sql` or `mongodb`) and that driver's options, or a Driver object. With `ended`, another
+    driver remembers which sessions in cookies have ended, so that a logout is final:
+
+    `session(driver={"type": "cookies", "ended": {"type": "sql"}})`
+
+    *max_age* is a session's lifetime in seconds, and *idle_timeout* a shorter limit that starts again with each use. *secure*
+    limits the cookie to HTTPS and localhost. *max_size* limits the bytes of the keys and the encoded values of a session in a store
+    (SessionTooLarge).
 
     *cookie_name* is by default `__Host-Http-gaman`; with a domain or another path `__Secure-gaman`, and without *secure* `gaman`.
     *same_site*, *domain*, *path* and *partitioned* are the cookie's attributes (RFC 6265bis). *encrypt* seals the values in a
@@ -282,7 +292,8 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
     """
     cookie, driver = options.cookie, options.driver
     driver_name = "cookies" if driver is None else driver.name
-    store_clock = StoreClock(driver) if clock is None and has_clock(driver) else None
+    store = options.ended if driver is None else driver
+    store_clock = StoreClock(store) if clock is None and has_clock(store) else None
     sessions = Sessions(
         driver=driver,
         # After a change of the cookie's attributes, browsers keep the old cookie beside the new one. A store can end the old
@@ -298,12 +309,12 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         clock=clock or (time.time if store_clock is None else store_clock.now),
         damage=Damage(driver_name),
         max_sessions_per_owner=options.max_sessions_per_owner,
+        ended=options.ended,
         browser_session=options.browser_session,
         on_event=options.on_event,
     )
     closing = Closing(options, sessions, driver_name)
     guard = None if options.trusted_origins is None else Guard(options.trusted_origins, sessions.counters, sessions.audit)
-    has_store = driver is not None
 
     @cache
     def upkeep() -> Upkeep:
@@ -315,7 +326,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         _check_mounted(app, integration)
         return upkeep().open(app.workers)
 
-    make = StoredSession if has_store else CookieSession
+    make = StoredSession if driver is not None else CookieSession if options.ended is None else EndableCookieSession
 
     def make_session(scope: MutableMapping[str, Any], is_closed: bool) -> Session:
         outer = integration._find_outer(scope) if MOUNTED in scope or IN_SCOPE in scope else None
@@ -336,10 +347,10 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         make_session=make_session,
         close_session=close_session,
         on_error=_fail,
-        on_purge=(lambda app: upkeep().purge()) if has_store else None,
-        on_check=(lambda app: upkeep().check()) if has_store else None,
+        on_purge=(lambda app: upkeep().purge()) if store is not None else None,
+        on_check=(lambda app: upkeep().check()) if store is not None else None,
         counters=sessions.counters,
-        shared=driver is None or driver.shared,
+        shared=store is None or store.shared,
         _cookie_name=cookie.name,
         _owners=sessions.owners,
         _upkeep=upkeep,

@@ -114,9 +114,10 @@ class Logins(SessionBase):
         # Data of one user must not become another's.
         if fresh or (login is not None and login.owner != owner):
             self._restart()
-        now = self._sessions.clock()
         self._renew(max_age, begins=True)
-        self._put_login(Login(owner, now, [now], urandom(_NONCE).hex()))
+        # `since` differs from the time of each end_all(), so that one of the two was first.
+        since = self._sessions.owners.instant()
+        self._put_login(Login(owner, since, [self._sessions.clock()], urandom(_NONCE).hex()))
         if supports_owners(self._sessions.driver):
             self._set_owner(owner, note)
 

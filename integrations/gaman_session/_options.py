@@ -17,6 +17,7 @@ from gaman.errors import a_type, nearest
 from gaman_session._audit import OnEvent
 from gaman_session._cross_site import check_origins
 from gaman_session._driver import Driver
+from gaman_session._ended import MAX_COOKIE_AGE
 from gaman_session._errors import SessionUnsupported
 from gaman_session._owners import supports_owners
 from gaman_session._serializer import CODECS, Codec, Serializer, custom
@@ -24,8 +25,6 @@ from gaman_session._sessions import MAX_LIFETIME
 from gaman_session.drivers import DRIVERS, find_driver
 from gaman_session.drivers._checks import check_whole_number
 
-# Chromium keeps no cookie longer (RFC 6265bis, section 5.5).
-_MAX_COOKIE_AGE = 400 * 86_400
 _MIN_SECRET = 32
 # The secrets of examples. Fewer than one random key in a billion contains one of these.
 _find_placeholder = re.compile("change.?(me|this|it)|(your|my|super|top).?secret|password|insecure", re.IGNORECASE).search
@@ -75,6 +74,8 @@ class Options(Struct, frozen=True):
     secrets: Sequence[str]
     driver: Driver | None
     """None if the cookie holds the session."""
+    ended: Driver | None
+    """The store of ended sessions; None if there is none, or sessions are in a store."""
     max_age: int
     idle_timeout: int | None
     max_size: int
@@ -147,12 +148,18 @@ def check(
         cookie.line(max_age)
     except HeaderError as cause:
         raise ConfigError(f"session(): {cause}") from cause
+    driver, ended = _ended(driver)
     made = _driver(driver)
     if not encrypt and made is None:
         raise ConfigError("session(encrypt=False): a cookie is always encrypted; leave encrypt out, or choose another driver")
     warnings = [warning for each in secrets if (warning := _weakness(each))]
-    if max_age > _MAX_COOKIE_AGE:
-        warnings.append(f"session(max_age={max_age}): browsers keep no cookie longer than 400 days, {_MAX_COOKIE_AGE} seconds")
+    if max_age > MAX_COOKIE_AGE:
+        warnings.append(f"session(max_age={max_age}): browsers keep no cookie longer than 400 days, {MAX_COOKIE_AGE} seconds")
+    if ended is not None and not ended.shared:
+        warnings.append(
+            f"the option 'ended' of the cookies driver: {ended.name} forgets ended sessions when this process ends, and copies of "
+            "their cookies then work again; choose file, sql, redis or mongodb"
+        )
     _check_max_sessions(max_sessions_per_owner, made)
     codec = _codec(serializer, encrypt)
     origins = check_origins(trusted_origins)
@@ -161,6 +168,7 @@ def check(
     return Options(
         secrets,
         made,
+        ended,
         max_age,
         idle_timeout,
         max_size,
@@ -233,6 +241,21 @@ def _check_max_sessions(value: object, driver: Driver | None) -> None:
         )
 
 
+def _ended(driver: Mapping[str, Any] | Driver | None) -> tuple[Mapping[str, Any] | Driver | None, Driver | None]:
+    """Return *driver* without its option `ended`, and the store that this names, if sessions are in cookies."""
+    if not isinstance(driver, Mapping) or driver.get("type") != "cookies" or "ended" not in driver:
+        return driver, None
+    try:
+        ended = _driver(driver["ended"])
+    except ConfigError as error:
+        raise ConfigError(f"the option 'ended' of the cookies driver is a driver too: {error}") from error
+    if ended is None:
+        raise ConfigError(
+            f"the option 'ended' of the cookies driver is a store, and cookies can't be one; choose {', '.join(DRIVERS)}"
+        )
+    return {name: value for name, value in driver.items() if name != "ended"}, ended
+
+
 def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
     if driver is None:
         return None
@@ -265,7 +288,7 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
         raise ConfigError(f"session(driver={{'type': {shown}}}): there is no such driver; {takes}{nearest(kind, _TYPES)}")
     for name in settings:
         if name not in known:
-            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            takes = f"it takes {', '.join(known) or 'ended'}"
             raise ConfigError(f"the {kind} driver has no option {name!r}; {takes}{nearest(name, known)}")
     for name, parameter in known.items():
         if parameter.default is Parameter.empty and name not in settings:

@@ -32,7 +32,7 @@ from gaman_session._serializer import Codec
 
 logger = logging.getLogger("gaman")
 
-_is_id: Final = re.compile("[0-9a-f]{64}").fullmatch
+is_id: Final = re.compile("[0-9a-f]{64}").fullmatch
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
 
@@ -150,7 +150,7 @@ class Owners:
 
     def dated_now(self, pending: PendingOwner) -> PendingOwner:
         """Return *pending* with the current time."""
-        return pending._replace(since=self._now(), moment=self._moment())
+        return pending._replace(since=self.instant(), moment=self._moment())
 
     def is_revoked(self, pending: PendingOwner) -> bool:
         """Return whether this process has ended the owner's sessions, or everyone's, after *pending*.
@@ -216,7 +216,7 @@ class Owners:
         if driver is None:
             raise SessionUnsupported("cookies")
         # The id may come from a form.
-        if not isinstance(id, str) or not _is_id(id):
+        if not isinstance(id, str) or not is_id(id):
             return False
         now = self._clock()
         with self._noting_failure():
@@ -234,7 +234,7 @@ class Owners:
             await keep._find()
         kept = () if keep is None or keep.id is None else (keep.id,)
         # The instant at which it takes effect: every process revokes an earlier set_owner().
-        now = self._now()
+        now = self.instant()
         self._remember(owner, now)
         if keep is not None:
             keep._outlive_end()
@@ -268,7 +268,7 @@ class Owners:
         if not ends_everyone(driver):
             raise SessionUnsupported(driver.name, "end_everyone()", "add it to the driver as EveryoneDriver says")
         # The instant at which it takes effect, as in end_all().
-        now = self._now()
+        now = self.instant()
         self._everyone = _End(now, self._moment())
         with self._noting_failure():
             await driver.end_everyone(now=now)
@@ -358,7 +358,7 @@ class Owners:
         while self._ended[oldest := next(iter(self._ended))].moment < moment - TOMBSTONE:
             del self._ended[oldest]
 
-    def _now(self) -> float:
+    def instant(self) -> float:
         """Return the time, and never the same one twice, so that set_owner() and end_all() have an order."""
         now = self._clock()
         # The time doesn't go back unless the clock was set back by more than MAX_SKEW.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Final, cast
 
@@ -12,6 +13,7 @@ from gaman_session._audit import Audit, OnEvent
 from gaman_session._counters import Counters, Rejection
 from gaman_session._damage import Damage
 from gaman_session._driver import Driver, LoadAtOnce
+from gaman_session._ended import EndedSessions
 from gaman_session._owners import Owners
 from gaman_session._sealing import CACHE_SIZE, OVERHEAD, Identity, Keyring
 from gaman_session._serializer import Codec
@@ -51,6 +53,8 @@ class Sessions:
     max_sessions_per_owner: int | None = None
     browser_session: bool = False
     on_event: OnEvent | None = None
+    ended: Driver | None = None
+    """The store of ended sessions, if sessions are in cookies and there is one."""
     counters: Counters = field(default_factory=Counters)
     audit: Audit = field(init=False)
     is_sealed: bool = field(init=False)
@@ -80,8 +84,9 @@ class Sessions:
             self.load_at_once = cast("Any", self.driver).load_at_once
         self.audit = Audit(self.on_event, self.clock)
         if hasattr(self.driver, "on_evict"):
-            cast("Any", self.driver).on_evict = lambda id: self.audit.note("ended", handle=id, reason="eviction")
-        self.owners = Owners(
+            cast("Any", self.driver).on_evict = self._note_eviction
+        make_owners = Owners if self.ended is None else partial(EndedSessions, self.ended)
+        self.owners = make_owners(
             self.driver,
             self.keyring,
             self.codec,
@@ -93,6 +98,9 @@ class Sessions:
             idle_timeout=self.idle_timeout,
             max_sessions=self.max_sessions_per_owner,
         )
+
+    def _note_eviction(self, id: str) -> None:
+        self.audit.note("ended", handle=id, reason="eviction")
 
     def reject(self, reason: Rejection, scope: MutableMapping[str, Any]) -> None:
         """Count a request whose cookie or session was rejected, and note a forged one."""

@@ -49,10 +49,11 @@ class Upkeep:
 
     def __init__(self, sessions: Sessions, driver_name: str, store_clock: StoreClock | None, warnings: Sequence[str]) -> None:
         self._sessions = sessions
+        self._store = sessions.ended if sessions.driver is None else sessions.driver
         self._store_clock = store_clock
         self._log_extra = {"driver": driver_name}
         self._warnings = warnings
-        self._is_in_process = sessions.driver is None or not sessions.driver.shared
+        self._is_in_process = self._store is None or not self._store.shared
         """Whether sessions are in this process only: such a store has no connections, so every event loop can use it."""
         self._loops: dict[AbstractEventLoop, _InLoop] = {}
         self._is_driver_open = False
@@ -75,7 +76,7 @@ class Upkeep:
             async with here.lock:
                 if not here.is_open:
                     await self._open(count_workers() if workers is None else workers)
-                    if self._sessions.driver is not None:
+                    if self._store is not None:
                         here.sweeper = create_task(self._sweep())
                     if self._sessions.audit.is_due:
                         here.delivery = create_task(self._sessions.audit.deliver())
@@ -104,7 +105,7 @@ class Upkeep:
                 here.delivery.cancel()
                 await wait([here.delivery])
                 self._sessions.audit.abandon()
-            driver = self._sessions.driver
+            driver = self._store
             if driver is not None and not self._is_used_elsewhere() and not (ends_loop and self._is_in_process):
                 self._is_driver_open = False
                 await driver.close()
@@ -156,10 +157,12 @@ class Upkeep:
         return any(there.users for each, there in self._loops.items() if each is not loop)
 
     async def _open(self, workers: int) -> None:
-        driver = self._sessions.driver
+        driver = self._store
         if workers != 1 and driver is not None and not driver.shared:
-            fix = f"take {', '.join(['cookies', *(name for name in DRIVERS if name != 'memory')])}, or workers=1"
-            rule = f"the {driver.name} driver keeps sessions in one process, and"
+            holds_sessions = self._sessions.driver is not None
+            shared = (*(["cookies"] if holds_sessions else []), *(name for name in DRIVERS if name != "memory"))
+            fix = f"take {', '.join(shared)}, or workers=1"
+            rule = f"the {driver.name} driver keeps {'' if holds_sessions else 'ended '}sessions in one process, and"
             if workers:
                 raise ConfigError(f"{rule} {workers} workers would not share them; {fix}")
             logger.warning(
@@ -191,7 +194,7 @@ class Upkeep:
 
     async def purge(self) -> int:
         """Remove expired sessions and tombstones, in batches; return how many. Some stores do that by themselves."""
-        removed, driver = 0, self._sessions.driver
+        removed, driver = 0, self._store
         while driver is not None and (batch := await driver.purge(now=self._sessions.clock(), limit=_SWEEP_BATCH)):
             removed += batch
             # Let requests run between two batches.
@@ -200,7 +203,7 @@ class Upkeep:
 
     async def check(self) -> None:
         """Load a session that doesn't exist, to see that the store works."""
-        driver = self._sessions.driver
+        driver = self._store
         if driver is None:
             return
         try:

@@ -31,7 +31,7 @@ SHARED: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-STORES = [name for name in DRIVERS if name != "cookies"]
+STORES = [name for name in DRIVERS if "cookies" not in name]
 SLOW = ("file", "mongodb")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -16,19 +17,19 @@ def clock() -> Clock:
 
 
 @pytest.fixture(params=DRIVERS)
-def driver(request: pytest.FixtureRequest) -> Driver | None:
+def driver(request: pytest.FixtureRequest) -> Any:
+    """Return each value of session(driver=...)."""
     return DRIVERS[request.param]()
 
 
-@pytest.fixture(params=[name for name in DRIVERS if name != "cookies"])
+@pytest.fixture(params=[name for name in DRIVERS if "cookies" not in name])
 def store(request: pytest.FixtureRequest) -> Driver:
     """Return each driver that keeps sessions in a store."""
-    driver = DRIVERS[request.param]()
-    assert driver is not None
+    driver: Driver = DRIVERS[request.param]()
     return driver
 
 
-@pytest.fixture(params=[name for name in DRIVERS if name != "cookies"])
+@pytest.fixture(params=[name for name in DRIVERS if "cookies" not in name])
 def own_store(request: pytest.FixtureRequest) -> Driver:
     """Return each driver that keeps sessions in a store, with sessions that no other test has."""
     return of_its_own(request.param)

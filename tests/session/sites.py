@@ -286,8 +286,10 @@ class _Opened:
         pass
 
 
-def opened(driver: Driver | None) -> Any:
+def opened(driver: Driver | dict[str, Any] | None) -> Any:
     """Return *driver* for a second site, which neither opens nor closes it."""
+    if isinstance(driver, dict):
+        return {**driver, "ended": _Opened(driver["ended"])}
     return driver and _Opened(driver)
 
 
@@ -340,8 +342,7 @@ def of_its_own(kind: str) -> Driver:
     if kind.startswith("redis"):
         url = servers.redis_cluster_url() if kind == "redis cluster" else servers.redis_url()
         return _make("redis", url=url, prefix=f"{name}:")
-    driver = DRIVERS[kind]()
-    assert driver is not None
+    driver: Driver = DRIVERS[kind]()
     return driver
 
 
@@ -349,8 +350,9 @@ def _make(kind: str, **options: Any) -> Driver:
     return find_driver(kind)(**options)
 
 
-DRIVERS: dict[str, Callable[[], Driver | None]] = {
+DRIVERS: dict[str, Callable[[], Any]] = {
     "cookies": lambda: None,
+    "cookies with ended": lambda: {"type": "cookies", "ended": Sealing()},
     "memory": MemoryDriver,
     "sealed": Sealing,
     "file": lambda: _make("file", dir=new_folder() / "sessions"),

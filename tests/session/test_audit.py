@@ -135,7 +135,7 @@ async def test_ends_from_elsewhere_are_told(store: Driver, clock: Clock, events:
     async with serving(Site(store, clock, on_event=events.append, max_sessions_per_owner=2)) as site:
         owner = f"user:{id(site)}"
         browsers = [site.browser() for _ in range(3)]
-        handles = []
+        handles: list[Any] = []
         for browser in browsers:
             await browser.do(logging_in(owner))
             handles.append(await browser.do(handle))
@@ -171,7 +171,7 @@ async def test_no_cookie_and_no_owner_is_in_an_event_or_a_line(
 ) -> None:
     caplog.set_level(logging.INFO, "gaman.session.audit")
     browser = site.browser()
-    tokens = []
+    tokens: list[str | None] = []
     for work in (setting(x="a value"), logging_in("angga@example.com", note="a note"), confirm, log_out):
         tokens.append(browser.token)
         await browser.do(work)

@@ -62,7 +62,7 @@ async def test_a_cookie_of_another_secret_name_or_driver_opens_no_session(site: 
     others = [
         Site(theirs, clock, secret="another secret that is just as long as the other"),
         Site(theirs, clock, cookie_name="__Host-other"),
-        Site(MemoryDriver() if driver is None else None, clock),
+        Site(MemoryDriver() if driver is None or isinstance(driver, dict) else None, clock),
     ]
     for other in others:
         async with serving(other):

@@ -77,7 +77,7 @@ async def test_a_login_gives_the_session_an_owner_and_a_new_id(site: Site) -> No
     assert await browser.do(owner_of) == "user:1"
     assert await browser.all() == {"cart": [1]}
     assert browser.token != old.token
-    if site.sessions._owners._any_driver is not None:
+    if site.driver is not None:
         assert await old.all() == {}
         assert await old.do(owner_of) is None
 
@@ -114,7 +114,7 @@ async def test_a_login_of_another_owner_sees_nothing_of_the_one_before(site: Sit
     await browser.do(logging_in("user:2"))
     assert await browser.all() == {}
     assert await browser.do(owner_of) == "user:2"
-    if site.sessions._owners._any_driver is not None:
+    if site.driver is not None:
         assert await before.do(owner_of) is None
 
 
@@ -152,7 +152,7 @@ async def test_a_logout_ends_the_session(site: Site) -> None:
     before = site.browser(browser.token)
     await browser.do(log_out)
     assert browser.token is None
-    if site.sessions._owners._any_driver is not None:
+    if site.driver is not None:
         assert await before.do(owner_of) is None
 
 

@@ -404,8 +404,8 @@ def test_a_dict_without_a_type_is_refused_with_the_known_types() -> None:
         ({"type": "memory", "max_session": 5}, "'max_session'", "max_sessions"),
         ({"type": "memory", "self": 5}, "'self'", "max_sessions"),
         ({"type": "memory", 5: 5}, "5", "max_sessions"),
-        ({"type": "cookies", "max_sessions": 5}, "'max_sessions'", "none"),
-        ({"type": "cookies", "name": "x"}, "'name'", "none"),
+        ({"type": "cookies", "max_sessions": 5}, "'max_sessions'", "ended"),
+        ({"type": "cookies", "name": "x"}, "'name'", "ended"),
     ],
     ids=str,
 )

@@ -49,7 +49,7 @@ def _unshared(kind: str, **options: Any) -> Driver:
 
 
 STORES: dict[str, Callable[[], Driver | None]] = {
-    **{name: make for name, make in DRIVERS.items() if name != "cookies"},
+    **{name: make for name, make in DRIVERS.items() if "cookies" not in name},
     "redis": lambda: _unshared("redis", url=servers.redis_url(), prefix=f"{token_hex(8)}:"),
     "redis cluster": lambda: _unshared("redis", url=servers.redis_cluster_url(), prefix=f"{token_hex(8)}:"),
     "mongodb": lambda: _unshared("mongodb", uri=servers.mongodb_uri(), db_name="gaman_test", collection=f"owners_{token_hex(8)}"),

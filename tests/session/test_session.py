@@ -900,7 +900,7 @@ async def test_an_old_secret_opens_what_it_sealed(driver: Any, clock: Clock) -> 
         assert await browser.all() == {"a": 1, "b": 2}
         browser.site = after
         # The write has sealed the session in a cookie again. The id of a stored session is still signed with the old secret.
-        assert await browser.all() == ({"a": 1, "b": 2} if driver is None else {})
+        assert await browser.all() == ({"a": 1, "b": 2} if driver is None or isinstance(driver, dict) else {})
 
 
 async def test_regenerating_seals_and_signs_with_the_newest_secret(driver: Any, clock: Clock) -> None:

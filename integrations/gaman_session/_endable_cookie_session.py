@@ -1,0 +1,321 @@
+"""EndableCookieSession: a session in the browser's cookie, whose end a store remembers.
+
+The first read asks the store whether the session has ended. A response that sends the cookie asks once more: a late one would
+otherwise replace the cookie of a login with one that is dead. Of concurrent requests that end or renew a session, the first that
+notes its end goes on, and the others have lost it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+import msgspec
+
+from gaman import log_extra
+from gaman_session import _sealing
+from gaman_session._cookie_session import Contents, CookieSession, decode_contents
+from gaman_session._driver import MAX_SKEW, TOMBSTONE
+from gaman_session._ended import MAX_COOKIE_AGE, EndedSessions, Ending, Found
+from gaman_session._errors import SessionStoreError
+from gaman_session._login import LOGIN, Login, login_in
+from gaman_session._session_base import CookieValue
+from gaman_session._sessions import Sessions
+from gaman_session._uncancelled import uncancelled
+
+if TYPE_CHECKING:
+    from asyncio import Lock
+
+logger = logging.getLogger("gaman")
+
+T = TypeVar("T")
+
+_LIVE: Final = Found(None, 0)
+
+
+class EndableCookieSession(CookieSession):
+    """A session in a cookie, with a store of ended sessions."""
+
+    __slots__ = ("_base", "_begins", "_ended", "_is_checked", "_is_cookie_due", "_is_end", "_is_lost", "_lock", "_saved")
+
+    _base: Contents | None
+    """The session that this request goes on with: that of its cookie or, after save(), the one that was saved."""
+    _is_checked: bool
+    """Whether the store was asked if that session has ended. Nothing of it is read before."""
+    _is_lost: bool
+    """Whether it was ended a short time ago or during this request, whose changes are then dropped."""
+    _is_end: bool
+    """Whether clear() was called, and isn't written."""
+    _begins: bool | None
+    """As in Renewal, if a new id was asked for; otherwise None."""
+    _is_cookie_due: bool
+    """Whether the store has what the cookie says."""
+
+    def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any], is_closed: bool = False) -> None:
+        super().__init__(sessions, scope, is_closed)
+        self._ended = cast("EndedSessions", sessions.owners)
+        self._lock: Lock | None = None
+        self._is_checked = False
+        self._saved: dict[str, bytes] | None = None
+        """The values that save() was called with, if it has noted an end; the browser has to get them."""
+
+    # Reading
+
+    def _is_ready(self) -> bool:
+        if not self._is_loaded:
+            super()._is_ready()
+            self._base = self._received
+            self._is_checked = self._base is None
+            self._is_end = self._is_lost = self._is_cookie_due = False
+            self._begins = None
+        return self._is_checked
+
+    async def _read(self, read: Callable[..., T], key: str | None, default: Any = None, type: Any = None) -> T:
+        await self._find()
+        return read(self, key, default, type)
+
+    async def _update(self, key: str, fn: Callable[[Any], T], default: Any) -> T:
+        self._open_for_change()
+        await self._find()
+        return await super()._update(key, fn, default)
+
+    async def _find(self) -> None:
+        if not self._is_ready():
+            await self._exclusively(self._check)
+
+    def _peek(self, key: str) -> bytes | None:
+        return super()._peek(key) if self._is_checked else None
+
+    def _times(self) -> tuple[float, float] | None:
+        return super()._times() if self._is_checked else None
+
+    async def _check(self) -> None:
+        """Find the first cookie whose session has not ended."""
+        while not self._is_checked:
+            base = cast("Contents", self._base)
+            found = await self._look_up(base)
+            if found.ended_at is None:
+                self._is_checked = True
+                return
+            twins = self._opened()
+            raw_ids = [twin.raw_id for twin in twins]
+            following = twins[raw_ids.index(base.raw_id) + 1 :] if base.raw_id in raw_ids else []
+            if self._is_changed or not following:
+                self._lose(base, found.ended_at)
+            else:
+                self._reject("expired")
+                self._received = self._contents = self._base = following[0]
+                self._fields = following[0].fields
+
+    async def _look_up(self, contents: Contents) -> Found:
+        """Return what the store knows of a session."""
+        if (oldest := self._sessions.clock() - MAX_COOKIE_AGE) >= contents.created:
+            return Found(oldest, 0)
+        login = self._login_in(contents.fields)
+        owner, since = (None, contents.created) if login is None else (login.owner, login.since)
+        return await self._ended.find(_sealing.id_of(contents.raw_id), owner, since)
+
+    def _lose(self, base: Contents, ended_at: float) -> None:
+        """Go on without the session, which was ended, and keep only what this request has set."""
+        self._reject("expired")
+        self._is_lost = self._is_lost or self._is_checked or self._sessions.clock() - ended_at < TOMBSTONE
+        self._is_checked = self._is_new = True
+        self._received = self._base = None
+        self._fields = {key: data for key, data in self._fields.items() if base.fields.get(key) is not data}
+        self._max_size = 0
+        if self._begins is None:
+            self._contents = None
+
+    # Changing
+
+    def _clear(self) -> None:
+        super()._clear()
+        self._is_end = self._is_checked = True
+        self._begins = None
+
+    def _renew(self, max_age: int | None, begins: bool | None = None) -> None:
+        super()._renew(max_age)
+        self._begins = self._begins is not False if begins is None else begins
+
+    def _discard(self) -> None:
+        if self._saved is None:
+            super()._discard()
+            return
+        self._contents, self._fields, self._max_size = self._base, self._saved, 0
+        self._is_end, self._begins = False, None
+
+    # Writing
+
+    async def _save(self) -> None:
+        self._open_for_change()
+        if self._is_loaded and (self._is_end or self._begins is not None):
+            await self._flush()
+            self._saved = self._fields = {**self._fields}
+            # Values that are set later belong to a copy.
+            self._max_size = 0
+            self._base = msgspec.structs.replace(self._begun(), fields=self._saved) if self._saved else None
+
+    def _needs_store(self) -> bool:
+        return self._is_loaded and (self._is_changed or self._is_touch_due())
+
+    def _is_touch_due(self) -> bool:
+        base, sessions = self._base, self._sessions
+        return self._is_checked and base is not None and sessions.is_touch_due(base.deadline, base.expires, sessions.clock())
+
+    async def _flush(self) -> None:
+        work = self._exclusively(self._write)
+        try:
+            if self._is_end or self._begins is not None or not self._fields:
+                # A cancellation doesn't interrupt a login or a logout.
+                await uncancelled(work, self._report_unwritten)
+            else:
+                await work
+        except BaseException:
+            if self._saved is not None:
+                self._discard()
+            raise
+
+    def _report_unwritten(self, error: Exception) -> None:
+        extra = log_extra(self._scope)
+        message = "%s %r was cancelled, and its session could not be written: %s: %s"
+        logger.error(message, extra["method"], extra["path"], type(error).__name__, error, extra=extra)
+
+    async def _write(self) -> None:
+        """Note that the session ends or gets a new id, before the browser gets the cookie."""
+        if self._fields is self._saved and not self._is_end and self._begins is None:
+            return
+        base, login = self._base, self._new_login()
+        reading = None if base is None or self._is_end else self._look_up(base)
+        found = _LIVE if reading is None and login is None else await self._look_up_login(reading, login)
+        if self._is_end:
+            await self._end()
+        elif base is not None and found is not None:
+            await self._go_on(base, found)
+        if found is None or (self._is_lost and not self._begins and self._base is None):
+            self._fields, self._base = {}, None
+            if not self._is_end:
+                self._received = None
+        self._is_end, self._begins = False, None
+        self._is_checked = self._is_cookie_due = True
+
+    async def _end(self) -> None:
+        """End every session that a cookie of this request holds."""
+        base = () if self._base is None else (self._base,)
+        sessions = {each.raw_id: each for each in (*base, *self._opened())}
+        await _gather(self._ended.end_to_last(_ending(each)) for each in sessions.values())
+        self._base = None
+        self._received = next(iter(sessions.values()), None)
+
+    async def _go_on(self, base: Contents, found: Found) -> None:
+        """Write to the session that the cookie holds, unless it has ended."""
+        if found.ended_at is not None:
+            self._lose(base, found.ended_at)
+            return
+        if self._fields and self._begins is None:
+            return
+        successor = None
+        if self._fields:
+            successor = _ending(self._begun())
+            login = self._login_in(self._fields)
+            if login is not None and login.since <= found.kept_at:
+                # end_all() has kept the session, under its old id only.
+                self._date_login(login, found.kept_at)
+        try:
+            was_live = await self._ended.end_once(_ending(base), successor)
+        except SessionStoreError as error:
+            # The old id is dead, so the browser gets the new one.
+            self._is_cookie_due = error.is_unconfirmed and successor is not None
+            raise
+        # The browser may send the cookie of another session first, and would then be logged out.
+        known = {base.raw_id, *(() if self._received is None else (self._received.raw_id,))}
+        await _gather(self._ended.end_once(_ending(each)) for each in self._opened() if each.raw_id not in known)
+        if not was_live:
+            self._lose(base, self._sessions.clock())
+        elif not self._fields:
+            self._base = None
+
+    def _new_login(self) -> Login | None:
+        """Return the login that this request has made, if any."""
+        login = self._login_in(self._fields)
+        before = None if self._base is None else self._login_in(self._base.fields)
+        return None if login is None or (before is not None and before.since == login.since) else login
+
+    async def _look_up_login(self, reading: Awaitable[Found] | None, login: Login | None) -> Found | None:
+        """Return what *reading* has found; None if the owner's sessions were ended after the *login* of this request."""
+        if login is None:
+            return _LIVE if reading is None else await reading
+        finding = self._ended.find(_sealing.id_of(self._begun().raw_id), login.owner, login.since)
+        (of_login, *of_base) = await _gather([finding] if reading is None else [finding, reading])
+        dated_from = of_login.kept_at
+        if of_login.ended_at is not None:
+            if of_login.ended_at <= self._sessions.clock() + MAX_SKEW:
+                self._report_revoked()
+                return None
+            # The clock was set back since end_all().
+            dated_from = of_login.ended_at
+        if dated_from:
+            self._date_login(login, dated_from)
+        return of_base[0] if of_base else _LIVE
+
+    def _date_login(self, login: Login, ended_at: float) -> None:
+        """Date the login from the first instant after *ended_at*, so that only a later end_all() ends it."""
+        self._put_login(msgspec.structs.replace(login, since=math.nextafter(ended_at, math.inf)))
+
+    def _report_revoked(self) -> None:
+        self._reject("expired")
+        extra = {**log_extra(self._scope), "session": self.id, "driver": self._ended.store.name}
+        logger.warning(
+            "session %s: what this request changed was dropped, because end_all() ended the sessions of its owner, or "
+            "end_everyone() all, meanwhile; if it was a login, the user has to log in again",
+            self.id,
+            extra=extra,
+        )
+
+    def _cookie(self) -> CookieValue | None:
+        return super()._cookie() if self._is_loaded and self._is_cookie_due else None
+
+    # What they share
+
+    def _opened(self) -> list[Contents]:
+        """Return every session that a cookie of this request holds, whether it has ended or not, in their order."""
+        now, opened = self._sessions.clock(), list[Contents]()
+        for token in self._sessions.tokens(self._scope):
+            with suppress(msgspec.DecodeError):
+                contents = self._sessions.keyring.open_token(token, decode_contents)
+                if contents is not None and contents.deadline > now:
+                    opened.append(contents)
+        return opened
+
+    def _login_in(self, fields: dict[str, bytes]) -> Login | None:
+        """Return the login among the values of a session, or None for a visitor."""
+        login = login_in(fields.get(LOGIN), self._sessions.codec)
+        return login if login is not None and login.owner else None
+
+    async def _exclusively(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do the *work*. A request has at most one in flight, so that concurrent reads look up its session once."""
+        if self._lock is None:
+            from asyncio import Lock  # noqa: PLC0415 - takes 20 ms to load, which a server has done
+
+            self._lock = Lock()
+        async with self._lock:
+            try:
+                await work()
+            except SessionStoreError as error:
+                self._failure = error
+                self._sessions.counters.store_errors += 1
+                log_extra(self._scope).update(session=self.id, driver=self._ended.store.name)
+                raise
+
+
+def _ending(contents: Contents) -> Ending:
+    return Ending(_sealing.id_of(contents.raw_id), contents.expires)
+
+
+async def _gather(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Return the results of *work*, done concurrently."""
+    from asyncio import gather  # noqa: PLC0415 - takes 20 ms to load, which a server has done
+
+    return await gather(*work)
