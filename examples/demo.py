@@ -112,6 +112,7 @@ GUIDE = {
     "recipes": "examples/guide/recipes.md",
     "testing": "examples/guide/testing.md",
     "security": "examples/guide/security.md",
+    "asvs": "examples/guide/asvs.md",
     "deployment": "examples/guide/deployment.md",
     "frameworks": "examples/guide/frameworks.md",
     "asgi": "examples/guide/asgi.md",

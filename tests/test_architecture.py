@@ -79,7 +79,7 @@ ORDER = [
     ["gaman_session._flush"],
     ["gaman_session._known", "gaman_session._endable_cookie_session"],
     ["gaman_session._cookie_session"],
-    ["gaman_session._session", "gaman_session._check_csrf", "gaman_session._require_fresh"],
+    ["gaman_session._session", "gaman_session._check_csrf", "gaman_session._require_fresh", "gaman_session._require_same_origin"],
     ["gaman_session._login"],
     ["gaman_session._session_base"],
     ["gaman_session._sessions", "gaman_session._awaitable", "gaman_session._misuse", "gaman_session._uncancelled"],

@@ -272,26 +272,41 @@ def test_the_session_api_sets_gets_has_and_deletes() -> None:
         assert browser.get("/has").json() == {"hasUser": False}
 
 
-def test_the_devices_of_an_account_are_listed_and_logged_out() -> None:
+def test_the_devices_of_an_account_are_ended_only_after_the_password_was_given_again() -> None:
+    angga, mallory = ({"user": "angga", "password": "open sesame"}, {"user": "mallory", "password": "12345"})
+
+    def log_in(browser: Browser, user: dict[str, str]) -> None:
+        assert browser.post("/login", **user).status_code == 303
+        asked = browser.get("/devices")
+        assert (asked.status_code, asked.headers["location"]) == (303, "/confirm?next=/devices")
+        assert browser.post(asked.headers["location"], password="?").status_code == 403
+        assert browser.post("/devices/end-all").headers["location"] == "/confirm"
+        assert browser.post(asked.headers["location"], password=user["password"]).headers["location"] == "/devices"
+
+    def listed(browser: Browser) -> list[str]:
+        return re.findall(r"<li>(.*?)<br>", browser.get("/devices").text)
+
+    def is_out(browser: Browser) -> bool:
+        return "Log out" not in browser.get("/").text and browser.get("/devices").headers["location"] == "/"
+
     with serving(str(EXAMPLES / "devices.py")) as phone:
         phone.headers = {"user-agent": "a <phone>"}
         desk, stranger = (Browser(str(phone.client.base_url), **{"user-agent": name}) for name in ("a desk", "a stranger"))
-        for browser in (phone, desk):
-            assert "Log in" in browser.get("/").text
-            assert browser.post("/login", user="ada").status_code == 303
-        stranger.post("/login", user="eve")
-        page = phone.get("/").text
-        assert re.findall(r"<li>(.*?)<br>", page) == ["a &lt;phone&gt; <strong>(this device)</strong>", "a desk"]
-        ours, others = re.findall(r'value="([0-9a-f]{64})"', page)
-        assert re.findall(r"<li>(.*?)<br>", desk.get("/").text) == ["a &lt;phone&gt;", "a desk <strong>(this device)</strong>"]
-        stranger.post("/end", handle=ours)
-        phone.post("/end", handle=others)
-        assert "Log in" in desk.get("/").text
-        desk.post("/login", user="ada")
-        desk.post("/end-others")
-        assert "Log in" in phone.get("/").text
-        assert re.findall(r"<li>(.*?)<br>", desk.get("/").text) == ["a desk <strong>(this device)</strong>"]
-        assert "a stranger" in stranger.get("/").text
+        for browser, user in ((phone, angga), (desk, angga), (stranger, mallory)):
+            assert is_out(browser)
+            log_in(browser, user)
+        assert listed(phone) == ["a &lt;phone&gt; <strong>(this device)</strong>", "a desk"]
+        assert listed(desk) == ["a &lt;phone&gt;", "a desk <strong>(this device)</strong>"]
+        ours, others = re.findall(r'value="([0-9a-f]{64})"', phone.get("/devices").text)
+        stranger.post("/devices/end", handle=ours)
+        phone.post("/devices/end", handle=others)
+        assert (is_out(phone), is_out(desk)) == (False, True)
+        log_in(desk, angga)
+        desk.post("/devices/end-others")
+        assert (is_out(phone), listed(desk)) == (True, ["a desk <strong>(this device)</strong>"])
+        log_in(phone, angga)
+        phone.post("/devices/end-all")
+        assert (is_out(phone), is_out(desk), is_out(stranger)) == (True, True, False)
         for each in (desk, stranger):
             each.client.close()
 

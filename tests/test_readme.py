@@ -34,7 +34,10 @@ from tests.test_examples import ROOT, serving, walk_through
 
 # Chapters of whole files, which tests/test_testing.py, test_tutorial.py and test_recipes.py run.
 OF_FILES = [f"examples/guide/{chapter}.md" for chapter in ("testing", "tutorial", "recipes")]
-GUIDE = [*(f"examples/guide/{chapter}.md" for chapter in ("deployment", "security", "moving", "frameworks", "asgi")), *OF_FILES]
+GUIDE = [
+    *(f"examples/guide/{chapter}.md" for chapter in ("deployment", "security", "asvs", "moving", "frameworks", "asgi")),
+    *OF_FILES,
+]
 INTEGRATIONS = [f"integrations/gaman_{name}/README.md" for name in ("static", "cors", "headers")]
 DOCUMENTS = ["README.md", "integrations/README.md", "integrations/gaman_session/README.md", *INTEGRATIONS, *GUIDE]
 # The programs that the guide uses; tests/test_guide.py runs the commands that need neither systemd nor Docker.
@@ -45,6 +48,7 @@ HOST = set(
     )
 )
 LANGUAGES = {
+    "examples/guide/asvs.md": {"html"},
     "examples/guide/deployment.md": {"conf", "dockerfile", "ini", "yaml"},
     "examples/guide/tutorial.md": {"css", "html", "js", "text"},
     "examples/guide/recipes.md": {"html", "text"},

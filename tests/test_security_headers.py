@@ -35,6 +35,7 @@ OVER_HTTP = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
 }
 OVER_HTTPS = {**OVER_HTTP, HSTS: "max-age=31536000; includeSubDomains"}
 NO_SECONDS = "isn't a number of seconds; give an int, such as 31_536_000 for a year, or None for no field"
@@ -165,6 +166,7 @@ async def test_a_handlers_own_field_wins(fetch: Fetch) -> None:
         "Referrer-Policy": "no-referrer",
         "x-content-type-options": "own",
         "cross-origin-opener-policy": "unsafe-none",
+        "cross-origin-resource-policy": "cross-origin",
         HSTS: "max-age=0",
     }
 
@@ -265,6 +267,7 @@ async def test_hsts_has_the_options(fetch: Fetch, options: dict[str, Any], value
         ("nosniff", False, "x-content-type-options"),
         ("referrer_policy", None, "referrer-policy"),
         ("coop", None, "cross-origin-opener-policy"),
+        ("corp", None, "cross-origin-resource-policy"),
         ("csp", None, CSP),
         ("hsts", None, HSTS),
     ],
@@ -275,16 +278,21 @@ async def test_each_field_can_be_left_out(fetch: Fetch, option: str, value: Any,
 
 
 async def test_the_fields_have_other_values_by_their_options(fetch: Fetch) -> None:
-    options = {"referrer_policy": "no-referrer, strict-origin-when-cross-origin", "coop": "same-origin-allow-popups"}
+    options = {
+        "referrer_policy": "no-referrer, strict-origin-when-cross-origin",
+        "coop": "same-origin-allow-popups",
+        "corp": "same-site",
+    }
     response = await fetch(await make(**options))
     assert fields(response) == OVER_HTTPS | {
         "referrer-policy": options["referrer_policy"],
         "cross-origin-opener-policy": options["coop"],
+        "cross-origin-resource-policy": options["corp"],
     }
 
 
 async def test_with_every_field_left_out_responses_stay_unchanged(fetch: Fetch) -> None:
-    app = await make(csp=None, hsts=None, nosniff=False, referrer_policy=None, coop=None)
+    app = await make(csp=None, hsts=None, nosniff=False, referrer_policy=None, coop=None, corp=None)
     assert fields(await fetch(app)) == {}
 
 
@@ -461,6 +469,11 @@ INVALID: list[tuple[dict[str, Any], str]] = [
         {"coop": False},
         "coop=False) isn't a policy that browsers know; give one of same-origin, same-origin-allow-popups, "
         "noopener-allow-popups, unsafe-none, or None to leave the field out",
+    ),
+    (
+        {"corp": "none"},
+        "corp='none') isn't a policy that browsers know; give one of same-origin, same-site, cross-origin, or None to leave the "
+        "field out",
     ),
     ({"csp": False}, "csp=False) isn't a policy; give a dict of directives, a str, or None to leave it out"),
     ({"csp": ["'self'"]}, "csp=[\"'self'\"]) isn't a policy; give a dict of directives, a str, or None to leave it out"),

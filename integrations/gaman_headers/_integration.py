@@ -15,6 +15,7 @@ _REFERRER_POLICIES = [
     *("no-referrer", "same-origin", "origin", "strict-origin", "origin-when-cross-origin"),
     *("strict-origin-when-cross-origin", "no-referrer-when-downgrade", "unsafe-url"),
 ]
+_CORP = ["same-origin", "same-site", "cross-origin"]
 _COOP = ["same-origin", "same-origin-allow-popups", "noopener-allow-popups", "unsafe-none"]
 
 
@@ -29,6 +30,7 @@ def headers(
     nosniff: bool = True,
     referrer_policy: str | None = "same-origin",
     coop: str | None = "same-origin",
+    corp: str | None = "same-origin",
 ) -> Integration:
     """Return an integration that adds security header fields to every response. A handler's own field stays unchanged.
 
@@ -41,6 +43,7 @@ def headers(
       is sent over HTTPS only. *hsts_preload* allows browsers to be shipped with it.
     - *nosniff* keeps browsers from guessing a response's type. *referrer_policy* limits what other sites see of a page's URL.
     - *coop* is the Cross-Origin-Opener-Policy, which separates a page from windows of other sites.
+    - *corp* is the Cross-Origin-Resource-Policy: the pages that may embed a response, such as an image or a script.
 
     None leaves a field out. ConfigError is raised for an invalid option, and at the start if an integration that makes sessions is
     listed before this one.
@@ -66,6 +69,9 @@ def headers(
     if coop is not None:
         _check("coop", coop, _COOP, [str(coop)])
         over_http.append((b"cross-origin-opener-policy", coop.encode()))
+    if corp is not None:
+        _check("corp", corp, _CORP, [str(corp)])
+        over_http.append((b"cross-origin-resource-policy", corp.encode()))
     over_https = [*over_http, *_hsts(hsts, hsts_subdomains, hsts_preload)]
     names = {name for name, _ in over_https}
     takes_nonce = any(policy.takes_nonce for _, policy in policies)

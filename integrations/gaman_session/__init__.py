@@ -31,6 +31,7 @@ from gaman_session._guard import allow_cross_site
 from gaman_session._integration import SessionIntegration, session
 from gaman_session._owners import OwnedSession
 from gaman_session._require_fresh import require_fresh
+from gaman_session._require_same_origin import require_same_origin
 from gaman_session._serializer import Serializer
 from gaman_session._session import Session
 from gaman_session.drivers._key_value import KeyValueDriver
@@ -66,5 +67,6 @@ __all__ = [
     "allow_cross_site",
     "check_csrf",
     "require_fresh",
+    "require_same_origin",
     "session",
 ]

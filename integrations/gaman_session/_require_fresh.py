@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from urllib.parse import quote, urlsplit
 
-from gaman import ConfigError, Context, Response
+from gaman import ConfigError, Context, HTTPError, Response
 from gaman.errors import checks_arguments
 from gaman_session._errors import SessionLoginRequired, SessionUseError
 from gaman_session._login import check_age, check_level
@@ -16,24 +17,45 @@ def require_fresh(
 ) -> Callable[[Context], Awaitable[Response | None]]:
     """Return a handler that passes a request on if the login, or its last confirm() at *level*, is at most *seconds* ago.
 
-        "/password": [require_fresh(300, redirect="/confirm"), change_password]
+        "/email": {"GET": [require_fresh(300, redirect="/confirm"), email_form]}
 
-    Otherwise it redirects to *redirect* with 303, or, without one, answers 401. ConfigError names an invalid argument.
+    Otherwise it redirects to *redirect* with 303, or, without one, answers 401. If *redirect* is a path, it gets the path and query
+    of a GET request as `next`, so that the page there leads back:
+
+        return Response.redirect(ctx.query.get("next") or "/", status=303, local=True)
+
+    ConfigError names an invalid argument.
     """
     try:
         check_age(seconds)
         check_level(level)
     except SessionUseError as cause:
         raise ConfigError(f"require_fresh(): {cause}") from cause
+    # Another site has no use for a path of this one.
+    leads_back = False
     if redirect is not None:
         # An invalid target is an error now, and not in the first request.
         Response.redirect(redirect)
+        leads_back = not any(urlsplit(redirect)[:2])
 
     async def check_fresh(ctx: Context) -> Response | None:
         if await ctx.session.is_fresh(seconds, level=level):
             return None
         if redirect is None:
             raise SessionLoginRequired
-        return Response.redirect(redirect, 303)
+        is_repeatable = leads_back and ctx.method in ("GET", "HEAD")
+        return Response.redirect(_with_next(redirect, ctx) if is_repeatable else redirect, 303)
 
     return check_fresh
+
+
+def _with_next(redirect: str, ctx: Context) -> str:
+    """Return *redirect* with the request's path and query as its last parameter, `next`."""
+    target = ctx.url.removeprefix(f"{ctx.scheme}://{ctx.host}")
+    try:
+        # The page there does the same, which fails for a target that is too long, or leads elsewhere, such as `//evil.example`.
+        Response.redirect(target, local=True)
+    except HTTPError:
+        return redirect
+    page, mark, fragment = redirect.partition("#")
+    return f"{page}{'&' if '?' in page else '?'}next={quote(target)}{mark}{fragment}"

@@ -54,7 +54,13 @@ async def leave(ctx: Context) -> Response:
     return Response.html(f"<!doctype html><title>leave</title><a href='{ctx.query['to']}'>Leave</a>")
 
 
-routes = {"/": page, "/app.js": app_js, "/upload": upload, "/outside": outside, "/referer": referer, "/leave": leave}
+async def shared_js(ctx: Context) -> Response:
+    own = {"cross-origin-resource-policy": "cross-origin"}
+    return Response("document.title = 'shared'", content_type="text/javascript", headers=own)
+
+
+routes = {"/": page, "/app.js": app_js, "/shared.js": shared_js, "/upload": upload, "/outside": outside}
+routes |= {"/referer": referer, "/leave": leave}
 integrations = [headers(csp={"img_src": "'self' data:"})]
 gaman.serve(routes, integrations=integrations, port=0, ssl_certfile=os.environ["CERTIFICATE"])
 """
@@ -104,6 +110,19 @@ def test_a_site_that_opens_a_page_cannot_reach_its_window(served: Site, page: Pa
         opened.value.wait_for_load_state()
         assert page.evaluate("window.opened.closed") is not is_reachable
         assert opened.value.evaluate("window.opener !== null") is is_reachable
+
+
+@pytest.mark.parametrize("host", ["b.test", "shop.a.test"], ids=["cross-site", "same-site"])
+def test_a_page_of_another_origin_embeds_only_what_is_meant_for_it(served: Site, page: Page, host: str) -> None:
+    load = """url => new Promise(resolve => document.head.append(
+        Object.assign(document.createElement("script"), {src: url, onload: () => resolve(true), onerror: () => resolve(false)})))"""
+    served.visit(page, "/outside?framed=about:blank", host=host)
+    assert page.evaluate(load, served.url("/app.js")) is False
+    assert page.title() == "outside"
+    assert page.evaluate(load, served.url("/shared.js")) is True
+    assert page.title() == "shared"
+    assert page.evaluate(load, served.url("/app.js", host)) is True
+    assert page.title() == "from this site"
 
 
 def test_another_site_learns_nothing_of_the_pages_url(served: Site, page: Page) -> None:

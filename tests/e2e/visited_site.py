@@ -13,7 +13,7 @@ import uvicorn
 
 import gaman
 from gaman import Context, Response
-from gaman.session import SessionTooLarge, session
+from gaman.session import SessionTooLarge, require_same_origin, session
 
 arrived, released = asyncio.Event(), asyncio.Event()
 both = asyncio.Barrier(2)
@@ -132,6 +132,7 @@ routes = gaman.define_routes(
         "/login": login,
         "/profile": {"GET": profile, "/cached": cached_profile, "/logout": logout},
         "/logout": logout,
+        "/guarded/logout": {"GET": [require_same_origin, logout]},
         "/cookies": cookies,
         "/cookie": send_cookie,
         "/size": send_sized_cookie,

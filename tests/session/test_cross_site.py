@@ -18,7 +18,7 @@ from starlette.websockets import WebSocket
 import gaman
 from gaman import App, ConfigError, Context, HTTPError, Integration, define_routes, mount
 from gaman.cors import cors
-from gaman.session import SessionIntegration, allow_cross_site, session
+from gaman.session import SessionIntegration, allow_cross_site, require_same_origin, session
 from gaman.session.asgi import SessionMiddleware, get_session
 from gaman_session._cross_site import is_cross_site
 from tests.asgi import Channel, fetch, http_scope
@@ -204,6 +204,40 @@ async def test_an_on_error_hook_may_answer_the_refusal() -> None:
 
     app = await opened({"/": enter}, Integration(name="pages", on_error=page))
     assert (await fetch(app, "/", "POST", headers=EVIL)).text == "<h1>no</h1>"
+
+
+# A GET that changes something
+
+
+def sent_by(site: str, destination: str, **more: str) -> dict[str, str]:
+    return {"sec-fetch-site": site, "sec-fetch-dest": destination, **more}
+
+
+@pytest.mark.parametrize("destination", ["document", "empty"])
+async def test_a_guarded_get_is_taken_from_a_page_of_its_own_origin(destination: str) -> None:
+    app = await opened({"/": {"GET": [require_same_origin, enter]}})
+    assert (await fetch(app, "/", headers=sent_by("same-origin", destination))).text == "entered"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        *(sent_by(site, "document") for site in ("cross-site", "same-site", "none", "same-origin, same-origin", "")),
+        *(sent_by("same-origin", destination) for destination in ("image", "iframe", "script", "")),
+        sent_by("same-origin", "document", **{"sec-purpose": "prefetch;prerender"}),
+        {"sec-fetch-site": "same-origin"},
+        {"origin": OWN, "host": "shop.example"},
+        {},
+    ],
+    ids=str,
+)
+async def test_a_guarded_get_of_any_other_kind_is_refused(headers: dict[str, str]) -> None:
+    app = await opened({"/": [require_same_origin, enter]})
+    for method in ("GET", "POST"):
+        refused = await fetch(app, "/", method, headers=headers)
+        assert refused.status == 403
+        assert "set-cookie" not in refused.headers
+    assert (await fetch(app, "/", headers=headers)).text == "only a page of this site may send this request"
 
 
 # Exemptions in the table

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gaman import App, ConfigError, Context, HTTPError
+from gaman import App, ConfigError, Context, HTTPError, mount
 from gaman.session import (
     Driver,
     Session,
@@ -25,6 +25,7 @@ from gaman.session import (
 )
 from gaman.testing import TestClient
 from gaman_session._login import LOGIN
+from tests.asgi import fetch
 from tests.session.sites import SECRET, Browser, Clock, Recording, Site, gaman_only, new_folder, opened, serving, setting
 
 pytestmark = pytest.mark.anyio
@@ -518,7 +519,7 @@ async def test_a_route_can_require_a_fresh_login(clock: Clock) -> None:
         "/keys": [require_fresh(300, level=2), change],
     }
     async with TestClient(App(routes, integrations=[session(SECRET, {"type": "memory"}, secure=False)])) as client:
-        refused = await client.get("/password", follow_redirects=False)
+        refused = await client.post("/password", follow_redirects=False)
         assert (refused.status_code, refused.headers["location"]) == (303, "/confirm")
         await client.get("/login")
         assert (await client.get("/password")).text == "changed"
@@ -527,6 +528,47 @@ async def test_a_route_can_require_a_fresh_login(clock: Clock) -> None:
         assert refused.headers["cache-control"] == "no-store"
         await client.get("/confirm")
         assert (await client.get("/keys")).text == "changed"
+
+
+@gaman_only
+@pytest.mark.parametrize(
+    ("redirect", "target", "location"),
+    [
+        ("/confirm", "/password", "/confirm?next=/password"),
+        ("/confirm", "/password?to=a&b=%2F+c%C3%A9", "/confirm?next=/password%3Fto%3Da%26b%3D%252F%2Bc%25C3%25A9"),
+        ("/confirm?by=code#form", "/password", "/confirm?by=code&next=/password#form"),
+        ("confirm", "/password", "confirm?next=/password"),
+        # The application's own parameter is the first, so it counts.
+        ("/confirm?next=/", "/password", "/confirm?next=/&next=/password"),
+        ("/confirm", "/shop/password?a=1", "/confirm?next=/shop/password%3Fa%3D1"),
+        # Browsers read these as another site's, and Response.redirect(..., local=True) refuses them.
+        ("/confirm", "//evil.example/password", "/confirm"),
+        ("/confirm", f"/password?{'a' * 4096}", "/confirm"),
+        ("https://login.example/confirm", "/password", "https://login.example/confirm"),
+        ("//login.example/confirm", "/password", "//login.example/confirm"),
+    ],
+)
+async def test_a_page_that_requires_a_fresh_login_is_named_to_the_page_that_confirms_it(
+    redirect: str, target: str, location: str
+) -> None:
+    async def confirm(ctx: Context) -> str:
+        return ctx.query.get("next") or ""
+
+    guarded: Any = {
+        "/password": require_fresh(300, redirect=redirect),
+        "/evil.example/password": require_fresh(300, redirect=redirect),
+    }
+    shop = App(guarded, integrations=[session(SECRET, cookie_name="shop", secure=False)])
+    routes: Any = {**guarded, "/shop/*": mount(shop), "/confirm": confirm}
+    app = App(routes, integrations=[session(SECRET, secure=False)])
+    await app.load()
+    for method in ("GET", "HEAD"):
+        refused = await fetch(app, target, method)
+        assert (refused.status, refused.headers["location"]) == (303, location)
+    # The body of another method is lost, so its URL leads nowhere.
+    assert (await fetch(app, target, "POST")).headers["location"] == redirect
+    if "next=" in location and redirect == "/confirm":
+        assert (await fetch(app, location)).text == target
 
 
 def test_an_invalid_require_fresh_is_named_at_once() -> None:

@@ -19,6 +19,7 @@ from gaman.session import (
     SessionStoreError,
     check_csrf,
     require_fresh,
+    require_same_origin,
     session,
 )
 from gaman_session.drivers.memory import MemoryDriver
@@ -106,6 +107,7 @@ async def confirm(ctx: Context) -> Response | None:
 guarded: Table = {
     "/password": [require_fresh(300, redirect="/confirm"), confirm],
     "/keys": {"POST": [check_csrf, require_fresh(300, level=2), confirm]},
+    "/unsubscribe": {"GET": [require_same_origin, confirm]},
 }
 
 
