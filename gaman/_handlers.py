@@ -46,6 +46,8 @@ def _check_handler(where: str, handler: object) -> None:
             "Response.stream() of that generator"
         )
     if not iscoroutinefunction(handler) and not iscoroutinefunction(called):
+        if "Awaitable" in str(getattr(called, "__annotations__", {}).get("return")):
+            raise ConfigError(f"{where}: {name} makes a handler; write {name}(...)")
         raise ConfigError(f"{where}: the handler {name} is not async; write `async def`")
     takes = signature_of(handler)
     if takes is None:

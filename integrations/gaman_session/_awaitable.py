@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, ParamSpec, TypeAlias, TypeVar
 
@@ -64,7 +65,11 @@ class MakesCalls:
 
     def _line(self, place: Place) -> str:
         name, code, instruction = place
-        return f"{self._name}.{name}(...) was never awaited: write `await` before it ({_line_of(code, instruction)})"
+        fix = "write `await` before it"
+        # In a lambda or a comprehension, the function around it may be async.
+        if not code.co_flags & (CO_COROUTINE | CO_ASYNC_GENERATOR) and not code.co_name.startswith("<"):
+            fix += f" in `async def {code.co_name}`, or `anyio.from_thread.run({self._name}.{name}, ...)` in a `def` endpoint"
+        return f"{self._name}.{name}(...) was never awaited: {fix} ({_line_of(code, instruction)})"
 
 
 class SessionCall(Coroutine[Any, Any, T_co]):

@@ -193,6 +193,11 @@ class Logins(SessionBase):
         return -MAX_SKEW <= self._sessions.clock() - max(times, default=-inf) < seconds
 
 
+# Python's own errors about arguments name the class in which a method is written.
+for _name in ("login", "logout", "confirm", "csrf_token", "is_csrf_token", "owner", "is_fresh"):
+    getattr(Logins, _name).__qualname__ = f"Session.{_name}"
+
+
 def login_in(data: bytes | None, codec: Codec) -> Login | None:
     """Return the login that *data* holds, or None if there is none or it is unreadable."""
     if data is None:

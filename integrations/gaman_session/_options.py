@@ -186,6 +186,8 @@ def check(
 def _secrets(secret: str | Sequence[str] | None) -> Sequence[str]:
     if secret is None:
         secret = os.environ.get("GAMAN_KEY")
+        if secret is not None and not secret.strip():
+            raise ConfigError("session(): GAMAN_KEY in the environment is empty; run `gaman key` to make one")
     if secret is None:
         raise ConfigError(
             "session() has no secret: run `gaman key --env .env`, then `gaman serve --env-file .env main:app`; "
@@ -245,6 +247,11 @@ def _ended(driver: Mapping[str, Any] | Driver | None) -> tuple[Mapping[str, Any]
     """Return *driver* without its option `ended`, and the store that this names, if sessions are in cookies."""
     if not isinstance(driver, Mapping) or driver.get("type") != "cookies" or "ended" not in driver:
         return driver, None
+    if not isinstance(driver["ended"], Mapping) and not hasattr(driver["ended"], "load"):
+        raise ConfigError(
+            "the option 'ended' of the cookies driver takes a dict with the type of a store; "
+            "write session(driver={'type': 'cookies', 'ended': {'type': 'sql'}})"
+        )
     try:
         ended = _driver(driver["ended"])
     except ConfigError as error:

@@ -790,11 +790,11 @@ async def test_a_successor_is_ended_only_once(ending: Site) -> None:
     ("ended", "reason"),
     [
         ({"type": "cookies"}, "is a store, and cookies can't be one; choose memory, file"),
-        (None, "is a store, and cookies can't be one"),
-        ("sql", "write driver={'type': 'sql'}"),
+        (None, "write session(driver={'type': 'cookies', 'ended': {'type': 'sql'}})"),
+        ("sql", "write session(driver={'type': 'cookies', 'ended': {'type': 'sql'}})"),
         ({"type": "sqlite"}, "there is no such driver"),
         ({"type": "sql", "path": "x"}, "the sql driver has no option 'path'"),
-        (7, "it takes a dict with a type, or a Driver object"),
+        (7, "takes a dict with the type of a store"),
     ],
 )
 def test_an_invalid_store_of_ended_sessions_is_an_error(ended: object, reason: str) -> None:

@@ -571,6 +571,20 @@ async def test_a_page_that_requires_a_fresh_login_is_named_to_the_page_that_conf
         assert (await fetch(app, location)).text == target
 
 
+def test_a_require_fresh_that_is_not_called_is_named() -> None:
+    routes: Any = {"/": [require_fresh, owner_of]}
+    with pytest.raises(ConfigError, match=r"/: require_fresh makes a handler; write require_fresh\(\.\.\.\)"):
+        App(routes)
+
+
+async def test_a_login_without_an_owner_is_named(site: Site) -> None:
+    async def work(session: Any) -> None:
+        await session.login()
+
+    reply = await site.browser().request(work)
+    assert str(reply.error) == "Session.login() missing 1 required positional argument: 'owner'"
+
+
 def test_an_invalid_require_fresh_is_named_at_once() -> None:
     with pytest.raises(ConfigError, match="the age of a login"):
         require_fresh(0)

@@ -566,3 +566,9 @@ async def test_ctx_session_is_a_session(fetch: Fetch) -> None:
     await app.load()
     assert (await fetch(app)).text == "True"
     await app.shutdown()
+
+
+def test_an_empty_key_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAMAN_KEY", " ")
+    with pytest.raises(ConfigError, match=r"session\(\): GAMAN_KEY in the environment is empty; run `gaman key` to make one"):
+        session()
