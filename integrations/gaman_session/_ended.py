@@ -143,7 +143,10 @@ class EndedSessions(Owners):
         names = self._keyring.owner_names(check_owner(owner))
         if keep is not None:
             await keep._find()
-        await self._end_before(names, _Limit(self.instant(), None if keep is None else keep.id))
+        limit = _Limit(self.instant(), None if keep is None else keep.id)
+        if keep is not None:
+            keep._outlive_end()
+        await self._end_before(names, limit)
         self._audit.note("ended", owner=self.hash_of(owner), reason="end_all")
         return 0
 

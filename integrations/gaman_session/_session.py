@@ -284,6 +284,12 @@ class Session(Logins):
             # _close() reports it.
             self._remember(place, place)
 
+    def _report_unwritten(self, error: Exception) -> None:
+        """Log the *error* of a write that has ended after its request was cancelled."""
+        extra = log_extra(self._scope)
+        message = "%s %r was cancelled, and its session could not be written: %s: %s"
+        logger.error(message, extra["method"], extra["path"], type(error).__name__, error, extra=extra)
+
     def _log_unawaited(self) -> None:
         for line in self._take_lines():
             logger.error("%s", line, extra=log_extra(self._scope))
