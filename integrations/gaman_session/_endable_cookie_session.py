@@ -1,8 +1,8 @@
 """EndableCookieSession: a session in the browser's cookie, whose end a store remembers.
 
 The first read asks the store whether the session has ended. A response that sends the cookie asks once more: a late one would
-otherwise replace the cookie of a login with one that is dead. Of concurrent requests that end or renew a session, the first that
-notes its end goes on, and the others have lost it.
+otherwise replace the cookie of a login with one that is dead. Of concurrent requests that end or renew a session, the first to
+write its end continues, and the others lose the session.
 """
 
 from __future__ import annotations
