@@ -124,7 +124,7 @@ class Session(Logins):
         return _SET
 
     def delete(self, key: str) -> SessionCall[None]:
-        """Remove *key*, if it exists. Removing the last key ends the session and removes its cookie."""
+        """Remove *key*, if it exists. Without a login, removing the last key ends the session."""
         if not isinstance(key, str) or key == LOGIN:
             raise self._key_error("delete", key)
         self._open_for_change()
