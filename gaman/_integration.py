@@ -84,8 +84,8 @@ class Integration:
     make_session: SessionMaker | None = None
     """Makes the `ctx.session` of a request with this ASGI scope, when the request first uses it.
 
-    If the flag is true, the turn of close_session is over, so the session has to refuse changes. Only one integration of an App
-    makes sessions.
+    If the flag is true, close_session has had its turn, so the session has to refuse changes. Only one integration of an App makes
+    sessions.
     """
     close_session: SessionCloser | None = None
     """Takes the turn of on_response for each session that was made: writes it, and returns the response's header fields.

@@ -50,7 +50,7 @@ class Layer:
         return len(pattern) >= len(self.segments) and all(map(_includes, self.segments, pattern))
 
     def may_cover(self, pattern: Segments) -> bool:
-        """Return whether some path of *pattern* is this path or below it. It may return True in vain, never False."""
+        """Return whether some path of *pattern* is this path or below it. True may be wrong, and False never is."""
         is_open = bool(pattern) and pattern[-1][-1:] == "*"
         return (is_open or len(pattern) >= len(self.segments)) and all(map(_overlaps, self.segments, pattern))
 

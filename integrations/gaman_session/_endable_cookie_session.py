@@ -1,8 +1,8 @@
 """EndableCookieSession: a session in the browser's cookie, whose end a store remembers.
 
 The first read asks the store whether the session has ended. A response that sends the cookie asks once more: a late one would
-otherwise replace the cookie of a login with one that is dead. Of concurrent requests that end or renew a session, the first that
-notes its end goes on, and the others have lost it.
+otherwise replace the cookie of a login with one that is dead. Of concurrent requests that end or renew a session, the first to
+write its end continues, and the others lose the session.
 """
 
 from __future__ import annotations
@@ -61,6 +61,13 @@ class EndableCookieSession(CookieSession):
         self._is_checked = False
         self._saved: dict[str, bytes] | None = None
         """The values that save() was called with, if it has noted an end; the browser has to get them."""
+
+    @property
+    def id(self) -> str | None:
+        """The session's handle, or None if there is no session yet. A new id shows when it is written, as in a store."""
+        self._is_ready()
+        base = self._base
+        return _sealing.id_of(base.raw_id) if base is not None and self._is_renewing() else super().id
 
     # Reading
 
@@ -144,6 +151,13 @@ class EndableCookieSession(CookieSession):
         super()._renew(max_age)
         self._begins = self._begins is not False if begins is None else begins
 
+    def _is_renewing(self) -> bool:
+        return self._base is not None and self._begins is not None and not self._is_end
+
+    def _outlive_end(self) -> None:
+        if (login := self._new_login()) is not None:
+            self._date_login(login, self._ended.instant())
+
     def _discard(self) -> None:
         if self._saved is None:
             super()._discard()
@@ -181,11 +195,6 @@ class EndableCookieSession(CookieSession):
             if self._saved is not None:
                 self._discard()
             raise
-
-    def _report_unwritten(self, error: Exception) -> None:
-        extra = log_extra(self._scope)
-        message = "%s %r was cancelled, and its session could not be written: %s: %s"
-        logger.error(message, extra["method"], extra["path"], type(error).__name__, error, extra=extra)
 
     async def _write(self) -> None:
         """Note that the session ends or gets a new id, before the browser gets the cookie."""

@@ -103,11 +103,11 @@ class EndedSessions(Owners):
         except SessionStoreError as error:
             if error.is_unconfirmed:
                 raise
-            # Perhaps the id is taken, because the session has ended before. A write has the store confirm that, as a read doesn't.
+            # The id may be taken because the session has ended before. Unlike a read, a write has the store confirm that.
             outcome = await self.store.apply(session.handle, {_CONFIRMED: b""}, (), now=now, deadline=None, max_size=_MAX_SIZE)
             if outcome is not Outcome.WRITTEN:
                 raise
-            # The store may have made the record, and the answer was lost.
+            # The store may have made the record, and its reply was lost.
             found = await self.store.load(session.handle, now=now)
             return isinstance(found, Record) and data != b"" and found.fields.get(_NEXT) == data
         return True
@@ -143,12 +143,15 @@ class EndedSessions(Owners):
         names = self._keyring.owner_names(check_owner(owner))
         if keep is not None:
             await keep._find()
-        await self._end_before(names, _Limit(self.instant(), None if keep is None else keep.id))
+        limit = _Limit(self.instant(), None if keep is None else keep.id)
+        if keep is not None:
+            keep._outlive_end()
+        await self._end_before(names, limit)
         self._audit.note("ended", owner=self.hash_of(owner), reason="end_all")
         return 0
 
     async def end_everyone(self) -> None:
-        """End all sessions. Those that aren't logged in began in a whole second, so they end if it isn't over."""
+        """End all sessions. Those without a login are dated in whole seconds, so one that begins in the same second ends too."""
         await self._end_before(self._names_of_everyone, _Limit(self.instant(), None))
         self._audit.note("ended", reason="end_everyone")
 
@@ -189,7 +192,7 @@ class EndedSessions(Owners):
             )
             if outcome is Outcome.WRITTEN:
                 return
-        raise SessionConflict(f"end_all() met other calls for the same owner {_MAX_ATTEMPTS} times")
+        raise SessionConflict(f"end_all() or end_everyone() met concurrent calls {_MAX_ATTEMPTS} times")
 
     def _limit(self, name: str, found: Record | Outcome | None) -> _Limit | None:
         if not isinstance(found, Record):

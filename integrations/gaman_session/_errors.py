@@ -63,14 +63,14 @@ def too_late_to_change() -> SessionClosed:
 
 
 def too_late_for_cookie() -> SessionClosed:
-    """Return the error for a new session or a new id after the handshake of a WebSocket, which alone can carry the cookie."""
+    """Return the error for a new session or a new id after the handshake of a WebSocket, the only response with a cookie."""
     return SessionClosed(
         "the WebSocket is accepted, so the browser can't get the cookie of a new id; begin sessions before accept()"
     )
 
 
 class SessionLoginRequired(SessionError, HTTPError):
-    """Nobody is logged in to the session, or not recently enough: the response is 401."""
+    """The session has no login, or none that is recent enough: the response is 401."""
 
     def __init__(self) -> None:
         HTTPError.__init__(self, 401, "log in, or confirm the login", headers={"cache-control": "no-store"})

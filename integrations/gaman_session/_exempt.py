@@ -12,7 +12,7 @@ _has_pattern = re.compile(r"[*{}<>?#]|/:").search
 
 
 class ExemptPaths:
-    """Paths such as `/webhook`, and `/api/*` for `/api` and every path below it. ConfigError names another entry."""
+    """Paths such as `/webhook`, and `/api/*` for `/api` and every path below it. ConfigError names an entry that isn't one."""
 
     def __init__(self, paths: object) -> None:
         if isinstance(paths, str) or not isinstance(paths, Iterable):
@@ -20,7 +20,7 @@ class ExemptPaths:
                 f"SessionMiddleware(allow_cross_site={paths!r}): it takes a list of paths; write allow_cross_site=['/webhook']"
             )
         self._exact = frozenset(map(_check, cast("Iterable[object]", paths)))
-        self._above = tuple(path.removesuffix("*") for path in self._exact if path.endswith("/*"))
+        self._prefixes = tuple(path.removesuffix("*") for path in self._exact if path.endswith("/*"))
 
     def cover(self, scope: Any) -> bool:
         """Return whether the request or WebSocket of this ASGI *scope* has one of the paths, without its root_path."""
@@ -30,10 +30,10 @@ class ExemptPaths:
         root: str = scope.get("root_path", "").rstrip("/")
         if root and path.startswith(f"{root}/"):
             path = path.removeprefix(root)
-        if path in self._exact or f"{path}/" in self._above:
+        if path in self._exact or f"{path}/" in self._prefixes:
             return True
         # The application may resolve `/api/../transfer`, and a `//` as well.
-        return path.startswith(self._above) and not {"", ".", ".."} & {*path.rstrip("/").split("/")[1:]}
+        return path.startswith(self._prefixes) and not {"", ".", ".."} & {*path.rstrip("/").split("/")[1:]}
 
 
 def _check(path: object) -> str:

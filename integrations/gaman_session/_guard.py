@@ -22,7 +22,8 @@ async def allow_cross_site(ctx: Context) -> None:
             "/api/*": allow_cross_site,
         })
 
-    It counts anywhere in the list of a route's handlers, and as middleware. An App that is mounted checks by itself.
+    It counts anywhere in the list of a route's handlers, and as middleware. A request to a mounted App passes the check of each App
+    that has a session(), so the mount needs the mark as well.
     """
 
 
@@ -76,7 +77,7 @@ class Guard:
         if origin is not None:
             fix = f"if that page is yours, write session(trusted_origins=[{origin!r}]); {fix}"
         extra = log_extra(scope)
-        # Any site can repeat it.
+        # Any site can repeat the request, and would fill the log.
         level, note = (logging.DEBUG, "") if self._has_refused else (logging.WARNING, " (logged once)")
         self._has_refused = True
         logger.log(

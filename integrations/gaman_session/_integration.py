@@ -83,21 +83,21 @@ class SessionIntegration(Integration):
     that shares it. Sessions that they end are ended at once, for requests in flight too. Unless an application or running() has
     opened the store, the first call does, and the end of the event loop closes it.
 
-    They raise SessionUnsupported if the driver has no owners, like the cookies driver (with `ended`, it has end() and end_all());
-    SessionStoreError if the store fails or may have evicted some of the sessions; and SessionUseError for an owner that is empty or
-    isn't text.
+    They raise SessionUnsupported if the driver has no owners, like the cookies driver (with `ended`, it has end(), end_all() and
+    end_everyone()); SessionStoreError if the store fails or may have evicted some of the sessions; and SessionUseError for an owner
+    that is empty or isn't text.
     """
 
     counters: Counters
     shared: bool
-    """Whether other processes see the same sessions, which is so for every driver but memory."""
+    """Whether other processes see the same sessions: true for every driver but memory."""
     _cookie_name: str
     _owners: Owners
     _closing: Closing
     _guard: Guard | None
     _upkeep: Callable[[], Upkeep]
     _make: Callable[[MutableMapping[str, Any], bool], Session]
-    """Makes the session of a request that no application around this one has one for."""
+    """Makes the session of a request, unless an application around this one has made it."""
     _calls: _Calls = field(default_factory=_Calls)
 
     @asynccontextmanager
@@ -140,7 +140,7 @@ class SessionIntegration(Integration):
     def end_everyone(self) -> Coroutine[Any, Any, None]:
         """End all sessions of all users, for example after an intrusion (OWASP ASVS 5, 7.4.5).
 
-        `await sessions.end_everyone()` logs out every visitor, in every process, with the caller.
+        `await sessions.end_everyone()` logs out every visitor, in every process, and the caller.
 
         It takes effect at one instant between call and return, however many sessions there are. Requests in flight lose their
         changes, and so does a login that called set_owner() before; sessions that begin later live. Sessions of another session()
@@ -188,7 +188,7 @@ class SessionIntegration(Integration):
         return await call(*arguments, **named)
 
     def _find_outer(self, scope: MutableMapping[str, Any]) -> Outer | None:
-        """Return what has a session of these for the request already: an App or a SessionMiddleware around this application.
+        """Return the App or SessionMiddleware around this application that has a session of these for the request, or None.
 
         Two sessions of one request would not see each other's changes, and send two cookies of one name. ConfigError is raised if
         the middleware has other sessions with the same cookie.

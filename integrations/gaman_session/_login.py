@@ -32,9 +32,9 @@ class Login(msgspec.Struct, array_like=True, frozen=True, gc=False):
     owner: str
     """Empty in a session that began for a csrf_token()."""
     since: float
-    """When login() was called."""
+    """When login() was called, or later: an end_all() that keeps the session may date it anew."""
     confirmed: list[float]
-    """When each level was confirmed last, from level 1, which is the login itself."""
+    """When each level was last confirmed. The first is level 1, the login itself."""
     nonce: str
     """What the tokens of csrf_token() are bound to. A login has a new one; confirm() and regenerate() keep it."""
 
@@ -49,9 +49,9 @@ class Logins(SessionBase):
 
             await ctx.session.login(f"user:{user.id}", note="Firefox on Linux", max_age=30 * 86_400)
 
-        The old id is dead at once. The session keeps its data, such as a cart. With *fresh* it keeps only what this request has
-        set, and if another owner was logged in, nothing from before this call. *max_age* is its lifetime from now, in seconds; 0
-        means the server's limit, and a cookie that ends with the browser. `sessions.list(owner)` shows the *note*.
+        The old id is dead at once. The session keeps its data, such as a cart; with *fresh*, only what this request has set. If
+        another owner was logged in, it keeps nothing from before this call. *max_age* is its lifetime from now, in seconds; 0 means
+        the server's limit, and a cookie that ends with the browser. `sessions.list(owner)` shows the *note*.
 
         SessionUseError: the owner isn't text, or is empty.
         """
@@ -64,14 +64,14 @@ class Logins(SessionBase):
         return _LOGGED_OUT
 
     def confirm(self, level: int | None = None) -> Coroutine[Any, Any, None]:
-        """Note that the user has proved again who they are: a new id, and a new `authenticated_at`.
+        """Note that the user has authenticated again: the session gets a new id and a new `authenticated_at`.
 
             if verify(await ctx.input("password"), user.password_hash):
                 await ctx.session.confirm()
 
-        *level* says what was given, from 1, the default; the application defines it, such as 2 for a second factor. A level
-        includes those below it. Unlike after a login, the forms of other tabs still work. A logout meanwhile wins.
-        SessionLoginRequired, which is answered with 401: nobody is logged in.
+        *level* is what the user has proved, from 1, the default; the application defines it, such as 2 for a second factor. A
+        level includes those below it. Forms in other tabs stay valid, unlike after a login. A concurrent logout wins.
+        SessionLoginRequired, which is answered with 401: the session has no login.
         """
         return later(self, "confirm", run(self._confirm, level))
 
@@ -80,8 +80,8 @@ class Logins(SessionBase):
 
             f'<input type="hidden" name="csrf_token" value="{await ctx.session.csrf_token()}">'
 
-        Each token is another text, and is valid until the session's next login or logout. confirm() and regenerate() keep those of
-        a user who is logged in; for a visitor, a new id makes them invalid. A visitor without a session gets one.
+        Each call returns a different text, which is valid until the session's next login or logout. confirm() and regenerate()
+        keep it valid after a login; before one, a new id may make it invalid. A visitor without a session gets one.
         """
         return later(self, "csrf_token", run(self._csrf_token))
 
@@ -90,7 +90,7 @@ class Logins(SessionBase):
         return reading(self, "is_csrf_token", Logins._is_csrf_token, LOGIN, token)
 
     def owner(self) -> SessionCall[str | None]:
-        """Return the owner that login() was given, or None if nobody is logged in."""
+        """Return the owner that login() was given, or None without a login."""
         return reading(self, "owner", Logins._owner, LOGIN)
 
     def is_fresh(self, seconds: float, *, level: int = 1) -> SessionCall[bool]:
@@ -104,7 +104,7 @@ class Logins(SessionBase):
 
     @property
     def authenticated_at(self) -> datetime | None:
-        """When login() or confirm() was called last; None before the first read, and if nobody is logged in."""
+        """When login() or confirm() was called last; None before the first read, and without a login."""
         self._is_ready()
         login = self._login()
         return None if login is None else datetime.fromtimestamp(login.confirmed[0], UTC)
@@ -124,7 +124,7 @@ class Logins(SessionBase):
         elif fresh:
             self._restart()
             self._renew(max_age)
-        # `since` differs from the time of each end_all(), so that one of the two was first.
+        # `since` differs from the time of every end_all(), so the two have an order.
         since = self._sessions.owners.instant()
         self._put_login(Login(owner, since, [self._sessions.clock()], urandom(_NONCE).hex()))
         if supports_owners(self._sessions.driver):
@@ -137,7 +137,7 @@ class Logins(SessionBase):
         if login is None:
             raise SessionLoginRequired
         now = self._sessions.clock()
-        # A login of this request stays one.
+        # A login of this request isn't lost to a concurrent logout.
         self._renew(None, begins=None if self._has_set(LOGIN) else False)
         self._put_login(Login(login.owner, login.since, [now] * level + login.confirmed[level:], login.nonce))
 
@@ -155,17 +155,18 @@ class Logins(SessionBase):
 
     def _csrf_binding(self, *_: object) -> str | None:
         """Return what tokens are bound to: the login or, before one, the session's id. None without a session."""
-        visit = self._visit()
-        if visit is not None:
-            return visit.nonce
+        login = self._stored_login()
+        if login is not None:
+            return login.nonce
         return None if self.is_new else self.id
 
     def _login(self, *_: object) -> Login | None:
         """Return the session's login, once it is readable; None for a visitor."""
-        login = self._visit()
+        login = self._stored_login()
         return login if login is not None and login.owner else None
 
-    def _visit(self, *_: object) -> Login | None:
+    def _stored_login(self) -> Login | None:
+        """Return what login() or csrf_token() has stored, or None if there is nothing or it is unreadable."""
         if self._dict is not None and not self._is_closed:
             # The application may have replaced the dict by an empty one, which ends the session.
             self._dict.take_over()
@@ -179,7 +180,7 @@ class Logins(SessionBase):
         return login
 
     def _put_login(self, login: Login) -> None:
-        # A list is what every serializer can encode, so that a store without encryption has one kind of values.
+        # A list, because every serializer can encode it, and the login should be stored like the other values.
         self._put(LOGIN, self._encode(LOGIN, [login.owner, login.since, login.confirmed, login.nonce]))
 
     def _owner(self, *_: object) -> str | None:
@@ -189,7 +190,7 @@ class Logins(SessionBase):
     def _is_fresh(self, key: str, seconds: float, level: int) -> bool:
         login = self._login()
         times = [] if login is None else login.confirmed[level - 1 :]
-        # A later time is one from before the clock was set back, and may be old.
+        # A time in the future is from before the clock was set back, and may be old.
         return -MAX_SKEW <= self._sessions.clock() - max(times, default=-inf) < seconds
 
 

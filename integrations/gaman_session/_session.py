@@ -123,7 +123,7 @@ class Session(Logins):
         return _SET
 
     def delete(self, key: str) -> SessionCall[None]:
-        """Remove *key*, if it exists. Removing the last key ends the session and removes its cookie."""
+        """Remove *key*, if it exists. Without a login, removing the last key ends the session."""
         if not isinstance(key, str) or key == LOGIN:
             raise self._key_error("delete", key)
         self._open_for_change()
@@ -282,6 +282,12 @@ class Session(Logins):
         else:
             # _close() reports it.
             self._remember(place, place)
+
+    def _report_unwritten(self, error: Exception) -> None:
+        """Log the *error* of a write that has ended after its request was cancelled."""
+        extra = log_extra(self._scope)
+        message = "%s %r was cancelled, and its session could not be written: %s: %s"
+        logger.error(message, extra["method"], extra["path"], type(error).__name__, error, extra=extra)
 
     def _log_unawaited(self) -> None:
         for line in self._take_lines():

@@ -124,9 +124,9 @@ class SessionBase(NotADict, MakesCalls, ABC):
         """Find out which of the request's cookies leads to a live session, so that `id` is its id."""
 
     def _outlive_end(self) -> None:
-        """Date a pending change of owner from now, so that end_all() doesn't revoke it."""
+        """Date a pending login or change of owner from now, so that end_all() doesn't revoke it."""
 
-    # The next two are only called on a session in a store.
+    # The next two are only called if there is a store, of the sessions or of the ended ones.
 
     def _needs_store(self) -> bool:
         """Return whether _flush() has something to do."""

@@ -289,11 +289,6 @@ class StoredSession(Session):
         # 15 % of a request that writes to Redis.
         return writing
 
-    def _report_unwritten(self, error: Exception) -> None:
-        extra = log_extra(self._scope)
-        message = "%s %r was cancelled, and its session could not be written: %s: %s"
-        logger.error(message, extra["method"], extra["path"], type(error).__name__, error, extra=extra)
-
     async def _exclusively(self, work: Callable[[], Awaitable[T]]) -> T:
         """Return what *work* returns. A request has at most one call to the store in flight."""
         if self._is_busy and self._lock is None:

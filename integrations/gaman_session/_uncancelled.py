@@ -22,7 +22,7 @@ async def uncancelled(work: Coroutine[Any, Any, T], report: Callable[[Exception]
     try:
         return await shield(task)
     except CancelledError:
-        # anyio would cancel again in each turn of the event loop.
+        # anyio would cancel again in each iteration of the event loop.
         with anyio.CancelScope(shield=True):
             while not task.done():
                 with suppress(CancelledError):

@@ -411,6 +411,30 @@ async def test_one_session_of_the_owner_is_kept(ending: Site) -> None:
     assert await mine.do(owner_of) is None
 
 
+@pytest.mark.parametrize("renew", [confirm, regenerate, log_in])
+async def test_a_session_that_is_kept_under_a_pending_id_keeps_its_login_and_values(ending: Site, renew: Work) -> None:
+    async def end_others(session: Session) -> None:
+        await renew(session)
+        await ending.sessions.end_all(OWNER, keep=session)
+
+    async def end_others_and_fail(session: Session) -> None:
+        await end_others(session)
+        raise RuntimeError
+
+    mine, other = await logged_in(ending, a=1), await logged_in(ending)
+    # Without the new id, the old one stays.
+    assert (await mine.request(end_others_and_fail)).status == 500
+    assert await mine.do(owner_of) == OWNER
+    assert await other.do(owner_of) is None
+    other = await logged_in(ending)
+    assert (await mine.request(end_others)).set_cookie is not None
+    assert await mine.do(owner_of) == OWNER
+    assert await mine.all() == {"a": 1}
+    assert await other.do(owner_of) is None
+    await ending.sessions.end_all(OWNER)
+    assert await mine.do(owner_of) is None
+
+
 async def test_a_login_that_ends_the_others_is_kept(ending: Site) -> None:
     async def log_in_alone(session: Session) -> None:
         await session.login(OWNER)
