@@ -288,7 +288,7 @@ async def test_a_later_session_lives_although_the_clock_was_set_back(site: Site,
         pytest.skip("the server's clock isn't set back with the machine's")
     old, visitor, user = site.browser(), site.browser(), site.browser()
     await old.do(log_in)
-    await site.sessions.end_everyone()
+    await end_everyone(site)
     site.clock.now -= back
     await visitor.do(setting(cart=[1]))
     await user.do(log_in)
