@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from gaman._app import App
 from gaman._application import kind_of
@@ -81,11 +82,11 @@ def run(request: Request, value: object) -> None:
         found = _call(sessions, lambda: sessions.list(owner))
         _print(request, [_as_json(each) for each in found], *_table(found))
     elif action == "end":
-        _confirm(request, f"End the session {owner}?")
+        _confirm(request, f"End the session {_text(owner)}?")
         existed = _call(sessions, lambda: sessions.end(owner))
-        _print(request, {"ended": existed}, "gaman: ended" if existed else f"gaman: no live session has the handle {owner}")
+        _print(request, {"ended": existed}, "gaman: ended" if existed else f"gaman: no live session has the handle {_text(owner)}")
     elif action == "end-all":
-        _confirm(request, f"End all sessions of {owner}?")
+        _confirm(request, f"End all sessions of {_text(owner)}?")
         ended = _call(sessions, lambda: sessions.end_all(owner))
         _print(request, {"ended": ended}, f"gaman: {ended} ended")
     else:
@@ -145,7 +146,7 @@ def _confirm(request: Request, question: str) -> None:
 def _print(request: Request, value: object, *lines: str) -> None:
     """Print the *value* as JSON, or the *lines* for people."""
     if request.as_json:
-        print(json.dumps(value, default=str))
+        print(_json(value))
     else:
         print("\n".join(lines))
 
@@ -176,6 +177,19 @@ def _iso(time: datetime) -> str:
 
 
 def _text(note: object) -> str:
-    """Return the *note* on one line, without the characters that control a terminal, because visitors may have chosen it."""
-    text = "" if note is None else note if isinstance(note, str) else json.dumps(note, default=str, ensure_ascii=False)
+    """Return a *note* or an owner on one line, without characters that control a terminal, because visitors may have chosen it."""
+    text = "" if note is None else note if isinstance(note, str) else _json(note, ensure_ascii=False)
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def _json(value: object, *, ensure_ascii: bool = True) -> str:
+    return json.dumps(_plain(value), default=str, ensure_ascii=ensure_ascii, allow_nan=False)
+
+
+def _plain(value: object) -> object:
+    """Return what JSON can hold of *value*: text in the place of other keys, and None in the place of inf and nan."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in cast("Mapping[object, object]", value).items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(each) for each in cast("Sequence[object]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -75,6 +75,10 @@ class _Mounted:
         ctx._close_later(call)
         return await call.begin(self._application, scope)
 
+    def prefix_of(self, ctx: Context) -> str:
+        """Return the path in this request that the application is mounted at, without a slash at its end."""
+        return "/".join(ctx.path.split("/")[: self._depth + 1])
+
     def _scope(self, ctx: Context) -> Scope:
         """Return the application's scope, with the path that the guards saw; HTTPError 404 for a path with other spellings."""
         given = ctx.scope

@@ -21,7 +21,7 @@ ORDER = [
     ["gaman.headers"],
     ["gaman_headers"],
     ["gaman_headers._integration"],
-    ["gaman_headers._nonce", "gaman_headers._policy"],
+    ["gaman_headers._caches", "gaman_headers._nonce", "gaman_headers._policy"],
     ["gaman.cors", "gaman.static"],
     ["gaman_cors", "gaman_static"],
     ["gaman_cors._integration", "gaman_static._integration"],

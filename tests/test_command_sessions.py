@@ -108,6 +108,27 @@ def test_a_list_as_json_is_one_array(shop: Any, capsys: pytest.CaptureFixture[st
     assert json.loads(run(capsys, "list", "a_shop:app", "user:3", "--json")) == []
 
 
+def test_a_note_that_json_can_not_hold_is_shown_too(shop: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    note = {(1, "a"): 2, 3: [float("nan"), {None: float("-inf")}]}
+    plain = {"(1, 'a')": 2, "3": [None, {"None": None}]}
+
+    async def log_in(ctx: Context) -> str:
+        await ctx.session.login("user:3", note=note)
+        return "ok"
+
+    async def work() -> None:
+        async with TestClient(gaman.App({"/": log_in}, integrations=[shop.sessions])) as client:
+            assert (await client.get("/")).text == "ok"
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} isn't JSON")
+
+    asyncio.run(work())
+    [found] = json.loads(run(capsys, "list", "a_shop:app", "user:3", "--json"), parse_constant=refuse)
+    assert found["note"] == plain
+    assert run(capsys, "list", "a_shop:app", "user:3").splitlines()[1].endswith(f"  {json.dumps(plain)}")
+
+
 def test_it_ends_one_session_those_of_an_owner_and_all(shop: Any, capsys: pytest.CaptureFixture[str]) -> None:
     handle = json.loads(run(capsys, "list", "a_shop:app", "user:1", "--json"))[0]["handle"]
     assert run(capsys, "end", "a_shop:app", handle, "--yes") == "gaman: ended\n"
@@ -125,11 +146,13 @@ def test_it_ends_one_session_those_of_an_owner_and_all(shop: Any, capsys: pytest
 ENDINGS = [
     (["end", "a_shop:app", "0" * 64], f"End the session {'0' * 64}? This can't be undone. [y/N] "),
     (["end-all", "a_shop:app", "user:1"], "End all sessions of user:1? This can't be undone. [y/N] "),
+    (["end-all", "a_shop:app", "\x1b[2Juser:1\r"], "End all sessions of \\x1b[2Juser:1\\r? This can't be undone. [y/N] "),
+    (["end", "a_shop:app", "\x1b[2J"], "End the session \\x1b[2J? This can't be undone. [y/N] "),
     (["end-everyone", "a_shop:app"], "End all sessions of all users of a_shop:app? This can't be undone. [y/N] "),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "question"), ENDINGS, ids=[arguments[0] for arguments, _ in ENDINGS])
+@pytest.mark.parametrize(("arguments", "question"), ENDINGS, ids=[" ".join(arguments) for arguments, _ in ENDINGS])
 def test_it_asks_before_it_ends_sessions(
     shop: Any, arguments: list[str], question: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,11 +163,11 @@ def test_it_asks_before_it_ends_sessions(
     assert run(capsys, "count", "a_shop:app") == "4\n"
     monkeypatch.setattr(sys, "stdin", Terminal("Yes\n"))
     assert run(capsys, *arguments, "--json")
-    left = {"end": "4\n", "end-all": "1\n", "end-everyone": "0\n"}[arguments[0]]
+    left = {"end-all user:1": "1\n", "end-everyone": "0\n"}.get(" ".join(arguments).replace(" a_shop:app", ""), "4\n")
     assert run(capsys, "count", "a_shop:app") == left
 
 
-@pytest.mark.parametrize("arguments", [arguments for arguments, _ in ENDINGS], ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("arguments", [arguments for arguments, _ in ENDINGS], ids=" ".join)
 def test_without_a_terminal_it_ends_sessions_only_with_yes(
     shop: Any, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,11 @@ def test_a_visitor_signs_up_logs_out_and_logs_in_and_is_remembered(project: Path
         # The cookie ends with the browser.
         assert "Max-Age" not in entered.headers["set-cookie"]
         assert "SameSite=Lax" in entered.headers["set-cookie"]
-        page = browser.get("/account").text
+        response = browser.get("/account")
+        page = response.text
+        # The browser applies the page's style.
+        nonce = re.findall(r'<style nonce="([\w-]{22})">', page)[0]
+        assert f"style-src 'self' 'nonce-{nonce}';" in response.headers["content-security-policy"]
         assert "You are Angga &lt;b&gt;." in page
         assert "Hello Angga &lt;b&gt;!" in page
         assert "Hello" not in browser.get("/account").text

@@ -215,9 +215,14 @@ async def test_a_response_that_a_handler_returns_again_stays_unchanged(fetch: Fe
     assert [name for name, _ in shared.raw_headers] == [b"content-type"]
 
 
-async def test_a_request_that_is_refused_before_any_hook_has_no_fields(fetch: Fetch) -> None:
-    response = await fetch(await make(), headers=[(b"host", b"a b")])
+async def test_a_response_from_before_the_hooks_has_no_fields(fetch: Fetch) -> None:
+    app = await make()
+    response = await fetch(app, headers=[(b"host", b"a b")])
     assert (response.status, fields(response)) == (400, {})
+    response = await fetch(app, scope={"path": "no-slash"})
+    assert (response.status, fields(response)) == (400, {})
+    response = await fetch(app, method="OPTIONS", scope={"path": "*", "raw_path": b"*"})
+    assert (response.status, fields(response)) == (204, {})
 
 
 # HTTPS
@@ -426,6 +431,47 @@ async def test_a_stream_may_use_only_a_nonce_that_is_made_before(fetch: Fetch, c
         "this response's policy is sent without a nonce, so browsers would ignore one in its body; "
         "write nonce = str(ctx.locals['csp_nonce']) before the stream begins"
     ) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "sent", "is_logged"),
+    [
+        ({}, {"cache-control": "private"}, False),
+        ({"cache-control": "Public, max-age=60"}, {"cache-control": "private, max-age=60"}, True),
+        ({"cache-control": "s-maxage=60 , immutable"}, {"cache-control": "private, immutable"}, True),
+        ({"cache-control": "private, max-age=60"}, {"cache-control": "private, max-age=60"}, False),
+        ({"cache-control": "no-store"}, {"cache-control": "no-store"}, False),
+        ({"cache-control": "no-cache"}, {"cache-control": "no-cache"}, False),
+        ({"cdn-cache-control": "max-age=60", "cache-control": "no-store"}, {"cache-control": "no-store"}, True),
+        ({"surrogate-control": "max-age=60"}, {"cache-control": "private"}, True),
+        ({"cdn-cache-control": "no-store"}, {"cdn-cache-control": "no-store", "cache-control": "private"}, False),
+    ],
+    ids=str,
+)
+async def test_no_shared_cache_keeps_a_page_with_a_nonce(
+    fetch: Fetch, caplog: pytest.LogCaptureFixture, given: dict[str, str], sent: dict[str, str], is_logged: bool
+) -> None:
+    async def show(ctx: Context) -> Response:
+        return Response.html(f"<script nonce={ctx.locals['csp_nonce']}></script>", headers=given)
+
+    async def without(ctx: Context) -> Response:
+        return Response.html("<p>", headers=given)
+
+    def caching(response: Exchange) -> dict[str, str]:
+        return {name: value for name, value in response.headers.items() if name.endswith(("cache-control", "surrogate-control"))}
+
+    app = await make({"/": show, "/without": without})
+    assert caching(await fetch(app, "/without")) == given
+    for _ in range(2):
+        assert caching(await fetch(app, "/")) == sent
+    warnings = [message for message in caplog.messages if "beside a nonce" in message]
+    assert len(warnings) == is_logged
+    for warning in warnings:
+        assert warning.startswith("the response to GET '/' had ")
+        assert warning.endswith(
+            "beside a nonce; it was sent as private, because a shared cache would give the nonce to other visitors (logged once). "
+            "Write Cache-Control: private there, or move its inline scripts and styles into files, which need no nonce"
+        )
 
 
 async def test_an_error_page_may_use_the_nonce(fetch: Fetch) -> None:

@@ -8,6 +8,7 @@ from urllib.parse import quote
 import gaman
 from dotenv import load_dotenv
 from gaman import Context, Response
+from gaman.headers import headers
 from gaman.session import session
 
 import users
@@ -92,7 +93,7 @@ async def logout(ctx: Context) -> Response:
 async def page(ctx: Context, title: str, body: str, notice: str = "", status: int = 200) -> Response:
     """Return a page of HTML, with its *notice* or the one that an earlier request left."""
     notice = notice or await ctx.session.pop("notice", "")
-    return Response.html(PAGE.format(title=escape(title), notice=escape(notice), body=body), status)
+    return Response.html(PAGE.format(title=escape(title), notice=escape(notice), body=body, nonce=ctx.locals["csp_nonce"]), status)
 
 
 PAGE = """<!doctype html>
@@ -100,7 +101,7 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
-<style>
+<style nonce="{nonce}">
 body {{ font: 1.1rem/1.5 system-ui; max-width: 30rem; margin: 2rem auto; padding: 0 1rem }}
 label {{ display: block }}
 </style>
@@ -127,7 +128,7 @@ app = gaman.App(
         "/signup": {"GET": signup_form, "POST": signup},
         "/logout": {"POST": logout},
     },
-    integrations=[session()],
+    integrations=[headers(), session()],
 )
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Security header fields for gaman: headers() returns the integration, which adds them to every response."""
+"""Security header fields for gaman: headers() returns the integration, which adds them to responses."""
 
 from gaman_headers._integration import headers
 from gaman_headers._policy import NONCE, STRICT

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
-from gaman import App, ConfigError, Context, Integration, Response
+from gaman import App, ConfigError, Context, Integration, Response, log_extra
 from gaman.errors import check_bool, checks_arguments, nearest
+from gaman_headers._caches import keep_private
 from gaman_headers._nonce import Nonce
 from gaman_headers._policy import STRICT, Policy, Sources
+
+logger = logging.getLogger("gaman")
 
 _KEY = "csp_nonce"
 _YEAR = 31_536_000
@@ -32,7 +36,9 @@ def headers(
     coop: str | None = "same-origin",
     corp: str | None = "same-origin",
 ) -> Integration:
-    """Return an integration that adds security header fields to every response. A handler's own field stays unchanged.
+    """Return an integration that adds security header fields to every response that passes through the hooks.
+
+    A handler's own field stays unchanged, except that `Cache-Control` becomes `private` beside a nonce.
 
         app = App(routes, integrations=[headers(csp={"img_src": ["'self'", "data:"]}), session()])
 
@@ -75,6 +81,7 @@ def headers(
     over_https = [*over_http, *_hsts(hsts, hsts_subdomains, hsts_preload)]
     names = {name for name, _ in over_https}
     takes_nonce = any(policy.takes_nonce for _, policy in policies)
+    warns_of_caches = True
 
     def on_load(app: App) -> None:
         for outer in app.integrations:
@@ -96,9 +103,26 @@ def headers(
             nonce.is_sent = True
             if text := nonce.text:
                 fields = [*((name, policy.with_nonce(text)) for name, policy in policies), *fields[len(policies) :]]
+                keep_from_caches(ctx, response)
         own = dict(response.raw_headers)
         # The test for the usual response, which has none of the fields, saves 0.25 microseconds.
         response.raw_headers += fields if names.isdisjoint(own) else [field for field in fields if field[0] not in own]
+
+    def keep_from_caches(ctx: Context, response: Response) -> None:
+        nonlocal warns_of_caches
+        changed = keep_private(response.raw_headers)
+        if changed and warns_of_caches:
+            warns_of_caches = False
+            extra = log_extra(ctx.scope)
+            logger.warning(
+                "the response to %s %r had %r beside a nonce; it was sent as private, because a shared cache would give the nonce "
+                "to other visitors (logged once). Write Cache-Control: private there, or move its inline scripts and styles into "
+                "files, which need no nonce",
+                extra["method"],
+                extra["path"],
+                changed,
+                extra=extra,
+            )
 
     # The outermost integration, so that every response has the fields.
     return Integration(

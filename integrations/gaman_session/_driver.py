@@ -18,7 +18,10 @@ With a ClockDriver, the times of processes differ by a few milliseconds.
 """
 
 MAX_FLIGHT: Final = 10
-"""Seconds that a call may be in flight and still be dropped by end_everyone()."""
+"""Seconds that a call to a server may be in flight and still be dropped by end_everyone().
+
+Only a ClockDriver can allow it so much, because its clock isn't set back with the machine's.
+"""
 
 LARGE: Final = 64 * 1024
 """Bytes. A larger session is loaded by itself, so that no other call waits for it."""
@@ -243,8 +246,9 @@ class EveryoneDriver(Driver, Protocol):
     and then ABSENT. Its data may stay in the store until it would have expired, but no call returns or counts it.
 
     A session that begins later lives. Calls in flight at that instant are dropped: for TOMBSTONE seconds, a create() whose
-    `created` is before the instant is REVOKED, and so is an ownership made before. An instant more than MAX_FLIGHT seconds ahead of
-    a call is ignored, because the clock was set back since. For the sessions that were stored, clocks don't matter.
+    `created` is before the instant is REVOKED, and so is an ownership made before. An instant more than MAX_SKEW seconds ahead of a
+    call is ignored, because the clock was set back since; a ClockDriver may ignore only one more than MAX_FLIGHT seconds ahead. For
+    the sessions that were stored, clocks don't matter.
 
     A store that stamps each session with a number can do this in one write: see Ending in `_rules.py`.
     """

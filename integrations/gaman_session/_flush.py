@@ -124,7 +124,7 @@ class Flush(Struct, gc=False):
             if owner is not None:
                 if isinstance(state, Live):
                     state.record.ownership = ownership
-                await self._settle_owner(owner)
+                await self._settle_owner(owner, identity.id)
         elif outcome is Outcome.TOO_LARGE:
             await self._refuse_size(identity, sets, deletes)
         elif outcome is Outcome.REVOKED:
@@ -159,18 +159,18 @@ class Flush(Struct, gc=False):
 
     # Beginning and renaming
 
-    async def _begin(self, former: tuple[Ownership, str] | None = None, began: float | None = None) -> None:
+    async def _begin(self, former: tuple[Ownership, str] | None = None, moment: float | None = None) -> None:
         """Store the changes as a new session, unless they set nothing.
 
         *former* is the ownership and the id of the session that they were for. The new session inherits the owner, so that a
-        concurrent end_all() revokes it too. It has begun at *began*, if that is given, for a concurrent end_everyone().
+        concurrent end_all() revokes it too. It began at *moment*, if that is given, for a concurrent end_everyone().
         """
         changes, owner = dict(self.pending.changes), self.pending.owner
         if any(data is not None for data in changes.values()):
             if not self.known.can_send_cookie:
                 self.pending.discard()
                 raise too_late_for_cookie()
-            identity, record = self._new_session(None, changes, began)
+            identity, record = self._new_session(None, changes, moment)
             self._check_size(record.fields, {})
             if owner is not None:
                 record.ownership = self.known.sessions.owners.ownership(owner, identity.id)
@@ -183,22 +183,21 @@ class Flush(Struct, gc=False):
             self._note_renewal(None, identity.id, record, None)
             self._adopt(identity, record)
             if owner is not None:
-                await self._settle_owner(owner)
+                await self._settle_owner(owner, identity.id)
         self.pending.settle(changes)
         self.pending.renewal = None
 
     async def _rename(self) -> None:
         """Move the session, as it is in the store at that moment and with the pending changes, to a new id."""
         former: tuple[Ownership, str] | None = None
-        age = 0.0 if self.pending.renewal is None else monotonic() - self.pending.renewal.moment
-        began = self.known.sessions.clock() - age
+        moment = monotonic() if self.pending.renewal is None else self.pending.renewal.moment
         for attempt in range(MAX_ATTEMPTS):
             await self.known.load(again=attempt > 0)
             state = self.known.state
             if not isinstance(state, Live):
                 # A session that was ended stays ended, but a login beside a logout isn't lost.
                 if self.pending.renewal is None or self.pending.renewal.begins:
-                    await self._begin(former, began if isinstance(state, Ended) else None)
+                    await self._begin(former, moment if isinstance(state, Ended) else None)
                 else:
                     self._drop_changes()
                 return
@@ -245,7 +244,7 @@ class Flush(Struct, gc=False):
             self.pending.settle(changes)
             self.pending.renewal = None
             if owner is not None:
-                await self._settle_owner(owner)
+                await self._settle_owner(owner, identity.id)
         elif outcome is Outcome.REVOKED:
             self._revoke()
         else:
@@ -253,7 +252,7 @@ class Flush(Struct, gc=False):
         return True
 
     def _new_session(
-        self, before: Live | None, changes: dict[str, bytes | None], began: float | None = None
+        self, before: Live | None, changes: dict[str, bytes | None], moment: float | None = None
     ) -> tuple[Identity, Record]:
         """Return a new identity and its record, with the lifetime of the session *before* unless regenerate() set another one."""
         sessions, renewal = self.known.sessions, self.pending.renewal
@@ -261,7 +260,7 @@ class Flush(Struct, gc=False):
         is_transient = before is not None and before.identity.is_transient
         lifetime, is_transient = sessions.terms(None if renewal is None else renewal.max_age, lifetime, is_transient)
         identity = sessions.keyring.identity(new_raw_id(), is_transient)
-        now = sessions.clock() if began is None else began
+        now = sessions.owners.created_at(moment)
         milliseconds = int(now * 1000)
         created, expires = milliseconds / 1000, (milliseconds + lifetime * 1000) / 1000
         seal = identity.values.seal_times(created, expires) if sessions.is_sealed else b""
@@ -334,11 +333,11 @@ class Flush(Struct, gc=False):
             record.version += 1
             record.deadline = self.known.sessions.deadline(now, record.expires)
 
-    async def _settle_owner(self, written: PendingOwner) -> None:
-        """Remove the owner that was *written* from what is pending, and end the owner's sessions beyond the limit."""
+    async def _settle_owner(self, written: PendingOwner, id: str) -> None:
+        """Drop the pending owner, which was *written* to the session *id*, and end the owner's sessions beyond the limit."""
         if self.pending.owner is written:
             self.pending.owner = None
-        await self.known.sessions.owners.trim(written)
+        await self.known.sessions.owners.trim(written, id)
 
     # Size and seal
 

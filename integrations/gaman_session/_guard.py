@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from gaman import Context, Handler, Headers, HTTPError, log_extra
@@ -22,8 +23,8 @@ async def allow_cross_site(ctx: Context) -> None:
             "/api/*": allow_cross_site,
         })
 
-    It counts anywhere in the list of a route's handlers, and as middleware. A request to a mounted App passes the check of each App
-    that has a session(), so the mount needs the mark as well.
+    It counts anywhere in the list of a route's handlers, and as middleware. A mounted App with session() checks by itself, after
+    the App around it. For a route in it, mark the mount as well: `"/shop/*": [allow_cross_site, mount(shop)]`.
     """
 
 
@@ -40,10 +41,11 @@ class Guard:
         """Return the check of a route, for Integration.on_route; None for a safe method, and for handlers with the mark."""
         if method in SAFE_METHODS or any(handler is allow_cross_site for handler in handlers):
             return None
-        return self._check
+        prefix_of: Callable[[Context], str] | None = getattr(handlers[-1], "prefix_of", None) if handlers else None
+        return self._check if prefix_of is None else partial(self._check, prefix_of=prefix_of)
 
-    def _check(self, ctx: Context) -> None:
-        """Raise HTTPError 403 for a cross-site request."""
+    def _check(self, ctx: Context, prefix_of: Callable[[Context], str] | None = None) -> None:
+        """Raise HTTPError 403 for a cross-site request; *prefix_of* is that of a mount, for the fix."""
 
         def is_trusted(origin: str) -> bool:
             return self._trusts(origin) or any(
@@ -51,7 +53,13 @@ class Guard:
             )
 
         if is_cross_site(ctx.scope["headers"], lambda: ctx.host, is_trusted):
-            error, fix = self._refuse(ctx.scope, ctx.host, "put allow_cross_site before the handlers of its route")
+            exemption = "put allow_cross_site before the handlers of its route"
+            if prefix_of is not None:
+                exemption = (
+                    f"write {prefix_of(ctx) + '/*'!r}: [allow_cross_site, mount(...)], and have the mounted application check all "
+                    "other requests, as an App with session() does"
+                )
+            error, fix = self._refuse(ctx.scope, ctx.host, exemption)
             if ctx.app.debug:
                 error.detail = f"{error.detail}; {fix}"
             raise error

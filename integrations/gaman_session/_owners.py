@@ -16,16 +16,7 @@ import msgspec
 from gaman_session._audit import Audit
 from gaman_session._counters import Counters
 from gaman_session._damage import Damage
-from gaman_session._driver import (
-    MAX_SKEW,
-    OWNER_METHODS,
-    TOMBSTONE,
-    Driver,
-    EveryoneDriver,
-    OwnerDriver,
-    Ownership,
-    Record,
-)
+from gaman_session._driver import MAX_SKEW, OWNER_METHODS, TOMBSTONE, Driver, EveryoneDriver, OwnerDriver, Ownership, Record
 from gaman_session._errors import SessionStoreError, SessionUnsupported, SessionUseError
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Codec
@@ -169,6 +160,15 @@ class Owners:
         # The sealed note includes the owner, so that move() can hash the owner again with a newer secret.
         return Ownership(name, self._keyring.seal_note(id, name, _encode((pending.owner, pending.note))), since)
 
+    def created_at(self, moment: float | None) -> float:
+        """Return the `created` of a session that began at *moment* of the monotonic clock, or begins now."""
+        now, end = self._clock(), self._everyone
+        created = now if moment is None else now - (time.monotonic() - moment)
+        if end is not None and (moment is None or end.moment < moment) and end.at <= now + MAX_SKEW:
+            # The clock was set back after end_everyone().
+            return max(created, end.at)
+        return created
+
     def move(self, ownership: Ownership, id: str, new_id: str) -> Ownership:
         """Return the *ownership* of the session *id* for its new id, sealed with the newest secret."""
         opened = self._open(id, ownership) if self._is_sealed else None
@@ -189,18 +189,21 @@ class Owners:
                 extra=extra,
             )
 
-    async def trim(self, pending: PendingOwner) -> None:
-        """End the owner's oldest sessions beyond the limit. Of several logins at once, the last one sees them all."""
+    async def trim(self, pending: PendingOwner, id: str) -> None:
+        """End the owner's oldest sessions beyond the limit, after *pending* was written to the session *id*.
+
+        Of several logins at once, the last one sees them all.
+        """
         from asyncio import gather  # noqa: PLC0415 - takes 20 ms to load, which a server has done
 
         if self._max_sessions is None or pending.owner is None:
             return
         records = await self._records(pending.owner)
-        oldest = _by_age(records)[: -self._max_sessions]
-        await gather(*(self._driver().destroy(id, now=self._clock()) for id in oldest))
+        oldest = _by_age(records, id)[: -self._max_sessions]
+        await gather(*(self._driver().destroy(each, now=self._clock()) for each in oldest))
         self._counters.ended += len(oldest)
-        for id in oldest:
-            self._audit.note("ended", handle=id, owner=self.hash_of(pending.owner), reason="limit")
+        for handle in oldest:
+            self._audit.note("ended", handle=handle, owner=self.hash_of(pending.owner), reason="limit")
 
     # For the application
 
@@ -269,9 +272,12 @@ class Owners:
             raise SessionUnsupported(driver.name, "end_everyone()", "add it to the driver as EveryoneDriver says")
         # The instant at which it takes effect, as in end_all().
         now = self.instant()
-        self._everyone = _End(now, self._moment())
+        self._everyone = end = _End(now, self._moment())
         with self._noting_failure():
             await driver.end_everyone(now=now)
+        if self._everyone is end:
+            # With several steps, such as in a Redis Cluster, the store may have a later time, which is up to a millisecond ahead.
+            self._everyone = _End(now + self._moment() - end.moment + 0.001, end.moment)
         self._audit.note("ended", reason="end_everyone")
 
     async def count(self, owner: str | None) -> int:
@@ -371,9 +377,12 @@ class Owners:
         return self._latest_moment
 
 
-def _by_age(records: Mapping[str, Record]) -> list[str]:
-    """Return the ids in the order of their set_owner() calls."""
-    return sorted(records, key=lambda id: (cast("Ownership", records[id].ownership).since, id))
+def _by_age(records: Mapping[str, Record], newest: str | None = None) -> list[str]:
+    """Return the ids in the order of their set_owner() calls; *newest* is the last of those with the same time.
+
+    A create() that is repeated because the store didn't confirm the first one may leave two sessions of one set_owner().
+    """
+    return sorted(records, key=lambda id: (cast("Ownership", records[id].ownership).since, id == newest, id))
 
 
 def check_owner(owner: str) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, Protocol, TypeAlias
 
 from msgspec import Meta, Struct, structs
 
-from gaman_session._driver import MAX_FLIGHT, MAX_SKEW, TOMBSTONE, Outcome, Ownership, Record, size_of
+from gaman_session._driver import MAX_SKEW, TOMBSTONE, Outcome, Ownership, Record, size_of
 from gaman_session._errors import SessionStoreError
 
 
@@ -255,15 +255,15 @@ def next_ending(before: Ending, now: float) -> Ending:
     return Ending(before.min_version + MAX_WRITES, revoked_at(before.at, now))
 
 
-def began_before(created: float, ending: Ending) -> bool:
-    """Return whether a create() with this `created` began before *ending*, which still counts."""
+def began_before(created: float, ending: Ending, max_ahead: float = MAX_SKEW) -> bool:
+    """Return whether a create() with this `created` began before *ending*, which counts up to *max_ahead* seconds ahead."""
     # `created` is in whole milliseconds, rounded down.
-    return ending.at - MAX_FLIGHT <= created < ending.at and created < floor(ending.at * 1000) / 1000
+    return ending.at - max_ahead <= created < ending.at and created < floor(ending.at * 1000) / 1000
 
 
-def is_outdated(ownership: Ownership, ending: Ending, now: float) -> bool:
-    """Return whether *ownership* was made before *ending*, which still counts."""
-    return ownership.since < ending.at and ending.at - MAX_FLIGHT <= now < ending.at + TOMBSTONE
+def is_outdated(ownership: Ownership, ending: Ending, now: float, max_ahead: float = MAX_SKEW) -> bool:
+    """Return whether *ownership* was made before *ending*, which counts up to *max_ahead* seconds ahead."""
+    return ownership.since < ending.at and ending.at - max_ahead <= now < ending.at + TOMBSTONE
 
 
 def is_carried(ownership: Ownership, before: Ownership | None) -> bool:

@@ -412,6 +412,24 @@ async def test_a_refusal_is_counted_each_time_and_named_in_the_log_once(caplog: 
     assert vars(records[0])["path"] == "/buy"
 
 
+async def test_the_fix_for_a_route_of_a_mounted_app_names_the_mount(caplog: pytest.LogCaptureFixture) -> None:
+    inner: Any = {"/": enter, "/hook": [allow_cross_site, enter]}
+    for table, target, key in (
+        ({"/eu/shop/*": mount(App(inner))}, "/eu//shop/hook", "/eu/shop/*"),
+        ({"/:country/*": mount(App(inner))}, "/eu/hook", "/eu/*"),
+        ({"/*": mount(App(inner))}, "/hook", "/*"),
+        ({"/shop/*": mount(App(inner))}, "/shop", "/shop/*"),
+    ):
+        caplog.clear()
+        app = await opened(table)
+        await fetch(app, target, "POST", headers=EVIL)
+        await app.shutdown()
+        assert caplog.messages[-1].endswith(
+            f"if every site may send it, write '{key}': [allow_cross_site, mount(...)], and have the mounted application check all "
+            "other requests, as an App with session() does"
+        )
+
+
 async def test_with_debug_the_response_names_the_fix() -> None:
     app = App({"/": enter}, integrations=[sessions_with()], debug=True)
     await app.load()

@@ -20,6 +20,8 @@ from gaman.session import (
     SessionUnsupported,
     session,
 )
+from gaman_session._clock import has_clock
+from gaman_session._driver import MAX_FLIGHT, MAX_SKEW
 from gaman_session.drivers import find_driver
 from gaman_session.drivers._sqlite_sessions import SessionTables
 from gaman_session.drivers.memory import MemoryDriver
@@ -291,3 +293,37 @@ async def test_a_collection_that_was_emptied_has_no_ending_any_more() -> None:
     assert isinstance(await driver.load("a" * 64, now=created + 2), Record)
     await driver.close()
     await other.close()
+
+
+@pytest.mark.parametrize("back", [0.5, 2, 5, 3600])
+async def test_a_later_session_lives_although_the_clock_was_set_back(site: Site, own_store: Driver, back: float) -> None:
+    if has_clock(own_store) and MAX_SKEW < back < MAX_FLIGHT:
+        pytest.skip("the server's clock isn't set back with the machine's")
+    old, visitor, user = site.browser(), site.browser(), site.browser()
+    await old.do(log_in)
+    await end_everyone(site)
+    site.clock.now -= back
+    await visitor.do(setting(cart=[1]))
+    await user.do(log_in)
+    assert (await old.all(), await visitor.all(), await user.all()) == ({}, {"cart": [1]}, {"user": 1})
+    await old.do(log_in)
+    assert await old.all() == {"user": 1}
+
+
+@pytest.mark.parametrize("own_store", ["file", "sql"], indirect=True)
+@pytest.mark.parametrize("back", [0.5, 2, 5])
+async def test_another_process_drops_a_session_for_a_second_at_most_and_logs_it(
+    site: Site, own_store: Any, back: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(Site(find_driver(own_store.name)(**options_of(own_store)), site.clock)) as elsewhere:
+        await site.sessions.end_everyone()
+        site.clock.now -= back
+        for work, stored in ((setting(cart=[1]), {"cart": [1]}), (log_in, {"user": 1})):
+            caplog.clear()
+            await (browser := elsewhere.browser()).do(work)
+            is_dropped = back < MAX_SKEW
+            assert await browser.all() == ({} if is_dropped else stored)
+            assert ("what this request changed was dropped" in caplog.text) is is_dropped
+        site.clock.now += 0.5
+        await (browser := elsewhere.browser()).do(log_in)
+        assert await browser.all() == {"user": 1}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gaman.session import Outcome, Record, Session, SessionStoreError
+from gaman_session.drivers.memory import MemoryDriver
 from gaman_session.drivers.redis import RedisDriver
 from tests import servers
 from tests.serving import until
@@ -246,3 +247,31 @@ async def test_a_503_of_a_redis_whose_replica_is_frozen_carries_the_new_id(clock
                 replica.send_signal(signal.SIGCONT)
                 await browser.do(work)
                 assert await browser.all() == {"cart": [1], "user": "Angga"}
+
+
+async def test_a_create_that_is_repeated_ends_the_session_of_the_first_one_and_not_its_own(clock: Clock) -> None:
+    class Owned(MemoryDriver):
+        is_losing = False
+
+        async def create(self, id: str, record: Record) -> Any:
+            outcome = await super().create(id, record)
+            if self.is_losing:
+                self.is_losing = False
+                raise SessionStoreError("memory", "create")
+            return outcome
+
+    driver = Owned()
+
+    async def twice(session: Session) -> None:
+        driver.is_losing = True
+        await session.login("user:1")
+        with pytest.raises(SessionStoreError):
+            await session.save()
+        await session.save()
+
+    async with serving(Site(driver, clock, max_sessions_per_owner=1)) as site:
+        # The ids are random, and the order of two ids decided which session was ended.
+        for _ in range(8):
+            await (browser := site.browser()).do(twice)
+            assert await browser.do(Session.owner) == "user:1"
+            assert await site.sessions.count() == 1

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeVar
 from bson import Int64
 from pymongo import ReturnDocument, UpdateOne
 
-from gaman_session._driver import MAX_SKEW, Outcome, Ownership, Record
+from gaman_session._driver import MAX_FLIGHT, MAX_SKEW, Outcome, Ownership, Record
 from gaman_session._rules import MAX_WRITES, NEVER, Ending, began_before, find, is_outdated
 from gaman_session.drivers._mongodb_client import Collection as Sessions
 from gaman_session.drivers._mongodb_client import write
@@ -87,13 +87,13 @@ class Endings:
 
     def is_late(self, record: Record) -> bool:
         """Return whether a new session began, or its ownership was made, before the ending."""
-        return began_before(record.created, self.known) or (
+        return began_before(record.created, self.known, MAX_FLIGHT) or (
             record.ownership is not None and self.is_outdated(record.ownership, record.created)
         )
 
     def is_outdated(self, ownership: Ownership, now: float) -> bool:
         """Return whether an ownership was made before the ending."""
-        return is_outdated(ownership, self.known, now)
+        return is_outdated(ownership, self.known, now, MAX_FLIGHT)
 
     def begun(self, document: Document) -> Document:
         """Return the document of a session that begins now."""
