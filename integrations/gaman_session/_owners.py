@@ -196,11 +196,12 @@ class Owners:
         if self._max_sessions is None or pending.owner is None:
             return
         records = await self._records(pending.owner)
-        oldest = _by_age(records)[: -self._max_sessions]
-        await gather(*(self._driver().destroy(id, now=self._clock()) for id in oldest))
-        self._counters.ended += len(oldest)
-        for id in oldest:
-            self._audit.note("ended", handle=id, owner=self.hash_of(pending.owner), reason="limit")
+        await gather(*(self._end_oldest(id, pending.owner) for id in _by_age(records)[: -self._max_sessions]))
+
+    async def _end_oldest(self, id: str, owner: str) -> None:
+        await self._driver().destroy(id, now=self._clock())
+        self._counters.ended += 1
+        self._audit.note("ended", handle=id, owner=self.hash_of(owner), reason="limit")
 
     # For the application
 
@@ -219,12 +220,21 @@ class Owners:
         if not isinstance(id, str) or not is_id(id):
             return False
         now = self._clock()
-        with self._noting_failure():
-            found = await driver.load(id, now=now)
-            await driver.destroy(id, now=now)
+        found, failure = None, None
+        try:
+            with self._noting_failure():
+                found = await driver.load(id, now=now)
+                await driver.destroy(id, now=now)
+        except SessionStoreError as error:
+            # The next attempt may find no session.
+            if not error.is_unconfirmed:
+                raise
+            failure = error
         if isinstance(found, Record):
             self._counters.ended += 1
             self._audit.note("ended", handle=id, owner=self.hash_in(found.ownership), reason="end")
+        if failure is not None:
+            raise failure
         return isinstance(found, Record)
 
     async def end_all(self, owner: str, keep: KeptSession | None) -> int:
@@ -240,20 +250,22 @@ class Owners:
             keep._outlive_end()
         ended, partial_failure = 0, None
         # In both directions, because a rename may move a session from one name to another meanwhile.
-        for name in (*names, *names[-2::-1]):
-            try:
-                with self._noting_failure():
-                    ended_now = await driver.end_owned(name, keep=kept, now=now)
-            except SessionStoreError as error:
-                if not error.is_partial:
-                    raise
-                # The store works and may have evicted some of the sessions, so end those under the other names too.
-                partial_failure = error
-                continue
-            self._counters.ended += ended_now
-            ended += ended_now
-        if ended:
-            self._audit.note("ended", owner=self.hash_of(owner), reason="end_all", count=ended)
+        try:
+            for name in (*names, *names[-2::-1]):
+                try:
+                    with self._noting_failure():
+                        ended_now = await driver.end_owned(name, keep=kept, now=now)
+                except SessionStoreError as error:
+                    if not error.is_partial:
+                        raise
+                    # The store works and may have evicted some of the sessions, so end those under the other names too.
+                    partial_failure = error
+                    continue
+                self._counters.ended += ended_now
+                ended += ended_now
+        finally:
+            if ended:
+                self._audit.note("ended", owner=self.hash_of(owner), reason="end_all", count=ended)
         if partial_failure is not None:
             raise partial_failure
         return ended
