@@ -319,6 +319,10 @@ async def _send(event: SessionEvent, told: Events) -> None:
     told.append(event)
 
 
+def _starting(told: Events) -> Callable[[SessionEvent], Awaitable[None]]:
+    return lambda event: _send(event, told)
+
+
 class _Sender:
     def __init__(self, told: Events) -> None:
         self.told = told
@@ -327,20 +331,20 @@ class _Sender:
         await _send(event, self.told)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(lambda told: lambda event: _send(event, told), id="a plain function that returns a coroutine"),
-        pytest.param(_Sender, id="an object with an async __call__"),
-        pytest.param(lambda told: partial(_send, told=told), id="a partial of an async function"),
-        pytest.param(lambda told: partial(_Sender(told)), id="a partial of such an object"),
-        pytest.param(lambda told: _Sender(told).__call__, id="an async method"),
-        pytest.param(lambda told: told.append, id="a plain method"),
-    ],
-)
-async def test_each_kind_of_function_gets_the_events(clock: Clock, make: Callable[[Events], Any]) -> None:
+_FUNCTIONS: dict[str, Callable[[Events], Any]] = {
+    "a plain function that returns a coroutine": _starting,
+    "an object with an async __call__": _Sender,
+    "a partial of an async function": lambda told: partial(_send, told=told),
+    "a partial of such an object": lambda told: partial(_Sender(told)),
+    "an async method": lambda told: _Sender(told).__call__,
+    "a plain method": lambda told: told.append,
+}
+
+
+@pytest.mark.parametrize("kind", _FUNCTIONS)
+async def test_each_kind_of_function_gets_the_events(clock: Clock, kind: str) -> None:
     told: Events = []
-    async with serving(Site(MemoryDriver(), clock, on_event=make(told))) as site:
+    async with serving(Site(MemoryDriver(), clock, on_event=_FUNCTIONS[kind](told))) as site:
         await site.browser().do(logging_in())
     assert [each.kind for each in told] == ["began", "logged in"]
 
@@ -690,7 +694,7 @@ async def test_a_line_has_nothing_of_the_request_but_a_plain_request_id(site: Si
     caplog.set_level(logging.INFO, "gaman.session.audit")
     reply = Reply()
     headers = [(b"x-request-id", b"1, owner=x\nsession ended"), (b"user-agent", b"chosen"), (b"cookie", b"c=chosen")]
-    scope = http_scope("/", "POST", headers=headers, scheme="https", reply=reply, work=logging_in(), response=Response("done"))
+    scope = http_scope(headers=headers, scheme="https", reply=reply, work=logging_in(), response=Response("done"))
     await site.app(scope, reply.receive, reply.send)
     lines = [record.getMessage() for record in caplog.records if record.name == "gaman.session.audit"]
     assert len(lines) == 2
