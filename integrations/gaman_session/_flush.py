@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from time import monotonic
 from typing import Final, NoReturn, cast
 
@@ -105,10 +106,11 @@ class Flush(Struct, gc=False):
         record = state.record if is_this and isinstance(state, Live) else None
         was_live = record is not None or not (is_this and state.is_read)
         if record is None and was_live and sessions.audit.is_on:
-            # A copy of a dead cookie ends nothing, and only the record has the owner.
-            found = await sessions.store.load(identity.id, now=sessions.clock())
-            record = found if isinstance(found, Record) else None
-            was_live = record is not None
+            # A copy of a dead cookie ends nothing, and only the record has the owner. A failure of this must not stop a logout.
+            with suppress(SessionStoreError):
+                found = await sessions.store.load(identity.id, now=sessions.clock())
+                record = found if isinstance(found, Record) else None
+                was_live = record is not None
         try:
             await sessions.store.destroy(identity.id, now=sessions.clock())
         except SessionStoreError as error:

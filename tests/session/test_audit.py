@@ -19,7 +19,7 @@ from gaman.session import Driver, Session, SessionEvent, SessionIntegration, Ses
 from gaman.session.asgi import SessionMiddleware, get_session
 from gaman_session.drivers.memory import MemoryDriver
 from tests.asgi import http_scope
-from tests.session.sites import SECRET, Browser, Clock, Reply, Sealing, Site, serving, setting
+from tests.session.sites import SECRET, Browser, Clock, Recording, Reply, Sealing, Site, serving, setting
 
 pytestmark = pytest.mark.anyio
 
@@ -617,6 +617,20 @@ async def test_a_logout_with_a_dead_cookie_is_no_event(site: Site, events: Event
     await asyncio.sleep(0.01)
     assert events == []
     assert site.sessions.counters.ended == 1
+
+
+async def test_a_logout_needs_no_load(clock: Clock, events: Events) -> None:
+    store = Recording()
+    async with serving(Site(store, clock, on_event=events.append)) as site:
+        browser = site.browser()
+        await browser.do(logging_in())
+        copy = site.browser(browser.token)
+        await told(events, 2)
+        store.failing = {"load"}
+        await browser.do(log_out_unread)
+        assert [(owner, reason) for _, owner, reason in await _ends(site, events, 1)] == [(None, "logout")]
+        store.failing = set()
+        assert await copy.all() == {}
 
 
 class _Unconfirmed(Sealing):
