@@ -90,6 +90,7 @@ ORDER = [
     ["gaman_session._rules"],
     [
         "gaman_session._audit",
+        "gaman_session._owned",
         "gaman_session._driver",
         "gaman_session._paths",
         "gaman_session._damage",

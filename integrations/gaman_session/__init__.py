@@ -29,7 +29,7 @@ from gaman_session._errors import (
 )
 from gaman_session._guard import allow_cross_site
 from gaman_session._integration import SessionIntegration, session
-from gaman_session._owners import OwnedSession
+from gaman_session._owned import OwnedSession
 from gaman_session._require_fresh import require_fresh
 from gaman_session._require_same_origin import require_same_origin
 from gaman_session._serializer import Serializer

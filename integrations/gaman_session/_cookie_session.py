@@ -17,6 +17,7 @@ import msgspec
 
 from gaman import find_cookie
 from gaman_session import _sealing
+from gaman_session._audit import Reason
 from gaman_session._counters import Rejection
 from gaman_session._errors import SessionTooLarge, SessionUnsupported, too_late_to_read
 from gaman_session._login import LOGIN, Login, kind_of_renewal, login_in
@@ -260,8 +261,7 @@ class CookieSession(Session):
         if not self._fields:
             if self._received is None:
                 return None
-            sessions.counters.ended += 1
-            self._note_end(self._received)
+            self._note_removal(self._received, "logout")
             return REMOVED
         if not self._is_changed and sessions.idle_timeout is None:
             return None
@@ -270,6 +270,8 @@ class CookieSession(Session):
             contents = self._contents = self._begin(None, now)
         elif not self._is_changed and not sessions.is_touch_due(contents.deadline, contents.expires, now):
             return None
+        if self._is_new and self._received is not None:
+            self._note_removal(self._received, "logout" if self._login() is None else "login")
         if self._received is None:
             sessions.counters.created += 1
         else:
@@ -285,8 +287,6 @@ class CookieSession(Session):
         id, owner = _sealing.id_of(contents.raw_id), self._hash_of(login)
         former = None if received is None else _sealing.id_of(received.raw_id)
         if self._is_new:
-            if received is not None:
-                self._note_end(received)
             note("began", self._scope, handle=id, owner=owner)
         if former != id:
             before = None if received is None else login_in(received.fields.get(LOGIN), self._sessions.codec)
@@ -294,9 +294,16 @@ class CookieSession(Session):
             if kind != "renewed" or not self._is_new:
                 note(kind, self._scope, handle=id, former=former, owner=owner)
 
-    def _note_end(self, received: Contents) -> None:
-        owner = self._hash_of(login_in(received.fields.get(LOGIN), self._sessions.codec))
-        self._sessions.audit.note("ended", self._scope, handle=_sealing.id_of(received.raw_id), owner=owner, reason="logout")
+    def _note_removal(self, received: Contents, reason: Reason) -> None:
+        """Note that the response removes the session from the browser."""
+        self._note_end(received, _sealing.id_of(received.raw_id), reason)
+
+    def _note_end(self, ended: Contents, handle: str, reason: Reason) -> None:
+        sessions = self._sessions
+        sessions.counters.ended += 1
+        if sessions.audit.is_on:
+            owner = self._hash_of(login_in(ended.fields.get(LOGIN), sessions.codec))
+            sessions.audit.note("ended", self._scope, handle=handle, owner=owner, reason=reason)
 
     def _hash_of(self, login: Login | None) -> str | None:
         return self._sessions.owners.hash_of(login.owner) if login is not None and login.owner else None

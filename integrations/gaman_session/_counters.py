@@ -21,7 +21,10 @@ class Counters(Struct):
     written: int = 0
     """Times that an existing session was changed or renamed, or its idle limit was refreshed."""
     ended: int = 0
-    """Sessions that clear(), the delete() of their last key, end(), end_all() or an owner's limit ended, but not expired ones."""
+    """Sessions that clear(), the delete() of their last key, end(), end_all() or an owner's limit ended, but not expired ones.
+
+    Without an audit trail, nothing tells whether the session of a logout had ended before, so it counts.
+    """
     forged: int = 0
     """Requests with an invalid cookie: forged, changed, or sealed with a secret that is no longer in the list."""
     expired: int = 0

@@ -17,6 +17,7 @@ import msgspec
 
 from gaman import log_extra
 from gaman_session import _sealing
+from gaman_session._audit import Reason
 from gaman_session._cookie_session import Contents, CookieSession, decode_contents
 from gaman_session._driver import MAX_SKEW, TOMBSTONE
 from gaman_session._ended import MAX_COOKIE_AGE, EndedSessions, Ending, Found
@@ -218,9 +219,25 @@ class EndableCookieSession(CookieSession):
         """End every session that a cookie of this request holds."""
         base = () if self._base is None else (self._base,)
         sessions = {each.raw_id: each for each in (*base, *self._opened())}
-        await _gather(self._ended.end_to_last(_ending(each)) for each in sessions.values())
+        reason: Reason = "logout" if self._login_in(self._fields) is None else "login"
+        await _gather(self._end_and_note(self._ended.end_to_last, each, reason) for each in sessions.values())
         self._base = None
         self._received = next(iter(sessions.values()), None)
+
+    async def _end_and_note(self, end: Callable[[Ending], Awaitable[str | None]], session: Contents, reason: Reason) -> None:
+        """Have *end* end a session, and note that if it was live."""
+        try:
+            handle = await end(_ending(session))
+        except SessionStoreError as error:
+            # The next attempt may find that it has ended.
+            if error.is_unconfirmed:
+                self._note_end(session, _sealing.id_of(session.raw_id), reason)
+            raise
+        if handle is not None:
+            self._note_end(session, handle, reason)
+
+    def _note_removal(self, received: Contents, reason: Reason) -> None:
+        """Do nothing: the end was noted when the store had it."""
 
     async def _go_on(self, base: Contents, found: Found) -> None:
         """Write to the session that the cookie holds, unless it has ended."""
@@ -237,17 +254,19 @@ class EndableCookieSession(CookieSession):
                 # end_all() has kept the session, under its old id only.
                 self._date_login(login, found.kept_at)
         try:
-            was_live = await self._ended.end_once(_ending(base), successor)
+            was_live = await self._ended.end_once(_ending(base), successor) is not None
         except SessionStoreError as error:
             # The old id is dead, so the browser gets the new one.
             self._is_cookie_due = error.is_unconfirmed and successor is not None
             raise
         # The browser may send the cookie of another session first, and would then be logged out.
         known = {base.raw_id, *(() if self._received is None else (self._received.raw_id,))}
-        await _gather(self._ended.end_once(_ending(each)) for each in self._opened() if each.raw_id not in known)
+        twins = [each for each in self._opened() if each.raw_id not in known]
+        await _gather(self._end_and_note(self._ended.end_once, each, "login") for each in twins)
         if not was_live:
             self._lose(base, self._sessions.clock())
         elif not self._fields:
+            self._note_end(base, _sealing.id_of(base.raw_id), "logout")
             self._base = None
 
     def _new_login(self) -> Login | None:

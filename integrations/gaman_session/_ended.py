@@ -89,10 +89,10 @@ class EndedSessions(Owners):
                 kept_at = max(kept_at, limit.at)
         return Found(None, kept_at)
 
-    async def end_once(self, session: Ending, successor: Ending | None = None) -> bool:
-        """End a session, which continues as its *successor*, if any; return whether this call ended it.
+    async def end_once(self, session: Ending, successor: Ending | None = None) -> str | None:
+        """End a session, which continues as its *successor*, if any; return its handle, or None if it had ended before.
 
-        Of concurrent calls, one returns True.
+        Of concurrent calls, one returns the handle.
         """
         now = self._clock()
         # The margin is for processes whose clock is behind.
@@ -109,21 +109,25 @@ class EndedSessions(Owners):
                 raise
             # The store may have made the record, and its reply was lost.
             found = await self.store.load(session.handle, now=now)
-            return isinstance(found, Record) and data != b"" and found.fields.get(_NEXT) == data
-        return True
+            is_own = isinstance(found, Record) and data != b"" and found.fields.get(_NEXT) == data
+            return session.handle if is_own else None
+        return session.handle
 
-    async def end_to_last(self, session: Ending) -> bool:
-        """End a session and, if it was renewed within the last TOMBSTONE seconds, its successors; return whether any was live."""
+    async def end_to_last(self, session: Ending) -> str | None:
+        """End a session or, if it was renewed within the last TOMBSTONE seconds, its last successor.
+
+        Return the handle of the one that was live, or None.
+        """
         following: Ending | None = session
         while following is not None:
-            if await self.end_once(following):
-                return True
+            if (handle := await self.end_once(following)) is not None:
+                return handle
             now = self._clock()
             found = await self.store.load(following.handle, now=now)
             following = None
             if isinstance(found, Record) and now - found.created < TOMBSTONE and found.fields.get(_NEXT):
                 following = _decode_next(found.fields[_NEXT])
-        return False
+        return None
 
     # For the application
 
@@ -132,11 +136,11 @@ class EndedSessions(Owners):
         if not isinstance(id, str) or not is_id(id):
             return False
         with self._noting_failure():
-            was_live = await self.end_to_last(Ending(id, math.inf))
-        if was_live:
+            handle = await self.end_to_last(Ending(id, math.inf))
+        if handle is not None:
             self._counters.ended += 1
-            self._audit.note("ended", handle=id, reason="end")
-        return was_live
+            self._audit.note("ended", handle=handle, reason="end")
+        return handle is not None
 
     async def end_all(self, owner: str, keep: KeptSession | None) -> int:
         """End the sessions of *owner* except *keep*; return 0, because how many there are isn't known."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from time import monotonic
 from typing import Final, NoReturn, cast
 
 from msgspec import Struct
 
 from gaman import log_extra
+from gaman_session._audit import Reason
 from gaman_session._driver import Outcome, OwnerDriver, Ownership, Record, size_of
 from gaman_session._errors import SessionConflict, SessionStoreError, SessionUseError, StoredSessionTooLarge, too_late_for_cookie
-from gaman_session._known import Absent, Ended, Known, Live, Unread
+from gaman_session._known import Absent, Ended, Known, Live, Unread, is_touch_due, open_field
 from gaman_session._login import LOGIN, check_change, kind_of_renewal, login_in
 from gaman_session._owners import PendingOwner
 from gaman_session._pending import Pending
@@ -88,16 +90,40 @@ class Flush(Struct, gc=False):
         """End the session, and every other session that a cookie of this request leads to."""
         identity = self.known.identify().identity
         if identity is not None:
+            login = login_in(self.pending.changes.get(LOGIN), self.known.sessions.codec)
+            reason: Reason = "logout" if login is None or not login.owner else "login"
             # Twins first, so that no request in between finds one of them as the browser's session.
-            await self._end_all_but(identity, self.known.twins())
-            await self.known.sessions.store.destroy(identity.id, now=self.known.sessions.clock())
+            await self._end_all_but(identity, self.known.twins(), reason)
+            await self._destroy(identity, reason)
             self._forget()
         self.pending.is_end = False
 
-    async def _end_all_but(self, current: Identity, twins: Iterable[Identity]) -> None:
+    async def _end_all_but(self, current: Identity, twins: Iterable[Identity], reason: Reason) -> None:
         for twin in twins:
             if twin.id != current.id:
-                await self.known.sessions.store.destroy(twin.id, now=self.known.sessions.clock())
+                await self._destroy(twin, reason)
+
+    async def _destroy(self, identity: Identity, reason: Reason) -> None:
+        """End a session, and note that if it was live."""
+        state, sessions = self.known.identify(), self.known.sessions
+        is_this = state.identity is not None and state.identity.id == identity.id
+        record = state.record if is_this and isinstance(state, Live) else None
+        was_live = record is not None or not (is_this and state.is_read)
+        if record is None and was_live and sessions.audit.is_on:
+            # A copy of a dead cookie ends nothing, and only the record has the owner. A failure of this must not stop a logout.
+            with suppress(SessionStoreError):
+                found = await sessions.store.load(identity.id, now=sessions.clock())
+                record = found if isinstance(found, Record) else None
+                was_live = record is not None
+        try:
+            await sessions.store.destroy(identity.id, now=sessions.clock())
+        except SessionStoreError as error:
+            # The next attempt may find no session.
+            if was_live and error.is_unconfirmed:
+                sessions.note_end(self.known.scope, identity.id, record, reason)
+            raise
+        if was_live:
+            sessions.note_end(self.known.scope, identity.id, record, reason)
 
     # Changing the session that a cookie leads to
 
@@ -130,7 +156,8 @@ class Flush(Struct, gc=False):
         elif outcome is Outcome.REVOKED:
             self._revoke()
         elif outcome is Outcome.EMPTIED:
-            await self._end_all_but(identity, self.known.twins())
+            await self._end_all_but(identity, self.known.twins(), "logout")
+            sessions.note_end(self.known.scope, identity.id, state.record if isinstance(state, Live) else None, "logout")
             self._forget()
             self.pending.settle(changes)
         elif isinstance(state, Live):
@@ -180,7 +207,7 @@ class Flush(Struct, gc=False):
                 self._revoke()
                 return
             self.known.sessions.counters.created += 1
-            self._note_renewal(None, identity.id, record, None)
+            self._note_renewal(None, identity.id, record)
             self._adopt(identity, record)
             if owner is not None:
                 await self._settle_owner(owner, identity.id)
@@ -202,7 +229,7 @@ class Flush(Struct, gc=False):
                     self._drop_changes()
                 return
             # The browser may send the cookie of an older session before the new one, and would then be logged out.
-            await self._end_all_but(state.identity, self.known.twins_after(state.identity))
+            await self._end_all_but(state.identity, self.known.twins_after(state.identity), "login")
             if state.record.ownership is not None:
                 former = state.record.ownership, state.identity.id
             if await self._rename_once(state):
@@ -235,11 +262,12 @@ class Flush(Struct, gc=False):
             if error.is_unconfirmed:
                 # The old id is dead, so the browser gets the new one. The changes stay pending: if the handler catches this error,
                 # its response is below 500 only if the store confirms them then.
+                self._note_renewal(live, identity.id, record)
                 self._adopt(identity, record)
             raise
         if outcome is _WRITTEN:
             self.known.sessions.counters.written += 1
-            self._note_renewal(live.identity.id, identity.id, record, open_field(self.known, live, LOGIN))
+            self._note_renewal(live, identity.id, record)
             self._adopt(identity, record)
             self.pending.settle(changes)
             self.pending.renewal = None
@@ -273,25 +301,20 @@ class Flush(Struct, gc=False):
         self.known.state = Live(identity, record)
         self.known.is_cookie_due = True
 
-    def _note_renewal(self, former: str | None, id: str, record: Record, login: bytes | None) -> None:
-        """Note that the session *former*, which had this *login*, has a new id; for None, that it began."""
+    def _note_renewal(self, before: Live | None, id: str, record: Record) -> None:
+        """Note that the session has a new id; if there was none *before*, that it began."""
         audit, scope = self.known.sessions.audit, self.known.scope
         if audit.is_on:
-            owner = self.known.sessions.owners.hash_in(record.ownership)
-            if former is None:
+            owner, codec = self.known.sessions.owners.hash_in(record.ownership), self.known.sessions.codec
+            former, login = (None, None) if before is None else (before.identity.id, open_field(self.known, before, LOGIN))
+            if before is None:
                 audit.note("began", scope, handle=id, owner=owner)
-            codec = self.known.sessions.codec
             kind = kind_of_renewal(login_in(login, codec), login_in(self.pending.changes.get(LOGIN, login), codec))
-            if kind != "renewed" or former is not None:
+            if kind != "renewed" or before is not None:
                 audit.note(kind, scope, handle=id, former=former, owner=owner)
 
     def _forget(self) -> None:
-        """Note that this request ended the session."""
-        self.known.sessions.counters.ended += 1
-        state, sessions = self.known.state, self.known.sessions
-        if sessions.audit.is_on and isinstance(state, (Unread, Live)):
-            owner = sessions.owners.hash_in(state.record.ownership) if isinstance(state, Live) else None
-            sessions.audit.note("ended", self.known.scope, handle=state.identity.id, owner=owner, reason="logout")
+        """Go on without the session, which this request ended."""
         self.known.state = Ended(None) if isinstance(self.known.state, Ended) else Absent(None)
         self.known.is_cookie_due = True
 
@@ -368,24 +391,3 @@ class Flush(Struct, gc=False):
             return sets
         seal = identity.values.seal
         return {key: seal(key, data) for key, data in sets.items()}
-
-
-def is_touch_due(known: Known) -> bool:
-    """Return whether the idle limit of the session has to move."""
-    state, sessions = known.state, known.sessions
-    return (
-        known.can_touch
-        and isinstance(state, Live)
-        and sessions.is_touch_due(state.record.deadline, state.record.expires, sessions.clock())
-    )
-
-
-def open_field(known: Known, live: Live, key: str) -> bytes | None:
-    """Return the encoded data of *key* in the store, or None if it is missing or damaged."""
-    sealed = live.record.fields.get(key)
-    if sealed is None or not known.sessions.is_sealed:
-        return sealed
-    data = live.identity.values.open(key, sealed)
-    if data is None:
-        known.report_damage(live.identity, f"the value of {key!r}")
-    return data

@@ -24,7 +24,8 @@ from gaman_session._driver import Driver
 from gaman_session._endable_cookie_session import EndableCookieSession
 from gaman_session._errors import SessionUseError
 from gaman_session._guard import Guard
-from gaman_session._owners import OwnedSession, Owners
+from gaman_session._owned import OwnedSession
+from gaman_session._owners import Owners
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
 from gaman_session._session import Session

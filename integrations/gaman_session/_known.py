@@ -176,3 +176,24 @@ class Known(Struct):
         """Log, once a process, that *what* of a session in the store is damaged."""
         self.reject("unreadable")
         self.sessions.damage.report(identity.id, what, log_extra(self.scope))
+
+
+def is_touch_due(known: Known) -> bool:
+    """Return whether the idle limit of the session has to move."""
+    state, sessions = known.state, known.sessions
+    return (
+        known.can_touch
+        and isinstance(state, Live)
+        and sessions.is_touch_due(state.record.deadline, state.record.expires, sessions.clock())
+    )
+
+
+def open_field(known: Known, live: Live, key: str) -> bytes | None:
+    """Return the encoded data of *key* in the store, or None if it is missing or damaged."""
+    sealed = live.record.fields.get(key)
+    if sealed is None or not known.sessions.is_sealed:
+        return sealed
+    data = live.identity.values.open(key, sealed)
+    if data is None:
+        known.report_damage(live.identity, f"the value of {key!r}")
+    return data

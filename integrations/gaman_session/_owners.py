@@ -18,6 +18,7 @@ from gaman_session._counters import Counters
 from gaman_session._damage import Damage
 from gaman_session._driver import MAX_SKEW, OWNER_METHODS, TOMBSTONE, Driver, EveryoneDriver, OwnerDriver, Ownership, Record
 from gaman_session._errors import SessionStoreError, SessionUnsupported, SessionUseError
+from gaman_session._owned import OwnedSession
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Codec
 
@@ -58,21 +59,6 @@ class KeptSession(Protocol):
 
     def _outlive_end(self) -> None:
         """Date a pending change of owner from now, so that end_all() doesn't revoke it."""
-
-
-class OwnedSession(msgspec.Struct, frozen=True):
-    """A session of an owner, as it was when it was listed."""
-
-    handle: str
-    """The session's `ctx.session.id`, which end() takes. No cookie can be made of it."""
-    created_at: datetime
-    """When it began or was last regenerated."""
-    last_used_at: datetime | None
-    """When it was last used, to a tenth of `idle_timeout`. None without an idle limit, because a read then writes nothing."""
-    expires_at: datetime
-    """When it expires unless it is used again."""
-    note: Any
-    """The note that set_owner() was given, or None."""
 
 
 def supports_owners(driver: Driver | None) -> TypeGuard[OwnerDriver]:
@@ -200,10 +186,12 @@ class Owners:
             return
         records = await self._records(pending.owner)
         oldest = _by_age(records, id)[: -self._max_sessions]
-        await gather(*(self._driver().destroy(each, now=self._clock()) for each in oldest))
-        self._counters.ended += len(oldest)
-        for handle in oldest:
-            self._audit.note("ended", handle=handle, owner=self.hash_of(pending.owner), reason="limit")
+        await gather(*(self._end_oldest(each, pending.owner) for each in oldest))
+
+    async def _end_oldest(self, id: str, owner: str) -> None:
+        await self._driver().destroy(id, now=self._clock())
+        self._counters.ended += 1
+        self._audit.note("ended", handle=id, owner=self.hash_of(owner), reason="limit")
 
     # For the application
 
@@ -222,12 +210,21 @@ class Owners:
         if not isinstance(id, str) or not is_id(id):
             return False
         now = self._clock()
-        with self._noting_failure():
-            found = await driver.load(id, now=now)
-            await driver.destroy(id, now=now)
+        found, failure = None, None
+        try:
+            with self._noting_failure():
+                found = await driver.load(id, now=now)
+                await driver.destroy(id, now=now)
+        except SessionStoreError as error:
+            # The next attempt may find no session.
+            if not error.is_unconfirmed:
+                raise
+            failure = error
         if isinstance(found, Record):
             self._counters.ended += 1
             self._audit.note("ended", handle=id, owner=self.hash_in(found.ownership), reason="end")
+        if failure is not None:
+            raise failure
         return isinstance(found, Record)
 
     async def end_all(self, owner: str, keep: KeptSession | None) -> int:
@@ -243,20 +240,22 @@ class Owners:
             keep._outlive_end()
         ended, partial_failure = 0, None
         # In both directions, because a rename may move a session from one name to another meanwhile.
-        for name in (*names, *names[-2::-1]):
-            try:
-                with self._noting_failure():
-                    ended_now = await driver.end_owned(name, keep=kept, now=now)
-            except SessionStoreError as error:
-                if not error.is_partial:
-                    raise
-                # The store works and may have evicted some of the sessions, so end those under the other names too.
-                partial_failure = error
-                continue
-            self._counters.ended += ended_now
-            ended += ended_now
-        if ended:
-            self._audit.note("ended", owner=self.hash_of(owner), reason="end_all", count=ended)
+        try:
+            for name in (*names, *names[-2::-1]):
+                try:
+                    with self._noting_failure():
+                        ended_now = await driver.end_owned(name, keep=kept, now=now)
+                except SessionStoreError as error:
+                    if not error.is_partial:
+                        raise
+                    # The store works and may have evicted some of the sessions, so end those under the other names too.
+                    partial_failure = error
+                    continue
+                self._counters.ended += ended_now
+                ended += ended_now
+        finally:
+            if ended:
+                self._audit.note("ended", owner=self.hash_of(owner), reason="end_all", count=ended)
         if partial_failure is not None:
             raise partial_failure
         return ended

@@ -9,10 +9,10 @@ from itertools import islice
 from typing import Any, Final, cast
 
 from gaman import find_cookies
-from gaman_session._audit import Audit, OnEvent
+from gaman_session._audit import Audit, OnEvent, Reason
 from gaman_session._counters import Counters, Rejection
 from gaman_session._damage import Damage
-from gaman_session._driver import Driver, LoadAtOnce
+from gaman_session._driver import Driver, LoadAtOnce, Record
 from gaman_session._ended import EndedSessions
 from gaman_session._owners import Owners
 from gaman_session._sealing import CACHE_SIZE, OVERHEAD, Identity, Keyring
@@ -98,6 +98,12 @@ class Sessions:
             idle_timeout=self.idle_timeout,
             max_sessions=self.max_sessions_per_owner,
         )
+
+    def note_end(self, scope: MutableMapping[str, Any], id: str, record: Record | None, reason: Reason) -> None:
+        """Count and note that a request ended a session, which had this *record* if the request has loaded it."""
+        self.counters.ended += 1
+        owner = None if record is None else self.owners.hash_in(record.ownership)
+        self.audit.note("ended", scope, handle=id, owner=owner, reason=reason)
 
     def _note_eviction(self, id: str) -> None:
         self.audit.note("ended", handle=id, reason="eviction")

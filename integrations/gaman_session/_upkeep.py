@@ -38,7 +38,7 @@ class _InLoop:
         self.is_open = False
         self.sweeper: Task[None] | None = None
         self.delivery: Task[None] | None = None
-        """Delivers the events of the audit, in one event loop for all."""
+        """Delivers the events of the audit, unless another event loop does."""
         self.opening: Task[None] | None = None
         self.keeper: AsyncGenerator[None] | None = None
         """Closes the store with the event loop; held here, because the loop holds it weakly."""
@@ -78,9 +78,8 @@ class Upkeep:
                     await self._open(count_workers() if workers is None else workers)
                     if self._store is not None:
                         here.sweeper = create_task(self._sweep())
-                    if self._sessions.audit.is_due:
-                        here.delivery = create_task(self._sessions.audit.deliver())
                     here.is_open = True
+                self._deliver(here)
         except BaseException:
             here.users -= 1
             raise
@@ -99,7 +98,11 @@ class Upkeep:
             if here.sweeper is not None:
                 here.sweeper.cancel()
                 await wait([here.sweeper])
+            # asyncio.run() cancels all tasks first, and this one had events left.
+            self._deliver(here)
             if here.delivery is not None:
+                # So that the task has begun.
+                await anyio.lowlevel.checkpoint()
                 self._sessions.audit.stop()
                 await wait([here.delivery], timeout=_MAX_DELIVERY)
                 here.delivery.cancel()
@@ -120,6 +123,13 @@ class Upkeep:
             opening = here.opening = create_task(self._open_for_loop(here))
         # A request that is cancelled leaves the attempt to the others.
         await shield(opening)
+
+    def _deliver(self, here: _InLoop) -> None:
+        """Deliver the events of the audit in this event loop, unless that is done; do it again if the task is cancelled."""
+        audit = self._sessions.audit
+        if audit.is_delivered and (here.delivery is None or here.delivery.done()):
+            here.delivery = create_task(audit.deliver())
+            here.delivery.add_done_callback(lambda _: self._deliver(here) if here.is_open else None)
 
     async def _open_for_loop(self, here: _InLoop) -> None:
         async with here.lock:
