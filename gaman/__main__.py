@@ -97,7 +97,7 @@ def make_parser() -> ArgumentParser:
     sessions = add("sessions", _sessions, "count, list and end the sessions of an App, or of its session()", takes_app=False)
     sessions.add_argument("action", choices=_command_sessions.ACTIONS, help="one of %(choices)s", metavar="ACTION")
     add_app(sessions)
-    about = "the owner, as set_owner() got it; for `end`, the handle of a session"
+    about = "the owner, as login() got it; for `end`, the handle of a session"
     sessions.add_argument("name", nargs="?", help=about, metavar="OWNER")
     sessions.add_argument("--yes", action="store_true", help="end sessions without asking first")
     sessions.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -150,10 +150,10 @@ def _routes(options: Namespace) -> None:
 
 
 def _sessions(options: Namespace) -> None:
-    request = _command_sessions.Request(
+    arguments = _command_sessions.Arguments(
         options.action, options.app, getattr(options, "name", None), "yes" in options, "json" in options
     )
-    _command_sessions.run(request, _find_value(options.app)[0])
+    _command_sessions.run(arguments, _find_value(options.app)[0])
 
 
 def _purge(options: Namespace) -> None:

@@ -29,14 +29,19 @@ ACTIONS: Final = {
 """What each action takes after `main:app`, as messages write it."""
 
 
-class Session(Protocol):
+class OwnedSession(Protocol):
     """A session of an owner."""
 
-    handle: str
-    created_at: datetime
-    last_used_at: datetime | None
-    expires_at: datetime
-    note: Any
+    @property
+    def handle(self) -> str: ...
+    @property
+    def created_at(self) -> datetime: ...
+    @property
+    def last_used_at(self) -> datetime | None: ...
+    @property
+    def expires_at(self) -> datetime: ...
+    @property
+    def note(self) -> Any: ...
 
 
 class Sessions(Protocol):
@@ -47,16 +52,21 @@ class Sessions(Protocol):
         """Whether other processes see the same sessions."""
         ...
 
+    @property
+    def can_count(self) -> bool:
+        """Whether sessions can be listed and counted."""
+        ...
+
     def running(self) -> AbstractAsyncContextManager[None]: ...
     def count(self, owner: str | None = None) -> Awaitable[int]: ...
-    def list(self, owner: str) -> Awaitable[Sequence[Session]]: ...
+    def list(self, owner: str) -> Awaitable[Sequence[OwnedSession]]: ...
     def end(self, handle: str) -> Awaitable[bool]: ...
     def end_all(self, owner: str) -> Awaitable[int]: ...
     def end_everyone(self) -> Awaitable[None]: ...
 
 
 @dataclass(frozen=True)
-class Request:
+class Arguments:
     """One run of the command: what it does, in which application, and to whose sessions."""
 
     action: str
@@ -67,44 +77,58 @@ class Request:
     as_json: bool
 
 
-def run(request: Request, value: object) -> None:
-    """Do what *request* says with the sessions of *value*, and print the result. SystemExit has the reason why not."""
-    action, name = request.action, request.name
+def run(arguments: Arguments, value: object) -> None:
+    """Do what *arguments* says with the sessions of *value*, and print the result. SystemExit has the reason why not."""
+    action, name = arguments.action, arguments.name
     if (name is not None and not ACTIONS[action]) or (name is None and ACTIONS[action][:1] not in ("", "[")):
-        sys.exit(f"gaman: write gaman sessions {action} {request.target} {ACTIONS[action]}".rstrip())
-    sessions = _find(request, value)
+        sys.exit(f"gaman: write gaman sessions {action} {arguments.target} {ACTIONS[action]}".rstrip())
+    sessions = _find(arguments, value)
     # Only the calls of `list` and `end` have a name here.
     owner = name or ""
     if action == "count":
         count = _call(sessions, lambda: sessions.count(name))
-        _print(request, {"count": count}, str(count))
+        _print(arguments, {"count": count}, str(count))
     elif action == "list":
         found = _call(sessions, lambda: sessions.list(owner))
-        _print(request, [_as_json(each) for each in found], *_table(found))
+        _print(arguments, [_as_json(each) for each in found], *(_table(found) if found else [_none_of(owner)]))
     elif action == "end":
-        _confirm(request, f"End the session {_text(owner)}?")
+        _confirm(arguments, f"End the session {_text(owner)}?")
         existed = _call(sessions, lambda: sessions.end(owner))
-        _print(request, {"ended": existed}, "gaman: ended" if existed else f"gaman: no live session has the handle {_text(owner)}")
+        _print(
+            arguments, {"ended": existed}, "gaman: ended" if existed else f"gaman: no live session has the handle {_text(owner)}"
+        )
+        if not existed:
+            sys.exit(1)
     elif action == "end-all":
-        _confirm(request, f"End all sessions of {_text(owner)}?")
-        ended = _call(sessions, lambda: sessions.end_all(owner))
-        _print(request, {"ended": ended}, f"gaman: {ended} ended")
+        _confirm(arguments, f"End all sessions of {_text(owner)}?")
+        ended: int | None = _call(sessions, lambda: sessions.end_all(owner))
+        if not sessions.can_count:
+            ended = None
+        line = f"gaman: all sessions of {_text(owner)} are ended" if ended is None else f"gaman: {ended} ended"
+        _print(arguments, {"ended": ended}, _none_of(owner) if ended == 0 else line)
+        if ended == 0:
+            sys.exit(1)
     else:
-        _confirm(request, f"End all sessions of all users of {request.target}?")
+        _confirm(arguments, f"End all sessions of all users of {arguments.target}?")
         _call(sessions, sessions.end_everyone)
-        _print(request, {"ended": True}, "gaman: all sessions of all users are ended")
+        _print(arguments, {"ended": True}, "gaman: all sessions of all users are ended")
 
 
-def _find(request: Request, value: object) -> Sessions:
+def _none_of(owner: str) -> str:
+    return f"gaman: no live session of {_text(owner)} with this GAMAN_KEY; check the owner's spelling, and the key"
+
+
+def _find(arguments: Arguments, value: object) -> Sessions:
     """Return the sessions that *value* is or has; else exit."""
     found: Any = value
     if isinstance(value, App):
         found = next((each for each in value.integrations if each.make_session is not None), None)
         if found is None:
-            sys.exit(f"gaman: {request.target} has no session(); add it to integrations=[...], or name another App")
-    if not all(callable(getattr(found, name, None)) for name in ("running", request.action.replace("-", "_"))):
-        module = request.target.partition(":")[0]
-        what = f"{request.target} is {kind_of(value)}" if found is value else f"that of {request.target} is {kind_of(found)}"
+            sys.exit(f"gaman: {arguments.target} has no session(); add it to integrations=[...], or name another App")
+    call = arguments.action.replace("-", "_")
+    if not all(callable(getattr(found, name, None)) for name in ("running", call)):
+        module = arguments.target.partition(":")[0]
+        what = f"{arguments.target} is {kind_of(value)}" if found is value else f"that of {arguments.target} is {kind_of(found)}"
         sys.exit(
             f"gaman: gaman sessions needs a gaman.App with session(), or the session() object itself, and {what}; "
             f"write sessions = session(...) in {module}, and name {module}:sessions"
@@ -112,8 +136,8 @@ def _find(request: Request, value: object) -> Sessions:
     sessions: Sessions = found
     if not sessions.shared:
         sys.exit(
-            f"gaman: {request.target} keeps its sessions in its own memory, where no other process sees them; "
-            "choose another driver, such as sql, or call sessions.end_everyone() in a handler"
+            f"gaman: {arguments.target} keeps its sessions in its own memory, where no other process sees them; "
+            f"choose another driver, such as sql, or call sessions.{call}() in a handler"
         )
     return sessions
 
@@ -131,27 +155,27 @@ def _call(sessions: Sessions, call: Callable[[], Awaitable[T]]) -> T:
         exit_with(error)
 
 
-def _confirm(request: Request, question: str) -> None:
+def _confirm(arguments: Arguments, question: str) -> None:
     """Ask the *question* unless --yes was given; exit unless the answer is yes."""
-    if request.is_confirmed:
+    if arguments.is_confirmed:
         return
     if not sys.stdin.isatty():
-        sys.exit(f"gaman: gaman sessions {request.action} can't be undone, and no terminal is there to confirm it; add --yes")
+        sys.exit(f"gaman: gaman sessions {arguments.action} can't be undone, and no terminal is there to confirm it; add --yes")
     # stdout is for the result.
     print(f"{question} This can't be undone. [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         sys.exit("gaman: nothing is ended")
 
 
-def _print(request: Request, value: object, *lines: str) -> None:
+def _print(arguments: Arguments, value: object, *lines: str) -> None:
     """Print the *value* as JSON, or the *lines* for people."""
-    if request.as_json:
+    if arguments.as_json:
         print(_json(value))
     else:
         print("\n".join(lines))
 
 
-def _as_json(session: Session) -> dict[str, Any]:
+def _as_json(session: OwnedSession) -> dict[str, Any]:
     return {
         "handle": session.handle,
         "created_at": _iso(session.created_at),
@@ -161,10 +185,7 @@ def _as_json(session: Session) -> dict[str, Any]:
     }
 
 
-def _table(found: Sequence[Session]) -> Iterator[str]:
-    if not found:
-        yield "gaman: no live session has this owner"
-        return
+def _table(found: Sequence[OwnedSession]) -> Iterator[str]:
     rows = [("handle", "created", "last used", "expires", "note")]
     for each in found:
         used = "" if each.last_used_at is None else _iso(each.last_used_at)

@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from starlette.applications import Starlette
@@ -67,9 +67,14 @@ async def close(ctx: Context, made: Any, response: Any) -> Any:
     return []
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run the command, and return what it prints."""
-    main(["sessions", *arguments])
+def run(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> str:
+    """Run the command, which ends with that *status*, and return what it prints."""
+    ended = 0
+    try:
+        main(["sessions", *arguments])
+    except SystemExit as exit_:
+        ended = cast("int", exit_.code)
+    assert ended == status
     return capsys.readouterr().out
 
 
@@ -97,7 +102,8 @@ def test_a_list_has_aligned_columns_times_in_utc_and_no_control_characters(shop:
     for handle, *times, _ in rows:
         assert re.fullmatch(r"[0-9a-f]{64}", handle)
         assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", time) for time in times)
-    assert run(capsys, "list", "a_shop:app", "user:3") == "gaman: no live session has this owner\n"
+    none = "gaman: no live session of user:3 with this GAMAN_KEY; check the owner's spelling, and the key\n"
+    assert run(capsys, "list", "a_shop:app", "user:3") == none
 
 
 def test_a_list_as_json_is_one_array(shop: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,14 +135,29 @@ def test_a_note_that_json_can_not_hold_is_shown_too(shop: Any, capsys: pytest.Ca
     assert run(capsys, "list", "a_shop:app", "user:3").splitlines()[1].endswith(f"  {json.dumps(plain)}")
 
 
+def test_sessions_in_cookies_are_ended_although_their_number_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = ModuleType("a_bakery")
+    ended = {"type": "sql", "file": str(tmp_path / "ended.db")}
+    module.__dict__["sessions"] = session("a secret of the tests that is long enough", {"type": "cookies", "ended": ended})
+    monkeypatch.setitem(sys.modules, "a_bakery", module)
+    line = "gaman: all sessions of user:1 are ended\n"
+    assert run(capsys, "end-all", "a_bakery:sessions", "user:1", "--yes") == line
+    assert json.loads(run(capsys, "end-all", "a_bakery:sessions", "user:1", "--yes", "--json")) == {"ended": None}
+
+
 def test_it_ends_one_session_those_of_an_owner_and_all(shop: Any, capsys: pytest.CaptureFixture[str]) -> None:
     handle = json.loads(run(capsys, "list", "a_shop:app", "user:1", "--json"))[0]["handle"]
     assert run(capsys, "end", "a_shop:app", handle, "--yes") == "gaman: ended\n"
-    assert run(capsys, "end", "a_shop:app", handle, "--yes") == f"gaman: no live session has the handle {handle}\n"
-    assert json.loads(run(capsys, "end", "a_shop:app", handle, "--yes", "--json")) == {"ended": False}
+    none = f"gaman: no live session has the handle {handle}\n"
+    assert run(capsys, "end", "a_shop:app", handle, "--yes", status=1) == none
+    assert json.loads(run(capsys, "end", "a_shop:app", handle, "--yes", "--json", status=1)) == {"ended": False}
     assert run(capsys, "count", "a_shop:app") == "3\n"
     assert run(capsys, "end-all", "a_shop:app", "user:1", "--yes") == "gaman: 2 ended\n"
-    assert json.loads(run(capsys, "end-all", "a_shop:app", "user:1", "--yes", "--json")) == {"ended": 0}
+    assert json.loads(run(capsys, "end-all", "a_shop:app", "user:1", "--yes", "--json", status=1)) == {"ended": 0}
+    none = "gaman: no live session of Angga with this GAMAN_KEY; check the owner's spelling, and the key\n"
+    assert run(capsys, "end-all", "a_shop:app", "Angga", "--yes", status=1) == none
     assert run(capsys, "count", "a_shop:app") == "1\n"
     assert run(capsys, "end-everyone", "a_shop:app", "--yes") == "gaman: all sessions of all users are ended\n"
     assert json.loads(run(capsys, "end-everyone", "a_shop:app", "--yes", "--json")) == {"ended": True}

@@ -45,6 +45,8 @@ class SessionEvent(msgspec.Struct, frozen=True, kw_only=True):
     """The handle that the session had before, if the event gave it a new id."""
     owner: str | None = None
     """A keyed hash of the owner; None if there is no owner, or the request didn't read it."""
+    level: int | None = None
+    """The level of a login or a confirmation; 2 for a login that was confirmed with a second factor in the same request."""
     reason: Reason | None = None
     """What ended the session: a call, the `limit` of sessions per owner, or the memory driver's `eviction`.
 
@@ -109,6 +111,7 @@ class Audit:
         handle: str | None = None,
         former: str | None = None,
         owner: str | None = None,
+        level: int | None = None,
         reason: Reason | None = None,
         count: int = 1,
     ) -> None:
@@ -126,13 +129,18 @@ class Audit:
                 handle=handle,
                 former=former,
                 owner=owner,
+                level=level,
                 reason=reason,
                 count=count,
                 request_id=extra.get("request_id"),
             )
             if self._on_event is not None:
                 self._put(event)
-            fields = {name: value for name, value in msgspec.structs.asdict(event).items() if value not in (None, 1)}
+            fields = {
+                name: value
+                for name, value in msgspec.structs.asdict(event).items()
+                if value is not None and (name, value) != ("count", 1)
+            }
             text = ", ".join([f"{name}={value}" for name, value in fields.items() if name not in ("kind", "at")])
             logger.info("session %s: %s", kind, text, extra={**extra, "event": fields})
         except Exception:

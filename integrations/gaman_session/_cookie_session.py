@@ -290,9 +290,9 @@ class CookieSession(Session):
             note("began", self._scope, handle=id, owner=owner)
         if former != id:
             before = None if received is None else login_in(received.fields.get(LOGIN), self._sessions.codec)
-            kind = kind_of_renewal(before, login)
+            kind, level = kind_of_renewal(before, login)
             if kind != "renewed" or not self._is_new:
-                note(kind, self._scope, handle=id, former=former, owner=owner)
+                note(kind, self._scope, handle=id, former=former, owner=owner, level=level)
 
     def _note_removal(self, received: Contents, reason: Reason) -> None:
         """Note that the response removes the session from the browser."""

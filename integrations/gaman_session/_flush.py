@@ -309,9 +309,9 @@ class Flush(Struct, gc=False):
             former, login = (None, None) if before is None else (before.identity.id, open_field(self.known, before, LOGIN))
             if before is None:
                 audit.note("began", scope, handle=id, owner=owner)
-            kind = kind_of_renewal(login_in(login, codec), login_in(self.pending.changes.get(LOGIN, login), codec))
+            kind, level = kind_of_renewal(login_in(login, codec), login_in(self.pending.changes.get(LOGIN, login), codec))
             if kind != "renewed" or before is not None:
-                audit.note(kind, scope, handle=id, former=former, owner=owner)
+                audit.note(kind, scope, handle=id, former=former, owner=owner, level=level)
 
     def _forget(self) -> None:
         """Go on without the session, which this request ended."""

@@ -25,7 +25,7 @@ from gaman_session._endable_cookie_session import EndableCookieSession
 from gaman_session._errors import SessionUseError
 from gaman_session._guard import Guard
 from gaman_session._owned import OwnedSession
-from gaman_session._owners import Owners
+from gaman_session._owners import Owners, check_owner
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
 from gaman_session._session import Session
@@ -92,6 +92,8 @@ class SessionIntegration(Integration):
     counters: Counters
     shared: bool
     """Whether other processes see the same sessions: true for every driver but memory."""
+    can_count: bool
+    """Whether sessions can be listed and counted. With the cookies driver, only the browsers have them."""
     _cookie_name: str
     _owners: Owners
     _closing: Closing
@@ -125,6 +127,10 @@ class SessionIntegration(Integration):
         `if any(each.handle == handle for each in await sessions.list(owner)): await sessions.end(handle)`
         """
         return later(self._calls, "end", run(self._opened, self._owners.end, handle))
+
+    def hash_of(self, owner: str) -> str:
+        """Return the hash of *owner* that a SessionEvent has, to find the owner's events. A new secret changes it."""
+        return self._owners.hash_of(check_owner(owner))
 
     def end_all(self, owner: str, *, keep: Session | None = None) -> Coroutine[Any, Any, int]:
         """End all sessions of *owner*, except the one to *keep*; return how many it ended.
@@ -352,6 +358,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         on_check=(lambda app: upkeep().check()) if store is not None else None,
         counters=sessions.counters,
         shared=store is None or store.shared,
+        can_count=driver is not None,
         _cookie_name=cookie.name,
         _owners=sessions.owners,
         _upkeep=upkeep,

@@ -213,11 +213,12 @@ def login_in(data: bytes | None, codec: Codec) -> Login | None:
         return None
 
 
-def kind_of_renewal(before: Login | None, after: Login | None) -> Literal["logged in", "confirmed", "renewed"]:
-    """Return what gave a session its new id, by its login *before* and *after*."""
+def kind_of_renewal(before: Login | None, after: Login | None) -> tuple[Literal["logged in", "confirmed", "renewed"], int | None]:
+    """Return what gave a session its new id, by its login *before* and *after*, and which level was given, if any."""
     if after is None or not after.owner or before == after:
-        return "renewed"
-    return "confirmed" if before is not None and before.nonce == after.nonce else "logged in"
+        return "renewed", None
+    kind: Final = "confirmed" if before is not None and before.nonce == after.nonce else "logged in"
+    return kind, after.confirmed.count(after.confirmed[0])
 
 
 def check_change(login: Login | None, owner: str | None) -> None:

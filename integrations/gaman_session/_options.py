@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import Parameter, signature
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from msgspec import Struct
 
@@ -136,7 +136,7 @@ def check(
         browser_session=browser_session,
         csrf=csrf,
     )
-    if on_event is not None and not callable(on_event):
+    if on_event is not None and not _takes_one(on_event):
         raise ConfigError(f"session(on_event={on_event!r}): it takes a function of one event, plain or async, or None")
     _check_type("text", str, path=path, same_site=same_site)
     _check_type("text, or None", (str, type(None)), cookie_name=cookie_name, domain=domain)
@@ -225,6 +225,18 @@ def _check_type(what: str, kind: type | tuple[type, ...], **values: object) -> N
     for name, value in values.items():
         if not isinstance(value, kind):
             raise ConfigError(f"session({name}={value!r}): it takes {what}{_CHOICES.get(name, '')}")
+
+
+def _takes_one(function: object) -> bool:
+    """Return whether *function* can be called with one argument, as far as Python knows."""
+    try:
+        signature(cast("Callable[..., object]", function)).bind(None)
+    except TypeError:
+        return False
+    except ValueError:
+        # Some functions in C have no signature.
+        pass
+    return callable(function)
 
 
 def _check_seconds(name: str, value: object) -> None:

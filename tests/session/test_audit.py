@@ -91,6 +91,21 @@ async def test_the_life_of_a_session_is_told(site: Site, events: Events) -> None
     assert len({each.request_id for each in found}) == 5
 
 
+async def test_a_login_and_a_confirmation_tell_their_level(site: Site, events: Events) -> None:
+    async def with_second_factor(session: Session) -> None:
+        await session.login("user:1")
+        await session.confirm(2)
+
+    browser = site.browser()
+    for work in (with_second_factor, confirm, regenerate):
+        site.clock.now += 1
+        await browser.do(work)
+    found = await told(events, 4)
+    expected = [("began", None), ("logged in", 2), ("confirmed", 1), ("renewed", None)]
+    assert [(each.kind, each.level) for each in found] == expected
+    assert found[1].owner == site.sessions.hash_of("user:1")
+
+
 async def test_a_first_login_begins_a_session(site: Site, events: Events) -> None:
     browser = site.browser()
     await browser.do(logging_in())
@@ -193,7 +208,7 @@ async def test_the_log_has_each_event(site: Site, caplog: pytest.LogCaptureFixtu
     [_, record] = [record for record in caplog.records if record.name == "gaman.session.audit"]
     event = record.__dict__["event"]
     assert record.getMessage() == (
-        f"session logged in: handle={event['handle']}, owner={event['owner']}, request_id={event['request_id']}"
+        f"session logged in: handle={event['handle']}, owner={event['owner']}, level=1, request_id={event['request_id']}"
     )
     assert record.__dict__["request_id"] == event["request_id"]
 
@@ -292,7 +307,7 @@ async def test_more_events_than_a_slow_function_can_take_are_dropped(
     assert f"{10 - len(told)} events were dropped, because on_event is slower than they come" in caplog.messages
 
 
-@pytest.mark.parametrize("given", [1, "print", []])
+@pytest.mark.parametrize("given", [1, "print", [], lambda: None, lambda event, more: None])
 async def test_on_event_is_a_function(given: Any) -> None:
     with pytest.raises(ConfigError, match="on_event="):
         session(SECRET, on_event=given)
@@ -713,4 +728,4 @@ async def test_a_line_has_nothing_of_the_request_but_a_plain_request_id(site: Si
     lines = [record.getMessage() for record in caplog.records if record.name == "gaman.session.audit"]
     assert len(lines) == 2
     for line in lines:
-        assert re.fullmatch("session [a-z ]+: handle=[0-9a-f]{64}, owner=[0-9a-f]{64}, request_id=[0-9a-f]{32}", line)
+        assert re.fullmatch("session [a-z ]+: handle=[0-9a-f]{64}, owner=[0-9a-f]{64}(, level=1)?, request_id=[0-9a-f]{32}", line)
