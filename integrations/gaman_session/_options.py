@@ -259,13 +259,14 @@ def _ended(driver: Mapping[str, Any] | Driver | None) -> tuple[Mapping[str, Any]
     """Return *driver* without its option `ended`, and the store that this names, if sessions are in cookies."""
     if not isinstance(driver, Mapping) or driver.get("type") != "cookies" or "ended" not in driver:
         return driver, None
-    if not isinstance(driver["ended"], Mapping) and not hasattr(driver["ended"], "load"):
+    given: Any = driver["ended"]
+    if not isinstance(given, Mapping) and not hasattr(given, "load"):
         raise ConfigError(
             "the option 'ended' of the cookies driver takes a dict with the type of a store; "
             "write session(driver={'type': 'cookies', 'ended': {'type': 'sql'}})"
         )
     try:
-        ended = _driver(driver["ended"])
+        ended = _driver(cast("Mapping[str, Any] | Driver", given))
     except ConfigError as error:
         raise ConfigError(f"the option 'ended' of the cookies driver is a driver too: {error}") from error
     if ended is None:

@@ -366,9 +366,9 @@ async def test_a_login_after_accept_leaves_the_session_as_it_is(store: Driver, c
 
         async def work(session: Session) -> None:
             session._end_handshake()
-            for options in ({"owner": "user:2"}, {"owner": "user:1", "fresh": True}):
+            for owner, is_fresh in (("user:2", False), ("user:1", True)):
                 with pytest.raises(SessionClosed):
-                    await session.login(**options)
+                    await session.login(owner, fresh=is_fresh)
             await session.save()
 
         await browser.request(work)
