@@ -50,6 +50,8 @@ class Endings:
     async def learn_during(self, call: Coroutine[Any, Any, T]) -> T:
         """Return the result of *call*, and learn the last ending at the same time."""
         learning = asyncio.create_task(self.learn())
+        # If both fail, the error of the call is raised, and asyncio would report the other as one that nothing has retrieved.
+        learning.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             result = await call
         except BaseException:
