@@ -54,7 +54,8 @@ class Endings:
         learning.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             result = await call
-        except BaseException:
+        except asyncio.CancelledError:
+            # After an error it ends by itself: pymongo leaves the socket to the garbage collector if it is cancelled in connecting.
             learning.cancel()
             raise
         await learning
