@@ -143,7 +143,7 @@ class SyncSession:
 
     @property
     def authenticated_at(self) -> datetime | None:
-        """When login() or confirm() was called last; None before the first read, and if nobody is logged in."""
+        """When login() or confirm() was called last; None before the first read, and without a login."""
         return self._session.authenticated_at
 
     @overload
@@ -191,7 +191,7 @@ class SyncSession:
         call(self._portal, self._session.login, owner, max_age=max_age, note=note, fresh=fresh)
 
     def confirm(self, level: int | None = None) -> None:
-        """Note that the user has proved again who they are."""
+        """Note that the user has authenticated again."""
         call(self._portal, self._session.confirm, level)
 
     def logout(self) -> None:

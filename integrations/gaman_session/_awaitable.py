@@ -190,7 +190,7 @@ class Due(SessionCall[T_co]):
         return self.__await__()
 
     def _begin(self) -> Place | None:
-        self.__class__ = self._class  # type: ignore[assignment] # pyright: ignore[reportAttributeAccessIssue]
+        self.__class__ = self._class  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]  # the layouts are the same
         places: dict[object, Place] = self._maker._more_due or {}
         return places.pop(id(self), None)
 
@@ -218,13 +218,13 @@ class Ready(Due[T_co]):
     __slots__ = ()
 
     def __await__(self) -> Generator[Any, Any, T_co]:
-        self.__class__ = SessionCall  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+        self.__class__ = SessionCall  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]  # the layouts are the same
         self._maker._due = None
         return self._value
         yield  # makes this a generator
 
     def _begin(self) -> Place | None:
-        self.__class__ = SessionCall  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+        self.__class__ = SessionCall  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]  # the layouts are the same
         place: Place | None = self._maker._due
         self._maker._due = None
         return place

@@ -218,16 +218,6 @@ class CookieSession(Session):
         received = {} if self._received is None else self._received.fields
         return key in self._fields and self._fields[key] is not received.get(key)
 
-    def _restart(self) -> None:
-        of_dict: dict[str, Any] = {} if self._dict is None else self._dict.find_set()
-        self._is_ready()
-        changes = {key: data for key, data in self._fields.items() if self._has_set(key)}
-        self._clear()
-        for key, data in changes.items():
-            self._put(key, data)
-        if self._dict is not None:
-            self._dict.update(of_dict)
-
     def _renew(self, max_age: int | None, begins: bool | None = None) -> None:
         self._is_ready()
         self._is_changed = True

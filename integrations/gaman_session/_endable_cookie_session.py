@@ -7,7 +7,6 @@ write its end continues, and the others lose the session.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
@@ -29,8 +28,6 @@ from gaman_session._uncancelled import uncancelled
 
 if TYPE_CHECKING:
     from asyncio import Lock
-
-logger = logging.getLogger("gaman")
 
 T = TypeVar("T")
 
@@ -298,13 +295,7 @@ class EndableCookieSession(CookieSession):
 
     def _report_revoked(self) -> None:
         self._reject("expired")
-        extra = {**log_extra(self._scope), "session": self.id, "driver": self._ended.store.name}
-        logger.warning(
-            "session %s: what this request changed was dropped, because end_all() ended the sessions of its owner, or "
-            "end_everyone() all, meanwhile; if it was a login, the user has to log in again",
-            self.id,
-            extra=extra,
-        )
+        self._sessions.warn_of_revocation(self._scope, self.id, self._ended.store)
 
     def _cookie(self) -> CookieValue | None:
         return super()._cookie() if self._is_loaded and self._is_cookie_due else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from time import monotonic
@@ -19,8 +18,6 @@ from gaman_session._login import LOGIN, check_change, kind_of_renewal, login_in
 from gaman_session._owners import PendingOwner
 from gaman_session._pending import Pending
 from gaman_session._sealing import Identity, new_raw_id
-
-logger = logging.getLogger("gaman")
 
 # Python 3.11 takes 0.2 µs to look up a member of an enum, 2 % of a request that writes a session in memory.
 _WRITTEN: Final = Outcome.WRITTEN
@@ -320,28 +317,17 @@ class Flush(Struct, gc=False):
 
     def _drop_changes(self) -> None:
         """Drop the changes, because the session was ended elsewhere; the cookie is left to the request that ended it."""
-        self.pending.changes.clear()
-        self.pending.renewal = self.pending.owner = None
+        self.pending.drop_changes()
         self.known.state = Ended(self.known.identify().identity)
         self.known.is_cookie_due = False
 
     def _revoke(self) -> None:
         """Drop the changes, because end_all() ended the sessions of their owner, or end_everyone() all sessions."""
-        identity = self.known.identify().identity
-        id = None if identity is None else identity.id
-        extra = {**log_extra(self.known.scope), "session": id, "driver": self.known.sessions.store.name}
-        logger.warning(
-            "session %s: what this request changed was dropped, because end_all() ended the sessions of its owner, "
-            "or end_everyone() all, meanwhile; "
-            "if it was a login, the user has to log in again",
-            id or "(a new one)",
-            extra=extra,
-        )
+        identity, sessions = self.known.identify().identity, self.known.sessions
+        sessions.warn_of_revocation(self.known.scope, None if identity is None else identity.id, sessions.store)
         if identity is not None:
             self.known.reject("expired")
-        self.pending.changes.clear()
-        # `is_end` stays, because clear() may have been called meanwhile.
-        self.pending.renewal = self.pending.owner = None
+        self.pending.drop_changes()
         self.known.state = Ended(identity)
 
     def _note_written(self, state: Unread | Live, sets: Mapping[str, bytes], deletes: Collection[str], now: float) -> None:

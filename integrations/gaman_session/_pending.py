@@ -37,9 +37,13 @@ class Pending(Struct, gc=False):
 
     def discard(self) -> None:
         """Drop everything that is pending."""
+        self.drop_changes()
+        self.is_end = False
+
+    def drop_changes(self) -> None:
+        """Drop what is pending but a clear(), which may have been called meanwhile."""
         self.changes.clear()
         self.renewal = self.owner = None
-        self.is_end = False
 
     def settle(self, written: Mapping[str, bytes | None]) -> None:
         """Remove the changes that were *written*, unless the handler changed the key again meanwhile."""

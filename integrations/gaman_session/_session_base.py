@@ -83,10 +83,6 @@ class SessionBase(NotADict, MakesCalls, ABC):
         return False
 
     @abstractmethod
-    def _restart(self) -> None:
-        """End the session, and begin a new one with the values that this request has set."""
-
-    @abstractmethod
     def _renew(self, max_age: int | None, begins: bool | None = None) -> None:
         """Give the session a new id. If it ends meanwhile, a new one begins, unless *begins* is False.
 
@@ -137,6 +133,16 @@ class SessionBase(NotADict, MakesCalls, ABC):
         raise NotImplementedError
 
     # What they share
+
+    def _restart(self) -> None:
+        """End the session, which was read, and begin a new one with the values that this request has set."""
+        of_dict: dict[str, Any] = {} if self._dict is None else self._dict.find_set()
+        changes = {key: data for key in self._keys() if self._has_set(key) and (data := self._peek(key)) is not None}
+        self._clear()
+        for key, data in changes.items():
+            self._put(key, data)
+        if self._dict is not None:
+            self._dict.update(of_dict)
 
     def _open_for_change(self) -> None:
         self._is_used = True

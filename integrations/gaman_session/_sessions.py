@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any, Final, cast
 
-from gaman import find_cookies
+from gaman import find_cookies, log_extra
 from gaman_session._audit import Audit, OnEvent, Reason
 from gaman_session._counters import Counters, Rejection
 from gaman_session._damage import Damage
@@ -17,6 +18,8 @@ from gaman_session._ended import EndedSessions
 from gaman_session._owners import Owners
 from gaman_session._sealing import CACHE_SIZE, OVERHEAD, Identity, Keyring
 from gaman_session._serializer import Codec
+
+logger = logging.getLogger("gaman")
 
 MAX_LIFETIME: Final = 1000 * 365 * 86_400
 """Seconds. With a longer lifetime, a session would expire after the last date that datetime supports."""
@@ -113,6 +116,15 @@ class Sessions:
         self.counters.reject(reason)
         if reason == "forged":
             self.audit.note("forged", scope)
+
+    def warn_of_revocation(self, scope: MutableMapping[str, Any], id: str | None, store: Driver) -> None:
+        """Log that the request's changes were dropped, because end_all() ended its owner's sessions, or end_everyone() all."""
+        logger.warning(
+            "session %s: what this request changed was dropped, because end_all() ended the sessions of its owner, or "
+            "end_everyone() all, meanwhile; if it was a login, the user has to log in again",
+            id or "(a new one)",
+            extra={**log_extra(scope), "session": id, "driver": store.name},
+        )
 
     def tokens(self, scope: MutableMapping[str, Any]) -> Iterator[str]:
         """Return the values of the request's cookies with the session's name, in their order."""

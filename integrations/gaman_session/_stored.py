@@ -191,15 +191,6 @@ class StoredSession(Session):
     def _is_renewing(self) -> bool:
         return self._pending.renewal is not None
 
-    def _restart(self) -> None:
-        of_dict: dict[str, Any] = {} if self._dict is None else self._dict.find_set()
-        changes = {key: data for key, data in self._pending.changes.items() if data is not None}
-        self._clear()
-        for key, data in changes.items():
-            self._put(key, data)
-        if self._dict is not None:
-            self._dict.update(of_dict)
-
     def _renew(self, max_age: int | None, begins: bool | None = None) -> None:
         if not self._known.can_send_cookie:
             raise too_late_for_cookie()
