@@ -40,6 +40,7 @@ from gaman_session._driver import (
     OwnerDriver,
     Ownership,
     Record,
+    loads_all,
 )
 from gaman_session._errors import SessionStoreError
 
@@ -550,6 +551,79 @@ async def a_store_with_a_clock_returns_the_seconds_since_the_epoch(driver: Drive
     second = await driver.time()
     assert 1_700_000_000 < first < YEAR_10000
     assert 0.04 < second - first < time.monotonic() - started + 0.01
+
+
+@_check
+async def load_all_returns_what_load_returns_for_each_id(driver: Driver) -> None:
+    if not loads_all(driver):
+        return
+    plain, empty = await _create(driver), await _create(driver, _record({"a": b"", "b": _ALL_BYTES}, seal=b"\1seal"))
+    large = await _create(driver, _record({"a": b"1" * (2 * LARGE)}))
+    short, moved = await _create(driver, _record(deadline=100)), await _create(driver)
+    ended, (renamed, _), new_id = (await _create(driver))[0], await _create(driver), _new_id()
+    await driver.destroy(ended, now=time.time())
+    assert await driver.rename(renamed, new_id, _record({"c": b"3"}), version=0, now=time.time()) is Outcome.WRITTEN
+    assert await _apply(driver, moved[0], {"a": b"3"}, "b", deadline=time.time() + 500) is Outcome.WRITTEN
+    ids = [plain[0], ended, large[0], renamed, _new_id(), short[0], new_id, moved[0], empty[0], large[0], plain[0]]
+    absent = type(None)
+    kinds = [Record, Outcome, Record, Outcome, absent, Record, Record, Record, Record, Record, Record]
+    late_kinds = [Record, absent, Record, absent, absent, absent, Record, Record, Record, Record, Record]
+    now, later = time.time(), time.time() + 200
+    # Twice, because a driver may remember which sessions are large.
+    for then, expected in ((now, kinds), (now, kinds), (later, late_kinds), (later, late_kinds)):
+        found = await driver.load_all(ids, now=then)
+        assert [type(each) for each in found] == expected
+        assert found == [await driver.load(id, now=then) for id in ids]
+        together = await asyncio.gather(*(driver.load_all(some, now=then) for some in (ids, ids[::-1], ids[:2], ids[2:])))
+        assert together == [found, found[::-1], found[:2], found[2:]]
+    assert await driver.load_all([], now=now) == []
+
+
+@_check
+async def changing_a_record_of_load_all_changes_no_other(driver: Driver) -> None:
+    if not loads_all(driver):
+        return
+    id, record = await _create(driver)
+    (first, second), [third] = await asyncio.gather(
+        driver.load_all([id, id], now=time.time()), driver.load_all([id], now=time.time())
+    )
+    assert isinstance(first, Record)
+    first.fields.clear()
+    for other in (second, third, await driver.load(id, now=time.time())):
+        assert isinstance(other, Record)
+        assert other.fields == record.fields
+
+
+@_check
+async def load_all_returns_each_write_that_was_acknowledged_before(driver: Driver) -> None:
+    if not loads_all(driver):
+        return
+    last = 11
+    ids = [(await _create(driver, _record({"a": b"0", "b": b"0"})))[0] for _ in range(5)]
+    acknowledged = dict.fromkeys(ids, 0)
+
+    async def write(id: str) -> None:
+        for number in range(1, last):
+            value = b"%d" % number
+            assert await _apply(driver, id, {"a": value, "b": value}) is Outcome.WRITTEN
+            acknowledged[id] = number
+            await asyncio.sleep(0)
+        await driver.destroy(id, now=time.time())
+        acknowledged[id] = last
+
+    async def read() -> None:
+        while min(acknowledged.values()) < last:
+            before = [*acknowledged.values()]
+            for number, found in zip(before, await driver.load_all(ids, now=time.time()), strict=True):
+                if isinstance(found, Record):
+                    assert found.fields["a"] == found.fields["b"]
+                    assert number <= int(found.fields["a"])
+                else:
+                    assert found is Outcome.ENDED
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*map(write, ids), read(), read())
+    assert await driver.load_all(ids, now=time.time()) == [Outcome.ENDED] * len(ids)
 
 
 # Owners
@@ -1093,6 +1167,20 @@ async def a_large_session_is_ended_by_end_everyone(driver: _EveryoneDriver) -> N
     record.created = now
     new, _ = await _create(driver, record)
     assert (await _load(driver, new)).fields == {"a": b"1" * (2 * LARGE)}
+
+
+@_everyone_check
+async def load_all_finds_that_every_session_was_ended(driver: _EveryoneDriver) -> None:
+    if not loads_all(driver):
+        return
+    ids = [(await _create(driver, record))[0] for record in (None, _record({"a": b"1" * (2 * LARGE)}), None)]
+    now = await _end_everyone(driver, time.time())
+    record = _record()
+    record.created = now
+    new, _ = await _create(driver, record)
+    assert await driver.load_all([*ids, new, _new_id()], now=now) == [*[Outcome.ENDED] * 3, await _load(driver, new, now), None]
+    later = now + TOMBSTONE
+    assert await driver.load_all([*ids, new], now=later) == [None, None, None, await _load(driver, new, later)]
 
 
 @_everyone_check

@@ -39,8 +39,8 @@ class Store:
     def start(self, *calls: int) -> list[asyncio.Task[int]]:
         return [asyncio.create_task(self.call(call)) for call in calls]
 
-    async def call(self, call: int) -> int:
-        return await self.batches.call(call)
+    async def call(self, call: int, *, is_one_of_several: bool = False) -> int:
+        return await self.batches.call(call, is_one_of_several=is_one_of_several)
 
 
 async def settle() -> None:
@@ -54,6 +54,28 @@ async def test_a_call_by_itself_is_sent_at_once() -> None:
     assert await store.batches.call(1) == 1
     assert await store.batches.call(2) == 2
     assert store.seen == [[1], [2]]
+
+
+async def test_calls_that_are_some_of_several_share_a_batch_although_nothing_is_in_flight() -> None:
+    store = Store()
+    store.gate.set()
+    several = [asyncio.create_task(store.call(call, is_one_of_several=True)) for call in (1, -2, 3)]
+    other = store.start(4)
+    assert [str(result) for result in await asyncio.gather(*several, *other, return_exceptions=True)] == ["1", "-2", "3", "4"]
+    assert await store.batches.call(5, is_one_of_several=True) == 5
+    assert store.seen == [[1, -2, 3, 4], [5]]
+
+
+async def test_calls_that_are_some_of_several_wait_for_the_batch_in_flight() -> None:
+    store = Store()
+    [first] = store.start(1)
+    await settle()
+    several = [asyncio.create_task(store.call(call, is_one_of_several=True)) for call in (2, 3)]
+    await settle()
+    assert store.seen == [[1]]
+    store.gate.set()
+    assert await asyncio.gather(first, *several) == [1, 2, 3]
+    assert store.seen == [[1], [2, 3]]
 
 
 async def test_a_batch_takes_a_limited_number_of_calls_and_leaves_the_others_to_the_next() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Literal, TypeVar
 
 import pytest
+from msgspec import structs
 
 from gaman.session import LARGE, TOMBSTONE, Driver, Outcome, OwnerDriver, Ownership, Record
 from gaman.session.testing import CONTRACT, EVERYONE_CONTRACT, OWNER_CONTRACT, Check, EveryoneCheck, OwnerCheck
+from gaman_session._driver import size_of
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.sites import Sealing
 
@@ -1047,6 +1050,78 @@ class TheTimeStandsStill(WithAClock):
         return 1_800_000_000
 
 
+# Several loads in one round trip
+
+
+class WithLoadAll(MemoryDriver):
+    async def load_all(self, ids: Sequence[str], *, now: float) -> list[Found]:
+        return [await self.load(id, now=now) for id in ids]
+
+
+@fault
+class LoadAllReturnsResultsInTheOrderOfTheStore(WithLoadAll):
+    async def load_all(self, ids: Sequence[str], *, now: float) -> list[Found]:
+        return await super().load_all(sorted(ids), now=now)
+
+
+@fault
+class LoadAllLeavesOutWhatIsAbsent(WithLoadAll):
+    async def load_all(self, ids: Sequence[str], *, now: float) -> list[Found]:
+        return [found for found in await super().load_all(ids, now=now) if found is not None]
+
+
+@fault
+class LoadAllReturnsEachIdOnce(WithLoadAll):
+    async def load_all(self, ids: Sequence[str], *, now: float) -> list[Found]:
+        return await super().load_all(list(dict.fromkeys(ids)), now=now)
+
+
+@fault
+class LoadAllReturnsNoneForATombstone(WithLoadAll):
+    async def load_all(self, ids: Sequence[str], *, now: float) -> list[Found]:
+        return [None if found is Outcome.ENDED else found for found in await super().load_all(ids, now=now)]
+
+
+@fault
+class LoadAllReturnsExpiredSessions(WithLoadAll):
+    async def load_all(self, ids: Sequence[str], *, now: float) -> list[Found]:
+        return await super().load_all(ids, now=now - 200)
+
+
+@fault
+class LoadAllLeavesOutLargeSessions(WithLoadAll):
+    async def load_all(self, ids: Sequence[str], *, now: float) -> list[Found]:
+        found = await super().load_all(ids, now=now)
+        return [None if isinstance(each, Record) and size_of(each.fields) > LARGE else each for each in found]
+
+
+@fault
+class LoadAllLosesTheSeal(WithLoadAll):
+    async def load_all(self, ids: Sequence[str], *, now: float) -> list[Found]:
+        found = await super().load_all(ids, now=now)
+        return [structs.replace(each, seal=b"") if isinstance(each, Record) else each for each in found]
+
+
+@fault
+class LoadAllReturnsOneRecordForEqualIds(WithLoadAll):
+    async def load_all(self, ids: Sequence[str], *, now: float) -> list[Found]:
+        found = dict(zip(ids, await super().load_all(ids, now=now), strict=True))
+        return [found[id] for id in ids]
+
+
+@fault
+class LoadAllReturnsWhatItLoadedBefore(WithLoadAll):
+    def __init__(self) -> None:
+        super().__init__()
+        self._loaded: dict[str, Found] = {}
+
+    async def load_all(self, ids: Sequence[str], *, now: float) -> list[Found]:
+        return [
+            deepcopy(self._loaded.setdefault(id, found))
+            for id, found in zip(ids, await super().load_all(ids, now=now), strict=True)
+        ]
+
+
 @pytest.mark.parametrize("broken", FAULTS, ids=lambda broken: broken.__name__)
 async def test_a_driver_with_a_known_fault_fails_the_suite(broken: Callable[[], MemoryDriver]) -> None:
     caught: dict[str, str] = {}
@@ -1060,7 +1135,7 @@ async def test_a_driver_with_a_known_fault_fails_the_suite(broken: Callable[[], 
 
 async def test_a_subclass_without_a_fault_passes_every_check() -> None:
     # So the suite detects the faults above, and not that they are subclasses.
-    for harmless in (Mangling, Sealing, WithAClock):
+    for harmless in (Mangling, Sealing, WithAClock, WithLoadAll):
         for check in CONTRACT:
             await _run(check, harmless())
 

@@ -248,6 +248,7 @@ async def test_a_truncated_or_damaged_file_is_absent(
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         assert await driver.load(ID, now=NOW) is None
+        assert await driver.load_all([ID, OTHER], now=NOW) == [None, await driver.load(OTHER, now=NOW)]
     for bit in range(len(whole) * 8):
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
@@ -627,6 +628,21 @@ async def test_a_small_session_is_loaded_while_large_ones_are_read(driver: FileD
     finally:
         go_on.set()
     assert await loading == [large] * 2 * file._MAX_THREADS
+
+
+async def test_several_loads_are_one_call_of_a_thread(driver: FileDriver) -> None:
+    await driver.create(ID, record())
+    run, calls = driver._threads.call, 0
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return await run(*arguments)
+
+    # Only this driver's method, which still runs.
+    driver._threads.call = counted  # type: ignore[method-assign]
+    assert await driver.load_all([ID, OTHER, FAR, ID], now=NOW) == [record(), None, None, record()]
+    assert calls == 1
 
 
 async def test_renames_in_both_directions_do_not_deadlock(driver: FileDriver) -> None:

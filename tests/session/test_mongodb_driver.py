@@ -38,7 +38,7 @@ from gaman_session.drivers._mongodb_owners import CallTime, Revocations
 from gaman_session.drivers.mongodb import MongoDBDriver
 from tests.servers import MongoServer, free_port, mongodb_uri
 from tests.serving import until
-from tests.session.sites import Clock, Site, getting, serving, setting
+from tests.session.sites import SECRET, Clock, Site, getting, serving, setting
 
 pytestmark = pytest.mark.anyio
 
@@ -373,6 +373,33 @@ async def test_concurrent_reads_share_round_trips(driver: MongoDBDriver) -> None
     await commands(driver)
     found = await asyncio.gather(*(loaded(driver, id) for id in ids * 2))
     assert found == [{"key": b"%d" % number} for number in range(50)] * 2
+    assert len(await commands(driver)) <= 2
+
+
+@pytest.mark.parametrize("secret", [[SECRET], [SECRET, f"the older {SECRET}"]], ids=["one secret", "rotated"])
+async def test_a_read_looks_up_whether_a_session_in_a_cookie_has_ended_by_one_find(
+    driver: MongoDBDriver, secret: list[str]
+) -> None:
+    async def log_in(session: Session) -> None:
+        await session.login("user:1")
+
+    async with serving(Site({"type": "cookies", "ended": driver}, Clock(), secret=secret)) as site:
+        browser = site.browser()
+        for work in (setting(key=1), log_in, getting("key")):
+            await browser.do(work)
+        await commands(driver)
+        for _ in range(2):
+            await browser.do(getting("key"))
+            assert await commands(driver) == ["find"]
+
+
+async def test_concurrent_loads_of_several_sessions_share_finds(driver: MongoDBDriver) -> None:
+    ids = [f"{number:064x}" for number in range(50)]
+    for number, id in enumerate(ids[:25]):
+        await driver.create(id, record({"key": b"%d" % number}))
+    await commands(driver)
+    found = await asyncio.gather(*(driver.load_all([ids[i], ids[0], ids[-1 - i]], now=NOW) for i in range(25)))
+    assert found == [[record({"key": b"%d" % i}), record({"key": b"0"}), None] for i in range(25)]
     assert len(await commands(driver)) <= 2
 
 
@@ -1026,6 +1053,7 @@ async def test_a_damaged_document_is_absent_and_reported_once(
     before = await document(driver)
     for _ in range(2):
         assert await driver.load(ID, now=NOW) is None
+        assert await driver.load_all([ID, ID], now=NOW) == [None, None]
         assert await apply(driver, {"key": b"1"}) is Outcome.ABSENT
         assert await apply(driver, {}, "key") is Outcome.ABSENT
         assert await swap(driver, b"\1value", b"1") is Outcome.ABSENT
@@ -1196,6 +1224,7 @@ async def calls_of(driver: MongoDBDriver) -> AsyncIterator[Awaitable[Any]]:
     yield driver.owned("user:1", now=NOW)
     yield driver.end_owned("user:1", keep=[ID], now=NOW)
     yield driver.count(now=NOW)
+    yield driver.load_all([ID, NEW_ID], now=NOW)
 
 
 @pytest.mark.parametrize("error", [AttributeError("no such attribute"), AssertionError(), RecursionError("too deep")], ids=repr)
@@ -1279,6 +1308,7 @@ async def test_a_call_to_a_standalone_server_survives_a_lost_connection(number: 
         assert await call(owning) is Outcome.WRITTEN
         assert await call(driver.rename(second, third, owned(), version=1, now=NOW)) is Outcome.WRITTEN
         assert await call(driver.load(second, now=NOW)) is Outcome.ENDED
+        assert await call(driver.load_all([second, token_hex(32)], now=NOW)) == [Outcome.ENDED, None]
         assert set(await call(driver.owned(OWNER, now=NOW))) == {third}
         assert await call(driver.end_owned(OWNER, keep=[third], now=NOW)) == 0
         assert await call(driver.destroy(third, now=NOW)) is None

@@ -1502,6 +1502,42 @@ async def test_each_request_makes_as_few_round_trips_as_possible(watched: tuple[
         assert await monitor.seen(client) == expected, work.__name__
 
 
+@pytest.mark.parametrize("secret", [[SECRET], [SECRET, f"the older {SECRET}"]], ids=["one secret", "rotated"])
+async def test_a_read_looks_up_whether_a_session_in_a_cookie_has_ended_by_one_command(clock: Clock, secret: list[str]) -> None:
+    async def log_in(session: Session) -> None:
+        await session.login("user:1")
+
+    with servers.RedisServer() as server:
+        driver = RedisDriver(url=server.url)
+        async with serving(Site({"type": "cookies", "ended": driver}, clock, secret=secret)) as site:
+            browser = site.browser()
+            for work in (setting(a=1), log_in, getting("a")):
+                await browser.do(work)
+            async with Monitor(server.url) as monitor:
+                await monitor.seen(driver._client)
+                for _ in range(2):
+                    await browser.do(getting("a"))
+                    assert await monitor.seen(driver._client) == ["EVALSHA"]
+
+
+async def test_in_a_cluster_several_loads_are_one_round_trip_to_each_server() -> None:
+    async with opened(url=servers.redis_cluster_url()) as driver:
+        ids = [new_id() for _ in range(40)]
+        await asyncio.gather(*(driver.create(id, record()) for id in ids[:20]))
+        # Each server may lack the script at first.
+        await driver.load_all(ids, now=NOW)
+        send, asked = driver._calls._send, list[str]()
+
+        async def noted(server: Any, calls: Sequence[Any], script: Sequence[str]) -> list[Any]:
+            asked.append(server.name)
+            return await send(server, calls, script)
+
+        # Only this driver's method, which still sends.
+        driver._calls._send = noted  # type: ignore[method-assign]
+        assert await driver.load_all(ids, now=NOW) == [*[record()] * 20, *[None] * 20]
+        assert len(asked) == len({*asked}) > 1
+
+
 async def test_a_forged_cookie_costs_no_round_trip(watched: tuple[Site, Monitor, Any]) -> None:
     site, monitor, client = watched
     browser = site.browser()
@@ -1556,6 +1592,52 @@ async def test_a_failing_call_does_not_affect_the_rest_of_its_batch() -> None:
         )
         assert [type(result) for result in results if result is not None] == [SessionStoreError] * 2
         assert all([isinstance(await driver.load(id, now=NOW), Record) for id in ids])
+
+
+async def test_a_key_that_holds_no_hash_is_absent_among_several_loads(caplog: pytest.LogCaptureFixture) -> None:
+    async with opened() as driver:
+        damaged, id = new_id(), new_id()
+        await driver.create(id, record())
+        await driver._client.set(f"gaman:{damaged}", "no hash")
+        for _ in range(2):
+            assert await driver.load_all([id, damaged, new_id(), id], now=NOW) == [record(), None, None, record()]
+        assert len([line for line in caplog.messages if damaged in line]) == 1
+
+
+@pytest.mark.parametrize("is_in_cluster", [False, True])
+async def test_several_loads_are_made_again_after_a_lost_connection(is_in_cluster: bool) -> None:
+    announced = ("--cluster-announce-ip", "127.0.0.1", "--cluster-announce-port")
+    async with Relay(0) as relay:
+        options = ("--cluster-enabled", "yes", *announced, relay.address.partition(":")[2]) if is_in_cluster else ()
+        with servers.RedisServer(*options) as server, server.client() as client:
+            if is_in_cluster:
+                client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+                until(lambda: "state:ok" in str(client.execute_command("CLUSTER", "INFO")), "the Cluster", seconds=STARTING)
+            relay.port = server.port
+            async with opened(url=f"redis+cluster://{relay.address}" if is_in_cluster else relay.url) as driver:
+                ids = [new_id() for _ in range(4)]
+                await asyncio.gather(*(driver.create(id, record()) for id in ids[:2]))
+                await driver.destroy(ids[1], now=NOW)
+                connections, relay.delay = len(relay._writers), 10
+                loading = asyncio.create_task(driver.load_all(ids, now=NOW))
+                for _ in range(10):
+                    await asyncio.sleep(0.001)
+                for writer in relay._writers[:connections]:
+                    writer.close()
+                relay.delay = 0
+                assert await loading == [record(), Outcome.ENDED, None, None]
+                assert len(relay._writers) > connections
+
+
+async def test_several_loads_from_a_frozen_server_have_the_timeout_of_one() -> None:
+    with servers.RedisServer() as server:
+        async with opened(url=server.url, timeout=0.5) as driver:
+            server.send_signal(signal.SIGSTOP)
+            with pytest.raises(SessionStoreError, match=f"could not load sessions at {server.address}: "):
+                async with asyncio.timeout(20):
+                    await driver.load_all([new_id() for _ in range(3)], now=NOW)
+            server.send_signal(signal.SIGCONT)
+            assert await driver.load_all([new_id() for _ in range(3)], now=NOW) == [None] * 3
 
 
 async def test_cancelling_one_call_does_not_affect_the_rest_of_its_batch() -> None:
@@ -1907,6 +1989,7 @@ async def test_a_damaged_hash_is_absent_and_reported_once(damage: tuple[str, ...
         await driver._client.execute_command(f"H{verb}", f"gaman:{id}", name, *values)
         for _ in range(2):
             assert await driver.load(id, now=NOW) is None
+            assert await driver.load_all([id, id], now=NOW) == [None, None]
         # An expired session isn't damage.
         assert len([line for line in caplog.messages if id in line]) == (
             damage[1:] not in (("deadline", "nan"), ("deadline", "-1"))

@@ -306,6 +306,21 @@ async def test_a_read_is_one_select_and_an_untouched_session_nothing(driver: SQL
         assert writes == []
 
 
+async def test_several_loads_are_one_call_of_the_thread(driver: SQLDriver) -> None:
+    await driver.create(id_of(1), record())
+    run, calls = driver._reader._execute, 0
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return await run(*arguments)
+
+    # Only this connection's method, which still runs.
+    driver._reader._execute = counted
+    assert await driver.load_all([id_of(1), id_of(2), id_of(1)], now=NOW) == [record(), None, record()]
+    assert calls == 1
+
+
 async def test_a_write_to_a_session_that_was_not_read_is_one_transaction(driver: SQLDriver) -> None:
     async with serving(Site(driver, Clock())) as site:
         browser = site.browser()
@@ -721,6 +736,7 @@ async def test_a_damaged_row_is_absent_and_is_reported_once(
         for _ in range(2):
             assert await browser.all() == {}
         assert await driver.load(id, now=now) is None
+        assert await driver.load_all([id, id], now=now) == [None, None]
         assert await driver.apply(id, {"a": b"1"}, (), now=now, deadline=None, max_size=MAX_SIZE) is Outcome.ABSENT
         assert await driver.swap(id, "a", None, b"1", now=now, deadline=None, max_size=MAX_SIZE) is Outcome.ABSENT
         assert await driver.rename(id, id_of(0), record(), version=0, now=now) is Outcome.ABSENT

@@ -18,7 +18,8 @@ class Batches(Generic[Call, Result]):
     """Gathers calls and gives them to *run* in their order, in batches of at most *max_calls*.
 
     A call that finds nothing in flight is sent at once, by itself. Later calls form a batch, which is sent when the earlier one has
-    returned. If that is late, the batch is sent beside it, unless *max_in_flight* batches are in flight.
+    returned. If that is late, the batch is sent beside it, unless *max_in_flight* batches are in flight. A call that is one of
+    several waits for the others of this turn of the event loop, even if nothing is in flight.
 
     *run* returns a result for each call, and an exception among them is raised to the caller of that call. An exception that *run*
     itself raises is raised to all callers of the batch. Cancelling one call does not affect the rest of its batch.
@@ -44,16 +45,18 @@ class Batches(Generic[Call, Result]):
         # The event loop keeps only weak references to tasks.
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def call(self, call: Call) -> Awaitable[Result]:
+    def call(self, call: Call, *, is_one_of_several: bool = False) -> Awaitable[Result]:
         """Return an awaitable of the result of *call*, which raises its exception."""
-        if not self._in_flight and not self._waiting:
+        if not (self._in_flight or self._waiting or is_one_of_several):
             return self._send_alone(call)
         if not self._waiting:
             # Asked once for each batch: up to Python 3.11 this is a system call.
             self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = self._loop.create_future()
         self._waiting.append((call, future))
-        if len(self._waiting) == 1:
+        if len(self._waiting) == 1 and not self._in_flight:
+            self._loop.call_soon(self._send)
+        elif len(self._waiting) == 1:
             # One large batch costs less than several small ones, so it waits for the one before, but not for long.
             self._loop.call_later(_LATE, self._send)
         return future

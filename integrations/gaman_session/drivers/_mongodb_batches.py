@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from itertools import chain
 from typing import Any, Final, Literal
 from weakref import WeakValueDictionary
 
@@ -40,6 +42,7 @@ class Documents:
         limit = make_limit(timeout)
         self._finds = Batches(self._find_all, max_in_flight=MAX_IN_FLIGHT, limit=limit)
         self._updates: Batches[tuple[str, Pipeline], bool] = Batches(self._update_all, max_in_flight=MAX_IN_FLIGHT, limit=limit)
+        self._finds_of_several = Batches(self._find_groups, max_in_flight=MAX_IN_FLIGHT, limit=limit)
         self._large: set[str] = set()
         """Sessions that were large when they were last loaded: they don't go into a batch."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -47,6 +50,7 @@ class Documents:
     async def drain(self) -> None:
         """Wait until no batch is waiting or in flight."""
         await self._finds.drain()
+        await self._finds_of_several.drain()
         await self._updates.drain()
 
     async def load(
@@ -64,6 +68,11 @@ class Documents:
                 self._large.clear()
             self._large.add(id)
         return self.endings.find(found, now)
+
+    async def load_all(self, ids: Sequence[str], now: float) -> list[Record | Literal[Outcome.ENDED] | None]:
+        """Return what load() does for each of *ids*, by a find that other such calls share."""
+        documents = await self._finds_of_several.call(ids)
+        return [self.endings.find(to_record(document, now, self._damage), now) for document in documents]
 
     def lock(self, id: str) -> AbstractAsyncContextManager[Any]:
         """Return a lock for writes that read a large session first: each write makes the others read it again."""
@@ -112,6 +121,10 @@ class Documents:
         is_only = len(ids) == 1
         found = await self._find_with_ending(ids, {} if is_only else {"large": None})
         return [found.get(id, None if is_only else _LEFT_OUT) for id in ids]
+
+    async def _find_groups(self, groups: list[Sequence[str]]) -> list[list[Document | None]]:
+        found = await self._find_with_ending(list({*chain(*groups)}), {})
+        return [[found.get(id) for id in ids] for ids in groups]
 
     async def _find_with_ending(self, ids: list[str], where: Document) -> dict[str, Document]:
         """Return the documents of *ids* that fit *where*, and note the ending."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from itertools import compress
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from msgspec import structs
 from redis.exceptions import (
@@ -61,6 +61,8 @@ from gaman_session.drivers._redis_script import (
 )
 from gaman_session.drivers._redis_servers import Server
 from gaman_session.drivers._time_limit import TimeLimit
+
+T = TypeVar("T")
 
 # Seconds before the next attempts. If another server may take over, the last pause is repeated.
 _PAUSES: Final = (0.05, 0.1, 0.2, PAUSE)
@@ -134,6 +136,15 @@ class Calls:
             finally:
                 self._retrying -= 1
         raise CallError(self.server(call), failure) from failure
+
+    async def gather(self, *calls: Awaitable[T]) -> list[T]:
+        """Return the results of *calls*. If one fails, the others go on, so each of their tasks has a limit of its own."""
+
+        async def bounded(call: Awaitable[T]) -> T:
+            with self._limit:
+                return await call
+
+        return await asyncio.gather(*map(bounded, calls))
 
     async def _with_ending(self, call: Call) -> Call:
         """Return *call* with the ending, which the server of a moving slot may lack."""

@@ -37,11 +37,12 @@ class Keyspace:
         """Return a key that is no session's, always in the same slot."""
         return f"{self._prefix}{{000}}{name}" if self._is_cluster else self._prefix + name
 
-    async def load(self, id: str, now: float) -> Record | Literal[Outcome.ENDED] | None:
+    async def load(self, id: str, now: float, *, is_one_of_several: bool = False) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session *id*, ENDED for its tombstone, or None if it is absent, expired or damaged."""
         keys = (self.key(id),)
+        load = Call("load", keys, is_one_of_several=is_one_of_several)
         try:
-            found: Any = b"LARGE" if id in self._large else await self._calls.call(Call("load", keys))
+            found: Any = b"LARGE" if id in self._large else await self._calls.call(load)
             if found == b"LARGE":
                 found = await self._calls.call(Call("load", keys, (), (True,)), is_large=True)
         except CallError as error:

@@ -49,6 +49,8 @@ class Call(Struct):
     arguments: Sequence[Any] = ()
     slot: int = -1
     """The slot of the first key, or -1 until a Cluster needs it."""
+    is_one_of_several: bool = False
+    """Whether it shares a round trip with others, which are made in the same turn of the event loop."""
     is_asking: bool = False
     """Whether it is sent after ASKING, to the server that is importing its slot."""
     ending: tuple[bytes, bytes] | None = None

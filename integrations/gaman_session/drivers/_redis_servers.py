@@ -49,7 +49,7 @@ class Server:
     def call(self, call: Call, *, is_large: bool) -> Awaitable[Any]:
         """Return an awaitable of the result of *call*; one that loads a large session delays no others."""
         batches = self._large if is_large else self._reads if call.operation in READS else self._writes
-        return batches.call(call)
+        return batches.call(call, is_one_of_several=call.is_one_of_several)
 
     async def send(self, commands: Sequence[Sequence[Any]], *, wait: float) -> list[Any]:
         """Send *commands* to a server of a Cluster in one round trip, and return for each its answer or its error.

@@ -7,7 +7,7 @@ import math
 import os
 import random
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import groupby
@@ -90,9 +90,17 @@ class FileDriver(Reporter):
     @reports("load a session")
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None. A load waits for no lock."""
+        return await self._load(id, now)
+
+    @reports("load sessions")
+    async def load_all(self, ids: Sequence[str], *, now: float) -> list[Record | Literal[Outcome.ENDED] | None]:
+        """Return what load() does for each of *ids*, by one call of a thread."""
+        return await asyncio.gather(*(self._load(id, now, is_one_of_several=True) for id in ids))
+
+    async def _load(self, id: str, now: float, *, is_one_of_several: bool = False) -> Record | Literal[Outcome.ENDED] | None:
         self._folder.folder_of(id)
         try:
-            stored, ending = await self._loads.call(id)
+            stored, ending = await self._loads.call(id, is_one_of_several=is_one_of_several)
         except FileTooLarge:
             stored, ending = await self._large_loads.call(id)
         return _rules.load(stored, now, ending)

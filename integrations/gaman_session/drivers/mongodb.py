@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from pymongo.errors import DuplicateKeyError, WriteConcernError
@@ -108,6 +108,11 @@ class MongoDBDriver(Reporter):
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
         return await self._documents.load(id, now, self._connections)
+
+    @reports("load sessions")
+    async def load_all(self, ids: Sequence[str], *, now: float) -> list[Record | Literal[Outcome.ENDED] | None]:
+        """Return what load() does for each of *ids*, by one find."""
+        return await self._documents.load_all(ids, now)
 
     @reports("create a session")
     async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
@@ -312,7 +317,7 @@ class MongoDBDriver(Reporter):
         self._limit = make_limit(self._timeout)
         # pymongo's pool is unfair: a late call may take the connection that others have waited for. Each kind of batch has its own.
         size = int(min(self._client.options.pool_options.max_pool_size, sys.maxsize))
-        self._connections = asyncio.Semaphore(max(1, size - 2 * MAX_IN_FLIGHT))
+        self._connections = asyncio.Semaphore(max(1, size - 3 * MAX_IN_FLIGHT))
         self._documents = Documents(self._sessions, self._timeout, self._damage)
         self._revocations = Revocations(self._sessions, self._documents.endings)
 

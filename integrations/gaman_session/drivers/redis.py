@@ -16,11 +16,11 @@ to itself needs no script.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import suppress
 from secrets import token_urlsafe
 from time import monotonic
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 from gaman import GamanError
 from gaman.errors import ConfigError
@@ -48,8 +48,6 @@ from gaman_session.drivers._redis_script import Call
 from gaman_session.drivers._redis_start import try_commands
 from gaman_session.drivers._reports import Reporter, reports
 from gaman_session.drivers._time_limit import TimeLimit
-
-T = TypeVar("T")
 
 _LIST: Final = "list the sessions of an owner"
 _END_ALL: Final = "end the sessions of an owner"
@@ -139,6 +137,11 @@ class RedisDriver(Reporter):
         """Return the session, ENDED, or None."""
         return await self._keyspace.load(id, now)
 
+    @reports("load sessions")
+    async def load_all(self, ids: Sequence[str], *, now: float) -> list[Record | Literal[Outcome.ENDED] | None]:
+        """Return what load() does for each of *ids*, by one command, or in a Cluster by one round trip to each server."""
+        return await self._calls.gather(*(self._keyspace.load(id, now, is_one_of_several=True) for id in ids))
+
     @reports("create a session")
     async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
         """Store a new session."""
@@ -190,7 +193,9 @@ class RedisDriver(Reporter):
         room = self._keyspace.write("room", new_id, (), ())
         if ownership is None:
             await room
-        elif (await self._gather(self._keyspace.enter(new_id, ownership, record.expires, now=now), room))[0] is Outcome.REVOKED:
+        elif (await self._calls.gather(self._keyspace.enter(new_id, ownership, record.expires, now=now), room))[
+            0
+        ] is Outcome.REVOKED:
             # An ownership that the session already has is never revoked. It is only looked up within a minute of an end_owned().
             found = await self._keyspace.look(id, now)
             if not isinstance(found, Record):
@@ -302,7 +307,7 @@ class RedisDriver(Reporter):
         if doubt := self._policy.doubt():
             raise SessionStoreError(self.name, _LIST, doubt)
         ids = await self._keyspace.members("owned", owner, now=now)
-        found = dict(zip(ids, await self._gather(*(self._keyspace.look(id, now) for id in ids)), strict=True))
+        found = dict(zip(ids, await self._calls.gather(*(self._keyspace.look(id, now) for id in ids)), strict=True))
         # An ended session never comes back. In a Cluster, an absent one may be about to be stored, because its id comes first.
         is_atomic = not self._is_cluster
         gone = [id for id, each in found.items() if each is Outcome.ENDED or (each is None and is_atomic)]
@@ -325,7 +330,7 @@ class RedisDriver(Reporter):
             # In a Cluster a session may be about to be stored, or renamed.
             arguments = (now, owner, self._is_cluster)
             calls = [self._keyspace.call(id, Call("end_one", self._keyspace.keys(id), (), arguments)) for id in ids]
-            answers: list[bytes | int | None] = await self._gather(*calls)
+            answers: list[bytes | int | None] = await self._calls.gather(*calls)
             ended += answers.count(1)
             # A session that has another owner by now may be given back, and then it must not leave the set.
             gone.difference_update(id for id, answer in zip(ids, answers, strict=True) if answer == 0)
@@ -340,11 +345,11 @@ class RedisDriver(Reporter):
     async def end_everyone(self, *, now: float) -> None:
         """End every session, by writing one key, or in a Cluster one for each hash tag; an error may say that Redis evicts it."""
         began = monotonic()
-        await self._gather(*self._keyspace.ends(now=now))
+        await self._calls.gather(*self._keyspace.ends(now=now))
         if self._is_cluster:
             # A rename may have left a slot before its turn, and come to another one after its turn. By this second instant, at
             # least a millisecond later than its `created`, it is ended or REVOKED there.
-            await self._gather(*self._keyspace.ends(now=now + monotonic() - began + 0.001))
+            await self._calls.gather(*self._keyspace.ends(now=now + monotonic() - began + 0.001))
         if doubt := self._policy.doubt_of_ending():
             raise SessionStoreError(self.name, "end all sessions for certain", doubt, is_partial=True)
 
@@ -369,15 +374,6 @@ class RedisDriver(Reporter):
         report = SessionStoreError(self.name, f"{action} at {server}", reason, is_unconfirmed=is_unconfirmed)
         report.__cause__ = failure
         return report
-
-    async def _gather(self, *calls: Awaitable[T]) -> list[T]:
-        """Return the results of *calls*. If one fails, the others go on, so each of their tasks has a limit of its own."""
-
-        async def bounded(call: Awaitable[T]) -> T:
-            with self._limit:
-                return await call
-
-        return await asyncio.gather(*map(bounded, calls))
 
     async def _learn_policy(self) -> None:
         # A user without the permission gets no warning.

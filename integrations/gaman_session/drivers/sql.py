@@ -92,6 +92,14 @@ class SQLDriver(Reporter):
         except IsLarge:
             return await self._large_reader.call(lambda sessions: sessions.load(id, now, math.inf))
 
+    @reports("load sessions")
+    async def load_all(self, ids: Sequence[str], *, now: float) -> list[Record | Literal[Outcome.ENDED] | None]:
+        """Return what load() does for each of *ids*, by a SELECT each."""
+        try:
+            return await self._reader.call(lambda sessions: [sessions.load(id, now, LARGE) for id in ids])
+        except IsLarge:
+            return await self._large_reader.call(lambda sessions: [sessions.load(id, now, math.inf) for id in ids])
+
     @reports("create a session")
     async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
         """Store a new session."""
