@@ -1171,16 +1171,17 @@ async def a_large_session_is_ended_by_end_everyone(driver: _EveryoneDriver) -> N
 
 @_everyone_check
 async def load_all_finds_that_every_session_was_ended(driver: _EveryoneDriver) -> None:
-    if not loads_all(driver):
+    batches: Driver = driver
+    if not loads_all(batches):
         return
     ids = [(await _create(driver, record))[0] for record in (None, _record({"a": b"1" * (2 * LARGE)}), None)]
     now = await _end_everyone(driver, time.time())
     record = _record()
     record.created = now
     new, _ = await _create(driver, record)
-    assert await driver.load_all([*ids, new, _new_id()], now=now) == [*[Outcome.ENDED] * 3, await _load(driver, new, now), None]
+    assert await batches.load_all([*ids, new, _new_id()], now=now) == [*[Outcome.ENDED] * 3, await _load(driver, new, now), None]
     later = now + TOMBSTONE
-    assert await driver.load_all([*ids, new], now=later) == [None, None, None, await _load(driver, new, later)]
+    assert await batches.load_all([*ids, new], now=later) == [None, None, None, await _load(driver, new, later)]
 
 
 @_everyone_check

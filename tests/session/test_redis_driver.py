@@ -1618,7 +1618,7 @@ async def test_several_loads_are_made_again_after_a_lost_connection(is_in_cluste
                 ids = [new_id() for _ in range(4)]
                 await asyncio.gather(*(driver.create(id, record()) for id in ids[:2]))
                 await driver.destroy(ids[1], now=NOW)
-                connections, relay.delay = len(relay._writers), 10
+                connections, relay.delay = len(relay._writers), 0.5
                 loading = asyncio.create_task(driver.load_all(ids, now=NOW))
                 for _ in range(10):
                     await asyncio.sleep(0.001)

@@ -316,7 +316,7 @@ async def test_several_loads_are_one_call_of_the_thread(driver: SQLDriver) -> No
         return await run(*arguments)
 
     # Only this connection's method, which still runs.
-    driver._reader._execute = counted
+    driver._reader._execute = counted  # type: ignore[assignment]
     assert await driver.load_all([id_of(1), id_of(2), id_of(1)], now=NOW) == [record(), None, record()]
     assert calls == 1
 

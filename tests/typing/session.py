@@ -9,6 +9,7 @@ from msgspec import Struct
 import gaman
 from gaman import Context, Integration, Response, Table
 from gaman.session import (
+    BatchDriver,
     OwnedSession,
     OwnerDriver,
     Session,
@@ -22,7 +23,11 @@ from gaman.session import (
     require_same_origin,
     session,
 )
+from gaman_session.drivers.file import FileDriver
 from gaman_session.drivers.memory import MemoryDriver
+from gaman_session.drivers.mongodb import MongoDBDriver
+from gaman_session.drivers.redis import RedisDriver
+from gaman_session.drivers.sql import SQLDriver
 
 
 @dataclass
@@ -138,6 +143,7 @@ integrations: list[Integration] = [
 
 sessions = session(driver={"type": "memory"}, max_sessions_per_owner=3)
 owning: OwnerDriver = MemoryDriver()
+batching: list[BatchDriver] = [FileDriver(), SQLDriver(), RedisDriver(), MongoDBDriver(db_name="app")]
 
 
 async def owners(ctx: Context) -> Response:
