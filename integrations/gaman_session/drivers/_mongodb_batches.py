@@ -123,7 +123,7 @@ class Documents:
         return [found.get(id, None if is_only else _LEFT_OUT) for id in ids]
 
     async def _find_groups(self, groups: list[Sequence[str]]) -> list[list[Document | None]]:
-        found = await self._find_with_ending(list({*chain(*groups)}), {})
+        found = await self._find_with_ending([*{*chain(*groups)}], {})
         return [[found.get(id) for id in ids] for ids in groups]
 
     async def _find_with_ending(self, ids: list[str], where: Document) -> dict[str, Document]:

@@ -188,14 +188,12 @@ class RedisDriver(Reporter):
         return await self._keyspace.write("rename", id, others, values, *condition, *rest)
 
     async def _rename_in_cluster(self, id: str, new_id: str, record: Record, condition: Sequence[Any]) -> Outcome:
-        now, ownership = condition[0], record.ownership
+        now, ownership, gather = condition[0], record.ownership, self._calls.gather
         # The old id must not die if there is no room for the new one.
         room = self._keyspace.write("room", new_id, (), ())
         if ownership is None:
             await room
-        elif (await self._calls.gather(self._keyspace.enter(new_id, ownership, record.expires, now=now), room))[
-            0
-        ] is Outcome.REVOKED:
+        elif (await gather(self._keyspace.enter(new_id, ownership, record.expires, now=now), room))[0] is Outcome.REVOKED:
             # An ownership that the session already has is never revoked. It is only looked up within a minute of an end_owned().
             found = await self._keyspace.look(id, now)
             if not isinstance(found, Record):
