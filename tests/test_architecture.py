@@ -85,11 +85,13 @@ ORDER = [
     ["gaman_session._sessions", "gaman_session._awaitable", "gaman_session._misuse", "gaman_session._uncancelled"],
     ["gaman_session._pending"],
     ["gaman_session._ended"],
+    ["gaman_session._login_list"],
     ["gaman_session._owners"],
     ["gaman_session._serializer", "gaman_session._sealing", "gaman_session._clock"],
     ["gaman_session._rules"],
     [
         "gaman_session._audit",
+        "gaman_session._gather",
         "gaman_session._owned",
         "gaman_session._driver",
         "gaman_session._paths",

@@ -97,10 +97,19 @@ class EndedSessions(Owners):
         kept_at = 0.0
         for limit in map(self._limit, names, limits):
             if limit is not None and since <= limit.at:
-                if limit.kept != handle:
+                if not await self._is_kept(handle, limit, now):
                     return Found(limit.at, 0)
                 kept_at = max(kept_at, limit.at)
         return Found(None, kept_at)
+
+    async def _is_kept(self, handle: str, limit: _Limit, now: float) -> bool:
+        """Return whether end_all() kept the session, or one that went on as this one meanwhile."""
+        following, followed = limit.kept, set[str]()
+        while following is not None and following != handle and following not in followed:
+            followed.add(following)
+            successor = _successor(await self.store.load(following, now=now))
+            following = None if successor is None else successor.handle
+        return following == handle
 
     async def end_once(self, session: Ending, successor: Ending | None = None) -> str | None:
         """End a session, which continues as its *successor*, if any; return its handle, or None if it had ended before.
@@ -231,22 +240,26 @@ class EndedSessions(Owners):
         """Return the session that an entry of the list leads to, or None if it isn't live."""
         listed = entry.listed
         ending, created, deadline = Ending(listed.handle, listed.expires), listed.created, listed.deadline
-        handles: set[str] = set()
-        while ending.handle not in handles:
-            handles.add(ending.handle)
+        followed = set[str]()
+        while ending.handle not in followed:
+            followed.add(ending.handle)
             found = await self.store.load(ending.handle, now=now)
             if not isinstance(found, Record):
-                lag = (self._idle_timeout or 0) * 2 / _STEPS
-                if min(deadline + lag, ending.expires) <= now or any(
-                    listed.since <= limit.at and limit.kept not in handles for limit in limits
-                ):
-                    return None
-                return _Live(ending, created, deadline, listed.since, len(handles) > 1, entry.note)
+                break
             successor = _successor(found)
             if successor is None:
                 return None
             ending, created, deadline = successor, found.created, successor.expires
-        return None
+        else:
+            # Damaged: it leads back to itself.
+            return None
+        lag = (self._idle_timeout or 0) * 2 / _STEPS
+        if min(deadline + lag, ending.expires) <= now:
+            return None
+        for limit in limits:
+            if listed.since <= limit.at and not await self._is_kept(ending.handle, limit, now):
+                return None
+        return _Live(ending, created, deadline, listed.since, ending.handle != listed.handle, entry.note)
 
     async def _end_before(self, names: Sequence[str], limit: _Limit) -> None:
         with self._noting_failure():

@@ -675,7 +675,7 @@ async def test_a_damaged_limit_counts_as_absent_and_is_logged(
 ) -> None:
     browser = await logged_in(ending_at)
     await ending_at.sessions.end_all(OWNER)
-    [record] = store._sessions.values()
+    [record] = [each for each in store._sessions.values() if "limit" in each.fields]
     record.fields["limit"] = b"\xc1"
     assert await browser.do(owner_of) == OWNER
     assert "the end of an owner's sessions is damaged" in caplog.text

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Iterator
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from secrets import token_hex
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from gaman.session import Driver, OwnedSession, Session, SessionStoreError, SessionUnsupported
 from gaman_session._ended import EndedSessions
@@ -361,3 +366,80 @@ async def test_a_cycle_in_the_store_ends_no_process(clock: Clock) -> None:
             OWNER, "another", Listed(await handle(browser), clock.now, clock.now, clock.now + 9, clock.now + 9), clock.now
         )
         assert await handles(site) == [await handle(browser)]
+
+
+# Overlapping requests
+
+
+class Slow(Sealing):
+    """Lets other requests go on before each call, and after it, for as many turns of the event loop as *turns* says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns: Iterator[int] = iter(())
+
+    async def _wait(self) -> None:
+        for _ in range(next(self.turns, 0)):
+            await asyncio.sleep(0)
+
+    async def load(self, id: str, *, now: float) -> Any:
+        await self._wait()
+        found = await super().load(id, now=now)
+        await self._wait()
+        return found
+
+    async def create(self, id: str, record: Any) -> Any:
+        await self._wait()
+        created = await super().create(id, record)
+        await self._wait()
+        return created
+
+    async def apply(self, id: str, *arguments: Any, **named: Any) -> Any:
+        await self._wait()
+        outcome = await super().apply(id, *arguments, **named)
+        await self._wait()
+        return outcome
+
+
+async def end_all(session: Session) -> None:
+    await session.has("a")
+    await session_of.get().sessions.end_all(OWNER, keep=session)
+
+
+async def write(session: Session) -> None:
+    await session.set("a", token_hex(4))
+
+
+KINDS = {"log in": log_in, "log out": log_out, "confirm": confirm, "regenerate": regenerate, "write": write, "end all": end_all}
+session_of: ContextVar[Site] = ContextVar("session_of")
+
+
+@settings(max_examples=5 * settings().max_examples, deadline=None)
+@example(kinds=["confirm", "end all"], turns=[], gap=0)
+@example(kinds=["confirm", "end all"], turns=[], gap=150)
+@given(
+    kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=2, max_size=4),
+    turns=st.lists(st.integers(0, 6), max_size=60),
+    gap=st.sampled_from([0, 150]),
+)
+def test_the_list_has_the_sessions_that_a_cookie_opens(kinds: list[str], turns: list[int], gap: int) -> None:
+    """Whatever concurrent requests do, no cookie opens a session of the owner that isn't listed."""
+
+    async def play() -> None:
+        store, clock = Slow(), Clock()
+        async with serving(Site(in_cookies(store), clock, idle_timeout=1000)) as site:
+            session_of.set(site)
+            browser = await logged_in(site)
+            clock.now += gap
+            store.turns = iter(turns)
+            replies = await asyncio.gather(*(site.request(KINDS[kind], browser.cookie) for kind in kinds))
+            store.turns = iter(())
+            live: list[str] = []
+            for reply in replies:
+                after = Browser(site, browser.token)
+                after.take(reply)
+                if await after.do(owner_of) == OWNER:
+                    live.append(await handle(after))
+            assert sorted(set(live)) == sorted(await handles(site))
+
+    asyncio.run(play())
