@@ -52,11 +52,6 @@ class Sessions(Protocol):
         """Whether other processes see the same sessions."""
         ...
 
-    @property
-    def can_count(self) -> bool:
-        """Whether sessions can be listed and counted."""
-        ...
-
     def running(self) -> AbstractAsyncContextManager[None]: ...
     def count(self, owner: str | None = None) -> Awaitable[int]: ...
     def list(self, owner: str) -> Awaitable[Sequence[OwnedSession]]: ...
@@ -101,11 +96,8 @@ def run(arguments: Arguments, value: object) -> None:
             sys.exit(1)
     elif action == "end-all":
         _confirm(arguments, f"End all sessions of {_text(owner)}?")
-        ended: int | None = _call(sessions, lambda: sessions.end_all(owner))
-        if not sessions.can_count:
-            ended = None
-        line = f"gaman: all sessions of {_text(owner)} are ended" if ended is None else f"gaman: {ended} ended"
-        _print(arguments, {"ended": ended}, _none_of(owner) if ended == 0 else line)
+        ended = _call(sessions, lambda: sessions.end_all(owner))
+        _print(arguments, {"ended": ended}, _none_of(owner) if ended == 0 else f"gaman: {ended} ended")
         if ended == 0:
             sys.exit(1)
     else:

@@ -135,16 +135,24 @@ def test_a_note_that_json_can_not_hold_is_shown_too(shop: Any, capsys: pytest.Ca
     assert run(capsys, "list", "a_shop:app", "user:3").splitlines()[1].endswith(f"  {json.dumps(plain)}")
 
 
-def test_sessions_in_cookies_are_ended_although_their_number_is_unknown(
+def test_sessions_in_cookies_are_listed_and_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = ModuleType("a_bakery")
+    async def home(ctx: Context) -> str:
+        await ctx.session.login("user:1", note="a phone")
+        return "hello"
+
     ended = {"type": "sql", "file": str(tmp_path / "ended.db")}
-    module.__dict__["sessions"] = session("a secret of the tests that is long enough", {"type": "cookies", "ended": ended})
+    sessions = session(SECRET, {"type": "cookies", "ended": ended})
+    module = ModuleType("a_bakery")
+    module.__dict__["sessions"] = sessions
     monkeypatch.setitem(sys.modules, "a_bakery", module)
-    line = "gaman: all sessions of user:1 are ended\n"
-    assert run(capsys, "end-all", "a_bakery:sessions", "user:1", "--yes") == line
-    assert json.loads(run(capsys, "end-all", "a_bakery:sessions", "user:1", "--yes", "--json")) == {"ended": None}
+    with TestClient(gaman.App({"/": home}, integrations=[sessions]), base_url="https://shop.example") as client:
+        client.get("/")
+    assert run(capsys, "count", "a_bakery:sessions", "user:1") == "1\n"
+    assert [each["note"] for each in json.loads(run(capsys, "list", "a_bakery:sessions", "user:1", "--json"))] == ["a phone"]
+    assert run(capsys, "end-all", "a_bakery:sessions", "user:1", "--yes") == "gaman: 1 ended\n"
+    assert run(capsys, "count", "a_bakery:sessions", "user:1") == "0\n"
 
 
 def test_it_ends_one_session_those_of_an_owner_and_all(shop: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,8 @@ from typing import Final, Literal, Protocol, TypeGuard
 
 from msgspec import Struct
 
+from gaman_session._gather import gather
+
 TOMBSTONE: Final = 60
 """Seconds for which a store keeps the tombstone of a session, and the time when the sessions of an owner were ended."""
 
@@ -291,8 +293,6 @@ async def load_all(driver: Driver, ids: Sequence[str], *, now: float) -> list[Re
     """Return what load() does for each of *ids*, in one round trip if the driver is a BatchDriver."""
     if loads_all(driver):
         return await driver.load_all(ids, now=now)
-    from asyncio import gather  # noqa: PLC0415 - takes 20 ms to load, which a server has done
-
     return await gather(*(driver.load(id, now=now) for id in ids))
 
 

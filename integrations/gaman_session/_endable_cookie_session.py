@@ -8,7 +8,7 @@ write its end continues, and the others lose the session.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -19,9 +19,11 @@ from gaman_session import _sealing
 from gaman_session._audit import Reason
 from gaman_session._cookie_session import Contents, CookieSession, decode_contents
 from gaman_session._driver import MAX_SKEW, TOMBSTONE
-from gaman_session._ended import MAX_COOKIE_AGE, EndedSessions, Ending, Found
-from gaman_session._errors import SessionStoreError
+from gaman_session._ended import EndedSessions, Ending, Found
+from gaman_session._errors import SessionStoreError, SessionUnsupported
+from gaman_session._gather import gather
 from gaman_session._login import LOGIN, Login, login_in
+from gaman_session._login_list import MAX_COOKIE_AGE, Listed
 from gaman_session._session_base import CookieValue
 from gaman_session._sessions import Sessions
 from gaman_session._uncancelled import uncancelled
@@ -37,7 +39,7 @@ _LIVE: Final = Found(None, 0)
 class EndableCookieSession(CookieSession):
     """A session in a cookie, with a store of ended sessions."""
 
-    __slots__ = ("_base", "_begins", "_ended", "_is_checked", "_is_cookie_due", "_is_end", "_is_lost", "_lock", "_saved")
+    __slots__ = ("_base", "_begins", "_ended", "_is_checked", "_is_cookie_due", "_is_end", "_is_lost", "_lock", "_note", "_saved")
 
     _base: Contents | None
     """The session that this request goes on with: that of its cookie or, after save(), the one that was saved."""
@@ -51,12 +53,15 @@ class EndableCookieSession(CookieSession):
     """As in Renewal, if a new id was asked for; otherwise None."""
     _is_cookie_due: bool
     """Whether the store has what the cookie says."""
+    _note: bytes
+    """The note of a login, as sessions.list() gets it; empty for none."""
 
     def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any], is_closed: bool = False) -> None:
         super().__init__(sessions, scope, is_closed)
         self._ended = cast("EndedSessions", sessions.owners)
         self._lock: Lock | None = None
         self._is_checked = False
+        self._note = b""
         self._saved: dict[str, bytes] | None = None
         """The values that save() was called with, if it has noted an end; the browser has to get them."""
 
@@ -115,8 +120,10 @@ class EndableCookieSession(CookieSession):
                 self._received = self._contents = self._base = following[0]
                 self._fields = following[0].fields
 
-    async def _look_up(self, contents: Contents) -> Found:
-        """Return what the store knows of a session."""
+    async def _look_up(self, contents: Contents | None) -> Found:
+        """Return what the store knows of a session; a new one, None, is live."""
+        if contents is None:
+            return _LIVE
         if (oldest := self._sessions.clock() - MAX_COOKIE_AGE) >= contents.created:
             return Found(oldest, 0)
         login = self._login_in(contents.fields)
@@ -151,6 +158,12 @@ class EndableCookieSession(CookieSession):
 
     def _is_renewing(self) -> bool:
         return self._base is not None and self._begins is not None and not self._is_end
+
+    def _set_owner(self, owner: str | None, note: Any) -> None:
+        raise SessionUnsupported("cookies", "set_owner()", "write `await session.login(owner)`")
+
+    def _tie(self, owner: str, note: Any) -> None:
+        self._note = b"" if note is None else self._encode("note", note)
 
     def _outlive_end(self) -> None:
         if (login := self._new_login()) is not None:
@@ -198,9 +211,8 @@ class EndableCookieSession(CookieSession):
         """Note that the session ends or gets a new id, before the browser gets the cookie."""
         if self._fields is self._saved and not self._is_end and self._begins is None:
             return
-        base, login = self._base, self._new_login()
-        reading = None if base is None or self._is_end else self._look_up(base)
-        found = _LIVE if reading is None and login is None else await self._look_up_login(reading, login)
+        base, login = None if self._is_end else self._base, self._new_login()
+        found = await (self._look_up_and_list(base) if login is None else self._look_up_login(base, login))
         if self._is_end:
             await self._end()
         elif base is not None and found is not None:
@@ -211,13 +223,15 @@ class EndableCookieSession(CookieSession):
                 self._received = None
         self._is_end, self._begins = False, None
         self._is_checked = self._is_cookie_due = True
+        if login is not None and self._fields:
+            await self._ended.end_oldest(login.owner, _sealing.id_of(self._begun().raw_id))
 
     async def _end(self) -> None:
         """End every session that a cookie of this request holds."""
         base = () if self._base is None else (self._base,)
         sessions = {each.raw_id: each for each in (*base, *self._opened())}
         reason: Reason = "logout" if self._login_in(self._fields) is None else "login"
-        await _gather(self._end_and_note(self._ended.end_to_last, each, reason) for each in sessions.values())
+        await gather(*(self._end_and_note(self._ended.end_to_last, each, reason) for each in sessions.values()))
         self._base = None
         self._received = next(iter(sessions.values()), None)
 
@@ -230,8 +244,15 @@ class EndableCookieSession(CookieSession):
             if error.is_unconfirmed:
                 self._note_end(session, _sealing.id_of(session.raw_id), reason)
             raise
-        if handle is not None:
-            self._note_end(session, handle, reason)
+        if handle is None:
+            return
+        self._note_end(session, handle, reason)
+        login = self._login_in(session.fields)
+        if login is not None:
+            # The list leaves out a session that has ended.
+            with suppress(SessionStoreError):
+                handles = {handle, _sealing.id_of(session.raw_id)}
+                await self._ended.logins.remove_login(login.owner, login.nonce, handles, self._sessions.clock())
 
     def _note_removal(self, received: Contents, reason: Reason) -> None:
         """Do nothing: the end was noted when the store had it."""
@@ -256,10 +277,15 @@ class EndableCookieSession(CookieSession):
             # The old id is dead, so the browser gets the new one.
             self._is_cookie_due = error.is_unconfirmed and successor is not None
             raise
+        self._is_cookie_due = was_live and successor is not None
         # The browser may send the cookie of another session first, and would then be logged out.
         known = {base.raw_id, *(() if self._received is None else (self._received.raw_id,))}
         twins = [each for each in self._opened() if each.raw_id not in known]
-        await _gather(self._end_and_note(self._ended.end_once, each, "login") for each in twins)
+        work = [self._end_and_note(self._ended.end_once, each, "login") for each in twins]
+        login = self._login_in(self._fields)
+        if self._is_cookie_due and login is not None and self._new_login() is None:
+            work.append(self._list(login, former=_sealing.id_of(base.raw_id)))
+        await gather(*work)
         if not was_live:
             self._lose(base, self._sessions.clock())
         elif not self._fields:
@@ -272,12 +298,24 @@ class EndableCookieSession(CookieSession):
         before = None if self._base is None else self._login_in(self._base.fields)
         return None if login is None or (before is not None and before.since == login.since) else login
 
-    async def _look_up_login(self, reading: Awaitable[Found] | None, login: Login | None) -> Found | None:
-        """Return what *reading* has found; None if the owner's sessions were ended after the *login* of this request."""
-        if login is None:
-            return _LIVE if reading is None else await reading
+    async def _look_up_and_list(self, base: Contents | None) -> Found:
+        """Return what the store knows of *base*, and have the list of logins know that it was used, if that is due."""
+        sessions, reading = self._sessions, self._look_up(base)
+        if base is not None and self._begins is None:
+            deadline = sessions.deadline(sessions.clock(), base.expires)
+            login = self._login_in(self._fields) if self._ended.is_listing_due(base.deadline, deadline) else None
+            if login is not None:
+                found, _ = await gather(reading, self._list(login))
+                return found
+        return await reading
+
+    async def _look_up_login(self, base: Contents | None, login: Login) -> Found | None:
+        """List the *login* of this request, and return what the store knows of *base*.
+
+        None: the owner's sessions were ended after the login.
+        """
         finding = self._ended.find(_sealing.id_of(self._begun().raw_id), login.owner, login.since)
-        (of_login, *of_base) = await _gather([finding] if reading is None else [finding, reading])
+        of_login, of_base, _ = await gather(finding, self._look_up(base), self._list(login, is_new=True))
         dated_from = of_login.kept_at
         if of_login.ended_at is not None:
             if of_login.ended_at <= self._sessions.clock() + MAX_SKEW:
@@ -286,12 +324,24 @@ class EndableCookieSession(CookieSession):
             # The clock was set back since end_all().
             dated_from = of_login.ended_at
         if dated_from:
-            self._date_login(login, dated_from)
-        return of_base[0] if of_base else _LIVE
+            await self._list(self._date_login(login, dated_from))
+        return of_base
 
-    def _date_login(self, login: Login, ended_at: float) -> None:
-        """Date the login from the first instant after *ended_at*, so that only a later end_all() ends it."""
-        self._put_login(msgspec.structs.replace(login, since=math.nextafter(ended_at, math.inf)))
+    async def _list(self, login: Login, *, is_new: bool = False, former: str | None = None) -> None:
+        """Have sessions.list() find the session of a *login*, which had the handle *former* before."""
+        contents, now, logins = self._begun(), self._sessions.clock(), self._ended.logins
+        deadline = self._sessions.deadline(now, contents.expires)
+        listed = Listed(_sealing.id_of(contents.raw_id), login.since, contents.created, contents.expires, deadline)
+        if is_new:
+            await logins.add(login.owner, login.nonce, listed, self._note, now)
+        else:
+            await logins.put(login.owner, login.nonce, listed, now, former=former)
+
+    def _date_login(self, login: Login, ended_at: float) -> Login:
+        """Date the login from the first instant after *ended_at*, so that only a later end_all() ends it; return it."""
+        dated = msgspec.structs.replace(login, since=math.nextafter(ended_at, math.inf))
+        self._put_login(dated)
+        return dated
 
     def _report_revoked(self) -> None:
         self._reject("expired")
@@ -335,10 +385,3 @@ class EndableCookieSession(CookieSession):
 
 def _ending(contents: Contents) -> Ending:
     return Ending(_sealing.id_of(contents.raw_id), contents.expires)
-
-
-async def _gather(work: Iterable[Awaitable[T]]) -> list[T]:
-    """Return the results of *work*, done concurrently."""
-    from asyncio import gather  # noqa: PLC0415 - takes 20 ms to load, which a server has done
-
-    return await gather(*work)

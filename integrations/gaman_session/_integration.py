@@ -84,16 +84,13 @@ class SessionIntegration(Integration):
     that shares it. Sessions that they end are ended at once, for requests in flight too. Unless an application or running() has
     opened the store, the first call does, and the end of the event loop closes it.
 
-    They raise SessionUnsupported if the driver has no owners, like the cookies driver (with `ended`, it has end(), end_all() and
-    end_everyone()); SessionStoreError if the store fails or may have evicted some of the sessions; and SessionUseError for an owner
-    that is empty or isn't text.
+    They raise SessionUnsupported if the driver has no owners, like the cookies driver without `ended`; SessionStoreError if the
+    store fails or may have evicted some of the sessions; and SessionUseError for an owner that is empty or isn't text.
     """
 
     counters: Counters
     shared: bool
     """Whether other processes see the same sessions: true for every driver but memory."""
-    can_count: bool
-    """Whether sessions can be listed and counted. With the cookies driver, only the browsers have them."""
     _cookie_name: str
     _owners: Owners
     _closing: Closing
@@ -137,8 +134,6 @@ class SessionIntegration(Integration):
 
         `await sessions.end_all(f"user:{user.id}", keep=ctx.session)` after a change of the password logs out all other devices.
 
-        It returns 0 with the cookies driver and `ended`, because the number isn't known.
-
         It takes effect at one instant between call and return, in every process. Sessions that have this owner at that instant are
         ended. A login in flight loses its changes if it called set_owner() before, and succeeds if it calls set_owner() later.
         """
@@ -159,7 +154,7 @@ class SessionIntegration(Integration):
         return later(self._calls, "end_everyone", run(self._opened, self._owners.end_everyone))
 
     def count(self, owner: str | None = None) -> SessionCall[int]:
-        """Return how many live sessions *owner* has, or, without an owner, how many are in the store.
+        """Return how many live sessions *owner* has, or, without an owner, how many are in the store; cookies aren't counted.
 
         Counting all sessions takes longer the more there are, so do it for a graph and not in each request. The file driver reads
         each file's name, SQLite and MongoDB each entry of an index, and a Redis Cluster each key. A Redis server without a Cluster
@@ -358,7 +353,6 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
         on_check=(lambda app: upkeep().check()) if store is not None else None,
         counters=sessions.counters,
         shared=store is None or store.shared,
-        can_count=driver is not None,
         _cookie_name=cookie.name,
         _owners=sessions.owners,
         _upkeep=upkeep,

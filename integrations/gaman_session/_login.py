@@ -13,7 +13,7 @@ import msgspec
 from gaman_session._awaitable import Done, SessionCall, later, reading, run
 from gaman_session._driver import MAX_SKEW
 from gaman_session._errors import SessionLoginRequired, SessionUseError
-from gaman_session._owners import check_owner, supports_owners
+from gaman_session._owners import check_owner
 from gaman_session._serializer import Codec
 from gaman_session._session_base import SessionBase
 from gaman_session._sessions import MAX_LIFETIME
@@ -127,8 +127,7 @@ class Logins(SessionBase):
         # `since` differs from the time of every end_all(), so the two have an order.
         since = self._sessions.owners.instant()
         self._put_login(Login(owner, since, [self._sessions.clock()], urandom(_NONCE).hex()))
-        if supports_owners(self._sessions.driver):
-            self._set_owner(owner, note)
+        self._tie(owner, note)
 
     async def _confirm(self, level: int | None) -> None:
         check_level(level := 1 if level is None else level)

@@ -17,8 +17,8 @@ from gaman.errors import a_type, nearest
 from gaman_session._audit import OnEvent
 from gaman_session._cross_site import check_origins
 from gaman_session._driver import Driver
-from gaman_session._ended import MAX_COOKIE_AGE
 from gaman_session._errors import SessionUnsupported
+from gaman_session._login_list import MAX_COOKIE_AGE
 from gaman_session._owners import supports_owners
 from gaman_session._serializer import CODECS, Codec, Serializer, custom
 from gaman_session._sessions import MAX_LIFETIME
@@ -160,7 +160,7 @@ def check(
             f"the option 'ended' of the cookies driver: {ended.name} forgets ended sessions when this process ends, and copies of "
             "their cookies then work again; choose file, sql, redis or mongodb"
         )
-    _check_max_sessions(max_sessions_per_owner, made)
+    _check_max_sessions(max_sessions_per_owner, made, ended)
     codec = _codec(serializer, encrypt)
     origins = check_origins(trusted_origins)
     if origins and not csrf:
@@ -245,11 +245,11 @@ def _check_seconds(name: str, value: object) -> None:
     )
 
 
-def _check_max_sessions(value: object, driver: Driver | None) -> None:
+def _check_max_sessions(value: object, driver: Driver | None, ended: Driver | None) -> None:
     if value is None:
         return
     check_whole_number(value, f"session(max_sessions_per_owner={value!r}):", "a whole number above 0, or None")
-    if not supports_owners(driver):
+    if ended is None and not supports_owners(driver):
         raise ConfigError(
             f"session(max_sessions_per_owner={value}): {SessionUnsupported('cookies' if driver is None else driver.name)}"
         )

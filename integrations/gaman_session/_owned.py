@@ -18,6 +18,6 @@ class OwnedSession(msgspec.Struct, frozen=True):
     last_used_at: datetime | None
     """When it was last used, to a tenth of `idle_timeout`. None without an idle limit, because a read then writes nothing."""
     expires_at: datetime
-    """When it expires unless it is used again."""
+    """When it expires unless it is used again. For a session in a cookie, up to a fifth of `idle_timeout` earlier."""
     note: Any
-    """The note that set_owner() was given, or None."""
+    """The note that login() or set_owner() was given, or None."""

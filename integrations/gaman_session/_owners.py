@@ -18,6 +18,7 @@ from gaman_session._counters import Counters
 from gaman_session._damage import Damage
 from gaman_session._driver import MAX_SKEW, OWNER_METHODS, TOMBSTONE, Driver, EveryoneDriver, OwnerDriver, Ownership, Record
 from gaman_session._errors import SessionStoreError, SessionUnsupported, SessionUseError
+from gaman_session._gather import gather
 from gaman_session._owned import OwnedSession
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Codec
@@ -180,8 +181,6 @@ class Owners:
 
         Of several logins at once, the last one sees them all.
         """
-        from asyncio import gather  # noqa: PLC0415 - takes 20 ms to load, which a server has done
-
         if self._max_sessions is None or pending.owner is None:
             return
         records = await self._records(pending.owner)
@@ -295,8 +294,6 @@ class Owners:
 
     async def _records(self, owner: str) -> dict[str, Record]:
         """Return the sessions of *owner* by id."""
-        from asyncio import gather  # noqa: PLC0415 - takes 20 ms to load, which a server has done
-
         driver, now = self._driver(), self._clock()
         records: dict[str, Record] = {}
         for of_name in await gather(*(driver.owned(name, now=now) for name in self._names(check_owner(owner)))):
@@ -304,18 +301,26 @@ class Owners:
         return records
 
     def _owned_session(self, id: str, record: Record) -> OwnedSession:
+        return self._owned(id, record.created, record.deadline, self._note(id, cast("Ownership", record.ownership)))
+
+    def _owned(self, id: str, created: float, deadline: float, note: Any) -> OwnedSession:
         idle, last_used = self._idle_timeout, None
         if idle is not None:
-            last_used = datetime.fromtimestamp(max(record.created, min(record.deadline - idle, self._clock())), UTC)
-        created, deadline = datetime.fromtimestamp(record.created, UTC), datetime.fromtimestamp(record.deadline, UTC)
-        return OwnedSession(id, created, last_used, deadline, self._note(id, cast("Ownership", record.ownership)))
+            last_used = datetime.fromtimestamp(max(created, min(deadline - idle, self._clock())), UTC)
+        return OwnedSession(id, datetime.fromtimestamp(created, UTC), last_used, datetime.fromtimestamp(deadline, UTC), note)
 
     def _note(self, id: str, ownership: Ownership) -> Any:
         """Return the decoded note, or None if there is none or it is damaged."""
+        opened = self._open(id, ownership) if self._is_sealed else ("", ownership.note)
+        return self._decode_note(id, None if opened is None else opened[1])
+
+    def _decode_note(self, id: str, note: bytes | None) -> Any:
+        """Return the decoded *note*; None if it is damaged, or empty because there is none."""
+        if note == b"":
+            return None
         try:
-            opened = self._open(id, ownership) if self._is_sealed else ("", ownership.note)
-            if opened is not None:
-                return self._codec.decoder.decode(opened[1]) if opened[1] else None
+            if note is not None:
+                return self._codec.decoder.decode(note)
         except (RecursionError, MemoryError):
             raise
         except Exception:  # noqa: S110 - a serializer may raise anything, and it always means damage

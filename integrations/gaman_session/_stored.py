@@ -17,6 +17,7 @@ from gaman_session._flush import MAX_ATTEMPTS, Flush
 from gaman_session._known import Absent, Ended, Known, Live, Unread, is_touch_due, open_field
 from gaman_session._login import LOGIN
 from gaman_session._misuse import changed
+from gaman_session._owners import supports_owners
 from gaman_session._pending import Pending, Renewal
 from gaman_session._session import Session
 from gaman_session._session_base import REMOVED, CookieValue
@@ -200,6 +201,10 @@ class StoredSession(Session):
 
     def _set_owner(self, owner: str | None, note: Any) -> None:
         self._own_pending().owner = self._sessions.owners.pending(owner, b"" if note is None else self._encode("note", note))
+
+    def _tie(self, owner: str, note: Any) -> None:
+        if supports_owners(self._sessions.driver):
+            self._set_owner(owner, note)
 
     def _outlive_end(self) -> None:
         if self._pending.owner is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from secrets import token_hex
 from typing import Any
 
 import pytest
 
 from gaman.session import Driver
+from tests.session.endings import in_cookies
 from tests.session.sites import DRIVERS, Clock, Site, of_its_own, serving
 
 
@@ -39,3 +41,12 @@ def own_store(request: pytest.FixtureRequest) -> Driver:
 async def site(driver: Driver | None, clock: Clock) -> AsyncIterator[Site]:
     async with serving(Site(driver, clock)) as opened:
         yield opened
+
+
+@pytest.fixture(params=[name for name in DRIVERS if "cookies" not in name])
+async def ending(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[Site]:
+    """Return a site with each store of ended sessions."""
+    store: Any = DRIVERS[request.param]()
+    # With a secret of its own, a test doesn't see the owners of other tests that share the store.
+    async with serving(Site(in_cookies(store), clock, secret=token_hex(32))) as site:
+        yield site

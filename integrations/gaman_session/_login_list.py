@@ -1,0 +1,180 @@
+"""LoginList: the logins of each owner whose sessions are in cookies, in the store of ended sessions, so that they can be listed.
+
+An owner has one record, with a sealed field for the session of each login, and one for the login's note. The list misses no live
+session: where a field names an id that the session no longer has, the record of that ended session names the next id.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+import msgspec
+
+from gaman_session._damage import Damage
+from gaman_session._driver import TOMBSTONE, YEAR_10000, Driver, Outcome, Record, load_all
+from gaman_session._errors import SessionConflict, SessionStoreError
+from gaman_session._gather import gather
+from gaman_session._sealing import Keyring
+
+logger = logging.getLogger("gaman")
+
+MAX_COOKIE_AGE: Final = 400 * 86_400
+"""Seconds. Browsers keep no cookie longer (RFC 6265bis, section 5.5), so no record is needed longer."""
+
+MAX_SIZE: Final = 1 << 20
+"""Bytes of a record."""
+
+_KEPT: Final = "kept"
+"""A field that is never deleted, because a record without fields would leave a tombstone, and a login couldn't make a new one."""
+_MAX_EXPIRED: Final = 8
+"""Expired logins, from which a login removes them. Removing each one at once would cost most logins a round trip."""
+_MAX_ATTEMPTS: Final = 10
+
+
+class Listed(msgspec.Struct, array_like=True, frozen=True):
+    """The session of a login. Times are seconds since the epoch."""
+
+    handle: str
+    since: float
+    """When login() was called; it identifies no login, but tells whether an end_all() came later."""
+    created: float
+    expires: float
+    deadline: float
+    """When it expires unless it is used, as it was when this was written."""
+
+
+class Entry(NamedTuple):
+    """A session in the list."""
+
+    login: str
+    """Identifies the login. The session keeps it under each new id."""
+    listed: Listed
+    note: bytes
+    """As the session has encoded it; empty if there is none, or it is damaged."""
+
+    @property
+    def field(self) -> str:
+        """The name of its field."""
+        return _field(self.login, self.listed.handle)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Listed).decode
+
+
+class LoginList:
+    """The logins of each owner, in a store of ended sessions."""
+
+    def __init__(self, store: Driver, keyring: Keyring, damage: Damage) -> None:
+        self._store = store
+        self._keyring = keyring
+        self._damage = damage
+
+    async def find(self, owner: str, now: float) -> list[Entry]:
+        """Return every login of *owner*, expired and ended ones included."""
+        names = self._keyring.owner_names(owner)
+        records = await load_all(self._store, [*map(_id, names)], now=now)
+        found = [
+            (field, data)
+            for name, record in zip(names, records, strict=True)
+            if isinstance(record, Record)
+            for field, sealed in record.fields.items()
+            if field != _KEPT and (data := self._open(field, name, sealed)) is not None
+        ]
+        # After a change of the secret, the note of a login may be in another record than its session.
+        notes = {field: data for field, data in found if " " not in field}
+        sessions = [(field.partition(" ")[0], data) for field, data in found if " " in field]
+        return [Entry(login, _decode(data), notes.get(login, b"")) for login, data in sessions]
+
+    async def add(self, owner: str, nonce: str, listed: Listed, note: bytes, now: float) -> None:
+        """List the session of a new login, and remove expired ones if there are many."""
+        entries, _ = await gather(self.find(owner, now), self.put(owner, nonce, listed, now, note=note))
+        expired = [each for each in entries if each.listed.expires <= now]
+        if len(expired) >= _MAX_EXPIRED:
+            await self.remove(owner, expired, [each for each in entries if each.listed.expires > now], now)
+
+    async def put(
+        self, owner: str, nonce: str, listed: Listed, now: float, *, note: bytes = b"", former: str | None = None
+    ) -> None:
+        """List the session of a login, which had the handle *former* before."""
+        login, name = _login(nonce), self._keyring.owner_names(owner)[0]
+        data = {_field(login, listed.handle): _encode(listed)}
+        if note:
+            data[login] = note
+        sets = {field: self._keyring.seal_note(field, name, each) for field, each in data.items()}
+        deletes = () if former is None else (_field(login, former),)
+        deadline, failure = now + MAX_COOKIE_AGE + TOMBSTONE, None
+        for _ in range(_MAX_ATTEMPTS):
+            outcome = await self._store.apply(_id(name), sets, deletes, now=now, deadline=deadline, max_size=MAX_SIZE)
+            if outcome is Outcome.WRITTEN:
+                return
+            if outcome is Outcome.TOO_LARGE:
+                await self._make_room(owner, now)
+            elif failure is not None:
+                raise failure
+            else:
+                failure = await try_create(self._store, _id(name), {_KEPT: b"", **sets}, now, deadline)
+                if failure is None:
+                    return
+        raise SessionConflict(f"a login met concurrent logins of its owner {_MAX_ATTEMPTS} times")
+
+    async def remove(self, owner: str, entries: Iterable[Entry], others: Iterable[Entry], now: float) -> None:
+        """Remove *entries* from the list, and the notes of logins that none of the *others* has."""
+        notes = {each.login for each in entries} - {each.login for each in others}
+        await self._delete(owner, {*notes, *(each.field for each in entries)}, now)
+
+    async def remove_login(self, owner: str, nonce: str, handles: Iterable[str], now: float) -> None:
+        """Remove a login whose session, which had these *handles*, has ended."""
+        login = _login(nonce)
+        await self._delete(owner, {login, *(_field(login, handle) for handle in handles)}, now)
+
+    async def _delete(self, owner: str, fields: set[str], now: float) -> None:
+        names = self._keyring.owner_names(owner)
+        await gather(*(self._store.apply(_id(name), {}, fields, now=now, deadline=None, max_size=MAX_SIZE) for name in names))
+
+    async def _make_room(self, owner: str, now: float) -> None:
+        """Remove the older half of the list."""
+        entries = sorted(await self.find(owner, now), key=lambda entry: entry.listed.since)
+        half = len(entries) // 2 + 1
+        logger.warning("sessions.list() leaves out the %d oldest logins of an owner; set max_sessions_per_owner", half)
+        await self.remove(owner, entries[:half], entries[half:], now)
+
+    def _open(self, field: str, name: str, sealed: bytes) -> bytes | None:
+        """Return what a field of the record of that *name* holds, or None if it is damaged."""
+        data = self._keyring.open_note(field, name, sealed)
+        if data is None:
+            self._damage.report(_id(name), "a login of an owner")
+        return data
+
+
+async def try_create(store: Driver, id: str, fields: dict[str, bytes], now: float, deadline: float) -> SessionStoreError | None:
+    """Make a record in the store of ended sessions; return the error if another process may have made it before."""
+    try:
+        await store.create(id, Record(fields, milliseconds(now), YEAR_10000 - 1, deadline))
+    except SessionStoreError as error:
+        if error.is_unconfirmed:
+            raise
+        return error
+    return None
+
+
+def milliseconds(now: float) -> float:
+    """Return *now* in whole milliseconds, as a record's time."""
+    return int(now * 1000) / 1000
+
+
+def _id(owner_name: str) -> str:
+    """Return the id of the list of the owner of that name."""
+    return blake2b(owner_name.encode(), digest_size=32, person=b"gaman logins").hexdigest()
+
+
+def _login(nonce: str) -> str:
+    """Return what identifies a login in the list: not its nonce, which the tokens of csrf_token() are bound to."""
+    return blake2b(nonce.encode(), digest_size=16, person=b"gaman login").hexdigest()
+
+
+def _field(login: str, handle: str) -> str:
+    return f"{login} {handle}"

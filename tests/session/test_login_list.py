@@ -1,0 +1,445 @@
+"""The list of an owner's sessions in cookies, in each kind of store of ended sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from secrets import token_hex
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gaman.session import Driver, OwnedSession, Session, SessionStoreError, SessionUnsupported
+from gaman_session._ended import EndedSessions
+from gaman_session._login_list import MAX_SIZE, Listed
+from tests.session.endings import OWNER, confirm, handle_of, in_cookies, log_in, log_out, logged_in, owner_of, regenerate
+from tests.session.sites import DRIVERS, Browser, Clock, Recording, Sealing, Site, Work, opened, serving, setting
+
+pytestmark = pytest.mark.anyio
+
+
+async def handles(site: Site) -> list[str]:
+    return [each.handle for each in await site.sessions.list(OWNER)]
+
+
+async def handle(browser: Browser) -> Any:
+    return await browser.do(handle_of)
+
+
+def logging_in(owner: str = OWNER, **options: Any) -> Work:
+    async def work(session: Session) -> None:
+        await session.login(owner, **options)
+
+    return work
+
+
+def stored(site: Site) -> EndedSessions:
+    assert isinstance(site.sessions._owners, EndedSessions)
+    return site.sessions._owners
+
+
+# What is listed
+
+
+async def test_a_list_has_each_session_in_the_order_of_the_logins(ending: Site, clock: Clock) -> None:
+    began = int(clock.now)
+    phone, desk = ending.browser(), ending.browser()
+    await phone.do(logging_in(note={"device": "a phone"}))
+    clock.now += 1
+    await desk.do(log_in)
+    await ending.browser().do(logging_in("user:2"))
+    await ending.browser().do(setting(cart=[1]))
+    first, second = await ending.sessions.list(OWNER)
+    assert first == OwnedSession(
+        handle=await handle(phone),
+        created_at=datetime.fromtimestamp(began, UTC),
+        last_used_at=None,
+        expires_at=datetime.fromtimestamp(began + 86_400, UTC),
+        note={"device": "a phone"},
+    )
+    assert (second.handle, second.note) == (await handle(desk), None)
+    assert await ending.sessions.count(OWNER) == 2
+    assert await ending.sessions.list("user:3") == []
+    assert await ending.sessions.count("user:3") == 0
+
+
+async def test_all_sessions_in_cookies_can_not_be_counted(ending: Site) -> None:
+    with pytest.raises(SessionUnsupported, match=r"count\(\) without an owner; name one"):
+        await ending.sessions.count()
+
+
+@pytest.mark.parametrize("renew", [confirm, regenerate, log_in], ids=["confirm", "regenerate", "login"])
+async def test_a_session_is_listed_once_under_each_new_id(ending: Site, renew: Work) -> None:
+    browser = ending.browser()
+    await browser.do(logging_in(note="a phone"))
+    for _ in range(3):
+        await browser.do(renew)
+        assert await handles(ending) == [await handle(browser)]
+    if renew is not log_in:
+        assert [each.note for each in await ending.sessions.list(OWNER)] == ["a phone"]
+
+
+async def test_a_login_of_a_visitor_and_of_another_user_in_one_browser(ending: Site) -> None:
+    browser = ending.browser()
+    await browser.do(setting(cart=[1]))
+    await browser.do(log_in)
+    assert await handles(ending) == [await handle(browser)]
+    await browser.do(logging_in("user:2"))
+    assert await handles(ending) == []
+    assert [each.handle for each in await ending.sessions.list("user:2")] == [await handle(browser)]
+
+
+@pytest.mark.parametrize("way", ["logout", "end", "end_all", "end_everyone", "expiry", "a new user"])
+async def test_a_session_that_has_ended_is_not_listed(ending: Site, clock: Clock, way: str) -> None:
+    browser = await logged_in(ending)
+    await browser.do(confirm)
+    match way:
+        case "logout":
+            await browser.do(log_out)
+        case "end":
+            await ending.sessions.end(await handle(browser))
+        case "end_all":
+            await ending.sessions.end_all(OWNER)
+        case "end_everyone":
+            await ending.sessions.end_everyone()
+        case "expiry":
+            clock.now += 86_401
+        case _:
+            await browser.do(logging_in("user:2"))
+    assert await handles(ending) == []
+    clock.now += 2
+    later = await logged_in(ending)
+    assert await handles(ending) == [await handle(later)]
+
+
+async def test_a_session_is_ended_by_the_handle_in_the_list(ending: Site) -> None:
+    browsers = [await logged_in(ending) for _ in range(3)]
+    await browsers[1].do(confirm)
+    first, second, third = await handles(ending)
+    assert await ending.sessions.end(second)
+    assert [await each.do(owner_of) for each in browsers] == [OWNER, None, OWNER]
+    assert await handles(ending) == [first, third]
+
+
+async def test_the_session_that_end_all_keeps_stays_listed(ending: Site, clock: Clock) -> None:
+    async def end_others(session: Session) -> None:
+        assert await ending.sessions.end_all(OWNER, keep=session) == 2
+
+    mine, *_ = [await logged_in(ending) for _ in range(3)]
+    clock.now += 1
+    await mine.do(end_others)
+    assert await handles(ending) == [await handle(mine)]
+    await mine.do(confirm)
+    assert await handles(ending) == [await handle(mine)]
+    assert await ending.sessions.end_all(OWNER) == 1
+    assert ending.sessions.counters.ended == 3
+
+
+async def test_a_login_that_ends_the_others_is_listed(ending: Site) -> None:
+    async def log_in_and_end_others(session: Session) -> None:
+        await session.login(OWNER, note="mine")
+        await ending.sessions.end_all(OWNER, keep=session)
+
+    await logged_in(ending)
+    mine = ending.browser()
+    await mine.do(log_in_and_end_others)
+    assert [(each.handle, each.note) for each in await ending.sessions.list(OWNER)] == [(await handle(mine), "mine")]
+
+
+async def test_a_logout_with_an_old_cookie_leaves_the_note_of_the_session_that_goes_on(ending: Site, clock: Clock) -> None:
+    browser = ending.browser()
+    await browser.do(logging_in(note="a phone"))
+    copy = ending.browser(browser.token)
+    await browser.do(confirm)
+    clock.now += 61
+    await copy.do(log_out)
+    assert [(each.handle, each.note) for each in await ending.sessions.list(OWNER)] == [(await handle(browser), "a phone")]
+
+
+# The idle limit
+
+
+@pytest.mark.parametrize("name", [name for name in DRIVERS if "cookies" not in name])
+async def test_a_session_in_use_stays_listed_and_an_idle_one_does_not(name: str, clock: Clock) -> None:
+    async with serving(Site(in_cookies(DRIVERS[name]()), clock, idle_timeout=1000, secret=token_hex(32))) as site:
+        used, changed, _ = [await logged_in(site) for _ in range(3)]
+        for turn in range(25):
+            clock.now += 70
+            await used.do(owner_of)
+            await changed.do(setting(a=turn))
+            assert (await handles(site))[:2] == [await handle(used), await handle(changed)]
+        first, second = await site.sessions.list(OWNER)
+        for each in (first, second):
+            assert each.last_used_at is not None
+            # To a tenth of the limit.
+            assert 0 <= clock.now - each.last_used_at.timestamp() <= 100
+        clock.now += 1201
+        assert await used.do(owner_of) is None
+        assert await handles(site) == []
+
+
+async def test_a_change_writes_to_the_list_ten_times_in_an_idle_limit(clock: Clock) -> None:
+    store = Recording()
+    async with serving(Site(in_cookies(store), clock, idle_timeout=1000)) as site:
+        browser = await logged_in(site)
+        store.events.clear()
+        for turn in range(100):
+            clock.now += 10
+            await browser.do(setting(a=turn))
+        assert store.events.count("apply") == 10
+
+
+# The limit of sessions
+
+
+@pytest.mark.parametrize("name", [name for name in DRIVERS if "cookies" not in name])
+async def test_the_oldest_session_ends_when_there_are_too_many(name: str, clock: Clock) -> None:
+    async with serving(Site(in_cookies(DRIVERS[name]()), clock, max_sessions_per_owner=2, secret=token_hex(32))) as site:
+        browsers = [await logged_in(site) for _ in range(2)]
+        other_user = site.browser()
+        await other_user.do(logging_in("user:2"))
+        await browsers[0].do(confirm)
+        browsers += [await logged_in(site)]
+        assert [await each.do(owner_of) for each in browsers] == [None, OWNER, OWNER]
+        assert await other_user.do(owner_of) == "user:2"
+        # Another login on the same device isn't another session.
+        await browsers[1].do(log_in)
+        assert [await each.do(owner_of) for each in browsers] == [None, OWNER, OWNER]
+        # A device that has logged out makes room.
+        await browsers[1].do(log_out)
+        browsers += [await logged_in(site)]
+        assert [await each.do(owner_of) for each in browsers] == [None, None, OWNER, OWNER]
+
+
+# The store
+
+
+async def test_a_login_waits_for_the_store_no_longer_than_without_a_list(clock: Clock) -> None:
+    store = Recording()
+    async with serving(Site(in_cookies(store), clock)) as site:
+        await logged_in(site)
+        store.events.clear()
+        await logged_in(site)
+        # The look-up of the login, its entry, and the list, all at once.
+        assert sorted(store.events) == ["apply", "load", "load", "load", "load"]
+
+
+async def test_a_read_does_not_load_the_list(clock: Clock) -> None:
+    store = Recording()
+    async with serving(Site(in_cookies(store), clock)) as site:
+        browser = await logged_in(site)
+        store.events.clear()
+        await browser.do(owner_of)
+        assert store.events == ["load"] * 3
+
+
+async def test_logins_that_have_expired_leave_the_store(clock: Clock) -> None:
+    store = Sealing()
+    async with serving(Site(in_cookies(store), clock, max_age=3600)) as site:
+        for day in range(30):
+            await site.browser().do(logging_in(note=day))
+            clock.now += 86_400
+        [record] = store._sessions.values()
+        # At most eight are left, with a note each, and the field that keeps the record.
+        assert len(record.fields) <= 2 * 9 + 1
+
+
+async def test_a_list_that_has_become_too_large_loses_its_oldest_logins(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(Site(in_cookies(Sealing()), clock)) as site:
+        caplog.set_level(logging.WARNING, "gaman")
+        browsers = [site.browser() for _ in range(5)]
+        for browser in browsers:
+            clock.now += 1
+            await browser.do(logging_in(note="a" * (MAX_SIZE // 4)))
+        assert await handles(site) == [await handle(each) for each in browsers[2:]]
+        assert "leaves out the 2 oldest logins of an owner; set max_sessions_per_owner" in caplog.text
+        # They go on, and end_all() ends them.
+        assert await browsers[0].do(owner_of) == OWNER
+        await site.sessions.end_all(OWNER)
+        assert await browsers[0].do(owner_of) is None
+
+
+@pytest.mark.parametrize("action", ["apply", "create"])
+async def test_a_login_that_can_not_be_listed_fails(clock: Clock, action: str) -> None:
+    store = Recording()
+    async with serving(Site(in_cookies(store), clock)) as site:
+        store.failing = {action}
+        reply = await site.browser().request(log_in)
+        assert (reply.status, reply.set_cookie) == (503, None)
+
+
+async def test_a_confirmation_that_can_not_be_listed_sends_the_only_cookie_that_works(clock: Clock) -> None:
+    store = Recording()
+    async with serving(Site(in_cookies(store), clock)) as site:
+        browser = await logged_in(site)
+        store.failing = {"apply"}
+        assert (await browser.request(confirm)).status == 503
+        store.failing = set()
+        assert await browser.do(owner_of) == OWNER
+        # The record of the old id leads to the new one.
+        assert await handles(site) == [await handle(browser)]
+
+
+async def test_a_logout_succeeds_although_the_list_can_not_be_changed(clock: Clock) -> None:
+    store = Recording()
+    async with serving(Site(in_cookies(store), clock)) as site:
+        browser = await logged_in(site)
+        copy = site.browser(browser.token)
+        store.failing = {"apply"}
+        assert (await browser.request(log_out)).status == 200
+        store.failing = set()
+        assert await copy.do(owner_of) is None
+        assert await handles(site) == []
+
+
+async def test_a_list_fails_if_the_store_does(clock: Clock) -> None:
+    store = Recording()
+    async with serving(Site(in_cookies(store), clock)) as site:
+        await logged_in(site)
+        store.failing = {"load"}
+        for call in (site.sessions.list(OWNER), site.sessions.count(OWNER), site.sessions.end_all(OWNER)):
+            with pytest.raises(SessionStoreError):
+                await call
+
+
+async def test_a_list_is_found_after_the_secret_was_rotated(clock: Clock) -> None:
+    old, new = token_hex(32), token_hex(32)
+    store: Driver = Sealing()
+    async with (
+        serving(Site(in_cookies(store), clock, secret=old)) as before,
+        serving(Site(opened(in_cookies(store)), clock, secret=[new, old])) as rotated,
+    ):
+        browser, other = before.browser(), before.browser()
+        await browser.do(logging_in(note="a phone"))
+        await other.do(logging_in(note="a desk"))
+        browser.site = other.site = rotated
+        await browser.do(confirm)
+        clock.now += 1
+        third = await logged_in(rotated)
+        assert [(each.handle, each.note) for each in await rotated.sessions.list(OWNER)] == [
+            (await handle(browser), "a phone"),
+            (await handle(other), "a desk"),
+            (await handle(third), None),
+        ]
+
+
+async def test_a_list_from_elsewhere_counts_as_absent_and_is_logged(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    store = Sealing()
+    async with serving(Site(in_cookies(store), clock)) as site:
+        await logged_in(site)
+        [record] = store._sessions.values()
+        [field] = [each for each in record.fields if " " in each]
+        # Another owner's, and a session that no one has logged in to.
+        record.fields["0" * 32 + " " + "1" * 64] = record.fields[field]
+        record.fields["2" * 32 + " " + "3" * 64] = b"damaged"
+        assert len(await handles(site)) == 1
+        assert "a login of an owner is damaged and counts as absent" in caplog.text
+
+
+async def test_the_store_has_no_owner_and_no_note(clock: Clock) -> None:
+    store = Sealing()
+    async with serving(Site(in_cookies(store), clock)) as site:
+        browser = site.browser()
+        await browser.do(logging_in(note="Firefox on Linux"))
+        await browser.do(confirm)
+        kept = repr({id: record.fields for id, record in store._sessions.items()})
+        for secret in (OWNER, "Firefox", str(browser.token)):
+            assert secret not in kept
+
+
+async def test_a_cycle_in_the_store_ends_no_process(clock: Clock) -> None:
+    """Whoever can write to the store may have any session go on as another."""
+    store = Sealing()
+    async with serving(Site(in_cookies(store), clock)) as site:
+        browser = await logged_in(site)
+        await browser.do(confirm)
+        await browser.do(confirm)
+        ended = [record for record in store._sessions.values() if "next" in record.fields]
+        first, second = ended
+        first.fields["next"], second.fields["next"] = second.fields["next"], first.fields["next"]
+        await stored(site).logins.put(
+            OWNER, "another", Listed(await handle(browser), clock.now, clock.now, clock.now + 9, clock.now + 9), clock.now
+        )
+        assert await handles(site) == [await handle(browser)]
+
+
+# Overlapping requests
+
+
+class Slow(Sealing):
+    """Lets other requests go on before each call, and after it, for as many turns of the event loop as *turns* says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns: Iterator[int] = iter(())
+
+    async def _wait(self) -> None:
+        for _ in range(next(self.turns, 0)):
+            await asyncio.sleep(0)
+
+    async def load(self, id: str, *, now: float) -> Any:
+        await self._wait()
+        found = await super().load(id, now=now)
+        await self._wait()
+        return found
+
+    async def create(self, id: str, record: Any) -> Any:
+        await self._wait()
+        created = await super().create(id, record)
+        await self._wait()
+        return created
+
+    async def apply(self, id: str, *arguments: Any, **named: Any) -> Any:
+        await self._wait()
+        outcome = await super().apply(id, *arguments, **named)
+        await self._wait()
+        return outcome
+
+
+async def end_all(session: Session) -> None:
+    await session.has("a")
+    await session_of.get().sessions.end_all(OWNER, keep=session)
+
+
+async def write(session: Session) -> None:
+    await session.set("a", token_hex(4))
+
+
+KINDS = {"log in": log_in, "log out": log_out, "confirm": confirm, "regenerate": regenerate, "write": write, "end all": end_all}
+session_of: ContextVar[Site] = ContextVar("session_of")
+
+
+@settings(max_examples=5 * settings().max_examples, deadline=None)
+@example(kinds=["confirm", "end all"], turns=[], gap=0)
+@example(kinds=["confirm", "end all"], turns=[], gap=150)
+@given(
+    kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=2, max_size=4),
+    turns=st.lists(st.integers(0, 6), max_size=60),
+    gap=st.sampled_from([0, 150]),
+)
+def test_the_list_has_the_sessions_that_a_cookie_opens(kinds: list[str], turns: list[int], gap: int) -> None:
+    """Whatever concurrent requests do, no cookie opens a session of the owner that isn't listed."""
+
+    async def play() -> None:
+        store, clock = Slow(), Clock()
+        async with serving(Site(in_cookies(store), clock, idle_timeout=1000)) as site:
+            session_of.set(site)
+            browser = await logged_in(site)
+            clock.now += gap
+            store.turns = iter(turns)
+            replies = await asyncio.gather(*(site.request(KINDS[kind], browser.cookie) for kind in kinds))
+            store.turns = iter(())
+            live: list[str] = []
+            for reply in replies:
+                after = Browser(site, browser.token)
+                after.take(reply)
+                if await after.do(owner_of) == OWNER:
+                    live.append(await handle(after))
+            assert sorted(set(live)) == sorted(await handles(site))
+
+    asyncio.run(play())
