@@ -46,6 +46,11 @@ def require_fresh(
         is_repeatable = leads_back and ctx.method in ("GET", "HEAD")
         return Response.redirect(_with_next(redirect, ctx) if is_repeatable else redirect, 303)
 
+    # As the user has written it, for `gaman routes` and messages.
+    options = [("redirect", redirect, None), ("level", level, 1)]
+    check_fresh.__qualname__ = (
+        f"require_fresh({seconds!r}{''.join(f', {name}={value!r}' for name, value, default in options if value != default)})"
+    )
     return check_fresh
 
 
