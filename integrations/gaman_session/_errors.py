@@ -81,7 +81,7 @@ class SessionConflict(SessionError):
 
 
 class SessionUnsupported(SessionError):
-    """The driver doesn't support owners, or end_everyone(); the message names the fix."""
+    """The driver doesn't support a call, because it has no owners or no end_everyone(); the message names the fix."""
 
     def __init__(
         self, driver: str, what: str = "owners", fix: str = "choose one that does: memory, file, sql, redis or mongodb"

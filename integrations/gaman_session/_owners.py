@@ -120,7 +120,7 @@ class Owners:
 
     def pending(self, owner: str | None, note: bytes) -> PendingOwner:
         """Return a change of owner from now. SessionUnsupported, or SessionUseError for an invalid owner."""
-        self._driver()
+        self._driver("set_owner()")
         if owner is not None:
             check_owner(owner)
         return self.dated_now(PendingOwner(owner, note, 0, 0))
@@ -198,14 +198,14 @@ class Owners:
     async def listed(self, owner: str) -> list[OwnedSession]:
         """Return the live sessions of *owner*, in the order of their set_owner() calls."""
         with self._noting_failure():
-            records = await self._records(owner)
+            records = await self._records(owner, "list()")
         return [self._owned_session(id, records[id]) for id in _by_age(records)]
 
     async def end(self, id: str) -> bool:
         """End a session; return whether it existed."""
         driver = self._any_driver
         if driver is None:
-            raise SessionUnsupported("cookies")
+            raise SessionUnsupported("cookies", "end()")
         # The id may come from a form.
         if not isinstance(id, str) or not is_id(id):
             return False
@@ -229,7 +229,7 @@ class Owners:
 
     async def end_all(self, owner: str, keep: KeptSession | None) -> int:
         """End the sessions of *owner* except *keep*; return how many it ended."""
-        driver, names = self._driver(), self._names(check_owner(owner))
+        driver, names = self._driver("end_all()"), self._names(check_owner(owner))
         if keep is not None:
             await keep._find()
         kept = () if keep is None or keep.id is None else (keep.id,)
@@ -282,7 +282,8 @@ class Owners:
     async def count(self, owner: str | None) -> int:
         """Return how many live sessions *owner* has, or how many there are in all."""
         with self._noting_failure():
-            return await self._driver().count(now=self._clock()) if owner is None else len(await self._records(owner))
+            driver = self._driver("count()")
+            return await driver.count(now=self._clock()) if owner is None else len(await self._records(owner))
 
     @contextmanager
     def _noting_failure(self) -> Generator[None]:
@@ -293,11 +294,11 @@ class Owners:
             self._counters.store_errors += 1
             raise
 
-    async def _records(self, owner: str) -> dict[str, Record]:
+    async def _records(self, owner: str, call: str = "owners") -> dict[str, Record]:
         """Return the sessions of *owner* by id."""
         from asyncio import gather  # noqa: PLC0415 - takes 20 ms to load, which a server has done
 
-        driver, now = self._driver(), self._clock()
+        driver, now = self._driver(call), self._clock()
         records: dict[str, Record] = {}
         for of_name in await gather(*(driver.owned(name, now=now) for name in self._names(check_owner(owner)))):
             records.update(of_name)
@@ -332,10 +333,10 @@ class Owners:
         """Return the names that *owner* may have in the store; new sessions get the first."""
         return self._keyring.owner_names(owner) if self._is_sealed else [owner]
 
-    def _driver(self) -> OwnerDriver:
+    def _driver(self, call: str = "owners") -> OwnerDriver:
         driver = self._any_driver
         if not supports_owners(driver):
-            raise SessionUnsupported("cookies" if driver is None else driver.name)
+            raise SessionUnsupported("cookies" if driver is None else driver.name, call)
         return driver
 
     def _since(self, pending: PendingOwner) -> float:
