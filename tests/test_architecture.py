@@ -38,6 +38,7 @@ ORDER = [
     ["gaman_session._closing", "gaman_session._session_dict", "gaman_session._upkeep"],
     ["gaman_session._scope_session"],
     ["gaman_session._options"],
+    ["gaman_session._other_names"],
     ["gaman_session.drivers"],
     [
         "gaman_session.drivers.memory",

@@ -63,7 +63,12 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "the function": ({"sessions": session}, "sessions of SessionMiddleware holds session itself; write sessions=session(...), "),
     "a driver": ({"sessions": {"type": "redis"}}, "sessions of SessionMiddleware holds a dict; write sessions=session(...), "),
     "nothing": ({}, "SessionMiddleware(): missing a required "),
-    "Starlette's": ({"secret_key": SECRET}, "SessionMiddleware() has no option 'secret_key'; it takes app, sessions, as_dict"),
+    "Starlette's": (
+        {"secret_key": SECRET},
+        "SessionMiddleware() has no option 'secret_key'; write sessions=session(secret=...)",
+    ),
+    "session's": ({"driver": {"type": "redis"}}, "SessionMiddleware() has no option 'driver'; write sessions=session(driver=...)"),
+    "another": ({"retries": 3}, "SessionMiddleware() has no option 'retries'; it takes app, sessions, as_dict, "),
     "misspelt": ({"asdict": True, "sessions": made()}, "SessionMiddleware() has no option 'asdict'; did you mean 'as_dict'?"),
 }
 
@@ -98,6 +103,19 @@ USES: dict[str, tuple[Callable[[Any], Any], str]] = {
         "update('n'): the key is missing, so the function got None: give a default, as in "
         "`await session.update('n', lambda value: ..., 0)`",
     ),
+    "a call of the integration": (
+        lambda current: current.end_all("user:1"),
+        "session has no 'end_all': write `await sessions.end_all(...)`, on what session() has returned",
+    ),
+    "a call of a session": (
+        lambda _: made().login("user:1"),  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue]
+        "sessions has no 'login': write `await ctx.session.login(...)`, on the session of a request",
+    ),
+    "a call of Django's session": (lambda current: current.flush(), "session has no 'flush': write `await session.logout()`"),
+    "an attribute of Flask's session": (
+        lambda current: setattr(current, "permanent", True),
+        "session has no 'permanent': write `await session.login(owner, max_age=...)`",
+    ),
     "keep": (
         lambda _: made().end_all("user:1", keep=1),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         "end_all() keeps a session, not 1: write keep=ctx.session, or keep=await get_session(request)",
@@ -118,7 +136,8 @@ def double(value: Any) -> Any:
 async def test_a_wrong_use_says_what_to_write_where_there_is_no_ctx(name: str) -> None:
     work, message = USES[name]
     error = await fault(application(work))
-    assert (type(error), str(error)) == (SessionUseError, message)
+    assert isinstance(error, SessionUseError)
+    assert str(error) == message
 
 
 @pytest.mark.anyio

@@ -19,6 +19,10 @@ class SessionUseError(SessionError, TypeError, ValueError):
     """A session was used as a dict, a call without `await`, or a call with an invalid argument."""
 
 
+class SessionAttributeError(SessionUseError, AttributeError):
+    """An attribute that a session doesn't have; the message says what to write."""
+
+
 class SessionTooLarge(SessionError):
     """The session would be larger than its cookie or `max_size` allows; what was stored before is unchanged.
 

@@ -24,6 +24,7 @@ from gaman_session._driver import Driver
 from gaman_session._endable_cookie_session import EndableCookieSession
 from gaman_session._errors import SessionUseError
 from gaman_session._guard import Guard
+from gaman_session._misuse import OF_SESSION, explain_missing, of_sessions
 from gaman_session._owned import OwnedSession
 from gaman_session._owners import Owners, check_owner
 from gaman_session._sealing import Keyring
@@ -219,10 +220,13 @@ class SessionIntegration(Integration):
         return None
 
 
+explain_missing(SessionIntegration, of_sessions(Session))
+explain_missing(Session, OF_SESSION)
+
 _CONFLICT: Final = "one would log out the visitors of the other"
 
 
-@checks_arguments
+@checks_arguments(instead=_options.instead_of)
 def session(
     secret: str | Sequence[str] | None = None,
     driver: Mapping[str, Any] | Driver | None = None,
