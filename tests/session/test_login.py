@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -455,6 +456,18 @@ async def test_a_login_after_the_response_has_begun_is_an_error(site: Site) -> N
             await call
     with pytest.raises(SessionClosed):
         sessions[0].logout()
+
+
+async def test_a_confirmation_before_the_login_is_named_in_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gaman")
+
+    async def work(session: Session) -> None:
+        await session.confirm(level=2)
+        await session.login("user:1")
+
+    assert (await site.browser().request(work)).status == 401
+    [message] = [each for each in caplog.messages if "confirm()" in each]
+    assert message == "GET '/': confirm() found no login; if the user has just logged in, call login() first"
 
 
 async def test_an_owner_under_an_old_id_is_warned_of_once(store: Driver, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
