@@ -30,6 +30,7 @@ ORDER = [
     ["gaman.session.testing", "gaman.session.asgi"],
     ["gaman.session"],
     ["gaman_session.testing"],
+    ["gaman_session._later"],
     ["gaman_session.asgi"],
     ["gaman_session._connection"],
     ["gaman_session"],
