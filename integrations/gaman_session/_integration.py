@@ -27,6 +27,7 @@ from gaman_session._guard import Guard
 from gaman_session._misuse import OF_SESSION, explain_missing, of_sessions
 from gaman_session._owned import OwnedSession
 from gaman_session._owners import Owners, check_owner
+from gaman_session._require_fresh import check_pages
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
 from gaman_session._session import Session
@@ -335,6 +336,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
 
     def load(app: App) -> Coroutine[Any, Any, None]:
         _check_mounted(app, integration)
+        check_pages(app)
         return upkeep().open(app.workers)
 
     make = StoredSession if driver is not None else CookieSession if options.ended is None else EndableCookieSession

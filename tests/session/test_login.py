@@ -584,6 +584,61 @@ async def test_a_page_that_requires_a_fresh_login_is_named_to_the_page_that_conf
         assert (await fetch(app, location)).text == target
 
 
+async def show(ctx: Context) -> str:
+    return ctx.path
+
+
+FORMS: Any = {"/confirm": {"GET": show, "POST": show}, "/": show}
+CONFIRMED = require_fresh(300, redirect="/account/confirm", level=2)
+
+
+@gaman_only
+@pytest.mark.parametrize(
+    "routes",
+    [
+        {"/account/*": CONFIRMED, "/account": FORMS},
+        {"/account": {"*": CONFIRMED, **FORMS}},
+        {"/:area/*": CONFIRMED, "/account": FORMS},
+        {"/account/confirm": {"GET": [CONFIRMED, show]}},
+        {"/account/confirm": [CONFIRMED, show]},
+    ],
+)
+async def test_a_guard_of_the_page_that_it_redirects_to_is_an_error_at_the_start(routes: Any) -> None:
+    app = App(routes, integrations=[session(SECRET)])
+    message = r"^require_fresh\(300, redirect='/account/confirm', level=2\) guards '/account/confirm' itself, and would redirect"
+    with pytest.raises(ConfigError, match=message):
+        await app.load()
+
+
+@gaman_only
+@pytest.mark.parametrize(
+    "routes",
+    [
+        {"/account": {**FORMS, "/email": [CONFIRMED, show], "/:page": [CONFIRMED, show]}},
+        {"/account/confirm": {"GET": show, "POST": [CONFIRMED, show]}},
+        {"/account/confirm": {"POST": [CONFIRMED, show]}},
+        {"/account/confirm": {"GET": show, "ALL": [CONFIRMED, show]}},
+        {"/*": [require_fresh(300, redirect="https://login.example/account"), show], "/account": FORMS},
+    ],
+)
+async def test_a_guard_of_other_pages_than_its_own_starts(routes: Any) -> None:
+    app = App(routes, integrations=[session(SECRET)])
+    await app.load()
+    await app.shutdown()
+
+
+@gaman_only
+async def test_a_guard_of_all_pages_that_redirects_to_one_of_them_is_an_error_of_the_request() -> None:
+    guarded = App({"*": require_fresh(300, redirect="/confirm"), "/email": show}, integrations=[session(SECRET, cookie_name="a")])
+    app = App({"/confirm": show, "/account/*": mount(guarded)}, integrations=[session(SECRET)])
+    async with TestClient(app) as client:
+        assert (await client.get("/account/confirm")).headers["location"] == "/confirm?next=/account/confirm"
+    async with TestClient(guarded) as client:
+        assert (await client.get("/email")).headers["location"] == "/confirm?next=/email"
+        with pytest.raises(ConfigError, match=r"^require_fresh\(300, redirect='/confirm'\) guards '/confirm' itself"):
+            await client.get("/confirm?next=/email")
+
+
 def test_a_require_fresh_that_is_not_called_is_named() -> None:
     routes: Any = {"/": [require_fresh, owner_of]}
     with pytest.raises(ConfigError, match=r"/: require_fresh makes a handler; write require_fresh\(\.\.\.\)"):
