@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
@@ -137,7 +138,37 @@ async def test_a_wrong_use_says_what_to_write_where_there_is_no_ctx(name: str) -
     work, message = USES[name]
     error = await fault(application(work))
     assert isinstance(error, SessionUseError)
-    assert str(error) == message
+    # A call that is used without `await` has its line.
+    assert re.sub(r" \(tests/test_session_mistakes\.py, line \d+, in <lambda>\)$", "", str(error)) == message
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/plain", "/anything", "/typed", "/within"])
+async def test_the_last_line_of_an_endpoint_that_returns_a_call_says_what_to_write(path: str) -> None:
+    app = FastAPI()
+    app.add_middleware(SessionMiddleware, sessions=made())
+
+    @app.get("/plain", response_model=None)
+    async def plain(current: CurrentSession) -> Any:
+        return current.get("user")
+
+    @app.get("/anything")
+    async def anything(current: CurrentSession) -> Any:
+        return current.get("user")
+
+    @app.get("/typed")
+    async def typed(current: CurrentSession) -> str:
+        return current.get("user")  # type: ignore[return-value] # pyright: ignore[reportReturnType]
+
+    @app.get("/within", response_model=None)
+    async def within(current: CurrentSession) -> Any:
+        return {"user": current.get("user")}
+
+    async with TestClient(app) as client:
+        with pytest.raises(Exception) as raised:  # noqa: PT011 - one of pydantic, FastAPI or gaman
+            await client.get(path)
+    *_, last = "".join(traceback.format_exception(raised.value)).splitlines()
+    assert re.search(rf"write `await` before .*test_session_mistakes\.py, line \d+, in {path[1:]}\)", last)
 
 
 @pytest.mark.anyio
