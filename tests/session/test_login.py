@@ -482,8 +482,13 @@ async def test_an_owner_under_an_old_id_is_warned_of_once(store: Driver, clock: 
         await session.get("cart")
         await session.set_owner("user:1", note="a phone")
 
+    async def set_after_save(session: Session) -> None:
+        await session.regenerate()
+        await session.save()
+        await session.set_owner("user:2")
+
     async with serving(Site(store, clock)) as site:
-        for work in (set_both, set_note):
+        for work in (set_both, set_note, set_after_save):
             browser = site.browser()
             await browser.do(setting(cart=[1]))
             await browser.do(set_both)
