@@ -151,7 +151,7 @@ class SessionCall(Coroutine[Any, Any, T_co]):
         place = self._begin()
         self._drop()
         # The log of an App has the line. A traceback of FastAPI, whose encoder uses what an endpoint returns, doesn't.
-        where = f" ({_line_of(*place[1:])})" if place and self._maker._name != "ctx.session" else ""
+        where = f" ({_line_of(*place[1:])})" if place and self._maker._name == "session" else ""
         raise SessionUseError(f"write `await` before {self._spelled()}(...){where}")
 
     def __repr__(self) -> str:
