@@ -20,6 +20,7 @@ from gaman._asgi import Application
 from gaman._command_new import create_project
 from gaman._command_routes import describe
 from gaman._command_settings import add_key, load_settings, warn_of_readers
+from gaman._integration import Integration
 from gaman._server import run
 from gaman._server._console import LEVELS
 from gaman._tracebacks import exit_with, explain, location_of
@@ -157,7 +158,12 @@ def _sessions(options: Namespace) -> None:
 
 
 def _purge(options: Namespace) -> None:
-    app = _only_app(find_app(options.app), options.app, "gaman purge")
+    value, _ = _find_value(options.app)
+    if isinstance(value, Integration):
+        # The session() of an application in another framework.
+        app = App({}, integrations=[value])
+    else:
+        app = _only_app(find_app(options.app), options.app, "gaman purge", "a gaman.App, or a session() object")
 
     async def purge() -> dict[str, int]:
         await app.load()
@@ -221,10 +227,10 @@ def _find_value(target: str) -> tuple[object, str]:
     return app, meant
 
 
-def _only_app(app: App | Application, target: str, purpose: str) -> App:
-    """Return *app* if it is an App; else exit and say that *purpose* needs one."""
+def _only_app(app: App | Application, target: str, purpose: str, what: str = "a gaman.App") -> App:
+    """Return *app* if it is an App; else exit and say *what* is needed for *purpose*."""
     if not isinstance(app, App):
-        sys.exit(f"gaman: {purpose} needs a gaman.App, and {target} is the application {kind_of(app)}")
+        sys.exit(f"gaman: {purpose} needs {what}, and {target} is the application {kind_of(app)}")
     return app
 
 

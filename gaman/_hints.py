@@ -113,6 +113,8 @@ def hint_of(error: Exception, ctx: Context) -> str:
     # A class of the user may fail in str().
     if type(error) is AttributeError:
         return _hint_of_attribute(error, str(error), ctx)
+    if type(error) is KeyError:
+        return _hint_of_local(error, ctx)
     if type(error) is not TypeError:
         return ""
     message = str(error)
@@ -156,6 +158,16 @@ def _hint_of_call(error: TypeError, message: str, unfit: re.Match[str], ctx: Con
         return f"{message}; {_TYPED}"
     near = "" if given is None else nearest(given, known)
     return message + (near or "; it takes " + (", ".join(known) or "no argument"))
+
+
+def _hint_of_local(error: KeyError, ctx: Context) -> str:
+    if "ctx.locals[" not in _line_of(error, ctx) or error.args[0] in ctx.locals:
+        return ""
+    key: object = error.args[0]
+    fix = f"have a hook or a handler before this one set it, or write ctx.locals.get({key!r})"
+    if key == "csp_nonce":
+        fix = "write App(..., integrations=[headers(), ...]), and leave the nonce in its csp"
+    return f"ctx.locals has no {key!r}; {fix}"
 
 
 def _hint_of_attribute(error: AttributeError, message: str, ctx: Context) -> str:

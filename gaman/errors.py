@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import wraps
+from functools import partial, wraps
 from http import HTTPStatus
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
 import msgspec
 
@@ -173,29 +173,43 @@ def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def checks_arguments(function: _C) -> _C:
+def _nothing(name: str) -> str:
+    return ""
+
+
+@overload
+def checks_arguments(function: _C) -> _C: ...
+@overload
+def checks_arguments(*, instead: Callable[[str], str]) -> Callable[[_C], _C]: ...
+def checks_arguments(function: Any = None, *, instead: Callable[[str], str] = _nothing) -> Any:
     """Return *function*, which raises ConfigError in place of TypeError for arguments that it doesn't take; for integrations.
 
         @checks_arguments
         def cors(origins: str, *, max_age: int = 600) -> Integration: ...
 
-    A class is returned itself, with this check of its `__init__`. Calls without a mistake cost nothing more.
+    A class is returned itself, with this check of its `__init__`. Calls without a mistake cost nothing more. For an option that
+    there isn't, *instead* returns what to write, or "".
     """
-    target: Any = function
+    if function is None:
+        return partial(_check_arguments, instead=instead)
+    return _check_arguments(function, instead)
+
+
+def _check_arguments(target: Any, instead: Callable[[str], str]) -> Any:
     if not isinstance(target, type):
-        return cast("_C", _checking(target, target.__name__))
+        return _checking(target, target.__name__, instead)
     cls: Any = target
-    cls.__init__ = _checking(cls.__init__, cls.__name__)
-    return function
+    cls.__init__ = _checking(cls.__init__, cls.__name__, instead)
+    return cls
 
 
-def _checking(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _checking(function: Callable[..., Any], name: str, instead: Callable[[str], str]) -> Callable[..., Any]:
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except TypeError:
-            fault = _fault(function, name, args, kwargs)
+            fault = _fault(function, name, args, kwargs, instead)
             if fault is None:
                 raise
         raise ConfigError(fault)
@@ -203,7 +217,9 @@ def _checking(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     return call
 
 
-def _fault(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+def _fault(
+    function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], instead: Callable[[str], str]
+) -> str | None:
     """Return what is wrong with the arguments of a call, or None if the signature fits."""
     from inspect import Parameter, signature  # noqa: PLC0415 - only mistakes need it
 
@@ -214,7 +230,8 @@ def _fault(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwarg
         known = {each: parameter for each, parameter in takes.parameters.items() if each != "self"}
         for given in kwargs:
             if given not in known:
-                return f"{name}() has no option {given!r}" + (nearest(given, known) or f"; it takes {', '.join(known)}")
+                fix = instead(given) or nearest(given, known) or f"; it takes {', '.join(known)}"
+                return f"{name}() has no option {given!r}{fix}"
         named = [each for each, parameter in known.items() if parameter.kind is Parameter.KEYWORD_ONLY]
         if len(args) > len(takes.parameters) - len(named):
             unnamed = ", ".join(each for each in known if each not in named) or "no option"

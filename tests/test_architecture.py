@@ -30,6 +30,7 @@ ORDER = [
     ["gaman.session.testing", "gaman.session.asgi"],
     ["gaman.session"],
     ["gaman_session.testing"],
+    ["gaman_session._later"],
     ["gaman_session.asgi"],
     ["gaman_session._connection"],
     ["gaman_session"],
@@ -38,6 +39,7 @@ ORDER = [
     ["gaman_session._closing", "gaman_session._session_dict", "gaman_session._upkeep"],
     ["gaman_session._scope_session"],
     ["gaman_session._options"],
+    ["gaman_session._other_names"],
     ["gaman_session.drivers"],
     [
         "gaman_session.drivers.memory",

@@ -12,6 +12,7 @@ import pytest
 import gaman
 from gaman import Context, Integration, Middleware, Table, define_routes
 from gaman._command_routes import describe
+from gaman.session import require_fresh
 from tests.serving import running
 
 HERE = Path(__file__)
@@ -229,3 +230,9 @@ def test_a_mounted_app_shows_its_own_routes_below_its_prefix() -> None:
         ["GET", "/in/deep/end", "guard, audit", "home"],
         ["ALL", "/", "guard", "home"],
     ]
+
+
+def test_a_guard_that_a_call_makes_is_shown_as_it_is_written() -> None:
+    guards = [require_fresh(300), require_fresh(60, redirect="/code", level=2)]
+    rows = [*describe(gaman.App(define_routes({"/email": [*guards, home]})))]
+    assert "  require_fresh(300), require_fresh(60, redirect='/code', level=2)  home " in rows[1]

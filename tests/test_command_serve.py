@@ -140,7 +140,7 @@ def test_an_option_of_an_app_is_refused_for_another_application(folder: Path, op
     assert fails("serve", "main:other", *option, folder=folder) == expected
 
 
-@pytest.mark.parametrize("command", ["routes", "purge"])
-def test_a_command_that_needs_an_app_refuses_another_application(folder: Path, command: str) -> None:
-    expected = f"gaman: gaman {command} needs a gaman.App, and main:other is the application other\n"
+@pytest.mark.parametrize(("command", "what"), [("routes", "a gaman.App"), ("purge", "a gaman.App, or a session() object")])
+def test_a_command_that_needs_an_app_refuses_another_application(folder: Path, command: str, what: str) -> None:
+    expected = f"gaman: gaman {command} needs {what}, and main:other is the application other\n"
     assert fails(command, "main:other", folder=folder) == expected

@@ -368,6 +368,18 @@ app = gaman.App(
     assert gaman("purge", "main:app", cwd=tmp_path) == ("gaman: session: 0 removed\n", "")
 
 
+def test_purge_takes_the_sessions_of_an_application_of_another_framework(tmp_path: Path) -> None:
+    source = """
+from gaman.session import session
+sessions = session("a secret of the tests, long enough", {"type": "sql"})
+async def api(scope, receive, send): ...
+"""
+    (tmp_path / "main.py").write_text(source, encoding="utf-8")
+    assert gaman("purge", "main:sessions", cwd=tmp_path) == ("gaman: session: 0 removed\n", "")
+    _, stderr = gaman("purge", "main:api", cwd=tmp_path, status=1)
+    assert stderr == "gaman: gaman purge needs a gaman.App, or a session() object, and main:api is the application api\n"
+
+
 def test_purge_says_that_nothing_is_stored(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(APP, encoding="utf-8")
     assert gaman("purge", "main:app", cwd=tmp_path) == ("gaman: nothing in main:app is stored on this server\n", "")

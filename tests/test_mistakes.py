@@ -436,6 +436,14 @@ async def returned_response_of_starlette(ctx: Any) -> Any:
     return JSONResponse({})
 
 
+async def missing_local(ctx: Any) -> Any:
+    return ctx.locals["user"]
+
+
+async def missing_nonce(ctx: Any) -> Any:
+    return f'<script nonce="{ctx.locals["csp_nonce"]}">'
+
+
 Handle = Callable[[Any], Any]
 LACKS = "AttributeError: 'Context' object has no attribute"
 UNFIT = "TypeError: HTTPError.__init__()"
@@ -487,6 +495,8 @@ REQUESTS: dict[Handle, str] = {
     html_of_nothing: "ResultError: Response.html() takes a str, not None (",
     returned_generator: "ResultError: a handler returned an async_generator; write Response.stream(pages(...))",
     returned_response_of_starlette: "ResultError: a handler returned a JSONResponse of another framework; return gaman's Response",
+    missing_local: "KeyError: ctx.locals has no 'user'; have a hook or a handler before this one set it, or write ctx.locals.get(",
+    missing_nonce: "KeyError: ctx.locals has no 'csp_nonce'; write App(..., integrations=[headers(), ...]), and leave the nonce in",
     update_without_default: "SessionUseError: update('n'): the key is missing, so the function got None: give a default, as in "
     "`await ctx.session.update('n', lambda value: ..., 0)`: unsupported operand type(s) for +: 'NoneType' and 'int'",
 }

@@ -317,9 +317,9 @@ def test_options_of_app_beside_an_application_are_an_error_with_the_fix(option: 
 @pytest.mark.parametrize(
     ("arguments", "purpose"),
     [
-        (["serve", "a_shop:app", "--trusted-proxies", "*"], "--trusted-proxies"),
-        (["serve", "a_shop:app", "--allowed-hosts", "*"], "--allowed-hosts"),
-        (["purge", "a_shop:app"], "gaman purge"),
+        (["serve", "a_shop:app", "--trusted-proxies", "*"], "--trusted-proxies needs a gaman.App"),
+        (["serve", "a_shop:app", "--allowed-hosts", "*"], "--allowed-hosts needs a gaman.App"),
+        (["purge", "a_shop:app"], "gaman purge needs a gaman.App, or a session() object"),
     ],
 )
 def test_the_command_needs_an_app_for_options_of_app_and_to_purge(
@@ -331,7 +331,7 @@ def test_the_command_needs_an_app_for_options_of_app_and_to_purge(
     monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(SystemExit) as ended:
         main(arguments)
-    assert ended.value.code == f"gaman: {purpose} needs a gaman.App, and a_shop:app is the application Starlette"
+    assert ended.value.code == f"gaman: {purpose}, and a_shop:app is the application Starlette"
 
 
 # --- a Unix socket

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
@@ -63,7 +64,12 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "the function": ({"sessions": session}, "sessions of SessionMiddleware holds session itself; write sessions=session(...), "),
     "a driver": ({"sessions": {"type": "redis"}}, "sessions of SessionMiddleware holds a dict; write sessions=session(...), "),
     "nothing": ({}, "SessionMiddleware(): missing a required "),
-    "Starlette's": ({"secret_key": SECRET}, "SessionMiddleware() has no option 'secret_key'; it takes app, sessions, as_dict"),
+    "Starlette's": (
+        {"secret_key": SECRET},
+        "SessionMiddleware() has no option 'secret_key'; write sessions=session(secret=...)",
+    ),
+    "session's": ({"driver": {"type": "redis"}}, "SessionMiddleware() has no option 'driver'; write sessions=session(driver=...)"),
+    "another": ({"retries": 3}, "SessionMiddleware() has no option 'retries'; it takes app, sessions, as_dict, "),
     "misspelt": ({"asdict": True, "sessions": made()}, "SessionMiddleware() has no option 'asdict'; did you mean 'as_dict'?"),
 }
 
@@ -98,6 +104,19 @@ USES: dict[str, tuple[Callable[[Any], Any], str]] = {
         "update('n'): the key is missing, so the function got None: give a default, as in "
         "`await session.update('n', lambda value: ..., 0)`",
     ),
+    "a call of the integration": (
+        lambda current: current.end_all("user:1"),
+        "session has no 'end_all': write `await sessions.end_all(...)`, on what session() has returned",
+    ),
+    "a call of a session": (
+        lambda _: made().login("user:1"),  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue]
+        "sessions has no 'login': write `await ctx.session.login(...)`, on the session of a request",
+    ),
+    "a call of Django's session": (lambda current: current.flush(), "session has no 'flush': write `await session.logout()`"),
+    "an attribute of Flask's session": (
+        lambda current: setattr(current, "permanent", True),
+        "session has no 'permanent': write `await session.login(owner, max_age=...)`",
+    ),
     "keep": (
         lambda _: made().end_all("user:1", keep=1),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         "end_all() keeps a session, not 1: write keep=ctx.session, or keep=await get_session(request)",
@@ -118,7 +137,38 @@ def double(value: Any) -> Any:
 async def test_a_wrong_use_says_what_to_write_where_there_is_no_ctx(name: str) -> None:
     work, message = USES[name]
     error = await fault(application(work))
-    assert (type(error), str(error)) == (SessionUseError, message)
+    assert isinstance(error, SessionUseError)
+    # A call that is used without `await` has its line.
+    assert re.sub(r" \(tests/test_session_mistakes\.py, line \d+, in <lambda>\)$", "", str(error)) == message
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/plain", "/anything", "/typed", "/within"])
+async def test_the_last_line_of_an_endpoint_that_returns_a_call_says_what_to_write(path: str) -> None:
+    app = FastAPI()
+    app.add_middleware(SessionMiddleware, sessions=made())
+
+    @app.get("/plain", response_model=None)
+    async def plain(current: CurrentSession) -> Any:
+        return current.get("user")
+
+    @app.get("/anything")
+    async def anything(current: CurrentSession) -> Any:
+        return current.get("user")
+
+    @app.get("/typed")
+    async def typed(current: CurrentSession) -> str:
+        return current.get("user")  # type: ignore[return-value] # pyright: ignore[reportReturnType]
+
+    @app.get("/within", response_model=None)
+    async def within(current: CurrentSession) -> Any:
+        return {"user": current.get("user")}
+
+    async with TestClient(app) as client:
+        with pytest.raises(Exception) as raised:  # noqa: PT011 - one of pydantic, FastAPI or gaman
+            await client.get(path)
+    *_, last = "".join(traceback.format_exception(raised.value)).splitlines()
+    assert re.search(rf"write `await` before .*test_session_mistakes\.py, line \d+, in {path[1:]}\)", last)
 
 
 @pytest.mark.anyio

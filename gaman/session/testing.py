@@ -1,3 +1,3 @@
-"""The public names of gaman_session.testing, the conformance suite for drivers."""
+"""The public names of gaman_session.testing, for tests of applications and of drivers."""
 
 from gaman_session.testing import *

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Event
 
 logger = logging.getLogger("gaman.session.audit")
+if logger.level == logging.NOTSET:
+    # Otherwise the access log, which sets `gaman` to INFO, would have events as well.
+    logger.setLevel(logging.WARNING)
 
 Kind: TypeAlias = Literal["began", "logged in", "confirmed", "renewed", "ended", "forged", "refused"]
 Reason: TypeAlias = Literal["logout", "login", "end", "end_all", "end_everyone", "limit", "eviction"]

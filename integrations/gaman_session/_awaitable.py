@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
@@ -25,6 +26,7 @@ MYPY: Final = False
 _PENDING: Any = object()
 _frame = sys._getframe
 _is_finalizing = sys.is_finalizing
+_names_call: Final = re.compile(r"\b(SessionCall|Reading|Due|DueReading|Ready|Done)\b|: write `await`").search
 # The beginnings of names that asyncio, inspect and debuggers look up on any coroutine.
 _INTERNAL: Final = ("_", "cr_", "gi_", "ag_")
 
@@ -146,8 +148,14 @@ class SessionCall(Coroutine[Any, Any, T_co]):
             self._work = None
 
     def _refuse(self, *_: object) -> NoReturn:
+        place = self._begin()
         self._drop()
-        raise SessionUseError(f"write `await` before {self._spelled()}(...)")
+        # The log of an App has the line. A traceback of FastAPI, whose encoder uses what an endpoint returns, doesn't.
+        where = f" ({_line_of(*place[1:])})" if place and self._maker._name == "session" else ""
+        raise SessionUseError(f"write `await` before {self._spelled()}(...){where}")
+
+    def __repr__(self) -> str:
+        return f"<{self._spelled()}(...): write `await` before it>"
 
     if not MYPY:
         # pyright reports a condition if this returns no bool, and mypy's truthy-bool if there is none.
@@ -323,6 +331,14 @@ def _make(call: Due[Any], maker: MakesCalls, name: str, frame: FrameType) -> Non
     """Make *call* a due call of *maker*, made in *frame*."""
     call._maker, call._name = maker, name
     maker._remember(id(call), (name, frame.f_code, frame.f_lasti))
+
+
+def note_calls(maker: MakesCalls, error: BaseException) -> None:
+    """Add the lines of the due calls of *maker* to an *error* that speaks of a call, as a framework's does that can't encode it."""
+    with suppress(Exception):
+        if _names_call(str(error)) is not None:
+            for line in maker._take_lines():
+                error.add_note(line)
 
 
 def _is_asyncio(frame: FrameType) -> bool:

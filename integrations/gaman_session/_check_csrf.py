@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final
+from weakref import WeakSet
 
-from gaman import Context, HTTPError
+from gaman import App, Context, HTTPError
 from gaman_session._cross_site import SAFE_METHODS
 
+logger = logging.getLogger("gaman")
+
 _FORMS: Final = ("application/x-www-form-urlencoded", "multipart/form-data")
+_FIX: Final = (
+    "put a hidden input `csrf_token` with `await ctx.session.csrf_token()` into its form, or send that token as X-CSRF-Token"
+)
+_named: Final = WeakSet[App]()
+"""The applications whose log has the fix. Any client can send a request without a token, and would fill the log."""
 
 
 async def check_csrf(ctx: Context) -> None:
@@ -20,8 +29,24 @@ async def check_csrf(ctx: Context) -> None:
     """
     if ctx.method in SAFE_METHODS:
         return
+    # Without session(), this raises ConfigError, also for a request without a token.
+    session = ctx.session
     token = ctx.header("x-csrf-token")
     if token is None and (ctx.header("content-type") or "").lower().startswith(_FORMS):
         token = await ctx.input("csrf_token")
-    if token is None or not await ctx.session.is_csrf_token(token):
-        raise HTTPError(403, "the form is too old: reload its page, and send it again")
+    if token is None or not await session.is_csrf_token(token):
+        error = HTTPError(403, "the form is too old: reload its page, and send it again")
+        if token is None:
+            _name_fix(ctx, error)
+        raise error
+
+
+def _name_fix(ctx: Context, error: HTTPError) -> None:
+    """Log once that a request has no token at all, which is a mistake in its page; with debug, say so in *error* too."""
+    if ctx.app not in _named:
+        _named.add(ctx.app)
+        extra = ctx.log_extra
+        message = "%s %r was answered 403, because it has no token for check_csrf (logged once); %s"
+        logger.warning(message, extra["method"], extra["path"], _FIX, extra=extra)
+    if ctx.app.debug:
+        error.detail = f"{error.detail}; {_FIX}"

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias, cast
 
 from gaman import ConfigError, GamanError, HTTPError, Response, log_extra
 from gaman.errors import comes_of
+from gaman_session._awaitable import note_calls
 from gaman_session._closing import NO_STORE, RawHeaders, fail
 from gaman_session._errors import SessionClosed, SessionError
 from gaman_session._integration import IN_SCOPE, Outer, SessionIntegration
@@ -265,6 +266,7 @@ class Connection:
         """Drop the changes of a request that failed, and see that the browser gets the cookie of what was saved before."""
         if (session := self._session) is None:
             return
+        note_calls(session, error)
         # A handler that waits for messages ends by an error, when the client has gone.
         session._forget_due()
         self.log_unsaved()

@@ -233,7 +233,7 @@ class CookieSession(Session):
 
     def _set_owner(self, owner: str | None, note: Any) -> None:
         # Without a store, no other request could find the session.
-        raise SessionUnsupported("cookies")
+        raise SessionUnsupported("cookies", "set_owner()")
 
     def _discard(self) -> None:
         self._is_loaded = False

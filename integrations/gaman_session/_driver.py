@@ -296,6 +296,16 @@ async def load_all(driver: Driver, ids: Sequence[str], *, now: float) -> list[Re
     return await gather(*(driver.load(id, now=now) for id in ids))
 
 
+def supports_owners(driver: Driver | None) -> TypeGuard[OwnerDriver]:
+    """Return whether *driver* is an OwnerDriver."""
+    return all(callable(getattr(driver, name, None)) for name in ("set_owner", "owned", "end_owned", "count"))
+
+
+def ends_everyone(driver: Driver | None) -> TypeGuard[EveryoneDriver]:
+    """Return whether *driver* is an EveryoneDriver."""
+    return callable(getattr(driver, "end_everyone", None))
+
+
 def loads_all(driver: Driver) -> TypeGuard[BatchDriver]:
     """Return whether *driver* is a BatchDriver."""
     return callable(getattr(driver, "load_all", None))
@@ -304,6 +314,3 @@ def loads_all(driver: Driver) -> TypeGuard[BatchDriver]:
 def is_sound(created: float, expires: float, deadline: float) -> bool:
     """Return whether these can be the times of a session: another program may have written anything to the store."""
     return 0 <= created <= expires < YEAR_10000 and 0 <= deadline <= expires
-
-
-OWNER_METHODS: Final = ("set_owner", "owned", "end_owned", "count")

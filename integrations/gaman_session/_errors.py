@@ -19,6 +19,10 @@ class SessionUseError(SessionError, TypeError, ValueError):
     """A session was used as a dict, a call without `await`, or a call with an invalid argument."""
 
 
+class SessionAttributeError(SessionUseError, AttributeError):
+    """An attribute that a session doesn't have; the message says what to write."""
+
+
 class SessionTooLarge(SessionError):
     """The session would be larger than its cookie or `max_size` allows; what was stored before is unchanged.
 
@@ -81,7 +85,7 @@ class SessionConflict(SessionError):
 
 
 class SessionUnsupported(SessionError):
-    """The driver doesn't support owners, or end_everyone(); the message names the fix."""
+    """The driver doesn't support a call, because it has no owners or no end_everyone(); the message names the fix."""
 
     def __init__(
         self, driver: str, what: str = "owners", fix: str = "choose one that does: memory, file, sql, redis or mongodb"

@@ -138,7 +138,9 @@ class Flush(Struct, gc=False):
         else:
             ownership = sessions.owners.ownership(owner, identity.id)
             before = state.record.ownership if isinstance(state, Live) else None
-            sessions.owners.warn_of_old_id(owner, before, {**log_extra(self.known.scope), "driver": sessions.store.name})
+            # A save() of this request may have given it a new id before.
+            if not self.known.is_cookie_due:
+                sessions.owners.warn_of_old_id(owner, before, {**log_extra(self.known.scope), "driver": sessions.store.name})
             driver = cast("OwnerDriver", sessions.store)
             outcome = await driver.set_owner(identity.id, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is _WRITTEN:

@@ -24,8 +24,10 @@ from gaman_session._driver import Driver
 from gaman_session._endable_cookie_session import EndableCookieSession
 from gaman_session._errors import SessionUseError
 from gaman_session._guard import Guard
+from gaman_session._misuse import OF_SESSION, explain_missing, of_sessions
 from gaman_session._owned import OwnedSession
 from gaman_session._owners import Owners, check_owner
+from gaman_session._require_fresh import check_pages
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
 from gaman_session._session import Session
@@ -214,10 +216,13 @@ class SessionIntegration(Integration):
         return None
 
 
+explain_missing(SessionIntegration, of_sessions(Session))
+explain_missing(Session, OF_SESSION)
+
 _CONFLICT: Final = "one would log out the visitors of the other"
 
 
-@checks_arguments
+@checks_arguments(instead=_options.instead_of)
 def session(
     secret: str | Sequence[str] | None = None,
     driver: Mapping[str, Any] | Driver | None = None,
@@ -326,6 +331,7 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
 
     def load(app: App) -> Coroutine[Any, Any, None]:
         _check_mounted(app, integration)
+        check_pages(app)
         return upkeep().open(app.workers)
 
     make = StoredSession if driver is not None else CookieSession if options.ended is None else EndableCookieSession

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 from math import inf
@@ -10,6 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from gaman import log_extra
 from gaman_session._awaitable import Done, SessionCall, later, reading, run
 from gaman_session._driver import MAX_SKEW
 from gaman_session._errors import SessionLoginRequired, SessionUseError
@@ -17,6 +19,8 @@ from gaman_session._owners import check_owner
 from gaman_session._serializer import Codec
 from gaman_session._session_base import SessionBase
 from gaman_session._sessions import MAX_LIFETIME
+
+logger = logging.getLogger("gaman")
 
 LOGIN: Final = "gaman.login"
 """The key of the login among the values of a session. The application can neither read nor set it."""
@@ -134,6 +138,10 @@ class Logins(SessionBase):
         self._open_for_change()
         login = await self._read(Logins._login, LOGIN)
         if login is None:
+            # Not a warning, because a session may expire while its user types the password.
+            extra = log_extra(self._scope)
+            message = "%s %r: confirm() found no login; if the user has just logged in, call login() first"
+            logger.info(message, extra["method"], extra["path"], extra=extra)
             raise SessionLoginRequired
         now = self._sessions.clock()
         # A login of this request isn't lost to a concurrent logout.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from inspect import Parameter, signature
 from itertools import pairwise
 from typing import Any, cast
@@ -16,10 +15,10 @@ from gaman import ConfigError, Cookies, HeaderError, SameSite
 from gaman.errors import a_type, nearest
 from gaman_session._audit import OnEvent
 from gaman_session._cross_site import check_origins
-from gaman_session._driver import Driver
+from gaman_session._driver import Driver, supports_owners
 from gaman_session._errors import SessionUnsupported
 from gaman_session._login_list import MAX_COOKIE_AGE
-from gaman_session._owners import supports_owners
+from gaman_session._other_names import TYPES, instead_of_option, instead_of_text
 from gaman_session._serializer import CODECS, Codec, Serializer, custom
 from gaman_session._sessions import MAX_LIFETIME
 from gaman_session.drivers import DRIVERS, find_driver
@@ -28,7 +27,6 @@ from gaman_session.drivers._checks import check_whole_number
 _MIN_SECRET = 32
 # The secrets of examples. Fewer than one random key in a billion contains one of these.
 _find_placeholder = re.compile("change.?(me|this|it)|(your|my|super|top).?secret|password|insecure", re.IGNORECASE).search
-_TYPES = ("cookies", *DRIVERS)
 _CHOICES = {"same_site": ": 'lax', 'strict' or 'none'"}
 _DRIVER_MEMBERS = ("name", "shared", "open", "close", "load", "create", "apply", "swap", "rename", "destroy", "purge")
 
@@ -183,6 +181,16 @@ def check(
     )
 
 
+def instead_of(option: str) -> str:
+    """Return what to write in place of an *option* that session() doesn't have, or "" if that isn't known."""
+    return instead_of_option(option, signature(check).parameters)
+
+
+def instead_in_middleware(option: str) -> str:
+    """Return what to write in place of an *option* that SessionMiddleware doesn't have, or "" if that isn't known."""
+    return instead_of_option(option, signature(check).parameters, "sessions=session({})")
+
+
 def _secrets(secret: str | Sequence[str] | None) -> Sequence[str]:
     if secret is None:
         secret = os.environ.get("GAMAN_KEY")
@@ -281,10 +289,8 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
         return None
     if isinstance(driver, str):
         # Text that isn't a driver's name stays out of the message, because it may be a URL with a password, or a secret.
-        shown = repr(driver) if driver in _TYPES else "..."
-        raise ConfigError(
-            f"session(driver={shown}): it takes a dict with a type, not text; write driver={{{_options_for(driver)}}}"
-        )
+        shown = repr(driver) if driver in TYPES else "..."
+        raise ConfigError(f"session(driver={shown}): {instead_of_text(driver)}")
     if not isinstance(driver, Mapping):
         missing = [name for name in _DRIVER_MEMBERS if not hasattr(driver, name)]
         if missing or isinstance(driver, type):
@@ -301,11 +307,11 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
         factory = find_driver(kind)
         known = signature(factory).parameters
     elif kind != "cookies":
-        takes = f"the types are {', '.join(_TYPES)}"
+        takes = f"the types are {', '.join(TYPES)}"
         if "type" not in driver:
             raise ConfigError(f"session(driver=...): the dict has no 'type'; {takes}")
         shown = "..." if "://" in str(kind) else repr(kind)
-        raise ConfigError(f"session(driver={{'type': {shown}}}): there is no such driver; {takes}{nearest(kind, _TYPES)}")
+        raise ConfigError(f"session(driver={{'type': {shown}}}): there is no such driver; {takes}{nearest(kind, TYPES)}")
     for name in settings:
         if name not in known:
             takes = f"it takes {', '.join(known) or 'ended'}"
@@ -314,13 +320,6 @@ def _driver(driver: Mapping[str, Any] | Driver | None) -> Driver | None:
         if parameter.default is Parameter.empty and name not in settings:
             raise ConfigError(f"the {kind} driver needs {name}; write driver={{'type': {kind!r}, {name!r}: ...}}")
     return None if factory is None else factory(**settings)
-
-
-def _options_for(text: str) -> str:
-    """Return the dict's contents to suggest for *text*, which is the name of a driver, or a URL."""
-    if "://" in text:
-        return "'type': 'mongodb', 'db_name': ..., 'uri': ..." if text.startswith("mongodb") else "'type': 'redis', 'url': ..."
-    return f"'type': {next(iter(get_close_matches(text, _TYPES, 1)), '...')!r}"
 
 
 def _codec(serializer: str | Serializer | None, encrypt: bool) -> Codec:

@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, Protocol, TypeGuard, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 import msgspec
 
 from gaman_session._audit import Audit
 from gaman_session._counters import Counters
 from gaman_session._damage import Damage
-from gaman_session._driver import MAX_SKEW, OWNER_METHODS, TOMBSTONE, Driver, EveryoneDriver, OwnerDriver, Ownership, Record
+from gaman_session._driver import MAX_SKEW, TOMBSTONE, Driver, OwnerDriver, Ownership, Record, ends_everyone, supports_owners
 from gaman_session._errors import SessionStoreError, SessionUnsupported, SessionUseError
 from gaman_session._gather import gather
 from gaman_session._owned import OwnedSession
@@ -60,16 +60,6 @@ class KeptSession(Protocol):
 
     def _outlive_end(self) -> None:
         """Date a pending change of owner from now, so that end_all() doesn't revoke it."""
-
-
-def supports_owners(driver: Driver | None) -> TypeGuard[OwnerDriver]:
-    """Return whether *driver* is an OwnerDriver."""
-    return all(callable(getattr(driver, name, None)) for name in OWNER_METHODS)
-
-
-def ends_everyone(driver: Driver | None) -> TypeGuard[EveryoneDriver]:
-    """Return whether *driver* is an EveryoneDriver."""
-    return callable(getattr(driver, "end_everyone", None))
 
 
 class Owners:
@@ -121,7 +111,7 @@ class Owners:
 
     def pending(self, owner: str | None, note: bytes) -> PendingOwner:
         """Return a change of owner from now. SessionUnsupported, or SessionUseError for an invalid owner."""
-        self._driver()
+        self._driver("set_owner()")
         if owner is not None:
             check_owner(owner)
         return self.dated_now(PendingOwner(owner, note, 0, 0))
@@ -197,14 +187,14 @@ class Owners:
     async def listed(self, owner: str) -> list[OwnedSession]:
         """Return the live sessions of *owner*, in the order of their set_owner() calls."""
         with self._noting_failure():
-            records = await self._records(owner)
+            records = await self._records(owner, "list()")
         return [self._owned_session(id, records[id]) for id in _by_age(records)]
 
     async def end(self, id: str) -> bool:
         """End a session; return whether it existed."""
         driver = self._any_driver
         if driver is None:
-            raise SessionUnsupported("cookies")
+            raise SessionUnsupported("cookies", "end()")
         # The id may come from a form.
         if not isinstance(id, str) or not is_id(id):
             return False
@@ -228,7 +218,7 @@ class Owners:
 
     async def end_all(self, owner: str, keep: KeptSession | None) -> int:
         """End the sessions of *owner* except *keep*; return how many it ended."""
-        driver, names = self._driver(), self._names(check_owner(owner))
+        driver, names = self._driver("end_all()"), self._names(check_owner(owner))
         if keep is not None:
             await keep._find()
         kept = () if keep is None or keep.id is None else (keep.id,)
@@ -281,7 +271,8 @@ class Owners:
     async def count(self, owner: str | None) -> int:
         """Return how many live sessions *owner* has, or how many there are in all."""
         with self._noting_failure():
-            return await self._driver().count(now=self._clock()) if owner is None else len(await self._records(owner))
+            driver = self._driver("count()")
+            return await driver.count(now=self._clock()) if owner is None else len(await self._records(owner))
 
     @contextmanager
     def _noting_failure(self) -> Generator[None]:
@@ -292,9 +283,9 @@ class Owners:
             self._counters.store_errors += 1
             raise
 
-    async def _records(self, owner: str) -> dict[str, Record]:
+    async def _records(self, owner: str, call: str = "owners") -> dict[str, Record]:
         """Return the sessions of *owner* by id."""
-        driver, now = self._driver(), self._clock()
+        driver, now = self._driver(call), self._clock()
         records: dict[str, Record] = {}
         for of_name in await gather(*(driver.owned(name, now=now) for name in self._names(check_owner(owner)))):
             records.update(of_name)
@@ -337,10 +328,10 @@ class Owners:
         """Return the names that *owner* may have in the store; new sessions get the first."""
         return self._keyring.owner_names(owner) if self._is_sealed else [owner]
 
-    def _driver(self) -> OwnerDriver:
+    def _driver(self, call: str = "owners") -> OwnerDriver:
         driver = self._any_driver
         if not supports_owners(driver):
-            raise SessionUnsupported("cookies" if driver is None else driver.name)
+            raise SessionUnsupported("cookies" if driver is None else driver.name, call)
         return driver
 
     def _since(self, pending: PendingOwner) -> float:

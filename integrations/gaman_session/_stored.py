@@ -11,13 +11,12 @@ import anyio
 
 from gaman import HTTPError, log_extra
 from gaman_session._counters import Rejection
-from gaman_session._driver import length_of, size_of
+from gaman_session._driver import length_of, size_of, supports_owners
 from gaman_session._errors import SessionConflict, SessionStoreError, StoredSessionTooLarge, too_late_for_cookie, too_late_to_read
 from gaman_session._flush import MAX_ATTEMPTS, Flush
 from gaman_session._known import Absent, Ended, Known, Live, Unread, is_touch_due, open_field
 from gaman_session._login import LOGIN
 from gaman_session._misuse import changed
-from gaman_session._owners import supports_owners
 from gaman_session._pending import Pending, Renewal
 from gaman_session._session import Session
 from gaman_session._session_base import REMOVED, CookieValue

@@ -13,6 +13,7 @@ from gaman_session._connection import ENDED, Connection, Ended, Message, Receive
 from gaman_session._cross_site import SAFE_METHODS
 from gaman_session._exempt import ExemptPaths
 from gaman_session._integration import IN_SCOPE, MOUNTED, SessionIntegration, session
+from gaman_session._options import instead_in_middleware
 from gaman_session._session import Session
 
 __all__ = ["Session", "SessionMiddleware", "get_session", "session"]
@@ -30,7 +31,7 @@ class HasScope(Protocol):
         ...
 
 
-@checks_arguments
+@checks_arguments(instead=instead_in_middleware)
 class SessionMiddleware:
     """Gives each request and WebSocket of *app* a session, which is written before the response's header fields.
 

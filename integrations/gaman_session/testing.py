@@ -1,4 +1,4 @@
-"""The conformance suite for drivers: the promises of the contract in `Driver`, as checks that any test runner can call.
+"""For tests: later(), and the conformance suite for drivers, the contract in `Driver` as checks that any test runner can call.
 
 Each check takes an open driver. It uses its own ids, so checks may share a store.
 
@@ -43,8 +43,9 @@ from gaman_session._driver import (
     loads_all,
 )
 from gaman_session._errors import SessionStoreError
+from gaman_session._later import later
 
-__all__ = ["CONTRACT", "EVERYONE_CONTRACT", "OWNER_CONTRACT", "Check", "EveryoneCheck", "OwnerCheck"]
+__all__ = ["CONTRACT", "EVERYONE_CONTRACT", "OWNER_CONTRACT", "Check", "EveryoneCheck", "OwnerCheck", "later"]
 
 T = TypeVar("T")
 Check: TypeAlias = Callable[[Driver], Awaitable[None]]

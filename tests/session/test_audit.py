@@ -213,6 +213,12 @@ async def test_the_log_has_each_event(site: Site, caplog: pytest.LogCaptureFixtu
     assert record.__dict__["request_id"] == event["request_id"]
 
 
+async def test_the_access_log_has_no_events(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gaman")
+    await site.browser().do(logging_in())
+    assert "gaman.session.audit" not in {record.name for record in caplog.records}
+
+
 async def test_without_a_listener_nothing_is_made(
     driver: Driver | None, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

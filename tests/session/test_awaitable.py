@@ -108,7 +108,8 @@ def error_of(misuse: Callable[[Any], object], call: Any) -> str | None:
     try:
         misuse(call)
     except TypeError as error:
-        return str(error)
+        # Without gaman's log, it has the line of the call.
+        return str(error).partition(f" ({HERE}, line ")[0]
     return None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gaman import App, Context
+from gaman import App, ConfigError, Context
 from gaman.session import Driver, Session, check_csrf, session
 from gaman.testing import TestClient
 from tests.session.sites import SECRET, Browser, Clock, Recording, Site, gaman_only, opened, serving, setting
@@ -202,3 +202,36 @@ async def test_a_token_without_its_cookie_is_refused(client: TestClient) -> None
     token = (await client.get("/form")).text
     client.cookies.clear()
     assert (await client.post("/transfer", data={"csrf_token": token})).status_code == 403
+
+
+def form_app(*, debug: bool = False) -> App:
+    async def change(ctx: Context) -> str:
+        return "changed"
+
+    return App({"/form": {"POST": [check_csrf, change]}}, integrations=[session(SECRET)], debug=debug)
+
+
+def test_a_page_that_sends_no_token_is_named_in_the_log_once(caplog: pytest.LogCaptureFixture) -> None:
+    with TestClient(form_app()) as client:
+        for data in ({"csrf_token": "of an old form"}, {"name": "tea"}, {"name": "tea"}):
+            response = client.post("/form", data=data)
+            assert (response.status_code, response.text) == (403, "the form is too old: reload its page, and send it again")
+    [message] = caplog.messages
+    assert message.startswith("POST '/form' was answered 403, because it has no token for check_csrf (logged once); put a hidden ")
+
+
+def test_with_debug_the_response_names_the_missing_token_too(caplog: pytest.LogCaptureFixture) -> None:
+    with TestClient(form_app(debug=True)) as client:
+        assert "; put a hidden input `csrf_token` with " in client.post("/form").text
+        assert "put a hidden" not in client.post("/form", data={"csrf_token": "old"}).text
+
+
+def test_the_missing_integration_is_named_also_for_a_request_without_a_token() -> None:
+    async def change(ctx: Context) -> str:
+        return "changed"
+
+    with (
+        TestClient(App({"/form": {"POST": [check_csrf, change]}})) as client,
+        pytest.raises(ConfigError, match=r"session\(\.\.\.\)"),
+    ):
+        client.post("/form")

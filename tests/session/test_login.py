@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -457,6 +458,18 @@ async def test_a_login_after_the_response_has_begun_is_an_error(site: Site) -> N
         sessions[0].logout()
 
 
+async def test_a_confirmation_before_the_login_is_named_in_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gaman")
+
+    async def work(session: Session) -> None:
+        await session.confirm(level=2)
+        await session.login("user:1")
+
+    assert (await site.browser().request(work)).status == 401
+    [message] = [each for each in caplog.messages if "confirm()" in each]
+    assert message == "GET '/': confirm() found no login; if the user has just logged in, call login() first"
+
+
 async def test_an_owner_under_an_old_id_is_warned_of_once(store: Driver, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     async def set_owner(session: Session) -> None:
         await session.set_owner("user:1")
@@ -469,8 +482,13 @@ async def test_an_owner_under_an_old_id_is_warned_of_once(store: Driver, clock: 
         await session.get("cart")
         await session.set_owner("user:1", note="a phone")
 
+    async def set_after_save(session: Session) -> None:
+        await session.regenerate()
+        await session.save()
+        await session.set_owner("user:2")
+
     async with serving(Site(store, clock)) as site:
-        for work in (set_both, set_note):
+        for work in (set_both, set_note, set_after_save):
             browser = site.browser()
             await browser.do(setting(cart=[1]))
             await browser.do(set_both)
@@ -569,6 +587,61 @@ async def test_a_page_that_requires_a_fresh_login_is_named_to_the_page_that_conf
     assert (await fetch(app, target, "POST")).headers["location"] == redirect
     if "next=" in location and redirect == "/confirm":
         assert (await fetch(app, location)).text == target
+
+
+async def show(ctx: Context) -> str:
+    return ctx.path
+
+
+FORMS: Any = {"/confirm": {"GET": show, "POST": show}, "/": show}
+CONFIRMED = require_fresh(300, redirect="/account/confirm", level=2)
+
+
+@gaman_only
+@pytest.mark.parametrize(
+    "routes",
+    [
+        {"/account/*": CONFIRMED, "/account": FORMS},
+        {"/account": {"*": CONFIRMED, **FORMS}},
+        {"/:area/*": CONFIRMED, "/account": FORMS},
+        {"/account/confirm": {"GET": [CONFIRMED, show]}},
+        {"/account/confirm": [CONFIRMED, show]},
+    ],
+)
+async def test_a_guard_of_the_page_that_it_redirects_to_is_an_error_at_the_start(routes: Any) -> None:
+    app = App(routes, integrations=[session(SECRET)])
+    message = r"^require_fresh\(300, redirect='/account/confirm', level=2\) guards '/account/confirm' itself, and would redirect"
+    with pytest.raises(ConfigError, match=message):
+        await app.load()
+
+
+@gaman_only
+@pytest.mark.parametrize(
+    "routes",
+    [
+        {"/account": {**FORMS, "/email": [CONFIRMED, show], "/:page": [CONFIRMED, show]}},
+        {"/account/confirm": {"GET": show, "POST": [CONFIRMED, show]}},
+        {"/account/confirm": {"POST": [CONFIRMED, show]}},
+        {"/account/confirm": {"GET": show, "ALL": [CONFIRMED, show]}},
+        {"/*": [require_fresh(300, redirect="https://login.example/account"), show], "/account": FORMS},
+    ],
+)
+async def test_a_guard_of_other_pages_than_its_own_starts(routes: Any) -> None:
+    app = App(routes, integrations=[session(SECRET)])
+    await app.load()
+    await app.shutdown()
+
+
+@gaman_only
+async def test_a_guard_of_all_pages_that_redirects_to_one_of_them_is_an_error_of_the_request() -> None:
+    guarded = App({"*": require_fresh(300, redirect="/confirm"), "/email": show}, integrations=[session(SECRET, cookie_name="a")])
+    app = App({"/confirm": show, "/account/*": mount(guarded)}, integrations=[session(SECRET)])
+    async with TestClient(app) as client:
+        assert (await client.get("/account/confirm")).headers["location"] == "/confirm?next=/account/confirm"
+    async with TestClient(guarded) as client:
+        assert (await client.get("/email")).headers["location"] == "/confirm?next=/email"
+        with pytest.raises(ConfigError, match=r"^require_fresh\(300, redirect='/confirm'\) guards '/confirm' itself"):
+            await client.get("/confirm?next=/email")
 
 
 def test_a_require_fresh_that_is_not_called_is_named() -> None:

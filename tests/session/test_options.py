@@ -163,6 +163,30 @@ def test_an_option_that_does_not_exist_is_refused() -> None:
         integrate(max_agee=5)
 
 
+@pytest.mark.parametrize(
+    ("option", "fix"),
+    [
+        ("secret_key", "; write secret=..."),
+        ("https_only", "; write secure=..."),
+        ("session_cookie", "; write cookie_name=..."),
+        ("SESSION_COOKIE_SECURE", "; write secure=..."),
+        ("SESSION_EXPIRE_AT_BROWSER_CLOSE", "; write browser_session=..."),
+        ("PERMANENT_SESSION_LIFETIME", "; write max_age=..."),
+        ("sameSite", "; write same_site=..."),
+        ("httpOnly", "; the cookie is always HttpOnly"),
+        ("rolling", "; write idle_timeout=..."),
+        ("resave", "; only changes are written, and an empty session isn't stored"),
+        ("redis_url", "; write driver={'type': 'redis', 'url': ...}"),
+        ("type", "; write driver={'type': ...}"),
+        ("same_sites", "; did you mean 'same_site'?"),
+    ],
+)
+def test_an_option_of_other_sessions_is_refused_with_the_one_to_write(option: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        integrate(**{option: "hidden"})
+    assert str(caught.value) == f"session() has no option {option!r}{fix}"
+
+
 def test_a_lifetime_beyond_every_clock_is_refused() -> None:
     # If it were accepted, the first request that sets a value would fail.
     assert "max_age" in refusal(max_age=10**30)
@@ -462,6 +486,20 @@ def test_the_callers_dict_is_not_changed() -> None:
         ("redis://:hidden@localhost", "driver={'type': 'redis', 'url': ...}"),
         ("rediss+cluster://:hidden@localhost", "driver={'type': 'redis', 'url': ...}"),
         ("mongodb+srv://user:hidden@localhost", "driver={'type': 'mongodb', 'db_name': ..., 'uri': ...}"),
+        ("sqlite:///sessions.db", "driver={'type': 'sql', 'file': ...}"),
+        ("sqlite+aiosqlite:///sessions.db", "driver={'type': 'sql', 'file': ...}"),
+        ("sqlite3", "driver={'type': 'sql'}"),
+        ("sessions.db", "driver={'type': 'sql', 'file': ...}"),
+        ("/var/lib/shop/sessions", "driver={'type': 'file', 'dir': ...}"),
+        ("file:///var/lib/shop", "driver={'type': 'file', 'dir': ...}"),
+        ("valkey://:hidden@localhost", "driver={'type': 'redis', 'url': ...}"),
+        ("unix:///run/redis.sock", "driver={'type': 'redis', 'url': ...}"),
+        ("memory://", "driver={'type': 'memory'}"),
+        ("postgresql+asyncpg://user:hidden@localhost/shop", "no driver for postgresql; the types are cookies, memory, "),
+        ("memcached://localhost", "no driver for memcached; the types are cookies, memory, "),
+        ("postgres", "no driver for postgres; the types are cookies, memory, "),
+        ({"type": "postgresql"}, "there is no such driver; the types are cookies, memory, "),
+        ({"type": "sqlite"}, "no such driver; the types are cookies, memory, file, redis, sql, mongodb; did you mean 'sql'?"),
         ("a hidden secret in the wrong place", "a dict with a type"),
         (["redis://:hidden@localhost"], "a dict with a type"),
         ({"type": "redis://:hidden@localhost"}, "the types are"),

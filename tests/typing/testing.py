@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from gaman import App, Context
 from gaman.session import Session, session
+from gaman.session.testing import later
 from gaman.testing import SyncSession, SyncTestClient, TestClient
 
 
@@ -43,6 +44,8 @@ async def async_client() -> AsyncIterator[TestClient]:
 
 def test_without_await(client: SyncTestClient) -> None:
     assert_type(client.get("/"), httpx.Response)
+    with later(sessions, 301) as nothing:
+        assert_type(nothing, None)
     with client.session("/shop") as opened:
         assert_type(opened, SyncSession)
         assert_type(opened.get("user"), Any)
