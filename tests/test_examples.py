@@ -272,7 +272,12 @@ def test_the_session_api_sets_gets_has_and_deletes() -> None:
         assert browser.get("/has").json() == {"hasUser": False}
 
 
-def test_the_devices_of_an_account_are_ended_only_after_the_password_was_given_again() -> None:
+@pytest.mark.parametrize("driver", [{"type": "memory"}, {"type": "cookies", "ended": {"type": "memory"}}], ids=["store", "cookies"])
+def test_the_devices_of_an_account_are_ended_only_after_the_password_was_given_again(driver: object, tmp_path: Path) -> None:
+    source, line = (EXAMPLES / "devices.py").read_text(), 'driver={"type": "memory"},'
+    assert line in source
+    script = tmp_path / "devices.py"
+    script.write_text(source.replace(line, f"driver={driver},"))
     angga, mallory = ({"user": "angga", "password": "open sesame"}, {"user": "mallory", "password": "12345"})
 
     def log_in(browser: Browser, user: dict[str, str]) -> None:
@@ -289,7 +294,7 @@ def test_the_devices_of_an_account_are_ended_only_after_the_password_was_given_a
     def is_out(browser: Browser) -> bool:
         return "Log out" not in browser.get("/").text and browser.get("/devices").headers["location"] == "/"
 
-    with serving(str(EXAMPLES / "devices.py")) as phone:
+    with serving(str(script)) as phone:
         phone.headers = {"user-agent": "a <phone>"}
         desk, stranger = (Browser(str(phone.client.base_url), **{"user-agent": name}) for name in ("a desk", "a stranger"))
         for browser, user in ((phone, angga), (desk, angga), (stranger, mallory)):
